@@ -1,0 +1,1 @@
+"""Nervure: PyTorch networks made smaller and faster by their connectivity."""

@@ -1,0 +1,43 @@
+"""Claims about arguments that read as sentences and raise errors that say what to do."""
+
+from collections.abc import Iterable
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from nervure.errors import ArgumentError, ScoreError
+
+T = TypeVar("T")
+
+
+def require_fraction(value: float, name: str) -> float:
+    """Return ``value`` as a float if it lies in (0, 1], else raise :class:`ArgumentError`."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
+        raise ArgumentError(
+            f"{name}={value!r} is not in (0, 1]. {name} is the fraction that stays: 1.0 keeps everything, 0.5 half."
+        )
+    return float(value)
+
+
+def require_positive(value: int, name: str) -> int:
+    """Return ``value`` if it is a whole number above 0, else raise :class:`ArgumentError`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ArgumentError(f"{name}={value!r} must be a whole number, 1 or more.")
+    return value
+
+
+def require_choice(value: T, choices: Iterable[T], name: str) -> T:
+    """Return ``value`` if it is one of ``choices``, else raise :class:`ArgumentError`."""
+    options = list(choices)
+    if value not in options:
+        raise ArgumentError(f"{name}={value!r} is not one of {', '.join(map(repr, options))}.")
+    return value
+
+
+def require_finite(values: Tensor, what: str) -> Tensor:
+    """Return ``values`` if none is NaN or infinite, else raise :class:`ScoreError` naming ``what``."""
+    if values.is_floating_point() and not bool(torch.isfinite(values).all()):
+        bad = int((~torch.isfinite(values)).sum())
+        raise ScoreError(f"{what}: {bad} of {values.numel()} values are NaN or infinite.")
+    return values

@@ -1,0 +1,66 @@
+"""Everything nervure raises on purpose, in one tree.
+
+::
+
+    NervureError
+    |-- TraceError            the model could not be run or read while tracing
+    |   `-- ForwardError      the model's own forward raised (its error is the cause)
+    |-- PlanError             a plan is malformed, stale or made for another model
+    |-- BudgetError           no plan can meet what was asked
+    |-- ScoreError            scores are missing, of the wrong size, NaN or infinite
+    |-- VerificationError     a cut model does not compute what it should
+    |-- DataError             data are empty, non-finite, mislabelled or missing
+    |-- FileError             a saved file is truncated, corrupted, foreign or newer; a folder cannot be written
+    |-- RecipeError           a recipe has an unknown key, a wrong type or a missing file
+    `-- MissingExtraError     an optional dependency is not installed (the message names the extra)
+
+Arguments outside their range raise :class:`ArgumentError`, which is also a ``ValueError``.
+"""
+
+
+class NervureError(Exception):
+    """Base of every error nervure raises on purpose."""
+
+
+class ArgumentError(NervureError, ValueError):
+    """An argument is outside its range or of the wrong kind."""
+
+
+class TraceError(NervureError):
+    """A model could not be read while tracing."""
+
+
+class ForwardError(TraceError):
+    """The model's own forward raised; the original error is the ``__cause__``."""
+
+
+class PlanError(NervureError):
+    """A plan is malformed, stale, or made for another model."""
+
+
+class BudgetError(NervureError):
+    """No plan can meet the budget that was asked."""
+
+
+class ScoreError(NervureError):
+    """Scores are missing, of the wrong size, or not finite."""
+
+
+class VerificationError(NervureError):
+    """A pruned model does not compute what the original computes without the removed units."""
+
+
+class DataError(NervureError):
+    """Data are empty, not finite, mislabelled or missing."""
+
+
+class FileError(NervureError):
+    """A file cannot be read as a nervure artefact, or a place cannot be written."""
+
+
+class RecipeError(NervureError):
+    """A recipe cannot be understood."""
+
+
+class MissingExtraError(NervureError, ImportError):
+    """An optional dependency is not installed."""

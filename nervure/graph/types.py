@@ -1,0 +1,277 @@
+"""The frozen picture of a model: groups of units that live or die together, what they cost, which blocks can go."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal, TypeAlias, final
+
+import numpy as np
+from torch import Tensor
+
+from nervure.errors import PlanError
+
+Role: TypeAlias = Literal["writer", "reader", "rider"]
+FORMAT = 1
+
+
+@final
+class Units:
+    """An immutable integer vector: for each position along an axis, the unit it belongs to, or -1 for none."""
+
+    __slots__ = ("array",)
+    array: np.ndarray
+
+    def __init__(self, values: Iterable[int] | np.ndarray) -> None:
+        array = np.array(values, dtype=np.int64)
+        array.setflags(write=False)
+        object.__setattr__(self, "array", array)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError("Units are immutable")
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Units) and np.array_equal(self.array, other.array)
+
+    def __hash__(self) -> int:
+        return hash(self.array.tobytes())
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def __repr__(self) -> str:
+        return f"Units({len(self)} positions, {len(np.unique(self.array[self.array >= 0]))} units)"
+
+    def kept(self, keep: np.ndarray) -> np.ndarray:
+        """Boolean per position: True where its unit survives or where it has none. ``keep`` is [units]."""
+        return np.where(self.array < 0, True, keep[self.array])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Units, (self.array.tolist(),)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """Where the units of a group sit in one axis of one parameter or buffer.
+
+    Attributes:
+        tensor: qualified name, as in ``state_dict``.
+        axis: the axis of that tensor.
+        role: ``"writer"`` (this axis makes the units), ``"reader"`` (it consumes them) or ``"rider"`` (norms, biases).
+        units: for each position along the axis its unit in the group, -1 for positions of other groups.
+    """
+
+    tensor: str
+    axis: int
+    role: Role
+    units: Units
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Units (channels, neurons, heads) that are cut one by one, each with everything coupled to it.
+
+    Attributes:
+        name: unique and stable, by the first layer that writes the units.
+        size: number of units.
+        kind: ``"channels"``, ``"heads"`` (whole heads or other blocks) or ``"widths"`` (inside heads or blocks).
+        slots: every place of the units in parameters and buffers.
+        pinned: why the group cannot be cut; empty where it can.
+        notes: what a cut changes beside removing units, e.g. the statistics of a norm over them.
+    """
+
+    name: str
+    size: int
+    kind: str
+    slots: tuple[Slot, ...]
+    pinned: str = ""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def is_pinned(self) -> bool:
+        """Whether the group must stay as it is."""
+        return bool(self.pinned)
+
+    @property
+    def writers(self) -> tuple[Slot, ...]:
+        """The slots that make the units."""
+        return tuple(s for s in self.slots if s.role == "writer")
+
+    @property
+    def readers(self) -> tuple[Slot, ...]:
+        """The slots that consume the units."""
+        return tuple(s for s in self.slots if s.role == "reader")
+
+    @property
+    def riders(self) -> tuple[Slot, ...]:
+        """The slots that go along: norms, biases, scales."""
+        return tuple(s for s in self.slots if s.role == "rider")
+
+
+Part: TypeAlias = tuple[str, Units]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """One axis of a tensor or of a computation: its size and the groups along it (a position dies with any of its units)."""
+
+    size: int
+    parts: tuple[Part, ...] = ()
+
+    def kept(self, keeps: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Boolean per position: which survive when each group in ``keeps`` keeps these units."""
+        alive = np.ones(self.size, dtype=bool)
+        for group, units in self.parts:
+            if group in keeps:
+                alive &= units.kept(keeps[group])
+        return alive
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Multiply-accumulates of one operation: ``fixed`` times what survives along each of ``axes``."""
+
+    layer: str
+    op: str
+    fixed: int
+    axes: tuple[int, ...] = ()
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """Units of ``source`` reach units of ``target`` through parameter ``tensor``."""
+
+    source: str
+    target: str
+    tensor: str
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A part of the network that can become its shortcut.
+
+    Attributes:
+        name: unique; the module's name where the block is one module.
+        modules: the modules that leave, by name, in running order.
+        kind: ``"residual"`` (a branch beside a shortcut), ``"module"`` (shape-preserving module -> identity) or
+            ``"dense"`` (new channels concatenated to what was there).
+        pinned: why it cannot be dropped; empty where it can.
+    """
+
+    name: str
+    modules: tuple[str, ...]
+    kind: str
+    pinned: str = ""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Resize:
+    """A size that a module keeps as a Python integer and that follows axis number ``axis`` of the graph.
+
+    Attributes:
+        module: qualified module name (``""`` is the model itself).
+        attribute: attribute path below the module, e.g. ``"num_heads"``, ``"config.hidden_size"``, ``"normalized_shape[0]"``.
+        size: its value before any cut.
+        axis: index into ``Graph.axes``: the value becomes the number of surviving positions.
+    """
+
+    module: str
+    attribute: str
+    size: int
+    axis: int
+
+
+@final
+@dataclass(frozen=True)
+class Graph:
+    """What is coupled to what in a model, what it costs and which blocks can go. Made by ``nervure.trace``.
+
+    Attributes:
+        groups: all groups, prunable or pinned, in running order.
+        edges: which group reaches which through which weight.
+        blocks: parts that can be dropped.
+        axes: the distinct axes that ``tensors``, ``work`` and ``resizes`` point to.
+        tensors: for each parameter and buffer, one index into ``axes`` per dimension.
+        parameters: the names in ``tensors`` that are parameters (each shared parameter once).
+        work: multiply-accumulates, operation by operation.
+        resizes: Python integers in modules that follow a cut.
+        notes: anything the user should know (operations without a rule, unreached modules).
+    """
+
+    groups: tuple[Group, ...]
+    edges: tuple[Edge, ...] = ()
+    blocks: tuple[Block, ...] = ()
+    axes: tuple[Axis, ...] = ()
+    tensors: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    parameters: tuple[str, ...] = ()
+    work: tuple[Work, ...] = ()
+    resizes: tuple[Resize, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A digest of tensor names, shapes and groups: two models with the same one take the same plans."""
+        shapes = {name: [self.axes[a].size for a in axes] for name, axes in sorted(self.tensors.items())}
+        groups = [(g.name, g.size) for g in self.groups]
+        return hashlib.sha256(json.dumps([shapes, groups]).encode()).hexdigest()[:16]
+
+    @cached_property
+    def _by_name(self) -> dict[str, Group]:
+        return {g.name: g for g in self.groups}
+
+    def __getitem__(self, name: str) -> Group:
+        """The group of that name; raises :class:`PlanError` naming the nearest where there is none."""
+        if name not in self._by_name:
+            raise PlanError(f"the graph has no group {name!r}.{_nearest(name, self._by_name)}")
+        return self._by_name[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._by_name
+
+    @property
+    def prunable(self) -> tuple[Group, ...]:
+        """Groups that can be cut (at least two units, not pinned)."""
+        return tuple(g for g in self.groups if not g.is_pinned and g.size > 1)
+
+    def block(self, name: str) -> Block:
+        """The block of that name; raises :class:`PlanError` where there is none."""
+        for block in self.blocks:
+            if block.name == name:
+                return block
+        raise PlanError(f"the graph has no block {name!r}.{_nearest(name, [b.name for b in self.blocks])}")
+
+    def survivors(self, keeps: Mapping[str, Tensor | np.ndarray]) -> np.ndarray:
+        """Number of surviving positions of each axis in ``axes`` when groups keep these units. Shape [len(axes)]."""
+        arrays = {name: np.asarray(keep, dtype=bool) for name, keep in keeps.items()}
+        return np.array([int(axis.kept(arrays).sum()) if axis.parts else axis.size for axis in self.axes], dtype=np.int64)
+
+    def params(self, keeps: Mapping[str, Tensor | np.ndarray] | None = None) -> int:
+        """Number of parameter entries that survive when groups keep these units (buffers are not counted)."""
+        alive = self.survivors(keeps or {})
+        return int(sum(int(np.prod(alive[list(self.tensors[name])], dtype=np.int64)) for name in self.parameters))
+
+    def macs(self, keeps: Mapping[str, Tensor | np.ndarray] | None = None) -> int:
+        """Multiply-accumulates of one forward pass on the traced example when groups keep these units."""
+        alive = self.survivors(keeps or {})
+        return int(sum(w.fixed * int(np.prod(alive[list(w.axes)], dtype=np.int64)) for w in self.work))
+
+
+def _nearest(name: str, names: Iterable[str]) -> str:
+    import difflib
+
+    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.0)
+    return f" The nearest is {close[0]!r}." if close else ""
+
+
+def keeps_of(cuts: Iterable[Any]) -> dict[str, Tensor]:
+    """Mapping group name -> boolean keep tensor from the ``Cut`` edits in ``cuts``."""
+    return {cut.group: cut.keep.tensor() for cut in cuts}
+
