@@ -1,0 +1,48 @@
+# Needs python3 (3.11 or newer) and make; everything else lands in .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.stamp
+
+# Two threads that share busy cores can be far slower than one, and sums then depend on the machine.
+ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+
+.DEFAULT_GOAL := help
+.PHONY: help env demo test check bench docs clean
+
+help:  ## show this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1	\2/' | expand -t 16
+
+env: $(STAMP)  ## make .venv with everything in it
+
+$(STAMP): pyproject.toml requirements-dev.txt constraints-ci.txt
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("nervure needs Python 3.11 or newer, this is " + sys.version.split()[0] + ". Name another: make PYTHON=python3.12")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV) (a few minutes the first time: torch is large)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements-dev.txt
+	@touch $@
+
+demo: $(STAMP)  ## train, prune and measure a small network; ends with the path of a report
+	$(BIN)/nervure run examples/demo.toml --folder runs/demo --fresh
+	@echo "report: $(CURDIR)/runs/demo/report.html"
+
+test: check  ## everything: style, types, layers, tests, doctests, README, examples
+	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 --quiet
+
+check: $(STAMP)  ## style, types, layers
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy --strict nervure
+	$(ONE_THREAD) $(BIN)/python -m pytest --quiet tests/test_layers.py
+
+bench: $(STAMP)  ## side-by-side measurements; their tables land in docs/results/
+	@set -e; for file in benchmarks/*.py; do test -e "$$file" || continue; echo "== $$file"; $(ONE_THREAD) $(BIN)/python "$$file"; done
+
+docs: $(STAMP)  ## build docs/_build/html and run its examples
+	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
+	$(BIN)/sphinx-build -W --keep-going -q -b doctest docs docs/_build/doctest
+	@echo "docs: $(CURDIR)/docs/_build/html/index.html"
+
+clean:  ## remove what was built; .venv and runs/ stay
+	rm -rf docs/_build dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find nervure tests benchmarks examples docs -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,30 @@
+"""One thread, no waiting for displays, and the same examples on every run."""
+
+import os
+
+# Before torch is imported: OpenMP reads it once.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+torch.set_num_threads(1)
+
+# A busy machine is not a failing test, and a failure must be repeatable.
+settings.register_profile(
+    "nervure",
+    deadline=None,
+    derandomize=True,
+    max_examples=25,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+settings.load_profile("nervure")
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Every test starts from the same random state, so none depends on which ran before it."""
+    torch.manual_seed(0)
