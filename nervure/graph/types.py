@@ -163,12 +163,25 @@ class Block:
         kind: ``"residual"`` (a branch beside a shortcut), ``"module"`` (shape-preserving module -> identity) or
             ``"dense"`` (new channels concatenated to what was there).
         pinned: why it cannot be dropped; empty where it can.
+        entered: shape that the last module's input had when it was traced.
+        left: shape that it returned.
+        extras: how many further results it returned in a tuple; -1 where it returned a bare tensor.
+        group: for a dense block, the group of its new channels.
     """
 
     name: str
     modules: tuple[str, ...]
     kind: str
     pinned: str = ""
+    entered: tuple[int, ...] = ()
+    left: tuple[int, ...] = ()
+    extras: int = -1
+    group: str = ""
+
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], tuple[int, ...], int]:
+        """What :class:`nervure.surgery.drop.Silent` needs."""
+        return self.entered, self.left, self.extras
 
 
 @final
@@ -204,6 +217,7 @@ class Graph:
         work: multiply-accumulates, operation by operation.
         resizes: Python integers in modules that follow a cut.
         notes: anything the user should know (operations without a rule, unreached modules).
+        settings: the options of ``trace`` that decide what the units are, for drawing the same graph again.
     """
 
     groups: tuple[Group, ...]
@@ -215,6 +229,7 @@ class Graph:
     work: tuple[Work, ...] = ()
     resizes: tuple[Resize, ...] = ()
     notes: tuple[str, ...] = ()
+    settings: Mapping[str, bool] = field(default_factory=dict)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -262,6 +277,91 @@ class Graph:
         """Multiply-accumulates of one forward pass on the traced example when groups keep these units."""
         alive = self.survivors(keeps or {})
         return int(sum(w.fixed * int(np.prod(alive[list(w.axes)], dtype=np.int64)) for w in self.work))
+
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data that :meth:`from_json` reads back to an equal graph."""
+        return {
+            "format": FORMAT,
+            "groups": [
+                {
+                    "name": g.name,
+                    "size": g.size,
+                    "kind": g.kind,
+                    "pinned": g.pinned,
+                    "notes": list(g.notes),
+                    "slots": [[s.tensor, s.axis, s.role, _runs(s.units)] for s in g.slots],
+                }
+                for g in self.groups
+            ],
+            "edges": [[e.source, e.target, e.tensor] for e in self.edges],
+            "blocks": [
+                [b.name, list(b.modules), b.kind, b.pinned, list(b.entered), list(b.left), b.extras, b.group]
+                for b in self.blocks
+            ],
+            "axes": [[a.size, [[group, _runs(units)] for group, units in a.parts]] for a in self.axes],
+            "tensors": {name: list(axes) for name, axes in self.tensors.items()},
+            "parameters": list(self.parameters),
+            "work": [[w.layer, w.op, w.fixed, list(w.axes)] for w in self.work],
+            "resizes": [[r.module, r.attribute, r.size, r.axis] for r in self.resizes],
+            "notes": list(self.notes),
+            "settings": dict(self.settings),
+        }
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> "Graph":
+        """Read what :meth:`to_json` wrote; raises :class:`PlanError` on anything else."""
+        if data.get("format", 0) > FORMAT:
+            raise PlanError(f"this graph has format {data['format']}; this version of nervure reads up to {FORMAT}.")
+        try:
+            return Graph(
+                groups=tuple(
+                    Group(
+                        g["name"],
+                        g["size"],
+                        g["kind"],
+                        tuple(Slot(t, axis, role, _unrun(runs)) for t, axis, role, runs in g["slots"]),
+                        g["pinned"],
+                        tuple(g["notes"]),
+                    )
+                    for g in data["groups"]
+                ),
+                edges=tuple(Edge(*e) for e in data["edges"]),
+                blocks=tuple(
+                    Block(name, tuple(modules), kind, pinned, tuple(entered), tuple(left), extras, group)
+                    for name, modules, kind, pinned, entered, left, extras, group in data["blocks"]
+                ),
+                axes=tuple(Axis(size, tuple((g, _unrun(runs)) for g, runs in parts)) for size, parts in data["axes"]),
+                tensors={name: tuple(axes) for name, axes in data["tensors"].items()},
+                parameters=tuple(data["parameters"]),
+                work=tuple(Work(layer, op, fixed, tuple(axes)) for layer, op, fixed, axes in data["work"]),
+                resizes=tuple(Resize(*r) for r in data["resizes"]),
+                notes=tuple(data["notes"]),
+                settings=dict(data["settings"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise PlanError(f"this is not a graph: {error!r}.") from error
+
+
+def _runs(units: Units) -> list[list[int]]:
+    """Runs of an integer vector as [first, step, length]: channels in order take one run."""
+    runs: list[list[int]] = []
+    for value in units.array.tolist():
+        if runs:
+            first, step, length = runs[-1]
+            if length == 1 and value - first in (0, 1):
+                runs[-1] = [first, value - first, 2]
+                continue
+            if length > 1 and value == first + step * length:
+                runs[-1][2] += 1
+                continue
+        runs.append([value, 0, 1])
+    return runs
+
+
+def _unrun(runs: Iterable[Iterable[int]]) -> Units:
+    pieces = [first + step * np.arange(length) for first, step, length in runs]
+    return Units(np.concatenate(pieces) if pieces else np.zeros(0, dtype=np.int64))
 
 
 def _nearest(name: str, names: Iterable[str]) -> str:

@@ -1,0 +1,92 @@
+"""What a model costs: parameters, non-zero parameters and multiply-accumulates, in total and by layer."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, final
+
+import numpy as np
+import torch
+from torch import nn
+
+from nervure.graph.flow import Flow
+from nervure.graph.labels import Space, Store
+from nervure.graph.rules import RULES, unknown
+from nervure.graph.tape import record
+
+
+class LayerCost(NamedTuple):
+    """Cost of one module, without its submodules."""
+
+    params: int
+    nonzero: int
+    macs: int
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Cost of a model.
+
+    Attributes:
+        params: number of parameters (shared ones once).
+        nonzero: how many of them are not zero.
+        macs: multiply-accumulates of one forward pass on the example: convolutions, matrix products, attention.
+        layers: the same for every module that has parameters or multiplies, by qualified name (shared parameters count
+            where they are first held).
+    """
+
+    params: int
+    nonzero: int
+    macs: int
+    layers: Mapping[str, LayerCost] = field(default_factory=dict, repr=False)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return {
+            "params": self.params,
+            "nonzero": self.nonzero,
+            "macs": self.macs,
+            "layers": {name: list(cost) for name, cost in self.layers.items()},
+        }
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> "Cost":
+        """Read what :meth:`to_json` wrote."""
+        layers = {name: LayerCost(*cost) for name, cost in data.get("layers", {}).items()}
+        return Cost(data["params"], data["nonzero"], data["macs"], layers)
+
+
+def count(model: nn.Module, example: Any) -> Cost:
+    """Count parameters and multiply-accumulates of ``model`` on ``example`` (in the mode, training or not, that it is in).
+
+    Everything that multiplies and sums is counted as it runs, functional calls and attention included; additions,
+    activations and norms are not. A bias adds nothing.
+
+    Args:
+        model: any module; left as it is.
+        example: a tensor, a tuple of positional arguments or a dict of keyword arguments; its batch size counts.
+
+    Raises:
+        ForwardError: the model's forward raised on the example.
+    """
+    tape, _ = record(model, example, tag=False)
+    flow = Flow(tape, {}, Store(last=True))
+    flow.spaces.update({number: Space() for number in tape.inputs})
+    flow.run(RULES, unknown)
+    macs: dict[str, int] = {}
+    for work in flow.works:
+        total = work.fixed * int(np.prod([size for size, _ in work.axes], dtype=np.int64))
+        macs[work.module] = macs.get(work.module, 0) + total
+    layers = {}
+    seen: set[int] = set()
+    for name, module in model.named_modules():
+        own = [p for p in module.parameters(recurse=False) if id(p) not in seen]
+        seen |= {id(p) for p in own}
+        if own or name in macs:
+            layers[name] = LayerCost(sum(p.numel() for p in own), sum(_nonzero(p) for p in own), macs.get(name, 0))
+    totals = [sum(values) for values in zip(*layers.values(), strict=True)] or [0, 0, 0]
+    return Cost(totals[0], totals[1], totals[2], layers)
+
+
+def _nonzero(parameter: torch.Tensor) -> int:
+    return parameter.numel() if parameter.device.type == "meta" else int(torch.count_nonzero(parameter))

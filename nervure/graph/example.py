@@ -1,0 +1,56 @@
+"""What ``example`` may be: a tensor, a tuple of positional arguments, or a dict of keyword arguments."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from nervure.errors import ArgumentError
+
+
+def as_inputs(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Split ``example`` into positional and keyword arguments; raises :class:`ArgumentError` on anything else."""
+    if isinstance(example, Tensor):
+        return (example,), {}
+    if isinstance(example, tuple | list):
+        return tuple(example), {}
+    if isinstance(example, Mapping):
+        if not all(isinstance(key, str) for key in example):
+            raise ArgumentError(f"example has keys {list(example)!r}; a dict example holds keyword arguments by name.")
+        return (), dict(example)
+    raise ArgumentError(
+        f"example is a {type(example).__name__}. Give a tensor, a tuple of positional arguments or a dict of keyword arguments."
+    )
+
+
+def placed_like(model: nn.Module, example: Any) -> Any:
+    """Move the tensors of ``example`` to the device of the model's first parameter (``meta`` included)."""
+    first = next(iter(model.parameters()), None)
+    if first is None:
+        return example
+    return tree_map(lambda x: x.to(first.device) if isinstance(x, Tensor) else x, example)
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    """All tensors in nested lists, tuples, dicts, dataclasses and plain result objects, in order."""
+    found: list[Tensor] = []
+    _collect(value, found, set())
+    return found
+
+
+def _collect(value: Any, found: list[Tensor], seen: set[int]) -> None:
+    for leaf in tree_leaves(value):
+        if isinstance(leaf, Tensor):
+            found.append(leaf)
+        elif id(leaf) not in seen and not isinstance(leaf, str | int | float | bool | type | nn.Module | None):
+            seen.add(id(leaf))
+            _collect(list(getattr(leaf, "__dict__", {}).values()), found, seen)
+
+
+def run_example(model: nn.Module, example: Any) -> Any:
+    """Run ``model`` on ``example`` without gradients."""
+    args, kwargs = as_inputs(example)
+    with torch.no_grad():
+        return model(*args, **kwargs)

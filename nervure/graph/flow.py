@@ -1,0 +1,196 @@
+"""One pass of labels over a tape. The rules in ``rules/`` say what each operator does to them."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+
+from nervure.graph.labels import NONE, Array, Layer, Owner, Space, Store, compress
+from nervure.graph.tape import Call, Entry, Ref, Tape, WriteBack
+
+HIDDEN = "not an axis of units"
+Specs: TypeAlias = dict[Owner, list[Array]]
+Vectors: TypeAlias = tuple[Array, ...]
+
+
+class WorkRecord(NamedTuple):
+    """Multiply-accumulates: a fixed factor times axes (size, layers as vectors)."""
+
+    module: str
+    op: str
+    fixed: int
+    axes: tuple[tuple[int, Vectors], ...]
+
+
+class Read(NamedTuple):
+    """Entry ``entry`` reads argument ``argument`` along ``axis``: only surviving positions may count there."""
+
+    entry: int
+    argument: int
+    axis: int
+    vectors: Vectors
+    kind: str
+
+
+@dataclass(slots=True)
+class Flow:
+    """State of a pass: the labels of every value so far, and everything noted on the way."""
+
+    tape: Tape
+    specs: Specs
+    store: Store
+    spaces: dict[int, Space] = field(default_factory=dict)
+    owned: dict[Owner, list[Array]] = field(default_factory=dict)
+    roles: dict[Owner, str] = field(default_factory=dict)
+    order: dict[str, int] = field(default_factory=dict)
+    works: list[WorkRecord] = field(default_factory=list)
+    reads: list[Read] = field(default_factory=list)
+    notes: list[tuple[Vectors, str]] = field(default_factory=list)
+    attention: list[Array] = field(default_factory=list)
+    heads: list[Array] = field(default_factory=list)
+    unknown: dict[str, str] = field(default_factory=dict)
+    index: int = 0
+
+    # -- what the rules ask -------------------------------------------------------------------------------------
+
+    def space(self, ref: Ref) -> Space:
+        """Labels of a value; parameters and buffers own one layer per axis from the moment they are first used."""
+        if ref.id not in self.spaces:
+            name = self.tape.named.get(ref.id)
+            self.spaces[ref.id] = Space() if name is None else self._own(name, ref)
+        return self.spaces[ref.id]
+
+    def shape(self, ref: Ref) -> tuple[int, ...]:
+        """Shape of a value."""
+        return self.tape.values[ref.id].shape
+
+    def layers(self, ref: Ref, axis: int, why: str = "") -> list[Layer]:
+        """Layers along one axis of a value as vectors; layers over several axes are asked to split, and left out."""
+        axis = axis % max(1, len(self.shape(ref)))
+        kept = self.store.rectangular(self.space(ref).layers, why or self.at())
+        return [Layer(x.labels.reshape(-1), x.owner) for x in kept if x.support == (axis,)]
+
+    def at(self) -> str:
+        """Where the pass is, for reasons."""
+        return self.store.where
+
+    def role(self, layers: Sequence[Layer], role: str) -> None:
+        """Note that the parameter axes these layers came from write or read units (writing wins)."""
+        for layer in layers:
+            if layer.owner is not None and self.roles.get(layer.owner) != "writer":
+                self.roles[layer.owner] = role
+
+    def work(self, fixed: int, *axes: tuple[int, Sequence[Layer]]) -> None:
+        """Note multiply-accumulates: ``fixed`` times the sizes of ``axes``."""
+        entry = self.tape.entries[self.index]
+        assert isinstance(entry, Entry)
+        if self.tape.training_from is not None and self.index >= self.tape.training_from:
+            return
+        vectors = tuple((n, tuple(x.labels for x in layers)) for n, layers in axes)
+        self.works.append(WorkRecord(entry.module, entry.name, fixed, vectors))
+
+    def read(self, argument: int, axis: int, layers: Sequence[Layer], kind: str) -> None:
+        """Note that the running operator sums (``"sum"``) or takes statistics (``"statistic"``) along an axis."""
+        if layers:
+            self.reads.append(Read(self.index, argument, axis, tuple(x.labels for x in layers), kind))
+
+    # -- the pass -----------------------------------------------------------------------------------------------
+
+    def _own(self, name: str, ref: Ref) -> Space:
+        shape, layers = self.shape(ref), []
+        self.order.setdefault(name, self.index)
+        for axis, n in enumerate(shape):
+            if n < 2:
+                continue
+            local = self.specs.setdefault((name, axis), [np.arange(n, dtype=np.int64)])
+            owned = []
+            for ids in local:
+                labels = np.full(n, NONE, dtype=np.int64)
+                fresh = self.store.unions.fresh(int(ids.max()) + 1)
+                labels[ids >= 0] = fresh[ids[ids >= 0]]
+                owned.append(labels)
+                layers.append(Layer(labels.reshape([n if i == axis else 1 for i in range(len(shape))]), (name, axis)))
+            self.owned[(name, axis)] = owned
+        return Space(tuple(layers))
+
+    def run(self, rules: Mapping[str, "Rule"], otherwise: "Rule") -> None:
+        """Carry labels over the whole tape."""
+        for self.index, entry in enumerate(self.tape.entries):
+            if isinstance(entry, WriteBack):
+                self.spaces[entry.out.id] = self._written_back(entry)
+                continue
+            self.store.where = f"{entry.name} in {entry.module or 'the model'}"
+            rule = rules.get(entry.name) or rules.get(entry.name.removesuffix("_"), otherwise)
+            for ref, space in zip(entry.outs, rule(self, entry), strict=False):
+                self.spaces[ref.id] = space
+
+    def _written_back(self, entry: WriteBack) -> Space:
+        base, value = self.space(entry.base), self.space(entry.value)
+        shape = self.shape(entry.base)
+        size = int(np.prod(shape, dtype=np.int64))
+        if not value.layers and not base.layers:
+            return Space(free=base.free and value.free)
+        if size > 20_000_000:
+            self.store.pin([x.labels for x in (*base.layers, *value.layers)], f"a large write into a view in {entry.module}")
+            return Space()
+        places = self._places(entry, shape, size)
+        layers = []
+        for i in range(max(len(base.layers), len(value.layers))):
+            old = base.layers[i].labels if i < len(base.layers) else np.full([1] * len(shape), NONE, dtype=np.int64)
+            new = value.layers[i].labels if i < len(value.layers) else np.full([1] * places.ndim, NONE, dtype=np.int64)
+            dense = np.broadcast_to(old, shape).reshape(-1).copy()
+            dense[places.reshape(-1)] = np.broadcast_to(new, places.shape).reshape(-1)
+            layers.append(Layer(compress(dense.reshape(shape))))
+        return Space(tuple(x for x in layers if x.support))
+
+    def _places(self, entry: WriteBack, shape: tuple[int, ...], size: int) -> Array:
+        import torch
+
+        at: Any = torch.arange(size).reshape(shape)
+        for op, args, kwargs, which in entry.views:
+            at = op(at, *[_value(self.tape, a) for a in args[1:]], **kwargs)
+            at = at[which] if isinstance(at, list | tuple) else at
+        places: Array = at.numpy()
+        return places
+
+
+Rule: TypeAlias = Callable[[Flow, Entry], Sequence[Space]]
+
+
+def _value(tape: Tape, argument: Any) -> Any:
+    return tape.values[argument.id].const if isinstance(argument, Ref) else argument
+
+
+def refs_in(value: Any) -> list[Ref]:
+    """All references in nested arguments, in order."""
+    if isinstance(value, Ref):
+        return [value]
+    if isinstance(value, tuple | list):
+        return [r for v in value for r in refs_in(v)]
+    return []
+
+
+def argument(entry: Entry, position: int, name: str, default: Any = None) -> Any:
+    """An argument of an entry by position or keyword."""
+    return entry.args[position] if position < len(entry.args) else entry.kwargs.get(name, default)
+
+
+def call_sizes(call: Call | None, skip: int = 1) -> list[Any]:
+    """The sizes of the user's call after its first ``skip`` arguments, flat: numbers and expressions."""
+    if call is None:
+        return []
+    flat: list[Any] = []
+    for value in (*call.args[skip:], *call.kwargs.values()):
+        flat += list(value) if isinstance(value, tuple) else [value]
+    return flat
+
+
+def move(layer: Layer, axis: int, rank: int) -> Layer:
+    """A vector of labels as a layer along ``axis`` of a tensor of ``rank``."""
+    return Layer(layer.labels.reshape([-1 if i == axis else 1 for i in range(rank)]), layer.owner)
+
+
+def made(layer: Layer, axis: int, rank: int) -> Layer:
+    """As :func:`move`, for the result of a computation: the labels are no longer a parameter's own."""
+    return Layer(move(layer, axis, rank).labels)

@@ -1,0 +1,298 @@
+"""Labels: integers that say which unit each element of a tensor belongs to, and the algebra that unites them.
+
+A :class:`Layer` is an integer array that broadcasts to a tensor's shape (size 1 along every axis on which it is constant).
+A tensor carries several layers where its units form a product: a weight has one per axis, an attention projection one
+for its heads and one for the width inside the heads. An element leaves when any of its units leaves.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+
+Array: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]
+Owner: TypeAlias = tuple[str, int]
+NONE = -1
+
+
+class Layer(NamedTuple):
+    """Labels of one family of units over a tensor; ``owner`` is the parameter axis they came from, if any."""
+
+    labels: Array
+    owner: Owner | None = None
+
+    @property
+    def support(self) -> tuple[int, ...]:
+        """The axes along which the labels vary."""
+        return tuple(i for i, n in enumerate(self.labels.shape) if n > 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """The labels of one tensor.
+
+    ``free``: a constant made on the fly, without units of its own: it takes the labels that it meets.
+    ``wishes``: for a free tensor, the expressions its sizes were given by, per axis.
+    """
+
+    layers: tuple[Layer, ...] = ()
+    free: bool = False
+    wishes: tuple[tuple[int, Any], ...] = ()
+
+    def along(self, axis: int) -> list[Layer]:
+        """The layers that vary along ``axis``."""
+        return [layer for layer in self.layers if layer.labels.shape[axis] > 1]
+
+
+def compress(labels: Array) -> Array:
+    """Shrink every axis along which the labels are constant to size 1."""
+    for axis, n in enumerate(labels.shape):
+        if n > 1:
+            first = labels.take([0], axis)
+            if bool((labels == first).all()):
+                labels = first
+    return labels
+
+
+def pattern(labels: Array) -> bytes:
+    """Which positions are equal, whatever the names: labels renumbered by first occurrence."""
+    flat = labels.reshape(-1)
+    _, first, inverse = np.unique(flat, return_index=True, return_inverse=True)
+    rank = np.empty(len(first), dtype=np.int64)
+    rank[np.argsort(first, kind="stable")] = np.arange(len(first))
+    if flat.size and flat.min() == NONE:
+        rank[0] = NONE
+    renamed: Array = rank[inverse.reshape(-1)]
+    return renamed.tobytes() + str(labels.shape).encode()
+
+
+class Unions:
+    """Disjoint sets of labels, united and looked up as whole arrays."""
+
+    def __init__(self) -> None:
+        self._parent: Array = np.arange(1024, dtype=np.int64)
+        self.count = 0
+
+    def fresh(self, n: int) -> Array:
+        """``n`` new labels."""
+        start, self.count = self.count, self.count + n
+        if self.count > len(self._parent):
+            grown = np.arange(2 * self.count, dtype=np.int64)
+            grown[: len(self._parent)] = self._parent
+            self._parent = grown
+        return np.arange(start, self.count, dtype=np.int64)
+
+    def find(self, labels: Array) -> Array:
+        """The root of each label (the smallest label of its set); -1 stays."""
+        roots = self._parent[labels]
+        while True:
+            above = self._parent[roots]
+            if np.array_equal(above, roots):
+                break
+            roots = above
+        result: Array = np.where(labels < 0, NONE, roots)
+        return result
+
+    def unite(self, a: Array, b: Array) -> None:
+        """Unite pairwise two arrays of equal shape without -1."""
+        ra, rb = self.find(a.reshape(-1)), self.find(b.reshape(-1))
+        while True:
+            low, high = np.minimum(ra, rb), np.maximum(ra, rb)
+            apart = low != high
+            if not apart.any():
+                return
+            # A root may be asked to join several others at once: keep the smallest, then look again.
+            np.minimum.at(self._parent, high[apart], low[apart])
+            ra, rb = self.find(ra), self.find(rb)
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """A wish to see labels as a product: ``coordinates[i]`` are the places of ``labels[i]`` in it. Shape [n, factors]."""
+
+    labels: Array
+    coordinates: Array
+
+
+@dataclass(slots=True)
+class Pin:
+    """Labels that must stay, and why."""
+
+    labels: Array
+    reason: str
+
+
+@dataclass(slots=True)
+class Store:
+    """The working state of a pass of labels over a tape: unions, pins and splits asked for."""
+
+    unions: Unions = field(default_factory=Unions)
+    pins: list[Pin] = field(default_factory=list)
+    splits: list[Split] = field(default_factory=list)
+    suspects: list[Pin] = field(default_factory=list)
+    sizes: list[tuple[Any, tuple[Array, ...]]] = field(default_factory=list)
+    """Expressions that must become the number of survivors of an axis with these layers."""
+    where: str = ""
+    last: bool = False
+    """In the last pass a split that is still wished for pins instead."""
+
+    def pin(self, labels: Iterable[Array], reason: str) -> None:
+        """Pin all labels in these arrays."""
+        for array in labels:
+            flat = array[array >= 0]
+            if flat.size:
+                self.pins.append(Pin(flat.reshape(-1), reason))
+
+    def suspect(self, labels: Iterable[Array], reason: str) -> None:
+        """Mark labels whose cut must be tried before it is offered."""
+        for array in labels:
+            flat = array[array >= 0]
+            if flat.size:
+                self.suspects.append(Pin(np.unique(flat), reason))
+
+    def unite(self, a: Array, b: Array, reason: str) -> None:
+        """Unite two label arrays by position (broadcasting); where only one has a unit, that unit is pinned."""
+        a, b = np.broadcast_arrays(a, b)
+        both = (a >= 0) & (b >= 0)
+        self.unions.unite(a[both], b[both])
+        alone = (a >= 0) ^ (b >= 0)
+        if alone.any():
+            self.pin([np.where(alone, np.maximum(a, b), NONE)], reason)
+
+    def split(self, labels: Array, parts: Sequence[Array], reason: str) -> None:
+        """Wish for ``labels`` to become a product whose factors are numbered by ``parts`` (arrays of the same shape)."""
+        flat = self.unions.find(labels.reshape(-1))
+        columns = np.stack([p.reshape(-1) for p in parts], axis=1)
+        alive = flat >= 0
+        roots, first = np.unique(flat[alive], return_index=True)
+        coordinates = columns[alive][first]
+        # Where one label sits at two places of the product, it cannot be split.
+        consistent = np.array_equal(coordinates[np.searchsorted(roots, flat[alive])], columns[alive])
+        if self.last or not consistent:
+            self.pin([labels], reason)
+        else:
+            self.splits.append(Split(roots, coordinates))
+
+    def rectangular(self, layers: Sequence[Layer], reason: str) -> tuple[Layer, ...]:
+        """Keep layers that vary along one axis; those that vary along several must become a product of one each."""
+        kept = []
+        for layer in layers:
+            support = layer.support
+            if len(support) == 1:
+                kept.append(layer)
+            elif len(support) > 1:
+                self._factor(layer.labels, support, reason)
+        return tuple(kept)
+
+    def _factor(self, labels: Array, support: tuple[int, ...], reason: str) -> None:
+        roots = self.unions.find(labels)
+        _, inverse = np.unique(roots, return_inverse=True)
+        inverse = inverse.reshape(roots.shape)
+        places = []
+        for axis in support:
+            # A unit's place along an axis is the set of indices at which it occurs there.
+            rows = np.moveaxis(inverse, axis, 0).reshape(roots.shape[axis], -1)
+            present = np.zeros((int(inverse.max()) + 1, roots.shape[axis]), dtype=bool)
+            for index, row in enumerate(rows):
+                present[row, index] = True
+            _, ids = np.unique(present, axis=0, return_inverse=True)
+            places.append(ids.reshape(-1)[inverse])
+        combined = np.unique(np.stack([p.reshape(-1) for p in places], 1), axis=0)
+        if len(combined) != len(np.unique(inverse)) or (roots < 0).any():
+            self.pin([labels], reason)
+            return
+        self.split(labels, places, reason)
+
+    def match(self, left: Sequence[Layer], right: Sequence[Layer], reason: str) -> None:
+        """Unite two stacks of layers over the same positions: equal patterns pair up, the rest must agree or split."""
+        rest_left, rest_right = list(left), list(right)
+        by_pattern = {pattern(self.unions.find(b.labels)): b for b in rest_right}
+        for a in list(rest_left):
+            b = by_pattern.pop(pattern(self.unions.find(a.labels)), None)
+            if b is not None:
+                self.unite(a.labels, b.labels, reason)
+                rest_left = [r for r in rest_left if r is not a]
+                rest_right = [r for r in rest_right if r is not b]
+        self._match_rest(rest_left, rest_right, reason)
+
+    def _match_rest(self, left: list[Layer], right: list[Layer], reason: str) -> None:
+        if not left and not right:
+            return
+        if len(left) == 1 and len(right) == 1:
+            self.unite(left[0].labels, right[0].labels, reason)
+        elif len(left) == 1 and len(right) > 1:
+            self._split_like(left[0], right, reason)
+        elif len(right) == 1 and len(left) > 1:
+            self._split_like(right[0], left, reason)
+        else:
+            self.pin([x.labels for x in (*left, *right)], reason)
+
+    def _split_like(self, single: Layer, many: list[Layer], reason: str) -> None:
+        arrays = np.broadcast_arrays(single.labels, *[m.labels for m in many])
+        roots = [self.unions.find(a) for a in arrays[1:]]
+        parts = [np.unique(r, return_inverse=True)[1].reshape(r.shape) for r in roots]
+        if any((r < 0).any() for r in roots):
+            self.pin([x.labels for x in (single, *many)], reason)
+        else:
+            self.split(arrays[0], parts, reason)
+
+    def join(self, spaces: Sequence[tuple[Space, tuple[int, ...]]], shape: tuple[int, ...], reason: str) -> Space:
+        """The labels of a pointwise operation on tensors that broadcast to ``shape``."""
+        rank = len(shape)
+        aligned = [(_aligned(s, rank), (1,) * (rank - len(sh)) + sh, s.free) for s, sh in spaces]
+        result: list[Layer] = []
+        result_shape = (1,) * rank
+        all_free = True
+        for layers, own, free in aligned:
+            if free:
+                continue
+            all_free = False
+            layers = self.rectangular(layers, reason) if any(len(x.support) > 1 for x in layers) else layers
+            result = self._join_two(result, result_shape, list(layers), own, reason)
+            result_shape = tuple(max(a, b) for a, b in zip(result_shape, own, strict=True))
+        joined = Space(tuple(result), free=all_free)
+        for space, own in spaces:
+            self._grant(space, rank - len(own), joined)
+        return joined
+
+    def _grant(self, space: Space, shift: int, joined: Space) -> None:
+        """A constant adopts labels: the sizes it was made with must follow them."""
+        for axis, wish in space.wishes if space.free else ():
+            vectors = [x.labels.reshape(-1) for x in joined.along(axis + shift)]
+            if vectors:
+                self.size(wish, vectors, "a constant of a fixed size")
+
+    def size(self, wish: Any, vectors: Sequence[Array], what: str) -> None:
+        """A size given as ``wish`` (an expression of attributes, or a number) must follow an axis with these layers."""
+        if isinstance(wish, int):
+            self.suspect(vectors, f"{what} ({wish}) in {self.where}")
+        else:
+            self.sizes.append((wish, tuple(vectors)))
+            self.suspect(vectors, f"{what} from {sorted(a.path for a in wish.attributes())} in {self.where}")
+
+    def _join_two(
+        self, left: list[Layer], left_shape: tuple[int, ...], right: list[Layer], right_shape: tuple[int, ...], reason: str
+    ) -> list[Layer]:
+        out: list[Layer] = []
+        axes = {x.support[0] for x in (*left, *right) if x.support}
+        for axis in sorted(axes):
+            a = [x for x in left if x.support == (axis,)]
+            b = [x for x in right if x.support == (axis,)]
+            if a and b:
+                self.match(a, b, reason)
+                # An activation's label outlives a parameter's: owners tell where a weight is read or written.
+                out += b if all(x.owner is not None for x in a) else a
+            elif a and right_shape[axis] > 1:
+                self.pin([x.labels for x in a], reason)
+            elif b and left_shape[axis] > 1:
+                self.pin([x.labels for x in b], reason)
+            else:
+                out += a or b
+        return out
+
+
+def _aligned(space: Space, rank: int) -> tuple[Layer, ...]:
+    return tuple(
+        Layer(x.labels.reshape((1,) * (rank - x.labels.ndim) + x.labels.shape), x.owner) for x in space.layers
+    )

@@ -1,0 +1,261 @@
+"""Operators that multiply and sum: the input's units meet a weight's reading axis, its writing axis makes new ones."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from nervure.graph.flow import HIDDEN, Flow, Rule, argument, made, move
+from nervure.graph.labels import Layer, Space
+from nervure.graph.tape import Entry, Ref
+
+
+def meet(flow: Flow, left: Sequence[Layer], right: Sequence[Layer], size: int, *, free: bool = False) -> None:
+    """Unite the layers of two axes that are summed over together; units on one side only are pinned."""
+    if left and right:
+        flow.store.match(list(left), list(right), flow.at())
+    elif size > 1 and not free:
+        flow.store.pin([x.labels for x in (*left, *right)], f"meets an axis without units (the model's input, or a fixed one) at {flow.at()}")
+
+
+def contract(flow: Flow, a: tuple[int, int], b: tuple[int, int]) -> tuple[list[Layer], list[Layer]]:
+    """Sum over axis ``a[1]`` of argument number ``a[0]`` and ``b[1]`` of ``b[0]``; returns the layers of both."""
+    entry = flow.tape.entries[flow.index]
+    assert isinstance(entry, Entry)
+    x, y = entry.args[a[0]], entry.args[b[0]]
+    size = flow.shape(x)[a[1]]
+    left, right = flow.layers(x, a[1]), flow.layers(y, b[1])
+    meet(flow, left, right, size, free=flow.space(x).free or flow.space(y).free)
+    flow.role(left, "reader")
+    flow.role(right, "reader")
+    flow.read(a[0], a[1], left or right, "sum")
+    if _is_activation(left) and _is_activation(right):
+        flow.attention.extend(x.labels for x in (*left, *right))
+    return left, right
+
+
+def _is_activation(layers: Sequence[Layer]) -> bool:
+    return bool(layers) and all(x.owner is None for x in layers)
+
+
+def _matrix_product(flow: Flow, a: int, b: int, out: Ref) -> Space:
+    """Batched or plain ``a @ b`` for arguments number ``a`` and ``b``."""
+    entry = flow.tape.entries[flow.index]
+    assert isinstance(entry, Entry)
+    x, y = entry.args[a], entry.args[b]
+    rank = len(flow.shape(x))
+    rows, inner = flow.shape(x)[-2], flow.shape(x)[-1]
+    left, right = contract(flow, (a, rank - 1), (b, rank - 2))
+    above, beside = flow.layers(x, rank - 2), flow.layers(y, rank - 1)
+    flow.role(above, "writer")
+    flow.role(beside, "writer")
+    layers = [made(z, rank - 2, rank) for z in above] + [made(z, rank - 1, rank) for z in beside]
+    batch: list[Layer] = []
+    if rank == 3:  # noqa: PLR2004
+        batch, other = flow.layers(x, 0), flow.layers(y, 0)
+        meet(flow, batch, other, flow.shape(x)[0], free=flow.space(x).free or flow.space(y).free)
+        batch = batch or other
+        layers += [made(z, 0, rank) for z in batch]
+        if _is_activation(batch) and (_is_activation(beside) or _is_activation(left)):
+            flow.attention.extend(z.labels for z in beside)
+            flow.heads.extend(z.labels for z in batch)
+    columns = flow.shape(y)[-1]
+    sizes = [(flow.shape(x)[0], batch)] if rank == 3 else []  # noqa: PLR2004
+    flow.work(1, *sizes, (rows, above), (inner, left or right), (columns, beside))
+    return Space(tuple(layers))
+
+
+def mm(flow: Flow, entry: Entry) -> list[Space]:
+    """``a @ b`` of matrices or batches of matrices."""
+    return [_matrix_product(flow, 0, 1, entry.outs[0])]
+
+
+def addmm(flow: Flow, entry: Entry) -> list[Space]:
+    """``c + a @ b``."""
+    product = _matrix_product(flow, 1, 2, entry.outs[0])
+    shape = flow.shape(entry.outs[0])
+    c = entry.args[0]
+    return [flow.store.join([(product, shape), (flow.space(c), flow.shape(c))], shape, flow.at())]
+
+
+def mv(flow: Flow, entry: Entry) -> list[Space]:
+    """Matrix times vector."""
+    x, _ = entry.args[:2]
+    left, right = contract(flow, (0, 1), (1, 0))
+    rows = flow.layers(x, 0)
+    flow.role(rows, "writer")
+    flow.work(1, (flow.shape(x)[0], rows), (flow.shape(x)[1], left or right))
+    return [Space(tuple(Layer(z.labels) for z in rows))]
+
+
+def dot(flow: Flow, entry: Entry) -> list[Space]:
+    """Inner product of two vectors."""
+    left, right = contract(flow, (0, 0), (1, 0))
+    flow.work(1, (flow.shape(entry.args[0])[0], left or right))
+    return [Space()]
+
+
+def linear(flow: Flow, entry: Entry) -> list[Space]:
+    """``x @ weight.T + bias`` over the last axis."""
+    x, w = entry.args[:2]
+    rank = len(flow.shape(x))
+    left, right = contract(flow, (0, rank - 1), (1, 1))
+    out = flow.layers(w, 0)
+    flow.role(out, "writer")
+    kept = [z for z in flow.store.rectangular(flow.space(x).layers, flow.at()) if z.support != (rank - 1,)]
+    product = Space((*kept, *[made(z, rank - 1, rank) for z in out]))
+    shape, bias = flow.shape(entry.outs[0]), argument(entry, 2, "bias")
+    rows = int(np.prod(shape[:-1], dtype=np.int64))
+    flow.work(rows, (shape[-1], out), (flow.shape(x)[-1], left or right))
+    spaces = [(product, shape)] + ([(flow.space(bias), flow.shape(bias))] if bias is not None else [])
+    return [flow.store.join(spaces, shape, flow.at())]
+
+
+def blocked(flow: Flow, layers: Sequence[Layer], blocks: int, size: int) -> tuple[list[Layer], list[Layer]]:
+    """Layers of an axis of ``size`` seen as ``blocks`` equal blocks: those that tell blocks apart, those inside them."""
+    outer, inner = [], []
+    folded = [Layer(_compressed(x.labels.reshape(blocks, size // blocks)), x.owner) for x in layers]
+    for layer in flow.store.rectangular(folded, flow.at()):
+        (outer if layer.support == (0,) else inner).append(Layer(layer.labels.reshape(-1), layer.owner))
+    return outer, inner
+
+
+def _compressed(labels: np.ndarray) -> np.ndarray:
+    from nervure.graph.labels import compress
+
+    return compress(labels)
+
+
+def convolution(flow: Flow, entry: Entry) -> list[Space]:
+    """Convolution and transposed convolution in any number of dimensions, grouped or not."""
+    x, w, bias = entry.args[:3]
+    transposed, groups = entry.args[6], entry.args[8]
+    rank, out_shape = len(flow.shape(x)), flow.shape(entry.outs[0])
+    reads, writes = (0, 1) if transposed else (1, 0)
+    for axis in range(2, rank):
+        flow.store.pin([z.labels for z in flow.layers(w, axis)], HIDDEN)
+        flow.store.pin([z.labels for z in flow.layers(x, axis)], f"mixed over space at {flow.at()}")
+    space = flow.shape(x)[2:] if transposed else out_shape[2:]
+    fixed = int(np.prod((out_shape[0], *space, *flow.shape(w)[2:]), dtype=np.int64))
+    if groups == 1:
+        contract(flow, (0, 1), (1, reads))
+        out = flow.layers(w, writes)
+        flow.role(out, "writer")
+    else:
+        out = _grouped(flow, entry, x, w, groups, transposed)
+    # A grouped weight has its block layers on axis 0 only, so the product of its two axes counts every block once.
+    flow.work(fixed, *[(flow.shape(w)[axis], flow.layers(w, axis)) for axis in (0, 1)])
+    layers = [made(z, 1, rank) for z in out] + [made(z, 0, rank) for z in flow.layers(x, 0)]
+    if bias is None:
+        return [Space(tuple(layers))]
+    riders = [move(z, 1, rank) for z in flow.layers(bias, 0)]
+    bias_shape = tuple(out_shape[1] if i == 1 else 1 for i in range(rank))
+    return [flow.store.join([(Space(tuple(layers)), out_shape), (Space(tuple(riders)), bias_shape)], out_shape, flow.at())]
+
+
+def _grouped(flow: Flow, entry: Entry, x: Ref, w: Ref, groups: int, transposed: bool) -> list[Layer]:
+    channels, wide = flow.shape(x)[1], flow.shape(w)[0]
+    x_blocks, x_inner = blocked(flow, flow.layers(x, 1), groups, channels)
+    w_blocks, w_inner = blocked(flow, flow.layers(w, 0), groups, wide)
+    meet(flow, x_blocks, w_blocks, groups)
+    beside = flow.layers(w, 1)
+    if transposed:
+        meet(flow, x_inner, w_inner, channels // groups)
+        inside = beside
+    else:
+        meet(flow, x_inner, beside, channels // groups)
+        inside = w_inner
+    flow.role(w_blocks, "writer")
+    flow.role(inside, "writer")
+    flow.role(w_inner if transposed else beside, "reader")
+    reading = flow.layers(x, 1)
+    flow.read(0, 1, reading, "sum")
+    _resize_groups(flow, entry, x_blocks or w_blocks)
+    per_block = flow.shape(w)[1] if transposed else wide // groups
+    out = [Layer(np.repeat(z.labels, per_block), z.owner) for z in (w_blocks or x_blocks)]
+    return out + [Layer(np.tile(z.labels, groups), z.owner) for z in inside]
+
+
+def _resize_groups(flow: Flow, entry: Entry, blocks: Sequence[Layer]) -> None:
+    call = entry.call
+    if not blocks:
+        return
+    position = 7 if call is not None and "transpose" in call.name else 6
+    given = None
+    if call is not None:
+        given = call.kwargs.get("groups", call.args[position] if len(call.args) > position else None)
+    if given is None or isinstance(given, int):
+        flow.store.pin([z.labels for z in blocks], f"the number of groups is fixed in the code at {flow.at()}")
+    else:
+        flow.store.sizes.append((given, tuple(z.labels for z in blocks)))
+
+
+def attention(flow: Flow, entry: Entry) -> list[Space]:
+    """Scaled-dot-product kernels: query, key, value of shape [batch, heads, tokens, width]."""
+    q, k, v = entry.args[:3]
+    rank = len(flow.shape(q))
+    left, right = contract(flow, (0, rank - 1), (1, rank - 1))
+    inner = left or right
+    flow.attention.extend(z.labels for z in inner)
+    width = flow.layers(v, rank - 1)
+    flow.attention.extend(z.labels for z in width)
+    # The kernel divides by the square root of the width it sees unless it is told a scale.
+    if "scale" not in entry.kwargs or entry.kwargs["scale"] is None:
+        flow.store.suspect([z.labels for z in inner], f"the softmax scale is taken from the width at {flow.at()}")
+    layers = [made(z, rank - 1, rank) for z in width]
+    heads: list[Layer] = []
+    for axis in range(rank - 2):
+        stacks = [_repeated(flow.layers(t, axis), flow.shape(t)[axis], flow.shape(q)[axis]) for t in (q, k, v)]
+        meet(flow, stacks[0], stacks[1], flow.shape(q)[axis])
+        meet(flow, stacks[0] or stacks[1], stacks[2], flow.shape(q)[axis])
+        found = stacks[0] or stacks[1] or stacks[2]
+        layers += [made(z, axis, rank) for z in found]
+        heads = found if axis == rank - 3 else heads
+    flow.heads.extend(z.labels for z in heads)
+    for t in (q, k, v):
+        flow.store.pin([z.labels for z in flow.layers(t, rank - 2)], f"attention over these positions at {flow.at()}")
+    _attention_work(flow, (q, k, v), heads, inner, width)
+    out = Space(tuple(layers))
+    return [out, *[Space() for _ in entry.outs[1:]]]
+
+
+def _attention_work(
+    flow: Flow, qkv: tuple[Ref, Ref, Ref], heads: list[Layer], inner: list[Layer], width: list[Layer]
+) -> None:
+    (*batch, tokens, depth), (*_, keys, _), (*_, wide) = (flow.shape(t) for t in qkv)
+    fixed = int(np.prod(batch[:-1], dtype=np.int64)) * tokens * keys
+    flow.work(fixed, (batch[-1], heads), (depth, inner))
+    flow.work(fixed, (batch[-1], heads), (wide, width))
+
+
+def _repeated(layers: list[Layer], size: int, wanted: int) -> list[Layer]:
+    return layers if size in (1, wanted) else [Layer(np.repeat(z.labels, wanted // size), z.owner) for z in layers]
+
+
+def embedding(flow: Flow, entry: Entry) -> list[Space]:
+    """Rows of a table, looked up."""
+    table = entry.args[0]
+    rank = len(flow.shape(entry.outs[0]))
+    flow.store.pin([z.labels for z in flow.layers(table, 0)], "rows are looked up by index")
+    width = flow.layers(table, 1)
+    flow.role(width, "writer")
+    return [Space(tuple(made(z, rank - 1, rank) for z in width)), *[Space() for _ in entry.outs[1:]]]
+
+
+CONTRACTIONS: Mapping[str, Rule] = {
+    "mm": mm,
+    "bmm": mm,
+    "addmm": addmm,
+    "baddbmm": addmm,
+    "mv": mv,
+    "dot": dot,
+    "vdot": dot,
+    "linear": linear,
+    "convolution": convolution,
+    "convolution_overrideable": convolution,
+    "embedding": embedding,
+    "_scaled_dot_product_flash_attention_for_cpu": attention,
+    "_scaled_dot_product_flash_attention": attention,
+    "_scaled_dot_product_efficient_attention": attention,
+    "_scaled_dot_product_cudnn_attention": attention,
+    "_scaled_dot_product_attention_math": attention,
+}

@@ -1,0 +1,492 @@
+"""Operators that move elements without computing: the same move is made with the labels."""
+
+from collections.abc import Mapping, Sequence
+from functools import reduce
+from math import gcd
+from typing import Any
+
+import numpy as np
+
+from nervure.graph.flow import Flow, Rule, argument, call_sizes, move
+from nervure.graph.labels import NONE, Array, Layer, Space, compress
+from nervure.graph.rules.contractions import blocked
+from nervure.graph.sizes import Expression
+from nervure.graph.tape import Call, Entry, Ref
+
+LITERAL_CALLS = frozenset({"view", "reshape", "expand", "unflatten", "broadcast_to", "repeat", "tile"})
+OPAQUE_CALLS = frozenset({"multi_head_attention_forward"})
+
+
+def same(flow: Flow, entry: Entry) -> list[Space]:
+    """Copies and casts: the labels of the first argument."""
+    return [flow.space(entry.args[0]) for _ in entry.outs]
+
+
+# -- reshaping ---------------------------------------------------------------------------------------------------
+
+
+def segments(old: Sequence[int], new: Sequence[int]) -> list[tuple[range, range]]:
+    """Split a reshape into independent pieces: ranges of old axes that become ranges of new axes."""
+    pieces, i, j = [], 0, 0
+    while i < len(old) or j < len(new):
+        start_i, start_j = i, j
+        left, right = 1, 1
+        first = True
+        while first or left != right:
+            first = False
+            if (left <= right and i < len(old)) or j >= len(new):
+                left *= old[i]
+                i += 1
+            else:
+                right *= new[j]
+                j += 1
+        pieces.append((range(start_i, i), range(start_j, j)))
+    return pieces
+
+
+def reshaped(labels: Array, old: Sequence[int], new: Sequence[int]) -> Array:
+    """Labels after a reshape; only the pieces along which they vary are laid out in full."""
+    full, target = [], []
+    for before, after in segments(old, new):
+        varies = any(labels.shape[i] > 1 for i in before)
+        full += [old[i] if varies else 1 for i in before]
+        target += [new[j] if varies else 1 for j in after]
+    return compress(np.broadcast_to(labels, full).reshape(target))
+
+
+def view(flow: Flow, entry: Entry) -> list[Space]:
+    """View, reshape, flatten, squeeze, unsqueeze: any change of shape in the same order."""
+    x, out = entry.args[0], entry.outs[0]
+    space, old, new = flow.space(x), flow.shape(x), flow.shape(out)
+    layers = [Layer(reshaped(z.labels, old, new), z.owner) for z in space.layers if 0 not in old]
+    _sizes_follow(flow, entry, layers, new)
+    kept = flow.store.rectangular(layers, f"reshaped at {flow.at()}")
+    return [Space(kept, free=space.free)]
+
+
+def _sizes_follow(flow: Flow, entry: Entry, layers: Sequence[Layer], shape: Sequence[int]) -> None:
+    """Sizes that the user's code gives for labelled axes must change with a cut."""
+    call = entry.call
+    if call is None:
+        return
+    if call.name in OPAQUE_CALLS:
+        flow.store.suspect([z.labels for z in layers], f"sizes inside {call.name} at {flow.at()}")
+    if call.name not in LITERAL_CALLS or not layers:
+        return
+    sizes = [s for s in call_sizes(call) if isinstance(s, int | Expression)]
+    if call.name == "unflatten" and sizes:
+        axis = _number(sizes[0]) % (len(shape) - len(sizes) + 2)
+        sizes = [-1] * axis + sizes[1:] + [-1] * (len(shape) - axis - len(sizes) + 1)
+    if len(sizes) != len(shape):
+        return
+    for axis, size in enumerate(sizes):
+        vectors = [z.labels for z in layers if z.labels.shape[axis] > 1]
+        if vectors and _number(size) != -1:
+            single = [v.reshape(-1) for v in vectors if v.size == v.shape[axis]]
+            flow.store.suspect(vectors, f"{call.name} to a fixed size at {flow.at()}")
+            if isinstance(size, Expression) and len(single) == len(vectors):
+                flow.store.size(size, single, call.name)
+
+
+def _number(size: Any) -> int:
+    return size.value if isinstance(size, Expression) else int(size)
+
+
+def transpose(flow: Flow, entry: Entry) -> list[Space]:
+    """Swap two axes."""
+    rank = len(flow.shape(entry.args[0]))
+    order = list(range(rank))
+    if entry.name.rstrip("_") == "t":
+        order.reverse()
+    else:
+        a, b = entry.args[1] % rank, entry.args[2] % rank
+        order[a], order[b] = order[b], order[a]
+    return [_permuted(flow.space(entry.args[0]), order)]
+
+
+def permute(flow: Flow, entry: Entry) -> list[Space]:
+    """Reorder axes."""
+    rank = len(flow.shape(entry.args[0]))
+    return [_permuted(flow.space(entry.args[0]), [a % rank for a in entry.args[1]])]
+
+
+def _permuted(space: Space, order: list[int]) -> Space:
+    return Space(tuple(Layer(z.labels.transpose(order), z.owner) for z in space.layers), free=space.free)
+
+
+def expand(flow: Flow, entry: Entry) -> list[Space]:
+    """Broadcast: the labels are already broadcast."""
+    space, rank = flow.space(entry.args[0]), len(flow.shape(entry.outs[0]))
+    layers = [
+        Layer(z.labels.reshape((1,) * (rank - z.labels.ndim) + z.labels.shape), z.owner) for z in space.layers
+    ]
+    _sizes_follow(flow, entry, layers, flow.shape(entry.outs[0]))
+    return [Space(tuple(layers), free=space.free)]
+
+
+def repeat(flow: Flow, entry: Entry) -> list[Space]:
+    """Tile."""
+    space, times = flow.space(entry.args[0]), entry.args[1]
+    layers = []
+    for z in space.layers:
+        labels = z.labels.reshape((1,) * (len(times) - z.labels.ndim) + z.labels.shape)
+        tiles = [t if n > 1 else 1 for t, n in zip(times, labels.shape, strict=True)]
+        layers.append(Layer(np.tile(labels, tiles), z.owner))
+    return [Space(tuple(layers), free=space.free)]
+
+
+def as_strided(flow: Flow, entry: Entry) -> list[Space]:
+    """Raw memory access: understood only where it is a plain reshape of everything."""
+    x, out = entry.args[0], entry.outs[0]
+    size, stride = entry.args[1], entry.args[2]
+    plain = tuple(int(np.prod(size[i + 1 :], dtype=np.int64)) for i in range(len(size)))
+    whole = np.prod(size, dtype=np.int64) == np.prod(flow.shape(x), dtype=np.int64)
+    if tuple(stride) == plain and whole and argument(entry, 3, "storage_offset", 0) in (0, None):
+        return [Space(tuple(Layer(reshaped(z.labels, flow.shape(x), flow.shape(out))) for z in flow.space(x).layers))]
+    flow.store.pin([z.labels for z in flow.space(x).layers], f"raw strides at {flow.at()}")
+    return [Space()]
+
+
+# -- parts -------------------------------------------------------------------------------------------------------
+
+
+def _cut_piece(space: Space, axis: int, piece: slice) -> Space:
+    layers = []
+    for z in space.layers:
+        if z.labels.shape[axis] > 1:
+            where = tuple(piece if i == axis else slice(None) for i in range(z.labels.ndim))
+            layers.append(Layer(compress(z.labels[where]), z.owner))
+        else:
+            layers.append(z)
+    return Space(tuple(z for z in layers if z.support), free=space.free)
+
+
+def _even_blocks(flow: Flow, x: Ref, axis: int, edges: Sequence[int]) -> None:
+    """Parts at fixed places: the units must leave evenly from equal blocks that the edges respect."""
+    size = flow.shape(x)[axis]
+    block = reduce(gcd, edges, size)
+    layers = flow.layers(x, axis)
+    if not layers:
+        return
+    outer, inner = blocked(flow, layers, size // block, block)
+    flow.store.pin([z.labels for z in outer], f"taken apart by position at {flow.at()}")
+    flow.store.suspect([z.labels for z in inner], f"taken apart by position at {flow.at()}")
+
+
+def slice_(flow: Flow, entry: Entry) -> list[Space]:
+    """``x[a:b:step]`` along one axis."""
+    x = entry.args[0]
+    axis = argument(entry, 1, "dim", 0) % len(flow.shape(x))
+    size = flow.shape(x)[axis]
+    start, stop, step = slice(
+        argument(entry, 2, "start"), argument(entry, 3, "end"), argument(entry, 4, "step", 1)
+    ).indices(size)
+    piece = slice(start, stop, step)
+    layers = flow.layers(x, axis)
+    if layers and (start, stop, step) != (0, size, 1):
+        given = _slice_sizes(entry.call, axis, len(flow.shape(x)))
+        if step != 1:
+            flow.store.pin([z.labels for z in layers], f"every {step}th position taken at {flow.at()}")
+        elif _given(given[0], start, 0) and _given(given[1], stop, size):
+            ends = ((given[0], slice(0, start)), (given[1], slice(0, stop)))
+            for wish, part in ends:
+                if isinstance(wish, Expression):
+                    flow.store.size(wish, [z.labels[part] for z in layers], "a slice")
+        else:
+            _even_blocks(flow, x, axis, [start, stop])
+    return [_cut_piece(flow.space(x), axis, piece)]
+
+
+def _given(wish: Any, value: int, trivial: int) -> bool:
+    """Whether the end of a slice follows a cut: it is the end of the axis, or comes from an attribute."""
+    return value == trivial or isinstance(wish, Expression)
+
+
+def _slice_sizes(call: Call | None, axis: int, rank: int) -> tuple[Any, Any]:
+    if call is None or call.name not in ("__getitem__", "__setitem__") or len(call.args) < 2:  # noqa: PLR2004
+        return (None, None)
+    index = call.args[1] if isinstance(call.args[1], tuple) else (call.args[1],)
+    if Ellipsis in [i for i in index if i is Ellipsis]:
+        at = next(n for n, i in enumerate(index) if i is Ellipsis)
+        fill = rank - sum(1 for i in index if i is not Ellipsis and i is not None)
+        index = (*index[:at], *[slice(None)] * fill, *index[at + 1 :])
+    index = tuple(i for i in index if i is not None)
+    found = index[axis] if axis < len(index) else None
+    return (found.start, found.stop) if isinstance(found, slice) else (None, None)
+
+
+def split(flow: Flow, entry: Entry) -> list[Space]:
+    """Split and chunk along one axis."""
+    x = entry.args[0]
+    axis = argument(entry, 2, "dim", 0) % len(flow.shape(x))
+    sizes = [flow.shape(out)[axis] for out in entry.outs]
+    edges = np.cumsum([0, *sizes]).tolist()
+    layers = flow.layers(x, axis)
+    if layers and len(sizes) > 1:
+        wishes = [s for s in call_sizes(entry.call) if isinstance(s, Expression)] if entry.call else []
+        named = entry.call is not None and entry.call.name in ("split", "split_with_sizes")
+        listed = entry.call.args[1] if named and entry.call is not None and len(entry.call.args) > 1 else None
+        if isinstance(listed, tuple) and all(isinstance(s, Expression) for s in listed):
+            for wish, start, stop in zip(listed, edges, edges[1:], strict=False):
+                flow.store.size(wish, [z.labels[start:stop] for z in layers], "a split")
+        else:
+            _even_blocks(flow, x, axis, edges)
+            if named and len(set(sizes)) == 1 and isinstance(listed, Expression) and wishes:
+                _, inner = blocked(flow, layers, len(sizes), sizes[0])
+                flow.store.size(listed, [z.labels for z in inner], "a split")
+    space = flow.space(x)
+    return [_cut_piece(space, axis, slice(a, b)) for a, b in zip(edges, edges[1:], strict=False)]
+
+
+def select(flow: Flow, entry: Entry) -> list[Space]:
+    """``x[i]`` along one axis: units along that axis are named by their place, so they stay."""
+    x = entry.args[0]
+    axis = argument(entry, 1, "dim", 0) % len(flow.shape(x))
+    flow.store.pin([z.labels for z in flow.layers(x, axis)], f"picked by index at {flow.at()}")
+    return [_without(flow.space(x), axis) for _ in entry.outs]
+
+
+def _without(space: Space, axis: int) -> Space:
+    kept = [z for z in space.layers if z.labels.shape[axis] == 1]
+    return Space(tuple(Layer(z.labels.squeeze(axis), z.owner) for z in kept), free=space.free)
+
+
+def cat(flow: Flow, entry: Entry) -> list[Space]:
+    """Concatenate along one axis: labels follow each other there and are united along the others."""
+    refs = [r for r in entry.args[0] if not (len(flow.shape(r)) == 1 and flow.shape(r)[0] == 0)]
+    rank = len(flow.shape(entry.outs[0]))
+    axis = argument(entry, 1, "dim", 0) % rank
+    return [_joined(flow, [(flow.space(r), flow.shape(r)) for r in refs], axis, flow.shape(entry.outs[0]))]
+
+
+def stack(flow: Flow, entry: Entry) -> list[Space]:
+    """Concatenate along a new axis."""
+    rank = len(flow.shape(entry.outs[0]))
+    axis = argument(entry, 1, "dim", 0) % rank
+    parts = []
+    for r in entry.args[0]:
+        space, shape = flow.space(r), flow.shape(r)
+        layers = tuple(Layer(np.expand_dims(z.labels, axis), z.owner) for z in space.layers)
+        parts.append((Space(layers, free=space.free), (*shape[:axis], 1, *shape[axis:])))
+    return [_joined(flow, parts, axis, flow.shape(entry.outs[0]))]
+
+
+def _joined(flow: Flow, parts: Sequence[tuple[Space, tuple[int, ...]]], axis: int, shape: tuple[int, ...]) -> Space:
+    beside, stacks = [], []
+    for space, own in parts:
+        layers = flow.store.rectangular(space.layers, flow.at())
+        stacks.append([z for z in layers if z.support == (axis,)])
+        others = Space(tuple(z for z in layers if z.support != (axis,)), free=space.free)
+        beside.append((others, tuple(1 if i == axis else n for i, n in enumerate(own))))
+    flat_shape = tuple(1 if i == axis else n for i, n in enumerate(shape))
+    rest = flow.store.join(beside, flat_shape, flow.at())
+    depth = max((len(s) for s in stacks), default=0)
+    along = []
+    for i in range(depth):
+        pieces = [
+            stack[i].labels.reshape(-1) if i < len(stack) else np.full(own[axis], NONE, dtype=np.int64)
+            for stack, (_, own) in zip(stacks, parts, strict=True)
+        ]
+        labels = np.concatenate(pieces)
+        along.append(move(Layer(labels), axis, len(shape)))
+    return Space((*rest.layers, *[z for z in along if z.support]), free=rest.free and not along)
+
+
+def pad(flow: Flow, entry: Entry) -> list[Space]:
+    """Constant padding: the new positions belong to no unit."""
+    x, amounts = entry.args[0], entry.args[1]
+    space, rank = flow.space(x), len(flow.shape(x))
+    layers = []
+    for z in space.layers:
+        widths = [(0, 0)] * rank
+        for i in range(len(amounts) // 2):
+            axis = rank - 1 - i
+            before, after = amounts[2 * i], amounts[2 * i + 1]
+            if z.labels.shape[axis] > 1 and (before, after) != (0, 0):
+                if min(before, after) < 0:
+                    flow.store.pin([z.labels], f"cropped by padding at {flow.at()}")
+                widths[axis] = (max(0, before), max(0, after))
+        layers.append(Layer(np.pad(z.labels, widths, constant_values=NONE), z.owner))
+    out = flow.shape(entry.outs[0])
+    fits = [z for z in layers if all(n in (1, m) for n, m in zip(z.labels.shape, out, strict=True))]
+    return [Space(tuple(fits), free=space.free)]
+
+
+def flip(flow: Flow, entry: Entry) -> list[Space]:
+    """Reverse axes."""
+    space = flow.space(entry.args[0])
+    rank = len(flow.shape(entry.args[0]))
+    axes = [a % rank for a in entry.args[1]]
+    return [Space(tuple(Layer(np.flip(z.labels, axes), z.owner) for z in space.layers), free=space.free)]
+
+
+def roll(flow: Flow, entry: Entry) -> list[Space]:
+    """Rotate along axes; rotating units by a fixed number of places does not survive a cut."""
+    x = entry.args[0]
+    axes = argument(entry, 2, "dims", ()) or range(len(flow.shape(x)))
+    for axis in axes:
+        flow.store.pin([z.labels for z in flow.layers(x, axis)], f"rotated by a fixed number at {flow.at()}")
+    return [flow.space(x)]
+
+
+def pixel_shuffle(flow: Flow, entry: Entry) -> list[Space]:
+    """[..., c r r, h, w] -> [..., c, h r, w r]."""
+    x, r = entry.args[0], entry.args[1]
+    *_, channels, _, _ = flow.shape(x)
+    rank = len(flow.shape(x))
+    outer, inner = blocked(flow, flow.layers(x, rank - 3), channels // (r * r), r * r)
+    flow.store.pin([z.labels for z in inner], f"moved into space at {flow.at()}")
+    kept = [z for z in flow.space(x).layers if rank - 3 not in z.support]
+    return [Space((*kept, *[move(z, rank - 3, rank) for z in outer]))]
+
+
+def pixel_unshuffle(flow: Flow, entry: Entry) -> list[Space]:
+    """[..., c, h r, w r] -> [..., c r r, h, w]."""
+    x, r = entry.args[0], entry.args[1]
+    rank = len(flow.shape(x))
+    layers = [Layer(np.repeat(z.labels, r * r), z.owner) for z in flow.layers(x, rank - 3)]
+    kept = [z for z in flow.space(x).layers if rank - 3 not in z.support]
+    return [Space((*kept, *[move(z, rank - 3, rank) for z in layers]))]
+
+
+def unfold(flow: Flow, entry: Entry) -> list[Space]:
+    """Sliding windows: [n, c, h, w] -> [n, c k k, windows]."""
+    x, kernel = entry.args[0], entry.args[1]
+    times = int(np.prod(kernel))
+    for axis in (2, 3):
+        flow.store.pin([z.labels for z in flow.layers(x, axis)], f"windows over space at {flow.at()}")
+    return [Space(tuple(move(Layer(np.repeat(z.labels, times), z.owner), 1, 3) for z in flow.layers(x, 1)))]
+
+
+def fold(flow: Flow, entry: Entry) -> list[Space]:
+    """Sum of sliding windows: [n, c k k, windows] -> [n, c, h, w]."""
+    x, kernel = entry.args[0], entry.args[2]
+    times = int(np.prod(kernel))
+    outer, inner = blocked(flow, flow.layers(x, 1), flow.shape(x)[1] // times, times)
+    flow.store.pin([z.labels for z in inner], f"moved into space at {flow.at()}")
+    return [Space(tuple(move(z, 1, 4) for z in outer))]
+
+
+# -- by index ----------------------------------------------------------------------------------------------------
+
+
+def _picked(flow: Flow, layer: Layer, index: Ref) -> Array | None:
+    const = flow.tape.values[index.id].const
+    if const is None or const.dtype.is_floating_point:
+        return None
+    ids = const.reshape(-1).cpu().numpy()
+    if const.dtype.is_floating_point is False and str(const.dtype) == "torch.bool":
+        ids = np.nonzero(ids)[0]
+    picked: Array = layer.labels.reshape(-1)[ids]
+    return picked
+
+
+def index_select(flow: Flow, entry: Entry) -> list[Space]:
+    """Rows picked by an index tensor along one axis."""
+    x, axis, index = entry.args[0], entry.args[1] % len(flow.shape(entry.args[0])), entry.args[2]
+    rank = len(flow.shape(x))
+    kept = [z for z in flow.space(x).layers if axis not in z.support]
+    for z in flow.layers(x, axis):
+        picked = _picked(flow, z, index)
+        flow.store.suspect([z.labels], f"picked by an index tensor at {flow.at()}")
+        if picked is None:
+            flow.store.pin([z.labels], f"picked by index at {flow.at()}")
+        else:
+            kept.append(move(Layer(picked), axis, rank))
+    return [Space(tuple(z for z in kept if z.support))]
+
+
+def index(flow: Flow, entry: Entry) -> list[Space]:
+    """``x[i, :, j]`` with index tensors."""
+    x, indices = entry.args[0], entry.args[1]
+    rank, out_rank = len(flow.shape(x)), len(flow.shape(entry.outs[0]))
+    used = [a for a, i in enumerate(indices) if i is not None]
+    masks = any(flow.tape.values[indices[a].id].dtype.is_floating_point is False
+                and str(flow.tape.values[indices[a].id].dtype) == "torch.bool" for a in used)
+    if masks:
+        return _masked_index(flow, entry, used, out_rank)
+    spread = out_rank - (rank - len(used))
+    together = used == list(range(used[0], used[-1] + 1))
+    first = used[0] if together else 0
+    rest = [a for a in range(rank) if a not in used]
+    places = {a: (i if (a < first or not together and False) else i + spread) for i, a in enumerate(rest)}
+    if together:
+        places = {a: (a if a < first else a - len(used) + spread) for a in rest}
+    layers = []
+    for z in flow.store.rectangular(flow.space(x).layers, flow.at()):
+        axis = z.support[0]
+        if axis in places:
+            layers.append(move(Layer(z.labels.reshape(-1), z.owner), places[axis], out_rank))
+            continue
+        const = flow.tape.values[indices[axis].id].const
+        flow.store.suspect([z.labels], f"picked by an index tensor at {flow.at()}")
+        if const is None:
+            flow.store.pin([z.labels], f"picked by index at {flow.at()}")
+            continue
+        picked = z.labels.reshape(-1)[const.cpu().numpy()]
+        shape = [1] * first + [1] * (spread - picked.ndim) + list(picked.shape)
+        shape += [1] * (out_rank - len(shape))
+        layers.append(Layer(compress(picked.reshape(shape))))
+    return [Space(tuple(z for z in layers if z.support))]
+
+
+def _masked_index(flow: Flow, entry: Entry, used: list[int], out_rank: int) -> list[Space]:
+    x = entry.args[0]
+    layers = []
+    for z in flow.store.rectangular(flow.space(x).layers, flow.at()):
+        from_end = len(flow.shape(x)) - z.support[0]
+        if z.support[0] > used[-1] and from_end <= out_rank:
+            layers.append(move(Layer(z.labels.reshape(-1), z.owner), out_rank - from_end, out_rank))
+        else:
+            flow.store.pin([z.labels], f"picked by a mask at {flow.at()}")
+    return [Space(tuple(layers))]
+
+
+def gather(flow: Flow, entry: Entry) -> list[Space]:
+    """Elements picked along one axis by an index of the same rank: other axes keep their units."""
+    x, axis, ids = entry.args[0], entry.args[1] % len(flow.shape(entry.args[0])), entry.args[2]
+    flow.store.pin([z.labels for z in flow.layers(x, axis)], f"picked by index at {flow.at()}")
+    keep = []
+    for z in flow.space(x).layers:
+        if axis in z.support:
+            continue
+        if any(flow.shape(ids)[a] != flow.shape(x)[a] for a in z.support):
+            flow.store.pin([z.labels], f"picked by index at {flow.at()}")
+        else:
+            keep.append(z)
+    return [Space(tuple(keep))]
+
+
+MOVERS: Mapping[str, Rule] = {
+    **dict.fromkeys(
+        ("clone", "detach", "alias", "contiguous", "_to_copy", "lift_fresh", "lift_fresh_copy", "lift", "dropout",
+         "native_dropout", "bernoulli", "alpha_dropout", "feature_dropout", "view_as_real", "_conj", "resolve_conj",
+         "fake_quantize_per_tensor_affine", "to"),
+        same,
+    ),
+    **dict.fromkeys(("view", "_unsafe_view", "reshape", "_reshape_alias", "squeeze", "unsqueeze", "flatten",
+                     "unflatten", "_reshape_copy", "view_copy"), view),
+    **dict.fromkeys(("transpose", "t", "swapaxes", "swapdims"), transpose),
+    "permute": permute,
+    "expand": expand,
+    "repeat": repeat,
+    "as_strided": as_strided,
+    "slice": slice_,
+    "narrow": slice_,
+    **dict.fromkeys(("split", "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes", "chunk", "unsafe_chunk"), split),
+    "select": select,
+    "unbind": lambda flow, entry: select(flow, Entry(
+        entry.op, entry.name, (entry.args[0], argument(entry, 1, "dim", 0)), {}, entry.outs, entry.module, entry.call)),
+    "cat": cat,
+    "stack": stack,
+    "constant_pad_nd": pad,
+    "flip": flip,
+    "roll": roll,
+    "pixel_shuffle": pixel_shuffle,
+    "pixel_unshuffle": pixel_unshuffle,
+    "im2col": unfold,
+    "col2im": fold,
+    "index_select": index_select,
+    "index": index,
+    "gather": gather,
+}

@@ -1,0 +1,291 @@
+"""Operators that keep positions: pointwise ones, reductions, norms, pooling, constants."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from nervure.graph.flow import Flow, Rule, argument, move, refs_in
+from nervure.graph.labels import Layer, Space
+from nervure.graph.rules.contractions import blocked
+from nervure.graph.sizes import Expression
+from nervure.graph.tape import Call, Entry, Ref
+
+
+def pointwise(flow: Flow, entry: Entry) -> list[Space]:
+    """Every element depends on the elements at its own place: labels of the operands are united."""
+    refs = [r for r in (*refs_in(entry.args), *refs_in(tuple(entry.kwargs.values())))]
+    spaces = [(flow.space(r), flow.shape(r)) for r in refs]
+    return [flow.store.join(spaces, flow.shape(out), flow.at()) for out in entry.outs]
+
+
+def copy(flow: Flow, entry: Entry) -> list[Space]:
+    """``dst.copy_(src)``: the contents of ``src`` in the place of ``dst``."""
+    return pointwise(flow, Entry(entry.op, entry.name, entry.args[:2], {}, entry.outs, entry.module, entry.call))
+
+
+def constant(flow: Flow, entry: Entry) -> list[Space]:
+    """Made from sizes alone: takes the labels that it meets, and its sizes must follow them."""
+    if entry.name.endswith("_like"):
+        return [Space(free=True) for _ in entry.outs]
+    sizes = _constant_sizes(entry.call, len(flow.shape(entry.outs[0])))
+    wishes = tuple((axis, size) for axis, size in enumerate(sizes)) or tuple(
+        (axis, size) for axis, size in enumerate(flow.shape(entry.outs[0]))
+    )
+    return [Space(free=True, wishes=wishes) for _ in entry.outs]
+
+
+def _constant_sizes(call: Call | None, rank: int) -> list[int | Expression]:
+    if call is None:
+        return []
+    flat: list[int | Expression] = []
+    for value in call.args:
+        flat += [v for v in (value if isinstance(value, tuple) else (value,)) if isinstance(v, int | Expression)]
+    for value in (call.kwargs.get("size"),):
+        flat += [v for v in value if isinstance(v, int | Expression)] if isinstance(value, tuple) else []
+    return flat[:rank] if len(flat) >= rank else []
+
+
+def filled(flow: Flow, entry: Entry) -> list[Space]:
+    """``x.fill_(v)``, ``x.zero_()``, ``x.normal_()``: the labels of ``x`` stay."""
+    return [flow.space(entry.args[0]) for _ in entry.outs]
+
+
+# -- reductions --------------------------------------------------------------------------------------------------
+
+
+def _axes(flow: Flow, x: Ref, given: object) -> list[int]:
+    rank = len(flow.shape(x))
+    if given is None or (isinstance(given, tuple) and not given):
+        return list(range(rank))
+    return [a % max(rank, 1) for a in (given if isinstance(given, tuple) else (given,)) if isinstance(a, int)]
+
+
+def _note_statistic(flow: Flow, argument_number: int, x: Ref, axes: Sequence[int], what: str) -> None:
+    for axis in axes:
+        layers = flow.layers(x, axis)
+        flow.read(argument_number, axis, layers, "statistic")
+        if layers:
+            flow.notes.append((tuple(z.labels for z in layers), f"{what} at {flow.at()} is taken over the survivors"))
+
+
+def reduction(flow: Flow, entry: Entry) -> list[Space]:
+    """Sums, means, norms, maxima over axes: a statistic over the survivors where the axis has units."""
+    x = entry.args[0]
+    position = 2 if entry.name.startswith(("norm", "linalg_vector_norm")) else 1
+    axes = _axes(flow, x, argument(entry, position, "dim"))
+    _note_statistic(flow, 0, x, axes, entry.name)
+    return [_reduced(flow, x, axes, len(flow.shape(out))) for out in entry.outs]
+
+
+def _reduced(flow: Flow, x: Ref, axes: Sequence[int], out_rank: int) -> Space:
+    space, rank = flow.space(x), len(flow.shape(x))
+    kept = [z for z in space.layers if not set(z.support) & set(axes)]
+    if out_rank == rank:
+        return Space(tuple(kept))
+    rest = [a for a in range(rank) if a not in axes]
+    if out_rank != len(rest):
+        return Space()
+    return Space(tuple(Layer(z.labels.transpose([*rest, *axes]).reshape([z.labels.shape[a] for a in rest]), z.owner) for z in kept))
+
+
+def along_axis(flow: Flow, entry: Entry) -> list[Space]:
+    """Softmax: a statistic along an axis, every element keeps its place."""
+    x = entry.args[0]
+    _note_statistic(flow, 0, x, _axes(flow, x, argument(entry, 1, "dim")), entry.name)
+    return [flow.space(x) for _ in entry.outs]
+
+
+def ordered(flow: Flow, entry: Entry) -> list[Space]:
+    """Sorting, scanning, arg-max: units along the axis are told apart by their place, so they stay."""
+    x = entry.args[0]
+    position = 2 if entry.name in ("topk", "kthvalue") else 1
+    given = argument(entry, position, "dim", None if entry.name.startswith("arg") else -1)
+    axes = _axes(flow, x, given)
+    for axis in axes:
+        flow.store.pin([z.labels for z in flow.layers(x, axis)], f"ordered by place at {flow.at()}")
+    return [
+        _reduced(flow, x, axes, len(flow.shape(out)))
+        if len(flow.shape(out)) != len(flow.shape(x))
+        else Space(tuple(z for z in flow.space(x).layers if not set(z.support) & set(axes)))
+        for out in entry.outs
+    ]
+
+
+# -- norms -------------------------------------------------------------------------------------------------------
+
+
+def batch_norm(flow: Flow, entry: Entry) -> list[Space]:
+    """Per-channel affine with statistics per channel: weight, bias and running statistics ride along."""
+    x, out = entry.args[0], entry.outs[0]
+    rank, channels = len(flow.shape(x)), flow.shape(x)[1]
+    spaces = [(flow.space(x), flow.shape(x))]
+    for r in refs_in(entry.args[1:5]):
+        riders = tuple(move(z, 1, rank) for z in flow.layers(r, 0))
+        spaces.append((Space(riders, free=flow.space(r).free), tuple(channels if i == 1 else 1 for i in range(rank))))
+    joined = flow.store.join(spaces, flow.shape(out), flow.at())
+    return [joined, *[_vector_space(joined, flow.shape(o)) for o in entry.outs[1:]]]
+
+
+def _vector_space(space: Space, shape: tuple[int, ...]) -> Space:
+    if len(shape) != 1:
+        return Space()
+    return Space(tuple(Layer(z.labels.reshape(-1), z.owner) for z in space.along(1)))
+
+
+def layer_norm(flow: Flow, entry: Entry) -> list[Space]:
+    """Normalise over trailing axes: the statistics are taken over the survivors."""
+    x, sizes = entry.args[0], entry.args[1]
+    rank = len(flow.shape(x))
+    axes = list(range(rank - len(sizes), rank))
+    _note_statistic(flow, 0, x, axes, "the norm")
+    shape = flow.shape(x)
+    riders = refs_in((argument(entry, 2, "weight"), argument(entry, 3, "bias")))
+    joined = flow.store.join(
+        [(flow.space(x), shape), *[(flow.space(r), flow.shape(r)) for r in riders]], shape, flow.at()
+    )
+    _norm_sizes(flow, entry.call, joined, axes)
+    return [joined, *[Space() for _ in entry.outs[1:]]]
+
+
+def _norm_sizes(flow: Flow, call: Call | None, space: Space, axes: Sequence[int]) -> None:
+    given = None if call is None else call.kwargs.get("normalized_shape", call.args[1] if len(call.args) > 1 else None)
+    wishes = given if isinstance(given, tuple) else (given,)
+    if len(wishes) != len(axes):
+        return
+    for axis, wish in zip(axes, wishes, strict=True):
+        vectors = [z.labels.reshape(-1) for z in space.along(axis)]
+        if not vectors or wish is None:
+            continue
+        if isinstance(wish, Expression):
+            flow.store.sizes.append((wish, tuple(vectors)))
+        else:
+            flow.store.suspect(vectors, f"a norm over a fixed size at {flow.at()}")
+
+
+def group_norm(flow: Flow, entry: Entry) -> list[Space]:
+    """Normalise over equal blocks of channels: blocks leave whole, or channels evenly from each."""
+    x, groups = entry.args[0], entry.args[6]
+    rank, channels = len(flow.shape(x)), flow.shape(x)[1]
+    outer, inner = blocked(flow, flow.layers(x, 1), groups, channels)
+    if channels // groups > 1 and inner:
+        flow.notes.append((tuple(z.labels for z in inner), f"the norm at {flow.at()} is taken over the survivors"))
+    _group_count(flow, entry.call, outer, groups)
+    flow.read(0, 1, flow.layers(x, 1), f"blocks:{groups}")
+    spaces = [(flow.space(x), flow.shape(x))]
+    for r in refs_in(entry.args[1:3]):
+        riders = tuple(move(z, 1, rank) for z in flow.layers(r, 0))
+        spaces.append((Space(riders), tuple(channels if i == 1 else 1 for i in range(rank))))
+    return [flow.store.join(spaces, flow.shape(x), flow.at()), *[Space() for _ in entry.outs[1:]]]
+
+
+def _group_count(flow: Flow, call: Call | None, outer: Sequence[Layer], groups: int) -> None:
+    given = None if call is None else call.kwargs.get("num_groups", call.args[1] if len(call.args) > 1 else None)
+    if isinstance(given, Expression) and outer:
+        flow.store.sizes.append((given, tuple(z.labels for z in outer)))
+    elif groups > 1:
+        flow.store.pin([z.labels for z in outer], f"the number of norm groups is fixed in the code at {flow.at()}")
+
+
+def rms_norm(flow: Flow, entry: Entry) -> list[Space]:
+    """Root-mean-square norm over trailing axes."""
+    moved = Entry(entry.op, entry.name, (*entry.args[:3], None), {}, entry.outs, entry.module, entry.call)
+    return layer_norm(flow, moved)
+
+
+# -- space -------------------------------------------------------------------------------------------------------
+
+
+def spatial(dimensions: int) -> Rule:
+    """Pooling, resampling and padding over the last ``dimensions`` axes: units before them go through."""
+
+    def rule(flow: Flow, entry: Entry) -> list[Space]:
+        x = entry.args[0]
+        rank = len(flow.shape(x))
+        for axis in range(rank - dimensions, rank):
+            flow.store.pin([z.labels for z in flow.layers(x, axis)], f"mixed over space at {flow.at()}")
+        kept = [z for z in flow.space(x).layers if not set(z.support) & set(range(rank - dimensions, rank))]
+        return [Space(tuple(kept)) for _ in entry.outs]
+
+    return rule
+
+
+def grid_sample(flow: Flow, entry: Entry) -> list[Space]:
+    """Sampling at given places: channels go through, the places must have no units."""
+    for r in refs_in(entry.args[1:2]):
+        flow.store.pin([z.labels for z in flow.space(r).layers], f"coordinates at {flow.at()}")
+    return spatial(len(flow.shape(entry.args[0])) - 2)(flow, entry)
+
+
+def unknown(flow: Flow, entry: Entry) -> list[Space]:
+    """No rule: pointwise where the operator says so, otherwise everything that enters is pinned and said so."""
+    if torch.Tag.pointwise in getattr(entry.op, "tags", ()):
+        return pointwise(flow, entry)
+    refs = refs_in((*entry.args, *entry.kwargs.values()))
+    if not refs:
+        return constant(flow, entry)
+    labelled = [z.labels for r in refs for z in flow.space(r).layers]
+    if labelled:
+        flow.store.pin(labelled, f"operation {entry.name!r} has no rule ({flow.at()})")
+        flow.unknown.setdefault(entry.name, entry.module)
+    return [Space() for _ in entry.outs]
+
+
+def nothing(flow: Flow, entry: Entry) -> list[Space]:
+    """Reads a number out of a tensor; no tensor comes out."""
+    return [Space() for _ in entry.outs]
+
+
+_POINTWISE = (
+    "add sub mul div rsub addcmul addcdiv where masked_fill maximum minimum relu relu6 leaky_relu elu selu celu gelu "
+    "silu mish hardtanh hardswish hardsigmoid sigmoid tanh softplus softshrink hardshrink threshold log_sigmoid_forward "
+    "prelu _prelu_kernel clamp clamp_min clamp_max exp exp2 expm1 log log1p log2 log10 sqrt rsqrt pow abs neg sign floor "
+    "ceil round trunc frac reciprocal square sin cos tan asin acos atan atan2 sinh cosh erf erfc erfinv lerp fmod "
+    "remainder eq ne lt le gt ge logical_and logical_or logical_not logical_xor bitwise_and bitwise_or bitwise_not "
+    "bitwise_xor isnan isinf isfinite nan_to_num tril triu rrelu_with_noise glu_jvp polar complex real imag view_as_complex"
+).split()
+_REDUCTIONS = "sum mean amax amin max min norm linalg_vector_norm var std var_mean std_mean prod logsumexp any all median nansum".split()
+_ORDERED = "sort topk argsort argmax argmin cumsum cumprod cummax cummin logcumsumexp kthvalue mode msort".split()
+_SPATIAL = {
+    1: "max_pool1d avg_pool1d adaptive_avg_pool1d adaptive_max_pool1d upsample_nearest1d upsample_linear1d "
+    "reflection_pad1d replication_pad1d",
+    2: "max_pool2d_with_indices avg_pool2d _adaptive_avg_pool2d adaptive_avg_pool2d adaptive_max_pool2d max_pool2d "
+    "upsample_nearest2d upsample_bilinear2d upsample_bicubic2d _upsample_bilinear2d_aa _upsample_bicubic2d_aa "
+    "_upsample_nearest_exact2d reflection_pad2d replication_pad2d max_unpool2d fractional_max_pool2d",
+    3: "max_pool3d_with_indices avg_pool3d _adaptive_avg_pool3d adaptive_avg_pool3d adaptive_max_pool3d "
+    "upsample_nearest3d upsample_trilinear3d reflection_pad3d replication_pad3d",
+}
+
+
+def glu(flow: Flow, entry: Entry) -> list[Space]:
+    """``a * sigmoid(b)`` for the two halves of an axis."""
+    x = entry.args[0]
+    rank = len(flow.shape(x))
+    axis = argument(entry, 1, "dim", -1) % rank
+    outer, inner = blocked(flow, flow.layers(x, axis), 2, flow.shape(x)[axis])
+    flow.store.pin([z.labels for z in outer], f"halves of a gate at {flow.at()}")
+    kept = [z for z in flow.space(x).layers if axis not in z.support]
+    return [Space((*kept, *[move(z, axis, rank) for z in inner]))]
+
+
+OTHERS: Mapping[str, Rule] = {
+    **dict.fromkeys(_POINTWISE, pointwise),
+    **dict.fromkeys(_REDUCTIONS, reduction),
+    **dict.fromkeys(_ORDERED, ordered),
+    **{name: spatial(n) for n, names in _SPATIAL.items() for name in names.split()},
+    **dict.fromkeys(("_softmax", "_log_softmax", "softmax", "log_softmax", "_safe_softmax"), along_axis),
+    **dict.fromkeys(("native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training", "batch_norm",
+                     "_batch_norm_with_update", "_batch_norm_no_update", "cudnn_batch_norm"), batch_norm),
+    "native_layer_norm": layer_norm,
+    "layer_norm": layer_norm,
+    "native_group_norm": group_norm,
+    "_fused_rms_norm": rms_norm,
+    "rms_norm": rms_norm,
+    "grid_sampler_2d": grid_sample,
+    "grid_sampler_3d": grid_sample,
+    "glu": glu,
+    "copy": copy,
+    **dict.fromkeys(("fill", "zero", "normal_", "uniform_", "random_", "exponential_"), filled),
+    **dict.fromkeys(("zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like", "new_zeros", "new_ones",
+                     "new_full", "new_empty", "new_empty_strided"), constant),
+    **dict.fromkeys(("item", "_local_scalar_dense", "equal", "is_nonzero", "is_same_size", "sym_size"), nothing),
+}

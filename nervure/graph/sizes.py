@@ -1,0 +1,185 @@
+"""Integers that remember where they come from.
+
+A module keeps its own widths as Python integers (``num_heads``, ``head_dim``, ``groups``). While a model is traced these
+are replaced by :class:`Size`, an ``int`` that knows its attribute and keeps that knowledge through arithmetic, so
+that the sizes that arrive in ``view``, ``split`` or ``zeros`` tell which attribute must follow a cut.
+"""
+
+import operator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, final
+
+from torch import nn
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Attribute:
+    """An integer attribute: qualified module name and the path below the module."""
+
+    module: str
+    path: str
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Expression:
+    """A number made from attributes: ``value``, and how (an attribute, or an operation on two numbers)."""
+
+    value: int
+    attribute: Attribute | None = None
+    operation: str = ""
+    operands: tuple["Expression | int | float", ...] = ()
+
+    def attributes(self) -> set[Attribute]:
+        """All attributes in the expression."""
+        if self.attribute is not None:
+            return {self.attribute}
+        return {a for o in self.operands if isinstance(o, Expression) for a in o.attributes()}
+
+    def evaluate(self, values: Mapping[Attribute, int]) -> float:
+        """The number, with attributes replaced by ``values`` where given."""
+        if self.attribute is not None:
+            return values.get(self.attribute, self.value)
+        numbers = [o.evaluate(values) if isinstance(o, Expression) else o for o in self.operands]
+        result: float = OPERATIONS[self.operation](*numbers)
+        return result
+
+
+OPERATIONS: Mapping[str, Callable[..., Any]] = {
+    "add": operator.add,
+    "sub": operator.sub,
+    "mul": operator.mul,
+    "floordiv": operator.floordiv,
+    "truediv": operator.truediv,
+    "mod": operator.mod,
+    "neg": operator.neg,
+    "int": int,
+}
+
+
+class Size(int):
+    """An integer with its :class:`Expression`."""
+
+    expression: Expression
+
+    @staticmethod
+    def of(expression: Expression) -> "Size":
+        """The size that an expression stands for."""
+        size = Size(expression.value)
+        size.expression = expression
+        return size
+
+    def __deepcopy__(self, memo: Any) -> int:
+        return int.__int__(self)
+
+    def __reduce__(self) -> Any:
+        return int, (int.__int__(self),)
+
+    def __int__(self) -> "Size":  # type: ignore[override]
+        return self
+
+    __trunc__ = __floor__ = __ceil__ = __int__
+
+
+def _plain(value: Any) -> Any:
+    return value.expression if isinstance(value, Size) else value
+
+
+def _binary(name: str, *, swapped: bool) -> Callable[[Any, Any], Any]:
+    def run(self: Size, other: Any) -> Any:
+        if not isinstance(other, int | float) or isinstance(other, bool):
+            return NotImplemented
+        left, right = (other, self) if swapped else (self, other)
+        plain = [int.__index__(v) if isinstance(v, int) else v for v in (left, right)]
+        result = OPERATIONS[name](*plain)
+        if not isinstance(result, int):
+            return result
+        return Size.of(Expression(result, operation=name, operands=(_plain(left), _plain(right))))
+
+    return run
+
+
+for _name in ("add", "sub", "mul", "floordiv", "mod"):
+    setattr(Size, f"__{_name}__", _binary(_name, swapped=False))
+    setattr(Size, f"__r{_name}__", _binary(_name, swapped=True))
+
+
+def expression_of(value: int) -> Expression | int:
+    """The expression of a size, or the plain integer."""
+    return value.expression if isinstance(value, Size) else value
+
+
+def _is_integer(value: Any) -> bool:
+    return type(value) is int and value > 0
+
+
+def _holders(model: nn.Module) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Every attribute dictionary that may hold sizes: (module name, path prefix, dictionary), configs included once."""
+    seen: set[int] = set()
+    for name, module in model.named_modules():
+        yield name, "", vars(module)
+        for key in ("config", "cfg", "args", "hparams"):
+            config = vars(module).get(key)
+            holder = getattr(config, "__dict__", None)
+            if isinstance(holder, dict) and id(holder) not in seen and not isinstance(config, nn.Module | type):
+                seen.add(id(holder))
+                yield name, f"{key}.", holder
+
+
+@contextmanager
+def tagged_attributes(model: nn.Module) -> Iterator[None]:
+    """Replace integer attributes of modules (and their configs, and tuples of integers) by :class:`Size`, then restore."""
+    undo: list[tuple[dict[str, Any], str, Any]] = []
+    try:
+        for module, prefix, holder in _holders(model):
+            for key, value in list(holder.items()):
+                if key.startswith("__") or key in _UNTOUCHED:
+                    continue
+                tagged = _tagged(module, prefix + key, value)
+                if tagged is not value:
+                    undo.append((holder, key, value))
+                    holder[key] = tagged
+        yield
+    finally:
+        for holder, key, value in reversed(undo):
+            holder[key] = value
+
+
+_UNTOUCHED = frozenset({"training", "_version", "_non_persistent_buffers_set"})
+
+
+def _tagged(module: str, path: str, value: Any) -> Any:
+    if _is_integer(value):
+        return Size.of(Expression(value, attribute=Attribute(module, path)))
+    if type(value) in (tuple, list) and value and all(_is_integer(v) for v in value):
+        sizes = [Size.of(Expression(v, attribute=Attribute(module, f"{path}[{i}]"))) for i, v in enumerate(value)]
+        return type(value)(sizes)
+    return value
+
+
+def read_attribute(model: nn.Module, attribute: Attribute) -> Any:
+    """Current value of an attribute; raises ``AttributeError`` or ``IndexError`` where it is gone."""
+    holder, key, index = _locate(model, attribute)
+    return getattr(holder, key) if index is None else getattr(holder, key)[index]
+
+
+def write_attribute(model: nn.Module, attribute: Attribute, value: int) -> None:
+    """Set an attribute (an element of a tuple or list is replaced in a new one of the same type)."""
+    holder, key, index = _locate(model, attribute)
+    if index is None:
+        setattr(holder, key, value)
+        return
+    old = getattr(holder, key)
+    setattr(holder, key, type(old)(value if i == index else v for i, v in enumerate(old)))
+
+
+def _locate(model: nn.Module, attribute: Attribute) -> tuple[Any, str, int | None]:
+    holder: Any = model.get_submodule(attribute.module)
+    *parents, last = attribute.path.split(".")
+    for name in parents:
+        holder = getattr(holder, name)
+    key, _, rest = last.partition("[")
+    return holder, key, int(rest.rstrip("]")) if rest else None

@@ -1,0 +1,408 @@
+"""One eager run of a model, written down: every operator call, its arguments by number, and the module it ran in.
+
+The tape holds no activations. What follows (labels, costs, blocks) are pure functions of it, and can be computed again
+under other assumptions without running the model again. Values are in single-assignment form: an in-place write makes
+a new value, and writing into a view writes back into what it is a view of.
+"""
+
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
+
+from nervure.errors import ForwardError, TraceError
+from nervure.graph.example import as_inputs, tensors_in
+from nervure.graph.sizes import Expression, expression_of, tagged_attributes
+
+SMALL_CONSTANT = 4_000_000
+
+
+class Ref(NamedTuple):
+    """The number of a value on the tape."""
+
+    id: int
+
+
+@dataclass(slots=True)
+class Value:
+    """What is known of one tensor: shape, dtype, and its contents where they are small integers (indices)."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    const: Tensor | None = None
+
+
+@dataclass(slots=True)
+class Call:
+    """A call the user's code made by name (``Tensor.view``, ``torch.split``); sizes that came from attributes."""
+
+    name: str
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    tagged: bool = False
+
+
+@dataclass(slots=True)
+class Entry:
+    """One operator call. ``args`` and ``kwargs`` hold :class:`Ref` for tensors; ``outs`` the results in order."""
+
+    op: Any
+    name: str
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    outs: tuple[Ref, ...]
+    module: str
+    call: Call | None = None
+
+
+@dataclass(slots=True)
+class WriteBack:
+    """A write into a view, seen from what it is a view of: ``out`` is ``base`` with ``value`` at ``views`` of it."""
+
+    base: Ref
+    value: Ref
+    views: tuple[tuple[Any, tuple[Any, ...], Mapping[str, Any], int], ...]
+    out: Ref
+    module: str
+
+
+@dataclass(slots=True)
+class ModuleCall:
+    """One run of a module: values in and out, entries ``start`` to ``stop``, and the form of its result.
+
+    ``form`` is the result with the number of the value in the place of each tensor and None for all else.
+    """
+
+    name: str
+    inputs: list[int]
+    outputs: list[int]
+    start: int
+    stop: int
+    form: Any
+
+
+@dataclass(slots=True)
+class Tape:
+    """The record of one run; see the module's docstring."""
+
+    entries: list[Entry | WriteBack] = field(default_factory=list)
+    values: list[Value] = field(default_factory=list)
+    named: dict[int, str] = field(default_factory=dict)
+    inputs: list[int] = field(default_factory=list)
+    outputs: list[int] = field(default_factory=list)
+    calls: list["ModuleCall"] = field(default_factory=list)
+    training_from: int | None = None
+    """First entry of the second run, in training mode, where there was one."""
+
+    def shape(self, ref: Ref) -> tuple[int, ...]:
+        """Shape of a value."""
+        return self.values[ref.id].shape
+
+
+class _Memory:
+    """Numbers for living tensors; forgets the dead, so that a reused address is not mistaken for an old tensor."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[weakref.ref[Tensor], int]] = {}
+        self._views: dict[int, tuple[weakref.ref[Tensor], tuple[Any, ...]]] = {}
+
+    def number(self, tensor: Tensor) -> int | None:
+        entry = self._known.get(id(tensor))
+        return entry[1] if entry is not None and entry[0]() is tensor else None
+
+    def remember(self, tensor: Tensor, number: int) -> None:
+        self._known[id(tensor)] = (weakref.ref(tensor), number)
+
+    def is_view_of(self, out: Tensor, base: Tensor, step: tuple[Any, ...]) -> None:
+        self._views[id(out)] = (weakref.ref(base), (weakref.ref(out), step))
+
+    def base(self, tensor: Tensor) -> tuple[Tensor, tuple[Any, ...]] | None:
+        entry = self._views.get(id(tensor))
+        if entry is None or entry[1][0]() is not tensor:
+            return None
+        base = entry[0]()
+        return None if base is None else (base, entry[1][1])
+
+
+class Recorder(TorchDispatchMode):
+    """Writes every operator call on a tape. ``interpret`` may take the place of the operator (see ``verify``)."""
+
+    def __init__(self, tape: Tape, interpret: Callable[[int, Any, Any, Any], Any] | None = None) -> None:
+        super().__init__()
+        self.tape = tape
+        self.memory = _Memory()
+        self.modules: list[str] = []
+        self.call: Call | None = None
+        self._interpret = interpret
+
+    def value(self, tensor: Tensor) -> Ref:
+        """The number of ``tensor``, a new one where it was never seen."""
+        number = self.memory.number(tensor)
+        return Ref(number) if number is not None else self.new(tensor)
+
+    def new(self, tensor: Tensor) -> Ref:
+        """A new number for ``tensor``."""
+        const = None
+        if not tensor.is_floating_point() and not tensor.is_complex() and tensor.numel() <= SMALL_CONSTANT:
+            const = tensor if tensor.device.type != "meta" else None
+        self.tape.values.append(Value(tuple(tensor.shape), tensor.dtype, const))
+        number = len(self.tape.values) - 1
+        self.memory.remember(tensor, number)
+        return Ref(number)
+
+    def _refs(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return self.value(value)
+        if isinstance(value, list | tuple):
+            return tuple(self._refs(v) for v in value)
+        return value
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        refs = self._refs(args)
+        named = {key: self._refs(value) for key, value in kwargs.items()}
+        index = len(self.tape.entries)
+        out = func(*args, **kwargs) if self._interpret is None else self._interpret(index, func, args, kwargs)
+        results = [t for t in (out if isinstance(out, list | tuple) else [out]) if isinstance(t, Tensor)]
+        writes = _written(func, args, kwargs)
+        outs = tuple(self.new(t) for t in results)
+        name = func._schema.name.removeprefix("aten::")
+        self.tape.entries.append(
+            Entry(func, name, refs, named, outs, self.modules[-1] if self.modules else "", self.call)
+        )
+        if writes:
+            self._write_back([t for t in results if any(t is w for w in writes)])
+        elif _is_view(func) and args and isinstance(args[0], Tensor):
+            for i, tensor in enumerate(results):
+                self.memory.is_view_of(tensor, args[0], (func, refs, named, i))
+        return out
+
+    def _write_back(self, written: list[Tensor]) -> None:
+        for tensor in written:
+            chain: list[tuple[Any, tuple[Any, ...], Mapping[str, Any], int]] = []
+            value, at = self.value(tensor), tensor
+            while (found := self.memory.base(at)) is not None:
+                at, step = found
+                chain.insert(0, step)
+                before = self.value(at)
+                after = self.new(at)
+                self.tape.entries.append(
+                    WriteBack(before, value, tuple(chain), after, self.modules[-1] if self.modules else "")
+                )
+
+
+def _written(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
+    written = []
+    for i, argument in enumerate(func._schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            given = args[i] if i < len(args) else kwargs.get(argument.name)
+            if isinstance(given, Tensor):
+                written.append(given)
+    return written
+
+
+def _is_view(func: Any) -> bool:
+    returns = func._schema.returns
+    return bool(returns) and returns[0].alias_info is not None and not returns[0].alias_info.is_write
+
+
+class _Names(TorchFunctionMode):
+    """Tells the recorder which call of the user's code is running, and whether its sizes come from attributes."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        super().__init__()
+        self._recorder = recorder
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", str(func))
+        if name == "__get__":
+            return func(*args, **kwargs)
+        outer = self._recorder.call
+        sizes = tuple(_sizes(a) for a in args)
+        named = {key: _sizes(value) for key, value in kwargs.items()}
+        tagged = any(_holds_expression(s) for s in (*sizes, *named.values()))
+        self._recorder.call = Call(name, sizes, named, tagged)
+        try:
+            return func(*args, **kwargs)
+        finally:
+            self._recorder.call = outer
+
+
+def _sizes(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return Tensor
+    if isinstance(value, list | tuple):
+        return tuple(_sizes(v) for v in value)
+    if isinstance(value, slice):
+        return slice(_sizes(value.start), _sizes(value.stop), _sizes(value.step))
+    if isinstance(value, int):
+        return expression_of(value)
+    return None if value is None or isinstance(value, float | str | torch.dtype | torch.device) else value
+
+
+def _holds_expression(value: Any) -> bool:
+    if isinstance(value, Expression):
+        return True
+    if isinstance(value, slice):
+        return any(isinstance(v, Expression) for v in (value.start, value.stop, value.step))
+    return isinstance(value, tuple) and any(_holds_expression(v) for v in value)
+
+
+def named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters, buffers and plain tensor attributes by qualified name; shared tensors under their first name."""
+    found: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    sources: list[tuple[str, Tensor]] = [*model.named_parameters(), *model.named_buffers()]
+    for prefix, module in model.named_modules():
+        dot = f"{prefix}." if prefix else ""
+        sources += [(dot + key, value) for key, value in vars(module).items() if isinstance(value, Tensor)]
+    for name, tensor in sources:
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            found[name] = tensor
+    return found
+
+
+@contextmanager
+def _module_stack(model: nn.Module, recorder: Recorder) -> Iterator[None]:
+    names = {id(module): name for name, module in model.named_modules()}
+    starts: list[tuple[list[int], int]] = []
+
+    def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
+        recorder.modules.append(names[id(module)])
+        inputs = [recorder.value(t).id for t in tensors_in((args, kwargs))]
+        starts.append((inputs, len(recorder.tape.entries)))
+
+    def leave(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        if not starts:
+            return
+        name = recorder.modules.pop()
+        inputs, start = starts.pop()
+        outputs = [recorder.value(t).id for t in tensors_in(output)]
+        form = tree_map(lambda leaf: recorder.value(leaf).id if isinstance(leaf, Tensor) else None, output)
+        recorder.tape.calls.append(ModuleCall(name, inputs, outputs, start, len(recorder.tape.entries), form))
+
+    hooks = [m.register_forward_pre_hook(enter, with_kwargs=True) for m in model.modules() if id(m) in names]
+    hooks += [m.register_forward_hook(leave, with_kwargs=True) for m in model.modules() if id(m) in names]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextmanager
+def plain_kernels(model: nn.Module) -> Iterator[None]:
+    """Fused fast paths off, so that attention and recurrent layers run as operators that can be read."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    recurrent = any(isinstance(m, nn.RNNBase) for m in model.modules())
+    try:
+        with ExitStack() as stack:
+            if recurrent:
+                stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
+                stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def record(
+    model: nn.Module, example: Any, *, interpret: Callable[[int, Any, Any, Any], Any] | None = None, tag: bool = True
+) -> tuple[Tape, Any]:
+    """Run ``model`` once on ``example`` and return the tape and the model's output.
+
+    Args:
+        model: any module; its training flag is respected, nothing in it is changed.
+        example: a tensor, a tuple of positional arguments, or a dict of keyword arguments.
+        interpret: runs in the place of each operator: (entry number, operator, args, kwargs) -> result.
+        tag: remember which integer attributes of modules arrive in sizes.
+
+    Raises:
+        ForwardError: the model's forward raised; the message names the module, the cause is the model's own error.
+        TraceError: nothing that was computed reached the output.
+    """
+    args, kwargs = as_inputs(example)
+    tape = Tape()
+    recorder = Recorder(tape, interpret)
+    for name, tensor in named_tensors(model).items():
+        tape.named[recorder.new(tensor).id] = name
+    known = len(tape.values)
+    tape.inputs = [recorder.value(t).id for t in tensors_in((args, kwargs))]
+    tape.inputs = [i for i in tape.inputs if i >= known]
+    with torch.no_grad(), plain_kernels(model), ExitStack() as stack:
+        if tag:
+            stack.enter_context(tagged_attributes(model))
+        stack.enter_context(_module_stack(model, recorder))
+        stack.enter_context(recorder)
+        stack.enter_context(_Names(recorder))
+        output = _called(model, args, kwargs, recorder, example)
+        if interpret is None and model_has_unreached(model, tape):
+            tape.training_from = len(tape.entries)
+            tape.outputs += _training_outputs(model, args, kwargs, recorder)
+    tape.outputs = [recorder.value(t).id for t in tensors_in(output)] + tape.outputs
+    if not tape.outputs:
+        raise TraceError(f"the model returned {type(output).__name__} without a tensor in it; there is nothing to trace.")
+    return tape, output
+
+
+def _called(model: nn.Module, args: Any, kwargs: Any, recorder: Recorder, example: Any) -> Any:
+    try:
+        return model(*args, **kwargs)
+    except Exception as error:
+        where = recorder.modules[-1] if recorder.modules else ""
+        place = f" in {where!r}" if where else ""
+        raise ForwardError(
+            f"the model's forward raised {type(error).__name__}{place}: {error}. "
+            f"The example was {describe_example(example)}; check that it is what the model expects."
+        ) from error
+
+
+def model_has_unreached(model: nn.Module, tape: Tape) -> bool:
+    """Whether parameters were not used: some modules (auxiliary heads) run in training mode only."""
+    used = {ref.id for e in tape.entries if isinstance(e, Entry) for ref in _all_refs((*e.args, *e.kwargs.values()))}
+    parameters = {name for name, _ in model.named_parameters()}
+    return any(number not in used for number, name in tape.named.items() if name in parameters)
+
+
+def _all_refs(value: Any) -> Iterator[Ref]:
+    if isinstance(value, Ref):
+        yield value
+    elif isinstance(value, tuple):
+        for inner in value:
+            yield from _all_refs(inner)
+
+
+def _training_outputs(model: nn.Module, args: Any, kwargs: Any, recorder: Recorder) -> list[int]:
+    """Run once more in training mode, with buffers and random state put back after; auxiliary heads join the tape."""
+    modes = {module: module.training for module in model.modules()}
+    if all(modes.values()):
+        return []
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    recorder.modules.clear()
+    with torch.random.fork_rng(devices=[]):
+        try:
+            model.train()
+            return [recorder.value(t).id for t in tensors_in(model(*args, **kwargs))]
+        except Exception:  # a batch of one may not be trainable; evaluation mode was traced all the same
+            recorder.modules.clear()
+            return []
+        finally:
+            for module, training in modes.items():
+                module.training = training
+            with torch.no_grad():
+                for name, buffer in model.named_buffers():
+                    buffer.copy_(buffers[name])
+
+
+def describe_example(example: Any) -> str:
+    """Shapes and dtypes of the tensors of ``example``, for messages."""
+    return ", ".join(f"{tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}" for t in tensors_in(example)) or repr(example)

@@ -1,0 +1,465 @@
+"""From one run of a model to the frozen picture of what is coupled to what.
+
+``draw`` is what ``nervure.trace`` starts from; the latter also tries the groups that ``draw`` is not sure of.
+"""
+
+import fnmatch
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from nervure.errors import ArgumentError, TraceError
+from nervure.graph.flow import HIDDEN, Flow, Specs, move
+from nervure.graph.labels import NONE, Array, Layer, Owner, Space, Split, Store
+from nervure.graph.rules import RULES, unknown
+from nervure.graph.tape import Tape, named_tensors, record
+from nervure.graph.types import Axis, Edge, Graph, Group, Part, Resize, Slot, Units, Work
+
+ROUNDS = 16
+
+
+def flow_over(tape: Tape, *, free_inputs: bool = False) -> Flow:
+    """Carry labels over the tape until no axis wishes to be split any more; the last pass is the answer."""
+    specs: Specs = {}
+    for round_ in range(ROUNDS):
+        flow = Flow(tape, specs, Store(last=round_ == ROUNDS - 1))
+        _start(flow, free_inputs)
+        flow.run(RULES, unknown)
+        if not flow.store.splits:
+            return flow
+        if not _apply_splits(flow, specs):
+            flow = Flow(tape, specs, Store(last=True))
+            _start(flow, free_inputs)
+            flow.run(RULES, unknown)
+            return flow
+    return flow
+
+
+def _start(flow: Flow, free_inputs: bool) -> None:
+    for number in flow.tape.inputs:
+        flow.spaces[number] = Space()
+    if free_inputs:
+        for i, number in enumerate(flow.tape.inputs):
+            shape = flow.tape.values[number].shape
+            for axis, n in enumerate(shape):
+                if n > 1 and axis == 1:
+                    vector = flow.store.unions.fresh(n)
+                    flow.owned[(f"input{i}", axis)] = [vector]
+                    flow.spaces[number] = Space((move(Layer(vector, (f"input{i}", axis)), axis, len(shape)),))
+
+
+def _apply_splits(flow: Flow, specs: Specs) -> bool:
+    """Replace labels that wish to be products by their factors, wherever they are owned; False where nothing changed."""
+    find = flow.store.unions.find
+    taken = np.zeros(flow.store.unions.count, dtype=bool)
+    changed = False
+    roots_of = {owner: [find(labels) for labels in layers] for owner, layers in flow.owned.items() if owner in specs}
+    for split in flow.store.splits:
+        # Unions made after the wish may have merged some of its labels: such a product is asked for again if still due.
+        roots = find(split.labels)
+        if taken[roots].any() or len(np.unique(roots)) != len(roots):
+            continue
+        taken[roots] = True
+        table = np.full(flow.store.unions.count, NONE, dtype=np.int64)
+        table[roots] = np.arange(len(roots))
+        for owner, layers in roots_of.items():
+            new: list[Array] = []
+            for ids, labels in zip(specs[owner], layers, strict=True):
+                new += _factored(ids, labels, table, split)
+            if len(new) != len(specs[owner]):
+                changed = True
+                specs[owner] = new
+                roots_of[owner] = _relabelled(layers, new)
+    return changed
+
+
+def _relabelled(layers: list[Array], new: list[Array]) -> list[Array]:
+    """Roots for the new layers of an axis, so that later splits of the same round see which parts are untouched."""
+    old = np.full(len(new[0]), NONE, dtype=np.int64)
+    for roots in layers:
+        old = np.where(roots >= 0, roots, old)
+    return [np.where(ids >= 0, old, NONE) if i == 0 else np.full(len(ids), NONE, dtype=np.int64) for i, ids in enumerate(new)]
+
+
+def _factored(ids: Array, labels: Array, table: Array, split: Split) -> list[Array]:
+    where = np.where(labels >= 0, table[np.maximum(labels, 0)], NONE)
+    hit = where >= 0
+    if not hit.any():
+        return [ids]
+    base = int(ids.max()) + 1
+    out = []
+    for column in range(split.coordinates.shape[1]):
+        values = np.full(len(ids), NONE, dtype=np.int64)
+        values[hit] = split.coordinates[where[hit], column] + base
+        if column == 0:
+            values[~hit] = ids[~hit]
+        alive = values >= 0
+        values[alive] = np.unique(values[alive], return_inverse=True)[1]
+        out.append(values)
+    return out
+
+
+# -- from labels to groups ---------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Census:
+    """For every label root: its group and its number in it."""
+
+    flow: Flow
+    reasons: dict[int, str]
+    group_of: Array
+    unit_of: Array
+    members: list[Array] = field(default_factory=list)
+    firsts: list[tuple[Owner, int]] = field(default_factory=list)
+
+
+def _reasons(flow: Flow, outputs: bool) -> tuple[Array, list[str]]:
+    """For every label the number of the reason why its set must stay (0: none), and the reasons."""
+    find, texts = flow.store.unions.find, ["", HIDDEN]
+    number = np.zeros(flow.store.unions.count, dtype=np.int64)
+    pins = [(p.labels, p.reason) for p in flow.store.pins]
+    if outputs:
+        pins += [(z.labels.reshape(-1), "model output") for n in flow.tape.outputs for z in flow.spaces.get(n, Space()).layers]
+    for labels, reason in pins:
+        if reason not in texts:
+            texts.append(reason)
+        roots = find(labels[labels >= 0])
+        fresh = roots[number[roots] <= 1]
+        number[fresh] = np.maximum(number[fresh], texts.index(reason))
+    return number, texts
+
+
+def _take_census(flow: Flow, reason_of: Array) -> _Census:
+    find, rng = flow.store.unions.find, np.random.default_rng(0)
+    count = flow.store.unions.count
+    signature = reason_of.astype(np.uint64)
+    layers: list[tuple[Owner, int, Array]] = []
+    for owner in sorted(flow.owned, key=lambda o: (flow.order.get(o[0], -1), o[0], o[1])):
+        for i, labels in enumerate(flow.owned[owner]):
+            roots = find(labels)
+            layers.append((owner, i, roots))
+            distinct = np.unique(roots[roots >= 0])
+            signature[distinct] += rng.integers(1 << 62, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
+    census = _Census(flow, {}, np.full(count, NONE, np.int64), np.zeros(count, np.int64))
+    # Writers first: a group is named by the first layer that makes its units.
+    layers.sort(key=lambda item: flow.roles.get(item[0], "rider") != "writer")
+    for owner, i, roots in layers:
+        distinct, first = np.unique(roots, return_index=True)
+        new = distinct[np.argsort(first, kind="stable")]
+        new = new[new >= 0]
+        new = new[census.group_of[new] < 0]
+        for value in dict.fromkeys(signature[new].tolist()):
+            members = new[signature[new] == np.uint64(value)]
+            census.group_of[members] = len(census.members)
+            census.unit_of[members] = np.arange(len(members))
+            census.members.append(members)
+            census.firsts.append((owner, i))
+    return census
+
+
+def _module_of(tensor: str) -> str:
+    return tensor.rpartition(".")[0]
+
+
+def _kinds(census: _Census) -> list[str]:
+    """"heads" and "head widths" in attention, "blocks" and "widths" for other products, "channels" otherwise."""
+    flow = census.flow
+    heads, widths = _flagged(flow, flow.heads), _flagged(flow, flow.attention)
+    kinds = []
+    for members, (owner, i) in zip(census.members, census.firsts, strict=True):
+        if len(flow.owned[owner]) == 1 or (i == 0 and _is_plain_part(census, owner, members)):
+            kinds.append("channels")
+        elif heads[members].any():
+            kinds.append("heads")
+        elif widths[members].any():
+            kinds.append("head widths")
+        else:
+            kinds.append("widths" if i else "blocks")
+    return kinds
+
+
+def _flagged(flow: Flow, arrays: Iterable[Array]) -> np.ndarray:
+    flagged = np.zeros(flow.store.unions.count, dtype=bool)
+    for labels in arrays:
+        flagged[flow.store.unions.find(labels[labels >= 0])] = True
+    return flagged
+
+
+def _is_plain_part(census: _Census, owner: Owner, members: Array) -> bool:
+    """Whether these units have no second factor (a part of an axis that no product was made of)."""
+    find = census.flow.store.unions.find
+    first, *others = [find(labels) for labels in census.flow.owned[owner]]
+    mine = np.isin(first, members)
+    return not any((other[mine] >= 0).any() for other in others)
+
+
+def _names(census: _Census, kinds: Sequence[str]) -> list[str]:
+    names: list[str] = []
+    for (owner, _), kind in zip(census.firsts, kinds, strict=True):
+        base = _module_of(owner[0]) or owner[0]
+        if census.flow.roles.get(owner) == "reader":
+            name = f"{base}.inputs"
+        else:
+            name = base if kind in ("channels", "heads") else f"{base}.{kind.replace(' ', '_')}"
+        number = 1
+        unique = name
+        while unique in names:
+            number += 1
+            unique = f"{name}#{number}"
+        names.append(unique)
+    return names
+
+
+@dataclass(slots=True)
+class _Builder:
+    """Turns the census into the values of a :class:`Graph`."""
+
+    census: _Census
+    names: list[str]
+    shown: list[bool]
+    axes: dict[Any, int] = field(default_factory=dict)
+    table: list[Axis] = field(default_factory=list)
+
+    def parts(self, vectors: Iterable[Array]) -> tuple[Part, ...]:
+        """The groups along an axis whose layers are ``vectors``."""
+        found: list[Part] = []
+        find = self.census.flow.store.unions.find
+        for labels in vectors:
+            roots = find(labels.reshape(-1))
+            groups = np.where(roots >= 0, self.census.group_of[np.maximum(roots, 0)], NONE)
+            units = np.where(roots >= 0, self.census.unit_of[np.maximum(roots, 0)], NONE)
+            for number in np.unique(groups[groups >= 0]).tolist():
+                if self.shown[number]:
+                    found.append((self.names[number], Units(np.where(groups == number, units, NONE))))
+        return tuple(found)
+
+    def axis(self, size: int, vectors: Iterable[Array]) -> int:
+        """Number of the axis with this size and these layers, a new one where there is none."""
+        parts = self.parts(vectors)
+        key = (size, parts)
+        if key not in self.axes:
+            self.axes[key] = len(self.table)
+            self.table.append(Axis(size, parts))
+        return self.axes[key]
+
+
+def draw(model: nn.Module, example: Any, *, outputs: bool = True, inputs: bool = False, inside_heads: bool = False) -> "Drawing":
+    """Run ``model`` once on ``example`` and draw its graph, without trying anything.
+
+    Args:
+        model: any module.
+        example: see :func:`nervure.trace`.
+        outputs: pin units that are the model's outputs.
+        inputs: let the channels of the inputs (axis 1) be units.
+        inside_heads: let the width inside attention heads be cut (evenly in all heads).
+    """
+    tape, _ = record(model, example)
+    flow = flow_over(tape, free_inputs=inputs)
+    settings = {"outputs": outputs, "inputs": inputs, "inside_heads": inside_heads}
+    return _drawing(model, flow, settings)
+
+
+@dataclass(slots=True)
+class Drawing:
+    """A graph with the flow it was made from; ``names`` are the groups by number, shown in the graph or not."""
+
+    flow: Flow
+    graph: Graph
+    names: list[str]
+    group_of: Array
+    unit_of: Array
+
+    def survives(self, labels: Array, keeps: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Boolean per label: False where its unit leaves when groups keep these units."""
+        roots = self.flow.store.unions.find(labels)
+        alive = np.ones(labels.shape, dtype=bool)
+        groups, units = self.group_of[np.maximum(roots, 0)], self.unit_of[np.maximum(roots, 0)]
+        for number in np.unique(groups[roots >= 0]).tolist():
+            keep = keeps.get(self.names[number]) if number >= 0 else None
+            if keep is not None:
+                mine = (groups == number) & (roots >= 0)
+                alive[mine] = keep[units[mine]]
+        return alive
+
+    def suspects(self) -> dict[str, str]:
+        """Groups that are not pinned but must be tried before they are offered, with the reason."""
+        found: dict[str, str] = {}
+        free = {g.name for g in self.graph.groups if not g.is_pinned}
+        for pin in self.flow.store.suspects:
+            roots = self.flow.store.unions.find(pin.labels)
+            for number in np.unique(self.group_of[roots]).tolist():
+                if number >= 0 and self.names[number] in free:
+                    found.setdefault(self.names[number], pin.reason)
+        return found
+
+
+def _drawing(model: nn.Module, flow: Flow, settings: Mapping[str, bool]) -> Drawing:
+    outputs, inside_heads = settings["outputs"], settings["inside_heads"]
+    reason_of, texts = _reasons(flow, outputs)
+    census = _take_census(flow, reason_of)
+    kinds = _kinds(census)
+    names = _names(census, kinds)
+    pins = [texts[int(reason_of[members[0]])] for members in census.members]
+    roles = _group_roles(census)
+    shown = [pin != HIDDEN and not (pin and roles[i] <= {"rider"}) for i, pin in enumerate(pins)]
+    builder = _Builder(census, names, shown)
+    tensors = _tensor_axes(model, flow, builder)
+    slots = _slots(flow, builder)
+    notes = _group_notes(flow, builder)
+    works, resizes = tuple(_works(flow, builder)), tuple(_resizes(flow, builder))
+    groups = []
+    for i, members in enumerate(census.members):
+        if not shown[i]:
+            continue
+        pin = pins[i]
+        if not pin and kinds[i] == "head widths" and not inside_heads:
+            pin = "width inside attention heads (trace with inside_heads=True to cut it)"
+        groups.append(Group(names[i], len(members), kinds[i], tuple(slots.get(names[i], ())), pin, tuple(notes.get(names[i], ()))))
+    graph = Graph(
+        groups=tuple(groups),
+        edges=_edges(groups),
+        axes=tuple(builder.table),
+        tensors=tensors,
+        parameters=tuple(name for name, _ in model.named_parameters()),
+        work=works,
+        resizes=resizes,
+        notes=tuple(f"operation {op!r} in {where or 'the model'} has no rule" for op, where in flow.unknown.items()),
+        settings=settings,
+    )
+    return Drawing(flow, graph, names, census.group_of, census.unit_of)
+
+
+def _group_roles(census: _Census) -> list[set[str]]:
+    roles: list[set[str]] = [set() for _ in census.members]
+    for owner, layers in census.flow.owned.items():
+        role = census.flow.roles.get(owner, "rider")
+        for labels in layers:
+            roots = census.flow.store.unions.find(labels)
+            for number in np.unique(census.group_of[roots[roots >= 0]]).tolist():
+                roles[number].add(role)
+    return roles
+
+
+def _tensor_axes(model: nn.Module, flow: Flow, builder: _Builder) -> dict[str, tuple[int, ...]]:
+    tensors = {}
+    for name, tensor in named_tensors(model).items():
+        layers = [flow.owned.get((name, axis), []) for axis in range(tensor.ndim)]
+        tensors[name] = tuple(builder.axis(n, own) for n, own in zip(tensor.shape, layers, strict=True))
+    return tensors
+
+
+def _slots(flow: Flow, builder: _Builder) -> dict[str, list[Slot]]:
+    slots: dict[str, list[Slot]] = {}
+    for owner in sorted(flow.owned, key=lambda o: (flow.order.get(o[0], -1), o)):
+        role: Any = flow.roles.get(owner, "rider")
+        for group, units in builder.parts(flow.owned[owner]):
+            slots.setdefault(group, []).append(Slot(owner[0], owner[1], role, units))
+    return slots
+
+
+def _group_notes(flow: Flow, builder: _Builder) -> dict[str, list[str]]:
+    notes: dict[str, list[str]] = {}
+    for vectors, text in flow.notes:
+        for group, _ in builder.parts(vectors):
+            if text not in notes.setdefault(group, []):
+                notes[group].append(text)
+    return notes
+
+
+def _edges(groups: Sequence[Group]) -> tuple[Edge, ...]:
+    writes: dict[str, list[str]] = {}
+    for group in groups:
+        for slot in group.writers:
+            writes.setdefault(slot.tensor, []).append(group.name)
+    found = {
+        (group.name, target, slot.tensor): None
+        for group in groups
+        for slot in group.readers
+        for target in writes.get(slot.tensor, ())
+        if target != group.name
+    }
+    return tuple(Edge(*key) for key in found)
+
+
+def _works(flow: Flow, builder: _Builder) -> list[Work]:
+    works = []
+    for record_ in flow.works:
+        fixed, axes = record_.fixed, []
+        for size, vectors in record_.axes:
+            number = builder.axis(size, vectors)
+            if builder.table[number].parts:
+                axes.append(number)
+            else:
+                fixed *= size
+        works.append(Work(record_.module, record_.op, fixed, tuple(axes)))
+    return works
+
+
+def _resizes(flow: Flow, builder: _Builder) -> list[Resize]:
+    found: dict[Any, Resize] = {}
+    for wish, vectors in flow.store.sizes:
+        axis = builder.axis(len(vectors[0]), vectors)
+        if wish.attribute is not None and builder.table[axis].parts:
+            resize = Resize(wish.attribute.module, wish.attribute.path, wish.value, axis)
+            found[resize] = resize
+    return list(found)
+
+
+# -- the user's say ----------------------------------------------------------------------------------------------
+
+
+Choice = str | nn.Module
+
+
+def pinned_by_choice(graph: Graph, model: nn.Module, ignore: Iterable[Choice], only: Iterable[Choice] | None) -> Graph:
+    """Pin every group that touches a module in ``ignore``, or that no module in ``only`` writes."""
+    ignored = _patterns(model, ignore, "ignore")
+    wanted = None if only is None else _patterns(model, only, "only")
+    groups = []
+    for group in graph.groups:
+        reason = group.pinned
+        if any(_matches(s.tensor, p) for s in group.slots for p in ignored) or any(_fits(group.name, p) for p in ignored):
+            reason = reason or "ignored by the user"
+        elif wanted is not None and not (
+            any(_matches(s.tensor, p) for s in group.writers for p in wanted) or any(_fits(group.name, p) for p in wanted)
+        ):
+            reason = reason or "not among what the user chose (only)"
+        groups.append(replace(group, pinned=reason))
+    return replace(graph, groups=tuple(groups))
+
+
+def _patterns(model: nn.Module, choices: Iterable[Choice], name: str) -> list[str]:
+    if isinstance(choices, str | nn.Module):
+        choices = [choices]
+    names = {id(module): key for key, module in model.named_modules()}
+    tensors = list(named_tensors(model))
+    patterns = []
+    for choice in choices:
+        if isinstance(choice, nn.Module) and id(choice) not in names:
+            raise ArgumentError(f"{name} has a {type(choice).__name__} that is not a module of the model.")
+        pattern = choice if isinstance(choice, str) else names[id(choice)]
+        if not any(_matches(t, pattern) for t in tensors):
+            raise ArgumentError(f"{name}={pattern!r} matches no module of the model. Use names as in model.named_modules().")
+        patterns.append(pattern)
+    return patterns
+
+
+def _fits(name: str, pattern: str) -> bool:
+    return fnmatch.fnmatchcase(name, pattern)
+
+
+def _matches(tensor: str, pattern: str) -> bool:
+    parts = tensor.split(".")
+    return any(_fits(".".join(parts[: i + 1]), pattern) for i in range(len(parts)))
+
+
+def check_weights(model: nn.Module) -> None:
+    """Raise :class:`TraceError` where a parameter or buffer is NaN or infinite."""
+    for name, tensor in named_tensors(model).items():
+        if tensor.is_floating_point() and tensor.device.type != "meta" and not bool(torch.isfinite(tensor).all()):
+            raise TraceError(f"{name} has NaN or infinite values; a network with broken weights cannot be measured or cut.")

@@ -1,0 +1,112 @@
+"""``apply``: the only line that edits anything, and it edits a copy."""
+
+import copy
+from collections.abc import Mapping
+from typing import assert_never
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from nervure.errors import PlanError
+from nervure.graph.tape import named_tensors
+from nervure.graph.types import Graph
+from nervure.plan import Cut, Drop, Link, Mask, Plan
+from nervure.surgery.cut import cut, kept_positions, sliced
+from nervure.surgery.drop import drop
+from nervure.surgery.link import link
+
+
+def apply(model: nn.Module, graph: Graph, plan: Plan) -> nn.Module:
+    """Return a copy of ``model`` with the edits of ``plan`` made; ``model`` itself is left as it is.
+
+    Masks are laid on first (in the numbering of ``graph``), then links are inserted, units cut and blocks dropped.
+
+    Args:
+        model: the model that ``graph`` was traced from, or one with the same tensors.
+        graph: see :func:`nervure.trace`.
+        plan: edits that name groups, tensors and blocks of ``graph``.
+
+    Raises:
+        PlanError: the plan was made for another graph, the graph for another model, or an edit does not fit.
+    """
+    check_fits(model, graph, plan)
+    keeps = keeps_of(graph, plan)
+    result = copy.deepcopy(model)
+    for edit in plan:
+        match edit:
+            case Mask(tensor, keep):
+                _mask(result, tensor, keep.tensor())
+            case Link():
+                link(result, graph, edit)
+            case Drop(block):
+                drop(result, graph.block(block))
+            case Cut():
+                pass
+            case _:
+                assert_never(edit)
+    if keeps:
+        cut(result, graph, keeps)
+    return result
+
+
+def check_fits(model: nn.Module, graph: Graph, plan: Plan) -> None:
+    """Raise :class:`PlanError` unless ``plan`` was made for ``graph`` and ``graph`` for a model like ``model``."""
+    if plan.fingerprint and plan.fingerprint != graph.fingerprint:
+        raise PlanError(
+            f"this plan was made for a graph with fingerprint {plan.fingerprint}, this one has {graph.fingerprint}. "
+            "The model has changed since, or it is another one: trace it and plan again."
+        )
+    shapes = {name: tuple(t.shape) for name, t in named_tensors(model).items()}
+    expected = {name: tuple(graph.axes[a].size for a in axes) for name, axes in graph.tensors.items()}
+    differing = [n for n in (*expected, *shapes) if expected.get(n) != shapes.get(n)]
+    if differing:
+        name = differing[0]
+        raise PlanError(
+            f"the graph is of another model: {name!r} is {expected.get(name, 'missing')} there and "
+            f"{shapes.get(name, 'missing')} here ({len(set(differing))} tensors differ). Trace this model and plan again."
+        )
+
+
+def keeps_of(graph: Graph, plan: Plan) -> dict[str, np.ndarray]:
+    """For each group that ``plan`` cuts the surviving units; several cuts of a group leave what all of them keep."""
+    keeps: dict[str, np.ndarray] = {}
+    for edit in plan.cuts:
+        group, keep = graph[edit.group], edit.keep.tensor().numpy()
+        if keep.shape != (group.size,):
+            raise PlanError(f"cut of {group.name!r}: keep has shape {keep.shape}, the group has {group.size} units.")
+        if group.is_pinned:
+            raise PlanError(f"group {group.name!r} is pinned ({group.pinned}) and cannot be cut.")
+        keeps[group.name] = keeps.get(group.name, np.ones(group.size, dtype=bool)) & keep
+        if not keeps[group.name].any():
+            raise PlanError(f"cut of {group.name!r} leaves none of its {group.size} units; the network would fall apart.")
+    for edit in plan.drops:
+        block = graph.block(edit.block)
+        if block.pinned:
+            raise PlanError(f"block {block.name!r} cannot be dropped: {block.pinned}.")
+        if block.group:
+            keeps[block.group] = np.zeros(graph[block.group].size, dtype=bool)
+    return keeps
+
+
+def _mask(model: nn.Module, tensor: str, keep: Tensor) -> None:
+    prefix, _, key = tensor.rpartition(".")
+    try:
+        parameter = getattr(model.get_submodule(prefix), key)
+    except AttributeError as error:
+        raise PlanError(f"mask of {tensor!r}: the model has no such tensor.") from error
+    if tuple(parameter.shape) != tuple(keep.shape):
+        raise PlanError(f"mask of {tensor!r}: keep has shape {tuple(keep.shape)}, the tensor {tuple(parameter.shape)}.")
+    with torch.no_grad():
+        # where() rather than a product: a masked infinity must become zero too.
+        parameter.copy_(torch.where(keep.to(parameter.device), parameter, torch.zeros_like(parameter)))
+
+
+def masks_after(graph: Graph, plan: Plan) -> dict[str, Tensor]:
+    """The masks of ``plan`` in the shapes that the edited model's parameters have."""
+    keeps: Mapping[str, np.ndarray] = keeps_of(graph, plan)
+    masks: dict[str, Tensor] = {}
+    for edit in plan.masks:
+        keep = sliced(edit.keep.tensor(), kept_positions(graph, keeps, edit.tensor))
+        masks[edit.tensor] = masks[edit.tensor] & keep if edit.tensor in masks else keep
+    return masks

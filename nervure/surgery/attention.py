@@ -1,0 +1,109 @@
+"""``nn.MultiheadAttention`` with fewer heads, or narrower ones, than its embedding would make.
+
+The original derives the width of a head from the width of its input, so it cannot lose a head. This subclass keeps the
+parameters and their names and reads the widths from them.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class ResizedAttention(nn.MultiheadAttention):
+    """Multi-head attention whose head width is its own; made by :meth:`adopt` from a module that was cut."""
+
+    head_width: int
+    scale: float
+
+    @staticmethod
+    def adopt(module: nn.Module) -> None:
+        """Turn a cut ``nn.MultiheadAttention`` into this class, in place."""
+        assert isinstance(module, nn.MultiheadAttention)
+        inner = module.out_proj.weight.shape[1]
+        if not isinstance(module, ResizedAttention):
+            before = module.head_dim
+            module.__class__ = ResizedAttention
+            module.scale = before**-0.5
+            module.head_width = before
+        assert isinstance(module, ResizedAttention)
+        weight = module.in_proj_weight if module.in_proj_weight is not None else module.q_proj_weight
+        module.embed_dim = weight.shape[1]
+        module.kdim = module.embed_dim if module.in_proj_weight is not None else module.k_proj_weight.shape[1]
+        module.vdim = module.embed_dim if module.in_proj_weight is not None else module.v_proj_weight.shape[1]
+        # Heads leave whole unless widths inside them were asked for, which leaves the number of heads.
+        if inner % module.head_width == 0 and inner // module.head_width <= module.num_heads:
+            module.num_heads = inner // module.head_width
+        else:
+            module.head_width = inner // module.num_heads
+        module.head_dim = module.head_width
+        # Fused encoder kernels assume the original relation of widths: this sends them to ``forward``.
+        module._qkv_same_embed_dim = False
+        module.out_proj.out_features, module.out_proj.in_features = module.out_proj.weight.shape
+
+    def forward(  # noqa: PLR0913
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = True,
+        attn_mask: Tensor | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """As in ``nn.MultiheadAttention``."""
+        single = query.dim() == 2  # noqa: PLR2004
+        if single:
+            query, key, value = (t.unsqueeze(0) for t in (query, key, value))
+        elif not self.batch_first:
+            query, key, value = (t.transpose(0, 1) for t in (query, key, value))
+        q, k, v = (self._heads(t) for t in self._projected(query, key, value))
+        scores = (q * self.scale) @ k.transpose(-2, -1)
+        for mask in self._masks(key_padding_mask, attn_mask, scores):
+            scores = scores + mask
+        weights = F.dropout(scores.softmax(-1), self.dropout, self.training)
+        out = self.out_proj((weights @ v).transpose(1, 2).flatten(2))
+        if single:
+            out, weights = out.squeeze(0), weights.squeeze(0)
+        elif not self.batch_first:
+            out = out.transpose(0, 1)
+        if not need_weights:
+            return out, None
+        return out, weights.mean(-3) if average_attn_weights else weights
+
+    def _projected(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        weights: Any = (
+            self.in_proj_weight.chunk(3)
+            if self.in_proj_weight is not None
+            else (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
+        )
+        biases: Any = self.in_proj_bias.chunk(3) if self.in_proj_bias is not None else (None, None, None)
+        q, k, v = (F.linear(x, w, b) for x, w, b in zip((query, key, value), weights, biases, strict=True))
+        if self.bias_k is not None and self.bias_v is not None:
+            k = torch.cat([k, self.bias_k.expand(k.shape[0], -1, -1)], dim=1)
+            v = torch.cat([v, self.bias_v.expand(v.shape[0], -1, -1)], dim=1)
+        if self.add_zero_attn:
+            k, v = (torch.cat([t, t.new_zeros(t.shape[0], 1, t.shape[2])], dim=1) for t in (k, v))
+        return q, k, v
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (-1, self.head_width)).transpose(1, 2)
+
+    def _masks(self, padding: Tensor | None, mask: Tensor | None, scores: Tensor) -> list[Tensor]:
+        extra = scores.shape[-1] - (mask.shape[-1] if mask is not None else scores.shape[-1])
+        masks = []
+        if mask is not None:
+            mask = F.pad(_additive(mask, scores), (0, extra))
+            masks.append(mask.unflatten(0, (-1, mask.shape[0] // scores.shape[0])) if mask.dim() == 3 else mask)  # noqa: PLR2004
+        if padding is not None:
+            short = scores.shape[-1] - padding.shape[-1]
+            masks.append(F.pad(_additive(padding, scores), (0, short))[..., None, None, :])
+        return masks
+
+
+def _additive(mask: Tensor, scores: Tensor) -> Tensor:
+    if mask.dtype != torch.bool:
+        return mask.to(scores.dtype)
+    return torch.zeros_like(mask, dtype=scores.dtype).masked_fill(mask, float("-inf"))

@@ -1,0 +1,153 @@
+"""Cutting: every tensor loses the positions whose units leave, every size kept as an integer follows."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from nervure.errors import PlanError
+from nervure.graph.sizes import Attribute, read_attribute, write_attribute
+from nervure.graph.types import Graph, Resize
+from nervure.surgery.attention import ResizedAttention
+
+
+def cut(model: nn.Module, graph: Graph, keeps: Mapping[str, np.ndarray]) -> None:
+    """Remove units from ``model`` in place. ``keeps`` maps group names to booleans, True survives."""
+    changed = _cut_tensors(model, graph, keeps)
+    _resize(model, graph, keeps)
+    for module in model.modules():
+        _describe_itself(module, changed)
+
+
+def kept_positions(graph: Graph, keeps: Mapping[str, np.ndarray], tensor: str) -> list[np.ndarray | None]:
+    """For each axis of ``tensor`` the surviving positions, or None where all survive."""
+    positions: list[np.ndarray | None] = []
+    for number in graph.tensors[tensor]:
+        axis = graph.axes[number]
+        alive = axis.kept(keeps)
+        positions.append(None if alive.all() else np.flatnonzero(alive))
+    return positions
+
+
+def sliced(tensor: Tensor, positions: list[np.ndarray | None]) -> Tensor:
+    """The surviving positions of a tensor along each axis."""
+    for axis, index in enumerate(positions):
+        if index is not None:
+            tensor = tensor.index_select(axis, torch.from_numpy(index).to(tensor.device))
+    return tensor
+
+
+def _cut_tensors(model: nn.Module, graph: Graph, keeps: Mapping[str, np.ndarray]) -> set[int]:
+    """Slice parameters, buffers and tensor attributes wherever they are held; returns the ids of the new ones."""
+    replaced: dict[int, Tensor] = {}
+    for name in graph.tensors:
+        positions = kept_positions(graph, keeps, name)
+        if any(p is not None for p in positions):
+            old = _tensor(model, name)
+            new = sliced(old.detach(), positions).contiguous()
+            replaced[id(old)] = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
+    for module in model.modules():
+        for holder in (module._parameters, module._buffers, vars(module)):
+            for key, value in list(holder.items()):
+                if isinstance(value, Tensor) and id(value) in replaced:
+                    setattr(module, key, replaced[id(value)])
+    return {id(t) for t in replaced.values()}
+
+
+def _tensor(model: nn.Module, name: str) -> Tensor:
+    prefix, _, key = name.rpartition(".")
+    tensor = getattr(model.get_submodule(prefix), key)
+    assert isinstance(tensor, Tensor)
+    return tensor
+
+
+def _resize(model: nn.Module, graph: Graph, keeps: Mapping[str, np.ndarray]) -> None:
+    wanted: dict[Attribute, tuple[int, Resize]] = {}
+    for resize in graph.resizes:
+        size = int(graph.axes[resize.axis].kept(keeps).sum())
+        attribute = Attribute(resize.module, resize.attribute)
+        if wanted.setdefault(attribute, (size, resize))[0] != size:
+            raise PlanError(
+                f"{resize.module or 'the model'} keeps one number, {resize.attribute}={resize.size}, for two sizes that this "
+                f"plan makes different ({wanted[attribute][0]} and {size}). Cut the groups that use it alike."
+            )
+    for attribute, (size, resize) in wanted.items():
+        if size != resize.size and read_attribute(model, attribute) == resize.size:
+            write_attribute(model, attribute, size)
+
+
+# -- what standard modules say of themselves -----------------------------------------------------------------------
+
+
+def _describe_itself(module: nn.Module, changed: set[int]) -> None:
+    """Bring the widths that standard modules print and check in line with their tensors."""
+    if not any(id(t) in changed for t in (*module._parameters.values(), *module._buffers.values())):
+        if not isinstance(module, nn.MultiheadAttention) or id(module.out_proj.weight) not in changed:
+            return
+    for kind, describe in _DESCRIPTIONS.items():
+        if isinstance(module, kind):
+            describe(module)
+            return
+
+
+def _linear(m: nn.Module) -> None:
+    m.out_features, m.in_features = _shape(m)
+
+
+def _conv(m: nn.Module) -> None:
+    shape, groups = _shape(m), int(getattr(m, "groups"))  # noqa: B009
+    if m._parameters.get("weight") is not None and shape[0] == 1 and shape[1] == 1:
+        groups = 1
+    if bool(getattr(m, "transposed")):  # noqa: B009
+        m.in_channels, m.out_channels = shape[0], shape[1] * groups
+    else:
+        m.out_channels, m.in_channels = shape[0], shape[1] * groups
+
+
+def _norm(m: nn.Module) -> None:
+    held = next(t for t in (*m._parameters.values(), *m._buffers.values()) if t is not None and t.ndim)
+    m.num_features = held.shape[0]
+
+
+def _layer_norm(m: nn.Module) -> None:
+    m.normalized_shape = _shape(m)
+
+
+def _group_norm(m: nn.Module) -> None:
+    m.num_channels = _shape(m)[0]
+
+
+def _embedding(m: nn.Module) -> None:
+    m.num_embeddings, m.embedding_dim = _shape(m)
+
+
+def _recurrent(m: nn.Module) -> None:
+    assert isinstance(m, nn.RNNBase)
+    m.input_size = m.weight_ih_l0.shape[1]
+    m.hidden_size = m.weight_hh_l0.shape[0] // {"LSTM": 4, "GRU": 3}.get(m.mode, 1)
+    if m.proj_size:
+        m.proj_size = m.weight_hh_l0.shape[1]
+
+
+def _prelu(m: nn.Module) -> None:
+    m.num_parameters = _shape(m)[0]
+
+
+def _shape(m: nn.Module) -> tuple[int, ...]:
+    weight = getattr(m, "weight")  # noqa: B009  (parametrised weights are computed by the attribute)
+    return tuple(weight.shape)
+
+
+_DESCRIPTIONS = {
+    nn.MultiheadAttention: ResizedAttention.adopt,
+    nn.Linear: _linear,
+    nn.modules.conv._ConvNd: _conv,
+    nn.modules.batchnorm._NormBase: _norm,
+    nn.LayerNorm: _layer_norm,
+    nn.RMSNorm: _layer_norm,
+    nn.GroupNorm: _group_norm,
+    nn.Embedding: _embedding,
+    nn.RNNBase: _recurrent,
+    nn.PReLU: _prelu,
+}

@@ -1,0 +1,124 @@
+"""``trace``: the graph of a model, with every group that is offered for cutting known to be cut right."""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from nervure.errors import NervureError, VerificationError
+from nervure.graph.blocks import blocks_of
+from nervure.graph.example import placed_like
+from nervure.graph.tape import named_tensors
+from nervure.graph.trace import Choice, Drawing, check_weights, draw, pinned_by_choice
+from nervure.graph.types import Graph
+from nervure.plan import Cut, Keep, Plan
+from nervure.surgery.apply import apply
+from nervure.surgery.verify import _run, compare, evaluating, reference
+
+
+def trace(
+    model: nn.Module,
+    example: Any,
+    *,
+    ignore: Iterable[Choice] = (),
+    only: Iterable[Choice] | None = None,
+    outputs: bool = True,
+    inputs: bool = False,
+    inside_heads: bool = False,
+) -> Graph:
+    """Find what is coupled to what in ``model`` by running it once on ``example``.
+
+    The model runs in evaluation mode, without gradients; it is left as it was. Where parts of it only run in training
+    mode (auxiliary heads), it runs once more in that mode. Groups whose cut depends on sizes written into the code are
+    tried on the example: what does not compute the right thing is pinned, with the reason in ``Group.pinned``.
+
+    Args:
+        model: any module that runs.
+        example: a tensor, a tuple of positional arguments, or a dict of keyword arguments. A model on the ``meta``
+            device is traced without its weights.
+        ignore: modules, or patterns of module names (``"layer1.*"``), that must not change on any side.
+        only: modules or patterns that may lose units; all others are pinned.
+        outputs: pin the units that the model returns.
+        inputs: let the channels of the inputs (their axis 1) be units that can go.
+        inside_heads: let the width inside attention heads be cut, evenly in all heads; heads are cut whole otherwise.
+
+    Raises:
+        ForwardError: the model's own forward raised; its error is the cause.
+        TraceError: the weights are not finite, or no tensor came out.
+        ArgumentError: ``example``, ``ignore`` or ``only`` is not what it should be.
+    """
+    check_weights(model)
+    example = placed_like(model, example)
+    with evaluating(model):
+        drawing = draw(model, example, outputs=outputs, inputs=inputs, inside_heads=inside_heads)
+        drawing.graph = pinned_by_choice(drawing.graph, model, ignore, only)
+        drawing.graph = replace(drawing.graph, blocks=blocks_of(drawing))
+        suspects = drawing.suspects()
+        if not suspects:
+            return drawing.graph
+        if any(t.device.type == "meta" for t in named_tensors(model).values()):
+            note = f"{len(suspects)} groups could not be tried without weights: {', '.join(list(suspects)[:5])}"
+            return replace(drawing.graph, notes=(*drawing.graph.notes, note))
+        return tried(model, drawing, suspects, example)
+
+
+def tried(model: nn.Module, drawing: Drawing, suspects: Mapping[str, str], example: Any) -> Graph:
+    """Cut the suspected groups on a copy, run it, and pin those that do not compute the right thing."""
+    families: dict[tuple[str, int], list[str]] = {}
+    for name in suspects:
+        group = drawing.graph[name]
+        if group.size > 1:
+            families.setdefault((re.sub(r"\d+", "*", name), group.size), []).append(name)
+    trial = _Trial(model, drawing, example)
+    bad = trial.failing([name for names in families.values() for name in names], list(families.values()))
+    groups = tuple(
+        replace(g, pinned=f"{suspects[g.name]}: {trial.reasons.get(g.name, 'does not survive a cut')}") if g.name in bad else g
+        for g in drawing.graph.groups
+    )
+    return replace(drawing.graph, groups=groups)
+
+
+class _Trial:
+    def __init__(self, model: nn.Module, drawing: Drawing, example: Any) -> None:
+        self._model, self._drawing, self._example = model, drawing, example
+        self.reasons: dict[str, str] = {}
+
+    def failing(self, names: list[str], families: list[list[str]]) -> set[str]:
+        """Which of ``names`` cannot be cut; families are tried as one before their members are."""
+        if not names or self.passes(names):
+            return set()
+        if len(families) > 1:
+            half = len(families) // 2
+            bad: set[str] = set()
+            for part in (families[:half], families[half:]):
+                bad |= self.failing([n for family in part for n in family], part)
+            good = [n for n in names if n not in bad]
+            # Each half may pass and both together fail: then what was cut second has to stay.
+            if not bad and not self.passes(good):
+                return {n for family in families[half:] for n in family}
+            return bad
+        if len(names) == 1 or not self.passes(names[:1]):
+            # The members of a family are alike: where the first fails, so do the rest.
+            for name in names:
+                self.reasons.setdefault(name, self.reasons.get(names[0], "does not survive a cut"))
+            return set(names)
+        return self.failing(names[:1], [names[:1]]) | self.failing(names[1:], [[n] for n in names[1:]])
+
+    def passes(self, names: list[str]) -> bool:
+        """Cut every other unit of these groups and compare with the original without them."""
+        graph = self._drawing.graph
+        cuts = tuple(Cut(n, Keep.of(np.arange(graph[n].size) % 2 == 1)) for n in names)
+        plan = Plan(cuts)
+        try:
+            smaller = apply(self._model, graph, plan)
+            found = _run(smaller, self._example)
+            outcome = compare(reference(self._model, self._drawing, graph, plan, self._example), found)
+            if not outcome:
+                raise VerificationError(f"relative error {outcome.error:.1e}")
+        except NervureError as error:
+            self.reasons[names[0]] = str(error).split("\n", maxsplit=1)[0][:200]
+            return False
+        return True
