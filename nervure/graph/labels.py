@@ -72,6 +72,8 @@ class Unions:
 
     def __init__(self) -> None:
         self._parent: Array = np.arange(1024, dtype=np.int64)
+        self._family: Array = np.zeros(1024, dtype=np.int64)
+        self._families = 0
         self.count = 0
 
     def fresh(self, n: int) -> Array:
@@ -81,7 +83,17 @@ class Unions:
             grown = np.arange(2 * self.count, dtype=np.int64)
             grown[: len(self._parent)] = self._parent
             self._parent = grown
+            families = np.zeros(2 * self.count, dtype=np.int64)
+            families[: len(self._family)] = self._family
+            self._family = families
+        self._families += 1
+        self._family[start : self.count] = self._families
         return np.arange(start, self.count, dtype=np.int64)
+
+    def families(self, roots: Array) -> Array:
+        """For each root the number of the axis its labels were first made for."""
+        found: Array = self._family[roots]
+        return found
 
     def find(self, labels: Array) -> Array:
         """The root of each label (the smallest label of its set); -1 stays."""
@@ -158,7 +170,7 @@ class Store:
         self.unions.unite(a[both], b[both])
         alone = (a >= 0) ^ (b >= 0)
         if alone.any():
-            self.pin([np.where(alone, np.maximum(a, b), NONE)], reason)
+            self.pin([np.where(alone, np.maximum(a, b), NONE)], f"meets a fixed position at {reason}")
 
     def split(self, labels: Array, parts: Sequence[Array], reason: str) -> None:
         """Wish for ``labels`` to become a product whose factors are numbered by ``parts`` (arrays of the same shape)."""
@@ -170,7 +182,7 @@ class Store:
         # Where one label sits at two places of the product, it cannot be split.
         consistent = np.array_equal(coordinates[np.searchsorted(roots, flat[alive])], columns[alive])
         if self.last or not consistent:
-            self.pin([labels], reason)
+            self.pin([labels], f"divided in a way that cannot be cut at {reason}")
         else:
             self.splits.append(Split(roots, coordinates))
 
@@ -179,11 +191,28 @@ class Store:
         kept = []
         for layer in layers:
             support = layer.support
+            if len(support) > 1:
+                layer = Layer(self._assembled(layer.labels, support, reason), layer.owner)
+                support = layer.support
             if len(support) == 1:
                 kept.append(layer)
             elif len(support) > 1:
                 self._factor(layer.labels, support, reason)
         return tuple(kept)
+
+    def _assembled(self, labels: Array, support: tuple[int, ...], reason: str) -> Array:
+        """Where an axis only tells apart what was put together from different places, its slices are cut alike."""
+        for axis in support:
+            roots = self.unions.find(labels)
+            if (roots < 0).any():
+                return labels
+            families = np.moveaxis(self.unions.families(roots), axis, 0).reshape(labels.shape[axis], -1)
+            sets = [frozenset(row.tolist()) for row in families]
+            if sum(len(s) for s in sets) == len(frozenset().union(*sets)):
+                first = labels.take([0], axis)
+                self.unite(np.broadcast_to(first, labels.shape), labels, reason)
+                labels = first
+        return labels
 
     def _factor(self, labels: Array, support: tuple[int, ...], reason: str) -> None:
         roots = self.unions.find(labels)
@@ -200,13 +229,16 @@ class Store:
             places.append(ids.reshape(-1)[inverse])
         combined = np.unique(np.stack([p.reshape(-1) for p in places], 1), axis=0)
         if len(combined) != len(np.unique(inverse)) or (roots < 0).any():
-            self.pin([labels], reason)
+            self.pin([labels], f"divided in a way that cannot be cut at {reason}")
             return
         self.split(labels, places, reason)
 
     def match(self, left: Sequence[Layer], right: Sequence[Layer], reason: str) -> None:
         """Unite two stacks of layers over the same positions: equal patterns pair up, the rest must agree or split."""
         rest_left, rest_right = list(left), list(right)
+        if len(rest_left) == len(rest_right) == 1:
+            self.unite(rest_left[0].labels, rest_right[0].labels, reason)
+            return
         by_pattern = {pattern(self.unions.find(b.labels)): b for b in rest_right}
         for a in list(rest_left):
             b = by_pattern.pop(pattern(self.unions.find(a.labels)), None)
@@ -226,7 +258,7 @@ class Store:
         elif len(right) == 1 and len(left) > 1:
             self._split_like(right[0], left, reason)
         else:
-            self.pin([x.labels for x in (*left, *right)], reason)
+            self.pin([x.labels for x in (*left, *right)], f"meets another division of its axis at {reason}")
 
     def _split_like(self, single: Layer, many: list[Layer], reason: str) -> None:
         arrays = np.broadcast_arrays(single.labels, *[m.labels for m in many])
@@ -284,9 +316,9 @@ class Store:
                 # An activation's label outlives a parameter's: owners tell where a weight is read or written.
                 out += b if all(x.owner is not None for x in a) else a
             elif a and right_shape[axis] > 1:
-                self.pin([x.labels for x in a], reason)
+                self.pin([x.labels for x in a], f"meets an axis of fixed size at {reason}")
             elif b and left_shape[axis] > 1:
-                self.pin([x.labels for x in b], reason)
+                self.pin([x.labels for x in b], f"meets an axis of fixed size at {reason}")
             else:
                 out += a or b
         return out

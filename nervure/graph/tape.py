@@ -302,17 +302,20 @@ def _module_stack(model: nn.Module, recorder: Recorder) -> Iterator[None]:
 @contextmanager
 def plain_kernels(model: nn.Module) -> Iterator[None]:
     """Fused fast paths off, so that attention and recurrent layers run as operators that can be read."""
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
+    fast, onednn = torch.backends.mha.get_fastpath_enabled(), torch._C._get_mkldnn_enabled()
+    cudnn = torch._C._get_cudnn_enabled()
     recurrent = any(isinstance(m, nn.RNNBase) for m in model.modules())
+    torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with ExitStack() as stack:
-            if recurrent:
-                stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
-                stack.enter_context(torch.backends.cudnn.flags(enabled=False))
-            yield
+        if recurrent:
+            # The context managers of torch.backends also touch settings that warn on machines without them.
+            torch._C._set_mkldnn_enabled(False)
+            torch._C._set_cudnn_enabled(False)
+        yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+        torch._C._set_mkldnn_enabled(onednn)
+        torch._C._set_cudnn_enabled(cudnn)
 
 
 def record(

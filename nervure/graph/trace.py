@@ -306,7 +306,7 @@ def _drawing(model: nn.Module, flow: Flow, settings: Mapping[str, bool]) -> Draw
     names = _names(census, kinds)
     pins = [texts[int(reason_of[members[0]])] for members in census.members]
     roles = _group_roles(census)
-    shown = [pin != HIDDEN and not (pin and roles[i] <= {"rider"}) for i, pin in enumerate(pins)]
+    shown = [_is_shown(pin, kinds[i], len(census.members[i]), roles[i]) for i, pin in enumerate(pins)]
     builder = _Builder(census, names, shown)
     tensors = _tensor_axes(model, flow, builder)
     slots = _slots(flow, builder)
@@ -332,6 +332,13 @@ def _drawing(model: nn.Module, flow: Flow, settings: Mapping[str, bool]) -> Draw
         settings=settings,
     )
     return Drawing(flow, graph, names, census.group_of, census.unit_of)
+
+
+def _is_shown(pin: str, kind: str, size: int, roles: set[str]) -> bool:
+    """Axes of one unit, parts of an axis told apart by place, and axes that nothing multiplies with are not worth a line."""
+    if size == 1 or pin == HIDDEN:
+        return False
+    return not pin or (kind != "blocks" and not roles <= {"rider"})
 
 
 def _group_roles(census: _Census) -> list[set[str]]:
@@ -461,5 +468,11 @@ def _matches(tensor: str, pattern: str) -> bool:
 def check_weights(model: nn.Module) -> None:
     """Raise :class:`TraceError` where a parameter or buffer is NaN or infinite."""
     for name, tensor in named_tensors(model).items():
-        if tensor.is_floating_point() and tensor.device.type != "meta" and not bool(torch.isfinite(tensor).all()):
+        # A sum is finite only where every entry is (or where a finite sum overflows, which the second look settles).
+        if (
+            tensor.is_floating_point()
+            and tensor.device.type != "meta"
+            and not bool(torch.isfinite(tensor.sum()))
+            and not bool(torch.isfinite(tensor).all())
+        ):
             raise TraceError(f"{name} has NaN or infinite values; a network with broken weights cannot be measured or cut.")

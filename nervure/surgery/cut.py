@@ -1,6 +1,7 @@
 """Cutting: every tensor loses the positions whose units leave, every size kept as an integer follows."""
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,7 +15,8 @@ from nervure.surgery.attention import ResizedAttention
 
 def cut(model: nn.Module, graph: Graph, keeps: Mapping[str, np.ndarray]) -> None:
     """Remove units from ``model`` in place. ``keeps`` maps group names to booleans, True survives."""
-    changed = _cut_tensors(model, graph, keeps)
+    norms = [(pair, _norms(pair)) for pair in _weight_norms(model)]
+    changed = _cut_tensors(model, graph, keeps, norms)
     _resize(model, graph, keeps)
     for module in model.modules():
         _describe_itself(module, changed)
@@ -38,7 +40,9 @@ def sliced(tensor: Tensor, positions: list[np.ndarray | None]) -> Tensor:
     return tensor
 
 
-def _cut_tensors(model: nn.Module, graph: Graph, keeps: Mapping[str, np.ndarray]) -> set[int]:
+def _cut_tensors(
+    model: nn.Module, graph: Graph, keeps: Mapping[str, np.ndarray], norms: list[tuple["_WeightNorm", Tensor]]
+) -> set[int]:
     """Slice parameters, buffers and tensor attributes wherever they are held; returns the ids of the new ones."""
     replaced: dict[int, Tensor] = {}
     for name in graph.tensors:
@@ -47,12 +51,64 @@ def _cut_tensors(model: nn.Module, graph: Graph, keeps: Mapping[str, np.ndarray]
             old = _tensor(model, name)
             new = sliced(old.detach(), positions).contiguous()
             replaced[id(old)] = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
+    _rescale(model, graph, keeps, norms, replaced)
     for module in model.modules():
         for holder in (module._parameters, module._buffers, vars(module)):
             for key, value in list(holder.items()):
                 if isinstance(value, Tensor) and id(value) in replaced:
                     setattr(module, key, replaced[id(value)])
     return {id(t) for t in replaced.values()}
+
+
+# -- weight norm: w = g v / |v| ------------------------------------------------------------------------------------
+
+
+class _WeightNorm(NamedTuple):
+    """A weight-normed weight: names of magnitude and direction, and the axis that the norm leaves."""
+
+    magnitude: str
+    direction: str
+    axis: int
+    tensor: Tensor
+
+
+def _weight_norms(model: nn.Module) -> list[_WeightNorm]:
+    found = []
+    for name, module in model.named_modules():
+        prefix = f"{name}." if name else ""
+        if type(module).__name__ == "_WeightNorm":
+            holder = name.rpartition(".")[0]
+            v = _tensor(model, f"{holder}.original1")
+            found.append(_WeightNorm(f"{holder}.original0", f"{holder}.original1", int(module.dim), v))
+        for hook in module._forward_pre_hooks.values():
+            if type(hook).__name__ == "WeightNorm":
+                v = f"{prefix}{hook.name}_v"
+                found.append(_WeightNorm(f"{prefix}{hook.name}_g", v, int(hook.dim), _tensor(model, v)))
+    return found
+
+
+def _norms(pair: _WeightNorm) -> Tensor:
+    axes = [a for a in range(pair.tensor.ndim) if a != pair.axis % pair.tensor.ndim]
+    return torch.linalg.vector_norm(pair.tensor.detach(), dim=axes, keepdim=True)
+
+
+def _rescale(
+    model: nn.Module,
+    graph: Graph,
+    keeps: Mapping[str, np.ndarray],
+    norms: list[tuple[_WeightNorm, Tensor]],
+    replaced: dict[int, Tensor],
+) -> None:
+    """A direction that lost inputs has a smaller norm: its magnitude shrinks with it, so that the weights stay."""
+    for pair, before in norms:
+        g, v = _tensor(model, pair.magnitude), replaced.get(id(pair.tensor))
+        if v is None:
+            continue
+        alive = kept_positions(graph, keeps, pair.direction)[pair.axis]
+        old = sliced(before, [alive if a == pair.axis else None for a in range(before.ndim)])
+        now = _norms(pair._replace(tensor=v))
+        new = replaced.get(id(g), g).detach() * now / old.clamp_min(torch.finfo(old.dtype).tiny)
+        replaced[id(g)] = nn.Parameter(new, g.requires_grad)
 
 
 def _tensor(model: nn.Module, name: str) -> Tensor:

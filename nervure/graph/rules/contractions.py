@@ -6,6 +6,7 @@ import numpy as np
 
 from nervure.graph.flow import HIDDEN, Flow, Rule, argument, made, move
 from nervure.graph.labels import Layer, Space
+from nervure.graph.sizes import Expression
 from nervure.graph.tape import Entry, Ref
 
 
@@ -179,11 +180,12 @@ def _resize_groups(flow: Flow, entry: Entry, blocks: Sequence[Layer]) -> None:
     call = entry.call
     if not blocks:
         return
-    position = 7 if call is not None and "transpose" in call.name else 6
+    # conv_transpose has output_padding before groups.
+    position = 6
     given = None
     if call is not None:
         given = call.kwargs.get("groups", call.args[position] if len(call.args) > position else None)
-    if given is None or isinstance(given, int):
+    if not isinstance(given, Expression):
         flow.store.pin([z.labels for z in blocks], f"the number of groups is fixed in the code at {flow.at()}")
     else:
         flow.store.sizes.append((given, tuple(z.labels for z in blocks)))
@@ -211,6 +213,13 @@ def attention(flow: Flow, entry: Entry) -> list[Space]:
         layers += [made(z, axis, rank) for z in found]
         heads = found if axis == rank - 3 else heads
     flow.heads.extend(z.labels for z in heads)
+    mask = argument(entry, 3, "attn_bias" if "efficient" in entry.name else "attn_mask")
+    if not isinstance(mask, Ref):
+        mask = entry.kwargs.get("attn_mask")
+    if isinstance(mask, Ref):
+        shape = (*flow.shape(q)[:-1], flow.shape(k)[-2])
+        scores = Space(tuple(move(z, rank - 3, rank) for z in heads))
+        flow.store.join([(scores, shape), (flow.space(mask), flow.shape(mask))], shape, flow.at())
     for t in (q, k, v):
         flow.store.pin([z.labels for z in flow.layers(t, rank - 2)], f"attention over these positions at {flow.at()}")
     _attention_work(flow, (q, k, v), heads, inner, width)

@@ -161,16 +161,19 @@ def _cut_piece(space: Space, axis: int, piece: slice) -> Space:
     return Space(tuple(z for z in layers if z.support), free=space.free)
 
 
-def _even_blocks(flow: Flow, x: Ref, axis: int, edges: Sequence[int]) -> None:
-    """Parts at fixed places: the units must leave evenly from equal blocks that the edges respect."""
+def _even_blocks(flow: Flow, x: Ref, axis: int, edges: Sequence[int]) -> Space:
+    """Parts at fixed places: units leave evenly from equal blocks that the edges respect. The labels that may go on."""
     size = flow.shape(x)[axis]
     block = reduce(gcd, edges, size)
-    layers = flow.layers(x, axis)
-    if not layers:
-        return
-    outer, inner = blocked(flow, layers, size // block, block)
-    flow.store.pin([z.labels for z in outer], f"taken apart by position at {flow.at()}")
-    flow.store.suspect([z.labels for z in inner], f"taken apart by position at {flow.at()}")
+    space = flow.space(x)
+    kept = [z for z in space.layers if axis not in z.support]
+    for layer in flow.layers(x, axis):
+        outer, inner = blocked(flow, [layer], size // block, size)
+        flow.store.pin([z.labels for z in outer], f"taken apart by position at {flow.at()}")
+        flow.store.suspect([z.labels for z in inner], f"taken apart by position at {flow.at()}")
+        # A layer that still has to become a product must not meet others before it is one.
+        kept += [move(layer, axis, len(flow.shape(x))) for _ in (*outer, *inner)]
+    return Space(tuple(kept), free=space.free)
 
 
 def slice_(flow: Flow, entry: Entry) -> list[Space]:
@@ -182,7 +185,7 @@ def slice_(flow: Flow, entry: Entry) -> list[Space]:
         argument(entry, 2, "start"), argument(entry, 3, "end"), argument(entry, 4, "step", 1)
     ).indices(size)
     piece = slice(start, stop, step)
-    layers = flow.layers(x, axis)
+    layers, space = flow.layers(x, axis), flow.space(x)
     if layers and (start, stop, step) != (0, size, 1):
         given = _slice_sizes(entry.call, axis, len(flow.shape(x)))
         if step != 1:
@@ -193,8 +196,8 @@ def slice_(flow: Flow, entry: Entry) -> list[Space]:
                 if isinstance(wish, Expression):
                     flow.store.size(wish, [z.labels[part] for z in layers], "a slice")
         else:
-            _even_blocks(flow, x, axis, [start, stop])
-    return [_cut_piece(flow.space(x), axis, piece)]
+            space = _even_blocks(flow, x, axis, [start, stop])
+    return [_cut_piece(space, axis, piece)]
 
 
 def _given(wish: Any, value: int, trivial: int) -> bool:
@@ -221,7 +224,7 @@ def split(flow: Flow, entry: Entry) -> list[Space]:
     axis = argument(entry, 2, "dim", 0) % len(flow.shape(x))
     sizes = [flow.shape(out)[axis] for out in entry.outs]
     edges = np.cumsum([0, *sizes]).tolist()
-    layers = flow.layers(x, axis)
+    layers, space = flow.layers(x, axis), flow.space(x)
     if layers and len(sizes) > 1:
         wishes = [s for s in call_sizes(entry.call) if isinstance(s, Expression)] if entry.call else []
         named = entry.call is not None and entry.call.name in ("split", "split_with_sizes")
@@ -230,11 +233,10 @@ def split(flow: Flow, entry: Entry) -> list[Space]:
             for wish, start, stop in zip(listed, edges, edges[1:], strict=False):
                 flow.store.size(wish, [z.labels[start:stop] for z in layers], "a split")
         else:
-            _even_blocks(flow, x, axis, edges)
+            space = _even_blocks(flow, x, axis, edges)
             if named and len(set(sizes)) == 1 and isinstance(listed, Expression) and wishes:
-                _, inner = blocked(flow, layers, len(sizes), sizes[0])
+                _, inner = blocked(flow, layers, len(sizes), sum(sizes))
                 flow.store.size(listed, [z.labels for z in inner], "a split")
-    space = flow.space(x)
     return [_cut_piece(space, axis, slice(a, b)) for a, b in zip(edges, edges[1:], strict=False)]
 
 
@@ -334,7 +336,7 @@ def pixel_shuffle(flow: Flow, entry: Entry) -> list[Space]:
     x, r = entry.args[0], entry.args[1]
     *_, channels, _, _ = flow.shape(x)
     rank = len(flow.shape(x))
-    outer, inner = blocked(flow, flow.layers(x, rank - 3), channels // (r * r), r * r)
+    outer, inner = blocked(flow, flow.layers(x, rank - 3), channels // (r * r), channels)
     flow.store.pin([z.labels for z in inner], f"moved into space at {flow.at()}")
     kept = [z for z in flow.space(x).layers if rank - 3 not in z.support]
     return [Space((*kept, *[move(z, rank - 3, rank) for z in outer]))]
@@ -362,7 +364,7 @@ def fold(flow: Flow, entry: Entry) -> list[Space]:
     """Sum of sliding windows: [n, c k k, windows] -> [n, c, h, w]."""
     x, kernel = entry.args[0], entry.args[2]
     times = int(np.prod(kernel))
-    outer, inner = blocked(flow, flow.layers(x, 1), flow.shape(x)[1] // times, times)
+    outer, inner = blocked(flow, flow.layers(x, 1), flow.shape(x)[1] // times, flow.shape(x)[1])
     flow.store.pin([z.labels for z in inner], f"moved into space at {flow.at()}")
     return [Space(tuple(move(z, 1, 4) for z in outer))]
 

@@ -192,6 +192,15 @@ def rms_norm(flow: Flow, entry: Entry) -> list[Space]:
     return layer_norm(flow, moved)
 
 
+def weight_norm(flow: Flow, entry: Entry) -> list[Space]:
+    """``g v / |v|``: magnitudes ride along; a cut of what the norm runs over rescales them (see ``surgery``)."""
+    v, g = entry.args[:2]
+    joined = flow.store.join([(flow.space(v), flow.shape(v)), (flow.space(g), flow.shape(g))], flow.shape(v), flow.at())
+    own = {z.owner for z in flow.space(v).layers}
+    layers = [z if z.owner in own else Layer(z.labels) for z in joined.layers]
+    return [Space(tuple(layers)), *[Space() for _ in entry.outs[1:]]]
+
+
 # -- space -------------------------------------------------------------------------------------------------------
 
 
@@ -277,6 +286,8 @@ OTHERS: Mapping[str, Rule] = {
                      "_batch_norm_with_update", "_batch_norm_no_update", "cudnn_batch_norm"), batch_norm),
     "native_layer_norm": layer_norm,
     "layer_norm": layer_norm,
+    "_weight_norm_interface": weight_norm,
+    "_weight_norm": weight_norm,
     "native_group_norm": group_norm,
     "_fused_rms_norm": rms_norm,
     "rms_norm": rms_norm,
