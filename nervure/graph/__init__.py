@@ -1,7 +1,7 @@
 """What is coupled to what in a model: tracing by labels that flow, groups, blocks, costs."""
 
 from nervure.graph.cost import Cost, LayerCost, count
-from nervure.graph.types import Axis, Block, Edge, Graph, Group, Resize, Slot, Units, Work
+from nervure.graph.types import Axis, Block, Edge, Graph, Group, Resize, Silence, Slot, Units, Work
 
 __all__ = [
     "Axis",
@@ -12,6 +12,7 @@ __all__ = [
     "Group",
     "LayerCost",
     "Resize",
+    "Silence",
     "Slot",
     "Units",
     "Work",

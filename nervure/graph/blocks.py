@@ -1,9 +1,363 @@
-"""Blocks: parts of a network that can become their shortcut."""
+"""Blocks: parts of a network that can become their shortcut.
 
+A residual branch is what lies between a value and an addition that also hears that value another way. It is read off
+the tape: nothing inside is used outside, and its modules can step aside (shapes are tried on the ``meta`` device).
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nervure.graph.flow import Flow, refs_in
+from nervure.graph.labels import Layer, Space
+from nervure.graph.tape import Entry, ModuleCall, Ref, Tape, WriteBack
 from nervure.graph.trace import Drawing
-from nervure.graph.types import Block
+from nervure.graph.types import Block, Group, Silence
+
+# Operators that make zeros of zeros: what may stand between the last module of a branch and the addition.
+_KEEPS_ZERO = frozenset(
+    "mul mul_ div view _unsafe_view reshape permute transpose clone dropout native_dropout expand slice unsqueeze squeeze "
+    "relu relu_ gelu silu tanh hardswish contiguous roll constant_pad_nd _to_copy select alias detach t".split()
+)
+
+
+@dataclass(slots=True)
+class _Wiring:
+    """Who makes and who uses each value of the first run on a tape."""
+
+    tape: Tape
+    made: dict[int, int] = field(default_factory=dict)
+    used: dict[int, list[int]] = field(default_factory=dict)
+    above: dict[int, int] = field(default_factory=dict)
+    """For each value a bit set of the values of the run that it depends on, itself included."""
+    calls: list[ModuleCall] = field(default_factory=list)
+    times: dict[str, int] = field(default_factory=dict)
+
+    @staticmethod
+    def of(tape: Tape) -> "_Wiring":
+        wiring = _Wiring(tape)
+        stop = len(tape.entries) if tape.training_from is None else tape.training_from
+        wiring.above = {number: 1 << number for number in tape.inputs}
+        for index, entry in enumerate(tape.entries[:stop]):
+            ins = [r.id for r in _inputs(entry)]
+            bits = 0
+            for number in ins:
+                wiring.used.setdefault(number, []).append(index)
+                bits |= wiring.above.get(number, 0)
+            for out in entry.outs if isinstance(entry, Entry) else (entry.out,):
+                wiring.made[out.id] = index
+                if bits:
+                    wiring.above[out.id] = bits | 1 << out.id
+        wiring.calls = [c for c in tape.calls if c.stop <= stop and c.name]
+        for call in wiring.calls:
+            wiring.times[call.name] = wiring.times.get(call.name, 0) + 1
+        return wiring
+
+    def active(self, index: int) -> list[int]:
+        """Values that entry ``index`` uses and that depend on the inputs."""
+        return [r.id for r in _inputs(self.tape.entries[index]) if r.id in self.above]
+
+
+def _inputs(entry: Entry | WriteBack) -> list[Ref]:
+    return [entry.base, entry.value] if isinstance(entry, WriteBack) else refs_in((*entry.args, *entry.kwargs.values()))
+
+
+def _bits(mask: int) -> list[int]:
+    found = []
+    while mask:
+        low = mask & -mask
+        found.append(low.bit_length() - 1)
+        mask ^= low
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Branch:
+    """Values from ``entry`` (exclusive) to ``exit`` (inclusive)."""
+
+    entry: int
+    exit: int
+    values: frozenset[int]
 
 
 def blocks_of(drawing: Drawing) -> tuple[Block, ...]:
-    """Every part that can be dropped, in running order."""
-    return ()
+    """Every part that can be dropped, and those that cannot with the reason, in running order."""
+    wiring = _Wiring.of(drawing.flow.tape)
+    found: list[tuple[int, Block]] = []
+    identity: dict[int, int] = {}
+    for index, entry in enumerate(drawing.flow.tape.entries):
+        if not isinstance(entry, Entry) or entry.outs[:1] == () or entry.outs[0].id not in wiring.above:
+            continue
+        if entry.name in ("add", "add_"):
+            branch, shortcut_is_identity = _residual(wiring, entry)
+            if branch is not None:
+                if shortcut_is_identity:
+                    identity[entry.outs[0].id] = branch.entry
+                block = _block(drawing, wiring, branch, "residual")
+                found += [(index, block)] if block is not None else []
+        elif entry.name == "cat":
+            found += [(index, b) for b in _dense(drawing, wiring, entry)]
+    found += _whole_modules(wiring, identity)
+    return _named(drawing, wiring, [block for _, block in sorted(found, key=lambda item: item[0])])
+
+
+def _residual(wiring: _Wiring, entry: Entry) -> tuple[_Branch | None, bool]:
+    refs = [r for r in entry.args[:2] if isinstance(r, Ref) and r.id in wiring.above]
+    shape = wiring.tape.shape(entry.outs[0])
+    if len(refs) != 2 or any(wiring.tape.shape(r) != shape for r in refs):  # noqa: PLR2004
+        return None, False
+    common = wiring.above[refs[0].id] & wiring.above[refs[1].id]
+    if not common:
+        return None, False
+    start = common.bit_length() - 1
+    sides = [frozenset(_bits(wiring.above[r.id] & ~wiring.above[start])) for r in refs]
+    branches = [
+        _Branch(start, r.id, side)
+        for r, side in zip(refs, sides, strict=True)
+        if side and _is_closed(wiring, start, r.id, side, wiring.made[entry.outs[0].id])
+    ]
+    branches.sort(key=lambda b: len(b.values), reverse=True)
+    return (branches[0] if branches else None), not all(sides)
+
+
+def _is_closed(wiring: _Wiring, start: int, stop: int, values: frozenset[int], user: int) -> bool:
+    """Whether everything inside hears only ``start`` and is heard only inside, its end only by ``user``."""
+    for value in values:
+        if not set(wiring.active(wiring.made[value])) <= values | {start}:
+            return False
+        users = wiring.used.get(value, [])
+        if value == stop:
+            if set(users) != {user}:
+                return False
+        elif not all(any(o.id in values for o in _outs(wiring.tape.entries[u])) for u in users):
+            return False
+    return True
+
+
+def _outs(entry: Entry | WriteBack) -> Sequence[Ref]:
+    return entry.outs if isinstance(entry, Entry) else (entry.out,)
+
+
+def _calls_inside(wiring: _Wiring, values: frozenset[int]) -> list[ModuleCall]:
+    """The largest module calls that compute nothing but these values, in running order."""
+    entries = {wiring.made[v] for v in values}
+    inside = []
+    for call in wiring.calls:
+        busy = [i for i in range(call.start, call.stop) if wiring.active(i)]
+        if busy and all(i in entries for i in busy) and call.outputs and call.outputs[0] in values:
+            inside.append(call)
+    largest = [
+        c
+        for c in inside
+        if not any(d is not c and d.start <= c.start and c.stop <= d.stop and d.name != c.name
+                   and c.name.startswith(f"{d.name}.") for d in inside)
+    ]
+    return sorted(largest, key=lambda c: (c.start, c.stop))
+
+
+def _block(drawing: Drawing, wiring: _Wiring, branch: _Branch, kind: str) -> Block | None:
+    flow = drawing.flow
+    calls = _calls_inside(wiring, branch.values)
+    alone = [c for c in calls if wiring.times[c.name] == 1]
+    if not any(_has_weights(flow, c) for c in calls):
+        return None
+    names = tuple(c.name for c in alone)
+    if any(wiring.times[c.name] > 1 and _has_weights(flow, c) for c in calls) or not alone:
+        return Block(calls[0].name, names, kind, pinned="it runs modules that are also used elsewhere")
+    try:
+        silences = _silences(drawing, wiring, branch, alone)
+    except Exception as error:  # whatever operator does not take the shapes: the block stays, with its words
+        reason = str(error).split("\n", maxsplit=1)[0][:120]
+        return Block(alone[0].name, names, kind, pinned=f"its modules cannot step aside ({reason})")
+    return Block(alone[0].name, names, kind, silences=silences)
+
+
+def _has_weights(flow: Flow, call: ModuleCall) -> bool:
+    return any(name.startswith(f"{call.name}.") for name in flow.tape.named.values())
+
+
+def _silences(drawing: Drawing, wiring: _Wiring, branch: _Branch, calls: Sequence[ModuleCall]) -> tuple[Silence, ...]:
+    """Run the branch with its modules aside on empty tensors: which zeros have to be made, and of what shape."""
+    tape = wiring.tape
+    seen: dict[int, Tensor] = {branch.entry: torch.empty(tape.shape(Ref(branch.entry)), device="meta")}
+    first, last = calls[0], calls[-1]
+    silences = []
+    inside = {i: c for c in calls for i in range(c.start, c.stop)}
+    after_last = False
+    for index in sorted({wiring.made[v] for v in branch.values}):
+        call = inside.get(index)
+        if call is None:
+            entry = tape.entries[index]
+            if isinstance(entry, WriteBack):
+                raise ValueError("it writes into a view")
+            if after_last and entry.name not in _KEEPS_ZERO:
+                raise ValueError(f"{entry.name} after its last module")
+            _run_empty(tape, entry, seen)
+        elif call.outputs[0] not in seen:
+            given = seen[next(n for n in call.inputs if n in seen)]
+            made = given
+            if call is first or call is last:
+                silence = _silence(drawing, call, given)
+                silences.append(silence)
+                made = torch.empty(silence.left, device="meta")
+            elif call.form is None or not isinstance(call.form, int):
+                raise ValueError(f"{call.name} returns more than a tensor")
+            seen[call.outputs[0]] = made
+            after_last = after_last or call is last
+    if tuple(seen[branch.exit].shape) != tape.shape(Ref(branch.exit)):
+        raise ValueError("its output would have another shape")
+    return tuple(silences)
+
+
+def _run_empty(tape: Tape, entry: Entry, seen: dict[int, Tensor]) -> None:
+    def empty(value: Any) -> Any:
+        if isinstance(value, Ref):
+            if value.id in seen:
+                return seen[value.id]
+            known = tape.values[value.id]
+            return torch.empty(known.shape, dtype=known.dtype, device="meta")
+        return [empty(v) for v in value] if isinstance(value, tuple) else value
+
+    result = entry.op(*[empty(a) for a in entry.args], **{k: empty(v) for k, v in entry.kwargs.items() if k != "device"})
+    results = [t for t in (result if isinstance(result, list | tuple) else [result]) if isinstance(t, Tensor)]
+    seen.update({ref.id: t for ref, t in zip(entry.outs, results, strict=True)})
+
+
+def _silence(drawing: Drawing, call: ModuleCall, given: Tensor) -> Silence:
+    flow, form = drawing.flow, call.form
+    if isinstance(form, int):
+        extras = -1
+    elif type(form) in (tuple, list) and form and isinstance(form[0], int):
+        extras = len(form) - 1
+    else:
+        raise ValueError(f"{call.name} returns a {type(form).__name__}")
+    left, entered = flow.tape.shape(Ref(call.outputs[0])), tuple(given.shape)
+    source = flow.spaces.get(call.inputs[0], Space())
+    target = flow.spaces.get(call.outputs[0], Space())
+    live = tuple(
+        a for a in range(len(left)) if a < len(entered) and left[a] == entered[a] and _same_units(flow, source, target, a)
+    )
+    own = tuple(a for a in range(len(left)) if a not in live and _labels(flow, target, a))
+    groups = []
+    for axis in own:
+        group = _whole_group(drawing, [z for z in target.layers if axis in z.support])
+        groups.append("" if group is None else group.name)
+    return Silence(call.name, entered, left, live, own, tuple(groups), extras)
+
+
+def _labels(flow: Flow, space: Space, axis: int) -> list[bytes]:
+    layers = [z for z in space.layers if axis < z.labels.ndim and z.labels.shape[axis] > 1]
+    return sorted(flow.store.unions.find(z.labels.reshape(-1)).tobytes() for z in layers)
+
+
+def _same_units(flow: Flow, a: Space, b: Space, axis: int) -> bool:
+    return _labels(flow, a, axis) == _labels(flow, b, axis)
+
+
+# -- dense connections -------------------------------------------------------------------------------------------
+
+
+def _dense(drawing: Drawing, wiring: _Wiring, entry: Entry) -> Iterable[Block]:
+    """New channels that are put beside old ones: parts of a concatenation that are a whole group of their own."""
+    parts = [r for r in entry.args[0] if r.id in wiring.above]
+    for ref in parts[1:]:
+        group = _whole_group(drawing, drawing.flow.spaces.get(ref.id, Space()).layers)
+        others = 0
+        for other in parts:
+            others |= wiring.above[other.id] if other.id < ref.id else 0
+        # What was there before must be heard by the new channels: otherwise these are parallel branches, not growth.
+        if group is None or not others & wiring.above[ref.id] or wiring.made.get(ref.id) is None:
+            continue
+        values = _exclusive(wiring, ref.id)
+        starts = {n for v in values for n in wiring.active(wiring.made[v])} - values
+        if not starts or not all(1 << s & others for s in starts):
+            continue
+        block = _block(drawing, wiring, _Branch(max(starts), ref.id, frozenset(values)), "dense")
+        if block is None or block.pinned or group.is_pinned:
+            continue
+        last = block.silences[-1]
+        axis = 1 if len(last.left) > 2 else len(last.left) - 1  # noqa: PLR2004
+        empty = tuple(0 if a == axis else n for a, n in enumerate(last.left))
+        silence = replace(last, left=empty, live=tuple(a for a in last.live if a != axis), own=(axis,), groups=("",))
+        yield replace(block, silences=(*block.silences[:-1], silence), group=group.name)
+
+
+def _whole_group(drawing: Drawing, layers: Sequence[Layer]) -> Group | None:
+    """The group that these layers are all of, and that is all of them."""
+    if len(layers) != 1 or len(layers[0].support) != 1:
+        return None
+    roots = drawing.flow.store.unions.find(layers[0].labels.reshape(-1))
+    numbers = np.unique(drawing.group_of[roots[roots >= 0]])
+    if len(numbers) != 1 or numbers[0] < 0 or drawing.names[int(numbers[0])] not in drawing.graph:
+        return None
+    group = drawing.graph[drawing.names[int(numbers[0])]]
+    return group if group.size == len(np.unique(roots)) else None
+
+
+def _exclusive(wiring: _Wiring, stop: int) -> set[int]:
+    """Values that serve nothing but ``stop``, going back from it."""
+    values = {stop}
+    queue = [stop]
+    while queue:
+        for number in wiring.active(wiring.made[queue.pop()]):
+            users = wiring.used.get(number, [])
+            outs = [o.id for u in users for o in _outs(wiring.tape.entries[u])]
+            if number not in values and number in wiring.made and all(o in values for o in outs if o in wiring.above):
+                values.add(number)
+                queue.append(number)
+    return values
+
+
+# -- whole modules -----------------------------------------------------------------------------------------------
+
+
+def _whole_modules(wiring: _Wiring, identity: dict[int, int]) -> list[tuple[int, Block]]:
+    """Modules that are a chain of two or more residual branches: they can become the identity."""
+    found = []
+    for call in wiring.calls:
+        if not (isinstance(call.form, int) and call.inputs and wiring.times[call.name] == 1):
+            continue
+        value, halves = call.outputs[0], 0
+        while value in identity and value != call.inputs[0]:
+            value, halves = identity[value], halves + 1
+        inside = sum(1 for c in wiring.calls if call.start <= c.start and c.stop <= call.stop)
+        if value == call.inputs[0] and halves > 1 and inside > 1:
+            found.append((call.stop - 1, Block(call.name, (call.name,), "module")))
+    return found
+
+
+def _named(drawing: Drawing, wiring: _Wiring, blocks: Sequence[Block]) -> tuple[Block, ...]:
+    """Unique names: the parent where all modules share one that has no other block, else the heaviest module."""
+    sizes: dict[str, int] = {}
+    for number, name in drawing.flow.tape.named.items():
+        sizes[name] = int(np.prod(drawing.flow.tape.values[number].shape, dtype=np.int64))
+    parents = [_common([n.rpartition(".")[0] for n in b.modules]) for b in blocks]
+    taken = {b.name for b in blocks if b.kind == "module"}
+    result: list[Block] = []
+    for block, parent in zip(blocks, parents, strict=True):
+        name = block.name
+        if block.kind != "module":
+            lone = len(block.modules) > 1 and parents.count(parent) == 1 and parent and parent not in taken
+            name = parent if lone else max(
+                block.modules or (block.name,), key=lambda m: sum(n for t, n in sizes.items() if t.startswith(f"{m}."))
+            )
+        if any(name == other.name for other in result):
+            if any(block.modules == other.modules for other in result):
+                continue
+            name = f"{name}#{sum(other.name.partition('#')[0] == name for other in result) + 1}"
+        result.append(replace(block, name=name))
+    return tuple(result)
+
+
+def _common(names: Sequence[str]) -> str:
+    parts = [n.split(".") for n in names]
+    common = []
+    for level in zip(*parts, strict=False):
+        if len(set(level)) > 1:
+            break
+        common.append(level[0])
+    return ".".join(common)

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, Literal, TypeAlias, final
 
@@ -154,34 +154,49 @@ class Edge:
 
 @final
 @dataclass(frozen=True, slots=True)
+class Silence:
+    """A module of a block that puts out zeros once the block is dropped.
+
+    Attributes:
+        module: its name.
+        entered: shape of the first tensor it is given then (as traced).
+        left: shape of what it returned when it was traced, and of the zeros.
+        live: axes whose size is taken from the input while running; the ratio is kept on other axes but ``own``.
+        own: axes whose size is the module's own (their units are not those of the input).
+        groups: for each of ``own`` the group whose units lie along it (empty: none, or several).
+        extras: how many further results it returns in a tuple (None each); -1: a bare tensor.
+    """
+
+    module: str
+    entered: tuple[int, ...]
+    left: tuple[int, ...]
+    live: tuple[int, ...] = ()
+    own: tuple[int, ...] = ()
+    groups: tuple[str, ...] = ()
+    extras: int = -1
+
+
+@final
+@dataclass(frozen=True, slots=True)
 class Block:
     """A part of the network that can become its shortcut.
 
     Attributes:
         name: unique; the module's name where the block is one module.
         modules: the modules that leave, by name, in running order.
-        kind: ``"residual"`` (a branch beside a shortcut), ``"module"`` (shape-preserving module -> identity) or
+        kind: ``"residual"`` (a branch beside a shortcut), ``"module"`` (a module that is a chain of such branches) or
             ``"dense"`` (new channels concatenated to what was there).
         pinned: why it cannot be dropped; empty where it can.
-        entered: shape that the last module's input had when it was traced.
-        left: shape that it returned.
-        extras: how many further results it returned in a tuple; -1 where it returned a bare tensor.
-        group: for a dense block, the group of its new channels.
+        silences: which of the modules put out zeros; the others let their input pass.
+        group: for a dense block, the group of its new channels, which leaves with it.
     """
 
     name: str
     modules: tuple[str, ...]
     kind: str
     pinned: str = ""
-    entered: tuple[int, ...] = ()
-    left: tuple[int, ...] = ()
-    extras: int = -1
+    silences: tuple[Silence, ...] = ()
     group: str = ""
-
-    @property
-    def shapes(self) -> tuple[tuple[int, ...], tuple[int, ...], int]:
-        """What :class:`nervure.surgery.drop.Silent` needs."""
-        return self.entered, self.left, self.extras
 
 
 @final
@@ -295,10 +310,7 @@ class Graph:
                 for g in self.groups
             ],
             "edges": [[e.source, e.target, e.tensor] for e in self.edges],
-            "blocks": [
-                [b.name, list(b.modules), b.kind, b.pinned, list(b.entered), list(b.left), b.extras, b.group]
-                for b in self.blocks
-            ],
+            "blocks": [asdict(block) for block in self.blocks],
             "axes": [[a.size, [[group, _runs(units)] for group, units in a.parts]] for a in self.axes],
             "tensors": {name: list(axes) for name, axes in self.tensors.items()},
             "parameters": list(self.parameters),
@@ -327,10 +339,7 @@ class Graph:
                     for g in data["groups"]
                 ),
                 edges=tuple(Edge(*e) for e in data["edges"]),
-                blocks=tuple(
-                    Block(name, tuple(modules), kind, pinned, tuple(entered), tuple(left), extras, group)
-                    for name, modules, kind, pinned, entered, left, extras, group in data["blocks"]
-                ),
+                blocks=tuple(_block(block) for block in data["blocks"]),
                 axes=tuple(Axis(size, tuple((g, _unrun(runs)) for g, runs in parts)) for size, parts in data["axes"]),
                 tensors={name: tuple(axes) for name, axes in data["tensors"].items()},
                 parameters=tuple(data["parameters"]),
@@ -341,6 +350,12 @@ class Graph:
             )
         except (KeyError, TypeError, ValueError) as error:
             raise PlanError(f"this is not a graph: {error!r}.") from error
+
+
+def _block(data: Mapping[str, Any]) -> Block:
+    silences = [{k: tuple(v) if isinstance(v, list) else v for k, v in s.items()} for s in data["silences"]]
+    rest = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items() if k != "silences"}
+    return Block(**rest, silences=tuple(Silence(**s) for s in silences))
 
 
 def _runs(units: Units) -> list[list[int]]:

@@ -39,14 +39,14 @@ def apply(model: nn.Module, graph: Graph, plan: Plan) -> nn.Module:
                 _mask(result, tensor, keep.tensor())
             case Link():
                 link(result, graph, edit)
-            case Drop(block):
-                drop(result, graph.block(block))
-            case Cut():
+            case Cut() | Drop():
                 pass
             case _:
                 assert_never(edit)
     if keeps:
         cut(result, graph, keeps)
+    for edit in plan.drops:
+        drop(result, graph.block(edit.block), keeps)
     return result
 
 

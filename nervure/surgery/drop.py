@@ -1,10 +1,14 @@
 """Dropping blocks: the modules of a branch step aside, its output becomes zero (or nothing, where it was concatenated)."""
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 
-from nervure.graph.types import Block
+from nervure.graph.example import tensors_in
+from nervure.graph.types import Block, Silence
 
 
 class Pass(nn.Module):
@@ -16,45 +20,44 @@ class Pass(nn.Module):
 
 
 class Silent(nn.Module):
-    """Returns zeros of the shape that the module it stands for would have returned.
+    """Returns zeros of the shape that the module it stands for returned; see :class:`nervure.graph.Silence`."""
 
-    Args:
-        entered: shape of the input the original saw when it was traced.
-        left: shape of what it returned; where it equals ``entered`` the live size is taken, elsewhere the ratio is kept.
-        extras: number of further results (None each), for modules that return a tuple; -1: a bare tensor.
-    """
-
-    def __init__(self, entered: tuple[int, ...], left: tuple[int, ...], extras: int = -1) -> None:
+    def __init__(self, silence: Silence) -> None:
         super().__init__()
-        self.entered, self.left, self.extras = list(entered), list(left), extras
+        self.entered, self.left = list(silence.entered), list(silence.left)
+        self.live, self.own, self.extras = silence.live, silence.own, silence.extras
 
-    def forward(self, x: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Zeros."""
-        if x is None:
-            x = next(v for v in kwargs.values() if isinstance(v, Tensor))
-        sizes = [
-            n if before == after else n * after // before
-            for n, before, after in zip(x.shape, self.entered, self.left, strict=True)
-        ]
+        x: Tensor = tensors_in((args, kwargs))[0]
+        sizes = [self._size(axis, x) for axis in range(len(self.left))]
         zeros = x.new_zeros(sizes)
         return zeros if self.extras < 0 else (zeros, *[None] * self.extras)
+
+    def _size(self, axis: int, x: Tensor) -> int:
+        if axis in self.live:
+            return x.shape[axis]
+        if axis in self.own or axis >= x.dim() or not self.entered[axis]:
+            return self.left[axis]
+        return x.shape[axis] * self.left[axis] // self.entered[axis]
 
     def extra_repr(self) -> str:
         """Shapes, for printing."""
         return f"{tuple(self.entered)} -> {tuple(self.left)}"
 
 
-def drop(model: nn.Module, block: Block) -> None:
-    """Take ``block`` out of ``model`` in place; its last module turns silent, the others let their input pass."""
-    for name in block.modules[:-1]:
-        _replace(model, name, Pass())
-    entered, left, extras = block.shapes
-    last: nn.Module = Pass() if block.kind == "module" else Silent(entered, left, extras)
-    _replace(model, block.modules[-1], last.train(model.training))
+def drop(model: nn.Module, block: Block, keeps: Mapping[str, np.ndarray]) -> None:
+    """Take ``block`` out of ``model``, whose groups were cut to ``keeps``, in place."""
+    silences = {silence.module: _after(silence, keeps) for silence in block.silences}
+    for name in block.modules:
+        parent, _, key = name.rpartition(".")
+        new = Silent(silences[name]) if name in silences else Pass()
+        setattr(model.get_submodule(parent), key, new.train(model.get_submodule(name).training))
 
 
-def _replace(model: nn.Module, name: str, new: nn.Module) -> None:
-    parent, _, key = name.rpartition(".")
-    old = model.get_submodule(name)
-    new.train(old.training)
-    setattr(model.get_submodule(parent), key, new)
+def _after(silence: Silence, keeps: Mapping[str, np.ndarray]) -> Silence:
+    left = list(silence.left)
+    for axis, group in zip(silence.own, silence.groups, strict=True):
+        if group in keeps:
+            left[axis] = int(keeps[group].sum())
+    return replace(silence, left=tuple(left))
