@@ -16,13 +16,16 @@ import base64
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias, final
+from typing import TYPE_CHECKING, Any, TypeAlias, final
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from nervure.errors import PlanError
+
+if TYPE_CHECKING:
+    from nervure.graph.types import Graph
 
 FORMAT = 1
 
@@ -183,6 +186,29 @@ class Plan:
         """The links among the edits."""
         return tuple(e for e in self.edits if isinstance(e, Link))
 
+    def describe(self, graph: "Graph") -> str:
+        """A readable table: what each edit does, group by group, with the widths and the multiply-accumulates saved."""
+        if not self.edits:
+            return "nothing is edited"
+        keeps = {cut.group: cut.keep.tensor() for cut in self.cuts}
+        lines = []
+        for cut in self.cuts:
+            saved = graph.macs() - graph.macs({cut.group: keeps[cut.group]})
+            lines.append((cut.group, f"{graph[cut.group].size:>5} -> {cut.keep.count:<5}", f"-{_scaled(saved)}MACs alone"))
+        lines += [(m.tensor, f"{m.keep.size:>5} -> {m.keep.count:<5}", "connections masked") for m in self.masks]
+        lines += [(d.block, "", f"block dropped ({', '.join(graph.block(d.block).modules)})") for d in self.drops]
+        lines += [(f"{e.source} => {e.target}", f"+{e.keep.count}", "skip connections") for e in self.links]
+        width = max(len(name) for name, _, _ in lines)
+        text = [f"{name:<{width}}  {change:<16} {note}".rstrip() for name, change, note in lines]
+        total, left = graph.macs(), graph.macs(keeps)
+        if self.cuts:
+            params, fewer = graph.params(), graph.params(keeps)
+            text.append(
+                f"cuts in all: parameters {params:,} -> {fewer:,} ({fewer / max(params, 1):.1%}), "
+                f"MACs {total:,} -> {left:,} ({left / max(total, 1):.1%})"
+            )
+        return "\n".join(text)
+
     def to_json(self) -> dict[str, Any]:
         """Plain data that :meth:`from_json` reads back to an equal plan."""
         return {
@@ -211,6 +237,14 @@ class Plan:
             data.get("asked", {}),
             data.get("reached", {}),
         )
+
+
+def _scaled(number: float) -> str:
+    for unit in ("", "k", "M"):
+        if abs(number) < 1000:  # noqa: PLR2004
+            return f"{number:.3g} {unit}"
+        number /= 1000
+    return f"{number:.4g} G"
 
 
 def _edit_to_json(edit: Edit) -> dict[str, Any]:

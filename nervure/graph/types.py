@@ -246,6 +246,9 @@ class Graph:
     notes: tuple[str, ...] = ()
     settings: Mapping[str, bool] = field(default_factory=dict)
 
+    def __str__(self) -> str:
+        return self.describe()
+
     @cached_property
     def fingerprint(self) -> str:
         """A digest of tensor names, shapes and groups: two models with the same one take the same plans."""
@@ -293,6 +296,26 @@ class Graph:
         alive = self.survivors(keeps or {})
         return int(sum(w.fixed * int(np.prod(alive[list(w.axes)], dtype=np.int64)) for w in self.work))
 
+
+    def describe(self) -> str:
+        """A readable table of groups, what couples them, what is pinned and why, and of blocks."""
+        width = max((len(g.name) for g in self.groups), default=0)
+        lines = []
+        for group in self.groups:
+            held = [f"{s.role} {s.tensor}[{s.axis}]" for s in group.slots]
+            more = f" +{len(held) - 4}" if len(held) > 4 else ""  # noqa: PLR2004
+            state = f"pinned: {group.pinned}" if group.pinned else ", ".join(held[:4]) + more
+            lines.append(f"{group.name:<{width}}  {group.size:>6} {group.kind:<12} {state}")
+            lines += [f"{'':<{width}}  {'':>6} note: {note}" for note in group.notes[:1]]
+        for block in self.blocks:
+            lines.append(f"block {block.name} ({block.kind})" + (f" pinned: {block.pinned}" if block.pinned else ""))
+        lines += [f"note: {note}" for note in self.notes]
+        lines.append(
+            f"{len(self.prunable)} of {len(self.groups)} groups can be cut, "
+            f"{sum(not b.pinned for b in self.blocks)} of {len(self.blocks)} blocks can be dropped; "
+            f"{self.params():,} parameters, {self.macs():,} MACs"
+        )
+        return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data that :meth:`from_json` reads back to an equal graph."""
