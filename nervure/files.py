@@ -1,0 +1,113 @@
+"""Writing so that a file is either the old one or the new one, and reading with errors that say what is wrong."""
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from nervure.errors import FileError
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary file beside ``path`` that takes its place when the block ends well.
+
+    On any failure the temporary file goes and what was at ``path`` stays; an ``OSError`` (full disk, no permission)
+    becomes a :class:`FileError`.
+    """
+    target = Path(path)
+    temporary = _temporary_beside(target)
+    try:
+        yield temporary
+        _flush(temporary)
+        os.replace(temporary, target)
+    except OSError as error:
+        raise FileError(f"cannot write {str(target)!r}: {_reason(error)}. What was there is untouched.") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: str | os.PathLike[str], data: bytes) -> Path:
+    """Write ``data`` to ``path`` atomically and return the path; raises :class:`FileError` where that fails."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
+    return Path(path)
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> Path:
+    """Write ``text`` as UTF-8 to ``path`` atomically and return the path; raises :class:`FileError`."""
+    return write_bytes(path, text.encode("utf-8"))
+
+
+def write_json(path: str | os.PathLike[str], data: Any) -> Path:
+    """Write plain ``data`` as JSON to ``path`` atomically and return the path; raises :class:`FileError`."""
+    return write_text(path, json.dumps(data, indent=1, ensure_ascii=False) + "\n")
+
+
+def read_json(path: str | os.PathLike[str], what: str = "a JSON file") -> Any:
+    """The data in the JSON file at ``path``; raises :class:`FileError` (naming ``what`` was expected) otherwise."""
+    source = require_file(path, what)
+    try:
+        return json.loads(source.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise FileError(f"cannot read {str(source)!r}: {_reason(error)}.") from error
+    except ValueError as error:
+        raise FileError(f"{str(source)!r} is not {what}: {error}.") from error
+
+
+def require_file(path: str | os.PathLike[str], what: str = "a file") -> Path:
+    """Return ``path`` if a file is there, else raise :class:`FileError` naming ``what`` was expected."""
+    source = Path(path)
+    if source.is_file():
+        return source
+    found = "a folder is there" if source.is_dir() else "nothing is there"
+    raise FileError(f"{str(source)!r} should be {what}, but {found}.")
+
+
+def require_writable(path: str | os.PathLike[str]) -> Path:
+    """Return ``path`` if a file can be written there, else raise :class:`FileError`; ask before long work."""
+    target = Path(path)
+    if target.is_dir():
+        raise FileError(f"cannot write {str(target)!r}: a folder is there. Give the name of a file.")
+    _temporary_beside(target).unlink(missing_ok=True)
+    return target
+
+
+def require_folder(path: str | os.PathLike[str]) -> Path:
+    """Return folder ``path``, made if need be, in which files can be written; else raise :class:`FileError`."""
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FileError(f"cannot make the folder {str(folder)!r}: {_reason(error)}.") from error
+    require_writable(folder / "probe")
+    return folder
+
+
+def _temporary_beside(target: Path) -> Path:
+    # The same folder, because os.replace is atomic only within one file system.
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
+        os.close(handle)
+    except OSError as error:
+        raise FileError(f"cannot write {str(target)!r}: {_reason(error)}. Choose another folder.") from error
+    # mkstemp makes private files; the result should have the rights any new file gets here.
+    mask = os.umask(0)
+    os.umask(mask)
+    os.chmod(name, 0o666 & ~mask)
+    return Path(name)
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error)

@@ -1,0 +1,36 @@
+"""Run as ``python -m nervure.recipe.fresh FOLDER``: load the saved model and compare it with what it computed."""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from nervure.export import load, read_header
+from nervure.recipe.parts import Source
+
+
+def difference(folder: Path) -> float:
+    """Largest difference between the outputs of the saved model and those noted, relative to the largest noted.
+
+    Args:
+        folder: a run's folder, with ``model.safetensors`` and ``probe.safetensors``.
+
+    Raises:
+        FileError: the model cannot be loaded.
+    """
+    path = folder / "model.safetensors"
+    source = Source(**read_header(path)["meta"]["model"])
+    # Another seed than the run's: nothing may be left of the weights that the constructor draws.
+    model = load(path, lambda: source.build(seed=987_654_321)).model.eval()
+    probe = load_file(folder / "probe.safetensors")
+    with torch.no_grad():
+        outputs = model(probe["inputs"])
+    scale = float(probe["outputs"].abs().max().clamp_min(1e-12))
+    return float((outputs - probe["outputs"]).abs().max()) / scale
+
+
+if __name__ == "__main__":
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    print(json.dumps({"error": difference(Path(sys.argv[1]))}))

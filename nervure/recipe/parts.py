@@ -1,0 +1,182 @@
+"""What a recipe names, made: the network, the data, the method, and one training as its sections describe it."""
+
+import importlib
+import inspect
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from nervure import zoo
+from nervure.errors import ArgumentError, RecipeError
+from nervure.methods import METHODS, Method, method_from
+from nervure.recipe.values import Options, Recipe, RecoverSection, TrainSection, nearest
+from nervure.training import History, label_smoothing, recalibrate, train
+from nervure.zoo import Dataset
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a network comes from: a zoo ``name`` or a ``factory`` "package.module:function", and its options."""
+
+    name: str = ""
+    factory: str = ""
+    options: Options = field(default_factory=dict, hash=False)
+
+    def build(self, seed: int = 0) -> nn.Module:
+        """The network with fresh weights drawn from ``seed``; raises RecipeError where that fails.
+
+        Torch's global random state is as it was afterwards.
+        """
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            try:
+                model = self.builder()(**self.options)
+            except (ArgumentError, TypeError) as error:
+                raise RecipeError(f"[model] {self.name or self.factory} cannot be built: {error}") from error
+        if not isinstance(model, nn.Module):
+            raise RecipeError(
+                f"[model] factory {self.factory!r} returned a {type(model).__name__}, not a torch module."
+            )
+        return model
+
+    def builder(self) -> Callable[..., Any]:
+        """The function that builds the network; raises RecipeError where there is none of that name."""
+        return factory_of(self.factory) if self.factory else _of_zoo(self.name)
+
+    def suited_to(self, data: Dataset) -> "Source":
+        """With the channels and classes of ``data`` where a zoo network is not told otherwise."""
+        told = {"in_channels": data.shape[0], "num_classes": len(data.classes)}
+        if self.factory:
+            return self
+        known = inspect.signature(self.builder()).parameters
+        return replace(self, options={k: v for k, v in told.items() if k in known} | dict(self.options))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, for ``Source(**data)``."""
+        return {"name": self.name, "factory": self.factory, "options": dict(self.options)}
+
+
+def _of_zoo(name: str) -> Callable[..., Any]:
+    if name not in zoo.MODELS:
+        raise RecipeError(f"[model] the zoo has no network {name!r}.{nearest(name, zoo.MODELS)}")
+    return zoo.MODELS[name]
+
+
+def factory_of(path: str) -> Callable[..., Any]:
+    """The function that ``package.module:function`` names; modules in the working folder are found too.
+
+    Raises:
+        RecipeError: the module cannot be imported, or has no such function.
+    """
+    module_name, _, name = path.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise RecipeError(f"factory {path!r}: module {module_name!r} cannot be imported: {error}.") from error
+    found = getattr(module, name, None)
+    if not callable(found):
+        known = [n for n, value in vars(module).items() if callable(value) and not n.startswith("_")]
+        raise RecipeError(f"factory {path!r}: {module_name} has no function {name!r}.{nearest(name, known)}")
+    return found  # type: ignore[no-any-return]
+
+
+def source_of(recipe: Recipe, data: Dataset) -> Source:
+    """Where the recipe's network comes from, suited to its data."""
+    return Source(recipe.model.name, recipe.model.factory, recipe.model.options).suited_to(data)
+
+
+def data_of(recipe: Recipe) -> Dataset:
+    """The recipe's data set, with as many samples as it asks for; raises RecipeError or DataError."""
+    section, seed = recipe.data, recipe.run.seed
+    if section.name not in zoo.DATASETS:
+        raise RecipeError(f"[data] the zoo has no data set {section.name!r}.{nearest(section.name, zoo.DATASETS)}")
+    data = zoo.load(
+        section.name, section.root or None, validation=section.validation, seed=seed, size=section.size or None
+    )
+    if section.train_samples:
+        data = replace(data, train=data.train.sample(section.train_samples, seed))
+    if section.test_samples:
+        data = replace(data, test=data.test.sample(section.test_samples, seed))
+    return data
+
+
+def method_of(recipe: Recipe) -> Method:
+    """The recipe's method with its hyper-parameters; raises RecipeError where it does not take them."""
+    section = recipe.prune
+    if section.method not in METHODS:
+        raise RecipeError(f"[prune] there is no method {section.method!r}.{nearest(section.method, METHODS)}")
+    known = {f.name for f in fields(METHODS[section.method])}
+    shared = {"keep": section.keep, "budget": section.budget}
+    options = {k: v for k, v in shared.items() if k in known} | dict(section.options)
+    try:
+        return method_from(section.method, **options)
+    except (ArgumentError, TypeError) as error:
+        raise RecipeError(f"[prune] {error}") from error
+
+
+def device_of(recipe: Recipe) -> torch.device:
+    """The recipe's device; raises RecipeError where torch does not have it."""
+    try:
+        return torch.zeros((), device=recipe.run.device).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise RecipeError(f"[run] device = {recipe.run.device!r} cannot be used: {reason}.") from error
+
+
+def trained(
+    model: nn.Module,
+    data: Dataset,
+    section: TrainSection | RecoverSection,
+    *,
+    seed: int,
+    checkpoint: Path | None = None,
+    masks: Mapping[str, Tensor] | None = None,
+    progress: bool = True,
+) -> History:
+    """Train ``model`` in place as ``section`` says; with ``checkpoint``, go on from where that file stands."""
+    batches = data.train.batches(section.batch_size, shuffle_seed=seed, augment=section.augment)
+    if isinstance(section, RecoverSection) and section.recalibrate and _epochs_done(checkpoint) == 0:
+        recalibrate(model, batches, section.recalibrate)
+    if not section.epochs:
+        return History((), (), 0, 0.0)
+    # The order of an epoch follows from its number: one that goes on must not begin at the first again.
+    batches.epoch = _epochs_done(checkpoint)
+    return train(
+        model,
+        batches,
+        epochs=section.epochs,
+        lr=section.lr,
+        optimizer=section.optimizer,
+        momentum=section.momentum,
+        weight_decay=section.weight_decay,
+        schedule=section.schedule,
+        precision=section.precision,
+        masks=masks,
+        validation=data.validation.batches(500),
+        seed=seed,
+        checkpoint=checkpoint,
+        progress=progress,
+        objective=label_smoothing(section.smoothing),
+    )
+
+
+def _epochs_done(checkpoint: Path | None) -> int:
+    if checkpoint is None or not checkpoint.exists():
+        return 0
+    try:
+        with safe_open(checkpoint, framework="pt") as file:
+            return len(json.loads((file.metadata() or {})["nervure.training"])["loss"])
+    except (SafetensorError, OSError, KeyError, ValueError):
+        # What is wrong with the file is said, better, by the training that reads it next.
+        return 0

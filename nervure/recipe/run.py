@@ -1,0 +1,132 @@
+"""``run``: the whole pipeline, step by step, able to go on where it stopped."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nervure.errors import RecipeError
+from nervure.files import read_json, require_folder, write_json, write_text
+from nervure.recipe.parts import data_of, device_of, method_of, source_of
+from nervure.recipe.steps import ARTEFACTS, STEPS, Bench, remove_checkpoints
+from nervure.recipe.values import Recipe, differences
+from nervure.report import Report
+
+
+def run(
+    recipe: Recipe,
+    *,
+    folder: str | Path | None = None,
+    progress: bool = True,
+    resume: bool = True,
+    say: Callable[[str], None] | None = None,
+) -> Report:
+    """Train, trace, plan, cut, verify, recover, compare with two honest twins, save, load again, report.
+
+    Each step leaves its artefacts in the folder and is noted in ``steps.json``. A run that stopped goes on from its
+    last finished step, and within a training from its last finished epoch.
+
+    Args:
+        recipe: what to do.
+        folder: where artefacts go; None: where the recipe says.
+        progress: print what happens (the plan before anything is cut) and show bars on a terminal.
+        resume: False begins anew: the artefacts of an earlier run in the folder are removed first.
+        say: where lines go instead of standard output.
+
+    Returns:
+        The report, also written to ``report.json``, ``report.html`` and ``report.md`` in the folder.
+
+    Raises:
+        RecipeError: the recipe names something unknown, or the folder holds the run of another recipe.
+        FileError: the folder cannot be written, or an artefact in it is damaged.
+        NervureError: whatever the steps raise; what was finished stays.
+    """
+    place = Path(folder if folder is not None else recipe.run.folder)
+    tell = say or (_print if progress else _nothing)
+    with _threads(recipe.run.threads):
+        data = data_of(recipe)
+        bench = Bench(
+            recipe, place, data, source_of(recipe, data), method_of(recipe), device_of(recipe), tell, progress
+        )
+        # Built once before any work: an option that does not fit should not wait for the data to be read twice.
+        bench.fresh()
+        log = _opened(bench, resume)
+        try:
+            for name, step in STEPS.items():
+                _take(bench, log, name, step)
+        except KeyboardInterrupt:
+            tell(f"stopped; what is done is kept. Go on with: nervure run {place / 'recipe.toml'} --folder {place}")
+            raise
+    return Report.load(bench.path("report.json"))
+
+
+def _take(bench: Bench, log: dict[str, Any], name: str, step: Callable[[Bench], None]) -> None:
+    if name in log["done"]:
+        bench.say(f"{name}: done before")
+        return
+    bench.say(f"{name} ...")
+    start = time.perf_counter()
+    step(bench)
+    log["done"].append(name)
+    log["seconds"][name] = round(time.perf_counter() - start, 2)
+    write_json(bench.path("steps.json"), log)
+    # Only now: stopped between the two, the training would be lost.
+    remove_checkpoints(bench.folder)
+
+
+def _opened(bench: Bench, resume: bool) -> dict[str, Any]:
+    """The log of the run in this folder, begun if there was none; raises where another recipe's run is there."""
+    folder = require_folder(bench.folder)
+    notes = bench.path("steps.json")
+    _require_ours(folder, notes)
+    if not resume:
+        for name in ARTEFACTS:
+            bench.path(name).unlink(missing_ok=True)
+    if notes.exists():
+        log: dict[str, Any] = read_json(notes, "the steps of a run")
+        _require_same_recipe(folder, log, bench.recipe)
+        return log
+    log = {"recipe": bench.recipe.to_dict(), "fingerprint": bench.recipe.fingerprint, "done": [], "seconds": {}}
+    write_json(notes, log)
+    write_text(bench.path("recipe.toml"), bench.recipe.to_toml())
+    return log
+
+
+def _require_ours(folder: Path, notes: Path) -> None:
+    strangers = sorted(path.name for path in folder.iterdir())
+    if strangers and not notes.exists():
+        raise RecipeError(
+            f"the folder {str(folder)!r} holds {strangers[0]!r}, but no run of nervure. "
+            "Give an empty folder, or one that is not there yet."
+        )
+
+
+def _require_same_recipe(folder: Path, log: dict[str, Any], recipe: Recipe) -> None:
+    if log.get("fingerprint") != recipe.fingerprint:
+        changed = "; ".join(differences(log.get("recipe", {}), recipe.to_dict())) or "another version's recipe"
+        raise RecipeError(
+            f"the folder {str(folder)!r} holds the run of another recipe: {changed}. "
+            "Give another folder, or begin anew (--fresh, resume=False)."
+        )
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _print(line: str) -> None:
+    print(line, flush=True, file=sys.stdout)
+
+
+def _nothing(line: str) -> None:
+    """Stand in for a printer where nobody listens."""

@@ -1,0 +1,363 @@
+"""The steps of a run: each reads artefacts of its folder, and leaves its own there."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from nervure.errors import FileError, VerificationError
+from nervure.evaluation import evaluate, file_size, latency
+from nervure.export import load, load_state, save, save_state, write_tensors
+from nervure.files import read_json, write_json, write_text
+from nervure.graph import Graph, count
+from nervure.graph.tape import named_tensors
+from nervure.methods import Method, Random, View
+from nervure.plan import Plan
+from nervure.prune import Pruned
+from nervure.recipe.parts import Source, trained
+from nervure.recipe.values import Recipe
+from nervure.report import Report, to_html, to_markdown
+from nervure.report.text import plan_table
+from nervure.report.values import DENSE, PRUNED, Row
+from nervure.stats import Stats, measure
+from nervure.surgery import apply, masks_after, verify
+from nervure.tracing import trace
+from nervure.training import History
+from nervure.zoo import Dataset
+
+DENSE_PLUS, RANDOM = "dense+", "random"
+PROBED = 64
+RELOAD_TOLERANCE = 1e-5
+
+
+@final
+@dataclass(frozen=True, slots=True, eq=False)
+class Bench:
+    """What every step works with: the recipe and what it names, the folder, and how to speak.
+
+    Attributes:
+        recipe: the recipe.
+        folder: where artefacts are read and written.
+        data: its data set.
+        source: where its network comes from.
+        method: what decides.
+        device: where networks run.
+        say: tells the user one line (or a table).
+        progress: whether to show bars.
+    """
+
+    recipe: Recipe
+    folder: Path
+    data: Dataset
+    source: Source
+    method: Method
+    device: torch.device
+    say: Callable[[str], None]
+    progress: bool = True
+
+    def path(self, name: str) -> Path:
+        """Where artefact ``name`` is."""
+        return self.folder / name
+
+    def fresh(self) -> nn.Module:
+        """The network with its first weights."""
+        return self.source.build(self.recipe.run.seed).to(self.device)
+
+    def dense(self) -> nn.Module:
+        """The trained dense network."""
+        return load_state(self.path("dense.safetensors"), self.fresh()).eval()
+
+    def example(self, samples: int = 1) -> Tensor:
+        """The first training images, normalised, on the device."""
+        return self.data.example(samples).to(self.device)
+
+    def graph(self) -> Graph:
+        """The graph of the dense network."""
+        return Graph.from_json(read_json(self.path("graph.json"), "a graph"))
+
+    def plan(self) -> Plan:
+        """The plan of the method."""
+        return Plan.from_json(read_json(self.path("plan.json"), "a plan"))
+
+    def pruned(self, name: str) -> Pruned:
+        """The pruned network saved as ``name``."""
+        return load(self.path(name), self.fresh())
+
+    def save(self, name: str, pruned: Pruned) -> None:
+        """Save a pruned network with what is needed to build it again."""
+        save(self.path(name), pruned, meta={"model": self.source.to_json(), "recipe": self.recipe.to_dict()})
+
+
+Step = Callable[[Bench], None]
+
+
+def train_dense(bench: Bench) -> None:
+    """Train the dense network, or take the weights that the recipe gives."""
+    model, weights = bench.fresh(), bench.recipe.model.weights
+    if weights:
+        load_state(weights, model)
+        history = History((), (), 0, 0.0)
+    else:
+        history = _trained(bench, "dense", model, bench.recipe.train, bench.recipe.run.seed)
+    save_state(bench.path("dense.safetensors"), model, meta={"model": bench.source.to_json()})
+    _note_history(bench, "dense", history)
+
+
+def trace_dense(bench: Bench) -> None:
+    """Find what is coupled to what."""
+    graph = trace(bench.dense(), bench.example())
+    write_json(bench.path("graph.json"), graph.to_json())
+    bench.say(f"  {len(graph.groups)} groups, {len(graph.prunable)} of them can be cut")
+
+
+def measure_dense(bench: Bench) -> None:
+    """Gather the evidence that the method wants, if any."""
+    if not bench.method.wants:
+        return
+    batches = bench.data.train.batches(bench.recipe.evaluate.batch_size, shuffle_seed=bench.recipe.run.seed)
+    stats = measure(
+        bench.dense(),
+        bench.graph(),
+        batches,
+        want=bench.method.wants,
+        samples=bench.recipe.prune.samples,
+        seed=bench.recipe.run.seed,
+        progress=bench.progress,
+    )
+    stats.save(bench.path("stats.safetensors"))
+
+
+def plan_cut(bench: Bench) -> None:
+    """Let the method decide, and show the plan before anything is cut."""
+    graph = bench.graph()
+    plan = bench.method.plan(_view(bench, bench.dense(), graph))
+    write_json(bench.path("plan.json"), plan.to_json())
+    bench.say(plan_table(graph, plan))
+
+
+def cut(bench: Bench) -> None:
+    """Cut a copy, and check that it computes what it should."""
+    pruned = _cut(bench, bench.plan(), repr(bench.method))
+    bench.save("cut.safetensors", pruned)
+    bench.say(f"  verified: largest relative difference {pruned.verification:.1e}")
+
+
+def recover(bench: Bench) -> None:
+    """Train what was cut."""
+    _recovered(bench, "pruned", bench.pruned("cut.safetensors"), "model.safetensors")
+
+
+def train_twins(bench: Bench) -> None:
+    """Give the dense network, and a random cut of the same size, what the pruned one had."""
+    if not bench.recipe.run.twins:
+        return
+    if not bench.path("dense-plus.safetensors").exists():
+        model = bench.dense()
+        # One more than the first training: the same order of batches twice would be a hidden difference.
+        history = _trained(bench, "dense-plus", model, bench.recipe.recover, bench.recipe.run.seed + 1)
+        save_state(bench.path("dense-plus.safetensors"), model, meta={"model": bench.source.to_json()})
+        _note_history(bench, "dense-plus", history)
+    graph, method = bench.graph(), _random_like(bench)
+    plan = method.plan(_view(bench, bench.dense(), graph))
+    _recovered(bench, "random", _cut(bench, plan, repr(method)), "random.safetensors")
+
+
+def evaluate_all(bench: Bench) -> None:
+    """Measure quality, size and speed of every network, side by side."""
+    models = {DENSE: bench.dense(), PRUNED: bench.pruned("model.safetensors").model}
+    if bench.recipe.run.twins:
+        models[DENSE_PLUS] = load_state(bench.path("dense-plus.safetensors"), bench.fresh())
+        models[RANDOM] = bench.pruned("random.safetensors").model
+    rows = {name: _row(bench, model) for name, model in models.items()}
+    # The dense twin has the shapes of the dense network: timing it again would only show the noise.
+    timed = _timed(bench, {name: model for name, model in models.items() if name != DENSE_PLUS})
+    rows = {name: replace(row, **timed.get(name, {})) for name, row in rows.items()}
+    write_json(bench.path("metrics.json"), {name: asdict(row) for name, row in rows.items()})
+
+
+def reload(bench: Bench) -> None:
+    """Load the saved file in a fresh process, and compare what it computes."""
+    model = bench.pruned("model.safetensors").model.eval()
+    inputs = bench.data.test.normalised(bench.data.test.images[:PROBED]).to(bench.device)
+    with torch.no_grad():
+        outputs = model(inputs)
+    write_tensors(bench.path("probe.safetensors"), {"inputs": inputs.cpu(), "outputs": outputs.cpu()}, {})
+    error = _in_fresh_process(bench.folder)
+    if not error <= RELOAD_TOLERANCE:
+        raise VerificationError(
+            f"the saved model, loaded in a fresh process, computes something else: relative difference {error:.1e}. "
+            "Does the factory build the same network each time?"
+        )
+    write_json(bench.path("reload.json"), {"error": error})
+
+
+def write_report(bench: Bench) -> None:
+    """Put everything on one page."""
+    from nervure.recipe.summary import summary
+
+    report = summary(bench)
+    report.save(bench.path("report.json"))
+    write_report_pages(report, bench.folder)
+
+
+STEPS: Mapping[str, Step] = {
+    "train": train_dense,
+    "trace": trace_dense,
+    "measure": measure_dense,
+    "plan": plan_cut,
+    "cut": cut,
+    "recover": recover,
+    "twins": train_twins,
+    "evaluate": evaluate_all,
+    "reload": reload,
+    "report": write_report,
+}
+
+ARTEFACTS = (
+    "recipe.toml",
+    "steps.json",
+    "dense.safetensors",
+    "dense.history.json",
+    "graph.json",
+    "stats.safetensors",
+    "plan.json",
+    "cut.safetensors",
+    "model.safetensors",
+    "pruned.history.json",
+    "dense-plus.safetensors",
+    "dense-plus.history.json",
+    "random.safetensors",
+    "random.history.json",
+    "metrics.json",
+    "probe.safetensors",
+    "reload.json",
+    "report.json",
+    "report.html",
+    "report.md",
+    *(f"{name}.training.safetensors" for name in ("dense", "pruned", "dense-plus", "random")),
+)
+
+
+def write_report_pages(report: Report, folder: Path) -> tuple[Path, Path]:
+    """Write ``report.html`` and ``report.md`` to ``folder`` and return their paths; raises FileError."""
+    page = write_text(folder / "report.html", to_html(report))
+    return page, write_text(folder / "report.md", to_markdown(report))
+
+
+def _view(bench: Bench, model: nn.Module, graph: Graph) -> View:
+    weights = {name: tensor.detach() for name, tensor in named_tensors(model).items()}
+    stats = Stats.load(bench.path("stats.safetensors")) if bench.method.wants else None
+    return View(graph, weights, stats, bench.recipe.run.seed)
+
+
+def _cut(bench: Bench, plan: Plan, method: str) -> Pruned:
+    model, graph, example = bench.dense(), bench.graph(), bench.example()
+    smaller = apply(model, graph, plan)
+    before, after = count(model, example), count(smaller.eval(), example)
+    pruned = Pruned(smaller, plan, graph, before, after, method, masks_after(graph, plan))
+    return replace(pruned, verification=verify(model, pruned, example).error)
+
+
+def _random_like(bench: Bench) -> Random:
+    """A random cut that keeps as much as the plan does, in the unit in which the plan was asked."""
+    plan, budget = bench.plan(), bench.recipe.prune.budget
+    costs = bench.pruned("cut.safetensors")
+    kept = {
+        "macs": costs.cost_after.macs / max(costs.cost_before.macs, 1),
+        "params": costs.cost_after.params / max(costs.cost_before.params, 1),
+        "channels": float(plan.reached.get("keep", bench.recipe.prune.keep)),
+    }
+    return Random(keep=min(1.0, kept[budget]), budget=budget)
+
+
+def _recovered(bench: Bench, name: str, pruned: Pruned, file: str) -> None:
+    if bench.path(file).exists():
+        return
+    seed = bench.recipe.run.seed + 1
+    history = _trained(bench, name, pruned.model, bench.recipe.recover, seed, pruned.masks)
+    after = count(pruned.model.eval(), bench.example())
+    _note_history(bench, name, history)
+    bench.save(file, replace(pruned, cost_after=after))
+
+
+def _trained(
+    bench: Bench, name: str, model: nn.Module, section: Any, seed: int, masks: Mapping[str, Tensor] | None = None
+) -> History:
+    """Train, able to go on where a run that was stopped left off; the checkpoint goes once the result is saved."""
+    history = trained(
+        model,
+        bench.data,
+        section,
+        seed=seed,
+        checkpoint=_checkpoint(bench, name),
+        masks=masks,
+        progress=bench.progress,
+    )
+    if history.validation:
+        bench.say(f"  {name}: validation accuracy {100 * history.validation[-1]:.1f} %, {history.seconds:.0f} s")
+    return history
+
+
+def _checkpoint(bench: Bench, name: str) -> Path:
+    return bench.path(f"{name}.training.safetensors")
+
+
+def _note_history(bench: Bench, name: str, history: History) -> None:
+    write_json(bench.path(f"{name}.history.json"), history.to_json())
+
+
+def remove_checkpoints(folder: Path) -> None:
+    """Remove the states of trainings that are over; called when the step that made them is written down."""
+    for path in folder.glob("*.training.safetensors"):
+        path.unlink(missing_ok=True)
+
+
+def _row(bench: Bench, model: nn.Module) -> Row:
+    batches = bench.data.test.batches(bench.recipe.evaluate.batch_size)
+    found = evaluate(model, batches, progress=bench.progress)
+    cost = count(model.eval(), bench.example())
+    return Row(
+        accuracy=found.accuracy,
+        loss=found.loss,
+        ece=found.ece,
+        samples=found.samples,
+        params=cost.params,
+        nonzero=cost.nonzero,
+        macs=cost.macs,
+        bytes=file_size(model),
+    )
+
+
+def _timed(bench: Bench, models: Mapping[str, nn.Module]) -> dict[str, dict[str, Any]]:
+    sizes = bench.recipe.evaluate.latency
+    if not sizes:
+        return {}
+    threads = torch.get_num_threads()
+    table = latency(models, bench.example(), batch_sizes=sizes, threads=[threads], rounds=bench.recipe.evaluate.rounds)
+    return {
+        name: {
+            "latency": {str(n): 1e3 * table.median(name, n) for n in sizes},
+            "speedup": {str(n): table.speedup(name, n) for n in sizes},
+        }
+        for name in models
+    }
+
+
+def _in_fresh_process(folder: Path) -> float:
+    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    command = [sys.executable, "-m", "nervure.recipe.fresh", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    if done.returncode:
+        raise FileError(f"the saved model could not be loaded in a fresh process: {_last(done.stderr.splitlines())}")
+    return float(json.loads(_last(done.stdout.splitlines()))["error"])
+
+
+def _last(lines: Iterable[str]) -> str:
+    return ([line for line in lines if line.strip()] or ["it said nothing"])[-1]

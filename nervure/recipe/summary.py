@@ -1,0 +1,107 @@
+"""From the artefacts of a run to its report."""
+
+import datetime
+import itertools
+import math
+import platform
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+
+from nervure.files import read_json
+from nervure.graph import Graph
+from nervure.plan import Plan
+from nervure.recipe.steps import DENSE_PLUS, RANDOM, Bench
+from nervure.report import Point, Report, Row, Width
+from nervure.report.values import DENSE, PRUNED
+
+HISTORIES: Mapping[str, str] = {DENSE: "dense", PRUNED: "pruned", DENSE_PLUS: "dense-plus", RANDOM: "random"}
+
+
+def summary(bench: Bench) -> Report:
+    """The report of a run whose other steps are done; raises FileError where one of its artefacts is missing."""
+    graph, plan = bench.graph(), bench.plan()
+    rows = {name: Row(**row) for name, row in read_json(bench.path("metrics.json"), "metrics").items()}
+    name = bench.recipe.model.name or bench.recipe.model.factory
+    return Report(
+        title=f"{type(bench.method).__name__} on {name}, {bench.data.name}",
+        method=repr(bench.method),
+        recipe=bench.recipe.to_dict(),
+        plan=plan,
+        rows=rows,
+        widths=widths(graph, plan),
+        curves={name: _curve(bench, file) for name, file in HISTORIES.items() if name in rows},
+        verification={
+            "cut against silenced original": bench.pruned("cut.safetensors").verification,
+            "saved file in a fresh process": read_json(bench.path("reload.json"), "a check")["error"],
+        },
+        provenance=_provenance(bench),
+        notes=tuple(_notes(rows)),
+    )
+
+
+def widths(graph: Graph, plan: Plan) -> tuple[Width, ...]:
+    """Every group of the graph before and after the plan's cuts, with the reason where it is pinned."""
+    kept = {cut.group: cut.keep.count for cut in plan.cuts}
+    return tuple(Width(g.name, g.size, kept.get(g.name, g.size), _why(g.pinned, g.size)) for g in graph.groups)
+
+
+def _why(pinned: str, size: int) -> str:
+    return pinned or ("a single unit" if size == 1 else "")
+
+
+def _curve(bench: Bench, file: str) -> tuple[Point, ...]:
+    history = read_json(bench.path(f"{file}.history.json"), "a history of training")
+    pairs = itertools.zip_longest(history["loss"], history["validation"])
+    return tuple(Point(epoch, loss, accuracy) for epoch, (loss, accuracy) in enumerate(pairs, start=1))
+
+
+def _notes(rows: Mapping[str, Row]) -> Iterator[str]:
+    if DENSE_PLUS in rows and RANDOM in rows:
+        yield (
+            f"The dense network given the same extra training reaches {_percent(rows[DENSE_PLUS])}; "
+            f"a random cut of the same size, recovered alike, {_percent(rows[RANDOM])}."
+        )
+        yield from _caution(rows[PRUNED], rows[RANDOM])
+
+
+def _caution(pruned: Row, random: Row) -> Iterator[str]:
+    """Say so where the test samples are too few to tell the method from chance."""
+    if pruned.accuracy is None or random.accuracy is None:
+        return
+    error = math.hypot(pruned.standard_error or 0.0, random.standard_error or 0.0)
+    if abs(pruned.accuracy - random.accuracy) < 2 * error:
+        yield (
+            f"On {pruned.samples:,} test samples and one seed, the method and the random cut cannot be told apart "
+            f"(they differ by less than two standard errors, {200 * error:.1f} points)."
+        )
+
+
+def _percent(row: Row) -> str:
+    return "–" if row.accuracy is None else f"{100 * row.accuracy:.1f} %"
+
+
+def _provenance(bench: Bench) -> dict[str, Any]:
+    data = bench.data
+    seconds = read_json(bench.path("steps.json"), "the steps of a run")["seconds"]
+    return {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "seed": bench.recipe.run.seed,
+        "threads": torch.get_num_threads(),
+        "device": str(bench.device),
+        "nervure": _version(),
+        "torch": str(torch.__version__),
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}",
+        "data": f"{data.name}: {len(data.train)} train, {len(data.validation)} validation, {len(data.test)} test",
+        "recipe": bench.recipe.fingerprint,
+        "seconds": round(sum(seconds.values()), 1),
+        "again": f"nervure run {bench.path('recipe.toml')} --folder {bench.folder} --fresh",
+    }
+
+
+def _version() -> str:
+    from nervure.export import versions
+
+    return versions()["nervure"]

@@ -1,0 +1,406 @@
+"""A recipe as a frozen value: what to train, cut, recover and compare; read from TOML and checked before any work."""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import math
+import os
+import tomllib
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar, final
+
+from nervure.errors import RecipeError
+
+Options = Mapping[str, Any]
+Section = TypeVar("Section")
+
+
+def _positive(value: float) -> str:
+    return "" if 0 < value < math.inf else "must be above 0 and finite"
+
+
+def _not_negative(value: float) -> str:
+    return "" if 0 <= value < math.inf else "must be 0 or more and finite"
+
+
+def _fraction(value: float) -> str:
+    return "" if 0 < value <= 1 else "must be in (0, 1]: the fraction that stays"
+
+
+def _share(value: float) -> str:
+    return "" if 0 <= value < 1 else "must be in [0, 1)"
+
+
+def _open_share(value: float) -> str:
+    return "" if 0 < value < 1 else "must be in (0, 1)"
+
+
+def _rounds(value: int) -> str:
+    return "" if 3 <= value <= 1000 else "must be 3 .. 1000: a median with quartiles takes at least 3"
+
+
+def _sizes(value: tuple[int, ...]) -> str:
+    return "" if all(v > 0 for v in value) else "must hold whole numbers, 1 or more"
+
+
+def _rule(rule: Callable[[Any], str], default: Any) -> Any:
+    """A field whose value must satisfy ``rule`` (which returns what is wrong, or nothing)."""
+    return field(default=default, metadata={"rule": rule})
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class ModelSection:
+    """Which network: a zoo ``name`` or a ``factory`` written ``package.module:function``, with its ``options``.
+
+    ``weights`` is a file of trained weights (safetensors); with it the dense network is not trained again.
+    """
+
+    name: str = ""
+    factory: str = ""
+    weights: str = ""
+    options: Options = field(default_factory=dict, hash=False)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class DataSection:
+    """Which data set of the zoo, and where its files lie (``root``; empty: where they are installed).
+
+    ``size`` is the side in pixels to which images are resized (0: as published), ``validation`` the share of the
+    training images held out, ``train_samples`` and ``test_samples`` how many of each split to use (0: all).
+    """
+
+    name: str = ""
+    root: str = ""
+    size: int = _rule(_not_negative, 0)
+    validation: float = _rule(_open_share, 0.1)
+    train_samples: int = _rule(_not_negative, 0)
+    test_samples: int = _rule(_not_negative, 0)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class TrainSection:
+    """How the dense network is trained; the words are those of ``nervure.train`` and of ``split.batches``."""
+
+    epochs: int = _rule(_not_negative, 10)
+    lr: float = _rule(_positive, 0.1)
+    batch_size: int = _rule(_positive, 128)
+    augment: bool = False
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    momentum: float = _rule(_share, 0.9)
+    weight_decay: float = _rule(_not_negative, 5e-4)
+    schedule: Literal["onecycle", "cosine", "constant"] = "onecycle"
+    precision: Literal["float32", "bf16"] = "float32"
+    smoothing: float = _rule(_share, 0.0)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class PruneSection:
+    """Which ``method``, how much stays (``keep``, in the unit of ``budget``), and the method's other ``options``."""
+
+    method: str = "Magnitude"
+    keep: float = _rule(_fraction, 0.5)
+    budget: Literal["channels", "params", "macs"] = "macs"
+    samples: int = _rule(_positive, 2048)
+    options: Options = field(default_factory=dict, hash=False)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class RecoverSection:
+    """How the cut network is trained again (0 epochs: not at all); the two twins get the same training.
+
+    With ``recalibrate`` above 0, its batch norms first take their statistics anew over so many batches.
+    """
+
+    epochs: int = _rule(_not_negative, 5)
+    lr: float = _rule(_positive, 0.02)
+    batch_size: int = _rule(_positive, 128)
+    augment: bool = False
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    momentum: float = _rule(_share, 0.9)
+    weight_decay: float = _rule(_not_negative, 5e-4)
+    schedule: Literal["onecycle", "cosine", "constant"] = "cosine"
+    precision: Literal["float32", "bf16"] = "float32"
+    smoothing: float = _rule(_share, 0.0)
+    recalibrate: int = _rule(_not_negative, 0)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class EvaluateSection:
+    """What is measured: batch size for accuracy, batch sizes for latency (an empty list: no latency) and its rounds."""
+
+    batch_size: int = _rule(_positive, 500)
+    latency: tuple[int, ...] = _rule(_sizes, (1, 64))
+    rounds: int = _rule(_rounds, 20)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class RunSection:
+    """Seed, folder of the artefacts, threads (0: as torch has it), device, and whether the two twins are run."""
+
+    seed: int = _rule(_not_negative, 0)
+    folder: str = "runs/latest"
+    threads: int = _rule(_not_negative, 1)
+    device: str = "cpu"
+    twins: bool = True
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What to train, cut, recover and compare. See the sections for their keys.
+
+    >>> recipe = Recipe.from_toml('''
+    ... [model]
+    ... name = "resnet8"
+    ... [data]
+    ... name = "digits"
+    ... [prune]
+    ... keep = 0.4
+    ... ''')
+    >>> recipe.prune.keep, recipe.recover.epochs
+    (0.4, 5)
+    """
+
+    model: ModelSection
+    data: DataSection
+    train: TrainSection = field(default_factory=TrainSection)
+    prune: PruneSection = field(default_factory=PruneSection)
+    recover: RecoverSection = field(default_factory=RecoverSection)
+    evaluate: EvaluateSection = field(default_factory=EvaluateSection)
+    run: RunSection = field(default_factory=RunSection)
+
+    def __post_init__(self) -> None:
+        for name in SECTIONS:
+            _check_rules(getattr(self, name), f"[{name}]")
+        _require_one_model(self.model)
+        if not self.data.name:
+            raise RecipeError('[data] needs a name, e.g. name = "digits".')
+        _require_there(self.model.weights, "[model] weights", "a file", Path.is_file)
+        _require_there(self.data.root, "[data] root", "a folder", Path.is_dir)
+
+    @staticmethod
+    def from_dict(data: Mapping[str, Any], *, source: str = "the recipe") -> "Recipe":
+        """Build a recipe from nested plain data; raises :class:`RecipeError` on anything unknown or of a wrong type."""
+        if not isinstance(data, Mapping):
+            raise RecipeError(f"{source} must be tables of keys, got {_called(data)}.")
+        _require_known(data, SECTIONS, f"{source} has no section")
+        try:
+            return Recipe(**{name: _section(cls, data.get(name, {}), f"[{name}]") for name, cls in SECTIONS.items()})
+        except RecipeError as error:
+            raise RecipeError(f"{source}: {error}") from None
+
+    @staticmethod
+    def from_toml(path_or_text: str | os.PathLike[str]) -> "Recipe":
+        """Read a recipe from a TOML file, or from TOML text; paths in it are relative to the working folder.
+
+        Raises:
+            RecipeError: the file is missing or not TOML, or a key is unknown, of a wrong type or out of range.
+        """
+        text, source = _text_of(path_or_text)
+        try:
+            return Recipe.from_dict(tomllib.loads(text), source=source)
+        except tomllib.TOMLDecodeError as error:
+            raise RecipeError(f"{source} is not TOML: {error}.") from error
+
+    @staticmethod
+    def from_json(text: str) -> "Recipe":
+        """Read what ``json.dumps(recipe.to_dict())`` wrote; raises :class:`RecipeError`."""
+        try:
+            return Recipe.from_dict(json.loads(text))
+        except json.JSONDecodeError as error:
+            raise RecipeError(f"this is not a recipe in JSON: {error}.") from error
+
+    def to_dict(self) -> dict[str, dict[str, Any]]:
+        """Nested plain data, every key present, that :meth:`from_dict` reads back to an equal recipe."""
+        return {name: _plain(getattr(self, name)) for name in SECTIONS}
+
+    def to_toml(self) -> str:
+        """TOML text that :meth:`from_toml` reads back to an equal recipe."""
+        return "\n".join(_toml_table(name, table) for name, table in self.to_dict().items())
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of everything that decides the result: all but where it is written."""
+        content = self.to_dict()
+        del content["run"]["folder"]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+SECTIONS: Mapping[str, type[Any]] = {
+    "model": ModelSection,
+    "data": DataSection,
+    "train": TrainSection,
+    "prune": PruneSection,
+    "recover": RecoverSection,
+    "evaluate": EvaluateSection,
+    "run": RunSection,
+}
+
+
+def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """What differs between two recipes' plain data, e.g. ``["[prune] keep: 0.5 -> 0.4"]``; the folder is no matter."""
+    return [
+        f"[{section}] {key}: {before.get(section, {}).get(key)!r} -> {value!r}"
+        for section, table in after.items()
+        for key, value in table.items()
+        if before.get(section, {}).get(key) != value and (section, key) != ("run", "folder")
+    ]
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """A hint for somebody who wrote ``name`` where one of ``names`` is known."""
+    known = list(names)
+    close = difflib.get_close_matches(name.lower(), [n.lower() for n in known], n=1)
+    hint = next((f" Did you mean {n!r}?" for n in known if n.lower() in close), "")
+    return f"{hint} Known: {', '.join(known)}."
+
+
+def _text_of(path_or_text: str | os.PathLike[str]) -> tuple[str, str]:
+    if isinstance(path_or_text, str) and ("\n" in path_or_text or "=" in path_or_text):
+        return path_or_text, "the recipe"
+    path = Path(path_or_text)
+    if not path.is_file():
+        raise RecipeError(f"there is no recipe at {str(path)!r}. Give the path of a TOML file.")
+    try:
+        return path.read_text(encoding="utf-8"), str(path)
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"the recipe {str(path)!r} cannot be read: {error}.") from error
+
+
+def _section(cls: type[Section], table: Any, where: str) -> Section:
+    if not isinstance(table, Mapping):
+        raise RecipeError(f"{where} must be a table of keys, got {_called(table)}.")
+    hints = typing.get_type_hints(cls)
+    _require_known(table, hints, f"{where} has no key")
+    return cls(**{key: _value(hints[key], value, f"{where} {key}") for key, value in table.items()})
+
+
+def _require_known(given: Iterable[str], known: Iterable[str], complaint: str) -> None:
+    names = list(known)
+    for key in given:
+        if key not in names:
+            raise RecipeError(f"{complaint} {key!r}.{nearest(str(key), names)}")
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    """``value`` as the type ``hint`` says; a whole number is welcome where a float is expected, never a boolean."""
+    if typing.get_origin(hint) is Literal:
+        choices = typing.get_args(hint)
+        if value not in choices:
+            raise RecipeError(f"{where} = {value!r} is not one of {', '.join(map(repr, choices))}.")
+        return value
+    if typing.get_origin(hint) is tuple:
+        if not isinstance(value, list | tuple):
+            raise RecipeError(f"{where} = {value!r} is {_called(value)}; expected a list.")
+        return tuple(_value(typing.get_args(hint)[0], item, where) for item in value)
+    if isinstance(value, Mapping):
+        _require_plain(value, where)
+    accepted, name = _ACCEPTED[typing.get_origin(hint) or hint]
+    if not isinstance(value, accepted) or (isinstance(value, bool) and bool not in accepted):
+        raise RecipeError(f"{where} = {value!r} is {_called(value)}; expected {name}.")
+    return float(value) if hint is float and isinstance(value, int) else value
+
+
+def _require_plain(value: Any, where: str) -> None:
+    """Options travel through JSON, which has no dates, so TOML's dates are refused where they are written."""
+    if isinstance(value, Mapping | list | tuple):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            _require_plain(item, where)
+    elif not isinstance(value, str | int | float | bool | None):
+        raise RecipeError(f"{where} holds {value!r}, {_called(value)}; expected text, numbers, true or false, lists.")
+
+
+_ACCEPTED: Mapping[Any, tuple[tuple[type, ...], str]] = {
+    str: ((str,), "a text in quotes"),
+    int: ((int,), "a whole number"),
+    float: ((float, int), "a number"),
+    bool: ((bool,), "true or false"),
+    Mapping: ((Mapping,), "a table of keys"),
+    typing.get_origin(Options): ((Mapping,), "a table of keys"),
+}
+
+_CALLED: Mapping[type, str] = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number with a point",
+    str: "a text",
+    list: "a list",
+    tuple: "a list",
+    dict: "a table",
+    types.NoneType: "nothing",
+}
+
+
+def _called(value: Any) -> str:
+    return _CALLED.get(type(value), f"a {type(value).__name__}")
+
+
+def _check_rules(section: Any, where: str) -> None:
+    for f in dataclasses.fields(section):
+        rule: Callable[[Any], str] = f.metadata.get("rule", lambda _: "")
+        wrong = rule(getattr(section, f.name))
+        if wrong:
+            raise RecipeError(f"{where} {f.name} = {getattr(section, f.name)!r} {wrong}.")
+
+
+def _require_one_model(model: ModelSection) -> None:
+    if bool(model.name) == bool(model.factory):
+        given = "both" if model.name else "neither"
+        raise RecipeError(
+            f'[model] needs either a name from the zoo or a factory "package.module:function"; {given} was given.'
+        )
+    if model.factory and ":" not in model.factory:
+        raise RecipeError(f'[model] factory = {model.factory!r} must be written "package.module:function".')
+
+
+def _require_there(path: str, what: str, kind: str, test: Callable[[Path], bool]) -> None:
+    if path and not test(Path(path)):
+        raise RecipeError(f"{what} = {path!r}: there is no such thing; expected {kind} (relative to {os.getcwd()!r}).")
+
+
+def _plain(section: Any) -> dict[str, Any]:
+    values = {f.name: getattr(section, f.name) for f in dataclasses.fields(section)}
+    return {name: _plain_value(value) for name, value in values.items()}
+
+
+def _plain_value(value: Any) -> Any:
+    if isinstance(value, tuple | list):
+        return [_plain_value(item) for item in value]
+    if isinstance(value, Mapping):
+        return {key: _plain_value(item) for key, item in value.items()}
+    return value
+
+
+def _toml_table(name: str, table: Mapping[str, Any]) -> str:
+    lines = [f"[{name}]"]
+    lines += [f"{_toml_key(key)} = {_toml(value)}" for key, value in table.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _toml_key(key: str) -> str:
+    return key if key.replace("_", "").replace("-", "").isalnum() and key.isascii() else json.dumps(key)
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, Mapping):
+        inner = ", ".join(f"{_toml_key(key)} = {_toml(item)}" for key, item in value.items())
+        return f"{{ {inner} }}" if inner else "{}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_toml, value))}]"
+    if isinstance(value, str):
+        # TOML's basic strings escape as JSON's do, but want DEL escaped too.
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    # repr, not json: JSON's NaN and Infinity are nan and inf in TOML, as in Python.
+    return str(value).lower() if isinstance(value, bool) else repr(value)

@@ -1,0 +1,148 @@
+"""Charts as small SVG texts: no plotting library, colours from the page's style, so they follow dark mode and print."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from typing import NamedTuple
+
+from nervure.report.values import Point
+
+Line = Sequence[tuple[float, float]]
+
+WIDTH, HEIGHT = 640, 300
+LEFT, RIGHT, TOP, BOTTOM = 52, 92, 14, 38
+LABEL_GAP = 15.0
+
+
+class Frame(NamedTuple):
+    """The rectangle of data that a chart shows."""
+
+    x0: float
+    x1: float
+    y0: float
+    y1: float
+
+    def x(self, value: float) -> float:
+        """Where ``value`` stands across the chart, in SVG units."""
+        return LEFT + (value - self.x0) / (self.x1 - self.x0) * (WIDTH - LEFT - RIGHT)
+
+    def y(self, value: float) -> float:
+        """Where ``value`` stands down the chart, in SVG units."""
+        return TOP + (self.y1 - value) / (self.y1 - self.y0) * (HEIGHT - TOP - BOTTOM)
+
+
+def line_chart(lines: Mapping[str, Line], *, title: str, x_label: str, unit: str = "") -> str:
+    """An SVG line chart; each line has its own colour, dash and marker and its name at its end.
+
+    Args:
+        lines: points (x, y) by name; lines without points are left out.
+        title: read out by screen readers.
+        x_label: below the x axis.
+        unit: after the numbers of the y axis.
+
+    Returns:
+        The ``<svg>`` element, or an empty text where there is nothing to draw.
+    """
+    drawn = {name: points for name, points in lines.items() if points}
+    if not drawn:
+        return ""
+    frame = _frame([point for points in drawn.values() for point in points])
+    parts = [*_grid(frame, unit), *_x_axis(frame, x_label)]
+    labels = _spread({name: frame.y(points[-1][1]) for name, points in drawn.items()})
+    for name, points in drawn.items():
+        parts += _line(frame, name, points, labels[name])
+    return (
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}" class="chart">'
+        f"<title>{escape(title)}</title>{''.join(parts)}</svg>"
+    )
+
+
+def accuracy_lines(curves: Mapping[str, Sequence[Point]], start: str) -> dict[str, Line]:
+    """Validation accuracy in percent over all epochs; curves other than ``start`` go on where it ends."""
+    return _lines({n: [(p.epoch, p.accuracy) for p in c] for n, c in curves.items()}, start, 100.0)
+
+
+def loss_lines(curves: Mapping[str, Sequence[Point]], start: str) -> dict[str, Line]:
+    """Training loss over all epochs; curves other than ``start`` go on where it ends."""
+    return _lines({n: [(p.epoch, p.loss) for p in c] for n, c in curves.items()}, start, 1.0)
+
+
+def _lines(curves: Mapping[str, Sequence[tuple[int, float | None]]], start: str, scale: float) -> dict[str, Line]:
+    first = max((epoch for epoch, _ in curves.get(start, ())), default=0)
+    return {
+        name: [
+            (epoch + (0 if name == start else first), scale * y)
+            for epoch, y in points
+            if y is not None and math.isfinite(y)
+        ]
+        for name, points in curves.items()
+    }
+
+
+def slug(name: str) -> str:
+    """A row's name as a CSS class: ``dense+`` is ``dense-plus``."""
+    return "".join(c if c.isalnum() else "-" for c in name.lower().replace("+", "-plus")).strip("-")
+
+
+def _frame(points: Iterable[tuple[float, float]]) -> Frame:
+    listed = list(points)
+    xs, ys = [x for x, _ in listed], [y for _, y in listed]
+    ticks = nice_ticks(min(ys), max(ys))
+    return Frame(min(xs), max(*xs, min(xs) + 1), ticks[0], ticks[-1])
+
+
+def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
+    """Round numbers that cover ``low .. high``.
+
+    >>> nice_ticks(71.2, 89.9)
+    [70.0, 75.0, 80.0, 85.0, 90.0]
+    """
+    span = (high - low) or abs(high) or 1.0
+    raw = span / count
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= raw)
+    first, last = math.floor(low / step), math.ceil(high / step)
+    return [round(i * step, 10) for i in range(first, max(last, first + 1) + 1)]
+
+
+def _grid(frame: Frame, unit: str) -> list[str]:
+    return [
+        f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{frame.y(v):.1f}" y2="{frame.y(v):.1f}"/>'
+        f'<text class="tick" x="{LEFT - 8}" y="{frame.y(v) + 4:.1f}" text-anchor="end">{v:g}{escape(unit)}</text>'
+        for v in nice_ticks(frame.y0, frame.y1)
+        if frame.y0 <= v <= frame.y1
+    ]
+
+
+def _x_axis(frame: Frame, label: str) -> list[str]:
+    whole = [v for v in nice_ticks(frame.x0, frame.x1) if v == round(v) and frame.x0 <= v <= frame.x1]
+    ticks = [
+        f'<text class="tick" x="{frame.x(v):.1f}" y="{HEIGHT - BOTTOM + 17}" text-anchor="middle">{v:g}</text>'
+        for v in whole
+    ]
+    middle = (LEFT + WIDTH - RIGHT) / 2
+    return [
+        *ticks,
+        f'<text class="tick" x="{middle:.0f}" y="{HEIGHT - 5}" text-anchor="middle">{escape(label)}</text>',
+    ]
+
+
+def _line(frame: Frame, name: str, points: Line, label_y: float) -> list[str]:
+    places = [(frame.x(x), frame.y(y)) for x, y in points]
+    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+    kind = slug(name)
+    dots = "".join(f'<circle class="dot {kind}" cx="{x:.1f}" cy="{y:.1f}" r="2.6"/>' for x, y in places)
+    return [
+        f'<polyline class="line {kind}" points="{path}"/>{dots}',
+        f'<text class="name {kind}" x="{WIDTH - RIGHT + 8}" y="{label_y + 4:.1f}">{escape(name)}</text>',
+    ]
+
+
+def _spread(wanted: Mapping[str, float]) -> dict[str, float]:
+    """Heights near those wanted, far enough apart that names at line ends do not overlap."""
+    placed: dict[str, float] = {}
+    floor = -math.inf
+    for name in sorted(wanted, key=lambda n: wanted[n]):
+        placed[name] = floor = max(wanted[name], floor + LABEL_GAP)
+    over = max(0.0, floor - (HEIGHT - BOTTOM))
+    return {name: y - over for name, y in placed.items()}

@@ -1,0 +1,60 @@
+"""A report as one HTML page that needs nothing but itself: no script, no font, no picture from elsewhere."""
+
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from nervure.report import charts, tables
+from nervure.report.values import DENSE, Report
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+
+def to_html(report: Report) -> str:
+    """The whole report as the text of one self-contained HTML page."""
+    return page(
+        "report.html.j2",
+        report=report,
+        tables=tables,
+        slug=charts.slug,
+        accuracy_chart=charts.line_chart(
+            charts.accuracy_lines(report.curves, DENSE),
+            title="Validation accuracy by epoch",
+            x_label="epochs of training, all together",
+            unit=" %",
+        ),
+        loss_chart=charts.line_chart(
+            charts.loss_lines(report.curves, DENSE),
+            title="Training loss by epoch",
+            x_label="epochs of training, all together",
+        ),
+        recipe=_recipe_text(report),
+    )
+
+
+def page(template: str, **values: Any) -> str:
+    """Fill a template of this package; all values are escaped except SVG made here."""
+    return _environment().get_template(template).render(**values)
+
+
+@cache
+def _environment() -> "Environment":
+    # jinja2 takes a while to import: only those who make a page pay for it.
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    return Environment(
+        loader=PackageLoader("nervure.report", "templates"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
+
+
+def _recipe_text(report: Report) -> list[tuple[str, list[tuple[str, str]]]]:
+    """The recipe's sections without what was left empty."""
+    return [
+        (section, [(key, tables.text(value)) for key, value in table.items() if value not in ("", {}, [], None)])
+        for section, table in report.recipe.items()
+        if isinstance(table, dict)
+    ]

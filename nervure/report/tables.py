@@ -1,0 +1,134 @@
+"""The tables of a report as plain rows of text, so that every form of it says the same."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, final
+
+from nervure.report.values import DENSE, PRUNED, Report, Row, Width, removed
+
+EXPLAINED: Mapping[str, str] = {
+    "dense": "as trained",
+    "pruned": "cut, then recovered",
+    "dense+": "not cut, same extra training",
+    "random": "cut by lot to the same size, same recovery",
+}
+MISSING = "–"
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A heading for each column and the cells row by row; the first column names the row."""
+
+    head: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+def comparison(report: Report) -> Table:
+    """Quality and cost of each network; one column per batch size for latency."""
+    batches = list(dict.fromkeys(b for row in report.rows.values() for b in row.latency))
+    head = ("network", "accuracy", "loss", "ECE", "parameters", "MACs", "file", *(f"ms, batch {b}" for b in batches))
+    return Table(head, tuple(_comparison_row(name, row, batches) for name, row in report.rows.items()))
+
+
+def _comparison_row(name: str, row: Row, batches: Iterable[str]) -> tuple[str, ...]:
+    return (
+        name,
+        percent(row.accuracy, row.standard_error),
+        number(row.loss, ".3f"),
+        number(row.ece, ".3f"),
+        quantity(row.params),
+        quantity(row.macs),
+        quantity(row.bytes, "B") if row.bytes else MISSING,
+        *(_latency(row, batch) for batch in batches),
+    )
+
+
+def _latency(row: Row, batch: str) -> str:
+    if batch not in row.latency:
+        return MISSING
+    ratio = f" ({row.speedup[batch]:.2f}x)" if batch in row.speedup else ""
+    return f"{row.latency[batch]:.3g}{ratio}"
+
+
+def stays(report: Report) -> dict[str, float]:
+    """What the pruned network keeps of the dense one, as fractions by name; latency only where it was measured."""
+    dense, pruned = report.rows[DENSE], report.rows[PRUNED]
+    kept = {
+        "multiply-accumulates": 1 - removed(dense.macs, pruned.macs),
+        "parameters": 1 - removed(dense.params, pruned.params),
+        "non-zero parameters": 1 - removed(dense.nonzero, pruned.nonzero),
+        "file size": 1 - removed(dense.bytes, pruned.bytes),
+    }
+    if kept["parameters"] == kept["non-zero parameters"]:
+        del kept["non-zero parameters"]
+    return kept | {f"latency, batch {batch}": 1 / ratio for batch, ratio in pruned.speedup.items() if ratio}
+
+
+def changed(report: Report) -> tuple[Width, ...]:
+    """The groups that could be cut, whether or not they were."""
+    return tuple(width for width in report.widths if not width.pinned)
+
+
+def pinned(report: Report) -> dict[str, tuple[str, ...]]:
+    """The groups that could not be cut, by the reason."""
+    reasons: dict[str, tuple[str, ...]] = {}
+    for width in report.widths:
+        if width.pinned:
+            reasons[width.pinned] = (*reasons.get(width.pinned, ()), width.group)
+    return reasons
+
+
+def budget(report: Report) -> Table:
+    """What was asked of the plan and what it reaches, key by key."""
+    keys = dict.fromkeys([*report.plan.asked, *report.plan.reached])
+    rows = tuple((key, text(report.plan.asked.get(key)), text(report.plan.reached.get(key))) for key in keys)
+    return Table(("", "asked", "reached"), rows)
+
+
+def verification(report: Report) -> Table:
+    """Largest differences between outputs that should agree."""
+    rows = tuple((name, number(error, ".1e", "not made")) for name, error in report.verification.items())
+    return Table(("check", "largest difference"), rows)
+
+
+def provenance(report: Report) -> Table:
+    """Where the result comes from, key by key."""
+    return Table(("", ""), tuple((key, text(value)) for key, value in report.provenance.items()))
+
+
+def percent(share: float | None, error: float | None = None) -> str:
+    """A share as percent, with its standard error: ``89.6 ± 0.7 %``."""
+    if share is None:
+        return MISSING
+    return f"{100 * share:.1f} %" if error is None else f"{100 * share:.1f} ± {100 * error:.1f} %"
+
+
+def number(value: float | None, form: str, missing: str = MISSING) -> str:
+    """A number in this form, or ``missing`` where there is none."""
+    return missing if value is None else format(value, form)
+
+
+def quantity(value: float, unit: str = "") -> str:
+    """A count in three digits with a unit.
+
+    >>> quantity(40_551_680), quantity(9_970, "B"), quantity(80)
+    ('40.6 M', '9.97 kB', '80')
+    """
+    for prefix, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= size:
+            return f"{value / size:.3g} {prefix}{unit}"
+    return f"{value:g} {unit}".strip()
+
+
+def text(value: Any) -> str:
+    """A value of the provenance or the budget as people write it."""
+    if value is None:
+        return MISSING
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(text, value))
+    return f"{value:,}" if isinstance(value, int) and abs(value) > 9999 else str(value)

@@ -1,0 +1,196 @@
+"""What happened in a run, as a frozen value: costs, quality, plan and provenance; made once, shown in several ways."""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, final
+
+from nervure.errors import FileError
+from nervure.files import read_json, write_json
+from nervure.plan import Plan
+
+FORMAT = 1
+DENSE, PRUNED = "dense", "pruned"
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One network of the comparison.
+
+    Attributes:
+        accuracy: share of test samples named right, in [0, 1]; None where it was not measured.
+        loss: mean cross-entropy on the test samples, in nats.
+        ece: expected calibration error, in [0, 1].
+        samples: number of test samples.
+        params: number of parameters; ``nonzero``: those that are not zero.
+        macs: multiply-accumulates of one forward pass of one sample.
+        bytes: size of the saved file.
+        latency: median milliseconds of a forward pass, by batch size.
+        speedup: dense latency over this network's, by batch size (paired, so steadier than the latencies).
+    """
+
+    accuracy: float | None = None
+    loss: float | None = None
+    ece: float | None = None
+    samples: int = 0
+    params: int = 0
+    nonzero: int = 0
+    macs: int = 0
+    bytes: int = 0
+    latency: Mapping[str, float] = field(default_factory=dict, hash=False)
+    speedup: Mapping[str, float] = field(default_factory=dict, hash=False)
+
+    @property
+    def standard_error(self) -> float | None:
+        """Standard error of the accuracy from the number of test samples alone (not from the seed)."""
+        if self.accuracy is None or not self.samples:
+            return None
+        return math.sqrt(self.accuracy * (1 - self.accuracy) / self.samples)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Width:
+    """Units of one group before and after the cut, and why it was left alone (``pinned``), if it was."""
+
+    group: str
+    before: int
+    after: int
+    pinned: str = ""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One epoch of a training curve: mean training loss, and validation accuracy where it was measured."""
+
+    epoch: int
+    loss: float | None
+    accuracy: float | None = None
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What happened in a run.
+
+    Attributes:
+        title: one line: the method, the network, the data.
+        method: ``repr`` of the method.
+        recipe: the recipe as plain data.
+        plan: the plan, with what was asked and what it reaches.
+        rows: the networks compared, by name; ``"dense"`` and ``"pruned"`` are always there.
+        widths: each group before and after.
+        curves: training curves by name.
+        verification: largest differences between outputs that should agree, by check (``None``: not made).
+        provenance: seed, versions, threads, date, command to reproduce.
+        notes: what the reader should know.
+    """
+
+    title: str
+    method: str
+    recipe: Mapping[str, Any]
+    plan: Plan
+    rows: Mapping[str, Row]
+    widths: tuple[Width, ...] = ()
+    curves: Mapping[str, tuple[Point, ...]] = field(default_factory=dict)
+    verification: Mapping[str, float | None] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def headline(self) -> str:
+        """The result in one sentence.
+
+        E.g. ``"52 % of the multiply-accumulates removed, accuracy 89.9 -> 89.6 %, 1.4x faster"``.
+        """
+        dense, pruned = self.rows[DENSE], self.rows[PRUNED]
+        return ", ".join(filter(None, (_removed(dense, pruned), _accuracies(dense, pruned), _faster(pruned))))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data that :meth:`from_json` reads back to an equal report."""
+        return {
+            "kind": "nervure-report",
+            "format": FORMAT,
+            "headline": self.headline,
+            "title": self.title,
+            "method": self.method,
+            "recipe": self.recipe,
+            "plan": self.plan.to_json(),
+            "rows": {name: asdict(row) for name, row in self.rows.items()},
+            "widths": [asdict(width) for width in self.widths],
+            "curves": {name: [asdict(point) for point in curve] for name, curve in self.curves.items()},
+            "verification": dict(self.verification),
+            "provenance": dict(self.provenance),
+            "notes": list(self.notes),
+        }
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any] | str) -> "Report":
+        """Read what :meth:`to_json` wrote (or its text); raises :class:`FileError` on anything else."""
+        try:
+            data = json.loads(data) if isinstance(data, str) else data
+            _require_report(data)
+            return Report(
+                title=data["title"],
+                method=data["method"],
+                recipe=data["recipe"],
+                plan=Plan.from_json(data["plan"]),
+                rows={name: Row(**row) for name, row in data["rows"].items()},
+                widths=tuple(Width(**width) for width in data["widths"]),
+                curves={name: tuple(Point(**p) for p in curve) for name, curve in data["curves"].items()},
+                verification=data["verification"],
+                provenance=data["provenance"],
+                notes=tuple(data["notes"]),
+            )
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise FileError(f"this is not a report of nervure: {type(error).__name__}: {error}.") from error
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the report as JSON to ``path``, atomically; raises :class:`FileError`."""
+        return write_json(path, self.to_json())
+
+    @staticmethod
+    def load(path: str | os.PathLike[str]) -> "Report":
+        """Read a report saved by :meth:`save`; raises :class:`FileError`."""
+        return Report.from_json(read_json(path, "a report of nervure"))
+
+
+def _require_report(data: Any) -> None:
+    if not isinstance(data, Mapping) or data.get("kind") != "nervure-report":
+        raise FileError("this is not a report of nervure. Give the report.json of a run.")
+    if data.get("format", 0) > FORMAT:
+        raise FileError(f"this report has format {data['format']}; this version of nervure reads up to {FORMAT}.")
+
+
+def removed(before: int, after: int) -> float:
+    """The share that went, in [0, 1]; 0 where there was nothing."""
+    return 1 - after / before if before else 0.0
+
+
+def _removed(dense: Row, pruned: Row) -> str:
+    if pruned.macs < dense.macs or not dense.nonzero:
+        return f"{100 * removed(dense.macs, pruned.macs):.0f} % of the multiply-accumulates removed"
+    if pruned.nonzero < dense.nonzero:
+        return f"{100 * removed(dense.nonzero, pruned.nonzero):.0f} % of the weights zeroed"
+    return "nothing removed"
+
+
+def _accuracies(dense: Row, pruned: Row) -> str:
+    if dense.accuracy is None or pruned.accuracy is None:
+        return ""
+    return f"accuracy {100 * dense.accuracy:.1f} → {100 * pruned.accuracy:.1f} %"
+
+
+def _faster(pruned: Row) -> str:
+    """The best measured speed-up, and for which batch size, so that nobody reads it as a promise."""
+    if not pruned.speedup:
+        return ""
+    batch, ratio = max(pruned.speedup.items(), key=lambda item: item[1])
+    slower = 0.98
+    word = "faster" if ratio >= slower else "as fast"
+    return f"{ratio:.1f}x {'as fast' if ratio < slower else word} at batch {batch}"
