@@ -1,0 +1,6 @@
+"""Reference networks and data sets; needs no torchvision and fetches nothing."""
+
+from nervure.zoo.data import DATASETS, Dataset, Split, load
+from nervure.zoo.models import MODELS, build
+
+__all__ = ["DATASETS", "MODELS", "Dataset", "Split", "build", "load"]
