@@ -1,0 +1,87 @@
+"""Progress for people: a bar on a terminal, and only where there is something to wait for."""
+
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+T = TypeVar("T")
+PATIENCE = 2.0
+
+
+class _Bar:
+    """A bar that is drawn only once the work has lasted :data:`PATIENCE` seconds."""
+
+    def __init__(self, what: str, total: int | None) -> None:
+        self.what, self.total, self.done = what, total, 0
+        self.start = time.monotonic()
+        self.shown: Progress | None = None
+
+    def advance(self) -> None:
+        self.done += 1
+        if self.shown is None and time.monotonic() - self.start >= PATIENCE:
+            self.shown = _bar_on_stderr()
+            self.shown.add_task(self.what, total=self.total)
+            self.shown.start()
+        if self.shown is not None:
+            self.shown.update(self.shown.task_ids[0], completed=self.done)
+
+    def close(self) -> None:
+        if self.shown is not None:
+            self.shown.stop()
+
+
+def _bar_on_stderr() -> "Progress":
+    # rich takes a while to import: only those who see a bar pay for it.
+    from rich.console import Console
+    from rich.progress import Progress
+
+    # A console of its own lets a bar appear while the caller's own live display is on.
+    return Progress(console=Console(stderr=True), transient=True)
+
+
+@contextmanager
+def progress(what: str, total: int | None = None, *, enabled: bool = True) -> Iterator[Callable[[], None]]:
+    """Give a function that moves a bar one on; for work that is not one plain loop.
+
+    Args:
+        what: the words beside the bar.
+        total: how many calls to expect; None draws a bar without an end.
+        enabled: False never shows a bar. Nor is one shown where stderr is no terminal, or in the first 2 seconds.
+    """
+    if not (enabled and sys.stderr is not None and sys.stderr.isatty()):
+        yield _nothing
+        return
+    bar = _Bar(what, total)
+    try:
+        yield bar.advance
+    finally:
+        bar.close()
+
+
+def track(iterable: Iterable[T], what: str, total: int | None = None, *, enabled: bool = True) -> Iterator[T]:
+    """Yield the items of ``iterable`` unchanged, with a bar under the rules of :func:`progress`.
+
+    >>> list(track([1, 2, 3], "counting"))
+    [1, 2, 3]
+    """
+    with progress(what, length(iterable) if total is None else total, enabled=enabled) as advance:
+        for item in iterable:
+            yield item
+            advance()
+
+
+def length(iterable: Iterable[object]) -> int | None:
+    """How many items an iterable says it has; None where it does not say (a stream, a generator)."""
+    try:
+        return len(iterable)  # type: ignore[arg-type]
+    except TypeError:
+        return None
+
+
+def _nothing() -> None:
+    """Stand in for a bar nobody would see."""

@@ -1,0 +1,118 @@
+"""A training run on disk: one safetensors file, its plain data as JSON in the header. No pickle.
+
+The file is always whole: it is written beside its place and then moved there in one go.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from nervure.errors import ArgumentError, FileError
+from nervure.files import replacing
+from nervure.training.masks import Held
+
+FORMAT = 1
+KEY = "nervure.training"
+
+
+def save_run(path: Path, model: nn.Module, optimizer: Optimizer, held: Held, notes: Mapping[str, Any]) -> None:
+    """Write weights, buffers, the optimizer's state, masks and ``notes`` (plain data) to ``path``.
+
+    Raises:
+        FileError: if the file cannot be written.
+        ArgumentError: if the model's state holds something other than tensors.
+    """
+    moments, plain = _optimizer_state(optimizer)
+    tensors = _named("model", _model_state(model)) | _named("mask", dict(held.masks)) | _named("optimizer", moments)
+    header = {KEY: json.dumps({"format": FORMAT, "optimizer": plain, **notes})}
+    # Copies: the format refuses tied weights, and they cost nothing beside the file.
+    copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    with replacing(path) as temporary:
+        save_file(copies, temporary, metadata=header)
+
+
+def load_run(
+    path: Path, model: nn.Module, optimizer: Optimizer, held: Held, settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Put what :func:`save_run` wrote back in place, and return its notes.
+
+    Args:
+        path: the file.
+        model: the model the run trains, loaded in place.
+        optimizer: its optimizer, loaded in place.
+        held: the masks, replaced by those of the file.
+        settings: what this run is asked to do; it must be what the file's run was asked to do.
+
+    Raises:
+        FileError: if the file is no checkpoint, is damaged, or belongs to another model or other settings.
+    """
+    tensors, notes = _read(path)
+    _require_same(path, notes.get("settings", {}), settings)
+    state = model.state_dict()
+    saved = _under("model", tensors)
+    if {n: t.shape for n, t in saved.items()} != {n: t.shape for n, t in state.items()}:
+        raise FileError(f"the checkpoint {path} is of another model. Delete it to begin anew, or give another path.")
+    model.load_state_dict(saved)
+    _load_optimizer(optimizer, _under("optimizer", tensors), notes["optimizer"])
+    held.update(_under("mask", tensors))
+    return notes
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            notes = json.loads((file.metadata() or {})[KEY])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise FileError(
+            f"{path} cannot be read as a training checkpoint ({error}). Delete it to begin anew."
+        ) from error
+    if notes.get("format", 0) > FORMAT:
+        raise FileError(f"{path} has format {notes['format']}; this version of nervure reads up to {FORMAT}.")
+    return tensors, notes
+
+
+def _require_same(path: Path, saved: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    differences = [f"{k}={saved.get(k)!r} there, {v!r} here" for k, v in asked.items() if saved.get(k) != v]
+    if differences:
+        raise FileError(
+            f"the checkpoint {path} belongs to a run with other settings: {'; '.join(differences)}. "
+            "Ask for the same, delete it to begin anew, or give another path."
+        )
+
+
+def _model_state(model: nn.Module) -> dict[str, Tensor]:
+    state = model.state_dict()
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            raise ArgumentError(f"state {name!r} is a {type(value).__name__}; a checkpoint holds tensors only.")
+    return state
+
+
+def _optimizer_state(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and plain numbers of the state, by ``index.name``."""
+    flat = {f"{i}.{key}": v for i, state in optimizer.state_dict()["state"].items() for key, v in state.items()}
+    tensors = {name: value for name, value in flat.items() if isinstance(value, Tensor)}
+    return tensors, {name: value for name, value in flat.items() if name not in tensors}
+
+
+def _load_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> None:
+    state: dict[int, dict[str, Any]] = {}
+    for name, value in {**tensors, **plain}.items():
+        index, key = name.split(".", 1)
+        state.setdefault(int(index), {})[key] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _named(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{prefix}.{name}": tensor for name, tensor in tensors.items()}
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {n.removeprefix(f"{prefix}."): t for n, t in tensors.items() if n.startswith(f"{prefix}.")}

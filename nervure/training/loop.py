@@ -1,0 +1,421 @@
+"""The training loop: short, with everything that varies passed in as a function.
+
+An *objective* gives the loss, a *schedule* the learning rate, and *hooks* look at each step between the backward pass
+and the optimizer; a hook may answer with new masks, which is how a network is rewired while it trains.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias, final, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from nervure.check import require_choice, require_positive
+from nervure.errors import ArgumentError, DataError
+from nervure.evaluation.batches import Batch, Data, call, device_of, evaluating, pairs, require_classes, to_device
+from nervure.evaluation.metrics import evaluate
+from nervure.progress import length
+from nervure.progress import progress as progress_bar
+from nervure.training.checkpoint import load_run, save_run
+from nervure.training.masks import Held, Masks, hold
+from nervure.training.objectives import Objective, classifies, cross_entropy
+from nervure.training.schedules import SCHEDULES, Schedule
+
+MakeOptimizer: TypeAlias = Callable[[list[nn.Parameter]], Optimizer]
+OPTIMIZERS = ("sgd", "adamw")
+PRECISIONS = ("float32", "bf16")
+
+
+@runtime_checkable
+class CountsEpochs(Protocol):
+    """Data whose order follows from the number of the epoch, such as ``split.batches(...)``."""
+
+    epoch: int
+
+
+@final
+@dataclass(frozen=True, slots=True, eq=False)
+class Step:
+    """What a hook sees: gradients are there, the optimizer has not moved yet.
+
+    Attributes:
+        number: steps done before this one, over all epochs; 0 for the first.
+        epoch: epochs done before this one.
+        done: share of the training done before this step, in [0, 1).
+        loss: the loss of this batch.
+        batch: inputs and labels, on the model's device.
+        model: the model in training mode; ``.grad`` is whole, also where masks hold zeros.
+        optimizer: the optimizer about to step.
+        masks: the masks as they are now, by parameter name; True stays.
+    """
+
+    number: int
+    epoch: int
+    done: float
+    loss: float
+    batch: Batch
+    model: nn.Module
+    optimizer: Optimizer
+    masks: Masks
+
+
+Hook: TypeAlias = Callable[[Step], Masks | None]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class History:
+    """What happened in training.
+
+    Attributes:
+        loss: mean training loss of each epoch.
+        validation: validation accuracy after each epoch, in [0, 1]; empty without validation data.
+        steps: optimizer steps in all.
+        seconds: wall time in all, of interrupted parts too.
+        interrupted: whether this run was stopped once and went on from its checkpoint.
+        masks: the masks at the end, by parameter name; not compared, not part of the JSON.
+    """
+
+    loss: tuple[float, ...]
+    validation: tuple[float, ...]
+    steps: int
+    seconds: float
+    interrupted: bool = False
+    masks: Masks = field(default_factory=dict, compare=False, repr=False)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data: everything but the masks."""
+        return {
+            "loss": list(self.loss),
+            "validation": list(self.validation),
+            "steps": self.steps,
+            "seconds": self.seconds,
+            "interrupted": self.interrupted,
+        }
+
+
+@dataclass(slots=True)
+class _Log:
+    """The history while it is being written."""
+
+    loss: list[float] = field(default_factory=list)
+    validation: list[float] = field(default_factory=list)
+    steps: int = 0
+    earlier: float = 0.0
+    interrupted: bool = False
+    start: float = field(default_factory=time.perf_counter)
+
+    @property
+    def seconds(self) -> float:
+        return self.earlier + time.perf_counter() - self.start
+
+    def history(self, masks: Masks) -> History:
+        copies = {name: mask.clone() for name, mask in masks.items()}
+        return History(
+            tuple(self.loss), tuple(self.validation), self.steps, self.seconds, self.interrupted, masks=copies
+        )
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """Everything a step needs, so that the functions below have short signatures."""
+
+    model: nn.Module
+    optimizer: Optimizer
+    held: Held
+    objective: Objective
+    hooks: tuple[Hook, ...]
+    schedule: Schedule
+    peaks: tuple[float, ...]
+    place: torch.device
+    halved: bool
+    epochs: int
+    per_epoch: int
+
+
+def train(  # noqa: PLR0913 - one keyword per choice that a recipe makes
+    model: nn.Module,
+    data: Data,
+    *,
+    epochs: int = 1,
+    lr: float = 0.1,
+    optimizer: str | MakeOptimizer = "sgd",
+    momentum: float = 0.9,
+    weight_decay: float = 5e-4,
+    schedule: str | Schedule = "onecycle",
+    objective: Objective = cross_entropy,
+    hooks: Sequence[Hook] = (),
+    masks: Masks | None = None,
+    validation: Data | None = None,
+    seed: int = 0,
+    precision: str = "float32",
+    device: torch.device | str | None = None,
+    progress: bool = True,
+    checkpoint: str | Path | None = None,
+) -> History:
+    """Train a model in place; it is left in evaluation mode, also when training fails.
+
+    With ``checkpoint``, the state is saved before the first epoch and after each one, and a run whose file exists goes
+    on from there, to the same weights as if it had never stopped (given data and hooks that depend on torch's random
+    numbers and the epoch only). After Ctrl-C the file holds the last whole epoch: a step cut in half is no state to
+    go on from. A finished file gives its result at once; delete it to train anew.
+
+    Args:
+        model: trained in place.
+        data: (inputs, labels) batches that can be iterated once per epoch. Where they count epochs themselves (an
+            attribute ``epoch``, as ``split.batches(...)`` has), the count is set to that of the training.
+        epochs: passes over the data.
+        lr: the peak learning rate. The default suits SGD; about 1e-3 suits AdamW.
+        optimizer: ``"sgd"`` (Nesterov, where there is momentum), ``"adamw"``, or a function from the list of trainable
+            parameters to an optimizer, whose own rates and decays then count.
+        momentum: of SGD, in [0, 1).
+        weight_decay: 0 or more, on parameters of two or more axes: biases and norms have no reason to shrink.
+        schedule: ``"onecycle"``, ``"cosine"``, ``"constant"``, or a function from the share of training done to a
+            factor on the peak rate.
+        objective: a function (model, batch) -> scalar loss.
+        hooks: functions of a :class:`Step`, called in order between backward pass and optimizer; masks that one returns
+            replace all masks.
+        masks: parameter name -> bool tensor, True stays; the rest is held at zero, moments included.
+        validation: batches whose accuracy is measured after each epoch.
+        seed: of torch's random numbers in here; those outside go on as if nothing had happened.
+        precision: ``"float32"``, or ``"bf16"``: autocast to bfloat16, weights stay as they are.
+        device: move the model there, and leave it there; None: where it is.
+        progress: show a bar on a terminal.
+        checkpoint: path of the file to save to and go on from.
+
+    Raises:
+        DataError: if data are empty or can be iterated once only, a label is no class of the model (before any step,
+            where data are a list; otherwise before its step), or a loss is NaN or infinite (naming the step).
+        ArgumentError: if an argument is out of range, masks do not fit, or nothing can be trained.
+        FileError: if the checkpoint cannot be written, is damaged, or belongs to another run.
+    """
+    _require_sensible(epochs, lr, momentum, weight_decay, optimizer, schedule, precision)
+    log = _Log()
+    place = device_of(model) if device is None else torch.device(device)
+    model.to(place)
+    with _own_random_numbers(seed, place), _left_in_evaluation(model):
+        per_epoch = _look_over(model, data, validation, objective, place)
+        stepper = _optimizer(model, optimizer, lr, momentum, weight_decay)
+        with hold(model, stepper, masks or {}) as held:
+            run = _Run(
+                model,
+                stepper,
+                held,
+                objective,
+                tuple(hooks),
+                _schedule(schedule),
+                tuple(group["lr"] for group in stepper.param_groups),
+                place,
+                precision == "bf16",
+                epochs,
+                per_epoch,
+            )
+            settings = {
+                "epochs": epochs,
+                "lr": lr,
+                "optimizer": _word(optimizer),
+                "momentum": momentum,
+                "weight_decay": weight_decay,
+                "schedule": _word(schedule),
+                "seed": seed,
+                "precision": precision,
+            }
+            save = _checkpointer(checkpoint, run, log, settings)
+            with progress_bar("training", (epochs - len(log.loss)) * per_epoch, enabled=progress) as advance:
+                for epoch in range(len(log.loss), epochs):
+                    # Anew for each epoch, so that a run that goes on draws what it would have drawn.
+                    torch.manual_seed(_epoch_seed(seed, epoch))
+                    log.loss.append(_train_epoch(run, data, epoch, log, advance))
+                    if validation is not None:
+                        log.validation.append(evaluate(model, validation, progress=False).accuracy)
+                    save()
+            return log.history(held.masks)
+
+
+def _train_epoch(run: _Run, data: Data, epoch: int, log: _Log, advance: Callable[[], None]) -> float:
+    run.model.train()
+    if isinstance(data, CountsEpochs):
+        # Else the order would follow from what the data were used for before, and from where a run was stopped.
+        data.epoch = epoch
+    total = samples = 0.0
+    for number, batch in enumerate(pairs(data)):
+        done = (epoch + min(number / run.per_epoch, 1.0)) / run.epochs
+        loss = _train_step(run, to_device(batch, run.place), log.steps, epoch, done)
+        total += loss * len(batch[1])
+        samples += len(batch[1])
+        log.steps += 1
+        advance()
+    _require_finite_weights(run.model, epoch)
+    return total / samples
+
+
+def _train_step(run: _Run, batch: Batch, number: int, epoch: int, done: float) -> float:
+    for group, peak in zip(run.optimizer.param_groups, run.peaks, strict=True):
+        group["lr"] = peak * run.schedule(done)
+    with torch.autocast(run.place.type, dtype=torch.bfloat16, enabled=run.halved):
+        loss = run.objective(run.model, batch)
+    value = _finite_scalar(loss, run.model, batch, number, epoch)
+    run.optimizer.zero_grad()
+    loss.backward()
+    for hook in run.hooks:
+        masks = hook(Step(number, epoch, done, value, batch, run.model, run.optimizer, run.held.masks))
+        if masks is not None:
+            run.held.update(masks)
+    run.optimizer.step()
+    return value
+
+
+def _finite_scalar(loss: Tensor, model: nn.Module, batch: Batch, number: int, epoch: int) -> float:
+    if loss.numel() != 1:
+        raise ArgumentError(f"the objective gave a loss of shape {tuple(loss.shape)}; it must be one number.")
+    value = float(loss.detach())
+    if not math.isfinite(value):
+        raise DataError(f"the loss is {value} at step {number} (epoch {epoch}): {_suspect(model, batch)}")
+    return value
+
+
+def _suspect(model: nn.Module, batch: Batch) -> str:
+    """Name the likeliest cause of a loss that is not finite."""
+    for tensor in _floating(batch):
+        if not bool(torch.isfinite(tensor).all()):
+            return "the inputs of this batch hold NaN or infinite values. Clean the data."
+    for name, parameter in model.named_parameters():
+        if not bool(torch.isfinite(parameter).all()):
+            return f"parameter {name!r} holds NaN or infinite values already. Lower lr, or check the model given."
+    return "inputs and weights are finite, so the outputs overflow or the objective divides by zero. Lower lr."
+
+
+def _floating(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        if value.is_floating_point():
+            yield value
+    elif isinstance(value, dict | tuple | list):
+        for entry in value.values() if isinstance(value, dict) else value:
+            yield from _floating(entry)
+
+
+def _require_finite_weights(model: nn.Module, epoch: int) -> None:
+    for name, parameter in model.named_parameters():
+        if not bool(torch.isfinite(parameter).all()):
+            raise DataError(f"parameter {name!r} is NaN or infinite after epoch {epoch}. Lower lr.")
+
+
+def _look_over(model: nn.Module, data: Data, validation: Data | None, objective: Objective, place: torch.device) -> int:
+    """Find what is wrong with data before the first step changes a weight; return the batches per epoch."""
+    for what, batches in (("data", data), ("validation", validation)):
+        if batches is None:
+            continue
+        if isinstance(batches, Iterator):
+            raise DataError(f"{what} can be iterated once only; give a list of batches or a loader.")
+        first = next(pairs(batches, what))
+        if classifies(objective) or what == "validation":
+            with evaluating(model):
+                logits = call(model, to_device(first[0], place))
+            # A list is at hand whole; a loader would have to load everything, and is checked batch by batch.
+            for _, labels in pairs(batches, what) if isinstance(batches, list | tuple) else [first]:
+                _require_classes_of(labels, logits)
+    return length(data) or sum(1 for _ in pairs(data))
+
+
+def _require_classes_of(labels: Tensor, logits: Tensor) -> None:
+    # Floating labels are mixed samples: the objective checks those, and the shapes, batch by batch.
+    if logits.ndim >= 2 and not labels.is_floating_point():
+        require_classes(labels, logits.shape[1])
+
+
+def _optimizer(
+    model: nn.Module, kind: str | MakeOptimizer, lr: float, momentum: float, weight_decay: float
+) -> Optimizer:
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    if not trainable:
+        raise ArgumentError("the model has no parameter that can be trained; set requires_grad on some.")
+    if callable(kind):
+        return kind(trainable)
+    groups = [
+        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if kind == "adamw":
+        return torch.optim.AdamW(groups, lr=lr)
+    return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0)
+
+
+def _schedule(kind: str | Schedule) -> Schedule:
+    return SCHEDULES[kind] if isinstance(kind, str) else kind
+
+
+def _word(kind: object) -> str:
+    """Name a choice in a checkpoint; functions have no name that is the same in every process."""
+    return kind if isinstance(kind, str) else "a function"
+
+
+def _checkpointer(checkpoint: str | Path | None, run: _Run, log: _Log, settings: dict[str, Any]) -> Callable[[], None]:
+    """Go on from the file if it exists; return the function that saves."""
+    if checkpoint is None:
+        return lambda: None
+    path = Path(checkpoint)
+
+    def save() -> None:
+        notes = log.history({}).to_json() | {"settings": settings}
+        save_run(path, run.model, run.optimizer, run.held, notes)
+
+    if path.exists():
+        notes = load_run(path, run.model, run.optimizer, run.held, settings)
+        log.loss, log.validation = notes["loss"], notes["validation"]
+        log.steps, log.earlier = notes["steps"], notes["seconds"]
+        log.interrupted = notes["interrupted"] or len(log.loss) < run.epochs
+    else:
+        save()
+    return save
+
+
+def _epoch_seed(seed: int, epoch: int) -> int:
+    # A prime stride, so that epoch 1 of seed 0 is not epoch 0 of seed 1.
+    return seed * 1_000_003 + epoch
+
+
+@contextmanager
+def _own_random_numbers(seed: int, place: torch.device) -> Iterator[None]:
+    devices = [place.index or 0] if place.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(_epoch_seed(seed, 0))
+        yield
+
+
+@contextmanager
+def _left_in_evaluation(model: nn.Module) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        model.eval()
+
+
+def _require_sensible(
+    epochs: int,
+    lr: float,
+    momentum: float,
+    weight_decay: float,
+    optimizer: str | MakeOptimizer,
+    schedule: str | Schedule,
+    precision: str,
+) -> None:
+    require_positive(epochs, "epochs")
+    if not (math.isfinite(lr) and lr > 0):
+        raise ArgumentError(f"lr={lr!r} must be above 0.")
+    if not 0 <= momentum < 1:
+        raise ArgumentError(f"momentum={momentum!r} is not in [0, 1).")
+    if not (math.isfinite(weight_decay) and weight_decay >= 0):
+        raise ArgumentError(f"weight_decay={weight_decay!r} must be 0 or more.")
+    if not callable(optimizer):
+        require_choice(optimizer, OPTIMIZERS, "optimizer")
+    if not callable(schedule):
+        require_choice(schedule, SCHEDULES, "schedule")
+    require_choice(precision, PRECISIONS, "precision")

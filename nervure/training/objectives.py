@@ -1,0 +1,99 @@
+"""Objectives: pure functions of a model and a batch that give the scalar to make small.
+
+An objective runs the model itself, so it may run it twice, look inside it, or ask another model. Variations wrap an
+objective and are objectives again.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nervure.errors import ArgumentError
+from nervure.evaluation.batches import Batch, call, device_of, evaluating, logits_of, require_labels, to_device
+
+Objective: TypeAlias = Callable[[nn.Module, Batch], Tensor]
+
+
+def cross_entropy(model: nn.Module, batch: Batch, *, smoothing: float = 0.0) -> Tensor:
+    """Mean cross entropy in nats of logits [samples, classes, ...] against int64 labels [samples, ...].
+
+    Labels may also be probabilities of the shape of the logits (mixed samples).
+
+    Raises:
+        DataError: if a label is out of range or the shapes do not fit.
+    """
+    inputs, labels = batch
+    # Half-precision exponentials lose the small probabilities that the gradient of a confident model consists of.
+    logits = call(model, inputs).float()
+    if not (labels.is_floating_point() and labels.shape == logits.shape):
+        labels = require_labels(labels, logits)
+    return F.cross_entropy(logits, labels, label_smoothing=smoothing)
+
+
+def label_smoothing(eps: float) -> Objective:
+    """Cross entropy against labels of which the fraction ``eps``, in [0, 1), is spread over all classes."""
+    if not 0 <= eps < 1:
+        raise ArgumentError(f"eps={eps!r} is not in [0, 1): it is the fraction of the label spread over all classes.")
+    return partial(cross_entropy, smoothing=eps)
+
+
+def distilled(objective: Objective, teacher: nn.Module, weight: float = 0.5, temperature: float = 4.0) -> Objective:
+    """Blend an objective with the pull towards a teacher's answers (Hinton et al. 2015).
+
+    The loss is ``(1 - weight) * objective + weight * temperature^2 * KL(teacher || model)``, with both answers softened
+    by the temperature. The teacher runs in evaluation mode without gradients, and is not changed.
+
+    Args:
+        objective: what the model is trained for otherwise; it must run the model once.
+        teacher: a model of the same inputs and classes, on any device.
+        weight: share of the pull, in [0, 1].
+        temperature: above 0; higher shows more of what the teacher thinks of the wrong classes.
+
+    Raises:
+        ArgumentError: if weight or temperature is out of range, or, when called, if the two have not the same outputs.
+    """
+    if not 0 <= weight <= 1:
+        raise ArgumentError(f"weight={weight!r} is not in [0, 1]: it is the share of the teacher in the loss.")
+    if not temperature > 0:
+        raise ArgumentError(f"temperature={temperature!r} must be above 0; 1 to 10 is usual.")
+    return partial(_distilled, objective=objective, teacher=teacher, weight=weight, temperature=temperature)
+
+
+def classifies(objective: Objective) -> bool:
+    """Whether an objective reads labels as classes of the model's outputs: cross entropy, also when wrapped."""
+    while isinstance(objective, partial):
+        objective = objective.keywords.get("objective", objective.func)
+    return objective is cross_entropy
+
+
+def _distilled(
+    model: nn.Module, batch: Batch, *, objective: Objective, teacher: nn.Module, weight: float, temperature: float
+) -> Tensor:
+    seen: list[object] = []
+    # Listening, rather than a second pass: it costs half, and a second pass would move batch-norm statistics twice.
+    ear = model.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
+    try:
+        loss = objective(model, batch)
+    finally:
+        ear.remove()
+    if not seen:
+        raise ArgumentError("the objective did not run the model, so there is no answer to compare with the teacher's.")
+    student = logits_of(seen[-1]).float()
+    with evaluating(teacher):
+        taught = call(teacher, to_device(batch[0], device_of(teacher))).float().to(student.device)
+    if taught.shape != student.shape:
+        raise ArgumentError(
+            f"the teacher answers {tuple(taught.shape)}, the model {tuple(student.shape)}; they need the same classes."
+        )
+    return (1 - weight) * loss + weight * temperature**2 * _divergence(student / temperature, taught / temperature)
+
+
+def _divergence(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean over samples of KL(teacher || student) in nats, from logits [samples, classes, ...]."""
+    target = teacher.log_softmax(1)
+    each = (target.exp() * (target - student.log_softmax(1))).sum(1)
+    return torch.mean(each)
