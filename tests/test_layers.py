@@ -24,6 +24,7 @@ FLOORS: Mapping[str, int] = {
     "scores": 2,
     "budget": 2,
     "surgery": 3,
+    "tracing": 4,
     "training": 4,
     "evaluation": 4,
     "methods": 5,
