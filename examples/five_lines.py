@@ -11,4 +11,4 @@ pruned = prune(model, example, Magnitude(keep=0.5, budget="macs"))
 before, after = pruned.cost_before, pruned.cost_after
 print(f"multiply-accumulates  {before.macs:>12,} -> {after.macs:>12,}   {after.macs / before.macs:.1%} stay")
 print(f"parameters            {before.params:>12,} -> {after.params:>12,}   {after.params / before.params:.1%} stay")
-print(f"largest difference from the original with the same channels silenced: {pruned.verification:.1e}")
+print(f"largest relative difference from the original with the same channels silenced: {pruned.verification:.1e}")

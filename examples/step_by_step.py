@@ -2,7 +2,7 @@
 
 import torch
 
-from nervure import Magnitude, apply, count, trace, verify, zoo
+from nervure import Magnitude, Pruned, apply, count, trace, verify, zoo
 from nervure.methods import View
 
 torch.manual_seed(0)
@@ -23,7 +23,8 @@ for cut in plan.cuts:
 
 # A new model, checked against the original with the same channels silenced.
 smaller = apply(model, graph, plan)
-verify(model, smaller, example)
-
 before, after = count(model, example), count(smaller, example)
+outcome = verify(model, Pruned(smaller, plan, graph, before, after), example)
+
+print(f"relative error {outcome.error:.1e}, allowed {outcome.tolerance:.0e}")
 print(f"{before.macs:,} -> {after.macs:,} multiply-accumulates; {before.params:,} -> {after.params:,} parameters")
