@@ -127,7 +127,7 @@ def _residual(wiring: _Wiring, entry: Entry) -> tuple[_Branch | None, bool]:
 def _is_closed(wiring: _Wiring, start: int, stop: int, values: frozenset[int], user: int) -> bool:
     """Whether everything inside hears only ``start`` and is heard only inside, its end only by ``user``."""
     for value in values:
-        if not set(wiring.active(wiring.made[value])) <= values | {start}:
+        if value not in wiring.made or not set(wiring.active(wiring.made[value])) <= values | {start}:
             return False
         users = wiring.used.get(value, [])
         if value == stop:
@@ -168,12 +168,20 @@ def _block(drawing: Drawing, wiring: _Wiring, branch: _Branch, kind: str) -> Blo
     names = tuple(c.name for c in alone)
     if any(wiring.times[c.name] > 1 and _has_weights(flow, c) for c in calls) or not alone:
         return Block(calls[0].name, names, kind, pinned="it runs modules that are also used elsewhere")
+    if any(_is_heard_outside(wiring, c, branch.values) for c in alone):
+        return Block(alone[0].name, names, kind, pinned="it also computes something that is used elsewhere")
     try:
         silences = _silences(drawing, wiring, branch, alone)
     except Exception as error:  # whatever operator does not take the shapes: the block stays, with its words
         reason = str(error).split("\n", maxsplit=1)[0][:120]
         return Block(alone[0].name, names, kind, pinned=f"its modules cannot step aside ({reason})")
     return Block(alone[0].name, names, kind, silences=silences)
+
+
+def _is_heard_outside(wiring: _Wiring, call: ModuleCall, values: frozenset[int]) -> bool:
+    """Whether a value that the call makes beside the branch's own (a table of positions, say) is used after it."""
+    made = {o.id for i in range(call.start, call.stop) for o in _outs(wiring.tape.entries[i])} - values
+    return any(user >= call.stop for value in made for user in wiring.used.get(value, []))
 
 
 def _has_weights(flow: Flow, call: ModuleCall) -> bool:
@@ -324,10 +332,10 @@ def _whole_modules(wiring: _Wiring, identity: dict[int, int]) -> list[tuple[int,
         value, halves = call.outputs[0], 0
         while value in identity and value != call.inputs[0]:
             value, halves = identity[value], halves + 1
-        inside = sum(1 for c in wiring.calls if call.start <= c.start and c.stop <= call.stop)
-        if value == call.inputs[0] and halves > 1 and inside > 1:
+        if value == call.inputs[0] and halves > 1:
             found.append((call.stop - 1, Block(call.name, (call.name,), "module")))
-    return found
+    # A stage of such modules is one too, but nobody means to drop a whole stage.
+    return [(at, b) for at, b in found if not any(o.name.startswith(f"{b.name}.") for _, o in found)]
 
 
 def _named(drawing: Drawing, wiring: _Wiring, blocks: Sequence[Block]) -> tuple[Block, ...]:

@@ -124,6 +124,17 @@ class Flow:
             rule = rules.get(entry.name) or rules.get(entry.name.removesuffix("_"), otherwise)
             for ref, space in zip(entry.outs, rule(self, entry), strict=False):
                 self.spaces[ref.id] = space
+        self._couple_sizes()
+
+    def _couple_sizes(self) -> None:
+        """One attribute that gives the size of two axes can follow only one number: their units are cut alike."""
+        first: dict[Any, Array] = {}
+        for wish, vectors in self.store.sizes:
+            if wish.attribute is None or len(vectors) != 1:
+                continue
+            known = first.setdefault(wish.attribute, vectors[0])
+            if known.shape == vectors[0].shape:
+                self.store.unite(known, vectors[0], f"{wish.attribute.path} of {wish.attribute.module or 'the model'}")
 
     def _written_back(self, entry: WriteBack) -> Space:
         base, value = self.space(entry.base), self.space(entry.value)

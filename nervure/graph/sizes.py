@@ -73,15 +73,15 @@ class Size(int):
         return size
 
     def __deepcopy__(self, memo: Any) -> int:
-        return int.__int__(self)
+        return int(self)
 
     def __reduce__(self) -> Any:
-        return int, (int.__int__(self),)
+        return int, (int(self),)
 
-    def __int__(self) -> "Size":  # type: ignore[override]
+    def __floor__(self) -> "Size":
         return self
 
-    __trunc__ = __floor__ = __ceil__ = __int__
+    __trunc__ = __ceil__ = __floor__
 
 
 def _plain(value: Any) -> Any:

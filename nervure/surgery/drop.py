@@ -51,8 +51,17 @@ def drop(model: nn.Module, block: Block, keeps: Mapping[str, np.ndarray]) -> Non
     silences = {silence.module: _after(silence, keeps) for silence in block.silences}
     for name in block.modules:
         parent, _, key = name.rpartition(".")
+        old = model.get_submodule(name)
         new = Silent(silences[name]) if name in silences else Pass()
-        setattr(model.get_submodule(parent), key, new.train(model.get_submodule(name).training))
+        _take_settings(new, old)
+        setattr(model.get_submodule(parent), key, new.train(old.training))
+
+
+def _take_settings(new: nn.Module, old: nn.Module) -> None:
+    """Code around a module may read plain settings off it (the kind of its attention, say): they stay."""
+    for key, value in vars(old).items():
+        if not key.startswith("_") and key not in vars(new) and not isinstance(value, Tensor | nn.Module):
+            vars(new)[key] = value
 
 
 def _after(silence: Silence, keeps: Mapping[str, np.ndarray]) -> Silence:

@@ -1,0 +1,204 @@
+"""Cutting, dropping, masking, linking, and the check that would catch a wrong cut."""
+
+import copy
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from nervure import Cut, Drop, Graph, Keep, Link, Magnitude, Mask, Plan, apply, prune, trace, verify
+from nervure.errors import PlanError, VerificationError
+from nervure.surgery import masks_after
+from nervure.zoo import build
+from tests.networks import NETWORKS
+
+IMAGE = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+def resnet() -> nn.Module:
+    torch.manual_seed(0)
+    model = build("resnet20", width=0.5).eval()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.running_mean)
+            nn.init.normal_(module.bias)
+    return model
+
+
+def half(graph: Graph) -> Plan:
+    return Plan(tuple(Cut(g.name, Keep.of(torch.arange(g.size) % 2 == 0)) for g in graph.prunable), graph.fingerprint)
+
+
+def result(model: nn.Module, graph: Graph, plan: Plan) -> Any:
+    return SimpleNamespace(model=apply(model, graph, plan), graph=graph, plan=plan)
+
+
+def test_apply_leaves_its_input_alone_bit_for_bit() -> None:
+    model = resnet()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    graph = trace(model, IMAGE)
+    smaller = apply(model, graph, half(graph))
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert type(smaller) is type(model)
+    assert {k for k, _ in smaller.named_parameters()} == {k for k, _ in model.named_parameters()}
+    assert not {p.data_ptr() for p in smaller.parameters()} & {p.data_ptr() for p in model.parameters()}
+
+
+def test_a_wrong_cut_is_caught() -> None:
+    model = resnet()
+    graph = trace(model, IMAGE)
+    pruned = result(model, graph, half(graph))
+    assert verify(model, pruned, IMAGE).error < 1e-4
+    with torch.no_grad():
+        pruned.model.layer2[0].conv1.weight[0] += 0.3
+    with pytest.raises(VerificationError, match="differs"):
+        verify(model, pruned, IMAGE)
+
+
+def test_a_cut_by_another_plan_is_caught() -> None:
+    model = resnet()
+    graph = trace(model, IMAGE)
+    name = graph.prunable[2].name
+    one, other = (Plan((Cut(name, Keep.of(torch.arange(graph[name].size) % 2 == i)),)) for i in (0, 1))
+    with pytest.raises(VerificationError):
+        verify(model, SimpleNamespace(model=apply(model, graph, one), graph=graph, plan=other), IMAGE)
+
+
+def test_a_model_that_no_longer_runs_is_caught() -> None:
+    model = resnet()
+    graph = trace(model, IMAGE)
+    pruned = result(model, graph, half(graph))
+    pruned.model.fc = nn.Linear(3, 10)
+    with pytest.raises(VerificationError, match="does not run"):
+        verify(model, pruned, IMAGE)
+
+
+def test_verifying_keeps_training_flags() -> None:
+    model = resnet().train()
+    model.bn1.eval()
+    pruned = prune(model, IMAGE, Magnitude(keep=0.5))
+    assert model.training
+    assert not model.bn1.training
+    assert pruned.verification is not None
+
+
+@pytest.mark.parametrize("block", ["layer1.0", "layer2.0", "layer3.2"])
+def test_a_dropped_block_is_its_branch_set_to_zero(block: str) -> None:
+    model = resnet()
+    graph = trace(model, IMAGE)
+    pruned = result(model, graph, Plan((Drop(block),), graph.fingerprint))
+    silent = copy.deepcopy(model)
+    silent.get_submodule(f"{block}.bn2").register_forward_hook(lambda m, a, out: torch.zeros_like(out))
+    assert torch.allclose(pruned.model(IMAGE), silent(IMAGE), atol=1e-6)
+    verify(model, pruned, IMAGE)
+    assert sum(p.numel() for p in pruned.model.parameters()) < sum(p.numel() for p in model.parameters())
+
+
+def test_drops_and_cuts_compose_in_one_plan_and_in_two() -> None:
+    model = resnet()
+    graph = trace(model, IMAGE)
+    plan = Plan((*half(graph).edits, Drop("layer1.1"), Drop("layer2.0")), graph.fingerprint)
+    pruned = result(model, graph, plan)
+    verify(model, pruned, IMAGE)
+    dropped = apply(model, graph, Plan(plan.drops))
+    again = trace(dropped, IMAGE)
+    smaller = result(dropped, again, half(again))
+    verify(dropped, smaller, IMAGE)
+    assert smaller.model(torch.randn(5, 3, 32, 32)).shape == (5, 10)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("densenet40", "dense"), ("vit_tiny", "module"), ("vit_tiny", "residual")])
+def test_every_kind_of_block_can_be_dropped(name: str, kind: str) -> None:
+    options = {"depth": 2} if name == "vit_tiny" else {}
+    model = build(name, **options).eval()
+    graph = trace(model, IMAGE)
+    blocks = [b for b in graph.blocks if b.kind == kind]
+    pruned = result(model, graph, Plan((Drop(blocks[0].name), Drop(blocks[-1].name))))
+    verify(model, pruned, IMAGE)
+    assert trace(pruned.model, IMAGE).prunable
+
+
+def test_masks_are_exact_zeros_and_follow_a_cut() -> None:
+    model = resnet()
+    graph = trace(model, IMAGE)
+    name = "layer2.0.conv1.weight"
+    keep = torch.rand(model.get_parameter(name).shape, generator=torch.Generator().manual_seed(1)) > 0.5
+    plan = Plan((*half(graph).edits, Mask(name, Keep.of(keep))), graph.fingerprint)
+    pruned = result(model, graph, plan)
+    verify(model, pruned, IMAGE)
+    mask = masks_after(graph, plan)[name]
+    weight = pruned.model.get_parameter(name)
+    assert mask.shape == weight.shape
+    assert torch.equal(weight == 0, ~mask)
+    assert torch.equal(mask, keep[::2, ::2])
+
+
+def test_links_start_silent_train_and_survive_copies_and_export() -> None:
+    model = resnet()
+    graph = trace(model, IMAGE)
+    keep = torch.rand(16, 8, generator=torch.Generator().manual_seed(2)) < 0.3
+    linked = apply(model, graph, Plan((Link("layer1.0.conv1", "layer2.1.conv1", Keep.of(keep)),)))
+    assert torch.allclose(linked(IMAGE), model(IMAGE), atol=1e-6)
+    linked(IMAGE).square().sum().backward()
+    wire = linked.layer2[1].conv1.link_0
+    assert not wire.weight.grad[~keep].any()
+    assert wire.weight.grad[keep].any()
+    nn.init.normal_(wire.weight)
+    out = linked(IMAGE)
+    twin = copy.deepcopy(linked)
+    nn.init.zeros_(linked.layer2[1].conv1.link_0.weight)
+    assert torch.equal(twin(IMAGE), out)
+    assert torch.allclose(torch.export.export(twin, (IMAGE,)).module()(IMAGE), out, atol=1e-5)
+    assert trace(twin, IMAGE).prunable
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (Cut("layer1.0.conv1", Keep.of([True])), "8 units"),
+        (Cut("layer1.0.conv1", Keep.of([False] * 8)), "fall apart"),
+        (Cut("layer9", Keep.of([True])), "no group"),
+        (Cut("fc", Keep.of([True] * 9 + [False])), "pinned"),
+        (Drop("layer9"), "no block"),
+        (Mask("fc.wight", Keep.of([True])), "no such tensor"),
+        (Mask("fc.weight", Keep.of([True])), "shape"),
+        (Link("layer1.0.conv1", "layer2.1.conv1", Keep.of([True])), "shape"),
+    ],
+)
+def test_an_edit_that_does_not_fit_is_refused_with_what_is_wrong(edit: Any, message: str) -> None:
+    model = resnet()
+    graph = trace(model, IMAGE)
+    with pytest.raises(PlanError, match=message):
+        apply(model, graph, Plan((edit,)))
+
+
+def test_stale_plans_and_foreign_graphs_are_refused() -> None:
+    model = resnet()
+    graph = trace(model, IMAGE)
+    plan = half(graph)
+    smaller = apply(model, graph, plan)
+    with pytest.raises(PlanError, match="another model"):
+        apply(smaller, graph, plan)
+    with pytest.raises(PlanError, match="fingerprint"):
+        apply(smaller, trace(smaller, IMAGE), plan)
+    with pytest.raises(PlanError, match="fingerprint"):
+        apply(model, graph, replace(plan, fingerprint="0123"))
+
+
+def test_a_cut_attention_is_exported_compiled_to_the_same_numbers_and_trained() -> None:
+    network = NETWORKS["torch_attention"]
+    model, example = network.factory().eval(), network.example()
+    graph = trace(model, example)
+    pruned = result(model, graph, half(graph))
+    verify(model, pruned, example)
+    args = example if isinstance(example, tuple) else (example,)
+    exported = torch.export.export(pruned.model, args).module()
+    expected = pruned.model(*args)
+    found = exported(*args)
+    pairs = zip(expected, found, strict=True) if isinstance(expected, tuple) else [(expected, found)]
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in pairs if isinstance(a, Tensor))
+    loaded = copy.deepcopy(pruned.model)
+    loaded.load_state_dict(pruned.model.state_dict())
