@@ -24,15 +24,13 @@ from nervure.prune import Pruned
 from nervure.recipe.parts import Source, trained
 from nervure.recipe.values import Recipe
 from nervure.report import Report, to_html, to_markdown
-from nervure.report.text import plan_table
-from nervure.report.values import DENSE, PRUNED, Row
+from nervure.report.values import DENSE, DENSE_PLUS, PRUNED, RANDOM, Row
 from nervure.stats import Stats, measure
 from nervure.surgery import apply, masks_after, verify
 from nervure.tracing import trace
 from nervure.training import History
 from nervure.zoo import Dataset
 
-DENSE_PLUS, RANDOM = "dense+", "random"
 PROBED = 64
 RELOAD_TOLERANCE = 1e-5
 
@@ -139,7 +137,7 @@ def plan_cut(bench: Bench) -> None:
     graph = bench.graph()
     plan = bench.method.plan(_view(bench, bench.dense(), graph))
     write_json(bench.path("plan.json"), plan.to_json())
-    bench.say(plan_table(graph, plan))
+    bench.say(plan.describe(graph))
 
 
 def cut(bench: Bench) -> None:

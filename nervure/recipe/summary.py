@@ -12,9 +12,9 @@ import torch
 from nervure.files import read_json
 from nervure.graph import Graph
 from nervure.plan import Plan
-from nervure.recipe.steps import DENSE_PLUS, RANDOM, Bench
+from nervure.recipe.steps import Bench
 from nervure.report import Point, Report, Row, Width
-from nervure.report.values import DENSE, PRUNED
+from nervure.report.values import DENSE, DENSE_PLUS, PRUNED, RANDOM
 
 HISTORIES: Mapping[str, str] = {DENSE: "dense", PRUNED: "pruned", DENSE_PLUS: "dense-plus", RANDOM: "random"}
 

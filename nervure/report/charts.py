@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import NamedTuple
 
-from nervure.report.values import Point
+from nervure.report.values import DENSE, DENSE_PLUS, Point
 
 Line = Sequence[tuple[float, float]]
 
@@ -48,35 +48,40 @@ def line_chart(lines: Mapping[str, Line], *, title: str, x_label: str, unit: str
         return ""
     frame = _frame([point for points in drawn.values() for point in points])
     parts = [*_grid(frame, unit), *_x_axis(frame, x_label)]
-    labels = _spread({name: frame.y(points[-1][1]) for name, points in drawn.items()})
+    late = {name: points[-1][1] for name, points in drawn.items() if points[-1][0] >= frame.x1}
+    labels = _spread({name: frame.y(height) for name, height in late.items()})
     for name, points in drawn.items():
-        parts += _line(frame, name, points, labels[name])
+        parts += _line(frame, name, points, labels.get(name, 0.0))
     return (
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}" class="chart">'
         f"<title>{escape(title)}</title>{''.join(parts)}</svg>"
     )
 
 
-def accuracy_lines(curves: Mapping[str, Sequence[Point]], start: str) -> dict[str, Line]:
-    """Validation accuracy in percent over all epochs; curves other than ``start`` go on where it ends."""
-    return _lines({n: [(p.epoch, p.accuracy) for p in c] for n, c in curves.items()}, start, 100.0)
+def accuracy_lines(curves: Mapping[str, Sequence[Point]]) -> dict[str, Line]:
+    """Validation accuracy in percent over all epochs; the other curves go on where that of the dense network ends."""
+    return _lines({n: [(p.epoch, p.accuracy) for p in c] for n, c in curves.items()}, 100.0)
 
 
-def loss_lines(curves: Mapping[str, Sequence[Point]], start: str) -> dict[str, Line]:
-    """Training loss over all epochs; curves other than ``start`` go on where it ends."""
-    return _lines({n: [(p.epoch, p.loss) for p in c] for n, c in curves.items()}, start, 1.0)
+def loss_lines(curves: Mapping[str, Sequence[Point]]) -> dict[str, Line]:
+    """Training loss over all epochs; the other curves go on where that of the dense network ends."""
+    return _lines({n: [(p.epoch, p.loss) for p in c] for n, c in curves.items()}, 1.0)
 
 
-def _lines(curves: Mapping[str, Sequence[tuple[int, float | None]]], start: str, scale: float) -> dict[str, Line]:
-    first = max((epoch for epoch, _ in curves.get(start, ())), default=0)
-    return {
+def _lines(curves: Mapping[str, Sequence[tuple[int, float | None]]], scale: float) -> dict[str, Line]:
+    first = max((epoch for epoch, _ in curves.get(DENSE, ())), default=0)
+    lines: dict[str, Line] = {
         name: [
-            (epoch + (0 if name == start else first), scale * y)
+            (epoch + (0 if name == DENSE else first), scale * y)
             for epoch, y in points
             if y is not None and math.isfinite(y)
         ]
         for name, points in curves.items()
     }
+    if lines.get(DENSE) and lines.get(DENSE_PLUS):
+        # The same network, trained on: one line. The cut ones begin anew.
+        lines[DENSE_PLUS] = [lines[DENSE][-1], *lines[DENSE_PLUS]]
+    return lines
 
 
 def slug(name: str) -> str:
@@ -131,10 +136,14 @@ def _line(frame: Frame, name: str, points: Line, label_y: float) -> list[str]:
     places = [(frame.x(x), frame.y(y)) for x, y in points]
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
     kind = slug(name)
-    dots = "".join(f'<circle class="dot {kind}" cx="{x:.1f}" cy="{y:.1f}" r="2.6"/>' for x, y in places)
+    end_x, end_y = places[-1]
+    # A line that ends early has its name at its end: at the margin it would seem to go on.
+    early = end_x < frame.x(frame.x1) - 1
+    x, y, anchor = (end_x, end_y - 9, "end") if early else (end_x + 8, label_y + 4, "start")
+    dots = "".join(f'<circle class="dot {kind}" cx="{a:.1f}" cy="{b:.1f}" r="2.6"/>' for a, b in places)
     return [
         f'<polyline class="line {kind}" points="{path}"/>{dots}',
-        f'<text class="name {kind}" x="{WIDTH - RIGHT + 8}" y="{label_y + 4:.1f}">{escape(name)}</text>',
+        f'<text class="name {kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(name)}</text>',
     ]
 
 

@@ -3,8 +3,9 @@
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from nervure.graph.types import Graph
 from nervure.report import charts, tables
-from nervure.report.values import DENSE, Report
+from nervure.report.values import Report
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -18,18 +19,23 @@ def to_html(report: Report) -> str:
         tables=tables,
         slug=charts.slug,
         accuracy_chart=charts.line_chart(
-            charts.accuracy_lines(report.curves, DENSE),
+            charts.accuracy_lines(report.curves),
             title="Validation accuracy by epoch",
             x_label="epochs of training, all together",
             unit=" %",
         ),
         loss_chart=charts.line_chart(
-            charts.loss_lines(report.curves, DENSE),
+            charts.loss_lines(report.curves),
             title="Training loss by epoch",
             x_label="epochs of training, all together",
         ),
         recipe=_recipe_text(report),
     )
+
+
+def graph_page(graph: Graph, name: str) -> str:
+    """A graph as one self-contained HTML page: groups, what knows them, what is pinned and why, blocks, notes."""
+    return page("graph.html.j2", graph=graph, name=name, widest=max((g.size for g in graph.groups), default=1))
 
 
 def page(template: str, **values: Any) -> str:

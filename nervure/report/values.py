@@ -13,7 +13,7 @@ from nervure.files import read_json, write_json
 from nervure.plan import Plan
 
 FORMAT = 1
-DENSE, PRUNED = "dense", "pruned"
+DENSE, PRUNED, DENSE_PLUS, RANDOM = "dense", "pruned", "dense+", "random"
 
 
 @final

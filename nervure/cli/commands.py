@@ -1,0 +1,300 @@
+"""The sub-commands. Each reads and writes the artefacts of one arrow."""
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+
+from nervure.cli.inputs import EXAMPLE, FILE, Choice, Friendly, chosen, example, output, setting
+from nervure.errors import ArgumentError
+from nervure.evaluation import evaluate, latency
+from nervure.export import save, save_state, versions, write_tensors
+from nervure.files import read_json, require_folder, require_writable, write_json, write_text
+from nervure.graph import Graph, count
+from nervure.graph.tape import named_tensors
+from nervure.methods import METHODS, Method, View, method_from
+from nervure.plan import Plan
+from nervure.prune import Pruned
+from nervure.recipe import Recipe
+from nervure.recipe import run as run_recipe
+from nervure.recipe.steps import write_report_pages
+from nervure.report import Report, graph_page
+from nervure.report.tables import percent
+from nervure.scores import Scores, magnitude, random_scores
+from nervure.stats import SIGNALS, Stats
+from nervure.stats import measure as measure_stats
+from nervure.surgery import apply as apply_plan
+from nervure.surgery import masks_after
+from nervure.surgery import verify as verify_cut
+from nervure.training import train as train_model
+
+CRITERIA = ("magnitude", "random")
+
+
+@click.group(
+    cls=Friendly,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Begin with:  nervure run examples/demo.toml --folder runs/demo",
+)
+@click.version_option(versions()["nervure"], prog_name="nervure")
+@click.option("--debug", is_flag=True, help="Show where an error comes from.")
+def main(debug: bool) -> None:
+    """Make PyTorch networks smaller and faster by their connectivity.
+
+    One sub-command per arrow: trace -> measure -> score -> plan -> apply -> train -> evaluate -> report; `run` takes
+    them all.
+    """
+
+
+@main.command(epilog=example("nervure run examples/demo.toml --folder runs/demo"))
+@click.argument("recipe", type=click.Path(path_type=Path))
+@click.option("--folder", type=click.Path(file_okay=False, path_type=Path), help="Where artefacts go.")
+@click.option("--fresh", is_flag=True, help="Begin anew in a folder that was used before.")
+@click.option("--quiet", is_flag=True, help="Say nothing but the result.")
+def run(recipe: Path, folder: Path | None, fresh: bool, quiet: bool) -> None:
+    """Do all that a recipe (TOML) says.
+
+    Train, prune, recover, compare and report. A run that was stopped goes on where it was.
+    """
+    parsed = Recipe.from_toml(recipe)
+    place = folder or Path(parsed.run.folder)
+    report = run_recipe(parsed, folder=place, progress=not quiet, resume=not fresh)
+    click.echo(f"\n{report.headline}")
+    click.echo(f"{place / 'report.html'}")
+
+
+@main.command(epilog=example("nervure trace --model resnet20 --input 1x3x32x32 -o graph.json --html graph.html"))
+@chosen(EXAMPLE)
+@click.option("--ignore", multiple=True, metavar="PATTERN", help="Modules that must not change, e.g. 'layer1.*'.")
+@click.option("--only", multiple=True, metavar="PATTERN", help="Modules that may lose units.")
+@click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Also write a page.")
+@output("graph.json", "the graph")
+def trace(choice: Choice, ignore: tuple[str, ...], only: tuple[str, ...], html: Path | None, out: Path) -> None:
+    """Find what is coupled to what in a network."""
+    _writable(out, html)
+    graph = choice.graph(choice.network(), ignore=ignore, only=only or None)
+    click.echo(graph.describe())
+    _wrote(write_json(out, graph.to_json()))
+    if html is not None:
+        _wrote(write_text(html, graph_page(graph, choice.model)))
+
+
+@main.command(epilog=example("nervure measure --model resnet8 --data digits --want activations -o stats.safetensors"))
+@chosen(EXAMPLE)
+@click.option("--want", multiple=True, type=click.Choice(sorted(SIGNALS)), help="Evidence; several times for several.")
+@click.option("--samples", default=2048, show_default=True, help="How many training samples at most.")
+@output("stats.safetensors", "the evidence")
+def measure(choice: Choice, want: tuple[str, ...], samples: int, out: Path) -> None:
+    """Gather evidence on data: activations, gradients, labels."""
+    _writable(out)
+    model, data = choice.network(), choice.data()
+    batches = data.train.batches(256, shuffle_seed=choice.seed)
+    wanted = want or ("activations",)
+    stats = measure_stats(model, choice.graph(model), batches, want=wanted, samples=samples, seed=choice.seed)
+    click.echo(f"{stats.samples} samples; {', '.join(sorted(stats.want))} of {len(stats.activations)} groups")
+    for group, reason in stats.skipped.items():
+        click.echo(f"  {group} skipped: {reason}")
+    _wrote(stats.save(out))
+
+
+@main.command(
+    epilog=example("nervure score --model resnet20 --input 1x3x32x32 --criterion magnitude -o scores.safetensors")
+)
+@chosen(EXAMPLE)
+@click.option("--criterion", type=click.Choice(CRITERIA), default="magnitude", show_default=True)
+@click.option("--norm", type=click.IntRange(1, 2), default=1, show_default=True, help="Norm of magnitude.")
+@output("scores.safetensors", "the scores")
+def score(choice: Choice, criterion: str, norm: int, out: Path) -> None:
+    """Give each unit a number; higher stays."""
+    _writable(out)
+    model = choice.network()
+    graph = choice.graph(model)
+    scores: Scores = (
+        random_scores(graph, seed=choice.seed)
+        if criterion == "random"
+        else magnitude(graph, dict(named_tensors(model)), norm=norm)
+    )
+    width = max(map(len, scores), default=0)
+    click.echo(f"{'group':<{width}}  units   lowest   median  highest")
+    for group, values in scores.items():
+        low, middle, high = float(values.min()), float(values.median()), float(values.max())
+        click.echo(f"{group:<{width}}  {len(values):5d} {low:8.3f} {middle:8.3f} {high:8.3f}")
+    tensors = {group: values.detach().contiguous() for group, values in scores.items()}
+    header = {"kind": "nervure-scores", "criterion": criterion, "fingerprint": graph.fingerprint}
+    write_tensors(out, tensors, header)
+    _wrote(out)
+
+
+@main.command(
+    epilog=example("nervure plan --model resnet20 --input 1x3x32x32 --method Magnitude --keep 0.5 -o plan.json")
+)
+@chosen(EXAMPLE)
+@click.option("--method", default="Magnitude", show_default=True, help=f"One of {', '.join(METHODS)}.")
+@click.option("--keep", type=float, default=0.5, show_default=True, help="The fraction that stays, in (0, 1].")
+@click.option("--budget", default="macs", show_default=True, help="What keep counts: channels, params or macs.")
+@click.option(
+    "--set",
+    "settings",
+    type=setting,
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Another option of the method, e.g. norm=2.",
+)
+@click.option("--graph", "graph_file", type=click.Path(path_type=Path), help="A graph written by trace.")
+@click.option("--stats", "stats_file", type=click.Path(path_type=Path), help="Evidence written by measure.")
+@output("plan.json", "the plan")
+def plan(
+    choice: Choice,
+    method: str,
+    keep: float,
+    budget: str,
+    settings: tuple[tuple[str, Any], ...],
+    graph_file: Path | None,
+    stats_file: Path | None,
+    out: Path,
+) -> None:
+    """Let a method decide what to cut, and show it; nothing is cut."""
+    _writable(out)
+    made = method_from(method, **({"keep": keep, "budget": budget} | dict(settings)))
+    stats = _stats_for(made, stats_file)
+    model = choice.network()
+    graph = _graph_from(graph_file) if graph_file else choice.graph(model)
+    weights = {name: tensor.detach() for name, tensor in named_tensors(model).items()}
+    decided = made.plan(View(graph, weights, stats, choice.seed))
+    click.echo(decided.describe(graph))
+    _wrote(write_json(out, decided.to_json()))
+
+
+@main.command(
+    epilog=example(
+        "nervure plan  --model resnet20 --input 1x3x32x32 --keep 0.5 -o plan.json",
+        "nervure apply --model resnet20 --input 1x3x32x32 --plan plan.json -o model.safetensors",
+    )
+)
+@chosen(EXAMPLE)
+@click.option("--plan", "plan_file", required=True, type=click.Path(path_type=Path), help="A plan written by plan.")
+@click.option("--graph", "graph_file", type=click.Path(path_type=Path), help="A graph written by trace.")
+@click.option("--verify/--no-verify", default=True, show_default=True, help="Check what the cut network computes.")
+@output("model.safetensors", "the pruned network")
+def apply(choice: Choice, plan_file: Path, graph_file: Path | None, verify: bool, out: Path) -> None:
+    """Cut as a plan says, check the result, save it."""
+    _writable(out)
+    decided = Plan.from_json(read_json(plan_file, "a plan written by nervure plan"))
+    model, example = choice.network().eval(), choice.example()
+    graph = _graph_from(graph_file) if graph_file else choice.graph(model)
+    smaller = apply_plan(model, graph, decided).eval()
+    costs = count(model, example), count(smaller, example)
+    pruned = Pruned(smaller, decided, graph, *costs, f"plan {plan_file.name}", masks_after(graph, decided))
+    if verify:
+        pruned = replace(pruned, verification=verify_cut(model, pruned, example).error)
+    click.echo(str(pruned))
+    _wrote(save(out, pruned, meta={"model": choice.source().to_json()}))
+
+
+@main.command(
+    epilog=example(
+        "nervure train --model resnet8 --data digits --epochs 3 -o trained.safetensors",
+        "nervure train --file model.safetensors --data digits --epochs 3 -o recovered.safetensors",
+    )
+)
+@chosen(FILE)
+@click.option("--epochs", type=click.IntRange(1), default=5, show_default=True)
+@click.option("--lr", type=float, default=0.05, show_default=True, help="Peak learning rate.")
+@click.option("--batch-size", type=click.IntRange(1), default=128, show_default=True)
+@click.option("--augment", is_flag=True, help="Shift and mirror the images.")
+@click.option("--precision", type=click.Choice(["float32", "bf16"]), default="float32", show_default=True)
+@output("trained.safetensors", "the trained network")
+def train(choice: Choice, epochs: int, lr: float, batch_size: int, augment: bool, precision: str, out: Path) -> None:
+    """Train a network; masks hold.
+
+    With --file, train a pruned network saved before.
+    """
+    _writable(out)
+    data, source = choice.data(), choice.source()
+    pruned = choice.pruned() if choice.file else None
+    model = pruned.model if pruned else choice.network()
+    history = train_model(
+        model,
+        data.train.batches(batch_size, shuffle_seed=choice.seed, augment=augment),
+        epochs=epochs,
+        lr=lr,
+        masks=pruned.masks if pruned else None,
+        validation=data.validation.batches(500),
+        precision=precision,
+        seed=choice.seed,
+    )
+    for epoch, (loss, accuracy) in enumerate(zip(history.loss, history.validation, strict=True), start=1):
+        click.echo(f"epoch {epoch}: loss {loss:.4f}, validation accuracy {percent(accuracy)}")
+    meta = {"model": source.to_json()}
+    _wrote(save(out, pruned, meta=meta) if pruned else save_state(out, model, meta=meta))
+
+
+@main.command(
+    "evaluate",
+    epilog=example(
+        "nervure evaluate --file model.safetensors --data digits --batch 1 --batch 64",
+        "nervure evaluate --model resnet8 --weights trained.safetensors --data digits",
+    ),
+)
+@chosen(FILE)
+@click.option("--batch", "batches", type=click.IntRange(1), multiple=True, help="Also time a forward pass of so many.")
+@output("", "the numbers (JSON)")
+def evaluate_command(choice: Choice, batches: tuple[int, ...], out: Path | None) -> None:
+    """Measure a network's quality, size and speed.
+
+    With --file, that of a pruned network saved before.
+    """
+    _writable(out)
+    data, model = choice.data(), choice.ready().eval()
+    found = evaluate(model, data.test.batches(500))
+    cost = count(model, data.example(1))
+    numbers: dict[str, Any] = {**found.to_json(), "params": cost.params, "nonzero": cost.nonzero, "macs": cost.macs}
+    click.echo(f"accuracy    {percent(found.accuracy)} of {found.samples} test samples")
+    click.echo(f"loss, ECE   {found.loss:.4f}, {found.ece:.4f}")
+    click.echo(f"parameters  {cost.params:,}; multiply-accumulates {cost.macs:,}")
+    if batches:
+        table = latency({"model": model}, data.example(1), batch_sizes=batches, threads=[torch.get_num_threads()])
+        numbers["latency"] = [asdict(row) for row in table.rows]
+        for row in table.rows:
+            click.echo(f"latency     {1e3 * row.median:.3g} ms at batch {row.batch}")
+    if out is not None:
+        _wrote(write_json(out, numbers))
+
+
+@main.command("report", epilog=example("nervure report runs/demo"))
+@click.argument("source", type=click.Path(path_type=Path))
+@click.option("--folder", type=click.Path(file_okay=False, path_type=Path), help="Where the pages go; else beside it.")
+def report_command(source: Path, folder: Path | None) -> None:
+    """Write the pages of a report again.
+
+    SOURCE is a report.json or the folder of a run; out come HTML and Markdown.
+    """
+    file = source / "report.json" if source.is_dir() else source
+    report = Report.load(file)
+    click.echo(report.headline)
+    for page in write_report_pages(report, require_folder(folder or file.parent)):
+        _wrote(page)
+
+
+def _graph_from(path: Path) -> Graph:
+    return Graph.from_json(read_json(path, "a graph written by nervure trace"))
+
+
+def _stats_for(method: Method, path: Path | None) -> Stats | None:
+    if method.wants and path is None:
+        wanted = " ".join(f"--want {signal}" for signal in sorted(method.wants))
+        raise ArgumentError(f"{method!r} needs evidence: run nervure measure {wanted}, then give --stats FILE.")
+    return Stats.load(path) if path else None
+
+
+def _writable(*paths: Path | None) -> None:
+    """Complain now, not after the work is done."""
+    for path in paths:
+        if path is not None:
+            require_writable(path)
+
+
+def _wrote(path: Path) -> None:
+    click.echo(f"wrote {path}")

@@ -1,0 +1,192 @@
+"""What the sub-commands share: which network, which data, which example, and how errors are told."""
+
+import functools
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeAlias, final
+
+import click
+import torch
+from torch import Tensor, nn
+
+from nervure import zoo
+from nervure.errors import ArgumentError, NervureError
+from nervure.export import load, load_state, read_header
+from nervure.graph import Graph
+from nervure.prune import Pruned
+from nervure.recipe.parts import Source
+from nervure.recipe.values import nearest
+from nervure.tracing import trace
+from nervure.zoo import Dataset
+
+Decorator: TypeAlias = Callable[[Callable[..., Any]], Callable[..., Any]]
+INTEGERS = "long"
+
+
+class Said(click.ClickException):
+    """An error of ours, told in one line; the exit code is 2."""
+
+    exit_code = 2
+
+
+class Friendly(click.Group):
+    """A group that tells errors of nervure in one line; with ``--debug`` they come with their traceback."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """In the order of the arrows, not of the alphabet."""
+        return list(self.commands)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the sub-command."""
+        try:
+            return super().invoke(ctx)
+        except NervureError as error:
+            if ctx.params.get("debug"):
+                raise
+            raise Said(" ".join(str(error).split())) from error
+
+
+def setting(text: str) -> tuple[str, Any]:
+    """``key=value``; the value is read as JSON where it is JSON (numbers, true, lists), as text otherwise.
+
+    >>> setting("width=2"), setting("shortcut=projection")
+    (('width', 2), ('shortcut', 'projection'))
+    """
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise click.BadParameter(f"{text!r} is not written key=value, e.g. width=2")
+    try:
+        return key, json.loads(value)
+    except json.JSONDecodeError:
+        return key, value
+
+
+def shape(text: str) -> Tensor:
+    """A tensor for ``1x3x32x32``, or for ``1x16:long`` (token numbers 0 and 1); always the same one.
+
+    >>> shape("1x3x8x8").shape
+    torch.Size([1, 3, 8, 8])
+    """
+    sizes, _, kind = text.partition(":")
+    numbers = sizes.lower().split("x")
+    if kind not in ("", INTEGERS) or not all(size.isdecimal() and int(size) for size in numbers):
+        raise click.BadParameter(f"{text!r} is not a shape like 1x3x32x32 or 1x16:{INTEGERS}")
+    generator = torch.Generator().manual_seed(0)
+    whole = tuple(map(int, numbers))
+    return torch.randint(2, whole, generator=generator) if kind else torch.randn(whole, generator=generator)
+
+
+def example(*lines: str) -> str:
+    """The example at the end of a command's help, each line as it is typed."""
+    # The backspace is click's word for: do not wrap this paragraph.
+    return "\n".join(["\b", "Example:", *(f"  {line}" for line in lines)])
+
+
+@final
+@dataclass(frozen=True, slots=True, eq=False)
+class Choice:
+    """What the user chose: a network (fresh, or with weights, or a saved pruned one), data, an example, a seed."""
+
+    model: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    weights: str = ""
+    file: str = ""
+    data_name: str = ""
+    root: str = ""
+    shape: Tensor | None = None
+    seed: int = 0
+
+    def data(self) -> Dataset:
+        """The data set chosen; raises ArgumentError where none is."""
+        if not self.data_name:
+            raise ArgumentError(f"no data: give --data NAME, one of {', '.join(zoo.DATASETS)}.")
+        if self.data_name not in zoo.DATASETS:
+            raise ArgumentError(f"the zoo has no data set {self.data_name!r}.{nearest(self.data_name, zoo.DATASETS)}")
+        return zoo.load(self.data_name, self.root or None, seed=self.seed)
+
+    def source(self) -> Source:
+        """Where the network comes from: as named, or as noted in the file; suited to the data if some are chosen."""
+        if not self.model and self.file:
+            noted = read_header(self.file).get("meta", {}).get("model")
+            if noted:
+                return Source(**noted)
+        if not self.model:
+            raise ArgumentError("no network: give --model NAME of the zoo, or --model package.module:function.")
+        is_factory = ":" in self.model
+        source = Source("" if is_factory else self.model, self.model if is_factory else "", self.options)
+        return source.suited_to(self.data()) if self.data_name else source
+
+    def network(self) -> nn.Module:
+        """The network before any pruning, with the weights chosen if there are some."""
+        model = self.source().build(self.seed)
+        return load_state(self.weights, model) if self.weights else model
+
+    def pruned(self) -> Pruned:
+        """The saved pruned network."""
+        source = self.source()
+        return load(self.file, lambda: source.build(self.seed))
+
+    def ready(self) -> nn.Module:
+        """The network to train or to evaluate: the saved pruned one if a file was given."""
+        return self.pruned().model if self.file else self.network()
+
+    def example(self) -> Tensor:
+        """The example chosen by its shape, or else the first image of the data; raises ArgumentError without either."""
+        if self.shape is not None:
+            return self.shape
+        if not self.data_name:
+            raise ArgumentError("no example: give --input 1x3x32x32 (your shape), or --data NAME.")
+        return self.data().example(1)
+
+    def graph(self, model: nn.Module, **options: Any) -> Graph:
+        """The network, traced."""
+        return trace(model, self.example(), **options)
+
+
+MODEL: tuple[Decorator, ...] = (
+    click.option("--model", default="", metavar="NAME", help="Network of the zoo, or package.module:function."),
+    click.option(
+        "--option",
+        "options",
+        type=setting,
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Option of the network, e.g. width=2.",
+    ),
+    click.option("--weights", default="", type=click.Path(), help="Trained weights of the network (safetensors)."),
+    click.option("--data", "data_name", default="", metavar="NAME", help="Data set of the zoo, e.g. digits."),
+    click.option("--root", default="", type=click.Path(), help="Folder of the data, where they are not installed."),
+    click.option("--seed", default=0, show_default=True, help="Seed of weights, data and choices."),
+)
+EXAMPLE: Decorator = click.option(
+    "--input", "shape", type=shape, metavar="SHAPE", help="Example input by its shape, e.g. 1x3x32x32."
+)
+FILE: Decorator = click.option(
+    "--file", default="", type=click.Path(), help="A pruned network saved by apply, train or run."
+)
+
+
+def chosen(*more: Decorator) -> Decorator:
+    """Decorate a command with the options of a :class:`Choice` and ``more``; it gets the choice first."""
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        def with_choice(**given: Any) -> Any:
+            names = {name: given.pop(name) for name in list(given) if name in Choice.__slots__}
+            return command(Choice(**{**names, "options": dict(names.get("options", ()))}), **given)
+
+        wrapped: Callable[..., Any] = functools.update_wrapper(with_choice, command)
+        for option in reversed((*MODEL, *more)):
+            wrapped = option(wrapped)
+        return wrapped
+
+    return decorate
+
+
+def output(default: str, what: str) -> Decorator:
+    """The ``-o`` option of a command."""
+    kind = click.Path(dir_okay=False, path_type=Path)
+    return click.option(
+        "-o", "--out", default=default, show_default=bool(default), type=kind, help=f"Where {what} goes."
+    )
