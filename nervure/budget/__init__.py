@@ -1,0 +1,5 @@
+"""From scores and a budget to what stays."""
+
+from nervure.budget.allocate import Budget, Scope, allocate, require_budget, top
+
+__all__ = ["Budget", "Scope", "allocate", "require_budget", "top"]

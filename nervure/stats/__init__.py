@@ -1,0 +1,6 @@
+"""Evidence: one pass over data, and what was heard."""
+
+from nervure.stats.measure import SIGNALS, measure
+from nervure.stats.types import Stats
+
+__all__ = ["SIGNALS", "Stats", "measure"]

@@ -1,0 +1,271 @@
+"""Scores and a budget in, a plan out: exactly what was asked, ties by index, never an empty group."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cached_property
+from typing import Any, Literal, TypeAlias, final, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nervure.budget.ledger import Ledger, Terms, total
+from nervure.check import require_choice, require_finite, require_fraction, require_positive
+from nervure.errors import ArgumentError, BudgetError, ScoreError
+from nervure.graph.types import Graph, Group
+from nervure.plan import Cut, Keep, Plan
+
+Budget: TypeAlias = Literal["channels", "params", "macs"]
+Scope: TypeAlias = Literal["global", "layer"]
+NAMED_PINS = 4
+
+
+def top(scores: Tensor, k: int) -> Tensor:
+    """Mark the ``k`` highest scores: boolean, of the shape of ``scores``, exactly ``k`` True, ties to the lower index.
+
+    Raises:
+        ArgumentError: ``k`` is below 0 or above the number of scores.
+        ScoreError: a score is NaN or infinite.
+
+    >>> top(torch.tensor([1.0, 3.0, 3.0, 3.0]), 2)
+    tensor([False,  True,  True, False])
+    """
+    if isinstance(k, bool) or not isinstance(k, int) or not 0 <= k <= scores.numel():
+        raise ArgumentError(f"k={k!r} of {scores.numel()} scores cannot be kept; k is a whole number from 0 to that.")
+    flat = require_finite(scores.detach(), "scores").reshape(-1)
+    kept = torch.zeros_like(flat, dtype=torch.bool)
+    kept[torch.argsort(flat, descending=True, stable=True)[:k]] = True
+    return kept.reshape(scores.shape)
+
+
+def require_budget(keep: float, budget: str, scope: str, minimum: int, multiple: int) -> float:
+    """Check the arguments of :func:`allocate` apart from a graph; returns ``keep`` as a float, else ArgumentError."""
+    require_choice(budget, get_args(Budget), "budget")
+    require_choice(scope, get_args(Scope), "scope")
+    require_positive(minimum, "minimum")
+    require_positive(multiple, "multiple")
+    return require_fraction(keep, "keep")
+
+
+def allocate(
+    graph: Graph,
+    scores: Mapping[str, Tensor],
+    *,
+    keep: float,
+    budget: Budget = "channels",
+    scope: Scope = "global",
+    minimum: int = 1,
+    multiple: int = 1,
+) -> Plan:
+    """Cut the units with the lowest scores until ``keep`` of the budget is left.
+
+    * ``budget="channels"``: exactly ``round(keep * units)`` stay, over all prunable groups together
+      (``scope="global"``) or in each (``"layer"``), but never fewer than the floors.
+    * ``budget="params"`` or ``"macs"``: the cost of what stays is at most ``keep`` times the cost of the whole model,
+      and no single removed unit could come back within it. ``"global"`` removes the lowest scores of all groups,
+      ``"layer"`` the same fraction of each group; then the best removed units that still fit come back.
+
+    Args:
+        graph: the model's graph.
+        scores: for each prunable group a tensor [units], higher stays. Groups that cannot be cut are ignored.
+        keep: the fraction that stays, in (0, 1]; 1.0 gives the empty plan.
+        budget: what is counted, see above.
+        scope: whether groups compete with one another, see above.
+        minimum: the floor: every group keeps so many units (or all that it has).
+        multiple: the size of each group that is cut becomes a multiple of this, for hardware. Sizes are rounded up, at
+            most to the whole group, so with ``budget="channels"`` more can stay than was asked; ``params`` and
+            ``macs`` still hold.
+
+    Returns:
+        A plan with one cut for each group that loses units; ``reached`` has the fraction (``keep``) and, as counts,
+        the prunable ``channels`` and the ``params`` and ``macs`` of the whole model.
+
+    Raises:
+        ArgumentError: ``keep``, ``budget``, ``scope``, ``minimum`` or ``multiple`` is out of range.
+        ScoreError: scores are missing, unknown, of the wrong size, NaN or infinite.
+        BudgetError: nothing can be cut, or the floors alone cost more than the budget.
+    """
+    keep = require_budget(keep, budget, scope, minimum, multiple)
+    market = Market(graph, _values(graph, scores), scope, minimum, multiple)
+    kept = np.ones(len(market.owner), dtype=bool) if keep == 1 else _kept(market, keep, budget)
+    return _plan(market, kept, {"budget": budget, "keep": keep, "scope": scope}, budget)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Market:
+    """All units of all prunable groups in one row (flat units), ranked, with what they cost."""
+
+    graph: Graph
+    values: tuple[np.ndarray, ...]
+    scope: Scope
+    minimum: int
+    multiple: int
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        """Prices."""
+        return Ledger.of(self.graph)
+
+    @cached_property
+    def sizes(self) -> np.ndarray:
+        """Units of each group. Shape [groups]."""
+        return np.array([len(v) for v in self.values], dtype=np.int64)
+
+    @cached_property
+    def owner(self) -> np.ndarray:
+        """The group of each flat unit, as an index into ``graph.prunable``."""
+        return np.repeat(np.arange(len(self.sizes)), self.sizes)
+
+    @cached_property
+    def rank(self) -> np.ndarray:
+        """The place of each flat unit in its own group, 0 for the best."""
+        ranks = [np.argsort(np.argsort(-v, kind="stable"), kind="stable") for v in self.values]
+        return np.concatenate([np.empty(0, np.int64), *ranks])
+
+    @cached_property
+    def order(self) -> np.ndarray:
+        """Flat units, best first; units in the floor of their group are left out, they are not for sale."""
+        # The same fraction of every group goes first where the worst ranks, relative to the group's size, go first.
+        value = np.concatenate(self.values) if self.scope == "global" else -(self.rank + 0.5) / self.sizes[self.owner]
+        order = np.argsort(-value, kind="stable")
+        return np.asarray(order[self.rank[order] >= self.floors[self.owner[order]]])
+
+    @cached_property
+    def floors(self) -> np.ndarray:
+        """The fewest units that each group keeps. Shape [groups]."""
+        return self.rounded(np.minimum(self.sizes, self.minimum))
+
+    def rounded(self, counts: np.ndarray) -> np.ndarray:
+        """Group sizes [groups] rounded up to what is allowed."""
+        return np.asarray(np.minimum(self.sizes, -(-counts // self.multiple) * self.multiple))
+
+    def best(self, counts: np.ndarray) -> np.ndarray:
+        """Keep so many [groups] of the best of each group, rounded up. Boolean [flat units]."""
+        return np.asarray(self.rank < self.rounded(counts)[self.owner])
+
+    def first(self, n: int) -> np.ndarray:
+        """Keep the floors and the first ``n`` in ``order``. Boolean [flat units]."""
+        return self.best(self.floors + np.bincount(self.owner[self.order[:n]], minlength=len(self.sizes)))
+
+    def terms(self, budget: Budget) -> Terms:
+        """The prices of a budget that is not counted in channels."""
+        return self.ledger.params if budget == "params" else self.ledger.macs
+
+
+def _kept(market: Market, keep: float, budget: Budget) -> np.ndarray:
+    if not market.values:
+        raise BudgetError(f"nothing can be cut to reach keep={keep:g}: {_pins(market.graph)}")
+    if budget != "channels":
+        return _within(market, keep, budget)
+    if market.scope == "global":
+        return market.first(max(0, round(keep * len(market.owner)) - int(market.floors.sum())))
+    asked = np.array([round(keep * int(size)) for size in market.sizes], dtype=np.int64)
+    return market.best(np.maximum(market.floors, asked))
+
+
+def _within(market: Market, keep: float, budget: Budget) -> np.ndarray:
+    terms, ledger = market.terms(budget), market.ledger
+    whole = total(terms, ledger.sizes)
+    if whole == 0:
+        raise BudgetError(
+            f"the graph counts no {budget}, so keep={keep:g} of them means nothing. Choose another budget."
+        )
+    limit = keep * whole
+    least = ledger.price(terms, market.first(0))
+    if least > limit:
+        raise BudgetError(
+            f"keep={keep:g} of {whole} {budget} allows {int(limit)}, but the floors (minimum={market.minimum}, "
+            f"multiple={market.multiple}) and what cannot be cut cost {least}. The smallest keep that can be met is "
+            f"{_ceil(least / whole)}."
+        )
+    low, high = 0, len(market.order)
+    while low < high:
+        middle = (low + high + 1) // 2
+        fits = ledger.price(terms, market.first(middle)) <= limit
+        low, high = (middle, high) if fits else (low, middle - 1)
+    return _filled(market, market.first(low), terms, limit)
+
+
+def _filled(market: Market, kept: np.ndarray, terms: Terms, limit: float) -> np.ndarray:
+    """Bring back, best first, what still fits. One pass is enough: a unit only gets dearer as others come back."""
+    ledger, kept = market.ledger, kept.copy()
+    deaths = ledger.deaths(kept)
+    alive = ledger.alive(deaths)
+    too_dear: set[bytes | int] = set()
+    for unit in market.order.tolist():
+        if kept[unit]:
+            continue
+        key = ledger.kind(unit) if market.multiple == 1 else int(market.owner[unit])
+        if key in too_dear:
+            continue
+        chunk = [unit] if market.multiple == 1 else _chunk(market, kept, unit)
+        gain = ledger.gain(deaths, chunk)
+        if total(terms, alive + gain.axes) > limit:
+            too_dear.add(key)
+            continue
+        kept[chunk] = True
+        deaths[gain.positions] -= gain.counts
+        alive = alive + gain.axes
+    return kept
+
+
+def _chunk(market: Market, kept: np.ndarray, unit: int) -> list[int]:
+    """The best removed units that bring the group of ``unit`` to its next allowed size."""
+    (members,) = np.nonzero(market.owner == market.owner[unit])
+    removed = members[~kept[members]]
+    best = removed[np.argsort(market.rank[removed])]
+    have = len(members) - len(removed)
+    return [int(u) for u in best[: market.multiple - have % market.multiple]]
+
+
+def _values(graph: Graph, scores: Mapping[str, Tensor]) -> tuple[np.ndarray, ...]:
+    for name in scores:
+        if name not in graph:
+            near = get_close_matches(name, [g.name for g in graph.groups], n=1, cutoff=0.0)
+            raise ScoreError(
+                f"scores came for {name!r}, which is no group.{f' The nearest is {near[0]!r}.' if near else ''}"
+            )
+    return tuple(_value(group, scores) for group in graph.prunable)
+
+
+def _value(group: Group, scores: Mapping[str, Tensor]) -> np.ndarray:
+    if group.name not in scores:
+        raise ScoreError(f"group {group.name!r} ({group.size} units) has no scores. Score it, or pin it while tracing.")
+    value = scores[group.name].detach()
+    if tuple(value.shape) != (group.size,):
+        raise ScoreError(
+            f"scores of {group.name!r} have shape {tuple(value.shape)}; one per unit makes ({group.size},)."
+        )
+    require_finite(value, f"scores of {group.name!r}")
+    return value.to("cpu", torch.float64).numpy()
+
+
+def _plan(market: Market, kept: np.ndarray, asked: Mapping[str, Any], budget: Budget) -> Plan:
+    masks = np.split(kept, np.cumsum(market.sizes)[:-1]) if market.values else []
+    pairs = zip(market.graph.prunable, masks, strict=True)
+    cuts = [Cut(group.name, Keep.of(torch.from_numpy(mask))) for group, mask in pairs if not mask.all()]
+    alive = market.ledger.alive(market.ledger.deaths(kept))
+    reached = {
+        "channels": int(kept.sum()),
+        "params": total(market.ledger.params, alive),
+        "macs": total(market.ledger.macs, alive),
+    }
+    whole = len(kept) if budget == "channels" else total(market.terms(budget), market.ledger.sizes)
+    fraction = reached[budget] / whole if whole else 1.0
+    return Plan(tuple(cuts), market.graph.fingerprint, dict(asked), {"keep": fraction, **reached})
+
+
+def _pins(graph: Graph) -> str:
+    reasons = [f"{g.name!r} ({g.pinned or 'a single unit'})" for g in graph.groups]
+    if not reasons:
+        return "the graph has no groups."
+    more = len(reasons) - NAMED_PINS
+    return f"no group can lose units: {', '.join(reasons[:NAMED_PINS])}{f' and {more} more' if more > 0 else ''}."
+
+
+def _ceil(fraction: float) -> float:
+    """Four digits, rounded up, so that the number in the message works when it is asked."""
+    return min(1.0, math.ceil(fraction * 10_000) / 10_000)

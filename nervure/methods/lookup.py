@@ -1,0 +1,47 @@
+"""Methods by name: what a recipe or the command line says, made into a method."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import fields
+from difflib import get_close_matches
+from typing import Any, final
+
+from nervure.errors import ArgumentError
+from nervure.methods.base import Method
+
+
+@final
+class Methods(Mapping[str, type[Any]]):
+    """Classes by their name, in any case of letters; iteration gives each name once, as written."""
+
+    def __init__(self, classes: Iterable[type[Any]]) -> None:
+        self._classes = {cls.__name__.lower(): cls for cls in classes}
+
+    def __getitem__(self, name: str) -> type[Any]:
+        """The class of that name; KeyError where there is none."""
+        return self._classes[name.lower()]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(cls.__name__ for cls in self._classes.values())
+
+    def __len__(self) -> int:
+        return len(self._classes)
+
+
+def named(methods: Methods, name: str, options: Mapping[str, Any]) -> Method:
+    """The method ``name`` with these hyper-parameters; ArgumentError naming the nearest name or option otherwise."""
+    if not isinstance(name, str) or name not in methods:
+        raise ArgumentError(f"method {name!r} is unknown.{_nearest(str(name), methods)}")
+    cls = methods[name]
+    known = [field.name for field in fields(cls) if field.init]
+    for option in options:
+        if option not in known:
+            raise ArgumentError(f"{cls.__name__} has no option {option!r}.{_nearest(option, known)}")
+    method: Method = cls(**options)
+    return method
+
+
+def _nearest(name: str, names: Iterable[str]) -> str:
+    lower = {n.lower(): n for n in names}
+    close = get_close_matches(name.lower(), lower, n=1, cutoff=0.5)
+    nearest = f" The nearest is {lower[close[0]]!r}." if close else ""
+    return f"{nearest} There are: {', '.join(sorted(lower.values()))}."

@@ -1,0 +1,132 @@
+"""Batches of data, checked: what people feed to networks, in one shape."""
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from nervure.errors import DataError
+
+
+@final
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """Inputs (positional and by keyword) and labels of ``size`` samples."""
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    labels: Tensor | None
+    size: int
+
+    def head(self, n: int) -> "Batch":
+        """The first ``n`` samples."""
+        if n >= self.size:
+            return self
+        args = tuple(_head(value, self.size, n) for value in self.args)
+        kwargs = {name: _head(value, self.size, n) for name, value in self.kwargs.items()}
+        return Batch(args, kwargs, None if self.labels is None else self.labels[:n], n)
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same on another device."""
+        args = tuple(_to(value, device) for value in self.args)
+        kwargs = {name: _to(value, device) for name, value in self.kwargs.items()}
+        return Batch(args, kwargs, _to(self.labels, device), self.size)
+
+    def feed(self, model: nn.Module) -> Any:
+        """What ``model`` makes of the inputs."""
+        return model(*self.args, **self.kwargs)
+
+
+def batches(data: Iterable[Any], samples: int, *, labelled: bool) -> Iterator[Batch]:
+    """The first ``samples`` samples of ``data``, batch by batch.
+
+    Args:
+        data: (inputs, labels) pairs, or inputs alone; inputs are a tensor, a tuple of positional arguments or a dict.
+        samples: how many at most; the last batch is cut to fit.
+        labelled: whether labels must be there.
+
+    Raises:
+        DataError: ``data`` are empty, a batch is malformed, values are not finite, or labels are missing or not whole.
+    """
+    seen = 0
+    for number, raw in enumerate(_iterate(data)):
+        batch = _batch(raw, f"batch {number}", labelled).head(samples - seen)
+        seen += batch.size
+        yield batch
+        if seen >= samples:
+            return
+    if seen == 0:
+        raise DataError(
+            "the data are empty: there was no sample to measure. Give a re-iterable of (inputs, labels) batches."
+        )
+
+
+def counted(data: Iterable[Batch], samples: int, length: int | None) -> tuple[Iterator[Batch], int]:
+    """The same batches, and how many will come if all are like the first; ``length``: how many there are at most."""
+    iterator = iter(data)
+    first = next(iterator)
+    number = -(-samples // max(1, first.size))
+    return itertools.chain([first], iterator), number if length is None else min(number, length)
+
+
+def _iterate(data: Iterable[Any]) -> Iterator[Any]:
+    if not isinstance(data, Iterable) or isinstance(data, Tensor | Mapping | str):
+        raise DataError(
+            f"data of type {type(data).__name__} are no batches. Give a re-iterable of (inputs, labels) pairs."
+        )
+    return iter(data)
+
+
+def _batch(raw: Any, what: str, labelled: bool) -> Batch:
+    inputs, labels = _split(raw, what)
+    args, kwargs = _arguments(inputs)
+    tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.ndim > 0]
+    if not tensors:
+        raise DataError(f"{what} has no tensor among its inputs ({type(inputs).__name__}).")
+    size = len(tensors[0])
+    for tensor in tensors:
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise DataError(f"{what}: inputs are NaN or infinite. Clean the data first.")
+    if labelled:
+        _require_labels(labels, size, what)
+    return Batch(args, kwargs, labels if labelled else None, size)
+
+
+def _split(raw: Any, what: str) -> tuple[Any, Any]:
+    if isinstance(raw, Tensor | Mapping):
+        return raw, None
+    match raw:
+        case (inputs,):
+            return inputs, None
+        case (inputs, labels):
+            return inputs, labels
+    raise DataError(
+        f"{what} is a {type(raw).__name__}, not a pair (inputs, labels). Put several inputs into one tuple."
+    )
+
+
+def _arguments(inputs: Any) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+    if isinstance(inputs, Mapping):
+        return (), {str(name): value for name, value in inputs.items()}
+    return (tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)), {}
+
+
+def _require_labels(labels: Any, size: int, what: str) -> None:
+    if not isinstance(labels, Tensor):
+        raise DataError(f"{what} has no labels, and they are needed for what is wanted. Give (inputs, labels) batches.")
+    if labels.shape != (size,) or labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise DataError(
+            f"{what}: labels of shape {tuple(labels.shape)} and dtype {labels.dtype} for {size} samples; "
+            "they must be one class number (an integer) per sample."
+        )
+
+
+def _head(value: Any, size: int, n: int) -> Any:
+    return value[:n] if isinstance(value, Tensor) and value.ndim > 0 and len(value) == size else value
+
+
+def _to(value: Any, device: torch.device) -> Any:
+    return value.to(device) if isinstance(value, Tensor) else value

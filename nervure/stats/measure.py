@@ -1,0 +1,179 @@
+"""One pass over data: what the units say, and how much the loss listens."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from difflib import get_close_matches
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nervure.check import require_positive
+from nervure.errors import ArgumentError, DataError
+from nervure.graph.types import Graph
+from nervure.progress import length, track
+from nervure.stats.batches import Batch, batches, counted
+from nervure.stats.probe import probes
+from nervure.stats.record import Recorder
+from nervure.stats.types import Stats
+
+SIGNALS = ("activations", "gradients", "labels")
+
+
+def measure(
+    model: nn.Module,
+    graph: Graph,
+    data: Iterable[Any],
+    *,
+    want: Iterable[str] = frozenset({"activations"}),
+    samples: int = 2048,
+    seed: int = 0,
+    progress: bool = True,
+) -> Stats:
+    """Feed the first ``samples`` samples to the model and listen to the units of every group.
+
+    The model runs in evaluation mode, on the device where it is; afterwards it is as it was. A group is heard at the
+    output of the first module that writes all its units; where there is none, it is named in ``Stats.skipped`` with
+    the reason.
+
+    Args:
+        model: the traced model.
+        graph: its graph.
+        data: a re-iterable of (inputs, labels) batches; labels can be left out where neither ``"labels"`` nor
+            ``"gradients"`` are wanted. Inputs are a tensor, a tuple of positional arguments or a dict.
+        want: any of ``"activations"``, ``"gradients"`` (of the cross-entropy of the model's output, or of its first or
+            ``"logits"`` entry) and ``"labels"``. The result holds 4 bytes per sample and unit for each of the first
+            two; gradients also hold the outputs of all layers for one batch.
+        samples: how many samples at most.
+        seed: seeds torch while the data are drawn, so a shuffling loader gives the same samples again; the caller's
+            random state is put back.
+        progress: whether to show a bar when it takes long.
+
+    Raises:
+        ArgumentError: ``want``, ``samples`` or ``seed`` is out of range.
+        DataError: the data are empty, malformed, not finite, or lack labels that are needed; or activations are not
+            finite.
+    """
+    wanted = _wanted(want)
+    require_positive(samples, "samples")
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise ArgumentError(f"seed={seed!r} must be a whole number.")
+    found, skipped = probes(model, graph)
+    with_gradients = "gradients" in wanted
+    recorder = Recorder(found if wanted & {"activations", "gradients"} else {}, with_gradients=with_gradients)
+    device = _device(model)
+    labels: list[Tensor] = []
+    passes = seen = 0
+    with _seeded(seed, device), _evaluating(model), recorder.listening(model), torch.set_grad_enabled(with_gradients):
+        drawn = batches(data, samples, labelled=bool(wanted & {"labels", "gradients"}))
+        stream, total = counted(drawn, samples, length(data))
+        for batch in track(stream, "measuring", total, enabled=progress):
+            _listen(model, batch.to(device), recorder, with_gradients)
+            labels += [] if batch.labels is None else [batch.labels.detach().cpu()]
+            passes, seen = passes + 1, seen + batch.size
+    skipped |= _unheard(found, recorder, passes, with_gradients) if wanted & {"activations", "gradients"} else {}
+    return Stats(
+        activations=_joined(recorder.activations, passes, recorder.failed) if "activations" in wanted else {},
+        gradients=_joined(recorder.gradients, passes, recorder.failed),
+        moments=_moments(recorder, passes, seen) if "activations" in wanted else {},
+        labels=torch.cat(labels) if labels and "labels" in wanted else None,
+        samples=seen,
+        seed=seed,
+        want=wanted,
+        fingerprint=graph.fingerprint,
+        skipped=skipped,
+    )
+
+
+def _wanted(want: Iterable[str]) -> frozenset[str]:
+    if isinstance(want, str):
+        raise ArgumentError(f"want={want!r} must be a set of names, e.g. {{{want!r}}}.")
+    wanted = frozenset(want)
+    for name in sorted(wanted - set(SIGNALS)):
+        (nearest,) = get_close_matches(name, SIGNALS, n=1, cutoff=0.0)
+        raise ArgumentError(f"want={name!r} cannot be measured. The nearest is {nearest!r}; all: {', '.join(SIGNALS)}.")
+    return wanted
+
+
+def _listen(model: nn.Module, batch: Batch, recorder: Recorder, with_gradients: bool) -> None:
+    recorder.start(batch.size)
+    output = batch.feed(model)
+    recorder.finish(_loss(output, batch) if with_gradients else None)
+
+
+def _loss(output: Any, batch: Batch) -> Tensor:
+    logits = _logits(output)
+    if batch.labels is None:
+        raise DataError("gradients need labels. Give (inputs, labels) batches.")
+    labels = batch.labels.long()
+    if logits.ndim != 2 or len(logits) != batch.size:
+        raise DataError(
+            f"gradients need logits of shape ({batch.size} samples, classes), the model gave {tuple(logits.shape)}."
+        )
+    if int(labels.min()) < 0 or int(labels.max()) >= logits.shape[1]:
+        raise DataError(
+            f"labels go from {int(labels.min())} to {int(labels.max())}, but the model has {logits.shape[1]} classes, "
+            "numbered from 0."
+        )
+    # A sum, not a mean: the gradient of a sample must not depend on how many others are in its batch.
+    return F.cross_entropy(logits, labels, reduction="sum")
+
+
+def _logits(output: Any) -> Tensor:
+    if isinstance(output, Mapping):
+        output = output["logits"] if "logits" in output else next(iter(output.values()), None)
+    elif isinstance(output, tuple | list) and output:
+        output = output[0]
+    if not isinstance(output, Tensor):
+        raise DataError(f"gradients need logits, but the model gave a {type(output).__name__}.")
+    return output
+
+
+def _joined(parts: Mapping[str, list[Tensor]], passes: int, failed: Mapping[str, str]) -> dict[str, Tensor]:
+    return {name: torch.cat(values) for name, values in parts.items() if len(values) == passes and name not in failed}
+
+
+def _moments(recorder: Recorder, passes: int, seen: int) -> dict[str, Tensor]:
+    activations = _joined(recorder.activations, passes, recorder.failed)
+    return {
+        name: torch.stack([values.double().mean(0), recorder.squares[name] / seen], 1).float()
+        for name, values in activations.items()
+    }
+
+
+def _unheard(found: Iterable[str], recorder: Recorder, passes: int, with_gradients: bool) -> dict[str, str]:
+    reasons = {}
+    for name in found:
+        if name in recorder.failed:
+            reasons[name] = recorder.failed[name]
+        elif len(recorder.activations[name]) < passes:
+            reasons[name] = "its module did not run for every batch"
+        elif with_gradients and len(recorder.gradients[name]) < passes:
+            reasons[name] = "the loss does not depend on it, so it has no gradient"
+    return reasons
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next((tensor.device for tensor in chain(model.parameters(), model.buffers())), torch.device("cpu"))
+
+
+@contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    # Parts can be in another mode than the whole, e.g. frozen norms.
+    modes = {module: module.training for module in model.modules()}
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode

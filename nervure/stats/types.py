@@ -1,0 +1,128 @@
+"""Evidence gathered on data, as a value that can be saved."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from nervure.errors import FileError
+from nervure.files import replacing, require_file
+
+FORMAT = 1
+KIND = "nervure-stats"
+PER_GROUP = ("activations", "gradients", "moments")
+
+
+@final
+@dataclass(frozen=True, slots=True, eq=False)
+class Stats:
+    """What ``measure`` saw. Tensors are float32 on the CPU.
+
+    Attributes:
+        activations: per group [samples, units], the output of each unit averaged over its positions.
+        gradients: per group [samples, units], activation times the gradient of each sample's cross-entropy with respect
+            to it, summed over positions: to first order, how much the loss would *fall* if the unit became zero.
+        moments: per group [units, 2], mean and mean square over samples and positions.
+        labels: [samples] integers; None where they were not wanted.
+        samples: number of samples.
+        seed: the seed of the pass.
+        want: the names of the evidence that was asked for.
+        fingerprint: ``Graph.fingerprint`` of the model.
+        skipped: groups with something missing above, and why.
+    """
+
+    activations: Mapping[str, Tensor] = field(default_factory=dict)
+    gradients: Mapping[str, Tensor] = field(default_factory=dict)
+    moments: Mapping[str, Tensor] = field(default_factory=dict)
+    labels: Tensor | None = None
+    samples: int = 0
+    seed: int = 0
+    want: frozenset[str] = frozenset()
+    fingerprint: str = ""
+    skipped: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def digest(self) -> str:
+        """A digest of where the evidence comes from: seed, samples, what was wanted, and of which model."""
+        return hashlib.sha256(json.dumps(self._provenance(), sort_keys=True).encode()).hexdigest()[:16]
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write to one safetensors file, atomically, and return its path; raises :class:`FileError`."""
+        tensors = {f"{kind}/{group}": _own(t) for kind in PER_GROUP for group, t in getattr(self, kind).items()}
+        if self.labels is not None:
+            tensors["labels"] = _own(self.labels)
+        header = {"kind": KIND, "format": FORMAT, "digest": self.digest, "skipped": dict(self.skipped)}
+        with replacing(path) as temporary:
+            try:
+                save_file(tensors, str(temporary), metadata={"nervure": json.dumps(header | self._provenance())})
+            except SafetensorError as error:
+                raise FileError(f"cannot write {str(path)!r}: {error}. What was there is untouched.") from error
+        return Path(path)
+
+    @staticmethod
+    def load(path: str | os.PathLike[str]) -> "Stats":
+        """Read what :meth:`save` wrote; raises :class:`FileError` where it is missing, damaged, foreign or newer."""
+        source = require_file(path, "statistics saved by nervure")
+        try:
+            with safe_open(str(source), framework="pt") as file:
+                header = _header(source, file.metadata())
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+        except (SafetensorError, OSError) as error:
+            raise FileError(
+                f"{str(source)!r} cannot be read: {error}. It is truncated or another kind of file."
+            ) from error
+        return Stats(
+            activations=_below("activations/", tensors),
+            gradients=_below("gradients/", tensors),
+            moments=_below("moments/", tensors),
+            labels=tensors.get("labels"),
+            samples=header["samples"],
+            seed=header["seed"],
+            want=frozenset(header["want"]),
+            fingerprint=header["fingerprint"],
+            skipped=header["skipped"],
+        )
+
+    def _provenance(self) -> dict[str, Any]:
+        return {
+            "samples": self.samples,
+            "seed": self.seed,
+            "want": sorted(self.want),
+            "fingerprint": self.fingerprint,
+        }
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """Copy into memory of its own: a file has no views."""
+    return tensor.detach().clone(memory_format=torch.contiguous_format)
+
+
+def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _header(path: Path, metadata: Mapping[str, str] | None) -> dict[str, Any]:
+    try:
+        header = json.loads((metadata or {}).get("nervure", "{}"))
+    except json.JSONDecodeError as error:
+        raise FileError(f"{str(path)!r} has a damaged header: {error}.") from error
+    if not isinstance(header, dict) or header.get("kind") != KIND:
+        raise FileError(f"{str(path)!r} does not hold statistics saved by nervure.")
+    if header["format"] > FORMAT:
+        raise FileError(f"{str(path)!r} has format {header['format']}; this version of nervure reads up to {FORMAT}.")
+    _require_keys(path, header, ("samples", "seed", "want", "fingerprint", "skipped"))
+    return header
+
+
+def _require_keys(path: Path, header: Mapping[str, Any], keys: Iterable[str]) -> None:
+    missing = [key for key in keys if key not in header]
+    if missing:
+        raise FileError(f"{str(path)!r} has a damaged header: {', '.join(missing)} missing.")
