@@ -2,23 +2,41 @@
 
 import doctest
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
+
+from nervure.cli import main
+from nervure.recipe import Recipe
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 PAGES = [page for page in PAGES if "_build" not in page.parts and "results" not in page.parts]
-FENCE = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
-def snippets(page: Path) -> Iterator[tuple[int, str]]:
-    """Line number and text of every ```python block of a page."""
+def snippets(page: Path, language: str = "python") -> Iterator[tuple[int, str]]:
+    """Line number and text of every block of a page in that language."""
     text = page.read_text(encoding="utf-8")
     for match in FENCE.finditer(text):
-        yield text.count("\n", 0, match.start(1)), match.group(1)
+        if match.group(1) == language:
+            yield text.count("\n", 0, match.start(2)), match.group(2)
+
+
+def pages_with(language: str) -> list[Any]:
+    """The pages that have blocks in that language, as parameters of a test."""
+    return [pytest.param(page, id=str(page.relative_to(ROOT))) for page in PAGES if list(snippets(page, language))]
+
+
+def commands(page: Path) -> Iterator[list[str]]:
+    """The words of every call of the command ``nervure`` on a page."""
+    for _, text in snippets(page, "sh"):
+        lines = (shlex.split(line, comments=True) for line in text.splitlines())
+        yield from (words[1:] for words in lines if words[:1] == ["nervure"])
 
 
 def run_dialogue(page: Path, line: int, text: str, names: dict[str, Any]) -> None:
@@ -30,7 +48,7 @@ def run_dialogue(page: Path, line: int, text: str, names: dict[str, Any]) -> Non
     names.update(parsed.globs)
 
 
-@pytest.mark.parametrize("page", [pytest.param(p, id=str(p.relative_to(ROOT))) for p in PAGES if list(snippets(p))])
+@pytest.mark.parametrize("page", pages_with("python"))
 def test_the_code_on_the_page_runs_from_top_to_bottom(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -42,3 +60,18 @@ def test_the_code_on_the_page_runs_from_top_to_bottom(
         else:
             # Blank lines in front, so that a traceback points at the line of the page.
             exec(compile("\n" * line + text, str(page), "exec"), names)
+
+
+@pytest.mark.parametrize("page", pages_with("sh"))
+def test_the_commands_on_the_page_exist_with_their_options(page: Path) -> None:
+    for name, *rest in commands(page):
+        if name.startswith("-"):
+            continue
+        # Reads the words without doing the work; raises on an unknown option or a value out of range.
+        main.commands[name].make_context(name, rest, parent=click.Context(main)).close()
+
+
+@pytest.mark.parametrize("page", pages_with("toml"))
+def test_the_recipes_on_the_page_can_be_read(page: Path) -> None:
+    for _, text in snippets(page, "toml"):
+        assert Recipe.from_toml(text).data.name
