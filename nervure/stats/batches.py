@@ -7,6 +7,7 @@ from typing import Any, final
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
 
 from nervure.errors import DataError
 
@@ -25,15 +26,13 @@ class Batch:
         """The first ``n`` samples."""
         if n >= self.size:
             return self
-        args = tuple(_head(value, self.size, n) for value in self.args)
-        kwargs = {name: _head(value, self.size, n) for name, value in self.kwargs.items()}
-        return Batch(args, kwargs, None if self.labels is None else self.labels[:n], n)
+        args, kwargs, labels = tree_map(lambda value: _head(value, self.size, n), (self.args, self.kwargs, self.labels))
+        return Batch(args, kwargs, labels, n)
 
     def to(self, device: torch.device) -> "Batch":
         """The same on another device."""
-        args = tuple(_to(value, device) for value in self.args)
-        kwargs = {name: _to(value, device) for name, value in self.kwargs.items()}
-        return Batch(args, kwargs, _to(self.labels, device), self.size)
+        args, kwargs, labels = tree_map(lambda value: _to(value, device), (self.args, self.kwargs, self.labels))
+        return Batch(args, kwargs, labels, self.size)
 
     def feed(self, model: nn.Module) -> Any:
         """What ``model`` makes of the inputs."""
@@ -83,7 +82,7 @@ def _iterate(data: Iterable[Any]) -> Iterator[Any]:
 def _batch(raw: Any, what: str, labelled: bool) -> Batch:
     inputs, labels = _split(raw, what)
     args, kwargs = _arguments(inputs)
-    tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.ndim > 0]
+    tensors = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor) and value.ndim > 0]
     if not tensors:
         raise DataError(f"{what} has no tensor among its inputs ({type(inputs).__name__}).")
     size = len(tensors[0])

@@ -288,6 +288,20 @@ def test_inputs_can_be_tuples_and_dicts() -> None:
     assert one.gradients["a"].shape == (4, 5)
 
 
+def test_inputs_can_be_nested() -> None:
+    class Nested(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 5)
+
+        def forward(self, given: dict[str, list[Tensor]]) -> Tensor:
+            return self.layer(given["parts"][0] + given["parts"][1])
+
+    graph = Graph(groups=(writes("a", "layer.weight", [0, 1, 2, 3, 4]),))
+    data = [(({"parts": [torch.randn(6, 4), torch.randn(6, 4)]},), torch.zeros(6))]
+    assert measure(Nested(), graph, data, samples=4).activations["a"].shape == (4, 5)
+
+
 @pytest.mark.parametrize(
     ("data", "want", "message"),
     [
