@@ -84,7 +84,7 @@ def load(path: str | os.PathLike[str], model: Source) -> Pruned:
             the model it was made from (the first differences are listed).
     """
     header, tensors = read_tensors(path)
-    graph, plan = Graph.from_json(header["graph"]), Plan.from_json(header["plan"])
+    graph, plan, rest = _parsed(path, header)
     dense = copy.deepcopy(model) if isinstance(model, nn.Module) else _built(model, path)
     _require_same_model(path, graph, dense)
     try:
@@ -92,16 +92,22 @@ def load(path: str | os.PathLike[str], model: Source) -> Pruned:
     except NervureError as error:
         raise FileError(f"the plan in {str(path)!r} does not fit this model: {error}") from error
     _fill(path, smaller, tensors | {name: tensors[of] for name, of in header["aliases"].items()}, header)
-    return Pruned(
-        model=smaller.train(header["training"]),
-        plan=plan,
-        graph=graph,
-        cost_before=Cost.from_json(header["costs"]["before"]),
-        cost_after=Cost.from_json(header["costs"]["after"]),
-        method=header["method"],
-        masks={name: Keep.from_json(keep).tensor() for name, keep in header["masks"].items()},
-        verification=header["verification"],
-    )
+    return Pruned(model=smaller.train(header["training"]), plan=plan, graph=graph, **rest)
+
+
+def _parsed(path: str | os.PathLike[str], header: Mapping[str, Any]) -> tuple[Graph, Plan, dict[str, Any]]:
+    """The values in a header: the graph, the plan, and the other fields of a ``Pruned``; FileError where one is bad."""
+    try:
+        rest = {
+            "cost_before": Cost.from_json(header["costs"]["before"]),
+            "cost_after": Cost.from_json(header["costs"]["after"]),
+            "method": header["method"],
+            "masks": {name: Keep.from_json(keep).tensor() for name, keep in header["masks"].items()},
+            "verification": header["verification"],
+        }
+        return Graph.from_json(header["graph"]), Plan.from_json(header["plan"]), rest
+    except (NervureError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise FileError(f"{str(path)!r} is corrupted: its nervure header cannot be read ({error}).") from error
 
 
 def save_state(path: str | os.PathLike[str], model: nn.Module, *, meta: Mapping[str, Any] | None = None) -> Path:
@@ -221,7 +227,7 @@ def _nervure_header(path: str | os.PathLike[str], raw: Mapping[str, Any]) -> dic
             f"{str(path)!r} has format {newest} (written by nervure {written_by}); "
             f"this version reads up to {FORMAT}. Upgrade nervure."
         )
-    if kind not in _KINDS:
+    if not isinstance(kind, str) or kind not in _KINDS:
         raise FileError(f"{str(path)!r} holds {kind!r}, which this version of nervure does not know.")
     return header
 

@@ -19,7 +19,7 @@ from nervure.errors import ArgumentError, RecipeError
 from nervure.methods import METHODS, Method, method_from
 from nervure.recipe.values import Options, Recipe, RecoverSection, TrainSection, nearest
 from nervure.training import History, label_smoothing, recalibrate, train
-from nervure.zoo import Dataset
+from nervure.zoo import Dataset, Split
 
 
 @final
@@ -145,7 +145,8 @@ def trained(
     progress: bool = True,
 ) -> History:
     """Train ``model`` in place as ``section`` says; with ``checkpoint``, go on from where that file stands."""
-    batches = data.train.batches(section.batch_size, shuffle_seed=seed, augment=section.augment)
+    split = _without_a_last_one(data.train, section.batch_size)
+    batches = split.batches(section.batch_size, shuffle_seed=seed, augment=section.augment)
     if isinstance(section, RecoverSection) and section.recalibrate and _epochs_done(checkpoint) == 0:
         recalibrate(model, batches, section.recalibrate)
     if not section.epochs:
@@ -169,6 +170,12 @@ def trained(
         progress=progress,
         objective=label_smoothing(section.smoothing),
     )
+
+
+def _without_a_last_one(split: Split, batch_size: int) -> Split:
+    """Leave one sample out where the last batch would hold one only: batch norms cannot train on a single sample."""
+    lonely = batch_size > 1 and len(split) > 1 and len(split) % batch_size == 1
+    return split.select(torch.arange(len(split) - 1)) if lonely else split
 
 
 def _epochs_done(checkpoint: Path | None) -> int:

@@ -88,7 +88,10 @@ def budget(report: Report) -> Table:
 
 def verification(report: Report) -> Table:
     """Largest differences between outputs that should agree."""
-    rows = tuple((name, number(error, ".1e", "not made")) for name, error in report.verification.items())
+    rows = tuple(
+        (name, "none" if error == 0 else number(error, ".1e", "not made"))
+        for name, error in report.verification.items()
+    )
     return Table(("check", "largest difference"), rows)
 
 

@@ -1,0 +1,273 @@
+"""What is saved is what is loaded, and whatever is wrong with a file is said."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from nervure import Drop, Keep, Magnitude, Mask, Plan, Pruned, apply, count, load, prune, save, trace, train
+from nervure.errors import FileError
+from nervure.export import load_state, read_header, save_state
+from nervure.graph.example import run_example, tensors_in
+from nervure.surgery import masks_after
+from nervure.zoo import build
+from tests.networks import NETWORKS
+
+IMAGE = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+# One for each thing that could be lost on the way.
+ALIKE = [
+    name for name in ("residual", "grouped_conv", "layer_norm", "unet", "windows", "weight_norm") if name in NETWORKS
+]
+
+
+def resnet() -> nn.Module:
+    return build("resnet8", seed=0, width=0.5).eval()
+
+
+def other_resnet() -> nn.Module:
+    return build("resnet8", seed=99, width=0.5).eval()
+
+
+def halved(model: nn.Module | None = None, example: Any = IMAGE) -> Pruned:
+    return prune(resnet() if model is None else model, example, Magnitude(keep=0.5))
+
+
+def planned(model: nn.Module, plan: Plan, example: Any = IMAGE) -> Pruned:
+    graph = trace(model, example)
+    smaller = apply(model, graph, plan)
+    cost = count(model, example), count(smaller, example)
+    return Pruned(smaller, plan, graph, *cost, "by hand", masks_after(graph, plan))
+
+
+def outputs(model: nn.Module, example: Any = IMAGE) -> list[Tensor]:
+    return tensors_in(run_example(model.eval(), example))
+
+
+def assert_same_outputs(one: nn.Module, other: nn.Module, example: Any = IMAGE) -> None:
+    for a, b in zip(outputs(one, example), outputs(other, example), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    return save(tmp_path / "model.safetensors", halved())
+
+
+def rewritten(path: Path, change: Callable[[dict[str, Any]], None]) -> Path:
+    """The file with another header of ours around the same tensors."""
+    header = read_header(path)
+    change(header)
+    save_file(load_file(path), path, metadata={"nervure": json.dumps(header)})
+    return path
+
+
+class Tied(nn.Module):
+    """One matrix embeds the words and reads them out; a buffer is persistent, another is not and drawn at random."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.up, self.down = nn.Embedding(11, 6), nn.Linear(6, 8), nn.Linear(8, 6)
+        self.out = nn.Linear(6, 11, bias=False)
+        self.out.weight = self.embed.weight
+        self.register_buffer("scale", torch.rand(()) + 1)
+        self.register_buffer("shift", torch.randn(6), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.embed(x) * self.scale + self.shift
+        return self.out(h + self.down(torch.relu(self.up(h))))
+
+
+WORDS = torch.randint(0, 11, (2, 5), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("name", ALIKE)
+def test_what_is_loaded_computes_what_was_saved(name: str, tmp_path: Path) -> None:
+    factory, example = NETWORKS[name]
+    pruned = prune(factory(), example(), Magnitude(keep=0.6))
+    again = load(save(tmp_path / "model.safetensors", pruned), factory)
+    assert_same_outputs(pruned.model, again.model, example())
+
+
+def test_everything_about_the_pruning_comes_back(saved: Path) -> None:
+    pruned, again = halved(), load(saved, resnet)
+    assert again.plan == pruned.plan
+    assert again.graph == pruned.graph
+    assert (again.cost_before, again.cost_after) == (pruned.cost_before, pruned.cost_after)
+    assert (again.method, again.verification) == (pruned.method, pruned.verification)
+
+
+def test_the_weights_of_the_model_given_do_not_matter(saved: Path) -> None:
+    assert_same_outputs(halved().model, load(saved, other_resnet).model)
+
+
+def test_a_model_given_is_left_as_it_was(saved: Path) -> None:
+    model = other_resnet()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    load(saved, model)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_the_same_model_makes_the_same_file(tmp_path: Path) -> None:
+    one, other = save(tmp_path / "one.safetensors", halved()), save(tmp_path / "other.safetensors", halved())
+    assert one.read_bytes() == other.read_bytes()
+
+
+def test_training_after_the_cut_is_in_the_file(tmp_path: Path) -> None:
+    pruned = halved()
+    train(pruned.model, [(IMAGE, torch.tensor([0, 1]))], epochs=1, progress=False)
+    again = load(save(tmp_path / "model.safetensors", pruned), resnet)
+    assert_same_outputs(pruned.model, again.model)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_mode_comes_back(training: bool, tmp_path: Path) -> None:
+    pruned = halved()
+    pruned.model.train(training)
+    assert load(save(tmp_path / "model.safetensors", pruned), resnet).model.training is training
+
+
+def test_shared_parameters_are_stored_once_and_stay_shared(tmp_path: Path) -> None:
+    pruned = halved(Tied().eval(), WORDS)
+    path = save(tmp_path / "model.safetensors", pruned)
+    assert len({"embed.weight", "out.weight"} & set(load_file(path))) == 1
+    again = load(path, lambda: Tied().eval()).model
+    assert again.get_parameter("out.weight") is again.get_parameter("embed.weight")
+    assert_same_outputs(pruned.model, again, WORDS)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_the_precision_of_the_file_wins(dtype: torch.dtype, tmp_path: Path) -> None:
+    pruned = halved()
+    pruned.model.to(dtype)
+    again = load(save(tmp_path / "model.safetensors", pruned), resnet).model
+    for name, tensor in pruned.model.state_dict().items():
+        assert again.state_dict()[name].dtype == tensor.dtype
+        assert torch.equal(again.state_dict()[name], tensor)
+
+
+def test_masks_and_dropped_blocks_come_back(tmp_path: Path) -> None:
+    model = resnet()
+    keep = Keep.of(torch.rand(model.get_parameter("fc.weight").shape) > 0.5)
+    pruned = planned(model, Plan((Mask("fc.weight", keep), Drop("layer1.0"))))
+    again = load(save(tmp_path / "model.safetensors", pruned), resnet)
+    assert_same_outputs(pruned.model, again.model)
+    assert torch.equal(again.masks["fc.weight"], keep.tensor())
+
+
+def test_the_header_can_be_read_alone_and_holds_what_the_user_gave(tmp_path: Path) -> None:
+    path = save(tmp_path / "model.safetensors", halved(), meta={"name": "resnet8"})
+    assert read_header(path)["meta"] == {"name": "resnet8"}
+
+
+def test_a_truncated_file_is_refused(saved: Path) -> None:
+    whole = saved.read_bytes()
+    for length in (0, 5, 300, len(whole) // 2, len(whole) - 1):
+        saved.write_bytes(whole[:length])
+        with pytest.raises(FileError, match="truncated"):
+            load(saved, resnet)
+
+
+def test_a_flipped_bit_anywhere_in_the_tensors_is_found(saved: Path) -> None:
+    whole = bytearray(saved.read_bytes())
+    for place in (len(whole) - 1, len(whole) - 5000):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1
+        saved.write_bytes(damaged)
+        with pytest.raises(FileError, match="checksum"):
+            load(saved, resnet)
+
+
+def test_a_foreign_file_is_refused(tmp_path: Path) -> None:
+    save_file({"a": torch.zeros(2)}, tmp_path / "foreign.safetensors")
+    with pytest.raises(FileError, match="did not write it"):
+        load(tmp_path / "foreign.safetensors", resnet)
+    (tmp_path / "text.safetensors").write_text("hello, this is no safetensors file at all")
+    with pytest.raises(FileError, match="not a safetensors file"):
+        load(tmp_path / "text.safetensors", resnet)
+
+
+def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:
+    with pytest.raises(FileError, match="nothing is there"):
+        load(tmp_path / "none.safetensors", resnet)
+    with pytest.raises(FileError, match="a folder is there"):
+        load(tmp_path, resnet)
+
+
+def test_a_newer_format_is_refused(saved: Path) -> None:
+    with pytest.raises(FileError, match="Upgrade"):
+        load(rewritten(saved, lambda header: header.update(format=999)), resnet)
+
+
+def test_a_header_without_its_parts_is_refused(saved: Path) -> None:
+    for part in ("costs", "masks", "plan", "graph", "kind"):
+        rewritten(saved, lambda header, part=part: header.update({part: {}}))
+        with pytest.raises(FileError, match=r"corrupted|does not know"):
+            load(saved, resnet)
+
+
+def test_another_model_is_refused_with_what_differs(saved: Path) -> None:
+    with pytest.raises(FileError, match=r"conv1\.weight: the file expects \(8, .*the model has \(16, "):
+        load(saved, lambda: build("resnet8", width=1.0))
+    with pytest.raises(FileError, match="no such tensor"):
+        load(saved, lambda: nn.Linear(2, 2))
+
+
+def test_a_factory_that_builds_no_model_is_refused(saved: Path) -> None:
+    with pytest.raises(FileError, match="returned a int"):
+        load(saved, lambda: 3)  # type: ignore[arg-type, return-value]
+
+
+def test_a_state_that_is_no_tensor_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    class Extra(nn.Linear):
+        def get_extra_state(self) -> dict[str, int]:
+            return {"steps": 3}
+
+        def set_extra_state(self, state: Any) -> None:
+            pass
+
+    pruned = replace(halved(), model=Extra(2, 2))
+    with pytest.raises(FileError, match="_extra_state"):
+        save(tmp_path / "model.safetensors", pruned)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileError, match="Choose another folder"):
+        save(tmp_path / "no" / "such" / "model.safetensors", halved())
+    with pytest.raises(FileError, match="a folder is there"):
+        save(tmp_path, halved())
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_trace(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = saved.read_bytes()
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("nervure.files.os.fsync", full)
+    with pytest.raises(FileError, match="No space left"):
+        save(saved, halved())
+    assert saved.read_bytes() == before
+    assert list(saved.parent.iterdir()) == [saved]
+
+
+def test_a_dense_state_round_trips_and_is_told_from_a_pruned_one(tmp_path: Path, saved: Path) -> None:
+    path = save_state(tmp_path / "dense.safetensors", resnet())
+    assert_same_outputs(load_state(path, other_resnet()), resnet())
+    with pytest.raises(FileError, match="holds a pruned model"):
+        load_state(saved, resnet())
+    with pytest.raises(FileError, match="the state of a dense model"):
+        load(path, resnet)
+
+
+def test_a_plain_file_of_weights_is_welcome(tmp_path: Path) -> None:
+    save_file({name: tensor.clone() for name, tensor in resnet().state_dict().items()}, tmp_path / "plain.safetensors")
+    assert_same_outputs(load_state(tmp_path / "plain.safetensors", other_resnet()), resnet())
+    with pytest.raises(FileError, match="the model has"):
+        load_state(tmp_path / "plain.safetensors", build("resnet8", width=1.0))

@@ -1,0 +1,308 @@
+"""A recipe is checked before any work, and a run can be stopped, gone on with, and trusted."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nervure.errors import FileError, RecipeError
+from nervure.export import load
+from nervure.recipe import Recipe, run
+from nervure.recipe import steps as steps_module
+from nervure.recipe.parts import Source, factory_of
+from nervure.recipe.steps import STEPS
+from nervure.recipe.values import SECTIONS, differences
+from nervure.report import Report
+from nervure.zoo import build
+
+TINY = """
+[model]
+name = "resnet8"
+options = { width = 0.25 }
+[data]
+name = "digits"
+train_samples = 256
+test_samples = 100
+[train]
+epochs = 1
+[recover]
+epochs = 1
+recalibrate = 1
+[evaluate]
+latency = []
+"""
+
+
+def tiny(**sections: Mapping[str, Any]) -> Recipe:
+    data = Recipe.from_toml(TINY).to_dict()
+    for name, keys in sections.items():
+        data[name] |= keys
+    return Recipe.from_dict(data)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of one whole run, twins and latency included."""
+    place = tmp_path_factory.mktemp("runs") / "whole"
+    run(tiny(evaluate={"latency": [1], "rounds": 3}), folder=place, progress=False)
+    return place
+
+
+@pytest.mark.parametrize("form", ["toml", "json", "dict"])
+def test_a_recipe_survives_a_round_trip(form: str) -> None:
+    recipe = tiny(model={"options": {"width": 0.25, "shortcut": "padding", "odd key": [1, 'a\n"b"', True, {"x": 2.5}]}})
+    again = {
+        "toml": lambda: Recipe.from_toml(recipe.to_toml()),
+        "json": lambda: Recipe.from_json(json.dumps(recipe.to_dict())),
+        "dict": lambda: Recipe.from_dict(recipe.to_dict()),
+    }[form]()
+    assert again == recipe
+    assert again.fingerprint == recipe.fingerprint
+
+
+@settings(max_examples=10)
+@given(st.text(max_size=20), st.floats(0.01, 1), st.integers(0, 10**12), st.booleans())
+def test_any_text_and_number_survives_toml(text: str, keep: float, seed: int, twins: bool) -> None:
+    recipe = tiny(prune={"keep": keep, "options": {"note": text}}, run={"seed": seed, "twins": twins})
+    assert Recipe.from_toml(recipe.to_toml()) == recipe
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (TINY.replace("[train]", "[trian]"), r"no section 'trian'. Did you mean 'train'"),
+        (TINY.replace("epochs", "epoch"), r"\[train\] has no key 'epoch'. Did you mean 'epochs'"),
+        (TINY.replace("epochs = 1", 'epochs = "1"', 1), r"\[train\] epochs = '1' is a text; expected a whole number"),
+        (TINY.replace("epochs = 1", "epochs = true", 1), r"\[train\] epochs = True is true or false"),
+        (TINY.replace("epochs = 1", "epochs = 1.5", 1), r"expected a whole number"),
+        (TINY.replace("epochs = 1", "epochs = -1", 1), r"must be 0 or more"),
+        (TINY.replace("latency = []", "latency = [0]"), r"latency = \(0,\) must hold whole numbers, 1 or more"),
+        (TINY.replace("latency = []", "latency = 3"), r"expected a list"),
+        (TINY + "[prune]\nkeep = 1.5", r"\[prune\] keep = 1.5 must be in \(0, 1\]"),
+        (TINY + "[prune]\nkeep = nan", r"\[prune\] keep = nan must be"),
+        (TINY + '[prune]\nbudget = "flops"', r"is not one of 'channels', 'params', 'macs'"),
+        (TINY + "[prune]\noptions = { since = 2020-01-01 }", r"\[prune\] options holds"),
+        (TINY.replace('name = "resnet8"', ""), r"\[model\] needs either a name .* neither"),
+        (TINY.replace('name = "resnet8"', 'name = "a"\nfactory = "b:c"'), r"both was given"),
+        (TINY.replace('name = "resnet8"', 'factory = "b.c"'), r"must be written"),
+        (TINY.replace('name = "resnet8"', 'name = "resnet8"\nweights = "none.safetensors"'), r"there is no such thing"),
+        (TINY.replace('name = "digits"', ""), r"\[data\] needs a name"),
+        ("model = 3", r"\[model\] must be a table"),
+        ("[model", r"is not TOML"),
+    ],
+)
+def test_what_is_wrong_with_a_recipe_is_said_at_once(text: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        Recipe.from_toml(text if "\n" in text or "=" in text else text + "\n")
+
+
+def test_a_missing_recipe_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"there is no recipe at .*none\.toml"):
+        Recipe.from_toml(tmp_path / "none.toml")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model": {"name": "resnet9"}}, "Did you mean 'resnet8'"),
+        ({"model": {"options": {"wdith": 2}}}, "cannot be built"),
+        ({"model": {"name": "", "factory": "no_such_module:f"}}, "cannot be imported"),
+        ({"model": {"name": "", "factory": "json:nothing"}}, "has no function 'nothing'"),
+        ({"model": {"name": "", "factory": "json:dumps", "options": {"obj": 1}}}, "not a torch module"),
+        ({"data": {"name": "digist"}}, "Did you mean 'digits'"),
+        ({"prune": {"method": "Magnitud"}}, "Did you mean 'Magnitude'"),
+        ({"prune": {"options": {"nrom": 2}}}, "has no option 'nrom'"),
+        ({"prune": {"options": {"norm": 3}}}, "norm=3 is not one of"),
+        ({"run": {"device": "toaster"}}, "device = 'toaster' cannot be used"),
+    ],
+)
+def test_unknown_names_are_refused_before_any_work(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=message):
+        run(tiny(**change), folder=tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_fingerprint_depends_on_everything_but_the_folder() -> None:
+    assert tiny(run={"folder": "elsewhere"}).fingerprint == tiny().fingerprint
+    assert tiny(run={"seed": 1}).fingerprint != tiny().fingerprint
+    assert differences(tiny().to_dict(), tiny(prune={"keep": 0.4}).to_dict()) == ["[prune] keep: 0.5 -> 0.4"]
+
+
+def test_every_section_says_what_it_is_for() -> None:
+    assert all(cls.__doc__ and not cls.__doc__.startswith(cls.__name__) for cls in SECTIONS.values())
+
+
+def test_a_factory_in_the_working_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_nets.py").write_text("import torch\ndef net(size=2):\n    return torch.nn.Linear(size, 2)\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert factory_of("my_nets:net")().in_features == 2
+    assert Source(factory="my_nets:net", options={"size": 5}).build().in_features == 5
+
+
+def test_building_leaves_the_global_random_state_alone() -> None:
+    before = torch.get_rng_state()
+    one, other = Source("resnet8").build(3), Source("resnet8").build(3)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+def test_a_run_leaves_every_artefact_and_none_half_done(folder: Path) -> None:
+    names = {path.name for path in folder.iterdir()}
+    assert {"recipe.toml", "graph.json", "plan.json", "model.safetensors", "report.json", "report.html"} <= names
+    assert names <= set(steps_module.ARTEFACTS)
+    assert not [name for name in names if name.startswith(".") or "training" in name]
+
+
+def test_a_run_notes_all_its_steps(folder: Path) -> None:
+    assert json.loads((folder / "steps.json").read_text())["done"] == list(STEPS)
+
+
+def test_the_report_compares_with_two_honest_twins(folder: Path) -> None:
+    report = Report.load(folder / "report.json")
+    dense, pruned, dense_plus, random = (report.rows[n] for n in ("dense", "pruned", "dense+", "random"))
+    assert pruned.macs <= dense.macs / 2
+    assert dense_plus.macs == dense.macs
+    assert abs(random.macs - pruned.macs) < 0.1 * dense.macs
+    assert pruned.latency.keys() == pruned.speedup.keys() == {"1"}
+    assert all(len(curve) == 1 for curve in report.curves.values())
+    assert report.plan.asked["keep"] == 0.5
+    assert report.verification["saved file in a fresh process"] <= 1e-5
+
+
+def test_the_saved_model_costs_what_the_report_says(folder: Path) -> None:
+    row = Report.load(folder / "report.json").rows["pruned"]
+    again = load(folder / "model.safetensors", lambda: build("resnet8", width=0.25, in_channels=1))
+    assert again.cost_after.params == row.params == sum(p.numel() for p in again.model.parameters())
+
+
+def test_the_recipe_in_the_folder_is_the_one_that_ran(folder: Path) -> None:
+    assert Recipe.from_toml(folder / "recipe.toml") == tiny(evaluate={"latency": [1], "rounds": 3})
+
+
+def test_a_finished_run_is_not_run_again(folder: Path) -> None:
+    said: list[str] = []
+    recipe = Recipe.from_toml(folder / "recipe.toml")
+    report = run(recipe, folder=folder, say=said.append)
+    assert said == [f"{name}: done before" for name in STEPS]
+    assert report == Report.load(folder / "report.json")
+
+
+def test_the_folder_of_another_recipe_is_refused_with_what_differs(folder: Path) -> None:
+    with pytest.raises(RecipeError, match=r"another recipe: \[prune\] keep: 0.5 -> 0.25"):
+        run(tiny(evaluate={"latency": [1], "rounds": 3}, prune={"keep": 0.25}), folder=folder, progress=False)
+
+
+def test_a_folder_with_something_else_in_it_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    for resume in (True, False):
+        with pytest.raises(RecipeError, match="holds 'thesis.txt'"):
+            run(tiny(), folder=tmp_path, progress=False, resume=resume)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_a_folder_that_cannot_be_made_is_named_before_any_work(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FileError, match="cannot make the folder"):
+        run(tiny(), folder=tmp_path / "file" / "run", progress=False)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    model = load(folder / "model.safetensors", lambda: build("resnet8", width=0.25, in_channels=1)).model
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+@pytest.mark.parametrize("stopped_at", ["train_dense", "recover"])
+def test_a_run_that_was_stopped_goes_on_to_the_same_weights(
+    stopped_at: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = tiny(run={"twins": False}, train={"epochs": 2}, recover={"epochs": 2})
+    brief = {name: step for name, step in STEPS.items() if name not in ("reload", "report")}
+    monkeypatch.setattr("nervure.recipe.runner.STEPS", brief)
+    monkeypatch.setattr("nervure.recipe.runner.Report", _NoReport)
+    run(recipe, folder=tmp_path / "straight", progress=False)
+
+    said: list[str] = []
+    with monkeypatch.context() as patch:
+        _stop_after_one_epoch(patch, "dense" if stopped_at == "train_dense" else "pruned")
+        with pytest.raises(KeyboardInterrupt):
+            run(recipe, folder=tmp_path / "stopped", say=said.append)
+    assert "what is done is kept" in said[-1]
+    run(recipe, folder=tmp_path / "stopped", progress=False)
+
+    straight, stopped = weights(tmp_path / "straight"), weights(tmp_path / "stopped")
+    assert all(torch.equal(straight[name], stopped[name]) for name in straight)
+
+
+class _NoReport:
+    """Stands in for a report that a brief run does not write."""
+
+    @staticmethod
+    def load(path: Path) -> None:
+        """Nothing to load."""
+
+
+def _stop_after_one_epoch(patch: pytest.MonkeyPatch, name: str) -> None:
+    """Press Ctrl-C in the validation after the first epoch of the training called ``name``."""
+    real, calls = steps_module._trained, [0]
+
+    def validating(*args: Any, **options: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == 2:
+            raise KeyboardInterrupt
+        return measured(*args, **options)
+
+    from nervure.training import loop
+
+    measured = loop.evaluate
+
+    def training(bench: Any, which: str, *rest: Any) -> Any:
+        if which == name:
+            patch.setattr(loop, "evaluate", validating)
+        return real(bench, which, *rest)
+
+    patch.setattr(steps_module, "_trained", training)
+
+
+def test_beginning_anew_forgets_the_run_before(folder: Path, tmp_path: Path) -> None:
+    for path in folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    said: list[str] = []
+
+    def enough(line: str) -> None:
+        said.append(line)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tiny(prune={"keep": 0.25}), folder=tmp_path, resume=False, say=enough)
+    assert said[0] == "train ..."
+    assert not (tmp_path / "report.json").exists()
+
+
+def test_a_saved_file_that_computes_something_else_is_found(folder: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    from nervure.recipe.fresh import difference
+
+    for name in ("model.safetensors", "probe.safetensors"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    assert difference(tmp_path) <= 1e-5
+    probe = load_file(tmp_path / "probe.safetensors")
+    save_file(probe | {"outputs": probe["outputs"] + 1}, tmp_path / "probe.safetensors")
+    assert difference(tmp_path) > 1e-2
+
+
+def test_given_weights_take_the_place_of_training(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nervure.recipe.runner.STEPS", {"train": STEPS["train"]})
+    monkeypatch.setattr("nervure.recipe.runner.Report", _NoReport)
+    recipe = tiny(model={"weights": str(folder / "dense.safetensors")})
+    run(replace(recipe), folder=tmp_path / "given", progress=False)
+    assert json.loads((tmp_path / "given" / "dense.history.json").read_text())["steps"] == 0
