@@ -34,6 +34,7 @@ class _Wiring:
     used: dict[int, list[int]] = field(default_factory=dict)
     above: dict[int, int] = field(default_factory=dict)
     """For each value a bit set of the values of the run that it depends on, itself included."""
+    busy: dict[int, list[int]] = field(default_factory=dict)
     calls: list[ModuleCall] = field(default_factory=list)
     times: dict[str, int] = field(default_factory=dict)
 
@@ -44,6 +45,7 @@ class _Wiring:
         wiring.above = {number: 1 << number for number in tape.inputs}
         for index, entry in enumerate(tape.entries[:stop]):
             ins = [r.id for r in _inputs(entry)]
+            wiring.busy[index] = [n for n in ins if n in wiring.above]
             bits = 0
             for number in ins:
                 wiring.used.setdefault(number, []).append(index)
@@ -59,7 +61,7 @@ class _Wiring:
 
     def active(self, index: int) -> list[int]:
         """Values that entry ``index`` uses and that depend on the inputs."""
-        return [r.id for r in _inputs(self.tape.entries[index]) if r.id in self.above]
+        return self.busy.get(index, [])
 
 
 def _inputs(entry: Entry | WriteBack) -> list[Ref]:

@@ -194,11 +194,17 @@ class Store:
             if len(support) > 1:
                 layer = Layer(self._assembled(layer.labels, support, reason), layer.owner)
                 support = layer.support
-            if len(support) == 1:
+            if len(support) == 1 and self._is_one_unit(layer.labels):
+                self.pin([layer.labels], f"all of its axis is one unit at {reason}")
+            elif len(support) == 1:
                 kept.append(layer)
             elif len(support) > 1:
                 self._factor(layer.labels, support, reason)
         return tuple(kept)
+
+    def _is_one_unit(self, labels: Array) -> bool:
+        roots = self.unions.find(labels)
+        return bool(roots.flat[0] >= 0) and bool((roots == roots.flat[0]).all())
 
     def _assembled(self, labels: Array, support: tuple[int, ...], reason: str) -> Array:
         """Where an axis only tells apart what was put together from different places, its slices are cut alike."""
@@ -225,8 +231,10 @@ class Store:
             present = np.zeros((int(inverse.max()) + 1, roots.shape[axis]), dtype=bool)
             for index, row in enumerate(rows):
                 present[row, index] = True
-            _, ids = np.unique(present, axis=0, return_inverse=True)
-            places.append(ids.reshape(-1)[inverse])
+            rows_seen: dict[bytes, int] = {}
+            packed = np.packbits(present, axis=1)
+            ids = np.array([rows_seen.setdefault(row.tobytes(), len(rows_seen)) for row in packed])
+            places.append(ids[inverse])
         combined = np.unique(np.stack([p.reshape(-1) for p in places], 1), axis=0)
         if len(combined) != len(np.unique(inverse)) or (roots < 0).any():
             self.pin([labels], f"divided in a way that cannot be cut at {reason}")

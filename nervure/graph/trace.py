@@ -20,6 +20,8 @@ from nervure.graph.tape import Tape, named_tensors, record
 from nervure.graph.types import Axis, Edge, Graph, Group, Part, Resize, Slot, Units, Work
 
 ROUNDS = 16
+FACTORS = 6
+"""An axis that wishes for more factors than this is not converging to a product."""
 
 
 def flow_over(tape: Tape, *, free_inputs: bool = False) -> Flow:
@@ -31,7 +33,7 @@ def flow_over(tape: Tape, *, free_inputs: bool = False) -> Flow:
         flow.run(RULES, unknown)
         if not flow.store.splits:
             return flow
-        if not _apply_splits(flow, specs):
+        if not _apply_splits(flow, specs) or max(map(len, specs.values()), default=0) > FACTORS:
             flow = Flow(tape, specs, Store(last=True))
             _start(flow, free_inputs)
             flow.run(RULES, unknown)
@@ -54,52 +56,41 @@ def _start(flow: Flow, free_inputs: bool) -> None:
 
 def _apply_splits(flow: Flow, specs: Specs) -> bool:
     """Replace labels that wish to be products by their factors, wherever they are owned; False where nothing changed."""
-    find = flow.store.unions.find
-    taken = np.zeros(flow.store.unions.count, dtype=bool)
-    changed = False
-    roots_of = {owner: [find(labels) for labels in layers] for owner, layers in flow.owned.items() if owner in specs}
-    for split in flow.store.splits:
+    find, count = flow.store.unions.find, flow.store.unions.count
+    split_of, place_of = np.full(count, NONE, dtype=np.int64), np.full(count, NONE, dtype=np.int64)
+    for number, split in enumerate(flow.store.splits):
         # Unions made after the wish may have merged some of its labels: such a product is asked for again if still due.
         roots = find(split.labels)
-        if taken[roots].any() or len(np.unique(roots)) != len(roots):
-            continue
-        taken[roots] = True
-        table = np.full(flow.store.unions.count, NONE, dtype=np.int64)
-        table[roots] = np.arange(len(roots))
-        for owner, layers in roots_of.items():
+        if (split_of[roots] < 0).all() and len(np.unique(roots)) == len(roots):
+            split_of[roots], place_of[roots] = number, np.arange(len(roots))
+    changed = False
+    for owner, layers in flow.owned.items():
+        if owner in specs:
             new: list[Array] = []
             for ids, labels in zip(specs[owner], layers, strict=True):
-                new += _factored(ids, labels, table, split)
-            if len(new) != len(specs[owner]):
-                changed = True
-                specs[owner] = new
-                roots_of[owner] = _relabelled(layers, new)
+                roots = np.maximum(find(labels), 0)
+                number = np.where(labels >= 0, split_of[roots], NONE)
+                new += _factored(ids, number, place_of[roots], flow.store.splits) if (number >= 0).any() else [ids]
+            changed = changed or len(new) != len(specs[owner])
+            specs[owner] = new
     return changed
 
 
-def _relabelled(layers: list[Array], new: list[Array]) -> list[Array]:
-    """Roots for the new layers of an axis, so that later splits of the same round see which parts are untouched."""
-    old = np.full(len(new[0]), NONE, dtype=np.int64)
-    for roots in layers:
-        old = np.where(roots >= 0, roots, old)
-    return [np.where(ids >= 0, old, NONE) if i == 0 else np.full(len(ids), NONE, dtype=np.int64) for i, ids in enumerate(new)]
-
-
-def _factored(ids: Array, labels: Array, table: Array, split: Split) -> list[Array]:
-    where = np.where(labels >= 0, table[np.maximum(labels, 0)], NONE)
-    hit = where >= 0
-    if not hit.any():
-        return [ids]
+def _factored(ids: Array, number: Array, place: Array, splits: Sequence[Split]) -> list[Array]:
+    """The layers that take the place of one: its first column also keeps what no split touches."""
+    asked = np.unique(number[number >= 0]).tolist()
+    columns = max(splits[k].coordinates.shape[1] for k in asked)
+    out = [np.where(number < 0, ids, NONE)] + [np.full(len(ids), NONE, dtype=np.int64) for _ in range(columns - 1)]
     base = int(ids.max()) + 1
-    out = []
-    for column in range(split.coordinates.shape[1]):
-        values = np.full(len(ids), NONE, dtype=np.int64)
-        values[hit] = split.coordinates[where[hit], column] + base
-        if column == 0:
-            values[~hit] = ids[~hit]
+    for k in asked:
+        hit = number == k
+        coordinates = splits[k].coordinates[place[hit]]
+        for column in range(coordinates.shape[1]):
+            out[column][hit] = coordinates[:, column] + base
+        base += int(coordinates.max()) + 1
+    for values in out:
         alive = values >= 0
         values[alive] = np.unique(values[alive], return_inverse=True)[1]
-        out.append(values)
     return out
 
 
