@@ -187,6 +187,5 @@ def chosen(*more: Decorator) -> Decorator:
 def output(default: str, what: str) -> Decorator:
     """The ``-o`` option of a command."""
     kind = click.Path(dir_okay=False, path_type=Path)
-    return click.option(
-        "-o", "--out", default=default, show_default=bool(default), type=kind, help=f"Where {what} goes."
-    )
+    told = f"Where to write {what}."
+    return click.option("-o", "--out", default=default or None, show_default=bool(default), type=kind, help=told)

@@ -102,12 +102,15 @@ def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
     >>> nice_ticks(71.2, 89.9)
     [70.0, 75.0, 80.0, 85.0, 90.0]
     """
-    span = (high - low) or abs(high) or 1.0
+    size = max(abs(low), abs(high))
+    # Below rounding a difference is none, and a step of it would not move the numbers.
+    span = high - low if high - low > 1e-9 * size else size
+    span = max(span, 1e-12)
     raw = span / count
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= raw)
     first, last = math.floor(low / step), math.ceil(high / step)
-    return [round(i * step, 10) for i in range(first, max(last, first + 1) + 1)]
+    return [float(f"{i * step:.12g}") for i in range(first, max(last, first + 1) + 1)]
 
 
 def _grid(frame: Frame, unit: str) -> list[str]:

@@ -88,11 +88,12 @@ def budget(report: Report) -> Table:
 
 def verification(report: Report) -> Table:
     """Largest differences between outputs that should agree."""
-    rows = tuple(
-        (name, "none" if error == 0 else number(error, ".1e", "not made"))
-        for name, error in report.verification.items()
-    )
+    rows = tuple((name, _difference(error)) for name, error in report.verification.items())
     return Table(("check", "largest difference"), rows)
+
+
+def _difference(error: float | None) -> str:
+    return "none" if error == 0 else number(error, ".1e", "not made")
 
 
 def provenance(report: Report) -> Table:

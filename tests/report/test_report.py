@@ -1,0 +1,231 @@
+"""A report says what happened, the same in every form, and its page needs nothing but itself."""
+
+import json
+import re
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nervure import Cut, Plan, trace
+from nervure.errors import FileError
+from nervure.report import Point, Report, Row, Width, graph_page, to_html, to_markdown
+from nervure.report.charts import line_chart, nice_ticks, slug
+from nervure.report.tables import comparison, pinned, stays
+from nervure.zoo import build
+
+NASTY = "<script>alert(1)</script> & | `x`"
+
+
+def row(**values: Any) -> Row:
+    usual = {"accuracy": 0.9, "loss": 0.3, "ece": 0.02, "samples": 2000, "params": 1000, "nonzero": 1000}
+    return Row(**(usual | {"macs": 10_000, "bytes": 4000} | values))
+
+
+def report(**values: Any) -> Report:
+    usual: dict[str, Any] = {
+        "title": "Magnitude on resnet8, digits",
+        "method": "Magnitude(keep=0.5)",
+        "recipe": {"model": {"name": "resnet8", "factory": ""}, "run": {"seed": 3}},
+        "plan": Plan((Cut("conv1", [True, False]),), "abc", {"keep": 0.5, "budget": "macs"}, {"keep": 0.48}),
+        "rows": {
+            "dense": row(latency={"1": 2.0}, speedup={"1": 1.0}),
+            "pruned": row(accuracy=0.896, macs=4800, params=600, nonzero=600, latency={"1": 1.4}, speedup={"1": 1.43}),
+            "dense+": row(accuracy=0.905),
+            "random": row(accuracy=0.88, macs=4800),
+        },
+        "widths": (Width("conv1", 2, 1), Width("fc", 10, 10, "model output")),
+        "curves": {"dense": (Point(1, 1.0, 0.8), Point(2, 0.5, 0.9)), "pruned": (Point(1, 0.6, 0.89),)},
+        "verification": {"cut": 1e-7, "saved": None},
+        "provenance": {"seed": 3, "torch": "2"},
+        "notes": ("A note.",),
+    }
+    return Report(**(usual | values))
+
+
+class Page(HTMLParser):
+    """Collects what a page refers to and which tags are open."""
+
+    VOID = frozenset({"meta", "link", "br", "img", "input", "hr"})
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: set[str] = set()
+        self.links: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.links += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "data")]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_the_headline_says_it_in_one_sentence() -> None:
+    expected = "52 % of the multiply-accumulates removed, accuracy 90.0 → 89.6 %, 1.4x faster at batch 1"
+    assert report().headline == expected
+
+
+@pytest.mark.parametrize(
+    ("pruned", "words"),
+    [
+        ({"macs": 10_000, "nonzero": 300}, "70 % of the weights zeroed"),
+        ({"macs": 10_000}, "nothing removed"),
+        ({"speedup": {"1": 0.8}}, "0.8x as fast at batch 1"),
+        ({"speedup": {"1": 1.2, "64": 2.0}}, "2.0x faster at batch 64"),
+    ],
+)
+def test_the_headline_promises_nothing_that_was_not_measured(pruned: dict[str, Any], words: str) -> None:
+    assert words in report(rows={"dense": row(), "pruned": row(**pruned)}).headline
+
+
+def test_the_headline_leaves_out_what_was_not_measured() -> None:
+    bare = report(rows={"dense": row(accuracy=None), "pruned": row(accuracy=None, macs=100)}).headline
+    assert bare == "99 % of the multiply-accumulates removed"
+
+
+def test_a_report_survives_a_round_trip(tmp_path: Path) -> None:
+    assert Report.from_json(report().to_json()) == report()
+    assert Report.from_json(json.dumps(report().to_json())) == report()
+    assert Report.load(report().save(tmp_path / "report.json")) == report()
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "{}", '{"kind": "nervure-report"}', '{"kind": "nervure-report", "format": 99}', '{"kind": "other"}'],
+)
+def test_what_is_no_report_is_refused(text: str, tmp_path: Path) -> None:
+    (tmp_path / "report.json").write_text(text)
+    with pytest.raises(FileError):
+        Report.load(tmp_path / "report.json")
+
+
+def test_the_page_is_whole_and_refers_to_nothing_outside() -> None:
+    text = to_html(report())
+    page = Page(text)
+    assert page.open == []
+    assert page.links == []
+    assert not page.tags & {"script", "link", "iframe", "object"}
+    assert not re.search(r"https?://|@import|url\(", text)
+
+
+def test_the_page_shows_every_part() -> None:
+    text = to_html(report())
+    for words in (
+        report().headline,
+        "dense+",
+        "random",
+        "conv1",
+        "2 → 1",
+        "model output",
+        "1.0e-07",
+        "not made",
+        "A note.",
+    ):
+        assert words in text
+    assert text.count("<svg") == 2
+
+
+def test_names_cannot_break_the_page() -> None:
+    nasty = report(
+        title=NASTY,
+        method=NASTY,
+        widths=(Width(NASTY, 4, 2), Width("b", 4, 4, NASTY)),
+        rows=dict(report().rows) | {NASTY: row()},
+        curves={NASTY: (Point(1, 1.0, 0.5),)},
+        notes=(NASTY,),
+        provenance={NASTY: NASTY},
+    )
+    page = Page(to_html(nasty))
+    assert "script" not in page.tags
+    assert page.open == []
+
+
+def test_a_report_without_extras_still_makes_a_page() -> None:
+    bare = Report("t", "m", {}, Plan(), {"dense": row(), "pruned": row()})
+    assert Page(to_html(bare)).open == []
+    assert "<svg" not in to_html(bare)
+    assert to_markdown(bare).startswith("# t\n")
+
+
+def test_markdown_tables_have_as_many_cells_in_every_row() -> None:
+    text = to_markdown(report(method=NASTY, widths=(Width("a|b", 4, 2),)))
+    blocks = [block.splitlines() for block in text.split("\n\n") if block.startswith("|")]
+    assert len(blocks) >= 4
+    for block in blocks:
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in block}) == 1
+
+
+def test_what_stays_is_a_fraction_of_the_dense_network() -> None:
+    shares = stays(report())
+    assert shares["multiply-accumulates"] == pytest.approx(0.48)
+    assert shares["parameters"] == pytest.approx(0.6)
+    assert shares["latency, batch 1"] == pytest.approx(1 / 1.43)
+    assert "non-zero parameters" not in shares
+
+
+def test_zeroed_weights_are_told_from_removed_ones() -> None:
+    masked = report(rows={"dense": row(), "pruned": row(nonzero=250)})
+    assert stays(masked)["parameters"] == 1
+    assert stays(masked)["non-zero parameters"] == pytest.approx(0.25)
+
+
+def test_what_was_not_measured_is_left_open_in_the_comparison() -> None:
+    table = comparison(report(rows={"dense": row(), "pruned": row(accuracy=None, loss=None, ece=None, bytes=0)}))
+    assert table.rows[1][1:4] == ("–", "–", "–")
+    assert all(len(cells) == len(table.head) for cells in table.rows)
+
+
+def test_pinned_groups_are_gathered_by_their_reason() -> None:
+    widths = (Width("a", 2, 2, "output"), Width("b", 2, 2, "output"), Width("c", 1, 1, "a single unit"))
+    assert pinned(report(widths=widths)) == {"output": ("a", "b"), "a single unit": ("c",)}
+
+
+@given(st.lists(st.tuples(st.integers(1, 50), st.floats(-1e6, 1e6)), min_size=1, max_size=20))
+def test_charts_are_well_formed_and_stay_in_their_frame(points: list[tuple[int, float]]) -> None:
+    drawn = ElementTree.fromstring(line_chart({"dense": points, "pruned": points[:1]}, title="a & b", x_label="epoch"))
+    for circle in drawn.iter("circle"):
+        assert 0 <= float(circle.attrib["cx"]) <= 640
+        assert 0 <= float(circle.attrib["cy"]) <= 300
+
+
+def test_names_at_line_ends_do_not_overlap() -> None:
+    same = [(1.0, 1.0), (2.0, 2.0)]
+    drawn = ElementTree.fromstring(line_chart({name: same for name in "abcd"}, title="t", x_label="x"))
+    heights = sorted(float(t.attrib["y"]) for t in drawn.iter("text") if t.attrib["class"].startswith("name"))
+    assert all(b - a >= 14 for a, b in pairwise(heights))
+
+
+def test_a_chart_of_nothing_is_nothing() -> None:
+    assert line_chart({"dense": []}, title="t", x_label="x") == ""
+
+
+@given(st.floats(-1e9, 1e9), st.floats(0, 1e9))
+def test_ticks_cover_what_they_should_and_rise(low: float, span: float) -> None:
+    ticks = nice_ticks(low, low + span)
+    width = max(ticks[-1] - ticks[0], 1e-9)
+    assert ticks[0] <= low + 1e-6 * width
+    assert ticks[-1] >= low + span - 1e-6 * width
+    assert all(b > a for a, b in pairwise(ticks))
+
+
+def test_the_twins_have_classes_of_their_own() -> None:
+    assert slug("dense+") != slug("dense")
+
+
+def test_a_graph_makes_a_page() -> None:
+    graph = trace(build("resnet8", width=0.25), torch.randn(1, 3, 16, 16))
+    text = graph_page(graph, NASTY)
+    assert Page(text).open == []
+    assert "script" not in Page(text).tags
+    assert all(group.name in text for group in graph.groups)

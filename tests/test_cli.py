@@ -1,0 +1,175 @@
+"""Every arrow can be taken from the command line, and what goes wrong is one clear line."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+import nervure
+from nervure import Graph, Plan, Stats
+from nervure.cli import main
+from nervure.export import read_header
+from nervure.files import read_json
+from nervure.report import Report, Row
+
+MODEL = ("--model", "resnet8", "--option", "width=0.25")
+INPUT = ("--input", "1x3x16x16")
+DIGITS = (*MODEL, "--data", "digits")
+
+
+def call(*words: str | Path) -> Result:
+    return CliRunner().invoke(main, [str(word) for word in words])
+
+
+def done(*words: str | Path) -> str:
+    result = call(*words)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def refused(*words: str | Path) -> str:
+    result = call(*words)
+    assert result.exit_code == 2, result.output
+    assert "Traceback" not in result.output
+    return result.output
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["", *main.commands])
+def test_help_shows_a_working_example(name: str) -> None:
+    text = done(*filter(None, [name]), "--help")
+    assert f"nervure {name}" in text.split("Example:" if name else "Begin with:")[-1]
+
+
+def test_commands_come_in_the_order_of_the_arrows() -> None:
+    order = ["run", "trace", "measure", "score", "plan", "apply", "train", "evaluate", "report"]
+    assert main.list_commands(main.make_context("nervure", ["--help"], resilient_parsing=True)) == order
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    assert nervure.__version__ in done("--version")
+
+
+def test_trace_shows_groups_and_writes_graph_and_page() -> None:
+    text = done("trace", *MODEL, *INPUT, "-o", "g.json", "--html", "g.html")
+    graph = Graph.from_json(read_json("g.json"))
+    assert all(group.name in text for group in graph.groups)
+    assert "<!doctype html>" in Path("g.html").read_text()
+
+
+def test_trace_pins_what_must_not_change() -> None:
+    done("trace", *MODEL, *INPUT, "--ignore", "layer1.*")
+    pinned = [group.name for group in Graph.from_json(read_json("graph.json")).groups if group.is_pinned]
+    assert any(name.startswith("layer1") for name in pinned)
+
+
+def test_a_plan_is_shown_and_nothing_is_cut() -> None:
+    text = done("plan", *MODEL, *INPUT, "--keep", "0.5", "--set", "norm=2")
+    plan = Plan.from_json(read_json("plan.json"))
+    assert plan.cuts
+    assert all(cut.group in text for cut in plan.cuts)
+    assert [path.name for path in Path().iterdir()] == ["plan.json"]
+
+
+def test_score_gives_each_unit_a_number() -> None:
+    text = done("score", *MODEL, *INPUT, "--criterion", "random")
+    assert "median" in text
+    assert Path("scores.safetensors").exists()
+
+
+def test_from_network_to_numbers_arrow_by_arrow() -> None:
+    done("trace", *DIGITS)
+    done("measure", *DIGITS, "--samples", "64", "--want", "activations")
+    assert Stats.load("stats.safetensors").samples == 64
+    done("train", *DIGITS, "--epochs", "1", "-o", "dense.safetensors")
+    trained = (*DIGITS, "--weights", "dense.safetensors")
+    done("plan", *trained, "--graph", "graph.json", "--stats", "stats.safetensors")
+    assert "verified" in done("apply", *trained, "--plan", "plan.json", "--graph", "graph.json")
+    # The file knows its network: no --model from here on.
+    done("train", "--file", "model.safetensors", "--data", "digits", "--epochs", "1", "-o", "recovered.safetensors")
+    text = done("evaluate", "--file", "recovered.safetensors", "--data", "digits", "--batch", "1", "-o", "n.json")
+    assert "accuracy" in text
+    assert read_json("n.json")["params"] == read_header("recovered.safetensors")["costs"]["after"]["params"]
+
+
+def test_a_factory_of_the_users_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    body = "return nn.Sequential(nn.Linear(3, width), nn.Linear(width, 2))"
+    Path("own_nets.py").write_text(f"from torch import nn\ndef net(width=4):\n    {body}\n")
+    monkeypatch.syspath_prepend(Path.cwd())
+    done("plan", "--model", "own_nets:net", "--option", "width=8", "--input", "2x3", "-o", "plan.json")
+    assert Plan.from_json(read_json("plan.json")).cuts[0].keep.size == 8
+
+
+def test_a_report_can_be_made_again() -> None:
+    rows = {"dense": Row(macs=100, params=10), "pruned": Row(macs=50, params=5)}
+    Path("run").mkdir()
+    Report("title", "method", {}, Plan(), rows).save("run/report.json")
+    assert "50 % of the multiply-accumulates removed" in done("report", "run")
+    assert Path("run/report.html").exists()
+    done("report", "run/report.json", "--folder", "elsewhere")
+    assert Path("elsewhere/report.md").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["trace"], "no network"),
+        (["trace", "--model", "resnte8", *INPUT], "Did you mean 'resnet8'"),
+        (["trace", *MODEL], "no example"),
+        (["trace", *MODEL, "--input", "3xx"], "not a shape"),
+        (["trace", "--model", "resnet8", "--option", "width", *INPUT], "not written key=value"),
+        (["trace", "--model", "resnet8", "--option", "wdith=1", *INPUT], "wdith"),
+        (["trace", "--model", "no_such:f", *INPUT], "cannot be imported"),
+        (["trace", *MODEL, "--input", "1x7x16x16"], "expected input"),
+        (["trace", *MODEL, *INPUT, "-o", "no/such/graph.json"], "Choose another folder"),
+        (["measure", *MODEL, *INPUT], "no data"),
+        (["measure", *MODEL, "--data", "digist"], "Did you mean 'digits'"),
+        (["plan", *MODEL, *INPUT, "--method", "Magnitud"], "Magnitude"),
+        (["plan", *MODEL, *INPUT, "--keep", "2"], "(0, 1]"),
+        (["plan", *MODEL, *INPUT, "--budget", "flops"], "flops"),
+        (["plan", *MODEL, *INPUT, "--graph", "none.json"], "nothing is there"),
+        (["apply", *MODEL, *INPUT, "--plan", "none.json"], "nothing is there"),
+        (["evaluate", "--file", "none.safetensors", "--data", "digits"], "nothing is there"),
+        (["report", "none"], "nothing is there"),
+        (["run", "none.toml"], "there is no recipe"),
+    ],
+)
+def test_what_goes_wrong_is_one_line(words: list[str], message: str) -> None:
+    text = refused(*words)
+    assert message in text
+    assert len([line for line in text.splitlines() if line.startswith("Error")]) == 1
+    assert not list(Path().iterdir())
+
+
+def test_a_plan_for_another_network_is_refused() -> None:
+    done("plan", *MODEL, *INPUT)
+    other = ("--model", "resnet8", "--option", "width=0.5")
+    assert "plan" in refused("apply", *other, *INPUT, "--plan", "plan.json")
+
+
+def test_with_debug_the_traceback_comes_through() -> None:
+    assert isinstance(call("--debug", "run", "none.toml").exception, nervure.errors.RecipeError)
+
+
+def test_python_m_nervure_is_the_command_line() -> None:
+    words = [sys.executable, "-m", "nervure", "--version"]
+    result = subprocess.run(words, capture_output=True, text=True, check=True, timeout=120)
+    assert result.stdout.startswith("nervure")
+
+
+def test_a_whole_recipe_from_the_command_line() -> None:
+    Path("recipe.toml").write_text(
+        '[model]\nname = "resnet8"\noptions = { width = 0.25 }\n[data]\nname = "digits"\ntrain_samples = 128\n'
+        "[train]\nepochs = 1\n[recover]\nepochs = 0\n[evaluate]\nlatency = []\n[run]\ntwins = false\n"
+    )
+    text = done("run", "recipe.toml", "--folder", "out")
+    # The plan is shown before anything is cut.
+    assert text.index("->") < text.index("cut ...")
+    assert text.rstrip().endswith("report.html")
+    assert done("run", "recipe.toml", "--folder", "out", "--quiet").strip().endswith("report.html")
