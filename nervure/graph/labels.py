@@ -307,7 +307,7 @@ class Store:
         """A size given as ``wish`` (an expression of attributes, or a number) must follow an axis with these layers."""
         if isinstance(wish, int):
             self.suspect(vectors, f"{what} ({wish}) in {self.where}")
-        else:
+        elif wish.dimension is None:
             self.sizes.append((wish, tuple(vectors)))
             self.suspect(vectors, f"{what} from {sorted(a.path for a in wish.attributes())} in {self.where}")
 

@@ -26,10 +26,14 @@ class Attribute:
 @final
 @dataclass(frozen=True, slots=True)
 class Expression:
-    """A number made from attributes: ``value``, and how (an attribute, or an operation on two numbers)."""
+    """A number and where it comes from: an attribute, an axis of a tensor, or an operation on such numbers.
+
+    ``dimension`` is the number of a value on the tape and one of its axes.
+    """
 
     value: int
     attribute: Attribute | None = None
+    dimension: tuple[int, int] | None = None
     operation: str = ""
     operands: tuple["Expression | int | float", ...] = ()
 
@@ -39,10 +43,18 @@ class Expression:
             return {self.attribute}
         return {a for o in self.operands if isinstance(o, Expression) for a in o.attributes()}
 
+    def dimensions(self) -> set[tuple[int, int]]:
+        """All axes of tensors in the expression."""
+        if self.dimension is not None:
+            return {self.dimension}
+        return {d for o in self.operands if isinstance(o, Expression) for d in o.dimensions()}
+
     def evaluate(self, values: Mapping[Attribute, int]) -> float:
         """The number, with attributes replaced by ``values`` where given."""
         if self.attribute is not None:
             return values.get(self.attribute, self.value)
+        if self.dimension is not None:
+            return self.value
         numbers = [o.evaluate(values) if isinstance(o, Expression) else o for o in self.operands]
         result: float = OPERATIONS[self.operation](*numbers)
         return result
@@ -82,6 +94,46 @@ class Size(int):
         return self
 
     __trunc__ = __ceil__ = __floor__
+
+    def __float__(self) -> float:
+        _note_as_number(self)
+        return float(int(self))
+
+    def __truediv__(self, other: Any) -> Any:
+        _note_as_number(self, other)
+        return int.__truediv__(self, other) if isinstance(other, int) else int(self) / other
+
+    def __rtruediv__(self, other: Any) -> Any:
+        _note_as_number(self, other)
+        return other / int(self)
+
+    def __pow__(self, other: Any, modulus: Any = None) -> Any:
+        _note_as_number(self, other)
+        return pow(int(self), other, modulus)
+
+    def __rpow__(self, other: Any) -> Any:
+        _note_as_number(self, other)
+        return pow(other, int(self))
+
+
+_NUMBERS: list[list[tuple[int, int]]] = []
+"""For each tracing under way, the axes whose sizes were computed with as numbers (a scale, say), not used as sizes."""
+
+
+def _note_as_number(*values: Any) -> None:
+    for value in values:
+        if _NUMBERS and isinstance(value, Size):
+            _NUMBERS[-1] += value.expression.dimensions()
+
+
+@contextmanager
+def noting_numbers() -> Iterator[list[tuple[int, int]]]:
+    """Collect, while this lasts, the axes whose sizes are computed with as numbers."""
+    _NUMBERS.append([])
+    try:
+        yield _NUMBERS[-1]
+    finally:
+        _NUMBERS.pop()
 
 
 def _plain(value: Any) -> Any:

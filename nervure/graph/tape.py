@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_map
 
 from nervure.errors import ForwardError, TraceError
 from nervure.graph.example import as_inputs, tensors_in
-from nervure.graph.sizes import Expression, expression_of, tagged_attributes
+from nervure.graph.sizes import Expression, Size, expression_of, noting_numbers, tagged_attributes
 
 SMALL_CONSTANT = 4_000_000
 
@@ -98,6 +98,8 @@ class Tape:
     inputs: list[int] = field(default_factory=list)
     outputs: list[int] = field(default_factory=list)
     calls: list["ModuleCall"] = field(default_factory=list)
+    numbers: list[tuple[int, int]] = field(default_factory=list)
+    """Axes (value, axis) whose size was computed with as a number."""
     training_from: int | None = None
     """First entry of the second run, in training mode, where there was one."""
 
@@ -140,6 +142,7 @@ class Recorder(TorchDispatchMode):
         self.memory = _Memory()
         self.modules: list[str] = []
         self.call: Call | None = None
+        self.sizes = True
         self._interpret = interpret
 
     def value(self, tensor: Tensor) -> Ref:
@@ -224,7 +227,12 @@ class _Names(TorchFunctionMode):
         kwargs = kwargs or {}
         name = getattr(func, "__name__", str(func))
         if name == "__get__":
-            return func(*args, **kwargs)
+            out = func(*args, **kwargs)
+            return self._sized(args[0], out) if type(out) is torch.Size else out
+        if name == "size":
+            out = func(*args, **kwargs)
+            sizes = self._sized(args[0], args[0].shape)
+            return sizes if type(out) is torch.Size else sizes[(args[1] if len(args) > 1 else kwargs["dim"])]
         outer = self._recorder.call
         sizes = tuple(_sizes(a) for a in args)
         named = {key: _sizes(value) for key, value in kwargs.items()}
@@ -234,6 +242,13 @@ class _Names(TorchFunctionMode):
             return func(*args, **kwargs)
         finally:
             self._recorder.call = outer
+
+
+    def _sized(self, tensor: Tensor, shape: torch.Size) -> torch.Size:
+        if not self._recorder.sizes:
+            return shape
+        number = self._recorder.value(tensor).id
+        return torch.Size([Size.of(Expression(int(n), dimension=(number, axis))) for axis, n in enumerate(shape)])
 
 
 def _sizes(value: Any) -> Any:
@@ -342,8 +357,10 @@ def record(
     tape.inputs = [recorder.value(t).id for t in tensors_in((args, kwargs))]
     tape.inputs = [i for i in tape.inputs if i >= known]
     with torch.no_grad(), plain_kernels(model), ExitStack() as stack:
+        recorder.sizes = tag
         if tag:
             stack.enter_context(tagged_attributes(model))
+            tape.numbers = stack.enter_context(noting_numbers())
         stack.enter_context(_module_stack(model, recorder))
         stack.enter_context(recorder)
         stack.enter_context(_Names(recorder))

@@ -81,7 +81,10 @@ def _sizes_follow(flow: Flow, entry: Entry, layers: Sequence[Layer], shape: Sequ
         return
     for axis, size in enumerate(sizes):
         vectors = [z.labels for z in layers if z.labels.shape[axis] > 1]
-        if vectors and _number(size) != -1:
+        if isinstance(size, Expression) and not flow.is_size_of(size, vectors):
+            for number, place in size.dimensions():
+                flow.suspect_axis(number, place, f"sizes computed for {call.name} at {flow.at()}")
+        if vectors and _number(size) != -1 and not flow.is_size_of(size, vectors):
             single = [v.reshape(-1) for v in vectors if v.size == v.shape[axis]]
             flow.store.suspect(vectors, f"{call.name} to a fixed size at {flow.at()}")
             if isinstance(size, Expression) and len(single) == len(vectors):
@@ -193,7 +196,7 @@ def slice_(flow: Flow, entry: Entry) -> list[Space]:
         elif _given(given[0], start, 0) and _given(given[1], stop, size):
             ends = ((given[0], slice(0, start)), (given[1], slice(0, stop)))
             for wish, part in ends:
-                if isinstance(wish, Expression):
+                if _is_own(wish):
                     flow.store.size(wish, [z.labels[part] for z in layers], "a slice")
         else:
             space = _even_blocks(flow, x, axis, [start, stop])
@@ -202,7 +205,12 @@ def slice_(flow: Flow, entry: Entry) -> list[Space]:
 
 def _given(wish: Any, value: int, trivial: int) -> bool:
     """Whether the end of a slice follows a cut: it is the end of the axis, or comes from an attribute."""
-    return value == trivial or isinstance(wish, Expression)
+    return value == trivial or _is_own(wish)
+
+
+def _is_own(wish: Any) -> bool:
+    """Whether a size comes from attributes of modules alone."""
+    return isinstance(wish, Expression) and not wish.dimensions()
 
 
 def _slice_sizes(call: Call | None, axis: int, rank: int) -> tuple[Any, Any]:
@@ -226,15 +234,14 @@ def split(flow: Flow, entry: Entry) -> list[Space]:
     edges = np.cumsum([0, *sizes]).tolist()
     layers, space = flow.layers(x, axis), flow.space(x)
     if layers and len(sizes) > 1:
-        wishes = [s for s in call_sizes(entry.call) if isinstance(s, Expression)] if entry.call else []
         named = entry.call is not None and entry.call.name in ("split", "split_with_sizes")
         listed = entry.call.args[1] if named and entry.call is not None and len(entry.call.args) > 1 else None
-        if isinstance(listed, tuple) and all(isinstance(s, Expression) for s in listed):
+        if isinstance(listed, tuple) and all(_is_own(s) for s in listed):
             for wish, start, stop in zip(listed, edges, edges[1:], strict=False):
                 flow.store.size(wish, [z.labels[start:stop] for z in layers], "a split")
         else:
             space = _even_blocks(flow, x, axis, edges)
-            if named and len(set(sizes)) == 1 and isinstance(listed, Expression) and wishes:
+            if named and len(set(sizes)) == 1 and _is_own(listed):
                 _, inner = blocked(flow, layers, len(sizes), sum(sizes))
                 flow.store.size(listed, [z.labels for z in inner], "a split")
     return [_cut_piece(space, axis, slice(a, b)) for a, b in zip(edges, edges[1:], strict=False)]

@@ -156,9 +156,9 @@ def _norm_sizes(flow: Flow, call: Call | None, space: Space, axes: Sequence[int]
         vectors = [z.labels.reshape(-1) for z in space.along(axis)]
         if not vectors or wish is None:
             continue
-        if isinstance(wish, Expression):
+        if isinstance(wish, Expression) and wish.dimension is None:
             flow.store.sizes.append((wish, tuple(vectors)))
-        else:
+        elif not isinstance(wish, Expression):
             flow.store.suspect(vectors, f"a norm over a fixed size at {flow.at()}")
 
 
@@ -180,7 +180,7 @@ def group_norm(flow: Flow, entry: Entry) -> list[Space]:
 
 def _group_count(flow: Flow, call: Call | None, outer: Sequence[Layer], groups: int) -> None:
     given = None if call is None else call.kwargs.get("num_groups", call.args[1] if len(call.args) > 1 else None)
-    if isinstance(given, Expression) and outer:
+    if isinstance(given, Expression) and not given.dimensions() and outer:
         flow.store.sizes.append((given, tuple(z.labels for z in outer)))
     elif groups > 1:
         flow.store.pin([z.labels for z in outer], f"the number of norm groups is fixed in the code at {flow.at()}")
