@@ -343,6 +343,8 @@ def _timed(bench: Bench, models: Mapping[str, nn.Module]) -> dict[str, dict[str,
         name: {
             "latency": {str(n): 1e3 * table.median(name, n) for n in sizes},
             "speedup": {str(n): table.speedup(name, n) for n in sizes},
+            "speedup_low": {str(n): 1 / table.row(name, n).ratio_quartiles[1] for n in sizes},
+            "speedup_high": {str(n): 1 / table.row(name, n).ratio_quartiles[0] for n in sizes},
         }
         for name in models
     }

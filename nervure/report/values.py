@@ -31,6 +31,7 @@ class Row:
         bytes: size of the saved file.
         latency: median milliseconds of a forward pass, by batch size.
         speedup: dense latency over this network's, by batch size (paired, so steadier than the latencies).
+        speedup_low: first quartile of the paired ratios; ``speedup_high``: the third.
     """
 
     accuracy: float | None = None
@@ -43,6 +44,8 @@ class Row:
     bytes: int = 0
     latency: Mapping[str, float] = field(default_factory=dict, hash=False)
     speedup: Mapping[str, float] = field(default_factory=dict, hash=False)
+    speedup_low: Mapping[str, float] = field(default_factory=dict, hash=False)
+    speedup_high: Mapping[str, float] = field(default_factory=dict, hash=False)
 
     @property
     def standard_error(self) -> float | None:
@@ -187,10 +190,12 @@ def _accuracies(dense: Row, pruned: Row) -> str:
 
 
 def _faster(pruned: Row) -> str:
-    """The best measured speed-up, and for which batch size, so that nobody reads it as a promise."""
+    """The best measured speed-up, and for which batch size; no claim where the timings scatter around none."""
     if not pruned.speedup:
         return ""
-    batch, ratio = max(pruned.speedup.items(), key=lambda item: item[1])
-    slower = 0.98
-    word = "faster" if ratio >= slower else "as fast"
-    return f"{ratio:.1f}x {'as fast' if ratio < slower else word} at batch {batch}"
+    best, ratio = max(pruned.speedup.items(), key=lambda item: item[1])
+    if pruned.speedup_low.get(best, ratio) > 1:
+        return f"{ratio:.1f}x faster at batch {best}"
+    if all(high < 1 for high in pruned.speedup_high.values()) and ratio < 1:
+        return f"slower ({ratio:.1f}x as fast at batch {best})"
+    return "no measurable speed-up"

@@ -81,7 +81,9 @@ def test_the_headline_says_it_in_one_sentence() -> None:
     [
         ({"macs": 10_000, "nonzero": 300}, "70 % of the weights zeroed"),
         ({"macs": 10_000}, "nothing removed"),
-        ({"speedup": {"1": 0.8}}, "0.8x as fast at batch 1"),
+        ({"speedup": {"1": 0.8}}, "slower (0.8x as fast at batch 1)"),
+        ({"speedup": {"1": 1.3}, "speedup_low": {"1": 0.9}, "speedup_high": {"1": 1.5}}, "no measurable speed-up"),
+        ({"speedup": {"1": 0.9}, "speedup_low": {"1": 0.8}, "speedup_high": {"1": 1.1}}, "no measurable speed-up"),
         ({"speedup": {"1": 1.2, "64": 2.0}}, "2.0x faster at batch 64"),
     ],
 )
