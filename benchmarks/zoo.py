@@ -59,9 +59,15 @@ def torchvision_cases() -> Iterator[tuple[str, Case]]:
         yield f"torchvision/{name}", (build, torch.randn(1, 3, 96, 96))
     for name in models.list_models(module=models.video):
         size = {"mvit_v1_b": 224, "mvit_v2_s": 224}.get(name, 112)
-        yield f"torchvision/{name}", (lambda n=name: models.get_model(n, weights=None), torch.randn(1, 3, 16, size, size))
+        yield (
+            f"torchvision/{name}",
+            (lambda n=name: models.get_model(n, weights=None), torch.randn(1, 3, 16, size, size)),
+        )
     for name in models.list_models(module=models.detection):
-        yield f"torchvision/{name}.backbone", (lambda n=name: _detection_backbone(models, n), torch.randn(1, 3, 128, 128))
+        yield (
+            f"torchvision/{name}.backbone",
+            (lambda n=name: _detection_backbone(models, n), torch.randn(1, 3, 128, 128)),
+        )
 
 
 def _detection_backbone(models: Any, name: str) -> nn.Module:
@@ -69,22 +75,114 @@ def _detection_backbone(models: Any, name: str) -> nn.Module:
     return model
 
 
-TIMM = (
-    "bat_resnext26ts beit_base_patch16_224 botnet26t_256 caformer_s18 cait_xxs24_224 coat_tiny coatnet_nano_rw_224 "
-    "convit_tiny convformer_s18 convmixer_768_32 convnext_atto convnextv2_atto crossvit_9_240 cspdarknet53 cspresnet50 "
-    "darknet53 davit_tiny deit_tiny_patch16_224 deit3_small_patch16_224 densenet121 dla34 dm_nfnet_f0 dpn48b eca_halonext26ts "
-    "eca_resnet33ts edgenext_xx_small efficientformer_l1 efficientformerv2_s0 efficientnet_b0 efficientnetv2_rw_t "
-    "efficientvit_b0 efficientvit_m0 eva02_tiny_patch14_224 fastvit_t8 fbnetc_100 focalnet_tiny_srf gcresnet33ts "
-    "gcvit_xxtiny gernet_s ghostnet_100 ghostnetv2_100 gmixer_24_224 gmlp_ti16_224 halonet26t hardcorenas_a hgnetv2_b0 "
-    "hiera_tiny_224 hrnet_w18_small inception_next_tiny inception_v3 inception_v4 inception_resnet_v2 lambda_resnet26t "
-    "lcnet_050 levit_128s maxvit_nano_rw_256 mixer_s16_224 mixnet_s mnasnet_small mobilenetv3_small_050 "
-    "mobilenetv4_conv_small mobileone_s0 mobilevit_xxs mobilevitv2_050 mvitv2_tiny nest_tiny nextvit_small nf_regnet_b0 "
-    "pit_ti_224 poolformer_s12 pvt_v2_b0 rdnet_tiny regnetx_002 regnety_002 repghostnet_050 repvgg_a0 repvit_m0_9 "
-    "res2net50_14w_8s resmlp_12_224 resnest14d resnet18 resnetv2_50 resnext50_32x4d rexnet_100 samvit_base_patch16 "
-    "selecsls42 sequencer2d_s seresnet18 shvit_s1 skresnet18 starnet_s1 swin_tiny_patch4_window7_224 swinv2_cr_tiny_224 "
-    "swinv2_tiny_window8_256 tiny_vit_5m_224 tinynet_e tnt_s_patch16_224 tresnet_m twins_svt_small visformer_tiny "
-    "vit_tiny_patch16_224 vit_relpos_small_patch16_224 volo_d1_224 vovnet39a xception41 xcit_nano_12_p16_224"
-).split()
+TIMM = [
+    "bat_resnext26ts",
+    "beit_base_patch16_224",
+    "botnet26t_256",
+    "caformer_s18",
+    "cait_xxs24_224",
+    "coat_tiny",
+    "coatnet_nano_rw_224",
+    "convit_tiny",
+    "convformer_s18",
+    "convmixer_768_32",
+    "convnext_atto",
+    "convnextv2_atto",
+    "crossvit_9_240",
+    "cspdarknet53",
+    "cspresnet50",
+    "darknet53",
+    "davit_tiny",
+    "deit_tiny_patch16_224",
+    "deit3_small_patch16_224",
+    "densenet121",
+    "dla34",
+    "dm_nfnet_f0",
+    "dpn48b",
+    "eca_halonext26ts",
+    "eca_resnet33ts",
+    "edgenext_xx_small",
+    "efficientformer_l1",
+    "efficientformerv2_s0",
+    "efficientnet_b0",
+    "efficientnetv2_rw_t",
+    "efficientvit_b0",
+    "efficientvit_m0",
+    "eva02_tiny_patch14_224",
+    "fastvit_t8",
+    "fbnetc_100",
+    "focalnet_tiny_srf",
+    "gcresnet33ts",
+    "gcvit_xxtiny",
+    "gernet_s",
+    "ghostnet_100",
+    "ghostnetv2_100",
+    "gmixer_24_224",
+    "gmlp_ti16_224",
+    "halonet26t",
+    "hardcorenas_a",
+    "hgnetv2_b0",
+    "hiera_tiny_224",
+    "hrnet_w18_small",
+    "inception_next_tiny",
+    "inception_v3",
+    "inception_v4",
+    "inception_resnet_v2",
+    "lambda_resnet26t",
+    "lcnet_050",
+    "levit_128s",
+    "maxvit_nano_rw_256",
+    "mixer_s16_224",
+    "mixnet_s",
+    "mnasnet_small",
+    "mobilenetv3_small_050",
+    "mobilenetv4_conv_small",
+    "mobileone_s0",
+    "mobilevit_xxs",
+    "mobilevitv2_050",
+    "mvitv2_tiny",
+    "nest_tiny",
+    "nextvit_small",
+    "nf_regnet_b0",
+    "pit_ti_224",
+    "poolformer_s12",
+    "pvt_v2_b0",
+    "rdnet_tiny",
+    "regnetx_002",
+    "regnety_002",
+    "repghostnet_050",
+    "repvgg_a0",
+    "repvit_m0_9",
+    "res2net50_14w_8s",
+    "resmlp_12_224",
+    "resnest14d",
+    "resnet18",
+    "resnetv2_50",
+    "resnext50_32x4d",
+    "rexnet_100",
+    "samvit_base_patch16",
+    "selecsls42",
+    "sequencer2d_s",
+    "seresnet18",
+    "shvit_s1",
+    "skresnet18",
+    "starnet_s1",
+    "swin_tiny_patch4_window7_224",
+    "swinv2_cr_tiny_224",
+    "swinv2_tiny_window8_256",
+    "tiny_vit_5m_224",
+    "tinynet_e",
+    "tnt_s_patch16_224",
+    "tresnet_m",
+    "twins_svt_small",
+    "visformer_tiny",
+    "vit_tiny_patch16_224",
+    "vit_relpos_small_patch16_224",
+    "volo_d1_224",
+    "vovnet39a",
+    "xception41",
+    "xcit_nano_12_p16_224",
+]
 
 
 def timm_cases() -> Iterator[tuple[str, Case]]:
@@ -178,9 +276,12 @@ def transformers_cases() -> Iterator[tuple[str, Case]]:
     whisper = {"d_model": 64, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4, "decoder_attention_heads": 4,
                "encoder_ffn_dim": 96, "decoder_ffn_dim": 96, "vocab_size": 99, "max_source_positions": 50,
                "max_target_positions": 32, "num_mel_bins": 20, "pad_token_id": 0, "decoder_start_token_id": 1}  # fmt: skip
-    yield "transformers/Whisper", (
-        build("Whisper", whisper),
-        {"input_features": torch.randn(1, 20, 100), "decoder_input_ids": words[:1, :7]},
+    yield (
+        "transformers/Whisper",
+        (
+            build("Whisper", whisper),
+            {"input_features": torch.randn(1, 20, 100), "decoder_input_ids": words[:1, :7]},
+        ),
     )
 
 
@@ -211,7 +312,9 @@ def try_case(build: Callable[[], nn.Module], example: Any) -> dict[str, Any]:
     graph = trace(model, example)
     row["trace_s"] = round(time.perf_counter() - start, 3)
     row |= {"groups": len(graph.groups), "prunable": len(graph.prunable), "units": sum(g.size for g in graph.prunable)}
-    row["pins"] = sorted({g.pinned.split(" at ")[0][:90] for g in graph.groups if g.is_pinned and g.pinned != "model output"})
+    row["pins"] = sorted(
+        {g.pinned.split(" at ")[0][:90] for g in graph.groups if g.is_pinned and g.pinned != "model output"}
+    )
     start = time.perf_counter()
     plan = Plan(tuple(Cut(g.name, Keep.of(torch.arange(g.size) % 2 == 0)) for g in graph.prunable), graph.fingerprint)
     smaller = apply(model, graph, plan)
@@ -240,7 +343,7 @@ def _wake(model: nn.Module) -> None:
                 parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
 
 
-def _drop_each(model: nn.Module, graph: Any, example: Any, Plan: Any, Drop: Any, apply: Any, verify: Any) -> list[Any]:  # noqa: N803, PLR0913
+def _drop_each(model: nn.Module, graph: Any, example: Any, Plan: Any, Drop: Any, apply: Any, verify: Any) -> list[Any]:
     good, bad = 0, []
     for block in [b for b in graph.blocks if not b.pinned][:6]:
         plan = Plan((Drop(block.name),), graph.fingerprint)

@@ -194,7 +194,9 @@ class Plan:
         lines = []
         for cut in self.cuts:
             saved = graph.macs() - graph.macs({cut.group: keeps[cut.group]})
-            lines.append((cut.group, f"{graph[cut.group].size:>5} -> {cut.keep.count:<5}", f"-{_scaled(saved)}MACs alone"))
+            lines.append(
+                (cut.group, f"{graph[cut.group].size:>5} -> {cut.keep.count:<5}", f"-{_scaled(saved)}MACs alone")
+            )
         lines += [(m.tensor, f"{m.keep.size:>5} -> {m.keep.count:<5}", "connections masked") for m in self.masks]
         lines += [(d.block, "", f"block dropped ({', '.join(graph.block(d.block).modules)})") for d in self.drops]
         lines += [(f"{e.source} => {e.target}", f"+{e.keep.count}", "skip connections") for e in self.links]
@@ -241,7 +243,7 @@ class Plan:
 
 def _scaled(number: float) -> str:
     for unit in ("", "k", "M"):
-        if abs(number) < 1000:  # noqa: PLR2004
+        if abs(number) < 1000:
             return f"{number:.3g} {unit}"
         number /= 1000
     return f"{number:.4g} G"
@@ -254,7 +256,7 @@ def _edit_to_json(edit: Edit) -> dict[str, Any]:
 
 
 def _edit_from_json(data: Mapping[str, Any]) -> Edit:
-    fields = {k: Keep.from_json(v) if k == "keep" else v for k, v in data.items() if k != "edit"}
+    fields: dict[str, Any] = {k: Keep.from_json(v) if k == "keep" else v for k, v in data.items() if k != "edit"}
     try:
         return EDITS[data["edit"]](**fields)
     except (KeyError, TypeError) as error:

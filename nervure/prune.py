@@ -2,13 +2,13 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 from torch import Tensor, nn
 
 from nervure.errors import ArgumentError, BudgetError, DataError, VerificationError
 from nervure.graph.cost import Cost, count
-from nervure.graph.example import placed_like
+from nervure.graph.example import evaluating, placed_like
 from nervure.graph.tape import named_tensors
 from nervure.graph.trace import Choice, draw
 from nervure.graph.types import Graph
@@ -16,7 +16,6 @@ from nervure.methods.base import Method, View
 from nervure.plan import Plan
 from nervure.stats import measure
 from nervure.surgery.apply import apply, masks_after
-from nervure.surgery.verify import evaluating
 from nervure.surgery.verify import verify as check
 from nervure.tracing import trace, tried
 
@@ -49,7 +48,8 @@ class Pruned:
     def __str__(self) -> str:
         before, after = self.cost_before, self.cost_after
         return (
-            f"{self.method}: parameters {before.params:,} -> {after.params:,} ({after.params / max(before.params, 1):.1%}), "
+            f"{self.method}: parameters {before.params:,} -> {after.params:,} "
+            f"({after.params / max(before.params, 1):.1%}), "
             f"MACs {before.macs:,} -> {after.macs:,} ({after.macs / max(before.macs, 1):.1%}), "
             + ("not verified" if self.verification is None else f"verified (error {self.verification:.1e})")
         )
@@ -58,7 +58,7 @@ class Pruned:
 def prune(
     model: nn.Module,
     example: Any,
-    method: Method,
+    method: Method | Plan,
     *,
     data: Iterable[Any] | None = None,
     verify: bool = True,
@@ -73,7 +73,7 @@ def prune(
     Args:
         model: the model to prune; it is not changed.
         example: a tensor, a tuple of positional arguments or a dict of keyword arguments.
-        method: what decides, e.g. ``Magnitude(keep=0.5, budget="macs")``.
+        method: what decides, e.g. ``Magnitude(keep=0.5, budget="macs")``; or a plan of your own.
         data: batches of (inputs, labels), for methods that measure.
         verify: check that the result computes what the original does without the removed units. Where it does not,
             the groups to blame are pinned and the method plans once more.
@@ -91,13 +91,21 @@ def prune(
         BudgetError: no plan meets what was asked.
         VerificationError: no plan could be found whose result computes the right thing.
     """
+    if isinstance(method, Plan):
+        method = Given(method)
     _require_method(method)
     if method.wants and data is None:
-        raise DataError(f"{method!r} measures {', '.join(sorted(method.wants))}: give data=, batches of (inputs, labels).")
+        raise DataError(
+            f"{method!r} measures {', '.join(sorted(method.wants))}: give data=, batches of (inputs, labels)."
+        )
     example = placed_like(model, example)
     graph = trace(model, example, ignore=ignore, only=only, **options)
     weights = {name: tensor.detach() for name, tensor in named_tensors(model).items()}
-    stats = measure(model, graph, data, want=method.wants, seed=seed, progress=progress) if method.wants and data is not None else None
+    stats = (
+        measure(model, graph, data, want=method.wants, seed=seed, progress=progress)
+        if method.wants and data is not None
+        else None
+    )
     result = _planned(model, example, method, View(graph, weights, stats, seed))
     if not verify:
         return result
@@ -109,16 +117,31 @@ def prune(
     return replace(result, verification=check(model, result, example).error)
 
 
+@final
+@dataclass(frozen=True, slots=True)
+class Given:
+    """The method that has its plan already."""
+
+    wants: ClassVar[frozenset[str]] = frozenset()
+
+    given: Plan
+
+    def plan(self, view: View) -> Plan:
+        """The plan that was given."""
+        return self.given
+
+
 def _require_method(method: Any) -> None:
     if isinstance(method, type) or not isinstance(method, Method):
-        raise ArgumentError(f"method={method!r} is not a method. Give one like Magnitude(keep=0.5), called, not the class.")
+        raise ArgumentError(
+            f"method={method!r} is not a method. Give one like Magnitude(keep=0.5), called, not the class, or a Plan."
+        )
 
 
 def _planned(model: nn.Module, example: Any, method: Method, view: View) -> Pruned:
     plan = method.plan(view)
     smaller = apply(model, view.graph, plan)
-    with evaluating(model), evaluating(smaller):
-        before, after = count(model, example), count(smaller, example)
+    before, after = count(model, example), count(smaller, example)
     return Pruned(smaller, plan, view.graph, before, after, repr(method), masks_after(view.graph, plan))
 
 
@@ -132,5 +155,7 @@ def _without_the_guilty(model: nn.Module, example: Any, result: Pruned) -> Graph
     if graph == result.graph:
         raise VerificationError("the plan as a whole does not compute the right thing, though each of its cuts does.")
     if not graph.prunable:
-        raise BudgetError("nothing that can be cut is left: " + "; ".join(f"{g.name}: {g.pinned}" for g in graph.groups[:5]))
+        raise BudgetError(
+            "nothing that can be cut is left: " + "; ".join(f"{g.name}: {g.pinned}" for g in graph.groups[:5])
+        )
     return graph

@@ -10,13 +10,13 @@ from torch import nn
 
 from nervure.errors import NervureError, VerificationError
 from nervure.graph.blocks import blocks_of
-from nervure.graph.example import placed_like
+from nervure.graph.example import evaluating, placed_like
 from nervure.graph.tape import named_tensors
 from nervure.graph.trace import Choice, Drawing, check_weights, draw, pinned_by_choice
 from nervure.graph.types import Graph
 from nervure.plan import Cut, Keep, Plan
 from nervure.surgery.apply import apply
-from nervure.surgery.verify import _run, compare, evaluating, reference
+from nervure.surgery.verify import compare, outputs_of, reference
 
 
 def trace(
@@ -75,7 +75,9 @@ def tried(model: nn.Module, drawing: Drawing, suspects: Mapping[str, str], examp
     trial = _Trial(model, drawing, example)
     bad = trial.failing([name for names in families.values() for name in names], list(families.values()))
     groups = tuple(
-        replace(g, pinned=f"{suspects[g.name]}: {trial.reasons.get(g.name, 'does not survive a cut')}") if g.name in bad else g
+        replace(g, pinned=f"{suspects[g.name]}: {trial.reasons.get(g.name, 'does not survive a cut')}")
+        if g.name in bad
+        else g
         for g in drawing.graph.groups
     )
     return replace(drawing.graph, groups=groups)
@@ -114,7 +116,7 @@ class _Trial:
         plan = Plan(cuts)
         try:
             smaller = apply(self._model, graph, plan)
-            found = _run(smaller, self._example)
+            found = outputs_of(smaller, self._example)
             outcome = compare(reference(self._model, self._drawing, graph, plan, self._example), found)
             if not outcome:
                 raise VerificationError(f"relative error {outcome.error:.1e}")

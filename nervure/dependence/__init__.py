@@ -1,0 +1,1 @@
+"""Pure maths of dependence: tensors in, tensors out, no models."""

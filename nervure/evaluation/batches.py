@@ -128,22 +128,6 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[nn.Module]:
-    """Evaluation mode and no gradients inside; afterwards every module is in the mode it was in before.
-
-    Module by module, since a frozen norm inside a model in training mode must come back frozen.
-    """
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield model
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
-@contextmanager
 def placed(model: nn.Module, device: torch.device | str | None) -> Iterator[torch.device]:
     """Move ``model`` to ``device`` inside and back afterwards; None leaves it where it is."""
     home = device_of(model)

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from nervure.check import require_choice, require_positive
 from nervure.errors import ArgumentError
-from nervure.evaluation.batches import call_only, device_of, evaluating, to_device
+from nervure.evaluation.batches import call_only, device_of, to_device
+from nervure.graph.example import evaluating
 
 ENGINES = ("eager",)
 # The clock and the call around it cost about a microsecond: one timing should last a thousand times as long.

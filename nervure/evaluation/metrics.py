@@ -16,13 +16,13 @@ from nervure.errors import ArgumentError
 from nervure.evaluation.batches import (
     Data,
     call,
-    evaluating,
     pairs,
     placed,
     require_finite_outputs,
     require_labels,
     to_device,
 )
+from nervure.graph.example import evaluating
 from nervure.progress import length, track
 
 

@@ -20,8 +20,37 @@ from nervure.graph.types import Block, Group, Silence
 
 # Operators that make zeros of zeros: what may stand between the last module of a branch and the addition.
 _KEEPS_ZERO = frozenset(
-    "mul mul_ div view _unsafe_view reshape permute transpose clone dropout native_dropout expand slice unsqueeze squeeze "
-    "relu relu_ gelu silu tanh hardswish contiguous roll constant_pad_nd _to_copy select alias detach t".split()
+    [
+        "mul",
+        "mul_",
+        "div",
+        "view",
+        "_unsafe_view",
+        "reshape",
+        "permute",
+        "transpose",
+        "clone",
+        "dropout",
+        "native_dropout",
+        "expand",
+        "slice",
+        "unsqueeze",
+        "squeeze",
+        "relu",
+        "relu_",
+        "gelu",
+        "silu",
+        "tanh",
+        "hardswish",
+        "contiguous",
+        "roll",
+        "constant_pad_nd",
+        "_to_copy",
+        "select",
+        "alias",
+        "detach",
+        "t",
+    ]
 )
 
 
@@ -110,7 +139,7 @@ def blocks_of(drawing: Drawing) -> tuple[Block, ...]:
 def _residual(wiring: _Wiring, entry: Entry) -> tuple[_Branch | None, bool]:
     refs = [r for r in entry.args[:2] if isinstance(r, Ref) and r.id in wiring.above]
     shape = wiring.tape.shape(entry.outs[0])
-    if len(refs) != 2 or any(wiring.tape.shape(r) != shape for r in refs):  # noqa: PLR2004
+    if len(refs) != 2 or any(wiring.tape.shape(r) != shape for r in refs):
         return None, False
     common = wiring.above[refs[0].id] & wiring.above[refs[1].id]
     if not common:
@@ -155,8 +184,14 @@ def _calls_inside(wiring: _Wiring, values: frozenset[int]) -> list[ModuleCall]:
     largest = [
         c
         for c in inside
-        if not any(d is not c and d.start <= c.start and c.stop <= d.stop and d.name != c.name
-                   and c.name.startswith(f"{d.name}.") for d in inside)
+        if not any(
+            d is not c
+            and d.start <= c.start
+            and c.stop <= d.stop
+            and d.name != c.name
+            and c.name.startswith(f"{d.name}.")
+            for d in inside
+        )
     ]
     return sorted(largest, key=lambda c: (c.start, c.stop))
 
@@ -194,6 +229,7 @@ def _silences(drawing: Drawing, wiring: _Wiring, branch: _Branch, calls: Sequenc
     """Run the branch with its modules aside on empty tensors: which zeros have to be made, and of what shape."""
     tape = wiring.tape
     seen: dict[int, Tensor] = {branch.entry: torch.empty(tape.shape(Ref(branch.entry)), device="meta")}
+    spaces: dict[int, Space] = {branch.entry: drawing.flow.spaces.get(branch.entry, Space())}
     first, last = calls[0], calls[-1]
     silences = []
     inside = {i: c for c in calls for i in range(c.start, c.stop)}
@@ -208,15 +244,16 @@ def _silences(drawing: Drawing, wiring: _Wiring, branch: _Branch, calls: Sequenc
                 raise ValueError(f"{entry.name} after its last module")
             _run_empty(tape, entry, seen)
         elif call.outputs[0] not in seen:
-            given = seen[next(n for n in call.inputs if n in seen)]
-            made = given
+            source = next(n for n in call.inputs if n in seen)
+            made, space = seen[source], spaces.get(source, Space())
             if call is first or call is last:
-                silence = _silence(drawing, call, given)
+                silence = _silence(drawing, call, made, space)
                 silences.append(silence)
                 made = torch.empty(silence.left, device="meta")
+                space = drawing.flow.spaces.get(call.outputs[0], Space())
             elif call.form is None or not isinstance(call.form, int):
                 raise ValueError(f"{call.name} returns more than a tensor")
-            seen[call.outputs[0]] = made
+            seen[call.outputs[0]], spaces[call.outputs[0]] = made, space
             after_last = after_last or call is last
     if tuple(seen[branch.exit].shape) != tape.shape(Ref(branch.exit)):
         raise ValueError("its output would have another shape")
@@ -232,12 +269,15 @@ def _run_empty(tape: Tape, entry: Entry, seen: dict[int, Tensor]) -> None:
             return torch.empty(known.shape, dtype=known.dtype, device="meta")
         return [empty(v) for v in value] if isinstance(value, tuple) else value
 
-    result = entry.op(*[empty(a) for a in entry.args], **{k: empty(v) for k, v in entry.kwargs.items() if k != "device"})
+    result = entry.op(
+        *[empty(a) for a in entry.args], **{k: empty(v) for k, v in entry.kwargs.items() if k != "device"}
+    )
     results = [t for t in (result if isinstance(result, list | tuple) else [result]) if isinstance(t, Tensor)]
     seen.update({ref.id: t for ref, t in zip(entry.outs, results, strict=True)})
 
 
-def _silence(drawing: Drawing, call: ModuleCall, given: Tensor) -> Silence:
+def _silence(drawing: Drawing, call: ModuleCall, given: Tensor, source: Space) -> Silence:
+    """``given`` and ``source`` are what the module is given once the others have stepped aside, and its labels."""
     flow, form = drawing.flow, call.form
     if isinstance(form, int):
         extras = -1
@@ -246,10 +286,11 @@ def _silence(drawing: Drawing, call: ModuleCall, given: Tensor) -> Silence:
     else:
         raise ValueError(f"{call.name} returns a {type(form).__name__}")
     left, entered = flow.tape.shape(Ref(call.outputs[0])), tuple(given.shape)
-    source = flow.spaces.get(call.inputs[0], Space())
     target = flow.spaces.get(call.outputs[0], Space())
     live = tuple(
-        a for a in range(len(left)) if a < len(entered) and left[a] == entered[a] and _same_units(flow, source, target, a)
+        a
+        for a in range(len(left))
+        if a < len(entered) and left[a] == entered[a] and _same_units(flow, source, target, a)
     )
     own = tuple(a for a in range(len(left)) if a not in live and _labels(flow, target, a))
     groups = []
@@ -290,7 +331,7 @@ def _dense(drawing: Drawing, wiring: _Wiring, entry: Entry) -> Iterable[Block]:
         if block is None or block.pinned or group.is_pinned:
             continue
         last = block.silences[-1]
-        axis = 1 if len(last.left) > 2 else len(last.left) - 1  # noqa: PLR2004
+        axis = 1 if len(last.left) > 2 else len(last.left) - 1
         empty = tuple(0 if a == axis else n for a, n in enumerate(last.left))
         silence = replace(last, left=empty, live=tuple(a for a in last.live if a != axis), own=(axis,), groups=("",))
         yield replace(block, silences=(*block.silences[:-1], silence), group=group.name)
@@ -352,8 +393,13 @@ def _named(drawing: Drawing, wiring: _Wiring, blocks: Sequence[Block]) -> tuple[
         name = block.name
         if block.kind != "module":
             lone = len(block.modules) > 1 and parents.count(parent) == 1 and parent and parent not in taken
-            name = parent if lone else max(
-                block.modules or (block.name,), key=lambda m: sum(n for t, n in sizes.items() if t.startswith(f"{m}."))
+            name = (
+                parent
+                if lone
+                else max(
+                    block.modules or (block.name,),
+                    key=lambda m: sum(n for t, n in sizes.items() if t.startswith(f"{m}.")),
+                )
             )
         if any(name == other.name for other in result):
             if any(block.modules == other.modules for other in result):

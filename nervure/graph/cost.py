@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from nervure.graph.example import evaluating
 from nervure.graph.flow import Flow
 from nervure.graph.labels import Space, Store
 from nervure.graph.rules import RULES, unknown
@@ -57,7 +58,7 @@ class Cost:
 
 
 def count(model: nn.Module, example: Any) -> Cost:
-    """Count parameters and multiply-accumulates of ``model`` on ``example`` (in the mode, training or not, that it is in).
+    """Count parameters and multiply-accumulates of ``model`` on ``example`` (in evaluation mode).
 
     Everything that multiplies and sums is counted as it runs, functional calls and attention included; additions,
     activations and norms are not. A bias adds nothing.
@@ -69,7 +70,8 @@ def count(model: nn.Module, example: Any) -> Cost:
     Raises:
         ForwardError: the model's forward raised on the example.
     """
-    tape, _ = record(model, example, tag=False)
+    with evaluating(model):
+        tape, _ = record(model, example, tag=False)
     flow = Flow(tape, {}, Store(last=True))
     flow.spaces.update({number: Space() for number in tape.inputs})
     flow.run(RULES, unknown)

@@ -1,6 +1,7 @@
 """What ``example`` may be: a tensor, a tuple of positional arguments, or a dict of keyword arguments."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -21,7 +22,8 @@ def as_inputs(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
             raise ArgumentError(f"example has keys {list(example)!r}; a dict example holds keyword arguments by name.")
         return (), dict(example)
     raise ArgumentError(
-        f"example is a {type(example).__name__}. Give a tensor, a tuple of positional arguments or a dict of keyword arguments."
+        f"example is a {type(example).__name__}. "
+        "Give a tensor, a tuple of positional arguments or a dict of keyword arguments."
     )
 
 
@@ -54,3 +56,19 @@ def run_example(model: nn.Module, example: Any) -> Any:
     args, kwargs = as_inputs(example)
     with torch.no_grad():
         return model(*args, **kwargs)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[nn.Module]:
+    """Evaluation mode and no gradients inside; afterwards every module is in the mode it was in before.
+
+    Module by module, since a frozen norm inside a model in training mode must come back frozen.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield model
+    finally:
+        for module, training in modes:
+            module.training = training

@@ -116,7 +116,8 @@ class Flow:
 
     def run(self, rules: Mapping[str, "Rule"], otherwise: "Rule") -> None:
         """Carry labels over the whole tape."""
-        for self.index, entry in enumerate(self.tape.entries):
+        for index, entry in enumerate(self.tape.entries):
+            self.index = index
             if isinstance(entry, WriteBack):
                 self.spaces[entry.out.id] = self._written_back(entry)
                 continue
@@ -160,7 +161,9 @@ class Flow:
         if not value.layers and not base.layers:
             return Space(free=base.free and value.free)
         if size > 20_000_000:
-            self.store.pin([x.labels for x in (*base.layers, *value.layers)], f"a large write into a view in {entry.module}")
+            self.store.pin(
+                [x.labels for x in (*base.layers, *value.layers)], f"a large write into a view in {entry.module}"
+            )
             return Space()
         places = self._places(entry, shape, size)
         layers = []

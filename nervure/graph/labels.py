@@ -1,6 +1,6 @@
 """Labels: integers that say which unit each element of a tensor belongs to, and the algebra that unites them.
 
-A :class:`Layer` is an integer array that broadcasts to a tensor's shape (size 1 along every axis on which it is constant).
+A :class:`Layer` is an integer array that broadcasts to a tensor's shape, with size 1 along axes where it is constant.
 A tensor carries several layers where its units form a product: a weight has one per axis, an attention projection one
 for its heads and one for the width inside the heads. An element leaves when any of its units leaves.
 """
@@ -121,7 +121,7 @@ class Unions:
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """A wish to see labels as a product: ``coordinates[i]`` are the places of ``labels[i]`` in it. Shape [n, factors]."""
+    """A wish to see labels as a product: ``coordinates[i]`` are the places of ``labels[i]``. Shape [n, factors]."""
 
     labels: Array
     coordinates: Array
@@ -173,7 +173,7 @@ class Store:
             self.pin([np.where(alone, np.maximum(a, b), NONE)], f"meets a fixed position at {reason}")
 
     def split(self, labels: Array, parts: Sequence[Array], reason: str) -> None:
-        """Wish for ``labels`` to become a product whose factors are numbered by ``parts`` (arrays of the same shape)."""
+        """Wish for ``labels`` to become a product with factors numbered by ``parts`` (arrays of the same shape)."""
         flat = self.unions.find(labels.reshape(-1))
         columns = np.stack([p.reshape(-1) for p in parts], axis=1)
         alive = flat >= 0
@@ -190,16 +190,16 @@ class Store:
         """Keep layers that vary along one axis; those that vary along several must become a product of one each."""
         kept = []
         for layer in layers:
-            support = layer.support
-            if len(support) > 1:
-                layer = Layer(self._assembled(layer.labels, support, reason), layer.owner)
-                support = layer.support
-            if len(support) == 1 and self._is_one_unit(layer.labels):
-                self.pin([layer.labels], f"all of its axis is one unit at {reason}")
+            joined = layer
+            if len(layer.support) > 1:
+                joined = Layer(self._assembled(layer.labels, layer.support, reason), layer.owner)
+            support = joined.support
+            if len(support) == 1 and self._is_one_unit(joined.labels):
+                self.pin([joined.labels], f"all of its axis is one unit at {reason}")
             elif len(support) == 1:
-                kept.append(layer)
+                kept.append(joined)
             elif len(support) > 1:
-                self._factor(layer.labels, support, reason)
+                self._factor(joined.labels, support, reason)
         return tuple(kept)
 
     def _is_one_unit(self, labels: Array) -> bool:
@@ -222,6 +222,9 @@ class Store:
 
     def _factor(self, labels: Array, support: tuple[int, ...], reason: str) -> None:
         roots = self.unions.find(labels)
+        if not all(_could_be_factor(roots, axis) for axis in support):
+            self.pin([labels], f"divided in a way that cannot be cut at {reason}")
+            return
         _, inverse = np.unique(roots, return_inverse=True)
         inverse = inverse.reshape(roots.shape)
         places = []
@@ -284,12 +287,13 @@ class Store:
         result: list[Layer] = []
         result_shape = (1,) * rank
         all_free = True
-        for layers, own, free in aligned:
+        for layers, full, free in aligned:
+            own = full
             if free:
-                continue
-            all_free = False
-            layers = self.rectangular(layers, reason) if any(len(x.support) > 1 for x in layers) else layers
-            result = self._join_two(result, result_shape, list(layers), own, reason)
+                # A constant broadcasts along axes where it has no units of its own.
+                own = tuple(n if any(x.labels.shape[a] > 1 for x in layers) else 1 for a, n in enumerate(full))
+            all_free = all_free and free
+            result = self._join_two(result, result_shape, list(self.rectangular(layers, reason)), own, reason)
             result_shape = tuple(max(a, b) for a, b in zip(result_shape, own, strict=True))
         joined = Space(tuple(result), free=all_free)
         for space, own in spaces:
@@ -312,7 +316,12 @@ class Store:
             self.suspect(vectors, f"{what} from {sorted(a.path for a in wish.attributes())} in {self.where}")
 
     def _join_two(
-        self, left: list[Layer], left_shape: tuple[int, ...], right: list[Layer], right_shape: tuple[int, ...], reason: str
+        self,
+        left: list[Layer],
+        left_shape: tuple[int, ...],
+        right: list[Layer],
+        right_shape: tuple[int, ...],
+        reason: str,
     ) -> list[Layer]:
         out: list[Layer] = []
         axes = {x.support[0] for x in (*left, *right) if x.support}
@@ -332,7 +341,11 @@ class Store:
         return out
 
 
+def _could_be_factor(roots: Array, axis: int) -> bool:
+    """A quick look: in a product two slices along an axis hold the same units or none in common."""
+    first, *others = (set(roots.take(i, axis).reshape(-1).tolist()) for i in (0, 1, -1))
+    return all(first == other or not first & other for other in others)
+
+
 def _aligned(space: Space, rank: int) -> tuple[Layer, ...]:
-    return tuple(
-        Layer(x.labels.reshape((1,) * (rank - x.labels.ndim) + x.labels.shape), x.owner) for x in space.layers
-    )
+    return tuple(Layer(x.labels.reshape((1,) * (rank - x.labels.ndim) + x.labels.shape), x.owner) for x in space.layers)

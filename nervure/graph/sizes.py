@@ -1,7 +1,7 @@
 """Integers that remember where they come from.
 
-A module keeps its own widths as Python integers (``num_heads``, ``head_dim``, ``groups``). While a model is traced these
-are replaced by :class:`Size`, an ``int`` that knows its attribute and keeps that knowledge through arithmetic, so
+A module keeps its own widths as Python integers (``num_heads``, ``head_dim``, ``groups``). While a model is traced
+these are replaced by :class:`Size`, an ``int`` that knows its attribute and keeps that knowledge through arithmetic, so
 that the sizes that arrive in ``view``, ``split`` or ``zeros`` tell which attribute must follow a cut.
 """
 
@@ -111,7 +111,7 @@ class Size(int):
         _note_as_number(self, other)
         return pow(int(self), other, modulus)
 
-    def __rpow__(self, other: Any) -> Any:
+    def __rpow__(self, other: Any, modulus: Any = None) -> Any:
         _note_as_number(self, other)
         return pow(other, int(self))
 
@@ -183,7 +183,7 @@ def _holders(model: nn.Module) -> Iterator[tuple[str, str, dict[str, Any]]]:
 
 @contextmanager
 def tagged_attributes(model: nn.Module) -> Iterator[None]:
-    """Replace integer attributes of modules (and their configs, and tuples of integers) by :class:`Size`, then restore."""
+    """Replace integer attributes of modules (of configs and in tuples too) by :class:`Size`, then restore."""
     undo: list[tuple[dict[str, Any], str, Any]] = []
     try:
         for module, prefix, holder in _holders(model):

@@ -137,7 +137,7 @@ class Recorder(TorchDispatchMode):
     """Writes every operator call on a tape. ``interpret`` may take the place of the operator (see ``verify``)."""
 
     def __init__(self, tape: Tape, interpret: Callable[[int, Any, Any, Any], Any] | None = None) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.tape = tape
         self.memory = _Memory()
         self.modules: list[str] = []
@@ -231,8 +231,8 @@ class _Names(TorchFunctionMode):
             return self._sized(args[0], out) if type(out) is torch.Size else out
         if name == "size":
             out = func(*args, **kwargs)
-            sizes = self._sized(args[0], args[0].shape)
-            return sizes if type(out) is torch.Size else sizes[(args[1] if len(args) > 1 else kwargs["dim"])]
+            shape = self._sized(args[0], args[0].shape)
+            return shape if type(out) is torch.Size else shape[args[1] if len(args) > 1 else kwargs["dim"]]
         outer = self._recorder.call
         sizes = tuple(_sizes(a) for a in args)
         named = {key: _sizes(value) for key, value in kwargs.items()}
@@ -242,7 +242,6 @@ class _Names(TorchFunctionMode):
             return func(*args, **kwargs)
         finally:
             self._recorder.call = outer
-
 
     def _sized(self, tensor: Tensor, shape: torch.Size) -> torch.Size:
         if not self._recorder.sizes:
@@ -334,7 +333,12 @@ def plain_kernels(model: nn.Module) -> Iterator[None]:
 
 
 def record(
-    model: nn.Module, example: Any, *, interpret: Callable[[int, Any, Any, Any], Any] | None = None, tag: bool = True
+    model: nn.Module,
+    example: Any,
+    *,
+    interpret: Callable[[int, Any, Any, Any], Any] | None = None,
+    tag: bool = True,
+    auxiliary: bool = True,
 ) -> tuple[Tape, Any]:
     """Run ``model`` once on ``example`` and return the tape and the model's output.
 
@@ -342,6 +346,7 @@ def record(
         model: any module; its training flag is respected, nothing in it is changed.
         example: a tensor, a tuple of positional arguments, or a dict of keyword arguments.
         interpret: runs in the place of each operator: (entry number, operator, args, kwargs) -> result.
+        auxiliary: run once more in training mode where parameters were not used.
         tag: remember which integer attributes of modules arrive in sizes.
 
     Raises:
@@ -365,12 +370,14 @@ def record(
         stack.enter_context(recorder)
         stack.enter_context(_Names(recorder))
         output = _called(model, args, kwargs, recorder, example)
-        if interpret is None and model_has_unreached(model, tape):
+        if auxiliary and interpret is None and model_has_unreached(model, tape):
             tape.training_from = len(tape.entries)
             tape.outputs += _training_outputs(model, args, kwargs, recorder)
     tape.outputs = [recorder.value(t).id for t in tensors_in(output)] + tape.outputs
     if not tape.outputs:
-        raise TraceError(f"the model returned {type(output).__name__} without a tensor in it; there is nothing to trace.")
+        raise TraceError(
+            f"the model returned {type(output).__name__} without a tensor in it; there is nothing to trace."
+        )
     return tape, output
 
 
@@ -425,4 +432,6 @@ def _training_outputs(model: nn.Module, args: Any, kwargs: Any, recorder: Record
 
 def describe_example(example: Any) -> str:
     """Shapes and dtypes of the tensors of ``example``, for messages."""
-    return ", ".join(f"{tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}" for t in tensors_in(example)) or repr(example)
+    return ", ".join(f"{tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}" for t in tensors_in(example)) or repr(
+        example
+    )

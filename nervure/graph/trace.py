@@ -55,7 +55,7 @@ def _start(flow: Flow, free_inputs: bool) -> None:
 
 
 def _apply_splits(flow: Flow, specs: Specs) -> bool:
-    """Replace labels that wish to be products by their factors, wherever they are owned; False where nothing changed."""
+    """Replace labels that wish to be products by their factors, wherever they are owned; whether any was."""
     find, count = flow.store.unions.find, flow.store.unions.count
     split_of, place_of = np.full(count, NONE, dtype=np.int64), np.full(count, NONE, dtype=np.int64)
     for number, split in enumerate(flow.store.splits):
@@ -69,8 +69,8 @@ def _apply_splits(flow: Flow, specs: Specs) -> bool:
             new: list[Array] = []
             for ids, labels in zip(specs[owner], layers, strict=True):
                 roots = np.maximum(find(labels), 0)
-                number = np.where(labels >= 0, split_of[roots], NONE)
-                new += _factored(ids, number, place_of[roots], flow.store.splits) if (number >= 0).any() else [ids]
+                numbers = np.where(labels >= 0, split_of[roots], NONE)
+                new += _factored(ids, numbers, place_of[roots], flow.store.splits) if (numbers >= 0).any() else [ids]
             changed = changed or len(new) != len(specs[owner])
             specs[owner] = new
     return changed
@@ -115,7 +115,11 @@ def _reasons(flow: Flow, outputs: bool) -> tuple[Array, list[str]]:
     number = np.zeros(flow.store.unions.count, dtype=np.int64)
     pins = [(p.labels, p.reason) for p in flow.store.pins]
     if outputs:
-        pins += [(z.labels.reshape(-1), "model output") for n in flow.tape.outputs for z in flow.spaces.get(n, Space()).layers]
+        pins += [
+            (z.labels.reshape(-1), "model output")
+            for n in flow.tape.outputs
+            for z in flow.spaces.get(n, Space()).layers
+        ]
     for labels, reason in pins:
         if reason not in texts:
             texts.append(reason)
@@ -158,7 +162,7 @@ def _module_of(tensor: str) -> str:
 
 
 def _kinds(census: _Census) -> list[str]:
-    """"heads" and "head widths" in attention, "blocks" and "widths" for other products, "channels" otherwise."""
+    """Heads and head widths in attention, blocks and widths in other products, channels otherwise."""
     flow = census.flow
     heads, widths = _flagged(flow, flow.heads), _flagged(flow, flow.attention)
     kinds = []
@@ -239,7 +243,15 @@ class _Builder:
         return self.axes[key]
 
 
-def draw(model: nn.Module, example: Any, *, outputs: bool = True, inputs: bool = False, inside_heads: bool = False) -> "Drawing":
+def draw(
+    model: nn.Module,
+    example: Any,
+    *,
+    outputs: bool = True,
+    inputs: bool = False,
+    inside_heads: bool = False,
+    auxiliary: bool = True,
+) -> "Drawing":
     """Run ``model`` once on ``example`` and draw its graph, without trying anything.
 
     Args:
@@ -248,8 +260,9 @@ def draw(model: nn.Module, example: Any, *, outputs: bool = True, inputs: bool =
         outputs: pin units that are the model's outputs.
         inputs: let the channels of the inputs (axis 1) be units.
         inside_heads: let the width inside attention heads be cut (evenly in all heads).
+        auxiliary: read what runs in training mode only as well.
     """
-    tape, _ = record(model, example)
+    tape, _ = record(model, example, auxiliary=auxiliary)
     flow = flow_over(tape, free_inputs=inputs)
     settings = {"outputs": outputs, "inputs": inputs, "inside_heads": inside_heads}
     return _drawing(model, flow, settings)
@@ -310,7 +323,9 @@ def _drawing(model: nn.Module, flow: Flow, settings: Mapping[str, bool]) -> Draw
         pin = pins[i]
         if not pin and kinds[i] == "head widths" and not inside_heads:
             pin = "width inside attention heads (trace with inside_heads=True to cut it)"
-        groups.append(Group(names[i], len(members), kinds[i], tuple(slots.get(names[i], ())), pin, tuple(notes.get(names[i], ()))))
+        groups.append(
+            Group(names[i], len(members), kinds[i], tuple(slots.get(names[i], ())), pin, tuple(notes.get(names[i], ())))
+        )
     graph = Graph(
         groups=tuple(groups),
         edges=_edges(groups),
@@ -326,7 +341,7 @@ def _drawing(model: nn.Module, flow: Flow, settings: Mapping[str, bool]) -> Draw
 
 
 def _is_shown(pin: str, kind: str, size: int, roles: set[str]) -> bool:
-    """Axes of one unit, parts of an axis told apart by place, and axes that nothing multiplies with are not worth a line."""
+    """Axes of one unit, parts told apart by place, and axes that nothing multiplies with are not worth a line."""
     if size == 1 or pin == HIDDEN:
         return False
     return not pin or (kind != "blocks" and not roles <= {"rider"})
@@ -421,10 +436,13 @@ def pinned_by_choice(graph: Graph, model: nn.Module, ignore: Iterable[Choice], o
     groups = []
     for group in graph.groups:
         reason = group.pinned
-        if any(_matches(s.tensor, p) for s in group.slots for p in ignored) or any(_fits(group.name, p) for p in ignored):
+        if any(_matches(s.tensor, p) for s in group.slots for p in ignored) or any(
+            _fits(group.name, p) for p in ignored
+        ):
             reason = reason or "ignored by the user"
         elif wanted is not None and not (
-            any(_matches(s.tensor, p) for s in group.writers for p in wanted) or any(_fits(group.name, p) for p in wanted)
+            any(_matches(s.tensor, p) for s in group.writers for p in wanted)
+            or any(_fits(group.name, p) for p in wanted)
         ):
             reason = reason or "not among what the user chose (only)"
         groups.append(replace(group, pinned=reason))
@@ -442,7 +460,9 @@ def _patterns(model: nn.Module, choices: Iterable[Choice], name: str) -> list[st
             raise ArgumentError(f"{name} has a {type(choice).__name__} that is not a module of the model.")
         pattern = choice if isinstance(choice, str) else names[id(choice)]
         if not any(_matches(t, pattern) for t in tensors):
-            raise ArgumentError(f"{name}={pattern!r} matches no module of the model. Use names as in model.named_modules().")
+            raise ArgumentError(
+                f"{name}={pattern!r} matches no module of the model. Use names as in model.named_modules()."
+            )
         patterns.append(pattern)
     return patterns
 
@@ -466,4 +486,6 @@ def check_weights(model: nn.Module) -> None:
             and not bool(torch.isfinite(tensor.sum()))
             and not bool(torch.isfinite(tensor).all())
         ):
-            raise TraceError(f"{name} has NaN or infinite values; a network with broken weights cannot be measured or cut.")
+            raise TraceError(
+                f"{name} has NaN or infinite values; a network with broken weights cannot be measured or cut."
+            )

@@ -117,7 +117,7 @@ Part: TypeAlias = tuple[str, Units]
 @final
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """One axis of a tensor or of a computation: its size and the groups along it (a position dies with any of its units)."""
+    """One axis of a tensor or a computation: its size and the groups along it. A position dies with any unit."""
 
     size: int
     parts: tuple[Part, ...] = ()
@@ -206,7 +206,7 @@ class Resize:
 
     Attributes:
         module: qualified module name (``""`` is the model itself).
-        attribute: attribute path below the module, e.g. ``"num_heads"``, ``"config.hidden_size"``, ``"normalized_shape[0]"``.
+        attribute: path below the module, e.g. ``"num_heads"``, ``"config.hidden_size"``, ``"normalized_shape[0]"``.
         size: its value before any cut.
         axis: index into ``Graph.axes``: the value becomes the number of surviving positions.
     """
@@ -284,7 +284,9 @@ class Graph:
     def survivors(self, keeps: Mapping[str, Tensor | np.ndarray]) -> np.ndarray:
         """Number of surviving positions of each axis in ``axes`` when groups keep these units. Shape [len(axes)]."""
         arrays = {name: np.asarray(keep, dtype=bool) for name, keep in keeps.items()}
-        return np.array([int(axis.kept(arrays).sum()) if axis.parts else axis.size for axis in self.axes], dtype=np.int64)
+        return np.array(
+            [int(axis.kept(arrays).sum()) if axis.parts else axis.size for axis in self.axes], dtype=np.int64
+        )
 
     def params(self, keeps: Mapping[str, Tensor | np.ndarray] | None = None) -> int:
         """Number of parameter entries that survive when groups keep these units (buffers are not counted)."""
@@ -296,14 +298,13 @@ class Graph:
         alive = self.survivors(keeps or {})
         return int(sum(w.fixed * int(np.prod(alive[list(w.axes)], dtype=np.int64)) for w in self.work))
 
-
     def describe(self) -> str:
         """A readable table of groups, what couples them, what is pinned and why, and of blocks."""
         width = max((len(g.name) for g in self.groups), default=0)
         lines = []
         for group in self.groups:
             held = [f"{s.role} {s.tensor}[{s.axis}]" for s in group.slots]
-            more = f" +{len(held) - 4}" if len(held) > 4 else ""  # noqa: PLR2004
+            more = f" +{len(held) - 4}" if len(held) > 4 else ""
             state = f"pinned: {group.pinned}" if group.pinned else ", ".join(held[:4]) + more
             lines.append(f"{group.name:<{width}}  {group.size:>6} {group.kind:<12} {state}")
             lines += [f"{'':<{width}}  {'':>6} note: {note}" for note in group.notes[:1]]
@@ -376,9 +377,13 @@ class Graph:
 
 
 def _block(data: Mapping[str, Any]) -> Block:
-    silences = [{k: tuple(v) if isinstance(v, list) else v for k, v in s.items()} for s in data["silences"]]
-    rest = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items() if k != "silences"}
+    silences: list[dict[str, Any]] = [_with_tuples(s) for s in data["silences"]]
+    rest: dict[str, Any] = _with_tuples({k: v for k, v in data.items() if k != "silences"})
     return Block(**rest, silences=tuple(Silence(**s) for s in silences))
+
+
+def _with_tuples(data: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
 
 
 def _runs(units: Units) -> list[list[int]]:
@@ -412,4 +417,3 @@ def _nearest(name: str, names: Iterable[str]) -> str:
 def keeps_of(cuts: Iterable[Any]) -> dict[str, Tensor]:
     """Mapping group name -> boolean keep tensor from the ``Cut`` edits in ``cuts``."""
     return {cut.group: cut.keep.tensor() for cut in cuts}
-

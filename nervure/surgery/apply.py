@@ -45,8 +45,8 @@ def apply(model: nn.Module, graph: Graph, plan: Plan) -> nn.Module:
                 assert_never(edit)
     if keeps:
         cut(result, graph, keeps)
-    for edit in plan.drops:
-        drop(result, graph.block(edit.block), keeps)
+    for dropped in plan.drops:
+        drop(result, graph.block(dropped.block), keeps)
     return result
 
 
@@ -64,7 +64,8 @@ def check_fits(model: nn.Module, graph: Graph, plan: Plan) -> None:
         name = differing[0]
         raise PlanError(
             f"the graph is of another model: {name!r} is {expected.get(name, 'missing')} there and "
-            f"{shapes.get(name, 'missing')} here ({len(set(differing))} tensors differ). Trace this model and plan again."
+            f"{shapes.get(name, 'missing')} here ({len(set(differing))} tensors differ). "
+            "Trace this model and plan again."
         )
 
 
@@ -79,9 +80,11 @@ def keeps_of(graph: Graph, plan: Plan) -> dict[str, np.ndarray]:
             raise PlanError(f"group {group.name!r} is pinned ({group.pinned}) and cannot be cut.")
         keeps[group.name] = keeps.get(group.name, np.ones(group.size, dtype=bool)) & keep
         if not keeps[group.name].any():
-            raise PlanError(f"cut of {group.name!r} leaves none of its {group.size} units; the network would fall apart.")
-    for edit in plan.drops:
-        block = graph.block(edit.block)
+            raise PlanError(
+                f"cut of {group.name!r} leaves none of its {group.size} units; the network would fall apart."
+            )
+    for dropped in plan.drops:
+        block = graph.block(dropped.block)
         if block.pinned:
             raise PlanError(f"block {block.name!r} cannot be dropped: {block.pinned}.")
         if block.group:

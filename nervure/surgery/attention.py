@@ -42,7 +42,7 @@ class ResizedAttention(nn.MultiheadAttention):
         module._qkv_same_embed_dim = False
         module.out_proj.out_features, module.out_proj.in_features = module.out_proj.weight.shape
 
-    def forward(  # noqa: PLR0913
+    def forward(
         self,
         query: Tensor,
         key: Tensor,
@@ -54,7 +54,7 @@ class ResizedAttention(nn.MultiheadAttention):
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """As in ``nn.MultiheadAttention``."""
-        single = query.dim() == 2  # noqa: PLR2004
+        single = query.dim() == 2
         if single:
             query, key, value = (t.unsqueeze(0) for t in (query, key, value))
         elif not self.batch_first:
@@ -89,14 +89,15 @@ class ResizedAttention(nn.MultiheadAttention):
         return q, k, v
 
     def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (-1, self.head_width)).transpose(1, 2)
+        heads: Tensor = x.unflatten(-1, (-1, self.head_width))
+        return heads.transpose(1, 2)
 
     def _masks(self, padding: Tensor | None, mask: Tensor | None, scores: Tensor) -> list[Tensor]:
         extra = scores.shape[-1] - (mask.shape[-1] if mask is not None else scores.shape[-1])
         masks = []
         if mask is not None:
             mask = F.pad(_additive(mask, scores), (0, extra))
-            masks.append(mask.unflatten(0, (-1, mask.shape[0] // scores.shape[0])) if mask.dim() == 3 else mask)  # noqa: PLR2004
+            masks.append(mask.unflatten(0, (-1, mask.shape[0] // scores.shape[0])) if mask.dim() == 3 else mask)
         if padding is not None:
             short = scores.shape[-1] - padding.shape[-1]
             masks.append(F.pad(_additive(padding, scores), (0, short))[..., None, None, :])

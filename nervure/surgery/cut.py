@@ -1,7 +1,7 @@
 """Cutting: every tensor loses the positions whose units leave, every size kept as an integer follows."""
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -76,20 +76,21 @@ def _weight_norms(model: nn.Module) -> list[_WeightNorm]:
     found = []
     for name, module in model.named_modules():
         prefix = f"{name}." if name else ""
-        if type(module).__name__ == "_WeightNorm":
+        if isinstance(module, torch.nn.utils.parametrizations._WeightNorm):
             holder = name.rpartition(".")[0]
             v = _tensor(model, f"{holder}.original1")
             found.append(_WeightNorm(f"{holder}.original0", f"{holder}.original1", int(module.dim), v))
         for hook in module._forward_pre_hooks.values():
             if type(hook).__name__ == "WeightNorm":
-                v = f"{prefix}{hook.name}_v"
-                found.append(_WeightNorm(f"{prefix}{hook.name}_g", v, int(hook.dim), _tensor(model, v)))
+                direction = f"{prefix}{hook.name}_v"
+                found.append(_WeightNorm(f"{prefix}{hook.name}_g", direction, int(hook.dim), _tensor(model, direction)))
     return found
 
 
 def _norms(pair: _WeightNorm) -> Tensor:
     axes = [a for a in range(pair.tensor.ndim) if a != pair.axis % pair.tensor.ndim]
-    return torch.linalg.vector_norm(pair.tensor.detach(), dim=axes, keepdim=True)
+    norms: Tensor = torch.linalg.vector_norm(pair.tensor.detach(), dim=axes, keepdim=True)
+    return norms
 
 
 def _rescale(
@@ -125,8 +126,8 @@ def _resize(model: nn.Module, graph: Graph, keeps: Mapping[str, np.ndarray]) -> 
         attribute = Attribute(resize.module, resize.attribute)
         if wanted.setdefault(attribute, (size, resize))[0] != size:
             raise PlanError(
-                f"{resize.module or 'the model'} keeps one number, {resize.attribute}={resize.size}, for two sizes that this "
-                f"plan makes different ({wanted[attribute][0]} and {size}). Cut the groups that use it alike."
+                f"{resize.module or 'the model'} keeps one number, {resize.attribute}={resize.size}, for two sizes "
+                f"that this plan makes different ({wanted[attribute][0]} and {size}). Cut the groups that use it alike."
             )
     for attribute, (size, resize) in wanted.items():
         if size != resize.size and read_attribute(model, attribute) == resize.size:
@@ -138,61 +139,62 @@ def _resize(model: nn.Module, graph: Graph, keeps: Mapping[str, np.ndarray]) -> 
 
 def _describe_itself(module: nn.Module, changed: set[int]) -> None:
     """Bring the widths that standard modules print and check in line with their tensors."""
-    if not any(id(t) in changed for t in (*module._parameters.values(), *module._buffers.values())):
-        if not isinstance(module, nn.MultiheadAttention) or id(module.out_proj.weight) not in changed:
-            return
+    own = [*module._parameters.values(), *module._buffers.values()]
+    if isinstance(module, nn.MultiheadAttention):
+        own.append(module.out_proj.weight)
+    if not any(id(t) in changed for t in own):
+        return
     for kind, describe in _DESCRIPTIONS.items():
         if isinstance(module, kind):
             describe(module)
             return
 
 
-def _linear(m: nn.Module) -> None:
+def _linear(m: Any) -> None:
     m.out_features, m.in_features = _shape(m)
 
 
-def _conv(m: nn.Module) -> None:
-    shape, groups = _shape(m), int(getattr(m, "groups"))  # noqa: B009
+def _conv(m: Any) -> None:
+    shape, groups = _shape(m), int(m.groups)
     if m._parameters.get("weight") is not None and shape[0] == 1 and shape[1] == 1:
         groups = 1
-    if bool(getattr(m, "transposed")):  # noqa: B009
+    if m.transposed:
         m.in_channels, m.out_channels = shape[0], shape[1] * groups
     else:
         m.out_channels, m.in_channels = shape[0], shape[1] * groups
 
 
-def _norm(m: nn.Module) -> None:
+def _norm(m: Any) -> None:
     held = next(t for t in (*m._parameters.values(), *m._buffers.values()) if t is not None and t.ndim)
     m.num_features = held.shape[0]
 
 
-def _layer_norm(m: nn.Module) -> None:
+def _layer_norm(m: Any) -> None:
     m.normalized_shape = _shape(m)
 
 
-def _group_norm(m: nn.Module) -> None:
+def _group_norm(m: Any) -> None:
     m.num_channels = _shape(m)[0]
 
 
-def _embedding(m: nn.Module) -> None:
+def _embedding(m: Any) -> None:
     m.num_embeddings, m.embedding_dim = _shape(m)
 
 
-def _recurrent(m: nn.Module) -> None:
-    assert isinstance(m, nn.RNNBase)
+def _recurrent(m: Any) -> None:
     m.input_size = m.weight_ih_l0.shape[1]
     m.hidden_size = m.weight_hh_l0.shape[0] // {"LSTM": 4, "GRU": 3}.get(m.mode, 1)
     if m.proj_size:
         m.proj_size = m.weight_hh_l0.shape[1]
 
 
-def _prelu(m: nn.Module) -> None:
+def _prelu(m: Any) -> None:
     m.num_parameters = _shape(m)[0]
 
 
-def _shape(m: nn.Module) -> tuple[int, ...]:
-    weight = getattr(m, "weight")  # noqa: B009  (parametrised weights are computed by the attribute)
-    return tuple(weight.shape)
+def _shape(m: Any) -> tuple[int, ...]:
+    # Parametrised weights are computed by the attribute.
+    return tuple(m.weight.shape)
 
 
 _DESCRIPTIONS = {

@@ -1,4 +1,4 @@
-"""Dropping blocks: the modules of a branch step aside, its output becomes zero (or nothing, where it was concatenated)."""
+"""Dropping blocks: the modules of a branch step aside, its output becomes zero (nothing, where it was concatenated)."""
 
 from collections.abc import Mapping
 from dataclasses import replace

@@ -1,7 +1,7 @@
 """Links: a sparse skip connection from what one layer writes to what another writes.
 
 The two layers keep their class name, parameters and places: each becomes a subclass of itself that, after its own
-forward, hands its output to a shared signal or adds the linked signal to it. Copies of the model keep the pair together.
+forward, hands its output to a shared signal or adds the linked signal to it. Copies of a model keep pairs together.
 """
 
 from collections.abc import Callable
@@ -46,9 +46,9 @@ class Wire(nn.Module):
         weight = self.weight * self.mask
         if self.last:
             return F.linear(signal, weight)
-        signal = F.conv2d(signal, weight[:, :, None, None]) if signal.dim() == 4 else F.linear(signal, weight)  # noqa: PLR2004
-        if signal.dim() == 4 and signal.shape[2:] != target.shape[2:]:  # noqa: PLR2004
-            signal = F.adaptive_avg_pool2d(signal, target.shape[2:])
+        signal = F.conv2d(signal, weight[:, :, None, None]) if signal.dim() == 4 else F.linear(signal, weight)
+        if signal.dim() == 4 and signal.shape[2:] != target.shape[2:]:
+            signal = F.adaptive_avg_pool2d(signal, list(target.shape[2:]))  # type: ignore[arg-type]
         return signal
 
 
@@ -77,12 +77,14 @@ def _target_class(kind: type[nn.Module]) -> type[nn.Module]:
 
 
 def link(model: nn.Module, graph: Graph, edit: Link) -> None:
-    """Insert the connection of ``edit`` into ``model`` in place; raises :class:`PlanError` where its ends do not fit."""
+    """Insert the connection of ``edit`` into ``model`` in place; raises PlanError where its ends do not fit."""
     source, target = _writer(graph, edit.source), _writer(graph, edit.target)
     keep = edit.keep.tensor()
     wanted = (graph[edit.target].size, graph[edit.source].size)
     if tuple(keep.shape) != wanted:
-        raise PlanError(f"link {edit.source!r} -> {edit.target!r}: keep has shape {tuple(keep.shape)}, the groups {wanted}.")
+        raise PlanError(
+            f"link {edit.source!r} -> {edit.target!r}: keep has shape {tuple(keep.shape)}, the groups {wanted}."
+        )
     first, second = model.get_submodule(source), model.get_submodule(target)
     signal = Signal()
     _become(first, _source_class, "_links_out", "_signals").append(signal)
@@ -100,7 +102,7 @@ def _writer(graph: Graph, name: str) -> str:
     return writers[0].tensor.rpartition(".")[0]
 
 
-def _become(module: nn.Module, make: Callable[[type[nn.Module]], type[nn.Module]], flag: str, key: str) -> list[Any]:
+def _become(module: nn.Module, make: Callable[..., type[nn.Module]], flag: str, key: str) -> list[Any]:
     if not getattr(type(module), flag, False):
         module.__class__ = make(type(module))
         module.__dict__[key] = []

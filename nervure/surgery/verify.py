@@ -16,16 +16,21 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
-from nervure.errors import VerificationError
-from nervure.graph.example import as_inputs, run_example, tensors_in
+from nervure.errors import ForwardError, VerificationError
+from nervure.graph.example import as_inputs, evaluating, run_example, tensors_in
 from nervure.graph.flow import Read
-from nervure.graph.tape import plain_kernels, record
+from nervure.graph.tape import Entry, plain_kernels, record
 from nervure.graph.trace import Drawing, draw
 from nervure.graph.types import Graph
 from nervure.plan import Plan
 from nervure.surgery.apply import apply, keeps_of
 
-TOLERANCES: Mapping[torch.dtype, float] = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+TOLERANCES: Mapping[torch.dtype, float] = {
+    torch.float64: 1e-9,
+    torch.float32: 1e-4,
+    torch.float16: 2e-2,
+    torch.bfloat16: 1e-1,
+}
 
 
 class HasPlan(Protocol):
@@ -81,20 +86,28 @@ def verify(model: nn.Module, pruned: HasPlan, example: Any) -> Verification:
     """
     with evaluating(model), evaluating(pruned.model):
         drawing = draw(model, example, **pruned.graph.settings)
-        outcome = compare(reference(model, drawing, pruned.graph, pruned.plan, example), _run(pruned.model, example))
+        outcome = compare(
+            reference(model, drawing, pruned.graph, pruned.plan, example), outputs_of(pruned.model, example)
+        )
         if not outcome and _can_double(model):
             # Deep networks amplify rounding: before calling it wrong, look again in double precision.
             outcome = _in_double(model, drawing, pruned, example)
     if not outcome:
         raise VerificationError(
-            f"the pruned model differs from the original without the removed units: relative error {outcome.error:.2e}, "
-            f"allowed {outcome.tolerance:.0e}. Nothing that fails this check should be used; "
+            f"the pruned model differs from the original without the removed units: relative error "
+            f"{outcome.error:.2e}, allowed {outcome.tolerance:.0e}. Nothing that fails this check should be used; "
             "pin the groups in question with ignore=, and please report the model."
         )
     return outcome
 
 
-def reference(model: nn.Module, drawing: Drawing, graph: Graph, plan: Plan, example: Any) -> list[Tensor]:
+class _MisalignedError(Exception):
+    """The model does not run the same operators as when it was drawn."""
+
+
+def reference(
+    model: nn.Module, drawing: Drawing, graph: Graph, plan: Plan, example: Any, *, again: bool = False
+) -> list[Tensor]:
     """Outputs of ``model`` with the removed units left out of every sum and statistic, dropped blocks silent."""
     keeps = keeps_of(graph, plan)
     rest = Plan(tuple(e for e in plan if e in plan.masks))
@@ -105,13 +118,28 @@ def reference(model: nn.Module, drawing: Drawing, graph: Graph, plan: Plan, exam
         if not alive.all():
             reads.setdefault(read.entry, []).append(read)
 
+    entries = drawing.flow.tape.entries
+
     def interpret(index: int, func: Any, args: Any, kwargs: Any) -> Any:
+        entry = entries[index] if index < len(entries) else None
+        if not isinstance(entry, Entry) or entry.op is not func:
+            raise _MisalignedError
         return _restricted(func, args, kwargs, [(r, _alive(drawing, r, keeps)) for r in reads.get(index, ())])
 
-    with _silent(source, graph, plan):
-        tape, output = record(source, example, interpret=interpret, tag=False)
+    try:
+        with _silent(source, graph, plan):
+            _, output = record(source, example, interpret=interpret, tag=False)
+    except ForwardError as error:
+        if not isinstance(error.__cause__, _MisalignedError) or again:
+            raise
+        # A model that keeps something from one run for the next computes less the second time: draw that.
+        return reference(
+            model, draw(model, example, **graph.settings, auxiliary=False), graph, plan, example, again=True
+        )
     outputs = tensors_in(output)
-    return [_surviving(t, drawing, number, keeps) for t, number in zip(outputs, drawing.flow.tape.outputs, strict=False)]
+    return [
+        _surviving(t, drawing, number, keeps) for t, number in zip(outputs, drawing.flow.tape.outputs, strict=False)
+    ]
 
 
 def _alive(drawing: Drawing, read: Read, keeps: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -205,7 +233,9 @@ def _silent(model: nn.Module, graph: Graph, plan: Plan) -> Iterator[None]:
         for edit in plan.drops:
             block = graph.block(edit.block)
             if block.kind == "module":
-                hook = model.get_submodule(block.modules[-1]).register_forward_hook(same, with_kwargs=True, prepend=True)
+                hook = model.get_submodule(block.modules[-1]).register_forward_hook(
+                    same, with_kwargs=True, prepend=True
+                )
                 stack.callback(hook.remove)
             elif block.kind == "residual":
                 stack.callback(model.get_submodule(block.modules[-1]).register_forward_hook(zero, prepend=True).remove)
@@ -234,12 +264,15 @@ def compare(expected: list[Tensor], found: list[Tensor]) -> Verification:
     return Verification(worst, allowed, len(expected))
 
 
-def _run(model: nn.Module, example: Any) -> list[Tensor]:
+def outputs_of(model: nn.Module, example: Any) -> list[Tensor]:
+    """All tensors that ``model`` returns on ``example``; raises VerificationError where it does not run."""
     try:
         with plain_kernels(model):
             return tensors_in(run_example(model, example))
     except Exception as error:
-        raise VerificationError(f"the pruned model does not run on the example: {type(error).__name__}: {error}.") from error
+        raise VerificationError(
+            f"the pruned model does not run on the example: {type(error).__name__}: {error}."
+        ) from error
 
 
 def _can_double(model: nn.Module) -> bool:
@@ -256,20 +289,8 @@ def _in_double(model: nn.Module, drawing: Drawing, pruned: HasPlan, example: Any
     wide, narrow = copy.deepcopy(model).double(), copy.deepcopy(pruned.model).double()
     try:
         again = draw(wide, exact, **pruned.graph.settings)
-        return compare(reference(wide, again, pruned.graph, pruned.plan, exact), _run(narrow, exact))
+        return compare(reference(wide, again, pruned.graph, pruned.plan, exact), outputs_of(narrow, exact))
     except VerificationError:
         raise
     except Exception:  # a model with casts of its own may not run in double precision; the first verdict stands
-        return compare(reference(model, drawing, pruned.graph, pruned.plan, example), _run(pruned.model, example))
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode while this lasts; every module's own flag is put back after."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
+        return compare(reference(model, drawing, pruned.graph, pruned.plan, example), outputs_of(pruned.model, example))

@@ -18,8 +18,9 @@ from torch.optim import Optimizer
 
 from nervure.check import require_choice, require_positive
 from nervure.errors import ArgumentError, DataError
-from nervure.evaluation.batches import Batch, Data, call, device_of, evaluating, pairs, require_classes, to_device
+from nervure.evaluation.batches import Batch, Data, call, device_of, pairs, require_classes, to_device
 from nervure.evaluation.metrics import evaluate
+from nervure.graph.example import evaluating
 from nervure.progress import length
 from nervure.progress import progress as progress_bar
 from nervure.training.checkpoint import load_run, save_run

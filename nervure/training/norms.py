@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from nervure.check import require_positive
 from nervure.errors import DataError
-from nervure.evaluation.batches import Data, call_only, device_of, evaluating, pairs, to_device
+from nervure.evaluation.batches import Data, call_only, device_of, pairs, to_device
+from nervure.graph.example import evaluating
 
 
 def recalibrate(model: nn.Module, data: Data, batches: int = 100) -> int:

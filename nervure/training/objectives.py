@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nervure.errors import ArgumentError
-from nervure.evaluation.batches import Batch, call, device_of, evaluating, logits_of, require_labels, to_device
+from nervure.evaluation.batches import Batch, call, device_of, logits_of, require_labels, to_device
+from nervure.graph.example import evaluating
 
 Objective: TypeAlias = Callable[[nn.Module, Batch], Tensor]
 

@@ -15,7 +15,10 @@ def meet(flow: Flow, left: Sequence[Layer], right: Sequence[Layer], size: int, *
     if left and right:
         flow.store.match(list(left), list(right), flow.at())
     elif size > 1 and not free:
-        flow.store.pin([x.labels for x in (*left, *right)], f"meets an axis without units (the model's input, or a fixed one) at {flow.at()}")
+        flow.store.pin(
+            [x.labels for x in (*left, *right)],
+            f"meets an axis without units (the model's input, or a fixed one) at {flow.at()}",
+        )
 
 
 def contract(flow: Flow, a: tuple[int, int], b: tuple[int, int]) -> tuple[list[Layer], list[Layer]]:
@@ -51,7 +54,7 @@ def _matrix_product(flow: Flow, a: int, b: int, out: Ref) -> Space:
     flow.role(beside, "writer")
     layers = [made(z, rank - 2, rank) for z in above] + [made(z, rank - 1, rank) for z in beside]
     batch: list[Layer] = []
-    if rank == 3:  # noqa: PLR2004
+    if rank == 3:
         batch, other = flow.layers(x, 0), flow.layers(y, 0)
         meet(flow, batch, other, flow.shape(x)[0], free=flow.space(x).free or flow.space(y).free)
         batch = batch or other
@@ -60,7 +63,7 @@ def _matrix_product(flow: Flow, a: int, b: int, out: Ref) -> Space:
             flow.attention.extend(z.labels for z in beside)
             flow.heads.extend(z.labels for z in batch)
     columns = flow.shape(y)[-1]
-    sizes = [(flow.shape(x)[0], batch)] if rank == 3 else []  # noqa: PLR2004
+    sizes = [(flow.shape(x)[0], batch)] if rank == 3 else []
     flow.work(1, *sizes, (rows, above), (inner, left or right), (columns, beside))
     return Space(tuple(layers))
 
@@ -112,8 +115,9 @@ def linear(flow: Flow, entry: Entry) -> list[Space]:
 
 
 def blocked(flow: Flow, layers: Sequence[Layer], blocks: int, size: int) -> tuple[list[Layer], list[Layer]]:
-    """Layers of an axis of ``size`` seen as ``blocks`` equal blocks: those that tell blocks apart, those inside them."""
-    outer, inner = [], []
+    """Layers of an axis of ``size`` seen as equal blocks: those that tell blocks apart, and those inside them."""
+    outer: list[Layer] = []
+    inner: list[Layer] = []
     folded = [Layer(_compressed(x.labels.reshape(blocks, size // blocks)), x.owner) for x in layers]
     for layer in flow.store.rectangular(folded, flow.at()):
         (outer if layer.support == (0,) else inner).append(Layer(layer.labels.reshape(-1), layer.owner))
@@ -150,7 +154,9 @@ def convolution(flow: Flow, entry: Entry) -> list[Space]:
         return [Space(tuple(layers))]
     riders = [move(z, 1, rank) for z in flow.layers(bias, 0)]
     bias_shape = tuple(out_shape[1] if i == 1 else 1 for i in range(rank))
-    return [flow.store.join([(Space(tuple(layers)), out_shape), (Space(tuple(riders)), bias_shape)], out_shape, flow.at())]
+    return [
+        flow.store.join([(Space(tuple(layers)), out_shape), (Space(tuple(riders)), bias_shape)], out_shape, flow.at())
+    ]
 
 
 def _grouped(flow: Flow, entry: Entry, x: Ref, w: Ref, groups: int, transposed: bool) -> list[Layer]:

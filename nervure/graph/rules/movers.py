@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from functools import reduce
+from itertools import pairwise
 from math import gcd
 from typing import Any
 
 import numpy as np
+import torch
 
 from nervure.graph.flow import Flow, Rule, argument, call_sizes, move
 from nervure.graph.labels import NONE, Array, Layer, Space, compress
@@ -120,9 +122,7 @@ def _permuted(space: Space, order: list[int]) -> Space:
 def expand(flow: Flow, entry: Entry) -> list[Space]:
     """Broadcast: the labels are already broadcast."""
     space, rank = flow.space(entry.args[0]), len(flow.shape(entry.outs[0]))
-    layers = [
-        Layer(z.labels.reshape((1,) * (rank - z.labels.ndim) + z.labels.shape), z.owner) for z in space.layers
-    ]
+    layers = [Layer(z.labels.reshape((1,) * (rank - z.labels.ndim) + z.labels.shape), z.owner) for z in space.layers]
     _sizes_follow(flow, entry, layers, flow.shape(entry.outs[0]))
     return [Space(tuple(layers), free=space.free)]
 
@@ -214,7 +214,7 @@ def _is_own(wish: Any) -> bool:
 
 
 def _slice_sizes(call: Call | None, axis: int, rank: int) -> tuple[Any, Any]:
-    if call is None or call.name not in ("__getitem__", "__setitem__") or len(call.args) < 2:  # noqa: PLR2004
+    if call is None or call.name not in ("__getitem__", "__setitem__") or len(call.args) < 2:
         return (None, None)
     index = call.args[1] if isinstance(call.args[1], tuple) else (call.args[1],)
     if Ellipsis in [i for i in index if i is Ellipsis]:
@@ -244,7 +244,7 @@ def split(flow: Flow, entry: Entry) -> list[Space]:
             if named and len(set(sizes)) == 1 and _is_own(listed):
                 _, inner = blocked(flow, layers, len(sizes), sum(sizes))
                 flow.store.size(listed, [z.labels for z in inner], "a split")
-    return [_cut_piece(space, axis, slice(a, b)) for a, b in zip(edges, edges[1:], strict=False)]
+    return [_cut_piece(space, axis, slice(a, b)) for a, b in pairwise(edges)]
 
 
 def select(flow: Flow, entry: Entry) -> list[Space]:
@@ -326,7 +326,7 @@ def flip(flow: Flow, entry: Entry) -> list[Space]:
     space = flow.space(entry.args[0])
     rank = len(flow.shape(entry.args[0]))
     axes = [a % rank for a in entry.args[1]]
-    return [Space(tuple(Layer(np.flip(z.labels, axes), z.owner) for z in space.layers), free=space.free)]
+    return [Space(tuple(Layer(np.flip(z.labels, tuple(axes)), z.owner) for z in space.layers), free=space.free)]
 
 
 def roll(flow: Flow, entry: Entry) -> list[Space]:
@@ -384,7 +384,7 @@ def _picked(flow: Flow, layer: Layer, index: Ref) -> Array | None:
     if const is None or const.dtype.is_floating_point:
         return None
     ids = const.reshape(-1).cpu().numpy()
-    if const.dtype.is_floating_point is False and str(const.dtype) == "torch.bool":
+    if const.dtype == torch.bool:
         ids = np.nonzero(ids)[0]
     picked: Array = layer.labels.reshape(-1)[ids]
     return picked
@@ -410,15 +410,15 @@ def index(flow: Flow, entry: Entry) -> list[Space]:
     x, indices = entry.args[0], entry.args[1]
     rank, out_rank = len(flow.shape(x)), len(flow.shape(entry.outs[0]))
     used = [a for a, i in enumerate(indices) if i is not None]
-    masks = any(flow.tape.values[indices[a].id].dtype.is_floating_point is False
-                and str(flow.tape.values[indices[a].id].dtype) == "torch.bool" for a in used)
+    masks = any(flow.tape.values[indices[a].id].dtype == torch.bool for a in used)
     if masks:
         return _masked_index(flow, entry, used, out_rank)
     spread = out_rank - (rank - len(used))
     together = used == list(range(used[0], used[-1] + 1))
     first = used[0] if together else 0
     rest = [a for a in range(rank) if a not in used]
-    places = {a: (i if (a < first or not together and False) else i + spread) for i, a in enumerate(rest)}
+    # Index tensors that stand together put their axes in their place, others put them first.
+    places = {a: i + spread for i, a in enumerate(rest)}
     if together:
         places = {a: (a if a < first else a - len(used) + spread) for a in rest}
     layers = []
@@ -468,13 +468,43 @@ def gather(flow: Flow, entry: Entry) -> list[Space]:
 
 MOVERS: Mapping[str, Rule] = {
     **dict.fromkeys(
-        ("clone", "detach", "alias", "contiguous", "_to_copy", "lift_fresh", "lift_fresh_copy", "lift", "dropout",
-         "native_dropout", "bernoulli", "alpha_dropout", "feature_dropout", "view_as_real", "_conj", "resolve_conj",
-         "fake_quantize_per_tensor_affine", "to"),
+        (
+            "clone",
+            "detach",
+            "alias",
+            "contiguous",
+            "_to_copy",
+            "lift_fresh",
+            "lift_fresh_copy",
+            "lift",
+            "dropout",
+            "native_dropout",
+            "bernoulli",
+            "alpha_dropout",
+            "feature_dropout",
+            "view_as_real",
+            "_conj",
+            "resolve_conj",
+            "fake_quantize_per_tensor_affine",
+            "to",
+        ),
         same,
     ),
-    **dict.fromkeys(("view", "_unsafe_view", "reshape", "_reshape_alias", "squeeze", "unsqueeze", "flatten",
-                     "unflatten", "_reshape_copy", "view_copy"), view),
+    **dict.fromkeys(
+        (
+            "view",
+            "_unsafe_view",
+            "reshape",
+            "_reshape_alias",
+            "squeeze",
+            "unsqueeze",
+            "flatten",
+            "unflatten",
+            "_reshape_copy",
+            "view_copy",
+        ),
+        view,
+    ),
     **dict.fromkeys(("transpose", "t", "swapaxes", "swapdims"), transpose),
     "permute": permute,
     "expand": expand,
@@ -482,10 +512,22 @@ MOVERS: Mapping[str, Rule] = {
     "as_strided": as_strided,
     "slice": slice_,
     "narrow": slice_,
-    **dict.fromkeys(("split", "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes", "chunk", "unsafe_chunk"), split),
+    **dict.fromkeys(
+        ("split", "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes", "chunk", "unsafe_chunk"), split
+    ),
     "select": select,
-    "unbind": lambda flow, entry: select(flow, Entry(
-        entry.op, entry.name, (entry.args[0], argument(entry, 1, "dim", 0)), {}, entry.outs, entry.module, entry.call)),
+    "unbind": lambda flow, entry: select(
+        flow,
+        Entry(
+            entry.op,
+            entry.name,
+            (entry.args[0], argument(entry, 1, "dim", 0)),
+            {},
+            entry.outs,
+            entry.module,
+            entry.call,
+        ),
+    ),
     "cat": cat,
     "stack": stack,
     "constant_pad_nd": pad,

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from nervure.graph.flow import Flow, Rule, argument, move, refs_in
+from nervure.graph.flow import Flow, Rule, argument, made, move, refs_in
 from nervure.graph.labels import Layer, Space
 from nervure.graph.rules.contractions import blocked
 from nervure.graph.sizes import Expression
@@ -24,14 +24,35 @@ def copy(flow: Flow, entry: Entry) -> list[Space]:
 
 
 def constant(flow: Flow, entry: Entry) -> list[Space]:
-    """Made from sizes alone: takes the labels that it meets, and its sizes must follow them."""
+    """Made from sizes alone. One value everywhere takes the labels that it meets, and its sizes must follow."""
+    if not entry.name.removeprefix("new_").startswith(("zeros", "ones", "full", "empty", "scalar_tensor", "lift")):
+        return [Space() for _ in entry.outs]
     if entry.name.endswith("_like"):
         return [Space(free=True) for _ in entry.outs]
-    sizes = _constant_sizes(entry.call, len(flow.shape(entry.outs[0])))
-    wishes = tuple((axis, size) for axis, size in enumerate(sizes)) or tuple(
-        (axis, size) for axis, size in enumerate(flow.shape(entry.outs[0]))
-    )
-    return [Space(free=True, wishes=wishes) for _ in entry.outs]
+    shape = flow.shape(entry.outs[0])
+    sizes = _constant_sizes(entry.call, len(shape)) or list(shape)
+    layers: list[Layer] = []
+    wishes: list[tuple[int, int | Expression]] = []
+    for axis, size in enumerate(sizes):
+        own, wish = _size_of_constant(flow, size)
+        layers += [made(Layer(z.labels), axis, len(shape)) for z in own]
+        wishes += [] if wish is None else [(axis, wish)]
+    return [Space(tuple(layers), free=True, wishes=tuple(wishes)) for _ in entry.outs]
+
+
+def _size_of_constant(flow: Flow, size: int | Expression) -> tuple[list[Layer], int | Expression | None]:
+    """A size read from an axis of a tensor brings that axis's units along; others are wishes."""
+    if isinstance(size, int):
+        return [], size
+    if size.dimension is None:
+        for number, axis in size.dimensions():
+            flow.suspect_axis(number, axis, f"sizes computed at {flow.at()}")
+        return [], size
+    number, axis = size.dimension
+    source = flow.space(Ref(number))
+    if source.free and not source.layers:
+        return [], dict(source.wishes).get(axis)
+    return flow.layers(Ref(number), axis), None
 
 
 def _constant_sizes(call: Call | None, rank: int) -> list[int | Expression]:
@@ -85,7 +106,11 @@ def _reduced(flow: Flow, x: Ref, axes: Sequence[int], out_rank: int) -> Space:
     rest = [a for a in range(rank) if a not in axes]
     if out_rank != len(rest):
         return Space()
-    return Space(tuple(Layer(z.labels.transpose([*rest, *axes]).reshape([z.labels.shape[a] for a in rest]), z.owner) for z in kept))
+    return Space(
+        tuple(
+            Layer(z.labels.transpose([*rest, *axes]).reshape([z.labels.shape[a] for a in rest]), z.owner) for z in kept
+        )
+    )
 
 
 def along_axis(flow: Flow, entry: Entry) -> list[Space]:
@@ -222,7 +247,7 @@ def grid_sample(flow: Flow, entry: Entry) -> list[Space]:
     """Sampling at given places: channels go through, the places must have no units."""
     for r in refs_in(entry.args[1:2]):
         flow.store.pin([z.labels for z in flow.space(r).layers], f"coordinates at {flow.at()}")
-    return spatial(len(flow.shape(entry.args[0])) - 2)(flow, entry)
+    return list(spatial(len(flow.shape(entry.args[0])) - 2)(flow, entry))
 
 
 def unknown(flow: Flow, entry: Entry) -> list[Space]:
@@ -244,16 +269,140 @@ def nothing(flow: Flow, entry: Entry) -> list[Space]:
     return [Space() for _ in entry.outs]
 
 
-_POINTWISE = (
-    "add sub mul div rsub addcmul addcdiv where masked_fill maximum minimum relu relu6 leaky_relu elu selu celu gelu "
-    "silu mish hardtanh hardswish hardsigmoid sigmoid tanh softplus softshrink hardshrink threshold log_sigmoid_forward "
-    "prelu _prelu_kernel clamp clamp_min clamp_max exp exp2 expm1 log log1p log2 log10 sqrt rsqrt pow abs neg sign floor "
-    "ceil round trunc frac reciprocal square sin cos tan asin acos atan atan2 sinh cosh erf erfc erfinv lerp fmod "
-    "remainder eq ne lt le gt ge logical_and logical_or logical_not logical_xor bitwise_and bitwise_or bitwise_not "
-    "bitwise_xor isnan isinf isfinite nan_to_num tril triu rrelu_with_noise glu_jvp polar complex real imag view_as_complex"
-).split()
-_REDUCTIONS = "sum mean amax amin max min norm linalg_vector_norm var std var_mean std_mean prod logsumexp any all median nansum".split()
-_ORDERED = "sort topk argsort argmax argmin cumsum cumprod cummax cummin logcumsumexp kthvalue mode msort".split()
+_POINTWISE = [
+    "add",
+    "sub",
+    "mul",
+    "div",
+    "rsub",
+    "addcmul",
+    "addcdiv",
+    "where",
+    "masked_fill",
+    "maximum",
+    "minimum",
+    "relu",
+    "relu6",
+    "leaky_relu",
+    "elu",
+    "selu",
+    "celu",
+    "gelu",
+    "silu",
+    "mish",
+    "hardtanh",
+    "hardswish",
+    "hardsigmoid",
+    "sigmoid",
+    "tanh",
+    "softplus",
+    "softshrink",
+    "hardshrink",
+    "threshold",
+    "log_sigmoid_forward",
+    "prelu",
+    "_prelu_kernel",
+    "clamp",
+    "clamp_min",
+    "clamp_max",
+    "exp",
+    "exp2",
+    "expm1",
+    "log",
+    "log1p",
+    "log2",
+    "log10",
+    "sqrt",
+    "rsqrt",
+    "pow",
+    "abs",
+    "neg",
+    "sign",
+    "floor",
+    "ceil",
+    "round",
+    "trunc",
+    "frac",
+    "reciprocal",
+    "square",
+    "sin",
+    "cos",
+    "tan",
+    "asin",
+    "acos",
+    "atan",
+    "atan2",
+    "sinh",
+    "cosh",
+    "erf",
+    "erfc",
+    "erfinv",
+    "lerp",
+    "fmod",
+    "remainder",
+    "eq",
+    "ne",
+    "lt",
+    "le",
+    "gt",
+    "ge",
+    "logical_and",
+    "logical_or",
+    "logical_not",
+    "logical_xor",
+    "bitwise_and",
+    "bitwise_or",
+    "bitwise_not",
+    "bitwise_xor",
+    "isnan",
+    "isinf",
+    "isfinite",
+    "nan_to_num",
+    "tril",
+    "triu",
+    "rrelu_with_noise",
+    "glu_jvp",
+    "polar",
+    "complex",
+    "real",
+    "imag",
+    "view_as_complex",
+]
+_REDUCTIONS = [
+    "sum",
+    "mean",
+    "amax",
+    "amin",
+    "max",
+    "min",
+    "norm",
+    "linalg_vector_norm",
+    "var",
+    "std",
+    "var_mean",
+    "std_mean",
+    "prod",
+    "logsumexp",
+    "any",
+    "all",
+    "median",
+    "nansum",
+]
+_ORDERED = [
+    "sort",
+    "topk",
+    "argsort",
+    "argmax",
+    "argmin",
+    "cumsum",
+    "cumprod",
+    "cummax",
+    "cummin",
+    "logcumsumexp",
+    "kthvalue",
+    "mode",
+    "msort",
+]
 _SPATIAL = {
     1: "max_pool1d avg_pool1d adaptive_avg_pool1d adaptive_max_pool1d upsample_nearest1d upsample_linear1d "
     "reflection_pad1d replication_pad1d",
@@ -282,8 +431,18 @@ OTHERS: Mapping[str, Rule] = {
     **dict.fromkeys(_ORDERED, ordered),
     **{name: spatial(n) for n, names in _SPATIAL.items() for name in names.split()},
     **dict.fromkeys(("_softmax", "_log_softmax", "softmax", "log_softmax", "_safe_softmax"), along_axis),
-    **dict.fromkeys(("native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training", "batch_norm",
-                     "_batch_norm_with_update", "_batch_norm_no_update", "cudnn_batch_norm"), batch_norm),
+    **dict.fromkeys(
+        (
+            "native_batch_norm",
+            "_native_batch_norm_legit",
+            "_native_batch_norm_legit_no_training",
+            "batch_norm",
+            "_batch_norm_with_update",
+            "_batch_norm_no_update",
+            "cudnn_batch_norm",
+        ),
+        batch_norm,
+    ),
     "native_layer_norm": layer_norm,
     "layer_norm": layer_norm,
     "_weight_norm_interface": weight_norm,
@@ -296,7 +455,21 @@ OTHERS: Mapping[str, Rule] = {
     "glu": glu,
     "copy": copy,
     **dict.fromkeys(("fill", "zero", "normal_", "uniform_", "random_", "exponential_"), filled),
-    **dict.fromkeys(("zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like", "new_zeros", "new_ones",
-                     "new_full", "new_empty", "new_empty_strided"), constant),
+    **dict.fromkeys(
+        (
+            "zeros_like",
+            "ones_like",
+            "full_like",
+            "empty_like",
+            "rand_like",
+            "randn_like",
+            "new_zeros",
+            "new_ones",
+            "new_full",
+            "new_empty",
+            "new_empty_strided",
+        ),
+        constant,
+    ),
     **dict.fromkeys(("item", "_local_scalar_dense", "equal", "is_nonzero", "is_same_size", "sym_size"), nothing),
 }
