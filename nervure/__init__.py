@@ -6,6 +6,8 @@ from nervure.graph import Block, Cost, Graph, Group, count
 from nervure.methods import Magnitude, Random
 from nervure.plan import Cut, Drop, Keep, Link, Mask, Plan
 from nervure.prune import Pruned, prune
+from nervure.recipe import Recipe, run
+from nervure.report import Report
 from nervure.stats import Stats, measure
 from nervure.surgery import apply, verify
 from nervure.tracing import trace
@@ -25,6 +27,8 @@ __all__ = [
     "Plan",
     "Pruned",
     "Random",
+    "Recipe",
+    "Report",
     "Stats",
     "apply",
     "count",
@@ -34,6 +38,7 @@ __all__ = [
     "load",
     "measure",
     "prune",
+    "run",
     "save",
     "trace",
     "train",

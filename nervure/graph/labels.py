@@ -186,15 +186,18 @@ class Store:
         else:
             self.splits.append(Split(roots, coordinates))
 
-    def rectangular(self, layers: Sequence[Layer], reason: str) -> tuple[Layer, ...]:
-        """Keep layers that vary along one axis; those that vary along several must become a product of one each."""
+    def rectangular(self, layers: Sequence[Layer], reason: str, *, parts: bool = False) -> tuple[Layer, ...]:
+        """Keep layers that vary along one axis; those that vary along several must become a product of one each.
+
+        An axis that is one unit altogether stays, unless it is about to be one of several ``parts`` of an axis.
+        """
         kept = []
         for layer in layers:
             joined = layer
             if len(layer.support) > 1:
                 joined = Layer(self._assembled(layer.labels, layer.support, reason), layer.owner)
             support = joined.support
-            if len(support) == 1 and self._is_one_unit(joined.labels):
+            if len(support) == 1 and not parts and self._is_one_unit(joined.labels):
                 self.pin([joined.labels], f"all of its axis is one unit at {reason}")
             elif len(support) == 1:
                 kept.append(joined)
@@ -203,8 +206,11 @@ class Store:
         return tuple(kept)
 
     def _is_one_unit(self, labels: Array) -> bool:
+        ends = self.unions.find(labels.flat[[0, -1]])
+        if ends[0] < 0 or ends[0] != ends[1]:
+            return False
         roots = self.unions.find(labels)
-        return bool(roots.flat[0] >= 0) and bool((roots == roots.flat[0]).all())
+        return bool((roots == ends[0]).all())
 
     def _assembled(self, labels: Array, support: tuple[int, ...], reason: str) -> Array:
         """Where an axis only tells apart what was put together from different places, its slices are cut alike."""

@@ -342,9 +342,9 @@ def _drawing(model: nn.Module, flow: Flow, settings: Mapping[str, bool]) -> Draw
 
 def _is_shown(pin: str, kind: str, size: int, roles: set[str]) -> bool:
     """Axes of one unit, parts told apart by place, and axes that nothing multiplies with are not worth a line."""
-    if size == 1 or pin == HIDDEN:
+    if size == 1 or pin == HIDDEN or roles <= {"rider"}:
         return False
-    return not pin or (kind != "blocks" and not roles <= {"rider"})
+    return not pin or kind != "blocks"
 
 
 def _group_roles(census: _Census) -> list[set[str]]:

@@ -1,6 +1,5 @@
 """``apply``: the only line that edits anything, and it edits a copy."""
 
-import copy
 from collections.abc import Mapping
 from typing import assert_never
 
@@ -12,7 +11,7 @@ from nervure.errors import PlanError
 from nervure.graph.tape import named_tensors
 from nervure.graph.types import Graph
 from nervure.plan import Cut, Drop, Link, Mask, Plan
-from nervure.surgery.cut import cut, kept_positions, sliced
+from nervure.surgery.cut import copied_without, kept_positions, sliced, tensor_of
 from nervure.surgery.drop import drop
 from nervure.surgery.link import link
 
@@ -20,7 +19,7 @@ from nervure.surgery.link import link
 def apply(model: nn.Module, graph: Graph, plan: Plan) -> nn.Module:
     """Return a copy of ``model`` with the edits of ``plan`` made; ``model`` itself is left as it is.
 
-    Masks are laid on first (in the numbering of ``graph``), then links are inserted, units cut and blocks dropped.
+    All edits are in the numbering of ``graph``. Units are cut, then masks laid on, links inserted, blocks dropped.
 
     Args:
         model: the model that ``graph`` was traced from, or one with the same tensors.
@@ -32,21 +31,20 @@ def apply(model: nn.Module, graph: Graph, plan: Plan) -> nn.Module:
     """
     check_fits(model, graph, plan)
     keeps = keeps_of(graph, plan)
-    result = copy.deepcopy(model)
-    for edit in plan:
+    masks = masks_after(graph, plan)
+    result = copied_without(model, graph, keeps)
+    for name, mask in masks.items():
+        _lay_on(tensor_of(result, name), mask)
+    for edit in sorted(plan, key=lambda e: isinstance(e, Drop)):
         match edit:
-            case Mask(tensor, keep):
-                _mask(result, tensor, keep.tensor())
             case Link():
-                link(result, graph, edit)
-            case Cut() | Drop():
+                link(result, graph, edit, keeps)
+            case Drop(block):
+                drop(result, graph.block(block), keeps)
+            case Cut() | Mask():
                 pass
             case _:
                 assert_never(edit)
-    if keeps:
-        cut(result, graph, keeps)
-    for dropped in plan.drops:
-        drop(result, graph.block(dropped.block), keeps)
     return result
 
 
@@ -92,14 +90,7 @@ def keeps_of(graph: Graph, plan: Plan) -> dict[str, np.ndarray]:
     return keeps
 
 
-def _mask(model: nn.Module, tensor: str, keep: Tensor) -> None:
-    prefix, _, key = tensor.rpartition(".")
-    try:
-        parameter = getattr(model.get_submodule(prefix), key)
-    except AttributeError as error:
-        raise PlanError(f"mask of {tensor!r}: the model has no such tensor.") from error
-    if tuple(parameter.shape) != tuple(keep.shape):
-        raise PlanError(f"mask of {tensor!r}: keep has shape {tuple(keep.shape)}, the tensor {tuple(parameter.shape)}.")
+def _lay_on(parameter: Tensor, keep: Tensor) -> None:
     with torch.no_grad():
         # where() rather than a product: a masked infinity must become zero too.
         parameter.copy_(torch.where(keep.to(parameter.device), parameter, torch.zeros_like(parameter)))
@@ -110,6 +101,11 @@ def masks_after(graph: Graph, plan: Plan) -> dict[str, Tensor]:
     keeps: Mapping[str, np.ndarray] = keeps_of(graph, plan)
     masks: dict[str, Tensor] = {}
     for edit in plan.masks:
+        if edit.tensor not in graph.tensors:
+            raise PlanError(f"mask of {edit.tensor!r}: the model has no such tensor.")
+        shape = tuple(graph.axes[a].size for a in graph.tensors[edit.tensor])
+        if edit.keep.shape != shape:
+            raise PlanError(f"mask of {edit.tensor!r}: keep has shape {edit.keep.shape}, the tensor {shape}.")
         keep = sliced(edit.keep.tensor(), kept_positions(graph, keeps, edit.tensor))
         masks[edit.tensor] = masks[edit.tensor] & keep if edit.tensor in masks else keep
     return masks

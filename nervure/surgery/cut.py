@@ -1,5 +1,6 @@
 """Cutting: every tensor loses the positions whose units leave, every size kept as an integer follows."""
 
+import copy
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -13,13 +14,17 @@ from nervure.graph.types import Graph, Resize
 from nervure.surgery.attention import ResizedAttention
 
 
-def cut(model: nn.Module, graph: Graph, keeps: Mapping[str, np.ndarray]) -> None:
-    """Remove units from ``model`` in place. ``keeps`` maps group names to booleans, True survives."""
-    norms = [(pair, _norms(pair)) for pair in _weight_norms(model)]
-    changed = _cut_tensors(model, graph, keeps, norms)
-    _resize(model, graph, keeps)
-    for module in model.modules():
+def copied_without(model: nn.Module, graph: Graph, keeps: Mapping[str, np.ndarray]) -> nn.Module:
+    """A copy of ``model`` without the units that leave. ``keeps`` maps group names to booleans, True survives."""
+    replaced = _cut_tensors(model, graph, keeps)
+    # A copy that finds the smaller tensors in its memo never makes the larger ones.
+    memo: dict[int, Any] = dict(replaced)
+    result = copy.deepcopy(model, memo)
+    _resize(result, graph, keeps)
+    changed = {id(t) for t in replaced.values()}
+    for module in result.modules():
         _describe_itself(module, changed)
+    return result
 
 
 def kept_positions(graph: Graph, keeps: Mapping[str, np.ndarray], tensor: str) -> list[np.ndarray | None]:
@@ -40,24 +45,17 @@ def sliced(tensor: Tensor, positions: list[np.ndarray | None]) -> Tensor:
     return tensor
 
 
-def _cut_tensors(
-    model: nn.Module, graph: Graph, keeps: Mapping[str, np.ndarray], norms: list[tuple["_WeightNorm", Tensor]]
-) -> set[int]:
-    """Slice parameters, buffers and tensor attributes wherever they are held; returns the ids of the new ones."""
+def _cut_tensors(model: nn.Module, graph: Graph, keeps: Mapping[str, np.ndarray]) -> dict[int, Tensor]:
+    """The smaller tensors, by the id of those whose place they take."""
     replaced: dict[int, Tensor] = {}
-    for name in graph.tensors:
+    for name in graph.tensors if keeps else ():
         positions = kept_positions(graph, keeps, name)
         if any(p is not None for p in positions):
-            old = _tensor(model, name)
+            old = tensor_of(model, name)
             new = sliced(old.detach(), positions).contiguous()
             replaced[id(old)] = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
-    _rescale(model, graph, keeps, norms, replaced)
-    for module in model.modules():
-        for holder in (module._parameters, module._buffers, vars(module)):
-            for key, value in list(holder.items()):
-                if isinstance(value, Tensor) and id(value) in replaced:
-                    setattr(module, key, replaced[id(value)])
-    return {id(t) for t in replaced.values()}
+    _rescale(model, graph, keeps, replaced)
+    return replaced
 
 
 # -- weight norm: w = g v / |v| ------------------------------------------------------------------------------------
@@ -78,12 +76,14 @@ def _weight_norms(model: nn.Module) -> list[_WeightNorm]:
         prefix = f"{name}." if name else ""
         if isinstance(module, torch.nn.utils.parametrizations._WeightNorm):
             holder = name.rpartition(".")[0]
-            v = _tensor(model, f"{holder}.original1")
+            v = tensor_of(model, f"{holder}.original1")
             found.append(_WeightNorm(f"{holder}.original0", f"{holder}.original1", int(module.dim), v))
         for hook in module._forward_pre_hooks.values():
             if type(hook).__name__ == "WeightNorm":
                 direction = f"{prefix}{hook.name}_v"
-                found.append(_WeightNorm(f"{prefix}{hook.name}_g", direction, int(hook.dim), _tensor(model, direction)))
+                found.append(
+                    _WeightNorm(f"{prefix}{hook.name}_g", direction, int(hook.dim), tensor_of(model, direction))
+                )
     return found
 
 
@@ -93,18 +93,13 @@ def _norms(pair: _WeightNorm) -> Tensor:
     return norms
 
 
-def _rescale(
-    model: nn.Module,
-    graph: Graph,
-    keeps: Mapping[str, np.ndarray],
-    norms: list[tuple[_WeightNorm, Tensor]],
-    replaced: dict[int, Tensor],
-) -> None:
+def _rescale(model: nn.Module, graph: Graph, keeps: Mapping[str, np.ndarray], replaced: dict[int, Tensor]) -> None:
     """A direction that lost inputs has a smaller norm: its magnitude shrinks with it, so that the weights stay."""
-    for pair, before in norms:
-        g, v = _tensor(model, pair.magnitude), replaced.get(id(pair.tensor))
+    for pair in _weight_norms(model) if replaced else ():
+        g, v = tensor_of(model, pair.magnitude), replaced.get(id(pair.tensor))
         if v is None:
             continue
+        before = _norms(pair)
         alive = kept_positions(graph, keeps, pair.direction)[pair.axis]
         old = sliced(before, [alive if a == pair.axis else None for a in range(before.ndim)])
         now = _norms(pair._replace(tensor=v))
@@ -112,7 +107,8 @@ def _rescale(
         replaced[id(g)] = nn.Parameter(new, g.requires_grad)
 
 
-def _tensor(model: nn.Module, name: str) -> Tensor:
+def tensor_of(model: nn.Module, name: str) -> Tensor:
+    """The parameter, buffer or tensor attribute of that qualified name."""
     prefix, _, key = name.rpartition(".")
     tensor = getattr(model.get_submodule(prefix), key)
     assert isinstance(tensor, Tensor)

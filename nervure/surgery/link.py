@@ -4,10 +4,11 @@ The two layers keep their class name, parameters and places: each becomes a subc
 forward, hands its output to a shared signal or adds the linked signal to it. Copies of a model keep pairs together.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -76,7 +77,7 @@ def _target_class(kind: type[nn.Module]) -> type[nn.Module]:
     return type(kind.__name__, (kind,), {"forward": forward, "__module__": kind.__module__, "_links_in": True})
 
 
-def link(model: nn.Module, graph: Graph, edit: Link) -> None:
+def link(model: nn.Module, graph: Graph, edit: Link, keeps: Mapping[str, np.ndarray]) -> None:
     """Insert the connection of ``edit`` into ``model`` in place; raises PlanError where its ends do not fit."""
     source, target = _writer(graph, edit.source), _writer(graph, edit.target)
     keep = edit.keep.tensor()
@@ -85,6 +86,9 @@ def link(model: nn.Module, graph: Graph, edit: Link) -> None:
         raise PlanError(
             f"link {edit.source!r} -> {edit.target!r}: keep has shape {tuple(keep.shape)}, the groups {wanted}."
         )
+    for axis, group in enumerate((edit.target, edit.source)):
+        if group in keeps:
+            keep = keep.index_select(axis, torch.from_numpy(np.flatnonzero(keeps[group])))
     first, second = model.get_submodule(source), model.get_submodule(target)
     signal = Signal()
     _become(first, _source_class, "_links_out", "_signals").append(signal)

@@ -36,7 +36,9 @@ def test_integers_of_a_model_are_put_back_after_tracing() -> None:
 def test_groups_of_a_residual_network_are_what_one_sees_in_it() -> None:
     graph = trace(build("resnet20"), torch.randn(1, 3, 32, 32))
     assert graph["conv1"].size == 16
-    assert {s.tensor for s in graph["conv1"].writers} == {"conv1.weight"} | {f"layer1.{i}.conv2.weight" for i in range(3)}
+    assert {s.tensor for s in graph["conv1"].writers} == {"conv1.weight"} | {
+        f"layer1.{i}.conv2.weight" for i in range(3)
+    }
     assert graph["fc"].pinned == "model output"
     assert "input" in graph["conv1.inputs"].pinned
     assert graph["layer2.0.conv1"].size == 32

@@ -283,7 +283,7 @@ def stack(flow: Flow, entry: Entry) -> list[Space]:
 def _joined(flow: Flow, parts: Sequence[tuple[Space, tuple[int, ...]]], axis: int, shape: tuple[int, ...]) -> Space:
     beside, stacks = [], []
     for space, own in parts:
-        layers = flow.store.rectangular(space.layers, flow.at())
+        layers = flow.store.rectangular(space.layers, flow.at(), parts=True)
         stacks.append([z for z in layers if z.support == (axis,)])
         others = Space(tuple(z for z in layers if z.support != (axis,)), free=space.free)
         beside.append((others, tuple(1 if i == axis else n for i, n in enumerate(own))))
@@ -390,9 +390,15 @@ def _picked(flow: Flow, layer: Layer, index: Ref) -> Array | None:
     return picked
 
 
+def _pin_index(flow: Flow, ref: Ref) -> None:
+    """A table of indices is as long as what it picks."""
+    flow.store.pin([z.labels for z in flow.space(ref).layers], f"indices at {flow.at()}")
+
+
 def index_select(flow: Flow, entry: Entry) -> list[Space]:
     """Rows picked by an index tensor along one axis."""
     x, axis, index = entry.args[0], entry.args[1] % len(flow.shape(entry.args[0])), entry.args[2]
+    _pin_index(flow, index)
     rank = len(flow.shape(x))
     kept = [z for z in flow.space(x).layers if axis not in z.support]
     for z in flow.layers(x, axis):
@@ -410,6 +416,8 @@ def index(flow: Flow, entry: Entry) -> list[Space]:
     x, indices = entry.args[0], entry.args[1]
     rank, out_rank = len(flow.shape(x)), len(flow.shape(entry.outs[0]))
     used = [a for a, i in enumerate(indices) if i is not None]
+    for a in used:
+        _pin_index(flow, indices[a])
     masks = any(flow.tape.values[indices[a].id].dtype == torch.bool for a in used)
     if masks:
         return _masked_index(flow, entry, used, out_rank)
@@ -454,6 +462,7 @@ def _masked_index(flow: Flow, entry: Entry, used: list[int], out_rank: int) -> l
 def gather(flow: Flow, entry: Entry) -> list[Space]:
     """Elements picked along one axis by an index of the same rank: other axes keep their units."""
     x, axis, ids = entry.args[0], entry.args[1] % len(flow.shape(entry.args[0])), entry.args[2]
+    _pin_index(flow, ids)
     flow.store.pin([z.labels for z in flow.layers(x, axis)], f"picked by index at {flow.at()}")
     keep = []
     for z in flow.space(x).layers:
