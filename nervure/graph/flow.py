@@ -1,7 +1,7 @@
 """One pass of labels over a tape. The rules in ``rules/`` say what each operator does to them."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -166,6 +166,12 @@ class Flow:
             )
             return Space()
         places = self._places(entry, shape, size)
+        if all(_spans(places, shape, z) for z in value.layers) and all(len(z.support) == 1 for z in base.layers):
+            # What is written spans its units' axes: they are the base's units along these axes.
+            target = Space(tuple(Layer(z.labels) for z in base.layers), free=base.free or not base.layers)
+            written = Space(tuple(Layer(z.labels) for z in value.layers))
+            ones = tuple(n if any(z.labels.shape[a] > 1 for z in written.layers) else 1 for a, n in enumerate(shape))
+            return replace(self.store.join([(target, shape), (written, ones)], shape, self.at()), free=base.free)
         layers = []
         for i in range(max(len(base.layers), len(value.layers))):
             old = base.layers[i].labels if i < len(base.layers) else np.full([1] * len(shape), NONE, dtype=np.int64)
@@ -184,6 +190,17 @@ class Flow:
             at = at[which] if isinstance(at, list | tuple) else at
         places: Array = at.numpy()
         return places
+
+
+def _spans(places: Array, shape: tuple[int, ...], layer: Layer) -> bool:
+    """Whether a write covers, in order, all of the base's axis along which ``layer`` varies."""
+    if places.ndim != len(shape) or len(layer.support) != 1:
+        return False
+    axis = layer.support[0]
+    if places.shape[axis] != shape[axis]:
+        return False
+    line = places[tuple(slice(None) if a == axis else 0 for a in range(places.ndim))]
+    return bool((np.unravel_index(line, shape)[axis] == np.arange(shape[axis])).all())
 
 
 Rule: TypeAlias = Callable[[Flow, Entry], Sequence[Space]]

@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -68,7 +68,7 @@ class WriteBack:
 
     base: Ref
     value: Ref
-    views: tuple[tuple[Any, tuple[Any, ...], Mapping[str, Any], int], ...]
+    views: "tuple[ViewStep, ...]"
     out: Ref
     module: str
 
@@ -108,12 +108,15 @@ class Tape:
         return self.values[ref.id].shape
 
 
+ViewStep: TypeAlias = tuple[Any, tuple[Any, ...], Mapping[str, Any], int]
+
+
 class _Memory:
     """Numbers for living tensors; forgets the dead, so that a reused address is not mistaken for an old tensor."""
 
     def __init__(self) -> None:
         self._known: dict[int, tuple[weakref.ref[Tensor], int]] = {}
-        self._views: dict[int, tuple[weakref.ref[Tensor], tuple[Any, ...]]] = {}
+        self._views: dict[int, tuple[weakref.ref[Tensor], weakref.ref[Tensor], tuple[ViewStep, ...]]] = {}
 
     def number(self, tensor: Tensor) -> int | None:
         entry = self._known.get(id(tensor))
@@ -122,15 +125,18 @@ class _Memory:
     def remember(self, tensor: Tensor, number: int) -> None:
         self._known[id(tensor)] = (weakref.ref(tensor), number)
 
-    def is_view_of(self, out: Tensor, base: Tensor, step: tuple[Any, ...]) -> None:
-        self._views[id(out)] = (weakref.ref(base), (weakref.ref(out), step))
+    def is_view_of(self, out: Tensor, base: Tensor, step: ViewStep) -> None:
+        """Note how ``out`` is seen in what it is a view of in the end: views in between may be gone by then."""
+        root, steps = self.seen_in(base) or (base, ())
+        self._views[id(out)] = (weakref.ref(out), weakref.ref(root), (*steps, step))
 
-    def base(self, tensor: Tensor) -> tuple[Tensor, tuple[Any, ...]] | None:
+    def seen_in(self, tensor: Tensor) -> tuple[Tensor, tuple[ViewStep, ...]] | None:
+        """What a tensor is a view of, and the steps there; None where it is no view, or what it was of is gone."""
         entry = self._views.get(id(tensor))
-        if entry is None or entry[1][0]() is not tensor:
+        if entry is None or entry[0]() is not tensor:
             return None
-        base = entry[0]()
-        return None if base is None else (base, entry[1][1])
+        root = entry[1]()
+        return None if root is None else (root, entry[2])
 
 
 class Recorder(TorchDispatchMode):
@@ -189,16 +195,12 @@ class Recorder(TorchDispatchMode):
 
     def _write_back(self, written: list[Tensor]) -> None:
         for tensor in written:
-            chain: list[tuple[Any, tuple[Any, ...], Mapping[str, Any], int]] = []
-            value, at = self.value(tensor), tensor
-            while (found := self.memory.base(at)) is not None:
-                at, step = found
-                chain.insert(0, step)
-                before = self.value(at)
-                after = self.new(at)
-                self.tape.entries.append(
-                    WriteBack(before, value, tuple(chain), after, self.modules[-1] if self.modules else "")
-                )
+            found = self.memory.seen_in(tensor)
+            if found is not None:
+                root, steps = found
+                before, value = self.value(root), self.value(tensor)
+                module = self.modules[-1] if self.modules else ""
+                self.tape.entries.append(WriteBack(before, value, steps, self.new(root), module))
 
 
 def _written(func: Any, args: Any, kwargs: Any) -> list[Tensor]:

@@ -321,6 +321,8 @@ def _drawing(model: nn.Module, flow: Flow, settings: Mapping[str, bool]) -> Draw
         if not shown[i]:
             continue
         pin = pins[i]
+        if not pin and "writer" not in roles[i] and not settings["inputs"]:
+            pin = "no layer of the model makes these units"
         if not pin and kinds[i] == "head widths" and not inside_heads:
             pin = "width inside attention heads (trace with inside_heads=True to cut it)"
         groups.append(

@@ -220,10 +220,8 @@ def rms_norm(flow: Flow, entry: Entry) -> list[Space]:
 def weight_norm(flow: Flow, entry: Entry) -> list[Space]:
     """``g v / |v|``: magnitudes ride along; a cut of what the norm runs over rescales them (see ``surgery``)."""
     v, g = entry.args[:2]
-    joined = flow.store.join([(flow.space(v), flow.shape(v)), (flow.space(g), flow.shape(g))], flow.shape(v), flow.at())
-    own = {z.owner for z in flow.space(v).layers}
-    layers = [z if z.owner in own else Layer(z.labels) for z in joined.layers]
-    return [Space(tuple(layers)), *[Space() for _ in entry.outs[1:]]]
+    flow.store.join([(flow.space(v), flow.shape(v)), (flow.space(g), flow.shape(g))], flow.shape(v), flow.at())
+    return [flow.space(v), *[Space() for _ in entry.outs[1:]]]
 
 
 # -- space -------------------------------------------------------------------------------------------------------
