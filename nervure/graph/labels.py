@@ -14,6 +14,8 @@ import numpy as np
 Array: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]
 Owner: TypeAlias = tuple[str, int]
 NONE = -1
+PENDING = -2
+"""In the place of labels that wait for a split: nothing may be concluded from them in this pass."""
 
 
 class Layer(NamedTuple):
@@ -46,7 +48,9 @@ class Space:
 
 
 def compress(labels: Array) -> Array:
-    """Shrink every axis along which the labels are constant to size 1."""
+    """Shrink every axis along which the labels are constant to size 1 (labels that wait keep their axes)."""
+    if labels.size and labels.flat[0] == PENDING:
+        return labels
     for axis, n in enumerate(labels.shape):
         if n > 1:
             first = labels.take([0], axis)
@@ -97,7 +101,7 @@ class Unions:
 
     def find(self, labels: Array) -> Array:
         """The root of each label (the smallest label of its set); -1 stays."""
-        roots = self._parent[labels]
+        roots = self._parent[np.maximum(labels, 0)]
         while True:
             above = self._parent[roots]
             if np.array_equal(above, roots):
@@ -141,6 +145,8 @@ class Store:
 
     unions: Unions = field(default_factory=Unions)
     pins: list[Pin] = field(default_factory=list)
+    stays: set[int] = field(default_factory=set)
+    """All pinned labels."""
     splits: list[Split] = field(default_factory=list)
     suspects: list[Pin] = field(default_factory=list)
     sizes: list[tuple[Any, tuple[Array, ...]]] = field(default_factory=list)
@@ -155,6 +161,7 @@ class Store:
             flat = array[array >= 0]
             if flat.size:
                 self.pins.append(Pin(flat.reshape(-1), reason))
+                self.stays.update(flat.reshape(-1).tolist())
 
     def suspect(self, labels: Iterable[Array], reason: str) -> None:
         """Mark labels whose cut must be tried before it is offered."""
@@ -172,7 +179,7 @@ class Store:
         if alone.any():
             self.pin([np.where(alone, np.maximum(a, b), NONE)], f"meets a fixed position at {reason}")
 
-    def split(self, labels: Array, parts: Sequence[Array], reason: str) -> None:
+    def split(self, labels: Array, parts: Sequence[Array], reason: str) -> bool:
         """Wish for ``labels`` to become a product with factors numbered by ``parts`` (arrays of the same shape)."""
         flat = self.unions.find(labels.reshape(-1))
         columns = np.stack([p.reshape(-1) for p in parts], axis=1)
@@ -183,13 +190,15 @@ class Store:
         consistent = np.array_equal(coordinates[np.searchsorted(roots, flat[alive])], columns[alive])
         if self.last or not consistent:
             self.pin([labels], f"divided in a way that cannot be cut at {reason}")
-        else:
-            self.splits.append(Split(roots, coordinates))
+            return False
+        self.splits.append(Split(roots, coordinates))
+        return True
 
     def rectangular(self, layers: Sequence[Layer], reason: str, *, parts: bool = False) -> tuple[Layer, ...]:
         """Keep layers that vary along one axis; those that vary along several must become a product of one each.
 
-        An axis that is one unit altogether stays, unless it is about to be one of several ``parts`` of an axis.
+        An axis that is one unit altogether stays, unless it is about to be one of several ``parts`` of an axis; there,
+        layers that cannot go are left out, so that the parts agree in what can.
         """
         kept = []
         for layer in layers:
@@ -197,13 +206,22 @@ class Store:
             if len(layer.support) > 1:
                 joined = Layer(self._assembled(layer.labels, layer.support, reason), layer.owner)
             support = joined.support
+            if parts and joined.owner is None and self._all_stay(joined.labels):
+                continue
             if len(support) == 1 and not parts and self._is_one_unit(joined.labels):
                 self.pin([joined.labels], f"all of its axis is one unit at {reason}")
             elif len(support) == 1:
                 kept.append(joined)
-            elif len(support) > 1:
-                self._factor(joined.labels, support, reason)
+            elif len(support) > 1 and (is_pending(joined) or self._factor(joined.labels, support, reason)):
+                kept += [_waiting(joined.labels.shape, axis) for axis in support]
         return tuple(kept)
+
+    def _all_stay(self, labels: Array) -> bool:
+        """Whether no unit of a layer can go, as with the halves of a gate: it tells nothing then."""
+        alive = labels[labels != NONE]
+        return (
+            bool(alive.size) and int(alive.flat[0]) in self.stays and self.stays.issuperset(alive.reshape(-1).tolist())
+        )
 
     def _is_one_unit(self, labels: Array) -> bool:
         ends = self.unions.find(labels.flat[[0, -1]])
@@ -226,11 +244,12 @@ class Store:
                 labels = first
         return labels
 
-    def _factor(self, labels: Array, support: tuple[int, ...], reason: str) -> None:
+    def _factor(self, labels: Array, support: tuple[int, ...], reason: str) -> bool:
+        """Wish for a product with one factor per axis; whether that was possible (otherwise the labels are pinned)."""
         roots = self.unions.find(labels)
         if not all(_could_be_factor(roots, axis) for axis in support):
             self.pin([labels], f"divided in a way that cannot be cut at {reason}")
-            return
+            return False
         _, inverse = np.unique(roots, return_inverse=True)
         inverse = inverse.reshape(roots.shape)
         places = []
@@ -247,12 +266,14 @@ class Store:
         combined = np.unique(np.stack([p.reshape(-1) for p in places], 1), axis=0)
         if len(combined) != len(np.unique(inverse)) or (roots < 0).any():
             self.pin([labels], f"divided in a way that cannot be cut at {reason}")
-            return
-        self.split(labels, places, reason)
+            return False
+        return self.split(labels, places, reason)
 
     def match(self, left: Sequence[Layer], right: Sequence[Layer], reason: str) -> None:
         """Unite two stacks of layers over the same positions: equal patterns pair up, the rest must agree or split."""
         rest_left, rest_right = list(left), list(right)
+        if any(is_pending(x) for x in (*left, *right)):
+            return
         if len(rest_left) == len(rest_right) == 1:
             self.unite(rest_left[0].labels, rest_right[0].labels, reason)
             return
@@ -334,7 +355,10 @@ class Store:
         for axis in sorted(axes):
             a = [x for x in left if x.support == (axis,)]
             b = [x for x in right if x.support == (axis,)]
-            if a and b:
+            waiting = [x for x in (*a, *b) if is_pending(x)]
+            if waiting:
+                out += waiting[:1]
+            elif a and b:
                 self.match(a, b, reason)
                 # An activation's label outlives a parameter's: owners tell where a weight is read or written.
                 out += b if all(x.owner is not None for x in a) else a
@@ -345,6 +369,15 @@ class Store:
             else:
                 out += a or b
         return out
+
+
+def is_pending(layer: Layer) -> bool:
+    """Whether some of a layer's labels wait for a split."""
+    return bool((layer.labels == PENDING).any())
+
+
+def _waiting(shape: tuple[int, ...], axis: int) -> Layer:
+    return Layer(np.full([n if i == axis else 1 for i, n in enumerate(shape)], PENDING, dtype=np.int64))
 
 
 def _could_be_factor(roots: Array, axis: int) -> bool:

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nervure.graph.labels import NONE, Layer, Space, Store, Unions, compress, pattern
+from nervure.graph.labels import NONE, Layer, Space, Store, Unions, compress, is_pending, pattern
 
 
 @given(st.lists(st.tuples(st.integers(0, 29), st.integers(0, 29)), max_size=60))
@@ -69,7 +69,9 @@ def test_a_broadcast_operand_pins_nothing() -> None:
 def test_a_layer_over_two_axes_asks_to_become_a_product() -> None:
     store = Store()
     labels = store.unions.fresh(6).reshape(2, 3)
-    assert store.rectangular([Layer(labels)], "here") == ()
+    waiting = store.rectangular([Layer(labels)], "here")
+    assert [layer.support for layer in waiting] == [(0,), (1,)]
+    assert all(is_pending(layer) for layer in waiting)
     (split,) = store.splits
     assert sorted(map(tuple, split.coordinates.tolist())) == [(i, j) for i in range(2) for j in range(3)]
 

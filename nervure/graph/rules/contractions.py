@@ -5,13 +5,15 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from nervure.graph.flow import HIDDEN, Flow, Rule, argument, made, move
-from nervure.graph.labels import Layer, Space
+from nervure.graph.labels import Layer, Space, is_pending
 from nervure.graph.sizes import Expression
 from nervure.graph.tape import Entry, Ref
 
 
 def meet(flow: Flow, left: Sequence[Layer], right: Sequence[Layer], size: int, *, free: bool = False) -> None:
     """Unite the layers of two axes that are summed over together; units on one side only are pinned."""
+    if any(is_pending(x) for x in (*left, *right)):
+        return
     if left and right:
         flow.store.match(list(left), list(right), flow.at())
     elif size > 1 and not free:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from nervure.graph.flow import Flow, Rule, argument, call_sizes, move
-from nervure.graph.labels import NONE, Array, Layer, Space, compress
+from nervure.graph.labels import NONE, PENDING, Array, Layer, Space, compress, is_pending
 from nervure.graph.rules.contractions import blocked
 from nervure.graph.sizes import Expression
 from nervure.graph.tape import Call, Entry, Ref
@@ -174,8 +174,10 @@ def _even_blocks(flow: Flow, x: Ref, axis: int, edges: Sequence[int]) -> Space:
         outer, inner = blocked(flow, [layer], size // block, size)
         flow.store.pin([z.labels for z in outer], f"taken apart by position at {flow.at()}")
         flow.store.suspect([z.labels for z in inner], f"taken apart by position at {flow.at()}")
-        # A layer that still has to become a product must not meet others before it is one.
-        kept += [move(layer, axis, len(flow.shape(x))) for _ in (*outer, *inner)]
+        if any(is_pending(z) for z in (*outer, *inner)):
+            # It has to become a product before it may meet others.
+            layer = Layer(np.full(size, PENDING, dtype=np.int64))  # noqa: PLW2901
+        kept += [move(layer, axis, len(flow.shape(x)))] if outer or inner else []
     return Space(tuple(kept), free=space.free)
 
 

@@ -1,0 +1,203 @@
+"""The laws that every criterion, allocator, edit and method keeps; a new one gets them all by a line in a list here."""
+
+import copy
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+import nervure
+from nervure import Cut, Drop, Graph, Keep, Link, Magnitude, Mask, Plan, Random, apply, count, prune, trace
+from nervure.budget import allocate
+from nervure.graph.tape import named_tensors
+from nervure.methods import Method
+from nervure.scores import Scores, magnitude, random_scores
+from tests.networks import NETWORKS
+from tests.oracle import call, difference
+
+Weights = Mapping[str, Tensor]
+
+CRITERIA: dict[str, Callable[[Graph, Weights], Scores]] = {
+    "magnitude, norm 1": lambda graph, weights: magnitude(graph, weights, norm=1),
+    "magnitude, norm 2": lambda graph, weights: magnitude(graph, weights, norm=2),
+    "random": lambda graph, weights: random_scores(graph, seed=3),
+}
+EQUIVARIANT = ("magnitude, norm 1", "magnitude, norm 2")
+"""Criteria that see the weights: permuting channels permutes their scores."""
+
+ALLOCATORS: dict[str, dict[str, Any]] = {
+    f"{scope} {budget}": {"scope": scope, "budget": budget}
+    for scope in ("global", "layer")
+    for budget in ("channels", "params", "macs")
+}
+
+METHODS: tuple[Method, ...] = (
+    Magnitude(keep=0.5),
+    Magnitude(keep=0.6, norm=2, scope="layer", budget="macs"),
+    Magnitude(keep=0.6, budget="params", multiple=2),
+    Random(keep=0.5),
+    Random(keep=0.7, seed=4, scope="global", budget="params"),
+)
+
+MODELS = (
+    "residual",
+    "concat",
+    "grouped_conv",
+    "depthwise",
+    "squeeze_excitation",
+    "shared_twice",
+    "flatten_linear",
+    "vit",
+)
+
+
+class Case(NamedTuple):
+    """A model, an example that fits it and its graph."""
+
+    model: nn.Module
+    example: Any
+    graph: Graph
+    weights: dict[str, Tensor]
+
+
+def case(name: str) -> Case:
+    """One of the shared models, traced."""
+    network = NETWORKS[name]
+    model, example = network.factory().eval(), network.example()
+    return Case(model, example, trace(model, example), {k: v.detach() for k, v in named_tensors(model).items()})
+
+
+def frozen(weights: Weights) -> dict[str, Tensor]:
+    """Copies, to see later that nothing was changed."""
+    return {name: tensor.clone() for name, tensor in weights.items()}
+
+
+def assert_same(weights: Weights, before: Weights) -> None:
+    """Bit for bit."""
+    assert all(torch.equal(tensor, before[name]) for name, tensor in weights.items())
+
+
+def scores_are_one_finite_number_per_unit_and_inputs_stay(c: Case, criterion: str) -> None:
+    """Laws 1 and 3."""
+    before = frozen(c.weights)
+    scores = CRITERIA[criterion](c.graph, c.weights)
+    assert set(scores) == {g.name for g in c.graph.prunable}
+    for group in c.graph.prunable:
+        assert scores[group.name].shape == (group.size,)
+        assert scores[group.name].is_floating_point()
+        assert torch.isfinite(scores[group.name]).all()
+    assert_same(c.weights, before)
+
+
+def permuting_channels_permutes_scores(c: Case, criterion: str) -> None:
+    """Law 4, for groups whose units have one position in each slot."""
+    scores = CRITERIA[criterion](c.graph, c.weights)
+    for group in c.graph.prunable:
+        if any(sorted(s.units.array.tolist()) != list(range(group.size)) for s in group.slots):
+            continue
+        order = torch.randperm(group.size, generator=torch.Generator().manual_seed(0))
+        weights = dict(c.weights)
+        for slot in group.slots:
+            # Where unit u was, unit order[u] comes: positions follow the units in this slot's own order.
+            place = torch.empty(group.size, dtype=torch.long)
+            place[torch.tensor(slot.units.array)] = torch.arange(group.size)
+            index = place[order][torch.tensor(slot.units.array)]
+            weights[slot.tensor] = weights[slot.tensor].index_select(slot.axis, index)
+        again = CRITERIA[criterion](c.graph, weights)[group.name]
+        torch.testing.assert_close(again, scores[group.name][order])
+
+
+def the_budget_is_met_and_never_exceeded(c: Case, allocator: str, keep: float) -> None:
+    """Law 5, with ties: all scores equal."""
+    scores = {g.name: torch.ones(g.size) for g in c.graph.prunable}
+    options = ALLOCATORS[allocator]
+    plan = allocate(c.graph, scores, keep=keep, **options)
+    keeps = {cut.group: cut.keep.tensor() for cut in plan.cuts}
+    assert all(mask.any() for mask in keeps.values())
+    if options["budget"] == "channels":
+        left = sum(int(keeps[g.name].sum()) if g.name in keeps else g.size for g in c.graph.prunable)
+        sizes = [g.size for g in c.graph.prunable]
+        wanted = (
+            round(keep * sum(sizes)) if options["scope"] == "global" else sum(max(1, round(keep * n)) for n in sizes)
+        )
+        assert left == max(wanted, len(sizes))
+    else:
+        price = c.graph.params if options["budget"] == "params" else c.graph.macs
+        assert price(keeps) <= keep * price()
+
+
+def a_method_keeps_the_laws(c: Case, method: Method) -> None:
+    """Laws 1, 2, 6, 9 to 15 for one method on one model."""
+    before = frozen(c.weights)
+    pruned = prune(c.model, c.example, method, progress=False)
+    assert_same(c.weights, before)
+    assert pruned.verification is not None
+    again = prune(c.model, c.example, method, progress=False)
+    assert again.plan == pruned.plan
+    assert eval(repr(method), vars(nervure) | {}) == method
+    assert Plan.from_json(json.loads(json.dumps(pruned.plan.to_json()))) == pruned.plan
+    keeps = {cut.group: cut.keep.tensor() for cut in pruned.plan.cuts}
+    cost = count(pruned.model, c.example)
+    assert (pruned.graph.params(keeps), pruned.graph.macs(keeps)) == (cost.params, cost.macs)
+    assert cost == pruned.cost_after
+    assert all(g.size > 0 for g in trace(pruned.model, c.example).groups)
+    the_result_is_an_ordinary_model(pruned.model, c.example)
+
+
+def the_result_is_an_ordinary_model(model: nn.Module, example: Any) -> None:
+    """Law 11: deepcopy, state_dict, export, backward; and law 15: every output hears the inputs or the weights."""
+    expected = call(model, example)
+    twin = copy.deepcopy(model)
+    twin.load_state_dict(model.state_dict())
+    assert difference(expected, call(twin, example)) == 0
+    args = example if isinstance(example, tuple) else (example,)
+    exported = torch.export.export(twin, args).module()
+    assert difference(expected, call(exported, args)) < 1e-5
+    outputs = twin(*args)
+    leaves = outputs if isinstance(outputs, tuple) else (outputs,)
+    sum(out.square().sum() for out in leaves).backward()
+    assert all(p.grad is not None for p in twin.parameters())
+
+
+def the_same_in_another_process(method: Method, model: str) -> None:
+    """Law 2: the same plan, whatever the process."""
+    code = (
+        "import json, sys; from nervure import *; from tests.networks import NETWORKS\n"
+        f"n = NETWORKS[{model!r}]\n"
+        f"print(json.dumps(prune(n.factory().eval(), n.example(), {method!r}, progress=False).plan.to_json()))"
+    )
+    here = prune(NETWORKS[model].factory().eval(), NETWORKS[model].example(), method, progress=False).plan
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert Plan.from_json(json.loads(done.stdout.splitlines()[-1])) == here
+
+
+def edits_of_every_kind(c: Case) -> Plan:
+    """A plan with a cut, a mask and, where the model has them, a link and a drop."""
+    group = c.graph.prunable[0]
+    writer = group.writers[0]
+    generator = torch.Generator().manual_seed(0)
+    edits: list[Any] = [
+        Cut(group.name, Keep.of(torch.arange(group.size) % 2 == 0)),
+        Mask(writer.tensor, Keep.of(torch.rand(c.weights[writer.tensor].shape, generator=generator) > 0.5)),
+    ]
+    edits += [Drop(b.name) for b in c.graph.blocks if not b.pinned][:1]
+    maps = [
+        g for g in c.graph.prunable if g.writers and c.weights[g.writers[0].tensor].dim() == 4 and g.kind == "channels"
+    ]
+    if len(maps) > 1:
+        keep = torch.rand(maps[1].size, maps[0].size, generator=generator) > 0.5
+        edits.append(Link(maps[0].name, maps[1].name, Keep.of(keep)))
+    return Plan(tuple(edits), c.graph.fingerprint)
+
+
+def apply_leaves_its_input_alone(c: Case) -> None:
+    """Law 9 for every kind of edit."""
+    before = frozen(c.weights)
+    kinds = [type(module) for module in c.model.modules()]
+    call(apply(c.model, c.graph, edits_of_every_kind(c)), c.example)
+    assert_same(c.weights, before)
+    assert [type(module) for module in c.model.modules()] == kinds

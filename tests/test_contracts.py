@@ -1,0 +1,92 @@
+"""Every law for every criterion, allocator, edit and method."""
+
+import json
+from dataclasses import replace
+from functools import cache
+
+import pytest
+import torch
+
+from nervure import Graph, Magnitude, Plan, Random, Recipe, apply
+from nervure.budget import allocate
+from nervure.errors import PlanError, ScoreError
+from nervure.methods import Method, View
+from tests import contracts
+from tests.contracts import ALLOCATORS, CRITERIA, EQUIVARIANT, METHODS, MODELS, Case
+
+
+@cache
+def case(name: str) -> Case:
+    return contracts.case(name)
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_scores_are_one_finite_number_per_unit(model: str, criterion: str) -> None:
+    contracts.scores_are_one_finite_number_per_unit_and_inputs_stay(case(model), criterion)
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("criterion", EQUIVARIANT)
+def test_permuting_channels_permutes_scores(model: str, criterion: str) -> None:
+    contracts.permuting_channels_permutes_scores(case(model), criterion)
+
+
+@pytest.mark.parametrize("keep", [0.5, 0.77])
+@pytest.mark.parametrize("model", ["residual", "concat", "squeeze_excitation"])
+@pytest.mark.parametrize("allocator", ALLOCATORS)
+def test_budgets_are_met(allocator: str, model: str, keep: float) -> None:
+    contracts.the_budget_is_met_and_never_exceeded(case(model), allocator, keep)
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("method", METHODS, ids=repr)
+def test_methods_keep_the_laws(method: Method, model: str) -> None:
+    contracts.a_method_keeps_the_laws(case(model), method)
+
+
+@pytest.mark.parametrize("method", METHODS[::3], ids=repr)
+def test_methods_plan_the_same_in_another_process(method: Method) -> None:
+    contracts.the_same_in_another_process(method, "residual")
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_every_kind_of_edit_leaves_the_model_alone(model: str) -> None:
+    contracts.apply_leaves_its_input_alone(case(model))
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_plans_and_graphs_survive_json(model: str) -> None:
+    c = case(model)
+    plan = contracts.edits_of_every_kind(c)
+    assert Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
+    assert hash(Plan.from_json(plan.to_json())) == hash(plan)
+    assert Graph.from_json(json.loads(json.dumps(c.graph.to_json()))) == c.graph
+
+
+def test_recipes_survive_json() -> None:
+    recipe = Recipe.from_toml(
+        '[model]\nname = "resnet8"\n[data]\nname = "fashion-mnist-subset"\n[prune]\nmethod = "magnitude"\nkeep = 0.5\n'
+    )
+    assert Recipe.from_json(json.dumps(recipe.to_dict())) == recipe
+
+
+@pytest.mark.parametrize("method", [Magnitude(keep=1.0), Random(keep=1.0)], ids=repr)
+def test_keeping_everything_is_the_empty_plan(method: Method) -> None:
+    c = case("residual")
+    assert not method.plan(View(c.graph, c.weights)).edits
+
+
+def test_a_stale_plan_is_refused() -> None:
+    c = case("residual")
+    with pytest.raises(PlanError, match="fingerprint"):
+        apply(c.model, c.graph, replace(contracts.edits_of_every_kind(c), fingerprint="gone"))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_scores_that_are_not_finite_are_refused(bad: float) -> None:
+    c = case("residual")
+    scores = {g.name: torch.ones(g.size) for g in c.graph.prunable}
+    scores[c.graph.prunable[0].name][1] = bad
+    with pytest.raises(ScoreError):
+        allocate(c.graph, scores, keep=0.5)
