@@ -60,13 +60,13 @@ def load(
 ) -> Dataset:
     """A data set with three disjoint splits; ``print(load(...).describe())`` says what is in it.
 
-    "fashion-mnist"         60,000 + 10,000 grey 28 x 28 from ``root`` or where Debian installs it, else the subset
-    "fashion-mnist-subset"  10,000 + 2,000 of them, always at hand
-    "digits"                1,797 grey 8 x 8 of scikit-learn
-    "cifar10", "cifar100"   50,000 + 10,000 colour 32 x 32, Python (read by an unpickler that admits arrays and
-                            built-in containers only) or binary version
-    "tiny-imagenet"         100,000 + 10,000 colour 64 x 64
-    "folder"                any folder of one folder per class
+    * ``"fashion-mnist"``: 60,000 + 10,000 grey 28 x 28 from ``root`` or where Debian installs it, else the subset
+    * ``"fashion-mnist-subset"``: 10,000 + 2,000 of them, always at hand
+    * ``"digits"``: 1,797 grey 8 x 8 of scikit-learn
+    * ``"cifar10"``, ``"cifar100"``: 50,000 + 10,000 colour 32 x 32, binary or Python version (the latter read by an
+      unpickler that admits arrays and built-in containers only)
+    * ``"tiny-imagenet"``: 100,000 + 10,000 colour 64 x 64
+    * ``"folder"``: any folder of one folder per class
 
     Where no test split is published (digits, a folder without test/), a fifth of every class is set aside as test, by
     a draw that does not depend on ``seed``: results of several seeds are comparable.
