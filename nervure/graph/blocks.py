@@ -328,13 +328,18 @@ def _dense(drawing: Drawing, wiring: _Wiring, entry: Entry) -> Iterable[Block]:
         if not starts or not all(1 << s & others for s in starts):
             continue
         block = _block(drawing, wiring, _Branch(max(starts), ref.id, frozenset(values)), "dense")
-        if block is None or block.pinned or group.is_pinned:
+        if block is None or block.pinned or group.is_pinned or not _is_made_by(group, block):
             continue
         last = block.silences[-1]
         axis = 1 if len(last.left) > 2 else len(last.left) - 1
         empty = tuple(0 if a == axis else n for a, n in enumerate(last.left))
         silence = replace(last, left=empty, live=tuple(a for a in last.live if a != axis), own=(axis,), groups=("",))
         yield replace(block, silences=(*block.silences[:-1], silence), group=group.name)
+
+
+def _is_made_by(group: Group, block: Block) -> bool:
+    """Whether only modules of the block make the units: others would lose theirs with it."""
+    return all(any(slot.tensor.startswith(f"{name}.") for name in block.modules) for slot in group.writers)
 
 
 def _whole_group(drawing: Drawing, layers: Sequence[Layer]) -> Group | None:
