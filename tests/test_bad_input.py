@@ -151,6 +151,13 @@ def test_labels_out_of_range(use: Callable[[nn.Module, Any], None], label: int) 
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
+def test_a_last_batch_of_one_that_batch_norm_cannot_train_on() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 4), nn.BatchNorm1d(4), nn.Linear(4, 3))
+    batches = [(torch.randn(n, 3, 2, 2), torch.randint(0, 3, (n,))) for n in (4, 1)]
+    with pytest.raises(DataError, match="batch of 1 .*drop_last"):
+        train(model, batches, epochs=1, progress=False)
+
+
 def test_a_plan_for_another_model() -> None:
     pruned = prune(resnet(), IMAGE, Magnitude(keep=0.5))
     other = build("resnet32", width=0.5)

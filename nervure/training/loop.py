@@ -261,7 +261,7 @@ def _train_step(run: _Run, batch: Batch, number: int, epoch: int, done: float) -
     for group, peak in zip(run.optimizer.param_groups, run.peaks, strict=True):
         group["lr"] = peak * run.schedule(done)
     with torch.autocast(run.place.type, dtype=torch.bfloat16, enabled=run.halved):
-        loss = run.objective(run.model, batch)
+        loss = _loss_of(run, batch)
     value = _finite_scalar(loss, run.model, batch, number, epoch)
     run.optimizer.zero_grad()
     loss.backward()
@@ -271,6 +271,19 @@ def _train_step(run: _Run, batch: Batch, number: int, epoch: int, done: float) -
             run.held.update(masks)
     run.optimizer.step()
     return value
+
+
+def _loss_of(run: _Run, batch: Batch) -> Tensor:
+    try:
+        return run.objective(run.model, batch)
+    except ValueError as error:
+        # torch's words when batch norm is left without a second value to take a variance of.
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise DataError(
+            f"a batch of {len(batch[1])} cannot train batch norm, which needs two values per channel. "
+            "Leave out the last short batch (drop_last=True) or choose another batch size."
+        ) from error
 
 
 def _finite_scalar(loss: Tensor, model: nn.Module, batch: Batch, number: int, epoch: int) -> float:
