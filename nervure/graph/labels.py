@@ -100,15 +100,23 @@ class Unions:
         return found
 
     def find(self, labels: Array) -> Array:
-        """The root of each label (the smallest label of its set); -1 stays."""
-        roots = self._parent[np.maximum(labels, 0)]
+        """The root of each label (the smallest label of its set); what is negative becomes -1."""
+        roots: Array = self._parent[labels]
         while True:
             above = self._parent[roots]
-            if np.array_equal(above, roots):
+            if (above == roots).all():
                 break
             roots = above
-        result: Array = np.where(labels < 0, NONE, roots)
-        return result
+        negative = labels < 0
+        if negative.any():
+            roots[negative] = NONE
+        return roots
+
+    def root(self, label: int) -> int:
+        """The root of one label; -1 of a negative one."""
+        while label >= 0 and (above := int(self._parent[label])) != label:
+            label = above
+        return max(label, NONE)
 
     def unite(self, a: Array, b: Array) -> None:
         """Unite pairwise two arrays of equal shape without -1."""
@@ -224,11 +232,10 @@ class Store:
         )
 
     def _is_one_unit(self, labels: Array) -> bool:
-        ends = self.unions.find(labels.flat[[0, -1]])
-        if ends[0] < 0 or ends[0] != ends[1]:
+        first = self.unions.root(int(labels.flat[0]))
+        if first < 0 or first != self.unions.root(int(labels.flat[-1])):
             return False
-        roots = self.unions.find(labels)
-        return bool((roots == ends[0]).all())
+        return bool((self.unions.find(labels) == first).all())
 
     def _assembled(self, labels: Array, support: tuple[int, ...], reason: str) -> Array:
         """Where an axis only tells apart what was put together from different places, its slices are cut alike."""

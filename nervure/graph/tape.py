@@ -349,7 +349,7 @@ def record(
         example: a tensor, a tuple of positional arguments, or a dict of keyword arguments.
         interpret: runs in the place of each operator: (entry number, operator, args, kwargs) -> result.
         auxiliary: run once more in training mode where parameters were not used.
-        tag: remember which integer attributes of modules arrive in sizes.
+        tag: remember the calls of the user's code, and which integer attributes of modules arrive in sizes.
 
     Raises:
         ForwardError: the model's forward raised; the message names the module, the cause is the model's own error.
@@ -370,7 +370,8 @@ def record(
             tape.numbers = stack.enter_context(noting_numbers())
         stack.enter_context(_module_stack(model, recorder))
         stack.enter_context(recorder)
-        stack.enter_context(_Names(recorder))
+        if tag:
+            stack.enter_context(_Names(recorder))
         output = _called(model, args, kwargs, recorder, example)
         if auxiliary and interpret is None and model_has_unreached(model, tape):
             tape.training_from = len(tape.entries)
