@@ -7,7 +7,7 @@ that a tracer should find is known without a tracer.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from hypothesis import strategies as st
@@ -99,6 +99,11 @@ class Coupling:
             self.parent[self.root(a)] = self.root(b)
         return list(one)
 
+    def repeats(self, units: Sequence[int]) -> bool:
+        """Whether two of these channels are tied already, or one is fixed."""
+        roots = [self.root(unit) for unit in units]
+        return len(set(roots)) < len(roots) or bool({self.root(unit) for unit in self.fixed} & set(roots))
+
     def free(self) -> int:
         """How many sets of tied channels can leave."""
         fixed = {self.root(unit) for unit in self.fixed}
@@ -133,6 +138,10 @@ class Generated:
     def __repr__(self) -> str:
         return f"Generated(example {tuple(self.example.shape)})\n{self.model}"
 
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """Let a failing example be shown as its program, without its numbers."""
+        printer.text(repr(self))
+
 
 class Builder:
     """A program while it grows."""
@@ -146,6 +155,7 @@ class Builder:
         self.layers: dict[str, nn.Module] = {}
         self.ends: dict[str, tuple[list[int], list[int]]] = {}
         self.is_rectangular = self.has_plain_norms = self.keeps_zero = True
+        self.is_split = False
 
     def width(self, place: int) -> int:
         return len(self.values[place].units)
@@ -155,6 +165,8 @@ class Builder:
 
     def add(self, name: str, inputs: Sequence[int], units: list[int], size: int) -> int:
         """Append a step; returns the place of its value."""
+        # Split channels beside others are pinned where one layer reads them all: right, but fewer than counted here.
+        self.is_rectangular &= not (name == "concat" and self.is_split)
         self.steps.append(Step(name, tuple(inputs)))
         self.values.append(Value(units, size))
         return len(self.values) - 1
@@ -281,6 +293,7 @@ def depthwise(b: Builder, place: int, draw: st.DrawFn) -> bool:
     width, times = b.width(place), draw(st.sampled_from([1, 1, 2]))
     if not b.size(place) or width * times > 16:
         return False
+    b.is_split |= times > 1
     units = [unit for unit in b.values[place].units for _ in range(times)]
     b.layer(nn.Conv2d(width, width * times, 3, 1, 1, groups=width), place, units, b.size(place))
     return True
@@ -308,9 +321,11 @@ def shuffle(b: Builder, place: int, draw: st.DrawFn) -> bool:
 
 def gate(b: Builder, place: int, draw: st.DrawFn) -> bool:
     half = b.width(place) // 2
-    if b.width(place) % 2 or half < 2:
-        return False
     units = b.values[place].units
+    # Halves that overlap, or hold channels of the input, tie all to one unit that cannot leave: nothing to count.
+    if b.width(place) % 2 or half < 2 or b.coupling.repeats(units):
+        return False
+    b.is_split = True
     b.add("gate", [place], b.coupling.tie(units[:half], units[half:]), b.size(place))
     return True
 
@@ -360,14 +375,14 @@ def to_vector(b: Builder, place: int, draw: st.DrawFn) -> bool:
 
 OPERATIONS: tuple[Operation, ...] = (
     dense, dense, dense, shared, residual, residual, projected, pairwise, pairwise, concat, concat, activation,
-    activation, prelu, batch_norm, batch_norm, group_norm, layer_norm, depthwise, grouped, shuffle, gate, excitation,
+    activation, prelu, batch_norm, batch_norm, group_norm, layer_norm, depthwise, grouped, gate, excitation,
     resize, transposed, to_vector,
 )  # fmt: skip
 
 
 @st.composite
-def networks(draw: st.DrawFn) -> Generated:
-    """Strategy: a network of 2 to 9 operations, all of whose values reach an output."""
+def networks(draw: st.DrawFn, more: tuple[Operation, ...] = ()) -> Generated:
+    """Strategy: a network of 2 to 9 of OPERATIONS and ``more``, all of whose values reach an output."""
     size = draw(st.sampled_from([6, 6, 6, 0]))
     b = Builder(3 if size else 5, size)
     b.dense(0, draw(st.integers(4, 8)), 3)
@@ -376,7 +391,7 @@ def networks(draw: st.DrawFn) -> Generated:
         back = draw(st.sampled_from([0, 0, 0, 1, 2]))
         place = max(1, len(b.values) - 1 - back)
         if b.width(place) <= 16:
-            draw(st.sampled_from(OPERATIONS))(b, place, draw)
+            draw(st.sampled_from((*more, *OPERATIONS)))(b, place, draw)
     outputs = _heads(b, draw)
     model = _initialised(Program(b.layers, b.steps, outputs), draw(st.integers(0, 2**20)))
     example = (noise(2, 3, size, size) if size else noise(3, 5)).double()

@@ -1169,7 +1169,7 @@ class SliceWrites(nn.Module):
 
 @covers(image)
 class PartialConv(nn.Module):
-    """Only the first channels are convolved, in place (as in FasterNet); their number is remembered."""
+    """Only the first channels are convolved, written over a copy (as in FasterNet); their number is remembered."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -1177,9 +1177,10 @@ class PartialConv(nn.Module):
         self.stem, self.partial, self.after, self.head = cbr(3, 8), conv(3, 3), cbr(8, 6), Head(6)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.stem(x).clone()
-        x[:, : self.part] = self.partial(x[:, : self.part])
-        return self.head(self.after(x))
+        x = self.stem(x)
+        y = x.clone()
+        y[:, : self.part] = self.partial(x[:, : self.part])
+        return self.head(self.after(y))
 
 
 @covers(image)
@@ -1481,3 +1482,46 @@ class ChannelCovariance(nn.Module):
         weights = (q @ k.transpose(-2, -1) / math.sqrt(s)).softmax(-1)
         y = (weights @ v).permute(0, 3, 1, 2).reshape(n, s, -1)
         return self.head((x + self.proj(y)).mean(1))
+
+
+# ----------------------------------------------------------------------------------------------------- combinations
+
+
+@covers(lambda: noise(4, 5))
+class ShuffleLinear(nn.Module):
+    """A shuffle between linear layers: its two blocks have no layer that would forbid to cut one of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(5, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        return self.b(x.view(x.shape[0], 2, x.shape[1] // 2).transpose(1, 2).reshape(x.shape))
+
+
+@covers(image)
+class DepthMultiplierBeside(nn.Module):
+    """Channels and what a depthwise convolution makes of them (two of each), concatenated."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.wide, self.fc = cbr(3, 6), conv(6, 12, groups=6), nn.Linear(18, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return self.fc(torch.cat([x, F.relu(self.wide(x))], 1).mean((2, 3)))
+
+
+@covers(image)
+class GateBeside(nn.Module):
+    """Channels that are also gated in halves, concatenated with others once the gate has run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.after, self.fc = conv(3, 6), conv(3, 4), conv(3, 5), nn.Linear(15, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = self.a(x), self.b(x)
+        gated = self.after(F.glu(a, 1))
+        return self.fc(torch.cat([b, a, gated], 1).mean((2, 3)))
