@@ -106,15 +106,18 @@ def prune(
         if method.wants and data is not None
         else None
     )
-    result = _planned(model, example, method, View(graph, weights, stats, seed))
-    if not verify:
-        return result
-    try:
-        return replace(result, verification=check(model, result, example).error)
-    except VerificationError:
-        graph = _without_the_guilty(model, example, result)
-    result = _planned(model, example, method, View(graph, weights, stats, seed))
-    return replace(result, verification=check(model, result, example).error)
+    before = count(model, example)
+    result = _planned(model, method, View(graph, weights, stats, seed), before)
+    if verify:
+        try:
+            result = replace(result, verification=check(model, result, example).error)
+        except VerificationError:
+            if not result.plan.cuts:
+                raise
+            graph = _without_the_guilty(model, example, result)
+            result = _planned(model, method, View(graph, weights, stats, seed), before)
+            result = replace(result, verification=check(model, result, example).error)
+    return replace(result, cost_after=count(result.model, example))
 
 
 @final
@@ -138,11 +141,10 @@ def _require_method(method: Any) -> None:
         )
 
 
-def _planned(model: nn.Module, example: Any, method: Method, view: View) -> Pruned:
+def _planned(model: nn.Module, method: Method, view: View, before: Cost) -> Pruned:
     plan = method.plan(view)
     smaller = apply(model, view.graph, plan)
-    before, after = count(model, example), count(smaller, example)
-    return Pruned(smaller, plan, view.graph, before, after, repr(method), masks_after(view.graph, plan))
+    return Pruned(smaller, plan, view.graph, before, before, repr(method), masks_after(view.graph, plan))
 
 
 def _without_the_guilty(model: nn.Module, example: Any, result: Pruned) -> Graph:

@@ -14,7 +14,7 @@ from nervure.graph.example import evaluating, placed_like
 from nervure.graph.tape import named_tensors
 from nervure.graph.trace import Choice, Drawing, check_weights, draw, pinned_by_choice
 from nervure.graph.types import Graph
-from nervure.plan import Cut, Keep, Plan
+from nervure.plan import Cut, Drop, Keep, Plan
 from nervure.surgery.apply import apply
 from nervure.surgery.verify import compare, outputs_of, reference
 
@@ -57,6 +57,8 @@ def trace(
         drawing.graph = pinned_by_choice(drawing.graph, model, ignore, only)
         drawing.graph = replace(drawing.graph, blocks=blocks_of(drawing))
         suspects = drawing.suspects()
+        if not any(t.device.type == "meta" for t in named_tensors(model).values()):
+            drawing.graph = _with_blocks_tried(model, drawing, example)
         if not suspects:
             return drawing.graph
         if any(t.device.type == "meta" for t in named_tensors(model).values()):
@@ -81,6 +83,30 @@ def tried(model: nn.Module, drawing: Drawing, suspects: Mapping[str, str], examp
         for g in drawing.graph.groups
     )
     return replace(drawing.graph, groups=groups)
+
+
+def _share(index: int, size: int) -> Keep:
+    """Units to keep in a trial: shares differ, since sizes that are quotients of others fit where all are halved."""
+    kept = min(size - 1, max(1, round(size * (0.5, 0.75, 0.34, 0.62)[index % 4])))
+    order = np.argsort((np.arange(size) * 7 + 3) % (size + 1), kind="stable")
+    keep = np.zeros(size, dtype=bool)
+    keep[order[:kept]] = True
+    return Keep.of(keep)
+
+
+def _with_blocks_tried(model: nn.Module, drawing: Drawing, example: Any) -> Graph:
+    """Drop the blocks of a doubtful kind once: whole modules, and modules that return more than a tensor."""
+    trial, blocks = _Trial(model, drawing, example), []
+    verdicts: dict[str, str] = {}
+    for block in drawing.graph.blocks:
+        family = re.sub(r"\d+", "*", block.name)
+        doubtful = block.kind == "module" or any(s.extras >= 0 for s in block.silences)
+        if doubtful and not block.pinned and family not in verdicts:
+            trial.computes(Plan((Drop(block.name),)), block.name)
+            verdicts[family] = trial.reasons.get(block.name, "")
+        reason = verdicts.get(family, "") if doubtful else ""
+        blocks.append(replace(block, pinned=block.pinned or reason))
+    return replace(drawing.graph, blocks=tuple(blocks))
 
 
 class _Trial:
@@ -110,10 +136,18 @@ class _Trial:
         return self.failing(names[:1], [names[:1]]) | self.failing(names[1:], [[n] for n in names[1:]])
 
     def passes(self, names: list[str]) -> bool:
-        """Cut every other unit of these groups and compare with the original without them."""
+        """Cut these groups, each by another share, and compare with the original without what left."""
         graph = self._drawing.graph
-        cuts = tuple(Cut(n, Keep.of(np.arange(graph[n].size) % 2 == 1)) for n in names)
-        plan = Plan(cuts)
+        cuts = {n: Cut(n, _share(i, graph[n].size)) for i, n in enumerate(names)}
+        # A wrong number of blocks can come out right by chance where their insides are cut too: blocks go first alone.
+        blocks = [n for n in names if graph[n].kind == "blocks"]
+        if blocks and len(blocks) < len(names) and not self.computes(Plan(tuple(cuts[n] for n in blocks)), names[0]):
+            return False
+        return self.computes(Plan(tuple(cuts.values())), names[0])
+
+    def computes(self, plan: Plan, name: str) -> bool:
+        """Whether a plan computes the right thing; where it does not, the reason is noted under ``name``."""
+        graph = self._drawing.graph
         try:
             smaller = apply(self._model, graph, plan)
             found = outputs_of(smaller, self._example)
@@ -121,6 +155,6 @@ class _Trial:
             if not outcome:
                 raise VerificationError(f"relative error {outcome.error:.1e}")
         except NervureError as error:
-            self.reasons[names[0]] = str(error).split("\n", maxsplit=1)[0][:200]
+            self.reasons[name] = str(error).split("\n", maxsplit=1)[0][:200]
             return False
         return True

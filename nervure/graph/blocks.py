@@ -338,8 +338,9 @@ def _dense(drawing: Drawing, wiring: _Wiring, entry: Entry) -> Iterable[Block]:
 
 
 def _is_made_by(group: Group, block: Block) -> bool:
-    """Whether only modules of the block make the units: others would lose theirs with it."""
-    return all(any(slot.tensor.startswith(f"{name}.") for name in block.modules) for slot in group.writers)
+    """Whether only modules of the block make the units, and every layer that reads them reads others too."""
+    alone = all(any(slot.tensor.startswith(f"{name}.") for name in block.modules) for slot in group.writers)
+    return alone and all(bool((slot.units.array < 0).any()) for slot in group.readers)
 
 
 def _whole_group(drawing: Drawing, layers: Sequence[Layer]) -> Group | None:

@@ -202,6 +202,41 @@ def test_blocks_of_residual_dense_and_transformer_networks_are_found() -> None:
     assert kinds.count("module") * 2 == kinds.count("residual")
 
 
+def test_sizes_that_are_quotients_of_each_other_are_not_offered() -> None:
+    class Quotient(nn.Module):
+        """Heads and their widths from the width of the stream: nothing of the three can go alone."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.heads, self.embed, self.qkv = 4, nn.Linear(6, 32), nn.Linear(32, 96)
+            self.out, self.up, self.head = nn.Linear(32, 32), nn.Linear(32, 24), nn.Linear(24, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.embed(x)
+            n, t, c = x.shape
+            q, k, v = (p.view(n, t, self.heads, c // self.heads).transpose(1, 2) for p in self.qkv(x).chunk(3, -1))
+            y = (q @ k.transpose(-2, -1)).softmax(-1) @ v
+            return self.head(self.up(x + self.out(y.transpose(1, 2).reshape(n, t, c))))
+
+    graph = trace(Quotient(), torch.randn(2, 5, 6))
+    assert [g.name for g in graph.prunable] == ["up"]
+    assert "sizes computed" in graph["embed"].pinned
+
+
+def test_blocks_that_cannot_step_aside_are_pinned_with_the_reason() -> None:
+    class Encoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            layer = nn.TransformerEncoderLayer(16, 2, 24, batch_first=True)
+            self.layers, self.out = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), nn.Linear(16, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(self.layers(x))
+
+    for block in trace(Encoder(), torch.randn(2, 5, 16)).blocks:
+        assert not block.pinned or "does not run" in block.pinned or "step aside" in block.pinned
+
+
 def test_tables_name_groups_pins_and_blocks() -> None:
     graph = trace(build("resnet20"), torch.randn(1, 3, 32, 32))
     table = str(graph)
