@@ -32,6 +32,17 @@ def test_permuting_channels_permutes_scores(model: str, criterion: str) -> None:
     contracts.permuting_channels_permutes_scores(case(model), criterion)
 
 
+@pytest.mark.parametrize("criterion", EQUIVARIANT)
+def test_scores_keep_the_precision_of_the_weights(criterion: str) -> None:
+    contracts.scores_keep_the_precision_of_the_weights(case("residual"), criterion)
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.AdamW])
+def test_masked_entries_stay_zero_through_training(optimizer: type[torch.optim.Optimizer], model: str) -> None:
+    contracts.masked_entries_stay_zero_through_training(case(model), optimizer)
+
+
 @pytest.mark.parametrize("keep", [0.5, 0.77])
 @pytest.mark.parametrize("model", ["residual", "concat", "squeeze_excitation"])
 @pytest.mark.parametrize("allocator", ALLOCATORS)
