@@ -107,7 +107,8 @@ def prune(
         else None
     )
     before = count(model, example)
-    result = _planned(model, method, View(graph, weights, stats, seed), before)
+    view = View(graph, weights, stats, seed, model, example, data)
+    result = _planned(model, method, view, before)
     if verify:
         try:
             result = replace(result, verification=check(model, result, example).error)
@@ -115,7 +116,7 @@ def prune(
             if not result.plan.cuts:
                 raise
             graph = _without_the_guilty(model, example, result)
-            result = _planned(model, method, View(graph, weights, stats, seed), before)
+            result = _planned(model, method, replace(view, graph=graph), before)
             result = replace(result, verification=check(model, result, example).error)
     return replace(result, cost_after=count(result.model, example))
 

@@ -162,7 +162,9 @@ def plan(
     model = choice.network()
     graph = _graph_from(graph_file) if graph_file else choice.graph(model)
     weights = {name: tensor.detach() for name, tensor in named_tensors(model).items()}
-    decided = made.plan(View(graph, weights, stats, choice.seed))
+    shown = choice.example() if choice.shape is not None or choice.data_name else None
+    data = choice.data().train.batches(256, shuffle_seed=choice.seed) if choice.data_name else None
+    decided = made.plan(View(graph, weights, stats, choice.seed, model, shown, data))
     click.echo(decided.describe(graph))
     _wrote(write_json(out, decided.to_json()))
 

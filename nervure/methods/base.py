@@ -1,10 +1,10 @@
 """What every method gets and gives."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, final, runtime_checkable
+from typing import Any, ClassVar, Protocol, final, runtime_checkable
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from nervure.graph.types import Graph
 from nervure.plan import Plan
@@ -21,12 +21,19 @@ class View:
         weights: its tensors by name, detached, as in ``state_dict``. Not to be written to.
         stats: evidence gathered on data; None where the method wants none.
         seed: where the randomness of the run starts.
+        model: the model itself, for methods that ask it more than ``stats`` can hold (slopes under a mask, what a
+            candidate plan does). It must be left as it was: a method that changes anything works on a copy.
+        example: the input it was traced with.
+        data: batches of (inputs, labels), re-iterable; None where none were given.
     """
 
     graph: Graph
     weights: Mapping[str, Tensor]
     stats: Stats | None = None
     seed: int = 0
+    model: nn.Module | None = None
+    example: Any = None
+    data: Iterable[Any] | None = None
 
 
 @runtime_checkable

@@ -252,7 +252,8 @@ def write_report_pages(report: Report, folder: Path) -> tuple[Path, Path]:
 def _view(bench: Bench, model: nn.Module, graph: Graph) -> View:
     weights = {name: tensor.detach() for name, tensor in named_tensors(model).items()}
     stats = Stats.load(bench.path("stats.safetensors")) if bench.method.wants else None
-    return View(graph, weights, stats, bench.recipe.run.seed)
+    batches = bench.data.train.batches(bench.recipe.evaluate.batch_size, shuffle_seed=bench.recipe.run.seed)
+    return View(graph, weights, stats, bench.recipe.run.seed, model, bench.example(), batches)
 
 
 def _cut(bench: Bench, plan: Plan, method: str) -> Pruned:
