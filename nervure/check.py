@@ -1,5 +1,6 @@
 """Claims about arguments that read as sentences and raise errors that say what to do."""
 
+import difflib
 from collections.abc import Iterable
 from typing import TypeVar
 
@@ -33,6 +34,22 @@ def require_choice(value: T, choices: Iterable[T], name: str) -> T:
     if value not in options:
         raise ArgumentError(f"{name}={value!r} is not one of {', '.join(map(repr, options))}.")
     return value
+
+
+def nearest(name: object, names: Iterable[str], *, listed: bool = False) -> str:
+    """The end of a message about a ``name`` that is not among ``names``: what was probably meant.
+
+    Case is ignored. With ``listed`` all names follow, for choices that are few.
+
+    >>> nearest("Magnitud", ["magnitude", "random"])
+    " Did you mean 'magnitude'?"
+    >>> nearest("zzz", ["magnitude", "random"], listed=True)
+    ' Known: magnitude, random.'
+    """
+    by_lower = {known.lower(): known for known in names}
+    close = difflib.get_close_matches(str(name).lower(), by_lower, n=1, cutoff=0.5)
+    hint = f" Did you mean {by_lower[close[0]]!r}?" if close else ""
+    return f"{hint} Known: {', '.join(by_lower.values()) or 'none'}." if listed else hint
 
 
 def require_finite(values: Tensor, what: str) -> Tensor:

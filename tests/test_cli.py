@@ -83,6 +83,12 @@ def test_score_gives_each_unit_a_number() -> None:
     assert Path("scores.safetensors").exists()
 
 
+def test_score_takes_the_options_of_its_criterion() -> None:
+    done("score", *MODEL, *INPUT, "-o", "one.safetensors")
+    done("score", *MODEL, *INPUT, "--set", "norm=2", "-o", "two.safetensors")
+    assert Path("one.safetensors").read_bytes() != Path("two.safetensors").read_bytes()
+
+
 def test_from_network_to_numbers_arrow_by_arrow() -> None:
     done("trace", *DIGITS)
     done("measure", *DIGITS, "--samples", "64", "--want", "activations")

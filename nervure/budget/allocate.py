@@ -3,7 +3,6 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import cached_property
 from typing import Any, Literal, TypeAlias, final, get_args
 
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 from nervure.budget.ledger import Ledger, Terms, total
-from nervure.check import require_choice, require_finite, require_fraction, require_positive
+from nervure.check import nearest, require_choice, require_finite, require_fraction, require_positive
 from nervure.errors import ArgumentError, BudgetError, ScoreError
 from nervure.graph.types import Graph, Group
 from nervure.plan import Cut, Keep, Plan
@@ -224,10 +223,8 @@ def _chunk(market: Market, kept: np.ndarray, unit: int) -> list[int]:
 def _values(graph: Graph, scores: Mapping[str, Tensor]) -> tuple[np.ndarray, ...]:
     for name in scores:
         if name not in graph:
-            near = get_close_matches(name, [g.name for g in graph.groups], n=1, cutoff=0.0)
-            raise ScoreError(
-                f"scores came for {name!r}, which is no group.{f' The nearest is {near[0]!r}.' if near else ''}"
-            )
+            hint = nearest(name, [g.name for g in graph.groups])
+            raise ScoreError(f"scores came for {name!r}, which is no group.{hint}")
     return tuple(_value(group, scores) for group in graph.prunable)
 
 

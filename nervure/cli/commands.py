@@ -22,15 +22,14 @@ from nervure.recipe import run as run_recipe
 from nervure.recipe.steps import write_report_pages
 from nervure.report import Report, graph_page
 from nervure.report.tables import percent
-from nervure.scores import Scores, magnitude, random_scores
+from nervure.scores import CRITERIA
+from nervure.scores import score as scored
 from nervure.stats import SIGNALS, Stats
 from nervure.stats import measure as measure_stats
 from nervure.surgery import apply as apply_plan
 from nervure.surgery import masks_after
 from nervure.surgery import verify as verify_cut
 from nervure.training import train as train_model
-
-CRITERIA = ("magnitude", "random")
 
 
 @click.group(
@@ -103,19 +102,26 @@ def measure(choice: Choice, want: tuple[str, ...], samples: int, out: Path) -> N
     epilog=example("nervure score --model resnet20 --input 1x3x32x32 --criterion magnitude -o scores.safetensors")
 )
 @chosen(EXAMPLE)
-@click.option("--criterion", type=click.Choice(CRITERIA), default="magnitude", show_default=True)
-@click.option("--norm", type=click.IntRange(1, 2), default=1, show_default=True, help="Norm of magnitude.")
+@click.option("--criterion", type=click.Choice(sorted(CRITERIA)), default="magnitude", show_default=True)
+@click.option(
+    "--set",
+    "settings",
+    type=setting,
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="An option of the criterion, e.g. norm=2.",
+)
+@click.option("--stats", "stats_file", type=click.Path(path_type=Path), help="Evidence written by measure.")
 @output("scores.safetensors", "the scores")
-def score(choice: Choice, criterion: str, norm: int, out: Path) -> None:
+def score(
+    choice: Choice, criterion: str, settings: tuple[tuple[str, Any], ...], stats_file: Path | None, out: Path
+) -> None:
     """Give each unit a number; higher stays."""
     _writable(out)
     model = choice.network()
     graph = choice.graph(model)
-    scores: Scores = (
-        random_scores(graph, seed=choice.seed)
-        if criterion == "random"
-        else magnitude(graph, dict(named_tensors(model)), norm=norm)
-    )
+    stats = Stats.load(stats_file) if stats_file else None
+    scores = scored(criterion, graph, dict(named_tensors(model)), stats, **({"seed": choice.seed} | dict(settings)))
     width = max(map(len, scores), default=0)
     click.echo(f"{'group':<{width}}  units   lowest   median  highest")
     for group, values in scores.items():

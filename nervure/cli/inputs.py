@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from nervure import zoo
+from nervure.check import nearest
 from nervure.errors import ArgumentError, NervureError
 from nervure.export import load, load_state, read_header
 from nervure.graph import Graph
 from nervure.prune import Pruned
 from nervure.recipe.parts import Source
-from nervure.recipe.values import nearest
 from nervure.tracing import trace
 from nervure.zoo import Dataset
 
@@ -103,7 +103,8 @@ class Choice:
         if not self.data_name:
             raise ArgumentError(f"no data: give --data NAME, one of {', '.join(zoo.DATASETS)}.")
         if self.data_name not in zoo.DATASETS:
-            raise ArgumentError(f"the zoo has no data set {self.data_name!r}.{nearest(self.data_name, zoo.DATASETS)}")
+            hint = nearest(self.data_name, zoo.DATASETS, listed=True)
+            raise ArgumentError(f"the zoo has no data set {self.data_name!r}.{hint}")
         return zoo.load(self.data_name, self.root or None, seed=self.seed)
 
     def source(self) -> Source:

@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeAlias, final
 import numpy as np
 from torch import Tensor
 
+from nervure.check import nearest
 from nervure.errors import PlanError
 
 Role: TypeAlias = Literal["writer", "reader", "rider"]
@@ -263,7 +264,7 @@ class Graph:
     def __getitem__(self, name: str) -> Group:
         """The group of that name; raises :class:`PlanError` naming the nearest where there is none."""
         if name not in self._by_name:
-            raise PlanError(f"the graph has no group {name!r}.{_nearest(name, self._by_name)}")
+            raise PlanError(f"the graph has no group {name!r}.{nearest(name, self._by_name)}")
         return self._by_name[name]
 
     def __contains__(self, name: object) -> bool:
@@ -279,7 +280,7 @@ class Graph:
         for block in self.blocks:
             if block.name == name:
                 return block
-        raise PlanError(f"the graph has no block {name!r}.{_nearest(name, [b.name for b in self.blocks])}")
+        raise PlanError(f"the graph has no block {name!r}.{nearest(name, [b.name for b in self.blocks])}")
 
     def survivors(self, keeps: Mapping[str, Tensor | np.ndarray]) -> np.ndarray:
         """Number of surviving positions of each axis in ``axes`` when groups keep these units. Shape [len(axes)]."""
@@ -405,13 +406,6 @@ def _runs(units: Units) -> list[list[int]]:
 def _unrun(runs: Iterable[Iterable[int]]) -> Units:
     pieces = [first + step * np.arange(length) for first, step, length in runs]
     return Units(np.concatenate(pieces) if pieces else np.zeros(0, dtype=np.int64))
-
-
-def _nearest(name: str, names: Iterable[str]) -> str:
-    import difflib
-
-    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.0)
-    return f" The nearest is {close[0]!r}." if close else ""
 
 
 def keeps_of(cuts: Iterable[Any]) -> dict[str, Tensor]:

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields
-from difflib import get_close_matches
 from typing import Any, final
 
+from nervure.check import nearest
 from nervure.errors import ArgumentError
 from nervure.methods.base import Method
 
@@ -30,18 +30,11 @@ class Methods(Mapping[str, type[Any]]):
 def named(methods: Methods, name: str, options: Mapping[str, Any]) -> Method:
     """The method ``name`` with these hyper-parameters; ArgumentError naming the nearest name or option otherwise."""
     if not isinstance(name, str) or name not in methods:
-        raise ArgumentError(f"method {name!r} is unknown.{_nearest(str(name), methods)}")
+        raise ArgumentError(f"method {name!r} is unknown.{nearest(name, methods, listed=True)}")
     cls = methods[name]
     known = [field.name for field in fields(cls) if field.init]
     for option in options:
         if option not in known:
-            raise ArgumentError(f"{cls.__name__} has no option {option!r}.{_nearest(option, known)}")
+            raise ArgumentError(f"{cls.__name__} has no option {option!r}.{nearest(option, known, listed=True)}")
     method: Method = cls(**options)
     return method
-
-
-def _nearest(name: str, names: Iterable[str]) -> str:
-    lower = {n.lower(): n for n in names}
-    close = get_close_matches(name.lower(), lower, n=1, cutoff=0.5)
-    nearest = f" The nearest is {lower[close[0]]!r}." if close else ""
-    return f"{nearest} There are: {', '.join(sorted(lower.values()))}."

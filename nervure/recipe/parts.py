@@ -15,9 +15,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from nervure import zoo
+from nervure.check import nearest
 from nervure.errors import ArgumentError, RecipeError
 from nervure.methods import METHODS, Method, method_from
-from nervure.recipe.values import Options, Recipe, RecoverSection, TrainSection, nearest
+from nervure.recipe.values import Options, Recipe, RecoverSection, TrainSection
 from nervure.training import History, label_smoothing, recalibrate, train
 from nervure.zoo import Dataset, Split
 
@@ -67,7 +68,7 @@ class Source:
 
 def _of_zoo(name: str) -> Callable[..., Any]:
     if name not in zoo.MODELS:
-        raise RecipeError(f"[model] the zoo has no network {name!r}.{nearest(name, zoo.MODELS)}")
+        raise RecipeError(f"[model] the zoo has no network {name!r}.{nearest(name, zoo.MODELS, listed=True)}")
     return zoo.MODELS[name]
 
 
@@ -87,7 +88,9 @@ def factory_of(path: str) -> Callable[..., Any]:
     found = getattr(module, name, None)
     if not callable(found):
         known = [n for n, value in vars(module).items() if callable(value) and not n.startswith("_")]
-        raise RecipeError(f"factory {path!r}: {module_name} has no function {name!r}.{nearest(name, known)}")
+        raise RecipeError(
+            f"factory {path!r}: {module_name} has no function {name!r}.{nearest(name, known, listed=True)}"
+        )
     return found  # type: ignore[no-any-return]
 
 
@@ -100,7 +103,9 @@ def data_of(recipe: Recipe) -> Dataset:
     """The recipe's data set, with as many samples as it asks for; raises RecipeError or DataError."""
     section, seed = recipe.data, recipe.run.seed
     if section.name not in zoo.DATASETS:
-        raise RecipeError(f"[data] the zoo has no data set {section.name!r}.{nearest(section.name, zoo.DATASETS)}")
+        raise RecipeError(
+            f"[data] the zoo has no data set {section.name!r}.{nearest(section.name, zoo.DATASETS, listed=True)}"
+        )
     data = zoo.load(
         section.name, section.root or None, validation=section.validation, seed=seed, size=section.size or None
     )
@@ -115,7 +120,9 @@ def method_of(recipe: Recipe) -> Method:
     """The recipe's method with its hyper-parameters; raises RecipeError where it does not take them."""
     section = recipe.prune
     if section.method not in METHODS:
-        raise RecipeError(f"[prune] there is no method {section.method!r}.{nearest(section.method, METHODS)}")
+        raise RecipeError(
+            f"[prune] there is no method {section.method!r}.{nearest(section.method, METHODS, listed=True)}"
+        )
     known = {f.name for f in fields(METHODS[section.method])}
     shared = {"keep": section.keep, "budget": section.budget}
     options = {k: v for k, v in shared.items() if k in known} | dict(section.options)

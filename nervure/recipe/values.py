@@ -1,7 +1,6 @@
 """A recipe as a frozen value: what to train, cut, recover and compare; read from TOML and checked before any work."""
 
 import dataclasses
-import difflib
 import hashlib
 import json
 import math
@@ -14,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar, final
 
+from nervure.check import nearest
 from nervure.errors import RecipeError
 
 Options = Mapping[str, Any]
@@ -259,14 +259,6 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str
     ]
 
 
-def nearest(name: str, names: Iterable[str]) -> str:
-    """A hint for somebody who wrote ``name`` where one of ``names`` is known."""
-    known = list(names)
-    close = difflib.get_close_matches(name.lower(), [n.lower() for n in known], n=1)
-    hint = next((f" Did you mean {n!r}?" for n in known if n.lower() in close), "")
-    return f"{hint} Known: {', '.join(known)}."
-
-
 def _text_of(path_or_text: str | os.PathLike[str]) -> tuple[str, str]:
     if isinstance(path_or_text, str) and ("\n" in path_or_text or "=" in path_or_text):
         return path_or_text, "the recipe"
@@ -291,7 +283,7 @@ def _require_known(given: Iterable[str], known: Iterable[str], complaint: str) -
     names = list(known)
     for key in given:
         if key not in names:
-            raise RecipeError(f"{complaint} {key!r}.{nearest(str(key), names)}")
+            raise RecipeError(f"{complaint} {key!r}.{nearest(key, names, listed=True)}")
 
 
 def _value(hint: Any, value: Any, where: str) -> Any:

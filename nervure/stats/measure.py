@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from difflib import get_close_matches
 from itertools import chain
 from typing import Any
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nervure.check import require_positive
+from nervure.check import nearest, require_positive
 from nervure.errors import ArgumentError, DataError
 from nervure.graph.types import Graph
 from nervure.progress import length, track
@@ -92,8 +91,7 @@ def _wanted(want: Iterable[str]) -> frozenset[str]:
         raise ArgumentError(f"want={want!r} must be a set of names, e.g. {{{want!r}}}.")
     wanted = frozenset(want)
     for name in sorted(wanted - set(SIGNALS)):
-        (nearest,) = get_close_matches(name, SIGNALS, n=1, cutoff=0.0)
-        raise ArgumentError(f"want={name!r} cannot be measured. The nearest is {nearest!r}; all: {', '.join(SIGNALS)}.")
+        raise ArgumentError(f"want={name!r} cannot be measured.{nearest(name, SIGNALS, listed=True)}")
     return wanted
 
 

@@ -4,7 +4,6 @@ The model stays an ordinary module with an ordinary ``state_dict``; a copy, an e
 The masks live in the :class:`Held` handle and act while the optimizer steps.
 """
 
-import difflib
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType, TracebackType
 from typing import Any, TypeAlias, final
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from nervure.check import nearest
 from nervure.errors import ArgumentError
 
 Masks: TypeAlias = Mapping[str, Tensor]
@@ -149,12 +149,8 @@ def require_masks(masks: Masks, parameters: Mapping[str, Tensor]) -> None:
 def _require_known(name: str, parameters: Mapping[str, Tensor]) -> None:
     if name in parameters:
         return
-    near = difflib.get_close_matches(name, parameters, n=1, cutoff=0.0)
-    raise ArgumentError(
-        f"no parameter is called {name!r}; the nearest is {near[0]!r}."
-        if near
-        else f"no parameter is called {name!r}: the model has none."
-    )
+    hint = nearest(name, parameters) if parameters else " The model has none."
+    raise ArgumentError(f"no parameter is called {name!r}.{hint}")
 
 
 def _zero(tensor: Tensor, mask: Tensor) -> None:

@@ -266,5 +266,5 @@ def test_a_graph_names_the_nearest_group() -> None:
     graph = trace(build("resnet20"), torch.randn(1, 3, 32, 32))
     with pytest.raises(PlanError, match=r"layer1\.0\.conv1"):
         graph["layer1.0.conv"]
-    with pytest.raises(PlanError, match=r"nearest is 'layer1\.\d'"):
+    with pytest.raises(PlanError, match=r"Did you mean 'layer1\.\d'"):
         graph.block("layer1.O")

@@ -108,9 +108,9 @@ def test_methods_are_found_by_name_in_any_case_and_listed_once() -> None:
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("magnitud", {}, "'magnitud' is unknown. The nearest is 'Magnitude'"),
-        ("zzz", {}, "There are: .*Magnitude"),
-        ("magnitude", {"keeep": 0.5}, "Magnitude has no option 'keeep'. The nearest is 'keep'"),
+        ("magnitud", {}, "'magnitud' is unknown. Did you mean 'Magnitude'"),
+        ("zzz", {}, "Known: .*Magnitude"),
+        ("magnitude", {"keeep": 0.5}, "Magnitude has no option 'keeep'. Did you mean 'keep'"),
         ("magnitude", {"wants": 1}, "no option 'wants'"),
         ("magnitude", {"keep": 3}, "keep=3"),
     ],

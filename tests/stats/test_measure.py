@@ -335,7 +335,7 @@ def test_a_model_that_gives_nan_is_refused() -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"want": {"activation"}}, "'activation' cannot be measured. The nearest is 'activations'"),
+        ({"want": {"activation"}}, "'activation' cannot be measured. Did you mean 'activations'"),
         ({"want": "labels"}, "must be a set"),
         ({"samples": 0}, "samples=0"),
         ({"seed": 0.5}, "seed=0.5"),

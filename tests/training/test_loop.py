@@ -248,7 +248,7 @@ def test_an_exploding_run_and_a_broken_objective_are_named():
         ({"optimizer": "lion"}, "'lion' is not one of 'sgd', 'adamw'"),
         ({"schedule": "linear"}, "'onecycle', 'cosine', 'constant'"),
         ({"precision": "fp16"}, "'float32', 'bf16'"),
-        ({"masks": {"0.wieght": torch.ones(1, dtype=torch.bool)}}, "nearest is '0.weight'"),
+        ({"masks": {"0.wieght": torch.ones(1, dtype=torch.bool)}}, "Did you mean '0.weight'"),
     ],
 )
 def test_arguments_out_of_range_are_refused_in_words(options, words):

@@ -186,7 +186,7 @@ def test_tied_weights_are_held_under_either_name():
 @pytest.mark.parametrize(
     ("masks", "words"),
     [
-        ({"wieght": torch.ones(1, 2, dtype=torch.bool)}, "nearest is 'weight'"),
+        ({"wieght": torch.ones(1, 2, dtype=torch.bool)}, "Did you mean 'weight'"),
         ({"weight": torch.ones(2, 1, dtype=torch.bool)}, r"shape \(2, 1\).*\(1, 2\)"),
         ({"weight": torch.ones(1, 2)}, "torch.float32.*bool"),
         ({"weight": [[True, False]]}, "list.*bool"),
@@ -211,5 +211,5 @@ def test_masks_of_a_model_leave_biases_and_dense_weights_alone():
         model[0].weight[0, 1] = 0
     assert {n: m.tolist() for n, m in masks_of(model).items()} == {"0.weight": [[True, False], [True, True]]}
     assert masks_of(model, only=["1.bias"])["1.bias"].tolist() == [False, False]
-    with pytest.raises(ArgumentError, match=r"nearest is '2.weight'"):
+    with pytest.raises(ArgumentError, match=r"Did you mean '2.weight'"):
         masks_of(model, only=["2.wieght"])
