@@ -15,10 +15,14 @@ from nervure.graph.types import Graph
 from nervure.progress import length, track
 from nervure.stats.batches import Batch, batches, counted
 from nervure.stats.probe import probes
+from nervure.stats.readers import ReaderRecorder, reader_probes
 from nervure.stats.record import Recorder
 from nervure.stats.types import Stats
 
-SIGNALS = ("activations", "gradients", "labels")
+SIGNALS = ("activations", "gradients", "labels", "effects", "readings")
+WRITTEN = frozenset({"activations", "gradients"})
+READ = frozenset({"effects", "readings"})
+SLOPES = frozenset({"gradients", "effects"})
 
 
 def measure(
@@ -40,11 +44,13 @@ def measure(
     Args:
         model: the traced model.
         graph: its graph.
-        data: a re-iterable of (inputs, labels) batches; labels can be left out where neither ``"labels"`` nor
-            ``"gradients"`` are wanted. Inputs are a tensor, a tuple of positional arguments or a dict.
-        want: any of ``"activations"``, ``"gradients"`` (of the cross-entropy of the model's output, or of its first or
-            ``"logits"`` entry) and ``"labels"``. The result holds 4 bytes per sample and unit for each of the first
-            two; gradients also hold the outputs of all layers for one batch.
+        data: a re-iterable of (inputs, labels) batches; labels can be left out where none of ``"labels"``,
+            ``"gradients"`` and ``"effects"`` is wanted. Inputs are a tensor, a tuple of positional arguments or a dict.
+        want: any of ``"activations"`` and ``"gradients"`` (at the writer of each unit), ``"readings"`` and
+            ``"effects"`` (at everything that reads it) and ``"labels"``. Gradients and effects are those of the
+            cross-entropy of the model's output, or of its first or ``"logits"`` entry. The result holds 4 bytes per
+            sample and unit for activations, gradients and effects; the last two also hold what all layers are given
+            for one batch.
         samples: how many samples at most.
         seed: seeds torch while the data are drawn, so a shuffling loader gives the same samples again; the caller's
             random state is put back.
@@ -59,24 +65,35 @@ def measure(
     require_positive(samples, "samples")
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise ArgumentError(f"seed={seed!r} must be a whole number.")
-    found, skipped = probes(model, graph)
+    found, skipped = probes(model, graph) if wanted & WRITTEN or not wanted & READ else ({}, {})
+    read, unread = reader_probes(model, graph) if wanted & READ else ({}, {})
     with_gradients = "gradients" in wanted
-    recorder = Recorder(found if wanted & {"activations", "gradients"} else {}, with_gradients=with_gradients)
+    recorder = Recorder(found if wanted & WRITTEN else {}, with_gradients=with_gradients)
+    reader = ReaderRecorder(read, with_effects="effects" in wanted)
     device = _device(model)
     labels: list[Tensor] = []
     passes = seen = 0
-    with _seeded(seed, device), _evaluating(model), recorder.listening(model), torch.set_grad_enabled(with_gradients):
-        drawn = batches(data, samples, labelled=bool(wanted & {"labels", "gradients"}))
+    with (
+        _seeded(seed, device),
+        _evaluating(model),
+        recorder.listening(model),
+        reader.listening(model),
+        torch.set_grad_enabled(bool(wanted & SLOPES)),
+    ):
+        drawn = batches(data, samples, labelled=bool(wanted & (SLOPES | {"labels"})))
         stream, total = counted(drawn, samples, length(data))
         for batch in track(stream, "measuring", total, enabled=progress):
-            _listen(model, batch.to(device), recorder, with_gradients)
+            _listen(model, batch.to(device), (reader, recorder), bool(wanted & SLOPES))
             labels += [] if batch.labels is None else [batch.labels.detach().cpu()]
             passes, seen = passes + 1, seen + batch.size
-    skipped |= _unheard(found, recorder, passes, with_gradients) if wanted & {"activations", "gradients"} else {}
+    skipped |= _unheard(found, recorder, passes, with_gradients) if wanted & WRITTEN else {}
+    skipped = unread | reader.failed | skipped
     return Stats(
         activations=_joined(recorder.activations, passes, recorder.failed) if "activations" in wanted else {},
         gradients=_joined(recorder.gradients, passes, recorder.failed),
         moments=_moments(recorder, passes, seen) if "activations" in wanted else {},
+        effects=_joined(reader.effects, passes, reader.failed),
+        readings=reader.readings() if "readings" in wanted else {},
         labels=torch.cat(labels) if labels and "labels" in wanted else None,
         samples=seen,
         seed=seed,
@@ -95,10 +112,13 @@ def _wanted(want: Iterable[str]) -> frozenset[str]:
     return wanted
 
 
-def _listen(model: nn.Module, batch: Batch, recorder: Recorder, with_gradients: bool) -> None:
-    recorder.start(batch.size)
+def _listen(model: nn.Module, batch: Batch, recorders: Iterable[Recorder | ReaderRecorder], with_slopes: bool) -> None:
+    for recorder in recorders:
+        recorder.start(batch.size)
     output = batch.feed(model)
-    recorder.finish(_loss(output, batch) if with_gradients else None)
+    loss = _loss(output, batch) if with_slopes else None
+    for recorder in recorders:
+        recorder.finish(loss)
 
 
 def _loss(output: Any, batch: Batch) -> Tensor:

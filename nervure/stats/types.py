@@ -18,7 +18,7 @@ from nervure.files import replacing, require_file
 
 FORMAT = 1
 KIND = "nervure-stats"
-PER_GROUP = ("activations", "gradients", "moments")
+PER_GROUP = ("activations", "gradients", "moments", "effects", "readings")
 
 
 @final
@@ -31,6 +31,10 @@ class Stats:
         gradients: per group [samples, units], activation times the gradient of each sample's cross-entropy with respect
             to it, summed over positions: to first order, how much the loss would *fall* if the unit became zero.
         moments: per group [units, 2], mean and mean square over samples and positions.
+        effects: per group [samples, units], the same as ``gradients`` at everything that reads the unit, summed: to
+            first order, how much the loss of each sample would fall if the unit were cut.
+        readings: per group [units, 3], mean absolute value, mean square and share of zeros of what its readers are
+            given, over samples, positions and readers.
         labels: [samples] integers; None where they were not wanted.
         samples: number of samples.
         seed: the seed of the pass.
@@ -42,6 +46,8 @@ class Stats:
     activations: Mapping[str, Tensor] = field(default_factory=dict)
     gradients: Mapping[str, Tensor] = field(default_factory=dict)
     moments: Mapping[str, Tensor] = field(default_factory=dict)
+    effects: Mapping[str, Tensor] = field(default_factory=dict)
+    readings: Mapping[str, Tensor] = field(default_factory=dict)
     labels: Tensor | None = None
     samples: int = 0
     seed: int = 0
@@ -83,6 +89,8 @@ class Stats:
             activations=_below("activations/", tensors),
             gradients=_below("gradients/", tensors),
             moments=_below("moments/", tensors),
+            effects=_below("effects/", tensors),
+            readings=_below("readings/", tensors),
             labels=tensors.get("labels"),
             samples=header["samples"],
             seed=header["seed"],
