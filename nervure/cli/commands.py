@@ -84,17 +84,20 @@ def trace(choice: Choice, ignore: tuple[str, ...], only: tuple[str, ...], html: 
 @chosen(EXAMPLE)
 @click.option("--want", multiple=True, type=click.Choice(sorted(SIGNALS)), help="Evidence; several times for several.")
 @click.option("--samples", default=2048, show_default=True, help="How many training samples at most.")
+@click.option("--per-class", type=click.IntRange(0), default=0, help="How many of each class at most; 0: no limit.")
 @output("stats.safetensors", "the evidence")
-def measure(choice: Choice, want: tuple[str, ...], samples: int, out: Path) -> None:
-    """Gather evidence on data: activations, gradients, labels."""
+def measure(choice: Choice, want: tuple[str, ...], samples: int, per_class: int, out: Path) -> None:
+    """Gather evidence on data: what units say, what enters the layers, how much the loss listens; labels."""
     _writable(out)
     model, data = choice.network(), choice.data()
     batches = data.train.batches(256, shuffle_seed=choice.seed)
     wanted = want or ("activations",)
-    stats = measure_stats(model, choice.graph(model), batches, want=wanted, samples=samples, seed=choice.seed)
-    click.echo(f"{stats.samples} samples; {', '.join(sorted(stats.want))} of {len(stats.activations)} groups")
-    for group, reason in stats.skipped.items():
-        click.echo(f"  {group} skipped: {reason}")
+    graph = choice.graph(model)
+    stats = measure_stats(model, graph, batches, want=wanted, samples=samples, per_class=per_class, seed=choice.seed)
+    heard = [f"{kind} of {len(getattr(stats, kind))}" for kind in sorted(stats.want - {"labels"})]
+    click.echo(f"{stats.samples} samples; {', '.join(heard) or 'labels'}")
+    for name, reason in stats.skipped.items():
+        click.echo(f"  {name} skipped: {reason}")
     _wrote(stats.save(out))
 
 

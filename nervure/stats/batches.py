@@ -1,6 +1,7 @@
 """Batches of data, checked: what people feed to networks, in one shape."""
 
 import itertools
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, final
@@ -29,6 +30,13 @@ class Batch:
         args, kwargs, labels = tree_map(lambda value: _head(value, self.size, n), (self.args, self.kwargs, self.labels))
         return Batch(args, kwargs, labels, n)
 
+    def rows(self, index: Tensor) -> "Batch":
+        """The samples at these places."""
+        args, kwargs, labels = tree_map(
+            lambda value: value[index] if _has_rows(value, self.size) else value, (self.args, self.kwargs, self.labels)
+        )
+        return Batch(args, kwargs, labels, len(index))
+
     def to(self, device: torch.device) -> "Batch":
         """The same on another device."""
         args, kwargs, labels = tree_map(lambda value: _to(value, device), (self.args, self.kwargs, self.labels))
@@ -39,22 +47,26 @@ class Batch:
         return model(*self.args, **self.kwargs)
 
 
-def batches(data: Iterable[Any], samples: int, *, labelled: bool) -> Iterator[Batch]:
+def batches(data: Iterable[Any], samples: int, *, labelled: bool, per_class: int = 0) -> Iterator[Batch]:
     """The first ``samples`` samples of ``data``, batch by batch.
 
     Args:
         data: (inputs, labels) pairs, or inputs alone; inputs are a tensor, a tuple of positional arguments or a dict.
         samples: how many at most; the last batch is cut to fit.
         labelled: whether labels must be there.
+        per_class: where above 0, only the first so many samples of each class are taken.
 
     Raises:
         DataError: ``data`` are empty, a batch is malformed, values are not finite, or labels are missing or not whole.
     """
     seen = 0
+    taken: Counter[int] = Counter()
     for number, raw in enumerate(_iterate(data)):
-        batch = _batch(raw, f"batch {number}", labelled).head(samples - seen)
+        batch = _batch(raw, f"batch {number}", labelled)
+        batch = (_balanced(batch, taken, per_class) if per_class else batch).head(samples - seen)
         seen += batch.size
-        yield batch
+        if batch.size:
+            yield batch
         if seen >= samples:
             return
     if seen == 0:
@@ -69,6 +81,16 @@ def counted(data: Iterable[Batch], samples: int, length: int | None) -> tuple[It
     first = next(iterator)
     number = -(-samples // max(1, first.size))
     return itertools.chain([first], iterator), number if length is None else min(number, length)
+
+
+def _balanced(batch: Batch, taken: Counter[int], per_class: int) -> Batch:
+    """The samples whose class is still wanted; ``taken`` counts on."""
+    rows = []
+    for row, label in enumerate(batch.labels.tolist() if batch.labels is not None else ()):
+        if taken[label] < per_class:
+            taken[label] += 1
+            rows.append(row)
+    return batch.rows(torch.tensor(rows, dtype=torch.long))
 
 
 def _iterate(data: Iterable[Any]) -> Iterator[Any]:
@@ -124,7 +146,11 @@ def _require_labels(labels: Any, size: int, what: str) -> None:
 
 
 def _head(value: Any, size: int, n: int) -> Any:
-    return value[:n] if isinstance(value, Tensor) and value.ndim > 0 and len(value) == size else value
+    return value[:n] if _has_rows(value, size) else value
+
+
+def _has_rows(value: Any, size: int) -> bool:
+    return isinstance(value, Tensor) and value.ndim > 0 and len(value) == size
 
 
 def _to(value: Any, device: torch.device) -> Any:

@@ -14,14 +14,17 @@ from nervure.errors import ArgumentError, DataError
 from nervure.graph.types import Graph
 from nervure.progress import length, track
 from nervure.stats.batches import Batch, batches, counted
+from nervure.stats.connections import Listener, ears
+from nervure.stats.memory import require_memory
 from nervure.stats.probe import probes
 from nervure.stats.readers import ReaderRecorder, reader_probes
 from nervure.stats.record import Recorder
 from nervure.stats.types import Stats
 
-SIGNALS = ("activations", "gradients", "labels", "effects", "readings")
+SIGNALS = ("activations", "connections", "effects", "gradients", "labels", "readings")
 WRITTEN = frozenset({"activations", "gradients"})
 READ = frozenset({"effects", "readings"})
+LAYERS = frozenset({"connections"})
 SLOPES = frozenset({"gradients", "effects"})
 
 
@@ -32,44 +35,52 @@ def measure(
     *,
     want: Iterable[str] = frozenset({"activations"}),
     samples: int = 2048,
+    per_class: int = 0,
     seed: int = 0,
     progress: bool = True,
 ) -> Stats:
-    """Feed the first ``samples`` samples to the model and listen to the units of every group.
+    """Feed the first ``samples`` samples to the model and listen to its units and connections.
 
     The model runs in evaluation mode, on the device where it is; afterwards it is as it was. A group is heard at the
-    output of the first module that writes all its units; where there is none, it is named in ``Stats.skipped`` with
-    the reason.
+    output of the first module that writes all its units, connections at the inputs of convolutions and linear layers;
+    what cannot be heard is named in ``Stats.skipped`` with the reason.
 
     Args:
         model: the traced model.
         graph: its graph.
         data: a re-iterable of (inputs, labels) batches; labels can be left out where none of ``"labels"``,
-            ``"gradients"`` and ``"effects"`` is wanted. Inputs are a tensor, a tuple of positional arguments or a dict.
+            ``"gradients"`` and ``"effects"`` is wanted and ``per_class`` is 0. Inputs are a tensor, a tuple of
+            positional arguments or a dict.
         want: any of ``"activations"`` and ``"gradients"`` (at the writer of each unit), ``"readings"`` and
-            ``"effects"`` (at everything that reads it) and ``"labels"``. Gradients and effects are those of the
-            cross-entropy of the model's output, or of its first or ``"logits"`` entry. The result holds 4 bytes per
-            sample and unit for activations, gradients and effects; the last two also hold what all layers are given
-            for one batch.
+            ``"effects"`` (at everything that reads it), ``"connections"`` (at the input of each layer) and
+            ``"labels"``. Gradients and effects are those of the cross-entropy of the model's output, or of its first
+            or ``"logits"`` entry. The result holds 4 bytes per sample and unit for activations, gradients and effects,
+            and per sample, input and kernel position for connections; readings and effects also hold what all layers
+            are given for one batch.
         samples: how many samples at most.
+        per_class: where above 0, at most so many samples of each class are taken, the first that come, none twice.
         seed: seeds torch while the data are drawn, so a shuffling loader gives the same samples again; the caller's
             random state is put back.
         progress: whether to show a bar when it takes long.
 
     Raises:
-        ArgumentError: ``want``, ``samples`` or ``seed`` is out of range.
-        DataError: the data are empty, malformed, not finite, or lack labels that are needed; or activations are not
-            finite.
+        ArgumentError: ``want``, ``samples``, ``per_class`` or ``seed`` is out of range.
+        DataError: the data are empty, malformed, not finite, or lack labels that are needed; activations are not
+            finite; or the connections of so many samples do not fit into memory.
     """
     wanted = _wanted(want)
     require_positive(samples, "samples")
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise ArgumentError(f"seed={seed!r} must be a whole number.")
-    found, skipped = probes(model, graph) if wanted & WRITTEN or not wanted & READ else ({}, {})
+    if isinstance(per_class, bool) or not isinstance(per_class, int) or per_class < 0:
+        raise ArgumentError(f"per_class={per_class!r} must be a whole number, 0 (no such limit) or more.")
+    found, skipped = probes(model, graph) if wanted & WRITTEN or not wanted & (READ | LAYERS) else ({}, {})
     read, unread = reader_probes(model, graph) if wanted & READ else ({}, {})
+    layers, deaf = ears(model, graph) if wanted & LAYERS else ([], {})
     with_gradients = "gradients" in wanted
     recorder = Recorder(found if wanted & WRITTEN else {}, with_gradients=with_gradients)
     reader = ReaderRecorder(read, with_effects="effects" in wanted)
+    listener = Listener(layers)
     device = _device(model)
     labels: list[Tensor] = []
     passes = seen = 0
@@ -78,22 +89,28 @@ def measure(
         _evaluating(model),
         recorder.listening(model),
         reader.listening(model),
+        listener.listening(),
         torch.set_grad_enabled(bool(wanted & SLOPES)),
     ):
-        drawn = batches(data, samples, labelled=bool(wanted & (SLOPES | {"labels"})))
+        labelled = bool(per_class or wanted & (SLOPES | {"labels"}))
+        drawn = batches(data, samples, labelled=labelled, per_class=per_class)
         stream, total = counted(drawn, samples, length(data))
         for batch in track(stream, "measuring", total, enabled=progress):
-            _listen(model, batch.to(device), (reader, recorder), bool(wanted & SLOPES))
+            _listen(model, batch.to(device), (reader, recorder, listener), bool(wanted & SLOPES))
             labels += [] if batch.labels is None else [batch.labels.detach().cpu()]
             passes, seen = passes + 1, seen + batch.size
+            if passes == 1:
+                require_memory(listener.bytes_per_sample, min(samples, batch.size * (total or samples)))
     skipped |= _unheard(found, recorder, passes, with_gradients) if wanted & WRITTEN else {}
-    skipped = unread | reader.failed | skipped
+    connections = listener.connections()
+    skipped = unread | reader.failed | skipped | listener.failed | deaf
     return Stats(
         activations=_joined(recorder.activations, passes, recorder.failed) if "activations" in wanted else {},
         gradients=_joined(recorder.gradients, passes, recorder.failed),
         moments=_moments(recorder, passes, seen) if "activations" in wanted else {},
         effects=_joined(reader.effects, passes, reader.failed),
         readings=reader.readings() if "readings" in wanted else {},
+        connections=connections,
         labels=torch.cat(labels) if labels and "labels" in wanted else None,
         samples=seen,
         seed=seed,
@@ -112,7 +129,9 @@ def _wanted(want: Iterable[str]) -> frozenset[str]:
     return wanted
 
 
-def _listen(model: nn.Module, batch: Batch, recorders: Iterable[Recorder | ReaderRecorder], with_slopes: bool) -> None:
+def _listen(
+    model: nn.Module, batch: Batch, recorders: Iterable[Recorder | ReaderRecorder | Listener], with_slopes: bool
+) -> None:
     for recorder in recorders:
         recorder.start(batch.size)
     output = batch.feed(model)

@@ -18,7 +18,7 @@ from nervure.files import replacing, require_file
 
 FORMAT = 1
 KIND = "nervure-stats"
-PER_GROUP = ("activations", "gradients", "moments", "effects", "readings")
+KINDS = ("activations", "gradients", "moments", "effects", "readings", "connections")
 
 
 @final
@@ -35,12 +35,15 @@ class Stats:
             first order, how much the loss of each sample would fall if the unit were cut.
         readings: per group [units, 3], mean absolute value, mean square and share of zeros of what its readers are
             given, over samples, positions and readers.
+        connections: per weight tensor [samples, inputs, kernel positions], what enters its layer, averaged over the
+            positions of the output, for each position of the kernel (one for linear layers). The layer's mean output
+            under any mask is :func:`nervure.stats.response` of the masked weight.
         labels: [samples] integers; None where they were not wanted.
         samples: number of samples.
         seed: the seed of the pass.
         want: the names of the evidence that was asked for.
         fingerprint: ``Graph.fingerprint`` of the model.
-        skipped: groups with something missing above, and why.
+        skipped: groups, and weight tensors on an edge, with something missing above, and why.
     """
 
     activations: Mapping[str, Tensor] = field(default_factory=dict)
@@ -48,6 +51,7 @@ class Stats:
     moments: Mapping[str, Tensor] = field(default_factory=dict)
     effects: Mapping[str, Tensor] = field(default_factory=dict)
     readings: Mapping[str, Tensor] = field(default_factory=dict)
+    connections: Mapping[str, Tensor] = field(default_factory=dict)
     labels: Tensor | None = None
     samples: int = 0
     seed: int = 0
@@ -62,7 +66,7 @@ class Stats:
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write to one safetensors file, atomically, and return its path; raises :class:`FileError`."""
-        tensors = {f"{kind}/{group}": _own(t) for kind in PER_GROUP for group, t in getattr(self, kind).items()}
+        tensors = {f"{kind}/{group}": _own(t) for kind in KINDS for group, t in getattr(self, kind).items()}
         if self.labels is not None:
             tensors["labels"] = _own(self.labels)
         header = {"kind": KIND, "format": FORMAT, "digest": self.digest, "skipped": dict(self.skipped)}
@@ -86,11 +90,7 @@ class Stats:
                 f"{str(source)!r} cannot be read: {error}. It is truncated or another kind of file."
             ) from error
         return Stats(
-            activations=_below("activations/", tensors),
-            gradients=_below("gradients/", tensors),
-            moments=_below("moments/", tensors),
-            effects=_below("effects/", tensors),
-            readings=_below("readings/", tensors),
+            **{kind: _below(f"{kind}/", tensors) for kind in KINDS},
             labels=tensors.get("labels"),
             samples=header["samples"],
             seed=header["seed"],
