@@ -3,7 +3,7 @@
 from nervure.evaluation import evaluate, latency
 from nervure.export import load, save
 from nervure.graph import Block, Cost, Graph, Group, count
-from nervure.methods import Magnitude, Random
+from nervure.methods import FPGM, Activation, Fisher, Magnitude, Random, Slimming, Taylor
 from nervure.plan import Cut, Drop, Keep, Link, Mask, Plan
 from nervure.prune import Pruned, prune
 from nervure.recipe import Recipe, run
@@ -13,11 +13,15 @@ from nervure.surgery import apply, verify
 from nervure.tracing import trace
 from nervure.training import hold, train
 
-__all__ = [
+# Sorted as the alphabet has it, capitals first, which tests and readers can check.
+__all__ = [  # noqa: RUF022
+    "Activation",
     "Block",
     "Cost",
     "Cut",
     "Drop",
+    "FPGM",
+    "Fisher",
     "Graph",
     "Group",
     "Keep",
@@ -29,7 +33,9 @@ __all__ = [
     "Random",
     "Recipe",
     "Report",
+    "Slimming",
     "Stats",
+    "Taylor",
     "apply",
     "count",
     "evaluate",

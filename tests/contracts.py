@@ -11,11 +11,31 @@ import torch
 from torch import Tensor, nn
 
 import nervure
-from nervure import Cut, Drop, Graph, Keep, Link, Magnitude, Mask, Plan, Random, apply, count, hold, prune, trace
+from nervure import (
+    FPGM,
+    Activation,
+    Cut,
+    Drop,
+    Fisher,
+    Graph,
+    Keep,
+    Link,
+    Magnitude,
+    Mask,
+    Plan,
+    Random,
+    Slimming,
+    Taylor,
+    apply,
+    count,
+    hold,
+    prune,
+    trace,
+)
 from nervure.budget import allocate
 from nervure.graph.tape import named_tensors
 from nervure.methods import Method
-from nervure.scores import Scores, magnitude, random_scores
+from nervure.scores import Scores, fpgm, magnitude, random_scores, slimming
 from tests.networks import NETWORKS
 from tests.oracle import call, difference, tensors
 
@@ -25,8 +45,10 @@ CRITERIA: dict[str, Callable[[Graph, Weights], Scores]] = {
     "magnitude, norm 1": lambda graph, weights: magnitude(graph, weights, norm=1),
     "magnitude, norm 2": lambda graph, weights: magnitude(graph, weights, norm=2),
     "random": lambda graph, weights: random_scores(graph, seed=3),
+    "fpgm": fpgm,
+    "slimming": slimming,
 }
-EQUIVARIANT = ("magnitude, norm 1", "magnitude, norm 2")
+EQUIVARIANT = ("magnitude, norm 1", "magnitude, norm 2", "fpgm", "slimming")
 """Criteria that see the weights: permuting channels permutes their scores."""
 
 ALLOCATORS: dict[str, dict[str, Any]] = {
@@ -41,6 +63,11 @@ METHODS: tuple[Method, ...] = (
     Magnitude(keep=0.6, budget="params", multiple=2),
     Random(keep=0.5),
     Random(keep=0.7, seed=4, scope="global", budget="params"),
+    FPGM(keep=0.5, budget="macs"),
+    Slimming(keep=0.5, scope="layer"),
+    Taylor(keep=0.5, budget="macs"),
+    Fisher(keep=0.6, normalise="mean"),
+    Activation(keep=0.5, of="alive", multiple=2),
 )
 
 MODELS = (
@@ -69,6 +96,15 @@ def case(name: str) -> Case:
     network = NETWORKS[name]
     model, example = network.factory().eval(), network.example()
     return Case(model, example, trace(model, example), {k: v.detach() for k, v in named_tensors(model).items()})
+
+
+def data_for(model: nn.Module, example: Any) -> list[Any]:
+    """Two batches like the example, labelled by chance, for methods that measure."""
+    inputs = example if isinstance(example, tuple) else (example,)
+    classes = next(iter(tensors(call(model, example)))).shape[1]
+    generator = torch.Generator().manual_seed(5)
+    drawn = [tuple(torch.randn(x.shape, generator=generator) for x in inputs) for _ in range(2)]
+    return [(x, torch.randint(classes, (len(x[0]),), generator=generator)) for x in drawn]
 
 
 def frozen(weights: Weights) -> dict[str, Tensor]:
@@ -154,10 +190,11 @@ def the_budget_is_met_and_never_exceeded(c: Case, allocator: str, keep: float) -
 def a_method_keeps_the_laws(c: Case, method: Method) -> None:
     """Laws 1, 2, 6, 9 to 15 for one method on one model."""
     before = frozen(c.weights)
-    pruned = prune(c.model, c.example, method, progress=False)
+    data = data_for(c.model, c.example) if method.wants else None
+    pruned = prune(c.model, c.example, method, data=data, progress=False)
     assert_same(c.weights, before)
     assert pruned.verification is not None
-    again = prune(c.model, c.example, method, progress=False)
+    again = prune(c.model, c.example, method, data=data, progress=False)
     assert again.plan == pruned.plan
     assert eval(repr(method), vars(nervure) | {}) == method
     assert Plan.from_json(json.loads(json.dumps(pruned.plan.to_json()))) == pruned.plan
@@ -187,14 +224,20 @@ def the_result_is_an_ordinary_model(model: nn.Module, example: Any) -> None:
         assert not torch.equal(here, there)
 
 
+def planned(method: Method, model: str) -> Plan:
+    """The plan of a method for a shared model."""
+    net, example = NETWORKS[model].factory().eval(), NETWORKS[model].example()
+    data = data_for(net, example) if method.wants else None
+    return prune(net, example, method, data=data, progress=False).plan
+
+
 def the_same_in_another_process(method: Method, model: str) -> None:
     """Law 2: the same plan, whatever the process."""
     code = (
-        "import json, sys; from nervure import *; from tests.networks import NETWORKS\n"
-        f"n = NETWORKS[{model!r}]\n"
-        f"print(json.dumps(prune(n.factory().eval(), n.example(), {method!r}, progress=False).plan.to_json()))"
+        "import json, sys; from nervure import *; from tests.contracts import planned\n"
+        f"print(json.dumps(planned({method!r}, {model!r}).to_json()))"
     )
-    here = prune(NETWORKS[model].factory().eval(), NETWORKS[model].example(), method, progress=False).plan
+    here = planned(method, model)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert Plan.from_json(json.loads(done.stdout.splitlines()[-1])) == here
 

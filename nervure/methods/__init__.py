@@ -2,12 +2,17 @@
 
 from typing import Any
 
+from nervure.methods.activation import Activation
 from nervure.methods.base import Method, View
+from nervure.methods.fisher import Fisher
+from nervure.methods.fpgm import FPGM
 from nervure.methods.lookup import Methods, named
 from nervure.methods.magnitude import Magnitude
 from nervure.methods.random import Random
+from nervure.methods.slimming import Slimming
+from nervure.methods.taylor import Taylor
 
-METHODS = Methods([Magnitude, Random])
+METHODS = Methods([Activation, FPGM, Fisher, Magnitude, Random, Slimming, Taylor])
 
 
 def method_from(name: str, **options: Any) -> Method:
@@ -19,4 +24,16 @@ def method_from(name: str, **options: Any) -> Method:
     return named(METHODS, name, options)
 
 
-__all__ = ["METHODS", "Magnitude", "Method", "Random", "View", "method_from"]
+__all__ = [
+    "FPGM",
+    "METHODS",
+    "Activation",
+    "Fisher",
+    "Magnitude",
+    "Method",
+    "Random",
+    "Slimming",
+    "Taylor",
+    "View",
+    "method_from",
+]

@@ -1,7 +1,28 @@
 """Criteria: pure functions from evidence to one score per unit, higher = keep."""
 
+from nervure.scores.common import Normalise, Scores, Weights
+from nervure.scores.completed import completed
+from nervure.scores.effects import Loudness, activation, fisher, taylor
+from nervure.scores.fpgm import fpgm
 from nervure.scores.lookup import CRITERIA, score
-from nervure.scores.magnitude import Normalise, Scores, Weights, magnitude
+from nervure.scores.magnitude import magnitude
 from nervure.scores.random import random_scores
+from nervure.scores.slimming import Without, slimming
 
-__all__ = ["CRITERIA", "Normalise", "Scores", "Weights", "magnitude", "random_scores", "score"]
+__all__ = [
+    "CRITERIA",
+    "Loudness",
+    "Normalise",
+    "Scores",
+    "Weights",
+    "Without",
+    "activation",
+    "completed",
+    "fisher",
+    "fpgm",
+    "magnitude",
+    "random_scores",
+    "score",
+    "slimming",
+    "taylor",
+]

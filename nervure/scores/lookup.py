@@ -7,13 +7,22 @@ from typing import Any
 from nervure.check import nearest
 from nervure.errors import ArgumentError
 from nervure.graph.types import Graph
-from nervure.scores.magnitude import Scores, Weights, magnitude
+from nervure.scores.common import Scores, Weights
+from nervure.scores.effects import activation, fisher, taylor
+from nervure.scores.fpgm import fpgm
+from nervure.scores.magnitude import magnitude
 from nervure.scores.random import random_scores
+from nervure.scores.slimming import slimming
 from nervure.stats import Stats
 
 CRITERIA: Mapping[str, Callable[..., Scores]] = {
+    "activation": activation,
+    "fisher": fisher,
+    "fpgm": fpgm,
     "magnitude": magnitude,
     "random": random_scores,
+    "slimming": slimming,
+    "taylor": taylor,
 }
 
 

@@ -1,0 +1,73 @@
+"""What criteria share: the tensors of a slot, checked; scores relative to their group."""
+
+from collections.abc import Mapping
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from nervure.check import require_finite
+from nervure.errors import ScoreError
+from nervure.graph.types import Group, Slot
+
+Scores: TypeAlias = Mapping[str, Tensor]
+Weights: TypeAlias = Mapping[str, Tensor]
+Normalise: TypeAlias = Literal["none", "mean"]
+NORMALISE = ("none", "mean")
+
+
+def main_slots(group: Group) -> tuple[Slot, ...]:
+    """The slots that say what a unit is: its writers, or its readers where it arrives from outside, or its riders.
+
+    Raises:
+        ScoreError: the group sits in no tensor.
+    """
+    slots = group.writers or group.readers or group.riders
+    if not slots:
+        raise ScoreError(f"group {group.name!r} sits in no tensor, so it has no weights. Pin it, or use other scores.")
+    return slots
+
+
+def slot_tensor(slot: Slot, weights: Weights) -> Tensor:
+    """The tensor of a slot, detached, in float32 at least; raises ScoreError where it does not fit or is not finite."""
+    if slot.tensor not in weights:
+        raise ScoreError(
+            f"tensor {slot.tensor!r} is missing from the weights. Give the state_dict of the traced model."
+        )
+    weight = weights[slot.tensor].detach()
+    if slot.axis >= weight.ndim or weight.shape[slot.axis] != len(slot.units):
+        raise ScoreError(
+            f"tensor {slot.tensor!r} has shape {tuple(weight.shape)}, but the graph has {len(slot.units)} positions "
+            f"along axis {slot.axis}. Trace the model again: it changed since."
+        )
+    # Half precision overflows in sums of squares, and integers have no mean.
+    if weight.is_complex() or weight.dtype == torch.float64:
+        return require_finite(weight.abs() if weight.is_complex() else weight, f"tensor {slot.tensor!r}")
+    return require_finite(weight.to(torch.float32), f"tensor {slot.tensor!r}")
+
+
+def summed(slot: Slot, values: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Values per position of the slot's axis, summed per unit, and which units the slot holds at all; both [units]."""
+    units = torch.tensor(slot.units.array, device=values.device)
+    held = units >= 0
+    sums = torch.zeros(size, dtype=values.dtype, device=values.device).index_add_(0, units[held], values[held])
+    present = torch.zeros(size, dtype=torch.bool, device=values.device)
+    present[units[held]] = True
+    return sums, present
+
+
+def averaged(parts: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """Mean over slots of values [units], for each unit over the slots that hold it; 0 where none does."""
+    dtype, device = parts[0][0].dtype, parts[0][0].device
+    total = torch.stack([value.to(device, dtype) for value, _ in parts]).sum(0)
+    return total / torch.stack([present.to(device) for _, present in parts]).sum(0).clamp(min=1)
+
+
+def scaled(raw: Scores, normalise: Normalise) -> Scores:
+    """The scores as they are (``"none"``), or each group divided by its mean (``"mean"``)."""
+    return raw if normalise == "none" else {name: _relative(value) for name, value in raw.items()}
+
+
+def _relative(scores: Tensor) -> Tensor:
+    mean = scores.mean()
+    return scores / mean if mean > 0 else scores
