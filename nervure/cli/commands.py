@@ -82,7 +82,7 @@ def trace(choice: Choice, ignore: tuple[str, ...], only: tuple[str, ...], html: 
 
 @main.command(epilog=example("nervure measure --model resnet8 --data digits --want activations -o stats.safetensors"))
 @chosen(EXAMPLE)
-@click.option("--want", multiple=True, type=click.Choice(sorted(SIGNALS)), help="Evidence; several times for several.")
+@click.option("--want", multiple=True, metavar="SIGNAL", help=f"One of {', '.join(sorted(SIGNALS))}; several times.")
 @click.option("--samples", default=2048, show_default=True, help="How many training samples at most.")
 @click.option("--per-class", type=click.IntRange(0), default=0, help="How many of each class at most; 0: no limit.")
 @output("stats.safetensors", "the evidence")
@@ -94,8 +94,9 @@ def measure(choice: Choice, want: tuple[str, ...], samples: int, per_class: int,
     wanted = want or ("activations",)
     graph = choice.graph(model)
     stats = measure_stats(model, graph, batches, want=wanted, samples=samples, per_class=per_class, seed=choice.seed)
-    heard = [f"{kind} of {len(getattr(stats, kind))}" for kind in sorted(stats.want - {"labels"})]
-    click.echo(f"{stats.samples} samples; {', '.join(heard) or 'labels'}")
+    kinds = sorted({name.partition(":")[0] for name in stats.want} - {"labels", "outputs"})
+    heard = [f"{kind} of {len(getattr(stats, kind))}" for kind in kinds]
+    click.echo(f"{stats.samples} samples; {', '.join(heard) or ', '.join(sorted(stats.want))}")
     for name, reason in stats.skipped.items():
         click.echo(f"  {name} skipped: {reason}")
     _wrote(stats.save(out))

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nervure.check import nearest, require_positive
+from nervure.check import nearest, require_choice, require_positive
 from nervure.errors import ArgumentError, DataError
 from nervure.graph.types import Graph
 from nervure.progress import length, track
 from nervure.stats.batches import Batch, batches, counted
+from nervure.stats.blocks import REDUCTIONS, BlockRecorder
 from nervure.stats.connections import Listener, ears
 from nervure.stats.memory import require_memory
 from nervure.stats.probe import probes
@@ -21,11 +22,12 @@ from nervure.stats.readers import ReaderRecorder, reader_probes
 from nervure.stats.record import Recorder
 from nervure.stats.types import Stats
 
-SIGNALS = ("activations", "connections", "effects", "gradients", "labels", "readings")
+SIGNALS = ("activations", "blocks", "connections", "effects", "gradients", "labels", "outputs", "readings")
 WRITTEN = frozenset({"activations", "gradients"})
 READ = frozenset({"effects", "readings"})
 LAYERS = frozenset({"connections"})
 SLOPES = frozenset({"gradients", "effects"})
+WHOLE = frozenset({"blocks", "outputs"})
 
 
 def measure(
@@ -52,10 +54,13 @@ def measure(
             ``"gradients"`` and ``"effects"`` is wanted and ``per_class`` is 0. Inputs are a tensor, a tuple of
             positional arguments or a dict.
         want: any of ``"activations"`` and ``"gradients"`` (at the writer of each unit), ``"readings"`` and
-            ``"effects"`` (at everything that reads it), ``"connections"`` (at the input of each layer) and
-            ``"labels"``. Gradients and effects are those of the cross-entropy of the model's output, or of its first
-            or ``"logits"`` entry. The result holds 4 bytes per sample and unit for activations, gradients and effects,
-            and per sample, input and kernel position for connections; readings and effects also hold what all layers
+            ``"effects"`` (at everything that reads it), ``"connections"`` (at the input of each layer), ``"blocks"``
+            (what each removable block adds), ``"outputs"`` (the model's answer) and ``"labels"``. Blocks are averaged
+            over 4 x 4 parts, or as said after a colon: ``"blocks:flatten"``, ``"blocks:gap"``, ``"blocks:random"``;
+            ``"outputs:NAME"`` is one of several outputs, by its key or place. Gradients and effects are those of the
+            cross-entropy of the model's output, or of its first or ``"logits"`` entry. The result holds 4 bytes per
+            sample and unit for activations, gradients and effects, per sample, input and kernel position for
+            connections, and per sample and feature for blocks; readings and effects also hold what all layers
             are given for one batch.
         samples: how many samples at most.
         per_class: where above 0, at most so many samples of each class are taken, the first that come, none twice.
@@ -74,13 +79,16 @@ def measure(
         raise ArgumentError(f"seed={seed!r} must be a whole number.")
     if isinstance(per_class, bool) or not isinstance(per_class, int) or per_class < 0:
         raise ArgumentError(f"per_class={per_class!r} must be a whole number, 0 (no such limit) or more.")
-    found, skipped = probes(model, graph) if wanted & WRITTEN or not wanted & (READ | LAYERS) else ({}, {})
+    chosen = _chosen(wanted)
+    others = READ | LAYERS | WHOLE
+    found, skipped = probes(model, graph) if wanted & WRITTEN or not others & chosen.keys() else ({}, {})
     read, unread = reader_probes(model, graph) if wanted & READ else ({}, {})
     layers, deaf = ears(model, graph) if wanted & LAYERS else ([], {})
     with_gradients = "gradients" in wanted
     recorder = Recorder(found if wanted & WRITTEN else {}, with_gradients=with_gradients)
     reader = ReaderRecorder(read, with_effects="effects" in wanted)
     listener = Listener(layers)
+    whole = BlockRecorder(graph, reduce=chosen.get("blocks"), output=chosen.get("outputs"))
     device = _device(model)
     labels: list[Tensor] = []
     passes = seen = 0
@@ -90,20 +98,21 @@ def measure(
         recorder.listening(model),
         reader.listening(model),
         listener.listening(),
+        whole.listening(model),
         torch.set_grad_enabled(bool(wanted & SLOPES)),
     ):
         labelled = bool(per_class or wanted & (SLOPES | {"labels"}))
         drawn = batches(data, samples, labelled=labelled, per_class=per_class)
         stream, total = counted(drawn, samples, length(data))
         for batch in track(stream, "measuring", total, enabled=progress):
-            _listen(model, batch.to(device), (reader, recorder, listener), bool(wanted & SLOPES))
+            _listen(model, batch.to(device), (reader, recorder, listener, whole), bool(wanted & SLOPES))
             labels += [] if batch.labels is None else [batch.labels.detach().cpu()]
             passes, seen = passes + 1, seen + batch.size
             if passes == 1:
                 require_memory(listener.bytes_per_sample, min(samples, batch.size * (total or samples)))
     skipped |= _unheard(found, recorder, passes, with_gradients) if wanted & WRITTEN else {}
     connections = listener.connections()
-    skipped = unread | reader.failed | skipped | listener.failed | deaf
+    skipped = unread | reader.failed | skipped | listener.failed | deaf | whole.unheard(passes)
     return Stats(
         activations=_joined(recorder.activations, passes, recorder.failed) if "activations" in wanted else {},
         gradients=_joined(recorder.gradients, passes, recorder.failed),
@@ -111,6 +120,9 @@ def measure(
         effects=_joined(reader.effects, passes, reader.failed),
         readings=reader.readings() if "readings" in wanted else {},
         connections=connections,
+        blocks=_joined(whole.features, passes, whole.failed),
+        shifts=_joined(whole.shifts, passes, whole.failed),
+        outputs=torch.cat(whole.outputs) if whole.outputs else None,
         labels=torch.cat(labels) if labels and "labels" in wanted else None,
         samples=seen,
         seed=seed,
@@ -124,13 +136,29 @@ def _wanted(want: Iterable[str]) -> frozenset[str]:
     if isinstance(want, str):
         raise ArgumentError(f"want={want!r} must be a set of names, e.g. {{{want!r}}}.")
     wanted = frozenset(want)
-    for name in sorted(wanted - set(SIGNALS)):
-        raise ArgumentError(f"want={name!r} cannot be measured.{nearest(name, SIGNALS, listed=True)}")
+    for name in sorted(wanted):
+        signal, colon, option = name.partition(":")
+        if signal not in SIGNALS or (colon and signal not in WHOLE):
+            raise ArgumentError(f"want={name!r} cannot be measured.{nearest(name, SIGNALS, listed=True)}")
+        if colon and signal == "blocks":
+            require_choice(option, REDUCTIONS, f"want={name!r}: the part after the colon")
+    if len(_chosen(wanted)) < len(wanted):
+        raise ArgumentError(f"want={sorted(wanted)!r} names a signal twice; measure one after the other.")
     return wanted
 
 
+def _chosen(wanted: Iterable[str]) -> dict[str, str]:
+    """Each signal with what is said after its colon, or by default."""
+    defaults = {"blocks": "pool4"}
+    parts = [name.partition(":") for name in wanted]
+    return {signal: option or defaults.get(signal, "") for signal, _, option in parts}
+
+
 def _listen(
-    model: nn.Module, batch: Batch, recorders: Iterable[Recorder | ReaderRecorder | Listener], with_slopes: bool
+    model: nn.Module,
+    batch: Batch,
+    recorders: Iterable[Recorder | ReaderRecorder | Listener | BlockRecorder],
+    with_slopes: bool,
 ) -> None:
     for recorder in recorders:
         recorder.start(batch.size)

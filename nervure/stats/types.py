@@ -18,7 +18,8 @@ from nervure.files import replacing, require_file
 
 FORMAT = 1
 KIND = "nervure-stats"
-KINDS = ("activations", "gradients", "moments", "effects", "readings", "connections")
+KINDS = ("activations", "gradients", "moments", "effects", "readings", "connections", "blocks", "shifts")
+WHOLE = ("labels", "outputs")
 
 
 @final
@@ -38,12 +39,17 @@ class Stats:
         connections: per weight tensor [samples, inputs, kernel positions], what enters its layer, averaged over the
             positions of the output, for each position of the kernel (one for linear layers). The layer's mean output
             under any mask is :func:`nervure.stats.response` of the masked weight.
+        blocks: per block [samples, features], what it adds to its shortcut, reduced as ``want`` says.
+        shifts: per block [samples, 2]: cosine between what enters and what leaves it, averaged over positions (NaN
+            where their shapes differ), and the size of what it adds relative to what enters.
+        outputs: [samples, outputs], the model's answer; None where it was not wanted.
         labels: [samples] integers; None where they were not wanted.
         samples: number of samples.
         seed: the seed of the pass.
         want: the names of the evidence that was asked for.
         fingerprint: ``Graph.fingerprint`` of the model.
-        skipped: groups, and weight tensors on an edge, with something missing above, and why.
+        skipped: groups, weight tensors on an edge, and blocks (as ``"block NAME"``) with something missing above, and
+            why.
     """
 
     activations: Mapping[str, Tensor] = field(default_factory=dict)
@@ -52,6 +58,9 @@ class Stats:
     effects: Mapping[str, Tensor] = field(default_factory=dict)
     readings: Mapping[str, Tensor] = field(default_factory=dict)
     connections: Mapping[str, Tensor] = field(default_factory=dict)
+    blocks: Mapping[str, Tensor] = field(default_factory=dict)
+    shifts: Mapping[str, Tensor] = field(default_factory=dict)
+    outputs: Tensor | None = None
     labels: Tensor | None = None
     samples: int = 0
     seed: int = 0
@@ -67,8 +76,7 @@ class Stats:
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write to one safetensors file, atomically, and return its path; raises :class:`FileError`."""
         tensors = {f"{kind}/{group}": _own(t) for kind in KINDS for group, t in getattr(self, kind).items()}
-        if self.labels is not None:
-            tensors["labels"] = _own(self.labels)
+        tensors |= {name: _own(t) for name in WHOLE if (t := getattr(self, name)) is not None}
         header = {"kind": KIND, "format": FORMAT, "digest": self.digest, "skipped": dict(self.skipped)}
         with replacing(path) as temporary:
             try:
@@ -92,6 +100,7 @@ class Stats:
         return Stats(
             **{kind: _below(f"{kind}/", tensors) for kind in KINDS},
             labels=tensors.get("labels"),
+            outputs=tensors.get("outputs"),
             samples=header["samples"],
             seed=header["seed"],
             want=frozenset(header["want"]),
