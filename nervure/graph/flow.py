@@ -49,7 +49,8 @@ class Flow:
     notes: list[tuple[Vectors, str]] = field(default_factory=list)
     attention: list[Array] = field(default_factory=list)
     heads: list[Array] = field(default_factory=list)
-    unknown: dict[str, str] = field(default_factory=dict)
+    told: dict[str, str] = field(default_factory=dict)
+    """For operators without a rule, by name: what was done with them."""
     index: int = 0
 
     # -- what the rules ask -------------------------------------------------------------------------------------

@@ -37,6 +37,8 @@ class Value:
     shape: tuple[int, ...]
     dtype: torch.dtype
     const: Tensor | None = None
+    device: str = "cpu"
+    """Where an operator can be called again; without weights that is the processor."""
 
 
 @dataclass(slots=True)
@@ -161,7 +163,8 @@ class Recorder(TorchDispatchMode):
         const = None
         if not tensor.is_floating_point() and not tensor.is_complex() and tensor.numel() <= SMALL_CONSTANT:
             const = tensor if tensor.device.type != "meta" else None
-        self.tape.values.append(Value(tuple(tensor.shape), tensor.dtype, const))
+        device = "cpu" if tensor.device.type == "meta" else str(tensor.device)
+        self.tape.values.append(Value(tuple(tensor.shape), tensor.dtype, const, device))
         number = len(self.tape.values) - 1
         self.memory.remember(tensor, number)
         return Ref(number)

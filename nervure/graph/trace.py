@@ -336,7 +336,7 @@ def _drawing(model: nn.Module, flow: Flow, settings: Mapping[str, bool]) -> Draw
         parameters=tuple(name for name, _ in model.named_parameters()),
         work=works,
         resizes=resizes,
-        notes=tuple(f"operation {op!r} in {where or 'the model'} has no rule" for op, where in flow.unknown.items()),
+        notes=tuple(flow.told.values()),
         settings=settings,
     )
     return Drawing(flow, graph, names, census.group_of, census.unit_of)

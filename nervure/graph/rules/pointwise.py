@@ -7,6 +7,7 @@ import torch
 from nervure.graph.flow import Flow, Rule, argument, made, move, refs_in
 from nervure.graph.labels import Layer, Space
 from nervure.graph.rules.contractions import blocked
+from nervure.graph.rules.probed import probed
 from nervure.graph.sizes import Expression
 from nervure.graph.tape import Call, Entry, Ref
 
@@ -249,16 +250,14 @@ def grid_sample(flow: Flow, entry: Entry) -> list[Space]:
 
 
 def unknown(flow: Flow, entry: Entry) -> list[Space]:
-    """No rule: pointwise where the operator says so, otherwise everything that enters is pinned and said so."""
+    """No rule: pointwise where the operator says so, otherwise what a probe is not sure of is pinned and said so."""
     if torch.Tag.pointwise in getattr(entry.op, "tags", ()):
         return pointwise(flow, entry)
     refs = refs_in((*entry.args, *entry.kwargs.values()))
     if not refs:
         return constant(flow, entry)
-    labelled = [z.labels for r in refs for z in flow.space(r).layers]
-    if labelled:
-        flow.store.pin(labelled, f"operation {entry.name!r} has no rule ({flow.at()})")
-        flow.unknown.setdefault(entry.name, entry.module)
+    if any(flow.space(r).layers for r in refs):
+        return probed(flow, entry)
     return [Space() for _ in entry.outs]
 
 

@@ -1,0 +1,77 @@
+"""Operators without a rule: what a probe finds sure is passed on, everything else is pinned."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from nervure.graph.flow import Flow, move, refs_in
+from nervure.graph.labels import NONE, Layer, Space
+from nervure.graph.probe import Passage, Spec, passages
+from nervure.graph.tape import Entry, Ref
+
+
+def probed(flow: Flow, entry: Entry) -> list[Space]:
+    """The labels that a probe of the operator passes on (see :mod:`nervure.graph.probe`); others are pinned."""
+    refs = refs_in((*entry.args, *entry.kwargs.values()))
+    found = passages(entry.op, _specs(flow, entry.args), {k: _specs(flow, v) for k, v in entry.kwargs.items()})
+    if isinstance(found, str):
+        flow.store.pin(
+            [z.labels for r in refs for z in flow.space(r).layers],
+            f"operation {entry.name!r} has no rule ({flow.at()})",
+        )
+        _tell(flow, entry, found)
+        return [Space() for _ in entry.outs]
+    _tell(flow, entry, "; ".join(["probed", *_pinned_or_passed(flow, entry, refs, found)]))
+    return [_passed(flow, entry, refs, [p for p in found if p.output == o]) for o in range(len(entry.outs))]
+
+
+def _tell(flow: Flow, entry: Entry, text: str) -> None:
+    place = repr(entry.module) if entry.module else "the model"
+    flow.told.setdefault(entry.name, f"operation {entry.name!r} in {place} has no rule: {text}")
+
+
+def _specs(flow: Flow, value: Any) -> Any:
+    if isinstance(value, Ref):
+        known = flow.tape.values[value.id]
+        return Spec(known.shape, known.dtype, known.device)
+    return tuple(_specs(flow, v) for v in value) if isinstance(value, tuple) else value
+
+
+def _pinned_or_passed(flow: Flow, entry: Entry, refs: Sequence[Ref], found: Sequence[Passage]) -> Iterator[str]:
+    """Pin what is mixed and suspect what is passed; what was done with each axis that has units, in words."""
+    for k, ref in enumerate(refs):
+        for axis in range(len(flow.shape(ref))):
+            labels = [z.labels for z in flow.layers(ref, axis)]
+            ways = [str(p.to) for p in found if (p.argument, p.axis) == (k, axis)]
+            if labels and ways:
+                flow.store.suspect(labels, f"operation {entry.name!r} was probed")
+                yield f"axis {axis} of argument {k} passes to axis {', '.join(ways)}"
+            elif labels:
+                flow.store.pin(labels, f"mixed by operation {entry.name!r}, which has no rule ({flow.at()})")
+                yield f"axis {axis} of argument {k} is mixed"
+
+
+def _passed(flow: Flow, entry: Entry, refs: Sequence[Ref], found: Sequence[Passage]) -> Space:
+    """The labels of one output: what several arguments pass to the same places is united."""
+    if not found:
+        return Space()
+    shape = flow.shape(entry.outs[found[0].output])
+    spaces = []
+    for k in dict.fromkeys(p.argument for p in found):
+        own = [p for p in found if p.argument == k]
+        layers = [layer for p in own for layer in _carried(flow, refs[k], p, len(shape))]
+        sizes = tuple(n if any(p.to == axis for p in own) else 1 for axis, n in enumerate(shape))
+        spaces.append((Space(tuple(layers), free=flow.space(refs[k]).free), sizes))
+    alone = [z for p in found if sum(q.to == p.to for q in found) == 1 for z in flow.layers(refs[p.argument], p.axis)]
+    flow.role(alone, "writer")
+    return flow.store.join(spaces, shape, flow.at())
+
+
+def _carried(flow: Flow, ref: Ref, passage: Passage, rank: int) -> list[Layer]:
+    source = np.array(passage.source)
+    carried = []
+    for layer in flow.layers(ref, passage.axis):
+        labels = np.where(source >= 0, layer.labels[np.maximum(source, 0)], NONE)
+        carried.append(move(Layer(labels, layer.owner), passage.to, rank))
+    return carried
