@@ -14,7 +14,8 @@
     |-- RecipeError           a recipe has an unknown key, a wrong type or a missing file
     `-- MissingExtraError     an optional dependency is not installed (the message names the extra)
 
-Arguments outside their range raise :class:`ArgumentError`, which is also a ``ValueError``.
+Arguments outside their range raise :class:`ArgumentError`, which is also a ``ValueError``. What is computed but should
+not be trusted is told by :class:`NervureWarning`.
 """
 
 
@@ -64,3 +65,7 @@ class RecipeError(NervureError):
 
 class MissingExtraError(NervureError, ImportError):
     """An optional dependency is not installed."""
+
+
+class NervureWarning(UserWarning):
+    """An answer was computed but should be taken with care; the message says why and what to do."""

@@ -1,5 +1,6 @@
 """Pure maths of dependence: tensors in, tensors out, no models."""
 
+from nervure.dependence.connectivity import conditional_connectivity
 from nervure.dependence.energy import (
     ClassDistances,
     class_distances,
@@ -10,14 +11,19 @@ from nervure.dependence.energy import (
     energy_r2,
     partial_distance_correlation,
 )
+from nervure.dependence.information import mutual_information
+from nervure.dependence.interval import Interval
 
 __all__ = [
     "ClassDistances",
+    "Interval",
     "class_distances",
+    "conditional_connectivity",
     "distance_correlation",
     "distance_covariance",
     "energy_coefficient",
     "energy_distance",
     "energy_r2",
+    "mutual_information",
     "partial_distance_correlation",
 ]

@@ -1,0 +1,84 @@
+"""The residual estimator: dependence of every child on every parent given all the other parents, in one regression."""
+
+from collections.abc import Callable, Iterable
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from nervure.dependence.binned import LANES, codes, dependence, joint_counts, quantile_edges, runs
+from nervure.dependence.distances import ranges
+from nervure.dependence.options import Options
+from nervure.dependence.regression import Residuals
+from nervure.dependence.samples import tile_size
+
+# More columns at a time than fit the cache of a core only cost time there; a GPU wants them all.
+CACHED: Final = 2**20
+
+
+def connectivity(left: Residuals, options: Options) -> Tensor:
+    """Scores [children, parents] in float64, the expected bias taken off, not yet clipped."""
+    bins = options.bins
+    shuffles = options.shuffles(len(left.parent), left.parent.device)
+    parent, child, slope = left.parent.float(), left.child.float(), left.slope.float()
+    parent_edges = quantile_edges(parent, bins)
+    code = codes(parent, parent_edges)
+    mixed = _edge_mixer(left, parent_edges, quantile_edges(child, bins), bins)
+    rows = torch.cat([child, child.new_full((1, child.shape[1]), torch.inf)])
+    loads = torch.cat([parent, parent.new_zeros((1, parent.shape[1]))])
+    scores = torch.zeros(child.shape[1], parent.shape[1], dtype=torch.float64, device=parent.device)
+    for i in torch.nonzero(left.alive).flatten().tolist():
+        orders = [runs(code[:, i], bins), *(runs(code[shuffle, i], bins) for shuffle in shuffles)]
+        width = _tile_width(orders, rows, options.memory)
+        for tile in ranges(child.shape[1], width):
+            edges = _padded(mixed(i, tile))
+            counts = (
+                joint_counts(_padded(rows[order, tile] + loads[order, i, None] * slope[i, tile]), edges)
+                for order in orders
+            )
+            value = corrected(counts, options)
+            scores[tile, i] = value[: tile.stop - tile.start]
+    return scores
+
+
+def corrected(counts: Iterable[Tensor], options: Options) -> Tensor:
+    """Divergences [variables] of the first of ``counts`` less their bias; the others are of permuted samples."""
+    first, *others = (dependence(count, options.divergence) for count in counts)
+    if others:
+        return first[0] - torch.stack([value for value, _ in others]).mean(0)
+    return first[0] - first[1] if options.correction == "law" else first[0]
+
+
+def _edge_mixer(left: Residuals, parent: Tensor, child: Tensor, bins: int) -> Callable[[int, slice], Tensor]:
+    """Edges [bins - 1, tile] of ``child + slope * parent`` from the edges of both.
+
+    Each pair would need a sort of its own. The sum of two independent normal variables has the quantiles
+    ``(s1 q1 + s2 q2) / hypot(s1, s2)``, and so has every sum in which one of the two is nothing. Bins not quite of
+    equal mass cost a little resolution and nothing else: the divergence is taken from the masses they have.
+    """
+    parent_spread = left.parent.square().mean(0).sqrt().float()
+    child_spread = left.child.square().mean(0).sqrt().float()
+    turned = -parent.flip(0)
+
+    def mixed(i: int, tile: slice) -> Tensor:
+        slope = left.slope[i, tile].float()
+        ours, theirs = child_spread[tile], slope.abs() * parent_spread[i]
+        whole = torch.hypot(ours, theirs).clamp(min=1e-30)
+        pushed = torch.where(slope >= 0, parent[:, i, None], turned[:, i, None]) * slope.abs()
+        return (ours / whole) * child[:, tile] + (theirs / whole) * pushed
+
+    return mixed
+
+
+def _tile_width(orders: list[Tensor], rows: Tensor, memory: int) -> int:
+    places = max(order.numel() for order in orders)
+    each = places * (3 * rows.element_size() + 1) + 64 * 1024
+    width = tile_size(memory, each, max(LANES, rows.shape[1]), LANES)
+    if rows.device.type == "cpu":
+        width = min(width, max(CACHED // (4 * places), LANES))
+    return max(LANES, width // LANES * LANES)
+
+
+def _padded(values: Tensor) -> Tensor:
+    missing = -values.shape[-1] % LANES
+    return torch.nn.functional.pad(values, (0, missing)) if missing else values
