@@ -9,16 +9,19 @@ from nervure.dependence.regression import Residuals
 
 def connectivity(left: Residuals, divergence: Divergence) -> Tensor:
     """Scores [children, parents] in float64 from partial correlations, each less what chance alone gives it."""
-    loud = left.slope.T.square() * left.parent.square().mean(0)
-    quiet = left.child.square().mean(0)[:, None]
-    squared = loud / (loud + quiet).clamp(min=1e-300)
+    # With a ridge the two parts of a child's residual are not quite orthogonal.
+    slope, crossed = left.slope.T, left.child.T @ left.parent / len(left.parent)
+    heard, told = left.parent.square().mean(0), left.child.square().mean(0)[:, None]
+    shared = crossed + slope * heard
+    whole = told + 2 * slope * crossed + slope.square() * heard
+    squared = (shared.square() / (heard * whole).clamp(min=1e-300)).clamp(max=1)
     values = of_correlation(unbiased(squared, left.freedom).sqrt(), divergence)
     return torch.where(left.alive, values, torch.zeros_like(values))
 
 
 def unbiased(squared: Tensor, freedom: float) -> Tensor:
-    """Squared correlations less their expectation under independence, 1 / (freedom - 1), at least 0; 1 stays 1."""
-    chance = 1 / max(freedom - 1, 2)
+    """Squared correlations less their expectation under independence, 1 / freedom, at least 0; 1 stays 1."""
+    chance = 1 / max(freedom, 2)
     return ((squared - chance) / (1 - chance)).clamp(min=0)
 
 
@@ -31,7 +34,7 @@ def information(x: Tensor, y: Tensor, freedom: float, divergence: Divergence) ->
     correlations = torch.linalg.svdvals(_whitened(x).T @ _whitened(y))
     if min(x.shape[1], y.shape[1]) == 1:
         # One variable on p others: what chance gives is p / freedom, the adjusted coefficient of determination.
-        squared = unbiased(correlations[:1].square(), 1 + freedom / max(x.shape[1], y.shape[1]))
+        squared = unbiased(correlations[:1].square(), freedom / max(x.shape[1], y.shape[1]))
     else:
         squared = unbiased(correlations.square(), freedom)
     whole = -torch.expm1(torch.log1p(-squared.clamp(max=1 - 1e-15)).sum())

@@ -6,14 +6,17 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from nervure.dependence.binned import LANES, codes, dependence, joint_counts, quantile_edges, runs
+from nervure.dependence.binned import LANES, LONGEST_RUN, codes, dependence, joint_counts, quantile_edges, runs
 from nervure.dependence.distances import ranges
 from nervure.dependence.options import Options
 from nervure.dependence.regression import Residuals
 from nervure.dependence.samples import tile_size
 
 # More columns at a time than fit the cache of a core only cost time there; a GPU wants them all.
-CACHED: Final = 2**20
+CACHED: Final = 2**21
+FLOAT_BYTES: Final = 4
+# Counts, masses and what the divergence makes of them, in float64.
+CELL_BYTES: Final = 80
 
 
 def connectivity(left: Residuals, options: Options) -> Tensor:
@@ -27,9 +30,9 @@ def connectivity(left: Residuals, options: Options) -> Tensor:
     rows = torch.cat([child, child.new_full((1, child.shape[1]), torch.inf)])
     loads = torch.cat([parent, parent.new_zeros((1, parent.shape[1]))])
     scores = torch.zeros(child.shape[1], parent.shape[1], dtype=torch.float64, device=parent.device)
+    width = _tile_width(code, rows.shape[1], options)
     for i in torch.nonzero(left.alive).flatten().tolist():
         orders = [runs(code[:, i], bins), *(runs(code[shuffle, i], bins) for shuffle in shuffles)]
-        width = _tile_width(orders, rows, options.memory)
         for tile in ranges(child.shape[1], width):
             edges = _padded(mixed(i, tile))
             counts = (
@@ -70,12 +73,13 @@ def _edge_mixer(left: Residuals, parent: Tensor, child: Tensor, bins: int) -> Ca
     return mixed
 
 
-def _tile_width(orders: list[Tensor], rows: Tensor, memory: int) -> int:
-    places = max(order.numel() for order in orders)
-    each = places * (3 * rows.element_size() + 1) + 64 * 1024
-    width = tile_size(memory, each, max(LANES, rows.shape[1]), LANES)
-    if rows.device.type == "cpu":
-        width = min(width, max(CACHED // (4 * places), LANES))
+def _tile_width(code: Tensor, children: int, options: Options) -> int:
+    fullest = max(int(torch.bincount(column, minlength=options.bins).max()) for column in code.T)
+    places = options.bins * (fullest + fullest // LONGEST_RUN + 1)
+    each = places * (3 * FLOAT_BYTES + 1) + CELL_BYTES * options.bins**2
+    width = tile_size(options.memory, each, max(LANES, children), LANES)
+    if code.device.type == "cpu":
+        width = min(width, CACHED // (FLOAT_BYTES * places))
     return max(LANES, width // LANES * LANES)
 
 
