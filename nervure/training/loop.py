@@ -76,7 +76,8 @@ class History:
 
     Attributes:
         loss: mean training loss of each epoch.
-        validation: validation accuracy after each epoch, in [0, 1]; empty without validation data.
+        validation: after each epoch the accuracy on the validation data, in [0, 1], or the mean of the objective where
+            their labels are not classes; empty without validation data.
         steps: optimizer steps in all.
         seconds: wall time in all, of interrupted parts too.
         interrupted: whether this run was stopped once and went on from its checkpoint.
@@ -184,7 +185,8 @@ def train(  # noqa: PLR0913 - one keyword per choice that a recipe makes
         hooks: functions of a :class:`Step`, called in order between backward pass and optimizer; masks that one returns
             replace all masks.
         masks: parameter name -> bool tensor, True stays; the rest is held at zero, moments included.
-        validation: batches whose accuracy is measured after each epoch.
+        validation: batches whose accuracy is measured after each epoch; where their labels are floating (numbers to
+            come close to, such as embeddings), the mean of the objective over samples instead.
         seed: of torch's random numbers in here; those outside go on as if nothing had happened.
         precision: ``"float32"``, or ``"bf16"``: autocast to bfloat16, weights stay as they are.
         device: move the model there, and leave it there; None: where it is.
@@ -235,7 +237,7 @@ def train(  # noqa: PLR0913 - one keyword per choice that a recipe makes
                     torch.manual_seed(_epoch_seed(seed, epoch))
                     log.loss.append(_train_epoch(run, data, epoch, log, advance))
                     if validation is not None:
-                        log.validation.append(evaluate(model, validation, progress=False).accuracy)
+                        log.validation.append(_validated(run, validation))
                     save()
             return log.history(held.masks)
 
@@ -254,6 +256,18 @@ def _train_epoch(run: _Run, data: Data, epoch: int, log: _Log, advance: Callable
         log.steps += 1
         advance()
     _require_finite_weights(run.model, epoch)
+    return total / samples
+
+
+def _validated(run: _Run, validation: Data) -> float:
+    """Accuracy; where labels are floating, and so no classes, the mean of the objective."""
+    if not next(pairs(validation))[1].is_floating_point():
+        return evaluate(run.model, validation, progress=False).accuracy
+    total = samples = 0.0
+    with evaluating(run.model):
+        for batch in pairs(validation):
+            total += float(_loss_of(run, to_device(batch, run.place))) * len(batch[1])
+            samples += len(batch[1])
     return total / samples
 
 

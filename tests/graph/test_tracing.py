@@ -268,3 +268,45 @@ def test_a_graph_names_the_nearest_group() -> None:
         graph["layer1.0.conv"]
     with pytest.raises(PlanError, match=r"Did you mean 'layer1\.\d'"):
         graph.block("layer1.O")
+
+
+class Normalised(nn.Module):
+    """Rows brought to length one, the length spread over the units in one of several ways."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.first, self.way = nn.Linear(5, 6), way
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        length = x.norm(dim=-1, keepdim=True)
+        match self.way:
+            case "normalize":
+                return nn.functional.normalize(x, dim=-1)
+            case "expand_as":
+                return x / length.expand_as(x)
+            case "expand_as, scaled":
+                return x / (length.expand_as(x) * 2 + 1)
+            case "expand_as, of others":
+                return x / length.expand_as(torch.ones(len(x), 6))
+        return x / length.expand(-1, 6)
+
+
+@pytest.mark.parametrize("way", ["normalize", "expand_as", "expand_as, scaled"])
+def test_one_value_spread_over_units_follows_their_number(way: str) -> None:
+    torch.manual_seed(0)
+    model, example = Normalised(way), torch.randn(3, 5)
+    graph = trace(model, example, outputs=False)
+    assert graph["first"].pinned == ""
+    keep = torch.tensor([True, False, True, True, False, True])
+    smaller = apply(model, graph, Plan((Cut("first", Keep.of(keep)),)))
+    wanted = nn.functional.normalize(model.first(example)[:, keep], dim=-1) if way != "expand_as, scaled" else None
+    if wanted is not None:
+        assert torch.allclose(smaller(example), wanted, atol=1e-6)
+    assert smaller(example).shape == (3, 4)
+
+
+@pytest.mark.parametrize("way", ["expand_as, of others", "expand to a number"])
+def test_one_value_spread_over_a_fixed_number_of_places_pins_the_units_it_meets(way: str) -> None:
+    graph = trace(Normalised(way), torch.randn(3, 5), outputs=False)
+    assert graph["first"].is_pinned

@@ -34,6 +34,19 @@ def same(left, right):
     return left.keys() == right.keys() and all(torch.equal(left[n], right[n]) for n in left)
 
 
+def test_labels_that_are_no_classes_are_validated_by_the_objective():
+    def distance(model, batch):
+        return (model(batch[0]) - batch[1]).square().mean()
+
+    teacher, model = nn.Linear(4, 8), nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5))
+    data = [(x, teacher(x).detach()) for x in torch.randn(5, 6, 4)]
+    short = [(data[0][0][:2], data[0][1][:2]), data[1]]
+    history = quiet(model, data, epochs=3, objective=distance, validation=short)
+    by_hand = [distance(model, batch).item() for batch in short]
+    assert history.validation[-1] == pytest.approx((2 * by_hand[0] + 6 * by_hand[1]) / 8)
+    assert history.validation[-1] < history.validation[0]
+
+
 @pytest.mark.parametrize(("optimizer", "lr"), [("sgd", 0.1), ("adamw", 1e-2)])
 @pytest.mark.parametrize("schedule", ["onecycle", "cosine", "constant", lambda done: 1 - done])
 def test_training_learns_and_tells_what_happened(optimizer, lr, schedule):

@@ -124,7 +124,15 @@ def expand(flow: Flow, entry: Entry) -> list[Space]:
     space, rank = flow.space(entry.args[0]), len(flow.shape(entry.outs[0]))
     layers = [Layer(z.labels.reshape((1,) * (rank - z.labels.ndim) + z.labels.shape), z.owner) for z in space.layers]
     _sizes_follow(flow, entry, layers, flow.shape(entry.outs[0]))
-    return [Space(tuple(layers), free=space.free)]
+    return [Space(tuple(layers), free=space.free, spread=_spread(flow, entry, space, rank))]
+
+
+def _spread(flow: Flow, entry: Entry, space: Space, rank: int) -> tuple[int, ...]:
+    """Axes along which one value is repeated, unless the user's code says how often."""
+    if space.free or (entry.call is not None and entry.call.name in LITERAL_CALLS):
+        return ()
+    old = (1,) * (rank - len(flow.shape(entry.args[0]))) + flow.shape(entry.args[0])
+    return tuple(a for a, n in enumerate(flow.shape(entry.outs[0])) if old[a] == 1 < n)
 
 
 def repeat(flow: Flow, entry: Entry) -> list[Space]:
