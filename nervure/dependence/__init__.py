@@ -1,5 +1,6 @@
 """Pure maths of dependence: tensors in, tensors out, no models."""
 
+from nervure.dependence.alignment import cka, hsic
 from nervure.dependence.connectivity import conditional_connectivity
 from nervure.dependence.energy import (
     ClassDistances,
@@ -17,6 +18,7 @@ from nervure.dependence.interval import Interval
 __all__ = [
     "ClassDistances",
     "Interval",
+    "cka",
     "class_distances",
     "conditional_connectivity",
     "distance_correlation",
@@ -24,6 +26,7 @@ __all__ = [
     "energy_coefficient",
     "energy_distance",
     "energy_r2",
+    "hsic",
     "mutual_information",
     "partial_distance_correlation",
 ]

@@ -5,6 +5,9 @@ Rows are sorted by the parent's bin first, so that a bin is a run of rows; compa
 added at once as one 64-bit number, in runs of at most 255 rows so that no byte overflows into its neighbour.
 """
 
+from functools import lru_cache
+from math import log, pi
+
 import torch
 from torch import Tensor
 
@@ -68,20 +71,64 @@ def joint_counts(values: Tensor, edges: Tensor) -> Tensor:
     return below.diff(dim=0, prepend=torch.zeros_like(below[:1])).transpose(0, 1)
 
 
-def dependence(counts: Tensor, divergence: Divergence) -> tuple[Tensor, Tensor]:
+def dependence(counts: Tensor, divergence: Divergence, *, freedom: float, smooth: bool) -> tuple[Tensor, Tensor]:
     """Divergence of the joint histograms from their margins' products, and what of it to expect from chance alone.
 
     Args:
         counts: [bins_x, bins_y, variables].
         divergence: which one.
+        freedom: degrees of freedom a correlation of the two has left, at most N.
+        smooth: drop what cannot be told from noise.
 
     Returns:
-        Two tensors [variables]: the plug-in value over all cells, empty ones too, and (Bx - 1)(By - 1) g''(1) / 2N with
-        the occupied bins.
+        Two tensors [variables]: the value over all cells, empty ones too, and its expectation under independence,
+        g''(1) / 2 times 1 / freedom for what is linear and 1 / N for each other of (Bx - 1)(By - 1) ways to depend (of
+        occupied bins).
     """
     counts = counts.to(torch.float64)
     n = counts.sum((0, 1))
     x, y = counts.sum(1) / n, counts.sum(0) / n
-    value = OF_MASSES[divergence]((counts / n).flatten(0, 1), (x[:, None] * y[None]).flatten(0, 1))
-    freedom = ((x > 0).sum(0) - 1) * ((y > 0).sum(0) - 1)
-    return value, CURVATURE[divergence] * freedom / n
+    joint, product = counts / n, x[:, None] * y[None]
+    ways = (((x > 0).sum(0) - 1) * ((y > 0).sum(0) - 1)).to(torch.float64)
+    others = (ways - 1) / n
+    if smooth:
+        threshold = 2 * log((len(x) - 1) * (len(y) - 1)) if len(x) * len(y) > 4 else 0.0
+        joint = denoised(joint, product, n, threshold)
+        others = others * left_of_noise(threshold)
+    value = OF_MASSES[divergence](joint.flatten(0, 1), product.flatten(0, 1))
+    return value, CURVATURE[divergence] * torch.where(ways > 0, others + 1 / freedom, torch.zeros_like(others))
+
+
+def denoised(joint: Tensor, product: Tensor, samples: Tensor, threshold: float) -> Tensor:
+    """The masses ``joint`` [bins_x, bins_y, variables] with only what stands out of sampling noise.
+
+    Under independence ``(joint - product) / sqrt(product)``, turned into a cosine basis over the bins, has coefficients
+    of variance 1 / N, and their squares sum to the chi-squared distance. The first is the monotone one and stays; any
+    other is multiplied by ``1 - threshold / (N c^2)``, at least 0. The threshold is the universal one, twice the
+    logarithm of their number: dependence that is there at all has large coefficients and hardly changes.
+    """
+    root = product.sqrt()
+    turn, back = _cosines(len(joint), joint.device), _cosines(joint.shape[1], joint.device)
+    # Where the product is 0 so is the joint.
+    wave = (joint - product) / torch.where(root > 0, root, 1.0)
+    wave = back @ (turn @ wave.flatten(1)).view(wave.shape)
+    kept = (1 - threshold / (samples * wave.square()).clamp(min=1e-300)).clamp(min=0)
+    kept[1, 1] = 1.0
+    wave = (turn.T @ (back.T @ (wave * kept)).flatten(1)).view(wave.shape)
+    return (product + root * wave).clamp(min=0)
+
+
+def _cosines(bins: int, device: torch.device) -> Tensor:
+    """The orthonormal cosine basis [bins, bins] of a row of bins, the constant first."""
+    k = torch.arange(bins, dtype=torch.float64, device=device)
+    waves: Tensor = torch.cos(pi * (k + 0.5) * k[:, None] / bins) * (2 / bins) ** 0.5
+    waves[0] = bins**-0.5
+    return waves
+
+
+@lru_cache
+def left_of_noise(threshold: float) -> float:
+    """Mean square of a standard normal coefficient after it was shrunk: E[(z - t/z)^2 where z^2 > t]."""
+    z = torch.linspace(max(threshold, 1e-12) ** 0.5, 12.0, 20001, dtype=torch.float64)
+    density = torch.exp(-z.square() / 2) * (2 / pi) ** 0.5
+    return float(torch.trapezoid(density * (z - threshold / z).square(), z))

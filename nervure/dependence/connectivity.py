@@ -29,6 +29,7 @@ def conditional_connectivity(
     phi: Phi | None = None,
     groups: int | tuple[int, int] | None = None,
     correction: Correction = "law",
+    smooth: bool = True,
     faithful: bool = False,
     interval: None = None,
     memory: int = 256 * MEBIBYTE,
@@ -49,6 +50,7 @@ def conditional_connectivity(
     phi: Phi | None = None,
     groups: int | tuple[int, int] | None = None,
     correction: Correction = "law",
+    smooth: bool = True,
     faithful: bool = False,
     interval: float,
     memory: int = 256 * MEBIBYTE,
@@ -68,6 +70,7 @@ def conditional_connectivity(  # noqa: PLR0913 - one choice per argument, all by
     phi: Phi | None = None,
     groups: int | tuple[int, int] | None = None,
     correction: Correction = "law",
+    smooth: bool = True,
     faithful: bool = False,
     interval: float | None = None,
     memory: int = 256 * MEBIBYTE,
@@ -94,6 +97,7 @@ def conditional_connectivity(  # noqa: PLR0913 - one choice per argument, all by
             (children, parents). ``"hash"`` and ``"mst"`` take a block as a vector, the others its mean.
         correction: how the bias of small samples is taken off: ``"law"`` (the expectation of a chi-squared distance),
             ``"permutation"`` (the mean of five estimates without dependence) or ``"none"``.
+        smooth: for ``"residual"``: leave out of the joint histogram what cannot be told from sampling noise.
         faithful: for ``"hash"``: as first published, with what is known to be wrong in it.
         interval: confidence such as 0.95; the answer is then (value, low, high), at 20 times the cost.
         memory: bytes the pairwise work may take beyond a few copies of the input.
@@ -115,7 +119,7 @@ def conditional_connectivity(  # noqa: PLR0913 - one choice per argument, all by
     """
     phi = phi or ("1" if weights is None else "w")
     require_phi(phi, weighted=weights is not None, hashed=estimator == "hash")
-    options = Options(estimator, divergence, bins, ridge, correction, phi, faithful, memory, seed)
+    options = Options(estimator, divergence, bins, ridge, correction, phi, smooth, faithful, memory, seed)
     p, x = as_samples(parents, "parents"), as_samples(children, "children")
     n = require_same_samples(parents=p, children=x)
     sizes = _group_counts(groups, x.shape[1], p.shape[1])

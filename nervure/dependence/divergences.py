@@ -21,9 +21,9 @@ def henze_penrose(joint: Tensor, product: Tensor) -> Tensor:
 
 
 def shannon(joint: Tensor, product: Tensor) -> Tensor:
-    """Shannon's divergence of masses over axis 0: sum p log(p/q), in nats, at least 0."""
+    """Shannon's divergence of masses over axis 0: sum p log(p/q) - p + q, in nats, at least 0."""
     ratio = torch.where(joint > 0, joint / torch.where(joint > 0, product, 1.0), 1.0)
-    return (joint * ratio.log()).sum(0)
+    return (joint * ratio.log() - joint + product).sum(0)
 
 
 OF_MASSES: Final[Mapping[str, Callable[[Tensor, Tensor], Tensor]]] = {

@@ -27,6 +27,7 @@ def mutual_information(
     bins: int = 8,
     ridge: float = 1e-3,
     correction: Correction = "law",
+    smooth: bool = True,
     faithful: bool = False,
     interval: None = None,
     seed: int = 0,
@@ -44,6 +45,7 @@ def mutual_information(
     bins: int = 8,
     ridge: float = 1e-3,
     correction: Correction = "law",
+    smooth: bool = True,
     faithful: bool = False,
     interval: float,
     seed: int = 0,
@@ -60,6 +62,7 @@ def mutual_information(  # noqa: PLR0913 - one choice per argument, all by keywo
     bins: int = 8,
     ridge: float = 1e-3,
     correction: Correction = "law",
+    smooth: bool = True,
     faithful: bool = False,
     interval: float | None = None,
     seed: int = 0,
@@ -77,6 +80,7 @@ def mutual_information(  # noqa: PLR0913 - one choice per argument, all by keywo
         bins: equal-mass bins per variable, for ``"residual"``.
         ridge: strength of the regression relative to the variance of what is given.
         correction: of the bias of small samples: ``"law"``, ``"permutation"`` or ``"none"``.
+        smooth: for ``"residual"``: leave out of the joint histogram what cannot be told from sampling noise.
         faithful: for ``"hash"``: as first published.
         interval: confidence such as 0.95; the answer is then (value, low, high).
         seed: of hashes, permutations and subsamples.
@@ -90,10 +94,10 @@ def mutual_information(  # noqa: PLR0913 - one choice per argument, all by keywo
         DataError: NaN or infinite values, different numbers of samples, or fewer than 2.
 
     >>> x = torch.arange(800) % 4
-    >>> round(float(mutual_information(x, x, bins=4, correction="none")), 4)
+    >>> round(float(mutual_information(x, x, bins=4, correction="none", smooth=False)), 4)
     0.6
     """
-    options = Options(estimator, divergence, bins, ridge, correction, faithful=faithful, seed=seed)
+    options = Options(estimator, divergence, bins, ridge, correction, smooth=smooth, faithful=faithful, seed=seed)
     a, b = as_samples(x, "x"), as_samples(y, "y")
     z = None if given is None else as_samples(given, "given")
     n = require_same_samples(x=a, y=b, **({} if z is None else {"given": z}))
@@ -120,16 +124,16 @@ def _estimate(x: Tensor, y: Tensor, given: Tensor | None, options: Options) -> T
         freedom = max(1.0, n - left.used)
     if options.estimator == "gaussian":
         return gaussian.information(x, y, freedom, options.divergence)
-    return _binned(_component(x), _component(y), options)
+    return _binned(_component(x), _component(y), freedom, options)
 
 
-def _binned(x: Tensor, y: Tensor, options: Options) -> Tensor:
+def _binned(x: Tensor, y: Tensor, freedom: float, options: Options) -> Tensor:
     code = codes(x[:, None], quantile_edges(x[:, None], options.bins))[:, 0]
     edges = quantile_edges(y[:, None], options.bins).expand(-1, 8).contiguous()
     lanes = torch.cat([y, y.new_full((1,), torch.inf)])[:, None].expand(-1, 8).contiguous()
     shuffles = options.shuffles(len(x), x.device)
     orders = (runs(c, options.bins) for c in (code, *(code[shuffle] for shuffle in shuffles)))
-    return corrected((joint_counts(lanes[order], edges) for order in orders), options)[0]
+    return corrected((joint_counts(lanes[order], edges) for order in orders), options, freedom)[0]
 
 
 def _component(x: Tensor) -> Tensor:

@@ -30,6 +30,7 @@ class Options:
     ridge: float = 1e-3
     correction: Correction = "law"
     phi: Phi = "1"
+    smooth: bool = True
     faithful: bool = False
     memory: int = 256 * MEBIBYTE
     seed: int = 0

@@ -39,14 +39,14 @@ def connectivity(left: Residuals, options: Options) -> Tensor:
                 joint_counts(_padded(rows[order, tile] + loads[order, i, None] * slope[i, tile]), edges)
                 for order in orders
             )
-            value = corrected(counts, options)
+            value = corrected(counts, options, left.freedom)
             scores[tile, i] = value[: tile.stop - tile.start]
     return scores
 
 
-def corrected(counts: Iterable[Tensor], options: Options) -> Tensor:
+def corrected(counts: Iterable[Tensor], options: Options, freedom: float) -> Tensor:
     """Divergences [variables] of the first of ``counts`` less their bias; the others are of permuted samples."""
-    first, *others = (dependence(count, options.divergence) for count in counts)
+    first, *others = (dependence(count, options.divergence, freedom=freedom, smooth=options.smooth) for count in counts)
     if others:
         return first[0] - torch.stack([value for value, _ in others]).mean(0)
     return first[0] - first[1] if options.correction == "law" else first[0]

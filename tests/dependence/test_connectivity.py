@@ -48,7 +48,7 @@ def test_a_layer_is_scored_as_its_pairs_are(estimator: str, divergence: str) -> 
         others = p[:, [k for k in range(6) if k != i]]
         alone = mutual_information(p[:, i], x[:, j], given=others, estimator=estimator, divergence=divergence)
         # The edges of a pair in a layer are put together from those of its two parts.
-        assert float(whole[j, i]) == pytest.approx(float(alone), abs=0.012 if estimator == "residual" else 1e-5)
+        assert float(whole[j, i]) == pytest.approx(float(alone), abs=0.02 if estimator == "residual" else 1e-5)
 
 
 @settings(max_examples=25, deadline=None)
@@ -109,10 +109,11 @@ def test_dead_channels_score_zero_and_disturb_no_other(estimator: str) -> None:
 def test_independence_scores_near_zero_once_corrected(correction: str) -> None:
     generator = torch.Generator().manual_seed(3)
     p, x = torch.randn(1000, 12, generator=generator), torch.randn(1000, 12, generator=generator)
-    raw = conditional_connectivity(p, x, correction="none")
-    corrected = conditional_connectivity(p, x, correction=correction)
+    raw = conditional_connectivity(p, x, correction="none", smooth=False)
+    corrected = conditional_connectivity(p, x, correction=correction, smooth=False)
     assert 0.010 < raw.mean() < 0.014
     assert corrected.mean() < 0.0015
+    assert conditional_connectivity(p, x, correction=correction).mean() < 0.0003
 
 
 def test_a_parent_alone_is_scored_without_condition() -> None:
