@@ -39,17 +39,29 @@ def measured(engine: str, samples: int, dimensions: int, tile: int) -> dict[str,
     x, y = data(samples, dimensions)
     small_x, small_y = x[:50], y[:50]
     if engine == "dcor":
-        import dcor
-
         a, b = x.double().numpy(), y.double().numpy()
-        dcor.u_distance_correlation_sqr(a[:50], b[:50])
+        _with_dcor(a[:50], b[:50])
         before, start = _peak(), time.perf_counter()
-        value = float(dcor.u_distance_correlation_sqr(a, b))
+        value = _with_dcor(a, b)
     else:
         distance_correlation(small_x, small_y)
         before, start = _peak(), time.perf_counter()
         value = float(distance_correlation(x, y, tile=tile))
     return {"seconds": time.perf_counter() - start, "value": value, "memory_mib": _peak() - before}
+
+
+def _with_dcor(a: Any, b: Any) -> float:
+    """Centring and products of dcor, on distances of scipy.
+
+    dcor means to take its distances from scipy too, but with recent versions of array-api-compat it does not recognise
+    arrays of numpy and falls back to a routine that asks for samples x samples x dimensions numbers at once.
+    """
+    import dcor
+    from scipy.spatial.distance import cdist
+
+    one, two = dcor.u_centered(cdist(a, a)), dcor.u_centered(cdist(b, b))
+    both, first, second = dcor.u_product(one, two), dcor.u_product(one, one), dcor.u_product(two, two)
+    return float(both / (first * second) ** 0.5)
 
 
 def _peak() -> float:
@@ -97,7 +109,10 @@ def page(results: dict[str, Any]) -> str:
         "|---|---|---|---|",
         f"| nervure (median of {len(here)}) | {best['seconds']:.1f} | {best['memory_mib']:.0f} | {best['value']:.9f} |",
     ]
-    lines += [f"| dcor 1 run | {r['seconds']:.1f} | {r['memory_mib']:.0f} | {r['value']:.9f} |" for r in there]
+    lines += [
+        f"| dcor on scipy's distances (1 run) | {r['seconds']:.1f} | {r['memory_mib']:.0f} | {r['value']:.9f} |"
+        for r in there
+    ]
     if there:
         ratio, gap = there[0]["seconds"] / best["seconds"], abs(there[0]["value"] - best["value"])
         lines += ["", f"{ratio:.1f} times as fast; the values differ by {gap:.0e}."]

@@ -3,7 +3,7 @@
 from nervure.evaluation import evaluate, latency
 from nervure.export import load, save
 from nervure.graph import Block, Cost, Graph, Group, count
-from nervure.methods import FPGM, Activation, Fisher, Magnitude, Random, Slimming, Taylor
+from nervure.methods import FPGM, Activation, Depth, Energy, Fisher, Magnitude, Random, Slimming, Taylor
 from nervure.plan import Cut, Drop, Keep, Link, Mask, Plan
 from nervure.prune import Pruned, prune
 from nervure.recipe import Recipe, run
@@ -19,7 +19,9 @@ __all__ = [  # noqa: RUF022
     "Block",
     "Cost",
     "Cut",
+    "Depth",
     "Drop",
+    "Energy",
     "FPGM",
     "Fisher",
     "Graph",

@@ -4,6 +4,8 @@ from typing import Any
 
 from nervure.methods.activation import Activation
 from nervure.methods.base import Method, View
+from nervure.methods.depth import Depth
+from nervure.methods.energy import Energy
 from nervure.methods.fisher import Fisher
 from nervure.methods.fpgm import FPGM
 from nervure.methods.lookup import Methods, named
@@ -12,7 +14,7 @@ from nervure.methods.random import Random
 from nervure.methods.slimming import Slimming
 from nervure.methods.taylor import Taylor
 
-METHODS = Methods([Activation, FPGM, Fisher, Magnitude, Random, Slimming, Taylor])
+METHODS = Methods([Activation, Depth, Energy, FPGM, Fisher, Magnitude, Random, Slimming, Taylor])
 
 
 def method_from(name: str, **options: Any) -> Method:
@@ -28,6 +30,8 @@ __all__ = [
     "FPGM",
     "METHODS",
     "Activation",
+    "Depth",
+    "Energy",
     "Fisher",
     "Magnitude",
     "Method",

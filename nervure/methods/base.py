@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, final, runtime_checkable
+from typing import Any, Protocol, final, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -44,7 +44,10 @@ class Method(Protocol):
         wants: the evidence that ``plan`` needs in ``view.stats``, as in ``measure(want=...)``.
     """
 
-    wants: ClassVar[frozenset[str]]
+    @property
+    def wants(self) -> frozenset[str]:
+        """What was said above."""
+        ...
 
     def plan(self, view: View) -> Plan:
         """Decide what to edit."""

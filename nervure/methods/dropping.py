@@ -1,0 +1,283 @@
+"""What methods share that score removable blocks and drop the lowest: which blocks, how many, and which of them."""
+
+import math
+import statistics
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeAlias, final, get_args
+
+import torch
+
+from nervure.budget.clusters import line_clusters
+from nervure.check import require_choice, require_fraction, require_positive
+from nervure.errors import ArgumentError, BudgetError, ScoreError
+from nervure.graph.types import Block, Graph
+from nervure.methods.base import View
+from nervure.methods.judge import Judge, data_of, model_of, plan_of
+from nervure.plan import Drop, Plan
+from nervure.stats import measure
+from nervure.surgery.price import price
+
+BlockBudget: TypeAlias = Literal["params", "macs", "blocks", "latency"]
+Policy: TypeAlias = Literal["ckmeans", "rank"]
+Granularity: TypeAlias = Literal["fine", "whole"]
+
+RESAMPLES = 200
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class BlockScore:
+    """Score of one block: higher stays.
+
+    Attributes:
+        block: its name.
+        mean: the score, averaged over the rounds.
+        error: standard error of the mean, from the spread between rounds; NaN where there is only one round.
+        rounds: the score of each round.
+    """
+
+    block: str
+    mean: float
+    error: float
+    rounds: tuple[float, ...]
+
+    @staticmethod
+    def of(block: str, rounds: Iterable[float]) -> "BlockScore":
+        """Put together what the rounds gave."""
+        values = tuple(float(r) for r in rounds)
+        spread = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+        return BlockScore(block, statistics.fmean(values), spread, values)
+
+
+@dataclass(frozen=True, slots=True)
+class Dropping(ABC):
+    """Drop the blocks with the lowest scores.
+
+    How many leave is said by ``tolerance`` where it is given, else by ``drop`` where that is given, else by ``keep``.
+
+    Attributes:
+        keep: the fraction of the budget that stays, in (0, 1].
+        budget: ``"params"``, ``"macs"``, ``"blocks"`` (their number) or ``"latency"`` (measured on the example).
+        drop: exactly so many blocks leave.
+        tolerance: as many blocks leave as cost at most this share of accuracy, in [0, 1), before any training: judged
+            on every tenth batch of the data, batch norms recalibrated on the others, by bisection over the number.
+        policy: ``"rank"`` (the lowest scores leave) or ``"ckmeans"`` (blocks are clustered by score into as many as
+            stay, and each cluster keeps one).
+        back: of equal scores, and of a cluster, the block nearest to the output stays, not the one nearest to the
+            input.
+        granularity: where blocks lie inside others, ``"fine"`` drops inner ones (attention or MLP alone), ``"whole"``
+            outer ones (transformer blocks).
+        stages: measure again after each of so many steps towards the goal.
+        recalibrate: batches on which batch norms are recalibrated before a smaller model is measured or judged.
+        seed: added to the seed of the view where lots are drawn.
+    """
+
+    keep: float = 0.5
+    budget: BlockBudget = "params"
+    drop: int | None = None
+    tolerance: float | None = None
+    policy: Policy = "ckmeans"
+    back: bool = False
+    granularity: Granularity = "fine"
+    stages: int = 1
+    recalibrate: int = 20
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "keep", require_fraction(self.keep, "keep"))
+        require_choice(self.budget, get_args(BlockBudget), "budget")
+        require_choice(self.policy, get_args(Policy), "policy")
+        require_choice(self.granularity, get_args(Granularity), "granularity")
+        require_positive(self.stages, "stages")
+        require_positive(self.recalibrate, "recalibrate")
+        if self.drop is not None and (isinstance(self.drop, bool) or not isinstance(self.drop, int) or self.drop < 0):
+            raise ArgumentError(f"drop={self.drop!r} must be a number of blocks, 0 or more, or None.")
+        if self.tolerance is not None and not 0 <= self.tolerance < 1:
+            raise ArgumentError(f"tolerance={self.tolerance!r} must be a share of accuracy in [0, 1), or None.")
+        self.check()
+
+    @property
+    @abstractmethod
+    def wants(self) -> frozenset[str]:
+        """The evidence that scores are made from."""
+
+    def check(self) -> None:  # noqa: B027 - not every method has more to check
+        """Complain about a hyper-parameter of one's own that is out of range."""
+
+    @abstractmethod
+    def block_scores(self, view: View, blocks: Sequence[Block]) -> dict[str, BlockScore]:
+        """The score of each of ``blocks``; ``view.stats`` holds what ``wants`` says."""
+
+    def scores(self, view: View) -> dict[str, BlockScore]:
+        """The score of every block that could be dropped.
+
+        Raises:
+            BudgetError: there is no such block; the message says why for each.
+            DataError: evidence is missing and there are no data to gather it from.
+            ScoreError: the evidence tells nothing.
+        """
+        blocks = droppable(view.graph, self.granularity)
+        return self.block_scores(self._measured(view), blocks)
+
+    def plan(self, view: View) -> Plan:
+        """Drop blocks; raises BudgetError, DataError or ScoreError where that cannot be done."""
+        asked = self._asked()
+        if self.drop == 0 or (self.drop is None and self.tolerance is None and self.keep == 1):
+            return Plan((), view.graph.fingerprint, asked, {"keep": 1.0, "blocks": 0})
+        blocks, judge = droppable(view.graph, self.granularity), Judge(view, self.recalibrate)
+        removed: tuple[str, ...] = ()
+        scores: dict[str, BlockScore] = {}
+        for stage in range(1, self.stages + 1):
+            left = [b for b in blocks if b.name not in removed]
+            seen = judge.measured_without(removed, self.wants) if removed else self._measured(view)
+            fresh = self.block_scores(seen, left)
+            _require_finite(fresh)
+            scores |= fresh
+            sets = [removed + more for more in self.removals([fresh[b.name].mean for b in left], left)]
+            removed = self._first_enough(view, judge, sets, len(blocks), stage / self.stages)
+        plan = Plan(tuple(Drop(b.name) for b in blocks if b.name in removed), view.graph.fingerprint, asked)
+        return replace(plan, reached=self._reached(view, plan, blocks, scores))
+
+    def removals(self, scores: Sequence[float], blocks: Sequence[Block]) -> list[tuple[str, ...]]:
+        """Which blocks leave where 0, 1, 2, ... all but none do."""
+        names = [b.name for b in blocks]
+        places = list(range(len(names)))
+        if self.policy == "rank":
+            order = sorted(places, key=lambda i: (scores[i], i if self.back else -i))
+            return [tuple(names[i] for i in sorted(order[:k])) for k in range(len(names) + 1)]
+        stays = max if self.back else min
+        kept = [{stays(c) for c in line_clusters(scores, m)} for m in range(len(names), 0, -1)]
+        return [tuple(names[i] for i in places if i not in k) for k in kept] + [tuple(names)]
+
+    def describe(self, view: View) -> str:
+        """A table of blocks: score, standard error, and how often each leaves when the rounds are drawn anew.
+
+        A share between 0 and 100 % says that another draw of the data could have decided otherwise. The number of
+        blocks is that of the plan, and the scores are those before any stage.
+        """
+        plan, scores = self.plan(view), self.scores(view)
+        blocks, dropped = droppable(view.graph, self.granularity), {d.block for d in plan.drops}
+        often = self._resampled(scores, blocks, len(dropped), view.seed + self.seed)
+        width = max(len(b.name) for b in blocks)
+        lines = [f"{'block':<{width}}  {'score':>10}  {'error':>9}  leaves"]
+        for b in blocks:
+            s = scores[b.name]
+            mark = "x" if b.name in dropped else " "
+            lines.append(f"{b.name:<{width}}  {s.mean:>10.4g}  {s.error:>9.2g}  {mark} {often[b.name]:>4.0%}")
+        lines += [f"{b.name:<{width}}  cannot be dropped: {b.pinned}" for b in view.graph.blocks if b.pinned]
+        return "\n".join(lines)
+
+    def _resampled(
+        self, scores: Mapping[str, BlockScore], blocks: Sequence[Block], number: int, seed: int
+    ) -> dict[str, float]:
+        generator = torch.Generator().manual_seed(seed)
+        rounds = torch.tensor([scores[b.name].rounds for b in blocks], dtype=torch.float64)
+        counts = dict.fromkeys((b.name for b in blocks), 0)
+        for _ in range(RESAMPLES):
+            drawn = torch.randint(rounds.shape[1], (rounds.shape[1],), generator=generator)
+            for name in self.removals(rounds[:, drawn].mean(1).tolist(), blocks)[number]:
+                counts[name] += 1
+        return {name: count / RESAMPLES for name, count in counts.items()}
+
+    def _asked(self) -> dict[str, Any]:
+        if self.tolerance is not None:
+            return {"tolerance": self.tolerance}
+        return {"drop": self.drop} if self.drop is not None else {"budget": self.budget, "keep": self.keep}
+
+    def _reached(
+        self, view: View, plan: Plan, blocks: Sequence[Block], scores: Mapping[str, BlockScore]
+    ) -> dict[str, Any]:
+        left, whole = price(view.graph, plan), price(view.graph, Plan())
+        kept = {
+            "params": left.params / max(whole.params, 1),
+            "macs": left.macs / max(whole.macs, 1),
+            "blocks": 1 - len(plan) / len(blocks),
+        }
+        means = {name: float(f"{s.mean:.6g}") for name, s in scores.items()}
+        return {"keep": kept.get(self.budget, kept["macs"]), "blocks": len(plan), "scores": means}
+
+    def _measured(self, view: View) -> View:
+        """The view with the evidence that scores need; gathered here where the caller did not."""
+        if not self.wants or (view.stats is not None and self.wants <= view.stats.want):
+            return view
+        model, data = model_of(view), data_of(view)
+        stats = measure(model, view.graph, data, want=self.wants, seed=view.seed, progress=False)
+        return replace(view, stats=stats)
+
+    def _first_enough(
+        self, view: View, judge: "Judge", sets: Sequence[tuple[str, ...]], total: int, share: float
+    ) -> tuple[str, ...]:
+        """The smallest removal that meets the goal, or a ``share`` of the way to it; the largest that is tolerated."""
+        if self.tolerance is not None:
+            allowed = judge.accuracy(()) - self.tolerance * share
+            index = _bisect(len(sets), lambda k: judge.accuracy(sets[k]) < allowed - 1e-9)
+            return sets[max(index - 1, 0)]
+        wanted = self.drop if self.drop is not None else total - round(self.keep * total)
+        if self.drop is not None or self.budget == "blocks":
+            if wanted > total:
+                raise BudgetError(f"drop={wanted}: the model has only {total} blocks that can be dropped.")
+            return next(s for s in sets if len(s) >= round(wanted * share))
+        goal = 1 - (1 - self.keep) * share
+        if self.budget == "latency":
+            index = _bisect(len(sets), lambda k: judge.latency(sets[k]) <= goal)
+        else:
+            kept = [_kept(view.graph, s, self.budget) for s in sets]
+            index = next((k for k, cost in enumerate(kept) if cost <= goal), len(sets))
+        if index == len(sets):
+            least = judge.latency(sets[-1]) if self.budget == "latency" else _kept(view.graph, sets[-1], self.budget)
+            raise BudgetError(
+                f"keep={self.keep} of {self.budget} cannot be met: without all {total} blocks {least:.3f} is left. "
+                "Raise keep, or cut channels too."
+            )
+        return sets[index]
+
+
+def droppable(graph: Graph, granularity: Granularity) -> tuple[Block, ...]:
+    """The blocks that can be dropped, none inside another, in running order.
+
+    Raises:
+        BudgetError: there is none; the message says why for each block there is.
+    """
+    free = [b for b in graph.blocks if not b.pinned]
+    if granularity == "fine":
+        found = tuple(b for b in free if not any(_is_inside(o, b) for o in free))
+    else:
+        found = tuple(b for b in free if not any(_is_inside(b, o) for o in free))
+    if not found:
+        reasons = "; ".join(f"{b.name}: {b.pinned}" for b in graph.blocks) or "no residual or dense block was found"
+        raise BudgetError(f"the model has no block that can be dropped ({reasons}).")
+    return found
+
+
+def _is_inside(inner: Block, outer: Block) -> bool:
+    """Whether every module of ``inner`` lies in one of ``outer``, and not the other way round."""
+    return inner.name != outer.name and _covers(outer, inner) and not _covers(inner, outer)
+
+
+def _covers(outer: Block, inner: Block) -> bool:
+    roofs = tuple(f"{m}." for m in outer.modules)
+    return all(f"{m}.".startswith(roofs) for m in inner.modules)
+
+
+def _kept(graph: Graph, names: Iterable[str], budget: str) -> float:
+    left, whole = price(graph, plan_of(graph, names)), price(graph, Plan())
+    if budget == "params":
+        return left.params / max(whole.params, 1)
+    return left.macs / max(whole.macs, 1)
+
+
+def _bisect(count: int, holds: Callable[[int], bool]) -> int:
+    """The first of 0 .. ``count`` - 1 for which ``holds``, given that it goes on to hold; ``count`` if for none."""
+    low, high = 0, count
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if holds(middle) else (middle + 1, high)
+    return low
+
+
+def _require_finite(scores: Mapping[str, BlockScore]) -> None:
+    for name, score in scores.items():
+        if not math.isfinite(score.mean):
+            raise ScoreError(f"the score of block {name!r} is {score.mean}. The evidence is broken.")
