@@ -8,6 +8,7 @@ from nervure.plan import Cut, Drop, Keep, Link, Mask, Plan
 from nervure.prune import Pruned, prune
 from nervure.recipe import Recipe, run
 from nervure.report import Report
+from nervure.rules import rule
 from nervure.stats import Stats, measure
 from nervure.surgery import apply, verify
 from nervure.tracing import trace
@@ -46,6 +47,7 @@ __all__ = [  # noqa: RUF022
     "load",
     "measure",
     "prune",
+    "rule",
     "run",
     "save",
     "trace",

@@ -127,6 +127,9 @@ class Flow:
             for ref, space in zip(entry.outs, rule(self, entry), strict=False):
                 self.spaces[ref.id] = space
         self._couple_sizes()
+        for number, name in self.tape.escapes:
+            labels = [z.labels for z in self.spaces.get(number, Space()).layers]
+            self.store.pin(labels, f"its values leave PyTorch by {name}()")
         for number, axis in dict.fromkeys(self.tape.numbers):
             self.suspect_axis(number, axis, "its size is computed with as a number")
 
