@@ -1,4 +1,4 @@
-# ruff: noqa: D102, ARG002
+# ruff: noqa: D102
 """Small members of families of networks that the libraries lack or hide, each by the idea that makes it awkward."""
 
 import math
@@ -168,9 +168,16 @@ class Generator(nn.Module):
         super().__init__()
         self.start = nn.Linear(12, 32 * 4 * 4)
         self.body = nn.Sequential(
-            nn.BatchNorm2d(32), nn.ReLU(), nn.ConvTranspose2d(32, 16, 4, 2, 1), nn.BatchNorm2d(16), nn.ReLU(),
-            nn.Conv2d(16, 8 * 4, 3, padding=1), nn.PixelShuffle(2), nn.LeakyReLU(0.2, inplace=True), nn.Conv2d(8, 3, 3, padding=1),
-        )  # fmt: skip
+            nn.BatchNorm2d(32),
+            nn.ReLU(),
+            nn.ConvTranspose2d(32, 16, 4, 2, 1),
+            nn.BatchNorm2d(16),
+            nn.ReLU(),
+            nn.Conv2d(16, 8 * 4, 3, padding=1),
+            nn.PixelShuffle(2),
+            nn.LeakyReLU(0.2, inplace=True),
+            nn.Conv2d(8, 3, 3, padding=1),
+        )
 
     def forward(self, z: Tensor) -> Tensor:
         return torch.tanh(self.body(self.start(z).view(-1, 32, 4, 4)))

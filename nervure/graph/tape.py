@@ -157,6 +157,11 @@ class Recorder(TorchDispatchMode):
         self.sizes = True
         self._interpret = interpret
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # Being skipped by the compiler takes importing it, which costs seconds; it never meets this mode.
+        return False
+
     def value(self, tensor: Tensor) -> Ref:
         """The number of ``tensor``, a new one where it was never seen."""
         number = self.memory.number(tensor)
