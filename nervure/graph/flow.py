@@ -139,7 +139,7 @@ class Flow:
         self.store.suspect([z.labels for z in space.layers if z.labels.shape[axis] > 1], why)
 
     def is_size_of(self, wish: Any, vectors: Sequence[Array]) -> bool:
-        """Whether a size is simply read from an axis with the same units, in any order: it follows any cut by itself."""
+        """Whether a size is read from an axis with the same units, in any order: it follows any cut by itself."""
         dimension = getattr(wish, "dimension", None)
         if dimension is None:
             return False
