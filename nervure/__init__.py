@@ -6,7 +6,7 @@ from nervure.graph import Block, Cost, Graph, Group, count
 from nervure.methods import FPGM, Activation, Depth, Energy, Fisher, Magnitude, Random, Slimming, Taylor
 from nervure.plan import Cut, Drop, Keep, Link, Mask, Plan
 from nervure.prune import Pruned, prune
-from nervure.recipe import Recipe, run
+from nervure.recipe import Recipe, Study, compare, run
 from nervure.report import Report
 from nervure.rules import rule
 from nervure.stats import Stats, measure
@@ -38,8 +38,10 @@ __all__ = [  # noqa: RUF022
     "Report",
     "Slimming",
     "Stats",
+    "Study",
     "Taylor",
     "apply",
+    "compare",
     "count",
     "evaluate",
     "hold",
