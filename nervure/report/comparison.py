@@ -81,8 +81,9 @@ class Mean(NamedTuple):
     n: int
 
     @staticmethod
-    def of(values: Sequence[float]) -> "Mean":
-        """The mean of some values; of none: NaN."""
+    def of(given: Iterable[float]) -> "Mean":
+        """The mean of the values that are numbers; of none: NaN."""
+        values = [value for value in given if not math.isnan(value)]
         if not values:
             return Mean(math.nan, math.nan, math.nan, 0)
         deviation = statistics.stdev(values) if len(values) > 1 else math.nan
