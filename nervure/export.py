@@ -23,10 +23,12 @@ from nervure.graph import Cost
 from nervure.graph.tape import named_tensors
 from nervure.graph.types import Graph
 from nervure.plan import Keep, Plan
-from nervure.prune import Pruned
+from nervure.prune import Pruned, Step
 from nervure.surgery import apply
 
-FORMAT = 1
+FORMAT = 2
+PLAIN = 1
+"""The format of files without earlier steps, which older versions read as well."""
 KIND = "nervure"
 SHOWN = 5
 
@@ -49,12 +51,13 @@ def save(path: str | os.PathLike[str], pruned: Pruned, *, meta: Mapping[str, Any
     tensors, aliases = _without_repeats(state | _transient(pruned.model, state))
     header = {
         "kind": KIND,
-        "format": FORMAT,
+        "format": FORMAT if pruned.earlier else PLAIN,
         "versions": versions(),
         "method": pruned.method,
         "fingerprint": pruned.graph.fingerprint,
         "plan": pruned.plan.to_json(),
         "graph": pruned.graph.to_json(),
+        "earlier": [{"graph": s.graph.to_json(), "plan": s.plan.to_json(), "method": s.method} for s in pruned.earlier],
         "costs": {"before": pruned.cost_before.to_json(), "after": pruned.cost_after.to_json()},
         "verification": pruned.verification,
         "masks": {name: Keep.of(mask).to_json() for name, mask in pruned.masks.items()},
@@ -86,9 +89,12 @@ def load(path: str | os.PathLike[str], model: Source) -> Pruned:
     header, tensors = read_tensors(path)
     graph, plan, rest = _parsed(path, header)
     dense = copy.deepcopy(model) if isinstance(model, nn.Module) else _built(model, path)
-    _require_same_model(path, graph, dense)
+    steps: tuple[Step, ...] = rest["earlier"]
+    _require_same_model(path, steps[0].graph if steps else graph, dense)
+    smaller = dense
     try:
-        smaller = apply(dense, graph, plan)
+        for step in (*steps, Step(graph, plan)):
+            smaller = apply(smaller, step.graph, step.plan)
     except NervureError as error:
         raise FileError(f"the plan in {str(path)!r} does not fit this model: {error}") from error
     _fill(path, smaller, tensors | {name: tensors[of] for name, of in header["aliases"].items()}, header)
@@ -104,6 +110,10 @@ def _parsed(path: str | os.PathLike[str], header: Mapping[str, Any]) -> tuple[Gr
             "method": header["method"],
             "masks": {name: Keep.from_json(keep).tensor() for name, keep in header["masks"].items()},
             "verification": header["verification"],
+            "earlier": tuple(
+                Step(Graph.from_json(s["graph"]), Plan.from_json(s["plan"]), s["method"])
+                for s in header.get("earlier", ())
+            ),
         }
         return Graph.from_json(header["graph"]), Plan.from_json(header["plan"]), rest
     except (NervureError, KeyError, TypeError, ValueError, AttributeError) as error:
@@ -118,7 +128,7 @@ def save_state(path: str | os.PathLike[str], model: nn.Module, *, meta: Mapping[
     """
     target = require_writable(path)
     tensors, aliases = _without_repeats(_state(model))
-    header = {"kind": f"{KIND}-state", "format": FORMAT, "versions": versions(), "aliases": aliases}
+    header = {"kind": f"{KIND}-state", "format": PLAIN, "versions": versions(), "aliases": aliases}
     write_tensors(target, tensors, header | {"sha256": _digest(tensors), "meta": dict(meta or {})})
     return target
 

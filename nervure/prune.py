@@ -1,6 +1,6 @@
 """``prune``: the five-line way from a model to a smaller, verified one."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, final
 
@@ -13,11 +13,21 @@ from nervure.graph.tape import named_tensors
 from nervure.graph.trace import Choice, draw
 from nervure.graph.types import Graph
 from nervure.methods.base import Method, View
-from nervure.plan import Plan
+from nervure.plan import Keep, Mask, Plan
 from nervure.stats import measure
 from nervure.surgery.apply import apply, masks_after
 from nervure.surgery.verify import verify as check
 from nervure.tracing import trace, tried
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Step:
+    """An earlier pruning of a model that was pruned again: the plan, the graph it is for, and the method's repr."""
+
+    graph: Graph
+    plan: Plan
+    method: str = ""
 
 
 @final
@@ -27,13 +37,14 @@ class Pruned:
 
     Attributes:
         model: the smaller model; a new module of the same class.
-        plan: the edits that were made, with what was asked and reached.
-        graph: the graph of the original model.
+        plan: the edits that were made (last, where it was pruned several times), with what was asked and reached.
+        graph: the graph of the model that ``plan`` is for.
         cost_before: cost of the original.
         cost_after: cost of ``model``.
         method: ``repr`` of the method.
         masks: for each masked parameter the connections that stay, in the shape it has in ``model``.
         verification: largest relative difference to the original without the removed units; None if not verified.
+        earlier: what was done before ``plan``, first things first; each graph is that of the model then.
     """
 
     model: nn.Module
@@ -44,11 +55,13 @@ class Pruned:
     method: str = ""
     masks: Mapping[str, Tensor] = field(default_factory=dict)
     verification: float | None = None
+    earlier: tuple[Step, ...] = ()
 
     def __str__(self) -> str:
         before, after = self.cost_before, self.cost_after
+        methods = ", then ".join([*(step.method for step in self.earlier), self.method])
         return (
-            f"{self.method}: parameters {before.params:,} -> {after.params:,} "
+            f"{methods}: parameters {before.params:,} -> {after.params:,} "
             f"({after.params / max(before.params, 1):.1%}), "
             f"MACs {before.macs:,} -> {after.macs:,} ({after.macs / max(before.macs, 1):.1%}), "
             + ("not verified" if self.verification is None else f"verified (error {self.verification:.1e})")
@@ -56,9 +69,9 @@ class Pruned:
 
 
 def prune(
-    model: nn.Module,
+    model: nn.Module | Pruned,
     example: Any,
-    method: Method | Plan,
+    method: Method | Plan | Sequence[Method | Plan],
     *,
     data: Iterable[Any] | None = None,
     verify: bool = True,
@@ -71,9 +84,11 @@ def prune(
     """Trace ``model``, let ``method`` plan, apply the plan to a copy and verify it.
 
     Args:
-        model: the model to prune; it is not changed.
+        model: the model to prune; it is not changed. A result of an earlier ``prune`` (trained since, perhaps) is
+            pruned further, and remembers both plans.
         example: a tensor, a tuple of positional arguments or a dict of keyword arguments.
-        method: what decides, e.g. ``Magnitude(keep=0.5, budget="macs")``; or a plan of your own.
+        method: what decides, e.g. ``Magnitude(keep=0.5, budget="macs")``; or a plan of your own; or several, one after
+            the other: ``[Energy(drop=2), Magnitude(keep=0.7)]`` drops blocks, then cuts channels of what is left.
         data: batches of (inputs, labels), for methods that measure.
         verify: check that the result computes what the original does without the removed units. Where it does not,
             the groups to blame are pinned and the method plans once more.
@@ -91,6 +106,53 @@ def prune(
         BudgetError: no plan meets what was asked.
         VerificationError: no plan could be found whose result computes the right thing.
     """
+    methods: list[Method | Plan] = list(method) if isinstance(method, list | tuple) else [method]  # type: ignore[list-item]
+    if not methods:
+        raise ArgumentError("method=[] names no method. Give one, or a list of several.")
+    found: nn.Module | Pruned = model
+    for one in methods:
+        dense = found.model if isinstance(found, Pruned) else found
+        once = _pruned_once(
+            dense,
+            example,
+            one,
+            data=data,
+            verify=verify,
+            chosen={"ignore": ignore, "only": only, **options},
+            seed=seed,
+            progress=progress,
+        )
+        found = _further(found, once) if isinstance(found, Pruned) else once
+    assert isinstance(found, Pruned)
+    return found
+
+
+def _further(earlier: Pruned, later: Pruned) -> Pruned:
+    """``later``, which was made from the model of ``earlier``, as one with it."""
+    # What was masked stays masked, in the shape that the later plan leaves of it.
+    held = tuple(Mask(name, Keep.of(keep.cpu())) for name, keep in earlier.masks.items() if name in later.graph.tensors)
+    masks = masks_after(later.graph, Plan((*held, *later.plan.edits), later.graph.fingerprint))
+    there = named_tensors(later.model)
+    return replace(
+        later,
+        cost_before=earlier.cost_before,
+        masks={name: keep for name, keep in masks.items() if name in there},
+        earlier=(*earlier.earlier, Step(earlier.graph, earlier.plan, earlier.method)),
+    )
+
+
+def _pruned_once(
+    model: nn.Module,
+    example: Any,
+    method: Method | Plan,
+    *,
+    data: Iterable[Any] | None,
+    verify: bool,
+    chosen: Mapping[str, Any],
+    seed: int,
+    progress: bool,
+) -> Pruned:
+    """One method; ``chosen`` are the options of tracing."""
     if isinstance(method, Plan):
         method = Given(method)
     _require_method(method)
@@ -99,7 +161,7 @@ def prune(
             f"{method!r} measures {', '.join(sorted(method.wants))}: give data=, batches of (inputs, labels)."
         )
     example = placed_like(model, example)
-    graph = trace(model, example, ignore=ignore, only=only, **options)
+    graph = trace(model, example, **chosen)
     weights = {name: tensor.detach() for name, tensor in named_tensors(model).items()}
     stats = (
         measure(model, graph, data, want=method.wants, seed=seed, progress=progress)

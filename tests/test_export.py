@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from nervure import Drop, Keep, Magnitude, Mask, Plan, Pruned, apply, count, load, prune, save, trace, train
-from nervure.errors import FileError
+from nervure import Depth, Drop, Keep, Magnitude, Mask, Plan, Pruned, apply, count, load, prune, save, trace, train
+from nervure.errors import ArgumentError, FileError
 from nervure.export import load_state, read_header, save_state
 from nervure.graph.example import run_example, tensors_in
 from nervure.surgery import masks_after
@@ -269,3 +269,43 @@ def test_a_plain_file_of_weights_is_welcome(tmp_path: Path) -> None:
     assert_same_outputs(load_state(tmp_path / "plain.safetensors", other_resnet()), resnet())
     with pytest.raises(FileError, match="the model has"):
         load_state(tmp_path / "plain.safetensors", build("resnet8", width=1.0))
+
+
+def pictures() -> list[tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(1)
+    return [(torch.randn(16, 3, 16, 16, generator=generator), torch.arange(16) % 4) for _ in range(2)]
+
+
+def test_layers_then_channels_are_one_result_that_a_file_gives_back(tmp_path: Path) -> None:
+    methods = [Depth(drop=1), Magnitude(keep=0.6, budget="macs")]
+    both = prune(resnet(), IMAGE, methods, data=pictures(), progress=False)
+    step = prune(prune(resnet(), IMAGE, methods[0], data=pictures(), progress=False), IMAGE, methods[1])
+    assert (both.plan, both.earlier) == (step.plan, step.earlier)
+    assert [len(s.plan.drops) for s in both.earlier] == [1]
+    assert both.plan.cuts
+    assert both.cost_before == count(resnet(), IMAGE)
+    assert both.cost_after == count(both.model, IMAGE)
+    assert both.cost_after.macs <= 0.6 * count(apply(resnet(), both.earlier[0].graph, both.earlier[0].plan), IMAGE).macs
+    train(both.model, [(IMAGE, torch.tensor([0, 1]))], epochs=1, progress=False)
+    again = load(save(tmp_path / "both.safetensors", both), other_resnet)
+    assert_same_outputs(again.model, both.model)
+    assert (again.plan, again.earlier, again.graph) == (both.plan, both.earlier, both.graph)
+    assert str(again).startswith("Depth(")
+    assert ", then Magnitude(" in str(again)
+
+
+def test_what_was_masked_stays_masked_through_a_later_cut(tmp_path: Path) -> None:
+    model = resnet()
+    name = "layer3.0.conv2.weight"
+    keep = torch.rand(model.get_parameter(name).shape, generator=torch.Generator().manual_seed(2)) > 0.5
+    masked = prune(model, IMAGE, Plan((Mask(name, Keep.of(keep)),)))
+    cut = prune(masked, IMAGE, Magnitude(keep=0.5))
+    mask = cut.masks[name]
+    assert mask.shape == cut.model.get_parameter(name).shape != keep.shape
+    assert not cut.model.get_parameter(name)[~mask].any()
+    assert torch.equal(load(save(tmp_path / "m.safetensors", cut), other_resnet).masks[name], mask)
+
+
+def test_a_list_of_no_methods_is_refused() -> None:
+    with pytest.raises(ArgumentError, match="names no method"):
+        prune(resnet(), IMAGE, [])

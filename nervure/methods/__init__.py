@@ -12,10 +12,9 @@ from nervure.methods.lookup import Methods, named
 from nervure.methods.magnitude import Magnitude
 from nervure.methods.random import Random
 from nervure.methods.slimming import Slimming
-from nervure.methods.snacs import SNACS
 from nervure.methods.taylor import Taylor
 
-METHODS = Methods([Activation, Depth, Energy, FPGM, Fisher, Magnitude, Random, SNACS, Slimming, Taylor])
+METHODS = Methods([Activation, Depth, Energy, FPGM, Fisher, Magnitude, Random, Slimming, Taylor])
 
 
 def method_from(name: str, **options: Any) -> Method:
@@ -30,7 +29,6 @@ def method_from(name: str, **options: Any) -> Method:
 __all__ = [
     "FPGM",
     "METHODS",
-    "SNACS",
     "Activation",
     "Depth",
     "Energy",

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from nervure.check import require_choice
+from nervure.dependence import cka
 from nervure.errors import DataError
 from nervure.graph.types import Block
 from nervure.methods.base import View
@@ -47,7 +48,7 @@ class Depth(Dropping):
     def wants(self) -> frozenset[str]:
         """Blocks, or the outputs, or nothing."""
         outputs = f"outputs:{self.output}" if self.output else "outputs"
-        return {"random": frozenset(), "cka": frozenset({outputs})}.get(self.score, frozenset({"blocks:gap"}))
+        return {"random": frozenset(), "cka": frozenset({outputs})}.get(self.score, frozenset({"blocks"}))
 
     def check(self) -> None:
         """Complain about a hyper-parameter that is not one of the choices."""
@@ -80,7 +81,7 @@ def _cka(method: Depth, view: View, blocks: Sequence[Block]) -> list[float]:
     whole, *others = (
         _outputs(judge.measured_without(gone, method.wants)) for gone in ((), *((b.name,) for b in blocks))
     )
-    return [1 - linear_cka(whole, other) for other in others]
+    return [1 - float(cka(whole.double(), other.double(), debiased=False)) for other in others]
 
 
 SCORES: Mapping[str, Callable[[Depth, View, Sequence[Block]], list[float]]] = {
@@ -89,16 +90,6 @@ SCORES: Mapping[str, Callable[[Depth, View, Sequence[Block]], list[float]]] = {
     "branch": _branch,
     "cka": _cka,
 }
-
-
-def linear_cka(x: Tensor, y: Tensor) -> float:
-    """Linear centred kernel alignment of two views [samples, features] of the same samples, in [0, 1]; 0 if constant.
-
-    Kornblith et al., "Similarity of Neural Network Representations Revisited" (2019), equation 3.
-    """
-    a, b = x.double() - x.double().mean(0), y.double() - y.double().mean(0)
-    scale = float((a.T @ a).norm() * (b.T @ b).norm())
-    return float((a.T @ b).square().sum()) / scale if scale > 0 else 0.0
 
 
 def _evidence(view: View) -> Stats:

@@ -9,7 +9,7 @@ keeps one. ``Energy(score="max_ref", unbiased=False, reduce="flatten")`` is the 
 free of scale and bias. See docs/methods/energy.md for what differs and why.
 """
 
-import logging
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, final, get_args
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from nervure.check import require_choice, require_positive
 from nervure.dependence import ClassDistances, class_distances, distance_correlation
-from nervure.errors import ArgumentError, DataError, ScoreError
+from nervure.errors import ArgumentError, DataError, NervureWarning, ScoreError
 from nervure.graph.types import Block
 from nervure.methods.base import View
 from nervure.methods.dropping import BlockScore, Dropping
@@ -33,8 +33,6 @@ Reduce: TypeAlias = Literal["pool4", "flatten", "gap", "random"]
 FEW = 20
 """Samples of a class in a round below which scores are told to be noisy."""
 FEWEST = 4
-
-logger = logging.getLogger(__name__)
 
 
 def _reference(distances: ClassDistances) -> int:
@@ -176,9 +174,9 @@ def _enough(features: Tensor, classes: Tensor, unbiased: bool) -> ClassDistances
 def _warn_of_few(rounds: Sequence[Tensor]) -> None:
     fewest = min(int(part.unique(return_counts=True)[1].min()) for part in rounds)
     if fewest < FEW:
-        logger.warning(
-            "A class has only %d samples in a round (below %d): scores are noisy. Measure more samples, or take fewer "
-            "rounds; with unbiased statistics the noise is at least not taken for dependence.",
-            fewest,
-            FEW,
+        warnings.warn(
+            f"A class has only {fewest} samples in a round (below {FEW}): scores are noisy. Measure more samples, or "
+            "take fewer rounds; with unbiased statistics the noise is at least not taken for dependence.",
+            NervureWarning,
+            stacklevel=2,
         )

@@ -46,8 +46,8 @@ def run(
         NervureError: whatever the steps raise; what was finished stays.
     """
     place = Path(folder if folder is not None else recipe.run.folder)
-    tell = say or (printed if progress else nothing)
-    with threads(recipe.run.threads):
+    tell = say or (_print if progress else _nothing)
+    with _threads(recipe.run.threads):
         data = data_of(recipe)
         bench = Bench(
             recipe, place, data, source_of(recipe, data), method_of(recipe), device_of(recipe), tell, progress
@@ -115,8 +115,7 @@ def _require_same_recipe(folder: Path, log: dict[str, Any], recipe: Recipe) -> N
 
 
 @contextmanager
-def threads(count: int) -> Iterator[None]:
-    """So many threads inside the block; 0: as torch has it."""
+def _threads(count: int) -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(count or before)
     try:
@@ -125,10 +124,9 @@ def threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def printed(line: str) -> None:
-    """Print a line at once."""
+def _print(line: str) -> None:
     print(line, flush=True, file=sys.stdout)
 
 
-def nothing(line: str) -> None:
+def _nothing(line: str) -> None:
     """Stand in for a printer where nobody listens."""
