@@ -5,7 +5,7 @@ from typing import overload
 import torch
 from torch import Tensor
 
-from nervure.dependence import gaussian, residual
+from nervure.dependence import gaussian, hashing, residual, spanning
 from nervure.dependence.divergences import Divergence
 from nervure.dependence.interval import Interval
 from nervure.dependence.interval import interval as interval_of
@@ -28,7 +28,7 @@ def conditional_connectivity(
     weights: Tensor | None = None,
     phi: Phi | None = None,
     groups: int | tuple[int, int] | None = None,
-    correction: Correction = "law",
+    correction: Correction | None = None,
     smooth: bool = True,
     faithful: bool = False,
     interval: None = None,
@@ -49,7 +49,7 @@ def conditional_connectivity(
     weights: Tensor | None = None,
     phi: Phi | None = None,
     groups: int | tuple[int, int] | None = None,
-    correction: Correction = "law",
+    correction: Correction | None = None,
     smooth: bool = True,
     faithful: bool = False,
     interval: float,
@@ -69,7 +69,7 @@ def conditional_connectivity(  # noqa: PLR0913 - one choice per argument, all by
     weights: Tensor | None = None,
     phi: Phi | None = None,
     groups: int | tuple[int, int] | None = None,
-    correction: Correction = "law",
+    correction: Correction | None = None,
     smooth: bool = True,
     faithful: bool = False,
     interval: float | None = None,
@@ -96,7 +96,8 @@ def conditional_connectivity(  # noqa: PLR0913 - one choice per argument, all by
         groups: cut parents and children into that many blocks of neighbours and score blocks; two numbers are those of
             (children, parents). ``"hash"`` and ``"mst"`` take a block as a vector, the others its mean.
         correction: how the bias of small samples is taken off: ``"law"`` (the expectation of a chi-squared distance),
-            ``"permutation"`` (the mean of five estimates without dependence) or ``"none"``.
+            ``"permutation"`` (the mean of five estimates without dependence) or ``"none"``; by default the law, and
+            permutations for ``"hash"``, whose many cells no law describes.
         smooth: for ``"residual"``: leave out of the joint histogram what cannot be told from sampling noise.
         faithful: for ``"hash"``: as first published, with what is known to be wrong in it.
         interval: confidence such as 0.95; the answer is then (value, low, high), at 20 times the cost.
@@ -137,6 +138,10 @@ def conditional_connectivity(  # noqa: PLR0913 - one choice per argument, all by
 
 
 def _scores(p: Tensor, x: Tensor, groups: tuple[int, int], w: Tensor | None, options: Options) -> Tensor:
+    if options.estimator == "hash":
+        return hashing.connectivity(p, x, groups, w, options)
+    if options.estimator == "mst":
+        return spanning.connectivity(p, x, groups, options.seed)
     p, x = _group_means(p, groups[1]), _group_means(x, groups[0])
     left = residuals(p, x, options.ridge)
     if options.estimator == "gaussian":

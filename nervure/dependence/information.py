@@ -5,7 +5,7 @@ from typing import overload
 import torch
 from torch import Tensor
 
-from nervure.dependence import gaussian
+from nervure.dependence import gaussian, hashing, spanning
 from nervure.dependence.binned import codes, joint_counts, quantile_edges, runs
 from nervure.dependence.divergences import Divergence
 from nervure.dependence.interval import Interval
@@ -26,7 +26,7 @@ def mutual_information(
     divergence: Divergence = "henze-penrose",
     bins: int = 8,
     ridge: float = 1e-3,
-    correction: Correction = "law",
+    correction: Correction | None = None,
     smooth: bool = True,
     faithful: bool = False,
     interval: None = None,
@@ -44,7 +44,7 @@ def mutual_information(
     divergence: Divergence = "henze-penrose",
     bins: int = 8,
     ridge: float = 1e-3,
-    correction: Correction = "law",
+    correction: Correction | None = None,
     smooth: bool = True,
     faithful: bool = False,
     interval: float,
@@ -61,7 +61,7 @@ def mutual_information(  # noqa: PLR0913 - one choice per argument, all by keywo
     divergence: Divergence = "henze-penrose",
     bins: int = 8,
     ridge: float = 1e-3,
-    correction: Correction = "law",
+    correction: Correction | None = None,
     smooth: bool = True,
     faithful: bool = False,
     interval: float | None = None,
@@ -79,7 +79,8 @@ def mutual_information(  # noqa: PLR0913 - one choice per argument, all by keywo
         divergence: ``"henze-penrose"``, in [0, 1], or ``"shannon"``, in nats.
         bins: equal-mass bins per variable, for ``"residual"``.
         ridge: strength of the regression relative to the variance of what is given.
-        correction: of the bias of small samples: ``"law"``, ``"permutation"`` or ``"none"``.
+        correction: of the bias of small samples: ``"law"``, ``"permutation"`` or ``"none"``; by default the law, and
+            permutations for ``"hash"``.
         smooth: for ``"residual"``: leave out of the joint histogram what cannot be told from sampling noise.
         faithful: for ``"hash"``: as first published.
         interval: confidence such as 0.95; the answer is then (value, low, high).
@@ -114,9 +115,13 @@ def mutual_information(  # noqa: PLR0913 - one choice per argument, all by keywo
 
 def _estimate(x: Tensor, y: Tensor, given: Tensor | None, options: Options) -> Tensor:
     n = len(x)
-    (x, x_alive), (y, y_alive) = standardised(x), standardised(y)
-    if not (bool(x_alive.any()) and bool(y_alive.any())):
+    if not all(bool(standardised(v)[1].any()) for v in (x, y)):
         return x.new_zeros(())
+    if options.estimator == "hash":
+        return hashing.information(x, y, given, options)
+    if options.estimator == "mst":
+        return spanning.information(x, y, given, options.seed)
+    x, y = standardised(x)[0], standardised(y)[0]
     freedom = float(n - 1)
     if given is not None:
         left = residuals(given, torch.cat([x, y], dim=1), options.ridge)

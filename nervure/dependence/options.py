@@ -28,7 +28,7 @@ class Options:
     divergence: Divergence = "henze-penrose"
     bins: int = 8
     ridge: float = 1e-3
-    correction: Correction = "law"
+    correction: Correction | None = None
     phi: Phi = "1"
     smooth: bool = True
     faithful: bool = False
@@ -39,15 +39,26 @@ class Options:
         """Refuse what no estimator understands."""
         require_choice(self.estimator, get_args(Estimator), "estimator")
         require_choice(self.divergence, OF_MASSES, "divergence")
-        require_choice(self.correction, get_args(Correction), "correction")
+        require_choice(self.correction, (None, *get_args(Correction)), "correction")
         if isinstance(self.bins, bool) or not isinstance(self.bins, int) or not 2 <= self.bins <= 64:
             raise ArgumentError(f"bins={self.bins!r} must be a whole number from 2 to 64.")
+        if self.estimator == "mst" and self.divergence != "henze-penrose":
+            raise ArgumentError("estimator='mst' estimates divergence='henze-penrose' only.")
         if self.faithful and self.estimator != "hash":
             raise ArgumentError(f"faithful=True is about estimator='hash', not {self.estimator!r}.")
 
+    @property
+    def bias(self) -> Correction:
+        """How bias is taken off: what was asked, or what suits the estimator."""
+        if self.correction is not None:
+            return self.correction
+        if self.estimator != "hash":
+            return "law"
+        return "none" if self.faithful else "permutation"
+
     def shuffles(self, samples: int, device: torch.device) -> list[Tensor]:
         """Permutations of the samples for the permutation correction; none for the others."""
-        if self.correction != "permutation":
+        if self.bias != "permutation":
             return []
         generator = torch.Generator().manual_seed(self.seed)
         return [torch.randperm(samples, generator=generator).to(device) for _ in range(SHUFFLES)]

@@ -49,7 +49,7 @@ def corrected(counts: Iterable[Tensor], options: Options, freedom: float) -> Ten
     first, *others = (dependence(count, options.divergence, freedom=freedom, smooth=options.smooth) for count in counts)
     if others:
         return first[0] - torch.stack([value for value, _ in others]).mean(0)
-    return first[0] - first[1] if options.correction == "law" else first[0]
+    return first[0] - first[1] if options.bias == "law" else first[0]
 
 
 def _edge_mixer(left: Residuals, parent: Tensor, child: Tensor, bins: int) -> Callable[[int, slice], Tensor]:

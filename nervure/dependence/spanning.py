@@ -8,7 +8,23 @@ sample without the dependence is made by a nearest-neighbour bootstrap.
 import torch
 from torch import Tensor
 
+from nervure.dependence.samples import standardised
 from nervure.errors import DataError
+
+
+def connectivity(parents: Tensor, children: Tensor, groups: tuple[int, int], seed: int) -> Tensor:
+    """Scores [child groups, parent groups] in float64, a tree for every pair; groups are vectors, as in MINT."""
+    p, heard = standardised(parents)
+    x, told = standardised(children)
+    scores = torch.zeros(groups, dtype=torch.float64, device=p.device)
+    p_parts, x_parts = p.split(p.shape[1] // groups[1], dim=1), x.split(x.shape[1] // groups[0], dim=1)
+    heard, told = heard.view(groups[1], -1).any(1), told.view(groups[0], -1).any(1)
+    for i, parent in enumerate(p_parts):
+        others = torch.cat([*p_parts[:i], *p_parts[i + 1 :]], dim=1) if len(p_parts) > 1 else None
+        for j, child in enumerate(x_parts):
+            if heard[i] and told[j]:
+                scores[j, i] = information(parent, child, others, seed)
+    return scores
 
 
 def information(x: Tensor, y: Tensor, given: Tensor | None, seed: int) -> Tensor:
