@@ -1,22 +1,27 @@
-"""The wide zoo: every model traced, half of every group cut, blocks dropped, verified, trained one step.
+"""The wide zoo: every model traced, half of every group cut, blocks dropped, verified, saved, trained one step.
 
 Run ``python benchmarks/zoo.py`` in an environment that has torchvision, timm and transformers beside nervure (none of
-them is required: what is not installed is left out). Every case runs in its own process with a time limit; results are
-appended to ``docs/results/zoo.jsonl`` and a run that was stopped goes on where it was. ``--table`` writes
-``docs/results/zoo.md`` from them.
+them is required: what is not installed is left out). Every case runs in a forked process of its own with a time limit;
+results are appended to ``docs/results/zoo.jsonl`` and a run that was stopped goes on where it was. ``--again`` runs what
+failed anew, ``--fresh`` what was run at another commit, ``--table`` only writes ``docs/results/zoo.md``.
 """
 
 import argparse
 import importlib.util
 import json
+import multiprocessing
 import resource
+import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
+from statistics import median
 from types import SimpleNamespace
 from typing import Any
 
@@ -26,6 +31,11 @@ from torch import Tensor, nn
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 RESULTS = ROOT / "docs" / "results" / "zoo.jsonl"
+SUBSTANTIAL = 0.1
+"""The share of the parameters that half of every group must take along for a case to be right."""
+DROPS = 4
+PATIENCE = 20
+"""How many times the processor time a case may take by the clock: the machine may be busy."""
 _LIBRARIES: list[Any] = []
 Case = tuple[Callable[[], nn.Module], Any]
 
@@ -44,36 +54,47 @@ def allow_torchvision() -> None:
 # -- cases -------------------------------------------------------------------------------------------------------
 
 
+GIANTS = (
+    "regnet_y_128gf",
+    "regnet_y_32gf",
+    "regnet_y_16gf",
+    "regnet_x_32gf",
+    "vgg",
+    "efficientnet_b7",
+    "wide_",
+    "convnext_large",
+)
+
+
 def torchvision_cases() -> Iterator[tuple[str, Case]]:
-    """Every classification, segmentation and detection-backbone model that builds without a download."""
+    """Every classification, segmentation, video and detection-backbone model that builds without a download."""
     if importlib.util.find_spec("torchvision") is None:
         return
     allow_torchvision()
     from torchvision import models
 
-    sizes = {"inception_v3": 299, "alexnet": 224, "vit_h_14": 224, "swin_v2_t": 256, "swin_v2_s": 256, "swin_v2_b": 256}
+    def case(name: str, *shape: int, **options: Any) -> tuple[str, Case]:
+        return f"torchvision/{name}", (
+            lambda: models.get_model(name, weights=None, **options),
+            torch.randn(1, 3, *shape),
+        )
+
+    own = {"inception_v3": 299, "swin_v2_t": 256, "swin_v2_s": 256, "swin_v2_b": 256}
+    patches = {"vit_b_16": 64, "vit_b_32": 128, "vit_l_16": 64, "vit_l_32": 128, "vit_h_14": 56}
     for name in models.list_models(module=models):
-        size = sizes.get(name, 224)
-        yield f"torchvision/{name}", (lambda n=name: models.get_model(n, weights=None), torch.randn(1, 3, size, size))
+        if name in patches:
+            yield case(name, patches[name], patches[name], image_size=patches[name])
+        else:
+            size = 96 if name.startswith(GIANTS) else own.get(name, 224)
+            yield case(name, size, size)
     for name in models.list_models(module=models.segmentation):
-        build = lambda n=name: models.get_model(n, weights=None, weights_backbone=None)  # noqa: E731
-        yield f"torchvision/{name}", (build, torch.randn(1, 3, 96, 96))
+        yield case(name, 96, 96, weights_backbone=None)
     for name in models.list_models(module=models.video):
         size = {"mvit_v1_b": 224, "mvit_v2_s": 224}.get(name, 112)
-        yield (
-            f"torchvision/{name}",
-            (lambda n=name: models.get_model(n, weights=None), torch.randn(1, 3, 16, size, size)),
-        )
+        yield case(name, 16, size, size)
     for name in models.list_models(module=models.detection):
-        yield (
-            f"torchvision/{name}.backbone",
-            (lambda n=name: _detection_backbone(models, n), torch.randn(1, 3, 128, 128)),
-        )
-
-
-def _detection_backbone(models: Any, name: str) -> nn.Module:
-    model: nn.Module = models.get_model(name, weights=None, weights_backbone=None).backbone
-    return model
+        build = lambda n=name: models.get_model(n, weights=None, weights_backbone=None).backbone  # noqa: E731
+        yield f"torchvision/{name}.backbone", (build, torch.randn(1, 3, 128, 128))
 
 
 TIMM = [
@@ -294,40 +315,68 @@ def hand_cases() -> Iterator[tuple[str, Case]]:
         yield f"hand/{name}", (network.factory, network.example())
 
 
-SOURCES = {"hand": hand_cases, "torchvision": torchvision_cases, "timm": timm_cases, "transformers": transformers_cases}
+def family_cases() -> Iterator[tuple[str, Case]]:
+    """Small members of families that the libraries lack."""
+    from benchmarks.architectures import ARCHITECTURES
+
+    for name, (build, example) in ARCHITECTURES.items():
+        yield f"family/{name}", (build, example())
+
+
+SOURCES = {
+    "hand": hand_cases,
+    "family": family_cases,
+    "transformers": transformers_cases,
+    "timm": timm_cases,
+    "torchvision": torchvision_cases,
+}
 
 
 # -- one case ----------------------------------------------------------------------------------------------------
 
 
 def try_case(build: Callable[[], nn.Module], example: Any) -> dict[str, Any]:
-    """Trace, halve every group, verify, drop every block, train a step."""
-    from nervure import Cut, Drop, Keep, Plan, apply, count, trace, verify
+    """Trace, halve every group, verify, save and load, drop blocks, train a step; what was found."""
+    from nervure import Cut, Keep, Plan, Pruned, apply, count, trace
 
     torch.manual_seed(0)
     model = build().eval()
     example = _timm_example(model) if example is None else example
     _wake(model)
-    row: dict[str, Any] = {}
-    start = time.perf_counter()
+    before = _peak()
+    start = time.process_time()
     graph = trace(model, example)
-    row["trace_s"] = round(time.perf_counter() - start, 3)
+    row: dict[str, Any] = {"trace_s": round(time.process_time() - start, 3)}
     row |= {"groups": len(graph.groups), "prunable": len(graph.prunable), "units": sum(g.size for g in graph.prunable)}
-    row["pins"] = sorted(
-        {g.pinned.split(" at ")[0][:90] for g in graph.groups if g.is_pinned and g.pinned != "model output"}
-    )
-    start = time.perf_counter()
+    row["pins"] = _pins(graph)
+    start = time.process_time()
     plan = Plan(tuple(Cut(g.name, Keep.of(torch.arange(g.size) % 2 == 0)) for g in graph.prunable), graph.fingerprint)
     smaller = apply(model, graph, plan)
-    row["cut_s"] = round(time.perf_counter() - start, 3)
-    row["error"] = verify(model, SimpleNamespace(model=smaller, graph=graph, plan=plan), example).error
+    row["cut_s"] = round(time.process_time() - start, 3)
     row["params"] = [sum(p.numel() for p in m.parameters()) for m in (model, smaller)]
-    row["macs"] = [count(m.eval(), example).macs for m in (model, smaller)]
+    row["error"] = _verified(model, smaller, graph, plan, example)
+    costs = [count(m.eval(), example) for m in (model, smaller)]
+    row["macs"] = [cost.macs for cost in costs]
+    row["memory_mb"] = _peak() - before
     row["blocks"] = [sum(not b.pinned for b in graph.blocks), len(graph.blocks)]
-    row["drops"] = _drop_each(model, graph, example, Plan, Drop, apply, verify)
+    row["drops"] = _drop_some(model, graph, example)
+    row["saved"] = _saved(model, Pruned(smaller, plan, graph, *costs), example)
     row["trains"] = _trains(smaller, example)
-    row["memory_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     return row
+
+
+def _peak() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+
+def _pins(graph: Any) -> list[str]:
+    """Why groups stay, the widest reasons first, each with the number of its groups."""
+    reasons: dict[str, int] = {}
+    for group in graph.groups:
+        if group.is_pinned and group.pinned != "model output":
+            reason = group.pinned.split(" at ")[0][:120]
+            reasons[reason] = reasons.get(reason, 0) + 1
+    return [f"{n} x {reason}" for reason, n in sorted(reasons.items(), key=lambda item: -item[1])]
 
 
 def _wake(model: nn.Module) -> None:
@@ -344,152 +393,261 @@ def _wake(model: nn.Module) -> None:
                 parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
 
 
-def _drop_each(model: nn.Module, graph: Any, example: Any, Plan: Any, Drop: Any, apply: Any, verify: Any) -> list[Any]:
+def _verified(model: nn.Module, smaller: nn.Module, graph: Any, plan: Any, example: Any) -> float:
+    from nervure import verify
+
+    error: float = verify(model, SimpleNamespace(model=smaller, graph=graph, plan=plan), example).error
+    return error
+
+
+def _drop_some(model: nn.Module, graph: Any, example: Any) -> list[Any]:
+    """Blocks of every kind, then from all over the depth, dropped one by one: how many were right, and what was not."""
+    from nervure import Drop, Plan, apply
+
+    free = [b for b in graph.blocks if not b.pinned]
+    spread = [free[i * (len(free) - 1) // (DROPS - 1)] for i in range(DROPS)] if free else []
+    chosen = list({b.name: b for b in [*{b.kind: b for b in free}.values(), *spread]}.values())[:DROPS]
     good, bad = 0, []
-    for block in [b for b in graph.blocks if not b.pinned][:6]:
+    for block in chosen:
         plan = Plan((Drop(block.name),), graph.fingerprint)
         try:
-            verify(model, SimpleNamespace(model=apply(model, graph, plan), graph=graph, plan=plan), example)
+            _verified(model, apply(model, graph, plan), graph, plan, example)
             good += 1
         except Exception as error:
             bad.append(f"{block.name}: {str(error)[:100]}")
     return [good, bad]
 
 
+def _saved(model: nn.Module, pruned: Any, example: Any) -> str:
+    """Whether the cut model, saved and loaded into a new original, computes the same."""
+    from nervure import load, save
+    from nervure.graph.example import run_example, tensors_in
+
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        try:
+            again = load(save(Path(folder) / "cut.safetensors", pruned), model).model
+            pairs = zip(*(tensors_in(run_example(m.eval(), example)) for m in (pruned.model, again)), strict=True)
+            return "yes" if all(torch.equal(a, b) for a, b in pairs) else "another output"
+        except Exception as error:
+            return f"{type(error).__name__}: {str(error)[:150]}"
+
+
 def _trains(model: nn.Module, example: Any) -> str:
+    """One step of gradient descent in training mode, every output (of auxiliary heads too) in the loss."""
     from nervure.graph.example import as_inputs, tensors_in
 
     args, kwargs = as_inputs(example)
-    double = [torch.cat([t, t]) if isinstance(t, Tensor) and t.dim() > 1 else t for t in args]
-    doubled = {k: torch.cat([t, t]) if isinstance(t, Tensor) else t for k, t in kwargs.items()}
+    # Batch norms do not train on one sample.
+    if args and isinstance(args[0], Tensor) and len(args[0]) == 1:
+        args = tuple(torch.cat([t, t]) for t in args)
+    kwargs = {k: torch.cat([t, t]) if len(t) == 1 else t for k, t in kwargs.items()}
     model.train()
     try:
-        outputs = [t for t in tensors_in(model(*double, **doubled)) if t.is_floating_point() and t.requires_grad]
-        sum(t.float().pow(2).mean() for t in outputs).backward()  # type: ignore[union-attr]
+        outputs = [t for t in tensors_in(model(*args, **kwargs)) if t.requires_grad]
+        losses = [torch.view_as_real(t) if t.is_complex() else t.float() for t in outputs]
+        torch.stack([t.square().mean() for t in losses]).sum().backward()
+        torch.optim.SGD(model.parameters(), lr=1e-3).step()
     except Exception as error:
-        return f"{type(error).__name__}: {str(error)[:100]}"
+        return f"{type(error).__name__}: {str(error)[:150]}"
     return "yes"
 
 
-# -- running and reporting ---------------------------------------------------------------------------------------
+# -- running -----------------------------------------------------------------------------------------------------
 
 
-def run_one(name: str) -> None:
-    """Run one case in this process and print its row as JSON."""
+def run_one(name: str, case: Case) -> dict[str, Any]:
+    """Run one case in this process."""
     torch.set_num_threads(1)
-    source = SOURCES[name.partition("/")[0]]
-    build, example = next(case for key, case in source() if key == name)
+    start = time.process_time()
     try:
-        row = try_case(build, example)
-        row["ok"] = row["trains"] == "yes" and not row["drops"][1]
+        row = try_case(*case)
     except Exception as error:
-        row = {"ok": False, "failed": f"{type(error).__name__}: {str(error)[:300]}"}
-    print("ROW " + json.dumps({"name": name} | row))
+        row = {"failed": f"{type(error).__name__}: {str(error)[:300]}"}
+    return {"name": name, "seconds": round(time.process_time() - start, 1)} | row
+
+
+def _warm_up() -> None:
+    """What is imported on first use is imported before the first fork: nobody's time, the same code for all."""
+    run_one("warm/up", (lambda: nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(2, 4)))
+
+
+def _child(name: str, case: Case, end: Connection, limit: int) -> None:
+    resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 5))
+    end.send(run_one(name, case))
+    end.close()
+
+
+def run_all(todo: list[tuple[str, Case]], jobs: int, limit: int) -> Iterator[dict[str, Any]]:
+    """Rows as they come: each case in a forked process, which saves importing the libraries for every one."""
+    fork = multiprocessing.get_context("fork")
+    active: dict[Connection, tuple[str, Any, float]] = {}
+    _warm_up()
+    while todo or active:
+        while todo and len(active) < jobs:
+            name, case = todo.pop(0)
+            mine, theirs = fork.Pipe(duplex=False)
+            process = fork.Process(target=_child, args=(name, case, theirs, limit))
+            process.start()
+            theirs.close()
+            active[mine] = (name, process, time.monotonic() + PATIENCE * limit)
+        for end in wait(list(active), timeout=1):
+            name, process, _ = active.pop(end)  # type: ignore[arg-type]
+            row = _received(end)  # type: ignore[arg-type]
+            process.join()
+            why_not = f"over {limit} s" if process.exitcode == -signal.SIGXCPU else f"ended with {process.exitcode}"
+            yield row or {"name": name, "failed": why_not}
+        for end, (name, process, deadline) in list(active.items()):
+            if time.monotonic() > deadline:
+                process.kill()
+                process.join()
+                del active[end]
+                yield {"name": name, "failed": f"over {PATIENCE * limit} s on the clock"}
+
+
+def _received(end: Connection) -> dict[str, Any] | None:
+    try:
+        row: dict[str, Any] = end.recv()
+    except EOFError:
+        return None
+    return row
 
 
 def main() -> None:
     """Run what is asked and not done yet, then write the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", help="sources or case prefixes; all where none is given")
-    parser.add_argument("--one", help="run one case in this process")
-    parser.add_argument("--limit", type=int, default=240, help="seconds a case may take")
+    parser.add_argument("--limit", type=int, default=300, help="seconds of processor time a case may take")
     parser.add_argument("--again", action="store_true", help="run cases anew that failed")
+    parser.add_argument("--fresh", action="store_true", help="run cases anew whose row is of another commit")
     parser.add_argument("--jobs", type=int, default=1, help="cases at a time")
     parser.add_argument("--table", action="store_true", help="only write the table from the results so far")
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
-    if options.one:
-        run_one(options.one)
-        return
     options.results.parent.mkdir(parents=True, exist_ok=True)
-    done = {row["name"]: row for row in read(options.results)}
-    todo = [] if options.table else [n for n in _names(options.names) if _is_due(done.get(n), options.again)]
-    with ThreadPoolExecutor(options.jobs) as pool:
-        for row in pool.map(lambda name: _in_process(name, options.limit), todo):
-            with options.results.open("a") as file:
-                file.write(json.dumps(row) + "\n")
-            print(f"{row['name']:45s} {'ok' if row['ok'] else 'MISS'} {why(row)[:150]}", flush=True)
+    done, about = {row["name"]: row for row in read(options.results)}, provenance()
+
+    def is_due(row: dict[str, Any] | None) -> bool:
+        stale = row is not None and options.fresh and row.get("commit") != about["commit"]
+        return row is None or stale or (options.again and bool(why(row)))
+
+    cases = [] if options.table else [(n, c) for n, c in _cases(options.names) if is_due(done.get(n))]
+    for row in run_all(cases, options.jobs, options.limit):
+        with options.results.open("a") as file:
+            file.write(json.dumps(row | about) + "\n")
+        print(f"{row['name']:45s} {why(row)[:250] or 'ok'}", flush=True)
     if options.results == RESULTS:
         RESULTS.with_suffix(".md").write_text(table(read(RESULTS)))
 
 
-def _names(wanted: list[str]) -> Iterator[str]:
+def _cases(wanted: list[str]) -> Iterator[tuple[str, Case]]:
     for kind, source in SOURCES.items():
-        if not wanted or any(n.startswith(kind) for n in wanted):
-            yield from (name for name, _ in source() if not wanted or any(name.startswith(n) for n in wanted))
+        if not wanted or any(n.partition("/")[0] == kind for n in wanted):
+            yield from ((n, case) for n, case in source() if not wanted or any(n.startswith(w) for w in wanted))
 
 
-def _is_due(row: dict[str, Any] | None, again: bool) -> bool:
-    return row is None or (again and not row["ok"])
+def provenance() -> dict[str, Any]:
+    """The commit that is running and the versions of the libraries."""
 
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
 
-def why(row: dict[str, Any]) -> str:
-    """What is wrong with a case; empty where it is right."""
-    if row["ok"]:
-        return ""
-    told = [row.get("failed", ""), *row.get("drops", [0, []])[1]]
-    if row.get("trains", "yes") != "yes":
-        told.append(f"does not train: {row['trains']}")
-    return "; ".join(t for t in told if t)
-
-
-def table(rows: list[dict[str, Any]]) -> str:
-    """The results as Markdown: a summary, the misses with their reasons, and every case."""
-    lines = [
-        "# The wide zoo",
-        "",
-        "`python benchmarks/zoo.py`: each model traced without a hint, every other unit of every prunable group cut at once, the",
-        "result verified against the original without these units, up to six blocks dropped one by one (verified too), and",
-        "the cut model trained one step in training mode. A case is right where all of that holds.",
-        "",
-        "| source | right | of | groups prunable | parameters left (median) |",
-        "|---|---|---|---|---|",
-    ]
-    for kind in SOURCES:
-        mine = [r for r in rows if r["name"].startswith(f"{kind}/")]
-        cut = sorted(r["params"][1] / max(r["params"][0], 1) for r in mine if "params" in r)
-        prunable, groups = (sum(r.get(key, 0) for r in mine) for key in ("prunable", "groups"))
-        if mine:
-            left = f"{cut[len(cut) // 2]:.0%}" if cut else ""
-            lines.append(f"| {kind} | {sum(r['ok'] for r in mine)} | {len(mine)} | {prunable} of {groups} | {left} |")
-    misses = [r for r in rows if not r["ok"]]
-    lines += ["", "## Misses", ""] + ([f"* `{r['name']}`: {why(r)}" for r in misses] or ["None."])
-    lines += [
-        "",
-        "## Every case",
-        "",
-        "| model | trace (s) | cut (s) | prunable | parameters left | MACs left | error | blocks | MB |",
-    ]
-    lines += ["|---|---|---|---|---|---|---|---|---|"]
-    for r in sorted(rows, key=lambda row: row["name"]):
-        if "params" in r:
-            params, macs = (r[key][1] / max(r[key][0], 1) for key in ("params", "macs"))
-            lines.append(
-                f"| {r['name']} | {r['trace_s']:.2f} | {r['cut_s']:.2f} | {r['prunable']} of {r['groups']} | {params:.0%} | {macs:.0%} "
-                f"| {r['error']:.0e} | {r['blocks'][0]} of {r['blocks'][1]} | {r['memory_mb']} |"
-            )
-    return "\n".join(lines) + "\n"
-
-
-def _in_process(name: str, limit: int) -> dict[str, Any]:
-    command = [sys.executable, __file__, "--one", name]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
-    except subprocess.TimeoutExpired:
-        return {"name": name, "ok": False, "failed": f"over {limit} s"}
-    rows = [line[4:] for line in done.stdout.splitlines() if line.startswith("ROW ")]
-    if not rows:
-        return {"name": name, "ok": False, "failed": "process ended: " + done.stderr.strip()[-200:]}
-    row: dict[str, Any] = json.loads(rows[-1])
-    return row
+    versions = {}
+    for name in ("torch", "torchvision", "timm", "transformers"):
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    changed = "+" if git("status", "--porcelain", "nervure") else ""
+    return {"commit": git("rev-parse", "--short=9", "HEAD:nervure") + changed, "versions": versions}
 
 
 def read(path: Path) -> list[dict[str, Any]]:
     """Rows so far, the last one of each name."""
     if not path.exists():
         return []
-    rows = {row["name"]: row for row in map(json.loads, path.read_text().splitlines())}
-    return list(rows.values())
+    return list({row["name"]: row for row in map(json.loads, path.read_text().splitlines())}.values())
+
+
+# -- reporting ---------------------------------------------------------------------------------------------------
+
+
+def share_cut(row: dict[str, Any]) -> float:
+    """Share of the parameters that left with half of every group."""
+    before, after = row["params"]
+    return 1 - float(after) / max(before, 1)
+
+
+def why(row: dict[str, Any]) -> str:
+    """What is wrong with a case; empty where it is right."""
+    told = [row.get("failed", ""), *row.get("drops", [0, []])[1]]
+    for key, what in (("trains", "does not train"), ("saved", "does not come back")):
+        if row.get(key, "yes") != "yes":
+            told.append(f"{what}: {row[key]}")
+    if "params" in row and share_cut(row) < SUBSTANTIAL:
+        told.append(f"only {share_cut(row):.0%} of the parameters can be cut so: {'; '.join(row['pins'][:3])}")
+    return "; ".join(t for t in told if t)
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The results as Markdown: a summary, the misses with their reasons, what stays pinned, and every case."""
+    commits = sorted({r.get("commit", "?") for r in rows})
+    versions = next((r["versions"] for r in reversed(rows) if "versions" in r), {})
+    lines = [
+        "# The wide zoo",
+        "",
+        "`python benchmarks/zoo.py`: each model traced without a hint, every other unit of every prunable group cut at",
+        f"once, the result verified against the original without these units, saved and loaded, up to {DROPS} blocks dropped",
+        "one by one (verified too), and the cut model trained one step in training mode. A case is right where all of that",
+        f"holds and at least {SUBSTANTIAL:.0%} of the parameters left.",
+        "",
+        f"Sources of nervure (tree of `nervure/`): {', '.join(f'`{c}`' for c in commits)}; "
+        + ", ".join(f"{name} {number}" for name, number in versions.items())
+        + ". Times are processor time of one thread.",
+        "",
+        "| source | right | of | groups prunable | parameters cut (median) | trace s (median) | trace s (worst) "
+        "| memory MB (median) | memory MB (worst) |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    lines += [_summary(kind, [r for r in rows if r["name"].startswith(f"{kind}/")]) for kind in SOURCES]
+    misses = sorted((r for r in rows if why(r)), key=lambda r: str(r["name"]))
+    lines += ["", "## Misses", ""] + ([f"* `{r['name']}`: {why(r)}" for r in misses] or ["None."])
+    lines += ["", "## Slowest to trace", ""]
+    slowest = sorted((r for r in rows if "trace_s" in r), key=lambda r: -float(r["trace_s"]))[:10]
+    lines += [
+        f"* `{r['name']}`: {r['trace_s']:.1f} s, {r['params'][0] / 1e6:.1f} M parameters"
+        for r in slowest
+        if "params" in r
+    ]
+    lines += ["", "## Every case", ""]
+    lines += [
+        "Parameters and MACs cut are shares of the whole; memory is the peak above what was there before tracing.",
+        "",
+        "| model | trace s | cut s | groups prunable | parameters cut | MACs cut | error | blocks droppable | MB | pinned |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    lines += [_line(r) for r in sorted(rows, key=lambda r: str(r["name"])) if "macs" in r]
+    return "\n".join(lines) + "\n"
+
+
+def _summary(kind: str, mine: list[dict[str, Any]]) -> str:
+    right, whole = sum(not why(r) for r in mine), [r for r in mine if "macs" in r]
+    if not whole:
+        return f"| {kind} | {right} | {len(mine)} | | | | | | |"
+    prunable, groups = (sum(r[key] for r in whole) for key in ("prunable", "groups"))
+    times, memory = ([float(r[key]) for r in whole] for key in ("trace_s", "memory_mb"))
+    return (
+        f"| {kind} | {right} | {len(mine)} | {prunable} of {groups} | {median(map(share_cut, whole)):.0%} "
+        f"| {median(times):.1f} | {max(times):.1f} | {median(memory):.0f} | {max(memory):.0f} |"
+    )
+
+
+def _line(r: dict[str, Any]) -> str:
+    macs = 1 - r["macs"][1] / max(r["macs"][0], 1)
+    return (
+        f"| {r['name']} | {r['trace_s']:.2f} | {r['cut_s']:.2f} | {r['prunable']} of {r['groups']} | {share_cut(r):.0%} "
+        f"| {macs:.0%} | {r['error']:.0e} | {r['blocks'][0]} of {r['blocks'][1]} | {r['memory_mb']} "
+        f"| {'; '.join(r['pins'][:3])} |"
+    )
 
 
 if __name__ == "__main__":

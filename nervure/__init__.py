@@ -3,11 +3,12 @@
 from nervure.evaluation import evaluate, latency
 from nervure.export import load, save
 from nervure.graph import Block, Cost, Graph, Group, count
-from nervure.methods import FPGM, Activation, Depth, Energy, Fisher, Magnitude, Random, Slimming, Taylor
+from nervure.methods import FPGM, SNACS, Activation, Depth, Energy, Fisher, Magnitude, Random, Slimming, Taylor
 from nervure.plan import Cut, Drop, Keep, Link, Mask, Plan
 from nervure.prune import Pruned, prune
-from nervure.recipe import Recipe, run
+from nervure.recipe import Recipe, Study, compare, run
 from nervure.report import Report
+from nervure.rules import rule
 from nervure.stats import Stats, measure
 from nervure.surgery import apply, verify
 from nervure.tracing import trace
@@ -35,10 +36,13 @@ __all__ = [  # noqa: RUF022
     "Random",
     "Recipe",
     "Report",
+    "SNACS",
     "Slimming",
     "Stats",
+    "Study",
     "Taylor",
     "apply",
+    "compare",
     "count",
     "evaluate",
     "hold",
@@ -46,6 +50,7 @@ __all__ = [  # noqa: RUF022
     "load",
     "measure",
     "prune",
+    "rule",
     "run",
     "save",
     "trace",

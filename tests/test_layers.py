@@ -20,6 +20,7 @@ FLOORS: Mapping[str, int] = {
     "_extras": 0,
     "plan": 1,
     "graph": 1,
+    "rules": 2,
     "stats": 2,
     "scores": 2,
     "budget": 2,

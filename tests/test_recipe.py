@@ -15,9 +15,9 @@ from nervure.errors import FileError, RecipeError
 from nervure.export import load
 from nervure.recipe import Recipe, run
 from nervure.recipe import steps as steps_module
-from nervure.recipe.parts import Source, factory_of
+from nervure.recipe.parts import Source, dataset_of, factory_of, trained
 from nervure.recipe.steps import STEPS
-from nervure.recipe.values import SECTIONS, differences
+from nervure.recipe.values import SECTIONS, RecoverSection, differences
 from nervure.report import Report
 from nervure.zoo import build
 
@@ -304,3 +304,26 @@ def test_weights_given_replace_training(folder: Path, tmp_path: Path, monkeypatc
     recipe = tiny(model={"weights": str(folder / "dense.safetensors")})
     run(replace(recipe), folder=tmp_path / "given", progress=False)
     assert json.loads((tmp_path / "given" / "dense.history.json").read_text())["steps"] == 0
+
+
+def test_recovery_can_listen_to_the_dense_network(tmp_path: Path, folder: Path) -> None:
+    taught = run(tiny(recover={"distill": 0.5, "temperature": 2.0}), folder=tmp_path / "taught", progress=False)
+    alone = Report.load(folder / "report.json")
+    assert taught.rows["dense"].loss == alone.rows["dense"].loss
+    # All twins hear the same teacher.
+    assert all(taught.rows[name].loss != alone.rows[name].loss for name in ("pruned", "dense+", "random"))
+
+
+def test_a_teacher_pulls_towards_its_answers() -> None:
+    data = dataset_of(tiny().data, 0)
+    teacher, losses = Source("resnet8", options={"width": 0.25, "in_channels": 1}).build(seed=1).eval(), {}
+    with torch.no_grad():
+        teacher.fc.bias += 3 * torch.arange(10.0)
+    for share in (0.0, 1.0):
+        model = Source("resnet8", options={"width": 0.25, "in_channels": 1}).build(seed=0)
+        section = RecoverSection(epochs=5, batch_size=32, distill=share, temperature=1.0)
+        trained(model, data, section, seed=0, teacher=teacher, progress=False)
+        x = data.example(64)
+        with torch.no_grad():
+            losses[share] = float((model(x).softmax(1) - teacher(x).softmax(1)).abs().sum(1).mean())
+    assert losses[1.0] < 0.5 * losses[0.0]

@@ -57,6 +57,7 @@ def allocate(
     scope: Scope = "global",
     minimum: int = 1,
     multiple: int = 1,
+    floors: Mapping[str, int] | None = None,
 ) -> Plan:
     """Cut the units with the lowest scores until ``keep`` of the budget is left.
 
@@ -76,6 +77,8 @@ def allocate(
         multiple: the size of each group that is cut becomes a multiple of this, for hardware. Sizes are rounded up, at
             most to the whole group, so with ``budget="channels"`` more can stay than was asked; ``params`` and
             ``macs`` still hold.
+        floors: for some groups a floor of their own, where it is above ``minimum``. With ``budget="channels"`` floors
+            go first: more stays than was asked where they are above it.
 
     Returns:
         A plan with one cut for each group that loses units; ``reached`` has the fraction (``keep``) and, as counts,
@@ -87,7 +90,8 @@ def allocate(
         BudgetError: nothing can be cut, or the floors alone cost more than the budget.
     """
     keep = require_budget(keep, budget, scope, minimum, multiple)
-    market = Market(graph, _values(graph, scores), scope, minimum, multiple)
+    least = tuple(max(minimum, (floors or {}).get(group.name, 0)) for group in graph.prunable)
+    market = Market(graph, _values(graph, scores), scope, least, multiple)
     kept = np.ones(len(market.owner), dtype=bool) if keep == 1 else _kept(market, keep, budget)
     return _plan(market, kept, {"budget": budget, "keep": keep, "scope": scope}, budget)
 
@@ -100,7 +104,7 @@ class Market:
     graph: Graph
     values: tuple[np.ndarray, ...]
     scope: Scope
-    minimum: int
+    least: tuple[int, ...]
     multiple: int
 
     @cached_property
@@ -135,7 +139,7 @@ class Market:
     @cached_property
     def floors(self) -> np.ndarray:
         """The fewest units that each group keeps. Shape [groups]."""
-        return self.rounded(np.minimum(self.sizes, self.minimum))
+        return self.rounded(np.minimum(self.sizes, np.array(self.least, dtype=np.int64)))
 
     def rounded(self, counts: np.ndarray) -> np.ndarray:
         """Group sizes [groups] rounded up to what is allowed."""
@@ -176,7 +180,7 @@ def _within(market: Market, keep: float, budget: Budget) -> np.ndarray:
     least = ledger.price(terms, market.first(0))
     if least > limit:
         raise BudgetError(
-            f"keep={keep:g} of {whole} {budget} allows {int(limit)}, but the floors (minimum={market.minimum}, "
+            f"keep={keep:g} of {whole} {budget} allows {int(limit)}, but the floors (minimum={min(market.least)}, "
             f"multiple={market.multiple}) and what cannot be cut cost {least}. The smallest keep that can be met is "
             f"{_ceil(least / whole)}."
         )

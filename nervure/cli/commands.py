@@ -17,10 +17,12 @@ from nervure.graph.tape import named_tensors
 from nervure.methods import METHODS, Method, View, method_from
 from nervure.plan import Plan
 from nervure.prune import Pruned
-from nervure.recipe import Recipe
+from nervure.recipe import Recipe, Study
+from nervure.recipe import compare as compare_methods
 from nervure.recipe import run as run_recipe
 from nervure.recipe.steps import write_report_pages
 from nervure.report import Report, graph_page
+from nervure.report.comparison import comparison_text
 from nervure.report.tables import percent
 from nervure.scores import CRITERIA
 from nervure.scores import score as scored
@@ -62,6 +64,25 @@ def run(recipe: Path, folder: Path | None, fresh: bool, quiet: bool) -> None:
     report = run_recipe(parsed, folder=place, progress=not quiet, resume=not fresh)
     click.echo(f"\n{report.headline}")
     click.echo(f"{place / 'report.html'}")
+
+
+@main.command(epilog=example("nervure compare examples/study.toml --folder runs/study"))
+@click.argument("study", type=click.Path(path_type=Path))
+@click.option("--folder", type=click.Path(file_okay=False, path_type=Path), help="Where results go.")
+@click.option("--limit", type=click.IntRange(0), help="Run so many trials at most; 0: only write the tables again.")
+@click.option("--quiet", is_flag=True, help="Say nothing but the result.")
+def compare(study: Path, folder: Path | None, limit: int | None, quiet: bool) -> None:
+    """Compare methods side by side, as a study (TOML) says.
+
+    Same trained networks, same evidence, same recovery, several seeds. A comparison that was stopped goes on where it
+    was; new methods are added by naming them in the study.
+    """
+    parsed = Study.from_toml(study)
+    place = folder or Path(parsed.study.folder)
+    outcomes = compare_methods(parsed, folder=place, progress=not quiet, limit=limit)
+    text = comparison_text(outcomes, title=parsed.study.title, baseline=parsed.study.baseline)
+    click.echo(f"\n{text}")
+    _wrote(place / "comparison.md")
 
 
 @main.command(epilog=example("nervure trace --model resnet20 --input 1x3x32x32 -o graph.json --html graph.html"))

@@ -127,6 +127,9 @@ class Flow:
             for ref, space in zip(entry.outs, rule(self, entry), strict=False):
                 self.spaces[ref.id] = space
         self._couple_sizes()
+        for number, name in self.tape.escapes:
+            labels = [z.labels for z in self.spaces.get(number, Space()).layers]
+            self.store.pin(labels, f"its values leave PyTorch by {name}()")
         for number, axis in dict.fromkeys(self.tape.numbers):
             self.suspect_axis(number, axis, "its size is computed with as a number")
 
@@ -136,14 +139,17 @@ class Flow:
         self.store.suspect([z.labels for z in space.layers if z.labels.shape[axis] > 1], why)
 
     def is_size_of(self, wish: Any, vectors: Sequence[Array]) -> bool:
-        """Whether a given size is simply read from an axis with the same units: it follows any cut by itself."""
+        """Whether a size is read from an axis with the same units, in any order: it follows any cut by itself."""
         dimension = getattr(wish, "dimension", None)
         if dimension is None:
             return False
         space = self.spaces.get(dimension[0], Space())
         mine = [z.labels.reshape(-1) for z in space.layers if z.support == (dimension[1],)]
-        find = self.store.unions.find
-        return {find(v).tobytes() for v in mine} == {find(v.reshape(-1)).tobytes() for v in vectors}
+
+        def units(labels: Array) -> bytes:
+            return np.sort(self.store.unions.find(labels.reshape(-1))).tobytes()
+
+        return {units(v) for v in mine} == {units(v) for v in vectors}
 
     def _couple_sizes(self) -> None:
         """One attribute that gives the size of two axes can follow only one number: their units are cut alike."""

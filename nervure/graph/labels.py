@@ -351,7 +351,7 @@ class Store:
         if isinstance(wish, int):
             self.suspect(vectors, f"{what} ({wish}) in {self.where}")
         elif wish.dimension is None:
-            self.sizes.append((wish, tuple(vectors)))
+            self.sizes += _single_sizes(wish, vectors)
             self.suspect(vectors, f"{what} from {sorted(a.path for a in wish.attributes())} in {self.where}")
 
     def _join_two(
@@ -381,6 +381,26 @@ class Store:
             else:
                 out += a or b
         return out
+
+
+def _single_sizes(wish: Any, vectors: Sequence[Array]) -> list[tuple[Any, tuple[Array, ...]]]:
+    """A size computed from others, and the sizes it was computed from, with the part of the axis that each gives."""
+    found: list[tuple[Any, tuple[Array, ...]]] = [(wish, tuple(vectors))]
+    if isinstance(wish, int) or len(wish.operands) != 2 or not all(len(v) == wish.value for v in vectors):
+        return [] if isinstance(wish, int) else found
+    first, second = (o if isinstance(o, int) else getattr(o, "value", 0) for o in wish.operands)
+    parts: list[list[Array]] = []
+    if wish.operation == "add" and first > 0 and second > 0:
+        parts = [[v[:first] for v in vectors], [v[first:] for v in vectors]]
+    elif wish.operation == "mul":
+        tables = [v.reshape(first, second) for v in vectors]
+        rows = [t[:, 0] for t in tables if bool((t == t[:, :1]).all())]
+        columns = [t[0] for t in tables if bool((t == t[:1]).all())]
+        parts = [rows, columns] if len(rows) + len(columns) == len(tables) else []
+    for operand, own in zip(wish.operands, parts, strict=False):
+        if own and not isinstance(operand, float):
+            found += _single_sizes(operand, own)
+    return found
 
 
 def is_pending(layer: Layer) -> bool:

@@ -22,6 +22,8 @@ from nervure.graph.example import as_inputs, tensors_in
 from nervure.graph.sizes import Expression, Size, expression_of, noting_numbers, tagged_attributes
 
 SMALL_CONSTANT = 4_000_000
+ESCAPES = frozenset({"numpy", "tolist", "__array__", "__dlpack__"})
+"""Calls that give the contents of a tensor to something else than PyTorch."""
 
 
 class Ref(NamedTuple):
@@ -102,6 +104,8 @@ class Tape:
     calls: list["ModuleCall"] = field(default_factory=list)
     numbers: list[tuple[int, int]] = field(default_factory=list)
     """Axes (value, axis) whose size was computed with as a number."""
+    escapes: list[tuple[int, str]] = field(default_factory=list)
+    """Values whose contents went where nothing is recorded, and by which call."""
     training_from: int | None = None
     """First entry of the second run, in training mode, where there was one."""
 
@@ -152,6 +156,11 @@ class Recorder(TorchDispatchMode):
         self.call: Call | None = None
         self.sizes = True
         self._interpret = interpret
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # Being skipped by the compiler takes importing it, which costs seconds; it never meets this mode.
+        return False
 
     def value(self, tensor: Tensor) -> Ref:
         """The number of ``tensor``, a new one where it was never seen."""
@@ -234,6 +243,8 @@ class _Names(TorchFunctionMode):
         if name == "__get__":
             out = func(*args, **kwargs)
             return self._sized(args[0], out) if type(out) is torch.Size else out
+        if name in ESCAPES and args:
+            self._recorder.tape.escapes.append((self._recorder.value(args[0]).id, name))
         if name == "size":
             out = func(*args, **kwargs)
             shape = self._sized(args[0], args[0].shape)

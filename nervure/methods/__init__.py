@@ -12,9 +12,10 @@ from nervure.methods.lookup import Methods, named
 from nervure.methods.magnitude import Magnitude
 from nervure.methods.random import Random
 from nervure.methods.slimming import Slimming
+from nervure.methods.snacs import SNACS
 from nervure.methods.taylor import Taylor
 
-METHODS = Methods([Activation, Depth, Energy, FPGM, Fisher, Magnitude, Random, Slimming, Taylor])
+METHODS = Methods([Activation, Depth, Energy, FPGM, Fisher, Magnitude, Random, SNACS, Slimming, Taylor])
 
 
 def method_from(name: str, **options: Any) -> Method:
@@ -29,6 +30,7 @@ def method_from(name: str, **options: Any) -> Method:
 __all__ = [
     "FPGM",
     "METHODS",
+    "SNACS",
     "Activation",
     "Depth",
     "Energy",

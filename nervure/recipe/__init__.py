@@ -1,6 +1,8 @@
-"""Recipes: what to train, cut, recover and compare, and ``run``, which does it."""
+"""Recipes and studies: what to train, cut, recover and compare; ``run`` and ``compare``, which do it."""
 
+from nervure.recipe.compare import compare
 from nervure.recipe.runner import run
+from nervure.recipe.study import Study
 from nervure.recipe.values import Recipe
 
-__all__ = ["Recipe", "run"]
+__all__ = ["Recipe", "Study", "compare", "run"]

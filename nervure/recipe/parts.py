@@ -18,8 +18,8 @@ from nervure import zoo
 from nervure.check import nearest
 from nervure.errors import ArgumentError, RecipeError
 from nervure.methods import METHODS, Method, method_from
-from nervure.recipe.values import Options, Recipe, RecoverSection, TrainSection
-from nervure.training import History, label_smoothing, recalibrate, train
+from nervure.recipe.values import DataSection, Options, Recipe, RecoverSection, TrainSection
+from nervure.training import History, Objective, distilled, label_smoothing, recalibrate, train
 from nervure.zoo import Dataset, Split
 
 
@@ -101,7 +101,16 @@ def source_of(recipe: Recipe, data: Dataset) -> Source:
 
 def data_of(recipe: Recipe) -> Dataset:
     """The recipe's data set, with as many samples as it asks for; raises RecipeError or DataError."""
-    section, seed = recipe.data, recipe.run.seed
+    return dataset_of(recipe.data, recipe.run.seed)
+
+
+def dataset_of(section: DataSection, seed: int) -> Dataset:
+    """The data set of a section, with as many samples as it asks for; ``seed`` draws the validation split and samples.
+
+    Raises:
+        RecipeError: the zoo has no such data set.
+        DataError: its files are missing or damaged.
+    """
     if section.name not in zoo.DATASETS:
         raise RecipeError(
             f"[data] the zoo has no data set {section.name!r}.{nearest(section.name, zoo.DATASETS, listed=True)}"
@@ -149,9 +158,13 @@ def trained(
     seed: int,
     checkpoint: Path | None = None,
     masks: Mapping[str, Tensor] | None = None,
+    teacher: nn.Module | None = None,
     progress: bool = True,
 ) -> History:
-    """Train ``model`` in place as ``section`` says; with ``checkpoint``, go on from where that file stands."""
+    """Train ``model`` in place as ``section`` says; with ``checkpoint``, go on from where that file stands.
+
+    A ``teacher`` is listened to where the section distils.
+    """
     split = _without_a_last_one(data.train, section.batch_size)
     batches = split.batches(section.batch_size, shuffle_seed=seed, augment=section.augment)
     if isinstance(section, RecoverSection) and section.recalibrate and _epochs_done(checkpoint) == 0:
@@ -175,8 +188,15 @@ def trained(
         seed=seed,
         checkpoint=checkpoint,
         progress=progress,
-        objective=label_smoothing(section.smoothing),
+        objective=_objective(section, teacher),
     )
+
+
+def _objective(section: TrainSection | RecoverSection, teacher: nn.Module | None) -> Objective:
+    objective = label_smoothing(section.smoothing)
+    if teacher is None or not isinstance(section, RecoverSection) or not section.distill:
+        return objective
+    return distilled(objective, teacher, section.distill, section.temperature)
 
 
 def _without_a_last_one(split: Split, batch_size: int) -> Split:

@@ -46,8 +46,8 @@ def run(
         NervureError: whatever the steps raise; what was finished stays.
     """
     place = Path(folder if folder is not None else recipe.run.folder)
-    tell = say or (_print if progress else _nothing)
-    with _threads(recipe.run.threads):
+    tell = say or (printed if progress else nothing)
+    with threads(recipe.run.threads):
         data = data_of(recipe)
         bench = Bench(
             recipe, place, data, source_of(recipe, data), method_of(recipe), device_of(recipe), tell, progress
@@ -115,7 +115,8 @@ def _require_same_recipe(folder: Path, log: dict[str, Any], recipe: Recipe) -> N
 
 
 @contextmanager
-def _threads(count: int) -> Iterator[None]:
+def threads(count: int) -> Iterator[None]:
+    """So many threads inside the block; 0: as torch has it."""
     before = torch.get_num_threads()
     torch.set_num_threads(count or before)
     try:
@@ -124,9 +125,10 @@ def _threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _print(line: str) -> None:
+def printed(line: str) -> None:
+    """Print a line at once."""
     print(line, flush=True, file=sys.stdout)
 
 
-def _nothing(line: str) -> None:
+def nothing(line: str) -> None:
     """Stand in for a printer where nobody listens."""

@@ -297,6 +297,7 @@ def _trained(
         seed=seed,
         checkpoint=_checkpoint(bench, name),
         masks=masks,
+        teacher=bench.dense() if section is bench.recipe.recover and section.distill else None,
         progress=bench.progress,
     )
     if history.validation:

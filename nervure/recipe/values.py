@@ -20,20 +20,27 @@ Options = Mapping[str, Any]
 Section = TypeVar("Section")
 
 
-def _positive(value: float) -> str:
+def positive(value: float) -> str:
+    """What is wrong with a number that must be above 0; empty: nothing."""
     return "" if 0 < value < math.inf else "must be above 0 and finite"
 
 
-def _not_negative(value: float) -> str:
+def not_negative(value: float) -> str:
+    """What is wrong with a number that must be 0 or more; empty: nothing."""
     return "" if 0 <= value < math.inf else "must be 0 or more and finite"
 
 
-def _fraction(value: float) -> str:
+def fraction(value: float) -> str:
+    """What is wrong with a fraction that stays; empty: nothing."""
     return "" if 0 < value <= 1 else "must be in (0, 1]: the fraction that stays"
 
 
 def _share(value: float) -> str:
     return "" if 0 <= value < 1 else "must be in [0, 1)"
+
+
+def _whole_share(value: float) -> str:
+    return "" if 0 <= value <= 1 else "must be in [0, 1]"
 
 
 def _open_share(value: float) -> str:
@@ -48,9 +55,9 @@ def _sizes(value: tuple[int, ...]) -> str:
     return "" if all(v > 0 for v in value) else "must hold whole numbers, 1 or more"
 
 
-def _rule(rule: Callable[[Any], str], default: Any) -> Any:
-    """A field whose value must satisfy ``rule`` (which returns what is wrong, or nothing)."""
-    return field(default=default, metadata={"rule": rule})
+def rule(wrong: Callable[[Any], str], default: Any) -> Any:
+    """A field whose value must be right: ``wrong`` returns what is wrong with it, or nothing."""
+    return field(default=default, metadata={"rule": wrong})
 
 
 @final
@@ -78,10 +85,10 @@ class DataSection:
 
     name: str = ""
     root: str = ""
-    size: int = _rule(_not_negative, 0)
-    validation: float = _rule(_open_share, 0.1)
-    train_samples: int = _rule(_not_negative, 0)
-    test_samples: int = _rule(_not_negative, 0)
+    size: int = rule(not_negative, 0)
+    validation: float = rule(_open_share, 0.1)
+    train_samples: int = rule(not_negative, 0)
+    test_samples: int = rule(not_negative, 0)
 
 
 @final
@@ -89,16 +96,16 @@ class DataSection:
 class TrainSection:
     """How the dense network is trained; the words are those of ``nervure.train`` and of ``split.batches``."""
 
-    epochs: int = _rule(_not_negative, 10)
-    lr: float = _rule(_positive, 0.1)
-    batch_size: int = _rule(_positive, 128)
+    epochs: int = rule(not_negative, 10)
+    lr: float = rule(positive, 0.1)
+    batch_size: int = rule(positive, 128)
     augment: bool = False
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    momentum: float = _rule(_share, 0.9)
-    weight_decay: float = _rule(_not_negative, 5e-4)
+    momentum: float = rule(_share, 0.9)
+    weight_decay: float = rule(not_negative, 5e-4)
     schedule: Literal["onecycle", "cosine", "constant"] = "onecycle"
     precision: Literal["float32", "bf16"] = "float32"
-    smoothing: float = _rule(_share, 0.0)
+    smoothing: float = rule(_share, 0.0)
 
 
 @final
@@ -107,9 +114,9 @@ class PruneSection:
     """Which ``method``, how much stays (``keep``, in the unit of ``budget``), and the method's other ``options``."""
 
     method: str = "Magnitude"
-    keep: float = _rule(_fraction, 0.5)
+    keep: float = rule(fraction, 0.5)
     budget: Literal["channels", "params", "macs"] = "macs"
-    samples: int = _rule(_positive, 2048)
+    samples: int = rule(positive, 2048)
     options: Options = field(default_factory=dict, hash=False)
 
 
@@ -118,20 +125,24 @@ class PruneSection:
 class RecoverSection:
     """How the cut network is trained again (0 epochs: not at all); the two twins get the same training.
 
-    With ``recalibrate`` above 0, its batch norms first take their statistics anew over so many batches.
+    With ``recalibrate`` above 0, its batch norms first take their statistics anew over so many batches. With
+    ``distill`` above 0, that share of the loss is the pull towards the answers of the dense network, softened by
+    ``temperature``.
     """
 
-    epochs: int = _rule(_not_negative, 5)
-    lr: float = _rule(_positive, 0.02)
-    batch_size: int = _rule(_positive, 128)
+    epochs: int = rule(not_negative, 5)
+    lr: float = rule(positive, 0.02)
+    batch_size: int = rule(positive, 128)
     augment: bool = False
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    momentum: float = _rule(_share, 0.9)
-    weight_decay: float = _rule(_not_negative, 5e-4)
+    momentum: float = rule(_share, 0.9)
+    weight_decay: float = rule(not_negative, 5e-4)
     schedule: Literal["onecycle", "cosine", "constant"] = "cosine"
     precision: Literal["float32", "bf16"] = "float32"
-    smoothing: float = _rule(_share, 0.0)
-    recalibrate: int = _rule(_not_negative, 0)
+    smoothing: float = rule(_share, 0.0)
+    recalibrate: int = rule(not_negative, 0)
+    distill: float = rule(_whole_share, 0.0)
+    temperature: float = rule(positive, 4.0)
 
 
 @final
@@ -139,9 +150,9 @@ class RecoverSection:
 class EvaluateSection:
     """What is measured: batch size for accuracy, batch sizes for latency (an empty list: no latency) and its rounds."""
 
-    batch_size: int = _rule(_positive, 500)
-    latency: tuple[int, ...] = _rule(_sizes, (1, 64))
-    rounds: int = _rule(_rounds, 20)
+    batch_size: int = rule(positive, 500)
+    latency: tuple[int, ...] = rule(_sizes, (1, 64))
+    rounds: int = rule(_rounds, 20)
 
 
 @final
@@ -149,9 +160,9 @@ class EvaluateSection:
 class RunSection:
     """Seed, folder of the artefacts, threads (0: as torch has it), device, and whether the two twins are run."""
 
-    seed: int = _rule(_not_negative, 0)
+    seed: int = rule(not_negative, 0)
     folder: str = "runs/latest"
-    threads: int = _rule(_not_negative, 1)
+    threads: int = rule(not_negative, 1)
     device: str = "cpu"
     twins: bool = True
 
@@ -183,7 +194,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for name in SECTIONS:
-            _check_rules(getattr(self, name), f"[{name}]")
+            check_rules(getattr(self, name), f"[{name}]")
         _require_one_model(self.model)
         if not self.data.name:
             raise RecipeError('[data] needs a name, e.g. name = "digits".')
@@ -195,9 +206,9 @@ class Recipe:
         """Build a recipe from nested plain data; raises :class:`RecipeError` on anything unknown or of a wrong type."""
         if not isinstance(data, Mapping):
             raise RecipeError(f"{source} must be tables of keys, got {_called(data)}.")
-        _require_known(data, SECTIONS, f"{source} has no section")
+        require_known(data, SECTIONS, f"{source} has no section")
         try:
-            return Recipe(**{name: _section(cls, data.get(name, {}), f"[{name}]") for name, cls in SECTIONS.items()})
+            return Recipe(**{name: section_of(cls, data.get(name, {}), f"[{name}]") for name, cls in SECTIONS.items()})
         except RecipeError as error:
             raise RecipeError(f"{source}: {error}") from None
 
@@ -208,7 +219,7 @@ class Recipe:
         Raises:
             RecipeError: the file is missing or not TOML, or a key is unknown, of a wrong type or out of range.
         """
-        text, source = _text_of(path_or_text)
+        text, source = text_of(path_or_text)
         try:
             return Recipe.from_dict(tomllib.loads(text), source=source)
         except tomllib.TOMLDecodeError as error:
@@ -224,7 +235,7 @@ class Recipe:
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """Nested plain data, every key present, that :meth:`from_dict` reads back to an equal recipe."""
-        return {name: _plain(getattr(self, name)) for name in SECTIONS}
+        return {name: plain(getattr(self, name)) for name in SECTIONS}
 
     def to_toml(self) -> str:
         """TOML text that :meth:`from_toml` reads back to an equal recipe."""
@@ -259,7 +270,8 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str
     ]
 
 
-def _text_of(path_or_text: str | os.PathLike[str]) -> tuple[str, str]:
+def text_of(path_or_text: str | os.PathLike[str]) -> tuple[str, str]:
+    """TOML text from a file, or as given, and what to call it; raises RecipeError where it cannot be read."""
     if isinstance(path_or_text, str) and ("\n" in path_or_text or "=" in path_or_text):
         return path_or_text, "the recipe"
     path = Path(path_or_text)
@@ -271,15 +283,17 @@ def _text_of(path_or_text: str | os.PathLike[str]) -> tuple[str, str]:
         raise RecipeError(f"the recipe {str(path)!r} cannot be read: {error}.") from error
 
 
-def _section(cls: type[Section], table: Any, where: str) -> Section:
+def section_of(cls: type[Section], table: Any, where: str) -> Section:
+    """A section from plain data; raises RecipeError on an unknown key or a wrong type."""
     if not isinstance(table, Mapping):
         raise RecipeError(f"{where} must be a table of keys, got {_called(table)}.")
     hints = typing.get_type_hints(cls)
-    _require_known(table, hints, f"{where} has no key")
+    require_known(table, hints, f"{where} has no key")
     return cls(**{key: _value(hints[key], value, f"{where} {key}") for key, value in table.items()})
 
 
-def _require_known(given: Iterable[str], known: Iterable[str], complaint: str) -> None:
+def require_known(given: Iterable[str], known: Iterable[str], complaint: str) -> None:
+    """Raise RecipeError for the first of ``given`` that is not among ``known``, naming the nearest."""
     names = list(known)
     for key in given:
         if key not in names:
@@ -339,10 +353,10 @@ def _called(value: Any) -> str:
     return _CALLED.get(type(value), f"a {type(value).__name__}")
 
 
-def _check_rules(section: Any, where: str) -> None:
+def check_rules(section: Any, where: str) -> None:
+    """Raise RecipeError for the first field whose value is not right."""
     for f in dataclasses.fields(section):
-        rule: Callable[[Any], str] = f.metadata.get("rule", lambda _: "")
-        wrong = rule(getattr(section, f.name))
+        wrong = f.metadata.get("rule", lambda _: "")(getattr(section, f.name))
         if wrong:
             raise RecipeError(f"{where} {f.name} = {getattr(section, f.name)!r} {wrong}.")
 
@@ -362,7 +376,8 @@ def _require_there(path: str, what: str, kind: str, test: Callable[[Path], bool]
         raise RecipeError(f"{what} = {path!r}: there is no such thing; expected {kind} (relative to {os.getcwd()!r}).")
 
 
-def _plain(section: Any) -> dict[str, Any]:
+def plain(section: Any) -> dict[str, Any]:
+    """A section as plain data, every key present."""
     values = {f.name: getattr(section, f.name) for f in dataclasses.fields(section)}
     return {name: _plain_value(value) for name, value in values.items()}
 

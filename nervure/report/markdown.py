@@ -16,13 +16,13 @@ def _parts(report: Report) -> Iterator[str]:
     yield f"# {report.title}"
     yield f"**{report.headline}**"
     yield from report.notes
-    yield f"## Comparison\n\n{_table(tables.comparison(report))}"
+    yield f"## Comparison\n\n{table_text(tables.comparison(report))}"
     yield _explained(report)
-    yield f"## Plan\n\n`{report.method}`\n\n{_table(tables.budget(report))}"
-    yield _table(_widths(report))
+    yield f"## Plan\n\n`{report.method}`\n\n{table_text(tables.budget(report))}"
+    yield table_text(_widths(report))
     yield _pinned(report)
-    yield f"## Verification\n\n{_table(tables.verification(report))}"
-    yield f"## Provenance\n\n{_table(tables.provenance(report))}"
+    yield f"## Verification\n\n{table_text(tables.verification(report))}"
+    yield f"## Provenance\n\n{table_text(tables.provenance(report))}"
 
 
 def _explained(report: Report) -> str:
@@ -40,7 +40,8 @@ def _pinned(report: Report) -> str:
     return "Left as they were:\n\n" + "\n".join(lines) if lines else ""
 
 
-def _table(table: Table) -> str:
+def table_text(table: Table) -> str:
+    """A table as Markdown; empty where it has no rows."""
     if not table.rows:
         return ""
     rule = ["---", *["---:"] * (len(table.head) - 1)]

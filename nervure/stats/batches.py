@@ -75,6 +75,12 @@ def batches(data: Iterable[Any], samples: int, *, labelled: bool, per_class: int
         )
 
 
+def are_labelled(data: Iterable[Any]) -> bool:
+    """Whether the first batch has labels; it is drawn for this."""
+    raw = next(_iterate(data), None)
+    return raw is None or _split(raw, "batch 0")[1] is not None
+
+
 def counted(data: Iterable[Batch], samples: int, length: int | None) -> tuple[Iterator[Batch], int]:
     """The same batches, and how many will come if all are like the first; ``length``: how many there are at most."""
     iterator = iter(data)

@@ -1,5 +1,6 @@
 """One pass over data: what the units say, and how much the loss listens."""
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
@@ -8,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._pytree import tree_leaves
 
 from nervure.check import nearest, require_choice, require_positive
 from nervure.errors import ArgumentError, DataError
@@ -130,6 +132,17 @@ def measure(
         fingerprint=graph.fingerprint,
         skipped=skipped,
     )
+
+
+def data_digest(data: Iterable[Any], *, samples: int, per_class: int, labelled: bool, seed: int) -> str:
+    """A digest of the samples that :func:`measure` would take, drawn in the same way; no model runs."""
+    digest = hashlib.sha256()
+    with _seeded(seed, torch.device("cpu")):
+        for batch in batches(data, samples, labelled=labelled or per_class > 0, per_class=per_class):
+            for value in tree_leaves((batch.args, batch.kwargs, batch.labels)):
+                content = value.detach().cpu().contiguous() if isinstance(value, Tensor) else value
+                digest.update(content.numpy().tobytes() if isinstance(content, Tensor) else repr(content).encode())
+    return digest.hexdigest()
 
 
 def _wanted(want: Iterable[str]) -> frozenset[str]:

@@ -1,13 +1,14 @@
 """What tracing finds: groups, products, sizes that follow, choices of the user, blocks, costs."""
 
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from nervure import Cut, Drop, Graph, Keep, Link, Mask, Plan, apply, count, trace
+from nervure import Cut, Drop, Graph, Keep, Link, Mask, Plan, apply, count, trace, verify
 from nervure.errors import ArgumentError, ForwardError, PlanError, TraceError
 from nervure.graph.sizes import Attribute, Expression, Size
 from nervure.graph.types import Units
@@ -202,9 +203,9 @@ def test_blocks_of_residual_dense_and_transformer_networks_are_found() -> None:
     assert kinds.count("module") * 2 == kinds.count("residual")
 
 
-def test_sizes_that_are_quotients_of_each_other_are_not_offered() -> None:
+def test_sizes_that_are_quotients_of_each_other_are_cut_as_one() -> None:
     class Quotient(nn.Module):
-        """Heads and their widths from the width of the stream: nothing of the three can go alone."""
+        """Heads and their widths from the width of the stream: whole heads go, and their part of the stream."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -218,9 +219,13 @@ def test_sizes_that_are_quotients_of_each_other_are_not_offered() -> None:
             y = (q @ k.transpose(-2, -1)).softmax(-1) @ v
             return self.head(self.up(x + self.out(y.transpose(1, 2).reshape(n, t, c))))
 
-    graph = trace(Quotient(), torch.randn(2, 5, 6))
-    assert [g.name for g in graph.prunable] == ["up"]
-    assert "sizes computed" in graph["embed"].pinned
+    model, example = Quotient().eval(), torch.randn(2, 5, 6)
+    graph = trace(model, example)
+    assert [(g.name, g.size) for g in graph.prunable] == [("embed", 4), ("up", 24)]
+    plan = Plan((Cut("embed", Keep.of([True, False, True, True])),), graph.fingerprint)
+    smaller = apply(model, graph, plan)
+    assert (smaller.heads, smaller.embed.out_features, smaller.qkv.out_features) == (3, 24, 72)
+    assert verify(model, SimpleNamespace(model=smaller, graph=graph, plan=plan), example)
 
 
 def test_blocks_that_cannot_step_aside_are_pinned_with_the_reason() -> None:

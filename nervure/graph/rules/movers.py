@@ -1,6 +1,7 @@
 """Operators that move elements without computing: the same move is made with the labels."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import reduce
 from itertools import pairwise
 from math import gcd
@@ -83,6 +84,7 @@ def _sizes_follow(flow: Flow, entry: Entry, layers: Sequence[Layer], shape: Sequ
         return
     for axis, size in enumerate(sizes):
         vectors = [z.labels for z in layers if z.labels.shape[axis] > 1]
+        _is_as_long_as(flow, size, vectors)
         if isinstance(size, Expression) and not flow.is_size_of(size, vectors):
             for number, place in size.dimensions():
                 flow.suspect_axis(number, place, f"sizes computed for {call.name} at {flow.at()}")
@@ -91,6 +93,16 @@ def _sizes_follow(flow: Flow, entry: Entry, layers: Sequence[Layer], shape: Sequ
             flow.store.suspect(vectors, f"{call.name} to a fixed size at {flow.at()}")
             if isinstance(size, Expression) and len(single) == len(vectors):
                 flow.store.size(size, single, call.name)
+
+
+def _is_as_long_as(flow: Flow, size: Any, vectors: Sequence[Array]) -> None:
+    """A size read from an axis of another tensor can follow a cut of that axis only: both are cut alike."""
+    if isinstance(size, Expression) and size.dimension is not None and not flow.is_size_of(size, vectors):
+        number, place = size.dimension
+        theirs = [Layer(z.labels.reshape(-1)) for z in flow.space(Ref(number)).layers if z.support == (place,)]
+        mine = [Layer(v.reshape(-1)) for v in vectors if v.size == size.value]
+        if theirs and mine and len(mine) == len(vectors):
+            flow.store.match(theirs, mine, flow.at())
 
 
 def _number(size: Any) -> int:
@@ -270,12 +282,38 @@ def _without(space: Space, axis: int) -> Space:
     return Space(tuple(Layer(z.labels.squeeze(axis), z.owner) for z in kept), free=space.free)
 
 
+def as_complex(flow: Flow, entry: Entry) -> list[Space]:
+    """Pairs along the last axis become complex numbers: real and imaginary parts stay."""
+    x = entry.args[0]
+    last = len(flow.shape(x)) - 1
+    flow.store.pin([z.labels for z in flow.layers(x, last)], f"real and imaginary parts at {flow.at()}")
+    return [_without(flow.space(x), last)]
+
+
+def as_real(flow: Flow, entry: Entry) -> list[Space]:
+    """Complex numbers become pairs along a new last axis."""
+    space = flow.space(entry.args[0])
+    return [replace(space, layers=tuple(Layer(z.labels[..., None], z.owner) for z in space.layers), wishes=())]
+
+
 def cat(flow: Flow, entry: Entry) -> list[Space]:
     """Concatenate along one axis: labels follow each other there and are united along the others."""
     refs = [r for r in entry.args[0] if not (len(flow.shape(r)) == 1 and flow.shape(r)[0] == 0)]
     rank = len(flow.shape(entry.outs[0]))
     axis = argument(entry, 1, "dim", 0) % rank
-    return [_joined(flow, [(flow.space(r), flow.shape(r)) for r in refs], axis, flow.shape(entry.outs[0]))]
+    return [_joined(flow, [(_grounded(flow, r, axis), flow.shape(r)) for r in refs], axis, flow.shape(entry.outs[0]))]
+
+
+def _grounded(flow: Flow, ref: Ref, axis: int) -> Space:
+    """A constant that is put beside others gets units along ``axis``: there is nothing it could take them from."""
+    space, shape = flow.space(ref), flow.shape(ref)
+    wish = dict(space.wishes).get(axis)
+    if not space.free or space.along(axis) or wish is None or shape[axis] < 2:
+        return space
+    layer = Layer(flow.store.unions.fresh(shape[axis]))
+    flow.store.size(wish, [layer.labels], "a constant")
+    flow.spaces[ref.id] = replace(space, layers=(*space.layers, move(layer, axis, len(shape))))
+    return flow.spaces[ref.id]
 
 
 def stack(flow: Flow, entry: Entry) -> list[Space]:
@@ -501,7 +539,6 @@ MOVERS: Mapping[str, Rule] = {
             "bernoulli",
             "alpha_dropout",
             "feature_dropout",
-            "view_as_real",
             "_conj",
             "resolve_conj",
             "fake_quantize_per_tensor_affine",
@@ -547,6 +584,8 @@ MOVERS: Mapping[str, Rule] = {
             entry.call,
         ),
     ),
+    "view_as_complex": as_complex,
+    "view_as_real": as_real,
     "cat": cat,
     "stack": stack,
     "constant_pad_nd": pad,

@@ -1,6 +1,7 @@
 """Operators that keep positions: pointwise ones, reductions, norms, pooling, constants."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -28,8 +29,6 @@ def constant(flow: Flow, entry: Entry) -> list[Space]:
     """Made from sizes alone. One value everywhere takes the labels that it meets, and its sizes must follow."""
     if not entry.name.removeprefix("new_").startswith(("zeros", "ones", "full", "empty", "scalar_tensor", "lift")):
         return [Space() for _ in entry.outs]
-    if entry.name.endswith("_like"):
-        return [Space(free=True) for _ in entry.outs]
     shape = flow.shape(entry.outs[0])
     sizes = _constant_sizes(entry.call, len(shape)) or list(shape)
     layers: list[Layer] = []
@@ -39,6 +38,12 @@ def constant(flow: Flow, entry: Entry) -> list[Space]:
         layers += [made(Layer(z.labels), axis, len(shape)) for z in own]
         wishes += [] if wish is None else [(axis, wish)]
     return [Space(tuple(layers), free=True, wishes=tuple(wishes)) for _ in entry.outs]
+
+
+def like(flow: Flow, entry: Entry) -> list[Space]:
+    """A new tensor as large as another: its units are cut with the other's."""
+    source = flow.space(entry.args[0])
+    return [replace(source, layers=tuple(Layer(z.labels) for z in source.layers)) for _ in entry.outs]
 
 
 def _size_of_constant(flow: Flow, size: int | Expression) -> tuple[list[Layer], int | Expression | None]:
@@ -144,6 +149,8 @@ def batch_norm(flow: Flow, entry: Entry) -> list[Space]:
     """Per-channel affine with statistics per channel: weight, bias and running statistics ride along."""
     x, out = entry.args[0], entry.outs[0]
     rank, channels = len(flow.shape(x)), flow.shape(x)[1]
+    if entry.name.endswith("with_update") or any(a is True for a in entry.args[3:6]):
+        _note_statistic(flow, 0, x, [a for a in range(rank) if a != 1], "the norm")
     spaces = [(flow.space(x), flow.shape(x))]
     for r in refs_in(entry.args[1:5]):
         riders = tuple(move(z, 1, rank) for z in flow.layers(r, 0))
@@ -363,7 +370,6 @@ _POINTWISE = [
     "complex",
     "real",
     "imag",
-    "view_as_complex",
 ]
 _REDUCTIONS = [
     "sum",
@@ -454,12 +460,6 @@ OTHERS: Mapping[str, Rule] = {
     **dict.fromkeys(("fill", "zero", "normal_", "uniform_", "random_", "exponential_"), filled),
     **dict.fromkeys(
         (
-            "zeros_like",
-            "ones_like",
-            "full_like",
-            "empty_like",
-            "rand_like",
-            "randn_like",
             "new_zeros",
             "new_ones",
             "new_full",
@@ -468,5 +468,6 @@ OTHERS: Mapping[str, Rule] = {
         ),
         constant,
     ),
+    **dict.fromkeys(("zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like"), like),
     **dict.fromkeys(("item", "_local_scalar_dense", "equal", "is_nonzero", "is_same_size", "sym_size"), nothing),
 }

@@ -1,0 +1,317 @@
+"""The evidence of SNACS: what was measured and scored, as a value that is kept on disk and thresholded again."""
+
+import copy
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from nervure.dependence.options import Estimator
+from nervure.errors import DataError, FileError
+from nervure.files import replacing, require_file, require_folder
+from nervure.methods.base import View
+from nervure.scores import magnitude
+from nervure.scores.connectivity import connectivity, unit_scores, weighted
+from nervure.scores.layers import Layer, layers
+from nervure.scores.limits import GRID, Limit, limit, qualities, require_classes, ridge
+from nervure.scores.sensitivity import propagated, protected, sensitivity
+from nervure.stats import Stats, are_labelled, data_digest, measure, response
+
+FORMAT = 1
+KIND = "nervure-connectivity"
+LARGEST = 48
+"""Rows and columns of a matrix in JSON; larger ones are averaged over blocks."""
+
+
+@final
+@dataclass(frozen=True, slots=True, eq=False)
+class Connectivity:
+    """What SNACS found out about a network.
+
+    Attributes:
+        scores: for each weight tensor [children, parents], dependence times weight: rho.
+        limits: for each weight tensor (kernels) or group (filters) how much of it may go; empty where not wanted.
+        protected: for each group that has any, the units that stay. Boolean [units].
+        skipped: weight tensors that could not be scored, and why.
+        samples: number of samples behind it.
+    """
+
+    scores: Mapping[str, Tensor]
+    limits: Mapping[str, Limit] = field(default_factory=dict)
+    protected: Mapping[str, Tensor] = field(default_factory=dict)
+    skipped: Mapping[str, str] = field(default_factory=dict)
+    samples: int = 0
+
+    def upper(self, name: str) -> float:
+        """The largest share of this tensor's connections, or of this group's units, that may go."""
+        return self.limits[name].upper if name in self.limits else 1.0
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for a report; matrices above 48 x 48 are averaged over blocks."""
+        return {
+            "samples": self.samples,
+            "layers": {name: _matrix(values) for name, values in self.scores.items()},
+            "limits": {name: value.to_json() for name, value in self.limits.items()},
+            "protected": {name: keep.nonzero().flatten().tolist() for name, keep in self.protected.items()},
+            "skipped": dict(self.skipped),
+        }
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write to one safetensors file, atomically, and return its path; raises :class:`FileError`."""
+        tensors = {f"scores/{name}": values.contiguous() for name, values in self.scores.items()}
+        tensors |= {f"protected/{name}": keep.contiguous() for name, keep in self.protected.items()}
+        header = {
+            "kind": KIND,
+            "format": FORMAT,
+            "limits": {name: value.to_json() for name, value in self.limits.items()},
+            "order": list(self.scores),
+            "skipped": dict(self.skipped),
+            "samples": self.samples,
+        }
+        with replacing(path) as temporary:
+            save_file(tensors, str(temporary), metadata={"nervure": json.dumps(header)})
+        return Path(path)
+
+    @staticmethod
+    def load(path: str | os.PathLike[str]) -> "Connectivity":
+        """Read what :meth:`save` wrote; raises :class:`FileError` where it is missing, damaged, foreign or newer."""
+        source = require_file(path, "connectivity saved by nervure")
+        try:
+            with safe_open(str(source), framework="pt") as file:
+                header = json.loads((file.metadata() or {}).get("nervure", "{}"))
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+            if header.get("kind") != KIND or header["format"] > FORMAT:
+                raise FileError(f"{str(source)!r} does not hold connectivity of this version of nervure. Remove it.")
+            return Connectivity(
+                scores={name: tensors[f"scores/{name}"] for name in header["order"]},
+                limits={name: _limit(value) for name, value in header["limits"].items()},
+                protected={n.removeprefix("protected/"): t for n, t in tensors.items() if n.startswith("protected/")},
+                skipped=header["skipped"],
+                samples=header["samples"],
+            )
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+            raise FileError(f"{str(source)!r} cannot be read: {error}. Remove it; it is made again.") from error
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Study:
+    """How connectivity is studied: the options of SNACS that decide what is measured, apart from any budget."""
+
+    per_unit: bool = False
+    estimator: Estimator = "residual"
+    limits: bool = True
+    slack: float = 0.7
+    protect: bool = True
+    propagated: bool = False
+    samples: int = 2048
+    per_class: int = 0
+
+    def of(self, view: View, cache: str | os.PathLike[str] | None = None) -> Connectivity:
+        """Study the model of a view, or read what was found out before about the same model on the same data.
+
+        With a cache, the measurement and each layer are written as soon as they are done: a study that was stopped
+        goes on from there.
+
+        Raises:
+            DataError: there are neither data nor connections to look at, or limits cannot be found from the labels.
+            FileError: the cache cannot be written.
+        """
+        _require_evidence(view)
+        if self.limits and not _are_labelled(view):
+            require_classes(None)
+        if cache is None:
+            return self._made(view, self._measured(view), _Cells(None))
+        folder = require_folder(Path(cache) / self._key(view))
+        whole = folder / "connectivity.safetensors"
+        if not whole.exists():
+            self._made(view, self._remembered(view, folder / "stats.safetensors"), _Cells(folder)).save(whole)
+            for part in folder.iterdir():
+                if part != whole:
+                    part.unlink()
+        return Connectivity.load(whole)
+
+    @property
+    def wants(self) -> frozenset[str]:
+        """The evidence it needs."""
+        return frozenset({"connections", "labels"} if self.limits else {"connections"})
+
+    def _measured(self, view: View) -> Stats:
+        if view.stats is not None and view.stats.connections:
+            return view.stats
+        assert view.model is not None
+        return measure(
+            view.model,
+            view.graph,
+            _unmoved(view.data),
+            want=self.wants,
+            samples=self.samples,
+            per_class=self.per_class,
+            seed=view.seed,
+        )
+
+    def _remembered(self, view: View, path: Path) -> Stats:
+        if not path.exists():
+            self._measured(view).save(path)
+        return Stats.load(path)
+
+    def _made(self, view: View, stats: Stats, cells: "_Cells") -> Connectivity:
+        labels = require_classes(stats.labels) if self.limits else None
+        listed = layers(view.graph, view.weights, stats.connections)
+        rho = {
+            layer.tensor: cells.get(layer.tensor, partial(self._scored, layer, stats.connections[layer.tensor]))
+            for layer in listed
+        }
+        leaned = propagated(view.graph, listed, rho) if self.propagated else sensitivity(view.graph, listed)
+        saved = protected(leaned) if self.protect else {}
+        found = self._limits(view, listed, rho, stats, labels, cells) if labels is not None else {}
+        skipped = {name: reason for name, reason in stats.skipped.items() if name in view.graph.tensors}
+        return Connectivity(rho, found, saved, skipped, stats.samples)
+
+    def _scored(self, layer: Layer, heard: Tensor) -> Tensor:
+        return weighted(layer, connectivity(layer, heard, estimator=self.estimator))
+
+    def _limits(
+        self,
+        view: View,
+        listed: Iterable[Layer],
+        rho: Mapping[str, Tensor],
+        stats: Stats,
+        labels: Tensor,
+        cells: "_Cells",
+    ) -> dict[str, Limit]:
+        ranks = _unit_ranks(view, listed, rho) if self.per_unit else {}
+        found: dict[str, Limit] = {}
+        for layer in listed:
+            heard = stats.connections[layer.tensor]
+            orders = _unit_orders(layer, ranks) if self.per_unit else _connection_order(layer, rho[layer.tensor])
+            for name, places in orders.items():
+                make = partial(_curve, layer, heard, places, labels, stats.seed)
+                curve = cells.get(f"limit of {name} at {layer.tensor}", make)
+                here = limit(GRID, curve.tolist(), self.slack)
+                found[name] = min(found.get(name, here), here, key=lambda one: one.upper)
+        return found
+
+    def _key(self, view: View) -> str:
+        digest = hashlib.sha256(json.dumps([FORMAT, asdict(self), view.seed, view.graph.fingerprint]).encode())
+        for name, tensor in sorted(view.weights.items()):
+            digest.update(name.encode())
+            digest.update(
+                tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if tensor.ndim else b""
+            )
+        digest.update(_evidence_digest(self, view).encode())
+        return digest.hexdigest()[:24]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Cells:
+    """Results of single layers, in a folder where there is one."""
+
+    folder: Path | None
+
+    def get(self, name: str, make: Callable[[], Tensor]) -> Tensor:
+        """The result of that name, made if it is not there."""
+        if self.folder is None:
+            return make()
+        path = self.folder / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.layer.safetensors"
+        if not path.exists():
+            made = make()
+            with replacing(path) as temporary:
+                save_file({"values": made.contiguous()}, str(temporary))
+        with safe_open(str(path), framework="pt") as file:
+            values: Tensor = file.get_tensor("values")
+        return values
+
+
+def _require_evidence(view: View) -> None:
+    if view.stats is not None and view.stats.connections:
+        return
+    if view.model is None or view.data is None:
+        raise DataError(
+            "SNACS measures what enters each layer: give data=, batches of (inputs, labels), or stats measured with "
+            'want={"connections", "labels"}.'
+        )
+
+
+def _are_labelled(view: View) -> bool:
+    if view.stats is not None and view.stats.connections:
+        return view.stats.labels is not None
+    return are_labelled(_unmoved(view.data))
+
+
+def _evidence_digest(study: Study, view: View) -> str:
+    if view.stats is not None and view.stats.connections:
+        digest = hashlib.sha256(view.stats.digest.encode())
+        for name, tensor in sorted(view.stats.connections.items()):
+            digest.update(name.encode() + tensor.contiguous().numpy().tobytes())
+        return digest.hexdigest()
+    return data_digest(
+        _unmoved(view.data), samples=study.samples, per_class=study.per_class, labelled=study.limits, seed=view.seed
+    )
+
+
+def _unmoved(data: Any) -> Any:
+    """A copy to iterate over: a loader that shuffles anew in each epoch stays where it is, and gives the same again."""
+    try:
+        return copy.copy(data)
+    except TypeError:
+        return data
+
+
+def _curve(layer: Layer, heard: Tensor, places: Tensor, labels: Tensor, seed: int) -> Tensor:
+    """Quality of the layer's children with more and more of its connections gone. Shape [shares]."""
+    said = (response(layer.weight * layer.mask(places >= share), heard) for share in GRID)
+    return torch.tensor(qualities(said, labels, ridge, seed=seed))
+
+
+def _connection_order(layer: Layer, rho: Tensor) -> dict[str, Tensor]:
+    """For each connection the share of the layer that goes before it. [children, parents]."""
+    if not layer.is_prunable:
+        return {}
+    order = torch.argsort(rho.flatten(), stable=True, descending=True).flip(0)
+    places = torch.empty(rho.numel())
+    places[order] = torch.arange(rho.numel()) / rho.numel()
+    return {layer.tensor: places.reshape(rho.shape) + 1e-9}
+
+
+def _unit_ranks(view: View, listed: Iterable[Layer], rho: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """For each unit the share of its group that goes before it."""
+    scores = unit_scores(view.graph, listed, rho, magnitude(view.graph, view.weights))
+    ranks = {}
+    for name, values in scores.items():
+        order = torch.argsort(values, stable=True, descending=True).flip(0)
+        ranks[name] = torch.empty(len(values))
+        ranks[name][order] = torch.arange(len(values)) / len(values) + 1e-9
+    return ranks
+
+
+def _unit_orders(layer: Layer, ranks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """For each group that the layer reads, per connection the share of units that go before its parent."""
+    orders = {}
+    for group, units in layer.columns:
+        if group in ranks:
+            index = torch.tensor(units.array)
+            places = torch.where(index >= 0, ranks[group][index.clamp(min=0)], 1.0)
+            orders[group] = places.expand(layer.children, layer.parents)
+    return orders
+
+
+def _limit(data: Mapping[str, Any]) -> Limit:
+    return Limit(tuple(data["shares"]), tuple(data["quality"]), data["upper"])
+
+
+def _matrix(values: Tensor) -> list[list[float]]:
+    small = torch.nn.functional.adaptive_avg_pool2d(
+        values[None, None], (min(len(values), LARGEST), min(values.shape[1], LARGEST))
+    )
+    return [[float(f"{v:.3g}") for v in row] for row in small[0, 0].tolist()]

@@ -1,0 +1,243 @@
+"""SNACS: slimming by adaptive connectivity scores.
+
+Ganesh, Blanchard, Corso and Yasaei Sekeh, "Slimming Neural Networks Using Adaptive Connectivity Scores" (arXiv
+2006.12463; IEEE Transactions on Neural Networks and Learning Systems, 2024). A connection is scored by how much its
+child depends on its parent given all other parents, times its weight. Each layer has an upper limit, found
+automatically; the units that the next layers lean on most are protected; then one threshold over all layers decides,
+in a single shot.
+
+Differs from the paper, each with its reason in ``docs/methods/snacs.md``: parents are what enters a layer, dependence
+is that of regression residuals, budgets are met exactly, no output is ever disconnected, and whole units can leave
+instead of kernels.
+"""
+
+import math
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal, TypeAlias, cast, final, get_args
+
+import torch
+from torch import Tensor
+
+from nervure.budget import Budget, allocate, require_budget
+from nervure.budget.connections import Stall, allocate_connections, least
+from nervure.check import require_choice, require_positive
+from nervure.dependence.options import Estimator
+from nervure.errors import ArgumentError, BudgetError, NervureWarning
+from nervure.methods.base import View
+from nervure.methods.connectivity import Connectivity, Study
+from nervure.plan import Keep, Mask, Plan
+from nervure.scores import magnitude
+from nervure.scores.connectivity import lifelines, unit_scores
+from nervure.scores.layers import Layer, layers
+
+Granularity: TypeAlias = Literal["kernels", "filters"]
+Price: TypeAlias = Literal["connections", "weights", "params", "macs", "channels"]
+BUDGETS: Mapping[str, tuple[Price, ...]] = {
+    "kernels": ("weights", "connections", "params", "macs"),
+    "filters": ("macs", "params", "channels"),
+}
+ROUNDS = 12
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class SNACS:
+    """Keep the connections, or the filters, that children depend on.
+
+    Attributes:
+        keep: the fraction of the budget that stays, in (0, 1].
+        budget: what is counted. For kernels ``"weights"`` (those of layers that can be pruned, the default),
+            ``"connections"`` (pairs of parent and child), ``"params"`` or ``"macs"`` (of the whole network, without
+            what is masked); for filters ``"macs"`` (the default), ``"params"`` or ``"channels"``.
+        granularity: ``"kernels"`` masks connections, as in the paper; ``"filters"`` cuts whole units, which needs no
+            sparse kernels to be fast.
+        estimator: of the dependence, see :func:`nervure.dependence.conditional_connectivity`.
+        limits: whether to find an upper limit for each layer; needs labels.
+        slack: how much of the range of a layer's quality may be lost before its limit is reached, in [0, 1].
+        protect: whether to protect the most sensitive units.
+        propagated: whether sensitivity flows back from the outputs instead of from the next layer alone.
+        samples: how many samples at most are measured.
+        per_class: where above 0, at most so many of each class; needs labels.
+        minimum: units that every group keeps (filters).
+        multiple: group sizes are rounded up to a multiple of this (filters).
+        cache: a folder where what was measured is kept, so that the next plan, for any budget, needs no measuring.
+    """
+
+    wants: ClassVar[frozenset[str]] = frozenset()
+
+    keep: float = 0.5
+    budget: Price | None = None
+    granularity: Granularity = "kernels"
+    estimator: Estimator = "residual"
+    limits: bool = True
+    slack: float = 0.7
+    protect: bool = True
+    propagated: bool = False
+    samples: int = 2048
+    per_class: int = 0
+    minimum: int = 1
+    multiple: int = 1
+    cache: str | None = None
+
+    def __post_init__(self) -> None:
+        require_choice(self.granularity, get_args(Granularity), "granularity")
+        require_choice(self.estimator, get_args(Estimator), "estimator")
+        budget = require_choice(self.budget or BUDGETS[self.granularity][0], BUDGETS[self.granularity], "budget")
+        keep = require_budget(self.keep, "macs", "global", self.minimum, self.multiple)
+        require_positive(self.samples, "samples")
+        if isinstance(self.slack, bool) or not isinstance(self.slack, int | float) or not 0 <= self.slack <= 1:
+            raise ArgumentError(f"slack={self.slack!r} is not in [0, 1]: it is the share of a layer's quality to lose.")
+        object.__setattr__(self, "keep", keep)
+        object.__setattr__(self, "budget", budget)
+
+    def plan(self, view: View) -> Plan:
+        """Mask connections or cut units.
+
+        Raises:
+            DataError: there are no data to measure, or limits are wanted and labels are missing or of no use.
+            BudgetError: the budget cannot be met even without limits.
+        """
+        if self.keep == 1:
+            return Plan((), view.graph.fingerprint, self._asked(), {"keep": 1.0})
+        found = self.evidence(view)
+        listed = layers(view.graph, view.weights, found.scores)
+        return (self._masks if self.granularity == "kernels" else self._cuts)(view, found, listed)
+
+    def evidence(self, view: View) -> Connectivity:
+        """What the plan rests on: connectivity, limits and what is protected; from the cache where it is there."""
+        return Study(
+            per_unit=self.granularity == "filters",
+            estimator=self.estimator,
+            limits=self.limits,
+            slack=self.slack,
+            protect=self.protect,
+            propagated=self.propagated,
+            samples=self.samples,
+            per_class=self.per_class,
+        ).of(view, self.cache)
+
+    def _asked(self) -> dict[str, object]:
+        return {"budget": self.budget, "keep": self.keep, "granularity": self.granularity}
+
+    def _masks(self, view: View, found: Connectivity, listed: tuple[Layer, ...]) -> Plan:
+        prunable = [layer for layer in listed if layer.is_prunable]
+        if not prunable:
+            raise BudgetError("no layer has connections that can be pruned: each is the first, or has a single parent.")
+        prices = {layer.tensor: _price(view, layer, self.budget) for layer in prunable}
+        whole = sum(int(price.sum()) for price in prices.values())
+        total = {"params": view.graph.params, "macs": view.graph.macs}.get(str(self.budget), lambda: whole)()
+        budget = round(self.keep * total) - (total - whole)
+        fixed = _fixed(view, found, listed)
+
+        def stalls(raised: float) -> dict[str, Stall]:
+            return {
+                layer.tensor: Stall(
+                    found.scores[layer.tensor],
+                    prices[layer.tensor],
+                    fixed[layer.tensor],
+                    int(_raised(found.upper(layer.tensor), raised) * fixed[layer.tensor].numel()),
+                )
+                for layer in prunable
+            }
+
+        raised = _least_raise(lambda share: least(stalls(share)) <= budget)
+        masks = allocate_connections(stalls(raised), budget, str(self.budget))
+        edits = [
+            Mask(layer.tensor, Keep.of(layer.mask(masks[layer.tensor]).contiguous()))
+            for layer in prunable
+            if not bool(masks[layer.tensor].all())
+        ]
+        spent = sum(int(prices[name][mask].sum()) for name, mask in masks.items())
+        reached = {
+            "keep": (total - whole + spent) / total,
+            "connections": sum(int(mask.sum()) for mask in masks.values()),
+            **({"limits raised": round(raised, 4)} if raised else {}),
+        }
+        return Plan(tuple(edits), view.graph.fingerprint, self._asked(), reached)
+
+    def _cuts(self, view: View, found: Connectivity, listed: tuple[Layer, ...]) -> Plan:
+        scores = unit_scores(view.graph, listed, found.scores, magnitude(view.graph, view.weights))
+        scores = {name: _first(values, found.protected.get(name)) for name, values in scores.items()}
+
+        def cut(raised: float) -> Plan:
+            floors = {}
+            for group in view.graph.prunable:
+                saved = int(found.protected[group.name].sum()) if group.name in found.protected else 0
+                floors[group.name] = max(saved, group.size - int(_raised(found.upper(group.name), raised) * group.size))
+            return allocate(
+                view.graph,
+                scores,
+                keep=self.keep,
+                budget=cast(Budget, self.budget),
+                minimum=self.minimum,
+                multiple=self.multiple,
+                floors=floors,
+            )
+
+        def fits(raised: float) -> bool:
+            try:
+                plan = cut(raised)
+            except BudgetError:
+                return False
+            return self.budget != "channels" or plan.reached["channels"] <= max(
+                round(self.keep * sum(g.size for g in view.graph.prunable)), len(view.graph.prunable)
+            )
+
+        raised = _least_raise(fits)
+        plan = cut(raised)
+        reached = {**plan.reached, **({"limits raised": round(raised, 4)} if raised else {})}
+        return replace(plan, asked=self._asked(), reached=reached)
+
+
+def _least_raise(fits: Callable[[float], bool]) -> float:
+    """The smallest share of the way to no limits at all at which the budget fits; warns where it is above 0."""
+    if fits(0.0) or not fits(1.0):
+        return 0.0 if fits(0.0) else 1.0
+    low, high = 0.0, 1.0
+    for _ in range(ROUNDS):
+        middle = (low + high) / 2
+        low, high = (low, middle) if fits(middle) else (middle, high)
+    warnings.warn(
+        f"the budget cannot be met within the limits of the layers: all were raised by {high:.0%} of the way to none. "
+        "Expect a loss; raise keep= to stay within them.",
+        NervureWarning,
+        stacklevel=4,
+    )
+    return high
+
+
+def _raised(upper: float, share: float) -> float:
+    # A hair more: 0.3 x 10 is 2.9999 in binary.
+    return upper + (1 - upper) * share + 1e-9
+
+
+def _first(scores: Tensor, protected: Tensor | None) -> Tensor:
+    """Scores with the protected units above all others."""
+    return scores if protected is None else scores + protected * (scores.max() - scores.min() + 1)
+
+
+def _price(view: View, layer: Layer, budget: Price | None) -> Tensor:
+    shape = (layer.children, layer.parents)
+    if budget == "connections":
+        return torch.ones(shape, dtype=torch.int64)
+    owner = layer.tensor.rpartition(".")[0]
+    entries = layer.entries().expand(shape)
+    if budget != "macs":
+        return entries
+    macs = sum(
+        w.fixed * math.prod(view.graph.axes[a].size for a in w.axes) for w in view.graph.work if w.layer == owner
+    )
+    return entries * (macs // layer.weight.numel())
+
+
+def _fixed(view: View, found: Connectivity, listed: tuple[Layer, ...]) -> dict[str, Tensor]:
+    """Connections that must stay: those that keep outputs connected, and all that protected children hear."""
+    fixed = lifelines(view.graph, listed, found.scores)
+    for layer in listed:
+        for group, units in layer.rows:
+            if group in found.protected:
+                index = torch.tensor(units.array)
+                fixed[layer.tensor] |= (found.protected[group][index.clamp(min=0)] & (index >= 0))[:, None]
+    return fixed

@@ -1,0 +1,60 @@
+"""A chart of dots with error bars, one line each: an SVG that stands alone, in light and dark."""
+
+from collections.abc import Sequence
+from html import escape
+from typing import NamedTuple
+
+from nervure.report.charts import nice_ticks
+
+WIDTH, LABEL, RIGHT, ROW, TOP, BOTTOM = 680, 210, 20, 20, 34, 30
+STYLE = (
+    "text{font:12px system-ui,sans-serif;fill:#333}.t{font-weight:600}.g{stroke:#ddd}.z{stroke:#888}"
+    ".e{stroke:#2a6f97;stroke-width:2}.d{fill:#2a6f97}.h{fill:#777;font-style:italic}"
+    "@media(prefers-color-scheme:dark){text{fill:#ddd}.g{stroke:#444}.e{stroke:#7cc4ef}.d{fill:#7cc4ef}.h{fill:#999}}"
+)
+
+
+class Dot(NamedTuple):
+    """One line of the chart: its name, the part it belongs to, its value, and the half-width of its bar."""
+
+    name: str
+    part: str
+    value: float
+    error: float
+
+
+def dot_chart(dots: Sequence[Dot], *, title: str) -> str:
+    """An SVG with one line per dot, grouped by part in the order given; zero is marked.
+
+    Args:
+        dots: what to draw, one at least.
+        title: above the chart, and read out by screen readers.
+    """
+    low = min(0.0, *(dot.value - dot.error for dot in dots))
+    high = max(0.0, *(dot.value + dot.error for dot in dots))
+    ticks = nice_ticks(low, high)
+    parts = list(dict.fromkeys(dot.part for dot in dots))
+    height = TOP + ROW * (len(dots) + len(parts)) + BOTTOM
+
+    def x(value: float) -> float:
+        return LABEL + (value - ticks[0]) / (ticks[-1] - ticks[0]) * (WIDTH - LABEL - RIGHT)
+
+    lines = [f'<text class="t" x="8" y="18">{escape(title)}</text>']
+    for tick in ticks:
+        kind = "z" if tick == 0 else "g"
+        lines.append(f'<line class="{kind}" x1="{x(tick):.1f}" x2="{x(tick):.1f}" y1="{TOP}" y2="{height - BOTTOM}"/>')
+        lines.append(f'<text x="{x(tick):.1f}" y="{height - 10}" text-anchor="middle">{tick:g}</text>')
+    y = TOP + ROW / 2
+    for part in parts:
+        lines.append(f'<text class="h" x="8" y="{y + 4:.0f}">{escape(part)}</text>')
+        y += ROW
+        for dot in (d for d in dots if d.part == part):
+            lines.append(f'<text x="{LABEL - 10}" y="{y + 4:.0f}" text-anchor="end">{escape(dot.name)}</text>')
+            left, right = x(dot.value - dot.error), x(dot.value + dot.error)
+            lines.append(f'<line class="e" x1="{left:.1f}" x2="{right:.1f}" y1="{y:.0f}" y2="{y:.0f}"/>')
+            lines.append(f'<circle class="d" cx="{x(dot.value):.1f}" cy="{y:.0f}" r="4"/>')
+            y += ROW
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img" '
+        f'aria-label="{escape(title)}"><title>{escape(title)}</title><style>{STYLE}</style>{"".join(lines)}</svg>\n'
+    )

@@ -1,0 +1,114 @@
+"""The layers of a network as bundles of connections: which unit each row and each column of a weight belongs to."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nervure.check import require_finite
+from nervure.graph.types import Axis, Graph, Part, Units
+
+Weights = Mapping[str, Tensor]
+
+
+@final
+@dataclass(frozen=True, slots=True, eq=False)
+class Layer:
+    """One weight tensor as connections between children (its rows) and parents (what it reads).
+
+    Attributes:
+        tensor: name of the weight.
+        weight: [children, inputs, ...kernel], float32 on the CPU; the inputs of one child, where groups divide them.
+        blocks: for each input the parent it belongs to: a unit may hold many inputs (a flattened map). Shape [inputs].
+        parents: number of parents of each child.
+        rows: the groups along the children and the unit of each row.
+        columns: the groups along the parents and the unit of each parent.
+        is_first: whether no layer makes its parents: they are what the model is given.
+    """
+
+    tensor: str
+    weight: Tensor
+    blocks: Tensor
+    parents: int
+    rows: tuple[Part, ...]
+    columns: tuple[Part, ...]
+    is_first: bool
+
+    @property
+    def children(self) -> int:
+        """Number of rows."""
+        return len(self.weight)
+
+    @property
+    def is_prunable(self) -> bool:
+        """Whether its connections can be masked: not those of the first layer, nor a child's only one."""
+        return not self.is_first and self.parents > 1
+
+    def splits(self, heard: Tensor) -> int:
+        """Groups of the convolution, from what enters it, [samples, inputs of all groups, kernel positions]."""
+        return heard.shape[1] // self.weight.shape[1]
+
+    def said(self, heard: Tensor) -> Tensor:
+        """What the parents say: mean over inputs and kernel positions. Shape [samples, splits, parents]."""
+        means = heard.mean(2).reshape(len(heard), self.splits(heard), -1)
+        return self._folded(means)
+
+    def strength(self) -> Tensor:
+        """Mean absolute weight of each connection. Shape [children, parents]."""
+        return self._folded(self.weight.abs().reshape(*self.weight.shape[:2], -1).mean(2))
+
+    def mask(self, keep: Tensor) -> Tensor:
+        """The connections that stay, [children, parents], as a mask of the shape of the weight."""
+        full = keep[:, self.blocks]
+        return full.reshape(*full.shape, *[1] * (self.weight.ndim - 2)).expand(self.weight.shape)
+
+    def entries(self) -> Tensor:
+        """Weights of one connection of each parent. Shape [parents]."""
+        return torch.bincount(self.blocks, minlength=self.parents) * self.weight[0, 0].numel()
+
+    def _folded(self, values: Tensor) -> Tensor:
+        """Mean over the inputs of each parent, along the last axis."""
+        sums = torch.zeros(*values.shape[:-1], self.parents).index_add_(-1, self.blocks, values)
+        return sums / torch.bincount(self.blocks, minlength=self.parents)
+
+
+def layers(graph: Graph, weights: Weights, tensors: Iterable[str]) -> tuple[Layer, ...]:
+    """The layers of these weight tensors, in running order.
+
+    Raises:
+        ScoreError: a weight is NaN or infinite.
+    """
+    order = {work.layer: number for number, work in reversed(list(enumerate(graph.work)))}
+    running = sorted(tensors, key=lambda name: order.get(name.rpartition(".")[0], len(order)))
+    return tuple(_layer(graph, name, weights[name]) for name in running if name in graph.tensors)
+
+
+def _layer(graph: Graph, name: str, weight: Tensor) -> Layer:
+    require_finite(weight, f"tensor {name!r}")
+    rows, columns = (graph.axes[index] for index in graph.tensors[name][:2])
+    blocks, firsts = _blocks(columns)
+    return Layer(
+        tensor=name,
+        weight=weight.detach().to("cpu", torch.float32),
+        blocks=torch.from_numpy(blocks),
+        parents=len(firsts),
+        rows=rows.parts,
+        columns=tuple((group, Units(units.array[firsts])) for group, units in columns.parts),
+        is_first=not any(graph[group].writers for group, _ in columns.parts),
+    )
+
+
+def _blocks(axis: Axis) -> tuple[np.ndarray, np.ndarray]:
+    """The parent of each input, numbered by first appearance, and the first input of each parent."""
+    if not axis.parts:
+        return np.arange(axis.size), np.arange(axis.size)
+    labels = np.stack([units.array for _, units in axis.parts])
+    alone = (labels < 0).all(0)
+    # An input that belongs to no unit is a parent of its own.
+    labels = np.concatenate([labels, np.where(alone, np.arange(axis.size), -1)[None]])
+    _, first, inverse = np.unique(labels, axis=1, return_index=True, return_inverse=True)
+    place = np.argsort(np.argsort(first))
+    return place[inverse.reshape(-1)], np.sort(first)

@@ -1,0 +1,359 @@
+"""SNACS: what is irrelevant goes first, what is protected stays, limits hold, and nothing is measured twice."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from nervure import SNACS, Plan, apply, prune, trace
+from nervure.errors import ArgumentError, BudgetError, DataError, NervureWarning
+from nervure.graph.tape import named_tensors
+from nervure.methods import View
+from nervure.methods import connectivity as studies
+from nervure.methods.connectivity import Connectivity, Study
+from nervure.stats import Stats, measure
+from tests.networks import NETWORKS
+
+Data = list[tuple[Tensor, Tensor]]
+
+
+def net(hidden: int = 12) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(2, 8, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(8, hidden, 3, padding=1),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(hidden, 3),
+    )
+
+
+def pictures(samples: int = 400, seed: int = 1) -> Data:
+    generator = torch.Generator().manual_seed(seed)
+    y = torch.arange(samples) % 3
+    x = torch.randn(samples, 2, 6, 6, generator=generator) + y[:, None, None, None] * 0.5
+    return list(zip(x.split(100), y.split(100), strict=True))
+
+
+def view(model: nn.Module, data: Any, seed: int = 0, stats: Stats | None = None) -> View:
+    batch = next(iter(data))
+    example = (batch[0] if isinstance(batch, tuple) else batch)[:2]
+    weights = {name: tensor.detach() for name, tensor in named_tensors(model).items()}
+    return View(trace(model, example), weights, stats, seed, model, example, data)
+
+
+def masks(plan: Plan) -> dict[str, Tensor]:
+    return {mask.tensor: mask.keep.tensor() for mask in plan.masks}
+
+
+def with_idle_parents(idle: list[int]) -> nn.Sequential:
+    """The second layer reads these channels of the first with the largest weights, but they never change."""
+    model = net()
+    with torch.no_grad():
+        model[0].weight[idle] = 0
+        model[0].bias[idle] = 1
+        model[2].weight[:, idle] *= 5
+    return model
+
+
+@pytest.mark.parametrize("idle", [[2, 5], [0, 1, 7]])
+def test_parents_that_tell_nothing_are_pruned_first_however_large_their_weights(idle: list[int]) -> None:
+    model = with_idle_parents(idle)
+    found = masks(SNACS(keep=0.6, limits=False, protect=False).plan(view(model, pictures())))
+    assert not found["2.weight"][:, idle].any()
+    kept = [i for i in range(8) if i not in idle]
+    assert found["2.weight"][:, kept].float().mean() > 0.5
+    cut = SNACS(keep=0.8, budget="channels", granularity="filters", limits=False, protect=False)
+    keeps = {c.group: c.keep.tensor() for c in cut.plan(view(model, pictures())).cuts}
+    assert not keeps["0"][idle].any()
+
+
+def test_an_irrelevant_input_of_a_generated_layer_scores_lowest() -> None:
+    generator = torch.Generator().manual_seed(4)
+    common = torch.randn(2000, 1, generator=generator)
+    x = 0.7 * common + 0.7 * torch.randn(2000, 6, generator=generator)
+    layer = nn.Linear(6, 4)
+    with torch.no_grad():
+        layer.weight.copy_(torch.rand(4, 6, generator=generator) + 0.5)
+        layer.weight[:, 3] = 0.0
+    model = nn.Sequential(nn.Linear(6, 6), layer)
+    with torch.no_grad():
+        model[0].weight.copy_(torch.eye(6))
+        model[0].bias.zero_()
+    found = Study(limits=False).of(view(model, [(x, None)]))
+    assert (found.scores["1.weight"].argmin(1) == 3).all()
+
+
+@pytest.mark.parametrize("keep", [0.2, 0.5, 0.77])
+@pytest.mark.parametrize("budget", ["connections", "weights"])
+def test_the_number_of_connections_is_exactly_what_was_asked(keep: float, budget: str) -> None:
+    model = nn.Sequential(nn.Linear(4, 10), nn.ReLU(), nn.Linear(10, 9), nn.ReLU(), nn.Linear(9, 3))
+    data = [(torch.randn(200, 4), torch.arange(200) % 3)]
+    plan = SNACS(keep=keep, budget=budget, limits=False).plan(view(model, data))
+    kept = sum(int(keep.sum()) for keep in masks(plan).values())
+    assert kept == round(keep * (10 * 9 + 9 * 3)) == plan.reached["connections"]
+
+
+def test_equal_scores_are_counted_too() -> None:
+    model = net()
+    with torch.no_grad():
+        model[2].weight.fill_(1.0)
+        model[0].weight.zero_()
+    plan = SNACS(keep=0.5, budget="connections", limits=False, protect=False).plan(view(model, pictures()))
+    assert plan.reached["connections"] == round(0.5 * (8 * 12 + 12 * 3))
+
+
+@pytest.mark.parametrize("budget", ["params", "macs"])
+@pytest.mark.parametrize("granularity", ["kernels", "filters"])
+def test_budgets_of_the_whole_network_are_met_and_never_exceeded(granularity: Any, budget: Any) -> None:
+    model, data = net(), pictures()
+    plan = SNACS(keep=0.6, budget=budget, granularity=granularity, limits=False).plan(view(model, data))
+    assert 0.55 < plan.reached["keep"] <= 0.6
+    if (granularity, budget) == ("kernels", "params"):
+        pruned = prune(model, data[0][0][:1], plan, progress=False)
+        alive = sum(int((p != 0).sum()) for p in pruned.model.parameters())
+        assert alive == plan.reached["keep"] * sum(p.numel() for p in model.parameters())
+
+
+def test_permuting_channels_permutes_scores_and_masks() -> None:
+    model, data = net(), pictures()
+    order = torch.randperm(8, generator=torch.Generator().manual_seed(3))
+    twin = net()
+    twin.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        twin[0].weight.copy_(model[0].weight[order])
+        twin[0].bias.copy_(model[0].bias[order])
+        twin[2].weight.copy_(model[2].weight[:, order])
+    ours, theirs = (Study(limits=False).of(view(m, data)).scores["2.weight"] for m in (model, twin))
+    torch.testing.assert_close(theirs, ours[:, order], rtol=1e-3, atol=1e-5)
+
+
+def test_protected_units_are_never_pruned() -> None:
+    model, data = net(hidden=20), pictures()
+    with torch.no_grad():
+        model[6].weight[:, 7] = 30.0
+        model[2].weight[7] = 1e-3
+    for keep in (0.7, 0.4):
+        found = masks(SNACS(keep=keep, limits=False).plan(view(model, data)))
+        assert found["2.weight"][7].all()
+    bare = masks(SNACS(keep=0.4, limits=False, protect=False).plan(view(model, data)))
+    assert not bare["2.weight"][7].all()
+    study = Study(limits=False).of(view(model, data))
+    assert study.protected["2"].nonzero().flatten().tolist() == [7]
+    cut = SNACS(keep=0.3, budget="channels", granularity="filters", limits=False).plan(view(model, data))
+    assert {c.group: c.keep.tensor() for c in cut.cuts}["2"][7]
+
+
+@pytest.mark.parametrize("granularity", ["kernels", "filters"])
+def test_limits_hold_or_are_raised_with_a_warning(granularity: Any) -> None:
+    model, data = net(), pictures()
+    method = SNACS(keep=0.85, granularity=granularity, slack=0.1)
+    seen = view(model, data)
+    limits = method.evidence(seen).limits
+    assert any(limit.upper < 0.5 for limit in limits.values())
+    plan = method.plan(seen)
+    for name, keep in masks(plan).items():
+        shares = keep.flatten(2).any(2) if keep.ndim > 2 else keep
+        assert 1 - shares.float().mean() <= limits[name].upper + 1e-6
+    for cut in plan.cuts:
+        assert 1 - cut.keep.count / cut.keep.size <= limits[cut.group].upper + 1e-6
+    assert "limits raised" not in plan.reached
+    tight = SNACS(keep=0.15, granularity=granularity, slack=0.0)
+    with pytest.warns(NervureWarning, match="limits"):
+        plan = tight.plan(seen)
+    assert 0 < plan.reached["limits raised"] <= 1
+    assert plan.reached["keep"] <= 0.15 + 1e-6
+
+
+def test_every_output_still_hears_an_input_when_next_to_nothing_stays() -> None:
+    model, data = net(), pictures()
+    plan = SNACS(keep=0.06, budget="connections", limits=False, protect=False).plan(view(model, data))
+    pruned = apply(model, trace(model, data[0][0][:2]), plan)
+    x = data[0][0][:4].requires_grad_()
+    heard = [torch.autograd.grad(pruned(x)[:, k].sum(), x)[0].abs().sum() for k in range(3)]
+    paths = [bool((masks(plan)["2.weight"].flatten(2).any(2)[masks(plan)["6.weight"][k]]).any()) for k in range(3)]
+    assert len(heard) == 3
+    assert all(paths)
+    with pytest.raises(BudgetError, match="connected"):
+        SNACS(keep=0.01, budget="connections", limits=False, protect=False).plan(view(model, data))
+
+
+class Counting:
+    """Counts how often the model runs."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.runs = 0
+        model.register_forward_pre_hook(self)
+
+    def __call__(self, *args: Any) -> None:
+        self.runs += 1
+
+
+@pytest.mark.parametrize("granularity", ["kernels", "filters"])
+def test_the_cache_gives_the_same_plan_without_running_the_model(tmp_path: Path, granularity: Any) -> None:
+    model, data = net(), pictures()
+    seen = view(model, data)
+    counting = Counting(model)
+    method = SNACS(keep=0.6, granularity=granularity, cache=str(tmp_path), slack=0.9)
+    first = method.plan(seen)
+    runs = counting.runs
+    assert runs == len(data)
+    assert method.plan(seen) == first == SNACS(keep=0.6, granularity=granularity, slack=0.9).plan(seen)
+    runs = counting.runs
+    other = SNACS(keep=0.8, granularity=granularity, cache=str(tmp_path), slack=0.9).plan(seen)
+    assert counting.runs == runs
+    assert other != first
+
+
+def test_other_weights_other_data_and_another_seed_are_other_studies(tmp_path: Path) -> None:
+    model, data = net(), pictures()
+    method = SNACS(keep=0.6, cache=str(tmp_path), limits=False)
+    method.plan(view(model, data))
+    method.plan(view(model, pictures(seed=9)))
+    method.plan(view(model, data, seed=1))
+    with torch.no_grad():
+        model[2].weight[0, 0, 0, 0] += 1
+    method.plan(view(model, data))
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+class Shuffling:
+    """A loader that shuffles anew each time it is read."""
+
+    def __init__(self) -> None:
+        self.epoch = 0
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        (x, y), order = pictures(100)[0], torch.randperm(100, generator=torch.Generator().manual_seed(self.epoch))
+        self.epoch += 1
+        return iter([(x[order], y[order])])
+
+
+def test_a_loader_that_shuffles_anew_each_time_gives_the_same_study(tmp_path: Path) -> None:
+    seen = view(net(), Shuffling())
+    method = SNACS(keep=0.6, cache=str(tmp_path), limits=False, samples=60)
+    assert method.plan(seen) == method.plan(seen)
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_study_that_was_stopped_goes_on_from_its_last_finished_layer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = view(net(), pictures())
+    method = SNACS(keep=0.6, cache=str(tmp_path), limits=False)
+    expected = SNACS(keep=0.6, limits=False).plan(seen)
+    real, scored = studies.connectivity, []
+
+    def stopping(layer: Any, heard: Tensor, **options: Any) -> Tensor:
+        if len(scored) == 2:
+            raise KeyboardInterrupt
+        scored.append(layer.tensor)
+        return real(layer, heard, **options)
+
+    monkeypatch.setattr(studies, "connectivity", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        method.plan(seen)
+    assert scored == ["0.weight", "2.weight"]
+    again = []
+    monkeypatch.setattr(studies, "connectivity", lambda *a, **k: again.append(a[0].tensor) or real(*a, **k))
+    monkeypatch.setattr(studies, "measure", None)
+    assert method.plan(seen) == expected
+    assert again == ["6.weight"]
+
+
+def test_evidence_survives_a_file_and_speaks_json(tmp_path: Path) -> None:
+    found = Study().of(view(net(), pictures()))
+    again = Connectivity.load(found.save(tmp_path / "found.safetensors"))
+    assert list(again.scores) == list(found.scores)
+    assert all(torch.equal(again.scores[name], values) for name, values in found.scores.items())
+    assert again.to_json() == found.to_json()
+    assert set(found.to_json()["limits"]) == {"2.weight", "6.weight"}
+
+
+def test_evidence_measured_before_is_used() -> None:
+    model, data = net(), pictures()
+    seen = view(model, data)
+    stats = measure(model, seen.graph, data, want={"connections", "labels"}, seed=0)
+    given = View(seen.graph, seen.weights, stats)
+    assert SNACS(keep=0.7).plan(given) == SNACS(keep=0.7).plan(seen)
+
+
+def test_limits_need_labels_and_nothing_else_does() -> None:
+    model, data = net(), [x for x, _ in pictures()]
+    with pytest.raises(DataError, match="limits=False"):
+        SNACS(keep=0.7).plan(view(model, data))
+    seen = view(model, data)
+    stats = measure(model, seen.graph, data, want={"connections"})
+    with pytest.raises(DataError, match="limits of the layers need labels"):
+        SNACS(keep=0.7).plan(View(seen.graph, seen.weights, stats))
+    assert SNACS(keep=0.7, limits=False).plan(seen).masks
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [(torch.zeros(40, dtype=torch.long), "same label"), (torch.arange(40), "too few")],
+    ids=["one class", "fewer samples than classes"],
+)
+def test_labels_that_teach_nothing_are_refused(labels: Tensor, message: str) -> None:
+    x = pictures()[0][0][:40]
+    with pytest.raises(DataError, match=message):
+        SNACS(keep=0.7).plan(view(net(), [(x, labels)]))
+
+
+def test_constant_and_dead_channels_are_no_trouble() -> None:
+    model = net()
+    with torch.no_grad():
+        model[0].weight.zero_()
+        model[0].bias.fill_(-1)
+    for granularity in ("kernels", "filters"):
+        plan = SNACS(keep=0.5, granularity=granularity, slack=1.0).plan(view(model, pictures()))
+        assert plan.reached["keep"] <= 0.5
+
+
+def test_nan_activations_and_missing_data_are_refused() -> None:
+    model, data = net(), pictures()
+    seen = view(model, data)
+    with pytest.raises(DataError, match="data="):
+        SNACS().plan(View(seen.graph, seen.weights))
+    model[2].bias.data[0] = float("nan")
+    with pytest.raises(DataError, match="NaN"):
+        SNACS().plan(seen)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"keep": 0.0},
+        {"granularity": "layers"},
+        {"budget": "channels"},
+        {"granularity": "filters", "budget": "weights"},
+        {"slack": 1.5},
+        {"samples": 0},
+        {"estimator": "tarot"},
+    ],
+    ids=str,
+)
+def test_options_out_of_range_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(ArgumentError):
+        SNACS(**options)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("granularity", ["kernels", "filters"])
+def test_every_network_can_be_planned_for_or_says_why_not(name: str, granularity: Any) -> None:
+    network = NETWORKS[name]
+    model, example = network.factory().eval(), network.example()
+    graph = trace(model, example)
+    weights = {name: tensor.detach() for name, tensor in named_tensors(model).items()}
+    data = [(example, None)] * 20
+    method = SNACS(keep=0.8, granularity=granularity, limits=False, protect=False)
+    try:
+        plan = method.plan(View(graph, weights, None, 0, model, example, data))
+    except BudgetError as error:
+        assert "nothing can be cut" in str(error) or "can be pruned" in str(error) or "smallest keep" in str(error)
+        return
+    apply(model, graph, plan)
