@@ -48,7 +48,7 @@ def test_help_shows_a_working_example(name: str) -> None:
 
 
 def test_commands_come_in_the_order_of_the_arrows() -> None:
-    order = ["run", "trace", "measure", "score", "plan", "apply", "train", "evaluate", "report"]
+    order = ["run", "compare", "trace", "measure", "score", "plan", "apply", "train", "evaluate", "report"]
     assert main.list_commands(main.make_context("nervure", ["--help"], resilient_parsing=True)) == order
 
 
@@ -179,3 +179,40 @@ def test_a_whole_recipe_from_the_command_line() -> None:
     assert text.index("->") < text.index("cut ...")
     assert text.rstrip().endswith("report.html")
     assert done("run", "recipe.toml", "--folder", "out", "--quiet").strip().endswith("report.html")
+
+
+STUDY = """
+[study]
+seeds = [0]
+keeps = [0.5]
+[data]
+name = "digits"
+train_samples = 64
+test_samples = 40
+[train]
+epochs = 0
+[recover]
+epochs = 0
+[[network]]
+name = "resnet8"
+options = { width = 0.25 }
+[[method]]
+name = "Random"
+[[method]]
+name = "FPGM"
+"""
+
+
+def test_compare_shows_the_tables_and_goes_on_where_it_was() -> None:
+    Path("study.toml").write_text(STUDY)
+    text = done("compare", "study.toml", "--folder", "out", "--limit", "2")
+    assert "0 of 3 trials are done" in text
+    assert "| Random | 0.5 |" in text
+    assert "FPGM" not in Path("out/comparison.md").read_text()
+    assert "| FPGM | 0.5 |" in done("compare", "study.toml", "--folder", "out")
+    assert "no key 'sedes'" in refused("compare", str(_written("bad.toml", STUDY.replace("seeds", "sedes"))))
+
+
+def _written(name: str, text: str) -> Path:
+    Path(name).write_text(text)
+    return Path(name)

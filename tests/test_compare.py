@@ -179,3 +179,13 @@ def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "results.jsonl").write_text('{"foo": 1}\n{"bar": 2}\n')
     with pytest.raises(FileError, match="line 1 is no outcome"):
         compare_function(tiny(), folder=tmp_path, progress=False)
+
+
+def test_the_example_is_a_study() -> None:
+    study = Study.from_toml(Path(__file__).parent.parent / "examples" / "study.toml")
+    assert len(study.trials()) == 3 * (1 + 3 * 2)
+
+
+def test_the_study_of_the_benchmark_can_be_read() -> None:
+    study = Study.from_toml(Path(__file__).parent.parent / "benchmarks" / "pruning.toml")
+    assert {trial.recipe.run.seed for trial in study.trials()} == {0, 1, 2}
