@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nervure.errors import FileError, RecipeError
-from nervure.export import load
+from nervure.export import load, read_header
 from nervure.recipe import Recipe, run
 from nervure.recipe import steps as steps_module
 from nervure.recipe.parts import Source, dataset_of, factory_of, trained
@@ -327,3 +327,42 @@ def test_a_teacher_pulls_towards_its_answers() -> None:
         with torch.no_grad():
             losses[share] = float((model(x).softmax(1) - teacher(x).softmax(1)).abs().sum(1).mean())
     assert losses[1.0] < 0.5 * losses[0.0]
+
+
+def test_layers_then_channels_in_one_recipe(tmp_path: Path) -> None:
+    text = (
+        TINY
+        + """
+[prune]
+keep = 0.9
+[[prune.then]]
+method = "Magnitude"
+keep = 0.6
+budget = "macs"
+"""
+    )
+    recipe = Recipe.from_toml(text)
+    assert Recipe.from_toml(recipe.to_toml()) == recipe
+    data = recipe.to_dict()
+    data["prune"] |= {"method": "Depth", "options": {"drop": 1, "score": "random"}}
+    data["run"]["twins"] = False
+    report = run(Recipe.from_dict(data), folder=tmp_path / "both", progress=False)
+    assert report.method.startswith("Depth(")
+    assert ", then Magnitude(keep=0.6" in report.method
+    assert len(report.plan.drops) == 1
+    source = Source(**read_header(tmp_path / "both" / "model.safetensors")["meta"]["model"])
+    again = load(tmp_path / "both" / "model.safetensors", source.build)
+    assert again.plan.cuts
+    assert again.earlier[0].plan == report.plan
+    assert again.cost_after.macs < 0.6 * again.cost_before.macs
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [({"method": "Magnitud"}, "number 1: there is no method 'Magnitud'"), ({"method": "Random", "kep": 1}, "'kep'")],
+)
+def test_a_later_method_that_is_unknown_is_refused_before_any_work(
+    table: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(RecipeError, match=message):
+        run(tiny(prune={"then": [table]}), folder=tmp_path / "run", progress=False)

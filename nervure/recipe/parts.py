@@ -128,17 +128,27 @@ def dataset_of(section: DataSection, seed: int) -> Dataset:
 def method_of(recipe: Recipe) -> Method:
     """The recipe's method with its hyper-parameters; raises RecipeError where it does not take them."""
     section = recipe.prune
-    if section.method not in METHODS:
-        raise RecipeError(
-            f"[prune] there is no method {section.method!r}.{nearest(section.method, METHODS, listed=True)}"
-        )
-    known = {f.name for f in fields(METHODS[section.method])}
-    shared = {"keep": section.keep, "budget": section.budget}
-    options = {k: v for k, v in shared.items() if k in known} | dict(section.options)
+    return _method(section.method, {"keep": section.keep, "budget": section.budget}, section.options, "[prune]")
+
+
+def methods_after(recipe: Recipe) -> tuple[Method, ...]:
+    """The methods that prune what the first has left, in order; raises RecipeError as :func:`method_of`."""
+    tables = [dict(table) for table in recipe.prune.then]
+    return tuple(
+        _method(str(table.pop("method", "")), {}, table, f"[[prune.then]] number {number}:")
+        for number, table in enumerate(tables, start=1)
+    )
+
+
+def _method(name: str, shared: Options, options: Options, where: str) -> Method:
+    """``shared`` is for methods that know it, ``options`` are meant for this one."""
+    if name not in METHODS:
+        raise RecipeError(f"{where} there is no method {name!r}.{nearest(name, METHODS, listed=True)}")
+    known = {f.name for f in fields(METHODS[name])}
     try:
-        return method_from(section.method, **options)
+        return method_from(name, **({k: v for k, v in shared.items() if k in known} | dict(options)))
     except (ArgumentError, TypeError) as error:
-        raise RecipeError(f"[prune] {error}") from error
+        raise RecipeError(f"{where} {error}") from error
 
 
 def device_of(recipe: Recipe) -> torch.device:

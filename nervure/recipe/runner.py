@@ -11,7 +11,7 @@ import torch
 
 from nervure.errors import RecipeError
 from nervure.files import read_json, require_folder, write_json, write_text
-from nervure.recipe.parts import data_of, device_of, method_of, source_of
+from nervure.recipe.parts import data_of, device_of, method_of, methods_after, source_of
 from nervure.recipe.steps import ARTEFACTS, STEPS, Bench, remove_checkpoints
 from nervure.recipe.values import Recipe, differences
 from nervure.report import Report
@@ -54,6 +54,7 @@ def run(
         )
         # Built once before any work: an option that does not fit should not wait for the data to be read twice.
         bench.fresh()
+        methods_after(recipe)
         log = _opened(bench, resume)
         try:
             for name, step in STEPS.items():

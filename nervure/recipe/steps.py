@@ -20,8 +20,8 @@ from nervure.graph import Graph, count
 from nervure.graph.tape import named_tensors
 from nervure.methods import Method, Random, View
 from nervure.plan import Plan
-from nervure.prune import Pruned
-from nervure.recipe.parts import Source, trained
+from nervure.prune import Pruned, prune
+from nervure.recipe.parts import Source, methods_after, trained
 from nervure.recipe.values import Recipe
 from nervure.report import Report, to_html, to_markdown
 from nervure.report.values import DENSE, DENSE_PLUS, PRUNED, RANDOM, Row
@@ -143,6 +143,11 @@ def plan_cut(bench: Bench) -> None:
 def cut(bench: Bench) -> None:
     """Cut a copy, and check that it computes what it should."""
     pruned = _cut(bench, bench.plan(), repr(bench.method))
+    batches = bench.data.train.batches(bench.recipe.evaluate.batch_size, shuffle_seed=bench.recipe.run.seed)
+    for method in methods_after(bench.recipe):
+        seed = bench.recipe.run.seed
+        pruned = prune(pruned, bench.example(), method, data=batches, seed=seed, progress=bench.progress)
+        bench.say(f"then {method!r}\n{pruned.plan.describe(pruned.graph)}")
     bench.save("cut.safetensors", pruned)
     bench.say(f"  verified: largest relative difference {pruned.verification:.1e}")
 

@@ -12,6 +12,7 @@ import torch
 from nervure.files import read_json
 from nervure.graph import Graph
 from nervure.plan import Plan
+from nervure.recipe.parts import methods_after
 from nervure.recipe.steps import Bench
 from nervure.report import Point, Report, Row, Width
 from nervure.report.values import DENSE, DENSE_PLUS, PRUNED, RANDOM
@@ -26,7 +27,7 @@ def summary(bench: Bench) -> Report:
     name = bench.recipe.model.name or bench.recipe.model.factory
     return Report(
         title=f"{type(bench.method).__name__} on {name}, {bench.data.name}",
-        method=repr(bench.method),
+        method=", then ".join(map(repr, (bench.method, *methods_after(bench.recipe)))),
         recipe=bench.recipe.to_dict(),
         plan=plan,
         rows=rows,

@@ -111,13 +111,17 @@ class TrainSection:
 @final
 @dataclass(frozen=True, slots=True)
 class PruneSection:
-    """Which ``method``, how much stays (``keep``, in the unit of ``budget``), and the method's other ``options``."""
+    """Which ``method``, how much stays (``keep``, in the unit of ``budget``), and the method's other ``options``.
+
+    Each table in ``then`` (``[[prune.then]]``) names another ``method`` with its options; it prunes what is left.
+    """
 
     method: str = "Magnitude"
     keep: float = rule(fraction, 0.5)
     budget: Literal["channels", "params", "macs"] = "macs"
     samples: int = rule(positive, 2048)
     options: Options = field(default_factory=dict, hash=False)
+    then: tuple[Options, ...] = field(default=(), hash=False)
 
 
 @final
