@@ -23,7 +23,7 @@ from nervure.dependence import conditional_connectivity, mutual_information
 
 RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results"
 CHANNELS, GROUPS, SAMPLES, MORE_SAMPLES = 512, 64, 2000, 6500
-TREES, HASHED_PARENTS, ROUNDS = 12, 4, 3
+TREES, HASHED_PARENTS, ROUNDS = 4, 2, 3
 
 
 def layer(samples: int) -> tuple[Tensor, Tensor]:

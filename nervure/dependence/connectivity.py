@@ -30,6 +30,7 @@ def conditional_connectivity(
     groups: int | tuple[int, int] | None = None,
     correction: Correction | None = None,
     smooth: bool = True,
+    noise: float = 0.0,
     faithful: bool = False,
     interval: None = None,
     memory: int = 256 * MEBIBYTE,
@@ -51,6 +52,7 @@ def conditional_connectivity(
     groups: int | tuple[int, int] | None = None,
     correction: Correction | None = None,
     smooth: bool = True,
+    noise: float = 0.0,
     faithful: bool = False,
     interval: float,
     memory: int = 256 * MEBIBYTE,
@@ -71,6 +73,7 @@ def conditional_connectivity(  # noqa: PLR0913 - one choice per argument, all by
     groups: int | tuple[int, int] | None = None,
     correction: Correction | None = None,
     smooth: bool = True,
+    noise: float = 0.0,
     faithful: bool = False,
     interval: float | None = None,
     memory: int = 256 * MEBIBYTE,
@@ -99,6 +102,9 @@ def conditional_connectivity(  # noqa: PLR0913 - one choice per argument, all by
             ``"permutation"`` (the mean of five estimates without dependence) or ``"none"``; by default the law, and
             permutations for ``"hash"``, whose many cells no law describes.
         smooth: for ``"residual"``: leave out of the joint histogram what cannot be told from sampling noise.
+        noise: standard deviation of what is added to every child, relative to its own, for ``"residual"`` and
+            ``"gaussian"``: a child that is a noiseless function of its parents depends on all of them completely,
+            and only with some noise, such as 0.1, shows on which it depends most.
         faithful: for ``"hash"``: as first published, with what is known to be wrong in it.
         interval: confidence such as 0.95; the answer is then (value, low, high), at 20 times the cost.
         memory: bytes the pairwise work may take beyond a few copies of the input.
@@ -120,7 +126,7 @@ def conditional_connectivity(  # noqa: PLR0913 - one choice per argument, all by
     """
     phi = phi or ("1" if weights is None else "w")
     require_phi(phi, weighted=weights is not None, hashed=estimator == "hash")
-    options = Options(estimator, divergence, bins, ridge, correction, phi, smooth, faithful, memory, seed)
+    options = Options(estimator, divergence, bins, ridge, correction, phi, smooth, noise, faithful, memory, seed)
     p, x = as_samples(parents, "parents"), as_samples(children, "children")
     n = require_same_samples(parents=p, children=x)
     sizes = _group_counts(groups, x.shape[1], p.shape[1])
@@ -143,7 +149,7 @@ def _scores(p: Tensor, x: Tensor, groups: tuple[int, int], w: Tensor | None, opt
     if options.estimator == "mst":
         return spanning.connectivity(p, x, groups, options.seed)
     p, x = _group_means(p, groups[1]), _group_means(x, groups[0])
-    left = residuals(p, x, options.ridge)
+    left = residuals(p, x, options.ridge, options.drawn_noise(len(p), p.device))
     if options.estimator == "gaussian":
         return gaussian.connectivity(left, options.divergence)
     return residual.connectivity(left, options)

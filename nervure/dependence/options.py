@@ -31,6 +31,7 @@ class Options:
     correction: Correction | None = None
     phi: Phi = "1"
     smooth: bool = True
+    noise: float = 0.0
     faithful: bool = False
     memory: int = 256 * MEBIBYTE
     seed: int = 0
@@ -42,6 +43,10 @@ class Options:
         require_choice(self.correction, (None, *get_args(Correction)), "correction")
         if isinstance(self.bins, bool) or not isinstance(self.bins, int) or not 2 <= self.bins <= 64:
             raise ArgumentError(f"bins={self.bins!r} must be a whole number from 2 to 64.")
+        if not 0 <= self.noise < float("inf"):
+            raise ArgumentError(
+                f"noise={self.noise!r} must be 0 or more; it is relative to a child's standard deviation."
+            )
         if self.estimator == "mst" and self.divergence != "henze-penrose":
             raise ArgumentError("estimator='mst' estimates divergence='henze-penrose' only.")
         if self.faithful and self.estimator != "hash":
@@ -62,6 +67,13 @@ class Options:
             return []
         generator = torch.Generator().manual_seed(self.seed)
         return [torch.randperm(samples, generator=generator).to(device) for _ in range(SHUFFLES)]
+
+    def drawn_noise(self, samples: int, device: torch.device) -> Tensor | None:
+        """What is added to every child, the same for all so that their order does not matter; None for nothing."""
+        if self.noise == 0:
+            return None
+        drawn = torch.randn(samples, generator=torch.Generator().manual_seed(self.seed), dtype=torch.float64)
+        return self.noise * drawn.to(device)
 
     def warn_few(self, samples: int) -> None:
         """Warn where the bins outnumber what the samples can fill: the bias is then no longer small or known."""

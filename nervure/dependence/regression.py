@@ -37,13 +37,14 @@ class Residuals:
     used: float
 
 
-def residuals(parents: Tensor, children: Tensor, ridge: float) -> Residuals:
+def residuals(parents: Tensor, children: Tensor, ridge: float, noise: Tensor | None = None) -> Residuals:
     """Every parent given the others, and every child given all of them.
 
     Args:
         parents: [N, parents] float64.
         children: [N, children] float64.
         ridge: strength relative to a parent's variance, at least 0.
+        noise: [N] added to every standardised child, less what the parents explain of it.
 
     Raises:
         ArgumentError: ``ridge`` is negative, or 0 where the parents are linearly dependent.
@@ -60,7 +61,10 @@ def residuals(parents: Tensor, children: Tensor, ridge: float) -> Residuals:
     alive = heard & (parent.square().mean(0).sqrt() >= DEAD)
     used = 1 + float((gram * weight).sum())
     others = used - (used - 1) / parents.shape[1]
-    return Residuals(parent, x - p @ slope, slope, max(1.0, n - others), alive, used)
+    child = x - p @ slope
+    if noise is not None:
+        child = child + (noise - p @ (weight @ (p.T @ noise)))[:, None]
+    return Residuals(parent, child, slope, max(1.0, n - others), alive, used)
 
 
 def _inverse(gram: Tensor, ridge: float) -> Tensor:

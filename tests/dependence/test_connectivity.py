@@ -68,8 +68,8 @@ def test_the_tile_changes_nothing(parents: int, children: int, n: int, memory: i
 def test_permuting_channels_permutes_scores(estimator: str) -> None:
     p, x = layer()
     rows, columns = torch.randperm(5), torch.randperm(6)
-    scores = conditional_connectivity(p, x, estimator=estimator)
-    permuted = conditional_connectivity(p[:, columns], x[:, rows], estimator=estimator)
+    scores = conditional_connectivity(p, x, estimator=estimator, noise=0.1)
+    permuted = conditional_connectivity(p[:, columns], x[:, rows], estimator=estimator, noise=0.1)
     torch.testing.assert_close(permuted, scores[rows][:, columns], atol=1e-6, rtol=0)
 
 
@@ -182,6 +182,21 @@ def test_input_that_cannot_be_used_is_refused() -> None:
         conditional_connectivity(p, x, estimator="copula")  # type: ignore[call-overload]
     with pytest.raises(ArgumentError, match="singular"):
         conditional_connectivity(torch.cat([p, p], dim=1), x, ridge=0.0)
+
+
+@pytest.mark.parametrize("estimator", ["residual", "gaussian"])
+def test_children_without_any_noise_are_ranked_by_what_each_parent_adds(estimator: str) -> None:
+    generator = torch.Generator().manual_seed(4)
+    mixing = torch.randn(12, 12, generator=generator) / 12**0.5 / 2 + torch.eye(12)
+    p, w = torch.randn(1500, 12, generator=generator) @ mixing, torch.randn(8, 12, generator=generator)
+    truth = w.abs() * torch.linalg.inv(torch.cov(p.T)).diagonal().rsqrt()
+    children = p @ w.T
+    scores = conditional_connectivity(p, children, estimator=estimator, noise=0.1)
+    for score, true in zip(scores, truth, strict=True):
+        ranks = torch.stack([score.argsort().argsort(), true.argsort().argsort()]).double()
+        assert float(torch.corrcoef(ranks)[0, 1]) > 0.95
+    with pytest.raises(ArgumentError, match="noise=-1"):
+        conditional_connectivity(p, children, estimator=estimator, noise=-1)
 
 
 def test_whole_numbers_are_taken() -> None:
