@@ -10,7 +10,7 @@ from nervure.recipe import Recipe, Study, compare, run
 from nervure.report import Report
 from nervure.rules import rule
 from nervure.stats import Stats, measure
-from nervure.surgery import apply, verify
+from nervure.surgery import apply, compact, verify
 from nervure.tracing import trace
 from nervure.training import hold, train
 
@@ -43,6 +43,7 @@ __all__ = [  # noqa: RUF022
     "Taylor",
     "apply",
     "compare",
+    "compact",
     "count",
     "evaluate",
     "hold",

@@ -1,0 +1,137 @@
+"""From masks to cuts: channels that nothing hears any more leave, and with them what only they heard."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nervure.errors import ArgumentError
+from nervure.graph.types import Graph, Group, Slot
+from nervure.plan import Cut, Keep, Mask, Plan
+from nervure.stats import measure
+from nervure.surgery.apply import apply, masks_after
+
+
+def compact(
+    graph: Graph, plan: Plan | Mapping[str, Tensor], *, model: nn.Module | None = None, example: Any = None
+) -> Plan:
+    """Turn silent channels into cuts, so that masks save memory and time; the network computes the same.
+
+    A channel is silent where all that reads it is masked. With ``model``, so is one that hears nothing and says exactly
+    zero; one that says another constant stays, since no edit of a plan can hand the constant on. Groups in which a cut
+    changes more than the units (a norm over them) stay whole. What only silent channels heard falls silent in turn.
+
+    Args:
+        graph: the graph of the model that the plan is for.
+        plan: edits, or boolean masks (True stays) by the name of their parameter.
+        model: the model, to see which channels say zero; it is not changed.
+        example: inputs for it, as for :func:`nervure.trace`.
+
+    Returns:
+        The plan with its cuts extended. Each group keeps at least one unit.
+
+    Raises:
+        ArgumentError: one of ``model`` and ``example`` is given without the other.
+        PlanError: the plan does not fit the graph.
+    """
+    if (model is None) != (example is None):
+        raise ArgumentError("model= and example= go together: what channels say is seen by running the model.")
+    made = plan if isinstance(plan, Plan) else _plan(graph, plan)
+    linked = {name for link in made.links for name in (link.source, link.target)}
+    candidates = [group for group in graph.prunable if not group.notes and group.name not in linked]
+    keeps = {group.name: torch.ones(group.size, dtype=torch.bool) for group in candidates}
+    for cut in made.cuts:
+        keeps[cut.group] = keeps.get(cut.group, torch.tensor(True)) & cut.keep.tensor()
+    masks_after(graph, made)
+    alive = _masks(graph, made)
+    zero = _zeros(graph, made, model, example) if model is not None else {}
+    while any([_silence(group, keeps[group.name], alive, zero) for group in candidates]):
+        for name, keep in keeps.items():
+            _leave(graph[name], keep, alive)
+    cuts = [Cut(name, Keep.of(keep)) for name, keep in keeps.items() if not keep.all()]
+    return replace(made, edits=(*cuts, *(edit for edit in made.edits if not isinstance(edit, Cut))))
+
+
+def _plan(graph: Graph, masks: Mapping[str, Tensor]) -> Plan:
+    return Plan(tuple(Mask(name, Keep.of(keep)) for name, keep in masks.items()), graph.fingerprint)
+
+
+def _masks(graph: Graph, plan: Plan) -> dict[str, Tensor]:
+    """The connections that stay, for every tensor that reads a group or is masked."""
+    readers = {slot.tensor for group in graph.groups for slot in group.slots if _may_read(slot)}
+    sizes = {name: [graph.axes[axis].size for axis in graph.tensors[name]] for name in readers}
+    masks = {name: torch.ones(shape, dtype=torch.bool) for name, shape in sizes.items()}
+    for mask in plan.masks:
+        masks[mask.tensor] = masks.get(mask.tensor, torch.tensor(True)) & mask.keep.tensor()
+    return masks
+
+
+def _silence(group: Group, keep: Tensor, alive: Mapping[str, Tensor], zero: Mapping[str, Tensor]) -> bool:
+    """Mark the silent units of ``group`` in ``keep``; whether there were new ones."""
+    heard = torch.full((group.size,), not group.readers)
+    for slot in group.slots:
+        if _may_read(slot):
+            keeps = alive[slot.tensor]
+            heard |= _places(slot, group.size, torch.ones_like(keeps) if _is_rescaled(slot) else keeps)
+    silent = ~heard | zero.get(group.name, torch.zeros_like(heard))
+    new = silent & keep
+    if new.equal(keep):
+        # A group of nothing would cut the network in two: the first one stays, masked.
+        new[keep.nonzero()[0]] = False
+    keep &= ~new
+    return bool(new.any())
+
+
+def _may_read(slot: Slot) -> bool:
+    # A weight that writes along another axis than the first may be tied: then it also reads along it.
+    return slot.role == "reader" or (slot.role == "writer" and slot.axis > 0)
+
+
+def _is_rescaled(slot: Slot) -> bool:
+    # A normalised weight makes up for what is masked of it, and a cut does not.
+    return ".parametrizations." in slot.tensor or slot.tensor.endswith("weight_v")
+
+
+def _leave(group: Group, keep: Tensor, alive: dict[str, Tensor]) -> None:
+    """Units that left neither hear nor are heard: their entries no longer count in any mask."""
+    for slot in group.slots:
+        if slot.tensor in alive:
+            units = torch.tensor(slot.units.array)
+            gone = (units >= 0) & ~keep[units.clamp(min=0)]
+            shape = [1] * alive[slot.tensor].ndim
+            shape[slot.axis] = len(gone)
+            alive[slot.tensor] = alive[slot.tensor] & ~gone.reshape(shape)
+
+
+def _places(slot: Slot, size: int, keep: Tensor) -> Tensor:
+    """Units with an entry that is not masked. Boolean [units]."""
+    units = torch.tensor(slot.units.array)
+    marked = (units >= 0) & keep.movedim(slot.axis, 0).reshape(len(units), -1).any(1)
+    found = torch.zeros(size, dtype=torch.bool)
+    found[units[marked]] = True
+    return found
+
+
+def _zeros(graph: Graph, plan: Plan, model: nn.Module, example: Any) -> dict[str, Tensor]:
+    """Units that hear nothing and say zero wherever they are read. Boolean [units] for each group."""
+    alive = _masks(graph, plan)
+    masked = apply(model, graph, Plan(plan.masks, plan.fingerprint))
+    heard = measure(masked, graph, [(example, None)], want={"connections"}, progress=False).connections
+    found = {}
+    for group in graph.prunable:
+        if group.notes or not group.writers or not group.readers or not _all_masked(group, alive, heard):
+            continue
+        deaf = torch.ones(group.size, dtype=torch.bool)
+        for slot in group.writers:
+            deaf &= ~_places(slot, group.size, alive[slot.tensor])
+        for slot in group.readers:
+            spoken = heard[slot.tensor].abs().amax((0, 2))
+            deaf &= ~_places(replace(slot, axis=0), group.size, spoken > 0) if len(spoken) == len(slot.units) else False
+        found[group.name] = deaf
+    return found
+
+
+def _all_masked(group: Group, alive: Mapping[str, Tensor], heard: Mapping[str, Tensor]) -> bool:
+    return all(s.tensor in alive for s in group.writers) and all(s.tensor in heard for s in group.readers)
