@@ -104,8 +104,8 @@ class Connectivity:
 
 @final
 @dataclass(frozen=True, slots=True)
-class Study:
-    """How connectivity is studied: the options of SNACS that decide what is measured, apart from any budget."""
+class Survey:
+    """How connectivity is surveyed: the options of SNACS that decide what is measured, apart from any budget."""
 
     per_unit: bool = False
     estimator: Estimator = "residual"
@@ -117,9 +117,9 @@ class Study:
     per_class: int = 0
 
     def of(self, view: View, cache: str | os.PathLike[str] | None = None) -> Connectivity:
-        """Study the model of a view, or read what was found out before about the same model on the same data.
+        """Survey the model of a view, or read what was found out before about the same model on the same data.
 
-        With a cache, the measurement and each layer are written as soon as they are done: a study that was stopped
+        With a cache, the measurement and each layer are written as soon as they are done: a survey that was stopped
         goes on from there.
 
         Raises:
@@ -249,14 +249,14 @@ def _are_labelled(view: View) -> bool:
     return are_labelled(_unmoved(view.data))
 
 
-def _evidence_digest(study: Study, view: View) -> str:
+def _evidence_digest(survey: Survey, view: View) -> str:
     if view.stats is not None and view.stats.connections:
         digest = hashlib.sha256(view.stats.digest.encode())
         for name, tensor in sorted(view.stats.connections.items()):
             digest.update(name.encode() + tensor.contiguous().numpy().tobytes())
         return digest.hexdigest()
     return data_digest(
-        _unmoved(view.data), samples=study.samples, per_class=study.per_class, labelled=study.limits, seed=view.seed
+        _unmoved(view.data), samples=survey.samples, per_class=survey.per_class, labelled=survey.limits, seed=view.seed
     )
 
 

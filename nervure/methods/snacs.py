@@ -26,7 +26,7 @@ from nervure.check import require_choice, require_positive
 from nervure.dependence.options import Estimator
 from nervure.errors import ArgumentError, BudgetError, NervureWarning
 from nervure.methods.base import View
-from nervure.methods.connectivity import Connectivity, Study
+from nervure.methods.connectivity import Connectivity, Survey
 from nervure.plan import Keep, Mask, Plan
 from nervure.scores import magnitude
 from nervure.scores.connectivity import lifelines, unit_scores
@@ -107,7 +107,7 @@ class SNACS:
 
     def evidence(self, view: View) -> Connectivity:
         """What the plan rests on: connectivity, limits and what is protected; from the cache where it is there."""
-        return Study(
+        return Survey(
             per_unit=self.granularity == "filters",
             estimator=self.estimator,
             limits=self.limits,

@@ -12,8 +12,8 @@ from nervure import SNACS, Plan, apply, prune, trace
 from nervure.errors import ArgumentError, BudgetError, DataError, NervureWarning
 from nervure.graph.tape import named_tensors
 from nervure.methods import View
-from nervure.methods import connectivity as studies
-from nervure.methods.connectivity import Connectivity, Study
+from nervure.methods import connectivity as surveys
+from nervure.methods.connectivity import Connectivity, Survey
 from nervure.stats import Stats, measure
 from tests.networks import NETWORKS
 
@@ -84,7 +84,7 @@ def test_an_irrelevant_input_of_a_generated_layer_scores_lowest() -> None:
     with torch.no_grad():
         model[0].weight.copy_(torch.eye(6))
         model[0].bias.zero_()
-    found = Study(limits=False).of(view(model, [(x, None)]))
+    found = Survey(limits=False).of(view(model, [(x, None)]))
     assert (found.scores["1.weight"].argmin(1) == 3).all()
 
 
@@ -128,7 +128,7 @@ def test_permuting_channels_permutes_scores_and_masks() -> None:
         twin[0].weight.copy_(model[0].weight[order])
         twin[0].bias.copy_(model[0].bias[order])
         twin[2].weight.copy_(model[2].weight[:, order])
-    ours, theirs = (Study(limits=False).of(view(m, data)).scores["2.weight"] for m in (model, twin))
+    ours, theirs = (Survey(limits=False).of(view(m, data)).scores["2.weight"] for m in (model, twin))
     torch.testing.assert_close(theirs, ours[:, order], rtol=1e-3, atol=1e-5)
 
 
@@ -142,8 +142,8 @@ def test_protected_units_are_never_pruned() -> None:
         assert found["2.weight"][7].all()
     bare = masks(SNACS(keep=0.4, limits=False, protect=False).plan(view(model, data)))
     assert not bare["2.weight"][7].all()
-    study = Study(limits=False).of(view(model, data))
-    assert study.protected["2"].nonzero().flatten().tolist() == [7]
+    study = Survey(limits=False).of(view(model, data))
+    assert survey.protected["2"].nonzero().flatten().tolist() == [7]
     cut = SNACS(keep=0.3, budget="channels", granularity="filters", limits=False).plan(view(model, data))
     assert {c.group: c.keep.tensor() for c in cut.cuts}["2"][7]
 
@@ -209,7 +209,7 @@ def test_the_cache_gives_the_same_plan_without_running_the_model(tmp_path: Path,
     assert other != first
 
 
-def test_other_weights_other_data_and_another_seed_are_other_studies(tmp_path: Path) -> None:
+def test_other_weights_other_data_and_another_seed_are_other_surveys(tmp_path: Path) -> None:
     model, data = net(), pictures()
     method = SNACS(keep=0.6, cache=str(tmp_path), limits=False)
     method.plan(view(model, data))
@@ -233,20 +233,20 @@ class Shuffling:
         return iter([(x[order], y[order])])
 
 
-def test_a_loader_that_shuffles_anew_each_time_gives_the_same_study(tmp_path: Path) -> None:
+def test_a_loader_that_shuffles_anew_each_time_gives_the_same_survey(tmp_path: Path) -> None:
     seen = view(net(), Shuffling())
     method = SNACS(keep=0.6, cache=str(tmp_path), limits=False, samples=60)
     assert method.plan(seen) == method.plan(seen)
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_a_study_that_was_stopped_goes_on_from_its_last_finished_layer(
+def test_a_survey_that_was_stopped_goes_on_from_its_last_finished_layer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = view(net(), pictures())
     method = SNACS(keep=0.6, cache=str(tmp_path), limits=False)
     expected = SNACS(keep=0.6, limits=False).plan(seen)
-    real, scored = studies.connectivity, []
+    real, scored = surveys.connectivity, []
 
     def stopping(layer: Any, heard: Tensor, **options: Any) -> Tensor:
         if len(scored) == 2:
@@ -254,19 +254,19 @@ def test_a_study_that_was_stopped_goes_on_from_its_last_finished_layer(
         scored.append(layer.tensor)
         return real(layer, heard, **options)
 
-    monkeypatch.setattr(studies, "connectivity", stopping)
+    monkeypatch.setattr(surveys, "connectivity", stopping)
     with pytest.raises(KeyboardInterrupt):
         method.plan(seen)
     assert scored == ["0.weight", "2.weight"]
     again = []
-    monkeypatch.setattr(studies, "connectivity", lambda *a, **k: again.append(a[0].tensor) or real(*a, **k))
-    monkeypatch.setattr(studies, "measure", None)
+    monkeypatch.setattr(surveys, "connectivity", lambda *a, **k: again.append(a[0].tensor) or real(*a, **k))
+    monkeypatch.setattr(surveys, "measure", None)
     assert method.plan(seen) == expected
     assert again == ["6.weight"]
 
 
 def test_evidence_survives_a_file_and_speaks_json(tmp_path: Path) -> None:
-    found = Study().of(view(net(), pictures()))
+    found = Survey().of(view(net(), pictures()))
     again = Connectivity.load(found.save(tmp_path / "found.safetensors"))
     assert list(again.scores) == list(found.scores)
     assert all(torch.equal(again.scores[name], values) for name, values in found.scores.items())
