@@ -142,8 +142,8 @@ def test_protected_units_are_never_pruned() -> None:
         assert found["2.weight"][7].all()
     bare = masks(SNACS(keep=0.4, limits=False, protect=False).plan(view(model, data)))
     assert not bare["2.weight"][7].all()
-    study = Survey(limits=False).of(view(model, data))
-    assert survey.protected["2"].nonzero().flatten().tolist() == [7]
+    found = Survey(limits=False).of(view(model, data))
+    assert found.protected["2"].nonzero().flatten().tolist() == [7]
     cut = SNACS(keep=0.3, budget="channels", granularity="filters", limits=False).plan(view(model, data))
     assert {c.group: c.keep.tensor() for c in cut.cuts}["2"][7]
 
