@@ -67,7 +67,7 @@ METHODS: tuple[Method, ...] = (
     FPGM(keep=0.5, budget="macs"),
     Slimming(keep=0.5, scope="layer"),
     Taylor(keep=0.5, budget="macs"),
-    Fisher(keep=0.6, normalise="mean"),
+    Fisher(keep=0.6, normalise="none"),
     Activation(keep=0.5, of="alive", multiple=2),
     SNACS(keep=0.6),
     SNACS(keep=0.7, granularity="filters", slack=1.0),

@@ -28,7 +28,7 @@ class Fisher(Ranking):
 
     wants: ClassVar[frozenset[str]] = frozenset({"effects"})
 
-    normalise: Normalise = "none"
+    normalise: Normalise = "mean"
 
     def check(self) -> None:
         """Complain about a hyper-parameter that is not one of the choices."""

@@ -27,7 +27,7 @@ class Taylor(Ranking):
 
     wants: ClassVar[frozenset[str]] = frozenset({"effects"})
 
-    normalise: Normalise = "none"
+    normalise: Normalise = "mean"
 
     def check(self) -> None:
         """Complain about a hyper-parameter that is not one of the choices."""

@@ -23,7 +23,7 @@ HEARD: Mapping[Loudness, Callable[[Tensor], Tensor]] = {
 }
 
 
-def taylor(graph: Graph, weights: Weights, stats: Stats, *, normalise: Normalise = "none") -> Scores:
+def taylor(graph: Graph, weights: Weights, stats: Stats, *, normalise: Normalise = "mean") -> Scores:
     """Mean absolute effect of a unit on the loss of a sample: the sum of activation times gradient over its readers.
 
     Molchanov et al., "Pruning Convolutional Neural Networks for Resource Efficient Inference", 2017 (equation 8), and
@@ -34,7 +34,9 @@ def taylor(graph: Graph, weights: Weights, stats: Stats, *, normalise: Normalise
         graph: the model's graph.
         weights: the model's tensors by name, for groups that could not be heard.
         stats: evidence with ``effects``.
-        normalise: ``"none"`` compares losses over the whole network; ``"mean"`` divides by the mean of the group.
+        normalise: ``"mean"`` divides by the mean of the group, in the spirit of the layer-wise normalisation of 2017;
+            ``"none"`` compares losses over the whole network, as in 2019: cut at once rather than a few at a time, deep
+            layers, whose units share the loss among many, can then nearly vanish.
 
     Returns:
         For each prunable group [units], 0 or more, in nats where not normalised.
@@ -46,7 +48,7 @@ def taylor(graph: Graph, weights: Weights, stats: Stats, *, normalise: Normalise
     return _from_evidence(graph, weights, stats, "effects", lambda value: value.abs().mean(0), normalise)
 
 
-def fisher(graph: Graph, weights: Weights, stats: Stats, *, normalise: Normalise = "none") -> Scores:
+def fisher(graph: Graph, weights: Weights, stats: Stats, *, normalise: Normalise = "mean") -> Scores:
     """Half the mean squared effect of a unit: the second-order loss where the Hessian is the Fisher information.
 
     Theis et al., "Faster gaze prediction with dense networks and Fisher pruning", 2018; Liu et al., "Group Fisher
