@@ -3,7 +3,7 @@
 from nervure.evaluation import evaluate, latency
 from nervure.export import load, save
 from nervure.graph import Block, Cost, Graph, Group, count
-from nervure.methods import FPGM, SNACS, Activation, Depth, Energy, Fisher, Magnitude, Random, Slimming, Taylor
+from nervure.methods import FPGM, MINT, SNACS, Activation, Depth, Energy, Fisher, Magnitude, Random, Slimming, Taylor
 from nervure.plan import Cut, Drop, Keep, Link, Mask, Plan
 from nervure.prune import Pruned, prune
 from nervure.recipe import Recipe, Study, compare, run
@@ -29,6 +29,7 @@ __all__ = [  # noqa: RUF022
     "Group",
     "Keep",
     "Link",
+    "MINT",
     "Magnitude",
     "Mask",
     "Plan",

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import nervure
 from nervure import (
     FPGM,
+    MINT,
     SNACS,
     Activation,
     Cut,
@@ -69,6 +70,7 @@ METHODS: tuple[Method, ...] = (
     Taylor(keep=0.5, budget="macs"),
     Fisher(keep=0.6, normalise="none"),
     Activation(keep=0.5, of="alive", multiple=2),
+    MINT(keep=0.5, groups=2, samples=6, minimum=2),
     SNACS(keep=0.6),
     SNACS(keep=0.7, granularity="filters", slack=1.0),
     SNACS(keep=0.5, granularity="filters", budget="params", multiple=2, limits=False, propagated=True),

@@ -10,12 +10,13 @@ from nervure.methods.fisher import Fisher
 from nervure.methods.fpgm import FPGM
 from nervure.methods.lookup import Methods, named
 from nervure.methods.magnitude import Magnitude
+from nervure.methods.mint import MINT
 from nervure.methods.random import Random
 from nervure.methods.slimming import Slimming
 from nervure.methods.snacs import SNACS
 from nervure.methods.taylor import Taylor
 
-METHODS = Methods([Activation, Depth, Energy, FPGM, Fisher, Magnitude, Random, SNACS, Slimming, Taylor])
+METHODS = Methods([Activation, Depth, Energy, FPGM, MINT, Fisher, Magnitude, Random, SNACS, Slimming, Taylor])
 
 
 def method_from(name: str, **options: Any) -> Method:
@@ -30,6 +31,7 @@ def method_from(name: str, **options: Any) -> Method:
 __all__ = [
     "FPGM",
     "METHODS",
+    "MINT",
     "SNACS",
     "Activation",
     "Depth",

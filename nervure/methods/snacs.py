@@ -101,7 +101,10 @@ class SNACS:
         """
         if self.keep == 1:
             return Plan((), view.graph.fingerprint, self._asked(), {"keep": 1.0})
-        found = self.evidence(view)
+        return self.decide(view, self.evidence(view))
+
+    def decide(self, view: View, found: Connectivity) -> Plan:
+        """Meet the budget from what was found out; raises BudgetError where that cannot be done."""
         listed = layers(view.graph, view.weights, found.scores)
         return (self._masks if self.granularity == "kernels" else self._cuts)(view, found, listed)
 

@@ -122,7 +122,9 @@ def test_taylor_is_the_loss_of_removing_a_unit_to_first_order() -> None:
         model[2].weight.data.copy_(kept)
     fall = torch.stack(falls, 1).detach()
     assert torch.allclose(taylor(graph, weights, stats, normalise="none")["0"].double(), fall.abs().mean(0), rtol=1e-3)
-    assert torch.allclose(fisher(graph, weights, stats, normalise="none")["0"].double(), fall.square().mean(0) / 2, rtol=1e-3)
+    assert torch.allclose(
+        fisher(graph, weights, stats, normalise="none")["0"].double(), fall.square().mean(0) / 2, rtol=1e-3
+    )
 
 
 def test_taylor_is_exact_where_the_loss_is_linear_in_the_unit() -> None:

@@ -1,0 +1,93 @@
+"""MINT: connections between groups of filters leave where child and parent share little information.
+
+Ganesh, Corso and Yasaei Sekeh, "MINT: Deep Network Compression via Mutual Information-based Neuron Trimming", 2020
+(arXiv:2003.08472). The predecessor of SNACS: the same question, answered by spanning trees, without weights, without
+protection, and with an upper limit that is given instead of found.
+
+Differs from the paper, with reasons in ``docs/methods/yardsticks.md``: parents and children are of the same samples,
+parents are what enters a layer, budgets are met exactly, and whole units leave by default.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+from nervure.check import require_positive
+from nervure.errors import ArgumentError, ScoreError
+from nervure.methods.base import View
+from nervure.methods.connectivity import Connectivity
+from nervure.methods.snacs import SNACS, Granularity, Price
+from nervure.plan import Plan
+from nervure.scores.layers import layers
+from nervure.scores.limits import Limit
+from nervure.scores.mint import mint
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class MINT:
+    """Keep the units, or the connections, that share information with their readers.
+
+    Attributes:
+        keep: the fraction of the budget that stays, in (0, 1].
+        budget: what is counted, see :class:`SNACS`.
+        granularity: ``"filters"`` cuts units, ``"kernels"`` masks connections as in the paper.
+        groups: blocks of filters in each layer that are scored together; the work grows with its square.
+        samples: how many of the measured samples are used; the work grows with its square too.
+        upper: the largest share of any layer that may go, in (0, 1].
+        minimum: units that every group keeps (filters).
+        multiple: group sizes are rounded up to a multiple of this (filters).
+    """
+
+    wants: ClassVar[frozenset[str]] = frozenset({"connections"})
+
+    keep: float = 0.5
+    budget: Price | None = None
+    granularity: Granularity = "filters"
+    groups: int = 8
+    samples: int = 300
+    upper: float = 1.0
+    minimum: int = 1
+    multiple: int = 1
+
+    def __post_init__(self) -> None:
+        require_positive(self.groups, "groups")
+        require_positive(self.samples, "samples")
+        if isinstance(self.upper, bool) or not isinstance(self.upper, int | float) or not 0 < self.upper <= 1:
+            raise ArgumentError(f"upper={self.upper!r} is not in (0, 1]: it is the largest share of a layer to remove.")
+        successor = self._successor()
+        object.__setattr__(self, "keep", successor.keep)
+        object.__setattr__(self, "budget", successor.budget)
+
+    def plan(self, view: View) -> Plan:
+        """Cut units or mask connections.
+
+        Raises:
+            ScoreError: what enters the layers was not measured.
+            BudgetError: the budget cannot be met.
+        """
+        if self.keep == 1:
+            return self._successor().plan(view)
+        return self._successor().decide(view, self.evidence(view))
+
+    def evidence(self, view: View) -> Connectivity:
+        """The dependence of every connection, and the limit of every layer and group."""
+        if view.stats is None or not view.stats.connections:
+            raise ScoreError(f"{self!r} needs what enters the layers. Measure want={set(self.wants)!r}.")
+        heard = {name: values[: self.samples] for name, values in view.stats.connections.items()}
+        scores = {
+            layer.tensor: mint(layer, heard[layer.tensor], groups=self.groups, seed=view.seed)
+            for layer in layers(view.graph, view.weights, heard)
+        }
+        names = [*scores, *(group.name for group in view.graph.prunable)]
+        limits = dict.fromkeys(names, Limit((), (), self.upper))
+        return Connectivity(scores, limits, skipped=view.stats.skipped, samples=min(self.samples, view.stats.samples))
+
+    def _successor(self) -> SNACS:
+        """The method that meets a budget from scores of connections."""
+        return SNACS(
+            keep=self.keep,
+            budget=self.budget,
+            granularity=self.granularity,
+            minimum=self.minimum,
+            multiple=self.multiple,
+        )
