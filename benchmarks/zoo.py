@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from multiprocessing.connection import Connection, wait
@@ -224,6 +224,8 @@ def _timm_example(model: nn.Module) -> Tensor:
     return torch.randn(1, *model.pretrained_cfg["input_size"])  # type: ignore[union-attr,misc]
 
 
+HEADS = ("ForConditionalGeneration", "ForCausalLM", "LMHeadModel", "ForMaskedLM", "ForImageClassification", "ForCTC",
+         "ForSemanticSegmentation", "ForSequenceClassification")  # fmt: skip
 SMALL = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96, "vocab_size": 99}
 GQA = SMALL | {"num_key_value_heads": 2, "max_position_embeddings": 64}
 ENCODER = SMALL | {"max_position_embeddings": 64}
@@ -245,6 +247,21 @@ TEXT_MODELS: dict[str, dict[str, Any]] = {
     "Llama": GQA, "Mistral": GQA, "Qwen2": GQA, "Qwen3": GQA | {"head_dim": 16}, "Gemma": GQA | {"head_dim": 16}, "Gemma2": GQA | {"head_dim": 16},
     "Phi": GQA, "Phi3": GQA | {"pad_token_id": 0}, "StableLm": GQA, "Olmo2": GQA, "Cohere": GQA, "Granite": GQA, "Falcon": {"hidden_size": 64,
     "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 99}, "Mixtral": GQA | {"num_local_experts": 4},
+    "Qwen3Moe": GQA | {"head_dim": 16, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
+    "DeepseekV2": GQA | {"num_key_value_heads": 4, "q_lora_rank": 24, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 16,
+                         "v_head_dim": 16, "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "n_group": 1,
+                         "topk_group": 1, "first_k_dense_replace": 1, "n_shared_experts": 1},
+    "GptOss": GQA | {"head_dim": 16, "num_local_experts": 4}, "Gemma3Text": GQA | {"head_dim": 16}, "SmolLM3": GQA | {"pad_token_id": 0},
+    "Glm": GQA | {"head_dim": 16, "pad_token_id": 0}, "Starcoder2": GQA, "Nemotron": GQA, "BioGpt": ENCODER, "XGLM": {"d_model": 64,
+    "num_layers": 2, "attention_heads": 4, "ffn_dim": 96, "vocab_size": 99, "max_position_embeddings": 64},
+    "CodeGen": {"n_embd": 64, "n_layer": 2, "n_head": 4, "vocab_size": 99, "n_positions": 64, "rotary_dim": 8},
+    "XLNet": {"d_model": 64, "n_layer": 2, "n_head": 4, "d_inner": 96, "vocab_size": 99}, "Rwkv": {"hidden_size": 64, "num_hidden_layers": 2,
+    "vocab_size": 99, "attention_hidden_size": 64}, "Mamba2": {"hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 99, "state_size": 8,
+    "num_heads": 8, "head_dim": 16, "n_groups": 1, "chunk_size": 8}, "RecurrentGemma": GQA | {"lru_width": 64, "block_types": ["recurrent",
+    "attention"], "attention_window_size": 16}, "BigBird": ENCODER | {"attention_type": "original_full"},
+    "Longformer": ENCODER | {"attention_window": 4, "pad_token_id": 1}, "Funnel": {"d_model": 64, "n_head": 4, "d_head": 16, "d_inner": 96,
+    "block_sizes": [1, 1], "vocab_size": 99, "num_decoder_layers": 1}, "Flaubert": {"emb_dim": 64, "n_layers": 2, "n_heads": 4, "n_words": 99},
+    "XLM": {"emb_dim": 64, "n_layers": 2, "n_heads": 4, "n_words": 99}, "MegatronBert": ENCODER, "LayoutLM": ENCODER, "Splinter": ENCODER,
     "Mamba": {"hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 99, "state_size": 8},
 }  # fmt: skip
 ENCODER_DECODERS: dict[str, dict[str, Any]] = {
@@ -261,7 +278,13 @@ VISION_MODELS: dict[str, dict[str, Any]] = {
     "CLIPVision": VISION, "ConvNext": {"hidden_sizes": [16, 32, 48, 64], "depths": [1, 1, 2, 1]}, "ResNet": {"embedding_size": 16,
     "hidden_sizes": [16, 32, 48, 64], "depths": [1, 1, 1, 1]}, "Segformer": {"hidden_sizes": [16, 32, 48, 64], "depths": [1, 1, 1, 1]},
     "Swin": {"embed_dim": 16, "depths": [1, 1], "num_heads": [2, 4], "image_size": 32, "patch_size": 4, "window_size": 4},
-    "PoolFormer": {"hidden_sizes": [16, 32, 48, 64], "depths": [1, 1, 1, 1]},
+    "PoolFormer": {"hidden_sizes": [16, 32, 48, 64], "depths": [1, 1, 1, 1]}, "Data2VecVision": VISION, "ViTMAE": VISION | {"mask_ratio": 0.0},
+    "Dinov2WithRegisters": VISION | {"mlp_ratio": 2}, "ConvNextV2": {"hidden_sizes": [16, 32, 48, 64], "depths": [1, 1, 2, 1]},
+    "Swinv2": {"embed_dim": 16, "depths": [1, 1], "num_heads": [2, 4], "image_size": 32, "patch_size": 4, "window_size": 4},
+    "RegNet": {"embedding_size": 16, "hidden_sizes": [16, 32, 48, 64], "depths": [1, 1, 1, 1], "groups_width": 8},
+    "MobileNetV2": {"depth_multiplier": 0.35}, "MobileViT": {"hidden_sizes": [24, 32, 40], "neck_hidden_sizes": [8, 12, 16, 24, 32, 40, 64],
+    "image_size": 64, "num_attention_heads": 4}, "Pvt": {"hidden_sizes": [16, 32, 48, 64], "depths": [1, 1, 1, 1], "num_attention_heads":
+    [1, 2, 4, 4], "image_size": 64}, "Levit": {"hidden_sizes": [32, 48, 64], "num_attention_heads": [2, 3, 4], "depths": [1, 1, 1], "key_dim": [8, 8, 8], "image_size": 64},
 }  # fmt: skip
 
 
@@ -274,27 +297,48 @@ def transformers_cases() -> Iterator[tuple[str, Case]]:
 
     words = torch.randint(3, 90, (2, 12), generator=torch.Generator().manual_seed(0))
 
-    def build(name: str, options: dict[str, Any]) -> Callable[[], nn.Module]:
+    def build(name: str, options: dict[str, Any], ends: Iterable[str] = ("Model",)) -> Callable[[], nn.Module]:
         def make() -> nn.Module:
             config = getattr(transformers, f"{name}Config")(**options)
             config.use_cache = False
-            model: nn.Module = getattr(transformers, f"{name}Model")(config)
+            model: nn.Module = next(getattr(transformers, name + e) for e in ends if hasattr(transformers, name + e))(
+                config
+            )
             return model
 
         return make
 
+    def both(name: str, options: dict[str, Any], example: Any) -> Iterator[tuple[str, Case]]:
+        """The bare model, whose stream is its output, and the first of its heads, which leaves the stream free."""
+        if hasattr(transformers, f"{name}Config"):
+            yield f"transformers/{name}", (build(name, options), example)
+            head = [end for end in HEADS if hasattr(transformers, name + end)]
+            if head:
+                yield f"transformers/{name}{head[0]}", (build(name, options, head), example)
+
     for name, options in TEXT_MODELS.items():
-        yield f"transformers/{name}", (build(name, options), {"input_ids": words})
+        yield from both(name, options, {"input_ids": words})
     for name, options in ENCODER_DECODERS.items():
-        yield f"transformers/{name}", (build(name, options), {"input_ids": words, "decoder_input_ids": words[:, :7]})
+        yield from both(name, options, {"input_ids": words, "decoder_input_ids": words[:, :7]})
     for name, options in VISION_MODELS.items():
-        size = 32 if "image_size" in options else 64
-        yield f"transformers/{name}", (build(name, options), {"pixel_values": torch.randn(2, 3, size, size)})
+        size = int(options.get("image_size", 64))
+        yield from both(name, options, {"pixel_values": torch.randn(2, 3, size, size)})
     small = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96}
-    audio = small | {"conv_dim": (16, 16, 16), "conv_kernel": (10, 3, 3), "conv_stride": (5, 2, 2), "num_feat_extract_layers": 3,
+    audio = small | {"vocab_size": 99} | {"conv_dim": (16, 16, 16), "conv_kernel": (10, 3, 3), "conv_stride": (5, 2, 2), "num_feat_extract_layers": 3,
                      "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 4}  # fmt: skip
-    for name in ("Wav2Vec2", "Hubert", "WavLM"):
-        yield f"transformers/{name}", (build(name, audio), {"input_values": torch.randn(1, 2000)})
+    for name in (
+        "Wav2Vec2",
+        "Hubert",
+        "WavLM",
+        "UniSpeech",
+        "UniSpeechSat",
+        "Data2VecAudio",
+        "SEW",
+        "Wav2Vec2Conformer",
+    ):
+        yield from both(
+            name, audio | ({"squeeze_factor": 2} if name == "SEW" else {}), {"input_values": torch.randn(1, 2000)}
+        )
     whisper = {"d_model": 64, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4, "decoder_attention_heads": 4,
                "encoder_ffn_dim": 96, "decoder_ffn_dim": 96, "vocab_size": 99, "max_source_positions": 50,
                "max_target_positions": 32, "num_mel_bins": 20, "pad_token_id": 0, "decoder_start_token_id": 1}  # fmt: skip
