@@ -11,7 +11,7 @@ from torch import nn
 from nervure.errors import NervureError, VerificationError
 from nervure.graph.blocks import blocks_of
 from nervure.graph.example import evaluating, placed_like
-from nervure.graph.tape import named_tensors
+from nervure.graph.tape import Entry, named_tensors
 from nervure.graph.trace import Choice, Drawing, check_weights, draw, pinned_by_choice
 from nervure.graph.types import Graph
 from nervure.plan import Cut, Drop, Keep, Plan
@@ -85,9 +85,10 @@ def tried(model: nn.Module, drawing: Drawing, suspects: Mapping[str, str], examp
     return replace(drawing.graph, groups=groups)
 
 
-def _share(index: int, size: int) -> Keep:
+def _share(index: int, size: int, multiple: int) -> Keep:
     """Units to keep in a trial: shares differ, since sizes that are quotients of others fit where all are halved."""
     kept = min(size - 1, max(1, round(size * (0.5, 0.75, 0.34, 0.62)[index % 4])))
+    kept = kept // multiple * multiple or kept
     order = np.argsort((np.arange(size) * 7 + 3) % (size + 1), kind="stable")
     keep = np.zeros(size, dtype=bool)
     keep[order[:kept]] = True
@@ -138,7 +139,9 @@ class _Trial:
     def passes(self, names: list[str]) -> bool:
         """Cut these groups, each by another share, and compare with the original without what left."""
         graph = self._drawing.graph
-        cuts = {n: Cut(n, _share(i, graph[n].size)) for i, n in enumerate(names)}
+        entries = self._drawing.flow.tape.entries
+        aligned = any(isinstance(e, Entry) and e.name == "_grouped_mm" for e in entries)
+        cuts = {n: Cut(n, _share(i, graph[n].size, 8 if aligned else 1)) for i, n in enumerate(names)}
         # A wrong number of blocks can come out right by chance where their insides are cut too: blocks go first alone.
         blocks = [n for n in names if graph[n].kind == "blocks"]
         if blocks and len(blocks) < len(names) and not self.computes(Plan(tuple(cuts[n] for n in blocks)), names[0]):

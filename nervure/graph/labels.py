@@ -7,12 +7,16 @@ for its heads and one for the width inside the heads. An element leaves when any
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import permutations, product
+from math import prod
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]
 Owner: TypeAlias = tuple[str, int]
+FACTORS = 4
+"""Products of more numbers than this are not taken apart."""
 NONE = -1
 PENDING = -2
 """In the place of labels that wait for a split: nothing may be concluded from them in this pass."""
@@ -383,23 +387,61 @@ class Store:
         return out
 
 
-def _single_sizes(wish: Any, vectors: Sequence[Array]) -> list[tuple[Any, tuple[Array, ...]]]:
-    """A size computed from others, and the sizes it was computed from, with the part of the axis that each gives."""
-    found: list[tuple[Any, tuple[Array, ...]]] = [(wish, tuple(vectors))]
-    if isinstance(wish, int) or len(wish.operands) != 2 or not all(len(v) == wish.value for v in vectors):
-        return [] if isinstance(wish, int) else found
-    first, second = (o if isinstance(o, int) else getattr(o, "value", 0) for o in wish.operands)
-    parts: list[list[Array]] = []
-    if wish.operation == "add" and first > 0 and second > 0:
-        parts = [[v[:first] for v in vectors], [v[first:] for v in vectors]]
-    elif wish.operation == "mul":
-        tables = [v.reshape(first, second) for v in vectors]
-        rows = [t[:, 0] for t in tables if bool((t == t[:, :1]).all())]
-        columns = [t[0] for t in tables if bool((t == t[:1]).all())]
-        parts = [rows, columns] if len(rows) + len(columns) == len(tables) else []
-    for operand, own in zip(wish.operands, parts, strict=False):
-        if own and not isinstance(operand, float):
-            found += _single_sizes(operand, own)
+Size: TypeAlias = tuple[Any, tuple[Array, ...]]
+
+
+def _single_sizes(wish: Any, vectors: Sequence[Array]) -> list[Size]:
+    """A size computed from others, and the sizes it was computed from, each with the part of the axis that it gives."""
+    if isinstance(wish, int | float):
+        return []
+    found: list[Size] = [(wish, tuple(vectors))]
+    values = [int(getattr(o, "value", o)) for o in wish.operands]
+    if wish.operation == "add" and min(values) > 0 and sum(values) == len(vectors[0]):
+        first, second = wish.operands
+        found += _single_sizes(first, [v[: values[0]] for v in vectors])
+        found += _single_sizes(second, [v[values[0] :] for v in vectors])
+    elif wish.operation == "mul" and len(factors := _factors(wish)) <= FACTORS:
+        found += _best_layout(factors, vectors)
+    return found
+
+
+def _best_layout(factors: Sequence[Any], vectors: Sequence[Array]) -> list[Size]:
+    """The sizes of factors in the order that tells most units apart; plain numbers are outermost where it is open."""
+    best: list[Size] = []
+    most = 0
+    for order in permutations(sorted(factors, key=lambda f: not isinstance(f, int))):
+        shape = [int(getattr(f, "value", f)) for f in order]
+        if prod(shape) != len(vectors[0]):
+            return []
+        parts = _along_factors(order, [v.reshape(shape) for v in vectors]) or []
+        apart = sum(len(np.unique(v)) for _, own in parts for v in own)
+        if apart > most:
+            best, most = parts, apart
+    return best
+
+
+def _factors(wish: Any) -> list[Any]:
+    if getattr(wish, "operation", "") != "mul":
+        return [wish]
+    return [f for operand in wish.operands for f in _factors(operand)]
+
+
+def _along_factors(order: Sequence[Any], tables: Sequence[Array]) -> list[Size] | None:
+    """The sizes of factors laid out in this order, or None where labels vary along two of them at once.
+
+    Along a factor that is a plain number there may be several parts, which all have the size of the rest.
+    """
+    found: list[Size] = []
+    plain = [a for a, factor in enumerate(order) if isinstance(factor, int | float)]
+    for place in product(*[range(tables[0].shape[a]) for a in plain]):
+        at = tuple(place[plain.index(a)] if a in plain else slice(None) for a in range(len(order)))
+        rest = [f for a, f in enumerate(order) if a not in plain]
+        parts = [compress(t[at]) for t in tables]
+        if any(sum(n > 1 for n in p.shape) > 1 for p in parts):
+            return None
+        for axis, factor in enumerate(rest):
+            own = [p.reshape(-1) for p in parts if p.shape[axis] > 1]
+            found += _single_sizes(factor, own) if own else []
     return found
 
 

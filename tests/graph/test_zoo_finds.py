@@ -98,6 +98,102 @@ class ProductSlices(nn.Module):
         return self.out(y.transpose(1, 2).flatten(2))
 
 
+class TwiceTheHeads(nn.Module):
+    """Two stacks of heads beside each other, viewed as a product of the module's numbers times two."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads, self.width = 4, 3
+        self.a, self.b, self.out = nn.Linear(5, 12), nn.Linear(5, 12), nn.Linear(24, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = (layer(x).view(*x.shape[:2], self.heads, self.width) for layer in (self.a, self.b))
+        both = torch.cat([a, b.softmax(-1)], 2)
+        return self.out(both.view(*both.shape[:2], self.heads * self.width * 2))
+
+
+class SortedExperts(nn.Module):
+    """Rows sorted by expert, each multiplied with its expert's matrix in one kernel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Linear(5, 16), nn.Linear(16, 3)
+        self.up, self.down = (nn.Parameter(torch.randn(2, *shape)) for shape in ((16, 48), (24, 16)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        order = torch.sort(x[:, 0] > 0).indices
+        x = self.embed(x)
+        ends = torch.tensor([3, 8], dtype=torch.int32)
+        gate, up = F.grouped_mm(x[order], self.up, offs=ends).chunk(2, -1)
+        y = F.grouped_mm(F.silu(gate) * up, self.down, offs=ends)
+        return self.head(x + torch.zeros_like(x).index_add(0, order, y))
+
+
+class Placed(nn.Module):
+    """Rows put, added and scattered to places: by a mask, by indices, by an index per element."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.more, self.out = nn.Linear(5, 6), nn.Linear(5, 6), nn.Linear(6, 3)
+        self.blank = nn.Parameter(torch.randn(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, more = self.up(x), self.more(x)
+        h[x[..., 0] > 0] = self.blank
+        h[[0, 1], [2, 3]] = more[:, 0]
+        h = h.index_add(1, torch.tensor([1, 3, 1]), more[:, :3])
+        at = torch.tensor([0, 2, 0])[None, :, None].expand(2, 3, h.shape[2])
+        h = h.scatter_add(1, at, more[:, 3:6])
+        return self.out(h.gather(1, torch.tensor([0, 5])[None, :, None].expand(2, 2, h.shape[2])))
+
+
+class LearntTurn(nn.Module):
+    """A matrix per sample, an identity added to it, applied by bmm: rows and columns are the units it turns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.k = 6
+        self.first, self.matrix, self.out = nn.Conv1d(3, 6, 1), nn.Linear(6, 36), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.first(x))
+        turn = (self.matrix(x.amax(2)) + torch.eye(self.k).flatten()).view(-1, self.k, self.k)
+        return self.out(torch.bmm(x.transpose(1, 2), turn).amax(1))
+
+
+class FourierMix(nn.Module):
+    """A Fourier transform over places, complex weights per channel, and back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(5, 6), nn.Linear(6, 3)
+        self.weight = nn.Parameter(torch.randn(6, 6, 5, dtype=torch.cfloat))
+
+    def forward(self, x: Tensor) -> Tensor:
+        low = torch.fft.rfft(self.up(x), dim=1)
+        y = torch.fft.irfft(torch.einsum("nti,iot->nto", low, self.weight), n=x.shape[1], dim=1)
+        return self.down(F.relu(y))
+
+
+class SharedKey(nn.Module):
+    """One key for all heads, widened to as many as there are queries, put beside keys of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads, self.own, self.shared = 3, 4, 2
+        self.q, self.kv, self.key, self.out = nn.Linear(5, 18), nn.Linear(5, 24), nn.Linear(5, 2), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q = self.q(x).view(*x.shape[:2], -1, self.own + self.shared).transpose(1, 2)
+        own, v = self.kv(x).view(*x.shape[:2], -1, 2 * self.own).transpose(1, 2).split([self.own, self.own], -1)
+        shared = self.key(x)[:, None]
+        k = own.new_empty(*own.shape[:-1], self.own + self.shared)
+        k[..., : self.own] = own
+        k[..., self.own :] = shared.expand(*own.shape[:-1], -1)
+        y = (q @ k.transpose(-2, -1) / 2).softmax(-1) @ v
+        return self.out(y.transpose(1, 2).flatten(2))
+
+
 # The network, an example, and the groups that must be found to be prunable.
 FINDS: dict[type[nn.Module], tuple[Any, set[str]]] = {
     ComplexPairs: (noise(2, 4, 5), {"up.blocks"}),
@@ -105,6 +201,12 @@ FINDS: dict[type[nn.Module], tuple[Any, set[str]]] = {
     NormedWeights: (noise(2, 3, 12, 12), {"a", "b"}),
     SizeOfAnother: (noise(2, 16, 5), {"stem"}),
     ProductSlices: (noise(2, 6, 5), {"embed", "qkv"}),
+    TwiceTheHeads: (noise(2, 6, 5), {"a.blocks", "a.widths"}),
+    SortedExperts: (noise(8, 5), {"embed", "up.widths"}),
+    Placed: (noise(2, 6, 5), {"up"}),
+    LearntTurn: (noise(2, 3, 9), {"first"}),
+    FourierMix: (noise(2, 8, 5), {"up", "weight"}),
+    SharedKey: (noise(2, 6, 5), {"q"}),
 }
 
 

@@ -83,6 +83,25 @@ def addmm(flow: Flow, entry: Entry) -> list[Space]:
     return [flow.store.join([(product, shape), (flow.space(c), flow.shape(c))], shape, flow.at())]
 
 
+def grouped_mm(flow: Flow, entry: Entry) -> list[Space]:
+    """Rows of ``a`` [rows, in], sorted by expert, each by its expert's matrix: ``b`` is [experts, in, out]."""
+    x, w = entry.args[:2]
+    if (len(flow.shape(x)), len(flow.shape(w))) != (2, 3):
+        flow.store.pin(
+            [z.labels for r in (x, w) for z in flow.space(r).layers], f"experts of ragged width at {flow.at()}"
+        )
+        return [Space()]
+    flow.store.pin([z.labels for z in flow.layers(w, 0)], "experts are chosen by index")
+    left, right = contract(flow, (0, 1), (1, 1))
+    out = flow.layers(w, 2)
+    flow.role(out, "writer")
+    text = "the kernel of grouped products takes rows of a multiple of 16 bytes: cut to multiples of 8"
+    flow.notes.append((tuple(z.labels for z in (*left, *right, *out)), text))
+    rows, inner = flow.shape(x)
+    flow.work(rows, (inner, left or right), (flow.shape(w)[2], out))
+    return [Space(tuple(made(z, 1, 2) for z in out))]
+
+
 def mv(flow: Flow, entry: Entry) -> list[Space]:
     """Matrix times vector."""
     x, _ = entry.args[:2]
@@ -263,6 +282,7 @@ CONTRACTIONS: Mapping[str, Rule] = {
     "bmm": mm,
     "addmm": addmm,
     "baddbmm": addmm,
+    "_grouped_mm": grouped_mm,
     "mv": mv,
     "dot": dot,
     "vdot": dot,

@@ -136,7 +136,22 @@ def expand(flow: Flow, entry: Entry) -> list[Space]:
     space, rank = flow.space(entry.args[0]), len(flow.shape(entry.outs[0]))
     layers = [Layer(z.labels.reshape((1,) * (rank - z.labels.ndim) + z.labels.shape), z.owner) for z in space.layers]
     _sizes_follow(flow, entry, layers, flow.shape(entry.outs[0]))
+    layers += _widened(flow, entry, layers)
     return [Space(tuple(layers), free=space.free, spread=_spread(flow, entry, space, rank))]
+
+
+def _widened(flow: Flow, entry: Entry, layers: Sequence[Layer]) -> list[Layer]:
+    """Axes that were as one and get their size from an axis of another tensor: they are cut with that one."""
+    shape, before = flow.shape(entry.outs[0]), flow.shape(entry.args[0])
+    sizes = call_sizes(entry.call) if entry.call is not None and entry.call.name in ("expand", "broadcast_to") else []
+    old = (1,) * (len(shape) - len(before)) + before
+    found: list[Layer] = []
+    for axis, size in enumerate(sizes if len(sizes) == len(shape) else ()):
+        single = old[axis] == 1 < shape[axis] and not any(z.labels.shape[axis] > 1 for z in layers)
+        if single and isinstance(size, Expression) and size.dimension is not None:
+            theirs = flow.layers(Ref(size.dimension[0]), size.dimension[1])
+            found += [move(Layer(z.labels), axis, len(shape)) for z in theirs]
+    return found
 
 
 def _spread(flow: Flow, entry: Entry, space: Space, rank: int) -> tuple[int, ...]:
@@ -510,17 +525,71 @@ def _masked_index(flow: Flow, entry: Entry, used: list[int], out_rank: int) -> l
 def gather(flow: Flow, entry: Entry) -> list[Space]:
     """Elements picked along one axis by an index of the same rank: other axes keep their units."""
     x, axis, ids = entry.args[0], entry.args[1] % len(flow.shape(entry.args[0])), entry.args[2]
-    _pin_index(flow, ids)
-    flow.store.pin([z.labels for z in flow.layers(x, axis)], f"picked by index at {flow.at()}")
-    keep = []
     for z in flow.space(x).layers:
-        if axis in z.support:
-            continue
-        if any(flow.shape(ids)[a] != flow.shape(x)[a] for a in z.support):
+        if axis not in z.support and any(flow.shape(ids)[a] != flow.shape(x)[a] for a in z.support):
             flow.store.pin([z.labels], f"picked by index at {flow.at()}")
-        else:
-            keep.append(z)
-    return [Space(tuple(keep))]
+    fits = [a for a, n in enumerate(flow.shape(x)) if n == flow.shape(ids)[a] and a != axis]
+    return [_at_places(flow, (x,), ids, axis, fits)]
+
+
+def index_add(flow: Flow, entry: Entry) -> list[Space]:
+    """Rows added or copied to places along one axis: the other axes of both are the same units."""
+    x, axis, ids, source = entry.args[0], entry.args[1] % len(flow.shape(entry.args[0])), entry.args[2], entry.args[3]
+    _pin_index(flow, ids)
+    parts = []
+    for r in (x, source):
+        flow.store.pin([z.labels for z in flow.layers(r, axis)], f"placed by index at {flow.at()}")
+        space, shape = flow.space(r), tuple(1 if a == axis else n for a, n in enumerate(flow.shape(r)))
+        parts.append((replace(space, layers=tuple(z for z in space.layers if axis not in z.support)), shape))
+    return [replace(flow.store.join(parts, parts[0][1], flow.at()), free=False)]
+
+
+def scatter(flow: Flow, entry: Entry) -> list[Space]:
+    """As :func:`index_add`, with an index for every element."""
+    x, axis, ids, source = entry.args[0], entry.args[1] % len(flow.shape(entry.args[0])), entry.args[2], entry.args[3]
+    parts = (x, source) if isinstance(source, Ref) else (x,)
+    return [_at_places(flow, parts, ids, axis, [a for a in range(len(flow.shape(x))) if a != axis])]
+
+
+def _at_places(flow: Flow, refs: Sequence[Ref], ids: Ref, axis: int, axes: Sequence[int]) -> Space:
+    """Units along ``axes`` of tensors of the same rank and of the index that tells places along ``axis``."""
+    parts = []
+    for r in (*refs, ids):
+        flow.store.pin([z.labels for z in flow.layers(r, axis)], f"placed by index at {flow.at()}")
+        space, shape = flow.space(r), tuple(n if a in axes else 1 for a, n in enumerate(flow.shape(r)))
+        layers = tuple(z for z in flow.store.rectangular(space.layers, flow.at()) if z.support[0] in axes)
+        # An index without units of its own may still have been made as large as the others: that is tried.
+        parts.append((replace(space, layers=layers, free=space.free or r is ids), shape))
+        flow.store.suspect([z.labels for z in layers], f"placed by an index at {flow.at()}")
+    return replace(flow.store.join(parts, parts[0][1], flow.at()), free=False)
+
+
+def index_put(flow: Flow, entry: Entry) -> list[Space]:
+    """``x[i, j] = values`` with index tensors on leading axes: the values have the units of the axes after them."""
+    x, indices, values = entry.args[:3]
+    shape, given = flow.shape(x), flow.shape(values)
+    used = [a for a, i in enumerate(indices) if i is not None]
+    for a in used:
+        _pin_index(flow, indices[a])
+        wide = len(flow.shape(indices[a])) if flow.tape.values[indices[a].id].dtype == torch.bool else 1
+        for axis in range(a, a + wide):
+            flow.store.pin([z.labels for z in flow.layers(x, axis)], f"placed by index at {flow.at()}")
+        last = a + wide
+    rest = len(shape) - last
+    if used != list(range(len(used))):
+        flow.store.pin([z.labels for r in (x, values) for z in flow.space(r).layers], f"placed by index at {flow.at()}")
+        return [Space()]
+    tail = [
+        z for z in flow.store.rectangular(flow.space(values).layers, flow.at()) if z.support[0] >= len(given) - rest
+    ]
+    ones = [1] * (len(shape) - min(rest, len(given)))
+    new = Space(tuple(Layer(z.labels.reshape(ones + list(z.labels.shape[max(0, len(given) - rest) :]))) for z in tail))
+    own = tuple(ones) + given[max(0, len(given) - rest) :]
+    kept = replace(flow.space(x), layers=tuple(z for z in flow.space(x).layers if min(z.support, default=last) >= last))
+    collapsed = (1,) * last + shape[last:]
+    return [
+        flow.store.join([(kept, collapsed), (replace(new, free=flow.space(values).free), own)], collapsed, flow.at())
+    ]
 
 
 MOVERS: Mapping[str, Rule] = {
@@ -598,4 +667,7 @@ MOVERS: Mapping[str, Rule] = {
     "index_select": index_select,
     "index": index,
     "gather": gather,
+    **dict.fromkeys(("index_add", "index_copy"), index_add),
+    **dict.fromkeys(("scatter", "scatter_add", "scatter_reduce"), scatter),
+    **dict.fromkeys(("index_put", "_index_put_impl"), index_put),
 }

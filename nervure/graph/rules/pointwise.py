@@ -34,10 +34,31 @@ def constant(flow: Flow, entry: Entry) -> list[Space]:
     layers: list[Layer] = []
     wishes: list[tuple[int, int | Expression]] = []
     for axis, size in enumerate(sizes):
-        own, wish = _size_of_constant(flow, size)
+        own, wish = size_of_constant(flow, size)
         layers += [made(Layer(z.labels), axis, len(shape)) for z in own]
         wishes += [] if wish is None else [(axis, wish)]
     return [Space(tuple(layers), free=True, wishes=tuple(wishes)) for _ in entry.outs]
+
+
+def identity(flow: Flow, entry: Entry) -> list[Space]:
+    """``torch.eye(n)``: what stays of rows and columns that are cut alike is the smaller identity."""
+    shape = flow.shape(entry.outs[0])
+    sizes = _constant_sizes(entry.call, 1)
+    if len(set(shape)) > 1 or len(sizes) != 1 or not isinstance(sizes[0], Expression):
+        return [Space()]
+    layers, wish = size_of_constant(flow, sizes[0])
+    if wish is not None:
+        layers = [Layer(flow.store.unions.fresh(shape[0]))]
+        flow.store.size(wish, [layers[0].labels], "an identity matrix")
+    return [Space(tuple(made(z, axis, 2) for axis in (0, 1) for z in layers))]
+
+
+def fourier(flow: Flow, entry: Entry) -> list[Space]:
+    """Fourier transforms mix all positions of some axes; units along the others go through."""
+    x = entry.args[0]
+    for axis in (mixed := _axes(flow, x, entry.args[1])):
+        flow.store.pin([z.labels for z in flow.layers(x, axis)], f"mixed by a Fourier transform at {flow.at()}")
+    return [Space(tuple(z for z in flow.space(x).layers if not set(z.support) & set(mixed)))]
 
 
 def like(flow: Flow, entry: Entry) -> list[Space]:
@@ -46,7 +67,7 @@ def like(flow: Flow, entry: Entry) -> list[Space]:
     return [replace(source, layers=tuple(Layer(z.labels) for z in source.layers)) for _ in entry.outs]
 
 
-def _size_of_constant(flow: Flow, size: int | Expression) -> tuple[list[Layer], int | Expression | None]:
+def size_of_constant(flow: Flow, size: int | Expression) -> tuple[list[Layer], int | Expression | None]:
     """A size read from an axis of a tensor brings that axis's units along; others are wishes."""
     if isinstance(size, int):
         return [], size
@@ -468,6 +489,8 @@ OTHERS: Mapping[str, Rule] = {
         ),
         constant,
     ),
+    "eye": identity,
+    **dict.fromkeys(("_fft_c2c", "_fft_r2c", "_fft_c2r"), fourier),
     **dict.fromkeys(("zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like"), like),
     **dict.fromkeys(("item", "_local_scalar_dense", "equal", "is_nonzero", "is_same_size", "sym_size"), nothing),
 }
