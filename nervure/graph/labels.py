@@ -308,8 +308,26 @@ class Store:
             self._split_like(left[0], right, reason)
         elif len(right) == 1 and len(left) > 1:
             self._split_like(right[0], left, reason)
-        else:
+        elif not self._match_parts(left, right, reason) and not self._match_parts(right, left, reason):
             self.pin([x.labels for x in (*left, *right)], f"meets another division of its axis at {reason}")
+
+    def _match_parts(self, parts: list[Layer], whole: list[Layer], reason: str) -> bool:
+        """Layers put together from parts meet layers that also tell the parts apart: those stay, the others pair up."""
+        tellers = [[a for a in parts if self._tells(a, b)] for b in whole]
+        paired = {id(found[0]) for found in tellers if len(found) == 1}
+        if not all(tellers) or len(paired) < len(parts):
+            return False
+        for found, b in zip(tellers, whole, strict=True):
+            if len(found) == 1:
+                self.unite(found[0].labels, b.labels, reason)
+            else:
+                self.pin([b.labels], f"parts told apart by their place at {reason}")
+        return True
+
+    def _tells(self, a: Layer, b: Layer) -> bool:
+        """Whether who knows the unit in ``a`` knows the unit in ``b``."""
+        pairs = np.stack([self.unions.find(x.reshape(-1)) for x in np.broadcast_arrays(a.labels, b.labels)], 1)
+        return len(np.unique(pairs, axis=0)) == len(np.unique(pairs[:, 0]))
 
     def _split_like(self, single: Layer, many: list[Layer], reason: str) -> None:
         arrays = np.broadcast_arrays(single.labels, *[m.labels for m in many])

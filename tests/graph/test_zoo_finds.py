@@ -147,6 +147,35 @@ class Placed(nn.Module):
         return self.out(h.gather(1, torch.tensor([0, 5])[None, :, None].expand(2, 2, h.shape[2])))
 
 
+class BiasOfParts(nn.Module):
+    """Attention whose bias is put together from two parameters and a constant (as in BEiT)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads, self.width = 3, 4
+        self.embed, self.qkv, self.out = nn.Linear(5, 8), nn.Linear(8, 36, bias=False), nn.Linear(12, 3)
+        self.q_bias, self.v_bias = nn.Parameter(torch.randn(12)), nn.Parameter(torch.randn(12))
+        self.register_buffer("k_bias", torch.zeros(12), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        qkv = F.linear(x, self.qkv.weight, torch.cat([self.q_bias, self.k_bias, self.v_bias]))
+        q, k, v = qkv.reshape(*x.shape[:2], 3, self.heads, self.width).permute(2, 0, 3, 1, 4).unbind(0)
+        y = F.scaled_dot_product_attention(q, k, v, scale=0.5)
+        return self.out(y.transpose(1, 2).flatten(2))
+
+
+class ByPlace(nn.Module):
+    """A convolution over tokens with a kernel of one: the channels, which lie where space was, go through."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.tokens, self.down = nn.Linear(5, 6), nn.Conv1d(4, 4, 1), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(self.tokens(self.up(x)))
+
+
 class LearntTurn(nn.Module):
     """A matrix per sample, an identity added to it, applied by bmm: rows and columns are the units it turns."""
 
@@ -204,6 +233,8 @@ FINDS: dict[type[nn.Module], tuple[Any, set[str]]] = {
     TwiceTheHeads: (noise(2, 6, 5), {"a.blocks", "a.widths"}),
     SortedExperts: (noise(8, 5), {"embed", "up.widths"}),
     Placed: (noise(2, 6, 5), {"up"}),
+    BiasOfParts: (noise(2, 6, 5), {"embed", "qkv"}),
+    ByPlace: (noise(2, 4, 5), {"up"}),
     LearntTurn: (noise(2, 3, 9), {"first"}),
     FourierMix: (noise(2, 8, 5), {"up", "weight"}),
     SharedKey: (noise(2, 6, 5), {"q"}),

@@ -157,9 +157,13 @@ def convolution(flow: Flow, entry: Entry) -> list[Space]:
     transposed, groups = entry.args[6], entry.args[8]
     rank, out_shape = len(flow.shape(x)), flow.shape(entry.outs[0])
     reads, writes = (0, 1) if transposed else (1, 0)
+    through: list[Layer] = []
     for axis in range(2, rank):
         flow.store.pin([z.labels for z in flow.layers(w, axis)], HIDDEN)
-        flow.store.pin([z.labels for z in flow.layers(x, axis)], f"mixed over space at {flow.at()}")
+        if _is_by_place(flow, entry, axis):
+            through += [made(z, axis, rank) for z in flow.layers(x, axis)]
+        else:
+            flow.store.pin([z.labels for z in flow.layers(x, axis)], f"mixed over space at {flow.at()}")
     space = flow.shape(x)[2:] if transposed else out_shape[2:]
     fixed = int(np.prod((out_shape[0], *space, *flow.shape(w)[2:]), dtype=np.int64))
     if groups == 1:
@@ -170,7 +174,7 @@ def convolution(flow: Flow, entry: Entry) -> list[Space]:
         out = _grouped(flow, entry, x, w, groups, transposed)
     # A grouped weight has its block layers on axis 0 only, so the product of its two axes counts every block once.
     flow.work(fixed, *[(flow.shape(w)[axis], flow.layers(w, axis)) for axis in (0, 1)])
-    layers = [made(z, 1, rank) for z in out] + [made(z, 0, rank) for z in flow.layers(x, 0)]
+    layers = [made(z, 1, rank) for z in out] + [made(z, 0, rank) for z in flow.layers(x, 0)] + through
     if bias is None:
         return [Space(tuple(layers))]
     riders = [move(z, 1, rank) for z in flow.layers(bias, 0)]
@@ -178,6 +182,18 @@ def convolution(flow: Flow, entry: Entry) -> list[Space]:
     return [
         flow.store.join([(Space(tuple(layers)), out_shape), (Space(tuple(riders)), bias_shape)], out_shape, flow.at())
     ]
+
+
+def _is_by_place(flow: Flow, entry: Entry, axis: int) -> bool:
+    """Whether a convolution takes every place along an axis by itself: a kernel of one, no stride, no padding."""
+    stride, padding = entry.args[3], entry.args[4]
+    at = axis - 2
+    return (
+        flow.shape(entry.args[1])[axis] == 1
+        and flow.shape(entry.args[0])[axis] == flow.shape(entry.outs[0])[axis]
+        and stride[min(at, len(stride) - 1)] == 1
+        and padding[min(at, len(padding) - 1)] == 0
+    )
 
 
 def _grouped(flow: Flow, entry: Entry, x: Ref, w: Ref, groups: int, transposed: bool) -> list[Layer]:
