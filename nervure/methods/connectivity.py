@@ -19,7 +19,7 @@ from nervure.dependence.options import Estimator
 from nervure.errors import DataError, FileError
 from nervure.files import replacing, require_file, require_folder
 from nervure.methods.base import View
-from nervure.scores import magnitude
+from nervure.scores import magnitude, published
 from nervure.scores.connectivity import connectivity, unit_scores, weighted
 from nervure.scores.layers import Layer, layers
 from nervure.scores.limits import GRID, Limit, limit, qualities, require_classes, ridge
@@ -115,6 +115,7 @@ class Survey:
     propagated: bool = False
     samples: int = 2048
     per_class: int = 0
+    paper: bool = False
 
     def of(self, view: View, cache: str | os.PathLike[str] | None = None) -> Connectivity:
         """Survey the model of a view, or read what was found out before about the same model on the same data.
@@ -167,18 +168,23 @@ class Survey:
     def _made(self, view: View, stats: Stats, cells: "_Cells") -> Connectivity:
         labels = require_classes(stats.labels) if self.limits else None
         listed = layers(view.graph, view.weights, stats.connections)
+        factors = published.signed_factors(listed) if self.paper else {la.tensor: la.strength() for la in listed}
         rho = {
-            layer.tensor: cells.get(layer.tensor, partial(self._scored, layer, stats.connections[layer.tensor]))
-            for layer in listed
+            layer.tensor: cells.get(
+                layer.tensor, partial(self._scored, layer, listed[:number], stats, factors[layer.tensor])
+            )
+            for number, layer in enumerate(listed)
         }
-        leaned = propagated(view.graph, listed, rho) if self.propagated else sensitivity(view.graph, listed)
+        leaned = propagated(view.graph, listed, rho) if self.propagated else sensitivity(view.graph, listed, factors)
         saved = protected(leaned) if self.protect else {}
         found = self._limits(view, listed, rho, stats, labels, cells) if labels is not None else {}
         skipped = {name: reason for name, reason in stats.skipped.items() if name in view.graph.tensors}
         return Connectivity(rho, found, saved, skipped, stats.samples)
 
-    def _scored(self, layer: Layer, heard: Tensor) -> Tensor:
-        return weighted(layer, connectivity(layer, heard, estimator=self.estimator))
+    def _scored(self, layer: Layer, earlier: tuple[Layer, ...], stats: Stats, factor: Tensor) -> Tensor:
+        if self.paper:
+            return published.raw_connectivity(layer, earlier, stats.connections, stats.seed) * factor
+        return weighted(layer, connectivity(layer, stats.connections[layer.tensor], estimator=self.estimator))
 
     def _limits(
         self,
@@ -195,7 +201,8 @@ class Survey:
             heard = stats.connections[layer.tensor]
             orders = _unit_orders(layer, ranks) if self.per_unit else _connection_order(layer, rho[layer.tensor])
             for name, places in orders.items():
-                make = partial(_curve, layer, heard, places, labels, stats.seed)
+                probe = published.qualities if self.paper else partial(qualities, probe=ridge, seed=stats.seed)
+                make = partial(_curve, layer, heard, places, labels, probe)
                 curve = cells.get(f"limit of {name} at {layer.tensor}", make)
                 here = limit(GRID, curve.tolist(), self.slack)
                 found[name] = min(found.get(name, here), here, key=lambda one: one.upper)
@@ -268,10 +275,16 @@ def _unmoved(data: Any) -> Any:
         return data
 
 
-def _curve(layer: Layer, heard: Tensor, places: Tensor, labels: Tensor, seed: int) -> Tensor:
+def _curve(
+    layer: Layer,
+    heard: Tensor,
+    places: Tensor,
+    labels: Tensor,
+    probe: Callable[[Iterable[Tensor], Tensor], list[float]],
+) -> Tensor:
     """Quality of the layer's children with more and more of its connections gone. Shape [shares]."""
     said = (response(layer.weight * layer.mask(places >= share), heard) for share in GRID)
-    return torch.tensor(qualities(said, labels, ridge, seed=seed))
+    return torch.tensor(probe(said, labels))
 
 
 def _connection_order(layer: Layer, rho: Tensor) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ in a single shot.
 
 Differs from the paper, each with its reason in ``docs/methods/snacs.md``: parents are what enters a layer, dependence
 is that of regression residuals, budgets are met exactly, no output is ever disconnected, and whole units can leave
-instead of kernels.
+instead of kernels. ``paper=True`` takes the first two back, and the probe, the signed weights and the draw.
 """
 
 import math
@@ -39,6 +39,7 @@ BUDGETS: Mapping[str, tuple[Price, ...]] = {
     "filters": ("macs", "params", "channels"),
 }
 ROUNDS = 12
+PAPER_PER_CLASS, PAPER_SAMPLES = 250, 2500
 
 
 @final
@@ -62,6 +63,9 @@ class SNACS:
         per_class: where above 0, at most so many of each class; needs labels.
         minimum: units that every group keeps (filters).
         multiple: group sizes are rounded up to a multiple of this (filters).
+        paper: as published where that is not the best that is known: connections between what layers put out
+            themselves, the hash estimator with its flaws, signed weights rescaled over the network, a support vector
+            machine that is tested where it was fitted (scikit-learn), 250 samples of each class.
         cache: a folder where what was measured is kept, so that the next plan, for any budget, needs no measuring.
     """
 
@@ -79,6 +83,7 @@ class SNACS:
     per_class: int = 0
     minimum: int = 1
     multiple: int = 1
+    paper: bool = False
     cache: str | None = None
 
     def __post_init__(self) -> None:
@@ -89,6 +94,10 @@ class SNACS:
         require_positive(self.samples, "samples")
         if isinstance(self.slack, bool) or not isinstance(self.slack, int | float) or not 0 <= self.slack <= 1:
             raise ArgumentError(f"slack={self.slack!r} is not in [0, 1]: it is the share of a layer's quality to lose.")
+        if self.paper:
+            object.__setattr__(self, "estimator", "hash")
+            object.__setattr__(self, "per_class", self.per_class or PAPER_PER_CLASS)
+            object.__setattr__(self, "samples", max(self.samples, PAPER_SAMPLES))
         object.__setattr__(self, "keep", keep)
         object.__setattr__(self, "budget", budget)
 
@@ -119,6 +128,7 @@ class SNACS:
             propagated=self.propagated,
             samples=self.samples,
             per_class=self.per_class,
+            paper=self.paper,
         ).of(view, self.cache)
 
     def _asked(self) -> dict[str, object]:

@@ -60,6 +60,10 @@ class Layer:
         """Mean absolute weight of each connection. Shape [children, parents]."""
         return self._folded(self.weight.abs().reshape(*self.weight.shape[:2], -1).mean(2))
 
+    def means(self) -> Tensor:
+        """Mean signed weight of each connection. Shape [children, parents]."""
+        return self._folded(self.weight.reshape(*self.weight.shape[:2], -1).mean(2))
+
     def mask(self, keep: Tensor) -> Tensor:
         """The connections that stay, [children, parents], as a mask of the shape of the weight."""
         full = keep[:, self.blocks]

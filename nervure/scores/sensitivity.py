@@ -13,14 +13,18 @@ DEVIATIONS, MOST = 2.0, 0.1
 """Protected are units so many standard deviations above the mean, at most this share of their group."""
 
 
-def sensitivity(graph: Graph, layers: Iterable[Layer]) -> dict[str, Tensor]:
-    """The share of each unit in the absolute weights of each grandchild, averaged over the grandchildren.
+def sensitivity(graph: Graph, layers: Iterable[Layer], factors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The share of each unit in the weights of each grandchild, averaged over the grandchildren.
+
+    Args:
+        graph: the model's graph.
+        layers: its layers.
+        factors: for each layer [children, parents], 0 or more; the absolute weights, say.
 
     Returns:
         For each group that a layer reads a tensor [units], 1 in the mean of a layer.
     """
-    listed = list(layers)
-    return needs(graph, listed, {layer.tensor: layer.strength() for layer in listed})
+    return needs(graph, layers, factors)
 
 
 def propagated(graph: Graph, layers: Sequence[Layer], rho: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -14,6 +14,8 @@ from nervure.graph.tape import named_tensors
 from nervure.methods import View
 from nervure.methods import connectivity as surveys
 from nervure.methods.connectivity import Connectivity, Survey
+from nervure.scores import published
+from nervure.scores.layers import layers
 from nervure.stats import Stats, measure
 from tests.networks import NETWORKS
 
@@ -263,6 +265,29 @@ def test_a_survey_that_was_stopped_goes_on_from_its_last_finished_layer(
     monkeypatch.setattr(surveys, "measure", None)
     assert method.plan(seen) == expected
     assert again == ["6.weight"]
+
+
+def test_the_paper_scores_what_layers_put_out_and_takes_weights_with_their_sign() -> None:
+    model, data = net(), pictures(120)
+    with torch.no_grad():
+        model[2].weight[3] = -2.0
+    seen = view(model, data)
+    paper = SNACS(keep=0.9, paper=True)
+    assert (paper.estimator, paper.per_class, paper.samples) == ("hash", 250, 2500)
+    found, ours = paper.evidence(seen), SNACS(keep=0.6).evidence(seen)
+    assert found.scores["2.weight"][3].sum() == 0
+    assert ours.scores["2.weight"][3].sum() > 0
+    assert found.limits["2.weight"] != ours.limits["2.weight"]
+    assert paper.plan(seen).reached["keep"] == pytest.approx(0.9, abs=0.01)
+
+
+def test_the_papers_parents_are_raw_outputs() -> None:
+    heard = {"a": torch.randn(50, 2, 1), "b": torch.rand(50, 3, 1)}
+    graph = view(nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 2)), [torch.randn(4, 2)])
+    first, second = layers(graph.graph, graph.weights, ["0.weight", "2.weight"])
+    named = {"0.weight": heard["a"], "2.weight": heard["b"]}
+    raw = published._raw(second, [first], named, second.said(heard["b"])[:, 0])
+    torch.testing.assert_close(raw, heard["a"][:, :, 0] @ graph.weights["0.weight"].T)
 
 
 def test_evidence_survives_a_file_and_speaks_json(tmp_path: Path) -> None:
