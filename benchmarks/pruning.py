@@ -31,6 +31,10 @@ def main() -> None:
     outcomes = compare(study, folder=options.folder, limit=options.limit)
     shutil.copy(results, published)
     write_comparison(outcomes, PAGES, title=study.study.title, baseline=study.study.baseline, name=name)
+    reading, page = options.study.with_suffix(".md"), PAGES / f"{name}.md"
+    if reading.exists():
+        title, tables = page.read_text().split("\n", 1)
+        page.write_text(f"{title}\n\n{reading.read_text().strip()}\n{tables}")
     print(f"wrote {PAGES / name}.md")
 
 
