@@ -21,7 +21,7 @@ from torch import nn
 from nervure import Depth, Drop, Energy, Graph, Magnitude, Plan, apply, count, evaluate, latency, measure, trace, train
 from nervure.export import load_state, save_state
 from nervure.methods import View
-from nervure.methods.dropping import Dropping, droppable
+from nervure.methods.dropping import BlockBudget, Dropping, droppable
 from nervure.surgery.price import price
 from nervure.training import recalibrate
 from nervure.zoo import build, load
@@ -33,7 +33,8 @@ RESULTS, WEIGHTS = ROOT / "docs" / "results", ROOT / "runs" / "depth"
 SEEDS = (0, 1, 2)
 SIDE, TRAINED_ON, TESTED_ON, MEASURED_ON = 14, 4000, 2000, 1500
 BATCH, EPOCHS, RECOVERED, LR, RECOVERY_LR = 64, 5, 1, 0.1, 0.03
-KEEPS = (0.75, 0.5)
+BUDGETS: tuple[tuple[BlockBudget, float], ...] = (("params", 0.75), ("params", 0.5), ("blocks", 2 / 3), ("blocks", 0.4))
+LAST = BUDGETS[1]
 
 NETWORKS: Mapping[str, Callable[[], nn.Module]] = {
     "resnet20": lambda: build("resnet20", in_channels=1, width=0.5),
@@ -55,6 +56,10 @@ METHODS: Mapping[str, Dropping] = {
     "random": Depth(score="random"),
     "random, second lot": Depth(score="random", seed=1000),
 }
+
+
+WIDTHS_OF = "energy R2, rank"
+"""Whose drops are compared with cuts of channels."""
 
 
 @dataclass(frozen=True)
@@ -176,12 +181,13 @@ def one_set(trial: Trial, log: Log, blocks: Sequence[str]) -> dict[str, Any]:
 
 
 def compare_methods(trial: Trial, log: Log) -> None:
-    """Every method at every budget of parameters."""
-    for keep in KEEPS:
+    """Every method at every budget."""
+    for budget, keep in BUDGETS:
         for name, method in METHODS.items():
-            key = {"network": trial.name, "seed": trial.seed, "kind": "method", "method": name, "keep": keep}
+            key = {"network": trial.name, "seed": trial.seed, "kind": "method", "method": name}
+            key |= {"budget": budget, "keep": keep}
             if log.find(**key) is None:
-                plan = replace(method, keep=keep).plan(trial.view)
+                plan = replace(method, keep=keep, budget=budget).plan(trial.view)
                 dropped = sorted(d.block for d in plan.drops)
                 one_set(trial, log, dropped)
                 log.add(key | {"dropped": dropped})
@@ -189,11 +195,11 @@ def compare_methods(trial: Trial, log: Log) -> None:
 
 def compare_width(trial: Trial, log: Log) -> None:
     """Depth, width, and half of each, at the time that the energy plan with half of the parameters takes."""
-    depth = log.find(network=trial.name, seed=trial.seed, kind="method", method="energy R2, rank", keep=KEEPS[-1])
+    depth = log.find(network=trial.name, seed=trial.seed, kind="method", method=WIDTHS_OF, budget=LAST[0], keep=LAST[1])
     if depth is None:
         return
     goal = one_set(trial, log, depth["dropped"])["latency"]
-    half = replace(METHODS["energy R2, rank"], drop=len(depth["dropped"]) // 2).plan(trial.view)
+    half = replace(METHODS[WIDTHS_OF], drop=len(depth["dropped"]) // 2).plan(trial.view)
     starts = {"width": [], "both": [d.block for d in half.drops]}
     for kind, blocks in starts.items():
         key = {"network": trial.name, "seed": trial.seed, "kind": kind}
@@ -239,18 +245,22 @@ def section(network: str, rows: Sequence[dict[str, Any]]) -> list[str]:
         f"{dense[0]['blocks']} blocks, {dense[0]['params']:,} parameters, {len(dense)} seeds. Dense: "
         f"{spread(r['accuracy'] for r in dense)} %; after the same recovery {spread(r['recovered'] for r in dense)} %.",
         "",
-        "| method | parameters kept at most | blocks dropped | unrecovered | recovered | above random | time / dense |",
+        "| method | kept | blocks dropped | unrecovered | recovered | above random | time / dense |",
         "|---|---|---|---|---|---|---|",
     ]
-    for keep in KEEPS:
-        lots = _found(rows, sets, "random", keep)
+    for budget, keep in BUDGETS:
+        lots = [_found(rows, sets, name, budget, keep) for name in METHODS if name.startswith("random")]
         for name in METHODS:
-            found = _found(rows, sets, name, keep)
+            found = _found(rows, sets, name, budget, keep)
             if not found:
                 continue
-            gains = [r["recovered"] - lots[s]["recovered"] for s, r in found.items() if s in lots]
+            gains = [
+                r["recovered"] - mean(lot[s]["recovered"] for lot in lots)
+                for s, r in found.items()
+                if all(s in lot for lot in lots)
+            ]
             lines.append(
-                f"| {name} | {keep:.0%} | {mean(len(r['dropped']) for r in found.values()):.1f} "
+                f"| {name} | {keep:.0%} of {budget} | {mean(len(r['dropped']) for r in found.values()):.1f} "
                 f"| {spread(r['unrecovered'] for r in found.values())} "
                 f"| {spread(r['recovered'] for r in found.values())} | {spread(gains) if gains else ''} "
                 f"| {median(r['latency'] for r in found.values()):.2f} |"
@@ -259,14 +269,20 @@ def section(network: str, rows: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _found(
-    rows: Sequence[dict[str, Any]], sets: Mapping[tuple[int, tuple[str, ...]], dict[str, Any]], name: str, keep: float
+    rows: Sequence[dict[str, Any]],
+    sets: Mapping[tuple[int, tuple[str, ...]], dict[str, Any]],
+    name: str,
+    budget: str,
+    keep: float,
 ) -> dict[int, dict[str, Any]]:
-    own = [r for r in rows if r["kind"] == "method" and r["method"] == name and r["keep"] == keep]
+    own = [
+        r for r in rows if r["kind"] == "method" and r["method"] == name and (r["budget"], r["keep"]) == (budget, keep)
+    ]
     return {r["seed"]: sets[r["seed"], tuple(r["dropped"])] for r in own}
 
 
 def _widths(rows: Sequence[dict[str, Any]], sets: Mapping[Any, dict[str, Any]]) -> list[str]:
-    depth = _found(rows, sets, "energy R2, rank", KEEPS[-1])
+    depth = _found(rows, sets, WIDTHS_OF, *LAST)
     kinds = {"depth": list(depth.values())} | {k: [r for r in rows if r["kind"] == k] for k in ("width", "both")}
     if not kinds["both"]:
         return []
@@ -286,8 +302,8 @@ HEAD = f"""# Removing layers
 images, {EPOCHS} epochs of training, {RECOVERED} of recovery for everyone (same data, order and rate), one thread. Small
 networks and short trainings: the ranking of methods is what can be read here, not the accuracy that networks reach.
 Accuracies are in percent, mean and standard deviation over seeds; "above random" is the difference of recovered
-accuracies seed by seed. "Unrecovered" is after recalibration of batch norms. Time is that of a batch of 32 in turn with
-the dense network. Methods that choose the same blocks share one trial."""
+accuracies to the mean of two random lots, seed by seed. "Unrecovered" is after recalibration of batch norms. Time is
+that of a batch of 32 in turn with the dense network. Methods that choose the same blocks share one trial."""
 
 
 def main(names: Sequence[str]) -> None:

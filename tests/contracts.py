@@ -17,7 +17,9 @@ from nervure import (
     SNACS,
     Activation,
     Cut,
+    Depth,
     Drop,
+    Energy,
     Fisher,
     Graph,
     Keep,
@@ -38,6 +40,7 @@ from nervure.budget import allocate
 from nervure.graph.tape import named_tensors
 from nervure.methods import Method
 from nervure.scores import Scores, fpgm, magnitude, random_scores, slimming
+from nervure.surgery.price import price
 from tests.networks import NETWORKS
 from tests.oracle import call, difference, tensors
 
@@ -75,6 +78,16 @@ METHODS: tuple[Method, ...] = (
     SNACS(keep=0.7, granularity="filters", slack=1.0),
     SNACS(keep=0.5, granularity="filters", budget="params", multiple=2, limits=False, propagated=True),
 )
+
+DROPPING: tuple[Method, ...] = (
+    Energy(keep=0.9, budget="macs", target="labels", rounds=1),
+    Energy(drop=1, score="dcor", target="outputs", policy="rank"),
+    Depth(drop=1, score="cka"),
+    Depth(keep=0.9, score="random", seed=3),
+)
+"""Methods that drop blocks, for the models that have some."""
+
+WITH_BLOCKS = ("projection", "bottlenecks", "mlp_mixer", "encoder_layer")
 
 MODELS = (
     "residual",
@@ -204,9 +217,8 @@ def a_method_keeps_the_laws(c: Case, method: Method) -> None:
     assert again.plan == pruned.plan
     assert eval(repr(method), vars(nervure) | {}) == method
     assert Plan.from_json(json.loads(json.dumps(pruned.plan.to_json()))) == pruned.plan
-    keeps = {cut.group: cut.keep.tensor() for cut in pruned.plan.cuts}
     cost = count(pruned.model, c.example)
-    assert (pruned.graph.params(keeps), pruned.graph.macs(keeps)) == (cost.params, cost.macs)
+    assert price(pruned.graph, pruned.plan) == (cost.params, cost.macs)
     assert cost == pruned.cost_after
     assert all(g.size > 0 for g in trace(pruned.model, c.example).groups)
     the_result_is_an_ordinary_model(pruned.model, c.example)

@@ -77,6 +77,18 @@ def test_a_plan_is_shown_and_nothing_is_cut() -> None:
     assert [path.name for path in Path().iterdir()] == ["plan.json"]
 
 
+def test_a_method_that_measures_takes_data_or_evidence() -> None:
+    options = ("--method", "energy", "--set", "drop=1", "--set", "policy=rank", "--set", "score=dcor")
+    continuous = ("--set", "target=probabilities")
+    text = done("plan", *MODEL, "--data", "digits", *options, *continuous, "-o", "now.json")
+    assert "block dropped" in text
+    done("measure", *MODEL, "--data", "digits", "--want", "blocks", "--want", "outputs")
+    done("plan", *MODEL, *INPUT, *options, *continuous, "--stats", "stats.safetensors", "-o", "then.json")
+    now, then = (Plan.from_json(read_json(name)) for name in ("now.json", "then.json"))
+    assert now.drops == then.drops != ()
+    assert "give --data NAME to measure now" in refused("plan", *MODEL, *INPUT, *options)
+
+
 def test_score_gives_each_unit_a_number() -> None:
     text = done("score", *MODEL, *INPUT, "--criterion", "random")
     assert "median" in text

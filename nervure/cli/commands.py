@@ -189,12 +189,15 @@ def plan(
     """Let a method decide what to cut, and show it; nothing is cut."""
     _writable(out)
     made = method_from(method, **({"keep": keep, "budget": budget} | dict(settings)))
-    stats = _stats_for(made, stats_file)
+    _require_evidence(made, stats_file, choice)
     model = choice.network()
     graph = _graph_from(graph_file) if graph_file else choice.graph(model)
     weights = {name: tensor.detach() for name, tensor in named_tensors(model).items()}
     shown = choice.example() if choice.shape is not None or choice.data_name else None
     data = choice.data().train.batches(256, shuffle_seed=choice.seed) if choice.data_name else None
+    stats = Stats.load(stats_file) if stats_file else None
+    if made.wants and stats is None and data is not None:
+        stats = measure_stats(model, graph, data, want=made.wants, seed=choice.seed)
     decided = made.plan(View(graph, weights, stats, choice.seed, model, shown, data))
     click.echo(decided.describe(graph))
     _wrote(write_json(out, decided.to_json()))
@@ -315,11 +318,13 @@ def _graph_from(path: Path) -> Graph:
     return Graph.from_json(read_json(path, "a graph written by nervure trace"))
 
 
-def _stats_for(method: Method, path: Path | None) -> Stats | None:
-    if method.wants and path is None:
+def _require_evidence(method: Method, path: Path | None, choice: Choice) -> None:
+    if method.wants and path is None and not choice.data_name:
         wanted = " ".join(f"--want {signal}" for signal in sorted(method.wants))
-        raise ArgumentError(f"{method!r} needs evidence: run nervure measure {wanted}, then give --stats FILE.")
-    return Stats.load(path) if path else None
+        raise ArgumentError(
+            f"{method!r} needs evidence: give --data NAME to measure now, or run nervure measure {wanted}, "
+            "then give --stats FILE."
+        )
 
 
 def _writable(*paths: Path | None) -> None:

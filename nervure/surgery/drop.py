@@ -54,7 +54,9 @@ def drop(model: nn.Module, block: Block, keeps: Mapping[str, np.ndarray]) -> Non
         old = model.get_submodule(name)
         new = Silent(silences[name]) if name in silences else Pass()
         _take_settings(new, old)
-        setattr(model.get_submodule(parent), key, new.train(old.training))
+        owner = model.get_submodule(parent)
+        setattr(owner, key, new.train(old.training))
+        _leave_fused_path(owner, old, new)
 
 
 def _take_settings(new: nn.Module, old: nn.Module) -> None:
@@ -62,6 +64,15 @@ def _take_settings(new: nn.Module, old: nn.Module) -> None:
     for key, value in vars(old).items():
         if not key.startswith("_") and key not in vars(new) and not isinstance(value, Tensor | nn.Module):
             vars(new)[key] = value
+
+
+def _leave_fused_path(owner: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    """PyTorch's encoder layer has a fused path that reads weights off its parts; it must run them instead."""
+    if isinstance(owner, nn.TransformerEncoderLayer):
+        owner.activation_relu_or_gelu = 0
+    if isinstance(old, nn.MultiheadAttention):
+        # What the layer takes for "attention without biases", which has no fused path.
+        vars(new)["in_proj_bias"] = None
 
 
 def _after(silence: Silence, keeps: Mapping[str, np.ndarray]) -> Silence:

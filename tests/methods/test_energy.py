@@ -1,6 +1,5 @@
 """Energy and Depth: which blocks leave, how many, and what is said where that cannot be decided."""
 
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 
 from nervure import Depth, Energy, Graph, Plan, count, measure, prune, trace
 from nervure.dependence import energy_distance, energy_r2
-from nervure.errors import ArgumentError, BudgetError, DataError, ScoreError
+from nervure.errors import ArgumentError, BudgetError, DataError, NervureWarning, ScoreError
 from nervure.methods import View
 from nervure.methods.dropping import BlockScore, droppable
 from nervure.methods.judge import Judge
@@ -20,6 +19,9 @@ from nervure.surgery.price import price
 from nervure.zoo import build
 from nervure.zoo.data import fake
 from nervure.zoo.models.densenet import DenseNet
+
+# Few samples are told by a warning; one test below looks for it.
+pytestmark = pytest.mark.filterwarnings("ignore::nervure.errors.NervureWarning")
 
 METHODS = [
     Energy(drop=2),
@@ -270,10 +272,9 @@ def test_one_of_several_outputs_is_named() -> None:
         prune(model, torch.randn(1, 3, 8, 8), method, data=batches(), progress=False)
 
 
-def test_few_samples_of_a_class_are_told(view: View, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING):
+def test_few_samples_of_a_class_are_told(view: View) -> None:
+    with pytest.warns(NervureWarning, match="only 5 samples in a round"):
         Energy(target="labels", rounds=4).scores(view)
-    assert "only 5 samples in a round" in caplog.text
 
 
 def changed(view: View, **stats: Any) -> View:
