@@ -54,6 +54,8 @@ def nearest(name: object, names: Iterable[str], *, listed: bool = False) -> str:
 
 def require_finite(values: Tensor, what: str) -> Tensor:
     """Return ``values`` if none is NaN or infinite, else raise :class:`ScoreError` naming ``what``."""
+    if values.is_meta:
+        raise ScoreError(f"{what} has a shape only (it is on the meta device): give the model its weights first.")
     if values.is_floating_point() and not bool(torch.isfinite(values).all()):
         bad = int((~torch.isfinite(values)).sum())
         raise ScoreError(f"{what}: {bad} of {values.numel()} values are NaN or infinite.")

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from nervure.errors import ArgumentError, BudgetError, DataError, VerificationError
 from nervure.graph.cost import Cost, count
-from nervure.graph.example import evaluating, placed_like
+from nervure.graph.example import evaluating, is_weightless, placed_like
 from nervure.graph.tape import named_tensors
 from nervure.graph.trace import Choice, draw
 from nervure.graph.types import Graph
@@ -91,7 +91,7 @@ def prune(
             the other: ``[Energy(drop=2), Magnitude(keep=0.7)]`` drops blocks, then cuts channels of what is left.
         data: batches of (inputs, labels), for methods that measure.
         verify: check that the result computes what the original does without the removed units. Where it does not,
-            the groups to blame are pinned and the method plans once more.
+            the groups to blame are pinned and the method plans once more. Without weights there is nothing to check.
         ignore: modules or name patterns that must not change.
         only: modules or name patterns that may lose units.
         seed: for measuring.
@@ -171,7 +171,7 @@ def _pruned_once(
     before = count(model, example)
     view = View(graph, weights, stats, seed, model, example, data)
     result = _planned(model, method, view, before)
-    if verify:
+    if verify and not is_weightless(model):
         try:
             result = replace(result, verification=check(model, result, example).error)
         except VerificationError:

@@ -10,9 +10,9 @@ from torch import nn
 
 from nervure.errors import NervureError, VerificationError
 from nervure.graph.blocks import blocks_of
-from nervure.graph.example import evaluating, placed_like
-from nervure.graph.tape import Entry, named_tensors
-from nervure.graph.trace import Choice, Drawing, check_weights, draw, pinned_by_choice
+from nervure.graph.example import evaluating, is_weightless, placed_like, unfaked
+from nervure.graph.tape import Entry
+from nervure.graph.trace import Choice, Drawing, check_weights, chosen_patterns, draw, pinned_by_choice
 from nervure.graph.types import Graph
 from nervure.plan import Cut, Drop, Keep, Plan
 from nervure.surgery.apply import apply
@@ -38,7 +38,7 @@ def trace(
     Args:
         model: any module that runs.
         example: a tensor, a tuple of positional arguments, or a dict of keyword arguments. A model on the ``meta``
-            device is traced without its weights.
+            device, or made of fake tensors, is traced without its weights; then nothing is tried.
         ignore: modules, or patterns of module names (``"layer1.*"``), that must not change on any side.
         only: modules or patterns that may lose units; all others are pinned.
         outputs: pin the units that the model returns.
@@ -50,21 +50,22 @@ def trace(
         TraceError: the weights are not finite, or no tensor came out.
         ArgumentError: ``example``, ``ignore`` or ``only`` is not what it should be.
     """
-    check_weights(model)
-    example = placed_like(model, example)
-    with evaluating(model):
-        drawing = draw(model, example, outputs=outputs, inputs=inputs, inside_heads=inside_heads)
-        drawing.graph = pinned_by_choice(drawing.graph, model, ignore, only)
+    choices = chosen_patterns(model, ignore, only)
+    with unfaked(model) as real, evaluating(real):
+        check_weights(real)
+        example = placed_like(real, example)
+        drawing = draw(real, example, outputs=outputs, inputs=inputs, inside_heads=inside_heads)
+        drawing.graph = pinned_by_choice(drawing.graph, *choices)
         drawing.graph = replace(drawing.graph, blocks=blocks_of(drawing))
         suspects = drawing.suspects()
-        if not any(t.device.type == "meta" for t in named_tensors(model).values()):
-            drawing.graph = _with_blocks_tried(model, drawing, example)
+        if not is_weightless(real):
+            drawing.graph = _with_blocks_tried(real, drawing, example)
         if not suspects:
             return drawing.graph
-        if any(t.device.type == "meta" for t in named_tensors(model).values()):
+        if is_weightless(real):
             note = f"{len(suspects)} groups could not be tried without weights: {', '.join(list(suspects)[:5])}"
             return replace(drawing.graph, notes=(*drawing.graph.notes, note))
-        return tried(model, drawing, suspects, example)
+        return tried(real, drawing, suspects, example)
 
 
 def tried(model: nn.Module, drawing: Drawing, suspects: Mapping[str, str], example: Any) -> Graph:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from nervure.graph.example import evaluating
+from nervure.graph.example import evaluating, has_shape_only, is_weightless, placed_like, unfaked
 from nervure.graph.flow import Flow
 from nervure.graph.labels import Space, Store
 from nervure.graph.rules import RULES, unknown
@@ -70,8 +70,8 @@ def count(model: nn.Module, example: Any) -> Cost:
     Raises:
         ForwardError: the model's forward raised on the example.
     """
-    with evaluating(model):
-        tape, _ = record(model, example, tag=False)
+    with unfaked(model) as twin, evaluating(twin):
+        tape, _ = record(twin, placed_like(twin, example) if is_weightless(model) else example, tag=False)
     flow = Flow(tape, {}, Store(last=True))
     flow.spaces.update({number: Space() for number in tape.inputs})
     flow.run(RULES, unknown)
@@ -91,4 +91,4 @@ def count(model: nn.Module, example: Any) -> Cost:
 
 
 def _nonzero(parameter: torch.Tensor) -> int:
-    return parameter.numel() if parameter.device.type == "meta" else int(torch.count_nonzero(parameter))
+    return parameter.numel() if has_shape_only(parameter) else int(torch.count_nonzero(parameter))

@@ -1,11 +1,14 @@
 """What ``example`` may be: a tensor, a tuple of positional arguments, or a dict of keyword arguments."""
 
+import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map
 
 from nervure.errors import ArgumentError
@@ -28,11 +31,52 @@ def as_inputs(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 def placed_like(model: nn.Module, example: Any) -> Any:
-    """Move the tensors of ``example`` to the device of the model's first parameter (``meta`` included)."""
+    """Move the tensors of ``example`` to the device of the model's first parameter.
+
+    Without weights (on ``meta``) whole numbers stay where they are: what the model reads from them can then be known.
+    """
     first = next(iter(model.parameters()), None)
     if first is None:
         return example
-    return tree_map(lambda x: x.to(first.device) if isinstance(x, Tensor) else x, example)
+    return tree_map(lambda x: _placed(x, first.device) if isinstance(x, Tensor) else x, example)
+
+
+def _placed(x: Tensor, device: torch.device) -> Tensor:
+    if isinstance(x, FakeTensor):
+        return torch.empty(x.shape, dtype=x.dtype, device="meta" if device.type == "meta" else x.device)
+    moved = x.to(device)
+    if moved.is_meta and not x.is_meta and not x.is_floating_point():
+        setattr(moved, CONTENTS, x)
+    return moved
+
+
+CONTENTS = "_contents"
+"""Attribute of a tensor on ``meta``: the same tensor with its numbers."""
+
+
+def is_weightless(model: nn.Module) -> bool:
+    """Whether some of the model's tensors have shapes only: on the ``meta`` device, or fake."""
+    return any(has_shape_only(t) for t in (*model.parameters(), *model.buffers()))
+
+
+def has_shape_only(tensor: Tensor) -> bool:
+    """Whether a tensor has no numbers: it is on the ``meta`` device, or fake."""
+    return tensor.is_meta or isinstance(tensor, FakeTensor)
+
+
+@contextmanager
+def unfaked(model: nn.Module) -> Iterator[nn.Module]:
+    """The model itself; or, where its tensors are fake, a twin on ``meta``, with the modes that fake tensors off."""
+    fake = [t for t in (*model.parameters(), *model.buffers()) if isinstance(t, FakeTensor)]
+    if not fake:
+        yield model
+        return
+    with _disable_current_modes():
+        memo: dict[int, Any] = {}
+        for t in fake:
+            bare = torch.empty(t.shape, dtype=t.dtype, device="meta")
+            memo[id(t)] = nn.Parameter(bare, t.requires_grad) if isinstance(t, nn.Parameter) else bare
+        yield copy.deepcopy(model, memo)
 
 
 def tensors_in(value: Any) -> list[Tensor]:

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from nervure.errors import ForwardError, TraceError
-from nervure.graph.example import as_inputs, tensors_in
+from nervure.graph.example import CONTENTS, as_inputs, tensors_in
 from nervure.graph.sizes import Expression, Size, expression_of, noting_numbers, tagged_attributes
 
 SMALL_CONSTANT = 4_000_000
@@ -167,11 +167,11 @@ class Recorder(TorchDispatchMode):
         number = self.memory.number(tensor)
         return Ref(number) if number is not None else self.new(tensor)
 
-    def new(self, tensor: Tensor) -> Ref:
-        """A new number for ``tensor``."""
+    def new(self, tensor: Tensor, contents: Tensor | None = None) -> Ref:
+        """A new number for ``tensor``; its ``contents`` may be known where it has a shape only."""
         const = None
-        if not tensor.is_floating_point() and not tensor.is_complex() and tensor.numel() <= SMALL_CONSTANT:
-            const = tensor if tensor.device.type != "meta" else None
+        if _is_small_constant(tensor):
+            const = contents if tensor.is_meta else tensor
         device = "cpu" if tensor.device.type == "meta" else str(tensor.device)
         self.tape.values.append(Value(tuple(tensor.shape), tensor.dtype, const, device))
         number = len(self.tape.values) - 1
@@ -190,10 +190,14 @@ class Recorder(TorchDispatchMode):
         refs = self._refs(args)
         named = {key: self._refs(value) for key, value in kwargs.items()}
         index = len(self.tape.entries)
-        out = func(*args, **kwargs) if self._interpret is None else self._interpret(index, func, args, kwargs)
-        results = [t for t in (out if isinstance(out, list | tuple) else [out]) if isinstance(t, Tensor)]
+        if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
+            out = self._number(args[0])
+        else:
+            out = func(*args, **kwargs) if self._interpret is None else self._interpret(index, func, args, kwargs)
+        results = _tensors(out)
         writes = _written(func, args, kwargs)
-        outs = tuple(self.new(t) for t in results)
+        contents = self._contents(func, args, kwargs, results)
+        outs = tuple(self.new(t, c) for t, c in zip(results, contents, strict=True))
         name = func._schema.name.removeprefix("aten::")
         self.tape.entries.append(
             Entry(func, name, refs, named, outs, self.modules[-1] if self.modules else "", self.call)
@@ -205,6 +209,31 @@ class Recorder(TorchDispatchMode):
                 self.memory.is_view_of(tensor, args[0], (func, refs, named, i))
         return out
 
+    def _number(self, tensor: Tensor) -> Any:
+        contents = self.tape.values[self.value(tensor).id].const
+        return tensor.item() if contents is None else contents.item()
+
+    def _contents(self, func: Any, args: Any, kwargs: Any, results: list[Tensor]) -> list[Tensor | None]:
+        """Whole numbers computed without weights from whole numbers that are known: masks, positions, indices."""
+        unknown: list[Tensor | None] = [None] * len(results)
+        if not any(t.is_meta and _is_small_constant(t) for t in results):
+            return unknown
+        given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        known = {id(t): self.tape.values[self.value(t).id].const for t in given}
+        if func._schema.name.endswith("_like") or func._schema.name.startswith("aten::new_"):
+            # These read the shape alone.
+            known = {id(t): torch.empty(t.shape, dtype=t.dtype) for t in given}
+        if any(contents is None for contents in known.values()):
+            return unknown
+
+        def real(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                return known[id(value)].clone()  # type: ignore[union-attr]
+            return torch.device("cpu") if isinstance(value, torch.device) else value
+
+        made: list[Tensor | None] = [*_tensors(func(*tree_map(real, args), **tree_map(real, kwargs)))]
+        return made if len(made) == len(results) else unknown
+
     def _write_back(self, written: list[Tensor]) -> None:
         for tensor in written:
             found = self.memory.seen_in(tensor)
@@ -213,6 +242,14 @@ class Recorder(TorchDispatchMode):
                 before, value = self.value(root), self.value(tensor)
                 module = self.modules[-1] if self.modules else ""
                 self.tape.entries.append(WriteBack(before, value, steps, self.new(root), module))
+
+
+def _is_small_constant(tensor: Tensor) -> bool:
+    return not tensor.is_floating_point() and not tensor.is_complex() and tensor.numel() <= SMALL_CONSTANT
+
+
+def _tensors(out: Any) -> list[Tensor]:
+    return [t for t in (out if isinstance(out, list | tuple) else [out]) if isinstance(t, Tensor)]
 
 
 def _written(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
@@ -375,6 +412,9 @@ def record(
     for name, tensor in named_tensors(model).items():
         tape.named[recorder.new(tensor).id] = name
     known = len(tape.values)
+    for tensor in tensors_in((args, kwargs)):
+        if recorder.memory.number(tensor) is None:
+            recorder.new(tensor, getattr(tensor, CONTENTS, None))
     tape.inputs = [recorder.value(t).id for t in tensors_in((args, kwargs))]
     tape.inputs = [i for i in tape.inputs if i >= known]
     with torch.no_grad(), plain_kernels(model), ExitStack() as stack:

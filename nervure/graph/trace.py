@@ -431,10 +431,15 @@ def _resizes(flow: Flow, builder: _Builder) -> list[Resize]:
 Choice = str | nn.Module
 
 
-def pinned_by_choice(graph: Graph, model: nn.Module, ignore: Iterable[Choice], only: Iterable[Choice] | None) -> Graph:
-    """Pin every group that touches a module in ``ignore``, or that no module in ``only`` writes."""
-    ignored = _patterns(model, ignore, "ignore")
-    wanted = None if only is None else _patterns(model, only, "only")
+def chosen_patterns(
+    model: nn.Module, ignore: Iterable[Choice], only: Iterable[Choice] | None
+) -> tuple[list[str], list[str] | None]:
+    """The patterns of names that ``ignore`` and ``only`` stand for; raises ArgumentError where one fits nothing."""
+    return _patterns(model, ignore, "ignore"), None if only is None else _patterns(model, only, "only")
+
+
+def pinned_by_choice(graph: Graph, ignored: list[str], wanted: list[str] | None) -> Graph:
+    """Pin every group that touches a module in ``ignored``, or that no module in ``wanted`` writes."""
     groups = []
     for group in graph.groups:
         reason = group.pinned

@@ -1,13 +1,16 @@
 """``apply``: the only line that edits anything, and it edits a copy."""
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import assert_never
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 from nervure.errors import PlanError
+from nervure.graph.example import has_shape_only, is_weightless
 from nervure.graph.tape import named_tensors
 from nervure.graph.types import Graph
 from nervure.plan import Cut, Drop, Link, Mask, Plan
@@ -30,6 +33,12 @@ def apply(model: nn.Module, graph: Graph, plan: Plan) -> nn.Module:
         PlanError: the plan was made for another graph, the graph for another model, or an edit does not fit.
     """
     check_fits(model, graph, plan)
+    # Plans are real, also where the model is made of fake tensors.
+    with _disable_current_modes() if is_weightless(model) else nullcontext():
+        return _edited(model, graph, plan)
+
+
+def _edited(model: nn.Module, graph: Graph, plan: Plan) -> nn.Module:
     keeps = keeps_of(graph, plan)
     masks = masks_after(graph, plan)
     result = copied_without(model, graph, keeps)
@@ -91,6 +100,8 @@ def keeps_of(graph: Graph, plan: Plan) -> dict[str, np.ndarray]:
 
 
 def _lay_on(parameter: Tensor, keep: Tensor) -> None:
+    if has_shape_only(parameter):
+        return
     with torch.no_grad():
         # where() rather than a product: a masked infinity must become zero too.
         parameter.copy_(torch.where(keep.to(parameter.device), parameter, torch.zeros_like(parameter)))

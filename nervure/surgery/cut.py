@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from nervure.errors import PlanError
+from nervure.graph.example import has_shape_only
 from nervure.graph.sizes import Attribute, read_attribute, write_attribute
 from nervure.graph.types import Graph, Resize
 from nervure.surgery.attention import ResizedAttention
@@ -39,6 +40,8 @@ def kept_positions(graph: Graph, keeps: Mapping[str, np.ndarray], tensor: str) -
 
 def sliced(tensor: Tensor, positions: list[np.ndarray | None]) -> Tensor:
     """The surviving positions of a tensor along each axis."""
+    if has_shape_only(tensor):
+        return tensor.new_empty([n if p is None else len(p) for n, p in zip(tensor.shape, positions, strict=True)])
     for axis, index in enumerate(positions):
         if index is not None:
             tensor = tensor.index_select(axis, torch.from_numpy(index).to(tensor.device))

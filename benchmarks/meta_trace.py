@@ -1,0 +1,173 @@
+"""What it takes to trace, plan and cut decoders of more than a billion parameters that are never made.
+
+Run ``python benchmarks/meta_trace.py``; one thread, each model in a process of its own, so that the peak of memory
+is its own. Where transformers is installed its LLaMA is traced too. Writes ``docs/results/meta_trace.json`` and ``.md``.
+"""
+
+import importlib.util
+import json
+import platform
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from nervure import Random, apply, prune, trace
+
+RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results"
+WIDTH, INNER, HEADS, KEYS, VOCABULARY, TOKENS = 2048, 5632, 32, 4, 32_000, 16
+
+
+class Layer(nn.Module):
+    """Causal attention with shared keys and a gated MLP."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads, self.keys, self.head_dim = HEADS, KEYS, WIDTH // HEADS
+        self.norm1, self.norm2 = nn.RMSNorm(WIDTH), nn.RMSNorm(WIDTH)
+        self.q, self.o = nn.Linear(WIDTH, WIDTH, bias=False), nn.Linear(WIDTH, WIDTH, bias=False)
+        self.k, self.v = (nn.Linear(WIDTH, KEYS * self.head_dim, bias=False) for _ in range(2))
+        self.gate, self.up = nn.Linear(WIDTH, INNER, bias=False), nn.Linear(WIDTH, INNER, bias=False)
+        self.down = nn.Linear(INNER, WIDTH, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[batch, tokens, width] to the same."""
+        y = self.norm1(x)
+        q, k, v = (p(y).unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for p in (self.q, self.k, self.v))
+        k, v = (t.repeat_interleave(self.heads // self.keys, 1) for t in (k, v))
+        z = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=self.head_dim**-0.5)
+        x = x + self.o(z.transpose(1, 2).flatten(2))
+        return x + self.down(F.silu(self.gate(self.norm2(x))) * self.up(self.norm2(x)))
+
+
+class Decoder(nn.Module):
+    """Embedding, layers, norm, head."""
+
+    def __init__(self, layers: int) -> None:
+        super().__init__()
+        self.embed, self.norm = nn.Embedding(VOCABULARY, WIDTH), nn.RMSNorm(WIDTH)
+        self.layers = nn.Sequential(*[Layer() for _ in range(layers)])
+        self.head = nn.Linear(WIDTH, VOCABULARY, bias=False)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """[batch, tokens] to logits."""
+        return self.head(self.norm(self.layers(self.embed(tokens))))
+
+
+def llama() -> nn.Module:
+    """The same sizes with the code of transformers."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"hidden_size": WIDTH, "intermediate_size": INNER, "num_hidden_layers": 22, "vocab_size": VOCABULARY}
+    return LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=HEADS, num_key_value_heads=KEYS))
+
+
+CASES: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "decoder, 22 layers": (lambda: Decoder(22), "meta"),
+    "decoder, 48 layers": (lambda: Decoder(48), "meta"),
+    "decoder, 22 layers, fake tensors": (lambda: Decoder(22), "fake"),
+    "transformers' LLaMA, 22 layers": (llama, "meta"),
+}
+
+
+def peak() -> float:
+    """Largest memory of this process so far, in MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def measured(name: str) -> dict[str, Any]:
+    """One case, in this process."""
+    torch.set_num_threads(1)
+    make, kind = CASES[name]
+    with FakeTensorMode() if kind == "fake" else torch.device("meta"):
+        model = make().eval()
+    tokens = torch.zeros(1, TOKENS, dtype=torch.long)
+    example: Any = {"input_ids": tokens, "use_cache": False} if make is llama else tokens
+    built = peak()
+    start = time.perf_counter()
+    graph = trace(model, example)
+    traced = time.perf_counter()
+    plan = Random(keep=0.5).plan(_view(graph))
+    planned = time.perf_counter()
+    smaller = apply(model, graph, plan)
+    applied = time.perf_counter()
+    row = {
+        "model": name,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "left": sum(p.numel() for p in smaller.parameters()),
+        "groups": len(graph.groups),
+        "prunable": len(graph.prunable),
+        "trace_s": traced - start,
+        "plan_s": planned - traced,
+        "apply_s": applied - planned,
+        "peak_before_mb": built,
+        "peak_mb": peak(),
+    }
+    if kind == "meta":
+        row["prune_s"] = _seconds(lambda: prune(model, example, plan, progress=False))
+    return row
+
+
+def _view(graph: Any) -> Any:
+    from nervure.methods import View
+
+    return View(graph, {})
+
+
+def _seconds(work: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    """Measure every case in a process of its own and write the table."""
+    if len(sys.argv) > 1:
+        print(json.dumps(measured(sys.argv[1])))
+        return
+    rows = []
+    for name, (make, _) in CASES.items():
+        if make is llama and importlib.util.find_spec("transformers") is None:
+            continue
+        done = subprocess.run([sys.executable, __file__, name], capture_output=True, text=True, check=True)
+        rows.append(json.loads(done.stdout.splitlines()[-1]))
+        print(rows[-1], flush=True)
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    facts = {"torch": torch.__version__, "python": platform.python_version(), "rows": rows}
+    (RESULTS / "meta_trace.json").write_text(json.dumps(facts, indent=1) + "\n")
+    (RESULTS / "meta_trace.md").write_text(table(rows))
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The results as Markdown."""
+    lines = [
+        "# Tracing what is too big to make",
+        "",
+        "`python benchmarks/meta_trace.py`: one thread, one run each, on 16 tokens, half of every layer's units kept.",
+        "No weight exists: the memory is Python's and PyTorch's own, and what tracing adds to it. (In float32 a",
+        "billion parameters are 4,000 MB.) Nothing is tried or verified without weights. The machine was busy with",
+        "other work: seconds are good to a factor of two.",
+        "",
+        "| model | parameters | left | groups | trace (s) | plan (s) | cut (s) | `prune` (s) | MB before | peak |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for r in rows:
+        whole = f"{r['prune_s']:.1f}" if "prune_s" in r else ""
+        lines.append(
+            f"| {r['model']} | {r['parameters'] / 1e9:.2f} G | {r['left'] / 1e9:.2f} G | {r['groups']} "
+            f"| {r['trace_s']:.1f} | {r['plan_s']:.2f} | {r['apply_s']:.2f} | {whole} "
+            f"| {r['peak_before_mb']:.0f} | {r['peak_mb']:.0f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
