@@ -1,7 +1,7 @@
 """What it takes to trace, plan and cut decoders of more than a billion parameters that are never made.
 
 Run ``python benchmarks/meta_trace.py``; one thread, each model in a process of its own, so that the peak of memory
-is its own. Where transformers is installed its LLaMA is traced too. Writes ``docs/results/meta_trace.json`` and ``.md``.
+is its own. Where transformers is installed its LLaMA is traced too. Writes ``docs/results/meta_trace.*``.
 """
 
 import importlib.util
