@@ -209,7 +209,7 @@ class Plan:
                 f"cuts in all: parameters {params:,} -> {fewer:,} ({fewer / max(params, 1):.1%}), "
                 f"MACs {total:,} -> {left:,} ({left / max(total, 1):.1%})"
             )
-        return "\n".join(text)
+        return "\n".join([*text, *_said_of_configs(graph, keeps)])
 
     def to_json(self) -> dict[str, Any]:
         """Plain data that :meth:`from_json` reads back to an equal plan."""
@@ -239,6 +239,16 @@ class Plan:
             data.get("asked", {}),
             data.get("reached", {}),
         )
+
+
+def _said_of_configs(graph: "Graph", keeps: Mapping[str, Tensor]) -> Iterator[str]:
+    """What becomes of the sizes that configs declare, where a cut touches them."""
+    for said in graph.declared:
+        name, now = ".".join(filter(None, (said.module, said.attribute))), said.after(graph, keeps)
+        if now is None:
+            yield f"{name} stays {said.size}, which is no longer true: {len(said.groups)} groups keep different shares"
+        elif now != said.size:
+            yield f"{name} becomes {now} (it was {said.size})"
 
 
 def _scaled(number: float) -> str:

@@ -8,7 +8,7 @@ that the sizes that arrive in ``view``, ``split`` or ``zeros`` tell which attrib
 import operator
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, final
 
 from torch import nn
@@ -116,20 +116,30 @@ class Size(int):
         return pow(other, int(self))
 
 
-_NUMBERS: list[list[tuple[int, int]]] = []
-"""For each tracing under way, the axes whose sizes were computed with as numbers (a scale, say), not used as sizes."""
+@final
+@dataclass(slots=True)
+class Noted:
+    """Axes and attributes whose sizes were computed with as numbers (a scale, say), not used as sizes."""
+
+    axes: list[tuple[int, int]] = field(default_factory=list)
+    attributes: set[Attribute] = field(default_factory=set)
+
+
+_NUMBERS: list[Noted] = []
+"""What was noted in each tracing under way."""
 
 
 def _note_as_number(*values: Any) -> None:
     for value in values:
         if _NUMBERS and isinstance(value, Size):
-            _NUMBERS[-1] += value.expression.dimensions()
+            _NUMBERS[-1].axes += value.expression.dimensions()
+            _NUMBERS[-1].attributes |= value.expression.attributes()
 
 
 @contextmanager
-def noting_numbers() -> Iterator[list[tuple[int, int]]]:
-    """Collect, while this lasts, the axes whose sizes are computed with as numbers."""
-    _NUMBERS.append([])
+def noting_numbers() -> Iterator[Noted]:
+    """Collect, while this lasts, the axes and attributes whose sizes are computed with as numbers."""
+    _NUMBERS.append(Noted())
     try:
         yield _NUMBERS[-1]
     finally:
@@ -168,7 +178,7 @@ def _is_integer(value: Any) -> bool:
     return type(value) is int and value > 0
 
 
-def _holders(model: nn.Module) -> Iterator[tuple[str, str, dict[str, Any]]]:
+def holders(model: nn.Module) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Every attribute dictionary that may hold sizes: (module name, path prefix, dictionary), configs included once."""
     seen: set[int] = set()
     for name, module in model.named_modules():
@@ -186,7 +196,7 @@ def tagged_attributes(model: nn.Module) -> Iterator[None]:
     """Replace integer attributes of modules (of configs and in tuples too) by :class:`Size`, then restore."""
     undo: list[tuple[dict[str, Any], str, Any]] = []
     try:
-        for module, prefix, holder in _holders(model):
+        for module, prefix, holder in holders(model):
             for key, value in list(holder.items()):
                 if key.startswith("__") or key in _UNTOUCHED:
                     continue
@@ -201,6 +211,14 @@ def tagged_attributes(model: nn.Module) -> Iterator[None]:
 
 
 _UNTOUCHED = frozenset({"training", "_version", "_non_persistent_buffers_set"})
+
+
+def numbers_of(path: str, value: Any) -> Iterator[tuple[str, int]]:
+    """Path and value of an integer, or of each in a tuple or list of integers."""
+    if _is_integer(value):
+        yield path, value
+    elif type(value) in (tuple, list) and all(_is_integer(v) for v in value):
+        yield from ((f"{path}[{i}]", v) for i, v in enumerate(value))
 
 
 def _tagged(module: str, path: str, value: Any) -> Any:

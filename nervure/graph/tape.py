@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from nervure.errors import ForwardError, TraceError
 from nervure.graph.example import CONTENTS, as_inputs, tensors_in
-from nervure.graph.sizes import Expression, Size, expression_of, noting_numbers, tagged_attributes
+from nervure.graph.sizes import Attribute, Expression, Size, expression_of, noting_numbers, tagged_attributes
 
 SMALL_CONSTANT = 4_000_000
 ESCAPES = frozenset({"numpy", "tolist", "__array__", "__dlpack__"})
@@ -104,6 +104,8 @@ class Tape:
     calls: list["ModuleCall"] = field(default_factory=list)
     numbers: list[tuple[int, int]] = field(default_factory=list)
     """Axes (value, axis) whose size was computed with as a number."""
+    read: set[Attribute] = field(default_factory=set)
+    """Attributes that were computed with, or given to a call."""
     escapes: list[tuple[int, str]] = field(default_factory=list)
     """Values whose contents went where nothing is recorded, and by which call."""
     training_from: int | None = None
@@ -289,7 +291,9 @@ class _Names(TorchFunctionMode):
         outer = self._recorder.call
         sizes = tuple(_sizes(a) for a in args)
         named = {key: _sizes(value) for key, value in kwargs.items()}
-        tagged = any(_holds_expression(s) for s in (*sizes, *named.values()))
+        given = [e for s in (*sizes, *named.values()) for e in _expressions(s)]
+        self._recorder.tape.read.update(a for e in given for a in e.attributes())
+        tagged = bool(given)
         self._recorder.call = Call(name, sizes, named, tagged)
         try:
             return func(*args, **kwargs)
@@ -315,12 +319,14 @@ def _sizes(value: Any) -> Any:
     return None if value is None or isinstance(value, float | str | torch.dtype | torch.device) else value
 
 
-def _holds_expression(value: Any) -> bool:
+def _expressions(value: Any) -> Iterator[Expression]:
     if isinstance(value, Expression):
-        return True
-    if isinstance(value, slice):
-        return any(isinstance(v, Expression) for v in (value.start, value.stop, value.step))
-    return isinstance(value, tuple) and any(_holds_expression(v) for v in value)
+        yield value
+    elif isinstance(value, slice):
+        yield from (v for v in (value.start, value.stop, value.step) if isinstance(v, Expression))
+    elif isinstance(value, tuple):
+        for inner in value:
+            yield from _expressions(inner)
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -421,7 +427,8 @@ def record(
         recorder.sizes = tag
         if tag:
             stack.enter_context(tagged_attributes(model))
-            tape.numbers = stack.enter_context(noting_numbers())
+            noted = stack.enter_context(noting_numbers())
+            tape.numbers, tape.read = noted.axes, noted.attributes
         stack.enter_context(_module_stack(model, recorder))
         stack.enter_context(recorder)
         if tag:

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from nervure.errors import ArgumentError, TraceError
+from nervure.graph.declared import declared
 from nervure.graph.flow import HIDDEN, Flow, Specs, move
 from nervure.graph.labels import NONE, Array, Layer, Owner, Space, Split, Store
 from nervure.graph.rules import RULES, unknown
@@ -339,6 +340,11 @@ def _drawing(model: nn.Module, flow: Flow, settings: Mapping[str, bool]) -> Draw
         notes=tuple(flow.told.values()),
         settings=settings,
     )
+    found = declared(model, graph, flow.tape.read)
+    if found:
+        told = ", ".join(".".join(filter(None, (d.module, d.attribute))) for d in found)
+        told = f"{told}: these say sizes, and follow a cut that is alike in all layers"
+        graph = replace(graph, declared=found, notes=(*graph.notes, told))
     return Drawing(flow, graph, names, census.group_of, census.unit_of)
 
 

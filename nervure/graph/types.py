@@ -219,6 +219,33 @@ class Resize:
 
 
 @final
+@dataclass(frozen=True, slots=True)
+class Declared:
+    """An integer of a config that says a size and that nothing reads while the model runs.
+
+    Attributes:
+        module: qualified name of the module that holds the config.
+        attribute: path below the module, e.g. ``"config.hidden_size"``.
+        size: its value before any cut.
+        groups: the groups whose size it says (or a multiple of it); it follows where all keep the same share.
+    """
+
+    module: str
+    attribute: str
+    size: int
+    groups: tuple[str, ...]
+
+    def after(self, graph: "Graph", keeps: Mapping[str, Tensor | np.ndarray]) -> int | None:
+        """What it should be when groups keep these units; None where no single number is true."""
+        left = {
+            (graph[g].size, int(np.sum(np.asarray(keeps[g]))) if g in keeps else graph[g].size) for g in self.groups
+        }
+        sizes = {self.size * kept / size for size, kept in left}
+        (one, *others) = sizes
+        return int(one) if not others and one == int(one) else None
+
+
+@final
 @dataclass(frozen=True)
 class Graph:
     """What is coupled to what in a model, what it costs and which blocks can go. Made by ``nervure.trace``.
@@ -234,6 +261,7 @@ class Graph:
         resizes: Python integers in modules that follow a cut.
         notes: anything the user should know (operations without a rule, unreached modules).
         settings: the options of ``trace`` that decide what the units are, for drawing the same graph again.
+        declared: integers of configs that say sizes and follow a cut that is alike in all layers.
     """
 
     groups: tuple[Group, ...]
@@ -246,6 +274,7 @@ class Graph:
     resizes: tuple[Resize, ...] = ()
     notes: tuple[str, ...] = ()
     settings: Mapping[str, bool] = field(default_factory=dict)
+    declared: tuple[Declared, ...] = ()
 
     def __str__(self) -> str:
         return self.describe()
@@ -343,6 +372,7 @@ class Graph:
             "resizes": [[r.module, r.attribute, r.size, r.axis] for r in self.resizes],
             "notes": list(self.notes),
             "settings": dict(self.settings),
+            "declared": [[d.module, d.attribute, d.size, list(d.groups)] for d in self.declared],
         }
 
     @staticmethod
@@ -372,6 +402,9 @@ class Graph:
                 resizes=tuple(Resize(*r) for r in data["resizes"]),
                 notes=tuple(data["notes"]),
                 settings=dict(data["settings"]),
+                declared=tuple(
+                    Declared(m, path, size, tuple(names)) for m, path, size, names in data.get("declared", ())
+                ),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise PlanError(f"this is not a graph: {error!r}.") from error

@@ -131,6 +131,10 @@ def _resize(model: nn.Module, graph: Graph, keeps: Mapping[str, np.ndarray]) -> 
     for attribute, (size, resize) in wanted.items():
         if size != resize.size and read_attribute(model, attribute) == resize.size:
             write_attribute(model, attribute, size)
+    for said in graph.declared:
+        now, attribute = said.after(graph, keeps), Attribute(said.module, said.attribute)
+        if now not in (None, 0, said.size) and read_attribute(model, attribute) == said.size:
+            write_attribute(model, attribute, int(now or 0))
 
 
 # -- what standard modules say of themselves -----------------------------------------------------------------------
