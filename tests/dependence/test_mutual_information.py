@@ -8,6 +8,7 @@ from torch import Tensor
 
 from nervure.dependence import mutual_information
 from nervure.dependence.divergences import of_correlation
+from nervure.errors import ArgumentError, DataError, NervureWarning
 
 ORACLES = [(0.0, 0.0), (0.3, 0.0231), (0.5, 0.0683), (0.8, 0.2263), (0.9, 0.3517), (0.95, 0.4701)]
 
@@ -73,3 +74,80 @@ def test_something_irrelevant_changes_nothing(estimator: str) -> None:
     z = torch.randn(20000, 3, generator=torch.Generator().manual_seed(5))
     without = float(mutual_information(x, y, estimator=estimator))
     assert float(mutual_information(x, y, given=z, estimator=estimator)) == pytest.approx(without, abs=0.003)
+
+
+@pytest.mark.parametrize("estimator", ["residual", "gaussian", "hash"])
+def test_information_is_mutual(estimator: str) -> None:
+    x, y = correlated(0.6, 1000)
+    z = torch.randn(1000, 2, generator=torch.Generator().manual_seed(5))
+    there = float(mutual_information(x, y, given=z, estimator=estimator, correction="law"))
+    back = float(mutual_information(y, x, given=z, estimator=estimator, correction="law"))
+    assert there == pytest.approx(back, abs=1e-9)
+
+
+def test_a_monotone_map_of_a_variable_changes_nothing() -> None:
+    x, y = correlated(0.6, 1000)
+    assert float(mutual_information(x.exp(), y**3)) == pytest.approx(float(mutual_information(x, y)), abs=1e-9)
+
+
+def test_the_order_of_samples_does_not_matter() -> None:
+    x, y = correlated(0.6, 1000)
+    order = torch.randperm(1000, generator=torch.Generator().manual_seed(0))
+    assert float(mutual_information(x[order], y[order])) == pytest.approx(float(mutual_information(x, y)), abs=1e-9)
+
+
+def test_what_no_correlation_shows_is_seen_by_bins() -> None:
+    x, e = torch.randn(2, 4000, generator=torch.Generator().manual_seed(7))
+    y = x.square() + 0.1 * e
+    assert float(mutual_information(x, y)) > 0.2
+    assert float(mutual_information(x, y, estimator="gaussian")) < 0.02
+
+
+def test_independent_pairs_of_a_vector_add_their_shannon_information() -> None:
+    pairs = [correlated(r, 5000, seed) for seed, r in enumerate((0.5, 0.8))]
+    x, y = (torch.stack([pair[k] for pair in pairs], dim=1) for k in (0, 1))
+    expected = sum(-0.5 * math.log1p(-r * r) for r in (0.5, 0.8))
+    value = mutual_information(x, y, estimator="gaussian", divergence="shannon")
+    assert float(value) == pytest.approx(expected, abs=0.01)
+
+
+@pytest.mark.parametrize("estimator", ["residual", "gaussian"])
+def test_an_interval_holds_the_truth_of_most_draws(estimator: str) -> None:
+    inside = 0
+    for seed in range(10):
+        x, e = torch.randn(2, 800, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        low, high = mutual_information(x, 0.5 * x + 0.75**0.5 * e, estimator=estimator, interval=0.95)[1:]
+        inside += float(low) <= 0.0683 <= float(high)
+    assert inside >= 7
+
+
+@pytest.mark.parametrize("estimator", ["residual", "gaussian", "hash", "mst"])
+def test_what_is_constant_shares_nothing(estimator: str) -> None:
+    x = torch.randn(400, generator=torch.Generator().manual_seed(0))
+    assert float(mutual_information(x, torch.full((400,), 3.0), estimator=estimator)) == 0
+    known = mutual_information(x, x + 1, given=torch.full((400, 2), 3.0), estimator=estimator)
+    assert float(known) > 0.2
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64])
+def test_every_real_kind_of_number_is_taken(dtype: torch.dtype) -> None:
+    x = (3 * torch.randn(400, generator=torch.Generator().manual_seed(0))).to(dtype)
+    value = mutual_information(x, x)
+    assert value.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert float(value) > 0.4
+
+
+def test_input_that_cannot_be_used_is_refused() -> None:
+    x, y = correlated(0.5, 400)
+    with pytest.raises(DataError, match="1 of 400 samples of given are NaN"):
+        mutual_information(x, y, given=torch.where(torch.arange(400) == 3, torch.nan, x))
+    with pytest.raises(DataError, match="x has 400, y has 400, given has 399"):
+        mutual_information(x, y, given=x[1:])
+    with pytest.raises(ArgumentError, match="bins=1 "):
+        mutual_information(x, y, bins=1)
+    with pytest.raises(ArgumentError, match="divergence='renyi'"):
+        mutual_information(x, y, divergence="renyi")  # type: ignore[call-overload]
+    with pytest.raises(ArgumentError, match="interval=95"):
+        mutual_information(x, y, bins=4, interval=95)
+    with pytest.warns(NervureWarning, match="40 samples are few"):
+        mutual_information(x[:40], y[:40])
