@@ -1,8 +1,7 @@
 """Joint histograms of one variable with many, in equal-mass bins.
 
 The counting is exact and the same for every tile: each value is compared with its edges, and whole numbers are summed.
-Rows are sorted by the parent's bin first, so that a bin is a run of rows; comparisons are bytes, and eight of them are
-added at once as one 64-bit number, in runs of at most 255 rows so that no byte overflows into its neighbour.
+Rows are sorted by the parent's bin first, so that a bin is a run of rows.
 """
 
 from functools import lru_cache
@@ -12,9 +11,6 @@ import torch
 from torch import Tensor
 
 from nervure.dependence.divergences import CURVATURE, OF_MASSES, Divergence
-
-LANES = 8
-LONGEST_RUN = 255
 
 
 def quantile_edges(values: Tensor, bins: int) -> Tensor:
@@ -38,36 +34,33 @@ def codes(values: Tensor, edges: Tensor) -> Tensor:
 
 
 def runs(code: Tensor, bins: int) -> Tensor:
-    """Row numbers [bins, runs, length] sorted by ``code`` [N], each run within one bin; N stands for no row."""
+    """Row numbers [bins, longest] sorted by ``code`` [N], a bin in each line; N stands for no row."""
     sizes = torch.bincount(code, minlength=bins)
-    most = int(sizes.max())
-    count = -(-most // LONGEST_RUN)
-    length = -(-most // count)
     order = torch.argsort(code, stable=True)
-    place = torch.full((bins, count * length), len(code), device=code.device)
+    place = torch.full((bins, int(sizes.max())), len(code), device=code.device)
     starts = sizes.cumsum(0) - sizes
     within = torch.arange(len(code), device=code.device) - starts[code[order]]
     place[code[order], within] = order
-    return place.view(bins, count, length)
+    return place
 
 
 def joint_counts(values: Tensor, edges: Tensor) -> Tensor:
     """How many samples lie in each pair of bins.
 
     Args:
-        values: [bins_x, runs, length, variables], rows grouped by the bin of X, infinity where there is no row; the
-            number of variables is a multiple of 8.
+        values: [bins_x, rows, variables], rows grouped by the bin of X, infinity where there is no row.
         edges: [bins_y - 1, variables].
 
     Returns:
-        [bins_x, bins_y, variables] whole numbers.
+        [bins_x, bins_y, variables] whole numbers below 2^24, in float32.
     """
-    bins, count, _, width = values.shape
-    below = torch.empty((len(edges) + 1, bins, width), dtype=torch.int64, device=values.device)
+    bins, _, width = values.shape
+    below = torch.empty((len(edges) + 1, bins, width), device=values.device)
+    # Comparing into float32 and adding takes less time than comparing into booleans does.
+    is_below = torch.empty_like(values)
     for k, edge in enumerate(edges):
-        lanes = (values <= edge).view(torch.int64).sum(2)
-        below[k] = lanes.view(torch.uint8).view(bins, count, width).sum(1)
-    below[-1] = torch.isfinite(values[..., 0]).sum((1, 2))[:, None]
+        torch.sum(torch.le(values, edge, out=is_below), dim=1, out=below[k])
+    below[-1] = torch.isfinite(values[..., :1]).sum(1)
     return below.diff(dim=0, prepend=torch.zeros_like(below[:1])).transpose(0, 1)
 
 

@@ -134,11 +134,11 @@ def _estimate(x: Tensor, y: Tensor, given: Tensor | None, options: Options) -> T
 
 def _binned(x: Tensor, y: Tensor, freedom: float, options: Options) -> Tensor:
     code = codes(x[:, None], quantile_edges(x[:, None], options.bins))[:, 0]
-    edges = quantile_edges(y[:, None], options.bins).expand(-1, 8).contiguous()
-    lanes = torch.cat([y, y.new_full((1,), torch.inf)])[:, None].expand(-1, 8).contiguous()
+    edges = quantile_edges(y[:, None], options.bins)
+    rows = torch.cat([y, y.new_full((1,), torch.inf)])[:, None]
     shuffles = options.shuffles(len(x), x.device)
     orders = (runs(c, options.bins) for c in (code, *(code[shuffle] for shuffle in shuffles)))
-    return corrected((joint_counts(lanes[order], edges) for order in orders), options, freedom)[0]
+    return corrected((joint_counts(rows[order], edges) for order in orders), options, freedom)[0]
 
 
 def _component(x: Tensor) -> Tensor:

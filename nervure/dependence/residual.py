@@ -6,14 +6,14 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from nervure.dependence.binned import LANES, LONGEST_RUN, codes, dependence, joint_counts, quantile_edges, runs
+from nervure.dependence.binned import codes, dependence, joint_counts, quantile_edges, runs
 from nervure.dependence.distances import ranges
 from nervure.dependence.options import Options
 from nervure.dependence.regression import Residuals
 from nervure.dependence.samples import tile_size
 
 # More columns at a time than fit the cache of a core only cost time there; a GPU wants them all.
-CACHED: Final = 2**21
+CACHED: Final = 2**22
 FLOAT_BYTES: Final = 4
 # Counts, masses and what the divergence makes of them, in float64.
 CELL_BYTES: Final = 80
@@ -34,13 +34,9 @@ def connectivity(left: Residuals, options: Options) -> Tensor:
     for i in torch.nonzero(left.alive).flatten().tolist():
         orders = [runs(code[:, i], bins), *(runs(code[shuffle, i], bins) for shuffle in shuffles)]
         for tile in ranges(child.shape[1], width):
-            edges = _padded(mixed(i, tile))
-            counts = (
-                joint_counts(_padded(rows[order, tile] + loads[order, i, None] * slope[i, tile]), edges)
-                for order in orders
-            )
-            value = corrected(counts, options, left.freedom)
-            scores[tile, i] = value[: tile.stop - tile.start]
+            edges = mixed(i, tile)
+            counts = (joint_counts(_grouped(rows, loads, slope, i, tile, order), edges) for order in orders)
+            scores[tile, i] = corrected(counts, options, left.freedom)
     return scores
 
 
@@ -73,16 +69,15 @@ def _edge_mixer(left: Residuals, parent: Tensor, child: Tensor, bins: int) -> Ca
     return mixed
 
 
+def _grouped(rows: Tensor, loads: Tensor, slope: Tensor, i: int, tile: slice, order: Tensor) -> Tensor:
+    """Children given all parents but ``i``: [bins, longest, tile], in the order of that parent's bins."""
+    part = loads[order, i, None] * slope[i, tile]
+    # Not fused with the product: that would round differently at the end of a tile.
+    return part.add_(rows[:, tile].index_select(0, order.flatten()).view_as(part))
+
+
 def _tile_width(code: Tensor, children: int, options: Options) -> int:
-    fullest = max(int(torch.bincount(column, minlength=options.bins).max()) for column in code.T)
-    places = options.bins * (fullest + fullest // LONGEST_RUN + 1)
-    each = places * (3 * FLOAT_BYTES + 1) + CELL_BYTES * options.bins**2
-    width = tile_size(options.memory, each, max(LANES, children), LANES)
-    if code.device.type == "cpu":
-        width = min(width, CACHED // (FLOAT_BYTES * places))
-    return max(LANES, width // LANES * LANES)
-
-
-def _padded(values: Tensor) -> Tensor:
-    missing = -values.shape[-1] % LANES
-    return torch.nn.functional.pad(values, (0, missing)) if missing else values
+    places = options.bins * max(int(torch.bincount(column).max()) for column in code.T)
+    each = places * 3 * FLOAT_BYTES + CELL_BYTES * options.bins**2
+    width = tile_size(options.memory, each, children)
+    return max(1, min(width, CACHED // (FLOAT_BYTES * places))) if code.device.type == "cpu" else width

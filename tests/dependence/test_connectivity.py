@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from nervure.dependence import conditional_connectivity, mutual_information
+from nervure.dependence.options import Options
 from nervure.dependence.regression import residuals
+from nervure.dependence.residual import connectivity
 from nervure.errors import ArgumentError, DataError, NervureWarning
 
 
@@ -114,6 +116,18 @@ def test_independence_scores_near_zero_once_corrected(correction: str) -> None:
     assert 0.010 < raw.mean() < 0.014
     assert corrected.mean() < 0.0015
     assert conditional_connectivity(p, x, correction=correction).mean() < 0.0003
+
+
+@pytest.mark.parametrize("smooth", [True, False])
+def test_the_bias_is_known_where_the_regression_uses_most_of_the_samples(smooth: bool) -> None:
+    generator = torch.Generator().manual_seed(3)
+    p, x = (torch.randn(600, width, generator=generator, dtype=torch.float64) for width in (300, 16))
+    left = residuals(p, x, 1e-3)
+    assert left.freedom == pytest.approx(300, abs=5)
+    scores = connectivity(left, Options(bins=4, smooth=smooth))
+    assert abs(float(scores.mean())) < 0.2 * 0.25 / 300
+    biased = connectivity(left, Options(bins=4, smooth=smooth, correction="none"))
+    assert float(biased.mean()) > 0.8 * 0.25 / 300
 
 
 def test_a_parent_alone_is_scored_without_condition() -> None:
