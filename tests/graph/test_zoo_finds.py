@@ -176,6 +176,18 @@ class ByPlace(nn.Module):
         return self.down(self.tokens(self.up(x)))
 
 
+class Interleaved(nn.Module):
+    """A gate whose two halves are interleaved: pairs go whole."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(5, 12), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.up(x)
+        return self.down(x[..., ::2].sigmoid() * x[..., 1::2])
+
+
 class LearntTurn(nn.Module):
     """A matrix per sample, an identity added to it, applied by bmm: rows and columns are the units it turns."""
 
@@ -235,6 +247,7 @@ FINDS: dict[type[nn.Module], tuple[Any, set[str]]] = {
     Placed: (noise(2, 6, 5), {"up"}),
     BiasOfParts: (noise(2, 6, 5), {"embed", "qkv"}),
     ByPlace: (noise(2, 4, 5), {"up"}),
+    Interleaved: (noise(2, 5), {"up.blocks"}),
     LearntTurn: (noise(2, 3, 9), {"first"}),
     FourierMix: (noise(2, 8, 5), {"up", "weight"}),
     SharedKey: (noise(2, 6, 5), {"q"}),

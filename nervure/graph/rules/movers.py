@@ -226,6 +226,8 @@ def slice_(flow: Flow, entry: Entry) -> list[Space]:
     ).indices(size)
     piece = slice(start, stop, step)
     layers, space = flow.layers(x, axis), flow.space(x)
+    if layers and size % step == 0 and start < step < size and start + size - step < stop:
+        return [_every(flow, x, axis, step)]
     if layers and (start, stop, step) != (0, size, 1):
         given = _slice_sizes(entry.call, axis, len(flow.shape(x)))
         if step != 1:
@@ -238,6 +240,15 @@ def slice_(flow: Flow, entry: Entry) -> list[Space]:
         else:
             space = _even_blocks(flow, x, axis, [start, stop])
     return [_cut_piece(space, axis, piece)]
+
+
+def _every(flow: Flow, x: Ref, axis: int, step: int) -> Space:
+    """Every so many positions of an axis: blocks of that many go whole."""
+    rank, size = len(flow.shape(x)), flow.shape(x)[axis]
+    outer, inner = blocked(flow, flow.layers(x, axis), size // step, size)
+    flow.store.pin([z.labels for z in inner], f"every {step}th position taken at {flow.at()}")
+    kept = [z for z in flow.space(x).layers if axis not in z.support]
+    return Space((*kept, *[move(z, axis, rank) for z in outer]), free=flow.space(x).free)
 
 
 def _given(wish: Any, value: int, trivial: int) -> bool:
