@@ -481,7 +481,9 @@ def _training_outputs(model: nn.Module, args: Any, kwargs: Any, recorder: Record
     recorder.modules.clear()
     with torch.random.fork_rng(devices=[]):
         try:
-            model.train()
+            for module in modes:
+                # Batch norms do not train on one sample, and which mode they are in says nothing about units.
+                module.training = not isinstance(module, nn.modules.batchnorm._BatchNorm)
             return [recorder.value(t).id for t in tensors_in(model(*args, **kwargs))]
         except Exception:  # a batch of one may not be trainable; evaluation mode was traced all the same
             recorder.modules.clear()

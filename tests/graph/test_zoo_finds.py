@@ -188,6 +188,17 @@ class Interleaved(nn.Module):
         return self.down(x[..., ::2].sigmoid() * x[..., 1::2])
 
 
+class Bags(nn.Module):
+    """Rows of a table, summed by bag."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bag, self.out = nn.EmbeddingBag(9, 6, mode="sum"), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.bag(x.argsort(-1)))
+
+
 class LearntTurn(nn.Module):
     """A matrix per sample, an identity added to it, applied by bmm: rows and columns are the units it turns."""
 
@@ -248,6 +259,7 @@ FINDS: dict[type[nn.Module], tuple[Any, set[str]]] = {
     BiasOfParts: (noise(2, 6, 5), {"embed", "qkv"}),
     ByPlace: (noise(2, 4, 5), {"up"}),
     Interleaved: (noise(2, 5), {"up.blocks"}),
+    Bags: (noise(2, 5), {"bag"}),
     LearntTurn: (noise(2, 3, 9), {"first"}),
     FourierMix: (noise(2, 8, 5), {"up", "weight"}),
     SharedKey: (noise(2, 6, 5), {"q"}),
@@ -265,6 +277,26 @@ def test_what_was_missed_is_offered_and_cut_right(kind: type[nn.Module]) -> None
         smaller = apply(model, graph, plan)
         assert verify(model, SimpleNamespace(model=smaller, graph=graph, plan=plan), example)
         assert smaller(example).isfinite().all()
+
+
+def test_auxiliary_heads_with_norms_over_a_single_value_are_found() -> None:
+    class Auxiliary(nn.Module):
+        """A head in training mode only, with a batch norm over one place: one sample is too few to train it."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.fc = nn.Conv2d(3, 6, 3), nn.Linear(6, 2)
+            self.aux = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(6, 4, 1), nn.BatchNorm2d(4), nn.Flatten())
+
+        def forward(self, x: Tensor) -> Any:
+            x = self.stem(x)
+            return (self.fc(x.mean((2, 3))), self.aux(x)) if self.training else self.fc(x.mean((2, 3)))
+
+    model, example = seeded(Auxiliary), noise(1, 3, 8, 8)
+    graph = trace(model, example)
+    smaller = apply(model, graph, plan_of(graph, halved(graph))).train()
+    assert "aux.1.weight" in {slot.tensor for slot in graph["stem"].readers}
+    assert [t.shape for t in smaller(noise(2, 3, 8, 8))] == [(2, 2), (2, 4)]
 
 
 def test_tracing_does_not_import_the_compiler() -> None:

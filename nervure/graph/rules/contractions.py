@@ -305,7 +305,7 @@ CONTRACTIONS: Mapping[str, Rule] = {
     "linear": linear,
     "convolution": convolution,
     "convolution_overrideable": convolution,
-    "embedding": embedding,
+    **dict.fromkeys(("embedding", "_embedding_bag", "_embedding_bag_forward_only"), embedding),
     "_scaled_dot_product_flash_attention_for_cpu": attention,
     "_scaled_dot_product_flash_attention": attention,
     "_scaled_dot_product_efficient_attention": attention,
