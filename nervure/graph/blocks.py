@@ -363,7 +363,9 @@ def _exclusive(wiring: _Wiring, stop: int) -> set[int]:
         for number in wiring.active(wiring.made[queue.pop()]):
             users = wiring.used.get(number, [])
             outs = [o.id for u in users for o in _outs(wiring.tape.entries[u])]
-            if number not in values and number in wiring.made and all(o in values for o in outs if o in wiring.above):
+            # Norms also put out statistics, which nobody hears while evaluating.
+            heard = [o for o in outs if o in wiring.above and (o in values or wiring.used.get(o))]
+            if number not in values and number in wiring.made and all(o in values for o in heard):
                 values.add(number)
                 queue.append(number)
     return values

@@ -13,6 +13,7 @@ from nervure.errors import ArgumentError, ForwardError, PlanError, TraceError
 from nervure.graph.sizes import Attribute, Expression, Size
 from nervure.graph.types import Units
 from nervure.zoo import build
+from nervure.zoo.models.densenet import DenseNet
 from tests.networks import NETWORKS
 
 
@@ -193,6 +194,12 @@ def test_errors_of_the_model_are_shown_with_the_module_they_come_from() -> None:
         broken.weight[0, 0] = float("nan")
     with pytest.raises(TraceError, match="weight"):
         trace(broken, torch.randn(1, 4))
+
+
+def test_dense_layers_with_a_bottleneck_are_blocks_too() -> None:
+    graph = trace(DenseNet(16, 3, 10, 4, True).eval(), torch.randn(1, 3, 8, 8))
+    assert [b.name for b in graph.blocks] == [f"features.{stage}.{layer}" for stage in (1, 3, 5) for layer in (0, 1)]
+    assert all(b.kind == "dense" and f"{b.name}.narrow" in b.modules for b in graph.blocks)
 
 
 def test_blocks_of_residual_dense_and_transformer_networks_are_found() -> None:
