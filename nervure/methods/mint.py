@@ -33,7 +33,8 @@ class MINT:
         granularity: ``"filters"`` cuts units, ``"kernels"`` masks connections as in the paper.
         groups: blocks of filters in each layer that are scored together; the work grows with its square.
         samples: how many of the measured samples are used; the work grows with its square too.
-        upper: the largest share of any layer that may go, in (0, 1].
+        upper: the largest share of any layer that may go, in (0, 1]. Without a limit whole layers vanish: trees of few
+            samples score many connections 0.
         minimum: units that every group keeps (filters).
         multiple: group sizes are rounded up to a multiple of this (filters).
     """
@@ -45,7 +46,7 @@ class MINT:
     granularity: Granularity = "filters"
     groups: int = 8
     samples: int = 300
-    upper: float = 1.0
+    upper: float = 0.75
     minimum: int = 1
     multiple: int = 1
 
