@@ -189,3 +189,15 @@ def test_the_example_is_a_study() -> None:
 def test_the_study_of_the_benchmark_can_be_read() -> None:
     study = Study.from_toml(Path(__file__).parent.parent / "benchmarks" / "pruning.toml")
     assert {trial.recipe.run.seed for trial in study.trials()} == {0, 1, 2}
+
+
+@pytest.mark.filterwarnings("ignore::nervure.errors.NervureWarning")
+def test_a_method_gets_the_evidence_it_wants_and_no_other(tmp_path: Path) -> None:
+    more = {"name": "MINT", "options": {"groups": 2, "samples": 12}}
+    snacs = {"name": "SNACS", "options": {"granularity": "filters", "samples": 64}}
+    alone = tiny(study={"seeds": [0], "dense_plus": False}, method=[{"name": "Random"}, snacs])
+    beside = tiny(study={"seeds": [0], "dense_plus": False}, method=[{"name": "Random"}, more, snacs])
+    found = [compare(study, folder=tmp_path / str(i), progress=False) for i, study in enumerate((alone, beside))]
+    one, other = ([o for o in outcomes if o.method == "SNACS"] for outcomes in found)
+    assert [(o.accuracy, o.params) for o in one] == [(o.accuracy, o.params) for o in other]
+    assert len(one) == 1

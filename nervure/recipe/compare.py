@@ -133,11 +133,13 @@ class _Subject:
     def example(self) -> torch.Tensor:
         return self.data.example(1).to(self.device)
 
-    def view(self, trial: Trial) -> View:
+    def view(self, trial: Trial, want: frozenset[str]) -> View:
         weights = {name: tensor.detach() for name, tensor in named_tensors(self.model).items()}
         seed, size = trial.recipe.run.seed, trial.recipe.evaluate.batch_size
         batches = self.data.train.batches(size, shuffle_seed=seed, device=self.device)
-        return View(self.graph, weights, self.stats, seed, self.model, self.example(), batches)
+        # Nothing but what it asks for: what another method of the study wants must not change a plan.
+        stats = self.stats.only(want) if self.stats is not None and want else None
+        return View(self.graph, weights, stats, seed, self.model, self.example(), batches)
 
 
 def _take(desk: _Desk, key: str, trial: Trial, number: str, rest: list[Trial]) -> None:
@@ -156,7 +158,8 @@ def _take(desk: _Desk, key: str, trial: Trial, number: str, rest: list[Trial]) -
 def _tried(subject: _Subject, key: str, trial: Trial) -> Outcome:
     """Plan, cut, check, recover, measure."""
     start = time.perf_counter()
-    method, view, recipe = method_of(trial.recipe), subject.view(trial), trial.recipe
+    method, recipe = method_of(trial.recipe), trial.recipe
+    view = subject.view(trial, method.wants)
     plan = method.plan(view)
     planned = time.perf_counter()
     smaller = apply(subject.model, subject.graph, plan)

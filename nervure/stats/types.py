@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, final
 
@@ -72,6 +72,14 @@ class Stats:
     def digest(self) -> str:
         """A digest of where the evidence comes from: seed, samples, what was wanted, and of which model."""
         return hashlib.sha256(json.dumps(self._provenance(), sort_keys=True).encode()).hexdigest()[:16]
+
+    def only(self, want: Iterable[str]) -> "Stats":
+        """The same without the evidence that is not named in ``want``; names that were not measured are passed over."""
+        wanted = self.want & frozenset(want)
+        shown = wanted | ({"moments"} if "activations" in wanted else set())
+        dropped: dict[str, Any] = {kind: {} for kind in KINDS if kind not in shown}
+        dropped |= {name: None for name in WHOLE if name not in shown}
+        return replace(self, want=wanted, **dropped)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write to one safetensors file, atomically, and return its path; raises :class:`FileError`."""

@@ -113,3 +113,13 @@ def test_both_slopes_can_be_measured_at_once_and_survive_saving(tmp_path) -> Non
     again = Stats.load(both.save(tmp_path / "stats.safetensors"))
     assert again.effects["a"].equal(both.effects["a"])
     assert again.readings["a"].equal(both.readings["a"])
+
+
+def test_evidence_can_be_narrowed_to_what_is_wanted() -> None:
+    model, data = twice()
+    stats = measure(model, trace(model, data[0][0]), data, want={"effects", "activations", "labels"})
+    narrow = stats.only({"effects", "outputs"})
+    assert (narrow.want, narrow.labels, narrow.activations, narrow.moments) == ({"effects"}, None, {}, {})
+    assert narrow.effects["a"].equal(stats.effects["a"])
+    assert stats.only({"activations"}).moments.keys() == stats.moments.keys()
+    assert stats.labels is not None
