@@ -179,6 +179,8 @@ class Flow:
             written = Space(tuple(Layer(z.labels) for z in value.layers))
             ones = tuple(n if any(z.labels.shape[a] > 1 for z in written.layers) else 1 for a, n in enumerate(shape))
             return replace(self.store.join([(target, shape), (written, ones)], shape, self.at()), free=base.free)
+        if self._are_units_of(base, shape, value, places):
+            return base
         layers = []
         for i in range(max(len(base.layers), len(value.layers))):
             old = base.layers[i].labels if i < len(base.layers) else np.full([1] * len(shape), NONE, dtype=np.int64)
@@ -187,6 +189,14 @@ class Flow:
             dense[places.reshape(-1)] = np.broadcast_to(new, places.shape).reshape(-1)
             layers.append(Layer(compress(dense.reshape(shape))))
         return Space(tuple(x for x in layers if x.support))
+
+    def _are_units_of(self, base: Space, shape: tuple[int, ...], value: Space, places: Array) -> bool:
+        """Whether what is written at ``places`` has the units that lie there already, as after ``x[2:4].zero_()``."""
+        find = self.store.unions.find
+        there = [np.broadcast_to(find(z.labels), shape).reshape(-1)[places] for z in base.layers]
+        there = [t for t in there if t.size and (t != t.flat[0]).any()]
+        written = [np.broadcast_to(find(z.labels), places.shape) for z in value.layers]
+        return len(there) == len(written) and all(any(np.array_equal(t, w) for w in written) for t in there)
 
     def _places(self, entry: WriteBack, shape: tuple[int, ...], size: int) -> Array:
         import torch

@@ -199,6 +199,36 @@ class Bags(nn.Module):
         return self.out(self.bag(x.argsort(-1)))
 
 
+class PartZeroed(nn.Module):
+    """Attention that sets the keys' part of a copy of its bias to zero (as in the second Swin)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads, self.embed, self.qkv, self.out = 3, nn.Linear(5, 12), nn.Linear(12, 36), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, bias = self.embed(x), self.qkv.bias.clone()
+        length = bias.numel() // 3
+        bias[length : 2 * length].zero_()
+        n, t, c = x.shape
+        q, k, v = (
+            F.linear(x, self.qkv.weight, bias).reshape(n, t, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
+        )
+        y = F.scaled_dot_product_attention(q, k, v, scale=0.5)
+        return self.out(y.transpose(1, 2).reshape(n, t, c))
+
+
+class ChannelsLast(nn.Module):
+    """The mean over places of a map whose channels are innermost in memory: made with raw strides."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.pool, self.down = nn.Linear(5, 6), nn.AdaptiveAvgPool2d(1), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(self.pool(self.up(x).permute(0, 3, 1, 2)).flatten(1))
+
+
 class LearntTurn(nn.Module):
     """A matrix per sample, an identity added to it, applied by bmm: rows and columns are the units it turns."""
 
@@ -260,6 +290,8 @@ FINDS: dict[type[nn.Module], tuple[Any, set[str]]] = {
     ByPlace: (noise(2, 4, 5), {"up"}),
     Interleaved: (noise(2, 5), {"up.blocks"}),
     Bags: (noise(2, 5), {"bag"}),
+    PartZeroed: (noise(2, 6, 5), {"embed"}),
+    ChannelsLast: (noise(2, 4, 4, 5), {"up"}),
     LearntTurn: (noise(2, 3, 9), {"first"}),
     FourierMix: (noise(2, 8, 5), {"up", "weight"}),
     SharedKey: (noise(2, 6, 5), {"q"}),

@@ -179,7 +179,9 @@ def as_strided(flow: Flow, entry: Entry) -> list[Space]:
     size, stride = entry.args[1], entry.args[2]
     plain = tuple(int(np.prod(size[i + 1 :], dtype=np.int64)) for i in range(len(size)))
     whole = np.prod(size, dtype=np.int64) == np.prod(flow.shape(x), dtype=np.int64)
-    if tuple(stride) == plain and whole and argument(entry, 3, "storage_offset", 0) in (0, None):
+    # Along axes of one place a stride says nothing.
+    ordered = all(n == 1 or given == own for n, given, own in zip(size, stride, plain, strict=True))
+    if ordered and whole and argument(entry, 3, "storage_offset", 0) in (0, None):
         return [Space(tuple(Layer(reshaped(z.labels, flow.shape(x), flow.shape(out))) for z in flow.space(x).layers))]
     flow.store.pin([z.labels for z in flow.space(x).layers], f"raw strides at {flow.at()}")
     return [Space()]
