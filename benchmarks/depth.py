@@ -226,12 +226,29 @@ def spread(values: Iterable[float]) -> str:
 
 def page(rows: Sequence[dict[str, Any]]) -> str:
     """The results as Markdown."""
-    lines = [HEAD]
+    lines = [HEAD, "", complete(rows)]
     for network in NETWORKS:
         own = [r for r in rows if r["network"] == network]
         if own:
             lines += section(network, own)
     return "\n".join(lines) + "\n"
+
+
+def complete(rows: Sequence[dict[str, Any]]) -> str:
+    """How much of the study is there."""
+    wanted = len(METHODS) * len(BUDGETS)
+    pairs = [(network, seed) for network in NETWORKS for seed in SEEDS]
+    done = {
+        pair: sum(r["kind"] == "method" and (r["network"], r["seed"]) == pair for r in rows) / wanted for pair in pairs
+    }
+    whole = sum(share == 1 for share in done.values())
+    if whole == len(pairs):
+        return "The study is complete."
+    begun = ", ".join(f"{network} seed {seed}: {share:.0%}" for (network, seed), share in done.items() if share)
+    return (
+        f"**The study is not complete: {whole} of {len(pairs)} pairs of network and seed are ({begun}).** "
+        "What is below is what is there so far; the same command goes on."
+    )
 
 
 def section(network: str, rows: Sequence[dict[str, Any]]) -> list[str]:
