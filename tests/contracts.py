@@ -75,8 +75,8 @@ METHODS: tuple[Method, ...] = (
     Activation(keep=0.5, of="alive", multiple=2),
     MINT(keep=0.5, groups=2, samples=6, minimum=2),
     SNACS(keep=0.6),
-    SNACS(keep=0.7, granularity="filters", slack=1.0),
-    SNACS(keep=0.5, granularity="filters", budget="params", multiple=2, limits=False, propagated=True),
+    SNACS(keep=0.7, granularity="filters", limits=True, slack=1.0),
+    SNACS(keep=0.5, granularity="filters", budget="params", multiple=2, propagated=True),
 )
 
 DROPPING: tuple[Method, ...] = (

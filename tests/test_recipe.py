@@ -366,3 +366,16 @@ def test_a_later_method_that_is_unknown_is_refused_before_any_work(
 ) -> None:
     with pytest.raises(RecipeError, match=message):
         run(tiny(prune={"then": [table]}), folder=tmp_path / "run", progress=False)
+
+
+def test_masks_have_a_twin_with_as_many_masked_by_lot(tmp_path: Path) -> None:
+    options = {"granularity": "kernels", "limits": False, "samples": 128}
+    report = run(
+        tiny(prune={"method": "SNACS", "keep": 0.4, "options": options}), folder=tmp_path / "r", progress=False
+    )
+    pruned, random, dense = (report.rows[name] for name in ("pruned", "random", "dense"))
+    assert pruned.macs == dense.macs
+    assert abs(random.nonzero - pruned.nonzero) <= 2
+    assert random.nonzero < 0.7 * dense.nonzero
+    assert set(report.evidence["layers"]) >= {"conv1.weight", "fc.weight"}
+    assert "Connectivity" in (tmp_path / "r" / "report.html").read_text()

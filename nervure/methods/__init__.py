@@ -3,7 +3,7 @@
 from typing import Any
 
 from nervure.methods.activation import Activation
-from nervure.methods.base import Method, View
+from nervure.methods.base import Explained, Method, View
 from nervure.methods.depth import Depth
 from nervure.methods.energy import Energy
 from nervure.methods.fisher import Fisher
@@ -36,6 +36,7 @@ __all__ = [
     "Activation",
     "Depth",
     "Energy",
+    "Explained",
     "Fisher",
     "Magnitude",
     "Method",

@@ -36,6 +36,27 @@ class View:
     data: Iterable[Any] | None = None
 
 
+class Evidence(Protocol):
+    """What a decision rests on, for people to look at."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for a report."""
+        ...
+
+
+@runtime_checkable
+class Explained(Protocol):
+    """A method that can show what its plan rests on."""
+
+    def evidence(self, view: View) -> Any:
+        """Gather an :class:`Evidence`."""
+        ...
+
+    def decide(self, view: View, found: Any) -> Plan:
+        """The plan that follows from what was found."""
+        ...
+
+
 @runtime_checkable
 class Method(Protocol):
     """A way to prune: a frozen dataclass of hyper-parameters.

@@ -28,7 +28,7 @@ from nervure.stats import Stats, are_labelled, data_digest, measure, response
 
 FORMAT = 1
 KIND = "nervure-connectivity"
-LARGEST = 48
+LARGEST = 32
 """Rows and columns of a matrix in JSON; larger ones are averaged over blocks."""
 
 
@@ -56,9 +56,10 @@ class Connectivity:
         return self.limits[name].upper if name in self.limits else 1.0
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data for a report; matrices above 48 x 48 are averaged over blocks."""
+        """Plain data for a report; matrices above 32 x 32 are averaged over blocks."""
         return {
             "samples": self.samples,
+            "sizes": {name: list(values.shape) for name, values in self.scores.items()},
             "layers": {name: _matrix(values) for name, values in self.scores.items()},
             "limits": {name: value.to_json() for name, value in self.limits.items()},
             "protected": {name: keep.nonzero().flatten().tolist() for name, keep in self.protected.items()},

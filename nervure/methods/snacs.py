@@ -55,7 +55,8 @@ class SNACS:
         granularity: ``"kernels"`` masks connections, as in the paper; ``"filters"`` cuts whole units, which needs no
             sparse kernels to be fast.
         estimator: of the dependence, see :func:`nervure.dependence.conditional_connectivity`.
-        limits: whether to find an upper limit for each layer; needs labels.
+        limits: whether to find an upper limit for each layer; needs labels. None: for kernels only. Limits of whole
+            filters were measured to hurt: they spare the first layers, which training recovers best.
         slack: how much of the range of a layer's quality may be lost before its limit is reached, in [0, 1].
         protect: whether to protect the most sensitive units.
         propagated: whether sensitivity flows back from the outputs instead of from the next layer alone.
@@ -75,7 +76,7 @@ class SNACS:
     budget: Price | None = None
     granularity: Granularity = "kernels"
     estimator: Estimator = "residual"
-    limits: bool = True
+    limits: bool | None = None
     slack: float = 0.7
     protect: bool = True
     propagated: bool = False
@@ -94,6 +95,7 @@ class SNACS:
         require_positive(self.samples, "samples")
         if isinstance(self.slack, bool) or not isinstance(self.slack, int | float) or not 0 <= self.slack <= 1:
             raise ArgumentError(f"slack={self.slack!r} is not in [0, 1]: it is the share of a layer's quality to lose.")
+        object.__setattr__(self, "limits", self.granularity == "kernels" if self.limits is None else self.limits)
         if self.paper:
             object.__setattr__(self, "estimator", "hash")
             object.__setattr__(self, "per_class", self.per_class or PAPER_PER_CLASS)
@@ -108,12 +110,12 @@ class SNACS:
             DataError: there are no data to measure, or limits are wanted and labels are missing or of no use.
             BudgetError: the budget cannot be met even without limits.
         """
-        if self.keep == 1:
-            return Plan((), view.graph.fingerprint, self._asked(), {"keep": 1.0})
-        return self.decide(view, self.evidence(view))
+        return self.decide(view, self.evidence(view) if self.keep < 1 else Connectivity({}))
 
     def decide(self, view: View, found: Connectivity) -> Plan:
-        """Meet the budget from what was found out; raises BudgetError where that cannot be done."""
+        """The plan that follows from what was found; nothing is measured. Raises BudgetError."""
+        if self.keep == 1:
+            return Plan((), view.graph.fingerprint, self._asked(), {"keep": 1.0})
         listed = layers(view.graph, view.weights, found.scores)
         return (self._masks if self.granularity == "kernels" else self._cuts)(view, found, listed)
 
@@ -122,7 +124,7 @@ class SNACS:
         return Survey(
             per_unit=self.granularity == "filters",
             estimator=self.estimator,
-            limits=self.limits,
+            limits=bool(self.limits),
             slack=self.slack,
             protect=self.protect,
             propagated=self.propagated,

@@ -18,7 +18,8 @@ from nervure.export import load, load_state, save, save_state, write_tensors
 from nervure.files import read_json, write_json, write_text
 from nervure.graph import Graph, count
 from nervure.graph.tape import named_tensors
-from nervure.methods import Method, Random, View
+from nervure.methods import Explained, Method, Random, View
+from nervure.methods.random import random_masks
 from nervure.plan import Plan
 from nervure.prune import Pruned, prune
 from nervure.recipe.parts import Source, methods_after, trained
@@ -135,7 +136,13 @@ def measure_dense(bench: Bench) -> None:
 def plan_cut(bench: Bench) -> None:
     """Let the method decide, and show the plan before anything is cut."""
     graph = bench.graph()
-    plan = bench.method.plan(_view(bench, bench.dense(), graph))
+    view, method = _view(bench, bench.dense(), graph), bench.method
+    if isinstance(method, Explained):
+        found = method.evidence(view)
+        write_json(bench.path("evidence.json"), found.to_json())
+        plan = method.decide(view, found)
+    else:
+        plan = method.plan(view)
     write_json(bench.path("plan.json"), plan.to_json())
     bench.say(plan.describe(graph))
 
@@ -167,9 +174,15 @@ def train_twins(bench: Bench) -> None:
         history = _trained(bench, "dense-plus", model, bench.recipe.recover, bench.recipe.run.seed + 1)
         save_state(bench.path("dense-plus.safetensors"), model, meta={"model": bench.source.to_json()})
         _note_history(bench, "dense-plus", history)
-    graph, method = bench.graph(), _random_like(bench)
-    plan = method.plan(_view(bench, bench.dense(), graph))
-    _recovered(bench, "random", _cut(bench, plan, repr(method)), "random.safetensors")
+    graph = bench.graph()
+    masks = random_masks(bench.plan(), seed=bench.recipe.run.seed)
+    if masks and len(masks) == len(bench.plan().edits):
+        plan, method = Plan(masks, graph.fingerprint), "masks by lot"
+    else:
+        cut_like = _random_like(bench)
+        plan, method = cut_like.plan(_view(bench, bench.dense(), graph)), repr(cut_like)
+        plan = replace(plan, edits=(*plan.edits, *masks))
+    _recovered(bench, "random", _cut(bench, plan, method), "random.safetensors")
 
 
 def evaluate_all(bench: Bench) -> None:
@@ -230,6 +243,7 @@ ARTEFACTS = (
     "dense.history.json",
     "graph.json",
     "stats.safetensors",
+    "evidence.json",
     "plan.json",
     "cut.safetensors",
     "model.safetensors",

@@ -39,7 +39,14 @@ def summary(bench: Bench) -> Report:
         },
         provenance=_provenance(bench),
         notes=tuple(_notes(rows)),
+        evidence=_evidence(bench),
     )
+
+
+def _evidence(bench: Bench) -> Mapping[str, Any]:
+    path = bench.path("evidence.json")
+    found: dict[str, Any] = read_json(path, "what the plan rests on") if path.exists() else {}
+    return found
 
 
 def widths(graph: Graph, plan: Plan) -> tuple[Width, ...]:

@@ -4,7 +4,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from nervure.graph.types import Graph
-from nervure.report import charts, tables
+from nervure.report import charts, connectivity, tables
 from nervure.report.values import Report
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ def to_html(report: Report) -> str:
             title="Training loss by epoch",
             x_label="epochs of training, all together",
         ),
+        connectivity=connectivity,
         recipe=_recipe_text(report),
     )
 

@@ -92,6 +92,8 @@ class Report:
         verification: largest differences between outputs that should agree, by check (``None``: not made).
         provenance: seed, versions, threads, date, command to reproduce.
         notes: what the reader should know.
+        evidence: what the plan rests on, as the method tells it: matrices of connectivity (``layers``), curves with
+            their ``limits`` and ``protected`` units, for those that have any.
     """
 
     title: str
@@ -104,6 +106,7 @@ class Report:
     verification: Mapping[str, float | None] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    evidence: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def headline(self) -> str:
@@ -130,6 +133,7 @@ class Report:
             "verification": dict(self.verification),
             "provenance": dict(self.provenance),
             "notes": list(self.notes),
+            "evidence": dict(self.evidence),
         }
 
     @staticmethod
@@ -149,6 +153,7 @@ class Report:
                 verification=data["verification"],
                 provenance=data["provenance"],
                 notes=tuple(data["notes"]),
+                evidence=data.get("evidence", {}),
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise FileError(f"this is not a report of nervure: {type(error).__name__}: {error}.") from error

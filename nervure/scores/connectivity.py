@@ -77,7 +77,9 @@ def takes(graph: Graph, layers: Iterable[Layer], rho: Mapping[str, Tensor]) -> d
     for layer in layers:
         sums = rho[layer.tensor].sum(1)
         for part in layer.rows:
-            said.setdefault(part[0], []).append(per_unit(sums / sums.mean(), part, graph[part[0]].size))
+            said.setdefault(part[0], []).append(
+                per_unit(sums / sums.mean().clamp(min=1e-30), part, graph[part[0]].size)
+            )
     return {group: torch.stack(parts).nanmean(0) for group, parts in said.items()}
 
 
@@ -92,7 +94,9 @@ def per_unit(values: Tensor, part: Part, size: int) -> Tensor:
 def unit_scores(
     graph: Graph, layers: Iterable[Layer], rho: Mapping[str, Tensor], fallback: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """One score for each unit of every prunable group: how much its readers need it.
+    """One score for each unit of every prunable group: how much its readers need it times how much it hears itself.
+
+    Both are relative to the mean of their layer, so that layers compete; where one is not known, the other decides.
 
     Args:
         graph: the model's graph.
@@ -100,12 +104,15 @@ def unit_scores(
         rho: their scores.
         fallback: scores [units] with mean 1, for units of which nothing is known.
     """
-    needed = needs(graph, layers, rho)
+    listed = list(layers)
+    sides = (needs(graph, listed, rho), takes(graph, listed, rho))
     scores = {}
     for group in graph.prunable:
         other = fallback[group.name].to("cpu", torch.float32)
-        values = needed.get(group.name, torch.full_like(other, torch.nan))
-        scores[group.name] = torch.where(values.isnan(), other, values)
+        unknown = torch.full_like(other, torch.nan)
+        needed, taken = (side.get(group.name, unknown) for side in sides)
+        known = needed.nan_to_num(1.0) * taken.nan_to_num(1.0)
+        scores[group.name] = torch.where(needed.isnan() & taken.isnan(), other, known)
     return scores
 
 

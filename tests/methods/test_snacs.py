@@ -153,7 +153,7 @@ def test_protected_units_are_never_pruned() -> None:
 @pytest.mark.parametrize("granularity", ["kernels", "filters"])
 def test_limits_hold_or_are_raised_with_a_warning(granularity: Any) -> None:
     model, data = net(), pictures()
-    method = SNACS(keep=0.85, granularity=granularity, slack=0.1)
+    method = SNACS(keep=0.85, granularity=granularity, limits=True, slack=0.1)
     seen = view(model, data)
     limits = method.evidence(seen).limits
     assert any(limit.upper < 0.5 for limit in limits.values())
@@ -164,7 +164,7 @@ def test_limits_hold_or_are_raised_with_a_warning(granularity: Any) -> None:
     for cut in plan.cuts:
         assert 1 - cut.keep.count / cut.keep.size <= limits[cut.group].upper + 1e-6
     assert "limits raised" not in plan.reached
-    tight = SNACS(keep=0.15, granularity=granularity, slack=0.0)
+    tight = SNACS(keep=0.15, granularity=granularity, limits=True, slack=0.0)
     with pytest.warns(NervureWarning, match="limits"):
         plan = tight.plan(seen)
     assert 0 < plan.reached["limits raised"] <= 1

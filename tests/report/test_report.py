@@ -17,6 +17,7 @@ from nervure import Cut, Plan, trace
 from nervure.errors import FileError
 from nervure.report import Point, Report, Row, Width, graph_page, to_html, to_markdown
 from nervure.report.charts import line_chart, nice_ticks, slug
+from nervure.report.connectivity import limits, matrices
 from nervure.report.tables import comparison, pinned, stays
 from nervure.zoo import build
 
@@ -231,3 +232,35 @@ def test_a_graph_makes_a_page() -> None:
     assert Page(text).open == []
     assert "script" not in Page(text).tags
     assert all(group.name in text for group in graph.groups)
+
+
+EVIDENCE: dict[str, Any] = {
+    "layers": {"conv1.weight": [[0.0], [0.1]], "conv2.weight": [[0.0, 0.4], [0.9, 0.1]]},
+    "sizes": {"conv2.weight": [64, 64]},
+    "limits": {"conv1": {"shares": [0.0, 0.5, 0.9], "quality": [0.9, 0.8, 0.1], "upper": 0.5}},
+    "protected": {"conv1": [1], "conv2": []},
+}
+
+
+def test_connectivity_is_drawn_where_a_method_tells_of_it() -> None:
+    page = to_html(report(evidence=EVIDENCE))
+    assert "64 children, 64 parents" in page
+    assert "limit 50 %, went 50 %" in page
+    assert "conv1.weight" not in page.split("<h2>Connectivity</h2>")[1].split("</section>")[0]
+    assert "Protected" in page
+    assert "Connectivity" not in to_html(report())
+    for picture in (*matrices(report(evidence=EVIDENCE)), *limits(report(evidence=EVIDENCE))):
+        ElementTree.fromstring(picture.svg)
+
+
+def test_stronger_connections_are_darker() -> None:
+    (picture,) = matrices(report(evidence=EVIDENCE))
+    shades = {path.get("d"): float(path.get("opacity", 0)) for path in ElementTree.fromstring(picture.svg).iter("path")}
+    assert shades["M0 1h1v1h-1z"] == 1.0
+    assert shades["M0 1h1v1h-1z"] > shades["M1 0h1v1h-1z"] > shades["M1 1h1v1h-1z"]
+    assert not any("M0 0" in str(cells) for cells in shades)
+
+
+def test_evidence_survives_a_file(tmp_path: Path) -> None:
+    told = report(evidence=EVIDENCE)
+    assert Report.load(told.save(tmp_path / "report.json")) == told

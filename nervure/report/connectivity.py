@@ -1,0 +1,98 @@
+"""Pictures of connectivity: who listens to whom, and how far each layer can be pruned."""
+
+import math
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any, NamedTuple
+
+from nervure.report.values import Report
+
+LEVELS = 6
+SIZE = 168
+WIDTH, HEIGHT, MARGIN = 200, 96, 22
+
+
+class Picture(NamedTuple):
+    """One layer or group: its name, a line below it, and the drawing."""
+
+    name: str
+    caption: str
+    svg: str
+
+
+def matrices(report: Report) -> list[Picture]:
+    """For each layer a map of its connections, children down and parents across; darker is stronger."""
+    pictures = []
+    for name, rows in report.evidence.get("layers", {}).items():
+        if len(rows[0]) > 1:
+            shape = report.evidence.get("sizes", {}).get(name, [len(rows), len(rows[0])])
+            caption = f"{shape[0]} children, {shape[1]} parents"
+            pictures.append(Picture(name.removesuffix(".weight"), caption, _matrix(name, rows)))
+    return pictures
+
+
+def limits(report: Report) -> list[Picture]:
+    """For each limit its curve, where it lies, and how much went."""
+    gone = _gone(report)
+    return [
+        Picture(
+            name.removesuffix(".weight"),
+            f"limit {100 * limit['upper']:.0f} %, went {100 * gone.get(name, 0.0):.0f} %",
+            _curve(name, limit, gone.get(name, 0.0)),
+        )
+        for name, limit in report.evidence.get("limits", {}).items()
+    ]
+
+
+def protected(report: Report) -> dict[str, str]:
+    """The protected units of each group, counted from 0."""
+    return {name: ", ".join(map(str, units)) for name, units in report.evidence.get("protected", {}).items() if units}
+
+
+def _gone(report: Report) -> dict[str, float]:
+    gone = {cut.group: 1 - cut.keep.count / cut.keep.size for cut in report.plan.cuts}
+    return gone | {mask.tensor: 1 - mask.keep.count / mask.keep.size for mask in report.plan.masks}
+
+
+def _matrix(name: str, rows: Sequence[Sequence[float]]) -> str:
+    """Cells of one level are one path: ten thousand rectangles would be a slow page."""
+    cell = SIZE / max(len(rows), len(rows[0]))
+    greatest = max(max(row) for row in rows) or 1.0
+    levels: dict[int, list[str]] = {}
+    for y, row in enumerate(rows):
+        for x, value in enumerate(row):
+            # The square root: a few connections are so strong that all others would look alike.
+            level = math.ceil(LEVELS * math.sqrt(max(value, 0.0) / greatest) - 0.5)
+            if level:
+                levels.setdefault(level, []).append(f"M{x} {y}h1v1h-1z")
+    paths = "".join(
+        f'<path opacity="{level / LEVELS:.2f}" d="{"".join(cells)}"/>' for level, cells in sorted(levels.items())
+    )
+    width, height = cell * len(rows[0]), cell * len(rows)
+    return (
+        f'<svg viewBox="0 0 {width:.1f} {height:.1f}" width="{width:.0f}" height="{height:.0f}" role="img" '
+        f'aria-label="connectivity of {escape(name)}" class="matrix"><title>{escape(name)}</title>'
+        f'<rect width="100%" height="100%"/><g transform="scale({cell:.4f})">{paths}</g></svg>'
+    )
+
+
+def _curve(name: str, limit: Mapping[str, Any], gone: float) -> str:
+    right, bottom = WIDTH - 8, HEIGHT - MARGIN
+
+    def place(share: float, quality: float) -> tuple[float, float]:
+        return 8 + share * (right - 8), 6 + (1 - quality) * (bottom - 6)
+
+    points = " ".join(
+        f"{x:.1f},{y:.1f}" for x, y in (place(*pair) for pair in zip(limit["shares"], limit["quality"], strict=True))
+    )
+    upper, went = place(limit["upper"], 0)[0], place(gone, 0)[0]
+    return (
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" role="img" '
+        f'aria-label="limit of {escape(name)}" class="limit"><title>{escape(name)}</title>'
+        f'<rect class="beyond" x="{upper:.1f}" y="6" width="{right - upper:.1f}" height="{bottom - 6}"/>'
+        f'<line class="grid" x1="8" x2="{right}" y1="{bottom}" y2="{bottom}"/>'
+        f'<line class="went" x1="{went:.1f}" x2="{went:.1f}" y1="6" y2="{bottom}"/>'
+        f'<polyline class="line dense" points="{points}"/>'
+        f'<text class="tick" x="8" y="{HEIGHT - 6}">0</text>'
+        f'<text class="tick" x="{right}" y="{HEIGHT - 6}" text-anchor="end">100 %</text></svg>'
+    )
