@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -634,7 +635,8 @@ def why(row: dict[str, Any]) -> str:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """The results as Markdown: a summary, the misses with their reasons, what stays pinned, and every case."""
-    commits = sorted({r.get("commit", "?") for r in rows})
+    counts = Counter(r["commit"] for r in rows)
+    trees = ", ".join(f"`{tree}` {number}" for tree, number in counts.most_common())
     versions = next((r["versions"] for r in reversed(rows) if "versions" in r), {})
     lines = [
         "# The wide zoo",
@@ -644,7 +646,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         "one by one (verified too), and the cut model trained one step in training mode. A case is right where all of that",
         f"holds and at least {SUBSTANTIAL:.0%} of the parameters left.",
         "",
-        f"Sources of nervure (tree of `nervure/`): {', '.join(f'`{c}`' for c in commits)}; "
+        f"Rows by the sources that were run (`git rev-parse HEAD:nervure`): {trees}; "
         + ", ".join(f"{name} {number}" for name, number in versions.items())
         + ". Times are processor time of one thread.",
         "",
@@ -666,8 +668,9 @@ def table(rows: list[dict[str, Any]]) -> str:
     lines += [
         "Parameters and MACs cut are shares of the whole; memory is the peak above what was there before tracing.",
         "",
-        "| model | trace s | cut s | groups prunable | parameters cut | MACs cut | error | blocks droppable | MB | pinned |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| model | tree | trace s | cut s | groups prunable | parameters cut | MACs cut | error | blocks droppable | MB "
+        "| pinned |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     lines += [_line(r) for r in sorted(rows, key=lambda r: str(r["name"])) if "macs" in r]
     return "\n".join(lines) + "\n"
@@ -688,7 +691,7 @@ def _summary(kind: str, mine: list[dict[str, Any]]) -> str:
 def _line(r: dict[str, Any]) -> str:
     macs = 1 - r["macs"][1] / max(r["macs"][0], 1)
     return (
-        f"| {r['name']} | {r['trace_s']:.2f} | {r['cut_s']:.2f} | {r['prunable']} of {r['groups']} | {share_cut(r):.0%} "
+        f"| {r['name']} | {r['commit']} | {r['trace_s']:.2f} | {r['cut_s']:.2f} | {r['prunable']} of {r['groups']} | {share_cut(r):.0%} "
         f"| {macs:.0%} | {r['error']:.0e} | {r['blocks'][0]} of {r['blocks'][1]} | {r['memory_mb']} "
         f"| {'; '.join(r['pins'][:3])} |"
     )

@@ -332,9 +332,10 @@ class Store:
     def _split_like(self, single: Layer, many: list[Layer], reason: str) -> None:
         arrays = np.broadcast_arrays(single.labels, *[m.labels for m in many])
         roots = [self.unions.find(a) for a in arrays[1:]]
-        parts = [np.unique(r, return_inverse=True)[1].reshape(r.shape) for r in roots]
-        if any((r < 0).any() for r in roots):
-            self.pin([x.labels for x in (single, *many)], reason)
+        # Where a position has no unit in one of the layers, the product lacks that factor there.
+        parts = [np.where(r < 0, NONE, np.unique(r, return_inverse=True)[1].reshape(r.shape)) for r in roots]
+        if np.logical_and.reduce([r < 0 for r in roots]).any():
+            self.pin([x.labels for x in (single, *many)], f"meets a fixed position at {reason}")
         else:
             self.split(arrays[0], parts, reason)
 

@@ -87,7 +87,7 @@ def _factored(ids: Array, number: Array, place: Array, splits: Sequence[Split]) 
         hit = number == k
         coordinates = splits[k].coordinates[place[hit]]
         for column in range(coordinates.shape[1]):
-            out[column][hit] = coordinates[:, column] + base
+            out[column][hit] = np.where(coordinates[:, column] < 0, NONE, coordinates[:, column] + base)
         base += int(coordinates.max()) + 1
     for values in out:
         alive = values >= 0

@@ -66,9 +66,7 @@ def networks(known: dict[str, str], names: Any = NETWORKS) -> pytest.MarkDecorat
     return pytest.mark.parametrize("name", cases)
 
 
-@networks(
-    dict.fromkeys(["depth_multiplier_beside", "gate_beside"], "pinned at the layer that reads both: safe, but shy")
-)
+@networks({"gate_beside": "pinned at the layer that reads both: safe, but shy"})
 def test_what_can_be_cut_is_offered_and_what_is_pinned_has_a_reason(name: str) -> None:
     graph = traced(name).graph
     assert len(graph.prunable) >= FEWEST.get(name, 2), graph.describe()
