@@ -1,13 +1,13 @@
 """Claims about arguments that read as sentences and raise errors that say what to do."""
 
 import difflib
-from collections.abc import Iterable
-from typing import TypeVar
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from nervure.errors import ArgumentError, ScoreError
+from nervure.errors import ArgumentError, NervureError, ScoreError
 
 T = TypeVar("T")
 
@@ -34,6 +34,13 @@ def require_choice(value: T, choices: Iterable[T], name: str) -> T:
     if value not in options:
         raise ArgumentError(f"{name}={value!r} is not one of {', '.join(map(repr, options))}.")
     return value
+
+
+def require_format(data: Mapping[str, Any], newest: int, what: str, error: type[NervureError]) -> None:
+    """Raise ``error`` where ``data`` was written in a format newer than ``newest``; none given: the first."""
+    written = data.get("format", 0)
+    if not isinstance(written, int) or written > newest:
+        raise error(f"{what} has format {written}; this version of nervure reads up to {newest}.")
 
 
 def nearest(name: object, names: Iterable[str], *, listed: bool = False) -> str:

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nervure.check import require_format
 from nervure.errors import PlanError
 
 if TYPE_CHECKING:
@@ -231,8 +232,7 @@ class Plan:
                 raise PlanError(f"this is not a plan: {error}.") from error
         if not isinstance(data, Mapping) or "edits" not in data:
             raise PlanError("this is not a plan: it has no 'edits'.")
-        if data.get("format", 0) > FORMAT:
-            raise PlanError(f"this plan has format {data['format']}; this version of nervure reads up to {FORMAT}.")
+        require_format(data, FORMAT, "this plan", PlanError)
         return Plan(
             tuple(_edit_from_json(edit) for edit in data["edits"]),
             data.get("fingerprint", ""),

@@ -6,18 +6,18 @@ from typing import Any, ClassVar, final
 
 from torch import Tensor, nn
 
-from nervure.errors import ArgumentError, BudgetError, DataError, VerificationError
-from nervure.graph.cost import Cost, count
+from nervure.errors import ArgumentError, DataError, VerificationError
+from nervure.graph.cost import Cost, cost_of, count
 from nervure.graph.example import evaluating, is_weightless, placed_like
 from nervure.graph.tape import named_tensors
-from nervure.graph.trace import Choice, draw
+from nervure.graph.trace import Choice, Drawing
 from nervure.graph.types import Graph
 from nervure.methods.base import Method, View
 from nervure.plan import Keep, Mask, Plan
 from nervure.stats import measure
 from nervure.surgery.apply import apply, masks_after
-from nervure.surgery.verify import verify as check
-from nervure.tracing import trace, tried
+from nervure.surgery.verify import verified
+from nervure.tracing import drawn, tried
 
 
 @final
@@ -161,25 +161,26 @@ def _pruned_once(
             f"{method!r} measures {', '.join(sorted(method.wants))}: give data=, batches of (inputs, labels)."
         )
     example = placed_like(model, example)
-    graph = trace(model, example, **chosen)
+    drawing = drawn(model, example, **chosen)
+    graph = drawing.graph
     weights = {name: tensor.detach() for name, tensor in named_tensors(model).items()}
     stats = (
         measure(model, graph, data, want=method.wants, seed=seed, progress=progress)
         if method.wants and data is not None
         else None
     )
-    before = count(model, example)
+    before = cost_of(model, drawing.flow)
     view = View(graph, weights, stats, seed, model, example, data)
     result = _planned(model, method, view, before)
     if verify and not is_weightless(model):
         try:
-            result = replace(result, verification=check(model, result, example).error)
+            result = replace(result, verification=verified(model, drawing, result, example).error)
         except VerificationError:
             if not result.plan.cuts:
                 raise
-            graph = _without_the_guilty(model, example, result)
-            result = _planned(model, method, replace(view, graph=graph), before)
-            result = replace(result, verification=check(model, result, example).error)
+            drawing.graph = _without_the_guilty(model, drawing, example, result)
+            result = _planned(model, method, replace(view, graph=drawing.graph), before)
+            result = replace(result, verification=verified(model, drawing, result, example).error)
     return replace(result, cost_after=count(result.model, example))
 
 
@@ -210,17 +211,15 @@ def _planned(model: nn.Module, method: Method, view: View, before: Cost) -> Prun
     return Pruned(smaller, plan, view.graph, before, before, repr(method), masks_after(view.graph, plan))
 
 
-def _without_the_guilty(model: nn.Module, example: Any, result: Pruned) -> Graph:
+def _without_the_guilty(model: nn.Module, drawing: Drawing, example: Any, result: Pruned) -> Graph:
     """Try every group that the plan cut, and pin those that do not survive it."""
     with evaluating(model):
-        drawing = draw(model, example, **result.graph.settings)
-        drawing.graph = result.graph
         names = {cut.group: "found wrong when verified" for cut in result.plan.cuts}
         graph = tried(model, drawing, names, example)
     if graph == result.graph:
         raise VerificationError("the plan as a whole does not compute the right thing, though each of its cuts does.")
     if not graph.prunable:
-        raise BudgetError(
-            "nothing that can be cut is left: " + "; ".join(f"{g.name}: {g.pinned}" for g in graph.groups[:5])
+        raise VerificationError(
+            "no cut computes the right thing: " + "; ".join(f"{g.name}: {g.pinned}" for g in graph.groups[:5])
         )
     return graph

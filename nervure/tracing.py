@@ -9,7 +9,7 @@ import numpy as np
 from torch import nn
 
 from nervure.errors import NervureError, VerificationError
-from nervure.graph.blocks import blocks_of
+from nervure.graph.blocks import is_doubtful, with_blocks
 from nervure.graph.example import evaluating, is_weightless, placed_like, unfaked
 from nervure.graph.tape import Entry
 from nervure.graph.trace import Choice, Drawing, check_weights, chosen_patterns, draw, pinned_by_choice
@@ -50,22 +50,35 @@ def trace(
         TraceError: the weights are not finite, or no tensor came out.
         ArgumentError: ``example``, ``ignore`` or ``only`` is not what it should be.
     """
+    return drawn(model, example, ignore, only, outputs=outputs, inputs=inputs, inside_heads=inside_heads).graph
+
+
+def drawn(
+    model: nn.Module,
+    example: Any,
+    ignore: Iterable[Choice],
+    only: Iterable[Choice] | None,
+    *,
+    outputs: bool = True,
+    inputs: bool = False,
+    inside_heads: bool = False,
+) -> Drawing:
+    """What :func:`trace` finds, with the run that it was read from: for more questions about the same model."""
     choices = chosen_patterns(model, ignore, only)
     with unfaked(model) as real, evaluating(real):
         check_weights(real)
         example = placed_like(real, example)
         drawing = draw(real, example, outputs=outputs, inputs=inputs, inside_heads=inside_heads)
         drawing.graph = pinned_by_choice(drawing.graph, *choices)
-        drawing.graph = replace(drawing.graph, blocks=blocks_of(drawing))
+        drawing.graph = with_blocks(drawing)
         suspects = drawing.suspects()
         if not is_weightless(real):
             drawing.graph = _with_blocks_tried(real, drawing, example)
-        if not suspects:
-            return drawing.graph
-        if is_weightless(real):
+            drawing.graph = tried(real, drawing, suspects, example) if suspects else drawing.graph
+        elif suspects:
             note = f"{len(suspects)} groups could not be tried without weights: {', '.join(list(suspects)[:5])}"
-            return replace(drawing.graph, notes=(*drawing.graph.notes, note))
-        return tried(real, drawing, suspects, example)
+            drawing.graph = replace(drawing.graph, notes=(*drawing.graph.notes, note))
+    return drawing
 
 
 def tried(model: nn.Module, drawing: Drawing, suspects: Mapping[str, str], example: Any) -> Graph:
@@ -97,12 +110,12 @@ def _share(index: int, size: int, multiple: int) -> Keep:
 
 
 def _with_blocks_tried(model: nn.Module, drawing: Drawing, example: Any) -> Graph:
-    """Drop the blocks of a doubtful kind once: whole modules, and modules that return more than a tensor."""
+    """Drop the blocks of a doubtful kind once, one of each family."""
     trial, blocks = _Trial(model, drawing, example), []
     verdicts: dict[str, str] = {}
     for block in drawing.graph.blocks:
         family = re.sub(r"\d+", "*", block.name)
-        doubtful = block.kind == "module" or any(s.extras >= 0 for s in block.silences)
+        doubtful = is_doubtful(drawing, block)
         if doubtful and not block.pinned and family not in verdicts:
             trial.computes(Plan((Drop(block.name),)), block.name)
             verdicts[family] = trial.reasons.get(block.name, "")

@@ -6,6 +6,7 @@ the tape: nothing inside is used outside, and its modules can step aside (shapes
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from nervure.graph.flow import Flow, refs_in
 from nervure.graph.labels import Layer, Space
 from nervure.graph.tape import Entry, ModuleCall, Ref, Tape, WriteBack
 from nervure.graph.trace import Drawing
-from nervure.graph.types import Block, Group, Silence
+from nervure.graph.types import NOT_CUT, Block, Graph, Group, Silence
 
 # Operators that make zeros of zeros: what may stand between the last module of a branch and the addition.
 _KEEPS_ZERO = frozenset(
@@ -65,6 +66,8 @@ class _Wiring:
     """For each value a bit set of the values of the run that it depends on, itself included."""
     busy: dict[int, list[int]] = field(default_factory=dict)
     calls: list[ModuleCall] = field(default_factory=list)
+    busy_in: list[set[int]] = field(default_factory=list)
+    """For each of the calls the entries in it that depend on the inputs."""
     times: dict[str, int] = field(default_factory=dict)
 
     @staticmethod
@@ -84,6 +87,7 @@ class _Wiring:
                 if bits:
                     wiring.above[out.id] = bits | 1 << out.id
         wiring.calls = [c for c in tape.calls if c.stop <= stop and c.name]
+        wiring.busy_in = [{i for i in range(c.start, c.stop) if wiring.active(i)} for c in wiring.calls]
         for call in wiring.calls:
             wiring.times[call.name] = wiring.times.get(call.name, 0) + 1
         return wiring
@@ -115,8 +119,20 @@ class _Branch:
     values: frozenset[int]
 
 
-def blocks_of(drawing: Drawing) -> tuple[Block, ...]:
-    """Every part that can be dropped, and those that cannot with the reason, in running order."""
+def with_blocks(drawing: Drawing) -> Graph:
+    """The graph with every part that can be dropped, and those that cannot with the reason, in running order."""
+    blocks = _blocks_of(drawing)
+    return replace(drawing.graph, blocks=blocks, axes=tuple(drawing.builder.table))
+
+
+def is_doubtful(drawing: Drawing, block: Block) -> bool:
+    """Whether a block must be dropped once to be believed: its modules are called in ways that may not bear it."""
+    if block.kind != "module":
+        return any(silence.extras >= 0 for silence in block.silences)
+    return not all(call.plain for call in drawing.flow.tape.calls if call.name in block.modules)
+
+
+def _blocks_of(drawing: Drawing) -> tuple[Block, ...]:
     wiring = _Wiring.of(drawing.flow.tape)
     found: list[tuple[int, Block]] = []
     identity: dict[int, int] = {}
@@ -176,11 +192,11 @@ def _outs(entry: Entry | WriteBack) -> Sequence[Ref]:
 def _calls_inside(wiring: _Wiring, values: frozenset[int]) -> list[ModuleCall]:
     """The largest module calls that compute nothing but these values, in running order."""
     entries = {wiring.made[v] for v in values}
-    inside = []
-    for call in wiring.calls:
-        busy = [i for i in range(call.start, call.stop) if wiring.active(i)]
-        if busy and all(i in entries for i in busy) and call.outputs and call.outputs[0] in values:
-            inside.append(call)
+    inside = [
+        call
+        for call, busy in zip(wiring.calls, wiring.busy_in, strict=True)
+        if busy and call.outputs and call.outputs[0] in values and busy <= entries
+    ]
     largest = [
         c
         for c in inside
@@ -293,11 +309,13 @@ def _silence(drawing: Drawing, call: ModuleCall, given: Tensor, source: Space) -
         if a < len(entered) and left[a] == entered[a] and _same_units(flow, source, target, a)
     )
     own = tuple(a for a in range(len(left)) if a not in live and _labels(flow, target, a))
-    groups = []
+    axes = []
     for axis in own:
-        group = _whole_group(drawing, [z for z in target.layers if axis in z.support])
-        groups.append("" if group is None else group.name)
-    return Silence(call.name, entered, left, live, own, tuple(groups), extras)
+        layers = [z for z in target.layers if axis in z.support]
+        if any(len(z.support) > 1 for z in layers):
+            raise ValueError(f"the units of {call.name} lie across several axes")
+        axes.append(drawing.builder.axis(left[axis], [z.labels for z in layers]))
+    return Silence(call.name, entered, left, live, own, tuple(axes), extras)
 
 
 def _labels(flow: Flow, space: Space, axis: int) -> list[bytes]:
@@ -333,7 +351,7 @@ def _dense(drawing: Drawing, wiring: _Wiring, entry: Entry) -> Iterable[Block]:
         last = block.silences[-1]
         axis = 1 if len(last.left) > 2 else len(last.left) - 1
         empty = tuple(0 if a == axis else n for a, n in enumerate(last.left))
-        silence = replace(last, left=empty, live=tuple(a for a in last.live if a != axis), own=(axis,), groups=("",))
+        silence = replace(last, left=empty, live=tuple(a for a in last.live if a != axis), own=(axis,), axes=(NOT_CUT,))
         yield replace(block, silences=(*block.silences[:-1], silence), group=group.name)
 
 
@@ -384,7 +402,9 @@ def _whole_modules(wiring: _Wiring, identity: dict[int, int]) -> list[tuple[int,
         while value in identity and value != call.inputs[0]:
             value, halves = identity[value], halves + 1
         if value == call.inputs[0] and halves > 1:
-            found.append((call.stop - 1, Block(call.name, (call.name,), "module")))
+            heard = _is_heard_outside(wiring, call, frozenset(call.outputs))
+            pinned = "it also computes something that is used elsewhere" if heard else ""
+            found.append((call.stop - 1, Block(call.name, (call.name,), "module", pinned)))
     # A stage of such modules is one too, but nobody means to drop a whole stage.
     return [(at, b) for at, b in found if not any(o.name.startswith(f"{b.name}.") for _, o in found)]
 
@@ -392,8 +412,11 @@ def _whole_modules(wiring: _Wiring, identity: dict[int, int]) -> list[tuple[int,
 def _named(drawing: Drawing, wiring: _Wiring, blocks: Sequence[Block]) -> tuple[Block, ...]:
     """Unique names: the parent where all modules share one that has no other block, else the heaviest module."""
     sizes: dict[str, int] = {}
-    for number, name in drawing.flow.tape.named.items():
-        sizes[name] = int(np.prod(drawing.flow.tape.values[number].shape, dtype=np.int64))
+    for number, tensor in drawing.flow.tape.named.items():
+        parts = tensor.split(".")[:-1]
+        for depth in range(1, len(parts) + 1):
+            module = ".".join(parts[:depth])
+            sizes[module] = sizes.get(module, 0) + prod(drawing.flow.tape.values[number].shape)
     parents = [_common([n.rpartition(".")[0] for n in b.modules]) for b in blocks]
     taken = {b.name for b in blocks if b.kind == "module"}
     result: list[Block] = []
@@ -406,7 +429,7 @@ def _named(drawing: Drawing, wiring: _Wiring, blocks: Sequence[Block]) -> tuple[
                 if lone
                 else max(
                     block.modules or (block.name,),
-                    key=lambda m: sum(n for t, n in sizes.items() if t.startswith(f"{m}.")),
+                    key=lambda m: sizes.get(m, 0),
                 )
             )
         if any(name == other.name for other in result):

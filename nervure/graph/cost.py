@@ -71,10 +71,15 @@ def count(model: nn.Module, example: Any) -> Cost:
         ForwardError: the model's forward raised on the example.
     """
     with unfaked(model) as twin, evaluating(twin):
-        tape, _ = record(twin, placed_like(twin, example) if is_weightless(model) else example, tag=False)
+        tape, _ = record(twin, placed_like(twin, example) if is_weightless(model) else example)
     flow = Flow(tape, {}, Store(last=True))
     flow.spaces.update({number: Space() for number in tape.inputs})
     flow.run(RULES, unknown)
+    return cost_of(model, flow)
+
+
+def cost_of(model: nn.Module, flow: Flow) -> Cost:
+    """The cost of a model whose run ``flow`` has read already."""
     macs: dict[str, int] = {}
     for work in flow.works:
         total = work.fixed * int(np.prod([size for size, _ in work.axes], dtype=np.int64))

@@ -1,15 +1,23 @@
 """One pass of labels over a tape. The rules in ``rules/`` say what each operator does to them."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from nervure.graph.labels import NONE, Array, Layer, Owner, Space, Store, compress
+from nervure.graph.labels import NONE, Array, Claim, Layer, Owner, Space, Store, compress
+from nervure.graph.sizes import Expression
 from nervure.graph.tape import Call, Entry, Ref, Tape, WriteBack
 
 HIDDEN = "not an axis of units"
+_SIZED_CALLS = """
+view reshape expand unflatten broadcast_to split split_with_sizes chunk __getitem__ __setitem__ layer_norm rms_norm
+group_norm eye zeros ones full empty new_zeros new_ones new_full new_empty conv1d conv2d conv3d conv_transpose1d
+conv_transpose2d conv_transpose3d multi_head_attention_forward
+"""
+SIZED_CALLS = frozenset(_SIZED_CALLS.split())
+"""Calls of which the rules look at the sizes themselves."""
 Specs: TypeAlias = dict[Owner, list[Array]]
 Vectors: TypeAlias = tuple[Array, ...]
 
@@ -47,6 +55,9 @@ class Flow:
     works: list[WorkRecord] = field(default_factory=list)
     reads: list[Read] = field(default_factory=list)
     notes: list[tuple[Vectors, str]] = field(default_factory=list)
+    buffers: dict[tuple[int, int], Claim] = field(default_factory=dict)
+    """For buffers that are filled part by part the sizes they were made with, and what lies along them so far."""
+    origins: dict[int, int] = field(default_factory=dict)
     attention: list[Array] = field(default_factory=list)
     heads: list[Array] = field(default_factory=list)
     told: dict[str, str] = field(default_factory=dict)
@@ -92,7 +103,11 @@ class Flow:
         self.works.append(WorkRecord(entry.module, entry.name, fixed, vectors))
 
     def read(self, argument: int, axis: int, layers: Sequence[Layer], kind: str) -> None:
-        """Note that the running operator sums (``"sum"``) or takes statistics (``"statistic"``) along an axis."""
+        """Note that the running operator reads along an axis.
+
+        ``kind`` is ``"sum"`` (a contraction), ``"reduction"`` (the axis goes), ``"statistic"`` (a norm or a softmax:
+        every element keeps its place) or ``"blocks:n"`` (a norm over n equal blocks of the axis).
+        """
         if layers:
             self.reads.append(Read(self.index, argument, axis, tuple(x.labels for x in layers), kind))
 
@@ -121,6 +136,7 @@ class Flow:
             self.index = index
             if isinstance(entry, WriteBack):
                 self.spaces[entry.out.id] = self._written_back(entry)
+                self._fill(entry)
                 continue
             self.store.where = f"{entry.name} in {entry.module or 'the model'}"
             rule = rules.get(entry.name) or rules.get(entry.name.removesuffix("_"), otherwise)
@@ -130,32 +146,33 @@ class Flow:
         for number, name in self.tape.escapes:
             labels = [z.labels for z in self.spaces.get(number, Space()).layers]
             self.store.pin(labels, f"its values leave PyTorch by {name}()")
-        for number, axis in dict.fromkeys(self.tape.numbers):
-            self.suspect_axis(number, axis, "its size is computed with as a number")
+        self.store.claims += self.buffers.values()
 
-    def suspect_axis(self, number: int, axis: int, why: str) -> None:
-        """Units along an axis of a value must be tried: their number is used in a way that may not survive a cut."""
-        space = self.spaces.get(number, Space())
-        self.store.suspect([z.labels for z in space.layers if z.labels.shape[axis] > 1], why)
+    def _fill(self, entry: WriteBack) -> None:
+        origin = self.origins.setdefault(entry.out.id, self.origins.get(entry.base.id, entry.base.id))
+        for axis, wish in self.spaces.get(origin, Space()).wishes:
+            layers = [z for z in self.spaces[entry.out.id].layers if z.support == (axis,)]
+            if layers:
+                vectors = tuple(z.labels.reshape(-1) for z in layers)
+                what = f"the size {wish} in the code does not follow a cut (a buffer in {entry.module or 'the model'})"
+                self.buffers[origin, axis] = Claim(wish, self.shape(entry.out)[axis], vectors, what)
 
-    def is_size_of(self, wish: Any, vectors: Sequence[Array]) -> bool:
-        """Whether a size is read from an axis with the same units, in any order: it follows any cut by itself."""
-        dimension = getattr(wish, "dimension", None)
-        if dimension is None:
-            return False
-        space = self.spaces.get(dimension[0], Space())
-        mine = [z.labels.reshape(-1) for z in space.layers if z.support == (dimension[1],)]
-
-        def units(labels: Array) -> bytes:
-            return np.sort(self.store.unions.find(labels.reshape(-1))).tobytes()
-
-        return {units(v) for v in mine} == {units(v) for v in vectors}
+    def numbers(self) -> list[Expression]:
+        """Attributes and axes whose size is used for more than sizes: as a number, or in calls that take none."""
+        found = dict.fromkeys(self.tape.numbers)
+        calls = {id(e.call): e.call for e in self.tape.entries if isinstance(e, Entry) and e.call and e.call.tagged}
+        for call in calls.values():
+            if call.name not in SIZED_CALLS:
+                found |= dict.fromkeys(
+                    leaf for size in sizes_in((call.args, *call.kwargs.values())) for leaf in size.leaves()
+                )
+        return list(found)
 
     def _couple_sizes(self) -> None:
         """One attribute that gives the size of two axes can follow only one number: their units are cut alike."""
         first: dict[Any, Array] = {}
         for wish, vectors in self.store.sizes:
-            if wish.attribute is None or len(vectors) != 1:
+            if len(vectors) != 1:
                 continue
             known = first.setdefault(wish.attribute, vectors[0])
             if known.shape == vectors[0].shape:
@@ -249,6 +266,17 @@ def call_sizes(call: Call | None, skip: int = 1) -> list[Any]:
     for value in (*call.args[skip:], *call.kwargs.values()):
         flat += list(value) if isinstance(value, tuple) else [value]
     return flat
+
+
+def sizes_in(value: Any) -> Iterator[Expression]:
+    """All expressions in nested arguments of a call."""
+    if isinstance(value, Expression):
+        yield value
+    elif isinstance(value, slice):
+        yield from sizes_in((value.start, value.stop, value.step))
+    elif isinstance(value, tuple):
+        for inner in value:
+            yield from sizes_in(inner)
 
 
 def move(layer: Layer, axis: int, rank: int) -> Layer:

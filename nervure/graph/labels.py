@@ -7,6 +7,7 @@ for its heads and one for the width inside the heads. An element leaves when any
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from itertools import permutations, product
 from math import prod
 from typing import Any, NamedTuple, TypeAlias
@@ -39,14 +40,14 @@ class Space:
     """The labels of one tensor.
 
     ``free``: a constant made on the fly, without units of its own: it takes the labels that it meets.
-    ``wishes``: for a free tensor, the expressions its sizes were given by, per axis.
-    ``spread``: axes along which one value was expanded: as many as whatever it meets, which is tried.
+    ``spread``: axes along which it repeats one value (after an expansion): there it takes what it meets too.
+    ``wishes``: along axes where it takes labels, the sizes it was given in the code (None: not known).
     """
 
     layers: tuple[Layer, ...] = ()
     free: bool = False
     wishes: tuple[tuple[int, Any], ...] = ()
-    spread: tuple[int, ...] = ()
+    spread: frozenset[int] = frozenset()
 
     def along(self, axis: int) -> list[Layer]:
         """The layers that vary along ``axis``."""
@@ -153,6 +154,19 @@ class Pin:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A size given in the code: after any cut ``wish`` must be the number of survivors of an axis.
+
+    The axis has ``size`` positions, with the labels of these ``vectors`` along it (none: it stays as it is).
+    """
+
+    wish: Any
+    size: int
+    vectors: tuple[Array, ...]
+    what: str
+
+
 @dataclass(slots=True)
 class Store:
     """The working state of a pass of labels over a tape: unions, pins and splits asked for."""
@@ -164,7 +178,8 @@ class Store:
     splits: list[Split] = field(default_factory=list)
     suspects: list[Pin] = field(default_factory=list)
     sizes: list[tuple[Any, tuple[Array, ...]]] = field(default_factory=list)
-    """Expressions that must become the number of survivors of an axis with these layers."""
+    """Attributes that must become the number of survivors of an axis with these layers."""
+    claims: list[Claim] = field(default_factory=list)
     where: str = ""
     last: bool = False
     """In the last pass a split that is still wished for pins instead."""
@@ -272,12 +287,15 @@ class Store:
             present = np.zeros((int(inverse.max()) + 1, roots.shape[axis]), dtype=bool)
             for index, row in enumerate(rows):
                 present[row, index] = True
-            rows_seen: dict[bytes, int] = {}
-            packed = np.packbits(present, axis=1)
-            ids = np.array([rows_seen.setdefault(row.tobytes(), len(rows_seen)) for row in packed])
+            ids = present.argmax(axis=1)
+            alike = np.zeros((roots.shape[axis], roots.shape[axis]), dtype=bool)
+            alike[ids] = present
+            if not (alike[ids] == present).all():
+                self.pin([labels], f"divided in a way that cannot be cut at {reason}")
+                return False
             places.append(ids[inverse])
-        combined = np.unique(np.stack([p.reshape(-1) for p in places], 1), axis=0)
-        if len(combined) != len(np.unique(inverse)) or (roots < 0).any():
+        combined = reduce(lambda key, axis: key * roots.shape[axis[0]] + axis[1], zip(support, places, strict=True), 0)
+        if len(np.unique(combined)) != int(inverse.max()) + 1 or (roots < 0).any():
             self.pin([labels], f"divided in a way that cannot be cut at {reason}")
             return False
         return self.split(labels, places, reason)
@@ -295,8 +313,7 @@ class Store:
             b = by_pattern.pop(pattern(self.unions.find(a.labels)), None)
             if b is not None:
                 self.unite(a.labels, b.labels, reason)
-                rest_left = [r for r in rest_left if r is not a]
-                rest_right = [r for r in rest_right if r is not b]
+                rest_left, rest_right = _without(rest_left, [a]), _without(rest_right, [b])
         self._match_rest(rest_left, rest_right, reason)
 
     def _match_rest(self, left: list[Layer], right: list[Layer], reason: str) -> None:
@@ -304,12 +321,41 @@ class Store:
             return
         if len(left) == 1 and len(right) == 1:
             self.unite(left[0].labels, right[0].labels, reason)
-        elif len(left) == 1 and len(right) > 1:
-            self._split_like(left[0], right, reason)
-        elif len(right) == 1 and len(left) > 1:
-            self._split_like(right[0], left, reason)
-        elif not self._match_parts(left, right, reason) and not self._match_parts(right, left, reason):
-            self.pin([x.labels for x in (*left, *right)], f"meets another division of its axis at {reason}")
+        elif not left or not right:
+            self.pin([x.labels for x in (*left, *right)], f"meets a fixed position at {reason}")
+        elif not self._match_regions(left, right, reason):
+            if len(left) == 1:
+                self._split_like(left[0], right, reason)
+            elif len(right) == 1:
+                self._split_like(right[0], left, reason)
+            elif self._match_parts(left, right, reason) or self._match_parts(right, left, reason):
+                return
+            elif pairs := self._refinements(left, right):
+                for a, b in pairs:
+                    self.unite(a.labels, b.labels, reason)
+                self._match_rest(_without(left, [a for a, _ in pairs]), _without(right, [b for _, b in pairs]), reason)
+            else:
+                self.pin([x.labels for x in (*left, *right)], f"meets another division of its axis at {reason}")
+
+    def _match_regions(self, left: list[Layer], right: list[Layer], reason: str) -> bool:
+        """Where layers end along the axis (parts of a concatenation), match stretch by stretch; whether any does."""
+        arrays = [a.reshape(-1) for a in np.broadcast_arrays(*[x.labels for x in (*left, *right)])]
+        present = np.stack([a >= 0 for a in arrays])
+        regions, region = np.unique(present, axis=1, return_inverse=True)
+        if regions.shape[1] == 1:
+            return False
+        for number, column in enumerate(regions.T):
+            here = region.reshape(-1) == number
+            parts = [Layer(a[here]) for a, is_present in zip(arrays, column, strict=True) if is_present]
+            lefts = int(column[: len(left)].sum())
+            self.match(parts[:lefts], parts[lefts:], reason)
+        return True
+
+    def _refinements(self, left: list[Layer], right: list[Layer]) -> list[tuple[Layer, Layer]]:
+        """Pairs of which one tells more apart than the other, where no other layer on either side would do."""
+        fits = [(a, b) for a in left for b in right if self._tells(a, b) or self._tells(b, a)]
+        sides = [[id(pair[side]) for pair in fits] for side in (0, 1)]
+        return [(a, b) for a, b in fits if sides[0].count(id(a)) == 1 and sides[1].count(id(b)) == 1]
 
     def _match_parts(self, parts: list[Layer], whole: list[Layer], reason: str) -> bool:
         """Layers put together from parts meet layers that also tell the parts apart: those stay, the others pair up."""
@@ -332,50 +378,44 @@ class Store:
     def _split_like(self, single: Layer, many: list[Layer], reason: str) -> None:
         arrays = np.broadcast_arrays(single.labels, *[m.labels for m in many])
         roots = [self.unions.find(a) for a in arrays[1:]]
-        # Where a position has no unit in one of the layers, the product lacks that factor there.
-        parts = [np.where(r < 0, NONE, np.unique(r, return_inverse=True)[1].reshape(r.shape)) for r in roots]
-        if np.logical_and.reduce([r < 0 for r in roots]).any():
-            self.pin([x.labels for x in (single, *many)], f"meets a fixed position at {reason}")
-        else:
-            self.split(arrays[0], parts, reason)
+        self.split(arrays[0], [np.unique(r, return_inverse=True)[1].reshape(r.shape) for r in roots], reason)
 
     def join(self, spaces: Sequence[tuple[Space, tuple[int, ...]]], shape: tuple[int, ...], reason: str) -> Space:
         """The labels of a pointwise operation on tensors that broadcast to ``shape``."""
         rank = len(shape)
-        aligned = [(_aligned(s, rank), _without_spread(s, sh, rank), s.free) for s, sh in spaces]
         result: list[Layer] = []
         result_shape = (1,) * rank
-        all_free = True
-        for layers, full, free in aligned:
-            own = full
-            if free:
-                # A constant broadcasts along axes where it has no units of its own.
-                own = tuple(n if any(x.labels.shape[a] > 1 for x in layers) else 1 for a, n in enumerate(full))
-            all_free = all_free and free
+        for space, given in spaces:
+            layers, own = _aligned(space, rank), _own_shape(space, given, rank)
             result = self._join_two(result, result_shape, list(self.rectangular(layers, reason)), own, reason)
             result_shape = tuple(max(a, b) for a, b in zip(result_shape, own, strict=True))
-        spread = {a + rank - len(own) for space, own in spaces for a in space.spread}
-        joined = Space(tuple(result), free=all_free, spread=tuple(a for a in spread if result_shape[a] == 1))
+        all_free = all(space.free for space, _ in spaces)
+        spread = {
+            axis + rank - len(own): wish
+            for space, own in spaces
+            for axis, wish in space.wishes
+            if axis in space.spread and result_shape[axis + rank - len(own)] == 1
+        }
+        joined = Space(tuple(result), all_free, tuple(spread.items()), frozenset(spread))
         for space, own in spaces:
-            self._grant(space, rank - len(own), joined)
-        for axis in spread:
-            self.suspect([x.labels for x in joined.along(axis)], f"one value expanded at {reason}")
+            self._grant(space, own, rank - len(own), joined)
         return joined
 
-    def _grant(self, space: Space, shift: int, joined: Space) -> None:
+    def _grant(self, space: Space, own: tuple[int, ...], shift: int, joined: Space) -> None:
         """A constant adopts labels: the sizes it was made with must follow them."""
-        for axis, wish in space.wishes if space.free else ():
+        for axis, wish in space.wishes if space.free or space.spread else ():
             vectors = [x.labels.reshape(-1) for x in joined.along(axis + shift)]
-            if vectors:
-                self.size(wish, vectors, "a constant of a fixed size")
+            if vectors and wish is None:
+                self.suspect(vectors, f"expanded at {self.where}")
+            elif vectors:
+                self.size(wish, own[axis], vectors, "a constant")
 
-    def size(self, wish: Any, vectors: Sequence[Array], what: str) -> None:
-        """A size given as ``wish`` (an expression of attributes, or a number) must follow an axis with these layers."""
-        if isinstance(wish, int):
-            self.suspect(vectors, f"{what} ({wish}) in {self.where}")
-        elif wish.dimension is None:
-            self.sizes += _single_sizes(wish, vectors)
-            self.suspect(vectors, f"{what} from {sorted(a.path for a in wish.attributes())} in {self.where}")
+    def size(self, wish: Any, size: int, vectors: Sequence[Array], what: str) -> None:
+        """A size given as ``wish`` (an expression, or a number) must follow an axis with these layers."""
+        if vectors:
+            self.sizes += [(own, part) for own, part in _single_sizes(wish, vectors) if own.attribute is not None]
+        told = f"the size {wish} in the code does not follow a cut ({what}, {self.where})"
+        self.claims.append(Claim(wish, size, tuple(vectors), told))
 
     def _join_two(
         self,
@@ -464,6 +504,10 @@ def _along_factors(order: Sequence[Any], tables: Sequence[Array]) -> list[Size] 
     return found
 
 
+def _without(layers: list[Layer], gone: list[Layer]) -> list[Layer]:
+    return [x for x in layers if not any(x is g for g in gone)]
+
+
 def is_pending(layer: Layer) -> bool:
     """Whether some of a layer's labels wait for a split."""
     return bool((layer.labels == PENDING).any())
@@ -479,9 +523,12 @@ def _could_be_factor(roots: Array, axis: int) -> bool:
     return all(first == other or not first & other for other in others)
 
 
-def _without_spread(space: Space, shape: tuple[int, ...], rank: int) -> tuple[int, ...]:
-    """The shape at full rank, 1 where one value was expanded."""
-    return (1,) * (rank - len(shape)) + tuple(1 if a in space.spread else n for a, n in enumerate(shape))
+def _own_shape(space: Space, given: tuple[int, ...], rank: int) -> tuple[int, ...]:
+    """The shape of an operand in a join: 1 along axes where a constant has no units of its own and takes others'."""
+    shift = rank - len(given)
+    taking = range(len(given)) if space.free else space.spread
+    bare = {axis + shift for axis in taking if not space.along(axis)}
+    return tuple(1 if a in bare or a < shift else given[a - shift] for a in range(rank))
 
 
 def _aligned(space: Space, rank: int) -> tuple[Layer, ...]:

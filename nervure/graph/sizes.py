@@ -49,15 +49,27 @@ class Expression:
             return {self.dimension}
         return {d for o in self.operands if isinstance(o, Expression) for d in o.dimensions()}
 
-    def evaluate(self, values: Mapping[Attribute, int]) -> float:
-        """The number, with attributes replaced by ``values`` where given."""
+    def leaves(self) -> "set[Expression]":
+        """The attributes and axes in the expression, as expressions."""
+        if not self.operation:
+            return {self}
+        return {leaf for o in self.operands if isinstance(o, Expression) for leaf in o.leaves()}
+
+    def evaluate(self, leaf: "Callable[[Expression], Any]") -> Any:
+        """The number (or the array of numbers) when attributes and axes are what ``leaf`` says of them."""
+        if not self.operation:
+            return leaf(self)
+        numbers = [o.evaluate(leaf) if isinstance(o, Expression) else o for o in self.operands]
+        return OPERATIONS[self.operation](*numbers)
+
+    def __str__(self) -> str:
         if self.attribute is not None:
-            return values.get(self.attribute, self.value)
+            return self.attribute.path
         if self.dimension is not None:
-            return self.value
-        numbers = [o.evaluate(values) if isinstance(o, Expression) else o for o in self.operands]
-        result: float = OPERATIONS[self.operation](*numbers)
-        return result
+            return f"x.size({self.dimension[1]})"
+        numbers = [f"({o})" if isinstance(o, Expression) and o.operation else str(o) for o in self.operands]
+        sign = SIGNS.get(self.operation, self.operation)
+        return f" {sign} ".join(numbers) if len(numbers) > 1 else f"{sign}{numbers[0]}"
 
 
 OPERATIONS: Mapping[str, Callable[..., Any]] = {
@@ -65,11 +77,9 @@ OPERATIONS: Mapping[str, Callable[..., Any]] = {
     "sub": operator.sub,
     "mul": operator.mul,
     "floordiv": operator.floordiv,
-    "truediv": operator.truediv,
     "mod": operator.mod,
-    "neg": operator.neg,
-    "int": int,
 }
+SIGNS: Mapping[str, str] = {"add": "+", "sub": "-", "mul": "*", "floordiv": "//", "mod": "%"}
 
 
 class Size(int):
@@ -119,9 +129,9 @@ class Size(int):
 @final
 @dataclass(slots=True)
 class Noted:
-    """Axes and attributes whose sizes were computed with as numbers (a scale, say), not used as sizes."""
+    """Sizes that were computed or compared with as numbers (a scale, say), and attributes that were computed with."""
 
-    axes: list[tuple[int, int]] = field(default_factory=list)
+    numbers: list[Expression] = field(default_factory=list)
     attributes: set[Attribute] = field(default_factory=set)
 
 
@@ -132,7 +142,7 @@ _NUMBERS: list[Noted] = []
 def _note_as_number(*values: Any) -> None:
     for value in values:
         if _NUMBERS and isinstance(value, Size):
-            _NUMBERS[-1].axes += value.expression.dimensions()
+            _NUMBERS[-1].numbers += value.expression.leaves()
             _NUMBERS[-1].attributes |= value.expression.attributes()
 
 
@@ -158,11 +168,26 @@ def _binary(name: str, *, swapped: bool) -> Callable[[Any, Any], Any]:
         plain = [int.__index__(v) if isinstance(v, int) else v for v in (left, right)]
         result = OPERATIONS[name](*plain)
         if not isinstance(result, int):
+            _note_as_number(left, right)
             return result
         return Size.of(Expression(result, operation=name, operands=(_plain(left), _plain(right))))
 
     return run
 
+
+def _comparison(name: str) -> Callable[[Any, Any], Any]:
+    compare = getattr(int, f"__{name}__")
+
+    def run(self: Size, other: Any) -> Any:
+        for value in (self, other) if self is not other and _NUMBERS else ():
+            _NUMBERS[-1].numbers += value.expression.leaves() if isinstance(value, Size) else ()
+        return compare(self, other)
+
+    return run
+
+
+for _name in ("eq", "ne", "lt", "le", "gt", "ge"):
+    setattr(Size, f"__{_name}__", _comparison(_name))
 
 for _name in ("add", "sub", "mul", "floordiv", "mod"):
     setattr(Size, f"__{_name}__", _binary(_name, swapped=False))

@@ -45,7 +45,7 @@ class Value:
 
 @dataclass(slots=True)
 class Call:
-    """A call the user's code made by name (``Tensor.view``, ``torch.split``); sizes that came from attributes."""
+    """A call the user's code made by name (``Tensor.view``, ``torch.split``); ``tagged``: with sizes that remember."""
 
     name: str
     args: tuple[Any, ...]
@@ -81,7 +81,8 @@ class WriteBack:
 class ModuleCall:
     """One run of a module: values in and out, entries ``start`` to ``stop``, and the form of its result.
 
-    ``form`` is the result with the number of the value in the place of each tensor and None for all else.
+    ``form`` is the result with the number of the value in the place of each tensor and None for all else. ``plain``:
+    a tensor is the first positional argument.
     """
 
     name: str
@@ -90,6 +91,7 @@ class ModuleCall:
     start: int
     stop: int
     form: Any
+    plain: bool = False
 
 
 @dataclass(slots=True)
@@ -102,8 +104,8 @@ class Tape:
     inputs: list[int] = field(default_factory=list)
     outputs: list[int] = field(default_factory=list)
     calls: list["ModuleCall"] = field(default_factory=list)
-    numbers: list[tuple[int, int]] = field(default_factory=list)
-    """Axes (value, axis) whose size was computed with as a number."""
+    numbers: list[Expression] = field(default_factory=list)
+    """Attributes and axes that were computed or compared with as numbers."""
     read: set[Attribute] = field(default_factory=set)
     """Attributes that were computed with, or given to a call."""
     escapes: list[tuple[int, str]] = field(default_factory=list)
@@ -269,6 +271,9 @@ def _is_view(func: Any) -> bool:
     return bool(returns) and returns[0].alias_info is not None and not returns[0].alias_info.is_write
 
 
+_LIKE_CALLS = {"expand_as": "expand", "view_as": "view", "reshape_as": "reshape"}
+
+
 class _Names(TorchFunctionMode):
     """Tells the recorder which call of the user's code is running, and whether its sizes come from attributes."""
 
@@ -289,6 +294,10 @@ class _Names(TorchFunctionMode):
             shape = self._sized(args[0], args[0].shape)
             return shape if type(out) is torch.Size else shape[args[1] if len(args) > 1 else kwargs["dim"]]
         outer = self._recorder.call
+        if name in _LIKE_CALLS:
+            # The size of another tensor: as if its shape had been given.
+            name, args = _LIKE_CALLS[name], (args[0], self._sized(args[1], args[1].shape))
+            func, kwargs = getattr(Tensor, name), {}
         sizes = tuple(_sizes(a) for a in args)
         named = {key: _sizes(value) for key, value in kwargs.items()}
         given = [e for s in (*sizes, *named.values()) for e in _expressions(s)]
@@ -296,7 +305,9 @@ class _Names(TorchFunctionMode):
         tagged = bool(given)
         self._recorder.call = Call(name, sizes, named, tagged)
         try:
-            return func(*args, **kwargs)
+            # What torch's own code compares the sizes with that it is given is no concern of the model's.
+            with noting_numbers():
+                return func(*args, **kwargs)
         finally:
             self._recorder.call = outer
 
@@ -316,7 +327,7 @@ def _sizes(value: Any) -> Any:
         return slice(_sizes(value.start), _sizes(value.stop), _sizes(value.step))
     if isinstance(value, int):
         return expression_of(value)
-    return None if value is None or isinstance(value, float | str | torch.dtype | torch.device) else value
+    return None if value is None or isinstance(value, float | torch.dtype | torch.device) else value
 
 
 def _expressions(value: Any) -> Iterator[Expression]:
@@ -361,7 +372,8 @@ def _module_stack(model: nn.Module, recorder: Recorder) -> Iterator[None]:
         inputs, start = starts.pop()
         outputs = [recorder.value(t).id for t in tensors_in(output)]
         form = tree_map(lambda leaf: recorder.value(leaf).id if isinstance(leaf, Tensor) else None, output)
-        recorder.tape.calls.append(ModuleCall(name, inputs, outputs, start, len(recorder.tape.entries), form))
+        plain = bool(args) and isinstance(args[0], Tensor)
+        recorder.tape.calls.append(ModuleCall(name, inputs, outputs, start, len(recorder.tape.entries), form, plain))
 
     hooks = [m.register_forward_pre_hook(enter, with_kwargs=True) for m in model.modules() if id(m) in names]
     hooks += [m.register_forward_hook(leave, with_kwargs=True) for m in model.modules() if id(m) in names]
@@ -428,7 +440,7 @@ def record(
         if tag:
             stack.enter_context(tagged_attributes(model))
             noted = stack.enter_context(noting_numbers())
-            tape.numbers, tape.read = noted.axes, noted.attributes
+            tape.numbers, tape.read = noted.numbers, noted.attributes
         stack.enter_context(_module_stack(model, recorder))
         stack.enter_context(recorder)
         if tag:

@@ -4,7 +4,7 @@
 """
 
 import fnmatch
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from nervure.graph.declared import declared
 from nervure.graph.flow import HIDDEN, Flow, Specs, move
 from nervure.graph.labels import NONE, Array, Layer, Owner, Space, Split, Store
 from nervure.graph.rules import RULES, unknown
+from nervure.graph.solve import TRIES, Solver
 from nervure.graph.tape import Tape, named_tensors, record
 from nervure.graph.types import Axis, Edge, Graph, Group, Part, Resize, Slot, Units, Work
 
@@ -278,6 +279,7 @@ class Drawing:
     names: list[str]
     group_of: Array
     unit_of: Array
+    builder: "_Builder"
 
     def survives(self, labels: Array, keeps: Mapping[str, np.ndarray]) -> np.ndarray:
         """Boolean per label: False where its unit leaves when groups keep these units."""
@@ -295,12 +297,38 @@ class Drawing:
         """Groups that are not pinned but must be tried before they are offered, with the reason."""
         found: dict[str, str] = {}
         free = {g.name for g in self.graph.groups if not g.is_pinned}
-        for pin in self.flow.store.suspects:
-            roots = self.flow.store.unions.find(pin.labels)
-            for number in np.unique(self.group_of[roots]).tolist():
+        for labels, reason in self._doubts(free):
+            roots = self.flow.store.unions.find(labels.reshape(-1))
+            for number in np.unique(self.group_of[roots[roots >= 0]]).tolist():
                 if number >= 0 and self.names[number] in free:
-                    found.setdefault(self.names[number], pin.reason)
+                    found.setdefault(self.names[number], reason)
         return found
+
+    def _doubts(self, free: set[str]) -> Iterator[tuple[Array, str]]:
+        """Labels that must be tried: sizes that cannot be seen to follow, or that are used as more than sizes."""
+        store, solver = self.flow.store, Solver(self.flow, self._random_cuts(free))
+        for claim in store.claims:
+            if not solver.holds(claim):
+                yield from ((labels, claim.what) for labels in solver.labels_of(claim))
+        for leaf in self.flow.numbers():
+            why = f"{leaf} is used as a number"
+            yield from ((labels, why) for labels in solver.labels_of_leaf(leaf))
+        yield from ((pin.labels, pin.reason) for pin in store.suspects)
+
+    def _random_cuts(self, free: set[str]) -> Callable[[Array], np.ndarray]:
+        """Cuts of all free groups at once."""
+        rng, find = np.random.default_rng(0), self.flow.store.unions.find
+        number = np.array([i if name in free else NONE for i, name in enumerate(self.names)], dtype=np.int64)
+        table = rng.random((TRIES, len(self.group_of))) < rng.uniform(0.3, 0.9, (TRIES, 1))
+        # The first unit of each group stays, so that no size is zero.
+        stays = (number[self.group_of] < 0) | (self.group_of < 0) | (self.unit_of == 0)
+        table |= stays
+
+        def alive(labels: Array) -> np.ndarray:
+            roots = find(labels.reshape(-1))
+            return table[:, roots] | (roots < 0)
+
+        return alive
 
 
 def _drawing(model: nn.Module, flow: Flow, settings: Mapping[str, bool]) -> Drawing:
@@ -345,7 +373,7 @@ def _drawing(model: nn.Module, flow: Flow, settings: Mapping[str, bool]) -> Draw
         told = ", ".join(".".join(filter(None, (d.module, d.attribute))) for d in found)
         told = f"{told}: these say sizes, and follow a cut that is alike in all layers"
         graph = replace(graph, declared=found, notes=(*graph.notes, told))
-    return Drawing(flow, graph, names, census.group_of, census.unit_of)
+    return Drawing(flow, graph, names, census.group_of, census.unit_of, builder)
 
 
 def _is_shown(pin: str, kind: str, size: int, roles: set[str]) -> bool:
@@ -425,7 +453,7 @@ def _resizes(flow: Flow, builder: _Builder) -> list[Resize]:
     found: dict[Any, Resize] = {}
     for wish, vectors in flow.store.sizes:
         axis = builder.axis(len(vectors[0]), vectors)
-        if wish.attribute is not None and builder.table[axis].parts:
+        if builder.table[axis].parts:
             resize = Resize(wish.attribute.module, wish.attribute.path, wish.value, axis)
             found[resize] = resize
     return list(found)

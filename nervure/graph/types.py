@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeAlias, final
 import numpy as np
 from torch import Tensor
 
-from nervure.check import nearest
+from nervure.check import nearest, require_format
 from nervure.errors import PlanError
 
 Role: TypeAlias = Literal["writer", "reader", "rider"]
@@ -112,6 +112,9 @@ class Group:
         return tuple(s for s in self.slots if s.role == "rider")
 
 
+NOT_CUT = -1
+"""In the place of a number of an axis: a size that no cut changes."""
+
 Part: TypeAlias = tuple[str, Units]
 
 
@@ -164,7 +167,7 @@ class Silence:
         left: shape of what it returned when it was traced, and of the zeros.
         live: axes whose size is taken from the input while running; the ratio is kept on other axes but ``own``.
         own: axes whose size is the module's own (their units are not those of the input).
-        groups: for each of ``own`` the group whose units lie along it (empty: none, or several).
+        axes: for each of ``own`` the number in ``Graph.axes`` of what lies along it (``NOT_CUT``: its size is fixed).
         extras: how many further results it returns in a tuple (None each); -1: a bare tensor.
     """
 
@@ -173,7 +176,7 @@ class Silence:
     left: tuple[int, ...]
     live: tuple[int, ...] = ()
     own: tuple[int, ...] = ()
-    groups: tuple[str, ...] = ()
+    axes: tuple[int, ...] = ()
     extras: int = -1
 
 
@@ -254,7 +257,7 @@ class Graph:
         groups: all groups, prunable or pinned, in running order.
         edges: which group reaches which through which weight.
         blocks: parts that can be dropped.
-        axes: the distinct axes that ``tensors``, ``work`` and ``resizes`` point to.
+        axes: the distinct axes that ``tensors``, ``work``, ``resizes`` and the silences of ``blocks`` point to.
         tensors: for each parameter and buffer, one index into ``axes`` per dimension.
         parameters: the names in ``tensors`` that are parameters (each shared parameter once).
         work: multiply-accumulates, operation by operation.
@@ -378,8 +381,7 @@ class Graph:
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> "Graph":
         """Read what :meth:`to_json` wrote; raises :class:`PlanError` on anything else."""
-        if data.get("format", 0) > FORMAT:
-            raise PlanError(f"this graph has format {data['format']}; this version of nervure reads up to {FORMAT}.")
+        require_format(data, FORMAT, "this graph", PlanError)
         try:
             return Graph(
                 groups=tuple(

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, final
 
+from nervure.check import require_format
 from nervure.errors import FileError
 from nervure.files import read_json, write_json
 from nervure.plan import Plan
@@ -171,8 +172,7 @@ class Report:
 def _require_report(data: Any) -> None:
     if not isinstance(data, Mapping) or data.get("kind") != "nervure-report":
         raise FileError("this is not a report of nervure. Give the report.json of a run.")
-    if data.get("format", 0) > FORMAT:
-        raise FileError(f"this report has format {data['format']}; this version of nervure reads up to {FORMAT}.")
+    require_format(data, FORMAT, "this report", FileError)
 
 
 def removed(before: int, after: int) -> float:

@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from nervure.check import require_format
 from nervure.errors import FileError
 from nervure.files import replacing, require_file
 
@@ -141,8 +142,7 @@ def _header(path: Path, metadata: Mapping[str, str] | None) -> dict[str, Any]:
         raise FileError(f"{str(path)!r} has a damaged header: {error}.") from error
     if not isinstance(header, dict) or header.get("kind") != KIND:
         raise FileError(f"{str(path)!r} does not hold statistics saved by nervure.")
-    if header["format"] > FORMAT:
-        raise FileError(f"{str(path)!r} has format {header['format']}; this version of nervure reads up to {FORMAT}.")
+    require_format(header, FORMAT, repr(str(path)), FileError)
     _require_keys(path, header, ("samples", "seed", "want", "fingerprint", "skipped"))
     return header
 

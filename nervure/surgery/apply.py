@@ -49,7 +49,7 @@ def _edited(model: nn.Module, graph: Graph, plan: Plan) -> nn.Module:
             case Link():
                 link(result, graph, edit, keeps)
             case Drop(block):
-                drop(result, graph.block(block), keeps)
+                drop(result, graph, graph.block(block), keeps)
             case Cut() | Mask():
                 pass
             case _:

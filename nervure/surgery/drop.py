@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from nervure.graph.example import tensors_in
-from nervure.graph.types import Block, Silence
+from nervure.graph.types import NOT_CUT, Block, Graph, Silence
 
 
 class Pass(nn.Module):
@@ -46,9 +46,9 @@ class Silent(nn.Module):
         return f"{tuple(self.entered)} -> {tuple(self.left)}"
 
 
-def drop(model: nn.Module, block: Block, keeps: Mapping[str, np.ndarray]) -> None:
+def drop(model: nn.Module, graph: Graph, block: Block, keeps: Mapping[str, np.ndarray]) -> None:
     """Take ``block`` out of ``model``, whose groups were cut to ``keeps``, in place."""
-    silences = {silence.module: _after(silence, keeps) for silence in block.silences}
+    silences = {silence.module: _after(silence, graph, keeps) for silence in block.silences}
     for name in block.modules:
         parent, _, key = name.rpartition(".")
         old = model.get_submodule(name)
@@ -75,9 +75,9 @@ def _leave_fused_path(owner: nn.Module, old: nn.Module, new: nn.Module) -> None:
         vars(new)["in_proj_bias"] = None
 
 
-def _after(silence: Silence, keeps: Mapping[str, np.ndarray]) -> Silence:
+def _after(silence: Silence, graph: Graph, keeps: Mapping[str, np.ndarray]) -> Silence:
     left = list(silence.left)
-    for axis, group in zip(silence.own, silence.groups, strict=True):
-        if group in keeps:
-            left[axis] = int(keeps[group].sum())
+    for axis, number in zip(silence.own, silence.axes, strict=True):
+        if number != NOT_CUT:
+            left[axis] = int(graph.axes[number].kept(keeps).sum())
     return replace(silence, left=tuple(left))

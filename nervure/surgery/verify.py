@@ -82,10 +82,16 @@ def verify(model: nn.Module, pruned: HasPlan, example: Any) -> Verification:
 
     Raises:
         VerificationError: an output has another shape, is not finite where the reference is, or differs by more than
-            floating-point accuracy.
+            floating-point accuracy; or the original cannot be run without the removed units.
     """
-    with evaluating(model), evaluating(pruned.model):
+    with evaluating(model):
         drawing = draw(model, example, **pruned.graph.settings)
+    return verified(model, drawing, pruned, example)
+
+
+def verified(model: nn.Module, drawing: Drawing, pruned: HasPlan, example: Any) -> Verification:
+    """As :func:`verify`, where the model was drawn already."""
+    with evaluating(model), evaluating(pruned.model):
         outcome = compare(
             reference(model, drawing, pruned.graph, pruned.plan, example), outputs_of(pruned.model, example)
         )
@@ -130,8 +136,16 @@ def reference(
         with _silent(source, graph, plan):
             _, output = record(source, example, interpret=interpret, tag=False)
     except ForwardError as error:
-        if not isinstance(error.__cause__, _MisalignedError) or again:
-            raise
+        misaligned = isinstance(error.__cause__, _MisalignedError)
+        if not misaligned or again:
+            why = (
+                "it does not run the same operators each time"
+                if misaligned
+                else f"its forward raised {error.__cause__}"
+            )
+            raise VerificationError(
+                f"the original cannot be run without the removed units, so there is nothing to compare with: {why}."
+            ) from error
         # A model that keeps something from one run for the next computes less the second time: draw that.
         return reference(
             model, draw(model, example, **graph.settings, auxiliary=False), graph, plan, example, again=True
@@ -192,9 +206,11 @@ def _over_survivors(func: Any, args: list[Any], kwargs: Any, reads: list[tuple[R
         narrow[1:3] = [_narrowed(t, {0: places[1]}) if isinstance(t, Tensor) else t for t in args[1:3]]
         narrow[4], narrow[6] = narrow[0].shape[1], int(alive.sum())
     result = func(*narrow, **kwargs)
+    if all(r.kind == "reduction" for r, _ in reads):
+        return result
     if isinstance(result, Tensor):
-        return _widened(result, narrow[0], x, places)
-    return type(result)([_widened(result[0], narrow[0], x, places), *result[1:]])
+        return _widened(result, x, places)
+    return type(result)([_widened(result[0], x, places), *result[1:]])
 
 
 def _narrowed(x: Tensor, places: Mapping[int, Tensor]) -> Tensor:
@@ -203,10 +219,8 @@ def _narrowed(x: Tensor, places: Mapping[int, Tensor]) -> Tensor:
     return x
 
 
-def _widened(result: Tensor, narrow: Tensor, x: Tensor, places: Mapping[int, Tensor]) -> Tensor:
-    """Where the operator kept positions, put the survivors back to theirs (zeros elsewhere)."""
-    if result.shape != narrow.shape:
-        return result
+def _widened(result: Tensor, x: Tensor, places: Mapping[int, Tensor]) -> Tensor:
+    """The survivors put back to their places, zeros elsewhere."""
     full = result.new_zeros(x.shape)
     where = torch.meshgrid(
         *[places.get(axis, torch.arange(n, device=x.device)) for axis, n in enumerate(x.shape)], indexing="ij"

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from nervure.check import require_format
 from nervure.errors import ArgumentError, FileError
 from nervure.files import replacing
 from nervure.training.masks import Held
@@ -73,8 +74,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise FileError(
             f"{path} cannot be read as a training checkpoint ({error}). Delete it to begin anew."
         ) from error
-    if notes.get("format", 0) > FORMAT:
-        raise FileError(f"{path} has format {notes['format']}; this version of nervure reads up to {FORMAT}.")
+    require_format(notes, FORMAT, str(path), FileError)
     return tensors, notes
 
 

@@ -82,3 +82,34 @@ def test_slices_put_together_from_different_places_are_cut_alike() -> None:
     (kept,) = store.rectangular([Layer(np.stack([a, b]))], "here")
     assert kept.support == (1,)
     assert store.unions.find(b).tolist() == a.tolist()
+
+
+def test_parts_of_an_axis_that_are_divided_differently_meet_part_by_part() -> None:
+    store = Store()
+    channels, widths = store.unions.fresh(3), store.unions.fresh(2)
+    blocks = [Layer(np.concatenate([channels, np.repeat(channels, 2)])), Layer(np.array([-1, -1, -1, *[*widths] * 3]))]
+    reader = Layer(store.unions.fresh(9))
+    store.match([reader], blocks, "here")
+    assert not store.pins
+    assert [len(s.labels) for s in store.splits] == [6]
+
+
+def test_a_division_meets_a_finer_one_of_the_same_axis() -> None:
+    store = Store()
+    heads, widths = store.unions.fresh(2), store.unions.fresh(3)
+    coarse = [Layer(np.tile(np.repeat(heads, 3), 2)), Layer(np.tile(widths, 4))]
+    finer = [
+        Layer(np.repeat(store.unions.fresh(4), 3)),
+        Layer(np.tile(store.unions.fresh(6).reshape(2, 3), 2).reshape(-1)),
+    ]
+    store.match(coarse, list(reversed(finer)), "here")
+    assert not store.pins and not store.splits
+    assert len(np.unique(store.unions.find(finer[0].labels))) == 2
+
+
+def test_divisions_that_cross_each_other_stay() -> None:
+    store = Store()
+    one = [Layer(np.repeat(store.unions.fresh(2), 3)), Layer(np.tile(store.unions.fresh(3), 2))]
+    other = [Layer(np.repeat(store.unions.fresh(3), 2)), Layer(np.tile(store.unions.fresh(2), 3))]
+    store.match(one, other, "here")
+    assert "another division" in store.pins[0].reason

@@ -22,7 +22,8 @@ def test_sizes_remember_their_attribute_through_arithmetic() -> None:
     width = (3 * heads) // 2 + 1
     assert width == 7
     assert isinstance(width, Size)
-    assert width.expression.evaluate({Attribute("attn", "num_heads"): 2}) == 4
+    assert width.expression.evaluate(lambda leaf: leaf.value // 2) == 4
+    assert str(width.expression) == "((3 * num_heads) // 2) + 1"
     assert type(heads / 2) is float
 
 
@@ -156,6 +157,24 @@ def test_every_matrix_product_is_counted_once() -> None:
     assert cost.layers["up"].macs == up
     assert cost.macs == conv + deep + up + 2 * 2 * 2 * 64 + 2 * 2 * 2 * 5
     assert cost.params == sum(p.numel() for p in Products().parameters())
+
+
+@pytest.mark.parametrize("equation", ["nsc,cd->nsd", "nsc,cd"])
+def test_a_contraction_over_one_unit_costs_what_the_graph_says(equation: str) -> None:
+    class Summed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.weight = nn.Linear(3, 4), nn.Parameter(torch.randn(4, 5))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.einsum(equation, self.first(x), self.weight)
+
+    model, example = Summed(), torch.randn(2, 7, 3)
+    graph = trace(model, example)
+    keep = torch.tensor([False, True, False, False])
+    smaller = apply(model, graph, Plan((Cut("first", Keep.of(keep)),)))
+    assert count(model, example).macs == graph.macs() == 2 * 7 * 4 * (3 + 5)
+    assert count(smaller, example).macs == graph.macs({"first": keep}) == 2 * 7 * (3 + 5)
 
 
 def test_attention_is_counted_with_its_two_products() -> None:

@@ -76,6 +76,29 @@ def test_a_model_that_no_longer_runs_is_caught() -> None:
         verify(model, pruned, IMAGE)
 
 
+def test_an_original_that_cannot_be_run_without_the_removed_units_is_said_so() -> None:
+    class Moody(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(4, 8), nn.Linear(8, 2)
+            self.register_buffer("runs", torch.zeros(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.runs += 1
+            x = self.first(x)
+            for _ in range(int(self.runs) * 7 % 5):
+                x = x.relu()
+            return self.last(x)
+
+    with pytest.raises(VerificationError, match="the same operators"):
+        prune(Moody(), torch.randn(2, 4), Magnitude(keep=0.5))
+
+
+def test_one_unit_left_before_a_mean_is_no_failure_of_the_check() -> None:
+    model, example = NETWORKS["channel_attention"].factory(), NETWORKS["channel_attention"].example()
+    assert prune(model, example, Magnitude(keep=0.05, scope="layer")).verification is not None
+
+
 def test_verifying_keeps_training_flags() -> None:
     model = resnet().train()
     model.bn1.eval()

@@ -231,7 +231,7 @@ def _resize_groups(flow: Flow, entry: Entry, blocks: Sequence[Layer]) -> None:
     if not isinstance(given, Expression):
         flow.store.pin([z.labels for z in blocks], f"the number of groups is fixed in the code at {flow.at()}")
     else:
-        flow.store.sizes.append((given, tuple(z.labels for z in blocks)))
+        flow.store.size(given, len(blocks[0].labels), [z.labels for z in blocks], "the number of groups")
 
 
 def attention(flow: Flow, entry: Entry) -> list[Space]:

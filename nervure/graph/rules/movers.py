@@ -14,6 +14,7 @@ from nervure.graph.flow import Flow, Rule, argument, call_sizes, move
 from nervure.graph.labels import NONE, PENDING, Array, Layer, Space, compress, is_pending
 from nervure.graph.rules.contractions import blocked
 from nervure.graph.sizes import Expression
+from nervure.graph.solve import follows
 from nervure.graph.tape import Call, Entry, Ref
 
 LITERAL_CALLS = frozenset({"view", "reshape", "expand", "unflatten", "broadcast_to", "repeat", "tile"})
@@ -62,8 +63,8 @@ def view(flow: Flow, entry: Entry) -> list[Space]:
     x, out = entry.args[0], entry.outs[0]
     space, old, new = flow.space(x), flow.shape(x), flow.shape(out)
     layers = [Layer(reshaped(z.labels, old, new), z.owner) for z in space.layers if 0 not in old]
-    _sizes_follow(flow, entry, layers, new)
     kept = flow.store.rectangular(layers, f"reshaped at {flow.at()}")
+    _sizes_follow(flow, entry, kept, new)
     return [Space(kept, free=space.free)]
 
 
@@ -74,7 +75,7 @@ def _sizes_follow(flow: Flow, entry: Entry, layers: Sequence[Layer], shape: Sequ
         return
     if call.name in OPAQUE_CALLS:
         flow.store.suspect([z.labels for z in layers], f"sizes inside {call.name} at {flow.at()}")
-    if call.name not in LITERAL_CALLS or not layers:
+    if call.name not in LITERAL_CALLS:
         return
     sizes = [s for s in call_sizes(call) if isinstance(s, int | Expression)]
     if call.name == "unflatten" and sizes:
@@ -85,23 +86,24 @@ def _sizes_follow(flow: Flow, entry: Entry, layers: Sequence[Layer], shape: Sequ
     for axis, size in enumerate(sizes):
         vectors = [z.labels for z in layers if z.labels.shape[axis] > 1]
         _is_as_long_as(flow, size, vectors)
-        if isinstance(size, Expression) and not flow.is_size_of(size, vectors):
-            for number, place in size.dimensions():
-                flow.suspect_axis(number, place, f"sizes computed for {call.name} at {flow.at()}")
-        if vectors and _number(size) != -1 and not flow.is_size_of(size, vectors):
-            single = [v.reshape(-1) for v in vectors if v.size == v.shape[axis]]
-            flow.store.suspect(vectors, f"{call.name} to a fixed size at {flow.at()}")
-            if isinstance(size, Expression) and len(single) == len(vectors):
-                flow.store.size(size, single, call.name)
+        if _number(size) == -1 or (isinstance(size, int) and not vectors):
+            continue
+        if any(v.size != v.shape[axis] for v in vectors):
+            flow.store.suspect(vectors, f"{call.name} to {size} at {flow.at()}")
+        elif isinstance(size, int):
+            flow.store.pin(vectors, f"{call.name} to {size}, a number in the code, at {flow.at()}")
+        else:
+            flow.store.size(size, shape[axis], [v.reshape(-1) for v in vectors], call.name)
 
 
 def _is_as_long_as(flow: Flow, size: Any, vectors: Sequence[Array]) -> None:
     """A size read from an axis of another tensor can follow a cut of that axis only: both are cut alike."""
-    if isinstance(size, Expression) and size.dimension is not None and not flow.is_size_of(size, vectors):
+    if isinstance(size, Expression) and size.dimension is not None:
         number, place = size.dimension
         theirs = [Layer(z.labels.reshape(-1)) for z in flow.space(Ref(number)).layers if z.support == (place,)]
         mine = [Layer(v.reshape(-1)) for v in vectors if v.size == size.value]
-        if theirs and mine and len(mine) == len(vectors):
+        whole = theirs and mine and len(mine) == len(vectors)
+        if whole and not follows(flow, size, [z.labels for z in mine]):
             flow.store.match(theirs, mine, flow.at())
 
 
@@ -132,12 +134,16 @@ def _permuted(space: Space, order: list[int]) -> Space:
 
 
 def expand(flow: Flow, entry: Entry) -> list[Space]:
-    """Broadcast: the labels are already broadcast."""
-    space, rank = flow.space(entry.args[0]), len(flow.shape(entry.outs[0]))
+    """Broadcast: the labels are already broadcast, and along axes of one value any others will do."""
+    space, shape = flow.space(entry.args[0]), flow.shape(entry.outs[0])
+    rank, before = len(shape), (1,) * (len(shape) - len(flow.shape(entry.args[0]))) + flow.shape(entry.args[0])
     layers = [Layer(z.labels.reshape((1,) * (rank - z.labels.ndim) + z.labels.shape), z.owner) for z in space.layers]
-    _sizes_follow(flow, entry, layers, flow.shape(entry.outs[0]))
+    _sizes_follow(flow, entry, layers, shape)
     layers += _widened(flow, entry, layers)
-    return [Space(tuple(layers), free=space.free, spread=_spread(flow, entry, space, rank))]
+    given = call_sizes(entry.call) if entry.call is not None and entry.call.name in ("expand", "broadcast_to") else []
+    wishes = given if len(given) == rank else [None] * rank
+    grown = {axis: wishes[axis] for axis in range(rank) if before[axis] == 1 < shape[axis]}
+    return [Space(tuple(layers), free=space.free, wishes=tuple(grown.items()), spread=frozenset(grown))]
 
 
 def _widened(flow: Flow, entry: Entry, layers: Sequence[Layer]) -> list[Layer]:
@@ -152,14 +158,6 @@ def _widened(flow: Flow, entry: Entry, layers: Sequence[Layer]) -> list[Layer]:
             theirs = flow.layers(Ref(size.dimension[0]), size.dimension[1])
             found += [move(Layer(z.labels), axis, len(shape)) for z in theirs]
     return found
-
-
-def _spread(flow: Flow, entry: Entry, space: Space, rank: int) -> tuple[int, ...]:
-    """Axes along which one value is repeated, unless the user's code says how often."""
-    if space.free or (entry.call is not None and entry.call.name in LITERAL_CALLS):
-        return ()
-    old = (1,) * (rank - len(flow.shape(entry.args[0]))) + flow.shape(entry.args[0])
-    return tuple(a for a, n in enumerate(flow.shape(entry.outs[0])) if old[a] == 1 < n)
 
 
 def repeat(flow: Flow, entry: Entry) -> list[Space]:
@@ -201,8 +199,11 @@ def _cut_piece(space: Space, axis: int, piece: slice) -> Space:
     return Space(tuple(z for z in layers if z.support), free=space.free)
 
 
-def _even_blocks(flow: Flow, x: Ref, axis: int, edges: Sequence[int]) -> Space:
-    """Parts at fixed places: units leave evenly from equal blocks that the edges respect. The labels that may go on."""
+def _even_blocks(flow: Flow, x: Ref, axis: int, edges: Sequence[int], *, follows: bool) -> Space:
+    """Parts at fixed places: units leave evenly from equal blocks that the edges respect. The labels that may go on.
+
+    ``follows``: the code tells the edges in a way that can follow a cut; otherwise it must be tried.
+    """
     size = flow.shape(x)[axis]
     block = reduce(gcd, edges, size)
     space = flow.space(x)
@@ -210,7 +211,8 @@ def _even_blocks(flow: Flow, x: Ref, axis: int, edges: Sequence[int]) -> Space:
     for layer in flow.layers(x, axis):
         outer, inner = blocked(flow, [layer], size // block, size)
         flow.store.pin([z.labels for z in outer], f"taken apart by position at {flow.at()}")
-        flow.store.suspect([z.labels for z in inner], f"taken apart by position at {flow.at()}")
+        if not follows:
+            flow.store.suspect([z.labels for z in inner], f"taken apart by position at {flow.at()}")
         if any(is_pending(z) for z in (*outer, *inner)):
             # It has to become a product before it may meet others.
             layer = Layer(np.full(size, PENDING, dtype=np.int64))  # noqa: PLW2901
@@ -233,14 +235,15 @@ def slice_(flow: Flow, entry: Entry) -> list[Space]:
     if layers and (start, stop, step) != (0, size, 1):
         given = _slice_sizes(entry.call, axis, len(flow.shape(x)))
         if step != 1:
-            flow.store.pin([z.labels for z in layers], f"every {step}th position taken at {flow.at()}")
-        elif _given(given[0], start, 0) and _given(given[1], stop, size):
-            ends = ((given[0], slice(0, start)), (given[1], slice(0, stop)))
-            for wish, part in ends:
-                if _is_own(wish):
-                    flow.store.size(wish, [z.labels[part] for z in layers], "a slice")
+            flow.store.pin([z.labels for z in layers], f"picked by position (one in {step}) at {flow.at()}")
         else:
-            space = _even_blocks(flow, x, axis, [start, stop])
+            ends = [(wish, end) for wish, end in zip(given, (start, stop), strict=True) if end not in (0, size)]
+            if not all(_follows(flow, wish, [z.labels[:end] for z in layers]) for wish, end in ends):
+                told = all(isinstance(wish, Expression) for wish, _ in ends)
+                space = _even_blocks(flow, x, axis, [start, stop], follows=told)
+            for wish, end in ends:
+                if isinstance(wish, Expression):
+                    flow.store.size(wish, end, [z.labels[:end] for z in flow.layers(x, axis)], "a slice")
     return [_cut_piece(space, axis, piece)]
 
 
@@ -248,19 +251,16 @@ def _every(flow: Flow, x: Ref, axis: int, step: int) -> Space:
     """Every so many positions of an axis: blocks of that many go whole."""
     rank, size = len(flow.shape(x)), flow.shape(x)[axis]
     outer, inner = blocked(flow, flow.layers(x, axis), size // step, size)
-    flow.store.pin([z.labels for z in inner], f"every {step}th position taken at {flow.at()}")
+    flow.store.pin([z.labels for z in inner], f"picked by position (one in {step}) at {flow.at()}")
     kept = [z for z in flow.space(x).layers if axis not in z.support]
     return Space((*kept, *[move(z, axis, rank) for z in outer]), free=flow.space(x).free)
 
 
-def _given(wish: Any, value: int, trivial: int) -> bool:
-    """Whether the end of a slice follows a cut: it is the end of the axis, or comes from an attribute."""
-    return value == trivial or _is_own(wish)
-
-
-def _is_own(wish: Any) -> bool:
-    """Whether a size comes from attributes of modules alone."""
-    return isinstance(wish, Expression) and not wish.dimensions()
+def _follows(flow: Flow, wish: Any, vectors: Sequence[Array]) -> bool:
+    """Whether a size follows a cut wherever it falls: it comes from attributes alone, or is read off such an axis."""
+    if not isinstance(wish, Expression):
+        return False
+    return not wish.dimensions() or follows(flow, wish, vectors)
 
 
 def _slice_sizes(call: Call | None, axis: int, rank: int) -> tuple[Any, Any]:
@@ -286,14 +286,15 @@ def split(flow: Flow, entry: Entry) -> list[Space]:
     if layers and len(sizes) > 1:
         named = entry.call is not None and entry.call.name in ("split", "split_with_sizes")
         listed = entry.call.args[1] if named and entry.call is not None and len(entry.call.args) > 1 else None
-        if isinstance(listed, tuple) and all(_is_own(s) for s in listed):
-            for wish, start, stop in zip(listed, edges, edges[1:], strict=False):
-                flow.store.size(wish, [z.labels[start:stop] for z in layers], "a split")
-        else:
-            space = _even_blocks(flow, x, axis, edges)
-            if named and len(set(sizes)) == 1 and _is_own(listed):
-                _, inner = blocked(flow, layers, len(sizes), sum(sizes))
-                flow.store.size(listed, [z.labels for z in inner], "a split")
+        pieces = [[z.labels[a:b] for z in layers] for a, b in pairwise(edges)]
+        wishes = listed if isinstance(listed, tuple) else [listed]
+        if not isinstance(listed, tuple) or not all(map(_follows, [flow] * len(sizes), listed, pieces)):
+            told = isinstance(listed, Expression) or (entry.call is not None and entry.call.name == "chunk")
+            space = _even_blocks(flow, x, axis, edges, follows=told and len(set(sizes)) == 1)
+            pieces = [[z.labels[a:b] for z in flow.layers(x, axis)] for a, b in pairwise(edges)]
+        for wish, n, piece in zip(wishes, sizes, pieces, strict=False):
+            if isinstance(wish, Expression):
+                flow.store.size(wish, n, piece, "a split")
     return [_cut_piece(space, axis, slice(a, b)) for a, b in pairwise(edges)]
 
 
@@ -339,7 +340,7 @@ def _grounded(flow: Flow, ref: Ref, axis: int) -> Space:
     if not space.free or space.along(axis) or wish is None or shape[axis] < 2:
         return space
     layer = Layer(flow.store.unions.fresh(shape[axis]))
-    flow.store.size(wish, [layer.labels], "a constant")
+    flow.store.size(wish, shape[axis], [layer.labels], "a constant")
     flow.spaces[ref.id] = replace(space, layers=(*space.layers, move(layer, axis, len(shape))))
     return flow.spaces[ref.id]
 

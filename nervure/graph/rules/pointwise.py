@@ -3,10 +3,11 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
 
 from nervure.graph.flow import Flow, Rule, argument, made, move, refs_in
-from nervure.graph.labels import Layer, Space
+from nervure.graph.labels import NONE, Layer, Space
 from nervure.graph.rules.contractions import blocked
 from nervure.graph.rules.probed import probed
 from nervure.graph.sizes import Expression
@@ -18,6 +19,24 @@ def pointwise(flow: Flow, entry: Entry) -> list[Space]:
     refs = [r for r in (*refs_in(entry.args), *refs_in(tuple(entry.kwargs.values())))]
     spaces = [(flow.space(r), flow.shape(r)) for r in refs]
     return [flow.store.join(spaces, flow.shape(out), flow.at()) for out in entry.outs]
+
+
+def multiply(flow: Flow, entry: Entry) -> list[Space]:
+    """A product; ``einsum`` takes it for a contraction over a single unit, which costs what a contraction does."""
+    spaces, shape = pointwise(flow, entry), flow.shape(entry.outs[0])
+    if _contracts(entry.call):
+        flow.work(1, *[(n, [move(z, 0, 1) for z in spaces[0].along(axis)]) for axis, n in enumerate(shape)])
+    return spaces
+
+
+def _contracts(call: Call | None) -> bool:
+    """Whether a call is an ``einsum`` of two operands that sums over an index of both."""
+    if call is None or call.name != "einsum" or not isinstance(call.args[0], str):
+        return False
+    operands, arrow, result = call.args[0].replace(" ", "").partition("->")
+    left, _, right = operands.partition(",")
+    shared = {letter for letter in left if letter in right and letter.isalpha()}
+    return "," not in right and bool(shared - set(result) if arrow else shared)
 
 
 def copy(flow: Flow, entry: Entry) -> list[Space]:
@@ -49,7 +68,7 @@ def identity(flow: Flow, entry: Entry) -> list[Space]:
     layers, wish = size_of_constant(flow, sizes[0])
     if wish is not None:
         layers = [Layer(flow.store.unions.fresh(shape[0]))]
-        flow.store.size(wish, [layers[0].labels], "an identity matrix")
+        flow.store.size(wish, shape[0], [layers[0].labels], "an identity matrix")
     return [Space(tuple(made(z, axis, 2) for axis in (0, 1) for z in layers))]
 
 
@@ -71,15 +90,31 @@ def size_of_constant(flow: Flow, size: int | Expression) -> tuple[list[Layer], i
     """A size read from an axis of a tensor brings that axis's units along; others are wishes."""
     if isinstance(size, int):
         return [], size
+    if together := _side_by_side(flow, size):
+        return together, None
     if size.dimension is None:
-        for number, axis in size.dimensions():
-            flow.suspect_axis(number, axis, f"sizes computed at {flow.at()}")
+        if size.dimensions():
+            flow.store.size(size, size.value, (), "a constant")
         return [], size
     number, axis = size.dimension
     source = flow.space(Ref(number))
     if source.free and not source.layers:
         return [], dict(source.wishes).get(axis)
     return flow.layers(Ref(number), axis), None
+
+
+def _side_by_side(flow: Flow, size: Expression) -> list[Layer]:
+    """Room for the units of all axes whose sizes are added up, in that order; none where it is no such sum."""
+    if size.operation != "add" or size.attributes():
+        return []
+    stacks = [size_of_constant(flow, part)[0] if isinstance(part, Expression) else [] for part in size.operands]
+    lengths = [part.value if isinstance(part, Expression) else int(part) for part in size.operands]
+    if not any(stacks) or any(len(stack) > 1 for stack in stacks):
+        return []
+    pieces = [
+        stack[0].labels if stack else np.full(n, NONE, dtype=np.int64) for stack, n in zip(stacks, lengths, strict=True)
+    ]
+    return [Layer(np.concatenate(pieces))]
 
 
 def _constant_sizes(call: Call | None, rank: int) -> list[int | Expression]:
@@ -108,10 +143,10 @@ def _axes(flow: Flow, x: Ref, given: object) -> list[int]:
     return [a % max(rank, 1) for a in (given if isinstance(given, tuple) else (given,)) if isinstance(a, int)]
 
 
-def _note_statistic(flow: Flow, argument_number: int, x: Ref, axes: Sequence[int], what: str) -> None:
+def _note_statistic(flow: Flow, x: Ref, axes: Sequence[int], what: str, kind: str = "statistic") -> None:
     for axis in axes:
         layers = flow.layers(x, axis)
-        flow.read(argument_number, axis, layers, "statistic")
+        flow.read(0, axis, layers, kind)
         if layers:
             flow.notes.append((tuple(z.labels for z in layers), f"{what} at {flow.at()} is taken over the survivors"))
 
@@ -121,7 +156,7 @@ def reduction(flow: Flow, entry: Entry) -> list[Space]:
     x = entry.args[0]
     position = 2 if entry.name.startswith(("norm", "linalg_vector_norm")) else 1
     axes = _axes(flow, x, argument(entry, position, "dim"))
-    _note_statistic(flow, 0, x, axes, entry.name)
+    _note_statistic(flow, x, axes, entry.name, "reduction")
     return [_reduced(flow, x, axes, len(flow.shape(out))) for out in entry.outs]
 
 
@@ -143,7 +178,7 @@ def _reduced(flow: Flow, x: Ref, axes: Sequence[int], out_rank: int) -> Space:
 def along_axis(flow: Flow, entry: Entry) -> list[Space]:
     """Softmax: a statistic along an axis, every element keeps its place."""
     x = entry.args[0]
-    _note_statistic(flow, 0, x, _axes(flow, x, argument(entry, 1, "dim")), entry.name)
+    _note_statistic(flow, x, _axes(flow, x, argument(entry, 1, "dim")), entry.name)
     return [flow.space(x) for _ in entry.outs]
 
 
@@ -171,7 +206,7 @@ def batch_norm(flow: Flow, entry: Entry) -> list[Space]:
     x, out = entry.args[0], entry.outs[0]
     rank, channels = len(flow.shape(x)), flow.shape(x)[1]
     if entry.name.endswith("with_update") or any(a is True for a in entry.args[3:6]):
-        _note_statistic(flow, 0, x, [a for a in range(rank) if a != 1], "the norm")
+        _note_statistic(flow, x, [a for a in range(rank) if a != 1], "the norm")
     spaces = [(flow.space(x), flow.shape(x))]
     for r in refs_in(entry.args[1:5]):
         riders = tuple(move(z, 1, rank) for z in flow.layers(r, 0))
@@ -191,7 +226,7 @@ def layer_norm(flow: Flow, entry: Entry) -> list[Space]:
     x, sizes = entry.args[0], entry.args[1]
     rank = len(flow.shape(x))
     axes = list(range(rank - len(sizes), rank))
-    _note_statistic(flow, 0, x, axes, "the norm")
+    _note_statistic(flow, x, axes, "the norm")
     shape = flow.shape(x)
     riders = refs_in((argument(entry, 2, "weight"), argument(entry, 3, "bias")))
     joined = flow.store.join(
@@ -210,9 +245,9 @@ def _norm_sizes(flow: Flow, call: Call | None, space: Space, axes: Sequence[int]
         vectors = [z.labels.reshape(-1) for z in space.along(axis)]
         if not vectors or wish is None:
             continue
-        if isinstance(wish, Expression) and wish.dimension is None:
-            flow.store.sizes.append((wish, tuple(vectors)))
-        elif not isinstance(wish, Expression):
+        if isinstance(wish, Expression):
+            flow.store.size(wish, len(vectors[0]), vectors, "a norm")
+        else:
             flow.store.suspect(vectors, f"a norm over a fixed size at {flow.at()}")
 
 
@@ -235,7 +270,7 @@ def group_norm(flow: Flow, entry: Entry) -> list[Space]:
 def _group_count(flow: Flow, call: Call | None, outer: Sequence[Layer], groups: int) -> None:
     given = None if call is None else call.kwargs.get("num_groups", call.args[1] if len(call.args) > 1 else None)
     if isinstance(given, Expression) and not given.dimensions() and outer:
-        flow.store.sizes.append((given, tuple(z.labels for z in outer)))
+        flow.store.size(given, groups, [z.labels for z in outer], "the number of norm groups")
     elif groups > 1:
         flow.store.pin([z.labels for z in outer], f"the number of norm groups is fixed in the code at {flow.at()}")
 
@@ -275,6 +310,13 @@ def grid_sample(flow: Flow, entry: Entry) -> list[Space]:
     for r in refs_in(entry.args[1:2]):
         flow.store.pin([z.labels for z in flow.space(r).layers], f"coordinates at {flow.at()}")
     return list(spatial(len(flow.shape(entry.args[0])) - 2)(flow, entry))
+
+
+def affine_grid(flow: Flow, entry: Entry) -> list[Space]:
+    """Places in an image from a matrix of fixed shape: its entries are told apart by place."""
+    for r in refs_in(entry.args[:1]):
+        flow.store.pin([z.labels for z in flow.space(r).layers], f"a matrix of coordinates at {flow.at()}")
+    return [Space() for _ in entry.outs]
 
 
 def unknown(flow: Flow, entry: Entry) -> list[Space]:
@@ -451,6 +493,7 @@ def glu(flow: Flow, entry: Entry) -> list[Space]:
 
 OTHERS: Mapping[str, Rule] = {
     **dict.fromkeys(_POINTWISE, pointwise),
+    "mul": multiply,
     **dict.fromkeys(_REDUCTIONS, reduction),
     **dict.fromkeys(_ORDERED, ordered),
     **{name: spatial(n) for n, names in _SPATIAL.items() for name in names.split()},
@@ -474,6 +517,7 @@ OTHERS: Mapping[str, Rule] = {
     "native_group_norm": group_norm,
     "_fused_rms_norm": rms_norm,
     "rms_norm": rms_norm,
+    "affine_grid_generator": affine_grid,
     "grid_sampler_2d": grid_sample,
     "grid_sampler_3d": grid_sample,
     "glu": glu,
