@@ -1549,7 +1549,7 @@ class BiasOfThree(nn.Module):
 
 @covers(sequence)
 class SizesOfTheStream(nn.Module):
-    """Attention that takes all its sizes from the width of the stream (as in minGPT): none of them can go alone."""
+    """Attention that takes all its sizes from the width of the stream (as in minGPT): they leave together."""
 
     def __init__(self) -> None:
         super().__init__()

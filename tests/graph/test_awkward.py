@@ -15,7 +15,7 @@ from tests.oracle import call, difference, double, halved, only_read, plan_of, z
 # The fewest groups that must be found to be prunable; 2 where nothing is said. Fewer than 2: there is only one (as in
 # view_linear), or a number in the code or an order among the channels forbids the rest (as in literal_slices).
 FEWEST = {
-    "sizes_of_the_stream": 1, "fixed_buffer": 1, "scale_from_attribute": 1,
+    "fixed_buffer": 1, "scale_from_attribute": 1,
     "permute_flatten": 1, "view_linear": 1, "every_other": 1, "index_select": 1, "roll_channels": 1,
     "cumulative_channels": 1, "sort_channels": 1, "efficient_channel_attention": 1, "shared_twice": 1, "two_inputs": 1,
     "dict_output": 1, "dataclass_output": 1, "literal_slices": 1, "lstm_cell": 1, "shuffle_linear": 1,
