@@ -483,9 +483,9 @@ def _trains(model: nn.Module, example: Any) -> str:
 
     args, kwargs = as_inputs(example)
     # Batch norms do not train on one sample.
-    if args and isinstance(args[0], Tensor) and len(args[0]) == 1:
+    if args and isinstance(args[0], Tensor) and args[0].shape[:1] == (1,):
         args = tuple(torch.cat([t, t]) for t in args)
-    kwargs = {k: torch.cat([t, t]) if len(t) == 1 else t for k, t in kwargs.items()}
+    kwargs = {k: torch.cat([t, t]) if isinstance(t, Tensor) and t.shape[:1] == (1,) else t for k, t in kwargs.items()}
     model.train()
     try:
         outputs = [t for t in tensors_in(model(*args, **kwargs)) if t.requires_grad]
