@@ -18,7 +18,7 @@ from nervure.graph.flow import HIDDEN, Flow, Specs, move
 from nervure.graph.labels import NONE, Array, Layer, Owner, Space, Split, Store
 from nervure.graph.rules import RULES, unknown
 from nervure.graph.solve import TRIES, Solver
-from nervure.graph.tape import Tape, named_tensors, record
+from nervure.graph.tape import Entry, Ref, Tape, named_tensors, record
 from nervure.graph.types import Axis, Edge, Graph, Group, Part, Resize, Slot, Units, Work
 
 ROUNDS = 16
@@ -245,6 +245,13 @@ class _Builder:
         return self.axes[key]
 
 
+def _changes_weights(tape: Tape, model: nn.Module) -> bool:
+    names = {name for name, _ in model.named_parameters()}
+    weights = {number for number, name in tape.named.items() if name in names}
+    first = [e.args[0] for e in tape.entries if isinstance(e, Entry) and e.name.endswith("_") and e.args]
+    return any(isinstance(r, Ref) and r.id in weights for r in first)
+
+
 def draw(
     model: nn.Module,
     example: Any,
@@ -265,6 +272,9 @@ def draw(
         auxiliary: read what runs in training mode only as well.
     """
     tape, _ = record(model, example, auxiliary=auxiliary)
+    if _changes_weights(tape, model):
+        # A model that prepares its weights on its first run is as it will be from the second on.
+        tape, _ = record(model, example, auxiliary=auxiliary)
     flow = flow_over(tape, free_inputs=inputs)
     settings = {"outputs": outputs, "inputs": inputs, "inside_heads": inside_heads}
     return _drawing(model, flow, settings)

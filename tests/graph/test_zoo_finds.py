@@ -229,6 +229,21 @@ class ChannelsLast(nn.Module):
         return self.down(self.pool(self.up(x).permute(0, 3, 1, 2)).flatten(1))
 
 
+class Prepares(nn.Module):
+    """Weights that are scaled in place on the first run: the groups are the same at every drawing all the same."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ready, self.embed, self.mix, self.out = False, nn.Linear(5, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.ready:
+            self.ready = True
+            self.mix.weight.div_(2)
+        x = self.embed(x)
+        return self.out(x + self.mix(x))
+
+
 class LearntTurn(nn.Module):
     """A matrix per sample, an identity added to it, applied by bmm: rows and columns are the units it turns."""
 
@@ -292,6 +307,7 @@ FINDS: dict[type[nn.Module], tuple[Any, set[str]]] = {
     Bags: (noise(2, 5), {"bag"}),
     PartZeroed: (noise(2, 6, 5), {"embed"}),
     ChannelsLast: (noise(2, 4, 4, 5), {"up"}),
+    Prepares: (noise(2, 5), {"embed"}),
     LearntTurn: (noise(2, 3, 9), {"first"}),
     FourierMix: (noise(2, 8, 5), {"up", "weight"}),
     SharedKey: (noise(2, 6, 5), {"q"}),
