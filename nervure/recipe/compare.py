@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import median
 from typing import Any, final
 
 import torch
@@ -275,9 +276,10 @@ def _time_left(rest: Iterable[Trial], done: Iterable[Outcome]) -> str:
     for row in done:
         if "all" in row.seconds:
             seen.setdefault(row.network, []).append(row.seconds["all"])
-    means = {network: sum(values) / len(values) for network, values in seen.items()}
-    usual = sum(means.values()) / max(len(means), 1)
-    seconds = sum(means.get(trial.network, usual) for trial in rest)
+    # Medians: a few trials on a machine that was busy then say nothing about those to come.
+    middles = {network: median(values) for network, values in seen.items()}
+    usual = max(middles.values(), default=0.0)
+    seconds = sum(middles.get(trial.network, usual) for trial in rest)
     return f"about {seconds / 60:.0f} min of trials left" if seconds else "that was all"
 
 
