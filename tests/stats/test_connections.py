@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from nervure import trace
 from nervure.errors import ArgumentError, DataError
+from nervure.graph.tape import named_tensors
 from nervure.stats import Stats, measure, memory, response
-from nervure.tracing import named_tensors
 from tests.networks import NETWORKS
 
 WANT = frozenset({"connections"})
