@@ -3,7 +3,24 @@
 from nervure.evaluation import evaluate, latency
 from nervure.export import load, save
 from nervure.graph import Block, Cost, Graph, Group, count
-from nervure.methods import FPGM, MINT, SNACS, Activation, Depth, Energy, Fisher, Magnitude, Random, Slimming, Taylor
+from nervure.methods import (
+    ERK,
+    FPGM,
+    MINT,
+    SNACS,
+    SNIP,
+    Activation,
+    Depth,
+    Energy,
+    Fisher,
+    GraSP,
+    Magnitude,
+    Random,
+    Slimming,
+    SynFlow,
+    Taylor,
+    Wanda,
+)
 from nervure.plan import Cut, Drop, Keep, Link, Mask, Plan
 from nervure.prune import Pruned, prune
 from nervure.recipe import Recipe, Study, compare, run
@@ -22,9 +39,11 @@ __all__ = [  # noqa: RUF022
     "Cut",
     "Depth",
     "Drop",
+    "ERK",
     "Energy",
     "FPGM",
     "Fisher",
+    "GraSP",
     "Graph",
     "Group",
     "Keep",
@@ -38,10 +57,13 @@ __all__ = [  # noqa: RUF022
     "Recipe",
     "Report",
     "SNACS",
+    "SNIP",
     "Slimming",
     "Stats",
     "Study",
+    "SynFlow",
     "Taylor",
+    "Wanda",
     "apply",
     "compact",
     "compare",

@@ -10,7 +10,7 @@ from nervure.errors import ArgumentError, DataError, VerificationError
 from nervure.graph.cost import Cost, cost_of, count
 from nervure.graph.example import evaluating, is_weightless, placed_like
 from nervure.graph.tape import named_tensors
-from nervure.graph.trace import Choice, Drawing
+from nervure.graph.trace import Choice, Drawing, left_alone
 from nervure.graph.types import Graph
 from nervure.methods.base import Method, View
 from nervure.plan import Keep, Mask, Plan
@@ -109,6 +109,7 @@ def prune(
     methods: list[Method | Plan] = list(method) if isinstance(method, list | tuple) else [method]  # type: ignore[list-item]
     if not methods:
         raise ArgumentError("method=[] names no method. Give one, or a list of several.")
+    ignore, only = _kept(ignore), None if only is None else _kept(only)
     found: nn.Module | Pruned = model
     for one in methods:
         dense = found.model if isinstance(found, Pruned) else found
@@ -125,6 +126,11 @@ def prune(
         found = _further(found, once) if isinstance(found, Pruned) else once
     assert isinstance(found, Pruned)
     return found
+
+
+def _kept(choices: Iterable[Choice]) -> Iterable[Choice]:
+    """Choices that can be gone through more than once."""
+    return choices if isinstance(choices, str | nn.Module) else tuple(choices)
 
 
 def _further(earlier: Pruned, later: Pruned) -> Pruned:
@@ -170,7 +176,8 @@ def _pruned_once(
         else None
     )
     before = cost_of(model, drawing.flow)
-    view = View(graph, weights, stats, seed, model, example, data)
+    ignored = left_alone(model, chosen["ignore"], chosen["only"])
+    view = View(graph, weights, stats, seed, model, example, data, ignored)
     result = _planned(model, method, view, before)
     if verify and not is_weightless(model):
         try:

@@ -12,9 +12,11 @@ from torch import Tensor, nn
 
 import nervure
 from nervure import (
+    ERK,
     FPGM,
     MINT,
     SNACS,
+    SNIP,
     Activation,
     Cut,
     Depth,
@@ -22,6 +24,7 @@ from nervure import (
     Energy,
     Fisher,
     Graph,
+    GraSP,
     Keep,
     Link,
     Magnitude,
@@ -29,7 +32,9 @@ from nervure import (
     Plan,
     Random,
     Slimming,
+    SynFlow,
     Taylor,
+    Wanda,
     apply,
     count,
     hold,
@@ -78,6 +83,17 @@ METHODS: tuple[Method, ...] = (
     SNACS(keep=0.7, granularity="filters", limits=True, slack=1.0),
     SNACS(keep=0.5, granularity="filters", budget="params", multiple=2, propagated=True),
 )
+
+MASKING: tuple[Method, ...] = (
+    SNIP(density=0.5),
+    SNIP(density=0.4, steps=2, revive=True, distribution="erk", batches=2, statistics="running"),
+    GraSP(density=0.5, guard="outputs"),
+    SynFlow(density=0.4, steps=4),
+    ERK(density=0.4),
+    ERK(density=0.5, distribution="uniform", granularity="block", block=(2, 1), seed=3),
+    Wanda(density=0.5),
+)
+"""Methods that mask weights."""
 
 DROPPING: tuple[Method, ...] = (
     Energy(keep=0.9, budget="macs", target="labels", rounds=1),

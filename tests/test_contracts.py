@@ -12,7 +12,7 @@ from nervure.budget import allocate
 from nervure.errors import PlanError, ScoreError
 from nervure.methods import Method, View
 from tests import contracts
-from tests.contracts import ALLOCATORS, CRITERIA, DROPPING, EQUIVARIANT, METHODS, MODELS, WITH_BLOCKS, Case
+from tests.contracts import ALLOCATORS, CRITERIA, DROPPING, EQUIVARIANT, MASKING, METHODS, MODELS, WITH_BLOCKS, Case
 
 
 @cache
@@ -56,6 +56,12 @@ def test_methods_keep_the_laws(method: Method, model: str) -> None:
     contracts.a_method_keeps_the_laws(case(model), method)
 
 
+@pytest.mark.parametrize("model", ["residual", "grouped_conv", "squeeze_excitation", "vit"])
+@pytest.mark.parametrize("method", MASKING, ids=repr)
+def test_methods_that_mask_keep_the_laws(method: Method, model: str) -> None:
+    contracts.a_method_keeps_the_laws(case(model), method)
+
+
 @pytest.mark.filterwarnings("ignore::nervure.errors.NervureWarning")
 @pytest.mark.parametrize("model", WITH_BLOCKS)
 @pytest.mark.parametrize("method", DROPPING, ids=repr)
@@ -64,7 +70,7 @@ def test_methods_that_drop_blocks_keep_the_laws(method: Method, model: str) -> N
 
 
 @pytest.mark.filterwarnings("ignore::nervure.errors.NervureWarning")
-@pytest.mark.parametrize("method", (*METHODS[::3], *DROPPING[::3]), ids=repr)
+@pytest.mark.parametrize("method", (*METHODS[::3], *DROPPING[::3], *MASKING[::3]), ids=repr)
 def test_methods_plan_the_same_in_another_process(method: Method) -> None:
     contracts.the_same_in_another_process(method, "residual")
 

@@ -79,6 +79,8 @@ def _must_stay(stalls: Mapping[str, Stall], order: np.ndarray) -> np.ndarray:
     loose = order[~fixed[order]]
     stays = fixed.copy()
     for index, stall in enumerate(stalls.values()):
+        if stall.most >= stall.scores.numel():
+            continue
         own = loose[owner[loose] == index]
         stays[own[: max(0, len(own) - stall.most)]] = True
     return stays

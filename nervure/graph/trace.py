@@ -482,17 +482,27 @@ def chosen_patterns(
     return _patterns(model, ignore, "ignore"), None if only is None else _patterns(model, only, "only")
 
 
+def left_alone(model: nn.Module, ignore: Iterable[Choice] = (), only: Iterable[Choice] | None = None) -> frozenset[str]:
+    """The tensors that belong to ``ignore``, or to nothing in ``only``; raises ArgumentError as tracing does."""
+    ignored, wanted = chosen_patterns(model, ignore, only)
+    return frozenset(
+        name
+        for name in named_tensors(model)
+        if any(matches(name, p) for p in ignored) or (wanted is not None and not any(matches(name, p) for p in wanted))
+    )
+
+
 def pinned_by_choice(graph: Graph, ignored: list[str], wanted: list[str] | None) -> Graph:
     """Pin every group that touches a module in ``ignored``, or that no module in ``wanted`` writes."""
     groups = []
     for group in graph.groups:
         reason = group.pinned
-        if any(_matches(s.tensor, p) for s in group.slots for p in ignored) or any(
+        if any(matches(s.tensor, p) for s in group.slots for p in ignored) or any(
             _fits(group.name, p) for p in ignored
         ):
             reason = reason or "ignored by the user"
         elif wanted is not None and not (
-            any(_matches(s.tensor, p) for s in group.writers for p in wanted)
+            any(matches(s.tensor, p) for s in group.writers for p in wanted)
             or any(_fits(group.name, p) for p in wanted)
         ):
             reason = reason or "not among what the user chose (only)"
@@ -510,7 +520,7 @@ def _patterns(model: nn.Module, choices: Iterable[Choice], name: str) -> list[st
         if isinstance(choice, nn.Module) and id(choice) not in names:
             raise ArgumentError(f"{name} has a {type(choice).__name__} that is not a module of the model.")
         pattern = choice if isinstance(choice, str) else names[id(choice)]
-        if not any(_matches(t, pattern) for t in tensors):
+        if not any(matches(t, pattern) for t in tensors):
             raise ArgumentError(
                 f"{name}={pattern!r} matches no module of the model. Use names as in model.named_modules()."
             )
@@ -522,7 +532,8 @@ def _fits(name: str, pattern: str) -> bool:
     return fnmatch.fnmatchcase(name, pattern)
 
 
-def _matches(tensor: str, pattern: str) -> bool:
+def matches(tensor: str, pattern: str) -> bool:
+    """Whether a pattern names this tensor, or a module that it is part of."""
     parts = tensor.split(".")
     return any(_fits(".".join(parts[: i + 1]), pattern) for i in range(len(parts)))
 

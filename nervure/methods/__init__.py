@@ -6,17 +6,41 @@ from nervure.methods.activation import Activation
 from nervure.methods.base import Explained, Method, View
 from nervure.methods.depth import Depth
 from nervure.methods.energy import Energy
+from nervure.methods.erk import ERK
 from nervure.methods.fisher import Fisher
 from nervure.methods.fpgm import FPGM
+from nervure.methods.grasp import GraSP
 from nervure.methods.lookup import Methods, named
 from nervure.methods.magnitude import Magnitude
 from nervure.methods.mint import MINT
 from nervure.methods.random import Random
 from nervure.methods.slimming import Slimming
 from nervure.methods.snacs import SNACS
+from nervure.methods.snip import SNIP
+from nervure.methods.synflow import SynFlow
 from nervure.methods.taylor import Taylor
+from nervure.methods.wanda import Wanda
 
-METHODS = Methods([Activation, Depth, Energy, FPGM, MINT, Fisher, Magnitude, Random, SNACS, Slimming, Taylor])
+METHODS = Methods(
+    [
+        Activation,
+        Depth,
+        ERK,
+        Energy,
+        FPGM,
+        Fisher,
+        GraSP,
+        MINT,
+        Magnitude,
+        Random,
+        SNACS,
+        SNIP,
+        Slimming,
+        SynFlow,
+        Taylor,
+        Wanda,
+    ]
+)
 
 
 def method_from(name: str, **options: Any) -> Method:
@@ -29,20 +53,25 @@ def method_from(name: str, **options: Any) -> Method:
 
 
 __all__ = [
+    "ERK",
     "FPGM",
     "METHODS",
     "MINT",
     "SNACS",
+    "SNIP",
     "Activation",
     "Depth",
     "Energy",
     "Explained",
     "Fisher",
+    "GraSP",
     "Magnitude",
     "Method",
     "Random",
     "Slimming",
+    "SynFlow",
     "Taylor",
     "View",
+    "Wanda",
     "method_from",
 ]

@@ -25,6 +25,7 @@ class View:
             candidate plan does). It must be left as it was: a method that changes anything works on a copy.
         example: the input it was traced with.
         data: batches of (inputs, labels), re-iterable; None where none were given.
+        ignored: names of parameters that must not change, whatever groups they belong to.
     """
 
     graph: Graph
@@ -34,6 +35,7 @@ class View:
     model: nn.Module | None = None
     example: Any = None
     data: Iterable[Any] | None = None
+    ignored: frozenset[str] = frozenset()
 
 
 class Evidence(Protocol):

@@ -1,6 +1,6 @@
 """The layers of a network as bundles of connections: which unit each row and each column of a weight belongs to."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from typing import final
 
@@ -79,20 +79,30 @@ class Layer:
         return sums / torch.bincount(self.blocks, minlength=self.parents)
 
 
-def layers(graph: Graph, weights: Weights, tensors: Iterable[str]) -> tuple[Layer, ...]:
+def layers(
+    graph: Graph, weights: Weights, tensors: Iterable[str], *, transposed: Container[str] = ()
+) -> tuple[Layer, ...]:
     """The layers of these weight tensors, in running order.
+
+    Args:
+        graph: the model's graph.
+        weights: its tensors by name.
+        tensors: the names of the weights.
+        transposed: those of them whose inputs come first.
 
     Raises:
         ScoreError: a weight is NaN or infinite.
     """
     order = {work.layer: number for number, work in reversed(list(enumerate(graph.work)))}
     running = sorted(tensors, key=lambda name: order.get(name.rpartition(".")[0], len(order)))
-    return tuple(_layer(graph, name, weights[name]) for name in running if name in graph.tensors)
+    return tuple(_layer(graph, name, weights[name], name in transposed) for name in running if name in graph.tensors)
 
 
-def _layer(graph: Graph, name: str, weight: Tensor) -> Layer:
+def _layer(graph: Graph, name: str, weight: Tensor, transposed: bool) -> Layer:
     require_finite(weight, f"tensor {name!r}")
     rows, columns = (graph.axes[index] for index in graph.tensors[name][:2])
+    if transposed:
+        rows, columns, weight = columns, rows, weight.transpose(0, 1)
     blocks, firsts = _blocks(columns)
     return Layer(
         tensor=name,

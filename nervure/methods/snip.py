@@ -1,0 +1,62 @@
+"""SNIP: weights whose gates the loss answers to stay (Lee, Ajanthan and Torr, 2019; iterative: de Jorge et al., 2021).
+
+Sources: "SNIP: Single-shot Network Pruning based on Connection Sensitivity"; "Progressive Skeletonization: Trimming
+more fat from a network at initialization" (FORCE and iterative SNIP).
+
+Differs from the papers: what stays is counted exactly, every output of the network stays connected, biases are left
+alone, and several batches are averaged before the absolute value is taken.
+"""
+
+from dataclasses import dataclass, field
+from typing import final
+
+from torch import Tensor
+
+from nervure.check import require_choice, require_positive
+from nervure.methods.base import View
+from nervure.methods.slopes import Statistics, drawn, lay_on, slopes, tempered, twin
+from nervure.methods.sparse import Field, Scored, Sparse
+from nervure.scores.saliency import snip
+from nervure.training.objectives import Objective
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class SNIP(Sparse):
+    """Mask the weights whose absence the loss would notice least, to first order: ``|w * dL/dw|``.
+
+    The other hyper-parameters are those of every method that masks weights: ``density``, ``distribution``,
+    ``granularity``, ``block``, ``guard``, ``dense``. Needs data with labels.
+
+    Attributes:
+        batches: how many batches of the data the loss is the mean of.
+        steps: rounds; each scores what the last has left, on the way to ``density`` in equal ratios.
+        revive: whether what an earlier round masked can come back (FORCE; without, iterative SNIP).
+        statistics: what batch norms divide by while scoring: those of the ``"batch"``, as is right before training, or
+            the ``"running"`` ones, for a trained network or batches of one sample.
+        objective: (model, batch) -> loss; None: mean cross entropy.
+    """
+
+    batches: int = 1
+    steps: int = 1
+    revive: bool = False
+    statistics: Statistics = "batch"
+    objective: Objective | None = field(default=None)
+
+    def check(self) -> None:
+        """Complain about a hyper-parameter that is out of range."""
+        require_positive(self.batches, "batches")
+        require_positive(self.steps, "steps")
+        require_choice(self.statistics, ("batch", "running"), "statistics")
+
+    def kept(self, view: View, field: Field) -> dict[str, Tensor]:
+        """The weights of highest connection sensitivity."""
+        batches, model = drawn(view, self.batches, self), twin(view, self.statistics)
+        objective = self.objective or tempered(1.0)
+
+        def scores(masks: Scored) -> Scored:
+            lay_on(model, view.weights, field.shaped(masks))
+            found = field.laid(slopes(model, field.weights, batches, objective, view.seed))
+            return {name: snip(weight, found[name]) for name, weight in field.weights.items()}
+
+        return self.in_rounds(field, self.steps, scores, revive=self.revive)

@@ -1,0 +1,208 @@
+"""What methods share that mask single weights, kernels or blocks of them by their scores."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal, TypeAlias, final, get_args
+
+import torch
+from torch import Tensor
+
+from nervure.budget.sheets import Pattern, Sheet, sheets
+from nervure.budget.sparse import Distribution, sparse_masks
+from nervure.check import require_choice, require_fraction, require_positive
+from nervure.errors import ArgumentError
+from nervure.methods.base import View
+from nervure.plan import Keep, Mask, Plan
+from nervure.scores.connectivity import lifelines
+from nervure.scores.layers import layers
+
+Guard: TypeAlias = Literal["paths", "outputs", "none"]
+Scored: TypeAlias = dict[str, Tensor]
+"""For each tensor a score of each weight, [outputs, inputs, kernel positions], on the CPU."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sparse(ABC):
+    """Keep the weights with the highest scores; the others are masked.
+
+    Prunable are the weights of convolutions, linear layers and attention projections; embeddings, norms and biases
+    stay. What ``prune`` is told to ignore stays too.
+
+    Attributes:
+        density: the fraction of prunable weights that stays, in (0, 1]; exactly ``round(density * weights)`` of them.
+        distribution: ``"global"``: one ranking over all layers; ``"uniform"``: every layer keeps the same fraction;
+            ``"erk"``: Erdos-Renyi kernels, where small layers keep more. What a full layer cannot take goes to others.
+        granularity: what stays or goes together: ``"element"``, ``"kernel"`` (of one input and output channel),
+            ``"block"`` (of kernels), or n of every m inputs, as in ``"2:4"`` (the density is then n / m, layers whose
+            inputs are no multiple of m stay dense and are not counted). Kernels and blocks of different sizes come as
+            near to the density as they can, from below.
+        block: outputs and inputs of a block.
+        guard: ``"paths"``: every output of the network hears its input; ``"outputs"``: so does every output of every
+            layer; ``"none"``. Not for n:m, where every output keeps inputs anyway.
+        dense: layers that stay dense, as names or patterns of names; they are not counted.
+    """
+
+    wants: ClassVar[frozenset[str]] = frozenset()
+
+    density: float = 0.1
+    distribution: Distribution = "global"
+    granularity: str = "element"
+    block: tuple[int, int] = (4, 4)
+    guard: Guard = "paths"
+    dense: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "density", require_fraction(self.density, "density"))
+        require_choice(self.distribution, get_args(Distribution), "distribution")
+        require_choice(self.guard, get_args(Guard), "guard")
+        if not isinstance(self.block, tuple | list) or len(self.block) != len(("outputs", "inputs")):
+            raise ArgumentError(f"block={self.block!r} must be two sizes: outputs and inputs, as in (4, 4).")
+        object.__setattr__(self, "block", tuple(require_positive(side, "block") for side in self.block))
+        if isinstance(self.dense, str):
+            raise ArgumentError(f"dense={self.dense!r} must be a tuple of names, e.g. ({self.dense!r},).")
+        object.__setattr__(self, "dense", tuple(self.dense))
+        most = Pattern.of(self.granularity, self.block).most
+        if most is not None and abs(self.density - most[0] / most[1]) > 1e-9 and self.density < 1:
+            raise ArgumentError(
+                f"density={self.density:g}, but granularity={self.granularity!r} keeps {most[0] / most[1]:g} of the "
+                f"weights. Give density={most[0] / most[1]:g}."
+            )
+        self.check()
+
+    def check(self) -> None:  # noqa: B027 - most have nothing more to check
+        """Complain about a hyper-parameter of one's own that is out of range."""
+
+    @abstractmethod
+    def kept(self, view: View, field: "Field") -> dict[str, Tensor]:
+        """The masks: for each tensor a boolean of the shape in which the field has it."""
+
+    def plan(self, view: View) -> Plan:
+        """Mask what scores lowest.
+
+        Raises:
+            DataError: data are needed and there are none, or they are of no use.
+            BudgetError: there is nothing to prune, or the density is too low to keep the outputs connected.
+            ScoreError: a score is NaN or infinite.
+        """
+        asked = {
+            "budget": "weights",
+            "density": self.density,
+            "distribution": self.distribution,
+            "granularity": self.granularity,
+        }
+        if self.density == 1:
+            return Plan((), view.graph.fingerprint, asked, {"density": 1.0})
+        field = Field.of(view, self.dense)
+        masks = self.kept(view, field)
+        stay, whole = (
+            sum(map(int, n)) for n in ((m.sum() for m in masks.values()), (m.numel() for m in masks.values()))
+        )
+        edits = tuple(
+            Mask(s.tensor, Keep.of(s.back(masks[s.tensor], view.weights[s.tensor].shape)))
+            for s in field.sheets
+            if s.tensor in masks and not bool(masks[s.tensor].all())
+        )
+        return Plan(edits, view.graph.fingerprint, asked, {"density": stay / whole, "weights": stay})
+
+    def best(self, field: "Field", scores: Scored, density: float | None = None) -> dict[str, Tensor]:
+        """The masks of highest score, at a density on the way where one is given (n:m comes last)."""
+        pattern = Pattern.of(self.granularity, self.block)
+        if density is not None and pattern.most is not None:
+            pattern = Pattern()
+        return sparse_masks(
+            scores,
+            density=self.density if density is None else density,
+            distribution=self.distribution,
+            pattern=pattern,
+            fixed=None if pattern.most else field.lifelines(scores, self.guard),
+            kernels=field.kernels,
+        )
+
+    def in_rounds(
+        self, field: "Field", rounds: int, scores: Callable[[Scored], Scored], *, revive: bool = False
+    ) -> dict[str, Tensor]:
+        """Masks made in rounds of ever lower density, ``density ** (round / rounds)``, scored anew in each.
+
+        Args:
+            field: the weights.
+            rounds: how many.
+            scores: scores, 0 or more, of the network under the masks it is given.
+            revive: whether what was masked can come back.
+        """
+        masks = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in field.weights.items()}
+        for number in range(1, rounds + 1):
+            found = scores(masks)
+            if not revive:
+                found = {name: values.masked_fill(~masks[name], -1.0) for name, values in found.items()}
+            masks = self.best(field, found, None if number == rounds else self.density ** (number / rounds))
+        return masks
+
+
+@final
+@dataclass(frozen=True, slots=True, eq=False)
+class Field:
+    """The weights a method chooses from.
+
+    Attributes:
+        view: what the method sees.
+        sheets: the tensors, in running order.
+        weights: each as [outputs, inputs, kernel positions], on the CPU, in float32 at least.
+        kernels: the sides of their kernels.
+    """
+
+    view: View
+    sheets: tuple[Sheet, ...]
+    weights: Mapping[str, Tensor]
+    kernels: Mapping[str, tuple[int, ...]]
+
+    @staticmethod
+    def of(view: View, dense: tuple[str, ...]) -> "Field":
+        """The weights of a view but those of layers that stay ``dense``; raises ArgumentError or BudgetError."""
+        if view.model is None:
+            raise ArgumentError("masking weights needs the model itself: give the view its model.")
+        found = sheets(view.model, view.graph, dense, view.ignored)
+        weights = {s.tensor: s.laid(_wide(view.weights[s.tensor])) for s in found}
+        return Field(view, found, weights, {s.tensor: tuple(view.weights[s.tensor].shape[2:]) for s in found})
+
+    def laid(self, values: Mapping[str, Tensor]) -> Scored:
+        """Values by tensor, of its shape, laid out as the weights are."""
+        return {s.tensor: s.laid(values[s.tensor].detach().cpu()) for s in self.sheets}
+
+    def shaped(self, laid: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What :meth:`laid` made, in the shapes of the tensors again."""
+        return {s.tensor: s.back(laid[s.tensor], self.view.weights[s.tensor].shape) for s in self.sheets}
+
+    def lifelines(self, scores: Scored, guard: Guard) -> dict[str, Tensor] | None:
+        """The best weight of each output that must not fall silent, as booleans; None where nothing is guarded."""
+        if guard == "none":
+            return None
+        best = {name: values.reshape(len(values), -1).argmax(1) for name, values in scores.items()}
+        alive = {name: torch.ones(len(values), dtype=torch.bool) for name, values in scores.items()}
+        if guard == "paths":
+            alive |= self._needed(scores, best)
+        fixed = {}
+        for name, values in scores.items():
+            flat = torch.zeros(len(values), values[0].numel(), dtype=torch.bool)
+            flat[alive[name], best[name][alive[name]]] = True
+            fixed[name] = flat.reshape(values.shape)
+        return fixed
+
+    def _needed(self, scores: Scored, best: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The outputs of each layer that are on the best paths from the network's outputs back to its inputs."""
+        transposed = {s.tensor for s in self.sheets if s.transposed}
+        listed = [
+            replace(layer, is_first=False)
+            for layer in layers(self.view.graph, self.view.weights, scores, transposed=transposed)
+        ]
+        chosen = {}
+        for layer in listed:
+            # One for the parent that the best weight hears, so that paths and weights agree where scores are equal.
+            heard = layer.blocks[best[layer.tensor] // scores[layer.tensor].shape[2]]
+            chosen[layer.tensor] = torch.zeros(layer.children, layer.parents).scatter_(1, heard[:, None], 1.0)
+        return {name: line.any(1) for name, line in lifelines(self.view.graph, listed, chosen).items()}
+
+
+def _wide(weight: Tensor) -> Tensor:
+    """On the CPU; half precision as float32."""
+    return weight.detach().cpu().to(torch.promote_types(weight.dtype, torch.float32))

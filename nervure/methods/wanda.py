@@ -1,0 +1,59 @@
+"""Wanda: large weights with loud inputs stay, output by output; one pass over few samples, no gradient.
+
+Sun, Liu, Bair and Kolter, "A Simple and Effective Pruning Approach for Large Language Models", 2024, equation 1.
+
+Differs from the paper: convolutions and attention projections are pruned as well, and n:m is one of several
+granularities.
+"""
+
+from dataclasses import dataclass
+from typing import final
+
+from torch import Tensor
+
+from nervure.budget.sparse import Distribution, within_rows
+from nervure.check import require_positive
+from nervure.errors import DataError
+from nervure.methods.base import View
+from nervure.methods.loudness import input_norms
+from nervure.methods.slopes import twin
+from nervure.methods.sparse import Field, Guard, Sparse
+from nervure.scores.saliency import wanda
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Wanda(Sparse):
+    """Mask the weights of each output with the smallest ``|w| * ||x||``.
+
+    The other hyper-parameters are those of every method that masks weights: ``density``, ``distribution``,
+    ``granularity``, ``block``, ``guard``, ``dense``. Needs data; labels are not looked at. Where the inputs of a layer
+    cannot be heard (the last projection of ``nn.MultiheadAttention``), they count as equally loud.
+
+    Attributes:
+        samples: how many samples at most are listened to.
+        rows: whether weights compete with those of the same output only, as in the paper, or within the layer (the
+            network, with ``distribution="global"``).
+    """
+
+    density: float = 0.5
+    distribution: Distribution = "uniform"
+    guard: Guard = "outputs"
+    samples: int = 128
+    rows: bool = True
+
+    def check(self) -> None:
+        """Complain about a hyper-parameter that is out of range."""
+        require_positive(self.samples, "samples")
+
+    def kept(self, view: View, field: Field) -> dict[str, Tensor]:
+        """The largest weights with the loudest inputs."""
+        if view.data is None:
+            raise DataError(f"{self!r} listens to what enters the layers: give data=, batches of inputs.")
+        norms = input_norms(twin(view), [s.tensor for s in field.sheets], view.data, self.samples, view.seed)
+        scores = {
+            name: wanda(weight, norms[name].to(weight)) if name in norms else weight.abs()
+            for name, weight in field.weights.items()
+        }
+        by_row = self.rows and self.granularity == "element"
+        return self.best(field, {n: within_rows(s) for n, s in scores.items()} if by_row else scores)
