@@ -8,12 +8,15 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
+
+from nervure import Graph, trace
 
 Example = Tensor | tuple[Any, ...] | dict[str, Any]
 
@@ -1627,3 +1630,11 @@ class ScaleFromAttribute(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.wide(x).reshape(x.shape[0], -1, self.width)
         return self.head(F.relu(self.up(x * self.width**-0.5 + x / self.width)))
+
+
+@cache
+def traced(name: str) -> tuple[nn.Module, Any, Graph]:
+    """A shared network in evaluation mode, its example and its graph; not to be changed, since others get it too."""
+    network = NETWORKS[name]
+    model, example = network.factory().eval(), network.example()
+    return model, example, trace(model, example)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, final
+from typing import Any, TypeGuard, final
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -148,7 +148,7 @@ class Survey:
         return frozenset({"connections", "labels"} if self.limits else {"connections"})
 
     def _measured(self, view: View) -> Stats:
-        if view.stats is not None and view.stats.connections:
+        if _is_measured(view.stats):
             return view.stats
         assert view.model is not None
         return measure(
@@ -241,8 +241,12 @@ class _Cells:
         return values
 
 
+def _is_measured(stats: Stats | None) -> TypeGuard[Stats]:
+    return stats is not None and "connections" in stats.want
+
+
 def _require_evidence(view: View) -> None:
-    if view.stats is not None and view.stats.connections:
+    if _is_measured(view.stats):
         return
     if view.model is None or view.data is None:
         raise DataError(
@@ -252,13 +256,13 @@ def _require_evidence(view: View) -> None:
 
 
 def _are_labelled(view: View) -> bool:
-    if view.stats is not None and view.stats.connections:
+    if _is_measured(view.stats):
         return view.stats.labels is not None
     return are_labelled(_unmoved(view.data))
 
 
 def _evidence_digest(survey: Survey, view: View) -> str:
-    if view.stats is not None and view.stats.connections:
+    if _is_measured(view.stats):
         digest = hashlib.sha256(view.stats.digest.encode())
         for name, tensor in sorted(view.stats.connections.items()):
             digest.update(name.encode() + tensor.contiguous().numpy().tobytes())

@@ -17,7 +17,7 @@ from nervure.methods.connectivity import Connectivity, Survey
 from nervure.scores import published
 from nervure.scores.layers import layers
 from nervure.stats import Stats, measure
-from tests.networks import NETWORKS
+from tests.networks import NETWORKS, traced
 
 Data = list[tuple[Tensor, Tensor]]
 
@@ -268,7 +268,7 @@ def test_a_survey_that_was_stopped_goes_on_from_its_last_finished_layer(
 
 
 def test_the_paper_scores_what_layers_put_out_and_takes_weights_with_their_sign() -> None:
-    model, data = net(), pictures(120)
+    model, data = net(hidden=5), pictures(60)
     with torch.no_grad():
         model[2].weight[3] = -2.0
     seen = view(model, data)
@@ -278,7 +278,7 @@ def test_the_paper_scores_what_layers_put_out_and_takes_weights_with_their_sign(
     assert found.scores["2.weight"][3].sum() == 0
     assert ours.scores["2.weight"][3].sum() > 0
     assert found.limits["2.weight"] != ours.limits["2.weight"]
-    assert paper.plan(seen).reached["keep"] == pytest.approx(0.9, abs=0.01)
+    assert paper.plan(seen).reached["keep"] == pytest.approx(0.9, abs=0.04)
 
 
 def test_the_papers_parents_are_raw_outputs() -> None:
@@ -368,17 +368,16 @@ def test_options_out_of_range_are_refused(options: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-@pytest.mark.parametrize("granularity", ["kernels", "filters"])
-def test_every_network_can_be_planned_for_or_says_why_not(name: str, granularity: Any) -> None:
-    network = NETWORKS[name]
-    model, example = network.factory().eval(), network.example()
-    graph = trace(model, example)
+def test_every_network_can_be_planned_for_or_says_why_not(name: str) -> None:
+    model, example, graph = traced(name)
     weights = {name: tensor.detach() for name, tensor in named_tensors(model).items()}
-    data = [(example, None)] * 20
-    method = SNACS(keep=0.8, granularity=granularity, limits=False, protect=False)
-    try:
-        plan = method.plan(View(graph, weights, None, 0, model, example, data))
-    except BudgetError as error:
-        assert "nothing can be cut" in str(error) or "can be pruned" in str(error) or "smallest keep" in str(error)
-        return
-    apply(model, graph, plan)
+    stats = measure(model, graph, [(example, None)] * 10, want={"connections"})
+    seen = View(graph, weights, stats)
+    found = SNACS(limits=False, protect=False, estimator="gaussian").evidence(seen)
+    for granularity in ("kernels", "filters"):
+        try:
+            plan = SNACS(keep=0.8, granularity=granularity, limits=False).decide(seen, found)
+        except BudgetError as error:
+            assert "nothing can be cut" in str(error) or "can be pruned" in str(error) or "smallest keep" in str(error)
+        else:
+            apply(model, graph, plan)

@@ -10,7 +10,7 @@ from nervure import trace
 from nervure.errors import ArgumentError, DataError
 from nervure.graph.tape import named_tensors
 from nervure.stats import Stats, measure, memory, response
-from tests.networks import NETWORKS
+from tests.networks import NETWORKS, traced
 
 WANT = frozenset({"connections"})
 
@@ -110,9 +110,7 @@ def test_fused_attention_gives_the_input_of_its_projections_and_says_what_it_can
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_edge_of_every_network_is_heard_or_skipped_with_a_reason(name: str) -> None:
-    network = NETWORKS[name]
-    model, example = network.factory().eval(), network.example()
-    graph = trace(model, example)
+    model, example, graph = traced(name)
     stats = measure(model, graph, [(example, None)], want=WANT)
     tensors = named_tensors(model)
     assert {edge.tensor for edge in graph.edges} <= set(stats.connections) | set(stats.skipped)

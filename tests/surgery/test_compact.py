@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from nervure import Keep, Mask, Plan, apply, compact, trace
 from nervure.errors import ArgumentError, PlanError
 from nervure.graph.types import Graph
-from tests.networks import NETWORKS
+from tests.networks import NETWORKS, traced
 from tests.oracle import call, difference
 
 X = torch.randn(3, 2, 6, 6, generator=torch.Generator().manual_seed(0))
@@ -108,9 +108,7 @@ def test_bad_input_is_refused() -> None:
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_compact_networks_compute_what_the_masked_ones_do(name: str) -> None:
-    network = NETWORKS[name]
-    model, example = network.factory().eval(), network.example()
-    graph = trace(model, example)
+    model, example, graph = traced(name)
     generator = torch.Generator().manual_seed(1)
     masks: dict[str, Tensor] = {}
     for group in graph.prunable:
