@@ -610,7 +610,7 @@ def recovered_row(results: dict[str, Any], case: Case) -> str:
     cells = [f"{mean(run['cosine'] for run in before):.3f}"]
     for name in MEASURES:
         values = [run[name] for run in runs]
-        spread = stdev(values) if len(values) > 1 else 0.0
+        spread = stdev(values)
         digits = f"{spread:.3f}" if name in ("cosine", "spearman") else f"{100 * spread:.1f}"
         cells.append(f"{shown(name, mean(values))} ± {digits}")
     return f"| {case.section}: {case.name} | " + " | ".join(cells) + " |\n"
