@@ -23,7 +23,7 @@ from typing import Any, ClassVar, NamedTuple, final
 import torch
 from torch import Tensor, nn
 
-from nervure import Drop, Magnitude, Plan, Pruned, Random, apply, prune, trace, train
+from nervure import Activation, Drop, Magnitude, Plan, Pruned, Random, apply, prune, trace, train
 from nervure.budget import allocate
 from nervure.evaluation import latency
 from nervure.graph import Graph
@@ -295,6 +295,8 @@ def cases(shop: Workshop, ways: dict[int, dict[tuple[int, ...], float]]) -> Iter
                 "sensitivity": Sensitivity(keep=keep),
                 "random": Random(keep=keep),
             }
+            if half:
+                methods["activation"] = Activation(keep=keep, scope="layer")
             if half and section != "hidden width":
                 methods["sensitivity, layers compete"] = Sensitivity(keep=keep, scope="global")
             for name, method in methods.items():
@@ -303,7 +305,7 @@ def cases(shop: Workshop, ways: dict[int, dict[tuple[int, ...], float]]) -> Iter
                     f"{keep:.0%} stay, {name}",
                     lambda seed, m=method, o=options: shop.cut(m, seed, **o),
                     seeds=name == "random",
-                    recover=half and (name == "sensitivity" or (name, section) == ("random", "MLP width")),
+                    recover=half and section == "MLP width" and name in ("sensitivity", "random"),
                 )
     best = {count: max(found, key=lambda layers: found[layers]) for count, found in ways.items()}
     for count, layers in best.items():
@@ -339,15 +341,8 @@ def combinations(shop: Workshop, best: dict[int, tuple[int, ...]]) -> Iterator[C
 # -- recovery ------------------------------------------------------------------------------------------------------
 
 
-def alike(model: nn.Module, batch: tuple[Inputs, Tensor]) -> Tensor:
-    """An objective for embeddings of another width: similarities within a batch should be the original's."""
-    now = model(**batch[0])
-    return (now @ now.T - batch[1] @ batch[1].T).square().mean()
-
-
 def recover(pruned: Pruned, lessons: list[tuple[Inputs, Tensor]], seed: int, rate: float) -> None:
     """Train towards the original's embeddings of the training texts, in place."""
-    same = bool(width_kept(pruned).all())
     shuffled = random.Random(seed).sample(lessons, len(lessons))
     train(
         pruned.model,
@@ -356,7 +351,7 @@ def recover(pruned: Pruned, lessons: list[tuple[Inputs, Tensor]], seed: int, rat
         lr=rate,
         optimizer="adamw",
         weight_decay=0.0,
-        objective=cosine_distance if same else alike,
+        objective=cosine_distance,
         seed=seed,
         progress=False,
     )
@@ -489,7 +484,9 @@ def measure_recovery(shop: Workshop, every: Sequence[Case], book: Notebook) -> N
 
 def measure_latency(shop: Workshop, every: Sequence[Case], book: Notebook) -> None:
     """One model of each shape."""
-    chosen = [c for c in every if not any(word in c.name for word in ("magnitude", "random", "compete", "last"))]
+    chosen = [
+        c for c in every if not any(word in c.name for word in ("magnitude", "random", "activation", "compete", "last"))
+    ]
     book.get("latency", lambda: timed(shop, chosen))
 
 
@@ -521,8 +518,8 @@ With {test} entries, shares move by some 3 points (over texts) or 4 (over words)
 UNTRAINED = """
 ## Without any training
 
-`random` is the mean over {seeds} seeds. `magnitude` needs no data; `sensitivity` hears {heard} texts without labels.
-Layers of one kind lose the same share of heads or units, unless "layers compete".
+`random` is the mean over {seeds} seeds. `magnitude` needs no data; `activation` and `sensitivity` hear {heard} texts
+without labels. Layers of one kind lose the same share of heads or units, unless "layers compete".
 
 | | parameters | MACs | cosine | Spearman | top-1 | top-10 | word in 1 | in 10 |
 |---|---|---|---|---|---|---|---|---|
@@ -532,9 +529,8 @@ Layers of one kind lose the same share of heads or units, unless "layers compete
 TRAINED = """
 ## After a short recovery
 
-{epochs} passes over {texts} texts, towards the original's embeddings; AdamW, peak rate {rate:g} (the best of {rates}
-on the validation texts of one case), word vectors frozen. Mean and standard deviation over {seeds} seeds. A model of
-another hidden width is trained to reproduce the similarities within a batch, so its cosine means little.
+{epochs} passes over {texts} texts, towards the original's embeddings; AdamW, peak rate {rate:g} (the better of {rates}
+on the validation texts of one case), word vectors frozen. Mean and standard deviation over {seeds} seeds.
 
 | | cosine before | cosine | Spearman | top-1 | top-10 | word in 1 | in 10 |
 |---|---|---|---|---|---|---|---|
@@ -559,7 +555,7 @@ def page(facts: dict[str, Any], every: Sequence[Case]) -> str:
     text += UNTRAINED.format(seeds=len(SEEDS), heard=settings["heard"], **(own | scaled))
     text += "".join(untrained_rows(results, every))
     text += layers_left(results)
-    rates = [float(key.split()[1].rstrip(":")) for key in results if key.startswith("rate ")]
+    rates = sorted(float(key.split()[1].rstrip(":")) for key in results if key.startswith("rate "))
     text += TRAINED.format(
         epochs=settings["epochs"],
         texts=2 * train_entries,
