@@ -105,13 +105,11 @@ def _tempered(model: nn.Module, batch: Batch, *, temperature: float) -> Tensor:
     return F.cross_entropy(logits / temperature, require_labels(labels, logits))
 
 
-def _asked(model: nn.Module, tensors: Iterable[str]) -> dict[str, nn.Parameter]:
+def _asked(model: nn.Module, tensors: Iterable[str]) -> dict[str, Tensor]:
     return {name: model.get_parameter(name).requires_grad_() for name in tensors}
 
 
-def _gradient(
-    loss: Tensor, parameters: Mapping[str, nn.Parameter], *, differentiable: bool = False
-) -> dict[str, Tensor]:
+def _gradient(loss: Tensor, parameters: Mapping[str, Tensor], *, differentiable: bool = False) -> dict[str, Tensor]:
     """Of each parameter; zero where the loss does not depend on it."""
     if not bool(torch.isfinite(loss.detach())):
         raise DataError(f"the loss is {float(loss.detach())}, so weights cannot be scored. Check data and weights.")

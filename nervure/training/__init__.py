@@ -1,7 +1,7 @@
 """Training: a short loop, objectives, schedules, and masks that hold while it runs."""
 
 from nervure.training.loop import History, Hook, Step, train
-from nervure.training.masks import Held, Masks, hold, masks_of
+from nervure.training.masks import Held, Masks, hold, masks_of, same_everywhere
 from nervure.training.norms import recalibrate
 from nervure.training.objectives import Objective, cross_entropy, distilled, label_smoothing
 from nervure.training.schedules import Schedule, constant, cosine, onecycle
@@ -23,5 +23,6 @@ __all__ = [
     "masks_of",
     "onecycle",
     "recalibrate",
+    "same_everywhere",
     "train",
 ]

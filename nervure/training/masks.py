@@ -47,6 +47,13 @@ class Held:
         self._masks = {name: mask.detach().to(self._parameters[name].device, copy=True) for name, mask in masks.items()}
         self._zero_weights_and_moments()
 
+    def mask_gradients(self) -> None:
+        """Zero the gradients of what is masked now, instead of when the optimizer steps.
+
+        For what looks at gradients before: a norm that is clipped should be that of the weights that are there.
+        """
+        self._before_step()
+
     def remove(self) -> None:
         """Let go: later steps move every weight again. Calling it twice does no harm."""
         for hook in self._hooks:
@@ -105,6 +112,26 @@ def hold(model: nn.Module, optimizer: Optimizer, masks: Masks) -> Held:
             "the optimizer steps no parameter of this model. Make it after the last cut, from model.parameters()."
         )
     return Held(model, optimizer, masks)
+
+
+def same_everywhere(masks: Masks, *, source: int = 0) -> dict[str, Tensor]:
+    """The masks of process ``source`` in every process of a training in several; without one, copies.
+
+    Each process may have chosen other masks, from other data. All call this, with masks of the same names and shapes,
+    before :func:`hold`: gradients are averaged over processes, masks are not.
+
+    Args:
+        masks: parameter name -> bool tensor, on a device that the process group can send from.
+        source: the process whose masks count.
+    """
+    copies = {name: mask.clone() for name, mask in masks.items()}
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        for name in sorted(copies):
+            # As bytes: not every backend sends booleans.
+            sent = copies[name].to(torch.uint8)
+            torch.distributed.broadcast(sent, src=source)
+            copies[name] = sent.bool()
+    return copies
 
 
 def masks_of(model: nn.Module, *, only: Iterable[str] | None = None) -> dict[str, Tensor]:
