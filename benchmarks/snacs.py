@@ -161,12 +161,13 @@ def table(records: list[dict[str, Any]], kind: str, keep: float) -> list[str]:
 
 def page(records: list[dict[str, Any]]) -> str:
     """The results as Markdown."""
+    seeds = ", ".join(map(str, sorted({record["key"][0] for record in records})))
     text = [
         "# SNACS, choice by choice",
         "",
         f"`python benchmarks/snacs.py`; torch {torch.__version__}, {platform.machine()}, one thread. resnet8 (width",
         f"1.5) on fashion-mnist-subset, pruned in one shot, recovered for one epoch on {RECOVERY:,} images;",
-        f"{len(SEEDS)} seeds, validation split (1,000 images: accuracies have a standard error of about 1.2 points,",
+        f"seeds {seeds}, validation split (1,000 images: accuracies have a standard error of about 1.2 points,",
         "losses tell more).",
     ]
     for keep in KEPT_FILTERS:

@@ -39,6 +39,8 @@ BUDGETS: Mapping[str, tuple[Price, ...]] = {
     "filters": ("macs", "params", "channels"),
 }
 ROUNDS = 12
+PROTECTION = 0.5
+"""How much of what stays may be there because it is protected."""
 PAPER_PER_CLASS, PAPER_SAMPLES = 250, 2500
 
 
@@ -144,7 +146,7 @@ class SNACS:
         whole = sum(int(price.sum()) for price in prices.values())
         total = {"params": view.graph.params, "macs": view.graph.macs}.get(str(self.budget), lambda: whole)()
         budget = round(self.keep * total) - (total - whole)
-        fixed = _fixed(view, found, listed)
+        fixed = _affordable(_fixed(view, found, listed), lifelines(view.graph, listed, found.scores), prices, budget)
 
         def stalls(raised: float) -> dict[str, Stall]:
             return {
@@ -245,6 +247,22 @@ def _price(view: View, layer: Layer, budget: Price | None) -> Tensor:
         w.fixed * math.prod(view.graph.axes[a].size for a in w.axes) for w in view.graph.work if w.layer == owner
     )
     return entries * (macs // layer.weight.numel())
+
+
+def _affordable(
+    fixed: dict[str, Tensor], lines: dict[str, Tensor], prices: Mapping[str, Tensor], budget: int
+) -> dict[str, Tensor]:
+    """``fixed`` where that leaves something to decide; else, with a warning, only the ``lines`` to the outputs."""
+    taken = sum(int((price * fixed[name]).sum()) for name, price in prices.items())
+    bare = sum(int((price * lines[name]).sum()) for name, price in prices.items())
+    if taken == bare or taken <= PROTECTION * budget:
+        return fixed
+    warnings.warn(
+        f"all that protected units hear would take {taken / max(budget, 1):.0%} of what stays: nothing is protected.",
+        NervureWarning,
+        stacklevel=4,
+    )
+    return lines
 
 
 def _fixed(view: View, found: Connectivity, listed: tuple[Layer, ...]) -> dict[str, Tensor]:

@@ -150,6 +150,17 @@ def test_protected_units_are_never_pruned() -> None:
     assert {c.group: c.keep.tensor() for c in cut.cuts}["2"][7]
 
 
+def test_protection_gives_way_where_it_would_take_most_of_what_stays() -> None:
+    model, data = net(hidden=20), pictures()
+    with torch.no_grad():
+        model[6].weight[:, 7] = 30.0
+        model[2].weight[7] = 1e-3
+    with pytest.warns(NervureWarning, match="nothing is protected"):
+        plan = SNACS(keep=0.08, limits=False).plan(view(model, data))
+    assert not masks(plan)["2.weight"][7].all()
+    assert plan == SNACS(keep=0.08, limits=False, protect=False).plan(view(model, data))
+
+
 @pytest.mark.parametrize("granularity", ["kernels", "filters"])
 def test_limits_hold_or_are_raised_with_a_warning(granularity: Any) -> None:
     model, data = net(), pictures()
