@@ -22,13 +22,17 @@ from nervure.files import replacing, require_file, require_writable
 from nervure.graph import Cost
 from nervure.graph.tape import named_tensors
 from nervure.graph.types import Graph
+from nervure.packed import packed, unpacked
 from nervure.plan import Keep, Plan
 from nervure.prune import Pruned, Step
 from nervure.surgery import apply
 
-FORMAT = 2
+FORMAT = 3
+"""The format of files with packed tensors."""
+STEPS = 2
+"""The format of files with earlier steps and no packed tensors, which older versions read as well."""
 PLAIN = 1
-"""The format of files without earlier steps, which older versions read as well."""
+"""The format of files with neither, which the oldest versions read as well."""
 KIND = "nervure"
 SHOWN = 5
 
@@ -37,6 +41,8 @@ Source: TypeAlias = nn.Module | Callable[[], nn.Module]
 
 def save(path: str | os.PathLike[str], pruned: Pruned, *, meta: Mapping[str, Any] | None = None) -> Path:
     """Write ``pruned`` to one ``.safetensors`` file, atomically, and return its path.
+
+    Masked tensors are packed: what stays, and where, see :mod:`nervure.packed`.
 
     Args:
         path: where to; its folder must exist.
@@ -48,19 +54,21 @@ def save(path: str | os.PathLike[str], pruned: Pruned, *, meta: Mapping[str, Any
     """
     target = require_writable(path)
     state = _state(pruned.model)
-    tensors, aliases = _without_repeats(state | _transient(pruned.model, state))
+    whole, aliases = _without_repeats(state | _transient(pruned.model, state))
+    tensors, layouts = packed(whole, pruned.masks)
     header = {
         "kind": KIND,
-        "format": FORMAT if pruned.earlier else PLAIN,
+        "format": FORMAT if layouts else STEPS if pruned.earlier else PLAIN,
         "versions": versions(),
         "method": pruned.method,
         "fingerprint": pruned.graph.fingerprint,
-        "plan": pruned.plan.to_json(),
+        "plan": _without_packed(pruned.plan.to_json(), {n: Keep.of(pruned.masks[n]).to_json() for n in layouts}),
         "graph": pruned.graph.to_json(),
         "earlier": [{"graph": s.graph.to_json(), "plan": s.plan.to_json(), "method": s.method} for s in pruned.earlier],
         "costs": {"before": pruned.cost_before.to_json(), "after": pruned.cost_after.to_json()},
         "verification": pruned.verification,
-        "masks": {name: Keep.of(mask).to_json() for name, mask in pruned.masks.items()},
+        "masks": {name: Keep.of(mask).to_json() for name, mask in pruned.masks.items() if name not in layouts},
+        "packed": layouts,
         "shapes": {name: list(tensor.shape) for name, tensor in state.items()},
         "aliases": aliases,
         "transient": sorted(set(_transient(pruned.model, state))),
@@ -120,15 +128,35 @@ def _parsed(path: str | os.PathLike[str], header: Mapping[str, Any]) -> tuple[Gr
         raise FileError(f"{str(path)!r} is corrupted: its nervure header cannot be read ({error}).") from error
 
 
-def save_state(path: str | os.PathLike[str], model: nn.Module, *, meta: Mapping[str, Any] | None = None) -> Path:
-    """Write the state of an ordinary (dense) ``model`` to one checksummed safetensors file, atomically.
+def save_state(
+    path: str | os.PathLike[str],
+    model: nn.Module,
+    *,
+    meta: Mapping[str, Any] | None = None,
+    masks: Mapping[str, Tensor] | None = None,
+) -> Path:
+    """Write the state of an ordinary ``model`` to one checksummed safetensors file, atomically.
+
+    Args:
+        path: where to; its folder must exist.
+        model: the model.
+        meta: plain data to keep in the header.
+        masks: of tensors held at zero where False, e.g. those of a ``Pruned``: these take the bytes of what stays
+            (see :mod:`nervure.packed`). The file is loaded like any other.
 
     Raises:
         FileError: the place cannot be written, or the state holds something that is not a tensor.
     """
     target = require_writable(path)
-    tensors, aliases = _without_repeats(_state(model))
-    header = {"kind": f"{KIND}-state", "format": PLAIN, "versions": versions(), "aliases": aliases}
+    whole, aliases = _without_repeats(_state(model))
+    tensors, layouts = packed(whole, masks or {})
+    header = {
+        "kind": f"{KIND}-state",
+        "format": FORMAT if layouts else PLAIN,
+        "versions": versions(),
+        "aliases": aliases,
+        "packed": layouts,
+    }
     write_tensors(target, tensors, header | {"sha256": _digest(tensors), "meta": dict(meta or {})})
     return target
 
@@ -191,7 +219,31 @@ def read_tensors(
     tensors = _load_file(path)
     if _digest(tensors) != header["sha256"]:
         raise FileError(f"{str(path)!r} is corrupted: its tensors do not match their checksum. Copy it again.")
-    return header, tensors
+    try:
+        whole, keeps = unpacked(tensors, header.get("packed", {}))
+    except FileError as error:
+        raise FileError(f"{str(path)!r} is corrupted: {error}") from error
+    return _with_unpacked(header, {name: keep.to_json() for name, keep in keeps.items()}), whole
+
+
+def _without_packed(plan: dict[str, Any], keeps: Mapping[str, Any]) -> dict[str, Any]:
+    """The plan with the masks that the tensors hold already left out."""
+    edits = [
+        edit | {"keep": None} if edit["edit"] == "mask" and edit["keep"] == keeps.get(edit["tensor"]) else edit
+        for edit in plan["edits"]
+    ]
+    return plan | {"edits": edits}
+
+
+def _with_unpacked(header: dict[str, Any], keeps: Mapping[str, Any]) -> dict[str, Any]:
+    """The header with the masks of packed tensors where they would be without packing."""
+    if not keeps or "plan" not in header:
+        return header
+    edits = [
+        edit | {"keep": keeps[edit["tensor"]]} if edit.get("keep", ...) is None else edit
+        for edit in header["plan"]["edits"]
+    ]
+    return header | {"plan": header["plan"] | {"edits": edits}, "masks": header["masks"] | keeps}
 
 
 _KINDS = {KIND: "a pruned model", f"{KIND}-state": "the state of a dense model"}

@@ -11,10 +11,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from nervure import Depth, Drop, Keep, Magnitude, Mask, Plan, Pruned, apply, count, load, prune, save, trace, train
+from nervure import ERK, Depth, Drop, Keep, Magnitude, Mask, Plan, Pruned, apply, count, load, prune, save, trace, train
 from nervure.errors import ArgumentError, FileError
 from nervure.export import load_state, read_header, save_state
 from nervure.graph.example import run_example, tensors_in
+from nervure.packed import packed, unpacked
 from nervure.surgery import masks_after
 from nervure.zoo import build
 from tests.networks import NETWORKS
@@ -309,3 +310,92 @@ def test_what_was_masked_stays_masked_through_a_later_cut(tmp_path: Path) -> Non
 def test_a_list_of_no_methods_is_refused() -> None:
     with pytest.raises(ArgumentError, match="names no method"):
         prune(resnet(), IMAGE, [])
+
+
+def masked(density: float, model: nn.Module | None = None) -> Pruned:
+    return prune(resnet() if model is None else model, IMAGE, ERK(density=density), progress=False, verify=False)
+
+
+@pytest.mark.parametrize(("density", "layout"), [(0.5, "bitmask"), (0.03, "csr16")])
+def test_masked_tensors_take_the_bytes_of_what_stays_and_come_back_bit_for_bit(
+    density: float, layout: str, tmp_path: Path
+) -> None:
+    found = masked(density)
+    path = save(tmp_path / "m.safetensors", found)
+    layouts = {told["layout"] for told in read_header(path)["packed"].values()}
+    assert layout in layouts
+    again = load(path, other_resnet)
+    assert again.plan == found.plan
+    assert again.masks.keys() == found.masks.keys()
+    assert all(torch.equal(again.masks[name], mask) for name, mask in found.masks.items())
+    assert all(torch.equal(again.model.state_dict()[n], value) for n, value in found.model.state_dict().items())
+    stored = sum(tensor.numel() * tensor.element_size() for tensor in load_file(path).values())
+    state = found.model.state_dict()
+    positions = {n: min(-(-m.numel() // 8), 2 * int(m.sum()) + 4) for n, m in found.masks.items()}
+    spared = {n: 4 * int((~m).sum()) - positions[n] for n, m in found.masks.items()}
+    whole = sum(value.numel() * value.element_size() for value in state.values())
+    assert stored == whole - sum(max(0, n) for n in spared.values())
+
+
+def test_positions_in_tensors_of_more_than_one_row_come_back() -> None:
+    tensor = torch.arange(1.0, 200_001).reshape(400, 500)
+    for density in (0.001, 0.05, 0.4):
+        mask = torch.rand(tensor.shape, generator=torch.Generator().manual_seed(1)) < density
+        stored, layouts = packed({"a": tensor * mask}, {"a": mask})
+        tensors, keeps = unpacked(stored, layouts)
+        assert torch.equal(tensors["a"], tensor * mask)
+        assert torch.equal(keeps["a"].tensor(), mask)
+        assert sum(t.numel() * t.element_size() for t in stored.values()) < 4 * mask.sum() + 25_001
+
+
+@pytest.mark.parametrize("value", [1.0, -0.0, float("nan")])
+def test_what_nobody_held_at_zero_is_saved_whole(value: float, tmp_path: Path) -> None:
+    found = masked(0.1)
+    name, mask = next(iter(found.masks.items()))
+    with torch.no_grad():
+        found.model.get_parameter(name)[~mask] = value
+    path = save(tmp_path / "m.safetensors", found)
+    assert name not in read_header(path)["packed"]
+    again = load(path, other_resnet)
+    assert torch.equal(again.masks[name], mask)
+    there, here = (m.get_parameter(name).detach().view(torch.int32) for m in (again.model, found.model))
+    assert torch.equal(there, here)
+
+
+def test_a_sparse_state_goes_into_a_plain_model(tmp_path: Path) -> None:
+    found = masked(0.1)
+    small = save_state(tmp_path / "sparse.safetensors", found.model, masks=found.masks)
+    large = save_state(tmp_path / "dense.safetensors", found.model)
+    assert small.stat().st_size < 0.4 * large.stat().st_size
+    assert_same_outputs(load_state(small, other_resnet()), found.model)
+    assert_same_outputs(load_state(large, other_resnet()), found.model)
+
+
+def test_files_without_masks_keep_the_format_that_older_versions_read(saved: Path, tmp_path: Path) -> None:
+    assert read_header(saved)["format"] == 1
+    assert read_header(save(tmp_path / "m.safetensors", masked(0.1)))["format"] == 3
+
+
+def test_a_file_from_before_packing_still_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = masked(0.1)
+    with monkeypatch.context() as patch:
+        patch.setattr("nervure.export.packed", lambda tensors, masks: (dict(tensors), {}))
+        path = save(tmp_path / "m.safetensors", found)
+
+    def as_before(header: dict[str, Any]) -> None:
+        assert header["format"] == 1
+        assert not header.pop("packed")
+
+    again = load(rewritten(path, as_before), other_resnet)
+    assert again.plan == found.plan
+    assert all(torch.equal(again.masks[name], mask) for name, mask in found.masks.items())
+
+
+def test_packed_tensors_that_do_not_fit_their_positions_are_refused(tmp_path: Path) -> None:
+    path = save(tmp_path / "m.safetensors", masked(0.1))
+
+    def misshaped(header: dict[str, Any]) -> None:
+        header["packed"]["fc.weight"]["shape"] = [3, 3]
+
+    with pytest.raises(FileError, match=r"corrupted.*fc\.weight"):
+        load(rewritten(path, misshaped), other_resnet)

@@ -31,6 +31,7 @@ FLOORS: Mapping[str, int] = {
     "methods": 5,
     "prune": 6,
     "export": 6,
+    "packed": 6,
     "recipe": 6,
     "report": 6,
     "cli": 6,
