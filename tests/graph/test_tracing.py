@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nervure import Cut, Drop, Graph, Keep, Link, Mask, Plan, apply, count, trace, verify
+from nervure import Cut, Drop, Graph, Keep, Link, Mask, Plan, apply, count, prune, trace, verify
 from nervure.errors import ArgumentError, ForwardError, PlanError, TraceError
 from nervure.graph.sizes import Attribute, Expression, Size
 from nervure.graph.types import Units
@@ -227,6 +227,17 @@ def test_blocks_of_residual_dense_and_transformer_networks_are_found() -> None:
     assert {b.kind for b in trace(build("densenet40"), image).blocks} == {"dense"}
     kinds = [b.kind for b in trace(build("vit_tiny"), image).blocks]
     assert kinds.count("module") * 2 == kinds.count("residual")
+
+
+def test_whole_layers_that_norm_after_their_shortcuts_can_be_dropped() -> None:
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(16, 2, 24, batch_first=True)
+    model = nn.Sequential(nn.Linear(6, 16), *nn.TransformerEncoder(layer, 3, enable_nested_tensor=False).layers).eval()
+    example = torch.randn(2, 5, 6)
+    graph = trace(model, example)
+    assert [b.name for b in graph.blocks if b.kind == "module" and not b.pinned] == ["1", "2", "3"]
+    smaller = prune(model, example, Plan((Drop("2"),), graph.fingerprint)).model
+    torch.testing.assert_close(smaller(example), model[3](model[1](model[0](example))))
 
 
 def test_sizes_that_are_quotients_of_each_other_are_cut_as_one() -> None:
