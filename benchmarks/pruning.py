@@ -5,7 +5,9 @@ docs/results/pruning.jsonl are not run again. The study is benchmarks/pruning.to
 """
 
 import argparse
+import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 from nervure import Study, compare
@@ -29,7 +31,7 @@ def main() -> None:
     if published.exists() and not results.exists():
         shutil.copy(published, results)
     outcomes = compare(study, folder=options.folder, limit=options.limit)
-    shutil.copy(results, published)
+    published.write_text("".join(json.dumps(asdict(outcome)) + "\n" for outcome in outcomes))
     write_comparison(outcomes, PAGES, title=study.study.title, baseline=study.study.baseline, name=name)
     reading, page = options.study.with_suffix(".md"), PAGES / f"{name}.md"
     if reading.exists():

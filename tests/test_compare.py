@@ -91,10 +91,10 @@ def test_a_comparison_stopped_anywhere_gives_the_same_numbers(folder: Path, tmp_
 
 
 def test_a_change_of_the_protocol_is_another_trial(folder: Path) -> None:
-    keys = {t.key("m") for t in tiny().trials()}
+    keys = {t.key for t in tiny().trials()}
     for change in ({"train": {"epochs": 2}}, {"recover": {"distill": 0.5}}, {"study": {"budget": "params"}}):
-        assert keys.isdisjoint({t.key("m") for t in tiny(**change).trials()})
-    assert keys == {t.key("m") for t in tiny(study={"folder": "elsewhere", "threads": 2}).trials()}
+        assert keys.isdisjoint({t.key for t in tiny(**change).trials()})
+    assert keys == {t.key for t in tiny(study={"folder": "elsewhere", "threads": 2}).trials()}
     assert {t.dense_key for t in tiny(recover={"lr": 0.3}).trials()} == {t.dense_key for t in tiny().trials()}
 
 
@@ -201,3 +201,16 @@ def test_a_method_gets_the_evidence_it_wants_and_no_other(tmp_path: Path) -> Non
     one, other = ([o for o in outcomes if o.method == "SNACS"] for outcomes in found)
     assert [(o.accuracy, o.params) for o in one] == [(o.accuracy, o.params) for o in other]
     assert len(one) == 1
+
+
+def test_a_default_that_changed_makes_another_trial_and_a_new_option_does_not(folder: Path, tmp_path: Path) -> None:
+    one = tiny(study={"seeds": [0], "dense_plus": False}, method=[{"name": "Random"}])
+    old = [asdict(o) for o in read_outcomes(folder / "results.jsonl") if o.method in ("dense", "Random") and not o.seed]
+    for change, again in (("seed=0, ", ""), False), (("seed=0", "seed=7"), True), (("Random(", "Lots("), True):
+        path = tmp_path / str(again) / change[1]
+        path.mkdir(parents=True)
+        lines_then = [json.dumps(o | {"options": o["options"].replace(*change)}) for o in old]
+        (path / "results.jsonl").write_text("\n".join(lines_then) + "\n")
+        (compared,) = (o for o in compare(one, folder=path, progress=False) if o.method == "Random")
+        assert len(lines(path)) == 2 + again
+        assert ("seed=0" in compared.options) == again

@@ -4,6 +4,7 @@ Every network is trained once per seed, its evidence is gathered once, and every
 and gets the same recovery, with the same order of batches. One line of JSON is written for each finished trial.
 """
 
+import ast
 import datetime
 import json
 import os
@@ -49,7 +50,8 @@ def compare(
     """Run the trials of a study that are not done yet, and write tables and charts of all that are.
 
     The folder holds ``results.jsonl`` (one line per trial; a line that is there is never computed again),
-    ``comparison.md``, charts, and in ``cache`` the trained networks. Stopped at any point, it goes on from there. The
+    ``comparison.md``, charts, and in ``cache`` the trained networks. Stopped at any point, it goes on from there; only
+    trials whose method has other defaults by now are done again. The
     test split is looked at once per trial, at its end; each line also has the validation accuracy, which is the one to
     choose by.
 
@@ -70,9 +72,11 @@ def compare(
     """
     place = require_folder(Path(folder if folder is not None else study.study.folder))
     require_folder(place / "cache")
-    trials = {trial.key(repr(method_of(trial.recipe))): trial for trial in study.trials()}
+    trials = {trial.key: trial for trial in study.trials()}
+    made = {key: repr(method_of(trial.recipe)) for key, trial in trials.items()}
     with threads(study.study.threads):
         desk = _Desk(study, place, say or (printed if progress else nothing), progress)
+        desk.forget(key for key, method in made.items() if key in desk.done and not _agree(desk.done[key], method))
         todo = [(key, trial) for key, trial in trials.items() if key not in desk.done]
         desk.say(f"{len(trials) - len(todo)} of {len(trials)} trials are done; results: {place / RESULTS}")
         for number, (key, trial) in enumerate(todo[:limit]):
@@ -103,6 +107,11 @@ class _Desk:
         _append(self.folder / RESULTS, asdict(noted))
         if not noted.error:
             self.done[noted.key] = noted
+
+    def forget(self, keys: Iterable[str]) -> None:
+        """Take outcomes for not done; their lines stay in the file, later ones count."""
+        for key in list(keys):
+            del self.done[key]
 
     def data(self, seed: int) -> Dataset:
         """The data of a seed: the split is drawn by it."""
@@ -247,14 +256,31 @@ def _evidence(
     desk: _Desk, trial: Trial, model: nn.Module, graph: Graph, data: Dataset, device: torch.device
 ) -> Stats | None:
     """All evidence that the trials still to come want of this network, gathered in one pass over training images."""
-    made = [(t, method_of(t.recipe)) for t in desk.study.trials() if t.dense_key == trial.dense_key]
-    want = frozenset[str]().union(*(method.wants for t, method in made if t.key(repr(method)) not in desk.done))
+    due = [t for t in desk.study.trials() if t.dense_key == trial.dense_key and t.key not in desk.done]
+    want = frozenset[str]().union(*(method_of(t.recipe).wants for t in due))
     if not want:
         return None
     section = trial.recipe
     batches = data.train.batches(section.evaluate.batch_size, shuffle_seed=section.run.seed, device=device)
     samples = desk.study.study.samples
     return measure(model, graph, batches, want=want, samples=samples, seed=section.run.seed, progress=desk.progress)
+
+
+def _agree(outcome: Outcome, method: str) -> bool:
+    """Whether an outcome is of the method as it is made now.
+
+    A default that changed since makes another method; an option that is new does not.
+    """
+    before, now = _options(outcome.options), _options(method)
+    return all(now[name] == value for name, value in before.items() if name in now)
+
+
+def _options(method: str) -> dict[str, str]:
+    """The options that the ``repr`` of a method shows, and its name."""
+    call = ast.parse(method, mode="eval").body
+    if not isinstance(call, ast.Call):
+        return {"": method}
+    return {"": ast.unparse(call.func)} | {str(k.arg): ast.unparse(k.value) for k in call.keywords}
 
 
 def _failed(key: str, trial: Trial, reason: str) -> Outcome:

@@ -108,9 +108,10 @@ class Trial:
         """A digest of what decides the dense network and its evidence: network, data, training and seed."""
         return _digest({name: _told(self.recipe)[name] for name in ("model", "data", "train", "run")})
 
-    def key(self, method: str) -> str:
-        """A digest of everything that decides the result; ``method`` is the ``repr`` of the method."""
-        return _digest({**_told(self.recipe), "method": method})
+    @property
+    def key(self) -> str:
+        """A digest of everything that the study says about the trial; what it does not say is left to defaults."""
+        return _digest(_told(self.recipe))
 
     def __str__(self) -> str:
         prune, seed = self.recipe.prune, self.recipe.run.seed
