@@ -117,6 +117,7 @@ class Survey:
     samples: int = 2048
     per_class: int = 0
     paper: bool = False
+    hears: bool = False
 
     def of(self, view: View, cache: str | os.PathLike[str] | None = None) -> Connectivity:
         """Survey the model of a view, or read what was found out before about the same model on the same data.
@@ -196,7 +197,7 @@ class Survey:
         labels: Tensor,
         cells: "_Cells",
     ) -> dict[str, Limit]:
-        ranks = _unit_ranks(view, listed, rho) if self.per_unit else {}
+        ranks = _unit_ranks(view, listed, rho, self.hears) if self.per_unit else {}
         found: dict[str, Limit] = {}
         for layer in listed:
             heard = stats.connections[layer.tensor]
@@ -302,9 +303,9 @@ def _connection_order(layer: Layer, rho: Tensor) -> dict[str, Tensor]:
     return {layer.tensor: places.reshape(rho.shape) + 1e-9}
 
 
-def _unit_ranks(view: View, listed: Iterable[Layer], rho: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _unit_ranks(view: View, listed: Iterable[Layer], rho: Mapping[str, Tensor], hears: bool) -> dict[str, Tensor]:
     """For each unit the share of its group that goes before it."""
-    scores = unit_scores(view.graph, listed, rho, magnitude(view.graph, view.weights))
+    scores = unit_scores(view.graph, listed, rho, magnitude(view.graph, view.weights), hears=hears)
     ranks = {}
     for name, values in scores.items():
         order = torch.argsort(values, stable=True, descending=True).flip(0)

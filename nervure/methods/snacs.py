@@ -66,6 +66,7 @@ class SNACS:
         per_class: where above 0, at most so many of each class; needs labels.
         minimum: units that every group keeps (filters).
         multiple: group sizes are rounded up to a multiple of this (filters).
+        hears: whether a filter is scored by what it hears itself too, times what its readers need (filters).
         paper: as published where that is not the best that is known: connections between what layers put out
             themselves, the hash estimator with its flaws, signed weights rescaled over the network, a support vector
             machine that is tested where it was fitted (scikit-learn), 250 samples of each class.
@@ -87,6 +88,7 @@ class SNACS:
     minimum: int = 1
     multiple: int = 1
     paper: bool = False
+    hears: bool = False
     cache: str | None = None
 
     def __post_init__(self) -> None:
@@ -133,6 +135,7 @@ class SNACS:
             samples=self.samples,
             per_class=self.per_class,
             paper=self.paper,
+            hears=self.hears,
         ).of(view, self.cache)
 
     def _asked(self) -> dict[str, object]:
@@ -175,7 +178,7 @@ class SNACS:
         return Plan(tuple(edits), view.graph.fingerprint, self._asked(), reached)
 
     def _cuts(self, view: View, found: Connectivity, listed: tuple[Layer, ...]) -> Plan:
-        scores = unit_scores(view.graph, listed, found.scores, magnitude(view.graph, view.weights))
+        scores = unit_scores(view.graph, listed, found.scores, magnitude(view.graph, view.weights), hears=self.hears)
         scores = {name: _first(values, found.protected.get(name)) for name, values in scores.items()}
 
         def cut(raised: float) -> Plan:

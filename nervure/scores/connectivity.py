@@ -92,20 +92,26 @@ def per_unit(values: Tensor, part: Part, size: int) -> Tensor:
 
 
 def unit_scores(
-    graph: Graph, layers: Iterable[Layer], rho: Mapping[str, Tensor], fallback: Mapping[str, Tensor]
+    graph: Graph,
+    layers: Iterable[Layer],
+    rho: Mapping[str, Tensor],
+    fallback: Mapping[str, Tensor],
+    *,
+    hears: bool = False,
 ) -> dict[str, Tensor]:
-    """One score for each unit of every prunable group: how much its readers need it times how much it hears itself.
+    """One score for each unit of every prunable group: how much its readers need it.
 
-    Both are relative to the mean of their layer, so that layers compete; where one is not known, the other decides.
+    Relative to the mean of the layer, so that layers compete.
 
     Args:
         graph: the model's graph.
         layers: its scored layers.
         rho: their scores.
         fallback: scores [units] with mean 1, for units of which nothing is known.
+        hears: whether to multiply by how much a unit hears itself; where one side is not known, the other decides.
     """
     listed = list(layers)
-    sides = (needs(graph, listed, rho), takes(graph, listed, rho))
+    sides = (needs(graph, listed, rho), takes(graph, listed, rho) if hears else {})
     scores = {}
     for group in graph.prunable:
         other = fallback[group.name].to("cpu", torch.float32)
