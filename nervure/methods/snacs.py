@@ -57,8 +57,7 @@ class SNACS:
         granularity: ``"kernels"`` masks connections, as in the paper; ``"filters"`` cuts whole units, which needs no
             sparse kernels to be fast.
         estimator: of the dependence, see :func:`nervure.dependence.conditional_connectivity`.
-        limits: whether to find an upper limit for each layer; needs labels. None: for kernels only. Limits of whole
-            filters were measured to hurt: they spare the first layers, which training recovers best.
+        limits: whether to find an upper limit for each layer; needs labels.
         slack: how much of the range of a layer's quality may be lost before its limit is reached, in [0, 1].
         protect: whether to protect the most sensitive units.
         propagated: whether sensitivity flows back from the outputs instead of from the next layer alone.
@@ -79,7 +78,7 @@ class SNACS:
     budget: Price | None = None
     granularity: Granularity = "kernels"
     estimator: Estimator = "residual"
-    limits: bool | None = None
+    limits: bool = True
     slack: float = 0.7
     protect: bool = True
     propagated: bool = False
@@ -99,7 +98,6 @@ class SNACS:
         require_positive(self.samples, "samples")
         if isinstance(self.slack, bool) or not isinstance(self.slack, int | float) or not 0 <= self.slack <= 1:
             raise ArgumentError(f"slack={self.slack!r} is not in [0, 1]: it is the share of a layer's quality to lose.")
-        object.__setattr__(self, "limits", self.granularity == "kernels" if self.limits is None else self.limits)
         if self.paper:
             object.__setattr__(self, "estimator", "hash")
             object.__setattr__(self, "per_class", self.per_class or PAPER_PER_CLASS)
@@ -128,7 +126,7 @@ class SNACS:
         return Survey(
             per_unit=self.granularity == "filters",
             estimator=self.estimator,
-            limits=bool(self.limits),
+            limits=self.limits,
             slack=self.slack,
             protect=self.protect,
             propagated=self.propagated,
