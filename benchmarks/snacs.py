@@ -88,13 +88,13 @@ def masks_by_lot(view: View, keep: float) -> Plan:
 
 
 FILTERS: Mapping[str, Arm] = {
-    "SNACS (needs x takes)": snacs(granularity="filters"),
-    "with limits": snacs(granularity="filters", limits=True),
-    "without protection": snacs(granularity="filters", protect=False),
+    "SNACS (needs x takes)": snacs(granularity="filters", limits=False, hears=True),
+    "with limits": snacs(granularity="filters", limits=True, hears=True),
+    "without protection": snacs(granularity="filters", limits=False, hears=True, protect=False),
     "by needs alone": filters_by("needs"),
     "by takes alone": filters_by("takes"),
     "by the weights of readers": filters_by("weights"),
-    "partial correlation": snacs(granularity="filters", estimator="gaussian"),
+    "partial correlation": snacs(granularity="filters", limits=False, hears=True, estimator="gaussian"),
     "magnitude": lambda view, keep: Magnitude(keep=keep, budget="macs").plan(view),
     "random, the same share of each layer": lambda view, keep: Random(keep=keep, budget="macs").plan(view),
 }
