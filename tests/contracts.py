@@ -81,7 +81,7 @@ METHODS: tuple[Method, ...] = (
     MINT(keep=0.5, groups=2, samples=6, minimum=2),
     SNACS(keep=0.6),
     SNACS(keep=0.7, granularity="filters", limits=True, slack=1.0),
-    SNACS(keep=0.5, granularity="filters", budget="params", multiple=2, propagated=True),
+    SNACS(keep=0.5, granularity="filters", budget="params", multiple=2, propagated=True, limits=False),
 )
 
 MASKING: tuple[Method, ...] = (
