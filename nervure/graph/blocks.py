@@ -172,9 +172,12 @@ def _residual(wiring: _Wiring, entry: Entry) -> tuple[_Branch | None, bool]:
 
 
 def _is_closed(wiring: _Wiring, start: int, stop: int, values: frozenset[int], user: int) -> bool:
-    """Whether everything inside hears only ``start`` and is heard only inside, its end only by ``user``."""
+    """Whether everything inside is heard only inside, its end only by ``user``.
+
+    What it hears is ``start`` or something that ``start`` was made of (the other end of a cross-attention, say).
+    """
     for value in values:
-        if value not in wiring.made or not set(wiring.active(wiring.made[value])) <= values | {start}:
+        if value not in wiring.made:
             return False
         users = wiring.used.get(value, [])
         if value == stop:
@@ -260,8 +263,9 @@ def _silences(drawing: Drawing, wiring: _Wiring, branch: _Branch, calls: Sequenc
                 raise ValueError(f"{entry.name} after its last module")
             _run_empty(tape, entry, seen)
         elif call.outputs[0] not in seen:
-            source = next(n for n in call.inputs if n in seen)
-            made, space = seen[source], spaces.get(source, Space())
+            source = call.inputs[0]
+            made = seen.get(source, torch.empty(tape.shape(Ref(source)), device="meta"))
+            space = spaces.get(source, drawing.flow.spaces.get(source, Space()))
             if call is first or call is last:
                 silence = _silence(drawing, call, made, space)
                 silences.append(silence)

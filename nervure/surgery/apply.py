@@ -62,7 +62,8 @@ def check_fits(model: nn.Module, graph: Graph, plan: Plan) -> None:
     if plan.fingerprint and plan.fingerprint != graph.fingerprint:
         raise PlanError(
             f"this plan was made for a graph with fingerprint {plan.fingerprint}, this one has {graph.fingerprint}. "
-            "The model has changed since, or it is another one: trace it and plan again."
+            "The model has changed since, it is another one, or it was traced on an example of another shape or dtype: "
+            "trace it on the example at hand and plan again."
         )
     shapes = {name: tuple(t.shape) for name, t in named_tensors(model).items()}
     expected = {name: tuple(graph.axes[a].size for a in axes) for name, axes in graph.tensors.items()}

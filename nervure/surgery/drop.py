@@ -14,9 +14,9 @@ from nervure.graph.types import NOT_CUT, Block, Graph, Silence
 class Pass(nn.Module):
     """Returns its first argument, whatever else it is given."""
 
-    def forward(self, x: Any, *_: Any, **__: Any) -> Any:
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The first argument."""
-        return x
+        return args[0] if args else next(iter(kwargs.values()))
 
 
 class Silent(nn.Module):
@@ -59,11 +59,18 @@ def drop(model: nn.Module, graph: Graph, block: Block, keeps: Mapping[str, np.nd
         _leave_fused_path(owner, old, new)
 
 
+class Settings(nn.Module):
+    """Stands for a part of a module that left: holds what code around it may read, and no tensor."""
+
+
 def _take_settings(new: nn.Module, old: nn.Module) -> None:
-    """Code around a module may read plain settings off it (the kind of its attention, say): they stay."""
+    """Code around a module may read plain settings off it and its parts (the kind of its attention, say): they stay."""
     for key, value in vars(old).items():
         if not key.startswith("_") and key not in vars(new) and not isinstance(value, Tensor | nn.Module):
             vars(new)[key] = value
+    for key, part in old.named_children():
+        new.add_module(key, Settings())
+        _take_settings(new.get_submodule(key), part)
 
 
 def _leave_fused_path(owner: nn.Module, old: nn.Module, new: nn.Module) -> None:

@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from nervure.errors import ForwardError, VerificationError
 from nervure.graph.example import as_inputs, evaluating, run_example, tensors_in
 from nervure.graph.flow import Read
-from nervure.graph.tape import Entry, plain_kernels, record
+from nervure.graph.tape import Entry, describe_example, plain_kernels, record
 from nervure.graph.trace import Drawing, draw
 from nervure.graph.types import Graph
 from nervure.plan import Plan
@@ -82,11 +82,28 @@ def verify(model: nn.Module, pruned: HasPlan, example: Any) -> Verification:
 
     Raises:
         VerificationError: an output has another shape, is not finite where the reference is, or differs by more than
-            floating-point accuracy; or the original cannot be run without the removed units.
+            floating-point accuracy; the original cannot be run without the removed units; or on this example the model
+            has other groups than those that were cut.
     """
     with evaluating(model):
         drawing = draw(model, example, **pruned.graph.settings)
+    _require_same_groups(drawing.graph, pruned, example)
     return verified(model, drawing, pruned, example)
+
+
+def _require_same_groups(drawn: Graph, pruned: HasPlan, example: Any) -> None:
+    """Another form of example may take another way through the model, with other groups: nothing can be compared."""
+    if drawn.fingerprint == pruned.graph.fingerprint:
+        return
+    for name in (cut.group for cut in pruned.plan.cuts):
+        found = drawn[name].size if name in drawn else None
+        if found != pruned.graph[name].size:
+            has = "there is no such group" if found is None else f"it has {found} units"
+            raise VerificationError(
+                f"on this example ({describe_example(example)}) the model has other groups than those that were cut: "
+                f"{name!r} had {pruned.graph[name].size} units, here {has} (fingerprint {pruned.graph.fingerprint}, "
+                f"here {drawn.fingerprint}). Verify on an example like the one that was traced, of its shape and dtype."
+            )
 
 
 def verified(model: nn.Module, drawing: Drawing, pruned: HasPlan, example: Any) -> Verification:
@@ -241,7 +258,9 @@ def _silent(model: nn.Module, graph: Graph, plan: Plan) -> Iterator[None]:
             return type(output)([torch.zeros_like(output[0]), *output[1:]])
 
     def same(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
-        return args[0] if args else next(iter(kwargs.values()))
+        # As the output lies in memory: operators are chosen by that.
+        with _disable_current_modes():
+            return torch.empty_like(output).copy_(args[0] if args else next(iter(kwargs.values())))
 
     with ExitStack() as stack:
         for edit in plan.drops:

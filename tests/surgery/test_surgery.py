@@ -13,7 +13,7 @@ from nervure import Cut, Drop, Graph, Keep, Link, Magnitude, Mask, Plan, apply, 
 from nervure.errors import PlanError, VerificationError
 from nervure.surgery import masks_after
 from nervure.zoo import build
-from tests.networks import NETWORKS
+from tests.networks import NETWORKS, seeded
 
 IMAGE = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
@@ -94,6 +94,25 @@ def test_an_original_that_cannot_be_run_without_the_removed_units_is_said_so() -
         prune(Moody(), torch.randn(2, 4), Magnitude(keep=0.5))
 
 
+def test_an_example_that_goes_another_way_through_the_model_is_said_so() -> None:
+    class Way(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.more, self.last = nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.first(x)
+            return self.last(self.more(y).relu() if len(x) > 4 else y)
+
+    model, long, short = seeded(Way), torch.randn(6, 4), torch.randn(2, 4)
+    pruned = prune(model, long, Magnitude(keep=0.5))
+    assert verify(model, pruned, long[:5])
+    with pytest.raises(VerificationError, match=r"on this example \(\(2, 4\) float32\).*'more' had 8 units.*no such"):
+        verify(model, pruned, short)
+    with pytest.raises(PlanError, match="another shape or dtype"):
+        prune(model, short, pruned.plan)
+
+
 def test_one_unit_left_before_a_mean_is_no_failure_of_the_check() -> None:
     model, example = NETWORKS["channel_attention"].factory(), NETWORKS["channel_attention"].example()
     assert prune(model, example, Magnitude(keep=0.05, scope="layer")).verification is not None
@@ -142,6 +161,49 @@ def test_every_kind_of_block_can_be_dropped(name: str, kind: str) -> None:
     pruned = result(model, graph, Plan((Drop(blocks[0].name), Drop(blocks[-1].name))))
     verify(model, pruned, IMAGE)
     assert trace(pruned.model, IMAGE).prunable
+
+
+def test_a_layer_whose_input_lies_otherwise_in_memory_than_its_output_can_be_dropped() -> None:
+    """Operators are chosen by memory layout: the original must run the same ones with the layer silent."""
+
+    class Detector(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.out = nn.Conv2d(3, 16, 3, stride=4), nn.Linear(16, 2)
+            self.encoder = nn.TransformerEncoder(
+                nn.TransformerEncoderLayer(16, 2, 20, 0.0), 2, enable_nested_tensor=False
+            )
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(self.encoder(self.stem(x).flatten(2).permute(2, 0, 1)))
+
+    model = seeded(Detector)
+    graph = trace(model, IMAGE)
+    pruned = result(model, graph, Plan((Drop("encoder.layers.0"),)))
+    assert verify(model, pruned, IMAGE)
+    x = model.stem(IMAGE).flatten(2).permute(2, 0, 1)
+    assert torch.allclose(pruned.model(IMAGE), model.out(model.encoder.layers[1](x)), atol=1e-5)
+
+
+def test_what_listens_to_another_stream_as_well_can_be_dropped() -> None:
+    class Decoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.read, self.out = nn.Linear(6, 8), nn.Linear(6, 8), nn.Linear(8, 3)
+            self.layers = nn.ModuleList(nn.TransformerDecoderLayer(8, 2, 12, 0.0, batch_first=True) for _ in "ab")
+
+        def forward(self, x: Tensor, memory: Tensor) -> Tensor:
+            x, memory = self.stem(x), self.read(memory)
+            for layer in self.layers:
+                x = layer(x, memory)
+            return self.out(x)
+
+    model, example = seeded(Decoder), (torch.randn(2, 5, 6), torch.randn(2, 7, 6))
+    graph = trace(model, example)
+    assert {"layers.1.multihead_attn", "layers.1"} <= {b.name for b in graph.blocks if not b.pinned}
+    for block in ("layers.1.multihead_attn", "layers.1"):
+        pruned = result(model, graph, Plan((*half(graph).edits, Drop(block))))
+        assert verify(model, pruned, example)
 
 
 def test_masks_are_exact_zeros_and_follow_a_cut() -> None:
