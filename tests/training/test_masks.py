@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from nervure.errors import ArgumentError
+from nervure.errors import ArgumentError, NervureWarning
 from nervure.training import hold, masks_of
 
 OPTIMIZERS = {
@@ -213,3 +213,103 @@ def test_masks_of_a_model_leave_biases_and_dense_weights_alone():
     assert masks_of(model, only=["1.bias"])["1.bias"].tolist() == [False, False]
     with pytest.raises(ArgumentError, match=r"Did you mean '2.weight'"):
         masks_of(model, only=["2.wieght"])
+
+
+def test_in_one_line_a_sparse_model_keeps_its_zeros_and_the_rest_learns():
+    model = network()
+    masks = some_masks(model)
+    hold(model, torch.optim.SGD(model.parameters(), lr=0.1), masks).remove()
+    before = copy.deepcopy(model)
+    optimizer = OPTIMIZERS["adamw"](model.parameters())
+    held = hold(model, optimizer)
+    assert held.masks.keys() == masks.keys()
+    take_steps(model, optimizer, 20)
+    assert_zero_where_masked(model, optimizer, masks)
+    assert all((model.get_parameter(n)[m] != before.get_parameter(n)[m]).all() for n, m in masks.items())
+    assert (model[3].bias != before[3].bias).all()
+
+
+def test_a_dense_model_has_no_zeros_to_keep_and_is_refused():
+    model = network()
+    with pytest.raises(ArgumentError, match=r"no weight of this model holds a zero.*Give masks"):
+        hold(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    hold(model, torch.optim.SGD(model.parameters(), lr=0.1), {})
+
+
+def test_a_matrix_of_zeros_is_left_free_with_a_warning_unless_it_is_named():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    with torch.no_grad():
+        model[0].weight[:, 1] = 0
+        model[1].weight.zero_()
+    with pytest.warns(NervureWarning, match=r"'1.weight': zero throughout.*only="):
+        held = hold(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    assert held.masks.keys() == {"0.weight"}
+    assert not masks_of(model, only=["1.weight"])["1.weight"].any()
+
+
+def test_a_few_zeros_by_accident_are_held_too_unless_least_says_what_counts_as_sparse():
+    model = nn.Sequential(nn.Linear(20, 20), nn.Linear(20, 20))
+    with torch.no_grad():
+        model[0].weight[0, 0] = 0
+        model[1].weight[:, ::2] = 0
+    assert masks_of(model).keys() == {"0.weight", "1.weight"}
+    assert masks_of(model, least=0.01).keys() == masks_of(model, least=0.5).keys() == {"1.weight"}
+    assert not masks_of(model, least=0.51)
+    with pytest.raises(ArgumentError, match=r"least=1.0 is not in \[0, 1\)"):
+        masks_of(model, least=1.0)
+
+
+def test_early_zeroes_gradients_with_the_backward_pass_until_it_lets_go():
+    model = nn.Linear(3, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    held = hold(model, optimizer, {"weight": torch.tensor([[True, False, True]])}, early=True)
+    for _ in range(2):
+        model(torch.ones(2, 3)).sum().backward()
+    assert model.weight.grad.tolist() == [[4.0, 0.0, 4.0]]
+    held.update({"weight": torch.tensor([[False, True, True]])})
+    optimizer.zero_grad()
+    model(torch.ones(2, 3)).sum().backward()
+    assert model.weight.grad.tolist() == [[0.0, 2.0, 2.0]]
+    twin = copy.deepcopy(model)
+    twin(torch.ones(2, 3)).sum().backward()
+    held.remove()
+    optimizer.zero_grad()
+    model(torch.ones(2, 3)).sum().backward()
+    assert model.weight.grad.tolist() == twin.weight.grad.tolist() == [[2.0, 2.0, 2.0]]
+
+
+class Normed(torch.optim.Optimizer):
+    """A step of length one over all entries: what is masked would shorten that of the others."""
+
+    def __init__(self, params):
+        super().__init__(params, {})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.sub_(p.grad / p.grad.norm())
+
+
+def test_optimizers_whose_entries_see_each_other_do_not_see_what_is_masked():
+    model = nn.Linear(3, 1, bias=False)
+    optimizer = Normed(model.parameters())
+    hold(model, optimizer, {"weight": torch.tensor([[True, False, False]])})
+    before = model.weight[0, 0].item()
+    model(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    assert model.weight[0].tolist() == pytest.approx([before - 1, 0, 0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16, torch.complex64, torch.complex128])
+def test_masked_bits_are_zero_in_every_precision_and_in_any_layout(dtype):
+    model = nn.ParameterDict({"weight": torch.empty(4, 4, 3, 3, dtype=dtype).to(memory_format=torch.channels_last)})
+    weight, mask = model["weight"], torch.rand(4, 4, 3, 3) < 0.5
+    with torch.no_grad():
+        weight.fill_(-float("inf"))
+        weight[0, 0] = float("nan")
+    kept = weight.detach()[mask].clone()
+    hold(model, torch.optim.SGD(model.parameters(), lr=0.1), {"weight": mask})
+    raw = torch.view_as_real(weight.detach()) if dtype.is_complex else weight.detach()
+    assert not raw[~mask].contiguous().view(torch.uint8).any()
+    assert torch.allclose(weight.detach()[mask], kept, equal_nan=True)
