@@ -40,7 +40,16 @@ class PlanError(NervureError):
 
 
 class BudgetError(NervureError):
-    """No plan can meet the budget that was asked."""
+    """No plan can meet the budget that was asked.
+
+    Attributes:
+        layer: the layer that needs most of it, where one is to blame.
+        least: what it takes, in the unit of the budget (weights, ...), where that is known.
+    """
+
+    def __init__(self, message: str, *, layer: str = "", least: int | None = None) -> None:
+        super().__init__(message)
+        self.layer, self.least = layer, least
 
 
 class ScoreError(NervureError):

@@ -14,8 +14,8 @@ edit                   scale        meaning
 
 import base64
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, TypeAlias, final
 
 import numpy as np
@@ -96,10 +96,20 @@ class Cut:
 @final
 @dataclass(frozen=True, slots=True)
 class Mask:
-    """Entries of parameter ``tensor`` are held at zero where ``keep`` (of the parameter's shape) is False."""
+    """Entries of parameter ``tensor`` are held at zero where ``keep`` (of the parameter's shape) is False.
+
+    Attributes:
+        tensor: name of the parameter.
+        keep: True survives.
+        gain: what survives is multiplied by this, e.g. to make up for the inputs that left.
+        shuffled: a seed: the parameter's entries change places at random before it is masked, which draws a parameter
+            that is still at its initialisation anew from the same distribution. None: they stay.
+    """
 
     tensor: str
     keep: Keep
+    gain: float = 1.0
+    shuffled: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "keep", Keep.of(self.keep))
@@ -115,12 +125,49 @@ class Drop:
 
 @final
 @dataclass(frozen=True, slots=True)
+class Route:
+    """The way of a skip connection: where it begins and ends, and what it does to the signal.
+
+    Attributes:
+        reads: the module whose (first) input enters; empty: the output of the first layer that writes the source.
+        joins: the module to whose output it is added; empty: the first layer that writes the target.
+        stride: step of a convolution along each spatial axis; empty: 1. Sizes that differ still are averaged.
+        norm: whether it has a batch norm of its own.
+        activation: its own non-linearity, a key of ``nervure.surgery.link.ACTIVATIONS``; empty: none.
+        std: standard deviation of its weights at the start; 0: it starts silent.
+        seed: fixes the weights at the start.
+        gate: start of a trained number that its output is multiplied by; None: there is none.
+    """
+
+    reads: str = ""
+    joins: str = ""
+    stride: tuple[int, ...] = ()
+    norm: bool = False
+    activation: str = ""
+    std: float = 0.0
+    seed: int = 0
+    gate: float | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "stride", tuple(self.stride))
+
+
+@final
+@dataclass(frozen=True, slots=True)
 class Link:
-    """A sparse skip connection from group ``source`` to group ``target``; ``keep`` is [target size, source size]."""
+    """A sparse skip connection from group ``source`` to group ``target``.
+
+    Attributes:
+        source: the group whose units enter; may be empty where ``route.reads`` says it.
+        target: the group whose units it adds to; may be empty where ``route.joins`` says it.
+        keep: the connections that are made, [target size, source size, *kernel].
+        route: where exactly it goes, and through what.
+    """
 
     source: str
     target: str
     keep: Keep
+    route: Route = Route()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "keep", Keep.of(self.keep))
@@ -200,7 +247,10 @@ class Plan:
             )
         lines += [(m.tensor, f"{m.keep.size:>5} -> {m.keep.count:<5}", "connections masked") for m in self.masks]
         lines += [(d.block, "", f"block dropped ({', '.join(graph.block(d.block).modules)})") for d in self.drops]
-        lines += [(f"{e.source} => {e.target}", f"+{e.keep.count}", "skip connections") for e in self.links]
+        lines += [
+            (f"{e.route.reads or e.source} => {e.route.joins or e.target}", f"+{e.keep.count}", "skip connections")
+            for e in self.links
+        ]
         width = max(len(name) for name, _, _ in lines)
         text = [f"{name:<{width}}  {change:<16} {note}".rstrip() for name, change, note in lines]
         total, left = graph.macs(), graph.macs(keeps)
@@ -261,13 +311,21 @@ def _scaled(number: float) -> str:
 
 def _edit_to_json(edit: Edit) -> dict[str, Any]:
     kind = next(name for name, cls in EDITS.items() if isinstance(edit, cls))
-    values = {name: getattr(edit, name) for name in edit.__slots__}
-    return {"edit": kind} | {k: v.to_json() if isinstance(v, Keep) else v for k, v in values.items()}
+    # What is as ever is left out, so that older versions read it too.
+    values = {f.name: getattr(edit, f.name) for f in fields(edit) if getattr(edit, f.name) != f.default}
+    return {"edit": kind} | {k: _PARTS[k][0](v) if k in _PARTS else v for k, v in values.items()}
 
 
 def _edit_from_json(data: Mapping[str, Any]) -> Edit:
-    fields: dict[str, Any] = {k: Keep.from_json(v) if k == "keep" else v for k, v in data.items() if k != "edit"}
+    given = {k: v for k, v in data.items() if k != "edit"}
     try:
-        return EDITS[data["edit"]](**fields)
+        return EDITS[data["edit"]](**{k: _PARTS[k][1](v) if k in _PARTS else v for k, v in given.items()})
     except (KeyError, TypeError) as error:
-        raise PlanError(f"{data.get('edit')!r} with {sorted(fields)} is not an edit.") from error
+        raise PlanError(f"{data.get('edit')!r} with {sorted(given)} is not an edit.") from error
+
+
+_PARTS: Mapping[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
+    "keep": (Keep.to_json, Keep.from_json),
+    "route": (lambda route: asdict(route) | {"stride": list(route.stride)}, lambda data: Route(**data)),
+}
+"""Fields that are values of their own: how they become plain data and how they come back."""

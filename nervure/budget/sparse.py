@@ -186,7 +186,9 @@ def _affordable(stalls: Mapping[str, Stall], density: float) -> int:
     raise BudgetError(
         f"density={density:g} leaves {budget} of {whole} weights, but it takes {max(needed, 1)} to keep every output "
         f"connected; layer {name!r} alone takes {_needs(stall)} of its {int(stall.price.sum())}. "
-        f"Give density={least:g} or more."
+        f"Give density={least:g} or more.",
+        layer=name,
+        least=max(needed, 1),
     )
 
 

@@ -56,7 +56,7 @@ _KEEPS_ZERO = frozenset(
 
 
 @dataclass(slots=True)
-class _Wiring:
+class Wiring:
     """Who makes and who uses each value of the first run on a tape."""
 
     tape: Tape
@@ -71,8 +71,9 @@ class _Wiring:
     times: dict[str, int] = field(default_factory=dict)
 
     @staticmethod
-    def of(tape: Tape) -> "_Wiring":
-        wiring = _Wiring(tape)
+    def of(tape: Tape) -> "Wiring":
+        """Read it off a tape."""
+        wiring = Wiring(tape)
         stop = len(tape.entries) if tape.training_from is None else tape.training_from
         wiring.above = {number: 1 << number for number in tape.inputs}
         for index, entry in enumerate(tape.entries[:stop]):
@@ -111,7 +112,7 @@ def _bits(mask: int) -> list[int]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Branch:
+class Branch:
     """Values from ``entry`` (exclusive) to ``exit`` (inclusive)."""
 
     entry: int
@@ -133,14 +134,14 @@ def is_doubtful(drawing: Drawing, block: Block) -> bool:
 
 
 def _blocks_of(drawing: Drawing) -> tuple[Block, ...]:
-    wiring = _Wiring.of(drawing.flow.tape)
+    wiring = Wiring.of(drawing.flow.tape)
     found: list[tuple[int, Block]] = []
     identity: dict[int, int] = {}
     for index, entry in enumerate(drawing.flow.tape.entries):
         if not isinstance(entry, Entry) or entry.outs[:1] == () or entry.outs[0].id not in wiring.above:
             continue
         if entry.name in ("add", "add_"):
-            branch, shortcut_is_identity = _residual(wiring, entry)
+            branch, shortcut_is_identity = residual(wiring, entry)
             if branch is not None:
                 if shortcut_is_identity:
                     identity[entry.outs[0].id] = branch.entry
@@ -152,7 +153,8 @@ def _blocks_of(drawing: Drawing) -> tuple[Block, ...]:
     return _named(drawing, wiring, [block for _, block in sorted(found, key=lambda item: item[0])])
 
 
-def _residual(wiring: _Wiring, entry: Entry) -> tuple[_Branch | None, bool]:
+def residual(wiring: Wiring, entry: Entry) -> tuple[Branch | None, bool]:
+    """The branch that an addition ends (None where there is none), and whether what it is added to is its input."""
     refs = [r for r in entry.args[:2] if isinstance(r, Ref) and r.id in wiring.above]
     shape = wiring.tape.shape(entry.outs[0])
     if len(refs) != 2 or any(wiring.tape.shape(r) != shape for r in refs):
@@ -163,7 +165,7 @@ def _residual(wiring: _Wiring, entry: Entry) -> tuple[_Branch | None, bool]:
     start = common.bit_length() - 1
     sides = [frozenset(_bits(wiring.above[r.id] & ~wiring.above[start])) for r in refs]
     branches = [
-        _Branch(start, r.id, side)
+        Branch(start, r.id, side)
         for r, side in zip(refs, sides, strict=True)
         if side and _is_closed(wiring, start, r.id, side, wiring.made[entry.outs[0].id])
     ]
@@ -171,7 +173,7 @@ def _residual(wiring: _Wiring, entry: Entry) -> tuple[_Branch | None, bool]:
     return (branches[0] if branches else None), not all(sides)
 
 
-def _is_closed(wiring: _Wiring, start: int, stop: int, values: frozenset[int], user: int) -> bool:
+def _is_closed(wiring: Wiring, start: int, stop: int, values: frozenset[int], user: int) -> bool:
     """Whether everything inside is heard only inside, its end only by ``user``.
 
     What it hears is ``start`` or something that ``start`` was made of (the other end of a cross-attention, say).
@@ -192,7 +194,7 @@ def _outs(entry: Entry | WriteBack) -> Sequence[Ref]:
     return entry.outs if isinstance(entry, Entry) else (entry.out,)
 
 
-def _calls_inside(wiring: _Wiring, values: frozenset[int]) -> list[ModuleCall]:
+def _calls_inside(wiring: Wiring, values: frozenset[int]) -> list[ModuleCall]:
     """The largest module calls that compute nothing but these values, in running order."""
     entries = {wiring.made[v] for v in values}
     inside = [
@@ -215,7 +217,7 @@ def _calls_inside(wiring: _Wiring, values: frozenset[int]) -> list[ModuleCall]:
     return sorted(largest, key=lambda c: (c.start, c.stop))
 
 
-def _block(drawing: Drawing, wiring: _Wiring, branch: _Branch, kind: str) -> Block | None:
+def _block(drawing: Drawing, wiring: Wiring, branch: Branch, kind: str) -> Block | None:
     flow = drawing.flow
     calls = _calls_inside(wiring, branch.values)
     alone = [c for c in calls if wiring.times[c.name] == 1]
@@ -234,7 +236,7 @@ def _block(drawing: Drawing, wiring: _Wiring, branch: _Branch, kind: str) -> Blo
     return Block(alone[0].name, names, kind, silences=silences)
 
 
-def _is_heard_outside(wiring: _Wiring, call: ModuleCall, values: frozenset[int]) -> bool:
+def _is_heard_outside(wiring: Wiring, call: ModuleCall, values: frozenset[int]) -> bool:
     """Whether a value that the call makes beside the branch's own (a table of positions, say) is used after it."""
     made = {o.id for i in range(call.start, call.stop) for o in _outs(wiring.tape.entries[i])} - values
     return any(user >= call.stop for value in made for user in wiring.used.get(value, []))
@@ -244,7 +246,7 @@ def _has_weights(flow: Flow, call: ModuleCall) -> bool:
     return any(name.startswith(f"{call.name}.") for name in flow.tape.named.values())
 
 
-def _silences(drawing: Drawing, wiring: _Wiring, branch: _Branch, calls: Sequence[ModuleCall]) -> tuple[Silence, ...]:
+def _silences(drawing: Drawing, wiring: Wiring, branch: Branch, calls: Sequence[ModuleCall]) -> tuple[Silence, ...]:
     """Run the branch with its modules aside on empty tensors: which zeros have to be made, and of what shape."""
     tape = wiring.tape
     seen: dict[int, Tensor] = {branch.entry: torch.empty(tape.shape(Ref(branch.entry)), device="meta")}
@@ -334,7 +336,7 @@ def _same_units(flow: Flow, a: Space, b: Space, axis: int) -> bool:
 # -- dense connections -------------------------------------------------------------------------------------------
 
 
-def _dense(drawing: Drawing, wiring: _Wiring, entry: Entry) -> Iterable[Block]:
+def _dense(drawing: Drawing, wiring: Wiring, entry: Entry) -> Iterable[Block]:
     """New channels that are put beside old ones: parts of a concatenation that are a whole group of their own."""
     parts = [r for r in entry.args[0] if r.id in wiring.above]
     for ref in parts[1:]:
@@ -349,7 +351,7 @@ def _dense(drawing: Drawing, wiring: _Wiring, entry: Entry) -> Iterable[Block]:
         starts = {n for v in values for n in wiring.active(wiring.made[v])} - values
         if not starts or not all(1 << s & others for s in starts):
             continue
-        block = _block(drawing, wiring, _Branch(max(starts), ref.id, frozenset(values)), "dense")
+        block = _block(drawing, wiring, Branch(max(starts), ref.id, frozenset(values)), "dense")
         if block is None or block.pinned or group.is_pinned or not _is_made_by(group, block):
             continue
         last = block.silences[-1]
@@ -377,7 +379,7 @@ def _whole_group(drawing: Drawing, layers: Sequence[Layer]) -> Group | None:
     return group if group.size == len(np.unique(roots)) else None
 
 
-def _exclusive(wiring: _Wiring, stop: int) -> set[int]:
+def _exclusive(wiring: Wiring, stop: int) -> set[int]:
     """Values that serve nothing but ``stop``, going back from it."""
     values = {stop}
     queue = [stop]
@@ -396,7 +398,7 @@ def _exclusive(wiring: _Wiring, stop: int) -> set[int]:
 # -- whole modules -----------------------------------------------------------------------------------------------
 
 
-def _whole_modules(wiring: _Wiring, identity: dict[int, int]) -> list[tuple[int, Block]]:
+def _whole_modules(wiring: Wiring, identity: dict[int, int]) -> list[tuple[int, Block]]:
     """Modules that are a chain of two or more residual branches, normed between them or not: they can step aside."""
     found = []
     normed = _normed(wiring)
@@ -415,7 +417,7 @@ def _whole_modules(wiring: _Wiring, identity: dict[int, int]) -> list[tuple[int,
     return [(at, b) for at, b in found if not any(o.name.startswith(f"{b.name}.") for _, o in found)]
 
 
-def _normed(wiring: _Wiring) -> dict[int, int]:
+def _normed(wiring: Wiring) -> dict[int, int]:
     """For each output of a layer norm what it was made of: in a post-norm network it stands behind every branch."""
     found = {}
     for index, entry in enumerate(wiring.tape.entries):
@@ -424,7 +426,7 @@ def _normed(wiring: _Wiring) -> dict[int, int]:
     return found
 
 
-def _named(drawing: Drawing, wiring: _Wiring, blocks: Sequence[Block]) -> tuple[Block, ...]:
+def _named(drawing: Drawing, wiring: Wiring, blocks: Sequence[Block]) -> tuple[Block, ...]:
     """Unique names: the parent where all modules share one that has no other block, else the heaviest module."""
     sizes: dict[str, int] = {}
     for number, tensor in drawing.flow.tape.named.items():

@@ -13,6 +13,7 @@ from nervure.methods.grasp import GraSP
 from nervure.methods.lookup import Methods, named
 from nervure.methods.magnitude import Magnitude
 from nervure.methods.mint import MINT
+from nervure.methods.n2nskip import N2NSkip
 from nervure.methods.random import Random
 from nervure.methods.slimming import Slimming
 from nervure.methods.snacs import SNACS
@@ -32,6 +33,7 @@ METHODS = Methods(
         GraSP,
         MINT,
         Magnitude,
+        N2NSkip,
         Random,
         SNACS,
         SNIP,
@@ -67,6 +69,7 @@ __all__ = [
     "GraSP",
     "Magnitude",
     "Method",
+    "N2NSkip",
     "Random",
     "Slimming",
     "SynFlow",

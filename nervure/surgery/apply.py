@@ -16,7 +16,7 @@ from nervure.graph.types import Graph
 from nervure.plan import Cut, Drop, Link, Mask, Plan
 from nervure.surgery.cut import copied_without, kept_positions, sliced, tensor_of
 from nervure.surgery.drop import drop
-from nervure.surgery.link import link
+from nervure.surgery.link import link, wire_masks, wire_names
 
 
 def apply(model: nn.Module, graph: Graph, plan: Plan) -> nn.Module:
@@ -40,14 +40,16 @@ def apply(model: nn.Module, graph: Graph, plan: Plan) -> nn.Module:
 
 def _edited(model: nn.Module, graph: Graph, plan: Plan) -> nn.Module:
     keeps = keeps_of(graph, plan)
-    masks = masks_after(graph, plan)
+    masks, wires = _masks(graph, plan, keeps), iter(wire_names(graph, plan))
     result = copied_without(model, graph, keeps)
-    for name, mask in masks.items():
-        _lay_on(tensor_of(result, name), mask)
+    for mask in plan.masks:
+        _start_over(tensor_of(result, mask.tensor), mask)
+    for name, keep in masks.items():
+        _lay_on(tensor_of(result, name), keep)
     for edit in sorted(plan, key=lambda e: isinstance(e, Drop)):
         match edit:
             case Link():
-                link(result, graph, edit, keeps)
+                link(result, graph, edit, keeps, next(wires))
             case Drop(block):
                 drop(result, graph, graph.block(block), keeps)
             case Cut() | Mask():
@@ -100,6 +102,19 @@ def keeps_of(graph: Graph, plan: Plan) -> dict[str, np.ndarray]:
     return keeps
 
 
+def _start_over(parameter: Tensor, mask: Mask) -> None:
+    """Draw a parameter anew, and make it larger or smaller, as its mask says."""
+    if has_shape_only(parameter) or (mask.shuffled is None and mask.gain == 1):
+        return
+    if mask.shuffled is not None and mask.keep.shape != tuple(parameter.shape):
+        raise PlanError(f"mask of {mask.tensor!r} draws anew what this plan also cuts: cut first, then mask.")
+    with torch.no_grad():
+        if mask.shuffled is not None:
+            order = torch.randperm(parameter.numel(), generator=torch.Generator().manual_seed(mask.shuffled))
+            parameter.copy_(parameter.reshape(-1)[order.to(parameter.device)].reshape(parameter.shape))
+        parameter.mul_(mask.gain)
+
+
 def _lay_on(parameter: Tensor, keep: Tensor) -> None:
     if has_shape_only(parameter):
         return
@@ -109,8 +124,12 @@ def _lay_on(parameter: Tensor, keep: Tensor) -> None:
 
 
 def masks_after(graph: Graph, plan: Plan) -> dict[str, Tensor]:
-    """The masks of ``plan`` in the shapes that the edited model's parameters have."""
-    keeps: Mapping[str, np.ndarray] = keeps_of(graph, plan)
+    """The masks of ``plan`` in the shapes that the edited model's parameters have, those of its links included."""
+    keeps = keeps_of(graph, plan)
+    return _masks(graph, plan, keeps) | wire_masks(graph, plan, keeps)
+
+
+def _masks(graph: Graph, plan: Plan, keeps: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
     masks: dict[str, Tensor] = {}
     for edit in plan.masks:
         if edit.tensor not in graph.tensors:

@@ -12,6 +12,7 @@ from nervure.graph.types import Graph, Group, Slot
 from nervure.plan import Cut, Keep, Mask, Plan
 from nervure.stats import measure
 from nervure.surgery.apply import apply, masks_after
+from nervure.surgery.link import linked_groups
 
 
 def compact(
@@ -39,7 +40,7 @@ def compact(
     if (model is None) != (example is None):
         raise ArgumentError("model= and example= go together: what channels say is seen by running the model.")
     made = plan if isinstance(plan, Plan) else _plan(graph, plan)
-    linked = {name for link in made.links for name in (link.source, link.target)}
+    linked = {name for link in made.links for name in linked_groups(graph, link)}
     candidates = [group for group in graph.prunable if not group.notes and group.name not in linked]
     keeps = {group.name: torch.ones(group.size, dtype=torch.bool) for group in candidates}
     for cut in made.cuts:

@@ -1,10 +1,13 @@
-"""Links: a sparse skip connection from what one layer writes to what another writes.
+"""Links: a sparse skip connection from what one module is given, or puts out, to what another puts out.
 
-The two layers keep their class name, parameters and places: each becomes a subclass of itself that, after its own
-forward, hands its output to a shared signal or adds the linked signal to it. Copies of a model keep pairs together.
+The two modules keep their class name, parameters and places: each becomes a subclass of itself that hands its input or
+its output to a shared signal, or adds the linked signal to its output. Copies of a model keep pairs together.
 """
 
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -14,8 +17,26 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nervure.errors import PlanError
-from nervure.graph.types import Graph
-from nervure.plan import Link
+from nervure.graph.types import Axis, Graph, Units
+from nervure.plan import Link, Plan
+
+ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "silu": F.silu,
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+    "leaky_relu": F.leaky_relu,
+    "elu": F.elu,
+    "hardtanh": F.relu6,
+    "hardswish": F.hardswish,
+    "mish": F.mish,
+    "softplus": F.softplus,
+}
+"""Non-linearities by the names that operators have (bounded ones are those from 0 to 6)."""
+
+MATRIX = 2
+"""Axes of a weight that has no kernel."""
 
 
 class Signal:
@@ -25,78 +46,177 @@ class Signal:
         self.value: Tensor | None = None
 
 
+@dataclass(eq=False)
+class Ends:
+    """The links that begin and end at a module: what it hands on, and what it adds, by the name of the wire."""
+
+    given: list[Signal] = field(default_factory=list)
+    said: list[Signal] = field(default_factory=list)
+    added: list[tuple[str, Signal]] = field(default_factory=list)
+
+
 class Wire(nn.Module):
-    """A masked linear map from the units of a source to the units of a target, resampled in space where they differ.
+    """The way of a link: a linear map or a convolution without bias, then norm, non-linearity and gate as asked.
 
     Attributes:
-        weight: [target units, source units], zero where ``mask`` is False.
-        mask: boolean buffer of the same shape.
+        map: its weight is [target units, source units, *kernel], zero where the link keeps nothing. Whoever trains it
+            holds these zeros like those of any mask (``Pruned.masks`` has them).
     """
 
-    mask: Tensor
+    map: nn.Linear | nn.modules.conv._ConvNd
 
-    def __init__(self, keep: Tensor, last: bool, like: Tensor) -> None:
+    def __init__(self, link: Link, keep: Tensor, like: Tensor) -> None:
         super().__init__()
-        # Zero start: a fresh link leaves the function as it was, so that training decides what it carries.
-        self.weight = nn.Parameter(torch.zeros(keep.shape, dtype=like.dtype, device=like.device))
-        self.register_buffer("mask", keep.to(like.device))
-        self.last = last
+        route, (outputs, inputs, *kernel) = link.route, keep.shape
+        place: Mapping[str, Any] = {"dtype": like.dtype, "device": like.device}
+        self.map = _map(inputs, outputs, tuple(kernel), route.stride or (1,) * len(kernel), place)
+        drawn = torch.randn(keep.shape, generator=torch.Generator().manual_seed(route.seed)) * route.std
+        with torch.no_grad():
+            self.map.weight.copy_(drawn.masked_fill(~keep, 0))
+        self.norm = _NORMS[max(1, len(kernel))](outputs, **place) if route.norm else None
+        self.gate = None if route.gate is None else nn.Parameter(torch.full((), route.gate, **place))
+        self.activation = route.activation
 
     def forward(self, signal: Tensor, target: Tensor) -> Tensor:
-        """What arrives at ``target`` [batch, units, ...] from ``signal``."""
-        weight = self.weight * self.mask
-        if self.last:
-            return F.linear(signal, weight)
-        signal = F.conv2d(signal, weight[:, :, None, None]) if signal.dim() == 4 else F.linear(signal, weight)
-        if signal.dim() == 4 and signal.shape[2:] != target.shape[2:]:
-            signal = F.adaptive_avg_pool2d(signal, list(target.shape[2:]))  # type: ignore[arg-type]
-        return signal
+        """What arrives at ``target`` from ``signal``, both [batch, units, ...], or [..., units] for a linear map."""
+        x: Tensor = self.map(signal)
+        if not isinstance(self.map, nn.Linear) and x.shape[2:] != target.shape[2:]:
+            x = _POOLS[x.dim() - 2](x, list(target.shape[2:]))
+        if self.norm is not None:
+            x = self.norm(x) if not isinstance(self.map, nn.Linear) else self.norm(x.flatten(0, -2)).reshape(x.shape)
+        if self.activation:
+            x = ACTIVATIONS[self.activation](x)
+        return x if self.gate is None else x * self.gate
+
+
+def _map(
+    inputs: int, outputs: int, kernel: tuple[int, ...], stride: tuple[int, ...], place: Mapping[str, Any]
+) -> nn.Linear | nn.modules.conv._ConvNd:
+    # Made empty: drawing weights here would use up the user's random numbers.
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Initializing zero-element")
+        if not kernel:
+            flat: nn.Linear = nn.utils.skip_init(nn.Linear, inputs, outputs, bias=False, **place)
+            return flat
+        pads = tuple((side - 1) // 2 for side in kernel)
+        found: nn.modules.conv._ConvNd = nn.utils.skip_init(
+            _CONVOLUTIONS[len(kernel)], inputs, outputs, kernel, stride, pads, bias=False, **place
+        )
+        return found
+
+
+_CONVOLUTIONS: Mapping[int, type[nn.modules.conv._ConvNd]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+_NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+_POOLS: Mapping[int, Callable[..., Tensor]] = {
+    1: F.adaptive_avg_pool1d,
+    2: F.adaptive_avg_pool2d,
+    3: F.adaptive_avg_pool3d,
+}
 
 
 @cache
-def _source_class(kind: type[nn.Module]) -> type[nn.Module]:
+def _linked(kind: type[nn.Module]) -> type[nn.Module]:
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        ends: Ends = self.__dict__["_ends"]
+        for signal in ends.given:
+            signal.value = args[0] if args else next(iter(kwargs.values()))
         out = kind.forward(self, *args, **kwargs)
-        for signal in self.__dict__["_signals"]:
-            signal.value = out
-        return out
-
-    return type(kind.__name__, (kind,), {"forward": forward, "__module__": kind.__module__, "_links_out": True})
-
-
-@cache
-def _target_class(kind: type[nn.Module]) -> type[nn.Module]:
-    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        out = kind.forward(self, *args, **kwargs)
-        for name, signal in self.__dict__["_wired"]:
+        for name, signal in ends.added:
             value, signal.value = signal.value, None
             if value is not None:
                 out = out + getattr(self, name)(value, out)
+        for signal in ends.said:
+            signal.value = out
         return out
 
-    return type(kind.__name__, (kind,), {"forward": forward, "__module__": kind.__module__, "_links_in": True})
+    return type(kind.__name__, (kind,), {"forward": forward, "__module__": kind.__module__, "_is_linked": True})
 
 
-def link(model: nn.Module, graph: Graph, edit: Link, keeps: Mapping[str, np.ndarray]) -> None:
-    """Insert the connection of ``edit`` into ``model`` in place; raises PlanError where its ends do not fit."""
-    source, target = _writer(graph, edit.source), _writer(graph, edit.target)
-    keep = edit.keep.tensor()
-    wanted = (graph[edit.target].size, graph[edit.source].size)
-    if tuple(keep.shape) != wanted:
+def link(model: nn.Module, graph: Graph, edit: Link, keeps: Mapping[str, np.ndarray], name: str) -> None:
+    """Insert the connection of ``edit`` into ``model`` in place, as the module ``name`` (see :func:`wire_names`).
+
+    Raises:
+        PlanError: its ends are not there or do not fit.
+    """
+    if edit.route.activation not in ("", *ACTIVATIONS):
         raise PlanError(
-            f"link {edit.source!r} -> {edit.target!r}: keep has shape {tuple(keep.shape)}, the groups {wanted}."
+            f"{_called(edit)}: activation {edit.route.activation!r} is not one of {', '.join(ACTIVATIONS)}."
         )
-    for axis, group in enumerate((edit.target, edit.source)):
-        if group in keeps:
-            keep = keep.index_select(axis, torch.from_numpy(np.flatnonzero(keeps[group])))
-    first, second = model.get_submodule(source), model.get_submodule(target)
-    signal = Signal()
-    _become(first, _source_class, "_links_out", "_signals").append(signal)
-    wired = _become(second, _target_class, "_links_in", "_wired")
-    name = f"link_{len(wired)}"
-    like = next(second.parameters())
-    setattr(second, name, Wire(keep, isinstance(second, nn.Linear), like))
-    wired.append((name, signal))
+    first, second = _module(model, edit, _source(graph, edit)), _module(model, edit, _target(graph, edit))
+    signal, like = Signal(), next(model.parameters())
+    begin, end = _become(first), _become(second)
+    (begin.given if edit.route.reads else begin.said).append(signal)
+    key = name.rpartition(".")[2]
+    setattr(second, key, Wire(edit, link_mask(graph, edit, keeps), like).train(model.training))
+    end.added.append((key, signal))
+
+
+def wire_names(graph: Graph, plan: Plan) -> list[str]:
+    """What the wire of each link of ``plan`` is called in the edited model, e.g. ``"fc3.link_0"``."""
+    names: list[str] = []
+    for edit in plan.links:
+        stem = f"{_target(graph, edit)}.link_"
+        there = {tensor.removeprefix(stem).partition(".")[0] for tensor in graph.tensors if tensor.startswith(stem)}
+        names.append(f"{stem}{len(there) + sum(name.startswith(stem) for name in names)}")
+    return names
+
+
+def wire_masks(graph: Graph, plan: Plan, keeps: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
+    """The masks of the links of ``plan`` by the name of their weight, once groups keep these units."""
+    names = wire_names(graph, plan)
+    return {f"{name}.map.weight": link_mask(graph, edit, keeps) for name, edit in zip(names, plan.links, strict=True)}
+
+
+def link_mask(graph: Graph, edit: Link, keeps: Mapping[str, np.ndarray]) -> Tensor:
+    """``edit.keep`` in the shape of the wire's weight, without the units that leave; PlanError where it cannot fit."""
+    keep = edit.keep.tensor()
+    ends = _ends(graph, edit)
+    wanted = tuple(keep.shape[i] if axis is None else axis.size for i, axis in enumerate(ends))
+    if keep.ndim < MATRIX or keep.shape[:2] != wanted:
+        raise PlanError(f"{_called(edit)}: keep has shape {tuple(keep.shape)}, the ends {wanted}.")
+    for number, axis in enumerate(ends):
+        if axis is None and keeps:
+            raise PlanError(f"{_called(edit)} ends at a module without weights, where no cut can follow: link later.")
+        if axis is not None:
+            keep = keep.index_select(number, torch.from_numpy(np.flatnonzero(axis.kept(keeps))))
+    if not edit.route.joins and keep.ndim == MATRIX:
+        # Between whole groups a matrix says which maps are joined: by kernels of one position.
+        keep = keep.reshape(*keep.shape, *[1] * (len(graph.tensors[f"{_target(graph, edit)}.weight"]) - MATRIX))
+    return keep
+
+
+def linked_groups(graph: Graph, edit: Link) -> set[str]:
+    """The groups whose units enter a link or are added to."""
+    ends = _ends(graph, edit)
+    named = {name for name in (edit.source, edit.target) if name}
+    return named | {group for axis in ends if axis is not None for group, _ in axis.parts}
+
+
+@contextmanager
+def silenced(model: nn.Module, names: Iterable[str]) -> Iterator[None]:
+    """The wires of these names add nothing while this lasts."""
+    wanted = set(names)
+    found = [(name, m.__dict__["_ends"]) for name, m in model.named_modules() if "_ends" in m.__dict__]
+    before = [ends.added for _, ends in found]
+    try:
+        for name, ends in found:
+            ends.added = [(key, signal) for key, signal in ends.added if f"{name}.{key}" not in wanted]
+        yield
+    finally:
+        for (_, ends), added in zip(found, before, strict=True):
+            ends.added = added
+
+
+def _called(edit: Link) -> str:
+    return f"link {edit.route.reads or edit.source!r} -> {edit.route.joins or edit.target!r}"
+
+
+def _source(graph: Graph, edit: Link) -> str:
+    return edit.route.reads or _writer(graph, edit.source)
+
+
+def _target(graph: Graph, edit: Link) -> str:
+    return edit.route.joins or _writer(graph, edit.target)
 
 
 def _writer(graph: Graph, name: str) -> str:
@@ -106,9 +226,34 @@ def _writer(graph: Graph, name: str) -> str:
     return writers[0].tensor.rpartition(".")[0]
 
 
-def _become(module: nn.Module, make: Callable[..., type[nn.Module]], flag: str, key: str) -> list[Any]:
-    if not getattr(type(module), flag, False):
-        module.__class__ = make(type(module))
-        module.__dict__[key] = []
-    held: list[Any] = module.__dict__[key]
-    return held
+def _module(model: nn.Module, edit: Link, name: str) -> nn.Module:
+    try:
+        return model.get_submodule(name)
+    except AttributeError as error:
+        raise PlanError(f"{_called(edit)}: the model has no module {name!r}.") from error
+
+
+def _ends(graph: Graph, edit: Link) -> tuple[Axis | None, Axis | None]:
+    """What lies along the two axes of a link's weight; None at a module whose own weight does not tell."""
+    size = (*edit.keep.shape, 0, 0)
+    return (
+        _axis(graph, edit.target, edit.route.joins, 0, size[0]),
+        _axis(graph, edit.source, edit.route.reads, 1, size[1]),
+    )
+
+
+def _axis(graph: Graph, group: str, module: str, side: int, size: int) -> Axis | None:
+    if not module:
+        return Axis(graph[group].size, ((group, Units(range(graph[group].size))),))
+    # Norms have their units along their only axis, grouped convolutions those of one group.
+    axes = [graph.axes[number] for number in graph.tensors.get(f"{module}.weight", ())][: side + 1]
+    return axes[-1] if axes and axes[-1].size == size else None
+
+
+def _become(module: nn.Module) -> Ends:
+    if not getattr(type(module), "_is_linked", False):
+        kind: Any = type(module)
+        module.__class__ = _linked(kind)
+        module.__dict__["_ends"] = Ends()
+    ends: Ends = module.__dict__["_ends"]
+    return ends

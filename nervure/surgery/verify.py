@@ -24,6 +24,7 @@ from nervure.graph.trace import Drawing, draw
 from nervure.graph.types import Graph
 from nervure.plan import Plan
 from nervure.surgery.apply import apply, keeps_of
+from nervure.surgery.link import silenced, wire_names
 
 TOLERANCES: Mapping[torch.dtype, float] = {
     torch.float64: 1e-9,
@@ -108,7 +109,9 @@ def _require_same_groups(drawn: Graph, pruned: HasPlan, example: Any) -> None:
 
 def verified(model: nn.Module, drawing: Drawing, pruned: HasPlan, example: Any) -> Verification:
     """As :func:`verify`, where the model was drawn already."""
-    with evaluating(model), evaluating(pruned.model):
+    # A link adds what the original has not: what is compared is the rest.
+    added = silenced(pruned.model, wire_names(pruned.graph, pruned.plan))
+    with evaluating(model), evaluating(pruned.model), added:
         outcome = compare(
             reference(model, drawing, pruned.graph, pruned.plan, example), outputs_of(pruned.model, example)
         )
