@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -29,6 +30,7 @@ from nervure import (
     Link,
     Magnitude,
     Mask,
+    N2NSkip,
     Plan,
     Random,
     Slimming,
@@ -92,8 +94,10 @@ MASKING: tuple[Method, ...] = (
     ERK(density=0.4),
     ERK(density=0.5, distribution="uniform", granularity="block", block=(2, 1), seed=3),
     Wanda(density=0.5),
+    N2NSkip(density=0.5, span=2),
+    N2NSkip(density=0.4, share=0.3, first=ERK(), span=2, granularity="element", norm=True, reinit=True, seed=2),
 )
-"""Methods that mask weights."""
+"""Methods that mask weights; some of them lay links too."""
 
 DROPPING: tuple[Method, ...] = (
     Energy(keep=0.9, budget="macs", target="labels", rounds=1),
@@ -234,7 +238,10 @@ def a_method_keeps_the_laws(c: Case, method: Method) -> None:
     assert eval(repr(method), vars(nervure) | {}) == method
     assert Plan.from_json(json.loads(json.dumps(pruned.plan.to_json()))) == pruned.plan
     cost = count(pruned.model, c.example)
-    assert price(pruned.graph, pruned.plan) == (cost.params, cost.macs)
+    links = pruned.plan.links
+    alone = replace(pruned.plan, edits=tuple(edit for edit in pruned.plan if edit not in links))
+    counted = count(apply(c.model, c.graph, alone), c.example) if links else cost
+    assert price(pruned.graph, pruned.plan) == (counted.params, counted.macs)
     assert cost == pruned.cost_after
     assert all(g.size > 0 for g in trace(pruned.model, c.example).groups)
     the_result_is_an_ordinary_model(pruned.model, c.example)

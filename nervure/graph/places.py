@@ -98,7 +98,8 @@ class _Finder:
         self.wiring = Wiring.of(self.drawing.flow.tape)
         self.layers = list(self._layers())
         names = [e.name.removesuffix("_") for e in self.wiring.tape.entries if isinstance(e, Entry)]
-        self.usual = Counter(["relu", *(name for name in names if name in BENT)]).most_common(1)[0][0]
+        used = Counter(name for name in names if name in BENT)
+        self.usual = max(used, key=used.__getitem__, default="relu")
 
     def found(self, span: int, reach: int | None) -> Iterator[Place]:
         """All places."""
