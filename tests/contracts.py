@@ -15,7 +15,9 @@ import nervure
 from nervure import (
     ERK,
     FPGM,
+    GMP,
     MINT,
+    SET,
     SNACS,
     SNIP,
     Activation,
@@ -35,6 +37,7 @@ from nervure import (
     Random,
     Slimming,
     SynFlow,
+    Synthesis,
     Taylor,
     Wanda,
     apply,
@@ -96,6 +99,9 @@ MASKING: tuple[Method, ...] = (
     Wanda(density=0.5),
     N2NSkip(density=0.5, span=2),
     N2NSkip(density=0.4, share=0.3, first=ERK(), span=2, granularity="element", norm=True, reinit=True, seed=2),
+    SET(density=0.5),
+    GMP(density=0.3, start=0.6),
+    Synthesis(density=0.6, start=0.45),
 )
 """Methods that mask weights; some of them lay links too."""
 

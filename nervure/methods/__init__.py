@@ -9,16 +9,20 @@ from nervure.methods.energy import Energy
 from nervure.methods.erk import ERK
 from nervure.methods.fisher import Fisher
 from nervure.methods.fpgm import FPGM
+from nervure.methods.gmp import GMP
 from nervure.methods.grasp import GraSP
 from nervure.methods.lookup import Methods, named
 from nervure.methods.magnitude import Magnitude
 from nervure.methods.mint import MINT
 from nervure.methods.n2nskip import N2NSkip
 from nervure.methods.random import Random
+from nervure.methods.rigl import RigL
+from nervure.methods.set import SET
 from nervure.methods.slimming import Slimming
 from nervure.methods.snacs import SNACS
 from nervure.methods.snip import SNIP
 from nervure.methods.synflow import SynFlow
+from nervure.methods.synthesis import Synthesis
 from nervure.methods.taylor import Taylor
 from nervure.methods.wanda import Wanda
 
@@ -30,15 +34,19 @@ METHODS = Methods(
         Energy,
         FPGM,
         Fisher,
+        GMP,
         GraSP,
         MINT,
         Magnitude,
         N2NSkip,
         Random,
+        RigL,
+        SET,
         SNACS,
         SNIP,
         Slimming,
         SynFlow,
+        Synthesis,
         Taylor,
         Wanda,
     ]
@@ -57,8 +65,10 @@ def method_from(name: str, **options: Any) -> Method:
 __all__ = [
     "ERK",
     "FPGM",
+    "GMP",
     "METHODS",
     "MINT",
+    "SET",
     "SNACS",
     "SNIP",
     "Activation",
@@ -71,8 +81,10 @@ __all__ = [
     "Method",
     "N2NSkip",
     "Random",
+    "RigL",
     "Slimming",
     "SynFlow",
+    "Synthesis",
     "Taylor",
     "View",
     "Wanda",

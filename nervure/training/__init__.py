@@ -1,19 +1,32 @@
-"""Training: a short loop, objectives, schedules, and masks that hold while it runs."""
+"""Training: a short loop, objectives, schedules, masks that hold while it runs, and rewiring by methods."""
 
-from nervure.training.loop import History, Hook, Step, train
+from nervure.training.loop import History, train
 from nervure.training.masks import Held, Masks, hold, masks_of, same_everywhere
 from nervure.training.norms import recalibrate
 from nervure.training.objectives import Objective, cross_entropy, distilled, label_smoothing
+from nervure.training.rewires import Change, Event, Ground, Judge, Moment, Rewires, Turnover, mean_density
+from nervure.training.rewiring import Rewiring
 from nervure.training.schedules import Schedule, constant, cosine, onecycle
+from nervure.training.step import Hook, Remembers, Setting, Step
 
 __all__ = [
+    "Change",
+    "Event",
+    "Ground",
     "Held",
     "History",
     "Hook",
+    "Judge",
     "Masks",
+    "Moment",
     "Objective",
+    "Remembers",
+    "Rewires",
+    "Rewiring",
     "Schedule",
+    "Setting",
     "Step",
+    "Turnover",
     "constant",
     "cosine",
     "cross_entropy",
@@ -21,6 +34,7 @@ __all__ = [
     "hold",
     "label_smoothing",
     "masks_of",
+    "mean_density",
     "onecycle",
     "recalibrate",
     "same_everywhere",

@@ -22,15 +22,23 @@ FORMAT = 1
 KEY = "nervure.training"
 
 
-def save_run(path: Path, model: nn.Module, optimizer: Optimizer, held: Held, notes: Mapping[str, Any]) -> None:
-    """Write weights, buffers, the optimizer's state, masks and ``notes`` (plain data) to ``path``.
+def save_run(
+    path: Path,
+    model: nn.Module,
+    optimizer: Optimizer,
+    held: Held,
+    notes: Mapping[str, Any],
+    extra: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Write weights, buffers, the optimizer's state, masks, ``notes`` (plain data) and ``extra`` tensors to ``path``.
 
     Raises:
         FileError: if the file cannot be written.
         ArgumentError: if the model's state holds something other than tensors.
     """
-    moments, plain = _optimizer_state(optimizer)
+    moments, plain = optimizer_state(optimizer)
     tensors = _named("model", _model_state(model)) | _named("mask", dict(held.masks)) | _named("optimizer", moments)
+    tensors |= _named("extra", extra or {})
     header = {KEY: json.dumps({"format": FORMAT, "optimizer": plain, **notes})}
     # Copies: the format refuses tied weights, and they cost nothing beside the file.
     copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
@@ -40,8 +48,8 @@ def save_run(path: Path, model: nn.Module, optimizer: Optimizer, held: Held, not
 
 def load_run(
     path: Path, model: nn.Module, optimizer: Optimizer, held: Held, settings: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Put what :func:`save_run` wrote back in place, and return its notes.
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Put what :func:`save_run` wrote back in place, and return its notes and its extra tensors.
 
     Args:
         path: the file.
@@ -56,13 +64,13 @@ def load_run(
     tensors, notes = _read(path)
     _require_same(path, notes.get("settings", {}), settings)
     state = model.state_dict()
-    saved = _under("model", tensors)
+    saved = under("model", tensors)
     if {n: t.shape for n, t in saved.items()} != {n: t.shape for n, t in state.items()}:
         raise FileError(f"the checkpoint {path} is of another model. Delete it to begin anew, or give another path.")
     model.load_state_dict(saved)
-    _load_optimizer(optimizer, _under("optimizer", tensors), notes["optimizer"])
-    held.update(_under("mask", tensors))
-    return notes
+    load_optimizer(optimizer, under("optimizer", tensors), notes["optimizer"])
+    held.update(under("mask", tensors))
+    return notes, under("extra", tensors)
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -79,7 +87,9 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _require_same(path: Path, saved: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
-    differences = [f"{k}={saved.get(k)!r} there, {v!r} here" for k, v in asked.items() if saved.get(k) != v]
+    differences = [
+        f"{k}={saved.get(k)!r} there, {asked.get(k)!r} here" for k in {**asked, **saved} if saved.get(k) != asked.get(k)
+    ]
     if differences:
         raise FileError(
             f"the checkpoint {path} belongs to a run with other settings: {'; '.join(differences)}. "
@@ -95,14 +105,15 @@ def _model_state(model: nn.Module) -> dict[str, Tensor]:
     return state
 
 
-def _optimizer_state(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and plain numbers of the state, by ``index.name``."""
+def optimizer_state(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and plain numbers of an optimizer's state, by ``index.name``."""
     flat = {f"{i}.{key}": v for i, state in optimizer.state_dict()["state"].items() for key, v in state.items()}
     tensors = {name: value for name, value in flat.items() if isinstance(value, Tensor)}
     return tensors, {name: value for name, value in flat.items() if name not in tensors}
 
 
-def _load_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> None:
+def load_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> None:
+    """Put what :func:`optimizer_state` gave back in place."""
     state: dict[int, dict[str, Any]] = {}
     for name, value in {**tensors, **plain}.items():
         index, key = name.split(".", 1)
@@ -114,5 +125,6 @@ def _named(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {f"{prefix}.{name}": tensor for name, tensor in tensors.items()}
 
 
-def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names begin with ``prefix.``, by the rest of their names."""
     return {n.removeprefix(f"{prefix}."): t for n, t in tensors.items() if n.startswith(f"{prefix}.")}

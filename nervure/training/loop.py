@@ -4,17 +4,20 @@ An *objective* gives the loss, a *schedule* the learning rate, and *hooks* look 
 and the optimizer; a hook may answer with new masks, which is how a network is rewired while it trains.
 """
 
+import hashlib
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, final, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils._pytree import tree_leaves
 
 from nervure.check import require_choice, require_positive
 from nervure.errors import ArgumentError, DataError
@@ -23,10 +26,13 @@ from nervure.evaluation.metrics import evaluate
 from nervure.graph.example import evaluating
 from nervure.progress import length
 from nervure.progress import progress as progress_bar
-from nervure.training.checkpoint import load_run, save_run
+from nervure.training.checkpoint import load_run, save_run, under
 from nervure.training.masks import Held, Masks, hold
 from nervure.training.objectives import Objective, classifies, cross_entropy
+from nervure.training.rewires import Event, Rewires
+from nervure.training.rewiring import Rewiring
 from nervure.training.schedules import SCHEDULES, Schedule
+from nervure.training.step import Hook, Remembers, Setting, Step
 
 MakeOptimizer: TypeAlias = Callable[[list[nn.Parameter]], Optimizer]
 OPTIMIZERS = ("sgd", "adamw")
@@ -38,35 +44,6 @@ class CountsEpochs(Protocol):
     """Data whose order follows from the number of the epoch, such as ``split.batches(...)``."""
 
     epoch: int
-
-
-@final
-@dataclass(frozen=True, slots=True, eq=False)
-class Step:
-    """What a hook sees: gradients are there, the optimizer has not moved yet.
-
-    Attributes:
-        number: steps done before this one, over all epochs; 0 for the first.
-        epoch: epochs done before this one.
-        done: share of the training done before this step, in [0, 1).
-        loss: the loss of this batch.
-        batch: inputs and labels, on the model's device.
-        model: the model in training mode; ``.grad`` is whole, also where masks hold zeros.
-        optimizer: the optimizer about to step.
-        masks: the masks as they are now, by parameter name; True stays.
-    """
-
-    number: int
-    epoch: int
-    done: float
-    loss: float
-    batch: Batch
-    model: nn.Module
-    optimizer: Optimizer
-    masks: Masks
-
-
-Hook: TypeAlias = Callable[[Step], Masks | None]
 
 
 @final
@@ -82,6 +59,7 @@ class History:
         seconds: wall time in all, of interrupted parts too.
         interrupted: whether this run was stopped once and went on from its checkpoint.
         masks: the masks at the end, by parameter name; not compared, not part of the JSON.
+        events: what hooks that rewire did, first what was there at the start; empty without such hooks.
     """
 
     loss: tuple[float, ...]
@@ -90,6 +68,7 @@ class History:
     seconds: float
     interrupted: bool = False
     masks: Masks = field(default_factory=dict, compare=False, repr=False)
+    events: tuple[Event, ...] = field(default=(), repr=False)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data: everything but the masks."""
@@ -99,7 +78,17 @@ class History:
             "steps": self.steps,
             "seconds": self.seconds,
             "interrupted": self.interrupted,
+            "events": [event.to_json() for event in self.events],
         }
+
+
+@dataclass(slots=True)
+class _Part:
+    """An epoch under way: its number of batches done, and the sums so far."""
+
+    batches: int = 0
+    loss: float = 0.0
+    samples: float = 0.0
 
 
 @dataclass(slots=True)
@@ -112,16 +101,19 @@ class _Log:
     earlier: float = 0.0
     interrupted: bool = False
     start: float = field(default_factory=time.perf_counter)
+    part: _Part = field(default_factory=_Part)
+    # Of torch, where the epoch under way is gone on with from its middle.
+    random: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def seconds(self) -> float:
         return self.earlier + time.perf_counter() - self.start
 
-    def history(self, masks: Masks) -> History:
+    def history(self, masks: Masks, hooks: Sequence[Hook]) -> History:
         copies = {name: mask.clone() for name, mask in masks.items()}
-        return History(
-            tuple(self.loss), tuple(self.validation), self.steps, self.seconds, self.interrupted, masks=copies
-        )
+        events = tuple(event for hook in hooks if isinstance(hook, Remembers) for event in hook.events)
+        past = (tuple(self.loss), tuple(self.validation), self.steps, self.seconds, self.interrupted)
+        return History(*past, masks=copies, events=events)
 
 
 @final
@@ -153,7 +145,7 @@ def train(  # noqa: PLR0913 - one keyword per choice that a recipe makes
     weight_decay: float = 5e-4,
     schedule: str | Schedule = "onecycle",
     objective: Objective = cross_entropy,
-    hooks: Sequence[Hook] = (),
+    hooks: Sequence[Hook | Rewires] = (),
     masks: Masks | None = None,
     validation: Data | None = None,
     seed: int = 0,
@@ -166,8 +158,9 @@ def train(  # noqa: PLR0913 - one keyword per choice that a recipe makes
 
     With ``checkpoint``, the state is saved before the first epoch and after each one, and a run whose file exists goes
     on from there, to the same weights as if it had never stopped (given data and hooks that depend on torch's random
-    numbers and the epoch only). After Ctrl-C the file holds the last whole epoch: a step cut in half is no state to
-    go on from. A finished file gives its result at once; delete it to train anew.
+    numbers and the epoch only). After Ctrl-C the file holds the last whole epoch, or the last event of a method that
+    rewires: a step cut in half is no state to go on from. A finished file gives its result at once; delete it to train
+    anew.
 
     Args:
         model: trained in place.
@@ -183,7 +176,8 @@ def train(  # noqa: PLR0913 - one keyword per choice that a recipe makes
             factor on the peak rate.
         objective: a function (model, batch) -> scalar loss.
         hooks: functions of a :class:`Step`, called in order between backward pass and optimizer; masks that one returns
-            replace all masks.
+            replace all masks. A method that rewires (``SET``, ``RigL``, ``GMP``, ``Synthesis``) is a hook too: it
+            begins with its own first masks, or with ``masks`` where they are given.
         masks: parameter name -> bool tensor, True stays; the rest is held at zero, moments included.
         validation: batches whose accuracy is measured after each epoch; where their labels are floating (numbers to
             come close to, such as embeddings), the mean of the objective over samples instead.
@@ -206,13 +200,19 @@ def train(  # noqa: PLR0913 - one keyword per choice that a recipe makes
     with _own_random_numbers(seed, place), _left_in_evaluation(model):
         per_epoch = _look_over(model, data, validation, objective, place)
         stepper = _optimizer(model, optimizer, lr, momentum, weight_decay)
+        taken = tuple(Rewiring(hook) if isinstance(hook, Rewires) else hook for hook in hooks)
+        beginning = [hook for hook in taken if isinstance(hook, Remembers)]
+        if beginning:
+            first, steps = _first(data, seed), epochs * per_epoch
+            seen = (to_device(first[0], place), masks or {}, seed, steps, per_epoch, validation, place)
+            masks = _begun(beginning, Setting(model, *seen, _digest(first)))
         with hold(model, stepper, masks or {}) as held:
             run = _Run(
                 model,
                 stepper,
                 held,
                 objective,
-                tuple(hooks),
+                taken,
                 _schedule(schedule),
                 tuple(group["lr"] for group in stepper.param_groups),
                 place,
@@ -229,34 +229,95 @@ def train(  # noqa: PLR0913 - one keyword per choice that a recipe makes
                 "schedule": _word(schedule),
                 "seed": seed,
                 "precision": precision,
-            }
+            } | _rewirings(taken)
             save = _checkpointer(checkpoint, run, log, settings)
             with progress_bar("training", (epochs - len(log.loss)) * per_epoch, enabled=progress) as advance:
                 for epoch in range(len(log.loss), epochs):
                     # Anew for each epoch, so that a run that goes on draws what it would have drawn.
                     torch.manual_seed(_epoch_seed(seed, epoch))
-                    log.loss.append(_train_epoch(run, data, epoch, log, advance))
+                    log.loss.append(_train_epoch(run, data, epoch, log, advance, save))
                     if validation is not None:
                         log.validation.append(_validated(run, validation))
                     save()
-            return log.history(held.masks)
+            return log.history(held.masks, taken)
 
 
-def _train_epoch(run: _Run, data: Data, epoch: int, log: _Log, advance: Callable[[], None]) -> float:
+def _first(data: Data, seed: int) -> Batch:
+    """The first batch of the first epoch."""
+    torch.manual_seed(_epoch_seed(seed, 0))
+    if isinstance(data, CountsEpochs):
+        data.epoch = 0
+    return next(pairs(data))
+
+
+def _begun(hooks: Sequence[Remembers], setting: Setting) -> Masks:
+    """The masks to begin with, once every hook has said its own."""
+    for hook in hooks:
+        setting = replace(setting, masks=hook.begin(setting))
+    return setting.masks
+
+
+def _digest(value: Any) -> str:
+    """A few letters that follow from the contents of nested tensors."""
+    digest = hashlib.sha256()
+    for tensor in tree_leaves(value):
+        if isinstance(tensor, Tensor):
+            whole = tensor.detach().cpu().contiguous()
+            digest.update(
+                f"{tuple(whole.shape)}{whole.dtype}".encode() + whole.view(-1).view(torch.uint8).numpy().tobytes()
+            )
+    return digest.hexdigest()[:16]
+
+
+def _rewirings(hooks: Sequence[Hook]) -> dict[str, Any]:
+    named = [repr(hook) for hook in hooks if isinstance(hook, Remembers)]
+    return {"rewiring": named} if named else {}
+
+
+def _train_epoch(
+    run: _Run, data: Data, epoch: int, log: _Log, advance: Callable[[], None], save: Callable[[], None]
+) -> float:
     run.model.train()
     if isinstance(data, CountsEpochs):
         # Else the order would follow from what the data were used for before, and from where a run was stopped.
         data.epoch = epoch
-    total = samples = 0.0
-    for number, batch in enumerate(pairs(data)):
+    before, part = log.part.batches, log.part
+    batches = pairs(data)
+    for _ in itertools.islice(batches, before):
+        advance()
+    _draw_on(log, run.place)
+    for number, batch in enumerate(batches, start=before):
         done = (epoch + min(number / run.per_epoch, 1.0)) / run.epochs
+        events = _events(run.hooks)
         loss = _train_step(run, to_device(batch, run.place), log.steps, epoch, done)
-        total += loss * len(batch[1])
-        samples += len(batch[1])
+        part.loss += loss * len(batch[1])
+        part.samples += len(batch[1])
+        part.batches = number + 1
         log.steps += 1
         advance()
+        if _events(run.hooks) != events:
+            save()
     _require_finite_weights(run.model, epoch)
-    return total / samples
+    log.part = _Part()
+    return part.loss / part.samples
+
+
+def _events(hooks: Sequence[Hook]) -> int:
+    return sum(len(hook.events) for hook in hooks if isinstance(hook, Remembers))
+
+
+def _random_state(place: torch.device) -> dict[str, Tensor]:
+    state = {"cpu": torch.get_rng_state()}
+    return state | ({"cuda": torch.cuda.get_rng_state(place)} if place.type == "cuda" else {})
+
+
+def _draw_on(log: _Log, place: torch.device) -> None:
+    """Where the epoch was stopped in its middle, draw the random numbers that it would have drawn next."""
+    if "cpu" in log.random:
+        torch.set_rng_state(log.random["cpu"])
+    if "cuda" in log.random and place.type == "cuda":
+        torch.cuda.set_rng_state(log.random["cuda"], place)
+    log.random = {}
 
 
 def _validated(run: _Run, validation: Data) -> float:
@@ -391,15 +452,24 @@ def _checkpointer(checkpoint: str | Path | None, run: _Run, log: _Log, settings:
         return lambda: None
     path = Path(checkpoint)
 
+    hooks = [hook for hook in run.hooks if isinstance(hook, Remembers)]
+
     def save() -> None:
-        notes = log.history({}).to_json() | {"settings": settings}
-        save_run(path, run.model, run.optimizer, run.held, notes)
+        states = [hook.state() for hook in hooks]
+        notes = log.history({}, ()).to_json() | {"settings": settings, "part": asdict(log.part)}
+        extra = {f"hook.{i}.{name}": t for i, (tensors, _) in enumerate(states) for name, t in tensors.items()}
+        if log.part.batches:
+            extra |= {f"random.{name}": state for name, state in _random_state(run.place).items()}
+        save_run(path, run.model, run.optimizer, run.held, notes | {"hooks": [told for _, told in states]}, extra)
 
     if path.exists():
-        notes = load_run(path, run.model, run.optimizer, run.held, settings)
+        notes, extra = load_run(path, run.model, run.optimizer, run.held, settings)
+        for i, (hook, told) in enumerate(zip(hooks, notes.get("hooks", ()), strict=True)):
+            hook.restore(under(f"hook.{i}", extra), told)
         log.loss, log.validation = notes["loss"], notes["validation"]
         log.steps, log.earlier = notes["steps"], notes["seconds"]
         log.interrupted = notes["interrupted"] or len(log.loss) < run.epochs
+        log.part, log.random = _Part(**notes.get("part", {})), under("random", extra)
     else:
         save()
     return save

@@ -1,0 +1,71 @@
+"""GMP: gradual magnitude pruning. Train, and let the smallest weights go little by little.
+
+Zhu and Gupta, "To prune, or not to prune: exploring the efficacy of pruning for model compression", 2017.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal, final
+
+import torch
+
+from nervure.budget.rewiring import Counts, Ramp
+from nervure.budget.sparse import Distribution
+from nervure.check import require_choice, require_fraction
+from nervure.errors import ArgumentError
+from nervure.methods.base import View
+from nervure.methods.rewiring import Masked, Rewired
+from nervure.methods.sparse import Field
+from nervure.scores.sites import Site
+from nervure.training.rewires import Moment
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class GMP(Rewired):
+    """Let the smallest weights go along a cubic, from all of them to ``density``; what is gone stays away.
+
+    ``train(model, data, hooks=[GMP(density=0.1)])``. ``distribution="uniform"`` is the paper's.
+
+    Attributes:
+        start: density to begin with.
+        schedule: how the density falls from ``start`` to ``density``: ``"cubic"``, ``"linear"`` or ``"cosine"``.
+    """
+
+    used_to: ClassVar[int] = 30
+
+    distribution: Distribution = "global"
+    start: float = 1.0
+    schedule: Literal["cubic", "linear", "cosine"] = "cubic"
+
+    def check(self) -> None:
+        """Complain about a hyper-parameter that is out of range."""
+        Rewired.check(self)
+        object.__setattr__(self, "start", require_fraction(self.start, "start"))
+        require_choice(self.schedule, ("cubic", "linear", "cosine"), "schedule")
+        if self.start < self.density:
+            raise ArgumentError(
+                f"start={self.start:g} is below density={self.density:g}: weights only go. Give start={self.density:g} "
+                "or more."
+            )
+
+    @property
+    def first(self) -> float:
+        """The density to begin with."""
+        return self.start
+
+    def kept(self, view: View, field: Field) -> Masked:
+        """The masks to begin with: the largest weights."""
+        if self.start == 1:
+            return {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in field.weights.items()}
+        return self.best(field, {name: weight.abs() for name, weight in field.weights.items()}, self.start)
+
+    def staying(self, moment: Moment, sites: list[Site]) -> Counts | int:
+        """What the schedule says, never more than there is."""
+        whole = sum(site.mask.numel() * site.price for site in sites)
+        begun = sum(moment.start.values())
+        way = (moment.number + 1) / moment.events
+        return self.shared(moment, sites, round(Ramp(self.schedule, begun, round(self.density * whole))(way)))
+
+    def after(self, moment: Moment, sites: list[Site]) -> Counts | int:
+        """Nothing grows."""
+        return 0

@@ -1,0 +1,310 @@
+"""What methods share that rewire while a network trains: a start, a timetable, and events that drop and grow."""
+
+import math
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from nervure.budget.rewiring import Counts, Ramp, spared, thickened, thinned
+from nervure.budget.sparse import Distribution, distribute, erk
+from nervure.check import nearest, require_choice, require_fraction
+from nervure.errors import ArgumentError, BudgetError
+from nervure.graph.tape import named_tensors
+from nervure.methods.base import View
+from nervure.methods.sparse import Field, Guard, Sparse
+from nervure.scores.dropping import DROPS, drop_wants
+from nervure.scores.growth import GROWTH, Ask, Reading, wants_of
+from nervure.scores.sites import Site, noise
+from nervure.tracing import trace
+from nervure.training.masks import Masks, require_masks
+from nervure.training.rewires import Change, Ground, Judge, Moment
+
+Initial: TypeAlias = Literal["zero", "gauss", "first"]
+Masked: TypeAlias = dict[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Rewired(Sparse):
+    """Begin with masks, and change them at events of the training.
+
+    Attributes:
+        distribution: as of every method that masks weights. With ``"global"`` all layers compete at every event, with
+            the others each layer goes on with its share.
+        granularity: ``"element"`` or ``"kernel"``.
+        guard: ``"outputs"`` (and ``"paths"``, at the start): every output of every layer goes on hearing something;
+            ``"none"``.
+        every: steps from one event to the next; 0: as ``events`` says.
+        events: how many events, spread evenly; 0, where ``every`` is 0 too: as many as the method is used to, fewer
+            where the training is short.
+        begin: share of the training before the first event may be, in [0, 1).
+        end: share of the training after which there are no events, in (0, 1].
+        drop: which connections go first: a name in ``nervure.scores.dropping.DROPS``.
+        growth: which connections come first: a name in ``nervure.scores.growth.GROWTH``.
+        grace: events that a connection survives for certain after it grew.
+        initial: with what weight a connection begins: ``"zero"``, which leaves the function as it was; ``"gauss"``:
+            drawn with mean and deviation of the weights of its layer, times ``scale``; ``"first"``: what it had before
+            the training, times ``scale``.
+        scale: of what ``initial`` says.
+        rescale: at the start, multiply the weights that are there by ``sqrt(inputs / inputs that are there)`` of their
+            output, so that it varies as much as the whole would (Evci et al., "Gradient Flow in Sparse Neural Networks
+            and How Lottery Tickets Win", 2022). For networks that begin with fresh weights; masks that are given, and
+            outputs that are whole, are left alone.
+        seed: added to the seed of the training, so that either one draws another lot.
+    """
+
+    distribution: Distribution = "erk"
+    guard: Guard = "outputs"
+    every: int = 0
+    events: int = 0
+    begin: float = 0.0
+    end: float = 0.75
+    drop: str = "magnitude"
+    growth: str = "random"
+    grace: int = 0
+    initial: Initial = "zero"
+    scale: float = 0.1
+    rescale: bool = True
+    seed: int = 0
+
+    used_to: ClassVar[int] = 0
+    """Events that are spread over a training unless something else is asked; 0: one after each epoch."""
+    reading: ClassVar[Reading] = Reading()
+
+    def check(self) -> None:
+        """Complain about a hyper-parameter that is out of range."""
+        require_choice(self.granularity, ("element", "kernel"), "granularity")
+        require_choice(self.initial, ("zero", "gauss", "first"), "initial")
+        for name in ("every", "events", "grace", "seed"):
+            _require_whole(getattr(self, name), name, least=None if name == "seed" else 0)
+        if self.every and self.events:
+            raise ArgumentError(f"every={self.every} and events={self.events} both say when; give one of them.")
+        if not 0 <= self.begin < self.end <= 1:
+            raise ArgumentError(f"begin={self.begin!r} and end={self.end!r} must be shares with 0 <= begin < end <= 1.")
+        if not (isinstance(self.scale, int | float) and math.isfinite(self.scale)):
+            raise ArgumentError(f"scale={self.scale!r} must be a finite number.")
+        for name, rules in (("drop", DROPS), ("growth", GROWTH)):
+            if getattr(self, name) not in rules:
+                rule = getattr(self, name)
+                raise ArgumentError(f"{name}={rule!r} is no known rule.{nearest(rule, rules, listed=True)}")
+
+    @property
+    def hears(self) -> frozenset[str]:
+        """What is gathered at events."""
+        firsts = {"firsts"} if self.initial == "first" else set[str]()
+        return drop_wants(self.drop) | wants_of(self.growth, self._read()) | firsts
+
+    @property
+    def judge(self) -> Judge | None:
+        """Events are not judged."""
+        return None
+
+    @property
+    def first(self) -> float:
+        """The density to begin with."""
+        return self.density
+
+    def kept(self, view: View, field: Field) -> Masked:
+        """The masks to begin with: weights by lot."""
+        generator = torch.Generator().manual_seed(self.seed + view.seed)
+        # In double precision: in single, one in sixteen million numbers is drawn twice, and ties go by index.
+        lots = {
+            name: torch.rand(weight.shape, generator=generator, dtype=torch.float64)
+            for name, weight in field.weights.items()
+        }
+        return self.best(field, lots, self.first)
+
+    def ground(self, model: nn.Module, example: Any, masks: Masks, seed: int) -> Ground:
+        """Where connections can be, and which are there first.
+
+        Raises:
+            ArgumentError: masks that are given do not fit the model, or are of another density than this method's.
+            BudgetError: there is nothing to prune, or too little stays to keep every output connected.
+        """
+        require_masks(masks, dict(model.named_parameters(remove_duplicate=False)))
+        graph = trace(model, example)
+        weights = {name: tensor.detach() for name, tensor in named_tensors(model).items()}
+        view = View(graph, weights, None, seed, model, example)
+        field = Field.of(view, self.dense)
+        whole = {s.tensor: torch.ones(weights[s.tensor].shape, dtype=torch.bool) for s in field.sheets}
+        if any(name in masks for name in whole):
+            start = {name: masks[name].cpu() if name in masks else full for name, full in whole.items()}
+            self._require_density(start)
+            begin: Masked = {}
+        else:
+            chosen = {mask.tensor: mask.keep.tensor() for mask in self.plan(view).masks}
+            start = whole | chosen
+            begin = _rescaled(field, start) if self.rescale else {}
+        self._require_room(field, sum(mask.numel() for mask in start.values()))
+        return Ground(field.sheets, graph, start, begin)
+
+    def timetable(self, steps: int, per_epoch: int) -> tuple[int, ...]:
+        """The steps before which there is an event.
+
+        Raises:
+            ArgumentError: the training is too short for them.
+        """
+        first, last = self.begin * steps, self.end * steps
+        events = self.events or (0 if self.every else min(self.used_to, int(min(last, steps - 1) - first)))
+        if events:
+            each = (first + (last - first) * (i + 1) / events for i in range(events))
+            numbers = [min(round(number), steps - 1) for number in each]
+        else:
+            every = self.every or per_epoch
+            numbers = [n for n in range(every, steps, every) if first < n <= last]
+        if not numbers or numbers[0] < 1 or len(set(numbers)) < len(numbers):
+            wanted = f"events={self.events}" if self.events else f"every={self.every or f'epoch ({per_epoch} steps)'}"
+            raise ArgumentError(
+                f"{wanted} does not fit a training of {steps} steps with begin={self.begin:g} and end={self.end:g}: "
+                "there would be no event, or two at once. Train longer, or ask for other events."
+            )
+        return tuple(numbers)
+
+    def rewire(self, moment: Moment) -> Change:
+        """Drop the worst connections, then grow the best of the free places; counts are exact."""
+        sites = [site.in_kernels() if self.granularity == "kernel" else site for site in moment.sites]
+        chance = {s.name: noise(self.seed + moment.seed, moment.step, s.name) for s in sites}
+        spare = {s.name: spared(s, grace=self.grace, lifelines=self.guard != "none") for s in sites}
+        scores = {s.name: DROPS[self.drop](s, chance[s.name]) for s in sites}
+        kept = thinned(sites, scores, spare, self.staying(moment, sites))
+        left = [replace(s, mask=kept[s.name], weight=s.weight.masked_fill(~kept[s.name], 0), age=s.age) for s in sites]
+        masks = self._grown(left, self.after(moment, sites), chance)
+        spread = {s.name: s.weight.shape for s in moment.sites}
+        kept, masks = ({n: m.expand(spread[n]) for n, m in of.items()} for of in (kept, masks))
+        return Change(kept, masks, self._values(moment, masks, chance))
+
+    @abstractmethod
+    def staying(self, moment: Moment, sites: list[Site]) -> Counts | int:
+        """How many weights survive the dropping: by tensor, or in all."""
+
+    @abstractmethod
+    def after(self, moment: Moment, sites: list[Site]) -> Counts | int:
+        """How many weights there are after the growth: by tensor, or in all."""
+
+    def shared(self, moment: Moment, sites: list[Site], total: int) -> Counts | int:
+        """So many weights, shared as ``distribution`` says; no layer loses what it has now unless there are fewer."""
+        if self.distribution == "global":
+            return total
+        sizes = [site.mask.numel() * site.price for site in sites]
+        relative = [1.0] * len(sites)
+        if self.distribution == "erk":
+            laid = {site.name: moment_site.weight for site, moment_site in zip(sites, moment.sites, strict=True)}
+            relative = list(erk(laid, moment.kernels).values())
+        now = [site.count() for site in sites]
+        fewer = total < sum(now)
+        # A layer that only shrinks, or only grows, stays so: rounding must not make it do the other.
+        bounds = (now, self._floors(sites)) if fewer else (sizes, now)
+        scaled = [share * size / max(bound, 1) for share, size, bound in zip(relative, sizes, bounds[0], strict=True)]
+        shares = distribute(bounds[0], scaled, total, bounds[1])
+        return {site.name: share for site, share in zip(sites, shares, strict=True)}
+
+    def _grown(self, sites: list[Site], total: Counts | int, chance: Mapping[str, Any]) -> Masked:
+        masks = {site.name: site.mask for site in sites}
+        there = sum(site.count() for site in sites)
+        wanted = (total if isinstance(total, int) else sum(total.values())) - there
+        if wanted <= 0:
+            return masks
+        free = sum(int((~site.mask).sum()) * site.price for site in sites)
+        scores = {}
+        for site in sites:
+            mine = wanted * int((~site.mask).sum()) // max(free, 1)
+            count = mine if isinstance(total, int) else (total[site.name] - site.count()) // site.price
+            scores[site.name] = GROWTH[self.growth](site, Ask(max(count, 1), chance[site.name], self._read()))
+        return thickened(sites, masks, scores, total)
+
+    def _floors(self, sites: list[Site]) -> list[int]:
+        """The least each layer needs for every output to go on hearing."""
+        rows = [site.price * int(site.mask.flatten(1).any(1).sum()) for site in sites]
+        return rows if self.guard != "none" else [0] * len(sites)
+
+    def _read(self) -> Reading:
+        return self.reading
+
+    def _values(self, moment: Moment, masks: Masked, chance: Mapping[str, Any]) -> Masked:
+        if self.initial == "zero":
+            return {}
+        if self.initial == "first":
+            return {name: self.scale * first for name, first in moment.firsts.items()}
+        found = {}
+        for site in moment.sites:
+            there = site.weight[site.mask]
+            mean, spread = (float(there.mean()), float(there.std(correction=0))) if len(there) else (0.0, 0.0)
+            # Two uniform draws make a normal one (Box and Muller, 1958).
+            first, second = chance[site.name](site.weight.shape), chance[site.name](site.weight.shape)
+            normal = (-2 * first.log()).sqrt() * (2 * math.pi * second).cos()
+            found[site.name] = (self.scale * (mean + spread * normal)).float()
+        return found
+
+    def _require_density(self, start: Masked) -> None:
+        there, whole = (
+            sum(map(int, n)) for n in ((m.sum() for m in start.values()), (m.numel() for m in start.values()))
+        )
+        if abs(there - self.first * whole) > max(1.0, 0.01 * self.first * whole):
+            raise ArgumentError(
+                f"the masks given hold {there} of {whole} weights, a density of {there / whole:.4g}, but "
+                f"{type(self).__name__} begins with {self.first:g}. Give masks of that density, or none, or the "
+                "method that density."
+            )
+
+    def _require_room(self, field: Field, whole: int) -> None:
+        """Every output keeps a connection, so there must be so many in the end."""
+        whole_kernels = self.granularity == "kernel"
+        rows = sum(len(w) * (w.shape[2] if whole_kernels else 1) for w in field.weights.values())
+        if self.guard != "none" and round(self.density * whole) < rows:
+            least = math.ceil(rows / whole * 1e6) / 1e6
+            raise BudgetError(
+                f"density={self.density:g} leaves {round(self.density * whole)} of {whole} weights, but it takes "
+                f'{rows} to keep every output connected. Give density={least:g} or more, or guard="none".'
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Exchanging(Rewired):
+    """At every event a fraction of the connections is exchanged for others, exactly as many.
+
+    Attributes:
+        fraction: of the connections (of each layer, unless the distribution is global) exchanged at the first event.
+        schedule: how the fraction goes on from there to 0 at the end: ``"cosine"``, ``"linear"``, ``"cubic"``, or
+            ``"constant"``.
+    """
+
+    fraction: float = 0.3
+    schedule: Literal["cosine", "linear", "cubic", "constant"] = "cosine"
+
+    def check(self) -> None:
+        """Complain about a hyper-parameter that is out of range."""
+        Rewired.check(self)
+        object.__setattr__(self, "fraction", require_fraction(self.fraction, "fraction"))
+        require_choice(self.schedule, ("cosine", "linear", "cubic", "constant"), "schedule")
+
+    def staying(self, moment: Moment, sites: list[Site]) -> Counts | int:
+        """All but the fraction."""
+        part = Ramp(self.schedule, self.fraction)(moment.way)
+        if self.distribution == "global":
+            return sum(moment.start.values()) - int(part * sum(moment.start.values()))
+        return {s.name: s.count() - s.price * int(part * int(s.mask.sum())) for s in sites}
+
+    def after(self, moment: Moment, sites: list[Site]) -> Counts | int:
+        """As many as before."""
+        if self.distribution == "global":
+            return sum(moment.start.values())
+        return {site.name: site.count() for site in sites}
+
+
+def _rescaled(field: Field, masks: Masks) -> Masked:
+    """Weights as large as those of an output with as few inputs would have been drawn."""
+    found = {}
+    for sheet in field.sheets:
+        weight = field.view.weights[sheet.tensor]
+        there = sheet.laid(masks[sheet.tensor]).flatten(1).double().mean(1).clamp_min(1e-12)
+        laid = sheet.laid(weight.cpu()) * there.rsqrt()[:, None, None].to(weight.dtype)
+        found[sheet.tensor] = sheet.back(laid.masked_fill(~sheet.laid(masks[sheet.tensor]), 0), weight.shape)
+    return found
+
+
+def _require_whole(value: Any, name: str, least: int | None) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or (least is not None and value < least):
+        raise ArgumentError(f"{name}={value!r} must be a whole number{'' if least is None else f', {least} or more'}.")

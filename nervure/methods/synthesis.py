@@ -1,0 +1,111 @@
+"""Synthesis: a sparse network that grows to a capacity from its strong nodes, and is pruned on the way.
+
+Finlinson and Moschoyiannis, "Synthesis and Pruning as a Dynamic Compression Strategy for Efficient Deep Neural
+Networks", 2020. A reconstruction: only the abstract and the beginning of the introduction could be read, so what the
+paper leaves open here is offered as options, and what is our own is said to be.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal, final
+
+from nervure.budget.rewiring import Counts, Ramp
+from nervure.check import require_choice, require_fraction
+from nervure.errors import ArgumentError
+from nervure.methods.rewiring import Rewired
+from nervure.scores.growth import Endpoints, Origins, Reading, Strength
+from nervure.scores.sites import Site
+from nervure.training.rewires import Judge, Moment
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Synthesis(Rewired):
+    """Grow from ``start`` to ``density`` from strong nodes, dropping weak connections on the way.
+
+    ``train(model, data, hooks=[Synthesis(density=0.1)])`` begins with a random sparse sub-network.
+
+    Attributes:
+        density: the capacity: the fraction of prunable weights that is there in the end, in (0, 1].
+        granularity: ``"kernel"``: convolutions grow by pairs of channels; ``"element"``.
+        start: density to begin with, in (0, density].
+        ramp: how the density goes from one to the other: ``"linear"``, ``"cubic"`` (fast first) or ``"cosine"``.
+        growth: ``"strategic"``, or a control: ``"random"``, ``"gradient"``, ``"links"``.
+        origins: see :class:`nervure.scores.growth.Reading`, as ``share``, ``endpoints``, ``strength``, ``sample`` and
+            ``pool``.
+        share: of the inputs of a layer that count as strong, where origins are ``"hard"``.
+        endpoints: how strength decides about end points.
+        strength: by what nodes are strong.
+        sample: draw; False: take the likeliest.
+        pool: so many times as many candidates as are wanted, of which gradients choose; 1: the strategy alone.
+        prune: fraction of the connections of each layer that go at each event; 0: none.
+        gate: undo events after which accuracy and macro AUC on validation data both fell.
+        tolerance: how far they may fall, in [0, 1].
+        patience: end after so many events in a row without a better validation accuracy; 0: never.
+    """
+
+    used_to: ClassVar[int] = 10
+
+    granularity: str = "kernel"
+    end: float = 0.8
+    growth: str = "strategic"
+    grace: int = 1
+    start: float = 0.02
+    ramp: Literal["linear", "cubic", "cosine"] = "linear"
+    origins: Origins = "soft"
+    share: float = 0.1
+    endpoints: Endpoints = "density"
+    strength: Strength = "weight"
+    sample: bool = True
+    pool: float = 1.0
+    prune: float = 0.2
+    gate: bool = False
+    tolerance: float = 0.0
+    patience: int = 0
+
+    def check(self) -> None:
+        """Complain about a hyper-parameter that is out of range."""
+        Rewired.check(self)
+        for name in ("start", "share"):
+            object.__setattr__(self, name, require_fraction(getattr(self, name), name))
+        require_choice(self.ramp, ("linear", "cubic", "cosine"), "ramp")
+        require_choice(self.origins, ("soft", "hard", "all"), "origins")
+        require_choice(self.endpoints, ("density", "rank", "tail", "strong", "uniform"), "endpoints")
+        require_choice(self.strength, ("weight", "activation"), "strength")
+        for name, most in (("prune", 1), ("tolerance", 1), ("pool", None), ("patience", None)):
+            value, least = getattr(self, name), 1 if name == "pool" else 0
+            if not (least <= value and (most is None or value < most)):
+                raise ArgumentError(
+                    f"{name}={value!r} must be {least} or more{'' if most is None else f', below {most}'}."
+                )
+        if self.density < self.start:
+            raise ArgumentError(
+                f"the capacity, density={self.density:g}, is below start={self.start:g}: a network that grows "
+                f"ends with more than it began with. Give density={self.start:g} or more, or a smaller start."
+            )
+
+    @property
+    def first(self) -> float:
+        """The density to begin with."""
+        return self.start
+
+    @property
+    def judge(self) -> Judge | None:
+        """How events are judged."""
+        return Judge(self.gate, self.tolerance, self.patience) if self.gate or self.patience else None
+
+    def staying(self, moment: Moment, sites: list[Site]) -> Counts | int:
+        """All but the fraction that is pruned."""
+        if self.distribution == "global":
+            there = sum(site.count() for site in sites)
+            return there - int(self.prune * there)
+        return {s.name: s.count() - s.price * int(self.prune * int(s.mask.sum())) for s in sites}
+
+    def after(self, moment: Moment, sites: list[Site]) -> Counts | int:
+        """What the ramp says, shared by the layers; the capacity at the last event."""
+        whole = sum(site.mask.numel() * site.price for site in sites)
+        way = (moment.number + 1) / moment.events
+        total = round(Ramp(self.ramp, sum(moment.start.values()), round(self.density * whole))(way))
+        return self.shared(moment, sites, max(total, sum(site.count() for site in sites)))
+
+    def _read(self) -> Reading:
+        return Reading(self.origins, self.share, self.endpoints, self.strength, self.sample, self.pool)
