@@ -1,29 +1,19 @@
-"""How good a classifier is: accuracy, loss and calibration, from one pass over data.
+"""How good a classifier is: accuracy, loss and calibration.
 
-Every number is a pure function of probabilities and labels; :func:`evaluate` runs the model and puts them together.
+Every number is a pure function of probabilities and labels; a :class:`Tally` puts them together batch by batch.
 Ties between outputs go to the class of the lower number, so a model that answers a constant scores one class, not luck.
 """
 
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from typing import Any, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from nervure.check import require_positive
 from nervure.errors import ArgumentError
-from nervure.evaluation.batches import (
-    Data,
-    call,
-    pairs,
-    placed,
-    require_finite_outputs,
-    require_labels,
-    to_device,
-)
-from nervure.graph.example import evaluating
-from nervure.progress import length, track
+from nervure.evaluation.batches import require_finite_outputs, require_labels
 
 
 @final
@@ -55,6 +45,13 @@ class Metrics:
         """Plain data: the fields by name, tuples as lists."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "Metrics":
+        """Inverse of :meth:`to_json`; other entries are ignored."""
+        own: dict[str, Any] = {field.name: data[field.name] for field in fields(cls)}
+        low, high = own.pop("interval")
+        return cls(**own | {"per_class": tuple(own["per_class"]), "interval": (low, high)})
+
 
 @final
 @dataclass(frozen=True, slots=True)
@@ -68,35 +65,39 @@ class _Observed:
     labels: Tensor
 
 
-def evaluate(
-    model: nn.Module, data: Data, *, bins: int = 15, device: torch.device | str | None = None, progress: bool = True
-) -> Metrics:
-    """Measure a classifier on data, in evaluation mode and without gradients.
+@final
+class Tally:
+    """What one model answered so far."""
 
-    The model comes back as it was: every module in the mode it was in, on the device it was on.
+    def __init__(self) -> None:
+        self._observed: list[_Observed] = []
+        self._classes = 0
 
-    Args:
-        model: returns logits [samples, classes] or [samples, classes, ...], alone or as described in ``logits_of``.
-        data: iterable of (inputs, labels) batches.
-        bins: number of equal-width bins of the calibration error.
-        device: where to run; None: where the model is.
-        progress: show a bar on a terminal.
+    def add(self, logits: Tensor, labels: Tensor, where: str) -> None:
+        """Note the answers to one batch.
 
-    Raises:
-        DataError: if data are empty, a label is out of range, or an output is NaN or infinite.
-        ArgumentError: if ``bins`` is below 1.
-    """
-    require_positive(bins, "bins")
-    observed: list[_Observed] = []
-    with placed(model, device) as place, evaluating(model):
-        for number, (inputs, labels) in enumerate(track(pairs(data), "evaluating", length(data), enabled=progress)):
-            logits = call(model, to_device(inputs, place))
-            require_finite_outputs(logits, f"batch {number}")
-            rows, classes = _rows(logits, require_labels(labels.to(logits.device), logits))
-            observed.append(_observe(rows, classes))
-            width = rows.shape[1]
-    whole = (torch.cat(column) for column in zip(*map(_columns, observed), strict=True))
-    return _summary(_Observed(*whole), width, bins)
+        Args:
+            logits: [samples, classes] or [samples, classes, ...].
+            labels: int64 [samples] or [samples, ...].
+            where: which batch, for an error.
+
+        Raises:
+            DataError: if a label is out of range, or an output is NaN or infinite.
+        """
+        require_finite_outputs(logits, where)
+        rows, labels = _rows(logits, require_labels(labels.to(logits.device), logits))
+        self._observed.append(_observe(rows, labels))
+        self._classes = rows.shape[1]
+
+    @property
+    def correct(self) -> Tensor:
+        """Whether each label was the likeliest class, bool [samples]."""
+        return torch.cat([batch.rank for batch in self._observed]) == 0
+
+    def metrics(self, bins: int = 15) -> Metrics:
+        """Everything at once; ``bins`` of the calibration error."""
+        whole = (torch.cat(column) for column in zip(*map(_columns, self._observed), strict=True))
+        return _summary(_Observed(*whole), self._classes, bins)
 
 
 def accuracy(probabilities: Tensor, labels: Tensor) -> float:

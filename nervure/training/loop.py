@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 from nervure.check import require_choice, require_positive
 from nervure.errors import ArgumentError, DataError
 from nervure.evaluation.batches import Batch, Data, call, device_of, pairs, require_classes, to_device
-from nervure.evaluation.metrics import evaluate
+from nervure.evaluation.quality import evaluate
 from nervure.graph.example import evaluating
 from nervure.progress import length
 from nervure.progress import progress as progress_bar

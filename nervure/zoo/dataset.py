@@ -128,6 +128,16 @@ class Batches:
     def __len__(self) -> int:
         return math.ceil(len(self.split) / self.batch_size)
 
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """Per channel, what was taken from the pictures in [0, 1]."""
+        return self.split.mean
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        """Per channel, what the pictures were divided by."""
+        return self.split.std
+
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         epoch, self.epoch = self.epoch, self.epoch + 1
         return self._run(epoch)

@@ -1,0 +1,97 @@
+"""One model, one pass over data: how good it is, on the data as they are and, if asked, under shift."""
+
+from collections.abc import Iterable, Mapping
+from typing import overload
+
+import torch
+from torch import nn
+
+from nervure.check import require_positive
+from nervure.evaluation.batches import Data, call, pairs, placed, to_device
+from nervure.evaluation.corruptions import SEVERITIES
+from nervure.evaluation.metrics import Metrics, Tally
+from nervure.evaluation.shift import Key, Normalisation, Shifted, evaluate_shift
+from nervure.graph.example import evaluating
+from nervure.progress import length, track
+
+Shift = str | Iterable[str] | Mapping[Key, Data]
+
+
+@overload
+def evaluate(
+    model: nn.Module,
+    data: Data,
+    *,
+    shift: None = None,
+    bins: int = 15,
+    device: torch.device | str | None = None,
+    progress: bool = True,
+) -> Metrics: ...
+
+
+@overload
+def evaluate(
+    model: nn.Module,
+    data: Data,
+    *,
+    shift: Shift,
+    severities: Iterable[int] = SEVERITIES,
+    normalisation: Normalisation | None = None,
+    seed: int = 0,
+    bins: int = 15,
+    device: torch.device | str | None = None,
+    progress: bool = True,
+) -> Shifted: ...
+
+
+def evaluate(
+    model: nn.Module,
+    data: Data,
+    *,
+    shift: Shift | None = None,
+    severities: Iterable[int] = SEVERITIES,
+    normalisation: Normalisation | None = None,
+    seed: int = 0,
+    bins: int = 15,
+    device: torch.device | str | None = None,
+    progress: bool = True,
+) -> Metrics | Shifted:
+    """Measure a classifier on data, in evaluation mode and without gradients; with ``shift``, also under corruption.
+
+    The model comes back as it was: every module in the mode it was in, on the device it was on.
+
+    Args:
+        model: returns logits [samples, classes] or [samples, classes, ...], alone or as described in ``logits_of``.
+        data: iterable of (inputs, labels) batches.
+        shift: "all", kinds or names of corruptions, or ready data by (name, severity): see
+            :func:`~nervure.evaluation.shift.evaluate_shift`, which measures several models at once.
+        severities: of the corruptions, which of 1 to 5.
+        normalisation: mean and std per channel that the pictures were normalised with, where the batches do not say.
+        seed: another seed draws other corruptions.
+        bins: number of equal-width bins of the calibration error.
+        device: where to run; None: where the model is.
+        progress: show a bar on a terminal.
+
+    Raises:
+        DataError: if data are empty, a label is out of range, an output is NaN or infinite, or pictures are not
+            normalised as said.
+        ArgumentError: if ``bins`` is below 1, or a corruption or severity is unknown.
+    """
+    require_positive(bins, "bins")
+    with placed(model, device) as place, evaluating(model):
+        if shift is not None:
+            found = evaluate_shift(
+                {"model": model},
+                data,
+                shift=shift,
+                severities=severities,
+                normalisation=normalisation,
+                seed=seed,
+                bins=bins,
+                progress=progress,
+            )
+            return found["model"]
+        tally = Tally()
+        for number, (inputs, labels) in enumerate(track(pairs(data), "evaluating", length(data), enabled=progress)):
+            tally.add(call(model, to_device(inputs, place)), labels, f"batch {number}")
+        return tally.metrics(bins)

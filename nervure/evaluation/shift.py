@@ -1,0 +1,332 @@
+"""How good a classifier stays when its data shift: accuracy, calibration and corruption errors, beside the clean ones.
+
+The measures are those of Hendrycks and Dietterich (2019): the corruption error of a network is its error over that of a
+reference at each corruption. The reference here is the *dense twin* of a sparse network, so that an error below 1 says
+that pruning helped. Several networks are measured in one pass, on the same corrupted inputs.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from statistics import fmean
+from typing import Any, Protocol, TypeAlias, final, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from nervure.check import require_choice, require_positive
+from nervure.errors import ArgumentError, DataError
+from nervure.evaluation.batches import Data, call, device_of, pairs, to_device
+from nervure.evaluation.corruptions import GROUPS, SEVERITIES, chosen, corrupt
+from nervure.evaluation.features import FEATURE_SHIFTS, TOKEN_SHIFTS, corrupt_features, corrupt_tokens
+from nervure.evaluation.metrics import Metrics, Tally
+from nervure.graph.example import evaluating
+from nervure.progress import length, track
+
+Normalisation: TypeAlias = tuple[Sequence[float], Sequence[float]]
+Key: TypeAlias = tuple[str, int]
+ROUNDING = 1e-4  # float32 normalised and back is off by less
+
+
+@runtime_checkable
+class Normalised(Protocol):
+    """Batches that know how their pictures were normalised: (pictures - mean) / std, per channel."""
+
+    @property
+    def mean(self) -> Sequence[float]:
+        """Per channel, in [0, 1]."""
+        ...
+
+    @property
+    def std(self) -> Sequence[float]:
+        """Per channel, above 0."""
+        ...
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Shifted:
+    """Metrics of one network, clean and under shift.
+
+    Attributes:
+        clean: on the data as they are.
+        rows: by (corruption, severity).
+        interval: 95 % interval of ``accuracy``, for these samples drawn at random: a sample's corrupted copies are no
+            new samples, so shares are taken per sample first.
+    """
+
+    clean: Metrics
+    rows: Mapping[Key, Metrics]
+    interval: tuple[float, float] = field(default=(0.0, 1.0))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Corruptions that were tried, in order."""
+        return tuple(dict.fromkeys(name for name, _ in self.rows))
+
+    @property
+    def accuracy(self) -> float:
+        """Mean accuracy over corruptions, each the mean over its severities, in [0, 1]."""
+        return fmean(self.by_corruption.values())
+
+    @property
+    def ece(self) -> float:
+        """Mean expected calibration error over corruptions and severities."""
+        return fmean(row.ece for row in self.rows.values())
+
+    @property
+    def gap(self) -> float:
+        """Clean accuracy less mean accuracy under shift."""
+        return self.clean.accuracy - self.accuracy
+
+    @property
+    def by_corruption(self) -> dict[str, float]:
+        """Accuracy of each corruption, the mean over its severities."""
+        return {name: fmean(self._accuracies(name)) for name in self.names}
+
+    @property
+    def by_severity(self) -> dict[int, float]:
+        """Accuracy at each severity, the mean over corruptions."""
+        severities = sorted({severity for _, severity in self.rows})
+        return {s: fmean(row.accuracy for (_, own), row in self.rows.items() if own == s) for s in severities}
+
+    @property
+    def by_group(self) -> dict[str, float]:
+        """Accuracy of each kind of corruption (noise, blur, ...) of which one was tried."""
+        own = self.by_corruption
+        kinds = {kind: [own[name] for name in names if name in own] for kind, names in GROUPS.items()}
+        return {kind: fmean(values) for kind, values in kinds.items() if values}
+
+    @property
+    def worst(self) -> Key:
+        """The corruption and severity at which the accuracy is lowest."""
+        return min(self.rows, key=lambda key: self.rows[key].accuracy)
+
+    @property
+    def worst_class(self) -> tuple[int, float]:
+        """The class with the lowest accuracy under shift, and that accuracy (mean over corruptions and severities)."""
+        columns = zip(*(row.per_class for row in self.rows.values()), strict=True)
+        means = {number: fmean(known) for number, known in enumerate(map(_known, columns)) if known}
+        lowest = min(means, key=lambda number: means[number])
+        return lowest, means[lowest]
+
+    def mce(self, reference: "Shifted") -> float:
+        """Mean corruption error: error over that of ``reference``, summed over severities, averaged over corruptions.
+
+        Raises:
+            ArgumentError: if the two were measured under other corruptions.
+        """
+        return self._compared(reference, 0.0, 0.0)
+
+    def relative_mce(self, reference: "Shifted") -> float:
+        """Relative mean corruption error: what corruption adds to the clean error, over what it adds there.
+
+        Raises:
+            ArgumentError: if the two were measured under other corruptions.
+        """
+        return self._compared(reference, 1 - self.clean.accuracy, 1 - reference.clean.accuracy)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data; :meth:`from_json` reads it back."""
+        rows = [{"corruption": n, "severity": s, **row.to_json()} for (n, s), row in self.rows.items()]
+        return {"clean": self.clean.to_json(), "rows": rows, "interval": list(self.interval)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "Shifted":
+        """Inverse of :meth:`to_json`."""
+        rows = {(row["corruption"], int(row["severity"])): Metrics.from_json(row) for row in data["rows"]}
+        low, high = data["interval"]
+        return cls(Metrics.from_json(data["clean"]), rows, (low, high))
+
+    def _accuracies(self, name: str) -> list[float]:
+        return [row.accuracy for (own, _), row in self.rows.items() if own == name]
+
+    def _compared(self, reference: "Shifted", own_clean: float, other_clean: float) -> float:
+        if set(self.rows) != set(reference.rows):
+            raise ArgumentError("the two were measured under other corruptions or severities; measure them together.")
+        ratios = []
+        for name in self.names:
+            mine, other = self._accuracies(name), reference._accuracies(name)
+            below = sum(1 - accuracy - other_clean for accuracy in other)
+            above = sum(1 - accuracy - own_clean for accuracy in mine)
+            # A corruption that costs the reference nothing has no scale to be measured on.
+            if abs(below) > 1e-12:
+                ratios.append(above / below)
+        return fmean(ratios) if ratios else math.nan
+
+
+def _known(column: Iterable[float | None]) -> list[float]:
+    return [value for value in column if value is not None]
+
+
+def evaluate_shift(
+    models: Mapping[str, nn.Module],
+    data: Data,
+    *,
+    shift: str | Iterable[str] | Mapping[Key, Data] = "all",
+    severities: Iterable[int] = SEVERITIES,
+    normalisation: Normalisation | None = None,
+    seed: int = 0,
+    bins: int = 15,
+    progress: bool = True,
+) -> dict[str, Shifted]:
+    """Measure classifiers clean and under shift, all on the same corrupted inputs, without gradients.
+
+    Args:
+        models: by name, each on its own device; they come back as they were.
+        data: (inputs, labels) batches. Pictures [samples, 1 or 3, height, width]; rows or sequences of features, float
+            [samples, ..., features]; or tokens, integers [samples, length].
+        shift: "all" for every corruption made for such inputs, kinds ("noise", "blur", "geometric", ...) or names; or
+            ready data by (name, severity), as a folder of CIFAR-10-C is read.
+        severities: which of 1 to 5.
+        normalisation: mean and std per channel of the pictures, which are corrupted as they were before. Batches that
+            know theirs need none, nor do pictures in [0, 1].
+        seed: another seed draws other corruptions.
+        bins: of the calibration error.
+        progress: show a bar on a terminal.
+
+    Raises:
+        DataError: if data are empty or mislabelled, or pictures are not normalised as said (what was found is told).
+        ArgumentError: for an unknown corruption, severity, or no model.
+    """
+    levels = [require_choice(severity, SEVERITIES, "severity") for severity in severities]
+    require_positive(bins, "bins")
+    if not models or not levels:
+        raise ArgumentError("nothing to evaluate: give at least one model and one severity.")
+    if isinstance(shift, Mapping):
+        return _given(models, data, shift, bins, progress)
+    tallies: dict[str, dict[Key | None, Tally]] = {name: {} for name in models}
+    undo = _Undo.of(data, normalisation)
+    with _all_evaluating(models.values()):
+        for inputs, labels in track(pairs(data), "evaluating under shift", length(data), enabled=progress):
+            _add(tallies, models, None, inputs, labels)
+            for name in _names(shift, inputs):
+                for level in levels:
+                    _add(tallies, models, (name, level), undo.corrupted(inputs, name, level, seed), labels)
+    return {name: _summary(found, bins) for name, found in tallies.items()}
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Undo:
+    """How inputs become pictures in [0, 1], and back."""
+
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
+
+    @classmethod
+    def of(cls, data: Data, given: Normalisation | None) -> "_Undo":
+        if given is None and isinstance(data, Normalised):
+            given = (data.mean, data.std)
+        if given is None:
+            return cls(None, None)
+        mean, std = (tuple(map(float, part)) for part in given)
+        if len(mean) != len(std) or not std or min(std) <= 0:
+            raise ArgumentError(f"normalisation={given!r} must be (mean, std): one of each per channel, std above 0.")
+        return cls(mean, std)
+
+    def corrupted(self, inputs: Any, name: str, severity: int, seed: int) -> Any:
+        if name in TOKEN_SHIFTS:
+            return corrupt_tokens(inputs, name, severity, seed=seed)
+        if name in FEATURE_SHIFTS:
+            return corrupt_features(inputs, name, severity, seed=seed)
+        return self.back(corrupt(self.pictures(inputs), name, severity, seed=seed))
+
+    def pictures(self, inputs: Tensor) -> Tensor:
+        low, high = float(inputs.min()), float(inputs.max())
+        inside = low >= 0 and high <= 1
+        if self.mean is None or self.std is None:
+            if not inside:
+                raise DataError(
+                    f"inputs run from {low:.3g} to {high:.3g}: they seem normalised, or 8-bit. Corruptions are made on "
+                    "pictures in [0, 1]: pass normalisation=(mean, std), or normalise inside the model."
+                )
+            return inputs
+        if len(self.mean) not in (1, inputs.shape[1]):
+            raise DataError(f"normalisation is for {len(self.mean)} channels; the pictures have {inputs.shape[1]}.")
+        if inside and low < high:
+            raise DataError(
+                f"inputs run from {low:.3g} to {high:.3g} although they should be normalised (mean {self.mean}): they "
+                "are not. Leave normalisation out, or normalise the inputs."
+            )
+        result = inputs * self._column(self.std, inputs) + self._column(self.mean, inputs)
+        low, high = float(result.min()), float(result.max())
+        if low < -ROUNDING or high > 1 + ROUNDING:
+            raise DataError(
+                f"with the normalisation undone, pictures run from {low:.3g} to {high:.3g}, outside [0, 1]: were they "
+                f"normalised twice, or by other numbers than mean {self.mean} and std {self.std}?"
+            )
+        return result.clamp(0, 1)
+
+    def back(self, pictures: Tensor) -> Tensor:
+        if self.mean is None or self.std is None:
+            return pictures
+        return (pictures - self._column(self.mean, pictures)) / self._column(self.std, pictures)
+
+    @staticmethod
+    def _column(values: tuple[float, ...], like: Tensor) -> Tensor:
+        return torch.tensor(values, dtype=like.dtype, device=like.device).view(1, -1, 1, 1)
+
+
+def _names(shift: str | Iterable[str], inputs: Any) -> tuple[str, ...]:
+    """Names of the corruptions that a choice means for such inputs."""
+    if not isinstance(inputs, Tensor):
+        raise DataError(f"inputs of type {type(inputs).__name__} cannot be shifted; give single tensors.")
+    if inputs.ndim == 4:
+        return chosen(shift)
+    known = FEATURE_SHIFTS if inputs.is_floating_point() else TOKEN_SHIFTS
+    if shift == "all":
+        return known
+    return tuple(require_choice(name, known, "shift") for name in ([shift] if isinstance(shift, str) else shift))
+
+
+def _add(
+    tallies: dict[str, dict[Key | None, Tally]],
+    models: Mapping[str, nn.Module],
+    key: Key | None,
+    inputs: Any,
+    labels: Tensor,
+) -> None:
+    for name, model in models.items():
+        where = "the clean data" if key is None else f"{key[0]} at severity {key[1]}"
+        logits = call(model, to_device(inputs, device_of(model)))
+        tallies[name].setdefault(key, Tally()).add(logits, labels, f"{where} ({name})")
+
+
+def _given(
+    models: Mapping[str, nn.Module], data: Data, shift: Mapping[Key, Data], bins: int, progress: bool
+) -> dict[str, Shifted]:
+    tallies: dict[str, dict[Key | None, Tally]] = {name: {} for name in models}
+    parts: list[tuple[Key | None, Data]] = [(None, data), *shift.items()]
+    with _all_evaluating(models.values()):
+        for key, part in track(parts, "evaluating under shift", len(parts), enabled=progress):
+            for inputs, labels in pairs(part, "data" if key is None else f"shift {key}"):
+                _add(tallies, models, key, inputs, labels)
+    return {name: _summary(found, bins) for name, found in tallies.items()}
+
+
+@contextmanager
+def _all_evaluating(models: Iterable[nn.Module]) -> Iterator[None]:
+    with ExitStack() as stack:
+        for model in models:
+            stack.enter_context(evaluating(model))
+        yield
+
+
+def _summary(found: Mapping[Key | None, Tally], bins: int) -> Shifted:
+    rows = {key: tally.metrics(bins) for key, tally in found.items() if key is not None}
+    correct = [tally.correct.double() for key, tally in found.items() if key is not None]
+    clean = next(tally for key, tally in found.items() if key is None).metrics(bins)
+    return Shifted(clean, rows, _interval(correct))
+
+
+def _interval(correct: list[Tensor]) -> tuple[float, float]:
+    """95 % interval of the mean; each sample counts once, by its share over all corruptions."""
+    if len({len(column) for column in correct}) > 1:
+        ends = [(float(c.mean()), float(c.var(correction=0)) / len(c)) for c in correct]
+        centre, spread = fmean(m for m, _ in ends), math.sqrt(fmean(v for _, v in ends) / len(ends))
+    else:
+        share = torch.stack(correct).mean(0)
+        centre, spread = float(share.mean()), float(share.std(correction=0)) / math.sqrt(len(share))
+    return max(0.0, centre - 1.96 * spread), min(1.0, centre + 1.96 * spread)
