@@ -29,6 +29,7 @@ FLOORS: Mapping[str, int] = {
     "training": 4,
     "evaluation": 4,
     "methods": 5,
+    "integrations": 5,
     "prune": 6,
     "export": 6,
     "packed": 6,

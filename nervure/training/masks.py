@@ -5,7 +5,7 @@ The masks live in the :class:`Held` handle and act while the optimizer steps.
 """
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType, TracebackType
 from typing import Any, TypeAlias, final
 
@@ -31,8 +31,8 @@ INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 class Held:
     """Masks that hold; made by :func:`hold`. As a context manager, it lets go at the end of the block."""
 
-    def __init__(self, model: nn.Module, optimizer: Optimizer, masks: Masks, *, early: bool = False) -> None:
-        self._optimizer = optimizer
+    def __init__(self, model: nn.Module, optimizers: Sequence[Optimizer], masks: Masks, *, early: bool = False) -> None:
+        self._optimizers = optimizers
         self._parameters = dict(model.named_parameters(remove_duplicate=False))
         self._early = early
         self._masks: dict[str, Tensor] = {}
@@ -40,8 +40,12 @@ class Held:
         self._gradient_hooks: list[RemovableHandle] = []
         self.update(masks)
         self._hooks = [
-            optimizer.register_step_pre_hook(self._before_step),
-            optimizer.register_step_post_hook(self._after_step),
+            hook
+            for optimizer in optimizers
+            for hook in (
+                optimizer.register_step_pre_hook(self._before_step),
+                optimizer.register_step_post_hook(self._after_step),
+            )
         ]
 
     @property
@@ -107,9 +111,10 @@ class Held:
         for name, veil in self._veils.items():
             parameter = self._parameters[name]
             veil.lay_on(parameter)
-            for moment in self._optimizer.state.get(parameter, {}).values():
-                if isinstance(moment, Tensor) and moment.shape == parameter.shape:
-                    veil.lay_on(moment)
+            for state in (optimizer.state.get(parameter, {}) for optimizer in self._optimizers):
+                for moment in state.values():
+                    if isinstance(moment, Tensor) and moment.shape == parameter.shape:
+                        veil.lay_on(moment)
 
 
 @final
@@ -144,7 +149,9 @@ class _Veil:
             self.lay_on(parameter.grad)
 
 
-def hold(model: nn.Module, optimizer: Optimizer, masks: Masks | None = None, *, early: bool = False) -> Held:
+def hold(
+    model: nn.Module, optimizer: Optimizer | Sequence[Optimizer], masks: Masks | None = None, *, early: bool = False
+) -> Held:
     """Hold entries of a model's parameters at exactly zero through every step of an optimizer.
 
     At once, and after every ``optimizer.step()``, the masked entries of the weights and of everything of their shape
@@ -155,7 +162,7 @@ def hold(model: nn.Module, optimizer: Optimizer, masks: Masks | None = None, *, 
 
     Args:
         model: the model; its parameters are zeroed in place.
-        optimizer: the optimizer that steps the model's parameters.
+        optimizer: the optimizer that steps the model's parameters, or several.
         masks: parameter name -> bool tensor of the parameter's shape, True where the entry stays. Copied. None: the
             zeros that the model has now stay.
         early: zero gradients as soon as a backward pass has made them, not when the optimizer steps. For loops that
@@ -169,12 +176,13 @@ def hold(model: nn.Module, optimizer: Optimizer, masks: Masks | None = None, *, 
         ArgumentError: if a name is unknown, a mask has another shape or dtype, the optimizer steps no parameter of
             this model, or no masks are given and the model has no zeros.
     """
-    stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    optimizers = (optimizer,) if isinstance(optimizer, Optimizer) else tuple(optimizer)
+    stepped = {id(p) for one in optimizers for group in one.param_groups for p in group["params"]}
     if not any(id(p) in stepped for p in model.parameters()):
         raise ArgumentError(
             "the optimizer steps no parameter of this model. Make it after the last cut, from model.parameters()."
         )
-    return Held(model, optimizer, _zeros_of(model) if masks is None else masks, early=early)
+    return Held(model, optimizers, _zeros_of(model) if masks is None else masks, early=early)
 
 
 def _zeros_of(model: nn.Module) -> Masks:

@@ -1,0 +1,1 @@
+"""Callbacks that hold masks in the loops of other libraries; each module needs its library (an extra)."""
