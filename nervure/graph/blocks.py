@@ -4,6 +4,7 @@ A residual branch is what lies between a value and an addition that also hears t
 the tape: nothing inside is used outside, and its modules can step aside (shapes are tried on the ``meta`` device).
 """
 
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nervure.graph.flow import Flow, refs_in
+from nervure.graph.flow import Flow, argument, refs_in
 from nervure.graph.labels import Layer, Space
 from nervure.graph.tape import Entry, ModuleCall, Ref, Tape, WriteBack
 from nervure.graph.trace import Drawing
@@ -202,38 +203,50 @@ def _calls_inside(wiring: Wiring, values: frozenset[int]) -> list[ModuleCall]:
         for call, busy in zip(wiring.calls, wiring.busy_in, strict=True)
         if busy and call.outputs and call.outputs[0] in values and busy <= entries
     ]
-    largest = [
-        c
-        for c in inside
-        if not any(
-            d is not c
-            and d.start <= c.start
-            and c.stop <= d.stop
-            and d.name != c.name
-            and c.name.startswith(f"{d.name}.")
-            for d in inside
-        )
-    ]
+    # A call is noted when it ends: of two that do the same, the later one is around the other.
+    largest = [c for i, c in enumerate(inside) if not any(_is_around(d, c) for d in inside[i + 1 :])]
     return sorted(largest, key=lambda c: (c.start, c.stop))
 
 
+def _is_around(outer: ModuleCall, inner: ModuleCall) -> bool:
+    return outer.start <= inner.start and inner.stop <= outer.stop and outer.name != inner.name
+
+
 def _block(drawing: Drawing, wiring: Wiring, branch: Branch, kind: str) -> Block | None:
-    flow = drawing.flow
     calls = _calls_inside(wiring, branch.values)
     alone = [c for c in calls if wiring.times[c.name] == 1]
-    if not any(_has_weights(flow, c) for c in calls):
+    if not any(_has_weights(wiring.tape, c) for c in calls):
         return None
     names = tuple(c.name for c in alone)
-    if any(wiring.times[c.name] > 1 and _has_weights(flow, c) for c in calls) or not alone:
+    if any(wiring.times[c.name] > 1 and _has_weights(wiring.tape, c) for c in calls) or not alone:
         return Block(calls[0].name, names, kind, pinned="it runs modules that are also used elsewhere")
     if any(_is_heard_outside(wiring, c, branch.values) for c in alone):
         return Block(alone[0].name, names, kind, pinned="it also computes something that is used elsewhere")
-    try:
-        silences = _silences(drawing, wiring, branch, alone)
-    except Exception as error:  # whatever operator does not take the shapes: the block stays, with its words
-        reason = str(error).split("\n", maxsplit=1)[0][:120]
-        return Block(alone[0].name, names, kind, pinned=f"its modules cannot step aside ({reason})")
-    return Block(alone[0].name, names, kind, silences=silences)
+    aliases = _aliases(wiring, alone)
+    for silenced in ([alone[0], alone[-1]], alone):
+        try:
+            return Block(
+                alone[0].name, names, kind, "", _silences(drawing, wiring, branch, alone, silenced), "", aliases
+            )
+        except Exception as error:  # whatever operator does not take the shapes: the block stays, with its words
+            reason = str(error).split("\n", maxsplit=1)[0][:120]
+    return Block(alone[0].name, names, kind, pinned=f"its modules cannot step aside ({reason})")
+
+
+def _aliases(wiring: Wiring, calls: Sequence[ModuleCall]) -> tuple[str, ...]:
+    """Modules that run once, inside one of ``calls``, and have a name outside of it.
+
+    What did nothing (a dropout) is not known to have run inside.
+    """
+    found = []
+    for d in calls:
+        # Calls are noted when they end: those inside of one stand before it.
+        first, last = (bisect_right(wiring.calls, n, key=lambda c: c.stop) for n in (d.start, d.stop))
+        for c in wiring.calls[first:last]:
+            apart = not c.name.startswith(f"{d.name}.") and not d.name.startswith(f"{c.name}.")
+            if apart and _is_around(d, c) and wiring.times[c.name] == 1 and c.start < c.stop:
+                found.append(c.name)
+    return tuple(found)
 
 
 def _is_heard_outside(wiring: Wiring, call: ModuleCall, values: frozenset[int]) -> bool:
@@ -242,16 +255,21 @@ def _is_heard_outside(wiring: Wiring, call: ModuleCall, values: frozenset[int]) 
     return any(user >= call.stop for value in made for user in wiring.used.get(value, []))
 
 
-def _has_weights(flow: Flow, call: ModuleCall) -> bool:
-    return any(name.startswith(f"{call.name}.") for name in flow.tape.named.values())
+def _has_weights(tape: Tape, call: ModuleCall) -> bool:
+    return any(ref.id in tape.named for i in range(call.start, call.stop) for ref in _inputs(tape.entries[i]))
 
 
-def _silences(drawing: Drawing, wiring: Wiring, branch: Branch, calls: Sequence[ModuleCall]) -> tuple[Silence, ...]:
-    """Run the branch with its modules aside on empty tensors: which zeros have to be made, and of what shape."""
+def _silences(
+    drawing: Drawing, wiring: Wiring, branch: Branch, calls: Sequence[ModuleCall], silenced: Sequence[ModuleCall]
+) -> tuple[Silence, ...]:
+    """Run the branch with its modules aside on empty tensors: which zeros have to be made, and of what shape.
+
+    Those that are not ``silenced`` let their input pass.
+    """
     tape = wiring.tape
     seen: dict[int, Tensor] = {branch.entry: torch.empty(tape.shape(Ref(branch.entry)), device="meta")}
     spaces: dict[int, Space] = {branch.entry: drawing.flow.spaces.get(branch.entry, Space())}
-    first, last = calls[0], calls[-1]
+    last = calls[-1]
     silences = []
     inside = {i: c for c in calls for i in range(c.start, c.stop)}
     after_last = False
@@ -268,12 +286,12 @@ def _silences(drawing: Drawing, wiring: Wiring, branch: Branch, calls: Sequence[
             source = call.inputs[0]
             made = seen.get(source, torch.empty(tape.shape(Ref(source)), device="meta"))
             space = spaces.get(source, drawing.flow.spaces.get(source, Space()))
-            if call is first or call is last:
+            if any(call is c for c in silenced):
                 silence = _silence(drawing, call, made, space)
                 silences.append(silence)
                 made = torch.empty(silence.left, device="meta")
                 space = drawing.flow.spaces.get(call.outputs[0], Space())
-            elif call.form is None or not isinstance(call.form, int):
+            elif not isinstance(call.form, int):
                 raise ValueError(f"{call.name} returns more than a tensor")
             seen[call.outputs[0]], spaces[call.outputs[0]] = made, space
             after_last = after_last or call is last
@@ -306,7 +324,7 @@ def _silence(drawing: Drawing, call: ModuleCall, given: Tensor, source: Space) -
     elif type(form) in (tuple, list) and form and isinstance(form[0], int):
         extras = len(form) - 1
     else:
-        raise ValueError(f"{call.name} returns a {type(form).__name__}")
+        raise ValueError(f"{call.name} returns a {form if isinstance(form, str) else type(form).__name__}")
     left, entered = flow.tape.shape(Ref(call.outputs[0])), tuple(given.shape)
     target = flow.spaces.get(call.outputs[0], Space())
     live = tuple(
@@ -355,7 +373,7 @@ def _dense(drawing: Drawing, wiring: Wiring, entry: Entry) -> Iterable[Block]:
         if block is None or block.pinned or group.is_pinned or not _is_made_by(group, block):
             continue
         last = block.silences[-1]
-        axis = 1 if len(last.left) > 2 else len(last.left) - 1
+        axis = argument(entry, 1, "dim", 0) % len(last.left)
         empty = tuple(0 if a == axis else n for a, n in enumerate(last.left))
         silence = replace(last, left=empty, live=tuple(a for a in last.live if a != axis), own=(axis,), axes=(NOT_CUT,))
         yield replace(block, silences=(*block.silences[:-1], silence), group=group.name)

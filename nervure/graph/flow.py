@@ -142,6 +142,7 @@ class Flow:
             rule = rules.get(entry.name) or rules.get(entry.name.removesuffix("_"), otherwise)
             for ref, space in zip(entry.outs, rule(self, entry), strict=False):
                 self.spaces[ref.id] = space
+        self._keep_alike()
         self._couple_sizes()
         for number, name in self.tape.escapes:
             labels = [z.labels for z in self.spaces.get(number, Space()).layers]
@@ -167,6 +168,17 @@ class Flow:
                     leaf for size in sizes_in((call.args, *call.kwargs.values())) for leaf in size.leaves()
                 )
         return list(found)
+
+    def _keep_alike(self) -> None:
+        """Sizes that the code compared and found equal have to stay so."""
+        self.store.where = "a comparison in the code"
+        for pair in dict.fromkeys(self.tape.alike):
+            mine, theirs = (self.layers(Ref(e.dimension[0]), e.dimension[1]) if e.dimension else [] for e in pair)
+            if mine and theirs:
+                self.store.match(mine, theirs, self.at())
+            elif mine or theirs:
+                wish = pair[1] if mine else pair[0]
+                self.store.size(wish, wish.value, [z.labels for z in mine or theirs], "a comparison")
 
     def _couple_sizes(self) -> None:
         """One attribute that gives the size of two axes can follow only one number: their units are cut alike."""

@@ -49,11 +49,11 @@ class Expression:
             return {self.dimension}
         return {d for o in self.operands if isinstance(o, Expression) for d in o.dimensions()}
 
-    def leaves(self) -> "set[Expression]":
-        """The attributes and axes in the expression, as expressions."""
+    def leaves(self) -> "list[Expression]":
+        """The attributes and axes in the expression, as expressions, each once."""
         if not self.operation:
-            return {self}
-        return {leaf for o in self.operands if isinstance(o, Expression) for leaf in o.leaves()}
+            return [self]
+        return list(dict.fromkeys(leaf for o in self.operands if isinstance(o, Expression) for leaf in o.leaves()))
 
     def evaluate(self, leaf: "Callable[[Expression], Any]") -> Any:
         """The number (or the array of numbers) when attributes and axes are what ``leaf`` says of them."""
@@ -129,10 +129,14 @@ class Size(int):
 @final
 @dataclass(slots=True)
 class Noted:
-    """Sizes that were computed or compared with as numbers (a scale, say), and attributes that were computed with."""
+    """Sizes that were computed or compared with as numbers (a scale, say), and attributes that were computed with.
+
+    ``alike``: pairs of sizes that the code compared and found equal.
+    """
 
     numbers: list[Expression] = field(default_factory=list)
     attributes: set[Attribute] = field(default_factory=set)
+    alike: list[tuple[Expression, Expression]] = field(default_factory=list)
 
 
 _NUMBERS: list[Noted] = []
@@ -175,13 +179,24 @@ def _binary(name: str, *, swapped: bool) -> Callable[[Any, Any], Any]:
     return run
 
 
+def _note_comparison(one: Size, other: Any, are_equal: bool) -> None:
+    noted = _NUMBERS[-1]
+    if are_equal and isinstance(other, Size):
+        noted.alike.append((one.expression, other.expression))
+        noted.attributes |= one.expression.attributes() | other.expression.attributes()
+    else:
+        for value in (one, other):
+            noted.numbers += value.expression.leaves() if isinstance(value, Size) else ()
+
+
 def _comparison(name: str) -> Callable[[Any, Any], Any]:
     compare = getattr(int, f"__{name}__")
 
     def run(self: Size, other: Any) -> Any:
-        for value in (self, other) if self is not other and _NUMBERS else ():
-            _NUMBERS[-1].numbers += value.expression.leaves() if isinstance(value, Size) else ()
-        return compare(self, other)
+        outcome = compare(self, other)
+        if self is not other and _NUMBERS:
+            _note_comparison(self, other, outcome is (name == "eq") and name in ("eq", "ne"))
+        return outcome
 
     return run
 

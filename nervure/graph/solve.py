@@ -39,6 +39,13 @@ class Solver:
             return False
         return bool(np.all(wish == self._survivors(claim.size, claim.vectors)))
 
+    def are_alike(self, one: Expression, other: Expression) -> bool:
+        """Whether two sizes stay equal after every cut."""
+        try:
+            return bool(np.all(one.evaluate(self._leaf) == other.evaluate(self._leaf)))
+        except _UnknownError:
+            return False
+
     def labels_of(self, claim: Claim) -> list[Array]:
         """All labels that a claim speaks of."""
         found = list(claim.vectors)

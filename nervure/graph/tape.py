@@ -81,8 +81,8 @@ class WriteBack:
 class ModuleCall:
     """One run of a module: values in and out, entries ``start`` to ``stop``, and the form of its result.
 
-    ``form`` is the result with the number of the value in the place of each tensor and None for all else. ``plain``:
-    a tensor is the first positional argument.
+    ``form`` is the number of the value it returned; for a list or a tuple, that of each of its tensors and None for all
+    else in it; the name of the type of anything else. ``plain``: a tensor is the first positional argument.
     """
 
     name: str
@@ -106,6 +106,8 @@ class Tape:
     calls: list["ModuleCall"] = field(default_factory=list)
     numbers: list[Expression] = field(default_factory=list)
     """Attributes and axes that were computed or compared with as numbers."""
+    alike: list[tuple[Expression, Expression]] = field(default_factory=list)
+    """Attributes and axes that were compared and found equal."""
     read: set[Attribute] = field(default_factory=set)
     """Attributes that were computed with, or given to a call."""
     escapes: list[tuple[int, str]] = field(default_factory=list)
@@ -355,6 +357,14 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     return found
 
 
+def _form(recorder: Recorder, output: Any) -> Any:
+    if isinstance(output, Tensor):
+        return recorder.value(output).id
+    if type(output) in (list, tuple):
+        return type(output)([recorder.value(t).id if isinstance(t, Tensor) else None for t in output])
+    return type(output).__name__
+
+
 @contextmanager
 def _module_stack(model: nn.Module, recorder: Recorder) -> Iterator[None]:
     names = {id(module): name for name, module in model.named_modules()}
@@ -371,7 +381,7 @@ def _module_stack(model: nn.Module, recorder: Recorder) -> Iterator[None]:
         name = recorder.modules.pop()
         inputs, start = starts.pop()
         outputs = [recorder.value(t).id for t in tensors_in(output)]
-        form = tree_map(lambda leaf: recorder.value(leaf).id if isinstance(leaf, Tensor) else None, output)
+        form = _form(recorder, output)
         plain = bool(args) and isinstance(args[0], Tensor)
         recorder.tape.calls.append(ModuleCall(name, inputs, outputs, start, len(recorder.tape.entries), form, plain))
 
@@ -440,7 +450,7 @@ def record(
         if tag:
             stack.enter_context(tagged_attributes(model))
             noted = stack.enter_context(noting_numbers())
-            tape.numbers, tape.read = noted.numbers, noted.attributes
+            tape.numbers, tape.read, tape.alike = noted.numbers, noted.attributes, noted.alike
         stack.enter_context(_module_stack(model, recorder))
         stack.enter_context(recorder)
         if tag:

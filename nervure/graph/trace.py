@@ -320,6 +320,11 @@ class Drawing:
         for claim in store.claims:
             if not solver.holds(claim):
                 yield from ((labels, claim.what) for labels in solver.labels_of(claim))
+        for pair in dict.fromkeys(self.flow.tape.alike):
+            if not solver.are_alike(*pair):
+                leaves = [*pair[0].leaves(), *pair[1].leaves()]
+                why = f"{pair[0]} and {pair[1]} are compared"
+                yield from ((labels, why) for leaf in leaves for labels in solver.labels_of_leaf(leaf))
         for leaf in self.flow.numbers():
             why = f"{leaf} is used as a number"
             yield from ((labels, why) for labels in solver.labels_of_leaf(leaf))
@@ -539,14 +544,15 @@ def matches(tensor: str, pattern: str) -> bool:
 
 
 def check_weights(model: nn.Module) -> None:
-    """Raise :class:`TraceError` where a parameter or buffer is NaN or infinite."""
+    """Raise :class:`TraceError` where a parameter or buffer is NaN, or infinite (which a mask may be)."""
+    learnt = {name for name, _ in model.named_parameters()}
     for name, tensor in named_tensors(model).items():
         # A sum is finite only where every entry is (or where a finite sum overflows, which the second look settles).
         if (
             tensor.is_floating_point()
             and tensor.device.type != "meta"
             and not bool(torch.isfinite(tensor.sum()))
-            and not bool(torch.isfinite(tensor).all())
+            and not bool((torch.isfinite(tensor) if name in learnt else ~torch.isnan(tensor)).all())
         ):
             raise TraceError(
                 f"{name} has NaN or infinite values; a network with broken weights cannot be measured or cut."

@@ -193,6 +193,7 @@ class Block:
         pinned: why it cannot be dropped; empty where it can.
         silences: which of the modules put out zeros; the others let their input pass.
         group: for a dense block, the group of its new channels, which leaves with it.
+        aliases: parts of the modules that the model also holds under names outside of them; these leave too.
     """
 
     name: str
@@ -201,6 +202,7 @@ class Block:
     pinned: str = ""
     silences: tuple[Silence, ...] = ()
     group: str = ""
+    aliases: tuple[str, ...] = ()
 
 
 @final

@@ -165,6 +165,7 @@ def _conv(m: Any) -> None:
         m.in_channels, m.out_channels = shape[0], shape[1] * groups
     else:
         m.out_channels, m.in_channels = shape[0], shape[1] * groups
+    m.kernel_size = shape[2:]
 
 
 def _norm(m: Any) -> None:

@@ -57,6 +57,11 @@ def drop(model: nn.Module, graph: Graph, block: Block, keeps: Mapping[str, np.nd
         owner = model.get_submodule(parent)
         setattr(owner, key, new.train(old.training))
         _leave_fused_path(owner, old, new)
+    for name in block.aliases:
+        parent, _, key = name.rpartition(".")
+        left, old = Settings(), model.get_submodule(name)
+        _take_settings(left, old)
+        setattr(model.get_submodule(parent), key, left)
 
 
 class Settings(nn.Module):

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nervure import Graph, apply, trace, verify
+from nervure import Drop, Graph, Plan, apply, trace, verify
 from tests.networks import noise, seeded
-from tests.oracle import halved, plan_of
+from tests.oracle import call, halved, plan_of
 
 
 class ComplexPairs(nn.Module):
@@ -291,6 +291,61 @@ class SharedKey(nn.Module):
         return self.out(y.transpose(1, 2).flatten(2))
 
 
+class Compared(nn.Module):
+    """The code checks its sizes: what it found equal stays so, and the number it checks against follows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.channels, self.stem, self.mix, self.out = 6, nn.Linear(5, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        y = self.mix(x)
+        if x.shape[-1] != self.channels or y.shape != x.shape:
+            raise ValueError("another width")
+        return self.out(torch.cat([x[:, :1], y[:, :1]], 1))
+
+
+class WholeWords(nn.Module):
+    """Windows over words as wide as their embedding: the kernel sums over the embedding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.out = nn.Linear(5, 6), nn.Linear(16, 3)
+        self.windows = nn.ModuleList(nn.Conv2d(1, 8, (k, 6)) for k in (2, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x).unsqueeze(1)
+        return self.out(torch.cat([c(x).squeeze(3).amax(2) for c in self.windows], 1))
+
+
+class Packed(nn.Module):
+    """Sequences of several lengths, packed and unpacked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.rnn, self.out = nn.Linear(5, 6), nn.GRU(6, 8, batch_first=True), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        packed = nn.utils.rnn.pack_padded_sequence(self.embed(x), lengths, batch_first=True)
+        states, last = self.rnn(packed)
+        padded, _ = nn.utils.rnn.pad_packed_sequence(states, batch_first=True)
+        return self.out(padded.mean(1) + last[0])
+
+
+class MaskOfInfinities(nn.Module):
+    """A causal mask made of minus infinity, which the model keeps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mask = torch.full((4, 4), float("-inf")).triu_(1)
+        self.embed, self.attention, self.out = nn.Linear(5, 6), nn.MultiheadAttention(6, 2), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        return self.out(x + self.attention(x, x, x, need_weights=False, attn_mask=self.mask)[0])
+
+
 # The network, an example, and the groups that must be found to be prunable.
 FINDS: dict[type[nn.Module], tuple[Any, set[str]]] = {
     ComplexPairs: (noise(2, 4, 5), {"up.blocks"}),
@@ -311,6 +366,10 @@ FINDS: dict[type[nn.Module], tuple[Any, set[str]]] = {
     LearntTurn: (noise(2, 3, 9), {"first"}),
     FourierMix: (noise(2, 8, 5), {"up", "weight"}),
     SharedKey: (noise(2, 6, 5), {"q"}),
+    Compared: (noise(2, 2, 5), {"stem"}),
+    WholeWords: (noise(2, 7, 5), {"embed", "windows.0", "windows.1"}),
+    Packed: ((noise(3, 4, 5), torch.tensor([4, 3, 1])), {"embed", "rnn.widths"}),
+    MaskOfInfinities: (noise(4, 2, 5), {"embed", "attention"}),
 }
 
 
@@ -324,7 +383,86 @@ def test_what_was_missed_is_offered_and_cut_right(kind: type[nn.Module]) -> None
         plan = plan_of(graph, halved(graph, only=only))
         smaller = apply(model, graph, plan)
         assert verify(model, SimpleNamespace(model=smaller, graph=graph, plan=plan), example)
-        assert smaller(example).isfinite().all()
+        assert call(smaller, example).isfinite().all()
+
+
+class HeadsBeside(nn.Module):
+    """Heads in a list, each a module, put beside each other along the last axis."""
+
+    class Head(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.q, self.k, self.v = (nn.Linear(6, 4) for _ in "qkv")
+
+        def forward(self, x: Tensor) -> Tensor:
+            return (self.q(x) @ self.k(x).transpose(1, 2) / 2).softmax(-1) @ self.v(x)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.out = nn.Linear(5, 6), nn.Linear(8, 3)
+        self.heads = nn.ModuleList(self.Head() for _ in "ab")
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        return self.out(torch.cat([head(x) for head in self.heads], -1))
+
+
+class HeldTwice(nn.Module):
+    """A branch in one sequence, whose parts the module also holds by themselves."""
+
+    class Branch(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv1d(6, 6, 3, padding=2), nn.Conv1d(6, 6, 3)
+            self.net = nn.Sequential(self.a, nn.ReLU(), self.b)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.relu(x + self.net(x))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.branch, self.out = nn.Conv1d(5, 6, 1), self.Branch(), nn.Conv1d(6, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.branch(self.stem(x)))
+
+
+class WiderInside(nn.Module):
+    """A branch that only takes shapes which its own modules make: all of them put out zeros."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.q, self.v, self.o = nn.Linear(5, 6), nn.Linear(6, 4), nn.Linear(6, 12), nn.Linear(12, 6)
+        self.out = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        q, v = self.q(x).unflatten(-1, (2, -1)), self.v(x).unflatten(-1, (2, -1))
+        return self.out(x + self.o((v * q.sum(-1, keepdim=True)).flatten(2)))
+
+
+# The network, an example, and the blocks that must be found to be droppable.
+DROPPABLE: dict[type[nn.Module], tuple[Any, set[str]]] = {
+    HeadsBeside: (noise(2, 7, 5), {"heads.1"}),
+    HeldTwice: (noise(2, 5, 9), {"branch.net"}),
+    WiderInside: (noise(2, 4, 5), {"v"}),
+}
+
+
+@pytest.mark.parametrize("kind", DROPPABLE, ids=lambda kind: kind.__name__)
+def test_what_can_leave_is_offered_and_leaves_with_its_weights(kind: type[nn.Module]) -> None:
+    example, blocks = DROPPABLE[kind]
+    model = seeded(kind)
+    graph = trace(model, example)
+    assert {b.name for b in graph.blocks if not b.pinned} == blocks, graph.describe()
+    for name in blocks:
+        plan = Plan((Drop(name), *plan_of(graph, halved(graph)).cuts))
+        smaller = apply(model, graph, plan)
+        assert verify(model, SimpleNamespace(model=smaller, graph=graph, plan=plan), example)
+        block = graph.block(name)
+        gone = tuple(f"{m}." for m in (*block.modules, *block.aliases))
+        assert not any(n.startswith(gone) for n, _ in smaller.named_parameters(remove_duplicate=False))
+        assert Graph.from_json(graph.to_json()) == graph
 
 
 def test_auxiliary_heads_with_norms_over_a_single_value_are_found() -> None:

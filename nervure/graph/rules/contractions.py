@@ -30,11 +30,12 @@ def contract(flow: Flow, a: tuple[int, int], b: tuple[int, int]) -> tuple[list[L
     x, y = entry.args[a[0]], entry.args[b[0]]
     size = flow.shape(x)[a[1]]
     left, right = flow.layers(x, a[1]), flow.layers(y, b[1])
-    meet(flow, left, right, size, free=flow.space(x).free or flow.space(y).free)
+    free = flow.space(x).free or flow.space(y).free
+    meet(flow, left, right, size, free=free)
     flow.role(left, "reader")
     flow.role(right, "reader")
     flow.read(a[0], a[1], left or right, "sum")
-    if _is_activation(left) and _is_activation(right):
+    if _is_activation(left) and _is_activation(right) and not free:
         flow.attention.extend(x.labels for x in (*left, *right))
     return left, right
 
@@ -158,14 +159,18 @@ def convolution(flow: Flow, entry: Entry) -> list[Space]:
     rank, out_shape = len(flow.shape(x)), flow.shape(entry.outs[0])
     reads, writes = (0, 1) if transposed else (1, 0)
     through: list[Layer] = []
-    for axis in range(2, rank):
+    whole = [a for a in range(2, rank) if _is_whole(flow, entry, a) and flow.layers(x, a)]
+    for axis in whole:
+        contract(flow, (0, axis), (1, axis))
+    for axis in (a for a in range(2, rank) if a not in whole):
         flow.store.pin([z.labels for z in flow.layers(w, axis)], HIDDEN)
         if _is_by_place(flow, entry, axis):
             through += [made(z, axis, rank) for z in flow.layers(x, axis)]
         else:
             flow.store.pin([z.labels for z in flow.layers(x, axis)], f"mixed over space at {flow.at()}")
     space = flow.shape(x)[2:] if transposed else out_shape[2:]
-    fixed = int(np.prod((out_shape[0], *space, *flow.shape(w)[2:]), dtype=np.int64))
+    kernel = [n for a, n in enumerate(flow.shape(w)) if a > 1 and a not in whole]
+    fixed = int(np.prod((out_shape[0], *space, *kernel), dtype=np.int64))
     if groups == 1:
         contract(flow, (0, 1), (1, reads))
         out = flow.layers(w, writes)
@@ -173,7 +178,7 @@ def convolution(flow: Flow, entry: Entry) -> list[Space]:
     else:
         out = _grouped(flow, entry, x, w, groups, transposed)
     # A grouped weight has its block layers on axis 0 only, so the product of its two axes counts every block once.
-    flow.work(fixed, *[(flow.shape(w)[axis], flow.layers(w, axis)) for axis in (0, 1)])
+    flow.work(fixed, *[(flow.shape(w)[axis], flow.layers(w, axis)) for axis in (0, 1, *whole)])
     layers = [made(z, 1, rank) for z in out] + [made(z, 0, rank) for z in flow.layers(x, 0)] + through
     if bias is None:
         return [Space(tuple(layers))]
@@ -182,6 +187,13 @@ def convolution(flow: Flow, entry: Entry) -> list[Space]:
     return [
         flow.store.join([(Space(tuple(layers)), out_shape), (Space(tuple(riders)), bias_shape)], out_shape, flow.at())
     ]
+
+
+def _is_whole(flow: Flow, entry: Entry, axis: int) -> bool:
+    """Whether a kernel covers all of an axis once (words as wide as their embedding): a sum over it."""
+    kernel, padding = flow.shape(entry.args[1])[axis], entry.args[4]
+    once = kernel == flow.shape(entry.args[0])[axis] and flow.shape(entry.outs[0])[axis] == 1
+    return once and padding[min(axis - 2, len(padding) - 1)] == 0 and not entry.args[6]
 
 
 def _is_by_place(flow: Flow, entry: Entry, axis: int) -> bool:

@@ -453,6 +453,23 @@ def fold(flow: Flow, entry: Entry) -> list[Space]:
     return [Space(tuple(move(z, 1, 4) for z in outer))]
 
 
+def pack(flow: Flow, entry: Entry) -> list[Space]:
+    """Sequences of several lengths: [n, t, ...] to the rows of all steps [rows, ...]."""
+    x = entry.args[0]
+    for axis in (0, 1):
+        flow.store.pin([z.labels for z in flow.layers(x, axis)], f"packed by length at {flow.at()}")
+    kept = [z for z in flow.space(x).layers if not set(z.support) & {0, 1}]
+    return [Space(tuple(Layer(z.labels.squeeze(0), z.owner) for z in kept)), Space()]
+
+
+def unpack(flow: Flow, entry: Entry) -> list[Space]:
+    """As :func:`pack`, back."""
+    x = entry.args[0]
+    flow.store.pin([z.labels for z in flow.layers(x, 0)], f"packed by length at {flow.at()}")
+    kept = [z for z in flow.space(x).layers if 0 not in z.support]
+    return [Space(tuple(Layer(z.labels[None], z.owner) for z in kept)), Space()]
+
+
 # -- by index ----------------------------------------------------------------------------------------------------
 
 
@@ -676,6 +693,8 @@ MOVERS: Mapping[str, Rule] = {
     "roll": roll,
     "pixel_shuffle": pixel_shuffle,
     "pixel_unshuffle": pixel_unshuffle,
+    "_pack_padded_sequence": pack,
+    "_pad_packed_sequence": unpack,
     "im2col": unfold,
     "col2im": fold,
     "index_select": index_select,
