@@ -1,6 +1,6 @@
 """Nervure: PyTorch networks made smaller and faster by their connectivity."""
 
-from nervure.evaluation import evaluate, latency
+from nervure.evaluation import Similarity, evaluate, latency, similarity
 from nervure.export import load, save
 from nervure.graph import Block, Cost, Graph, Group, count
 from nervure.methods import (
@@ -67,6 +67,7 @@ __all__ = [  # noqa: RUF022
     "SET",
     "SNACS",
     "SNIP",
+    "Similarity",
     "Slimming",
     "Stats",
     "Study",
@@ -87,6 +88,7 @@ __all__ = [  # noqa: RUF022
     "rule",
     "run",
     "save",
+    "similarity",
     "trace",
     "train",
     "verify",

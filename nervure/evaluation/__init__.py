@@ -1,5 +1,7 @@
-"""How good, how calibrated, how robust, how fast and how big a model is."""
+"""How good, how calibrated, how robust, how fast and how big a model is, and how alike two sparse ones are."""
 
+from nervure.evaluation.alignment import align, reordered
+from nervure.evaluation.auc import Quality, accuracy_and_auc, macro_auc
 from nervure.evaluation.corruptions import CORRUPTIONS, HELD_OUT, SEVERITIES, SHIFTS, corrupt
 from nervure.evaluation.features import FEATURE_SHIFTS, TOKEN_SHIFTS, corrupt_features, corrupt_tokens
 from nervure.evaluation.latency import Latency, Timing, latency
@@ -14,6 +16,7 @@ from nervure.evaluation.metrics import (
 )
 from nervure.evaluation.quality import evaluate
 from nervure.evaluation.shift import Shifted, evaluate_shift
+from nervure.evaluation.similarity import Common, Similarity, common, similarity
 from nervure.evaluation.size import file_size
 
 __all__ = [
@@ -23,14 +26,20 @@ __all__ = [
     "SEVERITIES",
     "SHIFTS",
     "TOKEN_SHIFTS",
+    "Common",
     "Latency",
     "Metrics",
+    "Quality",
     "Shifted",
+    "Similarity",
     "Timing",
     "accuracy",
+    "accuracy_and_auc",
+    "align",
     "brier_score",
     "calibration_error",
     "class_accuracies",
+    "common",
     "corrupt",
     "corrupt_features",
     "corrupt_tokens",
@@ -38,6 +47,9 @@ __all__ = [
     "evaluate_shift",
     "file_size",
     "latency",
+    "macro_auc",
+    "reordered",
+    "similarity",
     "top_accuracy",
     "wilson_interval",
 ]

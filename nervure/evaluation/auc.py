@@ -44,7 +44,7 @@ def macro_auc(scores: Tensor, labels: Tensor) -> float:
     return sum(found) / len(found)
 
 
-def quality(model: nn.Module, data: Data) -> Quality:
+def accuracy_and_auc(model: nn.Module, data: Data) -> Quality:
     """Accuracy and macro AUC of a classifier on data, in evaluation mode; the model comes back as it was.
 
     Raises:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from nervure.errors import ArgumentError, FileError
-from nervure.evaluation.auc import Quality, quality
+from nervure.evaluation.auc import Quality, accuracy_and_auc
 from nervure.evaluation.batches import Data
 from nervure.files import write_text
 from nervure.plan import Keep
@@ -113,7 +113,7 @@ class Rewiring:
         self._require_order(step)
         if self._stopped or step.number not in self._due():
             return None
-        seen = None if self._validation is None else quality(step.model, self._validation)
+        seen = None if self._validation is None else accuracy_and_auc(step.model, self._validation)
         if seen is not None and self._undone(step, seen):
             return self._all(step)
         if self._stopped or self._done == len(self._table):

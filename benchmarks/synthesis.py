@@ -1,0 +1,391 @@
+"""Networks that grow: Synthesis in every reading beside random growth, SET, RigL, gradual magnitude and fixed masks.
+
+Run ``python benchmarks/synthesis.py`` (or with names of tasks behind it); one thread. Every line of
+``docs/results/synthesis.jsonl`` is one trial, written when it is done: a run that was stopped goes on where it was.
+``python benchmarks/synthesis.py --table`` writes ``docs/results/synthesis.md`` from the lines that are there.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from itertools import combinations, pairwise
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nervure import GMP, SET, RigL, Synthesis, similarity, trace, train
+from nervure.evaluation import accuracy_and_auc, align, common, reordered
+from nervure.training import History, mean_density
+from nervure.zoo import load
+from nervure.zoo.dataset import Dataset
+
+ROOT = Path(__file__).resolve().parent.parent
+LINES = ROOT / "docs" / "results" / "synthesis.jsonl"
+LR, EVENTS, BATCH = 0.1, 15, 64
+
+
+@dataclass(frozen=True)
+class Task:
+    """A network, its data, and how it is trained."""
+
+    network: Callable[[], nn.Module]
+    data: Callable[[], Dataset]
+    epochs: int
+    seeds: int
+    densities: tuple[float, ...]
+    start: float
+
+
+def mlp(*widths: int) -> nn.Module:
+    layers: list[nn.Module] = [nn.Flatten()]
+    for before, after in pairwise(widths):
+        layers += [nn.Linear(before, after), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+def convolutional() -> nn.Module:
+    widths, layers = (1, 16, 32, 32), list[nn.Module]()
+    for before, after in pairwise(widths):
+        stride = 1 if before == 1 else 2
+        layers += [nn.Conv2d(before, after, 3, stride, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10))
+
+
+@cache
+def digits() -> Dataset:
+    return load("digits", validation=0.2)
+
+
+@cache
+def clothes() -> Dataset:
+    data = load("fashion-mnist", size=14)
+    parts = {"train": data.train.sample(4000, 0), "validation": data.validation.sample(2000, 0)}
+    return replace(data, test=data.test.sample(5000, 0), **parts)
+
+
+TASKS: Mapping[str, Task] = {
+    "digits": Task(lambda: mlp(64, 128, 64, 10), digits, 15, 5, (0.05,), 0.02),
+    "clothes": Task(lambda: mlp(196, 256, 128, 10), clothes, 5, 5, (0.05,), 0.02),
+    "convolutional": Task(convolutional, clothes, 3, 3, (0.15,), 0.06),
+}
+
+GROWTH: Mapping[str, Mapping[str, Any]] = {
+    "random": {"growth": "random"},
+    "link prediction": {"growth": "links"},
+    "gradient": {"growth": "gradient"},
+    "soft origins, density": {},
+    "soft origins, rank": {"endpoints": "rank"},
+    "soft origins, tail": {"endpoints": "tail"},
+    "soft origins, uniform": {"endpoints": "uniform"},
+    "hard origins, density": {"origins": "hard"},
+    "hard origins, density, likeliest": {"origins": "hard", "sample": False},
+    "ours: soft origins, strong": {"endpoints": "strong"},
+    "ours: by activation, density": {"strength": "activation"},
+    "ours: by activation, strong": {"strength": "activation", "endpoints": "strong"},
+    "ours: density, gradient of 3": {"pool": 3.0},
+    "ours: density, gradient of 10": {"pool": 10.0},
+    "ours: strong by activation, gradient of 3": {"strength": "activation", "endpoints": "strong", "pool": 3.0},
+    "ours: strong by activation, gradient of 10": {"strength": "activation", "endpoints": "strong", "pool": 10.0},
+}
+FEW = (
+    "random",
+    "gradient",
+    "soft origins, density",
+    "hard origins, density",
+    "ours: by activation, strong",
+    "ours: density, gradient of 3",
+    "ours: strong by activation, gradient of 3",
+)
+LONGER = "random", "gradient", "soft origins, density", "ours: density, gradient of 3"
+"""Growth that is also trained for as long as costs as much as a network that is full from the start."""
+SIMILAR = (
+    "SET",
+    "RigL",
+    "GMP",
+    *(f"grow + prune, {name}" for name in ("random", "soft origins, density", "hard origins, density, likeliest")),
+    "grow, random",
+    "grow, soft origins, density",
+    "grow, hard origins, density",
+    "grow, hard origins, density, likeliest",
+    "grow, gradient",
+)
+
+
+def arms(task: Task, density: float) -> dict[str, Any]:
+    """Every method at this density; None: dense; a string: something that is not a method."""
+    shared = {"events": EVENTS, "density": density}
+    grown = {**shared, "start": task.start, "end": 0.75}
+    found: dict[str, Any] = {
+        "dense": None,
+        "static ERK": "static",
+        "SET": SET(**shared, end=0.75),
+        "SET, cosine": SET(**shared, end=0.75, schedule="cosine"),
+        "RigL": RigL(**shared),
+        "GMP": GMP(**shared),
+    }
+    for name, options in GROWTH.items():
+        if task.seeds >= 5 or name in FEW:
+            found[f"grow, {name}"] = Synthesis(**grown, prune=0, **options)
+            found[f"grow + prune, {name}"] = Synthesis(**grown, prune=0.2, **options)
+    for name in LONGER:
+        found[f"grow + prune, {name}, longer"] = Synthesis(**grown, prune=0.2, **GROWTH[name])
+    if task.seeds >= 5:
+        found["grow + prune, soft origins, density, gate"] = Synthesis(**grown, prune=0.2, gate=True, tolerance=0.005)
+        found["grow + prune, soft origins, density, new at 0.1"] = Synthesis(**grown, initial="gauss", scale=0.1)
+        found["grow + prune, soft origins, density, new at 1"] = Synthesis(**grown, initial="gauss", scale=1.0)
+        found["grow + prune, soft origins, density, cubic"] = Synthesis(**grown, ramp="cubic")
+    else:
+        found["grow + prune, random, elements"] = Synthesis(**grown, growth="random", granularity="element")
+        found["grow + prune, soft origins, density, elements"] = Synthesis(**grown, granularity="element")
+        found["grow + prune, ours: density, gradient of 3, elements"] = Synthesis(
+            **grown, granularity="element", pool=3.0
+        )
+    return found
+
+
+def fresh(task: Task, seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    return task.network()
+
+
+def trained(task: Task, arm: Any, seed: int, *, longer: bool = False, begin: int | None = None) -> tuple[Any, History]:
+    """Train one arm; with ``begin``, the network and the masks that seed begins with, whatever the seed of the rest."""
+    data = task.data()
+    model = fresh(task, seed if begin is None else begin)
+    masks, hooks, epochs = None, [] if arm is None or arm == "static" else [arm], task.epochs
+    if arm == "static" or begin is not None:
+        first = RigL(density=arm_density(arm, task)) if arm == "static" else arm
+        ground = first.ground(model, data.example(), {}, seed if begin is None else begin)
+        with torch.no_grad():
+            for name, weight in ground.weights.items():
+                model.get_parameter(name).copy_(weight)
+        masks = ground.start
+    if longer:
+        mean_of_ramp = 0.75 * (arm.start + arm.density) / 2 + 0.25 * arm.density
+        epochs = round(task.epochs * arm.density / mean_of_ramp)
+    batches = data.train.batches(BATCH, shuffle_seed=seed)
+    validation = data.validation.batches(1000) if hooks and arm.judge is not None else None
+    history = train(
+        model, batches, epochs=epochs, lr=LR, masks=masks, hooks=hooks, seed=seed, validation=validation, progress=False
+    )
+    return model, history
+
+
+CURRENT: dict[str, float] = {}
+
+
+def arm_density(arm: Any, task: Task) -> float:
+    return CURRENT["density"]
+
+
+def effective(model: nn.Module) -> float | None:
+    """The share of weights that lie on a path from an input to an output; None for networks with convolutions."""
+    layers = [m.weight.detach() != 0 for m in model.modules() if isinstance(m, nn.Linear)]
+    if any(isinstance(m, nn.Conv2d) for m in model.modules()):
+        return None
+    reached = [torch.ones(layers[0].shape[1], dtype=torch.bool)]
+    for there in layers:
+        reached.append((there & reached[-1]).any(1))
+    wanted, count = torch.ones(10, dtype=torch.bool), 0
+    for there, known in zip(reversed(layers), reversed(reached[:-1]), strict=True):
+        count += int((there & known & wanted[:, None]).sum())
+        wanted = (there & wanted[:, None]).any(0)
+    return count / sum(there.numel() for there in layers)
+
+
+def trial(name: str, density: float, arm: str, seed: int) -> dict[str, Any]:
+    task, started = TASKS[name], time.perf_counter()
+    method = arms(task, density)[arm]
+    CURRENT["density"] = density
+    model, history = trained(task, method, seed, longer=arm.endswith("longer"))
+    data = task.data()
+    validation, test = (accuracy_and_auc(model, split.batches(1000)) for split in (data.validation, data.test))
+    there = sum(int(mask.sum()) for mask in history.masks.values())
+    whole = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d))
+    share = there / whole if history.masks else 1.0
+    cost = mean_density(history.events, history.steps) if history.events else share
+    return {
+        "kind": "trial",
+        "task": name,
+        "of": density,
+        "arm": arm,
+        "seed": seed,
+        "validation": validation.accuracy,
+        "accuracy": test.accuracy,
+        "auc": test.auc,
+        "density": share,
+        "effective": effective(model),
+        "cost": cost * history.steps,
+        "steps": history.steps,
+        "undone": sum(event.kind == "undo" for event in history.events),
+        "seconds": round(time.perf_counter() - started, 2),
+    }
+
+
+def likeness(name: str, density: float, arm: str, group: int, shared: bool) -> dict[str, Any]:
+    """Three runs that begin alike, or apart: how much of their masks they share."""
+    task, started = TASKS[name], time.perf_counter()
+    CURRENT["density"] = density
+    method = arms(task, density)[arm]
+    seeds = [10 * group + i for i in range(3)]
+    runs = [trained(task, method, seed, begin=10 * group if shared else None) for seed in seeds]
+    masks = [run.masks for _, run in runs]
+    graph = trace(task.network(), task.data().example())
+    alike = [similarity(a, b) for a, b in combinations(masks, 2)]
+    inputs = next(iter(masks[0]))
+    first = [similarity({inputs: a[inputs]}, {inputs: b[inputs]}) for a, b in combinations(masks, 2)]
+    aligned = [in_order(graph, runs[0], run) for run in runs[1:]]
+    shares = common(masks)
+    return {
+        "kind": "likeness",
+        "task": name,
+        "of": density,
+        "arm": arm,
+        "group": group,
+        "shared": shared,
+        "overlap": mean(s.overlap for s in alike),
+        "jaccard": mean(s.jaccard for s in alike),
+        "chance": mean(s.chance for s in alike),
+        "inputs": mean(s.overlap for s in first),
+        "inputs_chance": mean(s.chance for s in first),
+        "aligned": mean(aligned),
+        "common": shares.similarity,
+        "common_chance": shares.chance,
+        "seconds": round(time.perf_counter() - started, 2),
+    }
+
+
+def in_order(graph: Any, one: tuple[nn.Module, History], other: tuple[nn.Module, History]) -> float:
+    """The overlap once hidden units are in the same order."""
+    orders = align(graph, one[0].state_dict(), other[0].state_dict())
+    moved: Mapping[str, Tensor] = reordered(graph, other[1].masks, orders)
+    return similarity(one[1].masks, moved).overlap
+
+
+def wanted(names: Sequence[str]) -> Iterator[tuple[Any, ...]]:
+    """All trials, the first seeds of everything first."""
+    for seed in range(max(task.seeds for task in TASKS.values())):
+        for name in names:
+            task = TASKS[name]
+            for density in task.densities:
+                if seed < task.seeds:
+                    yield from (("trial", name, density, arm, seed) for arm in arms(task, density))
+        if "digits" in names and seed < 2:
+            for shared in (True, False):
+                yield from (("likeness", "digits", 0.05, arm, seed, shared) for arm in SIMILAR)
+
+
+def key(line: Mapping[str, Any]) -> tuple[Any, ...]:
+    last = (line["seed"],) if line["kind"] == "trial" else (line["group"], line["shared"])
+    return (line["kind"], line["task"], line["of"], line["arm"], *last)
+
+
+def lines() -> list[dict[str, Any]]:
+    if not LINES.exists():
+        return []
+    return [json.loads(line) for line in LINES.read_text(encoding="utf-8").splitlines()]
+
+
+def run(names: Sequence[str]) -> None:
+    torch.set_num_threads(1)
+    done = {key(line) for line in lines()}
+    kinds: Mapping[str, Callable[..., dict[str, Any]]] = {"trial": trial, "likeness": likeness}
+    for what in wanted(names):
+        if what not in done:
+            found = kinds[what[0]](*what[1:])
+            with LINES.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(found) + "\n")
+            print(what, found.get("accuracy", found.get("overlap")), found["seconds"], flush=True)
+
+
+# The page
+
+
+def spread(values: Iterable[float], scale: float = 100.0) -> str:
+    listed = [scale * value for value in values]
+    return f"{mean(listed):.1f} ± {stdev(listed):.1f}" if len(listed) > 1 else f"{mean(listed):.1f}"
+
+
+def table(name: str, density: float, found: Sequence[Mapping[str, Any]]) -> list[str]:
+    mine = [line for line in found if line["kind"] == "trial" and (line["task"], line["of"]) == (name, density)]
+    by_arm: dict[str, dict[int, Mapping[str, Any]]] = {}
+    for line in mine:
+        by_arm.setdefault(line["arm"], {})[line["seed"]] = line
+    if not by_arm:
+        return []
+    rows = [
+        f"### {name}, density {density:g}",
+        "",
+        "| method | accuracy | macro AUC | validation | above random growth | compression | on a path | cost |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for arm, runs in by_arm.items():
+        control = f"grow{' + prune' if arm.startswith('grow + prune') else ''}, random"
+        base = by_arm.get(f"{control}, longer" if arm.endswith("longer") else control, {})
+        gaps = [run["accuracy"] - base[seed]["accuracy"] for seed, run in runs.items() if seed in base]
+        paths = [run["effective"] for run in runs.values() if run["effective"] is not None]
+        full = mean(run["steps"] * density for run in by_arm.get("SET", runs).values())
+        cells = [
+            arm,
+            *(spread(r[what] for r in runs.values()) for what in ("accuracy", "auc", "validation")),
+            spread(gaps) if gaps else "",
+            f"{1 / mean(r['density'] for r in runs.values()):.1f}x",
+            f"{100 * mean(paths):.1f} %" if paths else "",
+            f"{mean(r['cost'] for r in runs.values()) / full:.2f}",
+        ]
+        rows.append(f"| {' | '.join(cells)} |")
+    return [*rows, ""]
+
+
+def likenesses(found: Sequence[Mapping[str, Any]]) -> list[str]:
+    rows = [
+        "| method | start | overlap | chance | Jaccard | input layer (chance) | aligned | in all three (chance) |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    groups: dict[tuple[bool, str], list[Mapping[str, Any]]] = {}
+    for line in found:
+        if line["kind"] == "likeness":
+            groups.setdefault((line["shared"], line["arm"]), []).append(line)
+    for (shared, arm), runs in sorted(groups.items(), key=lambda item: (not item[0][0], item[0][1])):
+        inputs, three = (
+            f"{spread(r[k] for r in runs)} ({spread(r[f'{k}_chance'] for r in runs)})" for k in ("inputs", "common")
+        )
+        rows.append(
+            f"| {arm} | {'the same' if shared else 'different'} | {spread(r['overlap'] for r in runs)} "
+            f"| {spread(r['chance'] for r in runs)} | {spread(r['jaccard'] for r in runs)} | {inputs} "
+            f"| {spread(r['aligned'] for r in runs)} | {three} |"
+        )
+    return rows
+
+
+def write() -> None:
+    found = lines()
+    expected = {what for what in wanted(list(TASKS))}
+    done = len(expected & {key(line) for line in found})
+    parts = [
+        "# Networks that grow",
+        "",
+        (ROOT / "benchmarks" / "synthesis.intro.md").read_text(encoding="utf-8").strip(),
+        "",
+        *([] if done == len(expected) else [f"**The study is not complete: {done} of {len(expected)} trials.**", ""]),
+        "## Accuracy",
+        "",
+    ]
+    for name, task in TASKS.items():
+        for density in task.densities:
+            parts += table(name, density, found)
+    parts += ["## What runs share", "", *likenesses(found), ""]
+    LINES.with_suffix(".md").write_text("\n".join(parts), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["--table"]:
+        write()
+    else:
+        run(sys.argv[1:] or list(TASKS))
