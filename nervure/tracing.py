@@ -12,7 +12,7 @@ from nervure.errors import NervureError, VerificationError
 from nervure.graph.blocks import is_doubtful, with_blocks
 from nervure.graph.example import evaluating, is_weightless, placed_like, unfaked
 from nervure.graph.tape import Entry
-from nervure.graph.trace import Choice, Drawing, check_weights, chosen_patterns, draw, pinned_by_choice
+from nervure.graph.trace import Choice, Drawing, check_weights, chosen_patterns, draw, kept_by_choice, pinned_by_choice
 from nervure.graph.types import Graph
 from nervure.plan import Cut, Drop, Keep, Plan
 from nervure.surgery.apply import apply
@@ -70,7 +70,7 @@ def drawn(
         example = placed_like(real, example)
         drawing = draw(real, example, outputs=outputs, inputs=inputs, inside_heads=inside_heads)
         drawing.graph = pinned_by_choice(drawing.graph, *choices)
-        drawing.graph = with_blocks(drawing)
+        drawing.graph = kept_by_choice(with_blocks(drawing), *choices)
         suspects = drawing.suspects()
         if not is_weightless(real):
             drawing.graph = _with_blocks_tried(real, drawing, example)

@@ -106,7 +106,8 @@ MASKING: tuple[Method, ...] = (
 """Methods that mask weights; some of them lay links too."""
 
 DROPPING: tuple[Method, ...] = (
-    Energy(keep=0.9, budget="macs", target="labels", rounds=1),
+    Energy(keep=0.9, budget="macs", rounds=1),
+    Energy(keep=0.9, score="r2", target="labels", policy="ckmeans", rounds=1),
     Energy(drop=1, score="dcor", target="outputs", policy="rank"),
     Depth(drop=1, score="cka"),
     Depth(keep=0.9, score="random", seed=3),

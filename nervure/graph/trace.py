@@ -515,6 +515,20 @@ def pinned_by_choice(graph: Graph, ignored: list[str], wanted: list[str] | None)
     return replace(graph, groups=tuple(groups))
 
 
+def kept_by_choice(graph: Graph, ignored: list[str], wanted: list[str] | None) -> Graph:
+    """Pin every block with a tensor in ``ignored``, or with one that ``wanted`` does not name."""
+    blocks = []
+    for block in graph.blocks:
+        below = tuple(f"{module}." for module in block.modules)
+        tensors, reason = [t for t in graph.tensors if t.startswith(below)], block.pinned
+        if any(matches(t, p) for t in tensors for p in ignored):
+            reason = reason or "ignored by the user"
+        elif wanted is not None and not all(any(matches(t, p) for p in wanted) for t in tensors):
+            reason = reason or "not among what the user chose (only)"
+        blocks.append(replace(block, pinned=reason))
+    return replace(graph, blocks=tuple(blocks))
+
+
 def _patterns(model: nn.Module, choices: Iterable[Choice], name: str) -> list[str]:
     if isinstance(choices, str | nn.Module):
         choices = [choices]

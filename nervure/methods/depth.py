@@ -37,12 +37,10 @@ class Depth(Dropping):
     Attributes:
         score: ``"influence"`` (1 - mean cosine of what enters and what leaves), ``"branch"`` (size of what it adds
             relative to what enters), ``"cka"`` (1 - CKA of the outputs with and without the block) or ``"random"``.
-        output: which of several outputs CKA compares, by its key or place; empty: ``"logits"``, or the first.
     """
 
     policy: Policy = "rank"
     score: Yardstick = "influence"
-    output: str = ""
 
     @property
     def wants(self) -> frozenset[str]:
@@ -54,37 +52,35 @@ class Depth(Dropping):
         """Complain about a hyper-parameter that is not one of the choices."""
         require_choice(self.score, get_args(Yardstick), "score")
 
-    def block_scores(self, view: View, blocks: Sequence[Block]) -> dict[str, BlockScore]:
+    def block_scores(self, view: View, blocks: Sequence[Block], gone: tuple[str, ...] = ()) -> dict[str, BlockScore]:
         """One number per block."""
-        values = SCORES[self.score](self, view, blocks)
+        values = SCORES[self.score](self, view, blocks, gone)
         return {b.name: BlockScore.of(b.name, [value]) for b, value in zip(blocks, values, strict=True)}
 
 
-def _random(method: Depth, view: View, blocks: Sequence[Block]) -> list[float]:
+def _random(method: Depth, view: View, blocks: Sequence[Block], gone: tuple[str, ...]) -> list[float]:
     generator = torch.Generator().manual_seed(method.seed + view.seed)
     drawn: list[float] = torch.rand(len(blocks), generator=generator).tolist()
     return drawn
 
 
-def _influence(method: Depth, view: View, blocks: Sequence[Block]) -> list[float]:
+def _influence(method: Depth, view: View, blocks: Sequence[Block], gone: tuple[str, ...]) -> list[float]:
     cosines = [float(shift[:, 0].double().mean()) for shift in _shifts(view, blocks)]
     return [FARTHEST if math.isnan(cosine) else 1 - cosine for cosine in cosines]
 
 
-def _branch(method: Depth, view: View, blocks: Sequence[Block]) -> list[float]:
+def _branch(method: Depth, view: View, blocks: Sequence[Block], gone: tuple[str, ...]) -> list[float]:
     return [float(shift[:, 1].double().mean()) for shift in _shifts(view, blocks)]
 
 
-def _cka(method: Depth, view: View, blocks: Sequence[Block]) -> list[float]:
-    judge = Judge(view, method.recalibrate)
+def _cka(method: Depth, view: View, blocks: Sequence[Block], gone: tuple[str, ...]) -> list[float]:
+    judge = Judge(view, method.recalibrate, method.output)
     # The whole model is recalibrated like the others: what differs is the block alone.
-    whole, *others = (
-        _outputs(judge.measured_without(gone, method.wants)) for gone in ((), *((b.name,) for b in blocks))
-    )
+    whole, *others = (judge.answers_without(names) for names in (gone, *((*gone, b.name) for b in blocks)))
     return [1 - float(cka(whole.double(), other.double(), debiased=False)) for other in others]
 
 
-SCORES: Mapping[str, Callable[[Depth, View, Sequence[Block]], list[float]]] = {
+SCORES: Mapping[str, Callable[[Depth, View, Sequence[Block], tuple[str, ...]], list[float]]] = {
     "random": _random,
     "influence": _influence,
     "branch": _branch,
@@ -105,10 +101,3 @@ def _shifts(view: View, blocks: Sequence[Block]) -> list[Tensor]:
         reason = stats.skipped.get(f"block {missing[0]}", "it was not measured")
         raise DataError(f"block {missing[0]!r} has no evidence: {reason}. Pin it with ignore=.")
     return [stats.shifts[b.name] for b in blocks]
-
-
-def _outputs(view: View) -> Tensor:
-    outputs = _evidence(view).outputs
-    if outputs is None:
-        raise DataError('CKA compares outputs: measure want={"outputs"}.')
-    return outputs

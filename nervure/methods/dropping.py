@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeAlias, final, get_args
 import torch
 
 from nervure.budget.clusters import line_clusters
+from nervure.budget.knapsack import frontier
 from nervure.check import require_choice, require_fraction, require_positive
 from nervure.errors import ArgumentError, BudgetError, ScoreError
 from nervure.graph.types import Block, Graph
@@ -20,7 +21,7 @@ from nervure.stats import measure
 from nervure.surgery.price import price
 
 BlockBudget: TypeAlias = Literal["params", "macs", "blocks", "latency"]
-Policy: TypeAlias = Literal["ckmeans", "rank"]
+Policy: TypeAlias = Literal["knapsack", "rank", "ckmeans"]
 Granularity: TypeAlias = Literal["fine", "whole"]
 
 RESAMPLES = 200
@@ -61,10 +62,12 @@ class Dropping(ABC):
         keep: the fraction of the budget that stays, in (0, 1].
         budget: ``"params"``, ``"macs"``, ``"blocks"`` (their number) or ``"latency"`` (measured on the example).
         drop: exactly so many blocks leave.
-        tolerance: as many blocks leave as cost at most this share of accuracy, in [0, 1), before any training: judged
-            on every tenth batch of the data, batch norms recalibrated on the others, by bisection over the number.
-        policy: ``"rank"`` (the lowest scores leave) or ``"ckmeans"`` (blocks are clustered by score into as many as
-            stay, and each cluster keeps one).
+        tolerance: as much leaves as costs at most this share of accuracy, in [0, 1), before any training: judged
+            on every tenth batch of the data, batch norms recalibrated on the others, by bisection. Where labels are no
+            class numbers, the share of the outputs' variance is meant.
+        policy: ``"knapsack"`` (of all selections that meet the budget, the one with the lowest sum of scores),
+            ``"rank"`` (the lowest scores leave, whatever they save) or ``"ckmeans"`` (blocks are clustered by score
+            into as many as stay, and each cluster keeps one). Where blocks are counted, a knapsack is a rank.
         back: of equal scores, and of a cluster, the block nearest to the output stays, not the one nearest to the
             input.
         granularity: where blocks lie inside others, ``"fine"`` drops inner ones (attention or MLP alone), ``"whole"``
@@ -72,18 +75,20 @@ class Dropping(ABC):
         stages: measure again after each of so many steps towards the goal.
         recalibrate: batches on which batch norms are recalibrated before a smaller model is measured or judged.
         seed: added to the seed of the view where lots are drawn.
+        output: which of several outputs is meant, by its key or place; empty: ``"logits"``, or the first.
     """
 
     keep: float = 0.5
     budget: BlockBudget = "params"
     drop: int | None = None
     tolerance: float | None = None
-    policy: Policy = "ckmeans"
+    policy: Policy = "knapsack"
     back: bool = False
     granularity: Granularity = "fine"
     stages: int = 1
     recalibrate: int = 20
     seed: int = 0
+    output: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "keep", require_fraction(self.keep, "keep"))
@@ -107,8 +112,11 @@ class Dropping(ABC):
         """Complain about a hyper-parameter of one's own that is out of range."""
 
     @abstractmethod
-    def block_scores(self, view: View, blocks: Sequence[Block]) -> dict[str, BlockScore]:
-        """The score of each of ``blocks``; ``view.stats`` holds what ``wants`` says."""
+    def block_scores(self, view: View, blocks: Sequence[Block], gone: tuple[str, ...] = ()) -> dict[str, BlockScore]:
+        """The score of each of ``blocks`` where those in ``gone`` have left.
+
+        ``view.stats`` holds what ``wants`` says, of the model without those in ``gone``; all else is the whole model's.
+        """
 
     def scores(self, view: View) -> dict[str, BlockScore]:
         """The score of every block that could be dropped.
@@ -126,25 +134,32 @@ class Dropping(ABC):
         asked = self._asked()
         if self.drop == 0 or (self.drop is None and self.tolerance is None and self.keep == 1):
             return Plan((), view.graph.fingerprint, asked, {"keep": 1.0, "blocks": 0})
-        blocks, judge = droppable(view.graph, self.granularity), Judge(view, self.recalibrate)
+        blocks, judge = droppable(view.graph, self.granularity), self._judge(view)
+        savings = self._savings(view, judge, blocks)
         removed: tuple[str, ...] = ()
         scores: dict[str, BlockScore] = {}
         for stage in range(1, self.stages + 1):
             left = [b for b in blocks if b.name not in removed]
-            seen = judge.measured_without(removed, self.wants) if removed else self._measured(view)
-            fresh = self.block_scores(seen, left)
+            fresh = self.block_scores(self._seen(view, judge, removed), left, removed)
             _require_finite(fresh)
             scores |= fresh
-            sets = [removed + more for more in self.removals([fresh[b.name].mean for b in left], left)]
-            removed = self._first_enough(view, judge, sets, len(blocks), stage / self.stages)
+            offered = self.removals([fresh[b.name].mean for b in left], left, savings)
+            sets = [removed + more for more in offered]
+            removed = self._first_enough(view, judge, sets, savings, len(blocks), stage / self.stages)
         plan = Plan(tuple(Drop(b.name) for b in blocks if b.name in removed), view.graph.fingerprint, asked)
         return replace(plan, reached=self._reached(view, plan, blocks, scores))
 
-    def removals(self, scores: Sequence[float], blocks: Sequence[Block]) -> list[tuple[str, ...]]:
-        """Which blocks leave where 0, 1, 2, ... all but none do."""
+    def removals(
+        self, scores: Sequence[float], blocks: Sequence[Block], savings: Mapping[str, float] | None = None
+    ) -> list[tuple[str, ...]]:
+        """Which blocks may leave, from none to all; ``savings``: what each saves, for a knapsack (else one each)."""
         names = [b.name for b in blocks]
         places = list(range(len(names)))
-        if self.policy == "rank":
+        if self.policy == "knapsack" and savings:
+            order = places[::-1] if self.back else places
+            found = frontier([scores[i] for i in order], [savings[names[i]] for i in order])
+            return [tuple(names[i] for i in sorted(order[place] for place in s)) for s in found]
+        if self.policy != "ckmeans":
             order = sorted(places, key=lambda i: (scores[i], i if self.back else -i))
             return [tuple(names[i] for i in sorted(order[:k])) for k in range(len(names) + 1)]
         stays = max if self.back else min
@@ -154,12 +169,13 @@ class Dropping(ABC):
     def describe(self, view: View) -> str:
         """A table of blocks: score, standard error, and how often each leaves when the rounds are drawn anew.
 
-        A share between 0 and 100 % says that another draw of the data could have decided otherwise. The number of
-        blocks is that of the plan, and the scores are those before any stage.
+        A share between 0 and 100 % says that another draw of the data could have decided otherwise. As many blocks
+        leave as in the plan, or as much is saved, and the scores are those before any stage.
         """
         plan, scores = self.plan(view), self.scores(view)
         blocks, dropped = droppable(view.graph, self.granularity), {d.block for d in plan.drops}
-        often = self._resampled(scores, blocks, len(dropped), view.seed + self.seed)
+        savings = self._savings(view, self._judge(view), blocks)
+        often = self._resampled(scores, blocks, savings, dropped, view.seed + self.seed)
         width = max(len(b.name) for b in blocks)
         lines = [f"{'block':<{width}}  {'score':>10}  {'error':>9}  leaves"]
         for b in blocks:
@@ -170,16 +186,35 @@ class Dropping(ABC):
         return "\n".join(lines)
 
     def _resampled(
-        self, scores: Mapping[str, BlockScore], blocks: Sequence[Block], number: int, seed: int
+        self,
+        scores: Mapping[str, BlockScore],
+        blocks: Sequence[Block],
+        savings: Mapping[str, float],
+        dropped: Iterable[str],
+        seed: int,
     ) -> dict[str, float]:
         generator = torch.Generator().manual_seed(seed)
         rounds = torch.tensor([scores[b.name].rounds for b in blocks], dtype=torch.float64)
         counts = dict.fromkeys((b.name for b in blocks), 0)
+        each = savings or dict.fromkeys(counts, 1)
+        wanted = sum(each[name] for name in dropped) * (1 - 1e-9)
         for _ in range(RESAMPLES):
             drawn = torch.randint(rounds.shape[1], (rounds.shape[1],), generator=generator)
-            for name in self.removals(rounds[:, drawn].mean(1).tolist(), blocks)[number]:
+            sets = self.removals(rounds[:, drawn].mean(1).tolist(), blocks, savings)
+            for name in next(s for s in sets if sum(each[n] for n in s) >= wanted):
                 counts[name] += 1
         return {name: count / RESAMPLES for name, count in counts.items()}
+
+    def _judge(self, view: View) -> Judge:
+        return Judge(view, self.recalibrate, self.output)
+
+    def _savings(self, view: View, judge: Judge, blocks: Sequence[Block]) -> dict[str, float]:
+        """What dropping each block alone saves of the budget; nothing where no knapsack asks, or blocks are counted."""
+        if self.policy != "knapsack" or self.drop is not None or self.budget == "blocks":
+            return {}
+        if self.budget == "latency":
+            return judge.seconds_of(blocks)
+        return {b.name: 1 - _kept(view.graph, [b.name], self.budget) for b in blocks}
 
     def _asked(self) -> dict[str, Any]:
         if self.tolerance is not None:
@@ -206,13 +241,25 @@ class Dropping(ABC):
         stats = measure(model, view.graph, data, want=self.wants, seed=view.seed, progress=False)
         return replace(view, stats=stats)
 
+    def _seen(self, view: View, judge: Judge, gone: tuple[str, ...]) -> View:
+        """The view with evidence of the model without the blocks that have left."""
+        if not gone:
+            return self._measured(view)
+        return replace(view, stats=judge.measured_without(gone, self.wants)) if self.wants else view
+
     def _first_enough(
-        self, view: View, judge: "Judge", sets: Sequence[tuple[str, ...]], total: int, share: float
+        self,
+        view: View,
+        judge: Judge,
+        sets: Sequence[tuple[str, ...]],
+        savings: Mapping[str, float],
+        total: int,
+        share: float,
     ) -> tuple[str, ...]:
         """The smallest removal that meets the goal, or a ``share`` of the way to it; the largest that is tolerated."""
         if self.tolerance is not None:
-            allowed = judge.accuracy(()) - self.tolerance * share
-            index = _bisect(len(sets), lambda k: judge.accuracy(sets[k]) < allowed - 1e-9)
+            allowed = judge.quality(()) - self.tolerance * share
+            index = _bisect(len(sets), lambda k: judge.quality(sets[k]) < allowed - 1e-9)
             return sets[max(index - 1, 0)]
         wanted = self.drop if self.drop is not None else total - round(self.keep * total)
         if self.drop is not None or self.budget == "blocks":
@@ -223,7 +270,9 @@ class Dropping(ABC):
         if self.budget == "latency":
             index = _bisect(len(sets), lambda k: judge.latency(sets[k]) <= goal)
         else:
-            kept = [_kept(view.graph, s, self.budget) for s in sets]
+            # What blocks save alone adds up to at least what they save together, so the others cannot be enough.
+            sets = [s for s in sets if not savings or sum(savings[n] for n in s) >= 1 - goal - 1e-9] or sets[-1:]
+            kept = (_kept(view.graph, s, self.budget) for s in sets)
             index = next((k for k, cost in enumerate(kept) if cost <= goal), len(sets))
         if index == len(sets):
             least = judge.latency(sets[-1]) if self.budget == "latency" else _kept(view.graph, sets[-1], self.budget)

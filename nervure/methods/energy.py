@@ -1,12 +1,13 @@
-"""Energy: layers whose feature maps tell little of the answer leave.
+"""Energy: layers that the network's answers hardly depend on leave.
 
-Soltani, Wu, Li, Ding, Tarokh, "On The Energy Statistics of Feature Maps in Pruning of Neural Networks with
+After Soltani, Wu, Li, Ding, Tarokh, "On The Energy Statistics of Feature Maps in Pruning of Neural Networks with
 Skip-Connections", ICASSP 2022.
 
-A unit is what lies beside a shortcut: a residual branch, a dense layer, attention or an MLP. Its score is how strongly
-what it adds depends on the predicted class, by statistics of distances; units are clustered by score, and each cluster
-keeps one. ``Energy(score="max_ref", unbiased=False, reduce="flatten")`` is the score of the authors; the default is
-free of scale and bias. See docs/methods/energy.md for what differs and why.
+A unit is what lies beside a shortcut: a residual branch, a dense layer, attention or an MLP. The paper's score is how
+strongly what a unit adds depends on the predicted class, by statistics of distances; units are clustered by score, and
+each cluster keeps one: ``Energy(score="max_ref", policy="ckmeans", unbiased=False, reduce="flatten")``. The default is
+ours: how much of the answers' dependence on the whole network's is lost when the unit is skipped, and the least lost
+for the saving. See docs/methods/energy.md for what differs and why.
 """
 
 import warnings
@@ -26,10 +27,11 @@ from nervure.methods.dropping import BlockScore, Dropping
 from nervure.stats import Stats
 from nervure.stats.blocks import REDUCTIONS
 
-EnergyScore: TypeAlias = Literal["r2", "max_ref", "coefficient", "dcor"]
-Target: TypeAlias = Literal["predictions", "labels", "probabilities", "outputs"]
+EnergyScore: TypeAlias = Literal["skip", "r2", "max_ref", "coefficient", "dcor"]
+Target: TypeAlias = Literal["auto", "predictions", "labels", "probabilities", "outputs"]
 Reduce: TypeAlias = Literal["pool4", "flatten", "gap", "random"]
 
+CONTINUOUS = ("probabilities", "outputs")
 FEW = 20
 """Samples of a class in a round below which scores are told to be noisy."""
 FEWEST = 4
@@ -51,18 +53,21 @@ CLASSWISE: Mapping[str, Callable[[ClassDistances, bool], Tensor]] = {
 @final
 @dataclass(frozen=True, slots=True)
 class Energy(Dropping):
-    """Drop the blocks whose feature maps tell least of the answer.
+    """Drop the blocks that the answers hardly depend on.
 
     The other hyper-parameters (``keep``, ``budget``, ``drop``, ``tolerance``, ``policy``, ``back``, ``granularity``,
-    ``stages``, ``recalibrate``, ``seed``) are those of every method that drops blocks.
+    ``stages``, ``recalibrate``, ``seed``, ``output``) are those of every method that drops blocks.
 
     Attributes:
-        score: ``"r2"``: the share of the distances between samples that classes explain, free of scale;
-            ``"max_ref"``: the largest energy distance of a class to the most frequent one, in the unit of the feature
-            map; ``"coefficient"``: the same over twice the mean distance; ``"dcor"``: distance correlation.
-        target: what blocks should tell of: the ``"predictions"`` or ``"labels"`` (classes); with ``"dcor"`` also the
-            ``"probabilities"`` (softmax of the outputs) or the ``"outputs"`` as they are (regression, embeddings).
-        output: which of several outputs is meant, by its key or place; empty: ``"logits"``, or the first.
+        score: ``"skip"``: 1 minus the distance correlation of the answers with the block and without it, batch norms
+            recalibrated on both sides. The others look at what the block adds to its shortcut, its feature map:
+            ``"r2"``: the share of the distances between samples that classes explain, free of scale; ``"max_ref"``:
+            the largest energy distance of a class to the most frequent one, in the unit of the feature map;
+            ``"coefficient"``: the same over twice the mean distance; ``"dcor"``: distance correlation with the target.
+        target: with ``"skip"`` the answers that are compared: ``"probabilities"`` (softmax of the outputs) or
+            ``"outputs"`` as they are (regression, embeddings). Otherwise what feature maps should tell of: the
+            ``"predictions"`` or ``"labels"`` (classes), with ``"dcor"`` also the two above. ``"auto"``: with
+            ``"skip"`` probabilities (outputs, where there is one per sample), otherwise predictions.
         reduce: what is kept of a feature map: ``"pool4"`` (averages over 4 x 4 parts), ``"flatten"`` (all), ``"gap"``
             (averages of whole maps) or ``"random"`` (512 random directions).
         unbiased: statistics without the bias of few samples or many dimensions.
@@ -70,20 +75,22 @@ class Energy(Dropping):
             gives the standard error.
     """
 
-    score: EnergyScore = "r2"
-    target: Target = "predictions"
-    output: str = ""
+    score: EnergyScore = "skip"
+    target: Target = "auto"
     reduce: Reduce = "pool4"
     unbiased: bool = True
     rounds: int = 4
 
     @property
     def wants(self) -> frozenset[str]:
-        """Blocks, and labels or outputs."""
+        """Outputs, or blocks with outputs or labels."""
+        outputs = f"outputs:{self.output}" if self.output else "outputs"
+        if self.score == "skip":
+            return frozenset({outputs})
         blocks = "blocks" if self.reduce == "pool4" else f"blocks:{self.reduce}"
         if self.target == "labels":
             return frozenset({blocks, "labels"})
-        return frozenset({blocks, f"outputs:{self.output}" if self.output else "outputs"})
+        return frozenset({blocks, outputs})
 
     def check(self) -> None:
         """Complain about a hyper-parameter that is not one of the choices."""
@@ -91,18 +98,44 @@ class Energy(Dropping):
         require_choice(self.target, get_args(Target), "target")
         require_choice(self.reduce, REDUCTIONS, "reduce")
         require_positive(self.rounds, "rounds")
-        if self.score != "dcor" and self.target in ("probabilities", "outputs"):
+        if self.score in CLASSWISE and self.target in CONTINUOUS:
             raise ArgumentError(
                 f'score={self.score!r} compares classes, but target={self.target!r} is continuous. Take score="dcor".'
             )
+        if self.score == "skip" and self.target in ("predictions", "labels"):
+            raise ArgumentError(
+                f'score="skip" compares answers with answers, not with target={self.target!r}. Take "probabilities" or '
+                '"outputs", or score="r2".'
+            )
 
-    def block_scores(self, view: View, blocks: Sequence[Block]) -> dict[str, BlockScore]:
-        """The statistic of what each block adds and the target, round by round."""
-        stats = view.stats
-        if stats is None:
+    def block_scores(self, view: View, blocks: Sequence[Block], gone: tuple[str, ...] = ()) -> dict[str, BlockScore]:
+        """The statistic of each block, round by round."""
+        if view.stats is None:
             raise DataError(f"{self!r} needs evidence: {', '.join(sorted(self.wants))}.")
+        if self.score == "skip":
+            return self._skipped(view, blocks, gone)
+        return self._mapped(view.stats, view.seed, blocks)
+
+    def _skipped(self, view: View, blocks: Sequence[Block], gone: tuple[str, ...]) -> dict[str, BlockScore]:
+        """How much of the answers' dependence is lost when a block is skipped."""
+        judge = self._judge(view)
+        # The whole model is recalibrated like the others: what differs is the block alone.
+        whole = judge.answers_without(gone)
+        if len(whole) < FEWEST:
+            raise DataError(f"the data gave {len(whole)} samples; dependence takes {FEWEST} at least. Give more.")
+        target = self._continuous(whole)
+        parts = _rounds(None, len(whole), self.rounds, view.seed + self.seed)
+        found = {}
+        for block in blocks:
+            answers = self._continuous(judge.answers_without((*gone, block.name)), refuse=False)
+            shared = [distance_correlation(target[part], answers[part], unbiased=self.unbiased) for part in parts]
+            found[block.name] = BlockScore.of(block.name, [1 - float(r) for r in shared])
+        return found
+
+    def _mapped(self, stats: Stats, seed: int, blocks: Sequence[Block]) -> dict[str, BlockScore]:
+        """What feature maps tell of the target."""
         target, is_classes = self._target(stats)
-        parts = _rounds(target if is_classes else None, len(target), self.rounds, view.seed + self.seed)
+        parts = _rounds(target if is_classes else None, len(target), self.rounds, seed + self.seed)
         if is_classes:
             _warn_of_few([target[part] for part in parts])
         found = {}
@@ -128,17 +161,27 @@ class Energy(Dropping):
             return _told_apart(stats.labels, "labels"), True
         if stats.outputs is None:
             raise DataError(f'target={self.target!r} needs the outputs: measure want={{"blocks", "outputs"}}.')
-        if self.target == "predictions":
-            if stats.outputs.shape[1] < 2:
-                raise DataError(
-                    "the model has one output per sample, so it predicts no classes. "
-                    'Take score="dcor" with target="outputs", or name another output.'
-                )
-            return _told_apart(stats.outputs.argmax(1), "predictions"), True
-        values = stats.outputs.softmax(1) if self.target == "probabilities" else stats.outputs
-        if bool((values == values[0]).all()):
-            raise ScoreError(f"the {self.target} are the same for all {len(values)} samples: nothing depends on them.")
-        return values, False
+        if self.target in CONTINUOUS:
+            return self._continuous(stats.outputs), False
+        if stats.outputs.shape[1] < 2:
+            raise DataError(
+                "the model has one output per sample, so it predicts no classes. "
+                'Take score="skip", score="dcor" with target="outputs", or name another output.'
+            )
+        return _told_apart(stats.outputs.argmax(1), "predictions"), True
+
+    def _continuous(self, outputs: Tensor, *, refuse: bool = True) -> Tensor:
+        """Outputs or probabilities, as the target says; a model whose answers are all the same is refused."""
+        as_they_are = self.target == "outputs" or (self.target == "auto" and outputs.shape[1] == 1)
+        values = outputs if as_they_are else outputs.softmax(1)
+        if refuse and bool((values == values[0]).all()):
+            what = "outputs" if as_they_are else "probabilities"
+            hint = ' One output per sample has no others to compete with: take target="outputs".'
+            raise ScoreError(
+                f"the {what} are the same for all {len(values)} samples: nothing depends on them."
+                + hint * (values.shape[1] == 1)
+            )
+        return values
 
 
 def _told_apart(classes: Tensor, what: str) -> Tensor:

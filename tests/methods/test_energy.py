@@ -1,5 +1,6 @@
 """Energy and Depth: which blocks leave, how many, and what is said where that cannot be decided."""
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from nervure import Depth, Energy, Graph, Plan, count, measure, prune, trace
-from nervure.dependence import energy_distance, energy_r2
+from nervure.dependence import distance_correlation, energy_distance, energy_r2
 from nervure.errors import ArgumentError, BudgetError, DataError, NervureWarning, ScoreError
 from nervure.methods import View
 from nervure.methods.dropping import BlockScore, droppable
@@ -25,6 +26,8 @@ pytestmark = pytest.mark.filterwarnings("ignore::nervure.errors.NervureWarning")
 
 METHODS = [
     Energy(drop=2),
+    Energy(keep=0.6, target="outputs", recalibrate=2),
+    Energy(keep=0.7, score="r2", budget="macs", policy="ckmeans"),
     Energy(keep=0.6, score="dcor", target="probabilities", policy="rank"),
     Energy(keep=0.7, budget="macs", score="max_ref", unbiased=False, reduce="flatten", target="labels", rounds=1),
     Energy(keep=0.5, budget="blocks", score="coefficient", back=True, reduce="gap", stages=2),
@@ -103,12 +106,12 @@ def test_a_method_is_a_value_and_its_plan_only_drops(method: Any, trained: nn.Mo
     assert replace(method, keep=1.0, drop=None).plan(View(first.graph, {})).edits == ()
 
 
-@pytest.mark.parametrize("score", ["r2", "max_ref", "coefficient", "dcor"])
+@pytest.mark.parametrize("score", ["skip", "r2", "max_ref", "coefficient", "dcor"])
 def test_a_dead_block_tells_nothing_and_leaves_first(score: Any, view: View) -> None:
     method = Energy(drop=1, score=score, policy="rank")
     scores = method.scores(view)
-    assert scores["blocks.2"].mean == 0
-    assert all(s.mean > 0 for name, s in scores.items() if name != "blocks.2")
+    assert scores["blocks.2"].mean == pytest.approx(0, abs=1e-12)
+    assert all(s.mean > 1e-6 for name, s in scores.items() if name != "blocks.2")
     assert names(method.plan(view)) == ["blocks.2"]
 
 
@@ -124,7 +127,7 @@ def test_scores_are_the_statistics_of_the_feature_maps(view: View) -> None:
     assert view.stats is not None
     assert view.stats.labels is not None
     x, y = view.stats.blocks["blocks.1"], view.stats.labels
-    r2 = Energy(target="labels", rounds=1).scores(view)["blocks.1"]
+    r2 = Energy(score="r2", target="labels", rounds=1).scores(view)["blocks.1"]
     assert r2.mean == pytest.approx(float(energy_r2(x, y)))
     faithful = Energy(score="max_ref", unbiased=False, target="labels", rounds=1).scores(view)["blocks.1"].mean
     reference = int(torch.bincount(y).argmax())
@@ -134,11 +137,11 @@ def test_scores_are_the_statistics_of_the_feature_maps(view: View) -> None:
 
 
 def test_rounds_are_alike_in_classes_and_their_spread_is_the_error(view: View) -> None:
-    found = Energy(target="labels", rounds=4).scores(view)["blocks.0"]
+    found = Energy(score="r2", target="labels", rounds=4).scores(view)["blocks.0"]
     assert len(found.rounds) == 4
     assert found.mean == pytest.approx(sum(found.rounds) / 4)
     assert found.error == pytest.approx(float(torch.tensor(found.rounds).std()) / 2, rel=1e-5)
-    assert Energy(target="labels", rounds=1).scores(view)["blocks.0"].error != found.error
+    assert Energy(score="r2", target="labels", rounds=1).scores(view)["blocks.0"].error != found.error
 
 
 def blocks(count: int) -> list[Any]:
@@ -149,10 +152,10 @@ def blocks(count: int) -> list[Any]:
 
 def test_clusters_keep_their_first_block_or_their_last() -> None:
     scores = [0.1, 5.0, 0.2, 9.0, 5.1]
-    assert Energy().removals(scores, blocks(5))[2] == ("2", "4")
-    assert Energy(back=True).removals(scores, blocks(5))[2] == ("0", "1")
-    assert Energy().removals(scores, blocks(5))[0] == ()
-    assert Energy().removals(scores, blocks(5))[5] == tuple("01234")
+    assert Energy(policy="ckmeans").removals(scores, blocks(5))[2] == ("2", "4")
+    assert Energy(policy="ckmeans", back=True).removals(scores, blocks(5))[2] == ("0", "1")
+    assert Energy(policy="ckmeans").removals(scores, blocks(5))[0] == ()
+    assert Energy(policy="ckmeans").removals(scores, blocks(5))[5] == tuple("01234")
 
 
 def test_ranks_drop_the_lowest_and_of_equals_the_latest() -> None:
@@ -176,6 +179,63 @@ def test_the_budget_is_met_by_the_fewest_blocks(view: View) -> None:
         Energy(drop=6).plan(view)
 
 
+def test_a_knapsack_gives_up_the_lowest_sum_of_scores_that_is_enough() -> None:
+    scores, savings = [1.0, 2.5, 0.5], {"0": 0.2, "1": 0.5, "2": 0.1}
+    sets = Energy().removals(scores, blocks(3), savings)
+    enough = {need: next(s for s in sets if sum(savings[n] for n in s) >= need) for need in (0.1, 0.2, 0.25, 0.35)}
+    assert enough == {0.1: ("2",), 0.2: ("0",), 0.25: ("0", "2"), 0.35: ("1",)}
+    assert Energy().removals(scores, blocks(3)) == Energy(policy="rank").removals(scores, blocks(3))
+    assert Energy().removals([1.0, 1.0], blocks(2), {"0": 1.0, "1": 1.0})[1] == ("1",)
+    assert Energy(back=True).removals([1.0, 1.0], blocks(2), {"0": 1.0, "1": 1.0})[1] == ("0",)
+
+
+def test_blocks_that_save_much_leave_before_many_that_save_little() -> None:
+    torch.manual_seed(0)
+    model = build("resnet20", width=0.25, num_classes=4).eval()
+    graph = trace(model, torch.randn(2, 3, 8, 8))
+    view = View(graph, {}, None, 0, model, torch.randn(2, 3, 8, 8), batches())
+    alike = Depth(keep=0.5, score="random", policy="knapsack").plan(view)
+    assert len(alike) < len(Depth(keep=0.5, score="random").plan(view))
+    assert alike.reached["keep"] <= 0.5
+
+
+def test_the_time_of_each_block_is_what_a_knapsack_saves_of_latency(
+    view: View, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = Judge(view, 1).seconds_of(droppable(view.graph, "fine"))
+    assert len(seconds) == 5
+    assert all(s > 0 for s in seconds.values())
+    times = {f"blocks.{i}": t for i, t in enumerate((0.1, 0.1, 0.1, 0.4, 0.1))}
+    monkeypatch.setattr(Judge, "seconds_of", lambda self, blocks: times)
+    monkeypatch.setattr(Judge, "latency", lambda self, gone: 1 - sum(times[n] for n in gone))
+    flat = dict.fromkeys(times, 1.0)
+    monkeypatch.setattr(Depth, "block_scores", lambda self, *a: {n: BlockScore.of(n, [v]) for n, v in flat.items()})
+    plan = Depth(keep=0.6, budget="latency", policy="knapsack", score="random").plan(view)
+    assert names(plan) == ["blocks.3"]
+
+
+def test_skipping_a_block_loses_what_the_answers_share(view: View) -> None:
+    method = Energy(rounds=1, recalibrate=3)
+    score = method.scores(view)["blocks.1"].mean
+    judge = Judge(view, 3)
+    whole, part = (judge.answers_without(gone).softmax(1) for gone in ((), ("blocks.1",)))
+    assert score == pytest.approx(1 - float(distance_correlation(whole, part)))
+    assert 0 < score <= 1
+    plain = replace(method, unbiased=False).scores(view)["blocks.1"].mean
+    assert plain == pytest.approx(1 - float(distance_correlation(whole, part, unbiased=False)))
+
+
+def test_an_ignored_block_stays(trained: nn.Module) -> None:
+    example = torch.ones(1, 3, 8, 8)
+    pruned = prune(trained, example, Energy(drop=4), data=batches(), ignore=["blocks.2"], progress=False)
+    assert names(pruned.plan) == [f"blocks.{i}" for i in (0, 1, 3, 4)]
+    assert pruned.graph.block("blocks.2").pinned == "ignored by the user"
+    chosen = trace(trained, example, only=["blocks.1", "stem"])
+    assert [b.name for b in droppable(chosen, "fine")] == ["blocks.1"]
+    with pytest.raises(BudgetError, match=r"drop=5: the model has only 4"):
+        prune(trained, example, Energy(drop=5), data=batches(), ignore=["blocks.2"], progress=False)
+
+
 def test_a_share_of_the_latency_is_measured(view: View) -> None:
     plan = Depth(keep=0.9, budget="latency", score="influence").plan(replace(view, stats=None))
     assert 1 <= len(plan) <= 5
@@ -185,30 +245,67 @@ def test_a_share_of_the_latency_is_measured(view: View) -> None:
 def test_tolerance_drops_as_many_as_the_held_out_accuracy_allows(
     tolerance: float, dropped: int, view: View, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Judge, "accuracy", lambda self, names: 1 - 0.1 * len(names))
+    monkeypatch.setattr(Judge, "quality", lambda self, names: 1 - 0.1 * len(names))
     assert len(Energy(tolerance=tolerance, policy="rank").plan(view)) == dropped
+
+
+@pytest.mark.parametrize("labels", ["floating", "none"])
+def test_without_classes_tolerance_is_a_share_of_what_the_outputs_spread(labels: str, view: View) -> None:
+    data: list[Any] = [(x, torch.zeros(len(x), 4)) if labels == "floating" else x for x, _ in batches()]
+    regression = replace(view, stats=None, data=data)
+    judge = Judge(regression, 5)
+    assert judge.quality(()) == 1
+    assert view.model is not None
+    smaller = judge._smaller(("blocks.1",))
+    (raw,) = judge._split()[1]
+    held = raw[0] if labels == "floating" else raw
+    with torch.no_grad():
+        whole, part = view.model(held), smaller(held)
+    expected = 1 - (whole - part).square().sum() / (whole - whole.mean(0)).square().sum()
+    assert judge.quality(("blocks.1",)) == pytest.approx(float(expected), rel=1e-4)
+    method = Energy(target="outputs", recalibrate=5, budget="blocks")
+    assert "blocks.2" in names(replace(method, tolerance=0.9).plan(regression))
+    assert len(replace(method, tolerance=0.9).plan(regression)) >= len(replace(method, tolerance=0.0).plan(regression))
+
+
+def test_what_cannot_be_judged_is_told(view: View) -> None:
+    for data, message in (
+        (batches()[:1], "one batch of data cannot be parted"),
+        ([(x, y + 9) for x, y in batches()], r"label 1\d is out of range"),
+    ):
+        with pytest.raises(DataError, match=message):
+            Energy(tolerance=0.1, score="r2").plan(replace(view, data=data))
+    constant = Net()
+    nn.init.zeros_(constant.head.weight)
+    assert isinstance(view.graph, Graph)
+    with pytest.raises(DataError, match="outputs are the same for all"):
+        still = replace(view, model=constant.eval(), data=[x for x, _ in batches()])
+        Depth(tolerance=0.1, score="random").plan(still)
 
 
 def test_a_dead_block_costs_no_accuracy(view: View) -> None:
     assert "blocks.2" in names(Energy(tolerance=0.0, policy="rank").plan(view))
     judge = Judge(view, 5)
-    assert judge.accuracy(("blocks.2",)) >= judge.accuracy(()) - 0.13
+    assert judge.quality(("blocks.2",)) >= judge.quality(()) - 0.13
 
 
-def test_stages_measure_again_on_what_is_left(view: View, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[int, int]] = []
-    original = Energy.block_scores
+@pytest.mark.parametrize("method", [Energy(policy="rank"), Energy(score="r2"), Depth(), Depth(score="cka")], ids=repr)
+def test_stages_measure_again_on_what_is_left(method: Any, view: View, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, tuple[str, ...]]] = []
+    original = type(method).block_scores
 
-    def spy(self: Energy, seen: View, left: Sequence[Any]) -> dict[str, BlockScore]:
-        assert seen.model is not None
-        asked.append((len(left), count(seen.model, torch.ones(1, 3, 8, 8)).params))
-        return original(self, seen, left)
+    def spy(self: Any, seen: View, left: Sequence[Any], gone: tuple[str, ...] = ()) -> dict[str, BlockScore]:
+        asked.append((len(left), gone))
+        return original(self, seen, left, gone)
 
-    monkeypatch.setattr(Energy, "block_scores", spy)
-    plan = Energy(drop=4, stages=2, policy="rank").plan(view)
-    assert len(plan) == 4
-    assert [n for n, _ in asked] == [5, 3]
-    assert asked[1][1] < asked[0][1]
+    monkeypatch.setattr(type(method), "block_scores", spy)
+    once, twice = (replace(method, drop=3, stages=s).plan(replace(view, stats=None)) for s in (1, 2))
+    assert len(twice) == len(once) == 3
+    assert [n for n, _ in asked] == [5, 5, 3]
+    assert asked[2][1] != ()
+    assert set(asked[2][1]) < set(names(twice))
+    kept = [n for n in once.reached["scores"] if n not in asked[2][1]]
+    assert any(once.reached["scores"][n] != twice.reached["scores"][n] for n in kept)
 
 
 def test_the_table_shows_near_ties(view: View) -> None:
@@ -238,7 +335,7 @@ def test_zoo_networks_lose_exactly_the_blocks_and_compute_the_rest(name: str) ->
         "vit_tiny": lambda: build("vit_tiny", dim=12, depth=2, heads=2, image_size=8, patch=4, num_classes=4),
     }
     model = makers[name]().eval()
-    method = Energy(keep=0.7, target="labels", reduce="gap")
+    method = Energy(keep=0.7, score="r2", target="labels", reduce="gap")
     pruned = prune(model, torch.randn(2, 3, 8, 8), method, data=batches(), progress=False)
     assert pruned.verification is not None
     assert pruned.cost_after.params <= 0.7 * pruned.cost_before.params
@@ -249,23 +346,25 @@ def test_zoo_networks_lose_exactly_the_blocks_and_compute_the_rest(name: str) ->
         assert pruned.cost_before.params - pruned.cost_after.params == lost
 
 
-def test_regression_and_embeddings_take_distance_correlation() -> None:
+@pytest.mark.parametrize(
+    "method", [Energy(drop=1), Energy(drop=1, score="dcor", target="outputs", policy="rank")], ids=repr
+)
+def test_regression_and_embeddings_take_continuous_outputs(method: Any) -> None:
     torch.manual_seed(1)
     model = Net()
     model.head = nn.Linear(6, 1)
     data = [(x, y.float()) for x, y in batches()]
-    method = Energy(drop=1, score="dcor", target="outputs", policy="rank")
     found = prune(model.eval(), torch.randn(1, 3, 8, 8), method, data=data, progress=False)
     assert names(found.plan) == ["blocks.2"]
     with pytest.raises(DataError, match="one output per sample, so it predicts no classes"):
-        prune(model, torch.randn(1, 3, 8, 8), Energy(drop=1), data=data, progress=False)
+        prune(model, torch.randn(1, 3, 8, 8), replace(method, score="r2", target="auto"), data=data, progress=False)
 
 
 def test_one_of_several_outputs_is_named() -> None:
     torch.manual_seed(0)
     model = Net(form="dict").eval()
     for output in ("answer", "twice"):
-        method = Energy(drop=1, output=output, score="dcor", target="outputs", policy="rank")
+        method = Energy(drop=1, output=output)
         assert names(prune(model, torch.randn(1, 3, 8, 8), method, data=batches(), progress=False).plan) == ["blocks.2"]
     with pytest.raises(ArgumentError, match="no tensor called 'logits'"):
         method = Energy(drop=1, output="logits")
@@ -274,7 +373,7 @@ def test_one_of_several_outputs_is_named() -> None:
 
 def test_few_samples_of_a_class_are_told(view: View) -> None:
     with pytest.warns(NervureWarning, match="only 5 samples in a round"):
-        Energy(target="labels", rounds=4).scores(view)
+        Energy(score="r2", target="labels", rounds=4).scores(view)
 
 
 def changed(view: View, **stats: Any) -> View:
@@ -287,18 +386,34 @@ def test_what_tells_nothing_is_refused_with_the_reason(view: View) -> None:
     assert view.stats.labels is not None
     one = torch.zeros_like(view.stats.labels)
     with pytest.raises(ScoreError, match="labels of all 88 samples are class 0"):
-        Energy(drop=1, target="labels").plan(changed(view, labels=one))
+        Energy(drop=1, score="r2", target="labels").plan(changed(view, labels=one))
     with pytest.raises(ScoreError, match="predictions of all 88 samples are class 2"):
-        Energy(drop=1).plan(changed(view, outputs=torch.tensor([[0.0, 0.0, 1.0]]).expand(88, 3)))
+        Energy(drop=1, score="r2").plan(changed(view, outputs=torch.tensor([[0.0, 0.0, 1.0]]).expand(88, 3)))
     with pytest.raises(ScoreError, match="outputs are the same for all 88 samples"):
         Energy(drop=1, score="dcor", target="outputs").plan(changed(view, outputs=torch.ones(88, 3)))
     with pytest.raises(ScoreError, match="block 'blocks.0' has no evidence: it did not run"):
-        Energy(drop=1).plan(changed(view, blocks={}, skipped={"block blocks.0": "it did not run"}))
+        Energy(drop=1, score="r2").plan(changed(view, blocks={}, skipped={"block blocks.0": "it did not run"}))
     with pytest.raises(ScoreError, match="fewer than two classes with two of them"):
         few = changed(view, labels=torch.arange(88), blocks=view.stats.blocks)
-        Energy(drop=1, target="labels", rounds=1).plan(few)
+        Energy(drop=1, score="r2", target="labels", rounds=1).plan(few)
     with pytest.raises(DataError, match="no data were given"):
         Energy(drop=1).plan(replace(view, stats=None, data=None))
+    with pytest.raises(DataError, match="the data gave 3 samples; dependence takes 4"):
+        Energy(drop=1).plan(replace(view, stats=None, data=[(torch.randn(3, 3, 8, 8), torch.arange(3))]))
+    assert isinstance(view.model, Net)
+    for broken, error, message in (
+        (0.0, ScoreError, "the probabilities are the same"),
+        (float("nan"), DataError, "NaN"),
+    ):
+        model = copy.deepcopy(view.model)
+        nn.init.constant_(model.head.weight, broken)
+        with pytest.raises(error, match=message):
+            Energy(drop=1).plan(replace(view, stats=None, model=model))
+    with pytest.raises(ScoreError, match='take target="outputs"'):
+        model = copy.deepcopy(view.model)
+        model.head = nn.Linear(6, 1)
+        graph = trace(model, torch.randn(1, 3, 8, 8))
+        Energy(drop=1, target="probabilities").plan(View(graph, {}, None, 0, model, None, batches()))
 
 
 def test_a_model_without_blocks_or_with_pinned_ones_says_why() -> None:
@@ -325,6 +440,7 @@ def test_a_model_without_blocks_or_with_pinned_ones_says_why() -> None:
         {"reduce": "mean"},
         {"rounds": 0},
         {"score": "r2", "target": "outputs"},
+        {"score": "skip", "target": "labels"},
     ],
 )
 def test_hyper_parameters_are_checked_when_they_are_given(wrong: dict[str, Any]) -> None:
