@@ -111,7 +111,11 @@ def test_from_network_to_numbers_arrow_by_arrow() -> None:
     assert "verified" in done("apply", *trained, "--plan", "plan.json", "--graph", "graph.json")
     # The file knows its network: no --model from here on.
     done("train", "--file", "model.safetensors", "--data", "digits", "--epochs", "1", "-o", "recovered.safetensors")
-    text = done("evaluate", "--file", "recovered.safetensors", "--data", "digits", "--batch", "1", "-o", "n.json")
+    shifted = ("--shift", "noise", "--severity", "2", "--samples", "100")
+    text = done(
+        "evaluate", "--file", "recovered.safetensors", "--data", "digits", "--batch", "1", *shifted, "-o", "n.json"
+    )
+    assert "impulse_noise" in text
     assert "accuracy" in text
     assert read_json("n.json")["params"] == read_header("recovered.safetensors")["costs"]["after"]["params"]
 
@@ -184,7 +188,7 @@ def test_python_m_nervure_is_the_command_line() -> None:
 def test_a_whole_recipe_from_the_command_line() -> None:
     Path("recipe.toml").write_text(
         '[model]\nname = "resnet8"\noptions = { width = 0.25 }\n[data]\nname = "digits"\ntrain_samples = 128\n'
-        "[train]\nepochs = 1\n[recover]\nepochs = 0\n[evaluate]\nlatency = []\n[run]\ntwins = false\n"
+        "[train]\nepochs = 1\n[recover]\nepochs = 0\n[evaluate]\nlatency = []\nshift = []\n[run]\ntwins = false\n"
     )
     text = done("run", "recipe.toml", "--folder", "out")
     # The plan is shown before anything is cut.

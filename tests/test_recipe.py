@@ -36,7 +36,11 @@ epochs = 1
 recalibrate = 1
 [evaluate]
 latency = []
+shift = []
 """
+
+
+MEASURED = {"latency": [1], "rounds": 3, "shift": ["fog", "noise"], "severities": [2, 4]}
 
 
 def tiny(**sections: Mapping[str, Any]) -> Recipe:
@@ -50,7 +54,11 @@ def tiny(**sections: Mapping[str, Any]) -> Recipe:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of one whole run, twins and latency included."""
     place = tmp_path_factory.mktemp("runs") / "whole"
-    run(tiny(evaluate={"latency": [1], "rounds": 3}), folder=place, progress=False)
+    run(
+        tiny(evaluate=MEASURED),
+        folder=place,
+        progress=False,
+    )
     return place
 
 
@@ -84,6 +92,8 @@ def test_any_text_and_number_survives_toml(text: str, keep: float, seed: int, tw
         (TINY.replace("epochs = 1", "epochs = -1", 1), r"must be 0 or more"),
         (TINY.replace("latency = []", "latency = [0]"), r"latency = \(0,\) must hold whole numbers, 1 or more"),
         (TINY.replace("latency = []", "latency = 3"), r"expected a list"),
+        (TINY.replace("shift = []", 'shift = ["smog"]'), r"'smog' is unknown. Did you mean 'fog'"),
+        (TINY.replace("shift = []", "severities = [0, 6]"), r"severities = \(0, 6\) must hold some of"),
         (TINY + "[prune]\nkeep = 1.5", r"\[prune\] keep = 1.5 must be in \(0, 1\]"),
         (TINY + "[prune]\nkeep = nan", r"\[prune\] keep = nan must be"),
         (TINY + '[prune]\nbudget = "flops"', r"is not one of 'channels', 'params', 'macs'"),
@@ -176,6 +186,19 @@ def test_the_report_compares_with_two_honest_twins(folder: Path) -> None:
     assert report.verification["saved file in a fresh process"] <= 1e-5
 
 
+def test_the_report_shows_every_network_under_shift(folder: Path) -> None:
+    report = Report.load(folder / "report.json")
+    networks = report.shift["networks"]
+    assert set(networks) == set(report.rows)
+    assert list(networks["pruned"]["accuracy"]) == ["fog", "gaussian_noise", "shot_noise", "impulse_noise"]
+    assert report.shift["severities"] == [2, 4]
+    assert networks["dense"]["mce"] == 1
+    assert networks["pruned"]["clean"] == report.rows["pruned"].accuracy
+    page = (folder / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 3 * (1 + 4)
+    assert "| fog |" in (folder / "report.md").read_text()
+
+
 def test_the_saved_model_costs_what_the_report_says(folder: Path) -> None:
     row = Report.load(folder / "report.json").rows["pruned"]
     again = load(folder / "model.safetensors", lambda: build("resnet8", width=0.25, in_channels=1))
@@ -183,7 +206,7 @@ def test_the_saved_model_costs_what_the_report_says(folder: Path) -> None:
 
 
 def test_the_recipe_in_the_folder_is_the_one_that_ran(folder: Path) -> None:
-    assert Recipe.from_toml(folder / "recipe.toml") == tiny(evaluate={"latency": [1], "rounds": 3})
+    assert Recipe.from_toml(folder / "recipe.toml") == tiny(evaluate=MEASURED)
 
 
 def test_a_finished_run_is_not_run_again(folder: Path) -> None:

@@ -9,7 +9,8 @@ import torch
 
 from nervure.cli.inputs import EXAMPLE, FILE, Choice, Friendly, chosen, example, output, setting
 from nervure.errors import ArgumentError
-from nervure.evaluation import evaluate, latency
+from nervure.evaluation import SEVERITIES, evaluate, latency
+from nervure.evaluation.corruptions import chosen as chosen_corruptions
 from nervure.export import save, save_state, versions, write_tensors
 from nervure.files import read_json, require_folder, require_writable, write_json, write_text
 from nervure.graph import Graph, count
@@ -271,18 +272,29 @@ def train(choice: Choice, epochs: int, lr: float, batch_size: int, augment: bool
     "evaluate",
     epilog=example(
         "nervure evaluate --file model.safetensors --data digits --batch 1 --batch 64",
-        "nervure evaluate --model resnet8 --weights trained.safetensors --data digits",
+        "nervure evaluate --model resnet8 --weights trained.safetensors --data digits --shift all --severity 3",
     ),
 )
 @chosen(FILE)
 @click.option("--batch", "batches", type=click.IntRange(1), multiple=True, help="Also time a forward pass of so many.")
+@click.option("--shift", multiple=True, metavar="NAME", help="Also under corruption: all, a kind (noise), a name.")
+@click.option("--severity", type=click.IntRange(1, 5), multiple=True, help="Of the corruptions; default: 1 to 5.")
+@click.option("--samples", type=click.IntRange(0), default=0, help="Test samples under corruption; 0: all.")
 @output("", "the numbers (JSON)")
-def evaluate_command(choice: Choice, batches: tuple[int, ...], out: Path | None) -> None:
-    """Measure a network's quality, size and speed.
+def evaluate_command(
+    choice: Choice,
+    batches: tuple[int, ...],
+    shift: tuple[str, ...],
+    severity: tuple[int, ...],
+    samples: int,
+    out: Path | None,
+) -> None:
+    """Measure a network's quality, size and speed; with --shift, how good it stays when the data change.
 
     With --file, that of a pruned network saved before.
     """
     _writable(out)
+    names = chosen_corruptions(shift) if shift else ()
     data, model = choice.data(), choice.ready().eval()
     found = evaluate(model, data.test.batches(500))
     cost = count(model, data.example(1))
@@ -295,6 +307,11 @@ def evaluate_command(choice: Choice, batches: tuple[int, ...], out: Path | None)
         numbers["latency"] = [asdict(row) for row in table.rows]
         for row in table.rows:
             click.echo(f"latency     {1e3 * row.median:.3g} ms at batch {row.batch}")
+    if names:
+        shown = data.test.sample(samples or len(data.test), seed=choice.seed)
+        shifted = evaluate(model, shown.batches(500), shift=names, severities=severity or SEVERITIES, seed=choice.seed)
+        numbers["shift"] = shifted.to_json()
+        click.echo(shifted.describe())
     if out is not None:
         _wrote(write_json(out, numbers))
 

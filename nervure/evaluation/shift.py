@@ -127,6 +127,23 @@ class Shifted:
         """
         return self._compared(reference, 1 - self.clean.accuracy, 1 - reference.clean.accuracy)
 
+    def describe(self) -> str:
+        """Accuracy of each corruption by severity, and the mean, as lines of text."""
+        severities = sorted({severity for _, severity in self.rows})
+        width = max(len("corruption"), *map(len, self.names))
+        lines = [f"{'corruption':<{width}}  " + "  ".join(f"{s:>5}" for s in severities) + "   mean"]
+        for name, mean in self.by_corruption.items():
+            row = (self.rows.get((name, severity)) for severity in severities)
+            cells = "  ".join("    –" if one is None else f"{100 * one.accuracy:5.1f}" for one in row)
+            lines.append(f"{name:<{width}}  {cells}  {100 * mean:5.1f}")
+        low, high = self.interval
+        lines.append(
+            f"mean {100 * self.accuracy:.1f} % (95 % interval {100 * low:.1f} to {100 * high:.1f}), "
+            f"clean {100 * self.clean.accuracy:.1f} %, {self.clean.samples} samples; "
+            f"worst: {self.worst[0]} at severity {self.worst[1]}"
+        )
+        return "\n".join(lines)
+
     def to_json(self) -> dict[str, Any]:
         """Plain data; :meth:`from_json` reads it back."""
         rows = [{"corruption": n, "severity": s, **row.to_json()} for (n, s), row in self.rows.items()]

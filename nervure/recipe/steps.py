@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from nervure.errors import FileError, VerificationError
-from nervure.evaluation import evaluate, file_size, latency
+from nervure.evaluation import evaluate, evaluate_shift, file_size, latency
 from nervure.export import load, load_state, save, save_state, write_tensors
 from nervure.files import read_json, write_json, write_text
 from nervure.graph import Graph, count
@@ -25,6 +25,7 @@ from nervure.prune import Pruned, prune
 from nervure.recipe.parts import Source, methods_after, trained
 from nervure.recipe.values import Recipe
 from nervure.report import Report, to_html, to_markdown
+from nervure.report.shift import SHOWN, shift_facts
 from nervure.report.values import DENSE, DENSE_PLUS, PRUNED, RANDOM, Row
 from nervure.stats import Stats, measure
 from nervure.surgery import apply, masks_after, verify
@@ -187,15 +188,31 @@ def train_twins(bench: Bench) -> None:
 
 def evaluate_all(bench: Bench) -> None:
     """Measure quality, size and speed of every network, side by side."""
-    models = {DENSE: bench.dense(), PRUNED: bench.pruned("model.safetensors").model}
-    if bench.recipe.run.twins:
-        models[DENSE_PLUS] = load_state(bench.path("dense-plus.safetensors"), bench.fresh())
-        models[RANDOM] = bench.pruned("random.safetensors").model
+    models = _networks(bench)
     rows = {name: _row(bench, model) for name, model in models.items()}
     # The dense twin has the shapes of the dense network: timing it again would only show the noise.
     timed = _timed(bench, {name: model for name, model in models.items() if name != DENSE_PLUS})
     rows = {name: replace(row, **timed.get(name, {})) for name, row in rows.items()}
     write_json(bench.path("metrics.json"), {name: asdict(row) for name, row in rows.items()})
+
+
+def evaluate_shifted(bench: Bench) -> None:
+    """Measure every network under corruption, all on the same pictures."""
+    asked = bench.recipe.evaluate
+    if not asked.shift:
+        return
+    shown = bench.data.test.sample(asked.shift_samples or len(bench.data.test), seed=bench.recipe.run.seed)
+    found = evaluate_shift(
+        _networks(bench),
+        shown.batches(asked.batch_size),
+        shift=asked.shift,
+        severities=asked.severities,
+        seed=bench.recipe.run.seed,
+        progress=bench.progress,
+    )
+    write_json(bench.path("shift.json"), shift_facts(found, _in_unit(shown.images[:SHOWN]), bench.recipe.run.seed))
+    for name, one in found.items():
+        bench.say(f"  {name}: {100 * one.clean.accuracy:.1f} % clean, {100 * one.accuracy:.1f} % under shift")
 
 
 def reload(bench: Bench) -> None:
@@ -232,6 +249,7 @@ STEPS: Mapping[str, Step] = {
     "recover": recover,
     "twins": train_twins,
     "evaluate": evaluate_all,
+    "shift": evaluate_shifted,
     "reload": reload,
     "report": write_report,
 }
@@ -253,6 +271,7 @@ ARTEFACTS = (
     "random.safetensors",
     "random.history.json",
     "metrics.json",
+    "shift.json",
     "probe.safetensors",
     "reload.json",
     "report.json",
@@ -266,6 +285,19 @@ def write_report_pages(report: Report, folder: Path) -> tuple[Path, Path]:
     """Write ``report.html`` and ``report.md`` to ``folder`` and return their paths; raises FileError."""
     page = write_text(folder / "report.html", to_html(report))
     return page, write_text(folder / "report.md", to_markdown(report))
+
+
+def _networks(bench: Bench) -> dict[str, nn.Module]:
+    """The networks that are compared, by name."""
+    models = {DENSE: bench.dense(), PRUNED: bench.pruned("model.safetensors").model}
+    if bench.recipe.run.twins:
+        models[DENSE_PLUS] = load_state(bench.path("dense-plus.safetensors"), bench.fresh())
+        models[RANDOM] = bench.pruned("random.safetensors").model
+    return models
+
+
+def _in_unit(images: Tensor) -> Tensor:
+    return images.float() / 255 if images.dtype == torch.uint8 else images.float()
 
 
 def _view(bench: Bench, model: nn.Module, graph: Graph) -> View:

@@ -39,13 +39,14 @@ def summary(bench: Bench) -> Report:
         },
         provenance=_provenance(bench),
         notes=tuple(_notes(rows)),
-        evidence=_evidence(bench),
+        evidence=_read(bench, "evidence.json", "what the plan rests on"),
+        shift=_read(bench, "shift.json", "accuracy under shift"),
     )
 
 
-def _evidence(bench: Bench) -> Mapping[str, Any]:
-    path = bench.path("evidence.json")
-    found: dict[str, Any] = read_json(path, "what the plan rests on") if path.exists() else {}
+def _read(bench: Bench, name: str, what: str) -> Mapping[str, Any]:
+    path = bench.path(name)
+    found: dict[str, Any] = read_json(path, what) if path.exists() else {}
     return found
 
 

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, final
 
 from nervure.check import nearest
-from nervure.errors import RecipeError
+from nervure.errors import ArgumentError, RecipeError
+from nervure.evaluation.corruptions import SEVERITIES, chosen
 
 Options = Mapping[str, Any]
 Section = TypeVar("Section")
@@ -53,6 +54,18 @@ def _rounds(value: int) -> str:
 
 def _sizes(value: tuple[int, ...]) -> str:
     return "" if all(v > 0 for v in value) else "must hold whole numbers, 1 or more"
+
+
+def _corruptions(value: tuple[str, ...]) -> str:
+    try:
+        chosen(value or "all")
+    except ArgumentError as error:
+        return f"is wrong: {str(error).rstrip('.')}"
+    return ""
+
+
+def _severities(value: tuple[int, ...]) -> str:
+    return "" if value and all(v in SEVERITIES for v in value) else f"must hold some of {SEVERITIES}"
 
 
 def rule(wrong: Callable[[Any], str], default: Any) -> Any:
@@ -152,11 +165,18 @@ class RecoverSection:
 @final
 @dataclass(frozen=True, slots=True)
 class EvaluateSection:
-    """What is measured: batch size for accuracy, batch sizes for latency (an empty list: no latency) and its rounds."""
+    """What is measured: batch size for accuracy, batch sizes for latency (an empty list: no latency) and its rounds.
+
+    ``shift`` names corruptions of the test images ("all", kinds or names; an empty list: none), ``severities`` which of
+    1 to 5, and ``shift_samples`` how many test images meet them (0: all).
+    """
 
     batch_size: int = rule(positive, 500)
     latency: tuple[int, ...] = rule(_sizes, (1, 64))
     rounds: int = rule(_rounds, 20)
+    shift: tuple[str, ...] = rule(_corruptions, ("all",))
+    severities: tuple[int, ...] = rule(_severities, (3,))
+    shift_samples: int = rule(not_negative, 500)
 
 
 @final

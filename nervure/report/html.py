@@ -4,7 +4,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from nervure.graph.types import Graph
-from nervure.report import charts, connectivity, tables
+from nervure.report import charts, connectivity, shift, tables
 from nervure.report.values import Report
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ def to_html(report: Report) -> str:
             x_label="epochs of training, all together",
         ),
         connectivity=connectivity,
+        shift=shift,
         recipe=_recipe_text(report),
     )
 

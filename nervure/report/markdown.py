@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 
-from nervure.report import tables
+from nervure.report import shift, tables
 from nervure.report.tables import Table
 from nervure.report.values import Report
 
@@ -18,11 +18,17 @@ def _parts(report: Report) -> Iterator[str]:
     yield from report.notes
     yield f"## Comparison\n\n{table_text(tables.comparison(report))}"
     yield _explained(report)
+    yield _under_shift(report)
     yield f"## Plan\n\n`{report.method}`\n\n{table_text(tables.budget(report))}"
     yield table_text(_widths(report))
     yield _pinned(report)
     yield f"## Verification\n\n{table_text(tables.verification(report))}"
     yield f"## Provenance\n\n{table_text(tables.provenance(report))}"
+
+
+def _under_shift(report: Report) -> str:
+    table = table_text(shift.table(report))
+    return f"## Under shift\n\n{table}\n\n{shift.caption(report)}" if table else ""
 
 
 def _explained(report: Report) -> str:

@@ -95,6 +95,7 @@ class Report:
         notes: what the reader should know.
         evidence: what the plan rests on, as the method tells it: matrices of connectivity (``layers``), curves with
             their ``limits`` and ``protected`` units, for those that have any.
+        shift: accuracy under corruption by network, as ``report.shift`` lays it out; empty: not measured.
     """
 
     title: str
@@ -108,6 +109,7 @@ class Report:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     evidence: Mapping[str, Any] = field(default_factory=dict)
+    shift: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def headline(self) -> str:
@@ -116,7 +118,15 @@ class Report:
         E.g. ``"52 % of the multiply-accumulates removed, accuracy 89.9 -> 89.6 %, 1.4x faster"``.
         """
         dense, pruned = self.rows[DENSE], self.rows[PRUNED]
-        return ", ".join(filter(None, (_removed(dense, pruned), _accuracies(dense, pruned), _faster(pruned))))
+        return ", ".join(
+            filter(None, (_removed(dense, pruned), _accuracies(dense, pruned), self._under_shift(), _faster(pruned)))
+        )
+
+    def _under_shift(self) -> str:
+        networks = self.shift.get("networks", {})
+        if not {DENSE, PRUNED} <= set(networks):
+            return ""
+        return f"under shift {100 * networks[DENSE]['mean']:.1f} → {100 * networks[PRUNED]['mean']:.1f} %"
 
     def to_json(self) -> dict[str, Any]:
         """Plain data that :meth:`from_json` reads back to an equal report."""
@@ -135,6 +145,7 @@ class Report:
             "provenance": dict(self.provenance),
             "notes": list(self.notes),
             "evidence": dict(self.evidence),
+            "shift": dict(self.shift),
         }
 
     @staticmethod
@@ -155,6 +166,7 @@ class Report:
                 provenance=data["provenance"],
                 notes=tuple(data["notes"]),
                 evidence=data.get("evidence", {}),
+                shift=data.get("shift", {}),
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise FileError(f"this is not a report of nervure: {type(error).__name__}: {error}.") from error

@@ -1,5 +1,7 @@
 """A report says what happened, the same in every form, and its page needs nothing but itself."""
 
+import base64
+import io
 import json
 import re
 from html.parser import HTMLParser
@@ -18,6 +20,7 @@ from nervure.errors import FileError
 from nervure.report import Point, Report, Row, Width, graph_page, to_html, to_markdown
 from nervure.report.charts import line_chart, nice_ticks, slug
 from nervure.report.connectivity import limits, matrices
+from nervure.report.shift import picture_uri
 from nervure.report.tables import comparison, pinned, stays
 from nervure.zoo import build
 
@@ -264,3 +267,15 @@ def test_stronger_connections_are_darker() -> None:
 def test_evidence_survives_a_file(tmp_path: Path) -> None:
     told = report(evidence=EVIDENCE)
     assert Report.load(told.save(tmp_path / "report.json")) == told
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_picture_in_a_page_is_the_picture(channels: int) -> None:
+    image = pytest.importorskip("PIL.Image")
+    picture = torch.randint(0, 256, (channels, 8, 12), dtype=torch.uint8)
+    data = base64.b64decode(picture_uri(picture.float() / 255).partition(",")[2])
+    shown = image.open(io.BytesIO(data))
+    assert shown.mode == {1: "L", 3: "RGB"}[channels]
+    small = shown.resize((12, 8), image.Resampling.NEAREST)
+    levels = torch.tensor(list(small.tobytes()), dtype=torch.uint8).view(8, 12, channels).permute(2, 0, 1)
+    assert torch.equal(levels, picture)
