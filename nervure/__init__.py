@@ -1,6 +1,6 @@
 """Nervure: PyTorch networks made smaller and faster by their connectivity."""
 
-from nervure.evaluation import Similarity, evaluate, latency, similarity
+from nervure.evaluation import Connectivity, Similarity, connectivity, evaluate, latency, similarity
 from nervure.export import load, save
 from nervure.graph import Block, Cost, Graph, Group, count
 from nervure.methods import (
@@ -40,6 +40,7 @@ from nervure.training import hold, train
 __all__ = [  # noqa: RUF022
     "Activation",
     "Block",
+    "Connectivity",
     "Cost",
     "Cut",
     "Depth",
@@ -78,6 +79,7 @@ __all__ = [  # noqa: RUF022
     "apply",
     "compact",
     "compare",
+    "connectivity",
     "count",
     "evaluate",
     "hold",

@@ -22,6 +22,7 @@ FLOORS: Mapping[str, int] = {
     "graph": 1,
     "rules": 2,
     "stats": 2,
+    "units": 2,
     "scores": 2,
     "budget": 2,
     "surgery": 3,

@@ -12,7 +12,7 @@ import pytest
 import nervure
 
 PUBLIC: list[str] = list(getattr(nervure, "__all__", []))
-OPTIONAL = ("matplotlib", "sklearn", "PIL", "onnx", "onnxscript", "onnxruntime", "jaxtyping", "beartype")
+OPTIONAL = ("matplotlib", "scipy", "sklearn", "PIL", "onnx", "onnxscript", "onnxruntime", "jaxtyping", "beartype")
 
 
 def visible() -> set[str]:

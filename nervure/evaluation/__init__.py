@@ -1,7 +1,8 @@
-"""How good, how calibrated, how robust, how fast and how big a model is, and how alike two sparse ones are."""
+"""How good, calibrated, robust, fast, big and well connected a model is, and how alike two sparse ones are."""
 
 from nervure.evaluation.alignment import align, reordered
 from nervure.evaluation.auc import Quality, accuracy_and_auc, macro_auc
+from nervure.evaluation.connectivity import Connectivity, LayerPaths, connectivity, measures
 from nervure.evaluation.corruptions import CORRUPTIONS, HELD_OUT, SEVERITIES, SHIFTS, corrupt
 from nervure.evaluation.features import FEATURE_SHIFTS, TOKEN_SHIFTS, corrupt_features, corrupt_tokens
 from nervure.evaluation.latency import Latency, Timing, latency
@@ -27,7 +28,9 @@ __all__ = [
     "SHIFTS",
     "TOKEN_SHIFTS",
     "Common",
+    "Connectivity",
     "Latency",
+    "LayerPaths",
     "Metrics",
     "Quality",
     "Shifted",
@@ -40,6 +43,7 @@ __all__ = [
     "calibration_error",
     "class_accuracies",
     "common",
+    "connectivity",
     "corrupt",
     "corrupt_features",
     "corrupt_tokens",
@@ -48,6 +52,7 @@ __all__ = [
     "file_size",
     "latency",
     "macro_auc",
+    "measures",
     "reordered",
     "similarity",
     "top_accuracy",

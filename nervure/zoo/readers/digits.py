@@ -3,7 +3,8 @@
 import numpy as np
 import torch
 
-from nervure.zoo.readers.raw import Raw, Request, require_extra
+from nervure._extras import require_extra
+from nervure.zoo.readers.raw import Raw, Request
 
 
 def read_digits(request: Request) -> Raw:
@@ -12,7 +13,7 @@ def read_digits(request: Request) -> Raw:
     Raises:
         MissingExtraError: scikit-learn is not installed.
     """
-    digits = require_extra("sklearn.datasets", "The digits data set").load_digits()
+    digits = require_extra("sklearn.datasets", "The digits data set", "data").load_digits()
     # Published in 0..16; stretched to the bytes that every other data set uses (a one-to-one map).
     pixels = np.round(digits.images * (255 / 16)).astype(np.uint8)
     labels = torch.from_numpy(digits.target.astype(np.int64))

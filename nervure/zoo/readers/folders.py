@@ -7,8 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nervure._extras import require_extra
 from nervure.errors import DataError
-from nervure.zoo.readers.raw import Raw, Request, missing, require_extra, require_root
+from nervure.zoo.readers.raw import Raw, Request, missing, require_root
 
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".webp"})
 FOLDER_LAYOUT = (
@@ -86,8 +87,8 @@ def read_images(listing: Listing, size: int | None) -> tuple[Tensor, Tensor]:
 
 
 def _pixels(path: Path, size: int | None) -> np.ndarray:
-    image = require_extra("PIL.Image", "Reading image files")
-    fit = require_extra("PIL.ImageOps", "Reading image files").fit
+    image = require_extra("PIL.Image", "Reading image files", "data")
+    fit = require_extra("PIL.ImageOps", "Reading image files", "data").fit
     try:
         with image.open(path) as opened:
             picture = opened.convert("RGB")

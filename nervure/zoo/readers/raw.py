@@ -1,16 +1,14 @@
 """What a reader hands over, and what all readers share."""
 
 import hashlib
-import importlib
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import final
 
 import torch
 from torch import Tensor
 
-from nervure.errors import DataError, MissingExtraError
+from nervure.errors import DataError
 
 
 @final
@@ -61,16 +59,6 @@ def require_md5(content: bytes, expected: str, path: Path) -> None:
             f"{str(path)!r} has md5 {found}, the published file {expected}: it is truncated or not the original. "
             "Fetch it again, or pass checksum=False to read it as it is."
         )
-
-
-def require_extra(module: str, what: str) -> ModuleType:
-    """Import an optional ``module``, or raise :class:`MissingExtraError` naming the extra that brings it."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise MissingExtraError(
-            f"{what} needs {module.partition('.')[0]}, which is not installed. Run: pip install 'nervure[data]'"
-        ) from error
 
 
 def stack(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
