@@ -75,8 +75,14 @@ def test_distances_are_of_the_heat_of_all_units() -> None:
         assert found.distance(t, relative=True) == pytest.approx(far / float(dense.heat(t).norm()))
 
 
+def small() -> tuple[nn.Module, Tensor]:
+    return nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 5, 3), nn.ReLU(), nn.Flatten(), nn.Linear(5, 4)), (
+        torch.zeros(1, 3, 5, 5)
+    )
+
+
 def test_masks_count_as_zeros_in_weights() -> None:
-    net, example = zoo.build("resnet8"), torch.zeros(1, 3, 16, 16)
+    net, example = small()
     pruned = prune(net, example, ERK(density=0.1), verify=False)
     dirty = prune(net, example, ERK(density=0.1), verify=False)
     with torch.no_grad():
@@ -84,11 +90,11 @@ def test_masks_count_as_zeros_in_weights() -> None:
             dirty.model.get_parameter(name).add_(~dirty.masks[name] * 0.3)
     clean, masked, plain = (connectivity(m, example, reference=net) for m in (pruned, dirty, pruned.model))
     assert clean.to_json() == masked.to_json() == plain.to_json()
-    assert clean.density == pytest.approx(0.1, abs=1e-4)
+    assert clean.density == pytest.approx(0.1, abs=2e-3)
 
 
 def test_a_cut_network_has_the_units_that_are_left() -> None:
-    net, example = zoo.build("resnet8"), torch.zeros(1, 3, 16, 16)
+    net, example = small()
     pruned = prune(net, example, Magnitude(keep=0.5, budget="channels"))
     found = connectivity(pruned, example, reference=net)
     assert found.circuit.size < connectivity(net, example).circuit.size
@@ -98,7 +104,7 @@ def test_a_cut_network_has_the_units_that_are_left() -> None:
 
 
 def test_heat_keeps_its_units_when_a_network_is_masked() -> None:
-    net, example = zoo.build("resnet8"), torch.zeros(1, 3, 16, 16)
+    net, example = small()
     sparse = connectivity(prune(net, example, ERK(density=0.05), verify=False), example, reference=net)
     assert len(sparse.times) == 5
     assert sparse.times[-1] == math.inf
