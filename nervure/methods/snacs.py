@@ -118,7 +118,7 @@ class SNACS:
         """The plan that follows from what was found; nothing is measured. Raises BudgetError."""
         if self.keep == 1:
             return Plan((), view.graph.fingerprint, self._asked(), {"keep": 1.0})
-        listed = layers(view.graph, view.weights, found.scores)
+        listed = layers(view.graph, view.weights, found.scores, fixed=view.ignored)
         return (self._masks if self.granularity == "kernels" else self._cuts)(view, found, listed)
 
     def evidence(self, view: View) -> Connectivity:
@@ -142,7 +142,7 @@ class SNACS:
     def _masks(self, view: View, found: Connectivity, listed: tuple[Layer, ...]) -> Plan:
         prunable = [layer for layer in listed if layer.is_prunable]
         if not prunable:
-            raise BudgetError("no layer has connections that can be pruned: each is the first, or has a single parent.")
+            raise BudgetError("no layer has connections that can be pruned: each is the first, has a single parent, or is ignored.")
         prices = {layer.tensor: _price(view, layer, self.budget) for layer in prunable}
         whole = sum(int(price.sum()) for price in prices.values())
         total = {"params": view.graph.params, "macs": view.graph.macs}.get(str(self.budget), lambda: whole)()

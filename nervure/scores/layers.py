@@ -27,6 +27,7 @@ class Layer:
         rows: the groups along the children and the unit of each row.
         columns: the groups along the parents and the unit of each parent.
         is_first: whether no layer makes its parents: they are what the model is given.
+        is_fixed: whether the user wants it as it is.
     """
 
     tensor: str
@@ -36,6 +37,7 @@ class Layer:
     rows: tuple[Part, ...]
     columns: tuple[Part, ...]
     is_first: bool
+    is_fixed: bool = False
 
     @property
     def children(self) -> int:
@@ -44,8 +46,8 @@ class Layer:
 
     @property
     def is_prunable(self) -> bool:
-        """Whether its connections can be masked: not those of the first layer, nor a child's only one."""
-        return not self.is_first and self.parents > 1
+        """Whether its connections can be masked: not of the first layer nor of one held fixed, nor a child's only one."""
+        return not self.is_first and not self.is_fixed and self.parents > 1
 
     def splits(self, heard: Tensor) -> int:
         """Groups of the convolution, from what enters it, [samples, inputs of all groups, kernel positions]."""
@@ -80,7 +82,12 @@ class Layer:
 
 
 def layers(
-    graph: Graph, weights: Weights, tensors: Iterable[str], *, transposed: Container[str] = ()
+    graph: Graph,
+    weights: Weights,
+    tensors: Iterable[str],
+    *,
+    transposed: Container[str] = (),
+    fixed: Container[str] = (),
 ) -> tuple[Layer, ...]:
     """The layers of these weight tensors, in running order.
 
@@ -89,16 +96,21 @@ def layers(
         weights: its tensors by name.
         tensors: the names of the weights.
         transposed: those of them whose inputs come first.
+        fixed: those of them that must not change.
 
     Raises:
         ScoreError: a weight is NaN or infinite.
     """
     order = {work.layer: number for number, work in reversed(list(enumerate(graph.work)))}
     running = sorted(tensors, key=lambda name: order.get(name.rpartition(".")[0], len(order)))
-    return tuple(_layer(graph, name, weights[name], name in transposed) for name in running if name in graph.tensors)
+    return tuple(
+        _layer(graph, name, weights[name], name in transposed, name in fixed)
+        for name in running
+        if name in graph.tensors
+    )
 
 
-def _layer(graph: Graph, name: str, weight: Tensor, transposed: bool) -> Layer:
+def _layer(graph: Graph, name: str, weight: Tensor, transposed: bool, fixed: bool) -> Layer:
     require_finite(weight, f"tensor {name!r}")
     rows, columns = (graph.axes[index] for index in graph.tensors[name][:2])
     if transposed:
@@ -112,6 +124,7 @@ def _layer(graph: Graph, name: str, weight: Tensor, transposed: bool) -> Layer:
         rows=rows.parts,
         columns=tuple((group, Units(units.array[firsts])) for group, units in columns.parts),
         is_first=not any(graph[group].writers for group, _ in columns.parts),
+        is_fixed=fixed,
     )
 
 

@@ -100,6 +100,17 @@ def test_the_number_of_connections_is_exactly_what_was_asked(keep: float, budget
     assert kept == round(keep * (10 * 9 + 9 * 3)) == plan.reached["connections"]
 
 
+def test_what_is_ignored_stays_dense_and_is_not_counted() -> None:
+    model = nn.Sequential(nn.Linear(4, 10), nn.ReLU(), nn.Linear(10, 9), nn.ReLU(), nn.Linear(9, 3))
+    data = [(torch.randn(200, 4), torch.arange(200) % 3)]
+    method = SNACS(keep=0.4, limits=False, protect=False)
+    for choice in ({"ignore": ["4"]}, {"ignore": [model[4]]}, {"only": ["0", "2"]}):
+        found = prune(model, data[0][0][:2], method, data=data, progress=False, **choice)
+        assert {name: int(mask.sum()) for name, mask in found.masks.items()} == {"2.weight": 36}
+    with pytest.raises(BudgetError, match="ignored"):
+        prune(model, data[0][0][:2], method, data=data, progress=False, ignore=["2", "4"])
+
+
 def test_equal_scores_are_counted_too() -> None:
     model = net()
     with torch.no_grad():
