@@ -142,7 +142,9 @@ class SNACS:
     def _masks(self, view: View, found: Connectivity, listed: tuple[Layer, ...]) -> Plan:
         prunable = [layer for layer in listed if layer.is_prunable]
         if not prunable:
-            raise BudgetError("no layer has connections that can be pruned: each is the first, has a single parent, or is ignored.")
+            raise BudgetError(
+                "no layer has connections that can be pruned: each is the first, has a single parent, or is ignored."
+            )
         prices = {layer.tensor: _price(view, layer, self.budget) for layer in prunable}
         whole = sum(int(price.sum()) for price in prices.values())
         total = {"params": view.graph.params, "macs": view.graph.macs}.get(str(self.budget), lambda: whole)()

@@ -46,7 +46,7 @@ class Layer:
 
     @property
     def is_prunable(self) -> bool:
-        """Whether its connections can be masked: not of the first layer nor of one held fixed, nor a child's only one."""
+        """Whether its connections can be masked: not in a first or fixed layer, nor a child's only one."""
         return not self.is_first and not self.is_fixed and self.parents > 1
 
     def splits(self, heard: Tensor) -> int:
