@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeGuard, final
+from typing import Any, Literal, TypeAlias, TypeGuard, final
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,15 +18,18 @@ from torch import Tensor
 from nervure.dependence.options import Estimator
 from nervure.errors import DataError, FileError
 from nervure.files import replacing, require_file, require_folder
+from nervure.methods.alone import SHARES, Alone, Trial, unit_trials
 from nervure.methods.base import View
+from nervure.plan import Keep, Mask
 from nervure.scores import magnitude, published
 from nervure.scores.connectivity import connectivity, unit_scores, weighted
 from nervure.scores.layers import Layer, layers
-from nervure.scores.limits import GRID, Limit, limit, qualities, require_classes, ridge
+from nervure.scores.limits import GRID, Limit, bearable, limit, qualities, require_classes, ridge
 from nervure.scores.sensitivity import propagated, protected, sensitivity
 from nervure.stats import Stats, are_labelled, data_digest, measure, response
 
-FORMAT = 1
+Ranking: TypeAlias = Literal["connectivity", "magnitude"]
+FORMAT = 2
 KIND = "nervure-connectivity"
 LARGEST = 32
 """Rows and columns of a matrix in JSON; larger ones are averaged over blocks."""
@@ -51,9 +54,12 @@ class Connectivity:
     skipped: Mapping[str, str] = field(default_factory=dict)
     samples: int = 0
 
-    def upper(self, name: str) -> float:
-        """The largest share of this tensor's connections, or of this group's units, that may go."""
-        return self.limits[name].upper if name in self.limits else 1.0
+    def upper(self, name: str, raised: float = 0.0) -> float:
+        """The largest share of this tensor's connections, or of this group's units, that may go.
+
+        With ``raised`` where all limits are raised by that share, in [0, 1], of the way to none.
+        """
+        return self.limits[name].raised(raised) if name in self.limits else 1.0
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for a report; matrices above 32 x 32 are averaged over blocks."""
@@ -111,13 +117,15 @@ class Survey:
     per_unit: bool = False
     estimator: Estimator = "residual"
     limits: bool = True
-    slack: float = 0.7
+    probe: bool = False
+    slack: float = 0.15
     protect: bool = True
     propagated: bool = False
     samples: int = 2048
     per_class: int = 0
     paper: bool = False
     hears: bool = False
+    ranking: Ranking = "connectivity"
 
     def of(self, view: View, cache: str | os.PathLike[str] | None = None) -> Connectivity:
         """Survey the model of a view, or read what was found out before about the same model on the same data.
@@ -132,6 +140,11 @@ class Survey:
         _require_evidence(view)
         if self.limits and not _are_labelled(view):
             require_classes(None)
+        if self.limits and not self.probe and (view.model is None or view.data is None):
+            raise DataError(
+                "the limits of the layers ask the network itself: give model and data, or use probe=True, which asks "
+                "what was measured, or limits=False."
+            )
         if cache is None:
             return self._made(view, self._measured(view), _Cells(None))
         folder = require_folder(Path(cache) / self._key(view))
@@ -197,8 +210,31 @@ class Survey:
         labels: Tensor,
         cells: "_Cells",
     ) -> dict[str, Limit]:
-        ranks = _unit_ranks(view, listed, rho, self.hears) if self.per_unit else {}
-        found: dict[str, Limit] = {}
+        scores = self.unit_scores(view, listed, rho) if self.per_unit else {}
+        if self.probe:
+            return self._limits_by_probe(listed, rho, scores, stats, labels, cells)
+        trials = unit_trials(scores) if self.per_unit else _connection_trials(listed, rho)
+        network, chance = Alone(view, _unmoved(view.data)), 1 / int(labels.unique().numel())
+        return {
+            name: bearable(
+                (0.0, *(share for share, _ in steps)),
+                cells.get(f"limit of {name}", partial(network.curve, steps)).tolist(),
+                self.slack,
+                chance,
+            )
+            for name, steps in trials.items()
+        }
+
+    def _limits_by_probe(
+        self,
+        listed: Iterable[Layer],
+        rho: Mapping[str, Tensor],
+        scores: Mapping[str, Tensor],
+        stats: Stats,
+        labels: Tensor,
+        cells: "_Cells",
+    ) -> dict[str, Limit]:
+        ranks, found = {name: _places(values) for name, values in scores.items()}, dict[str, Limit]()
         for layer in listed:
             heard = stats.connections[layer.tensor]
             orders = _unit_orders(layer, ranks) if self.per_unit else _connection_order(layer, rho[layer.tensor])
@@ -209,6 +245,13 @@ class Survey:
                 here = limit(GRID, curve.tolist(), self.slack)
                 found[name] = min(found.get(name, here), here, key=lambda one: one.upper)
         return found
+
+    def unit_scores(self, view: View, listed: Iterable[Layer], rho: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What units are ranked by: for each prunable group a tensor [units]."""
+        norms = magnitude(view.graph, view.weights)
+        if self.ranking == "magnitude":
+            return {group.name: norms[group.name].to("cpu", torch.float32) for group in view.graph.prunable}
+        return unit_scores(view.graph, listed, rho, norms, hears=self.hears)
 
     def _key(self, view: View) -> str:
         digest = hashlib.sha256(json.dumps([FORMAT, asdict(self), view.seed, view.graph.fingerprint]).encode())
@@ -295,23 +338,24 @@ def _curve(
 
 def _connection_order(layer: Layer, rho: Tensor) -> dict[str, Tensor]:
     """For each connection the share of the layer that goes before it. [children, parents]."""
-    if not layer.is_prunable:
-        return {}
-    order = torch.argsort(rho.flatten(), stable=True, descending=True).flip(0)
-    places = torch.empty(rho.numel())
-    places[order] = torch.arange(rho.numel()) / rho.numel()
-    return {layer.tensor: places.reshape(rho.shape) + 1e-9}
+    return {layer.tensor: _places(rho.flatten()).reshape(rho.shape)} if layer.is_prunable else {}
 
 
-def _unit_ranks(view: View, listed: Iterable[Layer], rho: Mapping[str, Tensor], hears: bool) -> dict[str, Tensor]:
-    """For each unit the share of its group that goes before it."""
-    scores = unit_scores(view.graph, listed, rho, magnitude(view.graph, view.weights), hears=hears)
-    ranks = {}
-    for name, values in scores.items():
-        order = torch.argsort(values, stable=True, descending=True).flip(0)
-        ranks[name] = torch.empty(len(values))
-        ranks[name][order] = torch.arange(len(values)) / len(values) + 1e-9
-    return ranks
+def _connection_trials(listed: Iterable[Layer], rho: Mapping[str, Tensor]) -> dict[str, list[Trial]]:
+    """For each layer masks that take more and more of its connections."""
+    return {
+        name: [(share, Mask(layer.tensor, Keep.of(layer.mask(places >= share).contiguous()))) for share in SHARES]
+        for layer in listed
+        for name, places in _connection_order(layer, rho[layer.tensor]).items()
+    }
+
+
+def _places(scores: Tensor) -> Tensor:
+    """For each of these scores the share of all that goes before it; a hair more, for comparing with shares."""
+    order = torch.argsort(scores, stable=True, descending=True).flip(0)
+    places = torch.empty(len(scores))
+    places[order] = torch.arange(len(scores)) / len(scores)
+    return places + 1e-9
 
 
 def _unit_orders(layer: Layer, ranks: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -326,7 +370,7 @@ def _unit_orders(layer: Layer, ranks: Mapping[str, Tensor]) -> dict[str, Tensor]
 
 
 def _limit(data: Mapping[str, Any]) -> Limit:
-    return Limit(tuple(data["shares"]), tuple(data["quality"]), data["upper"])
+    return Limit(tuple(data["shares"]), tuple(data["quality"]), data["upper"], data["slack"], data["chance"])
 
 
 def _matrix(values: Tensor) -> list[list[float]]:

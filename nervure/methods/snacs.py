@@ -26,10 +26,9 @@ from nervure.check import require_choice, require_positive
 from nervure.dependence.options import Estimator
 from nervure.errors import ArgumentError, BudgetError, NervureWarning
 from nervure.methods.base import View
-from nervure.methods.connectivity import Connectivity, Survey
+from nervure.methods.connectivity import Connectivity, Ranking, Survey
 from nervure.plan import Keep, Mask, Plan
-from nervure.scores import magnitude
-from nervure.scores.connectivity import lifelines, unit_scores
+from nervure.scores.connectivity import lifelines
 from nervure.scores.layers import Layer, layers
 
 Granularity: TypeAlias = Literal["kernels", "filters"]
@@ -39,6 +38,9 @@ BUDGETS: Mapping[str, tuple[Price, ...]] = {
     "filters": ("macs", "params", "channels"),
 }
 ROUNDS = 12
+HAIR = 1e-9
+"""0.3 x 10 is 2.9999 in binary."""
+SLACK, PROBE_SLACK, MOST_SLACK = 0.15, 0.7, 0.5
 PROTECTION = 0.5
 """How much of what stays may be there because it is protected."""
 PAPER_PER_CLASS, PAPER_SAMPLES = 250, 2500
@@ -57,8 +59,12 @@ class SNACS:
         granularity: ``"kernels"`` masks connections, as in the paper; ``"filters"`` cuts whole units, which needs no
             sparse kernels to be fast.
         estimator: of the dependence, see :func:`nervure.dependence.conditional_connectivity`.
-        limits: whether to find an upper limit for each layer; needs labels.
-        slack: how much of the range of a layer's quality may be lost before its limit is reached, in [0, 1].
+        limits: whether to find an upper limit for each layer; needs labels. The network is asked what pruning each
+            layer alone costs it, eight times for each layer or group.
+        probe: whether limits are found by a probe on what each layer puts out instead, as in the paper: cheaper.
+        slack: how much of what the network knows a layer alone may cost before its limit is reached, in [0, 1]; 1: no
+            limit. Where the budget takes more, all layers get as much slack as it takes. With ``probe`` it is the share
+            of the range of the layer's own quality. None: 0.15, with ``probe`` 0.7.
         protect: whether to protect the most sensitive units.
         propagated: whether sensitivity flows back from the outputs instead of from the next layer alone.
         samples: how many samples at most are measured.
@@ -66,6 +72,7 @@ class SNACS:
         minimum: units that every group keeps (filters).
         multiple: group sizes are rounded up to a multiple of this (filters).
         hears: whether a filter is scored by what it hears itself too, times what its readers need (filters).
+        ranking: by what units are ranked within the limits (filters): ``"connectivity"``, or ``"magnitude"``.
         paper: as published where that is not the best that is known: connections between what layers put out
             themselves, the hash estimator with its flaws, signed weights rescaled over the network, a support vector
             machine that is tested where it was fitted (scikit-learn), 250 samples of each class.
@@ -79,7 +86,8 @@ class SNACS:
     granularity: Granularity = "kernels"
     estimator: Estimator = "residual"
     limits: bool = True
-    slack: float = 0.7
+    probe: bool = False
+    slack: float | None = None
     protect: bool = True
     propagated: bool = False
     samples: int = 2048
@@ -88,6 +96,7 @@ class SNACS:
     multiple: int = 1
     paper: bool = False
     hears: bool = False
+    ranking: Ranking = "connectivity"
     cache: str | None = None
 
     def __post_init__(self) -> None:
@@ -96,12 +105,13 @@ class SNACS:
         budget = require_choice(self.budget or BUDGETS[self.granularity][0], BUDGETS[self.granularity], "budget")
         keep = require_budget(self.keep, "macs", "global", self.minimum, self.multiple)
         require_positive(self.samples, "samples")
-        if isinstance(self.slack, bool) or not isinstance(self.slack, int | float) or not 0 <= self.slack <= 1:
-            raise ArgumentError(f"slack={self.slack!r} is not in [0, 1]: it is the share of a layer's quality to lose.")
+        require_choice(self.ranking, get_args(Ranking), "ranking")
         if self.paper:
+            object.__setattr__(self, "probe", True)
             object.__setattr__(self, "estimator", "hash")
             object.__setattr__(self, "per_class", self.per_class or PAPER_PER_CLASS)
             object.__setattr__(self, "samples", max(self.samples, PAPER_SAMPLES))
+        object.__setattr__(self, "slack", _require_slack(self.slack, PROBE_SLACK if self.probe else SLACK))
         object.__setattr__(self, "keep", keep)
         object.__setattr__(self, "budget", budget)
 
@@ -123,10 +133,15 @@ class SNACS:
 
     def evidence(self, view: View) -> Connectivity:
         """What the plan rests on: connectivity, limits and what is protected; from the cache where it is there."""
+        return self._survey().of(view, self.cache)
+
+    def _survey(self) -> Survey:
+        assert self.slack is not None
         return Survey(
             per_unit=self.granularity == "filters",
             estimator=self.estimator,
             limits=self.limits,
+            probe=self.probe,
             slack=self.slack,
             protect=self.protect,
             propagated=self.propagated,
@@ -134,7 +149,8 @@ class SNACS:
             per_class=self.per_class,
             paper=self.paper,
             hears=self.hears,
-        ).of(view, self.cache)
+            ranking=self.ranking,
+        )
 
     def _asked(self) -> dict[str, object]:
         return {"budget": self.budget, "keep": self.keep, "granularity": self.granularity}
@@ -157,7 +173,7 @@ class SNACS:
                     found.scores[layer.tensor],
                     prices[layer.tensor],
                     fixed[layer.tensor],
-                    int(_raised(found.upper(layer.tensor), raised) * fixed[layer.tensor].numel()),
+                    int((found.upper(layer.tensor, raised) + HAIR) * fixed[layer.tensor].numel()),
                 )
                 for layer in prunable
             }
@@ -173,19 +189,19 @@ class SNACS:
         reached = {
             "keep": (total - whole + spent) / total,
             "connections": sum(int(mask.sum()) for mask in masks.values()),
-            **({"limits raised": round(raised, 4)} if raised else {}),
+            **_told(found, raised),
         }
         return Plan(tuple(edits), view.graph.fingerprint, self._asked(), reached)
 
     def _cuts(self, view: View, found: Connectivity, listed: tuple[Layer, ...]) -> Plan:
-        scores = unit_scores(view.graph, listed, found.scores, magnitude(view.graph, view.weights), hears=self.hears)
+        scores = self._survey().unit_scores(view, listed, found.scores)
         scores = {name: _first(values, found.protected.get(name)) for name, values in scores.items()}
 
         def cut(raised: float) -> Plan:
             floors = {}
             for group in view.graph.prunable:
                 saved = int(found.protected[group.name].sum()) if group.name in found.protected else 0
-                floors[group.name] = max(saved, group.size - int(_raised(found.upper(group.name), raised) * group.size))
+                floors[group.name] = max(saved, group.size - int((found.upper(group.name, raised) + HAIR) * group.size))
             return allocate(
                 view.graph,
                 scores,
@@ -207,30 +223,46 @@ class SNACS:
 
         raised = _least_raise(fits)
         plan = cut(raised)
-        reached = {**plan.reached, **({"limits raised": round(raised, 4)} if raised else {})}
-        return replace(plan, asked=self._asked(), reached=reached)
+        return replace(plan, asked=self._asked(), reached={**plan.reached, **_told(found, raised)})
+
+
+def _require_slack(slack: float | None, default: float) -> float:
+    value = default if slack is None else slack
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise ArgumentError(f"slack={slack!r} is not in [0, 1]: it is the share of quality that a layer may cost.")
+    return value
 
 
 def _least_raise(fits: Callable[[float], bool]) -> float:
-    """The smallest share of the way to no limits at all at which the budget fits; warns where it is above 0."""
+    """The smallest share of the way to no limits at all at which the budget fits."""
     if fits(0.0) or not fits(1.0):
         return 0.0 if fits(0.0) else 1.0
     low, high = 0.0, 1.0
     for _ in range(ROUNDS):
         middle = (low + high) / 2
         low, high = (low, middle) if fits(middle) else (middle, high)
-    warnings.warn(
-        f"the budget cannot be met within the limits of the layers: all were raised by {high:.0%} of the way to none. "
-        "Expect a loss; raise keep= to stay within them.",
-        NervureWarning,
-        stacklevel=4,
-    )
     return high
 
 
-def _raised(upper: float, share: float) -> float:
-    # A hair more: 0.3 x 10 is 2.9999 in binary.
-    return upper + (1 - upper) * share + 1e-9
+def _told(found: Connectivity, raised: float) -> dict[str, float]:
+    """What the plan says about limits that were raised; warns where that goes beyond what they are for."""
+    slacks = [limit.slack for limit in found.limits.values() if limit.slack is not None]
+    if not raised or not found.limits:
+        return {}
+    if not slacks:
+        reached, text = {"limits raised": round(raised, 4)}, f"all were raised by {raised:.0%} of the way to none"
+    else:
+        slack = slacks[0] + (1 - slacks[0]) * raised
+        reached, text = {"slack": round(slack, 4)}, f"a single one costs up to {slack:.0%} of what the network knows"
+        if slack <= MOST_SLACK:
+            return reached
+    warnings.warn(
+        f"the budget cannot be met within the limits of the layers: {text}. Expect a loss; raise keep= to stay within "
+        "them.",
+        NervureWarning,
+        stacklevel=4,
+    )
+    return reached
 
 
 def _first(scores: Tensor, protected: Tensor | None) -> Tensor:

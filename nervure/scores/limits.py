@@ -1,7 +1,8 @@
-"""How much of a layer can go before its children no longer tell the classes apart: the operating constraints of SNACS.
+"""How much of a layer can go: the operating constraints of SNACS, read off curves of quality.
 
-Each layer is pruned alone, on paper: what its children then say follows from what enters it. A probe that was fitted
-on what they say unpruned names the classes; the limit is where it begins to fail.
+Each layer is pruned alone. Either the network itself says what that costs it, in a unit that is the same for all
+layers; or, on paper, a probe that was fitted on what the children of the layer say unpruned names the classes from
+what they would say. The limit is where quality begins to fail.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -18,6 +19,8 @@ GRID = tuple(step / 20 for step in range(20))
 """Shares that are tried: nothing, then in steps of 5 %."""
 FLAT = 0.02
 """Where quality changes by less, pruning the layer alone does no harm that could be seen."""
+KNOWN = 0.05
+"""A network this close to chance knows nothing that pruning a layer could take."""
 HELD_OUT = 0.3
 
 
@@ -28,17 +31,34 @@ class Limit:
 
     Attributes:
         shares: shares of connections (or units) that were removed.
-        quality: share of held-out samples that the probe names right then, made monotone.
+        quality: how well the classes are named then, made monotone: the share of held-out samples that a probe names
+            right, or what the network holds likely of the right class.
         upper: the largest share that may go.
+        slack: of the quality above chance, the share that may be lost; None for a limit off a probe, or a given one.
+        chance: the quality of knowing nothing.
     """
 
     shares: tuple[float, ...]
     quality: tuple[float, ...]
     upper: float
+    slack: float | None = None
+    chance: float = 0.0
+
+    def raised(self, share: float) -> float:
+        """The limit where all limits are raised by this share, in [0, 1], of the way to none."""
+        if self.slack is None:
+            return self.upper + (1 - self.upper) * share
+        return _bearable(self.shares, self.quality, self.slack + (1 - self.slack) * share, self.chance)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
-        return {"shares": list(self.shares), "quality": list(self.quality), "upper": self.upper}
+        return {
+            "shares": list(self.shares),
+            "quality": list(self.quality),
+            "upper": self.upper,
+            "slack": self.slack,
+            "chance": self.chance,
+        }
 
 
 class Probe(Protocol):
@@ -63,6 +83,31 @@ def limit(shares: Sequence[float], quality: Sequence[float], slack: float) -> Li
     bar = -1.0 if best - worst < FLAT else best - slack * (best - worst)
     upper = max(share for share, value in zip(shares, falling.tolist(), strict=True) if value >= bar - 1e-9)
     return Limit(tuple(shares), tuple(round(q, 6) for q in falling.tolist()), upper)
+
+
+def bearable(shares: Sequence[float], quality: Sequence[float], slack: float, chance: float) -> Limit:
+    """Read the upper limit off a curve whose quality is that of the network itself.
+
+    All layers share one bar, ``slack`` of the way from the unpruned network down to chance; between two points the
+    curve, made monotone, is a line. A network that knows nothing has no limits.
+
+    >>> bearable((0.0, 0.5, 0.9), (0.9, 0.7, 0.1), slack=0.5, chance=0.1).upper
+    0.6333333333333333
+    """
+    falling = [round(q, 6) for q in torch.tensor(quality).cummin(0).values.tolist()]
+    return Limit(tuple(shares), tuple(falling), _bearable(shares, falling, slack, chance), slack, chance)
+
+
+def _bearable(shares: Sequence[float], falling: Sequence[float], slack: float, chance: float) -> float:
+    known = falling[0] - chance
+    bar = falling[0] - slack * known
+    if slack >= 1 or known < KNOWN:
+        return 1.0
+    below = next((place for place, quality in enumerate(falling) if quality < bar - 1e-9), None)
+    if below is None:
+        return 1.0
+    (x, y), (x1, y1) = ((shares[place], falling[place]) for place in (below - 1, below))
+    return x + (x1 - x) * (y - bar) / (y - y1)
 
 
 def qualities(said: Iterable[Tensor], labels: Tensor, probe: Probe, *, seed: int = 0) -> list[float]:
