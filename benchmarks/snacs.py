@@ -8,6 +8,7 @@ Writes ``docs/results/snacs.jsonl`` and ``docs/results/snacs.md``.
 """
 
 import json
+import math
 import platform
 import tempfile
 import warnings
@@ -27,7 +28,6 @@ from nervure.errors import NervureWarning
 from nervure.export import load_state, save_state
 from nervure.graph.tape import named_tensors
 from nervure.methods import View
-from nervure.methods.random import random_masks
 from nervure.plan import Keep, Mask
 from nervure.scores.connectivity import needs
 from nervure.scores.layers import layers
@@ -81,8 +81,19 @@ def _stall(scores: Tensor, entries: Tensor) -> Stall:
 
 
 def masks_by_lot(view: View, keep: float) -> Plan:
-    """As many kernels as magnitude keeps, by lot."""
-    return Plan(random_masks(kernels_by(lambda s: s)(view, keep), seed=view.seed), view.graph.fingerprint)
+    """As many kernels as magnitude keeps over all layers together, by lot."""
+    keeps = {mask.tensor: mask.keep.tensor() for mask in kernels_by(lambda s: s)(view, keep).masks}
+    generator, stalls = torch.Generator().manual_seed(view.seed), {}
+    for name, kept in keeps.items():
+        entries = torch.tensor(math.prod(kept.shape[2:]))
+        stalls[name] = _stall(torch.rand(kept.shape[:2], generator=generator), entries)
+    drawn = allocate_connections(stalls, sum(int(kept.sum()) for kept in keeps.values()), "entries")
+    masks = (Mask(n, Keep.of(_spread(drawn[n], kept))) for n, kept in keeps.items())
+    return Plan(tuple(masks), view.graph.fingerprint)
+
+
+def _spread(drawn: Tensor, kept: Tensor) -> Tensor:
+    return drawn.reshape(*drawn.shape, *[1] * (kept.ndim - drawn.ndim)).expand(kept.shape).contiguous()
 
 
 FILTERS: Mapping[str, Arm] = {

@@ -77,6 +77,22 @@ def test_a_plan_is_shown_and_nothing_is_cut() -> None:
     assert [path.name for path in Path().iterdir()] == ["plan.json"]
 
 
+@pytest.mark.parametrize(
+    ("words", "density"),
+    [
+        (("SNIP", "--density", "0.1", *DIGITS), 0.1),
+        (("--method", "ERK", "--keep", "0.2", *MODEL, *INPUT), 0.2),
+        (("magnitudemasks", "--set", "density=0.3", "--set", "granularity=kernel", *MODEL, *INPUT), 0.3),
+    ],
+)
+def test_methods_that_mask_weights_take_a_density(words: tuple[str, ...], density: float) -> None:
+    done("plan", *words)
+    plan = Plan.from_json(read_json("plan.json"))
+    assert plan.masks
+    assert plan.reached["density"] == pytest.approx(density, abs=1e-3)
+    assert plan.asked["density"] == density
+
+
 def test_a_method_that_measures_takes_data_or_evidence() -> None:
     options = ("--method", "energy", "--set", "drop=1", "--set", "policy=rank", "--set", "score=dcor")
     continuous = ("--set", "target=probabilities")
@@ -155,6 +171,10 @@ def test_a_report_can_be_made_again() -> None:
         (["plan", *MODEL, *INPUT, "--method", "Magnitud"], "Magnitude"),
         (["plan", *MODEL, *INPUT, "--keep", "2"], "(0, 1]"),
         (["plan", *MODEL, *INPUT, "--budget", "flops"], "flops"),
+        (["plan", "SNIP", "--method", "ERK", *MODEL, *INPUT], "Name one"),
+        (["plan", "Random", "--density", "0.1", *MODEL, *INPUT], "takes no density"),
+        (["plan", "ERK", "--density", "0.001", *MODEL, *INPUT], "Give density="),
+        (["plan", "SNIP", "--density", "0.1", *MODEL, *INPUT], "give data="),
         (["plan", *MODEL, *INPUT, "--graph", "none.json"], "nothing is there"),
         (["apply", *MODEL, *INPUT, "--plan", "none.json"], "nothing is there"),
         (["evaluate", "--file", "none.safetensors", "--data", "digits"], "nothing is there"),

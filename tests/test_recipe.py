@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nervure import Plan
 from nervure.errors import FileError, RecipeError
 from nervure.export import load, read_header
 from nervure.recipe import Recipe, run
@@ -129,6 +130,8 @@ def test_a_missing_recipe_is_named(tmp_path: Path) -> None:
         ({"prune": {"method": "Magnitud"}}, "Did you mean 'Magnitude'"),
         ({"prune": {"options": {"nrom": 2}}}, "has no option 'nrom'"),
         ({"prune": {"options": {"norm": 3}}}, "norm=3 is not one of"),
+        ({"prune": {"density": 0.1}}, "Magnitude takes no density.*SNIP"),
+        ({"prune": {"method": "ERK", "density": 1.5}}, r"density = 1.5 must be in \[0, 1\]"),
         ({"run": {"device": "toaster"}}, "device = 'toaster' cannot be used"),
     ],
 )
@@ -402,3 +405,26 @@ def test_masks_have_a_twin_with_as_many_masked_by_lot(tmp_path: Path) -> None:
     assert random.nonzero < 0.7 * dense.nonzero
     assert set(report.evidence["layers"]) >= {"conv1.weight", "fc.weight"}
     assert "Connectivity" in (tmp_path / "r" / "report.html").read_text()
+
+
+def test_a_density_in_a_recipe_prunes_before_training_and_has_a_twin_by_lot(tmp_path: Path) -> None:
+    recipe = tiny(train={"epochs": 0}, prune={"method": "SNIP", "density": 0.1})
+    report = run(recipe, folder=tmp_path / "r", progress=False)
+    plan = Plan.from_json(json.loads((tmp_path / "r" / "plan.json").read_text()))
+    assert plan.asked["density"] == 0.1
+    kept, whole = (sum(getattr(mask.keep, what) for mask in plan.masks) for what in ("count", "size"))
+    # The last layer may be whole.
+    assert kept / whole <= 0.1 < (kept + 50) / whole
+    networks = {
+        name: load(tmp_path / "r" / f"{name}.safetensors", lambda: tiny_network()) for name in ("model", "random")
+    }
+    for name, found in networks.items():
+        for mask in plan.masks:
+            weight = found.model.get_parameter(mask.tensor)
+            assert int(torch.count_nonzero(weight.detach())) == mask.keep.count, (name, mask.tensor)
+    assert any(not torch.equal(mask, networks["random"].masks[name]) for name, mask in networks["model"].masks.items())
+    assert max(report.rows[name].nonzero for name in ("pruned", "random")) < 0.2 * report.rows["dense"].nonzero
+
+
+def tiny_network() -> torch.nn.Module:
+    return build("resnet8", width=0.25, in_channels=1)

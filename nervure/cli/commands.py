@@ -15,7 +15,7 @@ from nervure.export import save, save_state, versions, write_tensors
 from nervure.files import read_json, require_folder, require_writable, write_json, write_text
 from nervure.graph import Graph, count
 from nervure.graph.tape import named_tensors
-from nervure.methods import METHODS, Method, View, method_from
+from nervure.methods import METHODS, Method, View, method_keeping
 from nervure.plan import Plan
 from nervure.prune import Pruned
 from nervure.recipe import Recipe, Study
@@ -160,11 +160,16 @@ def score(
 
 
 @main.command(
-    epilog=example("nervure plan --model resnet20 --input 1x3x32x32 --method Magnitude --keep 0.5 -o plan.json")
+    epilog=example(
+        "nervure plan Magnitude --keep 0.5 --model resnet20 --input 1x3x32x32 -o plan.json",
+        "nervure plan SNIP --density 0.1 --model resnet20 --data digits -o plan.json",
+    )
 )
 @chosen(EXAMPLE)
-@click.option("--method", default="Magnitude", show_default=True, help=f"One of {', '.join(METHODS)}.")
+@click.argument("name", metavar="[METHOD]", required=False)
+@click.option("--method", default="", help=f"One of {', '.join(METHODS)}; Magnitude if none is named.")
 @click.option("--keep", type=float, default=0.5, show_default=True, help="The fraction that stays, in (0, 1].")
+@click.option("--density", type=float, help="The fraction of the weights that stays, for methods that mask them.")
 @click.option("--budget", default="macs", show_default=True, help="What keep counts: channels, params or macs.")
 @click.option(
     "--set",
@@ -179,17 +184,22 @@ def score(
 @output("plan.json", "the plan")
 def plan(
     choice: Choice,
+    *,
+    name: str | None,
     method: str,
     keep: float,
+    density: float | None,
     budget: str,
     settings: tuple[tuple[str, Any], ...],
     graph_file: Path | None,
     stats_file: Path | None,
     out: Path,
 ) -> None:
-    """Let a method decide what to cut, and show it; nothing is cut."""
+    """Let a METHOD decide what to cut or mask, and show it; nothing is cut."""
     _writable(out)
-    made = method_from(method, **({"keep": keep, "budget": budget} | dict(settings)))
+    if name and method:
+        raise ArgumentError(f"two methods are named, {name!r} and --method {method!r}. Name one.")
+    made = method_keeping(name or method or "Magnitude", dict(settings), keep=keep, budget=budget, density=density)
     _require_evidence(made, stats_file, choice)
     model = choice.network()
     graph = _graph_from(graph_file) if graph_file else choice.graph(model)

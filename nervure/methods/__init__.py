@@ -1,7 +1,10 @@
 """Methods: one paper, one small file. A name in a recipe or on the command line is looked up here."""
 
+from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
+from nervure.errors import ArgumentError
 from nervure.methods.activation import Activation
 from nervure.methods.base import Explained, Method, View
 from nervure.methods.depth import Depth
@@ -13,6 +16,7 @@ from nervure.methods.gmp import GMP
 from nervure.methods.grasp import GraSP
 from nervure.methods.lookup import Methods, named
 from nervure.methods.magnitude import Magnitude
+from nervure.methods.magnitude_masks import MagnitudeMasks
 from nervure.methods.mint import MINT
 from nervure.methods.n2nskip import N2NSkip
 from nervure.methods.random import Random
@@ -38,6 +42,7 @@ METHODS = Methods(
         GraSP,
         MINT,
         Magnitude,
+        MagnitudeMasks,
         N2NSkip,
         Random,
         RigL,
@@ -62,6 +67,35 @@ def method_from(name: str, **options: Any) -> Method:
     return named(METHODS, name, options)
 
 
+def method_keeping(
+    name: str, share: Mapping[str, Any], *, keep: float, budget: str, density: float | None = None
+) -> Method:
+    """Make a method that leaves so much, said in its own words; its own options in ``share`` come first.
+
+    Methods that cut units take ``keep`` and ``budget``. Those that mask weights take ``density``; where none is given,
+    ``keep`` is the fraction of the weights.
+
+    Args:
+        name: of the method, in any case of letters.
+        share: its other hyper-parameters.
+        keep: the fraction that stays.
+        budget: what ``keep`` counts.
+        density: the fraction of the weights that stays; None: as ``keep`` says.
+
+    Raises:
+        ArgumentError: as :func:`method_from`; or the method masks no weights, and a density is given.
+    """
+    known = [field.name for field in fields(METHODS[name])] if name in METHODS else []
+    if known and density is not None and "density" not in known:
+        masking = [other for other in METHODS if any(field.name == "density" for field in fields(METHODS[other]))]
+        raise ArgumentError(
+            f"{METHODS[name].__name__} takes no density. Give keep instead, or a method that masks weights: "
+            f"{', '.join(masking)}."
+        )
+    asked = {"keep": keep, "budget": budget, "density": keep if density is None else density}
+    return method_from(name, **({k: v for k, v in asked.items() if k in known} | dict(share)))
+
+
 __all__ = [
     "ERK",
     "FPGM",
@@ -78,6 +112,7 @@ __all__ = [
     "Fisher",
     "GraSP",
     "Magnitude",
+    "MagnitudeMasks",
     "Method",
     "N2NSkip",
     "Random",
@@ -89,4 +124,5 @@ __all__ = [
     "View",
     "Wanda",
     "method_from",
+    "method_keeping",
 ]

@@ -3,18 +3,13 @@
 A method that does not beat it after equal recovery has learnt nothing about the network.
 """
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-import torch
-from torch import Tensor
-
 from nervure.budget import Budget, Scope, allocate, require_budget
-from nervure.budget.connections import Stall, allocate_connections
 from nervure.errors import ArgumentError
 from nervure.methods.base import View
-from nervure.plan import Keep, Mask, Plan
+from nervure.plan import Plan
 from nervure.scores import random_scores
 
 
@@ -58,33 +53,3 @@ class Random:
             minimum=self.minimum,
             multiple=self.multiple,
         )
-
-
-def random_masks(plan: Plan, *, seed: int) -> tuple[Mask, ...]:
-    """Masks by lot over the tensors that ``plan`` masks, with as many entries that stay in all of them together.
-
-    Where the plan masks whole kernels, so does the lot. Entries that are left over because no kernel is that small stay
-    masked.
-    """
-    keeps = {mask.tensor: mask.keep.tensor() for mask in plan.masks}
-    whole = all(_has_whole_kernels(keep) for keep in keeps.values())
-    generator = torch.Generator().manual_seed(seed)
-    stalls = {name: _stall(keep, whole, generator) for name, keep in keeps.items()}
-    drawn = allocate_connections(stalls, sum(int(keep.sum()) for keep in keeps.values()), "entries")
-    return tuple(Mask(name, Keep.of(_spread(drawn[name], keep))) for name, keep in keeps.items())
-
-
-def _has_whole_kernels(keep: Tensor) -> bool:
-    flat = keep.reshape(*keep.shape[:2], -1)
-    return bool((flat.all(2) | ~flat.any(2)).all())
-
-
-def _stall(keep: Tensor, whole: bool, generator: torch.Generator) -> Stall:
-    size = math.prod(keep.shape[2:]) if whole else 1
-    scores = torch.rand(keep.shape[:2] if whole else keep.shape, generator=generator)
-    price = torch.full(scores.shape, size, dtype=torch.int64)
-    return Stall(scores, price, torch.zeros(scores.shape, dtype=torch.bool), scores.numel())
-
-
-def _spread(drawn: Tensor, keep: Tensor) -> Tensor:
-    return drawn.reshape(*drawn.shape, *[1] * (keep.ndim - drawn.ndim)).expand(keep.shape).contiguous()

@@ -91,6 +91,8 @@ class Sparse(ABC):
             "distribution": self.distribution,
             "granularity": self.granularity,
         }
+        if self.granularity == "block":
+            asked["block"] = list(self.block)
         if self.density == 1:
             return Plan((), view.graph.fingerprint, asked, {"density": 1.0})
         field = Field.of(view, self.dense)
@@ -170,8 +172,10 @@ class Field:
         return {s.tensor: s.laid(values[s.tensor].detach().cpu()) for s in self.sheets}
 
     def shaped(self, laid: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What :meth:`laid` made, in the shapes of the tensors again."""
-        return {s.tensor: s.back(laid[s.tensor], self.view.weights[s.tensor].shape) for s in self.sheets}
+        """What :meth:`laid` made of some or all tensors, in their shapes again."""
+        return {
+            s.tensor: s.back(laid[s.tensor], self.view.weights[s.tensor].shape) for s in self.sheets if s.tensor in laid
+        }
 
     def lifelines(self, scores: Scored, guard: Guard) -> dict[str, Tensor] | None:
         """The best weight of each output that must not fall silent, as booleans; None where nothing is guarded."""

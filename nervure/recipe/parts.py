@@ -5,8 +5,9 @@ import inspect
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, final
 
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from nervure import zoo
 from nervure.check import nearest
 from nervure.errors import ArgumentError, RecipeError
-from nervure.methods import METHODS, Method, method_from
+from nervure.methods import METHODS, Method, method_from, method_keeping
 from nervure.recipe.values import DataSection, Options, Recipe, RecoverSection, TrainSection
 from nervure.training import History, Objective, distilled, label_smoothing, recalibrate, train
 from nervure.zoo import Dataset, Split
@@ -128,25 +129,33 @@ def dataset_of(section: DataSection, seed: int) -> Dataset:
 def method_of(recipe: Recipe) -> Method:
     """The recipe's method with its hyper-parameters; raises RecipeError where it does not take them."""
     section = recipe.prune
-    return _method(section.method, {"keep": section.keep, "budget": section.budget}, section.options, "[prune]")
+    with _told_of("[prune]", section.method):
+        return method_keeping(
+            section.method,
+            section.options,
+            keep=section.keep,
+            budget=section.budget,
+            density=section.density or None,
+        )
 
 
 def methods_after(recipe: Recipe) -> tuple[Method, ...]:
     """The methods that prune what the first has left, in order; raises RecipeError as :func:`method_of`."""
-    tables = [dict(table) for table in recipe.prune.then]
-    return tuple(
-        _method(str(table.pop("method", "")), {}, table, f"[[prune.then]] number {number}:")
-        for number, table in enumerate(tables, start=1)
-    )
+    found = []
+    for number, table in enumerate(recipe.prune.then, start=1):
+        name = str(table.get("method", ""))
+        with _told_of(f"[[prune.then]] number {number}:", name):
+            found.append(method_from(name, **{key: value for key, value in table.items() if key != "method"}))
+    return tuple(found)
 
 
-def _method(name: str, shared: Options, options: Options, where: str) -> Method:
-    """``shared`` is for methods that know it, ``options`` are meant for this one."""
+@contextmanager
+def _told_of(where: str, name: str) -> Iterator[None]:
+    """Say where in the recipe the method ``name`` is that is unknown, or does not take what it is given."""
     if name not in METHODS:
         raise RecipeError(f"{where} there is no method {name!r}.{nearest(name, METHODS, listed=True)}")
-    known = {f.name for f in fields(METHODS[name])}
     try:
-        return method_from(name, **({k: v for k, v in shared.items() if k in known} | dict(options)))
+        yield
     except (ArgumentError, TypeError) as error:
         raise RecipeError(f"{where} {error}") from error
 

@@ -19,7 +19,7 @@ from nervure.files import read_json, write_json, write_text
 from nervure.graph import Graph, count
 from nervure.graph.tape import named_tensors
 from nervure.methods import Explained, Method, Random, View
-from nervure.methods.random import random_masks
+from nervure.methods.lots import masks_by_lot
 from nervure.plan import Plan
 from nervure.prune import Pruned, prune
 from nervure.recipe.parts import Source, methods_after, trained
@@ -176,12 +176,13 @@ def train_twins(bench: Bench) -> None:
         save_state(bench.path("dense-plus.safetensors"), model, meta={"model": bench.source.to_json()})
         _note_history(bench, "dense-plus", history)
     graph = bench.graph()
-    masks = random_masks(bench.plan(), seed=bench.recipe.run.seed)
+    view = _view(bench, bench.dense(), graph)
+    masks = masks_by_lot(view, bench.plan(), seed=bench.recipe.run.seed)
     if masks and len(masks) == len(bench.plan().edits):
         plan, method = Plan(masks, graph.fingerprint), "masks by lot"
     else:
         cut_like = _random_like(bench)
-        plan, method = cut_like.plan(_view(bench, bench.dense(), graph)), repr(cut_like)
+        plan, method = cut_like.plan(view), repr(cut_like)
         plan = replace(plan, edits=(*plan.edits, *masks))
     _recovered(bench, "random", _cut(bench, plan, method), "random.safetensors")
 

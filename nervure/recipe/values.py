@@ -126,7 +126,8 @@ class TrainSection:
 class PruneSection:
     """Which ``method``, how much stays (``keep``, in the unit of ``budget``), and the method's other ``options``.
 
-    Each table in ``then`` (``[[prune.then]]``) names another ``method`` with its options; it prunes what is left.
+    ``density`` is the fraction of the weights that stays, for methods that mask them (0: as ``keep`` says). Each table
+    in ``then`` (``[[prune.then]]``) names another ``method`` with its options; it prunes what is left.
     """
 
     method: str = "Magnitude"
@@ -135,6 +136,7 @@ class PruneSection:
     samples: int = rule(positive, 2048)
     options: Options = field(default_factory=dict, hash=False)
     then: tuple[Options, ...] = field(default=(), hash=False)
+    density: float = rule(_whole_share, 0.0)
 
 
 @final

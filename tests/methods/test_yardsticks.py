@@ -7,10 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from nervure import Keep, Mask, Plan
 from nervure.errors import ArgumentError
 from nervure.methods import METHODS, Magnitude, Method, Random, View, method_from
-from nervure.methods.random import random_masks
 from tests.graphs import dense, residual, weights_of
 
 METHOD_EXAMPLES = [
@@ -120,18 +118,3 @@ def test_methods_are_found_by_name_in_any_case_and_listed_once() -> None:
 def test_wrong_names_and_options_name_the_nearest(name: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ArgumentError, match=message):
         method_from(name, **options)
-
-
-@pytest.mark.parametrize("whole", [True, False], ids=["kernels", "entries"])
-def test_masks_by_lot_keep_as_many_entries_over_all_tensors(whole: bool) -> None:
-    generator = torch.Generator().manual_seed(2)
-    keeps = {"a": torch.rand(4, 6, 3, 3, generator=generator) > 0.5, "b": torch.rand(10, 7, generator=generator) > 0.3}
-    if whole:
-        keeps["a"] = (torch.rand(4, 6, 1, 1, generator=generator) > 0.5).expand(4, 6, 3, 3).contiguous()
-    plan = Plan(tuple(Mask(name, Keep.of(keep)) for name, keep in keeps.items()))
-    drawn = {mask.tensor: mask.keep.tensor() for mask in random_masks(plan, seed=1)}
-    assert sum(int(k.sum()) for k in drawn.values()) == sum(int(k.sum()) for k in keeps.values())
-    assert all(drawn[name].shape == keep.shape for name, keep in keeps.items())
-    assert drawn["a"].flatten(2).float().std(2).eq(0).all() == whole
-    assert random_masks(plan, seed=1) == random_masks(plan, seed=1) != random_masks(plan, seed=2)
-    assert random_masks(Plan(), seed=1) == ()
