@@ -132,7 +132,7 @@ class Route:
         reads: the module whose (first) input enters; empty: the output of the first layer that writes the source.
         joins: the module to whose output it is added; empty: the first layer that writes the target.
         stride: step of a convolution along each spatial axis; empty: 1. Sizes that differ still are averaged.
-        norm: whether it has a batch norm of its own.
+        norm: whether it has a batch norm of its own, without trained numbers.
         activation: its own non-linearity, a key of ``nervure.surgery.link.ACTIVATIONS``; empty: none.
         std: standard deviation of its weights at the start; 0: it starts silent.
         seed: fixes the weights at the start.

@@ -98,7 +98,7 @@ MASKING: tuple[Method, ...] = (
     ERK(density=0.5, distribution="uniform", granularity="block", block=(2, 1), seed=3),
     Wanda(density=0.5),
     N2NSkip(density=0.5, span=2),
-    N2NSkip(density=0.4, share=0.3, first=ERK(), span=2, granularity="element", norm=True, reinit=True, seed=2),
+    N2NSkip(density=0.4, share=0.3, first=ERK(), span=2, granularity="element", norm=False, reinit=True, seed=2),
     SET(density=0.5),
     GMP(density=0.3, start=0.6),
     Synthesis(density=0.6, start=0.45),

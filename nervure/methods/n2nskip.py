@@ -6,7 +6,8 @@ Subramaniam and Sharma, "N2NSkip: Learning Highly Sparse Networks using Neuron-t
     a' = g(z' + g(S a))    a skip S from the activation a to a later pre-activation z', as equation 2 of the paper
 
 Differs from the paper: both halves are counted exactly, no output is ever disconnected, places are found in any traced
-network, and the skips start at the scale of the connections they meet (``start="dense_fan"`` is the paper's code).
+network, fewer of the weights are skips, and each skip has a batch norm. As published: ``share=0.5, norm=False``, and
+``start="dense_fan"`` as in the paper's code.
 """
 
 import math
@@ -61,7 +62,8 @@ class N2NSkip:
         start: where skips start: ``"sparse_fan"``: at the variance of all connections that meet at the target together;
             ``"dense_fan"``: at that of a dense layer, as in the paper's code; ``"zero"``: behind a gate at zero.
         scale: skips start this many times as large.
-        norm: whether each skip has a batch norm of its own (see the results on whether that helps).
+        norm: whether each skip has a batch norm of its own before its non-linearity, without trained numbers. The
+            paper's formula has none, its code has one.
         rescale: whether what stays in the layers grows to make up for the inputs that left, so that signals keep their
             size; None: where the first step draws by lot (a criterion scored the weights as they were).
         reinit: draw the weights of the layers anew, by changing their places, once the masks are chosen.
@@ -69,14 +71,14 @@ class N2NSkip:
     """
 
     density: float = 0.1
-    share: float = 0.5
+    share: float = 0.25
     first: str | Method = "snip"
     span: int = 3
     reach: int | None = None
     granularity: Literal["kernel", "element"] = "kernel"
     start: Literal["sparse_fan", "dense_fan", "zero"] = "sparse_fan"
     scale: float = 1.0
-    norm: bool = False
+    norm: bool = True
     rescale: bool | None = None
     reinit: bool = False
     seed: int = 0

@@ -73,7 +73,7 @@ class Wire(nn.Module):
         drawn = torch.randn(keep.shape, generator=torch.Generator().manual_seed(route.seed)) * route.std
         with torch.no_grad():
             self.map.weight.copy_(drawn.masked_fill(~keep, 0))
-        self.norm = _NORMS[max(1, len(kernel))](outputs, **place) if route.norm else None
+        self.norm = _NORMS[max(1, len(kernel))](outputs, affine=False, **place) if route.norm else None
         self.gate = None if route.gate is None else nn.Parameter(torch.full((), route.gate, **place))
         self.activation = route.activation
 

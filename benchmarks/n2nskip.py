@@ -1,0 +1,345 @@
+"""N2NSkip against its twin without skips: same weights in all, same training, guarded and started as suits each.
+
+Run ``python benchmarks/n2nskip.py explore`` for the choices (on validation images), then
+``python benchmarks/n2nskip.py`` for the comparison (on test images); one thread, about an hour in all, and each goes on
+where it stopped. Images of Fashion-MNIST averaged to 16 x 16, few of them, small networks, short trainings.
+Writes ``docs/results/n2nskip.jsonl`` and ``docs/results/n2nskip.md``; trained networks go to ``runs/n2nskip``.
+"""
+
+import json
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import pairwise, product
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from nervure import SNIP, Keep, Link, N2NSkip, Plan, Pruned, SynFlow, evaluate, prune, train, zoo
+from nervure.export import save_state
+from nervure.graph.example import evaluating
+from nervure.graph.places import Place, places
+from nervure.graph.trace import draw
+from nervure.methods import Method, View
+from nervure.methods.sparse import Field, Sparse
+from nervure.plan import Route
+from nervure.zoo import Dataset
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS, STATES = ROOT / "docs" / "results", ROOT / "runs" / "n2nskip"
+SEEDS, CHOOSING, DENSITIES = (0, 1, 2), (10, 11), (0.1, 0.05, 0.02, 0.01)
+IMAGES, TESTED, EPOCHS, SCORED = 4000, 4000, 4, 256
+Arm = Callable[[float], Method]
+
+
+# -- networks ------------------------------------------------------------------------------------------------------
+
+
+def mlp(seed: int, normed: bool = False) -> nn.Module:
+    """Five linear layers, at the scale of He et al."""
+    torch.manual_seed(seed)
+    widths = (256, 512, 256, 128, 64, 10)
+    norm = [nn.BatchNorm1d] if normed else []
+    layers = [m for a, b in pairwise(widths) for m in (nn.Linear(a, b), *(make(b) for make in norm), nn.ReLU())]
+    model = nn.Sequential(nn.Flatten(), *layers[: -1 - len(norm)])
+    for module in model:
+        if isinstance(module, nn.Linear):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+            nn.init.zeros_(module.bias)
+    return model
+
+
+NETWORKS: Mapping[str, tuple[Callable[[int], nn.Module], float]] = {
+    "MLP": (mlp, 0.05),
+    "MLP, batch norm": (lambda seed: mlp(seed, normed=True), 0.1),
+    "VGG-11": (lambda seed: zoo.build("vgg11", seed=seed, in_channels=1, width=0.125), 0.1),
+    "ResNet-8": (lambda seed: zoo.build("resnet8", seed=seed, in_channels=1, width=1.0, stem_stride=2), 0.1),
+}
+"""Each with its rate of learning, the same for all arms."""
+
+
+# -- arms ----------------------------------------------------------------------------------------------------------
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Shuffled(Sparse):
+    """As many weights in each layer as SNIP keeps, by lot; every output hears where there are enough."""
+
+    def kept(self, view: View, field: Field) -> dict[str, Tensor]:
+        """SNIP's densities, and weights by lot."""
+        found = SNIP(density=self.density).kept(view, field)
+        generator = torch.Generator().manual_seed(view.seed)
+        lots = {name: torch.rand(mask.shape, generator=generator) for name, mask in found.items()}
+        lines = field.lifelines(lots, "outputs") or {}
+        return {name: _top(lots[name] + lines[name], int(mask.sum())) for name, mask in found.items()}
+
+
+def _top(scores: Tensor, count: int) -> Tensor:
+    flat = torch.zeros(scores.numel(), dtype=torch.bool)
+    flat[scores.flatten().argsort(descending=True)[:count]] = True
+    return flat.reshape(scores.shape)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """The twin with the identity (as many channels as fit) wherever N2NSkip has a place; it costs no weight."""
+
+    twin: N2NSkip
+    wants = frozenset[str]()
+
+    def plan(self, view: View) -> Plan:
+        """The twin's plan and the links."""
+        assert view.model is not None
+        plan = self.twin.plan(view)
+        with evaluating(view.model):
+            found = places(view.model, draw(view.model, view.example))
+        return replace(plan, edits=(*plan.edits, *(_identity(place) for place in found)))
+
+
+def _identity(place: Place) -> Link:
+    eye = torch.eye(place.outputs, place.inputs, dtype=torch.bool)
+    keep = eye.reshape(*eye.shape, *[1] * len(place.kernel))
+    return Link("", "", Keep.of(keep), Route(place.reads, place.joins, place.stride, activation=place.activation))
+
+
+def with_identities(pruned: Pruned) -> None:
+    """Set the links of a plan of :class:`Identity` to one, for good."""
+    for name, parameter in pruned.model.named_parameters():
+        if ".link_" in name:
+            parameter.data = pruned.masks[name].to(parameter)
+            parameter.requires_grad = False
+
+
+FIRST: Mapping[str, Any] = {"random": "random", "ERK": "erk", "SNIP": "snip", "SynFlow": SynFlow(steps=20)}
+
+
+def _arm(**options: Any) -> Arm:
+    return lambda density: N2NSkip(density=density, **options)
+
+
+ARMS: Mapping[str, Arm] = {
+    **{f"{name}, twin": _arm(share=0.0, first=first) for name, first in FIRST.items()},
+    **{f"{name}, N2NSkip": _arm(first=first) for name, first in FIRST.items()},
+    "SNIP, as published": _arm(first="snip", share=0.5, norm=False),
+    "SNIP shuffled, twin": _arm(share=0.0, first=Shuffled(), rescale=True),
+    "SNIP shuffled, N2NSkip": _arm(first=Shuffled(), rescale=True),
+    "SNIP, identity": lambda density: Identity(N2NSkip(density=density, share=0.0, first="snip")),
+}
+
+VARIANTS: Mapping[str, dict[str, Any]] = {
+    "twin": {"share": 0.0},
+    "twin, rescaled": {"share": 0.0, "rescale": True},
+    "share 0.5": {"share": 0.5, "norm": False},
+    "share 0.25": {"share": 0.25, "norm": False},
+    "share 0.1": {"share": 0.1, "norm": False},
+    "share 0.5, branch norm": {"share": 0.5, "norm": True},
+    "share 0.25, branch norm": {"share": 0.25, "norm": True},
+    "share 0.25, rescaled": {"share": 0.25, "norm": False, "rescale": True},
+    "share 0.25, half the scale": {"share": 0.25, "norm": False, "scale": 0.5},
+    "share 0.25, dense fan": {"share": 0.25, "norm": False, "start": "dense_fan"},
+    "share 0.25, zero start": {"share": 0.25, "norm": False, "start": "zero"},
+}
+CHOICES: Mapping[str, Arm] = {
+    f"{name}, {variant}": _arm(first=FIRST[name], **options)
+    for name in ("SNIP", "ERK")
+    for variant, options in VARIANTS.items()
+    if name == "SNIP" or "rescaled" not in variant
+}
+DETAILS = ("half the scale", "dense fan", "zero start")
+"""Choices that are tried on MLPs only, which are quick."""
+
+
+# -- runs ----------------------------------------------------------------------------------------------------------
+
+
+def pruned(network: str, arm: Arm, density: float, seed: int, data: Dataset) -> Pruned:
+    """The sparse network before training."""
+    model = NETWORKS[network][0](seed)
+    batches = data.train.batches(SCORED, shuffle_seed=seed)
+    method = arm(density)
+    found = prune(model, data.example(2), method, data=batches, seed=seed, progress=False)
+    if isinstance(method, Identity):
+        with_identities(found)
+    return found
+
+
+def trial(key: list[Any], data: Dataset) -> dict[str, Any]:
+    """Prune, train, measure."""
+    start = time.perf_counter()
+    phase, network, density, arm, seed = key
+    data = replace(data, train=data.train.sample(IMAGES, seed))
+    if arm == "dense":
+        model, masks = NETWORKS[network][0](seed), {}
+    else:
+        found = pruned(network, (ARMS if phase == "test" else CHOICES)[arm], density, seed, data)
+        model, masks = found.model, found.masks
+    skips = sum(int(mask.sum()) for name, mask in masks.items() if ".link_" in name)
+    batches = data.train.batches(128, shuffle_seed=seed)
+    train(model, batches, epochs=EPOCHS, lr=NETWORKS[network][1], masks=masks, seed=seed, progress=False)
+    split = data.test.sample(TESTED, 0) if phase == "test" else data.validation
+    result = evaluate(model, split.batches(1000), progress=False)
+    if phase == "test":
+        STATES.mkdir(parents=True, exist_ok=True)
+        save_state(STATES / f"{'-'.join(map(str, key[1:])).replace(' ', '_')}.safetensors", model, masks=masks)
+    return {
+        "key": key,
+        "accuracy": round(result.accuracy, 4),
+        "loss": round(result.loss, 4),
+        "skips": skips,
+        "seconds": round(time.perf_counter() - start, 1),
+    }
+
+
+PAIRS = tuple(f"{name}, {part}" for name in ("SNIP", "ERK", "random", "SynFlow") for part in ("twin", "N2NSkip"))
+MAPS = ("VGG-11", "ResNet-8")
+ROUNDS: tuple[tuple[tuple[str, tuple[float, ...], Any], ...], ...] = (
+    (
+        ("MLP", DENSITIES, ARMS),
+        ("MLP, batch norm", (0.05, 0.02, 0.01), PAIRS),
+        *((network, (0.02,), PAIRS) for network in MAPS),
+    ),
+    tuple((network, (0.05, 0.01), PAIRS) for network in MAPS),
+    tuple((network, DENSITIES, ARMS) for network in NETWORKS),
+)
+"""What is measured first, where time is short."""
+
+
+def keys(phase: str) -> Iterator[list[Any]]:
+    """What there is to measure, most telling first."""
+    if phase == "choose":
+        for seed, network, density, arm in product(CHOOSING, NETWORKS, (0.02,), CHOICES):
+            quick = network.startswith("MLP")
+            if quick or (seed == CHOOSING[0] and not arm.endswith(DETAILS)):
+                yield [phase, network, density, arm, seed]
+        return
+    for round_, seed in product(ROUNDS, SEEDS):
+        for network, densities, arms in round_:
+            yield [phase, network, 1.0, "dense", seed]
+            yield from ([phase, network, density, arm, seed] for density, arm in product(densities, arms))
+
+
+def main() -> None:
+    """Measure what is missing, then write the page."""
+    torch.set_num_threads(1)
+    phase = "choose" if "explore" in sys.argv[1:] else "test"
+    file = RESULTS / "n2nskip.jsonl"
+    records = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    done = {json.dumps(r["key"]) for r in records}
+    data = zoo.load("fashion-mnist", size=16, validation=0.1)
+    for key in keys(phase):
+        if json.dumps(key) not in done:
+            records.append(trial(key, data))
+            done.add(json.dumps(key))
+            with file.open("a") as out:
+                out.write(json.dumps(records[-1]) + "\n")
+            print(records[-1], flush=True)
+    (RESULTS / "n2nskip.md").write_text(page(records))
+
+
+# -- the page ------------------------------------------------------------------------------------------------------
+
+Found = Mapping[tuple[str, float, str], Mapping[int, dict[str, Any]]]
+
+
+def by_arm(records: list[dict[str, Any]], phase: str) -> Found:
+    """Records by network, density and arm, then by seed."""
+    found: dict[tuple[str, float, str], dict[int, dict[str, Any]]] = {}
+    for record in records:
+        kind, network, density, arm, seed = record["key"]
+        if kind == phase:
+            found.setdefault((network, density, arm), {})[seed] = record
+    return found
+
+
+def spread(values: list[float]) -> str:
+    """Mean and standard deviation in points, or a dash."""
+    if not values:
+        return "-"
+    around = f" ± {100 * stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{100 * fmean(values):.1f}{around}"
+
+
+def accuracies(found: Found, network: str) -> list[str]:
+    """Arms by densities."""
+    lines = ["| | " + " | ".join(f"{d:.0%}" for d in DENSITIES) + " |", "|---|" + "---:|" * len(DENSITIES)]
+    for arm in ARMS:
+        cells = [spread([r["accuracy"] for r in found.get((network, d, arm), {}).values()]) for d in DENSITIES]
+        lines.append(f"| {arm} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def gains(found: Found, network: str) -> list[str]:
+    """N2NSkip less its twin, and less the best twin of all, seed by seed."""
+    lines = ["| | " + " | ".join(f"{d:.0%}" for d in DENSITIES) + " |", "|---|" + "---:|" * len(DENSITIES)]
+    for name in (*FIRST, "SNIP shuffled"):
+        cells = [
+            _gain(found.get((network, d, f"{name}, N2NSkip"), {}), found.get((network, d, f"{name}, twin"), {}))
+            for d in DENSITIES
+        ]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    cells = [_gain(*(best(found, network, d, part) for part in ("N2NSkip", "twin"))) for d in DENSITIES]
+    lines.append("| best N2NSkip less best twin | " + " | ".join(cells) + " |")
+    return lines
+
+
+def best(found: Found, network: str, density: float, part: str) -> Mapping[int, dict[str, Any]]:
+    """The arm of that part with the highest mean."""
+    arms = [found.get((network, density, f"{name}, {part}"), {}) for name in (*FIRST, "SNIP shuffled")]
+    return max(arms, key=lambda rows: fmean([r["accuracy"] for r in rows.values()] or [0.0]))
+
+
+def _gain(here: Mapping[int, dict[str, Any]], there: Mapping[int, dict[str, Any]]) -> str:
+    both = sorted(here.keys() & there.keys())
+    gaps = [here[seed]["accuracy"] - there[seed]["accuracy"] for seed in both]
+    text = spread(gaps)
+    return text if text.startswith(("-", "0.0")) else f"+{text}"
+
+
+def choices(found: Found) -> list[str]:
+    """What each choice gains over the twin, seed by seed, on validation images."""
+    networks = [n for n in NETWORKS if any(key[0] == n for key in found)]
+    lines = ["| | " + " | ".join(networks) + " |", "|---|" + "---:|" * len(networks)]
+    for arm in CHOICES:
+        first, _, variant = arm.partition(", ")
+        rows = [(found.get((n, 0.02, arm), {}), found.get((n, 0.02, f"{first}, twin"), {})) for n in networks]
+        cells = [
+            spread([r["accuracy"] for r in here.values()]) if variant == "twin" else _gain(here, twin)
+            for here, twin in rows
+        ]
+        lines.append(f"| {arm} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def page(records: list[dict[str, Any]]) -> str:
+    """The results as Markdown."""
+    tests, chosen = by_arm(records, "test"), by_arm(records, "choose")
+    text = [
+        "# N2NSkip against its twin without skips",
+        "",
+        f"`python benchmarks/n2nskip.py`; torch {torch.__version__}, {platform.machine()}, one thread. Fashion-MNIST",
+        f"averaged to 16 x 16, {IMAGES:,} training images, {EPOCHS} epochs of SGD with a one-cycle rate; the same for",
+        "all arms of a network. All arms have exactly as many weights; twins are guarded (no output without a path)",
+        "and start as suits them: scored weights as they were scored (SNIP, SynFlow), lots rescaled to the inputs that",
+        "stay. Accuracy in percent, mean and standard deviation over seeds; gains are paired by seed, in points.",
+    ]
+    for network in NETWORKS:
+        seeds = sorted({seed for key, rows in tests.items() if key[0] == network for seed in rows})
+        if seeds:
+            dense = spread([r["accuracy"] for r in tests.get((network, 1.0, "dense"), {}).values()])
+            title = f"## {network} (dense: {dense} %; seeds {', '.join(map(str, seeds))})"
+            text += ["", title, "", *accuracies(tests, network), "", "Gain over the twin:", "", *gains(tests, network)]
+    if chosen:
+        text += ["", "## Choices", "", "At 2 % density, on 6,000 validation images, other seeds than above: the twin's"]
+        text += ["accuracy, and gains over it.", "", *choices(chosen)]
+    return "\n".join(text) + "\n"
+
+
+if __name__ == "__main__":
+    main()
