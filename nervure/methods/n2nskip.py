@@ -23,7 +23,8 @@ from nervure.graph.trace import draw
 from nervure.methods.base import Method, View
 from nervure.methods.erk import ERK
 from nervure.methods.grasp import GraSP
-from nervure.methods.skips import Largest, Starts, draws, kept, shares, started
+from nervure.methods.magnitude_masks import MagnitudeMasks
+from nervure.methods.skips import Starts, draws, kept, shares, started
 from nervure.methods.snip import SNIP
 from nervure.methods.sparse import Field, Sparse
 from nervure.methods.synflow import SynFlow
@@ -35,7 +36,7 @@ FIRST: Mapping[str, Sparse] = {
     "erk": ERK(),
     "grasp": GraSP(),
     "synflow": SynFlow(),
-    "magnitude": Largest(),
+    "magnitude": MagnitudeMasks(),
 }
 
 

@@ -10,22 +10,11 @@ from torch import Tensor
 
 from nervure.budget.sparse import distribute
 from nervure.graph.places import Place
-from nervure.methods.base import View
-from nervure.methods.sparse import Field, Sparse
+from nervure.methods.sparse import Field
 from nervure.plan import Keep, Link, Mask, Plan, Route
 
 HE = 2.0
 """Variance times fan-in that keeps the size of signals through ReLUs (He et al., 2015)."""
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Largest(Sparse):
-    """Keep the weights of largest absolute value."""
-
-    def kept(self, view: View, field: Field) -> dict[str, Tensor]:
-        """The largest weights."""
-        return self.best(field, {name: weight.abs() for name, weight in field.weights.items()})
 
 
 # -- how many and which --------------------------------------------------------------------------------------------
