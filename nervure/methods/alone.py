@@ -10,6 +10,7 @@ from nervure.errors import DataError
 from nervure.evaluation.batches import Batch, call, device_of, pairs, to_device
 from nervure.methods.base import View
 from nervure.methods.judge import model_of
+from nervure.methods.slopes import seeded
 from nervure.plan import Cut, Keep, Mask, Plan
 from nervure.surgery.apply import apply
 from nervure.training.norms import recalibrate
@@ -28,11 +29,16 @@ class Alone:
     def __init__(self, view: View, data: Iterable[Any]) -> None:
         """Takes the first batches of ``data``; raises DataError where there are none, or they have no labels."""
         self._model, self._graph = model_of(view), view.graph
-        self._norms, self._judged = _parted(data)
+        # A loader that shuffles draws from torch: the same limits, whatever was drawn before.
+        with seeded(view.seed):
+            self._norms, self._judged = _parted(data)
+        self._whole: float | None = None
 
     def curve(self, trials: Sequence[Trial]) -> Tensor:
         """Quality of the network as it is and with each edit. Shape [1 + trials]."""
-        return torch.tensor([self._quality(), *(self._quality(edit) for _, edit in trials)])
+        if self._whole is None:
+            self._whole = self._quality()
+        return torch.tensor([self._whole, *(self._quality(edit) for _, edit in trials)])
 
     def _quality(self, *edits: Cut | Mask) -> float:
         pruned = apply(self._model, self._graph, Plan(edits, self._graph.fingerprint)).eval()

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from nervure import SNACS, Magnitude, Plan, apply, prune, trace, train
 from nervure.errors import ArgumentError, BudgetError, DataError, NervureWarning
@@ -347,6 +348,21 @@ def test_a_loader_that_shuffles_anew_each_time_gives_the_same_survey(tmp_path: P
     method = SNACS(keep=0.6, cache=str(tmp_path), limits=False, samples=60)
     assert method.plan(seen) == method.plan(seen)
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_limits_of_a_loader_that_draws_by_lot_are_the_same_whatever_was_drawn_before() -> None:
+    pairs = [(x, y) for batch in pictures() for x, y in zip(*batch, strict=True)]
+    loader: Any = DataLoader(pairs, batch_size=40, shuffle=True)
+    seen = replace(view(taught(), pictures()), data=loader)
+    method, stats = (
+        SNACS(granularity="filters"),
+        measure(taught(), seen.graph, pictures(), want={"connections", "labels"}),
+    )
+    found = []
+    for _ in range(2):
+        torch.rand(5)
+        found.append(method.evidence(replace(seen, stats=stats)).limits)
+    assert found[0] == found[1]
 
 
 def test_a_survey_that_was_stopped_goes_on_from_its_last_finished_layer(
