@@ -26,6 +26,7 @@ from nervure import (
     Drop,
     Energy,
     Fisher,
+    GCNet,
     Graph,
     GraSP,
     Keep,
@@ -87,6 +88,7 @@ METHODS: tuple[Method, ...] = (
     SNACS(keep=0.6, probe=True),
     SNACS(keep=0.7, granularity="filters"),
     SNACS(keep=0.5, granularity="filters", budget="params", multiple=2, propagated=True, limits=False),
+    GCNet(density=0.6, granularity="filters", mode="product", estimator="correlation"),
 )
 
 MASKING: tuple[Method, ...] = (
@@ -97,6 +99,8 @@ MASKING: tuple[Method, ...] = (
     ERK(density=0.4),
     ERK(density=0.5, distribution="uniform", granularity="block", block=(2, 1), seed=3),
     Wanda(density=0.5),
+    GCNet(density=0.5, samples=60, guard="outputs"),
+    GCNet(density=0.5, mode="mix", distribution="erk", granularity="element", estimator="gaussian", rounds=2),
     N2NSkip(density=0.5, span=2),
     N2NSkip(density=0.4, share=0.3, first=ERK(), span=2, granularity="element", norm=False, reinit=True, seed=2),
     SET(density=0.5),

@@ -104,18 +104,21 @@ class Pattern:
 
     Attributes:
         block: outputs and inputs of a block of whole kernels; None: single weights.
+        joined: whether the kernels of all inputs of one unit go together (a flattened map has many).
         most: n and m where n of every m inputs in a row stay; None elsewhere.
     """
 
     block: tuple[int, int] | None = None
+    joined: bool = False
     most: tuple[int, int] | None = None
 
     @staticmethod
     def of(granularity: str, block: tuple[int, int]) -> "Pattern":
-        """Read ``"element"``, ``"kernel"``, ``"block"`` or ``"n:m"``; raises ArgumentError."""
+        """Read ``"element"``, ``"kernel"``, ``"connection"``, ``"block"`` or ``"n:m"``; raises ArgumentError."""
         kinds: Mapping[str, Pattern] = {
             "element": Pattern(),
             "kernel": Pattern(block=(1, 1)),
+            "connection": Pattern(block=(1, 1), joined=True),
             "block": Pattern(block=block),
         }
         if granularity in kinds:

@@ -28,6 +28,7 @@ def sparse_masks(
     pattern: Pattern | None = None,
     fixed: Mapping[str, Tensor] | None = None,
     kernels: Mapping[str, Sequence[int]] | None = None,
+    parents: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """Keep the weights of highest score.
 
@@ -40,6 +41,8 @@ def sparse_masks(
         pattern: what stays or goes together; None: single weights.
         fixed: weights that must stay, boolean of the same shapes.
         kernels: sizes of the kernels by tensor, for ``"erk"``; without them a kernel counts as a line.
+        parents: for tensors whose inputs do not each belong to a unit of their own, the unit of each, [inputs],
+            numbered from 0; for patterns that are ``joined``.
 
     Returns:
         Booleans of the same shapes. Ties go to the earlier tensor and the lower index.
@@ -54,7 +57,8 @@ def sparse_masks(
         require_finite(values, f"scores of {name!r}")
     if pattern.most is not None:
         return n_of_m(scores, *pattern.most)
-    places = {name: _places(values.shape, pattern) for name, values in scores.items()}
+    known = (parents or {}) if pattern.joined else {}
+    places = {name: _places(values.shape, pattern, known.get(name)) for name, values in scores.items()}
     stalls = {
         name: _stall(values, places[name], None if fixed is None else fixed[name]) for name, values in scores.items()
     }
@@ -145,12 +149,13 @@ def within_rows(scores: Tensor) -> Tensor:
     return -((place + overall.reshape(rows.shape) / rows.numel()) / rows.shape[1]).reshape(scores.shape)
 
 
-def _places(shape: torch.Size, pattern: Pattern) -> Tensor | None:
+def _places(shape: torch.Size, pattern: Pattern, parents: Tensor | None) -> Tensor | None:
     """The unit of each pair of output and input; None where each weight is its own. Shape [outputs, inputs]."""
     if pattern.block is None:
         return None
     rows, columns = (torch.arange(size) // side for size, side in zip(shape, pattern.block, strict=False))
-    return rows[:, None] * (int(columns[-1]) + 1) + columns
+    columns = columns if parents is None else parents
+    return rows[:, None] * (int(columns.max()) + 1) + columns
 
 
 def _stall(scores: Tensor, places: Tensor | None, fixed: Tensor | None) -> Stall:

@@ -2,6 +2,7 @@
 
 from nervure.dependence.alignment import cka, hsic
 from nervure.dependence.connectivity import conditional_connectivity
+from nervure.dependence.correlation import correlation
 from nervure.dependence.energy import (
     ClassDistances,
     class_distances,
@@ -21,6 +22,7 @@ __all__ = [
     "cka",
     "class_distances",
     "conditional_connectivity",
+    "correlation",
     "distance_correlation",
     "distance_covariance",
     "energy_coefficient",

@@ -4,6 +4,7 @@ from nervure.evaluation.alignment import align, reordered
 from nervure.evaluation.auc import Quality, accuracy_and_auc, macro_auc
 from nervure.evaluation.connectivity import Connectivity, LayerPaths, connectivity, measures
 from nervure.evaluation.corruptions import CORRUPTIONS, HELD_OUT, SEVERITIES, SHIFTS, corrupt
+from nervure.evaluation.drift import ConnectivityShift, connectivity_shift
 from nervure.evaluation.features import FEATURE_SHIFTS, TOKEN_SHIFTS, corrupt_features, corrupt_tokens
 from nervure.evaluation.latency import Latency, Timing, latency
 from nervure.evaluation.metrics import (
@@ -16,6 +17,7 @@ from nervure.evaluation.metrics import (
     wilson_interval,
 )
 from nervure.evaluation.quality import evaluate
+from nervure.evaluation.robust import Choice, live_weights, smallest_robust
 from nervure.evaluation.shift import Shifted, evaluate_shift
 from nervure.evaluation.similarity import Common, Similarity, common, similarity
 from nervure.evaluation.size import file_size
@@ -27,8 +29,10 @@ __all__ = [
     "SEVERITIES",
     "SHIFTS",
     "TOKEN_SHIFTS",
+    "Choice",
     "Common",
     "Connectivity",
+    "ConnectivityShift",
     "Latency",
     "LayerPaths",
     "Metrics",
@@ -44,6 +48,7 @@ __all__ = [
     "class_accuracies",
     "common",
     "connectivity",
+    "connectivity_shift",
     "corrupt",
     "corrupt_features",
     "corrupt_tokens",
@@ -51,10 +56,12 @@ __all__ = [
     "evaluate_shift",
     "file_size",
     "latency",
+    "live_weights",
     "macro_auc",
     "measures",
     "reordered",
     "similarity",
+    "smallest_robust",
     "top_accuracy",
     "wilson_interval",
 ]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from nervure.check import require_choice, require_positive
 from nervure.errors import ArgumentError, DataError
-from nervure.evaluation.batches import Data, call, device_of, pairs, to_device
+from nervure.evaluation.batches import Batch, Data, call, device_of, pairs, to_device
 from nervure.evaluation.corruptions import GROUPS, SEVERITIES, chosen, corrupt
 from nervure.evaluation.features import FEATURE_SHIFTS, TOKEN_SHIFTS, corrupt_features, corrupt_tokens
 from nervure.evaluation.metrics import Metrics, Tally
@@ -218,10 +218,37 @@ def evaluate_shift(
     with _all_evaluating(models.values()):
         for inputs, labels in track(pairs(data), "evaluating under shift", length(data), enabled=progress):
             _add(tallies, models, None, inputs, labels)
-            for name in _names(shift, inputs):
+            for name in shifts_of(shift, inputs):
                 for level in levels:
                     _add(tallies, models, (name, level), undo.corrupted(inputs, name, level, seed), labels)
     return {name: _summary(found, bins) for name, found in tallies.items()}
+
+
+def shifted(
+    data: Data, name: str, severity: int, *, normalisation: Normalisation | None = None, seed: int = 0
+) -> Iterator[Batch]:
+    """The batches of ``data`` under one shift, each as :func:`evaluate_shift` makes it.
+
+    Raises:
+        DataError: data are empty, or pictures are not normalised as said.
+        ArgumentError: the shift or the severity is unknown.
+    """
+    undo = _Undo.of(data, normalisation)
+    for inputs, labels in pairs(data):
+        (known,) = shifts_of([name], inputs)
+        yield undo.corrupted(inputs, known, severity, seed), labels
+
+
+def shifts_of(shift: str | Iterable[str], inputs: Any) -> tuple[str, ...]:
+    """Names of the shifts that a choice means for such inputs; raises as :func:`evaluate_shift`."""
+    if not isinstance(inputs, Tensor):
+        raise DataError(f"inputs of type {type(inputs).__name__} cannot be shifted; give single tensors.")
+    if inputs.ndim == 4:
+        return chosen(shift)
+    known = FEATURE_SHIFTS if inputs.is_floating_point() else TOKEN_SHIFTS
+    if shift == "all":
+        return known
+    return tuple(require_choice(name, known, "shift") for name in ([shift] if isinstance(shift, str) else shift))
 
 
 @final
@@ -284,18 +311,6 @@ class _Undo:
     @staticmethod
     def _column(values: tuple[float, ...], like: Tensor) -> Tensor:
         return torch.tensor(values, dtype=like.dtype, device=like.device).view(1, -1, 1, 1)
-
-
-def _names(shift: str | Iterable[str], inputs: Any) -> tuple[str, ...]:
-    """Names of the corruptions that a choice means for such inputs."""
-    if not isinstance(inputs, Tensor):
-        raise DataError(f"inputs of type {type(inputs).__name__} cannot be shifted; give single tensors.")
-    if inputs.ndim == 4:
-        return chosen(shift)
-    known = FEATURE_SHIFTS if inputs.is_floating_point() else TOKEN_SHIFTS
-    if shift == "all":
-        return known
-    return tuple(require_choice(name, known, "shift") for name in ([shift] if isinstance(shift, str) else shift))
 
 
 def _add(

@@ -7,11 +7,13 @@ from typing import Any
 from nervure.errors import ArgumentError
 from nervure.methods.activation import Activation
 from nervure.methods.base import Explained, Method, View
+from nervure.methods.companion import Companion, companion
 from nervure.methods.depth import Depth
 from nervure.methods.energy import Energy
 from nervure.methods.erk import ERK
 from nervure.methods.fisher import Fisher
 from nervure.methods.fpgm import FPGM
+from nervure.methods.gcnet import GCNet
 from nervure.methods.gmp import GMP
 from nervure.methods.grasp import GraSP
 from nervure.methods.lookup import Methods, named
@@ -38,6 +40,7 @@ METHODS = Methods(
         Energy,
         FPGM,
         Fisher,
+        GCNet,
         GMP,
         GraSP,
         MINT,
@@ -106,10 +109,12 @@ __all__ = [
     "SNACS",
     "SNIP",
     "Activation",
+    "Companion",
     "Depth",
     "Energy",
     "Explained",
     "Fisher",
+    "GCNet",
     "GraSP",
     "Magnitude",
     "MagnitudeMasks",
@@ -123,6 +128,7 @@ __all__ = [
     "Taylor",
     "View",
     "Wanda",
+    "companion",
     "method_from",
     "method_keeping",
 ]

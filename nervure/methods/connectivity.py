@@ -137,8 +137,8 @@ class Survey:
             DataError: there are neither data nor connections to look at, or limits cannot be found from the labels.
             FileError: the cache cannot be written.
         """
-        _require_evidence(view)
-        if self.limits and not _are_labelled(view):
+        require_evidence(view, "SNACS")
+        if self.limits and not is_labelled(view):
             require_classes(None)
         if self.limits and not self.probe and (view.model is None or view.data is None):
             raise DataError(
@@ -162,18 +162,7 @@ class Survey:
         return frozenset({"connections", "labels"} if self.limits else {"connections"})
 
     def _measured(self, view: View) -> Stats:
-        if _is_measured(view.stats):
-            return view.stats
-        assert view.model is not None
-        return measure(
-            view.model,
-            view.graph,
-            _unmoved(view.data),
-            want=self.wants,
-            samples=self.samples,
-            per_class=self.per_class,
-            seed=view.seed,
-        )
+        return heard(view, self.wants, samples=self.samples, per_class=self.per_class)
 
     def _remembered(self, view: View, path: Path) -> Stats:
         if not path.exists():
@@ -289,17 +278,28 @@ def _is_measured(stats: Stats | None) -> TypeGuard[Stats]:
     return stats is not None and "connections" in stats.want
 
 
-def _require_evidence(view: View) -> None:
+def heard(view: View, want: frozenset[str], *, samples: int, per_class: int = 0) -> Stats:
+    """What enters the layers of a view's model: as was measured before, or in one pass over its data."""
+    if _is_measured(view.stats):
+        return view.stats
+    assert view.model is not None
+    data = _unmoved(view.data)
+    return measure(view.model, view.graph, data, want=want, samples=samples, per_class=per_class, seed=view.seed)
+
+
+def require_evidence(view: View, asker: str) -> None:
+    """Raise :class:`DataError` in the name of ``asker`` where a view has no evidence and no way to it."""
     if _is_measured(view.stats):
         return
     if view.model is None or view.data is None:
         raise DataError(
-            "SNACS measures what enters each layer: give data=, batches of (inputs, labels), or stats measured with "
+            f"{asker} measures what enters each layer: give data=, batches of (inputs, labels), or stats measured with "
             'want={"connections", "labels"}.'
         )
 
 
-def _are_labelled(view: View) -> bool:
+def is_labelled(view: View) -> bool:
+    """Whether the evidence of a view has labels, or its data would give some."""
     if _is_measured(view.stats):
         return view.stats.labels is not None
     return are_labelled(_unmoved(view.data))

@@ -3,10 +3,13 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import ClassVar, Literal, TypeAlias, final, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.modules.conv import _ConvNd
 
 from nervure.budget.sheets import Pattern, Sheet, sheets
 from nervure.budget.sparse import Distribution, sparse_masks
@@ -15,9 +18,9 @@ from nervure.errors import ArgumentError
 from nervure.methods.base import View
 from nervure.plan import Keep, Mask, Plan
 from nervure.scores.connectivity import lifelines
-from nervure.scores.layers import layers
+from nervure.scores.layers import Layer, layers
 
-Guard: TypeAlias = Literal["paths", "outputs", "none"]
+Guard: TypeAlias = Literal["paths", "outputs", "units", "none"]
 Scored: TypeAlias = dict[str, Tensor]
 """For each tensor a score of each weight, [outputs, inputs, kernel positions], on the CPU."""
 
@@ -34,12 +37,14 @@ class Sparse(ABC):
         distribution: ``"global"``: one ranking over all layers; ``"uniform"``: every layer keeps the same fraction;
             ``"erk"``: Erdos-Renyi kernels, where small layers keep more. What a full layer cannot take goes to others.
         granularity: what stays or goes together: ``"element"``, ``"kernel"`` (of one input and output channel),
-            ``"block"`` (of kernels), or n of every m inputs, as in ``"2:4"`` (the density is then n / m, layers whose
+            ``"connection"`` (of two units: the same, but that all inputs of one unit go together), ``"block"`` (of
+            kernels), or n of every m inputs, as in ``"2:4"`` (the density is then n / m, layers whose
             inputs are no multiple of m stay dense and are not counted). Kernels and blocks of different sizes come as
             near to the density as they can, from below.
         block: outputs and inputs of a block.
         guard: ``"paths"``: every output of the network hears its input; ``"outputs"``: so does every output of every
-            layer; ``"none"``. Not for n:m, where every output keeps inputs anyway.
+            layer; ``"units"``: and each unit that a layer reads is heard by one of its outputs; ``"none"``. Not for
+            n:m, where every output keeps inputs anyway.
         dense: layers that stay dense, as names or patterns of names; they are not counted.
     """
 
@@ -62,7 +67,7 @@ class Sparse(ABC):
         if isinstance(self.dense, str):
             raise ArgumentError(f"dense={self.dense!r} must be a tuple of names, e.g. ({self.dense!r},).")
         object.__setattr__(self, "dense", tuple(self.dense))
-        most = Pattern.of(self.granularity, self.block).most
+        most = self.pattern.most
         if most is not None and abs(self.density - most[0] / most[1]) > 1e-9 and self.density < 1:
             raise ArgumentError(
                 f"density={self.density:g}, but granularity={self.granularity!r} keeps {most[0] / most[1]:g} of the "
@@ -72,6 +77,11 @@ class Sparse(ABC):
 
     def check(self) -> None:  # noqa: B027 - most have nothing more to check
         """Complain about a hyper-parameter of one's own that is out of range."""
+
+    @property
+    def pattern(self) -> Pattern:
+        """What stays or goes together."""
+        return Pattern.of(self.granularity, self.block)
 
     @abstractmethod
     def kept(self, view: View, field: "Field") -> dict[str, Tensor]:
@@ -85,6 +95,10 @@ class Sparse(ABC):
             BudgetError: there is nothing to prune, or the density is too low to keep the outputs connected.
             ScoreError: a score is NaN or infinite.
         """
+        return self.masked(view, partial(self.kept, view))
+
+    def masked(self, view: View, kept: "Callable[[Field], Mapping[str, Tensor]]") -> Plan:
+        """The plan of the masks that ``kept`` makes; nothing is asked of it where everything stays."""
         asked = {
             "budget": "weights",
             "density": self.density,
@@ -96,7 +110,7 @@ class Sparse(ABC):
         if self.density == 1:
             return Plan((), view.graph.fingerprint, asked, {"density": 1.0})
         field = Field.of(view, self.dense)
-        masks = self.kept(view, field)
+        masks = kept(field)
         stay, whole = (
             sum(map(int, n)) for n in ((m.sum() for m in masks.values()), (m.numel() for m in masks.values()))
         )
@@ -109,7 +123,7 @@ class Sparse(ABC):
 
     def best(self, field: "Field", scores: Scored, density: float | None = None) -> dict[str, Tensor]:
         """The masks of highest score, at a density on the way where one is given (n:m comes last)."""
-        pattern = Pattern.of(self.granularity, self.block)
+        pattern = self.pattern
         if density is not None and pattern.most is not None:
             pattern = Pattern()
         return sparse_masks(
@@ -119,6 +133,7 @@ class Sparse(ABC):
             pattern=pattern,
             fixed=None if pattern.most else field.lifelines(scores, self.guard),
             kernels=field.kernels,
+            parents={layer.tensor: layer.blocks for layer in field.layers()} if pattern.joined else None,
         )
 
     def in_rounds(
@@ -190,21 +205,38 @@ class Field:
             flat = torch.zeros(len(values), values[0].numel(), dtype=torch.bool)
             flat[alive[name], best[name][alive[name]]] = True
             fixed[name] = flat.reshape(values.shape)
+        if guard == "units":
+            splits = {s.tensor: s.module.groups for s in self.sheets if isinstance(s.module, _ConvNd)}
+            for layer in self.layers():
+                name, parts = layer.tensor, splits.get(layer.tensor, 1)
+                for own, values in zip(fixed[name].chunk(parts), scores[name].chunk(parts), strict=True):
+                    _fix_best_of_parents(own, values, layer.blocks)
         return fixed
+
+    def layers(self) -> tuple[Layer, ...]:
+        """The tensors as connections between units, in running order; those on no axis of the graph are left out."""
+        transposed = {s.tensor for s in self.sheets if s.transposed}
+        return layers(self.view.graph, self.view.weights, self.weights, transposed=transposed)
 
     def _needed(self, scores: Scored, best: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The outputs of each layer that are on the best paths from the network's outputs back to its inputs."""
-        transposed = {s.tensor for s in self.sheets if s.transposed}
-        listed = [
-            replace(layer, is_first=False)
-            for layer in layers(self.view.graph, self.view.weights, scores, transposed=transposed)
-        ]
+        listed = [replace(layer, is_first=False) for layer in self.layers()]
         chosen = {}
         for layer in listed:
             # One for the parent that the best weight hears, so that paths and weights agree where scores are equal.
             heard = layer.blocks[best[layer.tensor] // scores[layer.tensor].shape[2]]
             chosen[layer.tensor] = torch.zeros(layer.children, layer.parents).scatter_(1, heard[:, None], 1.0)
         return {name: line.any(1) for name, line in lifelines(self.view.graph, listed, chosen).items()}
+
+
+def _fix_best_of_parents(fixed: Tensor, scores: Tensor, blocks: Tensor) -> None:
+    """Also fix, in place, the best weight of each parent of which none is fixed; ``blocks``: the parent of inputs."""
+    heard = fixed.any(2).any(0)
+    for parent in sorted(set(blocks.tolist()) - set(blocks[heard].tolist())):
+        inputs = (blocks == parent).nonzero().flatten()
+        values = scores[:, inputs]
+        row, place, position = np.unravel_index(int(values.argmax()), values.shape)
+        fixed[int(row), int(inputs[int(place)]), int(position)] = True
 
 
 def _wide(weight: Tensor) -> Tensor:

@@ -10,6 +10,10 @@ from nervure.report.values import Report
 LEVELS = 6
 SIZE = 168
 WIDTH, HEIGHT, MARGIN = 200, 96, 22
+STYLE = (
+    "body{font:14px system-ui;margin:2em}main{display:flex;flex-wrap:wrap;gap:1.5em}figure{margin:0}"
+    ".matrix rect{fill:#f3f4f6}.matrix path{fill:#1d4ed8}"
+)
 
 
 class Picture(NamedTuple):
@@ -22,10 +26,32 @@ class Picture(NamedTuple):
 
 def matrices(report: Report) -> list[Picture]:
     """For each layer a map of its connections, children down and parents across; darker is stronger."""
+    return pictures_of(report.evidence)
+
+
+def connectivity_page(found: Mapping[str, Any]) -> str:
+    """Connectivity as one HTML page that needs nothing but itself.
+
+    Args:
+        found: plain data, as of ``Companion.to_json()`` or ``Connectivity.to_json()``.
+    """
+    figures = "\n".join(
+        f"<figure>{picture.svg}<figcaption>{escape(picture.name)}<br>{escape(picture.caption)}</figcaption></figure>"
+        for picture in pictures_of(found)
+    )
+    return (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Connectivity</title><style>{STYLE}</style>'
+        f"<h1>Connectivity</h1><p>Children down, parents across, darker is stronger; white is pruned or silent. "
+        f"{int(found.get('samples', 0))} samples.</p><main>{figures}</main></html>"
+    )
+
+
+def pictures_of(found: Mapping[str, Any]) -> list[Picture]:
+    """What :func:`matrices` draws, of plain data."""
     pictures = []
-    for name, rows in report.evidence.get("layers", {}).items():
+    for name, rows in found.get("layers", {}).items():
         if len(rows[0]) > 1:
-            shape = report.evidence.get("sizes", {}).get(name, [len(rows), len(rows[0])])
+            shape = found.get("sizes", {}).get(name, [len(rows), len(rows[0])])
             caption = f"{shape[0]} children, {shape[1]} parents"
             pictures.append(Picture(name.removesuffix(".weight"), caption, _matrix(name, rows)))
     return pictures

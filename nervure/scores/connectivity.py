@@ -4,16 +4,28 @@ The score of SNACS (Ganesh, Blanchard, Corso and Yasaei Sekeh, "Slimming Neural 
 Scores", 2020), for every layer of a traced graph. From connections to units it goes by what each child needs.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Literal, TypeAlias, cast
 
 import torch
 from torch import Tensor
 
-from nervure.dependence import conditional_connectivity
+from nervure.dependence import conditional_connectivity, correlation
 from nervure.dependence.options import Estimator
+from nervure.errors import DataError, NervureWarning
 from nervure.graph.types import Graph, Group, Part
 from nervure.scores.layers import Layer
 from nervure.stats.connections import response
+from nervure.stats.types import Stats
+
+Dependence: TypeAlias = Literal["classwise", "correlation", "residual", "gaussian"]
+"""How connectivity is measured; see :func:`of_layers`."""
+UNLABELLED = (
+    "connectivity class by class needs labels: give data= as batches of (inputs, labels), or choose an estimator that "
+    "looks at none, estimator='correlation', 'residual' or 'gaussian'."
+)
 
 BINS = 8
 TIE = 1e-6
@@ -31,17 +43,80 @@ def connectivity(layer: Layer, heard: Tensor, *, estimator: Estimator = "residua
     Returns:
         [children, parents], 0 or more; children of a grouped convolution have the parents of their own group.
     """
+    # Five samples in each cell of a joint histogram are what it takes; fewer samples get fewer bins.
+    bins = min(BINS, max(2, int((len(heard) / 5) ** 0.5)))
+    return _of_pairs(layer, heard, partial(conditional_connectivity, estimator=estimator, bins=bins))
+
+
+def correlated(layer: Layer, heard: Tensor, labels: Tensor | None = None) -> Tensor:
+    """Absolute correlation of each child with each of its parents, class by class where there are labels.
+
+    Args:
+        layer: the layer.
+        heard: what enters it, [samples, inputs, kernel positions] as in ``Stats.connections``.
+        labels: [samples], see :func:`nervure.dependence.correlation`.
+
+    Returns:
+        [children, parents] in [0, 1].
+    """
+    return _of_pairs(layer, heard, partial(correlation, labels=labels))
+
+
+def _of_pairs(layer: Layer, heard: Tensor, measure: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """What ``measure`` says of parents and children [samples, ...]; in groups each child has those of its own."""
     splits = layer.splits(heard)
     parents = layer.said(heard)
     children = response(layer.weight, heard).reshape(len(heard), splits, -1)
-    # Five samples in each cell of a joint histogram are what it takes; fewer samples get fewer bins.
-    bins = min(BINS, max(2, int((len(heard) / 5) ** 0.5)))
-    return torch.cat(
-        [
-            conditional_connectivity(parents[:, split], children[:, split], estimator=estimator, bins=bins)
-            for split in range(splits)
-        ]
-    ).float()
+    return torch.cat([measure(parents[:, split], children[:, split]) for split in range(splits)]).float()
+
+
+def of_layers(listed: Iterable[Layer], stats: Stats, *, estimator: Dependence = "classwise") -> dict[str, Tensor]:
+    """Connectivity of all layers whose parents are units of the network: the weights of a companion network.
+
+    Args:
+        listed: the layers, in running order; those that read what the model is given are passed over.
+        stats: what was measured, with ``"connections"`` and, for ``"classwise"``, ``"labels"``.
+        estimator: ``"classwise"``: absolute correlation within each class, averaged over the classes;
+            ``"correlation"``: over all samples; ``"residual"`` or ``"gaussian"``: given all other parents, as
+            :func:`nervure.dependence.conditional_connectivity` has it.
+
+    Returns:
+        For each weight tensor [children, parents], 0 or more.
+
+    Raises:
+        DataError: labels are wanted and were not measured.
+    """
+    labels = _classes(listed := list(listed), stats) if estimator == "classwise" else None
+    return {
+        layer.tensor: correlated(layer, stats.connections[layer.tensor], labels)
+        if estimator in ("classwise", "correlation")
+        else connectivity(layer, stats.connections[layer.tensor], estimator=cast(Estimator, estimator))
+        for layer in listed
+        if not layer.is_first
+    }
+
+
+def are_last(listed: Sequence[Layer]) -> set[str]:
+    """The tensors of layers whose outputs no other of these layers reads: a classifier, most of the time."""
+    read = {group for layer in listed for group, _ in layer.columns}
+    return {layer.tensor for layer in listed if not any(group in read for group, _ in layer.rows)}
+
+
+def _classes(listed: Sequence[Layer], stats: Stats) -> Tensor:
+    """The labels; warns where the one output layer has classes that no sample is of."""
+    if stats.labels is None:
+        raise DataError(UNLABELLED)
+    outputs = [layer.children for layer in listed if layer.tensor in are_last(listed)]
+    missing = sorted(set(range(outputs[0] if len(outputs) == 1 else 0)) - set(stats.labels.tolist()))
+    if missing:
+        warnings.warn(
+            f"of {outputs[0]} classes {len(missing)} are not among the {stats.samples} samples measured "
+            f"({', '.join(map(str, missing[:5]))}{', ...' if len(missing) > 5 else ''}): connectivity is the mean "
+            "over the others. Shuffle the data, or raise samples=.",
+            NervureWarning,
+            stacklevel=2,
+        )
+    return stats.labels
 
 
 def weighted(layer: Layer, dependence: Tensor) -> Tensor:

@@ -60,11 +60,15 @@ class Layer:
 
     def strength(self) -> Tensor:
         """Mean absolute weight of each connection. Shape [children, parents]."""
-        return self._folded(self.weight.abs().reshape(*self.weight.shape[:2], -1).mean(2))
+        return self.fold(self.weight.abs())
 
     def means(self) -> Tensor:
         """Mean signed weight of each connection. Shape [children, parents]."""
-        return self._folded(self.weight.reshape(*self.weight.shape[:2], -1).mean(2))
+        return self.fold(self.weight)
+
+    def fold(self, values: Tensor) -> Tensor:
+        """Mean over each connection of values of the shape of the weight. Shape [children, parents]."""
+        return self._folded(values.reshape(*values.shape[:2], -1).mean(2))
 
     def mask(self, keep: Tensor) -> Tensor:
         """The connections that stay, [children, parents], as a mask of the shape of the weight."""
