@@ -40,6 +40,7 @@ class Task:
     seeds: int
     densities: tuple[float, ...]
     start: float
+    has_all: bool = False
 
 
 def mlp(*widths: int) -> nn.Module:
@@ -70,7 +71,7 @@ def clothes() -> Dataset:
 
 
 TASKS: Mapping[str, Task] = {
-    "digits": Task(lambda: mlp(64, 128, 64, 10), digits, 15, 5, (0.05,), 0.02),
+    "digits": Task(lambda: mlp(64, 128, 64, 10), digits, 15, 5, (0.05,), 0.02, has_all=True),
     "clothes": Task(lambda: mlp(196, 256, 128, 10), clothes, 5, 5, (0.05,), 0.02),
     "convolutional": Task(convolutional, clothes, 3, 3, (0.15,), 0.06),
 }
@@ -130,17 +131,20 @@ def arms(task: Task, density: float) -> dict[str, Any]:
         "GMP": GMP(**shared),
     }
     for name, options in GROWTH.items():
-        if task.seeds >= 5 or name in FEW:
+        if task.has_all or name in FEW:
             found[f"grow, {name}"] = Synthesis(**grown, prune=0, **options)
             found[f"grow + prune, {name}"] = Synthesis(**grown, prune=0.2, **options)
     for name in LONGER:
         found[f"grow + prune, {name}, longer"] = Synthesis(**grown, prune=0.2, **GROWTH[name])
-    if task.seeds >= 5:
+    for name in (*LONGER, *(("ours: strong by activation, gradient of 3",) if task.has_all else ())):
+        options = {**grown, **GROWTH[name]}
+        found[f"grow + prune, {name}, cosine"] = Synthesis(**options, prune=0.3, schedule="cosine")
+    if task.has_all:
         found["grow + prune, soft origins, density, gate"] = Synthesis(**grown, prune=0.2, gate=True, tolerance=0.005)
         found["grow + prune, soft origins, density, new at 0.1"] = Synthesis(**grown, initial="gauss", scale=0.1)
         found["grow + prune, soft origins, density, new at 1"] = Synthesis(**grown, initial="gauss", scale=1.0)
         found["grow + prune, soft origins, density, cubic"] = Synthesis(**grown, ramp="cubic")
-    else:
+    if task.network is convolutional:
         found["grow + prune, random, elements"] = Synthesis(**grown, growth="random", granularity="element")
         found["grow + prune, soft origins, density, elements"] = Synthesis(**grown, granularity="element")
         found["grow + prune, ours: density, gradient of 3, elements"] = Synthesis(

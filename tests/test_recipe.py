@@ -428,3 +428,31 @@ def test_a_density_in_a_recipe_prunes_before_training_and_has_a_twin_by_lot(tmp_
 
 def tiny_network() -> torch.nn.Module:
     return build("resnet8", width=0.25, in_channels=1)
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("RigL", {"density": 0.3, "events": 3}),
+        ("GMP", {"density": 0.3, "events": 3}),
+    ],
+)
+def test_a_method_that_rewires_does_so_in_a_run(method: str, options: dict[str, Any], tmp_path: Path) -> None:
+    recipe = tiny(prune={"method": method, "options": options}, train={"epochs": 2})
+    assert Recipe.from_toml(recipe.to_toml()) == recipe
+    report = run(recipe, folder=tmp_path, progress=False)
+    saved = load(
+        tmp_path / "model.safetensors", lambda: Source("resnet8", "", {"width": 0.25, "in_channels": 1}).build()
+    )
+    there = sum(int(mask.sum()) for mask in saved.masks.values())
+    whole = sum(mask.numel() for mask in saved.masks.values())
+    assert options["density"] * whole - 10 < there <= round(options["density"] * whole)
+    assert all(not bool(saved.model.get_parameter(name)[~mask].any()) for name, mask in saved.masks.items())
+    assert report.plan.reached == pytest.approx({"density": there / whole, "weights": there})
+    # Methods that begin by lot train a fresh network as the dense one was trained; GMP goes on with the trained one.
+    assert ("dense+" in report.rows) == (method == "GMP")
+    assert report.rows["random"].nonzero == pytest.approx(report.rows["pruned"].nonzero, rel=0.05)
+    events = [json.loads(line) for line in (tmp_path / "pruned.events.jsonl").read_text().splitlines()]
+    assert events == list(report.evidence["events"]) and events[0]["kind"] == "start"
+    assert "connections that are there" in (tmp_path / "report.html").read_text()
+    assert Report.from_json(report.to_json()) == report

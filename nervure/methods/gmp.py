@@ -53,6 +53,11 @@ class GMP(Rewired):
         """The density to begin with."""
         return self.start
 
+    @property
+    def begins_by_lot(self) -> bool:
+        """The first masks leave out the smallest weights."""
+        return False
+
     def kept(self, view: View, field: Field) -> Masked:
         """The masks to begin with: the largest weights."""
         if self.start == 1:

@@ -4,18 +4,19 @@ import math
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
 
-from nervure.budget.rewiring import Counts, Ramp, spared, thickened, thinned
+from nervure.budget.rewiring import Counts, Ramp, Shape, spared, thickened, thinned
 from nervure.budget.sparse import Distribution, distribute, erk
 from nervure.check import nearest, require_choice, require_fraction
 from nervure.errors import ArgumentError, BudgetError
 from nervure.graph.tape import named_tensors
 from nervure.methods.base import View
 from nervure.methods.sparse import Field, Guard, Sparse
+from nervure.plan import Keep, Plan
 from nervure.scores.dropping import DROPS, drop_wants
 from nervure.scores.growth import GROWTH, Ask, Reading, wants_of
 from nervure.scores.sites import Site, noise
@@ -49,10 +50,9 @@ class Rewired(Sparse):
             drawn with mean and deviation of the weights of its layer, times ``scale``; ``"first"``: what it had before
             the training, times ``scale``.
         scale: of what ``initial`` says.
-        rescale: at the start, multiply the weights that are there by ``sqrt(inputs / inputs that are there)`` of their
-            output, so that it varies as much as the whole would (Evci et al., "Gradient Flow in Sparse Neural Networks
-            and How Lottery Tickets Win", 2022). For networks that begin with fresh weights; masks that are given, and
-            outputs that are whole, are left alone.
+        rescale: where the start is by lot, multiply the weights of each layer by ``sqrt(places / weights there)``, so
+            that its outputs vary as much as those of the whole would (after Evci et al., "Gradient Flow in Sparse
+            Neural Networks and How Lottery Tickets Win", 2022). For networks that begin with fresh weights.
         seed: added to the seed of the training, so that either one draws another lot.
     """
 
@@ -117,6 +117,18 @@ class Rewired(Sparse):
         }
         return self.best(field, lots, self.first)
 
+    @property
+    def begins_by_lot(self) -> bool:
+        """Whether the first masks follow from chance alone, so that nothing learnt is lost with a fresh network."""
+        return self.first < 1
+
+    def plan(self, view: View) -> Plan:
+        """The first masks; raises as every method that masks weights."""
+        plan = Sparse.plan(self, view)
+        if not (self.rescale and self.begins_by_lot):
+            return plan
+        return replace(plan, edits=tuple(replace(mask, gain=gain_of(mask.keep)) for mask in plan.masks))
+
     def ground(self, model: nn.Module, example: Any, masks: Masks, seed: int) -> Ground:
         """Where connections can be, and which are there first.
 
@@ -135,9 +147,9 @@ class Rewired(Sparse):
             self._require_density(start)
             begin: Masked = {}
         else:
-            chosen = {mask.tensor: mask.keep.tensor() for mask in self.plan(view).masks}
-            start = whole | chosen
-            begin = _rescaled(field, start) if self.rescale else {}
+            plan = self.plan(view)
+            start = whole | {mask.tensor: mask.keep.tensor() for mask in plan.masks}
+            begin = {mask.tensor: weights[mask.tensor] * mask.gain for mask in plan.masks}
         self._require_room(field, sum(mask.numel() for mask in start.values()))
         return Ground(field.sheets, graph, start, begin)
 
@@ -184,6 +196,13 @@ class Rewired(Sparse):
     def after(self, moment: Moment, sites: list[Site]) -> Counts | int:
         """How many weights there are after the growth: by tensor, or in all."""
 
+    def without(self, part: float, sites: list[Site]) -> Counts | int:
+        """What there is but for a part, in [0, 1], of all connections or of each layer's."""
+        if self.distribution == "global":
+            there = sum(site.count() for site in sites)
+            return there - int(part * there)
+        return {s.name: s.count() - s.price * int(part * int(s.mask.sum())) for s in sites}
+
     def shared(self, moment: Moment, sites: list[Site], total: int) -> Counts | int:
         """So many weights, shared as ``distribution`` says; no layer loses what it has now unless there are fewer."""
         if self.distribution == "global":
@@ -199,7 +218,12 @@ class Rewired(Sparse):
         bounds = (now, self._floors(sites)) if fewer else (sizes, now)
         scaled = [share * size / max(bound, 1) for share, size, bound in zip(relative, sizes, bounds[0], strict=True)]
         shares = distribute(bounds[0], scaled, total, bounds[1])
-        return {site.name: share for site, share in zip(sites, shares, strict=True)}
+        whole = [share // site.price * site.price for site, share in zip(sites, shares, strict=True)]
+        for place, site in enumerate(sites):
+            # Kernels that no layer could pay for alone.
+            while total - sum(whole) >= site.price and whole[place] + site.price <= bounds[0][place]:
+                whole[place] += site.price
+        return {site.name: share for site, share in zip(sites, whole, strict=True)}
 
     def _grown(self, sites: list[Site], total: Counts | int, chance: Mapping[str, Any]) -> Masked:
         masks = {site.name: site.mask for site in sites}
@@ -272,20 +296,17 @@ class Exchanging(Rewired):
     """
 
     fraction: float = 0.3
-    schedule: Literal["cosine", "linear", "cubic", "constant"] = "cosine"
+    schedule: Shape = "cosine"
 
     def check(self) -> None:
         """Complain about a hyper-parameter that is out of range."""
         Rewired.check(self)
         object.__setattr__(self, "fraction", require_fraction(self.fraction, "fraction"))
-        require_choice(self.schedule, ("cosine", "linear", "cubic", "constant"), "schedule")
+        require_choice(self.schedule, get_args(Shape), "schedule")
 
     def staying(self, moment: Moment, sites: list[Site]) -> Counts | int:
         """All but the fraction."""
-        part = Ramp(self.schedule, self.fraction)(moment.way)
-        if self.distribution == "global":
-            return sum(moment.start.values()) - int(part * sum(moment.start.values()))
-        return {s.name: s.count() - s.price * int(part * int(s.mask.sum())) for s in sites}
+        return self.without(Ramp(self.schedule, self.fraction)(moment.way), sites)
 
     def after(self, moment: Moment, sites: list[Site]) -> Counts | int:
         """As many as before."""
@@ -294,15 +315,9 @@ class Exchanging(Rewired):
         return {site.name: site.count() for site in sites}
 
 
-def _rescaled(field: Field, masks: Masks) -> Masked:
-    """Weights as large as those of an output with as few inputs would have been drawn."""
-    found = {}
-    for sheet in field.sheets:
-        weight = field.view.weights[sheet.tensor]
-        there = sheet.laid(masks[sheet.tensor]).flatten(1).double().mean(1).clamp_min(1e-12)
-        laid = sheet.laid(weight.cpu()) * there.rsqrt()[:, None, None].to(weight.dtype)
-        found[sheet.tensor] = sheet.back(laid.masked_fill(~sheet.laid(masks[sheet.tensor]), 0), weight.shape)
-    return found
+def gain_of(keep: Keep) -> float:
+    """What makes up for the places that are not taken, so that the outputs of a layer keep their variance."""
+    return math.sqrt(keep.size / max(keep.count, 1))
 
 
 def _require_whole(value: Any, name: str, least: int | None) -> None:

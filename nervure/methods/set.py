@@ -5,8 +5,9 @@ connectivity inspired by network science", 2018.
 """
 
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import final
 
+from nervure.budget.rewiring import Shape
 from nervure.methods.rewiring import Exchanging
 
 
@@ -24,4 +25,4 @@ class SET(Exchanging):
     end: float = 1.0
     drop: str = "signs"
     growth: str = "random"
-    schedule: Literal["cosine", "linear", "cubic", "constant"] = "constant"
+    schedule: Shape = "constant"

@@ -6,9 +6,9 @@ paper leaves open here is offered as options, and what is our own is said to be.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal, final
+from typing import ClassVar, Literal, final, get_args
 
-from nervure.budget.rewiring import Counts, Ramp
+from nervure.budget.rewiring import Counts, Ramp, Shape
 from nervure.check import require_choice, require_fraction
 from nervure.errors import ArgumentError
 from nervure.methods.rewiring import Rewired
@@ -37,7 +37,9 @@ class Synthesis(Rewired):
         strength: by what nodes are strong.
         sample: draw; False: take the likeliest.
         pool: so many times as many candidates as are wanted, of which gradients choose; 1: the strategy alone.
-        prune: fraction of the connections of each layer that go at each event; 0: none.
+        prune: fraction of the connections of each layer that go at the first event; 0: none.
+        schedule: how the fraction goes on: ``"constant"``, or to 0 at the end along a ``"cosine"``, ``"linear"`` or
+            ``"cubic"``.
         gate: undo events after which accuracy and macro AUC on validation data both fell.
         tolerance: how far they may fall, in [0, 1].
         patience: end after so many events in a row without a better validation accuracy; 0: never.
@@ -58,6 +60,7 @@ class Synthesis(Rewired):
     sample: bool = True
     pool: float = 1.0
     prune: float = 0.2
+    schedule: Shape = "constant"
     gate: bool = False
     tolerance: float = 0.0
     patience: int = 0
@@ -68,6 +71,7 @@ class Synthesis(Rewired):
         for name in ("start", "share"):
             object.__setattr__(self, name, require_fraction(getattr(self, name), name))
         require_choice(self.ramp, ("linear", "cubic", "cosine"), "ramp")
+        require_choice(self.schedule, get_args(Shape), "schedule")
         require_choice(self.origins, ("soft", "hard", "all"), "origins")
         require_choice(self.endpoints, ("density", "rank", "tail", "strong", "uniform"), "endpoints")
         require_choice(self.strength, ("weight", "activation"), "strength")
@@ -95,10 +99,7 @@ class Synthesis(Rewired):
 
     def staying(self, moment: Moment, sites: list[Site]) -> Counts | int:
         """All but the fraction that is pruned."""
-        if self.distribution == "global":
-            there = sum(site.count() for site in sites)
-            return there - int(self.prune * there)
-        return {s.name: s.count() - s.price * int(self.prune * int(s.mask.sum())) for s in sites}
+        return self.without(Ramp(self.schedule, self.prune)(moment.way), sites)
 
     def after(self, moment: Moment, sites: list[Site]) -> Counts | int:
         """What the ramp says, shared by the layers; the capacity at the last event."""

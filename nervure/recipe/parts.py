@@ -5,7 +5,7 @@ import inspect
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,7 +20,7 @@ from nervure.check import nearest
 from nervure.errors import ArgumentError, RecipeError
 from nervure.methods import METHODS, Method, method_from, method_keeping
 from nervure.recipe.values import DataSection, Options, Recipe, RecoverSection, TrainSection
-from nervure.training import History, Objective, distilled, label_smoothing, recalibrate, train
+from nervure.training import History, Hook, Objective, distilled, label_smoothing, recalibrate, train
 from nervure.zoo import Dataset, Split
 
 
@@ -177,6 +177,7 @@ def trained(
     seed: int,
     checkpoint: Path | None = None,
     masks: Mapping[str, Tensor] | None = None,
+    hooks: Sequence[Hook] = (),
     teacher: nn.Module | None = None,
     progress: bool = True,
 ) -> History:
@@ -203,6 +204,7 @@ def trained(
         schedule=section.schedule,
         precision=section.precision,
         masks=masks,
+        hooks=hooks,
         validation=data.validation.batches(500),
         seed=seed,
         checkpoint=checkpoint,

@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, final
@@ -20,17 +20,18 @@ from nervure.graph import Graph, count
 from nervure.graph.tape import named_tensors
 from nervure.methods import Explained, Method, Random, View
 from nervure.methods.lots import masks_by_lot
-from nervure.plan import Plan
+from nervure.methods.rewiring import Rewired, gain_of
+from nervure.plan import Keep, Mask, Plan
 from nervure.prune import Pruned, prune
 from nervure.recipe.parts import Source, methods_after, trained
-from nervure.recipe.values import Recipe
+from nervure.recipe.values import Recipe, RecoverSection, TrainSection
 from nervure.report import Report, to_html, to_markdown
 from nervure.report.shift import SHOWN, shift_facts
 from nervure.report.values import DENSE, DENSE_PLUS, PRUNED, RANDOM, Row
 from nervure.stats import Stats, measure
 from nervure.surgery import apply, masks_after, verify
 from nervure.tracing import trace
-from nervure.training import History
+from nervure.training import History, Hook, Rewiring
 from nervure.zoo import Dataset
 
 PROBED = 64
@@ -74,6 +75,16 @@ class Bench:
         """The trained dense network."""
         return load_state(self.path("dense.safetensors"), self.fresh()).eval()
 
+    @property
+    def begins_fresh(self) -> bool:
+        """Whether what is pruned has its first weights, and learns everything afterwards."""
+        said = self.recipe.prune.begin
+        return said == "fresh" or (said == "auto" and isinstance(self.method, Rewired) and self.method.begins_by_lot)
+
+    def origin(self) -> nn.Module:
+        """The network that is pruned."""
+        return self.fresh().eval() if self.begins_fresh else self.dense()
+
     def example(self, samples: int = 1) -> Tensor:
         """The first training images, normalised, on the device."""
         return self.data.example(samples).to(self.device)
@@ -85,6 +96,10 @@ class Bench:
     def plan(self) -> Plan:
         """The plan of the method."""
         return Plan.from_json(read_json(self.path("plan.json"), "a plan"))
+
+    def final_plan(self) -> Plan:
+        """The plan with the masks of the end, where training rewired."""
+        return self.pruned("model.safetensors").plan if isinstance(self.method, Rewired) else self.plan()
 
     def pruned(self, name: str) -> Pruned:
         """The pruned network saved as ``name``."""
@@ -123,7 +138,7 @@ def measure_dense(bench: Bench) -> None:
         return
     batches = bench.data.train.batches(bench.recipe.evaluate.batch_size, shuffle_seed=bench.recipe.run.seed)
     stats = measure(
-        bench.dense(),
+        bench.origin(),
         bench.graph(),
         batches,
         want=bench.method.wants,
@@ -137,7 +152,10 @@ def measure_dense(bench: Bench) -> None:
 def plan_cut(bench: Bench) -> None:
     """Let the method decide, and show the plan before anything is cut."""
     graph = bench.graph()
-    view, method = _view(bench, bench.dense(), graph), bench.method
+    view, method = _view(bench, bench.origin(), graph), bench.method
+    if isinstance(method, Rewired) and not bench.begins_fresh:
+        # Weights that were learnt have the size they should have.
+        method = replace(method, rescale=False)
     if isinstance(method, Explained):
         found = method.evidence(view)
         write_json(bench.path("evidence.json"), found.to_json())
@@ -161,24 +179,30 @@ def cut(bench: Bench) -> None:
 
 
 def recover(bench: Bench) -> None:
-    """Train what was cut."""
-    _recovered(bench, "pruned", bench.pruned("cut.safetensors"), "model.safetensors")
+    """Train what was cut; a method that rewires does so meanwhile."""
+    hooks = []
+    if isinstance(bench.method, Rewired):
+        hooks = [Rewiring(bench.method, log=bench.path("pruned.events.jsonl"))]
+    _recovered(bench, "pruned", bench.pruned("cut.safetensors"), "model.safetensors", hooks)
 
 
 def train_twins(bench: Bench) -> None:
     """Give the dense network, and a random cut of the same size, what the pruned one had."""
     if not bench.recipe.run.twins:
         return
-    if not bench.path("dense-plus.safetensors").exists():
+    # Where the pruned network was trained as the dense one was, from the start, the dense one is its own twin.
+    if not bench.begins_fresh and not bench.path("dense-plus.safetensors").exists():
         model = bench.dense()
         # One more than the first training: the same order of batches twice would be a hidden difference.
         history = _trained(bench, "dense-plus", model, bench.recipe.recover, bench.recipe.run.seed + 1)
         save_state(bench.path("dense-plus.safetensors"), model, meta={"model": bench.source.to_json()})
         _note_history(bench, "dense-plus", history)
     graph = bench.graph()
-    view = _view(bench, bench.dense(), graph)
-    masks = masks_by_lot(view, bench.plan(), seed=bench.recipe.run.seed)
-    if masks and len(masks) == len(bench.plan().edits):
+    view, final = _view(bench, bench.origin(), graph), bench.final_plan()
+    masks = masks_by_lot(view, final, seed=bench.recipe.run.seed)
+    if masks and len(masks) == len(final.edits):
+        if isinstance(bench.method, Rewired) and bench.begins_fresh and bench.method.rescale:
+            masks = tuple(replace(mask, gain=gain_of(mask.keep)) for mask in masks)
         plan, method = Plan(masks, graph.fingerprint), "masks by lot"
     else:
         cut_like = _random_like(bench)
@@ -271,6 +295,7 @@ ARTEFACTS = (
     "dense-plus.history.json",
     "random.safetensors",
     "random.history.json",
+    "pruned.events.jsonl",
     "metrics.json",
     "shift.json",
     "probe.safetensors",
@@ -292,7 +317,8 @@ def _networks(bench: Bench) -> dict[str, nn.Module]:
     """The networks that are compared, by name."""
     models = {DENSE: bench.dense(), PRUNED: bench.pruned("model.safetensors").model}
     if bench.recipe.run.twins:
-        models[DENSE_PLUS] = load_state(bench.path("dense-plus.safetensors"), bench.fresh())
+        if not bench.begins_fresh:
+            models[DENSE_PLUS] = load_state(bench.path("dense-plus.safetensors"), bench.fresh())
         models[RANDOM] = bench.pruned("random.safetensors").model
     return models
 
@@ -309,7 +335,7 @@ def _view(bench: Bench, model: nn.Module, graph: Graph) -> View:
 
 
 def _cut(bench: Bench, plan: Plan, method: str) -> Pruned:
-    model, graph, example = bench.dense(), bench.graph(), bench.example()
+    model, graph, example = bench.origin(), bench.graph(), bench.example()
     smaller = apply(model, graph, plan)
     before, after = count(model, example), count(smaller.eval(), example)
     pruned = Pruned(smaller, plan, graph, before, after, method, masks_after(graph, plan))
@@ -328,18 +354,42 @@ def _random_like(bench: Bench) -> Random:
     return Random(keep=min(1.0, kept[budget]), budget=budget)
 
 
-def _recovered(bench: Bench, name: str, pruned: Pruned, file: str) -> None:
+def _recovered(bench: Bench, name: str, pruned: Pruned, file: str, hooks: Sequence[Hook] = ()) -> None:
     if bench.path(file).exists():
         return
-    seed = bench.recipe.run.seed + 1
-    history = _trained(bench, name, pruned.model, bench.recipe.recover, seed, pruned.masks)
+    # From the start: in the order of the dense network. Afterwards: in another, which twins share.
+    fresh = bench.begins_fresh
+    section: TrainSection | RecoverSection = bench.recipe.train if fresh else bench.recipe.recover
+    seed = bench.recipe.run.seed + (0 if fresh else 1)
+    history = _trained(bench, name, pruned.model, section, seed, pruned.masks, hooks)
     after = count(pruned.model.eval(), bench.example())
     _note_history(bench, name, history)
-    bench.save(file, replace(pruned, cost_after=after))
+    bench.save(file, replace(_with_masks(pruned, history.masks) if hooks else pruned, cost_after=after))
+
+
+def _with_masks(pruned: Pruned, masks: Mapping[str, Tensor]) -> Pruned:
+    """``pruned`` as it is after rewiring; a plan that only masks says so too."""
+    if not masks:
+        return pruned
+    sparse = {name: mask.cpu() for name, mask in masks.items()}
+    if len(pruned.plan.masks) < len(pruned.plan.edits):
+        return replace(pruned, masks=sparse)
+    edits = tuple(Mask(name, Keep.of(mask)) for name, mask in sparse.items() if not bool(mask.all()))
+    stay, whole = (
+        sum(int(n) for n in of) for of in ((m.sum() for m in sparse.values()), (m.numel() for m in sparse.values()))
+    )
+    reached = {"density": stay / whole, "weights": stay}
+    return replace(pruned, masks=sparse, plan=replace(pruned.plan, edits=edits, reached=reached))
 
 
 def _trained(
-    bench: Bench, name: str, model: nn.Module, section: Any, seed: int, masks: Mapping[str, Tensor] | None = None
+    bench: Bench,
+    name: str,
+    model: nn.Module,
+    section: Any,
+    seed: int,
+    masks: Mapping[str, Tensor] | None = None,
+    hooks: Sequence[Hook] = (),
 ) -> History:
     """Train, able to go on where a run that was stopped left off; the checkpoint goes once the result is saved."""
     history = trained(
@@ -349,6 +399,7 @@ def _trained(
         seed=seed,
         checkpoint=_checkpoint(bench, name),
         masks=masks,
+        hooks=hooks,
         teacher=bench.dense() if section is bench.recipe.recover and section.distill else None,
         progress=bench.progress,
     )

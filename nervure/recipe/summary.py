@@ -22,7 +22,7 @@ HISTORIES: Mapping[str, str] = {DENSE: "dense", PRUNED: "pruned", DENSE_PLUS: "d
 
 def summary(bench: Bench) -> Report:
     """The report of a run whose other steps are done; raises FileError where one of its artefacts is missing."""
-    graph, plan = bench.graph(), bench.plan()
+    graph, plan = bench.graph(), bench.final_plan()
     rows = {name: Row(**row) for name, row in read_json(bench.path("metrics.json"), "metrics").items()}
     name = bench.recipe.model.name or bench.recipe.model.factory
     return Report(
@@ -39,7 +39,7 @@ def summary(bench: Bench) -> Report:
         },
         provenance=_provenance(bench),
         notes=tuple(_notes(rows)),
-        evidence=_read(bench, "evidence.json", "what the plan rests on"),
+        evidence=_evidence(bench),
         shift=_read(bench, "shift.json", "accuracy under shift"),
     )
 
@@ -48,6 +48,11 @@ def _read(bench: Bench, name: str, what: str) -> Mapping[str, Any]:
     path = bench.path(name)
     found: dict[str, Any] = read_json(path, what) if path.exists() else {}
     return found
+
+
+def _evidence(bench: Bench) -> Mapping[str, Any]:
+    events = _read(bench, "pruned.history.json", "a history of training").get("events", [])
+    return {**_read(bench, "evidence.json", "what the plan rests on"), **({"events": events} if events else {})}
 
 
 def widths(graph: Graph, plan: Plan) -> tuple[Width, ...]:

@@ -128,6 +128,10 @@ class PruneSection:
 
     ``density`` is the fraction of the weights that stays, for methods that mask them (0: as ``keep`` says). Each table
     in ``then`` (``[[prune.then]]``) names another ``method`` with its options; it prunes what is left.
+
+    ``begin`` says what is pruned: the ``"trained"`` network, which then recovers, or a ``"fresh"`` one, which is then
+    trained as ``[train]`` says, as its random twin is. ``"auto"``: fresh for methods that begin with a sparse network
+    by lot and rewire it while it trains, such as ``RigL``, trained for all others.
     """
 
     method: str = "Magnitude"
@@ -137,6 +141,7 @@ class PruneSection:
     options: Options = field(default_factory=dict, hash=False)
     then: tuple[Options, ...] = field(default=(), hash=False)
     density: float = rule(_whole_share, 0.0)
+    begin: Literal["auto", "trained", "fresh"] = "auto"
 
 
 @final

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from nervure.graph.types import Graph
 from nervure.report import charts, connectivity, shift, tables
+from nervure.report.rewiring import rewiring_chart
 from nervure.report.values import Report
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ def to_html(report: Report) -> str:
         ),
         connectivity=connectivity,
         shift=shift,
+        rewiring_chart=rewiring_chart(report),
         recipe=_recipe_text(report),
     )
 

@@ -94,7 +94,8 @@ class Report:
         provenance: seed, versions, threads, date, command to reproduce.
         notes: what the reader should know.
         evidence: what the plan rests on, as the method tells it: matrices of connectivity (``layers``), curves with
-            their ``limits`` and ``protected`` units, for those that have any.
+            their ``limits`` and ``protected`` units, and the ``events`` of a method that rewires, for those that have
+            any.
         shift: accuracy under corruption by network, as ``report.shift`` lays it out; empty: not measured.
     """
 
