@@ -438,7 +438,7 @@ def tiny_network() -> torch.nn.Module:
     ],
 )
 def test_a_method_that_rewires_does_so_in_a_run(method: str, options: dict[str, Any], tmp_path: Path) -> None:
-    recipe = tiny(prune={"method": method, "options": options}, train={"epochs": 2})
+    recipe = tiny(prune={"method": method, "options": options}, train={"epochs": 3}, recover={"epochs": 3})
     assert Recipe.from_toml(recipe.to_toml()) == recipe
     report = run(recipe, folder=tmp_path, progress=False)
     saved = load(

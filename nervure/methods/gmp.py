@@ -66,10 +66,9 @@ class GMP(Rewired):
 
     def staying(self, moment: Moment, sites: list[Site]) -> Counts | int:
         """What the schedule says, never more than there is."""
-        whole = sum(site.mask.numel() * site.price for site in sites)
         begun = sum(moment.start.values())
         way = (moment.number + 1) / moment.events
-        return self.shared(moment, sites, round(Ramp(self.schedule, begun, round(self.density * whole))(way)))
+        return self.shared(moment, sites, round(Ramp(self.schedule, begun, round(self.density * moment.places))(way)))
 
     def after(self, moment: Moment, sites: list[Site]) -> Counts | int:
         """Nothing grows."""

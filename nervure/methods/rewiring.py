@@ -20,6 +20,7 @@ from nervure.plan import Keep, Plan
 from nervure.scores.dropping import DROPS, drop_wants
 from nervure.scores.growth import GROWTH, Ask, Reading, wants_of
 from nervure.scores.sites import Site, noise
+from nervure.surgery.link import Wire
 from nervure.tracing import trace
 from nervure.training.masks import Masks, require_masks
 from nervure.training.rewires import Change, Ground, Judge, Moment
@@ -142,16 +143,18 @@ class Rewired(Sparse):
         view = View(graph, weights, None, seed, model, example)
         field = Field.of(view, self.dense)
         whole = {s.tensor: torch.ones(weights[s.tensor].shape, dtype=torch.bool) for s in field.sheets}
+        wires = {f"{name}.map.weight" for name, module in model.named_modules() if isinstance(module, Wire)}
+        places = sum(mask.numel() for name, mask in whole.items() if name not in wires)
         if any(name in masks for name in whole):
             start = {name: masks[name].cpu() if name in masks else full for name, full in whole.items()}
-            self._require_density(start)
+            self._require_density(start, places)
             begin: Masked = {}
         else:
             plan = self.plan(view)
             start = whole | {mask.tensor: mask.keep.tensor() for mask in plan.masks}
             begin = {mask.tensor: weights[mask.tensor] * mask.gain for mask in plan.masks}
-        self._require_room(field, sum(mask.numel() for mask in start.values()))
-        return Ground(field.sheets, graph, start, begin)
+        self._require_room([weight for name, weight in field.weights.items() if name not in wires], places)
+        return Ground(field.sheets, graph, start, places, begin)
 
     def timetable(self, steps: int, per_epoch: int) -> tuple[int, ...]:
         """The steps before which there is an event.
@@ -262,21 +265,19 @@ class Rewired(Sparse):
             found[site.name] = (self.scale * (mean + spread * normal)).float()
         return found
 
-    def _require_density(self, start: Masked) -> None:
-        there, whole = (
-            sum(map(int, n)) for n in ((m.sum() for m in start.values()), (m.numel() for m in start.values()))
-        )
-        if abs(there - self.first * whole) > max(1.0, 0.01 * self.first * whole):
+    def _require_density(self, start: Masked, places: int) -> None:
+        there = sum(int(mask.sum()) for mask in start.values())
+        if abs(there - self.first * places) > max(1.0, 0.01 * self.first * places):
             raise ArgumentError(
-                f"the masks given hold {there} of {whole} weights, a density of {there / whole:.4g}, but "
+                f"the masks given hold {there} of {places} weights, a density of {there / places:.4g}, but "
                 f"{type(self).__name__} begins with {self.first:g}. Give masks of that density, or none, or the "
                 "method that density."
             )
 
-    def _require_room(self, field: Field, whole: int) -> None:
+    def _require_room(self, layers: list[Tensor], whole: int) -> None:
         """Every output keeps a connection, so there must be so many in the end."""
         whole_kernels = self.granularity == "kernel"
-        rows = sum(len(w) * (w.shape[2] if whole_kernels else 1) for w in field.weights.values())
+        rows = sum(len(w) * (w.shape[2] if whole_kernels else 1) for w in layers)
         if self.guard != "none" and round(self.density * whole) < rows:
             least = math.ceil(rows / whole * 1e6) / 1e6
             raise BudgetError(

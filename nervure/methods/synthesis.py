@@ -103,9 +103,8 @@ class Synthesis(Rewired):
 
     def after(self, moment: Moment, sites: list[Site]) -> Counts | int:
         """What the ramp says, shared by the layers; the capacity at the last event."""
-        whole = sum(site.mask.numel() * site.price for site in sites)
         way = (moment.number + 1) / moment.events
-        total = round(Ramp(self.ramp, sum(moment.start.values()), round(self.density * whole))(way))
+        total = round(Ramp(self.ramp, sum(moment.start.values()), round(self.density * moment.places))(way))
         return self.shared(moment, sites, max(total, sum(site.count() for site in sites)))
 
     def _read(self) -> Reading:

@@ -21,12 +21,14 @@ class Ground:
         sheets: the weight tensors, in running order.
         graph: what is coupled to what.
         start: the masks to begin with, of the shapes of the tensors.
+        places: weights that the network could have: a density is a share of them. Places of links are not counted.
         weights: weights to begin with; tensors left out begin as they are.
     """
 
     sheets: tuple[Sheet, ...]
     graph: Graph
     start: Masks
+    places: int
     weights: Mapping[str, Tensor] = field(default_factory=dict)
 
 
@@ -41,6 +43,7 @@ class Moment:
         seed: where chance starts.
         sites: the layers, single weights as connections.
         start: weights that were there at the start, by tensor.
+        places: weights that a density is a share of.
         firsts: the weights of the beginning, laid out as those of the sites; empty where nobody wants them.
         kernels: the sides of the kernels, by tensor.
     """
@@ -51,6 +54,7 @@ class Moment:
     seed: int
     sites: tuple[Site, ...]
     start: Mapping[str, int]
+    places: int
     firsts: Mapping[str, Tensor]
     kernels: Mapping[str, tuple[int, ...]]
 
@@ -113,7 +117,7 @@ class Event:
         step: steps of training done before.
         epoch: epochs done before.
         dropped: weights that went; ``grown``: that came; ``nonzero``: that are there, of ``weights`` places.
-        weights: places.
+        weights: places, those of links not counted.
         loss: of the batch; None at the start.
         accuracy: on validation data, where it was judged; ``auc``: macro AUC.
         layers: turnover by tensor.
@@ -134,7 +138,7 @@ class Event:
 
     @property
     def density(self) -> float:
-        """The share of places that are taken, in [0, 1]."""
+        """The weights that are there, links too, over the places of layers."""
         return self.nonzero / self.weights
 
     def to_json(self) -> dict[str, Any]:

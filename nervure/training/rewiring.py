@@ -87,6 +87,7 @@ class Rewiring:
         self._sources = sources(ground.graph, ground.sheets)
         self._inner, self._prefix = inner, prefix
         self._masks = same_everywhere({prefix + n: m.to(setting.place) for n, m in ground.start.items()})
+        self._places = ground.places
         self._start = {name: int(mask.sum()) for name, mask in self._masks.items()}
         parameters = dict(setting.model.named_parameters())
         with torch.no_grad():
@@ -246,6 +247,7 @@ class Rewiring:
                 _with_incoming(site, self._sources[site.name.removeprefix(self._prefix)], strengths) for site in sites
             ),
             start=self._start,
+            places=self._places,
             firsts={name: self._sheets[name].laid(first) for name, first in self._firsts.items()},
             kernels={name: tuple(parameters[name].shape[2:]) for name in self._sheets},
         )
@@ -319,10 +321,9 @@ class Rewiring:
     ) -> None:
         layers = {n: Turnover(*changed[n], int(mask.sum())) for n, mask in self._masks.items()}
         dropped, grown, nonzero = (sum(column) for column in zip(*layers.values(), strict=True))
-        weights = sum(mask.numel() for mask in self._masks.values())
         accuracy, auc = (None, None) if seen is None else seen
         self._events.append(
-            Event(kind, number, step, epoch, dropped, grown, nonzero, weights, loss, accuracy, auc, layers)
+            Event(kind, number, step, epoch, dropped, grown, nonzero, self._places, loss, accuracy, auc, layers)
         )
         self._write()
 

@@ -372,6 +372,22 @@ def test_masks_of_another_method_can_be_the_start() -> None:
         quiet(pruned.model, RigL(density=0.2, events=5), masks=pruned.masks)
 
 
+@pytest.mark.parametrize("distribution", ["erk", "global"])
+def test_links_are_rewired_under_the_same_budget_as_layers(distribution: Any) -> None:
+    skips = nervure.N2NSkip(density=0.4, share=0.4, first="erk")
+    pruned = prune(network(), batches()[0][0], skips, progress=False)
+    links = [name for name in pruned.masks if "link_" in name]
+    assert links
+    method = RigL(density=0.4, events=5, distribution=distribution)
+    history = quiet(pruned.model, Watching(), method, masks=pruned.masks)
+    assert {event.nonzero for event in history.events} == {count(pruned.masks)}
+    assert round(0.4 * history.events[0].weights) == count(pruned.masks)
+    assert any(not torch.equal(history.masks[name], pruned.masks[name]) for name in links)
+    moved = {name: int(mask.sum()) - int(pruned.masks[name].sum()) for name, mask in history.masks.items()}
+    assert any(moved.values()) == (distribution == "global") and sum(moved.values()) == 0
+    assert all(not bool(pruned.model.get_parameter(name)[~history.masks[name]].any()) for name in links)
+
+
 def test_layers_that_stay_dense_and_masks_of_others_are_left_alone() -> None:
     bias = torch.arange(24) % 2 == 0
     history = quiet(network(), RigL(density=0.3, events=5, dense=("0",)), masks={"0.bias": bias})
