@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from nervure import GMP, SET, RigL, Synthesis, similarity, trace, train
+from nervure.budget.rewiring import Ramp
 from nervure.evaluation import accuracy_and_auc, align, common, reordered
 from nervure.training import History, mean_density
 from nervure.zoo import load
@@ -73,7 +74,7 @@ def clothes() -> Dataset:
 TASKS: Mapping[str, Task] = {
     "digits": Task(lambda: mlp(64, 128, 64, 10), digits, 15, 5, (0.05,), 0.02, has_all=True),
     "clothes": Task(lambda: mlp(196, 256, 128, 10), clothes, 5, 5, (0.05,), 0.02),
-    "convolutional": Task(convolutional, clothes, 3, 3, (0.15,), 0.06),
+    "convolutional": Task(convolutional, clothes, 3, 2, (0.15,), 0.06),
 }
 
 GROWTH: Mapping[str, Mapping[str, Any]] = {
@@ -94,27 +95,20 @@ GROWTH: Mapping[str, Mapping[str, Any]] = {
     "ours: strong by activation, gradient of 3": {"strength": "activation", "endpoints": "strong", "pool": 3.0},
     "ours: strong by activation, gradient of 10": {"strength": "activation", "endpoints": "strong", "pool": 10.0},
 }
-FEW = (
-    "random",
-    "gradient",
-    "soft origins, density",
-    "hard origins, density",
-    "ours: by activation, strong",
-    "ours: density, gradient of 3",
-    "ours: strong by activation, gradient of 3",
-)
-LONGER = "random", "gradient", "soft origins, density", "ours: density, gradient of 3"
+OURS = "ours: strong by activation, gradient of 3"
+FEW = "random", "gradient", "soft origins, density", "hard origins, density", "ours: by activation, strong", OURS
+ABLATED = "random", OURS
+LONGER = "random", "soft origins, density", OURS
 """Growth that is also trained for as long as costs as much as a network that is full from the start."""
 SIMILAR = (
     "SET",
     "RigL",
-    "GMP",
-    *(f"grow + prune, {name}" for name in ("random", "soft origins, density", "hard origins, density, likeliest")),
+    *(f"grow + prune, {name}" for name in ("random", "soft origins, density", OURS)),
     "grow, random",
     "grow, soft origins, density",
     "grow, hard origins, density",
     "grow, hard origins, density, likeliest",
-    "grow, gradient",
+    f"grow, {OURS}",
 )
 
 
@@ -122,6 +116,7 @@ def arms(task: Task, density: float) -> dict[str, Any]:
     """Every method at this density; None: dense; a string: something that is not a method."""
     shared = {"events": EVENTS, "density": density}
     grown = {**shared, "start": task.start, "end": 0.75}
+    paper = {"strength": "weight", "endpoints": "density", "pool": 1.0}
     found: dict[str, Any] = {
         "dense": None,
         "static ERK": "static",
@@ -132,24 +127,27 @@ def arms(task: Task, density: float) -> dict[str, Any]:
     }
     for name, options in GROWTH.items():
         if task.has_all or name in FEW:
-            found[f"grow, {name}"] = Synthesis(**grown, prune=0, **options)
-            found[f"grow + prune, {name}"] = Synthesis(**grown, prune=0.2, **options)
+            found[f"grow, {name}"] = Synthesis(**{**grown, **paper, **options, "prune": 0.0})
+            found[f"grow + prune, {name}"] = Synthesis(**{**grown, **paper, **options})
     for name in LONGER:
-        found[f"grow + prune, {name}, longer"] = Synthesis(**grown, prune=0.2, **GROWTH[name])
-    for name in (*LONGER, *(("ours: strong by activation, gradient of 3",) if task.has_all else ())):
-        options = {**grown, **GROWTH[name]}
-        found[f"grow + prune, {name}, cosine"] = Synthesis(**options, prune=0.3, schedule="cosine")
-    if task.has_all:
-        found["grow + prune, soft origins, density, gate"] = Synthesis(**grown, prune=0.2, gate=True, tolerance=0.005)
-        found["grow + prune, soft origins, density, new at 0.1"] = Synthesis(**grown, initial="gauss", scale=0.1)
-        found["grow + prune, soft origins, density, new at 1"] = Synthesis(**grown, initial="gauss", scale=1.0)
-        found["grow + prune, soft origins, density, cubic"] = Synthesis(**grown, ramp="cubic")
-    if task.network is convolutional:
-        found["grow + prune, random, elements"] = Synthesis(**grown, growth="random", granularity="element")
-        found["grow + prune, soft origins, density, elements"] = Synthesis(**grown, granularity="element")
-        found["grow + prune, ours: density, gradient of 3, elements"] = Synthesis(
-            **grown, granularity="element", pool=3.0
+        found[f"grow + prune, {name}, longer"] = Synthesis(**{**grown, **paper, **GROWTH[name]})
+    for name in ABLATED if task.has_all else ():
+        options = {**grown, **paper, **GROWTH[name]}
+        found[f"grow + prune, {name}, linear ramp"] = Synthesis(**{**options, "ramp": "linear"})
+        found[f"grow + prune, {name}, 20 % pruned each time"] = Synthesis(
+            **{**options, "prune": 0.2, "schedule": "constant", "grace": 1}
         )
+        found[f"grow + prune, {name}, drop by saliency"] = Synthesis(**{**options, "drop": "saliency"})
+    if task.has_all:
+        options = {**grown, **paper}
+        found["grow + prune, soft origins, density, gate"] = Synthesis(**options, gate=True, tolerance=0.005)
+        found["grow + prune, soft origins, density, new at 0.1"] = Synthesis(**options, initial="gauss", scale=0.1)
+        found["grow + prune, soft origins, density, new at 1"] = Synthesis(**options, initial="gauss", scale=1.0)
+    if task.network is convolutional:
+        for name in ("random", OURS):
+            found[f"grow + prune, {name}, elements"] = Synthesis(
+                **{**grown, **paper, **GROWTH[name], "granularity": "element"}
+            )
     return found
 
 
@@ -171,7 +169,9 @@ def trained(task: Task, arm: Any, seed: int, *, longer: bool = False, begin: int
                 model.get_parameter(name).copy_(weight)
         masks = ground.start
     if longer:
-        mean_of_ramp = 0.75 * (arm.start + arm.density) / 2 + 0.25 * arm.density
+        # The mean of the ramp over the events, and the rest at the end.
+        ramp, ends = Ramp(arm.ramp, arm.start, arm.density), range(arm.events)
+        mean_of_ramp = arm.end * mean(ramp(event / arm.events) for event in ends) + (1 - arm.end) * arm.density
         epochs = round(task.epochs * arm.density / mean_of_ramp)
     batches = data.train.batches(BATCH, shuffle_seed=seed)
     validation = data.validation.batches(1000) if hooks and arm.judge is not None else None
@@ -280,7 +280,7 @@ def wanted(names: Sequence[str]) -> Iterator[tuple[Any, ...]]:
             for density in task.densities:
                 if seed < task.seeds:
                     yield from (("trial", name, density, arm, seed) for arm in arms(task, density))
-        if "digits" in names and seed < 2:
+        if "digits" in names and seed < 1:
             for shared in (True, False):
                 yield from (("likeness", "digits", 0.05, arm, seed, shared) for arm in SIMILAR)
 

@@ -22,7 +22,10 @@ from nervure.training.rewires import Judge, Moment
 class Synthesis(Rewired):
     """Grow from ``start`` to ``density`` from strong nodes, dropping weak connections on the way.
 
-    ``train(model, data, hooks=[Synthesis(density=0.1)])`` begins with a random sparse sub-network.
+    ``train(model, data, hooks=[Synthesis(density=0.1)])`` begins with a random sparse sub-network. The defaults are the
+    variant that did best on validation data, which is our own: nodes are strong by weight times activation, end points
+    are likelier the stronger they are, and gradients choose among three times as many candidates. The most literal
+    reading of the paper is ``Synthesis(strength="weight", endpoints="density", pool=1)``.
 
     Attributes:
         density: the capacity: the fraction of prunable weights that is there in the end, in (0, 1].
@@ -50,17 +53,17 @@ class Synthesis(Rewired):
     granularity: str = "kernel"
     end: float = 0.8
     growth: str = "strategic"
-    grace: int = 1
+    grace: int = 2
     start: float = 0.02
-    ramp: Literal["linear", "cubic", "cosine"] = "linear"
+    ramp: Literal["linear", "cubic", "cosine"] = "cubic"
     origins: Origins = "soft"
     share: float = 0.1
-    endpoints: Endpoints = "density"
-    strength: Strength = "weight"
+    endpoints: Endpoints = "strong"
+    strength: Strength = "activation"
     sample: bool = True
-    pool: float = 1.0
-    prune: float = 0.2
-    schedule: Shape = "constant"
+    pool: float = 3.0
+    prune: float = 0.1
+    schedule: Shape = "cosine"
     gate: bool = False
     tolerance: float = 0.0
     patience: int = 0

@@ -190,7 +190,8 @@ def test_growth_from_zero_leaves_the_function_as_it_was(growth: str) -> None:
 
 def test_what_grew_has_no_moments_and_survives_the_next_event() -> None:
     grown: list[dict[str, Tensor]] = []
-    hook = Rewiring(Synthesis(density=0.5, start=0.3, events=6, prune=0.6, grace=1, growth="random"))
+    steady: dict[str, Any] = {"ramp": "linear", "schedule": "constant", "growth": "random"}
+    hook = Rewiring(Synthesis(density=0.5, start=0.3, events=6, prune=0.6, grace=1, **steady))
     before: dict[str, Tensor] = {}
 
     def note(step: Step) -> None:
@@ -318,6 +319,7 @@ def test_processes_that_train_together_rewire_alike(tmp_path: Path) -> None:
 
 def test_an_event_that_does_harm_is_undone_as_if_it_had_never_been() -> None:
     options: dict[str, Any] = {"growth": "random", "initial": "gauss", "scale": 10.0, "begin": 0.3, "end": 0.95}
+    options |= {"ramp": "linear", "prune": 0.2, "schedule": "constant", "grace": 1}
     spoiled = Synthesis(density=0.7, start=0.3, events=4, gate=True, **options)
     states: dict[int, dict[str, Tensor]] = {}
     model, hook = network(), Rewiring(spoiled)
