@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner, Result
 
 import nervure
@@ -48,7 +49,19 @@ def test_help_shows_a_working_example(name: str) -> None:
 
 
 def test_commands_come_in_the_order_of_the_arrows() -> None:
-    order = ["run", "compare", "trace", "measure", "score", "plan", "apply", "train", "evaluate", "report"]
+    order = [
+        "run",
+        "compare",
+        "trace",
+        "measure",
+        "score",
+        "plan",
+        "apply",
+        "train",
+        "evaluate",
+        "connectivity",
+        "report",
+    ]
     assert main.list_commands(main.make_context("nervure", ["--help"], resilient_parsing=True)) == order
 
 
@@ -252,3 +265,23 @@ def test_compare_shows_the_tables_and_goes_on_where_it_was() -> None:
 def _written(name: str, text: str) -> Path:
     Path(name).write_text(text)
     return Path(name)
+
+
+def test_connectivity_tells_and_writes_what_is_joined() -> None:
+    files = ("--json", "c.json", "--html", "c.html", "--picture", "c.svg")
+    text = done("connectivity", *MODEL, *INPUT, "--reference", "dense", *files)
+    assert "effective density 100.00%" in text
+    assert read_json(Path("c.json"), "numbers")["relative_distances"] == pytest.approx([0] * 5, abs=1e-9)
+    assert Path("c.svg").read_text().startswith("<svg")
+    assert Path("c.html").read_text().startswith("<!doctype html>")
+
+
+def test_connectivity_of_a_masked_network_that_was_saved() -> None:
+    net, image = nervure.zoo.build("resnet8", width=0.25), torch.zeros(1, 3, 16, 16)
+    nervure.save("m.safetensors", nervure.prune(net, image, nervure.ERK(density=0.05, guard="none"), verify=False))
+    text = done("connectivity", *MODEL, "--file", "m.safetensors", *INPUT)
+    assert "density 5.0" in text
+
+
+def test_connectivity_refuses_an_unknown_laplacian() -> None:
+    assert "normalize='no'" in refused("connectivity", *MODEL, *INPUT, "--normalize", "no")

@@ -6,10 +6,11 @@ from typing import Any
 
 import click
 import torch
+from torch import nn
 
 from nervure.cli.inputs import EXAMPLE, FILE, Choice, Friendly, chosen, example, output, setting
 from nervure.errors import ArgumentError
-from nervure.evaluation import SEVERITIES, evaluate, latency
+from nervure.evaluation import SEVERITIES, connectivity, evaluate, latency
 from nervure.evaluation.corruptions import chosen as chosen_corruptions
 from nervure.export import save, save_state, versions, write_tensors
 from nervure.files import read_json, require_folder, require_writable, write_json, write_text
@@ -22,7 +23,7 @@ from nervure.recipe import Recipe, Study
 from nervure.recipe import compare as compare_methods
 from nervure.recipe import run as run_recipe
 from nervure.recipe.steps import write_report_pages
-from nervure.report import Report, graph_page
+from nervure.report import Report, circuit_picture, connectivity_page, graph_page
 from nervure.report.comparison import comparison_text
 from nervure.report.tables import percent
 from nervure.scores import CRITERIA
@@ -33,6 +34,8 @@ from nervure.surgery import apply as apply_plan
 from nervure.surgery import masks_after
 from nervure.surgery import verify as verify_cut
 from nervure.training import train as train_model
+
+PAGE = click.Path(dir_okay=False, path_type=Path)
 
 
 @click.group(
@@ -324,6 +327,56 @@ def evaluate_command(
         click.echo(shifted.describe())
     if out is not None:
         _wrote(write_json(out, numbers))
+
+
+@main.command(
+    "connectivity",
+    epilog=example(
+        "nervure connectivity --model resnet20 --input 1x3x32x32 --html connectivity.html",
+        "nervure connectivity --file model.safetensors --input 1x3x32x32 --reference dense",
+    ),
+)
+@chosen(EXAMPLE, FILE)
+@click.option(
+    "--reference", default="", metavar="dense|FILE", help="Compare with the network as it was, or its weights."
+)
+@click.option("--strength", default="l2", show_default=True, help="Of a kernel: l2, l1, mean or binary.")
+@click.option("--normalize", default="none", show_default=True, help="The Laplacian of heat: none, meandeg or sym.")
+@click.option("--json", "out", type=PAGE, help="Write all numbers.")
+@click.option("--html", type=PAGE, help="Write a page.")
+@click.option("--picture", type=PAGE, help="Write the picture of the page (SVG).")
+def connectivity_command(
+    choice: Choice,
+    reference: str,
+    strength: str,
+    normalize: str,
+    out: Path | None,
+    html: Path | None,
+    picture: Path | None,
+) -> None:
+    """Tell which units of a network still hear its input and are heard at its output.
+
+    Dense or sparse: a connection is there where a weight is not 0. With --file, a pruned network saved before.
+    """
+    _writable(out, html, picture)
+    model = choice.pruned() if choice.file else choice.network()
+    shown, before = choice.example(), _reference(choice, reference)
+    options: dict[str, Any] = {"strength": strength, "normalize": normalize}
+    found = connectivity(model, shown, reference=before, **options)
+    click.echo(found.describe())
+    name = choice.model or choice.file
+    if out is not None:
+        _wrote(write_json(out, found.to_json()))
+    if html is not None:
+        _wrote(write_text(html, connectivity_page(found, name)))
+    if picture is not None:
+        _wrote(write_text(picture, circuit_picture(found, title=name)))
+
+
+def _reference(choice: Choice, reference: str) -> nn.Module | None:
+    if not reference:
+        return None
+    return (choice if reference == "dense" else replace(choice, weights=reference)).network()
 
 
 @main.command("report", epilog=example("nervure report runs/demo"))

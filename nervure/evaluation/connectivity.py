@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any, Protocol, final, get_args, runtime_checkable
+from typing import Any, NamedTuple, Protocol, final, get_args, runtime_checkable
 
 import numpy as np
 import torch
@@ -68,6 +68,14 @@ class LayerPaths:
     width: float
 
 
+class LayerUnits(NamedTuple):
+    """The units of one layer: which lie on a path from an input to an output, and the directed heat through each."""
+
+    name: str
+    alive: Flags
+    heat: Floats
+
+
 @final
 @dataclass(frozen=True, eq=False)
 class Connectivity:
@@ -122,9 +130,8 @@ class Connectivity:
 
         A unit of a layer that runs several times is dead where it is in every run.
         """
-        alive = self._heard & self._read
-        found = {name: _numbers(~np.atleast_1d(alive[nodes].any(axis=0))) for name, nodes, _ in self._rows}
-        return {name: units for name, units in found.items() if units}
+        found = {units.name: _numbers(~units.alive) for units in self.units}
+        return {name: numbers for name, numbers in found.items() if numbers}
 
     @cached_property
     def dead_classes(self) -> tuple[int, ...]:
@@ -164,6 +171,15 @@ class Connectivity:
         )
 
     @cached_property
+    def units(self) -> tuple[LayerUnits, ...]:
+        """What :attr:`layers` counts, unit by unit; over several runs of a layer heat is summed."""
+        alive, heat = self._heard & self._read, carried(self.circuit)
+        return tuple(
+            LayerUnits(name, np.atleast_1d(alive[nodes].any(axis=0)), heat[nodes].sum(axis=0))
+            for name, nodes, _ in self._rows
+        )
+
+    @cached_property
     def directed_heat(self) -> Tensor:
         """The heat that has come through each unit when every input began with 1 and heat moves forward only.
 
@@ -184,24 +200,23 @@ class Connectivity:
 
     @cached_property
     def directed_distance(self) -> float:
-        """How far directed heat is from that of the reference, 0 or more; nervure's own measure.
+        """The share of the reference's directed heat that does not arrive where it did, in [0, 1].
 
-        For each layer the root of the mean over its units of the squared difference, relative to the reference's mean
-        heat of that layer; then the mean over layers. It grows where heat gets lost in dead ends and where it piles up
-        on few units. Layers and units are those of the reference.
+        A measure of nervure's own. For each layer the part of the reference's heat that has no counterpart on the same
+        unit here; then the mean over layers. It grows where heat is lost in dead ends and where it piles up on few
+        units. Layers and units are those of the reference.
 
         Raises:
             ArgumentError: there is no reference, or a layer has another number of units in it.
         """
         other = self._required_reference()
         whole = other.mesh.whole == np.arange(other.circuit.size)
-        gaps = []
-        for stage, mine, theirs in self._paired(self._directed, other._directed):
-            own = whole[stage.nodes] if stage.kind != "input" else np.zeros(stage.size, dtype=bool)
-            mean = theirs[own].mean() if own.any() else 0.0
-            if mean > 0:
-                gaps.append(math.sqrt(np.mean(np.square((mine - theirs)[own] / mean))))
-        return float(np.mean(gaps)) if gaps else 0.0
+        lost = [
+            1 - float(np.minimum(mine, theirs)[whole[stage.nodes]].sum() / theirs[whole[stage.nodes]].sum())
+            for stage, mine, theirs in self._paired(self._directed, other._directed)
+            if stage.kind != "input" and theirs[whole[stage.nodes]].any()
+        ]
+        return float(np.mean(lost)) if lost else 0.0
 
     # -- the undirected graph -------------------------------------------------------------------------------------
 
@@ -240,7 +255,11 @@ class Connectivity:
         Returns:
             Shape [units of ``circuit``]; units that are one with another (see :attr:`mesh`) have 0.
         """
-        return torch.from_numpy(self._spread((_time(t),))[0])
+        return self.heats((t,))[0]
+
+    def heats(self, times: Sequence[float]) -> tuple[Tensor, ...]:
+        """:meth:`heat` at several times, which costs hardly more than at the last."""
+        return tuple(map(torch.from_numpy, self._spread([_time(t) for t in times])))
 
     def distance(self, t: float, *, relative: bool = False) -> float:
         """How far heat is from that of the reference at time ``t``: the Euclidean norm over all units.

@@ -1,7 +1,18 @@
 """What happened in a run, as a value, and as a page, a text or plain data."""
 
+from nervure.report.circuit import circuit_picture, connectivity_page
 from nervure.report.html import graph_page, to_html
 from nervure.report.markdown import to_markdown
 from nervure.report.values import Point, Report, Row, Width
 
-__all__ = ["Point", "Report", "Row", "Width", "graph_page", "to_html", "to_markdown"]
+__all__ = [
+    "Point",
+    "Report",
+    "Row",
+    "Width",
+    "circuit_picture",
+    "connectivity_page",
+    "graph_page",
+    "to_html",
+    "to_markdown",
+]

@@ -55,7 +55,7 @@ def test_directed_heat_splits_by_strength_and_is_lost_in_dead_ends() -> None:
 def test_directed_distance_by_hand() -> None:
     dense, sparse = mlp([[1, 1], [1, 1]]), mlp([[1, 1], [0, 0]])
     found = connectivity(sparse, torch.zeros(1, 2), reference=dense)
-    assert found.directed_distance == pytest.approx(1.0)  # heat is (2, 0) where it was (1, 1)
+    assert found.directed_distance == pytest.approx(0.5)  # heat is (2, 0) where it was (1, 1)
 
 
 @pytest.mark.parametrize("t", [0.0, 0.5, 10.0, math.inf])
