@@ -1,7 +1,8 @@
 """Removing layers: energy statistics against yardsticks at equal parameters, and depth against width at equal time.
 
-Run ``python benchmarks/depth.py`` (or with names of networks behind it); one thread, three seeds, seed by seed. Every
-line of ``docs/results/depth.jsonl`` is one trial, written when it is done: a run that was stopped goes on where it was.
+Run ``python benchmarks/depth.py`` (or a part of it: name networks, seeds, or a budget, ``params`` or ``blocks``, behind
+it, which leaves out the comparison at equal time); one thread, three seeds, seed by seed. Every line of
+``docs/results/depth.jsonl`` is one trial, written when it is done: a run that was stopped goes on where it was.
 ``python benchmarks/depth.py --table`` writes ``docs/results/depth.md`` from the lines that are there.
 Weights of the dense networks are kept in ``runs/depth``.
 """
@@ -29,7 +30,6 @@ from nervure import (
     apply,
     count,
     evaluate,
-    latency,
     measure,
     trace,
     train,
@@ -38,6 +38,7 @@ from nervure.errors import BudgetError
 from nervure.export import load_state, save_state
 from nervure.methods import View
 from nervure.methods.dropping import BlockBudget, BlockScore, Dropping, droppable
+from nervure.methods.judge import Judge
 from nervure.surgery.price import price
 from nervure.training import recalibrate
 from nervure.zoo import build, load
@@ -166,13 +167,16 @@ class Trial:
         """The training data in the order of this seed."""
         return self.data.train.batches(BATCH, shuffle_seed=self.seed)
 
+    def scored(self, name: str) -> Mapping[str, BlockScore]:
+        """The scores that a method gives."""
+        key = repr(replace(METHODS[name], policy="rank"))
+        if key not in self.scores:
+            self.scores[key] = METHODS[name].scores(self.view)
+        return self.scores[key]
+
     def dropped(self, name: str, keep: float, budget: BlockBudget) -> list[str]:
         """What a method drops."""
-        method = METHODS[name]
-        key = repr(replace(method, policy="rank"))
-        if key not in self.scores:
-            self.scores[key] = method.scores(self.view)
-        given = Given(keep=keep, budget=budget, policy=method.policy, given=self.scores[key])
+        given = Given(keep=keep, budget=budget, policy=METHODS[name].policy, given=self.scored(name))
         return sorted(d.block for d in given.plan(self.view).drops)
 
 
@@ -257,9 +261,21 @@ def without(trial: Trial, blocks: Sequence[str]) -> nn.Module:
 
 
 def timed(trial: Trial, models: Mapping[str, nn.Module], rounds: int = 9) -> dict[str, float]:
-    """Times of a batch of 32 relative to the dense network's, all in turn."""
-    table = latency({"dense": trial.model, **models}, trial.view.example, rounds=rounds, seconds=0.1)
-    return {name: table.row(name).ratio for name in models}
+    """Times of a batch of 32 relative to the dense network's, all in turn.
+
+    Processor time of the one thread: on a machine with nothing else to do that is the latency, and on a shared one it
+    does not count the others.
+    """
+    everyone: dict[str, nn.Module] = {"": trial.model, **models}
+    times: dict[str, list[float]] = {name: [] for name in everyone}
+    with torch.no_grad():
+        for turn in range(rounds + 1):
+            for name, model in everyone.items():
+                start = time.process_time()
+                model(trial.view.example)
+                if turn:
+                    times[name].append(time.process_time() - start)
+    return {name: median(t / d for t, d in zip(times[name], times[""], strict=True)) for name in models}
 
 
 def one_set(trial: Trial, log: Log, blocks: Sequence[str]) -> dict[str, Any]:
@@ -275,9 +291,9 @@ def one_set(trial: Trial, log: Log, blocks: Sequence[str]) -> dict[str, Any]:
     return log.add(row | {"seconds": round(time.perf_counter() - start, 1)})
 
 
-def compare_methods(trial: Trial, log: Log) -> None:
-    """Every method at every budget."""
-    for budget, keep in trial.network.budgets:
+def compare_methods(trial: Trial, log: Log, budgets: Sequence[str]) -> None:
+    """Every method at every budget (of these kinds)."""
+    for budget, keep in (b for b in trial.network.budgets if b[0] in budgets):
         for name in methods_of(trial.network):
             key = {"network": trial.name, "seed": trial.seed, "kind": "method", "method": name}
             key |= {"budget": budget, "keep": keep}
@@ -296,11 +312,10 @@ def compare_width(trial: Trial, log: Log) -> None:
     """Depth, width, and some of each, brought to the same measured time; then timed in turn with each other."""
     if log.find(network=trial.name, seed=trial.seed, kind="time") is not None:
         return
-    blocks = trial.dropped(OURS, SHORTER, "latency")
+    blocks, some = shortened(trial, SHORTER), shortened(trial, (1 + SHORTER) / 2)
     depth = without(trial, blocks)
-    some = without(trial, trial.dropped(OURS, (1 + SHORTER) / 2, "latency"))
-    width, both = (narrowed(trial, base, depth) for base in (trial.model, some))
-    models = {"depth": depth, "width": width, "both": both}
+    width, both = (narrowed(trial, base, depth) for base in (trial.model, without(trial, some)))
+    models: dict[str, nn.Module] = {"depth": depth, "width": width, "both": both}
     times = timed(trial, models, rounds=41)
     found: dict[str, Any] = {}
     for kind, model in models.items():
@@ -308,6 +323,20 @@ def compare_width(trial: Trial, log: Log) -> None:
         found[kind] = {"latency": times[kind], "params": count(model, trial.view.example).params}
         found[kind] |= {"unrecovered": tested(trial, model), "recovered": recovered(trial, model)}
     log.add({"network": trial.name, "seed": trial.seed, "kind": "time", "dropped": blocks} | found)
+
+
+def shortened(trial: Trial, goal: float) -> list[str]:
+    """The blocks that leave at the least loss, by our score and the time of each, until so much of the time is left."""
+    blocks = droppable(trial.graph, "fine")
+    known = trial.scored(OURS)
+    seconds = Judge(trial.view, 1).seconds_of(blocks)
+    sets = METHODS[OURS].removals([known[b.name].mean for b in blocks], blocks, seconds)
+    low, high = 0, len(sets) - 1
+    while low < high:
+        middle = (low + high) // 2
+        enough = timed(trial, {"it": without(trial, sets[middle])}, 21)["it"] <= goal
+        low, high = (low, middle) if enough else (middle + 1, high)
+    return sorted(sets[high])
 
 
 def narrowed(trial: Trial, base: nn.Module, goal: nn.Module) -> nn.Module:
@@ -322,8 +351,8 @@ def narrowed(trial: Trial, base: nn.Module, goal: nn.Module) -> nn.Module:
         except BudgetError:  # every layer keeps a channel at least
             low = keep
             continue
-        table = latency({"goal": goal, "it": smaller}, trial.view.example, rounds=25, seconds=0.1)
-        off = table.row("it").ratio - 1
+        times = timed(trial, {"goal": goal, "it": smaller}, 21)
+        off = times["it"] / times["goal"] - 1
         nearest = min(nearest, (abs(off), smaller), key=lambda pair: pair[0])
         if abs(off) < EQUAL:
             break
@@ -460,20 +489,24 @@ be read here, not the accuracy that networks reach. The three deep networks have
 and the main methods only, so that the study ends within hours of one core; what each got stands above its table.
 Accuracies are in percent, mean and standard deviation over seeds; "above random" is the difference of recovered
 accuracies to the mean of two random lots, seed by seed. "Unrecovered" is after recalibration of batch norms. Time is
-that of a batch of 32 in turn with the dense network. Methods that choose the same blocks share one trial. Which score
-and policy are the default was [chosen on validation images](depth_choice.md); here are test images."""
+processor time for a batch of 32, in turn with the dense network (the machine was shared). Methods that choose the same
+blocks share one trial. Score and policy of the default were [chosen on validation images](depth_choice.md); here
+are test images."""
 
 
 def main(names: Sequence[str]) -> None:
     """Go through seeds, and networks from the smallest."""
     torch.set_num_threads(1)
     log = Log(RESULTS / "depth.jsonl")
+    networks = [n for n in NETWORKS if n in names] or list(NETWORKS)
+    budgets = [b for b in ("params", "blocks") if b in names]
+    seeds = [s for s in SEEDS if str(s) in names] or SEEDS
     if "--table" not in names:
-        for seed in SEEDS:
-            for name in names or NETWORKS:
+        for seed in seeds:
+            for name in networks:
                 trial = prepared(name, seed, log)
-                compare_methods(trial, log)
-                if name in TIMED:
+                compare_methods(trial, log, budgets or ["params", "blocks"])
+                if name in TIMED and not budgets:
                     compare_width(trial, log)
     (RESULTS / "depth.md").write_text(page(log.rows))
 
