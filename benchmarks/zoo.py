@@ -262,7 +262,7 @@ TEXT_MODELS: dict[str, dict[str, Any]] = {
     "attention"], "attention_window_size": 16}, "BigBird": ENCODER | {"attention_type": "original_full"},
     "Longformer": ENCODER | {"attention_window": 4, "pad_token_id": 1}, "Funnel": {"d_model": 64, "n_head": 4, "d_head": 16, "d_inner": 96,
     "block_sizes": [1, 1], "vocab_size": 99, "num_decoder_layers": 1}, "Flaubert": {"emb_dim": 64, "n_layers": 2, "n_heads": 4, "n_words": 99},
-    "XLM": {"emb_dim": 64, "n_layers": 2, "n_heads": 4, "n_words": 99}, "MegatronBert": ENCODER, "LayoutLM": ENCODER, "Splinter": ENCODER,
+    "XLM": {"emb_dim": 64, "n_layers": 2, "n_heads": 4, "n_words": 99}, "MegatronBert": ENCODER, "LayoutLM": ENCODER | {"max_2d_position_embeddings": 64}, "Splinter": ENCODER,
     "Mamba": {"hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 99, "state_size": 8},
 }  # fmt: skip
 ENCODER_DECODERS: dict[str, dict[str, Any]] = {

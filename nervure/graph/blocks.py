@@ -70,6 +70,8 @@ class Wiring:
     busy_in: list[set[int]] = field(default_factory=list)
     """For each of the calls the entries in it that depend on the inputs."""
     times: dict[str, int] = field(default_factory=dict)
+    idle: list[int] = field(default_factory=list)
+    """Entries whose results nobody hears: they use nothing."""
 
     @staticmethod
     def of(tape: Tape) -> "Wiring":
@@ -77,12 +79,15 @@ class Wiring:
         wiring = Wiring(tape)
         stop = len(tape.entries) if tape.training_from is None else tape.training_from
         wiring.above = {number: 1 << number for number in tape.inputs}
+        heard = _heard(tape, stop)
         for index, entry in enumerate(tape.entries[:stop]):
             ins = [r.id for r in _inputs(entry)]
-            wiring.busy[index] = [n for n in ins if n in wiring.above]
+            is_idle = not any(out.id in heard for out in _outs(entry))
+            wiring.idle += [index] if is_idle else []
+            wiring.busy[index] = [] if is_idle else [n for n in ins if n in wiring.above]
             bits = 0
             for number in ins:
-                wiring.used.setdefault(number, []).append(index)
+                wiring.used.setdefault(number, []).extend([] if is_idle else [index])
                 bits |= wiring.above.get(number, 0)
             for out in entry.outs if isinstance(entry, Entry) else (entry.out,):
                 wiring.made[out.id] = index
@@ -97,6 +102,15 @@ class Wiring:
     def active(self, index: int) -> list[int]:
         """Values that entry ``index`` uses and that depend on the inputs."""
         return self.busy.get(index, [])
+
+
+def _heard(tape: Tape, stop: int) -> set[int]:
+    """Values that reach the outputs."""
+    heard = set(tape.outputs)
+    for entry in reversed(tape.entries[:stop]):
+        if any(out.id in heard for out in _outs(entry)):
+            heard.update(r.id for r in _inputs(entry))
+    return heard
 
 
 def _inputs(entry: Entry | WriteBack) -> list[Ref]:
@@ -273,8 +287,12 @@ def _silences(
     silences = []
     inside = {i: c for c in calls for i in range(c.start, c.stop)}
     after_last = False
-    for index in sorted({wiring.made[v] for v in branch.values}):
+    busy = {wiring.made[v] for v in branch.values}
+    idle = wiring.idle[bisect_right(wiring.idle, min(busy)) : bisect_right(wiring.idle, max(busy))]
+    for index in sorted({*busy, *idle}):
         call = inside.get(index)
+        if index not in busy and (call is not None or not any(r.id in seen for r in _inputs(tape.entries[index]))):
+            continue
         if call is None:
             entry = tape.entries[index]
             if isinstance(entry, WriteBack):

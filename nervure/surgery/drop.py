@@ -65,14 +65,19 @@ def drop(model: nn.Module, graph: Graph, block: Block, keeps: Mapping[str, np.nd
 
 
 class Settings(nn.Module):
-    """Stands for a part of a module that left: holds what code around it may read, and no tensor."""
+    """Stands for a part of a module that left: holds what code around it may read, and runs nothing."""
 
 
 def _take_settings(new: nn.Module, old: nn.Module) -> None:
-    """Code around a module may read plain settings off it and its parts (the kind of its attention, say): they stay."""
+    """Code around a module may read plain settings off it and its parts (the kind of its attention, say): they stay.
+
+    So do types and devices of parameters, which are empty from now on.
+    """
     for key, value in vars(old).items():
         if not key.startswith("_") and key not in vars(new) and not isinstance(value, Tensor | nn.Module):
             vars(new)[key] = value
+    for key, parameter in old.named_parameters(recurse=False):
+        new.register_buffer(key, parameter.detach().new_empty(0), persistent=False)
     for key, part in old.named_children():
         new.add_module(key, Settings())
         _take_settings(new.get_submodule(key), part)

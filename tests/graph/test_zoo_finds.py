@@ -333,6 +333,41 @@ class Packed(nn.Module):
         return self.out(padded.mean(1) + last[0])
 
 
+class OneForAllHeads(nn.Module):
+    """What all heads share is repeated as often as there are heads, and multiplied where heads are one axis of many."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads, self.q, self.shared, self.gate, self.out = (
+            3,
+            *(nn.Linear(5, n) for n in (12, 4, 3)),
+            nn.Linear(12, 3),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        q = self.q(x).view(*x.shape[:2], self.heads, -1)
+        n, t, heads, _ = q.shape
+        shared = self.shared(x)[:, :, None].repeat_interleave(heads // 1, dim=2, output_size=heads)
+        scores = torch.einsum("nihd,njhd->nijh", shared, shared) * self.gate(x)[:, :, None]
+        return self.out(torch.einsum("nijh,njhd->nihd", scores, q).reshape(n, t, -1))
+
+
+class WidthOfTheStream(nn.Module):
+    """The width of a head is the stream's over the number of heads, and nothing else tells that they go together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads, self.embed, self.qkv, self.mix = 3, nn.Linear(5, 12), nn.Linear(12, 36), nn.Linear(12, 12)
+        self.out, self.slopes = nn.Linear(12, 3), nn.Parameter(torch.randn(3, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        n, t, c = x.shape
+        q, k, v = self.qkv(x).view(n, t, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
+        y = (q @ k.transpose(-1, -2) / 2 + self.slopes).softmax(-1) @ v
+        return self.out(x + self.mix(y.transpose(1, 2).flatten(2)))
+
+
 class MaskOfInfinities(nn.Module):
     """A causal mask made of minus infinity, which the model keeps."""
 
@@ -369,6 +404,8 @@ FINDS: dict[type[nn.Module], tuple[Any, set[str]]] = {
     Compared: (noise(2, 2, 5), {"stem"}),
     WholeWords: (noise(2, 7, 5), {"embed", "windows.0", "windows.1"}),
     Packed: ((noise(3, 4, 5), torch.tensor([4, 3, 1])), {"embed", "rnn.widths"}),
+    OneForAllHeads: (noise(2, 4, 5), {"q", "shared"}),
+    WidthOfTheStream: (noise(2, 4, 5), {"embed"}),
     MaskOfInfinities: (noise(4, 2, 5), {"embed", "attention"}),
 }
 
@@ -441,10 +478,25 @@ class WiderInside(nn.Module):
         return self.out(x + self.o((v * q.sum(-1, keepdim=True)).flatten(2)))
 
 
+class ReadsTypes(nn.Module):
+    """The type of a norm's weight is read beside it, and a result of the branch is made that nobody hears."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.norm, self.mix, self.out = nn.Linear(5, 6), nn.LayerNorm(6), nn.Linear(6, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        y = self.norm(x.to(self.norm.weight.dtype)).cumsum(1)
+        y[:, -1] + 1
+        return self.out(x + self.mix(y))
+
+
 # The network, an example, and the blocks that must be found to be droppable.
 DROPPABLE: dict[type[nn.Module], tuple[Any, set[str]]] = {
     HeadsBeside: (noise(2, 7, 5), {"heads.1"}),
     HeldTwice: (noise(2, 5, 9), {"branch.net"}),
+    ReadsTypes: (noise(2, 4, 5), {"mix"}),
     WiderInside: (noise(2, 4, 5), {"v"}),
 }
 

@@ -65,7 +65,19 @@ def view(flow: Flow, entry: Entry) -> list[Space]:
     layers = [Layer(reshaped(z.labels, old, new), z.owner) for z in space.layers if 0 not in old]
     kept = flow.store.rectangular(layers, f"reshaped at {flow.at()}")
     _sizes_follow(flow, entry, kept, new)
-    return [Space(kept, free=space.free)]
+    return [_taking(Space(kept, free=space.free), space, _unbroken(old, new))]
+
+
+def _unbroken(old: Sequence[int], new: Sequence[int]) -> dict[int, int]:
+    """Axes that a reshape leaves as they are (but for axes of size 1 around them), by where they go."""
+    pieces = [([i for i in a if old[i] != 1], [j for j in b if new[j] != 1]) for a, b in segments(old, new)]
+    return {a[0]: b[0] for a, b in pieces if len(a) == len(b) == 1}
+
+
+def _taking(moved: Space, source: Space, places: Mapping[int, int]) -> Space:
+    """``moved`` takes labels along its axes as ``source`` does along its own, which went to ``places``."""
+    wishes = tuple((places[axis], wish) for axis, wish in source.wishes if axis in places)
+    return replace(moved, wishes=wishes, spread=frozenset(places[axis] for axis in source.spread if axis in places))
 
 
 def _sizes_follow(flow: Flow, entry: Entry, layers: Sequence[Layer], shape: Sequence[int]) -> None:
@@ -83,6 +95,7 @@ def _sizes_follow(flow: Flow, entry: Entry, layers: Sequence[Layer], shape: Sequ
         sizes = [-1] * axis + sizes[1:] + [-1] * (len(shape) - axis - len(sizes) + 1)
     if len(sizes) != len(shape):
         return
+    _together_as_long_as(flow, sizes, layers, shape)
     for axis, size in enumerate(sizes):
         vectors = [z.labels for z in layers if z.labels.shape[axis] > 1]
         _is_as_long_as(flow, size, vectors)
@@ -105,6 +118,22 @@ def _is_as_long_as(flow: Flow, size: Any, vectors: Sequence[Array]) -> None:
         whole = theirs and mine and len(mine) == len(vectors)
         if whole and not follows(flow, size, [z.labels for z in mine]):
             flow.store.match(theirs, mine, flow.at())
+
+
+def _together_as_long_as(flow: Flow, sizes: Sequence[Any], layers: Sequence[Layer], shape: Sequence[int]) -> None:
+    """Sizes ``h`` and ``c // h`` in one call, ``c`` read from an axis: both axes together are cut with that one."""
+    for inner, size in enumerate(sizes):
+        if not (isinstance(size, Expression) and size.operation == "floordiv" and size.operands[1] in sizes):
+            continue
+        whole, outer = size.operands[0], sizes.index(size.operands[1])
+        heads, widths = ([z.labels.reshape(-1) for z in layers if z.support == (a,)] for a in (outer, inner))
+        if not isinstance(whole, Expression) or whole.dimension is None or not heads or not widths:
+            continue
+        if whole.value == shape[outer] * shape[inner] and not follows(flow, size, widths):
+            mine = [np.repeat(z, shape[inner]) for z in heads] + [np.tile(z, shape[outer]) for z in widths]
+            theirs = [Layer(z.labels) for z in flow.layers(Ref(whole.dimension[0]), whole.dimension[1])]
+            if theirs:
+                flow.store.match(theirs, [Layer(z) for z in mine], flow.at())
 
 
 def _number(size: Any) -> int:
@@ -130,7 +159,8 @@ def permute(flow: Flow, entry: Entry) -> list[Space]:
 
 
 def _permuted(space: Space, order: list[int]) -> Space:
-    return Space(tuple(Layer(z.labels.transpose(order), z.owner) for z in space.layers), free=space.free)
+    moved = Space(tuple(Layer(z.labels.transpose(order), z.owner) for z in space.layers), free=space.free)
+    return _taking(moved, space, {axis: place for place, axis in enumerate(order)})
 
 
 def expand(flow: Flow, entry: Entry) -> list[Space]:
@@ -140,8 +170,7 @@ def expand(flow: Flow, entry: Entry) -> list[Space]:
     layers = [Layer(z.labels.reshape((1,) * (rank - z.labels.ndim) + z.labels.shape), z.owner) for z in space.layers]
     _sizes_follow(flow, entry, layers, shape)
     layers += _widened(flow, entry, layers)
-    given = call_sizes(entry.call) if entry.call is not None and entry.call.name in ("expand", "broadcast_to") else []
-    wishes = given if len(given) == rank else [None] * rank
+    wishes = _expanded_sizes(entry, shape) or [None] * rank
     grown = {axis: wishes[axis] for axis in range(rank) if before[axis] == 1 < shape[axis]}
     return [Space(tuple(layers), free=space.free, wishes=tuple(grown.items()), spread=frozenset(grown))]
 
@@ -149,15 +178,41 @@ def expand(flow: Flow, entry: Entry) -> list[Space]:
 def _widened(flow: Flow, entry: Entry, layers: Sequence[Layer]) -> list[Layer]:
     """Axes that were as one and get their size from an axis of another tensor: they are cut with that one."""
     shape, before = flow.shape(entry.outs[0]), flow.shape(entry.args[0])
-    sizes = call_sizes(entry.call) if entry.call is not None and entry.call.name in ("expand", "broadcast_to") else []
     old = (1,) * (len(shape) - len(before)) + before
     found: list[Layer] = []
-    for axis, size in enumerate(sizes if len(sizes) == len(shape) else ()):
+    for axis, size in enumerate(_expanded_sizes(entry, shape)):
         single = old[axis] == 1 < shape[axis] and not any(z.labels.shape[axis] > 1 for z in layers)
         if single and isinstance(size, Expression) and size.dimension is not None:
             theirs = flow.layers(Ref(size.dimension[0]), size.dimension[1])
             found += [move(Layer(z.labels), axis, len(shape)) for z in theirs]
     return found
+
+
+def _expanded_sizes(entry: Entry, shape: Sequence[int]) -> list[Any]:
+    """The sizes that the user's code gives for an expansion to ``shape`` (None where it gives none)."""
+    call, rank = entry.call, len(shape)
+    if call is not None and call.name in ("expand", "broadcast_to"):
+        sizes = call_sizes(call)
+        return sizes if len(sizes) == rank else []
+    if call is not None and call.name == "repeat_interleave":
+        # It expands a new axis behind the one that is repeated.
+        repeats, axis = _called_with(call, 1, "repeats"), _called_with(call, 2, "dim")
+        size = _undivided(call.kwargs.get("output_size", repeats))
+        if isinstance(size, int | Expression) and isinstance(axis, int):
+            place = axis % (rank - 1) + 1
+            return [size if a == place and _number(size) == n else None for a, n in enumerate(shape)]
+    return []
+
+
+def _called_with(call: Call, position: int, name: str) -> Any:
+    return call.args[position] if position < len(call.args) else call.kwargs.get(name)
+
+
+def _undivided(size: Any) -> Any:
+    """A size without a division by one (as by the number of groups where there is one)."""
+    while isinstance(size, Expression) and size.operation == "floordiv" and _number(size.operands[1]) == 1:
+        size = size.operands[0]
+    return size
 
 
 def repeat(flow: Flow, entry: Entry) -> list[Space]:
@@ -395,7 +450,8 @@ def pad(flow: Flow, entry: Entry) -> list[Space]:
         layers.append(Layer(np.pad(z.labels, widths, constant_values=NONE), z.owner))
     out = flow.shape(entry.outs[0])
     fits = [z for z in layers if all(n in (1, m) for n, m in zip(z.labels.shape, out, strict=True))]
-    return [Space(tuple(fits), free=space.free)]
+    unpadded = {a: a for a, (n, m) in enumerate(zip(flow.shape(x), out, strict=True)) if n == m}
+    return [_taking(Space(tuple(fits), free=space.free), space, unpadded)]
 
 
 def flip(flow: Flow, entry: Entry) -> list[Space]:
