@@ -26,6 +26,7 @@ from nervure.packed import packed, unpacked
 from nervure.plan import Keep, Plan
 from nervure.prune import Pruned, Step
 from nervure.surgery import apply
+from nervure.training.masks import require_masks
 
 FORMAT = 3
 """The format of files with packed tensors."""
@@ -146,9 +147,12 @@ def save_state(
 
     Raises:
         FileError: the place cannot be written, or the state holds something that is not a tensor.
+        ArgumentError: a mask names no tensor of the state, or has another shape or dtype than bool.
     """
     target = require_writable(path)
-    whole, aliases = _without_repeats(_state(model))
+    state = _state(model)
+    require_masks(masks or {}, state)
+    whole, aliases = _without_repeats(state)
     tensors, layouts = packed(whole, masks or {})
     header = {
         "kind": f"{KIND}-state",

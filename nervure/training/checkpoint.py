@@ -56,13 +56,15 @@ def load_run(
         model: the model the run trains, loaded in place.
         optimizer: its optimizer, loaded in place.
         held: the masks, replaced by those of the file.
-        settings: what this run is asked to do; it must be what the file's run was asked to do.
+        settings: what this run is asked to do; it must be what the file's run was asked to do. Under ``"masks"`` a
+            digest of the masks it begins with.
 
     Raises:
         FileError: if the file is no checkpoint, is damaged, or belongs to another model or other settings.
     """
     tensors, notes = _read(path)
-    _require_same(path, notes.get("settings", {}), settings)
+    # Files of before masks were noted are taken at their word.
+    _require_same(path, {"masks": settings.get("masks"), **notes.get("settings", {})}, settings)
     state = model.state_dict()
     saved = under("model", tensors)
     if {n: t.shape for n, t in saved.items()} != {n: t.shape for n, t in state.items()}:
@@ -87,6 +89,11 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _require_same(path: Path, saved: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    if saved.get("masks") != asked.get("masks"):
+        raise FileError(
+            f"the checkpoint {path} belongs to a run that began with other masks: other weights are zero there. Give "
+            "the masks of that run, delete the file to begin anew, or give another path."
+        )
     differences = [
         f"{k}={saved.get(k)!r} there, {asked.get(k)!r} here" for k in {**asked, **saved} if saved.get(k) != asked.get(k)
     ]

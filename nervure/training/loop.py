@@ -200,6 +200,7 @@ def train(  # noqa: PLR0913 - one keyword per choice that a recipe makes
     with _own_random_numbers(seed, place), _left_in_evaluation(model):
         per_epoch = _look_over(model, data, validation, objective, place)
         stepper = _optimizer(model, optimizer, lr, momentum, weight_decay)
+        given = _digest({name: masks[name].cpu() for name in sorted(masks)}) if masks else ""
         taken = tuple(Rewiring(hook) if isinstance(hook, Rewires) else hook for hook in hooks)
         beginning = [hook for hook in taken if isinstance(hook, Remembers)]
         if beginning:
@@ -229,6 +230,7 @@ def train(  # noqa: PLR0913 - one keyword per choice that a recipe makes
                 "schedule": _word(schedule),
                 "seed": seed,
                 "precision": precision,
+                "masks": given,
             } | _rewirings(taken)
             save = _checkpointer(checkpoint, run, log, settings)
             with progress_bar("training", (epochs - len(log.loss)) * per_epoch, enabled=progress) as advance:

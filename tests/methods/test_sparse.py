@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nervure import ERK, SNIP, GraSP, Pruned, SynFlow, Wanda, prune, train
+from nervure import ERK, SNIP, GraSP, MagnitudeMasks, Pruned, SynFlow, Wanda, prune, train
 from nervure.errors import ArgumentError, BudgetError, DataError
 from nervure.methods import METHODS, Method
 
-EXAMPLES = (SNIP(), GraSP(), SynFlow(steps=3), ERK(), Wanda())
+EXAMPLES = (SNIP(), GraSP(), SynFlow(steps=3), ERK(), Wanda(), MagnitudeMasks())
 every_method = pytest.mark.parametrize("method", EXAMPLES, ids=lambda m: type(m).__name__)
 
 
@@ -147,6 +147,16 @@ def test_erk_draws_the_densities_of_the_formula_and_every_output_hears() -> None
     assert not torch.equal(other.masks["0.weight"], found.masks["0.weight"])
     uniform = pruned(model, ERK(density=0.05, distribution="uniform"))
     assert [int(mask.sum()) for mask in uniform.masks.values()] == [250, 25]
+
+
+def test_magnitude_keeps_the_largest_weights_of_all_or_of_each_layer_before_and_after_training() -> None:
+    model, data = mlp(10, 12, 4), batches(10, 4)
+    for _ in range(2):
+        weights = {name: p.detach().abs() for name, p in model.named_parameters() if p.ndim > 1}
+        assert_masks(pruned(model, MagnitudeMasks(density=0.3, guard="none")), top(weights, round(0.3 * 168)))
+        each = pruned(model, MagnitudeMasks(density=0.25, distribution="uniform", guard="none"))
+        assert_masks(each, {name: top({name: w}, w.numel() // 4)[name] for name, w in weights.items()})
+        train(model, data, epochs=2, lr=0.1, progress=False)
 
 
 def test_wanda_ranks_each_row_by_weight_times_the_norm_of_what_enters() -> None:

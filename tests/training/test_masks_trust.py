@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from nervure import ERK, load, prune, save, train
+from nervure import ERK, Keep, Magnitude, Mask, Plan, load, prune, save, train
+from nervure.errors import ArgumentError, FileError, PlanError
+from nervure.export import save_state
 from nervure.training import Step, hold, masks_of
 
 Masks = Mapping[str, Tensor]
@@ -265,3 +267,51 @@ def test_two_processes_that_train_together_keep_the_same_masks_and_weights(tmp_p
     for process in running:
         out, err = process.communicate(timeout=400)
         assert out.strip() == "same", err
+
+
+def test_a_checkpoint_of_another_topology_is_refused_and_nothing_is_changed(tmp_path: Path) -> None:
+    model, masks = sparse()
+    path = tmp_path / "run"
+    train(model, batches(), epochs=1, lr=0.05, masks=masks, checkpoint=path, progress=False)
+    shifted = {name: mask.roll(1, 0) for name, mask in masks.items()}
+    for others in (shifted, None, {name: masks[name] for name in list(masks)[1:]}):
+        fresh, _ = sparse()
+        with pytest.raises(FileError, match="began with other masks.*Give the masks of that run"):
+            train(fresh, batches(), epochs=1, lr=0.05, masks=others, checkpoint=path, progress=False)
+    same = dict(reversed(list(masks.items())))
+    again, _ = sparse()
+    train(again, batches(), epochs=1, lr=0.05, masks=same, checkpoint=path, progress=False)
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("use", ["hold", "train", "save"])
+def test_masks_of_a_model_that_was_cut_since_are_refused_by_the_name_of_the_parameter(use: str, tmp_path: Path) -> None:
+    model, masks = sparse()
+    smaller = prune(model, torch.ones(2, 2, 4, 4), Magnitude(keep=0.5), progress=False, verify=False).model
+    with pytest.raises(
+        ArgumentError, match=r"mask '0.weight' has shape \(6, 2, 3, 3\), its parameter .*make them anew"
+    ):
+        if use == "hold":
+            hold(smaller, OPTIMIZERS["sgd"](smaller.parameters()), masks)
+        elif use == "train":
+            train(smaller, batches(), epochs=1, masks=masks, progress=False)
+        else:
+            save_state(tmp_path / "state", smaller, masks=masks)
+
+
+def test_an_optimizer_of_before_the_cut_is_refused() -> None:
+    model, _ = sparse()
+    optimizer = OPTIMIZERS["adamw"](model.parameters())
+    smaller = prune(model, torch.ones(2, 2, 4, 4), Magnitude(keep=0.5), progress=False, verify=False).model
+    with pytest.raises(ArgumentError, match="steps no parameter of this model. Make it after the last cut"):
+        hold(smaller, optimizer, {})
+
+
+def test_a_plan_of_masks_for_another_shape_or_name_is_refused() -> None:
+    model, example = network(), torch.ones(2, 2, 4, 4)
+    for tensor, shape, told in (("4.weight", (8, 25), "shape"), ("9.weight", (8, 24), "no such tensor")):
+        plan = Plan((Mask(tensor, Keep.of(torch.ones(shape, dtype=torch.bool))),))
+        with pytest.raises(PlanError, match=told):
+            prune(model, example, plan, progress=False)
+    with pytest.raises(PlanError, match="must be boolean, got dtype torch.float32"):
+        Mask("4.weight", Keep.of(torch.ones(8, 24)))
