@@ -1,16 +1,18 @@
 """N2NSkip against its twin without skips: same weights in all, same training, guarded and started as suits each.
 
-Run ``python benchmarks/n2nskip.py explore`` for the choices (on validation images), then
-``python benchmarks/n2nskip.py`` for the comparison (on test images); one thread, about an hour in all, and each goes on
-where it stopped. Images of Fashion-MNIST averaged to 16 x 16, few of them, small networks, short trainings.
+Run ``python benchmarks/n2nskip.py explore`` for the choices (on validation images), without ``explore`` for the
+comparison (on test images), and with ``connect`` instead for the connectivity of the trained networks; one thread, some
+hours in all, and each goes on where it stopped. Images of Fashion-MNIST averaged to 16 x 16, few of them, small
+networks, short trainings.
 Writes ``docs/results/n2nskip.jsonl`` and ``docs/results/n2nskip.md``; trained networks go to ``runs/n2nskip``.
 """
 
 import json
+import math
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise, product
 from pathlib import Path
@@ -20,8 +22,8 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from nervure import SNIP, Keep, Link, N2NSkip, Plan, Pruned, SynFlow, evaluate, prune, train, zoo
-from nervure.export import save_state
+from nervure import SNIP, Keep, Link, N2NSkip, Plan, Pruned, SynFlow, connectivity, evaluate, prune, train, zoo
+from nervure.export import load_state, save_state
 from nervure.graph.example import evaluating
 from nervure.graph.places import Place, places
 from nervure.graph.trace import draw
@@ -32,6 +34,7 @@ from nervure.zoo import Dataset
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS, STATES = ROOT / "docs" / "results", ROOT / "runs" / "n2nskip"
+TRIALS, JOINED = RESULTS / "n2nskip.jsonl", RESULTS / "n2nskip_connectivity.jsonl"
 SEEDS, CHOOSING, DENSITIES = (0, 1, 2), (10, 11), (0.1, 0.05, 0.02, 0.01)
 IMAGES, TESTED, EPOCHS, SCORED = 4000, 4000, 4, 256
 Arm = Callable[[float], Method]
@@ -187,7 +190,7 @@ def trial(key: list[Any], data: Dataset) -> dict[str, Any]:
     result = evaluate(model, split.batches(1000), progress=False)
     if phase == "test":
         STATES.mkdir(parents=True, exist_ok=True)
-        save_state(STATES / f"{'-'.join(map(str, key[1:])).replace(' ', '_')}.safetensors", model, masks=masks)
+        save_state(state_file(key), model, masks=masks)
     return {
         "key": key,
         "accuracy": round(result.accuracy, 4),
@@ -197,15 +200,38 @@ def trial(key: list[Any], data: Dataset) -> dict[str, Any]:
     }
 
 
+def state_file(key: list[Any]) -> Path:
+    """Where the trained network is."""
+    return STATES / f"{'-'.join(map(str, key[1:])).replace(' ', '_')}.safetensors"
+
+
+def connected(key: list[Any], data: Dataset) -> dict[str, Any]:
+    """How the units of a trained network are joined, beside its dense form trained with the same seed."""
+    _, network, density, arm, seed = key
+    data = replace(data, train=data.train.sample(IMAGES, seed))
+    example, dense = data.example(1), NETWORKS[network][0](seed)
+    reference = connectivity(load_state(state_file(["test", network, 1.0, "dense", seed]), dense), example)
+    model = load_state(state_file(key), pruned(network, ARMS[arm], density, seed, data).model)
+    found = connectivity(model, example, reference=reference)
+    _, mixed, _, _, late = found.distances(found.times)
+    return {
+        "key": key,
+        "effective density": found.effective_density / density,
+        "path mass": found.path_mass if math.isfinite(found.path_mass) else -99.0,
+        "directed heat distance": found.directed_distance,
+        "heat distance at t*": mixed,
+        "heat distance at the end": late,
+        "spectral gap": found.spectral_gap,
+        "components": found.components,
+        "classes without a path": len(found.dead_classes),
+    }
+
+
 PAIRS = tuple(f"{name}, {part}" for name in ("SNIP", "ERK", "random", "SynFlow") for part in ("twin", "N2NSkip"))
 MAPS = ("VGG-11", "ResNet-8")
 ROUNDS: tuple[tuple[tuple[str, tuple[float, ...], Any], ...], ...] = (
-    (
-        ("MLP", DENSITIES, ARMS),
-        ("MLP, batch norm", (0.05, 0.02, 0.01), PAIRS),
-        *((network, (0.02,), PAIRS) for network in MAPS),
-    ),
-    tuple((network, (0.05, 0.01), PAIRS) for network in MAPS),
+    (("MLP", DENSITIES, ARMS), ("MLP, batch norm", (0.05, 0.02, 0.01), PAIRS)),
+    tuple((network, (0.02, 0.01), (*PAIRS[:4], *PAIRS[6:])) for network in MAPS),
     tuple((network, DENSITIES, ARMS) for network in NETWORKS),
 )
 """What is measured first, where time is short."""
@@ -228,19 +254,29 @@ def keys(phase: str) -> Iterator[list[Any]]:
 def main() -> None:
     """Measure what is missing, then write the page."""
     torch.set_num_threads(1)
-    phase = "choose" if "explore" in sys.argv[1:] else "test"
-    file = RESULTS / "n2nskip.jsonl"
-    records = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    done = {json.dumps(r["key"]) for r in records}
     data = zoo.load("fashion-mnist", size=16, validation=0.1)
-    for key in keys(phase):
+    if "connect" in sys.argv[1:]:
+        trained = [r["key"] for r in _read(TRIALS) if r["key"][0] == "test" and r["key"][3] != "dense"]
+        _measure(JOINED, trained, lambda key: connected(key, data))
+    else:
+        phase = "choose" if "explore" in sys.argv[1:] else "test"
+        _measure(TRIALS, keys(phase), lambda key: trial(key, data))
+    (RESULTS / "n2nskip.md").write_text(page(_read(TRIALS), _read(JOINED)))
+
+
+def _measure(file: Path, wanted: Iterable[list[Any]], measure: Callable[[list[Any]], dict[str, Any]]) -> None:
+    done = {json.dumps(record["key"]) for record in _read(file)}
+    for key in wanted:
         if json.dumps(key) not in done:
-            records.append(trial(key, data))
+            record = measure(key)
             done.add(json.dumps(key))
             with file.open("a") as out:
-                out.write(json.dumps(records[-1]) + "\n")
-            print(records[-1], flush=True)
-    (RESULTS / "n2nskip.md").write_text(page(records))
+                out.write(json.dumps(record) + "\n")
+            print(record, flush=True)
+
+
+def _read(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
 # -- the page ------------------------------------------------------------------------------------------------------
@@ -317,7 +353,61 @@ def choices(found: Found) -> list[str]:
     return lines
 
 
-def page(records: list[dict[str, Any]]) -> str:
+MEASURES: Mapping[str, int] = {
+    "effective density": 1,
+    "path mass": 1,
+    "directed heat distance": -1,
+    "heat distance at t*": -1,
+    "heat distance at the end": -1,
+    "spectral gap": 1,
+    "components": -1,
+}
+"""Measures of connectivity, and whether more of it should be better."""
+
+
+def ranks(found: Found, joined: Found) -> list[str]:
+    """Spearman's correlation of accuracy with each measure, over arms and seeds of a network at one density."""
+    lines = ["| network, density (runs) | " + " | ".join(MEASURES) + " |", "|---|" + "---:|" * len(MEASURES)]
+    for network, density in product(NETWORKS, DENSITIES):
+        rows = [
+            (record, joined[network, density, arm][seed])
+            for arm in ARMS
+            for seed, record in found.get((network, density, arm), {}).items()
+            if seed in joined.get((network, density, arm), {})
+        ]
+        if len(rows) < len(PAIRS) // 2:
+            continue
+        cells = [
+            f"{sign * _spearman([a['accuracy'] for a, _ in rows], [b[name] for _, b in rows]):+.2f}"
+            for name, sign in MEASURES.items()
+        ]
+        lines.append(f"| {network}, {density:.0%} ({len(rows)}) | " + " | ".join(cells) + " |")
+    return lines
+
+
+def _spearman(first: list[float], second: list[float]) -> float:
+    a, b = (torch.tensor([_rank(x, values) for x in values]) for values in (first, second))
+    together = torch.corrcoef(torch.stack([a, b]))[0, 1]
+    return float(together) if bool(together.isfinite()) else 0.0
+
+
+def _rank(x: float, values: list[float]) -> float:
+    return sum(v < x for v in values) + (sum(v == x for v in values) - 1) / 2
+
+
+def paths(joined: Found) -> list[str]:
+    """Means over seeds of what connectivity says, at 2 % density."""
+    columns = ("effective density", "path mass", "directed heat distance", "heat distance at t*", "components")
+    lines = ["| | " + " | ".join(columns) + " | classes without a path |", "|---|" + "---:|" * (len(columns) + 1)]
+    for network, arm in product(NETWORKS, ARMS):
+        rows = list(joined.get((network, 0.02, arm), {}).values())
+        if rows:
+            cells = [f"{fmean(row[name] for row in rows):.2f}" for name in (*columns, "classes without a path")]
+            lines.append(f"| {network}: {arm} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def page(records: list[dict[str, Any]], joined: list[dict[str, Any]]) -> str:
     """The results as Markdown."""
     tests, chosen = by_arm(records, "test"), by_arm(records, "choose")
     text = [
@@ -338,6 +428,22 @@ def page(records: list[dict[str, Any]]) -> str:
     if chosen:
         text += ["", "## Choices", "", "At 2 % density, on 6,000 validation images, other seeds than above: the twin's"]
         text += ["accuracy, and gains over it.", "", *choices(chosen)]
+    if joined:
+        text += [
+            "",
+            "## Does connectivity rank the networks?",
+            "",
+            "Spearman's correlation of accuracy with measures of the trained network (`nervure.connectivity`), over",
+            "arms and seeds; distances and components are turned, so that +1 is a measure that ranks as it is meant",
+            "to.",
+            "",
+            *ranks(tests, by_arm(joined, "test")),
+            "",
+            "What they are at 2 % density (effective density as a share of the density, distances to the dense",
+            "network):",
+            "",
+            *paths(by_arm(joined, "test")),
+        ]
     return "\n".join(text) + "\n"
 
 
