@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import pairwise, product
 from pathlib import Path
 from statistics import fmean, stdev
@@ -23,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from nervure import SNIP, Keep, Link, N2NSkip, Plan, Pruned, SynFlow, connectivity, evaluate, prune, train, zoo
+from nervure.evaluation.connectivity import Connectivity
 from nervure.export import load_state, save_state
 from nervure.graph.example import evaluating
 from nervure.graph.places import Place, places
@@ -36,7 +38,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS, STATES = ROOT / "docs" / "results", ROOT / "runs" / "n2nskip"
 TRIALS, JOINED = RESULTS / "n2nskip.jsonl", RESULTS / "n2nskip_connectivity.jsonl"
 SEEDS, CHOOSING, DENSITIES = (0, 1, 2), (10, 11), (0.1, 0.05, 0.02, 0.01)
-IMAGES, TESTED, EPOCHS, SCORED = 4000, 4000, 4, 256
+SIDE, IMAGES, TESTED, EPOCHS, SCORED = 16, 4000, 4000, 4, 256
 Arm = Callable[[float], Method]
 
 
@@ -205,14 +207,19 @@ def state_file(key: list[Any]) -> Path:
     return STATES / f"{'-'.join(map(str, key[1:])).replace(' ', '_')}.safetensors"
 
 
+@cache
+def dense_connectivity(network: str, seed: int) -> Connectivity:
+    """That of the dense network trained with the same seed."""
+    model = load_state(state_file(["test", network, 1.0, "dense", seed]), NETWORKS[network][0](seed))
+    return connectivity(model, torch.zeros(1, 1, SIDE, SIDE))
+
+
 def connected(key: list[Any], data: Dataset) -> dict[str, Any]:
-    """How the units of a trained network are joined, beside its dense form trained with the same seed."""
+    """How the units of a trained network are joined."""
     _, network, density, arm, seed = key
     data = replace(data, train=data.train.sample(IMAGES, seed))
-    example, dense = data.example(1), NETWORKS[network][0](seed)
-    reference = connectivity(load_state(state_file(["test", network, 1.0, "dense", seed]), dense), example)
     model = load_state(state_file(key), pruned(network, ARMS[arm], density, seed, data).model)
-    found = connectivity(model, example, reference=reference)
+    found = connectivity(model, torch.zeros(1, 1, SIDE, SIDE), reference=dense_connectivity(network, seed))
     _, mixed, _, _, late = found.distances(found.times)
     return {
         "key": key,
@@ -254,9 +261,10 @@ def keys(phase: str) -> Iterator[list[Any]]:
 def main() -> None:
     """Measure what is missing, then write the page."""
     torch.set_num_threads(1)
-    data = zoo.load("fashion-mnist", size=16, validation=0.1)
+    data = zoo.load("fashion-mnist", size=SIDE, validation=0.1)
     if "connect" in sys.argv[1:]:
         trained = [r["key"] for r in _read(TRIALS) if r["key"][0] == "test" and r["key"][3] != "dense"]
+        trained.sort(key=lambda key: (key[2] not in (0.02, 0.01), key[4]))
         _measure(JOINED, trained, lambda key: connected(key, data))
     else:
         phase = "choose" if "explore" in sys.argv[1:] else "test"

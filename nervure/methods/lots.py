@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -42,7 +43,8 @@ def masks_by_lot(view: View, plan: Plan, *, seed: int) -> tuple[Mask, ...]:
     laid = {s.tensor: s.laid(keeps[s.tensor]) for s in field.sheets if s.tensor in keeps}
     drawn = field.shaped(_drawn(field, lots, laid, plan, generator))
     others = {name: _permuted(keep, generator) for name, keep in keeps.items() if name not in drawn}
-    return tuple(Mask(name, Keep.of((drawn | others)[name])) for name in keeps)
+    starts = {mask.tensor: mask for mask in plan.masks}
+    return tuple(replace(starts[name], keep=Keep.of((drawn | others)[name])) for name in keeps)
 
 
 def _drawn(

@@ -200,10 +200,10 @@ def train_twins(bench: Bench) -> None:
     graph = bench.graph()
     view, final = _view(bench, bench.origin(), graph), bench.final_plan()
     masks = masks_by_lot(view, final, seed=bench.recipe.run.seed)
-    if masks and len(masks) == len(final.edits):
+    if masks and len(masks) + len(final.links) == len(final.edits):
         if isinstance(bench.method, Rewired) and bench.begins_fresh and bench.method.rescale:
             masks = tuple(replace(mask, gain=gain_of(mask.keep)) for mask in masks)
-        plan, method = Plan(masks, graph.fingerprint), "masks by lot"
+        plan, method = Plan((*masks, *final.links), graph.fingerprint), "masks by lot"
     else:
         cut_like = _random_like(bench)
         plan, method = cut_like.plan(view), repr(cut_like)
