@@ -115,7 +115,7 @@ FILTERS: Mapping[str, Arm] = {
 }
 KERNELS: Mapping[str, Arm] = {
     "SNACS": snacs(),
-    "limits by a probe": snacs(probe=True),
+    "limits by the network": snacs(probe=False),
     "without limits": snacs(limits=False),
     "without protection": snacs(protect=False),
     "protection by propagation": snacs(propagated=True),

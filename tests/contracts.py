@@ -86,7 +86,7 @@ METHODS: tuple[Method, ...] = (
     Fisher(keep=0.6, normalise="none"),
     Activation(keep=0.5, of="alive", multiple=2),
     MINT(keep=0.5, groups=2, samples=6, minimum=2),
-    SNACS(keep=0.6, probe=True),
+    SNACS(keep=0.6),
     SNACS(keep=0.7, granularity="filters"),
     SNACS(keep=0.5, granularity="filters", budget="params", multiple=2, propagated=True, limits=False),
     GCNet(density=0.6, granularity="filters", mode="product", estimator="correlation"),

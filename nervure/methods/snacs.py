@@ -59,9 +59,10 @@ class SNACS:
         granularity: ``"kernels"`` masks connections, as in the paper; ``"filters"`` cuts whole units, which needs no
             sparse kernels to be fast.
         estimator: of the dependence, see :func:`nervure.dependence.conditional_connectivity`.
-        limits: whether to find an upper limit for each layer; needs labels. The network is asked what pruning each
-            layer alone costs it, eight times for each layer or group.
-        probe: whether limits are found by a probe on what each layer puts out instead, as in the paper: cheaper.
+        limits: whether to find an upper limit for each layer; needs labels.
+        probe: whether limits are found by a probe on what each layer puts out, as in the paper. If not, the network is
+            asked what pruning each group alone costs it, eight times for each. None: a probe for kernels, the network
+            for filters.
         slack: how much of what the network knows a layer alone may cost before its limit is reached, in [0, 1]; 1: no
             limit. Where the budget takes more, all layers get as much slack as it takes. With ``probe`` it is the share
             of the range of the layer's own quality. None: 0.15, with ``probe`` 0.7.
@@ -86,7 +87,7 @@ class SNACS:
     granularity: Granularity = "kernels"
     estimator: Estimator = "residual"
     limits: bool = True
-    probe: bool = False
+    probe: bool | None = None
     slack: float | None = None
     protect: bool = True
     propagated: bool = False
@@ -106,8 +107,9 @@ class SNACS:
         keep = require_budget(self.keep, "macs", "global", self.minimum, self.multiple)
         require_positive(self.samples, "samples")
         require_choice(self.ranking, get_args(Ranking), "ranking")
+        if self.paper or self.probe is None:
+            object.__setattr__(self, "probe", self.paper or self.granularity == "kernels")
         if self.paper:
-            object.__setattr__(self, "probe", True)
             object.__setattr__(self, "estimator", "hash")
             object.__setattr__(self, "per_class", self.per_class or PAPER_PER_CLASS)
             object.__setattr__(self, "samples", max(self.samples, PAPER_SAMPLES))
@@ -136,7 +138,7 @@ class SNACS:
         return self._survey().of(view, self.cache)
 
     def _survey(self) -> Survey:
-        assert self.slack is not None
+        assert self.slack is not None and self.probe is not None
         return Survey(
             per_unit=self.granularity == "filters",
             estimator=self.estimator,

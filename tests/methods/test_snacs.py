@@ -214,7 +214,7 @@ def require_within(plan: Plan, uppers: Mapping[str, float]) -> None:
 @pytest.mark.parametrize("granularity", ["kernels", "filters"])
 def test_limits_are_what_the_network_bears_and_give_way_together(granularity: Any) -> None:
     seen = view(taught(), pictures())
-    method = SNACS(keep=0.85, granularity=granularity, slack=0.4, protect=False)
+    method = SNACS(keep=0.85, granularity=granularity, probe=False, slack=0.4, protect=False)
     found = method.evidence(seen)
     assert any(limit.upper < 0.9 for limit in found.limits.values())
     for name, limit in found.limits.items():
@@ -227,7 +227,7 @@ def test_limits_are_what_the_network_bears_and_give_way_together(granularity: An
     plan = method.decide(seen, found)
     require_within(plan, {name: found.upper(name) for name in found.limits})
     assert "slack" not in plan.reached
-    strict = SNACS(keep=0.5, granularity=granularity, slack=0.0, protect=False)
+    strict = SNACS(keep=0.5, granularity=granularity, probe=False, slack=0.0, protect=False)
     found = strict.evidence(seen)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NervureWarning)
@@ -264,7 +264,7 @@ def test_units_that_the_network_can_do_without_have_no_limit() -> None:
 def test_labels_that_are_no_classes_of_the_network_are_refused() -> None:
     data = [(x, y + 5) for x, y in pictures()]
     with pytest.raises(DataError, match="labels that are classes"):
-        SNACS(keep=0.7).plan(view(net(), data))
+        SNACS(keep=0.7, probe=False).plan(view(net(), data))
 
 
 def test_magnitude_can_rank_within_the_limits() -> None:
@@ -396,6 +396,8 @@ def test_the_paper_scores_what_layers_put_out_and_takes_weights_with_their_sign(
         model[2].weight[3] = -2.0
     seen = view(model, data)
     paper = SNACS(keep=0.9, paper=True)
+    assert (SNACS().probe, SNACS().slack) == (paper.probe, paper.slack) == (True, 0.7)
+    assert (SNACS(granularity="filters").probe, SNACS(granularity="filters").slack) == (False, 0.15)
     assert (paper.estimator, paper.per_class, paper.samples) == ("hash", 250, 2500)
     found, ours = paper.evidence(seen), SNACS(keep=0.6).evidence(seen)
     assert found.scores["2.weight"][3].sum() == 0
@@ -427,11 +429,12 @@ def test_evidence_measured_before_is_used() -> None:
     seen = view(model, data)
     stats = measure(model, seen.graph, data, want={"connections", "labels"}, seed=0)
     given = View(seen.graph, seen.weights, stats)
-    for method in (SNACS(keep=0.7, probe=True), SNACS(keep=0.7, limits=False)):
+    for method in (SNACS(keep=0.7), SNACS(keep=0.7, granularity="filters", limits=False)):
         assert method.plan(given) == method.plan(seen)
-    assert SNACS(keep=0.7).plan(replace(seen, stats=stats)) == SNACS(keep=0.7).plan(seen)
+    asking = SNACS(keep=0.7, granularity="filters")
+    assert asking.plan(replace(seen, stats=stats)) == asking.plan(seen)
     with pytest.raises(DataError, match="give model and data, or use probe=True"):
-        SNACS(keep=0.7).plan(given)
+        asking.plan(given)
 
 
 def test_limits_need_labels_and_nothing_else_does() -> None:
