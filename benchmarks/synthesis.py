@@ -29,6 +29,7 @@ from nervure.zoo.dataset import Dataset
 ROOT = Path(__file__).resolve().parent.parent
 LINES = ROOT / "docs" / "results" / "synthesis.jsonl"
 LR, EVENTS, BATCH = 0.1, 15, 64
+CHOSEN_ON = (100, 101, 102)
 
 
 @dataclass(frozen=True)
@@ -151,18 +152,41 @@ def arms(task: Task, density: float) -> dict[str, Any]:
     return found
 
 
+def choices(task: Task, density: float) -> dict[str, Any]:
+    """What the default was chosen from, on validation images and seeds of their own."""
+    shared = {"events": EVENTS, "end": 0.75, "density": density}
+    grown: dict[str, Any] = {**shared, "start": task.start, **GROWTH[OURS], "schedule": "cosine", "grace": 2}
+    linear, cubic = {**grown, "ramp": "linear"}, {**grown, "ramp": "cubic"}
+    return {
+        "SET, cosine": SET(**shared, schedule="cosine"),
+        "RigL": RigL(events=EVENTS, density=density),
+        "linear, no pruning": Synthesis(**{**linear, "prune": 0.0}),
+        "linear, 10 % pruned": Synthesis(**{**linear, "prune": 0.1}),
+        "linear, 10 % pruned by activation": Synthesis(**{**linear, "prune": 0.1, "drop": "activation"}),
+        "cubic, no pruning": Synthesis(**{**cubic, "prune": 0.0}),
+        "cubic, 10 % pruned": Synthesis(**{**cubic, "prune": 0.1}),
+        "cubic, 20 % pruned by activation": Synthesis(**{**cubic, "prune": 0.2, "drop": "activation"}),
+        "cubic, 10 % pruned by activation, gradient of 10": Synthesis(
+            **{**cubic, "prune": 0.1, "drop": "activation", "pool": 10.0}
+        ),
+        "cubic, 20 % pruned by saliency": Synthesis(**{**cubic, "prune": 0.2, "drop": "saliency"}),
+    }
+
+
 def fresh(task: Task, seed: int) -> nn.Module:
     torch.manual_seed(seed)
     return task.network()
 
 
-def trained(task: Task, arm: Any, seed: int, *, longer: bool = False, begin: int | None = None) -> tuple[Any, History]:
+def trained(
+    task: Task, density: float, arm: Any, seed: int, *, longer: bool = False, begin: int | None = None
+) -> tuple[Any, History]:
     """Train one arm; with ``begin``, the network and the masks that seed begins with, whatever the seed of the rest."""
     data = task.data()
     model = fresh(task, seed if begin is None else begin)
     masks, hooks, epochs = None, [] if arm is None or arm == "static" else [arm], task.epochs
     if arm == "static" or begin is not None:
-        first = RigL(density=arm_density(arm, task)) if arm == "static" else arm
+        first = RigL(density=density) if arm == "static" else arm
         ground = first.ground(model, data.example(), {}, seed if begin is None else begin)
         with torch.no_grad():
             for name, weight in ground.weights.items():
@@ -179,13 +203,6 @@ def trained(task: Task, arm: Any, seed: int, *, longer: bool = False, begin: int
         model, batches, epochs=epochs, lr=LR, masks=masks, hooks=hooks, seed=seed, validation=validation, progress=False
     )
     return model, history
-
-
-CURRENT: dict[str, float] = {}
-
-
-def arm_density(arm: Any, task: Task) -> float:
-    return CURRENT["density"]
 
 
 def effective(model: nn.Module) -> float | None:
@@ -206,8 +223,7 @@ def effective(model: nn.Module) -> float | None:
 def trial(name: str, density: float, arm: str, seed: int) -> dict[str, Any]:
     task, started = TASKS[name], time.perf_counter()
     method = arms(task, density)[arm]
-    CURRENT["density"] = density
-    model, history = trained(task, method, seed, longer=arm.endswith("longer"))
+    model, history = trained(task, density, method, seed, longer=arm.endswith("longer"))
     data = task.data()
     validation, test = (accuracy_and_auc(model, split.batches(1000)) for split in (data.validation, data.test))
     there = sum(int(mask.sum()) for mask in history.masks.values())
@@ -232,13 +248,22 @@ def trial(name: str, density: float, arm: str, seed: int) -> dict[str, Any]:
     }
 
 
+def choice(name: str, density: float, arm: str, seed: int) -> dict[str, Any]:
+    """One candidate for the default, judged on validation images alone."""
+    task, started = TASKS[name], time.perf_counter()
+    model, history = trained(task, density, choices(task, density)[arm], seed)
+    found = accuracy_and_auc(model, task.data().validation.batches(1000))
+    cost = mean_density(history.events, history.steps) / density
+    line = {"kind": "choice", "task": name, "of": density, "arm": arm, "seed": seed}
+    return {**line, "validation": found.accuracy, "cost": cost, "seconds": round(time.perf_counter() - started, 2)}
+
+
 def likeness(name: str, density: float, arm: str, group: int, shared: bool) -> dict[str, Any]:
     """Three runs that begin alike, or apart: how much of their masks they share."""
     task, started = TASKS[name], time.perf_counter()
-    CURRENT["density"] = density
     method = arms(task, density)[arm]
     seeds = [10 * group + i for i in range(3)]
-    runs = [trained(task, method, seed, begin=10 * group if shared else None) for seed in seeds]
+    runs = [trained(task, density, method, seed, begin=10 * group if shared else None) for seed in seeds]
     masks = [run.masks for _, run in runs]
     graph = trace(task.network(), task.data().example())
     alike = [similarity(a, b) for a, b in combinations(masks, 2)]
@@ -274,6 +299,9 @@ def in_order(graph: Any, one: tuple[nn.Module, History], other: tuple[nn.Module,
 
 def wanted(names: Sequence[str]) -> Iterator[tuple[Any, ...]]:
     """All trials, the first seeds of everything first."""
+    for name in [name for name in names if name != "convolutional"]:
+        for arm in choices(TASKS[name], TASKS[name].densities[0]):
+            yield from (("choice", name, TASKS[name].densities[0], arm, seed) for seed in CHOSEN_ON)
     for seed in range(max(task.seeds for task in TASKS.values())):
         for name in names:
             task = TASKS[name]
@@ -286,7 +314,7 @@ def wanted(names: Sequence[str]) -> Iterator[tuple[Any, ...]]:
 
 
 def key(line: Mapping[str, Any]) -> tuple[Any, ...]:
-    last = (line["seed"],) if line["kind"] == "trial" else (line["group"], line["shared"])
+    last = (line["group"], line["shared"]) if line["kind"] == "likeness" else (line["seed"],)
     return (line["kind"], line["task"], line["of"], line["arm"], *last)
 
 
@@ -299,13 +327,15 @@ def lines() -> list[dict[str, Any]]:
 def run(names: Sequence[str]) -> None:
     torch.set_num_threads(1)
     done = {key(line) for line in lines()}
-    kinds: Mapping[str, Callable[..., dict[str, Any]]] = {"trial": trial, "likeness": likeness}
+    kinds: Mapping[str, Callable[..., dict[str, Any]]] = {"trial": trial, "likeness": likeness, "choice": choice}
     for what in wanted(names):
         if what not in done:
             found = kinds[what[0]](*what[1:])
             with LINES.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(found) + "\n")
-            print(what, found.get("accuracy", found.get("overlap")), found["seconds"], flush=True)
+            print(
+                what, found.get("accuracy", found.get("overlap", found.get("validation"))), found["seconds"], flush=True
+            )
 
 
 # The page
@@ -347,6 +377,21 @@ def table(name: str, density: float, found: Sequence[Mapping[str, Any]]) -> list
     return [*rows, ""]
 
 
+def chosen(found: Sequence[Mapping[str, Any]]) -> list[str]:
+    names = [name for name in TASKS if any(line["kind"] == "choice" and line["task"] == name for line in found)]
+    rows = [f"| variant | {' | '.join(f'{name} | cost' for name in names)} |", "|---" * (1 + 2 * len(names)) + "|"]
+    arms = dict.fromkeys(line["arm"] for line in found if line["kind"] == "choice")
+    for arm in arms:
+        cells = [arm]
+        for name in names:
+            mine = [line for line in found if (line["kind"], line["task"], line["arm"]) == ("choice", name, arm)]
+            cells += (
+                [spread(m["validation"] for m in mine), f"{mean(m['cost'] for m in mine):.2f}"] if mine else ["", ""]
+            )
+        rows.append(f"| {' | '.join(cells)} |")
+    return rows
+
+
 def likenesses(found: Sequence[Mapping[str, Any]]) -> list[str]:
     rows = [
         "| method | start | overlap | chance | Jaccard | input layer (chance) | aligned | in all three (chance) |",
@@ -384,7 +429,9 @@ def write() -> None:
     for name, task in TASKS.items():
         for density in task.densities:
             parts += table(name, density, found)
-    parts += ["## What runs share", "", *likenesses(found), ""]
+    if any(line["kind"] == "likeness" for line in found):
+        parts += ["## What runs share", "", *likenesses(found), ""]
+    parts += ["## How the default was chosen", "", "Validation accuracy, seeds 100 to 102.", "", *chosen(found), ""]
     LINES.with_suffix(".md").write_text("\n".join(parts), encoding="utf-8")
 
 

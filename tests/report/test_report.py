@@ -20,6 +20,7 @@ from nervure.errors import FileError
 from nervure.report import Point, Report, Row, Width, graph_page, to_html, to_markdown
 from nervure.report.charts import line_chart, nice_ticks, slug
 from nervure.report.connectivity import limits, matrices
+from nervure.report.rewiring import event_lines, events_chart, similarity_chart
 from nervure.report.shift import picture_uri
 from nervure.report.tables import comparison, pinned, stays
 from nervure.zoo import build
@@ -279,3 +280,17 @@ def test_a_picture_in_a_page_is_the_picture(channels: int) -> None:
     small = shown.resize((12, 8), image.Resampling.NEAREST)
     levels = torch.tensor(list(small.tobytes()), dtype=torch.uint8).view(8, 12, channels).permute(2, 0, 1)
     assert torch.equal(levels, picture)
+
+
+def test_the_events_of_a_method_that_rewires_are_drawn() -> None:
+    start = {"kind": "start", "step": 0, "density": 0.2, "dropped": 0, "grown": 0, "weights": 50}
+    events = [start, start | {"kind": "rewire", "step": 4, "density": 0.3, "grown": 5}]
+    assert event_lines(events) == {"density": [(0, 20.0), (4, 30.0)], "grown": [(4, 10.0)]}
+    assert events_chart(events).count("<polyline") == 2
+    assert not events_chart([start]) and not events_chart([])
+
+
+def test_how_alike_runs_are_is_drawn_darker_the_more_it_exceeds_chance() -> None:
+    picture = similarity_chart(["a<b", "c"], [[1.0, 0.6], [0.6, 1.0]], 0.2)
+    assert picture.count("<rect") == 4 and "a&lt;b" in picture and "chance 20 %" in picture
+    assert [shade.split('"')[0] for shade in picture.split('fill-opacity="')[1:]] == ["1.00", "0.50", "0.50", "1.00"]
