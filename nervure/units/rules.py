@@ -83,7 +83,17 @@ def picked(carrier: Carrier, entry: Entry) -> Nodes:
         return moved(carrier, entry)
     if table.id not in carrier.nodes and len(carrier.shape(table)) > 1 and entry.name in ("index", "index_select"):
         return [carrier.look_up(entry, table, chosen[0])]
-    return otherwise(carrier, entry)
+    return _routed(carrier, entry) or otherwise(carrier, entry)
+
+
+def _routed(carrier: Carrier, entry: Entry) -> Nodes | None:
+    """Rows of an activation that an input chooses, as experts do: along the other axes units stay what they are."""
+    nodes, shape = carrier.of(entry.args[0]), carrier.shape(entry.outs[0])
+    indices = entry.args[1] if entry.name == "index" else (None,)
+    leading = len(indices) if all(isinstance(i, Ref) for i in indices) else 0
+    if not leading or any(n > 1 for n in nodes.shape[:leading]):
+        return None
+    return [aligned(nodes[(0,) * leading], len(shape))]
 
 
 def stacked(carrier: Carrier, entry: Entry) -> Nodes:

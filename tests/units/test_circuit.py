@@ -334,6 +334,35 @@ def test_a_recurrent_layer_is_unrolled() -> None:
     assert len({id(b.matrix) for b in circuit.bundles if b.matrix.shape == (3, 3) and b.kind == "weight"}) == 1
 
 
+class Routed(nn.Module):
+    """Tokens go to one of two experts, as a gate has it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.one, self.two = nn.Linear(3, 2), nn.Linear(3, 3), nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        best = self.gate(x).argmax(-1)
+        out = torch.zeros_like(x)
+        for number, expert in enumerate((self.one, self.two)):
+            (at,) = torch.where(best == number)
+            out.index_add_(0, at, expert(x[at]))
+        return out
+
+
+def test_experts_that_inputs_choose_keep_their_units_apart() -> None:
+    net = Routed()
+    circuit = draw_circuit(net, torch.randn(9, 3))
+    assert circuit.notes == ()
+    found = {edge: value for edge, value in edges(circuit).items() if "gate" not in edge[0] + edge[1]}
+    assert found == near(
+        joined(net.one.weight, "input", "one")
+        | joined(net.two.weight, "input", "two")
+        | straight("one", "model.index_add", 3)
+        | straight("two", "model.index_add", 3)
+    )
+
+
 class Fourier(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return torch.fft.fft(x, dim=-1).real
