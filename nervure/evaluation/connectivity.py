@@ -200,23 +200,21 @@ class Connectivity:
 
     @cached_property
     def directed_distance(self) -> float:
-        """The share of the reference's directed heat that does not arrive where it did, in [0, 1].
+        """The share of the reference's directed heat at the outputs that does not arrive there, in [0, 1].
 
-        A measure of nervure's own. For each layer the part of the reference's heat that has no counterpart on the same
-        unit here; then the mean over layers. It grows where heat is lost in dead ends and where it piles up on few
-        units. Layers and units are those of the reference.
+        A measure of nervure's own: what arrives at an output beyond what the reference has there makes up for nothing.
+        It grows where heat is lost in dead ends and where some outputs get little.
 
         Raises:
             ArgumentError: there is no reference, or a layer has another number of units in it.
         """
         other = self._required_reference()
-        whole = other.mesh.whole == np.arange(other.circuit.size)
-        lost = [
-            1 - float(np.minimum(mine, theirs)[whole[stage.nodes]].sum() / theirs[whole[stage.nodes]].sum())
-            for stage, mine, theirs in self._paired(self._directed, other._directed)
-            if stage.kind != "input" and theirs[whole[stage.nodes]].any()
-        ]
-        return float(np.mean(lost)) if lost else 0.0
+        ends = np.zeros(other.circuit.size)
+        ends[other.mesh.whole[other.circuit.outputs]] = 1.0
+        pairs = [(mine, theirs * ends[s.nodes]) for s, mine, theirs in self._paired(self._directed, other._directed)]
+        total = sum(float(theirs.sum()) for _, theirs in pairs)
+        arrived = sum(float(np.minimum(mine, theirs).sum()) for mine, theirs in pairs)
+        return 1 - arrived / total if total > 0 else 0.0
 
     # -- the undirected graph -------------------------------------------------------------------------------------
 
