@@ -183,7 +183,7 @@ TIMM = [
     "resnetv2_50",
     "resnext50_32x4d",
     "rexnet_100",
-    "samvit_base_patch16",
+    "samvit_base_patch16_224",
     "selecsls42",
     "sequencer2d_s",
     "seresnet18",
