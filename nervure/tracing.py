@@ -12,7 +12,16 @@ from nervure.errors import NervureError, VerificationError
 from nervure.graph.blocks import is_doubtful, with_blocks
 from nervure.graph.example import evaluating, is_weightless, placed_like, unfaked
 from nervure.graph.tape import Entry
-from nervure.graph.trace import Choice, Drawing, check_weights, chosen_patterns, draw, kept_by_choice, pinned_by_choice
+from nervure.graph.trace import (
+    Choice,
+    Drawing,
+    check_modules,
+    check_weights,
+    chosen_patterns,
+    draw,
+    kept_by_choice,
+    pinned_by_choice,
+)
 from nervure.graph.types import Graph
 from nervure.plan import Cut, Drop, Keep, Plan
 from nervure.surgery.apply import apply
@@ -47,7 +56,7 @@ def trace(
 
     Raises:
         ForwardError: the model's own forward raised; its error is the cause.
-        TraceError: the weights are not finite, or no tensor came out.
+        TraceError: the weights are not finite or have no shape yet, a module is TorchScript, or no tensor came out.
         ArgumentError: ``example``, ``ignore`` or ``only`` is not what it should be.
     """
     return drawn(model, example, ignore, only, outputs=outputs, inputs=inputs, inside_heads=inside_heads).graph
@@ -64,6 +73,7 @@ def drawn(
     inside_heads: bool = False,
 ) -> Drawing:
     """What :func:`trace` finds, with the run that it was read from: for more questions about the same model."""
+    check_modules(model)
     choices = chosen_patterns(model, ignore, only)
     with unfaked(model) as real, evaluating(real):
         check_weights(real)

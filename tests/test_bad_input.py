@@ -100,6 +100,15 @@ def test_weights_that_are_not_finite(value: float) -> None:
         prune(broken(value), IMAGE, Magnitude(keep=0.5))
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning", "ignore:Lazy modules:UserWarning")
+def test_modules_that_cannot_be_seen_into_or_have_no_weights_yet() -> None:
+    scripted = torch.jit.trace(nn.Linear(4, 8), torch.ones(2, 4))
+    with pytest.raises(TraceError, match=r"^1 is TorchScript.*made from"):
+        trace(nn.Sequential(nn.Linear(4, 4), scripted), torch.ones(2, 4))
+    with pytest.raises(TraceError, match=r"0\.weight has no shape yet"):
+        trace(nn.Sequential(nn.LazyLinear(8)), torch.ones(2, 4))
+
+
 def test_scores_that_are_missing_or_of_the_wrong_size() -> None:
     graph = trace(resnet(), IMAGE)
     scores = {g.name: torch.ones(g.size) for g in graph.prunable}

@@ -557,6 +557,19 @@ def matches(tensor: str, pattern: str) -> bool:
     return any(_fits(".".join(parts[: i + 1]), pattern) for i in range(len(parts)))
 
 
+def check_modules(model: nn.Module) -> None:
+    """Raise :class:`TraceError` where a module is compiled to TorchScript, or has no weights yet."""
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise TraceError(
+                f"{name or 'the model'} is TorchScript, whose parts cannot be seen or cut. Give the module that it was "
+                "made from, and script the result."
+            )
+    for name, parameter in model.named_parameters():
+        if isinstance(parameter, nn.parameter.UninitializedParameter):
+            raise TraceError(f"{name} has no shape yet (a lazy module). Run the model once on an example first.")
+
+
 def check_weights(model: nn.Module) -> None:
     """Raise :class:`TraceError` where a parameter or buffer is NaN, or infinite (which a mask may be)."""
     learnt = {name for name, _ in model.named_parameters()}

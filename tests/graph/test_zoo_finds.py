@@ -368,6 +368,20 @@ class WidthOfTheStream(nn.Module):
         return self.out(x + self.mix(y.transpose(1, 2).flatten(2)))
 
 
+class Codebook(nn.Module):
+    """The nearest of a table's rows, found by distances: code and rows are as wide as each other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.out = nn.Linear(5, 6), nn.Linear(6, 3)
+        self.register_buffer("rows", torch.randn(7, 6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        far = torch.cdist(x, self.rows)
+        return self.out(x + F.embedding(far.argmin(1), self.rows)) + far.mean(1, keepdim=True)
+
+
 class MaskOfInfinities(nn.Module):
     """A causal mask made of minus infinity, which the model keeps."""
 
@@ -406,6 +420,7 @@ FINDS: dict[type[nn.Module], tuple[Any, set[str]]] = {
     Packed: ((noise(3, 4, 5), torch.tensor([4, 3, 1])), {"embed", "rnn.widths"}),
     OneForAllHeads: (noise(2, 4, 5), {"q", "shared"}),
     WidthOfTheStream: (noise(2, 4, 5), {"embed"}),
+    Codebook: (noise(4, 5), {"embed"}),
     MaskOfInfinities: (noise(4, 2, 5), {"embed", "attention"}),
 }
 

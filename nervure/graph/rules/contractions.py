@@ -120,6 +120,21 @@ def dot(flow: Flow, entry: Entry) -> list[Space]:
     return [Space()]
 
 
+def distances(flow: Flow, entry: Entry) -> list[Space]:
+    """Distances between the rows of ``x`` [..., n, d] and of ``y`` [..., m, d]: [..., n, m]."""
+    x, y = entry.args[:2]
+    rank, other = len(flow.shape(x)), len(flow.shape(y))
+    left, right = contract(flow, (0, rank - 1), (1, other - 1))
+    # A sum of differences: what leaves has to be zero on both sides.
+    flow.read(1, other - 1, left or right, "sum")
+    for ref, last in ((x, rank - 2), (y, other - 2)):
+        for axis in range(last):
+            flow.store.pin([z.labels for z in flow.layers(ref, axis)], f"a batch of distances at {flow.at()}")
+    n = len(flow.shape(entry.outs[0]))
+    rows, columns = flow.layers(x, rank - 2), flow.layers(y, other - 2)
+    return [Space((*[made(z, n - 2, n) for z in rows], *[made(z, n - 1, n) for z in columns]))]
+
+
 def linear(flow: Flow, entry: Entry) -> list[Space]:
     """``x @ weight.T + bias`` over the last axis."""
     x, w = entry.args[:2]
@@ -315,6 +330,7 @@ CONTRACTIONS: Mapping[str, Rule] = {
     "dot": dot,
     "vdot": dot,
     "linear": linear,
+    **dict.fromkeys(("cdist", "_cdist_forward", "_euclidean_dist"), distances),
     "convolution": convolution,
     "convolution_overrideable": convolution,
     **dict.fromkeys(("embedding", "_embedding_bag", "_embedding_bag_forward_only"), embedding),
