@@ -10,6 +10,7 @@ Differs from it by default: connectivity decides *which* connections of a layer 
 *how many*.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import final, get_args
@@ -33,6 +34,15 @@ from nervure.scores.guidance import Criterion, Mode, combined, judged, matched
 from nervure.scores.layers import Layer
 
 HALF = 0.5
+PAPER: Mapping[str, object] = {
+    "granularity": "connection",
+    "distribution": "uniform",
+    "mode": "split",
+    "start": None,
+    "estimator": "classwise",
+    "criterion": "magnitude",
+    "rounds": 1,
+}
 
 
 @final
@@ -81,10 +91,8 @@ class GCNet(Sparse):
     def check(self) -> None:
         """Complain about a hyper-parameter that is out of range."""
         if self.paper:
-            published = GCNet()
-            for name in ("granularity", "mode", "start", "estimator", "criterion", "rounds"):
-                object.__setattr__(self, name, getattr(published, name))
-            object.__setattr__(self, "distribution", "uniform")
+            for name, value in PAPER.items():
+                object.__setattr__(self, name, value)
         for name, choices in (("mode", Mode), ("estimator", Dependence), ("criterion", Criterion), ("budget", Budget)):
             require_choice(getattr(self, name), get_args(choices), name)
         require_positive(self.rounds, "rounds")

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from nervure.errors import ArgumentError, DataError
 from nervure.evaluation import ConnectivityShift, connectivity_shift, evaluate_shift
 from nervure.evaluation.shift import shifted
+from nervure.methods import companion
 from nervure.scores import connectivity
 
 Data = list[tuple[Tensor, Tensor]]
@@ -64,8 +65,11 @@ def test_connections_that_are_gone_do_not_move() -> None:
     model, pruned, data = net(), net(), pictures()
     with torch.no_grad():
         pruned[2].weight[:, 1:] = 0
-    found = connectivity_shift({"dense": model, "pruned": pruned}, data, shift=["contrast"], progress=False)
-    assert found.by_layer("dense")["2.weight"] != found.by_layer("pruned")["2.weight"]
+    found = connectivity_shift({"dense": model, "pruned": pruned}, data, shift=["gaussian_noise"], progress=False)
+    moved = list(shifted(data, "gaussian_noise", 3))
+    clean, noisy = (companion(pruned, data[0][0], batches)["2.weight"].weight[:, :1] for batches in (data, moved))
+    expected = float((noisy - clean).norm() / clean.norm())
+    assert found.rows["pruned"]["gaussian_noise", 3]["2.weight"] == pytest.approx(expected, rel=1e-4)
     lines = found.table().splitlines()
     assert lines[0] == "| layer | dense | pruned |"
     assert [line.split(" |")[0] for line in lines[2:]] == ["| 2", "| 6", "| mean"]
