@@ -9,13 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune as operators
 
-from nervure import GCNet, prune, trace
+from nervure import GCNet, MagnitudeMasks, prune, trace
 from nervure.dependence import correlation
 from nervure.errors import ArgumentError, BudgetError, DataError, NervureWarning
 from nervure.graph.tape import named_tensors
 from nervure.methods import View, companion
 from nervure.methods.connectivity import Connectivity
-from nervure.methods.skips import Largest
 from nervure.report.connectivity import connectivity_page
 from tests.networks import NETWORKS
 
@@ -67,7 +66,7 @@ def view(model: nn.Module, data: Any) -> View:
     return View(trace(model, example), weights, None, 0, model, example, data)
 
 
-def masks(method: GCNet | Largest, model: nn.Module, data: Any) -> dict[str, Tensor]:
+def masks(method: GCNet | MagnitudeMasks, model: nn.Module, data: Any) -> dict[str, Tensor]:
     whole = {name: torch.ones_like(p, dtype=torch.bool) for name, p in model.named_parameters() if p.ndim > 1}
     return whole | {mask.tensor: mask.keep.tensor() for mask in method.plan(view(model, data)).masks}
 
@@ -194,7 +193,7 @@ def test_pure_keeps_the_best_connected_and_split_the_largest_where_it_is_early()
     found = companion(model, data[0][0][:2], data)
     options: Any = {"density": 0.5, "distribution": "uniform", "guard": "none"}
     pure, split = (masks(GCNet(mode=mode, **options), model, data) for mode in ("pure", "split"))
-    largest = masks(Largest(**options), model, data)
+    largest = masks(MagnitudeMasks(**options), model, data)
     for name in ("2.weight", "4.weight", "6.weight"):
         scores = found[name].weight.data
         assert scores[pure[name]].min() >= scores[~pure[name]].max()
@@ -210,7 +209,7 @@ def test_in_a_global_ranking_magnitude_says_how_many_and_connectivity_which() ->
     with torch.no_grad():
         model[4].weight.mul_(3)
     ours = masks(GCNet(density=0.3, mode="pure", guard="none"), model, data)
-    largest = masks(Largest(density=0.3, guard="none"), model, data)
+    largest = masks(MagnitudeMasks(density=0.3, guard="none"), model, data)
     assert {n: int(m.sum()) for n, m in ours.items()} == {n: int(m.sum()) for n, m in largest.items()}
     assert any(not torch.equal(ours[name], largest[name]) for name in ours)
 
