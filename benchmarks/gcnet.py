@@ -1,9 +1,9 @@
 """GC-Net under shift: connectivity against magnitude, SNIP, Wanda and a lot, at equal density and equal fine-tuning.
 
-A narrow VGG-11-BN on Fashion-MNIST at 16 x 16, three seeds, three sparsities. Run ``python benchmarks/gcnet.py``; a line
-of ``docs/results/gcnet.jsonl`` is one pruned network; a run that was stopped goes on with the next seed.
-``python benchmarks/gcnet.py --table`` writes ``docs/results/gcnet.md`` from the lines that are there. Which variant is
-the best is read off the validation split under the four held-out corruptions; the 15 others are the test.
+A narrow VGG-11-BN on Fashion-MNIST at 16 x 16, three seeds, three sparsities. Run ``python benchmarks/gcnet.py``.
+A line of ``docs/results/gcnet.jsonl`` is one pruned network; a run that was stopped goes on with the next seed, and
+with ``--table`` only ``docs/results/gcnet.md`` is written, from the lines that are there. Which variant is best is read
+off the validation split under the four held-out corruptions; the 15 others are the test.
 """
 
 import json
