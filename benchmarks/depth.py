@@ -489,9 +489,10 @@ be read here, not the accuracy that networks reach. The three deep networks have
 and the main methods only, so that the study ends within hours of one core; what each got stands above its table.
 Accuracies are in percent, mean and standard deviation over seeds; "above random" is the difference of recovered
 accuracies to the mean of two random lots, seed by seed. "Unrecovered" is after recalibration of batch norms. Time is
-processor time for a batch of 32, in turn with the dense network (the machine was shared). Methods that choose the same
-blocks share one trial. Score and policy of the default were [chosen on validation images](depth_choice.md); here
-are test images."""
+processor time for a batch of 32, in turn with the dense network (the machine was shared); the first half of the trials
+have wall-clock time in turn instead, so read that column as rough. At equal time all is processor time.
+Methods that choose the same blocks share one trial. Score and policy of the default were [chosen on validation
+images](depth_choice.md); here are test images."""
 
 
 def main(names: Sequence[str]) -> None:
