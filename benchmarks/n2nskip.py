@@ -315,8 +315,13 @@ def accuracies(found: Found, network: str) -> list[str]:
     lines = ["| | " + " | ".join(f"{d:.0%}" for d in DENSITIES) + " |", "|---|" + "---:|" * len(DENSITIES)]
     for arm in ARMS:
         cells = [spread([r["accuracy"] for r in found.get((network, d, arm), {}).values()]) for d in DENSITIES]
-        lines.append(f"| {arm} | " + " | ".join(cells) + " |")
+        lines += _row(arm, cells)
     return lines
+
+
+def _row(name: str, cells: list[str]) -> list[str]:
+    """A row of a table, where anything was measured."""
+    return [f"| {name} | " + " | ".join(cells) + " |"] if set(cells) != {"-"} else []
 
 
 def gains(found: Found, network: str) -> list[str]:
@@ -327,7 +332,7 @@ def gains(found: Found, network: str) -> list[str]:
             _gain(found.get((network, d, f"{name}, N2NSkip"), {}), found.get((network, d, f"{name}, twin"), {}))
             for d in DENSITIES
         ]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+        lines += _row(name, cells)
     cells = [_gain(*(best(found, network, d, part) for part in ("N2NSkip", "twin"))) for d in DENSITIES]
     lines.append("| best N2NSkip less best twin | " + " | ".join(cells) + " |")
     return lines
@@ -343,7 +348,7 @@ def _gain(here: Mapping[int, dict[str, Any]], there: Mapping[int, dict[str, Any]
     both = sorted(here.keys() & there.keys())
     gaps = [here[seed]["accuracy"] - there[seed]["accuracy"] for seed in both]
     text = spread(gaps)
-    return text if text.startswith(("-", "0.0")) else f"+{text}"
+    return text if text.startswith("-") else f"+{text}"
 
 
 def choices(found: Found) -> list[str]:
@@ -357,7 +362,7 @@ def choices(found: Found) -> list[str]:
             spread([r["accuracy"] for r in here.values()]) if variant == "twin" else _gain(here, twin)
             for here, twin in rows
         ]
-        lines.append(f"| {arm} | " + " | ".join(cells) + " |")
+        lines += _row(arm, cells)
     return lines
 
 
@@ -383,7 +388,7 @@ def ranks(found: Found, joined: Found) -> list[str]:
             for seed, record in found.get((network, density, arm), {}).items()
             if seed in joined.get((network, density, arm), {})
         ]
-        if len(rows) < len(PAIRS) // 2:
+        if len(rows) < len(PAIRS):
             continue
         cells = [
             f"{sign * _spearman([a['accuracy'] for a, _ in rows], [b[name] for _, b in rows]):+.2f}"
