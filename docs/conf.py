@@ -15,6 +15,8 @@ html_title = "nervure"
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 
+# The reference is built without the libraries whose loops they join.
+autodoc_mock_imports = ["lightning", "pytorch_lightning", "transformers"]
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"

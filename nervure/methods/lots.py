@@ -13,7 +13,6 @@ from nervure.errors import BudgetError, NervureWarning
 from nervure.methods.base import View
 from nervure.methods.sparse import Field, Scored
 from nervure.plan import Keep, Mask, Plan
-from nervure.scores.layers import layers
 
 CROWDING = (0.0, 1.0, 4.0, 1e3)
 """How strongly paths are drawn to the same units, tried in turn until they fit into the layers."""
@@ -50,13 +49,14 @@ def masks_by_lot(view: View, plan: Plan, *, seed: int) -> tuple[Mask, ...]:
 def _drawn(
     field: Field, lots: Scored, keeps: Mapping[str, Tensor], plan: Plan, generator: torch.Generator
 ) -> dict[str, Tensor]:
-    patterns = {name: _pattern(keep, plan) for name, keep in keeps.items()}
+    parents = {layer.tensor: layer.blocks for layer in field.layers()}
+    told = {name: (keep, _pattern(keep, plan), parents.get(name)) for name, keep in keeps.items()}
     popular = _popularity(field, generator)
     for strength in CROWDING:
         biased = {name: lots[name] + strength * popular[name] for name in lots}
         fixed = field.lifelines(biased, "paths") or {}
         try:
-            return {name: _of_one(lots[name], keep, patterns[name], fixed.get(name)) for name, keep in keeps.items()}
+            return {name: _of_one(lots[name], *one, fixed.get(name)) for name, one in told.items()}
         except BudgetError:
             continue
     warnings.warn(
@@ -65,10 +65,10 @@ def _drawn(
         NervureWarning,
         stacklevel=4,
     )
-    return {name: _of_one(lots[name], keep, patterns[name], None) for name, keep in keeps.items()}
+    return {name: _of_one(lots[name], *one, None) for name, one in told.items()}
 
 
-def _of_one(lots: Tensor, keep: Tensor, pattern: Pattern, fixed: Tensor | None) -> Tensor:
+def _of_one(lots: Tensor, keep: Tensor, pattern: Pattern, parents: Tensor | None, fixed: Tensor | None) -> Tensor:
     """As many of one tensor as ``keep`` has; BudgetError where what is fixed are more."""
     if pattern.most is not None:
         # Of every m inputs some stay, so every output hears.
@@ -78,7 +78,13 @@ def _of_one(lots: Tensor, keep: Tensor, pattern: Pattern, fixed: Tensor | None) 
             raise BudgetError("nothing of this tensor stays.")
         return keep
     density = int(keep.sum()) / keep.numel()
-    return sparse_masks({"": lots}, density=density, pattern=pattern, fixed=None if fixed is None else {"": fixed})[""]
+    return sparse_masks(
+        {"": lots},
+        density=density,
+        pattern=pattern,
+        fixed=None if fixed is None else {"": fixed},
+        parents=None if parents is None else {"": parents},
+    )[""]
 
 
 def _pattern(keep: Tensor, plan: Plan) -> Pattern:
@@ -95,8 +101,7 @@ def _popularity(field: Field, generator: torch.Generator) -> Scored:
     graph = field.view.graph
     units = {group.name: torch.rand(group.size, generator=generator, dtype=torch.float64) for group in graph.groups}
     found = {name: torch.zeros_like(weight, dtype=torch.float64) for name, weight in field.weights.items()}
-    transposed = {s.tensor for s in field.sheets if s.transposed}
-    for layer in layers(graph, field.view.weights, field.weights, transposed=transposed):
+    for layer in field.layers():
         parents = torch.zeros(layer.parents, dtype=torch.float64)
         for group, part in layer.columns:
             index = torch.tensor(part.array)

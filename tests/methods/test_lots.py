@@ -72,6 +72,7 @@ def test_no_class_is_disconnected_where_lots_without_a_guard_lose_some() -> None
         MagnitudeMasks(density=0.2, granularity="kernel"),
         ERK(density=0.3, granularity="block", block=(2, 2), seed=1),
         ERK(density=0.5, granularity="2:4", seed=1),
+        ERK(density=0.2, granularity="connection", seed=1),
     ],
     ids=repr,
 )
@@ -86,7 +87,7 @@ def test_a_residual_network_has_a_twin_of_the_same_counts_and_pattern(method: Sp
     assert all(a.keep != b.keep for a, b in zip(twin, plan.masks, strict=True) if a.keep.count > 4)
     for mask in twin:
         keep = mask.keep.tensor()
-        if method.granularity in ("kernel", "block"):
+        if method.granularity in ("kernel", "block", "connection"):
             flat = keep.flatten(2) if keep.ndim > 2 else keep[:, :, None]
             assert (flat.all(2) | ~flat.any(2)).all()
         if method.granularity == "block":
