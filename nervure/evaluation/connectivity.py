@@ -144,6 +144,15 @@ class Connectivity:
         return log_sum(self._mass.arrived[self.circuit.outputs]) / math.log(10)
 
     @cached_property
+    def output_width(self) -> float:
+        """How evenly the mass of paths is spread over the outputs, in [0, 1]: the share of them that carry it.
+
+        The exponential of the entropy of their shares, over their number: 1 where all get as much, 0 without paths.
+        """
+        outputs = self.circuit.outputs
+        return _width(self._mass.arrived[outputs]) / max(1, len(outputs))
+
+    @cached_property
     def _rows(self) -> tuple[tuple[str, Ints, Census | None], ...]:
         """The inputs and the layers: name, nodes [readings of its weight, units], and what was counted."""
         stages = self.circuit.stages
@@ -324,6 +333,7 @@ class Connectivity:
             "isolated": self.isolated,
             "spectral_gap": self.spectral_gap,
             "path_mass": _finite(self.path_mass),
+            "output_width": self.output_width,
             "dead": {name: list(units) for name, units in self.dead.items()},
             "dead_classes": list(self.dead_classes),
             "layers": [{**asdict(row), "mass": _finite(row.mass)} for row in self.layers],
@@ -454,6 +464,7 @@ def measures(
         "dead_units": sum(map(len, found.dead.values())),
         "dead_classes": len(found.dead_classes),
         "path_mass": found.path_mass,
+        "output_width": found.output_width,
         "directed_distance": found.directed_distance,
         **dict(zip(names, found.distances(found.times, relative=True), strict=True)),
     }

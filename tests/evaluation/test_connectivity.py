@@ -58,6 +58,13 @@ def test_directed_distance_by_hand() -> None:
     assert found.directed_distance == pytest.approx(0.5)  # heat is (2, 0) where it was (1, 1)
 
 
+def test_the_width_of_outputs_by_hand() -> None:
+    even, one = mlp([[1, 1], [1, 1], [1, 1], [1, 1]]), mlp([[1, 1], [0, 0], [0, 0], [0, 0]])
+    assert connectivity(even, torch.zeros(1, 2)).output_width == pytest.approx(1.0)
+    assert connectivity(one, torch.zeros(1, 2)).output_width == pytest.approx(0.25)
+    assert connectivity(mlp([[0.0, 0.0]]), torch.zeros(1, 2)).output_width == 0
+
+
 @pytest.mark.parametrize("t", [0.0, 0.5, 10.0, math.inf])
 def test_a_network_is_at_no_distance_from_itself(t: float) -> None:
     net = zoo.build("resnet8")
