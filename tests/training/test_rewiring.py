@@ -472,7 +472,7 @@ def test_a_run_on_other_data_or_from_another_topology_is_not_gone_on_with(tmp_pa
     quiet(network(), method, checkpoint=path)
     with pytest.raises(FileError, match="another first batch of data"):
         quiet(network(), method, checkpoint=path, data=batches(seed=3))
-    with pytest.raises(FileError, match="another topology to begin with"):
+    with pytest.raises(FileError, match="began with other masks"):
         quiet(network(), method, checkpoint=path, masks=masks)
     with pytest.raises(FileError, match="another timetable"):
         quiet(network(), method, checkpoint=path, data=batches()[:7])
