@@ -259,13 +259,15 @@ def _block(bundle: Bundle, number: Ints, whole: Ints) -> Block:
 
 
 def _ties(block: Block) -> Iterator[tuple[Ints, Ints]]:
-    """Edges that connect what a block connects, but few: each row to its first column, each column to its first row."""
+    """Edges that connect what a block connects; few where a row has edges to all columns, as in dense layers."""
     rows, columns, matrix, _ = block
     if isinstance(matrix, np.ndarray):
         there = matrix > 0
-        if there.all() and there.size:
-            yield rows, np.full(len(rows), columns[0])
-            yield np.full(len(columns), rows[0]), columns
+        full = np.flatnonzero(np.atleast_1d(there.all(axis=1))) if there.size else there
+        if len(full):
+            some = np.atleast_1d(there.any(axis=1))
+            yield rows[some], columns[there.argmax(axis=1)[some]]
+            yield np.full(len(columns), rows[full[0]]), columns
             return
         row, column = there.nonzero()
     else:

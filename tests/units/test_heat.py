@@ -159,3 +159,17 @@ def test_a_network_without_connections_keeps_its_heat_where_it_is() -> None:
     assert graph.gap == 0
     assert len(graph.isolated) == graph.size == graph.components.max() + 1
     assert all(np.array_equal(found, graph.sources) for found in graph.heat(TIMES))
+
+
+@pytest.mark.parametrize("zeros", [(), ((1, 2),), ((0, 0), (1, 0), (2, 0), (3, 0)), ((2, 0), (2, 1), (2, 2))])
+def test_components_of_layers_that_are_nearly_dense(zeros: tuple[tuple[int, int], ...]) -> None:
+    net = nn.Linear(3, 4, bias=False)
+    with torch.no_grad():
+        net.weight.fill_(1.0)
+        for place in zeros:
+            net.weight[place] = 0.0
+    found = mesh(net, shape=(1, 3))
+    joined = torch.zeros(7, 7)
+    joined[3:, :3] = net.weight.detach()
+    parts = scipy_linalg.null_space((joined + joined.T).sum(1).diag() - joined - joined.T).shape[1]
+    assert found.components.max() + 1 == parts
