@@ -226,6 +226,7 @@ def connected(key: list[Any], data: Dataset) -> dict[str, Any]:
         "effective density": found.effective_density / density,
         "path mass": found.path_mass if math.isfinite(found.path_mass) else -99.0,
         "directed heat distance": found.directed_distance,
+        "output width": found.output_width,
         "heat distance at t*": mixed,
         "heat distance at the end": late,
         "spectral gap": found.spectral_gap,
@@ -370,6 +371,7 @@ MEASURES: Mapping[str, int] = {
     "effective density": 1,
     "path mass": 1,
     "directed heat distance": -1,
+    "output width": 1,
     "heat distance at t*": -1,
     "heat distance at the end": -1,
     "spectral gap": 1,
@@ -410,7 +412,7 @@ def _rank(x: float, values: list[float]) -> float:
 
 def paths(joined: Found) -> list[str]:
     """Means over seeds of what connectivity says, at 2 % density."""
-    columns = ("effective density", "path mass", "directed heat distance", "heat distance at t*", "components")
+    columns = ("effective density", "directed heat distance", "output width", "heat distance at t*", "components")
     lines = ["| | " + " | ".join(columns) + " | classes without a path |", "|---|" + "---:|" * (len(columns) + 1)]
     for network, arm in product(NETWORKS, ARMS):
         rows = list(joined.get((network, 0.02, arm), {}).values())
