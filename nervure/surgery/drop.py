@@ -89,7 +89,7 @@ def _leave_fused_path(owner: nn.Module, old: nn.Module, new: nn.Module) -> None:
         owner.activation_relu_or_gelu = 0
     if isinstance(old, nn.MultiheadAttention):
         # What the layer takes for "attention without biases", which has no fused path.
-        vars(new)["in_proj_bias"] = None
+        new.register_buffer("in_proj_bias", None, persistent=False)
 
 
 def _after(silence: Silence, graph: Graph, keeps: Mapping[str, np.ndarray]) -> Silence:
