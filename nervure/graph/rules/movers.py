@@ -126,6 +126,8 @@ def _together_as_long_as(flow: Flow, sizes: Sequence[Any], layers: Sequence[Laye
         if not (isinstance(size, Expression) and size.operation == "floordiv" and size.operands[1] in sizes):
             continue
         whole, outer = size.operands[0], sizes.index(size.operands[1])
+        if outer != inner - 1:  # the other way round, each unit of the widths has its heads: nothing is shared
+            continue
         heads, widths = ([z.labels.reshape(-1) for z in layers if z.support == (a,)] for a in (outer, inner))
         if not isinstance(whole, Expression) or whole.dimension is None or not heads or not widths:
             continue
