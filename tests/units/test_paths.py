@@ -164,3 +164,13 @@ def test_a_weight_read_twice_is_counted_once_and_lives_where_either_reading_does
     circuit = draw_circuit(net, torch.ones(1, 2))
     (found,) = census(circuit, heard(circuit), read(circuit))
     assert (found.places, found.connections, found.live, len(found.stages)) == (4, 2, 2, 2)
+
+
+def test_groups_live_by_the_units_that_they_read() -> None:
+    net = nn.Sequential(nn.Conv2d(1, 4, 1), nn.Conv2d(4, 6, 3, groups=2))
+    with torch.no_grad():
+        net[0].weight[2:] = 0.0  # what the second group reads
+        net[1].weight[0, 1] = 0.0
+    circuit = draw_circuit(net, torch.zeros(1, 1, 4, 4))
+    found = census(circuit, heard(circuit), read(circuit))
+    assert [(c.places, c.connections, c.live) for c in found] == [(4, 2, 2), (108, 99, 45)]
