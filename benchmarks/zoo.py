@@ -95,7 +95,8 @@ def torchvision_cases() -> Iterator[tuple[str, Case]]:
         yield case(name, 16, size, size)
     for name in models.list_models(module=models.detection):
         build = lambda n=name: models.get_model(n, weights=None, weights_backbone=None).backbone  # noqa: E731
-        yield f"torchvision/{name}.backbone", (build, torch.randn(1, 3, 128, 128))
+        size = 300 if name.startswith("ssd300") else 128
+        yield f"torchvision/{name}.backbone", (build, torch.randn(1, 3, size, size))
 
 
 TIMM = [
