@@ -91,7 +91,7 @@ def torchvision_cases() -> Iterator[tuple[str, Case]]:
     for name in models.list_models(module=models.segmentation):
         yield case(name, 96, 96, weights_backbone=None)
     for name in models.list_models(module=models.video):
-        size = {"mvit_v1_b": 224, "mvit_v2_s": 224}.get(name, 112)
+        size = {"mvit_v1_b": 224, "mvit_v2_s": 224, "s3d": 224}.get(name, 112)
         yield case(name, 16, size, size)
     for name in models.list_models(module=models.detection):
         build = lambda n=name: models.get_model(n, weights=None, weights_backbone=None).backbone  # noqa: E731
