@@ -59,7 +59,8 @@ def table(report: Report) -> Table:
     names = next(iter(networks.values()))["accuracy"]
     rows = [("clean", *(percent(one["clean"]) for one in networks.values()))]
     rows += [(_words(name), *(percent(one["accuracy"][name]) for one in networks.values())) for name in names]
-    rows.append(("mean under shift", *(_mean(one) for one in networks.values())))
+    rows.append(("mean under shift", *(percent(one["mean"]) for one in networks.values())))
+    rows.append(("95 % interval", *(_interval(one) for one in networks.values())))
     rows.append(("mCE, dense = 100", *(_error(one["mce"]) for one in networks.values())))
     rows.append(("relative mCE, dense = 100", *(_error(one["relative_mce"]) for one in networks.values())))
     return Table(("corruption", *networks), tuple(rows))
@@ -78,7 +79,7 @@ def caption(report: Report) -> str:
     first = next(iter(shift["networks"].values()))
     return (
         f"{shift['samples']:,} test samples under {len(first['accuracy'])} corruptions at severity {severities} of 5, "
-        "the same for every network. In brackets, the 95 % interval that so few samples leave."
+        "the same for every network. The interval is what so few samples leave."
     )
 
 
@@ -112,9 +113,9 @@ def _words(name: str) -> str:
     return name.replace("_", " ")
 
 
-def _mean(network: Mapping[str, Any]) -> str:
+def _interval(network: Mapping[str, Any]) -> str:
     low, high = network["interval"]
-    return f"{percent(network['mean'])} ({100 * low:.1f} – {100 * high:.1f})"
+    return f"{100 * low:.1f} – {100 * high:.1f}"
 
 
 def _error(ratio: float | None) -> str:
