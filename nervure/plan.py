@@ -160,7 +160,7 @@ class Link:
     Attributes:
         source: the group whose units enter; may be empty where ``route.reads`` says it.
         target: the group whose units it adds to; may be empty where ``route.joins`` says it.
-        keep: the connections that are made, [target size, source size, *kernel].
+        keep: the connections that are made, ``[target size, source size, *kernel]``.
         route: where exactly it goes, and through what.
     """
 
