@@ -28,7 +28,7 @@ from nervure.scores.limits import GRID, Limit, bearable, limit, qualities, requi
 from nervure.scores.sensitivity import propagated, protected, sensitivity
 from nervure.stats import Stats, are_labelled, data_digest, measure, response
 
-Ranking: TypeAlias = Literal["connectivity", "magnitude"]
+Ranking: TypeAlias = Literal["connectivity", "dependence", "magnitude"]
 FORMAT = 2
 KIND = "nervure-connectivity"
 LARGEST = 32
@@ -41,7 +41,8 @@ class Connectivity:
     """What SNACS found out about a network.
 
     Attributes:
-        scores: for each weight tensor [children, parents], dependence times weight: rho.
+        scores: for each weight tensor [children, parents], dependence times weight: rho; dependence alone where
+            that is what ranks.
         limits: for each weight tensor (kernels) or group (filters) how much of it may go; empty where not wanted.
         protected: for each group that has any, the units that stay. Boolean [units].
         skipped: weight tensors that could not be scored, and why.
@@ -188,7 +189,8 @@ class Survey:
     def _scored(self, layer: Layer, earlier: tuple[Layer, ...], stats: Stats, factor: Tensor) -> Tensor:
         if self.paper:
             return published.raw_connectivity(layer, earlier, stats.connections, stats.seed) * factor
-        return weighted(layer, connectivity(layer, stats.connections[layer.tensor], estimator=self.estimator))
+        dependence = connectivity(layer, stats.connections[layer.tensor], estimator=self.estimator)
+        return dependence if self.ranking == "dependence" else weighted(layer, dependence)
 
     def _limits(
         self,

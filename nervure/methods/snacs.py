@@ -73,7 +73,8 @@ class SNACS:
         minimum: units that every group keeps (filters).
         multiple: group sizes are rounded up to a multiple of this (filters).
         hears: whether a filter is scored by what it hears itself too, times what its readers need (filters).
-        ranking: by what units are ranked within the limits (filters): ``"connectivity"``, or ``"magnitude"``.
+        ranking: by what they are ranked within the limits: ``"connectivity"``, dependence times weight;
+            ``"dependence"``, without the weight; or ``"magnitude"`` (filters only).
         paper: as published where that is not the best that is known: connections between what layers put out
             themselves, the hash estimator with its flaws, signed weights rescaled over the network, a support vector
             machine that is tested where it was fitted (scikit-learn), 250 samples of each class.
@@ -107,6 +108,10 @@ class SNACS:
         keep = require_budget(self.keep, "macs", "global", self.minimum, self.multiple)
         require_positive(self.samples, "samples")
         require_choice(self.ranking, get_args(Ranking), "ranking")
+        if self.ranking == "magnitude" and self.granularity == "kernels":
+            raise ArgumentError("ranking='magnitude' ranks filters: with granularity='kernels', take MagnitudeMasks.")
+        if self.ranking != "connectivity" and self.paper:
+            raise ArgumentError(f"paper=True ranks by connectivity: leave out ranking={self.ranking!r}.")
         if self.paper or self.probe is None:
             object.__setattr__(self, "probe", self.paper or self.granularity == "kernels")
         if self.paper:

@@ -20,6 +20,7 @@ from nervure.methods import View
 from nervure.methods import connectivity as surveys
 from nervure.methods.connectivity import Connectivity, Survey
 from nervure.scores import published
+from nervure.scores.connectivity import weighted
 from nervure.scores.layers import layers
 from nervure.stats import Stats, measure
 from tests.networks import NETWORKS, traced
@@ -277,6 +278,20 @@ def test_magnitude_can_rank_within_the_limits() -> None:
     require_within(plan, {name: limit.raised(plan.reached.get("slack", 0.15)) for name, limit in found.limits.items()})
 
 
+def test_dependence_can_rank_without_the_weight() -> None:
+    seen = view(net(), pictures())
+    with_weight = SNACS(limits=False).evidence(seen).scores
+    without = SNACS(limits=False, ranking="dependence").evidence(seen).scores
+    for layer in layers(seen.graph, seen.weights, with_weight):
+        torch.testing.assert_close(with_weight[layer.tensor], weighted(layer, without[layer.tensor]))
+    assert all(bool((values >= 0).all()) and bool((values <= 1 + 1e-6).all()) for values in without.values())
+    ranks = [
+        (a.flatten().argsort(), b.flatten().argsort())
+        for a, b in zip(with_weight.values(), without.values(), strict=True)
+    ]
+    assert any(not torch.equal(a, b) for a, b in ranks)
+
+
 def test_every_output_still_hears_an_input_when_next_to_nothing_stays() -> None:
     model, data = net(), pictures()
     plan = SNACS(keep=0.06, budget="connections", limits=False, protect=False).plan(view(model, data))
@@ -490,6 +505,8 @@ def test_nan_activations_and_missing_data_are_refused() -> None:
         {"samples": 0},
         {"estimator": "tarot"},
         {"ranking": "size"},
+        {"ranking": "magnitude"},
+        {"ranking": "dependence", "paper": True},
     ],
     ids=str,
 )
