@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from nervure.graph.flow import argument, refs_in
+from nervure.graph.rules.names import BATCH_NORMS, FOURIER, LIKE, NEW, TOLD
 from nervure.graph.tape import Entry, Ref
 from nervure.units.carry import Carrier, Rule, Weight
 from nervure.units.nodes import aligned, fits, rows_of
@@ -445,18 +446,10 @@ RULES: Mapping[str, Rule] = {
         ),
         reduced,
     ),
-    **dict.fromkeys(
-        ("cumsum", "cumprod", "logcumsumexp", "sort", "topk", "_fft_c2c", "_fft_r2c", "_fft_c2r"), along_axis
-    ),
+    **dict.fromkeys(("cumsum", "cumprod", "logcumsumexp", "sort", "topk", *FOURIER), along_axis),
     **dict.fromkeys(
         (
-            "native_batch_norm",
-            "_native_batch_norm_legit",
-            "_native_batch_norm_legit_no_training",
-            "batch_norm",
-            "_batch_norm_with_update",
-            "_batch_norm_no_update",
-            "cudnn_batch_norm",
+            *BATCH_NORMS,
             "native_layer_norm",
             "native_group_norm",
             "_fused_rms_norm",
@@ -468,21 +461,9 @@ RULES: Mapping[str, Rule] = {
         (
             "fill",
             "zero",
-            "zeros_like",
-            "ones_like",
-            "full_like",
-            "empty_like",
-            "rand_like",
-            "randn_like",
-            "new_zeros",
-            "new_ones",
-            "new_full",
-            "new_empty",
-            "item",
-            "_local_scalar_dense",
-            "equal",
-            "is_same_size",
-            "sym_size",
+            *LIKE,
+            *NEW,
+            *TOLD,
         ),
         nothing,
     ),

@@ -1,9 +1,6 @@
 """Masks hold, to the last bit, in the ways that people train."""
 
 import copy
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -19,6 +16,7 @@ from nervure import ERK, Keep, Magnitude, Mask, Plan, load, prune, save, train
 from nervure.errors import ArgumentError, FileError, PlanError
 from nervure.export import save_state
 from nervure.training import Step, hold, masks_of
+from tests.training.processes import run_in_two
 
 Masks = Mapping[str, Tensor]
 Loop = Callable[[nn.Module, torch.optim.Optimizer, Any], None]
@@ -221,13 +219,10 @@ def test_a_saved_sparse_model_comes_back_with_its_masks_and_trains_on(tmp_path: 
 
 
 WORKER = """
-import sys, torch, torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from nervure.training import hold, same_everywhere
-from tests.training.test_masks_trust import OPTIMIZERS, assert_exactly_zero, batches, plainly, sparse
+from tests.training.test_masks_trust import OPTIMIZERS, batches, sparse
 
-rank, where = int(sys.argv[1]), sys.argv[2]
-dist.init_process_group("gloo", init_method=f"file://{where}", rank=rank, world_size=2)
 model, masks = sparse()
 generator = torch.Generator().manual_seed(rank)
 own = {name: torch.rand(mask.shape, generator=generator) < 0.3 for name, mask in masks.items()}
@@ -242,31 +237,14 @@ with hold(model, optimizer, masks):
         optimizer.step()
 for name, mask in masks.items():
     assert not model.get_parameter(name)[~mask].any()
-    for value in (model.get_parameter(name).detach(), mask.to(torch.uint8)):
-        both = [torch.empty_like(value) for _ in range(2)]
-        dist.all_gather(both, value)
-        assert torch.equal(*both), name
-dist.destroy_process_group()
-print("same")
+    require_same(model.get_parameter(name).detach())
+    require_same(mask.to(torch.uint8))
 """
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch cannot train in several processes")
 def test_two_processes_that_train_together_keep_the_same_masks_and_weights(tmp_path: Path) -> None:
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    running = [
-        subprocess.Popen(
-            [sys.executable, "-c", WORKER, str(rank), str(tmp_path / "meeting")],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )
-        for rank in range(2)
-    ]
-    for process in running:
-        out, err = process.communicate(timeout=400)
-        assert out.strip() == "same", err
+    run_in_two(WORKER, tmp_path)
 
 
 def test_a_checkpoint_of_another_topology_is_refused_and_nothing_is_changed(tmp_path: Path) -> None:

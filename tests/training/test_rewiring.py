@@ -1,9 +1,6 @@
 """Networks rewired while they train: counts are exact, chance is the same everywhere, a run goes on from any event."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +15,7 @@ from nervure import GMP, SET, RigL, Synthesis, prune, train
 from nervure.errors import ArgumentError, BudgetError, FileError
 from nervure.training import Event, History, Judge, Rewiring, Step, mean_density
 from nervure.training.rewires import Rewires
+from tests.training.processes import run_in_two
 
 CLASSES = 4
 
@@ -280,13 +278,10 @@ def test_chance_follows_from_the_seed_alone() -> None:
 
 
 WORKER = """
-import sys, torch, torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from nervure import RigL, Synthesis, train
 from tests.training.test_rewiring import batches, network
 
-rank, where = int(sys.argv[1]), sys.argv[2]
-dist.init_process_group("gloo", init_method=f"file://{where}", rank=rank, world_size=2)
 grown = Synthesis(density=0.5, start=0.3, events=5, strength="activation", pool=2.0)
 for method in (RigL(density=0.3, events=5), grown):
     spread = DistributedDataParallel(network(seed=rank))
@@ -294,24 +289,14 @@ for method in (RigL(density=0.3, events=5), grown):
     found = train(spread, batches()[rank::2], epochs=3, lr=0.05, seed=rank, hooks=[method], progress=False)
     assert found.events[-1].step and sum(event.grown for event in found.events)
     for name, mask in found.masks.items():
-        for value in (spread.get_parameter(name).detach(), mask.to(torch.uint8)):
-            both = [torch.empty_like(value) for _ in range(2)]
-            dist.all_gather(both, value)
-            assert torch.equal(*both), name
-dist.destroy_process_group()
-print("same")
+        require_same(spread.get_parameter(name).detach())
+        require_same(mask.to(torch.uint8))
 """
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch cannot train in several processes")
 def test_processes_that_train_together_rewire_alike(tmp_path: Path) -> None:
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", WORKER]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment}
-    running = [subprocess.Popen([*command, str(rank), str(tmp_path / "meeting")], **pipes) for rank in range(2)]
-    for process in running:
-        out, err = process.communicate(timeout=400)
-        assert out.strip() == "same", err
+    run_in_two(WORKER, tmp_path)
 
 
 # Judged

@@ -9,6 +9,7 @@ import torch
 from nervure.graph.flow import Flow, Rule, argument, made, move, refs_in
 from nervure.graph.labels import NONE, Layer, Space
 from nervure.graph.rules.contractions import blocked
+from nervure.graph.rules.names import BATCH_NORMS, FOURIER, LIKE, NEW, TOLD
 from nervure.graph.rules.probed import probed
 from nervure.graph.sizes import Expression
 from nervure.graph.tape import Call, Entry, Ref
@@ -498,18 +499,7 @@ OTHERS: Mapping[str, Rule] = {
     **dict.fromkeys(_ORDERED, ordered),
     **{name: spatial(n) for n, names in _SPATIAL.items() for name in names.split()},
     **dict.fromkeys(("_softmax", "_log_softmax", "softmax", "log_softmax", "_safe_softmax"), along_axis),
-    **dict.fromkeys(
-        (
-            "native_batch_norm",
-            "_native_batch_norm_legit",
-            "_native_batch_norm_legit_no_training",
-            "batch_norm",
-            "_batch_norm_with_update",
-            "_batch_norm_no_update",
-            "cudnn_batch_norm",
-        ),
-        batch_norm,
-    ),
+    **dict.fromkeys(BATCH_NORMS, batch_norm),
     "native_layer_norm": layer_norm,
     "layer_norm": layer_norm,
     "_weight_norm_interface": weight_norm,
@@ -523,18 +513,9 @@ OTHERS: Mapping[str, Rule] = {
     "glu": glu,
     "copy": copy,
     **dict.fromkeys(("fill", "zero", "normal_", "uniform_", "random_", "exponential_"), filled),
-    **dict.fromkeys(
-        (
-            "new_zeros",
-            "new_ones",
-            "new_full",
-            "new_empty",
-            "new_empty_strided",
-        ),
-        constant,
-    ),
+    **dict.fromkeys(NEW, constant),
     "eye": identity,
-    **dict.fromkeys(("_fft_c2c", "_fft_r2c", "_fft_c2r"), fourier),
-    **dict.fromkeys(("zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like"), like),
-    **dict.fromkeys(("item", "_local_scalar_dense", "equal", "is_nonzero", "is_same_size", "sym_size"), nothing),
+    **dict.fromkeys(FOURIER, fourier),
+    **dict.fromkeys(LIKE, like),
+    **dict.fromkeys(TOLD, nothing),
 }

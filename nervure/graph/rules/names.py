@@ -1,0 +1,18 @@
+"""Names of operators that do the same in the eyes of every pass over a tape."""
+
+BATCH_NORMS = (
+    "native_batch_norm",
+    "_native_batch_norm_legit",
+    "_native_batch_norm_legit_no_training",
+    "batch_norm",
+    "_batch_norm_with_update",
+    "_batch_norm_no_update",
+    "cudnn_batch_norm",
+)
+NEW = ("new_zeros", "new_ones", "new_full", "new_empty", "new_empty_strided")
+"""A tensor of a size of its own, whose values do not depend on the one it is asked of."""
+LIKE = ("zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like")
+"""A tensor of the size of another one, whose values do not depend on it."""
+FOURIER = ("_fft_c2c", "_fft_r2c", "_fft_c2r")
+TOLD = ("item", "_local_scalar_dense", "equal", "is_nonzero", "is_same_size", "sym_size")
+"""What is said about a tensor in plain numbers."""
