@@ -8,7 +8,8 @@
     |-- PlanError             a plan is malformed, stale or made for another model
     |-- BudgetError           no plan can meet what was asked
     |-- ScoreError            scores are missing, of the wrong size, NaN or infinite
-    |-- VerificationError     a cut model does not compute what it should
+    |-- VerificationError     a cut model, or an exported file, does not compute what it should
+    |-- EngineError           an engine or a file format cannot take a model
     |-- DataError             data are empty, non-finite, mislabelled or missing
     |-- FileError             a saved file is truncated, corrupted, foreign or newer; a folder cannot be written
     |-- RecipeError           a recipe has an unknown key, a wrong type or a missing file
@@ -57,7 +58,11 @@ class ScoreError(NervureError):
 
 
 class VerificationError(NervureError):
-    """A pruned model does not compute what the original computes without the removed units."""
+    """A pruned model, or an exported file, does not compute what it should."""
+
+
+class EngineError(NervureError):
+    """An engine or a file format cannot take a model, or cannot run it."""
 
 
 class DataError(NervureError):

@@ -28,6 +28,7 @@ FLOORS: Mapping[str, int] = {
     "surgery": 3,
     "tracing": 4,
     "training": 4,
+    "engines": 4,
     "evaluation": 4,
     "methods": 5,
     "integrations": 5,

@@ -8,19 +8,20 @@ import itertools
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import Any, final
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from nervure.check import require_choice, require_positive
+from nervure.check import require_positive
+from nervure.engines import ENGINES, Program, Runner, prepare, require_engine
+from nervure.engines.types import FLOAT32, threads_of_torch
 from nervure.errors import ArgumentError
-from nervure.evaluation.batches import call_only, device_of, to_device
-from nervure.graph.example import evaluating
+from nervure.evaluation.batches import device_of, to_device
+from nervure.graph.example import evaluating, resized
 
-ENGINES = ("eager",)
 # The clock and the call around it cost about a microsecond: one timing should last a thousand times as long.
 SHORTEST_TIMING = 1e-3
 MOST_ROUNDS = 1000
@@ -37,9 +38,10 @@ class Timing:
         threads: CPU threads.
         median: median time over the rounds.
         quartiles: first and third quartile of the time.
-        ratio: median over the rounds of this time divided by the first model's time in the same round.
+        ratio: median over the rounds of this time divided by the first model's time in the same round and engine.
         ratio_quartiles: first and third quartile of that ratio.
         rounds: how many timings each of these numbers comes from.
+        engine: what ran it.
     """
 
     name: str
@@ -50,46 +52,59 @@ class Timing:
     ratio: float
     ratio_quartiles: tuple[float, float]
     rounds: int
+    engine: str = "eager"
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """A table of timings; the first model is the one the others are compared with."""
+    """A table of timings; the first model is the one the others are compared with, engine by engine."""
 
     rows: tuple[Timing, ...]
-    engine: str = "eager"
 
-    def row(self, name: str, batch: int | None = None, threads: int | None = None) -> Timing:
-        """The row of one model; by default at the first batch size and thread count measured.
+    @property
+    def engines(self) -> tuple[str, ...]:
+        """The engines that were timed, in order."""
+        return tuple(dict.fromkeys(row.engine for row in self.rows))
+
+    def row(self, name: str, batch: int | None = None, threads: int | None = None, engine: str | None = None) -> Timing:
+        """The row of one model; by default at the first engine, batch size and thread count measured.
 
         Raises:
             ArgumentError: if nothing of the kind was measured.
         """
+        asked = {"name": name, "batch": batch, "threads": threads, "engine": engine}
         for row in self.rows:
-            if row.name == name and batch in (None, row.batch) and threads in (None, row.threads):
+            if all(value in (None, getattr(row, key)) for key, value in asked.items()):
                 return row
-        known = ", ".join(f"{r.name!r} (batch {r.batch}, threads {r.threads})" for r in self.rows)
-        raise ArgumentError(f"{name!r} at batch={batch}, threads={threads} was not measured; there are: {known}.")
+        known = ", ".join(f"{r.name!r} (batch {r.batch}, threads {r.threads}, {r.engine})" for r in self.rows)
+        raise ArgumentError(
+            f"{name!r} at batch={batch}, threads={threads}, engine={engine} was not measured; there are: {known}."
+        )
 
-    def median(self, name: str, batch: int | None = None, threads: int | None = None) -> float:
+    def median(
+        self, name: str, batch: int | None = None, threads: int | None = None, engine: str | None = None
+    ) -> float:
         """Median seconds of one forward pass."""
-        return self.row(name, batch, threads).median
+        return self.row(name, batch, threads, engine).median
 
-    def speedup(self, name: str, batch: int | None = None, threads: int | None = None) -> float:
-        """How many times faster than the first model; above 1 is faster."""
-        return 1 / self.row(name, batch, threads).ratio
+    def speedup(
+        self, name: str, batch: int | None = None, threads: int | None = None, engine: str | None = None
+    ) -> float:
+        """How many times faster than the first model in the same engine; above 1 is faster."""
+        return 1 / self.row(name, batch, threads, engine).ratio
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data: the engine and the rows."""
-        return {"engine": self.engine, "rows": [asdict(row) for row in self.rows]}
+        """Plain data: the engines and the rows."""
+        return {"engines": list(self.engines), "rows": [asdict(row) for row in self.rows]}
 
     def __str__(self) -> str:
-        lines = [f"{'model':<20} batch threads   median ms  quartiles ms         time / first"]
+        width = max((len(engine) for engine in self.engines), default=0)
+        lines = [f"{'model':<20} {'engine':<{width}} batch threads   median ms  quartiles ms         time / first"]
         for row in self.rows:
             low, high = (1e3 * q for q in row.quartiles)
             lines.append(
-                f"{row.name:<20} {row.batch:>5} {row.threads:>7} {1e3 * row.median:>11.3f}"
+                f"{row.name:<20} {row.engine:<{width}} {row.batch:>5} {row.threads:>7} {1e3 * row.median:>11.3f}"
                 f"  {low:>8.3f} .. {high:<8.3f} {row.ratio:>6.3f}"
             )
         return "\n".join(lines)
@@ -101,14 +116,17 @@ def latency(
     *,
     batch_sizes: Sequence[int] = (1,),
     threads: Sequence[int] = (1,),
-    engine: str = "eager",
+    engine: str | Sequence[str] = "eager",
+    precision: str = FLOAT32,
     rounds: int = 20,
     seconds: float = 1.0,
     warmup: int = 3,
 ) -> Latency:
     """Time models against each other, in turn within one run.
 
-    Models run in evaluation mode without gradients, each on the device it is on; modes and thread count come back.
+    Models run in evaluation mode without gradients, each on the device it is on, where the engine runs there; modes and
+    thread count come back. What an engine does once (export, compile, optimise) is done before, and not timed. Engines
+    are measured one after the other: threads of one that still wait for work would take the processor from the next.
 
     Args:
         models: by name; the first is the one the others are compared with.
@@ -116,85 +134,85 @@ def latency(
             out along the first axis to make each batch size.
         batch_sizes: samples per forward pass, one part of the table each.
         threads: CPU threads, one part of the table each.
-        engine: ``"eager"``: the modules as they are.
+        engine: ``"eager"``: the modules as they are; ``"compile"``: through torch.compile; ``"onnxruntime"`` or
+            ``"openvino"``, on the CPU; or several of them.
+        precision: that of the computation, see :func:`nervure.engines.runner`.
         rounds: timings per row at least, 3 or more.
         seconds: go on for this long per batch size and thread count, if the rounds are done sooner.
         warmup: forward passes of each model before the first timing.
 
     Raises:
-        ArgumentError: if there is no model, fewer than 3 rounds, an unknown engine, a batch size or thread count below
-            1, or an example without a tensor that has samples.
+        ArgumentError: if there is no model, fewer than 3 rounds, an unknown engine or precision, a batch size or thread
+            count below 1, or an example without a tensor that has samples.
+        MissingExtraError: if the library of an engine is not installed.
+        EngineError: if an engine cannot take a model.
     """
-    require_choice(engine, ENGINES, "engine")
+    engines = (engine,) if isinstance(engine, str) else tuple(engine)
     _require_measurable(models, batch_sizes, threads, rounds, seconds, warmup)
+    for name in engines:
+        require_engine(name, precision)
     rows: list[Timing] = []
     with ExitStack() as stack:
         for model in models.values():
             stack.enter_context(evaluating(model))
-        for batch, count in itertools.product(batch_sizes, threads):
-            with _threads(count):
-                runs = {name: _Run(model, resized(example, batch)) for name, model in models.items()}
-                times = _measure(runs, rounds, seconds, warmup)
-            rows.extend(_rows(times, batch, count))
-    return Latency(tuple(rows), engine)
+        for name in engines:
+            built = {key: _Built(name, model, example, precision) for key, model in models.items()}
+            for batch, count in itertools.product(batch_sizes, threads):
+                with threads_of_torch(count):
+                    times = _measure({k: _Run(b, batch, count) for k, b in built.items()}, rounds, seconds, warmup)
+                rows.extend(_rows(times, batch, count, name))
+    return Latency(tuple(rows))
 
 
-def resized(example: Any, batch: int) -> Any:
-    """The example with ``batch`` samples: repeated in order, or the first few.
+class _Built:
+    """A model in an engine, made ready once; again for each batch size only where the model fixes it."""
 
-    Tensors whose first axis is as long as that of the first tensor are resized; whatever else there is stays.
+    def __init__(self, engine: str, model: nn.Module, example: Any, precision: str) -> None:
+        self.engine, self.model, self.precision = engine, model, precision
+        self.device = device_of(model) if ENGINES[engine].follows else torch.device("cpu")
+        self.example = to_device(example, self.device)
+        self.program: Program | None = None
 
-    Raises:
-        ArgumentError: if no tensor has samples along a first axis.
-    """
-    sizes = [t.shape[0] for t in _tensors(example) if t.ndim and t.shape[0]]
-    if not sizes:
-        raise ArgumentError("the example holds no tensor with samples along its first axis; give one, or several.")
-    return _resized(example, sizes[0], torch.arange(batch) % sizes[0])
-
-
-def _resized(value: Any, size: int, index: Tensor) -> Any:
-    if isinstance(value, Tensor):
-        return value[index.to(value.device)] if value.ndim and value.shape[0] == size else value
-    if isinstance(value, Mapping):
-        return {key: _resized(entry, size, index) for key, entry in value.items()}
-    if isinstance(value, tuple | list):
-        return tuple(_resized(entry, size, index) for entry in value)
-    return value
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping | tuple | list):
-        for entry in value.values() if isinstance(value, Mapping) else value:
-            yield from _tensors(entry)
+    def runner(self, inputs: Any, batch: int, threads: int) -> Runner:
+        if self.program is None or self.program.samples not in (None, batch):
+            self.program = prepare(self.engine, self.model, inputs, precision=self.precision)
+        return self.program.runner(threads)
 
 
 class _Run:
-    """A model bound to its inputs; timing it gives seconds per forward pass."""
+    """A model in an engine, bound to its inputs; timing it gives seconds per forward pass."""
 
-    def __init__(self, model: nn.Module, inputs: Any) -> None:
-        self.model, self.device = model, device_of(model)
-        self.inputs = to_device(inputs, self.device)
+    def __init__(self, built: _Built, batch: int, threads: int) -> None:
+        self.device = built.device
+        self.inputs = resized(built.example, batch)
+        self.call = built.runner(self.inputs, batch, threads)
         self.repeats = 1
 
     def seconds(self) -> float:
-        self.wait()
+        # An accelerator takes orders and answers later: its own clock knows how long it worked.
+        passes = self.by_events() if self.device.type == "cuda" else self.by_clock()
+        return passes / self.repeats
+
+    def by_clock(self) -> float:
         start = time.perf_counter()
         for _ in range(self.repeats):
-            call_only(self.model, self.inputs)
-        self.wait()
-        return (time.perf_counter() - start) / self.repeats
+            self.call(self.inputs)
+        return time.perf_counter() - start
 
-    def wait(self) -> None:
-        # An accelerator takes orders and answers later: without waiting, only the ordering would be timed.
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+    def by_events(self) -> float:
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        with torch.cuda.device(self.device):
+            torch.cuda.synchronize()
+            start.record()
+            for _ in range(self.repeats):
+                self.call(self.inputs)
+            end.record()
+            end.synchronize()
+        return float(start.elapsed_time(end)) / 1e3
 
     def warm(self, passes: int) -> None:
         for _ in range(passes):
-            call_only(self.model, self.inputs)
+            self.call(self.inputs)
         # A zero can come from a coarse clock.
         self.repeats = max(1, round(SHORTEST_TIMING / max(self.seconds(), 1e-7)))
 
@@ -214,23 +232,13 @@ def _measure(runs: Mapping[str, _Run], rounds: int, seconds: float, warmup: int)
     return times
 
 
-def _rows(times: Mapping[str, Sequence[float]], batch: int, threads: int) -> Iterator[Timing]:
+def _rows(times: Mapping[str, Sequence[float]], batch: int, threads: int, engine: str) -> Iterator[Timing]:
     reference = next(iter(times.values()))
     for name, own in times.items():
         low, median, high = statistics.quantiles(own, n=4, method="inclusive")
         ratios = [t / r for t, r in zip(own, reference, strict=True)]
         ratio_low, ratio, ratio_high = statistics.quantiles(ratios, n=4, method="inclusive")
-        yield Timing(name, batch, threads, median, (low, high), ratio, (ratio_low, ratio_high), len(own))
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+        yield Timing(name, batch, threads, median, (low, high), ratio, (ratio_low, ratio_high), len(own), engine)
 
 
 def _require_measurable(

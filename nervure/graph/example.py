@@ -116,3 +116,33 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+def samples_of(example: Any) -> int:
+    """How many samples an example holds: the length of the first tensor that has any.
+
+    Raises:
+        ArgumentError: if no tensor has samples along a first axis.
+    """
+    sizes = [leaf.shape[0] for leaf in tree_leaves(example) if isinstance(leaf, Tensor) and leaf.ndim and leaf.shape[0]]
+    if not sizes:
+        raise ArgumentError("the example holds no tensor with samples along its first axis; give one, or several.")
+    return sizes[0]
+
+
+def resized(example: Any, batch: int) -> Any:
+    """The example with ``batch`` samples: repeated in order, or the first few.
+
+    Tensors whose first axis is as long as that of the first tensor are resized; whatever else there is stays.
+
+    Raises:
+        ArgumentError: if no tensor has samples along a first axis.
+    """
+    samples = samples_of(example)
+    index = torch.arange(batch) % samples
+
+    def fitted(leaf: Any) -> Any:
+        has_samples = isinstance(leaf, Tensor) and leaf.ndim and leaf.shape[0] == samples
+        return leaf[index.to(leaf.device)] if has_samples else leaf
+
+    return tree_map(fitted, example)

@@ -6,7 +6,7 @@ from torch import nn
 
 from nervure.errors import ArgumentError
 from nervure.evaluation import Latency, Timing, latency
-from nervure.evaluation.latency import resized
+from nervure.graph.example import resized
 
 QUICK = {"rounds": 3, "seconds": 0.0, "warmup": 1}
 
@@ -64,7 +64,7 @@ def test_more_rounds_follow_until_the_seconds_are_over():
 def test_a_row_is_found_by_what_was_measured_and_missing_ones_are_listed():
     table = Latency(tuple(Timing("a", b, 1, b * 1e-3, (0.0, 1.0), b / 2, (0.0, 1.0), 3) for b in (1, 4)))
     assert table.median("a") == 1e-3 and table.median("a", 4) == 4e-3 and table.speedup("a", batch=4) == 0.5
-    with pytest.raises(ArgumentError, match=r"'b' .* there are: 'a' \(batch 1, threads 1\)"):
+    with pytest.raises(ArgumentError, match=r"'b' .* there are: 'a' \(batch 1, threads 1, eager\)"):
         table.median("b")
 
 

@@ -1,0 +1,134 @@
+"""A module as a graph of operators, by ``torch.export``: what the other engines and file formats begin with."""
+
+import copy
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+from torch.export.graph_signature import InputKind
+from torch.utils._pytree import tree_leaves, tree_map
+
+from nervure.engines.quiet import quiet
+from nervure.engines.types import Structure
+from nervure.errors import EngineError
+from nervure.graph.example import as_inputs, evaluating, resized, samples_of
+
+TRACED_SAMPLES = 3
+"""torch.export takes an axis of one for always one, and this many is seldom also another size."""
+
+
+@final
+@dataclass(frozen=True, slots=True, eq=False)
+class Exported:
+    """A module as a graph of operators on the CPU.
+
+    Attributes:
+        program: the graph.
+        structure: of what the module returns.
+        names: of the keyword arguments, in the order of the graph; empty for positional ones.
+        dynamic: whether any number of samples can be run; else only as many as ``samples``.
+        samples: the number of samples it was traced with.
+    """
+
+    program: ExportedProgram
+    structure: Structure
+    names: tuple[str, ...]
+    dynamic: bool
+    samples: int
+
+    @property
+    def fixed(self) -> int | None:
+        """The only number of samples that can be run; None: any."""
+        return None if self.dynamic else self.samples
+
+    def tensors(self, inputs: Any) -> list[Tensor]:
+        """The tensors among ``inputs`` in the order in which the graph takes them."""
+        args, kwargs = as_inputs(inputs)
+        ordered = [kwargs[name] for name in self.names] if kwargs else list(args)
+        return [leaf.detach().cpu().contiguous() for leaf in tree_leaves(ordered) if isinstance(leaf, Tensor)]
+
+    def placeholders(self) -> list[torch.fx.Node]:
+        """The places of the graph where tensors of the user enter, in order."""
+        inputs = {s.arg.name for s in self.program.graph_signature.input_specs if s.kind is InputKind.USER_INPUT}
+        nodes = (node for node in self.program.graph.nodes if node.op == "placeholder" and node.name in inputs)
+        return [node for node in nodes if isinstance(node.meta.get("val"), Tensor)]
+
+
+def exported(model: nn.Module, example: Any, *, dynamic: bool | None = None) -> Exported:
+    """The graph of ``model`` in evaluation mode; the model is left as it is.
+
+    Args:
+        model: any module; one on another device is copied to the CPU.
+        example: as the module takes it; its first axis is that of the samples.
+        dynamic: True: for any number of samples; False: for as many as the example has; None: for any number where the
+            model allows it.
+
+    Raises:
+        EngineError: ``torch.export`` cannot read the model, or cannot leave the number of samples open as asked.
+    """
+    if dynamic is False:
+        return _exported(model, example, False)
+    try:
+        found = _exported(model, example, True)
+    except EngineError:
+        if dynamic:
+            raise
+        return _exported(model, example, False)
+    if found.dynamic:
+        return found
+    if dynamic:
+        raise EngineError(
+            f"{type(model).__name__} does not leave the number of samples open: its graph is for {found.samples}. "
+            "Look for sizes written as numbers in its forward, or export it for a fixed number (dynamic=False)."
+        )
+    return _exported(model, example, False)
+
+
+def _exported(model: nn.Module, example: Any, dynamic: bool) -> Exported:
+    model, example = _on_cpu(model), tree_map(lambda x: x.cpu() if isinstance(x, Tensor) else x, example)
+    shown = resized(example, TRACED_SAMPLES) if dynamic else example
+    args, kwargs = as_inputs(shown)
+    kwargs = _in_order(model, kwargs)
+    try:
+        with evaluating(model), quiet():
+            program = torch.export.export(model, args, kwargs, dynamic_shapes=_shapes(args, kwargs, dynamic))
+    except Exception as error:
+        raise EngineError(
+            f"torch.export cannot read {type(model).__name__}: {type(error).__name__}: {_told(error)}"
+        ) from error
+    found = Exported(program, Structure.of(model, shown), tuple(kwargs), False, samples_of(shown))
+    # A model that fixes the number of samples makes it a plain number.
+    free = any(isinstance(size, torch.SymInt) for node in found.placeholders() for size in node.meta["val"].shape[:1])
+    return replace(found, dynamic=free)
+
+
+def _on_cpu(model: nn.Module) -> nn.Module:
+    away = any(t.device.type != "cpu" for t in (*model.parameters(), *model.buffers()))
+    return copy.deepcopy(model).cpu() if away else model
+
+
+def _in_order(model: nn.Module, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Keyword arguments in the order of the signature, which is that of the graph."""
+    known = [name for name in inspect.signature(model.forward).parameters if name in kwargs]
+    return {name: kwargs[name] for name in (*known, *(n for n in kwargs if n not in known))}
+
+
+def _shapes(args: tuple[Any, ...], kwargs: dict[str, Any], dynamic: bool) -> Any:
+    """Which axes may vary: the first of every tensor that has as many samples as the first tensor."""
+    samples = samples_of(args or kwargs)
+
+    def free(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return None
+        return {0: Dim.AUTO} if dynamic and leaf.ndim and leaf.shape[0] == samples else {}
+
+    return tree_map(free, args or kwargs)
+
+
+def _told(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:3]) or "no reason given"
