@@ -12,7 +12,7 @@ import torch
 from nervure.errors import FileError, RecipeError
 from nervure.recipe import Study, compare
 from nervure.recipe import compare as compare_function
-from nervure.recipe.compare import read_outcomes
+from nervure.recipe.results import read_outcomes
 from nervure.report.comparison import Mean, Outcome, comparison_charts, comparison_text, paired, summary_table
 
 TINY: dict[str, Any] = {

@@ -36,6 +36,12 @@ from nervure.surgery import verify as verify_cut
 from nervure.training import train as train_model
 
 PAGE = click.Path(dir_okay=False, path_type=Path)
+LIMIT = click.option(
+    "--limit", type=click.IntRange(0), help="Run so many trials at most; 0: only write the tables again."
+)
+WORKERS = click.option(
+    "--workers", type=int, default=1, show_default=True, help="So many trials at once; 0: one for each core."
+)
 
 
 @click.group(
@@ -73,9 +79,10 @@ def run(recipe: Path, folder: Path | None, fresh: bool, quiet: bool) -> None:
 @main.command(epilog=example("nervure compare examples/study.toml --folder runs/study"))
 @click.argument("study", type=click.Path(path_type=Path))
 @click.option("--folder", type=click.Path(file_okay=False, path_type=Path), help="Where results go.")
-@click.option("--limit", type=click.IntRange(0), help="Run so many trials at most; 0: only write the tables again.")
+@LIMIT
+@WORKERS
 @click.option("--quiet", is_flag=True, help="Say nothing but the result.")
-def compare(study: Path, folder: Path | None, limit: int | None, quiet: bool) -> None:
+def compare(study: Path, folder: Path | None, limit: int | None, workers: int, quiet: bool) -> None:
     """Compare methods side by side, as a study (TOML) says.
 
     Same trained networks, same evidence, same recovery, several seeds. A comparison that was stopped goes on where it
@@ -83,7 +90,7 @@ def compare(study: Path, folder: Path | None, limit: int | None, quiet: bool) ->
     """
     parsed = Study.from_toml(study)
     place = folder or Path(parsed.study.folder)
-    outcomes = compare_methods(parsed, folder=place, progress=not quiet, limit=limit)
+    outcomes = compare_methods(parsed, folder=place, progress=not quiet, limit=limit, workers=workers)
     text = comparison_text(outcomes, title=parsed.study.title, baseline=parsed.study.baseline)
     click.echo(f"\n{text}")
     _wrote(place / "comparison.md")

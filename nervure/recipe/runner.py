@@ -58,14 +58,15 @@ def run(
         log = _opened(bench, resume)
         try:
             for name, step in STEPS.items():
-                _take(bench, log, name, step)
+                take(bench, log, name, step)
         except KeyboardInterrupt:
             tell(f"stopped; what is done is kept. Go on with: nervure run {place / 'recipe.toml'} --folder {place}")
             raise
     return Report.load(bench.path("report.json"))
 
 
-def _take(bench: Bench, log: dict[str, Any], name: str, step: Callable[[Bench], None]) -> None:
+def take(bench: Bench, log: dict[str, Any], name: str, step: Callable[[Bench], None]) -> None:
+    """Take a step unless the log says that it is done, and note it there and in ``steps.json``."""
     if name in log["done"]:
         bench.say(f"{name}: done before")
         return

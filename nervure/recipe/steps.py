@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from nervure.errors import FileError, VerificationError
-from nervure.evaluation import evaluate, evaluate_shift, file_size, latency
+from nervure.evaluation import Shifted, evaluate, evaluate_shift, file_size, latency
 from nervure.export import load, load_state, save, save_state, write_tensors
 from nervure.files import read_json, write_json, write_text
 from nervure.graph import Graph, count
@@ -32,10 +32,12 @@ from nervure.stats import Stats, measure
 from nervure.surgery import apply, masks_after, verify
 from nervure.tracing import trace
 from nervure.training import History, Hook, Rewiring
-from nervure.zoo import Dataset
+from nervure.zoo import Dataset, Split
 
 PROBED = 64
 RELOAD_TOLERANCE = 1e-5
+STATS, STATS_FRESH = "stats.safetensors", "stats-fresh.safetensors"
+SHARED = frozenset({"dense.safetensors", "dense.history.json", "graph.json", STATS, STATS_FRESH})
 
 
 @final
@@ -52,6 +54,7 @@ class Bench:
         device: where networks run.
         say: tells the user one line (or a table).
         progress: whether to show bars.
+        shared: the folder of the dense network and its evidence, where several runs share them; None: the folder.
     """
 
     recipe: Recipe
@@ -62,10 +65,11 @@ class Bench:
     device: torch.device
     say: Callable[[str], None]
     progress: bool = True
+    shared: Path | None = None
 
     def path(self, name: str) -> Path:
         """Where artefact ``name`` is."""
-        return self.folder / name
+        return (self.shared if self.shared is not None and name in SHARED else self.folder) / name
 
     def fresh(self) -> nn.Module:
         """The network with its first weights."""
@@ -80,6 +84,11 @@ class Bench:
         """Whether what is pruned has its first weights, and learns everything afterwards."""
         said = self.recipe.prune.begin
         return said == "fresh" or (said == "auto" and isinstance(self.method, Rewired) and self.method.begins_by_lot)
+
+    @property
+    def stats(self) -> Path:
+        """Where the evidence on the network that is pruned is."""
+        return self.path(STATS_FRESH if self.begins_fresh else STATS)
 
     def origin(self) -> nn.Module:
         """The network that is pruned."""
@@ -134,19 +143,24 @@ def trace_dense(bench: Bench) -> None:
 
 def measure_dense(bench: Bench) -> None:
     """Gather the evidence that the method wants, if any."""
-    if not bench.method.wants:
+    gather(bench, bench.method.wants)
+
+
+def gather(bench: Bench, want: frozenset[str]) -> None:
+    """Gather this evidence, if any, in one pass over training images."""
+    if not want:
         return
     batches = bench.data.train.batches(bench.recipe.evaluate.batch_size, shuffle_seed=bench.recipe.run.seed)
     stats = measure(
         bench.origin(),
         bench.graph(),
         batches,
-        want=bench.method.wants,
+        want=want,
         samples=bench.recipe.prune.samples,
         seed=bench.recipe.run.seed,
         progress=bench.progress,
     )
-    stats.save(bench.path("stats.safetensors"))
+    stats.save(bench.stats)
 
 
 def plan_cut(bench: Bench) -> None:
@@ -214,9 +228,9 @@ def train_twins(bench: Bench) -> None:
 def evaluate_all(bench: Bench) -> None:
     """Measure quality, size and speed of every network, side by side."""
     models = _networks(bench)
-    rows = {name: _row(bench, model) for name, model in models.items()}
+    rows = {name: row_of(bench, model) for name, model in models.items()}
     # The dense twin has the shapes of the dense network: timing it again would only show the noise.
-    timed = _timed(bench, {name: model for name, model in models.items() if name != DENSE_PLUS})
+    timed = timed_in_turn(bench, {name: model for name, model in models.items() if name != DENSE_PLUS})
     rows = {name: replace(row, **timed.get(name, {})) for name, row in rows.items()}
     write_json(bench.path("metrics.json"), {name: asdict(row) for name, row in rows.items()})
 
@@ -226,18 +240,24 @@ def evaluate_shifted(bench: Bench) -> None:
     asked = bench.recipe.evaluate
     if not asked.shift:
         return
+    shown, found = shifted(bench, _networks(bench))
+    write_json(bench.path("shift.json"), shift_facts(found, _in_unit(shown.images[:SHOWN]), bench.recipe.run.seed))
+    for name, one in found.items():
+        bench.say(f"  {name}: {100 * one.clean.accuracy:.1f} % clean, {100 * one.accuracy:.1f} % under shift")
+
+
+def shifted(bench: Bench, models: Mapping[str, nn.Module]) -> tuple[Split, dict[str, Shifted]]:
+    """The test images that the recipe shows under shift, and what networks make of them."""
+    asked = bench.recipe.evaluate
     shown = bench.data.test.sample(asked.shift_samples or len(bench.data.test), seed=bench.recipe.run.seed)
-    found = evaluate_shift(
-        _networks(bench),
+    return shown, evaluate_shift(
+        models,
         shown.batches(asked.batch_size),
         shift=asked.shift,
         severities=asked.severities,
         seed=bench.recipe.run.seed,
         progress=bench.progress,
     )
-    write_json(bench.path("shift.json"), shift_facts(found, _in_unit(shown.images[:SHOWN]), bench.recipe.run.seed))
-    for name, one in found.items():
-        bench.say(f"  {name}: {100 * one.clean.accuracy:.1f} % clean, {100 * one.accuracy:.1f} % under shift")
 
 
 def reload(bench: Bench) -> None:
@@ -285,7 +305,8 @@ ARTEFACTS = (
     "dense.safetensors",
     "dense.history.json",
     "graph.json",
-    "stats.safetensors",
+    STATS,
+    STATS_FRESH,
     "evidence.json",
     "plan.json",
     "cut.safetensors",
@@ -329,7 +350,8 @@ def _in_unit(images: Tensor) -> Tensor:
 
 def _view(bench: Bench, model: nn.Module, graph: Graph) -> View:
     weights = {name: tensor.detach() for name, tensor in named_tensors(model).items()}
-    stats = Stats.load(bench.path("stats.safetensors")) if bench.method.wants else None
+    # Nothing but what it asks for: what another method of a study wants must not change a plan.
+    stats = Stats.load(bench.stats).only(bench.method.wants) if bench.method.wants else None
     batches = bench.data.train.batches(bench.recipe.evaluate.batch_size, shuffle_seed=bench.recipe.run.seed)
     return View(graph, weights, stats, bench.recipe.run.seed, model, bench.example(), batches)
 
@@ -422,7 +444,8 @@ def remove_checkpoints(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _row(bench: Bench, model: nn.Module) -> Row:
+def row_of(bench: Bench, model: nn.Module) -> Row:
+    """Quality on the test split, and size."""
     batches = bench.data.test.batches(bench.recipe.evaluate.batch_size)
     found = evaluate(model, batches, progress=bench.progress)
     cost = count(model.eval(), bench.example())
@@ -438,7 +461,8 @@ def _row(bench: Bench, model: nn.Module) -> Row:
     )
 
 
-def _timed(bench: Bench, models: Mapping[str, nn.Module]) -> dict[str, dict[str, Any]]:
+def timed_in_turn(bench: Bench, models: Mapping[str, nn.Module]) -> dict[str, dict[str, Any]]:
+    """Latencies by network, as the fields of a :class:`Row`; empty where the recipe wants none."""
     sizes = bench.recipe.evaluate.latency
     if not sizes:
         return {}

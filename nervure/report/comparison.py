@@ -38,7 +38,8 @@ class Outcome:
         macs: multiply-accumulates of the result.
         params_kept: non-zero parameters as a fraction of all parameters of the dense network.
         macs_kept: multiply-accumulates as a fraction of those of the dense network.
-        seconds: how long planning, recovery and the whole trial took.
+        shift: accuracy by corruption, where it was measured.
+        seconds: how long the steps of the trial and all of them took.
         loss_curve: training loss of each epoch of recovery.
         provenance: versions, commit, machine and date.
         error: why there is no result; empty where there is one.
@@ -61,6 +62,7 @@ class Outcome:
     macs: int = 0
     params_kept: float = math.nan
     macs_kept: float = math.nan
+    shift: Mapping[str, float] = field(default_factory=dict, hash=False)
     seconds: Mapping[str, float] = field(default_factory=dict, hash=False)
     loss_curve: tuple[float, ...] = ()
     provenance: Mapping[str, str] = field(default_factory=dict, hash=False)

@@ -1,0 +1,147 @@
+"""The lines of results that trials leave in a folder: written one by one, read back, never computed twice."""
+
+import ast
+import datetime
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from nervure.errors import FileError
+from nervure.export import versions
+from nervure.files import write_text
+from nervure.recipe.study import Trial
+from nervure.report.comparison import Outcome
+
+RESULTS = "results.jsonl"
+
+
+class Results:
+    """The outcomes in a folder, and what is said about those that come."""
+
+    def __init__(self, folder: Path, say: Callable[[str], None]) -> None:
+        self.folder, self.say = folder, say
+        self.done = {row.key: row for row in read_outcomes(folder / RESULTS) if not row.error}
+        self.failed: dict[str, Outcome] = {}
+        self.provenance = _provenance()
+
+    def note(self, outcome: Outcome) -> None:
+        """Write an outcome down, and remember it."""
+        noted = replace(outcome, provenance=self.provenance)
+        append_line(self.folder / RESULTS, asdict(noted))
+        (self.failed if noted.error else self.done)[noted.key] = noted
+
+    def forget(self, keys: Iterable[str]) -> None:
+        """Take outcomes for not done; their lines stay in the file, later ones count."""
+        for key in list(keys):
+            del self.done[key]
+
+    def time_left(self, rest: Iterable[Trial], workers: int = 1) -> str:
+        """What is left at the pace so far, network by network; the first training of a network is not counted."""
+        seen: dict[str, list[float]] = {}
+        for row in self.done.values():
+            if "all" in row.seconds:
+                seen.setdefault(row.network, []).append(row.seconds["all"])
+        # Medians: a few trials on a machine that was busy then say nothing about those to come.
+        middles = {network: median(values) for network, values in seen.items()}
+        usual = max(middles.values(), default=0.0)
+        seconds = sum(middles.get(trial.network, usual) for trial in rest) / workers
+        return f"about {seconds / 60:.0f} min of trials left" if seconds else "that was all"
+
+
+def dense_key(trial: Trial) -> str:
+    """The key of the outcome of the dense network that a trial cuts."""
+    return f"dense-{trial.dense_key}"
+
+
+def failed(trial: Trial, reason: str) -> Outcome:
+    """The outcome of a trial that came to nothing."""
+    recipe = trial.recipe
+    return Outcome(
+        key=trial.key,
+        network=trial.network,
+        method=trial.method,
+        seed=recipe.run.seed,
+        keep=recipe.prune.keep,
+        budget=recipe.prune.budget,
+        error=reason,
+    )
+
+
+def agree(outcome: Outcome, method: str) -> bool:
+    """Whether an outcome is of the method as it is made now.
+
+    A default that changed since makes another method; an option that is new does not.
+    """
+    before, now = _options(outcome.options), _options(method)
+    return all(now[name] == value for name, value in before.items() if name in now)
+
+
+def _options(method: str) -> dict[str, str]:
+    """The options that the ``repr`` of a method shows, and its name."""
+    call = ast.parse(method, mode="eval").body
+    if not isinstance(call, ast.Call):
+        return {"": method}
+    return {"": ast.unparse(call.func)} | {str(k.arg): ast.unparse(k.value) for k in call.keywords}
+
+
+def read_outcomes(path: Path) -> Iterator[Outcome]:
+    """The outcomes in a file of results; a last line that was cut short is left out.
+
+    Raises:
+        FileError: a line is no outcome.
+    """
+    return read_lines(path, Outcome.from_json, "outcome of a trial")
+
+
+def read_lines(path: Path, made: Callable[[Any], Any], what: str) -> Iterator[Any]:
+    """What ``made`` makes of each line of JSON in a file; a last line that was cut short is left out.
+
+    Raises:
+        FileError: a line is nothing of the kind.
+    """
+    lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
+    for number, line in enumerate(lines, start=1):
+        if not line:
+            continue
+        try:
+            yield made(json.loads(line))
+        except (ValueError, TypeError) as error:
+            if number < len(lines):
+                raise FileError(f"{str(path)!r} line {number} is no {what}: {error}.") from error
+
+
+def append_line(path: Path, row: Mapping[str, Any]) -> None:
+    """Add one line of JSON to a file, on the disk before this returns; raises FileError where that fails."""
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    if text and not text.endswith("\n"):
+        # A run was killed while it wrote: what it began is no result.
+        write_text(path, text[: text.rfind("\n") + 1])
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise FileError(f"cannot write {str(path)!r}: {error.strerror}.") from error
+
+
+def _provenance() -> dict[str, str]:
+    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10)
+        commit = found.stdout.strip() if found.returncode == 0 else ""
+    except (OSError, subprocess.SubprocessError):
+        commit = ""
+    return {
+        **versions(),
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}",
+        "commit": commit,
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="minutes"),
+    }

@@ -1,0 +1,283 @@
+"""Trials: what a comparison and a sweep are made of, each a run that shares its dense network and its evidence.
+
+A dense network is trained, traced and measured once per seed in ``cache``; each trial then plans, cuts, recovers and
+evaluates in a folder of its own with the steps of ``run``, and goes on where it was stopped.
+"""
+
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
+from dataclasses import asdict, dataclass, fields, replace
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any, final
+
+from torch import nn
+
+from nervure.errors import NervureError
+from nervure.evaluation import evaluate
+from nervure.files import read_json, require_folder, write_json
+from nervure.recipe.parts import dataset_of, device_of, method_of, source_of
+from nervure.recipe.results import RESULTS, Results, dense_key, failed
+from nervure.recipe.runner import nothing, take, threads
+from nervure.recipe.steps import (
+    Bench,
+    Step,
+    cut,
+    gather,
+    plan_cut,
+    recover,
+    row_of,
+    shifted,
+    trace_dense,
+    train_dense,
+)
+from nervure.recipe.study import Trial
+from nervure.recipe.values import DataSection, Recipe
+from nervure.recipe.workers import Plain, Pool
+from nervure.report.comparison import DENSE, Outcome
+from nervure.report.values import PRUNED
+from nervure.stats import Stats
+from nervure.zoo import Dataset
+
+METRICS, SHIFT = "metrics.json", "shift.json"
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One piece of work for one worker: a dense network with the evidence for its trials, or one trial.
+
+    Attributes:
+        trials: those that the dense network is prepared for, or the one to do.
+        folder: of the study or the sweep.
+        prepare: whether it is the dense network that is to be made ready.
+        shift: also measure under corruption.
+        threads: of torch.
+        progress: show bars while the dense network is trained and measured.
+        keep: leave the artefacts of a finished trial in its folder.
+    """
+
+    trials: tuple[Trial, ...] = ()
+    folder: str = ""
+    prepare: bool = False
+    shift: bool = False
+    threads: int = 1
+    progress: bool = False
+    keep: bool = False
+
+    @property
+    def key(self) -> str:
+        """The key of the outcome."""
+        return dense_key(self.trials[0]) if self.prepare else self.trials[0].key
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, for another process."""
+        trials = [{"network": t.network, "method": t.method, "recipe": t.recipe.to_dict()} for t in self.trials]
+        return {f.name: getattr(self, f.name) for f in fields(self)} | {"trials": trials}
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> "Job":
+        """Read what :meth:`to_json` wrote."""
+        trials = (Trial(t["network"], t["method"], Recipe.from_dict(t["recipe"])) for t in data["trials"])
+        return Job(**{**data, "trials": tuple(trials)})
+
+
+def carry_out(trials: Mapping[str, Trial], results: Results, pool: Pool, job: Job, *, limit: int | None = None) -> None:
+    """Do the trials that are not done yet, and note their outcomes as they come.
+
+    Args:
+        trials: by key.
+        results: what is done; outcomes are noted there.
+        pool: who works.
+        job: what all jobs have in common.
+        limit: do so many trials at most; None: all.
+    """
+    todo = [trial for key, trial in trials.items() if key not in results.done]
+    results.say(f"{len(trials) - len(todo)} of {len(trials)} trials are done; results: {results.folder / RESULTS}")
+    todo = todo[:limit]
+    left = {trial.key: trial for trial in todo}
+    # Evidence is gathered for all trials of a network at once, those of another call too.
+    waiting = [
+        replace(job, trials=tuple(t for t in trials.values() if t.dense_key == key), prepare=True)
+        for key in dict.fromkeys(trial.dense_key for trial in todo)
+    ]
+    ready: list[Job] = []
+    running: dict[Future[Plain], Job] = {}
+    while waiting or ready or running:
+        while (waiting or ready) and len(running) < pool.workers:
+            begun = ready.pop(0) if ready else waiting.pop(0)
+            if begun.prepare and begun.key not in results.done:
+                results.say(f"training {begun.trials[0].network}, seed {begun.trials[0].recipe.run.seed}")
+            running[pool.submit(begun.to_json())] = begun
+        for future in wait(running, return_when=FIRST_COMPLETED).done:
+            ended = running.pop(future)
+            outcome = _answer(future, ended)
+            mine = [t for t in ended.trials if t.key in left]
+            if ended.prepare and not outcome.error:
+                _note_dense(results, ended, outcome)
+                ready += [replace(job, trials=(t,)) for t in mine]
+                continue
+            for trial in mine:
+                del left[trial.key]
+                noted = failed(trial, outcome.error) if outcome.error else outcome
+                _note_trial(results, noted, trial, f"{len(todo) - len(left)}/{len(todo)}", left.values(), pool.workers)
+                if not job.keep:
+                    shutil.rmtree(_folder_of(trial, Path(job.folder)), ignore_errors=True)
+
+
+def _answer(future: Future[Plain], job: Job) -> Outcome:
+    try:
+        return Outcome.from_json(future.result())
+    except BrokenExecutor as error:
+        return failed(job.trials[0], str(error))
+
+
+def _note_dense(results: Results, job: Job, outcome: Outcome) -> None:
+    if job.key not in results.done:
+        results.note(outcome)
+        results.say(f"{outcome.network}, seed {outcome.seed}, dense: {100 * outcome.accuracy:.2f} %")
+
+
+def _note_trial(
+    results: Results, outcome: Outcome, trial: Trial, number: str, rest: Iterable[Trial], workers: int
+) -> None:
+    results.note(outcome)
+    if outcome.error:
+        results.say(f"[{number}] {trial}: failed: {outcome.error}")
+        return
+    left = results.time_left(rest, workers)
+    results.say(f"[{number}] {trial}: {100 * outcome.accuracy:.2f} % ({outcome.seconds['all']:.0f} s; {left})")
+
+
+def answer(data: Plain) -> Plain:
+    """Do the job that plain data tell; whatever goes wrong is an outcome too, so that it stops no other."""
+    job = Job.from_json(data)
+    try:
+        with threads(job.threads):
+            return asdict(_prepared(job) if job.prepare else _tried(job))
+    except NervureError as error:
+        reason = str(error)
+    except Exception as error:
+        # A method or a network of the user may raise anything.
+        reason = f"{type(error).__name__}: {error}"
+    return asdict(failed(job.trials[0], reason))
+
+
+def bench_of(trial: Trial, folder: Path, *, prepare: bool = False, progress: bool = False) -> Bench:
+    """The bench of a trial, or that of the dense network which it cuts, in the folder of a study or a sweep."""
+    recipe = trial.recipe
+    data = data_of_seed(recipe.data, recipe.run.seed)
+    shared = folder / "cache" / trial.dense_key
+    own = require_folder(shared if prepare else _folder_of(trial, folder))
+    method, source, device = method_of(recipe), source_of(recipe, data), device_of(recipe)
+    return Bench(recipe, own, data, source, method, device, nothing, progress, shared)
+
+
+def _folder_of(trial: Trial, folder: Path) -> Path:
+    return folder / "trials" / trial.key
+
+
+@lru_cache(maxsize=1)
+def data_of_seed(section: DataSection, seed: int) -> Dataset:
+    """The data of a seed, which draws the split; trials that follow each other mostly share them."""
+    return dataset_of(section, seed)
+
+
+def dense_of(bench: Bench) -> nn.Module:
+    """The trained dense network."""
+    return bench.dense()
+
+
+def pruned_of(bench: Bench) -> nn.Module:
+    """The pruned network of a trial, recovered."""
+    return bench.pruned("model.safetensors").model.eval()
+
+
+def _prepared(job: Job) -> Outcome:
+    """Train the dense network, trace it, and gather the evidence of all trials in one pass."""
+    first = job.trials[0]
+    bench = bench_of(first, Path(job.folder), prepare=True, progress=job.progress)
+    log = _opened(bench, "")
+    _follow(bench, log, {"train": train_dense, "trace": trace_dense})
+    _gather_all([replace(bench, recipe=t.recipe, method=method_of(t.recipe)) for t in job.trials])
+    _follow(bench, log, _measures(dense_of, shift=job.shift))
+    outcome = _outcome(bench, first, log)
+    return replace(outcome, key=job.key, method=DENSE, keep=1.0, options="")
+
+
+def _gather_all(benches: Sequence[Bench]) -> None:
+    """Measure what trials want and was not measured before: once for what starts trained, once for what starts new."""
+    for file in dict.fromkeys(bench.stats for bench in benches):
+        these = [bench for bench in benches if bench.stats == file]
+        want = frozenset[str]().union(*(bench.method.wants for bench in these))
+        if want and not (file.exists() and want <= Stats.load(file).want):
+            gather(these[0], want)
+
+
+def _tried(job: Job) -> Outcome:
+    """Plan, cut, check, recover, measure."""
+    (trial,) = job.trials
+    bench = bench_of(trial, Path(job.folder))
+    log = _opened(bench, repr(bench.method))
+    _follow(bench, log, {"plan": plan_cut, "cut": cut, "recover": recover} | _measures(pruned_of, shift=job.shift))
+    bench.path("cut.safetensors").unlink(missing_ok=True)
+    history = read_json(bench.path(f"{PRUNED}.history.json"), "a history of training")
+    return replace(_outcome(bench, trial, log), loss_curve=tuple(history["loss"]))
+
+
+def _opened(bench: Bench, method: str) -> dict[str, Any]:
+    """The log of what is done in the folder; what another version of the method left there goes."""
+    notes = bench.path("steps.json")
+    log: dict[str, Any] = read_json(notes, "the steps of a trial") if notes.exists() else {}
+    if log.get("method") == method:
+        return log
+    shutil.rmtree(bench.folder)
+    require_folder(bench.folder)
+    return {"method": method, "done": [], "seconds": {}}
+
+
+def _follow(bench: Bench, log: dict[str, Any], steps: Mapping[str, Step]) -> None:
+    for name, step in steps.items():
+        take(bench, log, name, step)
+
+
+def _measures(network: Callable[[Bench], nn.Module], *, shift: bool) -> dict[str, Step]:
+    """The steps that measure a network."""
+    steps: dict[str, Step] = {"evaluate": partial(_evaluate, network)}
+    return steps | ({"shift": partial(_evaluate_shifted, network)} if shift else {})
+
+
+def _evaluate(network: Callable[[Bench], nn.Module], bench: Bench) -> None:
+    model = network(bench)
+    batches = bench.data.validation.batches(bench.recipe.evaluate.batch_size)
+    found = {"validation": evaluate(model, batches, progress=False).accuracy, "row": asdict(row_of(bench, model))}
+    write_json(bench.path(METRICS), found)
+
+
+def _evaluate_shifted(network: Callable[[Bench], nn.Module], bench: Bench) -> None:
+    if not bench.recipe.evaluate.shift:
+        return
+    (found,) = shifted(bench, {"": network(bench)})[1].values()
+    write_json(bench.path(SHIFT), {"mean": found.accuracy, "accuracy": found.by_corruption})
+
+
+def _outcome(bench: Bench, trial: Trial, log: Mapping[str, Any]) -> Outcome:
+    found, shift = read_json(bench.path(METRICS), "metrics"), bench.path(SHIFT)
+    row, whole = found["row"], read_json((bench.shared or bench.folder) / METRICS, "metrics")["row"]
+    recipe, seconds = trial.recipe, log["seconds"]
+    return Outcome(
+        key=trial.key,
+        network=trial.network,
+        method=trial.method,
+        seed=recipe.run.seed,
+        keep=recipe.prune.keep,
+        budget=recipe.prune.budget,
+        options=repr(bench.method),
+        validation=found["validation"],
+        params_kept=row["nonzero"] / max(whole["params"], 1),
+        macs_kept=row["macs"] / max(whole["macs"], 1),
+        shift=read_json(shift, "accuracy under shift")["accuracy"] if shift.exists() else {},
+        seconds=seconds | ({"all": round(sum(seconds.values()), 2)} if "plan" in seconds else {}),
+        **{name: row[name] for name in ("accuracy", "loss", "ece", "samples", "params", "nonzero", "macs")},
+    )
