@@ -4,12 +4,12 @@ from nervure import Energy, Magnitude, evaluate, measure, prune, trace, train, z
 from nervure.methods import View
 
 data = zoo.load("digits")
-model = zoo.build("resnet20", seed=0, in_channels=1, width=0.5)
+model = zoo.build("resnet20", seed=0, in_channels=1, width=0.25)
 batches = data.train.batches(64, shuffle_seed=0)
 train(model, batches, epochs=2, lr=0.1, progress=False)
 
 # Every block with its score, the error of the score, and how often it would leave on other draws of the data.
-method = Energy(drop=3, rounds=3)
+method = Energy(drop=3, rounds=3, recalibrate=5)
 example = data.example(1)
 graph = trace(model, example)
 stats = measure(model, graph, batches, want=method.wants, progress=False)

@@ -131,6 +131,10 @@ class Dropping(ABC):
 
     def plan(self, view: View) -> Plan:
         """Drop blocks; raises BudgetError, DataError or ScoreError where that cannot be done."""
+        return self._planned(view, {})
+
+    def _planned(self, view: View, known: Mapping[str, BlockScore]) -> Plan:
+        """The plan; ``known``: the scores before any stage, where they are there."""
         asked = self._asked()
         if self.drop == 0 or (self.drop is None and self.tolerance is None and self.keep == 1):
             return Plan((), view.graph.fingerprint, asked, {"keep": 1.0, "blocks": 0})
@@ -140,7 +144,8 @@ class Dropping(ABC):
         scores: dict[str, BlockScore] = {}
         for stage in range(1, self.stages + 1):
             left = [b for b in blocks if b.name not in removed]
-            fresh = self.block_scores(self._seen(view, judge, removed), left, removed)
+            first = known and not removed
+            fresh = known if first else self.block_scores(self._seen(view, judge, removed), left, removed)
             _require_finite(fresh)
             scores |= fresh
             offered = self.removals([fresh[b.name].mean for b in left], left, savings)
@@ -172,7 +177,8 @@ class Dropping(ABC):
         A share between 0 and 100 % says that another draw of the data could have decided otherwise. As many blocks
         leave as in the plan, or as much is saved, and the scores are those before any stage.
         """
-        plan, scores = self.plan(view), self.scores(view)
+        scores = self.scores(view)
+        plan = self._planned(view, scores)
         blocks, dropped = droppable(view.graph, self.granularity), {d.block for d in plan.drops}
         savings = self._savings(view, self._judge(view), blocks)
         often = self._resampled(scores, blocks, savings, dropped, view.seed + self.seed)
