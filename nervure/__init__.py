@@ -33,6 +33,7 @@ from nervure.prune import Pruned, prune
 from nervure.recipe import Recipe, Study, compare, run
 from nervure.report import Report
 from nervure.rules import rule
+from nervure.sparse import compile_sparse
 from nervure.stats import Stats, measure
 from nervure.surgery import apply, compact, verify
 from nervure.tracing import trace
@@ -83,6 +84,7 @@ __all__ = [  # noqa: RUF022
     "apply",
     "compact",
     "compare",
+    "compile_sparse",
     "connectivity",
     "count",
     "evaluate",

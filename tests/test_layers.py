@@ -31,6 +31,7 @@ FLOORS: Mapping[str, int] = {
     "engines": 4,
     "evaluation": 4,
     "methods": 5,
+    "sparse": 5,
     "integrations": 5,
     "prune": 6,
     "export": 6,

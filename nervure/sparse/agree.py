@@ -1,0 +1,87 @@
+"""Whether two models say the same: on the example, on other numbers, and on batches of other sizes."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Self, final
+
+import torch
+from torch import Tensor, nn
+
+from nervure.errors import ForwardError, VerificationError
+from nervure.evaluation.latency import resized
+from nervure.graph.example import run_example, tensors_in
+from nervure.sparse.watch import noisy
+from nervure.surgery.verify import compare
+
+OTHER_BATCHES = (1, 3)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Checks:
+    """Inputs, each with what the original says to it.
+
+    Attributes:
+        given: the inputs, the example first.
+        expected: for each of them all tensors that the original returns.
+    """
+
+    given: tuple[Any, ...]
+    expected: tuple[list[Tensor], ...]
+
+    @classmethod
+    def of(cls, model: nn.Module, example: Any) -> Self:
+        """Run the original; other numbers and batch sizes are left out where it does not take them.
+
+        Raises:
+            ForwardError: it does not run on the example.
+        """
+        try:
+            found = [(example, tensors_in(run_example(model, example)))]
+        except Exception as error:
+            raise ForwardError(f"the model does not run on the example: {type(error).__name__}: {error}.") from error
+        others: list[Callable[[], Any]] = [
+            lambda: noisy(example),
+            *(partial(resized, example, n) for n in OTHER_BATCHES),
+        ]
+        for other in others:
+            try:
+                given = other()
+                found.append((given, tensors_in(run_example(model, given))))
+            # A model may be made for one batch size, or for certain numbers: then there is nothing to compare with.
+            except Exception:
+                continue
+        return cls(tuple(given for given, _ in found), tuple(expected for _, expected in found))
+
+    def error(self, model: nn.Module) -> float:
+        """The largest relative difference; raises VerificationError where it is more than rounding."""
+        return max(
+            agreement(expected, tensors_in(run_example(model, given)), "the whole differs")
+            for given, expected in zip(self.given, self.expected, strict=True)
+        )
+
+
+def agreement(expected: list[Tensor], found: list[Tensor], where: str) -> float:
+    """The largest difference, relative to the largest value of each output.
+
+    Raises:
+        VerificationError: it is larger than rounding, or shapes differ; the message begins with ``where``.
+    """
+    scales = [_scale(t) for t in expected]
+    try:
+        outcome = compare(
+            [t / s for t, s in zip(expected, scales, strict=True)], [t / s for t, s in zip(found, scales, strict=False)]
+        )
+    except VerificationError as error:
+        raise VerificationError(f"{where}: {error}") from error
+    if not outcome:
+        raise VerificationError(f"{where}: relative error {outcome.error:.2e}, allowed {outcome.tolerance:.0e}.")
+    return outcome.error
+
+
+def _scale(tensor: Tensor) -> float:
+    """What to divide by so that the largest finite value is 1; 1 for whole numbers and zeros."""
+    if not tensor.is_floating_point() or not tensor.numel():
+        return 1
+    return float(torch.nan_to_num(tensor.double(), posinf=0.0, neginf=0.0).abs().max()) or 1

@@ -1,0 +1,76 @@
+"""What layers are given and say while a model runs."""
+
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from nervure.graph.example import run_example
+
+LAYERS = (nn.Linear, nn.Conv2d)
+"""Layers that are looked at: these classes themselves, since a subclass may compute something else."""
+
+
+def layers_of(model: nn.Module) -> dict[str, nn.Module]:
+    """The linear layers and convolutions of a model, by name."""
+    return {name: module for name, module in model.named_modules() if type(module) in LAYERS}
+
+
+@final
+@dataclass(slots=True)
+class Heard:
+    """What a layer was given at its first call, and how often it was called."""
+
+    first: Tensor
+    calls: int = 1
+
+
+def inputs_of(model: nn.Module, example: Any) -> dict[str, Heard]:
+    """What the layers of a model are given, in running order; layers that are not called are left out."""
+    heard: dict[str, Heard] = {}
+    with ExitStack() as stack:
+        for name, module in layers_of(model).items():
+
+            def hear(module: nn.Module, args: tuple[Any, ...], kwargs: Any, name: str = name) -> None:
+                if name in heard:
+                    heard[name].calls += 1
+                else:
+                    # A copy, as it lies in memory: what comes after may work in place.
+                    given = args[0] if args else next(iter(kwargs.values()))
+                    heard[name] = Heard(given.detach().clone())
+
+            stack.callback(module.register_forward_pre_hook(hear, with_kwargs=True).remove)
+        run_example(model, example)
+    return heard
+
+
+def outputs_by_layer(model: nn.Module, names: Iterable[str], example: Any) -> dict[str, Tensor]:
+    """What each of the named modules says at its first call, in running order."""
+    said: dict[str, Tensor] = {}
+    with ExitStack() as stack:
+        for name in names:
+
+            def hear(module: nn.Module, args: Any, output: Tensor, name: str = name) -> None:
+                if name not in said:
+                    said[name] = output.detach().clone()
+
+            stack.callback(model.get_submodule(name).register_forward_hook(hear).remove)
+        run_example(model, example)
+    return said
+
+
+def noisy(example: Any) -> Any:
+    """The example with all floating-point numbers replaced by others of their scale, the same at every call."""
+    generator = torch.Generator().manual_seed(0)
+
+    def other(value: Any) -> Any:
+        if not isinstance(value, Tensor) or not value.is_floating_point() or not value.numel():
+            return value
+        noise = torch.randn(value.shape, generator=generator).to(value)
+        return noise * value.std(correction=0).clamp(min=1e-3) + value.mean()
+
+    return tree_map(other, example)
