@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from nervure.errors import ForwardError, VerificationError
-from nervure.evaluation.latency import resized
-from nervure.graph.example import run_example, tensors_in
+from nervure.graph.example import resized, run_example, tensors_in
 from nervure.sparse.watch import noisy
 from nervure.surgery.verify import compare
 
