@@ -57,6 +57,21 @@ class Pruned:
     verification: float | None = None
     earlier: tuple[Step, ...] = ()
 
+    def rewired(self, masks: Mapping[str, Tensor]) -> "Pruned":
+        """The same with the masks that training left, as :class:`nervure.training.History` has them.
+
+        A plan that only masks says so too. Without masks nothing changes.
+        """
+        if not masks:
+            return self
+        sparse = {name: mask.cpu() for name, mask in masks.items()}
+        if len(self.plan.masks) < len(self.plan.edits):
+            return replace(self, masks=sparse)
+        edits = tuple(Mask(name, Keep.of(mask)) for name, mask in sparse.items() if not bool(mask.all()))
+        stay = sum(int(mask.sum()) for mask in sparse.values())
+        reached = {"density": stay / sum(mask.numel() for mask in sparse.values()), "weights": stay}
+        return replace(self, masks=sparse, plan=replace(self.plan, edits=edits, reached=reached))
+
     def __str__(self) -> str:
         before, after = self.cost_before, self.cost_after
         methods = ", then ".join([*(step.method for step in self.earlier), self.method])

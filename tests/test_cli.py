@@ -106,6 +106,26 @@ def test_methods_that_mask_weights_take_a_density(words: tuple[str, ...], densit
     assert plan.asked["density"] == density
 
 
+def test_training_rewires_a_sparse_network_and_goes_on_with_it() -> None:
+    text = done("train", *DIGITS, "--rewire", "SET", "--density", "0.2", "--set", "events=3", "--epochs", "1",
+                "--events", "events.jsonl", "-o", "sparse.safetensors")  # fmt: skip
+    assert "3 events" in text
+    assert len(Path("events.jsonl").read_text().splitlines()) == 4
+    header = read_header("sparse.safetensors")
+    assert header["plan"]["reached"]["density"] == pytest.approx(0.2, abs=1e-3)
+    before = done("evaluate", "--file", "sparse.safetensors", "--data", "digits")
+    done("train", "--file", "sparse.safetensors", "--data", "digits", "--rewire", "rigl", "--density", "0.2",
+         "--epochs", "1", "-o", "again.safetensors")  # fmt: skip
+    again = read_header("again.safetensors")["plan"]
+    assert again["reached"]["weights"] == header["plan"]["reached"]["weights"]
+    assert done("evaluate", "--file", "again.safetensors", "--data", "digits") != before
+
+
+@pytest.mark.parametrize("words", [("--density", "0.2"), ("--rewire", "Magnitude"), ("--rewire", "SNIP")])
+def test_what_does_not_rewire_is_refused_before_any_work(words: tuple[str, ...]) -> None:
+    assert "--rewire" in refused("train", *DIGITS, *words)
+
+
 def test_a_method_that_measures_takes_data_or_evidence() -> None:
     options = ("--method", "energy", "--set", "drop=1", "--set", "policy=rank", "--set", "score=dcor")
     continuous = ("--set", "target=probabilities")

@@ -17,8 +17,9 @@ from nervure.files import read_json, require_folder, require_writable, write_jso
 from nervure.graph import Graph, count
 from nervure.graph.tape import named_tensors
 from nervure.methods import METHODS, Method, View, method_keeping
+from nervure.methods.rewiring import Rewired
 from nervure.plan import Plan
-from nervure.prune import Pruned
+from nervure.prune import Pruned, prune
 from nervure.recipe import Recipe, Study
 from nervure.recipe import compare as compare_methods
 from nervure.recipe import run as run_recipe
@@ -33,8 +34,10 @@ from nervure.stats import measure as measure_stats
 from nervure.surgery import apply as apply_plan
 from nervure.surgery import masks_after
 from nervure.surgery import verify as verify_cut
+from nervure.training import Rewiring
 from nervure.training import train as train_model
 
+REWIRING = [name for name, method in METHODS.items() if issubclass(method, Rewired)]
 PAGE = click.Path(dir_okay=False, path_type=Path)
 LIMIT = click.option(
     "--limit", type=click.IntRange(0), help="Run so many trials at most; 0: only write the tables again."
@@ -254,6 +257,7 @@ def apply(choice: Choice, plan_file: Path, graph_file: Path | None, verify: bool
     epilog=example(
         "nervure train --model resnet8 --data digits --epochs 3 -o trained.safetensors",
         "nervure train --file model.safetensors --data digits --epochs 3 -o recovered.safetensors",
+        "nervure train --model resnet8 --data digits --rewire RigL --density 0.1 -o sparse.safetensors",
     )
 )
 @chosen(FILE)
@@ -262,15 +266,38 @@ def apply(choice: Choice, plan_file: Path, graph_file: Path | None, verify: bool
 @click.option("--batch-size", type=click.IntRange(1), default=128, show_default=True)
 @click.option("--augment", is_flag=True, help="Shift and mirror the images.")
 @click.option("--precision", type=click.Choice(["float32", "bf16"]), default="float32", show_default=True)
+@click.option("--rewire", metavar="METHOD", help=f"Drop and grow connections meanwhile: {', '.join(REWIRING)}.")
+@click.option("--density", type=float, help="With --rewire, the fraction of the weights that stays.")
+@click.option(
+    "--set", "settings", type=setting, multiple=True, metavar="KEY=VALUE", help="Another option of the method."
+)
+@click.option("--events", type=PAGE, help="With --rewire, write what happened (JSON lines).")
 @output("trained.safetensors", "the trained network")
-def train(choice: Choice, epochs: int, lr: float, batch_size: int, augment: bool, precision: str, out: Path) -> None:
-    """Train a network; masks hold.
+def train(  # noqa: PLR0913 - one for each option
+    choice: Choice,
+    *,
+    epochs: int,
+    lr: float,
+    batch_size: int,
+    augment: bool,
+    precision: str,
+    rewire: str | None,
+    density: float | None,
+    settings: tuple[tuple[str, Any], ...],
+    events: Path | None,
+    out: Path,
+) -> None:
+    """Train a network; masks hold, or are rewired.
 
-    With --file, train a pruned network saved before.
+    With --file, train a pruned network saved before. With --rewire, begin with a sparse one, by lot or as the file has
+    it.
     """
-    _writable(out)
+    _writable(out, events)
+    method = _rewiring(rewire, density, dict(settings), fresh=not (choice.file or choice.weights))
     data, source = choice.data(), choice.source()
     pruned = choice.pruned() if choice.file else None
+    if method is not None and pruned is None:
+        pruned = prune(choice.network(), choice.example(), method, seed=choice.seed, progress=False)
     model = pruned.model if pruned else choice.network()
     history = train_model(
         model,
@@ -281,11 +308,21 @@ def train(choice: Choice, epochs: int, lr: float, batch_size: int, augment: bool
         validation=data.validation.batches(500),
         precision=precision,
         seed=choice.seed,
+        hooks=[] if method is None else [Rewiring(method, log=events)],
     )
     for epoch, (loss, accuracy) in enumerate(zip(history.loss, history.validation, strict=True), start=1):
         click.echo(f"epoch {epoch}: loss {loss:.4f}, validation accuracy {percent(accuracy)}")
     meta = {"model": source.to_json()}
-    _wrote(save(out, pruned, meta=meta) if pruned else save_state(out, model, meta=meta))
+    if pruned is None:
+        _wrote(save_state(out, model, meta=meta))
+        return
+    if method is not None:
+        happened = history.events[1:]
+        dropped, grown = sum(event.dropped for event in happened), sum(event.grown for event in happened)
+        pruned = replace(pruned.rewired(history.masks), cost_after=count(model, choice.example()))
+        click.echo(f"{len(happened)} events: {dropped:,} connections dropped, {grown:,} grown")
+        click.echo(f"{pruned.cost_after.nonzero:,} of {pruned.cost_after.params:,} parameters are not 0")
+    _wrote(save(out, pruned, meta=meta))
 
 
 @main.command(
@@ -399,6 +436,18 @@ def report_command(source: Path, folder: Path | None) -> None:
     click.echo(report.headline)
     for page in write_report_pages(report, require_folder(folder or file.parent)):
         _wrote(page)
+
+
+def _rewiring(name: str | None, density: float | None, settings: dict[str, Any], *, fresh: bool) -> Rewired | None:
+    """The method that rewires, if any; the weights of a network that was trained keep their size."""
+    if name is None:
+        if density is not None or settings:
+            raise ArgumentError(f"--density and --set are the rewiring method's: name one, --rewire {REWIRING[0]}.")
+        return None
+    method = method_keeping(name, settings, keep=0.1, budget="params", density=density)
+    if not isinstance(method, Rewired):
+        raise ArgumentError(f"--rewire {name!r} does not rewire while training. Name one of {', '.join(REWIRING)}.")
+    return method if fresh else replace(method, rescale=False)
 
 
 def _graph_from(path: Path) -> Graph:

@@ -21,7 +21,7 @@ from nervure.graph.tape import named_tensors
 from nervure.methods import Explained, Method, Random, View
 from nervure.methods.lots import masks_by_lot
 from nervure.methods.rewiring import Rewired, gain_of
-from nervure.plan import Keep, Mask, Plan
+from nervure.plan import Plan
 from nervure.prune import Pruned, prune
 from nervure.recipe.parts import Source, methods_after, trained
 from nervure.recipe.values import Recipe, RecoverSection, TrainSection
@@ -386,22 +386,7 @@ def _recovered(bench: Bench, name: str, pruned: Pruned, file: str, hooks: Sequen
     history = _trained(bench, name, pruned.model, section, seed, pruned.masks, hooks)
     after = count(pruned.model.eval(), bench.example())
     _note_history(bench, name, history)
-    bench.save(file, replace(_with_masks(pruned, history.masks) if hooks else pruned, cost_after=after))
-
-
-def _with_masks(pruned: Pruned, masks: Mapping[str, Tensor]) -> Pruned:
-    """``pruned`` as it is after rewiring; a plan that only masks says so too."""
-    if not masks:
-        return pruned
-    sparse = {name: mask.cpu() for name, mask in masks.items()}
-    if len(pruned.plan.masks) < len(pruned.plan.edits):
-        return replace(pruned, masks=sparse)
-    edits = tuple(Mask(name, Keep.of(mask)) for name, mask in sparse.items() if not bool(mask.all()))
-    stay, whole = (
-        sum(int(n) for n in of) for of in ((m.sum() for m in sparse.values()), (m.numel() for m in sparse.values()))
-    )
-    reached = {"density": stay / whole, "weights": stay}
-    return replace(pruned, masks=sparse, plan=replace(pruned.plan, edits=edits, reached=reached))
+    bench.save(file, replace(pruned.rewired(history.masks) if hooks else pruned, cost_after=after))
 
 
 def _trained(
