@@ -1,199 +1,447 @@
-"""GC-Net under shift: connectivity against magnitude, SNIP, Wanda and a lot, at equal density and equal fine-tuning.
+"""GC-Net under shift: connectivity against magnitude, SNIP, Wanda, SNACS and lots, at equal density and fine-tuning.
 
-A narrow VGG-11-BN on Fashion-MNIST at 16 x 16, three seeds, three sparsities. Run ``python benchmarks/gcnet.py``.
-A line of ``docs/results/gcnet.jsonl`` is one pruned network; a run that was stopped goes on with the next seed, and
-with ``--table`` only ``docs/results/gcnet.md`` is written, from the lines that are there. Which variant is best is read
-off the validation split under the four held-out corruptions; the 15 others are the test.
+Run ``python benchmarks/gcnet.py choose`` for the search of a variant (validation images under held-out corruptions,
+seeds of its own), and without ``choose`` for the comparison (test images under the 15 other corruptions); one thread.
+Every line of ``docs/results/gcnet.jsonl`` is one pruned network, written when it is done: a run that was stopped goes
+on where it was. With ``--table`` only ``docs/results/gcnet.md`` is written, from the lines that are there. Trained
+networks are kept in ``runs/gcnet``.
 """
 
 import json
 import sys
 import time
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from itertools import pairwise, product
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import fmean, stdev
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from nervure import ERK, SNIP, GCNet, MagnitudeMasks, Wanda, apply, trace, train, zoo
+from nervure import ERK, SNACS, SNIP, GCNet, MagnitudeMasks, Wanda, apply, trace, train, zoo
 from nervure.evaluation import CORRUPTIONS, HELD_OUT, connectivity_shift, evaluate_shift
+from nervure.evaluation.batches import Batch
+from nervure.evaluation.shift import shifted
+from nervure.export import load_state, save_state
 from nervure.graph.tape import named_tensors
 from nervure.methods import Method, View
+from nervure.methods.connectivity import Connectivity
 from nervure.surgery.apply import masks_after
 from nervure.training import recalibrate
+from nervure.training.objectives import Objective, cross_entropy
 from nervure.zoo.dataset import Dataset
 
-RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results"
-SEEDS, SPARSITIES, SEVERITIES = (0, 1, 2), (0.8, 0.9, 0.95), (1, 3, 5)
-SIDE, TRAINED_ON, TUNED_ON, TESTED_ON, BATCH = 16, 8000, 1920, 200, 64
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS, STATES = ROOT / "docs" / "results", ROOT / "runs" / "gcnet"
+LINES = RESULTS / "gcnet.jsonl"
+SEEDS, CHOOSING = (0, 1, 2), (10, 11)
+SPARSITIES, SEVERITIES = (0.5, 0.7, 0.8, 0.9, 0.95), (1, 3, 5)
+SIDE, TRAINED_ON, TUNED_ON, TESTED_ON, BATCH = 16, 8000, 4000, 400, 64
 TEST = tuple(name for name in CORRUPTIONS if name not in HELD_OUT)
+AUGMENTED = (("rotate", 2), ("translate", 2), ("scale", 2))
+"""Beside the clean images, where consistent connectivity has to hold; none of them is in the test."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A network, its data, and how long it is trained."""
+
+    network: Callable[[], nn.Module]
+    data: str
+    epochs: int = 5
+    sparsities: tuple[float, ...] = SPARSITIES
+
+
+TASKS: Mapping[str, Task] = {
+    "VGG-16-BN": Task(lambda: zoo.build("vgg16", in_channels=1, width=0.125), "fashion-mnist"),
+    "ResNet-18": Task(
+        lambda: zoo.build("resnet18", in_channels=1, num_classes=10, width=0.125, small_images=True), "fashion-mnist"
+    ),
+    "ResNet-8, digits": Task(lambda: zoo.build("resnet8", in_channels=1, width=1.0), "digits", 15, (0.8, 0.9, 0.95)),
+}
+
 KERNELS: dict[str, Any] = {"granularity": "connection", "guard": "units"}
-WEIGHTS: dict[str, Any] = {"granularity": "element", "guard": "outputs", "mode": "product"}
-ARMS: Mapping[str, Method] = {
-    "weights: global magnitude": MagnitudeMasks(guard="outputs"),
-    "weights: layerwise magnitude": MagnitudeMasks(guard="outputs", distribution="uniform"),
-    "weights: SNIP": SNIP(batches=4, statistics="running", guard="outputs"),
-    "weights: Wanda": Wanda(samples=1024),
-    "weights: GC product, classwise": GCNet(**WEIGHTS),
-    "weights: GC product, conditional": GCNet(**WEIGHTS, estimator="residual"),
-    "kernels: global magnitude": MagnitudeMasks(**KERNELS),
-    "kernels: layerwise magnitude": MagnitudeMasks(**KERNELS, distribution="uniform"),
-    "kernels: random": ERK(**KERNELS, distribution="uniform"),
-    "kernels: GC pure, classwise, layerwise": GCNet(mode="pure", distribution="uniform"),
-    "kernels: GC split, classwise, layerwise (paper)": GCNet(paper=True),
-    "kernels: GC split, classwise": GCNet(),
-    "kernels: GC split, conditional": GCNet(estimator="residual"),
-    "kernels: GC product, conditional": GCNet(estimator="residual", mode="product"),
+WEIGHTS: dict[str, Any] = {"granularity": "element", "guard": "outputs"}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A method, and what is done differently for it.
+
+    Attributes:
+        method: at any density.
+        consistent: connectivity is the least over the clean and the augmented images.
+        kept: how strongly fine-tuning holds on to the connectivity of the dense network.
+    """
+
+    method: Method
+    consistent: bool = False
+    kept: float = 0.0
+
+    def at(self, density: float) -> Method:
+        """The method at this density."""
+        name = "keep" if isinstance(self.method, SNACS) else "density"
+        changed: Method = replace(self.method, **{name: density})  # type: ignore[type-var]
+        return changed
+
+
+def gc(**options: Any) -> Arm:
+    """GC-Net on kernels."""
+    return Arm(GCNet(**options))
+
+
+CONDITIONAL: dict[str, Any] = {"estimator": "residual"}
+VARIANTS: Mapping[str, Arm] = {
+    "magnitude": Arm(MagnitudeMasks(**KERNELS)),
+    "magnitude, layerwise": Arm(MagnitudeMasks(**KERNELS, distribution="uniform")),
+    "Wanda": Arm(Wanda(**KERNELS, samples=1024)),
+    **{
+        f"{mode}, {estimator}": gc(mode=mode, estimator=estimator)
+        for mode, estimator in product(
+            ("pure", "split", "product", "mix", "union", "intersection"), ("classwise", "correlation", "residual")
+        )
+    },
+    "split, gaussian": gc(estimator="gaussian"),
+    "split, residual, from 1/4": gc(**CONDITIONAL, start=0.25),
+    "split, residual, from 3/4": gc(**CONDITIONAL, start=0.75),
+    "split, classwise, from 1/4": gc(start=0.25),
+    "split, classwise, from 3/4": gc(start=0.75),
+    "split, residual, layerwise": gc(**CONDITIONAL, distribution="uniform"),
+    "product, residual, layerwise": gc(**CONDITIONAL, mode="product", distribution="uniform"),
+    "product, residual, from 1/2": gc(**CONDITIONAL, mode="product", start=0.5),
+    "product, residual, from 3/4": gc(**CONDITIONAL, mode="product", start=0.75),
+    "mix of 3/4 magnitude, residual": gc(**CONDITIONAL, mode="mix", alpha=0.75),
+    "split, residual, 3 rounds": gc(**CONDITIONAL, rounds=3),
+    "product, residual, 3 rounds": gc(**CONDITIONAL, mode="product", rounds=3),
+    "split, residual, consistent": Arm(GCNet(**CONDITIONAL), consistent=True),
+    "product, residual, consistent": Arm(GCNet(**CONDITIONAL, mode="product"), consistent=True),
+    "split, classwise, consistent": Arm(GCNet(), consistent=True),
+    "product, residual, connectivity kept": Arm(GCNet(**CONDITIONAL, mode="product"), kept=1.0),
+    "magnitude, connectivity kept": Arm(MagnitudeMasks(**KERNELS), kept=1.0),
+    "magnitude of weights": Arm(MagnitudeMasks(guard="outputs")),
+    "Wanda, weights": Arm(Wanda(samples=1024)),
+    "product, residual, weights": Arm(GCNet(**WEIGHTS, **CONDITIONAL, mode="product")),
+    "product, classwise, weights": Arm(GCNet(**WEIGHTS, mode="product")),
+    "product, residual, weights, from 3/4": Arm(GCNet(**WEIGHTS, **CONDITIONAL, mode="product", start=0.75)),
+    "mix of 3/4 magnitude, residual, weights": Arm(GCNet(**WEIGHTS, **CONDITIONAL, mode="mix", alpha=0.75)),
+}
+"""Tried on validation images, at the sparsities ``CHOSEN_AT``."""
+CHOSEN_AT = (0.8, 0.95)
+
+ARMS: Mapping[str, Arm] = {
+    "weights: global magnitude": Arm(MagnitudeMasks(guard="outputs")),
+    "weights: layerwise magnitude": Arm(MagnitudeMasks(guard="outputs", distribution="uniform")),
+    "weights: random": Arm(ERK(guard="outputs", distribution="uniform")),
+    "weights: SNIP": Arm(SNIP(batches=4, statistics="running", guard="outputs")),
+    "weights: Wanda": Arm(Wanda(samples=1024)),
+    "weights: GC product, classwise": Arm(GCNet(**WEIGHTS, mode="product")),
+    "weights: GC product, conditional": Arm(GCNet(**WEIGHTS, mode="product", **CONDITIONAL)),
+    "kernels: global magnitude": Arm(MagnitudeMasks(**KERNELS)),
+    "kernels: layerwise magnitude": Arm(MagnitudeMasks(**KERNELS, distribution="uniform")),
+    "kernels: random": Arm(ERK(**KERNELS, distribution="uniform")),
+    "kernels: SNIP": Arm(SNIP(batches=4, statistics="running", **KERNELS)),
+    "kernels: Wanda": Arm(Wanda(samples=1024, **KERNELS)),
+    "kernels: SNACS": Arm(SNACS(samples=1024)),
+    "kernels: GC pure, classwise, layerwise": gc(mode="pure", distribution="uniform"),
+    "kernels: GC split, classwise, layerwise (paper)": gc(paper=True),
+    "kernels: GC split, classwise": gc(mode="split"),
+    "kernels: GC split, conditional": gc(mode="split", **CONDITIONAL),
+    "kernels: GC product, conditional": gc(mode="product", **CONDITIONAL),
 }
 YARDSTICKS = {"weights": "weights: global magnitude", "kernels": "kernels: global magnitude"}
 
 
-def main(arguments: list[str]) -> None:
-    """Run the seeds that are missing, and write the table."""
-    torch.set_num_threads(1)
-    path = RESULTS / "gcnet.jsonl"
-    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    for seed in [s for s in SEEDS if s not in {row["seed"] for row in rows}] if "--table" not in arguments else []:
-        start, new = time.perf_counter(), trials(seed)
-        with path.open("a") as file:
-            file.writelines(json.dumps({**row, "seed": seed}) + "\n" for row in new)
-        rows += [{**row, "seed": seed} for row in new]
-        print(f"seed {seed}: {time.perf_counter() - start:.0f} s", flush=True)
-        (RESULTS / "gcnet.md").write_text(page(rows))
-    (RESULTS / "gcnet.md").write_text(page(rows))
+# -- one trial -----------------------------------------------------------------------------------------------------
 
 
-def trials(seed: int) -> list[dict[str, Any]]:
-    """One dense network, and what each method leaves of it at each sparsity, before and after fine-tuning."""
+@cache
+def data_of(task: str, seed: int) -> Dataset:
+    """Few images, and the same test images for all."""
+    name = TASKS[task].data
+    if name == "digits":
+        return zoo.load("digits", seed=seed, validation=0.2)
     data = zoo.load("fashion-mnist", seed=seed, size=SIDE)
-    data = replace(data, train=data.train.sample(TRAINED_ON, seed), test=data.test.sample(TESTED_ON, 0))
+    return replace(data, train=data.train.sample(TRAINED_ON, seed), test=data.test.sample(TESTED_ON, 0))
+
+
+@cache
+def judged_on(task: str, seed: int, phase: str) -> tuple[list[Batch], dict[tuple[str, int], list[Batch]]]:
+    """Clean images, and the same under each shift."""
+    data = data_of(task, seed)
+    split, names = (data.test, TEST) if phase == "test" else (data.validation.sample(TESTED_ON, 0), HELD_OUT)
+    batches = split.batches(TESTED_ON)
+    keys = product(names, SEVERITIES)
+    return list(batches), {(name, level): list(shifted(batches, name, level)) for name, level in keys}
+
+
+@cache
+def seen(task: str, seed: int) -> View:
+    """The trained dense network, traced."""
+    data, file = data_of(task, seed), STATES / f"{task}-{seed}.safetensors"
     torch.manual_seed(seed)
-    dense = zoo.build("vgg11", in_channels=1, width=0.125)
-    train(dense, data.train.batches(BATCH, shuffle_seed=seed), epochs=5, lr=0.1, seed=seed, progress=False)
-    dense.eval()
-    tuned, before = {"dense": fine_tuned(dense, data, {}, seed)}, {}
-    for sparsity in SPARSITIES:
-        for name, (model, masks) in pruned(dense, data, 1 - sparsity, seed).items():
-            key = f"{name} @ {sparsity}"
-            before[key] = accuracy(model, data)
-            tuned[key] = fine_tuned(model, data, masks, seed)
-        print(f"seed {seed}: sparsity {sparsity} done", flush=True)
-    options: dict[str, Any] = {"severities": SEVERITIES, "progress": False}
-    test = evaluate_shift(tuned, data.test.batches(TESTED_ON), shift=TEST, **options)
-    chosen = evaluate_shift(tuned, data.validation.sample(TESTED_ON, 0).batches(TESTED_ON), shift=HELD_OUT, **options)
-    rows = []
-    for key, found in test.items():
-        name, _, sparsity_text = key.partition(" @ ")
-        row = {"arm": name, "sparsity": float(sparsity_text or 0), "untuned": before.get(key), "ece": found.ece}
-        row |= {"clean": found.clean.accuracy, "shifted": found.accuracy, "validation": chosen[key].accuracy}
-        rows.append(row | {"worst": min(found.by_corruption.values()), "by_severity": list(found.by_severity.values())})
-    watched = [key for key in tuned if key == "dense" or key.endswith("@ 0.9")][:: 3 if seed == 0 else 99]
-    moved = connectivity_shift(
-        {key: tuned[key] for key in watched}, data.test.batches(TESTED_ON), shift=TEST[::3], progress=False
-    )
-    relation = moved.relation(test) if len(watched) > 1 else None
-    rows[0] |= {"relation": relation, "moved": {key: mean(moved.by_layer(key).values()) for key in watched}}
-    return rows
-
-
-def pruned(
-    dense: nn.Module, data: Dataset, density: float, seed: int
-) -> dict[str, tuple[nn.Module, Mapping[str, torch.Tensor]]]:
-    """What each method leaves, with its masks."""
+    model = TASKS[task].network()
+    if file.exists():
+        load_state(file, model)
+    else:
+        batches = data.train.batches(BATCH, shuffle_seed=seed)
+        train(model, batches, epochs=TASKS[task].epochs, lr=0.1, seed=seed, progress=False)
+        STATES.mkdir(parents=True, exist_ok=True)
+        save_state(file, model)
     example = data.example(2)
-    graph = trace(dense, example)
-    weights = {name: tensor.detach() for name, tensor in named_tensors(dense).items()}
-    view = View(graph, weights, None, seed, dense, example, data.train.batches(256, shuffle_seed=seed))
-    result, found = {}, {}
-    for name, arm in ARMS.items():
-        method: Method = replace(arm, density=density)  # type: ignore[type-var]
+    weights = {name: tensor.detach() for name, tensor in named_tensors(model.eval()).items()}
+    batches = data.train.batches(256, shuffle_seed=seed)
+    return View(trace(model, example), weights, None, seed, model, example, batches)
+
+
+@cache
+def measured(task: str, seed: int, estimator: str, consistent: bool) -> Connectivity:
+    """Connectivity of the dense network; where consistent, the least over clean and augmented images."""
+    view, asked = seen(task, seed), GCNet(estimator=estimator)  # type: ignore[arg-type]
+    found = asked.evidence(view)
+    if not consistent:
+        return found
+    views = (replace(view, data=list(shifted(view.data, *key))) for key in AUGMENTED)
+    others = [asked.evidence(one).scores for one in views]
+    least = {n: torch.stack([s, *(o[n] for o in others)]).amin(0) for n, s in found.scores.items()}
+    return replace(found, scores=least)
+
+
+def trial(phase: str, task: str, name: str, sparsity: float, seed: int) -> dict[str, Any]:
+    """Prune, evaluate, fine-tune, evaluate."""
+    start, view, data = time.process_time(), seen(task, seed), data_of(task, seed)
+    clean, moved = judged_on(task, seed, phase)
+    if name == "dense":
+        model, masks, kept = apply(view.model, view.graph, empty(view)), dict[str, Tensor](), 0.0
+    else:
+        arm = (VARIANTS if phase == "choose" else ARMS)[name]
+        method, kept = arm.at(1 - sparsity), arm.kept
         if isinstance(method, GCNet):
-            # What was measured does not depend on mode or granularity.
-            found[method.estimator] = found.get(method.estimator) or method.evidence(view)
-            plan = method.decide(view, found[method.estimator])
+            plan = method.decide(view, measured(task, seed, method.estimator, arm.consistent))
         else:
             plan = method.plan(view)
-        result[name] = (apply(dense, graph, plan), masks_after(graph, plan))
-    return result
+        assert view.model is not None
+        model, masks = apply(view.model, view.graph, plan), masks_after(view.graph, plan)
+    recalibrate(model, view.data, 5)
+    before = evaluate_shift({"": model.eval()}, clean, shift=moved, progress=False)[""]
+    fine_tuned(model, data, masks, seed, view.model, kept)
+    after = evaluate_shift({"": model}, clean, shift=moved, progress=False)[""]
+    row = {"untuned": before.clean.accuracy, "untuned shifted": before.accuracy}
+    row |= {"clean": after.clean.accuracy, "shifted": after.accuracy, "ece": after.ece}
+    row["worst"] = min(after.by_corruption.values())
+    return {key: round(value, 5) for key, value in row.items()} | {"seconds": round(time.process_time() - start, 1)}
 
 
-def fine_tuned(model: nn.Module, data: Dataset, masks: Mapping[str, torch.Tensor], seed: int) -> nn.Module:
+def empty(view: View) -> Any:
+    """A plan that does nothing."""
+    return MagnitudeMasks(density=1.0).plan(view)
+
+
+def fine_tuned(
+    model: nn.Module, data: Dataset, masks: Mapping[str, Tensor], seed: int, dense: Any, kept: float
+) -> None:
     """The same training for all: one pass over part of the images."""
-    few = data.train.sample(TUNED_ON, seed)
+    few = data.train.sample(min(TUNED_ON, len(data.train)), seed)
     options: dict[str, Any] = {"masks": masks} if masks else {}
+    options |= {"objective": connected(cross_entropy, dense, kept)} if kept else {}
     train(model, few.batches(BATCH, shuffle_seed=seed), epochs=1, lr=0.03, seed=seed, progress=False, **options)
     recalibrate(model, few.batches(BATCH), 10)
-    return model.eval()
+    model.eval()
 
 
-def accuracy(model: nn.Module, data: Dataset) -> float:
-    """On the test images, before fine-tuning."""
-    ((inputs, labels),) = list(data.test.batches(TESTED_ON))
-    with torch.no_grad():
-        return float((model.eval()(inputs).argmax(1) == labels).float().mean())
+def connected(objective: Objective, dense: nn.Module, weight: float) -> Objective:
+    """An objective, and the pull of the correlations between consecutive layers towards the dense network's."""
+
+    def blended(model: nn.Module, batch: Batch) -> Tensor:
+        ours: list[Tensor] = []
+        theirs: list[Tensor] = []
+        hooks = [*listening(model, ours), *listening(dense, theirs)]
+        try:
+            loss = objective(model, batch)
+            with torch.no_grad():
+                dense(batch[0])
+        finally:
+            for hook in hooks:
+                hook.remove()
+        gaps = [(a - b).square().mean() for a, b in zip(correlations(ours), correlations(theirs), strict=True)]
+        return loss + weight * torch.stack(gaps).mean()
+
+    return blended
 
 
-def page(rows: list[dict[str, Any]]) -> str:
+def listening(model: nn.Module, said: list[Tensor]) -> list[Any]:
+    """Hooks that write down the mean over positions of what every convolution puts out."""
+    layers = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
+    return [layer.register_forward_hook(lambda _m, _i, out: said.append(out.mean((2, 3)))) for layer in layers]
+
+
+def correlations(said: list[Tensor]) -> list[Tensor]:
+    """Between each layer and the next. [units, units of the next]."""
+    norms = [(x - x.mean(0)) / (x.std(0) + 1e-3) / len(x) ** 0.5 for x in said]
+    return [before.T @ after for before, after in pairwise(norms)]
+
+
+# -- all of them ---------------------------------------------------------------------------------------------------
+
+
+def keys(phase: str) -> Iterator[list[Any]]:
+    """Every trial, in the order in which they are of use."""
+    seeds, arms = (CHOOSING, VARIANTS) if phase == "choose" else (SEEDS, ARMS)
+    for seed, (task, settings) in product(seeds, TASKS.items()):
+        if phase == "choose" and settings.data == "digits":
+            continue
+        yield [phase, task, "dense", 0.0, seed]
+        sparsities = CHOSEN_AT if phase == "choose" else settings.sparsities
+        for sparsity, arm in product(reversed(sparsities), arms):
+            yield [phase, task, arm, sparsity, seed]
+
+
+def related(task: str) -> None:
+    """How far connectivity moves under shift, beside the accuracy that is lost: one line for each task."""
+    models = {"dense": seen(task, 0).model}
+    view, data = seen(task, 0), data_of(task, 0)
+    for name in ("kernels: global magnitude", "kernels: random", "kernels: GC split, conditional", "kernels: SNACS"):
+        method = ARMS[name].at(0.1)
+        plan = method.plan(view)
+        model, masks = apply(view.model, view.graph, plan), masks_after(view.graph, plan)  # type: ignore[arg-type]
+        fine_tuned(model, data, masks, 0, view.model, 0.0)
+        models[name] = model
+    batches, some = data.test.batches(TESTED_ON), TEST[::2]
+    moved = connectivity_shift(models, batches, shift=some, progress=False)  # type: ignore[arg-type]
+    lost = evaluate_shift(models, batches, shift=some, severities=(3,), progress=False)  # type: ignore[arg-type]
+    means = {key: round(fmean(moved.by_layer(key).values()), 4) for key in models}
+    accuracies = {key: round(lost[key].accuracy, 4) for key in models}
+    write({"key": ["moved", task], "relation": moved.relation(lost), "moved": means, "shifted": accuracies})
+
+
+def write(row: dict[str, Any]) -> None:
+    """One more line."""
+    with LINES.open("a") as file:
+        file.write(json.dumps(row) + "\n")
+    print(json.dumps(row), flush=True)
+
+
+def rows() -> list[dict[str, Any]]:
+    """The lines that are there."""
+    return [json.loads(line) for line in LINES.read_text().splitlines()] if LINES.exists() else []
+
+
+def main(arguments: list[str]) -> None:
+    """Run what is missing, and write the page."""
+    torch.set_num_threads(1)
+    done = {json.dumps(row["key"]) for row in rows()}
+    phase = "choose" if "choose" in arguments else "test"
+    if "--table" not in arguments:
+        for key in keys(phase):
+            if json.dumps(key) not in done:
+                write({"key": key} | trial(*key))
+        for task in TASKS if phase == "test" else ():
+            if json.dumps(["moved", task]) not in done:
+                related(task)
+    (RESULTS / "gcnet.md").write_text(page(rows()))
+
+
+# -- the page ------------------------------------------------------------------------------------------------------
+
+Known = Mapping[tuple[str, str, float], Mapping[int, dict[str, Any]]]
+
+
+def known(lines: Iterable[dict[str, Any]], phase: str) -> Known:
+    """Lines of a phase by task, arm and sparsity, then by seed."""
+    found: dict[tuple[str, str, float], dict[int, dict[str, Any]]] = {}
+    for row in lines:
+        if row["key"][0] == phase:
+            _, task, arm, sparsity, seed = row["key"]
+            found.setdefault((task, arm, sparsity), {})[seed] = row
+    return found
+
+
+def page(lines: list[dict[str, Any]]) -> str:
     """The results as Markdown."""
-    seeds = sorted({row["seed"] for row in rows})
-    dense = [row for row in rows if row["arm"] == "dense"]
-    lines = [
-        "# GC-Net under shift",
-        "",
-        f"A VGG-11-BN of an eighth of the width on Fashion-MNIST at {SIDE} x {SIDE}, {TRAINED_ON} training images, "
-        f"{len(seeds)} seeds; equal density, then one pass of fine-tuning over {TUNED_ON} images for all. Accuracy "
-        f"under shift is the mean over 15 corruptions at severities {', '.join(map(str, SEVERITIES))} on {TESTED_ON} "
-        "test images; in brackets the standard deviation over seeds. The setting is small: it says how methods compare "
-        "here, not how good they can be.",
-        "",
-        f"Dense: clean {told(100 * row['clean'] for row in dense)}, under shift "
-        f"{told(100 * row['shifted'] for row in dense)}.",
-    ]
-    for title, value in (("Under shift", "shifted"), ("Clean", "clean"), ("Clean, before fine-tuning", "untuned")):
-        lines += ["", f"## {title}", "", *table(rows, value)]
-    lines += ["", "## Under shift, difference to global magnitude of the same granularity, seed by seed", ""]
-    lines += table(rows, "shifted", paired=True)
-    lines += ["", "## Validation images under the held-out corruptions, the same difference", ""]
-    lines += table(rows, "validation", paired=True)
-    related = [row for row in dense if row.get("relation") is not None]
-    for row in related:
-        lines += ["", "## Connectivity under shift", ""]
-        lines += [
-            f"Rank correlation of how far connectivity moves and how much accuracy is lost, over {len(row['moved'])} "
-            f"networks and 5 corruptions (seed {row['seed']}): {row['relation']:+.2f}. Mean distance:",
+    test, chosen = known(lines, "test"), known(lines, "choose")
+    head = RESULTS.parent.parent / "benchmarks" / "gcnet.intro.md"
+    text = ["# GC-Net under shift", "", *(head.read_text().splitlines() if head.exists() else []), ""]
+    missing = sum(1 for key in keys("test") if key[4] not in test.get((key[1], key[2], key[3]), {}))
+    if missing:
+        text += [
+            f"**The study is not complete: {missing} of {sum(1 for _ in keys('test'))} networks are missing.**",
             "",
-            *(f"* {key}: {value:.3f}" for key, value in row["moved"].items()),
         ]
-    return "\n".join([*lines, "", "Made by `python benchmarks/gcnet.py`, one thread of a CPU.", ""])
+    for task, settings in TASKS.items():
+        dense = test.get((task, "dense", 0.0), {}).values()
+        if not dense:
+            continue
+        text += [f"## {task}", "", f"Dense: {told([r['clean'] for r in dense])} % clean, "]
+        text[-1] += f"{told([r['shifted'] for r in dense])} % under shift; {len(dense)} seeds."
+        text += ["", "Under shift, less global magnitude of the same granularity, in points, seed by seed:", ""]
+        text += table(test, task, settings.sparsities, "shifted", paired=True)
+        for title, value in (("Under shift", "shifted"), ("Clean", "clean"), ("Worst corruption", "worst")):
+            text += ["", f"{title}, %:", "", *table(test, task, settings.sparsities, value)]
+        text += ["", "Before fine-tuning (batch norms measured anew), under shift, %:", ""]
+        text += [*table(test, task, settings.sparsities, "untuned shifted"), ""]
+    for row in (row for row in lines if row["key"][0] == "moved"):
+        text += [f"## Connectivity under shift, {row['key'][1]}", ""]
+        text += [
+            "Rank correlation of how far connectivity moves and how much accuracy is lost, over 5 networks at 90 % and "
+            f"{len(TEST[::2])} corruptions (one seed): {row['relation']:+.2f}. Distance, and accuracy under shift:",
+            "",
+            *(f"* {name}: {far:.3f}, {100 * row['shifted'][name]:.1f} %" for name, far in row["moved"].items()),
+            "",
+        ]
+    return "\n".join([*text, *choice(chosen), ""])
 
 
-def table(rows: list[dict[str, Any]], value: str, *, paired: bool = False) -> list[str]:
+def choice(chosen: Known) -> list[str]:
+    """The search, best first."""
+    tasks = [task for task, settings in TASKS.items() if settings.data != "digits"]
+    cells = list(product(tasks, CHOSEN_AT))
+    scores: dict[str, list[str]] = {}
+    order: dict[str, float] = {}
+    for name in VARIANTS:
+        base = "magnitude of weights" if "weights" in name else "magnitude"
+        gains = {}
+        for task, sparsity in cells:
+            own, other = chosen.get((task, name, sparsity), {}), chosen.get((task, base, sparsity), {})
+            gains[task, sparsity] = [own[s]["shifted"] - other[s]["shifted"] for s in own if s in other]
+        every = [gain for values in gains.values() for gain in values]
+        if every:
+            order[name] = fmean(every) - (10 if "weights" in name else 0)
+            scores[name] = [told(gains[cell], signed=True) for cell in cells] + [told(every, signed=True)]
+    if not order:
+        return []
+    heads = [f"{task}, {sparsity:.0%}" for task, sparsity in cells]
+    lines = ["## The search", "", "Validation images under the held-out corruptions, seeds 10 and 11: points above "]
+    lines[-1] += "global magnitude of the same granularity, mean (standard deviation). Sorted by the mean of all."
+    lines += ["", f"| | {' | '.join(heads)} | all |", "|---" * (len(heads) + 2) + "|"]
+    return lines + [f"| {n} | {' | '.join(scores[n])} |" for n in sorted(order, key=lambda n: -order[n])]
+
+
+def table(found: Known, task: str, sparsities: Iterable[float], value: str, *, paired: bool = False) -> list[str]:
     """Arms down, sparsities across."""
-    lines = ["| | " + " | ".join(f"{100 * s:g} %" for s in SPARSITIES) + " |", "|---" * (len(SPARSITIES) + 1) + "|"]
-    known = {(row["arm"], row["sparsity"], row["seed"]): row for row in rows}
+    lines = ["| | " + " | ".join(f"{100 * s:g} %" for s in sparsities) + " |"]
+    lines.append("|---" * (len(list(sparsities)) + 1) + "|")
     for arm in ARMS:
         base = YARDSTICKS[arm.partition(":")[0]]
         if paired and arm == base:
             continue
         cells = []
-        for sparsity in SPARSITIES:
-            own = {key[2]: row for key, row in known.items() if key[:2] == (arm, sparsity)}
-            less = {s: known[base, sparsity, s][value] if paired else 0.0 for s in own}
-            cells.append(told((100 * (row[value] - less[s]) for s, row in own.items()), signed=paired))
+        for sparsity in sparsities:
+            own, other = found.get((task, arm, sparsity), {}), found.get((task, base, sparsity), {})
+            seeds = [seed for seed in own if not paired or seed in other]
+            cells.append(told([own[s][value] - (other[s][value] if paired else 0) for s in seeds], signed=paired))
         lines.append(f"| {arm} | " + " | ".join(cells) + " |")
     return lines
 
 
 def told(values: Iterable[float], *, signed: bool = False) -> str:
-    """Mean and standard deviation."""
-    known = list(values)
-    if not known:
+    """Mean and standard deviation, in percent or points."""
+    every = [100 * value for value in values]
+    if not every:
         return "-"
-    spread = f" ({stdev(known):.1f})" if len(known) > 1 else ""
-    return f"{mean(known):+.1f}{spread}" if signed else f"{mean(known):.1f}{spread}"
+    spread = f" ({stdev(every):.1f})" if len(every) > 1 else ""
+    return f"{fmean(every):+.1f}{spread}" if signed else f"{fmean(every):.1f}{spread}"
 
 
 if __name__ == "__main__":
