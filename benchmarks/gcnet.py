@@ -145,11 +145,14 @@ ARMS: Mapping[str, Arm] = {
     "kernels: SNIP": Arm(SNIP(batches=4, statistics="running", **KERNELS)),
     "kernels: Wanda": Arm(Wanda(samples=1024, **KERNELS)),
     "kernels: SNACS": Arm(SNACS(samples=1024)),
+    "kernels: a lot in magnitude's layer sizes": gc(mode="pure", criterion="random"),
     "kernels: GC pure, classwise, layerwise": gc(mode="pure", distribution="uniform"),
     "kernels: GC split, classwise, layerwise (paper)": gc(paper=True),
     "kernels: GC split, classwise": gc(mode="split"),
     "kernels: GC split, conditional": gc(mode="split", **CONDITIONAL),
     "kernels: GC product, conditional": gc(mode="product", **CONDITIONAL),
+    "kernels: GC mix, 3/4 magnitude": gc(mode="mix", alpha=0.75, **CONDITIONAL),
+    "kernels: global magnitude, connectivity kept": Arm(MagnitudeMasks(**KERNELS), kept=1.0),
 }
 YARDSTICKS = {"weights": "weights: global magnitude", "kernels": "kernels: global magnitude"}
 

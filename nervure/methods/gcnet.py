@@ -170,7 +170,7 @@ class GCNet(Sparse):
             direct = sizes if self.pattern.block is None else sizes.mean(2, keepdim=True)
         direct, spread = torch.broadcast_tensors(direct, spread)
         scores = combined(direct, spread, self.mode, self.alpha)
-        if self.distribution == "global" and self.mode != "product":
+        if self.distribution == "global":
             scores = matched(scores, direct)
         return scores.expand_as(sizes)
 

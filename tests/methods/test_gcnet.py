@@ -16,6 +16,7 @@ from nervure.graph.tape import named_tensors
 from nervure.methods import View, companion
 from nervure.methods.connectivity import Connectivity
 from nervure.report.connectivity import connectivity_page
+from nervure.scores.guidance import Mode
 from tests.networks import NETWORKS
 
 Data = list[tuple[Tensor, Tensor]]
@@ -204,11 +205,12 @@ def test_pure_keeps_the_best_connected_and_split_the_largest_where_it_is_early()
     assert not torch.equal(split["4.weight"], largest["4.weight"])
 
 
-def test_in_a_global_ranking_magnitude_says_how_many_and_connectivity_which() -> None:
+@pytest.mark.parametrize("mode", MODES)
+def test_in_a_global_ranking_magnitude_says_how_many_and_connectivity_which(mode: Mode) -> None:
     model, data = mlp(), vectors()
     with torch.no_grad():
         model[4].weight.mul_(3)
-    ours = masks(GCNet(density=0.3, mode="pure", guard="none"), model, data)
+    ours = masks(GCNet(density=0.3, mode=mode, guard="none"), model, data)
     largest = masks(MagnitudeMasks(density=0.3, guard="none"), model, data)
     assert {n: int(m.sum()) for n, m in ours.items()} == {n: int(m.sum()) for n, m in largest.items()}
     assert any(not torch.equal(ours[name], largest[name]) for name in ours)
