@@ -1,6 +1,7 @@
 """Nervure: PyTorch networks made smaller and faster by their connectivity."""
 
-from nervure.evaluation import Connectivity, Similarity, connectivity, evaluate, latency, similarity
+from nervure.budget.latency import LatencyTable
+from nervure.evaluation import Connectivity, Similarity, connectivity, evaluate, latency, latency_table, similarity
 from nervure.export import load, save
 from nervure.graph import Block, Cost, Graph, Group, count
 from nervure.methods import (
@@ -58,6 +59,7 @@ __all__ = [  # noqa: RUF022
     "Graph",
     "Group",
     "Keep",
+    "LatencyTable",
     "Link",
     "MINT",
     "Magnitude",
@@ -90,6 +92,7 @@ __all__ = [  # noqa: RUF022
     "evaluate",
     "hold",
     "latency",
+    "latency_table",
     "load",
     "measure",
     "prune",

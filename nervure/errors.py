@@ -46,11 +46,12 @@ class BudgetError(NervureError):
     Attributes:
         layer: the layer that needs most of it, where one is to blame.
         least: what it takes, in the unit of the budget (weights, ...), where that is known.
+        keep: the smallest fraction that can be met, where that is known.
     """
 
-    def __init__(self, message: str, *, layer: str = "", least: int | None = None) -> None:
+    def __init__(self, message: str, *, layer: str = "", least: int | None = None, keep: float | None = None) -> None:
         super().__init__(message)
-        self.layer, self.least = layer, least
+        self.layer, self.least, self.keep = layer, least, keep
 
 
 class ScoreError(NervureError):

@@ -1,24 +1,33 @@
 """Scores and a budget in, a plan out: exactly what was asked, ties by index, never an empty group."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from typing import Any, Literal, TypeAlias, final, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from nervure.budget.ledger import Ledger, Terms, total
+from nervure.budget.latency import Clock, LatencyTable
+from nervure.budget.ledger import Ledger, total
 from nervure.check import nearest, require_choice, require_finite, require_fraction, require_positive
 from nervure.errors import ArgumentError, BudgetError, ScoreError
 from nervure.graph.types import Graph, Group
 from nervure.plan import Cut, Keep, Plan
 
 Budget: TypeAlias = Literal["channels", "params", "macs"]
+TimedBudget: TypeAlias = Literal["channels", "params", "macs", "latency"]
 Scope: TypeAlias = Literal["global", "layer"]
+Cost: TypeAlias = Callable[[np.ndarray], float]
 NAMED_PINS = 4
+BITES = 32
+"""A group loses at least this share of itself at a time where neither a multiple nor a step says more."""
+FREE = 1e-9
+"""Shares of the dense latency below this are nothing."""
+WHOLE_KINDS = ("heads", "blocks")
+"""Groups whose units have several channels each."""
 
 
 def top(scores: Tensor, k: int) -> Tensor:
@@ -41,7 +50,7 @@ def top(scores: Tensor, k: int) -> Tensor:
 
 def require_budget(keep: float, budget: str, scope: str, minimum: int, multiple: int) -> float:
     """Check the arguments of :func:`allocate` apart from a graph; returns ``keep`` as a float, else ArgumentError."""
-    require_choice(budget, get_args(Budget), "budget")
+    require_choice(budget, get_args(TimedBudget), "budget")
     require_choice(scope, get_args(Scope), "scope")
     require_positive(minimum, "minimum")
     require_positive(multiple, "multiple")
@@ -53,11 +62,12 @@ def allocate(
     scores: Mapping[str, Tensor],
     *,
     keep: float,
-    budget: Budget = "channels",
+    budget: TimedBudget = "channels",
     scope: Scope = "global",
     minimum: int = 1,
     multiple: int = 1,
     floors: Mapping[str, int] | None = None,
+    table: LatencyTable | None = None,
 ) -> Plan:
     """Cut the units with the lowest scores until ``keep`` of the budget is left.
 
@@ -66,6 +76,8 @@ def allocate(
     * ``budget="params"`` or ``"macs"``: the cost of what stays is at most ``keep`` times the cost of the whole model,
       and no single removed unit could come back within it. ``"global"`` removes the lowest scores of all groups,
       ``"layer"`` the same fraction of each group; then the best removed units that still fit come back.
+    * ``budget="latency"``: the same with the time that ``table`` predicts, where units beside a step of the engine
+      come back for nothing. ``"global"`` removes what scores least for the time it saves, see :func:`bargains`.
 
     Args:
         graph: the model's graph.
@@ -74,26 +86,32 @@ def allocate(
         budget: what is counted, see above.
         scope: whether groups compete with one another, see above.
         minimum: the floor: every group keeps so many units (or all that it has).
-        multiple: the size of each group that is cut becomes a multiple of this, for hardware. Sizes are rounded up, at
-            most to the whole group, so with ``budget="channels"`` more can stay than was asked; ``params`` and
-            ``macs`` still hold.
+        multiple: the number of channels of each group that is cut becomes a multiple of this, for hardware (a head
+            brings all of its channels). Sizes are rounded up, at most to the whole group, so with
+            ``budget="channels"`` more can stay than was asked; other budgets still hold.
         floors: for some groups a floor of their own, where it is above ``minimum``. With ``budget="channels"`` floors
             go first: more stays than was asked where they are above it.
+        table: what was timed on an engine, for ``budget="latency"``.
 
     Returns:
         A plan with one cut for each group that loses units; ``reached`` has the fraction (``keep``) and, as counts,
-        the prunable ``channels`` and the ``params`` and ``macs`` of the whole model.
+        the prunable ``channels`` and the ``params`` and ``macs`` of the whole model; ``seconds`` where they were
+        predicted.
 
     Raises:
-        ArgumentError: ``keep``, ``budget``, ``scope``, ``minimum`` or ``multiple`` is out of range.
+        ArgumentError: ``keep``, ``budget``, ``scope``, ``minimum`` or ``multiple`` is out of range, or a table is
+            missing.
+        PlanError: the table is of another network.
         ScoreError: scores are missing, unknown, of the wrong size, NaN or infinite.
         BudgetError: nothing can be cut, or the floors alone cost more than the budget.
     """
     keep = require_budget(keep, budget, scope, minimum, multiple)
     least = tuple(max(minimum, (floors or {}).get(group.name, 0)) for group in graph.prunable)
-    market = Market(graph, _values(graph, scores), scope, least, multiple)
+    clock = _clock(graph, table) if budget == "latency" else None
+    market = Market(graph, _values(graph, scores), scope, least, multiple, clock)
     kept = np.ones(len(market.owner), dtype=bool) if keep == 1 else _kept(market, keep, budget)
-    return _plan(market, kept, {"budget": budget, "keep": keep, "scope": scope}, budget)
+    plan = _plan(market, kept, {"budget": budget, "keep": keep, "scope": scope}, budget)
+    return plan if table is None else replace(plan, reached={**plan.reached, "seconds": table.predict(graph, plan)})
 
 
 @final
@@ -106,6 +124,7 @@ class Market:
     scope: Scope
     least: tuple[int, ...]
     multiple: int
+    clock: Clock | None = None
 
     @cached_property
     def ledger(self) -> Ledger:
@@ -131,6 +150,8 @@ class Market:
     @cached_property
     def order(self) -> np.ndarray:
         """Flat units, best first; units in the floor of their group are left out, they are not for sale."""
+        if self.clock is not None and self.scope == "global":
+            return bargains(self, self.clock)
         # The same fraction of every group goes first where the worst ranks, relative to the group's size, go first.
         value = np.concatenate(self.values) if self.scope == "global" else -(self.rank + 0.5) / self.sizes[self.owner]
         order = np.argsort(-value, kind="stable")
@@ -141,9 +162,15 @@ class Market:
         """The fewest units that each group keeps. Shape [groups]."""
         return self.rounded(np.minimum(self.sizes, np.array(self.least, dtype=np.int64)))
 
+    @cached_property
+    def multiples(self) -> np.ndarray:
+        """How many units of each group make its channels a multiple of what was asked. Shape [groups]."""
+        each = [unit_multiple(group, self.multiple) for group in self.graph.prunable]
+        return np.array(each, dtype=np.int64)
+
     def rounded(self, counts: np.ndarray) -> np.ndarray:
         """Group sizes [groups] rounded up to what is allowed."""
-        return np.asarray(np.minimum(self.sizes, -(-counts // self.multiple) * self.multiple))
+        return np.asarray(np.minimum(self.sizes, -(-counts // self.multiples) * self.multiples))
 
     def best(self, counts: np.ndarray) -> np.ndarray:
         """Keep so many [groups] of the best of each group, rounded up. Boolean [flat units]."""
@@ -153,12 +180,19 @@ class Market:
         """Keep the floors and the first ``n`` in ``order``. Boolean [flat units]."""
         return self.best(self.floors + np.bincount(self.owner[self.order[:n]], minlength=len(self.sizes)))
 
-    def terms(self, budget: Budget) -> Terms:
-        """The prices of a budget that is not counted in channels."""
-        return self.ledger.params if budget == "params" else self.ledger.macs
+    def cost(self, budget: TimedBudget) -> "Cost":
+        """What survivors along each axis come to, for a budget that is not counted in channels."""
+        if budget == "latency":
+            assert self.clock is not None
+            return self.clock.ratio
+        return partial(total, self.ledger.params if budget == "params" else self.ledger.macs)
+
+    def alive(self, kept: np.ndarray) -> np.ndarray:
+        """Survivors along each axis when these flat units are kept. Shape [axes + 1]."""
+        return self.ledger.alive(self.ledger.deaths(kept))
 
 
-def _kept(market: Market, keep: float, budget: Budget) -> np.ndarray:
+def _kept(market: Market, keep: float, budget: TimedBudget) -> np.ndarray:
     if not market.values:
         raise BudgetError(f"nothing can be cut to reach keep={keep:g}: {_pins(market.graph)}")
     if budget != "channels":
@@ -169,31 +203,43 @@ def _kept(market: Market, keep: float, budget: Budget) -> np.ndarray:
     return market.best(np.maximum(market.floors, asked))
 
 
-def _within(market: Market, keep: float, budget: Budget) -> np.ndarray:
-    terms, ledger = market.terms(budget), market.ledger
-    whole = total(terms, ledger.sizes)
+def _within(market: Market, keep: float, budget: TimedBudget) -> np.ndarray:
+    cost = market.cost(budget)
+    whole = cost(market.ledger.sizes)
     if whole == 0:
         raise BudgetError(
             f"the graph counts no {budget}, so keep={keep:g} of them means nothing. Choose another budget."
         )
     limit = keep * whole
-    least = ledger.price(terms, market.first(0))
+    least = cost(market.alive(market.first(0)))
     if least > limit:
+        nearest = _ceil(least / whole)
         raise BudgetError(
-            f"keep={keep:g} of {whole} {budget} allows {int(limit)}, but the floors (minimum={min(market.least)}, "
-            f"multiple={market.multiple}) and what cannot be cut cost {least}. The smallest keep that can be met is "
-            f"{_ceil(least / whole)}."
+            f"keep={keep:g} of {_told(whole, budget)} allows {_told(limit, budget)}, but the floors "
+            f"(minimum={min(market.least)}, multiple={market.multiple}) and what cannot be cut cost "
+            f"{_told(least, budget)}. The smallest keep that can be met is {nearest}.",
+            keep=nearest,
         )
     low, high = 0, len(market.order)
     while low < high:
         middle = (low + high + 1) // 2
-        fits = ledger.price(terms, market.first(middle)) <= limit
+        fits = cost(market.alive(market.first(middle))) <= limit
         low, high = (middle, high) if fits else (low, middle - 1)
-    return _filled(market, market.first(low), terms, limit)
+    kept, before = market.first(low), -1
+    # Beside a step a unit costs nothing, so what was too dear can fit once others are back; else one pass is enough,
+    # since units only get dearer.
+    while budget == "latency" and before != kept.sum():
+        before = kept.sum()
+        kept = _filled(market, kept, cost, limit)
+    return kept if budget == "latency" else _filled(market, kept, cost, limit)
 
 
-def _filled(market: Market, kept: np.ndarray, terms: Terms, limit: float) -> np.ndarray:
-    """Bring back, best first, what still fits. One pass is enough: a unit only gets dearer as others come back."""
+def _told(amount: float, budget: TimedBudget) -> str:
+    return f"{amount:.4g} of the dense latency" if budget == "latency" else f"{int(amount)} {budget}"
+
+
+def _filled(market: Market, kept: np.ndarray, cost: Cost, limit: float) -> np.ndarray:
+    """Bring back, best first, what still fits."""
     ledger, kept = market.ledger, kept.copy()
     deaths = ledger.deaths(kept)
     alive = ledger.alive(deaths)
@@ -206,7 +252,7 @@ def _filled(market: Market, kept: np.ndarray, terms: Terms, limit: float) -> np.
             continue
         chunk = [unit] if market.multiple == 1 else _chunk(market, kept, unit)
         gain = ledger.gain(deaths, chunk)
-        if total(terms, alive + gain.axes) > limit:
+        if cost(alive + gain.axes) > limit:
             too_dear.add(key)
             continue
         kept[chunk] = True
@@ -217,11 +263,67 @@ def _filled(market: Market, kept: np.ndarray, terms: Terms, limit: float) -> np.
 
 def _chunk(market: Market, kept: np.ndarray, unit: int) -> list[int]:
     """The best removed units that bring the group of ``unit`` to its next allowed size."""
-    (members,) = np.nonzero(market.owner == market.owner[unit])
+    owner = int(market.owner[unit])
+    (members,) = np.nonzero(market.owner == owner)
     removed = members[~kept[members]]
     best = removed[np.argsort(market.rank[removed])]
-    have = len(members) - len(removed)
-    return [int(u) for u in best[: market.multiple - have % market.multiple]]
+    multiple, have = int(market.multiples[owner]), len(members) - len(removed)
+    return [int(u) for u in best[: multiple - have % multiple]]
+
+
+def bargains(market: Market, clock: Clock) -> np.ndarray:
+    """Flat units in the order in which they are worth their time, best first; floors are left out.
+
+    From the whole network, the group goes down to its next step whose units lose least score for the time they save,
+    as it is predicted then; and so on.
+    """
+    starts = np.concatenate([[0], np.cumsum(market.sizes)])
+    ranked = [np.argsort(-v, kind="stable") + s for v, s in zip(market.values, starts, strict=False)]
+    sums = _sums(market)
+    bites = np.maximum(market.multiples, [unit_multiple(g, clock.tally.step) for g in market.graph.prunable])
+    bites = np.where(bites == 1, -(-market.sizes // BITES), bites)
+    spread = _spread(market)
+    counts, alive, removed = market.sizes.copy(), market.ledger.sizes.astype(np.float64), []
+    while (counts > market.floors).any():
+        lower = np.maximum(market.floors, (counts - 1) // bites * bites)
+        left = alive - (counts - lower)[:, None] * spread
+        saved = clock.costs(alive) - clock.costs(np.maximum(left, 0))
+        lost = np.array([s[c] - s[n] for s, c, n in zip(sums, counts, lower, strict=True)])
+        dear = np.where(counts > lower, lost / np.maximum(saved, FREE), np.inf)
+        group = int(dear.argmin())
+        removed.extend(ranked[group][lower[group] : counts[group]][::-1].tolist())
+        counts[group], alive = lower[group], left[group]
+    return np.array(removed[::-1], dtype=np.int64)
+
+
+def _sums(market: Market) -> list[np.ndarray]:
+    """For each group the score of its best 0, 1, ... units; none is below 0."""
+    least = min(0.0, *(float(v.min()) for v in market.values))
+    return [np.concatenate([[0.0], np.cumsum(np.sort(v - least)[::-1])]) for v in market.values]
+
+
+def _spread(market: Market) -> np.ndarray:
+    """Positions along each axis that a unit of each group has in the mean. Shape [groups, axes + 1]."""
+    counts = np.zeros((len(market.sizes), len(market.ledger.sizes)))
+    ledger = market.ledger
+    np.add.at(counts, (market.owner[ledger.pair_unit], ledger.axis_of[ledger.pair_position]), 1)
+    return np.asarray(counts / market.sizes[:, None])
+
+
+def unit_multiple(group: Group, multiple: int) -> int:
+    """How many units of ``group`` make its channels a multiple of ``multiple``: a head brings all of its channels."""
+    if group.kind not in WHOLE_KINDS:
+        return multiple
+    widths = [int((slot.units.array >= 0).sum()) // group.size for slot in (*group.writers, *group.readers)]
+    return multiple // math.gcd(multiple, *widths)
+
+
+def _clock(graph: Graph, table: LatencyTable | None) -> Clock:
+    if table is None:
+        raise ArgumentError(
+            "budget='latency' needs times of an engine: give table=nervure.latency_table(model, example, engine=...)."
+        )
+    return table.clock(graph)
 
 
 def _values(graph: Graph, scores: Mapping[str, Tensor]) -> tuple[np.ndarray, ...]:
@@ -244,18 +346,21 @@ def _value(group: Group, scores: Mapping[str, Tensor]) -> np.ndarray:
     return value.to("cpu", torch.float64).numpy()
 
 
-def _plan(market: Market, kept: np.ndarray, asked: Mapping[str, Any], budget: Budget) -> Plan:
+def _plan(market: Market, kept: np.ndarray, asked: Mapping[str, Any], budget: TimedBudget) -> Plan:
     masks = np.split(kept, np.cumsum(market.sizes)[:-1]) if market.values else []
     pairs = zip(market.graph.prunable, masks, strict=True)
     cuts = [Cut(group.name, Keep.of(torch.from_numpy(mask))) for group, mask in pairs if not mask.all()]
-    alive = market.ledger.alive(market.ledger.deaths(kept))
+    alive = market.alive(kept)
     reached = {
         "channels": int(kept.sum()),
         "params": total(market.ledger.params, alive),
         "macs": total(market.ledger.macs, alive),
     }
-    whole = len(kept) if budget == "channels" else total(market.terms(budget), market.ledger.sizes)
-    fraction = reached[budget] / whole if whole else 1.0
+    if budget == "channels":
+        fraction = float(kept.mean()) if len(kept) else 1.0
+    else:
+        cost = market.cost(budget)
+        fraction = cost(alive) / (cost(market.ledger.sizes) or 1)
     return Plan(tuple(cuts), market.graph.fingerprint, dict(asked), {"keep": fraction, **reached})
 
 

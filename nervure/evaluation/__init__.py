@@ -21,6 +21,7 @@ from nervure.evaluation.robust import Choice, live_weights, smallest_robust
 from nervure.evaluation.shift import Shifted, evaluate_shift
 from nervure.evaluation.similarity import Common, Similarity, common, similarity
 from nervure.evaluation.size import file_size
+from nervure.evaluation.timing import latency_table
 
 __all__ = [
     "CORRUPTIONS",
@@ -56,6 +57,7 @@ __all__ = [
     "evaluate_shift",
     "file_size",
     "latency",
+    "latency_table",
     "live_weights",
     "macro_auc",
     "measures",

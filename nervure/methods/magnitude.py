@@ -7,9 +7,10 @@ coupled by a shortcut are scored and cut together, and the budget can be paramet
 from dataclasses import dataclass
 from typing import ClassVar, Literal, final
 
-from nervure.budget import Budget, Scope, allocate, require_budget
+from nervure.budget import Scope, TimedBudget
 from nervure.check import require_choice
 from nervure.methods.base import View
+from nervure.methods.timed import ranked, settled
 from nervure.plan import Plan
 from nervure.scores import magnitude
 
@@ -23,9 +24,13 @@ class Magnitude:
         keep: the fraction of the budget that stays, in (0, 1].
         norm: 1 or 2.
         scope: ``"global"`` (layers compete) or ``"layer"`` (each layer keeps the same fraction).
-        budget: ``"channels"``, ``"params"`` or ``"macs"``.
+        budget: ``"channels"``, ``"params"``, ``"macs"`` or ``"latency"`` (timed on the engine, on the example).
         minimum: units that every group keeps.
-        multiple: group sizes are rounded up to a multiple of this.
+        multiple: group sizes are rounded up to a multiple of this. None: 16 for an engine, else 1.
+        engine: what the plan is made for, see :func:`nervure.engines.runner`; with ``"latency"`` eager where none is
+            named.
+        target: the latency to meet: a share of the dense network's in (0, 1], or a time like ``"3 ms"``; None: the
+            share ``keep``.
     """
 
     wants: ClassVar[frozenset[str]] = frozenset()
@@ -33,23 +38,16 @@ class Magnitude:
     keep: float = 0.5
     norm: Literal[1, 2] = 1
     scope: Scope = "global"
-    budget: Budget = "channels"
+    budget: TimedBudget = "channels"
     minimum: int = 1
-    multiple: int = 1
+    multiple: int | None = None
+    engine: str | None = None
+    target: float | str | None = None
 
     def __post_init__(self) -> None:
         require_choice(self.norm, (1, 2), "norm")
-        keep = require_budget(self.keep, self.budget, self.scope, self.minimum, self.multiple)
-        object.__setattr__(self, "keep", keep)
+        settled(self)
 
     def plan(self, view: View) -> Plan:
         """Cut the units of smallest norm; raises ScoreError or BudgetError where that cannot be done."""
-        return allocate(
-            view.graph,
-            magnitude(view.graph, view.weights, norm=self.norm),
-            keep=self.keep,
-            budget=self.budget,
-            scope=self.scope,
-            minimum=self.minimum,
-            multiple=self.multiple,
-        )
+        return ranked(self, view, magnitude(view.graph, view.weights, norm=self.norm))

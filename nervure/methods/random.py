@@ -6,9 +6,10 @@ A method that does not beat it after equal recovery has learnt nothing about the
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-from nervure.budget import Budget, Scope, allocate, require_budget
+from nervure.budget import Scope, TimedBudget
 from nervure.errors import ArgumentError
 from nervure.methods.base import View
+from nervure.methods.timed import ranked, settled
 from nervure.plan import Plan
 from nervure.scores import random_scores
 
@@ -22,9 +23,13 @@ class Random:
         keep: the fraction of the budget that stays, in (0, 1].
         seed: added to the seed of the view, so that either one draws another lot.
         scope: ``"layer"`` (each layer keeps the same fraction) or ``"global"``.
-        budget: ``"channels"``, ``"params"`` or ``"macs"``.
+        budget: ``"channels"``, ``"params"``, ``"macs"`` or ``"latency"`` (timed on the engine, on the example).
         minimum: units that every group keeps.
-        multiple: group sizes are rounded up to a multiple of this.
+        multiple: group sizes are rounded up to a multiple of this. None: 16 for an engine, else 1.
+        engine: what the plan is made for, see :func:`nervure.engines.runner`; with ``"latency"`` eager where none is
+            named.
+        target: the latency to meet: a share of the dense network's in (0, 1], or a time like ``"3 ms"``; None: the
+            share ``keep``.
     """
 
     wants: ClassVar[frozenset[str]] = frozenset()
@@ -32,24 +37,17 @@ class Random:
     keep: float = 0.5
     seed: int = 0
     scope: Scope = "layer"
-    budget: Budget = "channels"
+    budget: TimedBudget = "channels"
     minimum: int = 1
-    multiple: int = 1
+    multiple: int | None = None
+    engine: str | None = None
+    target: float | str | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):
             raise ArgumentError(f"seed={self.seed!r} must be a whole number.")
-        keep = require_budget(self.keep, self.budget, self.scope, self.minimum, self.multiple)
-        object.__setattr__(self, "keep", keep)
+        settled(self)
 
     def plan(self, view: View) -> Plan:
         """Cut units by lot; raises BudgetError where the budget cannot be met."""
-        return allocate(
-            view.graph,
-            random_scores(view.graph, seed=self.seed + view.seed),
-            keep=self.keep,
-            budget=self.budget,
-            scope=self.scope,
-            minimum=self.minimum,
-            multiple=self.multiple,
-        )
+        return ranked(self, view, random_scores(view.graph, seed=self.seed + view.seed))

@@ -1,12 +1,13 @@
 """What methods share that rank the units of all groups and cut the lowest."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
-from nervure.budget import Budget, Scope, allocate, require_budget
+from nervure.budget import Scope, TimedBudget
 from nervure.errors import ScoreError
 from nervure.methods.base import View
+from nervure.methods.timed import ranked, settled
 from nervure.plan import Plan
 from nervure.scores import Scores
 from nervure.stats import Stats
@@ -19,22 +20,27 @@ class Ranking(ABC):
     Attributes:
         keep: the fraction of the budget that stays, in (0, 1].
         scope: ``"global"`` (layers compete) or ``"layer"`` (each layer keeps the same fraction).
-        budget: ``"channels"``, ``"params"`` or ``"macs"``.
+        budget: ``"channels"``, ``"params"``, ``"macs"`` or ``"latency"`` (timed on the engine, on the example).
         minimum: units that every group keeps.
-        multiple: group sizes are rounded up to a multiple of this.
+        multiple: group sizes are rounded up to a multiple of this. None: 16 for an engine, else 1.
+        engine: what the plan is made for, see :func:`nervure.engines.runner`; with ``"latency"`` eager where none is
+            named.
+        target: the latency to meet: a share of the dense network's in (0, 1], or a time like ``"3 ms"``; None: the
+            share ``keep``.
     """
 
     wants: ClassVar[frozenset[str]] = frozenset()
 
     keep: float = 0.5
     scope: Scope = "global"
-    budget: Budget = "channels"
+    budget: TimedBudget = "channels"
     minimum: int = 1
-    multiple: int = 1
+    multiple: int | None = None
+    engine: str | None = field(default=None, kw_only=True)
+    target: float | str | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
-        keep = require_budget(self.keep, self.budget, self.scope, self.minimum, self.multiple)
-        object.__setattr__(self, "keep", keep)
+        settled(self)
         self.check()
 
     def check(self) -> None:  # noqa: B027 - most have nothing more to check
@@ -52,12 +58,4 @@ class Ranking(ABC):
 
     def plan(self, view: View) -> Plan:
         """Cut the units of lowest score; raises ScoreError or BudgetError where that cannot be done."""
-        return allocate(
-            view.graph,
-            self.scores(view),
-            keep=self.keep,
-            budget=self.budget,
-            scope=self.scope,
-            minimum=self.minimum,
-            multiple=self.multiple,
-        )
+        return ranked(self, view, self.scores(view))

@@ -20,22 +20,24 @@ from typing import ClassVar, Literal, TypeAlias, cast, final, get_args
 import torch
 from torch import Tensor
 
-from nervure.budget import Budget, allocate, require_budget
+from nervure.budget import TimedBudget, allocate, require_budget
 from nervure.budget.connections import Stall, allocate_connections, least
+from nervure.budget.latency import LatencyTable
 from nervure.check import require_choice, require_positive
 from nervure.dependence.options import Estimator
 from nervure.errors import ArgumentError, BudgetError, NervureWarning
 from nervure.methods.base import View
 from nervure.methods.connectivity import Connectivity, Ranking, Survey
+from nervure.methods.timed import for_engine, planned
 from nervure.plan import Keep, Mask, Plan
 from nervure.scores.connectivity import lifelines
 from nervure.scores.layers import Layer, layers
 
 Granularity: TypeAlias = Literal["kernels", "filters"]
-Price: TypeAlias = Literal["connections", "weights", "params", "macs", "channels"]
+Price: TypeAlias = Literal["connections", "weights", "params", "macs", "channels", "latency"]
 BUDGETS: Mapping[str, tuple[Price, ...]] = {
     "kernels": ("weights", "connections", "params", "macs"),
-    "filters": ("macs", "params", "channels"),
+    "filters": ("macs", "params", "channels", "latency"),
 }
 ROUNDS = 12
 HAIR = 1e-9
@@ -55,7 +57,8 @@ class SNACS:
         keep: the fraction of the budget that stays, in (0, 1].
         budget: what is counted. For kernels ``"weights"`` (those of layers that can be pruned, the default),
             ``"connections"`` (pairs of parent and child), ``"params"`` or ``"macs"`` (of the whole network, without
-            what is masked); for filters ``"macs"`` (the default), ``"params"`` or ``"channels"``.
+            what is masked); for filters ``"macs"`` (the default), ``"params"``, ``"channels"`` or ``"latency"`` (timed
+            on the engine, on the example).
         granularity: ``"kernels"`` masks connections, as in the paper; ``"filters"`` cuts whole units, which needs no
             sparse kernels to be fast.
         estimator: of the dependence, see :func:`nervure.dependence.conditional_connectivity`.
@@ -71,7 +74,7 @@ class SNACS:
         samples: how many samples at most are measured.
         per_class: where above 0, at most so many of each class; needs labels.
         minimum: units that every group keeps (filters).
-        multiple: group sizes are rounded up to a multiple of this (filters).
+        multiple: group sizes are rounded up to a multiple of this (filters). None: 16 for an engine, else 1.
         hears: whether a filter is scored by what it hears itself too, times what its readers need (filters).
         ranking: by what they are ranked within the limits: ``"connectivity"``, dependence times weight;
             ``"dependence"``, without the weight; or ``"magnitude"`` (filters only).
@@ -79,6 +82,10 @@ class SNACS:
             themselves, the hash estimator with its flaws, signed weights rescaled over the network, a support vector
             machine that is tested where it was fitted (scikit-learn), 250 samples of each class.
         cache: a folder where what was measured is kept, so that the next plan, for any budget, needs no measuring.
+        engine: what the plan is made for, see :func:`nervure.engines.runner` (filters); with ``"latency"`` eager where
+            none is named.
+        target: the latency to meet: a share of the dense network's in (0, 1], or a time like ``"3 ms"``; None: the
+            share ``keep``.
     """
 
     wants: ClassVar[frozenset[str]] = frozenset()
@@ -95,17 +102,22 @@ class SNACS:
     samples: int = 2048
     per_class: int = 0
     minimum: int = 1
-    multiple: int = 1
+    multiple: int | None = None
     paper: bool = False
     hears: bool = False
     ranking: Ranking = "connectivity"
     cache: str | None = None
+    engine: str | None = None
+    target: float | str | None = None
 
     def __post_init__(self) -> None:
         require_choice(self.granularity, get_args(Granularity), "granularity")
         require_choice(self.estimator, get_args(Estimator), "estimator")
         budget = require_choice(self.budget or BUDGETS[self.granularity][0], BUDGETS[self.granularity], "budget")
-        keep = require_budget(self.keep, "macs", "global", self.minimum, self.multiple)
+        if self.granularity == "kernels" and self.engine is not None:
+            raise ArgumentError(f"engine={self.engine!r} is for granularity='filters': masks make no engine faster.")
+        engine, multiple = for_engine(budget, self.engine, self.target, self.multiple)
+        keep = require_budget(self.keep, "macs", "global", self.minimum, multiple)
         require_positive(self.samples, "samples")
         require_choice(self.ranking, get_args(Ranking), "ranking")
         if self.ranking == "magnitude" and self.granularity == "kernels":
@@ -121,6 +133,8 @@ class SNACS:
         object.__setattr__(self, "slack", _require_slack(self.slack, PROBE_SLACK if self.probe else SLACK))
         object.__setattr__(self, "keep", keep)
         object.__setattr__(self, "budget", budget)
+        object.__setattr__(self, "engine", engine)
+        object.__setattr__(self, "multiple", multiple)
 
     def plan(self, view: View) -> Plan:
         """Mask connections or cut units.
@@ -129,11 +143,11 @@ class SNACS:
             DataError: there are no data to measure, or limits are wanted and labels are missing or of no use.
             BudgetError: the budget cannot be met even without limits.
         """
-        return self.decide(view, self.evidence(view) if self.keep < 1 else Connectivity({}))
+        return self.decide(view, Connectivity({}) if self._is_whole else self.evidence(view))
 
     def decide(self, view: View, found: Connectivity) -> Plan:
         """The plan that follows from what was found; nothing is measured. Raises BudgetError."""
-        if self.keep == 1:
+        if self._is_whole:
             return Plan((), view.graph.fingerprint, self._asked(), {"keep": 1.0})
         listed = layers(view.graph, view.weights, found.scores, fixed=view.ignored)
         return (self._masks if self.granularity == "kernels" else self._cuts)(view, found, listed)
@@ -158,6 +172,11 @@ class SNACS:
             hears=self.hears,
             ranking=self.ranking,
         )
+
+    @property
+    def _is_whole(self) -> bool:
+        """Whether everything is asked to stay."""
+        return (self.keep if self.target is None else self.target) == 1
 
     def _asked(self) -> dict[str, object]:
         return {"budget": self.budget, "keep": self.keep, "granularity": self.granularity}
@@ -203,6 +222,13 @@ class SNACS:
     def _cuts(self, view: View, found: Connectivity, listed: tuple[Layer, ...]) -> Plan:
         scores = self._survey().unit_scores(view, listed, found.scores)
         scores = {name: _first(values, found.protected.get(name)) for name, values in scores.items()}
+        plan = planned(self, view, lambda keep, table: self._cut(view, found, scores, keep, table))
+        return replace(plan, asked={**self._asked(), **({"target": self.target} if self.target else {})})
+
+    def _cut(
+        self, view: View, found: Connectivity, scores: Mapping[str, Tensor], keep: float, table: LatencyTable | None
+    ) -> Plan:
+        """Keep such a share of the budget, within limits that are raised as little as it takes."""
 
         def cut(raised: float) -> Plan:
             floors = {}
@@ -212,11 +238,12 @@ class SNACS:
             return allocate(
                 view.graph,
                 scores,
-                keep=self.keep,
-                budget=cast(Budget, self.budget),
+                keep=keep,
+                budget=cast(TimedBudget, self.budget),
                 minimum=self.minimum,
-                multiple=self.multiple,
+                multiple=self.multiple or 1,
                 floors=floors,
+                table=table,
             )
 
         def fits(raised: float) -> bool:
@@ -225,12 +252,12 @@ class SNACS:
             except BudgetError:
                 return False
             return self.budget != "channels" or plan.reached["channels"] <= max(
-                round(self.keep * sum(g.size for g in view.graph.prunable)), len(view.graph.prunable)
+                round(keep * sum(g.size for g in view.graph.prunable)), len(view.graph.prunable)
             )
 
         raised = _least_raise(fits)
         plan = cut(raised)
-        return replace(plan, asked=self._asked(), reached={**plan.reached, **_told(found, raised)})
+        return replace(plan, reached={**plan.reached, **_told(found, raised)})
 
 
 def _require_slack(slack: float | None, default: float) -> float:

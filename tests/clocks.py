@@ -1,0 +1,57 @@
+"""A clock without time: what a network takes is worked out from its widths, on a staircase."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from torch import nn
+
+from nervure.evaluation import Latency, Timing
+from nervure.graph.example import resized
+from tests.oracle import call
+
+
+class Clock:
+    """Stands for ``latency``: counts products on stairs of ``step``; ``slower`` makes cut networks slower than that."""
+
+    def __init__(self, step: int = 4, slower: float = 1.0, stops_after: int | None = None) -> None:
+        self.step, self.slower, self.stops_after = step, slower, stops_after
+        self.timed = 0
+
+    def __call__(self, models: Mapping[str, nn.Module], example: Any, **options: Any) -> Latency:
+        if self.stops_after is not None and self.timed >= self.stops_after:
+            raise KeyboardInterrupt
+        self.timed += len(models) - 1
+        (batch,), (threads,), engine = options["batch_sizes"], options["threads"], options["engine"]
+        seconds = {name: self.seconds(model, resized(example, batch)) for name, model in models.items()}
+        dense = next(iter(seconds.values()))
+        rows = []
+        for place, (name, took) in enumerate(seconds.items()):
+            ratio = took / dense * (self.slower if place else 1)
+            times = (took, (took, took), ratio, (ratio, ratio))
+            rows.append(Timing(name, batch, threads, *times, 3, engine))
+        return Latency(tuple(rows))
+
+    def seconds(self, model: nn.Module, example: Any) -> float:
+        """A millisecond for every million products on stairs, and one for every layer."""
+        spent: list[float] = []
+
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            weight = module.weight
+            out, into = (-(-size // self.step) * self.step for size in weight.shape[:2])
+            area = output[0].numel() // weight.shape[0]
+            spent.append(1e-3 + 1e-6 * out * into * area * weight[0, 0].numel())
+
+        layers = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+        handles = [layer.register_forward_hook(hook) for layer in layers]
+        call(model, example)
+        for handle in handles:
+            handle.remove()
+        return sum(spent)
+
+
+def installed(monkeypatch: pytest.MonkeyPatch, folder: Any, clock: Clock) -> Clock:
+    """Time by ``clock`` from now on, and keep tables in ``folder``."""
+    monkeypatch.setattr("nervure.evaluation.timing.latency", clock)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+    return clock
