@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
@@ -177,6 +178,26 @@ def test_a_factory_of_the_users_own(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Plan.from_json(read_json("plan.json")).cuts[0].keep.size == 8
 
 
+def test_corrupted_data_in_a_folder_and_a_network_compiled_for_its_zeros() -> None:
+    image = torch.randn(1, 1, 8, 8)
+    net = nervure.zoo.build("resnet8", in_channels=1, width=0.25).eval()
+    nervure.save(
+        "m.safetensors",
+        nervure.prune(net, image, nervure.ERK(density=0.1), verify=False),
+        meta={"model": {"name": "resnet8", "options": {"in_channels": 1, "width": 0.25}}},
+    )
+    generator = np.random.default_rng(0)
+    Path("digits-c").mkdir()
+    np.save("digits-c/fog.npy", generator.integers(0, 256, (50, 8, 8, 1), dtype=np.uint8))
+    np.save("digits-c/labels.npy", np.arange(10))
+    told = ("--shift-root", "digits-c", "--severity", "2", "--batch", "1", "--sparse", "-o", "n.json")
+    text = done("evaluate", "--file", "m.safetensors", "--data", "digits", *told)
+    found = read_json("n.json")
+    assert "compiled for its zeros" in text and "times as fast as dense" in text
+    assert [row["name"] for row in found["latency"]] == ["model", "sparse"]
+    assert [(row["corruption"], row["severity"], row["samples"]) for row in found["shift"]["rows"]] == [("fog", 2, 10)]
+
+
 def test_a_report_can_be_made_again() -> None:
     rows = {"dense": Row(macs=100, params=10), "pruned": Row(macs=50, params=5)}
     Path("run").mkdir()
@@ -211,6 +232,8 @@ def test_a_report_can_be_made_again() -> None:
         (["plan", *MODEL, *INPUT, "--graph", "none.json"], "nothing is there"),
         (["apply", *MODEL, *INPUT, "--plan", "none.json"], "nothing is there"),
         (["evaluate", "--file", "none.safetensors", "--data", "digits"], "nothing is there"),
+        (["evaluate", *DIGITS, "--sparse"], "--sparse without --batch"),
+        (["evaluate", *DIGITS, "--shift-root", "."], "holds no corruption"),
         (["report", "none"], "nothing is there"),
         (["run", "none.toml"], "there is no recipe"),
     ],

@@ -1,20 +1,22 @@
 """The sub-commands. Each reads and writes the artefacts of one arrow."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import click
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nervure.cli.inputs import EXAMPLE, FILE, Choice, Friendly, chosen, example, output, setting
 from nervure.errors import ArgumentError
-from nervure.evaluation import SEVERITIES, connectivity, evaluate, latency
+from nervure.evaluation import SEVERITIES, Timing, connectivity, evaluate, latency
 from nervure.evaluation.corruptions import chosen as chosen_corruptions
 from nervure.export import save, save_state, versions, write_tensors
 from nervure.files import read_json, require_folder, require_writable, write_json, write_text
 from nervure.graph import Graph, count
+from nervure.graph.example import resized
 from nervure.graph.tape import named_tensors
 from nervure.methods import METHODS, Method, View, method_keeping
 from nervure.methods.rewiring import Rewired
@@ -29,6 +31,7 @@ from nervure.report.comparison import comparison_text
 from nervure.report.tables import percent
 from nervure.scores import CRITERIA
 from nervure.scores import score as scored
+from nervure.sparse import compile_sparse
 from nervure.stats import SIGNALS, Stats
 from nervure.stats import measure as measure_stats
 from nervure.surgery import apply as apply_plan
@@ -39,6 +42,7 @@ from nervure.training import train as train_model
 
 REWIRING = [name for name, method in METHODS.items() if issubclass(method, Rewired)]
 PAGE = click.Path(dir_okay=False, path_type=Path)
+PAGES = click.Path(file_okay=False, path_type=Path)
 LIMIT = click.option(
     "--limit", type=click.IntRange(0), help="Run so many trials at most; 0: only write the tables again."
 )
@@ -330,18 +334,24 @@ def train(  # noqa: PLR0913 - one for each option
     epilog=example(
         "nervure evaluate --file model.safetensors --data digits --batch 1 --batch 64",
         "nervure evaluate --model resnet8 --weights trained.safetensors --data digits --shift all --severity 3",
+        "nervure evaluate --file model.safetensors --data cifar10 --root data --shift-root data/CIFAR-10-C",
     ),
 )
 @chosen(FILE)
 @click.option("--batch", "batches", type=click.IntRange(1), multiple=True, help="Also time a forward pass of so many.")
 @click.option("--shift", multiple=True, metavar="NAME", help="Also under corruption: all, a kind (noise), a name.")
 @click.option("--severity", type=click.IntRange(1, 5), multiple=True, help="Of the corruptions; default: 1 to 5.")
+@click.option("--shift-root", type=PAGES, help="A folder of corrupted test data to take instead: CIFAR-10-C, ...")
 @click.option("--samples", type=click.IntRange(0), default=0, help="Test samples under corruption; 0: all.")
+@click.option("--sparse", is_flag=True, help="Also time it compiled for its zeros, which --batch must be given for.")
 @output("", "the numbers (JSON)")
 def evaluate_command(
     choice: Choice,
+    *,
     batches: tuple[int, ...],
+    sparse: bool,
     shift: tuple[str, ...],
+    shift_root: Path | None,
     severity: tuple[int, ...],
     samples: int,
     out: Path | None,
@@ -351,8 +361,14 @@ def evaluate_command(
     With --file, that of a pruned network saved before.
     """
     _writable(out)
-    names = chosen_corruptions(shift) if shift else ()
+    if sparse and not batches:
+        raise ArgumentError("--sparse without --batch: say for how many samples at once it is to be fast, --batch 64.")
+    levels = severity or SEVERITIES
+    names = chosen_corruptions(shift) if shift and shift_root is None else shift
     data, model = choice.data(), choice.ready().eval()
+    wanted: Any = names
+    if shift_root is not None:
+        wanted = choice.corrupted(shift_root, data.test, names=names or None, severities=levels, samples=samples)
     found = evaluate(model, data.test.batches(500))
     cost = count(model, data.example(1))
     numbers: dict[str, Any] = {**found.to_json(), "params": cost.params, "nonzero": cost.nonzero, "macs": cost.macs}
@@ -360,17 +376,30 @@ def evaluate_command(
     click.echo(f"loss, ECE   {found.loss:.4f}, {found.ece:.4f}")
     click.echo(f"parameters  {cost.params:,}; multiply-accumulates {cost.macs:,}")
     if batches:
-        table = latency({"model": model}, data.example(1), batch_sizes=batches, threads=[torch.get_num_threads()])
-        numbers["latency"] = [asdict(row) for row in table.rows]
-        for row in table.rows:
-            click.echo(f"latency     {1e3 * row.median:.3g} ms at batch {row.batch}")
-    if names:
-        shown = data.test.sample(samples or len(data.test), seed=choice.seed)
-        shifted = evaluate(model, shown.batches(500), shift=names, severities=severity or SEVERITIES, seed=choice.seed)
+        numbers["latency"] = [asdict(row) for row in _timed(model, data.example(1), batches, sparse=sparse)]
+    if wanted:
+        shown = data.test.sample(samples or len(data.test), seed=choice.seed).batches(500)
+        shifted = evaluate(model, shown, shift=wanted, severities=levels, seed=choice.seed)
         numbers["shift"] = shifted.to_json()
         click.echo(shifted.describe())
     if out is not None:
         _wrote(write_json(out, numbers))
+
+
+def _timed(model: nn.Module, example: Tensor, batches: Sequence[int], *, sparse: bool) -> list[Timing]:
+    """Time forward passes, and say so; with ``sparse`` also of the model compiled for its zeros."""
+    rows: list[Timing] = []
+    for batch in batches:
+        models = {"model": model}
+        if sparse:
+            compiled = compile_sparse(model, resized(example, batch), verbose=False)
+            click.echo(compiled.describe())
+            models["sparse"] = compiled
+        rows += latency(models, example, batch_sizes=[batch], threads=[torch.get_num_threads()]).rows
+    for row in rows:
+        name = " compiled for its zeros" if row.name == "sparse" else ""
+        click.echo(f"latency     {1e3 * row.median:.3g} ms at batch {row.batch}{name}")
+    return rows
 
 
 @main.command(

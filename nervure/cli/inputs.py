@@ -19,7 +19,8 @@ from nervure.graph import Graph
 from nervure.prune import Pruned
 from nervure.recipe.parts import Source
 from nervure.tracing import trace
-from nervure.zoo import Dataset
+from nervure.zoo import CorruptedBatches, Dataset, Split
+from nervure.zoo.readers.folders import tiny_root, wnids_of
 
 Decorator: TypeAlias = Callable[[Callable[..., Any]], Callable[..., Any]]
 INTEGERS = "long"
@@ -106,6 +107,12 @@ class Choice:
             hint = nearest(self.data_name, zoo.DATASETS, listed=True)
             raise ArgumentError(f"the zoo has no data set {self.data_name!r}.{hint}")
         return zoo.load(self.data_name, self.root or None, seed=self.seed)
+
+    def corrupted(self, root: Path, clean: Split, **options: Any) -> Mapping[tuple[str, int], CorruptedBatches]:
+        """The corrupted test data in a folder, labelled as the ``clean`` data of this choice."""
+        is_tiny = self.data_name == "tiny-imagenet" and self.root
+        order = wnids_of(tiny_root(Path(self.root))) if is_tiny else None
+        return zoo.load_corrupted(root, clean, order=order, seed=self.seed, **options)
 
     def source(self) -> Source:
         """Where the network comes from: as named, or as noted in the file; suited to the data if some are chosen."""

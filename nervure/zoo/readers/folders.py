@@ -36,8 +36,8 @@ def read_folder(request: Request) -> Raw:
     classes = tuple(sorted(path.name for path in base.iterdir() if path.is_dir() and not path.name.startswith(".")))
     if not classes:
         raise missing(root, "folder", FOLDER_LAYOUT)
-    test = read_images(_classes_in(held, classes), request.size) if is_split and held is not None else None
-    return Raw(read_images(_classes_in(base, classes), request.size), test, classes, str(root))
+    test = read_images(classes_in(held, classes), request.size) if is_split and held is not None else None
+    return Raw(read_images(classes_in(base, classes), request.size), test, classes, str(root))
 
 
 def read_tiny_imagenet(request: Request) -> Raw:
@@ -48,15 +48,21 @@ def read_tiny_imagenet(request: Request) -> Raw:
         MissingExtraError: Pillow is not installed.
     """
     root = require_root(request, "tiny-imagenet", TINY_LAYOUT)
-    root = root / "tiny-imagenet-200" if (root / "tiny-imagenet-200").is_dir() else root
+    root = tiny_root(root)
     annotations = root / "val" / "val_annotations.txt"
     if not (root / "train").is_dir() or not annotations.is_file():
         raise missing(root, "tiny-imagenet", TINY_LAYOUT)
-    wnids = _wnids(root)
+    wnids = wnids_of(root)
     train = [(image, i) for i, wnid in enumerate(wnids) for image in _images_in(root / "train" / wnid / "images")]
     test = _annotated(annotations, wnids)
     side = request.size or 64
     return Raw(read_images(train, side), read_images(test, side), _words(root, wnids), str(root))
+
+
+def tiny_root(root: Path) -> Path:
+    """Where Tiny ImageNet is: in the folder itself, or in the one that its archive unpacks to."""
+    unpacked = root / "tiny-imagenet-200"
+    return unpacked if unpacked.is_dir() else root
 
 
 def read_images(listing: Listing, size: int | None) -> tuple[Tensor, Tensor]:
@@ -109,11 +115,13 @@ def _images_in(folder: Path) -> Sequence[Path]:
     return found
 
 
-def _classes_in(base: Path, classes: Sequence[str]) -> Listing:
+def classes_in(base: Path, classes: Sequence[str]) -> Listing:
+    """The images in the folders of some classes, labelled by the order in which these are given."""
     return [(image, label) for label, name in enumerate(classes) for image in _images_in(base / name)]
 
 
-def _wnids(root: Path) -> tuple[str, ...]:
+def wnids_of(root: Path) -> tuple[str, ...]:
+    """Names of the classes' folders in the order of their labels: as ``wnids.txt`` has them, else sorted."""
     listed = root / "wnids.txt"
     if listed.is_file():
         return tuple(listed.read_text(encoding="utf-8").split())
