@@ -31,8 +31,8 @@ from nervure.methods import (
 )
 from nervure.plan import Cut, Drop, Keep, Link, Mask, Plan
 from nervure.prune import Pruned, prune
-from nervure.recipe import Recipe, Study, compare, run
-from nervure.report import Report
+from nervure.recipe import Recipe, Study, compare, run, sweep
+from nervure.report import Report, Sweep
 from nervure.rules import rule
 from nervure.sparse import compile_sparse
 from nervure.stats import Stats, measure
@@ -79,6 +79,7 @@ __all__ = [  # noqa: RUF022
     "Slimming",
     "Stats",
     "Study",
+    "Sweep",
     "SynFlow",
     "Synthesis",
     "Taylor",
@@ -100,6 +101,7 @@ __all__ = [  # noqa: RUF022
     "run",
     "save",
     "similarity",
+    "sweep",
     "trace",
     "train",
     "verify",

@@ -25,9 +25,11 @@ from nervure.prune import Pruned, prune
 from nervure.recipe import Recipe, Study
 from nervure.recipe import compare as compare_methods
 from nervure.recipe import run as run_recipe
+from nervure.recipe import sweep as sweep_recipe
 from nervure.recipe.steps import write_report_pages
 from nervure.report import Report, circuit_picture, connectivity_page, graph_page
 from nervure.report.comparison import comparison_text
+from nervure.report.markdown import table_text
 from nervure.report.tables import percent
 from nervure.scores import CRITERIA
 from nervure.scores import score as scored
@@ -81,6 +83,50 @@ def run(recipe: Path, folder: Path | None, fresh: bool, quiet: bool) -> None:
     report = run_recipe(parsed, folder=place, progress=not quiet, resume=not fresh)
     click.echo(f"\n{report.headline}")
     click.echo(f"{place / 'report.html'}")
+
+
+@main.command(epilog=example("nervure sweep examples/sweep.toml --folder runs/sweep"))
+@click.argument("recipe", type=click.Path(path_type=Path))
+@click.option("--keep", "keeps", type=float, multiple=True, help="A fraction that stays; several times.")
+@click.option("--method", "methods", multiple=True, metavar="NAME", help="A method; several times.")
+@click.option("--seed", "seeds", type=int, multiple=True, help="A seed; several times.")
+@click.option("--folder", type=click.Path(file_okay=False, path_type=Path), help="Where results go.")
+@LIMIT
+@WORKERS
+@click.option("--ray", default="", metavar="ADDRESS", help="A Ray cluster that does the trials: auto, local, or where.")
+@click.option("--quiet", is_flag=True, help="Say nothing but the result.")
+def sweep(
+    recipe: Path,
+    *,
+    keeps: tuple[float, ...],
+    methods: tuple[str, ...],
+    seeds: tuple[int, ...],
+    folder: Path | None,
+    limit: int | None,
+    workers: int,
+    ray: str,
+    quiet: bool,
+) -> None:
+    """Try several budgets, methods and seeds on a recipe.
+
+    As [sweep] in the recipe says; what is given here is taken instead. Draws quality against cost, marks the Pareto
+    front and suggests its knee. A sweep that was stopped goes on where it was.
+    """
+    parsed = Recipe.from_toml(recipe)
+    place = folder or Path(f"{parsed.run.folder}-sweep")
+    found = sweep_recipe(
+        parsed,
+        keeps=keeps or None,
+        methods=methods or None,
+        seeds=seeds or None,
+        folder=place,
+        workers=workers,
+        ray=ray,
+        progress=not quiet,
+        limit=limit,
+    )
+    click.echo(f"\n{table_text(found.table())}\n\n{found.headline}")
+    _wrote(place / "sweep.html")
 
 
 @main.command(epilog=example("nervure compare examples/study.toml --folder runs/study"))

@@ -49,9 +49,10 @@ def compare(
         ArgumentError: ``workers`` is negative.
         FileError: the folder cannot be written, or its results are damaged.
     """
-    place = require_folder(Path(folder if folder is not None else study.study.folder))
     trials = {trial.key: trial for trial in study.trials()}
-    results = opened(place, trials, say or (printed if progress else nothing))
+    made = made_of(trials)
+    place = require_folder(Path(folder if folder is not None else study.study.folder))
+    results = opened(place, made, say or (printed if progress else nothing))
     job = Job(folder=str(place), threads=study.study.threads, progress=progress and workers == 1)
     with pool_of(answer, workers) as pool:
         carry_out(trials, results, pool, job, limit=limit)
@@ -60,17 +61,15 @@ def compare(
     return outcomes
 
 
-def opened(folder: Path, trials: Mapping[str, Trial], say: Callable[[str], None]) -> Results:
-    """The results in a folder, without those of methods whose defaults changed.
+def made_of(trials: Mapping[str, Trial]) -> dict[str, str]:
+    """The method of each trial as it is made now; raises RecipeError for one that is not there or does not fit."""
+    return {key: repr(method_of(trial.recipe)) for key, trial in trials.items()}
 
-    Raises:
-        RecipeError: a trial names a method that does not exist or does not take its options.
-    """
-    methods = {key: repr(method_of(trial.recipe)) for key, trial in trials.items()}
+
+def opened(folder: Path, made: Mapping[str, str], say: Callable[[str], None]) -> Results:
+    """The results in a folder, without those of methods that were made otherwise: their defaults changed since."""
     results = Results(folder, say)
-    results.forget(
-        key for key, method in methods.items() if key in results.done and not agree(results.done[key], method)
-    )
+    results.forget(key for key, method in made.items() if key in results.done and not agree(results.done[key], method))
     return results
 
 

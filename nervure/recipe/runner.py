@@ -84,7 +84,7 @@ def _opened(bench: Bench, resume: bool) -> dict[str, Any]:
     """The log of the run in this folder, begun if there was none; raises where another recipe's run is there."""
     folder = require_folder(bench.folder)
     notes = bench.path("steps.json")
-    _require_ours(folder, notes)
+    require_ours(folder, notes)
     if not resume:
         for name in ARTEFACTS:
             bench.path(name).unlink(missing_ok=True)
@@ -98,11 +98,12 @@ def _opened(bench: Bench, resume: bool) -> dict[str, Any]:
     return log
 
 
-def _require_ours(folder: Path, notes: Path) -> None:
+def require_ours(folder: Path, notes: Path) -> None:
+    """Raise RecipeError where a folder holds something, but not the notes of work begun here."""
     strangers = sorted(path.name for path in folder.iterdir())
     if strangers and not notes.exists():
         raise RecipeError(
-            f"the folder {str(folder)!r} holds {strangers[0]!r}, but no run of nervure. "
+            f"the folder {str(folder)!r} holds {strangers[0]!r}, but no {notes.name}: something else was done there. "
             "Give an empty folder, or one that is not there yet."
         )
 

@@ -25,12 +25,14 @@ from nervure.recipe.values import (
     RunSection,
     TrainSection,
     check_rules,
+    fractions,
     not_negative,
     plain,
     positive,
     require_known,
     rule,
     section_of,
+    seeds,
     text_of,
 )
 
@@ -39,13 +41,11 @@ DENSE_PLUS = "dense+"
 
 
 def _seeds(value: tuple[int, ...]) -> str:
-    ok = value and all(v >= 0 for v in value) and len(set(value)) == len(value)
-    return "" if ok else "must hold distinct whole numbers, 0 or more"
+    return seeds(value) if value else "must hold one seed at least"
 
 
 def _fractions(value: tuple[float, ...]) -> str:
-    ok = value and all(0 < v <= 1 for v in value) and len(set(value)) == len(value)
-    return "" if ok else "must hold distinct fractions that stay, in (0, 1]"
+    return fractions(value) if value else "must hold one fraction at least"
 
 
 @final
@@ -170,8 +170,8 @@ class Study:
             return Study(
                 section_of(StudySection, data.get("study", {}), "[study]"),
                 section_of(DataSection, data.get("data", {}), "[data]"),
-                tuple(_entry(NetworkEntry, table, "[[network]]") for table in _tables(data, "network")),
-                tuple(_entry(MethodEntry, table, "[[method]]") for table in _tables(data, "method")),
+                tuple(entry_of(NetworkEntry, table, "[[network]]") for table in _tables(data, "network")),
+                tuple(entry_of(MethodEntry, table, "[[method]]") for table in _tables(data, "method")),
                 section_of(TrainSection, data.get("train", {}), "[train]"),
                 section_of(RecoverSection, data.get("recover", {}), "[recover]"),
                 section_of(EvaluateSection, data.get("evaluate", {}), "[evaluate]"),
@@ -229,7 +229,8 @@ def _tables(data: Mapping[str, Any], name: str) -> list[Any]:
     return tables
 
 
-def _entry(cls: type[Any], table: Any, where: str) -> Any:
+def entry_of(cls: type[Any], table: Any, where: str) -> Any:
+    """An entry of a study, labelled by its name where it has no label."""
     entry = section_of(cls, table, where)
     return entry if entry.label else replace(entry, label=entry.name or getattr(entry, "factory", ""))
 
@@ -242,6 +243,8 @@ def _told(recipe: Recipe) -> dict[str, dict[str, Any]]:
         for name, table in recipe.to_dict().items()
     }
     told["run"] = {"seed": recipe.run.seed}
+    # What else was swept decides nothing about this one.
+    del told["sweep"]
     return told
 
 

@@ -16,7 +16,7 @@ from torch import nn
 
 from nervure.errors import NervureError
 from nervure.evaluation import evaluate
-from nervure.files import read_json, require_folder, write_json
+from nervure.files import read_json, require_folder, write_json, write_text
 from nervure.recipe.parts import dataset_of, device_of, method_of, source_of
 from nervure.recipe.results import RESULTS, Results, dense_key, failed
 from nervure.recipe.runner import nothing, take, threads
@@ -220,6 +220,7 @@ def _tried(job: Job) -> Outcome:
     (trial,) = job.trials
     bench = bench_of(trial, Path(job.folder))
     log = _opened(bench, repr(bench.method))
+    write_text(bench.path("recipe.toml"), trial.recipe.to_toml())
     _follow(bench, log, {"plan": plan_cut, "cut": cut, "recover": recover} | _measures(pruned_of, shift=job.shift))
     bench.path("cut.safetensors").unlink(missing_ok=True)
     history = read_json(bench.path(f"{PRUNED}.history.json"), "a history of training")

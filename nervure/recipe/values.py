@@ -68,6 +68,18 @@ def _severities(value: tuple[int, ...]) -> str:
     return "" if value and all(v in SEVERITIES for v in value) else f"must hold some of {SEVERITIES}"
 
 
+def seeds(value: tuple[int, ...]) -> str:
+    """What is wrong with a list of seeds; empty: nothing."""
+    ok = all(v >= 0 for v in value) and len(set(value)) == len(value)
+    return "" if ok else "must hold distinct whole numbers, 0 or more"
+
+
+def fractions(value: tuple[float, ...]) -> str:
+    """What is wrong with a list of fractions that stay; empty: nothing."""
+    ok = all(0 < v <= 1 for v in value) and len(set(value)) == len(value)
+    return "" if ok else "must hold distinct fractions that stay, in (0, 1]"
+
+
 def rule(wrong: Callable[[Any], str], default: Any) -> Any:
     """A field whose value must be right: ``wrong`` returns what is wrong with it, or nothing."""
     return field(default=default, metadata={"rule": wrong})
@@ -200,6 +212,20 @@ class RunSection:
 
 @final
 @dataclass(frozen=True, slots=True)
+class SweepSection:
+    """What ``nervure sweep`` varies: fractions that stay (``keeps``), ``seeds``, and methods; a run passes it over.
+
+    Each ``[[sweep.method]]`` has a ``name``, and may have ``options``, a ``label``, and ``keeps`` of its own. Without
+    any, the method of ``[prune]`` is swept; without ``seeds``, that of ``[run]`` is the only one.
+    """
+
+    keeps: tuple[float, ...] = rule(fractions, ())
+    seeds: tuple[int, ...] = rule(seeds, ())
+    method: tuple[Options, ...] = field(default=(), hash=False)
+
+
+@final
+@dataclass(frozen=True, slots=True)
 class Recipe:
     """What to train, cut, recover and compare. See the sections for their keys.
 
@@ -222,6 +248,7 @@ class Recipe:
     recover: RecoverSection = field(default_factory=RecoverSection)
     evaluate: EvaluateSection = field(default_factory=EvaluateSection)
     run: RunSection = field(default_factory=RunSection)
+    sweep: SweepSection = field(default_factory=SweepSection)
 
     def __post_init__(self) -> None:
         for name in SECTIONS:
@@ -274,9 +301,9 @@ class Recipe:
 
     @property
     def fingerprint(self) -> str:
-        """A digest of everything that decides the result: all but where it is written."""
+        """A digest of everything that decides the result: all but where it is written, and what a sweep varies."""
         content = self.to_dict()
-        del content["run"]["folder"]
+        del content["run"]["folder"], content["sweep"]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -288,16 +315,20 @@ SECTIONS: Mapping[str, type[Any]] = {
     "recover": RecoverSection,
     "evaluate": EvaluateSection,
     "run": RunSection,
+    "sweep": SweepSection,
 }
 
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """What differs between two recipes' plain data, e.g. ``["[prune] keep: 0.5 -> 0.4"]``; the folder is no matter."""
+    """What differs between two recipes' plain data, e.g. ``["[prune] keep: 0.5 -> 0.4"]``.
+
+    The folder is no matter, and what a sweep varies neither.
+    """
     return [
         f"[{section}] {key}: {before.get(section, {}).get(key)!r} -> {value!r}"
         for section, table in after.items()
         for key, value in table.items()
-        if before.get(section, {}).get(key) != value and (section, key) != ("run", "folder")
+        if before.get(section, {}).get(key) != value and (section, key) != ("run", "folder") and section != "sweep"
     ]
 
 

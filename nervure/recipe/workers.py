@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Protocol, Self, TypeAlias, final
@@ -80,10 +80,13 @@ class Here:
 
 @final
 class Beside:
-    """Does jobs in processes of their own, which are started once and end with this one, however it ends."""
+    """Does jobs in processes of their own, which are started once and end with this one, however it ends.
 
-    def __init__(self, workers: int) -> None:
-        self.workers = workers
+    ``command`` starts one: it answers each line of its input by a line, and ends where its input does.
+    """
+
+    def __init__(self, workers: int, command: Sequence[str] = (sys.executable, "-m", "nervure.recipe.worker")) -> None:
+        self.workers, self._command = workers, list(command)
         self._threads = ThreadPoolExecutor(workers)
         self._mine = threading.local()
         self._all: list[subprocess.Popen[str]] = []
@@ -118,9 +121,8 @@ class Beside:
         if process is None or process.poll() is not None:
             # What can be imported here can be imported there: a network of the user's own, for one.
             environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
-            command = [sys.executable, "-m", "nervure.recipe.worker"]
             pipe = subprocess.PIPE
-            process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment)
+            process = subprocess.Popen(self._command, stdin=pipe, stdout=pipe, text=True, env=environment)
             self._mine.process = process
             self._all.append(process)
         return process

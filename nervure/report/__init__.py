@@ -3,12 +3,15 @@
 from nervure.report.circuit import circuit_picture, connectivity_page
 from nervure.report.html import graph_page, to_html
 from nervure.report.markdown import to_markdown
+from nervure.report.sweep import Candidate, Sweep
 from nervure.report.values import Point, Report, Row, Width
 
 __all__ = [
+    "Candidate",
     "Point",
     "Report",
     "Row",
+    "Sweep",
     "Width",
     "circuit_picture",
     "connectivity_page",

@@ -173,19 +173,20 @@ def comparison_text(outcomes: Sequence[Outcome], *, title: str, baseline: str, m
     ]
     for network in dict.fromkeys(o.network for o in rows):
         parts.append(f"## {network}\n\n{table_text(network_table(rows, network, baseline, metric=metric))}")
-    parts.append(f"## Provenance\n\n{_provenance(rows)}")
+    parts.append("## Provenance\n\n" + "\n".join(f"- {line}" for line in provenance_lines(rows)))
     return "\n\n".join(parts) + "\n"
 
 
-def _provenance(rows: Sequence[Outcome]) -> str:
+def provenance_lines(rows: Sequence[Outcome]) -> list[str]:
+    """Versions, machine, dates and time spent of these outcomes."""
     lines = []
     for key in ("nervure", "torch", "python", "machine", "commit", "date"):
         values = sorted({o.provenance[key] for o in rows if o.provenance.get(key)})
         lines += (
-            [f"- {key}: {', '.join(values) if len(values) < 4 else f'{values[0]} to {values[-1]}'}"] if values else []
+            [f"{key}: {', '.join(values) if len(values) < 4 else f'{values[0]} to {values[-1]}'}"] if values else []
         )
     spent = sum(o.seconds.get("all", 0.0) for o in rows)
-    return "\n".join([*lines, f"- trials: {len(rows)}, {spent / 60:.0f} minutes after the training of dense networks"])
+    return [*lines, f"trials: {len(rows)}, {spent / 60:.0f} minutes after the training of dense networks"]
 
 
 def comparison_charts(outcomes: Sequence[Outcome], *, baseline: str, metric: str = "accuracy") -> dict[str, str]:
