@@ -121,7 +121,7 @@ class Held:
 class _Veil:
     """A mask as bits that a tensor is ANDed with.
 
-    Exact, unlike a product (NaN times zero is NaN, a negative number times zero is -0), and on a CPU about ten times as
+    Exact, unlike a product (NaN times zero is NaN, a negative number times zero is -0), and on a CPU several times as
     fast as filling.
     """
 
