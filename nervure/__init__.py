@@ -2,7 +2,7 @@
 
 from nervure.budget.latency import LatencyTable
 from nervure.evaluation import Connectivity, Similarity, connectivity, evaluate, latency, latency_table, similarity
-from nervure.export import load, save
+from nervure.export import export, load, save
 from nervure.graph import Block, Cost, Graph, Group, count
 from nervure.methods import (
     ERK,
@@ -91,6 +91,7 @@ __all__ = [  # noqa: RUF022
     "connectivity",
     "count",
     "evaluate",
+    "export",
     "hold",
     "latency",
     "latency_table",

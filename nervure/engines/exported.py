@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, final
@@ -97,9 +98,7 @@ def _exported(model: nn.Module, example: Any, dynamic: bool) -> Exported:
         with evaluating(model), quiet():
             program = torch.export.export(model, args, kwargs, dynamic_shapes=_shapes(args, kwargs, dynamic))
     except Exception as error:
-        raise EngineError(
-            f"torch.export cannot read {type(model).__name__}: {type(error).__name__}: {_told(error)}"
-        ) from error
+        raise EngineError(f"torch.export cannot read {type(model).__name__}: {reason(error)}.") from error
     found = Exported(program, Structure.of(model, shown), tuple(kwargs), False, samples_of(shown))
     # A model that fixes the number of samples makes it a plain number.
     free = any(isinstance(size, torch.SymInt) for node in found.placeholders() for size in node.meta["val"].shape[:1])
@@ -129,6 +128,34 @@ def _shapes(args: tuple[Any, ...], kwargs: dict[str, Any], dynamic: bool) -> Any
     return tree_map(free, args or kwargs)
 
 
-def _told(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines[:3]) or "no reason given"
+def lacking(graph: Exported, error: BaseException) -> str:
+    """Which operator of which layer an error of an exporter is about; empty where it names none of the graph."""
+    text = f"{error} {error.__cause__ or ''}"
+    inner = set(re.findall(r"prims[.:]+(\w+)", text))
+    for node in graph.program.graph.nodes:
+        if not isinstance(node.target, torch._ops.OpOverload):
+            continue
+        space, _, name = node.target._schema.name.partition("::")
+        named = re.search(rf"\b{space}(\.|::){name}\b", text)
+        # Exporters take some operators apart, and tell of the part: special_bessel_j0 is bessel_j0 then.
+        if named or any(name.endswith(part) for part in inner):
+            return f"it lacks the operator {space}.{name} of {_layer_of(node)}"
+    return ""
+
+
+def _layer_of(node: torch.fx.Node) -> str:
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    path, kind = stack[-1] if stack else ("", "")
+    kind = kind if isinstance(kind, str) else kind.__name__
+    return f"layer {path!r} ({kind.rpartition('.')[2]})" if path else "the module itself"
+
+
+def refused(what: str, graph: Exported, error: Exception) -> EngineError:
+    """The error of an exporter in our words: the operator and the layer where it names them, else its first lines."""
+    return EngineError(f"{what}: {lacking(graph, error) or reason(error)}.")
+
+
+def reason(error: Exception) -> str:
+    """The first lines of an error, or of what it comes from."""
+    told = [line.strip() for line in str(error.__cause__ or error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {' '.join(told[:3]).rstrip('.') or 'no reason given'}"

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from nervure._extras import require_extra
-from nervure.engines.exported import Exported, exported
+from nervure.engines.exported import Exported, exported, reason, refused
 from nervure.engines.quiet import quiet
 from nervure.engines.types import FLOAT32, Engine, Program, Runner
 from nervure.errors import EngineError
@@ -31,7 +31,7 @@ def to_onnx(graph: Exported) -> Any:
             assert written is not None
             return written.model_proto
     except Exception as error:
-        raise EngineError(f"the module cannot be written as ONNX: {reason(error)}") from error
+        raise refused("the module cannot be written as ONNX", graph, error) from error
 
 
 def session_runner(model: bytes | str, graph: Exported, threads: int) -> Runner:
@@ -50,7 +50,7 @@ def session_runner(model: bytes | str, graph: Exported, threads: int) -> Runner:
     try:
         session = library.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:
-        raise EngineError(f"ONNX Runtime does not take the model: {reason(error)}") from error
+        raise EngineError(f"ONNX Runtime does not take the model: {reason(error)}.") from error
     names = [entry.name for entry in session.get_inputs()]
 
     def run(inputs: Any) -> Any:
@@ -58,12 +58,6 @@ def session_runner(model: bytes | str, graph: Exported, threads: int) -> Runner:
         return graph.structure.filled([torch.from_numpy(found) for found in session.run(None, given)])
 
     return run
-
-
-def reason(error: Exception) -> str:
-    """The first lines of an error, and of what it comes from, without the traceback some libraries put in."""
-    told = [line.strip() for line in str(error.__cause__ or error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {' '.join(told[:3]) or 'no reason given'}"
 
 
 def _prepare(model: nn.Module, example: Any, precision: str) -> Program:

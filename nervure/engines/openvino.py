@@ -6,8 +6,7 @@ import torch
 from torch import nn
 
 from nervure._extras import require_extra
-from nervure.engines.exported import Exported, exported
-from nervure.engines.onnxruntime import reason
+from nervure.engines.exported import Exported, exported, reason, refused
 from nervure.engines.quiet import quiet
 from nervure.engines.types import BF16, FLOAT32, Engine, Program, Runner
 from nervure.errors import EngineError
@@ -27,7 +26,7 @@ def to_openvino(graph: Exported) -> Any:
     library = require_extra("openvino", "export to OpenVINO", EXTRA)
     try:
         with quiet():
-            model = library.convert_model(graph.program)
+            model = _converted(library, graph)
             shown = [entry.meta["val"].shape for entry in graph.placeholders()]
             model.reshape(
                 {
@@ -36,8 +35,19 @@ def to_openvino(graph: Exported) -> Any:
                 }
             )
     except Exception as error:
-        raise EngineError(f"the module cannot be written for OpenVINO: {reason(error)}") from error
+        raise refused("the module cannot be written for OpenVINO", graph, error) from error
     return model
+
+
+def _converted(library: Any, graph: Exported) -> Any:
+    try:
+        return library.convert_model(graph.program)
+    except Exception as error:
+        try:
+            # Taken apart there are fewer kinds of operators, and none that writes to its input.
+            return library.convert_model(graph.program.run_decompositions())
+        except Exception:
+            raise error from None
 
 
 def compiled_runner(model: Any, graph: Exported, threads: int, precision: str = FLOAT32) -> Runner:
@@ -57,7 +67,7 @@ def compiled_runner(model: Any, graph: Exported, threads: int, precision: str = 
     try:
         request = library.Core().compile_model(model, "CPU", options).create_infer_request()
     except Exception as error:
-        raise EngineError(f"OpenVINO does not take the model: {reason(error)}") from error
+        raise EngineError(f"OpenVINO does not take the model: {reason(error)}.") from error
 
     def run(inputs: Any) -> Any:
         found = request.infer([tensor.numpy() for tensor in graph.tensors(inputs)], share_inputs=True)

@@ -1,6 +1,7 @@
 """What is saved is what is loaded, and whatever is wrong with a file is said."""
 
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -379,7 +380,7 @@ def test_files_without_masks_keep_the_format_that_older_versions_read(saved: Pat
 def test_a_file_from_before_packing_still_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = masked(0.1)
     with monkeypatch.context() as patch:
-        patch.setattr("nervure.export.packed", lambda tensors, masks: (dict(tensors), {}))
+        patch.setattr(sys.modules["nervure.export.saving"], "packed", lambda tensors, masks: (dict(tensors), {}))
         path = save(tmp_path / "m.safetensors", found)
 
     def as_before(header: dict[str, Any]) -> None:

@@ -1,0 +1,24 @@
+"""Networks as files: saved to be loaded again, and exported for other engines."""
+
+from nervure.export.card import Card
+from nervure.export.checking import Difference
+from nervure.export.formats import FORMATS, Format
+from nervure.export.saving import load, load_state, read_header, save, save_state, versions, write_tensors
+from nervure.export.writing import ExportedFile, export, require_format
+
+__all__ = [
+    "FORMATS",
+    "Card",
+    "Difference",
+    "ExportedFile",
+    "Format",
+    "export",
+    "load",
+    "load_state",
+    "read_header",
+    "require_format",
+    "save",
+    "save_state",
+    "versions",
+    "write_tensors",
+]

@@ -1,0 +1,61 @@
+"""Networks in whole numbers of eight bits, by the static quantiser of ONNX Runtime."""
+
+import logging
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nervure.engines.exported import Exported, refused
+
+INT8 = "int8"
+
+
+def quantised(model: Any, graph: Exported, path: Path, calibration: Sequence[Any]) -> None:
+    """Write ``model`` (a ``ModelProto``) to ``path`` in eight bits: weights per channel, activations per tensor.
+
+    The ranges of the activations are the smallest and largest values met on the inputs in ``calibration``. What is
+    computed in eight bits stands between a pair of QuantizeLinear and DequantizeLinear, which engines fuse.
+
+    Raises:
+        EngineError: the quantiser does not take the model.
+    """
+    import onnx
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+
+    names = [entry.name for entry in model.graph.input]
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.feeds = _feeds(names, graph, calibration)
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            return next(self.feeds, None)
+
+    root, level = logging.getLogger(), logging.getLogger().level
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            whole = str(Path(folder) / "model.onnx")
+            onnx.save(model, whole)
+            # It advises on the root logger to run passes that the exporter has run already.
+            root.setLevel(logging.ERROR)
+            quantize_static(
+                whole,
+                str(path),
+                Reader(),
+                quant_format=QuantFormat.QDQ,
+                per_channel=True,
+                activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+            )
+    except Exception as error:
+        raise refused("the quantiser of ONNX Runtime does not take the model", graph, error) from error
+    finally:
+        root.setLevel(level)
+
+
+def _feeds(names: Sequence[str], graph: Exported, calibration: Sequence[Any]) -> Iterator[dict[str, np.ndarray]]:
+    for inputs in calibration:
+        yield dict(zip(names, (tensor.numpy() for tensor in graph.tensors(inputs)), strict=True))
