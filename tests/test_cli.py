@@ -15,6 +15,7 @@ from nervure.cli import main
 from nervure.export import read_header
 from nervure.files import read_json
 from nervure.report import Report, Row
+from tests.clocks import Clock, installed
 
 MODEL = ("--model", "resnet8", "--option", "width=0.25")
 INPUT = ("--input", "1x3x16x16")
@@ -106,6 +107,31 @@ def test_methods_that_mask_weights_take_a_density(words: tuple[str, ...], densit
     assert plan.masks
     assert plan.reached["density"] == pytest.approx(density, abs=1e-3)
     assert plan.asked["density"] == density
+
+
+def test_a_plan_is_made_for_an_engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    installed(monkeypatch, tmp_path / "cache", Clock())
+    text = done("plan", *MODEL, *INPUT, "--budget", "latency", "--target", "0.8", "--set", "multiple=2", "-o", "a.json")
+    plan = Plan.from_json(read_json("a.json"))
+    assert plan.asked == {"budget": "latency", "engine": "eager", "target": 0.8}
+    assert plan.cuts
+    assert f"timed on eager: {plan.reached['milliseconds']:.3g} ms" in text
+    done("plan", *MODEL, *INPUT, "--budget", "latency", "--engine", "eager", "--target", "90 s", "-o", "b.json")
+    assert not Plan.from_json(read_json("b.json")).edits
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--budget", "latency", "--target", "3"), "target='3 ms'"),
+        (("--budget", "latency", "--engine", "tensorrt"), "engine='tensorrt'"),
+        (("--target", "0.5"), "needs budget='latency'"),
+        (("SNIP", "--engine", "eager"), "SNIP plans for no engine"),
+        (("Depth", "--budget", "latency", "--target", "2 hours"), "latency='2 hours' is no time"),
+    ],
+)
+def test_what_an_engine_cannot_be_asked_is_refused(words: tuple[str, ...], told: str) -> None:
+    assert told in refused("plan", *words, *MODEL, *INPUT)
 
 
 def test_training_rewires_a_sparse_network_and_goes_on_with_it() -> None:

@@ -9,7 +9,7 @@ import click
 import torch
 from torch import Tensor, nn
 
-from nervure.cli.inputs import EXAMPLE, FILE, Choice, Friendly, chosen, example, output, setting
+from nervure.cli.inputs import EXAMPLE, FILE, Asked, Choice, Friendly, asking, chosen, example, output, setting
 from nervure.errors import ArgumentError
 from nervure.evaluation import SEVERITIES, Timing, connectivity, evaluate, latency
 from nervure.evaluation.corruptions import chosen as chosen_corruptions
@@ -226,14 +226,13 @@ def score(
     epilog=example(
         "nervure plan Magnitude --keep 0.5 --model resnet20 --input 1x3x32x32 -o plan.json",
         "nervure plan SNIP --density 0.1 --model resnet20 --data digits -o plan.json",
+        "nervure plan --budget latency --engine eager --target 0.6 --model resnet20 --input 1x3x32x32 -o plan.json",
     )
 )
 @chosen(EXAMPLE)
 @click.argument("name", metavar="[METHOD]", required=False)
 @click.option("--method", default="", help=f"One of {', '.join(METHODS)}; Magnitude if none is named.")
-@click.option("--keep", type=float, default=0.5, show_default=True, help="The fraction that stays, in (0, 1].")
-@click.option("--density", type=float, help="The fraction of the weights that stays, for methods that mask them.")
-@click.option("--budget", default="macs", show_default=True, help="What keep counts: channels, params or macs.")
+@asking
 @click.option(
     "--set",
     "settings",
@@ -250,9 +249,7 @@ def plan(
     *,
     name: str | None,
     method: str,
-    keep: float,
-    density: float | None,
-    budget: str,
+    asked: Asked,
     settings: tuple[tuple[str, Any], ...],
     graph_file: Path | None,
     stats_file: Path | None,
@@ -262,7 +259,7 @@ def plan(
     _writable(out)
     if name and method:
         raise ArgumentError(f"two methods are named, {name!r} and --method {method!r}. Name one.")
-    made = method_keeping(name or method or "Magnitude", dict(settings), keep=keep, budget=budget, density=density)
+    made = method_keeping(name or method or "Magnitude", dict(settings), **asdict(asked))
     _require_evidence(made, stats_file, choice)
     model = choice.network()
     graph = _graph_from(graph_file) if graph_file else choice.graph(model)
@@ -274,6 +271,9 @@ def plan(
         stats = measure_stats(model, graph, data, want=made.wants, seed=choice.seed)
     decided = made.plan(View(graph, weights, stats, choice.seed, model, shown, data))
     click.echo(decided.describe(graph))
+    if "milliseconds" in decided.reached:
+        took, share = decided.reached["milliseconds"], decided.reached["keep"]
+        click.echo(f"timed on {decided.asked['engine']}: {took:.3g} ms, {percent(share)} of the dense network")
     _wrote(write_json(out, decided.to_json()))
 
 

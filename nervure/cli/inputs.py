@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from nervure import zoo
 from nervure.check import nearest
+from nervure.engines import ENGINES
 from nervure.errors import ArgumentError, NervureError
 from nervure.export import load, load_state, read_header
 from nervure.graph import Graph
@@ -62,6 +63,18 @@ def setting(text: str) -> tuple[str, Any]:
         return key, json.loads(value)
     except json.JSONDecodeError:
         return key, value
+
+
+def target(text: str) -> float | str:
+    """A share like ``0.5``, or a time like ``"3 ms"``, which stays text.
+
+    >>> target("0.5"), target("3 ms")
+    (0.5, '3 ms')
+    """
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def shape(text: str) -> Tensor:
@@ -190,6 +203,46 @@ def chosen(*more: Decorator) -> Decorator:
         return wrapped
 
     return decorate
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """How much a plan is to keep, in the words of :func:`nervure.methods.method_keeping`."""
+
+    keep: float
+    budget: str
+    density: float | None
+    engine: str | None
+    target: float | str | None
+
+
+ASKED: tuple[Decorator, ...] = (
+    click.option("--keep", type=float, default=0.5, show_default=True, help="The fraction that stays, in (0, 1]."),
+    click.option("--density", type=float, help="The fraction of the weights that stays, for methods that mask them."),
+    click.option(
+        "--budget", default="macs", show_default=True, help="What keep counts: channels, params, macs or latency."
+    ),
+    click.option("--engine", help=f"What the plan is made for: {', '.join(ENGINES)}; sizes become multiples of 16."),
+    click.option(
+        "--target",
+        type=target,
+        metavar="SHARE|TIME",
+        help="The latency to meet: a share of the dense network's (0.5), or a time ('3 ms').",
+    ),
+)
+
+
+def asking(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorate a command with the options of :class:`Asked`; it gets one as ``asked``."""
+
+    def with_asked(*args: Any, **given: Any) -> Any:
+        return command(*args, asked=Asked(**{name: given.pop(name) for name in Asked.__slots__}), **given)
+
+    wrapped: Callable[..., Any] = functools.update_wrapper(with_asked, command)
+    for option in reversed(ASKED):
+        wrapped = option(wrapped)
+    return wrapped
 
 
 def output(default: str, what: str) -> Decorator:

@@ -71,7 +71,14 @@ def method_from(name: str, **options: Any) -> Method:
 
 
 def method_keeping(
-    name: str, share: Mapping[str, Any], *, keep: float, budget: str, density: float | None = None
+    name: str,
+    share: Mapping[str, Any],
+    *,
+    keep: float,
+    budget: str,
+    density: float | None = None,
+    engine: str | None = None,
+    target: float | str | None = None,
 ) -> Method:
     """Make a method that leaves so much, said in its own words; its own options in ``share`` come first.
 
@@ -84,9 +91,12 @@ def method_keeping(
         keep: the fraction that stays.
         budget: what ``keep`` counts.
         density: the fraction of the weights that stays; None: as ``keep`` says.
+        engine: what the plan is made for; None: none in particular.
+        target: the latency to meet; None: none. Methods that drop blocks call it ``latency``.
 
     Raises:
-        ArgumentError: as :func:`method_from`; or the method masks no weights, and a density is given.
+        ArgumentError: as :func:`method_from`; or the method masks no weights, and a density is given, or it knows no
+            engine, and one is given.
     """
     known = [field.name for field in fields(METHODS[name])] if name in METHODS else []
     if known and density is not None and "density" not in known:
@@ -95,8 +105,12 @@ def method_keeping(
             f"{METHODS[name].__name__} takes no density. Give keep instead, or a method that masks weights: "
             f"{', '.join(masking)}."
         )
+    if known and "engine" not in known and (engine is not None or target is not None):
+        raise ArgumentError(f"{METHODS[name].__name__} plans for no engine. Leave out the engine and the target.")
     asked = {"keep": keep, "budget": budget, "density": keep if density is None else density}
-    return method_from(name, **({k: v for k, v in asked.items() if k in known} | dict(share)))
+    timed = {"engine": engine, "latency" if "latency" in known else "target": target}
+    found = {k: v for k, v in asked.items() if k in known} | {k: v for k, v in timed.items() if v is not None}
+    return method_from(name, **(found | dict(share)))
 
 
 __all__ = [

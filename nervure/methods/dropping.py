@@ -4,7 +4,7 @@ import math
 import statistics
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias, final, get_args
 
 import torch
@@ -12,10 +12,12 @@ import torch
 from nervure.budget.clusters import line_clusters
 from nervure.budget.knapsack import frontier
 from nervure.check import require_choice, require_fraction, require_positive
+from nervure.engines import ENGINES
 from nervure.errors import ArgumentError, BudgetError, ScoreError
 from nervure.graph.types import Block, Graph
 from nervure.methods.base import View
 from nervure.methods.judge import Judge, data_of, model_of, plan_of
+from nervure.methods.timed import goal_of, require_target
 from nervure.plan import Drop, Plan
 from nervure.stats import measure
 from nervure.surgery.price import price
@@ -76,6 +78,9 @@ class Dropping(ABC):
         recalibrate: batches on which batch norms are recalibrated before a smaller model is measured or judged.
         seed: added to the seed of the view where lots are drawn.
         output: which of several outputs is meant, by its key or place; empty: ``"logits"``, or the first.
+        engine: what latencies are timed on, see :func:`nervure.engines.runner`.
+        latency: the latency to meet: a share of the whole network's in (0, 1], or a time like ``"3 ms"``; None: the
+            share ``keep``.
     """
 
     keep: float = 0.5
@@ -89,6 +94,8 @@ class Dropping(ABC):
     recalibrate: int = 20
     seed: int = 0
     output: str = ""
+    engine: str = field(default="eager", kw_only=True)
+    latency: float | str | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "keep", require_fraction(self.keep, "keep"))
@@ -101,6 +108,10 @@ class Dropping(ABC):
             raise ArgumentError(f"drop={self.drop!r} must be a number of blocks, 0 or more, or None.")
         if self.tolerance is not None and not 0 <= self.tolerance < 1:
             raise ArgumentError(f"tolerance={self.tolerance!r} must be a share of accuracy in [0, 1), or None.")
+        require_choice(self.engine, ENGINES, "engine")
+        require_target(self.latency, self.budget == "latency", "latency")
+        if self.latency is not None and (self.drop is not None or self.tolerance is not None):
+            raise ArgumentError(f"latency={self.latency!r}, and drop= or tolerance= too: say it in one way.")
         self.check()
 
     @property
@@ -136,7 +147,7 @@ class Dropping(ABC):
     def _planned(self, view: View, known: Mapping[str, BlockScore]) -> Plan:
         """The plan; ``known``: the scores before any stage, where they are there."""
         asked = self._asked()
-        if self.drop == 0 or (self.drop is None and self.tolerance is None and self.keep == 1):
+        if self.drop == 0 or (self.drop is None and self.tolerance is None and self._share == 1):
             return Plan((), view.graph.fingerprint, asked, {"keep": 1.0, "blocks": 0})
         blocks, judge = droppable(view.graph, self.granularity), self._judge(view)
         savings = self._savings(view, judge, blocks)
@@ -152,7 +163,7 @@ class Dropping(ABC):
             sets = [removed + more for more in offered]
             removed = self._first_enough(view, judge, sets, savings, len(blocks), stage / self.stages)
         plan = Plan(tuple(Drop(b.name) for b in blocks if b.name in removed), view.graph.fingerprint, asked)
-        return replace(plan, reached=self._reached(view, plan, blocks, scores))
+        return replace(plan, reached=self._reached(view, judge, plan, blocks, scores))
 
     def removals(
         self, scores: Sequence[float], blocks: Sequence[Block], savings: Mapping[str, float] | None = None
@@ -212,23 +223,32 @@ class Dropping(ABC):
         return {name: count / RESAMPLES for name, count in counts.items()}
 
     def _judge(self, view: View) -> Judge:
-        return Judge(view, self.recalibrate, self.output)
+        return Judge(view, self.recalibrate, self.output, self.engine)
 
     def _savings(self, view: View, judge: Judge, blocks: Sequence[Block]) -> dict[str, float]:
         """What dropping each block alone saves of the budget; nothing where no knapsack asks, or blocks are counted."""
         if self.policy != "knapsack" or self.drop is not None or self.budget == "blocks":
             return {}
         if self.budget == "latency":
-            return judge.seconds_of(blocks)
+            return judge.savings_of(blocks)
         return {b.name: 1 - _kept(view.graph, [b.name], self.budget) for b in blocks}
 
     def _asked(self) -> dict[str, Any]:
         if self.tolerance is not None:
             return {"tolerance": self.tolerance}
-        return {"drop": self.drop} if self.drop is not None else {"budget": self.budget, "keep": self.keep}
+        if self.drop is not None:
+            return {"drop": self.drop}
+        if self.budget == "latency":
+            return {"budget": "latency", "engine": self.engine, "target": self._share}
+        return {"budget": self.budget, "keep": self.keep}
+
+    @property
+    def _share(self) -> float | str:
+        """How much is asked to stay: a share, or a time."""
+        return self.keep if self.latency is None else self.latency
 
     def _reached(
-        self, view: View, plan: Plan, blocks: Sequence[Block], scores: Mapping[str, BlockScore]
+        self, view: View, judge: Judge, plan: Plan, blocks: Sequence[Block], scores: Mapping[str, BlockScore]
     ) -> dict[str, Any]:
         left, whole = price(view.graph, plan), price(view.graph, Plan())
         kept = {
@@ -236,6 +256,8 @@ class Dropping(ABC):
             "macs": left.macs / max(whole.macs, 1),
             "blocks": 1 - len(plan) / len(blocks),
         }
+        if self.budget == "latency" and plan:
+            kept["latency"] = judge.latency(tuple(drop.block for drop in plan.drops))
         means = {name: float(f"{s.mean:.6g}") for name, s in scores.items()}
         return {"keep": kept.get(self.budget, kept["macs"]), "blocks": len(plan), "scores": means}
 
@@ -272,7 +294,8 @@ class Dropping(ABC):
             if wanted > total:
                 raise BudgetError(f"drop={wanted}: the model has only {total} blocks that can be dropped.")
             return next(s for s in sets if len(s) >= round(wanted * share))
-        goal = 1 - (1 - self.keep) * share
+        keep = goal_of(self.keep, self.latency, judge.seconds()) if isinstance(self._share, str) else self._share
+        goal = 1 - (1 - keep) * share
         if self.budget == "latency":
             index = _bisect(len(sets), lambda k: judge.latency(sets[k]) <= goal)
         else:
@@ -282,9 +305,11 @@ class Dropping(ABC):
             index = next((k for k, cost in enumerate(kept) if cost <= goal), len(sets))
         if index == len(sets):
             least = judge.latency(sets[-1]) if self.budget == "latency" else _kept(view.graph, sets[-1], self.budget)
+            asked = f"keep={self.keep}" if self.latency is None else f"latency={self.latency!r}"
             raise BudgetError(
-                f"keep={self.keep} of {self.budget} cannot be met: without all {total} blocks {least:.3f} is left. "
-                "Raise keep, or cut channels too."
+                f"{asked} of {self.budget} cannot be met: without all {total} blocks {least:.3f} is left. "
+                f"Raise {asked.partition('=')[0]}, or cut channels too.",
+                keep=min(1.0, math.ceil(least * 1000) / 1000),
             )
         return sets[index]
 

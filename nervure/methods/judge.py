@@ -5,7 +5,7 @@ import statistics
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, NamedTuple, final
 
@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from nervure.errors import DataError
-from nervure.evaluation import latency
+from nervure.evaluation import Latency, latency
 from nervure.evaluation.batches import call_only, device_of, require_finite_outputs, require_labels
-from nervure.graph.example import evaluating
+from nervure.graph.example import evaluating, samples_of
 from nervure.graph.types import Block, Graph
 from nervure.methods.base import View
 from nervure.plan import Drop, Plan
@@ -57,14 +57,16 @@ class Judge:
         view: model, graph, data and example.
         batches: how many batches norms are recalibrated on.
         output: which of several outputs counts; empty: ``"logits"``, or the first.
+        engine: what latencies are timed on.
     """
 
-    def __init__(self, view: View, batches: int, output: str = "") -> None:
-        self._view, self._batches, self._output = view, batches, output
+    def __init__(self, view: View, batches: int, output: str = "", engine: str = "eager") -> None:
+        self._view, self._batches, self._output, self._engine = view, batches, output, engine
         self._qualities: dict[tuple[str, ...], float] = {}
         self._latencies: dict[tuple[str, ...], float] = {}
         self._parts: tuple[list[Any], list[Any]] | None = None
         self._whole: list[_Answer] | None = None
+        self._seconds: float | None = None
 
     def measured_without(self, names: tuple[str, ...], wants: Iterable[str]) -> Stats:
         """Evidence of the smaller model, on as many samples as the view's; blocks keep their names."""
@@ -109,8 +111,21 @@ class Judge:
                 self._qualities[names] = _agreement(self._whole, answers)
         return self._qualities[names]
 
-    def seconds_of(self, blocks: Sequence[Block]) -> dict[str, float]:
-        """Median time that each block takes in a forward pass on the example."""
+    def savings_of(self, blocks: Sequence[Block]) -> dict[str, float]:
+        """How much time each block alone takes in a forward pass on the example; in one unit, whichever."""
+        if self._engine == "eager":
+            return self._seconds_of(blocks)
+        # Other engines fuse and compile: what a block takes there is only seen without it.
+        return {b.name: max(0.0, 1 - self.latency((b.name,))) for b in blocks}
+
+    def seconds(self) -> float:
+        """Median time of a forward pass of the whole model on the example."""
+        if self._seconds is None:
+            self._seconds = self._timed({"whole": model_of(self._view)}).median("whole")
+        return self._seconds
+
+    def _seconds_of(self, blocks: Sequence[Block]) -> dict[str, float]:
+        """Median time that each block takes in a forward pass on the example, one operation after the other."""
         model, example = model_of(self._view), _example_of(self._view)
         clock = _Clock(device_of(model))
         with evaluating(model), ExitStack() as hooks:
@@ -125,11 +140,21 @@ class Judge:
     def latency(self, names: tuple[str, ...]) -> float:
         """Time of a forward pass on the example, relative to the whole model's in the same rounds."""
         if names not in self._latencies:
-            model, example = model_of(self._view), _example_of(self._view)
+            model = model_of(self._view)
             pair = {"whole": model, "part": apply(model, self._view.graph, plan_of(self._view.graph, names)).eval()}
-            table = latency(pair, example, rounds=LATENCY_ROUNDS, threads=[torch.get_num_threads()])
-            self._latencies[names] = table.row("part").ratio
+            self._latencies[names] = self._timed(pair).row("part").ratio
         return self._latencies[names]
+
+    def _timed(self, models: Mapping[str, nn.Module]) -> Latency:
+        example = _example_of(self._view)
+        return latency(
+            models,
+            example,
+            engine=self._engine,
+            batch_sizes=[samples_of(example)],
+            rounds=LATENCY_ROUNDS,
+            threads=[torch.get_num_threads()],
+        )
 
     def _smaller(self, names: tuple[str, ...]) -> nn.Module:
         smaller = apply(model_of(self._view), self._view.graph, plan_of(self._view.graph, names)).eval()

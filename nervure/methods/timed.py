@@ -94,23 +94,23 @@ def for_engine(
     return engine, multiple if multiple is not None else 1 if engine is None else MULTIPLE
 
 
-def require_target(target: float | str | None, is_timed: bool) -> None:
-    """Raise ArgumentError unless ``target`` is a share in (0, 1], a time like ``"3 ms"``, or None."""
+def require_target(target: float | str | None, is_timed: bool, name: str = "target") -> None:
+    """Raise ArgumentError unless the option ``name`` is a share in (0, 1], a time like ``"3 ms"``, or None."""
     if target is None:
         return
     if not is_timed:
-        raise ArgumentError(f"target={target!r} is a latency, so it needs budget='latency'. Else say keep=.")
+        raise ArgumentError(f"{name}={target!r} is a latency, so it needs budget='latency'. Else say keep=.")
     if isinstance(target, str):
-        seconds_of(target)
+        seconds_of(target, name)
     elif isinstance(target, bool) or not isinstance(target, int | float) or not 0 < target <= 1:
         raise ArgumentError(
-            f"target={target!r} is not in (0, 1]: a number is the share of the dense network's latency that stays. "
-            f"A time is written with its unit, like target='3 ms' (or s, us)."
+            f"{name}={target!r} is not in (0, 1]: a number is the share of the dense network's latency that stays. "
+            f"A time is written with its unit, like {name}='3 ms' (or s, us)."
         )
 
 
-def seconds_of(text: str) -> float:
-    """Seconds of a time like ``"3 ms"``; raises ArgumentError where it is none.
+def seconds_of(text: str, name: str = "target") -> float:
+    """Seconds of a time like ``"3 ms"``; raises ArgumentError, about the option ``name``, where it is none.
 
     >>> seconds_of("3 ms"), seconds_of("1.5s")
     (0.003, 1.5)
@@ -118,7 +118,7 @@ def seconds_of(text: str) -> float:
     found = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*(s|ms|us)\s*", text)
     if found is None or float(found[1]) <= 0:
         raise ArgumentError(
-            f"target={text!r} is no time. Write a number and its unit, like '3 ms' (or s, us), or the share of the "
+            f"{name}={text!r} is no time. Write a number and its unit, like '3 ms' (or s, us), or the share of the "
             "dense network's latency as a number, like 0.5."
         )
     return float(found[1]) * UNITS[found[2]]

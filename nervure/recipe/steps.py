@@ -12,6 +12,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from nervure.budget import Budget
 from nervure.errors import FileError, VerificationError
 from nervure.evaluation import Shifted, evaluate, evaluate_shift, file_size, latency
 from nervure.export import load, load_state, save, save_state, write_tensors
@@ -365,8 +366,9 @@ def _cut(bench: Bench, plan: Plan, method: str) -> Pruned:
 
 
 def _random_like(bench: Bench) -> Random:
-    """A random cut that keeps as much as the plan does, in the unit in which the plan was asked."""
-    plan, budget = bench.plan(), bench.recipe.prune.budget
+    """A random cut that keeps as much as the plan does, in the unit in which the plan was asked; for times, MACs."""
+    plan, asked = bench.plan(), bench.recipe.prune.budget
+    budget: Budget = "macs" if asked == "latency" else asked
     costs = bench.pruned("cut.safetensors")
     kept = {
         "macs": costs.cost_after.macs / max(costs.cost_before.macs, 1),

@@ -138,6 +138,7 @@ class TrainSection:
 class PruneSection:
     """Which ``method``, how much stays (``keep``, in the unit of ``budget``), and the method's other ``options``.
 
+    With ``budget = "latency"`` the ``options`` say ``engine`` and ``target``, a share or a time like ``"3 ms"``.
     ``density`` is the fraction of the weights that stays, for methods that mask them (0: as ``keep`` says). Each table
     in ``then`` (``[[prune.then]]``) names another ``method`` with its options; it prunes what is left.
 
@@ -148,7 +149,7 @@ class PruneSection:
 
     method: str = "Magnitude"
     keep: float = rule(fraction, 0.5)
-    budget: Literal["channels", "params", "macs"] = "macs"
+    budget: Literal["channels", "params", "macs", "latency"] = "macs"
     samples: int = rule(positive, 2048)
     options: Options = field(default_factory=dict, hash=False)
     then: tuple[Options, ...] = field(default=(), hash=False)

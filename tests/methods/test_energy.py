@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from nervure import Depth, Energy, Graph, Plan, count, measure, prune, trace
 from nervure.dependence import distance_correlation, energy_distance, energy_r2
 from nervure.errors import ArgumentError, BudgetError, DataError, NervureWarning, ScoreError
+from nervure.evaluation import Latency, Timing
 from nervure.methods import View
 from nervure.methods.dropping import BlockScore, droppable
 from nervure.methods.judge import Judge
@@ -202,11 +203,11 @@ def test_blocks_that_save_much_leave_before_many_that_save_little() -> None:
 def test_the_time_of_each_block_is_what_a_knapsack_saves_of_latency(
     view: View, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seconds = Judge(view, 1).seconds_of(droppable(view.graph, "fine"))
+    seconds = Judge(view, 1).savings_of(droppable(view.graph, "fine"))
     assert len(seconds) == 5
     assert all(s > 0 for s in seconds.values())
     times = {f"blocks.{i}": t for i, t in enumerate((0.1, 0.1, 0.1, 0.4, 0.1))}
-    monkeypatch.setattr(Judge, "seconds_of", lambda self, blocks: times)
+    monkeypatch.setattr(Judge, "savings_of", lambda self, blocks: times)
     monkeypatch.setattr(Judge, "latency", lambda self, gone: 1 - sum(times[n] for n in gone))
     flat = dict.fromkeys(times, 1.0)
     monkeypatch.setattr(Depth, "block_scores", lambda self, *a: {n: BlockScore.of(n, [v]) for n, v in flat.items()})
@@ -234,6 +235,52 @@ def test_an_ignored_block_stays(trained: nn.Module) -> None:
     assert [b.name for b in droppable(chosen, "fine")] == ["blocks.1"]
     with pytest.raises(BudgetError, match=r"drop=5: the model has only 4"):
         prune(trained, example, Energy(drop=5), data=batches(), ignore=["blocks.2"], progress=False)
+
+
+class Stairs:
+    """Stands for ``latency``: a network takes a second, and two for each block that is left; notes who asked."""
+
+    def __init__(self) -> None:
+        self.engines: set[str] = set()
+
+    def __call__(self, models: dict[str, nn.Module], example: Any, **options: Any) -> Latency:
+        self.engines.add(options["engine"])
+        took = {
+            name: 1.0 + 2 * sum(isinstance(m, nn.BatchNorm2d) for m in model.modules())
+            for name, model in models.items()
+        }
+        dense = next(iter(took.values()))
+        rows = (Timing(n, 1, 1, t, (t, t), t / dense, (t / dense,) * 2, 3, options["engine"]) for n, t in took.items())
+        return Latency(tuple(rows))
+
+
+@pytest.mark.parametrize(
+    ("options", "dropped"),
+    [({"latency": 0.7}, 2), ({"latency": "7 s"}, 2), ({"latency": "6999 ms"}, 3), ({"keep": 0.3}, 4)],
+)
+@pytest.mark.parametrize("policy", ["rank", "knapsack"])
+def test_blocks_leave_until_an_engine_meets_the_target(
+    options: dict[str, Any], dropped: int, policy: Any, view: View, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nervure.methods.judge.latency", clock := Stairs())
+    method = Depth(budget="latency", engine="openvino", policy=policy, score="influence", **options)
+    plan = method.plan(view)
+    assert len(plan) == dropped
+    assert plan.reached["keep"] == pytest.approx((11 - 2 * dropped) / 11)
+    assert plan.asked["engine"] == "openvino"
+    assert clock.engines == {"openvino"}
+    assert eval(repr(method)) == method
+
+
+def test_a_latency_that_blocks_cannot_give_is_told(view: View, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nervure.methods.judge.latency", Stairs())
+    with pytest.raises(BudgetError, match=r"latency='500 ms' of latency cannot be met: .* 0\.091 is left") as caught:
+        Depth(budget="latency", engine="compile", latency="500 ms").plan(view)
+    assert caught.value.keep == 0.091
+    with pytest.raises(ArgumentError, match="say it in one way"):
+        Depth(budget="latency", latency=0.5, drop=2)
+    with pytest.raises(ArgumentError, match="needs budget='latency'"):
+        Depth(latency=0.5)
 
 
 def test_a_share_of_the_latency_is_measured(view: View) -> None:
