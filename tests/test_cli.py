@@ -63,9 +63,27 @@ def test_commands_come_in_the_order_of_the_arrows() -> None:
         "train",
         "evaluate",
         "connectivity",
+        "export",
         "report",
     ]
     assert main.list_commands(main.make_context("nervure", ["--help"], resilient_parsing=True)) == order
+
+
+def test_a_pruned_network_goes_to_another_engine_with_its_card_and_is_timed_there() -> None:
+    done("plan", *DIGITS, "-o", "plan.json")
+    done("apply", *DIGITS, "--plan", "plan.json", "-o", "m.safetensors")
+    file = ("--file", "m.safetensors", "--data", "digits")
+    text = done("evaluate", *file, "--batch", "2", "--engine", "eager", "--engine", "openvino", "-o", "n.json")
+    assert "ms at batch 2 in openvino" in text and "of activations at the peak at batch 2" in text
+    numbers = read_json("n.json")
+    assert [row["engine"] for row in numbers["latency"]] == ["eager", "openvino"]
+    assert numbers["memory"]["2"]["activations"] > 0 and numbers["bytes"] > 0
+    text = done("export", *file, "--samples", "40", "--notes", "n.json", "-o", "m.pt2")
+    assert "on data inputs" in text and "wrote m.pt2.card.md" in text
+    card = read_json("m.pt2.card.json")
+    assert card["notes"]["accuracy"] == numbers["accuracy"]
+    assert card["pruning"]["steps"][0]["edits"]["cuts"] > 0
+    assert card["provenance"]["again"].startswith("nervure ")
 
 
 def test_the_version_is_that_of_the_package() -> None:
@@ -260,6 +278,10 @@ def test_a_report_can_be_made_again() -> None:
         (["apply", *MODEL, *INPUT, "--plan", "none.json"], "nothing is there"),
         (["evaluate", "--file", "none.safetensors", "--data", "digits"], "nothing is there"),
         (["evaluate", *DIGITS, "--sparse"], "--sparse without --batch"),
+        (["evaluate", *DIGITS, "--engine", "openvino"], "--engine without --batch"),
+        (["evaluate", *DIGITS, "--batch", "1", "--engine", "tvm"], "'tvm' is not one of 'eager'"),
+        (["export", *MODEL, *INPUT, "-o", "m.tflite"], "does not say its format"),
+        (["export", *MODEL, *INPUT, "--precision", "int8"], "give --data NAME"),
         (["evaluate", *DIGITS, "--shift-root", "."], "holds no corruption"),
         (["report", "none"], "nothing is there"),
         (["run", "none.toml"], "there is no recipe"),

@@ -1,5 +1,7 @@
 """The sub-commands. Each reads and writes the artefacts of one arrow."""
 
+import shlex
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -10,10 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from nervure.cli.inputs import EXAMPLE, FILE, Asked, Choice, Friendly, asking, chosen, example, output, setting
+from nervure.engines import ENGINES, require_engine
 from nervure.errors import ArgumentError
-from nervure.evaluation import SEVERITIES, Timing, connectivity, evaluate, latency
+from nervure.evaluation import SEVERITIES, Timing, connectivity, evaluate, file_size, latency, peak_memory
 from nervure.evaluation.corruptions import chosen as chosen_corruptions
-from nervure.export import save, save_state, versions, write_tensors
+from nervure.export import FORMATS, export, save, save_state, versions, write_tensors
+from nervure.export.quantising import INT8
+from nervure.export.writing import TOLERANCE, require_format
 from nervure.files import read_json, require_folder, require_writable, write_json, write_text
 from nervure.graph import Graph, count
 from nervure.graph.example import resized
@@ -30,7 +35,7 @@ from nervure.recipe.steps import write_report_pages
 from nervure.report import Report, circuit_picture, connectivity_page, graph_page
 from nervure.report.comparison import comparison_text
 from nervure.report.markdown import table_text
-from nervure.report.tables import percent
+from nervure.report.tables import percent, quantity
 from nervure.scores import CRITERIA
 from nervure.scores import score as scored
 from nervure.sparse import compile_sparse
@@ -379,12 +384,20 @@ def train(  # noqa: PLR0913 - one for each option
     "evaluate",
     epilog=example(
         "nervure evaluate --file model.safetensors --data digits --batch 1 --batch 64",
+        "nervure evaluate --file model.safetensors --data digits --batch 64 --engine eager --engine onnxruntime",
         "nervure evaluate --model resnet8 --weights trained.safetensors --data digits --shift all --severity 3",
         "nervure evaluate --file model.safetensors --data cifar10 --root data --shift-root data/CIFAR-10-C",
     ),
 )
 @chosen(FILE)
 @click.option("--batch", "batches", type=click.IntRange(1), multiple=True, help="Also time a forward pass of so many.")
+@click.option(
+    "--engine",
+    "engines",
+    multiple=True,
+    metavar="NAME",
+    help=f"What runs it then: {', '.join(ENGINES)}; several times.",
+)
 @click.option("--shift", multiple=True, metavar="NAME", help="Also under corruption: all, a kind (noise), a name.")
 @click.option("--severity", type=click.IntRange(1, 5), multiple=True, help="Of the corruptions; default: 1 to 5.")
 @click.option("--shift-root", type=PAGES, help="A folder of corrupted test data to take instead: CIFAR-10-C, ...")
@@ -395,6 +408,7 @@ def evaluate_command(
     choice: Choice,
     *,
     batches: tuple[int, ...],
+    engines: tuple[str, ...],
     sparse: bool,
     shift: tuple[str, ...],
     shift_root: Path | None,
@@ -407,8 +421,7 @@ def evaluate_command(
     With --file, that of a pruned network saved before.
     """
     _writable(out)
-    if sparse and not batches:
-        raise ArgumentError("--sparse without --batch: say for how many samples at once it is to be fast, --batch 64.")
+    _require_timing(batches, engines, sparse=sparse)
     levels = severity or SEVERITIES
     names = chosen_corruptions(shift) if shift and shift_root is None else shift
     data, model = choice.data(), choice.ready().eval()
@@ -421,8 +434,15 @@ def evaluate_command(
     click.echo(f"accuracy    {percent(found.accuracy)} of {found.samples} test samples")
     click.echo(f"loss, ECE   {found.loss:.4f}, {found.ece:.4f}")
     click.echo(f"parameters  {cost.params:,}; multiply-accumulates {cost.macs:,}")
+    memory = {batch: peak_memory(model, data.example(1), batch=batch) for batch in batches or (1,)}
+    numbers |= {"bytes": file_size(model), "memory": {str(batch): asdict(m) for batch, m in memory.items()}}
+    click.echo(f"file        {quantity(numbers['bytes'], 'B')}")
+    for batch, m in memory.items():
+        parts = f"{quantity(m.weights, 'B')} of weights, {quantity(m.activations, 'B')} of activations at the peak"
+        click.echo(f"memory      {parts} at batch {batch}")
     if batches:
-        numbers["latency"] = [asdict(row) for row in _timed(model, data.example(1), batches, sparse=sparse)]
+        timed = _timed(model, data.example(1), batches, engines or ("eager",), sparse=sparse)
+        numbers["latency"] = [asdict(row) for row in timed]
     if wanted:
         shown = data.test.sample(samples or len(data.test), seed=choice.seed).batches(500)
         shifted = evaluate(model, shown, shift=wanted, severities=levels, seed=choice.seed)
@@ -432,8 +452,22 @@ def evaluate_command(
         _wrote(write_json(out, numbers))
 
 
-def _timed(model: nn.Module, example: Tensor, batches: Sequence[int], *, sparse: bool) -> list[Timing]:
-    """Time forward passes, and say so; with ``sparse`` also of the model compiled for its zeros."""
+def _require_timing(batches: Sequence[int], engines: Sequence[str], *, sparse: bool) -> None:
+    if sparse and not batches:
+        raise ArgumentError("--sparse without --batch: say for how many samples at once it is to be fast, --batch 64.")
+    if sparse and engines and "eager" not in engines:
+        raise ArgumentError("--sparse is for PyTorch itself: leave --engine, or add --engine eager.")
+    if engines and not batches:
+        raise ArgumentError("--engine without --batch: say how many samples at once are to be timed, --batch 64.")
+    for engine in engines:
+        require_engine(engine)
+
+
+def _timed(
+    model: nn.Module, example: Tensor, batches: Sequence[int], engines: Sequence[str], *, sparse: bool
+) -> list[Timing]:
+    """Time forward passes by engine, and say so; with ``sparse`` also of the model compiled for its zeros."""
+    threads = [torch.get_num_threads()]
     rows: list[Timing] = []
     for batch in batches:
         models = {"model": model}
@@ -441,10 +475,14 @@ def _timed(model: nn.Module, example: Tensor, batches: Sequence[int], *, sparse:
             compiled = compile_sparse(model, resized(example, batch), verbose=False)
             click.echo(compiled.describe())
             models["sparse"] = compiled
-        rows += latency(models, example, batch_sizes=[batch], threads=[torch.get_num_threads()]).rows
+        rows += latency(models, example, batch_sizes=[batch], threads=threads).rows if "eager" in engines else ()
+    others = [engine for engine in engines if engine != "eager"]
+    if others:
+        rows += latency({"model": model}, example, batch_sizes=batches, threads=threads, engine=others).rows
     for row in rows:
         name = " compiled for its zeros" if row.name == "sparse" else ""
-        click.echo(f"latency     {1e3 * row.median:.3g} ms at batch {row.batch}{name}")
+        where = "" if row.engine == "eager" else f" in {row.engine}"
+        click.echo(f"latency     {1e3 * row.median:.3g} ms at batch {row.batch}{name}{where}")
     return rows
 
 
@@ -496,6 +534,66 @@ def _reference(choice: Choice, reference: str) -> nn.Module | None:
     if not reference:
         return None
     return (choice if reference == "dense" else replace(choice, weights=reference)).network()
+
+
+@main.command(
+    "export",
+    epilog=example(
+        "nervure export --file model.safetensors --data digits -o model.onnx",
+        "nervure export --file model.safetensors --data digits --precision int8 -o model.xml",
+        "nervure export --model resnet20 --input 1x3x32x32 -o resnet20.pt2",
+    ),
+)
+@chosen(EXAMPLE, FILE)
+@click.option("--format", "form", help=f"One of {', '.join(FORMATS)}; else as the name of the file says.")
+@click.option("--precision", default="float32", show_default=True, help="float32, bf16 or int8, where the format can.")
+@click.option("--fixed", is_flag=True, help="For as many samples as the example has, not for any number.")
+@click.option("--samples", type=click.IntRange(1), default=512, show_default=True, help="Test samples to check on.")
+@click.option("--calibrate", type=click.IntRange(1), default=256, show_default=True, help="Training samples for int8.")
+@click.option("--tolerance", type=float, help=f"Largest difference allowed; for float32 {TOLERANCE:g}.")
+@click.option("--notes", type=PAGE, help="Numbers for the card (JSON), such as evaluate writes.")
+@output("model.onnx", "the file")
+def export_command(
+    choice: Choice,
+    *,
+    form: str | None,
+    precision: str,
+    fixed: bool,
+    samples: int,
+    calibrate: int,
+    tolerance: float | None,
+    notes: Path | None,
+    out: Path,
+) -> None:
+    """Write a network for another engine, and check that the file computes the same.
+
+    On random inputs, and with --data on its test samples too. A card stands beside the file: what was pruned, costs,
+    differences, checksums.
+    """
+    require_format(out, form, precision)
+    _writable(out)
+    if precision == INT8 and not choice.data_name:
+        raise ArgumentError("--precision int8 learns the ranges of activations from data: give --data NAME.")
+    noted = read_json(notes, "numbers written by nervure evaluate") if notes else {}
+    if not isinstance(noted, dict):
+        raise ArgumentError(f"{str(notes)!r} holds no names with numbers; give what nervure evaluate --out wrote.")
+    model = choice.pruned() if choice.file else choice.network()
+    data = choice.data() if choice.data_name else None
+    done = export(
+        model,
+        choice.example(),
+        out,
+        format=form,
+        precision=precision,
+        dynamic=False if fixed else None,
+        check=data.test.sample(samples, seed=choice.seed).batches(64) if data else None,
+        calibration=data.train.sample(calibrate, seed=choice.seed).batches(32) if data else None,
+        tolerance=tolerance,
+        notes=noted | {"command": shlex.join(["nervure", *sys.argv[1:]])},
+    )
+    click.echo(str(done))
+    for path in done.files:
+        _wrote(path)
 
 
 @main.command("report", epilog=example("nervure report runs/demo"))

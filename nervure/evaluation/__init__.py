@@ -7,6 +7,7 @@ from nervure.evaluation.corruptions import CORRUPTIONS, HELD_OUT, SEVERITIES, SH
 from nervure.evaluation.drift import ConnectivityShift, connectivity_shift
 from nervure.evaluation.features import FEATURE_SHIFTS, TOKEN_SHIFTS, corrupt_features, corrupt_tokens
 from nervure.evaluation.latency import Latency, Timing, latency
+from nervure.evaluation.memory import Memory, peak_memory
 from nervure.evaluation.metrics import (
     Metrics,
     accuracy,
@@ -36,6 +37,7 @@ __all__ = [
     "ConnectivityShift",
     "Latency",
     "LayerPaths",
+    "Memory",
     "Metrics",
     "Quality",
     "Shifted",
@@ -61,6 +63,7 @@ __all__ = [
     "live_weights",
     "macro_auc",
     "measures",
+    "peak_memory",
     "reordered",
     "similarity",
     "smallest_robust",

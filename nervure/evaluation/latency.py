@@ -148,6 +148,8 @@ def latency(
         EngineError: if an engine cannot take a model.
     """
     engines = (engine,) if isinstance(engine, str) else tuple(engine)
+    if not engines:
+        raise ArgumentError("engine is empty; name at least one.")
     _require_measurable(models, batch_sizes, threads, rounds, seconds, warmup)
     for name in engines:
         require_engine(name, precision)
