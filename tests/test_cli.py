@@ -83,7 +83,7 @@ def test_a_pruned_network_goes_to_another_engine_with_its_card_and_is_timed_ther
     card = read_json("m.pt2.card.json")
     assert card["notes"]["accuracy"] == numbers["accuracy"]
     assert card["pruning"]["steps"][0]["edits"]["cuts"] > 0
-    assert card["provenance"]["again"].startswith("nervure ")
+    assert card["provenance"]["again"].startswith("nervure export --file m.safetensors --data digits")
 
 
 def test_the_version_is_that_of_the_package() -> None:

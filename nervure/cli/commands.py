@@ -1,7 +1,5 @@
 """The sub-commands. Each reads and writes the artefacts of one arrow."""
 
-import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -11,7 +9,19 @@ import click
 import torch
 from torch import Tensor, nn
 
-from nervure.cli.inputs import EXAMPLE, FILE, Asked, Choice, Friendly, asking, chosen, example, output, setting
+from nervure.cli.inputs import (
+    EXAMPLE,
+    FILE,
+    Asked,
+    Choice,
+    Friendly,
+    asking,
+    chosen,
+    command_line,
+    example,
+    output,
+    setting,
+)
 from nervure.engines import ENGINES, require_engine
 from nervure.errors import ArgumentError
 from nervure.evaluation import SEVERITIES, Timing, connectivity, evaluate, file_size, latency, peak_memory
@@ -589,7 +599,7 @@ def export_command(
         check=data.test.sample(samples, seed=choice.seed).batches(64) if data else None,
         calibration=data.train.sample(calibrate, seed=choice.seed).batches(32) if data else None,
         tolerance=tolerance,
-        notes=noted | {"command": shlex.join(["nervure", *sys.argv[1:]])},
+        notes=noted | {"command": command_line()},
     )
     click.echo(str(done))
     for path in done.files:

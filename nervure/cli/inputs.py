@@ -2,6 +2,7 @@
 
 import functools
 import json
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,12 +34,27 @@ class Said(click.ClickException):
     exit_code = 2
 
 
+WORDS = "nervure.words"
+
+
+def command_line() -> str:
+    """The command that is running, as it can be typed again."""
+    return shlex.join(["nervure", *click.get_current_context().meta[WORDS]])
+
+
 class Friendly(click.Group):
     """A group that tells errors of nervure in one line; with ``--debug`` they come with their traceback."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """In the order of the arrows, not of the alphabet."""
         return list(self.commands)
+
+    def make_context(self, info_name: str | None, args: list[str], *rest: Any, **extra: Any) -> click.Context:
+        """Keep the words of the command, which parsing uses up."""
+        words = tuple(args)
+        context = super().make_context(info_name, args, *rest, **extra)
+        context.meta[WORDS] = words
+        return context
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the sub-command."""
