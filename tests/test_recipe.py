@@ -1,5 +1,6 @@
 """A recipe is checked before any work, and a run can be stopped, gone on with, and trusted."""
 
+import importlib
 import json
 from collections.abc import Mapping
 from dataclasses import replace
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nervure import Plan
-from nervure.errors import FileError, RecipeError
+from nervure.errors import FileError, MissingExtraError, RecipeError
 from nervure.export import load, read_header
 from nervure.recipe import Recipe, run
 from nervure.recipe import steps as steps_module
@@ -20,6 +21,7 @@ from nervure.recipe.parts import Source, dataset_of, factory_of, trained
 from nervure.recipe.steps import STEPS
 from nervure.recipe.values import SECTIONS, RecoverSection, differences
 from nervure.report import Report
+from nervure.report.tables import speed
 from nervure.zoo import build
 
 TINY = """
@@ -41,7 +43,13 @@ shift = []
 """
 
 
-MEASURED = {"latency": [1], "rounds": 3, "shift": ["fog", "noise"], "severities": [2, 4]}
+MEASURED = {
+    "latency": [1],
+    "engines": ["eager", "openvino"],
+    "rounds": 3,
+    "shift": ["fog", "noise"],
+    "severities": [2, 4],
+}
 
 
 def tiny(**sections: Mapping[str, Any]) -> Recipe:
@@ -93,6 +101,8 @@ def test_any_text_and_number_survives_toml(text: str, keep: float, seed: int, tw
         (TINY.replace("epochs = 1", "epochs = -1", 1), r"must be 0 or more"),
         (TINY.replace("latency = []", "latency = [0]"), r"latency = \(0,\) must hold whole numbers, 1 or more"),
         (TINY.replace("latency = []", "latency = 3"), r"expected a list"),
+        (TINY.replace("latency = []", 'engines = ["onnx"]'), r"no engine with 'onnx'.*'onnxruntime'"),
+        (TINY.replace("latency = []", 'engines = ["eager", "eager"]'), r"each once"),
         (TINY.replace("shift = []", 'shift = ["smog"]'), r"'smog' is unknown. Did you mean 'fog'"),
         (TINY.replace("shift = []", "severities = [0, 6]"), r"severities = \(0, 6\) must hold some of"),
         (TINY + "[prune]\nkeep = 1.5", r"\[prune\] keep = 1.5 must be in \(0, 1\]"),
@@ -183,10 +193,31 @@ def test_the_report_compares_with_two_honest_twins(folder: Path) -> None:
     assert pruned.macs <= dense.macs / 2
     assert dense_plus.macs == dense.macs
     assert abs(random.macs - pruned.macs) < 0.1 * dense.macs
-    assert pruned.latency.keys() == pruned.speedup.keys() == {"1"}
+    assert pruned.latency.keys() == pruned.speedup.keys() == {"1", "1 in openvino"}
     assert all(len(curve) == 1 for curve in report.curves.values())
     assert report.plan.asked["keep"] == 0.5
     assert report.verification["saved file in a fresh process"] <= 1e-5
+
+
+def test_the_report_shows_times_by_engine(folder: Path) -> None:
+    table = speed(Report.load(folder / "report.json"))
+    assert table.head == ("engine", "batch", "dense", "pruned", "random")
+    assert [row[:2] for row in table.rows] == [("eager", "1"), ("openvino", "1")]
+    assert all("x)" in cell for row in table.rows for cell in row[2:])
+    assert "Speed by engine" in (folder / "report.html").read_text()
+    assert "| openvino | 1 |" in (folder / "report.md").read_text()
+
+
+def test_an_engine_that_is_not_installed_is_told_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def without(module: str) -> Any:
+        raise ImportError(module)
+
+    monkeypatch.setattr(importlib, "import_module", without)
+    with pytest.raises(MissingExtraError, match=r"nervure\[onnx\]"):
+        run(tiny(evaluate={"latency": [1], "engines": ["onnxruntime"]}), folder=tmp_path / "new", progress=False)
+    assert not (tmp_path / "new").exists()
 
 
 def test_the_report_shows_every_network_under_shift(folder: Path) -> None:

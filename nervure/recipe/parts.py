@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from nervure import zoo
 from nervure.check import nearest
+from nervure.engines import require_engine
 from nervure.errors import ArgumentError, RecipeError
 from nervure.methods import METHODS, Method, method_from, method_keeping
 from nervure.recipe.values import DataSection, Options, Recipe, RecoverSection, TrainSection
@@ -158,6 +159,12 @@ def _told_of(where: str, name: str) -> Iterator[None]:
         yield
     except (ArgumentError, TypeError) as error:
         raise RecipeError(f"{where} {error}") from error
+
+
+def require_engines(recipe: Recipe) -> None:
+    """Raise MissingExtraError where the library of an engine that is to be timed is not installed."""
+    for name in recipe.evaluate.engines if recipe.evaluate.latency else ():
+        require_engine(name)
 
 
 def device_of(recipe: Recipe) -> torch.device:

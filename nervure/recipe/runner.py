@@ -11,7 +11,7 @@ import torch
 
 from nervure.errors import RecipeError
 from nervure.files import read_json, require_folder, write_json, write_text
-from nervure.recipe.parts import data_of, device_of, method_of, methods_after, source_of
+from nervure.recipe.parts import data_of, device_of, method_of, methods_after, require_engines, source_of
 from nervure.recipe.steps import ARTEFACTS, STEPS, Bench, remove_checkpoints
 from nervure.recipe.values import Recipe, differences
 from nervure.report import Report
@@ -42,11 +42,13 @@ def run(
 
     Raises:
         RecipeError: the recipe names something unknown, or the folder holds the run of another recipe.
+        MissingExtraError: an engine in which networks are to be timed is not installed.
         FileError: the folder cannot be written, or an artefact in it is damaged.
         NervureError: whatever the steps raise; what was finished stays.
     """
     place = Path(folder if folder is not None else recipe.run.folder)
     tell = say or (printed if progress else nothing)
+    require_engines(recipe)
     with threads(recipe.run.threads):
         data = data_of(recipe)
         bench = Bench(

@@ -28,7 +28,7 @@ from nervure.recipe.parts import Source, methods_after, trained
 from nervure.recipe.values import Recipe, RecoverSection, TrainSection
 from nervure.report import Report, to_html, to_markdown
 from nervure.report.shift import SHOWN, shift_facts
-from nervure.report.values import DENSE, DENSE_PLUS, PRUNED, RANDOM, Row
+from nervure.report.values import DENSE, DENSE_PLUS, PRUNED, RANDOM, Row, place
 from nervure.stats import Stats, measure
 from nervure.surgery import apply, masks_after, verify
 from nervure.tracing import trace
@@ -450,20 +450,27 @@ def row_of(bench: Bench, model: nn.Module) -> Row:
 
 def timed_in_turn(bench: Bench, models: Mapping[str, nn.Module]) -> dict[str, dict[str, Any]]:
     """Latencies by network, as the fields of a :class:`Row`; empty where the recipe wants none."""
-    sizes = bench.recipe.evaluate.latency
-    if not sizes:
+    asked = bench.recipe.evaluate
+    if not asked.latency:
         return {}
-    threads = torch.get_num_threads()
-    table = latency(models, bench.example(), batch_sizes=sizes, threads=[threads], rounds=bench.recipe.evaluate.rounds)
-    return {
-        name: {
-            "latency": {str(n): 1e3 * table.median(name, n) for n in sizes},
-            "speedup": {str(n): table.speedup(name, n) for n in sizes},
-            "speedup_low": {str(n): 1 / table.row(name, n).ratio_quartiles[1] for n in sizes},
-            "speedup_high": {str(n): 1 / table.row(name, n).ratio_quartiles[0] for n in sizes},
+    table = latency(
+        models,
+        bench.example(),
+        batch_sizes=asked.latency,
+        threads=[torch.get_num_threads()],
+        engine=asked.engines,
+        rounds=asked.rounds,
+    )
+    found = {}
+    for name in models:
+        rows = {place(row.batch, row.engine): row for row in table.rows if row.name == name}
+        found[name] = {
+            "latency": {key: 1e3 * row.median for key, row in rows.items()},
+            "speedup": {key: 1 / row.ratio for key, row in rows.items()},
+            "speedup_low": {key: 1 / row.ratio_quartiles[1] for key, row in rows.items()},
+            "speedup_high": {key: 1 / row.ratio_quartiles[0] for key, row in rows.items()},
         }
-        for name in models
-    }
+    return found
 
 
 def _in_fresh_process(folder: Path) -> float:

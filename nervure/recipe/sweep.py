@@ -9,7 +9,7 @@ from typing import Any
 from nervure.errors import RecipeError
 from nervure.files import read_json, require_folder, write_json, write_text
 from nervure.recipe.compare import made_of, opened, outcomes_of
-from nervure.recipe.parts import source_of
+from nervure.recipe.parts import require_engines, source_of
 from nervure.recipe.results import Results, append_line, dense_key, read_lines
 from nervure.recipe.runner import nothing, printed, require_ours, threads
 from nervure.recipe.steps import timed_in_turn
@@ -68,7 +68,7 @@ def sweep(
     Raises:
         RecipeError: there is no budget, the recipe names something unknown, or the folder holds something else.
         ArgumentError: ``workers`` is negative.
-        MissingExtraError: Ray is asked for and not installed.
+        MissingExtraError: Ray, or an engine in which networks are to be timed, is asked for and not installed.
         FileError: the folder cannot be written, or its results are damaged.
         DataError: the data are missing or damaged.
     """
@@ -77,6 +77,7 @@ def sweep(
     tell = say or (printed if progress else nothing)
     place = Path(folder if folder is not None else f"{recipe.run.folder}-sweep")
     # All that can be refused is refused before anything is written.
+    require_engines(asked)
     made, pool = made_of(trials), pool_of(answer, workers, ray)
     data = data_of_seed(asked.data, asked.run.seed)
     source_of(asked, data).build(asked.run.seed)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, final
 
 from nervure.check import nearest
+from nervure.engines import ENGINES
 from nervure.errors import ArgumentError, RecipeError
 from nervure.evaluation.corruptions import SEVERITIES, chosen
 
@@ -62,6 +63,13 @@ def _corruptions(value: tuple[str, ...]) -> str:
     except ArgumentError as error:
         return f"is wrong: {str(error).rstrip('.')}"
     return ""
+
+
+def _engines(value: tuple[str, ...]) -> str:
+    unknown = [name for name in value if name not in ENGINES]
+    if unknown:
+        return f"names no engine with {unknown[0]!r}.{nearest(unknown[0], ENGINES, listed=True)}".rstrip(".")
+    return "" if value and len(set(value)) == len(value) else "must name at least one engine, each once"
 
 
 def _severities(value: tuple[int, ...]) -> str:
@@ -187,6 +195,8 @@ class RecoverSection:
 class EvaluateSection:
     """What is measured: batch size for accuracy, batch sizes for latency (an empty list: no latency) and its rounds.
 
+    ``engines`` are what latency is measured in, see :func:`nervure.engines.runner`.
+
     ``shift`` names corruptions of the test images ("all", kinds or names; an empty list: none), ``severities`` which of
     1 to 5, and ``shift_samples`` how many test images meet them (0: all).
     """
@@ -194,6 +204,7 @@ class EvaluateSection:
     batch_size: int = rule(positive, 500)
     latency: tuple[int, ...] = rule(_sizes, (1, 64))
     rounds: int = rule(_rounds, 20)
+    engines: tuple[str, ...] = rule(_engines, ("eager",))
     shift: tuple[str, ...] = rule(_corruptions, ("all",))
     severities: tuple[int, ...] = rule(_severities, (3,))
     shift_samples: int = rule(not_negative, 500)

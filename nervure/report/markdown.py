@@ -18,12 +18,18 @@ def _parts(report: Report) -> Iterator[str]:
     yield from report.notes
     yield f"## Comparison\n\n{table_text(tables.comparison(report))}"
     yield _explained(report)
+    yield _speed(report)
     yield _under_shift(report)
     yield f"## Plan\n\n`{report.method}`\n\n{table_text(tables.budget(report))}"
     yield table_text(_widths(report))
     yield _pinned(report)
     yield f"## Verification\n\n{table_text(tables.verification(report))}"
     yield f"## Provenance\n\n{table_text(tables.provenance(report))}"
+
+
+def _speed(report: Report) -> str:
+    table = table_text(tables.speed(report))
+    return f"## Speed by engine\n\n{table}\n\n{tables.SPEED}" if table else ""
 
 
 def _under_shift(report: Report) -> str:

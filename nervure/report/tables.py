@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, final
 
-from nervure.report.values import DENSE, PRUNED, Report, Row, Width, removed
+from nervure.report.values import DENSE, EAGER, PRUNED, Report, Row, Width, removed
 
 EXPLAINED: Mapping[str, str] = {
     "dense": "as trained",
@@ -13,6 +13,10 @@ EXPLAINED: Mapping[str, str] = {
     "random": "cut by lot to the same size, same recovery",
 }
 MISSING = "–"
+SPEED = (
+    "Milliseconds of a forward pass, the median of interleaved timings; in brackets, how many times faster than the "
+    "dense network in the same engine. What an engine does once is not timed."
+)
 
 
 @final
@@ -25,10 +29,30 @@ class Table:
 
 
 def comparison(report: Report) -> Table:
-    """Quality and cost of each network; one column per batch size for latency."""
-    batches = list(dict.fromkeys(b for row in report.rows.values() for b in row.latency))
+    """Quality and cost of each network; one column per batch size for latency, in the first engine."""
+    batches = [batch for batch in _places(report) if _engine(batch) == _engine(_places(report)[0])]
     head = ("network", "accuracy", "loss", "ECE", "parameters", "MACs", "file", *(f"ms, batch {b}" for b in batches))
     return Table(head, tuple(_comparison_row(name, row, batches) for name, row in report.rows.items()))
+
+
+def speed(report: Report) -> Table:
+    """Milliseconds by engine and batch size, networks beside each other; empty where one engine was timed."""
+    places, networks = _places(report), [name for name, row in report.rows.items() if row.latency]
+    if len(set(map(_engine, places))) < 2:
+        return Table((), ())
+    rows = (
+        (_engine(one), one.partition(" ")[0], *(_latency(report.rows[name], one) for name in networks))
+        for one in places
+    )
+    return Table(("engine", "batch", *networks), tuple(rows))
+
+
+def _places(report: Report) -> list[str]:
+    return list(dict.fromkeys(batch for row in report.rows.values() for batch in row.latency))
+
+
+def _engine(place: str) -> str:
+    return place.partition(" in ")[2] or EAGER
 
 
 def _comparison_row(name: str, row: Row, batches: Iterable[str]) -> tuple[str, ...]:

@@ -14,7 +14,13 @@ from nervure.files import read_json, write_json
 from nervure.plan import Plan
 
 FORMAT = 1
+EAGER = "eager"
 DENSE, PRUNED, DENSE_PLUS, RANDOM = "dense", "pruned", "dense+", "random"
+
+
+def place(batch: int, engine: str = EAGER) -> str:
+    """The name of a batch size in an engine, by which times are kept: ``"64"``, or ``"64 in onnxruntime"``."""
+    return str(batch) if engine == EAGER else f"{batch} in {engine}"
 
 
 @final
@@ -30,8 +36,8 @@ class Row:
         params: number of parameters; ``nonzero``: those that are not zero.
         macs: multiply-accumulates of one forward pass of one sample.
         bytes: size of the saved file.
-        latency: median milliseconds of a forward pass, by batch size.
-        speedup: dense latency over this network's, by batch size (paired, so steadier than the latencies).
+        latency: median milliseconds of a forward pass, by batch size and engine, see :func:`place`.
+        speedup: dense latency over this network's in the same engine (paired, so steadier than the latencies).
         speedup_low: first quartile of the paired ratios; ``speedup_high``: the third.
     """
 

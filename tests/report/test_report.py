@@ -22,7 +22,7 @@ from nervure.report.charts import line_chart, nice_ticks, slug
 from nervure.report.connectivity import limits, matrices
 from nervure.report.rewiring import event_lines, events_chart, similarity_chart
 from nervure.report.shift import picture_uri
-from nervure.report.tables import comparison, pinned, stays
+from nervure.report.tables import comparison, pinned, speed, stays
 from nervure.zoo import build
 
 NASTY = "<script>alert(1)</script> & | `x`"
@@ -179,6 +179,15 @@ def test_what_stays_is_a_fraction_of_the_dense_network() -> None:
     assert shares["parameters"] == pytest.approx(0.6)
     assert shares["latency, batch 1"] == pytest.approx(1 / 1.43)
     assert "non-zero parameters" not in shares
+
+
+def test_engines_have_a_table_of_their_own_and_the_comparison_the_first() -> None:
+    places = {"1": 2.0, "64": 9.0, "1 in openvino": 0.5}
+    timed = report(rows={name: row(latency=places, speedup=places) for name in ("dense", "pruned")})
+    assert comparison(timed).head[-2:] == ("ms, batch 1", "ms, batch 64")
+    assert speed(timed).rows[-1] == ("openvino", "1", "0.5 (0.50x)", "0.5 (0.50x)")
+    assert "9.0x faster at batch 64" in timed.headline
+    assert not speed(report()).rows
 
 
 def test_zeroed_weights_are_told_from_removed_ones() -> None:
