@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from nervure import MagnitudeMasks, compile_sparse, prune
 from nervure.errors import ArgumentError, ForwardError, VerificationError
 from nervure.sparse import Compacted, SparseConv2d, SparseLinear, SparseMatrix
+from nervure.sparse.agree import agreement
 from tests.networks import noise, seeded
 
 
@@ -282,6 +283,22 @@ def test_where_the_model_needs_its_layers_they_stay_and_that_is_said():
     found = compiled(transformer, noise(2, 3, 8), "sparse", "csr")
     reasons = {row.layer: row.failed["all"] for row in found.choices}
     assert "fused" in reasons["linear1"] and found.choice == "dense"
+
+
+def test_a_layer_with_a_hook_of_the_users_stays():
+    model, heard = masked(mlp()), []
+    model[2].register_forward_hook(lambda module, args, output: heard.append(len(output)))
+    found = compiled(model, noise(2, 16), "sparse", "csr")
+    assert [row.choice for row in found.choices] == ["csr", "dense", "csr"]
+    heard.clear()
+    found(noise(5, 16))
+    assert heard == [5]
+
+
+def test_small_outputs_are_held_to_their_own_size():
+    with pytest.raises(VerificationError, match="relative error"):
+        agreement([1e-6 * noise(4)], [1.01e-6 * noise(4)], "here")
+    assert agreement([1e6 * noise(4), torch.arange(3)], [1e6 * noise(4), torch.arange(3)], "here") == 0
 
 
 def test_a_layer_that_is_used_twice_is_replaced_everywhere():

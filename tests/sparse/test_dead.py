@@ -103,7 +103,32 @@ class Scaled(nn.Module):
 
 def test_what_changes_with_the_sample_is_no_constant():
     model = without_rows(seeded(Scaled), "first", [0, 1])
-    assert widths(without_dead_units(model, noise(4, 6))[0]) == [(8, 6), (3, 8)]
+    # Also where the example's samples are all alike.
+    for example in (noise(4, 6), noise(1, 6).expand(4, 6)):
+        assert widths(without_dead_units(model, example)[0]) == [(8, 6), (3, 8)]
+
+
+class Twice(nn.Module):
+    """A reader that is called twice, or two that share a weight, and hear other constants."""
+
+    def __init__(self, *, shared):
+        super().__init__()
+        self.first, self.last, self.other = nn.Linear(6, 8), nn.Linear(8, 3), nn.Linear(8, 3)
+        if shared:
+            self.other.weight = self.last.weight
+        else:
+            self.other = self.last
+
+    def forward(self, x):
+        x = self.first(x)
+        return self.last(x.tanh()) + self.other(x.sigmoid())
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_weight_that_hears_several_constants_keeps_its_columns(shared):
+    model = without_rows(seeded(lambda: Twice(shared=shared)), "first", [0, 1])
+    smaller, _ = without_dead_units(model, noise(4, 6))
+    assert torch.equal(smaller(noise(9, 6)), model(noise(9, 6)))
 
 
 def test_under_a_norm_over_units_all_stay():
