@@ -8,7 +8,7 @@ import importlib.metadata
 import json
 import os
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +23,7 @@ from nervure.check import require_positive
 from nervure.engines import ENGINES, require_engine
 from nervure.errors import FileError
 from nervure.evaluation.batches import device_of
-from nervure.evaluation.latency import latency
+from nervure.evaluation.latency import Latency, latency
 from nervure.files import read_json, require_folder, write_json
 from nervure.graph.example import samples_of
 from nervure.graph.types import Block, Graph
@@ -32,7 +32,7 @@ from nervure.progress import progress as progressing
 from nervure.surgery.apply import apply
 from nervure.tracing import trace
 
-SAMPLES = 40
+SAMPLES = 32
 TOGETHER = 8
 """Cut networks that are timed in turn with the dense one."""
 ROUNDS, SECONDS = 15, 0.5
@@ -136,31 +136,40 @@ class Stopwatch:
 
     def ratio(self, plan: Plan) -> float:
         """The share of the dense network's time that ``plan`` takes when it is timed; it is remembered."""
-        table = self._kept()
-        known = table.checked(plan) if plan else 1.0
-        if known is not None:
-            return known
-        pair = {"dense": self.model, "cut": apply(self.model, self.graph, plan).eval()}
-        timed = latency(pair, self.example, **self._how(CHECK_ROUNDS, CHECK_SECONDS)).row("cut")
-        self._keep(replace(table, checks=(*table.checks, Sample.of(plan, timed.ratio))))
-        return timed.ratio
+        return self.ratios([plan])[0]
 
-    def _with_more(self, table: LatencyTable, plans: list[Plan]) -> LatencyTable:
-        cut = {str(number): apply(self.model, self.graph, plan).eval() for number, plan in enumerate(plans)}
-        timed = latency({"dense": self.model, **cut}, self.example, **self._how(ROUNDS, SECONDS))
+    def ratios(self, plans: Sequence[Plan]) -> list[float]:
+        """The same for several plans, timed in turn."""
+        table = self._kept()
+        unknown = [plan for plan in plans if plan and table.checked(plan) is None]
+        for first in range(0, len(unknown), TOGETHER):
+            asked = unknown[first : first + TOGETHER]
+            timed = self._timed(asked, CHECK_ROUNDS, CHECK_SECONDS)
+            more = [Sample.of(plan, timed.row(str(number)).ratio) for number, plan in enumerate(asked)]
+            table = replace(table, checks=(*table.checks, *more))
+            self._keep(table)
+        # The empty plan is the dense network.
+        return [table.checked(plan) or 1.0 for plan in plans]
+
+    def _with_more(self, table: LatencyTable, plans: Sequence[Plan]) -> LatencyTable:
+        timed = self._timed(plans, ROUNDS, SECONDS)
         more = [Sample.of(plan, timed.row(str(number)).ratio) for number, plan in enumerate(plans)]
         # A machine that is disturbed is slower, never faster: of several medians the least is nearest to the truth.
         dense = min(d for d in (table.dense, timed.median("dense")) if d > 0)
         return replace(table, dense=dense, samples=(*table.samples, *more))
 
-    def _how(self, rounds: int, seconds: float) -> dict[str, Any]:
-        return {
-            "engine": self.engine,
-            "threads": [int(self.key["threads"])],
-            "batch_sizes": [int(self.key["batch"])],
-            "rounds": rounds,
-            "seconds": seconds,
-        }
+    def _timed(self, plans: Sequence[Plan], rounds: int, seconds: float) -> Latency:
+        """The dense network and what ``plans`` make of it, numbered, in turn."""
+        cut = {str(number): apply(self.model, self.graph, plan).eval() for number, plan in enumerate(plans)}
+        return latency(
+            {"dense": self.model, **cut},
+            self.example,
+            engine=self.engine,
+            threads=[int(self.key["threads"])],
+            batch_sizes=[int(self.key["batch"])],
+            rounds=rounds,
+            seconds=seconds,
+        )
 
     def _kept(self) -> LatencyTable:
         """What the file holds, where that is about the same thing; else an empty table."""

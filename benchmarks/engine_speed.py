@@ -1,0 +1,218 @@
+"""How much of a cut in multiply-accumulates becomes speed, engine by engine, and where a cut makes a network slower.
+
+Run ``python benchmarks/engine_speed.py`` (or a part of it: name networks and engines behind it); one thread. Networks
+have random weights: time does not ask what they know. A line of ``docs/results/engine_speed.jsonl`` is one network on
+one engine, written when it is done, so that a run that was stopped goes on where it was; all its variants are timed in
+turn with the dense network. ``--table`` writes ``docs/results/engine_speed.md`` from the lines that are there;
+``--quick`` times small variants for a moment and writes to a temporary folder, to see that all works.
+"""
+
+import json
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from nervure import Depth, Magnitude, apply, count, latency, trace
+from nervure.budget import allocate
+from nervure.engines import ENGINES
+from nervure.errors import BudgetError, NervureWarning
+from nervure.evaluation.timing import machine
+from nervure.files import write_text
+from nervure.graph.tape import named_tensors
+from nervure.graph.types import Graph
+from nervure.methods import View
+from nervure.plan import Plan
+from nervure.report.markdown import table_text
+from nervure.report.tables import Table
+from nervure.zoo import build
+
+RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results"
+KEEPS = (0.5, 0.25)
+BATCHES: Mapping[str, tuple[int, ...]] = {name: (1, 32, 128) for name in ENGINES} | {"compile": (32,)}
+"""torch.compile compiles for each batch anew, most of a minute each time."""
+ROUNDS, SECONDS = 10, 3.0
+WIDTHS, INNER, BLOCKS = "all widths alike", "inner widths alike", "whole blocks"
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network, and whether to ask what to cut in it: widths, inner widths or blocks."""
+
+    make: Callable[[], nn.Module]
+    small: Callable[[], nn.Module]
+    is_asked_what: bool = False
+    side: int = 32
+
+
+NETWORKS: Mapping[str, Network] = {
+    "vgg16": Network(lambda: build("vgg16"), lambda: build("vgg16", width=0.25)),
+    "resnet20": Network(lambda: build("resnet20"), lambda: build("resnet20")),
+    "resnet56": Network(lambda: build("resnet56"), lambda: build("resnet20"), True),
+    "mobilenetv2": Network(
+        lambda: build("mobilenetv2", image_size=32, num_classes=10),
+        lambda: build("mobilenetv2", image_size=32, num_classes=10, width=0.25),
+    ),
+    "vit": Network(lambda: build("vit_tiny"), lambda: build("vit_tiny", depth=2, dim=96)),
+}
+
+
+def variants(
+    network: Network, model: nn.Module, graph: Graph, example: Any
+) -> Iterator[tuple[str, float, int, Plan | None]]:
+    """What is timed: how it is cut, the share of the MACs asked, what sizes are multiples of, and the plan."""
+    weights = {name: tensor.detach() for name, tensor in named_tensors(model).items()}
+    view = View(graph, weights, None, 0, model, example, [example] * 4)
+    for keep in KEEPS:
+        for multiple in (1, 16):
+            yield from planned(
+                "ranked", keep, multiple, lambda k, m: Magnitude(keep=k, budget="macs", multiple=m), view
+            )
+            if network.is_asked_what:
+                layers = lambda k, m: Magnitude(keep=k, budget="macs", scope="layer", multiple=m)  # noqa: E731
+                yield from planned(WIDTHS, keep, multiple, layers, view)
+                yield from planned(INNER, keep, multiple, Inner, view)
+        if network.is_asked_what:
+            yield from planned(BLOCKS, keep, 1, lambda k, m: Depth(keep=k, budget="macs", score="random"), view)
+
+
+@dataclass(frozen=True)
+class Inner:
+    """Cut the channels inside residual blocks alone, the same share of each."""
+
+    keep: float
+    multiple: int
+
+    def plan(self, view: View) -> Plan:
+        """Those of other groups get scores that none inside reaches, and stay by their floors."""
+        scores = {g.name: torch.arange(g.size, 0, -1).float() for g in view.graph.prunable}
+        floors = {g.name: g.size for g in view.graph.prunable if not g.name.endswith("conv1") or "." not in g.name}
+        options: dict[str, Any] = {"budget": "macs", "scope": "layer", "multiple": self.multiple, "floors": floors}
+        return allocate(view.graph, scores, keep=self.keep, **options)
+
+
+def planned(
+    kind: str, keep: float, multiple: int, method: Callable[[float, int], Any], view: View
+) -> Iterator[tuple[str, float, int, Plan | None]]:
+    """The plan; None where there is none within the budget."""
+    try:
+        yield kind, keep, multiple, method(keep, multiple).plan(view)
+    except BudgetError as error:
+        print(f"  {kind}, {keep:.0%}, multiple {multiple}: {error}", flush=True)
+        yield kind, keep, multiple, None
+
+
+def timed(name: str, engine: str, quick: bool) -> dict[str, Any]:
+    """All variants of one network on one engine, timed in turn."""
+    network = NETWORKS[name]
+    torch.manual_seed(0)
+    model = (network.small if quick else network.make)().eval()
+    example = torch.randn(4, 3, network.side, network.side)
+    graph, whole = trace(model, example[:1]), count(model, example[:1]).macs
+    tried = list(variants(network, model, graph, example[:1]))
+    found = [(*called, plan) for *called, plan in tried if plan is not None]
+    missing = [dict(zip(("kind", "keep", "multiple"), called, strict=True)) for *called, plan in tried if plan is None]
+    smaller = {str(place): apply(model, graph, plan).eval() for place, (*_, plan) in enumerate(found)}
+    batches = (1, 4) if quick else BATCHES[engine]
+    rounds, seconds = (3, 0.0) if quick else (ROUNDS, SECONDS)
+    models = {"dense": model, **smaller}
+    table = latency(models, example, engine=engine, batch_sizes=batches, rounds=rounds, seconds=seconds)
+    rows = [
+        {
+            "batch": batch,
+            "kind": kind,
+            "keep": keep,
+            "multiple": multiple,
+            "macs": count(smaller[str(place)], example[:1]).macs / whole,
+            "ratio": table.row(str(place), batch).ratio,
+            "quartiles": table.row(str(place), batch).ratio_quartiles,
+            "dense_ms": 1e3 * table.median("dense", batch),
+        }
+        for batch in batches
+        for place, (kind, keep, multiple, _) in enumerate(found)
+    ]
+    return {
+        "network": name,
+        "engine": engine,
+        "machine": machine(torch.device("cpu")),
+        "rows": rows,
+        "missing": missing,
+    }
+
+
+def share(row: Mapping[str, Any]) -> float:
+    """How much of the cut in MACs became speed: 1 where the network is as much faster as it has fewer MACs."""
+    return float(row["macs"] / row["ratio"])
+
+
+def markdown(lines: Sequence[Mapping[str, Any]]) -> str:
+    """The page: a table for each network, and what was slower than the dense network."""
+    engines = [name for name in ENGINES if any(line["engine"] == name for line in lines)]
+    text = [
+        "# How much of a cut becomes speed",
+        "",
+        f"Made by `python benchmarks/engine_speed.py` on {lines[0]['machine']}; one thread, random weights. A cell is "
+        "the share of the cut in multiply-accumulates that became speed (speed-up / MAC ratio; 1 is all), and the "
+        "speed-up itself. *ranked*: one ranking of magnitudes over all layers; *alike*: the same share of each layer.",
+    ]
+    for network in dict.fromkeys(line["network"] for line in lines):
+        mine = {line["engine"]: line["rows"] for line in lines if line["network"] == network}
+        text += ["", f"## {network}", "", table_text(_table(mine, [e for e in engines if e in mine]))]
+        missing = next(line["missing"] for line in lines if line["network"] == network)
+        if missing:
+            text += ["", f"No plan reaches: {'; '.join(_called(m) for m in missing)}."]
+    slower = [
+        f"* {line['network']}, {line['engine']}, batch {row['batch']}: {_called(row)}, {row['ratio']:.2f} of the dense "
+        f"time for {row['macs']:.0%} of the MACs"
+        for line in lines
+        for row in line["rows"]
+        if row["ratio"] > 1
+    ]
+    text += ["", "## Slower than the dense network", "", *(slower or ["None."])]
+    return "\n".join(text) + "\n"
+
+
+def _called(row: Mapping[str, Any]) -> str:
+    return f"{row['kind']}, {row['keep']:.0%}" + (f", multiples of {row['multiple']}" if row["multiple"] > 1 else "")
+
+
+def _table(mine: Mapping[str, Sequence[Mapping[str, Any]]], engines: Sequence[str]) -> Table:
+    columns = [(engine, batch) for engine in engines for batch in dict.fromkeys(r["batch"] for r in mine[engine])]
+    cells = {(e, r["batch"], _called(r)): r for e in engines for r in mine[e]}
+    rows = []
+    for name in dict.fromkeys(_called(row) for e in engines for row in mine[e]):
+        found = [cells.get((engine, batch, name)) for engine, batch in columns]
+        macs = next(row["macs"] for row in found if row)
+        rows.append((name, f"{macs:.1%}", *(f"{share(r):.2f} ({1 / r['ratio']:.2f}x)" if r else "" for r in found)))
+    return Table(("cut", "MACs", *(f"{engine}, batch {batch}" for engine, batch in columns)), tuple(rows))
+
+
+def main(words: Sequence[str]) -> None:
+    """Time what is named and not yet timed, then write the page."""
+    warnings.simplefilter("ignore", NervureWarning)
+    torch.set_num_threads(1)
+    quick, named = "--quick" in words, [word for word in words if not word.startswith("--")]
+    folder = Path(tempfile.mkdtemp()) if quick else RESULTS
+    file = folder / "engine_speed.jsonl"
+    lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    for name in [n for n in NETWORKS if n in named] or NETWORKS:
+        for engine in [e for e in ENGINES if e in named] or ENGINES:
+            if "--table" in words or any((line["network"], line["engine"]) == (name, engine) for line in lines):
+                continue
+            start = time.monotonic()
+            lines.append(timed(name, engine, quick))
+            with file.open("a") as out:
+                out.write(json.dumps(lines[-1]) + "\n")
+            print(f"{name} on {engine}: {time.monotonic() - start:.0f} s", flush=True)
+    print(f"wrote {write_text(folder / 'engine_speed.md', markdown(lines))}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
