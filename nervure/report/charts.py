@@ -9,9 +9,21 @@ from nervure.report.values import DENSE, DENSE_PLUS, Point
 
 Line = Sequence[tuple[float, float]]
 
-WIDTH, HEIGHT = 640, 300
-LEFT, RIGHT, TOP, BOTTOM = 52, 92, 14, 38
+# As wide as a column of the page: on a telephone, where it shrinks by a third, its words can still be read.
+WIDTH, HEIGHT = 480, 290
+LEFT, RIGHT, TOP, BOTTOM = 50, 68, 14, 38
 LABEL_GAP = 15.0
+# Marks within a circle of radius 5.6 about the middle, one for each line or series.
+SHAPES = (
+    "M-4.5 0a4.5 4.5 0 1 0 9 0a4.5 4.5 0 1 0 -9 0z",
+    "M-4.2 -4.2h8.4v8.4h-8.4z",
+    "M0 -5.2L5 4H-5z",
+    "M0 -5.6L5.2 0L0 5.6L-5.2 0z",
+    "M0 5.2L5 -4H-5z",
+    "M-1.6 -5h3.2v3.4h3.4v3.2h-3.4v3.4h-3.2v-3.4h-3.4v-3.2h3.4z",
+    "M-5 -3L-3 -5L0 -2L3 -5L5 -3L2 0L5 3L3 5L0 2L-3 5L-5 3L-2 0z",
+    "M-2.4 -5h4.8L5 -1.6L3.6 4.6H-3.6L-5 -1.6z",
+)
 
 
 class Frame(NamedTuple):
@@ -50,8 +62,8 @@ def line_chart(lines: Mapping[str, Line], *, title: str, x_label: str, unit: str
     parts = [*_grid(frame, unit), *_x_axis(frame, x_label)]
     late = {name: points[-1][1] for name, points in drawn.items() if points[-1][0] >= frame.x1}
     labels = _spread({name: frame.y(height) for name, height in late.items()})
-    for name, points in drawn.items():
-        parts += _line(frame, name, points, labels.get(name, 0.0))
+    for number, (name, points) in enumerate(drawn.items()):
+        parts += _line(frame, name, points, labels.get(name, 0.0), SHAPES[number % len(SHAPES)])
     return (
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}" class="chart">'
         f"<title>{escape(title)}</title>{''.join(parts)}</svg>"
@@ -135,7 +147,7 @@ def _x_axis(frame: Frame, label: str) -> list[str]:
     ]
 
 
-def _line(frame: Frame, name: str, points: Line, label_y: float) -> list[str]:
+def _line(frame: Frame, name: str, points: Line, label_y: float, shape: str) -> list[str]:
     places = [(frame.x(x), frame.y(y)) for x, y in points]
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
     kind = slug(name)
@@ -143,7 +155,9 @@ def _line(frame: Frame, name: str, points: Line, label_y: float) -> list[str]:
     # A line that ends early has its name at its end: at the margin it would seem to go on.
     early = end_x < frame.x(frame.x1) - 1
     x, y, anchor = (end_x, end_y - 9, "end") if early else (end_x + 8, label_y + 4, "start")
-    dots = "".join(f'<circle class="dot {kind}" cx="{a:.1f}" cy="{b:.1f}" r="2.6"/>' for a, b in places)
+    dots = "".join(
+        f'<path class="dot {kind}" transform="translate({a:.1f} {b:.1f}) scale(.7)" d="{shape}"/>' for a, b in places
+    )
     return [
         f'<polyline class="line {kind}" points="{path}"/>{dots}',
         f'<text class="name {kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(name)}</text>',

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any, NamedTuple
 
+from nervure.report.tables import Table
 from nervure.report.values import Report
 
 LEVELS = 6
@@ -63,11 +64,22 @@ def limits(report: Report) -> list[Picture]:
     return [
         Picture(
             name.removesuffix(".weight"),
-            f"limit {100 * limit['upper']:.0f} %, went {100 * gone.get(name, 0.0):.0f} %",
+            f"limit {_share(limit['upper'])}, went {_share(gone.get(name, 0.0))}",
             _curve(name, limit, gone.get(name, 0.0)),
         )
         for name, limit in report.evidence.get("limits", {}).items()
     ]
+
+
+def limit_table(report: Report) -> Table:
+    """How much of each may go, and how much went."""
+    gone, limits_told = _gone(report), report.evidence.get("limits", {})
+    rows = ((n.removesuffix(".weight"), _share(v["upper"]), _share(gone.get(n, 0.0))) for n, v in limits_told.items())
+    return Table(("", "may go", "went"), tuple(rows))
+
+
+def _share(value: float) -> str:
+    return f"{100 * value:.0f} %"
 
 
 def protected(report: Report) -> dict[str, str]:

@@ -1,6 +1,5 @@
 """A report as one HTML page that needs nothing but itself: no script, no font, no picture from elsewhere."""
 
-from collections.abc import Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +33,7 @@ def to_html(report: Report) -> str:
         connectivity=connectivity,
         shift=shift,
         rewiring_chart=rewiring_chart(report),
-        recipe=recipe_text(report.recipe),
+        recipe=tables.recipe_rows(report.recipe),
     )
 
 
@@ -60,13 +59,3 @@ def _environment() -> "Environment":
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-
-
-def recipe_text(recipe: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
-    """The recipe's sections without what was left empty."""
-    told = {name: table for name, table in recipe.items() if isinstance(table, dict)}
-    rows = {
-        name: [(key, tables.text(value)) for key, value in table.items() if value not in ("", {}, [], (), None)]
-        for name, table in told.items()
-    }
-    return [(name, found) for name, found in rows.items() if found]

@@ -5,23 +5,12 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import NamedTuple
 
-from nervure.report.charts import nice_ticks
+from nervure.report.charts import SHAPES, nice_ticks
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM, ROW = 460, 300, 50, 14, 30, 42, 20
 COLOURS = ("#0072b2", "#b84a00", "#00795a", "#a0527f", "#7a6100", "#3f51a3", "#8a3324", "#4a6670")
 DARK = ("#63b8ec", "#f2955a", "#4fd0a8", "#e0a0c6", "#d9bf4f", "#a9b6f0", "#e59a8a", "#a8c2cc")
 DASHES = ("", "7 4", "2 4", "9 3 2 3", "4 3", "12 4", "1 3", "6 2 1 2 1 2")
-# Within a circle of radius 5 about the middle; hollow shapes last.
-SHAPES = (
-    "M-4.5 0a4.5 4.5 0 1 0 9 0a4.5 4.5 0 1 0 -9 0z",
-    "M-4.2 -4.2h8.4v8.4h-8.4z",
-    "M0 -5.2L5 4H-5z",
-    "M0 -5.6L5.2 0L0 5.6L-5.2 0z",
-    "M0 5.2L5 -4H-5z",
-    "M-1.6 -5h3.2v3.4h3.4v3.2h-3.4v3.4h-3.2v-3.4h-3.4v-3.2h3.4z",
-    "M-5 -3L-3 -5L0 -2L3 -5L5 -3L2 0L5 3L3 5L0 2L-3 5L-5 3L-2 0z",
-    "M-2.4 -5h4.8L5 -1.6L3.6 4.6H-3.6L-5 -1.6z",
-)
 STYLE = (
     ".sc text{font:12.5px system-ui,sans-serif;fill:#333}.sc .t{font-weight:600}.sc .g{stroke:#ddd}.sc .r{fill:none;"
     "stroke:#222;stroke-width:1.8}.sc .f{fill:none;stroke:#8a8a8a;stroke-width:7;stroke-opacity:.3;"

@@ -10,10 +10,10 @@ from typing import Any, Literal, final
 from nervure.files import write_json, write_text
 from nervure.report.comparison import DENSE, Mean, Outcome, provenance_lines
 from nervure.report.front import front, knee
-from nervure.report.html import page, recipe_text
+from nervure.report.html import page
 from nervure.report.markdown import table_text
 from nervure.report.scatter import Mark, scatter_chart
-from nervure.report.tables import MISSING, Table, quantity
+from nervure.report.tables import MISSING, Table, quantity, recipe_rows
 
 FORMAT = 1
 Quality = Literal["accuracy", "shifted", "validation"]
@@ -268,7 +268,7 @@ def sweep_page(found: Sweep) -> str:
         charts=found.charts(),
         how=how(found),
         commands=commands(found),
-        recipe=recipe_text(found.recipe),
+        recipe=recipe_rows(found.recipe),
     )
 
 

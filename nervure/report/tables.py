@@ -110,6 +110,19 @@ def budget(report: Report) -> Table:
     return Table(("", "asked", "reached"), rows)
 
 
+def edits(report: Report) -> Table:
+    """What the plan does beside cutting units: each masked tensor, dropped block and new link."""
+    plan = report.plan
+    rows = [("drop", drop.block, "the block becomes its shortcut") for drop in plan.drops]
+    for mask in plan.masks:
+        share = percent(mask.keep.count / max(mask.keep.size, 1))
+        rows.append(("mask", mask.tensor, f"{mask.keep.count:,} of {mask.keep.size:,} entries stay ({share})"))
+    for link in plan.links:
+        ends = f"{link.source or link.route.reads} → {link.target or link.route.joins}"
+        rows.append(("link", ends, f"{link.keep.count:,} of {link.keep.size:,} connections"))
+    return Table(("edit", "where", "what"), tuple(rows))
+
+
 def verification(report: Report) -> Table:
     """Largest differences between outputs that should agree."""
     rows = tuple((name, _difference(error)) for name, error in report.verification.items())
@@ -121,8 +134,19 @@ def _difference(error: float | None) -> str:
 
 
 def provenance(report: Report) -> Table:
-    """Where the result comes from, key by key."""
-    return Table(("", ""), tuple((key, text(value)) for key, value in report.provenance.items()))
+    """Where the result comes from, key by key; the command that makes it again is not told among them."""
+    told = ((key, text(value)) for key, value in report.provenance.items() if key != "again")
+    return Table(("", ""), tuple(told))
+
+
+def recipe_rows(recipe: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """The recipe's sections without what was left empty."""
+    told = {name: table for name, table in recipe.items() if isinstance(table, dict)}
+    rows = {
+        name: [(key, text(value)) for key, value in table.items() if value not in ("", {}, [], (), None)]
+        for name, table in told.items()
+    }
+    return [(name, found) for name, found in rows.items() if found]
 
 
 def percent(share: float | None, error: float | None = None) -> str:

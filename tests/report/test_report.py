@@ -210,9 +210,13 @@ def test_pinned_groups_are_gathered_by_their_reason() -> None:
 @given(st.lists(st.tuples(st.integers(1, 50), st.floats(-1e6, 1e6)), min_size=1, max_size=20))
 def test_charts_are_well_formed_and_stay_in_their_frame(points: list[tuple[int, float]]) -> None:
     drawn = ElementTree.fromstring(line_chart({"dense": points, "pruned": points[:1]}, title="a & b", x_label="epoch"))
-    for circle in drawn.iter("circle"):
-        assert 0 <= float(circle.attrib["cx"]) <= 640
-        assert 0 <= float(circle.attrib["cy"]) <= 300
+    marks = [mark for mark in drawn.iter("path") if "dot" in mark.attrib["class"]]
+    assert len(marks) == len(points) + 1
+    assert len({mark.attrib["d"] for mark in marks}) == 2  # a shape for each line
+    for mark in marks:
+        x, y = map(float, re.findall(r"translate\(([-\d.]+) ([-\d.]+)\)", mark.attrib["transform"])[0])
+        assert 0 <= x <= 480
+        assert 0 <= y <= 290
 
 
 def test_names_at_line_ends_do_not_overlap() -> None:

@@ -9,8 +9,9 @@ from xml.etree import ElementTree
 
 import pytest
 
+from nervure.report.charts import SHAPES
 from nervure.report.comparison import Outcome
-from nervure.report.scatter import DASHES, SHAPES, Mark, scatter_chart
+from nervure.report.scatter import DASHES, Mark, scatter_chart
 from nervure.report.sweep import Sweep, Timed, sweep_page, sweep_text, write_sweep
 
 NASTY = "<b>|`x`"
