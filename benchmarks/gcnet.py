@@ -29,6 +29,7 @@ from nervure.export import load_state, save_state
 from nervure.graph.tape import named_tensors
 from nervure.methods import Method, View
 from nervure.methods.connectivity import Connectivity
+from nervure.scores.guidance import Mode
 from nervure.surgery.apply import masks_after
 from nervure.training import recalibrate
 from nervure.training.objectives import Objective, cross_entropy
@@ -58,9 +59,11 @@ class Task:
 TASKS: Mapping[str, Task] = {
     "VGG-16-BN": Task(lambda: zoo.build("vgg16", in_channels=1, width=0.125), "fashion-mnist"),
     "ResNet-18": Task(
-        lambda: zoo.build("resnet18", in_channels=1, num_classes=10, width=0.125, small_images=True), "fashion-mnist"
+        lambda: zoo.build("resnet18", in_channels=1, num_classes=10, width=0.125, small_images=True),
+        "fashion-mnist",
+        sparsities=(0.7, 0.9, 0.95),
     ),
-    "ResNet-8, digits": Task(lambda: zoo.build("resnet8", in_channels=1, width=1.0), "digits", 15, (0.8, 0.9, 0.95)),
+    "ResNet-8, digits": Task(lambda: zoo.build("resnet8", in_channels=1, width=1.0), "digits", 15, (0.9, 0.95)),
 }
 
 KERNELS: dict[str, Any] = {"granularity": "connection", "guard": "units"}
@@ -88,9 +91,10 @@ class Arm:
         return changed
 
 
-def gc(**options: Any) -> Arm:
-    """GC-Net on kernels."""
-    return Arm(GCNet(**options))
+def gc(mode: Mode = "split", **options: Any) -> Arm:
+    """GC-Net on kernels, in half of the layers (split) or in all."""
+    start = 0.5 if mode == "split" else 0.0
+    return Arm(GCNet(**{"mode": mode, "start": start, "estimator": "classwise", **options}))
 
 
 CONDITIONAL: dict[str, Any] = {"estimator": "residual"}
@@ -116,17 +120,17 @@ VARIANTS: Mapping[str, Arm] = {
     "mix of 3/4 magnitude, residual": gc(**CONDITIONAL, mode="mix", alpha=0.75),
     "split, residual, 3 rounds": gc(**CONDITIONAL, rounds=3),
     "product, residual, 3 rounds": gc(**CONDITIONAL, mode="product", rounds=3),
-    "split, residual, consistent": Arm(GCNet(**CONDITIONAL), consistent=True),
-    "product, residual, consistent": Arm(GCNet(**CONDITIONAL, mode="product"), consistent=True),
-    "split, classwise, consistent": Arm(GCNet(), consistent=True),
-    "product, residual, connectivity kept": Arm(GCNet(**CONDITIONAL, mode="product"), kept=1.0),
+    "split, residual, consistent": replace(gc(**CONDITIONAL), consistent=True),
+    "product, residual, consistent": replace(gc("product", **CONDITIONAL), consistent=True),
+    "split, classwise, consistent": replace(gc(), consistent=True),
+    "product, residual, connectivity kept": replace(gc("product", **CONDITIONAL), kept=1.0),
     "magnitude, connectivity kept": Arm(MagnitudeMasks(**KERNELS), kept=1.0),
     "magnitude of weights": Arm(MagnitudeMasks(guard="outputs")),
     "Wanda, weights": Arm(Wanda(samples=1024)),
-    "product, residual, weights": Arm(GCNet(**WEIGHTS, **CONDITIONAL, mode="product")),
-    "product, classwise, weights": Arm(GCNet(**WEIGHTS, mode="product")),
-    "product, residual, weights, from 3/4": Arm(GCNet(**WEIGHTS, **CONDITIONAL, mode="product", start=0.75)),
-    "mix of 3/4 magnitude, residual, weights": Arm(GCNet(**WEIGHTS, **CONDITIONAL, mode="mix", alpha=0.75)),
+    "product, residual, weights": gc("product", **WEIGHTS, **CONDITIONAL),
+    "product, classwise, weights": gc("product", **WEIGHTS),
+    "product, residual, weights, from 3/4": gc("product", **WEIGHTS, **CONDITIONAL, start=0.75),
+    "mix of 3/4 magnitude, residual, weights": gc("mix", **WEIGHTS, **CONDITIONAL, alpha=0.75),
 }
 """Tried on validation images, at the sparsities ``CHOSEN_AT``."""
 CHOSEN_AT = (0.8, 0.95)
@@ -137,21 +141,20 @@ ARMS: Mapping[str, Arm] = {
     "weights: random": Arm(ERK(guard="outputs", distribution="uniform")),
     "weights: SNIP": Arm(SNIP(batches=4, statistics="running", guard="outputs")),
     "weights: Wanda": Arm(Wanda(samples=1024)),
-    "weights: GC product, classwise": Arm(GCNet(**WEIGHTS, mode="product")),
-    "weights: GC product, conditional": Arm(GCNet(**WEIGHTS, mode="product", **CONDITIONAL)),
+    "weights: GC product, conditional": gc("product", **WEIGHTS, **CONDITIONAL),
+    "weights: GC, default": Arm(GCNet(**WEIGHTS)),
     "kernels: global magnitude": Arm(MagnitudeMasks(**KERNELS)),
     "kernels: layerwise magnitude": Arm(MagnitudeMasks(**KERNELS, distribution="uniform")),
     "kernels: random": Arm(ERK(**KERNELS, distribution="uniform")),
-    "kernels: SNIP": Arm(SNIP(batches=4, statistics="running", **KERNELS)),
     "kernels: Wanda": Arm(Wanda(samples=1024, **KERNELS)),
-    "kernels: SNACS": Arm(SNACS(samples=1024)),
+    "kernels: SNACS": Arm(SNACS(samples=1024, cache=str(STATES / "snacs"))),
     "kernels: a lot in magnitude's layer sizes": gc(mode="pure", criterion="random"),
     "kernels: GC pure, classwise, layerwise": gc(mode="pure", distribution="uniform"),
     "kernels: GC split, classwise, layerwise (paper)": gc(paper=True),
     "kernels: GC split, classwise": gc(mode="split"),
     "kernels: GC split, conditional": gc(mode="split", **CONDITIONAL),
     "kernels: GC product, conditional": gc(mode="product", **CONDITIONAL),
-    "kernels: GC mix, 3/4 magnitude": gc(mode="mix", alpha=0.75, **CONDITIONAL),
+    "kernels: GC, default": Arm(GCNet()),
     "kernels: global magnitude, connectivity kept": Arm(MagnitudeMasks(**KERNELS), kept=1.0),
 }
 YARDSTICKS = {"weights": "weights: global magnitude", "kernels": "kernels: global magnitude"}

@@ -193,7 +193,9 @@ def test_pure_keeps_the_best_connected_and_split_the_largest_where_it_is_early()
     model, data = mlp(), vectors()
     found = companion(model, data[0][0][:2], data)
     options: Any = {"density": 0.5, "distribution": "uniform", "guard": "none"}
-    pure, split = (masks(GCNet(mode=mode, **options), model, data) for mode in ("pure", "split"))
+    pure, split = (
+        masks(GCNet(mode=mode, estimator="classwise", **options), model, data) for mode in ("pure", "split")
+    )
     largest = masks(MagnitudeMasks(**options), model, data)
     for name in ("2.weight", "4.weight", "6.weight"):
         scores = found[name].weight.data
@@ -210,10 +212,20 @@ def test_in_a_global_ranking_magnitude_says_how_many_and_connectivity_which(mode
     model, data = mlp(), vectors()
     with torch.no_grad():
         model[4].weight.mul_(3)
-    ours = masks(GCNet(density=0.3, mode=mode, guard="none"), model, data)
+    ours = masks(GCNet(density=0.3, mode=mode, start=0.0, guard="none"), model, data)
     largest = masks(MagnitudeMasks(density=0.3, guard="none"), model, data)
     assert {n: int(m.sum()) for n, m in ours.items()} == {n: int(m.sum()) for n, m in largest.items()}
     assert any(not torch.equal(ours[name], largest[name]) for name in ours)
+
+
+def test_by_default_products_decide_in_late_layers_and_magnitude_in_early_ones() -> None:
+    model, data = mlp(), vectors()
+    largest = masks(MagnitudeMasks(density=0.3, guard="none"), model, data)
+    ours = masks(GCNet(density=0.3, guard="none"), model, data)
+    differ = [name for name in ours if not torch.equal(ours[name], largest[name])]
+    assert differ == ["4.weight"]
+    nothing = masks(GCNet(density=0.3, guard="none", start=1.0), model, data)
+    assert all(torch.equal(nothing[name], largest[name]) for name in nothing)
 
 
 def unheard(kept: dict[str, Tensor]) -> int:
@@ -318,7 +330,7 @@ def test_the_form_of_the_paper_overrides_what_decides() -> None:
 def test_without_labels_the_error_says_what_needs_none() -> None:
     model, bare = mlp(), [x for x, _ in vectors()]
     with pytest.raises(DataError, match="estimator='correlation'"):
-        prune(model, bare[0][:2], GCNet(density=0.5), data=bare)
+        prune(model, bare[0][:2], GCNet(density=0.5, estimator="classwise"), data=bare)
     with pytest.raises(DataError, match="data="):
         prune(model, bare[0][:2], GCNet(density=0.5))
     pruned = prune(model, bare[0][:2], GCNet(density=0.5, estimator="correlation"), data=bare)
@@ -328,7 +340,7 @@ def test_without_labels_the_error_says_what_needs_none() -> None:
 def test_a_class_that_no_sample_is_of_is_told() -> None:
     data = [(x, y.clamp(max=1)) for x, y in vectors()]
     with pytest.warns(NervureWarning, match=r"of 3 classes 1 are not among the 120 samples measured \(2\)"):
-        GCNet(density=0.5).plan(view(mlp(), data))
+        GCNet(density=0.5, estimator="classwise").plan(view(mlp(), data))
 
 
 def test_fewer_samples_than_a_class_needs_are_looked_at_together() -> None:
