@@ -293,15 +293,13 @@ def correlations(said: list[Tensor]) -> list[Tensor]:
 
 
 def keys(phase: str) -> Iterator[list[Any]]:
-    """Every trial, in the order in which they are of use."""
+    """Every trial, in the order in which they are of use: the sparsest first."""
     seeds, arms = (CHOOSING, VARIANTS) if phase == "choose" else (SEEDS, ARMS)
-    for seed, (task, settings) in product(seeds, TASKS.items()):
-        if phase == "choose" and settings.data == "digits":
-            continue
-        yield [phase, task, "dense", 0.0, seed]
-        sparsities = CHOSEN_AT if phase == "choose" else settings.sparsities
-        for sparsity, arm in product(reversed(sparsities), arms):
-            yield [phase, task, arm, sparsity, seed]
+    tasks = {n: t for n, t in TASKS.items() if phase == "test" or t.data != "digits"}
+    yield from ([phase, task, "dense", 0.0, seed] for seed, task in product(seeds, tasks))
+    for sparsity, seed, task in product(reversed(SPARSITIES), seeds, tasks):
+        if sparsity in (CHOSEN_AT if phase == "choose" else tasks[task].sparsities):
+            yield from ([phase, task, arm, sparsity, seed] for arm in arms)
 
 
 def related(task: str) -> None:

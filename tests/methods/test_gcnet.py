@@ -220,11 +220,11 @@ def test_in_a_global_ranking_magnitude_says_how_many_and_connectivity_which(mode
 
 def test_by_default_products_decide_in_late_layers_and_magnitude_in_early_ones() -> None:
     model, data = mlp(), vectors()
-    largest = masks(MagnitudeMasks(density=0.3, guard="none"), model, data)
-    ours = masks(GCNet(density=0.3, guard="none"), model, data)
+    largest = masks(MagnitudeMasks(density=0.5, guard="none"), model, data)
+    ours = masks(GCNet(density=0.5, guard="none"), model, data)
     differ = [name for name in ours if not torch.equal(ours[name], largest[name])]
     assert differ == ["4.weight"]
-    nothing = masks(GCNet(density=0.3, guard="none", start=1.0), model, data)
+    nothing = masks(GCNet(density=0.5, guard="none", start=1.0), model, data)
     assert all(torch.equal(nothing[name], largest[name]) for name in nothing)
 
 
