@@ -193,9 +193,7 @@ def test_pure_keeps_the_best_connected_and_split_the_largest_where_it_is_early()
     model, data = mlp(), vectors()
     found = companion(model, data[0][0][:2], data)
     options: Any = {"density": 0.5, "distribution": "uniform", "guard": "none"}
-    pure, split = (
-        masks(GCNet(mode=mode, estimator="classwise", **options), model, data) for mode in ("pure", "split")
-    )
+    pure, split = (masks(GCNet(mode=mode, estimator="classwise", **options), model, data) for mode in ("pure", "split"))
     largest = masks(MagnitudeMasks(**options), model, data)
     for name in ("2.weight", "4.weight", "6.weight"):
         scores = found[name].weight.data
