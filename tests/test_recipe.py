@@ -17,6 +17,7 @@ from nervure.errors import FileError, MissingExtraError, RecipeError
 from nervure.export import load, read_header
 from nervure.recipe import Recipe, run
 from nervure.recipe import steps as steps_module
+from nervure.recipe.fresh import difference
 from nervure.recipe.parts import Source, dataset_of, factory_of, trained
 from nervure.recipe.steps import STEPS
 from nervure.recipe.values import SECTIONS, RecoverSection, differences
@@ -69,6 +70,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         progress=False,
     )
     return place
+
+
+@pytest.fixture(autouse=True)
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Saved files are looked at in this process, without the seconds that a new one takes; not in ``folder``."""
+
+    def looked_at(folder: Path) -> float:
+        with torch.random.fork_rng():
+            return difference(folder)
+
+    monkeypatch.setattr(steps_module, "_in_fresh_process", looked_at)
 
 
 @pytest.mark.parametrize("form", ["toml", "json", "dict"])
@@ -344,8 +356,6 @@ def test_beginning_anew_forgets_the_run_before(folder: Path, tmp_path: Path) -> 
 
 def test_a_saved_file_that_computes_something_else_is_found(folder: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
-
-    from nervure.recipe.fresh import difference
 
     for name in ("model.safetensors", "probe.safetensors"):
         (tmp_path / name).write_bytes((folder / name).read_bytes())
