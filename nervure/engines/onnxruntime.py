@@ -1,5 +1,6 @@
 """ONNX Runtime on the CPU, and the ONNX model that it runs."""
 
+import copy
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ def to_onnx(graph: Exported) -> Any:
     try:
         with quiet():
             # A copy, since the exporter decomposes the operators in place.
-            written = torch.onnx.export(graph.program.run_decompositions({}), dynamo=True, verbose=False)
+            written = torch.onnx.export(copy.deepcopy(graph.program), dynamo=True, verbose=False)
             assert written is not None
             return written.model_proto
     except Exception as error:
