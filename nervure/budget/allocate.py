@@ -280,7 +280,8 @@ def bargains(market: Market, clock: Clock) -> np.ndarray:
     starts = np.concatenate([[0], np.cumsum(market.sizes)])
     ranked = [np.argsort(-v, kind="stable") + s for v, s in zip(market.values, starts, strict=False)]
     sums = _sums(market)
-    bites = np.maximum(market.multiples, [unit_multiple(g, clock.tally.step) for g in market.graph.prunable])
+    step = max(clock.tally.step, clock.tally.block)
+    bites = np.maximum(market.multiples, [unit_multiple(g, step) for g in market.graph.prunable])
     bites = np.where(bites == 1, -(-market.sizes // BITES), bites)
     spread = _spread(market)
     counts, alive, removed = market.sizes.copy(), market.ledger.sizes.astype(np.float64), []

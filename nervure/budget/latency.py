@@ -1,15 +1,18 @@
 """What a network cut in any way will take on one engine of one machine: predicted from what was timed there once.
 
 Time is a sum over the network's operations. Operations of one *family* (the same kind on the same picture, with the
-same kernel) cost alike: each so much for being called, for the width of what it reads and writes, for its products, and
-for its products with every width rounded up to the engine's step, since engines compute whole registers. How much of
-each is fitted, none below 0, to whole networks that were cut at random and timed against the dense one. So a network
-that keeps more is never predicted to be faster. See docs/decisions for how well that predicts, and what was tried.
+same kernel) cost alike: each so much for being called, for the width of what it reads and writes, for its products, for
+its products with every width rounded up to the engine's step, since engines compute whole registers, and for those of
+an operation whose output is no multiple of the engine's block, since fast kernels want whole blocks. How much of each
+is fitted, none below 0, to whole networks that were cut at random and timed against the dense one. So among sizes that
+are multiples of the block, a network that keeps more is never predicted to be faster. See docs/decisions for how well
+that predicts, and what was tried.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from itertools import product
 from typing import Any, NamedTuple, final
 
 import numpy as np
@@ -19,9 +22,11 @@ from nervure.errors import FileError, PlanError
 from nervure.graph.types import Graph
 from nervure.plan import Plan
 
-FORMAT = 1
+FORMAT = 2
 STEPS = (1, 4, 8, 16, 32)
-"""Steps that are tried: the one that predicts best what was not fitted is taken."""
+"""Steps that are tried: what predicts best what was not fitted is taken."""
+BLOCKS = (1, 8, 16)
+"""Blocks that are tried, likewise; 1: no width is better than others."""
 FOLDS = 5
 DENSE_WEIGHT = 3.0
 """How many samples the dense network, which all others are compared with, counts for."""
@@ -38,6 +43,7 @@ class Rates(NamedTuple):
         first: for each unit along its first axis.
         second: for each unit along its second axis.
         call: for being there at all.
+        ragged: for each product, where the width of the output is no multiple of the block.
     """
 
     stairs: float = 0.0
@@ -45,6 +51,7 @@ class Rates(NamedTuple):
     first: float = 0.0
     second: float = 0.0
     call: float = 0.0
+    ragged: float = 0.0
 
 
 @final
@@ -74,6 +81,7 @@ class Tally:
         layers: of each operation, the name of its module.
         sizes: widths of the whole network, and the 1 above. Shape [axes + 1].
         step: of the engine.
+        block: of its fast kernels.
     """
 
     families: tuple[str, ...]
@@ -82,9 +90,10 @@ class Tally:
     layers: tuple[str, ...]
     sizes: np.ndarray
     step: int
+    block: int = 1
 
     @staticmethod
-    def of(graph: Graph, step: int) -> "Tally":
+    def of(graph: Graph, step: int, block: int = 1) -> "Tally":
         """Read ``graph``."""
         names = [f"{w.op} {w.fixed} {len(w.axes)}" for w in graph.work]
         families = tuple(dict.fromkeys(names))
@@ -97,6 +106,7 @@ class Tally:
             tuple(w.layer for w in graph.work),
             np.array([axis.size for axis in graph.axes] + [1], dtype=np.int64),
             step,
+            block,
         )
 
     def present(self, graph: Graph, drops: Iterable[str]) -> np.ndarray:
@@ -112,16 +122,25 @@ class Tally:
             present: which operations there are. Boolean [operations]; None: all.
 
         Returns:
-            Shape [..., families * 5 + 1].
+            Shape [..., families * 6 + 1].
         """
+        return self._summed(alive, present, ragged=alive[..., self.axes[:, 0]] % self.block != 0)
+
+    @cached_property
+    def most(self) -> np.ndarray:
+        """What the dense network could come to at most, were all its widths ragged. Shape [families * 6 + 1]."""
+        return self._summed(self.sizes, None, ragged=np.ones(len(self.axes), dtype=bool))
+
+    def _summed(self, alive: np.ndarray, present: np.ndarray | None, ragged: np.ndarray) -> np.ndarray:
         widths = alive[..., self.axes].astype(np.float64)
         # Widths that never reached a step (three colours, ten classes) do not begin to cost one.
-        stepped = self.sizes[self.axes] >= self.step
-        stairs = np.where(stepped, np.ceil(widths / self.step) * self.step, widths)
-        amounts = [stairs.prod(-1), widths.prod(-1), widths[..., 0], widths[..., 1], np.ones(widths.shape[:-1])]
-        each = np.stack(amounts, -1)
+        sizes = self.sizes[self.axes]
+        stairs = np.where(sizes >= self.step, np.ceil(widths / self.step) * self.step, widths)
+        work, ones = widths.prod(-1), np.ones(widths.shape[:-1])
+        slower = work * (ragged & (sizes[:, 0] >= self.block))
+        each = np.stack([stairs.prod(-1), work, widths[..., 0], widths[..., 1], ones, slower], -1)
         # An operation without anything to do is not called.
-        each *= (widths.prod(-1) > 0)[..., None]
+        each *= (work > 0)[..., None]
         if present is not None:
             each *= present[:, None]
         summed = np.zeros((*alive.shape[:-1], len(self.families), len(Rates._fields)))
@@ -140,6 +159,7 @@ class LatencyTable:
         key: what was timed: ``engine``, ``threads``, ``batch``, ``network``, ``machine`` and versions, as text.
         dense: seconds of a forward pass of the dense network.
         step: widths cost as much as the next multiple of it.
+        block: widths that are multiples of it have faster kernels; 1: none has.
         rates: by family of operations.
         rest: share of the dense network's time that no plan changes.
         samples: the networks that were timed to fit the rates.
@@ -157,6 +177,7 @@ class LatencyTable:
     checks: tuple[Sample, ...] = field(default=(), repr=False)
     error: float = 0.0
     worst: float = 0.0
+    block: int = 1
 
     @property
     def engine(self) -> str:
@@ -177,7 +198,7 @@ class LatencyTable:
 
     def clock(self, graph: Graph) -> "Clock":
         """This table as a function of the survivors of ``graph``; raises PlanError where it is of another network."""
-        tally = Tally.of(graph, self.step)
+        tally = Tally.of(graph, self.step, self.block)
         unknown = [name for name in tally.families if name not in self.rates]
         if unknown:
             raise PlanError(
@@ -198,6 +219,7 @@ class LatencyTable:
             "key": dict(self.key),
             "dense": self.dense,
             "step": self.step,
+            "block": self.block,
             "rates": {name: list(rates) for name, rates in self.rates.items()},
             "rest": self.rest,
             "samples": [asdict(s) for s in self.samples],
@@ -221,6 +243,7 @@ class LatencyTable:
                 checks=tuple(_sample(s) for s in data["checks"]),
                 error=float(data["error"]),
                 worst=float(data["worst"]),
+                block=int(data["block"]),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise FileError(f"this is not a table of latencies: {error!r}.") from error
@@ -233,7 +256,7 @@ class Clock:
 
     Attributes:
         tally: counts what a network does.
-        rates: what each of these counts costs. Shape [families * 5 + 1].
+        rates: what each of these counts costs. Shape [families * 6 + 1].
     """
 
     tally: Tally
@@ -254,7 +277,7 @@ class Clock:
 
 
 def fitted(graph: Graph, key: Mapping[str, str], dense: float, samples: Sequence[Sample]) -> LatencyTable:
-    """The table that explains ``samples`` best; the step is the one whose fits predict best what they have not seen.
+    """The table that explains ``samples`` best; its step and block are those whose fits predict best what is unseen.
 
     Args:
         graph: of the network that was timed.
@@ -265,18 +288,18 @@ def fitted(graph: Graph, key: Mapping[str, str], dense: float, samples: Sequence
     alive = np.stack([_alive(graph, s, _first(graph, s.sizes)) for s in samples])
     ratios = np.array([s.ratio for s in samples])
     found = []
-    for step in STEPS:
-        tally = Tally.of(graph, step)
+    for step, block in product(STEPS, BLOCKS):
+        tally = Tally.of(graph, step, block)
         rows = [tally(a, tally.present(graph, s.drops)) for a, s in zip(alive, samples, strict=True)]
-        design, whole = np.stack(rows), tally(tally.sizes)
-        errors = _unseen_errors(design, ratios, whole)
-        found.append((float(np.median(errors)), float(errors.max()), step, design, whole))
-    error, worst, step, design, whole = min(found, key=lambda f: (f[0], f[2]))
-    rates = _fit(design, ratios, whole)
-    families = Tally.of(graph, step).families
+        design = np.stack(rows)
+        errors = _unseen_errors(design, ratios, tally)
+        found.append((float(np.median(errors)), float(errors.max()), step, block, design))
+    error, worst, step, block, design = min(found, key=lambda f: (f[0], f[2], f[3]))
+    tally = Tally.of(graph, step, block)
+    rates = _fit(design, ratios, tally)
     width = len(Rates._fields)
-    by_family = {name: Rates(*map(float, rates[i * width : (i + 1) * width])) for i, name in enumerate(families)}
-    return LatencyTable(key, dense, step, by_family, float(rates[-1]), tuple(samples), (), error, worst)
+    by_family = {name: Rates(*map(float, rates[i * width : (i + 1) * width])) for i, name in enumerate(tally.families)}
+    return LatencyTable(key, dense, step, by_family, float(rates[-1]), tuple(samples), (), error, worst, block)
 
 
 def sizes_of(plan: Plan) -> dict[str, int]:
@@ -320,25 +343,25 @@ def _freed(design: np.ndarray, target: np.ndarray, x: np.ndarray, free: np.ndarr
     return np.zeros_like(x), free
 
 
-def _fit(design: np.ndarray, ratios: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    """Rates of least relative error. Shape [families * 5 + 1]."""
+def _fit(design: np.ndarray, ratios: np.ndarray, tally: Tally) -> np.ndarray:
+    """Rates of least relative error. Shape [families * 6 + 1]."""
     # In shares of what the dense network does, all unknowns are of one size and one ridge suits them.
-    scale = np.maximum(whole, TINY)
+    scale = np.maximum(tally.most, TINY)
     rows = design / scale / ratios[:, None]
-    dense = np.full((1, len(scale)), DENSE_WEIGHT)
+    dense = DENSE_WEIGHT * (tally(tally.sizes) / scale)[None]
     ridge = np.sqrt(RIDGE) * np.eye(len(scale))
     target = np.concatenate([np.ones(len(rows)), [DENSE_WEIGHT], np.zeros(len(scale))])
     return np.asarray(nonnegative(np.concatenate([rows, dense, ridge]), target) / scale)
 
 
-def _unseen_errors(design: np.ndarray, ratios: np.ndarray, whole: np.ndarray) -> np.ndarray:
+def _unseen_errors(design: np.ndarray, ratios: np.ndarray, tally: Tally) -> np.ndarray:
     """Relative errors of samples predicted from the other folds. Shape [samples]."""
     fold = np.arange(len(ratios)) % min(FOLDS, len(ratios))
     errors = np.zeros(len(ratios))
     for one in range(int(fold.max()) + 1):
         left = fold == one
         # A single sample has no others: the dense network alone is fitted.
-        rates = _fit(design[~left], ratios[~left], whole)
+        rates = _fit(design[~left], ratios[~left], tally)
         errors[left] = np.abs(design[left] @ rates - ratios[left]) / ratios[left]
     return errors
 

@@ -22,11 +22,11 @@ from tests.graphs import chain, dense, residual
 GRAPHS = (chain(8, 12, 10), residual(8, [6, 8]), dense(6, [4, 5]))
 
 
-def invented(graph: Graph, step: int = 4, **rates: float) -> LatencyTable:
+def invented(graph: Graph, step: int = 4, block: int = 1, **rates: float) -> LatencyTable:
     """A table that charges every family of operations alike."""
     known = Rates(**(rates or {"stairs": 1e-3, "first": 2e-3, "call": 1e-3}))
     families = {f"{w.op} {w.fixed} {len(w.axes)}": known for w in graph.work}
-    return LatencyTable({"engine": "invented"}, 0.5, step, families, 0.01)
+    return LatencyTable({"engine": "invented"}, 0.5, step, families, 0.01, block=block)
 
 
 def keeping(graph: Graph, *sizes: int) -> Plan:
@@ -60,6 +60,21 @@ def test_a_prediction_is_the_sum_of_what_operations_cost_on_the_stairs() -> None
 
     for first, second in ((8, 12), (5, 12), (4, 9), (1, 1)):
         expected = 2.0 * cost(first, second) / cost(8, 12)
+        assert table.predict(graph, keeping(graph, first, second)) == pytest.approx(expected)
+
+
+def test_outputs_between_two_blocks_cost_more() -> None:
+    graph = chain(
+        8, 12, 10
+    )  # 3 -> 8 -> 12 -> 10; no output of the last layer is cut, but it is no multiple of 4 either
+    table = replace(invented(graph, step=1, block=4, work=1.0, ragged=2.0), dense=1.0, rest=0.0)
+
+    def cost(first: int, second: int) -> float:
+        work = {first: 3 * first, second: first * second}
+        return sum(w * (3 if size % 4 else 1) for size, w in work.items()) + 3 * second * 10
+
+    for first, second in ((8, 12), (4, 12), (5, 12), (8, 9), (7, 11)):
+        expected = cost(first, second) / cost(8, 12)
         assert table.predict(graph, keeping(graph, first, second)) == pytest.approx(expected)
 
 
@@ -101,6 +116,22 @@ def test_a_fit_finds_the_step_and_predicts_what_it_has_not_seen(step: int) -> No
     assert predicted == pytest.approx(ratios[30:], rel=0.06)
     assert table.error < 0.03
     assert table.predict(graph, Plan()) == pytest.approx(truth.dense)
+
+
+def test_a_fit_finds_the_block_and_plans_keep_to_it() -> None:
+    graph = chain(48, 64, 40, 64, 10)
+    truth = invented(graph, 8, 8, stairs=1e-6, ragged=2e-6, call=1e-4)
+    lot = np.random.default_rng(0)
+    steps = [(8, 1)[number % 2] for number in range(40)]
+    sizes = [[int(lot.integers(1, g.size // step + 1)) * step for g in graph.prunable] for step in steps]
+    plans = [keeping(graph, *each) for each in sizes]
+    samples = [Sample.of(plan, truth.predict(graph, plan) / truth.dense) for plan in plans]
+    table = fitted(graph, truth.key, truth.dense, samples)
+    assert table.block == 8
+    assert table.error < 0.03
+    plan = allocate(graph, scored(graph, 0), keep=0.75, budget="latency", table=table)
+    assert truth.predict(graph, plan) <= 0.8 * truth.dense
+    assert sum(size % 8 > 0 for size in sizes_in(graph, plan)) <= 1
 
 
 def test_the_solution_of_least_squares_is_the_best_that_is_not_negative() -> None:
