@@ -412,6 +412,7 @@ def train(  # noqa: PLR0913 - one for each option
 @click.option("--severity", type=click.IntRange(1, 5), multiple=True, help="Of the corruptions; default: 1 to 5.")
 @click.option("--shift-root", type=PAGES, help="A folder of corrupted test data to take instead: CIFAR-10-C, ...")
 @click.option("--samples", type=click.IntRange(0), default=0, help="Test samples under corruption; 0: all.")
+@click.option("--cache", type=PAGES, help="A folder where answers under --shift are kept, for the next time.")
 @click.option("--sparse", is_flag=True, help="Also time it compiled for its zeros, which --batch must be given for.")
 @output("", "the numbers (JSON)")
 def evaluate_command(
@@ -424,6 +425,7 @@ def evaluate_command(
     shift_root: Path | None,
     severity: tuple[int, ...],
     samples: int,
+    cache: Path | None,
     out: Path | None,
 ) -> None:
     """Measure a network's quality, size and speed; with --shift, how good it stays when the data change.
@@ -455,7 +457,7 @@ def evaluate_command(
         numbers["latency"] = [asdict(row) for row in timed]
     if wanted:
         shown = data.test.sample(samples or len(data.test), seed=choice.seed).batches(500)
-        shifted = evaluate(model, shown, shift=wanted, severities=levels, seed=choice.seed)
+        shifted = evaluate(model, shown, shift=wanted, severities=levels, seed=choice.seed, cache=cache)
         numbers["shift"] = shifted.to_json()
         click.echo(shifted.describe())
     if out is not None:

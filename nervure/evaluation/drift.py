@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from nervure.check import require_choice, require_positive
 from nervure.errors import ArgumentError
+from nervure.evaluation.answers import Key
 from nervure.evaluation.batches import Batch, Data, pairs
 from nervure.evaluation.corruptions import SEVERITIES
-from nervure.evaluation.shift import Key, Normalisation, Normalised, Shifted, shifted, shifts_of
+from nervure.evaluation.shift import Normalisation, Normalised, Shifted, shifted, shifts_of
 from nervure.graph.example import placed_like
 from nervure.graph.tape import named_tensors
 from nervure.graph.types import Graph

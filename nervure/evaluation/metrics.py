@@ -55,7 +55,7 @@ class Metrics:
 
 @final
 @dataclass(frozen=True, slots=True)
-class _Observed:
+class Observed:
     """A few numbers per sample, all that the metrics need: memory does not grow with the number of classes."""
 
     confidence: Tensor
@@ -70,11 +70,11 @@ class Tally:
     """What one model answered so far."""
 
     def __init__(self) -> None:
-        self._observed: list[_Observed] = []
+        self._observed: list[Observed] = []
         self._classes = 0
 
-    def add(self, logits: Tensor, labels: Tensor, where: str) -> None:
-        """Note the answers to one batch.
+    def add(self, logits: Tensor, labels: Tensor, where: str) -> Observed:
+        """Note the answers to one batch, and return what is noted.
 
         Args:
             logits: [samples, classes] or [samples, classes, ...].
@@ -86,18 +86,30 @@ class Tally:
         """
         require_finite_outputs(logits, where)
         rows, labels = _rows(logits, require_labels(labels.to(logits.device), logits))
-        self._observed.append(_observe(rows, labels))
-        self._classes = rows.shape[1]
+        found = _observe(rows, labels)
+        self.note(found, rows.shape[1])
+        return found
+
+    def note(self, observed: Observed, classes: int) -> None:
+        """Note what was found before for a batch with so many classes."""
+        self._observed.append(observed)
+        self._classes = classes
+
+    @property
+    def classes(self) -> int:
+        """How many there were in the batch noted last."""
+        return self._classes
 
     @property
     def correct(self) -> Tensor:
         """Whether each label was the likeliest class, bool [samples]."""
-        return torch.cat([batch.rank for batch in self._observed]) == 0
+        return torch.cat([batch.rank.cpu() for batch in self._observed]) == 0
 
     def metrics(self, bins: int = 15) -> Metrics:
         """Everything at once; ``bins`` of the calibration error."""
-        whole = (torch.cat(column) for column in zip(*map(_columns, self._observed), strict=True))
-        return _summary(_Observed(*whole), self._classes, bins)
+        columns = zip(*map(_columns, self._observed), strict=True)
+        whole = (torch.cat([part.cpu() for part in column]) for column in columns)
+        return _summary(Observed(*whole), self._classes, bins)
 
 
 def accuracy(probabilities: Tensor, labels: Tensor) -> float:
@@ -186,10 +198,10 @@ def _rows(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     return rows.float().cpu().double(), labels.reshape(-1).cpu()
 
 
-def _observe(logits: Tensor, labels: Tensor) -> _Observed:
+def _observe(logits: Tensor, labels: Tensor) -> Observed:
     logarithms = logits.log_softmax(1)
     probabilities = logarithms.exp()
-    return _Observed(
+    return Observed(
         confidence=probabilities.amax(1),
         rank=ranks(logits, labels),
         loss=-logarithms.gather(1, labels[:, None])[:, 0],
@@ -198,11 +210,11 @@ def _observe(logits: Tensor, labels: Tensor) -> _Observed:
     )
 
 
-def _columns(o: _Observed) -> tuple[Tensor, ...]:
+def _columns(o: Observed) -> tuple[Tensor, ...]:
     return o.confidence, o.rank, o.loss, o.brier, o.labels
 
 
-def _summary(o: _Observed, classes: int, bins: int) -> Metrics:
+def _summary(o: Observed, classes: int, bins: int) -> Metrics:
     correct = o.rank == 0
     samples = len(o.labels)
     return Metrics(

@@ -1,5 +1,6 @@
 """One model, one pass over data: how good it is, on the data as they are and, if asked, under shift."""
 
+import os
 from collections.abc import Iterable, Mapping
 from typing import overload
 
@@ -7,10 +8,11 @@ import torch
 from torch import nn
 
 from nervure.check import require_positive
+from nervure.evaluation.answers import Key
 from nervure.evaluation.batches import Data, call, pairs, placed, to_device
 from nervure.evaluation.corruptions import SEVERITIES
 from nervure.evaluation.metrics import Metrics, Tally
-from nervure.evaluation.shift import Key, Normalisation, Shifted, evaluate_shift
+from nervure.evaluation.shift import Normalisation, Shifted, evaluate_shift
 from nervure.graph.example import evaluating
 from nervure.progress import length, track
 
@@ -40,6 +42,7 @@ def evaluate(
     seed: int = 0,
     bins: int = 15,
     device: torch.device | str | None = None,
+    cache: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> Shifted: ...
 
@@ -54,6 +57,7 @@ def evaluate(
     seed: int = 0,
     bins: int = 15,
     device: torch.device | str | None = None,
+    cache: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> Metrics | Shifted:
     """Measure a classifier on data, in evaluation mode and without gradients; with ``shift``, also under corruption.
@@ -70,6 +74,7 @@ def evaluate(
         seed: another seed draws other corruptions.
         bins: number of equal-width bins of the calibration error.
         device: where to run; None: where the model is.
+        cache: with ``shift``, a folder where answers are kept, see :func:`~nervure.evaluation.shift.evaluate_shift`.
         progress: show a bar on a terminal.
 
     Raises:
@@ -88,6 +93,7 @@ def evaluate(
                 normalisation=normalisation,
                 seed=seed,
                 bins=bins,
+                cache=cache,
                 progress=progress,
             )
             return found["model"]

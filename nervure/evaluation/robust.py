@@ -11,9 +11,10 @@ from torch import nn
 
 from nervure.check import require_fraction
 from nervure.errors import ArgumentError, BudgetError
+from nervure.evaluation.answers import Key
 from nervure.evaluation.batches import Data
 from nervure.evaluation.corruptions import GROUPS, HELD_OUT, SEVERITIES
-from nervure.evaluation.shift import Key, Normalisation, Shifted, evaluate_shift
+from nervure.evaluation.shift import Normalisation, Shifted, evaluate_shift
 
 K = TypeVar("K", bound=Hashable)
 REFERENCE = "the dense network"

@@ -6,9 +6,11 @@ that pruning helped. Several networks are measured in one pass, on the same corr
 """
 
 import math
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from itertools import product
 from statistics import fmean
 from typing import Any, Protocol, TypeAlias, final, runtime_checkable
 
@@ -17,6 +19,7 @@ from torch import Tensor, nn
 
 from nervure.check import require_choice, require_positive
 from nervure.errors import ArgumentError, DataError
+from nervure.evaluation.answers import Answers, Key, Page
 from nervure.evaluation.batches import Batch, Data, call, device_of, pairs, to_device
 from nervure.evaluation.corruptions import GROUPS, SEVERITIES, chosen, corrupt
 from nervure.evaluation.features import FEATURE_SHIFTS, TOKEN_SHIFTS, corrupt_features, corrupt_tokens
@@ -25,7 +28,6 @@ from nervure.graph.example import evaluating
 from nervure.progress import length, track
 
 Normalisation: TypeAlias = tuple[Sequence[float], Sequence[float]]
-Key: TypeAlias = tuple[str, int]
 ROUNDING = 1e-4  # float32 normalised and back is off by less
 
 
@@ -186,6 +188,7 @@ def evaluate_shift(
     normalisation: Normalisation | None = None,
     seed: int = 0,
     bins: int = 15,
+    cache: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> dict[str, Shifted]:
     """Measure classifiers clean and under shift, all on the same corrupted inputs, without gradients.
@@ -201,26 +204,36 @@ def evaluate_shift(
             know theirs need none, nor do pictures in [0, 1].
         seed: another seed draws other corruptions.
         bins: of the calibration error.
+        cache: a folder where answers are kept, batch by batch: what was stopped goes on there, and what was asked once
+            costs nothing again. Take another folder after a change of a network's code.
         progress: show a bar on a terminal.
 
     Raises:
         DataError: if data are empty or mislabelled, or pictures are not normalised as said (what was found is told).
-        ArgumentError: for an unknown corruption, severity, or no model.
+        ArgumentError: for an unknown corruption, severity, no model, or a cache for ready data.
+        FileError: the cache cannot be written.
     """
     levels = [require_choice(severity, SEVERITIES, "severity") for severity in severities]
     require_positive(bins, "bins")
     if not models or not levels:
         raise ArgumentError("nothing to evaluate: give at least one model and one severity.")
     if isinstance(shift, Mapping):
+        if cache is not None:
+            raise ArgumentError("cache= keeps answers to corruptions that are made here; ready data are not kept.")
         return _given(models, data, shift, bins, progress)
     tallies: dict[str, dict[Key | None, Tally]] = {name: {} for name in models}
     undo = _Undo.of(data, normalisation)
+    kept = None if cache is None else Answers(cache, models, f"{undo} {seed}")
     with _all_evaluating(models.values()):
         for inputs, labels in track(pairs(data), "evaluating under shift", length(data), enabled=progress):
-            _add(tallies, models, None, inputs, labels)
-            for name in shifts_of(shift, inputs):
-                for level in levels:
-                    _add(tallies, models, (name, level), undo.corrupted(inputs, name, level, seed), labels)
+            page = None if kept is None else kept.page(inputs, labels)
+            for key in (None, *product(shifts_of(shift, inputs), levels)):
+                asked = models if page is None else _unknown(tallies, models, key, page)
+                if asked:
+                    given = inputs if key is None else undo.corrupted(inputs, *key, seed)
+                    _add(tallies, asked, key, given, labels, page)
+            if page is not None:
+                page.save()
     return {name: _summary(found, bins) for name, found in tallies.items()}
 
 
@@ -319,11 +332,29 @@ def _add(
     key: Key | None,
     inputs: Any,
     labels: Tensor,
+    page: Page | None = None,
 ) -> None:
     for name, model in models.items():
         where = "the clean data" if key is None else f"{key[0]} at severity {key[1]}"
         logits = call(model, to_device(inputs, device_of(model)))
-        tallies[name].setdefault(key, Tally()).add(logits, labels, f"{where} ({name})")
+        tally = tallies[name].setdefault(key, Tally())
+        observed = tally.add(logits, labels, f"{where} ({name})")
+        if page is not None:
+            page.note(name, key, observed, tally.classes)
+
+
+def _unknown(
+    tallies: dict[str, dict[Key | None, Tally]], models: Mapping[str, nn.Module], key: Key | None, page: Page
+) -> dict[str, nn.Module]:
+    """Take over the answers that are known, and return the networks that are still to be asked."""
+    asked = {}
+    for name, model in models.items():
+        known = page.get(name, key)
+        if known is None:
+            asked[name] = model
+        else:
+            tallies[name].setdefault(key, Tally()).note(*known)
+    return asked
 
 
 def _given(

@@ -1,6 +1,8 @@
 """Evaluation under shift: what is counted, against what, and what is refused."""
 
 import math
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -195,3 +197,58 @@ def test_tables_and_texts_are_evaluated_by_their_own_shifts() -> None:
     assert evaluate(text, tokens, shift="all", progress=False).names == TOKEN_SHIFTS
     with pytest.raises(ArgumentError, match="shift"):
         evaluate(text, tokens, shift="fog", progress=False)
+
+
+class Counted(Brightness):
+    """Counts how often it is called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(50.0))
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return super().forward(x) * self.scale
+
+
+def test_what_was_asked_once_is_remembered_and_what_is_new_is_added(tmp_path: Path) -> None:
+    model, data = Counted(), walls()
+    options: dict[str, Any] = {"severities": [2], "progress": False}
+    truth = evaluate(model, data, shift=["fog", "brightness"], **options)
+    evaluate(model, data, shift=["fog"], cache=tmp_path, **options)
+    model.calls = 0
+    assert evaluate(model, data, shift=["fog", "brightness"], cache=tmp_path, **options) == truth
+    assert model.calls == len(data)
+    assert evaluate(model, data, shift=["fog", "brightness"], cache=tmp_path, **options) == truth
+    assert model.calls == len(data)
+
+
+@pytest.mark.parametrize("change", ["weights", "data", "labels", "seed"])
+def test_nothing_is_remembered_of_another_question(tmp_path: Path, change: str) -> None:
+    model, data, options = Counted(), walls(), {"shift": ["noise"], "severities": [3], "progress": False}
+    evaluate(model, data, cache=tmp_path, **options)
+    model.calls, seed = 0, 0
+    if change == "weights":
+        model.scale.data += 1
+    elif change == "data":
+        data = [(inputs * 0.9, labels) for inputs, labels in data]
+    elif change == "labels":
+        data = [(inputs, 1 - labels) for inputs, labels in data]
+    else:
+        seed = 1
+    found = evaluate(model, data, cache=tmp_path, seed=seed, **options)
+    assert model.calls == (1 + len(found.rows)) * len(data)
+
+
+def test_what_cannot_be_read_is_asked_again(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"shift": ["fog"], "severities": [1], "progress": False}
+    truth = evaluate(Counted(), walls(), cache=tmp_path, **options)
+    for file in tmp_path.iterdir():
+        file.write_bytes(file.read_bytes()[:50])
+    assert evaluate(Counted(), walls(), cache=tmp_path, **options) == truth
+
+
+def test_ready_data_are_not_kept(tmp_path: Path) -> None:
+    with pytest.raises(ArgumentError, match="ready data"):
+        evaluate(Counted(), walls(), shift={("rain", 1): walls()}, cache=tmp_path, progress=False)

@@ -1,0 +1,105 @@
+"""What networks answered under shift, kept on disk batch by batch: what was asked once is not computed again."""
+
+import hashlib
+import importlib.metadata
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeAlias, final
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from nervure.evaluation.metrics import Observed
+from nervure.files import replacing, require_folder
+from nervure.graph.tape import named_tensors
+
+Key: TypeAlias = tuple[str, int]
+FORMAT = 1
+CLASSES = "classes"
+
+
+@final
+class Answers:
+    """A folder with a file for each network and batch.
+
+    A network is known by the text of its modules and by its tensors, a batch by its numbers: after a change of a
+    network's code alone, take another folder.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], models: Mapping[str, nn.Module], settings: str) -> None:
+        self._folder = require_folder(Path(folder))
+        version = f"{FORMAT} {importlib.metadata.version('nervure')} {settings}"
+        self._models = {name: f"{version} {_digest(model)}" for name, model in models.items()}
+
+    def page(self, inputs: Any, labels: Tensor) -> "Page":
+        """What is known of one batch."""
+        batch = _hashed("", [*tree_leaves(inputs), labels])
+        names = {name: hashlib.sha256(f"{one} {batch}".encode()).hexdigest() for name, one in self._models.items()}
+        return Page({name: self._folder / f"{digest[:32]}.safetensors" for name, digest in names.items()})
+
+
+@final
+class Page:
+    """The answers of several networks to one batch, clean and shifted."""
+
+    def __init__(self, files: Mapping[str, Path]) -> None:
+        self._files = files
+        self._known = {name: _read(file) for name, file in files.items()}
+        self._changed: set[str] = set()
+
+    def get(self, name: str, key: Key | None) -> tuple[Observed, int] | None:
+        """What the network answered, and the number of classes; None where that is not known."""
+        found = {field: self._known[name].get(f"{field} {_text(key)}") for field in Observed.__slots__}
+        classes = self._known[name].get(CLASSES)
+        if classes is None or any(value is None for value in found.values()):
+            return None
+        return Observed(**{field: value for field, value in found.items() if value is not None}), int(classes)
+
+    def note(self, name: str, key: Key | None, observed: Observed, classes: int) -> None:
+        """Note an answer; :meth:`save` writes it."""
+        tensors = {f"{field} {_text(key)}": value.cpu().contiguous() for field, value in asdict(observed).items()}
+        self._known[name] |= tensors | {CLASSES: torch.tensor(classes)}
+        self._changed.add(name)
+
+    def save(self) -> None:
+        """Write what is new; raises FileError where that cannot be done."""
+        for name in self._changed:
+            with replacing(self._files[name]) as temporary:
+                save_file(self._known[name], str(temporary))
+        self._changed.clear()
+
+
+def _read(file: Path) -> dict[str, Tensor]:
+    if not file.exists():
+        return {}
+    try:
+        with safe_open(str(file), framework="pt") as opened:
+            return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError):
+        # What cannot be read is computed again, and written anew.
+        return {}
+
+
+def _text(key: Key | None) -> str:
+    return "clean" if key is None else f"{key[0]} {key[1]}"
+
+
+def _digest(model: nn.Module) -> str:
+    tensors = named_tensors(model)
+    return _hashed(f"{type(model).__qualname__} {model} {list(tensors)}", tensors.values())
+
+
+def _hashed(text: str, values: Any) -> str:
+    digest = hashlib.sha256(text.encode())
+    for value in values:
+        if isinstance(value, Tensor):
+            digest.update(f"{value.dtype} {tuple(value.shape)}".encode())
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        else:
+            digest.update(repr(value).encode())
+    return digest.hexdigest()
