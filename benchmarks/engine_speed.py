@@ -44,23 +44,23 @@ WIDTHS, INNER, BLOCKS = "all widths alike", "inner widths alike", "whole blocks"
 
 @dataclass(frozen=True)
 class Network:
-    """A network, and whether to ask what to cut in it: widths, inner widths or blocks."""
+    """A network; where it has blocks, how the groups inside them end: all widths, those or whole blocks are cut."""
 
     make: Callable[[], nn.Module]
     small: Callable[[], nn.Module]
-    is_asked_what: bool = False
+    inner: tuple[str, ...] = ()
     side: int = 32
 
 
 NETWORKS: Mapping[str, Network] = {
     "vgg16": Network(lambda: build("vgg16"), lambda: build("vgg16", width=0.25)),
     "resnet20": Network(lambda: build("resnet20"), lambda: build("resnet20")),
-    "resnet56": Network(lambda: build("resnet56"), lambda: build("resnet20"), True),
+    "resnet56": Network(lambda: build("resnet56"), lambda: build("resnet20"), (".conv1",)),
     "mobilenetv2": Network(
         lambda: build("mobilenetv2", image_size=32, num_classes=10),
         lambda: build("mobilenetv2", image_size=32, num_classes=10, width=0.25),
     ),
-    "vit": Network(lambda: build("vit_tiny"), lambda: build("vit_tiny", depth=2, dim=96)),
+    "vit": Network(lambda: build("vit_tiny"), lambda: build("vit_tiny", depth=2, dim=96), (".qkv", ".fc1")),
 }
 
 
@@ -75,25 +75,27 @@ def variants(
             yield from planned(
                 "ranked", keep, multiple, lambda k, m: Magnitude(keep=k, budget="macs", multiple=m), view
             )
-            if network.is_asked_what:
+            if network.inner:
                 layers = lambda k, m: Magnitude(keep=k, budget="macs", scope="layer", multiple=m)  # noqa: E731
                 yield from planned(WIDTHS, keep, multiple, layers, view)
-                yield from planned(INNER, keep, multiple, Inner, view)
-        if network.is_asked_what:
+                inner = lambda k, m: Inner(k, m, network.inner)  # noqa: E731
+                yield from planned(INNER, keep, multiple, inner, view)
+        if network.inner:
             yield from planned(BLOCKS, keep, 1, lambda k, m: Depth(keep=k, budget="macs", score="random"), view)
 
 
 @dataclass(frozen=True)
 class Inner:
-    """Cut the channels inside residual blocks alone, the same share of each."""
+    """Cut what is inside residual blocks alone (groups whose names end so), the same share of each."""
 
     keep: float
     multiple: int
+    names: tuple[str, ...]
 
     def plan(self, view: View) -> Plan:
         """Those of other groups get scores that none inside reaches, and stay by their floors."""
         scores = {g.name: torch.arange(g.size, 0, -1).float() for g in view.graph.prunable}
-        floors = {g.name: g.size for g in view.graph.prunable if not g.name.endswith("conv1") or "." not in g.name}
+        floors = {g.name: g.size for g in view.graph.prunable if not g.name.endswith(self.names)}
         options: dict[str, Any] = {"budget": "macs", "scope": "layer", "multiple": self.multiple, "floors": floors}
         return allocate(view.graph, scores, keep=self.keep, **options)
 
