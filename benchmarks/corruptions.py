@@ -14,7 +14,6 @@ version, so that a run that was stopped goes on.
 
 import argparse
 import json
-import platform
 import subprocess
 import tempfile
 import time
@@ -29,6 +28,7 @@ from torch import Tensor, nn
 
 from nervure import train
 from nervure.evaluation import CORRUPTIONS, SEVERITIES, corrupt
+from nervure.evaluation.timing import processor
 from nervure.zoo import Dataset, Split, build, load
 
 HERE = Path(__file__).resolve().parent
@@ -213,13 +213,6 @@ def add_versions(results: dict[str, Any], data: Dataset, test: Split, epochs: in
                 results["versions"].append(version_of(pictures, test, models, name, severity))
                 print(json.dumps(results["versions"][-1]), flush=True)
                 kept.write_text(json.dumps(results, indent=1) + "\n")
-
-
-def processor() -> str:
-    """The processor's name where the system tells it."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    names = [line.partition(":")[2].strip() for line in lines if "model name" in line]
-    return names[0] if names else platform.machine()
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nervure import compile_sparse, latency
+from nervure.evaluation.timing import processor
 from nervure.sparse import CompiledSparse
 
 RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results"
@@ -220,13 +221,6 @@ def main() -> None:
     ]
     (given.results / "sparse_speed.json").write_text(json.dumps({**about, "cases": found}, indent=1) + "\n")
     (given.results / "sparse_speed.md").write_text(page(found, about))
-
-
-def processor() -> str:
-    """The processor's name where the system tells it."""
-    told_by = Path("/proc/cpuinfo")
-    names = [line.partition(":")[2].strip() for line in told_by.read_text().splitlines() if "model name" in line]
-    return names[0] if names else platform.machine()
 
 
 if __name__ == "__main__":

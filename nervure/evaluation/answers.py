@@ -12,10 +12,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from nervure.evaluation.metrics import Observed
 from nervure.files import replacing, require_folder
+from nervure.graph.example import digest_of
 from nervure.graph.tape import named_tensors
 
 Key: TypeAlias = tuple[str, int]
@@ -34,11 +34,11 @@ class Answers:
     def __init__(self, folder: str | os.PathLike[str], models: Mapping[str, nn.Module], settings: str) -> None:
         self._folder = require_folder(Path(folder))
         version = f"{FORMAT} {importlib.metadata.version('nervure')} {settings}"
-        self._models = {name: f"{version} {_digest(model)}" for name, model in models.items()}
+        self._models = {name: f"{version} {_known_by(model)}" for name, model in models.items()}
 
     def page(self, inputs: Any, labels: Tensor) -> "Page":
         """What is known of one batch."""
-        batch = _hashed("", [*tree_leaves(inputs), labels])
+        batch = digest_of((inputs, labels))
         names = {name: hashlib.sha256(f"{one} {batch}".encode()).hexdigest() for name, one in self._models.items()}
         return Page({name: self._folder / f"{digest[:32]}.safetensors" for name, digest in names.items()})
 
@@ -89,17 +89,6 @@ def _text(key: Key | None) -> str:
     return "clean" if key is None else f"{key[0]} {key[1]}"
 
 
-def _digest(model: nn.Module) -> str:
+def _known_by(model: nn.Module) -> str:
     tensors = named_tensors(model)
-    return _hashed(f"{type(model).__qualname__} {model} {list(tensors)}", tensors.values())
-
-
-def _hashed(text: str, values: Any) -> str:
-    digest = hashlib.sha256(text.encode())
-    for value in values:
-        if isinstance(value, Tensor):
-            digest.update(f"{value.dtype} {tuple(value.shape)}".encode())
-            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-        else:
-            digest.update(repr(value).encode())
-    return digest.hexdigest()
+    return f"{type(model).__qualname__} {model} {list(tensors)} {digest_of(tensors)}"

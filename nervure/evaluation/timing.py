@@ -232,10 +232,11 @@ def machine(device: torch.device) -> str:
     """What computes, in words: the accelerator, or the processor and its instructions."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{_processor()}, {os.cpu_count()} processors, {torch.backends.cpu.get_cpu_capability()}"
+    return f"{processor()}, {os.cpu_count()} processors, {torch.backends.cpu.get_cpu_capability()}"
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The processor's name, where the system tells it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

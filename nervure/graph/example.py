@@ -1,6 +1,7 @@
 """What ``example`` may be: a tensor, a tuple of positional arguments, or a dict of keyword arguments."""
 
 import copy
+import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -77,6 +78,18 @@ def unfaked(model: nn.Module) -> Iterator[nn.Module]:
             bare = torch.empty(t.shape, dtype=t.dtype, device="meta")
             memo[id(t)] = nn.Parameter(bare, t.requires_grad) if isinstance(t, nn.Parameter) else bare
         yield copy.deepcopy(model, memo)
+
+
+def digest_of(value: Any) -> str:
+    """A few letters that follow from the contents of nested tensors; other values make no difference."""
+    digest = hashlib.sha256()
+    for tensor in tree_leaves(value):
+        if isinstance(tensor, Tensor):
+            whole = tensor.detach().cpu().contiguous()
+            digest.update(
+                f"{tuple(whole.shape)}{whole.dtype}".encode() + whole.view(-1).view(torch.uint8).numpy().tobytes()
+            )
+    return digest.hexdigest()[:16]
 
 
 def tensors_in(value: Any) -> list[Tensor]:

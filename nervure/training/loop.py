@@ -4,7 +4,6 @@ An *objective* gives the loss, a *schedule* the learning rate, and *hooks* look 
 and the optimizer; a hook may answer with new masks, which is how a network is rewired while it trains.
 """
 
-import hashlib
 import itertools
 import math
 import time
@@ -17,13 +16,12 @@ from typing import Any, Protocol, TypeAlias, final, runtime_checkable
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils._pytree import tree_leaves
 
 from nervure.check import require_choice, require_positive
 from nervure.errors import ArgumentError, DataError
 from nervure.evaluation.batches import Batch, Data, call, device_of, pairs, require_classes, to_device
 from nervure.evaluation.quality import evaluate
-from nervure.graph.example import evaluating
+from nervure.graph.example import digest_of, evaluating
 from nervure.progress import length
 from nervure.progress import progress as progress_bar
 from nervure.training.checkpoint import load_run, save_run, under
@@ -200,13 +198,13 @@ def train(  # noqa: PLR0913 - one keyword per choice that a recipe makes
     with _own_random_numbers(seed, place), _left_in_evaluation(model):
         per_epoch = _look_over(model, data, validation, objective, place)
         stepper = _optimizer(model, optimizer, lr, momentum, weight_decay)
-        given = _digest({name: masks[name].cpu() for name in sorted(masks)}) if masks else ""
+        given = digest_of({name: masks[name].cpu() for name in sorted(masks)}) if masks else ""
         taken = tuple(Rewiring(hook) if isinstance(hook, Rewires) else hook for hook in hooks)
         beginning = [hook for hook in taken if isinstance(hook, Remembers)]
         if beginning:
             first, steps = _first(data, seed), epochs * per_epoch
             seen = (to_device(first[0], place), masks or {}, seed, steps, per_epoch, validation, place)
-            masks = _begun(beginning, Setting(model, *seen, _digest(first)))
+            masks = _begun(beginning, Setting(model, *seen, digest_of(first)))
         with hold(model, stepper, masks or {}) as held:
             run = _Run(
                 model,
@@ -257,18 +255,6 @@ def _begun(hooks: Sequence[Remembers], setting: Setting) -> Masks:
     for hook in hooks:
         setting = replace(setting, masks=hook.begin(setting))
     return setting.masks
-
-
-def _digest(value: Any) -> str:
-    """A few letters that follow from the contents of nested tensors."""
-    digest = hashlib.sha256()
-    for tensor in tree_leaves(value):
-        if isinstance(tensor, Tensor):
-            whole = tensor.detach().cpu().contiguous()
-            digest.update(
-                f"{tuple(whole.shape)}{whole.dtype}".encode() + whole.view(-1).view(torch.uint8).numpy().tobytes()
-            )
-    return digest.hexdigest()[:16]
 
 
 def _rewirings(hooks: Sequence[Hook]) -> dict[str, Any]:
