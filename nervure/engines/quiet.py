@@ -16,8 +16,11 @@ TALKATIVE = (
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No warnings, and no log below an error, inside the block."""
-    levels = [(logger, logger.level) for logger in map(logging.getLogger, TALKATIVE)]
+    """No warnings, and no log below an error, inside the block; whatever libraries do to the root logger is undone."""
+    root = logging.getLogger()
+    # OpenVINO keeps the level, the filters and the handler that it gives the root logger where it takes no model.
+    filters, handlers = list(root.filters), list(root.handlers)
+    levels = [(logger, logger.level) for logger in (root, *map(logging.getLogger, TALKATIVE))]
     for logger, _ in levels:
         logger.setLevel(logging.ERROR)
     try:
@@ -27,3 +30,4 @@ def quiet() -> Iterator[None]:
     finally:
         for logger, level in levels:
             logger.setLevel(level)
+        root.filters, root.handlers = filters, handlers

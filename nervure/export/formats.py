@@ -101,7 +101,8 @@ def _write_openvino(graph: Exported, path: Path, precision: str, calibration: Se
         with tempfile.TemporaryDirectory() as folder:
             between = Path(folder) / "model.onnx"
             _write_onnx(graph, between, precision, calibration)
-            model = openvino.convert_model(str(between))
+            with quiet():
+                model = openvino.convert_model(str(between))
     else:
         model = to_openvino(graph)
     # Told in every case: left alone, OpenVINO rounds the weights to half precision.

@@ -1,6 +1,5 @@
 """Networks in whole numbers of eight bits, by the static quantiser of ONNX Runtime."""
 
-import logging
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from nervure.engines.exported import Exported, refused
+from nervure.engines.quiet import quiet
 
 INT8 = "int8"
 
@@ -34,13 +34,11 @@ def quantised(model: Any, graph: Exported, path: Path, calibration: Sequence[Any
         def get_next(self) -> dict[str, np.ndarray] | None:
             return next(self.feeds, None)
 
-    root, level = logging.getLogger(), logging.getLogger().level
     try:
-        with tempfile.TemporaryDirectory() as folder:
+        # It advises to run passes that the exporter has run already.
+        with tempfile.TemporaryDirectory() as folder, quiet():
             whole = str(Path(folder) / "model.onnx")
             onnx.save(model, whole)
-            # It advises on the root logger to run passes that the exporter has run already.
-            root.setLevel(logging.ERROR)
             quantize_static(
                 whole,
                 str(path),
@@ -52,8 +50,6 @@ def quantised(model: Any, graph: Exported, path: Path, calibration: Sequence[Any
             )
     except Exception as error:
         raise refused("the quantiser of ONNX Runtime does not take the model", graph, error) from error
-    finally:
-        root.setLevel(level)
 
 
 def _feeds(names: Sequence[str], graph: Exported, calibration: Sequence[Any]) -> Iterator[dict[str, np.ndarray]]:

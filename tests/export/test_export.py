@@ -3,8 +3,10 @@
 import hashlib
 import importlib
 import json
+import logging
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -229,6 +231,16 @@ def test_an_operator_that_the_format_lacks_is_named_with_its_layer(name: str, tm
     with pytest.raises(EngineError, match=r"lacks the operator aten\.special_bessel_j0 of layer 'inner\.1' \(Layer\)"):
         export(Bessel().eval(), torch.randn(2, 4), tmp_path / name)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["m.onnx", "m.xml"])
+@pytest.mark.parametrize("module", [Bessel(), nn.Linear(4, 4)], ids=["refused", "written"])
+def test_the_logs_of_others_stay_as_they_are(module: nn.Module, name: str, tmp_path: Path) -> None:
+    root = logging.getLogger()
+    before = root.level, list(root.filters), list(root.handlers)
+    with suppress(EngineError):
+        export(module.eval(), torch.randn(2, 4), tmp_path / name)
+    assert (root.level, list(root.filters), list(root.handlers)) == before
 
 
 def test_what_cannot_be_done_is_refused_before_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
