@@ -14,6 +14,7 @@ import pytest
 
 from nervure import Recipe, Taylor, sweep
 from nervure.errors import ArgumentError, RecipeError
+from nervure.methods import connectivity as surveys
 from nervure.recipe import steps, trials
 from nervure.recipe.results import Results
 from nervure.recipe.study import Trial
@@ -80,6 +81,21 @@ def test_evidence_is_gathered_once_for_each_seed(whole: Whole) -> None:
     _, _, wanted = whole
     assert wanted == [Taylor().wants] * 2
     assert wanted[0]
+
+
+@pytest.mark.filterwarnings("ignore::nervure.errors.NervureWarning")
+def test_budgets_share_what_a_method_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, scored = surveys.connectivity, list[str]()
+
+    def counted(layer: Any, *given: Any, **options: Any) -> Any:
+        scored.append(layer.tensor)
+        return real(layer, *given, **options)
+
+    monkeypatch.setattr(surveys, "connectivity", counted)
+    methods = [{"name": "SNACS", "options": {"granularity": "filters", "limits": False, "samples": 64}}]
+    sweep(tiny(sweep={"method": methods, "seeds": [0]}), folder=tmp_path, progress=False)
+    assert {line["error"] for line in lines(tmp_path).values()} == {""}
+    assert len(scored) == len(set(scored)) > 0
 
 
 def test_each_trial_leaves_a_recipe_and_a_model(whole: Whole) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from nervure.errors import ArgumentError
 from nervure.methods.activation import Activation
-from nervure.methods.base import Explained, Method, View
+from nervure.methods.base import Explained, Method, Remembering, View
 from nervure.methods.companion import Companion, companion
 from nervure.methods.depth import Depth
 from nervure.methods.energy import Energy
@@ -135,6 +135,7 @@ __all__ = [
     "Method",
     "N2NSkip",
     "Random",
+    "Remembering",
     "RigL",
     "Slimming",
     "SynFlow",

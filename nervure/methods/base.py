@@ -60,6 +60,20 @@ class Explained(Protocol):
 
 
 @runtime_checkable
+class Remembering(Protocol):
+    """A method, a frozen dataclass, that keeps what it found out in a folder, if it is given one.
+
+    Attributes:
+        cache: the folder; None: nothing is kept.
+    """
+
+    @property
+    def cache(self) -> str | None:
+        """What was said above."""
+        ...
+
+
+@runtime_checkable
 class Method(Protocol):
     """A way to prune: a frozen dataclass of hyper-parameters.
 

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -31,6 +32,7 @@ from nervure.stats import Stats, are_labelled, data_digest, measure, response
 Ranking: TypeAlias = Literal["connectivity", "dependence", "magnitude"]
 FORMAT = 2
 KIND = "nervure-connectivity"
+PART = ".layer.safetensors"
 LARGEST = 32
 """Rows and columns of a matrix in JSON; larger ones are averaged over blocks."""
 
@@ -132,7 +134,7 @@ class Survey:
         """Survey the model of a view, or read what was found out before about the same model on the same data.
 
         With a cache, the measurement and each layer are written as soon as they are done: a survey that was stopped
-        goes on from there.
+        goes on from there, and several processes may work on the same one.
 
         Raises:
             DataError: there are neither data nor connections to look at, or limits cannot be found from the labels.
@@ -151,10 +153,10 @@ class Survey:
         folder = require_folder(Path(cache) / self._key(view))
         whole = folder / "connectivity.safetensors"
         if not whole.exists():
-            self._made(view, self._remembered(view, folder / "stats.safetensors"), _Cells(folder)).save(whole)
-            for part in folder.iterdir():
-                if part != whole:
-                    part.unlink()
+            cells = _Cells(folder)
+            self._made(view, self._remembered(view, folder / "stats.safetensors"), cells).save(whole)
+            cells.clear()
+            (folder / "stats.safetensors").unlink(missing_ok=True)
         return Connectivity.load(whole)
 
     @property
@@ -166,9 +168,12 @@ class Survey:
         return heard(view, self.wants, samples=self.samples, per_class=self.per_class)
 
     def _remembered(self, view: View, path: Path) -> Stats:
-        if not path.exists():
-            self._measured(view).save(path)
-        return Stats.load(path)
+        if path.exists():
+            with suppress(FileError):  # another process that was done first has removed it
+                return Stats.load(path)
+        stats = self._measured(view)
+        stats.save(path)
+        return stats
 
     def _made(self, view: View, stats: Stats, cells: "_Cells") -> Connectivity:
         labels = require_classes(stats.labels) if self.limits else None
@@ -266,14 +271,22 @@ class _Cells:
         """The result of that name, made if it is not there."""
         if self.folder is None:
             return make()
-        path = self.folder / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.layer.safetensors"
-        if not path.exists():
-            made = make()
-            with replacing(path) as temporary:
-                save_file({"values": made.contiguous()}, str(temporary))
-        with safe_open(str(path), framework="pt") as file:
-            values: Tensor = file.get_tensor("values")
-        return values
+        path = self.folder / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}{PART}"
+        if path.exists():
+            # Another process that was done first may remove it just now.
+            with suppress(FileNotFoundError), safe_open(str(path), framework="pt") as file:
+                values: Tensor = file.get_tensor("values")
+                return values
+        made = make()
+        with replacing(path) as temporary:
+            save_file({"values": made.contiguous()}, str(temporary))
+        return made
+
+    def clear(self) -> None:
+        """Remove the results, and nothing that another process is writing."""
+        if self.folder is not None:
+            for path in self.folder.glob(f"*{PART}"):
+                path.unlink(missing_ok=True)
 
 
 def _is_measured(stats: Stats | None) -> TypeGuard[Stats]:

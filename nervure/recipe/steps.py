@@ -19,7 +19,7 @@ from nervure.export import load, load_state, save, save_state, write_tensors
 from nervure.files import read_json, write_json, write_text
 from nervure.graph import Graph, count
 from nervure.graph.tape import named_tensors
-from nervure.methods import Explained, Method, Random, View
+from nervure.methods import Explained, Method, Random, Remembering, View
 from nervure.methods.lots import masks_by_lot
 from nervure.methods.rewiring import Rewired, gain_of
 from nervure.plan import Plan
@@ -38,7 +38,8 @@ from nervure.zoo import Dataset, Split
 PROBED = 64
 RELOAD_TOLERANCE = 1e-5
 STATS, STATS_FRESH = "stats.safetensors", "stats-fresh.safetensors"
-SHARED = frozenset({"dense.safetensors", "dense.history.json", "graph.json", STATS, STATS_FRESH})
+SURVEYS = "surveys"
+SHARED = frozenset({"dense.safetensors", "dense.history.json", "graph.json", STATS, STATS_FRESH, SURVEYS})
 
 
 @final
@@ -171,6 +172,9 @@ def plan_cut(bench: Bench) -> None:
     if isinstance(method, Rewired) and not bench.begins_fresh:
         # Weights that were learnt have the size they should have.
         method = replace(method, rescale=False)
+    if isinstance(method, Remembering) and method.cache is None:
+        kept: Any = method
+        method = replace(kept, cache=str(bench.path(SURVEYS)))
     if isinstance(method, Explained):
         found = method.evidence(view)
         write_json(bench.path("evidence.json"), found.to_json())

@@ -380,6 +380,25 @@ def test_limits_of_a_loader_that_draws_by_lot_are_the_same_whatever_was_drawn_be
     assert found[0] == found[1]
 
 
+def test_two_may_survey_the_same_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = view(net(), pictures())
+    method = SNACS(keep=0.6, cache=str(tmp_path), limits=False)
+    expected = SNACS(keep=0.6, limits=False).plan(seen)
+    real, others = surveys.save_file, list[Any]()
+
+    def overtaken(*given: Any, **options: Any) -> None:
+        real(*given, **options)
+        if not others:
+            others.append(None)
+            others.append(method.plan(seen))
+
+    monkeypatch.setattr(surveys, "save_file", overtaken)
+    assert method.plan(seen) == expected
+    assert others == [None, expected]
+    (folder,) = tmp_path.iterdir()
+    assert [path.name for path in folder.iterdir()] == ["connectivity.safetensors"]
+
+
 def test_a_survey_that_was_stopped_goes_on_from_its_last_finished_layer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
