@@ -4,7 +4,7 @@ import copy
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -159,6 +159,19 @@ def data_for(model: nn.Module, example: Any) -> list[Any]:
     return [(x, torch.randint(classes, (len(x[0]),), generator=generator)) for x in drawn]
 
 
+class Epochs:
+    """The batches in another order in each epoch; in their own in the first."""
+
+    def __init__(self, batches: list[Any]) -> None:
+        self.batches, self.epoch = batches, 0
+
+    def __iter__(self) -> Iterator[Any]:
+        drawn = torch.randperm(len(self.batches), generator=torch.Generator().manual_seed(self.epoch)).tolist()
+        order = drawn if self.epoch else range(len(self.batches))
+        self.epoch += 1
+        return iter([self.batches[i] for i in order])
+
+
 def frozen(weights: Weights) -> dict[str, Tensor]:
     """Copies, to see later that nothing was changed."""
     return {name: tensor.clone() for name, tensor in weights.items()}
@@ -246,7 +259,7 @@ def a_method_keeps_the_laws(c: Case, method: Method) -> None:
     pruned = prune(c.model, c.example, method, data=data, progress=False)
     assert_same(c.weights, before)
     assert pruned.verification is not None
-    again = prune(c.model, c.example, method, data=data, progress=False)
+    again = prune(c.model, c.example, method, data=Epochs(data), progress=False)
     assert again.plan == pruned.plan
     assert eval(repr(method), vars(nervure) | {}) == method
     assert Plan.from_json(json.loads(json.dumps(pruned.plan.to_json()))) == pruned.plan

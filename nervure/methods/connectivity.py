@@ -1,6 +1,5 @@
 """The evidence of SNACS: what was measured and scored, as a value that is kept on disk and thresholded again."""
 
-import copy
 import hashlib
 import json
 import os
@@ -27,7 +26,7 @@ from nervure.scores.connectivity import connectivity, unit_scores, weighted
 from nervure.scores.layers import Layer, layers
 from nervure.scores.limits import GRID, Limit, bearable, limit, qualities, require_classes, ridge
 from nervure.scores.sensitivity import propagated, protected, sensitivity
-from nervure.stats import Stats, are_labelled, data_digest, measure, response
+from nervure.stats import Stats, are_labelled, data_digest, measure, response, unmoved
 
 Ranking: TypeAlias = Literal["connectivity", "dependence", "magnitude"]
 FORMAT = 2
@@ -210,7 +209,7 @@ class Survey:
         if self.probe:
             return self._limits_by_probe(listed, rho, scores, stats, labels, cells)
         trials = unit_trials(scores) if self.per_unit else _connection_trials(listed, rho)
-        network, chance = Alone(view, _unmoved(view.data)), 1 / int(labels.unique().numel())
+        network, chance = Alone(view, unmoved(view.data)), 1 / int(labels.unique().numel())
         return {
             name: bearable(
                 (0.0, *(share for share, _ in steps)),
@@ -298,8 +297,8 @@ def heard(view: View, want: frozenset[str], *, samples: int, per_class: int = 0)
     if _is_measured(view.stats):
         return view.stats
     assert view.model is not None
-    data = _unmoved(view.data)
-    return measure(view.model, view.graph, data, want=want, samples=samples, per_class=per_class, seed=view.seed)
+    assert view.data is not None
+    return measure(view.model, view.graph, view.data, want=want, samples=samples, per_class=per_class, seed=view.seed)
 
 
 def require_evidence(view: View, asker: str) -> None:
@@ -317,7 +316,7 @@ def is_labelled(view: View) -> bool:
     """Whether the evidence of a view has labels, or its data would give some."""
     if _is_measured(view.stats):
         return view.stats.labels is not None
-    return are_labelled(_unmoved(view.data))
+    return view.data is not None and are_labelled(view.data)
 
 
 def _evidence_digest(survey: Survey, view: View) -> str:
@@ -326,17 +325,10 @@ def _evidence_digest(survey: Survey, view: View) -> str:
         for name, tensor in sorted(view.stats.connections.items()):
             digest.update(name.encode() + tensor.contiguous().numpy().tobytes())
         return digest.hexdigest()
+    assert view.data is not None
     return data_digest(
-        _unmoved(view.data), samples=survey.samples, per_class=survey.per_class, labelled=survey.limits, seed=view.seed
+        view.data, samples=survey.samples, per_class=survey.per_class, labelled=survey.limits, seed=view.seed
     )
-
-
-def _unmoved(data: Any) -> Any:
-    """A copy to iterate over: a loader that shuffles anew in each epoch stays where it is, and gives the same again."""
-    try:
-        return copy.copy(data)
-    except TypeError:
-        return data
 
 
 def _curve(

@@ -19,7 +19,7 @@ from nervure.graph.example import evaluating, samples_of
 from nervure.graph.types import Block, Graph
 from nervure.methods.base import View
 from nervure.plan import Drop, Plan
-from nervure.stats import Stats, measure
+from nervure.stats import SAMPLES, Stats, first_of, measure
 from nervure.stats.batches import batches as checked
 from nervure.stats.blocks import answer_of
 from nervure.surgery.apply import apply
@@ -65,21 +65,24 @@ class Judge:
         self._qualities: dict[tuple[str, ...], float] = {}
         self._latencies: dict[tuple[str, ...], float] = {}
         self._parts: tuple[list[Any], list[Any]] | None = None
+        self._compared: list[Any] | None = None
         self._whole: list[_Answer] | None = None
         self._seconds: float | None = None
 
     def measured_without(self, names: tuple[str, ...], wants: Iterable[str]) -> Stats:
-        """Evidence of the smaller model, on as many samples as the view's; blocks keep their names."""
-        seen = self._view.stats
-        samples = {} if seen is None else {"samples": seen.samples}
+        """Evidence of the smaller model, on as many samples as the view's, always the same; blocks keep their names."""
+        samples = SAMPLES if self._view.stats is None else self._view.stats.samples
+        if self._compared is None:
+            # Kept: of a loader that shuffles, sample by sample, other passes would be compared with other samples.
+            self._compared = first_of(data_of(self._view), samples)
         return measure(
             self._smaller(names),
             self._view.graph,
-            data_of(self._view),
+            self._compared,
             want=wants,
+            samples=samples,
             seed=self._view.seed,
             progress=False,
-            **samples,
         )
 
     def answers_without(self, names: tuple[str, ...]) -> Tensor:

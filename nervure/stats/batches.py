@@ -1,5 +1,6 @@
 """Batches of data, checked: what people feed to networks, in one shape."""
 
+import copy
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -11,6 +12,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from nervure.errors import DataError
+
+SAMPLES = 2048
+"""How many are measured, unless something else is asked."""
 
 
 @final
@@ -52,6 +56,7 @@ def batches(data: Iterable[Any], samples: int, *, labelled: bool, per_class: int
 
     Args:
         data: (inputs, labels) pairs, or inputs alone; inputs are a tensor, a tuple of positional arguments or a dict.
+            They stay where they are, see :func:`unmoved`.
         samples: how many at most; the last batch is cut to fit.
         labelled: whether labels must be there.
         per_class: where above 0, only the first so many samples of each class are taken.
@@ -73,6 +78,27 @@ def batches(data: Iterable[Any], samples: int, *, labelled: bool, per_class: int
         raise DataError(
             "the data are empty: there was no sample to measure. Give a re-iterable of (inputs, labels) batches."
         )
+
+
+def first_of(data: Iterable[Any], samples: int = SAMPLES) -> list[Any]:
+    """The batches, as they come, that hold the first ``samples`` samples; raises DataError as :func:`batches`."""
+    found, seen = list[Any](), 0
+    for number, raw in enumerate(_iterate(data)):
+        found.append(raw)
+        seen += _batch(raw, f"batch {number}", labelled=False).size
+        if seen >= samples:
+            break
+    return found
+
+
+def unmoved(data: Any) -> Any:
+    """A copy to iterate over: a loader that shuffles anew in each epoch stays where it is, and gives the same again."""
+    if isinstance(data, Iterator):
+        return data
+    try:
+        return copy.copy(data)
+    except (TypeError, NotImplementedError, copy.Error):
+        return data
 
 
 def are_labelled(data: Iterable[Any]) -> bool:
@@ -104,7 +130,7 @@ def _iterate(data: Iterable[Any]) -> Iterator[Any]:
         raise DataError(
             f"data of type {type(data).__name__} are no batches. Give a re-iterable of (inputs, labels) pairs."
         )
-    return iter(data)
+    return iter(unmoved(data))
 
 
 def _batch(raw: Any, what: str, labelled: bool) -> Batch:

@@ -15,7 +15,7 @@ from nervure.check import nearest, require_choice, require_positive
 from nervure.errors import ArgumentError, DataError
 from nervure.graph.types import Graph
 from nervure.progress import length, track
-from nervure.stats.batches import Batch, batches, counted
+from nervure.stats.batches import SAMPLES, Batch, batches, counted
 from nervure.stats.blocks import REDUCTIONS, BlockRecorder
 from nervure.stats.connections import Listener, ears
 from nervure.stats.memory import require_memory
@@ -38,7 +38,7 @@ def measure(
     data: Iterable[Any],
     *,
     want: Iterable[str] = frozenset({"activations"}),
-    samples: int = 2048,
+    samples: int = SAMPLES,
     per_class: int = 0,
     seed: int = 0,
     progress: bool = True,
@@ -67,7 +67,7 @@ def measure(
         samples: how many samples at most.
         per_class: where above 0, at most so many samples of each class are taken, the first that come, none twice.
         seed: seeds torch while the data are drawn, so a shuffling loader gives the same samples again; the caller's
-            random state is put back.
+            random state, and a loader that counts its epochs, stay where they are.
         progress: whether to show a bar when it takes long.
 
     Raises:

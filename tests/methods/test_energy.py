@@ -124,6 +124,34 @@ def test_yardsticks_also_drop_the_dead_block_first(score: Any, view: View) -> No
     assert names(method.plan(wanted)) == ["blocks.2"]
 
 
+class Drawing:
+    """A loader that draws another order each time it is read, whatever the seeds and whoever copies it."""
+
+    passes = 0
+
+    def __iter__(self) -> Any:
+        Drawing.passes += 1
+        pairs = [pair for batch in batches() for pair in zip(*batch, strict=True)]
+        order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(Drawing.passes)).split(16)
+        return iter(
+            [tuple(torch.stack(side) for side in zip(*(pairs[i] for i in part), strict=True)) for part in order]
+        )
+
+
+@pytest.mark.parametrize(
+    "data", [Drawing(), fake(96, validation=0.1).train.batches(16, shuffle_seed=0)], ids=["any", "epochs"]
+)
+@pytest.mark.parametrize(
+    "method", [Energy(drop=1), Energy(drop=2, stages=2), Depth(drop=1, score="cka")], ids=["skip", "stages", "cka"]
+)
+def test_answers_are_compared_sample_by_sample_whatever_order_a_loader_draws(
+    method: Any, data: Any, view: View
+) -> None:
+    shuffled = replace(view, stats=None, data=data)
+    assert method.scores(shuffled)["blocks.2"].mean == pytest.approx(0, abs=1e-12)
+    assert "blocks.2" in names(method.plan(shuffled))
+
+
 def test_scores_are_the_statistics_of_the_feature_maps(view: View) -> None:
     assert view.stats is not None
     assert view.stats.labels is not None
