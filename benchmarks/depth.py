@@ -329,7 +329,7 @@ def shortened(trial: Trial, goal: float) -> list[str]:
     """The blocks that leave at the least loss, by our score and the time of each, until so much of the time is left."""
     blocks = droppable(trial.graph, "fine")
     known = trial.scored(OURS)
-    seconds = Judge(trial.view, 1).seconds_of(blocks)
+    seconds = Judge(trial.view, 1).savings_of(blocks)
     sets = METHODS[OURS].removals([known[b.name].mean for b in blocks], blocks, seconds)
     low, high = 0, len(sets) - 1
     while low < high:
