@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from itertools import combinations, pairwise
+from itertools import combinations, pairwise, product
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -22,6 +22,9 @@ from torch import Tensor, nn
 from nervure import GMP, SET, RigL, Synthesis, similarity, trace, train
 from nervure.budget.rewiring import Ramp
 from nervure.evaluation import accuracy_and_auc, align, common, reordered
+from nervure.scores.growth import GROWTH as NAMED
+from nervure.scores.growth import Ask, Growth
+from nervure.scores.sites import Site
 from nervure.training import History, mean_density
 from nervure.zoo import load
 from nervure.zoo.dataset import Dataset
@@ -29,7 +32,7 @@ from nervure.zoo.dataset import Dataset
 ROOT = Path(__file__).resolve().parent.parent
 LINES = ROOT / "docs" / "results" / "synthesis.jsonl"
 LR, EVENTS, BATCH = 0.1, 15, 64
-CHOSEN_ON = (100, 101, 102)
+CHOSEN_ON, RULED_ON = (100, 101, 102), range(100, 108)
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,7 @@ def clothes() -> Dataset:
 TASKS: Mapping[str, Task] = {
     "digits": Task(lambda: mlp(64, 128, 64, 10), digits, 15, 5, (0.05,), 0.02, has_all=True),
     "clothes": Task(lambda: mlp(196, 256, 128, 10), clothes, 5, 5, (0.05,), 0.02),
-    "convolutional": Task(convolutional, clothes, 3, 2, (0.15,), 0.06),
+    "convolutional": Task(convolutional, clothes, 5, 5, (0.15,), 0.06),
 }
 
 GROWTH: Mapping[str, Mapping[str, Any]] = {
@@ -111,6 +114,8 @@ SIMILAR = (
     "grow, hard origins, density, likeliest",
     f"grow, {OURS}",
 )
+LIKENESS = {"digits": 3, "clothes": 1}
+"""Tasks, and how many times three runs are compared there."""
 
 
 def arms(task: Task, density: float) -> dict[str, Any]:
@@ -258,6 +263,41 @@ def choice(name: str, density: float, arm: str, seed: int) -> dict[str, Any]:
     return {**line, "validation": found.accuracy, "cost": cost, "seconds": round(time.perf_counter() - started, 2)}
 
 
+def gradient_of_strong(origin: float, end: float) -> Growth:
+    """Gradients, weighed by the strength of where a connection starts and by the z-score of where it ends."""
+
+    def rule(site: Site, ask: Ask) -> Tensor:
+        strength = site.strength(heard=True)
+        starts, ends = strength.sum(0) + (0 if site.incoming is None else site.incoming), strength.sum(1)
+        z = (ends - ends.mean()) / ends.std(correction=0).clamp_min(1e-12)
+        assert site.gradient is not None
+        weighed = starts.clamp_min(1e-12) ** origin * (end * z).exp()[:, None]
+        return site.gradient.abs().double() * weighed[:, :, None]
+
+    return rule
+
+
+WEIGHED = [pair for pair in product((0.0, 0.5, 1.0), repeat=2) if any(pair)]
+NAMED.update({str(pair): gradient_of_strong(*pair) for pair in WEIGHED})
+RULES: Mapping[str, Mapping[str, Any]] = {
+    "strategic: strong by activation": {**GROWTH["ours: by activation, strong"], "pool": 1.0},
+    **{f"of {n} times as many, the steepest gradients": {**GROWTH[OURS], "pool": float(n)} for n in (3, 10, 30)},
+    "gradient": {"growth": "gradient"},
+    **{f"gradient x strength^{a:g} x exp({b:g} z)": {"growth": str((a, b))} for a, b in WEIGHED},
+}
+"""Is there anything that the strategy adds to the gradient?"""
+
+
+def rule(name: str, density: float, arm: str, seed: int) -> dict[str, Any]:
+    """One rule of growth, judged on validation images alone."""
+    task, started = TASKS[name], time.perf_counter()
+    method = Synthesis(density=density, start=task.start, events=EVENTS, end=0.75, **RULES[arm])
+    model, _ = trained(task, density, method, seed)
+    found = accuracy_and_auc(model, task.data().validation.batches(1000)).accuracy
+    line = {"kind": "rule", "task": name, "of": density, "arm": arm, "seed": seed}
+    return {**line, "validation": found, "seconds": round(time.perf_counter() - started, 2)}
+
+
 def likeness(name: str, density: float, arm: str, group: int, shared: bool) -> dict[str, Any]:
     """Three runs that begin alike, or apart: how much of their masks they share."""
     task, started = TASKS[name], time.perf_counter()
@@ -269,7 +309,9 @@ def likeness(name: str, density: float, arm: str, group: int, shared: bool) -> d
     alike = [similarity(a, b) for a, b in combinations(masks, 2)]
     inputs = next(iter(masks[0]))
     first = [similarity({inputs: a[inputs]}, {inputs: b[inputs]}) for a, b in combinations(masks, 2)]
-    aligned = [in_order(graph, runs[0], run) for run in runs[1:]]
+    weighed = [({n: p.detach() for n, p in model.state_dict().items()}, run.masks) for model, run in runs]
+    aligned = [in_order(graph, weighed[0], one) for one in weighed[1:]]
+    by_chance = [in_order(graph, weighed[0], shuffled(*one, group)) for one in weighed[1:]]
     shares = common(masks)
     return {
         "kind": "likeness",
@@ -284,17 +326,28 @@ def likeness(name: str, density: float, arm: str, group: int, shared: bool) -> d
         "inputs": mean(s.overlap for s in first),
         "inputs_chance": mean(s.chance for s in first),
         "aligned": mean(aligned),
+        "aligned_chance": mean(by_chance),
         "common": shares.similarity,
         "common_chance": shares.chance,
         "seconds": round(time.perf_counter() - started, 2),
     }
 
 
-def in_order(graph: Any, one: tuple[nn.Module, History], other: tuple[nn.Module, History]) -> float:
-    """The overlap once hidden units are in the same order."""
-    orders = align(graph, one[0].state_dict(), other[0].state_dict())
-    moved: Mapping[str, Tensor] = reordered(graph, other[1].masks, orders)
-    return similarity(one[1].masks, moved).overlap
+Weighed = tuple[Mapping[str, Tensor], Mapping[str, Tensor]]
+
+
+def in_order(graph: Any, one: Weighed, other: Weighed) -> float:
+    """The overlap once hidden units are in the same order; of weights and masks each."""
+    orders = align(graph, one[0], other[0])
+    return similarity(one[1], reordered(graph, other[1], orders)).overlap
+
+
+def shuffled(weights: Mapping[str, Tensor], masks: Mapping[str, Tensor], seed: int) -> Weighed:
+    """Each layer's weights in any order, with their masks: what alignment makes of runs that share nothing."""
+    draw = torch.Generator().manual_seed(seed)
+    orders = {name: torch.randperm(mask.numel(), generator=draw) for name, mask in masks.items()}
+    moved = {n: weights[n].reshape(-1)[order].reshape(weights[n].shape) for n, order in orders.items()}
+    return {**weights, **moved}, {n: masks[n].reshape(-1)[order].reshape(masks[n].shape) for n, order in orders.items()}
 
 
 def wanted(names: Sequence[str]) -> Iterator[tuple[Any, ...]]:
@@ -302,15 +355,17 @@ def wanted(names: Sequence[str]) -> Iterator[tuple[Any, ...]]:
     for name in [name for name in names if name != "convolutional"]:
         for arm in choices(TASKS[name], TASKS[name].densities[0]):
             yield from (("choice", name, TASKS[name].densities[0], arm, seed) for seed in CHOSEN_ON)
+        yield from (("rule", name, TASKS[name].densities[0], arm, seed) for seed in RULED_ON for arm in RULES)
     for seed in range(max(task.seeds for task in TASKS.values())):
         for name in names:
             task = TASKS[name]
             for density in task.densities:
                 if seed < task.seeds:
                     yield from (("trial", name, density, arm, seed) for arm in arms(task, density))
-        if "digits" in names and seed < 1:
-            for shared in (True, False):
-                yield from (("likeness", "digits", 0.05, arm, seed, shared) for arm in SIMILAR)
+        for name, groups in LIKENESS.items():
+            if name in names and seed < groups:
+                there = [arm for arm in SIMILAR if arm in arms(TASKS[name], 0.05)]
+                yield from (("likeness", name, 0.05, arm, seed, shared) for shared in (True, False) for arm in there)
 
 
 def key(line: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -327,7 +382,12 @@ def lines() -> list[dict[str, Any]]:
 def run(names: Sequence[str]) -> None:
     torch.set_num_threads(1)
     done = {key(line) for line in lines()}
-    kinds: Mapping[str, Callable[..., dict[str, Any]]] = {"trial": trial, "likeness": likeness, "choice": choice}
+    kinds: Mapping[str, Callable[..., dict[str, Any]]] = {
+        "trial": trial,
+        "likeness": likeness,
+        "choice": choice,
+        "rule": rule,
+    }
     for what in wanted(names):
         if what not in done:
             found = kinds[what[0]](*what[1:])
@@ -392,23 +452,42 @@ def chosen(found: Sequence[Mapping[str, Any]]) -> list[str]:
     return rows
 
 
+def ruled(found: Sequence[Mapping[str, Any]]) -> list[str]:
+    mine = [line for line in found if line["kind"] == "rule"]
+    names = [name for name in TASKS if any(line["task"] == name for line in mine)]
+    rows = [
+        f"| rule | {' | '.join(f'{name} | to the gradient' for name in names)} |",
+        "|---" * (1 + 2 * len(names)) + "|",
+    ]
+    for arm in RULES:
+        cells = [arm]
+        for name in names:
+            of = {a: {m["seed"]: m["validation"] for m in mine if (m["task"], m["arm"]) == (name, a)} for a in RULES}
+            gaps = [value - of["gradient"][seed] for seed, value in of[arm].items() if seed in of["gradient"]]
+            cells += [spread(of[arm].values()), spread(gaps)] if gaps else ["", ""]
+        rows.append(f"| {' | '.join(cells)} |")
+    return rows
+
+
 def likenesses(found: Sequence[Mapping[str, Any]]) -> list[str]:
     rows = [
-        "| method | start | overlap | chance | Jaccard | input layer (chance) | aligned | in all three (chance) |",
-        "|---|---|---|---|---|---|---|---|",
+        "| task | method | start | overlap | chance | Jaccard | input layer (chance) | aligned (chance) "
+        "| in all three (chance) |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
-    groups: dict[tuple[bool, str], list[Mapping[str, Any]]] = {}
+    groups: dict[tuple[str, bool, str], list[Mapping[str, Any]]] = {}
     for line in found:
         if line["kind"] == "likeness":
-            groups.setdefault((line["shared"], line["arm"]), []).append(line)
-    for (shared, arm), runs in sorted(groups.items(), key=lambda item: (not item[0][0], item[0][1])):
-        inputs, three = (
-            f"{spread(r[k] for r in runs)} ({spread(r[f'{k}_chance'] for r in runs)})" for k in ("inputs", "common")
+            groups.setdefault((line["task"], line["shared"], line["arm"]), []).append(line)
+    for (name, shared, arm), runs in sorted(groups.items(), key=lambda item: (item[0][0], not item[0][1], item[0][2])):
+        inputs, aligned, three = (
+            f"{spread(r[k] for r in runs)} ({spread(r[f'{k}_chance'] for r in runs)})"
+            for k in ("inputs", "aligned", "common")
         )
         rows.append(
-            f"| {arm} | {'the same' if shared else 'different'} | {spread(r['overlap'] for r in runs)} "
+            f"| {name} | {arm} | {'the same' if shared else 'different'} | {spread(r['overlap'] for r in runs)} "
             f"| {spread(r['chance'] for r in runs)} | {spread(r['jaccard'] for r in runs)} | {inputs} "
-            f"| {spread(r['aligned'] for r in runs)} | {three} |"
+            f"| {aligned} | {three} |"
         )
     return rows
 
@@ -432,11 +511,16 @@ def write() -> None:
     if any(line["kind"] == "likeness" for line in found):
         parts += ["## What runs share", "", *likenesses(found), ""]
     parts += ["## How the default was chosen", "", "Validation accuracy, seeds 100 to 102.", "", *chosen(found), ""]
+    if any(line["kind"] == "rule" for line in found):
+        text = "Validation accuracy, seeds 100 to 107; differences seed by seed; strength and z are by activation."
+        parts += ["## What the strategy adds to the gradient", "", text, "", *ruled(found), ""]
     LINES.with_suffix(".md").write_text("\n".join(parts), encoding="utf-8")
 
 
 if __name__ == "__main__":
     if sys.argv[1:] == ["--table"]:
         write()
+    elif unknown := [name for name in sys.argv[1:] if name not in TASKS]:
+        raise SystemExit(f"There is no task {unknown[0]!r}; there are {', '.join(TASKS)}, and --table.")
     else:
         run(sys.argv[1:] or list(TASKS))
