@@ -1,36 +1,33 @@
 """A clock without time: what a network takes is worked out from its widths, on a staircase."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
 from torch import nn
 
-from nervure.evaluation import Latency, Timing
+from nervure.evaluation import Timing
+from nervure.evaluation.latency import Built
 from nervure.graph.example import resized
 from tests.oracle import call
 
 
 class Clock:
-    """Stands for ``latency``: counts products on stairs of ``step``; ``slower`` makes cut networks slower than that."""
+    """Stands for ``in_turn``: counts products on stairs of ``step``; ``slower`` makes cut networks slower than that."""
 
     def __init__(self, step: int = 4, slower: float = 1.0, stops_after: int | None = None) -> None:
         self.step, self.slower, self.stops_after = step, slower, stops_after
         self.timed = 0
 
-    def __call__(self, models: Mapping[str, nn.Module], example: Any, **options: Any) -> Latency:
+    def __call__(self, models: Mapping[str, Built], batch: int, threads: int, **options: Any) -> Iterator[Timing]:
         if self.stops_after is not None and self.timed >= self.stops_after:
             raise KeyboardInterrupt
         self.timed += len(models) - 1
-        (batch,), (threads,), engine = options["batch_sizes"], options["threads"], options["engine"]
-        seconds = {name: self.seconds(model, resized(example, batch)) for name, model in models.items()}
+        seconds = {name: self.seconds(built.model, resized(built.example, batch)) for name, built in models.items()}
         dense = next(iter(seconds.values()))
-        rows = []
         for place, (name, took) in enumerate(seconds.items()):
             ratio = took / dense * (self.slower if place else 1)
-            times = (took, (took, took), ratio, (ratio, ratio))
-            rows.append(Timing(name, batch, threads, *times, 3, engine))
-        return Latency(tuple(rows))
+            yield Timing(name, batch, threads, took, (took, took), ratio, (ratio, ratio), 3, models[name].engine)
 
     def seconds(self, model: nn.Module, example: Any) -> float:
         """A millisecond for every million products on stairs, and one for every layer."""
@@ -52,6 +49,6 @@ class Clock:
 
 def installed(monkeypatch: pytest.MonkeyPatch, folder: Any, clock: Clock) -> Clock:
     """Time by ``clock`` from now on, and keep tables in ``folder``."""
-    monkeypatch.setattr("nervure.evaluation.timing.latency", clock)
+    monkeypatch.setattr("nervure.evaluation.timing.in_turn", clock)
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
     return clock

@@ -25,6 +25,7 @@ from nervure.graph.example import evaluating, resized
 # The clock and the call around it cost about a microsecond: one timing should last a thousand times as long.
 SHORTEST_TIMING = 1e-3
 MOST_ROUNDS = 1000
+WARMUP = 3
 
 
 @final
@@ -120,7 +121,7 @@ def latency(
     precision: str = FLOAT32,
     rounds: int = 20,
     seconds: float = 1.0,
-    warmup: int = 3,
+    warmup: int = WARMUP,
 ) -> Latency:
     """Time models against each other, in turn within one run.
 
@@ -154,37 +155,53 @@ def latency(
     for name in engines:
         require_engine(name, precision)
     rows: list[Timing] = []
-    with ExitStack() as stack:
-        for model in models.values():
-            stack.enter_context(evaluating(model))
-        for name in engines:
-            built = {key: _Built(name, model, example, precision) for key, model in models.items()}
-            for batch, count in itertools.product(batch_sizes, threads):
-                with threads_of_torch(count):
-                    times = _measure({k: _Run(b, batch, count) for k, b in built.items()}, rounds, seconds, warmup)
-                rows.extend(_rows(times, batch, count, name))
+    for name in engines:
+        built = {key: Built(name, model, example, precision) for key, model in models.items()}
+        for batch, count in itertools.product(batch_sizes, threads):
+            rows.extend(in_turn(built, batch, count, rounds=rounds, seconds=seconds, warmup=warmup))
     return Latency(tuple(rows))
 
 
-class _Built:
-    """A model in an engine, made ready once; again for each batch size only where the model fixes it."""
+class Built:
+    """A model in an engine, made ready once; again for each batch size only where the model fixes it.
 
-    def __init__(self, engine: str, model: nn.Module, example: Any, precision: str) -> None:
+    Args:
+        engine: what runs it.
+        model: the model.
+        example: what batches are made of.
+        precision: of the computation.
+    """
+
+    def __init__(self, engine: str, model: nn.Module, example: Any, precision: str = FLOAT32) -> None:
         self.engine, self.model, self.precision = engine, model, precision
         self.device = device_of(model) if ENGINES[engine].follows else torch.device("cpu")
         self.example = to_device(example, self.device)
         self.program: Program | None = None
 
     def runner(self, inputs: Any, batch: int, threads: int) -> Runner:
+        """What runs batches of this size."""
         if self.program is None or self.program.samples not in (None, batch):
             self.program = prepare(self.engine, self.model, inputs, precision=self.precision)
         return self.program.runner(threads)
 
 
+def in_turn(
+    models: Mapping[str, Built], batch: int, threads: int, *, rounds: int, seconds: float, warmup: int = WARMUP
+) -> Iterator[Timing]:
+    """Time models of one engine at one batch size and thread count, in turn; see :func:`latency`."""
+    with ExitStack() as stack:
+        for built in models.values():
+            stack.enter_context(evaluating(built.model))
+        with threads_of_torch(threads):
+            runs = {name: _Run(built, batch, threads) for name, built in models.items()}
+            times = _measure(runs, rounds, seconds, warmup)
+    yield from _rows(times, batch, threads, next(iter(models.values())).engine)
+
+
 class _Run:
     """A model in an engine, bound to its inputs; timing it gives seconds per forward pass."""
 
-    def __init__(self, built: _Built, batch: int, threads: int) -> None:
+    def __init__(self, built: Built, batch: int, threads: int) -> None:
         self.device = built.device
         self.inputs = resized(built.example, batch)
         self.call = built.runner(self.inputs, batch, threads)

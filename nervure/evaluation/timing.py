@@ -23,7 +23,7 @@ from nervure.check import require_positive
 from nervure.engines import ENGINES, require_engine
 from nervure.errors import FileError
 from nervure.evaluation.batches import device_of
-from nervure.evaluation.latency import Latency, latency
+from nervure.evaluation.latency import Built, Latency, in_turn
 from nervure.files import read_json, require_folder, write_json
 from nervure.graph.example import samples_of
 from nervure.graph.types import Block, Graph
@@ -158,18 +158,17 @@ class Stopwatch:
         dense = min(d for d in (table.dense, timed.median("dense")) if d > 0)
         return replace(table, dense=dense, samples=(*table.samples, *more))
 
+    @cached_property
+    def _dense(self) -> Built:
+        """The dense network in the engine, made ready once for all timings."""
+        return Built(self.engine, self.model, self.example)
+
     def _timed(self, plans: Sequence[Plan], rounds: int, seconds: float) -> Latency:
         """The dense network and what ``plans`` make of it, numbered, in turn."""
         cut = {str(number): apply(self.model, self.graph, plan).eval() for number, plan in enumerate(plans)}
-        return latency(
-            {"dense": self.model, **cut},
-            self.example,
-            engine=self.engine,
-            threads=[int(self.key["threads"])],
-            batch_sizes=[int(self.key["batch"])],
-            rounds=rounds,
-            seconds=seconds,
-        )
+        built = {name: Built(self.engine, model, self.example) for name, model in cut.items()}
+        batch, threads = int(self.key["batch"]), int(self.key["threads"])
+        return Latency(tuple(in_turn({"dense": self._dense, **built}, batch, threads, rounds=rounds, seconds=seconds)))
 
     def _kept(self) -> LatencyTable:
         """What the file holds, where that is about the same thing; else an empty table."""

@@ -1,7 +1,9 @@
 """Tables are measured once, go on where they were stopped, and are measured anew where they are stale."""
 
 import json
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -100,6 +102,24 @@ def test_a_plan_that_was_timed_is_known_and_changes_no_prediction(clock: Clock) 
     assert clock.timed == SAMPLES + 1
     assert watch.table(samples=SAMPLES).rates == table.rates
     assert watch.ratio(Plan()) == 1
+
+
+def test_the_dense_network_is_made_ready_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    timings = sys.modules["nervure.evaluation.latency"]  # the package has a function of this name
+    real, prepared = timings.prepare, list[nn.Module]()
+
+    def counted(engine: str, model: nn.Module, *given: Any, **options: Any) -> Any:
+        prepared.append(model)
+        return real(engine, model, *given, **options)
+
+    monkeypatch.setattr(timings, "prepare", counted)
+    monkeypatch.setattr("nervure.evaluation.timing.CHECK_SECONDS", 0.0)
+    model = network()
+    watch = Stopwatch(model, trace(model, EXAMPLE), EXAMPLE, cache=tmp_path)
+    plans = [Plan((Cut("0", Keep.of(torch.arange(12) < size)),)) for size in range(2, 12)]
+    assert all(ratio > 0 for ratio in watch.ratios(plans))
+    assert sum(one is model for one in prepared) == 1
+    assert len(prepared) == 1 + len(plans)
 
 
 @pytest.mark.parametrize("name", ["residual", "vit", "concat"])
