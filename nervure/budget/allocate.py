@@ -22,10 +22,6 @@ TimedBudget: TypeAlias = Literal["channels", "params", "macs", "latency"]
 Scope: TypeAlias = Literal["global", "layer"]
 Cost: TypeAlias = Callable[[np.ndarray], float]
 NAMED_PINS = 4
-BITES = 32
-"""A group loses at least this share of itself at a time where neither a multiple nor a step says more."""
-FREE = 1e-9
-"""Shares of the dense latency below this are nothing."""
 WHOLE_KINDS = ("heads", "blocks")
 """Groups whose units have several channels each."""
 
@@ -76,8 +72,8 @@ def allocate(
     * ``budget="params"`` or ``"macs"``: the cost of what stays is at most ``keep`` times the cost of the whole model,
       and no single removed unit could come back within it. ``"global"`` removes the lowest scores of all groups,
       ``"layer"`` the same fraction of each group; then the best removed units that still fit come back.
-    * ``budget="latency"``: the same with the time that ``table`` predicts, where units beside a step of the engine
-      come back for nothing. ``"global"`` removes what scores least for the time it saves, see :func:`bargains`.
+    * ``budget="latency"``: the same with the time that ``table`` predicts. Sizes are multiples of the engine's block,
+      between which channels only cost time, and units beside a step of the engine come back for nothing.
 
     Args:
         graph: the model's graph.
@@ -150,8 +146,6 @@ class Market:
     @cached_property
     def order(self) -> np.ndarray:
         """Flat units, best first; units in the floor of their group are left out, they are not for sale."""
-        if self.clock is not None and self.scope == "global":
-            return bargains(self, self.clock)
         # The same fraction of every group goes first where the worst ranks, relative to the group's size, go first.
         value = np.concatenate(self.values) if self.scope == "global" else -(self.rank + 0.5) / self.sizes[self.owner]
         order = np.argsort(-value, kind="stable")
@@ -164,9 +158,16 @@ class Market:
 
     @cached_property
     def multiples(self) -> np.ndarray:
-        """How many units of each group make its channels a multiple of what was asked. Shape [groups]."""
-        each = [unit_multiple(group, self.multiple) for group in self.graph.prunable]
-        return np.array(each, dtype=np.int64)
+        """How many units of each group make its channels a multiple of what was asked. Shape [groups].
+
+        For an engine also a multiple of its block, in groups that have four of them at least.
+        """
+        asked = np.array([unit_multiple(group, self.multiple) for group in self.graph.prunable], dtype=np.int64)
+        if self.clock is None:
+            return asked
+        both = math.lcm(self.multiple, self.clock.tally.block)
+        whole = np.array([unit_multiple(group, both) for group in self.graph.prunable], dtype=np.int64)
+        return np.where(4 * whole <= self.sizes, whole, asked)
 
     def rounded(self, counts: np.ndarray) -> np.ndarray:
         """Group sizes [groups] rounded up to what is allowed."""
@@ -247,10 +248,11 @@ def _filled(market: Market, kept: np.ndarray, cost: Cost, limit: float) -> np.nd
     for unit in market.order.tolist():
         if kept[unit]:
             continue
-        key = ledger.kind(unit) if market.multiple == 1 else int(market.owner[unit])
+        alone = market.multiples[market.owner[unit]] == 1
+        key = ledger.kind(unit) if alone else int(market.owner[unit])
         if key in too_dear:
             continue
-        chunk = [unit] if market.multiple == 1 else _chunk(market, kept, unit)
+        chunk = [unit] if alone else _chunk(market, kept, unit)
         gain = ledger.gain(deaths, chunk)
         if cost(alive + gain.axes) > limit:
             too_dear.add(key)
@@ -269,46 +271,6 @@ def _chunk(market: Market, kept: np.ndarray, unit: int) -> list[int]:
     best = removed[np.argsort(market.rank[removed])]
     multiple, have = int(market.multiples[owner]), len(members) - len(removed)
     return [int(u) for u in best[: multiple - have % multiple]]
-
-
-def bargains(market: Market, clock: Clock) -> np.ndarray:
-    """Flat units in the order in which they are worth their time, best first; floors are left out.
-
-    From the whole network, the group goes down to its next step whose units lose least score for the time they save,
-    as it is predicted then; and so on.
-    """
-    starts = np.concatenate([[0], np.cumsum(market.sizes)])
-    ranked = [np.argsort(-v, kind="stable") + s for v, s in zip(market.values, starts, strict=False)]
-    sums = _sums(market)
-    step = max(clock.tally.step, clock.tally.block)
-    bites = np.maximum(market.multiples, [unit_multiple(g, step) for g in market.graph.prunable])
-    bites = np.where(bites == 1, -(-market.sizes // BITES), bites)
-    spread = _spread(market)
-    counts, alive, removed = market.sizes.copy(), market.ledger.sizes.astype(np.float64), []
-    while (counts > market.floors).any():
-        lower = np.maximum(market.floors, (counts - 1) // bites * bites)
-        left = alive - (counts - lower)[:, None] * spread
-        saved = clock.costs(alive) - clock.costs(np.maximum(left, 0))
-        lost = np.array([s[c] - s[n] for s, c, n in zip(sums, counts, lower, strict=True)])
-        dear = np.where(counts > lower, lost / np.maximum(saved, FREE), np.inf)
-        group = int(dear.argmin())
-        removed.extend(ranked[group][lower[group] : counts[group]][::-1].tolist())
-        counts[group], alive = lower[group], left[group]
-    return np.array(removed[::-1], dtype=np.int64)
-
-
-def _sums(market: Market) -> list[np.ndarray]:
-    """For each group the score of its best 0, 1, ... units; none is below 0."""
-    least = min(0.0, *(float(v.min()) for v in market.values))
-    return [np.concatenate([[0.0], np.cumsum(np.sort(v - least)[::-1])]) for v in market.values]
-
-
-def _spread(market: Market) -> np.ndarray:
-    """Positions along each axis that a unit of each group has in the mean. Shape [groups, axes + 1]."""
-    counts = np.zeros((len(market.sizes), len(market.ledger.sizes)))
-    ledger = market.ledger
-    np.add.at(counts, (market.owner[ledger.pair_unit], ledger.axis_of[ledger.pair_position]), 1)
-    return np.asarray(counts / market.sizes[:, None])
 
 
 def unit_multiple(group: Group, multiple: int) -> int:

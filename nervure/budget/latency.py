@@ -267,10 +267,6 @@ class Clock:
         """What the dense network comes to."""
         return float(self.tally(self.tally.sizes) @ self.rates)
 
-    def costs(self, alive: np.ndarray) -> np.ndarray:
-        """Shares of the dense network's time for survivors [..., axes + 1]. Shape [...]."""
-        return np.asarray(self.tally(alive) @ self.rates / self.whole)
-
     def ratio(self, alive: np.ndarray, present: np.ndarray | None = None) -> float:
         """The share of the dense network's time; ``alive`` [axes + 1], ``present`` [operations]."""
         return float(self.tally(alive, present) @ self.rates / self.whole)
