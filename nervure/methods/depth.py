@@ -76,7 +76,7 @@ def _branch(method: Depth, view: View, blocks: Sequence[Block], gone: tuple[str,
 def _cka(method: Depth, view: View, blocks: Sequence[Block], gone: tuple[str, ...]) -> list[float]:
     judge = Judge(view, method.recalibrate, method.output)
     # The whole model is recalibrated like the others: what differs is the block alone.
-    whole, *others = (judge.answers_without(names) for names in (gone, *((*gone, b.name) for b in blocks)))
+    whole, *others = (judge.answers_without(names) for names in ((), *((*gone, b.name) for b in blocks)))
     return [1 - float(cka(whole.double(), other.double(), debiased=False)) for other in others]
 
 

@@ -74,7 +74,8 @@ class Dropping(ABC):
             input.
         granularity: where blocks lie inside others, ``"fine"`` drops inner ones (attention or MLP alone), ``"whole"``
             outer ones (transformer blocks).
-        stages: measure again after each of so many steps towards the goal.
+        stages: measure again after each of so many steps towards the goal. Scores of answers are compared with those of
+            the whole model at every stage.
         recalibrate: batches on which batch norms are recalibrated before a smaller model is measured or judged.
         seed: added to the seed of the view where lots are drawn.
         output: which of several outputs is meant, by its key or place; empty: ``"logits"``, or the first.

@@ -119,18 +119,25 @@ class Energy(Dropping):
     def _skipped(self, view: View, blocks: Sequence[Block], gone: tuple[str, ...]) -> dict[str, BlockScore]:
         """How much of the answers' dependence is lost when a block is skipped."""
         judge = self._judge(view)
-        # The whole model is recalibrated like the others: what differs is the block alone.
-        whole = judge.answers_without(gone)
+        # The whole model is recalibrated like the others: what differs is the block alone. At every stage it is the
+        # whole model that is compared with, so that small losses add up instead of being forgotten.
+        whole = judge.answers_without(())
         if len(whole) < FEWEST:
             raise DataError(f"the data gave {len(whole)} samples; dependence takes {FEWEST} at least. Give more.")
         target = self._continuous(whole)
         parts = _rounds(None, len(whole), self.rounds, view.seed + self.seed)
-        found = {}
-        for block in blocks:
-            answers = self._continuous(judge.answers_without((*gone, block.name)), refuse=False)
-            shared = [distance_correlation(target[part], answers[part], unbiased=self.unbiased) for part in parts]
-            found[block.name] = BlockScore.of(block.name, [1 - float(r) for r in shared])
-        return found
+
+        def shared(names: tuple[str, ...]) -> list[float]:
+            answers = self._continuous(judge.answers_without(names), refuse=False)
+            return [float(distance_correlation(target[part], answers[part], unbiased=self.unbiased)) for part in parts]
+
+        before = shared(gone) if gone else [1.0] * len(parts)
+        return {
+            block.name: BlockScore.of(
+                block.name, [b - s for b, s in zip(before, shared((*gone, block.name)), strict=True)]
+            )
+            for block in blocks
+        }
 
     def _mapped(self, stats: Stats, seed: int, blocks: Sequence[Block]) -> dict[str, BlockScore]:
         """What feature maps tell of the target."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from nervure import Depth, Energy, Graph, Plan, count, measure, prune, trace
-from nervure.dependence import distance_correlation, energy_distance, energy_r2
+from nervure.dependence import cka, distance_correlation, energy_distance, energy_r2
 from nervure.errors import ArgumentError, BudgetError, DataError, NervureWarning, ScoreError
 from nervure.evaluation import Latency, Timing
 from nervure.methods import View
@@ -150,6 +150,22 @@ def test_answers_are_compared_sample_by_sample_whatever_order_a_loader_draws(
     shuffled = replace(view, stats=None, data=data)
     assert method.scores(shuffled)["blocks.2"].mean == pytest.approx(0, abs=1e-12)
     assert "blocks.2" in names(method.plan(shuffled))
+
+
+@pytest.mark.parametrize("method", [Energy(rounds=1), Depth(score="cka")], ids=["skip", "cka"])
+def test_at_every_stage_it_is_the_whole_network_that_is_compared_with(method: Any, view: View) -> None:
+    blocks, judge = droppable(view.graph, "fine"), Judge(view, method.recalibrate)
+    left = [block for block in blocks if block.name != "blocks.0"]
+    scores = method.block_scores(view, left, ("blocks.0",))
+    whole = judge.answers_without(())
+    for block in left:
+        without, before = (judge.answers_without(names) for names in (("blocks.0", block.name), ("blocks.0",)))
+        if isinstance(method, Depth):
+            expected = 1 - float(cka(whole.double(), without.double(), debiased=False))
+        else:
+            kept = [float(distance_correlation(whole.softmax(1), x.softmax(1))) for x in (before, without)]
+            expected = kept[0] - kept[1]
+        assert scores[block.name].mean == pytest.approx(expected, abs=1e-9)
 
 
 def test_scores_are_the_statistics_of_the_feature_maps(view: View) -> None:
