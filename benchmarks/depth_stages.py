@@ -69,7 +69,7 @@ def page(rows: Rows) -> str:
                 continue
             lines += [
                 "",
-                f"{name}, {len(whole)} seeds",
+                f"{name}, seeds {whole}",
                 "",
                 "| way | unrecovered | recovered | above random | seconds |",
             ]
