@@ -19,7 +19,7 @@ from nervure.graph.example import evaluating, samples_of
 from nervure.graph.types import Block, Graph
 from nervure.methods.base import View
 from nervure.plan import Drop, Plan
-from nervure.stats import SAMPLES, Stats, first_of, measure
+from nervure.stats import SAMPLES, Stats, first_batches, measure
 from nervure.stats.batches import batches as checked
 from nervure.stats.blocks import answer_of
 from nervure.surgery.apply import apply
@@ -73,8 +73,8 @@ class Judge:
         """Evidence of the smaller model, on as many samples as the view's, always the same; blocks keep their names."""
         samples = SAMPLES if self._view.stats is None else self._view.stats.samples
         if self._compared is None:
-            # Kept: of a loader that shuffles, sample by sample, other passes would be compared with other samples.
-            self._compared = first_of(data_of(self._view), samples)
+            # Kept: answers are compared sample by sample, and a loader that shuffles gives others in each pass.
+            self._compared = first_batches(data_of(self._view), samples=samples, seed=self._view.seed)
         return measure(
             self._smaller(names),
             self._view.graph,

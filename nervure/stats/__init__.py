@@ -1,8 +1,18 @@
 """Evidence: one pass over data, and what was heard."""
 
-from nervure.stats.batches import SAMPLES, are_labelled, first_of, unmoved
+from nervure.stats.batches import SAMPLES, are_labelled, unmoved
 from nervure.stats.connections import response
-from nervure.stats.measure import SIGNALS, data_digest, measure
+from nervure.stats.measure import SIGNALS, data_digest, first_batches, measure
 from nervure.stats.types import Stats
 
-__all__ = ["SAMPLES", "SIGNALS", "Stats", "are_labelled", "data_digest", "first_of", "measure", "response", "unmoved"]
+__all__ = [
+    "SAMPLES",
+    "SIGNALS",
+    "Stats",
+    "are_labelled",
+    "data_digest",
+    "first_batches",
+    "measure",
+    "response",
+    "unmoved",
+]

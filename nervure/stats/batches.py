@@ -80,7 +80,7 @@ def batches(data: Iterable[Any], samples: int, *, labelled: bool, per_class: int
         )
 
 
-def first_of(data: Iterable[Any], samples: int = SAMPLES) -> list[Any]:
+def first_of(data: Iterable[Any], samples: int) -> list[Any]:
     """The batches, as they come, that hold the first ``samples`` samples; raises DataError as :func:`batches`."""
     found, seen = list[Any](), 0
     for number, raw in enumerate(_iterate(data)):
@@ -97,7 +97,8 @@ def unmoved(data: Any) -> Any:
         return data
     try:
         return copy.copy(data)
-    except (TypeError, NotImplementedError, copy.Error):
+    except Exception:
+        # A loader of the user may be such that it cannot be copied, and say so in any way.
         return data
 
 

@@ -15,7 +15,7 @@ from nervure.check import nearest, require_choice, require_positive
 from nervure.errors import ArgumentError, DataError
 from nervure.graph.types import Graph
 from nervure.progress import length, track
-from nervure.stats.batches import SAMPLES, Batch, batches, counted
+from nervure.stats.batches import SAMPLES, Batch, batches, counted, first_of
 from nervure.stats.blocks import REDUCTIONS, BlockRecorder
 from nervure.stats.connections import Listener, ears
 from nervure.stats.memory import require_memory
@@ -132,6 +132,12 @@ def measure(
         fingerprint=graph.fingerprint,
         skipped=skipped,
     )
+
+
+def first_batches(data: Iterable[Any], *, samples: int = SAMPLES, seed: int = 0) -> list[Any]:
+    """The batches that hold the samples which :func:`measure` would take, drawn in the same way, to keep."""
+    with _seeded(seed, torch.device("cpu")):
+        return first_of(data, samples)
 
 
 def data_digest(data: Iterable[Any], *, samples: int, per_class: int, labelled: bool, seed: int) -> str:

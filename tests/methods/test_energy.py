@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from nervure import Depth, Energy, Graph, Plan, count, measure, prune, trace
 from nervure.dependence import cka, distance_correlation, energy_distance, energy_r2
@@ -150,6 +151,17 @@ def test_answers_are_compared_sample_by_sample_whatever_order_a_loader_draws(
     shuffled = replace(view, stats=None, data=data)
     assert method.scores(shuffled)["blocks.2"].mean == pytest.approx(0, abs=1e-12)
     assert "blocks.2" in names(method.plan(shuffled))
+
+
+def test_of_a_loader_that_draws_by_lot_the_seed_says_which_samples_are_compared(view: View) -> None:
+    pairs: Any = [(x, y) for batch in batches() for x, y in zip(*batch, strict=True)]
+    shuffled = replace(view, stats=None, data=DataLoader(pairs, batch_size=16, shuffle=True))
+    drawn, state = [], torch.get_rng_state()
+    for before in (3, 5):
+        torch.manual_seed(before)
+        drawn.append(Judge(shuffled, 1).measured_without((), {"labels"}).labels)
+    torch.set_rng_state(state)
+    assert torch.equal(*drawn)
 
 
 @pytest.mark.parametrize("method", [Energy(rounds=1), Depth(score="cka")], ids=["skip", "cka"])

@@ -45,6 +45,25 @@ class Inplace(nn.Module):
         return self.b(self.a(x).mul_(2).relu_()).add_(1).mean((2, 3))
 
 
+class Wrapped:
+    """A loader that hands on whatever it is asked, as wrappers do; a copy of it has nothing to ask."""
+
+    def __init__(self, loader: Any) -> None:
+        self.loader = loader
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.loader, name)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.loader)
+
+
+def test_a_loader_that_cannot_be_copied_is_read_as_it_is() -> None:
+    model, graph = chain_model(4, 6, 5), chain(4, 6, 5)
+    stats = measure(model, graph, Wrapped(batches()))
+    assert torch.equal(stats.activations["0"], measure(model, graph, batches()).activations["0"])
+
+
 def test_activations_are_means_over_positions_of_what_the_writer_gives() -> None:
     model, graph = chain_model(4, 6, 5), chain(4, 6, 5)
     stats = measure(model, graph, batches())
