@@ -11,7 +11,6 @@ from torch import nn
 from nervure.errors import NervureError, VerificationError
 from nervure.graph.blocks import is_doubtful, with_blocks
 from nervure.graph.example import evaluating, is_weightless, placed_like, unfaked
-from nervure.graph.tape import Entry
 from nervure.graph.trace import (
     Choice,
     Drawing,
@@ -22,7 +21,7 @@ from nervure.graph.trace import (
     kept_by_choice,
     pinned_by_choice,
 )
-from nervure.graph.types import Graph
+from nervure.graph.types import Graph, Group
 from nervure.plan import Cut, Drop, Keep, Plan
 from nervure.surgery.apply import apply
 from nervure.surgery.verify import compare, outputs_of, reference
@@ -109,10 +108,11 @@ def tried(model: nn.Module, drawing: Drawing, suspects: Mapping[str, str], examp
     return replace(drawing.graph, groups=groups)
 
 
-def _share(index: int, size: int, multiple: int) -> Keep:
+def _share(index: int, group: Group) -> Keep:
     """Units to keep in a trial: shares differ, since sizes that are quotients of others fit where all are halved."""
-    kept = min(size - 1, max(1, round(size * (0.5, 0.75, 0.34, 0.62)[index % 4])))
-    kept = kept // multiple * multiple or kept
+    size = group.size
+    kept = max(1, round(size * (0.5, 0.75, 0.34, 0.62)[index % 4]))
+    kept = min(group.allowed(kept), group.allowed(size) - group.multiple)
     order = np.argsort((np.arange(size) * 7 + 3) % (size + 1), kind="stable")
     keep = np.zeros(size, dtype=bool)
     keep[order[:kept]] = True
@@ -163,9 +163,7 @@ class _Trial:
     def passes(self, names: list[str]) -> bool:
         """Cut these groups, each by another share, and compare with the original without what left."""
         graph = self._drawing.graph
-        entries = self._drawing.flow.tape.entries
-        aligned = any(isinstance(e, Entry) and e.name == "_grouped_mm" for e in entries)
-        cuts = {n: Cut(n, _share(i, graph[n].size, 8 if aligned else 1)) for i, n in enumerate(names)}
+        cuts = {n: Cut(n, _share(i, graph[n])) for i, n in enumerate(names)}
         # A wrong number of blocks can come out right by chance where their insides are cut too: blocks go first alone.
         blocks = [n for n in names if graph[n].kind == "blocks"]
         if blocks and len(blocks) < len(names) and not self.computes(Plan(tuple(cuts[n] for n in blocks)), names[0]):

@@ -274,11 +274,14 @@ def _chunk(market: Market, kept: np.ndarray, unit: int) -> list[int]:
 
 
 def unit_multiple(group: Group, multiple: int) -> int:
-    """How many units of ``group`` make its channels a multiple of ``multiple``: a head brings all of its channels."""
+    """How many units of ``group`` make its channels a multiple of ``multiple``, and fit the kernels that take them.
+
+    A head brings all of its channels.
+    """
     if group.kind not in WHOLE_KINDS:
-        return multiple
+        return math.lcm(multiple, group.multiple)
     widths = [int((slot.units.array >= 0).sum()) // group.size for slot in (*group.writers, *group.readers)]
-    return multiple // math.gcd(multiple, *widths)
+    return math.lcm(multiple // math.gcd(multiple, *widths), group.multiple)
 
 
 def _clock(graph: Graph, table: LatencyTable | None) -> Clock:

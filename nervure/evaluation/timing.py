@@ -202,7 +202,7 @@ def sampled(graph: Graph, number: int) -> Plan:
         share = min(1.0, level * float(np.exp(lot.normal(0, SPREAD))))
         # Small groups in quarters at least, so that they shrink too; heads one by one.
         unit = max(1, min(step, group.size // 4)) if group.kind == "channels" else 1
-        size = min(group.size, max(1, round(share * group.size / unit)) * unit)
+        size = group.allowed(max(1, round(share * group.size / unit)) * unit)
         if size < group.size and group.name not in left:
             cuts.append(Cut(group.name, Keep.of(torch.arange(group.size) < size)))
     return Plan((*cuts, *drops), graph.fingerprint)

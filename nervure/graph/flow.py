@@ -55,6 +55,8 @@ class Flow:
     works: list[WorkRecord] = field(default_factory=list)
     reads: list[Read] = field(default_factory=list)
     notes: list[tuple[Vectors, str]] = field(default_factory=list)
+    multiples: list[tuple[Vectors, int]] = field(default_factory=list)
+    """Axes, each by its layers, whose size has to be a multiple of a number."""
     buffers: dict[tuple[int, int], Claim] = field(default_factory=dict)
     """For buffers that are filled part by part the sizes they were made with, and what lies along them so far."""
     origins: dict[int, int] = field(default_factory=dict)

@@ -6,6 +6,7 @@
 import fnmatch
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import gcd, lcm
 from typing import Any
 
 import numpy as np
@@ -372,6 +373,7 @@ def _drawing(model: nn.Module, flow: Flow, settings: Mapping[str, bool]) -> Draw
         groups.append(
             Group(names[i], len(members), kinds[i], tuple(slots.get(names[i], ())), pin, tuple(notes.get(names[i], ())))
         )
+    groups = _aligned(groups, flow, builder)
     graph = Graph(
         groups=tuple(groups),
         edges=_edges(groups),
@@ -433,6 +435,24 @@ def _group_notes(flow: Flow, builder: _Builder) -> dict[str, list[str]]:
             if text not in notes.setdefault(group, []):
                 notes[group].append(text)
     return notes
+
+
+def _aligned(groups: Sequence[Group], flow: Flow, builder: _Builder) -> list[Group]:
+    """The groups with the multiples that axes ask for: a unit that has several places along one needs fewer of it."""
+    free, multiples = {g.name for g in groups if not g.is_pinned}, dict[str, int]()
+    for vectors, multiple in flow.multiples:
+        parts = [(name, units.array) for name, units in builder.parts(vectors) if name in free]
+        for name, units in parts:
+            # Of a product of two groups each must do alone, whatever the other loses.
+            shared = any(((units >= 0) & (other >= 0)).any() for n, other in parts if n != name)
+            places = 1 if shared else int(np.gcd.reduce(np.bincount(units[units >= 0])))
+            multiples[name] = lcm(multiples.get(name, 1), multiple // gcd(multiple, places))
+    return [_in_multiples(g, multiples[g.name]) if g.name in multiples else g for g in groups]
+
+
+def _in_multiples(group: Group, multiple: int) -> Group:
+    few = f"a kernel takes these units in multiples of {multiple} only" if group.size <= multiple else ""
+    return replace(group, multiple=multiple, pinned=group.pinned or few)
 
 
 def _edges(groups: Sequence[Group]) -> tuple[Edge, ...]:

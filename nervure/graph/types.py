@@ -82,6 +82,7 @@ class Group:
         slots: every place of the units in parameters and buffers.
         pinned: why the group cannot be cut; empty where it can.
         notes: what a cut changes beside removing units, e.g. the statistics of a norm over them.
+        multiple: a cut leaves a multiple of so many units (or all of them), since a kernel takes no others.
     """
 
     name: str
@@ -90,6 +91,11 @@ class Group:
     slots: tuple[Slot, ...]
     pinned: str = ""
     notes: tuple[str, ...] = ()
+    multiple: int = 1
+
+    def allowed(self, count: int) -> int:
+        """The smallest number of units from ``count`` on that a cut may leave; at most all of them."""
+        return min(self.size, -(-count // self.multiple) * self.multiple)
 
     @property
     def is_pinned(self) -> bool:
@@ -341,6 +347,7 @@ class Graph:
             held = [f"{s.role} {s.tensor}[{s.axis}]" for s in group.slots]
             more = f" +{len(held) - 4}" if len(held) > 4 else ""
             state = f"pinned: {group.pinned}" if group.pinned else ", ".join(held[:4]) + more
+            state += f" (in multiples of {group.multiple})" if group.multiple > 1 and not group.pinned else ""
             lines.append(f"{group.name:<{width}}  {group.size:>6} {group.kind:<12} {state}")
             lines += [f"{'':<{width}}  {'':>6} note: {note}" for note in group.notes[:1]]
         for block in self.blocks:
@@ -364,6 +371,7 @@ class Graph:
                     "kind": g.kind,
                     "pinned": g.pinned,
                     "notes": list(g.notes),
+                    "multiple": g.multiple,
                     "slots": [[s.tensor, s.axis, s.role, _runs(s.units)] for s in g.slots],
                 }
                 for g in self.groups
@@ -394,6 +402,7 @@ class Graph:
                         tuple(Slot(t, axis, role, _unrun(runs)) for t, axis, role, runs in g["slots"]),
                         g["pinned"],
                         tuple(g["notes"]),
+                        g.get("multiple", 1),
                     )
                     for g in data["groups"]
                 ),

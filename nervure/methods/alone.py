@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from nervure.errors import DataError
 from nervure.evaluation.batches import Batch, call, device_of, pairs, to_device
+from nervure.graph.types import Graph
 from nervure.methods.base import View
 from nervure.methods.judge import model_of
 from nervure.methods.slopes import seeded
@@ -67,12 +68,12 @@ def confidence(model: nn.Module, data: Iterable[Batch]) -> float:
     return sums / count
 
 
-def unit_trials(scores: Mapping[str, Tensor]) -> dict[str, list[Trial]]:
+def unit_trials(graph: Graph, scores: Mapping[str, Tensor]) -> dict[str, list[Trial]]:
     """For each group cuts of more and more of the units with the lowest scores [units]."""
     found: dict[str, list[Trial]] = {}
     for name, values in scores.items():
         order, size = torch.argsort(values, descending=True, stable=True), len(values)
-        counts = dict.fromkeys(max(1, size - int(share * size + 1e-9)) for share in SHARES)
+        counts = dict.fromkeys(graph[name].allowed(max(1, size - int(share * size + 1e-9))) for share in SHARES)
         found[name] = [(1 - n / size, Cut(name, _first(order, n))) for n in counts if n < size]
     return found
 

@@ -208,7 +208,7 @@ class Survey:
         scores = self.unit_scores(view, listed, rho) if self.per_unit else {}
         if self.probe:
             return self._limits_by_probe(listed, rho, scores, stats, labels, cells)
-        trials = unit_trials(scores) if self.per_unit else _connection_trials(listed, rho)
+        trials = unit_trials(view.graph, scores) if self.per_unit else _connection_trials(listed, rho)
         network, chance = Alone(view, unmoved(view.data)), 1 / int(labels.unique().numel())
         return {
             name: bearable(

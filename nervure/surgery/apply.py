@@ -93,6 +93,13 @@ def keeps_of(graph: Graph, plan: Plan) -> dict[str, np.ndarray]:
             raise PlanError(
                 f"cut of {group.name!r} leaves none of its {group.size} units; the network would fall apart."
             )
+    for name, keep in keeps.items():
+        group, left = graph[name], int(keep.sum())
+        if left != group.allowed(left):
+            raise PlanError(
+                f"cut of {name!r} leaves {left} of {group.size} units, but a kernel takes them in multiples of "
+                f"{group.multiple} only: keep {group.allowed(left)} (or all), as every method does by itself."
+            )
     for dropped in plan.drops:
         block = graph.block(dropped.block)
         if block.pinned:

@@ -11,7 +11,7 @@ from nervure.errors import ArgumentError
 from nervure.graph.types import Graph, Group, Slot
 from nervure.plan import Cut, Keep, Mask, Plan
 from nervure.stats import measure
-from nervure.surgery.apply import apply, masks_after
+from nervure.surgery.apply import apply, keeps_of, masks_after
 from nervure.surgery.link import linked_groups
 
 
@@ -51,6 +51,9 @@ def compact(
     while any([_silence(group, keeps[group.name], alive, zero) for group in candidates]):
         for name, keep in keeps.items():
             _leave(graph[name], keep, alive)
+    asked = keeps_of(graph, made)
+    for name, keep in keeps.items():
+        _come_back(graph[name], keep, torch.as_tensor(asked.get(name, keep | True)))
     cuts = [Cut(name, Keep.of(keep)) for name, keep in keeps.items() if not keep.all()]
     return replace(made, edits=(*cuts, *(edit for edit in made.edits if not isinstance(edit, Cut))))
 
@@ -83,6 +86,12 @@ def _silence(group: Group, keep: Tensor, alive: Mapping[str, Tensor], zero: Mapp
         new[keep.nonzero()[0]] = False
     keep &= ~new
     return bool(new.any())
+
+
+def _come_back(group: Group, keep: Tensor, asked: Tensor) -> None:
+    """Mark as many of the silent units, of those that were ``asked`` to stay, as make a number that a cut may leave."""
+    missing = group.allowed(int(keep.sum())) - int(keep.sum())
+    keep[(asked & ~keep).nonzero()[:missing, 0]] = True
 
 
 def _may_read(slot: Slot) -> bool:

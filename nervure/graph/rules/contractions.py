@@ -84,6 +84,10 @@ def addmm(flow: Flow, entry: Entry) -> list[Space]:
     return [flow.store.join([(product, shape), (flow.space(c), flow.shape(c))], shape, flow.at())]
 
 
+ALIGNED = 16
+"""The kernel of grouped products takes rows of a multiple of so many bytes."""
+
+
 def grouped_mm(flow: Flow, entry: Entry) -> list[Space]:
     """Rows of ``a`` [rows, in], sorted by expert, each by its expert's matrix: ``b`` is [experts, in, out]."""
     x, w = entry.args[:2]
@@ -96,8 +100,8 @@ def grouped_mm(flow: Flow, entry: Entry) -> list[Space]:
     left, right = contract(flow, (0, 1), (1, 1))
     out = flow.layers(w, 2)
     flow.role(out, "writer")
-    text = "the kernel of grouped products takes rows of a multiple of 16 bytes: cut to multiples of 8"
-    flow.notes.append((tuple(z.labels for z in (*left, *right, *out)), text))
+    numbers = max(1, ALIGNED // flow.tape.values[w.id].dtype.itemsize)
+    flow.multiples += [(tuple(z.labels for z in axis), numbers) for axis in (left, right, out)]
     rows, inner = flow.shape(x)
     flow.work(rows, (inner, left or right), (flow.shape(w)[2], out))
     return [Space(tuple(made(z, 1, 2) for z in out))]
