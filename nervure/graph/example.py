@@ -2,8 +2,9 @@
 
 import copy
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
+from inspect import signature
 from typing import Any
 
 import torch
@@ -94,18 +95,54 @@ def digest_of(value: Any) -> str:
 
 def tensors_in(value: Any) -> list[Tensor]:
     """All tensors in nested lists, tuples, dicts, dataclasses and plain result objects, in order."""
-    found: list[Tensor] = []
-    _collect(value, found, set())
-    return found
+    return list(_collected(value, set(), _never))
 
 
-def _collect(value: Any, found: list[Tensor], seen: set[int]) -> None:
-    for leaf in tree_leaves(value):
+def outputs_in(value: Any) -> list[Tensor]:
+    """All tensors in what a model returned, as :func:`tensors_in`, but for those in caches, see :func:`is_cache`."""
+    return list(_collected(value, set(), is_cache))
+
+
+def is_cache(value: Any) -> bool:
+    """Whether an object is a state that a model fills for its own next call: keys and values of attention, say.
+
+    Results are data. A cache is written into: it is updated with a key and a value, or can be reset, or it says how
+    long it has become. Tensors and modules are none; plain containers only where they say that.
+    """
+    if isinstance(value, Tensor | nn.Module | type):
+        return False
+    if callable(getattr(value, "get_seq_length", None)):
+        return True
+    is_plain = isinstance(value, Mapping | Sequence | Set)
+    return not is_plain and (_required(value, "update") >= len(("key", "value")) or _required(value, "reset") == 0)
+
+
+def _required(value: Any, name: str) -> int:
+    """How many positional arguments a method must be given; -1 where there is no such method."""
+    method = getattr(value, name, None)
+    try:
+        parameters = signature(method).parameters.values() if callable(method) else None
+    except (TypeError, ValueError):
+        parameters = None
+    if parameters is None:
+        return -1
+    return sum(p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters)
+
+
+def _never(value: Any) -> bool:
+    return False
+
+
+def _collected(value: Any, seen: set[int], is_left_out: Callable[[Any], bool]) -> Iterator[Tensor]:
+    for leaf in tree_leaves(value, is_leaf=is_left_out):
         if isinstance(leaf, Tensor):
-            found.append(leaf)
-        elif id(leaf) not in seen and not isinstance(leaf, str | int | float | bool | type | nn.Module | None):
+            yield leaf
+        elif id(leaf) not in seen and not isinstance(leaf, _DATA) and not is_left_out(leaf):
             seen.add(id(leaf))
-            _collect(list(getattr(leaf, "__dict__", {}).values()), found, seen)
+            yield from _collected(list(getattr(leaf, "__dict__", {}).values()), seen, is_left_out)
+
+
+_DATA = str | int | float | bool | type | nn.Module | None
 
 
 def run_example(model: nn.Module, example: Any) -> Any:

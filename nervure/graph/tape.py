@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from nervure.errors import ForwardError, TraceError
-from nervure.graph.example import CONTENTS, as_inputs, tensors_in
+from nervure.graph.example import CONTENTS, as_inputs, outputs_in, tensors_in
 from nervure.graph.sizes import Attribute, Expression, Size, expression_of, noting_numbers, tagged_attributes
 
 SMALL_CONSTANT = 4_000_000
@@ -459,7 +459,7 @@ def record(
         if auxiliary and interpret is None and model_has_unreached(model, tape):
             tape.training_from = len(tape.entries)
             tape.outputs += _training_outputs(model, args, kwargs, recorder)
-    tape.outputs = [recorder.value(t).id for t in tensors_in(output)] + tape.outputs
+    tape.outputs = [recorder.value(t).id for t in outputs_in(output)] + tape.outputs
     if not tape.outputs:
         raise TraceError(
             f"the model returned {type(output).__name__} without a tensor in it; there is nothing to trace."
@@ -506,7 +506,7 @@ def _training_outputs(model: nn.Module, args: Any, kwargs: Any, recorder: Record
             for module in modes:
                 # Batch norms do not train on one sample, and which mode they are in says nothing about units.
                 module.training = not isinstance(module, nn.modules.batchnorm._BatchNorm)
-            return [recorder.value(t).id for t in tensors_in(model(*args, **kwargs))]
+            return [recorder.value(t).id for t in outputs_in(model(*args, **kwargs))]
         except Exception:  # a batch of one may not be trainable; evaluation mode was traced all the same
             recorder.modules.clear()
             return []

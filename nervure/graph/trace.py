@@ -15,7 +15,7 @@ from torch import nn
 
 from nervure.errors import ArgumentError, TraceError
 from nervure.graph.declared import declared
-from nervure.graph.flow import HIDDEN, Flow, Specs, move
+from nervure.graph.flow import HIDDEN, Flow, Specs, move, refs_in
 from nervure.graph.labels import NONE, Array, Layer, Owner, Space, Split, Store
 from nervure.graph.rules import RULES, unknown
 from nervure.graph.solve import TRIES, Solver
@@ -120,7 +120,7 @@ def _reasons(flow: Flow, outputs: bool) -> tuple[Array, list[str]]:
     if outputs:
         pins += [
             (z.labels.reshape(-1), "model output")
-            for n in flow.tape.outputs
+            for n in _own_outputs(flow)
             for z in flow.spaces.get(n, Space()).layers
         ]
     for labels, reason in pins:
@@ -130,6 +130,21 @@ def _reasons(flow: Flow, outputs: bool) -> tuple[Array, list[str]]:
         fresh = roots[number[roots] <= 1]
         number[fresh] = np.maximum(number[fresh], texts.index(reason))
     return number, texts
+
+
+def _own_outputs(flow: Flow) -> Iterator[int]:
+    """Values that the model returns, but for keys and values of attention, which come back to it on its next call.
+
+    These have heads along one axis and head widths along another, and attention itself goes on with them.
+    """
+    heads, widths = _flagged(flow, flow.heads), _flagged(flow, flow.attention)
+    used = {ref.id for e in flow.tape.entries if isinstance(e, Entry) for ref in refs_in((*e.args, *e.kwargs.values()))}
+    for number in flow.tape.outputs:
+        roots = [flow.store.unions.find(z.labels[z.labels >= 0]) for z in flow.spaces.get(number, Space()).layers]
+        are_heads = [bool(heads[r].all()) for r in roots]
+        are_widths = [bool(widths[r].all()) and not h for r, h in zip(roots, are_heads, strict=True)]
+        if not (number in used and any(are_heads) and any(are_widths)):
+            yield number
 
 
 def _take_census(flow: Flow, reason_of: Array) -> _Census:

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_map
 
 from nervure.check import require_positive
 from nervure.errors import ArgumentError
-from nervure.graph.example import as_inputs, tensors_in
+from nervure.graph.example import as_inputs, outputs_in
 from nervure.methods.base import View
 from nervure.methods.slopes import lay_on, twin
 from nervure.methods.sparse import Field, Scored, Sparse
@@ -54,7 +54,7 @@ class SynFlow(Sparse):
 
         def scores(masks: Scored) -> Scored:
             lay_on(model, weights, field.shaped(masks))
-            outputs = [out for out in tensors_in(model(*args, **kwargs)) if out.requires_grad]
+            outputs = [out for out in outputs_in(model(*args, **kwargs)) if out.requires_grad]
             if not outputs:
                 raise ArgumentError("the outputs do not depend on the weights: does the model detach them?")
             found = torch.autograd.grad(

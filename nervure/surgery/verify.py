@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
 from nervure.errors import ForwardError, VerificationError
-from nervure.graph.example import as_inputs, evaluating, run_example, tensors_in
+from nervure.graph.example import as_inputs, evaluating, outputs_in, run_example
 from nervure.graph.flow import Read
 from nervure.graph.tape import Entry, describe_example, plain_kernels, record
 from nervure.graph.trace import Drawing, draw
@@ -170,7 +170,7 @@ def reference(
         return reference(
             model, draw(model, example, **graph.settings, auxiliary=False), graph, plan, example, again=True
         )
-    outputs = tensors_in(output)
+    outputs = outputs_in(output)
     return [
         _surviving(t, drawing, number, keeps) for t, number in zip(outputs, drawing.flow.tape.outputs, strict=False)
     ]
@@ -304,7 +304,7 @@ def outputs_of(model: nn.Module, example: Any) -> list[Tensor]:
     """All tensors that ``model`` returns on ``example``; raises VerificationError where it does not run."""
     try:
         with plain_kernels(model):
-            return tensors_in(run_example(model, example))
+            return outputs_in(run_example(model, example))
     except Exception as error:
         raise VerificationError(
             f"the pruned model does not run on the example: {type(error).__name__}: {error}."
