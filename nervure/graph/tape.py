@@ -154,7 +154,7 @@ class _Memory:
 class Recorder(TorchDispatchMode):
     """Writes every operator call on a tape. ``interpret`` may take the place of the operator (see ``verify``)."""
 
-    def __init__(self, tape: Tape, interpret: Callable[[int, Any, Any, Any], Any] | None = None) -> None:
+    def __init__(self, tape: Tape, interpret: Callable[[str, Any, Any, Any], Any] | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.tape = tape
         self.memory = _Memory()
@@ -195,18 +195,18 @@ class Recorder(TorchDispatchMode):
         kwargs = kwargs or {}
         refs = self._refs(args)
         named = {key: self._refs(value) for key, value in kwargs.items()}
-        index = len(self.tape.entries)
+        module = self.modules[-1] if self.modules else ""
         if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
             out = self._number(args[0])
         else:
-            out = func(*args, **kwargs) if self._interpret is None else self._interpret(index, func, args, kwargs)
+            out = func(*args, **kwargs) if self._interpret is None else self._interpret(module, func, args, kwargs)
         results = _tensors(out)
         writes = _written(func, args, kwargs)
         contents = self._contents(func, args, kwargs, results)
         outs = tuple(self.new(t, c) for t, c in zip(results, contents, strict=True))
         name = func._schema.name.removeprefix("aten::")
         self.tape.entries.append(
-            Entry(func, name, refs, named, outs, self.modules[-1] if self.modules else "", self.call)
+            Entry(func, name, refs, named, outs, module, self.call)
         )
         if writes:
             self._write_back([t for t in results if any(t is w for w in writes)])
@@ -417,7 +417,7 @@ def record(
     model: nn.Module,
     example: Any,
     *,
-    interpret: Callable[[int, Any, Any, Any], Any] | None = None,
+    interpret: Callable[[str, Any, Any, Any], Any] | None = None,
     tag: bool = True,
     auxiliary: bool = True,
 ) -> tuple[Tape, Any]:
@@ -426,7 +426,7 @@ def record(
     Args:
         model: any module; its training flag is respected, nothing in it is changed.
         example: a tensor, a tuple of positional arguments, or a dict of keyword arguments.
-        interpret: runs in the place of each operator: (entry number, operator, args, kwargs) -> result.
+        interpret: runs in the place of each operator: (module, operator, args, kwargs) -> result.
         auxiliary: run once more in training mode where parameters were not used.
         tag: remember the calls of the user's code, and which integer attributes of modules arrive in sizes.
 

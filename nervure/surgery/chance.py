@@ -1,0 +1,59 @@
+"""The same random numbers in two runs of two models: what is drawn in ``forward`` is drawn alike in both.
+
+Each random operator of a run starts from a seed that is its number in the run, so that a smaller draw does not move
+those after it. A draw over units of which some are gone takes what the survivors got in the other run.
+"""
+
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+def is_random(func: Any) -> bool:
+    """Whether an operator draws random numbers."""
+    return torch.Tag.nondeterministic_seeded in getattr(func, "tags", ())
+
+
+@contextmanager
+def seeded(model: nn.Module) -> Iterator[None]:
+    """Every random state (of PyTorch, NumPy and Python) at its start while this lasts, then as it was."""
+    devices = {t.device.index for t in model.parameters() if t.device.type == "cuda"}
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=sorted(d for d in devices if d is not None)):
+        torch.manual_seed(0)
+        random.seed(0)
+        np.random.seed(0)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
+
+
+class SameNoise(TorchDispatchMode):
+    """Seeds each random operator by its number; ``noise`` holds what the operators of these numbers must give."""
+
+    def __init__(self, noise: Mapping[int, Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._noise, self._drawn = noise, 0
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # Being skipped by the compiler takes importing it, which costs seconds; it never meets this mode.
+        return False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not is_random(func):
+            return func(*args, **(kwargs or {}))
+        torch.manual_seed(self._drawn)
+        kept = self._noise.get(self._drawn)
+        self._drawn += 1
+        out = func(*args, **(kwargs or {}))
+        fits = kept is not None and isinstance(out, Tensor) and kept.shape == out.shape
+        return out.copy_(kept) if fits else out

@@ -1,0 +1,275 @@
+"""Whether a plan computes the right thing, on several sets of numbers: random ones in double precision come first."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple, final
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from nervure.errors import NervureError, VerificationError
+from nervure.graph.example import evaluating, run_example, tensors_in
+from nervure.graph.tape import Entry, Ref, Tape, named_tensors, plain_kernels, record
+from nervure.graph.trace import Drawing
+from nervure.graph.types import Graph
+from nervure.plan import Plan
+from nervure.surgery.apply import apply, keeps_of
+from nervure.surgery.chance import SameNoise, is_random, seeded
+from nervure.surgery.cut import copied_without
+from nervure.surgery.difference import Difference, compare
+from nervure.surgery.link import silenced, wire_names
+from nervure.surgery.redraw import WIDE, redraw, redrawn_inputs, round_once, widen, widened
+from nervure.surgery.reference import Answer, places, reference, survivors
+
+LARGEST = 300_000_000
+"""Parameters of a model up to which a copy in double precision is made (8 bytes each)."""
+
+Cutter = Callable[[nn.Module], nn.Module]
+"""Makes the smaller model from one with the structure of the original."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """Outcome of a verification.
+
+    Attributes:
+        error: the largest difference of an output, relative to how far the cut moved it; None if no check could be
+            made that would have told a wrong cut apart.
+        tolerance: how large it may be: the square root of the precision that the outputs are computed in.
+        outputs: the number of outputs that were compared.
+        reason: why no check was made.
+    """
+
+    error: float | None
+    tolerance: float
+    outputs: int
+    reason: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """Whether the check was made, and passed."""
+        return self.error is not None and self.error <= self.tolerance
+
+    def __bool__(self) -> bool:
+        return self.ok
+
+
+class Numbers(NamedTuple):
+    """What to compute with: how it is told, in double precision or not, which numbers are drawn anew."""
+
+    told: str
+    wide: bool
+    weights: bool
+    inputs: bool
+
+
+GIVEN = Numbers("on the example", False, False, False)
+DRAWN = (
+    Numbers("with random weights and inputs", True, True, True),
+    Numbers("with random weights", True, True, False),
+    Numbers("in double precision", True, False, False),
+    Numbers("with random weights and inputs, not in double precision", False, True, True),
+    Numbers("with random weights, not in double precision", False, True, False),
+)
+"""In the order in which they are tried, until one tells."""
+
+
+class _Setting:
+    """A model with certain numbers, the inputs, what it answers, how exactly, and whether it draws random numbers."""
+
+    def __init__(self, model: nn.Module, example: Any, dense: list[Tensor], tape: Tape) -> None:
+        self.model, self.example, self.dense = model, example, dense
+        self.precisions = _precisions(tape)
+        self.is_random = any(is_random(entry.op) for _, _, entry in places(tape))
+
+
+class Checker:
+    """Compares cut models with the original without the removed units.
+
+    Args:
+        model: the original, in evaluation mode while it is used.
+        drawing: the run that its graph was read from.
+        example: inputs, as given to :func:`nervure.trace`.
+    """
+
+    def __init__(self, model: nn.Module, drawing: Drawing, example: Any) -> None:
+        self.model, self.drawing, self.example = model, drawing, example
+        self._settings: dict[Numbers, _Setting | str] = {}
+
+    def check(self, graph: Graph, plan: Plan) -> Verification:
+        """Whether ``plan`` computes the right thing, on random numbers (as given where those tell nothing).
+
+        Raises:
+            VerificationError: it does not.
+        """
+
+        def cut(model: nn.Module) -> nn.Module:
+            return apply(model, graph, plan)
+
+        return self._first_that_tells(graph, plan, cut, (*DRAWN, GIVEN))
+
+    def check_made(self, graph: Graph, plan: Plan, smaller: nn.Module) -> Verification:
+        """As :meth:`check`, for a smaller model that was made before: it may not disagree on the example either."""
+        given = self._compared(GIVEN, graph, plan, lambda _: smaller)
+        if not plan.edits and given is not None:
+            return Verification(given.error, given.tolerance, given.outputs)
+        _require_right(given, GIVEN)
+        drawn = self._first_that_tells(graph, plan, lambda model: _with_numbers(smaller, model, graph, plan), DRAWN)
+        if drawn.error is None and given is not None and given.is_telling:
+            return Verification(given.error, given.tolerance, given.outputs)
+        return drawn
+
+    def _first_that_tells(self, graph: Graph, plan: Plan, cut: Cutter, all_numbers: tuple[Numbers, ...]) -> Verification:
+        outputs = 0
+        for numbers in all_numbers:
+            found = self._compared(numbers, graph, plan, cut)
+            _require_right(found, numbers)
+            if found is not None and found.is_telling:
+                return Verification(found.error, found.tolerance, found.outputs)
+            outputs = max(outputs, 0 if found is None else found.outputs)
+        return Verification(None, 0.0, outputs, self._why_nothing_tells(all_numbers))
+
+    def _why_nothing_tells(self, all_numbers: tuple[Numbers, ...]) -> str:
+        if any(isinstance(self._settings.get(n), _Setting) for n in all_numbers):
+            return "what the plan removes does not move any output, so a wrong cut would look right"
+        return "; ".join(f"{n.told}: {self._settings[n]}" for n in all_numbers)
+
+    def _compared(self, numbers: Numbers, graph: Graph, plan: Plan, cut: Cutter) -> Difference | None:
+        """The comparison with these numbers; None where the model does not run with them."""
+        setting = self._setting(numbers)
+        if isinstance(setting, str):
+            return None
+        smaller = cut(setting.model)
+        expected = reference(setting.model, self.drawing, graph, plan, setting.example)
+        with silenced(smaller, wire_names(graph, plan)):
+            found = self._answer(setting, smaller, expected)
+        dense = survivors(setting.dense, self.drawing, keeps_of(graph, plan))
+        outcome = compare(dense, expected.outputs, found, setting.precisions)
+        if outcome.is_right:
+            return outcome
+        rounded = copied_without(setting.model, graph, {})
+        round_once(rounded)
+        again = reference(rounded, self.drawing, graph, plan, setting.example)
+        return compare(dense, expected.outputs, found, setting.precisions, again.outputs)
+
+    def _answer(self, setting: _Setting, smaller: nn.Module, expected: Answer) -> list[Tensor]:
+        with evaluating(smaller), seeded(smaller):
+            if not setting.is_random:
+                return outputs_of(smaller, setting.example)
+            with SameNoise(expected.noise):
+                return outputs_of(smaller, setting.example)
+
+    # -- numbers to compute with ------------------------------------------------------------------------------------
+
+    def _setting(self, numbers: Numbers) -> _Setting | str:
+        if numbers not in self._settings:
+            self._settings[numbers] = self._made(numbers)
+        return self._settings[numbers]
+
+    def _made(self, numbers: Numbers) -> _Setting | str:
+        """A model with these numbers; or why there is none."""
+        if numbers == GIVEN:
+            tape = self.drawing.flow.tape
+            with evaluating(self.model), seeded(self.model), SameNoise({}):
+                return _Setting(self.model, self.example, outputs_of(self.model, self.example), tape)
+        if numbers.wide and self._size > LARGEST:
+            return f"{self._size:,} parameters are too many for a copy in double precision"
+        model = copied_without(self.model, self.drawing.graph, {})
+        example = self.example
+        if numbers.wide:
+            widen(model)
+            example = tree_map(widened, example)
+        if numbers.weights:
+            redraw(model)
+        if numbers.inputs:
+            example = redrawn_inputs(example)
+        try:
+            with evaluating(model), seeded(model), SameNoise({}):
+                tape, output = record(model, example, tag=False, auxiliary=False)
+        except NervureError as error:
+            return f"the model's forward raised {type(error.__cause__).__name__}: {str(error.__cause__)[:100]}"
+        dense = tensors_in(output)
+        if any(bool(torch.isnan(t).any()) for t in dense):
+            return "the model's outputs are not numbers"
+        if not self._is_same_way(tape):
+            return "the model takes another way"
+        return _Setting(model, example, dense, tape)
+
+    @cached_property
+    def _size(self) -> int:
+        return sum(p.numel() for p in self.model.parameters())
+
+    def _is_same_way(self, tape: Tape) -> bool:
+        """Whether a run went through no other modules than the one that was drawn, and reads units where it did."""
+        was, now = self.drawing.flow.tape, {(p.module, p.name) for _, p, _ in places(tape)}
+        modules = {module for module, _ in now}
+        if not modules <= {p.module for _, p, _ in places(was)}:
+            return False
+        end = was.training_from or len(was.entries)
+        read = {read.entry for read in self.drawing.flow.reads if read.entry < end}
+        return all((p.module, p.name) in now for i, p, _ in places(was) if i in read and p.module in modules)
+
+
+def outputs_of(model: nn.Module, example: Any) -> list[Tensor]:
+    """All tensors that ``model`` returns on ``example``; raises VerificationError where it does not run."""
+    try:
+        with plain_kernels(model):
+            return tensors_in(run_example(model, example))
+    except Exception as error:
+        raise VerificationError(
+            f"the pruned model does not run on the example: {type(error).__name__}: {error}."
+        ) from error
+
+
+def _require_right(found: Difference | None, numbers: Numbers) -> None:
+    if found is not None and not found.is_right:
+        raise VerificationError(
+            f"the pruned model differs from the original without the removed units ({numbers.told}): by {found.error:.1e} "
+            f"of what the cut moves, allowed {found.tolerance:.0e}"
+        )
+
+
+def _with_numbers(smaller: nn.Module, model: nn.Module, graph: Graph, plan: Plan) -> nn.Module:
+    """A copy of ``smaller`` with what the plan leaves of the numbers of ``model``."""
+    numbers, result = named_tensors(apply(model, graph, plan)), copied_without(smaller, graph, {})
+    if any(t.dtype in WIDE.values() for t in numbers.values()):
+        widen(result)
+    for name, tensor in named_tensors(result).items():
+        if name not in numbers or numbers[name].shape != tensor.shape:
+            has = tuple(numbers[name].shape) if name in numbers else "nothing of that name"
+            raise VerificationError(
+                f"the pruned model is not what its plan makes: {name!r} has shape {tuple(tensor.shape)}, the plan "
+                f"leaves {has}"
+            )
+        with torch.no_grad():
+            tensor.copy_(numbers[name])
+    return result
+
+
+def _precisions(tape: Tape) -> list[float]:
+    """For each output the coarsest relative rounding of any value that it was computed from (0: whole numbers)."""
+    coarsest = [torch.finfo(v.dtype).eps if _is_fraction(v.dtype) else 0.0 for v in tape.values]
+    for entry in tape.entries:
+        if isinstance(entry, Entry):
+            given = max((coarsest[r.id] for r in _refs((*entry.args, *entry.kwargs.values()))), default=0.0)
+            outs = entry.outs
+        else:
+            given, outs = max(coarsest[entry.base.id], coarsest[entry.value.id]), (entry.out,)
+        for out in outs:
+            coarsest[out.id] = max(coarsest[out.id], given)
+    return [coarsest[number] for number in tape.outputs]
+
+
+def _is_fraction(dtype: torch.dtype) -> bool:
+    return dtype.is_floating_point or dtype.is_complex
+
+
+def _refs(value: Any) -> Iterator[Ref]:
+    if isinstance(value, Ref):
+        yield value
+    elif isinstance(value, tuple | list):
+        for inner in value:
+            yield from _refs(inner)

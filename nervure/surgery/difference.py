@@ -1,0 +1,126 @@
+"""How far two answers lie apart, measured against how far the cut itself moved the answer.
+
+An answer may hold boxes in pixels beside scores, one logit of -1e9, or a second output in half precision. So each output
+is judged on its own, in its own precision, as a whole and in each slice along each axis; and only what moves counts
+towards its size. Where the cut moved nothing, a wrong cut would look right: then nothing was told.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, final
+
+import torch
+from torch import Tensor
+
+from nervure.errors import VerificationError
+
+ROUNDING = 16
+"""Roundings of an output that two right answers may lie apart."""
+TELLING = 64
+"""Roundings of an output that a cut must move it, so that a wrong cut could be told from a right one."""
+AMPLIFIED = 30
+"""How many times the effect of one rounding of every weight two right answers may lie apart."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Outcome of a comparison.
+
+    Attributes:
+        error: the largest difference of an output, relative to how far the cut moved that output.
+        tolerance: how large it may be.
+        is_right: whether every slice of every output agrees.
+        is_telling: whether the cut moved any slice far enough for a wrong cut to be seen.
+        outputs: the number of outputs.
+    """
+
+    error: float
+    tolerance: float
+    is_right: bool
+    is_telling: bool
+    outputs: int
+
+
+class Four(NamedTuple):
+    """One output, or its sizes slice by slice: the difference, the cut's effect, the answer, a rounding's effect."""
+
+    gap: Tensor
+    moved: Tensor
+    size: Tensor
+    rounding: Tensor
+
+
+def compare(
+    dense: Sequence[Tensor],
+    expected: Sequence[Tensor],
+    found: Sequence[Tensor],
+    precisions: Sequence[float],
+    rounded: Sequence[Tensor] | None = None,
+) -> Difference:
+    """Compare two answers, output by output.
+
+    Args:
+        dense: what the original answers, with all its units.
+        expected: what it answers without the removed ones.
+        found: what the smaller model answers.
+        precisions: for each output the coarsest relative rounding on the way to it.
+        rounded: what is expected where every weight is rounded once more; shows how much a model amplifies rounding.
+
+    Raises:
+        VerificationError: the answers have another number of outputs or other shapes, or one is not finite where the
+            other is.
+    """
+    if len(expected) != len(found):
+        raise VerificationError(f"the pruned model returns {len(found)} tensors, the original {len(expected)}.")
+    errors, right, telling, loosest = [0.0], True, False, 0.0
+    for i, precision in enumerate(precisions):
+        four = _four(i, dense[i], expected[i], found[i], expected[i] if rounded is None else rounded[i])
+        loosest = max(loosest, precision**0.5)
+        for at, sizes in enumerate(_by_slice(four)):
+            fine, tells = _judged(sizes, precision)
+            right, telling = right and fine, telling or tells
+            if at == 0 and tells:
+                errors.append(float(sizes.gap / sizes.moved))
+            elif at == 0 and not fine:
+                errors.append(float(sizes.gap / sizes.size.clamp_min(1e-300)))
+    return Difference(max(errors), loosest, right, telling, len(found))
+
+
+def _four(number: int, dense: Tensor, expected: Tensor, found: Tensor, rounded: Tensor) -> Four:
+    """The four of one output, as float64, with zeros where nothing moves or nothing is finite."""
+    if expected.shape != found.shape:
+        shapes = f"{tuple(found.shape)}, the original's is {tuple(expected.shape)}"
+        raise VerificationError(f"output {number} has shape {shapes}.")
+    answers = [_as_numbers(t) for t in (dense, expected, found, rounded)]
+    a, b = answers[1:3]
+    finite = torch.isfinite(a)
+    if not torch.equal(finite, torch.isfinite(b)):
+        raise VerificationError(f"output {number} is not finite where the original's is.")
+    # An original that is not finite there tells nothing; a sentinel that stays has no size.
+    was, now, then, again = (torch.where(finite, t, 0).nan_to_num(0, 0, 0) for t in answers)
+    size = torch.where((was != now) | (now != then), now, 0)
+    return Four(then - now, was - now, size, again - now)
+
+
+def _as_numbers(tensor: Tensor) -> Tensor:
+    whole = tensor.to_dense() if tensor.layout is not torch.strided else tensor
+    return torch.view_as_real(whole).double() if whole.is_complex() else whole.double()
+
+
+def _by_slice(four: Four) -> Iterator[Four]:
+    """Sizes of the whole output, then along each of its axes."""
+    rank = four.gap.dim()
+    yield Four(*(torch.linalg.vector_norm(t) for t in four))
+    for axis in range(rank) if rank > 1 else ():
+        others = [a for a in range(rank) if a != axis]
+        if four.gap.shape[axis] > 1:
+            yield Four(*(torch.linalg.vector_norm(t, dim=others) for t in four))
+
+
+def _judged(sizes: Four, precision: float) -> tuple[bool, bool]:
+    """Whether all these slices agree, and whether any tells."""
+    gap, moved, size, rounding = sizes
+    allowed = precision**0.5 * moved + ROUNDING * precision * size + AMPLIFIED * rounding
+    tells = (moved > TELLING * precision * size) & (moved > 2 * AMPLIFIED * rounding)
+    return bool((gap <= allowed).all()), bool(tells.any())

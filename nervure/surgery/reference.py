@@ -1,0 +1,245 @@
+"""The original without the removed units: what a cut model must compute.
+
+The original runs on full tensors under a mode that knows every label: where an operator sums over an axis of units, the
+removed ones are set to zero there (their outgoing weights count nothing); where it takes a statistic over such an axis
+(a norm, a softmax, a mean), the statistic is taken over the survivors.
+
+Operators are recognised by the module they run in, their name, and how many of that name ran there before. A run that
+takes the same way with other numbers of tokens (experts) or other copies in memory is recognised that way too.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
+
+from nervure.errors import ForwardError, VerificationError
+from nervure.graph.example import tensors_in
+from nervure.graph.flow import Read
+from nervure.graph.tape import Entry, Ref, Tape, record
+from nervure.graph.trace import Drawing
+from nervure.graph.types import Graph
+from nervure.plan import Plan
+from nervure.surgery.apply import apply, keeps_of
+from nervure.surgery.chance import is_random, seeded
+
+Keeps: TypeAlias = Mapping[str, np.ndarray]
+
+
+class Place(NamedTuple):
+    """Where an operator runs: the module, the operator's name, how many of that name ran there before."""
+
+    module: str
+    name: str
+    before: int
+
+
+class Answer(NamedTuple):
+    """What a run returned, and what it drew at random, by number: for runs that must draw the same."""
+
+    outputs: list[Tensor]
+    noise: Mapping[int, Tensor]
+
+
+def places(tape: Tape) -> Iterator[tuple[int, Place, Entry]]:
+    """Number, place and entry of every operator on a tape."""
+    counts: Counter[tuple[str, str]] = Counter()
+    for index, entry in enumerate(tape.entries):
+        if isinstance(entry, Entry):
+            yield index, Place(entry.module, entry.name, counts[entry.module, entry.name]), entry
+            counts[entry.module, entry.name] += 1
+
+
+def reference(model: nn.Module, drawing: Drawing, graph: Graph, plan: Plan, example: Any) -> Answer:
+    """Run ``model`` with the removed units left out of every sum and statistic, dropped blocks silent.
+
+    Args:
+        model: the original, or one with its structure and other numbers.
+        drawing: the run that ``graph`` was read from.
+        graph: the graph that ``plan`` is for.
+        plan: what is left out; its masks are laid on first.
+        example: inputs that take the same way through the model as those of ``drawing``.
+
+    Raises:
+        VerificationError: the original cannot be run without the removed units.
+    """
+    keeps = keeps_of(graph, plan)
+    masks = Plan(plan.masks)
+    replay = _Replay(drawing, keeps)
+    source = apply(model, graph, masks) if masks else model
+    try:
+        with _silent(source, graph, plan), seeded(model):
+            _, output = record(source, example, interpret=replay, tag=False, auxiliary=False)
+    except ForwardError as error:
+        raise VerificationError(
+            "the original cannot be run without the removed units, so there is nothing to compare with: its forward "
+            f"raised {type(error.__cause__).__name__}: {error.__cause__}."
+        ) from error
+    return Answer(survivors(tensors_in(output), drawing, keeps), replay.noise)
+
+
+def survivors(outputs: list[Tensor], drawing: Drawing, keeps: Keeps) -> list[Tensor]:
+    """Outputs without the positions of removed units, which the user may have let go."""
+    numbers = drawing.flow.tape.outputs
+    return [_surviving(t, drawing, number, keeps) for t, number in zip(outputs, numbers, strict=False)]
+
+
+def _surviving(output: Tensor, drawing: Drawing, number: int, keeps: Keeps) -> Tensor:
+    space = drawing.flow.spaces.get(number)
+    for layer in space.layers if space is not None else ():
+        for axis in layer.support:
+            alive = drawing.survives(layer.labels.reshape(-1), keeps)
+            if not alive.all() and len(alive) == output.shape[axis]:
+                output = output.index_select(axis, torch.from_numpy(np.flatnonzero(alive)).to(output.device))
+    return output
+
+
+class _Limit(NamedTuple):
+    """A read of units of which some leave: ``alive`` is a boolean per position, True stays."""
+
+    read: Read
+    alive: np.ndarray
+
+
+@dataclass(slots=True)
+class _Replay:
+    """Runs in the place of each operator of the original: leaves out the removed units, draws noise by number."""
+
+    drawing: Drawing
+    keeps: Keeps
+    noise: dict[int, Tensor] = field(default_factory=dict)
+    _limits: dict[Place, list[_Limit]] = field(default_factory=dict)
+    _random: dict[Place, Ref] = field(default_factory=dict)
+    _ran: Counter[tuple[str, str]] = field(default_factory=Counter)
+    _drawn: int = 0
+
+    def __post_init__(self) -> None:
+        place_of = {}
+        for index, place, entry in places(self.drawing.flow.tape):
+            place_of[index] = place
+            if is_random(entry.op) and entry.outs:
+                self._random[place] = entry.outs[0]
+        for read in self.drawing.flow.reads:
+            alive = self._alive(read)
+            if not alive.all():
+                self._limits.setdefault(place_of[read.entry], []).append(_Limit(read, alive))
+
+    def __call__(self, module: str, func: Any, args: Any, kwargs: Any) -> Any:
+        name = func._schema.name.removeprefix("aten::")
+        place = Place(module, name, self._ran[module, name])
+        self._ran[module, name] += 1
+        if is_random(func):
+            return self._draw(place, lambda: func(*args, **kwargs))
+        return _restricted(func, args, kwargs, self._limits.get(place, []))
+
+    def _alive(self, read: Read) -> np.ndarray:
+        alive = np.ones(len(read.vectors[0]), dtype=bool)
+        for labels in read.vectors:
+            alive &= self.drawing.survives(labels, self.keeps)
+        return alive
+
+    def _draw(self, place: Place, run: Callable[[], Any]) -> Any:
+        number = self._drawn
+        self._drawn += 1
+        torch.manual_seed(number)
+        out = run()
+        if isinstance(out, Tensor) and place in self._random:
+            kept = _surviving(out, self.drawing, self._random[place].id, self.keeps)
+            if kept is not out:
+                self.noise[number] = kept
+        return out
+
+
+def _restricted(func: Any, args: Any, kwargs: Any, limits: list[_Limit]) -> Any:
+    if not limits:
+        return func(*args, **kwargs)
+    args = list(args)
+    for read, alive in limits:
+        x = args[read.argument]
+        if x.shape[read.axis % x.dim()] != len(alive):
+            raise VerificationError(f"{func._schema.name} does not read the same sizes each time the model runs")
+        if read.kind == "sum":
+            shape = [-1 if i == read.axis % x.dim() else 1 for i in range(x.dim())]
+            mask = torch.from_numpy(alive).to(x.device).reshape(shape)
+            args[read.argument] = torch.where(mask, x, torch.zeros_like(x))
+    statistics = [limit for limit in limits if limit.read.kind != "sum"]
+    if not statistics:
+        return func(*args, **kwargs)
+    return _over_survivors(func, args, kwargs, statistics)
+
+
+def _over_survivors(func: Any, args: list[Any], kwargs: Any, limits: list[_Limit]) -> Any:
+    x = args[0]
+    places = {r.axis % x.dim(): torch.from_numpy(np.flatnonzero(alive)).to(x.device) for r, alive in limits}
+    name = func._schema.name.removeprefix("aten::")
+    narrow = list(args)
+    narrow[0] = _narrowed(x, places)
+    if name in ("native_layer_norm", "layer_norm", "_fused_rms_norm", "rms_norm"):
+        first = x.dim() - len(args[1])
+        narrow[1] = list(narrow[0].shape[first:])
+        inner = {axis - first: index for axis, index in places.items()}
+        narrow[2:4] = [_narrowed(t, inner) if isinstance(t, Tensor) else t for t in args[2:4]]
+    elif name == "native_group_norm":
+        blocks = int(limits[0].read.kind.partition(":")[2])
+        alive = limits[0].alive.reshape(blocks, -1).any(1)
+        narrow[1:3] = [_narrowed(t, {0: places[1]}) if isinstance(t, Tensor) else t for t in args[1:3]]
+        narrow[4], narrow[6] = narrow[0].shape[1], int(alive.sum())
+    result = func(*narrow, **kwargs)
+    if all(r.kind == "reduction" for r, _ in limits):
+        return result
+    # In memory as the operator itself lays its result out: what follows copies, or does not, by that.
+    whole = func(*args, **kwargs)
+    if isinstance(result, Tensor):
+        return _widened(result, whole, places)
+    return type(result)([_widened(result[0], whole[0], places), *result[1:]])
+
+
+def _narrowed(x: Tensor, places: Mapping[int, Tensor]) -> Tensor:
+    for axis, index in places.items():
+        x = x.index_select(axis, index)
+    return x
+
+
+def _widened(result: Tensor, like: Tensor, places: Mapping[int, Tensor]) -> Tensor:
+    """The survivors put back to their places, zeros elsewhere."""
+    full = torch.zeros_like(like, dtype=result.dtype)
+    where = torch.meshgrid(
+        *[places.get(axis, torch.arange(n, device=like.device)) for axis, n in enumerate(like.shape)], indexing="ij"
+    )
+    full[where] = result
+    return full
+
+
+@contextmanager
+def _silent(model: nn.Module, graph: Graph, plan: Plan) -> Iterator[None]:
+    """Blocks that ``plan`` drops put out zeros (or, where they are whole modules, their input) while this lasts."""
+
+    def zero(module: nn.Module, args: Any, output: Any) -> Any:
+        # Off the record: the operators of the model must keep their places.
+        with _disable_current_modes():
+            if isinstance(output, Tensor):
+                return torch.zeros_like(output)
+            return type(output)([torch.zeros_like(output[0]), *output[1:]])
+
+    def same(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+        # As the output lies in memory: operators are chosen by that.
+        with _disable_current_modes():
+            return torch.empty_like(output).copy_(args[0] if args else next(iter(kwargs.values())))
+
+    with ExitStack() as stack:
+        for edit in plan.drops:
+            block = graph.block(edit.block)
+            if block.kind == "module":
+                hook = model.get_submodule(block.modules[-1]).register_forward_hook(
+                    same, with_kwargs=True, prepend=True
+                )
+                stack.callback(hook.remove)
+            elif block.kind == "residual":
+                stack.callback(model.get_submodule(block.modules[-1]).register_forward_hook(zero, prepend=True).remove)
+        yield
