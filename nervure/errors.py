@@ -19,6 +19,11 @@ Arguments outside their range raise :class:`ArgumentError`, which is also a ``Va
 not be trusted is told by :class:`NervureWarning`.
 """
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from nervure.plan import Plan
+
 
 class NervureError(Exception):
     """Base of every error nervure raises on purpose."""
@@ -59,7 +64,15 @@ class ScoreError(NervureError):
 
 
 class VerificationError(NervureError):
-    """A pruned model, or an exported file, does not compute what it should."""
+    """A pruned model, or an exported file, does not compute what it should.
+
+    Attributes:
+        right: the largest part of the plan that computes the right thing (a ``Plan``), where one was looked for.
+    """
+
+    def __init__(self, message: str, *, right: "Plan | None" = None) -> None:
+        super().__init__(message)
+        self.right = right
 
 
 class EngineError(NervureError):

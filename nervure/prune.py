@@ -6,18 +6,23 @@ from typing import Any, ClassVar, final
 
 from torch import Tensor, nn
 
-from nervure.errors import ArgumentError, DataError, VerificationError
+from nervure.errors import ArgumentError, DataError, NervureError, VerificationError
 from nervure.graph.cost import Cost, cost_of, count
 from nervure.graph.example import evaluating, is_weightless, placed_like
 from nervure.graph.tape import named_tensors
-from nervure.graph.trace import Choice, Drawing, left_alone
+from nervure.graph.trace import Choice, left_alone
 from nervure.graph.types import Graph
 from nervure.methods.base import Method, View
-from nervure.plan import Keep, Mask, Plan
+from nervure.plan import Cut, Drop, Keep, Mask, Plan
 from nervure.stats import measure
 from nervure.surgery.apply import apply, masks_after
+from nervure.surgery.blame import Edit, families_of, name_of, wrong_edits
+from nervure.surgery.checker import Checker
 from nervure.surgery.verify import verified
-from nervure.tracing import drawn, tried
+from nervure.tracing import pinned, traced
+
+PLANS = 3
+"""How many times a method plans, each time without what was found wrong before."""
 
 
 @final
@@ -43,8 +48,10 @@ class Pruned:
         cost_after: cost of ``model``.
         method: ``repr`` of the method.
         masks: for each masked parameter the connections that stay, in the shape it has in ``model``.
-        verification: largest relative difference to the original without the removed units; None if not verified.
+        verification: largest difference to the original without the removed units, relative to how far the cut moved
+            an output; None if not verified.
         earlier: what was done before ``plan``, first things first; each graph is that of the model then.
+        unverified: why there is no verification, where one was asked for.
     """
 
     model: nn.Module
@@ -56,6 +63,7 @@ class Pruned:
     masks: Mapping[str, Tensor] = field(default_factory=dict)
     verification: float | None = None
     earlier: tuple[Step, ...] = ()
+    unverified: str = ""
 
     def rewired(self, masks: Mapping[str, Tensor]) -> "Pruned":
         """The same with the masks that training left, as :class:`nervure.training.History` has them.
@@ -78,9 +86,13 @@ class Pruned:
         return (
             f"{methods}: parameters {before.params:,} -> {after.params:,} "
             f"({after.params / max(before.params, 1):.1%}), "
-            f"MACs {before.macs:,} -> {after.macs:,} ({after.macs / max(before.macs, 1):.1%}), "
-            + ("not verified" if self.verification is None else f"verified (error {self.verification:.1e})")
+            f"MACs {before.macs:,} -> {after.macs:,} ({after.macs / max(before.macs, 1):.1%}), " + self._verified()
         )
+
+    def _verified(self) -> str:
+        if self.verification is not None:
+            return f"verified (error {self.verification:.1e})"
+        return f"not verified ({self.unverified})" if self.unverified else "not verified"
 
 
 def prune(
@@ -182,7 +194,7 @@ def _pruned_once(
             f"{method!r} measures {', '.join(sorted(method.wants))}: give data=, batches of (inputs, labels)."
         )
     example = placed_like(model, example)
-    drawing = drawn(model, example, **chosen)
+    drawing, checker = traced(model, example, **chosen)
     graph = drawing.graph
     weights = {name: tensor.detach() for name, tensor in named_tensors(model).items()}
     stats = (
@@ -195,15 +207,50 @@ def _pruned_once(
     view = View(graph, weights, stats, seed, model, example, data, ignored)
     result = _planned(model, method, view, before)
     if verify and not is_weightless(model):
-        try:
-            result = replace(result, verification=verified(model, drawing, result, example).error)
-        except VerificationError:
-            if not result.plan.cuts:
-                raise
-            drawing.graph = _without_the_guilty(model, drawing, example, result)
-            result = _planned(model, method, replace(view, graph=drawing.graph), before)
-            result = replace(result, verification=verified(model, drawing, result, example).error)
+        with evaluating(model):
+            result = _verified(checker, method, view, result)
     return replace(result, cost_after=count(result.model, example))
+
+
+def _verified(checker: Checker, method: Method, view: View, result: Pruned, plans: int = PLANS) -> Pruned:
+    """``result``, verified; where it computes something else, what is to blame is pinned and the method plans anew."""
+    try:
+        found = verified(checker, result)
+        return replace(result, verification=found.error, unverified=found.reason)
+    except VerificationError as error:
+        wrong = _wrong_edits(checker, result)
+        named = "; ".join(
+            f"{edit.group if isinstance(edit, Cut) else edit.block!r}: {why}" for edit, why in wrong.items()
+        )
+        if isinstance(method, Given) or plans == 1:
+            right = replace(result.plan, edits=tuple(e for e in result.plan.edits if e not in wrong), reached={})
+            raise VerificationError(
+                f"{error}. To blame: {named or 'masks or links'}. Nothing that fails this check should be used. The "
+                f"other {len(right.edits)} of {len(result.plan.edits)} edits compute the right thing: they are the "
+                "`right` of this error, a plan. Please report the model.",
+                right=right,
+            ) from error
+        view = replace(view, graph=pinned(view.graph, {e: f"found wrong when verified: {w}" for e, w in wrong.items()}))
+        if not view.graph.prunable and not any(not b.pinned for b in view.graph.blocks):
+            raise VerificationError(f"no cut computes the right thing: {named}") from error
+    assert isinstance(view.model, nn.Module)
+    return _verified(checker, method, view, _planned(view.model, method, view, result.cost_before), plans - 1)
+
+
+def _wrong_edits(checker: Checker, result: Pruned) -> dict[Edit, str]:
+    """The cuts and drops that have to go so that the rest of the plan passes, with the reasons."""
+    others = tuple(e for e in result.plan.edits if not isinstance(e, Cut | Drop))
+
+    def attempt(edits: Sequence[Edit]) -> str:
+        plan = Plan((*edits, *others))
+        try:
+            verified(checker, replace(result, plan=plan, model=apply(checker.model, result.graph, plan)))
+        except NervureError as error:
+            return str(error).split("\n", maxsplit=1)[0][:200]
+        return ""
+
+    cuts = [e for e in result.plan.edits if isinstance(e, Cut | Drop)]
+    return wrong_edits(attempt, families_of(result.graph, cuts))
 
 
 @final
@@ -231,17 +278,3 @@ def _planned(model: nn.Module, method: Method, view: View, before: Cost) -> Prun
     plan = method.plan(view)
     smaller = apply(model, view.graph, plan)
     return Pruned(smaller, plan, view.graph, before, before, repr(method), masks_after(view.graph, plan))
-
-
-def _without_the_guilty(model: nn.Module, drawing: Drawing, example: Any, result: Pruned) -> Graph:
-    """Try every group that the plan cut, and pin those that do not survive it."""
-    with evaluating(model):
-        names = {cut.group: "found wrong when verified" for cut in result.plan.cuts}
-        graph = tried(model, drawing, names, example)
-    if graph == result.graph:
-        raise VerificationError("the plan as a whole does not compute the right thing, though each of its cuts does.")
-    if not graph.prunable:
-        raise VerificationError(
-            "no cut computes the right thing: " + "; ".join(f"{g.name}: {g.pinned}" for g in graph.groups[:5])
-        )
-    return graph

@@ -1,14 +1,14 @@
 """``trace``: the graph of a model, with every group that is offered for cutting known to be cut right."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from torch import nn
 
-from nervure.errors import NervureError, VerificationError
+from nervure.errors import NervureError
 from nervure.graph.blocks import is_doubtful, with_blocks
 from nervure.graph.example import evaluating, is_weightless, placed_like, unfaked
 from nervure.graph.trace import (
@@ -23,8 +23,8 @@ from nervure.graph.trace import (
 )
 from nervure.graph.types import Graph, Group
 from nervure.plan import Cut, Drop, Keep, Plan
-from nervure.surgery.apply import apply
-from nervure.surgery.verify import compare, outputs_of, reference
+from nervure.surgery.blame import Edit, families_of, wrong_edits
+from nervure.surgery.checker import Checker
 
 
 def trace(
@@ -58,10 +58,10 @@ def trace(
         TraceError: the weights are not finite or have no shape yet, a module is TorchScript, or no tensor came out.
         ArgumentError: ``example``, ``ignore`` or ``only`` is not what it should be.
     """
-    return drawn(model, example, ignore, only, outputs=outputs, inputs=inputs, inside_heads=inside_heads).graph
+    return traced(model, example, ignore, only, outputs=outputs, inputs=inputs, inside_heads=inside_heads)[0].graph
 
 
-def drawn(
+def traced(
     model: nn.Module,
     example: Any,
     ignore: Iterable[Choice],
@@ -70,8 +70,8 @@ def drawn(
     outputs: bool = True,
     inputs: bool = False,
     inside_heads: bool = False,
-) -> Drawing:
-    """What :func:`trace` finds, with the run that it was read from: for more questions about the same model."""
+) -> tuple[Drawing, Checker]:
+    """What :func:`trace` finds, with the run that it was read from, and what compares cut models with the original."""
     check_modules(model)
     choices = chosen_patterns(model, ignore, only)
     with unfaked(model) as real, evaluating(real):
@@ -80,32 +80,53 @@ def drawn(
         drawing = draw(real, example, outputs=outputs, inputs=inputs, inside_heads=inside_heads)
         drawing.graph = pinned_by_choice(drawing.graph, *choices)
         drawing.graph = kept_by_choice(with_blocks(drawing), *choices)
-        suspects = drawing.suspects()
+        unproven = drawing.suspects()
+        checker = Checker(real, drawing, example)
         if not is_weightless(real):
-            drawing.graph = _with_blocks_tried(real, drawing, example)
-            drawing.graph = tried(real, drawing, suspects, example) if suspects else drawing.graph
-        elif suspects:
-            note = f"{len(suspects)} groups could not be tried without weights: {', '.join(list(suspects)[:5])}"
+            drawing.graph = _pin_wrong_blocks(checker)
+            drawing.graph = _pin_wrong_groups(checker, unproven)
+        elif unproven:
+            note = f"{len(unproven)} groups could not be tried without weights: {', '.join(list(unproven)[:5])}"
             drawing.graph = replace(drawing.graph, notes=(*drawing.graph.notes, note))
-    return drawing
+    return drawing, checker
 
 
-def tried(model: nn.Module, drawing: Drawing, suspects: Mapping[str, str], example: Any) -> Graph:
-    """Cut the suspected groups on a copy, run it, and pin those that do not compute the right thing."""
-    families: dict[tuple[str, int], list[str]] = {}
-    for name in suspects:
-        group = drawing.graph[name]
-        if group.size > 1:
-            families.setdefault((re.sub(r"\d+", "*", name), group.size), []).append(name)
-    trial = _Trial(model, drawing, example)
-    bad = trial.failing([name for names in families.values() for name in names], list(families.values()))
-    groups = tuple(
-        replace(g, pinned=f"{suspects[g.name]}: {trial.reasons.get(g.name, 'does not survive a cut')}")
-        if g.name in bad
-        else g
-        for g in drawing.graph.groups
+def _pin_wrong_groups(checker: Checker, unproven: Mapping[str, str]) -> Graph:
+    """Cut the unproven groups on a copy, run it, and pin those that do not compute the right thing."""
+    graph = checker.drawing.graph
+    sized = [graph[name] for name in unproven if graph[name].size > 1]
+    cuts = [Cut(group.name, _share(i, group)) for i, group in enumerate(sized)]
+    if not cuts:
+        return graph
+
+    def attempt(edits: Sequence[Edit]) -> str:
+        # A wrong number of blocks can come out right by chance where their insides are cut too: blocks go first alone.
+        blocks = [e for e in edits if isinstance(e, Cut) and graph[e.group].kind == "blocks"]
+        first = why_wrong(checker, graph, blocks) if blocks and len(blocks) < len(edits) else ""
+        return first or why_wrong(checker, graph, edits)
+
+    wrong = wrong_edits(attempt, families_of(graph, cuts))
+    return pinned(graph, {edit: f"{unproven[edit.group]}: {wrong[edit]}" for edit in cuts if edit in wrong})
+
+
+def why_wrong(checker: Checker, graph: Graph, edits: Iterable[Edit]) -> str:
+    """Why these edits together do not compute the right thing, in a line; empty where they do."""
+    try:
+        found = checker.check(graph, Plan(tuple(edits)))
+    except NervureError as error:
+        return str(error).split("\n", maxsplit=1)[0][:200]
+    return f"cannot be checked ({found.reason})" if found.error is None else ""
+
+
+def pinned(graph: Graph, wrong: Mapping[Edit, str]) -> Graph:
+    """The graph with what these edits would cut or drop pinned, for the reasons given."""
+    groups = {edit.group: reason for edit, reason in wrong.items() if isinstance(edit, Cut)}
+    blocks = {edit.block: reason for edit, reason in wrong.items() if isinstance(edit, Drop)}
+    return replace(
+        graph,
+        groups=tuple(replace(g, pinned=groups[g.name]) if g.name in groups else g for g in graph.groups),
+        blocks=tuple(replace(b, pinned=blocks[b.name]) if b.name in blocks else b for b in graph.blocks),
     )
-    return replace(drawing.graph, groups=groups)
 
 
 def _share(index: int, group: Group) -> Keep:
@@ -119,67 +140,13 @@ def _share(index: int, group: Group) -> Keep:
     return Keep.of(keep)
 
 
-def _with_blocks_tried(model: nn.Module, drawing: Drawing, example: Any) -> Graph:
-    """Drop the blocks of a doubtful kind once, one of each family."""
-    trial, blocks = _Trial(model, drawing, example), []
-    verdicts: dict[str, str] = {}
-    for block in drawing.graph.blocks:
+def _pin_wrong_blocks(checker: Checker) -> Graph:
+    """Drop the blocks of a doubtful kind once, one of each family, and pin those that compute something else."""
+    graph, reasons = checker.drawing.graph, dict[str, str]()
+    doubtful = [b for b in graph.blocks if not b.pinned and is_doubtful(checker.drawing, b)]
+    for block in doubtful:
         family = re.sub(r"\d+", "*", block.name)
-        doubtful = is_doubtful(drawing, block)
-        if doubtful and not block.pinned and family not in verdicts:
-            trial.computes(Plan((Drop(block.name),)), block.name)
-            verdicts[family] = trial.reasons.get(block.name, "")
-        reason = verdicts.get(family, "") if doubtful else ""
-        blocks.append(replace(block, pinned=block.pinned or reason))
-    return replace(drawing.graph, blocks=tuple(blocks))
-
-
-class _Trial:
-    def __init__(self, model: nn.Module, drawing: Drawing, example: Any) -> None:
-        self._model, self._drawing, self._example = model, drawing, example
-        self.reasons: dict[str, str] = {}
-
-    def failing(self, names: list[str], families: list[list[str]]) -> set[str]:
-        """Which of ``names`` cannot be cut; families are tried as one before their members are."""
-        if not names or self.passes(names):
-            return set()
-        if len(families) > 1:
-            half = len(families) // 2
-            bad: set[str] = set()
-            for part in (families[:half], families[half:]):
-                bad |= self.failing([n for family in part for n in family], part)
-            good = [n for n in names if n not in bad]
-            # Each half may pass and both together fail: then what was cut second has to stay.
-            if not bad and not self.passes(good):
-                return {n for family in families[half:] for n in family}
-            return bad
-        if len(names) == 1 or not self.passes(names[:1]):
-            # The members of a family are alike: where the first fails, so do the rest.
-            for name in names:
-                self.reasons.setdefault(name, self.reasons.get(names[0], "does not survive a cut"))
-            return set(names)
-        return self.failing(names[:1], [names[:1]]) | self.failing(names[1:], [[n] for n in names[1:]])
-
-    def passes(self, names: list[str]) -> bool:
-        """Cut these groups, each by another share, and compare with the original without what left."""
-        graph = self._drawing.graph
-        cuts = {n: Cut(n, _share(i, graph[n])) for i, n in enumerate(names)}
-        # A wrong number of blocks can come out right by chance where their insides are cut too: blocks go first alone.
-        blocks = [n for n in names if graph[n].kind == "blocks"]
-        if blocks and len(blocks) < len(names) and not self.computes(Plan(tuple(cuts[n] for n in blocks)), names[0]):
-            return False
-        return self.computes(Plan(tuple(cuts.values())), names[0])
-
-    def computes(self, plan: Plan, name: str) -> bool:
-        """Whether a plan computes the right thing; where it does not, the reason is noted under ``name``."""
-        graph = self._drawing.graph
-        try:
-            smaller = apply(self._model, graph, plan)
-            found = outputs_of(smaller, self._example)
-            outcome = compare(reference(self._model, self._drawing, graph, plan, self._example), found)
-            if not outcome:
-                raise VerificationError(f"relative error {outcome.error:.1e}")
-        except NervureError as error:
-            self.reasons[name] = str(error).split("\n", maxsplit=1)[0][:200]
-            return False
-        return True
+        if family not in reasons:
+            reasons[family] = why_wrong(checker, graph, [Drop(block.name)])
+    wrong = {Drop(b.name): reasons[re.sub(r"\d+", "*", b.name)] for b in doubtful}
+    return pinned(graph, {drop: reason for drop, reason in wrong.items() if reason})

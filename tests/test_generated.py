@@ -43,7 +43,9 @@ def is_cut_right(generated: Generated) -> None:
     for keeps in (halved(graph), last_units(graph), one_group(graph)):
         plan = plan_of(graph, keeps)
         smaller = apply(model, graph, plan)
-        assert verify(model, SimpleNamespace(model=smaller, graph=graph, plan=plan), example).error < TOLERANCE
+        found = verify(model, SimpleNamespace(model=smaller, graph=graph, plan=plan), example)
+        # A network may be dead behind what was cut: then nothing can be told, and the oracles below decide.
+        assert found.error is None or found.error < TOLERANCE
         oracles_agree(generated, graph, keeps)
         costs_are_as_predicted(smaller, generated, graph, keeps)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

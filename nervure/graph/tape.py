@@ -205,9 +205,7 @@ class Recorder(TorchDispatchMode):
         contents = self._contents(func, args, kwargs, results)
         outs = tuple(self.new(t, c) for t, c in zip(results, contents, strict=True))
         name = func._schema.name.removeprefix("aten::")
-        self.tape.entries.append(
-            Entry(func, name, refs, named, outs, module, self.call)
-        )
+        self.tape.entries.append(Entry(func, name, refs, named, outs, module, self.call))
         if writes:
             self._write_back([t for t in results if any(t is w for w in writes)])
         elif _is_view(func) and args and isinstance(args[0], Tensor):

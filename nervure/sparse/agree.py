@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from nervure.errors import ForwardError, VerificationError
 from nervure.graph.example import outputs_in, resized, run_example
 from nervure.sparse.watch import noisy
-from nervure.surgery.verify import compare
+from nervure.surgery.difference import compare
 
 OTHER_BATCHES = (1, 3)
 
@@ -62,25 +62,17 @@ class Checks:
 
 
 def agreement(expected: list[Tensor], found: list[Tensor], where: str) -> float:
-    """The largest difference, relative to the largest value of each output.
+    """The largest difference of an output, relative to its size.
 
     Raises:
         VerificationError: it is larger than rounding, or shapes differ; the message begins with ``where``.
     """
-    scales = [_scale(t) for t in expected]
+    nothing = [torch.zeros_like(t) for t in expected]
+    precisions = [torch.finfo(t.dtype).eps if t.is_floating_point() else 0.0 for t in expected]
     try:
-        outcome = compare(
-            [t / s for t, s in zip(expected, scales, strict=True)], [t / s for t, s in zip(found, scales, strict=False)]
-        )
+        outcome = compare(nothing, expected, found, precisions)
     except VerificationError as error:
         raise VerificationError(f"{where}: {error}") from error
-    if not outcome:
+    if not outcome.is_right:
         raise VerificationError(f"{where}: relative error {outcome.error:.2e}, allowed {outcome.tolerance:.0e}.")
     return outcome.error
-
-
-def _scale(tensor: Tensor) -> float:
-    """What to divide by so that the largest finite value is 1; 1 for whole numbers and zeros."""
-    if not tensor.is_floating_point() or not tensor.numel():
-        return 1
-    return float(torch.nan_to_num(tensor.double(), posinf=0.0, neginf=0.0).abs().max()) or 1

@@ -14,6 +14,7 @@ from nervure.graph.example import has_shape_only, is_weightless
 from nervure.graph.tape import named_tensors
 from nervure.graph.types import Graph
 from nervure.plan import Cut, Drop, Link, Mask, Plan
+from nervure.surgery.attention import ResizedAttention, keep_padding
 from nervure.surgery.cut import copied_without, kept_positions, sliced, tensor_of
 from nervure.surgery.drop import drop
 from nervure.surgery.link import link, wire_masks, wire_names
@@ -56,6 +57,8 @@ def _edited(model: nn.Module, graph: Graph, plan: Plan) -> nn.Module:
                 pass
             case _:
                 assert_never(edit)
+    if plan.drops or any(isinstance(module, ResizedAttention) for module in result.modules()):
+        keep_padding(result)
     return result
 
 

@@ -11,6 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+def keep_padding(model: nn.Module) -> None:
+    """Let no encoder pack its inputs (as nested tensors), in place: only PyTorch's own fused layers can read those."""
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoder):
+            module.use_nested_tensor = False
+
+
 class ResizedAttention(nn.MultiheadAttention):
     """Multi-head attention whose head width is its own; made by :meth:`adopt` from a module that was cut."""
 

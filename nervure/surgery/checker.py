@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from nervure.errors import NervureError, VerificationError
-from nervure.graph.example import evaluating, run_example, tensors_in
+from nervure.graph.example import evaluating, outputs_in, run_example
 from nervure.graph.tape import Entry, Ref, Tape, named_tensors, plain_kernels, record
 from nervure.graph.trace import Drawing
 from nervure.graph.types import Graph
@@ -64,11 +64,12 @@ class Numbers(NamedTuple):
     wide: bool
     weights: bool
     inputs: bool
+    seed: int = 0
 
 
 GIVEN = Numbers("on the example", False, False, False)
 DRAWN = (
-    Numbers("with random weights and inputs", True, True, True),
+    *(Numbers("with random weights and inputs", True, True, True, seed) for seed in range(3)),
     Numbers("with random weights", True, True, False),
     Numbers("in double precision", True, False, False),
     Numbers("with random weights and inputs, not in double precision", False, True, True),
@@ -82,7 +83,7 @@ class _Setting:
 
     def __init__(self, model: nn.Module, example: Any, dense: list[Tensor], tape: Tape) -> None:
         self.model, self.example, self.dense = model, example, dense
-        self.precisions = _precisions(tape)
+        self.precisions = _precisions(tape)[: len(dense)]  # what runs in training mode only comes after
         self.is_random = any(is_random(entry.op) for _, _, entry in places(tape))
 
 
@@ -122,20 +123,22 @@ class Checker:
             return Verification(given.error, given.tolerance, given.outputs)
         return drawn
 
-    def _first_that_tells(self, graph: Graph, plan: Plan, cut: Cutter, all_numbers: tuple[Numbers, ...]) -> Verification:
+    def _first_that_tells(
+        self, graph: Graph, plan: Plan, cut: Cutter, all_numbers: tuple[Numbers, ...]
+    ) -> Verification:
         outputs = 0
-        for numbers in all_numbers:
+        for numbers in choices:
             found = self._compared(numbers, graph, plan, cut)
             _require_right(found, numbers)
             if found is not None and found.is_telling:
                 return Verification(found.error, found.tolerance, found.outputs)
             outputs = max(outputs, 0 if found is None else found.outputs)
-        return Verification(None, 0.0, outputs, self._why_nothing_tells(all_numbers))
+        return Verification(None, 0.0, outputs, self._why_nothing_tells(choices))
 
-    def _why_nothing_tells(self, all_numbers: tuple[Numbers, ...]) -> str:
-        if any(isinstance(self._settings.get(n), _Setting) for n in all_numbers):
+    def _why_nothing_tells(self, choices: tuple[Numbers, ...]) -> str:
+        if any(isinstance(self._settings.get(n), _Setting) for n in choices):
             return "what the plan removes does not move any output, so a wrong cut would look right"
-        return "; ".join(f"{n.told}: {self._settings[n]}" for n in all_numbers)
+        return "; ".join(dict.fromkeys(f"{n.told} {self._settings[n]}" for n in choices))
 
     def _compared(self, numbers: Numbers, graph: Graph, plan: Plan, cut: Cutter) -> Difference | None:
         """The comparison with these numbers; None where the model does not run with them."""
@@ -183,15 +186,15 @@ class Checker:
             widen(model)
             example = tree_map(widened, example)
         if numbers.weights:
-            redraw(model)
+            redraw(model, numbers.seed)
         if numbers.inputs:
-            example = redrawn_inputs(example)
+            example = redrawn_inputs(example, numbers.seed)
         try:
             with evaluating(model), seeded(model), SameNoise({}):
                 tape, output = record(model, example, tag=False, auxiliary=False)
         except NervureError as error:
             return f"the model's forward raised {type(error.__cause__).__name__}: {str(error.__cause__)[:100]}"
-        dense = tensors_in(output)
+        dense = outputs_in(output)
         if any(bool(torch.isnan(t).any()) for t in dense):
             return "the model's outputs are not numbers"
         if not self._is_same_way(tape):
@@ -217,7 +220,7 @@ def outputs_of(model: nn.Module, example: Any) -> list[Tensor]:
     """All tensors that ``model`` returns on ``example``; raises VerificationError where it does not run."""
     try:
         with plain_kernels(model):
-            return tensors_in(run_example(model, example))
+            return outputs_in(run_example(model, example))
     except Exception as error:
         raise VerificationError(
             f"the pruned model does not run on the example: {type(error).__name__}: {error}."
@@ -227,8 +230,8 @@ def outputs_of(model: nn.Module, example: Any) -> list[Tensor]:
 def _require_right(found: Difference | None, numbers: Numbers) -> None:
     if found is not None and not found.is_right:
         raise VerificationError(
-            f"the pruned model differs from the original without the removed units ({numbers.told}): by {found.error:.1e} "
-            f"of what the cut moves, allowed {found.tolerance:.0e}"
+            f"it differs from the original without the removed units by {found.error:.1e} of what the cut moves "
+            f"({numbers.told}; allowed {found.tolerance:.0e})"
         )
 
 

@@ -1,8 +1,8 @@
 """How far two answers lie apart, measured against how far the cut itself moved the answer.
 
-An answer may hold boxes in pixels beside scores, one logit of -1e9, or a second output in half precision. So each output
-is judged on its own, in its own precision, as a whole and in each slice along each axis; and only what moves counts
-towards its size. Where the cut moved nothing, a wrong cut would look right: then nothing was told.
+An answer may hold boxes in pixels beside scores, one logit of -1e9, or a second output in half precision. So each
+output is judged on its own, in its own precision, as a whole and in each slice along each axis; and only what moves
+counts towards its size. Where the cut moved nothing, a wrong cut would look right: then nothing was told.
 """
 
 from collections.abc import Iterator, Sequence

@@ -5,7 +5,7 @@ is checked on numbers that hide nothing.
 """
 
 import math
-from collections.abc import Iterator
+from itertools import count
 from typing import Any
 
 import torch
@@ -30,7 +30,7 @@ def widened(value: Any) -> Any:
     return value.to(WIDE.get(value.dtype, value.dtype)) if isinstance(value, Tensor) else value
 
 
-def redraw(model: nn.Module, seed: int = 0) -> None:
+def redraw(model: nn.Module, seed: int) -> None:
     """Draw every parameter of ``model`` anew, and the buffers around what they are, in place.
 
     Matrices get values that keep the size of what they multiply, vectors (biases, scales) values around their mean.
@@ -39,10 +39,10 @@ def redraw(model: nn.Module, seed: int = 0) -> None:
     with torch.no_grad():
         for i, parameter in enumerate(model.parameters()):
             if _is_number(parameter):
-                _redraw_parameter(parameter, torch.Generator(parameter.device).manual_seed(seed + i))
+                _redraw_parameter(parameter, torch.Generator(parameter.device).manual_seed(1000 * seed + i))
         for i, buffer in enumerate(model.buffers()):
             if _is_number(buffer):
-                noise = torch.Generator(buffer.device).manual_seed(~(seed + i) % (1 << 32))
+                noise = torch.Generator(buffer.device).manual_seed(1_000_000 + 1000 * seed + i)
                 around = 0.3 * _uniform(buffer, noise)
                 buffer.add_(around if not bool(buffer.any()) else around * buffer.nan_to_num(0, 0, 0))
 
@@ -67,9 +67,9 @@ def _uniform(like: Tensor, generator: torch.Generator) -> Tensor:
     return drawn
 
 
-def redrawn_inputs(example: Any, seed: int = 0) -> Any:
+def redrawn_inputs(example: Any, seed: int) -> Any:
     """``example`` with its fractional numbers drawn from a normal distribution of their mean and spread (or 1)."""
-    drawn = iter(range(seed, 1 << 30))
+    drawn = count(1000 * seed)
     return tree_map(lambda x: _redrawn_input(x, next(drawn)) if isinstance(x, Tensor) and _is_number(x) else x, example)
 
 
@@ -89,8 +89,3 @@ def round_once(model: nn.Module) -> None:
                 step = torch.finfo(parameter.dtype).eps
                 sign = _uniform(parameter, torch.Generator(parameter.device).manual_seed(i)).sign_()
                 parameter.mul_(sign.mul_(step).add_(1))
-
-
-def float_types(model: nn.Module) -> Iterator[torch.dtype]:
-    """The types of the model's fractional numbers."""
-    yield from (t.dtype for t in (*model.parameters(), *model.buffers()) if _is_number(t))

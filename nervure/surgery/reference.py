@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
 from nervure.errors import ForwardError, VerificationError
-from nervure.graph.example import tensors_in
+from nervure.graph.example import outputs_in
 from nervure.graph.flow import Read
 from nervure.graph.tape import Entry, Ref, Tape, record
 from nervure.graph.trace import Drawing
@@ -81,7 +81,7 @@ def reference(model: nn.Module, drawing: Drawing, graph: Graph, plan: Plan, exam
             "the original cannot be run without the removed units, so there is nothing to compare with: its forward "
             f"raised {type(error.__cause__).__name__}: {error.__cause__}."
         ) from error
-    return Answer(survivors(tensors_in(output), drawing, keeps), replay.noise)
+    return Answer(survivors(outputs_in(output), drawing, keeps), replay.noise)
 
 
 def survivors(outputs: list[Tensor], drawing: Drawing, keeps: Keeps) -> list[Tensor]:
@@ -134,9 +134,11 @@ class _Replay:
         name = func._schema.name.removeprefix("aten::")
         place = Place(module, name, self._ran[module, name])
         self._ran[module, name] += 1
-        if is_random(func):
-            return self._draw(place, lambda: func(*args, **kwargs))
-        return _restricted(func, args, kwargs, self._limits.get(place, []))
+
+        def run() -> Any:
+            return _restricted(func, args, kwargs, self._limits.get(place, []))
+
+        return self._draw(place, run) if is_random(func) else run()
 
     def _alive(self, read: Read) -> np.ndarray:
         alive = np.ones(len(read.vectors[0]), dtype=bool)

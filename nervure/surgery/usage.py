@@ -1,19 +1,17 @@
 """Run a smaller model as its user will: both modes, with and without gradients, another batch, fused kernels on."""
 
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from nervure.errors import ArgumentError
-from nervure.graph.example import as_inputs, resized, samples_of, tensors_in
-from nervure.graph.types import Graph
+from nervure.errors import ArgumentError, NervureWarning
+from nervure.graph.example import as_inputs, resized, samples_of
 from nervure.surgery.chance import seeded
+from nervure.surgery.checker import Checker
 from nervure.surgery.cut import copied_without
-
-CLOSE = 1e-2
-"""How far fused kernels may be from plain ones, relative to the size of an output."""
 
 
 class Use(NamedTuple):
@@ -25,18 +23,38 @@ class Use(NamedTuple):
     example: Any
 
 
-def broken_use(model: nn.Module, smaller: nn.Module, graph: Graph, example: Any) -> str:
-    """In which use ``smaller`` breaks though ``model`` does not, with the error; empty if in none.
+def broken_use(checker: Checker, smaller: nn.Module) -> str:
+    """In which use ``smaller`` breaks though the original does not, with the error; empty if in none.
 
-    Both run as copies: what a run in training mode leaves in a model stays out of it.
+    Both run as copies: what a run in training mode leaves in a model stays out of it. Where the original takes another
+    way than on the example, nothing is known of it, which is told by a :class:`NervureWarning`.
     """
-    for use in _uses(example):
-        found = _ran(smaller, graph, use)
-        if isinstance(found, str):
-            dense = _ran(model, graph, use)
-            if not isinstance(dense, str):
-                return f"{use.told}: {found}"
+    for use in _uses(checker.example):
+        error = _error_of(smaller, checker, use)
+        if error and not _error_of(checker.model, checker, use):
+            others = _other_modules(checker, use)
+            if not others:
+                return f"{use.told}: {error}"
+            warnings.warn(
+                f"{use.told} the model takes another way than on the example, through {', '.join(others[:5])}, and "
+                f"there the pruned model does not run ({error}). Trace it on several examples, one for each way.",
+                NervureWarning,
+                stacklevel=2,
+            )
     return ""
+
+
+def _other_modules(checker: Checker, use: Use) -> list[str]:
+    """The modules that the original runs in this use, but did not when it was traced, or the other way round."""
+    reached: set[str] = set()
+    copied = copied_without(checker.model, checker.drawing.graph, {})
+    for name, module in copied.named_modules():
+        module.register_forward_pre_hook(lambda module, args, name=name: reached.add(name))
+    _run(copied, use)
+    tape = checker.drawing.flow.tape
+    end = len(tape.entries) if tape.training_from is None else tape.training_from
+    known, evaluated = {call.name for call in tape.calls}, {call.name for call in tape.calls if call.start < end}
+    return sorted((reached - known) | (set() if use.training else evaluated - reached))
 
 
 def _uses(example: Any) -> Iterator[Use]:
@@ -51,12 +69,16 @@ def _uses(example: Any) -> Iterator[Use]:
         yield Use(f"on a batch of {batch}", False, False, resized(example, batch))
 
 
-def _ran(model: nn.Module, graph: Graph, use: Use) -> list[Tensor] | str:
-    """What a copy of ``model`` returns in this use, or its error."""
-    copied = copied_without(model, graph, {}).train(use.training)
+def _error_of(model: nn.Module, checker: Checker, use: Use) -> str:
+    """What a copy of ``model`` raises in this use; empty if it runs."""
+    try:
+        _run(copied_without(model, checker.drawing.graph, {}), use)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def _run(model: nn.Module, use: Use) -> None:
     args, kwargs = as_inputs(use.example)
-    with seeded(copied), torch.set_grad_enabled(use.gradients):
-        try:
-            return tensors_in(copied(*args, **kwargs))
-        except Exception as error:
-            return f"{type(error).__name__}: {error}"
+    with seeded(model), torch.set_grad_enabled(use.gradients):
+        model.train(use.training)(*args, **kwargs)

@@ -82,7 +82,7 @@ def _require_same_groups(drawn: Graph, pruned: HasPlan, example: Any) -> None:
 def verified(checker: Checker, pruned: HasPlan) -> Verification:
     """As :func:`verify`, where the model was drawn already."""
     found = checker.check_made(pruned.graph, pruned.plan, pruned.model)
-    broken = broken_use(checker.model, pruned.model, pruned.graph, checker.example)
+    broken = broken_use(checker, pruned.model)
     if broken:
-        raise VerificationError(f"the pruned model breaks where the original does not, {broken}")
+        raise VerificationError(f"it breaks where the original runs, {broken}")
     return found

@@ -1,0 +1,350 @@
+"""A check must be able to fail: wrong cuts of every kind of network are caught, and right ones pass."""
+
+import copy
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import nervure
+from nervure import Cut, Graph, Keep, Magnitude, Plan, Pruned, Random, apply, prune, rules, trace, verify
+from nervure.errors import VerificationError
+from nervure.graph.types import Axis, Units
+from tests.networks import noise, seeded
+
+
+class Answer(nn.Module):
+    """A trunk that is cut, and what is made of its answer."""
+
+    def __init__(self, finish: Callable[[Tensor], Any], width: int = 12, outputs: int = 6) -> None:
+        super().__init__()
+        self.trunk, self.head, self.finish = nn.Linear(5, width), nn.Linear(width, outputs), finish
+
+    def forward(self, x: Tensor) -> Any:
+        return self.finish(self.head(self.trunk(x).relu()))
+
+
+def with_sentinel(y: Tensor) -> Tensor:
+    return torch.cat([y, torch.full_like(y[:, :1], 1e9)], 1)
+
+
+def with_masked_logits(y: Tensor) -> Tensor:
+    masked = torch.arange(y.shape[1]) % 2 == 0
+    return y.masked_fill(masked, torch.finfo(y.dtype).min)
+
+
+def boxes_and_scores(y: Tensor) -> Tensor:
+    """[batch, 4 + classes, places], as detectors return it: boxes that the cut does not reach, in pixels."""
+    boxes = 640 * torch.arange(1.0, 5.0).to(y)[None, :, None].expand(len(y), 4, 3)
+    return torch.cat([boxes, 1e-3 * y.sigmoid()[..., None].expand(-1, -1, 3)], 1)
+
+
+FINISHES: dict[str, Callable[[Tensor], Any]] = {
+    "plain": lambda y: y,
+    "times 1e-6": lambda y: y * 1e-6,
+    "times 1e6": lambda y: y * 1e6,
+    "softmax": lambda y: y.softmax(1),
+    "softmax over 10,000 classes": lambda y: y.repeat(1, 1700).softmax(1),
+    "beside a sentinel": with_sentinel,
+    "masked by the smallest number": with_masked_logits,
+    "boxes beside scores": boxes_and_scores,
+    "beside an output in half precision": lambda y: (y, torch.ones(3, dtype=torch.bfloat16)),
+    "in half precision itself": lambda y: y.to(torch.bfloat16),
+    "complex": lambda y: torch.fft.fft(y, dim=0),
+    "which class": lambda y: (y, y.argmax(1)),
+    "beside an infinite output": lambda y: (y, torch.full((2,), float("inf"))),
+}
+
+
+def misread(graph: Graph, tensor: str, axis: int) -> Graph:
+    """The graph with the positions along one axis of a tensor shifted by one: what is cut by it is cut wrong."""
+    number = len(graph.axes)
+    old = graph.axes[graph.tensors[tensor][axis]]
+    parts = tuple((name, Units(np.roll(units.array, 1))) for name, units in old.parts)
+    axes = tuple(number if i == axis else a for i, a in enumerate(graph.tensors[tensor]))
+    return replace(graph, axes=(*graph.axes, Axis(old.size, parts)), tensors={**graph.tensors, tensor: axes})
+
+
+def half(graph: Graph, name: str) -> Plan:
+    return Plan((Cut(name, Keep.of(torch.arange(graph[name].size) % 2 == 0)),))
+
+
+@pytest.mark.parametrize("finish", FINISHES.values(), ids=FINISHES)
+def test_a_wrong_cut_is_caught_and_a_right_one_passes(finish: Callable[[Tensor], Any]) -> None:
+    model, x = seeded(lambda: Answer(finish)), noise(4, 5)
+    graph = trace(model, x)
+    plan = half(graph, "trunk")
+    right = SimpleNamespace(model=apply(model, graph, plan), graph=graph, plan=plan)
+    assert verify(model, right, x)
+    wrong = misread(graph, "head.weight", 1)
+    with pytest.raises(VerificationError, match="differs from the original without the removed units"):
+        verify(model, SimpleNamespace(model=apply(model, wrong, plan), graph=wrong, plan=plan), x)
+
+
+@pytest.mark.parametrize("value", [0.0, float("nan"), float("inf")])
+def test_examples_that_tell_nothing_are_no_excuse(value: float) -> None:
+    model, x = seeded(lambda: Answer(lambda y: y)), torch.full((4, 5), value)
+    graph = trace(model, x)
+    plan, wrong = half(graph, "trunk"), misread(graph, "head.weight", 1)
+    assert verify(model, SimpleNamespace(model=apply(model, graph, plan), graph=graph, plan=plan), x)
+    with pytest.raises(VerificationError, match="differs from the original"):
+        verify(model, SimpleNamespace(model=apply(model, wrong, plan), graph=wrong, plan=plan), x)
+
+
+def test_a_head_of_zeros_hides_no_wrong_cut() -> None:
+    model, x = seeded(lambda: Answer(lambda y: y)), noise(4, 5)
+    nn.init.zeros_(model.get_parameter("head.weight"))
+    graph = trace(model, x)
+    plan, wrong = half(graph, "trunk"), misread(graph, "head.weight", 1)
+    assert verify(model, SimpleNamespace(model=apply(model, graph, plan), graph=graph, plan=plan), x)
+    with pytest.raises(VerificationError, match="with random weights and inputs"):
+        verify(model, SimpleNamespace(model=apply(model, wrong, plan), graph=wrong, plan=plan), x)
+
+
+def test_weights_that_were_changed_behind_the_plan_are_caught() -> None:
+    model, x = seeded(lambda: Answer(lambda y: 1e-6 * y)), noise(4, 5)
+    pruned = prune(model, x, Magnitude(keep=0.5))
+    with torch.no_grad():
+        pruned.model.get_parameter("head.weight").add_(0.1)
+    with pytest.raises(VerificationError, match="on the example"):
+        verify(model, pruned, x)
+
+
+def test_a_size_that_does_not_matter_on_the_example_is_tried_where_it_does() -> None:
+    class Branch(Answer):
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.trunk(x).relu()
+            return self.head(y * (1 if y.shape[1] > 7 else 2)) * self.gate
+
+    model = seeded(lambda: Branch(lambda y: y))
+    model.register_parameter("gate", nn.Parameter(torch.zeros(6)))
+    assert "differs from the original" in trace(model, noise(4, 5))["trunk"].pinned
+
+
+def test_what_moves_no_output_is_not_called_verified() -> None:
+    model, x = seeded(lambda: Answer(lambda y: y * 0)), noise(4, 5)
+    pruned = prune(model, x, Magnitude(keep=0.5))
+    assert pruned.verification is None
+    assert "does not move any output" in pruned.unverified
+    assert "not verified (what the plan removes does not move any output" in str(pruned)
+
+
+def test_the_empty_plan_is_right() -> None:
+    assert prune(seeded(lambda: Answer(lambda y: y)), noise(4, 5), Plan(())).verification == 0
+
+
+# -- the same random numbers, the same way ---------------------------------------------------------------------------
+
+
+class Coder(nn.Module):
+    """A variational autoencoder, whose code is drawn in ``forward``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.mean, self.spread = nn.Linear(6, 16), nn.Linear(16, 8), nn.Linear(16, 8)
+        self.leave, self.out = nn.Linear(8, 16), nn.Linear(16, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.enter(x).relu()
+        mean, spread = self.mean(h), self.spread(h)
+        code = mean + torch.randn_like(mean) * spread.exp()
+        y: Tensor = self.out(F.dropout(self.leave(code), 0.3, training=True).relu())
+        return y + torch.rand(1) + torch.empty(6).normal_() + float(np.random.rand())
+
+
+def test_noise_is_drawn_alike_in_both_also_over_units_that_are_cut() -> None:
+    model, x = seeded(Coder), noise(5, 6)
+    pruned = prune(model, x, Magnitude(keep=0.5, scope="layer"))
+    assert pruned.verification is not None
+    sizes = [pruned.model.get_parameter(f"{name}.bias").shape[0] for name in ("enter", "mean", "spread", "leave")]
+    assert sizes == [8, 4, 4, 8]
+    wrong = misread(pruned.graph, "out.weight", 1)
+    with pytest.raises(VerificationError, match="differs"):
+        made = apply(model, wrong, replace(pruned.plan, fingerprint=""))
+        verify(model, SimpleNamespace(model=made, graph=wrong, plan=replace(pruned.plan, fingerprint="")), x)
+
+
+def test_checking_does_not_move_the_random_numbers_of_the_user() -> None:
+    model, x = seeded(Coder), noise(5, 6)
+    pruned = prune(model, x, Magnitude(keep=0.5))
+    torch.manual_seed(4)
+    np.random.seed(4)
+    before = (torch.rand(1), np.random.rand())
+    torch.manual_seed(4)
+    np.random.seed(4)
+    verify(model, pruned, x)
+    assert (torch.rand(1), np.random.rand()) == before
+
+
+class Experts(nn.Module):
+    """Each token goes to the expert that its features choose: a cut of the features moves tokens."""
+
+    def __init__(self, number: int = 4) -> None:
+        super().__init__()
+        self.enter, self.gate, self.out = nn.Linear(6, 16), nn.Linear(16, number), nn.Linear(16, 3)
+        self.norm = nn.LayerNorm(16)
+        self.experts = nn.ModuleList(
+            nn.Sequential(nn.Linear(16, 24), nn.ReLU(), nn.Linear(24, 16)) for _ in range(number)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.enter(x))
+        weights = self.gate(x).softmax(-1)
+        chosen, y = weights.argmax(-1), torch.zeros_like(x)
+        for i in chosen.unique().tolist():
+            at = (chosen == i).nonzero()[:, 0]
+            y.index_add_(0, at, self.experts[i](x[at]) * weights[at, i, None])
+        return self.out(x + y)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_experts_that_get_other_tokens_after_a_cut_are_compared_all_the_same(seed: int) -> None:
+    model, x = seeded(Experts), noise(40, 6)
+    pruned = prune(model, x, Random(keep=0.5, scope="layer"), seed=seed)
+    assert pruned.verification is not None
+    assert "enter" in {cut.group for cut in pruned.plan.cuts}
+
+
+def test_norms_in_channels_last_memory_are_compared() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm, self.after = nn.Conv2d(3, 16, 3), nn.GroupNorm(4, 16), nn.GroupNorm(4, 16)
+            self.out = nn.Linear(16, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(self.after(self.norm(self.conv(x)).relu().flatten(2)).mean(-1))
+
+    model = seeded(Net).to(memory_format=torch.channels_last)
+    x = noise(2, 3, 6, 6).to(memory_format=torch.channels_last)
+    assert prune(model, x, Magnitude(keep=0.5, scope="layer")).verification is not None
+
+
+# -- as its user will run it -----------------------------------------------------------------------------------------
+
+
+def test_an_encoder_with_a_padding_mask_runs_in_every_mode_after_a_cut() -> None:
+    class Padded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            layer = nn.TransformerEncoderLayer(16, 4, 24, batch_first=True)
+            self.enter, self.out, self.encoder = nn.Linear(6, 16), nn.Linear(16, 3), nn.TransformerEncoder(layer, 2)
+
+        def forward(self, x: Tensor, padding: Tensor) -> Tensor:
+            y: Tensor = self.out(self.encoder(self.enter(x), src_key_padding_mask=padding))
+            return y
+
+    model, padding = seeded(Padded), torch.tensor([[False] * 5, [False] * 3 + [True] * 2])
+    graph = trace(model, (noise(2, 5, 6), padding))
+    plan = half(graph, "enter")
+    smaller = prune(model, (noise(2, 5, 6), padding), plan).model.eval()
+    with torch.no_grad():
+        assert smaller(noise(2, 5, 6), padding).shape == (2, 5, 3)
+
+
+class Fixed(nn.Module):
+    """Runs with 8 units only in one of its uses; what is asked there says which."""
+
+    def __init__(self, use: Callable[[nn.Module, Tensor], bool]) -> None:
+        super().__init__()
+        self.first, self.last, self.use = nn.Linear(4, 8), nn.Linear(8, 2), use
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x).relu()
+        if self.use(self, x):
+            y = y.reshape(len(x), 8)
+        return self.last(y)
+
+
+USES: dict[str, Callable[[nn.Module, Tensor], bool]] = {
+    "in training mode": lambda module, x: module.training,
+    "with gradients": lambda module, x: torch.is_grad_enabled(),
+    "on a batch of 4": lambda module, x: len(x) == 4,
+}
+
+
+@pytest.mark.parametrize("use", USES.values(), ids=USES)
+def test_what_breaks_in_ordinary_use_is_not_verified(use: Callable[[nn.Module, Tensor], bool]) -> None:
+    model, x = seeded(lambda: Fixed(use)), noise(3, 4)
+    told = next(name for name, one in USES.items() if one is use)
+    with pytest.raises(
+        VerificationError, match=f"'?first'?: it breaks where the original runs, .*{told}: RuntimeError"
+    ):
+        prune(model, x, Magnitude(keep=0.5))
+
+
+# -- refusals --------------------------------------------------------------------------------------------------------
+
+
+class Turned(nn.Module):
+    """Two layers whose units are cut right, and between them an operator that its user told a lie about."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(self.b(self.a(x).relu()).relu())
+
+
+def wrong_of(model: nn.Module, x: Tensor) -> Pruned:
+    """Both layers cut, the second wrong."""
+    graph = misread(trace(model, x), "c.weight", 1)
+    plan = Plan((*half(graph, "a"), *half(graph, "b")))
+    return Pruned(apply(model, graph, plan), plan, graph, *[nervure.count(model, x)] * 2)
+
+
+def test_a_plan_of_ones_own_that_is_wrong_is_told_what_part_of_it_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = seeded(Turned), noise(5, 4)
+    found = wrong_of(model, x)
+    drawn, checker = nervure.tracing.traced(model, x, (), None)
+    drawn.graph = found.graph
+    monkeypatch.setattr(sys.modules["nervure.prune"], "traced", lambda *args, **options: (drawn, checker))
+    with pytest.raises(VerificationError, match="To blame: 'b': it differs.*other 1 of 2 edits") as caught:
+        prune(model, x, found.plan)
+    assert caught.value.right == replace(found.plan, edits=found.plan.edits[:1])
+    pruned = prune(model, x, Magnitude(keep=0.5, scope="layer"))
+    assert [cut.group for cut in pruned.plan.cuts] == ["a"]
+    assert "found wrong when verified: it differs" in pruned.graph["b"].pinned
+
+
+@torch.library.custom_op("tests::turn", mutates_args=())
+def turn(x: Tensor) -> Tensor:
+    return torch.roll(x, 1, 1) * 1.0
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-6])
+def test_a_rule_that_lies_is_found_out_whatever_the_scale(scale: float) -> None:
+    class Lies(Answer):
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.head(torch.ops.tests.turn(self.trunk(x).relu()))
+            return y * scale
+
+    with nervure.rule("tests::turn", rules.pointwise()):
+        assert "differs from the original" in trace(seeded(lambda: Lies(lambda y: y)), noise(4, 5))["trunk"].pinned
+
+
+def test_models_that_do_not_run_in_double_precision_are_checked_in_their_own() -> None:
+    class Single(Answer):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.linear(super().forward(x), torch.ones(3, 6))
+
+    model, x = seeded(lambda: Single(lambda y: y)), noise(4, 5)
+    pruned = prune(model, x, Magnitude(keep=0.5))
+    assert pruned.verification is not None
+    assert verify(model, pruned, x).tolerance == pytest.approx(torch.finfo(torch.float32).eps ** 0.5)
+
+
+def test_the_original_is_left_as_it_was() -> None:
+    model, x = seeded(Coder), noise(5, 6)
+    before = copy.deepcopy(model.state_dict())
+    prune(model, x, Magnitude(keep=0.5))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(t.dtype == torch.float32 for t in model.parameters())
