@@ -19,10 +19,7 @@ Arguments outside their range raise :class:`ArgumentError`, which is also a ``Va
 not be trusted is told by :class:`NervureWarning`.
 """
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from nervure.plan import Plan
+from typing import Any
 
 
 class NervureError(Exception):
@@ -67,10 +64,10 @@ class VerificationError(NervureError):
     """A pruned model, or an exported file, does not compute what it should.
 
     Attributes:
-        right: the largest part of the plan that computes the right thing (a ``Plan``), where one was looked for.
+        right: the part of the plan that computes the right thing (a ``Plan``), where one was looked for; else None.
     """
 
-    def __init__(self, message: str, *, right: "Plan | None" = None) -> None:
+    def __init__(self, message: str, *, right: Any = None) -> None:
         super().__init__(message)
         self.right = right
 

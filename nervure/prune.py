@@ -219,9 +219,7 @@ def _verified(checker: Checker, method: Method, view: View, result: Pruned, plan
         return replace(result, verification=found.error, unverified=found.reason)
     except VerificationError as error:
         wrong = _wrong_edits(checker, result)
-        named = "; ".join(
-            f"{edit.group if isinstance(edit, Cut) else edit.block!r}: {why}" for edit, why in wrong.items()
-        )
+        named = "; ".join(f"{name_of(edit)!r}: {why}" for edit, why in wrong.items())
         if isinstance(method, Given) or plans == 1:
             right = replace(result.plan, edits=tuple(e for e in result.plan.edits if e not in wrong), reached={})
             raise VerificationError(

@@ -123,9 +123,7 @@ class Checker:
             return Verification(given.error, given.tolerance, given.outputs)
         return drawn
 
-    def _first_that_tells(
-        self, graph: Graph, plan: Plan, cut: Cutter, all_numbers: tuple[Numbers, ...]
-    ) -> Verification:
+    def _first_that_tells(self, graph: Graph, plan: Plan, cut: Cutter, choices: tuple[Numbers, ...]) -> Verification:
         outputs = 0
         for numbers in choices:
             found = self._compared(numbers, graph, plan, cut)
