@@ -6,8 +6,11 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+import numpy as np
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -47,9 +50,12 @@ from nervure import (
     hold,
     prune,
     trace,
+    verify,
 )
 from nervure.budget import allocate
+from nervure.errors import VerificationError
 from nervure.graph.tape import named_tensors
+from nervure.graph.types import Axis, Units
 from nervure.methods import Method
 from nervure.scores import Scores, fpgm, magnitude, random_scores, slimming
 from nervure.surgery.price import price
@@ -325,6 +331,58 @@ def edits_of_every_kind(c: Case) -> Plan:
         keep = torch.rand(maps[1].size, maps[0].size, generator=generator) > 0.5
         edits.append(Link(maps[0].name, maps[1].name, Keep.of(keep)))
     return Plan(tuple(edits), c.graph.fingerprint)
+
+
+class Finished(nn.Module):
+    """A network and what is made of each of its answers."""
+
+    def __init__(self, inner: nn.Module, finish: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.inner, self.finish = inner, finish
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        answers = [x for x in tensors(self.inner(*args, **kwargs)) if x.is_floating_point()]
+        return tuple(self.finish(x) for x in answers)
+
+
+FINISHES: dict[str, Callable[[Tensor], Tensor]] = {
+    "as it is": lambda y: y,
+    "times 1e-6": lambda y: y * 1e-6,
+    "softmax": lambda y: (8 * y).softmax(-1),
+    "beside a sentinel": lambda y: torch.cat([y, torch.full_like(y, 1e9)], -1),
+}
+"""What can hide a wrong cut from a check: outputs that are small, close to one another, or beside a large one."""
+
+
+def misread(graph: Graph, tensor: str, axis: int) -> Graph:
+    """The graph with the positions along one axis of a tensor shifted by one: what is cut by it is cut wrong."""
+    number = len(graph.axes)
+    old = graph.axes[graph.tensors[tensor][axis]]
+    parts = tuple((name, Units(np.roll(units.array, 1))) for name, units in old.parts)
+    axes = tuple(number if i == axis else a for i, a in enumerate(graph.tensors[tensor]))
+    return replace(graph, axes=(*graph.axes, Axis(old.size, parts)), tensors={**graph.tensors, tensor: axes})
+
+
+def a_wrong_cut_is_caught(model: nn.Module, example: Any, groups: int) -> int:
+    """A consumer of each of a few groups takes the wrong units of a cut; how many did."""
+    graph, wrong = trace(model, example), 0
+    for group in graph.prunable:
+        if wrong == groups:
+            break
+        keep = Keep.of(torch.arange(group.size) < group.allowed(-(-group.size // 2)))
+        plan = Plan((Cut(group.name, keep),))
+        for slot in group.readers[:1]:
+            bad = misread(graph, slot.tensor, slot.axis)
+            made = apply(model, bad, plan)
+            if not _are_same(named_tensors(made), named_tensors(apply(model, graph, plan))):
+                with pytest.raises(VerificationError):
+                    verify(model, SimpleNamespace(model=made, graph=bad, plan=plan), example)
+                wrong += 1
+    return wrong
+
+
+def _are_same(one: Weights, other: Weights) -> bool:
+    return all(one[name].shape == other[name].shape and torch.equal(one[name], other[name]) for name in other)
 
 
 def apply_leaves_its_input_alone(c: Case) -> None:

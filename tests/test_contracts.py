@@ -13,6 +13,7 @@ from nervure.errors import PlanError, ScoreError
 from nervure.methods import Method, View
 from tests import contracts
 from tests.contracts import ALLOCATORS, CRITERIA, DROPPING, EQUIVARIANT, MASKING, METHODS, MODELS, WITH_BLOCKS, Case
+from tests.networks import NETWORKS
 
 
 @cache
@@ -73,6 +74,22 @@ def test_methods_that_drop_blocks_keep_the_laws(method: Method, model: str) -> N
 @pytest.mark.parametrize("method", (*METHODS[::3], *DROPPING[::3], *MASKING[::3]), ids=repr)
 def test_methods_plan_the_same_in_another_process(method: Method) -> None:
     contracts.the_same_in_another_process(method, "residual")
+
+
+@pytest.mark.parametrize("number, name", list(enumerate(sorted(NETWORKS))))
+def test_a_wrong_cut_of_any_network_is_caught(name: str, number: int) -> None:
+    network, finishes = NETWORKS[name], list(contracts.FINISHES.values())
+    model = contracts.Finished(network.factory(), finishes[number % len(finishes)])
+    assert contracts.a_wrong_cut_is_caught(model, network.example(), groups=1)
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("finish", contracts.FINISHES)
+def test_a_wrong_cut_is_caught_whatever_is_made_of_the_answer(model: str, finish: str) -> None:
+    network = NETWORKS[model]
+    assert contracts.a_wrong_cut_is_caught(
+        contracts.Finished(network.factory(), contracts.FINISHES[finish]), network.example(), groups=2
+    )
 
 
 @pytest.mark.parametrize("model", MODELS)

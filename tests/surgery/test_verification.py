@@ -16,7 +16,7 @@ from torch.nn import functional as F
 import nervure
 from nervure import Cut, Graph, Keep, Magnitude, Plan, Pruned, Random, apply, prune, rules, trace, verify
 from nervure.errors import VerificationError
-from nervure.graph.types import Axis, Units
+from tests.contracts import misread
 from tests.networks import noise, seeded
 
 
@@ -61,15 +61,6 @@ FINISHES: dict[str, Callable[[Tensor], Any]] = {
     "which class": lambda y: (y, y.argmax(1)),
     "beside an infinite output": lambda y: (y, torch.full((2,), float("inf"))),
 }
-
-
-def misread(graph: Graph, tensor: str, axis: int) -> Graph:
-    """The graph with the positions along one axis of a tensor shifted by one: what is cut by it is cut wrong."""
-    number = len(graph.axes)
-    old = graph.axes[graph.tensors[tensor][axis]]
-    parts = tuple((name, Units(np.roll(units.array, 1))) for name, units in old.parts)
-    axes = tuple(number if i == axis else a for i, a in enumerate(graph.tensors[tensor]))
-    return replace(graph, axes=(*graph.axes, Axis(old.size, parts)), tensors={**graph.tensors, tensor: axes})
 
 
 def half(graph: Graph, name: str) -> Plan:
