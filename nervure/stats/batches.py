@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from nervure.errors import DataError
+from nervure.graph.example import plain
 
 SAMPLES = 2048
 """How many are measured, unless something else is asked."""
@@ -163,6 +164,7 @@ def _split(raw: Any, what: str) -> tuple[Any, Any]:
 
 
 def _arguments(inputs: Any) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+    inputs = plain(inputs)
     if isinstance(inputs, Mapping):
         return (), {str(name): value for name, value in inputs.items()}
     return (tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)), {}

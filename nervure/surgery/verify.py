@@ -5,7 +5,6 @@ over an axis of units, the removed ones are set to zero there (their outgoing we
 statistic over such an axis (a norm, a softmax, a mean), the statistic is taken over the survivors.
 """
 
-import copy
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -17,8 +16,11 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
 from nervure.errors import ForwardError, VerificationError
-from nervure.graph.example import as_inputs, evaluating, outputs_in, run_example
+from nervure.graph.copies import copied
+from nervure.graph.example import as_inputs, evaluating, outputs_in, run_example, unwrapped
 from nervure.graph.flow import Read
+from nervure.graph.modes import isolated
+from nervure.graph.preserve import preserved
 from nervure.graph.tape import Entry, describe_example, plain_kernels, record
 from nervure.graph.trace import Drawing, draw
 from nervure.graph.types import Graph
@@ -86,7 +88,8 @@ def verify(model: nn.Module, pruned: HasPlan, example: Any) -> Verification:
             floating-point accuracy; the original cannot be run without the removed units; or on this example the model
             has other groups than those that were cut.
     """
-    with evaluating(model):
+    model = unwrapped(model)
+    with isolated(), evaluating(model):
         drawing = draw(model, example, **pruned.graph.settings)
     _require_same_groups(drawing.graph, pruned, example)
     return verified(model, drawing, pruned, example)
@@ -107,8 +110,10 @@ def _require_same_groups(drawn: Graph, pruned: HasPlan, example: Any) -> None:
             )
 
 
+@isolated()
 def verified(model: nn.Module, drawing: Drawing, pruned: HasPlan, example: Any) -> Verification:
     """As :func:`verify`, where the model was drawn already."""
+    model = unwrapped(model)
     # A link adds what the original has not: what is compared is the rest.
     added = silenced(pruned.model, wire_names(pruned.graph, pruned.plan))
     with evaluating(model), evaluating(pruned.model), added:
@@ -154,7 +159,7 @@ def reference(
 
     try:
         with _silent(source, graph, plan):
-            _, output = record(source, example, interpret=interpret, tag=False)
+            _, outputs = record(source, example, interpret=interpret, tag=False, warm=drawing.flow.tape.warm)
     except ForwardError as error:
         misaligned = isinstance(error.__cause__, _MisalignedError)
         if not misaligned or again:
@@ -170,7 +175,6 @@ def reference(
         return reference(
             model, draw(model, example, **graph.settings, auxiliary=False), graph, plan, example, again=True
         )
-    outputs = outputs_in(output)
     return [
         _surviving(t, drawing, number, keeps) for t, number in zip(outputs, drawing.flow.tape.outputs, strict=False)
     ]
@@ -303,8 +307,9 @@ def compare(expected: list[Tensor], found: list[Tensor]) -> Verification:
 def outputs_of(model: nn.Module, example: Any) -> list[Tensor]:
     """All tensors that ``model`` returns on ``example``; raises VerificationError where it does not run."""
     try:
-        with plain_kernels(model):
-            return outputs_in(run_example(model, example))
+        with preserved(model, example), plain_kernels(model):
+            # Copies: an output may be a buffer, which is put back.
+            return [t.clone() for t in outputs_in(run_example(model, example))]
     except Exception as error:
         raise VerificationError(
             f"the pruned model does not run on the example: {type(error).__name__}: {error}."
@@ -322,7 +327,7 @@ def _in_double(model: nn.Module, drawing: Drawing, pruned: HasPlan, example: Any
         return value.double() if isinstance(value, Tensor) and value.dtype == torch.float32 else value
 
     exact = {k: double(v) for k, v in kwargs.items()} if kwargs else tuple(double(v) for v in args)
-    wide, narrow = copy.deepcopy(model).double(), copy.deepcopy(pruned.model).double()
+    wide, narrow = copied(model).double(), copied(pruned.model).double()
     try:
         again = draw(wide, exact, **pruned.graph.settings)
         return compare(reference(wide, again, pruned.graph, pruned.plan, exact), outputs_of(narrow, exact))
