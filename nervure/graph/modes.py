@@ -35,7 +35,8 @@ _LEFT = _Left()
 def isolated() -> Iterator[None]:
     """Leave every mode the caller is in, and keep other threads out, while this lasts.
 
-    Inference mode, ``no_grad``, autocast, dispatch and function modes and the default device come back afterwards.
+    Inference mode, ``no_grad``, autocast, dispatch and function modes, the default device and the state of random numbers
+    (which making a layer moves on) come back afterwards.
     It can also stand above a function: ``@isolated()``.
     """
     with LOCK, ExitStack() as stack:
@@ -44,6 +45,7 @@ def isolated() -> Iterator[None]:
         if torch.is_inference_mode_enabled():
             stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
+        stack.callback(torch.set_rng_state, torch.get_rng_state())
         for device in _AUTOCAST:
             if torch.is_autocast_enabled(device):
                 stack.callback(torch.set_autocast_enabled, device, True)

@@ -48,8 +48,9 @@ class Batch:
         return Batch(args, kwargs, labels, self.size)
 
     def feed(self, model: nn.Module) -> Any:
-        """What ``model`` makes of the inputs."""
-        return model(*self.args, **self.kwargs)
+        """What ``model`` makes of the inputs, or of copies, for it may write into what it is given."""
+        args, kwargs = tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, (self.args, self.kwargs))
+        return model(*args, **kwargs)
 
 
 def batches(data: Iterable[Any], samples: int, *, labelled: bool, per_class: int = 0) -> Iterator[Batch]:

@@ -87,7 +87,7 @@ def test_an_original_that_cannot_be_run_without_the_removed_units_is_said_so() -
 
         def forward(self, x: Tensor) -> Tensor:
             x = self.first(x)
-            for _ in range(next(runs) * 7 % 5):
+            for _ in range(next(runs)):
                 x = x.relu()
             return self.last(x)
 
