@@ -8,6 +8,7 @@
     |-- PlanError             a plan is malformed, stale or made for another model
     |-- BudgetError           no plan can meet what was asked
     |-- ScoreError            scores are missing, of the wrong size, NaN or infinite
+    |-- CopyError             a model holds something that cannot be copied
     |-- VerificationError     a cut model, or an exported file, does not compute what it should
     |-- EngineError           an engine or a file format cannot take a model
     |-- DataError             data are empty, non-finite, mislabelled or missing
@@ -58,6 +59,10 @@ class BudgetError(NervureError):
 
 class ScoreError(NervureError):
     """Scores are missing, of the wrong size, or not finite."""
+
+
+class CopyError(NervureError):
+    """A model holds something that cannot be copied, such as a lock or an open file; the message names it."""
 
 
 class VerificationError(NervureError):

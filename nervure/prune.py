@@ -8,7 +8,9 @@ from torch import Tensor, nn
 
 from nervure.errors import ArgumentError, DataError, NervureError, VerificationError
 from nervure.graph.cost import Cost, cost_of, count
-from nervure.graph.example import evaluating, is_weightless, placed_like
+from nervure.graph.example import evaluating, is_weightless, placed_like, unwrapped
+from nervure.graph.modes import isolated
+from nervure.graph.preserve import preserved
 from nervure.graph.tape import named_tensors
 from nervure.graph.trace import Choice, left_alone
 from nervure.graph.types import Graph
@@ -95,6 +97,7 @@ class Pruned:
         return f"not verified ({self.unverified})" if self.unverified else "not verified"
 
 
+@isolated()
 def prune(
     model: nn.Module | Pruned,
     example: Any,
@@ -126,7 +129,8 @@ def prune(
         **options: further options of :func:`nervure.trace` (``outputs``, ``inputs``, ``inside_heads``).
 
     Returns:
-        The pruned model with its plan, graph and costs.
+        The pruned model with its plan, graph and costs. Of a model in a wrapper (``torch.compile``,
+        ``DistributedDataParallel``, ...) it is the module inside, to be wrapped anew.
 
     Raises:
         DataError: the method measures and no data was given, or the data cannot be used.
@@ -193,6 +197,7 @@ def _pruned_once(
         raise DataError(
             f"{method!r} measures {', '.join(sorted(method.wants))}: give data=, batches of (inputs, labels)."
         )
+    model = unwrapped(model)
     example = placed_like(model, example)
     drawing, checker = traced(model, example, **chosen)
     graph = drawing.graph
@@ -273,6 +278,7 @@ def _require_method(method: Any) -> None:
 
 
 def _planned(model: nn.Module, method: Method, view: View, before: Cost) -> Pruned:
-    plan = method.plan(view)
+    with preserved(model, view.example):
+        plan = method.plan(view)
     smaller = apply(model, view.graph, plan)
     return Pruned(smaller, plan, view.graph, before, before, repr(method), masks_after(view.graph, plan))

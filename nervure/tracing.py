@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from nervure.errors import NervureError
+from nervure.errors import CopyError, NervureError
 from nervure.graph.blocks import is_doubtful, with_blocks
-from nervure.graph.example import evaluating, is_weightless, placed_like, unfaked
+from nervure.graph.example import evaluating, is_weightless, placed_like, unfaked, unwrapped
+from nervure.graph.modes import isolated
 from nervure.graph.trace import (
     Choice,
     Drawing,
@@ -39,9 +40,12 @@ def trace(
 ) -> Graph:
     """Find what is coupled to what in ``model`` by running it once on ``example``.
 
-    The model runs in evaluation mode, without gradients; it is left as it was. Where parts of it only run in training
-    mode (auxiliary heads), it runs once more in that mode. Groups whose cut depends on sizes written into the code are
-    tried on the example: what does not compute the right thing is pinned, with the reason in ``Group.pinned``.
+    The model runs in evaluation mode, without gradients and outside of modes that the caller is in; it is left as it
+    was, whatever its forward wrote. What compiles a model or spreads it over devices (``torch.compile``,
+    ``DistributedDataParallel``) is looked through: names are those of the module inside. Where parts of it only run in
+    training mode (auxiliary heads), it runs once more in that mode. Groups whose cut depends on sizes written into the
+    code are tried on the example: what does not compute the right thing is pinned, with the reason in
+    ``Group.pinned``.
 
     Args:
         model: any module that runs.
@@ -55,12 +59,15 @@ def trace(
 
     Raises:
         ForwardError: the model's own forward raised; its error is the cause.
-        TraceError: the weights are not finite or have no shape yet, a module is TorchScript, or no tensor came out.
+        TraceError: the weights are not finite, quantised, sharded or have no shape yet, a module is TorchScript, or no
+            tensor came out.
+        CopyError: a group had to be tried on a copy, and an attribute of the model cannot be copied.
         ArgumentError: ``example``, ``ignore`` or ``only`` is not what it should be.
     """
     return traced(model, example, ignore, only, outputs=outputs, inputs=inputs, inside_heads=inside_heads)[0].graph
 
 
+@isolated()
 def traced(
     model: nn.Module,
     example: Any,
@@ -72,6 +79,7 @@ def traced(
     inside_heads: bool = False,
 ) -> tuple[Drawing, Checker]:
     """What :func:`trace` finds, with the run that it was read from, and what compares cut models with the original."""
+    model = unwrapped(model)
     check_modules(model)
     choices = chosen_patterns(model, ignore, only)
     with unfaked(model) as real, evaluating(real):
@@ -113,6 +121,8 @@ def why_wrong(checker: Checker, graph: Graph, edits: Iterable[Edit]) -> str:
     """Why these edits together do not compute the right thing, in a line; empty where they do."""
     try:
         found = checker.check(graph, Plan(tuple(edits)))
+    except CopyError:
+        raise
     except NervureError as error:
         return str(error).split("\n", maxsplit=1)[0][:200]
     return f"cannot be checked ({found.reason})" if found.error is None else ""

@@ -1,6 +1,5 @@
 """A module as a graph of operators, by ``torch.export``: what the other engines and file formats begin with."""
 
-import copy
 import inspect
 import re
 from collections.abc import Mapping
@@ -16,7 +15,9 @@ from torch.utils._pytree import tree_leaves, tree_map
 from nervure.engines.quiet import quiet
 from nervure.engines.types import Structure
 from nervure.errors import EngineError
+from nervure.graph.copies import copied
 from nervure.graph.example import as_inputs, evaluating, resized, samples_of
+from nervure.graph.preserve import preserved
 
 TRACED_SAMPLES = 3
 """torch.export takes an axis of one for always one, and this many is seldom also another size."""
@@ -95,7 +96,7 @@ def _exported(model: nn.Module, example: Any, dynamic: bool) -> Exported:
     args, kwargs = as_inputs(shown)
     kwargs = _in_order(model, kwargs)
     try:
-        with evaluating(model), quiet():
+        with preserved(model, args, kwargs), evaluating(model), quiet():
             program = torch.export.export(model, args, kwargs, dynamic_shapes=_shapes(args, kwargs, dynamic))
     except Exception as error:
         raise EngineError(f"torch.export cannot read {type(model).__name__}: {reason(error)}.") from error
@@ -107,7 +108,7 @@ def _exported(model: nn.Module, example: Any, dynamic: bool) -> Exported:
 
 def _on_cpu(model: nn.Module) -> nn.Module:
     away = any(t.device.type != "cpu" for t in (*model.parameters(), *model.buffers()))
-    return copy.deepcopy(model).cpu() if away else model
+    return copied(model).cpu() if away else model
 
 
 def _in_order(model: nn.Module, kwargs: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from nervure.errors import EngineError
 from nervure.graph.example import evaluating, run_example
+from nervure.graph.preserve import preserved
 
 Runner: TypeAlias = Callable[[Any], Any]
 """Takes inputs as the module does (a tensor, a tuple of positional or a dict of keyword arguments) and returns what the
@@ -66,7 +67,7 @@ class Structure:
     @staticmethod
     def of(model: nn.Module, example: Any) -> "Structure":
         """The structure of what ``model`` returns on ``example``; tensors are forgotten, other values kept."""
-        with evaluating(model):
+        with preserved(model, example), evaluating(model):
             leaves, spec = tree_flatten(run_example(model, example))
         return Structure(spec, tuple(... if isinstance(leaf, Tensor) else leaf for leaf in leaves))
 

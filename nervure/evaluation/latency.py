@@ -21,6 +21,7 @@ from nervure.engines.types import FLOAT32, threads_of_torch
 from nervure.errors import ArgumentError
 from nervure.evaluation.batches import device_of, to_device
 from nervure.graph.example import evaluating, resized
+from nervure.graph.preserve import preserved
 
 # The clock and the call around it cost about a microsecond: one timing should last a thousand times as long.
 SHORTEST_TIMING = 1e-3
@@ -191,6 +192,7 @@ def in_turn(
     """Time models of one engine at one batch size and thread count, in turn; see :func:`latency`."""
     with ExitStack() as stack:
         for built in models.values():
+            stack.enter_context(preserved(built.model, built.example))
             stack.enter_context(evaluating(built.model))
         with threads_of_torch(threads):
             runs = {name: _Run(built, batch, threads) for name, built in models.items()}

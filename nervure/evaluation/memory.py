@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 from nervure.check import require_positive
 from nervure.evaluation.batches import device_of, to_device
 from nervure.graph.example import evaluating, resized, run_example
+from nervure.graph.preserve import preserved
 
 
 @final
@@ -52,7 +53,7 @@ def peak_memory(model: nn.Module, example: Any, *, batch: int = 1) -> Memory:
     device = device_of(model)
     inputs = to_device(resized(example, require_positive(batch, "batch")), device)
     weights = _bytes((*model.parameters(), *model.buffers()))
-    with evaluating(model):
+    with preserved(model, inputs), evaluating(model):
         peak = _on_cuda(model, inputs, device) if device.type == "cuda" else _counted(model, inputs)
     return Memory(weights, _bytes(tree_leaves(inputs)), peak)
 

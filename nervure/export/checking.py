@@ -13,6 +13,7 @@ from nervure.engines import Runner
 from nervure.errors import ArgumentError, DataError, VerificationError
 from nervure.evaluation.batches import Batch, device_of, logits_of, require_labels, to_device
 from nervure.graph.example import evaluating, resized, run_example
+from nervure.graph.preserve import preserved
 
 SMALLEST_SCALE = 1e-3
 """Below this outputs count as nothing: a difference is not taken relative to less."""
@@ -117,8 +118,10 @@ def _classes(expected: Any, found: Any, labels: Tensor) -> tuple[int, int, int, 
 
 
 def _expected(model: nn.Module, inputs: Any) -> Any:
-    with evaluating(model):
-        return run_example(model, to_device(inputs, device_of(model)))
+    given = to_device(inputs, device_of(model))
+    with preserved(model, given), evaluating(model):
+        # Copies: an output may be a buffer, which is put back.
+        return tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, run_example(model, given))
 
 
 def random_like(example: Any, samples: int, *, seed: int) -> Any:

@@ -1,6 +1,5 @@
 """The file formats: how each is written and read back, what it needs, what it can be computed in."""
 
-import copy
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from nervure.engines.openvino import compiled_runner, to_openvino
 from nervure.engines.quiet import quiet
 from nervure.engines.types import BF16, FLOAT32, Runner
 from nervure.export.quantising import INT8, quantised
+from nervure.graph.copies import copied
 from nervure.graph.example import as_inputs
 
 LARGEST_MESSAGE = 2**31 - 2**20
@@ -160,7 +160,7 @@ def _read_executorch(path: Path, graph: Exported, precision: str) -> Runner:
 
 def in_bf16(model: nn.Module) -> nn.Module:
     """A copy whose weights and computation are in bf16; it takes and returns float32 as before."""
-    lower = copy.deepcopy(model).to(torch.bfloat16)
+    lower = copied(model).to(torch.bfloat16)
     lower.register_forward_pre_hook(lambda module, args, kwargs: tree_map(_lower, (args, kwargs)), with_kwargs=True)
     lower.register_forward_hook(lambda module, args, output: tree_map(_higher, output))
     return lower

@@ -4,7 +4,6 @@ Nothing is pickled. Loading rebuilds the user's model (a module or its factory),
 made for, replays the plan and puts the saved tensors in.
 """
 
-import copy
 import hashlib
 import json
 import os
@@ -20,12 +19,15 @@ from torch import Tensor, nn
 from nervure.errors import FileError, NervureError
 from nervure.files import replacing, require_file, require_writable
 from nervure.graph import Cost
+from nervure.graph.copies import copied
+from nervure.graph.example import unwrapped
 from nervure.graph.tape import named_tensors
 from nervure.graph.types import Graph
 from nervure.packed import packed, unpacked
 from nervure.plan import Keep, Plan
 from nervure.prune import Pruned, Step
 from nervure.surgery import apply
+from nervure.surgery.apply import is_plain_attribute
 from nervure.training.masks import require_masks
 
 FORMAT = 3
@@ -97,7 +99,7 @@ def load(path: str | os.PathLike[str], model: Source) -> Pruned:
     """
     header, tensors = read_tensors(path)
     graph, plan, rest = _parsed(path, header)
-    dense = copy.deepcopy(model) if isinstance(model, nn.Module) else _built(model, path)
+    dense = copied(unwrapped(model)) if isinstance(model, nn.Module) else _built(model, path)
     steps: tuple[Step, ...] = rest["earlier"]
     _require_same_model(path, steps[0].graph if steps else graph, dense)
     smaller = dense
@@ -360,7 +362,11 @@ def _built(factory: Callable[[], nn.Module], path: str | os.PathLike[str]) -> nn
 
 
 def _require_same_model(path: str | os.PathLike[str], graph: Graph, model: nn.Module) -> None:
-    expected = {name: tuple(graph.axes[a].size for a in axes) for name, axes in graph.tensors.items()}
+    expected = {
+        name: tuple(graph.axes[a].size for a in axes)
+        for name, axes in graph.tensors.items()
+        if not is_plain_attribute(model, graph, name)
+    }
     found = {name: tuple(tensor.shape) for name, tensor in named_tensors(model).items()}
     _require_same_shapes(path, expected, found, ignore_extra=True)
 

@@ -33,6 +33,7 @@ from nervure.export.quantising import INT8
 from nervure.files import require_writable, write_json, write_text
 from nervure.graph.cost import count
 from nervure.graph.example import is_weightless
+from nervure.graph.modes import isolated
 from nervure.prune import Pruned
 
 TOLERANCE = 1e-4
@@ -79,6 +80,7 @@ class ExportedFile:
         return "\n".join(lines)
 
 
+@isolated()
 def export(
     model: nn.Module | Pruned,
     example: Any,

@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from nervure.graph.example import evaluating, has_shape_only, is_weightless, placed_like, unfaked
+from nervure.graph.example import evaluating, has_shape_only, is_weightless, placed_like, unfaked, unwrapped
 from nervure.graph.flow import Flow
 from nervure.graph.labels import Space, Store
+from nervure.graph.modes import isolated
 from nervure.graph.rules import RULES, unknown
 from nervure.graph.tape import record
 
@@ -57,6 +58,7 @@ class Cost:
         return Cost(data["params"], data["nonzero"], data["macs"], layers)
 
 
+@isolated()
 def count(model: nn.Module, example: Any) -> Cost:
     """Count parameters and multiply-accumulates of ``model`` on ``example`` (in evaluation mode).
 
@@ -70,6 +72,7 @@ def count(model: nn.Module, example: Any) -> Cost:
     Raises:
         ForwardError: the model's forward raised on the example.
     """
+    model = unwrapped(model)
     with unfaked(model) as twin, evaluating(twin):
         tape, _ = record(twin, placed_like(twin, example) if is_weightless(model) else example)
     flow = Flow(tape, {}, Store(last=True))

@@ -17,7 +17,11 @@ from nervure.errors import ArgumentError
 
 
 def as_inputs(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Split ``example`` into positional and keyword arguments; raises :class:`ArgumentError` on anything else."""
+    """Split ``example`` into positional and keyword arguments; raises :class:`ArgumentError` on anything else.
+
+    Tensors of subclasses (pictures, volumes) become plain ones of the same memory.
+    """
+    example = plain(example)
     if isinstance(example, Tensor):
         return (example,), {}
     if isinstance(example, tuple | list):
@@ -30,6 +34,36 @@ def as_inputs(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
         f"example is a {type(example).__name__}. "
         "Give a tensor, a tuple of positional arguments or a dict of keyword arguments."
     )
+
+
+def plain(example: Any) -> Any:
+    """The same with plain tensors for those of subclasses that only carry something along."""
+    if not any(isinstance(leaf, Tensor) and _carries(leaf) for leaf in tree_leaves(example)):
+        return example
+    return tree_map(lambda x: x.as_subclass(Tensor) if isinstance(x, Tensor) and _carries(x) else x, example)
+
+
+def _carries(tensor: Tensor) -> bool:
+    kind: Any = type(tensor)
+    return kind not in (Tensor, nn.Parameter) and kind.__torch_dispatch__ is Tensor.__torch_dispatch__
+
+
+_WRAPPERS = {
+    "OptimizedModule": "_orig_mod",
+    "DistributedDataParallel": "module",
+    "DataParallel": "module",
+    "_FabricModule": "_original_module",
+}
+"""Wrappers that compute what the module inside computes, by the name of their class, and where they keep it."""
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The module inside wrappers that compile it or spread it over devices; any other module itself."""
+    for kind in type(model).__mro__:
+        inner = getattr(model, _WRAPPERS.get(kind.__name__, ""), None)
+        if isinstance(inner, nn.Module):
+            return unwrapped(inner)
+    return model
 
 
 def placed_like(model: nn.Module, example: Any) -> Any:

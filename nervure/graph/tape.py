@@ -5,20 +5,26 @@ under other assumptions without running the model again. Values are in single-as
 a new value, and writing into a view writes back into what it is a view of.
 """
 
+import threading
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch._C import DispatchKey
+from torch._ops import HigherOrderOperator
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from nervure.errors import ForwardError, TraceError
 from nervure.graph.example import CONTENTS, as_inputs, outputs_in, tensors_in
+from nervure.graph.modes import uncompiled
+from nervure.graph.preserve import preserved
 from nervure.graph.sizes import Attribute, Expression, Size, expression_of, noting_numbers, tagged_attributes
 
 SMALL_CONSTANT = 4_000_000
@@ -114,6 +120,8 @@ class Tape:
     """Values whose contents went where nothing is recorded, and by which call."""
     training_from: int | None = None
     """First entry of the second run, in training mode, where there was one."""
+    warm: bool = False
+    """Whether the model was run once before, see :func:`record`."""
 
     def shape(self, ref: Ref) -> tuple[int, ...]:
         """Shape of a value."""
@@ -152,7 +160,12 @@ class _Memory:
 
 
 class Recorder(TorchDispatchMode):
-    """Writes every operator call on a tape. ``interpret`` may take the place of the operator (see ``verify``)."""
+    """Writes every operator call on a tape. ``interpret`` may take the place of the operator (see ``verify``).
+
+    What is made of other operators (composite and higher-order ones) is written down as these.
+    """
+
+    supports_higher_order_operators = True
 
     def __init__(self, tape: Tape, interpret: Callable[[str, Any, Any, Any], Any] | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -162,6 +175,8 @@ class Recorder(TorchDispatchMode):
         self.call: Call | None = None
         self.sizes = True
         self._interpret = interpret
+        self._held: dict[int, list[Value]] = {}
+        """Values whose contents are held by reference, by their memory."""
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -179,10 +194,20 @@ class Recorder(TorchDispatchMode):
         if _is_small_constant(tensor):
             const = contents if tensor.is_meta else tensor
         device = "cpu" if tensor.device.type == "meta" else str(tensor.device)
-        self.tape.values.append(Value(tuple(tensor.shape), tensor.dtype, const, device))
+        value = Value(tuple(tensor.shape), tensor.dtype, const, device)
+        self.tape.values.append(value)
+        if const is not None and not const.is_meta:
+            self._held.setdefault(const.untyped_storage()._cdata, []).append(value)
         number = len(self.tape.values) - 1
         self.memory.remember(tensor, number)
         return Ref(number)
+
+    def keep_contents(self, written: Iterable[Tensor]) -> None:
+        """Copy the contents of all values that share memory with what is about to be written."""
+        for tensor in written:
+            if _is_small_constant(tensor) and not tensor.is_meta:
+                for value in self._held.pop(tensor.untyped_storage()._cdata, ()):
+                    value.const = value.const.clone() if value.const is not None else None
 
     def _refs(self, value: Any) -> Any:
         if isinstance(value, Tensor):
@@ -193,15 +218,19 @@ class Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        parts = self._taken_apart(func, args, kwargs)
+        if parts is not NotImplemented:
+            return parts
         refs = self._refs(args)
         named = {key: self._refs(value) for key, value in kwargs.items()}
         module = self.modules[-1] if self.modules else ""
+        writes = _written(func, args, kwargs)
+        self.keep_contents(writes)
         if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
             out = self._number(args[0])
         else:
             out = func(*args, **kwargs) if self._interpret is None else self._interpret(module, func, args, kwargs)
         results = _tensors(out)
-        writes = _written(func, args, kwargs)
         contents = self._contents(func, args, kwargs, results)
         outs = tuple(self.new(t, c) for t, c in zip(results, contents, strict=True))
         name = func._schema.name.removeprefix("aten::")
@@ -212,6 +241,23 @@ class Recorder(TorchDispatchMode):
             for i, tensor in enumerate(results):
                 self.memory.is_view_of(tensor, args[0], (func, refs, named, i))
         return out
+
+    def _taken_apart(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """What the operators compute that ``func`` is made of, all recorded; NotImplemented of one that is simple."""
+        if not isinstance(func, HigherOrderOperator):
+            # Composites come here whole where there is nothing to differentiate, as with tensors of inference mode.
+            if not _is_composite(func):
+                return NotImplemented
+            with self:
+                return func._op_dk(DispatchKey.CompositeImplicitAutograd, *args, **kwargs)
+        kernel = func.py_kernels.get(DispatchKey.CompositeExplicitAutograd)
+        if kernel is None:
+            raise TraceError(
+                f"the model calls {func.name()}, a higher-order operator that PyTorch cannot take apart into ordinary "
+                "ones. Let forward compute the same with ordinary operators while the model is traced and pruned."
+            )
+        with self, _allowing_modes(kernel):
+            return kernel(*args, **kwargs)
 
     def _number(self, tensor: Tensor) -> Any:
         contents = self.tape.values[self.value(tensor).id].const
@@ -246,6 +292,26 @@ class Recorder(TorchDispatchMode):
                 before, value = self.value(root), self.value(tensor)
                 module = self.modules[-1] if self.modules else ""
                 self.tape.entries.append(WriteBack(before, value, steps, self.new(root), module))
+
+
+@cache
+def _is_composite(func: Any) -> bool:
+    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), DispatchKey.CompositeImplicitAutograd))
+
+
+@contextmanager
+def _allowing_modes(kernel: Any) -> Iterator[None]:
+    """Kernels of control flow assert that no mode is on; under ours they do what they do without."""
+    names, asked = kernel.__globals__, "_get_current_dispatch_mode"
+    before = names.get(asked)
+    if before is None:
+        yield
+        return
+    names[asked] = lambda: None
+    try:
+        yield
+    finally:
+        names[asked] = before
 
 
 def _is_small_constant(tensor: Tensor) -> bool:
@@ -288,7 +354,7 @@ class _Names(TorchFunctionMode):
             out = func(*args, **kwargs)
             return self._sized(args[0], out) if type(out) is torch.Size else out
         if name in ESCAPES and args:
-            self._recorder.tape.escapes.append((self._recorder.value(args[0]).id, name))
+            self._recorder.tape.escapes.append((self._recorder.value(_unwrapped(args[0])[0]).id, name))
         if name == "size":
             out = func(*args, **kwargs)
             shape = self._sized(args[0], args[0].shape)
@@ -314,8 +380,21 @@ class _Names(TorchFunctionMode):
     def _sized(self, tensor: Tensor, shape: torch.Size) -> torch.Size:
         if not self._recorder.sizes:
             return shape
-        number = self._recorder.value(tensor).id
-        return torch.Size([Size.of(Expression(int(n), dimension=(number, axis))) for axis, n in enumerate(shape)])
+        whole, axes = _unwrapped(tensor)
+        number = self._recorder.value(whole).id
+        sizes = zip(shape, axes, strict=True)
+        return torch.Size([Size.of(Expression(int(n), dimension=(number, axis))) for n, axis in sizes])
+
+
+def _unwrapped(tensor: Tensor) -> tuple[Tensor, list[int]]:
+    """Of what a tensor inside ``vmap`` is a part, which is what operators are recorded of, and its axes there."""
+    axes = list(range(tensor.ndim))
+    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        if torch._C._functorch.is_batchedtensor(tensor):
+            batch = torch._C._functorch.maybe_get_bdim(tensor)
+            axes = [axis + (axis >= batch) for axis in axes]
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    return tensor, axes
 
 
 def _sizes(value: Any) -> Any:
@@ -367,14 +446,17 @@ def _form(recorder: Recorder, output: Any) -> Any:
 def _module_stack(model: nn.Module, recorder: Recorder) -> Iterator[None]:
     names = {id(module): name for name, module in model.named_modules()}
     starts: list[tuple[list[int], int]] = []
+    mine = threading.get_ident()
 
     def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
+        if threading.get_ident() != mine:
+            return
         recorder.modules.append(names[id(module)])
         inputs = [recorder.value(t).id for t in tensors_in((args, kwargs))]
         starts.append((inputs, len(recorder.tape.entries)))
 
     def leave(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        if not starts:
+        if not starts or threading.get_ident() != mine:
             return
         name = recorder.modules.pop()
         inputs, start = starts.pop()
@@ -397,15 +479,19 @@ def plain_kernels(model: nn.Module) -> Iterator[None]:
     """Fused fast paths off, so that attention and recurrent layers run as operators that can be read."""
     fast, onednn = torch.backends.mha.get_fastpath_enabled(), torch._C._get_mkldnn_enabled()
     cudnn = torch._C._get_cudnn_enabled()
+    deterministic = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     recurrent = any(isinstance(m, nn.RNNBase) for m in model.modules())
     torch.backends.mha.set_fastpath_enabled(False)
+    torch._C._set_deterministic_algorithms(False)
     try:
         if recurrent:
             # The context managers of torch.backends also touch settings that warn on machines without them.
             torch._C._set_mkldnn_enabled(False)
             torch._C._set_cudnn_enabled(False)
-        yield
+        with uncompiled():
+            yield
     finally:
+        torch._C._set_deterministic_algorithms(deterministic[0], warn_only=deterministic[1])
         torch.backends.mha.set_fastpath_enabled(fast)
         torch._C._set_mkldnn_enabled(onednn)
         torch._C._set_cudnn_enabled(cudnn)
@@ -418,32 +504,29 @@ def record(
     interpret: Callable[[str, Any, Any, Any], Any] | None = None,
     tag: bool = True,
     auxiliary: bool = True,
-) -> tuple[Tape, Any]:
-    """Run ``model`` once on ``example`` and return the tape and the model's output.
+    warm: bool = False,
+) -> tuple[Tape, list[Tensor]]:
+    """Run ``model`` once on ``example`` and return the tape and the tensors of the model's output.
 
     Args:
-        model: any module; its training flag is respected, nothing in it is changed.
+        model: any module; its training flag is respected, and what it writes is put back.
         example: a tensor, a tuple of positional arguments, or a dict of keyword arguments.
         interpret: runs in the place of each operator: (module, operator, args, kwargs) -> result.
         auxiliary: run once more in training mode where parameters were not used.
         tag: remember the calls of the user's code, and which integer attributes of modules arrive in sizes.
+        warm: run once before, unrecorded, for a model that prepares something on its first run.
 
     Raises:
         ForwardError: the model's forward raised; the message names the module, the cause is the model's own error.
         TraceError: nothing that was computed reached the output.
     """
     args, kwargs = as_inputs(example)
-    tape = Tape()
+    tape = Tape(warm=warm)
     recorder = Recorder(tape, interpret)
-    for name, tensor in named_tensors(model).items():
-        tape.named[recorder.new(tensor).id] = name
-    known = len(tape.values)
-    for tensor in tensors_in((args, kwargs)):
-        if recorder.memory.number(tensor) is None:
-            recorder.new(tensor, getattr(tensor, CONTENTS, None))
-    tape.inputs = [recorder.value(t).id for t in tensors_in((args, kwargs))]
-    tape.inputs = [i for i in tape.inputs if i >= known]
-    with torch.no_grad(), plain_kernels(model), ExitStack() as stack:
+    with preserved(model, args, kwargs), torch.no_grad(), plain_kernels(model), ExitStack() as stack:
+        if warm:
+            _called(model, args, kwargs, recorder, example)
+        _number_given(model, args, kwargs, recorder)
         recorder.sizes = tag
         if tag:
             stack.enter_context(tagged_attributes(model))
@@ -457,17 +540,35 @@ def record(
         if auxiliary and interpret is None and model_has_unreached(model, tape):
             tape.training_from = len(tape.entries)
             tape.outputs += _training_outputs(model, args, kwargs, recorder)
+        stack.close()
+        # Copies: an output may be a buffer, which is put back.
+        copies = [t.clone() for t in outputs_in(output)]
     tape.outputs = [recorder.value(t).id for t in outputs_in(output)] + tape.outputs
     if not tape.outputs:
         raise TraceError(
             f"the model returned {type(output).__name__} without a tensor in it; there is nothing to trace."
         )
-    return tape, output
+    return tape, copies
+
+
+def _number_given(model: nn.Module, args: Any, kwargs: Any, recorder: Recorder) -> None:
+    """Number what a run is given: the tensors of the model, and those of the example."""
+    tape = recorder.tape
+    for name, tensor in named_tensors(model).items():
+        tape.named[recorder.new(tensor).id] = name
+    known = len(tape.values)
+    for tensor in tensors_in((args, kwargs)):
+        if recorder.memory.number(tensor) is None:
+            recorder.new(tensor, getattr(tensor, CONTENTS, None))
+    tape.inputs = [recorder.value(t).id for t in tensors_in((args, kwargs))]
+    tape.inputs = [i for i in tape.inputs if i >= known]
 
 
 def _called(model: nn.Module, args: Any, kwargs: Any, recorder: Recorder, example: Any) -> Any:
     try:
         return model(*args, **kwargs)
+    except TraceError:
+        raise
     except Exception as error:
         where = recorder.modules[-1] if recorder.modules else ""
         place = f" in {where!r}" if where else ""
@@ -493,27 +594,22 @@ def _all_refs(value: Any) -> Iterator[Ref]:
 
 
 def _training_outputs(model: nn.Module, args: Any, kwargs: Any, recorder: Recorder) -> list[int]:
-    """Run once more in training mode, with buffers and random state put back after; auxiliary heads join the tape."""
+    """Run once more in training mode; auxiliary heads join the tape."""
     modes = {module: module.training for module in model.modules()}
     if all(modes.values()):
         return []
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     recorder.modules.clear()
-    with torch.random.fork_rng(devices=[]):
-        try:
-            for module in modes:
-                # Batch norms do not train on one sample, and which mode they are in says nothing about units.
-                module.training = not isinstance(module, nn.modules.batchnorm._BatchNorm)
-            return [recorder.value(t).id for t in outputs_in(model(*args, **kwargs))]
-        except Exception:  # a batch of one may not be trainable; evaluation mode was traced all the same
-            recorder.modules.clear()
-            return []
-        finally:
-            for module, training in modes.items():
-                module.training = training
-            with torch.no_grad():
-                for name, buffer in model.named_buffers():
-                    buffer.copy_(buffers[name])
+    try:
+        for module in modes:
+            # Batch norms do not train on one sample, and which mode they are in says nothing about units.
+            module.training = not isinstance(module, nn.modules.batchnorm._BatchNorm)
+        return [recorder.value(t).id for t in outputs_in(model(*args, **kwargs))]
+    except Exception:  # a batch of one may not be trainable; evaluation mode was traced all the same
+        recorder.modules.clear()
+        return []
+    finally:
+        for module, training in modes.items():
+            module.training = training
 
 
 def describe_example(example: Any) -> str:

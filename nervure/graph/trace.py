@@ -290,7 +290,7 @@ def draw(
     tape, _ = record(model, example, auxiliary=auxiliary)
     if _changes_weights(tape, model):
         # A model that prepares its weights on its first run is as it will be from the second on.
-        tape, _ = record(model, example, auxiliary=auxiliary)
+        tape, _ = record(model, example, auxiliary=auxiliary, warm=True)
     flow = flow_over(tape, free_inputs=inputs)
     settings = {"outputs": outputs, "inputs": inputs, "inside_heads": inside_heads}
     return _drawing(model, flow, settings)
@@ -428,9 +428,13 @@ def _group_roles(census: _Census) -> list[set[str]]:
 
 def _tensor_axes(model: nn.Module, flow: Flow, builder: _Builder) -> dict[str, tuple[int, ...]]:
     tensors = {}
+    kept = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}
     for name, tensor in named_tensors(model).items():
         layers = [flow.owned.get((name, axis), []) for axis in range(tensor.ndim)]
-        tensors[name] = tuple(builder.axis(n, own) for n, own in zip(tensor.shape, layers, strict=True))
+        axes = tuple(builder.axis(n, own) for n, own in zip(tensor.shape, layers, strict=True))
+        # Of plain attributes (grids, anchors, what training left) only those with units are part of the graph.
+        if name in kept or any(builder.table[axis].parts for axis in axes):
+            tensors[name] = axes
     return tensors
 
 
@@ -592,9 +596,37 @@ def matches(tensor: str, pattern: str) -> bool:
     return any(_fits(".".join(parts[: i + 1]), pattern) for i in range(len(parts)))
 
 
+_QUANTISERS = frozenset(["torchao", "bitsandbytes", "gptqmodel", "auto_gptq", "awq", "hqq", "optimum", "quark"])
+"""Packages whose layers and tensors hold weights as packed whole numbers."""
+
+
+def _is_quantised(module: nn.Module) -> bool:
+    """Whether weights of a module are packed as whole numbers (fake quantisation, for training, packs nothing)."""
+    held: list[Any] = [*vars(module).values(), *module._parameters.values(), *module._buffers.values()]
+    packages = {type(value).__module__.partition(".")[0] for value in (module, *held)}
+    packed = (isinstance(v, torch.ScriptObject) or (isinstance(v, torch.Tensor) and v.is_quantized) for v in held)
+    return bool(packages & _QUANTISERS) or any(packed)
+
+
+def _check_cuttable(name: str, module: nn.Module) -> None:
+    if _is_quantised(module):
+        raise TraceError(
+            f"{name or 'the model'} ({type(module).__name__}) is quantised: its weights are packed as whole numbers, "
+            "which cannot be cut. Prune the model that it was made from first, then quantise the result."
+        )
+    if type(module).__name__ == "FullyShardedDataParallel" or any(
+        type(p).__name__ == "DTensor" for p in module._parameters.values()
+    ):
+        raise TraceError(
+            f"{name or 'the model'} ({type(module).__name__}) is sharded: every process holds a part of its weights. "
+            "Prune the whole model first, then shard the result."
+        )
+
+
 def check_modules(model: nn.Module) -> None:
-    """Raise :class:`TraceError` where a module is compiled to TorchScript, or has no weights yet."""
+    """Raise :class:`TraceError` where a module is TorchScript, quantised or sharded, or has no weights yet."""
     for name, module in model.named_modules():
+        _check_cuttable(name, module)
         if isinstance(module, torch.jit.ScriptModule):
             raise TraceError(
                 f"{name or 'the model'} is TorchScript, whose parts cannot be seen or cut. Give the module that it was "

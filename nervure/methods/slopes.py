@@ -1,6 +1,5 @@
 """What the loss makes of a network's weights, asked of a copy: gradients, and the Hessian times the gradient."""
 
-import copy
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -15,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from nervure.errors import ArgumentError, DataError
 from nervure.evaluation.batches import Batch, call, device_of, pairs, require_labels, to_device
+from nervure.graph.copies import copied
 from nervure.methods.base import View
 from nervure.training.objectives import Objective
 
@@ -25,7 +25,7 @@ def twin(view: View, statistics: Statistics = "running") -> nn.Module:
     """A copy of the model in evaluation mode; its batch norms use those of the batch where that is asked."""
     if view.model is None:
         raise ArgumentError("this method runs the model: give the view its model.")
-    model = copy.deepcopy(view.model).eval()
+    model = copied(view.model).eval()
     if statistics == "batch":
         for module in model.modules():
             if isinstance(module, _BatchNorm):

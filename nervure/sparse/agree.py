@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from nervure.errors import ForwardError, VerificationError
-from nervure.graph.example import outputs_in, resized, run_example
-from nervure.sparse.watch import noisy
+from nervure.graph.example import resized
+from nervure.sparse.watch import noisy, outputs_of
 from nervure.surgery.difference import compare
 
 OTHER_BATCHES = (1, 3)
@@ -37,7 +37,7 @@ class Checks:
             ForwardError: it does not run on the example.
         """
         try:
-            found = [(example, outputs_in(run_example(model, example)))]
+            found = [(example, outputs_of(model, example))]
         except Exception as error:
             raise ForwardError(f"the model does not run on the example: {type(error).__name__}: {error}.") from error
         others: list[Callable[[], Any]] = [
@@ -47,7 +47,7 @@ class Checks:
         for other in others:
             try:
                 given = other()
-                found.append((given, outputs_in(run_example(model, given))))
+                found.append((given, outputs_of(model, given)))
             # A model may be made for one batch size, or for certain numbers: then there is nothing to compare with.
             except Exception:
                 continue
@@ -56,7 +56,7 @@ class Checks:
     def error(self, model: nn.Module) -> float:
         """The largest relative difference; raises VerificationError where it is more than rounding."""
         return max(
-            agreement(expected, outputs_in(run_example(model, given)), "the whole differs")
+            agreement(expected, outputs_of(model, given), "the whole differs")
             for given, expected in zip(self.given, self.expected, strict=True)
         )
 

@@ -1,6 +1,5 @@
 """``compile_sparse``: the zeros of a masked model made into time, layer by layer, where the clock says so."""
 
-import copy
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeAlias
 
@@ -11,13 +10,15 @@ from nervure.check import require_positive
 from nervure.errors import ArgumentError, VerificationError
 from nervure.evaluation.connectivity import HasMasks
 from nervure.evaluation.latency import latency
-from nervure.graph.example import as_inputs, placed_like, run_example, tensors_in
+from nervure.graph.copies import copied
+from nervure.graph.example import as_inputs, placed_like, tensors_in, unwrapped
+from nervure.graph.modes import isolated
 from nervure.sparse.agree import Checks, agreement
 from nervure.sparse.candidates import DENSE, density, working
 from nervure.sparse.compiled import CompiledSparse, LayerChoice
 from nervure.sparse.dead import without_dead_units
 from nervure.sparse.layers import SparseLayer
-from nervure.sparse.watch import inputs_of, layers_of, outputs_by_layer
+from nervure.sparse.watch import inputs_of, layers_of, outputs_by_layer, outputs_of
 
 Timer: TypeAlias = Callable[[Mapping[str, nn.Module], Any], Mapping[str, float]]
 """Seconds of one forward pass by name, for modules and the inputs that all of them are given."""
@@ -28,6 +29,7 @@ ROUNDS = 15
 SPARSE, CUT = "sparse", "dead units cut"
 
 
+@isolated()
 def compile_sparse(
     model: nn.Module | HasMasks,
     example: Any,
@@ -72,7 +74,7 @@ def compile_sparse(
         checks = Checks.of(dense, example)
         cut, *notes = _without_dead(dense, example, checks)
         choices, layers = _chosen(cut, example, clock)
-        whole, errors = {DENSE: copy.deepcopy(dense)}, {DENSE: 0.0}
+        whole, errors = {DENSE: copied(dense)}, {DENSE: 0.0}
         if cut is not dense:
             whole[CUT], errors[CUT] = cut, checks.error(cut)
         if layers:
@@ -104,7 +106,7 @@ def _without_dead(dense: nn.Module, example: Any, checks: Checks) -> tuple[nn.Mo
 
 def _require_sparse(given: nn.Module | HasMasks) -> nn.Module:
     """The model, known to be one to compile."""
-    model = given.model if isinstance(given, HasMasks) else given
+    model = unwrapped(given.model if isinstance(given, HasMasks) else given)
     if isinstance(given, HasMasks):
         _require_held(model, given.masks)
     if model.training:
@@ -187,7 +189,7 @@ def _fastest(times: Mapping[str, float]) -> str:
 
 def _replaced(model: nn.Module, layers: Mapping[str, nn.Module]) -> nn.Module:
     """A copy with these layers in the place of those of the same name, wherever the model holds them."""
-    made = copy.deepcopy(model)
+    made = copied(model)
     if "" in layers:
         return layers[""]
     new = {id(made.get_submodule(name)): layer for name, layer in layers.items()}
@@ -210,7 +212,7 @@ def _running(made: nn.Module, checks: Checks) -> str:
                 module.contiguous = contiguous
         try:
             for given in checks.given:
-                run_example(made, given)
+                outputs_of(made, given)
         # Anything may be in the code of a model that expects an ordinary layer.
         except Exception as error:
             reason = f"layers stay dense, since the model does not run without them: {type(error).__name__}: {error}"

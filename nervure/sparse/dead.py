@@ -6,7 +6,6 @@ is handed on like this, nobody reads the unit, and :func:`nervure.compact` can c
 The network computes the same.
 """
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from nervure.errors import NervureError
+from nervure.graph.copies import copied
 from nervure.graph.types import Graph, Group, Slot
 from nervure.plan import Plan
 from nervure.sparse.watch import Heard, inputs_of, layers_of, noisy
@@ -26,7 +26,7 @@ CONSTANT = 1e-6
 
 def without_dead_units(model: nn.Module, example: Any) -> tuple[nn.Module, str]:
     """A smaller model that computes the same, and what was done; the model itself where nothing can leave."""
-    current = copy.deepcopy(model)
+    current = copied(model)
     added = _with_biases(current)
     try:
         graph = trace(current, example)

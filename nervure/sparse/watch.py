@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from nervure.graph.example import run_example
+from nervure.graph.example import outputs_in, run_example
+from nervure.graph.preserve import preserved
 
 LAYERS = (nn.Linear, nn.Conv2d)
 """Layers that are looked at: these classes themselves, since a subclass may compute something else."""
@@ -44,7 +45,7 @@ def inputs_of(model: nn.Module, example: Any) -> dict[str, Heard]:
                     heard[name] = Heard(given.detach().clone())
 
             stack.callback(module.register_forward_pre_hook(hear, with_kwargs=True).remove)
-        run_example(model, example)
+        outputs_of(model, example)
     return heard
 
 
@@ -59,8 +60,14 @@ def outputs_by_layer(model: nn.Module, names: Iterable[str], example: Any) -> di
                     said[name] = output.detach().clone()
 
             stack.callback(model.get_submodule(name).register_forward_hook(hear).remove)
-        run_example(model, example)
+        outputs_of(model, example)
     return said
+
+
+def outputs_of(model: nn.Module, example: Any) -> list[Tensor]:
+    """Copies of all tensors that a model returns; what it writes while it runs is put back."""
+    with preserved(model, example):
+        return [t.clone() for t in outputs_in(run_example(model, example))]
 
 
 def noisy(example: Any) -> Any:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from nervure.errors import DataError
+from nervure.graph.example import plain
 
 SAMPLES = 2048
 """How many are measured, unless something else is asked."""
@@ -47,8 +48,9 @@ class Batch:
         return Batch(args, kwargs, labels, self.size)
 
     def feed(self, model: nn.Module) -> Any:
-        """What ``model`` makes of the inputs."""
-        return model(*self.args, **self.kwargs)
+        """What ``model`` makes of the inputs, or of copies, for it may write into what it is given."""
+        args, kwargs = tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, (self.args, self.kwargs))
+        return model(*args, **kwargs)
 
 
 def batches(data: Iterable[Any], samples: int, *, labelled: bool, per_class: int = 0) -> Iterator[Batch]:
@@ -163,6 +165,7 @@ def _split(raw: Any, what: str) -> tuple[Any, Any]:
 
 
 def _arguments(inputs: Any) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+    inputs = plain(inputs)
     if isinstance(inputs, Mapping):
         return (), {str(name): value for name, value in inputs.items()}
     return (tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)), {}

@@ -13,6 +13,9 @@ from torch.utils._pytree import tree_leaves
 
 from nervure.check import nearest, require_choice, require_positive
 from nervure.errors import ArgumentError, DataError
+from nervure.graph.example import unwrapped
+from nervure.graph.modes import isolated, uncompiled
+from nervure.graph.preserve import preserved
 from nervure.graph.types import Graph
 from nervure.progress import length, track
 from nervure.stats.batches import SAMPLES, Batch, batches, counted, first_of
@@ -32,6 +35,7 @@ SLOPES = frozenset({"gradients", "effects"})
 WHOLE = frozenset({"blocks", "outputs"})
 
 
+@isolated()
 def measure(
     model: nn.Module,
     graph: Graph,
@@ -75,7 +79,7 @@ def measure(
         DataError: the data are empty, malformed, not finite, or lack labels that are needed; activations are not
             finite; or the connections of so many samples do not fit into memory.
     """
-    wanted = _wanted(want)
+    model, wanted = unwrapped(model), _wanted(want)
     require_positive(samples, "samples")
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise ArgumentError(f"seed={seed!r} must be a whole number.")
@@ -95,8 +99,10 @@ def measure(
     labels: list[Tensor] = []
     passes = seen = 0
     with (
+        preserved(model),
         _seeded(seed, device),
         _evaluating(model),
+        uncompiled(),
         recorder.listening(model),
         reader.listening(model),
         listener.listening(),

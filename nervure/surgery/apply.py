@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
 from nervure.errors import PlanError
-from nervure.graph.example import has_shape_only, is_weightless
+from nervure.graph.example import has_shape_only, is_weightless, unwrapped
+from nervure.graph.modes import isolated
 from nervure.graph.tape import named_tensors
 from nervure.graph.types import Graph
 from nervure.plan import Cut, Drop, Link, Mask, Plan
@@ -20,6 +21,7 @@ from nervure.surgery.drop import drop
 from nervure.surgery.link import link, wire_masks, wire_names
 
 
+@isolated()
 def apply(model: nn.Module, graph: Graph, plan: Plan) -> nn.Module:
     """Return a copy of ``model`` with the edits of ``plan`` made; ``model`` itself is left as it is.
 
@@ -33,6 +35,7 @@ def apply(model: nn.Module, graph: Graph, plan: Plan) -> nn.Module:
     Raises:
         PlanError: the plan was made for another graph, the graph for another model, or an edit does not fit.
     """
+    model = unwrapped(model)
     check_fits(model, graph, plan)
     # Plans are real, also where the model is made of fake tensors.
     with _disable_current_modes() if is_weightless(model) else nullcontext():
@@ -70,8 +73,10 @@ def check_fits(model: nn.Module, graph: Graph, plan: Plan) -> None:
             "The model has changed since, it is another one, or it was traced on an example of another shape or dtype: "
             "trace it on the example at hand and plan again."
         )
-    shapes = {name: tuple(t.shape) for name, t in named_tensors(model).items()}
-    expected = {name: tuple(graph.axes[a].size for a in axes) for name, axes in graph.tensors.items()}
+    found = named_tensors(model)
+    caches = {name for name in {**graph.tensors, **found} if is_plain_attribute(model, graph, name)}
+    shapes = {name: tuple(t.shape) for name, t in found.items() if name not in caches}
+    expected = {n: tuple(graph.axes[a].size for a in axes) for n, axes in graph.tensors.items() if n not in caches}
     differing = [n for n in (*expected, *shapes) if expected.get(n) != shapes.get(n)]
     if differing:
         name = differing[0]
@@ -80,6 +85,16 @@ def check_fits(model: nn.Module, graph: Graph, plan: Plan) -> None:
             f"{shapes.get(name, 'missing')} here ({len(set(differing))} tensors differ). "
             "Trace this model and plan again."
         )
+
+
+def is_plain_attribute(model: nn.Module, graph: Graph, name: str) -> bool:
+    """Whether a tensor is a plain attribute, which ``forward`` may make anew, rather than a parameter or a buffer."""
+    path, _, key = name.rpartition(".")
+    try:
+        module = model.get_submodule(path)
+    except AttributeError:
+        return False
+    return name not in graph.parameters and key not in module._buffers and key not in module._parameters
 
 
 def keeps_of(graph: Graph, plan: Plan) -> dict[str, np.ndarray]:

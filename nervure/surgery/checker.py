@@ -10,14 +10,15 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from nervure.errors import NervureError, VerificationError
+from nervure.graph.copies import copied
 from nervure.graph.example import evaluating, outputs_in, run_example
+from nervure.graph.preserve import preserved
 from nervure.graph.tape import Entry, Ref, Tape, named_tensors, plain_kernels, record
 from nervure.graph.trace import Drawing
 from nervure.graph.types import Graph
 from nervure.plan import Plan
 from nervure.surgery.apply import apply, keeps_of
 from nervure.surgery.chance import SameNoise, is_random, seeded
-from nervure.surgery.cut import copied_without
 from nervure.surgery.difference import Difference, compare
 from nervure.surgery.link import silenced, wire_names
 from nervure.surgery.redraw import WIDE, redraw, redrawn_inputs, round_once, widen, widened
@@ -151,7 +152,7 @@ class Checker:
         outcome = compare(dense, expected.outputs, found, setting.precisions)
         if outcome.is_right:
             return outcome
-        rounded = copied_without(setting.model, graph, {})
+        rounded = copied(setting.model)
         round_once(rounded)
         again = reference(rounded, self.drawing, graph, plan, setting.example)
         return compare(dense, expected.outputs, found, setting.precisions, again.outputs)
@@ -178,7 +179,7 @@ class Checker:
                 return _Setting(self.model, self.example, outputs_of(self.model, self.example), tape)
         if numbers.wide and self._size > LARGEST:
             return f"{self._size:,} parameters are too many for a copy in double precision"
-        model = copied_without(self.model, self.drawing.graph, {})
+        model = copied(self.model)
         example = self.example
         if numbers.wide:
             widen(model)
@@ -189,10 +190,10 @@ class Checker:
             example = redrawn_inputs(example, numbers.seed)
         try:
             with evaluating(model), seeded(model), SameNoise({}):
-                tape, output = record(model, example, tag=False, auxiliary=False)
+                warm = self.drawing.flow.tape.warm
+                tape, dense = record(model, example, tag=False, auxiliary=False, warm=warm)
         except NervureError as error:
             return f"the model's forward raised {type(error.__cause__).__name__}: {str(error.__cause__)[:100]}"
-        dense = outputs_in(output)
         if any(bool(torch.isnan(t).any()) for t in dense):
             return "the model's outputs are not numbers"
         if not self._is_same_way(tape):
@@ -217,8 +218,9 @@ class Checker:
 def outputs_of(model: nn.Module, example: Any) -> list[Tensor]:
     """All tensors that ``model`` returns on ``example``; raises VerificationError where it does not run."""
     try:
-        with plain_kernels(model):
-            return outputs_in(run_example(model, example))
+        with preserved(model, example), plain_kernels(model):
+            # Copies: an output may be a buffer, which is put back.
+            return [t.clone() for t in outputs_in(run_example(model, example))]
     except Exception as error:
         raise VerificationError(
             f"the pruned model does not run on the example: {type(error).__name__}: {error}."
@@ -235,7 +237,7 @@ def _require_right(found: Difference | None, numbers: Numbers) -> None:
 
 def _with_numbers(smaller: nn.Module, model: nn.Module, graph: Graph, plan: Plan) -> nn.Module:
     """A copy of ``smaller`` with what the plan leaves of the numbers of ``model``."""
-    numbers, result = named_tensors(apply(model, graph, plan)), copied_without(smaller, graph, {})
+    numbers, result = named_tensors(apply(model, graph, plan)), copied(smaller)
     if any(t.dtype in WIDE.values() for t in numbers.values()):
         widen(result)
     for name, tensor in named_tensors(result).items():

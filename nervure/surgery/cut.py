@@ -1,6 +1,5 @@
 """Cutting: every tensor loses the positions whose units leave, every size kept as an integer follows."""
 
-import copy
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -9,8 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from nervure.errors import PlanError
+from nervure.graph.copies import copied
 from nervure.graph.example import has_shape_only
 from nervure.graph.sizes import Attribute, read_attribute, write_attribute
+from nervure.graph.tape import named_tensors
 from nervure.graph.types import Graph, Resize
 from nervure.surgery.attention import ResizedAttention
 
@@ -20,7 +21,7 @@ def copied_without(model: nn.Module, graph: Graph, keeps: Mapping[str, np.ndarra
     replaced = _cut_tensors(model, graph, keeps)
     # A copy that finds the smaller tensors in its memo never makes the larger ones.
     memo: dict[int, Any] = dict(replaced)
-    result = copy.deepcopy(model, memo)
+    result = copied(model, memo)
     _resize(result, graph, keeps)
     changed = {id(t) for t in replaced.values()}
     for module in result.modules():
@@ -48,14 +49,29 @@ def sliced(tensor: Tensor, positions: list[np.ndarray | None]) -> Tensor:
     return tensor
 
 
+def _has_shape(tensor: Tensor, graph: Graph, name: str) -> bool:
+    return tuple(tensor.shape) == tuple(graph.axes[a].size for a in graph.tensors[name])
+
+
+def _laid_like(old: Tensor, new: Tensor) -> Tensor:
+    """``new`` with its axes in the order in memory that ``old`` has them in, as in ``channels_last``."""
+    if old.is_contiguous() or has_shape_only(old):
+        return new.contiguous()
+    order = sorted(range(old.ndim), key=old.stride, reverse=True)
+    back = [order.index(axis) for axis in range(old.ndim)]
+    return new.permute(order).contiguous().permute(back)
+
+
 def _cut_tensors(model: nn.Module, graph: Graph, keeps: Mapping[str, np.ndarray]) -> dict[int, Tensor]:
     """The smaller tensors, by the id of those whose place they take."""
     replaced: dict[int, Tensor] = {}
+    held = named_tensors(model) if keeps else {}
     for name in graph.tensors if keeps else ():
         positions = kept_positions(graph, keeps, name)
-        if any(p is not None for p in positions):
-            old = tensor_of(model, name)
-            new = sliced(old.detach(), positions).contiguous()
+        old = held.get(name)
+        # A cache may not be there yet, or be of another size: its forward makes it anew.
+        if old is not None and any(p is not None for p in positions) and _has_shape(old, graph, name):
+            new = _laid_like(old, sliced(old.detach(), positions))
             replaced[id(old)] = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
     _rescale(model, graph, keeps, replaced)
     return replaced

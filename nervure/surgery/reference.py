@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
 from nervure.errors import ForwardError, VerificationError
-from nervure.graph.example import outputs_in
 from nervure.graph.flow import Read
 from nervure.graph.tape import Entry, Ref, Tape, record
 from nervure.graph.trace import Drawing
@@ -75,13 +74,15 @@ def reference(model: nn.Module, drawing: Drawing, graph: Graph, plan: Plan, exam
     source = apply(model, graph, masks) if masks else model
     try:
         with _silent(source, graph, plan), seeded(model):
-            _, output = record(source, example, interpret=replay, tag=False, auxiliary=False)
+            _, outputs = record(
+                source, example, interpret=replay, tag=False, auxiliary=False, warm=drawing.flow.tape.warm
+            )
     except ForwardError as error:
         raise VerificationError(
             "the original cannot be run without the removed units, so there is nothing to compare with: its forward "
             f"raised {type(error.__cause__).__name__}: {error.__cause__}."
         ) from error
-    return Answer(survivors(outputs_in(output), drawing, keeps), replay.noise)
+    return Answer(survivors(outputs, drawing, keeps), replay.noise)
 
 
 def survivors(outputs: list[Tensor], drawing: Drawing, keeps: Keeps) -> list[Tensor]:

@@ -8,10 +8,11 @@ import torch
 from torch import nn
 
 from nervure.errors import ArgumentError, NervureWarning
+from nervure.graph.copies import copied
 from nervure.graph.example import as_inputs, resized, samples_of
+from nervure.graph.preserve import preserved
 from nervure.surgery.chance import seeded
 from nervure.surgery.checker import Checker
-from nervure.surgery.cut import copied_without
 
 
 class Use(NamedTuple):
@@ -26,12 +27,12 @@ class Use(NamedTuple):
 def broken_use(checker: Checker, smaller: nn.Module) -> str:
     """In which use ``smaller`` breaks though the original does not, with the error; empty if in none.
 
-    Both run as copies: what a run in training mode leaves in a model stays out of it. Where the original takes another
-    way than on the example, nothing is known of it, which is told by a :class:`NervureWarning`.
+    Where the original takes another way than on the example, nothing is known of it, which is told by a
+    :class:`NervureWarning`.
     """
     for use in _uses(checker.example):
-        error = _error_of(smaller, checker, use)
-        if error and not _error_of(checker.model, checker, use):
+        error = _error_of(smaller, use)
+        if error and not _error_of(checker.model, use):
             others = _other_modules(checker, use)
             if not others:
                 return f"{use.told}: {error}"
@@ -47,10 +48,10 @@ def broken_use(checker: Checker, smaller: nn.Module) -> str:
 def _other_modules(checker: Checker, use: Use) -> list[str]:
     """The modules that the original runs in this use, but did not when it was traced, or the other way round."""
     reached: set[str] = set()
-    copied = copied_without(checker.model, checker.drawing.graph, {})
-    for name, module in copied.named_modules():
+    model = copied(checker.model)
+    for name, module in model.named_modules():
         module.register_forward_pre_hook(lambda module, args, name=name: reached.add(name))
-    _run(copied, use)
+    _run(model, use)
     tape = checker.drawing.flow.tape
     end = len(tape.entries) if tape.training_from is None else tape.training_from
     known, evaluated = {call.name for call in tape.calls}, {call.name for call in tape.calls if call.start < end}
@@ -69,10 +70,10 @@ def _uses(example: Any) -> Iterator[Use]:
         yield Use(f"on a batch of {batch}", False, False, resized(example, batch))
 
 
-def _error_of(model: nn.Module, checker: Checker, use: Use) -> str:
-    """What a copy of ``model`` raises in this use; empty if it runs."""
+def _error_of(model: nn.Module, use: Use) -> str:
+    """What ``model`` raises in this use; empty if it runs."""
     try:
-        _run(copied_without(model, checker.drawing.graph, {}), use)
+        _run(model, use)
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     return ""
@@ -80,5 +81,5 @@ def _error_of(model: nn.Module, checker: Checker, use: Use) -> str:
 
 def _run(model: nn.Module, use: Use) -> None:
     args, kwargs = as_inputs(use.example)
-    with seeded(model), torch.set_grad_enabled(use.gradients):
+    with preserved(model, args, kwargs), seeded(model), torch.set_grad_enabled(use.gradients):
         model.train(use.training)(*args, **kwargs)

@@ -10,7 +10,8 @@ from typing import Any, Protocol
 from torch import nn
 
 from nervure.errors import VerificationError
-from nervure.graph.example import evaluating
+from nervure.graph.example import evaluating, unwrapped
+from nervure.graph.modes import isolated
 from nervure.graph.tape import describe_example
 from nervure.graph.trace import draw
 from nervure.graph.types import Graph
@@ -58,7 +59,8 @@ def verify(model: nn.Module, pruned: HasPlan, example: Any) -> Verification:
             floating-point accuracy; the original cannot be run without the removed units; on this example the model
             has other groups than those that were cut; or the pruned model breaks in ordinary use.
     """
-    with evaluating(model):
+    model = unwrapped(model)
+    with isolated(), evaluating(model):
         drawing = draw(model, example, **pruned.graph.settings)
     _require_same_groups(drawing.graph, pruned, example)
     return verified(Checker(model, drawing, example), pruned)
@@ -79,6 +81,7 @@ def _require_same_groups(drawn: Graph, pruned: HasPlan, example: Any) -> None:
             )
 
 
+@isolated()
 def verified(checker: Checker, pruned: HasPlan) -> Verification:
     """As :func:`verify`, where the model was drawn already."""
     found = checker.check_made(pruned.graph, pruned.plan, pruned.model)

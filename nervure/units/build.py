@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from nervure.errors import TraceError
-from nervure.graph.example import evaluating, is_weightless, placed_like
+from nervure.graph.example import evaluating, is_weightless, placed_like, unwrapped
+from nervure.graph.modes import isolated
 from nervure.graph.tape import Tape, named_tensors, record
 from nervure.graph.trace import check_weights
 from nervure.units.carry import Carrier
@@ -17,6 +18,7 @@ from nervure.units.statics import Statics
 from nervure.units.strength import Strength
 
 
+@isolated()
 def draw_circuit(
     model: nn.Module,
     example: Any,
@@ -39,6 +41,7 @@ def draw_circuit(
         TraceError: the weights are missing or not finite, or no tensor came out.
         MissingExtraError: scipy is not installed.
     """
+    model = unwrapped(model)
     if is_weightless(model):
         raise TraceError("the model has shapes only (it is on the meta device): give it weights, whose zeros matter.")
     with evaluating(model):
