@@ -1,6 +1,7 @@
 """``trace``: the graph of a model, with every group that is offered for cutting known to be cut right."""
 
 import re
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -8,10 +9,11 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from nervure.errors import CopyError, NervureError
+from nervure.errors import CopyError, NervureError, NervureWarning
 from nervure.graph.blocks import is_doubtful, with_blocks
 from nervure.graph.example import evaluating, is_weightless, placed_like, unfaked, unwrapped
 from nervure.graph.modes import isolated
+from nervure.graph.tape import unreached
 from nervure.graph.trace import (
     Choice,
     Drawing,
@@ -27,6 +29,9 @@ from nervure.plan import Cut, Drop, Keep, Plan
 from nervure.surgery.blame import Edit, families_of, wrong_edits
 from nervure.surgery.checker import Checker
 
+SHOWN = 5
+"""How many modules that the example does not reach are named."""
+
 
 def trace(
     model: nn.Module,
@@ -38,7 +43,7 @@ def trace(
     inputs: bool = False,
     inside_heads: bool = False,
 ) -> Graph:
-    """Find what is coupled to what in ``model`` by running it once on ``example``.
+    """Find what is coupled to what in ``model`` by running it once on ``example`` (on each, where there are several).
 
     The model runs in evaluation mode, without gradients and outside of modes that the caller is in; it is left as it
     was, whatever its forward wrote. What compiles a model or spreads it over devices (``torch.compile``,
@@ -49,8 +54,10 @@ def trace(
 
     Args:
         model: any module that runs.
-        example: a tensor, a tuple of positional arguments, or a dict of keyword arguments. A model on the ``meta``
-            device, or made of fake tensors, is traced without its weights; then nothing is tried.
+        example: a tensor, a tuple of positional arguments, or a dict of keyword arguments; or a list of several of
+            these, one for each way through the model (other heads, other experts, an early exit): they are joined into
+            one graph, and costs are those of the first. A model on the ``meta`` device, or made of fake tensors, is
+            traced without its weights; then nothing is tried.
         ignore: modules, or patterns of module names (``"layer1.*"``), that must not change on any side.
         only: modules or patterns that may lose units; all others are pinned.
         outputs: pin the units that the model returns.
@@ -88,6 +95,7 @@ def traced(
         drawing = draw(real, example, outputs=outputs, inputs=inputs, inside_heads=inside_heads)
         drawing.graph = pinned_by_choice(drawing.graph, *choices)
         drawing.graph = kept_by_choice(with_blocks(drawing), *choices)
+        drawing.graph = _noting_unreached(real, drawing)
         unproven = drawing.suspects()
         checker = Checker(real, drawing, example)
         if not is_weightless(real):
@@ -97,6 +105,25 @@ def traced(
             note = f"{len(unproven)} groups could not be tried without weights: {', '.join(list(unproven)[:5])}"
             drawing.graph = replace(drawing.graph, notes=(*drawing.graph.notes, note))
     return drawing, checker
+
+
+def _noting_unreached(model: nn.Module, drawing: Drawing) -> Graph:
+    """The graph with a note of the modules that no example reached; a warning says so too."""
+    idle, reached = set(unreached(model, drawing.flow.tape)), {call.name for call in drawing.flow.tape.calls}
+    names = []
+    for name, module in model.named_modules():
+        own = [f"{name}.{key}" if name else key for key, _ in module.named_parameters(recurse=False)]
+        if own and name not in reached and idle.issuperset(own):
+            names.append(name)
+    if not names:
+        return drawing.graph
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    note = (
+        f"not reached by the example: {', '.join(names[:SHOWN])}{more}. They stay as they are, and no longer fit where "
+        "what they read is cut: give a list of examples, one for each way through the model"
+    )
+    warnings.warn(note, NervureWarning, stacklevel=4)
+    return replace(drawing.graph, notes=(*drawing.graph.notes, note))
 
 
 def _pin_wrong_groups(checker: Checker, unproven: Mapping[str, str]) -> Graph:

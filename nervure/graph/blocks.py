@@ -77,7 +77,7 @@ class Wiring:
     def of(tape: Tape) -> "Wiring":
         """Read it off a tape."""
         wiring = Wiring(tape)
-        stop = len(tape.entries) if tape.training_from is None else tape.training_from
+        stop = tape.entries_of(0).stop
         wiring.above = {number: 1 << number for number in tape.inputs}
         heard = _heard(tape, stop)
         for index, entry in enumerate(tape.entries[:stop]):

@@ -1,4 +1,4 @@
-"""What ``example`` may be: a tensor, a tuple of positional arguments, or a dict of keyword arguments."""
+"""What ``example`` may be: a tensor, a tuple of positional arguments, a dict of keyword arguments, a list of these."""
 
 import copy
 import hashlib
@@ -16,23 +16,37 @@ from torch.utils._pytree import tree_leaves, tree_map
 from nervure.errors import ArgumentError
 
 
+def examples_of(example: Any) -> list[Any]:
+    """The examples in a list of several; one alone is a list of one.
+
+    Raises:
+        ArgumentError: the list is empty.
+    """
+    if not isinstance(example, list):
+        return [example]
+    if not example:
+        raise ArgumentError("example=[] is a list of no examples. Give one, or a list of several.")
+    return example
+
+
 def as_inputs(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Split ``example`` into positional and keyword arguments; raises :class:`ArgumentError` on anything else.
 
-    Tensors of subclasses (pictures, volumes) become plain ones of the same memory.
+    Of a list of several examples the first counts. Tensors of subclasses (pictures, volumes) become plain ones of the
+    same memory.
     """
-    example = plain(example)
+    example = plain(examples_of(example)[0])
     if isinstance(example, Tensor):
         return (example,), {}
-    if isinstance(example, tuple | list):
-        return tuple(example), {}
+    if isinstance(example, tuple):
+        return example, {}
     if isinstance(example, Mapping):
         if not all(isinstance(key, str) for key in example):
             raise ArgumentError(f"example has keys {list(example)!r}; a dict example holds keyword arguments by name.")
         return (), dict(example)
     raise ArgumentError(
         f"example is a {type(example).__name__}. "
-        "Give a tensor, a tuple of positional arguments or a dict of keyword arguments."
+        "Give a tensor, a tuple of positional arguments or a dict of keyword arguments (or a list of several of these)."
     )
 
 

@@ -99,7 +99,7 @@ class Flow:
         """Note multiply-accumulates: ``fixed`` times the sizes of ``axes``."""
         entry = self.tape.entries[self.index]
         assert isinstance(entry, Entry)
-        if self.tape.training_from is not None and self.index >= self.tape.training_from:
+        if self.index not in self.tape.entries_of(0):
             return
         vectors = tuple((n, tuple(x.labels for x in layers)) for n, layers in axes)
         self.works.append(WorkRecord(entry.module, entry.name, fixed, vectors))

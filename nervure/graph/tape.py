@@ -7,7 +7,7 @@ a new value, and writing into a view writes back into what it is a view of.
 
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from nervure.errors import ForwardError, TraceError
-from nervure.graph.example import CONTENTS, as_inputs, outputs_in, tensors_in
+from nervure.graph.example import CONTENTS, as_inputs, examples_of, outputs_in, tensors_in
 from nervure.graph.modes import uncompiled
 from nervure.graph.preserve import preserved
 from nervure.graph.sizes import Attribute, Expression, Size, expression_of, noting_numbers, tagged_attributes
@@ -101,14 +101,25 @@ class ModuleCall:
 
 
 @dataclass(slots=True)
+class Run:
+    """One run of the model: its first entry on the tape, the values it was given, and those it returned."""
+
+    start: int
+    inputs: list[int]
+    outputs: list[int] = field(default_factory=list)
+
+
+@dataclass(slots=True)
 class Tape:
-    """The record of one run; see the module's docstring."""
+    """The record of a run on each example, and of one in training mode where parts run in no other.
+
+    See the module's docstring.
+    """
 
     entries: list[Entry | WriteBack] = field(default_factory=list)
     values: list[Value] = field(default_factory=list)
     named: dict[int, str] = field(default_factory=dict)
-    inputs: list[int] = field(default_factory=list)
-    outputs: list[int] = field(default_factory=list)
+    runs: list[Run] = field(default_factory=list)
     calls: list["ModuleCall"] = field(default_factory=list)
     numbers: list[Expression] = field(default_factory=list)
     """Attributes and axes that were computed or compared with as numbers."""
@@ -118,10 +129,23 @@ class Tape:
     """Attributes that were computed with, or given to a call."""
     escapes: list[tuple[int, str]] = field(default_factory=list)
     """Values whose contents went where nothing is recorded, and by which call."""
-    training_from: int | None = None
-    """First entry of the second run, in training mode, where there was one."""
     warm: bool = False
     """Whether the model was run once before, see :func:`record`."""
+
+    @property
+    def inputs(self) -> list[int]:
+        """What the runs were given."""
+        return [number for run in self.runs for number in run.inputs]
+
+    @property
+    def outputs(self) -> list[int]:
+        """What the runs returned."""
+        return [number for run in self.runs for number in run.outputs]
+
+    def entries_of(self, run: int) -> range:
+        """The numbers of the entries of a run."""
+        stops = [*(one.start for one in self.runs), len(self.entries)]
+        return range(stops[run], stops[run + 1])
 
     def shape(self, ref: Ref) -> tuple[int, ...]:
         """Shape of a value."""
@@ -506,11 +530,11 @@ def record(
     auxiliary: bool = True,
     warm: bool = False,
 ) -> tuple[Tape, list[Tensor]]:
-    """Run ``model`` once on ``example`` and return the tape and the tensors of the model's output.
+    """Run ``model`` once on each example; return the tape and the tensors of its (first) output.
 
     Args:
         model: any module; its training flag is respected, and what it writes is put back.
-        example: a tensor, a tuple of positional arguments, or a dict of keyword arguments.
+        example: a tensor, a tuple of positional arguments, or a dict of keyword arguments; or a list of these.
         interpret: runs in the place of each operator: (module, operator, args, kwargs) -> result.
         auxiliary: run once more in training mode where parameters were not used.
         tag: remember the calls of the user's code, and which integer attributes of modules arrive in sizes.
@@ -520,13 +544,14 @@ def record(
         ForwardError: the model's forward raised; the message names the module, the cause is the model's own error.
         TraceError: nothing that was computed reached the output.
     """
-    args, kwargs = as_inputs(example)
+    examples = examples_of(example)
+    given = [as_inputs(one) for one in examples]
     tape = Tape(warm=warm)
     recorder = Recorder(tape, interpret)
-    with preserved(model, args, kwargs), torch.no_grad(), plain_kernels(model), ExitStack() as stack:
+    with preserved(model, given), torch.no_grad(), plain_kernels(model), ExitStack() as stack:
         if warm:
-            _called(model, args, kwargs, recorder, example)
-        _number_given(model, args, kwargs, recorder)
+            _called(model, *given[0], recorder, examples[0])
+        numbers = _number_given(model, given, recorder)
         recorder.sizes = tag
         if tag:
             stack.enter_context(tagged_attributes(model))
@@ -536,32 +561,32 @@ def record(
         stack.enter_context(recorder)
         if tag:
             stack.enter_context(_Names(recorder))
-        output = _called(model, args, kwargs, recorder, example)
-        if auxiliary and interpret is None and model_has_unreached(model, tape):
-            tape.training_from = len(tape.entries)
-            tape.outputs += _training_outputs(model, args, kwargs, recorder)
+        outputs = []
+        for inputs, (args, kwargs), one in zip(numbers, given, examples, strict=True):
+            tape.runs.append(Run(len(tape.entries), inputs))
+            outputs.append(outputs_in(_called(model, args, kwargs, recorder, one)))
+            tape.runs[-1].outputs = [recorder.value(t).id for t in outputs[-1]]
+        if auxiliary and interpret is None and unreached(model, tape):
+            tape.runs.append(Run(len(tape.entries), []))
+            tape.runs[-1].outputs = _training_outputs(model, *given[0], recorder)
         stack.close()
         # Copies: an output may be a buffer, which is put back.
-        copies = [t.clone() for t in outputs_in(output)]
-    tape.outputs = [recorder.value(t).id for t in outputs_in(output)] + tape.outputs
-    if not tape.outputs:
-        raise TraceError(
-            f"the model returned {type(output).__name__} without a tensor in it; there is nothing to trace."
-        )
+        copies = [t.clone() for t in outputs[0]]
+    if not all(run.outputs for run in tape.runs[: len(examples)]):
+        raise TraceError("the model returned nothing with a tensor in it; there is nothing to trace.")
     return tape, copies
 
 
-def _number_given(model: nn.Module, args: Any, kwargs: Any, recorder: Recorder) -> None:
-    """Number what a run is given: the tensors of the model, and those of the example."""
+def _number_given(model: nn.Module, given: Sequence[Any], recorder: Recorder) -> list[list[int]]:
+    """Number the tensors of the model, and those of each example; the numbers of the latter."""
     tape = recorder.tape
     for name, tensor in named_tensors(model).items():
         tape.named[recorder.new(tensor).id] = name
     known = len(tape.values)
-    for tensor in tensors_in((args, kwargs)):
+    for tensor in tensors_in(given):
         if recorder.memory.number(tensor) is None:
             recorder.new(tensor, getattr(tensor, CONTENTS, None))
-    tape.inputs = [recorder.value(t).id for t in tensors_in((args, kwargs))]
-    tape.inputs = [i for i in tape.inputs if i >= known]
+    return [[n for t in tensors_in(inputs) if (n := recorder.value(t).id) >= known] for inputs in given]
 
 
 def _called(model: nn.Module, args: Any, kwargs: Any, recorder: Recorder, example: Any) -> Any:
@@ -578,11 +603,11 @@ def _called(model: nn.Module, args: Any, kwargs: Any, recorder: Recorder, exampl
         ) from error
 
 
-def model_has_unreached(model: nn.Module, tape: Tape) -> bool:
-    """Whether parameters were not used: some modules (auxiliary heads) run in training mode only."""
+def unreached(model: nn.Module, tape: Tape) -> list[str]:
+    """Parameters that no run used: those of auxiliary heads, say, or of experts that got no tokens."""
     used = {ref.id for e in tape.entries if isinstance(e, Entry) for ref in _all_refs((*e.args, *e.kwargs.values()))}
-    parameters = {name for name, _ in model.named_parameters()}
-    return any(number not in used for number, name in tape.named.items() if name in parameters)
+    idle = {name for number, name in tape.named.items() if number not in used}
+    return [name for name, _ in model.named_parameters() if name in idle]
 
 
 def _all_refs(value: Any) -> Iterator[Ref]:

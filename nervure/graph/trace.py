@@ -47,14 +47,14 @@ def flow_over(tape: Tape, *, free_inputs: bool = False) -> Flow:
 def _start(flow: Flow, free_inputs: bool) -> None:
     for number in flow.tape.inputs:
         flow.spaces[number] = Space()
-    if free_inputs:
-        for i, number in enumerate(flow.tape.inputs):
+    for run in flow.tape.runs if free_inputs else ():
+        for i, number in enumerate(run.inputs):
             shape = flow.tape.values[number].shape
-            for axis, n in enumerate(shape):
-                if n > 1 and axis == 1:
-                    vector = flow.store.unions.fresh(n)
-                    flow.owned[(f"input{i}", axis)] = [vector]
-                    flow.spaces[number] = Space((move(Layer(vector, (f"input{i}", axis)), axis, len(shape)),))
+            if len(shape) > 1 and shape[1] > 1:
+                # The inputs of several examples have the same units.
+                mine = flow.owned.setdefault((f"input{i}", 1), [flow.store.unions.fresh(shape[1])])
+                if len(mine[0]) == shape[1]:
+                    flow.spaces[number] = Space((move(Layer(mine[0], (f"input{i}", 1)), 1, len(shape)),))
 
 
 def _apply_splits(flow: Flow, specs: Specs) -> bool:

@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_map
 
 from nervure.errors import NervureError, VerificationError
 from nervure.graph.copies import copied
-from nervure.graph.example import evaluating, outputs_in, run_example
+from nervure.graph.example import evaluating, examples_of, outputs_in, run_example
 from nervure.graph.preserve import preserved
 from nervure.graph.tape import Entry, Ref, Tape, named_tensors, plain_kernels, record
 from nervure.graph.trace import Drawing
@@ -82,23 +82,49 @@ DRAWN = (
 class _Setting:
     """A model with certain numbers, the inputs, what it answers, how exactly, and whether it draws random numbers."""
 
-    def __init__(self, model: nn.Module, example: Any, dense: list[Tensor], tape: Tape) -> None:
+    def __init__(self, model: nn.Module, example: Any, dense: list[Tensor], tape: Tape, run: int = 0) -> None:
         self.model, self.example, self.dense = model, example, dense
-        self.precisions = _precisions(tape)[: len(dense)]  # what runs in training mode only comes after
-        self.is_random = any(is_random(entry.op) for _, _, entry in places(tape))
+        self.precisions = _precisions(tape, run)
+        self.is_random = any(is_random(entry.op) for _, _, entry in places(tape, run))
 
 
 class Checker:
-    """Compares cut models with the original without the removed units.
+    """Compares cut models with the original without the removed units, on every example.
 
     Args:
         model: the original, in evaluation mode while it is used.
-        drawing: the run that its graph was read from.
+        drawing: the runs that its graph was read from.
         example: inputs, as given to :func:`nervure.trace`.
     """
 
     def __init__(self, model: nn.Module, drawing: Drawing, example: Any) -> None:
-        self.model, self.drawing, self.example = model, drawing, example
+        self.model, self.drawing = model, drawing
+        self.runs = [_RunChecker(model, drawing, run, one) for run, one in enumerate(examples_of(example))]
+
+    def check(self, graph: Graph, plan: Plan) -> Verification:
+        """Whether ``plan`` computes the right thing, on random numbers (as given where those tell nothing).
+
+        Raises:
+            VerificationError: it does not.
+        """
+        return _worst([run.check(graph, plan) for run in self.runs])
+
+    def check_made(self, graph: Graph, plan: Plan, smaller: nn.Module) -> Verification:
+        """As :meth:`check`, for a smaller model that was made before: it may not disagree on the examples either."""
+        return _worst([run.check_made(graph, plan, smaller) for run in self.runs])
+
+
+def _worst(found: list[Verification]) -> Verification:
+    """One verification for several: what any of them told counts."""
+    made = [one for one in found if one.error is not None]
+    return max(made, key=lambda one: one.error or 0.0) if made else found[0]
+
+
+class _RunChecker:
+    """A checker on one example, which is like a run of the drawing."""
+
+    def __init__(self, model: nn.Module, drawing: Drawing, run: int, example: Any) -> None:
+        self.model, self.drawing, self.run, self.example = model, drawing, run, example
         self._settings: dict[Numbers, _Setting | str] = {}
 
     def check(self, graph: Graph, plan: Plan) -> Verification:
@@ -145,16 +171,16 @@ class Checker:
         if isinstance(setting, str):
             return None
         smaller = cut(setting.model)
-        expected = reference(setting.model, self.drawing, graph, plan, setting.example)
+        expected = reference(setting.model, self.drawing, self.run, graph, plan, setting.example)
         with silenced(smaller, wire_names(graph, plan)):
             found = self._answer(setting, smaller, expected)
-        dense = survivors(setting.dense, self.drawing, keeps_of(graph, plan))
+        dense = survivors(setting.dense, self.drawing, self.run, keeps_of(graph, plan))
         outcome = compare(dense, expected.outputs, found, setting.precisions)
         if outcome.is_right:
             return outcome
         rounded = copied(setting.model)
         round_once(rounded)
-        again = reference(rounded, self.drawing, graph, plan, setting.example)
+        again = reference(rounded, self.drawing, self.run, graph, plan, setting.example)
         return compare(dense, expected.outputs, found, setting.precisions, again.outputs)
 
     def _answer(self, setting: _Setting, smaller: nn.Module, expected: Answer) -> list[Tensor]:
@@ -176,7 +202,7 @@ class Checker:
         if numbers == GIVEN:
             tape = self.drawing.flow.tape
             with evaluating(self.model), seeded(self.model), SameNoise({}):
-                return _Setting(self.model, self.example, outputs_of(self.model, self.example), tape)
+                return _Setting(self.model, self.example, outputs_of(self.model, self.example), tape, self.run)
         if numbers.wide and self._size > LARGEST:
             return f"{self._size:,} parameters are too many for a copy in double precision"
         model = copied(self.model)
@@ -206,13 +232,12 @@ class Checker:
 
     def _is_same_way(self, tape: Tape) -> bool:
         """Whether a run went through no other modules than the one that was drawn, and reads units where it did."""
-        was, now = self.drawing.flow.tape, {(p.module, p.name) for _, p, _ in places(tape)}
-        modules = {module for module, _ in now}
-        if not modules <= {p.module for _, p, _ in places(was)}:
+        was = list(places(self.drawing.flow.tape, self.run))
+        now = {(place.module, place.name) for _, place, _ in places(tape)}
+        modules, read = {module for module, _ in now}, {read.entry for read in self.drawing.flow.reads}
+        if not modules <= {place.module for _, place, _ in was}:
             return False
-        end = was.training_from or len(was.entries)
-        read = {read.entry for read in self.drawing.flow.reads if read.entry < end}
-        return all((p.module, p.name) in now for i, p, _ in places(was) if i in read and p.module in modules)
+        return all((p.module, p.name) in now for i, p, _ in was if i in read and p.module in modules)
 
 
 def outputs_of(model: nn.Module, example: Any) -> list[Tensor]:
@@ -252,8 +277,8 @@ def _with_numbers(smaller: nn.Module, model: nn.Module, graph: Graph, plan: Plan
     return result
 
 
-def _precisions(tape: Tape) -> list[float]:
-    """For each output the coarsest relative rounding of any value that it was computed from (0: whole numbers)."""
+def _precisions(tape: Tape, run: int) -> list[float]:
+    """The coarsest relative rounding of any value that each output of a run was computed from (0: whole numbers)."""
     coarsest = [torch.finfo(v.dtype).eps if _is_fraction(v.dtype) else 0.0 for v in tape.values]
     for entry in tape.entries:
         if isinstance(entry, Entry):
@@ -263,7 +288,7 @@ def _precisions(tape: Tape) -> list[float]:
             given, outs = max(coarsest[entry.base.id], coarsest[entry.value.id]), (entry.out,)
         for out in outs:
             coarsest[out.id] = max(coarsest[out.id], given)
-    return [coarsest[number] for number in tape.outputs]
+    return [coarsest[number] for number in tape.runs[run].outputs]
 
 
 def _is_fraction(dtype: torch.dtype) -> bool:

@@ -46,21 +46,23 @@ class Answer(NamedTuple):
     noise: Mapping[int, Tensor]
 
 
-def places(tape: Tape) -> Iterator[tuple[int, Place, Entry]]:
-    """Number, place and entry of every operator on a tape."""
+def places(tape: Tape, run: int = 0) -> Iterator[tuple[int, Place, Entry]]:
+    """Number, place and entry of every operator of a run on a tape."""
     counts: Counter[tuple[str, str]] = Counter()
-    for index, entry in enumerate(tape.entries):
+    for index in tape.entries_of(run):
+        entry = tape.entries[index]
         if isinstance(entry, Entry):
             yield index, Place(entry.module, entry.name, counts[entry.module, entry.name]), entry
             counts[entry.module, entry.name] += 1
 
 
-def reference(model: nn.Module, drawing: Drawing, graph: Graph, plan: Plan, example: Any) -> Answer:
+def reference(model: nn.Module, drawing: Drawing, run: int, graph: Graph, plan: Plan, example: Any) -> Answer:
     """Run ``model`` with the removed units left out of every sum and statistic, dropped blocks silent.
 
     Args:
         model: the original, or one with its structure and other numbers.
-        drawing: the run that ``graph`` was read from.
+        drawing: the runs that ``graph`` was read from.
+        run: the number of the run that ``example`` is like.
         graph: the graph that ``plan`` is for.
         plan: what is left out; its masks are laid on first.
         example: inputs that take the same way through the model as those of ``drawing``.
@@ -70,7 +72,7 @@ def reference(model: nn.Module, drawing: Drawing, graph: Graph, plan: Plan, exam
     """
     keeps = keeps_of(graph, plan)
     masks = Plan(plan.masks)
-    replay = _Replay(drawing, keeps)
+    replay = _Replay(drawing, run, keeps)
     source = apply(model, graph, masks) if masks else model
     try:
         with _silent(source, graph, plan), seeded(model):
@@ -82,13 +84,13 @@ def reference(model: nn.Module, drawing: Drawing, graph: Graph, plan: Plan, exam
             "the original cannot be run without the removed units, so there is nothing to compare with: its forward "
             f"raised {type(error.__cause__).__name__}: {error.__cause__}."
         ) from error
-    return Answer(survivors(outputs, drawing, keeps), replay.noise)
+    return Answer(survivors(outputs, drawing, run, keeps), replay.noise)
 
 
-def survivors(outputs: list[Tensor], drawing: Drawing, keeps: Keeps) -> list[Tensor]:
+def survivors(outputs: list[Tensor], drawing: Drawing, run: int, keeps: Keeps) -> list[Tensor]:
     """Outputs without the positions of removed units, which the user may have let go."""
-    numbers = drawing.flow.tape.outputs
-    return [_surviving(t, drawing, number, keeps) for t, number in zip(outputs, numbers, strict=False)]
+    numbers = drawing.flow.tape.runs[run].outputs
+    return [_surviving(t, drawing, number, keeps) for t, number in zip(outputs, numbers, strict=True)]
 
 
 def _surviving(output: Tensor, drawing: Drawing, number: int, keeps: Keeps) -> Tensor:
@@ -113,6 +115,7 @@ class _Replay:
     """Runs in the place of each operator of the original: leaves out the removed units, draws noise by number."""
 
     drawing: Drawing
+    run: int
     keeps: Keeps
     noise: dict[int, Tensor] = field(default_factory=dict)
     _limits: dict[Place, list[_Limit]] = field(default_factory=dict)
@@ -122,11 +125,11 @@ class _Replay:
 
     def __post_init__(self) -> None:
         place_of = {}
-        for index, place, entry in places(self.drawing.flow.tape):
+        for index, place, entry in places(self.drawing.flow.tape, self.run):
             place_of[index] = place
             if is_random(entry.op) and entry.outs:
                 self._random[place] = entry.outs[0]
-        for read in self.drawing.flow.reads:
+        for read in (read for read in self.drawing.flow.reads if read.entry in place_of):
             alive = self._alive(read)
             if not alive.all():
                 self._limits.setdefault(place_of[read.entry], []).append(_Limit(read, alive))

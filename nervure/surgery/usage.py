@@ -27,10 +27,10 @@ class Use(NamedTuple):
 def broken_use(checker: Checker, smaller: nn.Module) -> str:
     """In which use ``smaller`` breaks though the original does not, with the error; empty if in none.
 
-    Where the original takes another way than on the example, nothing is known of it, which is told by a
+    Where the original takes a way that it took on no example, nothing is known of it, which is told by a
     :class:`NervureWarning`.
     """
-    for use in _uses(checker.example):
+    for use in (use for run in checker.runs for use in _uses(run.example)):
         error = _error_of(smaller, use)
         if error and not _error_of(checker.model, use):
             others = _other_modules(checker, use)
@@ -38,7 +38,7 @@ def broken_use(checker: Checker, smaller: nn.Module) -> str:
                 return f"{use.told}: {error}"
             warnings.warn(
                 f"{use.told} the model takes another way than on the example, through {', '.join(others[:5])}, and "
-                f"there the pruned model does not run ({error}). Trace it on several examples, one for each way.",
+                f"there the pruned model does not run ({error}). Give one example for each way: [one, other].",
                 NervureWarning,
                 stacklevel=2,
             )
@@ -46,16 +46,17 @@ def broken_use(checker: Checker, smaller: nn.Module) -> str:
 
 
 def _other_modules(checker: Checker, use: Use) -> list[str]:
-    """The modules that the original runs in this use, but did not when it was traced, or the other way round."""
+    """Modules that the original runs in this use but in no traced run; or that it misses, of the nearest of these."""
     reached: set[str] = set()
     model = copied(checker.model)
     for name, module in model.named_modules():
         module.register_forward_pre_hook(lambda module, args, name=name: reached.add(name))
     _run(model, use)
     tape = checker.drawing.flow.tape
-    end = len(tape.entries) if tape.training_from is None else tape.training_from
-    known, evaluated = {call.name for call in tape.calls}, {call.name for call in tape.calls if call.start < end}
-    return sorted((reached - known) | (set() if use.training else evaluated - reached))
+    ways = [{c.name for c in tape.calls if c.start in tape.entries_of(run.run)} for run in checker.runs]
+    new = reached - {call.name for call in tape.calls}
+    missed = min((way - reached for way in ways), key=len)
+    return sorted(new if use.training else new | missed)
 
 
 def _uses(example: Any) -> Iterator[Use]:
