@@ -453,7 +453,7 @@ def row_of(bench: Bench, model: nn.Module) -> Row:
 
 
 def timed_in_turn(bench: Bench, models: Mapping[str, nn.Module]) -> dict[str, dict[str, Any]]:
-    """Latencies by network, as the fields of a :class:`Row`; empty where the recipe wants none."""
+    """Latencies by network, as the fields of a :class:`Row`, against the first; empty where the recipe wants none."""
     asked = bench.recipe.evaluate
     if not asked.latency:
         return {}
@@ -465,16 +465,17 @@ def timed_in_turn(bench: Bench, models: Mapping[str, nn.Module]) -> dict[str, di
         engine=asked.engines,
         rounds=asked.rounds,
     )
-    found = {}
-    for name in models:
-        rows = {place(row.batch, row.engine): row for row in table.rows if row.name == name}
-        found[name] = {
-            "latency": {key: 1e3 * row.median for key, row in rows.items()},
+    by_name = {name: {place(r.batch, r.engine): r for r in table.rows if r.name == name} for name in models}
+    first = next(iter(by_name.values()))
+    return {
+        name: {
+            "latency": {key: 1e3 * first[key].median * row.ratio for key, row in rows.items()},
             "speedup": {key: 1 / row.ratio for key, row in rows.items()},
             "speedup_low": {key: 1 / row.ratio_quartiles[1] for key, row in rows.items()},
             "speedup_high": {key: 1 / row.ratio_quartiles[0] for key, row in rows.items()},
         }
-    return found
+        for name, rows in by_name.items()
+    }
 
 
 def _in_fresh_process(folder: Path) -> float:

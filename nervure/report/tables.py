@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, final
 
-from nervure.report.values import DENSE, EAGER, PRUNED, Report, Row, Width, removed
+from nervure.report.values import DENSE, EAGER, PRUNED, Report, Row, Width, milliseconds, removed
 
 EXPLAINED: Mapping[str, str] = {
     "dense": "as trained",
@@ -14,8 +14,9 @@ EXPLAINED: Mapping[str, str] = {
 }
 MISSING = "–"
 SPEED = (
-    "Milliseconds of a forward pass, the median of interleaved timings; in brackets, how many times faster than the "
-    "dense network in the same engine. What an engine does once is not timed."
+    "Milliseconds of a forward pass: the dense network's median, and for the others that median over their speed-up "
+    "(the median over rounds in which all take turns); in brackets, how many times faster than the dense network in "
+    "the same engine. What an engine does once is not timed."
 )
 
 
@@ -32,7 +33,8 @@ def comparison(report: Report) -> Table:
     """Quality and cost of each network; one column per batch size for latency, in the first engine."""
     batches = [batch for batch in _places(report) if _engine(batch) == _engine(_places(report)[0])]
     head = ("network", "accuracy", "loss", "ECE", "parameters", "MACs", "file", *(f"ms, batch {b}" for b in batches))
-    return Table(head, tuple(_comparison_row(name, row, batches) for name, row in report.rows.items()))
+    dense = report.rows[DENSE]
+    return Table(head, tuple(_comparison_row(name, row, dense, batches) for name, row in report.rows.items()))
 
 
 def speed(report: Report) -> Table:
@@ -41,7 +43,11 @@ def speed(report: Report) -> Table:
     if len(set(map(_engine, places))) < 2:
         return Table((), ())
     rows = (
-        (_engine(one), one.partition(" ")[0], *(_latency(report.rows[name], one) for name in networks))
+        (
+            _engine(one),
+            one.partition(" ")[0],
+            *(_latency(report.rows[name], report.rows[DENSE], one) for name in networks),
+        )
         for one in places
     )
     return Table(("engine", "batch", *networks), tuple(rows))
@@ -55,7 +61,7 @@ def _engine(place: str) -> str:
     return place.partition(" in ")[2] or EAGER
 
 
-def _comparison_row(name: str, row: Row, batches: Iterable[str]) -> tuple[str, ...]:
+def _comparison_row(name: str, row: Row, dense: Row, batches: Iterable[str]) -> tuple[str, ...]:
     return (
         name,
         percent(row.accuracy, row.standard_error),
@@ -64,15 +70,15 @@ def _comparison_row(name: str, row: Row, batches: Iterable[str]) -> tuple[str, .
         quantity(row.params),
         quantity(row.macs),
         quantity(row.bytes, "B") if row.bytes else MISSING,
-        *(_latency(row, batch) for batch in batches),
+        *(_latency(row, dense, batch) for batch in batches),
     )
 
 
-def _latency(row: Row, batch: str) -> str:
+def _latency(row: Row, dense: Row, batch: str) -> str:
     if batch not in row.latency:
         return MISSING
-    ratio = f" ({row.speedup[batch]:.2f}x)" if batch in row.speedup else ""
-    return f"{row.latency[batch]:.3g}{ratio}"
+    factor = row.speedups(dense).get(batch)
+    return f"{milliseconds(row.latency[batch]):g}" + ("" if factor is None else f" ({factor:.2f}x)")
 
 
 def stays(report: Report) -> dict[str, float]:
@@ -86,7 +92,7 @@ def stays(report: Report) -> dict[str, float]:
     }
     if kept["parameters"] == kept["non-zero parameters"]:
         del kept["non-zero parameters"]
-    return kept | {f"latency, batch {batch}": 1 / ratio for batch, ratio in pruned.speedup.items() if ratio}
+    return kept | {f"latency, batch {batch}": 1 / ratio for batch, ratio in pruned.speedups(dense).items()}
 
 
 def changed(report: Report) -> tuple[Width, ...]:
