@@ -1,16 +1,18 @@
 """The tables of a report as plain rows of text, so that every form of it says the same."""
 
-from collections.abc import Iterable, Mapping
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, final
 
+from nervure.plan import Plan
 from nervure.report.values import DENSE, EAGER, PRUNED, Report, Row, Width, milliseconds, removed
 
 EXPLAINED: Mapping[str, str] = {
     "dense": "as trained",
     "pruned": "cut, then recovered",
     "dense+": "not cut, same extra training",
-    "random": "cut by lot to the same size, same recovery",
+    "random": "as wide and as dense, chosen by lot, same recovery",
 }
 MISSING = "–"
 SPEED = (
@@ -110,23 +112,31 @@ def pinned(report: Report) -> dict[str, tuple[str, ...]]:
 
 
 def budget(report: Report) -> Table:
-    """What was asked of the plan and what it reaches, key by key."""
-    keys = dict.fromkeys([*report.plan.asked, *report.plan.reached])
-    rows = tuple((key, text(report.plan.asked.get(key)), text(report.plan.reached.get(key))) for key in keys)
-    return Table(("", "asked", "reached"), rows)
+    """What was asked of each plan and what it reaches, key by key; of what stood before it, for later ones."""
+    rows = [_budget_rows("then " if number else "", plan) for number, plan in enumerate((report.plan, *report.later))]
+    return Table(("", "asked", "reached"), tuple(itertools.chain.from_iterable(rows)))
+
+
+def _budget_rows(prefix: str, plan: Plan) -> Iterator[tuple[str, ...]]:
+    for key in dict.fromkeys([*plan.asked, *plan.reached]):
+        yield prefix + key, text(plan.asked.get(key)), text(plan.reached.get(key))
 
 
 def edits(report: Report) -> Table:
-    """What the plan does beside cutting units: each masked tensor, dropped block and new link."""
-    plan = report.plan
-    rows = [("drop", drop.block, "the block becomes its shortcut") for drop in plan.drops]
+    """What the plans do beside cutting units: each masked tensor, dropped block and new link."""
+    plans = (report.plan, *report.later)
+    return Table(("edit", "where", "what"), tuple(itertools.chain.from_iterable(map(_edit_rows, plans))))
+
+
+def _edit_rows(plan: Plan) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = [("drop", drop.block, "the block becomes its shortcut") for drop in plan.drops]
     for mask in plan.masks:
         share = percent(mask.keep.count / max(mask.keep.size, 1))
         rows.append(("mask", mask.tensor, f"{mask.keep.count:,} of {mask.keep.size:,} entries stay ({share})"))
     for link in plan.links:
         ends = f"{link.source or link.route.reads} → {link.target or link.route.joins}"
         rows.append(("link", ends, f"{link.keep.count:,} of {link.keep.size:,} connections"))
-    return Table(("edit", "where", "what"), tuple(rows))
+    return rows
 
 
 def verification(report: Report) -> Table:

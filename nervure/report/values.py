@@ -121,6 +121,7 @@ class Report:
             their ``limits`` and ``protected`` units, and the ``events`` of a method that rewires, for those that have
             any.
         shift: accuracy under corruption by network, as ``report.shift`` lays it out; empty: not measured.
+        later: the plans of the methods that came after the first.
     """
 
     title: str
@@ -135,6 +136,7 @@ class Report:
     notes: tuple[str, ...] = ()
     evidence: Mapping[str, Any] = field(default_factory=dict)
     shift: Mapping[str, Any] = field(default_factory=dict)
+    later: tuple[Plan, ...] = ()
 
     @property
     def headline(self) -> str:
@@ -173,6 +175,7 @@ class Report:
             "notes": list(self.notes),
             "evidence": dict(self.evidence),
             "shift": dict(self.shift),
+            "later": [plan.to_json() for plan in self.later],
         }
 
     @staticmethod
@@ -194,6 +197,7 @@ class Report:
                 notes=tuple(data["notes"]),
                 evidence=data.get("evidence", {}),
                 shift=data.get("shift", {}),
+                later=tuple(map(Plan.from_json, data.get("later", ()))),
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise FileError(f"this is not a report of nervure: {type(error).__name__}: {error}.") from error
