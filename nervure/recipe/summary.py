@@ -67,7 +67,10 @@ def widths(graph: Graph, steps: Iterable[Step]) -> tuple[Width, ...]:
             # Where a block has left, its group is called by another of the tensors that write it.
             others = [names[slot.tensor] for slot in step.graph[cut.group].writers if slot.tensor in names]
             kept[cut.group if cut.group in graph or not others else others[0]] = cut.keep.count
-    return tuple(Width(g.name, g.size, kept.get(g.name, g.size), _why(g.pinned, g.size)) for g in graph.groups)
+    return tuple(
+        Width(g.name, g.size, kept.get(g.name, g.size), _why(g.pinned, g.size), tuple(g.kinds_of_notes))
+        for g in graph.groups
+    )
 
 
 def _why(pinned: str, size: int) -> str:

@@ -111,6 +111,11 @@ def pinned(report: Report) -> dict[str, tuple[str, ...]]:
     return reasons
 
 
+def noted(report: Report) -> dict[str, tuple[str, ...]]:
+    """The groups that were cut and say what that changes beside removing units, with what they say."""
+    return {width.group: width.notes for width in report.widths if width.after < width.before and width.notes}
+
+
 def budget(report: Report) -> Table:
     """What was asked of each plan and what it reaches, key by key; of what stood before it, for later ones."""
     rows = [_budget_rows("then " if number else "", plan) for number, plan in enumerate((report.plan, *report.later))]

@@ -83,12 +83,19 @@ def milliseconds(latency: float) -> float:
 @final
 @dataclass(frozen=True, slots=True)
 class Width:
-    """Units of one group before and after the cut, and why it was left alone (``pinned``), if it was."""
+    """Units of one group before and after the cut, and why it was left alone (``pinned``), if it was.
+
+    ``notes`` say what a cut of it changes beside removing units.
+    """
 
     group: str
     before: int
     after: int
     pinned: str = ""
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "notes", tuple(self.notes))
 
 
 @final
