@@ -37,7 +37,10 @@ def _parts(report: Report) -> Iterator[str]:
 
 def _speed(report: Report) -> str:
     table = table_text(tables.speed(report))
-    return f"## Speed by engine\n\n{table}\n\n{tables.SPEED}" if table else ""
+    timed = any(row.latency for row in report.rows.values())
+    return "\n\n".join(
+        filter(None, (table and f"## Speed by engine\n\n{table}", tables.speed_note(report) if timed else ""))
+    )
 
 
 def _under_shift(report: Report) -> str:

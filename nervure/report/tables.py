@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, final
 
 from nervure.plan import Plan
-from nervure.report.values import DENSE, EAGER, PRUNED, Report, Row, Width, milliseconds, removed
+from nervure.report.values import DENSE, EAGER, PRUNED, RANDOM, Report, Row, Width, milliseconds, removed
 
 EXPLAINED: Mapping[str, str] = {
     "dense": "as trained",
@@ -53,6 +53,13 @@ def speed(report: Report) -> Table:
         for one in places
     )
     return Table(("engine", "batch", *networks), tuple(rows))
+
+
+def speed_note(report: Report) -> str:
+    """What the milliseconds are, in sentences."""
+    pruned, lot = report.rows[PRUNED], report.rows.get(RANDOM, Row())
+    same = lot.latency and (lot.params, lot.macs) == (pruned.params, pruned.macs)
+    return SPEED + (" Pruned and random have the same shapes: what their times differ by is noise." if same else "")
 
 
 def _places(report: Report) -> list[str]:

@@ -245,13 +245,13 @@ def _accuracies(dense: Row, pruned: Row) -> str:
 
 
 def _faster(dense: Row, pruned: Row) -> str:
-    """The best measured speed-up, and for which batch size; no claim where the timings scatter around none."""
+    """The best measured speed-up, called so, and for which batch size; no claim where timings scatter around none."""
     speedups = pruned.speedups(dense)
     if not speedups:
         return ""
     best, ratio = max(speedups.items(), key=lambda item: item[1])
     if min(ratio, pruned.speedup_low.get(best, ratio)) > 1:
-        return f"{ratio:.1f}x faster at batch {best}"
+        return f"{'up to ' if len(speedups) > 1 else ''}{ratio:.1f}x faster at batch {best}"
     if all(high < 1 for high in pruned.speedup_high.values()) and ratio < 1:
         return f"slower ({ratio:.1f}x as fast at batch {best})"
     return "no measurable speed-up"

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from nervure.evaluation import Latency, Metrics, Shifted, Timing
 from nervure.plan import Plan
-from nervure.report import Report, Row
+from nervure.report import Report, Row, to_html, to_markdown
 from nervure.report.comparison import Mean
 from nervure.report.shift import caption, table
 from nervure.report.sweep import Candidate, Sweep
@@ -90,3 +90,17 @@ def test_a_ratio_that_has_no_reference_is_a_dash_that_is_explained() -> None:
     found = report({"dense": Row(), "pruned": Row()}, shift=shift)
     assert table(found).rows[-1] == ("relative mCE, dense = 100", "–", "–")
     assert "standard error" in caption(found)
+
+
+def test_the_headline_names_the_best_of_several_speed_ups_as_such() -> None:
+    times = {"1": 2.0, "64": 8.0}
+    rows = {"dense": Row(latency=times), "pruned": Row(latency={"1": 1.5, "64": 2.0})}
+    assert "up to 4.0x faster at batch 64" in report(rows).headline
+
+
+def test_times_of_networks_of_the_same_shapes_are_said_to_differ_by_noise() -> None:
+    pruned, other = Row(params=5, macs=7, latency={"1": 2.0}), Row(params=6, macs=7, latency={"1": 2.0})
+    rows = {"dense": Row(latency={"1": 3.0}), "pruned": pruned}
+    for lot, told in ((pruned, True), (other, False)):
+        found = report({**rows, "random": lot})
+        assert ("noise" in to_markdown(found)) == ("noise" in to_html(found)) == told
