@@ -245,6 +245,7 @@ class Plan:
             lines.append(
                 (cut.group, f"{graph[cut.group].size:>5} -> {cut.keep.count:<5}", f"-{_scaled(saved)}MACs alone")
             )
+            lines += [("", "", f"note: {note}") for note in graph[cut.group].kinds_of_notes]
         lines += [(m.tensor, f"{m.keep.size:>5} -> {m.keep.count:<5}", "connections masked") for m in self.masks]
         lines += [(d.block, "", f"block dropped ({', '.join(graph.block(d.block).modules)})") for d in self.drops]
         lines += [

@@ -22,7 +22,7 @@ from nervure.recipe.parts import Source, dataset_of, factory_of, trained
 from nervure.recipe.steps import STEPS
 from nervure.recipe.values import SECTIONS, RecoverSection, differences
 from nervure.report import Report
-from nervure.report.tables import speed
+from nervure.report.tables import budget, edits, speed
 from nervure.zoo import build
 
 TINY = """
@@ -417,6 +417,13 @@ budget = "macs"
     assert report.method.startswith("Depth(")
     assert ", then Magnitude(keep=0.6" in report.method
     assert len(report.plan.drops) == 1
+    (cut,) = report.later
+    after = [w.after for w in report.widths if w.after < w.before]
+    assert sorted(after) == sorted(c.keep.count for c in cut.cuts)
+    told = [row[0] for row in budget(report).rows]
+    assert "drop" in told and "then keep" in told
+    assert [row[0] for row in edits(report).rows] == ["drop"]
+    assert Report.from_json(report.to_json()) == report
     source = Source(**read_header(tmp_path / "both" / "model.safetensors")["meta"]["model"])
     again = load(tmp_path / "both" / "model.safetensors", source.build)
     assert again.plan.cuts

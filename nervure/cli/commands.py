@@ -279,7 +279,7 @@ def plan(
     model = choice.network()
     graph = _graph_from(graph_file) if graph_file else choice.graph(model)
     weights = {name: tensor.detach() for name, tensor in named_tensors(model).items()}
-    shown = choice.example() if choice.shape is not None or choice.data_name else None
+    shown = choice.example() if choice.inputs is not None or choice.data_name else None
     data = choice.data().train.batches(256, shuffle_seed=choice.seed) if choice.data_name else None
     stats = Stats.load(stats_file) if stats_file else None
     if made.wants and stats is None and data is not None:

@@ -3,7 +3,7 @@
 import functools
 import json
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias, final
@@ -25,7 +25,17 @@ from nervure.zoo import CorruptedBatches, Dataset, Split
 from nervure.zoo.readers.folders import tiny_root, wnids_of
 
 Decorator: TypeAlias = Callable[[Callable[..., Any]], Callable[..., Any]]
-INTEGERS = "long"
+Example: TypeAlias = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
+TYPES: Mapping[str, torch.dtype] = {
+    "float": torch.float32,
+    "double": torch.float64,
+    "half": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "long": torch.int64,
+    "int": torch.int32,
+    "bool": torch.bool,
+}
+"""Types of numbers as they are written after a shape."""
 
 
 class Said(click.ClickException):
@@ -93,19 +103,45 @@ def target(text: str) -> float | str:
         return text
 
 
-def shape(text: str) -> Tensor:
-    """A tensor for ``1x3x32x32``, or for ``1x16:long`` (token numbers 0 and 1); always the same one.
+def shape(text: str) -> tuple[str, tuple[int, ...], torch.dtype]:
+    """Name (empty: none), sizes and type of an input written ``1x3x32x32``, ``1x16:long`` or ``ids=1x16:long``.
 
-    >>> shape("1x3x8x8").shape
-    torch.Size([1, 3, 8, 8])
+    >>> shape("1x3x8x8"), shape("ids=1x16:long")
+    (('', (1, 3, 8, 8), torch.float32), ('ids', (1, 16), torch.int64))
     """
-    sizes, _, kind = text.partition(":")
+    left, equals, right = text.partition("=")
+    name, (sizes, colon, kind) = left if equals else "", (right if equals else left).partition(":")
     numbers = sizes.lower().split("x")
-    if kind not in ("", INTEGERS) or not all(size.isdecimal() and int(size) for size in numbers):
-        raise click.BadParameter(f"{text!r} is not a shape like 1x3x32x32 or 1x16:{INTEGERS}")
-    generator = torch.Generator().manual_seed(0)
-    whole = tuple(map(int, numbers))
-    return torch.randint(2, whole, generator=generator) if kind else torch.randn(whole, generator=generator)
+    if not all(size.isdecimal() and int(size) for size in numbers) or (equals and not name.isidentifier()):
+        raise click.BadParameter(f"{text!r} is not a shape like 1x3x32x32, 1x16:long or ids=1x16:long")
+    if colon and kind not in TYPES:
+        raise click.BadParameter(f"{text!r} asks for numbers of type {kind!r}; it is one of {', '.join(TYPES)}")
+    return name, tuple(map(int, numbers)), TYPES[kind or "float"]
+
+
+def inputs_of(shapes: Sequence[tuple[str, tuple[int, ...], torch.dtype]]) -> Example | None:
+    """Random inputs of these shapes, always the same ones: one tensor, or several, by name where they have names."""
+    names = [name for name, _, _ in shapes]
+    if repeated := [name for name in names if name and names.count(name) > 1]:
+        raise click.BadParameter(f"{repeated[0]!r} is named twice; give each input once")
+    if any(names) and not all(names):
+        told = ", ".join(name or "x".join(map(str, sizes)) for name, sizes, _ in shapes)
+        raise click.BadParameter(f"of {told} some have names; name all inputs (ids=1x16:long) or none")
+    tensors = [_random(sizes, dtype, seed) for seed, (_, sizes, dtype) in enumerate(shapes)]
+    if any(names):
+        return dict(zip(names, tensors, strict=True))
+    return tuple(tensors) if len(tensors) > 1 else tensors[0] if tensors else None
+
+
+def _random(sizes: tuple[int, ...], dtype: torch.dtype, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    try:
+        if dtype.is_floating_point:
+            return torch.randn(sizes, generator=generator, dtype=dtype)
+        # Of whole numbers 0 and 1: every table has these rows.
+        return torch.randint(2, sizes, generator=generator).to(dtype)
+    except RuntimeError as error:
+        raise click.BadParameter(f"an input of {'x'.join(map(str, sizes))} cannot be made: {error}") from error
 
 
 def example(*lines: str) -> str:
@@ -125,7 +161,7 @@ class Choice:
     file: str = ""
     data_name: str = ""
     root: str = ""
-    shape: Tensor | None = None
+    inputs: Example | None = None
     seed: int = 0
 
     def data(self) -> Dataset:
@@ -169,10 +205,10 @@ class Choice:
         """The network to train or to evaluate: the saved pruned one if a file was given."""
         return self.pruned().model if self.file else self.network()
 
-    def example(self) -> Tensor:
-        """The example chosen by its shape, or else the first image of the data; raises ArgumentError without either."""
-        if self.shape is not None:
-            return self.shape
+    def example(self) -> Example:
+        """The inputs chosen by their shapes, or else the first image of the data; ArgumentError without either."""
+        if self.inputs is not None:
+            return self.inputs
         if not self.data_name:
             raise ArgumentError("no example: give --input 1x3x32x32 (your shape), or --data NAME.")
         return self.data().example(1)
@@ -198,7 +234,14 @@ MODEL: tuple[Decorator, ...] = (
     click.option("--seed", default=0, show_default=True, help="Seed of weights, data and choices."),
 )
 EXAMPLE: Decorator = click.option(
-    "--input", "shape", type=shape, metavar="SHAPE", help="Example input by its shape, e.g. 1x3x32x32."
+    "--input",
+    "inputs",
+    type=shape,
+    multiple=True,
+    callback=lambda context, option, shapes: inputs_of(shapes),
+    metavar="[NAME=]SHAPE[:TYPE]",
+    help=f"Example input by its shape, e.g. 1x3x32x32; whole numbers are written 1x16:long ({', '.join(TYPES)}). "
+    "Several times for several inputs, in order, or by name: ids=1x16:long.",
 )
 FILE: Decorator = click.option(
     "--file", default="", type=click.Path(), help="A pruned network saved by apply, train or run."

@@ -1,8 +1,9 @@
 """How good a classifier stays when its data shift: accuracy, calibration and corruption errors, beside the clean ones.
 
-The measures are those of Hendrycks and Dietterich (2019): the corruption error of a network is its error over that of a
-reference at each corruption. The reference here is the *dense twin* of a sparse network, so that an error below 1 says
-that pruning helped. Several networks are measured in one pass, on the same corrupted inputs.
+The measures follow Hendrycks and Dietterich (2019): the corruption error of a network is its error over that of a
+reference. The reference here is the *dense twin* of a sparse network, so that an error below 1 says that pruning
+helped. Its errors may be few, unlike those of AlexNet in the paper; so ratios are of means over corruptions, not taken
+corruption by corruption. Several networks are measured in one pass, on the same corrupted inputs.
 """
 
 import math
@@ -113,21 +114,40 @@ class Shifted:
         lowest = min(means, key=lambda number: means[number])
         return lowest, means[lowest]
 
+    @property
+    def gap_error(self) -> float:
+        """Standard error of :attr:`gap` from the number of samples.
+
+        Both accuracies are taken for shares of independent samples, ``sqrt((p (1 - p) + q (1 - q)) / n)``; clean and
+        shifted samples being the same ones, the true error is no larger.
+        """
+        shares = (self.clean.accuracy, self.accuracy)
+        return math.sqrt(sum(p * (1 - p) for p in shares) / self.clean.samples)
+
     def mce(self, reference: "Shifted") -> float:
-        """Mean corruption error: error over that of ``reference``, summed over severities, averaged over corruptions.
+        """Mean corruption error: mean error under shift over that of ``reference``.
+
+        NaN where the reference makes fewer errors than their standard error. A ratio of means, not the mean of a ratio
+        for each corruption: one that the reference solves would outweigh all others.
 
         Raises:
             ArgumentError: if the two were measured under other corruptions.
         """
-        return self._compared(reference, 0.0, 0.0)
+        self._require_same(reference)
+        error = 1 - reference.accuracy
+        return _ratio(1 - self.accuracy, error, math.sqrt(error * (1 - error) / reference.clean.samples))
 
     def relative_mce(self, reference: "Shifted") -> float:
-        """Relative mean corruption error: what corruption adds to the clean error, over what it adds there.
+        """Relative mean corruption error: accuracy lost under shift (:attr:`gap`) over what ``reference`` loses.
+
+        NaN where the reference loses less than the standard error of its loss (:attr:`gap_error`). A ratio of means
+        over corruptions, as :meth:`mce` is.
 
         Raises:
             ArgumentError: if the two were measured under other corruptions.
         """
-        return self._compared(reference, 1 - self.clean.accuracy, 1 - reference.clean.accuracy)
+        self._require_same(reference)
+        return _ratio(self.gap, reference.gap, reference.gap_error)
 
     def describe(self) -> str:
         """Accuracy of each corruption by severity, and the mean, as lines of text."""
@@ -161,18 +181,14 @@ class Shifted:
     def _accuracies(self, name: str) -> list[float]:
         return [row.accuracy for (own, _), row in self.rows.items() if own == name]
 
-    def _compared(self, reference: "Shifted", own_clean: float, other_clean: float) -> float:
+    def _require_same(self, reference: "Shifted") -> None:
         if set(self.rows) != set(reference.rows):
             raise ArgumentError("the two were measured under other corruptions or severities; measure them together.")
-        ratios = []
-        for name in self.names:
-            mine, other = self._accuracies(name), reference._accuracies(name)
-            below = sum(1 - accuracy - other_clean for accuracy in other)
-            above = sum(1 - accuracy - own_clean for accuracy in mine)
-            # A corruption that costs the reference nothing has no scale to be measured on.
-            if abs(below) > 1e-12:
-                ratios.append(above / below)
-        return fmean(ratios) if ratios else math.nan
+
+
+def _ratio(own: float, reference: float, error: float) -> float:
+    """``own / reference``; NaN where the reference does not exceed its standard error, and rounding."""
+    return own / reference if reference > max(error, 1e-12) else math.nan
 
 
 def _known(column: Iterable[float | None]) -> list[float]:

@@ -98,6 +98,14 @@ class Group:
         return min(self.size, -(-count // self.multiple) * self.multiple)
 
     @property
+    def kinds_of_notes(self) -> list[str]:
+        """One of the notes of each kind, with how many more there are."""
+        kinds: dict[str, list[str]] = {}
+        for note in self.notes:
+            kinds.setdefault(note.partition(" at ")[0], []).append(note)
+        return [first + (f" (and {len(more)} more)" if more else "") for first, *more in kinds.values()]
+
+    @property
     def is_pinned(self) -> bool:
         """Whether the group must stay as it is."""
         return bool(self.pinned)
@@ -349,7 +357,7 @@ class Graph:
             state = f"pinned: {group.pinned}" if group.pinned else ", ".join(held[:4]) + more
             state += f" (in multiples of {group.multiple})" if group.multiple > 1 and not group.pinned else ""
             lines.append(f"{group.name:<{width}}  {group.size:>6} {group.kind:<12} {state}")
-            lines += [f"{'':<{width}}  {'':>6} note: {note}" for note in group.notes[:1]]
+            lines += [f"{'':<{width}}  {'':>6} note: {note}" for note in group.kinds_of_notes]
         for block in self.blocks:
             lines.append(f"block {block.name} ({block.kind})" + (f" pinned: {block.pinned}" if block.pinned else ""))
         lines += [f"note: {note}" for note in self.notes]

@@ -16,6 +16,7 @@ from nervure.errors import ArgumentError, DataError
 from nervure.evaluation.batches import Batch, call, device_of, pairs, require_labels, to_device
 from nervure.graph.copies import copied
 from nervure.methods.base import View
+from nervure.training.norms import by_batch
 from nervure.training.objectives import Objective
 
 Statistics: TypeAlias = Literal["batch", "running"]
@@ -29,7 +30,7 @@ def twin(view: View, statistics: Statistics = "running") -> nn.Module:
     if statistics == "batch":
         for module in model.modules():
             if isinstance(module, _BatchNorm):
-                module.train()
+                by_batch(module)
     return model
 
 

@@ -12,19 +12,18 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from nervure.budget import Budget
 from nervure.errors import FileError, VerificationError
 from nervure.evaluation import Shifted, evaluate, evaluate_shift, file_size, latency
 from nervure.export import load, load_state, save, save_state, write_tensors
 from nervure.files import read_json, write_json, write_text
 from nervure.graph import Graph, count
 from nervure.graph.tape import named_tensors
-from nervure.methods import Explained, Method, Random, Remembering, View
-from nervure.methods.lots import masks_by_lot
-from nervure.methods.rewiring import Rewired, gain_of
+from nervure.methods import Explained, Method, Remembering, View
+from nervure.methods.rewiring import Rewired
 from nervure.plan import Plan
 from nervure.prune import Pruned, prune
 from nervure.recipe.parts import Source, methods_after, trained
+from nervure.recipe.twins import random_twin
 from nervure.recipe.values import Recipe, RecoverSection, TrainSection
 from nervure.report import Report, to_html, to_markdown
 from nervure.report.shift import SHOWN, shift_facts
@@ -206,7 +205,7 @@ def recover(bench: Bench) -> None:
 
 
 def train_twins(bench: Bench) -> None:
-    """Give the dense network, and a random cut of the same size, what the pruned one had."""
+    """Give the dense network, and a random twin of the pruned one, the training that it had."""
     if not bench.recipe.run.twins:
         return
     # Where the pruned network was trained as the dense one was, from the start, the dense one is its own twin.
@@ -216,18 +215,18 @@ def train_twins(bench: Bench) -> None:
         history = _trained(bench, "dense-plus", model, bench.recipe.recover, bench.recipe.run.seed + 1)
         save_state(bench.path("dense-plus.safetensors"), model, meta={"model": bench.source.to_json()})
         _note_history(bench, "dense-plus", history)
-    graph = bench.graph()
-    view, final = _view(bench, bench.origin(), graph), bench.final_plan()
-    masks = masks_by_lot(view, final, seed=bench.recipe.run.seed)
-    if masks and len(masks) + len(final.links) == len(final.edits):
-        if isinstance(bench.method, Rewired) and bench.begins_fresh and bench.method.rescale:
-            masks = tuple(replace(mask, gain=gain_of(mask.keep)) for mask in masks)
-        plan, method = Plan((*masks, *final.links), graph.fingerprint), "masks by lot"
-    else:
-        cut_like = _random_like(bench)
-        plan, method = cut_like.plan(view), repr(cut_like)
-        plan = replace(plan, edits=(*plan.edits, *masks))
-    _recovered(bench, "random", _cut(bench, plan, method), "random.safetensors")
+    if bench.path("random.safetensors").exists():
+        return
+    result = bench.pruned("model.safetensors" if isinstance(bench.method, Rewired) else "cut.safetensors")
+    twin = random_twin(
+        result,
+        bench.origin(),
+        bench.example(),
+        seed=bench.recipe.run.seed,
+        rescale=isinstance(bench.method, Rewired) and bench.begins_fresh and bench.method.rescale,
+        progress=bench.progress,
+    )
+    _recovered(bench, "random", twin, "random.safetensors")
 
 
 def evaluate_all(bench: Bench) -> None:
@@ -369,19 +368,6 @@ def _cut(bench: Bench, plan: Plan, method: str) -> Pruned:
     return replace(pruned, verification=verify(model, pruned, example).error)
 
 
-def _random_like(bench: Bench) -> Random:
-    """A random cut that keeps as much as the plan does, in the unit in which the plan was asked; for times, MACs."""
-    plan, asked = bench.plan(), bench.recipe.prune.budget
-    budget: Budget = "macs" if asked == "latency" else asked
-    costs = bench.pruned("cut.safetensors")
-    kept = {
-        "macs": costs.cost_after.macs / max(costs.cost_before.macs, 1),
-        "params": costs.cost_after.params / max(costs.cost_before.params, 1),
-        "channels": float(plan.reached.get("keep", bench.recipe.prune.keep)),
-    }
-    return Random(keep=min(1.0, kept[budget]), budget=budget)
-
-
 def _recovered(bench: Bench, name: str, pruned: Pruned, file: str, hooks: Sequence[Hook] = ()) -> None:
     if bench.path(file).exists():
         return
@@ -453,7 +439,7 @@ def row_of(bench: Bench, model: nn.Module) -> Row:
 
 
 def timed_in_turn(bench: Bench, models: Mapping[str, nn.Module]) -> dict[str, dict[str, Any]]:
-    """Latencies by network, as the fields of a :class:`Row`; empty where the recipe wants none."""
+    """Latencies by network, as the fields of a :class:`Row`, against the first; empty where the recipe wants none."""
     asked = bench.recipe.evaluate
     if not asked.latency:
         return {}
@@ -465,16 +451,17 @@ def timed_in_turn(bench: Bench, models: Mapping[str, nn.Module]) -> dict[str, di
         engine=asked.engines,
         rounds=asked.rounds,
     )
-    found = {}
-    for name in models:
-        rows = {place(row.batch, row.engine): row for row in table.rows if row.name == name}
-        found[name] = {
-            "latency": {key: 1e3 * row.median for key, row in rows.items()},
+    by_name = {name: {place(r.batch, r.engine): r for r in table.rows if r.name == name} for name in models}
+    first = next(iter(by_name.values()))
+    return {
+        name: {
+            "latency": {key: 1e3 * first[key].median * row.ratio for key, row in rows.items()},
             "speedup": {key: 1 / row.ratio for key, row in rows.items()},
             "speedup_low": {key: 1 / row.ratio_quartiles[1] for key, row in rows.items()},
             "speedup_high": {key: 1 / row.ratio_quartiles[0] for key, row in rows.items()},
         }
-    return found
+        for name, rows in by_name.items()
+    }
 
 
 def _in_fresh_process(folder: Path) -> float:

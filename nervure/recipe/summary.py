@@ -4,14 +4,14 @@ import datetime
 import itertools
 import math
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 
 from nervure.files import read_json
 from nervure.graph import Graph
-from nervure.plan import Plan
+from nervure.prune import Step
 from nervure.recipe.parts import methods_after
 from nervure.recipe.steps import Bench
 from nervure.report import Point, Report, Row, Width
@@ -22,19 +22,22 @@ HISTORIES: Mapping[str, str] = {DENSE: "dense", PRUNED: "pruned", DENSE_PLUS: "d
 
 def summary(bench: Bench) -> Report:
     """The report of a run whose other steps are done; raises FileError where one of its artefacts is missing."""
-    graph, plan = bench.graph(), bench.final_plan()
+    cut = bench.pruned("cut.safetensors")
+    steps = [*cut.earlier, Step(cut.graph, cut.plan)]
+    first, *later = [step.plan for step in steps]
     rows = {name: Row(**row) for name, row in read_json(bench.path("metrics.json"), "metrics").items()}
     name = bench.recipe.model.name or bench.recipe.model.factory
     return Report(
         title=f"{type(bench.method).__name__} on {name}, {bench.data.name}",
         method=", then ".join(map(repr, (bench.method, *methods_after(bench.recipe)))),
         recipe=bench.recipe.to_dict(),
-        plan=plan,
+        plan=first if later else bench.final_plan(),
+        later=tuple(later),
         rows=rows,
-        widths=widths(graph, plan),
+        widths=widths(bench.graph(), steps),
         curves={name: _curve(bench, file) for name, file in HISTORIES.items() if name in rows},
         verification={
-            "cut against silenced original": bench.pruned("cut.safetensors").verification,
+            "cut against silenced original": cut.verification,
             "saved file in a fresh process": read_json(bench.path("reload.json"), "a check")["error"],
         },
         provenance=_provenance(bench),
@@ -55,10 +58,19 @@ def _evidence(bench: Bench) -> Mapping[str, Any]:
     return {**_read(bench, "evidence.json", "what the plan rests on"), **({"events": events} if events else {})}
 
 
-def widths(graph: Graph, plan: Plan) -> tuple[Width, ...]:
-    """Every group of the graph before and after the plan's cuts, with the reason where it is pinned."""
-    kept = {cut.group: cut.keep.count for cut in plan.cuts}
-    return tuple(Width(g.name, g.size, kept.get(g.name, g.size), _why(g.pinned, g.size)) for g in graph.groups)
+def widths(graph: Graph, steps: Iterable[Step]) -> tuple[Width, ...]:
+    """Every group of the graph before and after the cuts of all steps, with the reason where it is pinned."""
+    names = {slot.tensor: group.name for group in graph.groups for slot in group.writers}
+    kept: dict[str, int] = {}
+    for step in steps:
+        for cut in step.plan.cuts:
+            # Where a block has left, its group is called by another of the tensors that write it.
+            others = [names[slot.tensor] for slot in step.graph[cut.group].writers if slot.tensor in names]
+            kept[cut.group if cut.group in graph or not others else others[0]] = cut.keep.count
+    return tuple(
+        Width(g.name, g.size, kept.get(g.name, g.size), _why(g.pinned, g.size), tuple(g.kinds_of_notes))
+        for g in graph.groups
+    )
 
 
 def _why(pinned: str, size: int) -> str:
@@ -74,8 +86,8 @@ def _curve(bench: Bench, file: str) -> tuple[Point, ...]:
 def _notes(rows: Mapping[str, Row]) -> Iterator[str]:
     if DENSE_PLUS in rows and RANDOM in rows:
         yield (
-            f"The dense network given the same extra training reaches {_percent(rows[DENSE_PLUS])}; "
-            f"a random cut of the same size, recovered alike, {_percent(rows[RANDOM])}."
+            f"The dense network given the same extra training reaches {_percent(rows[DENSE_PLUS])}; the pruned one's "
+            f"random twin, as wide and as dense and recovered alike, {_percent(rows[RANDOM])}."
         )
         yield from _caution(rows[PRUNED], rows[RANDOM])
 
@@ -87,7 +99,7 @@ def _caution(pruned: Row, random: Row) -> Iterator[str]:
     error = math.hypot(pruned.standard_error or 0.0, random.standard_error or 0.0)
     if abs(pruned.accuracy - random.accuracy) < 2 * error:
         yield (
-            f"On {pruned.samples:,} test samples and one seed, the method and the random cut cannot be told apart "
+            f"On {pruned.samples:,} test samples and one seed, the method and its random twin cannot be told apart "
             f"(they differ by less than two standard errors, {200 * error:.1f} points)."
         )
 

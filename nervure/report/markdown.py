@@ -24,6 +24,7 @@ def _parts(report: Report) -> Iterator[str]:
     yield _under_shift(report)
     yield f"## Plan\n\n`{report.method}`\n\n{table_text(tables.budget(report))}"
     yield table_text(_widths(report))
+    yield _noted(report)
     yield table_text(tables.edits(report))
     yield _pinned(report)
     yield _connectivity(report)
@@ -36,7 +37,10 @@ def _parts(report: Report) -> Iterator[str]:
 
 def _speed(report: Report) -> str:
     table = table_text(tables.speed(report))
-    return f"## Speed by engine\n\n{table}\n\n{tables.SPEED}" if table else ""
+    timed = any(row.latency for row in report.rows.values())
+    return "\n\n".join(
+        filter(None, (table and f"## Speed by engine\n\n{table}", tables.speed_note(report) if timed else ""))
+    )
 
 
 def _under_shift(report: Report) -> str:
@@ -52,6 +56,11 @@ def _explained(report: Report) -> str:
 def _widths(report: Report) -> Table:
     rows = tuple((w.group, str(w.before), str(w.after)) for w in tables.changed(report))
     return Table(("group", "before", "after"), rows)
+
+
+def _noted(report: Report) -> str:
+    lines = [f"- {group}: {'; '.join(notes)}" for group, notes in tables.noted(report).items()]
+    return "What cuts change beside removing units:\n\n" + "\n".join(lines) if lines else ""
 
 
 def _pinned(report: Report) -> str:

@@ -14,6 +14,7 @@ from nervure.report.html import page
 from nervure.report.markdown import table_text
 from nervure.report.scatter import Mark, scatter_chart
 from nervure.report.tables import MISSING, Table, quantity, recipe_rows
+from nervure.report.values import milliseconds
 
 FORMAT = 1
 Quality = Literal["accuracy", "shifted", "validation"]
@@ -150,17 +151,21 @@ class Sweep:
                 if self.candidates
                 else "Nothing is done yet"
             )
-        dense = next((c for c in self.candidates if c.method == DENSE), found)
+        dense = self._dense or found
         parts = [f"Knee: {found.label} keeps {100 * found.costs['macs'].value:.0f} % of the multiply-accumulates"]
         parts.append(f"accuracy {100 * dense.accuracy.value:.1f} → {100 * found.accuracy.value:.1f} %")
         if found.shifted.n and dense.shifted.n:
             parts.append(f"under shift {100 * dense.shifted.value:.1f} → {100 * found.shifted.value:.1f} %")
         return ", ".join(parts)
 
+    @property
+    def _dense(self) -> Candidate | None:
+        return next((c for c in self.candidates if c.method == DENSE), None)
+
     def table(self) -> Table:
         """One line per candidate; the second column says which are on the front, and which is suggested."""
         batches = list(dict.fromkeys(b for c in self.candidates for b in c.latency))
-        chosen, best = self.suggestion, self.on_front()
+        chosen, best, dense = self.suggestion, self.on_front(), self._dense
         columns = ("setting", "choice", "validation (%)", "accuracy (%)", "under shift (%)", "MACs", "parameters")
         rows = [
             (
@@ -169,7 +174,7 @@ class Sweep:
                 *(spread(mean) for mean in (c.validation, c.accuracy, c.shifted)),
                 _cost(c.macs, c.costs["macs"]),
                 _cost(c.params, c.costs["params"]),
-                *(_milliseconds(c, batch) for batch in batches),
+                *(_milliseconds(c, dense, batch) for batch in batches),
                 str(c.accuracy.n),
             )
             for c in self.candidates
@@ -299,11 +304,14 @@ def _cost(count: float, share: Mean) -> str:
     return f"{quantity(count)} ({100 * share.value:.0f} %)"
 
 
-def _milliseconds(candidate: Candidate, batch: str) -> str:
+def _milliseconds(candidate: Candidate, dense: Candidate | None, batch: str) -> str:
+    """Milliseconds, and what share of the dense network's they are: as both are shown, divided."""
     if batch not in candidate.latency:
         return MISSING
-    share = candidate.costs[f"latency, batch {batch}"].value
-    return f"{candidate.latency[batch].value:.3g} ({100 * share:.0f} %)"
+    shown = milliseconds(candidate.latency[batch].value)
+    if dense is None or batch not in dense.latency:
+        return f"{shown:g}"
+    return f"{shown:g} ({100 * shown / milliseconds(dense.latency[batch].value):.0f} %)"
 
 
 def _mark(candidate: Candidate, spot: tuple[float, float], quality: str) -> Mark:

@@ -1,21 +1,24 @@
 """The tables of a report as plain rows of text, so that every form of it says the same."""
 
-from collections.abc import Iterable, Mapping
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, final
 
-from nervure.report.values import DENSE, EAGER, PRUNED, Report, Row, Width, removed
+from nervure.plan import Plan
+from nervure.report.values import DENSE, EAGER, PRUNED, RANDOM, Report, Row, Width, milliseconds, removed
 
 EXPLAINED: Mapping[str, str] = {
     "dense": "as trained",
     "pruned": "cut, then recovered",
     "dense+": "not cut, same extra training",
-    "random": "cut by lot to the same size, same recovery",
+    "random": "as wide and as dense, chosen by lot, same recovery",
 }
 MISSING = "–"
 SPEED = (
-    "Milliseconds of a forward pass, the median of interleaved timings; in brackets, how many times faster than the "
-    "dense network in the same engine. What an engine does once is not timed."
+    "Milliseconds of a forward pass: the dense network's median, and for the others that median over their speed-up "
+    "(the median over rounds in which all take turns); in brackets, how many times faster than the dense network in "
+    "the same engine. What an engine does once is not timed."
 )
 
 
@@ -32,7 +35,8 @@ def comparison(report: Report) -> Table:
     """Quality and cost of each network; one column per batch size for latency, in the first engine."""
     batches = [batch for batch in _places(report) if _engine(batch) == _engine(_places(report)[0])]
     head = ("network", "accuracy", "loss", "ECE", "parameters", "MACs", "file", *(f"ms, batch {b}" for b in batches))
-    return Table(head, tuple(_comparison_row(name, row, batches) for name, row in report.rows.items()))
+    dense = report.rows[DENSE]
+    return Table(head, tuple(_comparison_row(name, row, dense, batches) for name, row in report.rows.items()))
 
 
 def speed(report: Report) -> Table:
@@ -41,10 +45,21 @@ def speed(report: Report) -> Table:
     if len(set(map(_engine, places))) < 2:
         return Table((), ())
     rows = (
-        (_engine(one), one.partition(" ")[0], *(_latency(report.rows[name], one) for name in networks))
+        (
+            _engine(one),
+            one.partition(" ")[0],
+            *(_latency(report.rows[name], report.rows[DENSE], one) for name in networks),
+        )
         for one in places
     )
     return Table(("engine", "batch", *networks), tuple(rows))
+
+
+def speed_note(report: Report) -> str:
+    """What the milliseconds are, in sentences."""
+    pruned, lot = report.rows[PRUNED], report.rows.get(RANDOM, Row())
+    same = lot.latency and (lot.params, lot.macs) == (pruned.params, pruned.macs)
+    return SPEED + (" Pruned and random have the same shapes: what their times differ by is noise." if same else "")
 
 
 def _places(report: Report) -> list[str]:
@@ -55,7 +70,7 @@ def _engine(place: str) -> str:
     return place.partition(" in ")[2] or EAGER
 
 
-def _comparison_row(name: str, row: Row, batches: Iterable[str]) -> tuple[str, ...]:
+def _comparison_row(name: str, row: Row, dense: Row, batches: Iterable[str]) -> tuple[str, ...]:
     return (
         name,
         percent(row.accuracy, row.standard_error),
@@ -64,15 +79,15 @@ def _comparison_row(name: str, row: Row, batches: Iterable[str]) -> tuple[str, .
         quantity(row.params),
         quantity(row.macs),
         quantity(row.bytes, "B") if row.bytes else MISSING,
-        *(_latency(row, batch) for batch in batches),
+        *(_latency(row, dense, batch) for batch in batches),
     )
 
 
-def _latency(row: Row, batch: str) -> str:
+def _latency(row: Row, dense: Row, batch: str) -> str:
     if batch not in row.latency:
         return MISSING
-    ratio = f" ({row.speedup[batch]:.2f}x)" if batch in row.speedup else ""
-    return f"{row.latency[batch]:.3g}{ratio}"
+    factor = row.speedups(dense).get(batch)
+    return f"{milliseconds(row.latency[batch]):g}" + ("" if factor is None else f" ({factor:.2f}x)")
 
 
 def stays(report: Report) -> dict[str, float]:
@@ -86,7 +101,7 @@ def stays(report: Report) -> dict[str, float]:
     }
     if kept["parameters"] == kept["non-zero parameters"]:
         del kept["non-zero parameters"]
-    return kept | {f"latency, batch {batch}": 1 / ratio for batch, ratio in pruned.speedup.items() if ratio}
+    return kept | {f"latency, batch {batch}": 1 / ratio for batch, ratio in pruned.speedups(dense).items()}
 
 
 def changed(report: Report) -> tuple[Width, ...]:
@@ -103,24 +118,37 @@ def pinned(report: Report) -> dict[str, tuple[str, ...]]:
     return reasons
 
 
+def noted(report: Report) -> dict[str, tuple[str, ...]]:
+    """The groups that were cut and say what that changes beside removing units, with what they say."""
+    return {width.group: width.notes for width in report.widths if width.after < width.before and width.notes}
+
+
 def budget(report: Report) -> Table:
-    """What was asked of the plan and what it reaches, key by key."""
-    keys = dict.fromkeys([*report.plan.asked, *report.plan.reached])
-    rows = tuple((key, text(report.plan.asked.get(key)), text(report.plan.reached.get(key))) for key in keys)
-    return Table(("", "asked", "reached"), rows)
+    """What was asked of each plan and what it reaches, key by key; of what stood before it, for later ones."""
+    rows = [_budget_rows("then " if number else "", plan) for number, plan in enumerate((report.plan, *report.later))]
+    return Table(("", "asked", "reached"), tuple(itertools.chain.from_iterable(rows)))
+
+
+def _budget_rows(prefix: str, plan: Plan) -> Iterator[tuple[str, ...]]:
+    for key in dict.fromkeys([*plan.asked, *plan.reached]):
+        yield prefix + key, text(plan.asked.get(key)), text(plan.reached.get(key))
 
 
 def edits(report: Report) -> Table:
-    """What the plan does beside cutting units: each masked tensor, dropped block and new link."""
-    plan = report.plan
-    rows = [("drop", drop.block, "the block becomes its shortcut") for drop in plan.drops]
+    """What the plans do beside cutting units: each masked tensor, dropped block and new link."""
+    plans = (report.plan, *report.later)
+    return Table(("edit", "where", "what"), tuple(itertools.chain.from_iterable(map(_edit_rows, plans))))
+
+
+def _edit_rows(plan: Plan) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = [("drop", drop.block, "the block becomes its shortcut") for drop in plan.drops]
     for mask in plan.masks:
         share = percent(mask.keep.count / max(mask.keep.size, 1))
         rows.append(("mask", mask.tensor, f"{mask.keep.count:,} of {mask.keep.size:,} entries stay ({share})"))
     for link in plan.links:
         ends = f"{link.source or link.route.reads} → {link.target or link.route.joins}"
         rows.append(("link", ends, f"{link.keep.count:,} of {link.keep.size:,} connections"))
-    return Table(("edit", "where", "what"), tuple(rows))
+    return rows
 
 
 def verification(report: Report) -> Table:

@@ -36,8 +36,9 @@ class Row:
         params: number of parameters; ``nonzero``: those that are not zero.
         macs: multiply-accumulates of one forward pass of one sample.
         bytes: size of the saved file.
-        latency: median milliseconds of a forward pass, by batch size and engine, see :func:`place`.
-        speedup: dense latency over this network's in the same engine (paired, so steadier than the latencies).
+        latency: milliseconds of a forward pass, by batch size and engine, see :func:`place`: the dense network's
+            median over the speed-up.
+        speedup: dense latency over this network's in the same engine (median of pairs, steadier than two medians).
         speedup_low: first quartile of the paired ratios; ``speedup_high``: the third.
     """
 
@@ -54,6 +55,14 @@ class Row:
     speedup_low: Mapping[str, float] = field(default_factory=dict, hash=False)
     speedup_high: Mapping[str, float] = field(default_factory=dict, hash=False)
 
+    def speedups(self, dense: "Row") -> dict[str, float]:
+        """Times faster than ``dense``, by batch size and engine; where milliseconds are shown, these divided."""
+        return dict(self.speedup) | {
+            place: milliseconds(dense.latency[place]) / milliseconds(own)
+            for place, own in self.latency.items()
+            if place in dense.latency and own > 0
+        }
+
     @property
     def standard_error(self) -> float | None:
         """Standard error of the accuracy from the number of test samples alone (not from the seed)."""
@@ -62,15 +71,31 @@ class Row:
         return math.sqrt(self.accuracy * (1 - self.accuracy) / self.samples)
 
 
+def milliseconds(latency: float) -> float:
+    """A latency as it is shown, in three digits.
+
+    >>> milliseconds(0.51449), milliseconds(1234.5)
+    (0.514, 1230.0)
+    """
+    return float(f"{latency:.3g}")
+
+
 @final
 @dataclass(frozen=True, slots=True)
 class Width:
-    """Units of one group before and after the cut, and why it was left alone (``pinned``), if it was."""
+    """Units of one group before and after the cut, and why it was left alone (``pinned``), if it was.
+
+    ``notes`` say what a cut of it changes beside removing units.
+    """
 
     group: str
     before: int
     after: int
     pinned: str = ""
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "notes", tuple(self.notes))
 
 
 @final
@@ -103,6 +128,7 @@ class Report:
             their ``limits`` and ``protected`` units, and the ``events`` of a method that rewires, for those that have
             any.
         shift: accuracy under corruption by network, as ``report.shift`` lays it out; empty: not measured.
+        later: the plans of the methods that came after the first.
     """
 
     title: str
@@ -117,6 +143,7 @@ class Report:
     notes: tuple[str, ...] = ()
     evidence: Mapping[str, Any] = field(default_factory=dict)
     shift: Mapping[str, Any] = field(default_factory=dict)
+    later: tuple[Plan, ...] = ()
 
     @property
     def headline(self) -> str:
@@ -126,7 +153,9 @@ class Report:
         """
         dense, pruned = self.rows[DENSE], self.rows[PRUNED]
         return ", ".join(
-            filter(None, (_removed(dense, pruned), _accuracies(dense, pruned), self._under_shift(), _faster(pruned)))
+            filter(
+                None, (_removed(dense, pruned), _accuracies(dense, pruned), self._under_shift(), _faster(dense, pruned))
+            )
         )
 
     def _under_shift(self) -> str:
@@ -153,6 +182,7 @@ class Report:
             "notes": list(self.notes),
             "evidence": dict(self.evidence),
             "shift": dict(self.shift),
+            "later": [plan.to_json() for plan in self.later],
         }
 
     @staticmethod
@@ -174,6 +204,7 @@ class Report:
                 notes=tuple(data["notes"]),
                 evidence=data.get("evidence", {}),
                 shift=data.get("shift", {}),
+                later=tuple(map(Plan.from_json, data.get("later", ()))),
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise FileError(f"this is not a report of nervure: {type(error).__name__}: {error}.") from error
@@ -213,13 +244,14 @@ def _accuracies(dense: Row, pruned: Row) -> str:
     return f"accuracy {100 * dense.accuracy:.1f} → {100 * pruned.accuracy:.1f} %"
 
 
-def _faster(pruned: Row) -> str:
-    """The best measured speed-up, and for which batch size; no claim where the timings scatter around none."""
-    if not pruned.speedup:
+def _faster(dense: Row, pruned: Row) -> str:
+    """The best measured speed-up, called so, and for which batch size; no claim where timings scatter around none."""
+    speedups = pruned.speedups(dense)
+    if not speedups:
         return ""
-    best, ratio = max(pruned.speedup.items(), key=lambda item: item[1])
-    if pruned.speedup_low.get(best, ratio) > 1:
-        return f"{ratio:.1f}x faster at batch {best}"
+    best, ratio = max(speedups.items(), key=lambda item: item[1])
+    if min(ratio, pruned.speedup_low.get(best, ratio)) > 1:
+        return f"{'up to ' if len(speedups) > 1 else ''}{ratio:.1f}x faster at batch {best}"
     if all(high < 1 for high in pruned.speedup_high.values()) and ratio < 1:
         return f"slower ({ratio:.1f}x as fast at batch {best})"
     return "no measurable speed-up"

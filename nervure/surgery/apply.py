@@ -151,7 +151,9 @@ def _lay_on(parameter: Tensor, keep: Tensor) -> None:
 def masks_after(graph: Graph, plan: Plan) -> dict[str, Tensor]:
     """The masks of ``plan`` in the shapes that the edited model's parameters have, those of its links included."""
     keeps = keeps_of(graph, plan)
-    return _masks(graph, plan, keeps) | wire_masks(graph, plan, keeps)
+    gone = tuple(f"{module}." for drop in plan.drops for module in graph.block(drop.block).modules)
+    masks = _masks(graph, plan, keeps) | wire_masks(graph, plan, keeps)
+    return {name: keep for name, keep in masks.items() if not name.startswith(gone)}
 
 
 def _masks(graph: Graph, plan: Plan, keeps: Mapping[str, np.ndarray]) -> dict[str, Tensor]:

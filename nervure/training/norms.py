@@ -1,9 +1,15 @@
 """Batch-norm statistics measured anew: after a cut, the old ones describe activations that no longer exist."""
 
 import itertools
+from collections import Counter
+from contextlib import ExitStack
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._pytree import tree_leaves
+from torch.utils.hooks import RemovableHandle
 
 from nervure.check import require_positive
 from nervure.errors import DataError
@@ -12,30 +18,33 @@ from nervure.graph.example import evaluating
 
 
 def recalibrate(model: nn.Module, data: Data, batches: int = 100) -> int:
-    """Replace the running statistics of every batch norm by their plain average over data; no weight changes.
+    """Replace the running statistics of every batch norm by their average over data; no weight changes.
 
-    Only the batch norms see training mode: dropout stays off. Modes and momenta come back. Where anything fails, the
-    statistics of before come back too.
+    Batches count by their samples (by all their values in each channel). One that holds a single value per channel has
+    no variance: there the norm goes by the batches before. Only batch norms see training mode: dropout stays off.
+    Modes and momenta come back; so do the statistics of norms that the data do not reach, and where anything fails,
+    those of all.
 
     Args:
         model: changed in place; a model without batch norms stays as it is.
-        data: iterable of (inputs, labels) batches; the labels are not looked at.
+        data: iterable of (inputs, labels) batches; the labels are not looked at, and empty batches are left out.
         batches: how many batches at most.
 
     Returns:
         How many batches were averaged; 0 for a model without batch norms.
 
     Raises:
-        DataError: if data are empty or give statistics that are NaN or infinite.
+        DataError: if data are empty, have one value per channel in every batch, or give statistics that are NaN or
+            infinite.
     """
     require_positive(batches, "batches")
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     if not norms:
         return 0
     before = [(norm.momentum, {name: b.clone() for name, b in norm.named_buffers(recurse=False)}) for norm in norms]
     try:
         with evaluating(model):
-            count = _average(model, norms, data, batches)
+            seen, count = _average(model, norms, data, batches)
         _require_finite(norms)
     except BaseException:
         _put_back(norms, [buffers for _, buffers in before])
@@ -43,22 +52,58 @@ def recalibrate(model: nn.Module, data: Data, batches: int = 100) -> int:
     finally:
         for norm, (momentum, _) in zip(norms, before, strict=True):
             norm.momentum = momentum
+    idle = [place for place, norm in enumerate(norms) if not seen[norm]]
+    _put_back([norms[place] for place in idle], [before[place][1] for place in idle])
     return count
 
 
-def _average(model: nn.Module, norms: list[nn.modules.batchnorm._BatchNorm], data: Data, batches: int) -> int:
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # torch's word for a cumulative average
-        norm.train()
-    count, place = 0, device_of(model)
-    for inputs, _ in itertools.islice(pairs(data), batches):
-        call_only(model, to_device(inputs, place))
-        count += 1
-    return count
+def by_batch(norm: _BatchNorm) -> RemovableHandle:
+    """Let a norm use the statistics of each batch that has any, and its running ones for a single value per channel."""
+    return norm.register_forward_pre_hook(_by_batch)
 
 
-def _require_finite(norms: list[nn.modules.batchnorm._BatchNorm]) -> None:
+def _by_batch(norm: nn.Module, args: Any) -> None:
+    norm.training = _values(args[0]) > 1
+
+
+def _values(x: Tensor) -> int:
+    """How many values each channel has in [samples, channels, ...]."""
+    return x.numel() // max(1, x.shape[1])
+
+
+def _average(model: nn.Module, norms: list[_BatchNorm], data: Data, batches: int) -> tuple[Counter[nn.Module], int]:
+    """How many values of a channel each norm has averaged, and how many batches there were."""
+    seen, count, place = Counter[nn.Module](), 0, device_of(model)
+    called = set[nn.Module]()
+
+    def weigh(norm: Any, args: Any) -> None:
+        called.add(norm)
+        if norm.training:
+            seen[norm] += (values := _values(args[0]))
+            norm.momentum = values / seen[norm]
+
+    with ExitStack() as hooks:
+        for norm in norms:
+            norm.reset_running_stats()
+            hooks.callback(by_batch(norm).remove)
+            hooks.callback(norm.register_forward_pre_hook(weigh).remove)
+        for inputs, _ in itertools.islice(pairs(filter(_holds_samples, data)), batches):
+            call_only(model, to_device(inputs, place))
+            count += 1
+    if blind := [norm for norm in called if not seen[norm]]:
+        raise DataError(
+            f"each of {count} batches holds a single value in each channel of {len(blind)} batch norms, which has no "
+            "variance. Give larger batches."
+        )
+    return seen, count
+
+
+def _holds_samples(batch: Any) -> bool:
+    """Whether a batch may go in: only those with an axis of no samples may not."""
+    return not any(isinstance(leaf, Tensor) and leaf.ndim and not len(leaf) for leaf in tree_leaves(batch))
+
+
+def _require_finite(norms: list[_BatchNorm]) -> None:
     for norm in norms:
         for name in ("running_mean", "running_var"):
             if not bool(torch.isfinite(norm.get_buffer(name)).all()):
@@ -68,7 +113,7 @@ def _require_finite(norms: list[nn.modules.batchnorm._BatchNorm]) -> None:
                 )
 
 
-def _put_back(norms: list[nn.modules.batchnorm._BatchNorm], states: list[dict[str, Tensor]]) -> None:
+def _put_back(norms: list[_BatchNorm], states: list[dict[str, Tensor]]) -> None:
     for norm, buffers in zip(norms, states, strict=True):
         for name, value in buffers.items():
             norm.get_buffer(name).copy_(value)

@@ -2,8 +2,10 @@ import pytest
 import torch
 from torch import nn
 
+from nervure import SNIP, Energy, GraSP, prune
 from nervure.errors import ArgumentError, DataError
 from nervure.training import recalibrate
+from nervure.zoo import build
 
 
 def network():
@@ -51,3 +53,53 @@ def test_failure_brings_the_old_statistics_back():
 
 def test_a_model_without_batch_norms_stays_as_it_is():
     assert recalibrate(nn.Linear(3, 2), []) == 0
+
+
+def test_batches_count_by_their_samples_and_empty_ones_do_not():
+    model, (large, small) = network(), batches(2)
+    small = (small[0][:3], small[1][:3])
+    empty = (torch.zeros(0, 3), torch.zeros(0, dtype=torch.long))
+    assert recalibrate(model, [empty, large, small]) == 2
+    hidden = [model[0](x).detach() for x, _ in (large, small)]
+    assert torch.allclose(model[1].running_mean, torch.cat(hidden).mean(0), atol=1e-5)
+    assert torch.allclose(model[1].running_var, (8 * hidden[0].var(0) + 3 * hidden[1].var(0)) / 11, atol=1e-5)
+
+
+@pytest.mark.parametrize("place", [0, 2])
+def test_a_batch_of_one_sample_has_no_variance_and_is_passed_by(place):
+    model, same, data = network(), network(), batches(2)
+    recalibrate(same, data)
+    single = (torch.randn(1, 3), torch.zeros(1, dtype=torch.long))
+    assert recalibrate(model, [*data[:place], single, *data[place:]]) == 3
+    assert torch.equal(model[1].running_mean, same[1].running_mean)
+    assert torch.equal(model[1].running_var, same[1].running_var)
+
+
+def test_batches_that_all_hold_one_value_are_refused_and_one_picture_is_enough():
+    model, image = network(), nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4)).train()
+    before = model[1].running_mean.clone()
+    with pytest.raises(DataError, match="larger batches"):
+        recalibrate(model, [(x[:1], y[:1]) for x, y in batches(3)])
+    assert torch.equal(model[1].running_mean, before) and model[1].momentum == 0.3
+    picture = torch.randn(1, 1, 8, 8)
+    assert recalibrate(image, [(picture, torch.zeros(1))]) == 1
+    assert torch.allclose(image[1].running_mean, image[0](picture).mean((0, 2, 3)), atol=1e-6)
+    assert image[1].training
+
+
+def test_a_norm_that_the_data_do_not_reach_keeps_its_statistics():
+    model = network()
+    model.aside = nn.BatchNorm1d(2)
+    model.aside.running_mean.fill_(3.0)
+    model.forward = lambda x: model[1](model[0](x))
+    recalibrate(model, batches(2))
+    assert torch.equal(model.aside.running_mean, torch.full((2,), 3.0))
+
+
+@pytest.mark.parametrize(
+    "method", [SNIP(density=0.5, statistics="batch"), GraSP(density=0.5), Energy(drop=1)], ids=repr
+)
+def test_methods_survive_a_last_batch_of_one_sample(method):
+    model = build("resnet8", in_channels=1, width=0.25).eval()
+    data = [(torch.randn(n, 1, 8, 8), torch.arange(n) % 10) for n in (20, 20, 1)]
+    assert prune(model, data[0][0][:2], method, data=data, progress=False).plan.edits
