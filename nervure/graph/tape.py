@@ -221,7 +221,7 @@ class Recorder(TorchDispatchMode):
         parts = self._taken_apart(func, args, kwargs)
         if parts is not NotImplemented:
             return parts
-        refs = self._refs(args)
+        refs = self._refs(_with_tensor_first(func, args))
         named = {key: self._refs(value) for key, value in kwargs.items()}
         module = self.modules[-1] if self.modules else ""
         writes = _written(func, args, kwargs)
@@ -316,6 +316,13 @@ def _allowing_modes(kernel: Any) -> Iterator[None]:
 
 def _is_small_constant(tensor: Tensor) -> bool:
     return not tensor.is_floating_point() and not tensor.is_complex() and tensor.numel() <= SMALL_CONSTANT
+
+
+def _with_tensor_first(func: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Inside ``vmap`` a number may be given alone where an operator takes a tensor."""
+    is_number = len(args) == 1 and isinstance(args[0], int | float | complex)
+    takes_tensor = is_number and isinstance(func._schema.arguments[0].type, torch.TensorType)
+    return (torch.tensor(args[0]),) if takes_tensor else args
 
 
 def _tensors(out: Any) -> list[Tensor]:
