@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from nervure.check import require_positive
 from nervure.evaluation.batches import device_of, to_device
+from nervure.graph.composites import taken_apart
 from nervure.graph.example import evaluating, resized, run_example
 from nervure.graph.preserve import preserved
 
@@ -79,6 +80,8 @@ def _on_cuda(model: nn.Module, inputs: Any, device: torch.device) -> int:
 class _Alive(TorchDispatchMode):
     """Follows the memories behind the tensors that operators return, for as long as they are alive."""
 
+    supports_higher_order_operators = True
+
     def __init__(self, known: Iterable[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.known = {tensor.untyped_storage()._cdata for tensor in known}
@@ -86,6 +89,9 @@ class _Alive(TorchDispatchMode):
         self.peak = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        parts = taken_apart(self, func, args, kwargs or {})
+        if parts is not NotImplemented:
+            return parts
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):

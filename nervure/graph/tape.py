@@ -10,18 +10,16 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch._C import DispatchKey
-from torch._ops import HigherOrderOperator
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from nervure.errors import ForwardError, TraceError
+from nervure.graph.composites import taken_apart
 from nervure.graph.example import CONTENTS, as_inputs, examples_of, outputs_in, tensors_in
 from nervure.graph.modes import uncompiled
 from nervure.graph.preserve import preserved
@@ -242,10 +240,10 @@ class Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        parts = self._taken_apart(func, args, kwargs)
+        parts = taken_apart(self, func, args, kwargs)
         if parts is not NotImplemented:
             return parts
-        refs = self._refs(args)
+        refs = self._refs(_with_tensor_first(func, args))
         named = {key: self._refs(value) for key, value in kwargs.items()}
         module = self.modules[-1] if self.modules else ""
         writes = _written(func, args, kwargs)
@@ -265,23 +263,6 @@ class Recorder(TorchDispatchMode):
             for i, tensor in enumerate(results):
                 self.memory.is_view_of(tensor, args[0], (func, refs, named, i))
         return out
-
-    def _taken_apart(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """What the operators compute that ``func`` is made of, all recorded; NotImplemented of one that is simple."""
-        if not isinstance(func, HigherOrderOperator):
-            # Composites come here whole where there is nothing to differentiate, as with tensors of inference mode.
-            if not _is_composite(func):
-                return NotImplemented
-            with self:
-                return func._op_dk(DispatchKey.CompositeImplicitAutograd, *args, **kwargs)
-        kernel = func.py_kernels.get(DispatchKey.CompositeExplicitAutograd)
-        if kernel is None:
-            raise TraceError(
-                f"the model calls {func.name()}, a higher-order operator that PyTorch cannot take apart into ordinary "
-                "ones. Let forward compute the same with ordinary operators while the model is traced and pruned."
-            )
-        with self, _allowing_modes(kernel):
-            return kernel(*args, **kwargs)
 
     def _number(self, tensor: Tensor) -> Any:
         contents = self.tape.values[self.value(tensor).id].const
@@ -318,28 +299,15 @@ class Recorder(TorchDispatchMode):
                 self.tape.entries.append(WriteBack(before, value, steps, self.new(root), module))
 
 
-@cache
-def _is_composite(func: Any) -> bool:
-    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), DispatchKey.CompositeImplicitAutograd))
-
-
-@contextmanager
-def _allowing_modes(kernel: Any) -> Iterator[None]:
-    """Kernels of control flow assert that no mode is on; under ours they do what they do without."""
-    names, asked = kernel.__globals__, "_get_current_dispatch_mode"
-    before = names.get(asked)
-    if before is None:
-        yield
-        return
-    names[asked] = lambda: None
-    try:
-        yield
-    finally:
-        names[asked] = before
-
-
 def _is_small_constant(tensor: Tensor) -> bool:
     return not tensor.is_floating_point() and not tensor.is_complex() and tensor.numel() <= SMALL_CONSTANT
+
+
+def _with_tensor_first(func: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Inside ``vmap`` a number may be given alone where an operator takes a tensor."""
+    is_number = len(args) == 1 and isinstance(args[0], int | float | complex)
+    takes_tensor = is_number and isinstance(func._schema.arguments[0].type, torch.TensorType)
+    return (torch.tensor(args[0]),) if takes_tensor else args
 
 
 def _tensors(out: Any) -> list[Tensor]:

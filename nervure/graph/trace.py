@@ -268,6 +268,18 @@ def _changes_weights(tape: Tape, model: nn.Module) -> bool:
     return any(isinstance(r, Ref) and r.id in weights for r in first)
 
 
+_QUANTISED = frozenset([torch.qint8, torch.quint8, torch.qint32, torch.quint4x2, torch.quint2x4])
+
+
+def _check_values(tape: Tape) -> None:
+    """Raise :class:`TraceError` where the model computes with quantised tensors, as a converted one does."""
+    if any(value.dtype in _QUANTISED for value in tape.values):
+        raise TraceError(
+            "the model is quantised: it computes with packed whole numbers, whose scales were found for the units it "
+            "has. Prune the model that it was made from first, then quantise the result."
+        )
+
+
 def draw(
     model: nn.Module,
     example: Any,
@@ -288,6 +300,7 @@ def draw(
         auxiliary: read what runs in training mode only as well.
     """
     tape, _ = record(model, example, auxiliary=auxiliary)
+    _check_values(tape)
     if _changes_weights(tape, model):
         # A model that prepares its weights on its first run is as it will be from the second on.
         tape, _ = record(model, example, auxiliary=auxiliary, warm=True)

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from nervure.graph.composites import taken_apart
+
 
 def is_random(func: Any) -> bool:
     """Whether an operator draws random numbers."""
@@ -39,6 +41,8 @@ def seeded(model: nn.Module) -> Iterator[None]:
 class SameNoise(TorchDispatchMode):
     """Seeds each random operator by its number; ``noise`` holds what the operators of these numbers must give."""
 
+    supports_higher_order_operators = True
+
     def __init__(self, noise: Mapping[int, Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._noise, self._drawn = noise, 0
@@ -49,11 +53,15 @@ class SameNoise(TorchDispatchMode):
         return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        parts = taken_apart(self, func, args, kwargs)
+        if parts is not NotImplemented:
+            return parts
         if not is_random(func):
-            return func(*args, **(kwargs or {}))
+            return func(*args, **kwargs)
         torch.manual_seed(self._drawn)
         kept = self._noise.get(self._drawn)
         self._drawn += 1
-        out = func(*args, **(kwargs or {}))
+        out = func(*args, **kwargs)
         fits = kept is not None and isinstance(out, Tensor) and kept.shape == out.shape
         return out.copy_(kept) if fits else out

@@ -342,5 +342,4 @@ CONTRACTIONS: Mapping[str, Rule] = {
     "_scaled_dot_product_flash_attention": attention,
     "_scaled_dot_product_efficient_attention": attention,
     "_scaled_dot_product_cudnn_attention": attention,
-    "_scaled_dot_product_attention_math": attention,
 }

@@ -687,7 +687,6 @@ MOVERS: Mapping[str, Rule] = {
             "clone",
             "detach",
             "alias",
-            "contiguous",
             "_to_copy",
             "lift_fresh",
             "lift_fresh_copy",
@@ -696,11 +695,7 @@ MOVERS: Mapping[str, Rule] = {
             "native_dropout",
             "bernoulli",
             "alpha_dropout",
-            "feature_dropout",
             "_conj",
-            "resolve_conj",
-            "fake_quantize_per_tensor_affine",
-            "to",
         ),
         same,
     ),
@@ -726,9 +721,7 @@ MOVERS: Mapping[str, Rule] = {
     "as_strided": as_strided,
     "slice": slice_,
     "narrow": slice_,
-    **dict.fromkeys(
-        ("split", "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes", "chunk", "unsafe_chunk"), split
-    ),
+    **dict.fromkeys(("split", "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes", "chunk"), split),
     "select": select,
     "unbind": lambda flow, entry: select(
         flow,
@@ -752,7 +745,6 @@ MOVERS: Mapping[str, Rule] = {
     "pixel_shuffle": pixel_shuffle,
     "pixel_unshuffle": pixel_unshuffle,
     "_pack_padded_sequence": pack,
-    "_pad_packed_sequence": unpack,
     "im2col": unfold,
     "col2im": fold,
     "index_select": index_select,

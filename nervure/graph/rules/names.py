@@ -14,5 +14,5 @@ NEW = ("new_zeros", "new_ones", "new_full", "new_empty", "new_empty_strided")
 LIKE = ("zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like")
 """A tensor of the size of another one, whose values do not depend on it."""
 FOURIER = ("_fft_c2c", "_fft_r2c", "_fft_c2r")
-TOLD = ("item", "_local_scalar_dense", "equal", "is_nonzero", "is_same_size", "sym_size")
+TOLD = ("_local_scalar_dense", "equal", "is_same_size")
 """What is said about a tensor in plain numbers."""

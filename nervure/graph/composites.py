@@ -1,0 +1,57 @@
+"""Operators that are made of others: a dispatch mode sees them taken apart."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import torch
+from torch._C import DispatchKey
+from torch._ops import HigherOrderOperator
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from nervure.errors import TraceError
+
+
+def taken_apart(mode: TorchDispatchMode, func: Any, args: Any, kwargs: Any) -> Any:
+    """What a composite or higher-order operator computes, with ``mode`` on for all operators that it is made of.
+
+    NotImplemented of an operator that is simple. A mode that asks this says ``supports_higher_order_operators``.
+
+    Raises:
+        TraceError: PyTorch has no way to compute a higher-order operator by ordinary ones.
+    """
+    if not isinstance(func, HigherOrderOperator):
+        # Composites come to a mode whole where there is nothing to differentiate, as with tensors of inference mode.
+        if not _is_composite(func):
+            return NotImplemented
+        with mode:
+            return func._op_dk(DispatchKey.CompositeImplicitAutograd, *args, **kwargs)
+    kernel = func.py_kernels.get(DispatchKey.CompositeExplicitAutograd)
+    if kernel is None:
+        raise TraceError(
+            f"the model calls {func.name()}, a higher-order operator that PyTorch cannot take apart into ordinary "
+            "ones. Let forward compute the same with ordinary operators while the model is traced and pruned."
+        )
+    with mode, _allowing_modes(kernel):
+        return kernel(*args, **kwargs)
+
+
+@cache
+def _is_composite(func: Any) -> bool:
+    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), DispatchKey.CompositeImplicitAutograd))
+
+
+@contextmanager
+def _allowing_modes(kernel: Any) -> Iterator[None]:
+    """Kernels of control flow assert that no mode is on; under ours they do what they do without."""
+    names, asked = kernel.__globals__, "_get_current_dispatch_mode"
+    before = names.get(asked)
+    if before is None:
+        yield
+        return
+    names[asked] = lambda: None
+    try:
+        yield
+    finally:
+        names[asked] = before
