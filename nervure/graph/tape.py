@@ -532,7 +532,10 @@ def record(
         outputs = []
         for inputs, (args, kwargs), one in zip(numbers, given, examples, strict=True):
             tape.runs.append(Run(len(tape.entries), inputs))
-            outputs.append(outputs_in(_called(model, args, kwargs, recorder, one)))
+            found = _called(model, args, kwargs, recorder, one)
+            outputs.append(outputs_in(found))
+            if not outputs[-1]:
+                raise TraceError(f"the model returned {type(found).__name__} without a tensor in it to trace.")
             tape.runs[-1].outputs = [recorder.value(t).id for t in outputs[-1]]
         if auxiliary and interpret is None and unreached(model, tape):
             tape.runs.append(Run(len(tape.entries), []))
@@ -540,8 +543,6 @@ def record(
         stack.close()
         # Copies: an output may be a buffer, which is put back.
         copies = [t.clone() for t in outputs[0]]
-    if not all(run.outputs for run in tape.runs[: len(examples)]):
-        raise TraceError("the model returned nothing with a tensor in it; there is nothing to trace.")
     return tape, copies
 
 

@@ -78,7 +78,7 @@ def test_an_early_exit_and_the_whole_way_are_joined() -> None:
 
 def test_inputs_of_several_examples_are_the_same_units() -> None:
     graph = trace(seeded(lambda: nn.Sequential(nn.Linear(6, 4))), [noise(2, 6), noise(3, 6)], inputs=True)
-    assert [g.name for g in graph.groups if g.size == 6 and not g.is_pinned] == ["0.inputs"]
+    assert [g.name for g in graph.groups if g.size == 6 and not g.is_pinned] == ["input0.inputs"]
 
 
 def test_no_examples_are_refused() -> None:
