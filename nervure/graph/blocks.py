@@ -5,7 +5,7 @@ the tape: nothing inside is used outside, and its modules can step aside (shapes
 """
 
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
@@ -164,7 +164,7 @@ def _blocks_of(drawing: Drawing) -> tuple[Block, ...]:
                 found += [(index, block)] if block is not None else []
         elif entry.name == "cat":
             found += [(index, b) for b in _dense(drawing, wiring, entry)]
-    found += _whole_modules(wiring, identity)
+    found = _with_elements(wiring, identity, found)
     return _named(drawing, wiring, [block for _, block in sorted(found, key=lambda item: item[0])])
 
 
@@ -434,23 +434,42 @@ def _exclusive(wiring: Wiring, stop: int) -> set[int]:
 # -- whole modules -----------------------------------------------------------------------------------------------
 
 
-def _whole_modules(wiring: Wiring, identity: dict[int, int]) -> list[tuple[int, Block]]:
-    """Modules that are a chain of two or more residual branches, normed between them or not: they can step aside."""
-    found = []
+def _with_elements(
+    wiring: Wiring, identity: dict[int, int], branches: Sequence[tuple[int, Block]]
+) -> list[tuple[int, Block]]:
+    """The branches, and the modules that are a chain of two or more of them, each with the element it may be of a list.
+
+    A module that is a chain of branches, normed between them or not, is the identity without them.
+    """
+    found, chains = [], list(_chains(wiring, identity))
+    lone = {added[0]: call.name for call, added in chains if len(added) == 1}
+    for call, added in chains:
+        if len(added) > 1:
+            heard = _is_heard_outside(wiring, call, frozenset(call.outputs))
+            pinned = "it also computes something that is used elsewhere" if heard else ""
+            found.append((call.stop - 1, Block(call.name, (call.name,), "module", pinned, element=call.name)))
+    # A stage of such modules is one too, but nobody means to drop a whole stage.
+    found = [(at, b) for at, b in found if not any(o.name.startswith(f"{b.name}.") for _, o in found)]
+    alone = [b.modules[0] if len(b.modules) == 1 else "" for _, b in branches]
+    whole = [
+        (at, replace(b, element=lone.get(at, one) if b.kind == "residual" else ""))
+        for (at, b), one in zip(branches, alone, strict=True)
+    ]
+    return whole + found
+
+
+def _chains(wiring: Wiring, identity: dict[int, int]) -> Iterator[tuple[ModuleCall, list[int]]]:
+    """Calls of modules that add branches to what they are given and do nothing else, with these additions' entries."""
     normed = _normed(wiring)
     for call in wiring.calls:
         if not (isinstance(call.form, int) and call.inputs and wiring.times[call.name] == 1):
             continue
-        value, halves = call.outputs[0], 0
+        value, added = call.outputs[0], []
         while value != call.inputs[0] and (value in identity or value in normed):
-            halves += value in identity
+            added += [wiring.made[value]] if value in identity else []
             value = identity[value] if value in identity else normed[value]
-        if value == call.inputs[0] and halves > 1:
-            heard = _is_heard_outside(wiring, call, frozenset(call.outputs))
-            pinned = "it also computes something that is used elsewhere" if heard else ""
-            found.append((call.stop - 1, Block(call.name, (call.name,), "module", pinned)))
-    # A stage of such modules is one too, but nobody means to drop a whole stage.
-    return [(at, b) for at, b in found if not any(o.name.startswith(f"{b.name}.") for _, o in found)]
+        if value == call.inputs[0] and added:
+            yield call, added
 
 
 def _normed(wiring: Wiring) -> dict[int, int]:

@@ -200,6 +200,9 @@ class Block:
         silences: which of the modules put out zeros; the others let their input pass.
         group: for a dense block, the group of its new channels, which leaves with it.
         aliases: parts of the modules that the model also holds under names outside of them; these leave too.
+        element: the element of a list of layers (a ``ModuleList``, or a ``Sequential`` of one class) that is the
+            identity as a whole once the block is dropped: it is taken out of its list, and those behind it are
+            renumbered. Empty where it has to stay in its place.
     """
 
     name: str
@@ -209,6 +212,7 @@ class Block:
     silences: tuple[Silence, ...] = ()
     group: str = ""
     aliases: tuple[str, ...] = ()
+    element: str = ""
 
 
 @final

@@ -1,14 +1,19 @@
-"""Dropping blocks: the modules of a branch step aside, its output becomes zero (nothing, where it was concatenated)."""
+"""Dropping blocks: the modules of a branch step aside, its output becomes zero (nothing, where it was concatenated).
 
-from collections.abc import Mapping
+Whole layers of a list are taken out of it, so that the model is the one that its constructor makes with fewer layers.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
 
+from nervure.graph.declared import shorten
 from nervure.graph.example import tensors_in
 from nervure.graph.types import NOT_CUT, Block, Graph, Silence
+from nervure.plan import Plan
 
 
 class Pass(nn.Module):
@@ -98,3 +103,75 @@ def _after(silence: Silence, graph: Graph, keeps: Mapping[str, np.ndarray]) -> S
         if number != NOT_CUT:
             left[axis] = int(graph.axes[number].kept(keeps).sum())
     return replace(silence, left=tuple(left))
+
+
+# -- lists of layers -----------------------------------------------------------------------------------------------
+
+
+def leaving(graph: Graph, plan: Plan) -> dict[str, set[int]]:
+    """For each list that loses whole elements their numbers, lists inside of others first."""
+    found: dict[str, set[int]] = {}
+    for element in sorted({graph.block(d.block).element for d in plan.drops} - {""}):
+        name, _, number = element.rpartition(".")
+        found.setdefault(name, set()).add(int(number))
+    return {name: found[name] for name in sorted(found, key=len, reverse=True)}
+
+
+def name_after(graph: Graph, plan: Plan) -> Callable[[str], str | None]:
+    """What modules and tensors of the model are called once the elements that ``plan`` drops have left their lists.
+
+    The function that is returned takes a name of the model and returns that of the edited one, None where it has left.
+    """
+    lists = leaving(graph, plan)
+
+    def renamed(name: str) -> str | None:
+        for parent, gone in lists.items():
+            number, dot, rest = name.removeprefix(f"{parent}.").partition(".")
+            if not name.startswith(f"{parent}.") or not number.isdigit():
+                continue
+            if int(number) in gone:
+                return None
+            name = f"{parent}.{int(number) - sum(g < int(number) for g in gone)}{dot}{rest}"
+        return name
+
+    return renamed
+
+
+def take_out(model: nn.Module, graph: Graph, plan: Plan) -> None:
+    """Take the layers that ``plan`` drops as a whole out of their lists, in place.
+
+    Those behind are renumbered: in the list, where they keep their own number, and where the model or its config
+    counts them.
+    """
+    lists = leaving(graph, plan)
+    shorten(model, lists, {name for block in graph.blocks for name in _lists_of(block)})
+    for name, gone in lists.items():
+        elements = model.get_submodule(name)
+        assert isinstance(elements, nn.ModuleList | nn.Sequential)
+        numbered = _numbered(elements)
+        for number in sorted(gone, reverse=True):
+            del elements[number]
+        for number, element in enumerate(elements):
+            for holder, key in _whole_numbers(element):
+                if key in numbered:
+                    holder[key] = number
+
+
+def _lists_of(block: Block) -> Iterable[str]:
+    return [block.element.rpartition(".")[0]] if block.element else []
+
+
+def _whole_numbers(element: nn.Module) -> list[tuple[dict[str, Any], str]]:
+    """Where the modules of an element hold whole numbers: (attributes, name)."""
+    return [
+        (vars(m), k) for m in element.modules() for k, v in vars(m).items() if type(v) is int and not k.startswith("_")
+    ]
+
+
+def _numbered(elements: Iterable[nn.Module]) -> set[str]:
+    """Names of attributes that say of every element that has them (two or more) which one it is."""
+    values: dict[str, set[tuple[int, int]]] = {}
+    for number, element in enumerate(elements):
+        for holder, key in _whole_numbers(element):
+            values.setdefault(key, set()).add((number, holder[key]))
+    return {key for key, found in values.items() if len(found) > 1 and all(a == b for a, b in found)}
