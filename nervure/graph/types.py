@@ -203,6 +203,8 @@ class Block:
         element: the element of a list of layers (a ``ModuleList``, or a ``Sequential`` of one class) that is the
             identity as a whole once the block is dropped: it is taken out of its list, and those behind it are
             renumbered. Empty where it has to stay in its place.
+        extras: how many further results a module that lets its input pass returns in a tuple (None each); -1: none,
+            a bare tensor.
     """
 
     name: str
@@ -213,6 +215,7 @@ class Block:
     group: str = ""
     aliases: tuple[str, ...] = ()
     element: str = ""
+    extras: int = -1
 
 
 @final

@@ -17,11 +17,16 @@ from nervure.plan import Plan
 
 
 class Pass(nn.Module):
-    """Returns its first argument, whatever else it is given."""
+    """Returns its first argument, whatever else it is given; in a tuple, before None for each of ``extras``."""
+
+    def __init__(self, extras: int = -1) -> None:
+        super().__init__()
+        self.extras = extras
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The first argument."""
-        return args[0] if args else next(iter(kwargs.values()))
+        first = args[0] if args else next(iter(kwargs.values()))
+        return first if self.extras < 0 else (first, *[None] * self.extras)
 
 
 class Silent(nn.Module):
@@ -57,7 +62,7 @@ def drop(model: nn.Module, graph: Graph, block: Block, keeps: Mapping[str, np.nd
     for name in block.modules:
         parent, _, key = name.rpartition(".")
         old = model.get_submodule(name)
-        new = Silent(silences[name]) if name in silences else Pass()
+        new = Silent(silences[name]) if name in silences else Pass(block.extras)
         _take_settings(new, old)
         owner = model.get_submodule(parent)
         setattr(owner, key, new.train(old.training))
