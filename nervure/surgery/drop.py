@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from nervure.graph.declared import shorten
+from nervure.graph.depth import shorten
 from nervure.graph.example import tensors_in
 from nervure.graph.types import NOT_CUT, Block, Graph, Silence
 from nervure.plan import Plan
