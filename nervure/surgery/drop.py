@@ -3,7 +3,7 @@
 Whole layers of a list are taken out of it, so that the model is the one that its constructor makes with fewer layers.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -114,11 +114,13 @@ def _after(silence: Silence, graph: Graph, keeps: Mapping[str, np.ndarray]) -> S
 
 
 def leaving(graph: Graph, plan: Plan) -> dict[str, set[int]]:
-    """For each list that loses whole elements their numbers, lists inside of others first."""
+    """For each list that loses whole elements, and stays itself, their numbers; lists inside of others first."""
     found: dict[str, set[int]] = {}
-    for element in sorted({graph.block(d.block).element for d in plan.drops} - {""}):
+    elements = {graph.block(d.block).element for d in plan.drops} - {""}
+    for element in sorted(elements):
         name, _, number = element.rpartition(".")
-        found.setdefault(name, set()).add(int(number))
+        if not any(name.startswith(f"{outer}.") for outer in elements):
+            found.setdefault(name, set()).add(int(number))
     return {name: found[name] for name in sorted(found, key=len, reverse=True)}
 
 
@@ -157,8 +159,8 @@ def take_out(model: nn.Module, graph: Graph, plan: Plan) -> None:
         for number in sorted(gone, reverse=True):
             del elements[number]
         for number, element in enumerate(elements):
-            for holder, key in _whole_numbers(element):
-                if key in numbered:
+            for holder, path, key in _whole_numbers(element):
+                if (path, key) in numbered:
                     holder[key] = number
 
 
@@ -166,17 +168,23 @@ def _lists_of(block: Block) -> Iterable[str]:
     return [block.element.rpartition(".")[0]] if block.element else []
 
 
-def _whole_numbers(element: nn.Module) -> list[tuple[dict[str, Any], str]]:
-    """Where the modules of an element hold whole numbers: (attributes, name)."""
-    return [
-        (vars(m), k) for m in element.modules() for k, v in vars(m).items() if type(v) is int and not k.startswith("_")
-    ]
+def _whole_numbers(element: nn.Module) -> Iterator[tuple[dict[str, Any], str, str]]:
+    """Where the modules of an element hold whole numbers: attributes, the module's name in the element, key."""
+    for path, module in element.named_modules():
+        for key, value in vars(module).items():
+            if type(value) is int and not key.startswith("_"):
+                yield vars(module), path, key
 
 
-def _numbered(elements: Iterable[nn.Module]) -> set[str]:
-    """Names of attributes that say of every element that has them (two or more) which one it is."""
-    values: dict[str, set[tuple[int, int]]] = {}
+def _numbered(elements: Iterable[nn.Module]) -> set[tuple[str, str]]:
+    """Attributes, by module and key, that say of every element that has them which one it is.
+
+    Where a single one has that module, the key must be known from others.
+    """
+    values: dict[tuple[str, str], list[bool]] = {}
     for number, element in enumerate(elements):
-        for holder, key in _whole_numbers(element):
-            values.setdefault(key, set()).add((number, holder[key]))
-    return {key for key, found in values.items() if len(found) > 1 and all(a == b for a, b in found)}
+        for holder, path, key in _whole_numbers(element):
+            values.setdefault((path, key), []).append(holder[key] == number)
+    right = {place: len(found) for place, found in values.items() if all(found)}
+    known = {key for (_, key), count in right.items() if count > 1}
+    return {(path, key) for path, key in right if key in known}

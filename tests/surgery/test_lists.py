@@ -145,6 +145,26 @@ def test_layers_behind_it_know_their_new_number() -> None:
     assert [(m.first.layer_idx, m.second.layer_idx) for m in smaller.layers] == [(0, 0), (1, 1)]
 
 
+def test_a_number_that_one_layer_alone_has_is_known_by_its_name() -> None:
+    class Last(Layer):
+        def __init__(self, config: Any, layer_idx: int) -> None:
+            super().__init__(config, layer_idx)
+            self.other = Mixer(layer_idx)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x + self.other(x))
+
+    class Mixed(Stack):
+        def __init__(self, config: Any) -> None:
+            super().__init__(config)
+            self.layers[3] = Last(config, 3)
+
+    model = built(Mixed)
+    model.layers[3].first.up.stride = 3  # type: ignore[union-attr]
+    smaller: Any = prune(model, X, dropping(1), progress=False).model
+    assert smaller.layers[2].other.layer_idx == 2 and smaller.layers[2].first.up.stride == 3
+
+
 def test_numbers_that_equal_a_size_and_count_no_layers_stay() -> None:
     smaller: Any = prune(built(), X, dropping(1), progress=False).model
     assert smaller.config.num_heads == 4 and smaller.layers[0].first.up.out_features == 12
@@ -290,6 +310,32 @@ def test_stages_are_counted_one_by_one() -> None:
     plan = Plan((Drop("stages.1.blocks.0"),))
     smaller: Any = prune(Stages().eval(), X, plan, progress=False).model
     assert smaller.config.depths == [4, 3] and smaller.config.num_layers == 2
+
+
+def test_lists_inside_of_lists_leave_with_what_holds_them() -> None:
+    class Inner(nn.Module):
+        def __init__(self, layer_idx: int) -> None:
+            super().__init__()
+            self.layer_idx, self.steps = layer_idx, nn.ModuleList(Mixer(i) for i in range(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            for step in self.steps:
+                x = x + step(x)
+            return x
+
+    class Outer(Stack):
+        def __init__(self, config: Any) -> None:
+            super().__init__(config)
+            self.layers = nn.ModuleList(Inner(i) for i in range(4))
+
+    model = built(Outer)
+    plan = Plan(tuple(Drop(f"layers.{name}") for name in ("1", "1.steps.0", "2.steps.1", "2.steps.2", "3.steps.0")))
+    smaller: Any = prune(model, X, plan, progress=False).model
+    assert [(m.layer_idx, [s.layer_idx for s in m.steps]) for m in smaller.layers] == [
+        (0, [0, 1, 2]),
+        (1, [0]),
+        (2, [0, 1]),
+    ]
 
 
 def test_copies_and_originals_do_not_share_a_config() -> None:
