@@ -347,3 +347,22 @@ def test_copies_and_originals_do_not_share_a_config() -> None:
 
 def test_without_weights_nothing_is_tried_and_layers_stay_in_their_place() -> None:
     assert not any(b.element for b in trace(built().to("meta"), X.to("meta")).blocks)
+
+
+@pytest.mark.parametrize("kind", ["Llama", "Qwen2", "GPT2"])
+def test_a_decoder_of_transformers_comes_back_from_pretrained_and_generates(kind: str, tmp_path: Any) -> None:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4}
+    if kind != "GPT2":
+        sizes |= {"intermediate_size": 48, "num_key_value_heads": 2}
+    torch.manual_seed(0)
+    made = getattr(transformers, f"{kind}Config")(vocab_size=50, bos_token_id=1, eos_token_id=2, **sizes)
+    name = "GPT2LMHeadModel" if kind == "GPT2" else f"{kind}ForCausalLM"
+    model, words = getattr(transformers, name)(made).eval(), torch.randint(3, 50, (2, 6))
+    block = "transformer.h.1" if kind == "GPT2" else "model.layers.1"
+    smaller: Any = prune(model, {"input_ids": words}, Plan((Drop(block),)), progress=False).model
+    smaller.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path).eval()
+    torch.testing.assert_close(again(words).logits, smaller(words).logits, rtol=0, atol=0)
+    cached, plain = (smaller.generate(words, max_new_tokens=4, do_sample=False, use_cache=c) for c in (True, False))
+    assert torch.equal(cached, plain)
