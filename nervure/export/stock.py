@@ -52,6 +52,8 @@ def _fractions(model: nn.Module, stock: nn.Module) -> Iterator[str]:
     parts = dict(stock.named_modules())
     for name, module in model.named_modules():
         other: Mapping[str, Any] = vars(parts[name]) if name in parts else {}
-        for key, value in vars(module).items():
+        # Rates of dropout follow the number of layers, and say nothing of what is computed.
+        own = {} if "drop" in type(module).__name__.lower() else vars(module)
+        for key, value in own.items():
             if type(value) is float and type(other.get(key)) is float and other[key] != value:
                 yield f"{name}.{key} is {other[key]:.4g} where this has {value:.4g}"

@@ -48,6 +48,7 @@ class Pretrained(nn.Module):
         self.config, self.scale = config, config.hidden_size**0.5
         self.embed, self.head = nn.Linear(5, config.hidden_size), nn.Linear(config.hidden_size, 3)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
+        self.noise = nn.Dropout(1 / config.num_hidden_layers)
 
     @classmethod
     def from_pretrained(cls, folder: str) -> "Pretrained":
