@@ -217,6 +217,49 @@ def test_a_layer_of_one_branch_leaves_and_half_a_layer_of_two_stays() -> None:
     assert len(halves) == 8 and not any(b.element for b in halves)
 
 
+class Paired(Layer):
+    """Returns a tuple, as layers do that may return their attention."""
+
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(x), None
+
+
+class Beside(Layer):
+    """Both branches hear the same."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.first(x) + self.second(x) + x
+
+
+class Rows(Layer):
+    """Half of the layer runs on the rows of all samples, one after the other."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.first(x)
+        rows = x.reshape(-1, x.shape[-1])
+        return (rows + self.second(rows)).view(x.shape)
+
+
+@pytest.mark.parametrize("layer", [Paired, Beside, Rows])
+@pytest.mark.parametrize("renumber", [True, False])
+def test_layers_of_other_forms_leave_too(layer: type[Layer], renumber: bool) -> None:
+    class Formed(Stack):
+        def __init__(self, config: Any) -> None:
+            super().__init__(config)
+            self.layers = nn.ModuleList(layer(config, i) for i in range(4))
+
+        def run(self, x: Tensor) -> Tensor:
+            for one in self.layers:
+                x = one(x)[0] if layer is Paired else one(x)
+            return x
+
+    model = built(Formed)
+    smaller: Any = apply(model, trace(model, X), dropping(1), renumber=renumber)
+    assert len(smaller.layers) == 4 - renumber
+    del model.layers[1]
+    torch.testing.assert_close(smaller(X), model(X))
+
+
 def test_a_layer_that_is_held_elsewhere_too_stays_in_its_place() -> None:
     model: Any = built()
     model.last = model.layers[3]
