@@ -14,7 +14,7 @@ edit                   scale        meaning
 
 import base64
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, TypeAlias, final
 
@@ -26,7 +26,7 @@ from nervure.check import require_format
 from nervure.errors import PlanError
 
 if TYPE_CHECKING:
-    from nervure.graph.types import Graph
+    from nervure.graph.types import Block, Graph
 
 FORMAT = 1
 
@@ -247,7 +247,7 @@ class Plan:
             )
             lines += [("", "", f"note: {note}") for note in graph[cut.group].kinds_of_notes]
         lines += [(m.tensor, f"{m.keep.size:>5} -> {m.keep.count:<5}", "connections masked") for m in self.masks]
-        lines += [(d.block, "", f"block dropped ({', '.join(graph.block(d.block).modules)})") for d in self.drops]
+        lines += [(d.block, "", _dropped(graph.block(d.block))) for d in self.drops]
         lines += [
             (f"{e.route.reads or e.source} => {e.route.joins or e.target}", f"+{e.keep.count}", "skip connections")
             for e in self.links
@@ -261,7 +261,7 @@ class Plan:
                 f"cuts in all: parameters {params:,} -> {fewer:,} ({fewer / max(params, 1):.1%}), "
                 f"MACs {total:,} -> {left:,} ({left / max(total, 1):.1%})"
             )
-        return "\n".join([*text, *_said_of_configs(graph, keeps)])
+        return "\n".join([*text, *_said_of_configs(graph, keeps), *_said_of_drops(graph, self.drops)])
 
     def to_json(self) -> dict[str, Any]:
         """Plain data that :meth:`from_json` reads back to an equal plan."""
@@ -300,6 +300,23 @@ def _said_of_configs(graph: "Graph", keeps: Mapping[str, Tensor]) -> Iterator[st
             yield f"{name} stays {said.size}, which is no longer true: {len(said.groups)} groups keep different shares"
         elif now != said.size:
             yield f"{name} becomes {now} (it was {said.size})"
+
+
+def _dropped(block: "Block") -> str:
+    what = f"block dropped ({', '.join(block.modules)})"
+    if not block.element:
+        return what
+    return f"{what}; it is taken out of {block.element.rpartition('.')[0]}, and those behind it move up"
+
+
+def _said_of_drops(graph: "Graph", drops: Sequence[Drop]) -> Iterator[str]:
+    """What no config can say: which layers lack a part, or have an identity in their place."""
+    inside = [drop.block for drop in drops if not graph.block(drop.block).element]
+    if inside and any("." in said.attribute for said in graph.declared):
+        yield (
+            f"no config says that {', '.join(inside)} {'is' if len(inside) == 1 else 'are'} dropped: a model built "
+            "from it (from_pretrained) has random weights there. Use nervure.save and nervure.load"
+        )
 
 
 def _scaled(number: float) -> str:

@@ -94,12 +94,14 @@ def traced(
         example = placed_like(real, example)
         drawing = draw(real, example, outputs=outputs, inputs=inputs, inside_heads=inside_heads)
         drawing.graph = pinned_by_choice(drawing.graph, *choices)
-        drawing.graph = kept_by_choice(with_blocks(drawing), *choices)
         drawing.graph = _noting_unreached(real, drawing)
+        whole = kept_by_choice(with_blocks(drawing), *choices)
+        drawing.graph = _with_elements(whole, {})
         unproven = drawing.suspects()
         checker = Checker(real, drawing, example)
         if not is_weightless(real):
             drawing.graph = _pin_wrong_blocks(checker)
+            drawing.graph = _find_elements(checker, whole)
             drawing.graph = _pin_wrong_groups(checker, unproven)
         elif unproven:
             note = f"{len(unproven)} groups could not be tried without weights: {', '.join(list(unproven)[:5])}"
@@ -187,3 +189,42 @@ def _pin_wrong_blocks(checker: Checker) -> Graph:
             reasons[family] = why_wrong(checker, graph, [Drop(block.name)])
     wrong = {Drop(b.name): reasons[re.sub(r"\d+", "*", b.name)] for b in doubtful}
     return pinned(graph, {drop: reason for drop, reason in wrong.items() if reason})
+
+
+def _find_elements(checker: Checker, whole: Graph) -> Graph:
+    """The graph with the elements that blocks of ``whole`` are, where their list bears that they are taken out."""
+    graph, lists = checker.drawing.graph, dict[str, dict[str, str]]()
+    for block, now in zip(whole.blocks, graph.blocks, strict=True):
+        if block.element and not now.pinned and _is_listed(checker.model, block.element):
+            lists.setdefault(block.element.rpartition(".")[0], {})[block.name] = block.element
+
+    def bears(*chosen: Mapping[str, str]) -> bool:
+        listed = _with_elements(graph, {name: element for one in chosen for name, element in one.items()})
+        return not any(why_wrong(checker, listed, drops) for drops in _telling_drops(chosen) if drops)
+
+    good = list(lists.values()) if bears(*lists.values()) else [one for one in lists.values() if bears(one)]
+    return _with_elements(graph, {name: element for one in good for name, element in one.items()})
+
+
+def _telling_drops(lists: Iterable[Iterable[str]]) -> tuple[list[Drop], list[Drop]]:
+    """The first block of each list; every second and the last.
+
+    What stands at a certain number, counts from the end or goes along with another list is wrong in one of them.
+    """
+    listed = [list(names) for names in lists]
+    others = [dict.fromkeys((*names[1::2], names[-1])) for names in listed]
+    return [Drop(names[0]) for names in listed], [Drop(name) for names in others for name in names]
+
+
+def _is_listed(model: nn.Module, element: str) -> bool:
+    """Whether a module is an element of a list of layers, and of nothing else: of a Sequential, where all are alike."""
+    wanted = model.get_submodule(element)
+    (holder, *others) = [m for m in model.modules() if any(child is wanted for child in m.children())]
+    alike = len({type(child) for child in holder.children()}) == 1
+    is_list = isinstance(holder, nn.ModuleList) or (isinstance(holder, nn.Sequential) and alike)
+    return is_list and not others and element.rpartition(".")[2].isdigit()
+
+
+def _with_elements(graph: Graph, elements: Mapping[str, str]) -> Graph:
+    """The graph whose blocks are these elements, by the block's name, and no others."""
+    return replace(graph, blocks=tuple(replace(b, element=elements.get(b.name, "")) for b in graph.blocks))

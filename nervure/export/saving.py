@@ -7,6 +7,7 @@ made for, replays the plan and puts the saved tensors in.
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -16,7 +17,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from nervure.errors import FileError, NervureError
+from nervure.errors import FileError, NervureError, NervureWarning
+from nervure.export.stock import stock_differences
 from nervure.files import replacing, require_file, require_writable
 from nervure.graph import Cost
 from nervure.graph.copies import copied
@@ -45,7 +47,8 @@ Source: TypeAlias = nn.Module | Callable[[], nn.Module]
 def save(path: str | os.PathLike[str], pruned: Pruned, *, meta: Mapping[str, Any] | None = None) -> Path:
     """Write ``pruned`` to one ``.safetensors`` file, atomically, and return its path.
 
-    Masked tensors are packed: what stays, and where, see :mod:`nervure.packed`.
+    Masked tensors are packed: what stays, and where, see :mod:`nervure.packed`. Where the model is of a library whose
+    ``from_pretrained`` would build another one from its config, a :class:`NervureWarning` says what differs.
 
     Args:
         path: where to; its folder must exist.
@@ -80,6 +83,13 @@ def save(path: str | os.PathLike[str], pruned: Pruned, *, meta: Mapping[str, Any
         "meta": dict(meta or {}),
     }
     write_tensors(target, tensors, header)
+    differences = stock_differences(pruned.model)
+    if differences:
+        warnings.warn(
+            f"{str(path)!r} is read by nervure.load only, not by from_pretrained: {differences}.",
+            NervureWarning,
+            stacklevel=2,
+        )
     return target
 
 

@@ -5,7 +5,7 @@ the tape: nothing inside is used outside, and its modules can step aside (shapes
 """
 
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
@@ -145,7 +145,7 @@ def is_doubtful(drawing: Drawing, block: Block) -> bool:
     """Whether a block must be dropped once to be believed: its modules are called in ways that may not bear it."""
     if block.kind != "module":
         return any(silence.extras >= 0 for silence in block.silences)
-    return not all(call.plain for call in drawing.flow.tape.calls if call.name in block.modules)
+    return block.extras >= 0 or not all(call.plain for call in drawing.flow.tape.calls if call.name in block.modules)
 
 
 def _blocks_of(drawing: Drawing) -> tuple[Block, ...]:
@@ -164,7 +164,7 @@ def _blocks_of(drawing: Drawing) -> tuple[Block, ...]:
                 found += [(index, block)] if block is not None else []
         elif entry.name == "cat":
             found += [(index, b) for b in _dense(drawing, wiring, entry)]
-    found += _whole_modules(wiring, identity)
+    found = _with_elements(wiring, identity, found)
     return _named(drawing, wiring, [block for _, block in sorted(found, key=lambda item: item[0])])
 
 
@@ -336,12 +336,8 @@ def _run_empty(tape: Tape, entry: Entry, seen: dict[int, Tensor]) -> None:
 
 def _silence(drawing: Drawing, call: ModuleCall, given: Tensor, source: Space) -> Silence:
     """``given`` and ``source`` are what the module is given once the others have stepped aside, and its labels."""
-    flow, form = drawing.flow, call.form
-    if isinstance(form, int):
-        extras = -1
-    elif type(form) in (tuple, list) and form and isinstance(form[0], int):
-        extras = len(form) - 1
-    else:
+    flow, form, extras = drawing.flow, call.form, _extras(call)
+    if extras is None:
         raise ValueError(f"{call.name} returns a {form if isinstance(form, str) else type(form).__name__}")
     left, entered = flow.tape.shape(Ref(call.outputs[0])), tuple(given.shape)
     target = flow.spaces.get(call.outputs[0], Space())
@@ -434,32 +430,73 @@ def _exclusive(wiring: Wiring, stop: int) -> set[int]:
 # -- whole modules -----------------------------------------------------------------------------------------------
 
 
-def _whole_modules(wiring: Wiring, identity: dict[int, int]) -> list[tuple[int, Block]]:
-    """Modules that are a chain of two or more residual branches, normed between them or not: they can step aside."""
-    found = []
+def _with_elements(
+    wiring: Wiring, identity: dict[int, int], branches: Sequence[tuple[int, Block]]
+) -> list[tuple[int, Block]]:
+    """The branches, and the modules that are a chain of two or more of them, each with the element it may be of a list.
+
+    A module that is a chain of branches, normed between them or not, is the identity without them.
+    """
+    found, chains = [], list(_chains(wiring, identity))
+    free = {at for at, block in branches if not block.pinned}
+    lone = {added[0]: call.name for call, added in chains if len(added) == 1}
+    for call, added in chains:
+        if len(added) > 1 or added[0] not in free:
+            heard = _is_heard_outside(wiring, call, frozenset(call.outputs[:1]))
+            pinned = "it also computes something that is used elsewhere" if heard else ""
+            extras = -1 if isinstance(call.form, int) else len(call.form) - 1
+            block = Block(call.name, (call.name,), "module", pinned, element=call.name, extras=extras)
+            found.append((call.stop - 1, block))
+    # A stage of such modules is one too, but nobody means to drop a whole stage.
+    found = [(at, b) for at, b in found if not any(o.name.startswith(f"{b.name}.") for _, o in found)]
+    alone = [b.modules[0] if len(b.modules) == 1 else "" for _, b in branches]
+    whole = [
+        (at, replace(b, element=lone.get(at, one) if b.kind == "residual" else ""))
+        for (at, b), one in zip(branches, alone, strict=True)
+    ]
+    return whole + found
+
+
+def _chains(wiring: Wiring, identity: dict[int, int]) -> Iterator[tuple[ModuleCall, list[int]]]:
+    """Calls of modules that add branches to what they are given and do nothing else, with these additions' entries."""
     normed = _normed(wiring)
     for call in wiring.calls:
-        if not (isinstance(call.form, int) and call.inputs and wiring.times[call.name] == 1):
+        if _extras(call) is None or not call.inputs or wiring.times[call.name] > 1:
             continue
-        value, halves = call.outputs[0], 0
+        value, added = call.outputs[0], []
         while value != call.inputs[0] and (value in identity or value in normed):
-            halves += value in identity
+            added += [wiring.made[value]] if value in identity else []
             value = identity[value] if value in identity else normed[value]
-        if value == call.inputs[0] and halves > 1:
-            heard = _is_heard_outside(wiring, call, frozenset(call.outputs))
-            pinned = "it also computes something that is used elsewhere" if heard else ""
-            found.append((call.stop - 1, Block(call.name, (call.name,), "module", pinned)))
-    # A stage of such modules is one too, but nobody means to drop a whole stage.
-    return [(at, b) for at, b in found if not any(o.name.startswith(f"{b.name}.") for _, o in found)]
+        if (
+            value == call.inputs[0]
+            and added
+            and wiring.tape.shape(Ref(value)) == wiring.tape.shape(Ref(call.outputs[0]))
+        ):
+            yield call, added
+
+
+def _extras(call: ModuleCall) -> int | None:
+    """How many results a module returns in a tuple behind a tensor; -1: a bare tensor; None: something else."""
+    if isinstance(call.form, int):
+        return -1
+    return (
+        len(call.form) - 1 if type(call.form) in (tuple, list) and call.form and isinstance(call.form[0], int) else None
+    )
 
 
 def _normed(wiring: Wiring) -> dict[int, int]:
-    """For each output of a layer norm what it was made of: in a post-norm network it stands behind every branch."""
+    """For each output of a layer norm what it was made of: in a post-norm network it stands behind every branch.
+
+    So do views, that lay out rows of tokens one after the other and back.
+    """
     found = {}
     for index, entry in enumerate(wiring.tape.entries):
-        if isinstance(entry, Entry) and entry.name == "native_layer_norm" and len(wiring.active(index)) == 1:
+        if isinstance(entry, Entry) and entry.name in _BETWEEN and len(wiring.active(index)) == 1:
             found[entry.outs[0].id] = wiring.active(index)[0]
     return found
+
+
+_BETWEEN = frozenset(["native_layer_norm", "view", "_unsafe_view", "reshape", "alias"])
 
 
 def _named(drawing: Drawing, wiring: Wiring, blocks: Sequence[Block]) -> tuple[Block, ...]:

@@ -208,6 +208,11 @@ class Block:
         silences: which of the modules put out zeros; the others let their input pass.
         group: for a dense block, the group of its new channels, which leaves with it.
         aliases: parts of the modules that the model also holds under names outside of them; these leave too.
+        element: the element of a list of layers (a ``ModuleList``, or a ``Sequential`` of one class) that is the
+            identity as a whole once the block is dropped: it is taken out of its list, and those behind it are
+            renumbered. Empty where it has to stay in its place.
+        extras: how many further results a module that lets its input pass returns in a tuple (None each); -1: none,
+            a bare tensor.
     """
 
     name: str
@@ -217,6 +222,8 @@ class Block:
     silences: tuple[Silence, ...] = ()
     group: str = ""
     aliases: tuple[str, ...] = ()
+    element: str = ""
+    extras: int = -1
 
 
 @final

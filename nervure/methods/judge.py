@@ -160,7 +160,8 @@ class Judge:
         )
 
     def _smaller(self, names: tuple[str, ...]) -> nn.Module:
-        smaller = apply(model_of(self._view), self._view.graph, plan_of(self._view.graph, names)).eval()
+        plan = plan_of(self._view.graph, names)
+        smaller = apply(model_of(self._view), self._view.graph, plan, renumber=False).eval()
         if self._view.data is not None:
             recalibrate(smaller, _pairs(self._split()[0]), self._batches)
         return smaller

@@ -17,20 +17,22 @@ from nervure.graph.types import Graph
 from nervure.plan import Cut, Drop, Link, Mask, Plan
 from nervure.surgery.attention import ResizedAttention, keep_padding
 from nervure.surgery.cut import copied_without, kept_positions, sliced, tensor_of
-from nervure.surgery.drop import drop
+from nervure.surgery.drop import drop, name_after, take_out
 from nervure.surgery.link import link, wire_masks, wire_names
 
 
 @isolated()
-def apply(model: nn.Module, graph: Graph, plan: Plan) -> nn.Module:
+def apply(model: nn.Module, graph: Graph, plan: Plan, *, renumber: bool = True) -> nn.Module:
     """Return a copy of ``model`` with the edits of ``plan`` made; ``model`` itself is left as it is.
 
     All edits are in the numbering of ``graph``. Units are cut, then masks laid on, links inserted, blocks dropped.
+    Blocks that are whole layers of a list are taken out of it (see ``Block.element``): those behind it move up.
 
     Args:
         model: the model that ``graph`` was traced from, or one with the same tensors.
         graph: see :func:`nervure.trace`.
         plan: edits that name groups, tensors and blocks of ``graph``.
+        renumber: False: an identity takes the place of a dropped layer, and all others keep their names.
 
     Raises:
         PlanError: the plan was made for another graph, the graph for another model, or an edit does not fit.
@@ -39,10 +41,10 @@ def apply(model: nn.Module, graph: Graph, plan: Plan) -> nn.Module:
     check_fits(model, graph, plan)
     # Plans are real, also where the model is made of fake tensors.
     with _disable_current_modes() if is_weightless(model) else nullcontext():
-        return _edited(model, graph, plan)
+        return _edited(model, graph, plan, renumber)
 
 
-def _edited(model: nn.Module, graph: Graph, plan: Plan) -> nn.Module:
+def _edited(model: nn.Module, graph: Graph, plan: Plan, renumber: bool) -> nn.Module:
     keeps = keeps_of(graph, plan)
     masks, wires = _masks(graph, plan, keeps), iter(wire_names(graph, plan))
     result = copied_without(model, graph, keeps)
@@ -62,6 +64,8 @@ def _edited(model: nn.Module, graph: Graph, plan: Plan) -> nn.Module:
                 assert_never(edit)
     if plan.drops or any(isinstance(module, ResizedAttention) for module in result.modules()):
         keep_padding(result)
+    if renumber:
+        take_out(result, graph, plan)
     return result
 
 
@@ -149,11 +153,12 @@ def _lay_on(parameter: Tensor, keep: Tensor) -> None:
 
 
 def masks_after(graph: Graph, plan: Plan) -> dict[str, Tensor]:
-    """The masks of ``plan`` in the shapes that the edited model's parameters have, those of its links included."""
-    keeps = keeps_of(graph, plan)
+    """The masks of ``plan``, those of links included, by the names and in the shapes that parameters have after it."""
+    keeps, renamed = keeps_of(graph, plan), name_after(graph, plan)
     gone = tuple(f"{module}." for drop in plan.drops for module in graph.block(drop.block).modules)
     masks = _masks(graph, plan, keeps) | wire_masks(graph, plan, keeps)
-    return {name: keep for name, keep in masks.items() if not name.startswith(gone)}
+    stay = {renamed(old): mask for old, mask in masks.items() if not old.startswith(gone)}
+    return {name: mask for name, mask in stay.items() if name is not None}
 
 
 def _masks(graph: Graph, plan: Plan, keeps: Mapping[str, np.ndarray]) -> dict[str, Tensor]:

@@ -20,6 +20,7 @@ from nervure.plan import Plan
 from nervure.surgery.apply import apply, keeps_of
 from nervure.surgery.chance import SameNoise, is_random, seeded
 from nervure.surgery.difference import Difference, compare
+from nervure.surgery.drop import name_after
 from nervure.surgery.link import silenced, wire_names
 from nervure.surgery.redraw import WIDE, redraw, redrawn_inputs, round_once, widen, widened
 from nervure.surgery.reference import Answer, places, reference, survivors
@@ -172,7 +173,7 @@ class _RunChecker:
             return None
         smaller = cut(setting.model)
         expected = reference(setting.model, self.drawing, self.run, graph, plan, setting.example)
-        with silenced(smaller, wire_names(graph, plan)):
+        with silenced(smaller, filter(None, map(name_after(graph, plan), wire_names(graph, plan)))):
             found = self._answer(setting, smaller, expected)
         dense = survivors(setting.dense, self.drawing, self.run, keeps_of(graph, plan))
         outcome = compare(dense, expected.outputs, found, setting.precisions)

@@ -1,22 +1,32 @@
-"""Dropping blocks: the modules of a branch step aside, its output becomes zero (nothing, where it was concatenated)."""
+"""Dropping blocks: the modules of a branch step aside, its output becomes zero (nothing, where it was concatenated).
 
-from collections.abc import Mapping
+Whole layers of a list are taken out of it, so that the model is the one that its constructor makes with fewer layers.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
 
+from nervure.graph.depth import shorten
 from nervure.graph.example import tensors_in
 from nervure.graph.types import NOT_CUT, Block, Graph, Silence
+from nervure.plan import Plan
 
 
 class Pass(nn.Module):
-    """Returns its first argument, whatever else it is given."""
+    """Returns its first argument, whatever else it is given; in a tuple, before None for each of ``extras``."""
+
+    def __init__(self, extras: int = -1) -> None:
+        super().__init__()
+        self.extras = extras
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The first argument."""
-        return args[0] if args else next(iter(kwargs.values()))
+        first = args[0] if args else next(iter(kwargs.values()))
+        return first if self.extras < 0 else (first, *[None] * self.extras)
 
 
 class Silent(nn.Module):
@@ -52,7 +62,7 @@ def drop(model: nn.Module, graph: Graph, block: Block, keeps: Mapping[str, np.nd
     for name in block.modules:
         parent, _, key = name.rpartition(".")
         old = model.get_submodule(name)
-        new = Silent(silences[name]) if name in silences else Pass()
+        new = Silent(silences[name]) if name in silences else Pass(block.extras)
         _take_settings(new, old)
         owner = model.get_submodule(parent)
         setattr(owner, key, new.train(old.training))
@@ -98,3 +108,83 @@ def _after(silence: Silence, graph: Graph, keeps: Mapping[str, np.ndarray]) -> S
         if number != NOT_CUT:
             left[axis] = int(graph.axes[number].kept(keeps).sum())
     return replace(silence, left=tuple(left))
+
+
+# -- lists of layers -----------------------------------------------------------------------------------------------
+
+
+def leaving(graph: Graph, plan: Plan) -> dict[str, set[int]]:
+    """For each list that loses whole elements, and stays itself, their numbers; lists inside of others first."""
+    found: dict[str, set[int]] = {}
+    elements = {graph.block(d.block).element for d in plan.drops} - {""}
+    for element in sorted(elements):
+        name, _, number = element.rpartition(".")
+        if not any(name.startswith(f"{outer}.") for outer in elements):
+            found.setdefault(name, set()).add(int(number))
+    return {name: found[name] for name in sorted(found, key=len, reverse=True)}
+
+
+def name_after(graph: Graph, plan: Plan) -> Callable[[str], str | None]:
+    """What modules and tensors of the model are called once the elements that ``plan`` drops have left their lists.
+
+    The function that is returned takes a name of the model and returns that of the edited one, None where it has left.
+    """
+    lists = leaving(graph, plan)
+
+    def renamed(name: str) -> str | None:
+        for parent, gone in lists.items():
+            number, dot, rest = name.removeprefix(f"{parent}.").partition(".")
+            if not name.startswith(f"{parent}.") or not number.isdigit():
+                continue
+            if int(number) in gone:
+                return None
+            name = f"{parent}.{int(number) - sum(g < int(number) for g in gone)}{dot}{rest}"
+        return name
+
+    return renamed
+
+
+def take_out(model: nn.Module, graph: Graph, plan: Plan) -> None:
+    """Take the layers that ``plan`` drops as a whole out of their lists, in place.
+
+    Those behind are renumbered: in the list, where they keep their own number, and where the model or its config
+    counts them.
+    """
+    lists = leaving(graph, plan)
+    shorten(model, lists, {name for block in graph.blocks for name in _lists_of(block)})
+    for name, gone in lists.items():
+        elements = model.get_submodule(name)
+        assert isinstance(elements, nn.ModuleList | nn.Sequential)
+        numbered = _numbered(elements)
+        for number in sorted(gone, reverse=True):
+            del elements[number]
+        for number, element in enumerate(elements):
+            for holder, path, key in _whole_numbers(element):
+                if (path, key) in numbered:
+                    holder[key] = number
+
+
+def _lists_of(block: Block) -> Iterable[str]:
+    return [block.element.rpartition(".")[0]] if block.element else []
+
+
+def _whole_numbers(element: nn.Module) -> Iterator[tuple[dict[str, Any], str, str]]:
+    """Where the modules of an element hold whole numbers: attributes, the module's name in the element, key."""
+    for path, module in element.named_modules():
+        for key, value in vars(module).items():
+            if type(value) is int and not key.startswith("_"):
+                yield vars(module), path, key
+
+
+def _numbered(elements: Iterable[nn.Module]) -> set[tuple[str, str]]:
+    """Attributes, by module and key, that say of every element that has them which one it is.
+
+    Where a single one has that module, the key must be known from others.
+    """
+    values: dict[tuple[str, str], list[bool]] = {}
+    for number, element in enumerate(elements):
+        for holder, path, key in _whole_numbers(element):
+            values.setdefault((path, key), []).append(holder[key] == number)
+    right = {place: len(found) for place, found in values.items() if all(found)}
+    known = {key for (_, key), count in right.items() if count > 1}
+    return {(path, key) for path, key in right if key in known}

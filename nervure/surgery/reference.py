@@ -236,7 +236,9 @@ def _silent(model: nn.Module, graph: Graph, plan: Plan) -> Iterator[None]:
     def same(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         # As the output lies in memory: operators are chosen by that.
         with _disable_current_modes():
-            return torch.empty_like(output).copy_(args[0] if args else next(iter(kwargs.values())))
+            first = output if isinstance(output, Tensor) else output[0]
+            passed = torch.empty_like(first).copy_(args[0] if args else next(iter(kwargs.values())))
+            return passed if first is output else type(output)([passed, *output[1:]])
 
     with ExitStack() as stack:
         for edit in plan.drops:
