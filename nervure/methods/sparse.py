@@ -124,6 +124,7 @@ class Sparse(ABC):
         pattern = self.pattern
         if density is not None and pattern.most is not None:
             pattern = Pattern()
+        scores = field.ranked(scores)
         return sparse_masks(
             scores,
             density=self.density if density is None else density,
@@ -165,6 +166,7 @@ class Field:
         weights: each as [outputs, inputs, kernel positions], on the CPU, in float32 at least.
         kernels: the sides of their kernels.
         sizes: absolute values of what multiplies, laid out as ``weights``: of these, or of what is computed from them.
+        silent: which weights multiply as zeros though they are none (a mask of their own); laid out as ``weights``.
     """
 
     view: View
@@ -172,6 +174,7 @@ class Field:
     weights: Mapping[str, Tensor]
     kernels: Mapping[str, tuple[int, ...]]
     sizes: Mapping[str, Tensor]
+    silent: Mapping[str, Tensor]
 
     @staticmethod
     def of(view: View, dense: tuple[str, ...]) -> "Field":
@@ -183,13 +186,16 @@ class Field:
         kernels = {s.tensor: tuple(s.shape[axis] for axis in s.kernel) for s in found}
         real = _computed(view, found)
         sizes = {s.tensor: s.laid(_wide(real.get(s.tensor, view.weights[s.tensor]))).abs() for s in found}
-        return Field(view, found, weights, kernels, sizes)
+        silent = {name: (sizes[name] == 0) & (weight != 0) for name, weight in weights.items()}
+        return Field(view, found, weights, kernels, sizes, silent)
 
     def reached(self, masks: Mapping[str, Tensor]) -> dict[str, float | int | str]:
         """The density of all weights that multiply, how many masked ones stay, and what stays dense because it must."""
         forced = left_dense(self.view.graph, self.view.ignored)
         dense = (*forced, *(s for s in self.sheets if s.tensor not in masks))
-        stay, left = sum(int(mask.sum()) for mask in masks.values()), sum(p.size for p in dense)
+        silent = self.shaped(self.silent)
+        stay = sum(int((mask & ~silent[name]).sum()) for name, mask in masks.items())
+        left = sum(p.size for p in dense)
         whole = sum(mask.numel() for mask in masks.values()) + left
         if forced:
             text = f"{described(forced, whole)} stay dense. The density reached counts them."
@@ -205,6 +211,13 @@ class Field:
         """What :meth:`laid` made of some or all tensors, in their shapes again."""
         return {
             s.tensor: s.back(laid[s.tensor], self.view.weights[s.tensor].shape) for s in self.sheets if s.tensor in laid
+        }
+
+    def ranked(self, scores: Scored) -> Scored:
+        """Scores with what is silent below all others of its tensor."""
+        return {
+            name: torch.where(self.silent[name], values.min() - 1, values) if self.silent[name].any() else values
+            for name, values in scores.items()
         }
 
     def lifelines(self, scores: Scored, guard: Guard) -> dict[str, Tensor] | None:

@@ -264,6 +264,7 @@ class Rewiring:
             sheet.laid(self._ages[name]),
             None if gradient is None else sheet.laid(gradient),
             heard,
+            is_divided=sheet.is_divided,
         )
 
     @torch.no_grad()

@@ -1,8 +1,8 @@
 """SNIP, GraSP, SynFlow, ERK and Wanda against what their papers' equations give by hand."""
 
 import copy
-from itertools import pairwise
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
