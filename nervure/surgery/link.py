@@ -125,14 +125,15 @@ def _linked(kind: type[nn.Module]) -> type[nn.Module]:
 
     def reduce(self: Any, protocol: Any) -> tuple[Any, ...]:
         # Classes that are made while running cannot be pickled by name: they are made again.
-        make, (_, *args), *rest = kind.__reduce_ex__(self, protocol)
+        reduced: Any = kind.__reduce_ex__(self, protocol)
+        make, (_, *args), *rest = reduced
         return (_made_again, (make, kind, *args), *rest)
 
     members = {"forward": forward, "__reduce_ex__": reduce, "__module__": kind.__module__, "_is_linked": True}
     return type(kind.__name__, (kind,), members)
 
 
-def _made_again(make: Callable[..., nn.Module], kind: type[nn.Module], *args: Any) -> nn.Module:
+def _made_again(make: Callable[..., nn.Module], kind: Any, *args: Any) -> nn.Module:
     return make(_linked(kind), *args)
 
 

@@ -81,7 +81,9 @@ class Signal:
         if given is None:
             call = None if key[1] is None else self._call("met", met)
             return None if call is None else call.leaf
-        if key[1] is not None or not (torch.is_grad_enabled() or given.value.requires_grad or training):
+        is_for_gradients = torch.is_grad_enabled() or given.value.requires_grad or training
+        # Nothing is computed again inside the transforms of torch.func.
+        if key[1] is not None or not is_for_gradients or torch._C._functorch.peek_interpreter_stack() is not None:
             return given.value
         return self._remembered(given, met)
 
@@ -119,7 +121,7 @@ def _where() -> tuple[int, Any]:
 
 
 def _is_traced() -> bool:
-    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+    return torch.compiler.is_compiling() or torch._C._is_tracing()
 
 
 def _sample(value: Tensor) -> Tensor:

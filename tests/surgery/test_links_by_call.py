@@ -146,6 +146,18 @@ def test_compiled_and_exported_it_is_an_ordinary_graph(inputs: list[Tensor]) -> 
     torch.compiler.reset()
 
 
+def test_gradients_of_each_sample_are_those_of_one_alone(inputs: list[Tensor]) -> None:
+    model = linked().train()
+    weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+    def loss(weights: dict[str, Tensor], x: Tensor) -> Tensor:
+        return torch.func.functional_call(model, weights, (x[None],)).square().sum()
+
+    each = torch.func.vmap(torch.func.grad(loss), (None, 0))(weights, inputs[0])
+    alone = gradients(model, [inputs[0][1:2]])
+    assert all(torch.allclose(each[name][1], alone[name], atol=1e-6) for name in weights)
+
+
 def test_nothing_is_held_between_passes(inputs: list[Tensor]) -> None:
     model = linked()
     signals = [signal for layer in model.layers for signal in getattr(layer, "_ends", Ends()).said]
