@@ -7,6 +7,8 @@ from typing import Any, TypeAlias, final
 import torch
 from torch import Tensor, nn
 
+from nervure.graph.modes import isolated, uncompiled
+from nervure.graph.preserve import preserved
 from nervure.graph.products import COLUMN, PRODUCTS, ROW, STACK, Provenance, Use
 from nervure.graph.tape import Entry, Recorder, Tape, named_tensors, plain_kernels
 from nervure.graph.types import Product
@@ -24,12 +26,13 @@ class _Listener(Recorder):
         for name, tensor in named_tensors(model).items():
             self.tape.named[self.new(tensor).id] = name
         self._provenance = Provenance(self.tape, frozenset(name for name, _ in model.named_parameters()))
-        self._hear = hear
+        self._hear, self._read = hear, 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        start = len(self.tape.entries)
         out = super().__torch_dispatch__(func, types, args, kwargs)
-        for entry in self.tape.entries[start:]:
+        # A composite operator has been heard already, part by part.
+        new, self._read = self.tape.entries[self._read :], len(self.tape.entries)
+        for entry in new:
             for use in self._provenance.step(entry):
                 assert isinstance(entry, Entry)
                 self._hear(use, entry, args)
@@ -38,7 +41,7 @@ class _Listener(Recorder):
 
 def listen(model: nn.Module, run: Callable[[], Any], hear: Hear) -> None:
     """Call ``run``, which runs ``model``, and ``hear`` with each product of one of its parameters."""
-    with torch.no_grad(), plain_kernels(model), _Listener(model, hear):
+    with isolated(), preserved(model), torch.no_grad(), uncompiled(), plain_kernels(model), _Listener(model, hear):
         run()
 
 
