@@ -21,6 +21,8 @@ from nervure.graph.types import Product
 ROW, COLUMN, KERNEL, STACK = "rcks"
 """What an axis of an operand is for: outputs, what is summed over, positions of a kernel, products side by side."""
 MOST_NAMED = 5
+LARGE = 0.01
+"""The share of the parameters from which a table is worth a note."""
 PROBED = 4
 """Side of the tensor that an operator is tried on."""
 MATRIX = 2
@@ -338,6 +340,24 @@ def described(products: Sequence[Product], whole: int) -> str:
     """Products by name, each with its share of ``whole`` weights and, where it cannot be masked, the reason."""
     told = [f"{p.tensor} ({p.size / whole:.1%}{': ' if p.reason else ''}{p.reason})" for p in products]
     return ", ".join(told[:MOST_NAMED]) + (f" and {len(told) - MOST_NAMED} more" if len(told) > MOST_NAMED else "")
+
+
+def told_of_masks(model: nn.Module, products: Sequence[Product]) -> Iterator[str]:
+    """What masks leave as it is: what cannot be masked, and all that is large and does not multiply."""
+    left = [product for product in products if product.reason]
+    if left:
+        whole = sum(product.size for product in products)
+        yield f"masks cannot be laid on all weights that multiply: not on {described(left, whole)}"
+    known = {product.tensor for product in products}
+    parameters = dict(model.named_parameters())
+    whole = sum(parameter.numel() for parameter in parameters.values())
+    others = [
+        Product(name, tuple(parameter.shape))
+        for name, parameter in parameters.items()
+        if name not in known and parameter.ndim >= MATRIX and parameter.numel() >= LARGE * whole
+    ]
+    if others:
+        yield f"masks leave what does not multiply as it is, of all parameters {described(others, whole)}"
 
 
 def _unreached(model: nn.Module, tape: Tape, found: Mapping[str, Product]) -> Iterator[Product]:
