@@ -9,6 +9,7 @@ positions of a kernel or members of a stack.
 import math
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any, TypeAlias, final
 
 import torch
@@ -173,8 +174,8 @@ class Provenance:
     trails: dict[int, tuple[Trail, ...]] = field(default_factory=dict)
     fixed: set[int] = field(default_factory=set)
     """Values that do not depend on what the model is given."""
-    foreign: dict[str, str] = field(default_factory=dict)
-    """Parameters that went into an operator of which nothing is known, by name: which."""
+    foreign: dict[str, tuple[Trail, str]] = field(default_factory=dict)
+    """Parameters that went into an operator that is none of these, by name: how, and into which."""
 
     def __post_init__(self) -> None:
         self.fixed |= set(self.tape.named)
@@ -279,7 +280,7 @@ class Provenance:
             pointwise = False
         if not pointwise:
             for trail in (t for ref in followed for t in self.trails[ref.id]):
-                self.foreign.setdefault(trail.parameter, f"goes into {entry.name}, of which nothing is known")
+                self.foreign.setdefault(trail.parameter, (trail, entry.name))
 
 
 def _keeps_zero(entry: Entry, rank: int, dtype: torch.dtype) -> bool:
@@ -314,11 +315,19 @@ def _refs(value: Any) -> Iterator[Ref]:
 # -- from uses to what axes are for -------------------------------------------------------------------------------
 
 
-def products_of(model: nn.Module, tape: Tape) -> tuple[Product, ...]:
+def products_of(
+    model: nn.Module, tape: Tape, roles: Mapping[tuple[str, int], str] = MappingProxyType({})
+) -> tuple[Product, ...]:
     """All parameters of a model that multiply in a recorded run, in running order, and those that may.
 
     The latter have a ``reason`` why they cannot be masked. A parameter that the run does not reach is taken for what
     the same parameter of a module of its kind is.
+
+    Args:
+        model: the model.
+        tape: the run.
+        roles: which axes of parameters ``"reader"`` and ``"writer"`` rules have said to be, for operators of the
+            user's own.
     """
     parameters = dict(model.named_parameters())
     provenance = Provenance(tape, frozenset(parameters))
@@ -331,8 +340,8 @@ def products_of(model: nn.Module, tape: Tape) -> tuple[Product, ...]:
                 if name not in found or (use.is_live and name not in live):
                     found[name] = _product(use)
                     live |= {name} if use.is_live else set()
-    for name, reason in provenance.foreign.items():
-        found.setdefault(name, Product(name, tuple(parameters[name].shape), reason=reason))
+    for name, (trail, operator) in provenance.foreign.items():
+        found.setdefault(name, _told(trail, operator, roles))
     return (*found.values(), *_unreached(model, tape, found))
 
 
@@ -407,6 +416,16 @@ def _product(use: Use) -> Product:
         shape += [n for n, _ in divided]
         kinds += "".join(kind for _, kind in divided)
     return _laid_out(use, tuple(shape), kinds)
+
+
+def _told(trail: Trail, operator: str, roles: Mapping[tuple[str, int], str]) -> Product:
+    """What the axes are for at an operator of the user's own, as its rule says; a rule sums over what is read."""
+    name, shape = trail.parameter, trail.shape
+    kinds = [{"reader": COLUMN, "writer": ROW}.get(roles.get((name, axis), ""), KERNEL) for axis in range(len(shape))]
+    if COLUMN not in kinds or trail.steps or trail.is_computed:
+        return Product(name, shape, reason=f"goes into {operator}, of which nothing is known")
+    rows, columns = (tuple(a for a, kind in enumerate(kinds) if kind == k) for k in (ROW, COLUMN))
+    return Product(name, shape, rows, columns)
 
 
 def _laid_out(use: Use, shape: tuple[int, ...], kinds: str) -> Product:

@@ -400,7 +400,7 @@ def _drawing(model: nn.Module, flow: Flow, settings: Mapping[str, bool]) -> Draw
         resizes=resizes,
         notes=tuple(flow.told.values()),
         settings=settings,
-        products=products_of(model, flow.tape),
+        products=products_of(model, flow.tape, flow.roles),
     )
     graph = replace(graph, notes=(*graph.notes, *told_of_masks(model, graph.products)))
     found = declared(model, graph, flow.tape.read)
