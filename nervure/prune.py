@@ -6,6 +6,7 @@ from typing import Any, ClassVar, final
 
 from torch import Tensor, nn
 
+from nervure.budget.sheets import left_dense
 from nervure.errors import ArgumentError, DataError, NervureError, VerificationError
 from nervure.graph.cost import Cost, cost_of, count
 from nervure.graph.example import evaluating, is_weightless, placed_like, unwrapped
@@ -79,7 +80,9 @@ class Pruned:
             return replace(self, masks=sparse)
         edits = tuple(Mask(name, Keep.of(mask)) for name, mask in sparse.items() if not bool(mask.all()))
         stay = sum(int(mask.sum()) for mask in sparse.values())
-        reached = {"density": stay / sum(mask.numel() for mask in sparse.values()), "weights": stay}
+        left = sum(product.size for product in left_dense(self.graph))
+        whole = sum(mask.numel() for mask in sparse.values()) + left
+        reached = {**self.plan.reached, "density": (stay + left) / whole, "weights": stay}
         return replace(self, masks=sparse, plan=replace(self.plan, edits=edits, reached=reached))
 
     def __str__(self) -> str:

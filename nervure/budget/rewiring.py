@@ -56,14 +56,21 @@ def spared(site: Site, *, grace: int, lifelines: bool) -> Tensor:
     Args:
         site: the layer.
         grace: events that a new connection survives for certain.
-        lifelines: whether every output keeps a connection, so that it goes on hearing.
+        lifelines: whether every output keeps a connection, so that it goes on hearing. Where weights are divided by
+            norms, every output and every input does anyway.
     """
     found = site.mask & (site.age <= grace)
-    if lifelines:
-        rows = torch.where(site.mask, site.weight.abs().double(), -1.0).reshape(len(site.mask), -1)
-        strongest = torch.zeros_like(rows, dtype=torch.bool).scatter_(1, rows.argmax(1, keepdim=True), True)
-        found = found | (strongest.reshape(site.mask.shape) & site.mask)
+    for axis in (0, 1) if site.is_divided else (0,) if lifelines else ():
+        found = found | _strongest(site, axis)
     return found
+
+
+def _strongest(site: Site, axis: int) -> Tensor:
+    """The strongest connection at each place along an axis, where there is one."""
+    sizes = torch.where(site.mask, site.weight.abs().double(), -1.0).movedim(axis, 0)
+    rows = sizes.reshape(len(sizes), -1)
+    strongest = torch.zeros_like(rows, dtype=torch.bool).scatter_(1, rows.argmax(1, keepdim=True), True)
+    return strongest.reshape(sizes.shape).movedim(0, axis) & site.mask
 
 
 def thinned(

@@ -1,58 +1,27 @@
-"""The weights that can be pruned one by one, each laid out as outputs by inputs by kernel."""
+"""The weights that can be pruned one by one: the parameters that multiply, as the graph knows them."""
 
 import re
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from typing import final
 
-from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch import nn
 
 from nervure.check import nearest
 from nervure.errors import ArgumentError, BudgetError
-from nervure.graph.tape import named_tensors
 from nervure.graph.trace import matches
-from nervure.graph.types import Graph
-
-ATTENTION = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
-
-
-@final
-@dataclass(frozen=True, slots=True, eq=False)
-class Sheet:
-    """One weight tensor of a convolution, a linear layer or an attention projection.
-
-    Attributes:
-        tensor: its name.
-        module: the module that works with it.
-        transposed: whether its inputs come first, as in transposed convolutions.
-    """
-
-    tensor: str
-    module: nn.Module
-    transposed: bool = False
-
-    def laid(self, values: Tensor) -> Tensor:
-        """``values`` of the tensor's shape as [outputs, inputs of one output, kernel positions]."""
-        rows = values.transpose(0, 1) if self.transposed else values
-        return rows.reshape(*rows.shape[:2], -1)
-
-    def back(self, laid: Tensor, shape: Iterable[int]) -> Tensor:
-        """What :meth:`laid` made of a tensor of that shape, in that shape again."""
-        first, second, *kernel = shape
-        if self.transposed:
-            return laid.reshape(second, first, *kernel).transpose(0, 1).contiguous()
-        return laid.reshape(first, second, *kernel)
+from nervure.graph.types import Graph, Product
 
 
 def sheets(
     model: nn.Module, graph: Graph, dense: Iterable[str] = (), ignored: Container[str] = ()
-) -> tuple[Sheet, ...]:
-    """The tensors whose weights can be pruned one by one, in running order.
+) -> tuple[Product, ...]:
+    """The parameters whose weights can be pruned one by one, in running order.
 
-    Those are the weights of convolutions and linear layers and the projections of attention. Left alone are
-    embeddings (also where a linear layer shares their weight), norms, biases, grouped transposed convolutions, and
-    weights that are computed from others (parametrisations).
+    Those are all that multiply: of convolutions and linear layers, attention, recurrent layers, stacks of experts, bare
+    parameters, and those from which such a weight is computed in a way that keeps zeros (weight and spectral norm, the
+    masks of ``torch.nn.utils.prune``). A table of embeddings multiplies where an output layer shares it. Biases and
+    scales do not, and stay.
 
     Args:
         model: the model.
@@ -62,39 +31,36 @@ def sheets(
 
     Raises:
         ArgumentError: a pattern in ``dense`` fits nothing.
-        BudgetError: there is no such tensor.
+        BudgetError: there is no such parameter.
     """
-    names = {id(tensor): name for name, tensor in named_tensors(model).items()}
-    shared = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding | nn.EmbeddingBag)}
-    parameters = set(graph.parameters)
-    found: dict[str, Sheet] = {}
-    for module in model.modules():
-        for weight, transposed in _weights(module):
-            name = names.get(id(weight), "")
-            if name in parameters and name not in ignored and id(weight) not in shared:
-                found.setdefault(name, Sheet(name, module, transposed))
+    names = _names(model)
+    found = {p.tensor: p for p in graph.products if not p.reason and p.tensor not in ignored}
     for pattern in dense:
-        fitting = [name for name in found if matches(name, pattern)]
+        fitting = [name for name in found if any(matches(other, pattern) for other in names.get(name, (name,)))]
         if not fitting:
             raise ArgumentError(f"dense={pattern!r} fits no layer that could be pruned.{nearest(pattern, found)}")
         for name in fitting:
             del found[name]
     if not found:
-        raise BudgetError("there are no weights of convolutions or linear layers to prune; they all stay dense.")
-    order = {work.layer: number for number, work in reversed(list(enumerate(graph.work)))}
-    return tuple(sorted(found.values(), key=lambda sheet: order.get(sheet.tensor.rpartition(".")[0], len(order))))
+        raise BudgetError(
+            "there are no weights that multiply to prune; they all stay dense (a graph of an earlier version does not "
+            "know them: trace the model again)."
+        )
+    return tuple(found.values())
 
 
-def _weights(module: nn.Module) -> list[tuple[Tensor, bool]]:
-    match module:
-        case _ConvTransposeNd():
-            return [(module.weight, True)] if module.groups == 1 else []
-        case _ConvNd() | nn.Linear():
-            return [(module.weight, False)]
-        case nn.MultiheadAttention():
-            projections = (getattr(module, name) for name in ATTENTION)
-            return [(weight, False) for weight in projections if weight is not None]
-    return []
+def left_dense(graph: Graph, ignored: Container[str] = ()) -> tuple[Product, ...]:
+    """The parameters that multiply, or may, and that no mask can be laid on; each with its reason."""
+    return tuple(p for p in graph.products if p.reason and p.tensor not in ignored)
+
+
+def _names(model: nn.Module) -> dict[str, list[str]]:
+    """All names of each parameter, by its first: a head may share its weight with a table."""
+    first: dict[int, str] = {}
+    names: dict[str, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(first.setdefault(id(parameter), name), []).append(name)
+    return names
 
 
 @final

@@ -259,7 +259,7 @@ class Recorder(TorchDispatchMode):
         self.tape.entries.append(Entry(func, name, refs, named, outs, module, self.call))
         if writes:
             self._write_back([t for t in results if any(t is w for w in writes)])
-        elif _is_view(func) and args and isinstance(args[0], Tensor):
+        elif is_view(func) and args and isinstance(args[0], Tensor):
             for i, tensor in enumerate(results):
                 self.memory.is_view_of(tensor, args[0], (func, refs, named, i))
         return out
@@ -324,7 +324,8 @@ def _written(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
     return written
 
 
-def _is_view(func: Any) -> bool:
+def is_view(func: Any) -> bool:
+    """Whether an operator returns views of what it is given."""
     returns = func._schema.returns
     return bool(returns) and returns[0].alias_info is not None and not returns[0].alias_info.is_write
 

@@ -17,6 +17,7 @@ from nervure.errors import ArgumentError, TraceError
 from nervure.graph.declared import declared
 from nervure.graph.flow import HIDDEN, Flow, Specs, move, refs_in
 from nervure.graph.labels import NONE, Array, Layer, Owner, Space, Split, Store
+from nervure.graph.products import products_of, told_of_masks
 from nervure.graph.rules import RULES, unknown
 from nervure.graph.solve import TRIES, Solver
 from nervure.graph.tape import Entry, Ref, Tape, named_tensors, record
@@ -412,7 +413,9 @@ def _drawing(model: nn.Module, flow: Flow, settings: Mapping[str, bool]) -> Draw
         resizes=resizes,
         notes=tuple(flow.told.values()),
         settings=settings,
+        products=products_of(model, flow.tape, flow.roles),
     )
+    graph = replace(graph, notes=(*graph.notes, *told_of_masks(model, graph.products)))
     found = declared(model, graph, flow.tape.read)
     if found:
         told = ", ".join(".".join(filter(None, (d.module, d.attribute))) for d in found)

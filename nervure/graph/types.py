@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -162,6 +163,55 @@ class Work:
 
 @final
 @dataclass(frozen=True, slots=True)
+class Product:
+    """A parameter that multiplies what flows through the model, and what its axes are for.
+
+    Attributes:
+        tensor: its name.
+        shape: its shape, with an axis in two where the operator takes it so (a grouped transposed convolution).
+        rows: axes of ``shape`` along which outputs lie, the members of a stack first.
+        columns: axes that are summed over; what is neither are positions of a kernel.
+        stack: those of ``rows`` along which matrices lie side by side, each with inputs of its own (experts).
+        parts: into how many equal parts the rows are divided that read different inputs.
+        is_computed: whether what multiplies is computed from the parameter (its norm, a mask of its own).
+        is_divided: whether that is a quotient which rows or columns of zeros may not have.
+        reason: why it cannot be masked; empty where it can.
+    """
+
+    tensor: str
+    shape: tuple[int, ...]
+    rows: tuple[int, ...] = ()
+    columns: tuple[int, ...] = ()
+    stack: tuple[int, ...] = ()
+    parts: int = 1
+    is_computed: bool = False
+    is_divided: bool = False
+    reason: str = ""
+
+    @property
+    def kernel(self) -> tuple[int, ...]:
+        """The axes of ``shape`` that are positions of a kernel."""
+        return tuple(a for a in range(len(self.shape)) if a not in (*self.rows, *self.columns))
+
+    @property
+    def size(self) -> int:
+        """Number of entries."""
+        return math.prod(self.shape)
+
+    def laid(self, values: Tensor) -> Tensor:
+        """``values`` of the tensor's shape as [outputs, inputs of one output, kernel positions]."""
+        sizes = [math.prod(self.shape[a] for a in axes) for axes in (self.rows, self.columns, self.kernel)]
+        return values.reshape(self.shape).permute(self.rows + self.columns + self.kernel).reshape(sizes)
+
+    def back(self, laid: Tensor, shape: Iterable[int]) -> Tensor:
+        """What :meth:`laid` made of a tensor of that shape, in that shape again."""
+        order = self.rows + self.columns + self.kernel
+        apart = laid.reshape([self.shape[a] for a in order])
+        return apart.permute([order.index(a) for a in range(len(order))]).reshape(tuple(shape)).contiguous()
+
+
+@final
+@dataclass(frozen=True, slots=True)
 class Edge:
     """Units of ``source`` reach units of ``target`` through parameter ``tensor``."""
 
@@ -288,6 +338,7 @@ class Graph:
         notes: anything the user should know (operations without a rule, unreached modules).
         settings: the options of ``trace`` that decide what the units are, for drawing the same graph again.
         declared: integers of configs that say sizes and follow a cut that is alike in all layers.
+        products: the parameters that multiply, in running order, and those of which that is not known.
     """
 
     groups: tuple[Group, ...]
@@ -301,6 +352,7 @@ class Graph:
     notes: tuple[str, ...] = ()
     settings: Mapping[str, bool] = field(default_factory=dict)
     declared: tuple[Declared, ...] = ()
+    products: tuple[Product, ...] = ()
 
     def __str__(self) -> str:
         return self.describe()
@@ -401,6 +453,7 @@ class Graph:
             "notes": list(self.notes),
             "settings": dict(self.settings),
             "declared": [[d.module, d.attribute, d.size, list(d.groups)] for d in self.declared],
+            "products": [asdict(product) for product in self.products],
         }
 
     @staticmethod
@@ -433,6 +486,7 @@ class Graph:
                 declared=tuple(
                     Declared(m, path, size, tuple(names)) for m, path, size, names in data.get("declared", ())
                 ),
+                products=tuple(Product(**_with_tuples(p)) for p in data.get("products", ())),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise PlanError(f"this is not a graph: {error!r}.") from error

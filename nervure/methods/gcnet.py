@@ -155,7 +155,7 @@ class GCNet(Sparse):
     def _scores(self, field: Field, found: Connectivity) -> Scored:
         """A score for each weight."""
         guides = self._guides(field, found)
-        sizes = {name: weight.abs() for name, weight in field.weights.items()}
+        sizes = dict(field.sizes)
         return sizes | {
             layer.tensor: self._score(layer, sizes[layer.tensor], guides[layer.tensor])
             for layer in field.layers()

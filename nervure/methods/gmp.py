@@ -62,7 +62,7 @@ class GMP(Rewired):
         """The masks to begin with: the largest weights."""
         if self.start == 1:
             return {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in field.weights.items()}
-        return self.best(field, {name: weight.abs() for name, weight in field.weights.items()}, self.start)
+        return self.best(field, dict(field.sizes), self.start)
 
     def staying(self, moment: Moment, sites: list[Site]) -> Counts | int:
         """What the schedule says, never more than there is."""

@@ -35,10 +35,12 @@ def masks_by_lot(view: View, plan: Plan, *, seed: int) -> tuple[Mask, ...]:
     if not keeps:
         return ()
     field, generator = Field.of(view, ()), torch.Generator().manual_seed(seed)
-    lots = {
-        name: torch.rand(weight.shape, generator=generator, dtype=torch.float64)
-        for name, weight in field.weights.items()
-    }
+    lots = field.ranked(
+        {
+            name: torch.rand(weight.shape, generator=generator, dtype=torch.float64)
+            for name, weight in field.weights.items()
+        }
+    )
     laid = {s.tensor: s.laid(keeps[s.tensor]) for s in field.sheets if s.tensor in keeps}
     drawn = field.shaped(_drawn(field, lots, laid, plan, generator))
     others = {name: _permuted(keep, generator) for name, keep in keeps.items() if name not in drawn}

@@ -27,4 +27,4 @@ class MagnitudeMasks(Sparse):
 
     def kept(self, view: View, field: Field) -> dict[str, Tensor]:
         """The largest weights."""
-        return self.best(field, {name: weight.abs() for name, weight in field.weights.items()})
+        return self.best(field, dict(field.sizes))

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, Literal, final
 
+from nervure.budget.sheets import left_dense
 from nervure.check import require_choice, require_fraction, require_positive
 from nervure.errors import ArgumentError, BudgetError
 from nervure.graph.example import evaluating
@@ -129,7 +130,9 @@ class N2NSkip:
         starts = Starts(self.start, self.scale, self.norm, self._is_rescaled(first), self.reinit, view.seed + self.seed)
         edits = started(field, masks, skips, starts)
         stay = [sum(int(keep.sum()) for keep in part.values()) for part in (masks, skips)]
-        reached = {"density": sum(stay) / whole, "weights": sum(stay), "skips": stay[1]}
+        # The first step has told what stays dense because it must.
+        left = sum(product.size for product in left_dense(view.graph, view.ignored))
+        reached = {"density": (sum(stay) + left) / (whole + left), "weights": sum(stay), "skips": stay[1]}
         return Plan(edits, view.graph.fingerprint, asked, reached)
 
     def _places(self, view: View) -> tuple[Place, ...]:

@@ -26,6 +26,7 @@ from nervure.budget.latency import LatencyTable
 from nervure.check import require_choice, require_positive
 from nervure.dependence.options import Estimator
 from nervure.errors import ArgumentError, BudgetError, NervureWarning
+from nervure.graph.products import described
 from nervure.methods.base import View
 from nervure.methods.connectivity import Connectivity, Ranking, Survey
 from nervure.methods.timed import for_engine, planned
@@ -216,6 +217,7 @@ class SNACS:
             "keep": (total - whole + spent) / total,
             "connections": sum(int(mask.sum()) for mask in masks.values()),
             **_told(found, raised),
+            **_dense(view, {layer.tensor for layer in prunable}),
         }
         return Plan(tuple(edits), view.graph.fingerprint, self._asked(), reached)
 
@@ -297,6 +299,12 @@ def _told(found: Connectivity, raised: float) -> dict[str, float]:
         stacklevel=4,
     )
     return reached
+
+
+def _dense(view: View, masked: set[str]) -> dict[str, str]:
+    """What else multiplies and stays as it is, with its share of all parameters."""
+    left = [p for p in view.graph.products if p.tensor not in masked and p.tensor not in view.ignored]
+    return {"dense": described(left, view.graph.params())} if left else {}
 
 
 def _first(scores: Tensor, protected: Tensor | None) -> Tensor:

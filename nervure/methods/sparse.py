@@ -1,5 +1,6 @@
 """What methods share that mask single weights, kernels or blocks of them by their scores."""
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -9,12 +10,15 @@ from typing import ClassVar, Literal, TypeAlias, final, get_args
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.modules.conv import _ConvNd
 
-from nervure.budget.sheets import Pattern, Sheet, sheets
+from nervure.budget.sheets import Pattern, left_dense, sheets
 from nervure.budget.sparse import Distribution, sparse_masks
 from nervure.check import require_choice, require_fraction, require_positive
-from nervure.errors import ArgumentError
+from nervure.errors import ArgumentError, NervureWarning
+from nervure.graph.example import evaluating, is_weightless, run_example
+from nervure.graph.operands import computed_weights
+from nervure.graph.products import described
+from nervure.graph.types import Product
 from nervure.methods.base import View
 from nervure.plan import Keep, Mask, Plan
 from nervure.scores.connectivity import lifelines
@@ -29,8 +33,9 @@ Scored: TypeAlias = dict[str, Tensor]
 class Sparse(ABC):
     """Keep the weights with the highest scores; the others are masked.
 
-    Prunable are the weights of convolutions, linear layers and attention projections; embeddings, norms and biases
-    stay. What ``prune`` is told to ignore stays too.
+    Prunable are all weights that multiply: of convolutions, linear and recurrent layers, attention, stacks of experts,
+    bare parameters. Biases, scales and tables that are looked up stay, and what ``prune`` is told to ignore. A weight
+    that multiplies and cannot be masked is named in a warning, with its share, and ``reached`` counts it as it is.
 
     Attributes:
         density: the fraction of prunable weights that stays, in (0, 1]; exactly ``round(density * weights)`` of them.
@@ -110,22 +115,16 @@ class Sparse(ABC):
         if self.density == 1:
             return Plan((), view.graph.fingerprint, asked, {"density": 1.0})
         field = Field.of(view, self.dense)
-        masks = kept(field)
-        stay, whole = (
-            sum(map(int, n)) for n in ((m.sum() for m in masks.values()), (m.numel() for m in masks.values()))
-        )
-        edits = tuple(
-            Mask(s.tensor, Keep.of(s.back(masks[s.tensor], view.weights[s.tensor].shape)))
-            for s in field.sheets
-            if s.tensor in masks and not bool(masks[s.tensor].all())
-        )
-        return Plan(edits, view.graph.fingerprint, asked, {"density": stay / whole, "weights": stay})
+        masks = field.shaped(kept(field))
+        edits = tuple(Mask(name, Keep.of(mask)) for name, mask in masks.items() if not bool(mask.all()))
+        return Plan(edits, view.graph.fingerprint, asked, field.reached(masks))
 
     def best(self, field: "Field", scores: Scored, density: float | None = None) -> dict[str, Tensor]:
         """The masks of highest score, at a density on the way where one is given (n:m comes last)."""
         pattern = self.pattern
         if density is not None and pattern.most is not None:
             pattern = Pattern()
+        scores = field.ranked(scores)
         return sparse_masks(
             scores,
             density=self.density if density is None else density,
@@ -163,15 +162,19 @@ class Field:
 
     Attributes:
         view: what the method sees.
-        sheets: the tensors, in running order.
+        sheets: the tensors and what their axes are for, in running order.
         weights: each as [outputs, inputs, kernel positions], on the CPU, in float32 at least.
         kernels: the sides of their kernels.
+        sizes: absolute values of what multiplies, laid out as ``weights``: of these, or of what is computed from them.
+        silent: which weights multiply as zeros though they are none (a mask of their own); laid out as ``weights``.
     """
 
     view: View
-    sheets: tuple[Sheet, ...]
+    sheets: tuple[Product, ...]
     weights: Mapping[str, Tensor]
     kernels: Mapping[str, tuple[int, ...]]
+    sizes: Mapping[str, Tensor]
+    silent: Mapping[str, Tensor]
 
     @staticmethod
     def of(view: View, dense: tuple[str, ...]) -> "Field":
@@ -180,7 +183,25 @@ class Field:
             raise ArgumentError("masking weights needs the model itself: give the view its model.")
         found = sheets(view.model, view.graph, dense, view.ignored)
         weights = {s.tensor: s.laid(_wide(view.weights[s.tensor])) for s in found}
-        return Field(view, found, weights, {s.tensor: tuple(view.weights[s.tensor].shape[2:]) for s in found})
+        kernels = {s.tensor: tuple(s.shape[axis] for axis in s.kernel) for s in found}
+        real = _computed(view, found)
+        sizes = {s.tensor: s.laid(_wide(real.get(s.tensor, view.weights[s.tensor]))).abs() for s in found}
+        silent = {name: (sizes[name] == 0) & (weight != 0) for name, weight in weights.items()}
+        return Field(view, found, weights, kernels, sizes, silent)
+
+    def reached(self, masks: Mapping[str, Tensor]) -> dict[str, float | int | str]:
+        """The density of all weights that multiply, how many masked ones stay, and what stays dense because it must."""
+        forced = left_dense(self.view.graph, self.view.ignored)
+        dense = (*forced, *(s for s in self.sheets if s.tensor not in masks))
+        silent = self.shaped(self.silent)
+        stay = sum(int((mask & ~silent[name]).sum()) for name, mask in masks.items())
+        left = sum(p.size for p in dense)
+        whole = sum(mask.numel() for mask in masks.values()) + left
+        if forced:
+            text = f"{described(forced, whole)} stay dense. The density reached counts them."
+            warnings.warn(f"of the weights that multiply {text}", NervureWarning, stacklevel=5)
+        told = {"dense": described(dense, whole)} if dense else {}
+        return {"density": (stay + left) / whole, "weights": stay, **told}
 
     def laid(self, values: Mapping[str, Tensor]) -> Scored:
         """Values by tensor, of its shape, laid out as the weights are."""
@@ -192,31 +213,42 @@ class Field:
             s.tensor: s.back(laid[s.tensor], self.view.weights[s.tensor].shape) for s in self.sheets if s.tensor in laid
         }
 
+    def ranked(self, scores: Scored) -> Scored:
+        """Scores with what is silent below all others of its tensor."""
+        return {
+            name: torch.where(self.silent[name], values.min() - 1, values) if self.silent[name].any() else values
+            for name, values in scores.items()
+        }
+
     def lifelines(self, scores: Scored, guard: Guard) -> dict[str, Tensor] | None:
         """The best weight of each output that must not fall silent, as booleans; None where nothing is guarded."""
-        if guard == "none":
+        divided = {s.tensor for s in self.sheets if s.is_divided}
+        if guard == "none" and not divided.intersection(scores):
             return None
         best = {name: values.reshape(len(values), -1).argmax(1) for name, values in scores.items()}
-        alive = {name: torch.ones(len(values), dtype=torch.bool) for name, values in scores.items()}
+        alive = {name: torch.full((len(values),), guard != "none") for name, values in scores.items()}
         if guard == "paths":
             alive |= self._needed(scores, best)
+        # A row without a weight has no norm to divide by.
+        alive |= {name: torch.ones_like(alive[name]) for name in divided.intersection(scores)}
         fixed = {}
         for name, values in scores.items():
             flat = torch.zeros(len(values), values[0].numel(), dtype=torch.bool)
             flat[alive[name], best[name][alive[name]]] = True
             fixed[name] = flat.reshape(values.shape)
+        for name in divided.intersection(scores):
+            _fix_best_of_parents(fixed[name], scores[name], torch.arange(scores[name].shape[1]))
         if guard == "units":
-            splits = {s.tensor: s.module.groups for s in self.sheets if isinstance(s.module, _ConvNd)}
+            splits = {s.tensor: s.parts for s in self.sheets}
             for layer in self.layers():
-                name, parts = layer.tensor, splits.get(layer.tensor, 1)
+                name, parts = layer.tensor, splits[layer.tensor]
                 for own, values in zip(fixed[name].chunk(parts), scores[name].chunk(parts), strict=True):
                     _fix_best_of_parents(own, values, layer.blocks)
         return fixed
 
     def layers(self) -> tuple[Layer, ...]:
         """The tensors as connections between units, in running order; those on no axis of the graph are left out."""
-        transposed = {s.tensor for s in self.sheets if s.transposed}
-        return layers(self.view.graph, self.view.weights, self.weights, transposed=transposed)
+        return layers(self.view.graph, self.view.weights, self.weights)
 
     def _needed(self, scores: Scored, best: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The outputs of each layer that are on the best paths from the network's outputs back to its inputs."""
@@ -237,6 +269,14 @@ def _fix_best_of_parents(fixed: Tensor, scores: Tensor, blocks: Tensor) -> None:
         values = scores[:, inputs]
         row, place, position = np.unravel_index(int(values.argmax()), values.shape)
         fixed[int(row), int(inputs[int(place)]), int(position)] = True
+
+
+def _computed(view: View, found: tuple[Product, ...]) -> dict[str, Tensor]:
+    """What multiplies in the place of parameters from which it is computed."""
+    if not any(s.is_computed for s in found) or view.model is None or view.example is None or is_weightless(view.model):
+        return {}
+    with evaluating(view.model):
+        return computed_weights(view.model, partial(run_example, view.model, view.example), found)
 
 
 def _wide(weight: Tensor) -> Tensor:

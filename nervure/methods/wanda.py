@@ -2,8 +2,8 @@
 
 Sun, Liu, Bair and Kolter, "A Simple and Effective Pruning Approach for Large Language Models", 2024, equation 1.
 
-Differs from the paper: convolutions and attention projections are pruned as well, and n:m is one of several
-granularities.
+Differs from the paper: all weights that multiply are pruned, those of convolutions, recurrent layers and experts as
+well, and n:m is one of several granularities.
 """
 
 from dataclasses import dataclass
@@ -27,8 +27,8 @@ class Wanda(Sparse):
     """Mask the weights of each output with the smallest ``|w| * ||x||``.
 
     The other hyper-parameters are those of every method that masks weights: ``density``, ``distribution``,
-    ``granularity``, ``block``, ``guard``, ``dense``. Needs data; labels are not looked at. Where the inputs of a layer
-    cannot be heard (the last projection of ``nn.MultiheadAttention``), they count as equally loud.
+    ``granularity``, ``block``, ``guard``, ``dense``. Needs data; labels are not looked at. Where nothing enters (an
+    expert that no sample is sent to), inputs count as equally loud.
 
     Attributes:
         samples: how many samples at most are listened to.
@@ -50,10 +50,9 @@ class Wanda(Sparse):
         """The largest weights with the loudest inputs."""
         if view.data is None:
             raise DataError(f"{self!r} listens to what enters the layers: give data=, batches of inputs.")
-        norms = input_norms(twin(view), [s.tensor for s in field.sheets], view.data, self.samples, view.seed)
+        norms = input_norms(twin(view), field.sheets, view.data, self.samples, view.seed)
         scores = {
-            name: wanda(weight, norms[name].to(weight)) if name in norms else weight.abs()
-            for name, weight in field.weights.items()
+            name: wanda(size, norms[name].to(size)) if name in norms else size for name, size in field.sizes.items()
         }
         by_row = self.rows and self.granularity == "element"
         return self.best(field, {n: within_rows(s) for n, s in scores.items()} if by_row else scores)

@@ -1,6 +1,7 @@
 """The layers of a network as bundles of connections: which unit each row and each column of a weight belongs to."""
 
-from collections.abc import Container, Iterable, Mapping
+import math
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from nervure.check import require_finite
-from nervure.graph.types import Axis, Graph, Part, Units
+from nervure.graph.types import Axis, Graph, Part, Product, Units
 
 Weights = Mapping[str, Tensor]
 
@@ -28,6 +29,7 @@ class Layer:
         columns: the groups along the parents and the unit of each parent.
         is_first: whether no layer makes its parents: they are what the model is given.
         is_fixed: whether the user wants it as it is.
+        product: what the axes of the tensor are for; None: outputs by inputs by kernel.
     """
 
     tensor: str
@@ -38,6 +40,7 @@ class Layer:
     columns: tuple[Part, ...]
     is_first: bool
     is_fixed: bool = False
+    product: Product | None = None
 
     @property
     def children(self) -> int:
@@ -71,9 +74,10 @@ class Layer:
         return self._folded(values.reshape(*values.shape[:2], -1).mean(2))
 
     def mask(self, keep: Tensor) -> Tensor:
-        """The connections that stay, [children, parents], as a mask of the shape of the weight."""
+        """The connections that stay, [children, parents], as a mask of the shape of the tensor."""
         full = keep[:, self.blocks]
-        return full.reshape(*full.shape, *[1] * (self.weight.ndim - 2)).expand(self.weight.shape)
+        mask = full.reshape(*full.shape, *[1] * (self.weight.ndim - 2)).expand(self.weight.shape)
+        return mask if self.product is None else self.product.back(mask, self.product.shape)
 
     def entries(self) -> Tensor:
         """Weights of one connection of each parent. Shape [parents]."""
@@ -85,51 +89,83 @@ class Layer:
         return sums / torch.bincount(self.blocks, minlength=self.parents)
 
 
-def layers(
-    graph: Graph,
-    weights: Weights,
-    tensors: Iterable[str],
-    *,
-    transposed: Container[str] = (),
-    fixed: Container[str] = (),
-) -> tuple[Layer, ...]:
-    """The layers of these weight tensors, in running order.
+def layers(graph: Graph, weights: Weights, tensors: Iterable[str], *, fixed: Container[str] = ()) -> tuple[Layer, ...]:
+    """The layers of these weight tensors, in running order; those that no two axes of the graph describe are left out.
 
     Args:
         graph: the model's graph.
         weights: its tensors by name.
         tensors: the names of the weights.
-        transposed: those of them whose inputs come first.
         fixed: those of them that must not change.
 
     Raises:
         ScoreError: a weight is NaN or infinite.
     """
+    products = {product.tensor: product for product in graph.products}
     order = {work.layer: number for number, work in reversed(list(enumerate(graph.work)))}
-    running = sorted(tensors, key=lambda name: order.get(name.rpartition(".")[0], len(order)))
-    return tuple(
-        _layer(graph, name, weights[name], name in transposed, name in fixed)
+    ranks = {name: number for number, name in enumerate(products)} if products else {}
+    running = sorted(
+        tensors, key=lambda name: (ranks.get(name, len(ranks)), order.get(name.rpartition(".")[0], len(order)))
+    )
+    found = (
+        _layer(graph, products.get(name), name, weights[name], name in fixed)
         for name in running
         if name in graph.tensors
     )
+    return tuple(layer for layer in found if layer is not None)
 
 
-def _layer(graph: Graph, name: str, weight: Tensor, transposed: bool, fixed: bool) -> Layer:
+def _layer(graph: Graph, product: Product | None, name: str, weight: Tensor, fixed: bool) -> Layer | None:
     require_finite(weight, f"tensor {name!r}")
-    rows, columns = (graph.axes[index] for index in graph.tensors[name][:2])
-    if transposed:
-        rows, columns, weight = columns, rows, weight.transpose(0, 1)
+    if product is None or product.reason:
+        product = Product(name, tuple(weight.shape), (0,), (1,))
+    rows, columns = (axis_along(graph, product, axes) for axes in (product.rows, product.columns))
+    if rows is None or columns is None:
+        return None
+    wide = weight.detach().to("cpu", torch.float32)
+    is_plain = (product.rows, product.columns) == ((0,), (1,))
     blocks, firsts = _blocks(columns)
     return Layer(
         tensor=name,
-        weight=weight.detach().to("cpu", torch.float32),
+        weight=wide if is_plain else product.laid(wide),
         blocks=torch.from_numpy(blocks),
         parents=len(firsts),
         rows=rows.parts,
         columns=tuple((group, Units(units.array[firsts])) for group, units in columns.parts),
         is_first=not any(graph[group].writers for group, _ in columns.parts),
         is_fixed=fixed,
+        product=None if is_plain else product,
     )
+
+
+def axis_along(graph: Graph, product: Product, axes: Sequence[int]) -> Axis | None:
+    """The units along axes of a product, taken together in this order; None where one of the tensor's is divided."""
+    sizes = [product.shape[a] for a in axes]
+    parts: list[Part] = []
+    for number, mine in zip(graph.tensors[product.tensor], _divided(graph, product), strict=True):
+        wide = [a for a in mine if product.shape[a] > 1]
+        if not graph.axes[number].parts or not any(a in axes for a in wide):
+            continue
+        if not all(a in axes for a in wide):
+            return None
+        for group, units in graph.axes[number].parts:
+            apart = units.array.reshape([product.shape[a] for a in wide])
+            apart = apart.transpose(sorted(range(len(wide)), key=lambda place: axes.index(wide[place])))
+            apart = apart.reshape([product.shape[a] if a in wide else 1 for a in axes])
+            parts.append((group, Units(np.broadcast_to(apart, sizes).reshape(-1))))
+    return Axis(math.prod(sizes), tuple(parts))
+
+
+def _divided(graph: Graph, product: Product) -> list[list[int]]:
+    """For each axis of the tensor the axes of the product that it is divided into."""
+    found: list[list[int]] = []
+    rest = list(range(len(product.shape)))
+    for number in graph.tensors[product.tensor]:
+        mine = [rest.pop(0)]
+        while math.prod(product.shape[a] for a in mine) < graph.axes[number].size:
+            mine.append(rest.pop(0))
+        found.append(mine)
+    return found
 
 
 def _blocks(axis: Axis) -> tuple[np.ndarray, np.ndarray]:

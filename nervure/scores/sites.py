@@ -27,6 +27,7 @@ class Site:
         activation: mean absolute value of each input, [1 or outputs, inputs]. None: not gathered.
         incoming: how strongly the unit behind each input is written by the layers before, [inputs].
         price: weights that one connection stands for: 1, or those of a kernel where kernels are whole.
+        is_divided: whether the weight is divided by norms, which rows or columns of zeros do not have.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Site:
     activation: Tensor | None = None
     incoming: Tensor | None = None
     price: int = 1
+    is_divided: bool = False
 
     def in_kernels(self) -> "Site":
         """The same with whole kernels as connections: norms of weights and gradients, [outputs, inputs, 1]."""

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from nervure.errors import PlanError
 from nervure.graph.types import Axis, Graph, Units
 from nervure.plan import Link, Plan
+from nervure.surgery.signal import Signal
 
 ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
@@ -37,13 +38,6 @@ ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
 
 MATRIX = 2
 """Axes of a weight that has no kernel."""
-
-
-class Signal:
-    """What a source hands to a target during one forward pass; it holds nothing between passes."""
-
-    def __init__(self) -> None:
-        self.value: Tensor | None = None
 
 
 @dataclass(eq=False)
@@ -119,17 +113,28 @@ def _linked(kind: type[nn.Module]) -> type[nn.Module]:
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         ends: Ends = self.__dict__["_ends"]
         for signal in ends.given:
-            signal.value = args[0] if args else next(iter(kwargs.values()))
+            signal.give(args[0] if args else next(iter(kwargs.values())))
         out = kind.forward(self, *args, **kwargs)
         for name, signal in ends.added:
-            value, signal.value = signal.value, None
+            value = signal.take(out, training=self.training)
             if value is not None:
                 out = out + getattr(self, name)(value, out)
         for signal in ends.said:
-            signal.value = out
+            signal.give(out)
         return out
 
-    return type(kind.__name__, (kind,), {"forward": forward, "__module__": kind.__module__, "_is_linked": True})
+    def reduce(self: Any, protocol: Any) -> tuple[Any, ...]:
+        # Classes that are made while running cannot be pickled by name: they are made again.
+        reduced: Any = kind.__reduce_ex__(self, protocol)
+        make, (_, *args), *rest = reduced
+        return (_made_again, (make, kind, *args), *rest)
+
+    members = {"forward": forward, "__reduce_ex__": reduce, "__module__": kind.__module__, "_is_linked": True}
+    return type(kind.__name__, (kind,), members)
+
+
+def _made_again(make: Callable[..., nn.Module], kind: Any, *args: Any) -> nn.Module:
+    return make(_linked(kind), *args)
 
 
 def link(model: nn.Module, graph: Graph, edit: Link, keeps: Mapping[str, np.ndarray], name: str) -> None:

@@ -6,8 +6,7 @@ from typing import Any, NamedTuple, Protocol, final, runtime_checkable
 
 from torch import Tensor, nn
 
-from nervure.budget.sheets import Sheet
-from nervure.graph.types import Graph
+from nervure.graph.types import Graph, Product
 from nervure.scores.sites import Site
 from nervure.training.masks import Masks
 
@@ -18,14 +17,14 @@ class Ground:
     """Where connections can be.
 
     Attributes:
-        sheets: the weight tensors, in running order.
+        sheets: the weight tensors and what their axes are for, in running order.
         graph: what is coupled to what.
         start: the masks to begin with, of the shapes of the tensors.
         places: weights that the network could have: a density is a share of them. Places of links are not counted.
         weights: weights to begin with; tensors left out begin as they are.
     """
 
-    sheets: tuple[Sheet, ...]
+    sheets: tuple[Product, ...]
     graph: Graph
     start: Masks
     places: int

@@ -249,7 +249,7 @@ class Rewiring:
             start=self._start,
             places=self._places,
             firsts={name: self._sheets[name].laid(first) for name, first in self._firsts.items()},
-            kernels={name: tuple(parameters[name].shape[2:]) for name in self._sheets},
+            kernels={name: tuple(s.shape[axis] for axis in s.kernel) for name, s in self._sheets.items()},
         )
 
     def _site(self, parameter: Tensor, name: str, heard: Tensor | None) -> Site:
@@ -264,6 +264,7 @@ class Rewiring:
             sheet.laid(self._ages[name]),
             None if gradient is None else sheet.laid(gradient),
             heard,
+            is_divided=sheet.is_divided,
         )
 
     @torch.no_grad()

@@ -1,6 +1,7 @@
 """SNIP, GraSP, SynFlow, ERK and Wanda against what their papers' equations give by hand."""
 
 import copy
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -264,18 +265,23 @@ def test_what_is_ignored_stays_dense_and_is_not_counted() -> None:
         pruned(model, ERK(density=0.2, dense=("*",)))
 
 
-def test_embeddings_stay_also_where_the_head_shares_their_weight() -> None:
+def test_a_table_is_masked_only_where_a_head_multiplies_with_it_and_either_name_keeps_it_dense() -> None:
     class Tied(nn.Module):
-        def __init__(self) -> None:
+        def __init__(self, tied: bool = True) -> None:
             super().__init__()
             self.embedding, self.fc, self.head = nn.Embedding(9, 6), nn.Linear(6, 6), nn.Linear(6, 9, bias=False)
-            self.head.weight = self.embedding.weight
+            if tied:
+                self.head.weight = self.embedding.weight
 
         def forward(self, tokens: Tensor) -> Tensor:
             return self.head(self.fc(self.embedding(tokens)).relu().mean(1))
 
     example = torch.arange(8).reshape(2, 4)
-    assert set(pruned(Tied(), SynFlow(density=0.5, steps=2), example=example).masks) == {"fc.weight"}
+    method = SynFlow(density=0.5, steps=2)
+    assert set(pruned(Tied(), method, example=example).masks) == {"embedding.weight", "fc.weight"}
+    assert set(pruned(Tied(tied=False), method, example=example).masks) == {"fc.weight", "head.weight"}
+    for name in ("embedding", "head"):
+        assert set(pruned(Tied(), replace(method, dense=(name,)), example=example).masks) == {"fc.weight"}
 
 
 def test_batch_norms_are_asked_with_the_statistics_that_were_chosen_and_left_as_they_were() -> None:

@@ -1,0 +1,152 @@
+"""What parameters meet while a model runs: the operands of every product with one of them."""
+
+import itertools
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeAlias, final
+
+import torch
+from torch import Tensor, nn
+
+from nervure.graph.modes import isolated, uncompiled
+from nervure.graph.preserve import preserved
+from nervure.graph.products import COLUMN, PRODUCTS, ROW, STACK, Provenance, Use
+from nervure.graph.tape import Entry, Recorder, Tape, named_tensors, plain_kernels
+from nervure.graph.types import Product
+
+Hear: TypeAlias = Callable[[Use, Entry, tuple[Any, ...]], None]
+"""A parameter at an operator, the operator, and what it was given."""
+
+
+@final
+class _Listener(Recorder):
+    """Tells ``hear`` of each product with a parameter as it happens."""
+
+    def __init__(self, model: nn.Module, hear: Hear) -> None:
+        super().__init__(Tape())
+        for name, tensor in named_tensors(model).items():
+            self.tape.named[self.new(tensor).id] = name
+        self._provenance = Provenance(self.tape, frozenset(name for name, _ in model.named_parameters()))
+        self._hear, self._read = hear, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = super().__torch_dispatch__(func, types, args, kwargs)
+        # A composite operator has been heard already, part by part.
+        new, self._read = self.tape.entries[self._read :], len(self.tape.entries)
+        for entry in new:
+            for use in self._provenance.step(entry):
+                assert isinstance(entry, Entry)
+                self._hear(use, entry, args)
+        return out
+
+
+def listen(model: nn.Module, run: Callable[[], Any], hear: Hear) -> None:
+    """Call ``run``, which runs ``model``, and ``hear`` with each product of one of its parameters."""
+    with isolated(), preserved(model), torch.no_grad(), uncompiled(), plain_kernels(model), _Listener(model, hear):
+        run()
+
+
+def computed_weights(model: nn.Module, run: Callable[[], Any], products: Iterable[Product]) -> dict[str, Tensor]:
+    """What multiplies in the place of the parameters that it is computed from (a norm of them, a mask of their own).
+
+    Returns:
+        For each of these a tensor of the parameter's shape, on the CPU.
+    """
+    wanted = {p.tensor for p in products if p.is_computed}
+    found: dict[str, Tensor] = {}
+
+    def hear(use: Use, entry: Entry, args: tuple[Any, ...]) -> None:
+        name = use.trail.parameter
+        if name in wanted and use.is_live:
+            whole = found.setdefault(name, args[use.operand].new_zeros(use.trail.shape, device="cpu"))
+            places = use.trail.places().reshape(-1)
+            there = places >= 0
+            whole.view(-1)[places[there]] = args[use.operand].detach().cpu().reshape(-1)[there]
+
+    if wanted:
+        listen(model, run, hear)
+    return found
+
+
+@final
+class Entering:
+    """Sums of a function of what each parameter multiplies, over samples and positions.
+
+    Call :meth:`hear` while the model runs (:func:`listen`).
+    """
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        self._function = function
+        self._sums: dict[Any, Tensor] = {}
+        self._counts: dict[Any, Tensor] = {}
+        self._uses: dict[Any, Use] = {}
+
+    def hear(self, use: Use, entry: Entry, args: tuple[Any, ...]) -> None:
+        """Add what enters one product."""
+        if not use.is_live:
+            return
+        given = [arg.detach() if isinstance(arg, Tensor) else arg for arg in args]
+        sums, counts = _summed(use, entry, given, self._function)
+        key = (use.trail.key(), use.kinds, use.operand)
+        self._uses.setdefault(key, use)
+        self._sums[key] = self._sums.get(key, torch.zeros(())) + sums.double().cpu()
+        self._counts[key] = self._counts.get(key, torch.zeros(())) + counts.double().cpu()
+
+    def totals(self, products: Mapping[str, Product]) -> dict[str, tuple[Tensor, Tensor]]:
+        """For each of these parameters that was heard the sums and how many were added, both [outputs, inputs]."""
+        found: dict[str, tuple[Tensor, Tensor]] = {}
+        for key, use in self._uses.items():
+            name = use.trail.parameter
+            if name in products:
+                blank = [torch.zeros(products[name].size, dtype=torch.float64) for _ in range(2)]
+                whole = found.setdefault(name, (blank[0], blank[1]))
+                places = use.divided(use.trail.places())
+                there = places >= 0
+                for total, part in zip(whole, (self._sums[key], self._counts[key]), strict=True):
+                    total.index_add_(0, places[there], part.expand(places.shape)[there])
+        return {name: (_laid(products[name], s), _laid(products[name], n)) for name, (s, n) in found.items()}
+
+
+def _laid(product: Product, values: Tensor) -> Tensor:
+    return product.laid(values)[:, :, 0]
+
+
+def _summed(use: Use, entry: Entry, args: list[Any], function: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    """Sums and counts of what enters, of as many axes as the operand (divided), of size 1 where all hear the same."""
+    x = args[use.other]
+    if entry.name == "_trilinear":
+        return _bilinear(function(x.float()), function(args[2].float()))
+    if entry.name == "_grouped_mm":
+        return _by_expert(function(x.float()), args[2] if len(args) > 2 else entry.kwargs["offs"])
+    kinds = _kinds_of_other(entry, use, x)
+    if STACK in kinds and entry.name.startswith("convolution"):
+        x = x.unflatten(1, (use.parts, -1))
+    values = function(x.float())
+    summed = values.sum([axis for axis, kind in enumerate(kinds) if kind == ROW])
+    rest = [kind for kind in kinds if kind != ROW]
+    ordered = summed.permute([rest.index(kind) for kind in use.kinds if kind in rest])
+    sizes = iter(ordered.shape)
+    aligned = ordered.reshape([next(sizes) if kind in rest else 1 for kind in use.kinds])
+    return aligned, torch.full_like(aligned, values.numel() / max(aligned.numel(), 1))
+
+
+def _kinds_of_other(entry: Entry, use: Use, x: Tensor) -> str:
+    if entry.name.startswith("convolution"):
+        return ROW + (STACK if use.parts > 1 else "") + COLUMN + ROW * (x.ndim - 2)
+    mirrored = {place: kinds for place, _, kinds in PRODUCTS[entry.name]}.get(use.other, "")
+    return mirrored if len(mirrored) == x.ndim else ROW * (x.ndim - 1) + COLUMN
+
+
+def _bilinear(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    first, second = (x.reshape(-1, x.shape[-1]) for x in (first, second))
+    pairs = (first.T @ second)[None]
+    return pairs, torch.full_like(pairs, len(first))
+
+
+def _by_expert(values: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows up to each of ``ends`` belong to one expert."""
+    starts = [0, *ends.tolist()]
+    spans = [values[a:b] for a, b in itertools.pairwise(starts)]
+    sums, counts = (
+        torch.stack(of) for of in zip(*((s.sum(0), torch.full_like(s.sum(0), len(s))) for s in spans), strict=True)
+    )
+    return sums[:, :, None], counts[:, :, None]

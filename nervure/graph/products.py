@@ -1,0 +1,475 @@
+"""Which parameters multiply what flows through a model, and what each of their axes is for.
+
+A parameter reaches the operator that multiplies with it as a view of itself, or computed from itself (the norm of a
+weight, a mask). What moves it is followed step by step, and at the operator done once more to the coordinates of its
+entries: the axes along which a coordinate then varies tell whether an axis of the parameter holds outputs, inputs,
+positions of a kernel or members of a stack.
+"""
+
+import math
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Any, TypeAlias, final
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
+
+from nervure.graph.tape import Entry, Ref, Tape, WriteBack, is_view
+from nervure.graph.types import Product
+
+ROW, COLUMN, KERNEL, STACK = "rcks"
+"""What an axis of an operand is for: outputs, what is summed over, positions of a kernel, products side by side."""
+MOST_NAMED = 5
+LARGE = 0.01
+"""The share of the parameters from which a table is worth a note."""
+PROBED = 4
+"""Side of the tensor that an operator is tried on."""
+MATRIX = 2
+"""Axes of a parameter that is worth a word where it does not multiply."""
+
+MOVERS = frozenset((
+    "index_select", "index", "gather", "cat", "stack", "repeat", "repeat_interleave", "flip", "roll",
+    "constant_pad_nd", "split_with_sizes_copy", "unsafe_split", "unsafe_chunk", "unsafe_split_with_sizes",
+    "_unsafe_view", "_reshape_copy", "view_copy",
+))  # fmt: skip
+"""Operators that only move entries, beside those that return views."""
+KEEPS_ZERO = frozenset((
+    "mul", "div", "_weight_norm_interface", "fake_quantize_per_tensor_affine_cachemask",
+    "fake_quantize_per_channel_affine_cachemask", "_fake_quantize_per_tensor_affine_cachemask_tensor_qparams",
+    "_fake_quantize_learnable_per_tensor_affine", "_fake_quantize_learnable_per_channel_affine",
+))  # fmt: skip
+"""Operators of several tensors whose first result is zero where the first of them is."""
+COPIES = frozenset(("clone", "_to_copy", "contiguous", "detach", "alias", "lift_fresh"))
+DIVIDES = frozenset(("div", "_weight_norm_interface"))
+LOOKED_UP = frozenset((
+    "embedding", "_embedding_bag", "_embedding_bag_forward_only", "index", "index_select", "gather",
+))  # fmt: skip
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Step:
+    """An operator that moved a parameter's entries: ``at`` is the place of the tensor among the arguments."""
+
+    op: Any
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    at: tuple[int, ...]
+    out: int
+
+    def __call__(self, moved: Tensor) -> Tensor:
+        """Do it to another tensor of that shape; what else it was given counts as -1."""
+        args = tuple(self._given(place, value, moved) for place, value in enumerate(self.args))
+        if self.op.overloadpacket in (torch.ops.aten.view, torch.ops.aten._unsafe_view):
+            return moved.reshape(args[1])
+        found = self.op(*args, **self.kwargs)
+        result: Tensor = found[self.out] if isinstance(found, list | tuple) else found
+        return result
+
+    def _given(self, place: int, value: Any, moved: Tensor) -> Any:
+        if place != self.at[0]:
+            return value
+        if len(self.at) == 1:
+            return moved
+        return [moved if i == self.at[1] else moved.new_full(v.shape, -1) for i, v in enumerate(value)]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Trail:
+    """How a value came from a parameter.
+
+    Attributes:
+        parameter: its name; ``shape``: its shape.
+        steps: what moved its entries, in order.
+        is_computed: whether its values are no longer the parameter's.
+        keeps_zero: whether they are zero where the parameter is.
+        is_divided: whether they are a quotient, which parts that are zero throughout may not be.
+    """
+
+    parameter: str
+    shape: tuple[int, ...]
+    steps: tuple[Step, ...] = ()
+    is_computed: bool = False
+    keeps_zero: bool = True
+    is_divided: bool = False
+
+    def moved(self, values: Tensor) -> Tensor:
+        """Values of the shape of the parameter, each where its entry came to; -1 where there is none of it."""
+        for step in self.steps:
+            values = step(values)
+        return values
+
+    def places(self) -> Tensor:
+        """For each entry of the operand the place of the parameter's entry, -1 where there is none."""
+        return self.moved(torch.arange(math.prod(self.shape)).reshape(self.shape))
+
+    def key(self) -> Hashable:
+        """The same for every trail that moves the entries alike."""
+        return (self.parameter, *((str(s.op), repr(s.args), repr(s.kwargs), s.out) for s in self.steps))
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Use:
+    """A parameter at an operator that multiplies with it.
+
+    Attributes:
+        trail: how it came there.
+        kinds: what each axis of the operand is for (of the operand divided, where the operator divides its first).
+        parts: into how many parts the first axis of the operand is divided.
+        operand: its place among the operator's arguments; ``other``: that of what it multiplies.
+        is_live: whether what it multiplies depends on what the model is given.
+    """
+
+    trail: Trail
+    kinds: str
+    parts: int
+    operand: int
+    other: int
+    is_live: bool
+
+    def divided(self, values: Tensor) -> Tensor:
+        """The operand with its first axis divided as the operator does."""
+        return values if self.parts == 1 else values.unflatten(0, (self.parts, -1))
+
+
+Operands: TypeAlias = Sequence[tuple[int, int, str]]
+"""For each operand that may be a parameter its place, that of the other one, and what its axes are for."""
+
+PRODUCTS: Mapping[str, Operands] = {
+    "mm": ((1, 0, "cr"), (0, 1, "rc")),
+    "bmm": ((1, 0, "scr"), (0, 1, "src")),
+    "addmm": ((2, 1, "cr"), (1, 2, "rc")),
+    "baddbmm": ((2, 1, "scr"), (1, 2, "src")),
+    "addbmm": ((2, 1, "scr"), (1, 2, "src")),
+    "_addmm_activation": ((2, 1, "cr"), (1, 2, "rc")),
+    "linear": ((1, 0, "rc"),),
+    "mv": ((0, 1, "rc"),),
+    "addmv": ((1, 2, "rc"),),
+    "_grouped_mm": ((1, 0, "scr"),),
+    "_trilinear": ((1, 0, "rcc"),),
+}
+
+
+def _operands(entry: Entry) -> Iterator[tuple[int, int, str, int]]:
+    """The operands of an operator that multiplies: place, place of the other, kinds of its axes, parts of its first."""
+    if entry.name in ("convolution", "convolution_overrideable"):
+        transposed, groups = entry.args[6], entry.args[8]
+        kinds = ("sr" if groups > 1 else "r") + "c" if not transposed else ("s" if groups > 1 else "") + "cr"
+        yield 1, 0, kinds, groups
+    for place, other, kinds in PRODUCTS.get(entry.name, ()):
+        yield place, other, kinds, 1
+
+
+@final
+@dataclass(slots=True)
+class Provenance:
+    """Follows parameters through a run, operator by operator."""
+
+    tape: Tape
+    parameters: frozenset[str]
+    trails: dict[int, tuple[Trail, ...]] = field(default_factory=dict)
+    fixed: set[int] = field(default_factory=set)
+    """Values that do not depend on what the model is given."""
+    foreign: dict[str, tuple[Trail, str]] = field(default_factory=dict)
+    """Parameters that went into an operator that is none of these, by name: how, and into which."""
+
+    def __post_init__(self) -> None:
+        self.fixed |= set(self.tape.named)
+        for number, name in self.tape.named.items():
+            shape = self.tape.values[number].shape
+            if name in self.parameters and len(shape) >= MATRIX:
+                self.trails[number] = (Trail(name, shape),)
+
+    def step(self, entry: Entry | WriteBack) -> list[Use]:
+        """Read one entry of the tape, and tell which parameters it multiplies with."""
+        if isinstance(entry, WriteBack):
+            if {entry.base.id, entry.value.id} <= self.fixed:
+                self.fixed.add(entry.out.id)
+            return []
+        given = list(_refs((entry.args, tuple(entry.kwargs.values()))))
+        if all(ref.id in self.fixed for ref in given):
+            self.fixed |= {ref.id for ref in entry.outs}
+        uses = list(self._uses(entry))
+        if not uses and any(ref.id in self.trails for ref in given):
+            self._follow(entry, given)
+        return uses
+
+    def _uses(self, entry: Entry) -> Iterator[Use]:
+        for place, other, kinds, parts in _operands(entry):
+            ref, beside = entry.args[place], entry.args[other]
+            live = beside.id not in self.fixed
+            # Of two that are both the model's own, the weight is the one that stands where weights stand.
+            if ref.id in self.trails and (live or place == next(_operands(entry))[0]):
+                rank = len(self.tape.shape(ref)) + (parts > 1)
+                whole = kinds + KERNEL * (rank - len(kinds)) if entry.name.startswith("conv") else _ranked(kinds, rank)
+                for trail in self.trails[ref.id]:
+                    yield Use(trail, whole, parts, place, other, live)
+
+    def _follow(self, entry: Entry, given: list[Ref]) -> None:
+        followed = [ref for ref in given if ref.id in self.trails]
+        if not all(ref.id in self.fixed for ref in given):
+            self._note(entry, followed)
+        elif entry.name not in COPIES and (is_view(entry.op) or entry.name in MOVERS):
+            for out, ref in enumerate(entry.outs):
+                found = [replace(t, steps=(*t.steps, s)) for r in followed for t, s in self._moves(entry, r, out)]
+                self.trails[ref.id] = tuple(found)
+        else:
+            self._compute(entry, followed, given)
+
+    def _moves(self, entry: Entry, ref: Ref, out: int) -> Iterator[tuple[Trail, Step]]:
+        """The step of an entry that moves ``ref``."""
+        for place, value in enumerate(entry.args):
+            listed = isinstance(value, tuple) and not isinstance(value, Ref)
+            for at in (i for i, v in enumerate(value) if v == ref) if listed else ([None] if value == ref else []):
+                where = (place,) if at is None else (place, at)
+                step = Step(entry.op, self._constants(entry.args, where), entry.kwargs, where, out)
+                yield from ((trail, step) for trail in self.trails[ref.id])
+
+    def _constants(self, args: tuple[Any, ...], where: tuple[int, ...]) -> tuple[Any, ...]:
+        """The arguments, with indices as tensors; of what is concatenated the shapes count."""
+        values = self.tape.values
+
+        def real(value: Any) -> Any:
+            if not isinstance(value, Ref):
+                return tuple(real(v) for v in value) if isinstance(value, tuple) else value
+            known = values[value.id]
+            return torch.empty(known.shape, device="meta") if known.const is None else known.const
+
+        return tuple(arg if i == where[0] and len(where) == 1 else real(arg) for i, arg in enumerate(args))
+
+    def _compute(self, entry: Entry, followed: list[Ref], given: list[Ref]) -> None:
+        name, out = entry.name.removesuffix("_"), entry.outs[0]
+        same = [ref for ref in followed if self.tape.shape(ref) == self.tape.shape(out)]
+        if not same:
+            return
+        mine = self.trails[same[0].id]
+        zero = self._is_zero_kept(entry, name, given)
+        is_copy = name in COPIES
+        self.trails[out.id] = tuple(
+            replace(
+                trail,
+                is_computed=trail.is_computed or not is_copy,
+                keeps_zero=trail.keeps_zero and zero,
+                is_divided=trail.is_divided or name in DIVIDES,
+            )
+            for trail in mine
+        )
+
+    def _is_zero_kept(self, entry: Entry, name: str, given: list[Ref]) -> bool:
+        """Whether a result is zero wherever the parameter is."""
+        if len(given) == 1:
+            return _keeps_zero(entry, len(self.tape.shape(given[0])), self.tape.values[given[0].id].dtype)
+        if name in ("add", "sub"):
+            # What a function of the weight adds to it, as estimators do that round in one direction only.
+            trails = [self.trails.get(ref.id, ()) for ref in given]
+            keys = {tuple(t.key() for t in of) for of in trails}
+            return len(keys) == 1 and all(of and all(t.keeps_zero for t in of) for of in trails)
+        return name in KEEPS_ZERO and (name == "mul" or given[0].id in self.trails)
+
+    def _note(self, entry: Entry, followed: list[Ref]) -> None:
+        shapes = [self.tape.shape(ref) for ref in _refs(entry.args)]
+        if entry.name in LOOKED_UP or entry.name in MOVERS or is_view(entry.op) or not entry.outs:
+            return
+        try:
+            pointwise = tuple(torch.broadcast_shapes(*shapes)) == self.tape.shape(entry.outs[0])
+        except RuntimeError:
+            pointwise = False
+        if not pointwise:
+            for trail in (t for ref in followed for t in self.trails[ref.id]):
+                self.foreign.setdefault(trail.parameter, (trail, entry.name))
+
+
+def _keeps_zero(entry: Entry, rank: int, dtype: torch.dtype) -> bool:
+    """Whether an operator of one tensor gives zero wherever that has one: it is tried."""
+    generator = torch.Generator().manual_seed(0)
+    tried = torch.randn([PROBED] * rank, generator=generator, dtype=torch.float64).to(dtype)
+    tried *= torch.rand(tried.shape, generator=generator) < 0.5
+    zeros = tried == 0
+    args = tuple(tried if isinstance(arg, Ref) else arg for arg in entry.args)
+    try:
+        with _disable_current_modes(), torch.no_grad(), torch.random.fork_rng(devices=[]):
+            found = entry.op(*args, **entry.kwargs)
+    except (RuntimeError, TypeError, IndexError, NotImplementedError):
+        return False
+    result = found[0] if isinstance(found, list | tuple) else found
+    return result.shape == tried.shape and not bool(result[zeros].any())
+
+
+def _ranked(kinds: str, rank: int) -> str:
+    """Kinds for an operand of that many axes: what is missing are outputs or members of a stack in front."""
+    return kinds if len(kinds) == rank else kinds[:1] * (rank - len(kinds)) + kinds
+
+
+def _refs(value: Any) -> Iterator[Ref]:
+    if isinstance(value, Ref):
+        yield value
+    elif isinstance(value, tuple | list):
+        for inner in value:
+            yield from _refs(inner)
+
+
+# -- from uses to what axes are for -------------------------------------------------------------------------------
+
+
+def products_of(
+    model: nn.Module, tape: Tape, roles: Mapping[tuple[str, int], str] = MappingProxyType({})
+) -> tuple[Product, ...]:
+    """All parameters of a model that multiply in a recorded run, in running order, and those that may.
+
+    The latter have a ``reason`` why they cannot be masked. A parameter that the run does not reach is taken for what
+    the same parameter of a module of its kind is.
+
+    Args:
+        model: the model.
+        tape: the run.
+        roles: which axes of parameters ``"reader"`` and ``"writer"`` rules have said to be, for operators of the
+            user's own.
+    """
+    parameters = dict(model.named_parameters())
+    provenance = Provenance(tape, frozenset(parameters))
+    found: dict[str, Product] = {}
+    live: set[str] = set()
+    with _disable_current_modes():
+        for entry in tape.entries:
+            for use in provenance.step(entry):
+                name = use.trail.parameter
+                if name not in found or (use.is_live and name not in live):
+                    found[name] = _product(use)
+                    live |= {name} if use.is_live else set()
+    for name, (trail, operator) in provenance.foreign.items():
+        found.setdefault(name, _told(trail, operator, roles))
+    return (*found.values(), *_unreached(model, tape, found))
+
+
+def described(products: Sequence[Product], whole: int) -> str:
+    """Products by name, each with its share of ``whole`` weights and, where it cannot be masked, the reason."""
+    told = [f"{p.tensor} ({p.size / whole:.1%}{': ' if p.reason else ''}{p.reason})" for p in products]
+    return ", ".join(told[:MOST_NAMED]) + (f" and {len(told) - MOST_NAMED} more" if len(told) > MOST_NAMED else "")
+
+
+def told_of_masks(model: nn.Module, products: Sequence[Product]) -> Iterator[str]:
+    """What masks leave as it is: what cannot be masked, and all that is large and does not multiply."""
+    left = [product for product in products if product.reason]
+    if left:
+        whole = sum(product.size for product in products)
+        yield f"masks cannot be laid on all weights that multiply: not on {described(left, whole)}"
+    known = {product.tensor for product in products}
+    parameters = dict(model.named_parameters())
+    whole = sum(parameter.numel() for parameter in parameters.values())
+    others = [
+        Product(name, tuple(parameter.shape))
+        for name, parameter in parameters.items()
+        if name not in known and parameter.ndim >= MATRIX and parameter.numel() >= LARGE * whole
+    ]
+    if others:
+        yield f"masks leave what does not multiply as it is, of all parameters {described(others, whole)}"
+
+
+def _unreached(model: nn.Module, tape: Tape, found: Mapping[str, Product]) -> Iterator[Product]:
+    entries = [e for e in tape.entries if isinstance(e, Entry)]
+    touched = {ref.id for e in entries for ref in _refs((e.args, tuple(e.kwargs.values())))}
+    reached = {name for number, name in tape.named.items() if number in touched}
+    modules = dict(model.named_modules())
+    owned = {}
+    for name, _ in model.named_parameters():
+        owner, _, key = name.rpartition(".")
+        owned[name] = (type(modules[owner]), key)
+    kin: dict[tuple[type[nn.Module], str], Product] = {}
+    for name, product in found.items():
+        if not product.reason:
+            kin.setdefault(owned[name], product)
+    for name, parameter in model.named_parameters():
+        is_table = issubclass(owned[name][0], nn.Embedding | nn.EmbeddingBag)
+        if name not in reached and parameter.ndim >= MATRIX and not is_table:
+            yield _like(kin.get(owned[name]), name, tuple(parameter.shape))
+
+
+def _like(kin: Product | None, name: str, shape: tuple[int, ...]) -> Product:
+    """A parameter whose axes are for what those of its kin are."""
+    if kin is None or len(kin.shape) != len(shape):
+        return Product(name, shape, reason="is not reached by the example")
+    parts = math.prod(shape[axis] for axis in kin.stack) if kin.stack else kin.parts
+    return replace(kin, tensor=name, shape=shape, parts=parts)
+
+
+def _product(use: Use) -> Product:
+    """What the axes of a parameter are for, as one use of it tells."""
+    trail = use.trail
+    if not trail.keeps_zero:
+        return Product(trail.parameter, trail.shape, reason="is computed with, so that its zeros are no zeros there")
+    if not trail.steps and use.parts == 1:
+        return _laid_out(use, trail.shape, use.kinds)
+    try:
+        coordinates = [use.divided(trail.moved(line)) for line in _coordinates(trail.shape)]
+    except (RuntimeError, TypeError, NotImplementedError, IndexError) as error:
+        return Product(trail.parameter, trail.shape, reason=f"is moved in a way that is not understood ({error})")
+    shape: list[int] = []
+    kinds = ""
+    for size, line in zip(trail.shape, coordinates, strict=True):
+        divided = _kinds_along(size, line, use.kinds)
+        if divided is None:
+            return Product(trail.parameter, trail.shape, reason="has an axis that is both summed over and not")
+        shape += [n for n, _ in divided]
+        kinds += "".join(kind for _, kind in divided)
+    return _laid_out(use, tuple(shape), kinds)
+
+
+def _told(trail: Trail, operator: str, roles: Mapping[tuple[str, int], str]) -> Product:
+    """What the axes are for at an operator of the user's own, as its rule says; a rule sums over what is read."""
+    name, shape = trail.parameter, trail.shape
+    kinds = [{"reader": COLUMN, "writer": ROW}.get(roles.get((name, axis), ""), KERNEL) for axis in range(len(shape))]
+    if COLUMN not in kinds or trail.steps or trail.is_computed:
+        return Product(name, shape, reason=f"goes into {operator}, of which nothing is known")
+    rows, columns = (tuple(a for a, kind in enumerate(kinds) if kind == k) for k in (ROW, COLUMN))
+    return Product(name, shape, rows, columns)
+
+
+def _laid_out(use: Use, shape: tuple[int, ...], kinds: str) -> Product:
+    stack, rows, columns = (tuple(a for a, kind in enumerate(kinds) if kind == k) for k in (STACK, ROW, COLUMN))
+    return Product(
+        use.trail.parameter,
+        shape,
+        stack + rows,
+        columns,
+        stack,
+        math.prod(shape[a] for a in stack) if stack else use.parts,
+        use.trail.is_computed,
+        use.trail.is_divided,
+    )
+
+
+def _coordinates(shape: tuple[int, ...]) -> Iterator[Tensor]:
+    """For each axis of a tensor the coordinate of each entry along it; takes no memory."""
+    for axis, n in enumerate(shape):
+        yield torch.arange(n).reshape([n if a == axis else 1 for a in range(len(shape))]).expand(shape)
+
+
+def _kinds_along(size: int, line: Tensor, kinds: str) -> list[tuple[int, str]] | None:
+    """Into which sizes an axis of a parameter is divided, and what each is for; None where that cannot be said."""
+    # Along these axes it is the same without looking.
+    line = line[tuple(slice(0, 1) if step == 0 else slice(None) for step in line.stride())]
+    varying = [axis for axis, n in enumerate(line.shape) if n > 1 and _varies(line, axis)]
+    told = {kinds[axis] for axis in varying}
+    if not told:
+        return [(size, STACK if size > 1 else ROW)]
+    if told <= {ROW, STACK}:
+        return [(size, STACK if told == {STACK} else ROW)]
+    if told <= {COLUMN, KERNEL}:
+        return [(size, COLUMN if COLUMN in told else KERNEL)]
+    steps = {axis: int((line.narrow(axis, 1, 1) - line.narrow(axis, 0, 1)).reshape(-1)[0]) for axis in varying}
+    outer, *inner = sorted(varying, key=lambda axis: -steps[axis])
+    fits = len(inner) == 1 and steps[inner[0]] == 1 and line.shape[inner[0]] == steps[outer]
+    if not fits or size % steps[outer]:
+        return None
+    return [(size // steps[outer], kinds[outer]), (steps[outer], kinds[inner[0]])]
+
+
+def _varies(line: Tensor, axis: int) -> bool:
+    """Whether coordinates differ along an axis, but for -1, which is no coordinate."""
+    top = line.amax(axis)
+    low = line.masked_fill(line < 0, torch.iinfo(line.dtype).max).amin(axis)
+    return bool((low < top).any())
