@@ -564,12 +564,9 @@ class RandomCuts:
         draw = Random(f"plan {self.seed}")
         cuts: list[Any] = []
         for group in view.graph.prunable:
-            multiple = int(getattr(group, "multiple", 1) or 1)
-            kept = draw.randint(1, group.size)
-            kept = min(group.size, max(multiple, kept // multiple * multiple))
+            kept = group.allowed(draw.randint(1, group.size))
             is_last_chance = not cuts and group is view.graph.prunable[-1]
-            if is_last_chance and group.size > multiple:
-                kept = min(kept, group.size - multiple)
+            kept = group.allowed(1) if is_last_chance and kept == group.size else kept
             if (draw.random() < 0.85 or is_last_chance) and kept < group.size:
                 stay = set(draw.sample(range(group.size), kept))
                 cuts.append(Cut(group.name, Keep.of([i in stay for i in range(group.size)])))
@@ -615,6 +612,7 @@ def examine(seed: int, without: frozenset[int] = frozenset(), plain: bool = Fals
         "prunable": len(graph.prunable),
         "left": sum(p.numel() for p in pruned.model.parameters()),
         "verified": pruned.verification,
+        "unverified": pruned.unverified,
         "pins": sorted(reasons - {"model output"}),
     }
     if len(method.asked) > 1:

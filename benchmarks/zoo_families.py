@@ -44,12 +44,41 @@ def words(*shape: int, high: int = 90) -> Tensor:
 
 # -- ultralytics -----------------------------------------------------------------------------------------------------
 
-YOLO = (
-    "yolov3-tiny yolov3 yolov5n yolov5n-p6 yolov6n yolov8n yolov8n-p2 yolov8n-ghost yolov8n-seg yolov8n-pose "
-    "yolov8n-obb yolov8n-cls yolov8s-world yolov9t yolov9s yolov9c yolov10n yolov10s yolo11n yolo11n-seg yolo11n-pose "
-    "yolo11n-obb yolo11n-cls yolo12n yolo12n-seg yolo26n yolo26n-seg yolo26n-pose yolo26n-obb yolo26n-cls yolov8n-rtdetr "
-    "rtdetr-l rtdetr-resnet50"
-).split()
+YOLO = [
+    "yolov3-tiny",
+    "yolov3",
+    "yolov5n",
+    "yolov5n-p6",
+    "yolov6n",
+    "yolov8n",
+    "yolov8n-p2",
+    "yolov8n-ghost",
+    "yolov8n-seg",
+    "yolov8n-pose",
+    "yolov8n-obb",
+    "yolov8n-cls",
+    "yolov8s-world",
+    "yolov9t",
+    "yolov9s",
+    "yolov9c",
+    "yolov10n",
+    "yolov10s",
+    "yolo11n",
+    "yolo11n-seg",
+    "yolo11n-pose",
+    "yolo11n-obb",
+    "yolo11n-cls",
+    "yolo12n",
+    "yolo12n-seg",
+    "yolo26n",
+    "yolo26n-seg",
+    "yolo26n-pose",
+    "yolo26n-obb",
+    "yolo26n-cls",
+    "yolov8n-rtdetr",
+    "rtdetr-l",
+    "rtdetr-resnet50",
+]
 
 
 def ultralytics_cases() -> Cases:
@@ -59,7 +88,8 @@ def ultralytics_cases() -> Cases:
     os.environ.setdefault("YOLO_CONFIG_DIR", tempfile.mkdtemp())
     os.environ.setdefault("YOLO_OFFLINE", "true")
     for name in YOLO:
-        yield f"ultralytics/{name}", (lambda n=name: yolo(n), noise(1, 3, 96, 96))
+        size = 128 if name.endswith("p6") else 96
+        yield f"ultralytics/{name}", (lambda n=name: yolo(n), noise(1, 3, size, size))
 
 
 def yolo(name: str) -> nn.Module:
@@ -92,7 +122,8 @@ def segmentation_cases() -> Cases:
 
     def case(decoder: str, encoder: str, **options: Any) -> tuple[str, Case]:
         build = lambda: getattr(smp, decoder)(encoder, encoder_weights=None, classes=3, **options)  # noqa: E731
-        return f"segmentation/{decoder}-{encoder}", (build, noise(2, 3, 64, 64))
+        size = 128 if decoder == "PAN" else 64
+        return f"segmentation/{decoder}-{encoder}", (build, noise(2, 3, size, size))
 
     for decoder, encoder in SEGMENTATION.items():
         yield case(decoder, encoder)
@@ -128,7 +159,7 @@ def diffusion_cases() -> Cases:
                               "projection_class_embeddings_input_dim": 64},
                               {"sample": noise(2, 4, 16, 16), "encoder_hidden_states": noise(2, 5, 24),
                                "added_cond_kwargs": {"text_embeds": noise(2, 16), "time_ids": noise(2, 6)}} | at),
-        "UNet1D": ("UNet1DModel", {"sample_size": 16, "in_channels": 2, "out_channels": 2, "extra_in_channels": 16,
+        "UNet1D": ("UNet1DModel", {"sample_size": 64, "in_channels": 2, "out_channels": 2, "extra_in_channels": 40,
                    "block_out_channels": (20, 36), "down_block_types": ("DownBlock1DNoSkip", "DownBlock1D"),
                    "up_block_types": ("UpBlock1D", "UpBlock1DNoSkip"), "layers_per_block": 1},
                    {"sample": noise(2, 2, 64), "timestep": 3}),
@@ -144,8 +175,8 @@ def diffusion_cases() -> Cases:
                             "num_encoder_blocks": (1, 2), "num_decoder_blocks": (2, 1)}, {"sample": noise(2, 3, 32, 32)}),
         "VQModel": ("VQModel", blocks | {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types":
                     ("UpDecoderBlock2D",) * 2, "num_vq_embeddings": 17}, {"sample": noise(2, 3, 32, 32)}),
-        "AutoencoderDC": ("AutoencoderDC", {"attention_head_dim": 6, "encoder_block_out_channels": (18, 30),
-                          "decoder_block_out_channels": (18, 30), "encoder_layers_per_block": (1, 1),
+        "AutoencoderDC": ("AutoencoderDC", {"attention_head_dim": 6, "encoder_block_out_channels": (18, 36),
+                          "decoder_block_out_channels": (18, 36), "encoder_layers_per_block": (1, 1),
                           "decoder_layers_per_block": (1, 1), "encoder_block_types": ("ResBlock", "EfficientViTBlock"),
                           "decoder_block_types": ("ResBlock", "EfficientViTBlock"), "encoder_qkv_multiscales": ((), (5,)),
                           "decoder_qkv_multiscales": ((), (5,)), "latent_channels": 6, "decoder_norm_types": "rms_norm",
@@ -153,15 +184,15 @@ def diffusion_cases() -> Cases:
         "AutoencoderOobleck": ("AutoencoderOobleck", {"encoder_hidden_size": 12, "downsampling_ratios": [2, 4],
                                "channel_multiples": [1, 2], "decoder_channels": 12, "decoder_input_channels": 6,
                                "audio_channels": 2}, {"sample": noise(1, 2, 64)}),
-        "DiT": ("DiTTransformer2DModel", {"num_attention_heads": 3, "attention_head_dim": 10, "in_channels": 4, "out_channels": 8,
+        "DiT": ("DiTTransformer2DModel", {"num_attention_heads": 3, "attention_head_dim": 12, "in_channels": 4, "out_channels": 8,
                 "num_layers": 2, "sample_size": 8, "patch_size": 2, "num_embeds_ada_norm": 10, "norm_type": "ada_norm_zero"},
                 {"hidden_states": noise(2, 4, 8, 8), "class_labels": torch.tensor([1, 2])} | at),
-        "PixArt": ("PixArtTransformer2DModel", {"num_attention_heads": 3, "attention_head_dim": 10, "in_channels": 4,
-                   "out_channels": 8, "num_layers": 2, "sample_size": 8, "cross_attention_dim": 30, "caption_channels": 14,
+        "PixArt": ("PixArtTransformer2DModel", {"num_attention_heads": 3, "attention_head_dim": 12, "in_channels": 4,
+                   "out_channels": 8, "num_layers": 2, "sample_size": 8, "cross_attention_dim": 36, "caption_channels": 14,
                    "use_additional_conditions": False}, {"hidden_states": noise(2, 4, 8, 8), "encoder_hidden_states":
                    noise(2, 5, 14), "added_cond_kwargs": {"resolution": None, "aspect_ratio": None}} | at),
         "SD3": ("SD3Transformer2DModel", {"sample_size": 8, "patch_size": 2, "in_channels": 4, "num_layers": 2,
-                "attention_head_dim": 10, "num_attention_heads": 3, "joint_attention_dim": 14, "caption_projection_dim": 30,
+                "attention_head_dim": 12, "num_attention_heads": 3, "joint_attention_dim": 14, "caption_projection_dim": 36,
                 "pooled_projection_dim": 12, "out_channels": 4}, {"hidden_states": noise(2, 4, 8, 8), "encoder_hidden_states":
                 noise(2, 5, 14), "pooled_projections": noise(2, 12)} | flow),
         "Flux": ("FluxTransformer2DModel", {"patch_size": 1, "in_channels": 6, "num_layers": 1, "num_single_layers": 1,
@@ -180,7 +211,7 @@ def diffusion_cases() -> Cases:
                 "attention_head_dim": 10, "cross_attention_dim": 30, "num_layers": 2, "caption_channels": 14},
                 {"hidden_states": noise(2, 12, 6), "encoder_hidden_states": noise(2, 5, 14), "encoder_attention_mask":
                  torch.ones(2, 5), "num_frames": 3, "height": 2, "width": 2} | at),
-        "CogVideoX": ("CogVideoXTransformer3DModel", {"num_attention_heads": 3, "attention_head_dim": 10, "in_channels": 4,
+        "CogVideoX": ("CogVideoXTransformer3DModel", {"num_attention_heads": 4, "attention_head_dim": 12, "in_channels": 4,
                       "out_channels": 4, "time_embed_dim": 8, "text_embed_dim": 14, "num_layers": 2, "sample_width": 8,
                       "sample_height": 8, "sample_frames": 5, "max_text_seq_length": 5},
                       {"hidden_states": noise(1, 2, 4, 8, 8), "encoder_hidden_states": noise(1, 5, 14),
@@ -192,10 +223,10 @@ def diffusion_cases() -> Cases:
                   "num_embeddings": 5, "additional_embeddings": 4}, {"hidden_states": noise(2, 14), "proj_embedding":
                   noise(2, 14), "encoder_hidden_states": noise(2, 5, 14)} | at),
         "UVit": ("UVit2DModel", {"hidden_size": 36, "cond_embed_dim": 36, "micro_cond_encode_dim": 4, "micro_cond_embed_dim": 20,
-                 "encoder_hidden_size": 14, "vocab_size": 19, "codebook_size": 17, "num_hidden_layers": 2, "num_attention_heads": 3,
+                 "encoder_hidden_size": 14, "vocab_size": 19, "codebook_size": 16, "num_hidden_layers": 2, "num_attention_heads": 3,
                  "intermediate_size": 46, "block_out_channels": 36, "in_channels": 36, "block_num_heads": 3},
-                 {"input_ids": words(2, 4, 4, high=16), "encoder_hidden_states": noise(2, 5, 14), "pooled_text_emb": noise(2, 16),
-                  "micro_conds": noise(2, 1)}),
+                 {"input_ids": words(2, 4, 4, high=16), "encoder_hidden_states": noise(2, 5, 14), "pooled_text_emb": noise(2, 36),
+                  "micro_conds": noise(2, 5)}),
         "StableCascade": ("StableCascadeUNet", {"block_out_channels": (20, 36), "num_attention_heads": (0, 4), "conditioning_dim": 36,
                           "down_num_layers_per_block": (1, 1), "up_num_layers_per_block": (1, 1), "down_blocks_repeat_mappers":
                           (1, 1), "up_blocks_repeat_mappers": (1, 1), "clip_text_pooled_in_channels": 14, "in_channels": 4,
@@ -304,7 +335,11 @@ def vision_language_cases() -> Cases:
     llama = text | {"model_type": "llama"}
     clip = seen | {"model_type": "clip_vision_model"}
     siglip = VISION | {"model_type": "siglip_vision_model"}
-    both = {"input_ids": words(2, 9), "pixel_values": noise(2, 3, 32, 32), "attention_mask": torch.ones(2, 9, dtype=torch.long)}
+    both = {
+        "input_ids": words(2, 9),
+        "pixel_values": noise(2, 3, 32, 32),
+        "attention_mask": torch.ones(2, 9, dtype=torch.long),
+    }
     patches = {"pixel_values": noise(16, 3 * 2 * 4 * 4), "image_grid_thw": torch.tensor([[1, 4, 4]])}
     qwen_text = words(1, 10)
     qwen_text[:, 1:5] = 111
@@ -412,20 +447,20 @@ def speech_cases() -> Cases:
                       "duration_predictor_filter_channels": 20}, {"input_ids": words(1, 9, high=38)}),
         "ASTForAudioClassification": ("ASTConfig", WIDTHS | {"patch_size": 8, "max_length": 40, "num_mel_bins": 24, "frequency_stride": 8,
                                       "time_stride": 8}, {"input_values": noise(2, 40, 24)}),
-        "EncodecModel": ("EncodecConfig", {"num_filters": 6, "hidden_size": 22, "codebook_size": 17, "codebook_dim": 22,
+        "EncodecModel": ("EncodecConfig", {"num_filters": 6, "hidden_size": 22, "codebook_size": 16, "codebook_dim": 22,
                          "num_lstm_layers": 1, "upsampling_ratios": [4, 2], "target_bandwidths": [1.5, 3.0], "sampling_rate": 2000,
                          "num_residual_layers": 1}, {"input_values": noise(1, 1, 400)}),
         "DacModel": ("DacConfig", {"encoder_hidden_size": 6, "downsampling_ratios": [2, 4], "decoder_hidden_size": 24, "n_codebooks": 2,
-                     "codebook_size": 17, "codebook_dim": 5}, {"input_values": noise(1, 1, 400)}),
+                     "codebook_size": 16, "codebook_dim": 5}, {"input_values": noise(1, 1, 400)}),
         "MimiModel": ("MimiConfig", {"num_filters": 6, "hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 3,
-                      "num_key_value_heads": 3, "head_dim": 8, "intermediate_size": 46, "codebook_size": 17, "codebook_dim": 12,
+                      "num_key_value_heads": 3, "head_dim": 8, "intermediate_size": 46, "codebook_size": 16, "codebook_dim": 12,
                       "vector_quantization_hidden_dimension": 12, "num_quantizers": 3, "upsampling_ratios": [4, 2],
                       "upsample_groups": 24, "num_semantic_quantizers": 1, "sampling_rate": 2000, "frame_rate": 125},
                       {"input_values": noise(1, 1, 400)}),
         "ClapAudioModel": ("ClapAudioConfig", {"spec_size": 64, "num_mel_bins": 16, "patch_size": 4, "patch_stride": [4, 4],
-            "patch_embeds_hidden_size": 18, "hidden_size": 36, "depths": [1, 1], "num_attention_heads": [3, 6], "window_size": 4,
+            "enable_fusion": False, "patch_embeds_hidden_size": 18, "hidden_size": 36, "depths": [1, 1], "num_attention_heads": [3, 6], "window_size": 4,
             "projection_dim": 12, "num_classes": 5},
-            {"input_features": noise(1, 1, 64, 64), "is_longer": torch.tensor([[False]])}),
+            {"input_features": noise(1, 1, 256, 16), "is_longer": torch.tensor([[False]])}),
         "FastSpeech2ConformerModel": ("FastSpeech2ConformerConfig", {"hidden_size": 36, "vocab_size": 40, "num_mel_bins": 10,
             "encoder_num_attention_heads": 3, "encoder_layers": 1, "encoder_linear_units": 46, "decoder_layers": 1,
             "decoder_num_attention_heads": 3, "decoder_linear_units": 46, "speech_decoder_postnet_layers": 1,
@@ -442,8 +477,8 @@ def speech_cases() -> Cases:
             {"input_features": noise(1, 30, 20), "decoder_input_ids": words(1, 7)}),
         "MusicgenForCausalLM": ("MusicgenDecoderConfig", WIDTHS | {"vocab_size": 99, "ffn_dim": 92, "num_codebooks": 2,
             "max_position_embeddings": 64}, {"input_ids": words(4, 9)}),
-        "ParakeetForCTC": ("ParakeetCTCConfig", {"vocab_size": 99, "encoder_config": WIDTHS | {"num_mel_bins": 20,
-            "subsampling_conv_channels": 12, "max_position_embeddings": 100}}, {"input_features": noise(1, 60, 20)}),
+        "ParakeetForCTC": ("ParakeetCTCConfig", {"vocab_size": 99, "encoder_config": WIDTHS | {"num_mel_bins": 24,
+            "subsampling_conv_channels": 12, "max_position_embeddings": 100}}, {"input_features": noise(1, 60, 24)}),
     }  # fmt: skip
     yield from listed("speech", table)
 
@@ -455,7 +490,7 @@ def detector_cases() -> Cases:
     last = {"model_type": "resnet", "out_features": ["stage4"]} | conv
     d = {"d_model": 36, "encoder_layers": 1, "decoder_layers": 2, "encoder_attention_heads": 3, "decoder_attention_heads": 3,
          "encoder_ffn_dim": 46, "decoder_ffn_dim": 46, "num_queries": 7, "num_labels": 4}  # fmt: skip
-    rt = {"backbone_config": {"model_type": "rt_detr_resnet", "out_features": ["stage2", "stage3", "stage4"]} | conv,
+    rt = {"backbone_config": {"model_type": "rt_detr_resnet", "out_features": ["stage2", "stage3", "stage4"]} | conv | {"layer_type": "bottleneck"},
           "encoder_hidden_dim": 36, "encoder_in_channels": [20, 28, 36], "feat_strides": [8, 16, 32], "encoder_layers": 1,
           "encoder_ffn_dim": 46, "encoder_attention_heads": 3, "d_model": 36, "num_queries": 7, "decoder_in_channels": [36, 36, 36],
           "decoder_ffn_dim": 46, "decoder_layers": 2, "decoder_attention_heads": 3, "num_labels": 4, "hidden_expansion": 1.0}  # fmt: skip
@@ -473,19 +508,19 @@ def detector_cases() -> Cases:
             "hidden_sizes": [16, 20, 28, 36], "depths": [1, 1, 1, 1],
             "out_features": ["stage2", "stage3", "stage4"]}}, image),
         "DetrForObjectDetection": ("DetrConfig", d | {"backbone_config": last, "use_timm_backbone": False}, image),
-        "DetrForSegmentation": ("DetrConfig", d | {"backbone_config": backbone | {"out_features": ["stage1", "stage2", "stage3",
+        "DetrForSegmentation": ("DetrConfig", d | {"d_model": 128, "encoder_attention_heads": 8, "decoder_attention_heads": 8, "backbone_config": backbone | {"out_features": ["stage1", "stage2", "stage3",
                                 "stage4"]}, "use_timm_backbone": False}, image),
         "ConditionalDetrForObjectDetection": ("ConditionalDetrConfig", d | {"backbone_config": last, "use_timm_backbone": False}, image),
-        "DeformableDetrForObjectDetection": ("DeformableDetrConfig", d | {"backbone_config": backbone, "use_timm_backbone": False,
+        "DeformableDetrForObjectDetection": ("DeformableDetrConfig", d | {"d_model": 96,"backbone_config": backbone, "use_timm_backbone": False,
                                              "num_feature_levels": 3}, masked),
         "DabDetrForObjectDetection": ("DabDetrConfig", {k: v for k, v in d.items() if k != "d_model"} | {"hidden_size": 36,
                                       "backbone_config": last, "use_timm_backbone": False}, image),
         "TableTransformerForObjectDetection": ("TableTransformerConfig", d | {"backbone_config": last, "use_timm_backbone": False}, image),
         "YolosForObjectDetection": ("YolosConfig", VISION | {"image_size": [64, 64], "num_detection_tokens": 6}, image),
-        "MaskFormerForInstanceSegmentation": ("MaskFormerConfig", {"backbone_config": swin, "fpn_feature_size": 20,
-            "mask_feature_size": 20, "decoder_config": {"model_type": "detr"} | d}, image),
-        "Mask2FormerForUniversalSegmentation": ("Mask2FormerConfig", {"backbone_config": swin, "feature_size": 20, "mask_feature_size": 20,
-            "hidden_dim": 20, "encoder_feedforward_dim": 46, "encoder_layers": 1, "decoder_layers": 2, "num_attention_heads": 2,
+        "MaskFormerForInstanceSegmentation": ("MaskFormerConfig", {"backbone_config": swin, "fpn_feature_size": 64,
+            "mask_feature_size": 64, "decoder_config": {"model_type": "detr"} | d}, image),
+        "Mask2FormerForUniversalSegmentation": ("Mask2FormerConfig", {"backbone_config": swin, "feature_size": 64, "mask_feature_size": 64,
+            "hidden_dim": 64, "encoder_feedforward_dim": 46, "encoder_layers": 1, "decoder_layers": 2, "num_attention_heads": 2,
             "dim_feedforward": 46, "num_queries": 7, "num_labels": 4}, image),
         "UperNetForSemanticSegmentation": ("UperNetConfig", {"backbone_config": swin, "hidden_size": 20, "auxiliary_in_channels": 48,
             "auxiliary_channels": 12, "pool_scales": [1, 2], "num_labels": 4}, image),
@@ -495,7 +530,7 @@ def detector_cases() -> Cases:
                                         "auxiliary_channels": 12, "pool_scales": [1, 2]}, image),
         "DPTForDepthEstimation": ("DPTConfig", VISION | {"image_size": 64, "num_hidden_layers": 4, "backbone_out_indices": [0, 1, 2, 3],
             "neck_hidden_sizes": [12, 20, 28, 36], "fusion_hidden_size": 18, "reassemble_factors": [4, 2, 1, 0.5]}, image),
-        "SamModel": ("SamConfig", {"vision_config": VISION | {"image_size": 64, "output_channels": 18, "window_size": 2,
+        "SamModel": ("SamConfig", {"vision_config": VISION | {"image_size": 64, "output_channels": 18, "num_pos_feats": 9, "window_size": 2,
             "global_attn_indexes": [1], "mlp_dim": 92}, "prompt_encoder_config": {"hidden_size": 18, "image_size": 64, "patch_size": 8,
             "mask_input_channels": 6}, "mask_decoder_config": {"hidden_size": 18, "num_attention_heads": 3, "mlp_dim": 30,
             "iou_head_hidden_dim": 14, "num_hidden_layers": 2, "attention_downsample_rate": 1}},
