@@ -27,6 +27,7 @@ from nervure.graph.types import Graph
 from nervure.plan import Plan
 from nervure.surgery.apply import apply, keeps_of
 from nervure.surgery.chance import is_random, seeded
+from nervure.surgery.spectral import spectral_norms
 
 Keeps: TypeAlias = Mapping[str, np.ndarray]
 
@@ -70,7 +71,7 @@ def reference(model: nn.Module, drawing: Drawing, graph: Graph, plan: Plan, exam
     """
     keeps = keeps_of(graph, plan)
     masks = Plan(plan.masks)
-    replay = _Replay(drawing, keeps)
+    replay = _Replay(drawing, keeps, frozenset(norm.module for norm in spectral_norms(model)))
     source = apply(model, graph, masks) if masks else model
     try:
         with _silent(source, graph, plan), seeded(model):
@@ -114,6 +115,7 @@ class _Replay:
 
     drawing: Drawing
     keeps: Keeps
+    divided: frozenset[str] = frozenset()
     noise: dict[int, Tensor] = field(default_factory=dict)
     _limits: dict[Place, list[_Limit]] = field(default_factory=dict)
     _random: dict[Place, Ref] = field(default_factory=dict)
@@ -127,9 +129,11 @@ class _Replay:
             if is_random(entry.op) and entry.outs:
                 self._random[place] = entry.outs[0]
         for read in self.drawing.flow.reads:
-            alive = self._alive(read)
-            if not alive.all():
-                self._limits.setdefault(place_of[read.entry], []).append(_Limit(read, alive))
+            alive, place = self._alive(read), place_of[read.entry]
+            # A spectral norm is that of the whole weight: the weights that survive stay as they are.
+            is_divisor = place.module in self.divided and place.name in ("mv", "dot", "vdot")
+            if not alive.all() and not is_divisor:
+                self._limits.setdefault(place, []).append(_Limit(read, alive))
 
     def __call__(self, module: str, func: Any, args: Any, kwargs: Any) -> Any:
         name = func._schema.name.removeprefix("aten::")
