@@ -14,6 +14,7 @@ from nervure.graph.sizes import Attribute, read_attribute, write_attribute
 from nervure.graph.tape import named_tensors
 from nervure.graph.types import Graph, Resize
 from nervure.surgery.attention import ResizedAttention
+from nervure.surgery.spectral import keep_divisors
 
 
 def copied_without(model: nn.Module, graph: Graph, keeps: Mapping[str, np.ndarray]) -> nn.Module:
@@ -74,6 +75,7 @@ def _cut_tensors(model: nn.Module, graph: Graph, keeps: Mapping[str, np.ndarray]
             new = _laid_like(old, sliced(old.detach(), positions))
             replaced[id(old)] = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
     _rescale(model, graph, keeps, replaced)
+    keep_divisors(model, replaced)
     return replaced
 
 

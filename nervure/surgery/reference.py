@@ -27,6 +27,7 @@ from nervure.graph.types import Graph
 from nervure.plan import Plan
 from nervure.surgery.apply import apply, keeps_of
 from nervure.surgery.chance import is_random, seeded
+from nervure.surgery.spectral import spectral_norms
 
 Keeps: TypeAlias = Mapping[str, np.ndarray]
 
@@ -72,7 +73,7 @@ def reference(model: nn.Module, drawing: Drawing, run: int, graph: Graph, plan: 
     """
     keeps = keeps_of(graph, plan)
     masks = Plan(plan.masks)
-    replay = _Replay(drawing, run, keeps)
+    replay = _Replay(drawing, run, keeps, frozenset(norm.module for norm in spectral_norms(model)))
     source = apply(model, graph, masks) if masks else model
     try:
         with _silent(source, graph, plan), seeded(model):
@@ -117,6 +118,7 @@ class _Replay:
     drawing: Drawing
     run: int
     keeps: Keeps
+    divided: frozenset[str] = frozenset()
     noise: dict[int, Tensor] = field(default_factory=dict)
     _limits: dict[Place, list[_Limit]] = field(default_factory=dict)
     _random: dict[Place, Ref] = field(default_factory=dict)
@@ -130,9 +132,11 @@ class _Replay:
             if is_random(entry.op) and entry.outs:
                 self._random[place] = entry.outs[0]
         for read in (read for read in self.drawing.flow.reads if read.entry in place_of):
-            alive = self._alive(read)
-            if not alive.all():
-                self._limits.setdefault(place_of[read.entry], []).append(_Limit(read, alive))
+            alive, place = self._alive(read), place_of[read.entry]
+            # A spectral norm is that of the whole weight: the weights that survive stay as they are.
+            is_divisor = place.module in self.divided and place.name in ("mv", "dot", "vdot")
+            if not alive.all() and not is_divisor:
+                self._limits.setdefault(place, []).append(_Limit(read, alive))
 
     def __call__(self, module: str, func: Any, args: Any, kwargs: Any) -> Any:
         name = func._schema.name.removeprefix("aten::")
