@@ -163,7 +163,7 @@ class _RunChecker:
 
     def _why_nothing_tells(self, choices: tuple[Numbers, ...]) -> str:
         if any(isinstance(self._settings.get(n), _Setting) for n in choices):
-            return "what the plan removes does not move any output, so a wrong cut would look right"
+            return "what the plan removes moves no output far enough, so a wrong cut would look right"
         return "; ".join(dict.fromkeys(f"{n.told} {self._settings[n]}" for n in choices))
 
     def _compared(self, numbers: Numbers, graph: Graph, plan: Plan, cut: Cutter) -> Difference | None:

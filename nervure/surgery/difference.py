@@ -18,6 +18,8 @@ ROUNDING = 16
 """Roundings of an output that two right answers may lie apart."""
 TELLING = 64
 """Roundings of an output that a cut must move it, so that a wrong cut could be told from a right one."""
+FEW = 16
+"""Whole numbers that a cut must move at least: a wrong cut may come to the same few by chance."""
 AMPLIFIED = 30
 """How many times the effect of one rounding of every weight two right answers may lie apart."""
 
@@ -76,9 +78,10 @@ def compare(
     errors, right, telling, loosest = [0.0], True, False, 0.0
     for i, precision in enumerate(precisions):
         four = _four(i, dense[i], expected[i], found[i], expected[i] if rounded is None else rounded[i])
-        loosest = max(loosest, precision**0.5)
+        loosest, is_coarse = max(loosest, precision**0.5), _moves_few_whole_numbers(four)
         for at, sizes in enumerate(_by_slice(four)):
             fine, tells = _judged(sizes, precision)
+            tells = tells and not is_coarse
             right, telling = right and fine, telling or tells
             if at == 0 and tells:
                 errors.append(float(sizes.gap / sizes.moved))
@@ -101,6 +104,12 @@ def _four(number: int, dense: Tensor, expected: Tensor, found: Tensor, rounded: 
     was, now, then, again = (torch.where(finite, t, 0).nan_to_num(0, 0, 0) for t in answers)
     size = torch.where((was != now) | (now != then), now, 0)
     return Four(then - now, was - now, size, again - now)
+
+
+def _moves_few_whole_numbers(four: Four) -> bool:
+    """Whether an output is rounded (a class, a sign), and the cut moves too few of its numbers to tell anything."""
+    moved = four.size[four.moved != 0]
+    return moved.numel() < FEW and bool((moved == moved.round()).all())
 
 
 def _as_numbers(tensor: Tensor) -> Tensor:

@@ -33,7 +33,8 @@ def widened(value: Any) -> Any:
 def redraw(model: nn.Module, seed: int) -> None:
     """Draw every parameter of ``model`` anew, and the buffers around what they are, in place.
 
-    Matrices get values that keep the size of what they multiply, vectors (biases, scales) values around their mean.
+    Matrices get values that keep the size of what they multiply behind a rectifier (half of it is zero), vectors
+    (biases, scales) values around their mean.
     Buffers may be tables with a meaning: they keep it, but no two entries are alike.
     """
     with torch.no_grad():
@@ -54,7 +55,7 @@ def _is_number(tensor: Tensor) -> bool:
 def _redraw_parameter(parameter: Tensor, generator: torch.Generator) -> None:
     if parameter.dim() > 1:
         fan = parameter.numel() / parameter.shape[0]
-        parameter.copy_(_uniform(parameter, generator).mul_(max(math.sqrt(3 / max(fan, 1)), 0.02)))
+        parameter.copy_(_uniform(parameter, generator).mul_(max(math.sqrt(6 / max(fan, 1)), 0.02)))
     elif parameter.numel():
         parameter.copy_(_uniform(parameter, generator).mul_(0.3).add_(parameter.mean()))
 

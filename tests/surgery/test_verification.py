@@ -123,8 +123,25 @@ def test_what_moves_no_output_is_not_called_verified() -> None:
     model, x = seeded(lambda: Answer(lambda y: y * 0)), noise(4, 5)
     pruned = prune(model, x, Magnitude(keep=0.5))
     assert pruned.verification is None
-    assert "does not move any output" in pruned.unverified
-    assert "not verified (what the plan removes does not move any output" in str(pruned)
+    assert "moves no output far enough" in pruned.unverified
+    assert "not verified (what the plan removes moves no output far enough" in str(pruned)
+
+
+def test_a_few_rounded_numbers_tell_nothing() -> None:
+    pruned = prune(seeded(lambda: Answer(lambda y: y.round(), outputs=1)), noise(3, 5), Magnitude(keep=0.5))
+    assert pruned.verification is None
+    many = prune(seeded(lambda: Answer(lambda y: y.sign(), outputs=40)), noise(40, 5), Magnitude(keep=0.5))
+    assert many.verification is not None
+
+
+def test_a_cut_behind_a_hundred_layers_is_seen() -> None:
+    layers = [m for _ in range(100) for m in (nn.Linear(8, 8), nn.ReLU())]
+    model, x = seeded(lambda: nn.Sequential(nn.Linear(5, 12), nn.ReLU(), nn.Linear(12, 8), *layers)), noise(4, 5)
+    graph = trace(model, x)
+    plan, wrong = half(graph, "0"), misread(graph, "2.weight", 1)
+    assert verify(model, SimpleNamespace(model=apply(model, graph, plan), graph=graph, plan=plan), x)
+    with pytest.raises(VerificationError, match="differs from the original"):
+        verify(model, SimpleNamespace(model=apply(model, wrong, plan), graph=wrong, plan=plan), x)
 
 
 def test_the_empty_plan_is_right() -> None:
