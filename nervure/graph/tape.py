@@ -45,6 +45,8 @@ class Value:
     const: Tensor | None = None
     device: str = "cpu"
     """Where an operator can be called again; without weights that is the processor."""
+    is_plain: bool = True
+    """Whether its elements follow each other in memory, from the memory's start."""
 
 
 @dataclass(slots=True)
@@ -216,7 +218,7 @@ class Recorder(TorchDispatchMode):
         if _is_small_constant(tensor):
             const = contents if tensor.is_meta else tensor
         device = "cpu" if tensor.device.type == "meta" else str(tensor.device)
-        value = Value(tuple(tensor.shape), tensor.dtype, const, device)
+        value = Value(tuple(tensor.shape), tensor.dtype, const, device, _is_plain(tensor))
         self.tape.values.append(value)
         if const is not None and not const.is_meta:
             self._held.setdefault(const.untyped_storage()._cdata, []).append(value)
@@ -308,6 +310,10 @@ def _with_tensor_first(func: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
     is_number = len(args) == 1 and isinstance(args[0], int | float | complex)
     takes_tensor = is_number and isinstance(func._schema.arguments[0].type, torch.TensorType)
     return (torch.tensor(args[0]),) if takes_tensor else args
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    return tensor.layout == torch.strided and tensor.is_contiguous() and tensor.storage_offset() == 0
 
 
 def _tensors(out: Any) -> list[Tensor]:

@@ -47,6 +47,7 @@ def copy(flow: Flow, entry: Entry) -> list[Space]:
 
 def constant(flow: Flow, entry: Entry) -> list[Space]:
     """Made from sizes alone. One value everywhere takes the labels that it meets, and its sizes must follow."""
+    flow.constants.update(out.id for out in entry.outs)
     if not entry.name.removeprefix("new_").startswith(("zeros", "ones", "full", "empty", "scalar_tensor", "lift")):
         return [Space() for _ in entry.outs]
     shape = flow.shape(entry.outs[0])
@@ -83,6 +84,7 @@ def fourier(flow: Flow, entry: Entry) -> list[Space]:
 
 def like(flow: Flow, entry: Entry) -> list[Space]:
     """A new tensor as large as another: its units are cut with the other's."""
+    flow.constants.update(out.id for out in entry.outs)
     source = flow.space(entry.args[0])
     return [replace(source, layers=tuple(Layer(z.labels) for z in source.layers)) for _ in entry.outs]
 
@@ -122,6 +124,8 @@ def _constant_sizes(call: Call | None, rank: int) -> list[int | Expression]:
     if call is None:
         return []
     flat: list[int | Expression] = []
+    if call.name == "one_hot" and isinstance(classes := call.kwargs.get("num_classes", call.args[-1]), Expression):
+        return [*[-1] * (rank - 1), classes]
     for value in call.args:
         flat += [v for v in (value if isinstance(value, tuple) else (value,)) if isinstance(v, int | Expression)]
     for value in (call.kwargs.get("size"),):
@@ -161,6 +165,22 @@ def reduction(flow: Flow, entry: Entry) -> list[Space]:
     return [_reduced(flow, x, axes, len(flow.shape(out))) for out in entry.outs]
 
 
+def extreme(flow: Flow, entry: Entry) -> list[Space]:
+    """Maximum, minimum and median, which also say where along the axis they are."""
+    x, axis = entry.args[0], argument(entry, 1, "dim")
+    is_placed = entry.name.startswith("arg") or len(entry.outs) == 2
+    if not is_placed:
+        return reduction(flow, entry)
+    axes = _axes(flow, x, axis)
+    if len(axes) > 1:
+        labels = [z.labels for a in axes for z in flow.layers(x, a)]
+        flow.store.pin(labels, f"counted through all axes at {flow.at()}")
+    elif found := flow.layers(x, axes[0]):
+        flow.places[entry.outs[-1].id] = tuple(z.labels for z in found)
+        _note_statistic(flow, x, axes, entry.name, "places")
+    return [_reduced(flow, x, axes, len(flow.shape(out))) for out in entry.outs]
+
+
 def _reduced(flow: Flow, x: Ref, axes: Sequence[int], out_rank: int) -> Space:
     space, rank = flow.space(x), len(flow.shape(x))
     kept = [z for z in space.layers if not set(z.support) & set(axes)]
@@ -177,18 +197,20 @@ def _reduced(flow: Flow, x: Ref, axes: Sequence[int], out_rank: int) -> Space:
 
 
 def along_axis(flow: Flow, entry: Entry) -> list[Space]:
-    """Softmax: a statistic along an axis, every element keeps its place."""
+    """Softmax, running sums: a statistic along an axis, every element keeps its place."""
     x = entry.args[0]
+    if x.id in flow.constants:
+        axes = _axes(flow, x, argument(entry, 1, "dim"))
+        flow.store.pin([z.labels for a in axes for z in flow.layers(x, a)], f"counted by {flow.at()}")
     _note_statistic(flow, x, _axes(flow, x, argument(entry, 1, "dim")), entry.name)
     return [flow.space(x) for _ in entry.outs]
 
 
 def ordered(flow: Flow, entry: Entry) -> list[Space]:
-    """Sorting, scanning, arg-max: units along the axis are told apart by their place, so they stay."""
+    """Sorting, ranking: units along the axis are told apart by their place, so they stay."""
     x = entry.args[0]
     position = 2 if entry.name in ("topk", "kthvalue") else 1
-    given = argument(entry, position, "dim", None if entry.name.startswith("arg") else -1)
-    axes = _axes(flow, x, given)
+    axes = _axes(flow, x, argument(entry, position, "dim", -1))
     for axis in axes:
         flow.store.pin([z.labels for z in flow.layers(x, axis)], f"ordered by place at {flow.at()}")
     return [
@@ -440,8 +462,6 @@ _REDUCTIONS = [
     "mean",
     "amax",
     "amin",
-    "max",
-    "min",
     "norm",
     "linalg_vector_norm",
     "var",
@@ -452,20 +472,16 @@ _REDUCTIONS = [
     "logsumexp",
     "any",
     "all",
-    "median",
     "nansum",
+    "count_nonzero",
+    "aminmax",
 ]
 _ORDERED = [
     "sort",
     "topk",
     "argsort",
-    "argmax",
-    "argmin",
-    "cumsum",
-    "cumprod",
     "cummax",
     "cummin",
-    "logcumsumexp",
     "kthvalue",
     "mode",
     "msort",
@@ -497,6 +513,8 @@ OTHERS: Mapping[str, Rule] = {
     "mul": multiply,
     **dict.fromkeys(_REDUCTIONS, reduction),
     **dict.fromkeys(_ORDERED, ordered),
+    **dict.fromkeys(("max", "min", "median", "argmax", "argmin"), extreme),
+    **dict.fromkeys(("cumsum", "cumprod", "logcumsumexp"), along_axis),
     **{name: spatial(n) for n, names in _SPATIAL.items() for name in names.split()},
     **dict.fromkeys(("_softmax", "_log_softmax", "softmax", "log_softmax", "_safe_softmax"), along_axis),
     **dict.fromkeys(BATCH_NORMS, batch_norm),
