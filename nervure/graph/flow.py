@@ -13,8 +13,8 @@ from nervure.graph.tape import Call, Entry, Ref, Tape, WriteBack
 HIDDEN = "not an axis of units"
 _SIZED_CALLS = """
 view reshape expand unflatten broadcast_to split split_with_sizes chunk narrow __getitem__ __setitem__ layer_norm
-rms_norm group_norm eye zeros ones full empty new_zeros new_ones new_full new_empty conv1d conv2d conv3d conv_transpose1d
-conv_transpose2d conv_transpose3d multi_head_attention_forward
+rms_norm group_norm eye zeros ones full empty new_zeros new_ones new_full new_empty conv1d conv2d conv3d
+conv_transpose1d conv_transpose2d conv_transpose3d multi_head_attention_forward
 """
 SIZED_CALLS = frozenset(_SIZED_CALLS.split())
 """Calls of which the rules look at the sizes themselves."""
@@ -135,7 +135,8 @@ class Flow:
         shape, layers = self.shape(ref), []
         self.order.setdefault(name, self.index)
         for axis, n in enumerate(shape):
-            if n < 2:
+            # What a sparse tensor connects (the nodes of a graph) are no units.
+            if n < 2 or self.tape.values[ref.id].stored is not None:
                 continue
             local = self.specs.setdefault((name, axis), [np.arange(n, dtype=np.int64)])
             owned = []

@@ -435,8 +435,7 @@ class Store:
                 out += waiting[:1]
             elif a and b:
                 self.match(a, b, reason)
-                # An activation's label outlives a parameter's: owners tell where a weight is read or written.
-                out += b if all(x.owner is not None for x in a) else a
+                out += b if _outlives(b, right_shape, a, left_shape) else a
             elif a and right_shape[axis] > 1:
                 self.pin([x.labels for x in a], f"meets an axis of fixed size at {reason}")
             elif b and left_shape[axis] > 1:
@@ -444,6 +443,17 @@ class Store:
             else:
                 out += a or b
         return out
+
+
+def _outlives(mine: list[Layer], shape: tuple[int, ...], theirs: list[Layer], other: tuple[int, ...]) -> bool:
+    """Whose owners go on: they tell where a weight is read or written.
+
+    An activation's labels outlive a parameter's, and a matrix's those of a scale for its rows.
+    """
+    if not all(x.owner is not None for x in theirs):
+        return False
+    is_parameter = all(x.owner is not None for x in mine)
+    return not is_parameter or sum(n > 1 for n in shape) >= sum(n > 1 for n in other)
 
 
 Size: TypeAlias = tuple[Any, tuple[Array, ...]]

@@ -47,6 +47,8 @@ class Value:
     """Where an operator can be called again; without weights that is the processor."""
     is_plain: bool = True
     """Whether its elements follow each other in memory, from the memory's start."""
+    stored: int | None = None
+    """How many entries a sparse tensor stores."""
 
 
 @dataclass(slots=True)
@@ -218,7 +220,7 @@ class Recorder(TorchDispatchMode):
         if _is_small_constant(tensor):
             const = contents if tensor.is_meta else tensor
         device = "cpu" if tensor.device.type == "meta" else str(tensor.device)
-        value = Value(tuple(tensor.shape), tensor.dtype, const, device, _is_plain(tensor))
+        value = Value(tuple(tensor.shape), tensor.dtype, const, device, _is_plain(tensor), None if tensor.layout == torch.strided else tensor._nnz())
         self.tape.values.append(value)
         if const is not None and not const.is_meta:
             self._held.setdefault(const.untyped_storage()._cdata, []).append(value)

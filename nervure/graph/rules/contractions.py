@@ -65,7 +65,10 @@ def _matrix_product(flow: Flow, a: int, b: int, out: Ref) -> Space:
         if _is_activation(batch) and (_is_activation(beside) or _is_activation(left)):
             flow.attention.extend(z.labels for z in beside)
             flow.heads.extend(z.labels for z in batch)
-    columns = flow.shape(y)[-1]
+    columns, stored = flow.shape(y)[-1], flow.tape.values[x.id].stored
+    if stored is not None:
+        flow.work(stored, (columns, beside))
+        return Space(tuple(layers))
     sizes = [(flow.shape(x)[0], batch)] if rank == 3 else []
     flow.work(1, *sizes, (rows, above), (inner, left or right), (columns, beside))
     return Space(tuple(layers))
@@ -328,6 +331,8 @@ CONTRACTIONS: Mapping[str, Rule] = {
     "mm": mm,
     "bmm": mm,
     "addmm": addmm,
+    "_sparse_addmm": addmm,
+    "_sparse_mm_reduce_impl": mm,
     "baddbmm": addmm,
     "_grouped_mm": grouped_mm,
     "mv": mv,

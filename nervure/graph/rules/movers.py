@@ -218,7 +218,7 @@ def _widened(flow: Flow, entry: Entry, layers: Sequence[Layer]) -> list[Layer]:
 def _expanded_sizes(entry: Entry, shape: Sequence[int]) -> list[Any]:
     """The sizes that the user's code gives for an expansion to ``shape`` (None where it gives none)."""
     call, rank = entry.call, len(shape)
-    if call is not None and call.name in ("expand", "broadcast_to"):
+    if call is not None and call.name in ("expand", "broadcast_to", "repeat", "tile"):
         sizes = call_sizes(call)
         return sizes if len(sizes) == rank else []
     if call is not None and call.name == "repeat_interleave":
@@ -244,14 +244,17 @@ def _undivided(size: Any) -> Any:
 
 @carries
 def repeat(flow: Flow, entry: Entry) -> list[Space]:
-    """Tile."""
+    """Tile; what has one place along an axis is expanded."""
     space, times = flow.space(entry.args[0]), entry.args[1]
+    before = (1,) * (len(times) - len(flow.shape(entry.args[0]))) + flow.shape(entry.args[0])
+    wishes = _expanded_sizes(entry, flow.shape(entry.outs[0])) or [None] * len(times)
+    grown = {axis: wishes[axis] for axis, n in enumerate(times) if before[axis] == 1 < n}
     layers = []
     for z in space.layers:
         labels = z.labels.reshape((1,) * (len(times) - z.labels.ndim) + z.labels.shape)
         tiles = [t if n > 1 else 1 for t, n in zip(times, labels.shape, strict=True)]
         layers.append(Layer(np.tile(labels, tiles), z.owner))
-    return [Space(tuple(layers), free=space.free)]
+    return [Space(tuple(layers), free=space.free, wishes=tuple(grown.items()), spread=frozenset(grown))]
 
 
 @carries

@@ -9,7 +9,7 @@ import torch
 from nervure.graph.flow import Flow, Rule, argument, made, move, refs_in
 from nervure.graph.labels import NONE, Layer, Space
 from nervure.graph.rules.contractions import blocked
-from nervure.graph.rules.names import BATCH_NORMS, FOURIER, LIKE, NEW, TOLD
+from nervure.graph.rules.names import BATCH_NORMS, FAKE_QUANTISED, FOURIER, LIKE, NEW, TOLD
 from nervure.graph.rules.probed import probed
 from nervure.graph.sizes import Expression
 from nervure.graph.tape import Call, Entry, Ref
@@ -138,6 +138,15 @@ def filled(flow: Flow, entry: Entry) -> list[Space]:
     return [flow.space(entry.args[0]) for _ in entry.outs]
 
 
+def resized(flow: Flow, entry: Entry) -> list[Space]:
+    """``x.resize_(...)``: what gets another shape has no units of the old one."""
+    x, out = entry.args[0], entry.outs[0]
+    if flow.shape(x) == flow.shape(out):
+        return [flow.space(x)]
+    flow.store.pin([z.labels for z in flow.space(x).layers], f"resized at {flow.at()}")
+    return [Space()]
+
+
 # -- reductions --------------------------------------------------------------------------------------------------
 
 
@@ -221,6 +230,14 @@ def ordered(flow: Flow, entry: Entry) -> list[Space]:
     ]
 
 
+def segment_reduce(flow: Flow, entry: Entry) -> list[Space]:
+    """Sums, means or maxima of stretches of an axis."""
+    x = entry.args[0]
+    axis = argument(entry, 5, "axis", 0) % len(flow.shape(x))
+    flow.store.pin([z.labels for z in flow.layers(x, axis)], f"stretches of an axis at {flow.at()}")
+    return [Space(tuple(z for z in flow.space(x).layers if axis not in z.support))]
+
+
 # -- norms -------------------------------------------------------------------------------------------------------
 
 
@@ -302,6 +319,31 @@ def rms_norm(flow: Flow, entry: Entry) -> list[Space]:
     """Root-mean-square norm over trailing axes."""
     moved = Entry(entry.op, entry.name, (*entry.args[:3], None), {}, entry.outs, entry.module, entry.call)
     return layer_norm(flow, moved)
+
+
+def fake_quantised(flow: Flow, entry: Entry) -> list[Space]:
+    """Values rounded in their places, by one scale or by one of each place along an axis, which rides along."""
+    axis = entry.args[3] if "per_channel" in entry.name else None
+    return _rounded(flow, entry, entry.args[1:3], axis)
+
+
+def observed(flow: Flow, entry: Entry) -> list[Space]:
+    """As :func:`fake_quantised`, with a scale that follows the smallest and the largest value while that is observed."""
+    x, is_observed = entry.args[0], flow.tape.values[entry.args[1].id].const
+    axis = argument(entry, 10, "ch_axis") if argument(entry, 11, "per_row_fake_quant", False) else None
+    if is_observed is None or bool(is_observed):
+        others = [a for a in range(len(flow.shape(x))) if a != axis]
+        _note_statistic(flow, x, others, "the range of values")
+    return _rounded(flow, entry, entry.args[3:7], axis)
+
+
+def _rounded(flow: Flow, entry: Entry, scales: Sequence[object], axis: int | None) -> list[Space]:
+    shape, spaces = flow.shape(entry.args[0]), [(flow.space(entry.args[0]), flow.shape(entry.args[0]))]
+    for r in refs_in(tuple(scales)) if axis is not None else ():
+        riders = tuple(move(z, axis, len(shape)) for z in flow.layers(r, 0))
+        spaces.append((Space(riders), tuple(n if a == axis else 1 for a, n in enumerate(shape))))
+    flow.store.join(spaces, shape, flow.at())
+    return [flow.space(entry.args[0]) for _ in entry.outs]
 
 
 def weight_norm(flow: Flow, entry: Entry) -> list[Space]:
@@ -520,6 +562,9 @@ OTHERS: Mapping[str, Rule] = {
     **dict.fromkeys(BATCH_NORMS, batch_norm),
     "native_layer_norm": layer_norm,
     "layer_norm": layer_norm,
+    **dict.fromkeys(FAKE_QUANTISED, fake_quantised),
+    **dict.fromkeys(("_fused_moving_avg_obs_fq_helper", "fused_moving_avg_obs_fake_quant"), observed),
+    "segment_reduce": segment_reduce,
     "_weight_norm_interface": weight_norm,
     "native_group_norm": group_norm,
     "rms_norm": rms_norm,
@@ -528,6 +573,7 @@ OTHERS: Mapping[str, Rule] = {
     "grid_sampler_3d": grid_sample,
     "glu": glu,
     "copy": copy,
+    "resize": resized,
     **dict.fromkeys(("fill", "zero", "normal_", "uniform_", "random_", "exponential_"), filled),
     **dict.fromkeys(NEW, constant),
     "eye": identity,
