@@ -7,7 +7,10 @@ import numpy as np
 from nervure.graph.flow import HIDDEN, Flow, Rule, argument, made, move
 from nervure.graph.labels import Layer, Space, is_pending
 from nervure.graph.sizes import Expression
-from nervure.graph.tape import Entry, Ref
+from nervure.graph.tape import Call, Entry, Ref
+
+OPAQUE_CALLS = frozenset({"multi_head_attention_forward"})
+"""Calls of which the sizes inside cannot be seen."""
 
 
 def meet(flow: Flow, left: Sequence[Layer], right: Sequence[Layer], size: int, *, free: bool = False) -> None:
@@ -55,6 +58,8 @@ def _matrix_product(flow: Flow, a: int, b: int, out: Ref) -> Space:
     above, beside = flow.layers(x, rank - 2), flow.layers(y, rank - 1)
     flow.role(above, "writer")
     flow.role(beside, "writer")
+    if rank == 2 and _is_fused(flow, entry):
+        _square(flow, entry, left or right, beside, inner)
     layers = [made(z, rank - 2, rank) for z in above] + [made(z, rank - 1, rank) for z in beside]
     batch: list[Layer] = []
     if rank == 3:
@@ -65,6 +70,7 @@ def _matrix_product(flow: Flow, a: int, b: int, out: Ref) -> Space:
         if _is_activation(batch) and (_is_activation(beside) or _is_activation(left)):
             flow.attention.extend(z.labels for z in beside)
             flow.heads.extend(z.labels for z in batch)
+            _heads_follow(flow, entry, batch)
     columns, stored = flow.shape(y)[-1], flow.tape.values[x.id].stored
     if stored is not None:
         flow.work(stored, (columns, beside))
@@ -72,6 +78,37 @@ def _matrix_product(flow: Flow, a: int, b: int, out: Ref) -> Space:
     sizes = [(flow.shape(x)[0], batch)] if rank == 3 else []
     flow.work(1, *sizes, (rows, above), (inner, left or right), (columns, beside))
     return Space(tuple(layers))
+
+
+def _is_fused(flow: Flow, entry: Entry) -> bool:
+    """Whether an operator runs inside attention that the user's code calls as one function, with weights of its own."""
+    return entry.call is not None and entry.call.name in OPAQUE_CALLS and entry.module not in flow.tape.attentions
+
+
+def _square(flow: Flow, entry: Entry, read: Sequence[Layer], written: Sequence[Layer], size: int) -> None:
+    """That function refuses projections of another width than they read: both are cut alike, and it is told so."""
+    given = _given_to(entry.call, 3, "embed_dim_to_check")
+    if read and given is not None:
+        flow.store.size(given, size, [z.labels for z in read], "the width of attention")
+    columns = len(written[0].labels) if written else 0
+    for start in range(0, columns if columns % size == 0 else 0, size):
+        meet(flow, read, [Layer(z.labels[start : start + size]) for z in written], size)
+
+
+def _heads_follow(flow: Flow, entry: Entry, heads: Sequence[Layer]) -> None:
+    """Its number of heads is the user's."""
+    given = _given_to(entry.call, 4, "num_heads") if heads and _is_fused(flow, entry) else None
+    number = given.value if isinstance(given, Expression) else given or 1
+    if given is not None and len(heads[0].labels) % number == 0:
+        flow.store.size(given, number, [z.labels[:number] for z in heads], "the number of heads")
+
+
+def _given_to(call: Call | None, place: int, name: str) -> int | Expression | None:
+    """A number that was given to a call."""
+    if call is None:
+        return None
+    given = call.kwargs.get(name, call.args[place] if len(call.args) > place else None)
+    return given if isinstance(given, int | Expression) else None
 
 
 def mm(flow: Flow, entry: Entry) -> list[Space]:
@@ -290,6 +327,7 @@ def attention(flow: Flow, entry: Entry) -> list[Space]:
         layers += [made(z, axis, rank) for z in found]
         heads = found if axis == rank - 3 else heads
     flow.heads.extend(z.labels for z in heads)
+    _heads_follow(flow, entry, heads)
     mask = argument(entry, 3, "attn_bias" if "efficient" in entry.name else "attn_mask")
     if not isinstance(mask, Ref):
         mask = entry.kwargs.get("attn_mask")

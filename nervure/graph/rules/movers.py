@@ -12,7 +12,7 @@ import torch
 
 from nervure.graph.flow import Flow, Rule, argument, call_sizes, carries, move
 from nervure.graph.labels import NONE, PENDING, Array, Layer, Space, compress, is_pending
-from nervure.graph.rules.contractions import blocked
+from nervure.graph.rules.contractions import OPAQUE_CALLS, blocked
 from nervure.graph.sizes import Expression
 from nervure.graph.solve import follows
 from nervure.graph.tape import Call, Entry, Ref
@@ -20,7 +20,6 @@ from nervure.graph.tape import Call, Entry, Ref
 LITERAL_CALLS = frozenset({"view", "reshape", "expand", "unflatten", "broadcast_to", "repeat", "tile"})
 LARGEST = 20_000_000
 """Labels are laid out in full for tensors of up to this many elements."""
-OPAQUE_CALLS = frozenset({"multi_head_attention_forward"})
 
 
 @carries
@@ -133,6 +132,7 @@ def _sizes_follow(flow: Flow, entry: Entry, layers: Sequence[Layer], shape: Sequ
 
 def _is_as_long_as(flow: Flow, size: Any, vectors: Sequence[Array]) -> None:
     """A size read from an axis of another tensor can follow a cut of that axis only: both are cut alike."""
+    size = _undivided(size)
     if isinstance(size, Expression) and size.dimension is not None:
         number, place = size.dimension
         theirs = [Layer(z.labels.reshape(-1)) for z in flow.space(Ref(number)).layers if z.support == (place,)]
@@ -219,7 +219,7 @@ def _expanded_sizes(entry: Entry, shape: Sequence[int]) -> list[Any]:
     """The sizes that the user's code gives for an expansion to ``shape`` (None where it gives none)."""
     call, rank = entry.call, len(shape)
     if call is not None and call.name in ("expand", "broadcast_to", "repeat", "tile"):
-        sizes = call_sizes(call)
+        sizes = [n if isinstance(n, int | Expression) else None for n in call_sizes(call)]
         return sizes if len(sizes) == rank else []
     if call is not None and call.name == "repeat_interleave":
         # It expands a new axis behind the one that is repeated.
@@ -254,24 +254,37 @@ def repeat(flow: Flow, entry: Entry) -> list[Space]:
         labels = z.labels.reshape((1,) * (len(times) - z.labels.ndim) + z.labels.shape)
         tiles = [t if n > 1 else 1 for t, n in zip(times, labels.shape, strict=True)]
         layers.append(Layer(np.tile(labels, tiles), z.owner))
+    layers += _widened(flow, entry, layers)
     return [Space(tuple(layers), free=space.free, wishes=tuple(grown.items()), spread=frozenset(grown))]
 
 
 @carries
 def as_strided(flow: Flow, entry: Entry) -> list[Space]:
-    """Windows into memory: where that lies as the tensor's elements follow each other, the labels are seen alike."""
-    x = entry.args[0]
-    size, stride = entry.args[1], entry.args[2]
-    shape, start = flow.shape(x), argument(entry, 3, "storage_offset", 0) or 0
-    last = start + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-    labels = [z.labels for z in flow.space(x).layers]
-    if not flow.tape.values[x.id].is_plain or last >= prod(shape) or max(prod(shape), prod(size)) > LARGEST:
+    """Windows into memory: each place in them has the labels of the element that lies there."""
+    x, size, stride = entry.args[:3]
+    known, labels = flow.tape.values[x.id], [z.labels for z in flow.space(x).layers]
+    start = argument(entry, 3, "storage_offset")
+    there, seen = (known.shape, known.strides, known.offset), (size, stride, known.offset if start is None else start)
+    end = max(map(_end, (there, seen)))
+    if max(end, prod(size)) > LARGEST:
+        flow.store.pin(labels, f"raw strides at {flow.at()}")
+        return [Space()]
+    memory = torch.arange(end)
+    element = np.full(end, NONE)
+    element[memory.as_strided(*there).numpy()] = np.arange(prod(known.shape)).reshape(known.shape)
+    at = element[memory.as_strided(*seen).numpy()]
+    if (at < 0).any():
         flow.store.pin(labels, f"raw strides at {flow.at()}")
         return [Space()]
     flow.store.suspect(labels, f"raw strides at {flow.at()}")
-    at = torch.arange(prod(shape)).as_strided(size, stride, start).numpy()
-    layers = [Layer(compress(np.broadcast_to(z.labels, shape).reshape(-1)[at])) for z in flow.space(x).layers]
+    layers = [Layer(compress(np.broadcast_to(z, known.shape).reshape(-1)[at])) for z in labels]
     return [Space(flow.store.rectangular(layers, f"raw strides at {flow.at()}"))]
+
+
+def _end(seen: tuple[Sequence[int], Sequence[int], int]) -> int:
+    """How much of the memory a tensor of a shape, with strides and an offset, reaches into."""
+    shape, strides, offset = seen
+    return offset + 1 + sum((n - 1) * step for n, step in zip(shape, strides, strict=True) if n)
 
 
 # -- parts -------------------------------------------------------------------------------------------------------
@@ -322,6 +335,7 @@ def slice_(flow: Flow, entry: Entry) -> list[Space]:
     layers, space = flow.layers(x, axis), flow.space(x)
     if layers and entry.call is not None and entry.call.name == "narrow":
         length = _called_with(entry.call, 3, "length")
+        length = length if isinstance(length, int | Expression) else stop - start
         flow.store.size(length, stop - start, [z.labels[start:stop] for z in layers], "narrow")
     if layers and size % step == 0 and start < step < size and start + size - step < stop:
         return [_every(flow, x, axis, step)]
@@ -387,7 +401,7 @@ def split(flow: Flow, entry: Entry) -> list[Space]:
             space = _even_blocks(flow, x, axis, edges, follows=told and len(set(sizes)) == 1)
             pieces = [[z.labels[a:b] for z in flow.layers(x, axis)] for a, b in pairwise(edges)]
         for wish, n, piece in zip(wishes, sizes, pieces, strict=False):
-            if isinstance(wish, Expression) or isinstance(listed, tuple):
+            if isinstance(wish, Expression) or (isinstance(wish, int) and isinstance(listed, tuple)):
                 flow.store.size(wish, n, piece, "a split")
     return [_cut_piece(space, axis, slice(a, b)) for a, b in pairwise(edges)]
 
@@ -793,20 +807,40 @@ def _at_places(flow: Flow, refs: Sequence[Ref], ids: Ref, axis: int, axes: Seque
 
 
 def index_put(flow: Flow, entry: Entry) -> list[Space]:
-    """``x[i, j] = values`` with index tensors on leading axes: the values have the units of the axes after them."""
+    """``x[i, j] = values``: one value leaves the other axes alone, more have the units of the axes after the index."""
     x, indices, values = entry.args[:3]
-    shape, given = flow.shape(x), flow.shape(values)
-    used = [a for a, i in enumerate(indices) if i is not None]
-    for a in used:
-        _pin_index(flow, indices[a])
-        wide = len(flow.shape(indices[a])) if flow.tape.values[indices[a].id].dtype == torch.bool else 1
-        for axis in range(a, a + wide):
-            flow.store.pin([z.labels for z in flow.layers(x, axis)], f"placed by index at {flow.at()}")
-        last = a + wide
-    rest = len(shape) - last
-    if used != list(range(len(used))):
+    covered, picks = _covered(flow, indices), [i for i in indices if i is not None]
+    is_one = prod(flow.shape(values)) == 1
+    is_even = is_one and len(picks) == 1 and _is_mask(flow, picks[0])
+    even = _even_axes(flow, picks[0], len(covered)) if is_even else []
+    for ids in picks:
+        _pin_mask(flow, ids, even)
+    hit = [axis for place, axis in enumerate(covered) if place not in even]
+    for axis in hit:
+        flow.store.pin([z.labels for z in flow.layers(x, axis)], f"placed by index at {flow.at()}")
+    if is_one:
+        return [_kept(flow, x, hit, picks[0], {place: covered[place] for place in even})]
+    if covered != list(range(len(covered))):
         flow.store.pin([z.labels for r in (x, values) for z in flow.space(r).layers], f"placed by index at {flow.at()}")
         return [Space()]
+    return [_with_rows(flow, x, values, len(covered))]
+
+
+def _kept(flow: Flow, x: Ref, hit: Sequence[int], mask: Ref, even: Mapping[int, int]) -> Space:
+    """The units of ``x`` along axes that are not ``hit``, with those of a mask where it says the same (``even``)."""
+    shape, space = flow.shape(x), flow.space(x)
+    kept = replace(space, layers=tuple(z for z in space.layers if not set(z.support) & set(hit)))
+    parts = [(kept, tuple(1 if a in hit else n for a, n in enumerate(shape)))]
+    for place, axis in even.items():
+        layers = tuple(move(z, axis, len(shape)) for z in flow.layers(mask, place))
+        parts.append((Space(layers, free=True), tuple(n if a == axis else 1 for a, n in enumerate(shape))))
+    return replace(flow.store.join(parts, shape, flow.at()), free=space.free)
+
+
+def _with_rows(flow: Flow, x: Ref, values: Ref, last: int) -> Space:
+    """Whole rows written into ``x``: both have the same units along the axes from ``last`` on."""
+    shape, given = flow.shape(x), flow.shape(values)
+    rest = len(shape) - last
     tail = [
         z for z in flow.store.rectangular(flow.space(values).layers, flow.at()) if z.support[0] >= len(given) - rest
     ]
@@ -815,9 +849,7 @@ def index_put(flow: Flow, entry: Entry) -> list[Space]:
     own = tuple(ones) + given[max(0, len(given) - rest) :]
     kept = replace(flow.space(x), layers=tuple(z for z in flow.space(x).layers if min(z.support, default=last) >= last))
     collapsed = (1,) * last + shape[last:]
-    return [
-        flow.store.join([(kept, collapsed), (replace(new, free=flow.space(values).free), own)], collapsed, flow.at())
-    ]
+    return flow.store.join([(kept, collapsed), (replace(new, free=flow.space(values).free), own)], collapsed, flow.at())
 
 
 MOVERS: Mapping[str, Rule] = {

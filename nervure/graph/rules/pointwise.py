@@ -328,7 +328,7 @@ def fake_quantised(flow: Flow, entry: Entry) -> list[Space]:
 
 
 def observed(flow: Flow, entry: Entry) -> list[Space]:
-    """As :func:`fake_quantised`, with a scale that follows the smallest and the largest value while that is observed."""
+    """As :func:`fake_quantised`, with a scale that follows the smallest and the largest value observed."""
     x, is_observed = entry.args[0], flow.tape.values[entry.args[1].id].const
     axis = argument(entry, 10, "ch_axis") if argument(entry, 11, "per_row_fake_quant", False) else None
     if is_observed is None or bool(is_observed):
@@ -339,7 +339,9 @@ def observed(flow: Flow, entry: Entry) -> list[Space]:
 
 def _rounded(flow: Flow, entry: Entry, scales: Sequence[object], axis: int | None) -> list[Space]:
     shape, spaces = flow.shape(entry.args[0]), [(flow.space(entry.args[0]), flow.shape(entry.args[0]))]
-    for r in refs_in(tuple(scales)) if axis is not None else ():
+    for r in refs_in(tuple(scales)):
+        if axis is None:
+            continue
         riders = tuple(move(z, axis, len(shape)) for z in flow.layers(r, 0))
         spaces.append((Space(riders), tuple(n if a == axis else 1 for a, n in enumerate(shape))))
     flow.store.join(spaces, shape, flow.at())
