@@ -24,8 +24,6 @@ from nervure.graph.tape import Entry, Ref, Tape, named_tensors, record
 from nervure.graph.types import Axis, Edge, Graph, Group, Part, Resize, Slot, Units, Work
 
 ROUNDS = 16
-QUANTISED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.ao.nn.sparse.quantized")
-"""Where the modules live whose weights are packed."""
 FACTORS = 6
 """An axis that wishes for more factors than this is not converging to a product."""
 
@@ -642,17 +640,7 @@ def _check_cuttable(name: str, module: nn.Module) -> None:
 
 
 def check_modules(model: nn.Module) -> None:
-<<<<<<< HEAD
     """Raise :class:`TraceError` where a module is TorchScript, quantised or sharded, or has no weights yet."""
-=======
-    """Raise :class:`TraceError` where a module is TorchScript, has no weights yet, or all weights are quantised."""
-    packed = [n for n, module in model.named_modules() if type(module).__module__.startswith(QUANTISED)]
-    if packed and not any(p.dim() > 1 for p in model.parameters()):
-        raise TraceError(
-            f"{', '.join(packed[:3])}: all weights are quantised, packed as whole numbers that cannot be cut. Prune "
-            "the model first, and quantise the result."
-        )
->>>>>>> 9d8ec21 (Attention called as one function, masks that say the same for all units, owners of scaled weights)
     for name, module in model.named_modules():
         _check_cuttable(name, module)
         if isinstance(module, torch.jit.ScriptModule):
