@@ -263,6 +263,24 @@ def test_an_adjacency_may_be_an_input() -> None:
     cut_and_checked(model, graph, example)
 
 
+def test_both_sides_of_a_bilinear_layer_and_its_result_go() -> None:
+    class Pairs(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.left, self.right, self.pair = nn.Linear(5, 8), nn.Linear(5, 6), nn.Bilinear(8, 6, 4)
+            self.head = nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.pair(self.left(x).relu(), self.right(x)).relu())
+
+    model, x = double(seeded(Pairs)), noise(4, 5).double()
+    graph = trace(model, x)
+    assert free(graph) == {"left", "right", "pair"}
+    keeps = halved(graph)
+    smaller = cut_and_checked(model, graph, x)
+    assert difference(call(zero_readers(model, graph, keeps), x), call(smaller, x)) < 1e-9
+
+
 # -- windows into memory -------------------------------------------------------------------------------------------
 
 

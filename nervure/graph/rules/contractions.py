@@ -157,6 +157,20 @@ def mv(flow: Flow, entry: Entry) -> list[Space]:
     return [Space(tuple(Layer(z.labels) for z in rows))]
 
 
+def bilinear(flow: Flow, entry: Entry) -> list[Space]:
+    """``nn.Bilinear``: rows of two inputs [rows, in], each with every row of the other by a weight [out, in, in]."""
+    x, w, y = entry.args[:3]
+    if entry.args[3:7] != ((1, 3), (0,), (1, 2), (2, 3)):
+        flow.store.pin([z.labels for r in (x, w, y) for z in flow.space(r).layers], f"mixed at {flow.at()}")
+        return [Space()]
+    left, right = contract(flow, (0, 1), (1, 1)), contract(flow, (2, 1), (1, 2))
+    out = flow.layers(w, 0)
+    flow.role(out, "writer")
+    rows, inner, other = *flow.shape(x), flow.shape(y)[1]
+    flow.work(rows, (flow.shape(w)[0], out), (inner, left[0] or left[1]), (other, right[0] or right[1]))
+    return [Space(tuple(made(z, 1, 2) for z in out))]
+
+
 def dot(flow: Flow, entry: Entry) -> list[Space]:
     """Inner product of two vectors."""
     left, right = contract(flow, (0, 0), (1, 0))
@@ -373,6 +387,7 @@ CONTRACTIONS: Mapping[str, Rule] = {
     "_sparse_mm_reduce_impl": mm,
     "baddbmm": addmm,
     "_grouped_mm": grouped_mm,
+    "_trilinear": bilinear,
     "mv": mv,
     "dot": dot,
     "vdot": dot,
