@@ -1,6 +1,6 @@
 """One pass of labels over a tape. The rules in ``rules/`` say what each operator does to them."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, TypeAlias
 
@@ -12,9 +12,9 @@ from nervure.graph.tape import Call, Entry, Ref, Tape, WriteBack
 
 HIDDEN = "not an axis of units"
 _SIZED_CALLS = """
-view reshape expand unflatten broadcast_to split split_with_sizes chunk __getitem__ __setitem__ layer_norm rms_norm
-group_norm eye zeros ones full empty new_zeros new_ones new_full new_empty conv1d conv2d conv3d conv_transpose1d
-conv_transpose2d conv_transpose3d multi_head_attention_forward
+view reshape expand unflatten broadcast_to split split_with_sizes chunk narrow __getitem__ __setitem__ layer_norm
+rms_norm group_norm eye zeros ones full empty new_zeros new_ones new_full new_empty conv1d conv2d conv3d
+conv_transpose1d conv_transpose2d conv_transpose3d multi_head_attention_forward
 """
 SIZED_CALLS = frozenset(_SIZED_CALLS.split())
 """Calls of which the rules look at the sizes themselves."""
@@ -64,6 +64,12 @@ class Flow:
     heads: list[Array] = field(default_factory=list)
     told: dict[str, str] = field(default_factory=dict)
     """For operators without a rule, by name: what was done with them."""
+    places: dict[int, Vectors] = field(default_factory=dict)
+    """For values that say where along an axis of units something is: the labels of that axis."""
+    picked: set[int] = field(default_factory=set)
+    """Such values that the running operator only picks from the same units with."""
+    constants: set[int] = field(default_factory=set)
+    """Values made from sizes and numbers alone."""
     index: int = 0
 
     # -- what the rules ask -------------------------------------------------------------------------------------
@@ -107,11 +113,21 @@ class Flow:
     def read(self, argument: int, axis: int, layers: Sequence[Layer], kind: str) -> None:
         """Note that the running operator reads along an axis.
 
-        ``kind`` is ``"sum"`` (a contraction), ``"reduction"`` (the axis goes), ``"statistic"`` (a norm or a softmax:
-        every element keeps its place) or ``"blocks:n"`` (a norm over n equal blocks of the axis).
+        ``kind`` is ``"sum"`` (a contraction), ``"reduction"`` (the axis goes), ``"places"`` (the same, and the last
+        result says where along the axis), ``"statistic"`` (a norm or a softmax: every element keeps its place) or
+        ``"blocks:n"`` (a norm over n equal blocks of the axis).
         """
         if layers:
             self.reads.append(Read(self.index, argument, axis, tuple(x.labels for x in layers), kind))
+
+    def picks(self, ids: Ref, layers: Sequence[Layer]) -> bool:
+        """Whether ``ids`` are places along an axis of units; picked from these, both axes are cut alike."""
+        found = self.places.get(ids.id, ())
+        if not found or not layers or found[0].shape != layers[0].labels.shape:
+            return False
+        self.picked.add(ids.id)
+        self.store.match([Layer(labels) for labels in found], layers, self.at())
+        return True
 
     # -- the pass -----------------------------------------------------------------------------------------------
 
@@ -119,7 +135,8 @@ class Flow:
         shape, layers = self.shape(ref), []
         self.order.setdefault(name, self.index)
         for axis, n in enumerate(shape):
-            if n < 2:
+            # What a sparse tensor connects (the nodes of a graph) are no units.
+            if n < 2 or self.tape.values[ref.id].stored is not None:
                 continue
             local = self.specs.setdefault((name, axis), [np.arange(n, dtype=np.int64)])
             owned = []
@@ -137,6 +154,7 @@ class Flow:
         for index, entry in enumerate(self.tape.entries):
             self.index = index
             if isinstance(entry, WriteBack):
+                self._pin_places({entry.base.id, entry.value.id} & set(self.places), f"a write in {entry.module}")
                 self.spaces[entry.out.id] = self._written_back(entry)
                 self._fill(entry)
                 continue
@@ -144,12 +162,31 @@ class Flow:
             rule = rules.get(entry.name) or rules.get(entry.name.removesuffix("_"), otherwise)
             for ref, space in zip(entry.outs, rule(self, entry), strict=False):
                 self.spaces[ref.id] = space
+            self._follow_places(entry, rule)
+            if self.constants.issuperset(r.id for r in _given(entry)):
+                self.constants.update(ref.id for ref in entry.outs)
+        self._pin_places([number for number in self.tape.outputs if number in self.places], "the model's output")
         self._keep_alike()
         self._couple_sizes()
         for number, name in self.tape.escapes:
             labels = [z.labels for z in self.spaces.get(number, Space()).layers]
-            self.store.pin(labels, f"its values leave PyTorch by {name}()")
+            self.store.pin([*labels, *self.places.get(number, ())], f"its values leave PyTorch by {name}()")
         self.store.claims += self.buffers.values()
+
+    def _follow_places(self, entry: Entry, rule: "Rule") -> None:
+        """Places that are moved stay places; what else is done with them makes numbers, which a cut would change."""
+        given = [ref.id for ref in _given(entry) if ref.id in self.places and ref.id not in self.picked]
+        self.picked.clear()
+        if given and rule in CARRIERS and entry.args[0].id == given[0]:
+            self.places.update((out.id, self.places[given[0]]) for out in entry.outs)
+            given.pop(0)
+        # One-hot vectors are made of places that were looked at first, only to refuse those out of range.
+        if not (entry.call and entry.call.name == "one_hot" and entry.name in ("aminmax", "_local_scalar_dense")):
+            self._pin_places(given, self.at())
+
+    def _pin_places(self, numbers: Iterable[int], where: str) -> None:
+        for number in numbers:
+            self.store.pin(self.places[number], f"their places are used as numbers at {where}")
 
     def _fill(self, entry: WriteBack) -> None:
         origin = self.origins.setdefault(entry.out.id, self.origins.get(entry.base.id, entry.base.id))
@@ -252,6 +289,14 @@ def _spans(places: Array, shape: tuple[int, ...], layer: Layer) -> bool:
 
 
 Rule: TypeAlias = Callable[[Flow, Entry], Sequence[Space]]
+CARRIERS: set[Rule] = set()
+"""Rules of operators whose results hold values of their first argument, and no others."""
+
+
+def carries(rule: Rule) -> Rule:
+    """Say that a rule is for operators whose results hold values of their first argument, and no others."""
+    CARRIERS.add(rule)
+    return rule
 
 
 def _value(tape: Tape, argument: Any) -> Any:
@@ -265,6 +310,10 @@ def refs_in(value: Any) -> list[Ref]:
     if isinstance(value, tuple | list):
         return [r for v in value for r in refs_in(v)]
     return []
+
+
+def _given(entry: Entry) -> list[Ref]:
+    return refs_in((*entry.args, *entry.kwargs.values()))
 
 
 def argument(entry: Entry, position: int, name: str, default: Any = None) -> Any:

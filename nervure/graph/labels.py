@@ -262,6 +262,9 @@ class Store:
         """Where an axis only tells apart what was put together from different places, its slices are cut alike."""
         for axis in support:
             roots = self.unions.find(labels)
+            if (roots == roots.take([0], axis)).all():
+                labels = labels.take([0], axis)
+                continue
             if (roots < 0).any():
                 return labels
             families = np.moveaxis(self.unions.families(roots), axis, 0).reshape(labels.shape[axis], -1)
@@ -390,11 +393,12 @@ class Store:
             result = self._join_two(result, result_shape, list(self.rectangular(layers, reason)), own, reason)
             result_shape = tuple(max(a, b) for a, b in zip(result_shape, own, strict=True))
         all_free = all(space.free for space, _ in spaces)
+        shifted = [(space, rank - len(own), own) for space, own in spaces]
         spread = {
-            axis + rank - len(own): wish
-            for space, own in spaces
+            axis + shift: wish
+            for space, shift, _ in shifted
             for axis, wish in space.wishes
-            if axis in space.spread and result_shape[axis + rank - len(own)] == 1
+            if axis in space.spread and (result_shape[axis + shift] == 1 or _is_spread(shifted, axis + shift))
         }
         joined = Space(tuple(result), all_free, tuple(spread.items()), frozenset(spread))
         for space, own in spaces:
@@ -435,8 +439,7 @@ class Store:
                 out += waiting[:1]
             elif a and b:
                 self.match(a, b, reason)
-                # An activation's label outlives a parameter's: owners tell where a weight is read or written.
-                out += b if all(x.owner is not None for x in a) else a
+                out += b if _outlives(b, right_shape, a, left_shape) else a
             elif a and right_shape[axis] > 1:
                 self.pin([x.labels for x in a], f"meets an axis of fixed size at {reason}")
             elif b and left_shape[axis] > 1:
@@ -444,6 +447,22 @@ class Store:
             else:
                 out += a or b
         return out
+
+
+def _outlives(mine: list[Layer], shape: tuple[int, ...], theirs: list[Layer], other: tuple[int, ...]) -> bool:
+    """Whose owners go on: they tell where a weight is read or written.
+
+    An activation's labels outlive a parameter's, and a matrix's those of a scale for its rows.
+    """
+    if not all(x.owner is not None for x in theirs):
+        return False
+    is_parameter = all(x.owner is not None for x in mine)
+    return not is_parameter or sum(n > 1 for n in shape) >= sum(n > 1 for n in other)
+
+
+def _is_spread(spaces: Sequence[tuple[Space, int, tuple[int, ...]]], axis: int) -> bool:
+    """Whether all operands repeat one value along an axis of the result; each has its first axis there."""
+    return all(axis < shift or own[axis - shift] == 1 or axis - shift in space.spread for space, shift, own in spaces)
 
 
 Size: TypeAlias = tuple[Any, tuple[Array, ...]]

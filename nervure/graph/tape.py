@@ -26,6 +26,7 @@ from nervure.graph.preserve import preserved
 from nervure.graph.sizes import Attribute, Expression, Size, expression_of, noting_numbers, tagged_attributes
 
 SMALL_CONSTANT = 4_000_000
+SPARSE = frozenset({torch.sparse_coo, torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc})
 ESCAPES = frozenset({"numpy", "tolist", "__array__", "__dlpack__"})
 """Calls that give the contents of a tensor to something else than PyTorch."""
 
@@ -45,6 +46,11 @@ class Value:
     const: Tensor | None = None
     device: str = "cpu"
     """Where an operator can be called again; without weights that is the processor."""
+    strides: tuple[int, ...] = ()
+    offset: int = 0
+    """How far its elements lie apart in memory along each axis, and where the first one is."""
+    stored: int | None = None
+    """How many entries a sparse tensor stores."""
 
 
 @dataclass(slots=True)
@@ -127,6 +133,8 @@ class Tape:
     """Attributes that were computed with, or given to a call."""
     escapes: list[tuple[int, str]] = field(default_factory=list)
     """Values whose contents went where nothing is recorded, and by which call."""
+    attentions: frozenset[str] = frozenset()
+    """Modules of ``nn.MultiheadAttention``, which surgery resizes."""
     warm: bool = False
     """Whether the model was run once before, see :func:`record`."""
 
@@ -217,6 +225,10 @@ class Recorder(TorchDispatchMode):
             const = contents if tensor.is_meta else tensor
         device = "cpu" if tensor.device.type == "meta" else str(tensor.device)
         value = Value(tuple(tensor.shape), tensor.dtype, const, device)
+        if tensor.layout == torch.strided:
+            value.strides, value.offset = tensor.stride(), int(tensor.storage_offset())
+        elif tensor.layout in SPARSE:
+            value.stored = tensor._nnz()
         self.tape.values.append(value)
         if const is not None and not const.is_meta:
             self._held.setdefault(const.untyped_storage()._cdata, []).append(value)
@@ -300,7 +312,8 @@ class Recorder(TorchDispatchMode):
 
 
 def _is_small_constant(tensor: Tensor) -> bool:
-    return not tensor.is_floating_point() and not tensor.is_complex() and tensor.numel() <= SMALL_CONSTANT
+    is_whole = not tensor.is_floating_point() and not tensor.is_complex()
+    return is_whole and tensor.layout == torch.strided and tensor.numel() <= SMALL_CONSTANT
 
 
 def _with_tensor_first(func: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -517,6 +530,7 @@ def record(
     given = [as_inputs(one) for one in examples]
     tape = Tape(warm=warm)
     recorder = Recorder(tape, interpret)
+    tape.attentions = frozenset(n for n, m in model.named_modules() if isinstance(m, nn.MultiheadAttention))
     with preserved(model, given), torch.no_grad(), plain_kernels(model), ExitStack() as stack:
         if warm:
             _called(model, *given[0], recorder, examples[0])

@@ -201,19 +201,28 @@ def _over_survivors(func: Any, args: list[Any], kwargs: Any, limits: list[_Limit
         narrow[1:3] = [_narrowed(t, {0: places[1]}) if isinstance(t, Tensor) else t for t in args[1:3]]
         narrow[4], narrow[6] = narrow[0].shape[1], int(alive.sum())
     result = func(*narrow, **kwargs)
-    if all(r.kind == "reduction" for r, _ in limits):
-        return result
+    if all(r.kind in ("reduction", "places") for r, _ in limits):
+        return _numbered(result, places) if any(r.kind == "places" for r, _ in limits) else result
     # In memory as the operator itself lays its result out: what follows copies, or does not, by that.
-    whole = func(*args, **kwargs)
+    whole = x if func._schema.is_mutable else func(*args, **kwargs)
+    like = whole if isinstance(whole, Tensor) else whole[0]
     if isinstance(result, Tensor):
-        return _widened(result, whole, places)
-    return type(result)([_widened(result[0], whole[0], places), *result[1:]])
+        return _widened(result, like, places)
+    return type(result)([_widened(result[0], like, places), *result[1:]])
 
 
 def _narrowed(x: Tensor, places: Mapping[int, Tensor]) -> Tensor:
     for axis, index in places.items():
         x = x.index_select(axis, index)
     return x
+
+
+def _numbered(result: Any, places: Mapping[int, Tensor]) -> Any:
+    """Places among the survivors as places among all; they are the last result."""
+    (index,) = places.values()
+    if isinstance(result, Tensor):
+        return index[result]
+    return type(result)([*result[:-1], index[result[-1]]])
 
 
 def _widened(result: Tensor, like: Tensor, places: Mapping[int, Tensor]) -> Tensor:

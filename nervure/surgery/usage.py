@@ -9,7 +9,7 @@ from torch import nn
 
 from nervure.errors import ArgumentError, NervureWarning
 from nervure.graph.copies import copied
-from nervure.graph.example import as_inputs, resized, samples_of
+from nervure.graph.example import as_inputs, resized, samples_of, tensors_in
 from nervure.graph.preserve import preserved
 from nervure.surgery.chance import seeded
 from nervure.surgery.checker import Checker
@@ -66,6 +66,10 @@ def _uses(example: Any) -> Iterator[Use]:
     try:
         samples = samples_of(example)
     except ArgumentError:
+        return
+    # Indices into the samples (the edges of a graph) would point beyond a smaller batch, which kills the process.
+    given = [t for t in tensors_in(example) if t.ndim]
+    if any(t.layout != torch.strided or (t.shape[0] != samples and not t.is_floating_point()) for t in given):
         return
     for batch in {1, samples + 1} - {samples}:
         yield Use(f"on a batch of {batch}", False, False, resized(example, batch))

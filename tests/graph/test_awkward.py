@@ -17,7 +17,7 @@ from tests.oracle import call, difference, double, halved, only_read, plan_of, z
 FEWEST = {
     "fixed_buffer": 1, "scale_from_attribute": 1,
     "permute_flatten": 1, "view_linear": 1, "every_other": 1, "index_select": 1, "roll_channels": 1,
-    "cumulative_channels": 1, "sort_channels": 1, "efficient_channel_attention": 1, "shared_twice": 1, "two_inputs": 1,
+    "sort_channels": 1, "efficient_channel_attention": 1, "shared_twice": 1, "two_inputs": 1,
     "dict_output": 1, "dataclass_output": 1, "literal_slices": 1, "lstm_cell": 1, "shuffle_linear": 1,
     "bias_of_three": 3, "two_towers": 3, "slices_of_three": 4, "slice_writes": 3,
     "projection": 3, "bottlenecks": 3, "concat": 3, "concat_twice": 3, "concat_plus": 3, "dense_block": 4,
@@ -34,7 +34,7 @@ NOT_ZEROED = {
     "group_norm", "layer_norm", "conv_next", "rms_norm", "global_response_norm", "weight_norm", "channel_attention",
     "softmax_channels", "tied_transposed", "tied_embedding", "mlp_mixer", "encoder_layer", "vit", "vit_kernel",
     "separate_qkv", "gqa_repeat", "gqa_kernel", "relative_bias", "rotary", "windows", "patch_merging",
-    "bias_of_three", "sizes_of_the_stream", "two_towers",
+    "bias_of_three", "sizes_of_the_stream", "two_towers", "cumulative_channels",
 }  # fmt: skip
 
 # Attention whose scale is a number that the module keeps (OWN_SCALE), or follows the width of the heads.

@@ -7,7 +7,10 @@ import numpy as np
 from nervure.graph.flow import HIDDEN, Flow, Rule, argument, made, move
 from nervure.graph.labels import Layer, Space, is_pending
 from nervure.graph.sizes import Expression
-from nervure.graph.tape import Entry, Ref
+from nervure.graph.tape import Call, Entry, Ref
+
+OPAQUE_CALLS = frozenset({"multi_head_attention_forward"})
+"""Calls of which the sizes inside cannot be seen."""
 
 
 def meet(flow: Flow, left: Sequence[Layer], right: Sequence[Layer], size: int, *, free: bool = False) -> None:
@@ -55,6 +58,8 @@ def _matrix_product(flow: Flow, a: int, b: int, out: Ref) -> Space:
     above, beside = flow.layers(x, rank - 2), flow.layers(y, rank - 1)
     flow.role(above, "writer")
     flow.role(beside, "writer")
+    if rank == 2 and _is_fused(flow, entry):
+        _square(flow, entry, left or right, beside, inner)
     layers = [made(z, rank - 2, rank) for z in above] + [made(z, rank - 1, rank) for z in beside]
     batch: list[Layer] = []
     if rank == 3:
@@ -65,10 +70,45 @@ def _matrix_product(flow: Flow, a: int, b: int, out: Ref) -> Space:
         if _is_activation(batch) and (_is_activation(beside) or _is_activation(left)):
             flow.attention.extend(z.labels for z in beside)
             flow.heads.extend(z.labels for z in batch)
-    columns = flow.shape(y)[-1]
+            _heads_follow(flow, entry, batch)
+    columns, stored = flow.shape(y)[-1], flow.tape.values[x.id].stored
+    if stored is not None:
+        flow.work(stored, (columns, beside))
+        return Space(tuple(layers))
     sizes = [(flow.shape(x)[0], batch)] if rank == 3 else []
     flow.work(1, *sizes, (rows, above), (inner, left or right), (columns, beside))
     return Space(tuple(layers))
+
+
+def _is_fused(flow: Flow, entry: Entry) -> bool:
+    """Whether an operator runs inside attention that the user's code calls as one function, with weights of its own."""
+    return entry.call is not None and entry.call.name in OPAQUE_CALLS and entry.module not in flow.tape.attentions
+
+
+def _square(flow: Flow, entry: Entry, read: Sequence[Layer], written: Sequence[Layer], size: int) -> None:
+    """That function refuses projections of another width than they read: both are cut alike, and it is told so."""
+    given = _given_to(entry.call, 3, "embed_dim_to_check")
+    if read and given is not None:
+        flow.store.size(given, size, [z.labels for z in read], "the width of attention")
+    columns = len(written[0].labels) if written else 0
+    for start in range(0, columns if columns % size == 0 else 0, size):
+        meet(flow, read, [Layer(z.labels[start : start + size]) for z in written], size)
+
+
+def _heads_follow(flow: Flow, entry: Entry, heads: Sequence[Layer]) -> None:
+    """Its number of heads is the user's."""
+    given = _given_to(entry.call, 4, "num_heads") if heads and _is_fused(flow, entry) else None
+    number = given.value if isinstance(given, Expression) else given or 1
+    if given is not None and len(heads[0].labels) % number == 0:
+        flow.store.size(given, number, [z.labels[:number] for z in heads], "the number of heads")
+
+
+def _given_to(call: Call | None, place: int, name: str) -> int | Expression | None:
+    """A number that was given to a call."""
+    if call is None:
+        return None
+    given = call.kwargs.get(name, call.args[place] if len(call.args) > place else None)
+    return given if isinstance(given, int | Expression) else None
 
 
 def mm(flow: Flow, entry: Entry) -> list[Space]:
@@ -115,6 +155,20 @@ def mv(flow: Flow, entry: Entry) -> list[Space]:
     flow.role(rows, "writer")
     flow.work(1, (flow.shape(x)[0], rows), (flow.shape(x)[1], left or right))
     return [Space(tuple(Layer(z.labels) for z in rows))]
+
+
+def bilinear(flow: Flow, entry: Entry) -> list[Space]:
+    """``nn.Bilinear``: rows of two inputs [rows, in], each with every row of the other by a weight [out, in, in]."""
+    x, w, y = entry.args[:3]
+    if entry.args[3:7] != ((1, 3), (0,), (1, 2), (2, 3)):
+        flow.store.pin([z.labels for r in (x, w, y) for z in flow.space(r).layers], f"mixed at {flow.at()}")
+        return [Space()]
+    left, right = contract(flow, (0, 1), (1, 1)), contract(flow, (2, 1), (1, 2))
+    out = flow.layers(w, 0)
+    flow.role(out, "writer")
+    rows, inner, other = *flow.shape(x), flow.shape(y)[1]
+    flow.work(rows, (flow.shape(w)[0], out), (inner, left[0] or left[1]), (other, right[0] or right[1]))
+    return [Space(tuple(made(z, 1, 2) for z in out))]
 
 
 def dot(flow: Flow, entry: Entry) -> list[Space]:
@@ -287,6 +341,7 @@ def attention(flow: Flow, entry: Entry) -> list[Space]:
         layers += [made(z, axis, rank) for z in found]
         heads = found if axis == rank - 3 else heads
     flow.heads.extend(z.labels for z in heads)
+    _heads_follow(flow, entry, heads)
     mask = argument(entry, 3, "attn_bias" if "efficient" in entry.name else "attn_mask")
     if not isinstance(mask, Ref):
         mask = entry.kwargs.get("attn_mask")
@@ -328,8 +383,11 @@ CONTRACTIONS: Mapping[str, Rule] = {
     "mm": mm,
     "bmm": mm,
     "addmm": addmm,
+    "_sparse_addmm": addmm,
+    "_sparse_mm_reduce_impl": mm,
     "baddbmm": addmm,
     "_grouped_mm": grouped_mm,
+    "_trilinear": bilinear,
     "mv": mv,
     "dot": dot,
     "vdot": dot,

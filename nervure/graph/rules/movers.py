@@ -4,23 +4,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import reduce
 from itertools import pairwise
-from math import gcd
+from math import gcd, prod
 from typing import Any
 
 import numpy as np
 import torch
 
-from nervure.graph.flow import Flow, Rule, argument, call_sizes, move
+from nervure.graph.flow import Flow, Rule, argument, call_sizes, carries, move
 from nervure.graph.labels import NONE, PENDING, Array, Layer, Space, compress, is_pending
-from nervure.graph.rules.contractions import blocked
+from nervure.graph.rules.contractions import OPAQUE_CALLS, blocked
 from nervure.graph.sizes import Expression
 from nervure.graph.solve import follows
 from nervure.graph.tape import Call, Entry, Ref
 
 LITERAL_CALLS = frozenset({"view", "reshape", "expand", "unflatten", "broadcast_to", "repeat", "tile"})
-OPAQUE_CALLS = frozenset({"multi_head_attention_forward"})
+LARGEST = 20_000_000
+"""Labels are laid out in full for tensors of up to this many elements."""
 
 
+@carries
 def same(flow: Flow, entry: Entry) -> list[Space]:
     """Copies and casts: the labels of the first argument."""
     return [flow.space(entry.args[0]) for _ in entry.outs]
@@ -58,14 +60,33 @@ def reshaped(labels: Array, old: Sequence[int], new: Sequence[int]) -> Array:
     return compress(np.broadcast_to(labels, full).reshape(target))
 
 
+@carries
 def view(flow: Flow, entry: Entry) -> list[Space]:
     """View, reshape, flatten, squeeze, unsqueeze: any change of shape in the same order."""
     x, out = entry.args[0], entry.outs[0]
     space, old, new = flow.space(x), flow.shape(x), flow.shape(out)
     layers = [Layer(reshaped(z.labels, old, new), z.owner) for z in space.layers if 0 not in old]
+    layers += _spread_in(flow, space, old, new)
     kept = flow.store.rectangular(layers, f"reshaped at {flow.at()}")
     _sizes_follow(flow, entry, kept, new)
     return [_taking(Space(kept, free=space.free), space, _unbroken(old, new))]
+
+
+def _spread_in(flow: Flow, space: Space, old: Sequence[int], new: Sequence[int]) -> list[Layer]:
+    """Units for axes of one value that are merged with others, as a mask for all heads is with the samples."""
+    found = []
+    for before, after in segments(old, new):
+        merged, places = [i for i in before if old[i] != 1], [j for j in after if new[j] != 1]
+        if len(merged) < 2 or len(places) != 1 or any(z.labels.shape[i] > 1 for z in space.layers for i in before):
+            continue
+        for axis in space.spread.intersection(merged):
+            fresh, wish = flow.store.unions.fresh(old[axis]), dict(space.wishes).get(axis)
+            if wish is None:
+                flow.store.suspect([fresh], f"expanded at {flow.at()}")
+            else:
+                flow.store.size(wish, old[axis], [fresh], "an expansion")
+            found.append(Layer(reshaped(move(Layer(fresh), axis, len(old)).labels, old, new)))
+    return found
 
 
 def _unbroken(old: Sequence[int], new: Sequence[int]) -> dict[int, int]:
@@ -111,6 +132,7 @@ def _sizes_follow(flow: Flow, entry: Entry, layers: Sequence[Layer], shape: Sequ
 
 def _is_as_long_as(flow: Flow, size: Any, vectors: Sequence[Array]) -> None:
     """A size read from an axis of another tensor can follow a cut of that axis only: both are cut alike."""
+    size = _undivided(size)
     if isinstance(size, Expression) and size.dimension is not None:
         number, place = size.dimension
         theirs = [Layer(z.labels.reshape(-1)) for z in flow.space(Ref(number)).layers if z.support == (place,)]
@@ -142,6 +164,7 @@ def _number(size: Any) -> int:
     return size.value if isinstance(size, Expression) else int(size)
 
 
+@carries
 def transpose(flow: Flow, entry: Entry) -> list[Space]:
     """Swap two axes."""
     rank = len(flow.shape(entry.args[0]))
@@ -154,6 +177,7 @@ def transpose(flow: Flow, entry: Entry) -> list[Space]:
     return [_permuted(flow.space(entry.args[0]), order)]
 
 
+@carries
 def permute(flow: Flow, entry: Entry) -> list[Space]:
     """Reorder axes."""
     rank = len(flow.shape(entry.args[0]))
@@ -165,6 +189,7 @@ def _permuted(space: Space, order: list[int]) -> Space:
     return _taking(moved, space, {axis: place for place, axis in enumerate(order)})
 
 
+@carries
 def expand(flow: Flow, entry: Entry) -> list[Space]:
     """Broadcast: the labels are already broadcast, and along axes of one value any others will do."""
     space, shape = flow.space(entry.args[0]), flow.shape(entry.outs[0])
@@ -193,8 +218,8 @@ def _widened(flow: Flow, entry: Entry, layers: Sequence[Layer]) -> list[Layer]:
 def _expanded_sizes(entry: Entry, shape: Sequence[int]) -> list[Any]:
     """The sizes that the user's code gives for an expansion to ``shape`` (None where it gives none)."""
     call, rank = entry.call, len(shape)
-    if call is not None and call.name in ("expand", "broadcast_to"):
-        sizes = call_sizes(call)
+    if call is not None and call.name in ("expand", "broadcast_to", "repeat", "tile"):
+        sizes = [n if isinstance(n, int | Expression) else None for n in call_sizes(call)]
         return sizes if len(sizes) == rank else []
     if call is not None and call.name == "repeat_interleave":
         # It expands a new axis behind the one that is repeated.
@@ -217,29 +242,49 @@ def _undivided(size: Any) -> Any:
     return size
 
 
+@carries
 def repeat(flow: Flow, entry: Entry) -> list[Space]:
-    """Tile."""
+    """Tile; what has one place along an axis is expanded."""
     space, times = flow.space(entry.args[0]), entry.args[1]
+    before = (1,) * (len(times) - len(flow.shape(entry.args[0]))) + flow.shape(entry.args[0])
+    wishes = _expanded_sizes(entry, flow.shape(entry.outs[0])) or [None] * len(times)
+    grown = {axis: wishes[axis] for axis, n in enumerate(times) if before[axis] == 1 < n}
     layers = []
     for z in space.layers:
         labels = z.labels.reshape((1,) * (len(times) - z.labels.ndim) + z.labels.shape)
         tiles = [t if n > 1 else 1 for t, n in zip(times, labels.shape, strict=True)]
         layers.append(Layer(np.tile(labels, tiles), z.owner))
-    return [Space(tuple(layers), free=space.free)]
+    layers += _widened(flow, entry, layers)
+    return [Space(tuple(layers), free=space.free, wishes=tuple(grown.items()), spread=frozenset(grown))]
 
 
+@carries
 def as_strided(flow: Flow, entry: Entry) -> list[Space]:
-    """Raw memory access: understood only where it is a plain reshape of everything."""
-    x, out = entry.args[0], entry.outs[0]
-    size, stride = entry.args[1], entry.args[2]
-    plain = tuple(int(np.prod(size[i + 1 :], dtype=np.int64)) for i in range(len(size)))
-    whole = np.prod(size, dtype=np.int64) == np.prod(flow.shape(x), dtype=np.int64)
-    # Along axes of one place a stride says nothing.
-    ordered = all(n == 1 or given == own for n, given, own in zip(size, stride, plain, strict=True))
-    if ordered and whole and argument(entry, 3, "storage_offset", 0) in (0, None):
-        return [Space(tuple(Layer(reshaped(z.labels, flow.shape(x), flow.shape(out))) for z in flow.space(x).layers))]
-    flow.store.pin([z.labels for z in flow.space(x).layers], f"raw strides at {flow.at()}")
-    return [Space()]
+    """Windows into memory: each place in them has the labels of the element that lies there."""
+    x, size, stride = entry.args[:3]
+    known, labels = flow.tape.values[x.id], [z.labels for z in flow.space(x).layers]
+    start = argument(entry, 3, "storage_offset")
+    there, seen = (known.shape, known.strides, known.offset), (size, stride, known.offset if start is None else start)
+    end = max(map(_end, (there, seen)))
+    if max(end, prod(size)) > LARGEST:
+        flow.store.pin(labels, f"raw strides at {flow.at()}")
+        return [Space()]
+    memory = torch.arange(end)
+    element = np.full(end, NONE)
+    element[memory.as_strided(*there).numpy()] = np.arange(prod(known.shape)).reshape(known.shape)
+    at = element[memory.as_strided(*seen).numpy()]
+    if (at < 0).any():
+        flow.store.pin(labels, f"raw strides at {flow.at()}")
+        return [Space()]
+    flow.store.suspect(labels, f"raw strides at {flow.at()}")
+    layers = [Layer(compress(np.broadcast_to(z, known.shape).reshape(-1)[at])) for z in labels]
+    return [Space(flow.store.rectangular(layers, f"raw strides at {flow.at()}"))]
+
+
+def _end(seen: tuple[Sequence[int], Sequence[int], int]) -> int:
+    """How much of the memory a tensor of a shape, with strides and an offset, reaches into."""
+    shape, strides, offset = seen
+    return offset + 1 + sum((n - 1) * step for n, step in zip(shape, strides, strict=True) if n)
 
 
 # -- parts -------------------------------------------------------------------------------------------------------
@@ -277,6 +322,7 @@ def _even_blocks(flow: Flow, x: Ref, axis: int, edges: Sequence[int], *, follows
     return Space(tuple(kept), free=space.free)
 
 
+@carries
 def slice_(flow: Flow, entry: Entry) -> list[Space]:
     """``x[a:b:step]`` along one axis."""
     x = entry.args[0]
@@ -287,6 +333,10 @@ def slice_(flow: Flow, entry: Entry) -> list[Space]:
     ).indices(size)
     piece = slice(start, stop, step)
     layers, space = flow.layers(x, axis), flow.space(x)
+    if layers and entry.call is not None and entry.call.name == "narrow":
+        length = _called_with(entry.call, 3, "length")
+        length = length if isinstance(length, int | Expression) else stop - start
+        flow.store.size(length, stop - start, [z.labels[start:stop] for z in layers], "narrow")
     if layers and size % step == 0 and start < step < size and start + size - step < stop:
         return [_every(flow, x, axis, step)]
     if layers and (start, stop, step) != (0, size, 1):
@@ -333,6 +383,7 @@ def _slice_sizes(call: Call | None, axis: int, rank: int) -> tuple[Any, Any]:
     return (found.start, found.stop) if isinstance(found, slice) else (None, None)
 
 
+@carries
 def split(flow: Flow, entry: Entry) -> list[Space]:
     """Split and chunk along one axis."""
     x = entry.args[0]
@@ -340,9 +391,9 @@ def split(flow: Flow, entry: Entry) -> list[Space]:
     sizes = [flow.shape(out)[axis] for out in entry.outs]
     edges = np.cumsum([0, *sizes]).tolist()
     layers, space = flow.layers(x, axis), flow.space(x)
-    if layers and len(sizes) > 1:
-        named = entry.call is not None and entry.call.name in ("split", "split_with_sizes")
-        listed = entry.call.args[1] if named and entry.call is not None and len(entry.call.args) > 1 else None
+    named = entry.call is not None and entry.call.name in ("split", "split_with_sizes")
+    listed = entry.call.args[1] if named and entry.call is not None and len(entry.call.args) > 1 else None
+    if layers and (len(sizes) > 1 or isinstance(listed, tuple)):
         pieces = [[z.labels[a:b] for z in layers] for a, b in pairwise(edges)]
         wishes = listed if isinstance(listed, tuple) else [listed]
         if not isinstance(listed, tuple) or not all(map(_follows, [flow] * len(sizes), listed, pieces)):
@@ -350,17 +401,24 @@ def split(flow: Flow, entry: Entry) -> list[Space]:
             space = _even_blocks(flow, x, axis, edges, follows=told and len(set(sizes)) == 1)
             pieces = [[z.labels[a:b] for z in flow.layers(x, axis)] for a, b in pairwise(edges)]
         for wish, n, piece in zip(wishes, sizes, pieces, strict=False):
-            if isinstance(wish, Expression):
+            if isinstance(wish, Expression) or (isinstance(wish, int) and isinstance(listed, tuple)):
                 flow.store.size(wish, n, piece, "a split")
     return [_cut_piece(space, axis, slice(a, b)) for a, b in pairwise(edges)]
 
 
+@carries
 def select(flow: Flow, entry: Entry) -> list[Space]:
     """``x[i]`` along one axis: units along that axis are named by their place, so they stay."""
     x = entry.args[0]
     axis = argument(entry, 1, "dim", 0) % len(flow.shape(x))
     flow.store.pin([z.labels for z in flow.layers(x, axis)], f"picked by index at {flow.at()}")
     return [_without(flow.space(x), axis) for _ in entry.outs]
+
+
+@carries
+def unbind(flow: Flow, entry: Entry) -> list[Space]:
+    """``x[0]``, ``x[1]``, ... along one axis."""
+    return list(select(flow, replace(entry, args=(entry.args[0], argument(entry, 1, "dim", 0)), kwargs={})))
 
 
 def _without(space: Space, axis: int) -> Space:
@@ -456,6 +514,7 @@ def pad(flow: Flow, entry: Entry) -> list[Space]:
     return [_taking(Space(tuple(fits), free=space.free), space, unpadded)]
 
 
+@carries
 def flip(flow: Flow, entry: Entry) -> list[Space]:
     """Reverse axes."""
     space = flow.space(entry.args[0])
@@ -547,13 +606,14 @@ def _pin_index(flow: Flow, ref: Ref) -> None:
     flow.store.pin([z.labels for z in flow.space(ref).layers], f"indices at {flow.at()}")
 
 
+@carries
 def index_select(flow: Flow, entry: Entry) -> list[Space]:
     """Rows picked by an index tensor along one axis."""
     x, axis, index = entry.args[0], entry.args[1] % len(flow.shape(entry.args[0])), entry.args[2]
     _pin_index(flow, index)
     rank = len(flow.shape(x))
     kept = [z for z in flow.space(x).layers if axis not in z.support]
-    for z in flow.layers(x, axis):
+    for z in [] if flow.picks(index, flow.layers(x, axis)) else flow.layers(x, axis):
         picked = _picked(flow, z, index)
         flow.store.suspect([z.labels], f"picked by an index tensor at {flow.at()}")
         if picked is None:
@@ -563,16 +623,16 @@ def index_select(flow: Flow, entry: Entry) -> list[Space]:
     return [Space(tuple(z for z in kept if z.support))]
 
 
+@carries
 def index(flow: Flow, entry: Entry) -> list[Space]:
     """``x[i, :, j]`` with index tensors."""
     x, indices = entry.args[0], entry.args[1]
     rank, out_rank = len(flow.shape(x)), len(flow.shape(entry.outs[0]))
     used = [a for a, i in enumerate(indices) if i is not None]
+    if any(_is_mask(flow, indices[a]) for a in used):
+        return _masked_index(flow, entry, out_rank)
     for a in used:
         _pin_index(flow, indices[a])
-    masks = any(flow.tape.values[indices[a].id].dtype == torch.bool for a in used)
-    if masks:
-        return _masked_index(flow, entry, used, out_rank)
     spread = out_rank - (rank - len(used))
     together = used == list(range(used[0], used[-1] + 1))
     first = used[0] if together else 0
@@ -587,6 +647,8 @@ def index(flow: Flow, entry: Entry) -> list[Space]:
         if axis in places:
             layers.append(move(Layer(z.labels.reshape(-1), z.owner), places[axis], out_rank))
             continue
+        if flow.picks(indices[axis], [Layer(z.labels.reshape(-1), z.owner)]):
+            continue
         const = flow.tape.values[indices[axis].id].const
         flow.store.suspect([z.labels], f"picked by an index tensor at {flow.at()}")
         if const is None:
@@ -599,18 +661,96 @@ def index(flow: Flow, entry: Entry) -> list[Space]:
     return [Space(tuple(z for z in layers if z.support))]
 
 
-def _masked_index(flow: Flow, entry: Entry, used: list[int], out_rank: int) -> list[Space]:
-    x = entry.args[0]
-    layers = []
+def _is_mask(flow: Flow, ref: Ref) -> bool:
+    return flow.tape.values[ref.id].dtype == torch.bool
+
+
+def _masked_index(flow: Flow, entry: Entry, out_rank: int) -> list[Space]:
+    """``x[mask]``, ``x[:, mask]``: what the mask covers becomes one axis."""
+    x, indices = entry.args[0], entry.args[1]
+    masks = [i for i in indices if i is not None]
+    covered = _covered(flow, indices)
+    whole = covered == list(range(covered[0], covered[-1] + 1)) and len(masks) == 1
+    layers, even = [], _even_axes(flow, masks[0], len(covered)) if whole else []
+    for mask in masks:
+        _pin_mask(flow, mask, even)
     for z in flow.store.rectangular(flow.space(x).layers, flow.at()):
-        from_end = len(flow.shape(x)) - z.support[0]
-        if z.support[0] > used[-1] and from_end <= out_rank:
+        axis = z.support[0]
+        from_end = len(flow.shape(x)) - axis
+        if axis > covered[-1] and from_end <= out_rank:
             layers.append(move(Layer(z.labels.reshape(-1), z.owner), out_rank - from_end, out_rank))
+        elif axis < covered[0] and whole:
+            layers.append(move(Layer(z.labels.reshape(-1), z.owner), axis, out_rank))
+        elif whole and axis - covered[0] in even and (mask := flow.tape.values[masks[0].id].const) is not None:
+            shown = np.moveaxis(z.labels, range(covered[0]), range(-covered[0], 0)) if covered[0] else z.labels
+            shown = shown.reshape(shown.shape[: len(covered)])
+            labels = np.broadcast_to(shown, tuple(mask.shape))[mask.cpu().numpy()]
+            layers.append(move(Layer(labels), covered[0], out_rank))
         else:
             flow.store.pin([z.labels], f"picked by a mask at {flow.at()}")
-    return [Space(tuple(layers))]
+    return [Space(tuple(z for z in layers if z.support))]
 
 
+def _covered(flow: Flow, indices: Sequence[Ref | None]) -> list[int]:
+    """The axes that index tensors pick from; a mask has as many of them as axes of its own."""
+    covered, axis = [], 0
+    for ids in indices:
+        wide = len(flow.shape(ids)) if ids is not None and _is_mask(flow, ids) else 1
+        covered += list(range(axis, axis + wide)) if ids is not None else []
+        axis += wide
+    return covered
+
+
+def _even_axes(flow: Flow, mask: Ref, rank: int) -> list[int]:
+    """The last axes along which a mask, seen with ``rank`` axes, says the same everywhere."""
+    shape, contents, spread = flow.shape(mask), flow.tape.values[mask.id].const, flow.space(mask).spread
+    shift, even = rank - len(shape), []
+    for axis in reversed(range(rank)):
+        own = axis - shift
+        is_even = own < 0 or shape[own] == 1 or own in spread
+        if not is_even and contents is not None and not flow.space(mask).along(own):
+            is_even = bool((contents == contents.narrow(own, 0, 1)).all())
+        if not is_even:
+            break
+        even.append(axis)
+    return even
+
+
+def _pin_mask(flow: Flow, mask: Ref, even: Sequence[int]) -> None:
+    labels = [z.labels for z in flow.space(mask).layers if not set(z.support) <= set(even)]
+    flow.store.pin(labels, f"a mask at {flow.at()}")
+
+
+def masked_select(flow: Flow, entry: Entry) -> list[Space]:
+    """As ``x[mask]``, with a mask of the same shape."""
+    x, mask = entry.args[:2]
+    if flow.shape(x) != flow.shape(mask):
+        flow.store.pin([z.labels for r in (x, mask) for z in flow.space(r).layers], f"picked by a mask at {flow.at()}")
+        return [Space()]
+    return _masked_index(flow, replace(entry, args=(x, (mask,))), 1)
+
+
+def masked_scatter(flow: Flow, entry: Entry) -> list[Space]:
+    """Values in the places that a mask shows, one after the other: where whole rows are shown, the rows' units meet."""
+    x, mask, source = entry.args[:3]
+    shape, given = flow.shape(x), flow.shape(source)
+    even = len(_even_axes(flow, mask, len(shape)))
+    even = max(k for k in range(min(even, len(given)) + 1) if shape[len(shape) - k :] == given[len(given) - k :])
+    parts = []
+    for ref in (x, mask, source):
+        own = flow.shape(ref)
+        rows = len(own) - min(even, len(own))
+        kept = [z for z in flow.store.rectangular(flow.space(ref).layers, flow.at()) if z.support[0] >= rows]
+        flow.store.pin([z.labels for a in range(rows) for z in flow.layers(ref, a)], f"placed by a mask at {flow.at()}")
+        tail = Space(tuple(Layer(z.labels.reshape(z.labels.shape[rows:]), z.owner) for z in kept))
+        free = flow.space(ref).free or ref is mask
+        parts.append((replace(tail, free=free), own[rows:]))
+    tail = flow.store.join(parts, shape[len(shape) - even :], flow.at())
+    ones = (1,) * (len(shape) - even)
+    return [Space(tuple(Layer(z.labels.reshape(ones + z.labels.shape)) for z in tail.layers))]
+
+
+@carries
 def gather(flow: Flow, entry: Entry) -> list[Space]:
     """Elements picked along one axis by an index of the same rank: other axes keep their units."""
     x, axis, ids = entry.args[0], entry.args[1] % len(flow.shape(entry.args[0])), entry.args[2]
@@ -618,6 +758,8 @@ def gather(flow: Flow, entry: Entry) -> list[Space]:
         if axis not in z.support and any(flow.shape(ids)[a] != flow.shape(x)[a] for a in z.support):
             flow.store.pin([z.labels], f"picked by index at {flow.at()}")
     fits = [a for a, n in enumerate(flow.shape(x)) if n == flow.shape(ids)[a] and a != axis]
+    if not flow.picks(ids, flow.layers(x, axis)):
+        _pin_along(flow, (x,), axis)
     return [_at_places(flow, (x,), ids, axis, fits)]
 
 
@@ -637,14 +779,25 @@ def scatter(flow: Flow, entry: Entry) -> list[Space]:
     """As :func:`index_add`, with an index for every element."""
     x, axis, ids, source = entry.args[0], entry.args[1] % len(flow.shape(entry.args[0])), entry.args[2], entry.args[3]
     parts = (x, source) if isinstance(source, Ref) else (x,)
-    return [_at_places(flow, parts, ids, axis, [a for a in range(len(flow.shape(x))) if a != axis])]
+    if ids.id in flow.places:
+        _grounded(flow, x, axis)
+    units = flow.layers(x, axis)
+    picked = flow.picks(ids, units)
+    _pin_along(flow, parts[1:] if picked else parts, axis)
+    placed = _at_places(flow, parts, ids, axis, [a for a in range(len(flow.shape(x))) if a != axis])
+    along = [move(Layer(z.labels), axis, len(flow.shape(x))) for z in units if picked]
+    return [replace(placed, layers=(*placed.layers, *along))]
+
+
+def _pin_along(flow: Flow, refs: Sequence[Ref], axis: int) -> None:
+    flow.store.pin([z.labels for r in refs for z in flow.layers(r, axis)], f"placed by index at {flow.at()}")
 
 
 def _at_places(flow: Flow, refs: Sequence[Ref], ids: Ref, axis: int, axes: Sequence[int]) -> Space:
     """Units along ``axes`` of tensors of the same rank and of the index that tells places along ``axis``."""
     parts = []
+    _pin_along(flow, (ids,), axis)
     for r in (*refs, ids):
-        flow.store.pin([z.labels for z in flow.layers(r, axis)], f"placed by index at {flow.at()}")
         space, shape = flow.space(r), tuple(n if a in axes else 1 for a, n in enumerate(flow.shape(r)))
         layers = tuple(z for z in flow.store.rectangular(space.layers, flow.at()) if z.support[0] in axes)
         # An index without units of its own may still have been made as large as the others: that is tried.
@@ -654,20 +807,40 @@ def _at_places(flow: Flow, refs: Sequence[Ref], ids: Ref, axis: int, axes: Seque
 
 
 def index_put(flow: Flow, entry: Entry) -> list[Space]:
-    """``x[i, j] = values`` with index tensors on leading axes: the values have the units of the axes after them."""
+    """``x[i, j] = values``: one value leaves the other axes alone, more have the units of the axes after the index."""
     x, indices, values = entry.args[:3]
-    shape, given = flow.shape(x), flow.shape(values)
-    used = [a for a, i in enumerate(indices) if i is not None]
-    for a in used:
-        _pin_index(flow, indices[a])
-        wide = len(flow.shape(indices[a])) if flow.tape.values[indices[a].id].dtype == torch.bool else 1
-        for axis in range(a, a + wide):
-            flow.store.pin([z.labels for z in flow.layers(x, axis)], f"placed by index at {flow.at()}")
-        last = a + wide
-    rest = len(shape) - last
-    if used != list(range(len(used))):
+    covered, picks = _covered(flow, indices), [i for i in indices if i is not None]
+    is_one = prod(flow.shape(values)) == 1
+    is_even = is_one and len(picks) == 1 and _is_mask(flow, picks[0])
+    even = _even_axes(flow, picks[0], len(covered)) if is_even else []
+    for ids in picks:
+        _pin_mask(flow, ids, even)
+    hit = [axis for place, axis in enumerate(covered) if place not in even]
+    for axis in hit:
+        flow.store.pin([z.labels for z in flow.layers(x, axis)], f"placed by index at {flow.at()}")
+    if is_one:
+        return [_kept(flow, x, hit, picks[0], {place: covered[place] for place in even})]
+    if covered != list(range(len(covered))):
         flow.store.pin([z.labels for r in (x, values) for z in flow.space(r).layers], f"placed by index at {flow.at()}")
         return [Space()]
+    return [_with_rows(flow, x, values, len(covered))]
+
+
+def _kept(flow: Flow, x: Ref, hit: Sequence[int], mask: Ref, even: Mapping[int, int]) -> Space:
+    """The units of ``x`` along axes that are not ``hit``, with those of a mask where it says the same (``even``)."""
+    shape, space = flow.shape(x), flow.space(x)
+    kept = replace(space, layers=tuple(z for z in space.layers if not set(z.support) & set(hit)))
+    parts = [(kept, tuple(1 if a in hit else n for a, n in enumerate(shape)))]
+    for place, axis in even.items():
+        layers = tuple(move(z, axis, len(shape)) for z in flow.layers(mask, place))
+        parts.append((Space(layers, free=True), tuple(n if a == axis else 1 for a, n in enumerate(shape))))
+    return replace(flow.store.join(parts, shape, flow.at()), free=space.free)
+
+
+def _with_rows(flow: Flow, x: Ref, values: Ref, last: int) -> Space:
+    """Whole rows written into ``x``: both have the same units along the axes from ``last`` on."""
+    shape, given = flow.shape(x), flow.shape(values)
+    rest = len(shape) - last
     tail = [
         z for z in flow.store.rectangular(flow.space(values).layers, flow.at()) if z.support[0] >= len(given) - rest
     ]
@@ -676,9 +849,7 @@ def index_put(flow: Flow, entry: Entry) -> list[Space]:
     own = tuple(ones) + given[max(0, len(given) - rest) :]
     kept = replace(flow.space(x), layers=tuple(z for z in flow.space(x).layers if min(z.support, default=last) >= last))
     collapsed = (1,) * last + shape[last:]
-    return [
-        flow.store.join([(kept, collapsed), (replace(new, free=flow.space(values).free), own)], collapsed, flow.at())
-    ]
+    return flow.store.join([(kept, collapsed), (replace(new, free=flow.space(values).free), own)], collapsed, flow.at())
 
 
 MOVERS: Mapping[str, Rule] = {
@@ -723,18 +894,7 @@ MOVERS: Mapping[str, Rule] = {
     "narrow": slice_,
     **dict.fromkeys(("split", "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes", "chunk"), split),
     "select": select,
-    "unbind": lambda flow, entry: select(
-        flow,
-        Entry(
-            entry.op,
-            entry.name,
-            (entry.args[0], argument(entry, 1, "dim", 0)),
-            {},
-            entry.outs,
-            entry.module,
-            entry.call,
-        ),
-    ),
+    "unbind": unbind,
     "view_as_complex": as_complex,
     "view_as_real": as_real,
     "cat": cat,
@@ -750,6 +910,8 @@ MOVERS: Mapping[str, Rule] = {
     "index_select": index_select,
     "index": index,
     "gather": gather,
+    "masked_select": masked_select,
+    "masked_scatter": masked_scatter,
     **dict.fromkeys(("index_add", "index_copy"), index_add),
     **dict.fromkeys(("scatter", "scatter_add", "scatter_reduce"), scatter),
     **dict.fromkeys(("index_put", "_index_put_impl"), index_put),

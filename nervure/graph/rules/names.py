@@ -16,3 +16,13 @@ LIKE = ("zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "rand
 FOURIER = ("_fft_c2c", "_fft_r2c", "_fft_c2r")
 TOLD = ("_local_scalar_dense", "equal", "is_same_size")
 """What is said about a tensor in plain numbers."""
+FAKE_QUANTISED = (
+    "fake_quantize_per_tensor_affine",
+    "fake_quantize_per_channel_affine",
+    "fake_quantize_per_tensor_affine_cachemask",
+    "fake_quantize_per_channel_affine_cachemask",
+    "_fake_quantize_per_tensor_affine_cachemask_tensor_qparams",
+    "_fake_quantize_learnable_per_tensor_affine",
+    "_fake_quantize_learnable_per_channel_affine",
+)
+"""Rounds to what whole numbers of few bits could say."""

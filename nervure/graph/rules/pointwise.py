@@ -9,7 +9,7 @@ import torch
 from nervure.graph.flow import Flow, Rule, argument, made, move, refs_in
 from nervure.graph.labels import NONE, Layer, Space
 from nervure.graph.rules.contractions import blocked
-from nervure.graph.rules.names import BATCH_NORMS, FOURIER, LIKE, NEW, TOLD
+from nervure.graph.rules.names import BATCH_NORMS, FAKE_QUANTISED, FOURIER, LIKE, NEW, TOLD
 from nervure.graph.rules.probed import probed
 from nervure.graph.sizes import Expression
 from nervure.graph.tape import Call, Entry, Ref
@@ -47,6 +47,7 @@ def copy(flow: Flow, entry: Entry) -> list[Space]:
 
 def constant(flow: Flow, entry: Entry) -> list[Space]:
     """Made from sizes alone. One value everywhere takes the labels that it meets, and its sizes must follow."""
+    flow.constants.update(out.id for out in entry.outs)
     if not entry.name.removeprefix("new_").startswith(("zeros", "ones", "full", "empty", "scalar_tensor", "lift")):
         return [Space() for _ in entry.outs]
     shape = flow.shape(entry.outs[0])
@@ -83,6 +84,7 @@ def fourier(flow: Flow, entry: Entry) -> list[Space]:
 
 def like(flow: Flow, entry: Entry) -> list[Space]:
     """A new tensor as large as another: its units are cut with the other's."""
+    flow.constants.update(out.id for out in entry.outs)
     source = flow.space(entry.args[0])
     return [replace(source, layers=tuple(Layer(z.labels) for z in source.layers)) for _ in entry.outs]
 
@@ -122,6 +124,8 @@ def _constant_sizes(call: Call | None, rank: int) -> list[int | Expression]:
     if call is None:
         return []
     flat: list[int | Expression] = []
+    if call.name == "one_hot" and isinstance(classes := call.kwargs.get("num_classes", call.args[-1]), Expression):
+        return [*[-1] * (rank - 1), classes]
     for value in call.args:
         flat += [v for v in (value if isinstance(value, tuple) else (value,)) if isinstance(v, int | Expression)]
     for value in (call.kwargs.get("size"),):
@@ -132,6 +136,15 @@ def _constant_sizes(call: Call | None, rank: int) -> list[int | Expression]:
 def filled(flow: Flow, entry: Entry) -> list[Space]:
     """``x.fill_(v)``, ``x.zero_()``, ``x.normal_()``: the labels of ``x`` stay."""
     return [flow.space(entry.args[0]) for _ in entry.outs]
+
+
+def resized(flow: Flow, entry: Entry) -> list[Space]:
+    """``x.resize_(...)``: what gets another shape has no units of the old one."""
+    x, out = entry.args[0], entry.outs[0]
+    if flow.shape(x) == flow.shape(out):
+        return [flow.space(x)]
+    flow.store.pin([z.labels for z in flow.space(x).layers], f"resized at {flow.at()}")
+    return [Space()]
 
 
 # -- reductions --------------------------------------------------------------------------------------------------
@@ -161,6 +174,22 @@ def reduction(flow: Flow, entry: Entry) -> list[Space]:
     return [_reduced(flow, x, axes, len(flow.shape(out))) for out in entry.outs]
 
 
+def extreme(flow: Flow, entry: Entry) -> list[Space]:
+    """Maximum, minimum and median, which also say where along the axis they are."""
+    x, axis = entry.args[0], argument(entry, 1, "dim")
+    is_placed = entry.name.startswith("arg") or len(entry.outs) == 2
+    if not is_placed:
+        return reduction(flow, entry)
+    axes = _axes(flow, x, axis)
+    if len(axes) > 1:
+        labels = [z.labels for a in axes for z in flow.layers(x, a)]
+        flow.store.pin(labels, f"counted through all axes at {flow.at()}")
+    elif found := flow.layers(x, axes[0]):
+        flow.places[entry.outs[-1].id] = tuple(z.labels for z in found)
+        _note_statistic(flow, x, axes, entry.name, "places")
+    return [_reduced(flow, x, axes, len(flow.shape(out))) for out in entry.outs]
+
+
 def _reduced(flow: Flow, x: Ref, axes: Sequence[int], out_rank: int) -> Space:
     space, rank = flow.space(x), len(flow.shape(x))
     kept = [z for z in space.layers if not set(z.support) & set(axes)]
@@ -177,18 +206,20 @@ def _reduced(flow: Flow, x: Ref, axes: Sequence[int], out_rank: int) -> Space:
 
 
 def along_axis(flow: Flow, entry: Entry) -> list[Space]:
-    """Softmax: a statistic along an axis, every element keeps its place."""
+    """Softmax, running sums: a statistic along an axis, every element keeps its place."""
     x = entry.args[0]
+    if x.id in flow.constants:
+        axes = _axes(flow, x, argument(entry, 1, "dim"))
+        flow.store.pin([z.labels for a in axes for z in flow.layers(x, a)], f"counted by {flow.at()}")
     _note_statistic(flow, x, _axes(flow, x, argument(entry, 1, "dim")), entry.name)
     return [flow.space(x) for _ in entry.outs]
 
 
 def ordered(flow: Flow, entry: Entry) -> list[Space]:
-    """Sorting, scanning, arg-max: units along the axis are told apart by their place, so they stay."""
+    """Sorting, ranking: units along the axis are told apart by their place, so they stay."""
     x = entry.args[0]
     position = 2 if entry.name in ("topk", "kthvalue") else 1
-    given = argument(entry, position, "dim", None if entry.name.startswith("arg") else -1)
-    axes = _axes(flow, x, given)
+    axes = _axes(flow, x, argument(entry, position, "dim", -1))
     for axis in axes:
         flow.store.pin([z.labels for z in flow.layers(x, axis)], f"ordered by place at {flow.at()}")
     return [
@@ -197,6 +228,14 @@ def ordered(flow: Flow, entry: Entry) -> list[Space]:
         else Space(tuple(z for z in flow.space(x).layers if not set(z.support) & set(axes)))
         for out in entry.outs
     ]
+
+
+def segment_reduce(flow: Flow, entry: Entry) -> list[Space]:
+    """Sums, means or maxima of stretches of an axis."""
+    x = entry.args[0]
+    axis = argument(entry, 5, "axis", 0) % len(flow.shape(x))
+    flow.store.pin([z.labels for z in flow.layers(x, axis)], f"stretches of an axis at {flow.at()}")
+    return [Space(tuple(z for z in flow.space(x).layers if axis not in z.support))]
 
 
 # -- norms -------------------------------------------------------------------------------------------------------
@@ -280,6 +319,33 @@ def rms_norm(flow: Flow, entry: Entry) -> list[Space]:
     """Root-mean-square norm over trailing axes."""
     moved = Entry(entry.op, entry.name, (*entry.args[:3], None), {}, entry.outs, entry.module, entry.call)
     return layer_norm(flow, moved)
+
+
+def fake_quantised(flow: Flow, entry: Entry) -> list[Space]:
+    """Values rounded in their places, by one scale or by one of each place along an axis, which rides along."""
+    axis = entry.args[3] if "per_channel" in entry.name else None
+    return _rounded(flow, entry, entry.args[1:3], axis)
+
+
+def observed(flow: Flow, entry: Entry) -> list[Space]:
+    """As :func:`fake_quantised`, with a scale that follows the smallest and the largest value observed."""
+    x, is_observed = entry.args[0], flow.tape.values[entry.args[1].id].const
+    axis = argument(entry, 10, "ch_axis") if argument(entry, 11, "per_row_fake_quant", False) else None
+    if is_observed is None or bool(is_observed):
+        others = [a for a in range(len(flow.shape(x))) if a != axis]
+        _note_statistic(flow, x, others, "the range of values")
+    return _rounded(flow, entry, entry.args[3:7], axis)
+
+
+def _rounded(flow: Flow, entry: Entry, scales: Sequence[object], axis: int | None) -> list[Space]:
+    shape, spaces = flow.shape(entry.args[0]), [(flow.space(entry.args[0]), flow.shape(entry.args[0]))]
+    for r in refs_in(tuple(scales)):
+        if axis is None:
+            continue
+        riders = tuple(move(z, axis, len(shape)) for z in flow.layers(r, 0))
+        spaces.append((Space(riders), tuple(n if a == axis else 1 for a, n in enumerate(shape))))
+    flow.store.join(spaces, shape, flow.at())
+    return [flow.space(entry.args[0]) for _ in entry.outs]
 
 
 def weight_norm(flow: Flow, entry: Entry) -> list[Space]:
@@ -440,8 +506,6 @@ _REDUCTIONS = [
     "mean",
     "amax",
     "amin",
-    "max",
-    "min",
     "norm",
     "linalg_vector_norm",
     "var",
@@ -452,20 +516,16 @@ _REDUCTIONS = [
     "logsumexp",
     "any",
     "all",
-    "median",
     "nansum",
+    "count_nonzero",
+    "aminmax",
 ]
 _ORDERED = [
     "sort",
     "topk",
     "argsort",
-    "argmax",
-    "argmin",
-    "cumsum",
-    "cumprod",
     "cummax",
     "cummin",
-    "logcumsumexp",
     "kthvalue",
     "mode",
     "msort",
@@ -497,11 +557,16 @@ OTHERS: Mapping[str, Rule] = {
     "mul": multiply,
     **dict.fromkeys(_REDUCTIONS, reduction),
     **dict.fromkeys(_ORDERED, ordered),
+    **dict.fromkeys(("max", "min", "median", "argmax", "argmin"), extreme),
+    **dict.fromkeys(("cumsum", "cumprod", "logcumsumexp"), along_axis),
     **{name: spatial(n) for n, names in _SPATIAL.items() for name in names.split()},
     **dict.fromkeys(("_softmax", "_log_softmax", "softmax", "log_softmax", "_safe_softmax"), along_axis),
     **dict.fromkeys(BATCH_NORMS, batch_norm),
     "native_layer_norm": layer_norm,
     "layer_norm": layer_norm,
+    **dict.fromkeys(FAKE_QUANTISED, fake_quantised),
+    **dict.fromkeys(("_fused_moving_avg_obs_fq_helper", "fused_moving_avg_obs_fake_quant"), observed),
+    "segment_reduce": segment_reduce,
     "_weight_norm_interface": weight_norm,
     "native_group_norm": group_norm,
     "rms_norm": rms_norm,
@@ -510,6 +575,7 @@ OTHERS: Mapping[str, Rule] = {
     "grid_sampler_3d": grid_sample,
     "glu": glu,
     "copy": copy,
+    "resize": resized,
     **dict.fromkeys(("fill", "zero", "normal_", "uniform_", "random_", "exponential_"), filled),
     **dict.fromkeys(NEW, constant),
     "eye": identity,
