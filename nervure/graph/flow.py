@@ -165,10 +165,8 @@ class Flow:
         found = dict.fromkeys(self.tape.numbers)
         calls = {id(e.call): e.call for e in self.tape.entries if isinstance(e, Entry) and e.call and e.call.tagged}
         for call in calls.values():
-            if call.name not in SIZED_CALLS:
-                found |= dict.fromkeys(
-                    leaf for size in sizes_in((call.args, *call.kwargs.values())) for leaf in size.leaves()
-                )
+            used = _contents(call) if call.name in SIZED_CALLS else (call.args, *call.kwargs.values())
+            found |= dict.fromkeys(leaf for size in sizes_in(used) for leaf in size.leaves())
         return list(found)
 
     def _keep_alike(self) -> None:
@@ -249,6 +247,12 @@ def _spans(places: Array, shape: tuple[int, ...], layer: Layer) -> bool:
         return False
     line = places[tuple(slice(None) if a == axis else 0 for a in range(places.ndim))]
     return bool((np.unravel_index(line, shape)[axis] == np.arange(shape[axis])).all())
+
+
+def _contents(call: Call) -> tuple[Any, ...]:
+    """What a call writes into a tensor, of the arguments of a call whose sizes are looked at."""
+    place = {"full": 1, "new_full": 2, "__setitem__": 2}.get(call.name)
+    return () if place is None else (*call.args[place : place + 1], call.kwargs.get("fill_value"))
 
 
 Rule: TypeAlias = Callable[[Flow, Entry], Sequence[Space]]

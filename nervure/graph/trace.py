@@ -17,8 +17,10 @@ from nervure.errors import ArgumentError, TraceError
 from nervure.graph.declared import declared
 from nervure.graph.flow import HIDDEN, Flow, Specs, move, refs_in
 from nervure.graph.labels import NONE, Array, Layer, Owner, Space, Split, Store
+from nervure.graph.lost import loses
 from nervure.graph.products import products_of, told_of_masks
 from nervure.graph.rules import RULES, unknown
+from nervure.graph.sizes import Attribute, Expression
 from nervure.graph.solve import TRIES, Solver
 from nervure.graph.tape import Entry, Ref, Tape, named_tensors, record
 from nervure.graph.types import Axis, Edge, Graph, Group, Part, Resize, Slot, Units, Work
@@ -300,14 +302,22 @@ def draw(
         inside_heads: let the width inside attention heads be cut (evenly in all heads).
         auxiliary: read what runs in training mode only as well.
     """
-    tape, _ = record(model, example, auxiliary=auxiliary)
+    chance = torch.random.get_rng_state()
+    tape, output = record(model, example, auxiliary=auxiliary)
     _check_values(tape)
     if _changes_weights(tape, model):
         # A model that prepares its weights on its first run is as it will be from the second on.
-        tape, _ = record(model, example, auxiliary=auxiliary, warm=True)
+        chance = torch.random.get_rng_state()
+        tape, output = record(model, example, auxiliary=auxiliary, warm=True)
     flow = flow_over(tape, free_inputs=inputs)
     settings = {"outputs": outputs, "inputs": inputs, "inside_heads": inside_heads}
-    return _drawing(model, flow, settings)
+    drawing = _drawing(model, flow, settings)
+    sizes = drawing.free_sizes()
+    with torch.random.fork_rng(devices=[]):
+        torch.random.set_rng_state(chance)
+        if sizes and loses(model, example, tape, output, sizes, auxiliary=auxiliary):
+            tape.lost += sizes
+    return drawing
 
 
 @dataclass(slots=True)
@@ -344,6 +354,21 @@ class Drawing:
                     found.setdefault(self.names[number], reason)
         return found
 
+    def free_sizes(self) -> frozenset[Expression]:
+        """The attributes and axes that a cut changes, of those that the code may have read."""
+        flow, free = self.flow, {g.name for g in self.graph.groups if not g.is_pinned}
+        change = np.array([name in free for name in self.names] + [False])
+        solver = Solver(flow, self._random_cuts(free))
+        read = [Expression(r.size, attribute=Attribute(r.module, r.attribute)) for r in self.graph.resizes]
+        for number in flow.tape.measured:
+            read += [Expression(n, dimension=(number, i)) for i, n in enumerate(flow.tape.values[number].shape)]
+
+        def changes(leaf: Expression) -> bool:
+            roots = [flow.store.unions.find(labels.reshape(-1)) for labels in solver.labels_of_leaf(leaf)]
+            return any(change[self.group_of[r[r >= 0]]].any() for r in roots)
+
+        return frozenset(filter(changes, read))
+
     def _doubts(self, free: set[str]) -> Iterator[tuple[Array, str]]:
         """Labels that must be tried: sizes that cannot be seen to follow, or that are used as more than sizes."""
         store, solver = self.flow.store, Solver(self.flow, self._random_cuts(free))
@@ -357,6 +382,9 @@ class Drawing:
                 yield from ((labels, why) for leaf in leaves for labels in solver.labels_of_leaf(leaf))
         for leaf in self.flow.numbers():
             why = f"{leaf} is used as a number"
+            yield from ((labels, why) for labels in solver.labels_of_leaf(leaf))
+        for leaf in self.flow.tape.lost:
+            why = f"{leaf} may be used as a number out of sight"
             yield from ((labels, why) for labels in solver.labels_of_leaf(leaf))
         yield from ((pin.labels, pin.reason) for pin in store.suspects)
 
