@@ -127,7 +127,7 @@ def prune(
         verify: check that the result computes what the original does without the removed units. Where it does not,
             the groups to blame are pinned and the method plans once more. Without weights there is nothing to check.
         ignore: modules or name patterns that must not change.
-        only: modules or name patterns that may lose units.
+        only: modules or name patterns that may lose units; what no other module makes with them, see ``trace``.
         seed: for measuring.
         progress: show progress of what takes longer than two seconds.
         **options: further options of :func:`nervure.trace` (``outputs``, ``inputs``, ``inside_heads``).

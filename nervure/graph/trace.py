@@ -581,7 +581,7 @@ def left_alone(model: nn.Module, ignore: Iterable[Choice] = (), only: Iterable[C
 
 
 def pinned_by_choice(graph: Graph, ignored: list[str], wanted: list[str] | None) -> Graph:
-    """Pin every group that touches a module in ``ignored``, or that no module in ``wanted`` writes."""
+    """Pin every group that touches a module in ``ignored``, or that a module makes units of which ``wanted`` lacks."""
     groups = []
     for group in graph.groups:
         reason = group.pinned
@@ -589,13 +589,21 @@ def pinned_by_choice(graph: Graph, ignored: list[str], wanted: list[str] | None)
             _fits(group.name, p) for p in ignored
         ):
             reason = reason or "ignored by the user"
-        elif wanted is not None and not (
-            any(matches(s.tensor, p) for s in group.writers for p in wanted)
-            or any(_fits(group.name, p) for p in wanted)
-        ):
-            reason = reason or "not among what the user chose (only)"
+        elif wanted is not None:
+            reason = reason or _not_wanted(group, wanted)
         groups.append(replace(group, pinned=reason))
     return replace(graph, groups=tuple(groups))
+
+
+def _not_wanted(group: Group, wanted: list[str]) -> str:
+    """Why the user's choice keeps a group: a module that would lose units with it, where that was not chosen."""
+    outside = [s.tensor for s in group.writers if not any(matches(s.tensor, p) for p in wanted)]
+    if group.writers and not outside:
+        return ""
+    other = (
+        f": {_module_of(outside[0]) or outside[0]} would lose units too" if len(outside) < len(group.writers) else ""
+    )
+    return f"not among what the user chose (only){other}"
 
 
 def kept_by_choice(graph: Graph, ignored: list[str], wanted: list[str] | None) -> Graph:
