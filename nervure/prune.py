@@ -18,7 +18,7 @@ from nervure.graph.types import Graph
 from nervure.methods.base import Method, View
 from nervure.plan import Cut, Drop, Keep, Mask, Plan
 from nervure.stats import measure
-from nervure.surgery.apply import apply, masks_after
+from nervure.surgery.apply import apply, edited, masks_after
 from nervure.surgery.blame import Edit, families_of, name_of, wrong_edits
 from nervure.surgery.checker import Checker
 from nervure.surgery.verify import verified
@@ -251,7 +251,7 @@ def _wrong_edits(checker: Checker, result: Pruned) -> dict[Edit, str]:
     def attempt(edits: Sequence[Edit]) -> str:
         plan = Plan((*edits, *others))
         try:
-            verified(checker, replace(result, plan=plan, model=apply(checker.model, result.graph, plan)))
+            verified(checker, replace(result, plan=plan, model=edited(checker.model, result.graph, plan)))
         except NervureError as error:
             return str(error).split("\n", maxsplit=1)[0][:200]
         return ""

@@ -5,36 +5,35 @@ with sizes that lie: they are a wrong number to all that does not ask. Where the
 number in it, nothing depends on what the class did not see.
 """
 
-import copy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from nervure.graph.example import tensors_in
 from nervure.graph.sizes import Expression
-from nervure.graph.tape import Entry, Tape, WriteBack, named_tensors, record
+from nervure.graph.tape import Entry, Tape, WriteBack, record
 
 
-def loses(model: nn.Module, example: Any, tape: Tape, output: Any, sizes: frozenset[Expression], **how: Any) -> bool:
-    """Whether a run depends on these sizes in a way that is not seen.
+def loses(
+    model: nn.Module, example: Any, tape: Tape, output: list[Tensor], sizes: frozenset[Expression], **how: Any
+) -> bool:
+    """Whether a run depends on these sizes, if there are any, in a way that is not seen.
 
     Args:
         model: the traced model.
         example: what it was traced on.
         tape: the record of its run.
-        output: what it returned then.
+        output: the tensors that it returned then.
         sizes: attributes and axes, as expressions.
         **how: further options of ``record``.
     """
+    if not sizes:
+        return False
     try:
-        # A copy of all but the tensors, so that no lie outlives this in what the model remembers.
-        double = copy.deepcopy(model, {id(t): t for t in named_tensors(model).values()})
-        again, found = record(double, example, lies=sizes, **how)
+        again, found = record(model, example, lies=sizes, warm=tape.warm, **how)
     except Exception:  # whatever the wrong number led to: it was read
         return True
-    pairs = zip(tensors_in(output), tensors_in(found), strict=False)
-    return not (_agree(tape, again) and all(_equal(*pair) for pair in pairs))
+    return not (_agree(tape, again) and all(map(_equal, output, found)))
 
 
 def _agree(one: Tape, other: Tape) -> bool:

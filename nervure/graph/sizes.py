@@ -360,13 +360,18 @@ def _tagged(module: str, path: str, value: Any) -> Any:
 
 def read_attribute(model: nn.Module, attribute: Attribute) -> Any:
     """Current value of an attribute; raises ``AttributeError`` or ``IndexError`` where it is gone."""
-    holder, key, index = _locate(model, attribute)
+    holder, key, index = _locate(model.get_submodule(attribute.module), attribute.path)
     return getattr(holder, key) if index is None else getattr(holder, key)[index]
 
 
 def write_attribute(model: nn.Module, attribute: Attribute, value: int) -> None:
     """Set an attribute (an element of a tuple or list is replaced in a new one of the same type)."""
-    holder, key, index = _locate(model, attribute)
+    put(model.get_submodule(attribute.module), attribute.path, value)
+
+
+def put(holder: Any, path: str, value: int) -> None:
+    """Set what lies at ``path`` below an object, as ``"config.sizes[1]"``; a tuple or a list is made anew."""
+    holder, key, index = _locate(holder, path)
     if index is None:
         setattr(holder, key, value)
         return
@@ -374,9 +379,8 @@ def write_attribute(model: nn.Module, attribute: Attribute, value: int) -> None:
     setattr(holder, key, type(old)(value if i == index else v for i, v in enumerate(old)))
 
 
-def _locate(model: nn.Module, attribute: Attribute) -> tuple[Any, str, int | None]:
-    holder: Any = model.get_submodule(attribute.module)
-    *parents, last = attribute.path.split(".")
+def _locate(holder: Any, path: str) -> tuple[Any, str, int | None]:
+    *parents, last = path.split(".")
     for name in parents:
         holder = getattr(holder, name)
     key, _, rest = last.partition("[")

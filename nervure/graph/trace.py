@@ -6,6 +6,7 @@
 import fnmatch
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from math import gcd, lcm
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from torch import nn
 
 from nervure.errors import ArgumentError, TraceError
-from nervure.graph.declared import declared
+from nervure.graph.declared import declared, families, full_name, in_multiples, unexplained
 from nervure.graph.flow import HIDDEN, Flow, Specs, move, refs_in
 from nervure.graph.labels import NONE, Array, Layer, Owner, Space, Split, Store
 from nervure.graph.lost import loses
@@ -302,22 +303,40 @@ def draw(
         inside_heads: let the width inside attention heads be cut (evenly in all heads).
         auxiliary: read what runs in training mode only as well.
     """
-    chance = torch.random.get_rng_state()
     tape, output = record(model, example, auxiliary=auxiliary)
     _check_values(tape)
     if _changes_weights(tape, model):
         # A model that prepares its weights on its first run is as it will be from the second on.
-        chance = torch.random.get_rng_state()
         tape, output = record(model, example, auxiliary=auxiliary, warm=True)
     flow = flow_over(tape, free_inputs=inputs)
     settings = {"outputs": outputs, "inputs": inputs, "inside_heads": inside_heads}
     drawing = _drawing(model, flow, settings)
-    sizes = drawing.free_sizes()
-    with torch.random.fork_rng(devices=[]):
-        torch.random.set_rng_state(chance)
-        if sizes and loses(model, example, tape, output, sizes, auxiliary=auxiliary):
-            tape.lost += sizes
+    drawing.graph = _with_declared(model, drawing, partial(loses, model, example, tape, output, auxiliary=auxiliary))
     return drawing
+
+
+def _with_declared(model: nn.Module, drawing: "Drawing", lost: Callable[[frozenset[Expression]], bool]) -> Graph:
+    """The graph with what is known of integers that are not seen to be read; those of ``lost`` origin are noted."""
+    graph, tape, sizes = drawing.graph, drawing.flow.tape, drawing.free_sizes()
+    kept = [(d, full_name(d.module, d.attribute)) for d in graph.declared]
+    said = frozenset(Expression(d.size, attribute=Attribute(d.module, d.attribute)) for d, _ in kept)
+    notes = []
+    if lost(sizes | said):
+        unseen = lost(said)
+        tape.lost += sizes if not unseen or lost(sizes) else ()
+        if unseen:
+            names = families([name for _, name in kept])
+            notes.append(f"{names}: may be read while the model runs, though it is not seen; stay as they are")
+            graph = replace(graph, declared=())
+    if graph.declared:
+        names = families([name for _, name in kept])
+        notes.append(f"{names}: these say sizes, and follow a cut that is alike in all layers")
+    if others := unexplained(model, graph, tape.read):
+        notes.append(f"{families(others)}: as large as units that a cut can take, and not read by the forward pass")
+    graph = replace(graph, notes=(*graph.notes, *notes))
+    multiples = in_multiples(model, graph)
+    groups = [replace(g, multiple=lcm(g.multiple, multiples.get(g.name, 1))) for g in graph.groups]
+    return replace(graph, groups=tuple(groups))
 
 
 @dataclass(slots=True)
@@ -444,11 +463,7 @@ def _drawing(model: nn.Module, flow: Flow, settings: Mapping[str, bool]) -> Draw
         products=products_of(model, flow.tape, flow.roles),
     )
     graph = replace(graph, notes=(*graph.notes, *told_of_masks(model, graph.products)))
-    found = declared(model, graph, flow.tape.read)
-    if found:
-        told = ", ".join(".".join(filter(None, (d.module, d.attribute))) for d in found)
-        told = f"{told}: these say sizes, and follow a cut that is alike in all layers"
-        graph = replace(graph, declared=found, notes=(*graph.notes, told))
+    graph = replace(graph, declared=declared(model, graph, flow.tape.read))
     return Drawing(flow, graph, names, census.group_of, census.unit_of, builder)
 
 
