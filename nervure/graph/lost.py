@@ -33,16 +33,16 @@ def loses(
         again, found = record(model, example, lies=sizes, warm=tape.warm, **how)
     except Exception:  # whatever the wrong number led to: it was read
         return True
-    return not (_agree(tape, again) and all(map(_equal, output, found)))
+    if any(t.is_meta for t in output):
+        # Without weights whole numbers are known all the same.
+        output, found = ([v.const for v in one.values if v.const is not None] for one in (tape, again))
+    return not (_agree(tape, again) and len(output) == len(found) and all(map(_equal, output, found)))
 
 
 def _agree(one: Tape, other: Tape) -> bool:
-    return (
-        len(one.entries) == len(other.entries)
-        and len(one.values) == len(other.values)
-        and all(_line(a) == _line(b) for a, b in zip(one.entries, other.entries, strict=True))
-        and all(a.shape == b.shape and _equal(a.const, b.const) for a, b in zip(one.values, other.values, strict=True))
-    )
+    """Whether two runs called the same operators with the same arguments and shapes, in the same order."""
+    lines, others = (list(map(_line, tape.entries)) for tape in (one, other))
+    return lines == others and [v.shape for v in one.values] == [v.shape for v in other.values]
 
 
 def _line(entry: Entry | WriteBack) -> str:
@@ -51,9 +51,7 @@ def _line(entry: Entry | WriteBack) -> str:
     return repr((entry.name, entry.args, entry.kwargs, entry.outs, entry.module))
 
 
-def _equal(one: Tensor | None, other: Tensor | None) -> bool:
-    if one is None or other is None:
-        return one is other
+def _equal(one: Tensor, other: Tensor) -> bool:
     if one.shape != other.shape or one.is_meta or other.is_meta:
         return one.shape == other.shape
     return bool(torch.equal(one, other)) or bool(torch.allclose(one, other, rtol=0, atol=0, equal_nan=True))

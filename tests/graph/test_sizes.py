@@ -110,6 +110,12 @@ def _error(model: Any, graph: Graph, x: Tensor) -> float:
     return float((smaller(x) - right).abs().max().detach() / right.abs().max().detach())
 
 
+def test_what_is_lost_is_found_without_weights_too() -> None:
+    with torch.device("meta"):
+        model, x = Scaled(_rate("0.5*w")).eval(), torch.randn(2, 4)
+    assert any("1 groups could not be tried without weights: up" in note for note in trace(model, x).notes)
+
+
 def test_sizes_are_plain_numbers_after_their_tracing() -> None:
     with noting_numbers():
         size = Size.of(Expression(6, attribute=Attribute("", "width")))
