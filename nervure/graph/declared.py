@@ -89,7 +89,8 @@ def in_multiples(model: nn.Module, graph: Graph) -> dict[str, int]:
 def accepted(model: nn.Module, graph: Graph, keeps: Mapping[str, np.ndarray]) -> dict[Attribute, int]:
     """What declared integers become when groups keep these units, where that is one number and a config takes it.
 
-    Where a config takes some of its new numbers, but not all at once, those that come first go first.
+    Where a config takes some of its new numbers, but not all at once, those that come first go first; numbers of the
+    same groups go together.
 
     Args:
         model: a model whose sizes that are followed exactly are those after the cut already.
@@ -97,26 +98,30 @@ def accepted(model: nn.Module, graph: Graph, keeps: Mapping[str, np.ndarray]) ->
         keeps: for each group that is cut booleans [units], True survives.
     """
     found: dict[Attribute, int] = {}
+    configs: dict[tuple[str, str], dict[tuple[str, ...], dict[str, int]]] = {}
     for said in graph.declared:
         attribute, now = Attribute(said.module, said.attribute), said.after(graph, keeps)
-        if now not in (None, 0, said.size) and read_attribute(model, attribute) == said.size:
-            found[attribute] = now
-    for module, key in dict.fromkeys((a.module, a.path.partition(".")[0]) for a in found if "." in a.path):
-        config = getattr(model.get_submodule(module), key)
-        mine = [a for a in found if a.module == module and a.path.startswith(f"{key}.")]
-        new = {a.path.partition(".")[2]: found[a] for a in mine}
-        taken = new if not refusal(config, new) else _taken_in_turn(config, new)
-        for attribute in mine:
-            if attribute.path.partition(".")[2] not in taken:
-                del found[attribute]
+        if now in (None, 0, said.size) or read_attribute(model, attribute) != said.size:
+            continue
+        key, _, path = said.attribute.partition(".")
+        if path:
+            configs.setdefault((said.module, key), {}).setdefault(said.groups, {})[path] = int(now or 0)
+        else:
+            found[attribute] = int(now or 0)
+    for (module, key), by_groups in configs.items():
+        taken = _taken(getattr(model.get_submodule(module), key), list(by_groups.values()))
+        found |= {Attribute(module, f"{key}.{path}"): value for path, value in taken.items()}
     return found
 
 
-def _taken_in_turn(config: object, numbers: Mapping[str, int]) -> dict[str, int]:
-    taken: dict[str, int] = {}
-    for path, value in numbers.items():
-        if not refusal(config, taken | {path: value}):
-            taken[path] = value
+def _taken(config: object, parts: Sequence[dict[str, int]]) -> dict[str, int]:
+    """All numbers where a config takes them at once, else those of one part after the other that it takes."""
+    taken = {path: value for part in parts for path, value in part.items()}
+    if not refusal(config, taken):
+        return taken
+    taken = {}
+    for part in parts:
+        taken |= {} if refusal(config, taken | part) else part
     return taken
 
 

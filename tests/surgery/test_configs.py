@@ -225,7 +225,7 @@ def test_numbers_that_a_config_does_not_take_together_are_named_and_left() -> No
         smaller = apply(model, graph, plan)
     config: Any = smaller.config
     config.check()
-    assert (config.hidden_size, config.num_attention_heads, config.num_key_value_heads) == (16, 4, 3)
+    assert (config.hidden_size, config.num_attention_heads, config.num_key_value_heads) == (16, 4, 4)
     assert smaller(tokens(2, 5)).isfinite().all()
 
 
