@@ -291,7 +291,7 @@ BRANCHES, WHOLE = "MLP branches", "whole layers"
 PLACES: dict[str, dict[str, Any]] = {
     "heads": {"only": ["*.attention.self"]},
     "MLP width": {"only": ["*.intermediate"]},
-    "hidden width": {"only": ["*word_embeddings"], "outputs": False},
+    "hidden width": {"only": ["*embeddings", "*.output"], "outputs": False},
 }
 
 

@@ -18,7 +18,7 @@ from nervure.graph.types import Graph
 from nervure.methods.base import Method, View
 from nervure.plan import Cut, Drop, Keep, Mask, Plan
 from nervure.stats import measure
-from nervure.surgery.apply import apply, masks_after
+from nervure.surgery.apply import apply, edited, masks_after
 from nervure.surgery.blame import Edit, families_of, name_of, wrong_edits
 from nervure.surgery.checker import Checker
 from nervure.surgery.verify import verified
@@ -127,7 +127,7 @@ def prune(
         verify: check that the result computes what the original does without the removed units. Where it does not,
             the groups to blame are pinned and the method plans once more. Without weights there is nothing to check.
         ignore: modules or name patterns that must not change.
-        only: modules or name patterns that may lose units.
+        only: modules or name patterns that may lose units; what no other module makes with them, see ``trace``.
         seed: for measuring.
         progress: show progress of what takes longer than two seconds.
         **options: further options of :func:`nervure.trace` (``outputs``, ``inputs``, ``inside_heads``).
@@ -251,7 +251,7 @@ def _wrong_edits(checker: Checker, result: Pruned) -> dict[Edit, str]:
     def attempt(edits: Sequence[Edit]) -> str:
         plan = Plan((*edits, *others))
         try:
-            verified(checker, replace(result, plan=plan, model=apply(checker.model, result.graph, plan)))
+            verified(checker, replace(result, plan=plan, model=edited(checker.model, result.graph, plan)))
         except NervureError as error:
             return str(error).split("\n", maxsplit=1)[0][:200]
         return ""

@@ -59,7 +59,9 @@ def trace(
             one graph, and costs are those of the first. A model on the ``meta`` device, or made of fake tensors, is
             traced without its weights; then nothing is tried.
         ignore: modules, or patterns of module names (``"layer1.*"``), that must not change on any side.
-        only: modules or patterns that may lose units; all others are pinned.
+        only: modules or patterns that may lose units; all others are pinned. A group is free where all modules that
+            make its units are named: a stream that several layers add to is cut where all of them are. What reads the
+            units, and norms on them, follow wherever they are.
         outputs: pin the units that the model returns.
         inputs: let the channels of the inputs (their axis 1) be units that can go.
         inside_heads: let the width inside attention heads be cut, evenly in all heads; heads are cut whole otherwise.

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from nervure.graph.labels import NONE, Array, Claim, Layer, Owner, Space, Store, compress
+from nervure.graph.labels import NONE, Array, Layer, Owner, Space, Store, compress
 from nervure.graph.sizes import Expression
 from nervure.graph.tape import Call, Entry, Ref, Tape, WriteBack
 
@@ -57,8 +57,9 @@ class Flow:
     notes: list[tuple[Vectors, str]] = field(default_factory=list)
     multiples: list[tuple[Vectors, int]] = field(default_factory=list)
     """Axes, each by its layers, whose size has to be a multiple of a number."""
-    buffers: dict[tuple[int, int], Claim] = field(default_factory=dict)
-    """For buffers that are filled part by part the sizes they were made with, and what lies along them so far."""
+    buffers: dict[tuple[int, int], tuple[Any, int, Vectors, str]] = field(default_factory=dict)
+    """For buffers that are filled part by part the size they were made with along an axis, its number, what lies along
+    it so far, and where that was written."""
     origins: dict[int, int] = field(default_factory=dict)
     attention: list[Array] = field(default_factory=list)
     heads: list[Array] = field(default_factory=list)
@@ -166,12 +167,14 @@ class Flow:
             if self.constants.issuperset(r.id for r in _given(entry)):
                 self.constants.update(ref.id for ref in entry.outs)
         self._pin_places([number for number in self.tape.outputs if number in self.places], "the model's output")
+        for wish, size, vectors, where in self.buffers.values():
+            self.store.where = where
+            self.store.size(wish, size, vectors, "a buffer")
         self._keep_alike()
         self._couple_sizes()
         for number, name in self.tape.escapes:
             labels = [z.labels for z in self.spaces.get(number, Space()).layers]
             self.store.pin([*labels, *self.places.get(number, ())], f"its values leave PyTorch by {name}()")
-        self.store.claims += self.buffers.values()
 
     def _follow_places(self, entry: Entry, rule: "Rule") -> None:
         """Places that are moved stay places; what else is done with them makes numbers, which a cut would change."""
@@ -194,18 +197,16 @@ class Flow:
             layers = [z for z in self.spaces[entry.out.id].layers if z.support == (axis,)]
             if layers:
                 vectors = tuple(z.labels.reshape(-1) for z in layers)
-                what = f"the size {wish} in the code does not follow a cut (a buffer in {entry.module or 'the model'})"
-                self.buffers[origin, axis] = Claim(wish, self.shape(entry.out)[axis], vectors, what)
+                where = f"written in {entry.module or 'the model'}"
+                self.buffers[origin, axis] = (wish, self.shape(entry.out)[axis], vectors, where)
 
     def numbers(self) -> list[Expression]:
         """Attributes and axes whose size is used for more than sizes: as a number, or in calls that take none."""
         found = dict.fromkeys(self.tape.numbers)
         calls = {id(e.call): e.call for e in self.tape.entries if isinstance(e, Entry) and e.call and e.call.tagged}
         for call in calls.values():
-            if call.name not in SIZED_CALLS:
-                found |= dict.fromkeys(
-                    leaf for size in sizes_in((call.args, *call.kwargs.values())) for leaf in size.leaves()
-                )
+            used = _contents(call) if call.name in SIZED_CALLS else (call.args, *call.kwargs.values())
+            found |= dict.fromkeys(leaf for size in sizes_in(used) for leaf in size.leaves())
         return list(found)
 
     def _keep_alike(self) -> None:
@@ -241,11 +242,15 @@ class Flow:
             )
             return Space()
         places = self._places(entry, shape, size)
-        if all(_spans(places, shape, z) for z in value.layers) and all(len(z.support) == 1 for z in base.layers):
+        whole = [z for z in value.layers if _spans(places, shape, z)]
+        parts = [z for z in value.layers if not any(z is w for w in whole)]
+        beside = [z for z in base.layers if any(z.support == p.support for p in parts)]
+        is_plain = len(beside) <= 1 and len(parts) <= 1 and all(_covers_other_axes(places, shape, z) for z in parts)
+        if (is_plain or (whole and not beside)) and all(len(z.support) == 1 for z in base.layers):
             # What is written spans its units' axes: they are the base's units along these axes.
-            target = Space(tuple(Layer(z.labels) for z in base.layers), free=base.free or not base.layers)
-            written = Space(tuple(Layer(z.labels) for z in value.layers))
-            ones = tuple(n if any(z.labels.shape[a] > 1 for z in written.layers) else 1 for a, n in enumerate(shape))
+            target = Space(self._filled(base, parts, places, shape), free=base.free or not base.layers)
+            written = Space(tuple(Layer(z.labels) for z in whole))
+            ones = tuple(n if any(z.labels.shape[a] > 1 for z in whole) else 1 for a, n in enumerate(shape))
             return replace(self.store.join([(target, shape), (written, ones)], shape, self.at()), free=base.free)
         if self._are_units_of(base, shape, value, places):
             return base
@@ -257,6 +262,20 @@ class Flow:
             dense[places.reshape(-1)] = np.broadcast_to(new, places.shape).reshape(-1)
             layers.append(Layer(compress(dense.reshape(shape))))
         return Space(tuple(x for x in layers if x.support))
+
+    def _filled(self, base: Space, parts: list[Layer], places: Array, shape: tuple[int, ...]) -> tuple[Layer, ...]:
+        """The base's layers after a write to a part of some axes; units along these stay where other axes are not."""
+        layers = [Layer(z.labels) for z in base.layers]
+        for part in parts:
+            if not _covers_other_axes(places, shape, part):
+                self.store.pin([part.labels], f"written to a part of an axis at {self.at()}")
+                continue
+            old = [z for z in layers if z.support == part.support]
+            (axis,) = part.support
+            new = np.full(shape[axis], NONE, dtype=np.int64) if not old else old[0].labels.reshape(-1).copy()
+            new[_line(places, shape, axis)] = part.labels.reshape(-1)
+            layers = [z for z in layers if z.support != (axis,)] + [move(Layer(new), axis, len(shape))]
+        return tuple(layers)
 
     def _are_units_of(self, base: Space, shape: tuple[int, ...], value: Space, places: Array) -> bool:
         """Whether what is written at ``places`` has the units that lie there already, as after ``x[2:4].zero_()``."""
@@ -284,8 +303,27 @@ def _spans(places: Array, shape: tuple[int, ...], layer: Layer) -> bool:
     axis = layer.support[0]
     if places.shape[axis] != shape[axis]:
         return False
+    return bool((_line(places, shape, axis) == np.arange(shape[axis])).all())
+
+
+def _covers_other_axes(places: Array, shape: tuple[int, ...], layer: Layer) -> bool:
+    """Whether a write covers all but the axis along which ``layer`` varies."""
+    if places.ndim != len(shape) or len(layer.support) != 1:
+        return False
+    return all(a in layer.support or n == shape[a] for a, n in enumerate(places.shape))
+
+
+def _line(places: Array, shape: tuple[int, ...], axis: int) -> Array:
+    """Where the positions along ``axis`` of what is written come to lie."""
     line = places[tuple(slice(None) if a == axis else 0 for a in range(places.ndim))]
-    return bool((np.unravel_index(line, shape)[axis] == np.arange(shape[axis])).all())
+    there: Array = np.unravel_index(line, shape)[axis]
+    return there
+
+
+def _contents(call: Call) -> tuple[Any, ...]:
+    """What a call writes into a tensor, of the arguments of a call whose sizes are looked at."""
+    place = {"full": 1, "new_full": 2, "__setitem__": 2}.get(call.name)
+    return () if place is None else (*call.args[place : place + 1], call.kwargs.get("fill_value"))
 
 
 Rule: TypeAlias = Callable[[Flow, Entry], Sequence[Space]]

@@ -6,11 +6,13 @@ that the sizes that arrive in ``view``, ``split`` or ``zeros`` tell which attrib
 """
 
 import operator
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, final
+from typing import Any, TypeGuard, final
 
+import torch
 from torch import nn
 
 
@@ -78,52 +80,82 @@ OPERATIONS: Mapping[str, Callable[..., Any]] = {
     "mul": operator.mul,
     "floordiv": operator.floordiv,
     "mod": operator.mod,
+    "abs": abs,
 }
 SIGNS: Mapping[str, str] = {"add": "+", "sub": "-", "mul": "*", "floordiv": "//", "mod": "%"}
 
 
+_READINGS = """
+__int__ __float__ __index__ __str__ __repr__ __format__ __hash__ __invert__ bit_length bit_count to_bytes
+as_integer_ratio conjugate
+"""
+"""Methods of integers that give no size."""
+
+
 class Size(int):
-    """An integer with its :class:`Expression`."""
+    """An integer with its :class:`Expression`, good for the tracing that it was made in; a plain number after it.
+
+    What the class is asked (arithmetic, comparisons, texts) it answers from the expression. What reads the integer
+    itself asks nothing, as ``range`` and ``0.5 * size`` do: that finds another number where the tracing has sizes lie,
+    so that it shows in what the model does (see ``lost``).
+    """
 
     expression: Expression
+    noted: "Noted"
 
     @staticmethod
     def of(expression: Expression) -> "Size":
         """The size that an expression stands for."""
-        size = Size(expression.value)
-        size.expression = expression
+        noted = _running()
+        lies = bool(noted.lies) and not noted.lies.isdisjoint(expression.leaves())
+        size = int.__new__(Size, 2 * expression.value + 1 if lies else expression.value)
+        size.expression, size.noted = expression, noted
         return size
 
     def __deepcopy__(self, memo: Any) -> int:
-        return int(self)
+        return self.expression.value
 
     def __reduce__(self) -> Any:
-        return int, (int(self),)
+        return int, (self.expression.value,)
 
-    def __floor__(self) -> "Size":
+    def __pos__(self) -> "Size":
         return self
 
-    __trunc__ = __ceil__ = __floor__
+    __floor__ = __trunc__ = __ceil__ = __pos__
 
-    def __float__(self) -> float:
+    def __round__(self, digits: Any = None) -> int:
+        if digits is None or digits >= 0:
+            return self
         _note_as_number(self)
-        return float(int(self))
+        return round(self.expression.value, digits)
 
-    def __truediv__(self, other: Any) -> Any:
-        _note_as_number(self, other)
-        return int.__truediv__(self, other) if isinstance(other, int) else int(self) / other
+    def __neg__(self) -> int:
+        return _computed("sub", 0, self)  # type: ignore[no-any-return]
 
-    def __rtruediv__(self, other: Any) -> Any:
-        _note_as_number(self, other)
-        return other / int(self)
+    def __abs__(self) -> int:
+        return self if not self.expression.operation else _of(abs(self.expression.value), "abs", self)
 
-    def __pow__(self, other: Any, modulus: Any = None) -> Any:
-        _note_as_number(self, other)
-        return pow(int(self), other, modulus)
+    def __lshift__(self, other: Any) -> Any:
+        return self * (1 << other) if type(other) is int else _as_numbers(operator.lshift, self, other)
 
-    def __rpow__(self, other: Any, modulus: Any = None) -> Any:
-        _note_as_number(self, other)
-        return pow(other, int(self))
+    def __rshift__(self, other: Any) -> Any:
+        return self // (1 << other) if type(other) is int else _as_numbers(operator.rshift, self, other)
+
+    def __divmod__(self, other: Any) -> Any:
+        return self // other, self % other
+
+    def __rdivmod__(self, other: Any) -> Any:
+        return other // self, other % self
+
+    def __bool__(self) -> bool:
+        # No cut leaves an axis empty, but what is computed from its size may become zero.
+        if self.expression.operation:
+            _note_as_number(self)
+        return bool(self.expression.value)
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
+        _note_as_number(*inputs)
+        return getattr(ufunc, method)(*plain(inputs), **plain(kwargs))
 
 
 @final
@@ -131,70 +163,116 @@ class Size(int):
 class Noted:
     """Sizes that were computed or compared with as numbers (a scale, say), and attributes that were computed with.
 
-    ``alike``: pairs of sizes that the code compared and found equal.
+    ``alike``: pairs of sizes that the code compared and found equal. ``lies``: attributes and axes of which the sizes
+    are wrong numbers for all that does not ask where they come from.
     """
 
     numbers: list[Expression] = field(default_factory=list)
     attributes: set[Attribute] = field(default_factory=set)
     alike: list[tuple[Expression, Expression]] = field(default_factory=list)
+    lies: frozenset[Expression] = frozenset()
 
 
-_NUMBERS: list[Noted] = []
-"""What was noted in each tracing under way."""
+class _Tracings(threading.local):
+    def __init__(self) -> None:
+        self.running: list[Noted] = []
+
+
+_TRACINGS = _Tracings()
+"""What is noted in each tracing under way in this thread, the innermost last."""
+
+
+def _running() -> Noted:
+    return _TRACINGS.running[-1] if _TRACINGS.running else Noted()
+
+
+def _is_current(value: Any) -> TypeGuard[Size]:
+    return isinstance(value, Size) and value.noted is _running()
 
 
 def _note_as_number(*values: Any) -> None:
     for value in values:
-        if _NUMBERS and isinstance(value, Size):
-            _NUMBERS[-1].numbers += value.expression.leaves()
-            _NUMBERS[-1].attributes |= value.expression.attributes()
+        if _is_current(value):
+            value.noted.numbers += value.expression.leaves()
+            value.noted.attributes |= value.expression.attributes()
 
 
 @contextmanager
-def noting_numbers() -> Iterator[Noted]:
+def noting_numbers(lies: frozenset[Expression] = frozenset()) -> Iterator[Noted]:
     """Collect, while this lasts, the axes and attributes whose sizes are computed with as numbers."""
-    _NUMBERS.append(Noted())
+    noted = Noted(lies=lies)
+    _TRACINGS.running.append(noted)
     try:
-        yield _NUMBERS[-1]
+        yield noted
     finally:
-        _NUMBERS.pop()
+        _TRACINGS.running.remove(noted)
 
 
-def _plain(value: Any) -> Any:
-    return value.expression if isinstance(value, Size) else value
+def plain(value: Any) -> Any:
+    """Nested arguments with every size as the number that it is."""
+    if isinstance(value, Size):
+        return value.expression.value
+    if isinstance(value, slice):
+        return slice(plain(value.start), plain(value.stop), plain(value.step))
+    if type(value) in (tuple, list, torch.Size):
+        return type(value)([plain(v) for v in value])
+    if type(value) is dict:
+        return {key: plain(v) for key, v in value.items()}
+    return value
+
+
+def _of(value: int, operation: str, *operands: Any) -> int:
+    """A size computed from others; a plain number where they are those of a tracing that is over."""
+    if not any(_is_current(o) for o in operands):
+        return value
+    return Size.of(Expression(value, operation=operation, operands=tuple(map(expression_of, operands))))
+
+
+def _as_numbers(compute: Callable[..., Any], *values: Any) -> Any:
+    """The result of a computation that gives no size."""
+    _note_as_number(*values)
+    return compute(*plain(values))
+
+
+def _computed(name: str, left: Any, right: Any) -> Any:
+    if not isinstance(left, int | float) or not isinstance(right, int | float):
+        # A tensor notes the call by itself; a list is repeated.
+        _note_as_number(left, right)
+        return NotImplemented
+    result = OPERATIONS[name](*plain((left, right)))
+    return _of(result, name, left, right) if isinstance(result, int) else _as_numbers(lambda *_: result, left, right)
 
 
 def _binary(name: str, *, swapped: bool) -> Callable[[Any, Any], Any]:
-    def run(self: Size, other: Any) -> Any:
-        if not isinstance(other, int | float) or isinstance(other, bool):
-            return NotImplemented
-        left, right = (other, self) if swapped else (self, other)
-        plain = [int.__index__(v) if isinstance(v, int) else v for v in (left, right)]
-        result = OPERATIONS[name](*plain)
-        if not isinstance(result, int):
-            _note_as_number(left, right)
-            return result
-        return Size.of(Expression(result, operation=name, operands=(_plain(left), _plain(right))))
+    return lambda self, other: _computed(name, *((other, self) if swapped else (self, other)))
 
-    return run
+
+def _number_of(name: str) -> Callable[..., Any]:
+    method = getattr(int, name)
+    return lambda self, *others: _as_numbers(method, self, *others)
+
+
+def _number_with(compute: Callable[..., Any], *, swapped: bool) -> Callable[..., Any]:
+    return lambda self, other, *more: _as_numbers(compute, *((other, self) if swapped else (self, other)), *more)
 
 
 def _note_comparison(one: Size, other: Any, are_equal: bool) -> None:
-    noted = _NUMBERS[-1]
-    if are_equal and isinstance(other, Size):
-        noted.alike.append((one.expression, other.expression))
-        noted.attributes |= one.expression.attributes() | other.expression.attributes()
+    if are_equal and _is_current(other):
+        one.noted.alike.append((one.expression, other.expression))
+        one.noted.attributes |= one.expression.attributes() | other.expression.attributes()
     else:
         for value in (one, other):
-            noted.numbers += value.expression.leaves() if isinstance(value, Size) else ()
+            one.noted.numbers += value.expression.leaves() if _is_current(value) else []
 
 
 def _comparison(name: str) -> Callable[[Any, Any], Any]:
-    compare = getattr(int, f"__{name}__")
+    compare = getattr(operator, name)
 
     def run(self: Size, other: Any) -> Any:
-        outcome = compare(self, other)
-        if self is not other and _NUMBERS:
+        if not isinstance(other, int | float):
+            return NotImplemented
+        outcome = compare(*plain((self, other)))
+        if self is not other and _is_current(self):
             _note_comparison(self, other, outcome is (name == "eq") and name in ("eq", "ne"))
         return outcome
 
@@ -203,19 +281,27 @@ def _comparison(name: str) -> Callable[[Any, Any], Any]:
 
 for _name in ("eq", "ne", "lt", "le", "gt", "ge"):
     setattr(Size, f"__{_name}__", _comparison(_name))
-
 for _name in ("add", "sub", "mul", "floordiv", "mod"):
     setattr(Size, f"__{_name}__", _binary(_name, swapped=False))
     setattr(Size, f"__r{_name}__", _binary(_name, swapped=True))
+for _name in ("truediv", "and_", "or_", "xor"):
+    _method, _compute = _name.rstrip("_"), getattr(operator, _name)
+    setattr(Size, f"__{_method}__", _number_with(_compute, swapped=False))
+    setattr(Size, f"__r{_method}__", _number_with(_compute, swapped=True))
+Size.__pow__, Size.__rpow__ = _number_with(pow, swapped=False), _number_with(pow, swapped=True)  # type: ignore[method-assign]
+for _name in _READINGS.split():
+    setattr(Size, _name, _number_of(_name))
+for _name in ("real", "numerator"):
+    setattr(Size, _name, property(_number_of("__int__")))
 
 
 def expression_of(value: int) -> Expression | int:
     """The expression of a size, or the plain integer."""
-    return value.expression if isinstance(value, Size) else value
+    return value.expression if _is_current(value) else int(plain(value))
 
 
 def _is_integer(value: Any) -> bool:
-    return type(value) is int and value > 0
+    return type(value) in (int, Size) and value > 0
 
 
 def holders(model: nn.Module) -> Iterator[tuple[str, str, dict[str, Any]]]:
@@ -242,7 +328,7 @@ def tagged_attributes(model: nn.Module) -> Iterator[None]:
                     continue
                 tagged = _tagged(module, prefix + key, value)
                 if tagged is not value:
-                    undo.append((holder, key, value))
+                    undo.append((holder, key, plain(value)))
                     holder[key] = tagged
         yield
     finally:
@@ -256,29 +342,36 @@ _UNTOUCHED = frozenset({"training", "_version", "_non_persistent_buffers_set"})
 def numbers_of(path: str, value: Any) -> Iterator[tuple[str, int]]:
     """Path and value of an integer, or of each in a tuple or list of integers."""
     if _is_integer(value):
-        yield path, value
+        yield path, plain(value)
     elif type(value) in (tuple, list) and all(_is_integer(v) for v in value):
-        yield from ((f"{path}[{i}]", v) for i, v in enumerate(value))
+        yield from ((f"{path}[{i}]", v) for i, v in enumerate(plain(value)))
 
 
 def _tagged(module: str, path: str, value: Any) -> Any:
     if _is_integer(value):
-        return Size.of(Expression(value, attribute=Attribute(module, path)))
+        return Size.of(Expression(plain(value), attribute=Attribute(module, path)))
     if type(value) in (tuple, list) and value and all(_is_integer(v) for v in value):
-        sizes = [Size.of(Expression(v, attribute=Attribute(module, f"{path}[{i}]"))) for i, v in enumerate(value)]
+        sizes = [
+            Size.of(Expression(v, attribute=Attribute(module, f"{path}[{i}]"))) for i, v in enumerate(plain(value))
+        ]
         return type(value)(sizes)
     return value
 
 
 def read_attribute(model: nn.Module, attribute: Attribute) -> Any:
     """Current value of an attribute; raises ``AttributeError`` or ``IndexError`` where it is gone."""
-    holder, key, index = _locate(model, attribute)
+    holder, key, index = _locate(model.get_submodule(attribute.module), attribute.path)
     return getattr(holder, key) if index is None else getattr(holder, key)[index]
 
 
 def write_attribute(model: nn.Module, attribute: Attribute, value: int) -> None:
     """Set an attribute (an element of a tuple or list is replaced in a new one of the same type)."""
-    holder, key, index = _locate(model, attribute)
+    put(model.get_submodule(attribute.module), attribute.path, value)
+
+
+def put(holder: Any, path: str, value: int) -> None:
+    """Set what lies at ``path`` below an object, as ``"config.sizes[1]"``; a tuple or a list is made anew."""
+    holder, key, index = _locate(holder, path)
     if index is None:
         setattr(holder, key, value)
         return
@@ -286,9 +379,8 @@ def write_attribute(model: nn.Module, attribute: Attribute, value: int) -> None:
     setattr(holder, key, type(old)(value if i == index else v for i, v in enumerate(old)))
 
 
-def _locate(model: nn.Module, attribute: Attribute) -> tuple[Any, str, int | None]:
-    holder: Any = model.get_submodule(attribute.module)
-    *parents, last = attribute.path.split(".")
+def _locate(holder: Any, path: str) -> tuple[Any, str, int | None]:
+    *parents, last = path.split(".")
     for name in parents:
         holder = getattr(holder, name)
     key, _, rest = last.partition("[")

@@ -10,6 +10,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -23,10 +24,12 @@ from nervure.graph.composites import taken_apart
 from nervure.graph.example import CONTENTS, as_inputs, examples_of, outputs_in, tensors_in
 from nervure.graph.modes import uncompiled
 from nervure.graph.preserve import preserved
-from nervure.graph.sizes import Attribute, Expression, Size, expression_of, noting_numbers, tagged_attributes
+from nervure.graph.sizes import Attribute, Expression, Size, expression_of, noting_numbers, plain, tagged_attributes
 
 SMALL_CONSTANT = 4_000_000
 SPARSE = frozenset({torch.sparse_coo, torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc})
+MEASURES = frozenset({"numel", "nelement", "__len__", "stride"})
+"""Calls that say something of the shape of a tensor."""
 ESCAPES = frozenset({"numpy", "tolist", "__array__", "__dlpack__"})
 """Calls that give the contents of a tensor to something else than PyTorch."""
 
@@ -127,10 +130,14 @@ class Tape:
     calls: list["ModuleCall"] = field(default_factory=list)
     numbers: list[Expression] = field(default_factory=list)
     """Attributes and axes that were computed or compared with as numbers."""
+    lost: list[Expression] = field(default_factory=list)
+    """Attributes and axes whose sizes may be used out of sight."""
     alike: list[tuple[Expression, Expression]] = field(default_factory=list)
     """Attributes and axes that were compared and found equal."""
     read: set[Attribute] = field(default_factory=set)
     """Attributes that were computed with, or given to a call."""
+    measured: set[int] = field(default_factory=set)
+    """Values whose sizes were read."""
     escapes: list[tuple[int, str]] = field(default_factory=list)
     """Values whose contents went where nothing is recorded, and by which call."""
     attentions: frozenset[str] = frozenset()
@@ -359,6 +366,8 @@ class _Names(TorchFunctionMode):
         if name == "__get__":
             out = func(*args, **kwargs)
             return self._sized(args[0], out) if type(out) is torch.Size else out
+        if name in MEASURES and args:
+            return self._measured(name, args[0], func(*args, **kwargs))
         if name in ESCAPES and args:
             self._recorder.tape.escapes.append((self._recorder.value(_unwrapped(args[0])[0]).id, name))
         if name == "size":
@@ -377,17 +386,29 @@ class _Names(TorchFunctionMode):
         tagged = bool(given)
         self._recorder.call = Call(name, sizes, named, tagged)
         try:
-            # What torch's own code compares the sizes with that it is given is no concern of the model's.
-            with noting_numbers():
-                return func(*args, **kwargs)
+            # What torch's own code does with the sizes that it is given is no concern of the model's.
+            out = func(*plain(args), **plain(kwargs)) if tagged else func(*args, **kwargs)
         finally:
             self._recorder.call = outer
+        if tagged and out is not None and not tensors_in(out):
+            self._recorder.tape.numbers += [leaf for size in given for leaf in size.leaves()]
+        return out
+
+    def _measured(self, name: str, tensor: Tensor, out: Any) -> Any:
+        """What a call says that follows from the shape of a tensor alone."""
+        shape = self._sized(tensor, tensor.shape)
+        if name in ("numel", "nelement"):
+            return prod(shape)
+        counted = shape[:1] if name == "__len__" else shape
+        self._recorder.tape.numbers += [n.expression for n in counted if isinstance(n, Size)]
+        return out
 
     def _sized(self, tensor: Tensor, shape: torch.Size) -> torch.Size:
         if not self._recorder.sizes:
             return shape
         whole, axes = _unwrapped(tensor)
         number = self._recorder.value(whole).id
+        self._recorder.tape.measured.add(number)
         sizes = zip(shape, axes, strict=True)
         return torch.Size([Size.of(Expression(int(n), dimension=(number, axis))) for n, axis in sizes])
 
@@ -511,6 +532,7 @@ def record(
     tag: bool = True,
     auxiliary: bool = True,
     warm: bool = False,
+    lies: frozenset[Expression] = frozenset(),
 ) -> tuple[Tape, list[Tensor]]:
     """Run ``model`` once on each example; return the tape and the tensors of its (first) output.
 
@@ -521,6 +543,7 @@ def record(
         auxiliary: run once more in training mode where parameters were not used.
         tag: remember the calls of the user's code, and which integer attributes of modules arrive in sizes.
         warm: run once before, unrecorded, for a model that prepares something on its first run.
+        lies: attributes and axes whose sizes are wrong numbers where their origin is not asked (see ``lost``).
 
     Raises:
         ForwardError: the model's forward raised; the message names the module, the cause is the model's own error.
@@ -537,8 +560,8 @@ def record(
         numbers = _number_given(model, given, recorder)
         recorder.sizes = tag
         if tag:
+            noted = stack.enter_context(noting_numbers(lies))
             stack.enter_context(tagged_attributes(model))
-            noted = stack.enter_context(noting_numbers())
             tape.numbers, tape.read, tape.alike = noted.numbers, noted.attributes, noted.alike
         stack.enter_context(_module_stack(model, recorder))
         stack.enter_context(recorder)

@@ -6,6 +6,7 @@
 import fnmatch
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from math import gcd, lcm
 from typing import Any
 
@@ -14,11 +15,13 @@ import torch
 from torch import nn
 
 from nervure.errors import ArgumentError, TraceError
-from nervure.graph.declared import declared
+from nervure.graph.declared import declared, families, full_name, in_multiples, unexplained
 from nervure.graph.flow import HIDDEN, Flow, Specs, move, refs_in
 from nervure.graph.labels import NONE, Array, Layer, Owner, Space, Split, Store
+from nervure.graph.lost import loses
 from nervure.graph.products import products_of, told_of_masks
 from nervure.graph.rules import RULES, unknown
+from nervure.graph.sizes import Attribute, Expression
 from nervure.graph.solve import TRIES, Solver
 from nervure.graph.tape import Entry, Ref, Tape, named_tensors, record
 from nervure.graph.types import Axis, Edge, Graph, Group, Part, Resize, Slot, Units, Work
@@ -300,14 +303,40 @@ def draw(
         inside_heads: let the width inside attention heads be cut (evenly in all heads).
         auxiliary: read what runs in training mode only as well.
     """
-    tape, _ = record(model, example, auxiliary=auxiliary)
+    tape, output = record(model, example, auxiliary=auxiliary)
     _check_values(tape)
     if _changes_weights(tape, model):
         # A model that prepares its weights on its first run is as it will be from the second on.
-        tape, _ = record(model, example, auxiliary=auxiliary, warm=True)
+        tape, output = record(model, example, auxiliary=auxiliary, warm=True)
     flow = flow_over(tape, free_inputs=inputs)
     settings = {"outputs": outputs, "inputs": inputs, "inside_heads": inside_heads}
-    return _drawing(model, flow, settings)
+    drawing = _drawing(model, flow, settings)
+    drawing.graph = _with_declared(model, drawing, partial(loses, model, example, tape, output, auxiliary=auxiliary))
+    return drawing
+
+
+def _with_declared(model: nn.Module, drawing: "Drawing", lost: Callable[[frozenset[Expression]], bool]) -> Graph:
+    """The graph with what is known of integers that are not seen to be read; those of ``lost`` origin are noted."""
+    graph, tape, sizes = drawing.graph, drawing.flow.tape, drawing.free_sizes()
+    kept = [(d, full_name(d.module, d.attribute)) for d in graph.declared]
+    said = frozenset(Expression(d.size, attribute=Attribute(d.module, d.attribute)) for d, _ in kept)
+    notes = []
+    if lost(sizes | said):
+        unseen = lost(said)
+        tape.lost += sizes if not unseen or lost(sizes) else ()
+        if unseen:
+            names = families([name for _, name in kept])
+            notes.append(f"{names}: may be read while the model runs, though it is not seen; stay as they are")
+            graph = replace(graph, declared=())
+    if graph.declared:
+        names = families([name for _, name in kept])
+        notes.append(f"{names}: these say sizes, and follow a cut that is alike in all layers")
+    if others := unexplained(model, graph, tape.read):
+        notes.append(f"{families(others)}: as large as units that a cut can take, and not read by the forward pass")
+    graph = replace(graph, notes=(*graph.notes, *notes))
+    multiples = in_multiples(model, graph)
+    groups = [replace(g, multiple=lcm(g.multiple, multiples.get(g.name, 1))) for g in graph.groups]
+    return replace(graph, groups=tuple(groups))
 
 
 @dataclass(slots=True)
@@ -344,6 +373,21 @@ class Drawing:
                     found.setdefault(self.names[number], reason)
         return found
 
+    def free_sizes(self) -> frozenset[Expression]:
+        """The attributes and axes that a cut changes, of those that the code may have read."""
+        flow, free = self.flow, {g.name for g in self.graph.groups if not g.is_pinned}
+        change = np.array([name in free for name in self.names] + [False])
+        solver = Solver(flow, self._random_cuts(free))
+        read = [Expression(r.size, attribute=Attribute(r.module, r.attribute)) for r in self.graph.resizes]
+        for number in flow.tape.measured:
+            read += [Expression(n, dimension=(number, i)) for i, n in enumerate(flow.tape.values[number].shape)]
+
+        def changes(leaf: Expression) -> bool:
+            roots = [flow.store.unions.find(labels.reshape(-1)) for labels in solver.labels_of_leaf(leaf)]
+            return any(change[self.group_of[r[r >= 0]]].any() for r in roots)
+
+        return frozenset(filter(changes, read))
+
     def _doubts(self, free: set[str]) -> Iterator[tuple[Array, str]]:
         """Labels that must be tried: sizes that cannot be seen to follow, or that are used as more than sizes."""
         store, solver = self.flow.store, Solver(self.flow, self._random_cuts(free))
@@ -357,6 +401,9 @@ class Drawing:
                 yield from ((labels, why) for leaf in leaves for labels in solver.labels_of_leaf(leaf))
         for leaf in self.flow.numbers():
             why = f"{leaf} is used as a number"
+            yield from ((labels, why) for labels in solver.labels_of_leaf(leaf))
+        for leaf in self.flow.tape.lost:
+            why = f"{leaf} may be used as a number out of sight"
             yield from ((labels, why) for labels in solver.labels_of_leaf(leaf))
         yield from ((pin.labels, pin.reason) for pin in store.suspects)
 
@@ -416,11 +463,7 @@ def _drawing(model: nn.Module, flow: Flow, settings: Mapping[str, bool]) -> Draw
         products=products_of(model, flow.tape, flow.roles),
     )
     graph = replace(graph, notes=(*graph.notes, *told_of_masks(model, graph.products)))
-    found = declared(model, graph, flow.tape.read)
-    if found:
-        told = ", ".join(".".join(filter(None, (d.module, d.attribute))) for d in found)
-        told = f"{told}: these say sizes, and follow a cut that is alike in all layers"
-        graph = replace(graph, declared=found, notes=(*graph.notes, told))
+    graph = replace(graph, declared=declared(model, graph, flow.tape.read))
     return Drawing(flow, graph, names, census.group_of, census.unit_of, builder)
 
 
@@ -553,7 +596,7 @@ def left_alone(model: nn.Module, ignore: Iterable[Choice] = (), only: Iterable[C
 
 
 def pinned_by_choice(graph: Graph, ignored: list[str], wanted: list[str] | None) -> Graph:
-    """Pin every group that touches a module in ``ignored``, or that no module in ``wanted`` writes."""
+    """Pin every group that touches a module in ``ignored``, or that a module makes units of which ``wanted`` lacks."""
     groups = []
     for group in graph.groups:
         reason = group.pinned
@@ -561,13 +604,21 @@ def pinned_by_choice(graph: Graph, ignored: list[str], wanted: list[str] | None)
             _fits(group.name, p) for p in ignored
         ):
             reason = reason or "ignored by the user"
-        elif wanted is not None and not (
-            any(matches(s.tensor, p) for s in group.writers for p in wanted)
-            or any(_fits(group.name, p) for p in wanted)
-        ):
-            reason = reason or "not among what the user chose (only)"
+        elif wanted is not None:
+            reason = reason or _not_wanted(group, wanted)
         groups.append(replace(group, pinned=reason))
     return replace(graph, groups=tuple(groups))
+
+
+def _not_wanted(group: Group, wanted: list[str]) -> str:
+    """Why the user's choice keeps a group: a module that would lose units with it, where that was not chosen."""
+    outside = [s.tensor for s in group.writers if not any(matches(s.tensor, p) for p in wanted)]
+    if group.writers and not outside:
+        return ""
+    other = (
+        f": {_module_of(outside[0]) or outside[0]} would lose units too" if len(outside) < len(group.writers) else ""
+    )
+    return f"not among what the user chose (only){other}"
 
 
 def kept_by_choice(graph: Graph, ignored: list[str], wanted: list[str] | None) -> Graph:

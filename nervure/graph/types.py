@@ -297,10 +297,10 @@ class Resize:
 @final
 @dataclass(frozen=True, slots=True)
 class Declared:
-    """An integer of a config that says a size and that nothing reads while the model runs.
+    """An integer of a module or a config that says a size and that nothing reads while the model runs.
 
     Attributes:
-        module: qualified name of the module that holds the config.
+        module: qualified name of the module that holds it, or its config.
         attribute: path below the module, e.g. ``"config.hidden_size"``.
         size: its value before any cut.
         groups: the groups whose size it says (or a multiple of it); it follows where all keep the same share.
@@ -337,7 +337,7 @@ class Graph:
         resizes: Python integers in modules that follow a cut.
         notes: anything the user should know (operations without a rule, unreached modules).
         settings: the options of ``trace`` that decide what the units are, for drawing the same graph again.
-        declared: integers of configs that say sizes and follow a cut that is alike in all layers.
+        declared: integers of modules and configs that say sizes and follow a cut that is alike in all layers.
         products: the parameters that multiply, in running order, and those of which that is not known.
     """
 

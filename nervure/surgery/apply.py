@@ -1,7 +1,8 @@
 """``apply``: the only line that edits anything, and it edits a copy."""
 
+import warnings
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import assert_never
 
 import numpy as np
@@ -9,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
-from nervure.errors import PlanError
+from nervure.errors import NervureWarning, PlanError
+from nervure.graph.declared import untrue
 from nervure.graph.example import has_shape_only, is_weightless, unwrapped
 from nervure.graph.modes import isolated
 from nervure.graph.tape import named_tensors
@@ -34,14 +36,31 @@ def apply(model: nn.Module, graph: Graph, plan: Plan, *, renumber: bool = True) 
         plan: edits that name groups, tensors and blocks of ``graph``.
         renumber: False: an identity takes the place of a dropped layer, and all others keep their names.
 
+    A number that a config would not take is left as it is, with a :class:`NervureWarning` that names it.
+
     Raises:
         PlanError: the plan was made for another graph, the graph for another model, or an edit does not fit.
     """
     model = unwrapped(model)
+    smaller = edited(model, graph, plan, renumber=renumber)
+    with _real_plans(model):
+        told = untrue(model, smaller, graph, keeps_of(graph, plan))
+    if told:
+        warnings.warn(f"{'; '.join(told)}. What is saved with this config may not load.", NervureWarning, stacklevel=3)
+    return smaller
+
+
+@isolated()
+def edited(model: nn.Module, graph: Graph, plan: Plan, *, renumber: bool = True) -> nn.Module:
+    """As :func:`apply`, without a word on configs: for trials."""
     check_fits(model, graph, plan)
-    # Plans are real, also where the model is made of fake tensors.
-    with _disable_current_modes() if is_weightless(model) else nullcontext():
+    with _real_plans(model):
         return _edited(model, graph, plan, renumber)
+
+
+def _real_plans(model: nn.Module) -> AbstractContextManager[None]:
+    """Plans are real, also where the model is made of fake tensors."""
+    return _disable_current_modes() if is_weightless(model) else nullcontext()
 
 
 def _edited(model: nn.Module, graph: Graph, plan: Plan, renumber: bool) -> nn.Module:
@@ -119,7 +138,7 @@ def keeps_of(graph: Graph, plan: Plan) -> dict[str, np.ndarray]:
         group, left = graph[name], int(keep.sum())
         if left != group.allowed(left):
             raise PlanError(
-                f"cut of {name!r} leaves {left} of {group.size} units, but a kernel takes them in multiples of "
+                f"cut of {name!r} leaves {left} of {group.size} units, but they can be cut to multiples of "
                 f"{group.multiple} only: keep {group.allowed(left)} (or all), as every method does by itself."
             )
     for dropped in plan.drops:

@@ -17,7 +17,7 @@ from nervure.graph.tape import Entry, Ref, Tape, named_tensors, plain_kernels, r
 from nervure.graph.trace import Drawing
 from nervure.graph.types import Graph
 from nervure.plan import Plan
-from nervure.surgery.apply import apply, keeps_of
+from nervure.surgery.apply import edited, keeps_of
 from nervure.surgery.chance import SameNoise, is_random, seeded
 from nervure.surgery.difference import Difference, compare
 from nervure.surgery.drop import name_after
@@ -136,7 +136,7 @@ class _RunChecker:
         """
 
         def cut(model: nn.Module) -> nn.Module:
-            return apply(model, graph, plan)
+            return edited(model, graph, plan)
 
         return self._first_that_tells(graph, plan, cut, (*DRAWN, GIVEN))
 
@@ -263,7 +263,7 @@ def _require_right(found: Difference | None, numbers: Numbers) -> None:
 
 def _with_numbers(smaller: nn.Module, model: nn.Module, graph: Graph, plan: Plan) -> nn.Module:
     """A copy of ``smaller`` with what the plan leaves of the numbers of ``model``."""
-    numbers, result = named_tensors(apply(model, graph, plan)), copied(smaller)
+    numbers, result = named_tensors(edited(model, graph, plan)), copied(smaller)
     if any(t.dtype in WIDE.values() for t in numbers.values()):
         widen(result)
     for name, tensor in named_tensors(result).items():

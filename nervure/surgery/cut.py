@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from nervure.errors import PlanError
 from nervure.graph.copies import copied
+from nervure.graph.declared import accepted
 from nervure.graph.example import has_shape_only
 from nervure.graph.sizes import Attribute, read_attribute, write_attribute
 from nervure.graph.tape import named_tensors
@@ -149,10 +150,8 @@ def _resize(model: nn.Module, graph: Graph, keeps: Mapping[str, np.ndarray]) -> 
     for attribute, (size, resize) in wanted.items():
         if size != resize.size and read_attribute(model, attribute) == resize.size:
             write_attribute(model, attribute, size)
-    for said in graph.declared:
-        now, attribute = said.after(graph, keeps), Attribute(said.module, said.attribute)
-        if now not in (None, 0, said.size) and read_attribute(model, attribute) == said.size:
-            write_attribute(model, attribute, int(now or 0))
+    for attribute, size in accepted(model, graph, keeps).items():
+        write_attribute(model, attribute, size)
 
 
 # -- what standard modules say of themselves -----------------------------------------------------------------------

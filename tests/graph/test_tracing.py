@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from nervure import Cut, Drop, Graph, Keep, Link, Mask, Plan, apply, count, prune, trace, verify
 from nervure.errors import ArgumentError, ForwardError, PlanError, TraceError
-from nervure.graph.sizes import Attribute, Expression, Size
+from nervure.graph.sizes import Attribute, Expression, Size, noting_numbers
 from nervure.graph.types import Units
 from nervure.zoo import build
 from nervure.zoo.models.densenet import DenseNet
@@ -18,9 +18,10 @@ from tests.networks import NETWORKS
 
 
 def test_sizes_remember_their_attribute_through_arithmetic() -> None:
-    heads = Size.of(Expression(4, attribute=Attribute("attn", "num_heads")))
-    width = (3 * heads) // 2 + 1
-    assert width == 7
+    with noting_numbers():
+        heads = Size.of(Expression(4, attribute=Attribute("attn", "num_heads")))
+        width = (3 * heads) // 2 + 1
+        assert width == 7
     assert isinstance(width, Size)
     assert width.expression.evaluate(lambda leaf: leaf.value // 2) == 4
     assert str(width.expression) == "((3 * num_heads) // 2) + 1"
@@ -88,7 +89,7 @@ def test_ignored_layers_change_on_no_side_and_only_chosen_ones_lose_units() -> N
     ignoring = trace(model, example, ignore=["layer2.*", model.fc])
     assert not any(s.tensor.startswith(("layer2.", "fc.")) for g in ignoring.prunable for s in g.slots)
     chosen = trace(model, example, only="layer3.1")
-    assert [g.name for g in chosen.prunable] == ["layer3.0.conv2", "layer3.1.conv1"]
+    assert [g.name for g in chosen.prunable] == ["layer3.1.conv1"]
     with pytest.raises(ArgumentError, match="layr"):
         trace(model, example, ignore=["layr1"])
 

@@ -414,7 +414,7 @@ FINDS: dict[type[nn.Module], tuple[Any, set[str]]] = {
     Prepares: (noise(2, 5), {"embed"}),
     LearntTurn: (noise(2, 3, 9), {"first"}),
     FourierMix: (noise(2, 8, 5), {"up", "weight"}),
-    SharedKey: (noise(2, 6, 5), {"q"}),
+    SharedKey: (noise(2, 6, 5), {"q", "q.widths"}),
     Compared: (noise(2, 2, 5), {"stem"}),
     WholeWords: (noise(2, 7, 5), {"embed", "windows.0", "windows.1"}),
     Packed: ((noise(3, 4, 5), torch.tensor([4, 3, 1])), {"embed", "rnn.widths"}),

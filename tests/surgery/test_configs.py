@@ -1,13 +1,16 @@
 """What a config says stays true: a model built from it takes the weights that were cut."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nervure import Cut, Graph, Keep, Plan, apply, prune, trace
+from nervure import Cut, Graph, Keep, Magnitude, Plan, apply, prune, trace
+from nervure.errors import NervureWarning, PlanError
 from tests.networks import seeded, tokens
 
 
@@ -164,3 +167,83 @@ def test_the_models_of_transformers_are_built_again_from_their_configs(kind: str
     built.load_state_dict(smaller.state_dict())
     with torch.no_grad():
         assert torch.equal(built(**example)[0], smaller(**example)[0])
+
+
+@dataclass
+class Strict(Config):
+    """A config that checks itself, in one of the ways that libraries have."""
+
+    asks: str = "validate"
+
+    def __post_init__(self) -> None:
+        if self.asks == "dataclass":
+            self.check()
+
+    def check(self) -> None:
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(f"{self.hidden_size} is no multiple of {self.num_attention_heads} heads")
+
+    def __getattr__(self, name: str) -> Callable[[], None]:
+        if name == "validate" and self.asks == "validate":
+            return self.check
+        raise AttributeError(name)
+
+
+class Rebuilt:
+    """A config that is no dataclass and checks what it is made of."""
+
+    def __init__(self, **sizes: int) -> None:
+        vars(self).update(sizes)
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError("no multiple")
+
+    def __getattr__(self, name: str) -> int:
+        raise AttributeError(name)
+
+    def to_dict(self) -> dict[str, int]:
+        return dict(vars(self))
+
+
+@pytest.mark.parametrize("asks", ["validate", "dataclass", "to_dict"])
+def test_a_width_of_which_a_config_takes_multiples_is_cut_to_multiples(asks: str) -> None:
+    config: Any = Rebuilt(**vars(Config())) if asks == "to_dict" else Strict(asks=asks)
+    model = seeded(lambda: Language(config)).eval()
+    graph = trace(model, tokens(2, 5))
+    stream = next(g for g in graph.prunable if g.name == "embed")
+    assert stream.multiple == 4
+    pruned = prune(model, tokens(2, 5), Magnitude(keep=0.6, scope="layer"), progress=False)
+    assert pruned.model.config.hidden_size == 12  # type: ignore[union-attr]
+    with pytest.raises(PlanError, match="leaves 10 of 16 units.*multiples of 4 only: keep 12"):
+        apply(model, graph, Plan((Cut("embed", Keep.of(torch.arange(16) < 10)),)))
+
+
+def test_numbers_that_a_config_does_not_take_together_are_named_and_left() -> None:
+    model = seeded(lambda: Language(Strict(num_key_value_heads=4))).eval()
+    graph = trace(model, tokens(2, 5))
+    plan = Plan(tuple(Cut(g.name, Keep.of(torch.arange(g.size) < 3)) for g in graph.prunable if g.kind == "heads"))
+    with pytest.warns(NervureWarning, match="config.num_attention_heads stays 4 though 3 are left"):
+        smaller = apply(model, graph, plan)
+    config: Any = smaller.config
+    config.check()
+    assert (config.hidden_size, config.num_attention_heads, config.num_key_value_heads) == (16, 4, 4)
+    assert smaller(tokens(2, 5)).isfinite().all()
+
+
+class ReadsItsNumbers(Language):
+    """The forward pass reads numbers of which the config takes some only, so that they have to follow the cut."""
+
+    def forward(self, words: Tensor) -> Tensor:
+        x = self.embed(words)
+        y: Tensor = self.head(self.blocks(x.view(*words.shape, self.config.hidden_size)))
+        queries = self.blocks[0].q(x).view(*words.shape, self.config.num_attention_heads, -1)  # type: ignore[operator]
+        return y + queries.mean()
+
+
+def test_a_config_that_a_cut_makes_invalid_all_the_same_is_named() -> None:
+    model = seeded(lambda: ReadsItsNumbers(Strict(num_key_value_heads=4))).eval()
+    graph = trace(model, tokens(2, 5))
+    assert graph["embed"].multiple == 4
+    plan = Plan(tuple(Cut(g.name, Keep.of(torch.arange(g.size) < 3)) for g in graph.prunable if g.kind == "heads"))
+    with pytest.warns(NervureWarning, match="config is no longer one that it takes itself.*16 is no multiple of 3"):
+        smaller = apply(model, graph, plan)
+    assert smaller(tokens(2, 5)).isfinite().all()

@@ -51,7 +51,7 @@ def constant(flow: Flow, entry: Entry) -> list[Space]:
     if not entry.name.removeprefix("new_").startswith(("zeros", "ones", "full", "empty", "scalar_tensor", "lift")):
         return [Space() for _ in entry.outs]
     shape = flow.shape(entry.outs[0])
-    sizes = _constant_sizes(entry.call, len(shape)) or list(shape)
+    sizes = _constant_sizes(entry, len(shape)) or list(shape)
     layers: list[Layer] = []
     wishes: list[tuple[int, int | Expression]] = []
     for axis, size in enumerate(sizes):
@@ -64,7 +64,7 @@ def constant(flow: Flow, entry: Entry) -> list[Space]:
 def identity(flow: Flow, entry: Entry) -> list[Space]:
     """``torch.eye(n)``: what stays of rows and columns that are cut alike is the smaller identity."""
     shape = flow.shape(entry.outs[0])
-    sizes = _constant_sizes(entry.call, 1)
+    sizes = _constant_sizes(entry, 1)
     if len(set(shape)) > 1 or len(sizes) != 1 or not isinstance(sizes[0], Expression):
         return [Space()]
     layers, wish = size_of_constant(flow, sizes[0])
@@ -120,8 +120,10 @@ def _side_by_side(flow: Flow, size: Expression) -> list[Layer]:
     return [Layer(np.concatenate(pieces))]
 
 
-def _constant_sizes(call: Call | None, rank: int) -> list[int | Expression]:
-    if call is None:
+def _constant_sizes(entry: Entry, rank: int) -> list[int | Expression]:
+    call = entry.call
+    # What a call of another name makes on its way has sizes of its own.
+    if call is None or call.name != entry.name:
         return []
     flat: list[int | Expression] = []
     if call.name == "one_hot" and isinstance(classes := call.kwargs.get("num_classes", call.args[-1]), Expression):
