@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from nervure.budget.sheets import left_dense
 from nervure.errors import ArgumentError, DataError, NervureError, VerificationError
 from nervure.graph.cost import Cost, cost_of, count
-from nervure.graph.example import evaluating, is_weightless, placed_like, unwrapped
+from nervure.graph.example import is_weightless, placed_like, unwrapped
 from nervure.graph.modes import isolated
 from nervure.graph.preserve import preserved
 from nervure.graph.tape import named_tensors
@@ -216,8 +216,7 @@ def _pruned_once(
     view = View(graph, weights, stats, seed, model, example, data, ignored)
     result = _planned(model, method, view, before)
     if verify and not is_weightless(model):
-        with evaluating(model):
-            result = _verified(checker, method, view, result)
+        result = _verified(checker, method, view, result)
     return replace(result, cost_after=count(result.model, example))
 
 

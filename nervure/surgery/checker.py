@@ -93,7 +93,7 @@ class Checker:
     """Compares cut models with the original without the removed units, on every example.
 
     Args:
-        model: the original, in evaluation mode while it is used.
+        model: the original.
         drawing: the runs that its graph was read from.
         example: inputs, as given to :func:`nervure.trace`.
     """
@@ -108,11 +108,13 @@ class Checker:
         Raises:
             VerificationError: it does not.
         """
-        return _worst([run.check(graph, plan) for run in self.runs])
+        with evaluating(self.model):
+            return _worst([run.check(graph, plan) for run in self.runs])
 
     def check_made(self, graph: Graph, plan: Plan, smaller: nn.Module) -> Verification:
         """As :meth:`check`, for a smaller model that was made before: it may not disagree on the examples either."""
-        return _worst([run.check_made(graph, plan, smaller) for run in self.runs])
+        with evaluating(self.model):
+            return _worst([run.check_made(graph, plan, smaller) for run in self.runs])
 
 
 def _worst(found: list[Verification]) -> Verification:

@@ -144,6 +144,14 @@ def test_a_cut_behind_a_hundred_layers_is_seen() -> None:
         verify(model, SimpleNamespace(model=apply(model, wrong, plan), graph=wrong, plan=plan), x)
 
 
+def test_a_model_in_training_mode_is_verified_as_it_will_be_evaluated() -> None:
+    model = seeded(lambda: nn.Sequential(nn.Linear(5, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Linear(12, 3))).train()
+    x = noise(6, 5)
+    pruned = prune(model, x, Magnitude(keep=0.5))
+    assert verify(model, pruned, x)
+    assert all(module.training for module in (*model.modules(), *pruned.model.modules()))
+
+
 def test_the_empty_plan_is_right() -> None:
     assert prune(seeded(lambda: Answer(lambda y: y)), noise(4, 5), Plan(())).verification == 0
 
