@@ -17,6 +17,7 @@ from nervure.graph.tape import unreached
 from nervure.graph.trace import (
     Choice,
     Drawing,
+    Outputs,
     check_modules,
     check_weights,
     chosen_patterns,
@@ -39,7 +40,7 @@ def trace(
     *,
     ignore: Iterable[Choice] = (),
     only: Iterable[Choice] | None = None,
-    outputs: bool = True,
+    outputs: Outputs = True,
     inputs: bool = False,
     inside_heads: bool = False,
 ) -> Graph:
@@ -62,7 +63,8 @@ def trace(
         only: modules or patterns that may lose units; all others are pinned. A group is free where all modules that
             make its units are named: a stream that several layers add to is cut where all of them are. What reads the
             units, and norms on them, follow wherever they are.
-        outputs: pin the units that the model returns.
+        outputs: pin the units that the model returns; or only those of some outputs, by the key, attribute or place
+            that they are returned under (``"logits"``, ``["boxes", "scores"]``, ``"0"``).
         inputs: let the channels of the inputs (their axis 1) be units that can go.
         inside_heads: let the width inside attention heads be cut, evenly in all heads; heads are cut whole otherwise.
 
@@ -71,7 +73,7 @@ def trace(
         TraceError: the weights are not finite, quantised, sharded or have no shape yet, a module is TorchScript, or no
             tensor came out.
         CopyError: a group had to be tried on a copy, and an attribute of the model cannot be copied.
-        ArgumentError: ``example``, ``ignore`` or ``only`` is not what it should be.
+        ArgumentError: ``example``, ``ignore``, ``only`` or ``outputs`` is not what it should be.
     """
     return traced(model, example, ignore, only, outputs=outputs, inputs=inputs, inside_heads=inside_heads)[0].graph
 
@@ -83,7 +85,7 @@ def traced(
     ignore: Iterable[Choice],
     only: Iterable[Choice] | None,
     *,
-    outputs: bool = True,
+    outputs: Outputs = True,
     inputs: bool = False,
     inside_heads: bool = False,
 ) -> tuple[Drawing, Checker]:

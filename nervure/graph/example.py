@@ -151,6 +151,19 @@ def outputs_in(value: Any) -> list[Tensor]:
     return list(_collected(value, set(), is_cache))
 
 
+def outputs_by_name(value: Any) -> dict[str, list[Tensor]]:
+    """The tensors in what a model returned, by the key, the attribute or the place (``"0"``) they are found under."""
+    if isinstance(value, Tensor):
+        parts: Any = {}
+    elif isinstance(value, Mapping):
+        parts = value
+    elif isinstance(value, list | tuple):
+        parts = dict(enumerate(value))
+    else:
+        parts = getattr(value, "__dict__", {})
+    return {str(key): outputs_in(part) for key, part in parts.items() if outputs_in(part)}
+
+
 def is_cache(value: Any) -> bool:
     """Whether an object is a state that a model fills for its own next call: keys and values of attention, say.
 

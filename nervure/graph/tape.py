@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from nervure.errors import ForwardError, TraceError
 from nervure.graph.composites import taken_apart
-from nervure.graph.example import CONTENTS, as_inputs, examples_of, outputs_in, tensors_in
+from nervure.graph.example import CONTENTS, as_inputs, examples_of, outputs_by_name, outputs_in, tensors_in
 from nervure.graph.modes import uncompiled
 from nervure.graph.preserve import preserved
 from nervure.graph.sizes import Attribute, Expression, Size, expression_of, noting_numbers, plain, tagged_attributes
@@ -109,11 +109,15 @@ class ModuleCall:
 
 @dataclass(slots=True)
 class Run:
-    """One run of the model: its first entry on the tape, the values it was given, and those it returned."""
+    """One run of the model: its first entry on the tape, the values it was given, and those it returned.
+
+    ``named`` are the latter once more, by what they are found under in what was returned.
+    """
 
     start: int
     inputs: list[int]
     outputs: list[int] = field(default_factory=list)
+    named: dict[str, list[int]] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -574,10 +578,10 @@ def record(
             outputs.append(outputs_in(found))
             if not outputs[-1]:
                 raise TraceError(f"the model returned {type(found).__name__} without a tensor in it to trace.")
-            tape.runs[-1].outputs = [recorder.value(t).id for t in outputs[-1]]
+            _note_outputs(recorder, found)
         if auxiliary and interpret is None and unreached(model, tape):
             tape.runs.append(Run(len(tape.entries), []))
-            tape.runs[-1].outputs = _training_outputs(model, *given[0], recorder)
+            _run_in_training_mode(model, *given[0], recorder)
         stack.close()
         # Copies: an output may be a buffer, which is put back.
         copies = [t.clone() for t in outputs[0]]
@@ -625,20 +629,25 @@ def _all_refs(value: Any) -> Iterator[Ref]:
             yield from _all_refs(inner)
 
 
-def _training_outputs(model: nn.Module, args: Any, kwargs: Any, recorder: Recorder) -> list[int]:
+def _note_outputs(recorder: Recorder, found: Any) -> None:
+    run = recorder.tape.runs[-1]
+    run.outputs = [recorder.value(t).id for t in outputs_in(found)]
+    run.named = {name: [recorder.value(t).id for t in own] for name, own in outputs_by_name(found).items()}
+
+
+def _run_in_training_mode(model: nn.Module, args: Any, kwargs: Any, recorder: Recorder) -> None:
     """Run once more in training mode; auxiliary heads join the tape."""
     modes = {module: module.training for module in model.modules()}
     if all(modes.values()):
-        return []
+        return
     recorder.modules.clear()
     try:
         for module in modes:
             # Batch norms do not train on one sample, and which mode they are in says nothing about units.
             module.training = not isinstance(module, nn.modules.batchnorm._BatchNorm)
-        return [recorder.value(t).id for t in outputs_in(model(*args, **kwargs))]
+        _note_outputs(recorder, model(*args, **kwargs))
     except Exception:  # a batch of one may not be trainable; evaluation mode was traced all the same
         recorder.modules.clear()
-        return []
     finally:
         for module, training in modes.items():
             module.training = training

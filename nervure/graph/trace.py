@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from math import gcd, lcm
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -26,6 +26,8 @@ from nervure.graph.solve import TRIES, Solver
 from nervure.graph.tape import Entry, Ref, Tape, named_tensors, record
 from nervure.graph.types import Axis, Edge, Graph, Group, Part, Resize, Slot, Units, Work
 
+Outputs: TypeAlias = bool | str | Iterable[str]
+"""Whether the units that a model returns stay; or the names of the outputs whose units do."""
 ROUNDS = 16
 FACTORS = 6
 """An axis that wishes for more factors than this is not converging to a product."""
@@ -116,7 +118,7 @@ class _Census:
     firsts: list[tuple[Owner, int]] = field(default_factory=list)
 
 
-def _reasons(flow: Flow, outputs: bool) -> tuple[Array, list[str]]:
+def _reasons(flow: Flow, outputs: Outputs) -> tuple[Array, list[str]]:
     """For every label the number of the reason why its set must stay (0: none), and the reasons."""
     find, texts = flow.store.unions.find, ["", HIDDEN]
     number = np.zeros(flow.store.unions.count, dtype=np.int64)
@@ -124,7 +126,7 @@ def _reasons(flow: Flow, outputs: bool) -> tuple[Array, list[str]]:
     if outputs:
         pins += [
             (z.labels.reshape(-1), "model output")
-            for n in _own_outputs(flow)
+            for n in _own_outputs(flow, outputs)
             for z in flow.spaces.get(n, Space()).layers
         ]
     for labels, reason in pins:
@@ -136,19 +138,37 @@ def _reasons(flow: Flow, outputs: bool) -> tuple[Array, list[str]]:
     return number, texts
 
 
-def _own_outputs(flow: Flow) -> Iterator[int]:
-    """Values that the model returns, but for keys and values of attention, which come back to it on its next call.
+def _own_outputs(flow: Flow, outputs: Outputs) -> Iterator[int]:
+    """Values that the model returns (under these names, where some are given).
 
-    These have heads along one axis and head widths along another, and attention itself goes on with them.
+    Keys and values of attention are left out: they come back to the model on its next call. These have heads along one axis and head widths along another, and attention itself goes on with them.
     """
     heads, widths = _flagged(flow, flow.heads), _flagged(flow, flow.attention)
     used = {ref.id for e in flow.tape.entries if isinstance(e, Entry) for ref in refs_in((*e.args, *e.kwargs.values()))}
-    for number in flow.tape.outputs:
+    named = (number for run in flow.tape.runs for name in _names_of(outputs) for number in run.named.get(name, ()))
+    for number in flow.tape.outputs if outputs is True else dict.fromkeys(named):
         roots = [flow.store.unions.find(z.labels[z.labels >= 0]) for z in flow.spaces.get(number, Space()).layers]
         are_heads = [bool(heads[r].all()) for r in roots]
         are_widths = [bool(widths[r].all()) and not h for r, h in zip(roots, are_heads, strict=True)]
         if not (number in used and any(are_heads) and any(are_widths)):
             yield number
+
+
+def _names_of(outputs: Outputs) -> list[str]:
+    """The names of outputs that were asked to stay."""
+    if isinstance(outputs, bool):
+        return []
+    return [outputs] if isinstance(outputs, str) else list(outputs)
+
+
+def _require_outputs(tape: Tape, outputs: Outputs) -> None:
+    known = [name for run in tape.runs for name in run.named]
+    for name in _names_of(outputs):
+        if name not in known:
+            raise ArgumentError(
+                f"outputs={outputs!r}: the model returns nothing under {name!r}. It returns "
+                f"{', '.join(dict.fromkeys(known)) or 'one tensor without a name'}."
+            )
 
 
 def _take_census(flow: Flow, reason_of: Array) -> _Census:
@@ -288,7 +308,7 @@ def draw(
     model: nn.Module,
     example: Any,
     *,
-    outputs: bool = True,
+    outputs: Outputs = True,
     inputs: bool = False,
     inside_heads: bool = False,
     auxiliary: bool = True,
@@ -298,7 +318,7 @@ def draw(
     Args:
         model: any module.
         example: see :func:`nervure.trace`.
-        outputs: pin units that are the model's outputs.
+        outputs: pin units that are the model's outputs; or names of those that are to stay.
         inputs: let the channels of the inputs (axis 1) be units.
         inside_heads: let the width inside attention heads be cut (evenly in all heads).
         auxiliary: read what runs in training mode only as well.
@@ -308,8 +328,10 @@ def draw(
     if _changes_weights(tape, model):
         # A model that prepares its weights on its first run is as it will be from the second on.
         tape, output = record(model, example, auxiliary=auxiliary, warm=True)
+    _require_outputs(tape, outputs)
     flow = flow_over(tape, free_inputs=inputs)
-    settings = {"outputs": outputs, "inputs": inputs, "inside_heads": inside_heads}
+    chosen = outputs if isinstance(outputs, bool) else _names_of(outputs)
+    settings: dict[str, Any] = {"outputs": chosen, "inputs": inputs, "inside_heads": inside_heads}
     drawing = _drawing(model, flow, settings)
     drawing.graph = _with_declared(model, drawing, partial(loses, model, example, tape, output, auxiliary=auxiliary))
     return drawing
@@ -423,7 +445,7 @@ class Drawing:
         return alive
 
 
-def _drawing(model: nn.Module, flow: Flow, settings: Mapping[str, bool]) -> Drawing:
+def _drawing(model: nn.Module, flow: Flow, settings: Mapping[str, Any]) -> Drawing:
     outputs, inside_heads = settings["outputs"], settings["inside_heads"]
     reason_of, texts = _reasons(flow, outputs)
     census = _take_census(flow, reason_of)

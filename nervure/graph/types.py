@@ -350,7 +350,7 @@ class Graph:
     work: tuple[Work, ...] = ()
     resizes: tuple[Resize, ...] = ()
     notes: tuple[str, ...] = ()
-    settings: Mapping[str, bool] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
     declared: tuple[Declared, ...] = ()
     products: tuple[Product, ...] = ()
 
