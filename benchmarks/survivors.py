@@ -363,7 +363,8 @@ INDICES = {"index", "indices", "mask"}
 
 def _pointwise(s: Survivors, func: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
     name, given = _name(func), list(tensors([args, kwargs]))
-    fates = [s.fate(t) for t in given]
+    # A constant that meets what stays, stays: those that leave are told before.
+    fates = [s.settled(t) for t in given]
     result = Repeatable.computed(s, func, args, kwargs)
     outputs = result if isinstance(result, tuple | list) else [result]
     for out in outputs:
@@ -821,4 +822,5 @@ def _scale(a: Tensor) -> Tensor:
     for axis in range(1 if a.dim() > 1 else 0, a.dim()):
         others = [i for i in range(a.dim()) if i != axis]
         scale = torch.minimum(scale, a.abs().amax(others, keepdim=True) if others else a.abs())
-    return scale.clamp(min=max(1e-9 * float(scale.median()), 1e-300))
+    # What is smaller than that may be nothing but rounding.
+    return scale.clamp(min=1e-9 * max(float(scale.median()), 1.0))
