@@ -620,7 +620,11 @@ def examine(seed: int, without: frozenset[int] = frozenset(), plain: bool = Fals
     if len(method.asked) > 1:
         pinned = [g.name for g in graph.groups if g.is_pinned and not method.asked[0][0][g.name].is_pinned]
         row["doubted"] = [f"{n}: {graph[n].pinned}"[:200] for n in pinned]
-    return row | _compared(model, pruned, make, (exact, before), removed_by(graph, plan))
+    row |= _compared(model, pruned, make, (exact, before), removed_by(graph, plan))
+    # Experts that no token of the example came to: the user was told.
+    if row.get("fault") == "crash" and any("not reached by the example" in note for note in graph.notes):
+        row["fault"] = "not reached"
+    return row
 
 
 def _compared(model: Network, pruned: Any, make: Any, before: Any, removed: Any) -> dict[str, Any]:

@@ -715,7 +715,7 @@ def _even_axes(flow: Flow, mask: Ref, rank: int) -> list[int]:
         own = axis - shift
         is_even = own < 0 or shape[own] == 1 or own in spread
         if not is_even and contents is not None and not flow.space(mask).along(own):
-            is_even = bool((contents == contents.narrow(own, 0, 1)).all())
+            is_even = bool((contents == contents.narrow(own, 0, min(1, shape[own]))).all())
         if not is_even:
             break
         even.append(axis)
