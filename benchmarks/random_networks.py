@@ -528,7 +528,9 @@ def _run_stem(stem: Stem) -> Tensor:
 
 
 def _example(stem: Stem, batch: int, draw: Random) -> Example:
-    values = stem.example(batch)  # type: ignore[operator]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(draw.randrange(10**6) + batch)
+        values = stem.example(batch)  # type: ignore[operator]
     if draw.random() < 0.3:
         return dict(zip(stem.inputs, values, strict=False))
     return values[0] if len(values) == 1 else values
@@ -618,7 +620,11 @@ def examine(seed: int, without: frozenset[int] = frozenset(), plain: bool = Fals
     if len(method.asked) > 1:
         pinned = [g.name for g in graph.groups if g.is_pinned and not method.asked[0][0][g.name].is_pinned]
         row["doubted"] = [f"{n}: {graph[n].pinned}"[:200] for n in pinned]
-    return row | _compared(model, pruned, make, (exact, before), removed_by(graph, plan))
+    row |= _compared(model, pruned, make, (exact, before), removed_by(graph, plan))
+    # Experts that no token of the example came to: the user was told.
+    if row.get("fault") == "crash" and any("not reached by the example" in note for note in graph.notes):
+        row["fault"] = "not reached"
+    return row
 
 
 def _compared(model: Network, pruned: Any, make: Any, before: Any, removed: Any) -> dict[str, Any]:

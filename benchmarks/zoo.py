@@ -496,8 +496,14 @@ def _saved(model: nn.Module, pruned: Any, example: Any) -> str:
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         try:
             again = load(save(Path(folder) / "cut.safetensors", pruned), model).model
-            pairs = zip(*(tensors_in(run_example(m.eval(), example)) for m in (pruned.model, again)), strict=True)
-            return "yes" if all(torch.equal(a, b) for a, b in pairs) else "another output"
+            outputs = []
+            for each in (pruned.model, again):
+                torch.manual_seed(0)
+                outputs.append(tensors_in(run_example(each.eval(), example)))
+            pairs = zip(*outputs, strict=True)
+            # Kernels differ in the last digit by where tensors lie in memory.
+            alike = all(torch.allclose(a.double(), b.double(), rtol=1e-5, atol=1e-6, equal_nan=True) for a, b in pairs)
+            return "yes" if alike else "another output"
         except Exception as error:
             return f"{type(error).__name__}: {str(error)[:150]}"
 

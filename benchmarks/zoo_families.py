@@ -340,8 +340,8 @@ def vision_language_cases() -> Cases:
         "pixel_values": noise(2, 3, 32, 32),
         "attention_mask": torch.ones(2, 9, dtype=torch.long),
     }
-    patches = {"pixel_values": noise(16, 3 * 2 * 4 * 4), "image_grid_thw": torch.tensor([[1, 4, 4]])}
-    qwen_text = words(1, 10)
+    patches = {"pixel_values": noise(32, 3 * 2 * 4 * 4), "image_grid_thw": torch.tensor([[1, 4, 4], [1, 4, 4]])}
+    qwen_text = words(2, 10)
     qwen_text[:, 1:5] = 111
     qwen = {"image_token_id": 111, "video_token_id": 112, "vision_start_token_id": 113, "vision_end_token_id": 114}
     rope = {"rope_parameters": {"rope_type": "default", "mrope_section": [2, 2, 1], "rope_theta": 1000.0}}
@@ -400,9 +400,7 @@ def vision_language_cases() -> Cases:
         "OwlViTForObjectDetection": ("OwlViTConfig", {"text_config": clip_text, "vision_config": VISION, "projection_dim": 60}, both),
         "FlavaModel": ("FlavaConfig", {"text_config": ENCODER, "image_config": VISION, "multimodal_config": WIDTHS,
             "hidden_size": 60, "projection_dim": 22}, both),
-        "VisionEncoderDecoderModel": ("TrOCRConfig", {}, None),
     }  # fmt: skip
-    table.pop("VisionEncoderDecoderModel")
     yield from listed("vision-language", table)
 
 

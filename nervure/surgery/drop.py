@@ -119,7 +119,7 @@ def leaving(graph: Graph, plan: Plan) -> dict[str, set[int]]:
     elements = {graph.block(d.block).element for d in plan.drops} - {""}
     for element in sorted(elements):
         name, _, number = element.rpartition(".")
-        if not any(name.startswith(f"{outer}.") for outer in elements):
+        if not any(f"{name}.".startswith(f"{outer}.") for outer in elements):
             found.setdefault(name, set()).add(int(number))
     return {name: found[name] for name in sorted(found, key=len, reverse=True)}
 

@@ -539,8 +539,7 @@ def pixel_shuffle(flow: Flow, entry: Entry) -> list[Space]:
     rank = len(flow.shape(x))
     outer, inner = blocked(flow, flow.layers(x, rank - 3), channels // (r * r), channels)
     flow.store.pin([z.labels for z in inner], f"moved into space at {flow.at()}")
-    kept = [z for z in flow.space(x).layers if rank - 3 not in z.support]
-    return [Space((*kept, *[move(z, rank - 3, rank) for z in outer]))]
+    return [Space((*_before_space(flow, x), *[move(z, rank - 3, rank) for z in outer]))]
 
 
 def pixel_unshuffle(flow: Flow, entry: Entry) -> list[Space]:
@@ -548,8 +547,15 @@ def pixel_unshuffle(flow: Flow, entry: Entry) -> list[Space]:
     x, r = entry.args[0], entry.args[1]
     rank = len(flow.shape(x))
     layers = [Layer(np.repeat(z.labels, r * r), z.owner) for z in flow.layers(x, rank - 3)]
-    kept = [z for z in flow.space(x).layers if rank - 3 not in z.support]
-    return [Space((*kept, *[move(z, rank - 3, rank) for z in layers]))]
+    return [Space((*_before_space(flow, x), *[move(z, rank - 3, rank) for z in layers]))]
+
+
+def _before_space(flow: Flow, x: Ref) -> list[Layer]:
+    """Layers along the axes before channels and space; those along space stay as they are, its sizes change."""
+    rank = len(flow.shape(x))
+    for axis in (rank - 2, rank - 1):
+        flow.store.pin([z.labels for z in flow.layers(x, axis)], f"moved between space and channels at {flow.at()}")
+    return [z for z in flow.space(x).layers if not set(z.support) & {rank - 3, rank - 2, rank - 1}]
 
 
 def unfold(flow: Flow, entry: Entry) -> list[Space]:
@@ -709,7 +715,7 @@ def _even_axes(flow: Flow, mask: Ref, rank: int) -> list[int]:
         own = axis - shift
         is_even = own < 0 or shape[own] == 1 or own in spread
         if not is_even and contents is not None and not flow.space(mask).along(own):
-            is_even = bool((contents == contents.narrow(own, 0, 1)).all())
+            is_even = bool((contents == contents.narrow(own, 0, min(1, shape[own]))).all())
         if not is_even:
             break
         even.append(axis)
