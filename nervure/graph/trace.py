@@ -141,7 +141,8 @@ def _reasons(flow: Flow, outputs: Outputs) -> tuple[Array, list[str]]:
 def _own_outputs(flow: Flow, outputs: Outputs) -> Iterator[int]:
     """Values that the model returns (under these names, where some are given).
 
-    Keys and values of attention are left out: they come back to the model on its next call. These have heads along one axis and head widths along another, and attention itself goes on with them.
+    Keys and values of attention are left out, which come back to the model on its next call. They have heads along one
+    axis and head widths along another, and attention itself goes on with them.
     """
     heads, widths = _flagged(flow, flow.heads), _flagged(flow, flow.attention)
     used = {ref.id for e in flow.tape.entries if isinstance(e, Entry) for ref in refs_in((*e.args, *e.kwargs.values()))}
