@@ -22,13 +22,22 @@ def is_random(func: Any) -> bool:
     return torch.Tag.nondeterministic_seeded in getattr(func, "tags", ())
 
 
+def seed(number: int) -> None:
+    """Start PyTorch's random numbers from ``number``, on every device that is there."""
+    if torch.accelerator.is_available():
+        torch.manual_seed(number)
+    else:
+        # The same without looking for devices, which costs more than most operators do.
+        torch.default_generator.manual_seed(number)
+
+
 @contextmanager
 def seeded(model: nn.Module) -> Iterator[None]:
     """Every random state (of PyTorch, NumPy and Python) at its start while this lasts, then as it was."""
     devices = {t.device.index for t in model.parameters() if t.device.type == "cuda"}
     python, numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=sorted(d for d in devices if d is not None)):
-        torch.manual_seed(0)
+        seed(0)
         random.seed(0)
         np.random.seed(0)
         try:
@@ -59,7 +68,7 @@ class SameNoise(TorchDispatchMode):
             return parts
         if not is_random(func):
             return func(*args, **kwargs)
-        torch.manual_seed(self._drawn)
+        seed(self._drawn)
         kept = self._noise.get(self._drawn)
         self._drawn += 1
         out = func(*args, **kwargs)

@@ -26,7 +26,7 @@ from nervure.graph.trace import Drawing
 from nervure.graph.types import Graph
 from nervure.plan import Plan
 from nervure.surgery.apply import apply, keeps_of
-from nervure.surgery.chance import is_random, seeded
+from nervure.surgery.chance import is_random, seed, seeded
 
 Keeps: TypeAlias = Mapping[str, np.ndarray]
 
@@ -153,7 +153,7 @@ class _Replay:
     def _draw(self, place: Place, run: Callable[[], Any]) -> Any:
         number = self._drawn
         self._drawn += 1
-        torch.manual_seed(number)
+        seed(number)
         out = run()
         if isinstance(out, Tensor) and place in self._random:
             kept = _surviving(out, self.drawing, self._random[place].id, self.keeps)
