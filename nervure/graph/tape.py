@@ -7,9 +7,10 @@ a new value, and writing into a view writes back into what it is a view of.
 
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -182,21 +183,20 @@ class _Memory:
 
 
 class Recorder(TorchDispatchMode):
-    """Writes every operator call on a tape. ``interpret`` may take the place of the operator (see ``verify``).
+    """Writes every operator call on a tape.
 
     What is made of other operators (composite and higher-order ones) is written down as these.
     """
 
     supports_higher_order_operators = True
 
-    def __init__(self, tape: Tape, interpret: Callable[[str, Any, Any, Any], Any] | None = None) -> None:
+    def __init__(self, tape: Tape) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.tape = tape
         self.memory = _Memory()
         self.modules: list[str] = []
         self.call: Call | None = None
         self.sizes = True
-        self._interpret = interpret
         self._held: dict[int, list[Value]] = {}
         """Values whose contents are held by reference, by their memory."""
 
@@ -251,11 +251,11 @@ class Recorder(TorchDispatchMode):
         if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
             out = self._number(args[0])
         else:
-            out = func(*args, **kwargs) if self._interpret is None else self._interpret(module, func, args, kwargs)
+            out = func(*args, **kwargs)
         results = _tensors(out)
         contents = self._contents(func, args, kwargs, results)
         outs = tuple(self.new(t, c) for t, c in zip(results, contents, strict=True))
-        name = func._schema.name.removeprefix("aten::")
+        name = name_of(func)
         self.tape.entries.append(Entry(func, name, refs, named, outs, module, self.call))
         if writes:
             self._write_back([t for t in results if any(t is w for w in writes)])
@@ -308,6 +308,12 @@ def _with_tensor_first(func: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
     is_number = len(args) == 1 and isinstance(args[0], int | float | complex)
     takes_tensor = is_number and isinstance(func._schema.arguments[0].type, torch.TensorType)
     return (torch.tensor(args[0]),) if takes_tensor else args
+
+
+@cache
+def name_of(func: Any) -> str:
+    """The name of an operator; PyTorch's own without their namespace."""
+    return str(func._schema.name).removeprefix("aten::")
 
 
 def _tensors(out: Any) -> list[Tensor]:
@@ -435,6 +441,29 @@ def _form(recorder: Recorder, output: Any) -> Any:
 
 
 @contextmanager
+def running_modules(model: nn.Module, stack: list[str]) -> Iterator[None]:
+    """While this lasts ``stack`` holds the names of the modules that run in this thread, outermost first."""
+    mine, hooks = threading.get_ident(), []
+
+    def leave(module: nn.Module, args: Any, output: Any) -> None:
+        if stack and threading.get_ident() == mine:
+            stack.pop()
+
+    for name, module in model.named_modules():
+
+        def enter(module: nn.Module, args: Any, name: str = name) -> None:
+            if threading.get_ident() == mine:
+                stack.append(name)
+
+        hooks += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextmanager
 def _module_stack(model: nn.Module, recorder: Recorder) -> Iterator[None]:
     names = {id(module): name for name, module in model.named_modules()}
     starts: list[tuple[list[int], int]] = []
@@ -493,7 +522,6 @@ def record(
     model: nn.Module,
     example: Any,
     *,
-    interpret: Callable[[str, Any, Any, Any], Any] | None = None,
     tag: bool = True,
     auxiliary: bool = True,
     warm: bool = False,
@@ -503,7 +531,6 @@ def record(
     Args:
         model: any module; its training flag is respected, and what it writes is put back.
         example: a tensor, a tuple of positional arguments, or a dict of keyword arguments; or a list of these.
-        interpret: runs in the place of each operator: (module, operator, args, kwargs) -> result.
         auxiliary: run once more in training mode where parameters were not used.
         tag: remember the calls of the user's code, and which integer attributes of modules arrive in sizes.
         warm: run once before, unrecorded, for a model that prepares something on its first run.
@@ -515,7 +542,7 @@ def record(
     examples = examples_of(example)
     given = [as_inputs(one) for one in examples]
     tape = Tape(warm=warm)
-    recorder = Recorder(tape, interpret)
+    recorder = Recorder(tape)
     with preserved(model, given), torch.no_grad(), plain_kernels(model), ExitStack() as stack:
         if warm:
             _called(model, *given[0], recorder, examples[0])
@@ -537,7 +564,7 @@ def record(
             if not outputs[-1]:
                 raise TraceError(f"the model returned {type(found).__name__} without a tensor in it to trace.")
             tape.runs[-1].outputs = [recorder.value(t).id for t in outputs[-1]]
-        if auxiliary and interpret is None and unreached(model, tape):
+        if auxiliary and unreached(model, tape):
             tape.runs.append(Run(len(tape.entries), []))
             tape.runs[-1].outputs = _training_outputs(model, *given[0], recorder)
         stack.close()
