@@ -525,8 +525,8 @@ def record(
     tag: bool = True,
     auxiliary: bool = True,
     warm: bool = False,
-) -> tuple[Tape, list[Tensor]]:
-    """Run ``model`` once on each example; return the tape and the tensors of its (first) output.
+) -> tuple[Tape, list[list[Tensor]]]:
+    """Run ``model`` once on each example; return the tape and the tensors that it returned on each.
 
     Args:
         model: any module; its training flag is respected, and what it writes is put back.
@@ -569,7 +569,7 @@ def record(
             tape.runs[-1].outputs = _training_outputs(model, *given[0], recorder)
         stack.close()
         # Copies: an output may be a buffer, which is put back.
-        copies = [t.clone() for t in outputs[0]]
+        copies = [[t.clone() for t in found] for found in outputs]
     return tape, copies
 
 

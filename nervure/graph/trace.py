@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nervure.errors import ArgumentError, TraceError
 from nervure.graph.declared import declared
@@ -299,19 +299,24 @@ def draw(
         inside_heads: let the width inside attention heads be cut (evenly in all heads).
         auxiliary: read what runs in training mode only as well.
     """
-    tape, _ = record(model, example, auxiliary=auxiliary)
+    tape, answers = record(model, example, auxiliary=auxiliary)
     _check_values(tape)
     if _changes_weights(tape, model):
         # A model that prepares its weights on its first run is as it will be from the second on.
-        tape, _ = record(model, example, auxiliary=auxiliary, warm=True)
+        tape, answers = record(model, example, auxiliary=auxiliary, warm=True)
     flow = flow_over(tape, free_inputs=inputs)
     settings = {"outputs": outputs, "inputs": inputs, "inside_heads": inside_heads}
-    return _drawing(model, flow, settings)
+    drawing = _drawing(model, flow, settings)
+    drawing.outputs = answers
+    return drawing
 
 
 @dataclass(slots=True)
 class Drawing:
-    """A graph with the flow it was made from; ``names`` are the groups by number, shown in the graph or not."""
+    """A graph with the flow it was made from; ``names`` are the groups by number, shown in the graph or not.
+
+    ``outputs`` are the tensors that the model returned on each example.
+    """
 
     flow: Flow
     graph: Graph
@@ -319,6 +324,7 @@ class Drawing:
     group_of: Array
     unit_of: Array
     builder: "_Builder"
+    outputs: list[list[Tensor]] = field(default_factory=list)
 
     def survives(self, labels: Array, keeps: Mapping[str, np.ndarray]) -> np.ndarray:
         """Boolean per label: False where its unit leaves when groups keep these units."""

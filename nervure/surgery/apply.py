@@ -1,6 +1,6 @@
 """``apply``: the only line that edits anything, and it edits a copy."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from typing import assert_never
 
@@ -37,17 +37,30 @@ def apply(model: nn.Module, graph: Graph, plan: Plan, *, renumber: bool = True) 
     Raises:
         PlanError: the plan was made for another graph, the graph for another model, or an edit does not fit.
     """
+    return _applied(model, graph, plan, renumber)
+
+
+@isolated()
+def apply_sharing(model: nn.Module, graph: Graph, plan: Plan) -> nn.Module:
+    """As :func:`apply`, but parameters that ``plan`` leaves as they are are those of ``model``: for looking only."""
+    masked = {mask.tensor for mask in plan.masks}
+    return _applied(model, graph, plan, True, [p for name, p in model.named_parameters() if name not in masked])
+
+
+def _applied(
+    model: nn.Module, graph: Graph, plan: Plan, renumber: bool, shared: Iterable[nn.Parameter] = ()
+) -> nn.Module:
     model = unwrapped(model)
     check_fits(model, graph, plan)
     # Plans are real, also where the model is made of fake tensors.
     with _disable_current_modes() if is_weightless(model) else nullcontext():
-        return _edited(model, graph, plan, renumber)
+        return _edited(model, graph, plan, renumber, shared)
 
 
-def _edited(model: nn.Module, graph: Graph, plan: Plan, renumber: bool) -> nn.Module:
+def _edited(model: nn.Module, graph: Graph, plan: Plan, renumber: bool, shared: Iterable[nn.Parameter]) -> nn.Module:
     keeps = keeps_of(graph, plan)
     masks, wires = _masks(graph, plan, keeps), iter(wire_names(graph, plan))
-    result = copied_without(model, graph, keeps)
+    result = copied_without(model, graph, keeps, shared)
     for mask in plan.masks:
         _start_over(tensor_of(result, mask.tensor), mask)
     for name, keep in masks.items():

@@ -17,12 +17,12 @@ from nervure.graph.tape import Entry, Ref, Tape, named_tensors, plain_kernels, r
 from nervure.graph.trace import Drawing
 from nervure.graph.types import Graph
 from nervure.plan import Plan
-from nervure.surgery.apply import apply, keeps_of
+from nervure.surgery.apply import apply_sharing, keeps_of
 from nervure.surgery.chance import SameNoise, is_random, seeded
 from nervure.surgery.difference import Difference, compare
 from nervure.surgery.drop import name_after
 from nervure.surgery.link import silenced, wire_names
-from nervure.surgery.redraw import WIDE, redraw, redrawn_inputs, round_once, widen, widened
+from nervure.surgery.redraw import WIDE, redrawn_inputs, round_once, widen, widened, with_other_numbers
 from nervure.surgery.reference import Answer, places, reference, survivors
 
 LARGEST = 300_000_000
@@ -80,13 +80,15 @@ DRAWN = (
 """In the order in which they are tried, until one tells."""
 
 
+@dataclass(frozen=True, slots=True)
 class _Setting:
     """A model with certain numbers, the inputs, what it answers, how exactly, and whether it draws random numbers."""
 
-    def __init__(self, model: nn.Module, example: Any, dense: list[Tensor], tape: Tape, run: int = 0) -> None:
-        self.model, self.example, self.dense = model, example, dense
-        self.precisions = _precisions(tape, run)
-        self.is_random = any(is_random(entry.op) for _, _, entry in places(tape, run))
+    model: nn.Module
+    example: Any
+    dense: list[Tensor]
+    precisions: list[float]
+    is_random: bool
 
 
 class Checker:
@@ -136,7 +138,7 @@ class _RunChecker:
         """
 
         def cut(model: nn.Module) -> nn.Module:
-            return apply(model, graph, plan)
+            return apply_sharing(model, graph, plan)
 
         return self._first_that_tells(graph, plan, cut, (*DRAWN, GIVEN))
 
@@ -201,31 +203,36 @@ class _RunChecker:
     def _made(self, numbers: Numbers) -> _Setting | str:
         """A model with these numbers; or why there is none."""
         if numbers == GIVEN:
-            tape = self.drawing.flow.tape
-            with evaluating(self.model), seeded(self.model), SameNoise({}):
-                return _Setting(self.model, self.example, outputs_of(self.model, self.example), tape, self.run)
+            return self._given()
         if numbers.wide and self._size > LARGEST:
             return f"{self._size:,} parameters are too many for a copy in double precision"
-        model = copied(self.model)
-        example = self.example
-        if numbers.wide:
-            widen(model)
-            example = tree_map(widened, example)
-        if numbers.weights:
-            redraw(model, numbers.seed)
+        model = with_other_numbers(self.model, wide=numbers.wide, seed=numbers.seed if numbers.weights else None)
+        example = tree_map(widened, self.example) if numbers.wide else self.example
         if numbers.inputs:
             example = redrawn_inputs(example, numbers.seed)
         try:
             with evaluating(model), seeded(model), SameNoise({}):
                 warm = self.drawing.flow.tape.warm
-                tape, dense = record(model, example, tag=False, auxiliary=False, warm=warm)
+                tape, (dense,) = record(model, example, tag=False, auxiliary=False, warm=warm)
         except NervureError as error:
             return f"the model's forward raised {type(error.__cause__).__name__}: {str(error.__cause__)[:100]}"
         if any(bool(torch.isnan(t).any()) for t in dense):
             return "the model's outputs are not numbers"
         if not self._is_same_way(tape):
             return "the model takes another way"
-        return _Setting(model, example, dense, tape)
+        return _Setting(model, example, dense, _precisions(tape, 0), _draws(tape, 0))
+
+    def _given(self) -> _Setting:
+        """The model and the example as they are; where nothing is drawn at random, it has answered already."""
+        tape, dense, draws = (
+            self.drawing.flow.tape,
+            self.drawing.outputs[self.run],
+            _draws(self.drawing.flow.tape, self.run),
+        )
+        if draws:
+            with evaluating(self.model), seeded(self.model), SameNoise({}):
+                dense = outputs_of(self.model, self.example)
+        return _Setting(self.model, self.example, dense, _precisions(tape, self.run), draws)
 
     @cached_property
     def _size(self) -> int:
@@ -263,19 +270,29 @@ def _require_right(found: Difference | None, numbers: Numbers) -> None:
 
 def _with_numbers(smaller: nn.Module, model: nn.Module, graph: Graph, plan: Plan) -> nn.Module:
     """A copy of ``smaller`` with what the plan leaves of the numbers of ``model``."""
-    numbers, result = named_tensors(apply(model, graph, plan)), copied(smaller)
-    if any(t.dtype in WIDE.values() for t in numbers.values()):
-        widen(result)
-    for name, tensor in named_tensors(result).items():
+    numbers, memo = named_tensors(apply_sharing(model, graph, plan)), dict[int, Any]()
+    for name, tensor in named_tensors(smaller).items():
         if name not in numbers or numbers[name].shape != tensor.shape:
             has = tuple(numbers[name].shape) if name in numbers else "nothing of that name"
             raise VerificationError(
                 f"the pruned model is not what its plan makes: {name!r} has shape {tuple(tensor.shape)}, the plan "
                 f"leaves {has}"
             )
-        with torch.no_grad():
-            tensor.copy_(numbers[name])
+        if type(tensor) is type(numbers[name]):
+            memo[id(tensor)] = numbers[name]
+    result = copied(smaller, memo)
+    if any(t.dtype in WIDE.values() for t in numbers.values()):
+        widen(result)
+    with torch.no_grad():
+        for name, tensor in named_tensors(result).items():
+            if tensor is not numbers[name]:
+                tensor.copy_(numbers[name])
     return result
+
+
+def _draws(tape: Tape, run: int) -> bool:
+    """Whether a run draws random numbers."""
+    return any(is_random(entry.op) for _, _, entry in places(tape, run))
 
 
 def _precisions(tape: Tape, run: int) -> list[float]:

@@ -27,7 +27,7 @@ from nervure.graph.tape import Entry, Ref, Tape, name_of, plain_kernels, running
 from nervure.graph.trace import Drawing
 from nervure.graph.types import Graph
 from nervure.plan import Plan
-from nervure.surgery.apply import apply, keeps_of
+from nervure.surgery.apply import apply_sharing, keeps_of
 from nervure.surgery.chance import is_random, seed, seeded
 
 Keeps: TypeAlias = Mapping[str, np.ndarray]
@@ -75,7 +75,7 @@ def reference(model: nn.Module, drawing: Drawing, run: int, graph: Graph, plan: 
     keeps = keeps_of(graph, plan)
     masks = Plan(plan.masks)
     replay = _Replay(drawing, run, keeps)
-    source = apply(model, graph, masks) if masks else model
+    source = apply_sharing(model, graph, masks) if masks else model
     try:
         with _silent(source, graph, plan), seeded(model):
             outputs = _replayed(source, example, replay, warm=drawing.flow.tape.warm)
