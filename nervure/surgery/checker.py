@@ -292,7 +292,7 @@ def _with_numbers(smaller: nn.Module, model: nn.Module, graph: Graph, plan: Plan
 
 def _draws(tape: Tape, run: int) -> bool:
     """Whether a run draws random numbers."""
-    return any(is_random(entry.op) for _, _, entry in places(tape, run))
+    return any(is_random(entry.op, entry.args, entry.kwargs) for _, _, entry in places(tape, run))
 
 
 def _precisions(tape: Tape, run: int) -> list[float]:

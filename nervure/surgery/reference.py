@@ -140,7 +140,7 @@ class _Replay(TorchDispatchMode):
         place_of = {}
         for index, place, entry in places(drawing.flow.tape, run):
             place_of[index] = place
-            if is_random(entry.op) and entry.outs:
+            if is_random(entry.op, entry.args, entry.kwargs) and entry.outs:
                 self._random[place] = entry.outs[0]
         for read in (read for read in drawing.flow.reads if read.entry in place_of):
             alive = self._alive(read)
@@ -161,7 +161,7 @@ class _Replay(TorchDispatchMode):
         place = Place(module, name, self._ran[module, name])
         self._ran[module, name] += 1
         limits = self._limits.get(place, [])
-        if is_random(func):
+        if is_random(func, args, kwargs):
             return self._draw(place, lambda: _restricted(func, args, kwargs, limits))
         return _restricted(func, args, kwargs, limits)
 
