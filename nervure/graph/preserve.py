@@ -10,6 +10,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from operator import is_
 from types import SimpleNamespace
 from typing import Any, TypeAlias
@@ -61,18 +62,19 @@ def _run(restores: Iterable[Restore]) -> None:
 def _reached(roots: Iterable[Any], memory: Memory) -> list[Restore]:
     """How to put back everything that can be reached from ``roots``, but for contents, which ``memory`` knows."""
     seen: dict[int, Any] = {}
-    kinds: dict[type, list[Callable[[Any], Saved]]] = {}
+    saves: dict[type, list[Callable[[Any], Saved]]] = {}
     restores: list[Restore] = []
     found = list(roots)
     while found:
         value = found.pop()
         kind = type(value)
-        if kind not in kinds:
-            kinds[kind] = _saves_of(kind)
-        if not kinds[kind] or id(value) in seen:
+        if kind not in saves:
+            saves[kind] = _saves_of(kind)
+            found += [_ClassState(kind)] if issubclass(kind, nn.Module) else []
+        if not saves[kind] or id(value) in seen:
             continue
         seen[id(value)] = value
-        for save in kinds[kind]:
+        for save in saves[kind]:
             restore, inside = save(value)
             if restore is not _nothing:
                 restores.append(restore)
@@ -86,7 +88,13 @@ def _saves_of(kind: type) -> list[Callable[[Any], Saved]]:
     """All that has to be saved of values of a type."""
     if issubclass(kind, _PLAIN):
         return []
-    return [_tensor] if issubclass(kind, Tensor) else [save for one, save in _KINDS.items() if issubclass(kind, one)]
+    if issubclass(kind, Tensor):
+        return [_tensor]
+    found = [save for one, save in _KINDS.items() if issubclass(kind, one)]
+    # The attributes of objects of Python's and PyTorch's own (locks, loggers, ...) are tools, not state.
+    if issubclass(kind, SimpleNamespace) or _is_users(kind):
+        found.append(partial(_object, tuple(_slots(kind))))
+    return found
 
 
 # -- containers and objects ------------------------------------------------------------------------------------------
@@ -97,6 +105,8 @@ def _same(now: Any, before: Any) -> bool:
 
 
 def _dict(value: dict[Any, Any]) -> Saved:
+    if not value:
+        return value.clear, ()
     before = dict(value)
 
     def restore() -> None:
@@ -148,42 +158,45 @@ def _array(value: np.ndarray[Any, Any]) -> Saved:
 
 
 def _module(value: nn.Module) -> Saved:
-    return _nothing, [vars(value), *(_ClassState(kind) for kind in type(value).__mro__ if _is_users(kind))]
+    return _nothing, [vars(value)]
 
 
 class _ClassState:
-    """The attributes of a class of the user's, which are read and written through its modules."""
+    """The attributes of a class of the user's, and of those it derives from: its modules read and write them."""
 
     def __init__(self, kind: type) -> None:
         self.kind = kind
 
 
-def _class(value: _ClassState) -> Saved:
-    kind, before = value.kind, dict(vars(value.kind))
+def _classes(value: _ClassState) -> Saved:
+    before = {kind: dict(vars(kind)) for kind in value.kind.__mro__ if _is_users(kind)}
 
     def restore() -> None:
-        now = dict(vars(kind))
-        for name in now.keys() - before.keys():
-            delattr(kind, name)
+        for kind, attributes in before.items():
+            _put_back_class(kind, attributes)
+
+    return restore, [held for attributes in before.values() for held in attributes.values()]
+
+
+def _put_back_class(kind: type, before: dict[str, Any]) -> None:
+    now = dict(vars(kind))
+    for name in now.keys() - before.keys():
+        delattr(kind, name)
+    for name, held in before.items():
+        if now.get(name) is not held:
+            setattr(kind, name, held)
+
+
+def _object(slots: tuple[str, ...], value: Any) -> Saved:
+    """The attributes of an object."""
+    before = {name: getattr(value, name) for name in slots if hasattr(value, name)}
+
+    def restore() -> None:
         for name, held in before.items():
-            if now.get(name) is not held:
-                setattr(kind, name, held)
-
-    return restore, [held for held in before.values() if isinstance(held, (*_KINDS, Tensor))]
-
-
-def _object(value: Any) -> Saved:
-    """The attributes of an object; those of Python's and PyTorch's own (locks, loggers, ...) are tools, not state."""
-    if not isinstance(value, SimpleNamespace) and not _is_users(type(value)):
-        return _nothing, ()
-    slots = {n: getattr(value, n) for n in _slots(type(value)) if hasattr(value, n)}
-
-    def restore() -> None:
-        for name, held in slots.items():
             if getattr(value, name, None) is not held:
                 object.__setattr__(value, name, held)
 
-    return restore, [getattr(value, "__dict__", None), *slots.values()]
+    return restore if before else _nothing, [getattr(value, "__dict__", None), *before.values()]
 
 
 def _slots(kind: type) -> Iterator[str]:
@@ -294,7 +307,6 @@ _KINDS: dict[Any, Callable[[Any], Saved]] = {
     np.random.RandomState: _generator,
     np.random.Generator: _numpy_generator,
     random.Random: _random,
-    _ClassState: _class,
-    object: _object,
+    _ClassState: _classes,
 }
-"""What to do with a value of some kind, from the first to the last that fits."""
+"""What to do with a value of some kind."""
