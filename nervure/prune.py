@@ -7,7 +7,7 @@ from typing import Any, ClassVar, final
 from torch import Tensor, nn
 
 from nervure.errors import ArgumentError, DataError, NervureError, VerificationError
-from nervure.graph.cost import Cost, cost_of, count
+from nervure.graph.cost import Cost, cost_of
 from nervure.graph.example import evaluating, is_weightless, placed_like, unwrapped
 from nervure.graph.modes import isolated
 from nervure.graph.preserve import preserved
@@ -215,7 +215,7 @@ def _pruned_once(
     if verify and not is_weightless(model):
         with evaluating(model):
             result = _verified(checker, method, view, result)
-    return replace(result, cost_after=count(result.model, example))
+    return replace(result, cost_after=checker.count(result.model, example))
 
 
 def _verified(checker: Checker, method: Method, view: View, result: Pruned, plans: int = PLANS) -> Pruned:

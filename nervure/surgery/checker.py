@@ -1,6 +1,7 @@
 """Whether a plan computes the right thing, on several sets of numbers: random ones in double precision come first."""
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple, final
@@ -9,11 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from nervure.errors import NervureError, VerificationError
+from nervure.errors import ForwardError, NervureError, VerificationError
 from nervure.graph.copies import copied
+from nervure.graph.cost import Cost, cost_of_run, count
 from nervure.graph.example import evaluating, examples_of, outputs_in, run_example
 from nervure.graph.preserve import preserved
-from nervure.graph.tape import Entry, Ref, Tape, named_tensors, plain_kernels, record
+from nervure.graph.tape import Entry, Ref, Tape, named_tensors, plain_kernels, record, unreached
 from nervure.graph.trace import Drawing
 from nervure.graph.types import Graph
 from nervure.plan import Plan
@@ -116,6 +118,18 @@ class Checker:
         """As :meth:`check`, for a smaller model that was made before: it may not disagree on the examples either."""
         return _worst([run.check_made(graph, plan, smaller) for run in self.runs])
 
+    def forget(self) -> None:
+        """Let go of the copies that were made to compare with; they are made anew where they are needed again."""
+        for run in self.runs:
+            run.settings.clear()
+
+    def count(self, smaller: nn.Module, example: Any) -> Cost:
+        """As :func:`nervure.count`; of a model that was checked, by the run that it was checked on."""
+        last = self.runs[0].last if len(self.runs) == 1 else None
+        if last is None or last[0] is not smaller or unreached(smaller, last[1]):
+            return count(smaller, example)
+        return cost_of_run(smaller, last[1])
+
 
 def _worst(found: list[Verification]) -> Verification:
     """One verification for several: what any of them told counts."""
@@ -128,7 +142,8 @@ class _RunChecker:
 
     def __init__(self, model: nn.Module, drawing: Drawing, run: int, example: Any) -> None:
         self.model, self.drawing, self.run, self.example = model, drawing, run, example
-        self._settings: dict[Numbers, _Setting | str] = {}
+        self.settings: dict[Numbers, _Setting | str] = {}
+        self.last: tuple[nn.Module, Tape] | None = None
 
     def check(self, graph: Graph, plan: Plan) -> Verification:
         """Whether ``plan`` computes the right thing, on random numbers (as given where those tell nothing).
@@ -164,9 +179,9 @@ class _RunChecker:
         return Verification(None, 0.0, outputs, self._why_nothing_tells(choices))
 
     def _why_nothing_tells(self, choices: tuple[Numbers, ...]) -> str:
-        if any(isinstance(self._settings.get(n), _Setting) for n in choices):
+        if any(isinstance(self.settings.get(n), _Setting) for n in choices):
             return "what the plan removes does not move any output, so a wrong cut would look right"
-        return "; ".join(dict.fromkeys(f"{n.told} {self._settings[n]}" for n in choices))
+        return "; ".join(dict.fromkeys(f"{n.told} {self.settings[n]}" for n in choices))
 
     def _compared(self, numbers: Numbers, graph: Graph, plan: Plan, cut: Cutter) -> Difference | None:
         """The comparison with these numbers; None where the model does not run with them."""
@@ -187,18 +202,21 @@ class _RunChecker:
         return compare(dense, expected.outputs, found, setting.precisions, again.outputs)
 
     def _answer(self, setting: _Setting, smaller: nn.Module, expected: Answer) -> list[Tensor]:
-        with evaluating(smaller), seeded(smaller):
-            if not setting.is_random:
+        noise = SameNoise(expected.noise) if setting.is_random else nullcontext()
+        with evaluating(smaller), seeded(smaller), noise:
+            if setting.model is not self.model:
                 return outputs_of(smaller, setting.example)
-            with SameNoise(expected.noise):
-                return outputs_of(smaller, setting.example)
+            with _running_smaller():
+                tape, (found,) = record(smaller, setting.example, tag=False, auxiliary=False)
+                self.last = smaller, tape
+                return found
 
     # -- numbers to compute with ------------------------------------------------------------------------------------
 
     def _setting(self, numbers: Numbers) -> _Setting | str:
-        if numbers not in self._settings:
-            self._settings[numbers] = self._made(numbers)
-        return self._settings[numbers]
+        if numbers not in self.settings:
+            self.settings[numbers] = self._made(numbers)
+        return self.settings[numbers]
 
     def _made(self, numbers: Numbers) -> _Setting | str:
         """A model with these numbers; or why there is none."""
@@ -250,14 +268,20 @@ class _RunChecker:
 
 def outputs_of(model: nn.Module, example: Any) -> list[Tensor]:
     """All tensors that ``model`` returns on ``example``; raises VerificationError where it does not run."""
+    with _running_smaller(), preserved(model, example), plain_kernels(model):
+        # Copies: an output may be a buffer, which is put back.
+        return [t.clone() for t in outputs_in(run_example(model, example))]
+
+
+@contextmanager
+def _running_smaller() -> Iterator[None]:
     try:
-        with preserved(model, example), plain_kernels(model):
-            # Copies: an output may be a buffer, which is put back.
-            return [t.clone() for t in outputs_in(run_example(model, example))]
+        yield
     except Exception as error:
+        cause = error.__cause__ if isinstance(error, ForwardError) and error.__cause__ else error
         raise VerificationError(
-            f"the pruned model does not run on the example: {type(error).__name__}: {error}."
-        ) from error
+            f"the pruned model does not run on the example: {type(cause).__name__}: {cause}."
+        ) from cause
 
 
 def _require_right(found: Difference | None, numbers: Numbers) -> None:
