@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from nervure.budget.sheets import left_dense
 from nervure.errors import ArgumentError, DataError, NervureError, VerificationError
-from nervure.graph.cost import Cost, cost_of, count
+from nervure.graph.cost import Cost, cost_of
 from nervure.graph.example import is_weightless, placed_like, unwrapped
 from nervure.graph.modes import isolated
 from nervure.graph.preserve import preserved
@@ -217,7 +217,7 @@ def _pruned_once(
     result = _planned(model, method, view, before)
     if verify and not is_weightless(model):
         result = _verified(checker, method, view, result)
-    return replace(result, cost_after=count(result.model, example))
+    return replace(result, cost_after=checker.count(result.model, example))
 
 
 def _verified(checker: Checker, method: Method, view: View, result: Pruned, plans: int = PLANS) -> Pruned:

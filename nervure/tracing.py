@@ -2,7 +2,7 @@
 
 import re
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -25,7 +25,7 @@ from nervure.graph.trace import (
     kept_by_choice,
     pinned_by_choice,
 )
-from nervure.graph.types import Graph, Group
+from nervure.graph.types import Block, Graph, Group
 from nervure.plan import Cut, Drop, Keep, Plan
 from nervure.surgery.blame import Edit, families_of, wrong_edits
 from nervure.surgery.checker import Checker
@@ -104,9 +104,7 @@ def traced(
         unproven = drawing.suspects()
         checker = Checker(real, drawing, example)
         if not is_weightless(real):
-            drawing.graph = _pin_wrong_blocks(checker)
-            drawing.graph = _find_elements(checker, whole)
-            drawing.graph = _pin_wrong_groups(checker, unproven)
+            drawing.graph = _tried(checker, whole, unproven)
         elif unproven:
             note = f"{len(unproven)} groups could not be tried without weights: {', '.join(list(unproven)[:5])}"
             drawing.graph = replace(drawing.graph, notes=(*drawing.graph.notes, note))
@@ -132,18 +130,73 @@ def _noting_unreached(model: nn.Module, drawing: Drawing) -> Graph:
     return replace(drawing.graph, notes=(*drawing.graph.notes, note))
 
 
-def _pin_wrong_groups(checker: Checker, unproven: Mapping[str, str]) -> Graph:
+def _tried(checker: Checker, whole: Graph, unproven: Mapping[str, str]) -> Graph:
+    """The graph with what does not compute the right thing pinned, and with the elements of ``whole`` that can go."""
+    drawing = checker.drawing
+    cuts = _trial_cuts(drawing.graph, unproven)
+    lists = _lists(checker, whole)
+    # Most often all is right, which a few trials of everything together tell.
+    if not any(why_wrong(checker, graph, edits) for graph, edits in _trials(checker, lists, cuts) if edits):
+        return _with_elements(drawing.graph, {name: element for one in lists for name, element in one.items()})
+    drawing.graph = _pin_wrong_blocks(checker)
+    drawing.graph = _find_elements(checker, whole)
+    return _pin_wrong_groups(checker, _trial_cuts(drawing.graph, unproven), unproven)
+
+
+def _trials(
+    checker: Checker, lists: Sequence[Mapping[str, str]], cuts: Sequence[Cut]
+) -> Iterator[tuple[Graph, list[Edit]]]:
+    """Edits to be tried together, each with the graph that they are for: every kind of edit is in one of them.
+
+    Blocks are dropped in both ways, taken out of their list and made the identity. Units are cut where they are not
+    inside of what is dropped; of those that are in all trials, in one more.
+    """
+    graph = checker.drawing.graph
+    firsts, others = _telling_drops(lists)
+    elements = {name: element for one in lists for name, element in one.items()}
+    first_elements = {name: element for name, element in elements.items() if Drop(name) in firsts}
+    doubtful, left = _apart(graph, _doubtful_families(checker), [drop.block for drop in firsts])
+    trials = [(_with_elements(graph, first_elements), [*firsts, *map(Drop, doubtful)], _first_alone(graph, cuts))]
+    if others or trials[0][2] != cuts:
+        trials.append((_with_elements(graph, elements), others, cuts))
+    for listed, drops, some in trials:
+        yield listed, [*drops, *_outside(graph, drops, some)]
+    while left:
+        doubtful, left = _apart(graph, left, ())
+        yield graph, [*map(Drop, doubtful)]
+    shown = {_family(graph, cut) for cut in _outside(graph, trials[-1][1], cuts)}
+    yield graph, [cut for cut in cuts if _family(graph, cut) not in shown]
+
+
+def _first_alone(graph: Graph, cuts: Sequence[Cut]) -> Sequence[Cut]:
+    """A wrong number of blocks can come out right by chance where their insides are cut too: blocks go first alone."""
+    return [cut for cut in cuts if graph[cut.group].kind == "blocks"] or cuts
+
+
+def _outside(graph: Graph, drops: Iterable[Drop], cuts: Iterable[Cut]) -> list[Cut]:
+    """The cuts of groups that do not leave as a whole with what is dropped."""
+    gone = tuple(f"{module}." for drop in drops for module in graph.block(drop.block).modules)
+    return [cut for cut in cuts if not all(slot.tensor.startswith(gone) for slot in graph[cut.group].slots)]
+
+
+def _family(graph: Graph, cut: Cut) -> tuple[str, int]:
+    return re.sub(r"\d+", "*", cut.group), graph[cut.group].size
+
+
+def _trial_cuts(graph: Graph, unproven: Mapping[str, str]) -> list[Cut]:
+    sized = [graph[name] for name in unproven if graph[name].size > 1]
+    return [Cut(group.name, _share(i, group)) for i, group in enumerate(sized)]
+
+
+def _pin_wrong_groups(checker: Checker, cuts: Sequence[Cut], unproven: Mapping[str, str]) -> Graph:
     """Cut the unproven groups on a copy, run it, and pin those that do not compute the right thing."""
     graph = checker.drawing.graph
-    sized = [graph[name] for name in unproven if graph[name].size > 1]
-    cuts = [Cut(group.name, _share(i, group)) for i, group in enumerate(sized)]
     if not cuts:
         return graph
 
     def attempt(edits: Sequence[Edit]) -> str:
-        # A wrong number of blocks can come out right by chance where their insides are cut too: blocks go first alone.
-        blocks = [e for e in edits if isinstance(e, Cut) and graph[e.group].kind == "blocks"]
-        first = why_wrong(checker, graph, blocks) if blocks and len(blocks) < len(edits) else ""
+        blocks = _first_alone(graph, [edit for edit in edits if isinstance(edit, Cut)])
+        first = why_wrong(checker, graph, blocks) if len(blocks) < len(edits) else ""
         return first or why_wrong(checker, graph, edits)
 
     wrong = wrong_edits(attempt, families_of(graph, cuts))
@@ -186,7 +239,7 @@ def _share(index: int, group: Group) -> Keep:
 def _pin_wrong_blocks(checker: Checker) -> Graph:
     """Drop the blocks of a doubtful kind once, one of each family, and pin those that compute something else."""
     graph, reasons = checker.drawing.graph, dict[str, str]()
-    doubtful = [b for b in graph.blocks if not b.pinned and is_doubtful(checker.drawing, b)]
+    doubtful = _doubtful(checker)
     for block in doubtful:
         family = re.sub(r"\d+", "*", block.name)
         if family not in reasons:
@@ -195,19 +248,55 @@ def _pin_wrong_blocks(checker: Checker) -> Graph:
     return pinned(graph, {drop: reason for drop, reason in wrong.items() if reason})
 
 
+def _doubtful(checker: Checker) -> list[Block]:
+    blocks = checker.drawing.graph.blocks
+    return [block for block in blocks if not block.pinned and is_doubtful(checker.drawing, block)]
+
+
+def _doubtful_families(checker: Checker) -> list[list[str]]:
+    families: dict[str, list[str]] = {}
+    for block in _doubtful(checker):
+        families.setdefault(re.sub(r"\d+", "*", block.name), []).append(block.name)
+    return list(families.values())
+
+
+def _apart(
+    graph: Graph, families: Iterable[Sequence[str]], dropped: Iterable[str]
+) -> tuple[list[str], list[Sequence[str]]]:
+    """A block of each family that shares no module with others, or with ``dropped``; and the families without one."""
+    gone = [f"{module}." for name in dropped for module in graph.block(name).modules]
+    chosen, left = list[str](), list[Sequence[str]]()
+    for family in families:
+        for name in family:
+            modules = [f"{module}." for module in graph.block(name).modules]
+            if not any(m.startswith(other) or other.startswith(m) for m in modules for other in gone):
+                gone += modules
+                chosen.append(name)
+                break
+        else:
+            left.append(family)
+    return chosen, left
+
+
 def _find_elements(checker: Checker, whole: Graph) -> Graph:
     """The graph with the elements that blocks of ``whole`` are, where their list bears that they are taken out."""
-    graph, lists = checker.drawing.graph, dict[str, dict[str, str]]()
-    for block, now in zip(whole.blocks, graph.blocks, strict=True):
-        if block.element and not now.pinned and _is_listed(checker.model, block.element):
-            lists.setdefault(block.element.rpartition(".")[0], {})[block.name] = block.element
+    graph, lists = checker.drawing.graph, _lists(checker, whole)
 
     def bears(*chosen: Mapping[str, str]) -> bool:
         listed = _with_elements(graph, {name: element for one in chosen for name, element in one.items()})
         return not any(why_wrong(checker, listed, drops) for drops in _telling_drops(chosen) if drops)
 
-    good = list(lists.values()) if bears(*lists.values()) else [one for one in lists.values() if bears(one)]
+    good = lists if bears(*lists) else [one for one in lists if bears(one)]
     return _with_elements(graph, {name: element for one in good for name, element in one.items()})
+
+
+def _lists(checker: Checker, whole: Graph) -> list[dict[str, str]]:
+    """For each list of layers the elements that are blocks and may leave it, by the block's name."""
+    lists: dict[str, dict[str, str]] = {}
+    for block, now in zip(whole.blocks, checker.drawing.graph.blocks, strict=True):
+        if block.element and not now.pinned and _is_listed(checker.model, block.element):
+            lists.setdefault(block.element.rpartition(".")[0], {})[block.name] = block.element
+    return list(lists.values())
 
 
 def _telling_drops(lists: Iterable[Iterable[str]]) -> tuple[list[Drop], list[Drop]]:

@@ -22,7 +22,7 @@ SEARCH = settings(
 )
 
 
-@settings(SEARCH, max_examples=300)
+@settings(SEARCH, max_examples=120)
 @given(networks())
 def test_random_networks_are_cut_right(generated: Generated) -> None:
     is_cut_right(generated)

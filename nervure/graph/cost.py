@@ -13,7 +13,7 @@ from nervure.graph.flow import Flow
 from nervure.graph.labels import Space, Store
 from nervure.graph.modes import isolated
 from nervure.graph.rules import RULES, unknown
-from nervure.graph.tape import record
+from nervure.graph.tape import Tape, record
 
 
 class LayerCost(NamedTuple):
@@ -75,6 +75,11 @@ def count(model: nn.Module, example: Any) -> Cost:
     model = unwrapped(model)
     with unfaked(model) as twin, evaluating(twin):
         tape, _ = record(twin, placed_like(twin, example) if is_weightless(model) else example)
+    return cost_of_run(model, tape)
+
+
+def cost_of_run(model: nn.Module, tape: Tape) -> Cost:
+    """The cost of a model whose run is on ``tape``."""
     flow = Flow(tape, {}, Store(last=True))
     flow.spaces.update({number: Space() for number in tape.inputs})
     flow.run(RULES, unknown)

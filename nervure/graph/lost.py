@@ -15,7 +15,7 @@ from nervure.graph.tape import Entry, Tape, WriteBack, record
 
 
 def loses(
-    model: nn.Module, example: Any, tape: Tape, output: list[Tensor], sizes: frozenset[Expression], **how: Any
+    model: nn.Module, example: Any, tape: Tape, outputs: list[list[Tensor]], sizes: frozenset[Expression], **how: Any
 ) -> bool:
     """Whether a run depends on these sizes, if there are any, in a way that is not seen.
 
@@ -23,7 +23,7 @@ def loses(
         model: the traced model.
         example: what it was traced on.
         tape: the record of its run.
-        output: the tensors that it returned then.
+        outputs: the tensors that it returned then, on each example.
         sizes: attributes and axes, as expressions.
         **how: further options of ``record``.
     """
@@ -33,10 +33,11 @@ def loses(
         again, found = record(model, example, lies=sizes, warm=tape.warm, **how)
     except Exception:  # whatever the wrong number led to: it was read
         return True
-    if any(t.is_meta for t in output):
+    was, now = ([t for answer in answers for t in answer] for answers in (outputs, found))
+    if any(t.is_meta for t in was):
         # Without weights whole numbers are known all the same.
-        output, found = ([v.const for v in one.values if v.const is not None] for one in (tape, again))
-    return not (_agree(tape, again) and len(output) == len(found) and all(map(_equal, output, found)))
+        was, now = ([v.const for v in one.values if v.const is not None] for one in (tape, again))
+    return not (_agree(tape, again) and len(was) == len(now) and all(map(_equal, was, now)))
 
 
 def _agree(one: Tape, other: Tape) -> bool:

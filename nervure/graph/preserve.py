@@ -5,12 +5,13 @@ that it prepares on its first run, its input, random states, flags of PyTorch. `
 reached from a model and an example, and afterwards puts the same objects with the same contents back in their places.
 """
 
-import operator
 import random
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from operator import is_
 from types import SimpleNamespace
 from typing import Any, TypeAlias
 
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
+from nervure.graph.memory import Memory
 from nervure.graph.modes import LOCK, at_home
 
 Restore: TypeAlias = Callable[[], object]
@@ -32,20 +34,22 @@ def preserved(model: nn.Module, *others: Any) -> Iterator[None]:
     """Put back whatever is written while this lasts in ``model`` and in ``others``; other threads wait meanwhile.
 
     Put back are attributes and containers that can be reached, contents, versions and gradients of tensors, random
-    states and flags. Random numbers inside are those that the caller would draw next. Costs the memory of the
-    model's tensors once more.
+    states and flags. Random numbers inside are those that the caller would draw next. Of parameters and of large
+    tensors a copy is made when they are first written, see :class:`nervure.graph.memory.Memory`.
 
     Args:
         model: a module; objects and containers in its attributes are seen too.
         others: an example, further modules.
     """
     with LOCK:
-        flags, restores = list(_flags()), _reached((model, *others))
+        memory = Memory()
+        flags, restores = list(_flags()), _reached((model, *others), memory)
         try:
-            with at_home(model):
+            with at_home(model), memory.watched():
                 yield
         finally:
             with torch.no_grad():
+                memory.put_back()
                 _run(reversed(restores))
             _run(flags)
 
@@ -55,41 +59,58 @@ def _run(restores: Iterable[Restore]) -> None:
         restore()
 
 
-def _reached(roots: Iterable[Any]) -> list[Restore]:
-    """How to put back everything that can be reached from ``roots``."""
+def _reached(roots: Iterable[Any], memory: Memory) -> list[Restore]:
+    """How to put back everything that can be reached from ``roots``, but for contents, which ``memory`` knows."""
     seen: dict[int, Any] = {}
+    saves: dict[type, list[Callable[[Any], Saved]]] = {}
     restores: list[Restore] = []
-    contents: dict[int, Restore] = {}
     found = list(roots)
     while found:
         value = found.pop()
-        if id(value) in seen or isinstance(value, _PLAIN):
+        kind = type(value)
+        if kind not in saves:
+            saves[kind] = _saves_of(kind)
+            found += [_ClassState(kind)] if issubclass(kind, nn.Module) else []
+        if not saves[kind] or id(value) in seen:
             continue
         seen[id(value)] = value
-        if isinstance(value, Tensor):
-            restores += _tensor(value, contents)
-            continue
-        for save in (save for kind, save in _KINDS.items() if isinstance(value, kind)):
+        for save in saves[kind]:
             restore, inside = save(value)
-            restores.append(restore)
+            if restore is not _nothing:
+                restores.append(restore)
             found += inside
-    # Tensors find their memory again before its contents are put back, and versions come last.
-    return [*restores, *contents.values()]
+        if isinstance(value, Tensor) and _has_memory(value):
+            memory.add(value)
+    return restores
+
+
+def _saves_of(kind: type) -> list[Callable[[Any], Saved]]:
+    """All that has to be saved of values of a type."""
+    if issubclass(kind, _PLAIN):
+        return []
+    if issubclass(kind, Tensor):
+        return [_tensor]
+    found = [save for one, save in _KINDS.items() if issubclass(kind, one)]
+    # The attributes of objects of Python's and PyTorch's own (locks, loggers, ...) are tools, not state.
+    if issubclass(kind, SimpleNamespace) or _is_users(kind):
+        found.append(partial(_object, tuple(_slots(kind))))
+    return found
 
 
 # -- containers and objects ------------------------------------------------------------------------------------------
 
 
-def _same(now: Iterable[Any], before: Iterable[Any]) -> bool:
-    one, other = list(now), list(before)
-    return len(one) == len(other) and all(map(operator.is_, one, other))
+def _same(now: Any, before: Any) -> bool:
+    return len(now) == len(before) and all(map(is_, now, before))
 
 
 def _dict(value: dict[Any, Any]) -> Saved:
+    if not value:
+        return value.clear, ()
     before = dict(value)
 
     def restore() -> None:
-        if not (_same(value, before) and _same(value.values(), before.values())):
+        if not (_same(value, before) and all(map(is_, value.values(), before.values()))):
             value.clear()
             value.update(before)
 
@@ -137,42 +158,45 @@ def _array(value: np.ndarray[Any, Any]) -> Saved:
 
 
 def _module(value: nn.Module) -> Saved:
-    return _nothing, [vars(value), *(_ClassState(kind) for kind in type(value).__mro__ if _is_users(kind))]
+    return _nothing, [vars(value)]
 
 
 class _ClassState:
-    """The attributes of a class of the user's, which are read and written through its modules."""
+    """The attributes of a class of the user's, and of those it derives from: its modules read and write them."""
 
     def __init__(self, kind: type) -> None:
         self.kind = kind
 
 
-def _class(value: _ClassState) -> Saved:
-    kind, before = value.kind, dict(vars(value.kind))
+def _classes(value: _ClassState) -> Saved:
+    before = {kind: dict(vars(kind)) for kind in value.kind.__mro__ if _is_users(kind)}
 
     def restore() -> None:
-        now = dict(vars(kind))
-        for name in now.keys() - before.keys():
-            delattr(kind, name)
+        for kind, attributes in before.items():
+            _put_back_class(kind, attributes)
+
+    return restore, [held for attributes in before.values() for held in attributes.values()]
+
+
+def _put_back_class(kind: type, before: dict[str, Any]) -> None:
+    now = dict(vars(kind))
+    for name in now.keys() - before.keys():
+        delattr(kind, name)
+    for name, held in before.items():
+        if now.get(name) is not held:
+            setattr(kind, name, held)
+
+
+def _object(slots: tuple[str, ...], value: Any) -> Saved:
+    """The attributes of an object."""
+    before = {name: getattr(value, name) for name in slots if hasattr(value, name)}
+
+    def restore() -> None:
         for name, held in before.items():
-            if now.get(name) is not held:
-                setattr(kind, name, held)
-
-    return restore, [held for held in before.values() if isinstance(held, (*_KINDS, Tensor))]
-
-
-def _object(value: Any) -> Saved:
-    """The attributes of an object; those of Python's and PyTorch's own (locks, loggers, ...) are tools, not state."""
-    if not isinstance(value, SimpleNamespace) and not _is_users(type(value)):
-        return _nothing, ()
-    slots = {n: getattr(value, n) for n in _slots(type(value)) if hasattr(value, n)}
-
-    def restore() -> None:
-        for name, held in slots.items():
             if getattr(value, name, None) is not held:
                 object.__setattr__(value, name, held)
 
-    return restore, [getattr(value, "__dict__", None), *slots.values()]
+    return restore if before else _nothing, [getattr(value, "__dict__", None), *before.values()]
 
 
 def _slots(kind: type) -> Iterator[str]:
@@ -233,19 +257,29 @@ _FLAGS: tuple[tuple[Callable[[], Any], Callable[[Any], Any]], ...] = (
 # -- tensors ---------------------------------------------------------------------------------------------------------
 
 
-def _tensor(value: Tensor, contents: dict[int, Restore]) -> Iterator[Restore]:
-    """How to put back a tensor's version, the memory it looks at and its gradient; ``contents``: the memory itself."""
+def _tensor(value: Tensor) -> Saved:
+    """A tensor's version, the memory it looks at and its gradient."""
     if not _has_memory(value):
-        return
-    if not value.is_inference():
-        yield _put_back_version(value)
-    storage = value.untyped_storage()
-    contents.setdefault(storage._cdata, _memory(storage))
-    yield _view(value)
-    if value.is_leaf:
-        gradient, learns = value.grad, value.requires_grad
-        yield lambda: setattr(value, "grad", gradient) if value.grad is not gradient else None
-        yield lambda: value.requires_grad_(learns) if value.is_leaf and value.requires_grad != learns else None
+        return _nothing, ()
+    version = None if value.is_inference() else value._version
+    before = value.detach()
+    gradient, learns = (value.grad, value.requires_grad) if value.is_leaf else (None, None)
+
+    def restore() -> None:
+        if learns is not None and value.grad is not gradient:
+            value.grad = gradient
+        if learns is not None and value.is_leaf and value.requires_grad != learns:
+            value.requires_grad_(learns)
+        if _view(value) != _view(before):
+            value.data = before
+        if version is not None and value._version != version:
+            torch._C._autograd._unsafe_set_version_counter((value,), (version,))
+
+    return restore, ()
+
+
+def _view(value: Tensor) -> tuple[Any, ...]:
+    return value.data_ptr(), value.shape, value.stride(), value.dtype
 
 
 def _has_memory(value: Tensor) -> bool:
@@ -261,41 +295,6 @@ def _has_memory(value: Tensor) -> bool:
         return False
 
 
-def _put_back_version(value: Tensor) -> Restore:
-    version = value._version
-    return lambda: torch._C._autograd._unsafe_set_version_counter((value,), (version,))
-
-
-def _view(value: Tensor) -> Restore:
-    before = value.detach()
-
-    def restore() -> None:
-        now = (value.data_ptr(), value.shape, value.stride(), value.dtype)
-        if now != (before.data_ptr(), before.shape, before.stride(), before.dtype):
-            value.data = before
-
-    return restore
-
-
-def _memory(storage: torch.UntypedStorage) -> Restore:
-    before = _bytes(storage).clone()
-
-    def restore() -> None:
-        if storage.nbytes() != before.nbytes:
-            storage.resize_(before.nbytes)
-        now = _bytes(storage)
-        # What did not change is not written: its memory may be a file's, or shared.
-        if not torch.equal(now, before):
-            now.copy_(before)
-
-    return restore
-
-
-def _bytes(storage: torch.UntypedStorage) -> Tensor:
-    dtype = torch.int64 if storage.nbytes() % torch.int64.itemsize == 0 else torch.uint8
-    return torch.empty(0, dtype=dtype, device=storage.device).set_(storage)
-
-
 _PLAIN = (str, bytes, int, float, complex, type, type(None), type(sys), type(_nothing), torch.dtype, torch.device)
 _KINDS: dict[Any, Callable[[Any], Saved]] = {
     nn.Module: _module,
@@ -308,7 +307,6 @@ _KINDS: dict[Any, Callable[[Any], Saved]] = {
     np.random.RandomState: _generator,
     np.random.Generator: _numpy_generator,
     random.Random: _random,
-    _ClassState: _class,
-    object: _object,
+    _ClassState: _classes,
 }
-"""What to do with a value of some kind, from the first to the last that fits."""
+"""What to do with a value of some kind."""

@@ -7,9 +7,10 @@ a new value, and writing into a view writes back into what it is a view of.
 
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from math import prod
 from typing import Any, NamedTuple, TypeAlias
 
@@ -201,21 +202,20 @@ class _Memory:
 
 
 class Recorder(TorchDispatchMode):
-    """Writes every operator call on a tape. ``interpret`` may take the place of the operator (see ``verify``).
+    """Writes every operator call on a tape.
 
     What is made of other operators (composite and higher-order ones) is written down as these.
     """
 
     supports_higher_order_operators = True
 
-    def __init__(self, tape: Tape, interpret: Callable[[str, Any, Any, Any], Any] | None = None) -> None:
+    def __init__(self, tape: Tape) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.tape = tape
         self.memory = _Memory()
         self.modules: list[str] = []
         self.call: Call | None = None
         self.sizes = True
-        self._interpret = interpret
         self._held: dict[int, list[Value]] = {}
         """Values whose contents are held by reference, by their memory."""
 
@@ -274,11 +274,11 @@ class Recorder(TorchDispatchMode):
         if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
             out = self._number(args[0])
         else:
-            out = func(*args, **kwargs) if self._interpret is None else self._interpret(module, func, args, kwargs)
+            out = func(*args, **kwargs)
         results = _tensors(out)
         contents = self._contents(func, args, kwargs, results)
         outs = tuple(self.new(t, c) for t, c in zip(results, contents, strict=True))
-        name = func._schema.name.removeprefix("aten::")
+        name = name_of(func)
         self.tape.entries.append(Entry(func, name, refs, named, outs, module, self.call))
         if writes:
             self._write_back([t for t in results if any(t is w for w in writes)])
@@ -332,6 +332,12 @@ def _with_tensor_first(func: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
     is_number = len(args) == 1 and isinstance(args[0], int | float | complex)
     takes_tensor = is_number and isinstance(func._schema.arguments[0].type, torch.TensorType)
     return (torch.tensor(args[0]),) if takes_tensor else args
+
+
+@cache
+def name_of(func: Any) -> str:
+    """The name of an operator; PyTorch's own without their namespace."""
+    return str(func._schema.name).removeprefix("aten::")
 
 
 def _tensors(out: Any) -> list[Tensor]:
@@ -474,6 +480,29 @@ def _form(recorder: Recorder, output: Any) -> Any:
 
 
 @contextmanager
+def running_modules(model: nn.Module, stack: list[str]) -> Iterator[None]:
+    """While this lasts ``stack`` holds the names of the modules that run in this thread, outermost first."""
+    mine, hooks = threading.get_ident(), []
+
+    def leave(module: nn.Module, args: Any, output: Any) -> None:
+        if stack and threading.get_ident() == mine:
+            stack.pop()
+
+    for name, module in model.named_modules():
+
+        def enter(module: nn.Module, args: Any, name: str = name) -> None:
+            if threading.get_ident() == mine:
+                stack.append(name)
+
+        hooks += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextmanager
 def _module_stack(model: nn.Module, recorder: Recorder) -> Iterator[None]:
     names = {id(module): name for name, module in model.named_modules()}
     starts: list[tuple[list[int], int]] = []
@@ -532,18 +561,16 @@ def record(
     model: nn.Module,
     example: Any,
     *,
-    interpret: Callable[[str, Any, Any, Any], Any] | None = None,
     tag: bool = True,
     auxiliary: bool = True,
     warm: bool = False,
     lies: frozenset[Expression] = frozenset(),
-) -> tuple[Tape, list[Tensor]]:
-    """Run ``model`` once on each example; return the tape and the tensors of its (first) output.
+) -> tuple[Tape, list[list[Tensor]]]:
+    """Run ``model`` once on each example; return the tape and the tensors that it returned on each.
 
     Args:
         model: any module; its training flag is respected, and what it writes is put back.
         example: a tensor, a tuple of positional arguments, or a dict of keyword arguments; or a list of these.
-        interpret: runs in the place of each operator: (module, operator, args, kwargs) -> result.
         auxiliary: run once more in training mode where parameters were not used.
         tag: remember the calls of the user's code, and which integer attributes of modules arrive in sizes.
         warm: run once before, unrecorded, for a model that prepares something on its first run.
@@ -556,7 +583,7 @@ def record(
     examples = examples_of(example)
     given = [as_inputs(one) for one in examples]
     tape = Tape(warm=warm)
-    recorder = Recorder(tape, interpret)
+    recorder = Recorder(tape)
     tape.attentions = frozenset(n for n, m in model.named_modules() if isinstance(m, nn.MultiheadAttention))
     with preserved(model, given), torch.no_grad(), plain_kernels(model), ExitStack() as stack:
         if warm:
@@ -579,12 +606,12 @@ def record(
             if not outputs[-1]:
                 raise TraceError(f"the model returned {type(found).__name__} without a tensor in it to trace.")
             _note_outputs(recorder, found)
-        if auxiliary and interpret is None and unreached(model, tape):
+        if auxiliary and unreached(model, tape):
             tape.runs.append(Run(len(tape.entries), []))
             _run_in_training_mode(model, *given[0], recorder)
         stack.close()
         # Copies: an output may be a buffer, which is put back.
-        copies = [t.clone() for t in outputs[0]]
+        copies = [[t.clone() for t in found] for found in outputs]
     return tape, copies
 
 

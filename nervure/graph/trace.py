@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nervure.errors import ArgumentError, TraceError
 from nervure.graph.declared import declared, families, full_name, in_multiples, unexplained
@@ -324,17 +324,18 @@ def draw(
         inside_heads: let the width inside attention heads be cut (evenly in all heads).
         auxiliary: read what runs in training mode only as well.
     """
-    tape, output = record(model, example, auxiliary=auxiliary)
+    tape, answers = record(model, example, auxiliary=auxiliary)
     _check_values(tape)
     if _changes_weights(tape, model):
         # A model that prepares its weights on its first run is as it will be from the second on.
-        tape, output = record(model, example, auxiliary=auxiliary, warm=True)
+        tape, answers = record(model, example, auxiliary=auxiliary, warm=True)
     _require_outputs(tape, outputs)
     flow = flow_over(tape, free_inputs=inputs)
     chosen = outputs if isinstance(outputs, bool) else _names_of(outputs)
     settings: dict[str, Any] = {"outputs": chosen, "inputs": inputs, "inside_heads": inside_heads}
     drawing = _drawing(model, flow, settings)
-    drawing.graph = _with_declared(model, drawing, partial(loses, model, example, tape, output, auxiliary=auxiliary))
+    drawing.outputs = answers
+    drawing.graph = _with_declared(model, drawing, partial(loses, model, example, tape, answers, auxiliary=auxiliary))
     return drawing
 
 
@@ -364,7 +365,10 @@ def _with_declared(model: nn.Module, drawing: "Drawing", lost: Callable[[frozens
 
 @dataclass(slots=True)
 class Drawing:
-    """A graph with the flow it was made from; ``names`` are the groups by number, shown in the graph or not."""
+    """A graph with the flow it was made from; ``names`` are the groups by number, shown in the graph or not.
+
+    ``outputs`` are the tensors that the model returned on each example.
+    """
 
     flow: Flow
     graph: Graph
@@ -372,6 +376,7 @@ class Drawing:
     group_of: Array
     unit_of: Array
     builder: "_Builder"
+    outputs: list[list[Tensor]] = field(default_factory=list)
 
     def survives(self, labels: Array, keeps: Mapping[str, np.ndarray]) -> np.ndarray:
         """Boolean per label: False where its unit leaves when groups keep these units."""

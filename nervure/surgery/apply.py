@@ -1,7 +1,7 @@
 """``apply``: the only line that edits anything, and it edits a copy."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import assert_never
 
@@ -50,12 +50,20 @@ def apply(model: nn.Module, graph: Graph, plan: Plan, *, renumber: bool = True) 
     return smaller
 
 
+def apply_sharing(model: nn.Module, graph: Graph, plan: Plan) -> nn.Module:
+    """As :func:`edited`, but parameters that ``plan`` leaves as they are are those of ``model``: for looking only."""
+    masked = {mask.tensor for mask in plan.masks}
+    return edited(model, graph, plan, shared=[p for name, p in model.named_parameters() if name not in masked])
+
+
 @isolated()
-def edited(model: nn.Module, graph: Graph, plan: Plan, *, renumber: bool = True) -> nn.Module:
-    """As :func:`apply`, without a word on configs: for trials."""
+def edited(
+    model: nn.Module, graph: Graph, plan: Plan, *, renumber: bool = True, shared: Iterable[nn.Parameter] = ()
+) -> nn.Module:
+    """As :func:`apply`, without a word on configs: for trials. ``shared`` are parameters that are not copied."""
     check_fits(model, graph, plan)
     with _real_plans(model):
-        return _edited(model, graph, plan, renumber)
+        return _edited(model, graph, plan, renumber, shared)
 
 
 def _real_plans(model: nn.Module) -> AbstractContextManager[None]:
@@ -63,10 +71,10 @@ def _real_plans(model: nn.Module) -> AbstractContextManager[None]:
     return _disable_current_modes() if is_weightless(model) else nullcontext()
 
 
-def _edited(model: nn.Module, graph: Graph, plan: Plan, renumber: bool) -> nn.Module:
+def _edited(model: nn.Module, graph: Graph, plan: Plan, renumber: bool, shared: Iterable[nn.Parameter]) -> nn.Module:
     keeps = keeps_of(graph, plan)
     masks, wires = _masks(graph, plan, keeps), iter(wire_names(graph, plan))
-    result = copied_without(model, graph, keeps)
+    result = copied_without(model, graph, keeps, shared)
     for mask in plan.masks:
         _start_over(tensor_of(result, mask.tensor), mask)
     for name, keep in masks.items():

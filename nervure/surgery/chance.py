@@ -5,8 +5,9 @@ those after it. A draw over units of which some are gone takes what the survivor
 """
 
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,30 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from nervure.graph.composites import taken_apart
 
 
-def is_random(func: Any) -> bool:
-    """Whether an operator draws random numbers."""
-    return torch.Tag.nondeterministic_seeded in getattr(func, "tags", ())
+def is_random(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether a call of an operator draws random numbers: attention with dropout does, and without it does not."""
+    is_tagged, dropout = _chance_of(func)
+    if not is_tagged or dropout is None:
+        return is_tagged
+    return bool(args[dropout] if dropout < len(args) else kwargs.get("dropout_p", 0.0))
+
+
+@cache
+def _chance_of(func: Any) -> tuple[bool, int | None]:
+    """Whether an operator may draw random numbers, and the number of its argument that is the share to drop."""
+    if torch.Tag.nondeterministic_seeded not in getattr(func, "tags", ()):
+        return False, None
+    names = [argument.name for argument in func._schema.arguments]
+    return True, names.index("dropout_p") if "dropout_p" in names else None
+
+
+def seed(number: int) -> None:
+    """Start PyTorch's random numbers from ``number``, on every device that is there."""
+    if torch.accelerator.is_available():
+        torch.manual_seed(number)
+    else:
+        # The same without looking for devices, which costs more than most operators do.
+        torch.default_generator.manual_seed(number)
 
 
 @contextmanager
@@ -28,7 +50,7 @@ def seeded(model: nn.Module) -> Iterator[None]:
     devices = {t.device.index for t in model.parameters() if t.device.type == "cuda"}
     python, numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=sorted(d for d in devices if d is not None)):
-        torch.manual_seed(0)
+        seed(0)
         random.seed(0)
         np.random.seed(0)
         try:
@@ -57,9 +79,9 @@ class SameNoise(TorchDispatchMode):
         parts = taken_apart(self, func, args, kwargs)
         if parts is not NotImplemented:
             return parts
-        if not is_random(func):
+        if not is_random(func, args, kwargs):
             return func(*args, **kwargs)
-        torch.manual_seed(self._drawn)
+        seed(self._drawn)
         kept = self._noise.get(self._drawn)
         self._drawn += 1
         out = func(*args, **kwargs)

@@ -1,6 +1,7 @@
 """Whether a plan computes the right thing, on several sets of numbers: random ones in double precision come first."""
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple, final
@@ -9,20 +10,21 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from nervure.errors import NervureError, VerificationError
+from nervure.errors import ForwardError, NervureError, VerificationError
 from nervure.graph.copies import copied
+from nervure.graph.cost import Cost, cost_of_run, count
 from nervure.graph.example import evaluating, examples_of, outputs_in, run_example
 from nervure.graph.preserve import preserved
-from nervure.graph.tape import Entry, Ref, Tape, named_tensors, plain_kernels, record
+from nervure.graph.tape import Entry, Ref, Tape, named_tensors, plain_kernels, record, unreached
 from nervure.graph.trace import Drawing
 from nervure.graph.types import Graph
 from nervure.plan import Plan
-from nervure.surgery.apply import edited, keeps_of
+from nervure.surgery.apply import apply_sharing, keeps_of
 from nervure.surgery.chance import SameNoise, is_random, seeded
 from nervure.surgery.difference import Difference, compare
 from nervure.surgery.drop import name_after
 from nervure.surgery.link import silenced, wire_names
-from nervure.surgery.redraw import WIDE, redraw, redrawn_inputs, round_once, widen, widened
+from nervure.surgery.redraw import WIDE, redrawn_inputs, round_once, widen, widened, with_other_numbers
 from nervure.surgery.reference import Answer, places, reference, survivors
 
 LARGEST = 300_000_000
@@ -70,23 +72,26 @@ class Numbers(NamedTuple):
 
 
 GIVEN = Numbers("on the example", False, False, False)
+EXACT = Numbers("in double precision", True, False, False)
 DRAWN = (
     *(Numbers("with random weights and inputs", True, True, True, seed) for seed in range(3)),
     Numbers("with random weights", True, True, False),
-    Numbers("in double precision", True, False, False),
+    EXACT,
     Numbers("with random weights and inputs, not in double precision", False, True, True),
     Numbers("with random weights, not in double precision", False, True, False),
 )
 """In the order in which they are tried, until one tells."""
 
 
+@dataclass(frozen=True, slots=True)
 class _Setting:
     """A model with certain numbers, the inputs, what it answers, how exactly, and whether it draws random numbers."""
 
-    def __init__(self, model: nn.Module, example: Any, dense: list[Tensor], tape: Tape, run: int = 0) -> None:
-        self.model, self.example, self.dense = model, example, dense
-        self.precisions = _precisions(tape, run)
-        self.is_random = any(is_random(entry.op) for _, _, entry in places(tape, run))
+    model: nn.Module
+    example: Any
+    dense: list[Tensor]
+    precisions: list[float]
+    is_random: bool
 
 
 class Checker:
@@ -116,6 +121,18 @@ class Checker:
         with evaluating(self.model):
             return _worst([run.check_made(graph, plan, smaller) for run in self.runs])
 
+    def forget(self) -> None:
+        """Let go of the copies that were made to compare with; they are made anew where they are needed again."""
+        for run in self.runs:
+            run.settings.clear()
+
+    def count(self, smaller: nn.Module, example: Any) -> Cost:
+        """As :func:`nervure.count`; of a model that was checked, by the run that it was checked on."""
+        last = self.runs[0].last if len(self.runs) == 1 else None
+        if last is None or last[0] is not smaller or unreached(smaller, last[1]):
+            return count(smaller, example)
+        return cost_of_run(smaller, last[1])
+
 
 def _worst(found: list[Verification]) -> Verification:
     """One verification for several: what any of them told counts."""
@@ -128,7 +145,8 @@ class _RunChecker:
 
     def __init__(self, model: nn.Module, drawing: Drawing, run: int, example: Any) -> None:
         self.model, self.drawing, self.run, self.example = model, drawing, run, example
-        self._settings: dict[Numbers, _Setting | str] = {}
+        self.settings: dict[Numbers, _Setting | str] = {}
+        self.last: tuple[nn.Module, Tape] | None = None
 
     def check(self, graph: Graph, plan: Plan) -> Verification:
         """Whether ``plan`` computes the right thing, on random numbers (as given where those tell nothing).
@@ -138,7 +156,7 @@ class _RunChecker:
         """
 
         def cut(model: nn.Module) -> nn.Module:
-            return edited(model, graph, plan)
+            return apply_sharing(model, graph, plan)
 
         return self._first_that_tells(graph, plan, cut, (*DRAWN, GIVEN))
 
@@ -147,8 +165,16 @@ class _RunChecker:
         given = self._compared(GIVEN, graph, plan, lambda _: smaller)
         if not plan.edits and given is not None:
             return Verification(given.error, given.tolerance, given.outputs)
+
+        def cut(model: nn.Module) -> nn.Module:
+            return _with_numbers(smaller, model, graph, plan)
+
+        if given is not None and not given.is_right and _is_made_of(smaller, self.model, graph, plan):
+            # What a model chooses (the best boxes, the nearest code) may turn on a rounding; not in double precision.
+            exact = self._compared(EXACT, graph, plan, cut)
+            given = exact if exact is not None and exact.is_right and exact.is_telling else given
         _require_right(given, GIVEN)
-        drawn = self._first_that_tells(graph, plan, lambda model: _with_numbers(smaller, model, graph, plan), DRAWN)
+        drawn = self._first_that_tells(graph, plan, cut, DRAWN)
         if drawn.error is None and given is not None and given.is_telling:
             return Verification(given.error, given.tolerance, given.outputs)
         return drawn
@@ -164,9 +190,9 @@ class _RunChecker:
         return Verification(None, 0.0, outputs, self._why_nothing_tells(choices))
 
     def _why_nothing_tells(self, choices: tuple[Numbers, ...]) -> str:
-        if any(isinstance(self._settings.get(n), _Setting) for n in choices):
+        if any(isinstance(self.settings.get(n), _Setting) for n in choices):
             return "what the plan removes moves no output far enough, so a wrong cut would look right"
-        return "; ".join(dict.fromkeys(f"{n.told} {self._settings[n]}" for n in choices))
+        return "; ".join(dict.fromkeys(f"{n.told} {self.settings[n]}" for n in choices))
 
     def _compared(self, numbers: Numbers, graph: Graph, plan: Plan, cut: Cutter) -> Difference | None:
         """The comparison with these numbers; None where the model does not run with them."""
@@ -187,47 +213,55 @@ class _RunChecker:
         return compare(dense, expected.outputs, found, setting.precisions, again.outputs)
 
     def _answer(self, setting: _Setting, smaller: nn.Module, expected: Answer) -> list[Tensor]:
-        with evaluating(smaller), seeded(smaller):
-            if not setting.is_random:
+        noise = SameNoise(expected.noise) if setting.is_random else nullcontext()
+        with evaluating(smaller), seeded(smaller), noise:
+            if setting.model is not self.model:
                 return outputs_of(smaller, setting.example)
-            with SameNoise(expected.noise):
-                return outputs_of(smaller, setting.example)
+            with _running_smaller():
+                tape, (found,) = record(smaller, setting.example, tag=False, auxiliary=False)
+                self.last = smaller, tape
+                return found
 
     # -- numbers to compute with ------------------------------------------------------------------------------------
 
     def _setting(self, numbers: Numbers) -> _Setting | str:
-        if numbers not in self._settings:
-            self._settings[numbers] = self._made(numbers)
-        return self._settings[numbers]
+        if numbers not in self.settings:
+            self.settings[numbers] = self._made(numbers)
+        return self.settings[numbers]
 
     def _made(self, numbers: Numbers) -> _Setting | str:
         """A model with these numbers; or why there is none."""
         if numbers == GIVEN:
-            tape = self.drawing.flow.tape
-            with evaluating(self.model), seeded(self.model), SameNoise({}):
-                return _Setting(self.model, self.example, outputs_of(self.model, self.example), tape, self.run)
+            return self._given()
         if numbers.wide and self._size > LARGEST:
             return f"{self._size:,} parameters are too many for a copy in double precision"
-        model = copied(self.model)
-        example = self.example
-        if numbers.wide:
-            widen(model)
-            example = tree_map(widened, example)
-        if numbers.weights:
-            redraw(model, numbers.seed)
+        model = with_other_numbers(self.model, wide=numbers.wide, seed=numbers.seed if numbers.weights else None)
+        example = tree_map(widened, self.example) if numbers.wide else self.example
         if numbers.inputs:
             example = redrawn_inputs(example, numbers.seed)
         try:
             with evaluating(model), seeded(model), SameNoise({}):
                 warm = self.drawing.flow.tape.warm
-                tape, dense = record(model, example, tag=False, auxiliary=False, warm=warm)
+                tape, (dense,) = record(model, example, tag=False, auxiliary=False, warm=warm)
         except NervureError as error:
             return f"the model's forward raised {type(error.__cause__).__name__}: {str(error.__cause__)[:100]}"
         if any(bool(torch.isnan(t).any()) for t in dense):
             return "the model's outputs are not numbers"
         if not self._is_same_way(tape):
             return "the model takes another way"
-        return _Setting(model, example, dense, tape)
+        return _Setting(model, example, dense, _precisions(tape, 0), _draws(tape, 0))
+
+    def _given(self) -> _Setting:
+        """The model and the example as they are; where nothing is drawn at random, it has answered already."""
+        tape, dense, draws = (
+            self.drawing.flow.tape,
+            self.drawing.outputs[self.run],
+            _draws(self.drawing.flow.tape, self.run),
+        )
+        if draws:
+            with evaluating(self.model), seeded(self.model), SameNoise({}):
+                dense = outputs_of(self.model, self.example)
+        return _Setting(self.model, self.example, dense, _precisions(tape, self.run), draws)
 
     @cached_property
     def _size(self) -> int:
@@ -245,14 +279,20 @@ class _RunChecker:
 
 def outputs_of(model: nn.Module, example: Any) -> list[Tensor]:
     """All tensors that ``model`` returns on ``example``; raises VerificationError where it does not run."""
+    with _running_smaller(), preserved(model, example), plain_kernels(model):
+        # Copies: an output may be a buffer, which is put back.
+        return [t.clone() for t in outputs_in(run_example(model, example))]
+
+
+@contextmanager
+def _running_smaller() -> Iterator[None]:
     try:
-        with preserved(model, example), plain_kernels(model):
-            # Copies: an output may be a buffer, which is put back.
-            return [t.clone() for t in outputs_in(run_example(model, example))]
+        yield
     except Exception as error:
+        cause = error.__cause__ if isinstance(error, ForwardError) and error.__cause__ else error
         raise VerificationError(
-            f"the pruned model does not run on the example: {type(error).__name__}: {error}."
-        ) from error
+            f"the pruned model does not run on the example: {type(cause).__name__}: {cause}."
+        ) from cause
 
 
 def _require_right(found: Difference | None, numbers: Numbers) -> None:
@@ -263,21 +303,37 @@ def _require_right(found: Difference | None, numbers: Numbers) -> None:
         )
 
 
+def _is_made_of(smaller: nn.Module, model: nn.Module, graph: Graph, plan: Plan) -> bool:
+    """Whether the numbers of ``smaller`` are what the plan leaves of those of ``model``."""
+    numbers, own = named_tensors(apply_sharing(model, graph, plan)), named_tensors(smaller)
+    return numbers.keys() == own.keys() and all(torch.equal(numbers[name], own[name]) for name in own)
+
+
 def _with_numbers(smaller: nn.Module, model: nn.Module, graph: Graph, plan: Plan) -> nn.Module:
     """A copy of ``smaller`` with what the plan leaves of the numbers of ``model``."""
-    numbers, result = named_tensors(edited(model, graph, plan)), copied(smaller)
-    if any(t.dtype in WIDE.values() for t in numbers.values()):
-        widen(result)
-    for name, tensor in named_tensors(result).items():
+    numbers, memo = named_tensors(apply_sharing(model, graph, plan)), dict[int, Any]()
+    for name, tensor in named_tensors(smaller).items():
         if name not in numbers or numbers[name].shape != tensor.shape:
             has = tuple(numbers[name].shape) if name in numbers else "nothing of that name"
             raise VerificationError(
                 f"the pruned model is not what its plan makes: {name!r} has shape {tuple(tensor.shape)}, the plan "
                 f"leaves {has}"
             )
-        with torch.no_grad():
-            tensor.copy_(numbers[name])
+        if type(tensor) is type(numbers[name]):
+            memo[id(tensor)] = numbers[name]
+    result = copied(smaller, memo)
+    if any(t.dtype in WIDE.values() for t in numbers.values()):
+        widen(result)
+    with torch.no_grad():
+        for name, tensor in named_tensors(result).items():
+            if tensor is not numbers[name]:
+                tensor.copy_(numbers[name])
     return result
+
+
+def _draws(tape: Tape, run: int) -> bool:
+    """Whether a run draws random numbers."""
+    return any(is_random(entry.op, entry.args, entry.kwargs) for _, _, entry in places(tape, run))
 
 
 def _precisions(tape: Tape, run: int) -> list[float]:

@@ -1,6 +1,6 @@
 """Cutting: every tensor loses the positions whose units leave, every size kept as an integer follows."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,11 +18,16 @@ from nervure.surgery.attention import ResizedAttention
 from nervure.surgery.spectral import keep_divisors
 
 
-def copied_without(model: nn.Module, graph: Graph, keeps: Mapping[str, np.ndarray]) -> nn.Module:
-    """A copy of ``model`` without the units that leave. ``keeps`` maps group names to booleans, True survives."""
+def copied_without(
+    model: nn.Module, graph: Graph, keeps: Mapping[str, np.ndarray], shared: Iterable[nn.Parameter] = ()
+) -> nn.Module:
+    """A copy of ``model`` without the units that leave. ``keeps`` maps group names to booleans, True survives.
+
+    The parameters in ``shared`` are those of ``model`` where they lose nothing.
+    """
     replaced = _cut_tensors(model, graph, keeps)
     # A copy that finds the smaller tensors in its memo never makes the larger ones.
-    memo: dict[int, Any] = dict(replaced)
+    memo: dict[int, Any] = {id(p): p for p in shared} | dict(replaced)
     result = copied(model, memo)
     _resize(result, graph, keeps)
     changed = {id(t) for t in replaced.values()}

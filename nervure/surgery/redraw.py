@@ -12,8 +12,33 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from nervure.graph.copies import copied
+
 WIDE = {torch.float32: torch.float64, torch.float16: torch.float64, torch.bfloat16: torch.float64}
 WIDE |= {torch.complex64: torch.complex128}
+
+
+def with_other_numbers(model: nn.Module, *, wide: bool, seed: int | None) -> nn.Module:
+    """A copy of ``model`` in double precision (``wide``), with random numbers (unless ``seed`` is None), or both.
+
+    Matrices get values that keep the size of what they multiply, vectors (biases, scales) values around their mean.
+    Buffers may be tables with a meaning: they keep it, but no two entries are alike.
+    """
+    made: dict[int, Any] = {}
+    for i, parameter in enumerate(model.parameters()):
+        # A copy that finds the new numbers in its memo never makes the old ones.
+        if type(parameter) is nn.Parameter and _is_number(parameter):
+            dtype = WIDE.get(parameter.dtype, parameter.dtype) if wide else parameter.dtype
+            made[id(parameter)] = nn.Parameter(_new(parameter.detach(), dtype, seed, i), parameter.requires_grad)
+    result = copied(model, made)
+    if wide:
+        widen(result)
+    if seed is not None:
+        with torch.no_grad():
+            for i, buffer in enumerate(result.buffers()):
+                if _is_number(buffer):
+                    _redraw_buffer(buffer, _generator(buffer, 1_000_000 + 1000 * seed + i))
+    return result
 
 
 def widen(model: nn.Module) -> None:
@@ -30,41 +55,35 @@ def widened(value: Any) -> Any:
     return value.to(WIDE.get(value.dtype, value.dtype)) if isinstance(value, Tensor) else value
 
 
-def redraw(model: nn.Module, seed: int) -> None:
-    """Draw every parameter of ``model`` anew, and the buffers around what they are, in place.
+def _new(old: Tensor, dtype: torch.dtype, seed: int | None, number: int) -> Tensor:
+    """``old`` in another precision, drawn anew where there is a seed."""
+    if seed is None:
+        return old.to(dtype, copy=True)
+    generator = _generator(old, 1000 * seed + number)
+    if old.dim() > 1:
+        fan = old.numel() / old.shape[0]
+        return _uniform(old, generator, dtype, max(math.sqrt(6 / max(fan, 1)), 0.02))
+    return _uniform(old, generator, dtype, 0.3).add_(old.mean()) if old.numel() else old.to(dtype, copy=True)
 
-    Matrices get values that keep the size of what they multiply behind a rectifier (half of it is zero), vectors
-    (biases, scales) values around their mean.
-    Buffers may be tables with a meaning: they keep it, but no two entries are alike.
-    """
-    with torch.no_grad():
-        for i, parameter in enumerate(model.parameters()):
-            if _is_number(parameter):
-                _redraw_parameter(parameter, torch.Generator(parameter.device).manual_seed(1000 * seed + i))
-        for i, buffer in enumerate(model.buffers()):
-            if _is_number(buffer):
-                noise = torch.Generator(buffer.device).manual_seed(1_000_000 + 1000 * seed + i)
-                around = 0.3 * _uniform(buffer, noise)
-                buffer.add_(around if not bool(buffer.any()) else around * buffer.nan_to_num(0, 0, 0))
+
+def _redraw_buffer(buffer: Tensor, generator: torch.Generator) -> None:
+    around = _uniform(buffer, generator, buffer.dtype, 0.3)
+    buffer.add_(around if not bool(buffer.any()) else around * buffer.nan_to_num(0, 0, 0))
+
+
+def _generator(like: Tensor, seed: int) -> torch.Generator:
+    return torch.Generator(like.device).manual_seed(seed)
 
 
 def _is_number(tensor: Tensor) -> bool:
     return (tensor.is_floating_point() or tensor.is_complex()) and tensor.layout is torch.strided
 
 
-def _redraw_parameter(parameter: Tensor, generator: torch.Generator) -> None:
-    if parameter.dim() > 1:
-        fan = parameter.numel() / parameter.shape[0]
-        parameter.copy_(_uniform(parameter, generator).mul_(max(math.sqrt(6 / max(fan, 1)), 0.02)))
-    elif parameter.numel():
-        parameter.copy_(_uniform(parameter, generator).mul_(0.3).add_(parameter.mean()))
-
-
-def _uniform(like: Tensor, generator: torch.Generator) -> Tensor:
-    """Values in [-1, 1] of the shape of ``like``."""
-    drawn = torch.empty_like(like, memory_format=torch.contiguous_format)
+def _uniform(like: Tensor, generator: torch.Generator, dtype: torch.dtype, size: float) -> Tensor:
+    """Values in [-size, size] of the shape of ``like``."""
+    drawn = torch.empty_like(like, dtype=dtype)
     parts = torch.view_as_real(drawn) if drawn.is_complex() else drawn
-    parts.uniform_(-1, 1, generator=generator)
+    parts.uniform_(-size, size, generator=generator)
     return drawn
 
 
@@ -88,5 +107,5 @@ def round_once(model: nn.Module) -> None:
         for i, parameter in enumerate(model.parameters()):
             if parameter.is_floating_point():
                 step = torch.finfo(parameter.dtype).eps
-                sign = _uniform(parameter, torch.Generator(parameter.device).manual_seed(i)).sign_()
+                sign = _uniform(parameter, _generator(parameter, i), parameter.dtype, 1).sign_()
                 parameter.mul_(sign.mul_(step).add_(1))

@@ -11,22 +11,24 @@ takes the same way with other numbers of tokens (experts) or other copies in mem
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from nervure.errors import ForwardError, VerificationError
+from nervure.errors import TraceError, VerificationError
+from nervure.graph.composites import taken_apart
+from nervure.graph.example import as_inputs, outputs_in
 from nervure.graph.flow import Read
-from nervure.graph.tape import Entry, Ref, Tape, record
+from nervure.graph.preserve import preserved
+from nervure.graph.tape import Entry, Ref, Tape, name_of, plain_kernels, running_modules
 from nervure.graph.trace import Drawing
 from nervure.graph.types import Graph
 from nervure.plan import Plan
-from nervure.surgery.apply import apply, keeps_of
-from nervure.surgery.chance import is_random, seeded
+from nervure.surgery.apply import apply_sharing, keeps_of
+from nervure.surgery.chance import is_random, seed, seeded
 from nervure.surgery.spectral import spectral_norms
 
 Keeps: TypeAlias = Mapping[str, np.ndarray]
@@ -74,18 +76,29 @@ def reference(model: nn.Module, drawing: Drawing, run: int, graph: Graph, plan: 
     keeps = keeps_of(graph, plan)
     masks = Plan(plan.masks)
     replay = _Replay(drawing, run, keeps, frozenset(norm.module for norm in spectral_norms(model)))
-    source = apply(model, graph, masks) if masks else model
+    source = apply_sharing(model, graph, masks) if masks else model
     try:
         with _silent(source, graph, plan), seeded(model):
-            _, outputs = record(
-                source, example, interpret=replay, tag=False, auxiliary=False, warm=drawing.flow.tape.warm
-            )
-    except ForwardError as error:
+            outputs = _replayed(source, example, replay, warm=drawing.flow.tape.warm)
+    except TraceError:
+        raise
+    except Exception as error:
         raise VerificationError(
             "the original cannot be run without the removed units, so there is nothing to compare with: its forward "
-            f"raised {type(error.__cause__).__name__}: {error.__cause__}."
+            f"raised {type(error).__name__}: {error}."
         ) from error
     return Answer(survivors(outputs, drawing, run, keeps), replay.noise)
+
+
+def _replayed(model: nn.Module, example: Any, replay: "_Replay", *, warm: bool) -> list[Tensor]:
+    args, kwargs = as_inputs(example)
+    with preserved(model, args, kwargs), torch.no_grad(), plain_kernels(model):
+        if warm:
+            model(*args, **kwargs)
+        with running_modules(model, replay.modules), replay:
+            found = outputs_in(model(*args, **kwargs))
+        # Copies: an output may be a buffer, which is put back.
+        return [t.clone() for t in found]
 
 
 def survivors(outputs: list[Tensor], drawing: Drawing, run: int, keeps: Keeps) -> list[Tensor]:
@@ -111,56 +124,63 @@ class _Limit(NamedTuple):
     alive: np.ndarray
 
 
-@dataclass(slots=True)
-class _Replay:
+class _Replay(TorchDispatchMode):
     """Runs in the place of each operator of the original: leaves out the removed units, draws noise by number."""
 
-    drawing: Drawing
-    run: int
-    keeps: Keeps
-    divided: frozenset[str] = frozenset()
-    noise: dict[int, Tensor] = field(default_factory=dict)
-    _limits: dict[Place, list[_Limit]] = field(default_factory=dict)
-    _random: dict[Place, Ref] = field(default_factory=dict)
-    _ran: Counter[tuple[str, str]] = field(default_factory=Counter)
-    _drawn: int = 0
+    supports_higher_order_operators = True
 
-    def __post_init__(self) -> None:
+    def __init__(self, drawing: Drawing, run: int, keeps: Keeps, divided: frozenset[str]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.modules: list[str] = []
+        self.noise: dict[int, Tensor] = {}
+        self._drawing, self._keeps = drawing, keeps
+        self._limits: dict[Place, list[_Limit]] = {}
+        self._random: dict[Place, Ref] = {}
+        self._ran: Counter[tuple[str, str]] = Counter()
+        self._drawn = 0
         place_of = {}
-        for index, place, entry in places(self.drawing.flow.tape, self.run):
+        for index, place, entry in places(drawing.flow.tape, run):
             place_of[index] = place
-            if is_random(entry.op) and entry.outs:
+            if is_random(entry.op, entry.args, entry.kwargs) and entry.outs:
                 self._random[place] = entry.outs[0]
-        for read in (read for read in self.drawing.flow.reads if read.entry in place_of):
+        for read in (read for read in drawing.flow.reads if read.entry in place_of):
             alive, place = self._alive(read), place_of[read.entry]
             # A spectral norm is that of the whole weight: the weights that survive stay as they are.
-            is_divisor = place.module in self.divided and place.name in ("mv", "dot", "vdot")
+            is_divisor = place.module in divided and place.name in ("mv", "dot", "vdot")
             if not alive.all() and not is_divisor:
                 self._limits.setdefault(place, []).append(_Limit(read, alive))
 
-    def __call__(self, module: str, func: Any, args: Any, kwargs: Any) -> Any:
-        name = func._schema.name.removeprefix("aten::")
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # Being skipped by the compiler takes importing it, which costs seconds; it never meets this mode.
+        return False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        parts = taken_apart(self, func, args, kwargs)
+        if parts is not NotImplemented:
+            return parts
+        module, name = self.modules[-1] if self.modules else "", name_of(func)
         place = Place(module, name, self._ran[module, name])
         self._ran[module, name] += 1
-
-        def run() -> Any:
-            return _restricted(func, args, kwargs, self._limits.get(place, []))
-
-        return self._draw(place, run) if is_random(func) else run()
+        limits = self._limits.get(place, [])
+        if is_random(func, args, kwargs):
+            return self._draw(place, lambda: _restricted(func, args, kwargs, limits))
+        return _restricted(func, args, kwargs, limits)
 
     def _alive(self, read: Read) -> np.ndarray:
         alive = np.ones(len(read.vectors[0]), dtype=bool)
         for labels in read.vectors:
-            alive &= self.drawing.survives(labels, self.keeps)
+            alive &= self._drawing.survives(labels, self._keeps)
         return alive
 
     def _draw(self, place: Place, run: Callable[[], Any]) -> Any:
         number = self._drawn
         self._drawn += 1
-        torch.manual_seed(number)
+        seed(number)
         out = run()
         if isinstance(out, Tensor) and place in self._random:
-            kept = _surviving(out, self.drawing, self._random[place].id, self.keeps)
+            kept = _surviving(out, self._drawing, self._random[place].id, self._keeps)
             if kept is not out:
                 self.noise[number] = kept
         return out

@@ -30,7 +30,7 @@ def broken_use(checker: Checker, smaller: nn.Module) -> str:
     Where the original takes a way that it took on no example, nothing is known of it, which is told by a
     :class:`NervureWarning`.
     """
-    for use in (use for run in checker.runs for use in _uses(run.example)):
+    for use in (use for run in checker.runs for use in _failed(smaller, run.example)):
         error = _error_of(smaller, use)
         if error and not _error_of(checker.model, use):
             others = _other_modules(checker, use)
@@ -59,10 +59,20 @@ def _other_modules(checker: Checker, use: Use) -> list[str]:
     return sorted(new if use.training else new | missed)
 
 
-def _uses(example: Any) -> Iterator[Use]:
-    yield Use("in evaluation mode without gradients", False, False, example)
+def _failed(model: nn.Module, example: Any) -> Iterator[Use]:
+    """The uses in which ``model`` may break."""
+    plain = Use("in evaluation mode without gradients", False, False, example)
+    larger, *others = *_batches(example), plain
+    if _error_of(model, larger):
+        # What runs on more samples, with fused kernels, does so on the example too.
+        yield from (plain, larger)
+    yield from (use for use in others if use is not plain)
     yield Use("in evaluation mode with gradients", False, True, example)
     yield Use("in training mode", True, True, example)
+
+
+def _batches(example: Any) -> Iterator[Use]:
+    """One sample more than the example has, and one alone."""
     try:
         samples = samples_of(example)
     except ArgumentError:
@@ -71,7 +81,7 @@ def _uses(example: Any) -> Iterator[Use]:
     given = [t for t in tensors_in(example) if t.ndim]
     if any(t.layout != torch.strided or (t.shape[0] != samples and not t.is_floating_point()) for t in given):
         return
-    for batch in {1, samples + 1} - {samples}:
+    for batch in sorted({samples + 1, 1} - {samples}, reverse=True):
         yield Use(f"on a batch of {batch}", False, False, resized(example, batch))
 
 

@@ -85,6 +85,7 @@ def _require_same_groups(drawn: Graph, pruned: HasPlan, example: Any) -> None:
 def verified(checker: Checker, pruned: HasPlan) -> Verification:
     """As :func:`verify`, where the model was drawn already."""
     found = checker.check_made(pruned.graph, pruned.plan, pruned.model)
+    checker.forget()
     broken = broken_use(checker, pruned.model)
     if broken:
         raise VerificationError(f"it breaks where the original runs, {broken}")

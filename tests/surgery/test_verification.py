@@ -127,6 +127,37 @@ def test_what_moves_no_output_is_not_called_verified() -> None:
     assert "not verified (what the plan removes moves no output far enough" in str(pruned)
 
 
+def test_a_choice_that_turns_on_a_rounding_is_settled_in_double_precision() -> None:
+    class Nearest(Answer):
+        def forward(self, x: Tensor) -> Tensor:
+            y = super().forward(x)
+            # Two codes that a rounding in single precision tells apart, and nothing in double precision does.
+            same = torch.stack([y.sum(1), y.flip(1).sum(1) + 1e-12 * y.sum(1).abs()], 1)
+            return torch.cat([y, same.argmax(1, keepdim=True).to(y)], 1)
+
+    model, x = seeded(lambda: Nearest(lambda y: y, outputs=300)), noise(200, 5)
+    assert prune(model, x, Magnitude(keep=0.5)).verification is not None
+
+
+def test_a_dropped_block_may_change_how_long_an_answer_is() -> None:
+    class Lengths(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.block, self.last = nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.first(x)
+            h = h + self.block(h)
+            frames = 2 + int(h.abs().sum() * 7) % 5
+            y: Tensor = self.last(h).repeat(frames, 1)
+            return y
+
+    model, x = seeded(Lengths), noise(3, 4)
+    graph = trace(model, x)
+    plan = Plan((nervure.Drop(graph.blocks[0].name),), graph.fingerprint)
+    assert prune(model, x, plan).verification is not None
+
+
 def test_a_few_rounded_numbers_tell_nothing() -> None:
     pruned = prune(seeded(lambda: Answer(lambda y: y.round(), outputs=1)), noise(3, 5), Magnitude(keep=0.5))
     assert pruned.verification is None
