@@ -89,9 +89,15 @@ def compare(
 
 
 def _error(sizes: Four) -> float:
-    """The largest difference of these slices, relative to how far they moved (to their size where they did not)."""
-    relative = sizes.gap / torch.where(sizes.moved > 0, sizes.moved, sizes.size)
+    """The largest difference of these slices by their yardstick (by their size where they did not move)."""
+    yardstick = _yardstick(sizes)
+    relative = sizes.gap / torch.where(yardstick > 0, yardstick, sizes.size)
     return float(relative.nan_to_num(0).max())
+
+
+def _yardstick(sizes: Four) -> Tensor:
+    """How far slices moved; what is left of them, where that is less: a cut may take nearly all of an answer along."""
+    return torch.minimum(sizes.moved, sizes.size)
 
 
 def _four(number: int, dense: Tensor, expected: Tensor, found: Tensor, rounded: Tensor) -> Four:
@@ -138,6 +144,6 @@ def _by_slice(four: Four) -> Iterator[Four]:
 def _judged(sizes: Four, precision: float) -> tuple[bool, bool]:
     """Whether all these slices agree, and whether any tells."""
     gap, moved, size, rounding = sizes
-    allowed = precision**0.5 * moved + ROUNDING * precision * size + AMPLIFIED * rounding
+    allowed = precision**0.5 * _yardstick(sizes) + ROUNDING * precision * size + AMPLIFIED * rounding
     tells = (moved > TELLING * precision * size) & (moved > 2 * AMPLIFIED * rounding)
     return bool((gap <= allowed).all()), bool(tells.any())

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 import nervure
 from nervure import Cut, Graph, Keep, Magnitude, Plan, Pruned, Random, apply, prune, rules, trace, verify
 from nervure.errors import VerificationError
+from nervure.surgery.difference import compare
 from tests.contracts import misread
 from tests.networks import noise, seeded
 
@@ -181,6 +182,13 @@ def test_a_model_in_training_mode_is_verified_as_it_will_be_evaluated() -> None:
     pruned = prune(model, x, Magnitude(keep=0.5))
     assert verify(model, pruned, x)
     assert all(module.training for module in (*model.modules(), *pruned.model.modules()))
+
+
+def test_a_cut_that_takes_nearly_all_of_an_answer_along_is_measured_by_what_is_left() -> None:
+    dense, expected = torch.full((4, 3), 1e30, dtype=torch.float64), noise(4, 3).double()
+    precision = torch.finfo(torch.float64).eps
+    assert not compare([dense], [expected], [expected * 1.001], [precision]).is_right
+    assert compare([dense], [expected], [expected * (1 + precision)], [precision]).is_right
 
 
 def test_the_empty_plan_is_right() -> None:
