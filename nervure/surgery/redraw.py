@@ -21,7 +21,8 @@ WIDE |= {torch.complex64: torch.complex128}
 def with_other_numbers(model: nn.Module, *, wide: bool, seed: int | None) -> nn.Module:
     """A copy of ``model`` in double precision (``wide``), with random numbers (unless ``seed`` is None), or both.
 
-    Matrices get values that keep the size of what they multiply, vectors (biases, scales) values around their mean.
+    Matrices get values that keep the size of what they multiply behind a rectifier (half of it is zero), vectors
+    (biases, scales) values around their mean.
     Buffers may be tables with a meaning: they keep it, but no two entries are alike.
     """
     made: dict[int, Any] = {}
