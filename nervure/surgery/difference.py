@@ -18,6 +18,8 @@ ROUNDING = 16
 """Roundings of an output that two right answers may lie apart."""
 TELLING = 64
 """Roundings of an output that a cut must move it, so that a wrong cut could be told from a right one."""
+NOISE = 0.01
+"""The share of what a cut moves that may be put down to amplified rounding: more of it would hide a wrong cut."""
 FEW = 16
 """Whole numbers that a cut must move at least: a wrong cut may come to the same few by chance."""
 AMPLIFIED = 30
@@ -145,5 +147,5 @@ def _judged(sizes: Four, precision: float) -> tuple[bool, bool]:
     """Whether all these slices agree, and whether any tells."""
     gap, moved, size, rounding = sizes
     allowed = precision**0.5 * _yardstick(sizes) + ROUNDING * precision * size + AMPLIFIED * rounding
-    tells = (moved > TELLING * precision * size) & (moved > 2 * AMPLIFIED * rounding)
+    tells = (moved > TELLING * precision * size) & (AMPLIFIED * rounding < NOISE * moved)
     return bool((gap <= allowed).all()), bool(tells.any())

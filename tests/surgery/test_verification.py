@@ -191,6 +191,17 @@ def test_a_cut_that_takes_nearly_all_of_an_answer_along_is_measured_by_what_is_l
     assert compare([dense], [expected], [expected * (1 + precision)], [precision]).is_right
 
 
+def test_where_one_rounding_moves_an_answer_a_lot_nothing_is_told() -> None:
+    dense, expected = noise(4, 3).double(), noise(4, 3, seed=8).double()
+    precision = torch.finfo(torch.float64).eps
+    rounded = expected + 1e-3 * noise(4, 3, seed=9).double()
+    found = expected + 1e-2 * noise(4, 3, seed=10).double()
+    assert not compare([dense], [expected], [found], [precision]).is_right
+    chaotic = compare([dense], [expected], [found], [precision], [rounded])
+    assert chaotic.is_right
+    assert not chaotic.is_telling
+
+
 def test_the_empty_plan_is_right() -> None:
     assert prune(seeded(lambda: Answer(lambda y: y)), noise(4, 5), Plan(())).verification == 0
 
