@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nervure.graph.flow import Flow, argument, refs_in
+from nervure.graph.flow import Flow, argument
 from nervure.graph.labels import Layer, Space
-from nervure.graph.tape import Entry, ModuleCall, Ref, Tape, WriteBack
+from nervure.graph.tape import Entry, ModuleCall, Ref, Tape, WriteBack, refs_in
 from nervure.graph.trace import Drawing
 from nervure.graph.types import NOT_CUT, Block, Graph, Group, Silence
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from nervure.graph.labels import NONE, Array, Layer, Owner, Space, Store, compress
 from nervure.graph.sizes import Expression
-from nervure.graph.tape import Call, Entry, Ref, Tape, WriteBack
+from nervure.graph.tape import Call, Entry, Ref, Tape, WriteBack, refs_in
 
 HIDDEN = "not an axis of units"
 _SIZED_CALLS = """
@@ -339,15 +339,6 @@ def carries(rule: Rule) -> Rule:
 
 def _value(tape: Tape, argument: Any) -> Any:
     return tape.values[argument.id].const if isinstance(argument, Ref) else argument
-
-
-def refs_in(value: Any) -> list[Ref]:
-    """All references in nested arguments, in order."""
-    if isinstance(value, Ref):
-        return [value]
-    if isinstance(value, tuple | list):
-        return [r for v in value for r in refs_in(v)]
-    return []
 
 
 def _given(entry: Entry) -> list[Ref]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
-from nervure.graph.tape import Entry, Ref, Tape, WriteBack, is_view
+from nervure.graph.tape import Entry, Ref, Tape, WriteBack, is_view, refs_in
 from nervure.graph.types import Product
 
 ROW, COLUMN, KERNEL, STACK = "rcks"
@@ -190,7 +190,7 @@ class Provenance:
             if {entry.base.id, entry.value.id} <= self.fixed:
                 self.fixed.add(entry.out.id)
             return []
-        given = list(_refs((entry.args, tuple(entry.kwargs.values()))))
+        given = list(refs_in((entry.args, tuple(entry.kwargs.values()))))
         if all(ref.id in self.fixed for ref in given):
             self.fixed |= {ref.id for ref in entry.outs}
         uses = list(self._uses(entry))
@@ -271,7 +271,7 @@ class Provenance:
         return name in KEEPS_ZERO and (name == "mul" or given[0].id in self.trails)
 
     def _note(self, entry: Entry, followed: list[Ref]) -> None:
-        shapes = [self.tape.shape(ref) for ref in _refs(entry.args)]
+        shapes = [self.tape.shape(ref) for ref in refs_in(entry.args)]
         if entry.name in LOOKED_UP or entry.name in MOVERS or is_view(entry.op) or not entry.outs:
             return
         try:
@@ -302,14 +302,6 @@ def _keeps_zero(entry: Entry, rank: int, dtype: torch.dtype) -> bool:
 def _ranked(kinds: str, rank: int) -> str:
     """Kinds for an operand of that many axes: what is missing are outputs or members of a stack in front."""
     return kinds if len(kinds) == rank else kinds[:1] * (rank - len(kinds)) + kinds
-
-
-def _refs(value: Any) -> Iterator[Ref]:
-    if isinstance(value, Ref):
-        yield value
-    elif isinstance(value, tuple | list):
-        for inner in value:
-            yield from _refs(inner)
 
 
 # -- from uses to what axes are for -------------------------------------------------------------------------------
@@ -371,7 +363,7 @@ def told_of_masks(model: nn.Module, products: Sequence[Product]) -> Iterator[str
 
 def _unreached(model: nn.Module, tape: Tape, found: Mapping[str, Product]) -> Iterator[Product]:
     entries = [e for e in tape.entries if isinstance(e, Entry)]
-    touched = {ref.id for e in entries for ref in _refs((e.args, tuple(e.kwargs.values())))}
+    touched = {ref.id for e in entries for ref in refs_in((e.args, tuple(e.kwargs.values())))}
     reached = {name for number, name in tape.named.items() if number in touched}
     modules = dict(model.named_modules())
     owned = {}

@@ -643,17 +643,18 @@ def _called(model: nn.Module, args: Any, kwargs: Any, recorder: Recorder, exampl
 
 def unreached(model: nn.Module, tape: Tape) -> list[str]:
     """Parameters that no run used: those of auxiliary heads, say, or of experts that got no tokens."""
-    used = {ref.id for e in tape.entries if isinstance(e, Entry) for ref in _all_refs((*e.args, *e.kwargs.values()))}
+    used = {ref.id for e in tape.entries if isinstance(e, Entry) for ref in refs_in((*e.args, *e.kwargs.values()))}
     idle = {name for number, name in tape.named.items() if number not in used}
     return [name for name, _ in model.named_parameters() if name in idle]
 
 
-def _all_refs(value: Any) -> Iterator[Ref]:
+def refs_in(value: Any) -> list[Ref]:
+    """All references in nested arguments, in order."""
     if isinstance(value, Ref):
-        yield value
-    elif isinstance(value, tuple):
-        for inner in value:
-            yield from _all_refs(inner)
+        return [value]
+    if isinstance(value, tuple | list):
+        return [ref for inner in value for ref in refs_in(inner)]
+    return []
 
 
 def _note_outputs(recorder: Recorder, found: Any) -> None:

@@ -16,14 +16,14 @@ from torch import Tensor, nn
 
 from nervure.errors import ArgumentError, TraceError
 from nervure.graph.declared import declared, families, full_name, in_multiples, unexplained
-from nervure.graph.flow import HIDDEN, Flow, Specs, move, refs_in
+from nervure.graph.flow import HIDDEN, Flow, Specs, move
 from nervure.graph.labels import NONE, Array, Layer, Owner, Space, Split, Store
 from nervure.graph.lost import loses
 from nervure.graph.products import products_of, told_of_masks
 from nervure.graph.rules import RULES, unknown
 from nervure.graph.sizes import Attribute, Expression
 from nervure.graph.solve import TRIES, Solver
-from nervure.graph.tape import Entry, Ref, Tape, named_tensors, record
+from nervure.graph.tape import Entry, Ref, Tape, named_tensors, record, refs_in
 from nervure.graph.types import Axis, Edge, Graph, Group, Part, Resize, Slot, Units, Work
 
 Outputs: TypeAlias = bool | str | Iterable[str]

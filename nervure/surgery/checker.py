@@ -15,7 +15,7 @@ from nervure.graph.copies import copied
 from nervure.graph.cost import Cost, cost_of_run, count
 from nervure.graph.example import evaluating, examples_of, outputs_in, run_example
 from nervure.graph.preserve import preserved
-from nervure.graph.tape import Entry, Ref, Tape, named_tensors, plain_kernels, record, unreached
+from nervure.graph.tape import Entry, Tape, named_tensors, plain_kernels, record, refs_in, unreached
 from nervure.graph.trace import Drawing
 from nervure.graph.types import Graph
 from nervure.plan import Plan
@@ -341,7 +341,7 @@ def _precisions(tape: Tape, run: int) -> list[float]:
     coarsest = [torch.finfo(v.dtype).eps if _is_fraction(v.dtype) else 0.0 for v in tape.values]
     for entry in tape.entries:
         if isinstance(entry, Entry):
-            given = max((coarsest[r.id] for r in _refs((*entry.args, *entry.kwargs.values()))), default=0.0)
+            given = max((coarsest[r.id] for r in refs_in((*entry.args, *entry.kwargs.values()))), default=0.0)
             outs = entry.outs
         else:
             given, outs = max(coarsest[entry.base.id], coarsest[entry.value.id]), (entry.out,)
@@ -352,11 +352,3 @@ def _precisions(tape: Tape, run: int) -> list[float]:
 
 def _is_fraction(dtype: torch.dtype) -> bool:
     return dtype.is_floating_point or dtype.is_complex
-
-
-def _refs(value: Any) -> Iterator[Ref]:
-    if isinstance(value, Ref):
-        yield value
-    elif isinstance(value, tuple | list):
-        for inner in value:
-            yield from _refs(inner)

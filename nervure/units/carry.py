@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from nervure._extras import require_extra
-from nervure.graph.flow import refs_in
-from nervure.graph.tape import Entry, Ref, Tape, WriteBack
+from nervure.graph.tape import Entry, Ref, Tape, WriteBack, refs_in
 from nervure.units.circuit import Bundle, Circuit, Floats, Ints, Kind, Stage, Use
 from nervure.units.nodes import NONE, aligned, as_one, distinct, rows_of, settled, tensor
 from nervure.units.statics import Statics

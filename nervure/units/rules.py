@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nervure.graph.flow import argument, refs_in
+from nervure.graph.flow import argument
 from nervure.graph.rules.names import BATCH_NORMS, FOURIER, LIKE, NEW, TOLD
-from nervure.graph.tape import Entry, Ref
+from nervure.graph.tape import Entry, Ref, refs_in
 from nervure.units.carry import Carrier, Rule, Weight
 from nervure.units.nodes import aligned, fits, rows_of
 

@@ -6,8 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nervure.graph.flow import refs_in
-from nervure.graph.tape import Entry, Ref, Tape, WriteBack
+from nervure.graph.tape import Entry, Ref, Tape, WriteBack, refs_in
 
 
 class Statics:

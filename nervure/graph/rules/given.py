@@ -10,13 +10,13 @@ from torch import Tensor
 
 from nervure.check import nearest
 from nervure.errors import ArgumentError, TraceError
-from nervure.graph.flow import Flow, Rule, made, move, refs_in
+from nervure.graph.flow import Flow, Rule, made, move
 from nervure.graph.labels import NONE, Layer, Space, compress
 from nervure.graph.rules.contractions import CONTRACTIONS, meet
 from nervure.graph.rules.movers import MOVERS
 from nervure.graph.rules.pointwise import OTHERS
 from nervure.graph.rules.pointwise import pointwise as united
-from nervure.graph.tape import Entry, Ref
+from nervure.graph.tape import Entry, Ref, refs_in
 
 KNOWN: Mapping[str, Rule] = {**OTHERS, **MOVERS, **CONTRACTIONS}
 Shape: TypeAlias = tuple[int, ...]

@@ -6,13 +6,13 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from nervure.graph.flow import Flow, Rule, argument, made, move, refs_in
+from nervure.graph.flow import Flow, Rule, argument, made, move
 from nervure.graph.labels import NONE, Layer, Space
 from nervure.graph.rules.contractions import blocked
 from nervure.graph.rules.names import BATCH_NORMS, FAKE_QUANTISED, FOURIER, LIKE, NEW, TOLD
 from nervure.graph.rules.probed import probed
 from nervure.graph.sizes import Expression
-from nervure.graph.tape import Call, Entry, Ref
+from nervure.graph.tape import Call, Entry, Ref, refs_in
 
 
 def pointwise(flow: Flow, entry: Entry) -> list[Space]:

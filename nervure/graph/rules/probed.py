@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from nervure.graph.flow import Flow, move, refs_in
+from nervure.graph.flow import Flow, move
 from nervure.graph.labels import NONE, Layer, Space
 from nervure.graph.probe import Passage, Spec, passages
-from nervure.graph.tape import Entry, Ref
+from nervure.graph.tape import Entry, Ref, refs_in
 
 
 def probed(flow: Flow, entry: Entry) -> list[Space]:
