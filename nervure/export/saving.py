@@ -420,4 +420,5 @@ def _fill(
     places |= {name: buffers[name] for name in transient if name in buffers}
     for name, place in places.items():
         # .data, not load_state_dict: parameter objects stay, so tied ones stay tied and take the file's dtype.
-        place.data = tensors[name].to(place.device)
+        # Copied out of the file's memory: kernels round by how numbers lie in theirs.
+        place.data = tensors[name].to(place.device).clone()
