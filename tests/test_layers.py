@@ -17,6 +17,8 @@ FLOORS: Mapping[str, int] = {
     "check": 0,
     "progress": 0,
     "files": 0,
+    "schema": 0,
+    "container": 0,
     "_extras": 0,
     "plan": 1,
     "graph": 1,
@@ -43,7 +45,7 @@ FLOORS: Mapping[str, int] = {
     "": 6,
 }
 # Reference models and data stand beside the house: they lean on the ground floor, and only the roof looks at them.
-ZOO_MAY_IMPORT = {"zoo", "errors", "check", "files", "progress", "_extras"}
+ZOO_MAY_IMPORT = {"zoo", "errors", "check", "schema", "files", "progress", "_extras"}
 ROOF = 6
 
 
