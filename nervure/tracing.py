@@ -13,6 +13,7 @@ from nervure.errors import CopyError, NervureError, NervureWarning
 from nervure.graph.blocks import is_doubtful, with_blocks
 from nervure.graph.example import evaluating, is_weightless, placed_like, unfaked, unwrapped
 from nervure.graph.modes import isolated
+from nervure.graph.siblings import follow_siblings
 from nervure.graph.tape import unreached
 from nervure.graph.trace import (
     Choice,
@@ -123,11 +124,13 @@ def _noting_unreached(model: nn.Module, drawing: Drawing) -> Graph:
         return drawing.graph
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     note = (
-        f"not reached by the example: {', '.join(names[:SHOWN])}{more}. They stay as they are, and no longer fit where "
-        "what they read is cut: give a list of examples, one for each way through the model"
+        f"not reached by the example: {', '.join(names[:SHOWN])}{more}. They lose what the others of their list lose, "
+        "which nothing checks; where there are none, they stay as they are, and no longer fit where what they read is "
+        "cut. Give a list of examples, one for each way through the model"
     )
     warnings.warn(note, NervureWarning, stacklevel=4)
-    return replace(drawing.graph, notes=(*drawing.graph.notes, note))
+    graph = follow_siblings(model, drawing.graph, idle)
+    return replace(graph, notes=(*graph.notes, note))
 
 
 def _tried(checker: Checker, whole: Graph, unproven: Mapping[str, str]) -> Graph:

@@ -26,7 +26,7 @@ DEPTH, NORMALS = {"x": noise(3, 6), "task": "depth"}, {"x": noise(4, 6), "task":
 
 
 def test_what_the_example_does_not_reach_is_named() -> None:
-    with pytest.warns(NervureWarning, match=r"not reached by the example: heads.normals\. They stay as they are"):
+    with pytest.warns(NervureWarning, match=r"not reached by the example: heads.normals\. They lose what the others"):
         graph = trace(seeded(Tasks), DEPTH)
     assert any("heads.normals" in note for note in graph.notes)
 

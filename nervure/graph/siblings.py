@@ -1,0 +1,82 @@
+"""Elements of a list that no example reached follow those that were reached: experts that got no tokens, say.
+
+What all reached elements have in common with the rest of the network (the stream that they read and write) is taken
+from the others as well; units of their own stay, since nothing is known of them.
+"""
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
+
+from torch import nn
+
+from nervure.graph.types import Graph, Slot
+
+Axis = tuple[str, int]
+
+
+def follow_siblings(model: nn.Module, graph: Graph, idle: Collection[str]) -> Graph:
+    """The graph in which parameters of list elements lose what the same parameters of all reached elements lose.
+
+    Args:
+        model: the model.
+        graph: its graph.
+        idle: the names of the parameters that no run used.
+    """
+    like = {
+        (name, axis): (namesakes[0], axis)
+        for name, (element, namesakes) in _siblings(model, graph, frozenset(idle)).items()
+        for axis in range(len(graph.tensors[name]))
+        if _is_shared(graph, axis, [name, *namesakes], element)
+    }
+    if not like:
+        return graph
+    groups = tuple(replace(g, slots=(*g.slots, *_added(g.slots, like))) for g in graph.groups)
+    return replace(graph, groups=groups, tensors={**graph.tensors, **_axes(graph, like)})
+
+
+def _siblings(model: nn.Module, graph: Graph, idle: frozenset[str]) -> dict[str, tuple[str, list[str]]]:
+    """For each idle parameter of a list's element a reached element, and the same parameter in all reached ones."""
+    found = {}
+    for owner, module in model.named_modules():
+        if not isinstance(module, nn.ModuleList | nn.ModuleDict):
+            continue
+        prefix = f"{owner}." if owner else ""
+        keys = [key for key, _ in module.named_children()]
+        for name in sorted(idle & graph.tensors.keys()):
+            key, _, rest = name.removeprefix(prefix).partition(".")
+            others = [k for k in keys if f"{prefix}{k}.{rest}" in graph.tensors.keys() - idle]
+            if name.startswith(prefix) and key in keys and others:
+                found[name] = f"{prefix}{others[0]}.", [f"{prefix}{k}.{rest}" for k in others]
+    return found
+
+
+def _is_shared(graph: Graph, axis: int, names: list[str], element: str) -> bool:
+    """Whether the same units lie along this axis of all but the first tensor, which has as many, and elsewhere too."""
+    axes = [graph.tensors[name][axis] if axis < len(graph.tensors[name]) else None for name in names]
+    mine, *others = axes
+    if mine is None or others[0] is None or len(set(others)) > 1 or graph.axes[mine].size != graph.axes[others[0]].size:
+        return False
+    parts = graph.axes[others[0]].parts
+    # Of a single reached element: units that only it has are not those of another one.
+    return bool(parts) and all(
+        any(not s.tensor.startswith(element) for s in graph[g].slots) for g, _ in parts if g in graph
+    )
+
+
+def _added(slots: tuple[Slot, ...], like: Mapping[Axis, Axis]) -> Iterator[Slot]:
+    at: dict[Axis, list[Slot]] = {}
+    for slot in slots:
+        at.setdefault((slot.tensor, slot.axis), []).append(slot)
+    for (name, _), sibling in like.items():
+        yield from (replace(slot, tensor=name) for slot in at.get(sibling, ()))
+
+
+def _axes(graph: Graph, like: Mapping[Axis, Axis]) -> dict[str, tuple[int, ...]]:
+    """The axes of the tensors that follow."""
+    return {
+        name: tuple(
+            graph.tensors[like[name, a][0]][a] if (name, a) in like else own
+            for a, own in enumerate(graph.tensors[name])
+        )
+        for name in {name for name, _ in like}
+    }
