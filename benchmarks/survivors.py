@@ -550,8 +550,12 @@ def _spatial(s: Survivors, func: Any, args: list[Any], kwargs: dict[str, Any]) -
     x, axes = args[0], range(-SPACE[_name(func)], 0)
     _uniform(s, x, axes, func)
     result = func(*args, **kwargs)
+    fate = s.settled(x)
+    if _name(func) == "max_unpool2d":
+        # A value whose place comes from a unit that left has no place.
+        fate = torch.minimum(fate, s.settled(args[1]))
     for out in result if isinstance(result, tuple) else [result]:
-        s.set(out, s.settled(x).amin(list(axes), keepdim=True).expand(out.shape).contiguous())
+        s.set(out, fate.amin(list(axes), keepdim=True).expand(out.shape).contiguous())
     return result
 
 

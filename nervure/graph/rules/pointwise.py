@@ -374,6 +374,15 @@ def spatial(dimensions: int) -> Rule:
     return rule
 
 
+def unpool(flow: Flow, entry: Entry) -> list[Space]:
+    """Values put back to where a pooling found its largest: each channel's places are those of the same channel."""
+    shape, dimensions = flow.shape(entry.args[0]), int(entry.name[-2])
+    spatial(dimensions)(flow, entry)
+    both = flow.store.join([(flow.space(r), flow.shape(r)) for r in entry.args[:2]], shape, flow.at())
+    in_space = set(range(len(shape) - dimensions, len(shape)))
+    return [Space(tuple(z for z in both.layers if not set(z.support) & in_space))]
+
+
 def grid_sample(flow: Flow, entry: Entry) -> list[Space]:
     """Sampling at given places: channels go through, the places must have no units."""
     for r in refs_in(entry.args[1:2]):
@@ -537,7 +546,7 @@ _SPATIAL = {
     "reflection_pad1d replication_pad1d",
     2: "max_pool2d_with_indices avg_pool2d _adaptive_avg_pool2d adaptive_avg_pool2d adaptive_max_pool2d max_pool2d "
     "upsample_nearest2d upsample_bilinear2d upsample_bicubic2d _upsample_bilinear2d_aa _upsample_bicubic2d_aa "
-    "_upsample_nearest_exact2d reflection_pad2d replication_pad2d max_unpool2d fractional_max_pool2d",
+    "_upsample_nearest_exact2d reflection_pad2d replication_pad2d fractional_max_pool2d",
     3: "max_pool3d_with_indices avg_pool3d _adaptive_avg_pool3d adaptive_avg_pool3d adaptive_max_pool3d "
     "upsample_nearest3d upsample_trilinear3d reflection_pad3d replication_pad3d",
 }
@@ -573,6 +582,8 @@ OTHERS: Mapping[str, Rule] = {
     "native_group_norm": group_norm,
     "rms_norm": rms_norm,
     "affine_grid_generator": affine_grid,
+    "max_unpool2d": unpool,
+    "max_unpool3d": unpool,
     "grid_sampler_2d": grid_sample,
     "grid_sampler_3d": grid_sample,
     "glu": glu,
