@@ -250,7 +250,7 @@ TEXT_MODELS: dict[str, dict[str, Any]] = {
     "Deberta": ENCODER, "DebertaV2": ENCODER, "MPNet": ENCODER, "XLMRoberta": ENCODER, "Camembert": ENCODER, "Ernie": ENCODER,
     "RoFormer": ENCODER | {"embedding_size": 64}, "SqueezeBert": ENCODER | {"embedding_size": 60, "q_groups": 1, "k_groups": 1,
     "v_groups": 1, "post_attention_groups": 1, "intermediate_groups": 1, "output_groups": 1}, "ConvBert": ENCODER | {"embedding_size": 64},
-    "MobileBert": ENCODER | {"embedding_size": 32, "intra_bottleneck_size": 32, "true_hidden_size": 32}, "FNet": ENCODER,
+    "MobileBert": ENCODER | {"num_attention_heads": 4, "embedding_size": 32, "intra_bottleneck_size": 32, "true_hidden_size": 32}, "FNet": ENCODER,
     "ModernBert": SMALL | {"max_position_embeddings": 64, "pad_token_id": 0}, "Nystromformer": ENCODER,
     "GPT2": {"n_embd": 64, "n_layer": 2, "n_head": 4, "vocab_size": 99, "n_positions": 64},
     "GPTNeo": {"hidden_size": 64, "num_layers": 2, "num_heads": 4, "vocab_size": 99, "attention_types": [[["global", "local"], 1]],

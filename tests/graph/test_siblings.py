@@ -62,7 +62,7 @@ def test_units_that_only_the_reached_experts_have_stay_in_the_others() -> None:
 
 
 def test_a_single_reached_expert_keeps_its_own_units_to_itself() -> None:
-    model = seeded(Experts, 2)
+    model = seeded(lambda: Experts(2))
     graph = trace(model, {"x": noise(5, 4), "which": (0,)})
     assert {s.tensor for s in graph["experts.0.1"].slots if s.tensor.startswith("experts.1.")} == set()
     assert {s.tensor for s in graph["embed"].slots if s.tensor.startswith("experts.1.")} == {

@@ -26,7 +26,7 @@ class SegNet(nn.Module):
 
 @pytest.mark.parametrize("dimensions", [1, 2, 3])
 def test_channels_of_values_and_of_places_leave_together(dimensions: int) -> None:
-    model, x = seeded(SegNet, dimensions), noise(2, 2, *[4] * dimensions)
+    model, x = seeded(lambda: SegNet(dimensions)), noise(2, 2, *[4] * dimensions)
     writers = {s.tensor for s in trace(model, x)["down"].writers}
     assert writers == {"down.weight", "inner.weight"}
     pruned = prune(model, x, Magnitude(keep=0.5))
