@@ -271,7 +271,7 @@ TEXT_MODELS: dict[str, dict[str, Any]] = {
     "CodeGen": {"n_embd": 64, "n_layer": 2, "n_head": 4, "vocab_size": 99, "n_positions": 64, "rotary_dim": 8},
     "XLNet": {"d_model": 64, "n_layer": 2, "n_head": 4, "d_inner": 96, "vocab_size": 99}, "Rwkv": {"hidden_size": 64, "num_hidden_layers": 2,
     "vocab_size": 99, "attention_hidden_size": 64}, "Mamba2": {"hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 99, "state_size": 8,
-    "num_heads": 8, "head_dim": 16, "n_groups": 1, "chunk_size": 8}, "RecurrentGemma": GQA | {"lru_width": 64, "block_types": ["recurrent",
+    "num_heads": 8, "head_dim": 16, "n_groups": 1, "chunk_size": 8}, "RecurrentGemma": GQA | {"lru_width": 60, "block_types": ["recurrent",
     "attention"], "attention_window_size": 16}, "BigBird": ENCODER | {"attention_type": "original_full"},
     "Longformer": ENCODER | {"attention_window": 4, "pad_token_id": 1}, "Funnel": {"d_model": 64, "n_head": 4, "d_head": 16, "d_inner": 96,
     "block_sizes": [1, 1], "vocab_size": 99, "num_decoder_layers": 1}, "Flaubert": {"emb_dim": 64, "n_layers": 2, "n_heads": 4, "n_words": 99},
