@@ -9,18 +9,20 @@ from pathlib import Path
 from typing import Any, TypeAlias, final
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from nervure.container import Kind, read_container, write_container
+from nervure.errors import FileError
 from nervure.evaluation.metrics import Observed
-from nervure.files import replacing, require_folder
+from nervure.files import require_folder
 from nervure.graph.example import digest_of
 from nervure.graph.tape import named_tensors
 
 Key: TypeAlias = tuple[str, int]
-FORMAT = 1
+KIND = Kind("nervure-answers", "answers of a network", version=2)
 CLASSES = "classes"
+NUMBERS = {torch.int64, torch.float32, torch.float64}
+"""What is noted of a sample is in one of these."""
 
 
 @final
@@ -33,7 +35,7 @@ class Answers:
 
     def __init__(self, folder: str | os.PathLike[str], models: Mapping[str, nn.Module], settings: str) -> None:
         self._folder = require_folder(Path(folder))
-        version = f"{FORMAT} {importlib.metadata.version('nervure')} {settings}"
+        version = f"{KIND.version} {importlib.metadata.version('nervure')} {settings}"
         self._models = {name: f"{version} {_known_by(model)}" for name, model in models.items()}
 
     def page(self, inputs: Any, labels: Tensor) -> "Page":
@@ -69,8 +71,7 @@ class Page:
     def save(self) -> None:
         """Write what is new; raises FileError where that cannot be done."""
         for name in self._changed:
-            with replacing(self._files[name]) as temporary:
-                save_file(self._known[name], str(temporary))
+            write_container(self._files[name], self._known[name], {}, KIND)
         self._changed.clear()
 
 
@@ -78,11 +79,22 @@ def _read(file: Path) -> dict[str, Tensor]:
     if not file.exists():
         return {}
     try:
-        with safe_open(str(file), framework="pt") as opened:
-            return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError):
+        _, tensors = read_container(file, dict[str, Any], KIND)
+    except FileError:
         # What cannot be read is computed again, and written anew.
         return {}
+    return tensors if _are_answers(tensors) else {}
+
+
+def _are_answers(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether there is one number of classes, and else one number per sample."""
+    columns = {name: tensor for name, tensor in tensors.items() if name != CLASSES}
+    classes = tensors.get(CLASSES, torch.zeros(0))
+    return (
+        (classes.dtype, classes.shape) == (torch.int64, ())
+        and len({column.shape for column in columns.values()}) == 1
+        and all(column.ndim == 1 and column.dtype in NUMBERS for column in columns.values())
+    )
 
 
 def _text(key: Key | None) -> str:

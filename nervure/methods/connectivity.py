@@ -11,16 +11,16 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeGuard, final
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from nervure.container import DamageError, Kind, read_container, reading, write_container
 from nervure.dependence.options import Estimator
 from nervure.errors import DataError, FileError
-from nervure.files import replacing, require_file, require_folder
+from nervure.files import require_folder
 from nervure.methods.alone import SHARES, Alone, Trial, unit_trials
 from nervure.methods.base import View
 from nervure.plan import Keep, Mask
+from nervure.schema import Count
 from nervure.scores import magnitude, published
 from nervure.scores.connectivity import connectivity, unit_scores, weighted
 from nervure.scores.layers import Layer, layers
@@ -29,11 +29,21 @@ from nervure.scores.sensitivity import propagated, protected, sensitivity
 from nervure.stats import Stats, are_labelled, data_digest, measure, response, unmoved
 
 Ranking: TypeAlias = Literal["connectivity", "dependence", "magnitude"]
-FORMAT = 2
-KIND = "nervure-connectivity"
+KIND = Kind("nervure-connectivity", "connectivity saved by nervure", version=3, remedy="Remove it; it is made again.")
+CELL = Kind("nervure-connectivity-layer", "the connectivity of a layer", version=3)
 PART = ".layer.safetensors"
+VALUES = "values"
 LARGEST = 32
 """Rows and columns of a matrix in JSON; larger ones are averaged over blocks."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Header:
+    limits: dict[str, Limit]
+    order: tuple[str, ...]
+    skipped: dict[str, str]
+    samples: Count
 
 
 @final
@@ -76,39 +86,24 @@ class Connectivity:
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write to one safetensors file, atomically, and return its path; raises :class:`FileError`."""
-        tensors = {f"scores/{name}": values.contiguous() for name, values in self.scores.items()}
-        tensors |= {f"protected/{name}": keep.contiguous() for name, keep in self.protected.items()}
-        header = {
-            "kind": KIND,
-            "format": FORMAT,
-            "limits": {name: value.to_json() for name, value in self.limits.items()},
-            "order": list(self.scores),
-            "skipped": dict(self.skipped),
-            "samples": self.samples,
-        }
-        with replacing(path) as temporary:
-            save_file(tensors, str(temporary), metadata={"nervure": json.dumps(header)})
-        return Path(path)
+        tensors = {f"scores/{name}": values for name, values in self.scores.items()}
+        tensors |= {f"protected/{name}": keep for name, keep in self.protected.items()}
+        header = _Header(dict(self.limits), tuple(self.scores), dict(self.skipped), self.samples)
+        return write_container(path, tensors, header, KIND)
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> "Connectivity":
         """Read what :meth:`save` wrote; raises :class:`FileError` where it is missing, damaged, foreign or newer."""
-        source = require_file(path, "connectivity saved by nervure")
-        try:
-            with safe_open(str(source), framework="pt") as file:
-                header = json.loads((file.metadata() or {}).get("nervure", "{}"))
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
-            if header.get("kind") != KIND or header["format"] > FORMAT:
-                raise FileError(f"{str(source)!r} does not hold connectivity of this version of nervure. Remove it.")
-            return Connectivity(
-                scores={name: tensors[f"scores/{name}"] for name in header["order"]},
-                limits={name: _limit(value) for name, value in header["limits"].items()},
-                protected={n.removeprefix("protected/"): t for n, t in tensors.items() if n.startswith("protected/")},
-                skipped=header["skipped"],
-                samples=header["samples"],
-            )
-        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-            raise FileError(f"{str(source)!r} cannot be read: {error}. Remove it; it is made again.") from error
+        header, tensors = read_container(path, _Header, KIND)
+        scores = {name.removeprefix("scores/"): t for name, t in tensors.items() if name.startswith("scores/")}
+        protected = {name.removeprefix("protected/"): t for name, t in tensors.items() if name.startswith("protected/")}
+        with reading(path, KIND):
+            if sorted(header.order) != sorted(scores) or any(values.ndim != 2 for values in scores.values()):
+                raise DamageError("its scores are not those that its header lists.")
+            if any(keep.ndim != 1 or keep.dtype != torch.bool for keep in protected.values()):
+                raise DamageError("what it protects are not booleans, one for each unit.")
+        ordered = {name: scores[name] for name in header.order}
+        return Connectivity(ordered, header.limits, protected, header.skipped, header.samples)
 
 
 @final
@@ -151,11 +146,12 @@ class Survey:
             return self._made(view, self._measured(view), _Cells(None))
         folder = require_folder(Path(cache) / self._key(view))
         whole = folder / "connectivity.safetensors"
-        if not whole.exists():
-            cells = _Cells(folder)
-            self._made(view, self._remembered(view, folder / "stats.safetensors"), cells).save(whole)
-            cells.clear()
-            (folder / "stats.safetensors").unlink(missing_ok=True)
+        with suppress(FileError):  # it is not there yet, or damaged
+            return Connectivity.load(whole)
+        cells = _Cells(folder)
+        self._made(view, self._remembered(view, folder / "stats.safetensors"), cells).save(whole)
+        cells.clear()
+        (folder / "stats.safetensors").unlink(missing_ok=True)
         return Connectivity.load(whole)
 
     @property
@@ -180,7 +176,9 @@ class Survey:
         factors = published.signed_factors(listed) if self.paper else {la.tensor: la.strength() for la in listed}
         rho = {
             layer.tensor: cells.get(
-                layer.tensor, partial(self._scored, layer, listed[:number], stats, factors[layer.tensor])
+                layer.tensor,
+                (layer.children, layer.parents),
+                partial(self._scored, layer, listed[:number], stats, factors[layer.tensor]),
             )
             for number, layer in enumerate(listed)
         }
@@ -213,7 +211,7 @@ class Survey:
         return {
             name: bearable(
                 (0.0, *(share for share, _ in steps)),
-                cells.get(f"limit of {name}", partial(network.curve, steps)).tolist(),
+                cells.get(f"limit of {name}", (len(steps) + 1,), partial(network.curve, steps)).tolist(),
                 self.slack,
                 chance,
             )
@@ -236,7 +234,7 @@ class Survey:
             for name, places in orders.items():
                 probe = published.qualities if self.paper else partial(qualities, probe=ridge, seed=stats.seed)
                 make = partial(_curve, layer, heard, places, labels, probe)
-                curve = cells.get(f"limit of {name} at {layer.tensor}", make)
+                curve = cells.get(f"limit of {name} at {layer.tensor}", (len(GRID),), make)
                 here = limit(GRID, curve.tolist(), self.slack)
                 found[name] = min(found.get(name, here), here, key=lambda one: one.upper)
         return found
@@ -249,7 +247,7 @@ class Survey:
         return unit_scores(view.graph, listed, rho, norms, hears=self.hears)
 
     def _key(self, view: View) -> str:
-        digest = hashlib.sha256(json.dumps([FORMAT, asdict(self), view.seed, view.graph.fingerprint]).encode())
+        digest = hashlib.sha256(json.dumps([KIND.version, asdict(self), view.seed, view.graph.fingerprint]).encode())
         for name, tensor in sorted(view.weights.items()):
             digest.update(name.encode())
             digest.update(
@@ -266,19 +264,18 @@ class _Cells:
 
     folder: Path | None
 
-    def get(self, name: str, make: Callable[[], Tensor]) -> Tensor:
-        """The result of that name, made if it is not there."""
+    def get(self, name: str, shape: tuple[int, ...], make: Callable[[], Tensor]) -> Tensor:
+        """The result of that name and shape, made if it is not there."""
         if self.folder is None:
             return make()
         path = self.folder / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}{PART}"
-        if path.exists():
-            # Another process that was done first may remove it just now.
-            with suppress(FileNotFoundError), safe_open(str(path), framework="pt") as file:
-                values: Tensor = file.get_tensor("values")
+        with suppress(FileError):  # it is not there yet, or damaged; or another process removes it just now
+            _, tensors = read_container(path, dict[str, Any], CELL)
+            values = tensors.get(VALUES, torch.zeros(0))
+            if values.shape == shape and values.is_floating_point():
                 return values
         made = make()
-        with replacing(path) as temporary:
-            save_file({"values": made.contiguous()}, str(temporary))
+        write_container(path, {VALUES: made}, {}, CELL)
         return made
 
     def clear(self) -> None:
@@ -374,10 +371,6 @@ def _unit_orders(layer: Layer, ranks: Mapping[str, Tensor]) -> dict[str, Tensor]
             places = torch.where(index >= 0, ranks[group][index.clamp(min=0)], 1.0)
             orders[group] = places.expand(layer.children, layer.parents)
     return orders
-
-
-def _limit(data: Mapping[str, Any]) -> Limit:
-    return Limit(tuple(data["shares"]), tuple(data["quality"]), data["upper"], data["slack"], data["chance"])
 
 
 def _matrix(values: Tensor) -> list[list[float]]:

@@ -8,19 +8,34 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, final
 
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from nervure.check import require_format
-from nervure.errors import FileError
-from nervure.files import replacing, require_file
+from nervure.container import DamageError, Kind, read_container, reading, write_container
+from nervure.schema import Count
 
-FORMAT = 1
-KIND = "nervure-stats"
-KINDS = ("activations", "gradients", "moments", "effects", "readings", "connections", "blocks", "shifts")
+KIND = Kind("nervure-stats", "statistics saved by nervure", version=2, remedy="Measure again.")
+KINDS: Mapping[str, int] = {
+    "activations": 2,
+    "gradients": 2,
+    "moments": 2,
+    "effects": 2,
+    "readings": 2,
+    "connections": 3,
+    "blocks": 2,
+    "shifts": 2,
+}
+"""Evidence by group, tensor or block, and how many axes it has."""
 WHOLE = ("labels", "outputs")
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Header:
+    samples: Count
+    seed: int
+    want: frozenset[str]
+    fingerprint: str
+    skipped: dict[str, str]
 
 
 @final
@@ -84,37 +99,25 @@ class Stats:
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write to one safetensors file, atomically, and return its path; raises :class:`FileError`."""
-        tensors = {f"{kind}/{group}": _own(t) for kind in KINDS for group, t in getattr(self, kind).items()}
-        tensors |= {name: _own(t) for name in WHOLE if (t := getattr(self, name)) is not None}
-        header = {"kind": KIND, "format": FORMAT, "digest": self.digest, "skipped": dict(self.skipped)}
-        with replacing(path) as temporary:
-            try:
-                save_file(tensors, str(temporary), metadata={"nervure": json.dumps(header | self._provenance())})
-            except SafetensorError as error:
-                raise FileError(f"cannot write {str(path)!r}: {error}. What was there is untouched.") from error
-        return Path(path)
+        tensors = {f"{kind}/{group}": t for kind in KINDS for group, t in getattr(self, kind).items()}
+        tensors |= {name: t for name in WHOLE if (t := getattr(self, name)) is not None}
+        return write_container(path, tensors, self._provenance() | {"skipped": dict(self.skipped)}, KIND)
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> "Stats":
         """Read what :meth:`save` wrote; raises :class:`FileError` where it is missing, damaged, foreign or newer."""
-        source = require_file(path, "statistics saved by nervure")
-        try:
-            with safe_open(str(source), framework="pt") as file:
-                header = _header(source, file.metadata())
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
-        except (SafetensorError, OSError) as error:
-            raise FileError(
-                f"{str(source)!r} cannot be read: {error}. It is truncated or another kind of file."
-            ) from error
+        header, tensors = read_container(path, _Header, KIND)
+        with reading(path, KIND):
+            _require_evidence(tensors)
         return Stats(
             **{kind: _below(f"{kind}/", tensors) for kind in KINDS},
             labels=tensors.get("labels"),
             outputs=tensors.get("outputs"),
-            samples=header["samples"],
-            seed=header["seed"],
-            want=frozenset(header["want"]),
-            fingerprint=header["fingerprint"],
-            skipped=header["skipped"],
+            samples=header.samples,
+            seed=header.seed,
+            want=header.want,
+            fingerprint=header.fingerprint,
+            skipped=header.skipped,
         )
 
     def _provenance(self) -> dict[str, Any]:
@@ -126,28 +129,12 @@ class Stats:
         }
 
 
-def _own(tensor: Tensor) -> Tensor:
-    """Copy into memory of its own: a file has no views."""
-    return tensor.detach().clone(memory_format=torch.contiguous_format)
-
-
 def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def _header(path: Path, metadata: Mapping[str, str] | None) -> dict[str, Any]:
-    try:
-        header = json.loads((metadata or {}).get("nervure", "{}"))
-    except json.JSONDecodeError as error:
-        raise FileError(f"{str(path)!r} has a damaged header: {error}.") from error
-    if not isinstance(header, dict) or header.get("kind") != KIND:
-        raise FileError(f"{str(path)!r} does not hold statistics saved by nervure.")
-    require_format(header, FORMAT, repr(str(path)), FileError)
-    _require_keys(path, header, ("samples", "seed", "want", "fingerprint", "skipped"))
-    return header
-
-
-def _require_keys(path: Path, header: Mapping[str, Any], keys: Iterable[str]) -> None:
-    missing = [key for key in keys if key not in header]
-    if missing:
-        raise FileError(f"{str(path)!r} has a damaged header: {', '.join(missing)} missing.")
+def _require_evidence(tensors: Mapping[str, Tensor]) -> None:
+    for name, tensor in tensors.items():
+        kind, slash, _ = name.partition("/")
+        if name not in WHOLE and not (slash and KINDS.get(kind) == tensor.ndim):
+            raise DamageError(f"tensor {name!r} of shape {tuple(tensor.shape)} is no evidence.")

@@ -384,15 +384,16 @@ def test_two_may_survey_the_same_at_once(tmp_path: Path, monkeypatch: pytest.Mon
     seen = view(net(), pictures())
     method = SNACS(keep=0.6, cache=str(tmp_path), limits=False)
     expected = SNACS(keep=0.6, limits=False).plan(seen)
-    real, others = surveys.save_file, list[Any]()
+    real, others = surveys.write_container, list[Any]()
 
-    def overtaken(*given: Any, **options: Any) -> None:
-        real(*given, **options)
+    def overtaken(*given: Any) -> Path:
+        path = real(*given)
         if not others:
             others.append(None)
             others.append(method.plan(seen))
+        return path
 
-    monkeypatch.setattr(surveys, "save_file", overtaken)
+    monkeypatch.setattr(surveys, "write_container", overtaken)
     assert method.plan(seen) == expected
     assert others == [None, expected]
     (folder,) = tmp_path.iterdir()

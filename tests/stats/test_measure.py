@@ -1,6 +1,7 @@
 """What units say on data, and how much the loss listens to them."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
+from nervure.container import write_container
 from nervure.errors import ArgumentError, DataError, FileError
 from nervure.graph.types import Graph, Group, Slot, Units
 from nervure.stats import Stats, measure
+from nervure.stats.types import KIND
 from tests.graphs import chain, chain_model
 
 ALL = frozenset({"activations", "gradients", "labels"})
@@ -397,8 +400,7 @@ def test_damaged_foreign_and_newer_files_are_refused(tmp_path: Path) -> None:
     save_file({"a": torch.zeros(2)}, str(tmp_path / "foreign"))
     with pytest.raises(FileError, match="does not hold statistics"):
         Stats.load(tmp_path / "foreign")
-    header = '{"kind": "nervure-stats", "format": 99}'
-    save_file({"a": torch.zeros(2)}, str(tmp_path / "newer"), metadata={"nervure": header})
+    write_container(tmp_path / "newer", {"a": torch.zeros(2)}, {}, replace(KIND, version=99))
     with pytest.raises(FileError, match="format 99"):
         Stats.load(tmp_path / "newer")
     with pytest.raises(FileError, match="nothing is there"):
