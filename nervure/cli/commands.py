@@ -22,11 +22,12 @@ from nervure.cli.inputs import (
     output,
     setting,
 )
+from nervure.container import Kind, write_container
 from nervure.engines import ENGINES, require_engine
 from nervure.errors import ArgumentError
 from nervure.evaluation import SEVERITIES, Timing, connectivity, evaluate, file_size, latency, peak_memory
 from nervure.evaluation.corruptions import chosen as chosen_corruptions
-from nervure.export import FORMATS, export, save, save_state, versions, write_tensors
+from nervure.export import FORMATS, export, save, save_state, versions
 from nervure.export.quantising import INT8
 from nervure.export.writing import TOLERANCE, require_format
 from nervure.files import read_json, require_folder, require_writable, write_json, write_text
@@ -57,6 +58,7 @@ from nervure.surgery import verify as verify_cut
 from nervure.training import Rewiring
 from nervure.training import train as train_model
 
+SCORES = Kind("nervure-scores", "scores of units", version=1)
 REWIRING = [name for name, method in METHODS.items() if issubclass(method, Rewired)]
 PAGE = click.Path(dir_okay=False, path_type=Path)
 PAGES = click.Path(file_okay=False, path_type=Path)
@@ -231,9 +233,7 @@ def score(
     for group, values in scores.items():
         low, middle, high = float(values.min()), float(values.median()), float(values.max())
         click.echo(f"{group:<{width}}  {len(values):5d} {low:8.3f} {middle:8.3f} {high:8.3f}")
-    tensors = {group: values.detach().contiguous() for group, values in scores.items()}
-    header = {"kind": "nervure-scores", "criterion": criterion, "fingerprint": graph.fingerprint}
-    write_tensors(out, tensors, header)
+    write_container(out, scores, {"criterion": criterion, "fingerprint": graph.fingerprint}, SCORES)
     _wrote(out)
 
 

@@ -3,12 +3,14 @@
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors.torch import load_file
 
+from nervure.container import read_container
+from nervure.errors import FileError
 from nervure.export import load, read_header
-from nervure.recipe.parts import Source
+from nervure.recipe.parts import PROBE, Source
 
 
 def difference(folder: Path) -> float:
@@ -18,13 +20,15 @@ def difference(folder: Path) -> float:
         folder: a run's folder, with ``model.safetensors`` and ``probe.safetensors``.
 
     Raises:
-        FileError: the model cannot be loaded.
+        FileError: the model or what it computed cannot be read.
     """
     path = folder / "model.safetensors"
     source = Source(**read_header(path)["meta"]["model"])
     # Another seed than the run's: nothing may be left of the weights that the constructor draws.
     model = load(path, lambda: source.build(seed=987_654_321)).model.eval()
-    probe = load_file(folder / "probe.safetensors")
+    _, probe = read_container(folder / "probe.safetensors", dict[str, Any], PROBE)
+    if probe.keys() != {"inputs", "outputs"}:
+        raise FileError(f"{str(folder / 'probe.safetensors')!r} holds {sorted(probe)}, not inputs and outputs.")
     with torch.no_grad():
         outputs = model(probe["inputs"])
     scale = float(probe["outputs"].abs().max().clamp_min(1e-12))

@@ -2,7 +2,6 @@
 
 import importlib
 import inspect
-import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,17 +11,20 @@ from pathlib import Path
 from typing import Any, final
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from nervure import zoo
 from nervure.check import nearest
+from nervure.container import Kind
 from nervure.engines import require_engine
-from nervure.errors import ArgumentError, RecipeError
+from nervure.errors import ArgumentError, FileError, RecipeError
 from nervure.methods import METHODS, Method, method_from, method_keeping
 from nervure.recipe.values import DataSection, Options, Recipe, RecoverSection, TrainSection
 from nervure.training import History, Hook, Objective, distilled, label_smoothing, recalibrate, train
+from nervure.training.checkpoint import read_progress
 from nervure.zoo import Dataset, Split
+
+PROBE = Kind("nervure-probe", "inputs of a saved model and what it computed", version=1, remedy="Remove it; run again.")
 
 
 @final
@@ -237,8 +239,7 @@ def _epochs_done(checkpoint: Path | None) -> int:
     if checkpoint is None or not checkpoint.exists():
         return 0
     try:
-        with safe_open(checkpoint, framework="pt") as file:
-            return len(json.loads((file.metadata() or {})["nervure.training"])["loss"])
-    except (SafetensorError, OSError, KeyError, ValueError):
+        return read_progress(checkpoint).epochs
+    except FileError:
         # What is wrong with the file is said, better, by the training that reads it next.
         return 0

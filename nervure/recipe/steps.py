@@ -12,9 +12,10 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from nervure.container import write_container
 from nervure.errors import FileError, VerificationError
 from nervure.evaluation import Shifted, evaluate, evaluate_shift, file_size, latency
-from nervure.export import load, load_state, save, save_state, write_tensors
+from nervure.export import load, load_state, save, save_state
 from nervure.files import read_json, write_json, write_text
 from nervure.graph import Graph, count
 from nervure.graph.tape import named_tensors
@@ -22,7 +23,7 @@ from nervure.methods import Explained, Method, Remembering, View
 from nervure.methods.rewiring import Rewired
 from nervure.plan import Plan
 from nervure.prune import Pruned, prune
-from nervure.recipe.parts import Source, methods_after, trained
+from nervure.recipe.parts import PROBE, Source, methods_after, trained
 from nervure.recipe.twins import random_twin
 from nervure.recipe.values import Recipe, RecoverSection, TrainSection
 from nervure.report import Report, to_html, to_markdown
@@ -270,7 +271,7 @@ def reload(bench: Bench) -> None:
     inputs = bench.data.test.normalised(bench.data.test.images[:PROBED]).to(bench.device)
     with torch.no_grad():
         outputs = model(inputs)
-    write_tensors(bench.path("probe.safetensors"), {"inputs": inputs.cpu(), "outputs": outputs.cpu()}, {})
+    write_container(bench.path("probe.safetensors"), {"inputs": inputs, "outputs": outputs}, {}, PROBE)
     error = _in_fresh_process(bench.folder)
     if not error <= RELOAD_TOLERANCE:
         raise VerificationError(

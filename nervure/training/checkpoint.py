@@ -1,25 +1,86 @@
-"""A training run on disk: one safetensors file, its plain data as JSON in the header. No pickle.
+"""A training run on disk: one sealed file of tensors, its plain data in the header. No pickle.
 
-The file is always whole: it is written beside its place and then moved there in one go.
+The file is always whole: it is written beside its place and then moved there in one go. Nothing of it is put into a
+model before all of it is known to fit.
 """
 
-import json
+import copy
+import os
+from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, final
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+import torch
+from msgspec import Meta
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from nervure.check import require_format
+from nervure.container import DamageError, Kind, read_container, read_header, reading, write_container
 from nervure.errors import ArgumentError, FileError
-from nervure.files import replacing
-from nervure.training.masks import Held
+from nervure.schema import Count
+from nervure.training.masks import Held, require_masks
 
-FORMAT = 1
-KEY = "nervure.training"
+KIND = Kind("nervure-training", "a training checkpoint", version=2, remedy="Delete it to begin anew.")
+State = Mapping[int, Mapping[str, Any]]
+"""What an optimizer notes, by the number of the parameter and a name."""
+DIGITS = 10
+"""No optimizer has a parameter whose number is longer."""
+
+
+@final
+@dataclass(slots=True)
+class Part:
+    """An epoch under way: its number of batches done, and the sums so far."""
+
+    batches: Count = 0
+    loss: float = 0.0
+    samples: Annotated[float, Meta(ge=0)] = 0.0
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a run is, in plain data.
+
+    Attributes:
+        settings: what it was asked to do.
+        epochs: whole epochs done; ``part``: of the one under way.
+        steps: steps done; ``seconds``: spent on them.
+        interrupted: whether it was stopped once and went on.
+        hooks: what each hook that remembers notes.
+        optimizer: plain numbers of the optimizer's state, by ``index.name``.
+    """
+
+    settings: dict[str, Any]
+    epochs: Count
+    steps: Count
+    seconds: Annotated[float, Meta(ge=0)]
+    interrupted: bool
+    part: Part
+    hooks: tuple[dict[str, Any], ...] = ()
+    optimizer: dict[str, Any] = field(default_factory=dict)
+
+
+@final
+@dataclass(frozen=True, slots=True, eq=False)
+class SavedRun:
+    """What :func:`read_run` read, all of it known to fit the model and the optimizer it is for."""
+
+    progress: Progress
+    tensors: Mapping[str, Tensor]
+
+    @property
+    def extra(self) -> dict[str, Tensor]:
+        """The tensors that were saved beside those of model, masks and optimizer."""
+        return under("extra", self.tensors)
+
+    def put_into(self, model: nn.Module, optimizer: Optimizer, held: Held) -> None:
+        """Load weights, buffers, the optimizer's state and the masks in place."""
+        model.load_state_dict(under("model", self.tensors))
+        load_optimizer(optimizer, under("optimizer", self.tensors), self.progress.optimizer)
+        held.update(under("mask", self.tensors))
 
 
 def save_run(
@@ -27,10 +88,10 @@ def save_run(
     model: nn.Module,
     optimizer: Optimizer,
     held: Held,
-    notes: Mapping[str, Any],
+    progress: Progress,
     extra: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Write weights, buffers, the optimizer's state, masks, ``notes`` (plain data) and ``extra`` tensors to ``path``.
+    """Write weights, buffers, the optimizer's state, masks, ``progress`` and ``extra`` tensors to ``path``.
 
     Raises:
         FileError: if the file cannot be written.
@@ -38,54 +99,35 @@ def save_run(
     """
     moments, plain = optimizer_state(optimizer)
     tensors = _named("model", _model_state(model)) | _named("mask", dict(held.masks)) | _named("optimizer", moments)
-    tensors |= _named("extra", extra or {})
-    header = {KEY: json.dumps({"format": FORMAT, "optimizer": plain, **notes})}
-    # Copies: the format refuses tied weights, and they cost nothing beside the file.
-    copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    with replacing(path) as temporary:
-        save_file(copies, temporary, metadata=header)
+    write_container(path, tensors | _named("extra", extra or {}), replace(progress, optimizer=plain), KIND)
 
 
-def load_run(
-    path: Path, model: nn.Module, optimizer: Optimizer, held: Held, settings: Mapping[str, Any]
-) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Put what :func:`save_run` wrote back in place, and return its notes and its extra tensors.
+def read_run(path: Path, model: nn.Module, optimizer: Optimizer, settings: Mapping[str, Any]) -> SavedRun:
+    """Read what :func:`save_run` wrote, for this model and optimizer; neither is changed.
 
     Args:
         path: the file.
-        model: the model the run trains, loaded in place.
-        optimizer: its optimizer, loaded in place.
-        held: the masks, replaced by those of the file.
+        model: the model the run trains.
+        optimizer: its optimizer.
         settings: what this run is asked to do; it must be what the file's run was asked to do. Under ``"masks"`` a
             digest of the masks it begins with.
 
     Raises:
         FileError: if the file is no checkpoint, is damaged, or belongs to another model or other settings.
     """
-    tensors, notes = _read(path)
-    # Files of before masks were noted are taken at their word.
-    _require_same(path, {"masks": settings.get("masks"), **notes.get("settings", {})}, settings)
-    state = model.state_dict()
-    saved = under("model", tensors)
-    if {n: t.shape for n, t in saved.items()} != {n: t.shape for n, t in state.items()}:
+    progress, tensors = read_container(path, Progress, KIND)
+    _require_same(path, progress.settings, settings)
+    if layout(under("model", tensors)) != layout(_model_state(model)):
         raise FileError(f"the checkpoint {path} is of another model. Delete it to begin anew, or give another path.")
-    model.load_state_dict(saved)
-    load_optimizer(optimizer, under("optimizer", tensors), notes["optimizer"])
-    held.update(under("mask", tensors))
-    return notes, under("extra", tensors)
+    with reading(path, KIND):
+        require_masks(under("mask", tensors), dict(model.named_parameters(remove_duplicate=False)))
+        _require_state_of(optimizer, _state(under("optimizer", tensors), progress.optimizer))
+    return SavedRun(progress, tensors)
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            notes = json.loads((file.metadata() or {})[KEY])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise FileError(
-            f"{path} cannot be read as a training checkpoint ({error}). Delete it to begin anew."
-        ) from error
-    require_format(notes, FORMAT, str(path), FileError)
-    return tensors, notes
+def read_progress(path: str | os.PathLike[str]) -> Progress:
+    """How far the run of a checkpoint is; raises :class:`FileError` where the file is missing, damaged or foreign."""
+    return read_header(path, Progress, KIND)
 
 
 def _require_same(path: Path, saved: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
@@ -121,11 +163,54 @@ def optimizer_state(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, 
 
 def load_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> None:
     """Put what :func:`optimizer_state` gave back in place."""
-    state: dict[int, dict[str, Any]] = {}
+    optimizer.load_state_dict({"state": _state(tensors, plain), "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _state(tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> State:
+    state: dict[int, dict[str, Any]] = defaultdict(dict)
     for name, value in {**tensors, **plain}.items():
-        index, key = name.split(".", 1)
-        state.setdefault(int(index), {})[key] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        index, _, key = name.partition(".")
+        if not (index.isascii() and index.isdigit() and len(index) < DIGITS):
+            raise DamageError(f"{name!r} is no state of an optimizer.")
+        state[int(index)][key] = value
+    return state
+
+
+def _require_state_of(optimizer: Optimizer, saved: State) -> None:
+    """Raise where ``saved`` is not what this optimizer notes of these parameters."""
+    expected = _expected_state(optimizer)
+    for index, values in saved.items():
+        if index >= len(expected) or (values and expected[index] and _kinds(values) != _kinds(expected[index])):
+            raise DamageError(f"the optimizer's state of parameter {index} is not that of {type(optimizer).__name__}.")
+
+
+def _expected_state(optimizer: Optimizer) -> list[Mapping[str, Any]]:
+    """What it would note of each parameter in a step: names and kinds; empty where that cannot be found out."""
+    # A copy has no hooks, and steps stand-ins that take no memory.
+    shadow = copy.copy(optimizer)
+    shadow.state = defaultdict(dict)
+    shadow.param_groups = [g | {"params": [_stand_in(p) for p in g["params"]]} for g in optimizer.param_groups]
+    try:
+        shadow.step()
+    except Exception:  # an optimizer may ask for anything in its step: then nothing is known of its state
+        shadow.state.clear()
+    return [shadow.state.get(p, {}) for group in shadow.param_groups for p in group["params"]]
+
+
+def _stand_in(parameter: Tensor) -> nn.Parameter:
+    found = nn.Parameter(torch.empty_like(parameter, device="meta"))
+    found.grad = torch.empty_like(found)
+    return found
+
+
+def _kinds(values: Mapping[str, Any]) -> dict[str, Any]:
+    """For each name its dtype and shape, or the type of a plain value."""
+    return {n: (v.dtype, v.shape) if isinstance(v, Tensor) else type(v) for n, v in values.items()}
+
+
+def layout(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The dtype and shape of each tensor."""
+    return {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
 
 
 def _named(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, final, runtime_checkable
 
@@ -18,13 +18,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from nervure.check import require_choice, require_positive
+from nervure.container import DamageError, reading
 from nervure.errors import ArgumentError, DataError
 from nervure.evaluation.batches import Batch, Data, call, device_of, pairs, require_classes, to_device
 from nervure.evaluation.quality import evaluate
 from nervure.graph.example import digest_of, evaluating
 from nervure.progress import length
 from nervure.progress import progress as progress_bar
-from nervure.training.checkpoint import load_run, save_run, under
+from nervure.training.checkpoint import KIND, Part, Progress, SavedRun, read_run, save_run, under
 from nervure.training.masks import Held, Masks, hold
 from nervure.training.objectives import Objective, classifies, cross_entropy
 from nervure.training.rewires import Event, Rewires
@@ -35,6 +36,8 @@ from nervure.training.step import Hook, Remembers, Setting, Step
 MakeOptimizer: TypeAlias = Callable[[list[nn.Parameter]], Optimizer]
 OPTIMIZERS = ("sgd", "adamw")
 PRECISIONS = ("float32", "bf16")
+CURVES = ("loss", "validation")
+"""What is noted of each epoch."""
 
 
 @runtime_checkable
@@ -81,15 +84,6 @@ class History:
 
 
 @dataclass(slots=True)
-class _Part:
-    """An epoch under way: its number of batches done, and the sums so far."""
-
-    batches: int = 0
-    loss: float = 0.0
-    samples: float = 0.0
-
-
-@dataclass(slots=True)
 class _Log:
     """The history while it is being written."""
 
@@ -99,7 +93,7 @@ class _Log:
     earlier: float = 0.0
     interrupted: bool = False
     start: float = field(default_factory=time.perf_counter)
-    part: _Part = field(default_factory=_Part)
+    part: Part = field(default_factory=Part)
     # Of torch, where the epoch under way is gone on with from its middle.
     random: dict[str, Tensor] = field(default_factory=dict)
 
@@ -223,6 +217,7 @@ def train(  # noqa: PLR0913 - one keyword per choice that a recipe makes
                 "epochs": epochs,
                 "lr": lr,
                 "optimizer": _word(optimizer),
+                "optimizer class": type(stepper).__qualname__,
                 "momentum": momentum,
                 "weight_decay": weight_decay,
                 "schedule": _word(schedule),
@@ -286,7 +281,7 @@ def _train_epoch(
         if _events(run.hooks) != events:
             save()
     _require_finite_weights(run.model, epoch)
-    log.part = _Part()
+    log.part = Part()
     return part.loss / part.samples
 
 
@@ -444,23 +439,56 @@ def _checkpointer(checkpoint: str | Path | None, run: _Run, log: _Log, settings:
 
     def save() -> None:
         states = [hook.state() for hook in hooks]
-        notes = log.history({}, ()).to_json() | {"settings": settings, "part": asdict(log.part)}
         extra = {f"hook.{i}.{name}": t for i, (tensors, _) in enumerate(states) for name, t in tensors.items()}
+        extra |= {f"log.{name}": torch.tensor(getattr(log, name), dtype=torch.float64) for name in CURVES}
         if log.part.batches:
             extra |= {f"random.{name}": state for name, state in _random_state(run.place).items()}
-        save_run(path, run.model, run.optimizer, run.held, notes | {"hooks": [told for _, told in states]}, extra)
+        notes = tuple(dict(told) for _, told in states)
+        progress = Progress(settings, len(log.loss), log.steps, log.seconds, log.interrupted, log.part, notes)
+        save_run(path, run.model, run.optimizer, run.held, progress, extra)
 
     if path.exists():
-        notes, extra = load_run(path, run.model, run.optimizer, run.held, settings)
-        for i, (hook, told) in enumerate(zip(hooks, notes.get("hooks", ()), strict=True)):
-            hook.restore(under(f"hook.{i}", extra), told)
-        log.loss, log.validation = notes["loss"], notes["validation"]
-        log.steps, log.earlier = notes["steps"], notes["seconds"]
-        log.interrupted = notes["interrupted"] or len(log.loss) < run.epochs
-        log.part, log.random = _Part(**notes.get("part", {})), under("random", extra)
+        saved = read_run(path, run.model, run.optimizer, settings)
+        with reading(path, KIND):
+            _require_whole(saved, hooks, run)
+        for i, (hook, told) in enumerate(zip(hooks, saved.progress.hooks, strict=True)):
+            hook.restore(under(f"hook.{i}", saved.extra), told)
+        saved.put_into(run.model, run.optimizer, run.held)
+        _go_on(log, saved, run.epochs)
     else:
         save()
     return save
+
+
+def _require_whole(saved: SavedRun, hooks: Sequence[Remembers], run: _Run) -> None:
+    """Raise where the log, the notes of the hooks or the state of chance is not what such a run leaves."""
+    curves = under("log", saved.extra)
+    lengths = {name: curve.numel() for name, curve in curves.items() if (curve.dtype, curve.ndim) == (torch.float64, 1)}
+    if lengths.keys() != set(CURVES) or lengths["loss"] != saved.progress.epochs:
+        raise DamageError("its log is not whole.")
+    if len(hooks) != len(saved.progress.hooks):
+        raise DamageError(f"it has the notes of {len(saved.progress.hooks)} hooks; there are {len(hooks)}.")
+    part = saved.progress.part
+    if part.batches > run.per_epoch or (part.batches and not part.samples):
+        raise DamageError(f"{part.batches} batches of {part.samples} samples are no part of an epoch.")
+    for name, state in under("random", saved.extra).items():
+        if name == run.place.type:
+            _require_random_state(state, run.place)
+
+
+def _require_random_state(state: Tensor, place: torch.device) -> None:
+    try:
+        torch.Generator(place).set_state(state)
+    except (RuntimeError, TypeError) as error:
+        raise DamageError(f"its state of chance is none: {error}.") from error
+
+
+def _go_on(log: _Log, saved: SavedRun, epochs: int) -> None:
+    curves, progress = under("log", saved.extra), saved.progress
+    log.loss, log.validation = (curves[name].tolist() for name in CURVES)
+    log.steps, log.earlier, log.part = progress.steps, progress.seconds, progress.part
+    log.interrupted = progress.interrupted or progress.epochs < epochs
+    log.random = under("random", saved.extra)
 
 
 def _epoch_seed(seed: int, epoch: int) -> int:

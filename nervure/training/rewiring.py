@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
 
@@ -17,8 +17,9 @@ from nervure.evaluation.auc import Quality, accuracy_and_auc
 from nervure.evaluation.batches import Data
 from nervure.files import write_text
 from nervure.plan import Keep
+from nervure.schema import Count, convert
 from nervure.scores.sites import Site
-from nervure.training.checkpoint import load_optimizer, optimizer_state
+from nervure.training.checkpoint import layout, load_optimizer, optimizer_state, under
 from nervure.training.listening import Source, activations, incoming, sources
 from nervure.training.masks import Masks, same_everywhere
 from nervure.training.rewires import Change, Event, Moment, Rewires, Turnover
@@ -26,6 +27,24 @@ from nervure.training.step import Setting, Step
 
 FOREVER = 1 << 30
 """Events since a connection grew that was there from the start."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Notes:
+    """What a checkpoint says of a rewiring, in plain data."""
+
+    events: tuple[Event, ...]
+    next: Count | None
+    done: Count
+    stopped: bool
+    before: Quality | None
+    best: float
+    waited: Count
+    plain: dict[str, Any]
+    data: str
+    topology: str
+    table: list[int]
 
 
 @final
@@ -144,24 +163,38 @@ class Rewiring:
         Raises:
             FileError: the checkpoint is of a training on other data, from another topology, or of other length.
         """
+        told = convert(notes, _Notes, "what the checkpoint says of its rewiring")
         for key, mine in self._identity.items():
-            if notes.get(key) != mine:
+            if notes[key] != mine:
                 raise FileError(
                     f"the checkpoint is of a training that rewired with another {WORDS[key]}. "
                     "Give the same, delete it to begin anew, or give another path."
                 )
+        found = {kind: under(kind, tensors) for kind in self._stores()}
+        self._require_alike(found)
         for kind, of in self._stores().items():
             of.clear()
-            of |= {n.removeprefix(f"{kind}."): t for n, t in tensors.items() if n.startswith(f"{kind}.")}
+            of.update(found[kind])
         self._masks = {n: m.to(torch.bool).to(next(self._inner.parameters()).device) for n, m in self._masks.items()}
-        self._events = [Event.from_json(event) for event in notes["events"]]
-        self._next_step, self._done, self._stopped = notes["next"], notes["done"], notes["stopped"]
-        self._before = None if notes["before"] is None else Quality(*notes["before"])
-        self._best, self._waited, self._plain = notes["best"], notes["waited"], notes["plain"]
+        self._events = list(told.events)
+        self._next_step, self._done, self._stopped = told.next, told.done, told.stopped
+        self._before, self._best, self._waited, self._plain = told.before, told.best, told.waited, told.plain
         self._write()
 
     def _stores(self) -> dict[str, dict[str, Tensor]]:
         return {"mask": self._masks, "age": self._ages, "first": self._firsts, "before": self._snapshot}
+
+    def _require_alike(self, found: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Raise FileError where what was saved does not have the names, dtypes and shapes of what is here."""
+        here = {kind: layout(of) for kind, of in self._stores().items()}
+        snapshot = {f"mask.{n}": kind for n, kind in here["mask"].items()}
+        snapshot |= {f"age.{n}": kind for n, kind in here["age"].items()}
+        snapshot |= {f"model.{self._prefix}{n}": kind for n, kind in layout(self._inner.state_dict()).items()}
+        there = {kind: layout(of) for kind, of in found.items()}
+        before = {n: kind for n, kind in there.pop("before").items() if not n.startswith("optimizer.")}
+        here.pop("before")
+        if there != here or (before and before != snapshot):
+            raise FileError("the checkpoint is damaged: its rewiring is of other tensors. Delete it to begin anew.")
 
     def _all(self, step: Step) -> Masks:
         return {**step.masks, **self._masks}
