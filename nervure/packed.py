@@ -11,23 +11,40 @@ layout          positions                                                       
 The second is smaller below a density of 1/16. Nothing is lost: a mask comes back as it was, values bit for bit.
 """
 
+import math
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Literal, TypeAlias, final
 
 import numpy as np
+import numpy.typing as npt
 import torch
+from msgspec import Meta
 from torch import Tensor
 
-from nervure.errors import FileError
+from nervure.container import DamageError
 from nervure.plan import Keep
+from nervure.schema import Count
+
+Bytes: TypeAlias = npt.NDArray[np.uint8]
+Flags: TypeAlias = npt.NDArray[np.bool_]
 
 ROW = 1 << 16
 POSITIONS = "nervure.positions/"
 """What the names of packed positions begin with."""
 
 
-def packed(tensors: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors with those that a mask holds at zero packed, and for each of these its shape and layout.
+@final
+@dataclass(frozen=True, slots=True)
+class Packing:
+    """How a tensor is packed: its layout, and the shape that it has unpacked."""
+
+    layout: Literal["bitmask", "csr16"]
+    shape: Annotated[tuple[Count, ...], Meta(max_length=64)]
+
+
+def packed(tensors: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Packing]]:
+    """Tensors with those that a mask holds at zero packed, and how each of these is packed.
 
     A tensor stays as it is where something that its mask excludes is not zero (nobody held it), or where packing would
     make it no smaller.
@@ -36,7 +53,7 @@ def packed(tensors: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> tuple[
         tensors: tensors on the CPU, by name.
         masks: booleans of their shapes; True stays.
     """
-    found, layouts = dict(tensors), dict[str, Any]()
+    found, packings = dict(tensors), dict[str, Packing]()
     for name in sorted(masks.keys() & tensors.keys()):
         tensor, mask = tensors[name], masks[name].cpu()
         if not _is_zero(tensor[~mask]):
@@ -45,28 +62,44 @@ def packed(tensors: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> tuple[
         values = tensor[mask]
         if _bytes(values) + _bytes(positions) < _bytes(tensor):
             found |= {name: values, POSITIONS + name: positions}
-            layouts[name] = {"layout": layout, "shape": list(tensor.shape)}
-    return found, layouts
+            packings[name] = Packing(layout, tuple(tensor.shape))
+    return found, packings
 
 
-def unpacked(tensors: Mapping[str, Tensor], layouts: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Keep]]:
+def unpacked(
+    tensors: Mapping[str, Tensor], packings: Mapping[str, Packing]
+) -> tuple[dict[str, Tensor], dict[str, Keep]]:
     """What :func:`packed` was given: the tensors, and the masks of those that were packed.
 
+    A few bytes may stand for a very large tensor: look at the shapes first.
+
     Raises:
-        FileError: positions, values and shapes do not fit together, or a layout is unknown.
+        DamageError: positions, values and shapes do not fit together.
     """
     found = {name: tensor for name, tensor in tensors.items() if not name.startswith(POSITIONS)}
     keeps = {}
-    for name, told in layouts.items():
-        try:
-            shape = tuple(int(side) for side in told["shape"])
-            mask = _mask(told["layout"], tensors[POSITIONS + name], shape)
-            full = torch.zeros(shape, dtype=tensors[name].dtype)
-            full[mask] = tensors[name]
-        except (KeyError, TypeError, ValueError, IndexError, RuntimeError) as error:
-            raise FileError(f"tensor {name!r} cannot be unpacked: {error}.") from error
-        found[name], keeps[name] = full, Keep.of(mask)
+    for name, packing in packings.items():
+        mask, values = unpacked_mask(tensors, name, packing), tensors.get(name, torch.zeros(0))
+        if values.shape != (int(mask.sum()),):
+            raise DamageError(
+                f"tensor {name!r} has values of shape {tuple(values.shape)} for {int(mask.sum())} places."
+            )
+        found[name] = torch.zeros(packing.shape, dtype=values.dtype)
+        found[name][mask] = values
+        keeps[name] = Keep.of(mask)
     return found, keeps
+
+
+def unpacked_mask(tensors: Mapping[str, Tensor], name: str, packing: Packing) -> Tensor:
+    """Where a packed tensor has its values: booleans of its shape; raises :class:`DamageError` as :func:`unpacked`."""
+    raw = tensors.get(POSITIONS + name)
+    if raw is None or raw.dtype != torch.uint8 or raw.ndim != 1:
+        raise DamageError(f"tensor {name!r} has no positions.")
+    size = math.prod(packing.shape)
+    flat = (_from_bits if packing.layout == "bitmask" else _from_columns)(raw.numpy(), size)
+    if flat is None:
+        raise DamageError(f"tensor {name!r} of shape {packing.shape} has positions of another one.")
+    return torch.from_numpy(flat).reshape(packing.shape)
 
 
 def _is_zero(values: Tensor) -> bool:
@@ -78,7 +111,7 @@ def _bytes(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
 
-def _positions(mask: Tensor) -> tuple[str, Tensor]:
+def _positions(mask: Tensor) -> tuple[Literal["bitmask", "csr16"], Tensor]:
     """The smaller layout and its bytes, uint8."""
     bits = np.frombuffer(Keep.of(mask).bits, dtype=np.uint8)
     (places,) = np.nonzero(mask.reshape(-1).numpy())
@@ -90,14 +123,23 @@ def _positions(mask: Tensor) -> tuple[str, Tensor]:
     return "csr16", torch.from_numpy(np.concatenate([counts.view(np.uint8), columns.view(np.uint8)]))
 
 
-def _mask(layout: str, positions: Tensor, shape: tuple[int, ...]) -> Tensor:
-    raw, size = positions.numpy(), int(np.prod(shape, dtype=np.int64))
-    if layout == "bitmask":
-        return Keep(shape, raw.tobytes()).tensor()
-    if layout != "csr16":
-        raise ValueError(f"layout {layout!r} is unknown")
+def _from_bits(raw: Bytes, size: int) -> Flags | None:
+    if len(raw) != -(-size // 8):
+        return None
+    bits = np.unpackbits(raw)
+    return None if bits[size:].any() else bits[:size].astype(bool)
+
+
+def _from_columns(raw: Bytes, size: int) -> Flags | None:
     rows = -(-size // ROW)
+    if len(raw) < 4 * rows or len(raw) % 2:
+        return None
     counts, columns = raw[: 4 * rows].view("<u4"), raw[4 * rows :].view("<u2")
-    flat = np.zeros(size, dtype=bool)
-    flat[np.repeat(np.arange(rows) * ROW, counts) + columns] = True
-    return torch.from_numpy(flat).reshape(shape)
+    if int(counts.sum(dtype=np.uint64)) != len(columns):
+        return None
+    places = np.repeat(np.arange(rows) * ROW, counts) + columns
+    if (np.diff(places) <= 0).any() or (places[-1:] >= size).any():
+        return None
+    flags = np.zeros(size, dtype=bool)
+    flags[places] = True
+    return flags

@@ -3,7 +3,7 @@
 from nervure.export.card import Card
 from nervure.export.checking import Difference
 from nervure.export.formats import FORMATS, Format
-from nervure.export.saving import load, load_state, read_header, save, save_state, versions, write_tensors
+from nervure.export.saving import load, load_state, read_header, save, save_state, versions
 from nervure.export.writing import ExportedFile, export, require_format
 
 __all__ = [
@@ -20,5 +20,4 @@ __all__ = [
     "save",
     "save_state",
     "versions",
-    "write_tensors",
 ]

@@ -1,47 +1,108 @@
-"""Save and load pruned models as one safetensors file: tensors, and a JSON header with the graph and the plan.
+"""Save and load pruned models as one sealed file: tensors, and a header with the graph and the plan.
 
 Nothing is pickled. Loading rebuilds the user's model (a module or its factory), checks that it is the one the plan was
-made for, replays the plan and puts the saved tensors in.
+made for, replays the plan and puts the saved tensors in. Whatever takes memory is compared with that model first.
 """
 
-import hashlib
-import json
 import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, final
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from nervure import container
+from nervure.container import DamageError, Kind, read_container, reading, write_container
 from nervure.errors import FileError, NervureError, NervureWarning
 from nervure.export.stock import stock_differences
-from nervure.files import replacing, require_file, require_writable
+from nervure.files import require_writable
 from nervure.graph import Cost
 from nervure.graph.copies import copied
 from nervure.graph.example import unwrapped
 from nervure.graph.tape import named_tensors
 from nervure.graph.types import Graph
-from nervure.packed import packed, unpacked
+from nervure.packed import POSITIONS, Packing, packed, unpacked, unpacked_mask
 from nervure.plan import Keep, Plan
 from nervure.prune import Pruned, Step
+from nervure.schema import convert
 from nervure.surgery import apply
 from nervure.surgery.apply import is_plain_attribute
 from nervure.training.masks import require_masks
 
-FORMAT = 3
-"""The format of files with packed tensors."""
-STEPS = 2
-"""The format of files with earlier steps and no packed tensors, which older versions read as well."""
-PLAIN = 1
-"""The format of files with neither, which the oldest versions read as well."""
-KIND = "nervure"
+PRUNED = Kind("nervure", "a pruned model saved by nervure", version=4, unsealed=3)
+STATE = Kind("nervure-state", "the state of a dense model saved by nervure", version=4, unsealed=3)
 SHOWN = 5
 
 Source: TypeAlias = nn.Module | Callable[[], nn.Module]
+Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _State:
+    """The header of a state.
+
+    Attributes:
+        versions: of what wrote it.
+        aliases: other names of tensors that a model holds under several.
+        packed: how masked tensors are packed.
+        transient: tensors that are non-persistent buffers of the model.
+        meta: what the user gave.
+    """
+
+    versions: dict[str, str] = field(default_factory=dict)
+    aliases: dict[str, str] = field(default_factory=dict)
+    packed: dict[str, Packing] = field(default_factory=dict)
+    transient: tuple[str, ...] = ()
+    meta: dict[str, Any] = field(default_factory=dict)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Costs:
+    before: Cost
+    after: Cost
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Step:
+    graph: dict[str, Any]
+    plan: dict[str, Any]
+    method: str
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Header:
+    """The header of a pruned model: the fields of a ``Pruned`` and of a state.
+
+    The plan lacks the masks whose places the packed tensors tell; ``masks`` holds those of tensors that are not packed.
+    """
+
+    plan: dict[str, Any]
+    graph: dict[str, Any]
+    costs: _Costs
+    method: str
+    masks: dict[str, dict[str, Any]]
+    training: bool
+    verification: float | None
+    unverified: str = ""
+    earlier: tuple[_Step, ...] = ()
+    fingerprint: str = ""
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    aliases: dict[str, str] = field(default_factory=dict)
+    packed: dict[str, Packing] = field(default_factory=dict)
+    transient: tuple[str, ...] = ()
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def state(self) -> _State:
+        return _State(self.versions, self.aliases, self.packed, self.transient, self.meta)
 
 
 def save(path: str | os.PathLike[str], pruned: Pruned, *, meta: Mapping[str, Any] | None = None) -> Path:
@@ -60,29 +121,29 @@ def save(path: str | os.PathLike[str], pruned: Pruned, *, meta: Mapping[str, Any
     """
     target = require_writable(path)
     state = _state(pruned.model)
-    whole, aliases = _without_repeats(state | _transient(pruned.model, state))
-    tensors, layouts = packed(whole, pruned.masks)
-    header = {
-        "kind": KIND,
-        "format": FORMAT if layouts else STEPS if pruned.earlier else PLAIN,
-        "versions": versions(),
-        "method": pruned.method,
-        "fingerprint": pruned.graph.fingerprint,
-        "plan": _without_packed(pruned.plan.to_json(), {n: Keep.of(pruned.masks[n]).to_json() for n in layouts}),
-        "graph": pruned.graph.to_json(),
-        "earlier": [{"graph": s.graph.to_json(), "plan": s.plan.to_json(), "method": s.method} for s in pruned.earlier],
-        "costs": {"before": pruned.cost_before.to_json(), "after": pruned.cost_after.to_json()},
-        "verification": pruned.verification,
-        "masks": {name: Keep.of(mask).to_json() for name, mask in pruned.masks.items() if name not in layouts},
-        "packed": layouts,
-        "shapes": {name: list(tensor.shape) for name, tensor in state.items()},
-        "aliases": aliases,
-        "transient": sorted(set(_transient(pruned.model, state))),
-        "training": pruned.model.training,
-        "sha256": _digest(tensors),
-        "meta": dict(meta or {}),
-    }
-    write_tensors(target, tensors, header)
+    transient = _transient(pruned.model, state)
+    whole, aliases = _without_repeats(state | transient)
+    tensors, packings = packed(whole, pruned.masks)
+    keeps = {name: Keep.of(mask).to_json() for name, mask in pruned.masks.items()}
+    header = _Header(
+        plan=_without_packed(pruned.plan.to_json(), {name: keeps[name] for name in packings}),
+        graph=pruned.graph.to_json(),
+        costs=_Costs(pruned.cost_before, pruned.cost_after),
+        method=pruned.method,
+        masks={name: keep for name, keep in keeps.items() if name not in packings},
+        training=pruned.model.training,
+        verification=pruned.verification,
+        unverified=pruned.unverified,
+        earlier=tuple(_Step(s.graph.to_json(), s.plan.to_json(), s.method) for s in pruned.earlier),
+        fingerprint=pruned.graph.fingerprint,
+        shapes={name: tuple(tensor.shape) for name, tensor in state.items()},
+        versions=versions(),
+        aliases=aliases,
+        packed=packings,
+        transient=tuple(sorted(transient)),
+        meta=dict(meta or {}),
+    )
+    write_container(target, tensors, header, PRUNED)
     differences = stock_differences(pruned.model)
     if differences:
         warnings.warn(
@@ -107,38 +168,48 @@ def load(path: str | os.PathLike[str], model: Source) -> Pruned:
         FileError: the file is missing, truncated, corrupted, foreign or from a newer version, or ``model`` is not
             the model it was made from (the first differences are listed).
     """
-    header, tensors = read_tensors(path)
-    graph, plan, rest = _parsed(path, header)
-    dense = copied(unwrapped(model)) if isinstance(model, nn.Module) else _built(model, path)
-    steps: tuple[Step, ...] = rest["earlier"]
-    _require_same_model(path, steps[0].graph if steps else graph, dense)
-    smaller = dense
+    header, stored = read_container(path, _Header, PRUNED)
+    with reading(path, PRUNED):
+        graph = Graph.from_json(header.graph)
+        earlier = tuple(Step(Graph.from_json(s.graph), Plan.from_json(s.plan), s.method) for s in header.earlier)
+    smaller = copied(unwrapped(model)) if isinstance(model, nn.Module) else _built(model, path)
+    for step in earlier:
+        smaller = _replayed(path, smaller, step.graph, step.plan)
+    with reading(path, PRUNED):
+        plan = Plan.from_json(_with_packed(header, stored, _shapes(named_tensors(smaller))))
+    smaller = _replayed(path, smaller, graph, plan)
+    keeps = _fill(path, smaller, stored, header.state, PRUNED)
+    with reading(path, PRUNED):
+        masks = _masks(header, smaller) | {name: keep.tensor() for name, keep in keeps.items()}
+    return Pruned(
+        smaller.train(header.training),
+        plan,
+        graph,
+        header.costs.before,
+        header.costs.after,
+        header.method,
+        masks,
+        header.verification,
+        earlier,
+        header.unverified,
+    )
+
+
+def _replayed(path: str | os.PathLike[str], model: nn.Module, graph: Graph, plan: Plan) -> nn.Module:
+    _require_same_model(path, graph, model)
     try:
-        for step in (*steps, Step(graph, plan)):
-            smaller = apply(smaller, step.graph, step.plan)
+        return apply(model, graph, plan)
     except NervureError as error:
         raise FileError(f"the plan in {str(path)!r} does not fit this model: {error}") from error
-    _fill(path, smaller, tensors | {name: tensors[of] for name, of in header["aliases"].items()}, header)
-    return Pruned(model=smaller.train(header["training"]), plan=plan, graph=graph, **rest)
 
 
-def _parsed(path: str | os.PathLike[str], header: Mapping[str, Any]) -> tuple[Graph, Plan, dict[str, Any]]:
-    """The values in a header: the graph, the plan, and the other fields of a ``Pruned``; FileError where one is bad."""
-    try:
-        rest = {
-            "cost_before": Cost.from_json(header["costs"]["before"]),
-            "cost_after": Cost.from_json(header["costs"]["after"]),
-            "method": header["method"],
-            "masks": {name: Keep.from_json(keep).tensor() for name, keep in header["masks"].items()},
-            "verification": header["verification"],
-            "earlier": tuple(
-                Step(Graph.from_json(s["graph"]), Plan.from_json(s["plan"]), s["method"])
-                for s in header.get("earlier", ())
-            ),
-        }
-        return Graph.from_json(header["graph"]), Plan.from_json(header["plan"]), rest
-    except (NervureError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise FileError(f"{str(path)!r} is corrupted: its nervure header cannot be read ({error}).") from error
+def _masks(header: _Header, model: nn.Module) -> dict[str, Tensor]:
+    """The masks of tensors that are not packed."""
+    keeps, shapes = {n: Keep.from_json(keep) for n, keep in header.masks.items()}, _shapes(named_tensors(model))
+    for name, keep in keeps.items():
+        if shapes.get(name) != keep.shape:
+            raise DamageError(f"the mask of {name!r} has shape {keep.shape}, the tensor {shapes.get(name)}.")
+    return {name: keep.tensor() for name, keep in keeps.items()}
 
 
 def save_state(
@@ -165,15 +236,8 @@ def save_state(
     state = _state(model)
     require_masks(masks or {}, state)
     whole, aliases = _without_repeats(state)
-    tensors, layouts = packed(whole, masks or {})
-    header = {
-        "kind": f"{KIND}-state",
-        "format": FORMAT if layouts else PLAIN,
-        "versions": versions(),
-        "aliases": aliases,
-        "packed": layouts,
-    }
-    write_tensors(target, tensors, header | {"sha256": _digest(tensors), "meta": dict(meta or {})})
+    tensors, packings = packed(whole, masks or {})
+    write_container(target, tensors, _State(versions(), aliases, packings, meta=dict(meta or {})), STATE)
     return target
 
 
@@ -185,61 +249,18 @@ def load_state(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
     Raises:
         FileError: the file is missing, damaged or foreign, or its names and shapes are not those of ``model``.
     """
-    header, tensors = read_tensors(path, kind=f"{KIND}-state", plain=True)
-    aliases: Mapping[str, str] = header.get("aliases", {})
-    _fill(path, model, tensors | {name: tensors[of] for name, of in aliases.items()}, header)
+    header, stored = read_container(path, _State, STATE, plain=_State())
+    _fill(path, model, stored, header, STATE)
     return model
 
 
 def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The JSON header of a file written by :func:`save` or :func:`save_state`, without reading its tensors.
+    """The header of a file written by :func:`save` or :func:`save_state`, without reading its tensors: plain data.
 
     Raises:
-        FileError: the file is missing, truncated, foreign or from a newer version.
+        FileError: the file is missing, truncated, foreign or from a newer version, or its header is damaged.
     """
-    return _nervure_header(path, _raw_header(path))
-
-
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
-    """Write ``tensors`` and the JSON ``header`` to one safetensors file; raises :class:`FileError`."""
-    try:
-        text = json.dumps(header, sort_keys=True)
-    except TypeError as error:
-        raise FileError(f"{str(path)!r} was not written: its header is not plain data ({error}).") from error
-    with replacing(path) as temporary:
-        try:
-            save_file(dict(tensors), str(temporary), metadata={KIND: text})
-        except SafetensorError as error:
-            raise FileError(f"cannot write {str(path)!r}: {error}. What was there is untouched.") from error
-
-
-def read_tensors(
-    path: str | os.PathLike[str], *, kind: str = KIND, plain: bool = False
-) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Header and tensors of a file, checked against their checksum.
-
-    Args:
-        path: the file.
-        kind: the ``kind`` its header must have.
-        plain: whether a safetensors file without our header is welcome (its header is then empty).
-
-    Raises:
-        FileError: the file is missing, truncated, corrupted, foreign, newer or of another kind.
-    """
-    raw = _raw_header(path)
-    if plain and KIND not in raw.get("__metadata__", {}):
-        return {}, _load_file(path)
-    header = _nervure_header(path, raw)
-    if header["kind"] != kind:
-        raise FileError(f"{str(path)!r} holds {_KINDS.get(header['kind'], 'something else')}, not {_KINDS[kind]}.")
-    tensors = _load_file(path)
-    if _digest(tensors) != header["sha256"]:
-        raise FileError(f"{str(path)!r} is corrupted: its tensors do not match their checksum. Copy it again.")
-    try:
-        whole, keeps = unpacked(tensors, header.get("packed", {}))
-    except FileError as error:
-        raise FileError(f"{str(path)!r} is corrupted: {error}") from error
-    return _with_unpacked(header, {name: keep.to_json() for name, keep in keeps.items()}), whole
+    return container.read_header(path, dict[str, Any], PRUNED, STATE)
 
 
 def _without_packed(plan: dict[str, Any], keeps: Mapping[str, Any]) -> dict[str, Any]:
@@ -251,70 +272,17 @@ def _without_packed(plan: dict[str, Any], keeps: Mapping[str, Any]) -> dict[str,
     return plan | {"edits": edits}
 
 
-def _with_unpacked(header: dict[str, Any], keeps: Mapping[str, Any]) -> dict[str, Any]:
-    """The header with the masks of packed tensors where they would be without packing."""
-    if not keeps or "plan" not in header:
-        return header
-    edits = [
-        edit | {"keep": keeps[edit["tensor"]]} if edit.get("keep", ...) is None else edit
-        for edit in header["plan"]["edits"]
-    ]
-    return header | {"plan": header["plan"] | {"edits": edits}, "masks": header["masks"] | keeps}
-
-
-_KINDS = {KIND: "a pruned model", f"{KIND}-state": "the state of a dense model"}
-
-
-def _raw_header(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Parse the safetensors header here, so that a cut-off file can be told from a foreign one."""
-    source = require_file(path, "a file saved by nervure")
-    prefix = 8
-    try:
-        present = source.stat().st_size
-        with source.open("rb") as file:
-            length = int.from_bytes(file.read(prefix), "little")
-            text = file.read(length) if prefix + length <= present else b""
-    except OSError as error:
-        raise FileError(f"cannot read {str(source)!r}: {error.strerror}.") from error
-    if present < prefix:
-        raise FileError(f"{str(source)!r} is truncated: it has {present} bytes.")
-    if not text.startswith(b"{"):
-        raise FileError(f"{str(source)!r} is truncated, or not a safetensors file: it has no header.")
-    try:
-        header: dict[str, Any] = json.loads(text)
-        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise FileError(f"{str(source)!r} is corrupted: its header cannot be read ({error}).") from error
-    needed = prefix + length + max(ends, default=0)
-    if present < needed:
-        raise FileError(f"{str(source)!r} is truncated: it has {present} of {needed} bytes. Copy it again.")
-    return header
-
-
-def _nervure_header(path: str | os.PathLike[str], raw: Mapping[str, Any]) -> dict[str, Any]:
-    if KIND not in raw.get("__metadata__", {}):
-        raise FileError(f"{str(path)!r} is a safetensors file, but nervure did not write it: it holds no plan.")
-    try:
-        header: dict[str, Any] = json.loads(raw["__metadata__"][KIND])
-        newest, kind = int(header["format"]), header["kind"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise FileError(f"{str(path)!r} is corrupted: its nervure header cannot be read.") from error
-    if newest > FORMAT:
-        written_by = header.get("versions", {}).get("nervure", "a newer version")
-        raise FileError(
-            f"{str(path)!r} has format {newest} (written by nervure {written_by}); "
-            f"this version reads up to {FORMAT}. Upgrade nervure."
-        )
-    if not isinstance(kind, str) or kind not in _KINDS:
-        raise FileError(f"{str(path)!r} holds {kind!r}, which this version of nervure does not know.")
-    return header
-
-
-def _load_file(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    try:
-        return dict(load_file(str(path)))
-    except (SafetensorError, OSError, ValueError) as error:
-        raise FileError(f"{str(path)!r} is corrupted: {error}.") from error
+def _with_packed(header: _Header, stored: Mapping[str, Tensor], shapes: Shapes) -> dict[str, Any]:
+    """The plan with the masks that packed tensors tell, where ``shapes`` are those of the model it is for."""
+    edits = convert(header.plan.get("edits"), list[dict[str, Any]], "its plan", DamageError)
+    for edit in edits:
+        if edit.get("keep", ...) is None:
+            name = str(edit.get("tensor"))
+            packing = header.packed.get(name)
+            if packing is None or packing.shape != shapes.get(name):
+                raise DamageError(f"the mask of {name!r} is not in the file.")
+            edit["keep"] = Keep.of(unpacked_mask(stored, name, packing)).to_json()
+    return header.plan | {"edits": edits}
 
 
 def versions() -> dict[str, str]:
@@ -350,18 +318,12 @@ def _without_repeats(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], di
         if owner != name:
             aliases[name] = owner
         else:
-            # clone: two different parameters may be views of one storage, which the format refuses.
-            tensors[name] = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+            tensors[name] = tensor.detach().cpu()
     return tensors, aliases
 
 
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].contiguous()
-        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
 def _built(factory: Callable[[], nn.Module], path: str | os.PathLike[str]) -> nn.Module:
@@ -377,14 +339,13 @@ def _require_same_model(path: str | os.PathLike[str], graph: Graph, model: nn.Mo
         for name, axes in graph.tensors.items()
         if not is_plain_attribute(model, graph, name)
     }
-    found = {name: tuple(tensor.shape) for name, tensor in named_tensors(model).items()}
-    _require_same_shapes(path, expected, found, ignore_extra=True)
+    _require_same_shapes(path, expected, _shapes(named_tensors(model)), ignore_extra=True)
 
 
 def _require_same_shapes(
     path: str | os.PathLike[str],
-    expected: Mapping[str, tuple[int, ...]],
-    found: Mapping[str, tuple[int, ...]],
+    expected: Shapes,
+    found: Shapes,
     *,
     ignore_extra: bool = False,
 ) -> None:
@@ -409,16 +370,47 @@ def _first(differences: Iterable[str]) -> str:
 
 
 def _fill(
-    path: str | os.PathLike[str], model: nn.Module, tensors: Mapping[str, Tensor], header: Mapping[str, Any]
-) -> None:
-    """Put ``tensors`` into ``model``, strictly; dtypes follow the file, devices and sharing the model."""
-    transient = set(header.get("transient", ()))
+    path: str | os.PathLike[str], model: nn.Module, stored: Mapping[str, Tensor], header: _State, kind: Kind
+) -> dict[str, Keep]:
+    """Put what a file holds into ``model``, strictly; return the masks of what was packed.
+
+    Dtypes follow the file, devices and sharing the model. Where anything does not fit, the model is left as it was.
+    """
+    transient = set(header.transient)
     places = {name: value for name, value in model.state_dict(keep_vars=True).items() if isinstance(value, Tensor)}
-    saved = {name: tuple(tensor.shape) for name, tensor in tensors.items() if name not in transient}
-    _require_same_shapes(path, saved, {name: tuple(place.shape) for name, place in places.items()})
-    buffers = dict(model.named_buffers(remove_duplicate=False))
-    places |= {name: buffers[name] for name in transient if name in buffers}
+    with reading(path, kind):
+        saved = _saved_shapes(stored, header)
+        _require_same_shapes(path, {n: s for n, s in saved.items() if n not in transient}, _shapes(places))
+        buffers = dict(model.named_buffers(remove_duplicate=False))
+        places |= {name: buffers[name] for name in transient & buffers.keys() & saved.keys()}
+        tensors, keeps = unpacked(stored, header.packed)
+        # Tensors of several names are copied: where the model given does not share them, they stay apart.
+        tensors |= {name: tensors[of].clone() for name, of in header.aliases.items()}
+        _require_same_numbers(path, tensors, places)
     for name, place in places.items():
         # .data, not load_state_dict: parameter objects stay, so tied ones stay tied and take the file's dtype.
-        # Copied out of the file's memory: kernels round by how numbers lie in theirs.
-        place.data = tensors[name].to(place.device).clone()
+        place.data = tensors[name].to(place.device)
+    return keeps
+
+
+def _saved_shapes(stored: Mapping[str, Tensor], header: _State) -> dict[str, tuple[int, ...]]:
+    """The shapes of a file's tensors when they are unpacked, by all their names."""
+    shapes = _shapes({name: tensor for name, tensor in stored.items() if not name.startswith(POSITIONS)})
+    shapes |= {name: packing.shape for name, packing in header.packed.items()}
+    missing = [name for name in header.aliases.values() if name not in shapes]
+    if missing or not header.packed.keys() <= stored.keys():
+        raise DamageError(f"it lacks tensors that its header names: {sorted({*missing, *header.packed} - {*stored})}.")
+    return shapes | {name: shapes[of] for name, of in header.aliases.items()}
+
+
+def _require_same_numbers(
+    path: str | os.PathLike[str], tensors: Mapping[str, Tensor], places: Mapping[str, Tensor]
+) -> None:
+    """Raise where a tensor would become another sort of number: precisions may differ, integers stay what they are."""
+    differences = [
+        f"{name}: the file has {tensors[name].dtype}, the model {place.dtype}"
+        for name, place in places.items()
+        if tensors[name].dtype != place.dtype and not (tensors[name].is_floating_point() and place.is_floating_point())
+    ]
+    if differences:
+        raise FileError(f"{str(path)!r} was made from another model. {_first(differences)}")
