@@ -13,12 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nervure import Plan
+from nervure.container import read_container, write_container
 from nervure.errors import FileError, MissingExtraError, RecipeError
 from nervure.export import load, read_header
 from nervure.recipe import Recipe, run
 from nervure.recipe import steps as steps_module
 from nervure.recipe.fresh import difference
-from nervure.recipe.parts import Source, dataset_of, factory_of, trained
+from nervure.recipe.parts import PROBE, Source, dataset_of, factory_of, trained
 from nervure.recipe.steps import STEPS
 from nervure.recipe.values import SECTIONS, RecoverSection, differences
 from nervure.report import Report
@@ -355,13 +356,11 @@ def test_beginning_anew_forgets_the_run_before(folder: Path, tmp_path: Path) -> 
 
 
 def test_a_saved_file_that_computes_something_else_is_found(folder: Path, tmp_path: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
     for name in ("model.safetensors", "probe.safetensors"):
         (tmp_path / name).write_bytes((folder / name).read_bytes())
     assert difference(tmp_path) <= 1e-5
-    probe = load_file(tmp_path / "probe.safetensors")
-    save_file(probe | {"outputs": probe["outputs"] + 1}, tmp_path / "probe.safetensors")
+    _, probe = read_container(tmp_path / "probe.safetensors", dict[str, Any], PROBE)
+    write_container(tmp_path / "probe.safetensors", probe | {"outputs": probe["outputs"] + 1}, {}, PROBE)
     assert difference(tmp_path) > 1e-2
 
 
