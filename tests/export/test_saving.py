@@ -13,12 +13,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from nervure import ERK, Depth, Drop, Keep, Magnitude, Mask, Plan, Pruned, apply, count, load, prune, save, trace, train
-from nervure.container import digest, write_container
+from nervure.container import DamageError, digest, write_container
 from nervure.errors import ArgumentError, FileError
 from nervure.export import load_state, read_header, save_state
-from nervure.export.saving import PRUNED
+from nervure.export.saving import PRUNED, STATE
 from nervure.graph.example import run_example, tensors_in
-from nervure.packed import packed, unpacked
+from nervure.packed import POSITIONS, Packing, packed, unpacked
 from nervure.surgery import masks_after
 from nervure.zoo import build
 from tests.networks import NETWORKS
@@ -412,3 +412,76 @@ def test_packed_tensors_that_do_not_fit_their_positions_are_refused(tmp_path: Pa
 
     with pytest.raises(FileError, match=r"fc\.weight: the file expects \(3, 3\)|mask of 'fc\.weight'"):
         load(rewritten(path, misshaped), other_resnet)
+
+
+@pytest.mark.parametrize("layout", ["bitmask", "csr16"])
+def test_a_shape_that_no_memory_holds_is_refused_before_any_is_taken(layout: str, tmp_path: Path) -> None:
+    huge = {"layout": layout, "shape": [10**6, 10**6]}
+    path = save(tmp_path / "m.safetensors", masked(0.1))
+    with pytest.raises(FileError, match=r"(1000000, 1000000)|mask of 'fc\.weight' is not in the file"):
+        load(rewritten(path, lambda header: header["packed"].update({"fc.weight": huge})), other_resnet)
+    found = masked(0.1)
+    path = save_state(tmp_path / "s.safetensors", found.model, masks=found.masks)
+    header = read_header(path)
+    header["packed"]["fc.weight"] = huge
+    write_container(path, load_file(path), header, STATE)
+    with pytest.raises(FileError, match=r"fc\.weight: the file expects \(1000000, 1000000\)"):
+        load_state(path, other_resnet())
+
+
+@pytest.mark.parametrize(
+    ("layout", "shape", "positions"),
+    [
+        ("bitmask", (9,), [255]),
+        ("bitmask", (9,), [255, 128, 0]),
+        ("bitmask", (9,), [255, 192]),
+        ("csr16", (9,), [1, 0]),
+        ("csr16", (9,), [2, 0, 0, 0, 1, 0]),
+        ("csr16", (9,), [1, 0, 0, 0, 1, 0, 0]),
+        ("csr16", (9,), [255, 255, 255, 255, 1, 0]),
+        ("csr16", (9,), [2, 0, 0, 0, 2, 0, 1, 0]),
+        ("csr16", (9,), [2, 0, 0, 0, 1, 0, 1, 0]),
+        ("csr16", (9,), [1, 0, 0, 0, 9, 0]),
+        ("csr16", (70_000,), [0, 0, 0, 0, 1, 0, 0, 0, 200, 200]),
+    ],
+)
+def test_positions_that_are_none_of_the_shape_are_refused(
+    layout: Any, shape: tuple[int, ...], positions: list[int]
+) -> None:
+    stored = {"a": torch.ones(2), f"{POSITIONS}a": torch.tensor(positions, dtype=torch.uint8)}
+    with pytest.raises(DamageError, match=r"'a' of shape .* has positions of another one"):
+        unpacked(stored, {"a": Packing(layout, shape)})
+
+
+def test_values_that_are_more_or_fewer_than_their_places_are_refused() -> None:
+    bits = torch.tensor([0b1110_0000], dtype=torch.uint8)
+    for values in (torch.ones(2), torch.ones(4)):
+        with pytest.raises(DamageError, match="for 3 places"):
+            unpacked({"a": values, f"{POSITIONS}a": bits}, {"a": Packing("bitmask", (8,))})
+
+
+def test_tensors_at_odd_places_of_a_file_compute_bit_for_bit_what_was_saved(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(67, 131), nn.ReLU(), nn.Linear(131, 3)).eval()
+    table, data = {"first": {"dtype": "U8", "shape": [3], "data_offsets": [0, 3]}}, bytes(3)
+    for name, tensor in model.state_dict().items():
+        raw = tensor.numpy().tobytes()
+        table[name] = {"dtype": "F32", "shape": [*tensor.shape], "data_offsets": [len(data), len(data) + len(raw)]}
+        data += raw
+    wider = nn.Sequential(nn.Linear(67, 131), nn.ReLU(), nn.Linear(131, 3)).eval()
+    wider.register_buffer("first", torch.ones(3, dtype=torch.uint8))
+    text = json.dumps(table).encode()
+    text += b" " * (len(text) % 2)
+    (tmp_path / "odd").write_bytes(len(text).to_bytes(8, "little") + text + data)
+    inputs = torch.randn(33, 67, generator=torch.Generator().manual_seed(4))
+    assert_same_outputs(load_state(tmp_path / "odd", wider), model, inputs)
+
+
+def test_integers_do_not_become_fractions(tmp_path: Path) -> None:
+    state = {name: tensor.clone() for name, tensor in resnet().state_dict().items()}
+    counter = next(name for name in state if name.endswith("num_batches_tracked"))
+    model = other_resnet()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    save_file(state | {counter: state[counter].float()}, tmp_path / "plain.safetensors")
+    with pytest.raises(FileError, match=f"{counter}: the file has torch.float32, the model torch.int64"):
+        load_state(tmp_path / "plain.safetensors", model)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
