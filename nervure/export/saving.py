@@ -7,7 +7,7 @@ made for, replays the plan and puts the saved tensors in. Whatever takes memory 
 import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeAlias, final
 
@@ -40,10 +40,9 @@ Source: TypeAlias = nn.Module | Callable[[], nn.Module]
 Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
 
 
-@final
-@dataclass(frozen=True, slots=True)
-class _State:
-    """The header of a state.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Stored:
+    """What a header says of the tensors beside it.
 
     Attributes:
         versions: of what wrote it.
@@ -58,6 +57,12 @@ class _State:
     packed: dict[str, Packing] = field(default_factory=dict)
     transient: tuple[str, ...] = ()
     meta: dict[str, Any] = field(default_factory=dict)
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _State(_Stored):
+    """The header of a state."""
 
 
 @final
@@ -76,9 +81,9 @@ class _Step:
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class _Header:
-    """The header of a pruned model: the fields of a ``Pruned`` and of a state.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Header(_Stored):
+    """The header of a pruned model: the fields of a ``Pruned``.
 
     The plan lacks the masks whose places the packed tensors tell; ``masks`` holds those of tensors that are not packed.
     """
@@ -94,15 +99,6 @@ class _Header:
     earlier: tuple[_Step, ...] = ()
     fingerprint: str = ""
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    versions: dict[str, str] = field(default_factory=dict)
-    aliases: dict[str, str] = field(default_factory=dict)
-    packed: dict[str, Packing] = field(default_factory=dict)
-    transient: tuple[str, ...] = ()
-    meta: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def state(self) -> _State:
-        return _State(self.versions, self.aliases, self.packed, self.transient, self.meta)
 
 
 def save(path: str | os.PathLike[str], pruned: Pruned, *, meta: Mapping[str, Any] | None = None) -> Path:
@@ -124,26 +120,14 @@ def save(path: str | os.PathLike[str], pruned: Pruned, *, meta: Mapping[str, Any
     transient = _transient(pruned.model, state)
     whole, aliases = _without_repeats(state | transient)
     tensors, packings = packed(whole, pruned.masks)
-    keeps = {name: Keep.of(mask).to_json() for name, mask in pruned.masks.items()}
-    header = _Header(
-        plan=_without_packed(pruned.plan.to_json(), {name: keeps[name] for name in packings}),
-        graph=pruned.graph.to_json(),
-        costs=_Costs(pruned.cost_before, pruned.cost_after),
-        method=pruned.method,
-        masks={name: keep for name, keep in keeps.items() if name not in packings},
-        training=pruned.model.training,
-        verification=pruned.verification,
-        unverified=pruned.unverified,
-        earlier=tuple(_Step(s.graph.to_json(), s.plan.to_json(), s.method) for s in pruned.earlier),
-        fingerprint=pruned.graph.fingerprint,
-        shapes={name: tuple(tensor.shape) for name, tensor in state.items()},
+    stored = _Stored(
         versions=versions(),
         aliases=aliases,
         packed=packings,
         transient=tuple(sorted(transient)),
         meta=dict(meta or {}),
     )
-    write_container(target, tensors, header, PRUNED)
+    write_container(target, tensors, _header(pruned, stored, _shapes(state)), PRUNED)
     differences = stock_differences(pruned.model)
     if differences:
         warnings.warn(
@@ -152,6 +136,24 @@ def save(path: str | os.PathLike[str], pruned: Pruned, *, meta: Mapping[str, Any
             stacklevel=2,
         )
     return target
+
+
+def _header(pruned: Pruned, stored: _Stored, shapes: Shapes) -> _Header:
+    keeps = {name: Keep.of(mask).to_json() for name, mask in pruned.masks.items()}
+    return _Header(
+        **{f.name: getattr(stored, f.name) for f in fields(stored)},
+        plan=_without_packed(pruned.plan.to_json(), {name: keeps[name] for name in stored.packed}),
+        graph=pruned.graph.to_json(),
+        costs=_Costs(pruned.cost_before, pruned.cost_after),
+        method=pruned.method,
+        masks={name: keep for name, keep in keeps.items() if name not in stored.packed},
+        training=pruned.model.training,
+        verification=pruned.verification,
+        unverified=pruned.unverified,
+        earlier=tuple(_Step(s.graph.to_json(), s.plan.to_json(), s.method) for s in pruned.earlier),
+        fingerprint=pruned.graph.fingerprint,
+        shapes=dict(shapes),
+    )
 
 
 def load(path: str | os.PathLike[str], model: Source) -> Pruned:
@@ -178,7 +180,7 @@ def load(path: str | os.PathLike[str], model: Source) -> Pruned:
     with reading(path, PRUNED):
         plan = Plan.from_json(_with_packed(header, stored, _shapes(named_tensors(smaller))))
     smaller = _replayed(path, smaller, graph, plan)
-    keeps = _fill(path, smaller, stored, header.state, PRUNED)
+    keeps = _fill(path, smaller, stored, header, PRUNED)
     with reading(path, PRUNED):
         masks = _masks(header, smaller) | {name: keep.tensor() for name, keep in keeps.items()}
     return Pruned(
@@ -237,7 +239,9 @@ def save_state(
     require_masks(masks or {}, state)
     whole, aliases = _without_repeats(state)
     tensors, packings = packed(whole, masks or {})
-    write_container(target, tensors, _State(versions(), aliases, packings, meta=dict(meta or {})), STATE)
+    write_container(
+        target, tensors, _State(versions=versions(), aliases=aliases, packed=packings, meta=dict(meta or {})), STATE
+    )
     return target
 
 
@@ -370,7 +374,7 @@ def _first(differences: Iterable[str]) -> str:
 
 
 def _fill(
-    path: str | os.PathLike[str], model: nn.Module, stored: Mapping[str, Tensor], header: _State, kind: Kind
+    path: str | os.PathLike[str], model: nn.Module, stored: Mapping[str, Tensor], header: _Stored, kind: Kind
 ) -> dict[str, Keep]:
     """Put what a file holds into ``model``, strictly; return the masks of what was packed.
 
@@ -393,7 +397,7 @@ def _fill(
     return keeps
 
 
-def _saved_shapes(stored: Mapping[str, Tensor], header: _State) -> dict[str, tuple[int, ...]]:
+def _saved_shapes(stored: Mapping[str, Tensor], header: _Stored) -> dict[str, tuple[int, ...]]:
     """The shapes of a file's tensors when they are unpacked, by all their names."""
     shapes = _shapes({name: tensor for name, tensor in stored.items() if not name.startswith(POSITIONS)})
     shapes |= {name: packing.shape for name, packing in header.packed.items()}
