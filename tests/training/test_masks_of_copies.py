@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from nervure.errors import ArgumentError, NervureWarning
 from nervure.training import hold, masks_of
 from nervure.training.masks import Held
+from tests.training.processes import run_in_two
 
 Pair = tuple[nn.Module, torch.optim.Optimizer]
 MASKED = ("0.weight", "2.weight")
@@ -128,6 +129,16 @@ def test_the_handle_of_a_copy_updates_and_frees_the_copy_alone(way):
     assert_held(model, optimizer)
 
 
+@pytest.mark.parametrize("way", COPIES)
+def test_a_copy_of_an_early_hold_masks_gradients_early_and_once_it_lets_go_no_more(way):
+    twin, _, held = COPIES[way](held_pair(early=True))
+    twin(torch.ones(2, 4)).sum().backward()
+    assert not bool(twin[0].weight.grad[~masks()["0.weight"]].any())
+    held.remove()
+    twin(torch.ones(2, 4)).sum().backward()
+    assert bool(twin[0].weight.grad[~masks()["0.weight"]].any())
+
+
 def test_a_copy_after_letting_go_is_free():
     model, optimizer, held = held_pair()
     held.remove()
@@ -154,8 +165,10 @@ def test_hooks_that_are_added_to_a_copy_do_not_take_the_place_of_the_masks(monke
     monkeypatch.setattr(torch.utils.hooks.RemovableHandle, "next_id", 0)
     twin, other = pickle.loads(content)
     for _ in range(20):
-        other.register_step_pre_hook(lambda *_: None)
         other.register_step_post_hook(lambda *_: None)
+        other.register_step_pre_hook(lambda *_: None)
+    steps(twin, other)
+    assert_held(twin, other)
     hold(twin, other, masks())
     twin, other = copy.deepcopy((twin, other))
     steps(twin, other)
@@ -254,6 +267,32 @@ def test_a_sharded_model_is_held(alone, kind):
             assert not bool(value.full_tensor()[~mask].any())
     found = masks_of(model)
     assert {name: bool((found[name] == mask).all()) for name, mask in masks().items()} == dict.fromkeys(MASKED, True)
+
+
+IN_TWO = """
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from nervure.training import hold, masks_of
+from tests.training.test_masks_of_copies import adam, masks, network, steps
+
+model = network()
+fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
+optimizer = adam(model)
+hold(model, optimizer, masks())
+steps(model, optimizer)
+for name, mask in masks().items():
+    parameter = model.get_parameter(name)
+    assert parameter.to_local().shape != mask.shape
+    for value in (parameter, *(m for m in optimizer.state[parameter].values() if m.shape == mask.shape)):
+        assert torch.equal(value.full_tensor() != 0, mask)
+    assert torch.equal(masks_of(model)[name], mask)
+    require_same(parameter.full_tensor().detach())
+"""
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without torch.distributed")
+def test_a_model_that_is_sharded_over_two_processes_is_held(tmp_path):
+    run_in_two(IN_TWO, tmp_path)
 
 
 def test_a_model_that_is_sharded_after_hold_says_so_at_the_next_step(alone):

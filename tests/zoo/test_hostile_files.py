@@ -106,6 +106,7 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "what was not kept": (b"\x80\x02h\x07.", "recalls"),
     "an odd number of items": (b"\x80\x02}(U\x01au.", "refused"),
     "a key that hashes forever": (b"\x80\x02}" + b")" + b"\x85" * 9000 + b"Ns.", "keys of no use"),
+    "a key of a thousand letters": (pickle.dumps({"a" * 1000: 1}), "keys of no use"),
     "a list in a list in a list": (b"\x80\x02]" + b"]" * 5000 + b"a" * 5000 + b".", "list, not the dictionary"),
     "a list of itself": (b"\x80\x02}U\x06labels]q\x01h\x01as.", "lacks b'data'"),
     "opcodes without end": (b"\x80\x02" + b"]" * 50_000 + b".", "more than the"),
