@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from nervure.evaluation.batches import device_of
-from nervure.training.masks import Held, Masks, hold, masks_of, require_masks, same_everywhere
+from nervure.training.masks import Held, Masks, hold, masks_of, parameters_of, require_masks, same_everywhere
 
 
 @final
@@ -37,7 +37,7 @@ class Holding:
         self.end()
         part = model.get_submodule(self._path)
         masks = masks_of(part) if self.given is None else self.given
-        require_masks(masks, dict(part.named_parameters(remove_duplicate=False)))
+        require_masks(masks, parameters_of(part))
         place = device_of(part)
         same = same_everywhere({name: mask.to(place) for name, mask in masks.items()})
         # That no zeros were found is told by hold itself.

@@ -27,8 +27,8 @@ class HoldMasks(Callback):
     """Hold masks from the start of a fit to its end, with all optimizers; gradients are masked before clipping.
 
     The masks are part of Lightning's checkpoints: a fit that goes on from one (``ckpt_path=``) holds the masks of the
-    checkpoint. In several processes all hold those of the first. Sharded parameters (FSDP, DeepSpeed) have other
-    shapes than their masks and are refused.
+    checkpoint. In several processes all hold those of the first. Parameters of ``fully_shard`` are held; those that are
+    flattened or taken apart (FSDP of the first kind, DeepSpeed) have other shapes than their masks and are refused.
 
     Args:
         masks: parameter name -> bool tensor, True stays; None: what is zero when the fit starts stays zero.

@@ -20,8 +20,9 @@ class HoldMasks(TrainerCallback):
     """Hold masks from the start of a training to its end; gradients are masked before they are clipped.
 
     Training goes on from a checkpoint (``resume_from_checkpoint=``) as it began: the weights that are loaded are as
-    sparse as they were. In several processes all hold the masks of the first. Sharded parameters (FSDP, DeepSpeed)
-    have other shapes than their masks and are refused.
+    sparse as they were. In several processes all hold the masks of the first. Parameters of ``fully_shard`` are
+    held, with a warning that clipping counts what is masked; those that are flattened or taken apart (FSDP of the first
+    kind, DeepSpeed) have other shapes than their masks and are refused.
 
     Args:
         masks: parameter name -> bool tensor, True stays; None: what is zero when training starts stays zero.
@@ -42,9 +43,7 @@ class HoldMasks(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         """Begin to hold: the optimizer is there, and a checkpoint is loaded."""
-        # Accelerate's optimizer hands its steps to the one it wraps; hooks belong there.
-        optimizer = getattr(given["optimizer"], "optimizer", given["optimizer"])
-        self._holding.begin(given["model"], [optimizer])
+        self._holding.begin(given["model"], [given["optimizer"]])
 
     def on_train_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         """Let go; the masks stay in ``masks``."""

@@ -8,6 +8,9 @@ Two forms, told apart by what is in the folder:
 * of Tiny-ImageNet-C and ImageNet-C: folders ``CORRUPTION/SEVERITY/CLASS/*.JPEG``.
 """
 
+import io
+import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,16 +18,20 @@ from typing import Protocol, TypeAlias, final
 
 import numpy as np
 import torch
+from numpy.lib import format as npy
 from torch import Tensor
 
 from nervure.check import nearest, require_choice, require_positive
 from nervure.errors import ArgumentError, DataError
 from nervure.zoo.dataset import Split
 from nervure.zoo.draw import draw_fraction
-from nervure.zoo.readers.folders import classes_in, read_images, wnids_of
+from nervure.zoo.readers.folders import classes_in, read_images, subfolders, wnids_of
+from nervure.zoo.readers.raw import entries, home_of, opened, printable, reading
 
 LABELS = "labels.npy"
 SEVERITIES = (1, 2, 3, 4, 5)
+LONGEST_HEADER = 4096
+HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}  # by version of the format
 LAYOUT = f"CORRUPTION.npy beside {LABELS} (as CIFAR-10-C), or folders CORRUPTION/SEVERITY/CLASS (as Tiny-ImageNet-C)"
 
 Key: TypeAlias = tuple[str, int]
@@ -123,7 +130,7 @@ def load_corrupted(
         ArgumentError: a severity or number out of range.
         MissingExtraError: when iterated, where pictures are files and Pillow is not installed.
     """
-    folder, levels = Path(root).expanduser(), [require_choice(s, SEVERITIES, "severity") for s in severities]
+    folder, levels = home_of(root), [require_choice(s, SEVERITIES, "severity") for s in severities]
     require_positive(batch_size, "batch_size")
     if samples < 0:
         raise ArgumentError(f"samples={samples} must be 0 (all) or more.")
@@ -167,16 +174,29 @@ class _Rows:
 
 
 def _array(path: Path) -> np.ndarray:
-    """An array in a file, of which only what is looked at is read; objects, which are code, are refused."""
+    """An array of numbers in a file, of which only what is looked at is read.
+
+    Its header is read and compared with the size of the file before anything is mapped.
+    """
+    with opened(path) as file:
+        head, size = io.BytesIO(file.read(LONGEST_HEADER)), os.fstat(file.fileno()).st_size
     try:
-        array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{str(path)!r} cannot be read: {error}. It is truncated, or no array.") from error
-    return array
+        shape, is_fortran, dtype = HEADERS[npy.read_magic(head)](head)
+    # numpy reads a header as Python literals, which fail in many ways.
+    except Exception as error:
+        raise DataError(
+            f"{str(path)!r} cannot be read: {printable(str(error))[:200]}. It is truncated, or no array."
+        ) from error
+    if dtype.kind not in "biuf" or dtype.shape:
+        raise DataError(f"{str(path)!r} cannot be read: it holds {dtype}, no numbers.")
+    if not shape or min(shape) < 1 or math.prod(shape) * dtype.itemsize != size - head.tell():
+        raise DataError(f"{str(path)!r} cannot be read: it announces {dtype} {shape} but has {size} bytes.")
+    with reading(path):
+        return np.memmap(path, dtype, "r", head.tell(), shape, "F" if is_fortran else "C")
 
 
 def _arrays(folder: Path, names: Iterable[str] | None, levels: list[int]) -> dict[Key, Source]:
-    there = sorted(path.stem for path in folder.glob("*.npy") if path.name != LABELS)
+    there = [path.stem for path in entries(folder) if path.suffix == ".npy" and path.name != LABELS and path.is_file()]
     found = _asked(names, there, folder)
     return {(name, level): _Rows(folder / f"{name}.npy", level) for name in found for level in levels}
 
@@ -204,7 +224,7 @@ class _Files:
 def _folders(
     folder: Path, names: Iterable[str] | None, levels: list[int], order: Sequence[str] | None
 ) -> dict[Key, Source]:
-    found = _asked(names, _subfolders(folder), folder)
+    found = _asked(names, subfolders(folder), folder)
     sources: dict[Key, Source] = {}
     for name in found:
         for level in levels:
@@ -218,7 +238,7 @@ def _folders(
 def _classes(folder: Path, place: Path, order: Sequence[str] | None) -> tuple[str, ...]:
     if order is None and (folder / "wnids.txt").is_file():
         order = wnids_of(folder)
-    there = _subfolders(place)
+    there = subfolders(place)
     classes = tuple(there if order is None else order)
     if set(classes) != set(there):
         odd = sorted(set(classes) ^ set(there))
@@ -226,16 +246,14 @@ def _classes(folder: Path, place: Path, order: Sequence[str] | None) -> tuple[st
     return classes
 
 
-def _subfolders(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-
-
-def _asked(names: Iterable[str] | None, there: list[str], folder: Path) -> list[str]:
+def _asked(names: Iterable[str] | None, there: Sequence[str], folder: Path) -> list[str]:
     """The corruptions that are asked for, all of them known to be there."""
     if not there:
         raise DataError(f"{str(folder)!r} holds no corruption. Put there {LAYOUT}.")
-    asked = there if names is None else list(names)
+    asked = list(there if names is None else names)
     for name in asked:
+        if not name.isprintable():
+            raise DataError(f"{str(folder)!r} has a corruption {name!r}, which cannot be printed. Rename it.")
         if name not in there:
             raise DataError(f"{str(folder)!r} has no corruption {name!r}.{nearest(name, there, listed=True)}")
     return asked

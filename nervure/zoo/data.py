@@ -17,7 +17,7 @@ from nervure.zoo.readers.embedded import NAME as SUBSET
 from nervure.zoo.readers.embedded import read_subset
 from nervure.zoo.readers.folders import read_folder, read_tiny_imagenet
 from nervure.zoo.readers.idx import FASHION_CLASSES, LAYOUT, has_idx_files, read_idx_folder
-from nervure.zoo.readers.raw import Raw, Request, require_root
+from nervure.zoo.readers.raw import Raw, Request, home_of, printable, require_root
 
 __all__ = ["DATASETS", "Batches", "Dataset", "Split", "assemble", "fake", "load"]
 
@@ -63,8 +63,8 @@ def load(
     * ``"fashion-mnist"``: 60,000 + 10,000 grey 28 x 28 from ``root`` or where Debian installs it, else the subset
     * ``"fashion-mnist-subset"``: 10,000 + 2,000 of them, always at hand
     * ``"digits"``: 1,797 grey 8 x 8 of scikit-learn
-    * ``"cifar10"``, ``"cifar100"``: 50,000 + 10,000 colour 32 x 32, binary or Python version (the latter read by an
-      unpickler that admits arrays and built-in containers only)
+    * ``"cifar10"``, ``"cifar100"``: 50,000 + 10,000 colour 32 x 32, binary or Python version (the latter read
+      opcode by opcode: nothing in it is unpickled)
     * ``"tiny-imagenet"``: 100,000 + 10,000 colour 64 x 64
     * ``"folder"``: any folder of one folder per class
 
@@ -86,14 +86,14 @@ def load(
     """
     if name not in DATASETS:
         raise unknown("data set", name, DATASETS)
-    place = None if root is None else Path(root).expanduser()
+    place = None if root is None else home_of(root)
     raw = DATASETS[name](Request(place, require_side(size), checksum))
     train, test = (raw.train, raw.test) if raw.test is not None else _draw_test(*raw.train)
     return assemble(
         raw.name or name,
         (_resized(train[0], size), train[1]),
         (_resized(test[0], size), test[1]),
-        raw.classes,
+        tuple(map(printable, raw.classes)),
         validation=validation,
         seed=seed,
         flips=raw.flips,

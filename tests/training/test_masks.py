@@ -118,16 +118,6 @@ def test_the_model_stays_ordinary_through_deepcopy_and_state_dict():
     assert found.keys() == masks.keys() and all(torch.equal(found[n], masks[n]) for n in masks)
 
 
-def test_a_deepcopied_optimizer_is_free_and_does_not_touch_the_original():
-    model = nn.Linear(2, 1)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    hold(model, optimizer, {"weight": torch.tensor([[True, False]])})
-    pair = copy.deepcopy((model, optimizer))
-    pair[0](torch.ones(1, 2)).sum().backward()
-    pair[1].step()
-    assert pair[0].weight[0, 1] != 0 and model.weight[0, 1] == 0
-
-
 def test_rewiring_zeroes_what_leaves_and_lets_what_returns_start_at_zero_without_momentum():
     model = nn.Linear(2, 1, bias=False)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)

@@ -1,5 +1,7 @@
 """CIFAR-10 and CIFAR-100, in their pickled (Python) and binary versions."""
 
+import itertools
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +12,12 @@ import torch
 from torch import Tensor
 
 from nervure.errors import DataError
-from nervure.zoo.readers.pickled import unpickle_arrays
-from nervure.zoo.readers.raw import Raw, Request, missing, require_md5, require_root, stack
+from nervure.zoo.readers.pickled import read_arrays
+from nervure.zoo.readers.raw import Raw, Request, lines_of, missing, opened, require_md5, require_root, stack
 
 PIXELS = 3 * 32 * 32
+LARGEST_LABEL = 1 << 31
+LONGEST_NAME = 100
 
 
 @final
@@ -31,6 +35,9 @@ class Version:
     label_bytes: int = 1
 
 
+# The md5 are those of the files in cifar-10-python.tar.gz (md5 c58f30108f718f92721af3b95e74349a) and
+# cifar-100-python.tar.gz (eb9058c3a382ffc7106e4002c42a8d85), whose own stand at https://www.cs.toronto.edu/~kriz/cifar.html;
+# torchvision and mmpretrain compare with the same.
 PICKLED_10 = Version(
     folder="cifar-10-batches-py",
     train={
@@ -112,39 +119,40 @@ def _read_version(folder: Path, version: Version, checksum: bool, count: int) ->
 
 
 def _read_batch(path: Path, md5: str | None, version: Version) -> tuple[Tensor, Tensor]:
-    content = path.read_bytes()
     if md5 is not None:
-        require_md5(content, md5, path)
-    pixels, labels = _unpickled(content, path, version) if version.label_key else _binary(content, path, version)
+        require_md5(path, md5)
+    pixels, labels = _pickled(path, version) if version.label_key else _binary(path, version)
     if pixels.dtype != np.uint8 or pixels.shape != (len(labels), PIXELS) or len(labels) == 0:
         raise DataError(f"{str(path)!r} holds {pixels.dtype} pixels of shape {pixels.shape} for {len(labels)} labels.")
     images = torch.from_numpy(pixels.reshape(-1, 3, 32, 32).copy())
     return images, torch.from_numpy(labels.astype(np.int64))
 
 
-def _unpickled(content: bytes, path: Path, version: Version) -> tuple[np.ndarray, np.ndarray]:
-    batch = unpickle_arrays(content, path)
+def _pickled(path: Path, version: Version) -> tuple[np.ndarray, np.ndarray]:
+    batch = read_arrays(path)
     pixels, labels = batch.get(b"data"), batch.get(version.label_key)
     if not isinstance(pixels, np.ndarray) or not isinstance(labels, list | np.ndarray):
-        raise DataError(f"{str(path)!r} lacks {b'data'!r} or {version.label_key!r}; it holds {list(batch)}.")
+        raise DataError(f"{str(path)!r} lacks {b'data'!r} or {version.label_key!r}; it holds {list(batch)[:10]}.")
     return pixels, _whole_numbers(labels, path)
 
 
-def _whole_numbers(labels: Any, path: Path) -> np.ndarray:
-    try:
-        numbers = np.asarray(labels)
-    except ValueError as error:
-        raise DataError(f"{str(path)!r} labels its images with uneven lists: {error}.") from error
-    if numbers.dtype.kind not in "iu" or numbers.ndim != 1:
-        raise DataError(f"{str(path)!r} labels its images with {numbers.dtype} {numbers.shape}, not class numbers.")
-    return numbers
+def _whole_numbers(labels: list[Any] | np.ndarray, path: Path) -> np.ndarray:
+    if isinstance(labels, list):
+        if not all(type(label) is int and 0 <= label <= LARGEST_LABEL for label in labels):
+            raise DataError(f"{str(path)!r} labels its images with other things than class numbers.")
+        labels = np.asarray(labels, dtype=np.int64)
+    if labels.dtype.kind not in "iu" or labels.ndim != 1:
+        raise DataError(f"{str(path)!r} labels its images with {labels.dtype} {labels.shape}, not class numbers.")
+    return labels
 
 
-def _binary(content: bytes, path: Path, version: Version) -> tuple[np.ndarray, np.ndarray]:
+def _binary(path: Path, version: Version) -> tuple[np.ndarray, np.ndarray]:
     record = version.label_bytes + PIXELS
-    if len(content) % record:
-        raise DataError(f"{str(path)!r} has {len(content)} bytes, no multiple of {record}: truncated. Fetch it again.")
-    records = np.frombuffer(content, dtype=np.uint8).reshape(-1, record)
+    with opened(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size % record:
+            raise DataError(f"{str(path)!r} has {size} bytes, no multiple of {record}: truncated. Fetch it again.")
+        records = np.frombuffer(file.read(size), dtype=np.uint8).reshape(-1, record)
     # CIFAR-100 writes the coarse label first, then the fine one.
     return records[:, version.label_bytes :], records[:, version.label_bytes - 1]
 
@@ -153,15 +161,19 @@ def _class_names(folder: Path, version: Version, checksum: bool, count: int) -> 
     path = folder / version.names
     if not path.is_file():
         return tuple(str(label) for label in range(count))
-    content = path.read_bytes()
     if checksum and version.names_md5 is not None:
-        require_md5(content, version.names_md5, path)
-    if version.names_key:
-        found = unpickle_arrays(content, path).get(version.names_key)
-        listed = found if isinstance(found, list) else []
-        names = tuple(name.decode(errors="replace") if isinstance(name, bytes) else str(name) for name in listed)
-    else:
-        names = tuple(content.decode(errors="replace").split())
-    if len(names) != count:
-        raise DataError(f"{str(path)!r} names {len(names)} classes, expected {count}.")
-    return names
+        require_md5(path, version.names_md5)
+    names = _pickled_names(path, version.names_key) if version.names_key else _listed_names(path, count)
+    if len(names) != count or max(map(len, names)) > LONGEST_NAME:
+        raise DataError(f"{str(path)!r} names {len(names)} classes, expected {count} of up to {LONGEST_NAME} letters.")
+    return tuple(name.decode(errors="replace") if isinstance(name, bytes) else name for name in names)
+
+
+def _pickled_names(path: Path, key: bytes) -> list[str | bytes]:
+    names = read_arrays(path).get(key)
+    return names if isinstance(names, list) and all(isinstance(name, str | bytes) for name in names) else []
+
+
+def _listed_names(path: Path, count: int) -> list[str | bytes]:
+    words = (word for _, line in lines_of(path) for word in line.split())
+    return list(itertools.islice(words, count + 1))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from nervure.errors import DataError
 from nervure.zoo.readers.idx import FASHION_CLASSES, read_idx_folder
-from nervure.zoo.readers.raw import Raw
+from nervure.zoo.readers.raw import Raw, opened
 
 NAME = "fashion-mnist-subset"
 SHA256: Mapping[str, str] = {
@@ -42,5 +42,6 @@ def read_verified(folder: Path) -> Raw:
 
 
 def sha256(path: Path) -> str:
-    """Hexadecimal sha256 of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    """Hexadecimal sha256 of a file. Raises DataError."""
+    with opened(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

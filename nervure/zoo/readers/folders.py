@@ -1,6 +1,7 @@
 """Image folders: one folder per class, and the layout of Tiny ImageNet. Needs Pillow (extra ``data``)."""
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,21 @@ from torch import Tensor
 
 from nervure._extras import require_extra
 from nervure.errors import DataError
-from nervure.zoo.readers.raw import Raw, Request, missing, require_root
+from nervure.zoo.readers.raw import (
+    Raw,
+    Request,
+    entries,
+    lines_of,
+    missing,
+    printable,
+    reading,
+    require_room,
+    require_root,
+)
 
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".webp"})
+# Pillow looks at the content, not at the name: other formats, some of which start other programs, are not opened.
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "WEBP")
 FOLDER_LAYOUT = (
     "train/CLASS/IMAGE and test/CLASS/IMAGE (or val/ for test/), or CLASS/IMAGE alone, from which a test split is drawn"
 )
@@ -19,6 +32,8 @@ TINY_LAYOUT = (
     "the unpacked tiny-imagenet-200: train/WNID/images/*.JPEG, val/images/*.JPEG and val/val_annotations.txt "
     "(wnids.txt and words.txt are read where present)"
 )
+MOST_CLASSES = 100_000
+LONGEST_WORD = 1000
 Listing = list[tuple[Path, int]]
 
 
@@ -33,7 +48,7 @@ def read_folder(request: Request) -> Raw:
     held = next((root / part for part in ("test", "val") if (root / part).is_dir()), None)
     is_split = held is not None and (root / "train").is_dir()
     base = root / "train" if is_split else root
-    classes = tuple(sorted(path.name for path in base.iterdir() if path.is_dir() and not path.name.startswith(".")))
+    classes = subfolders(base)
     if not classes:
         raise missing(root, "folder", FOLDER_LAYOUT)
     test = read_images(classes_in(held, classes), request.size) if is_split and held is not None else None
@@ -79,37 +94,67 @@ def read_images(listing: Listing, size: int | None) -> tuple[Tensor, Tensor]:
     if not listing:
         raise DataError("The folder holds class folders but no image in them.")
     first = _pixels(listing[0][0], size)
-    pixels = np.empty((len(listing), *first.shape), dtype=np.uint8)
+    if size is None:
+        stored = sum(_stored(path) for path, _ in listing)
+        require_room(len(listing) * first.nbytes, stored, f"Images of the size of {str(listing[0][0])!r}")
+    pixels = _room(len(listing), first.shape[:2])
     for row, (path, _) in enumerate(listing):
-        image = _pixels(path, size)
-        if image.shape != first.shape:
-            raise DataError(
-                f"{str(path)!r} is {image.shape[1]} x {image.shape[0]} pixels, {str(listing[0][0])!r} "
-                f"{first.shape[1]} x {first.shape[0]}. Pass size=SIDE to resize all images to one square."
-            )
-        pixels[row] = image
+        pixels[row] = _pixels(path, size, first.shape).transpose(2, 0, 1)
     labels = torch.tensor([label for _, label in listing], dtype=torch.int64)
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), labels
+    return torch.from_numpy(pixels), labels
 
 
-def _pixels(path: Path, size: int | None) -> np.ndarray:
+def _room(count: int, sides: tuple[int, ...]) -> np.ndarray:
+    try:
+        return np.empty((count, 3, *sides), dtype=np.uint8)
+    except MemoryError as error:
+        raise DataError(f"{count} images of {sides[1]} x {sides[0]} pixels do not fit into memory.") from error
+
+
+def _stored(path: Path) -> int:
+    with reading(path):
+        return path.stat().st_size
+
+
+def _pixels(path: Path, size: int | None, shape: tuple[int, ...] | None = None) -> np.ndarray:
+    """The image in a file as RGB, uint8 [height, width, 3]; of this ``shape``, where no ``size`` makes it so."""
     image = require_extra("PIL.Image", "Reading image files", "data")
     fit = require_extra("PIL.ImageOps", "Reading image files", "data").fit
     try:
-        with image.open(path) as opened:
-            picture = opened.convert("RGB")
-    # Pillow raises its own kind of OSError, and for some damaged files SyntaxError or ValueError.
-    except (OSError, SyntaxError, ValueError, image.DecompressionBombError) as error:
-        raise DataError(f"{str(path)!r} cannot be read as an image: {error}.") from error
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", image.DecompressionBombWarning)
+            with image.open(path, formats=FORMATS) as opened:
+                if size is None and shape is not None:
+                    _require_sides(path, opened.size, shape)
+                picture = opened.convert("RGB")
+    except DataError:
+        raise
+    # Pillow's decoders meet damage in many ways, each with an error of another kind.
+    except Exception as error:
+        raise DataError(f"{str(path)!r} cannot be read as an image: {printable(str(error))[:200]}.") from error
     if size is not None and picture.size != (size, size):
         picture = fit(picture, (size, size), method=image.Resampling.BILINEAR)
     return np.asarray(picture, dtype=np.uint8)
 
 
+def _require_sides(path: Path, sides: tuple[int, int], shape: tuple[int, ...]) -> None:
+    """Raise :class:`DataError`, before an image is decoded, if it has another size than the first."""
+    if sides != (shape[1], shape[0]):
+        raise DataError(
+            f"{str(path)!r} is {sides[0]} x {sides[1]} pixels, the first image {shape[1]} x {shape[0]}. "
+            "Pass size=SIDE to resize all images to one square."
+        )
+
+
+def subfolders(folder: Path) -> tuple[str, ...]:
+    """Names of the folders in ``folder`` that are not hidden, sorted. Raises DataError."""
+    return tuple(path.name for path in entries(folder) if not path.name.startswith(".") and path.is_dir())
+
+
 def _images_in(folder: Path) -> Sequence[Path]:
     if not folder.is_dir():
         raise DataError(f"{str(folder)!r} is missing; every class needs its folder.")
-    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+    found = [path for path in entries(folder) if path.suffix.lower() in SUFFIXES and path.is_file()]
     if not found:
         raise DataError(f"{str(folder)!r} holds no image ({', '.join(sorted(SUFFIXES))}). Remove it or fill it.")
     return found
@@ -121,27 +166,52 @@ def classes_in(base: Path, classes: Sequence[str]) -> Listing:
 
 
 def wnids_of(root: Path) -> tuple[str, ...]:
-    """Names of the classes' folders in the order of their labels: as ``wnids.txt`` has them, else sorted."""
+    """Names of the classes' folders in the order of their labels: as ``wnids.txt`` has them, else sorted.
+
+    Raises:
+        DataError: the file cannot be read, names a class twice, or names too many.
+    """
     listed = root / "wnids.txt"
-    if listed.is_file():
-        return tuple(listed.read_text(encoding="utf-8").split())
-    return tuple(sorted(path.name for path in (root / "train").iterdir() if path.is_dir()))
+    if not listed.is_file():
+        return subfolders(root / "train")
+    names: dict[str, None] = {}
+    for number, line in lines_of(listed):
+        for name in line.split():
+            _require_new(name, names, f"{str(listed)!r}, line {number}: {name[:100]!r}")
+            names[name] = None
+    return tuple(names)
+
+
+def _require_new(name: str, names: Collection[str], what: str) -> None:
+    if name in names:
+        raise DataError(f"{what} stands there twice.")
+    if len(names) == MOST_CLASSES:
+        raise DataError(f"{what} is one more than {MOST_CLASSES} classes.")
+    if Path(name).name != name:
+        raise DataError(f"{what} is no name of a folder.")
 
 
 def _annotated(annotations: Path, wnids: Sequence[str]) -> Listing:
     labels = {wnid: label for label, wnid in enumerate(wnids)}
+    folder = annotations.parent / "images"
+    left = {path.name for path in entries(folder)}
     listing = []
-    for number, line in enumerate(annotations.read_text(encoding="utf-8").splitlines(), start=1):
-        file, _, rest = line.partition("\t")
-        wnid = rest.partition("\t")[0]
+    for number, line in lines_of(annotations):
+        file, wnid, *_ = (*line.split("\t", 2), "")
+        place = f"{str(annotations)!r}, line {number}"
         if wnid not in labels:
-            raise DataError(f"{str(annotations)!r}, line {number}: {wnid!r} is not one of the {len(labels)} classes.")
-        listing.append((annotations.parent / "images" / file, labels[wnid]))
+            raise DataError(f"{place}: {wnid[:100]!r} is not one of the {len(labels)} classes.")
+        if file not in left:
+            raise DataError(f"{place}: {file[:100]!r} is not in {str(folder)!r}, or is named twice.")
+        left.remove(file)
+        listing.append((folder / file, labels[wnid]))
     return listing
 
 
 def _words(root: Path, wnids: Sequence[str]) -> tuple[str, ...]:
-    path = root / "words.txt"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    words = dict(line.split("\t", 1) for line in lines if "\t" in line)
-    return tuple(words.get(wnid, wnid) for wnid in wnids)
+    path, words = root / "words.txt", {wnid: wnid for wnid in wnids}
+    for _, line in lines_of(path) if path.is_file() else ():
+        wnid, is_named, word = line.partition("\t")
+        if is_named and wnid in words:
+            words[wnid] = word[:LONGEST_WORD]
+    return tuple(words.values())
