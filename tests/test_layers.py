@@ -19,6 +19,8 @@ FLOORS: Mapping[str, int] = {
     "files": 0,
     "schema": 0,
     "container": 0,
+    "provenance": 0,
+    "markup": 0,
     "_extras": 0,
     "plan": 1,
     "graph": 1,

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from nervure.cli.inputs import (
     EXAMPLE,
-    FILE,
     Asked,
     Choice,
     Friendly,
@@ -19,6 +18,7 @@ from nervure.cli.inputs import (
     chosen,
     command_line,
     example,
+    from_file,
     output,
     setting,
 )
@@ -325,7 +325,7 @@ def apply(choice: Choice, plan_file: Path, graph_file: Path | None, verify: bool
         "nervure train --model resnet8 --data digits --rewire RigL --density 0.1 -o sparse.safetensors",
     )
 )
-@chosen(FILE)
+@chosen(from_file)
 @click.option("--epochs", type=click.IntRange(1), default=5, show_default=True)
 @click.option("--lr", type=float, default=0.05, show_default=True, help="Peak learning rate.")
 @click.option("--batch-size", type=click.IntRange(1), default=128, show_default=True)
@@ -399,7 +399,7 @@ def train(  # noqa: PLR0913 - one for each option
         "nervure evaluate --file model.safetensors --data cifar10 --root data --shift-root data/CIFAR-10-C",
     ),
 )
-@chosen(FILE)
+@chosen(from_file)
 @click.option("--batch", "batches", type=click.IntRange(1), multiple=True, help="Also time a forward pass of so many.")
 @click.option(
     "--engine",
@@ -505,9 +505,9 @@ def _timed(
         "nervure connectivity --file model.safetensors --input 1x3x32x32 --reference dense",
     ),
 )
-@chosen(EXAMPLE, FILE)
+@chosen(EXAMPLE, from_file)
 @click.option(
-    "--reference", default="", metavar="dense|FILE", help="Compare with the network as it was, or its weights."
+    "--reference", default="", metavar="dense|from_file", help="Compare with the network as it was, or its weights."
 )
 @click.option("--strength", default="l2", show_default=True, help="Of a kernel: l2, l1, mean or binary.")
 @click.option("--normalize", default="none", show_default=True, help="The Laplacian of heat: none, meandeg or sym.")
@@ -556,7 +556,7 @@ def _reference(choice: Choice, reference: str) -> nn.Module | None:
         "nervure export --model resnet20 --input 1x3x32x32 -o resnet20.pt2",
     ),
 )
-@chosen(EXAMPLE, FILE)
+@chosen(EXAMPLE, from_file)
 @click.option("--format", "form", help=f"One of {', '.join(FORMATS)}; else as the name of the file says.")
 @click.option("--precision", default="float32", show_default=True, help="float32, bf16 or int8, where the format can.")
 @click.option("--fixed", is_flag=True, help="For as many samples as the example has, not for any number.")
@@ -644,7 +644,7 @@ def _require_evidence(method: Method, path: Path | None, choice: Choice) -> None
         wanted = " ".join(f"--want {signal}" for signal in sorted(method.wants))
         raise ArgumentError(
             f"{method!r} needs evidence: give --data NAME to measure now, or run nervure measure {wanted}, "
-            "then give --stats FILE."
+            "then give --stats from_file."
         )
 
 

@@ -16,10 +16,10 @@ from nervure import zoo
 from nervure.check import nearest
 from nervure.engines import ENGINES
 from nervure.errors import ArgumentError, NervureError
-from nervure.export import load, load_state, read_header
+from nervure.export import load, load_state
 from nervure.graph import Graph
 from nervure.prune import Pruned
-from nervure.recipe.parts import Source
+from nervure.recipe.parts import Source, source_in
 from nervure.tracing import trace
 from nervure.zoo import CorruptedBatches, Dataset, Split
 from nervure.zoo.readers.folders import tiny_root, wnids_of
@@ -163,6 +163,7 @@ class Choice:
     root: str = ""
     inputs: Example | None = None
     seed: int = 0
+    trust_factory: bool = False
 
     def data(self) -> Dataset:
         """The data set chosen; raises ArgumentError where none is."""
@@ -182,9 +183,9 @@ class Choice:
     def source(self) -> Source:
         """Where the network comes from: as named, or as noted in the file; suited to the data if some are chosen."""
         if not self.model and self.file:
-            noted = read_header(self.file).get("meta", {}).get("model")
-            if noted:
-                return Source(**noted)
+            noted = source_in(self.file, trust_factory=self.trust_factory)
+            if noted is not None:
+                return noted
         if not self.model:
             raise ArgumentError("no network: give --model NAME of the zoo, or --model package.module:function.")
         is_factory = ":" in self.model
@@ -243,9 +244,13 @@ EXAMPLE: Decorator = click.option(
     help=f"Example input by its shape, e.g. 1x3x32x32; whole numbers are written 1x16:long ({', '.join(TYPES)}). "
     "Several times for several inputs, in order, or by name: ids=1x16:long.",
 )
-FILE: Decorator = click.option(
-    "--file", default="", type=click.Path(), help="A pruned network saved by apply, train or run."
-)
+
+
+def from_file(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorate a command with the options that choose a saved pruned network."""
+    trust = click.option("--trust-factory", is_flag=True, help="Call the function that --file says builds its network.")
+    file = click.option("--file", default="", type=click.Path(), help="A pruned network saved by apply, train or run.")
+    return file(trust(command))
 
 
 def chosen(*more: Decorator) -> Decorator:

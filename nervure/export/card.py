@@ -5,7 +5,6 @@ import hashlib
 import importlib.metadata
 import json
 import platform
-import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from nervure.engines.exported import Exported
 from nervure.export.checking import Difference
 from nervure.export.saving import versions
 from nervure.plan import Cut, Drop, Link, Mask, Plan
+from nervure.provenance import commit
 from nervure.prune import Pruned
 
 FORMAT = 1
@@ -126,18 +126,6 @@ def provenance(command: str, libraries: Sequence[str]) -> dict[str, Any]:
         "commit": commit(),
         "again": command,
     }
-
-
-def commit() -> str | None:
-    """The commit of the working folder, with ``+`` where files differ from it; None where there is none."""
-    try:
-        head, changes = (
-            subprocess.run(["git", *words], capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-            for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return f"{head}+" if changes else head
 
 
 def model_name(model: nn.Module) -> str:

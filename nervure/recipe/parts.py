@@ -14,13 +14,17 @@ from typing import Any, final
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from nervure import zoo
 from nervure.check import nearest
 from nervure.engines import require_engine
-from nervure.errors import ArgumentError, RecipeError
+from nervure.errors import ArgumentError, FileError, NervureError, RecipeError
+from nervure.export import read_header
+from nervure.graph import Graph
 from nervure.methods import METHODS, Method, method_from, method_keeping
 from nervure.recipe.values import DataSection, Options, Recipe, RecoverSection, TrainSection
+from nervure.schema import convert
 from nervure.training import History, Hook, Objective, distilled, label_smoothing, recalibrate, train
 from nervure.zoo import Dataset, Split
 
@@ -34,17 +38,25 @@ class Source:
     factory: str = ""
     options: Options = field(default_factory=dict, hash=False)
 
+    def __str__(self) -> str:
+        """The call that builds the network."""
+        return f"{self.factory or self.name}({', '.join(f'{key}={value!r}' for key, value in self.options.items())})"
+
     def build(self, seed: int = 0) -> nn.Module:
         """The network with fresh weights drawn from ``seed``; raises RecipeError where that fails.
 
         Torch's global random state is as it was afterwards.
         """
+        builder = self.builder()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             try:
-                model = self.builder()(**self.options)
-            except (ArgumentError, TypeError) as error:
-                raise RecipeError(f"[model] {self.name or self.factory} cannot be built: {error}") from error
+                model = builder(**self.options)
+            except Exception as error:  # whatever the user's own function, or torch where a size is too large, raises
+                kind = "" if isinstance(error, NervureError) else f"{type(error).__name__}: "
+                # Below its first line torch tells where in itself it was.
+                reason = (str(error).splitlines() or [""])[0].rstrip(".")
+                raise RecipeError(f"[model] {self.name or self.factory} cannot be built: {kind}{reason}.") from error
         if not isinstance(model, nn.Module):
             raise RecipeError(
                 f"[model] factory {self.factory!r} returned a {type(model).__name__}, not a torch module."
@@ -52,20 +64,87 @@ class Source:
         return model
 
     def builder(self) -> Callable[..., Any]:
-        """The function that builds the network; raises RecipeError where there is none of that name."""
-        return factory_of(self.factory) if self.factory else _of_zoo(self.name)
+        """The function that builds the network; raises RecipeError where it is not there or takes no such options."""
+        if self.factory:
+            return factory_of(self.factory)
+        builder = _of_zoo(self.name)
+        _require_options(self.name, builder, self.options)
+        return builder
 
     def suited_to(self, data: Dataset) -> "Source":
         """With the channels and classes of ``data`` where a zoo network is not told otherwise."""
         told = {"in_channels": data.shape[0], "num_classes": len(data.classes)}
         if self.factory:
             return self
-        known = inspect.signature(self.builder()).parameters
+        known = inspect.signature(_of_zoo(self.name)).parameters
         return replace(self, options={k: v for k, v in told.items() if k in known} | dict(self.options))
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, for ``Source(**data)``."""
         return {"name": self.name, "factory": self.factory, "options": dict(self.options)}
+
+
+def source_in(path: str | os.PathLike[str], *, trust_factory: bool = False) -> Source | None:
+    """Where the network of a saved file comes from, as its header says; None where it does not say.
+
+    A file is data: only a network of the zoo is taken from it, once its options are known to make no more, and no
+    larger, tensors than the graph in the file has. A factory is code of whoever made the file.
+
+    Args:
+        path: a file that :func:`nervure.save` wrote.
+        trust_factory: also take a factory. It is imported and called when the network is built.
+
+    Raises:
+        FileError: the file is damaged, names a factory that is not trusted, or a network that is not the graph's.
+    """
+    header = read_header(path)
+    noted = header.get("meta", {}).get("model")
+    if not noted:
+        return None
+    source = convert(noted, Source, f"the network in the header of {str(path)!r}")
+    if not source.factory:
+        first = header["earlier"][0]["graph"] if header.get("earlier") else header["graph"]
+        _require_within(path, source, Graph.from_json(first))
+    elif not trust_factory:
+        raise FileError(
+            f"{str(path)!r} says that its network is built by calling {source}: code that may do anything, named by "
+            f"whoever made the file. If you know it, name it yourself (--model {source.factory}, and --option "
+            "KEY=VALUE for each option), or add --trust-factory to make that very call."
+        )
+    return source
+
+
+def _require_within(path: str | os.PathLike[str], source: Source, graph: Graph) -> None:
+    """Raise FileError where a network of the zoo would have more or larger parameters than ``graph``.
+
+    It is built without memory for its weights, and given up at the first parameter too many.
+    """
+    entries, count = graph.params(), len(graph.parameters)
+
+    def take(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        nonlocal entries, count
+        if parameter is not None and parameter.is_meta:
+            entries, count = entries - parameter.numel(), count - 1
+            if entries < 0 or count < 0:
+                raise FileError(f"it is larger than the {graph.params():,} parameters of the graph")
+
+    hook = register_module_parameter_registration_hook(take)
+    try:
+        with torch.device("meta"):
+            source.build()
+    except RecipeError as error:
+        raise FileError(f"{str(path)!r} names a network that its graph is not of: {error}") from error
+    finally:
+        hook.remove()
+
+
+def _require_options(name: str, builder: Callable[..., Any], options: Options) -> None:
+    """Raise RecipeError unless ``options`` are those of a network of the zoo, each of the type that it is declared."""
+    known = inspect.signature(builder, eval_str=True).parameters
+    for option in options:
+        if option not in known:
+            raise RecipeError(f"[model] {name} has no option {option!r}.{nearest(option, known, listed=True)}")
+        convert(options[option], known[option].annotation, f"[model] {name}: option {option!r}", RecipeError)
 
 
 def _of_zoo(name: str) -> Callable[..., Any]:
