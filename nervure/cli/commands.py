@@ -21,6 +21,7 @@ from nervure.cli.inputs import (
     from_file,
     output,
     setting,
+    tell,
 )
 from nervure.engines import ENGINES, require_engine
 from nervure.errors import ArgumentError
@@ -96,8 +97,8 @@ def run(recipe: Path, folder: Path | None, fresh: bool, quiet: bool) -> None:
     parsed = Recipe.from_toml(recipe)
     place = folder or Path(parsed.run.folder)
     report = run_recipe(parsed, folder=place, progress=not quiet, resume=not fresh)
-    click.echo(f"\n{report.headline}")
-    click.echo(f"{place / 'report.html'}")
+    tell(f"\n{report.headline}")
+    tell(f"{place / 'report.html'}")
 
 
 @main.command(epilog=example("nervure sweep examples/sweep.toml --folder runs/sweep"))
@@ -140,7 +141,7 @@ def sweep(
         progress=not quiet,
         limit=limit,
     )
-    click.echo(f"\n{table_text(found.table())}\n\n{found.headline}")
+    tell(f"\n{table_text(found.table())}\n\n{found.headline}")
     _wrote(place / "sweep.html")
 
 
@@ -160,7 +161,7 @@ def compare(study: Path, folder: Path | None, limit: int | None, workers: int, q
     place = folder or Path(parsed.study.folder)
     outcomes = compare_methods(parsed, folder=place, progress=not quiet, limit=limit, workers=workers)
     text = comparison_text(outcomes, title=parsed.study.title, baseline=parsed.study.baseline)
-    click.echo(f"\n{text}")
+    tell(f"\n{text}")
     _wrote(place / "comparison.md")
 
 
@@ -174,7 +175,7 @@ def trace(choice: Choice, ignore: tuple[str, ...], only: tuple[str, ...], html: 
     """Find what is coupled to what in a network."""
     _writable(out, html)
     graph = choice.graph(choice.network(), ignore=ignore, only=only or None)
-    click.echo(graph.describe())
+    tell(graph.describe())
     _wrote(write_json(out, graph.to_json()))
     if html is not None:
         _wrote(write_text(html, graph_page(graph, choice.model)))
@@ -196,9 +197,9 @@ def measure(choice: Choice, want: tuple[str, ...], samples: int, per_class: int,
     stats = measure_stats(model, graph, batches, want=wanted, samples=samples, per_class=per_class, seed=choice.seed)
     kinds = sorted({name.partition(":")[0] for name in stats.want} - {"labels", "outputs"})
     heard = [f"{kind} of {len(getattr(stats, kind))}" for kind in kinds]
-    click.echo(f"{stats.samples} samples; {', '.join(heard) or ', '.join(sorted(stats.want))}")
+    tell(f"{stats.samples} samples; {', '.join(heard) or ', '.join(sorted(stats.want))}")
     for name, reason in stats.skipped.items():
-        click.echo(f"  {name} skipped: {reason}")
+        tell(f"  {name} skipped: {reason}")
     _wrote(stats.save(out))
 
 
@@ -227,10 +228,10 @@ def score(
     stats = Stats.load(stats_file) if stats_file else None
     scores = scored(criterion, graph, dict(named_tensors(model)), stats, **({"seed": choice.seed} | dict(settings)))
     width = max(map(len, scores), default=0)
-    click.echo(f"{'group':<{width}}  units   lowest   median  highest")
+    tell(f"{'group':<{width}}  units   lowest   median  highest")
     for group, values in scores.items():
         low, middle, high = float(values.min()), float(values.median()), float(values.max())
-        click.echo(f"{group:<{width}}  {len(values):5d} {low:8.3f} {middle:8.3f} {high:8.3f}")
+        tell(f"{group:<{width}}  {len(values):5d} {low:8.3f} {middle:8.3f} {high:8.3f}")
     tensors = {group: values.detach().contiguous() for group, values in scores.items()}
     header = {"kind": "nervure-scores", "criterion": criterion, "fingerprint": graph.fingerprint}
     write_tensors(out, tensors, header)
@@ -285,10 +286,10 @@ def plan(
     if made.wants and stats is None and data is not None:
         stats = measure_stats(model, graph, data, want=made.wants, seed=choice.seed)
     decided = made.plan(View(graph, weights, stats, choice.seed, model, shown, data))
-    click.echo(decided.describe(graph))
+    tell(decided.describe(graph))
     if "milliseconds" in decided.reached:
         took, share = decided.reached["milliseconds"], decided.reached["keep"]
-        click.echo(f"timed on {decided.asked['engine']}: {took:.3g} ms, {percent(share)} of the dense network")
+        tell(f"timed on {decided.asked['engine']}: {took:.3g} ms, {percent(share)} of the dense network")
     _wrote(write_json(out, decided.to_json()))
 
 
@@ -314,7 +315,7 @@ def apply(choice: Choice, plan_file: Path, graph_file: Path | None, verify: bool
     pruned = Pruned(smaller, decided, graph, *costs, f"plan {plan_file.name}", masks_after(graph, decided))
     if verify:
         pruned = replace(pruned, verification=verify_cut(model, pruned, example).error)
-    click.echo(str(pruned))
+    tell(str(pruned))
     _wrote(save(out, pruned, meta={"model": choice.source().to_json()}))
 
 
@@ -376,7 +377,7 @@ def train(  # noqa: PLR0913 - one for each option
         hooks=[] if method is None else [Rewiring(method, log=events)],
     )
     for epoch, (loss, accuracy) in enumerate(zip(history.loss, history.validation, strict=True), start=1):
-        click.echo(f"epoch {epoch}: loss {loss:.4f}, validation accuracy {percent(accuracy)}")
+        tell(f"epoch {epoch}: loss {loss:.4f}, validation accuracy {percent(accuracy)}")
     meta = {"model": source.to_json()}
     if pruned is None:
         _wrote(save_state(out, model, meta=meta))
@@ -385,8 +386,8 @@ def train(  # noqa: PLR0913 - one for each option
         happened = history.events[1:]
         dropped, grown = sum(event.dropped for event in happened), sum(event.grown for event in happened)
         pruned = replace(pruned.rewired(history.masks), cost_after=count(model, choice.example()))
-        click.echo(f"{len(happened)} events: {dropped:,} connections dropped, {grown:,} grown")
-        click.echo(f"{pruned.cost_after.nonzero:,} of {pruned.cost_after.params:,} parameters are not 0")
+        tell(f"{len(happened)} events: {dropped:,} connections dropped, {grown:,} grown")
+        tell(f"{pruned.cost_after.nonzero:,} of {pruned.cost_after.params:,} parameters are not 0")
     _wrote(save(out, pruned, meta=meta))
 
 
@@ -443,15 +444,15 @@ def evaluate_command(
     found = evaluate(model, data.test.batches(500))
     cost = count(model, data.example(1))
     numbers: dict[str, Any] = {**found.to_json(), "params": cost.params, "nonzero": cost.nonzero, "macs": cost.macs}
-    click.echo(f"accuracy    {percent(found.accuracy)} of {found.samples} test samples")
-    click.echo(f"loss, ECE   {found.loss:.4f}, {found.ece:.4f}")
-    click.echo(f"parameters  {cost.params:,}; multiply-accumulates {cost.macs:,}")
+    tell(f"accuracy    {percent(found.accuracy)} of {found.samples} test samples")
+    tell(f"loss, ECE   {found.loss:.4f}, {found.ece:.4f}")
+    tell(f"parameters  {cost.params:,}; multiply-accumulates {cost.macs:,}")
     memory = {batch: peak_memory(model, data.example(1), batch=batch) for batch in batches or (1,)}
     numbers |= {"bytes": file_size(model), "memory": {str(batch): asdict(m) for batch, m in memory.items()}}
-    click.echo(f"file        {quantity(numbers['bytes'], 'B')}")
+    tell(f"file        {quantity(numbers['bytes'], 'B')}")
     for batch, m in memory.items():
         parts = f"{quantity(m.weights, 'B')} of weights, {quantity(m.activations, 'B')} of activations at the peak"
-        click.echo(f"memory      {parts} at batch {batch}")
+        tell(f"memory      {parts} at batch {batch}")
     if batches:
         timed = _timed(model, data.example(1), batches, engines or ("eager",), sparse=sparse)
         numbers["latency"] = [asdict(row) for row in timed]
@@ -459,7 +460,7 @@ def evaluate_command(
         shown = data.test.sample(samples or len(data.test), seed=choice.seed).batches(500)
         shifted = evaluate(model, shown, shift=wanted, severities=levels, seed=choice.seed, cache=cache)
         numbers["shift"] = shifted.to_json()
-        click.echo(shifted.describe())
+        tell(shifted.describe())
     if out is not None:
         _wrote(write_json(out, numbers))
 
@@ -485,7 +486,7 @@ def _timed(
         models = {"model": model}
         if sparse:
             compiled = compile_sparse(model, resized(example, batch), verbose=False)
-            click.echo(compiled.describe())
+            tell(compiled.describe())
             models["sparse"] = compiled
         rows += latency(models, example, batch_sizes=[batch], threads=threads).rows if "eager" in engines else ()
     others = [engine for engine in engines if engine != "eager"]
@@ -494,7 +495,7 @@ def _timed(
     for row in rows:
         name = " compiled for its zeros" if row.name == "sparse" else ""
         where = "" if row.engine == "eager" else f" in {row.engine}"
-        click.echo(f"latency     {1e3 * row.median:.3g} ms at batch {row.batch}{name}{where}")
+        tell(f"latency     {1e3 * row.median:.3g} ms at batch {row.batch}{name}{where}")
     return rows
 
 
@@ -532,7 +533,7 @@ def connectivity_command(
     shown, before = choice.example(), _reference(choice, reference)
     options: dict[str, Any] = {"strength": strength, "normalize": normalize}
     found = connectivity(model, shown, reference=before, **options)
-    click.echo(found.describe())
+    tell(found.describe())
     name = choice.model or choice.file
     if out is not None:
         _wrote(write_json(out, found.to_json()))
@@ -603,7 +604,7 @@ def export_command(
         tolerance=tolerance,
         notes=noted | {"command": command_line()},
     )
-    click.echo(str(done))
+    tell(str(done))
     for path in done.files:
         _wrote(path)
 
@@ -618,7 +619,7 @@ def report_command(source: Path, folder: Path | None) -> None:
     """
     file = source / "report.json" if source.is_dir() else source
     report = Report.load(file)
-    click.echo(report.headline)
+    tell(report.headline)
     for page in write_report_pages(report, require_folder(folder or file.parent)):
         _wrote(page)
 
@@ -656,4 +657,4 @@ def _writable(*paths: Path | None) -> None:
 
 
 def _wrote(path: Path) -> None:
-    click.echo(f"wrote {path}")
+    tell(f"wrote {path}")

@@ -3,6 +3,7 @@
 import functools
 import json
 import shlex
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ from nervure.engines import ENGINES
 from nervure.errors import ArgumentError, NervureError
 from nervure.export import load, load_state
 from nervure.graph import Graph
+from nervure.markup import listing, printable
 from nervure.prune import Pruned
 from nervure.recipe.parts import Source, source_in
 from nervure.tracing import trace
@@ -47,6 +49,15 @@ class Said(click.ClickException):
 WORDS = "nervure.words"
 
 
+def tell(text: str) -> None:
+    """Print lines of text, whose names do nothing to a terminal."""
+    click.echo(listing(text.split("\n")))
+
+
+def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
+    click.echo(f"Warning: {printable(' '.join(str(message).split()))}", err=True)
+
+
 def command_line() -> str:
     """The command that is running, as it can be typed again."""
     return shlex.join(["nervure", *click.get_current_context().meta[WORDS]])
@@ -69,11 +80,13 @@ class Friendly(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         """Run the sub-command."""
         try:
-            return super().invoke(ctx)
+            with warnings.catch_warnings():
+                warnings.showwarning = _warn
+                return super().invoke(ctx)
         except NervureError as error:
             if ctx.params.get("debug"):
                 raise
-            raise Said(" ".join(str(error).split())) from error
+            raise Said(printable(" ".join(str(error).split()))) from error
 
 
 def setting(text: str) -> tuple[str, Any]:

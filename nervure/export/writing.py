@@ -34,6 +34,7 @@ from nervure.files import require_writable, write_json, write_text
 from nervure.graph.cost import count
 from nervure.graph.example import is_weightless
 from nervure.graph.modes import isolated
+from nervure.markup import listing
 from nervure.prune import Pruned
 
 TOLERANCE = 1e-4
@@ -77,7 +78,7 @@ class ExportedFile:
             if found.accuracy is not None:
                 line += f", accuracy {100 * found.accuracy[0]:.2f} -> {100 * found.accuracy[1]:.2f} %"
             lines.append(line)
-        return "\n".join(lines)
+        return listing(lines)
 
 
 @isolated()
