@@ -1,5 +1,6 @@
 """The sub-commands. Each reads and writes the artefacts of one arrow."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -10,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from nervure.cli.inputs import (
+    BATCH,
     EXAMPLE,
+    SEED,
     Asked,
     Choice,
     Friendly,
@@ -105,7 +108,7 @@ def run(recipe: Path, folder: Path | None, fresh: bool, quiet: bool) -> None:
 @click.argument("recipe", type=click.Path(path_type=Path))
 @click.option("--keep", "keeps", type=float, multiple=True, help="A fraction that stays; several times.")
 @click.option("--method", "methods", multiple=True, metavar="NAME", help="A method; several times.")
-@click.option("--seed", "seeds", type=int, multiple=True, help="A seed; several times.")
+@click.option("--seed", "seeds", type=SEED, multiple=True, help="A seed; several times.")
 @click.option("--folder", type=click.Path(file_okay=False, path_type=Path), help="Where results go.")
 @LIMIT
 @WORKERS
@@ -329,7 +332,7 @@ def apply(choice: Choice, plan_file: Path, graph_file: Path | None, verify: bool
 @chosen(from_file)
 @click.option("--epochs", type=click.IntRange(1), default=5, show_default=True)
 @click.option("--lr", type=float, default=0.05, show_default=True, help="Peak learning rate.")
-@click.option("--batch-size", type=click.IntRange(1), default=128, show_default=True)
+@click.option("--batch-size", type=BATCH, default=128, show_default=True)
 @click.option("--augment", is_flag=True, help="Shift and mirror the images.")
 @click.option("--precision", type=click.Choice(["float32", "bf16"]), default="float32", show_default=True)
 @click.option("--rewire", metavar="METHOD", help=f"Drop and grow connections meanwhile: {', '.join(REWIRING)}.")
@@ -401,7 +404,7 @@ def train(  # noqa: PLR0913 - one for each option
     ),
 )
 @chosen(from_file)
-@click.option("--batch", "batches", type=click.IntRange(1), multiple=True, help="Also time a forward pass of so many.")
+@click.option("--batch", "batches", type=BATCH, multiple=True, help="Also time a forward pass of so many.")
 @click.option(
     "--engine",
     "engines",
@@ -617,7 +620,7 @@ def report_command(source: Path, folder: Path | None) -> None:
 
     SOURCE is a report.json or the folder of a run; out come HTML and Markdown.
     """
-    file = source / "report.json" if source.is_dir() else source
+    file = source / "report.json" if os.path.isdir(source) else source
     report = Report.load(file)
     tell(report.headline)
     for page in write_report_pages(report, require_folder(folder or file.parent)):

@@ -39,6 +39,11 @@ TYPES: Mapping[str, torch.dtype] = {
 }
 """Types of numbers as they are written after a shape."""
 
+SEED = click.IntRange(0, (1 << 63) - 1)
+"""What torch takes for a seed."""
+BATCH = click.IntRange(1, 1 << 20)
+"""How many samples at once."""
+
 
 class Said(click.ClickException):
     """An error of ours, told in one line; the exit code is 2."""
@@ -63,8 +68,26 @@ def command_line() -> str:
     return shlex.join(["nervure", *click.get_current_context().meta[WORDS]])
 
 
+class Unforeseen(click.ClickException):
+    """An error that nervure does not raise on purpose, told in one line; the exit code is 1."""
+
+
+class Once(click.Command):
+    """A command whose options are given once, unless they may be given several times: none is passed over."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Refuse what is given twice."""
+        _, _, order = self.make_parser(ctx).parse_args(list(args))
+        for option in order:
+            if isinstance(option, click.Option) and not (option.multiple or option.is_flag) and order.count(option) > 1:
+                raise click.UsageError(f"{option.opts[-1]} is given twice; give it once.", ctx)
+        return super().parse_args(ctx, args)
+
+
 class Friendly(click.Group):
-    """A group that tells errors of nervure in one line; with ``--debug`` they come with their traceback."""
+    """A group that tells errors in one line; with ``--debug`` they come with their traceback."""
+
+    command_class = Once
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """In the order of the arrows, not of the alphabet."""
@@ -83,10 +106,22 @@ class Friendly(click.Group):
             with warnings.catch_warnings():
                 warnings.showwarning = _warn
                 return super().invoke(ctx)
-        except NervureError as error:
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except Exception as error:
             if ctx.params.get("debug"):
                 raise
-            raise Said(printable(" ".join(str(error).split()))) from error
+            raise _said(error) from error
+
+
+def _said(error: Exception) -> click.ClickException:
+    """An error in one line."""
+    if isinstance(error, NervureError):
+        return Said(printable(" ".join(str(error).split())))
+    reason = printable((str(error).splitlines() or [""])[0])
+    return Unforeseen(
+        f"{type(error).__name__}: {reason}. That was not foreseen; nervure --debug ... tells where it is."
+    )
 
 
 def setting(text: str) -> tuple[str, Any]:
@@ -153,8 +188,9 @@ def _random(sizes: tuple[int, ...], dtype: torch.dtype, seed: int) -> Tensor:
             return torch.randn(sizes, generator=generator, dtype=dtype)
         # Of whole numbers 0 and 1: every table has these rows.
         return torch.randint(2, sizes, generator=generator).to(dtype)
-    except RuntimeError as error:
-        raise click.BadParameter(f"an input of {'x'.join(map(str, sizes))} cannot be made: {error}") from error
+    except (RuntimeError, TypeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise click.BadParameter(f"an input of {'x'.join(map(str, sizes))} cannot be made: {reason}") from error
 
 
 def example(*lines: str) -> str:
@@ -245,7 +281,7 @@ MODEL: tuple[Decorator, ...] = (
     click.option("--weights", default="", type=click.Path(), help="Trained weights of the network (safetensors)."),
     click.option("--data", "data_name", default="", metavar="NAME", help="Data set of the zoo, e.g. digits."),
     click.option("--root", default="", type=click.Path(), help="Folder of the data, where they are not installed."),
-    click.option("--seed", default=0, show_default=True, help="Seed of weights, data and choices."),
+    click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of weights, data and choices."),
 )
 EXAMPLE: Decorator = click.option(
     "--input",

@@ -84,6 +84,28 @@ class Source:
         return {"name": self.name, "factory": self.factory, "options": dict(self.options)}
 
 
+@final
+@dataclass(frozen=True, slots=True)
+class _Step:
+    graph: dict[str, Any]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Meta:
+    model: Source | None = None
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Header:
+    """What a saved file says of its network: where it comes from, and its graphs, the earliest first."""
+
+    graph: dict[str, Any] | None = None
+    earlier: tuple[_Step, ...] = ()
+    meta: _Meta = field(default_factory=_Meta)
+
+
 def source_in(path: str | os.PathLike[str], *, trust_factory: bool = False) -> Source | None:
     """Where the network of a saved file comes from, as its header says; None where it does not say.
 
@@ -97,14 +119,14 @@ def source_in(path: str | os.PathLike[str], *, trust_factory: bool = False) -> S
     Raises:
         FileError: the file is damaged, names a factory that is not trusted, or a network that is not the graph's.
     """
-    header = read_header(path)
-    noted = header.get("meta", {}).get("model")
-    if not noted:
+    header = convert(read_header(path), _Header, f"the header of {str(path)!r}")
+    source = header.meta.model
+    if source is None:
         return None
-    source = convert(noted, Source, f"the network in the header of {str(path)!r}")
+    if header.graph is None:
+        raise FileError(f"{str(path)!r} holds a network that is not pruned: give it as --weights, with --model NAME.")
     if not source.factory:
-        first = header["earlier"][0]["graph"] if header.get("earlier") else header["graph"]
-        _require_within(path, source, Graph.from_json(first))
+        _require_within(path, source, Graph.from_json(header.earlier[0].graph if header.earlier else header.graph))
     elif not trust_factory:
         raise FileError(
             f"{str(path)!r} says that its network is built by calling {source}: code that may do anything, named by "
@@ -164,8 +186,9 @@ def factory_of(path: str) -> Callable[..., Any]:
         sys.path.insert(0, os.getcwd())
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise RecipeError(f"factory {path!r}: module {module_name!r} cannot be imported: {error}.") from error
+    except Exception as error:  # whatever a module of the user's raises
+        kind = "" if isinstance(error, ImportError) else f"{type(error).__name__}: "
+        raise RecipeError(f"factory {path!r}: module {module_name!r} cannot be imported: {kind}{error}.") from error
     found = getattr(module, name, None)
     if not callable(found):
         known = [n for n, value in vars(module).items() if callable(value) and not n.startswith("_")]
