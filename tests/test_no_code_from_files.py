@@ -1,5 +1,6 @@
 """What a file or a folder says runs no code of whoever made it."""
 
+import ast
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import save_file
 
+import nervure
 from nervure import Magnitude, load, prune, save, zoo
 from nervure.cli import main
 from nervure.errors import FileError, RecipeError
@@ -141,3 +143,37 @@ def test_what_a_repository_says_is_to_run_is_not_run() -> None:
 @pytest.mark.parametrize("text", ["(" * 90_000, "f(" + "1+" * 40_000 + "1)", "f(\0)", "-" * 90_000, "x", "f(a=1"])
 def test_the_method_that_a_line_of_results_names_is_read_not_run(text: str) -> None:
     assert not agree(Outcome("key", "net", "method", 0, 0.5, "macs", text), "Magnitude(keep=0.5)")
+
+
+CODE_BY_NAME = {
+    "eval",
+    "exec",
+    "compile",
+    "__import__",
+    "importlib.import_module",
+    "os.system",
+    "os.popen",
+    "torch.load",
+}
+CODE_IN_FILES = {"pickle", "marshal", "shelve", "runpy", "code", "dill", "joblib", "cloudpickle", "yaml"}
+ALLOWED = {
+    ("_extras.py", "importlib.import_module"),  # libraries, by names of our own
+    ("recipe/parts.py", "importlib.import_module"),  # a factory that the user names
+    ("zoo/readers/pickled.py", "pickle"),  # a published format, read by a reader of its own
+}
+
+
+def test_nothing_in_the_library_makes_code_of_text_or_runs_a_shell() -> None:
+    folder = Path(nervure.__file__).parent
+    nodes = [(path, node) for path in folder.rglob("*.py") for node in ast.walk(ast.parse(path.read_text()))]
+    calls = [(str(path.relative_to(folder)), node) for path, node in nodes if isinstance(node, ast.Call)]
+    found = {(path, ast.unparse(call.func)) for path, call in calls if ast.unparse(call.func) in CODE_BY_NAME}
+    for path, node in nodes:
+        modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        modules += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        found |= {(str(path.relative_to(folder)), m) for m in modules if m.partition(".")[0] in CODE_IN_FILES}
+    assert found <= ALLOWED
+    for path, call in calls:
+        given = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
+        assert "shell" not in given, path
+        assert ast.unparse(call.func) != "np.load" or given["allow_pickle"] == "False", path

@@ -1,6 +1,7 @@
 """``export``: a network as a file for another engine, checked against the module before it is there."""
 
 import itertools
+import json
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -293,7 +294,8 @@ def usage(form: Format, name: str, precision: str, graph: Exported) -> str:
     """The lines of Python that run the file called ``name``."""
     inputs = [entry.name for entry in graph.placeholders()]
     return form.usage.format(
-        name=name,
+        # Between double quotes in lines of Python.
+        name=json.dumps(name, ensure_ascii=False)[1:-1],
         hint="bf16" if precision == BF16 else "f32",
         inputs=", ".join(f'"{entry}": {entry}' for entry in inputs),
         arguments=", ".join(f"{key}={key}" for key in graph.names) or ", ".join(inputs),
