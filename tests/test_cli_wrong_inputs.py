@@ -177,3 +177,7 @@ def test_a_word_that_is_no_utf_8_is_told_on_a_terminal() -> None:
     done = subprocess.run(words, capture_output=True, check=False, env={**os.environ, "PYTHONIOENCODING": "utf-8"})
     assert done.returncode == 2
     assert rb"\udcff\x1b[31m" in done.stderr and b"Traceback" not in done.stderr
+
+
+def test_a_name_that_the_disk_does_not_take_is_told() -> None:
+    assert "too long" in refused("run", "a" * 300) and "too long" in refused("trace", *MODEL, *INPUT, "-o", "a" * 300)

@@ -116,7 +116,7 @@ class Friendly(click.Group):
 
 def _said(error: Exception) -> click.ClickException:
     """An error in one line."""
-    if isinstance(error, NervureError):
+    if isinstance(error, NervureError | OSError):
         return Said(printable(" ".join(str(error).split())))
     reason = printable((str(error).splitlines() or [""])[0])
     return Unforeseen(
