@@ -82,8 +82,8 @@ def test_a_network_of_the_zoo_is_taken_from_a_file() -> None:
         ({"name": "resnet8", "options": {"wdith": 1}}, "no option 'wdith'"),
         ({"name": "os"}, "no network 'os'"),
         ({"name": "__class__"}, "no network '__class__'"),
-        ({"name": 3}, "at $.name"),
-        ({"name": "resnet8", "options": []}, "at $.options"),
+        ({"name": 3}, "at $.meta.model.name"),
+        ({"name": "resnet8", "options": []}, "at $.meta.model.options"),
     ],
 )
 def test_a_network_that_is_not_that_of_the_file_is_refused_before_it_takes_memory(
