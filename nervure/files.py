@@ -39,7 +39,8 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> Path:
 
 def write_text(path: str | os.PathLike[str], text: str) -> Path:
     """Write ``text`` as UTF-8 to ``path`` atomically and return the path; raises :class:`FileError`."""
-    return write_bytes(path, text.encode("utf-8"))
+    # Half a character (a name that is not UTF-8) has no bytes; as an escape JSON reads it back.
+    return write_bytes(path, text.encode("utf-8", errors="backslashreplace"))
 
 
 def write_json(path: str | os.PathLike[str], data: Any) -> Path:

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from nervure.check import require_format
 from nervure.errors import PlanError
+from nervure.markup import listing
 
 if TYPE_CHECKING:
     from nervure.graph.types import Block, Graph
@@ -261,7 +262,7 @@ class Plan:
                 f"cuts in all: parameters {params:,} -> {fewer:,} ({fewer / max(params, 1):.1%}), "
                 f"MACs {total:,} -> {left:,} ({left / max(total, 1):.1%})"
             )
-        return "\n".join([*text, *_said_of_configs(graph, keeps), *_said_of_drops(graph, self.drops)])
+        return listing([*text, *_said_of_configs(graph, keeps), *_said_of_drops(graph, self.drops)])
 
     def to_json(self) -> dict[str, Any]:
         """Plain data that :meth:`from_json` reads back to an equal plan."""

@@ -15,6 +15,7 @@ from nervure.graph.preserve import preserved
 from nervure.graph.tape import named_tensors
 from nervure.graph.trace import Choice, left_alone
 from nervure.graph.types import Graph
+from nervure.markup import printable
 from nervure.methods.base import Method, View
 from nervure.plan import Cut, Drop, Keep, Mask, Plan
 from nervure.stats import measure
@@ -88,7 +89,7 @@ class Pruned:
     def __str__(self) -> str:
         before, after = self.cost_before, self.cost_after
         methods = ", then ".join([*(step.method for step in self.earlier), self.method])
-        return (
+        return printable(
             f"{methods}: parameters {before.params:,} -> {after.params:,} "
             f"({after.params / max(before.params, 1):.1%}), "
             f"MACs {before.macs:,} -> {after.macs:,} ({after.macs / max(before.macs, 1):.1%}), " + self._verified()

@@ -52,7 +52,7 @@ def convert(value: Any, schema: type[T], what: str, error: type[NervureError] = 
     """
     try:
         return msgspec.convert(value, schema)
-    except (msgspec.ValidationError, RecursionError, OverflowError) as found:
+    except (msgspec.ValidationError, RecursionError, UnicodeError, OverflowError) as found:
         raise error(f"{what} cannot be read: {_told(found)}") from found
 
 

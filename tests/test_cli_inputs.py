@@ -59,7 +59,7 @@ def test_several_inputs_go_through_every_command_that_takes_one(given: tuple[str
         ("plan", *chosen, "-o", "plan.json"),
         ("apply", *chosen, "--plan", "plan.json", "-o", "model.safetensors"),
         ("connectivity", *chosen),
-        ("export", "--file", "model.safetensors", *given, "-o", "model.pt2"),
+        ("export", "--file", "model.safetensors", "--trust-factory", *given, "-o", "model.pt2"),
     ):
         code, text = said(*words)
         assert code == 0, (words[0], text)

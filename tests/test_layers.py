@@ -19,6 +19,8 @@ FLOORS: Mapping[str, int] = {
     "files": 0,
     "schema": 0,
     "container": 0,
+    "provenance": 0,
+    "markup": 0,
     "_extras": 0,
     "plan": 1,
     "graph": 1,
@@ -45,7 +47,7 @@ FLOORS: Mapping[str, int] = {
     "": 6,
 }
 # Reference models and data stand beside the house: they lean on the ground floor, and only the roof looks at them.
-ZOO_MAY_IMPORT = {"zoo", "errors", "check", "schema", "files", "progress", "_extras"}
+ZOO_MAY_IMPORT = {"zoo", "errors", "check", "schema", "files", "progress", "_extras", "markup"}
 ROOF = 6
 
 

@@ -77,9 +77,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Saved files are looked at in this process, without the seconds that a new one takes; not in ``folder``."""
 
-    def looked_at(folder: Path) -> float:
+    def looked_at(folder: Path, source: Source) -> float:
         with torch.random.fork_rng():
-            return difference(folder)
+            return difference(folder, source)
 
     monkeypatch.setattr(steps_module, "_in_fresh_process", looked_at)
 
@@ -145,7 +145,7 @@ def test_a_missing_recipe_is_named(tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"model": {"name": "resnet9"}}, "Did you mean 'resnet8'"),
-        ({"model": {"options": {"wdith": 2}}}, "cannot be built"),
+        ({"model": {"options": {"wdith": 2}}}, "no option .wdith."),
         ({"model": {"name": "", "factory": "no_such_module:f"}}, "cannot be imported"),
         ({"model": {"name": "", "factory": "json:nothing"}}, "has no function 'nothing'"),
         ({"model": {"name": "", "factory": "json:dumps", "options": {"obj": 1}}}, "not a torch module"),
@@ -358,10 +358,11 @@ def test_beginning_anew_forgets_the_run_before(folder: Path, tmp_path: Path) -> 
 def test_a_saved_file_that_computes_something_else_is_found(folder: Path, tmp_path: Path) -> None:
     for name in ("model.safetensors", "probe.safetensors"):
         (tmp_path / name).write_bytes((folder / name).read_bytes())
-    assert difference(tmp_path) <= 1e-5
+    source = Source(**read_header(folder / "model.safetensors")["meta"]["model"])
+    assert difference(tmp_path, source) <= 1e-5
     _, probe = read_container(tmp_path / "probe.safetensors", dict[str, Any], PROBE)
     write_container(tmp_path / "probe.safetensors", probe | {"outputs": probe["outputs"] + 1}, {}, PROBE)
-    assert difference(tmp_path) > 1e-2
+    assert difference(tmp_path, source) > 1e-2
 
 
 def test_weights_given_replace_training(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """The sub-commands. Each reads and writes the artefacts of one arrow."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -10,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from nervure.cli.inputs import (
+    BATCH,
     EXAMPLE,
-    FILE,
+    SEED,
     Asked,
     Choice,
     Friendly,
@@ -19,8 +21,10 @@ from nervure.cli.inputs import (
     chosen,
     command_line,
     example,
+    from_file,
     output,
     setting,
+    tell,
 )
 from nervure.container import Kind, write_container
 from nervure.engines import ENGINES, require_engine
@@ -98,15 +102,15 @@ def run(recipe: Path, folder: Path | None, fresh: bool, quiet: bool) -> None:
     parsed = Recipe.from_toml(recipe)
     place = folder or Path(parsed.run.folder)
     report = run_recipe(parsed, folder=place, progress=not quiet, resume=not fresh)
-    click.echo(f"\n{report.headline}")
-    click.echo(f"{place / 'report.html'}")
+    tell(f"\n{report.headline}")
+    tell(f"{place / 'report.html'}")
 
 
 @main.command(epilog=example("nervure sweep examples/sweep.toml --folder runs/sweep"))
 @click.argument("recipe", type=click.Path(path_type=Path))
 @click.option("--keep", "keeps", type=float, multiple=True, help="A fraction that stays; several times.")
 @click.option("--method", "methods", multiple=True, metavar="NAME", help="A method; several times.")
-@click.option("--seed", "seeds", type=int, multiple=True, help="A seed; several times.")
+@click.option("--seed", "seeds", type=SEED, multiple=True, help="A seed; several times.")
 @click.option("--folder", type=click.Path(file_okay=False, path_type=Path), help="Where results go.")
 @LIMIT
 @WORKERS
@@ -142,7 +146,7 @@ def sweep(
         progress=not quiet,
         limit=limit,
     )
-    click.echo(f"\n{table_text(found.table())}\n\n{found.headline}")
+    tell(f"\n{table_text(found.table())}\n\n{found.headline}")
     _wrote(place / "sweep.html")
 
 
@@ -162,7 +166,7 @@ def compare(study: Path, folder: Path | None, limit: int | None, workers: int, q
     place = folder or Path(parsed.study.folder)
     outcomes = compare_methods(parsed, folder=place, progress=not quiet, limit=limit, workers=workers)
     text = comparison_text(outcomes, title=parsed.study.title, baseline=parsed.study.baseline)
-    click.echo(f"\n{text}")
+    tell(f"\n{text}")
     _wrote(place / "comparison.md")
 
 
@@ -176,7 +180,7 @@ def trace(choice: Choice, ignore: tuple[str, ...], only: tuple[str, ...], html: 
     """Find what is coupled to what in a network."""
     _writable(out, html)
     graph = choice.graph(choice.network(), ignore=ignore, only=only or None)
-    click.echo(graph.describe())
+    tell(graph.describe())
     _wrote(write_json(out, graph.to_json()))
     if html is not None:
         _wrote(write_text(html, graph_page(graph, choice.model)))
@@ -198,9 +202,9 @@ def measure(choice: Choice, want: tuple[str, ...], samples: int, per_class: int,
     stats = measure_stats(model, graph, batches, want=wanted, samples=samples, per_class=per_class, seed=choice.seed)
     kinds = sorted({name.partition(":")[0] for name in stats.want} - {"labels", "outputs"})
     heard = [f"{kind} of {len(getattr(stats, kind))}" for kind in kinds]
-    click.echo(f"{stats.samples} samples; {', '.join(heard) or ', '.join(sorted(stats.want))}")
+    tell(f"{stats.samples} samples; {', '.join(heard) or ', '.join(sorted(stats.want))}")
     for name, reason in stats.skipped.items():
-        click.echo(f"  {name} skipped: {reason}")
+        tell(f"  {name} skipped: {reason}")
     _wrote(stats.save(out))
 
 
@@ -229,10 +233,10 @@ def score(
     stats = Stats.load(stats_file) if stats_file else None
     scores = scored(criterion, graph, dict(named_tensors(model)), stats, **({"seed": choice.seed} | dict(settings)))
     width = max(map(len, scores), default=0)
-    click.echo(f"{'group':<{width}}  units   lowest   median  highest")
+    tell(f"{'group':<{width}}  units   lowest   median  highest")
     for group, values in scores.items():
         low, middle, high = float(values.min()), float(values.median()), float(values.max())
-        click.echo(f"{group:<{width}}  {len(values):5d} {low:8.3f} {middle:8.3f} {high:8.3f}")
+        tell(f"{group:<{width}}  {len(values):5d} {low:8.3f} {middle:8.3f} {high:8.3f}")
     write_container(out, scores, {"criterion": criterion, "fingerprint": graph.fingerprint}, SCORES)
     _wrote(out)
 
@@ -285,10 +289,10 @@ def plan(
     if made.wants and stats is None and data is not None:
         stats = measure_stats(model, graph, data, want=made.wants, seed=choice.seed)
     decided = made.plan(View(graph, weights, stats, choice.seed, model, shown, data))
-    click.echo(decided.describe(graph))
+    tell(decided.describe(graph))
     if "milliseconds" in decided.reached:
         took, share = decided.reached["milliseconds"], decided.reached["keep"]
-        click.echo(f"timed on {decided.asked['engine']}: {took:.3g} ms, {percent(share)} of the dense network")
+        tell(f"timed on {decided.asked['engine']}: {took:.3g} ms, {percent(share)} of the dense network")
     _wrote(write_json(out, decided.to_json()))
 
 
@@ -314,7 +318,7 @@ def apply(choice: Choice, plan_file: Path, graph_file: Path | None, verify: bool
     pruned = Pruned(smaller, decided, graph, *costs, f"plan {plan_file.name}", masks_after(graph, decided))
     if verify:
         pruned = replace(pruned, verification=verify_cut(model, pruned, example).error)
-    click.echo(str(pruned))
+    tell(str(pruned))
     _wrote(save(out, pruned, meta={"model": choice.source().to_json()}))
 
 
@@ -325,10 +329,10 @@ def apply(choice: Choice, plan_file: Path, graph_file: Path | None, verify: bool
         "nervure train --model resnet8 --data digits --rewire RigL --density 0.1 -o sparse.safetensors",
     )
 )
-@chosen(FILE)
+@chosen(from_file)
 @click.option("--epochs", type=click.IntRange(1), default=5, show_default=True)
 @click.option("--lr", type=float, default=0.05, show_default=True, help="Peak learning rate.")
-@click.option("--batch-size", type=click.IntRange(1), default=128, show_default=True)
+@click.option("--batch-size", type=BATCH, default=128, show_default=True)
 @click.option("--augment", is_flag=True, help="Shift and mirror the images.")
 @click.option("--precision", type=click.Choice(["float32", "bf16"]), default="float32", show_default=True)
 @click.option("--rewire", metavar="METHOD", help=f"Drop and grow connections meanwhile: {', '.join(REWIRING)}.")
@@ -376,7 +380,7 @@ def train(  # noqa: PLR0913 - one for each option
         hooks=[] if method is None else [Rewiring(method, log=events)],
     )
     for epoch, (loss, accuracy) in enumerate(zip(history.loss, history.validation, strict=True), start=1):
-        click.echo(f"epoch {epoch}: loss {loss:.4f}, validation accuracy {percent(accuracy)}")
+        tell(f"epoch {epoch}: loss {loss:.4f}, validation accuracy {percent(accuracy)}")
     meta = {"model": source.to_json()}
     if pruned is None:
         _wrote(save_state(out, model, meta=meta))
@@ -385,8 +389,8 @@ def train(  # noqa: PLR0913 - one for each option
         happened = history.events[1:]
         dropped, grown = sum(event.dropped for event in happened), sum(event.grown for event in happened)
         pruned = replace(pruned.rewired(history.masks), cost_after=count(model, choice.example()))
-        click.echo(f"{len(happened)} events: {dropped:,} connections dropped, {grown:,} grown")
-        click.echo(f"{pruned.cost_after.nonzero:,} of {pruned.cost_after.params:,} parameters are not 0")
+        tell(f"{len(happened)} events: {dropped:,} connections dropped, {grown:,} grown")
+        tell(f"{pruned.cost_after.nonzero:,} of {pruned.cost_after.params:,} parameters are not 0")
     _wrote(save(out, pruned, meta=meta))
 
 
@@ -399,8 +403,8 @@ def train(  # noqa: PLR0913 - one for each option
         "nervure evaluate --file model.safetensors --data cifar10 --root data --shift-root data/CIFAR-10-C",
     ),
 )
-@chosen(FILE)
-@click.option("--batch", "batches", type=click.IntRange(1), multiple=True, help="Also time a forward pass of so many.")
+@chosen(from_file)
+@click.option("--batch", "batches", type=BATCH, multiple=True, help="Also time a forward pass of so many.")
 @click.option(
     "--engine",
     "engines",
@@ -443,15 +447,15 @@ def evaluate_command(
     found = evaluate(model, data.test.batches(500))
     cost = count(model, data.example(1))
     numbers: dict[str, Any] = {**found.to_json(), "params": cost.params, "nonzero": cost.nonzero, "macs": cost.macs}
-    click.echo(f"accuracy    {percent(found.accuracy)} of {found.samples} test samples")
-    click.echo(f"loss, ECE   {found.loss:.4f}, {found.ece:.4f}")
-    click.echo(f"parameters  {cost.params:,}; multiply-accumulates {cost.macs:,}")
+    tell(f"accuracy    {percent(found.accuracy)} of {found.samples} test samples")
+    tell(f"loss, ECE   {found.loss:.4f}, {found.ece:.4f}")
+    tell(f"parameters  {cost.params:,}; multiply-accumulates {cost.macs:,}")
     memory = {batch: peak_memory(model, data.example(1), batch=batch) for batch in batches or (1,)}
     numbers |= {"bytes": file_size(model), "memory": {str(batch): asdict(m) for batch, m in memory.items()}}
-    click.echo(f"file        {quantity(numbers['bytes'], 'B')}")
+    tell(f"file        {quantity(numbers['bytes'], 'B')}")
     for batch, m in memory.items():
         parts = f"{quantity(m.weights, 'B')} of weights, {quantity(m.activations, 'B')} of activations at the peak"
-        click.echo(f"memory      {parts} at batch {batch}")
+        tell(f"memory      {parts} at batch {batch}")
     if batches:
         timed = _timed(model, data.example(1), batches, engines or ("eager",), sparse=sparse)
         numbers["latency"] = [asdict(row) for row in timed]
@@ -459,7 +463,7 @@ def evaluate_command(
         shown = data.test.sample(samples or len(data.test), seed=choice.seed).batches(500)
         shifted = evaluate(model, shown, shift=wanted, severities=levels, seed=choice.seed, cache=cache)
         numbers["shift"] = shifted.to_json()
-        click.echo(shifted.describe())
+        tell(shifted.describe())
     if out is not None:
         _wrote(write_json(out, numbers))
 
@@ -485,7 +489,7 @@ def _timed(
         models = {"model": model}
         if sparse:
             compiled = compile_sparse(model, resized(example, batch), verbose=False)
-            click.echo(compiled.describe())
+            tell(compiled.describe())
             models["sparse"] = compiled
         rows += latency(models, example, batch_sizes=[batch], threads=threads).rows if "eager" in engines else ()
     others = [engine for engine in engines if engine != "eager"]
@@ -494,7 +498,7 @@ def _timed(
     for row in rows:
         name = " compiled for its zeros" if row.name == "sparse" else ""
         where = "" if row.engine == "eager" else f" in {row.engine}"
-        click.echo(f"latency     {1e3 * row.median:.3g} ms at batch {row.batch}{name}{where}")
+        tell(f"latency     {1e3 * row.median:.3g} ms at batch {row.batch}{name}{where}")
     return rows
 
 
@@ -505,9 +509,9 @@ def _timed(
         "nervure connectivity --file model.safetensors --input 1x3x32x32 --reference dense",
     ),
 )
-@chosen(EXAMPLE, FILE)
+@chosen(EXAMPLE, from_file)
 @click.option(
-    "--reference", default="", metavar="dense|FILE", help="Compare with the network as it was, or its weights."
+    "--reference", default="", metavar="dense|from_file", help="Compare with the network as it was, or its weights."
 )
 @click.option("--strength", default="l2", show_default=True, help="Of a kernel: l2, l1, mean or binary.")
 @click.option("--normalize", default="none", show_default=True, help="The Laplacian of heat: none, meandeg or sym.")
@@ -532,7 +536,7 @@ def connectivity_command(
     shown, before = choice.example(), _reference(choice, reference)
     options: dict[str, Any] = {"strength": strength, "normalize": normalize}
     found = connectivity(model, shown, reference=before, **options)
-    click.echo(found.describe())
+    tell(found.describe())
     name = choice.model or choice.file
     if out is not None:
         _wrote(write_json(out, found.to_json()))
@@ -556,7 +560,7 @@ def _reference(choice: Choice, reference: str) -> nn.Module | None:
         "nervure export --model resnet20 --input 1x3x32x32 -o resnet20.pt2",
     ),
 )
-@chosen(EXAMPLE, FILE)
+@chosen(EXAMPLE, from_file)
 @click.option("--format", "form", help=f"One of {', '.join(FORMATS)}; else as the name of the file says.")
 @click.option("--precision", default="float32", show_default=True, help="float32, bf16 or int8, where the format can.")
 @click.option("--fixed", is_flag=True, help="For as many samples as the example has, not for any number.")
@@ -603,7 +607,7 @@ def export_command(
         tolerance=tolerance,
         notes=noted | {"command": command_line()},
     )
-    click.echo(str(done))
+    tell(str(done))
     for path in done.files:
         _wrote(path)
 
@@ -616,9 +620,9 @@ def report_command(source: Path, folder: Path | None) -> None:
 
     SOURCE is a report.json or the folder of a run; out come HTML and Markdown.
     """
-    file = source / "report.json" if source.is_dir() else source
+    file = source / "report.json" if os.path.isdir(source) else source
     report = Report.load(file)
-    click.echo(report.headline)
+    tell(report.headline)
     for page in write_report_pages(report, require_folder(folder or file.parent)):
         _wrote(page)
 
@@ -644,7 +648,7 @@ def _require_evidence(method: Method, path: Path | None, choice: Choice) -> None
         wanted = " ".join(f"--want {signal}" for signal in sorted(method.wants))
         raise ArgumentError(
             f"{method!r} needs evidence: give --data NAME to measure now, or run nervure measure {wanted}, "
-            "then give --stats FILE."
+            "then give --stats from_file."
         )
 
 
@@ -656,4 +660,4 @@ def _writable(*paths: Path | None) -> None:
 
 
 def _wrote(path: Path) -> None:
-    click.echo(f"wrote {path}")
+    tell(f"wrote {path}")

@@ -3,6 +3,7 @@
 import functools
 import json
 import shlex
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,10 +17,11 @@ from nervure import zoo
 from nervure.check import nearest
 from nervure.engines import ENGINES
 from nervure.errors import ArgumentError, NervureError
-from nervure.export import load, load_state, read_header
+from nervure.export import load, load_state
 from nervure.graph import Graph
+from nervure.markup import listing, printable
 from nervure.prune import Pruned
-from nervure.recipe.parts import Source
+from nervure.recipe.parts import Source, source_in
 from nervure.tracing import trace
 from nervure.zoo import CorruptedBatches, Dataset, Split
 from nervure.zoo.readers.folders import tiny_root, wnids_of
@@ -37,6 +39,11 @@ TYPES: Mapping[str, torch.dtype] = {
 }
 """Types of numbers as they are written after a shape."""
 
+SEED = click.IntRange(0, (1 << 63) - 1)
+"""What torch takes for a seed."""
+BATCH = click.IntRange(1, 1 << 20)
+"""How many samples at once."""
+
 
 class Said(click.ClickException):
     """An error of ours, told in one line; the exit code is 2."""
@@ -47,13 +54,40 @@ class Said(click.ClickException):
 WORDS = "nervure.words"
 
 
+def tell(text: str) -> None:
+    """Print lines of text, whose names do nothing to a terminal."""
+    click.echo(listing(text.split("\n")))
+
+
+def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
+    click.echo(f"Warning: {printable(' '.join(str(message).split()))}", err=True)
+
+
 def command_line() -> str:
     """The command that is running, as it can be typed again."""
     return shlex.join(["nervure", *click.get_current_context().meta[WORDS]])
 
 
+class Unforeseen(click.ClickException):
+    """An error that nervure does not raise on purpose, told in one line; the exit code is 1."""
+
+
+class Once(click.Command):
+    """A command whose options are given once, unless they may be given several times: none is passed over."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Refuse what is given twice."""
+        _, _, order = self.make_parser(ctx).parse_args(list(args))
+        for option in order:
+            if isinstance(option, click.Option) and not (option.multiple or option.is_flag) and order.count(option) > 1:
+                raise click.UsageError(f"{option.opts[-1]} is given twice; give it once.", ctx)
+        return super().parse_args(ctx, args)
+
+
 class Friendly(click.Group):
-    """A group that tells errors of nervure in one line; with ``--debug`` they come with their traceback."""
+    """A group that tells errors in one line; with ``--debug`` they come with their traceback."""
+
+    command_class = Once
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """In the order of the arrows, not of the alphabet."""
@@ -69,11 +103,25 @@ class Friendly(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         """Run the sub-command."""
         try:
-            return super().invoke(ctx)
-        except NervureError as error:
+            with warnings.catch_warnings():
+                warnings.showwarning = _warn
+                return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+            raise
+        except Exception as error:
             if ctx.params.get("debug"):
                 raise
-            raise Said(" ".join(str(error).split())) from error
+            raise _said(error) from error
+
+
+def _said(error: Exception) -> click.ClickException:
+    """An error in one line."""
+    if isinstance(error, NervureError | OSError):
+        return Said(printable(" ".join(str(error).split())))
+    reason = printable((str(error).splitlines() or [""])[0])
+    return Unforeseen(
+        f"{type(error).__name__}: {reason}. That was not foreseen; nervure --debug ... tells where it is."
+    )
 
 
 def setting(text: str) -> tuple[str, Any]:
@@ -140,8 +188,9 @@ def _random(sizes: tuple[int, ...], dtype: torch.dtype, seed: int) -> Tensor:
             return torch.randn(sizes, generator=generator, dtype=dtype)
         # Of whole numbers 0 and 1: every table has these rows.
         return torch.randint(2, sizes, generator=generator).to(dtype)
-    except RuntimeError as error:
-        raise click.BadParameter(f"an input of {'x'.join(map(str, sizes))} cannot be made: {error}") from error
+    except (RuntimeError, TypeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise click.BadParameter(f"an input of {'x'.join(map(str, sizes))} cannot be made: {reason}") from error
 
 
 def example(*lines: str) -> str:
@@ -163,6 +212,7 @@ class Choice:
     root: str = ""
     inputs: Example | None = None
     seed: int = 0
+    trust_factory: bool = False
 
     def data(self) -> Dataset:
         """The data set chosen; raises ArgumentError where none is."""
@@ -182,9 +232,9 @@ class Choice:
     def source(self) -> Source:
         """Where the network comes from: as named, or as noted in the file; suited to the data if some are chosen."""
         if not self.model and self.file:
-            noted = read_header(self.file).get("meta", {}).get("model")
-            if noted:
-                return Source(**noted)
+            noted = source_in(self.file, trust_factory=self.trust_factory)
+            if noted is not None:
+                return noted
         if not self.model:
             raise ArgumentError("no network: give --model NAME of the zoo, or --model package.module:function.")
         is_factory = ":" in self.model
@@ -231,7 +281,7 @@ MODEL: tuple[Decorator, ...] = (
     click.option("--weights", default="", type=click.Path(), help="Trained weights of the network (safetensors)."),
     click.option("--data", "data_name", default="", metavar="NAME", help="Data set of the zoo, e.g. digits."),
     click.option("--root", default="", type=click.Path(), help="Folder of the data, where they are not installed."),
-    click.option("--seed", default=0, show_default=True, help="Seed of weights, data and choices."),
+    click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of weights, data and choices."),
 )
 EXAMPLE: Decorator = click.option(
     "--input",
@@ -243,9 +293,13 @@ EXAMPLE: Decorator = click.option(
     help=f"Example input by its shape, e.g. 1x3x32x32; whole numbers are written 1x16:long ({', '.join(TYPES)}). "
     "Several times for several inputs, in order, or by name: ids=1x16:long.",
 )
-FILE: Decorator = click.option(
-    "--file", default="", type=click.Path(), help="A pruned network saved by apply, train or run."
-)
+
+
+def from_file(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorate a command with the options that choose a saved pruned network."""
+    trust = click.option("--trust-factory", is_flag=True, help="Call the function that --file says builds its network.")
+    file = click.option("--file", default="", type=click.Path(), help="A pruned network saved by apply, train or run.")
+    return file(trust(command))
 
 
 def chosen(*more: Decorator) -> Decorator:

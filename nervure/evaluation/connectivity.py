@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from nervure.check import require_choice
 from nervure.errors import ArgumentError
 from nervure.graph.tape import named_tensors
+from nervure.markup import listing
 from nervure.surgery.link import Wire
 from nervure.units.build import draw_circuit
 from nervure.units.circuit import Circuit, Flags, Floats, Ints, Stage
@@ -373,7 +374,7 @@ class Connectivity:
                 f"directed heat distance {self.directed_distance:.3g}; relative heat distance "
                 + ", ".join(f"{d:.3g} at t={t:.3g}" for t, d in far)
             )
-        return "\n".join(lines)
+        return listing(lines)
 
     def __str__(self) -> str:
         return self.describe()

@@ -23,6 +23,7 @@ from nervure.errors import ArgumentError
 from nervure.evaluation.batches import device_of, to_device
 from nervure.graph.example import evaluating, resized
 from nervure.graph.preserve import preserved
+from nervure.markup import listing
 
 # The clock and the call around it cost about a microsecond: one timing should last a thousand times as long.
 SHORTEST_TIMING = 1e-3
@@ -113,7 +114,7 @@ class Latency:
                 f"{row.name:<20} {row.engine:<{width}} {row.batch:>5} {row.threads:>7} {1e3 * row.median:>11.3f}"
                 f"  {low:>8.3f} .. {high:<8.3f} {factor:>6.3f}"
             )
-        return "\n".join(lines)
+        return listing(lines)
 
 
 def latency(

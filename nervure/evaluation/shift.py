@@ -26,6 +26,7 @@ from nervure.evaluation.corruptions import GROUPS, SEVERITIES, chosen, corrupt
 from nervure.evaluation.features import FEATURE_SHIFTS, TOKEN_SHIFTS, corrupt_features, corrupt_tokens
 from nervure.evaluation.metrics import Metrics, Tally
 from nervure.graph.example import evaluating
+from nervure.markup import listing
 from nervure.progress import length, track
 
 Normalisation: TypeAlias = tuple[Sequence[float], Sequence[float]]
@@ -164,7 +165,7 @@ class Shifted:
             f"clean {100 * self.clean.accuracy:.1f} %, {self.clean.samples} samples; "
             f"worst: {self.worst[0]} at severity {self.worst[1]}"
         )
-        return "\n".join(lines)
+        return listing(lines)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data; :meth:`from_json` reads it back."""

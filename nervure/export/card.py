@@ -5,7 +5,6 @@ import hashlib
 import importlib.metadata
 import json
 import platform
-import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,7 +16,9 @@ from torch import nn
 from nervure.engines.exported import Exported
 from nervure.export.checking import Difference
 from nervure.export.saving import versions
+from nervure.markup import code, code_block, markdown, table
 from nervure.plan import Cut, Drop, Link, Mask, Plan
+from nervure.provenance import commit
 from nervure.prune import Pruned
 
 FORMAT = 1
@@ -44,11 +45,11 @@ class Card:
         """The card for people, ending with a newline."""
         facts, file = self.facts, self.facts["file"]
         parts = [
-            f"# {file['name']}",
-            f"{facts['model']} as {file['format']} in {file['precision']}, {_samples(file['samples'])}.",
+            f"# {markdown(file['name'])}",
+            f"{markdown(facts['model'])} as {file['format']} in {file['precision']}, {_samples(file['samples'])}.",
             "## Use",
-            f"```python\n{facts['usage']}\n```",
-            _table(("input", "type", "shape"), [(i["name"], i["dtype"], _shape(i["shape"])) for i in facts["inputs"]]),
+            code_block(facts["usage"], "python"),
+            table(("input", "type", "shape"), [(i["name"], i["dtype"], _shape(i["shape"])) for i in facts["inputs"]]),
             "## Pruning",
             *_pruning(facts["pruning"]),
             _costs(facts["costs"]),
@@ -58,7 +59,7 @@ class Card:
             "## Provenance",
             _flat(facts["provenance"]),
             "## Files",
-            _table(("file", "bytes", "sha256"), [(f["name"], f"{f['bytes']:,}", f["sha256"]) for f in facts["files"]]),
+            table(("file", "bytes", "sha256"), [(f["name"], f"{f['bytes']:,}", f["sha256"]) for f in facts["files"]]),
         ]
         return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -128,18 +129,6 @@ def provenance(command: str, libraries: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def commit() -> str | None:
-    """The commit of the working folder, with ``+`` where files differ from it; None where there is none."""
-    try:
-        head, changes = (
-            subprocess.run(["git", *words], capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-            for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return f"{head}+" if changes else head
-
-
 def model_name(model: nn.Module) -> str:
     """The class of a model."""
     return type(model).__name__
@@ -160,7 +149,7 @@ def _pruning(pruning: Mapping[str, Any]) -> list[str]:
     for step in pruning["steps"]:
         edits = ", ".join(f"{count} {name}" for name, count in step["edits"].items()) or "nothing changed"
         reached = ", ".join(f"{key} {_text(value)}" for key, value in step["reached"].items())
-        lines.append(f"- `{step['method']}`: {edits}" + (f"; reached {reached}" if reached else ""))
+        lines.append(f"- {code(step['method'])}: {edits}" + (f"; reached {markdown(reached)}" if reached else ""))
     error = pruning["verification"]
     said = "not made" if error is None else f"largest relative difference {error:.1e}"
     return ["\n".join(lines), f"Cut against silenced original: {said}."]
@@ -168,7 +157,7 @@ def _pruning(pruning: Mapping[str, Any]) -> list[str]:
 
 def _costs(costs: Mapping[str, Mapping[str, int]]) -> str:
     rows = [(name, *(f"{costs[when][key]:,}" for when in costs)) for key, name in COUNTED.items()]
-    return _table(("", *costs), rows)
+    return table(("", *costs), rows)
 
 
 COUNTED: Mapping[str, str] = {"params": "parameters", "nonzero": "non-zero", "macs": "multiply-accumulates"}
@@ -187,7 +176,7 @@ def _verified(checks: Mapping[str, Mapping[str, Any]]) -> str:
         for name, found in checks.items()
     ]
     head = ("inputs", "batch sizes", "largest difference", "allowed", "same class", "accuracy, module → file")
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def _percent(share: float | None) -> str:
@@ -195,7 +184,7 @@ def _percent(share: float | None) -> str:
 
 
 def _flat(facts: Mapping[str, Any], prefix: str = "") -> str:
-    return _table(("", ""), list(_rows(facts, prefix)))
+    return table(("", ""), list(_rows(facts, prefix)))
 
 
 def _rows(facts: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
@@ -214,10 +203,3 @@ def _text(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     return value if isinstance(value, str) else json.dumps(value)
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    if not rows:
-        return ""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)

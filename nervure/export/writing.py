@@ -1,6 +1,7 @@
 """``export``: a network as a file for another engine, checked against the module before it is there."""
 
 import itertools
+import json
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -34,6 +35,7 @@ from nervure.files import require_writable, write_json, write_text
 from nervure.graph.cost import count
 from nervure.graph.example import is_weightless
 from nervure.graph.modes import isolated
+from nervure.markup import listing
 from nervure.prune import Pruned
 
 TOLERANCE = 1e-4
@@ -77,7 +79,7 @@ class ExportedFile:
             if found.accuracy is not None:
                 line += f", accuracy {100 * found.accuracy[0]:.2f} -> {100 * found.accuracy[1]:.2f} %"
             lines.append(line)
-        return "\n".join(lines)
+        return listing(lines)
 
 
 @isolated()
@@ -292,7 +294,8 @@ def usage(form: Format, name: str, precision: str, graph: Exported) -> str:
     """The lines of Python that run the file called ``name``."""
     inputs = [entry.name for entry in graph.placeholders()]
     return form.usage.format(
-        name=name,
+        # Between double quotes in lines of Python.
+        name=json.dumps(name, ensure_ascii=False)[1:-1],
         hint="bf16" if precision == BF16 else "f32",
         inputs=", ".join(f'"{entry}": {entry}' for entry in inputs),
         arguments=", ".join(f"{key}={key}" for key in graph.names) or ", ".join(inputs),

@@ -14,6 +14,7 @@ from math import lcm
 import numpy as np
 from torch import nn
 
+from nervure.errors import PlanError
 from nervure.graph.configs import complaint, refusal, step_of, units_in_step
 from nervure.graph.sizes import Attribute, holders, numbers_of, read_attribute
 from nervure.graph.types import Declared, Graph, Group
@@ -150,8 +151,8 @@ def _configs(model: nn.Module) -> Iterator[tuple[str, object]]:
 def _number(model: nn.Module, said: Declared) -> int | None:
     """The value of a declared integer; None where what held it was dropped."""
     try:
-        return int(read_attribute(model, Attribute(said.module, said.attribute)))
-    except (AttributeError, IndexError):
+        return read_attribute(model, Attribute(said.module, said.attribute))
+    except PlanError:
         return None
 
 

@@ -10,10 +10,12 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeGuard, final
+from typing import Any, NamedTuple, TypeGuard, final
 
 import torch
 from torch import nn
+
+from nervure.errors import PlanError
 
 
 @final
@@ -358,30 +360,78 @@ def _tagged(module: str, path: str, value: Any) -> Any:
     return value
 
 
-def read_attribute(model: nn.Module, attribute: Attribute) -> Any:
-    """Current value of an attribute; raises ``AttributeError`` or ``IndexError`` where it is gone."""
-    holder, key, index = _locate(model.get_submodule(attribute.module), attribute.path)
-    return getattr(holder, key) if index is None else getattr(holder, key)[index]
+def read_attribute(model: nn.Module, attribute: Attribute) -> int:
+    """Current value of an attribute; raises PlanError where no whole number is there."""
+    return int(_Number.at(model, attribute).value())
 
 
 def write_attribute(model: nn.Module, attribute: Attribute, value: int) -> None:
-    """Set an attribute (an element of a tuple or list is replaced in a new one of the same type)."""
-    put(model.get_submodule(attribute.module), attribute.path, value)
+    """Set an attribute (an element of a tuple or list is replaced in a new one of the same type).
+
+    Raises:
+        PlanError: no whole number is there.
+    """
+    _Number.at(model, attribute).put(value)
 
 
 def put(holder: Any, path: str, value: int) -> None:
-    """Set what lies at ``path`` below an object, as ``"config.sizes[1]"``; a tuple or a list is made anew."""
-    holder, key, index = _locate(holder, path)
-    if index is None:
-        setattr(holder, key, value)
-        return
-    old = getattr(holder, key)
-    setattr(holder, key, type(old)(value if i == index else v for i, v in enumerate(old)))
+    """Set what lies at ``path`` below an object, as ``"config.sizes[1]"``; a tuple or a list is made anew.
+
+    Raises:
+        PlanError: no whole number is there.
+    """
+    _Number.below(holder, path, type(holder).__name__).put(value)
 
 
-def _locate(holder: Any, path: str) -> tuple[Any, str, int | None]:
-    *parents, last = path.split(".")
-    for name in parents:
-        holder = getattr(holder, name)
-    key, _, rest = last.partition("[")
-    return holder, key, int(rest.rstrip("]")) if rest else None
+def submodule(model: nn.Module, name: str) -> nn.Module | None:
+    """The part of a model that a name from a file stands for, found without a call of anything; None where none is."""
+    module: nn.Module | None = model
+    for key in name.split(".") if name else ():
+        module = None if module is None else module._modules.get(key)
+    return module
+
+
+class _Number(NamedTuple):
+    """The place of a whole number: an entry of an object's own dictionary, or an element of a tuple or list there.
+
+    Paths come from files too. They lead through dictionaries, so that no property is called, and end at numbers, so
+    that nothing else is set.
+    """
+
+    holder: Any
+    key: str
+    element: int | None
+
+    @staticmethod
+    def at(model: nn.Module, attribute: Attribute) -> "_Number":
+        return _Number.below(submodule(model, attribute.module), attribute.path, attribute.module or "the model")
+
+    @staticmethod
+    def below(holder: Any, path: str, whose: str) -> "_Number":
+        *parents, last = path.split(".")
+        for name in parents:
+            holder = _entries(holder).get(name)
+        key, _, rest = last.removesuffix("]").partition("[")
+        place = _Number(holder, key, int(rest) if rest.isdecimal() else None)
+        if type(place.value()) is not int or place.path != last or key in _UNTOUCHED:
+            raise PlanError(f"{whose} has no whole number at {path!r}, as the graph says: trace it again.")
+        return place
+
+    @property
+    def path(self) -> str:
+        return self.key if self.element is None else f"{self.key}[{self.element}]"
+
+    def value(self) -> Any:
+        held: Any = _entries(self.holder).get(self.key)
+        if self.element is None:
+            return held
+        return held[self.element] if type(held) in (tuple, list) and self.element < len(held) else None
+
+    def put(self, value: int) -> None:
+        old = _entries(self.holder)[self.key]
+        new = value if self.element is None else type(old)(value if i == self.element else v for i, v in enumerate(old))
+        setattr(self.holder, self.key, new)
+
+
+def _entries(holder: Any) -> Mapping[str, Any]:
+    return getattr(holder, "__dict__", {})

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from nervure.check import nearest, require_format
 from nervure.errors import PlanError
+from nervure.markup import listing
 
 Role: TypeAlias = Literal["writer", "reader", "rider"]
 FORMAT = 1
@@ -425,7 +426,7 @@ class Graph:
             f"{sum(not b.pinned for b in self.blocks)} of {len(self.blocks)} blocks can be dropped; "
             f"{self.params():,} parameters, {self.macs():,} MACs"
         )
-        return "\n".join(lines)
+        return listing(lines)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data that :meth:`from_json` reads back to an equal graph."""

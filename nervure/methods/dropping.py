@@ -15,6 +15,7 @@ from nervure.check import require_choice, require_fraction, require_positive
 from nervure.engines import ENGINES
 from nervure.errors import ArgumentError, BudgetError, ScoreError
 from nervure.graph.types import Block, Graph
+from nervure.markup import listing
 from nervure.methods.base import View
 from nervure.methods.judge import Judge, data_of, model_of, plan_of
 from nervure.methods.timed import goal_of, require_target
@@ -201,7 +202,7 @@ class Dropping(ABC):
             mark = "x" if b.name in dropped else " "
             lines.append(f"{b.name:<{width}}  {s.mean:>10.4g}  {s.error:>9.2g}  {mark} {often[b.name]:>4.0%}")
         lines += [f"{b.name:<{width}}  cannot be dropped: {b.pinned}" for b in view.graph.blocks if b.pinned]
-        return "\n".join(lines)
+        return listing(lines)
 
     def _resampled(
         self,

@@ -12,14 +12,18 @@ from typing import Any, final
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from nervure import zoo
 from nervure.check import nearest
 from nervure.container import Kind
 from nervure.engines import require_engine
-from nervure.errors import ArgumentError, FileError, RecipeError
+from nervure.errors import ArgumentError, FileError, NervureError, RecipeError
+from nervure.export import read_header
+from nervure.graph import Graph
 from nervure.methods import METHODS, Method, method_from, method_keeping
 from nervure.recipe.values import DataSection, Options, Recipe, RecoverSection, TrainSection
+from nervure.schema import convert
 from nervure.training import History, Hook, Objective, distilled, label_smoothing, recalibrate, train
 from nervure.training.checkpoint import read_progress
 from nervure.zoo import Dataset, Split
@@ -36,17 +40,25 @@ class Source:
     factory: str = ""
     options: Options = field(default_factory=dict, hash=False)
 
+    def __str__(self) -> str:
+        """The call that builds the network."""
+        return f"{self.factory or self.name}({', '.join(f'{key}={value!r}' for key, value in self.options.items())})"
+
     def build(self, seed: int = 0) -> nn.Module:
         """The network with fresh weights drawn from ``seed``; raises RecipeError where that fails.
 
         Torch's global random state is as it was afterwards.
         """
+        builder = self.builder()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             try:
-                model = self.builder()(**self.options)
-            except (ArgumentError, TypeError) as error:
-                raise RecipeError(f"[model] {self.name or self.factory} cannot be built: {error}") from error
+                model = builder(**self.options)
+            except Exception as error:  # whatever the user's own function, or torch where a size is too large, raises
+                kind = "" if isinstance(error, NervureError) else f"{type(error).__name__}: "
+                # Below its first line torch tells where in itself it was.
+                reason = (str(error).splitlines() or [""])[0].rstrip(".")
+                raise RecipeError(f"[model] {self.name or self.factory} cannot be built: {kind}{reason}.") from error
         if not isinstance(model, nn.Module):
             raise RecipeError(
                 f"[model] factory {self.factory!r} returned a {type(model).__name__}, not a torch module."
@@ -54,20 +66,109 @@ class Source:
         return model
 
     def builder(self) -> Callable[..., Any]:
-        """The function that builds the network; raises RecipeError where there is none of that name."""
-        return factory_of(self.factory) if self.factory else _of_zoo(self.name)
+        """The function that builds the network; raises RecipeError where it is not there or takes no such options."""
+        if self.factory:
+            return factory_of(self.factory)
+        builder = _of_zoo(self.name)
+        _require_options(self.name, builder, self.options)
+        return builder
 
     def suited_to(self, data: Dataset) -> "Source":
         """With the channels and classes of ``data`` where a zoo network is not told otherwise."""
         told = {"in_channels": data.shape[0], "num_classes": len(data.classes)}
         if self.factory:
             return self
-        known = inspect.signature(self.builder()).parameters
+        known = inspect.signature(_of_zoo(self.name)).parameters
         return replace(self, options={k: v for k, v in told.items() if k in known} | dict(self.options))
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, for ``Source(**data)``."""
         return {"name": self.name, "factory": self.factory, "options": dict(self.options)}
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Step:
+    graph: dict[str, Any]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Meta:
+    model: Source | None = None
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Header:
+    """What a saved file says of its network: where it comes from, and its graphs, the earliest first."""
+
+    graph: dict[str, Any] | None = None
+    earlier: tuple[_Step, ...] = ()
+    meta: _Meta = field(default_factory=_Meta)
+
+
+def source_in(path: str | os.PathLike[str], *, trust_factory: bool = False) -> Source | None:
+    """Where the network of a saved file comes from, as its header says; None where it does not say.
+
+    A file is data: only a network of the zoo is taken from it, once its options are known to make no more, and no
+    larger, tensors than the graph in the file has. A factory is code of whoever made the file.
+
+    Args:
+        path: a file that :func:`nervure.save` wrote.
+        trust_factory: also take a factory. It is imported and called when the network is built.
+
+    Raises:
+        FileError: the file is damaged, names a factory that is not trusted, or a network that is not the graph's.
+    """
+    header = convert(read_header(path), _Header, f"the header of {str(path)!r}")
+    source = header.meta.model
+    if source is None:
+        return None
+    if header.graph is None:
+        raise FileError(f"{str(path)!r} holds a network that is not pruned: give it as --weights, with --model NAME.")
+    if not source.factory:
+        _require_within(path, source, Graph.from_json(header.earlier[0].graph if header.earlier else header.graph))
+    elif not trust_factory:
+        raise FileError(
+            f"{str(path)!r} says that its network is built by calling {source}: code that may do anything, named by "
+            f"whoever made the file. If you know it, name it yourself (--model {source.factory}, and --option "
+            "KEY=VALUE for each option), or add --trust-factory to make that very call."
+        )
+    return source
+
+
+def _require_within(path: str | os.PathLike[str], source: Source, graph: Graph) -> None:
+    """Raise FileError where a network of the zoo would have more or larger parameters than ``graph``.
+
+    It is built without memory for its weights, and given up at the first parameter too many.
+    """
+    entries, count = graph.params(), len(graph.parameters)
+
+    def take(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        nonlocal entries, count
+        if parameter is not None and parameter.is_meta:
+            entries, count = entries - parameter.numel(), count - 1
+            if entries < 0 or count < 0:
+                raise FileError(f"it is larger than the {graph.params():,} parameters of the graph")
+
+    hook = register_module_parameter_registration_hook(take)
+    try:
+        with torch.device("meta"):
+            source.build()
+    except RecipeError as error:
+        raise FileError(f"{str(path)!r} names a network that its graph is not of: {error}") from error
+    finally:
+        hook.remove()
+
+
+def _require_options(name: str, builder: Callable[..., Any], options: Options) -> None:
+    """Raise RecipeError unless ``options`` are those of a network of the zoo, each of the type that it is declared."""
+    known = inspect.signature(builder, eval_str=True).parameters
+    for option in options:
+        if option not in known:
+            raise RecipeError(f"[model] {name} has no option {option!r}.{nearest(option, known, listed=True)}")
+        convert(options[option], known[option].annotation, f"[model] {name}: option {option!r}", RecipeError)
 
 
 def _of_zoo(name: str) -> Callable[..., Any]:
@@ -87,8 +188,9 @@ def factory_of(path: str) -> Callable[..., Any]:
         sys.path.insert(0, os.getcwd())
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise RecipeError(f"factory {path!r}: module {module_name!r} cannot be imported: {error}.") from error
+    except Exception as error:  # whatever a module of the user's raises
+        kind = "" if isinstance(error, ImportError) else f"{type(error).__name__}: "
+        raise RecipeError(f"factory {path!r}: module {module_name!r} cannot be imported: {kind}{error}.") from error
     found = getattr(module, name, None)
     if not callable(found):
         known = [n for n, value in vars(module).items() if callable(value) and not n.startswith("_")]

@@ -5,7 +5,6 @@ import datetime
 import json
 import os
 import platform
-import subprocess
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -15,10 +14,13 @@ from typing import Any
 from nervure.errors import FileError
 from nervure.export import versions
 from nervure.files import write_text
+from nervure.provenance import commit
 from nervure.recipe.study import Trial
 from nervure.report.comparison import Outcome
 
 RESULTS = "results.jsonl"
+LONGEST = 100_000
+"""Characters of the ``repr`` of a method, at most."""
 
 
 class Results:
@@ -83,11 +85,14 @@ def agree(outcome: Outcome, method: str) -> bool:
 
 
 def _options(method: str) -> dict[str, str]:
-    """The options that the ``repr`` of a method shows, and its name."""
-    call = ast.parse(method, mode="eval").body
-    if not isinstance(call, ast.Call):
-        return {"": method}
-    return {"": ast.unparse(call.func)} | {str(k.arg): ast.unparse(k.value) for k in call.keywords}
+    """The options that the ``repr`` of a method shows, and its name; the text itself where it is no such call."""
+    try:
+        call = ast.parse(method, mode="eval").body if len(method) < LONGEST else None
+        if isinstance(call, ast.Call):
+            return {"": ast.unparse(call.func)} | {str(k.arg): ast.unparse(k.value) for k in call.keywords}
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        pass
+    return {"": method}
 
 
 def read_outcomes(path: Path) -> Iterator[Outcome]:
@@ -132,16 +137,10 @@ def append_line(path: Path, row: Mapping[str, Any]) -> None:
 
 
 def _provenance() -> dict[str, str]:
-    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
-    try:
-        found = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10)
-        commit = found.stdout.strip() if found.returncode == 0 else ""
-    except (OSError, subprocess.SubprocessError):
-        commit = ""
     return {
         **versions(),
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}",
-        "commit": commit,
+        "commit": commit() or "",
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="minutes"),
     }

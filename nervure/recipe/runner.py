@@ -11,6 +11,7 @@ import torch
 
 from nervure.errors import RecipeError
 from nervure.files import read_json, require_folder, write_json, write_text
+from nervure.markup import listing
 from nervure.recipe.parts import data_of, device_of, method_of, methods_after, require_engines, source_of
 from nervure.recipe.steps import ARTEFACTS, STEPS, Bench, remove_checkpoints
 from nervure.recipe.values import Recipe, differences
@@ -131,8 +132,8 @@ def threads(count: int) -> Iterator[None]:
 
 
 def printed(line: str) -> None:
-    """Print a line at once."""
-    print(line, flush=True, file=sys.stdout)
+    """Print a line, or lines, at once."""
+    print(listing(line.split("\n")), flush=True, file=sys.stdout)
 
 
 def nothing(line: str) -> None:

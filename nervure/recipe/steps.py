@@ -1,9 +1,7 @@
 """The steps of a run: each reads artefacts of its folder, and leaves its own there."""
 
 import json
-import os
 import subprocess
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -26,6 +24,7 @@ from nervure.prune import Pruned, prune
 from nervure.recipe.parts import PROBE, Source, methods_after, trained
 from nervure.recipe.twins import random_twin
 from nervure.recipe.values import Recipe, RecoverSection, TrainSection
+from nervure.recipe.workers import environment, python
 from nervure.report import Report, to_html, to_markdown
 from nervure.report.shift import SHOWN, shift_facts
 from nervure.report.values import DENSE, DENSE_PLUS, PRUNED, RANDOM, Row, place
@@ -271,8 +270,8 @@ def reload(bench: Bench) -> None:
     inputs = bench.data.test.normalised(bench.data.test.images[:PROBED]).to(bench.device)
     with torch.no_grad():
         outputs = model(inputs)
-    write_container(bench.path("probe.safetensors"), {"inputs": inputs, "outputs": outputs}, {}, PROBE)
-    error = _in_fresh_process(bench.folder)
+    write_container(bench.path("probe.safetensors"), {"inputs": inputs.cpu(), "outputs": outputs.cpu()}, {}, PROBE)
+    error = _in_fresh_process(bench.folder, bench.source)
     if not error <= RELOAD_TOLERANCE:
         raise VerificationError(
             f"the saved model, loaded in a fresh process, computes something else: relative difference {error:.1e}. "
@@ -465,10 +464,15 @@ def timed_in_turn(bench: Bench, models: Mapping[str, nn.Module]) -> dict[str, di
     }
 
 
-def _in_fresh_process(folder: Path) -> float:
-    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
-    command = [sys.executable, "-m", "nervure.recipe.fresh", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+def _in_fresh_process(folder: Path, source: Source) -> float:
+    done = subprocess.run(
+        python("nervure.recipe.fresh", str(folder)),
+        input=json.dumps(source.to_json()),
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment(torch.get_num_threads()),
+    )
     if done.returncode:
         raise FileError(f"the saved model could not be loaded in a fresh process: {_last(done.stderr.splitlines())}")
     return float(json.loads(_last(done.stdout.splitlines()))["error"])

@@ -54,6 +54,20 @@ def pool_of(work: Work, workers: int, ray: str = "") -> Pool:
     return Here(work) if count == 1 else Beside(count)
 
 
+def python(module: str, *words: str) -> list[str]:
+    """The command that runs a module of ours in a process beside this one, to be given :func:`environment`.
+
+    A ``torch.py`` in the working folder is nothing to it (``-P``), unless this process would import that too.
+    """
+    return [sys.executable, "-P", "-m", module, *words]
+
+
+def environment(threads: int) -> dict[str, str]:
+    """What can be imported here can be imported there: a network of the user's own, for one."""
+    path = os.pathsep.join(folder or os.getcwd() for folder in sys.path)
+    return os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": str(threads)}
+
+
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
@@ -85,7 +99,7 @@ class Beside:
     ``command`` starts one: it answers each line of its input by a line, and ends where its input does.
     """
 
-    def __init__(self, workers: int, command: Sequence[str] = (sys.executable, "-m", "nervure.recipe.worker")) -> None:
+    def __init__(self, workers: int, command: Sequence[str] = python("nervure.recipe.worker")) -> None:
         self.workers, self._command = workers, list(command)
         self._threads = ThreadPoolExecutor(workers)
         self._mine = threading.local()
@@ -119,10 +133,8 @@ class Beside:
         """The process of this thread, a new one where it has none or it died."""
         process: subprocess.Popen[str] | None = getattr(self._mine, "process", None)
         if process is None or process.poll() is not None:
-            # What can be imported here can be imported there: a network of the user's own, for one.
-            environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
             pipe = subprocess.PIPE
-            process = subprocess.Popen(self._command, stdin=pipe, stdout=pipe, text=True, env=environment)
+            process = subprocess.Popen(self._command, stdin=pipe, stdout=pipe, text=True, env=environment(1))
             self._mine.process = process
             self._all.append(process)
         return process

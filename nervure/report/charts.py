@@ -2,9 +2,9 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from html import escape
 from typing import NamedTuple
 
+from nervure.markup import html
 from nervure.report.values import DENSE, DENSE_PLUS, Point
 
 Line = Sequence[tuple[float, float]]
@@ -65,8 +65,8 @@ def line_chart(lines: Mapping[str, Line], *, title: str, x_label: str, unit: str
     for number, (name, points) in enumerate(drawn.items()):
         parts += _line(frame, name, points, labels.get(name, 0.0), SHAPES[number % len(SHAPES)])
     return (
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}" class="chart">'
-        f"<title>{escape(title)}</title>{''.join(parts)}</svg>"
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html(title)}" class="chart">'
+        f"<title>{html(title)}</title>{''.join(parts)}</svg>"
     )
 
 
@@ -101,6 +101,17 @@ def slug(name: str) -> str:
     return "".join(c if c.isalnum() else "-" for c in name.lower().replace("+", "-plus")).strip("-")
 
 
+def file_names(stem: str, names: Iterable[str]) -> dict[str, str]:
+    """For each name that of its chart's file: within the folder, whatever the name, and of its own."""
+    found: dict[str, str] = {}
+    for name in names:
+        wanted = file = f"{stem}-{slug(name)[:60]}"
+        while f"{file}.svg" in found.values():
+            file = f"{wanted}-{len(found)}"
+        found[name] = f"{file}.svg"
+    return found
+
+
 def _frame(points: Iterable[tuple[float, float]]) -> Frame:
     listed = list(points)
     xs, ys = [x for x, _ in listed], [y for _, y in listed]
@@ -128,7 +139,7 @@ def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
 def _grid(frame: Frame, unit: str) -> list[str]:
     return [
         f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{frame.y(v):.1f}" y2="{frame.y(v):.1f}"/>'
-        f'<text class="tick" x="{LEFT - 8}" y="{frame.y(v) + 4:.1f}" text-anchor="end">{v:g}{escape(unit)}</text>'
+        f'<text class="tick" x="{LEFT - 8}" y="{frame.y(v) + 4:.1f}" text-anchor="end">{v:g}{html(unit)}</text>'
         for v in nice_ticks(frame.y0, frame.y1)
         if frame.y0 <= v <= frame.y1
     ]
@@ -143,7 +154,7 @@ def _x_axis(frame: Frame, label: str) -> list[str]:
     middle = (LEFT + WIDTH - RIGHT) / 2
     return [
         *ticks,
-        f'<text class="tick" x="{middle:.0f}" y="{HEIGHT - 5}" text-anchor="middle">{escape(label)}</text>',
+        f'<text class="tick" x="{middle:.0f}" y="{HEIGHT - 5}" text-anchor="middle">{html(label)}</text>',
     ]
 
 
@@ -160,7 +171,7 @@ def _line(frame: Frame, name: str, points: Line, label_y: float, shape: str) -> 
     )
     return [
         f'<polyline class="line {kind}" points="{path}"/>{dots}',
-        f'<text class="name {kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(name)}</text>',
+        f'<text class="name {kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{html(name)}</text>',
     ]
 
 

@@ -2,11 +2,11 @@
 
 import math
 from collections.abc import Sequence
-from html import escape
 
 import numpy as np
 
 from nervure.evaluation.connectivity import Connectivity, LayerPaths, LayerUnits
+from nervure.markup import html
 from nervure.report.html import page
 from nervure.report.tables import percent, quantity
 
@@ -32,14 +32,14 @@ def circuit_picture(found: Connectivity, *, title: str) -> str:
         title: above the picture, and read out by screen readers.
     """
     layers, height = found.units, TOP + ROW * len(found.units) + FOOT
-    parts = [f'<text class="t" x="8" y="18">{escape(title)}</text>', _heads()]
+    parts = [f'<text class="t" x="8" y="18">{html(title)}</text>', _heads()]
     for number, (row, units) in enumerate(zip(found.layers, layers, strict=True)):
         parts.append(_strip(row, units, TOP + ROW * number))
     legend = "darker: more heat comes through; /: dead; a line: nothing comes through"
     parts.append(f'<text class="s" x="{LABEL}" y="{height - 10}">{legend}</text>')
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img" class="u" '
-        f'aria-label="{escape(title)}"><title>{escape(title)}</title><style>{STYLE}</style>{"".join(parts)}</svg>\n'
+        f'aria-label="{html(title)}"><title>{html(title)}</title><style>{STYLE}</style>{"".join(parts)}</svg>\n'
     )
 
 
@@ -86,9 +86,9 @@ def _strip(row: LayerPaths, units: LayerUnits, top: float) -> str:
     line = f'<path class="x" d="M{LABEL} {top + 7:.0f}h{cell * len(alive):.1f}"/>' if most == 0 else ""
     dead = int((~units.alive).sum())
     live = f"{row.live / row.places:.2%}" if row.places else ""
-    told = f"{escape(row.name)}: {dead} of {row.units} units dead, {row.live} of {row.places} connections live"
+    told = f"{html(row.name)}: {dead} of {row.units} units dead, {row.live} of {row.places} connections live"
     return (
-        f'<g><title>{told}</title><text x="8" y="{top + 12:.0f}">{escape(_short(row.name))}</text>'
+        f'<g><title>{told}</title><text x="8" y="{top + 12:.0f}">{html(_short(row.name))}</text>'
         f'<rect class="b" x="{LABEL}" y="{top:.0f}" width="{cell * len(alive):.1f}" height="14"/>{paint}'
         f'<path class="x" d="{slashes}"/>{line}'
         f'<text x="{WIDTH - 8}" y="{top + 12:.0f}" text-anchor="end">{dead or ""} | {live}</text></g>'

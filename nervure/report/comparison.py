@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, final
 
 from nervure.files import write_text
+from nervure.markup import markdown
+from nervure.report.charts import file_names
 from nervure.report.dots import Dot, dot_chart
 from nervure.report.markdown import table_text
 from nervure.report.tables import MISSING, Table, quantity
@@ -162,18 +164,18 @@ def comparison_text(outcomes: Sequence[Outcome], *, title: str, baseline: str, m
     """The comparison as Markdown: all networks together, then each by itself, then what failed."""
     rows = [o for o in outcomes if not o.error]
     if not rows:
-        return f"# {title}\n\nNo trial is done yet.\n"
+        return f"# {markdown(title)}\n\nNo trial is done yet.\n"
     parts = [
-        f"# {title}",
+        f"# {markdown(title)}",
         f"Accuracy is that of the {'test' if metric == 'accuracy' else metric} split, as mean ± standard deviation "
         "over seeds. Differences are paired: the same trained network, seed and budget, the same recovery; in points, "
         f"as mean ± standard error. *{DENSE}* is the network as trained, *dense+* the same after the recovery that the "
         "others get.",
-        f"## All networks, minus {baseline}\n\n{table_text(summary_table(rows, baseline, metric=metric))}",
+        f"## All networks, minus {markdown(baseline)}\n\n{table_text(summary_table(rows, baseline, metric=metric))}",
     ]
     for network in dict.fromkeys(o.network for o in rows):
-        parts.append(f"## {network}\n\n{table_text(network_table(rows, network, baseline, metric=metric))}")
-    parts.append("## Provenance\n\n" + "\n".join(f"- {line}" for line in provenance_lines(rows)))
+        parts.append(f"## {markdown(network)}\n\n{table_text(network_table(rows, network, baseline, metric=metric))}")
+    parts.append("## Provenance\n\n" + "\n".join(f"- {markdown(line)}" for line in provenance_lines(rows)))
     return "\n\n".join(parts) + "\n"
 
 
@@ -216,15 +218,11 @@ def write_comparison(
         FileError: the folder cannot be written.
     """
     charts = comparison_charts(outcomes, baseline=baseline)
-    files = {network: f"{name}-{_slug(network)}.svg" for network in charts}
-    pictures = "".join(f"\n![{network}]({file})\n" for network, file in files.items())
+    files = file_names(name, charts)
+    pictures = "".join(f"\n![{markdown(network)}]({file})\n" for network, file in files.items())
     text = comparison_text(outcomes, title=title, baseline=baseline)
     if pictures:
         text += f"\n## Charts\n\nDots are means over seeds, bars two standard errors to each side.\n{pictures}"
     written = [write_text(folder / f"{name}.md", text)]
     written += [write_text(folder / file, charts[network]) for network, file in files.items()]
     return tuple(written)
-
-
-def _slug(text: str) -> str:
-    return "".join(c if c.isalnum() else "-" for c in text.lower()).strip("-")

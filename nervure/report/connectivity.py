@@ -2,9 +2,9 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from html import escape
 from typing import Any, NamedTuple
 
+from nervure.markup import html
 from nervure.report.tables import Table
 from nervure.report.values import Report
 
@@ -37,7 +37,7 @@ def connectivity_page(found: Mapping[str, Any]) -> str:
         found: plain data, as of ``Companion.to_json()`` or ``Connectivity.to_json()``.
     """
     figures = "\n".join(
-        f"<figure>{picture.svg}<figcaption>{escape(picture.name)}<br>{escape(picture.caption)}</figcaption></figure>"
+        f"<figure>{picture.svg}<figcaption>{html(picture.name)}<br>{html(picture.caption)}</figcaption></figure>"
         for picture in pictures_of(found)
     )
     return (
@@ -109,7 +109,7 @@ def _matrix(name: str, rows: Sequence[Sequence[float]]) -> str:
     width, height = cell * len(rows[0]), cell * len(rows)
     return (
         f'<svg viewBox="0 0 {width:.1f} {height:.1f}" width="{width:.0f}" height="{height:.0f}" role="img" '
-        f'aria-label="connectivity of {escape(name)}" class="matrix"><title>{escape(name)}</title>'
+        f'aria-label="connectivity of {html(name)}" class="matrix"><title>{html(name)}</title>'
         f'<rect width="100%" height="100%"/><g transform="scale({cell:.4f})">{paths}</g></svg>'
     )
 
@@ -126,7 +126,7 @@ def _curve(name: str, limit: Mapping[str, Any], gone: float) -> str:
     upper, went = place(limit["upper"], 0)[0], place(gone, 0)[0]
     return (
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" role="img" '
-        f'aria-label="limit of {escape(name)}" class="limit"><title>{escape(name)}</title>'
+        f'aria-label="limit of {html(name)}" class="limit"><title>{html(name)}</title>'
         f'<rect class="beyond" x="{upper:.1f}" y="6" width="{right - upper:.1f}" height="{bottom - 6}"/>'
         f'<line class="grid" x1="8" x2="{right}" y1="{bottom}" y2="{bottom}"/>'
         f'<line class="went" x1="{went:.1f}" x2="{went:.1f}" y1="6" y2="{bottom}"/>'

@@ -1,9 +1,9 @@
 """A chart of dots with error bars, one line each: an SVG that stands alone, in light and dark."""
 
 from collections.abc import Sequence
-from html import escape
 from typing import NamedTuple
 
+from nervure.markup import html
 from nervure.report.charts import nice_ticks
 
 WIDTH, LABEL, RIGHT, ROW, TOP, BOTTOM = 680, 210, 20, 20, 34, 30
@@ -39,22 +39,22 @@ def dot_chart(dots: Sequence[Dot], *, title: str) -> str:
     def x(value: float) -> float:
         return LABEL + (value - ticks[0]) / (ticks[-1] - ticks[0]) * (WIDTH - LABEL - RIGHT)
 
-    lines = [f'<text class="t" x="8" y="18">{escape(title)}</text>']
+    lines = [f'<text class="t" x="8" y="18">{html(title)}</text>']
     for tick in ticks:
         kind = "z" if tick == 0 else "g"
         lines.append(f'<line class="{kind}" x1="{x(tick):.1f}" x2="{x(tick):.1f}" y1="{TOP}" y2="{height - BOTTOM}"/>')
         lines.append(f'<text x="{x(tick):.1f}" y="{height - 10}" text-anchor="middle">{tick:g}</text>')
     y = TOP + ROW / 2
     for part in parts:
-        lines.append(f'<text class="h" x="8" y="{y + 4:.0f}">{escape(part)}</text>')
+        lines.append(f'<text class="h" x="8" y="{y + 4:.0f}">{html(part)}</text>')
         y += ROW
         for dot in (d for d in dots if d.part == part):
-            lines.append(f'<text x="{LABEL - 10}" y="{y + 4:.0f}" text-anchor="end">{escape(dot.name)}</text>')
+            lines.append(f'<text x="{LABEL - 10}" y="{y + 4:.0f}" text-anchor="end">{html(dot.name)}</text>')
             left, right = x(dot.value - dot.error), x(dot.value + dot.error)
             lines.append(f'<line class="e" x1="{left:.1f}" x2="{right:.1f}" y1="{y:.0f}" y2="{y:.0f}"/>')
             lines.append(f'<circle class="d" cx="{x(dot.value):.1f}" cy="{y:.0f}" r="4"/>')
             y += ROW
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img" '
-        f'aria-label="{escape(title)}"><title>{escape(title)}</title><style>{STYLE}</style>{"".join(lines)}</svg>\n'
+        f'aria-label="{html(title)}"><title>{html(title)}</title><style>{STYLE}</style>{"".join(lines)}</svg>\n'
     )

@@ -4,6 +4,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from nervure.graph.types import Graph
+from nervure.markup import listing
 from nervure.report import charts, connectivity, shift, tables
 from nervure.report.rewiring import rewiring_chart
 from nervure.report.values import Report
@@ -55,7 +56,13 @@ def _environment() -> "Environment":
     return Environment(
         loader=PackageLoader("nervure.report", "templates"),
         autoescape=True,
+        finalize=_shown,
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
+
+
+def _shown(value: Any) -> Any:
+    """What a template shows of a value: text that prints; SVG made here is a kind of text of its own, and stays."""
+    return listing(value.split("\n")) if type(value) is str else value

@@ -1,8 +1,8 @@
 """A report as Markdown, for a pull request or a notebook."""
 
-import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
+from nervure.markup import code, code_block, markdown, table
 from nervure.report import connectivity, shift, tables
 from nervure.report.tables import Table, recipe_rows
 from nervure.report.values import Report
@@ -14,15 +14,16 @@ def to_markdown(report: Report) -> str:
 
 
 def _parts(report: Report) -> Iterator[str]:
-    yield f"# {report.title}"
-    yield f"**{report.headline}**"
-    yield from report.notes
-    yield "What stays: " + ", ".join(f"{name} {100 * share:.0f} %" for name, share in tables.stays(report).items())
+    yield f"# {markdown(report.title)}"
+    yield f"**{markdown(report.headline)}**"
+    yield from map(markdown, report.notes)
+    shares = (f"{name} {100 * share:.0f} %" for name, share in tables.stays(report).items())
+    yield f"What stays: {markdown(', '.join(shares))}"
     yield f"## Comparison\n\n{table_text(tables.comparison(report))}"
     yield _explained(report)
     yield _speed(report)
     yield _under_shift(report)
-    yield f"## Plan\n\n`{report.method}`\n\n{table_text(tables.budget(report))}"
+    yield f"## Plan\n\n{code(report.method)}\n\n{table_text(tables.budget(report))}"
     yield table_text(_widths(report))
     yield _noted(report)
     yield table_text(tables.edits(report))
@@ -30,22 +31,22 @@ def _parts(report: Report) -> Iterator[str]:
     yield _connectivity(report)
     yield f"## Verification\n\n{table_text(tables.verification(report))}"
     if report.provenance.get("again"):
-        yield f"## Again\n\n```sh\n{report.provenance['again']}\n```"
+        yield f"## Again\n\n{code_block(str(report.provenance['again']), 'sh')}"
     yield f"## Provenance\n\n{table_text(tables.provenance(report))}"
     yield _recipe(report)
 
 
 def _speed(report: Report) -> str:
-    table = table_text(tables.speed(report))
+    speed = table_text(tables.speed(report))
     timed = any(row.latency for row in report.rows.values())
     return "\n\n".join(
-        filter(None, (table and f"## Speed by engine\n\n{table}", tables.speed_note(report) if timed else ""))
+        filter(None, (speed and f"## Speed by engine\n\n{speed}", tables.speed_note(report) if timed else ""))
     )
 
 
 def _under_shift(report: Report) -> str:
-    table = table_text(shift.table(report))
-    return f"## Under shift\n\n{table}\n\n{shift.caption(report)}" if table else ""
+    shifted = table_text(shift.table(report))
+    return f"## Under shift\n\n{shifted}\n\n{markdown(shift.caption(report))}" if shifted else ""
 
 
 def _explained(report: Report) -> str:
@@ -59,12 +60,12 @@ def _widths(report: Report) -> Table:
 
 
 def _noted(report: Report) -> str:
-    lines = [f"- {group}: {'; '.join(notes)}" for group, notes in tables.noted(report).items()]
+    lines = [f"- {markdown(group)}: {markdown('; '.join(notes))}" for group, notes in tables.noted(report).items()]
     return "What cuts change beside removing units:\n\n" + "\n".join(lines) if lines else ""
 
 
 def _pinned(report: Report) -> str:
-    lines = [f"- {reason}: {', '.join(groups)}" for reason, groups in tables.pinned(report).items()]
+    lines = [f"- {markdown(reason)}: {markdown(', '.join(groups))}" for reason, groups in tables.pinned(report).items()]
     return "Left as they were:\n\n" + "\n".join(lines) if lines else ""
 
 
@@ -80,20 +81,10 @@ def _recipe(report: Report) -> str:
         "\n".join([f"[{name}]", *(f"{key} = {value}" for key, value in rows)])
         for name, rows in recipe_rows(report.recipe)
     ]
-    # A fence longer than any in the text: nothing in a recipe can end it.
-    text = "\n\n".join(parts)
-    fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
-    return f"<details><summary>The whole recipe</summary>\n\n{fence}\n{text}\n{fence}\n\n</details>" if parts else ""
+    whole = code_block("\n\n".join(parts))
+    return f"<details><summary>The whole recipe</summary>\n\n{whole}\n\n</details>" if parts else ""
 
 
-def table_text(table: Table) -> str:
-    """A table as Markdown; empty where it has no rows."""
-    if not table.rows:
-        return ""
-    rule = ["---", *["---:"] * (len(table.head) - 1)]
-    return "\n".join(_row(cells) for cells in (table.head, rule, *table.rows))
-
-
-def _row(cells: Iterable[str]) -> str:
-    # A bar inside a cell would end it.
-    return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ").strip() for cell in cells) + " |"
+def table_text(cells: Table) -> str:
+    """A table as Markdown, numbers to the right; empty where it has no rows."""
+    return table(cells.head, cells.rows, ["---", *["---:"] * (len(cells.head) - 1)])

@@ -1,9 +1,9 @@
 """Pictures of rewiring: how many connections there are, how many went and came, and how alike several runs are."""
 
 from collections.abc import Mapping, Sequence
-from html import escape
 from typing import Any
 
+from nervure.markup import html
 from nervure.report.charts import Line, line_chart
 from nervure.report.values import Report
 
@@ -51,7 +51,7 @@ def similarity_chart(names: Sequence[str], overlaps: Sequence[Sequence[float]], 
     for y, row in enumerate(overlaps):
         cells.append(
             f'<text class="tick" x="{LEFT - 8}" y="{TOP + CELL * (y + 0.5) + 4:.0f}" text-anchor="end">'
-            f"{escape(names[y])}</text>"
+            f"{html(names[y])}</text>"
         )
         for x, overlap in enumerate(row):
             shade = min(1.0, max(0.0, (overlap - chance) / (1 - chance))) if chance < 1 else 0.0

@@ -2,9 +2,9 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from html import escape
 from typing import NamedTuple
 
+from nervure.markup import html
 from nervure.report.charts import SHAPES, nice_ticks
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM, ROW = 460, 300, 50, 14, 30, 42, 20
@@ -72,7 +72,7 @@ def scatter_chart(
     xs = nice_ticks(min(m.x for m in shown), max(m.x for m in shown))
     ys = nice_ticks(min(m.y - m.error for m in shown), max(m.y + m.error for m in shown))
     across, down = _Axis(xs[0], xs[-1], LEFT, WIDTH - RIGHT), _Axis(ys[0], ys[-1], HEIGHT - BOTTOM, TOP)
-    parts = [f'<text class="t" x="6" y="16">{escape(title)}</text>', *_grid(across, down, xs, ys, x_label)]
+    parts = [f'<text class="t" x="6" y="16">{html(title)}</text>', *_grid(across, down, xs, ys, x_label)]
     if front:
         parts.append(f'<polyline class="f" points="{_path(across, down, front)}"/>')
     for name in names:
@@ -82,7 +82,7 @@ def scatter_chart(
     legend, height = _legend([(name, order.index(name)) for name in names], bool(front), ring is not None)
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT + height}" role="img" class="sc chart" '
-        f'aria-label="{escape(title)}"><title>{escape(title)}</title><style>{STYLE}</style>'
+        f'aria-label="{html(title)}"><title>{html(title)}</title><style>{STYLE}</style>'
         f"{''.join(parts)}{legend}</svg>\n"
     )
 
@@ -100,7 +100,7 @@ def _grid(across: _Axis, down: _Axis, xs: Sequence[float], ys: Sequence[float], 
         for x in xs
     ]
     middle = (LEFT + WIDTH - RIGHT) / 2
-    return [*lines, f'<text x="{middle:.0f}" y="{HEIGHT - 6}" text-anchor="middle">{escape(label)}</text>']
+    return [*lines, f'<text x="{middle:.0f}" y="{HEIGHT - 6}" text-anchor="middle">{html(label)}</text>']
 
 
 def _series(across: _Axis, down: _Axis, marks: Sequence[Mark], look: int) -> list[str]:
@@ -126,7 +126,7 @@ def _line(points: str, look: int) -> str:
 
 
 def _mark(x: float, y: float, look: int, told: str = "") -> str:
-    title = f"<title>{escape(told)}</title>" if told else ""
+    title = f"<title>{html(told)}</title>" if told else ""
     shape = SHAPES[look % len(SHAPES)]
     return f'<path class="c{look % len(COLOURS)}" transform="translate({x:.1f} {y:.1f})" d="{shape}">{title}</path>'
 
@@ -139,6 +139,6 @@ def _legend(names: Sequence[tuple[str, int]], front: bool, ring: bool) -> tuple[
     parts = []
     for number, (picture, name) in enumerate(told):
         x, y = LEFT - 40 + (WIDTH - LEFT) / 2 * (number % 2), HEIGHT + ROW * (number // 2) + 10
-        words = f'<text x="34" y="4">{escape(name)}</text>'
+        words = f'<text x="34" y="4">{html(name)}</text>'
         parts.append(f'<g transform="translate({x:.0f} {y:.0f})">{picture}{words}</g>')
     return "".join(parts), ROW * math.ceil(len(told) / 2) + 6

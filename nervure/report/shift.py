@@ -15,6 +15,7 @@ from nervure.report.tables import MISSING, Table, percent
 from nervure.report.values import DENSE, Report
 
 SHOWN = 3
+PNG = "data:image/png;base64,"
 LEAST_SIDE = 56
 
 
@@ -67,9 +68,10 @@ def table(report: Report) -> Table:
 
 
 def strips(report: Report) -> dict[str, list[str]]:
-    """Pictures by the name of the table's row."""
+    """Pictures by the name of the table's row: those that the report holds, none from elsewhere."""
     shift = report.shift
-    return {"clean": shift.get("original", []), **{_words(n): p for n, p in shift.get("pictures", {}).items()}}
+    found = {"clean": shift.get("original", []), **{_words(n): p for n, p in shift.get("pictures", {}).items()}}
+    return {name: [uri for uri in uris if uri.startswith(PNG)] for name, uris in found.items()}
 
 
 def caption(report: Report) -> str:
@@ -97,7 +99,7 @@ def picture_uri(picture: Tensor) -> str:
     header = struct.pack(">IIBBBBB", width, height, 8, 0 if channels == 1 else 2, 0, 0, 0)
     chunks = (_chunk(b"IHDR", header), _chunk(b"IDAT", zlib.compress(raw, 9)), _chunk(b"IEND", b""))
     data = b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
-    return "data:image/png;base64," + base64.b64encode(data).decode()
+    return PNG + base64.b64encode(data).decode()
 
 
 def _chunk(kind: bytes, body: bytes) -> bytes:

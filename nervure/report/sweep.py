@@ -1,6 +1,7 @@
 """A sweep as a value: settings with their means over seeds, the Pareto front, the knee; as tables, charts and pages."""
 
 import math
+import shlex
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -8,6 +9,8 @@ from pathlib import Path
 from typing import Any, Literal, final
 
 from nervure.files import write_json, write_text
+from nervure.markup import code, markdown
+from nervure.report.charts import file_names
 from nervure.report.comparison import DENSE, Mean, Outcome, provenance_lines
 from nervure.report.front import front, knee
 from nervure.report.html import page
@@ -198,9 +201,7 @@ class Sweep:
                     ring=None if chosen is None else spots[self.candidates.index(chosen)],
                     looks=names,
                 )
-                found |= (
-                    {f"{cost.replace(', ', '-').replace(' ', '-')}-{words.replace(' ', '-')}": chart} if chart else {}
-                )
+                found |= {f"{cost.replace(',', '')} {words}".replace(" ", "-"): chart} if chart else {}
         return found
 
     def _by_budget(self, spots: Sequence[tuple[float, float]]) -> list[tuple[Candidate, tuple[float, float]]]:
@@ -238,29 +239,29 @@ def how(found: Sweep) -> str:
 
 def commands(found: Sweep) -> dict[str, str]:
     """What to type: to do it all again, and to make a full report of the suggestion."""
-    again = {"The same again": f"nervure sweep {found.folder}/recipe.toml --folder {found.folder}-again"}
+    recipe, other = shlex.quote(f"{found.folder}/recipe.toml"), shlex.quote(f"{found.folder}-again")
+    again = {"The same again": f"nervure sweep {recipe} --folder {other}"}
     chosen = found.suggestion
     if chosen is None or chosen.method == DENSE:
         return again
     place = f"{found.folder}/trials/{chosen.key}"
-    return again | {
-        "The suggestion as a run, with a full report": f"nervure run {place}/recipe.toml --folder {place}-run"
-    }
+    recipe, other = shlex.quote(f"{place}/recipe.toml"), shlex.quote(f"{place}-run")
+    return again | {"The suggestion as a run, with a full report": f"nervure run {recipe} --folder {other}"}
 
 
 def sweep_text(found: Sweep, pictures: Mapping[str, str] | None = None) -> str:
     """A sweep as Markdown, for a pull request; ``pictures`` are addresses of charts, by name."""
-    parts = [f"# {found.title}", f"**{found.headline}**"]
+    parts = [f"# {markdown(found.title)}", f"**{markdown(found.headline)}**"]
     if found.candidates:
         parts += ["## Settings", table_text(found.table())]
     if pictures:
-        parts += ["## Charts", how(found), *(f"![{name}]({address})" for name, address in pictures.items())]
+        parts += ["## Charts", how(found), *(f"![{markdown(name)}]({address})" for name, address in pictures.items())]
     if found.failures:
-        failures = (f"- {trial}: {reason}" for trial, reason in found.failures.items())
+        failures = (f"- {markdown(trial)}: {markdown(reason)}" for trial, reason in found.failures.items())
         parts += ["## What failed", "\n".join(failures)]
-    parts += ["## Again"] + [f"{what}: `{command}`" for what, command in commands(found).items()]
+    parts += ["## Again"] + [f"{what}: {code(command)}" for what, command in commands(found).items()]
     if found.provenance:
-        parts += ["## Provenance", "\n".join(f"- {line}" for line in found.provenance)]
+        parts += ["## Provenance", "\n".join(f"- {markdown(line)}" for line in found.provenance)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -283,8 +284,9 @@ def write_sweep(found: Sweep, folder: Path) -> tuple[Path, ...]:
     Raises:
         FileError: the folder cannot be written.
     """
-    charts = {name: f"sweep-{name}.svg" for name in found.charts()}
-    written = [write_text(folder / charts[name], chart) for name, chart in found.charts().items()]
+    drawn = found.charts()
+    charts = file_names("sweep", drawn)
+    written = [write_text(folder / charts[name], chart) for name, chart in drawn.items()]
     written += [write_text(folder / "sweep.md", sweep_text(found, charts))]
     written += [
         write_text(folder / "sweep.html", sweep_page(found)),

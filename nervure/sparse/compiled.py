@@ -7,6 +7,7 @@ from typing import Any, final
 import torch
 from torch import nn
 
+from nervure.markup import listing
 from nervure.sparse.candidates import DENSE
 from nervure.sparse.layers import Inference
 
@@ -83,4 +84,4 @@ class CompiledSparse(Inference):
         whole = ", ".join(f"{name} {1e3 * seconds:.3f} ms" for name, seconds in self.times.items())
         lines.append(f"whole: {whole}")
         lines.append(f"taken: {self.choice}, {self.speedup:.2f} times as fast as dense, error {self.error:.1e}")
-        return "\n".join([*lines, *self.notes])
+        return listing([*lines, *self.notes])

@@ -14,6 +14,7 @@ from nervure.errors import NervureWarning, PlanError
 from nervure.graph.declared import untrue
 from nervure.graph.example import has_shape_only, is_weightless, unwrapped
 from nervure.graph.modes import isolated
+from nervure.graph.sizes import submodule
 from nervure.graph.tape import named_tensors
 from nervure.graph.types import Graph
 from nervure.plan import Cut, Drop, Link, Mask, Plan
@@ -116,14 +117,36 @@ def check_fits(model: nn.Module, graph: Graph, plan: Plan) -> None:
             f"{shapes.get(name, 'missing')} here ({len(set(differing))} tensors differ). "
             "Trace this model and plan again."
         )
+    strange = [mask.tensor for mask in plan.masks if mask.tensor not in found]
+    if strange:
+        raise PlanError(f"mask of {strange[0]!r}: the model has no such tensor.")
+    _require_modules(model, graph)
+
+
+def _require_modules(model: nn.Module, graph: Graph) -> None:
+    """Raise :class:`PlanError` unless every module that a block of ``graph`` names is a part of ``model``."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    lists = {
+        f"{name}.{n}"
+        for name, m in modules.items()
+        if isinstance(m, nn.ModuleList | nn.Sequential)
+        for n in range(len(m))
+    }
+    for block in graph.blocks:
+        named = {*block.modules, *block.aliases, *(silence.module for silence in block.silences)}
+        strange = sorted((named - modules.keys()) | (named & {""}) | ({block.element} - lists - {""}))
+        if strange:
+            raise PlanError(
+                f"the graph is of another model: block {block.name!r} names the module {strange[0]!r}, which is not "
+                "there in this one. Trace this model and plan again."
+            )
 
 
 def is_plain_attribute(model: nn.Module, graph: Graph, name: str) -> bool:
     """Whether a tensor is a plain attribute, which ``forward`` may make anew, rather than a parameter or a buffer."""
     path, _, key = name.rpartition(".")
-    try:
-        module = model.get_submodule(path)
-    except AttributeError:
+    module = submodule(model, path)
+    if module is None:
         return False
     return name not in graph.parameters and key not in module._buffers and key not in module._parameters
 

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nervure.errors import PlanError
+from nervure.graph.sizes import submodule
 from nervure.graph.types import Axis, Graph, Units
 from nervure.plan import Link, Plan
 from nervure.surgery.signal import Signal
@@ -232,10 +233,10 @@ def _writer(graph: Graph, name: str) -> str:
 
 
 def _module(model: nn.Module, edit: Link, name: str) -> nn.Module:
-    try:
-        return model.get_submodule(name)
-    except AttributeError as error:
-        raise PlanError(f"{_called(edit)}: the model has no module {name!r}.") from error
+    module = submodule(model, name)
+    if module is None:
+        raise PlanError(f"{_called(edit)}: the model has no module {name!r}.")
+    return module
 
 
 def _ends(graph: Graph, edit: Link) -> tuple[Axis | None, Axis | None]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from nervure.check import require_positive
 from nervure.errors import ArgumentError, DataError
+from nervure.markup import listing
 from nervure.zoo.draw import draw_fraction, require_seed
 
 PADDING = 8  # an augmented image is shifted by up to one part in this many of its side
@@ -249,7 +250,7 @@ class Dataset:
             f"  pixels   {', '.join(per_channel)} per channel",
             f"  source   {self.source or 'in memory'}",
         ]
-        return "\n".join(lines)
+        return listing(lines)
 
 
 def assemble(
