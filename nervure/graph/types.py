@@ -4,15 +4,18 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any, Literal, TypeAlias, final
 
+import msgspec
 import numpy as np
 from torch import Tensor
 
 from nervure.check import nearest, require_format
 from nervure.errors import PlanError
+from nervure.graph.check import check_graph
+from nervure.schema import Count, Size, convert
 
 Role: TypeAlias = Literal["writer", "reader", "rider"]
 FORMAT = 1
@@ -66,7 +69,7 @@ class Slot:
     """
 
     tensor: str
-    axis: int
+    axis: Count
     role: Role
     units: Units
 
@@ -87,12 +90,12 @@ class Group:
     """
 
     name: str
-    size: int
+    size: Size
     kind: str
     slots: tuple[Slot, ...]
     pinned: str = ""
     notes: tuple[str, ...] = ()
-    multiple: int = 1
+    multiple: Size = 1
 
     def allowed(self, count: int) -> int:
         """The smallest number of units from ``count`` on that a cut may leave; at most all of them."""
@@ -138,7 +141,7 @@ Part: TypeAlias = tuple[str, Units]
 class Axis:
     """One axis of a tensor or a computation: its size and the groups along it. A position dies with any unit."""
 
-    size: int
+    size: Count
     parts: tuple[Part, ...] = ()
 
     def kept(self, keeps: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -157,8 +160,8 @@ class Work:
 
     layer: str
     op: str
-    fixed: int
-    axes: tuple[int, ...] = ()
+    fixed: Count
+    axes: tuple[Count, ...] = ()
 
 
 @final
@@ -179,17 +182,17 @@ class Product:
     """
 
     tensor: str
-    shape: tuple[int, ...]
-    rows: tuple[int, ...] = ()
-    columns: tuple[int, ...] = ()
-    stack: tuple[int, ...] = ()
-    parts: int = 1
+    shape: tuple[Count, ...]
+    rows: tuple[Count, ...] = ()
+    columns: tuple[Count, ...] = ()
+    stack: tuple[Count, ...] = ()
+    parts: Size = 1
     is_computed: bool = False
     is_divided: bool = False
     reason: str = ""
 
     @property
-    def kernel(self) -> tuple[int, ...]:
+    def kernel(self) -> tuple[Count, ...]:
         """The axes of ``shape`` that are positions of a kernel."""
         return tuple(a for a in range(len(self.shape)) if a not in (*self.rows, *self.columns))
 
@@ -236,10 +239,10 @@ class Silence:
     """
 
     module: str
-    entered: tuple[int, ...]
-    left: tuple[int, ...]
-    live: tuple[int, ...] = ()
-    own: tuple[int, ...] = ()
+    entered: tuple[Count, ...]
+    left: tuple[Count, ...]
+    live: tuple[Count, ...] = ()
+    own: tuple[Count, ...] = ()
     axes: tuple[int, ...] = ()
     extras: int = -1
 
@@ -291,7 +294,7 @@ class Resize:
     module: str
     attribute: str
     size: int
-    axis: int
+    axis: Count
 
 
 @final
@@ -345,7 +348,7 @@ class Graph:
     edges: tuple[Edge, ...] = ()
     blocks: tuple[Block, ...] = ()
     axes: tuple[Axis, ...] = ()
-    tensors: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    tensors: Mapping[str, tuple[Count, ...]] = field(default_factory=dict)
     parameters: tuple[str, ...] = ()
     work: tuple[Work, ...] = ()
     resizes: tuple[Resize, ...] = ()
@@ -428,78 +431,55 @@ class Graph:
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data that :meth:`from_json` reads back to an equal graph."""
-        return {
-            "format": FORMAT,
-            "groups": [
-                {
-                    "name": g.name,
-                    "size": g.size,
-                    "kind": g.kind,
-                    "pinned": g.pinned,
-                    "notes": list(g.notes),
-                    "multiple": g.multiple,
-                    "slots": [[s.tensor, s.axis, s.role, _runs(s.units)] for s in g.slots],
-                }
-                for g in self.groups
-            ],
-            "edges": [[e.source, e.target, e.tensor] for e in self.edges],
-            "blocks": [asdict(block) for block in self.blocks],
-            "axes": [[a.size, [[group, _runs(units)] for group, units in a.parts]] for a in self.axes],
-            "tensors": {name: list(axes) for name, axes in self.tensors.items()},
-            "parameters": list(self.parameters),
-            "work": [[w.layer, w.op, w.fixed, list(w.axes)] for w in self.work],
-            "resizes": [[r.module, r.attribute, r.size, r.axis] for r in self.resizes],
-            "notes": list(self.notes),
-            "settings": dict(self.settings),
-            "declared": [[d.module, d.attribute, d.size, list(d.groups)] for d in self.declared],
-            "products": [asdict(product) for product in self.products],
-        }
+        """Plain data that :meth:`from_json` reads back to an equal graph; what there are many of comes as rows."""
+        data: dict[str, Any] = msgspec.to_builtins(self, enc_hook=_runs)
+        groups = [group | {"slots": _rows(group["slots"])} for group in data["groups"]]
+        return {"format": FORMAT} | data | {"groups": groups} | {name: _rows(data[name]) for name in ROWS}
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> "Graph":
-        """Read what :meth:`to_json` wrote; raises :class:`PlanError` on anything else."""
-        require_format(data, FORMAT, "this graph", PlanError)
-        try:
-            return Graph(
-                groups=tuple(
-                    Group(
-                        g["name"],
-                        g["size"],
-                        g["kind"],
-                        tuple(Slot(t, axis, role, _unrun(runs)) for t, axis, role, runs in g["slots"]),
-                        g["pinned"],
-                        tuple(g["notes"]),
-                        g.get("multiple", 1),
-                    )
-                    for g in data["groups"]
-                ),
-                edges=tuple(Edge(*e) for e in data["edges"]),
-                blocks=tuple(_block(block) for block in data["blocks"]),
-                axes=tuple(Axis(size, tuple((g, _unrun(runs)) for g, runs in parts)) for size, parts in data["axes"]),
-                tensors={name: tuple(axes) for name, axes in data["tensors"].items()},
-                parameters=tuple(data["parameters"]),
-                work=tuple(Work(layer, op, fixed, tuple(axes)) for layer, op, fixed, axes in data["work"]),
-                resizes=tuple(Resize(*r) for r in data["resizes"]),
-                notes=tuple(data["notes"]),
-                settings=dict(data["settings"]),
-                declared=tuple(
-                    Declared(m, path, size, tuple(names)) for m, path, size, names in data.get("declared", ())
-                ),
-                products=tuple(Product(**_with_tuples(p)) for p in data.get("products", ())),
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise PlanError(f"this is not a graph: {error!r}.") from error
+        """Read what :meth:`to_json` wrote.
+
+        Raises:
+            PlanError: it is anything else, or contradicts itself: see :func:`nervure.graph.check.check_graph`.
+        """
+        plain = convert(data, dict[str, Any], "this graph", PlanError)
+        require_format(plain, FORMAT, "this graph", PlanError)
+        named = {name: _named(kind, plain[name]) for name, kind in ROWS.items() if name in plain}
+        groups = [_with_named_slots(group) for group in _listed(plain.get("groups"))]
+        return check_graph(
+            convert(plain | named | {"groups": groups}, Graph, "this graph", PlanError, hook=_Expansion())
+        )
 
 
-def _block(data: Mapping[str, Any]) -> Block:
-    silences: list[dict[str, Any]] = [_with_tuples(s) for s in data["silences"]]
-    rest: dict[str, Any] = _with_tuples({k: v for k, v in data.items() if k != "silences"})
-    return Block(**rest, silences=tuple(Silence(**s) for s in silences))
+ROWS: Mapping[str, type[Any]] = {"edges": Edge, "axes": Axis, "work": Work, "resizes": Resize, "declared": Declared}
+"""Fields of a graph that are written as rows of values, without names."""
+Run: TypeAlias = tuple[int, int, Size]
+"""So many units in a row: the first, the step from each to the next, and how many."""
+MOST_DIFFERENT = 1 << 25
+"""Positions of all different vectors of units of a graph are no more: 256 MB, and more than any network has."""
 
 
-def _with_tuples(data: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+def _rows(values: Iterable[Mapping[str, Any]]) -> list[list[Any]]:
+    return [list(value.values()) for value in values]
+
+
+def _named(kind: type[Any], rows: Any) -> Any:
+    """Rows as values with names; what is no row stays as it is, for the schema to refuse."""
+    names = [f.name for f in fields(kind)]
+    return [
+        dict(zip(names, row, strict=False)) if isinstance(row, list | tuple) and len(row) <= len(names) else row
+        for row in _listed(rows)
+    ]
+
+
+def _with_named_slots(group: Any) -> Any:
+    return group | {"slots": _named(Slot, group.get("slots"))} if isinstance(group, dict) else group
+
+
+def _listed(values: Any) -> Any:
+    """``values``, or one wrong value that the schema refuses."""
+    return values if isinstance(values, list | tuple) else [values]
 
 
 def _runs(units: Units) -> list[list[int]]:
@@ -518,9 +498,36 @@ def _runs(units: Units) -> list[list[int]]:
     return runs
 
 
-def _unrun(runs: Iterable[Iterable[int]]) -> Units:
-    pieces = [first + step * np.arange(length) for first, step, length in runs]
-    return Units(np.concatenate(pieces) if pieces else np.zeros(0, dtype=np.int64))
+@final
+class _Expansion:
+    """Makes units of runs: equal ones once, and none beyond what a graph can have, whatever a few runs say."""
+
+    def __init__(self) -> None:
+        self._made: dict[tuple[Run, ...], Units] = {}
+        self._positions = 0
+
+    def __call__(self, kind: type[Any], data: Any) -> Units:
+        runs = convert(data, tuple[Run, ...], "units", _NoRuns)
+        if runs not in self._made:
+            self._positions += sum(length for *_, length in runs)
+            if self._positions > MOST_DIFFERENT or not all(map(_is_within, runs)):
+                raise _NoRuns(f"Expected units from -1 on, at most {MOST_DIFFERENT} of them in all")
+            self._made[runs] = Units(_unrun(runs))
+        return self._made[runs]
+
+
+class _NoRuns(PlanError, ValueError):
+    """What should be runs is none."""
+
+
+def _is_within(run: Run) -> bool:
+    first, step, length = run
+    return all(-1 <= unit < MOST_DIFFERENT for unit in (first, first + step * (length - 1)))
+
+
+def _unrun(runs: Iterable[Run]) -> np.ndarray:
+    pieces = [np.arange(length) * step + first for first, step, length in runs]
+    return np.concatenate(pieces) if pieces else np.zeros(0, dtype=np.int64)
 
 
 def keeps_of(cuts: Iterable[Any]) -> dict[str, Tensor]:
