@@ -5,6 +5,7 @@ of the two alone gives away that it was sealed, so a damaged key is told as a da
 written by hand, or by a version of nervure that knew no checksums.
 """
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ from typing import Any
 import msgspec
 
 from nervure.errors import FileError, NervureError
-from nervure.schema import Count, decode
+from nervure.schema import Count, convert, decode
 
 VERSION = 3
 """Of sealed documents."""
@@ -47,24 +48,34 @@ def sealed(data: Mapping[str, Any], what: str, *, indent: int = 1) -> bytes:
     return msgspec.json.format(text[:-1] + _ending(_digest(text)), indent=indent)
 
 
-def opened(text: bytes, what: str, error: type[NervureError] = FileError) -> dict[str, Any]:
+def opened(text: bytes | str, what: str, error: type[NervureError] = FileError) -> dict[str, Any]:
     """The data in the text of a document, without its version and its checksum.
 
     Raises:
         NervureError: ``error``, where the text is no JSON object, of a newer version, or not what was sealed.
     """
-    text = _without_nan(text)
-    seal = decode(text, Seal, what, error)
+    # A lone surrogate is no text: as bytes it is told like any other damage.
+    raw = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
+    data = _parsed(raw, what, error)
+    if not is_shallow(data):
+        raise error(f"{what} cannot be read: it is nested too deeply.")
+    seal = convert(data, Seal, what, error)
     if seal.format > VERSION:
         raise error(f"{what} has format {seal.format}; this version of nervure reads up to {VERSION}. Upgrade nervure.")
     if seal.format == VERSION and seal.sha256 is None:
         raise error(f"{what} is damaged: its checksum is missing. {_ADVICE}")
-    if seal.sha256 is not None and seal.sha256 != _digest(_bare(text, seal.sha256)):
+    if seal.sha256 is not None and seal.sha256 != _digest(_bare(raw, seal.sha256)):
         raise error(f"{what} is damaged: it does not match its checksum. {_ADVICE}")
-    data = decode(text, dict[str, Any], what, error)
-    if not _is_shallow(data):
-        raise error(f"{what} cannot be read: it is nested too deeply.")
     return {key: value for key, value in data.items() if key not in Seal.__struct_fields__}
+
+
+def is_cut_short(text: bytes) -> bool:
+    """Whether a document ends before its time, as it does where its writer was killed."""
+    try:
+        msgspec.json.decode(text)
+    except (msgspec.DecodeError, RecursionError, UnicodeError) as error:
+        return "truncated" in str(error)
+    return False
 
 
 _ADVICE = "Copy or make it again; where it was changed by hand, take out its 'sha256' and its 'format'."
@@ -83,7 +94,8 @@ def _bare(text: bytes, digest: str) -> bytes:
     return msgspec.json.format(text, indent=-1).removesuffix(_ending(digest)) + b"}"
 
 
-def _is_shallow(data: Any) -> bool:
+def is_shallow(data: Any) -> bool:
+    """Whether plain data have no more than :data:`DEEPEST` levels."""
     level = [data]
     for _ in range(DEEPEST):
         level = [
@@ -95,14 +107,12 @@ def _is_shallow(data: Any) -> bool:
     return not level
 
 
-def _without_nan(text: bytes) -> bytes:
-    """JSON without the words that Python's own writer has for NaN and infinities; any other text as it is."""
-    if b"NaN" not in text and b"Infinity" not in text:
-        return text
-    try:
-        return msgspec.json.encode(json.loads(text))
-    except (ValueError, RecursionError):
-        return text
+def _parsed(text: bytes, what: str, error: type[NervureError]) -> dict[str, Any]:
+    if b"NaN" in text or b"Infinity" in text:
+        # Python's own writer, which earlier versions used, has these words; JSON has not.
+        with contextlib.suppress(ValueError, RecursionError):
+            return convert(json.loads(text), dict[str, Any], what, error)
+    return decode(text, dict[str, Any], what, error)
 
 
 def _plain(value: Any) -> Any:

@@ -5,10 +5,13 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from nervure.documents import opened, sealed
 from nervure.errors import FileError
+from nervure.schema import convert
+
+T = TypeVar("T")
 
 
 @contextlib.contextmanager
@@ -63,6 +66,15 @@ def read_json(path: str | os.PathLike[str], what: str = "a JSON file") -> dict[s
     except OSError as error:
         raise FileError(f"cannot read {str(source)!r}: {_reason(error)}.") from error
     return opened(text, f"{str(source)!r} ({what})")
+
+
+def read_document(path: str | os.PathLike[str], schema: type[T], what: str) -> T:
+    """The value of type ``schema`` in the document at ``path``, see :func:`read_json`.
+
+    Raises:
+        FileError: also where the document holds no such value; it says where.
+    """
+    return convert(read_json(path, what), schema, f"{str(path)!r} ({what})")
 
 
 def require_file(path: str | os.PathLike[str], what: str = "a file") -> Path:

@@ -16,7 +16,7 @@ import base64
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from functools import reduce
+from functools import partial, reduce
 from operator import or_
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, final
 
@@ -29,7 +29,7 @@ from torch import Tensor
 from nervure.check import require_format
 from nervure.documents import opened
 from nervure.errors import PlanError
-from nervure.schema import Count, Finite, NotNegative, Seed, check_fields, convert, strict
+from nervure.schema import Count, Finite, NotNegative, Seed, check_fields, convert, written
 
 if TYPE_CHECKING:
     from nervure.graph.types import Block, Graph
@@ -295,7 +295,7 @@ class Plan:
     def from_json(data: Mapping[str, Any] | str) -> "Plan":
         """Read what :meth:`to_json` wrote (or its text); raises :class:`PlanError` on anything else."""
         what = "this plan"
-        read = opened(data.encode(), what, PlanError) if isinstance(data, str) else data
+        read = opened(data, what, PlanError) if isinstance(data, str) else data
         plain = convert(read, dict[str, Any], what, PlanError)
         require_format(plain, FORMAT, what, PlanError)
         found = convert({k: v for k, v in plain.items() if k != "format"}, _PLAN, what, PlanError)
@@ -345,17 +345,18 @@ def _edit_to_json(edit: Edit) -> dict[str, Any]:
 
 
 # Plans are written by hand too, so a key that is not known is refused.
-_ROUTE = strict(Route)
-_EDITS = {name: strict(kind, {"route": _ROUTE}, tag_field="edit", tag=name) for name, kind in EDITS.items()}
+_by_hand: Any = partial(written, forbid_unknown_fields=True)
+_ROUTE = _by_hand(Route)
+_EDITS = {name: _by_hand(kind, {"route": _ROUTE}, tag_field="edit", tag=name) for name, kind in EDITS.items()}
 _EDIT: Any = reduce(or_, _EDITS.values())
-_PLAN = strict(Plan, {"edits": tuple[_EDIT, ...]})
+_PLAN = _by_hand(Plan, {"edits": tuple[_EDIT, ...]})
 
 
-def _edit_from(written: msgspec.Struct) -> Edit:
-    values = msgspec.structs.asdict(written)
+def _edit_from(found: msgspec.Struct) -> Edit:
+    values = msgspec.structs.asdict(found)
     if isinstance(values.get("route"), _ROUTE):
         values["route"] = Route(**msgspec.structs.asdict(values["route"]))
-    return EDITS[str(written.__struct_config__.tag)](**values)
+    return EDITS[str(found.__struct_config__.tag)](**values)
 
 
 _PARTS: Mapping[str, Callable[[Any], Any]] = {

@@ -29,8 +29,12 @@ Fraction = Annotated[float, Meta(gt=0, le=1)]
 """A share that is not nothing: in (0, 1]."""
 Share = Annotated[float, Meta(ge=0, le=1)]
 """A share: in [0, 1]."""
-Positive = Annotated[float, Meta(gt=0)]
-"""A number above 0 (no NaN)."""
+Positive = Annotated[float, Meta(gt=0, le=sys.float_info.max)]
+"""A finite number above 0."""
+Between = Annotated[float, Meta(gt=0, lt=1)]
+"""A share that is neither nothing nor all: in (0, 1)."""
+Part = Annotated[float, Meta(ge=0, lt=1)]
+"""A share that is not all: in [0, 1)."""
 Finite = Annotated[float, Meta(ge=-sys.float_info.max, le=sys.float_info.max)]
 """A number that is no NaN and no infinity."""
 NotNegative = Annotated[float, Meta(ge=0, le=sys.float_info.max)]
@@ -76,16 +80,17 @@ def convert(
         raise error(f"{what} cannot be read: {_told(found, value)}") from found
 
 
-def strict(kind: type[Any], replaced: Mapping[str, Any] = MappingProxyType({}), **config: Any) -> Any:
-    """The schema of dataclass ``kind`` that refuses keys which it does not name.
+def written(kind: type[Any], replaced: Mapping[str, Any] = MappingProxyType({}), **config: Any) -> Any:
+    """The schema of what dataclass ``kind`` is written as, where some of its fields are written as another type.
 
     Args:
-        kind: what is written; its values are made from what is read by their fields.
-        replaced: types of fields, where they are others than those of ``kind``.
-        config: of :class:`msgspec.Struct`, e.g. the ``tag`` by which several kinds are told apart.
+        kind: what is written.
+        replaced: the types of these fields.
+        config: of :class:`msgspec.Struct`: ``forbid_unknown_fields`` where people write it by hand, and the ``tag`` by
+            which several kinds are told apart.
     """
-    each = [(f.name, replaced.get(f.name, _hints(kind)[f.name]), _default(f)) for f in dataclasses.fields(kind)]
-    return msgspec.defstruct(kind.__name__, each, forbid_unknown_fields=True, **config)
+    each = [(f.name, replaced.get(f.name, hints_of(kind)[f.name]), _default(f)) for f in dataclasses.fields(kind)]
+    return msgspec.defstruct(kind.__name__, each, **config)
 
 
 def _default(field: "dataclasses.Field[Any]") -> Any:
@@ -96,13 +101,14 @@ def _default(field: "dataclasses.Field[Any]") -> Any:
 
 def check_fields(value: Any, error: type[NervureError] = ArgumentError) -> None:
     """Raise ``error`` for the first field of dataclass ``value`` that is not what its annotation says."""
-    for name, schema in _hints(type(value)).items():
+    for name, schema in hints_of(type(value)).items():
         held = getattr(value, name)
         # Of one value there is no place to tell.
         convert(held, schema, f"{type(value).__name__}({name}={reprlib.repr(held)})", error)
 
 
-def _hints(kind: type[Any]) -> dict[str, Any]:
+def hints_of(kind: type[Any]) -> dict[str, Any]:
+    """The types of the fields of a class, with their bounds."""
     return get_type_hints(kind, include_extras=True)
 
 
