@@ -109,9 +109,11 @@ def is_shallow(data: Any) -> bool:
 
 def _parsed(text: bytes, what: str, error: type[NervureError]) -> dict[str, Any]:
     if b"NaN" in text or b"Infinity" in text:
-        # Python's own writer, which earlier versions used, has these words; JSON has not.
+        # Python's own writer, which earlier versions used, has these words; JSON, and what is sealed, has not.
         with contextlib.suppress(ValueError, RecursionError):
-            return convert(json.loads(text), dict[str, Any], what, error)
+            data = convert(json.loads(text), dict[str, Any], what, error)
+            if "sha256" not in data and data.get("format") != VERSION:
+                return data
     return decode(text, dict[str, Any], what, error)
 
 

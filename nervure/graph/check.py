@@ -38,7 +38,7 @@ def _block_names(graph: "Graph") -> Iterator[str]:
 def _group_sizes(graph: "Graph") -> Iterator[str]:
     """A group has as many units as its slots say, 1 or more, and is cut to multiples of at least 1."""
     for group in graph.groups:
-        most = max((_most(slot.units) for slot in group.slots), default=0)
+        most = max((1 + slot.units.ends[1] for slot in group.slots), default=0)
         if not 1 <= group.size == most or group.multiple < 1:
             yield f"group {group.name!r} of {group.size} units"
 
@@ -191,11 +191,8 @@ def _are_axes(graph: "Graph", numbers: Iterable[int]) -> bool:
 
 
 def _fits(units: "Units", axis: "Axis", size: int) -> bool:
-    return len(units) == axis.size and _most(units) <= size and int(units.array.min(initial=0)) >= -1
-
-
-def _most(units: "Units") -> int:
-    return 1 + int(units.array.max(initial=-1))
+    low, high = units.ends
+    return len(units) == axis.size and low >= -1 and high < size
 
 
 def _entries(graph: "Graph", axes: Iterable[int]) -> int:

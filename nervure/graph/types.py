@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
-from typing import Any, Literal, TypeAlias, final
+from typing import Any, Literal, TypeAlias, cast, final
 
 import msgspec
 import numpy as np
@@ -18,6 +18,8 @@ from nervure.graph.check import check_graph
 from nervure.schema import Count, Size, convert
 
 Role: TypeAlias = Literal["writer", "reader", "rider"]
+Run: TypeAlias = tuple[int, Literal[0, 1], Size]
+"""So many units in a row: the first, the step from each to the next, and how many."""
 FORMAT = 1
 
 
@@ -25,28 +27,62 @@ FORMAT = 1
 class Units:
     """An immutable integer vector: for each position along an axis, the unit it belongs to, or -1 for none."""
 
-    __slots__ = ("array",)
-    array: np.ndarray
+    __slots__ = ("_array", "_runs")
+    _array: np.ndarray | None
+    _runs: tuple[Run, ...] | None
 
     def __init__(self, values: Iterable[int] | np.ndarray) -> None:
-        array = np.array(values, dtype=np.int64)
-        array.setflags(write=False)
-        object.__setattr__(self, "array", array)
+        self._hold(np.array(values, dtype=np.int64), None)
+
+    @staticmethod
+    def of_runs(runs: tuple[Run, ...]) -> "Units":
+        """The vector that runs stand for; it takes no memory until somebody looks at it."""
+        units = Units.__new__(Units)
+        units._hold(None, runs)
+        return units
+
+    def _hold(self, array: np.ndarray | None, runs: tuple[Run, ...] | None) -> None:
+        if array is not None:
+            array.setflags(write=False)
+        object.__setattr__(self, "_array", array)
+        object.__setattr__(self, "_runs", runs)
+
+    @property
+    def array(self) -> np.ndarray:
+        """The vector."""
+        if self._array is None:
+            self._hold(_unrun(self.runs), self.runs)
+        return cast(np.ndarray, self._array)
+
+    @property
+    def runs(self) -> tuple[Run, ...]:
+        """The vector as runs of units in order or all the same."""
+        if self._runs is None:
+            self._hold(self._array, _runs(self.array))
+        return cast(tuple[Run, ...], self._runs)
+
+    @property
+    def ends(self) -> tuple[int, int]:
+        """The least entry, or 0 where that is less, and the greatest, or -1."""
+        lows, highs = zip((0, -1), *((first, first + step * (n - 1)) for first, step, n in self.runs), strict=True)
+        return min(lows), max(highs)
 
     def __setattr__(self, name: str, value: Any) -> None:
         raise AttributeError("Units are immutable")
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Units) and np.array_equal(self.array, other.array)
+        if not isinstance(other, Units):
+            return False
+        return (self._runs is not None and self._runs == other._runs) or np.array_equal(self.array, other.array)
 
     def __hash__(self) -> int:
         return hash(self.array.tobytes())
 
     def __len__(self) -> int:
-        return len(self.array)
+        return len(self._array) if self._array is not None else sum(length for *_, length in self.runs)
 
     def __repr__(self) -> str:
-        return f"Units({len(self)} positions, {len(np.unique(self.array[self.array >= 0]))} units)"
+        return f"Units({len(self)} positions, {_distinct(self.runs)} units)"
 
     def kept(self, keep: np.ndarray) -> np.ndarray:
         """Boolean per position: True where its unit survives or where it has none. ``keep`` is [units]."""
@@ -432,7 +468,7 @@ class Graph:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data that :meth:`from_json` reads back to an equal graph; what there are many of comes as rows."""
-        data: dict[str, Any] = msgspec.to_builtins(self, enc_hook=_runs)
+        data: dict[str, Any] = msgspec.to_builtins(self, enc_hook=lambda units: units.runs)
         groups = [group | {"slots": _rows(group["slots"])} for group in data["groups"]]
         return {"format": FORMAT} | data | {"groups": groups} | {name: _rows(data[name]) for name in ROWS}
 
@@ -447,17 +483,13 @@ class Graph:
         require_format(plain, FORMAT, "this graph", PlanError)
         named = {name: _named(kind, plain[name]) for name, kind in ROWS.items() if name in plain}
         groups = [_with_named_slots(group) for group in _listed(plain.get("groups"))]
-        return check_graph(
-            convert(plain | named | {"groups": groups}, Graph, "this graph", PlanError, hook=_Expansion())
-        )
+        return check_graph(convert(plain | named | {"groups": groups}, Graph, "this graph", PlanError, hook=_Shared()))
 
 
 ROWS: Mapping[str, type[Any]] = {"edges": Edge, "axes": Axis, "work": Work, "resizes": Resize, "declared": Declared}
 """Fields of a graph that are written as rows of values, without names."""
-Run: TypeAlias = tuple[int, int, Size]
-"""So many units in a row: the first, the step from each to the next, and how many."""
-MOST_DIFFERENT = 1 << 25
-"""Positions of all different vectors of units of a graph are no more: 256 MB, and more than any network has."""
+MOST_POSITIONS = 1 << 26
+"""Positions of all different vectors of units of a graph that is read are no more: 512 MB once all are looked at."""
 
 
 def _rows(values: Iterable[Mapping[str, Any]]) -> list[list[Any]]:
@@ -482,25 +514,38 @@ def _listed(values: Any) -> Any:
     return values if isinstance(values, list | tuple) else [values]
 
 
-def _runs(units: Units) -> list[list[int]]:
-    """Runs of an integer vector as [first, step, length]: channels in order take one run."""
-    runs: list[list[int]] = []
-    for value in units.array.tolist():
+def _runs(array: np.ndarray) -> tuple[Run, ...]:
+    """Runs of an integer vector: channels in order take one run."""
+    runs: list[Run] = []
+    for value in array.tolist():
         if runs:
             first, step, length = runs[-1]
             if length == 1 and value - first in (0, 1):
-                runs[-1] = [first, value - first, 2]
+                runs[-1] = (first, value - first, 2)
                 continue
             if length > 1 and value == first + step * length:
-                runs[-1][2] += 1
+                runs[-1] = (first, step, length + 1)
                 continue
-        runs.append([value, 0, 1])
-    return runs
+        runs.append((value, 0, 1))
+    return tuple(runs)
 
 
-@final
-class _Expansion:
-    """Makes units of runs: equal ones once, and none beyond what a graph can have, whatever a few runs say."""
+def _unrun(runs: Iterable[Run]) -> np.ndarray:
+    pieces = [np.arange(first, first + n) if step else np.full(n, first) for first, step, n in runs]
+    return np.concatenate(pieces) if pieces else np.zeros(0, dtype=np.int64)
+
+
+def _distinct(runs: Iterable[Run]) -> int:
+    """How many units there are in runs."""
+    count, reached = 0, -1
+    for low, high in sorted((first, first + step * (length - 1)) for first, step, length in runs):
+        count += max(0, high - max(low - 1, reached))
+        reached = max(reached, high)
+    return count
+
+
+class _Shared:
+    """Makes units of runs, equal ones once: their memory is then bounded by how many different ones there are."""
 
     def __init__(self) -> None:
         self._made: dict[tuple[Run, ...], Units] = {}
@@ -509,25 +554,15 @@ class _Expansion:
     def __call__(self, kind: type[Any], data: Any) -> Units:
         runs = convert(data, tuple[Run, ...], "units", _NoRuns)
         if runs not in self._made:
-            self._positions += sum(length for *_, length in runs)
-            if self._positions > MOST_DIFFERENT or not all(map(_is_within, runs)):
-                raise _NoRuns(f"Expected units from -1 on, at most {MOST_DIFFERENT} of them in all")
-            self._made[runs] = Units(_unrun(runs))
+            units = self._made[runs] = Units.of_runs(runs)
+            self._positions += len(units)
+            if self._positions > MOST_POSITIONS or units.ends[0] < -1 or units.ends[1] >= MOST_POSITIONS:
+                raise _NoRuns(f"Expected units from -1 on, and at most {MOST_POSITIONS} positions in all")
         return self._made[runs]
 
 
 class _NoRuns(PlanError, ValueError):
     """What should be runs is none."""
-
-
-def _is_within(run: Run) -> bool:
-    first, step, length = run
-    return all(-1 <= unit < MOST_DIFFERENT for unit in (first, first + step * (length - 1)))
-
-
-def _unrun(runs: Iterable[Run]) -> np.ndarray:
-    pieces = [np.arange(length) * step + first for first, step, length in runs]
-    return np.concatenate(pieces) if pieces else np.zeros(0, dtype=np.int64)
 
 
 def keeps_of(cuts: Iterable[Any]) -> dict[str, Tensor]:
