@@ -298,6 +298,8 @@ class Plan:
         read = opened(data, what, PlanError) if isinstance(data, str) else data
         plain = convert(read, dict[str, Any], what, PlanError)
         require_format(plain, FORMAT, what, PlanError)
+        if "edits" not in plain:
+            raise PlanError(f"{what} cannot be read: it has no 'edits'.")
         found = convert({k: v for k, v in plain.items() if k != "format"}, _PLAN, what, PlanError)
         return Plan(tuple(map(_edit_from, found.edits)), found.fingerprint, found.asked, found.reached)
 
