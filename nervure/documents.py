@@ -48,15 +48,20 @@ def sealed(data: Mapping[str, Any], what: str, *, indent: int = 1) -> bytes:
     return msgspec.json.format(text[:-1] + _ending(_digest(text)), indent=indent)
 
 
-def opened(text: bytes | str, what: str, error: type[NervureError] = FileError) -> dict[str, Any]:
-    """The data in the text of a document, without its version and its checksum.
+def opened(document: Any, what: str, error: type[NervureError] = FileError) -> dict[str, Any]:
+    """The data in a document, without its version and its checksum.
+
+    Args:
+        document: its text, as bytes or str, or what a reader of JSON made of it.
+        what: what it is, for the message.
+        error: what is raised.
 
     Raises:
-        NervureError: ``error``, where the text is no JSON object, of a newer version, or not what was sealed.
+        NervureError: ``error``, where it is no JSON object, of a newer version, or not what was sealed.
     """
     # A lone surrogate is no text: as bytes it is told like any other damage.
-    raw = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
-    data = _parsed(raw, what, error)
+    text = document.encode("utf-8", "surrogatepass") if isinstance(document, str) else document
+    data = _parsed(text, what, error) if isinstance(text, bytes) else convert(text, dict[str, Any], what, error)
     if not is_shallow(data):
         raise error(f"{what} cannot be read: it is nested too deeply.")
     seal = convert(data, Seal, what, error)
@@ -64,7 +69,7 @@ def opened(text: bytes | str, what: str, error: type[NervureError] = FileError) 
         raise error(f"{what} has format {seal.format}; this version of nervure reads up to {VERSION}. Upgrade nervure.")
     if seal.format == VERSION and seal.sha256 is None:
         raise error(f"{what} is damaged: its checksum is missing. {_ADVICE}")
-    if seal.sha256 is not None and seal.sha256 != _digest(_bare(raw, seal.sha256)):
+    if seal.sha256 is not None and seal.sha256 != _digest(_bare(text, seal.sha256)):
         raise error(f"{what} is damaged: it does not match its checksum. {_ADVICE}")
     return {key: value for key, value in data.items() if key not in Seal.__struct_fields__}
 
@@ -89,8 +94,9 @@ def _digest(text: bytes) -> str:
     return hashlib.sha256(text).hexdigest()
 
 
-def _bare(text: bytes, digest: str) -> bytes:
+def _bare(document: Any, digest: str) -> bytes:
     """The text that was sealed."""
+    text = document if isinstance(document, bytes) else msgspec.json.encode(document)
     return msgspec.json.format(text, indent=-1).removesuffix(_ending(digest)) + b"}"
 
 

@@ -26,7 +26,6 @@ import torch
 from msgspec import Meta
 from torch import Tensor
 
-from nervure.check import require_format
 from nervure.documents import opened
 from nervure.errors import PlanError
 from nervure.schema import Count, Finite, NotNegative, Seed, check_fields, convert, written
@@ -34,7 +33,6 @@ from nervure.schema import Count, Finite, NotNegative, Seed, check_fields, conve
 if TYPE_CHECKING:
     from nervure.graph.types import Block, Graph
 
-FORMAT = 1
 AXES = 64
 """A tensor has no more."""
 Stride = Annotated[int, Meta(ge=1, lt=1 << 31)]
@@ -284,7 +282,6 @@ class Plan:
     def to_json(self) -> dict[str, Any]:
         """Plain data that :meth:`from_json` reads back to an equal plan."""
         return {
-            "format": FORMAT,
             "fingerprint": self.fingerprint,
             "asked": dict(self.asked),
             "reached": dict(self.reached),
@@ -295,12 +292,10 @@ class Plan:
     def from_json(data: Mapping[str, Any] | str) -> "Plan":
         """Read what :meth:`to_json` wrote (or its text); raises :class:`PlanError` on anything else."""
         what = "this plan"
-        read = opened(data, what, PlanError) if isinstance(data, str) else data
-        plain = convert(read, dict[str, Any], what, PlanError)
-        require_format(plain, FORMAT, what, PlanError)
+        plain = opened(data, what, PlanError)
         if "edits" not in plain:
             raise PlanError(f"{what} cannot be read: it has no 'edits'.")
-        found = convert({k: v for k, v in plain.items() if k != "format"}, _PLAN, what, PlanError)
+        found = convert(plain, _PLAN, what, PlanError)
         return Plan(tuple(map(_edit_from, found.edits)), found.fingerprint, found.asked, found.reached)
 
 

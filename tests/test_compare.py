@@ -177,7 +177,7 @@ def test_tables_and_charts_show_every_method_and_survive_missing_trials() -> Non
 
 def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "results.jsonl").write_text('{"foo": 1}\n{"bar": 2}\n')
-    with pytest.raises(FileError, match="line 1 is no outcome"):
+    with pytest.raises(FileError, match="line 1: this outcome of a trial cannot be read: .* `key`"):
         compare_function(tiny(), folder=tmp_path, progress=False)
 
 

@@ -202,6 +202,14 @@ def test_a_document_that_lost_its_checksum_is_told() -> None:
         opened(text.replace(b'"format": 3', b'"format": 4'), "a table")
 
 
+def test_what_a_reader_of_json_made_of_a_file_is_checked_too() -> None:
+    data = json.loads(written("graph"))
+    assert Graph.from_json(data) == graph()
+    data["axes"][0][0] += 1
+    with pytest.raises(PlanError, match="does not match its checksum"):
+        Graph.from_json(data)
+
+
 def test_white_space_is_no_matter_and_order_is() -> None:
     text = written("table")
     assert opened(msgspec.json.format(text, indent=4), "a table") == opened(text, "a table")

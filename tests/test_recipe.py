@@ -107,7 +107,7 @@ def test_any_text_and_number_survives_toml(text: str, keep: float, seed: int, tw
     [
         (TINY.replace("[train]", "[trian]"), r"no section 'trian'. Did you mean 'train'"),
         (TINY.replace("epochs", "epoch"), r"\[train\] has no key 'epoch'. Did you mean 'epochs'"),
-        (TINY.replace("epochs = 1", 'epochs = "1"', 1), r"\[train\] epochs = '1' cannot be read: Expected `int`, got `str`"),
+        (TINY.replace("epochs = 1", 'epochs = "1"', 1), r"\[train\] epochs = '1' .* Expected `int`, got `str`"),
         (TINY.replace("epochs = 1", "epochs = true", 1), r"\[train\] epochs = True .* Expected `int`, got `bool`"),
         (TINY.replace("epochs = 1", "epochs = 1.5", 1), r"Expected `int`, got `float`"),
         (TINY.replace("epochs = 1", "epochs = -1", 1), r"epochs = -1 .* Expected `int` >= 0"),

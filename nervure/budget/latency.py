@@ -18,13 +18,12 @@ from typing import Any, NamedTuple, final
 import msgspec
 import numpy as np
 
-from nervure.check import require_format
-from nervure.errors import FileError, PlanError
+from nervure.documents import opened
+from nervure.errors import PlanError
 from nervure.graph.types import Graph
 from nervure.plan import Plan
 from nervure.schema import Count, NotNegative, Size, convert
 
-FORMAT = 2
 STEPS = (1, 4, 8, 16, 32)
 """Steps that are tried: what predicts best what was not fitted is taken."""
 BLOCKS = (1, 8, 16)
@@ -220,14 +219,13 @@ class LatencyTable:
     def to_json(self) -> dict[str, Any]:
         """Plain data that :meth:`from_json` reads back to an equal table."""
         data: dict[str, Any] = msgspec.to_builtins(self)
-        return {"format": FORMAT} | data
+        return data
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> "LatencyTable":
         """Read what :meth:`to_json` wrote; raises :class:`FileError` on anything else."""
         what = "this table of latencies"
-        require_format(convert(data, dict[str, Any], what), FORMAT, what, FileError)
-        return convert(data, LatencyTable, what)
+        return convert(opened(data, what), LatencyTable, what)
 
 
 @final

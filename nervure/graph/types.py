@@ -12,7 +12,8 @@ import msgspec
 import numpy as np
 from torch import Tensor
 
-from nervure.check import nearest, require_format
+from nervure.check import nearest
+from nervure.documents import opened
 from nervure.errors import PlanError
 from nervure.graph.check import check_graph
 from nervure.schema import Count, Size, convert
@@ -20,7 +21,6 @@ from nervure.schema import Count, Size, convert
 Role: TypeAlias = Literal["writer", "reader", "rider"]
 Run: TypeAlias = tuple[int, Literal[0, 1], Size]
 """So many units in a row: the first, the step from each to the next, and how many."""
-FORMAT = 1
 
 
 @final
@@ -470,7 +470,7 @@ class Graph:
         """Plain data that :meth:`from_json` reads back to an equal graph; what there are many of comes as rows."""
         data: dict[str, Any] = msgspec.to_builtins(self, enc_hook=lambda units: units.runs)
         groups = [group | {"slots": _rows(group["slots"])} for group in data["groups"]]
-        return {"format": FORMAT} | data | {"groups": groups} | {name: _rows(data[name]) for name in ROWS}
+        return data | {"groups": groups} | {name: _rows(data[name]) for name in ROWS}
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> "Graph":
@@ -479,8 +479,7 @@ class Graph:
         Raises:
             PlanError: it is anything else, or contradicts itself: see :func:`nervure.graph.check.check_graph`.
         """
-        plain = convert(data, dict[str, Any], "this graph", PlanError)
-        require_format(plain, FORMAT, "this graph", PlanError)
+        plain = opened(data, "this graph", PlanError)
         named = {name: _named(kind, plain[name]) for name, kind in ROWS.items() if name in plain}
         groups = [_with_named_slots(group) for group in _listed(plain.get("groups"))]
         return check_graph(convert(plain | named | {"groups": groups}, Graph, "this graph", PlanError, hook=_Shared()))

@@ -10,14 +10,12 @@ from typing import Annotated, Any, TypedDict, final
 import msgspec
 from msgspec import Meta
 
-from nervure.check import require_format
 from nervure.documents import opened
 from nervure.errors import FileError, PlanError
 from nervure.files import read_json, write_json
 from nervure.plan import Plan
 from nervure.schema import Count, NotNegative, Share, Size, convert, written
 
-FORMAT = 1
 KIND = "nervure-report"
 EAGER = "eager"
 DENSE, PRUNED, DENSE_PLUS, RANDOM = "dense", "pruned", "dense+", "random"
@@ -173,7 +171,6 @@ class Report:
         """Plain data that :meth:`from_json` reads back to an equal report."""
         return {
             "kind": KIND,
-            "format": FORMAT,
             "headline": self.headline,
             "title": self.title,
             "method": self.method,
@@ -194,11 +191,9 @@ class Report:
     def from_json(data: Mapping[str, Any] | str) -> "Report":
         """Read what :meth:`to_json` wrote (or its text); raises :class:`FileError` on anything else."""
         what = "this report"
-        read = opened(data, what) if isinstance(data, str) else data
-        plain = convert(read, dict[str, Any], what)
+        plain = opened(data, what)
         if plain.get("kind") != KIND:
             raise FileError("this is not a report of nervure. Give the report.json of a run.")
-        require_format(plain, FORMAT, what, FileError)
         found = convert(plain, _REPORT, what)
         convert(found.evidence, Evidence, "the evidence of this report")
         _require_whole(found)
