@@ -5,7 +5,9 @@ The masks live in the :class:`Held` handle and act while the optimizer steps.
 """
 
 import warnings
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType, TracebackType
 from typing import Any, TypeAlias, final
 
@@ -16,6 +18,7 @@ from torch.utils.hooks import RemovableHandle
 
 from nervure.check import nearest
 from nervure.errors import ArgumentError, NervureWarning
+from nervure.graph.example import unwrapped
 
 Masks: TypeAlias = Mapping[str, Tensor]
 
@@ -24,29 +27,36 @@ ELEMENTWISE = frozenset(
 )
 """Optimizers in which an entry's step depends on its own gradient and moments only."""
 
+WRAPPED = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
+"""Parts of names that wrappers of torch add within a model."""
+
 INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @final
 class Held:
-    """Masks that hold; made by :func:`hold`. As a context manager, it lets go at the end of the block."""
+    """Masks that hold; made by :func:`hold`. As a context manager, it lets go at the end of the block.
+
+    Copies hold copies: ``deepcopy((model, optimizer))``, a pickle or ``torch.save`` of both, and what another process
+    is sent, are held as the originals are. A handle that is copied with them is that of the copies.
+    """
 
     def __init__(self, model: nn.Module, optimizers: Sequence[Optimizer], masks: Masks, *, early: bool = False) -> None:
-        self._optimizers = optimizers
-        self._parameters = dict(model.named_parameters(remove_duplicate=False))
+        self._optimizers = list(optimizers)
+        self._parameters = parameters_of(model)
+        self._others = _stepped_beside(self._parameters, optimizers)
         self._early = early
         self._masks: dict[str, Tensor] = {}
         self._veils: dict[str, _Veil] = {}
         self._gradient_hooks: list[RemovableHandle] = []
+        self._steps = 0
+        self._moved: frozenset[str] = frozenset()
         self.update(masks)
-        self._hooks = [
-            hook
-            for optimizer in optimizers
-            for hook in (
-                optimizer.register_step_pre_hook(self._before_step),
-                optimizer.register_step_post_hook(self._after_step),
-            )
-        ]
+        for optimizer in optimizers:
+            optimizer.register_step_pre_hook(self._before_step)
+            optimizer.register_step_post_hook(self._after_step)
+            # Optimizers leave their hooks out of copies; looked up on the object, this replaces what they say of them.
+            vars(optimizer)["__getstate__"] = partial(_state_with_holds, optimizer)
 
     @property
     def masks(self) -> Masks:
@@ -60,8 +70,13 @@ class Held:
             ArgumentError: as :func:`hold`; the masks of before then keep holding.
         """
         require_masks(masks, self._parameters)
-        self._masks = {name: mask.detach().to(self._parameters[name].device, copy=True) for name, mask in masks.items()}
+        self._masks = {
+            name: whole(mask.detach()).to(self._parameters[name].device, copy=True) for name, mask in masks.items()
+        }
         self._veils = {name: _Veil(mask) for name, mask in self._masks.items()}
+        stepped = _stepped(self._optimizers)
+        self._moved = frozenset(name for name in self._masks if id(self._parameters[name]) in stepped)
+        _warn_of_unmoved([n for n in self._masks if n not in self._moved and self._parameters[n].requires_grad])
         self._zero_weights_and_moments()
         if self._early:
             self._watch_gradients()
@@ -78,8 +93,11 @@ class Held:
 
     def remove(self) -> None:
         """Let go: later steps move every weight again. Calling it twice does no harm."""
-        for hook in (*self._hooks, *self._gradient_hooks):
-            hook.remove()
+        for optimizer in self._optimizers:
+            for hooks in _step_hooks(optimizer).values():
+                for key in [key for key, hook in hooks.items() if _holder(hook) is self]:
+                    del hooks[key]
+        self._unwatch_gradients()
 
     def __enter__(self) -> "Held":
         return self
@@ -89,23 +107,75 @@ class Held:
     ) -> None:
         self.remove()
 
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_gradient_hooks": []}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        if self._early:
+            self._watch_gradients()
+
     def _watch_gradients(self) -> None:
-        for hook in self._gradient_hooks:
-            hook.remove()
+        self._unwatch_gradients()
         watched = {
             id(p): (p, veil) for name, veil in self._veils.items() if (p := self._parameters[name]).requires_grad
         }
         self._gradient_hooks = [p.register_post_accumulate_grad_hook(veil.on_gradient) for p, veil in watched.values()]
 
-    def _before_step(self, optimizer: Optimizer, *_: Any) -> None:
+    def _unwatch_gradients(self) -> None:
+        for hook in self._gradient_hooks:
+            hook.remove()
+        self._gradient_hooks = []
+
+    def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._require_same_parameters()
+        self._look_for_growth()
         # Gradients stay whole until here: whoever decides what to regrow looks at the gradients of what is masked.
         # Where entries do not see each other they may stay so: what they move is put back to zero after the step. That
         # is faster, since square roots of second moments that are exactly zero are slow in some mathematical libraries.
         if type(optimizer) not in ELEMENTWISE:
             self.mask_gradients()
+            # A closure makes gradients anew within the step.
+            if any(callable(argument) for argument in (*args[1:], *kwargs.values())):
+                self._watch_gradients()
 
     def _after_step(self, *_: Any) -> None:
+        if not self._early:
+            self._unwatch_gradients()
         self._zero_weights_and_moments()
+
+    def _require_same_parameters(self) -> None:
+        """Raise :class:`ArgumentError` where the weights that are stepped are no longer those that are held."""
+        for name, mask in self._masks.items():
+            if self._parameters[name].shape != mask.shape:
+                raise ArgumentError(
+                    f"parameter {name!r} has shape {tuple(self._parameters[name].shape)} now, its mask "
+                    f"{tuple(mask.shape)}: it was cut or sharded since hold was called. Call hold again, after that."
+                )
+        stepped = _stepped(self._optimizers)
+        known = {id(p) for p in (*self._parameters.values(), *self._others)}
+        gone = sorted(name for name in self._moved if id(self._parameters[name]) not in stepped)
+        if gone and not stepped <= known:
+            raise ArgumentError(
+                f"the optimizer steps other parameters than when hold was called, and no longer {gone[0]!r} "
+                f"({len(gone)} masked ones are gone): they were replaced, so their zeros would grow. Call hold again, "
+                "after what replaces them (accelerator.prepare, fully_shard, a conversion)."
+            )
+
+    def _look_for_growth(self) -> None:
+        """Warn where zeros have grown between steps; looked for ever more rarely, since the device has to wait for it."""
+        self._steps += 1
+        if self._steps == 1 or self._steps & (self._steps - 1):
+            return
+        grown = [name for name, veil in self._veils.items() if veil.misses(self._parameters[name])]
+        if grown:
+            warnings.warn(
+                f"{', '.join(map(repr, grown[:5]))}: not zero where masks hold, before a step. Something else than the "
+                "optimizer that was given to hold moves or loads them; give hold every optimizer of the model. They are "
+                "zero again after this step.",
+                NervureWarning,
+                stacklevel=2,
+            )
 
     def _zero_weights_and_moments(self) -> None:
         for name, veil in self._veils.items():
@@ -115,6 +185,69 @@ class Held:
                 for moment in state.values():
                     if isinstance(moment, Tensor) and moment.shape == parameter.shape:
                         veil.lay_on(moment)
+
+
+STEP_HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
+
+
+def _step_hooks(optimizer: Optimizer) -> dict[str, OrderedDict[Any, Any]]:
+    """What runs before and after the steps of an optimizer; there is no public way to read it."""
+    return {name: vars(optimizer)[name] for name in STEP_HOOKS}
+
+
+def _holder(hook: Any) -> Held | None:
+    owner = getattr(hook, "__self__", None)
+    return owner if isinstance(owner, Held) else None
+
+
+def _state_with_holds(optimizer: Optimizer) -> dict[str, Any]:
+    """What a copy of an optimizer is made from: as always, and with the hooks of masks, which are copied with it."""
+    state = dict(type(optimizer).__getstate__(optimizer))
+    for name, hooks in _step_hooks(optimizer).items():
+        ours = [hook for hook in hooks.values() if _holder(hook) is not None]
+        if ours:
+            # Torch counts its own keys up from 0 in each process; words never meet them.
+            state[name] = OrderedDict((f"held {number}", hook) for number, hook in enumerate(ours))
+            state["__getstate__"] = partial(_state_with_holds, optimizer)
+    return state
+
+
+def _stepped(optimizers: Iterable[Optimizer]) -> set[int]:
+    return {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
+
+
+def _stepped_beside(parameters: Mapping[str, Tensor], optimizers: Iterable[Optimizer]) -> tuple[Tensor, ...]:
+    """What the optimizers step that is not of the model."""
+    own = {id(p) for p in parameters.values()}
+    stepped = (p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"])
+    return tuple(p for p in stepped if id(p) not in own)
+
+
+def _warn_of_unmoved(names: list[str]) -> None:
+    if names:
+        warnings.warn(
+            f"{', '.join(map(repr, names[:5]))}: masked, but not among the parameters of the optimizer that was given "
+            "to hold. If another optimizer steps them, their zeros will grow: give hold all of them, as a list.",
+            NervureWarning,
+            stacklevel=5,
+        )
+
+
+def parameters_of(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Parameters by name: as the model calls them, and as the module inside wrappers (compiled, spread) does."""
+    named = dict(model.named_parameters(remove_duplicate=False))
+    inner = dict(unwrapped(model).named_parameters(remove_duplicate=False))
+    plain = {".".join(part for part in name.split(".") if part not in WRAPPED): p for name, p in inner.items()}
+    return plain | inner | named
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor that is sharded over processes, put together; any other as it is. All processes have to call this."""
+    return tensor.full_tensor() if _is_sharded(tensor) else tensor  # type: ignore[attr-defined, no-any-return]
+
+
+def _is_sharded(tensor: Tensor) -> bool:
+    return type(tensor).__name__ == "DTensor"
 
 
 @final
@@ -128,25 +261,48 @@ class _Veil:
     def __init__(self, mask: Tensor) -> None:
         self._mask = mask
         self._bits: dict[tuple[torch.dtype, torch.device], Tensor] = {}
+        self._shards: dict[Any, _Veil] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_mask": self._mask, "_bits": {}, "_shards": {}}
 
     @torch.no_grad()
     def lay_on(self, tensor: Tensor) -> None:
         """Zero, in place, what the mask leaves out."""
+        if _is_sharded(tensor):
+            self._on_shard(tensor).lay_on(tensor.to_local())  # type: ignore[attr-defined]
+            return
         kind = INTEGERS.get(tensor.element_size())
         if kind is None or type(tensor) not in (Tensor, nn.Parameter):
             tensor.masked_fill_(~self._mask.to(tensor.device), 0)
             return
-        whole = tensor.view(kind)
         bits = self._bits.get((kind, tensor.device))
+        values = tensor.view(kind)
         if bits is None:
             # All ones for True; laid out in memory as the tensor is.
-            bits = self._bits[kind, tensor.device] = torch.empty_like(whole).copy_(self._mask).neg_()
-        whole.bitwise_and_(bits)
+            bits = self._bits[kind, tensor.device] = torch.empty_like(values).copy_(self._mask).neg_()
+        values.bitwise_and_(bits)
+
+    @torch.no_grad()
+    def misses(self, tensor: Tensor) -> bool:
+        """Whether the tensor is not zero somewhere where the mask leaves it out."""
+        if _is_sharded(tensor):
+            return self._on_shard(tensor).misses(tensor.to_local())  # type: ignore[attr-defined]
+        return bool(((tensor != 0) & ~self._mask.to(tensor.device)).any())
 
     def on_gradient(self, parameter: Tensor) -> None:
         """As a hook of a parameter: zero what the mask leaves out of its gradient."""
         if parameter.grad is not None and not parameter.grad.is_sparse:
             self.lay_on(parameter.grad)
+
+    def _on_shard(self, tensor: Any) -> "_Veil":
+        """The mask of the part of a sharded tensor that is here."""
+        mesh, placements = tensor.device_mesh, tensor.placements
+        if (mesh, placements) not in self._shards:
+            everywhere = [torch.distributed.tensor.Replicate()] * mesh.ndim
+            mask = type(tensor).from_local(self._mask.to(tensor.device), mesh, everywhere, run_check=False)
+            self._shards[mesh, placements] = _Veil(mask.redistribute(mesh, placements).to_local())
+        return self._shards[mesh, placements]
 
 
 def hold(
