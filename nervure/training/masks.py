@@ -19,6 +19,7 @@ from torch.utils.hooks import RemovableHandle
 from nervure.check import nearest
 from nervure.errors import ArgumentError, NervureWarning
 from nervure.graph.example import unwrapped
+from nervure.graph.example import unwrapped
 
 Masks: TypeAlias = Mapping[str, Tensor]
 
@@ -26,6 +27,9 @@ ELEMENTWISE = frozenset(
     {torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.NAdam, torch.optim.RAdam, torch.optim.RMSprop}
 )
 """Optimizers in which an entry's step depends on its own gradient and moments only."""
+
+WRAPPED = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
+"""Parts of names that wrappers of torch add within a model."""
 
 WRAPPED = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 """Parts of names that wrappers of torch add within a model."""
