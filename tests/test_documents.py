@@ -31,6 +31,7 @@ from nervure.plan import Route
 from nervure.recipe.results import append_line, read_outcomes
 from nervure.report import Point, Row, Width, to_html, to_markdown
 from nervure.report.comparison import Outcome
+from nervure.report.values import check_report
 from tests.networks import NETWORKS, traced
 
 MEGABYTE = 1 << 20
@@ -304,6 +305,21 @@ def test_what_is_no_plain_data_is_not_written(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
     write_json(tmp_path / "a.json", {"torch": torch.__version__, "none": math.nan})
     assert read_json(tmp_path / "a.json") == {"torch": str(torch.__version__), "none": None}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rows": {"dense": Row()}}, "no rows 'dense' and 'pruned'"),
+        ({"evidence": {"events": 3}}, r"the evidence of this report .* \(at \$.events: 3\)"),
+        ({"evidence": {"layers": {"a": [[]]}}}, "the evidence of this report"),
+        ({"evidence": {"limits": {"a": {"shares": [0.5], "quality": [], "upper": 0.5}}}}, "one quality for each share"),
+        ({"shift": {"networks": {}}}, "the accuracy under shift of this report"),
+    ],
+)
+def test_a_report_that_lacks_what_its_pages_show_is_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(FileError, match=message):
+        check_report(replace(report(), **change))
 
 
 # -- memory ----------------------------------------------------------------------------------------------------------

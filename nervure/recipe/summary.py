@@ -16,7 +16,7 @@ from nervure.recipe.parts import methods_after
 from nervure.recipe.runner import Log
 from nervure.recipe.steps import Bench
 from nervure.report import Point, Report, Row, Width
-from nervure.report.values import DENSE, DENSE_PLUS, PRUNED, RANDOM
+from nervure.report.values import DENSE, DENSE_PLUS, PRUNED, RANDOM, check_report
 
 HISTORIES: Mapping[str, str] = {DENSE: "dense", PRUNED: "pruned", DENSE_PLUS: "dense-plus", RANDOM: "random"}
 
@@ -41,7 +41,7 @@ def summary(bench: Bench) -> Report:
     first, *later = [step.plan for step in steps]
     rows = read_document(bench.path("metrics.json"), dict[str, Row], "metrics")
     name = bench.recipe.model.name or bench.recipe.model.factory
-    return Report(
+    report = Report(
         title=f"{type(bench.method).__name__} on {name}, {bench.data.name}",
         method=", then ".join(map(repr, (bench.method, *methods_after(bench.recipe)))),
         recipe=bench.recipe.to_dict(),
@@ -59,6 +59,7 @@ def summary(bench: Bench) -> Report:
         evidence=_evidence(bench),
         shift=_read(bench, "shift.json", "accuracy under shift"),
     )
+    return check_report(report)
 
 
 def _read(bench: Bench, name: str, what: str) -> Mapping[str, Any]:

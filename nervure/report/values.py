@@ -195,10 +195,8 @@ class Report:
         if plain.get("kind") != KIND:
             raise FileError("this is not a report of nervure. Give the report.json of a run.")
         found = convert(plain, _REPORT, what)
-        convert(found.evidence, Evidence, "the evidence of this report")
-        _require_whole(found)
         plans = {"plan": _plan(found.plan), "later": tuple(map(_plan, found.later))}
-        return Report(**msgspec.structs.asdict(found) | plans)
+        return check_report(Report(**msgspec.structs.asdict(found) | plans))
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the report as JSON to ``path``, atomically; raises :class:`FileError`."""
@@ -274,8 +272,9 @@ class Evidence(TypedDict, total=False):
 _REPORT = written(Report, {"plan": dict[str, Any], "later": tuple[dict[str, Any], ...]})
 
 
-def _require_whole(found: Any) -> None:
-    """Raise FileError where a report lacks what its pages show."""
+def check_report(found: Report) -> Report:
+    """Return a report if it has what its pages show; raises :class:`FileError` naming what it lacks."""
+    convert(found.evidence, Evidence, "the evidence of this report")
     if not {DENSE, PRUNED} <= set(found.rows):
         raise FileError(f"this report cannot be read: it has no rows {DENSE!r} and {PRUNED!r}.")
     if found.shift:
@@ -285,6 +284,7 @@ def _require_whole(found: Any) -> None:
     for name, limit in found.evidence.get("limits", {}).items():
         if len(limit["shares"]) != len(limit["quality"]):
             raise FileError(f"this report cannot be read: the curve of {name!r} has not one quality for each share.")
+    return found
 
 
 def removed(before: int, after: int) -> float:
