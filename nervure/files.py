@@ -1,14 +1,17 @@
 """Writing so that a file is either the old one or the new one, and reading with errors that say what is wrong."""
 
 import contextlib
-import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from nervure.documents import opened, sealed
 from nervure.errors import FileError
+from nervure.schema import convert
+
+T = TypeVar("T")
 
 
 @contextlib.contextmanager
@@ -43,20 +46,36 @@ def write_text(path: str | os.PathLike[str], text: str) -> Path:
     return write_bytes(path, text.encode("utf-8", errors="backslashreplace"))
 
 
-def write_json(path: str | os.PathLike[str], data: Any) -> Path:
-    """Write plain ``data`` as JSON to ``path`` atomically and return the path; raises :class:`FileError`."""
-    return write_text(path, json.dumps(data, indent=1, ensure_ascii=False) + "\n")
+def write_json(path: str | os.PathLike[str], data: Mapping[str, Any]) -> Path:
+    """Write plain ``data`` as a sealed document to ``path`` atomically and return the path.
+
+    Raises:
+        FileError: it cannot be written, or is not plain data. See :mod:`nervure.documents`.
+    """
+    return write_bytes(path, sealed(data, repr(str(path))) + b"\n")
 
 
-def read_json(path: str | os.PathLike[str], what: str = "a JSON file") -> Any:
-    """The data in the JSON file at ``path``; raises :class:`FileError` (naming ``what`` was expected) otherwise."""
+def read_json(path: str | os.PathLike[str], what: str = "a JSON file") -> dict[str, Any]:
+    """The data in the document at ``path``, checked against its checksum where it has one.
+
+    Raises:
+        FileError: it is missing, no JSON object or damaged (``what`` says what was expected).
+    """
     source = require_file(path, what)
     try:
-        return json.loads(source.read_text(encoding="utf-8"))
+        text = source.read_bytes()
     except OSError as error:
         raise FileError(f"cannot read {str(source)!r}: {_reason(error)}.") from error
-    except ValueError as error:
-        raise FileError(f"{str(source)!r} is not {what}: {error}.") from error
+    return opened(text, f"{str(source)!r} ({what})")
+
+
+def read_document(path: str | os.PathLike[str], schema: type[T], what: str) -> T:
+    """The value of type ``schema`` in the document at ``path``, see :func:`read_json`.
+
+    Raises:
+        FileError: also where the document holds no such value; it says where.
+    """
+    return convert(read_json(path, what), schema, f"{str(path)!r} ({what})")
 
 
 def require_file(path: str | os.PathLike[str], what: str = "a file") -> Path:

@@ -13,23 +13,34 @@ edit                   scale        meaning
 """
 
 import base64
-import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import TYPE_CHECKING, Any, TypeAlias, final
+from functools import partial, reduce
+from operator import or_
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, final
 
+import msgspec
 import numpy as np
 import torch
+from msgspec import Meta
 from torch import Tensor
 
-from nervure.check import require_format
+from nervure.documents import opened
 from nervure.errors import PlanError
 from nervure.markup import listing
+from nervure.schema import Count, Finite, NotNegative, Seed, check_fields, convert, written
 
 if TYPE_CHECKING:
     from nervure.graph.types import Block, Graph
 
-FORMAT = 1
+AXES = 64
+"""A tensor has no more."""
+Stride = Annotated[int, Meta(ge=1, lt=1 << 31)]
+
+
+class MalformedPlan(PlanError, ValueError):
+    """A part of a plan is not what it should be; a schema adds where it is."""
 
 
 @final
@@ -37,8 +48,14 @@ FORMAT = 1
 class Keep:
     """A boolean mask as a value: packed bits and a shape; compared, hashed and saved by content. True survives."""
 
-    shape: tuple[int, ...]
+    shape: Annotated[tuple[Count, ...], Meta(max_length=AXES)]
     bits: bytes
+
+    def __post_init__(self) -> None:
+        if len(self.bits) != (self.size + 7) // 8:
+            raise MalformedPlan(f"a keep mask of shape {self.shape} came with {len(self.bits)} bytes of bits")
+        if self.bits and self.bits[-1] & ((1 << -self.size % 8) - 1):
+            raise MalformedPlan(f"a keep mask of shape {self.shape} came with bits beyond its end")
 
     @staticmethod
     def of(mask: "Keep | Tensor | Iterable[bool]") -> "Keep":
@@ -59,7 +76,7 @@ class Keep:
     @property
     def size(self) -> int:
         """Number of entries."""
-        return int(np.prod(self.shape, dtype=np.int64))
+        return math.prod(self.shape)
 
     @property
     def count(self) -> int:
@@ -73,10 +90,7 @@ class Keep:
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> "Keep":
         """Read what :meth:`to_json` wrote; raises :class:`PlanError` where bits and shape disagree."""
-        keep = Keep(tuple(int(n) for n in data["shape"]), base64.b64decode(data["bits"]))
-        if len(keep.bits) != (keep.size + 7) // 8:
-            raise PlanError(f"a keep mask of shape {keep.shape} came with {len(keep.bits)} bytes of bits.")
-        return keep
+        return convert(data, Keep, "this keep mask", PlanError)
 
     def __repr__(self) -> str:
         return f"Keep({self.count} of {'x'.join(map(str, self.shape))})"
@@ -109,11 +123,12 @@ class Mask:
 
     tensor: str
     keep: Keep
-    gain: float = 1.0
-    shuffled: int | None = None
+    gain: Finite = 1.0
+    shuffled: Seed | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "keep", Keep.of(self.keep))
+        check_fields(self, PlanError)
 
 
 @final
@@ -142,15 +157,16 @@ class Route:
 
     reads: str = ""
     joins: str = ""
-    stride: tuple[int, ...] = ()
+    stride: tuple[Stride, ...] = ()
     norm: bool = False
     activation: str = ""
-    std: float = 0.0
-    seed: int = 0
-    gate: float | None = None
+    std: NotNegative = 0.0
+    seed: Seed = 0
+    gate: Finite | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stride", tuple(self.stride))
+        check_fields(self, PlanError)
 
 
 @final
@@ -267,7 +283,6 @@ class Plan:
     def to_json(self) -> dict[str, Any]:
         """Plain data that :meth:`from_json` reads back to an equal plan."""
         return {
-            "format": FORMAT,
             "fingerprint": self.fingerprint,
             "asked": dict(self.asked),
             "reached": dict(self.reached),
@@ -277,20 +292,12 @@ class Plan:
     @staticmethod
     def from_json(data: Mapping[str, Any] | str) -> "Plan":
         """Read what :meth:`to_json` wrote (or its text); raises :class:`PlanError` on anything else."""
-        if isinstance(data, str):
-            try:
-                data = json.loads(data)
-            except json.JSONDecodeError as error:
-                raise PlanError(f"this is not a plan: {error}.") from error
-        if not isinstance(data, Mapping) or "edits" not in data:
-            raise PlanError("this is not a plan: it has no 'edits'.")
-        require_format(data, FORMAT, "this plan", PlanError)
-        return Plan(
-            tuple(_edit_from_json(edit) for edit in data["edits"]),
-            data.get("fingerprint", ""),
-            data.get("asked", {}),
-            data.get("reached", {}),
-        )
+        what = "this plan"
+        plain = opened(data, what, PlanError)
+        if "edits" not in plain:
+            raise PlanError(f"{what} cannot be read: it has no 'edits'.")
+        found = convert(plain, _PLAN, what, PlanError)
+        return Plan(tuple(map(_edit_from, found.edits)), found.fingerprint, found.asked, found.reached)
 
 
 def _said_of_configs(graph: "Graph", keeps: Mapping[str, Tensor]) -> Iterator[str]:
@@ -332,19 +339,26 @@ def _edit_to_json(edit: Edit) -> dict[str, Any]:
     kind = next(name for name, cls in EDITS.items() if isinstance(edit, cls))
     # What is as ever is left out, so that older versions read it too.
     values = {f.name: getattr(edit, f.name) for f in fields(edit) if getattr(edit, f.name) != f.default}
-    return {"edit": kind} | {k: _PARTS[k][0](v) if k in _PARTS else v for k, v in values.items()}
+    return {"edit": kind} | {k: _PARTS[k](v) if k in _PARTS else v for k, v in values.items()}
 
 
-def _edit_from_json(data: Mapping[str, Any]) -> Edit:
-    given = {k: v for k, v in data.items() if k != "edit"}
-    try:
-        return EDITS[data["edit"]](**{k: _PARTS[k][1](v) if k in _PARTS else v for k, v in given.items()})
-    except (KeyError, TypeError) as error:
-        raise PlanError(f"{data.get('edit')!r} with {sorted(given)} is not an edit.") from error
+# Plans are written by hand too, so a key that is not known is refused.
+_by_hand: Any = partial(written, forbid_unknown_fields=True)
+_ROUTE = _by_hand(Route)
+_EDITS = {name: _by_hand(kind, {"route": _ROUTE}, tag_field="edit", tag=name) for name, kind in EDITS.items()}
+_EDIT: Any = reduce(or_, _EDITS.values())
+_PLAN = _by_hand(Plan, {"edits": tuple[_EDIT, ...]})
 
 
-_PARTS: Mapping[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
-    "keep": (Keep.to_json, Keep.from_json),
-    "route": (lambda route: asdict(route) | {"stride": list(route.stride)}, lambda data: Route(**data)),
+def _edit_from(found: msgspec.Struct) -> Edit:
+    values = msgspec.structs.asdict(found)
+    if isinstance(values.get("route"), _ROUTE):
+        values["route"] = Route(**msgspec.structs.asdict(values["route"]))
+    return EDITS[str(found.__struct_config__.tag)](**values)
+
+
+_PARTS: Mapping[str, Callable[[Any], Any]] = {
+    "keep": Keep.to_json,
+    "route": lambda route: asdict(route) | {"stride": list(route.stride)},
 }
-"""Fields that are values of their own: how they become plain data and how they come back."""
+"""Fields that are values of their own: how they become plain data."""

@@ -10,19 +10,20 @@ that predicts, and what was tried.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product
 from typing import Any, NamedTuple, final
 
+import msgspec
 import numpy as np
 
-from nervure.check import require_format
-from nervure.errors import FileError, PlanError
+from nervure.documents import opened
+from nervure.errors import PlanError
 from nervure.graph.types import Graph
 from nervure.plan import Plan
+from nervure.schema import Count, NotNegative, Size, convert
 
-FORMAT = 2
 STEPS = (1, 4, 8, 16, 32)
 """Steps that are tried: what predicts best what was not fitted is taken."""
 BLOCKS = (1, 8, 16)
@@ -46,12 +47,12 @@ class Rates(NamedTuple):
         ragged: for each product, where the width of the output is no multiple of the block.
     """
 
-    stairs: float = 0.0
-    work: float = 0.0
-    first: float = 0.0
-    second: float = 0.0
-    call: float = 0.0
-    ragged: float = 0.0
+    stairs: NotNegative = 0.0
+    work: NotNegative = 0.0
+    first: NotNegative = 0.0
+    second: NotNegative = 0.0
+    call: NotNegative = 0.0
+    ragged: NotNegative = 0.0
 
 
 @final
@@ -59,9 +60,9 @@ class Rates(NamedTuple):
 class Sample:
     """A network that was timed: units that groups keep (others keep all), blocks that are gone, share of the time."""
 
-    sizes: Mapping[str, int]
+    sizes: Mapping[str, Count]
     drops: tuple[str, ...]
-    ratio: float
+    ratio: NotNegative
 
     @staticmethod
     def of(plan: Plan, ratio: float) -> "Sample":
@@ -169,15 +170,15 @@ class LatencyTable:
     """
 
     key: Mapping[str, str]
-    dense: float
-    step: int
+    dense: NotNegative
+    step: Size
     rates: Mapping[str, Rates]
-    rest: float = 0.0
+    rest: NotNegative = 0.0
     samples: tuple[Sample, ...] = field(default=(), repr=False)
     checks: tuple[Sample, ...] = field(default=(), repr=False)
-    error: float = 0.0
-    worst: float = 0.0
-    block: int = 1
+    error: NotNegative = 0.0
+    worst: NotNegative = 0.0
+    block: Size = 1
 
     @property
     def engine(self) -> str:
@@ -205,7 +206,10 @@ class LatencyTable:
                 f"this table of latencies is of another network, or another size of input: it has no times for "
                 f"{unknown[0]!r}. Measure one with nervure.latency_table(model, example, engine={self.engine!r})."
             )
-        return Clock(tally, np.array([*(r for name in tally.families for r in self.rates[name]), self.rest]))
+        clock = Clock(tally, np.array([*(r for name in tally.families for r in self.rates[name]), self.rest]))
+        if not 0 < clock.whole < np.inf:
+            raise PlanError(f"this table of latencies says that the dense network takes {clock.whole} of its own time.")
+        return clock
 
     def checked(self, plan: Plan) -> float | None:
         """The share of the dense network's time that ``plan`` took when it was timed; None where it was not."""
@@ -214,39 +218,14 @@ class LatencyTable:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data that :meth:`from_json` reads back to an equal table."""
-        return {
-            "format": FORMAT,
-            "key": dict(self.key),
-            "dense": self.dense,
-            "step": self.step,
-            "block": self.block,
-            "rates": {name: list(rates) for name, rates in self.rates.items()},
-            "rest": self.rest,
-            "samples": [asdict(s) for s in self.samples],
-            "checks": [asdict(s) for s in self.checks],
-            "error": self.error,
-            "worst": self.worst,
-        }
+        data: dict[str, Any] = msgspec.to_builtins(self)
+        return data
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> "LatencyTable":
         """Read what :meth:`to_json` wrote; raises :class:`FileError` on anything else."""
-        require_format(data, FORMAT, "this table of latencies", FileError)
-        try:
-            return LatencyTable(
-                key=dict(data["key"]),
-                dense=float(data["dense"]),
-                step=int(data["step"]),
-                rates={name: Rates(*rates) for name, rates in data["rates"].items()},
-                rest=float(data["rest"]),
-                samples=tuple(_sample(s) for s in data["samples"]),
-                checks=tuple(_sample(s) for s in data["checks"]),
-                error=float(data["error"]),
-                worst=float(data["worst"]),
-                block=int(data["block"]),
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise FileError(f"this is not a table of latencies: {error!r}.") from error
+        what = "this table of latencies"
+        return convert(opened(data, what), LatencyTable, what)
 
 
 @final
@@ -372,7 +351,3 @@ def _alive(graph: Graph, sample: Sample, keeps: Mapping[str, np.ndarray]) -> np.
     left = {graph.block(name).group for name in sample.drops} - {""}
     gone = {name: np.zeros(graph[name].size, dtype=bool) for name in left}
     return np.append(graph.survivors({**keeps, **gone}), 1)
-
-
-def _sample(data: Mapping[str, Any]) -> Sample:
-    return Sample({k: int(v) for k, v in data["sizes"].items()}, tuple(data["drops"]), float(data["ratio"]))

@@ -591,8 +591,6 @@ def export_command(
     if precision == INT8 and not choice.data_name:
         raise ArgumentError("--precision int8 learns the ranges of activations from data: give --data NAME.")
     noted = read_json(notes, "numbers written by nervure evaluate") if notes else {}
-    if not isinstance(noted, dict):
-        raise ArgumentError(f"{str(notes)!r} holds no names with numbers; give what nervure evaluate --out wrote.")
     model = choice.pruned() if choice.file else choice.network()
     data = choice.data() if choice.data_name else None
     done = export(

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any, final
+from typing import Any, TypedDict, final
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ from nervure.graph.example import placed_like
 from nervure.graph.tape import named_tensors
 from nervure.graph.types import Graph
 from nervure.progress import track
+from nervure.schema import Count, convert
 from nervure.scores.connectivity import Dependence, of_layers
 from nervure.scores.layers import layers
 from nervure.stats import measure
@@ -91,8 +92,15 @@ class ConnectivityShift:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "ConnectivityShift":
-        """Inverse of :meth:`to_json`."""
-        return cls({m: {(r["shift"], int(r["severity"])): dict(r["layers"]) for r in rows} for m, rows in data.items()})
+        """Inverse of :meth:`to_json`; raises :class:`FileError` on anything else."""
+        found = convert(data, dict[str, list[_Moved]], "this shift of connectivity")
+        return cls({m: {(r["shift"], r["severity"]): r["layers"] for r in rows} for m, rows in found.items()})
+
+
+class _Moved(TypedDict):
+    shift: str
+    severity: Count
+    layers: dict[str, float]
 
 
 def connectivity_shift(

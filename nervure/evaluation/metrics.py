@@ -6,7 +6,7 @@ Ties between outputs go to the class of the lower number, so a model that answer
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any, final
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from nervure.errors import ArgumentError
 from nervure.evaluation.batches import require_finite_outputs, require_labels
+from nervure.schema import convert
 
 
 @final
@@ -47,10 +48,8 @@ class Metrics:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Metrics":
-        """Inverse of :meth:`to_json`; other entries are ignored."""
-        own: dict[str, Any] = {field.name: data[field.name] for field in fields(cls)}
-        low, high = own.pop("interval")
-        return cls(**own | {"per_class": tuple(own["per_class"]), "interval": (low, high)})
+        """Inverse of :meth:`to_json`; other entries are ignored. Raises :class:`FileError` on anything else."""
+        return convert(data, cls, "these metrics")
 
 
 @final

@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import product
 from statistics import fmean
-from typing import Any, Protocol, TypeAlias, final, runtime_checkable
+from typing import Any, Protocol, TypeAlias, TypedDict, final, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,7 @@ from nervure.evaluation.metrics import Metrics, Tally
 from nervure.graph.example import evaluating
 from nervure.markup import listing
 from nervure.progress import length, track
+from nervure.schema import Count, convert
 
 Normalisation: TypeAlias = tuple[Sequence[float], Sequence[float]]
 ROUNDING = 1e-4  # float32 normalised and back is off by less
@@ -174,10 +175,13 @@ class Shifted:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Shifted":
-        """Inverse of :meth:`to_json`."""
-        rows = {(row["corruption"], int(row["severity"])): Metrics.from_json(row) for row in data["rows"]}
-        low, high = data["interval"]
-        return cls(Metrics.from_json(data["clean"]), rows, (low, high))
+        """Inverse of :meth:`to_json`; raises :class:`FileError` on anything else."""
+        found = convert(data, _Written, "this accuracy under shift")
+        keys = convert(found["rows"], list[_Shift], "this accuracy under shift")
+        rows = {
+            (k["corruption"], k["severity"]): Metrics.from_json(r) for k, r in zip(keys, found["rows"], strict=True)
+        }
+        return cls(found["clean"], rows, found["interval"])
 
     def _accuracies(self, name: str) -> list[float]:
         return [row.accuracy for (own, _), row in self.rows.items() if own == name]
@@ -185,6 +189,17 @@ class Shifted:
     def _require_same(self, reference: "Shifted") -> None:
         if set(self.rows) != set(reference.rows):
             raise ArgumentError("the two were measured under other corruptions or severities; measure them together.")
+
+
+class _Shift(TypedDict):
+    corruption: str
+    severity: Count
+
+
+class _Written(TypedDict):
+    clean: Metrics
+    rows: list[dict[str, Any]]
+    interval: tuple[float, float]
 
 
 def _ratio(own: float, reference: float, error: float) -> float:

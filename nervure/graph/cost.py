@@ -14,14 +14,15 @@ from nervure.graph.labels import Space, Store
 from nervure.graph.modes import isolated
 from nervure.graph.rules import RULES, unknown
 from nervure.graph.tape import Tape, record
+from nervure.schema import Count, convert
 
 
 class LayerCost(NamedTuple):
     """Cost of one module, without its submodules."""
 
-    params: int
-    nonzero: int
-    macs: int
+    params: Count
+    nonzero: Count
+    macs: Count
 
 
 @final
@@ -37,9 +38,9 @@ class Cost:
             where they are first held).
     """
 
-    params: int
-    nonzero: int
-    macs: int
+    params: Count
+    nonzero: Count
+    macs: Count
     layers: Mapping[str, LayerCost] = field(default_factory=dict, repr=False)
 
     def to_json(self) -> dict[str, Any]:
@@ -53,9 +54,8 @@ class Cost:
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> "Cost":
-        """Read what :meth:`to_json` wrote."""
-        layers = {name: LayerCost(*cost) for name, cost in data.get("layers", {}).items()}
-        return Cost(data["params"], data["nonzero"], data["macs"], layers)
+        """Read what :meth:`to_json` wrote; raises :class:`FileError` on anything else."""
+        return convert(data, Cost, "these costs")
 
 
 @isolated()

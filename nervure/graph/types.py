@@ -4,47 +4,86 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
-from typing import Any, Literal, TypeAlias, final
+from typing import Any, Literal, TypeAlias, cast, final
 
+import msgspec
 import numpy as np
 from torch import Tensor
 
-from nervure.check import nearest, require_format
+from nervure.check import nearest
+from nervure.documents import opened
 from nervure.errors import PlanError
+from nervure.graph.check import check_graph
 from nervure.markup import listing
+from nervure.schema import Count, Size, convert
 
 Role: TypeAlias = Literal["writer", "reader", "rider"]
-FORMAT = 1
+Run: TypeAlias = tuple[int, Literal[0, 1], Size]
+"""So many units in a row: the first, the step from each to the next, and how many."""
 
 
 @final
 class Units:
     """An immutable integer vector: for each position along an axis, the unit it belongs to, or -1 for none."""
 
-    __slots__ = ("array",)
-    array: np.ndarray
+    __slots__ = ("_array", "_runs")
+    _array: np.ndarray | None
+    _runs: tuple[Run, ...] | None
 
     def __init__(self, values: Iterable[int] | np.ndarray) -> None:
-        array = np.array(values, dtype=np.int64)
-        array.setflags(write=False)
-        object.__setattr__(self, "array", array)
+        self._hold(np.array(values, dtype=np.int64), None)
+
+    @staticmethod
+    def of_runs(runs: tuple[Run, ...]) -> "Units":
+        """The vector that runs stand for; it takes no memory until somebody looks at it."""
+        units = Units.__new__(Units)
+        units._hold(None, runs)
+        return units
+
+    def _hold(self, array: np.ndarray | None, runs: tuple[Run, ...] | None) -> None:
+        if array is not None:
+            array.setflags(write=False)
+        object.__setattr__(self, "_array", array)
+        object.__setattr__(self, "_runs", runs)
+
+    @property
+    def array(self) -> np.ndarray:
+        """The vector."""
+        if self._array is None:
+            self._hold(_unrun(self.runs), self.runs)
+        return cast(np.ndarray, self._array)
+
+    @property
+    def runs(self) -> tuple[Run, ...]:
+        """The vector as runs of units in order or all the same."""
+        if self._runs is None:
+            self._hold(self._array, _runs(self.array))
+        return cast(tuple[Run, ...], self._runs)
+
+    @property
+    def ends(self) -> tuple[int, int]:
+        """The least entry, or 0 where that is less, and the greatest, or -1."""
+        lows, highs = zip((0, -1), *((first, first + step * (n - 1)) for first, step, n in self.runs), strict=True)
+        return min(lows), max(highs)
 
     def __setattr__(self, name: str, value: Any) -> None:
         raise AttributeError("Units are immutable")
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Units) and np.array_equal(self.array, other.array)
+        if not isinstance(other, Units):
+            return False
+        return (self._runs is not None and self._runs == other._runs) or np.array_equal(self.array, other.array)
 
     def __hash__(self) -> int:
         return hash(self.array.tobytes())
 
     def __len__(self) -> int:
-        return len(self.array)
+        return len(self._array) if self._array is not None else sum(length for *_, length in self.runs)
 
     def __repr__(self) -> str:
-        return f"Units({len(self)} positions, {len(np.unique(self.array[self.array >= 0]))} units)"
+        return f"Units({len(self)} positions, {_distinct(self.runs)} units)"
 
     def kept(self, keep: np.ndarray) -> np.ndarray:
         """Boolean per position: True where its unit survives or where it has none. ``keep`` is [units]."""
@@ -67,7 +106,7 @@ class Slot:
     """
 
     tensor: str
-    axis: int
+    axis: Count
     role: Role
     units: Units
 
@@ -88,12 +127,12 @@ class Group:
     """
 
     name: str
-    size: int
+    size: Size
     kind: str
     slots: tuple[Slot, ...]
     pinned: str = ""
     notes: tuple[str, ...] = ()
-    multiple: int = 1
+    multiple: Size = 1
 
     def allowed(self, count: int) -> int:
         """The smallest number of units from ``count`` on that a cut may leave; at most all of them."""
@@ -139,7 +178,7 @@ Part: TypeAlias = tuple[str, Units]
 class Axis:
     """One axis of a tensor or a computation: its size and the groups along it. A position dies with any unit."""
 
-    size: int
+    size: Count
     parts: tuple[Part, ...] = ()
 
     def kept(self, keeps: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -158,8 +197,8 @@ class Work:
 
     layer: str
     op: str
-    fixed: int
-    axes: tuple[int, ...] = ()
+    fixed: Count
+    axes: tuple[Count, ...] = ()
 
 
 @final
@@ -180,17 +219,17 @@ class Product:
     """
 
     tensor: str
-    shape: tuple[int, ...]
-    rows: tuple[int, ...] = ()
-    columns: tuple[int, ...] = ()
-    stack: tuple[int, ...] = ()
-    parts: int = 1
+    shape: tuple[Count, ...]
+    rows: tuple[Count, ...] = ()
+    columns: tuple[Count, ...] = ()
+    stack: tuple[Count, ...] = ()
+    parts: Size = 1
     is_computed: bool = False
     is_divided: bool = False
     reason: str = ""
 
     @property
-    def kernel(self) -> tuple[int, ...]:
+    def kernel(self) -> tuple[Count, ...]:
         """The axes of ``shape`` that are positions of a kernel."""
         return tuple(a for a in range(len(self.shape)) if a not in (*self.rows, *self.columns))
 
@@ -237,10 +276,10 @@ class Silence:
     """
 
     module: str
-    entered: tuple[int, ...]
-    left: tuple[int, ...]
-    live: tuple[int, ...] = ()
-    own: tuple[int, ...] = ()
+    entered: tuple[Count, ...]
+    left: tuple[Count, ...]
+    live: tuple[Count, ...] = ()
+    own: tuple[Count, ...] = ()
     axes: tuple[int, ...] = ()
     extras: int = -1
 
@@ -292,7 +331,7 @@ class Resize:
     module: str
     attribute: str
     size: int
-    axis: int
+    axis: Count
 
 
 @final
@@ -346,7 +385,7 @@ class Graph:
     edges: tuple[Edge, ...] = ()
     blocks: tuple[Block, ...] = ()
     axes: tuple[Axis, ...] = ()
-    tensors: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    tensors: Mapping[str, tuple[Count, ...]] = field(default_factory=dict)
     parameters: tuple[str, ...] = ()
     work: tuple[Work, ...] = ()
     resizes: tuple[Resize, ...] = ()
@@ -429,99 +468,101 @@ class Graph:
         return listing(lines)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data that :meth:`from_json` reads back to an equal graph."""
-        return {
-            "format": FORMAT,
-            "groups": [
-                {
-                    "name": g.name,
-                    "size": g.size,
-                    "kind": g.kind,
-                    "pinned": g.pinned,
-                    "notes": list(g.notes),
-                    "multiple": g.multiple,
-                    "slots": [[s.tensor, s.axis, s.role, _runs(s.units)] for s in g.slots],
-                }
-                for g in self.groups
-            ],
-            "edges": [[e.source, e.target, e.tensor] for e in self.edges],
-            "blocks": [asdict(block) for block in self.blocks],
-            "axes": [[a.size, [[group, _runs(units)] for group, units in a.parts]] for a in self.axes],
-            "tensors": {name: list(axes) for name, axes in self.tensors.items()},
-            "parameters": list(self.parameters),
-            "work": [[w.layer, w.op, w.fixed, list(w.axes)] for w in self.work],
-            "resizes": [[r.module, r.attribute, r.size, r.axis] for r in self.resizes],
-            "notes": list(self.notes),
-            "settings": dict(self.settings),
-            "declared": [[d.module, d.attribute, d.size, list(d.groups)] for d in self.declared],
-            "products": [asdict(product) for product in self.products],
-        }
+        """Plain data that :meth:`from_json` reads back to an equal graph; what there are many of comes as rows."""
+        data: dict[str, Any] = msgspec.to_builtins(self, enc_hook=lambda units: units.runs)
+        groups = [group | {"slots": _rows(group["slots"])} for group in data["groups"]]
+        return data | {"groups": groups} | {name: _rows(data[name]) for name in ROWS}
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> "Graph":
-        """Read what :meth:`to_json` wrote; raises :class:`PlanError` on anything else."""
-        require_format(data, FORMAT, "this graph", PlanError)
-        try:
-            return Graph(
-                groups=tuple(
-                    Group(
-                        g["name"],
-                        g["size"],
-                        g["kind"],
-                        tuple(Slot(t, axis, role, _unrun(runs)) for t, axis, role, runs in g["slots"]),
-                        g["pinned"],
-                        tuple(g["notes"]),
-                        g.get("multiple", 1),
-                    )
-                    for g in data["groups"]
-                ),
-                edges=tuple(Edge(*e) for e in data["edges"]),
-                blocks=tuple(_block(block) for block in data["blocks"]),
-                axes=tuple(Axis(size, tuple((g, _unrun(runs)) for g, runs in parts)) for size, parts in data["axes"]),
-                tensors={name: tuple(axes) for name, axes in data["tensors"].items()},
-                parameters=tuple(data["parameters"]),
-                work=tuple(Work(layer, op, fixed, tuple(axes)) for layer, op, fixed, axes in data["work"]),
-                resizes=tuple(Resize(*r) for r in data["resizes"]),
-                notes=tuple(data["notes"]),
-                settings=dict(data["settings"]),
-                declared=tuple(
-                    Declared(m, path, size, tuple(names)) for m, path, size, names in data.get("declared", ())
-                ),
-                products=tuple(Product(**_with_tuples(p)) for p in data.get("products", ())),
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise PlanError(f"this is not a graph: {error!r}.") from error
+        """Read what :meth:`to_json` wrote.
+
+        Raises:
+            PlanError: it is anything else, or contradicts itself: see :func:`nervure.graph.check.check_graph`.
+        """
+        plain = opened(data, "this graph", PlanError)
+        named = {name: _named(kind, plain[name]) for name, kind in ROWS.items() if name in plain}
+        groups = [_with_named_slots(group) for group in _listed(plain.get("groups"))]
+        return check_graph(convert(plain | named | {"groups": groups}, Graph, "this graph", PlanError, hook=_Shared()))
 
 
-def _block(data: Mapping[str, Any]) -> Block:
-    silences: list[dict[str, Any]] = [_with_tuples(s) for s in data["silences"]]
-    rest: dict[str, Any] = _with_tuples({k: v for k, v in data.items() if k != "silences"})
-    return Block(**rest, silences=tuple(Silence(**s) for s in silences))
+ROWS: Mapping[str, type[Any]] = {"edges": Edge, "axes": Axis, "work": Work, "resizes": Resize, "declared": Declared}
+"""Fields of a graph that are written as rows of values, without names."""
+MOST_POSITIONS = 1 << 26
+"""Positions of all different vectors of units of a graph that is read are no more: 512 MB once all are looked at."""
 
 
-def _with_tuples(data: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+def _rows(values: Iterable[Mapping[str, Any]]) -> list[list[Any]]:
+    return [list(value.values()) for value in values]
 
 
-def _runs(units: Units) -> list[list[int]]:
-    """Runs of an integer vector as [first, step, length]: channels in order take one run."""
-    runs: list[list[int]] = []
-    for value in units.array.tolist():
+def _named(kind: type[Any], rows: Any) -> Any:
+    """Rows as values with names; what is no row stays as it is, for the schema to refuse."""
+    names = [f.name for f in fields(kind)]
+    return [
+        dict(zip(names, row, strict=False)) if isinstance(row, list | tuple) and len(row) <= len(names) else row
+        for row in _listed(rows)
+    ]
+
+
+def _with_named_slots(group: Any) -> Any:
+    return group | {"slots": _named(Slot, group.get("slots"))} if isinstance(group, dict) else group
+
+
+def _listed(values: Any) -> Any:
+    """``values``, or one wrong value that the schema refuses."""
+    return values if isinstance(values, list | tuple) else [values]
+
+
+def _runs(array: np.ndarray) -> tuple[Run, ...]:
+    """Runs of an integer vector: channels in order take one run."""
+    runs: list[Run] = []
+    for value in array.tolist():
         if runs:
             first, step, length = runs[-1]
             if length == 1 and value - first in (0, 1):
-                runs[-1] = [first, value - first, 2]
+                runs[-1] = (first, value - first, 2)
                 continue
             if length > 1 and value == first + step * length:
-                runs[-1][2] += 1
+                runs[-1] = (first, step, length + 1)
                 continue
-        runs.append([value, 0, 1])
-    return runs
+        runs.append((value, 0, 1))
+    return tuple(runs)
 
 
-def _unrun(runs: Iterable[Iterable[int]]) -> Units:
-    pieces = [first + step * np.arange(length) for first, step, length in runs]
-    return Units(np.concatenate(pieces) if pieces else np.zeros(0, dtype=np.int64))
+def _unrun(runs: Iterable[Run]) -> np.ndarray:
+    pieces = [np.arange(first, first + n) if step else np.full(n, first) for first, step, n in runs]
+    return np.concatenate(pieces) if pieces else np.zeros(0, dtype=np.int64)
+
+
+def _distinct(runs: Iterable[Run]) -> int:
+    """How many units there are in runs."""
+    count, reached = 0, -1
+    for low, high in sorted((first, first + step * (length - 1)) for first, step, length in runs):
+        count += max(0, high - max(low - 1, reached))
+        reached = max(reached, high)
+    return count
+
+
+class _Shared:
+    """Makes units of runs, equal ones once: their memory is then bounded by how many different ones there are."""
+
+    def __init__(self) -> None:
+        self._made: dict[tuple[Run, ...], Units] = {}
+        self._positions = 0
+
+    def __call__(self, kind: type[Any], data: Any) -> Units:
+        runs = convert(data, tuple[Run, ...], "units", _NoRuns)
+        if runs not in self._made:
+            units = self._made[runs] = Units.of_runs(runs)
+            self._positions += len(units)
+            if self._positions > MOST_POSITIONS or units.ends[0] < -1 or units.ends[1] >= MOST_POSITIONS:
+                raise _NoRuns(f"Expected units from -1 on, and at most {MOST_POSITIONS} positions in all")
+        return self._made[runs]
+
+
+class _NoRuns(PlanError, ValueError):
+    """What should be runs is none."""
 
 
 def keeps_of(cuts: Iterable[Any]) -> dict[str, Tensor]:

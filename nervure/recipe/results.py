@@ -2,7 +2,6 @@
 
 import ast
 import datetime
-import json
 import os
 import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -11,6 +10,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from nervure.documents import is_cut_short, opened, sealed
 from nervure.errors import FileError
 from nervure.export import versions
 from nervure.files import write_text
@@ -99,26 +99,24 @@ def read_outcomes(path: Path) -> Iterator[Outcome]:
     """The outcomes in a file of results; a last line that was cut short is left out.
 
     Raises:
-        FileError: a line is no outcome.
+        FileError: a line is damaged, or no outcome.
     """
-    return read_lines(path, Outcome.from_json, "outcome of a trial")
+    return read_lines(path, Outcome.from_json)
 
 
-def read_lines(path: Path, made: Callable[[Any], Any], what: str) -> Iterator[Any]:
-    """What ``made`` makes of each line of JSON in a file; a last line that was cut short is left out.
+def read_lines(path: Path, made: Callable[[Any], Any]) -> Iterator[Any]:
+    """What ``made`` makes of each line of a file, which are sealed documents; a last line cut short is left out.
 
     Raises:
-        FileError: a line is nothing of the kind.
+        FileError: a line is damaged, or nothing of the kind.
     """
-    lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
-    for number, line in enumerate(lines, start=1):
-        if not line:
-            continue
-        try:
-            yield made(json.loads(line))
-        except (ValueError, TypeError) as error:
-            if number < len(lines):
-                raise FileError(f"{str(path)!r} line {number} is no {what}: {error}.") from error
+    *lines, last = path.read_bytes().split(b"\n") if path.exists() else [b""]
+    for number, line in enumerate([*lines, b"" if is_cut_short(last) else last], start=1):
+        if line:
+            try:
+                yield made(opened(line, "it"))
+            except FileError as error:
+                raise FileError(f"{str(path)!r}, line {number}: {error}") from error
 
 
 def append_line(path: Path, row: Mapping[str, Any]) -> None:
@@ -129,7 +127,7 @@ def append_line(path: Path, row: Mapping[str, Any]) -> None:
         write_text(path, text[: text.rfind("\n") + 1])
     try:
         with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write(sealed(row, "the outcome of a trial", indent=-1).decode() + "\n")
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:

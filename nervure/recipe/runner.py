@@ -5,17 +5,18 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Required, TypedDict
 
 import torch
 
 from nervure.errors import RecipeError
-from nervure.files import read_json, require_folder, write_json, write_text
+from nervure.files import read_document, require_folder, write_json, write_text
 from nervure.markup import listing
 from nervure.recipe.parts import data_of, device_of, method_of, methods_after, require_engines, source_of
 from nervure.recipe.steps import ARTEFACTS, STEPS, Bench, remove_checkpoints
 from nervure.recipe.values import Recipe, differences
 from nervure.report import Report
+from nervure.schema import NotNegative
 
 
 def run(
@@ -68,6 +69,16 @@ def run(
     return Report.load(bench.path("report.json"))
 
 
+class Log(TypedDict, total=False):
+    """What ``steps.json`` holds: what was begun, and which of its steps are done."""
+
+    recipe: dict[str, dict[str, Any]]
+    fingerprint: str
+    method: str
+    done: Required[list[str]]
+    seconds: Required[dict[str, NotNegative]]
+
+
 def take(bench: Bench, log: dict[str, Any], name: str, step: Callable[[Bench], None]) -> None:
     """Take a step unless the log says that it is done, and note it there and in ``steps.json``."""
     if name in log["done"]:
@@ -92,7 +103,7 @@ def _opened(bench: Bench, resume: bool) -> dict[str, Any]:
         for name in ARTEFACTS:
             bench.path(name).unlink(missing_ok=True)
     if notes.exists():
-        log: dict[str, Any] = read_json(notes, "the steps of a run")
+        log = dict(read_document(notes, Log, "the steps of a run"))
         _require_same_recipe(folder, log, bench.recipe)
         return log
     log = {"recipe": bench.recipe.to_dict(), "fingerprint": bench.recipe.fingerprint, "done": [], "seconds": {}}

@@ -7,7 +7,7 @@ nothing else.
 import hashlib
 import json
 import os
-import tomllib
+import reprlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, final
@@ -23,29 +23,24 @@ from nervure.recipe.values import (
     Recipe,
     RecoverSection,
     RunSection,
+    Threads,
     TrainSection,
     check_rules,
-    fractions,
-    not_negative,
+    distinct,
     plain,
-    positive,
     require_known,
     rule,
     section_of,
-    seeds,
-    text_of,
+    toml_of,
 )
+from nervure.schema import Fraction, Seed, Size
 
 DENSE_PLUS = "dense+"
 """The label of the network that is not cut but gets the recovery of the others."""
 
 
-def _seeds(value: tuple[int, ...]) -> str:
-    return seeds(value) if value else "must hold one seed at least"
-
-
-def _fractions(value: tuple[float, ...]) -> str:
-    return fractions(value) if value else "must hold one fraction at least"
+def _one_or_more(value: tuple[float, ...]) -> str:
+    return distinct(value) if value else "must hold one number at least"
 
 
 @final
@@ -58,13 +53,13 @@ class StudySection:
     """
 
     title: str = "Comparison"
-    seeds: tuple[int, ...] = rule(_seeds, (0, 1, 2))
-    keeps: tuple[float, ...] = rule(_fractions, (0.5,))
+    seeds: tuple[Seed, ...] = rule(_one_or_more, (0, 1, 2))
+    keeps: tuple[Fraction, ...] = rule(_one_or_more, (0.5,))
     budget: Literal["channels", "params", "macs"] = "macs"
     baseline: str = "Random"
-    samples: int = rule(positive, 2048)
+    samples: Size = 2048
     folder: str = "runs/study"
-    threads: int = rule(not_negative, 1)
+    threads: Threads = 1
     device: str = "cpu"
     dense_plus: bool = True
 
@@ -91,7 +86,7 @@ class MethodEntry:
     name: str = ""
     options: Options = field(default_factory=dict, hash=False)
     networks: tuple[str, ...] = ()
-    keeps: tuple[float, ...] = ()
+    keeps: tuple[Fraction, ...] = ()
 
 
 @final
@@ -165,6 +160,8 @@ class Study:
     @staticmethod
     def from_dict(data: Mapping[str, Any], *, source: str = "the study") -> "Study":
         """Build a study from nested plain data; raises :class:`RecipeError` on anything unknown or of a wrong type."""
+        if not isinstance(data, Mapping):
+            raise RecipeError(f"{source} must be tables of keys, got {reprlib.repr(data)}.")
         require_known(data, [f.name for f in fields(Study)], f"{source} has no section")
         try:
             return Study(
@@ -186,11 +183,8 @@ class Study:
         Raises:
             RecipeError: the file is missing or not TOML, or a key is unknown, of a wrong type or out of range.
         """
-        text, source = text_of(path_or_text)
-        try:
-            return Study.from_dict(tomllib.loads(text), source=source)
-        except tomllib.TOMLDecodeError as error:
-            raise RecipeError(f"{source} is not TOML: {error}.") from error
+        data, source = toml_of(path_or_text)
+        return Study.from_dict(data, source=source)
 
     def trials(self) -> tuple[Trial, ...]:
         """Every trial, network by network and seed by seed, so that what is finished early is whole."""

@@ -5,19 +5,33 @@ import itertools
 import math
 import platform
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 
-from nervure.files import read_json
+from nervure.files import read_document, read_json
 from nervure.graph import Graph
 from nervure.prune import Step
 from nervure.recipe.parts import methods_after
+from nervure.recipe.runner import Log
 from nervure.recipe.steps import Bench
 from nervure.report import Point, Report, Row, Width
-from nervure.report.values import DENSE, DENSE_PLUS, PRUNED, RANDOM
+from nervure.report.values import DENSE, DENSE_PLUS, PRUNED, RANDOM, check_report
 
 HISTORIES: Mapping[str, str] = {DENSE: "dense", PRUNED: "pruned", DENSE_PLUS: "dense-plus", RANDOM: "random"}
+
+
+class Reloaded(TypedDict):
+    """What ``reload.json`` holds."""
+
+    error: float
+
+
+class Trained(TypedDict):
+    """What a curve takes from a history of training."""
+
+    loss: list[float | None]
+    validation: list[float | None]
 
 
 def summary(bench: Bench) -> Report:
@@ -25,9 +39,9 @@ def summary(bench: Bench) -> Report:
     cut = bench.pruned("cut.safetensors")
     steps = [*cut.earlier, Step(cut.graph, cut.plan)]
     first, *later = [step.plan for step in steps]
-    rows = {name: Row(**row) for name, row in read_json(bench.path("metrics.json"), "metrics").items()}
+    rows = read_document(bench.path("metrics.json"), dict[str, Row], "metrics")
     name = bench.recipe.model.name or bench.recipe.model.factory
-    return Report(
+    report = Report(
         title=f"{type(bench.method).__name__} on {name}, {bench.data.name}",
         method=", then ".join(map(repr, (bench.method, *methods_after(bench.recipe)))),
         recipe=bench.recipe.to_dict(),
@@ -38,13 +52,14 @@ def summary(bench: Bench) -> Report:
         curves={name: _curve(bench, file) for name, file in HISTORIES.items() if name in rows},
         verification={
             "cut against silenced original": cut.verification,
-            "saved file in a fresh process": read_json(bench.path("reload.json"), "a check")["error"],
+            "saved file in a fresh process": read_document(bench.path("reload.json"), Reloaded, "a check")["error"],
         },
         provenance=_provenance(bench),
         notes=tuple(_notes(rows)),
         evidence=_evidence(bench),
         shift=_read(bench, "shift.json", "accuracy under shift"),
     )
+    return check_report(report)
 
 
 def _read(bench: Bench, name: str, what: str) -> Mapping[str, Any]:
@@ -78,7 +93,7 @@ def _why(pinned: str, size: int) -> str:
 
 
 def _curve(bench: Bench, file: str) -> tuple[Point, ...]:
-    history = read_json(bench.path(f"{file}.history.json"), "a history of training")
+    history = read_document(bench.path(f"{file}.history.json"), Trained, "a history of training")
     pairs = itertools.zip_longest(history["loss"], history["validation"])
     return tuple(Point(epoch, loss, accuracy) for epoch, (loss, accuracy) in enumerate(pairs, start=1))
 
@@ -110,7 +125,7 @@ def _percent(row: Row) -> str:
 
 def _provenance(bench: Bench) -> dict[str, Any]:
     data = bench.data
-    seconds = read_json(bench.path("steps.json"), "the steps of a run")["seconds"]
+    seconds = read_document(bench.path("steps.json"), Log, "the steps of a run")["seconds"]
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "seed": bench.recipe.run.seed,

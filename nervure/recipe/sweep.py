@@ -4,10 +4,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, TypedDict
 
 from nervure.errors import RecipeError
-from nervure.files import read_json, require_folder, write_json, write_text
+from nervure.files import read_document, require_folder, write_json, write_text
 from nervure.recipe.compare import made_of, opened, outcomes_of
 from nervure.recipe.parts import require_engines, source_of
 from nervure.recipe.results import Results, append_line, dense_key, read_lines
@@ -20,6 +20,7 @@ from nervure.recipe.workers import pool_of
 from nervure.report.comparison import DENSE
 from nervure.report.sweep import Sweep, Timed, write_sweep
 from nervure.report.values import PRUNED
+from nervure.schema import Positive, convert
 
 NOTES, LATENCY = "sweep.json", "latency.jsonl"
 VARIED: Mapping[str, frozenset[str]] = {
@@ -169,7 +170,8 @@ def _claimed(folder: Path, recipe: Recipe, begun: Sweep) -> Path:
     place, notes = require_folder(folder), folder / NOTES
     require_ours(place, notes)
     if notes.exists():
-        changed = differences(_base(read_json(notes, "a sweep").get("recipe", {})), _base(recipe.to_dict()))
+        before = read_document(notes, _Notes, "a sweep")["recipe"]
+        changed = differences(_base(before), _base(recipe.to_dict()))
         if changed:
             raise RecipeError(
                 f"the folder {str(folder)!r} holds the sweep of another recipe: {'; '.join(changed)}. "
@@ -192,7 +194,7 @@ def _base(recipe: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 def _timed(trials: Mapping[str, Trial], results: Results, folder: Path, say: Callable[[str], None]) -> dict[str, Timed]:
     """How long the network of each finished trial takes; measured once, one line each."""
-    rows = {(row["key"], row["method"]): row for row in read_lines(folder / LATENCY, dict, "latency of a trial")}
+    rows = {(row["key"], row["method"]): row for row in read_lines(folder / LATENCY, _timing)}
     # The dense twin has the shapes of the dense network: timing it again would only show the noise.
     timed = {
         key: (key, results.done[key].options)
@@ -210,6 +212,26 @@ def _timed(trials: Mapping[str, Trial], results: Results, folder: Path, say: Cal
     return _in_one_measure({key: rows[name] for key, name in timed.items()}, trials)
 
 
+class _Notes(TypedDict):
+    recipe: dict[str, dict[str, Any]]
+
+
+class _Times(TypedDict):
+    latency: dict[str, Positive]
+    speedup: dict[str, Positive]
+
+
+class _Timing(TypedDict):
+    key: str
+    method: str
+    dense: _Times
+    pruned: _Times
+
+
+def _timing(data: Any) -> _Timing:
+    return convert(data, _Timing, "this latency of a trial")
+
+
 def _in_one_measure(rows: Mapping[str, Mapping[str, Any]], trials: Mapping[str, Trial]) -> dict[str, Timed]:
     """Latencies from the speed-ups, which are paired, and the median time of the dense network over all pairs.
 
@@ -222,7 +244,7 @@ def _in_one_measure(rows: Mapping[str, Mapping[str, Any]], trials: Mapping[str, 
         for batch in dict.fromkeys(batch for row in rows.values() for batch in row[DENSE]["latency"])
     }
     found = {
-        key: Timed({b: dense[b] / s for b, s in row[PRUNED]["speedup"].items()}, row[PRUNED]["speedup"])
+        key: Timed({b: dense[b] / s for b, s in row[PRUNED]["speedup"].items() if b in dense}, row[PRUNED]["speedup"])
         for key, row in rows.items()
     }
     return found | {dense_key(trials[key]): Timed(dense, dict.fromkeys(dense, 1.0)) for key in rows}

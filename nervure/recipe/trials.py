@@ -10,16 +10,16 @@ from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
 from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, final
+from typing import Any, TypedDict, final
 
 from torch import nn
 
 from nervure.errors import NervureError
 from nervure.evaluation import evaluate
-from nervure.files import read_json, require_folder, write_json, write_text
+from nervure.files import read_document, require_folder, write_json, write_text
 from nervure.recipe.parts import dataset_of, device_of, method_of, source_of
 from nervure.recipe.results import RESULTS, Results, dense_key, failed
-from nervure.recipe.runner import nothing, take, threads
+from nervure.recipe.runner import Log, nothing, take, threads
 from nervure.recipe.steps import (
     Bench,
     Step,
@@ -33,10 +33,11 @@ from nervure.recipe.steps import (
     train_dense,
 )
 from nervure.recipe.study import Trial
+from nervure.recipe.summary import Trained
 from nervure.recipe.values import DataSection, Recipe
 from nervure.recipe.workers import Plain, Pool
 from nervure.report.comparison import DENSE, Outcome
-from nervure.report.values import PRUNED
+from nervure.report.values import PRUNED, Row
 from nervure.stats import Stats
 from nervure.zoo import Dataset
 
@@ -223,14 +224,14 @@ def _tried(job: Job) -> Outcome:
     write_text(bench.path("recipe.toml"), trial.recipe.to_toml())
     _follow(bench, log, {"plan": plan_cut, "cut": cut, "recover": recover} | _measures(pruned_of, shift=job.shift))
     bench.path("cut.safetensors").unlink(missing_ok=True)
-    history = read_json(bench.path(f"{PRUNED}.history.json"), "a history of training")
-    return replace(_outcome(bench, trial, log), loss_curve=tuple(history["loss"]))
+    history = read_document(bench.path(f"{PRUNED}.history.json"), Trained, "a history of training")
+    return _outcome(bench, trial, log, history["loss"])
 
 
 def _opened(bench: Bench, method: str) -> dict[str, Any]:
     """The log of what is done in the folder; what another version of the method left there goes."""
     notes = bench.path("steps.json")
-    log: dict[str, Any] = read_json(notes, "the steps of a trial") if notes.exists() else {}
+    log = dict(read_document(notes, Log, "the steps of a trial")) if notes.exists() else {}
     if log.get("method") == method:
         return log
     shutil.rmtree(bench.folder)
@@ -263,22 +264,34 @@ def _evaluate_shifted(network: Callable[[Bench], nn.Module], bench: Bench) -> No
     write_json(bench.path(SHIFT), {"mean": found.accuracy, "accuracy": found.by_corruption})
 
 
-def _outcome(bench: Bench, trial: Trial, log: Mapping[str, Any]) -> Outcome:
-    found, shift = read_json(bench.path(METRICS), "metrics"), bench.path(SHIFT)
-    row, whole = found["row"], read_json((bench.shared or bench.folder) / METRICS, "metrics")["row"]
+class _Measured(TypedDict):
+    validation: float | None
+    row: Row
+
+
+class _Shifted(TypedDict):
+    accuracy: dict[str, float]
+
+
+def _outcome(bench: Bench, trial: Trial, log: Mapping[str, Any], losses: Sequence[float | None] = ()) -> Outcome:
+    found, shift = read_document(bench.path(METRICS), _Measured, "metrics"), bench.path(SHIFT)
+    row = found["row"]
+    whole = read_document((bench.shared or bench.folder) / METRICS, _Measured, "metrics")["row"]
     recipe, seconds = trial.recipe, log["seconds"]
-    return Outcome(
-        key=trial.key,
-        network=trial.network,
-        method=trial.method,
-        seed=recipe.run.seed,
-        keep=recipe.prune.keep,
-        budget=recipe.prune.budget,
-        options=repr(bench.method),
-        validation=found["validation"],
-        params_kept=row["nonzero"] / max(whole["params"], 1),
-        macs_kept=row["macs"] / max(whole["macs"], 1),
-        shift=read_json(shift, "accuracy under shift")["accuracy"] if shift.exists() else {},
-        seconds=seconds | ({"all": round(sum(seconds.values()), 2)} if "plan" in seconds else {}),
-        **{name: row[name] for name in ("accuracy", "loss", "ece", "samples", "params", "nonzero", "macs")},
-    )
+    measured = {
+        "key": trial.key,
+        "network": trial.network,
+        "method": trial.method,
+        "seed": recipe.run.seed,
+        "keep": recipe.prune.keep,
+        "budget": recipe.prune.budget,
+        "options": repr(bench.method),
+        "validation": found["validation"],
+        "params_kept": row.nonzero / max(whole.params, 1),
+        "macs_kept": row.macs / max(whole.macs, 1),
+        "shift": read_document(shift, _Shifted, "accuracy under shift")["accuracy"] if shift.exists() else {},
+        "seconds": seconds | ({"all": round(sum(seconds.values()), 2)} if "plan" in seconds else {}),
+        "loss_curve": losses,
+        **{name: getattr(row, name) for name in ("accuracy", "loss", "ece", "samples", "params", "nonzero", "macs")},
+    }
+    return Outcome.from_json(measured)

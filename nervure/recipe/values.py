@@ -3,58 +3,38 @@
 import dataclasses
 import hashlib
 import json
-import math
 import os
+import reprlib
 import tomllib
-import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar, final
+from typing import Annotated, Any, Literal, TypeVar, final
+
+from msgspec import Meta
 
 from nervure.check import nearest
+from nervure.documents import is_shallow, opened
 from nervure.engines import ENGINES
 from nervure.errors import ArgumentError, RecipeError
 from nervure.evaluation.corruptions import SEVERITIES, chosen
+from nervure.schema import (
+    Between,
+    Count,
+    Fraction,
+    NotNegative,
+    Part,
+    Positive,
+    Seed,
+    Share,
+    Size,
+    convert,
+    hints_of,
+)
 
 Options = Mapping[str, Any]
 Section = TypeVar("Section")
-
-
-def positive(value: float) -> str:
-    """What is wrong with a number that must be above 0; empty: nothing."""
-    return "" if 0 < value < math.inf else "must be above 0 and finite"
-
-
-def not_negative(value: float) -> str:
-    """What is wrong with a number that must be 0 or more; empty: nothing."""
-    return "" if 0 <= value < math.inf else "must be 0 or more and finite"
-
-
-def fraction(value: float) -> str:
-    """What is wrong with a fraction that stays; empty: nothing."""
-    return "" if 0 < value <= 1 else "must be in (0, 1]: the fraction that stays"
-
-
-def _share(value: float) -> str:
-    return "" if 0 <= value < 1 else "must be in [0, 1)"
-
-
-def _whole_share(value: float) -> str:
-    return "" if 0 <= value <= 1 else "must be in [0, 1]"
-
-
-def _open_share(value: float) -> str:
-    return "" if 0 < value < 1 else "must be in (0, 1)"
-
-
-def _rounds(value: int) -> str:
-    return "" if 3 <= value <= 1000 else "must be 3 .. 1000: a median with quartiles takes at least 3"
-
-
-def _sizes(value: tuple[int, ...]) -> str:
-    return "" if all(v > 0 for v in value) else "must hold whole numbers, 1 or more"
 
 
 def _corruptions(value: tuple[str, ...]) -> str:
@@ -76,16 +56,15 @@ def _severities(value: tuple[int, ...]) -> str:
     return "" if value and all(v in SEVERITIES for v in value) else f"must hold some of {SEVERITIES}"
 
 
-def seeds(value: tuple[int, ...]) -> str:
-    """What is wrong with a list of seeds; empty: nothing."""
-    ok = all(v >= 0 for v in value) and len(set(value)) == len(value)
-    return "" if ok else "must hold distinct whole numbers, 0 or more"
+def distinct(value: tuple[float, ...]) -> str:
+    """What is wrong with a list in which each number should be once; empty: nothing."""
+    return "" if len(set(value)) == len(value) else "must hold each number once"
 
 
-def fractions(value: tuple[float, ...]) -> str:
-    """What is wrong with a list of fractions that stay; empty: nothing."""
-    ok = all(0 < v <= 1 for v in value) and len(set(value)) == len(value)
-    return "" if ok else "must hold distinct fractions that stay, in (0, 1]"
+Rounds = Annotated[int, Meta(ge=3, le=1000)]
+"""A median with quartiles takes at least 3."""
+Threads = Annotated[int, Meta(ge=0, le=4096)]
+"""Of torch; 0: as torch has it."""
 
 
 def rule(wrong: Callable[[Any], str], default: Any) -> Any:
@@ -118,10 +97,10 @@ class DataSection:
 
     name: str = ""
     root: str = ""
-    size: int = rule(not_negative, 0)
-    validation: float = rule(_open_share, 0.1)
-    train_samples: int = rule(not_negative, 0)
-    test_samples: int = rule(not_negative, 0)
+    size: Count = 0
+    validation: Between = 0.1
+    train_samples: Count = 0
+    test_samples: Count = 0
 
 
 @final
@@ -129,16 +108,16 @@ class DataSection:
 class TrainSection:
     """How the dense network is trained; the words are those of ``nervure.train`` and of ``split.batches``."""
 
-    epochs: int = rule(not_negative, 10)
-    lr: float = rule(positive, 0.1)
-    batch_size: int = rule(positive, 128)
+    epochs: Count = 10
+    lr: Positive = 0.1
+    batch_size: Size = 128
     augment: bool = False
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    momentum: float = rule(_share, 0.9)
-    weight_decay: float = rule(not_negative, 5e-4)
+    momentum: Part = 0.9
+    weight_decay: NotNegative = 5e-4
     schedule: Literal["onecycle", "cosine", "constant"] = "onecycle"
     precision: Literal["float32", "bf16"] = "float32"
-    smoothing: float = rule(_share, 0.0)
+    smoothing: Part = 0.0
 
 
 @final
@@ -156,12 +135,12 @@ class PruneSection:
     """
 
     method: str = "Magnitude"
-    keep: float = rule(fraction, 0.5)
+    keep: Fraction = 0.5
     budget: Literal["channels", "params", "macs", "latency"] = "macs"
-    samples: int = rule(positive, 2048)
+    samples: Size = 2048
     options: Options = field(default_factory=dict, hash=False)
     then: tuple[Options, ...] = field(default=(), hash=False)
-    density: float = rule(_whole_share, 0.0)
+    density: Share = 0.0
     begin: Literal["auto", "trained", "fresh"] = "auto"
 
 
@@ -175,19 +154,19 @@ class RecoverSection:
     ``temperature``.
     """
 
-    epochs: int = rule(not_negative, 5)
-    lr: float = rule(positive, 0.02)
-    batch_size: int = rule(positive, 128)
+    epochs: Count = 5
+    lr: Positive = 0.02
+    batch_size: Size = 128
     augment: bool = False
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    momentum: float = rule(_share, 0.9)
-    weight_decay: float = rule(not_negative, 5e-4)
+    momentum: Part = 0.9
+    weight_decay: NotNegative = 5e-4
     schedule: Literal["onecycle", "cosine", "constant"] = "cosine"
     precision: Literal["float32", "bf16"] = "float32"
-    smoothing: float = rule(_share, 0.0)
-    recalibrate: int = rule(not_negative, 0)
-    distill: float = rule(_whole_share, 0.0)
-    temperature: float = rule(positive, 4.0)
+    smoothing: Part = 0.0
+    recalibrate: Count = 0
+    distill: Share = 0.0
+    temperature: Positive = 4.0
 
 
 @final
@@ -201,13 +180,13 @@ class EvaluateSection:
     1 to 5, and ``shift_samples`` how many test images meet them (0: all).
     """
 
-    batch_size: int = rule(positive, 500)
-    latency: tuple[int, ...] = rule(_sizes, (1, 64))
-    rounds: int = rule(_rounds, 20)
+    batch_size: Size = 500
+    latency: tuple[Size, ...] = (1, 64)
+    rounds: Rounds = 20
     engines: tuple[str, ...] = rule(_engines, ("eager",))
     shift: tuple[str, ...] = rule(_corruptions, ("all",))
     severities: tuple[int, ...] = rule(_severities, (3,))
-    shift_samples: int = rule(not_negative, 500)
+    shift_samples: Count = 500
 
 
 @final
@@ -215,9 +194,9 @@ class EvaluateSection:
 class RunSection:
     """Seed, folder of the artefacts, threads (0: as torch has it), device, and whether the two twins are run."""
 
-    seed: int = rule(not_negative, 0)
+    seed: Seed = 0
     folder: str = "runs/latest"
-    threads: int = rule(not_negative, 1)
+    threads: Threads = 1
     device: str = "cpu"
     twins: bool = True
 
@@ -231,8 +210,8 @@ class SweepSection:
     any, the method of ``[prune]`` is swept; without ``seeds``, that of ``[run]`` is the only one.
     """
 
-    keeps: tuple[float, ...] = rule(fractions, ())
-    seeds: tuple[int, ...] = rule(seeds, ())
+    keeps: tuple[Fraction, ...] = rule(distinct, ())
+    seeds: tuple[Seed, ...] = rule(distinct, ())
     method: tuple[Options, ...] = field(default=(), hash=False)
 
 
@@ -275,7 +254,7 @@ class Recipe:
     def from_dict(data: Mapping[str, Any], *, source: str = "the recipe") -> "Recipe":
         """Build a recipe from nested plain data; raises :class:`RecipeError` on anything unknown or of a wrong type."""
         if not isinstance(data, Mapping):
-            raise RecipeError(f"{source} must be tables of keys, got {_called(data)}.")
+            raise RecipeError(f"{source} must be tables of keys, got {reprlib.repr(data)}.")
         require_known(data, SECTIONS, f"{source} has no section")
         try:
             return Recipe(**{name: section_of(cls, data.get(name, {}), f"[{name}]") for name, cls in SECTIONS.items()})
@@ -289,19 +268,13 @@ class Recipe:
         Raises:
             RecipeError: the file is missing or not TOML, or a key is unknown, of a wrong type or out of range.
         """
-        text, source = text_of(path_or_text)
-        try:
-            return Recipe.from_dict(tomllib.loads(text), source=source)
-        except tomllib.TOMLDecodeError as error:
-            raise RecipeError(f"{source} is not TOML: {error}.") from error
+        data, source = toml_of(path_or_text)
+        return Recipe.from_dict(data, source=source)
 
     @staticmethod
     def from_json(text: str) -> "Recipe":
         """Read what ``json.dumps(recipe.to_dict())`` wrote; raises :class:`RecipeError`."""
-        try:
-            return Recipe.from_dict(json.loads(text))
-        except json.JSONDecodeError as error:
-            raise RecipeError(f"this is not a recipe in JSON: {error}.") from error
+        return Recipe.from_dict(opened(text, "this recipe", RecipeError))
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """Nested plain data, every key present, that :meth:`from_dict` reads back to an equal recipe."""
@@ -344,8 +317,19 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str
     ]
 
 
-def text_of(path_or_text: str | os.PathLike[str]) -> tuple[str, str]:
-    """TOML text from a file, or as given, and what to call it; raises RecipeError where it cannot be read."""
+def toml_of(path_or_text: str | os.PathLike[str]) -> tuple[dict[str, Any], str]:
+    """The data in a TOML file, or in TOML text, and what to call it; raises RecipeError where it cannot be read."""
+    text, source = _text_of(path_or_text)
+    try:
+        data = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise RecipeError(f"{source} is not TOML: {error}.") from error
+    if not is_shallow(data):
+        raise RecipeError(f"{source} is not TOML for people: it is nested too deeply.")
+    return data, source
+
+
+def _text_of(path_or_text: str | os.PathLike[str]) -> tuple[str, str]:
     if isinstance(path_or_text, str) and ("\n" in path_or_text or "=" in path_or_text):
         return path_or_text, "the recipe"
     path = Path(path_or_text)
@@ -358,10 +342,10 @@ def text_of(path_or_text: str | os.PathLike[str]) -> tuple[str, str]:
 
 
 def section_of(cls: type[Section], table: Any, where: str) -> Section:
-    """A section from plain data; raises RecipeError on an unknown key or a wrong type."""
+    """A section from plain data; raises RecipeError on an unknown key, or a value of a wrong type or out of bounds."""
     if not isinstance(table, Mapping):
-        raise RecipeError(f"{where} must be a table of keys, got {_called(table)}.")
-    hints = typing.get_type_hints(cls)
+        raise RecipeError(f"{where} = {reprlib.repr(table)} must be a table of keys.")
+    hints = hints_of(cls)
     require_known(table, hints, f"{where} has no key")
     return cls(**{key: _value(hints[key], value, f"{where} {key}") for key, value in table.items()})
 
@@ -376,21 +360,11 @@ def require_known(given: Iterable[str], known: Iterable[str], complaint: str) ->
 
 def _value(hint: Any, value: Any, where: str) -> Any:
     """``value`` as the type ``hint`` says; a whole number is welcome where a float is expected, never a boolean."""
-    if typing.get_origin(hint) is Literal:
-        choices = typing.get_args(hint)
-        if value not in choices:
-            raise RecipeError(f"{where} = {value!r} is not one of {', '.join(map(repr, choices))}.")
-        return value
-    if typing.get_origin(hint) is tuple:
-        if not isinstance(value, list | tuple):
-            raise RecipeError(f"{where} = {value!r} is {_called(value)}; expected a list.")
-        return tuple(_value(typing.get_args(hint)[0], item, where) for item in value)
-    if isinstance(value, Mapping):
-        _require_plain(value, where)
-    accepted, name = _ACCEPTED[typing.get_origin(hint) or hint]
-    if not isinstance(value, accepted) or (isinstance(value, bool) and bool not in accepted):
-        raise RecipeError(f"{where} = {value!r} is {_called(value)}; expected {name}.")
-    return float(value) if hint is float and isinstance(value, int) else value
+    told = f"{where} = {reprlib.repr(value)}"
+    if typing.get_origin(hint) is Literal and value not in typing.get_args(hint):
+        raise RecipeError(f"{told} is not one of {', '.join(map(repr, typing.get_args(hint)))}.")
+    _require_plain(value, where)
+    return convert(value, hint, told, RecipeError)
 
 
 def _require_plain(value: Any, where: str) -> None:
@@ -399,37 +373,15 @@ def _require_plain(value: Any, where: str) -> None:
         for item in value.values() if isinstance(value, Mapping) else value:
             _require_plain(item, where)
     elif not isinstance(value, str | int | float | bool | None):
-        raise RecipeError(f"{where} holds {value!r}, {_called(value)}; expected text, numbers, true or false, lists.")
-
-
-_ACCEPTED: Mapping[Any, tuple[tuple[type, ...], str]] = {
-    str: ((str,), "a text in quotes"),
-    int: ((int,), "a whole number"),
-    float: ((float, int), "a number"),
-    bool: ((bool,), "true or false"),
-    Mapping: ((Mapping,), "a table of keys"),
-    typing.get_origin(Options): ((Mapping,), "a table of keys"),
-}
-
-_CALLED: Mapping[type, str] = {
-    bool: "true or false",
-    int: "a whole number",
-    float: "a number with a point",
-    str: "a text",
-    list: "a list",
-    tuple: "a list",
-    dict: "a table",
-    types.NoneType: "nothing",
-}
-
-
-def _called(value: Any) -> str:
-    return _CALLED.get(type(value), f"a {type(value).__name__}")
+        kind = type(value).__name__
+        raise RecipeError(f"{where} holds {value!r}, a {kind}; expected text, numbers, true or false, lists.")
 
 
 def check_rules(section: Any, where: str) -> None:
     """Raise RecipeError for the first field whose value is not right."""
+    hints = hints_of(type(section))
     for f in dataclasses.fields(section):
+        _value(hints[f.name], getattr(section, f.name), f"{where} {f.name}")
         wrong = f.metadata.get("rule", lambda _: "")(getattr(section, f.name))
         if wrong:
             raise RecipeError(f"{where} {f.name} = {getattr(section, f.name)!r} {wrong}.")

@@ -13,6 +13,7 @@ from nervure.report.charts import file_names
 from nervure.report.dots import Dot, dot_chart
 from nervure.report.markdown import table_text
 from nervure.report.tables import MISSING, Table, quantity
+from nervure.schema import Count, Fraction, Seed, convert
 
 DENSE = "dense"
 
@@ -50,18 +51,18 @@ class Outcome:
     key: str
     network: str
     method: str
-    seed: int
-    keep: float
+    seed: Seed
+    keep: Fraction
     budget: str
     options: str = ""
     accuracy: float = math.nan
     loss: float = math.nan
     ece: float = math.nan
     validation: float = math.nan
-    samples: int = 0
-    params: int = 0
-    nonzero: int = 0
-    macs: int = 0
+    samples: Count = 0
+    params: Count = 0
+    nonzero: Count = 0
+    macs: Count = 0
     params_kept: float = math.nan
     macs_kept: float = math.nan
     shift: Mapping[str, float] = field(default_factory=dict, hash=False)
@@ -72,8 +73,17 @@ class Outcome:
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> "Outcome":
-        """Read plain data; raises TypeError where it is not an outcome."""
-        return Outcome(**{**data, "loss_curve": tuple(data.get("loss_curve", ()))})
+        """Read plain data, in which null stands for NaN; raises :class:`FileError` where it is not an outcome."""
+        return convert(_with_nan(data), Outcome, "this outcome of a trial")
+
+
+def _with_nan(data: Any) -> Any:
+    """JSON has no word for NaN, and nothing else of an outcome is null."""
+    if isinstance(data, Mapping):
+        return {key: _with_nan(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_with_nan(value) for value in data]
+    return math.nan if data is None else data
 
 
 class Mean(NamedTuple):

@@ -1,19 +1,22 @@
 """What happened in a run, as a frozen value: costs, quality, plan and provenance; made once, shown in several ways."""
 
-import json
 import math
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, final
+from typing import Annotated, Any, TypedDict, final
 
-from nervure.check import require_format
-from nervure.errors import FileError
+import msgspec
+from msgspec import Meta
+
+from nervure.documents import opened
+from nervure.errors import FileError, PlanError
 from nervure.files import read_json, write_json
 from nervure.plan import Plan
+from nervure.schema import Count, NotNegative, Share, Size, convert, written
 
-FORMAT = 1
+KIND = "nervure-report"
 EAGER = "eager"
 DENSE, PRUNED, DENSE_PLUS, RANDOM = "dense", "pruned", "dense+", "random"
 
@@ -42,15 +45,15 @@ class Row:
         speedup_low: first quartile of the paired ratios; ``speedup_high``: the third.
     """
 
-    accuracy: float | None = None
+    accuracy: Share | None = None
     loss: float | None = None
     ece: float | None = None
-    samples: int = 0
-    params: int = 0
-    nonzero: int = 0
-    macs: int = 0
-    bytes: int = 0
-    latency: Mapping[str, float] = field(default_factory=dict, hash=False)
+    samples: Count = 0
+    params: Count = 0
+    nonzero: Count = 0
+    macs: Count = 0
+    bytes: Count = 0
+    latency: Mapping[str, NotNegative] = field(default_factory=dict, hash=False)
     speedup: Mapping[str, float] = field(default_factory=dict, hash=False)
     speedup_low: Mapping[str, float] = field(default_factory=dict, hash=False)
     speedup_high: Mapping[str, float] = field(default_factory=dict, hash=False)
@@ -89,8 +92,8 @@ class Width:
     """
 
     group: str
-    before: int
-    after: int
+    before: Count
+    after: Count
     pinned: str = ""
     notes: tuple[str, ...] = ()
 
@@ -103,7 +106,7 @@ class Width:
 class Point:
     """One epoch of a training curve: mean training loss, and validation accuracy where it was measured."""
 
-    epoch: int
+    epoch: Count
     loss: float | None
     accuracy: float | None = None
 
@@ -167,8 +170,7 @@ class Report:
     def to_json(self) -> dict[str, Any]:
         """Plain data that :meth:`from_json` reads back to an equal report."""
         return {
-            "kind": "nervure-report",
-            "format": FORMAT,
+            "kind": KIND,
             "headline": self.headline,
             "title": self.title,
             "method": self.method,
@@ -188,26 +190,13 @@ class Report:
     @staticmethod
     def from_json(data: Mapping[str, Any] | str) -> "Report":
         """Read what :meth:`to_json` wrote (or its text); raises :class:`FileError` on anything else."""
-        try:
-            data = json.loads(data) if isinstance(data, str) else data
-            _require_report(data)
-            return Report(
-                title=data["title"],
-                method=data["method"],
-                recipe=data["recipe"],
-                plan=Plan.from_json(data["plan"]),
-                rows={name: Row(**row) for name, row in data["rows"].items()},
-                widths=tuple(Width(**width) for width in data["widths"]),
-                curves={name: tuple(Point(**p) for p in curve) for name, curve in data["curves"].items()},
-                verification=data["verification"],
-                provenance=data["provenance"],
-                notes=tuple(data["notes"]),
-                evidence=data.get("evidence", {}),
-                shift=data.get("shift", {}),
-                later=tuple(map(Plan.from_json, data.get("later", ()))),
-            )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise FileError(f"this is not a report of nervure: {type(error).__name__}: {error}.") from error
+        what = "this report"
+        plain = opened(data, what)
+        if plain.get("kind") != KIND:
+            raise FileError("this is not a report of nervure. Give the report.json of a run.")
+        found = convert(plain, _REPORT, what)
+        plans = {"plan": _plan(found.plan), "later": tuple(map(_plan, found.later))}
+        return check_report(Report(**msgspec.structs.asdict(found) | plans))
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the report as JSON to ``path``, atomically; raises :class:`FileError`."""
@@ -219,10 +208,83 @@ class Report:
         return Report.from_json(read_json(path, "a report of nervure"))
 
 
-def _require_report(data: Any) -> None:
-    if not isinstance(data, Mapping) or data.get("kind") != "nervure-report":
-        raise FileError("this is not a report of nervure. Give the report.json of a run.")
-    require_format(data, FORMAT, "this report", FileError)
+def _plan(data: Mapping[str, Any]) -> Plan:
+    try:
+        return Plan.from_json(data)
+    except PlanError as error:
+        raise FileError(f"this report cannot be read: {error}") from error
+
+
+class ShiftOfNetwork(TypedDict):
+    """What one network did under shift, as ``report.shift`` lays it out."""
+
+    clean: float
+    mean: float
+    interval: tuple[float, float]
+    mce: float | None
+    relative_mce: float | None
+    accuracy: dict[str, float]
+
+
+class ShiftFacts(TypedDict):
+    """What is told of networks under shift."""
+
+    severities: list[int]
+    samples: Count
+    networks: dict[str, ShiftOfNetwork]
+    original: list[str]
+    pictures: dict[str, list[str]]
+
+
+class LimitFacts(TypedDict):
+    """What is told of a limit."""
+
+    shares: list[Share]
+    quality: list[float]
+    upper: Share
+
+
+class EventFacts(TypedDict):
+    """What is told of an event of rewiring."""
+
+    kind: str
+    step: Count
+    density: float
+    dropped: Count
+    grown: Count
+    weights: Size
+
+
+Matrix = Annotated[list[Annotated[list[float], Meta(min_length=1)]], Meta(min_length=1)]
+
+
+class Evidence(TypedDict, total=False):
+    """What is told of what a plan rests on, as far as it is drawn."""
+
+    layers: dict[str, Matrix]
+    sizes: dict[str, tuple[Count, Count]]
+    samples: Count
+    limits: dict[str, LimitFacts]
+    protected: dict[str, list[Count]]
+    events: list[EventFacts]
+
+
+_REPORT = written(Report, {"plan": dict[str, Any], "later": tuple[dict[str, Any], ...]})
+
+
+def check_report(found: Report) -> Report:
+    """Return a report if it has what its pages show; raises :class:`FileError` naming what it lacks."""
+    convert(found.evidence, Evidence, "the evidence of this report")
+    if not {DENSE, PRUNED} <= set(found.rows):
+        raise FileError(f"this report cannot be read: it has no rows {DENSE!r} and {PRUNED!r}.")
+    if found.shift:
+        networks = convert(found.shift, ShiftFacts, "the accuracy under shift of this report")["networks"].values()
+        if not networks or len({tuple(one["accuracy"]) for one in networks}) > 1:
+            raise FileError("this report cannot be read: its networks were not shown the same corruptions.")
+    for name, limit in found.evidence.get("limits", {}).items():
+        if len(limit["shares"]) != len(limit["quality"]):
+            raise FileError(f"this report cannot be read: the curve of {name!r} has not one quality for each share.")
+    return found
 
 
 def removed(before: int, after: int) -> float:

@@ -21,7 +21,7 @@ from nervure.plan import Cut, Drop, Link, Mask, Plan
 from nervure.surgery.attention import ResizedAttention, keep_padding
 from nervure.surgery.cut import copied_without, kept_positions, sliced, tensor_of
 from nervure.surgery.drop import drop, name_after, take_out
-from nervure.surgery.link import link, wire_masks, wire_names
+from nervure.surgery.link import link, wire_masks, wires_of
 
 
 @isolated()
@@ -74,7 +74,7 @@ def _real_plans(model: nn.Module) -> AbstractContextManager[None]:
 
 def _edited(model: nn.Module, graph: Graph, plan: Plan, renumber: bool, shared: Iterable[nn.Parameter]) -> nn.Module:
     keeps = keeps_of(graph, plan)
-    masks, wires = _masks(graph, plan, keeps), iter(wire_names(graph, plan))
+    masks, wires = _masks(graph, plan, keeps), iter(wires_of(graph, plan, keeps).items())
     result = copied_without(model, graph, keeps, shared)
     for mask in plan.masks:
         _start_over(tensor_of(result, mask.tensor), mask)
@@ -83,7 +83,7 @@ def _edited(model: nn.Module, graph: Graph, plan: Plan, renumber: bool, shared: 
     for edit in sorted(plan, key=lambda e: isinstance(e, Drop)):
         match edit:
             case Link():
-                link(result, graph, edit, keeps, next(wires))
+                link(result, graph, edit, *next(wires))
             case Drop(block):
                 drop(result, graph, graph.block(block), keeps)
             case Cut() | Mask():
@@ -187,6 +187,8 @@ def _start_over(parameter: Tensor, mask: Mask) -> None:
         return
     if mask.shuffled is not None and mask.keep.shape != tuple(parameter.shape):
         raise PlanError(f"mask of {mask.tensor!r} draws anew what this plan also cuts: cut first, then mask.")
+    if not parameter.is_floating_point() and not parameter.is_complex():
+        raise PlanError(f"mask of {mask.tensor!r} has a gain, or draws it anew, but it holds {parameter.dtype}.")
     with torch.no_grad():
         if mask.shuffled is not None:
             order = torch.randperm(parameter.numel(), generator=torch.Generator().manual_seed(mask.shuffled))

@@ -138,22 +138,20 @@ def _made_again(make: Callable[..., nn.Module], kind: Any, *args: Any) -> nn.Mod
     return make(_linked(kind), *args)
 
 
-def link(model: nn.Module, graph: Graph, edit: Link, keeps: Mapping[str, np.ndarray], name: str) -> None:
-    """Insert the connection of ``edit`` into ``model`` in place, as the module ``name`` (see :func:`wire_names`).
+def link(model: nn.Module, graph: Graph, edit: Link, name: str, keep: Tensor) -> None:
+    """Insert the connection of ``edit`` into ``model`` in place, as the module ``name`` with mask ``keep``.
+
+    Both are as in :func:`wires_of`.
 
     Raises:
-        PlanError: its ends are not there or do not fit.
+        PlanError: its ends are not there.
     """
-    if edit.route.activation not in ("", *ACTIVATIONS):
-        raise PlanError(
-            f"{_called(edit)}: activation {edit.route.activation!r} is not one of {', '.join(ACTIVATIONS)}."
-        )
     first, second = _module(model, edit, _source(graph, edit)), _module(model, edit, _target(graph, edit))
     signal, like = Signal(), next(model.parameters())
     begin, end = _become(first), _become(second)
     (begin.given if edit.route.reads else begin.said).append(signal)
     key = name.rpartition(".")[2]
-    setattr(second, key, Wire(edit, link_mask(graph, edit, keeps), like).train(model.training))
+    setattr(second, key, Wire(edit, keep, like).train(model.training))
     end.added.append((key, signal))
 
 
@@ -169,8 +167,13 @@ def wire_names(graph: Graph, plan: Plan) -> list[str]:
 
 def wire_masks(graph: Graph, plan: Plan, keeps: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
     """The masks of the links of ``plan`` by the name of their weight, once groups keep these units."""
+    return {f"{name}.map.weight": keep for name, keep in wires_of(graph, plan, keeps).items()}
+
+
+def wires_of(graph: Graph, plan: Plan, keeps: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
+    """The masks of the links of ``plan`` by the name of their wire; raises PlanError where a link cannot be made."""
     names = wire_names(graph, plan)
-    return {f"{name}.map.weight": link_mask(graph, edit, keeps) for name, edit in zip(names, plan.links, strict=True)}
+    return {name: link_mask(graph, edit, keeps) for name, edit in zip(names, plan.links, strict=True)}
 
 
 def link_mask(graph: Graph, edit: Link, keeps: Mapping[str, np.ndarray]) -> Tensor:
@@ -187,8 +190,19 @@ def link_mask(graph: Graph, edit: Link, keeps: Mapping[str, np.ndarray]) -> Tens
             keep = keep.index_select(number, torch.from_numpy(np.flatnonzero(axis.kept(keeps))))
     if not edit.route.joins and keep.ndim == MATRIX:
         # Between whole groups a matrix says which maps are joined: by kernels of one position.
-        keep = keep.reshape(*keep.shape, *[1] * (len(graph.tensors[f"{_target(graph, edit)}.weight"]) - MATRIX))
+        keep = keep.reshape(*keep.shape, *[1] * (len(graph.tensors.get(f"{_target(graph, edit)}.weight", ())) - MATRIX))
+    _require_route(edit, tuple(keep.shape[MATRIX:]))
     return keep
+
+
+def _require_route(edit: Link, kernel: tuple[int, ...]) -> None:
+    stride, activation = edit.route.stride, edit.route.activation
+    if (kernel and len(kernel) not in _CONVOLUTIONS) or 0 in kernel:
+        raise PlanError(f"{_called(edit)}: there is no convolution with a kernel of {kernel}.")
+    if stride and len(stride) != len(kernel):
+        raise PlanError(f"{_called(edit)}: stride {stride} is not one step for each side of a kernel of {kernel}.")
+    if activation not in ("", *ACTIVATIONS):
+        raise PlanError(f"{_called(edit)}: activation {activation!r} is not one of {', '.join(ACTIVATIONS)}.")
 
 
 def linked_groups(graph: Graph, edit: Link) -> set[str]:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, Protocol, final, runtime_checkable
 from torch import Tensor, nn
 
 from nervure.graph.types import Graph, Product
+from nervure.schema import convert
 from nervure.scores.sites import Site
 from nervure.training.masks import Masks
 
@@ -146,9 +147,8 @@ class Event:
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> "Event":
-        """Read what :meth:`to_json` wrote."""
-        values = {name: value for name, value in data.items() if name not in {"density", "layers"}}
-        return Event(**values, layers={name: Turnover(*counts) for name, counts in data["layers"].items()})
+        """Read what :meth:`to_json` wrote; raises :class:`FileError` on anything else."""
+        return convert(data, Event, "this event of rewiring")
 
 
 @runtime_checkable
