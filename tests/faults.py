@@ -132,18 +132,15 @@ class _Raw(io.FileIO):
 
 
 def _open(file: Any, mode: str = "r", buffering: int = -1, *args: Any, **more: Any) -> Any:
-    if (
-        _watch() is None
-        or isinstance(file, int)
-        or not set(mode) & set("wax+")
-        or set(mode) >= {"+", "r"}
-        or buffering == 0
-    ):
+    if _watch() is None or isinstance(file, int) or not set(mode) & set("wax+"):
         return _real_open(file, mode, buffering, *args, **more)
-    raw = io.BufferedWriter(_Raw(os.fspath(file), mode.replace("b", "").replace("t", "")))
-    if "b" in mode:
+    raw = _Raw(os.fspath(file), mode.replace("b", "").replace("t", ""))
+    if buffering == 0:
         return raw
-    return io.TextIOWrapper(raw, *args, line_buffering=buffering == 1, **more)
+    buffered = io.BufferedRandom(raw) if "+" in mode else io.BufferedWriter(raw)
+    if "b" in mode:
+        return buffered
+    return io.TextIOWrapper(buffered, *args, line_buffering=buffering == 1, **more)
 
 
 def _place(handle: int) -> str:
