@@ -25,6 +25,8 @@ DRAFTS = re.compile(r"\..*\.(?P<writer>[0-9a-f]{8}-\d+-\d+)-\d+\.part", re.DOTAL
 LITTER = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "lost+found"})
 """What desktops and file systems leave in folders without being asked, in lower case."""
 DAY = 24 * 3600.0
+ROOM = bytes(1 << 16)
+"""What is written to ask whether there is room."""
 KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFREG: "a file",
@@ -65,7 +67,7 @@ def drafts(path: PathLike) -> Iterator[Path]:
     except NervureError:
         raise
     except Exception as error:
-        refusal = _refusal(error, folder)
+        refusal = disk_refusal(error, folder)
         if refusal is None:
             raise
         reason = _reason(refusal, target.parent)
@@ -171,7 +173,7 @@ def require_file(path: PathLike, what: str = "a file") -> Path:
 def require_writable(path: PathLike) -> Path:
     """Return ``path`` if a file can be written there, else raise :class:`FileError`; ask before long work."""
     with drafts(path) as folder:
-        (folder / "probe").touch()
+        (folder / "probe").write_bytes(ROOM)
     return Path(path)
 
 
@@ -186,6 +188,16 @@ def require_folder(path: PathLike) -> Path:
         remove_litter(folder)
     require_writable(folder / "probe")
     return folder
+
+
+def remove(path: PathLike) -> None:
+    """Remove the file, link or folder at ``path``, if there is one; raises :class:`FileError` where that fails."""
+    place = _path(path)
+    with file_errors(path, "remove"):
+        if place.is_dir() and not place.is_symlink():
+            shutil.rmtree(place)
+        else:
+            place.unlink(missing_ok=True)
 
 
 def remove_litter(folder: Path) -> None:
@@ -216,6 +228,21 @@ def file_errors(path: PathLike, doing: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise FileError(f"cannot {doing} {str(path)!r}: {_reason(error, Path(path).parent)}.") from error
+
+
+def disk_refusal(error: Exception, folder: Path) -> OSError | None:
+    """What the disk refused, where that is what an error in writing to a folder comes from; None: it is not."""
+    if isinstance(error, OSError):
+        return error
+    told = re.search(r"\(os error (\d+)\)", str(error))
+    if told:
+        return OSError(int(told[1]), os.strerror(int(told[1])))
+    try:
+        # Libraries tell of a full disk in words of their own, or not at all: ask it.
+        (folder / "probe").write_bytes(ROOM)
+    except OSError as refusal:
+        return refusal
+    return None
 
 
 def _path(path: PathLike) -> Path:
@@ -323,27 +350,15 @@ def _append(file: BinaryIO, data: bytes, size: int) -> None:
         raise
 
 
-def _refusal(error: Exception, folder: Path) -> OSError | None:
-    """What the disk refused, where that is what an error comes from."""
-    if isinstance(error, OSError):
-        return error
-    told = re.search(r"\(os error (\d+)\)", str(error))
-    if told:
-        return OSError(int(told[1]), os.strerror(int(told[1])))
-    try:
-        # Libraries tell of a full disk in words of their own, or not at all: ask it.
-        (folder / "room").write_bytes(bytes(1 << 20))
-    except OSError as refusal:
-        return refusal
-    return None
-
-
 def _reason(error: OSError, folder: Path) -> str:
     reason = error.strerror or str(error)
     if error.errno not in (errno.ENOSPC, errno.EDQUOT):
         return reason
+    if isinstance(error.filename, str):
+        # Not always the folder that was asked for: libraries have files of their own.
+        folder = Path(error.filename).parent
     try:
         free = f"{shutil.disk_usage(folder).free / 1e6:.1f} MB"
     except OSError:
         free = "an unknown number of bytes"
-    return f"{reason}: {free} free in {str(folder)!r}; make room and do it again, it goes on from there"
+    return f"{reason}: {free} free at {str(folder)!r}; make room and do it again"

@@ -3,7 +3,10 @@
 import functools
 import json
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias, final
@@ -69,11 +72,35 @@ class Friendly(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         """Run the sub-command."""
         try:
-            return super().invoke(ctx)
+            with _ended_by_signals():
+                return super().invoke(ctx)
+        except KeyboardInterrupt as interrupt:
+            click.echo("stopped", err=True)
+            ctx.exit(128 + (interrupt.args or (signal.SIGINT,))[0])
         except NervureError as error:
+            if isinstance(error.__cause__, BrokenPipeError):
+                # Whoever read the output has enough: no error.
+                raise error.__cause__ from None
             if ctx.params.get("debug"):
                 raise
             raise Said(" ".join(str(error).split())) from error
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Inside, being asked to end (SIGTERM) is told as Ctrl-C is: locks and drafts go, what is done is kept."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _interrupt(number: int, _: object) -> None:
+    raise KeyboardInterrupt(number)
 
 
 def setting(text: str) -> tuple[str, Any]:

@@ -3,7 +3,6 @@
 import ast
 import datetime
 import json
-import os
 import platform
 import subprocess
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -12,9 +11,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from nervure import files
 from nervure.errors import FileError
 from nervure.export import versions
-from nervure.files import write_text
 from nervure.recipe.study import Trial
 from nervure.report.comparison import Outcome
 
@@ -105,30 +104,18 @@ def read_lines(path: Path, made: Callable[[Any], Any], what: str) -> Iterator[An
     Raises:
         FileError: a line is nothing of the kind.
     """
-    lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(files.read_lines(path, f"a file of lines, each the {what}"), start=1):
         if not line:
             continue
         try:
             yield made(json.loads(line))
         except (ValueError, TypeError) as error:
-            if number < len(lines):
-                raise FileError(f"{str(path)!r} line {number} is no {what}: {error}.") from error
+            raise FileError(f"{str(path)!r} line {number} is no {what}: {error}.") from error
 
 
 def append_line(path: Path, row: Mapping[str, Any]) -> None:
     """Add one line of JSON to a file, on the disk before this returns; raises FileError where that fails."""
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
-    if text and not text.endswith("\n"):
-        # A run was killed while it wrote: what it began is no result.
-        write_text(path, text[: text.rfind("\n") + 1])
-    try:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise FileError(f"cannot write {str(path)!r}: {error.strerror}.") from error
+    files.append_line(path, json.dumps(row))
 
 
 def _provenance() -> dict[str, str]:

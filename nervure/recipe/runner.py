@@ -10,11 +10,14 @@ from typing import Any
 import torch
 
 from nervure.errors import RecipeError
-from nervure.files import read_json, require_folder, write_json, write_text
+from nervure.files import contents, file_errors, is_there, read_json, remove, require_folder, write_json, write_text
+from nervure.locks import exclusive_folder
 from nervure.recipe.parts import data_of, device_of, method_of, methods_after, require_engines, source_of
 from nervure.recipe.steps import ARTEFACTS, STEPS, Bench, remove_checkpoints
 from nervure.recipe.values import Recipe, differences
 from nervure.report import Report
+
+NOTES, RECIPE = "steps.json", "recipe.toml"
 
 
 def run(
@@ -43,7 +46,7 @@ def run(
     Raises:
         RecipeError: the recipe names something unknown, or the folder holds the run of another recipe.
         MissingExtraError: an engine in which networks are to be timed is not installed.
-        FileError: the folder cannot be written, or an artefact in it is damaged.
+        FileError: the folder cannot be written, another process works there, or an artefact in it is damaged.
         NervureError: whatever the steps raise; what was finished stays.
     """
     place = Path(folder if folder is not None else recipe.run.folder)
@@ -57,14 +60,11 @@ def run(
         # Built once before any work: an option that does not fit should not wait for the data to be read twice.
         bench.fresh()
         methods_after(recipe)
-        log = _opened(bench, resume)
-        try:
+        with alone_in(place, tell, f"nervure run {place / 'recipe.toml'} --folder {place}"):
+            log = _opened(bench, resume)
             for name, step in STEPS.items():
                 take(bench, log, name, step)
-        except KeyboardInterrupt:
-            tell(f"stopped; what is done is kept. Go on with: nervure run {place / 'recipe.toml'} --folder {place}")
-            raise
-    return Report.load(bench.path("report.json"))
+            return Report.load(bench.path("report.json"))
 
 
 def take(bench: Bench, log: dict[str, Any], name: str, step: Callable[[Bench], None]) -> None:
@@ -77,33 +77,39 @@ def take(bench: Bench, log: dict[str, Any], name: str, step: Callable[[Bench], N
     step(bench)
     log["done"].append(name)
     log["seconds"][name] = round(time.perf_counter() - start, 2)
-    write_json(bench.path("steps.json"), log)
+    write_json(bench.path(NOTES), log)
     # Only now: stopped between the two, the training would be lost.
     remove_checkpoints(bench.folder)
 
 
 def _opened(bench: Bench, resume: bool) -> dict[str, Any]:
     """The log of the run in this folder, begun if there was none; raises where another recipe's run is there."""
-    folder = require_folder(bench.folder)
-    notes = bench.path("steps.json")
-    require_ours(folder, notes)
-    if not resume:
-        for name in ARTEFACTS:
-            bench.path(name).unlink(missing_ok=True)
-    if notes.exists():
-        log: dict[str, Any] = read_json(notes, "the steps of a run")
-        _require_same_recipe(folder, log, bench.recipe)
-        return log
+    notes = bench.path(NOTES)
+    require_ours(bench.folder, notes)
+    log: dict[str, Any] = read_json(notes, "the steps of a run") if is_there(notes) else {}
+    if log and resume:
+        _require_same_recipe(bench.folder, log, bench.recipe)
+    if not log or not resume or log.get("clearing"):
+        log = _begun(bench)
+    write_text(bench.path(RECIPE), bench.recipe.to_toml())
+    return log
+
+
+def _begun(bench: Bench) -> dict[str, Any]:
+    """The log of a run that begins; artefacts of an earlier one in the folder are removed."""
     log = {"recipe": bench.recipe.to_dict(), "fingerprint": bench.recipe.fingerprint, "done": [], "seconds": {}}
-    write_json(notes, log)
-    write_text(bench.path("recipe.toml"), bench.recipe.to_toml())
+    # Stopped in between, the next run knows that what is left is not its own.
+    write_json(bench.path(NOTES), log | {"clearing": True})
+    for name in set(ARTEFACTS) - {NOTES, RECIPE}:
+        remove(bench.path(name))
+    write_json(bench.path(NOTES), log)
     return log
 
 
 def require_ours(folder: Path, notes: Path) -> None:
     """Raise RecipeError where a folder holds something, but not the notes of work begun here."""
-    strangers = sorted(path.name for path in folder.iterdir())
-    if strangers and not notes.exists():
+    strangers = contents(folder)
+    if strangers and not is_there(notes):
         raise RecipeError(
             f"the folder {str(folder)!r} holds {strangers[0]!r}, but no {notes.name}: something else was done there. "
             "Give an empty folder, or one that is not there yet."
@@ -130,9 +136,25 @@ def threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+@contextmanager
+def alone_in(folder: Path, say: Callable[[str], None], again: str) -> Iterator[None]:
+    """Work in a folder, made if need be, that no other process works in; where that is stopped, say what goes on.
+
+    Raises:
+        FileError: the folder cannot be written, or another process works there.
+    """
+    with exclusive_folder(require_folder(folder)):
+        try:
+            yield
+        except KeyboardInterrupt:
+            say(f"stopped; what is done is kept. Go on with: {again}")
+            raise
+
+
 def printed(line: str) -> None:
-    """Print a line at once."""
-    print(line, flush=True, file=sys.stdout)
+    """Print a line at once; raises FileError where it cannot be written, for want of room say."""
+    with file_errors("standard output", "write"):
+        print(line, flush=True, file=sys.stdout)
 
 
 def nothing(line: str) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from nervure.errors import FileError, VerificationError
 from nervure.evaluation import Shifted, evaluate, evaluate_shift, file_size, latency
 from nervure.export import load, load_state, save, save_state, write_tensors
-from nervure.files import read_json, write_json, write_text
+from nervure.files import file_errors, is_there, read_json, remove, write_json, write_text
 from nervure.graph import Graph, count
 from nervure.graph.tape import named_tensors
 from nervure.methods import Explained, Method, Remembering, View
@@ -209,13 +209,14 @@ def train_twins(bench: Bench) -> None:
     if not bench.recipe.run.twins:
         return
     # Where the pruned network was trained as the dense one was, from the start, the dense one is its own twin.
-    if not bench.begins_fresh and not bench.path("dense-plus.safetensors").exists():
+    if not bench.begins_fresh and not is_there(bench.path("dense-plus.safetensors")):
         model = bench.dense()
         # One more than the first training: the same order of batches twice would be a hidden difference.
         history = _trained(bench, "dense-plus", model, bench.recipe.recover, bench.recipe.run.seed + 1)
-        save_state(bench.path("dense-plus.safetensors"), model, meta={"model": bench.source.to_json()})
+        # The network last: where it is, nothing of this is done again.
         _note_history(bench, "dense-plus", history)
-    if bench.path("random.safetensors").exists():
+        save_state(bench.path("dense-plus.safetensors"), model, meta={"model": bench.source.to_json()})
+    if is_there(bench.path("random.safetensors")):
         return
     result = bench.pruned("model.safetensors" if isinstance(bench.method, Rewired) else "cut.safetensors")
     twin = random_twin(
@@ -369,7 +370,7 @@ def _cut(bench: Bench, plan: Plan, method: str) -> Pruned:
 
 
 def _recovered(bench: Bench, name: str, pruned: Pruned, file: str, hooks: Sequence[Hook] = ()) -> None:
-    if bench.path(file).exists():
+    if is_there(bench.path(file)):
         return
     # From the start: in the order of the dense network. Afterwards: in another, which twins share.
     fresh = bench.begins_fresh
@@ -418,7 +419,7 @@ def _note_history(bench: Bench, name: str, history: History) -> None:
 def remove_checkpoints(folder: Path) -> None:
     """Remove the states of trainings that are over; called when the step that made them is written down."""
     for path in folder.glob("*.training.safetensors"):
-        path.unlink(missing_ok=True)
+        remove(path)
 
 
 def row_of(bench: Bench, model: nn.Module) -> Row:
@@ -467,7 +468,8 @@ def timed_in_turn(bench: Bench, models: Mapping[str, nn.Module]) -> dict[str, di
 def _in_fresh_process(folder: Path) -> float:
     environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
     command = [sys.executable, "-m", "nervure.recipe.fresh", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    with file_errors(sys.executable, "start"):
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
         raise FileError(f"the saved model could not be loaded in a fresh process: {_last(done.stderr.splitlines())}")
     return float(json.loads(_last(done.stdout.splitlines()))["error"])

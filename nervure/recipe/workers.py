@@ -12,6 +12,7 @@ from typing import Any, Protocol, Self, TypeAlias, final
 
 from nervure._extras import require_extra
 from nervure.errors import ArgumentError
+from nervure.files import file_errors
 
 Plain: TypeAlias = Mapping[str, Any]
 Work: TypeAlias = Callable[[Plain], Plain]
@@ -122,7 +123,8 @@ class Beside:
             # What can be imported here can be imported there: a network of the user's own, for one.
             environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
             pipe = subprocess.PIPE
-            process = subprocess.Popen(self._command, stdin=pipe, stdout=pipe, text=True, env=environment)
+            with file_errors(self._command[0], "start"):
+                process = subprocess.Popen(self._command, stdin=pipe, stdout=pipe, text=True, env=environment)
             self._mine.process = process
             self._all.append(process)
         return process
