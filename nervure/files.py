@@ -56,10 +56,13 @@ def replacing(path: PathLike) -> Iterator[Path]:
 def drafts(path: PathLike) -> Iterator[Path]:
     """Yield an empty folder for drafts of ``path`` and of files beside it; what is left in it goes afterwards.
 
+    Drafts of processes that were killed, of whatever file in the same folder, are removed first.
+
     Raises:
         FileError: the disk refuses what is written in the block, in whatever words a library says so.
     """
     target = _writable(path)
+    remove_litter(target.parent)
     folder = target.parent / f".{_short(target.name)}.{process_mark()}-{next(_NUMBERS)}.part"
     try:
         folder.mkdir()
@@ -185,7 +188,6 @@ def require_folder(path: PathLike) -> Path:
     folder = _path(path)
     with file_errors(path, "make the folder"):
         folder.mkdir(parents=True, exist_ok=True)
-        remove_litter(folder)
     require_writable(folder / "probe")
     return folder
 
@@ -202,10 +204,11 @@ def remove(path: PathLike) -> None:
 
 def remove_litter(folder: Path) -> None:
     """Remove drafts in a folder whose writers are dead; those of other machines once they are a day old."""
-    for path in list(folder.iterdir()):
-        found = DRAFTS.fullmatch(path.name)
-        if found and _is_left(path, is_alive(found["writer"])):
-            shutil.rmtree(path, ignore_errors=True)
+    with file_errors(folder, "read"):
+        names = os.listdir(folder)
+    for found in filter(None, map(DRAFTS.fullmatch, names)):
+        if _is_left(folder / found[0], is_alive(found["writer"])):
+            shutil.rmtree(folder / found[0], ignore_errors=True)
 
 
 def contents(folder: Path) -> list[str]:
@@ -354,8 +357,8 @@ def _reason(error: OSError, folder: Path) -> str:
     reason = error.strerror or str(error)
     if error.errno not in (errno.ENOSPC, errno.EDQUOT):
         return reason
-    if isinstance(error.filename, str):
-        # Not always the folder that was asked for: libraries have files of their own.
+    if isinstance(error.filename, str) and folder not in Path(error.filename).parents:
+        # Libraries have files of their own, elsewhere.
         folder = Path(error.filename).parent
     try:
         free = f"{shutil.disk_usage(folder).free / 1e6:.1f} MB"

@@ -112,7 +112,7 @@ def test_a_full_disk_is_told_with_the_room_there_is(tmp_path: Path, write: Write
     path.write_text(OLD, encoding="utf-8")
     (number,) = [i for i, event in enumerate(record(lambda: write(path), tmp_path)) if event.kind == "write"]
     assert "No space left on device" in refused(path, write, number, Action.FULL)
-    assert f"MB free in {str(tmp_path)!r}; make room" in refused(path, write, number, Action.FULL)
+    assert f"MB free at {str(tmp_path)!r}; make room" in refused(path, write, number, Action.FULL)
 
 
 def test_a_full_disk_is_found_behind_the_words_of_any_library(tmp_path: Path) -> None:
