@@ -1,5 +1,6 @@
 """Small pieces of work that may be killed anywhere, and what must be equal however often that happened."""
 
+import difflib
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -82,6 +83,19 @@ def facts(folder: Path) -> dict[str, Any]:
     return {str(path.relative_to(folder)): _told(path, folder) for path in files}
 
 
+def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """Lines that tell how what work left differs from what other work left; empty where it does not."""
+    lines = [f"{name} is left once only" for name in one.keys() ^ other.keys()]
+    for name in one.keys() & other.keys():
+        texts = [
+            value if isinstance(value, str) else json.dumps(value, indent=1, default=str)
+            for value in (one[name], other[name])
+        ]
+        if one[name] != other[name]:
+            lines += [name, *difflib.unified_diff(*(text.splitlines() for text in texts), n=0, lineterm="")][:20]
+    return lines
+
+
 def _told(path: Path, folder: Path) -> Any:
     if path.suffix == ".safetensors":
         return {n: (t.dtype, t.shape, t.contiguous().view(-1).tolist()) for n, t in load_file(path).items()}
@@ -89,8 +103,9 @@ def _told(path: Path, folder: Path) -> Any:
     if path.suffix == ".json":
         return _timeless(json.loads(text))
     if path.suffix == ".jsonl":
-        # A trial that failed is done again, and its earlier line stays.
-        return [_timeless(row) for row in map(json.loads, text.splitlines()) if not row.get("error")]
+        # A trial that failed is done again, after the others, and its earlier line stays.
+        rows = [_timeless(row) for row in map(json.loads, text.splitlines()) if not row.get("error")]
+        return sorted(rows, key=json.dumps)
     return re.sub(TIME, "", text)
 
 
