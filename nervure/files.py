@@ -25,8 +25,6 @@ DRAFTS = re.compile(r"\..*\.(?P<writer>[0-9a-f]{8}-\d+-\d+)-\d+\.part", re.DOTAL
 LITTER = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "lost+found"})
 """What desktops and file systems leave in folders without being asked, in lower case."""
 DAY = 24 * 3600.0
-ROOM = bytes(1 << 16)
-"""What is written to ask whether there is room."""
 KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFREG: "a file",
@@ -176,7 +174,8 @@ def require_file(path: PathLike, what: str = "a file") -> Path:
 def require_writable(path: PathLike) -> Path:
     """Return ``path`` if a file can be written there, else raise :class:`FileError`; ask before long work."""
     with drafts(path) as folder:
-        (folder / "probe").write_bytes(ROOM)
+        # A folder can be made where there is no room for anything in it.
+        (folder / "probe").write_bytes(bytes(1 << 16))
     return Path(path)
 
 
@@ -242,7 +241,7 @@ def disk_refusal(error: Exception, folder: Path) -> OSError | None:
         return OSError(int(told[1]), os.strerror(int(told[1])))
     try:
         # Libraries tell of a full disk in words of their own, or not at all: ask it.
-        (folder / "probe").write_bytes(ROOM)
+        (folder / "probe").write_bytes(bytes(1 << 20))
     except OSError as refusal:
         return refusal
     return None

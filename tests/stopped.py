@@ -29,7 +29,7 @@ RECIPE: Mapping[str, Any] = {
 TIMES = frozenset({"seconds", "date", "latency", "latencies", "speedup", "interrupted", "sha256", "commit"})
 """Keys of what differs from time to time."""
 TIME = re.compile(
-    r"\d{4}-\d\d-\d\dT[\d:]+\+00:00(, )?"
+    r"\d{4}-\d\d-\d\dT[\d:]+\+00:00(, )?|(?<=commit: ).*$"
     r"|(?<=\| seconds \| )[\d.]+|[\d.]+(?= \| \d+ \|$)|(?<=<td>seconds</td><td>)[\d.]+",
     re.MULTILINE,
 )
@@ -112,4 +112,6 @@ def _told(path: Path, folder: Path) -> Any:
 def _timeless(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _timeless(held) for key, held in value.items() if key not in TIMES}
+    if isinstance(value, str):
+        return re.sub(TIME, "", value)
     return [_timeless(held) for held in value] if isinstance(value, list) else value
