@@ -3,6 +3,7 @@
 ``NERVURE_STOPS=100`` tries so many of the events of each work, spread over all of them, instead of a few.
 """
 
+import errno
 import os
 import signal
 import sys
@@ -175,3 +176,16 @@ def test_where_the_disk_is_full_no_further_trial_is_begun(tmp_path: Path, monkey
         sweep(recipe, folder=tmp_path, progress=False)
     assert len(begun) == 1
     assert not (tmp_path / "results.jsonl").exists()
+
+
+def test_on_the_command_line_an_output_that_finds_no_room_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(line: str, **_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("builtins.print", full)
+    (tmp_path / "recipe.toml").write_text(Recipe.from_dict(RECIPE).to_toml(), encoding="utf-8")
+    done = CliRunner().invoke(main, ["run", str(tmp_path / "recipe.toml"), "--folder", str(tmp_path / "run")])
+    assert done.exit_code == 2
+    assert done.stderr.startswith("Error: cannot write 'standard output': No space left on device")

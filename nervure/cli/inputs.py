@@ -84,6 +84,11 @@ class Friendly(click.Group):
             if ctx.params.get("debug"):
                 raise
             raise Said(" ".join(str(error).split())) from error
+        except OSError as error:
+            # Who reads the output may have enough; standard output itself may be on a full disk.
+            if ctx.params.get("debug") or isinstance(error, BrokenPipeError):
+                raise
+            raise Said(str(error)) from error
 
 
 @contextmanager
