@@ -59,7 +59,7 @@ def drafts(path: PathLike) -> Iterator[Path]:
     Raises:
         FileError: the disk refuses what is written in the block, in whatever words a library says so.
     """
-    target = _writable(path)
+    target = writable_path(path)
     remove_litter(target.parent)
     folder = target.parent / f".{_short(target.name)}.{process_mark()}-{next(_NUMBERS)}.part"
     try:
@@ -84,7 +84,7 @@ def settle(draft: Path, path: PathLike) -> Path:
         OSError: it could not be moved.
         FileError: it was moved, but the disk does not say that it is safe there.
     """
-    target = _writable(path)
+    target = writable_path(path)
     _flush(draft, _rights(target, draft))
     os.replace(draft, target)
     try:
@@ -118,7 +118,7 @@ def append_line(path: PathLike, line: str) -> Path:
     Raises:
         FileError: that fails; the whole lines that were there are untouched.
     """
-    target = _writable(path)
+    target = writable_path(path)
     with file_errors(path, "write"):
         with target.open("a+b", buffering=0) as file:
             size = _whole_lines(file)
@@ -223,6 +223,19 @@ def real_path(path: PathLike) -> Path:
     return Path(os.path.realpath(_path(path)))
 
 
+def writable_path(path: PathLike) -> Path:
+    """Where what is written to ``path`` goes; raises FileError where that is nothing that can be replaced."""
+    mode = _mode(path)
+    if mode is not None and not stat.S_ISREG(mode):
+        raise FileError(f"cannot write {str(path)!r}: {KINDS[stat.S_IFMT(mode)]} is there. Give the name of a file.")
+    target = real_path(path)
+    if not is_there(target.parent):
+        raise FileError(
+            f"cannot write {str(path)!r}: there is no folder {str(target.parent)!r}. Make it, or choose another folder."
+        )
+    return target
+
+
 @contextlib.contextmanager
 def file_errors(path: PathLike, doing: str) -> Iterator[None]:
     """Turn each ``OSError`` in the block into a :class:`FileError`: what we were ``doing`` (a verb) with ``path``."""
@@ -268,19 +281,6 @@ def _mode(path: PathLike) -> int | None:
             return place.stat().st_mode
         except (FileNotFoundError, NotADirectoryError):
             return None
-
-
-def _writable(path: PathLike) -> Path:
-    """Where what is written to ``path`` goes; raises FileError where that is nothing that can be replaced."""
-    mode = _mode(path)
-    if mode is not None and not stat.S_ISREG(mode):
-        raise FileError(f"cannot write {str(path)!r}: {KINDS[stat.S_IFMT(mode)]} is there. Give the name of a file.")
-    target = real_path(path)
-    if not is_there(target.parent):
-        raise FileError(
-            f"cannot write {str(path)!r}: there is no folder {str(target.parent)!r}. Make it, or choose another folder."
-        )
-    return target
 
 
 def _short(name: str) -> str:

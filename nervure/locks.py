@@ -11,7 +11,7 @@ from pathlib import Path
 from filelock import lock_descriptor, unlock_descriptor
 
 from nervure.errors import FileError
-from nervure.files import PathLike, file_errors, real_path
+from nervure.files import PathLike, file_errors, writable_path
 
 UNKNOWN = frozenset({errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL})
 """What file systems say that have no locks."""
@@ -35,7 +35,7 @@ def exclusive_file(path: PathLike) -> Iterator[None]:
     Raises:
         FileError: another holds it; the message says who, where and since when.
     """
-    target = real_path(path)
+    target = writable_path(path)
     with _held(target.with_name(f".{target.name}.lock"), f"the file {str(path)!r}"):
         yield
 
