@@ -264,7 +264,7 @@ def test_a_report_can_be_made_again() -> None:
         (["trace", "--model", "resnet8", "--option", "wdith=1", *INPUT], "wdith"),
         (["trace", "--model", "no_such:f", *INPUT], "cannot be imported"),
         (["trace", *MODEL, "--input", "1x7x16x16"], "expected input"),
-        (["trace", *MODEL, *INPUT, "-o", "no/such/graph.json"], "Choose another folder"),
+        (["trace", *MODEL, *INPUT, "-o", "no/such/graph.json"], "choose another folder"),
         (["measure", *MODEL, *INPUT], "no data"),
         (["measure", *MODEL, "--data", "digist"], "Did you mean 'digits'"),
         (["plan", *MODEL, *INPUT, "--method", "Magnitud"], "Magnitude"),

@@ -17,6 +17,8 @@ FLOORS: Mapping[str, int] = {
     "check": 0,
     "progress": 0,
     "files": 0,
+    "processes": 0,
+    "locks": 0,
     "schema": 0,
     "documents": 0,
     "container": 0,

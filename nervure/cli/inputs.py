@@ -3,8 +3,11 @@
 import functools
 import json
 import shlex
+import signal
+import threading
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias, final
@@ -103,12 +106,18 @@ class Friendly(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         """Run the sub-command."""
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), _ended_by_signals():
                 warnings.showwarning = _warn
                 return super().invoke(ctx)
+        except KeyboardInterrupt as interrupt:
+            click.echo("stopped", err=True)
+            ctx.exit(128 + (interrupt.args or (signal.SIGINT,))[0])
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise
         except Exception as error:
+            if isinstance(error.__cause__, BrokenPipeError):
+                # Whoever read the output has enough: no error.
+                raise error.__cause__ from None
             if ctx.params.get("debug"):
                 raise
             raise _said(error) from error
@@ -122,6 +131,23 @@ def _said(error: Exception) -> click.ClickException:
     return Unforeseen(
         f"{type(error).__name__}: {reason}. That was not foreseen; nervure --debug ... tells where it is."
     )
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Inside, being asked to end (SIGTERM) is told as Ctrl-C is: locks and drafts go, what is done is kept."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _interrupt(number: int, _: object) -> None:
+    raise KeyboardInterrupt(number)
 
 
 def setting(text: str) -> tuple[str, Any]:

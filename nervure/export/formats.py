@@ -1,5 +1,6 @@
 """The file formats: how each is written and read back, what it needs, what it can be computed in."""
 
+import io
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -120,8 +121,11 @@ def _write_torch(graph: Exported, path: Path, precision: str, calibration: Seque
         node.meta.pop("stack_trace", None)
     # What it was traced on would go into the file.
     program.example_inputs = None
+    content = io.BytesIO()
     with quiet():
-        torch.export.save(program, str(path))
+        torch.export.save(program, content)
+    # Not by the library itself: on a full disk it ends the whole process.
+    path.write_bytes(content.getbuffer())
 
 
 def _read_torch(path: Path, graph: Exported, precision: str) -> Runner:

@@ -3,9 +3,7 @@
 import itertools
 import json
 import os
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -16,7 +14,7 @@ from nervure.check import require_choice
 from nervure.engines import Runner
 from nervure.engines.exported import Exported, exported, refused
 from nervure.engines.types import BF16, FLOAT32
-from nervure.errors import ArgumentError, FileError, NervureError, VerificationError
+from nervure.errors import ArgumentError, NervureError, VerificationError
 from nervure.evaluation.batches import pairs
 from nervure.export.card import (
     Card,
@@ -31,7 +29,7 @@ from nervure.export.card import (
 from nervure.export.checking import Difference, first_different, on_data, on_random, random_like
 from nervure.export.formats import FORMATS, Format, in_bf16
 from nervure.export.quantising import INT8
-from nervure.files import require_writable, write_json, write_text
+from nervure.files import disk_refusal, drafts, require_writable, settle, write_json, write_text
 from nervure.graph.cost import count
 from nervure.graph.example import is_weightless
 from nervure.graph.modes import isolated
@@ -140,7 +138,7 @@ def export(
         raise ArgumentError(f"{model_name(module)} has tensors without numbers; give it its weights before exporting.")
     given, noted = _calibration(calibration, precision), dict(notes or {})
     again = str(noted.pop("command", _call(target, form, precision)))
-    with _drafts(target) as folder:
+    with drafts(target) as folder:
         job = _Job(form, precision, module, example, form.dynamic if dynamic is None else dynamic, given)
         graph, runner = job.made(folder / target.name)
         checks = _checked(job, graph, runner, check, tolerance, folder)
@@ -217,9 +215,11 @@ class _Job:
         try:
             self.form.write(graph, path, self.precision, self.calibration)
             return graph, self.form.read(path, graph, self.precision)
-        except (NervureError, OSError):
+        except NervureError:
             raise
         except Exception as error:
+            if refusal := disk_refusal(error, path.parent):
+                raise refusal from error
             raise refused(f"the module cannot be written as {self.form.name!r}", graph, error) from error
 
 
@@ -303,20 +303,8 @@ def usage(form: Format, name: str, precision: str, graph: Exported) -> str:
     )
 
 
-@contextmanager
-def _drafts(target: Path) -> Iterator[Path]:
-    """A folder beside ``target``, gone afterwards with what is left in it."""
-    try:
-        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
-            yield Path(folder)
-    except OSError as error:
-        raise FileError(
-            f"cannot write {str(target)!r}: {error.strerror or error}. What was there is untouched."
-        ) from error
-
-
 def _moved(files: Sequence[Path], folder: Path) -> tuple[Path, ...]:
     """Put the files into ``folder``; the one that gives the export its name comes last, when the others are there."""
     for file in (*files[1:], files[0]):
-        os.replace(file, folder / file.name)
+        settle(file, folder / file.name)
     return tuple(folder / file.name for file in files)

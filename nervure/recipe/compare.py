@@ -7,10 +7,9 @@ and gets the same recovery, with the same order of batches. One line of JSON is 
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from nervure.files import require_folder
 from nervure.recipe.parts import method_of
 from nervure.recipe.results import Results, agree, dense_key
-from nervure.recipe.runner import nothing, printed
+from nervure.recipe.runner import alone_in, nothing, printed
 from nervure.recipe.study import Study, Trial
 from nervure.recipe.trials import Job, answer, carry_out
 from nervure.recipe.workers import pool_of
@@ -47,18 +46,19 @@ def compare(
     Raises:
         RecipeError: the study names something unknown.
         ArgumentError: ``workers`` is negative.
-        FileError: the folder cannot be written, or its results are damaged.
+        FileError: the folder cannot be written, another process works there, or its results are damaged.
     """
     trials = {trial.key: trial for trial in study.trials()}
     made = made_of(trials)
-    place = require_folder(Path(folder if folder is not None else study.study.folder))
-    results = opened(place, made, say or (printed if progress else nothing))
-    job = Job(folder=str(place), threads=study.study.threads, progress=progress and workers == 1)
-    with pool_of(answer, workers) as pool:
-        carry_out(trials, results, pool, job, limit=limit)
-    outcomes = outcomes_of(results, trials)
-    write_comparison(outcomes, place, title=study.study.title, baseline=study.study.baseline)
-    return outcomes
+    place, tell = Path(folder if folder is not None else study.study.folder), say or (printed if progress else nothing)
+    with alone_in(place, tell, "the same command"):
+        results = opened(place, made, tell)
+        job = Job(folder=str(place), threads=study.study.threads, progress=progress and workers == 1)
+        with pool_of(answer, workers) as pool:
+            carry_out(trials, results, pool, job, limit=limit)
+        outcomes = outcomes_of(results, trials)
+        write_comparison(outcomes, place, title=study.study.title, baseline=study.study.baseline)
+        return outcomes
 
 
 def made_of(trials: Mapping[str, Trial]) -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 import ast
 import datetime
-import os
 import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, replace
@@ -10,10 +9,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from nervure.documents import is_cut_short, opened, sealed
+from nervure import files
+from nervure.documents import opened, sealed
 from nervure.errors import FileError
 from nervure.export import versions
-from nervure.files import write_text
 from nervure.provenance import commit
 from nervure.recipe.study import Trial
 from nervure.report.comparison import Outcome
@@ -110,28 +109,17 @@ def read_lines(path: Path, made: Callable[[Any], Any]) -> Iterator[Any]:
     Raises:
         FileError: a line is damaged, or nothing of the kind.
     """
-    *lines, last = path.read_bytes().split(b"\n") if path.exists() else [b""]
-    for number, line in enumerate([*lines, b"" if is_cut_short(last) else last], start=1):
+    for number, line in enumerate(files.read_lines(path, "a file of lines of results"), start=1):
         if line:
             try:
-                yield made(opened(line, "it"))
+                yield made(opened(line.encode(), "it"))
             except FileError as error:
                 raise FileError(f"{str(path)!r}, line {number}: {error}") from error
 
 
 def append_line(path: Path, row: Mapping[str, Any]) -> None:
     """Add one line of JSON to a file, on the disk before this returns; raises FileError where that fails."""
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
-    if text and not text.endswith("\n"):
-        # A run was killed while it wrote: what it began is no result.
-        write_text(path, text[: text.rfind("\n") + 1])
-    try:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(sealed(row, "the outcome of a trial", indent=-1).decode() + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise FileError(f"cannot write {str(path)!r}: {error.strerror}.") from error
+    files.append_line(path, sealed(row, "the outcome of a trial", indent=-1).decode())
 
 
 def _provenance() -> dict[str, str]:

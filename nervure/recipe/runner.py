@@ -1,5 +1,6 @@
 """``run``: the whole pipeline, step by step, able to go on where it stopped."""
 
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -10,13 +11,16 @@ from typing import Any, Required, TypedDict
 import torch
 
 from nervure.errors import RecipeError
-from nervure.files import read_document, require_folder, write_json, write_text
+from nervure.files import contents, file_errors, is_there, read_document, remove, require_folder, write_json, write_text
+from nervure.locks import exclusive_folder
 from nervure.markup import listing
 from nervure.recipe.parts import data_of, device_of, method_of, methods_after, require_engines, source_of
 from nervure.recipe.steps import ARTEFACTS, STEPS, Bench, remove_checkpoints
 from nervure.recipe.values import Recipe, differences
 from nervure.report import Report
 from nervure.schema import NotNegative
+
+NOTES, RECIPE = "steps.json", "recipe.toml"
 
 
 def run(
@@ -45,7 +49,7 @@ def run(
     Raises:
         RecipeError: the recipe names something unknown, or the folder holds the run of another recipe.
         MissingExtraError: an engine in which networks are to be timed is not installed.
-        FileError: the folder cannot be written, or an artefact in it is damaged.
+        FileError: the folder cannot be written, another process works there, or an artefact in it is damaged.
         NervureError: whatever the steps raise; what was finished stays.
     """
     place = Path(folder if folder is not None else recipe.run.folder)
@@ -59,14 +63,11 @@ def run(
         # Built once before any work: an option that does not fit should not wait for the data to be read twice.
         bench.fresh()
         methods_after(recipe)
-        log = _opened(bench, resume)
-        try:
+        with alone_in(place, tell, shlex.join(["nervure", "run", str(place / RECIPE), "--folder", str(place)])):
+            log = _opened(bench, resume)
             for name, step in STEPS.items():
                 take(bench, log, name, step)
-        except KeyboardInterrupt:
-            tell(f"stopped; what is done is kept. Go on with: nervure run {place / 'recipe.toml'} --folder {place}")
-            raise
-    return Report.load(bench.path("report.json"))
+            return Report.load(bench.path("report.json"))
 
 
 class Log(TypedDict, total=False):
@@ -77,6 +78,7 @@ class Log(TypedDict, total=False):
     method: str
     done: Required[list[str]]
     seconds: Required[dict[str, NotNegative]]
+    clearing: bool
 
 
 def take(bench: Bench, log: dict[str, Any], name: str, step: Callable[[Bench], None]) -> None:
@@ -89,33 +91,39 @@ def take(bench: Bench, log: dict[str, Any], name: str, step: Callable[[Bench], N
     step(bench)
     log["done"].append(name)
     log["seconds"][name] = round(time.perf_counter() - start, 2)
-    write_json(bench.path("steps.json"), log)
+    write_json(bench.path(NOTES), log)
     # Only now: stopped between the two, the training would be lost.
     remove_checkpoints(bench.folder)
 
 
 def _opened(bench: Bench, resume: bool) -> dict[str, Any]:
     """The log of the run in this folder, begun if there was none; raises where another recipe's run is there."""
-    folder = require_folder(bench.folder)
-    notes = bench.path("steps.json")
-    require_ours(folder, notes)
-    if not resume:
-        for name in ARTEFACTS:
-            bench.path(name).unlink(missing_ok=True)
-    if notes.exists():
-        log = dict(read_document(notes, Log, "the steps of a run"))
-        _require_same_recipe(folder, log, bench.recipe)
-        return log
+    notes = bench.path(NOTES)
+    require_ours(bench.folder, notes)
+    log = dict(read_document(notes, Log, "the steps of a run")) if is_there(notes) else {}
+    if log and resume:
+        _require_same_recipe(bench.folder, log, bench.recipe)
+    if not log or not resume or log.get("clearing"):
+        log = _begun(bench)
+    write_text(bench.path(RECIPE), bench.recipe.to_toml())
+    return log
+
+
+def _begun(bench: Bench) -> dict[str, Any]:
+    """The log of a run that begins; artefacts of an earlier one in the folder are removed."""
     log = {"recipe": bench.recipe.to_dict(), "fingerprint": bench.recipe.fingerprint, "done": [], "seconds": {}}
-    write_json(notes, log)
-    write_text(bench.path("recipe.toml"), bench.recipe.to_toml())
+    # Stopped in between, the next run knows that what is left is not its own.
+    write_json(bench.path(NOTES), log | {"clearing": True})
+    for name in set(ARTEFACTS) - {NOTES, RECIPE}:
+        remove(bench.path(name))
+    write_json(bench.path(NOTES), log)
     return log
 
 
 def require_ours(folder: Path, notes: Path) -> None:
     """Raise RecipeError where a folder holds something, but not the notes of work begun here."""
-    strangers = sorted(path.name for path in folder.iterdir())
-    if strangers and not notes.exists():
+    strangers = contents(folder)
+    if strangers and not is_there(notes):
         raise RecipeError(
             f"the folder {str(folder)!r} holds {strangers[0]!r}, but no {notes.name}: something else was done there. "
             "Give an empty folder, or one that is not there yet."
@@ -142,9 +150,25 @@ def threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+@contextmanager
+def alone_in(folder: Path, say: Callable[[str], None], again: str) -> Iterator[None]:
+    """Work in a folder, made if need be, that no other process works in; where that is stopped, say what goes on.
+
+    Raises:
+        FileError: the folder cannot be written, or another process works there.
+    """
+    with exclusive_folder(require_folder(folder)):
+        try:
+            yield
+        except KeyboardInterrupt:
+            say(f"stopped; what is done is kept. Go on with: {again}")
+            raise
+
+
 def printed(line: str) -> None:
-    """Print a line, or lines, at once."""
-    print(listing(line.split("\n")), flush=True, file=sys.stdout)
+    """Print a line, or lines, at once; raises FileError where they cannot be written, for want of room say."""
+    with file_errors("standard output", "write"):
+        print(listing(line.split("\n")), flush=True, file=sys.stdout)
 
 
 def nothing(line: str) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from nervure.container import write_container
 from nervure.errors import FileError, VerificationError
 from nervure.evaluation import Shifted, evaluate, evaluate_shift, file_size, latency
 from nervure.export import load, load_state, save, save_state
-from nervure.files import read_json, write_json, write_text
+from nervure.files import file_errors, is_there, read_json, remove, write_json, write_text
 from nervure.graph import Graph, count
 from nervure.graph.tape import named_tensors
 from nervure.methods import Explained, Method, Remembering, View
@@ -209,13 +210,14 @@ def train_twins(bench: Bench) -> None:
     if not bench.recipe.run.twins:
         return
     # Where the pruned network was trained as the dense one was, from the start, the dense one is its own twin.
-    if not bench.begins_fresh and not bench.path("dense-plus.safetensors").exists():
+    if not bench.begins_fresh and not is_there(bench.path("dense-plus.safetensors")):
         model = bench.dense()
         # One more than the first training: the same order of batches twice would be a hidden difference.
         history = _trained(bench, "dense-plus", model, bench.recipe.recover, bench.recipe.run.seed + 1)
-        save_state(bench.path("dense-plus.safetensors"), model, meta={"model": bench.source.to_json()})
+        # The network last: where it is, nothing of this is done again.
         _note_history(bench, "dense-plus", history)
-    if bench.path("random.safetensors").exists():
+        save_state(bench.path("dense-plus.safetensors"), model, meta={"model": bench.source.to_json()})
+    if is_there(bench.path("random.safetensors")):
         return
     result = bench.pruned("model.safetensors" if isinstance(bench.method, Rewired) else "cut.safetensors")
     twin = random_twin(
@@ -369,7 +371,7 @@ def _cut(bench: Bench, plan: Plan, method: str) -> Pruned:
 
 
 def _recovered(bench: Bench, name: str, pruned: Pruned, file: str, hooks: Sequence[Hook] = ()) -> None:
-    if bench.path(file).exists():
+    if is_there(bench.path(file)):
         return
     # From the start: in the order of the dense network. Afterwards: in another, which twins share.
     fresh = bench.begins_fresh
@@ -418,7 +420,7 @@ def _note_history(bench: Bench, name: str, history: History) -> None:
 def remove_checkpoints(folder: Path) -> None:
     """Remove the states of trainings that are over; called when the step that made them is written down."""
     for path in folder.glob("*.training.safetensors"):
-        path.unlink(missing_ok=True)
+        remove(path)
 
 
 def row_of(bench: Bench, model: nn.Module) -> Row:
@@ -465,14 +467,15 @@ def timed_in_turn(bench: Bench, models: Mapping[str, nn.Module]) -> dict[str, di
 
 
 def _in_fresh_process(folder: Path, source: Source) -> float:
-    done = subprocess.run(
-        python("nervure.recipe.fresh", str(folder)),
-        input=json.dumps(source.to_json()),
-        capture_output=True,
-        text=True,
-        check=False,
-        env=environment(torch.get_num_threads()),
-    )
+    with file_errors(sys.executable, "start"):
+        done = subprocess.run(
+            python("nervure.recipe.fresh", str(folder)),
+            input=json.dumps(source.to_json()),
+            capture_output=True,
+            text=True,
+            check=False,
+            env=environment(torch.get_num_threads()),
+        )
     if done.returncode:
         raise FileError(f"the saved model could not be loaded in a fresh process: {_last(done.stderr.splitlines())}")
     return float(json.loads(_last(done.stdout.splitlines()))["error"])

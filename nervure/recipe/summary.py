@@ -9,7 +9,7 @@ from typing import Any, TypedDict
 
 import torch
 
-from nervure.files import read_document, read_json
+from nervure.files import is_there, read_document, read_json
 from nervure.graph import Graph
 from nervure.prune import Step
 from nervure.recipe.parts import methods_after
@@ -64,7 +64,7 @@ def summary(bench: Bench) -> Report:
 
 def _read(bench: Bench, name: str, what: str) -> Mapping[str, Any]:
     path = bench.path(name)
-    found: dict[str, Any] = read_json(path, what) if path.exists() else {}
+    found: dict[str, Any] = read_json(path, what) if is_there(path) else {}
     return found
 
 

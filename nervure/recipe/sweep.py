@@ -1,5 +1,6 @@
 """``sweep``: one network at several budgets, with several methods and seeds; the Pareto front and its knee."""
 
+import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -7,11 +8,11 @@ from statistics import median
 from typing import Any, TypedDict
 
 from nervure.errors import RecipeError
-from nervure.files import read_document, require_folder, write_json, write_text
+from nervure.files import is_there, read_document, write_json, write_text
 from nervure.recipe.compare import made_of, opened, outcomes_of
 from nervure.recipe.parts import require_engines, source_of
 from nervure.recipe.results import Results, append_line, dense_key, read_lines
-from nervure.recipe.runner import nothing, printed, require_ours, threads
+from nervure.recipe.runner import RECIPE, alone_in, nothing, printed, require_ours, threads
 from nervure.recipe.steps import timed_in_turn
 from nervure.recipe.study import DENSE_PLUS, MethodEntry, Trial, entry_of
 from nervure.recipe.trials import Job, answer, bench_of, carry_out, data_of_seed, dense_of, pruned_of
@@ -70,7 +71,7 @@ def sweep(
         RecipeError: there is no budget, the recipe names something unknown, or the folder holds something else.
         ArgumentError: ``workers`` is negative.
         MissingExtraError: Ray, or an engine in which networks are to be timed, is asked for and not installed.
-        FileError: the folder cannot be written, or its results are damaged.
+        FileError: the folder cannot be written, another process works there, or its results are damaged.
         DataError: the data are missing or damaged.
     """
     asked = _with(recipe, keeps, methods, seeds)
@@ -83,8 +84,9 @@ def sweep(
     data = data_of_seed(asked.data, asked.run.seed)
     source_of(asked, data).build(asked.run.seed)
     found = Sweep(f"Sweep of {_name(asked)}, {data.name}", asked.to_dict(), str(place))
-    with pool:
-        results = opened(_claimed(place, asked, found), made, tell)
+    with alone_in(place, tell, shlex.join(["nervure", "sweep", str(place / RECIPE), "--folder", str(place)])):
+        _claim(place, asked, found)
+        results = opened(place, made, tell)
         job = Job(
             folder=str(place.resolve()),
             shift=bool(asked.evaluate.shift),
@@ -92,14 +94,15 @@ def sweep(
             progress=progress and pool.workers == 1,
             keep=True,
         )
-        carry_out(trials, results, pool, job, limit=limit)
-    with threads(asked.run.threads):
-        timed = _timed(trials, results, place, tell)
-    failures = {str(trials[key]): row.error for key, row in results.failed.items() if key in trials}
-    outcomes = outcomes_of(results, trials)
-    found = Sweep.of(outcomes, timed, title=found.title, recipe=found.recipe, folder=str(place), failures=failures)
-    write_sweep(found, place)
-    return found
+        with pool:
+            carry_out(trials, results, pool, job, limit=limit)
+        with threads(asked.run.threads):
+            timed = _timed(trials, results, place, tell)
+        failures = {str(trials[key]): row.error for key, row in results.failed.items() if key in trials}
+        outcomes = outcomes_of(results, trials)
+        found = Sweep.of(outcomes, timed, title=found.title, recipe=found.recipe, folder=str(place), failures=failures)
+        write_sweep(found, place)
+        return found
 
 
 def _with(
@@ -165,11 +168,11 @@ def _name(recipe: Recipe) -> str:
     return recipe.model.name or recipe.model.factory
 
 
-def _claimed(folder: Path, recipe: Recipe, begun: Sweep) -> Path:
-    """The folder, made ready for this sweep; raises RecipeError where another sweep's, or something else, is there."""
-    place, notes = require_folder(folder), folder / NOTES
-    require_ours(place, notes)
-    if notes.exists():
+def _claim(folder: Path, recipe: Recipe, begun: Sweep) -> None:
+    """Make a folder ready for this sweep; raises RecipeError where another sweep's, or something else, is there."""
+    notes = folder / NOTES
+    require_ours(folder, notes)
+    if is_there(notes):
         before = read_document(notes, _Notes, "a sweep")["recipe"]
         changed = differences(_base(before), _base(recipe.to_dict()))
         if changed:
@@ -179,8 +182,7 @@ def _claimed(folder: Path, recipe: Recipe, begun: Sweep) -> Path:
             )
     else:
         write_json(notes, begun.to_json())
-    write_text(folder / "recipe.toml", recipe.to_toml())
-    return place
+    write_text(folder / RECIPE, recipe.to_toml())
 
 
 def _base(recipe: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

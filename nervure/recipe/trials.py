@@ -4,7 +4,6 @@ A dense network is trained, traced and measured once per seed in ``cache``; each
 evaluates in a folder of its own with the steps of ``run``, and goes on where it was stopped.
 """
 
-import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
 from dataclasses import asdict, dataclass, fields, replace
@@ -16,10 +15,10 @@ from torch import nn
 
 from nervure.errors import NervureError
 from nervure.evaluation import evaluate
-from nervure.files import read_document, require_folder, write_json, write_text
+from nervure.files import is_there, read_document, remove, require_folder, write_json, write_text
 from nervure.recipe.parts import dataset_of, device_of, method_of, source_of
 from nervure.recipe.results import RESULTS, Results, dense_key, failed
-from nervure.recipe.runner import Log, nothing, take, threads
+from nervure.recipe.runner import NOTES, RECIPE, Log, nothing, take, threads
 from nervure.recipe.steps import (
     Bench,
     Step,
@@ -96,6 +95,10 @@ def carry_out(trials: Mapping[str, Trial], results: Results, pool: Pool, job: Jo
     """
     todo = [trial for key, trial in trials.items() if key not in results.done]
     results.say(f"{len(trials) - len(todo)} of {len(trials)} trials are done; results: {results.folder / RESULTS}")
+    for trial in trials.values():
+        # A process that is killed just after it noted an outcome leaves the folder.
+        if trial.key in results.done and not job.keep:
+            remove(_folder_of(trial, Path(job.folder)))
     todo = todo[:limit]
     left = {trial.key: trial for trial in todo}
     # Evidence is gathered for all trials of a network at once, those of another call too.
@@ -124,7 +127,7 @@ def carry_out(trials: Mapping[str, Trial], results: Results, pool: Pool, job: Jo
                 noted = failed(trial, outcome.error) if outcome.error else outcome
                 _note_trial(results, noted, trial, f"{len(todo) - len(left)}/{len(todo)}", left.values(), pool.workers)
                 if not job.keep:
-                    shutil.rmtree(_folder_of(trial, Path(job.folder)), ignore_errors=True)
+                    remove(_folder_of(trial, Path(job.folder)))
 
 
 def _answer(future: Future[Plain], job: Job) -> Outcome:
@@ -143,6 +146,9 @@ def _note_dense(results: Results, job: Job, outcome: Outcome) -> None:
 def _note_trial(
     results: Results, outcome: Outcome, trial: Trial, number: str, rest: Iterable[Trial], workers: int
 ) -> None:
+    if outcome.error:
+        # Where the disk is full, that is the error of all that would follow.
+        require_folder(results.folder)
     results.note(outcome)
     if outcome.error:
         results.say(f"[{number}] {trial}: failed: {outcome.error}")
@@ -221,22 +227,25 @@ def _tried(job: Job) -> Outcome:
     (trial,) = job.trials
     bench = bench_of(trial, Path(job.folder))
     log = _opened(bench, repr(bench.method))
-    write_text(bench.path("recipe.toml"), trial.recipe.to_toml())
+    write_text(bench.path(RECIPE), trial.recipe.to_toml())
     _follow(bench, log, {"plan": plan_cut, "cut": cut, "recover": recover} | _measures(pruned_of, shift=job.shift))
-    bench.path("cut.safetensors").unlink(missing_ok=True)
+    remove(bench.path("cut.safetensors"))
     history = read_document(bench.path(f"{PRUNED}.history.json"), Trained, "a history of training")
     return _outcome(bench, trial, log, history["loss"])
 
 
 def _opened(bench: Bench, method: str) -> dict[str, Any]:
     """The log of what is done in the folder; what another version of the method left there goes."""
-    notes = bench.path("steps.json")
-    log = dict(read_document(notes, Log, "the steps of a trial")) if notes.exists() else {}
+    notes = bench.path(NOTES)
+    log = dict(read_document(notes, Log, "the steps of a trial")) if is_there(notes) else {}
     if log.get("method") == method:
         return log
-    shutil.rmtree(bench.folder)
+    remove(bench.folder)
     require_folder(bench.folder)
-    return {"method": method, "done": [], "seconds": {}}
+    log = {"method": method, "done": [], "seconds": {}}
+    # At once: a training that is stopped before anything is done goes on from its checkpoint.
+    write_json(notes, log)
+    return log
 
 
 def _follow(bench: Bench, log: dict[str, Any], steps: Mapping[str, Step]) -> None:
@@ -289,7 +298,7 @@ def _outcome(bench: Bench, trial: Trial, log: Mapping[str, Any], losses: Sequenc
         "validation": found["validation"],
         "params_kept": row.nonzero / max(whole.params, 1),
         "macs_kept": row.macs / max(whole.macs, 1),
-        "shift": read_document(shift, _Shifted, "accuracy under shift")["accuracy"] if shift.exists() else {},
+        "shift": read_document(shift, _Shifted, "accuracy under shift")["accuracy"] if is_there(shift) else {},
         "seconds": seconds | ({"all": round(sum(seconds.values()), 2)} if "plan" in seconds else {}),
         "loss_curve": losses,
         **{name: getattr(row, name) for name in ("accuracy", "loss", "ece", "samples", "params", "nonzero", "macs")},

@@ -3,6 +3,7 @@
 import json
 import os
 import queue
+import signal
 import sys
 import threading
 
@@ -11,6 +12,8 @@ from nervure.recipe.trials import answer
 
 def main() -> None:
     """Answer each line of standard input by a line of standard output."""
+    # Ctrl-C reaches all processes of a terminal: who asked ends this one.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Whatever a network or a method prints must not get among the answers.
     out, sys.stdout = sys.stdout, sys.stderr
     lines: queue.SimpleQueue[str] = queue.SimpleQueue()

@@ -12,6 +12,7 @@ from typing import Any, Protocol, Self, TypeAlias, final
 
 from nervure._extras import require_extra
 from nervure.errors import ArgumentError
+from nervure.files import file_errors
 
 Plain: TypeAlias = Mapping[str, Any]
 Work: TypeAlias = Callable[[Plain], Plain]
@@ -134,7 +135,8 @@ class Beside:
         process: subprocess.Popen[str] | None = getattr(self._mine, "process", None)
         if process is None or process.poll() is not None:
             pipe = subprocess.PIPE
-            process = subprocess.Popen(self._command, stdin=pipe, stdout=pipe, text=True, env=environment(1))
+            with file_errors(self._command[0], "start"):
+                process = subprocess.Popen(self._command, stdin=pipe, stdout=pipe, text=True, env=environment(1))
             self._mine.process = process
             self._all.append(process)
         return process

@@ -8,7 +8,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, final, runtime_checkable
@@ -22,7 +22,9 @@ from nervure.container import DamageError, reading
 from nervure.errors import ArgumentError, DataError
 from nervure.evaluation.batches import Batch, Data, call, device_of, pairs, require_classes, to_device
 from nervure.evaluation.quality import evaluate
+from nervure.files import is_there
 from nervure.graph.example import digest_of, evaluating
+from nervure.locks import exclusive_file
 from nervure.progress import length
 from nervure.progress import progress as progress_bar
 from nervure.training.checkpoint import KIND, Part, Progress, SavedRun, read_run, save_run, under
@@ -183,13 +185,14 @@ def train(  # noqa: PLR0913 - one keyword per choice that a recipe makes
         DataError: if data are empty or can be iterated once only, a label is no class of the model (before any step,
             where data are a list; otherwise before its step), or a loss is NaN or infinite (naming the step).
         ArgumentError: if an argument is out of range, masks do not fit, or nothing can be trained.
-        FileError: if the checkpoint cannot be written, is damaged, or belongs to another run.
+        FileError: if the checkpoint cannot be written, is damaged, belongs to another run, or another process trains
+            with it.
     """
     _require_sensible(epochs, lr, momentum, weight_decay, optimizer, schedule, precision)
     log = _Log()
     place = device_of(model) if device is None else torch.device(device)
     model.to(place)
-    with _own_random_numbers(seed, place), _left_in_evaluation(model):
+    with _alone(checkpoint), _own_random_numbers(seed, place), _left_in_evaluation(model):
         per_epoch = _look_over(model, data, validation, objective, place)
         stepper = _optimizer(model, optimizer, lr, momentum, weight_decay)
         given = digest_of({name: masks[name].cpu() for name in sorted(masks)}) if masks else ""
@@ -429,6 +432,14 @@ def _word(kind: object) -> str:
     return kind if isinstance(kind, str) else "a function"
 
 
+def _alone(checkpoint: str | Path | None) -> AbstractContextManager[None]:
+    """Hold the file, so that no other training goes on from it; the processes of one training share it."""
+    several = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if checkpoint is None or (several and torch.distributed.get_rank()):
+        return nullcontext()
+    return exclusive_file(checkpoint)
+
+
 def _checkpointer(checkpoint: str | Path | None, run: _Run, log: _Log, settings: dict[str, Any]) -> Callable[[], None]:
     """Go on from the file if it exists; return the function that saves."""
     if checkpoint is None:
@@ -447,7 +458,7 @@ def _checkpointer(checkpoint: str | Path | None, run: _Run, log: _Log, settings:
         progress = Progress(settings, len(log.loss), log.steps, log.seconds, log.interrupted, log.part, notes)
         save_run(path, run.model, run.optimizer, run.held, progress, extra)
 
-    if path.exists():
+    if is_there(path):
         saved = read_run(path, run.model, run.optimizer, settings)
         with reading(path, KIND):
             _require_whole(saved, hooks, run)

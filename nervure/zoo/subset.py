@@ -8,6 +8,7 @@ import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from nervure.files import require_folder
 from nervure.zoo.draw import first_per_class
 from nervure.zoo.readers.embedded import SHA256, sha256
 from nervure.zoo.readers.idx import IMAGES, LABELS, LAYOUT, find_idx, has_idx_files, read_idx, write_idx
@@ -24,7 +25,7 @@ def make_subset(source: Path, target: Path, per_class: Mapping[str, int] = PER_C
     """
     if not has_idx_files(source):
         raise missing(source, "fashion-mnist", LAYOUT)
-    target.mkdir(parents=True, exist_ok=True)
+    require_folder(target)
     for part, count in per_class.items():
         images, labels = (read_idx(find_idx(source, pattern.format(part))) for pattern in (IMAGES, LABELS))
         chosen = first_per_class(labels, count)

@@ -248,7 +248,7 @@ def test_a_state_that_is_no_tensor_is_refused_before_anything_is_written(tmp_pat
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FileError, match="Choose another folder"):
+    with pytest.raises(FileError, match="choose another folder"):
         save(tmp_path / "no" / "such" / "model.safetensors", halved())
     with pytest.raises(FileError, match="a folder is there"):
         save(tmp_path, halved())

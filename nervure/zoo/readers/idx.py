@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from nervure.errors import DataError
+from nervure.files import write_bytes
 from nervure.zoo.readers.raw import Raw, missing, opened, require_room
 
 FASHION_CLASSES = (
@@ -105,8 +106,10 @@ def _require_possible(count: int, size: int, start: int, is_packed: bool, what: 
 def write_idx(path: Path, values: np.ndarray) -> None:
     """Write a uint8 array as IDX, gzipped without a time or a name so that equal arrays give equal files."""
     header = bytes((0, 0, UNSIGNED_BYTE, values.ndim)) + np.array(values.shape, dtype=">u4").tobytes()
-    with path.open("wb") as file, gzip.GzipFile("", "wb", compresslevel=9, fileobj=file, mtime=0) as packed:
+    content = io.BytesIO()
+    with gzip.GzipFile("", "wb", compresslevel=9, fileobj=content, mtime=0) as packed:
         packed.write(header + values.astype(np.uint8).tobytes())
+    write_bytes(path, content.getvalue())
 
 
 def _read_pair(root: Path, part: str) -> tuple[Tensor, Tensor]:
