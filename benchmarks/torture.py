@@ -89,7 +89,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         "# Hostile files, hard stops, bad values",
         "",
         "`make torture`: files of every format made wrong and read, runs killed and disks filled, bad values given to",
-        "methods, recipes and functions. Each attempt is drawn from a seed and made in a process with bounded memory and",
+        "methods, recipes and functions. Each attempt is drawn from a seed and made in a process of bounded memory and",
         f"time, which notes any code that is run. {total:,} attempts, {faults:,} faults.",
         "",
         f"Batches by the sources that were run: {', '.join(f'`{tree}` {n}' for tree, n in trees.most_common())}.",
@@ -115,7 +115,8 @@ def _counts(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     yield f"| | attempts | {' | '.join(names)} |"
     yield f"|---|{'---|' * (len(names) + 1)}"
     for kind, found in [*sorted(counts.items()), ("all", whole)]:
-        yield f"| {kind} | {found.total():,} | {' | '.join(f'{found[name]:,}' if found[name] else '' for name in names)} |"
+        cells = (f"{found[name]:,}" if found[name] else "" for name in names)
+        yield f"| {kind} | {found.total():,} | {' | '.join(cells)} |"
 
 
 def _faults(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:

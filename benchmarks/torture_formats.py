@@ -101,6 +101,7 @@ class Small(nn.Module):
         self.inner, self.outer, self.head = nn.Conv2d(6, 8, 3, padding=1), nn.Conv2d(8, 6, 1), nn.Linear(6, 4)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Logits [samples, 4]."""
         x = torch.relu(self.norm(self.stem(x)))
         x = x + self.outer(torch.relu(self.inner(x)))
         return self.head(x.mean((2, 3)))
@@ -218,8 +219,8 @@ def save_results(folder: Path) -> None:
     """Three outcomes, one of which failed."""
     for seed, error in enumerate(("", "", "it failed")):
         outcome = Outcome(
-            f"key{seed}", "resnet8", "SNACS", seed, 0.5, "macs", "SNACS(keep=0.5)", 0.91, 0.25, 0.01, 0.9, 100, 1000, 900,
-            5000, 0.5, 0.5, {"fog 1": 0.5}, {"all": 1.5}, (0.5, 0.25), {"python": "3"}, error,
+            f"key{seed}", "resnet8", "SNACS", seed, 0.5, "macs", "SNACS(keep=0.5)", 0.91, 0.25, 0.01, 0.9, 100, 1000,
+            900, 5000, 0.5, 0.5, {"fog 1": 0.5}, {"all": 1.5}, (0.5, 0.25), {"python": "3"}, error,
         )  # fmt: skip
         append_line(folder / "results.jsonl", dataclasses.asdict(outcome))
 

@@ -1,4 +1,4 @@
-"""Files made wrong: at random anywhere, and where their format is at its weakest. Bytes in, bytes out, drawn by seed."""
+"""Files made wrong: at random anywhere, and where their format is at its weakest. Bytes in, bytes out, by seed."""
 
 import gzip
 import io
@@ -298,7 +298,7 @@ def pickle_opcode(draw: Random, content: bytes) -> bytes:
     except Exception:
         return flip_bits(draw, content)
     number = draw.randrange(len(places))
-    at, end = places[number], (places + [len(content)])[number + 1]
+    at, end = places[number], [*places, len(content)][number + 1]
     what = draw.choice(("other", "twice", "gone", "snippet", "snippet"))
     if what == "other":
         return content[:at] + draw.choice(OPCODES) + content[at + 1 :]

@@ -9,7 +9,6 @@ import multiprocessing
 import os
 import resource
 import signal
-import sys
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
