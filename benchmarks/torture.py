@@ -26,10 +26,11 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.torture_files import Files  # noqa: E402
 from benchmarks.torture_runner import FAULTS, Found, Part, row_of, run_batches  # noqa: E402
+from benchmarks.torture_stops import Stops  # noqa: E402
 from benchmarks.torture_values import Values  # noqa: E402
 
 RESULTS = ROOT / "docs" / "results" / "torture.jsonl"
-PARTS: Mapping[str, Callable[[], Part]] = {"files": Files, "values": Values}
+PARTS: Mapping[str, Callable[[], Part]] = {"files": Files, "stops": Stops, "values": Values}
 SHOWN = 60
 """Faults of a part that the page lists; all are in the results."""
 

@@ -225,6 +225,39 @@ def inner_header(draw: Random, content: bytes) -> bytes:
     return with_header(dump(header), rest)
 
 
+def _resealed(content: bytes, change: Callable[[Any], str]) -> bytes:
+    """A file of ours with another header, and a seal that fits it."""
+    from nervure.container import MARK, SEAL, _seal
+
+    header, rest = split_header(content)
+    metadata = dict(dict(header)["__metadata__"])
+    text, tensors = change(parse(metadata[MARK])), metadata[SEAL].partition(" ")[2]
+    new = {MARK: text, SEAL: _seal(text, tensors)}
+    table = Pairs((name, Pairs(new.items()) if name == "__metadata__" else entry) for name, entry in header)
+    return with_header(dump(table), rest)
+
+
+def sealed_header(draw: Random, content: bytes) -> bytes:
+    """A file of ours whose own header is wrong, with a seal that says it is right."""
+    return _resealed(content, lambda tree: dump(change_tree(draw, tree)))
+
+
+FACTORIES = ("os:system", "torture_trap:spring", "builtins:exec", "subprocess:run", "this:d", "os:abort")
+
+
+def sealed_source(draw: Random, content: bytes) -> bytes:
+    """A file of ours that names code to build its network with, well sealed."""
+    factory = draw.choice(FACTORIES)
+    options = draw.choice(({}, {"command": "true"}, {"args": ["true"]}))
+    source = json.dumps({"name": "", "factory": factory, "options": options})
+    new = Raw('{"model": ' + source + "}")
+    return _resealed(content, lambda tree: dump(Pairs((k, new if k == "meta" else v) for k, v in tree)))
+
+
+RESEALING = frozenset({"sealed_header", "sealed_source"})
+"""Mutators that leave a file well sealed: what it holds then may be another value."""
+
+
 def metadata_words(draw: Random, content: bytes) -> bytes:
     """A safetensors file whose metadata have other keys, or other words as values."""
     header, rest = split_header(content)
