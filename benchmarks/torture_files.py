@@ -48,7 +48,8 @@ class Files:
     def prepare(self, folder: Path) -> None:
         """Make good files of each format and read them once: what they hold, and all modules that reading needs."""
         for name in self.formats:
-            self.seeds[name] = seeds_of(name, folder / "seeds")
+            with warnings.catch_warnings(action="ignore"):
+                self.seeds[name] = seeds_of(name, folder / "seeds")
             self.values[name] = [_good(FORMATS[name], _written(files, folder / "good")) for files in self.seeds[name]]
 
     def kind(self, seed: int, number: int) -> str:

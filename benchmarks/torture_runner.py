@@ -11,6 +11,7 @@ import resource
 import signal
 import time
 import traceback
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from multiprocessing.connection import Connection, wait
@@ -28,7 +29,7 @@ PATIENCE = 12
 FAULTS = frozenset(
     {
         "silent change", "silent acceptance", "foreign exception", "hang", "killed", "memory", "code run",
-        "not resumed", "other result",
+        "not resumed", "other result", "litter",
     }
 )  # fmt: skip
 
@@ -196,7 +197,9 @@ def _start(batch: Batch, part: Part, seed: int, folder: Path) -> None:
     batch.process = multiprocessing.get_context("fork").Process(
         target=_work, args=(part, seed, list(batch.pending), place, theirs)
     )
-    batch.process.start()
+    with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
+        # That there are threads: none of them is ours, and none holds a lock.
+        batch.process.start()
     theirs.close()
     batch.heard = time.monotonic()
 

@@ -190,6 +190,9 @@ class Stops:
         if ended.code:
             return Found(kind, "not resumed", where(ended), f"{self.show(seed, number)}: {_last(ended)}")
         left, expected = left_in(place), self.undisturbed[name].left
+        if left.keys() > expected.keys() and all(left[name] == expected[name] for name in expected):
+            more = sorted(left.keys() - expected.keys())
+            return Found(kind, "litter", "", f"{self.show(seed, number)}: {more}")
         if left != expected:
             return Found(kind, "other result", "", f"{self.show(seed, number)}: {differing(left, expected)}")
         return Found(kind, "equal" if stopped else "not reached")
