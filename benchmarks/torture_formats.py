@@ -57,7 +57,8 @@ from nervure.recipe.fresh import difference
 from nervure.recipe.results import read_outcomes
 from nervure.report import Report
 
-JSON: tuple[Mutator, ...] = (mutants.json_value,) * 10
+JSON: tuple[Mutator, ...] = (*(mutants.json_value,) * 6, *(mutants.sealed_json,) * 6)
+PLAIN_JSON: tuple[Mutator, ...] = (mutants.json_value,) * 10
 TENSORS: tuple[Mutator, ...] = (
     *(mutants.inner_header,) * 4, *(mutants.sealed_header,) * 4, *(mutants.outer_header,) * 3, mutants.metadata_words
 )  # fmt: skip
@@ -180,7 +181,7 @@ FORMATS: Mapping[str, Format] = {
             "recipe (JSON)",
             lambda p: write(p / "recipe.json", json.dumps(recipe().to_dict())),
             lambda p: nervure.Recipe.from_json((p / "recipe.json").read_text(errors="surrogateescape")),
-            JSON,
+            PLAIN_JSON,
             is_sealed=False,
         ),
         Format(

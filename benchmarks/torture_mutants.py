@@ -1,6 +1,8 @@
 """Files made wrong: at random anywhere, and where their format is at its weakest. Bytes in, bytes out, by seed."""
 
+import contextlib
 import gzip
+import hashlib
 import io
 import json
 import pickletools
@@ -8,6 +10,8 @@ import re
 from collections.abc import Callable, Iterator
 from random import Random
 from typing import Any, TypeAlias
+
+import msgspec
 
 Mutator: TypeAlias = Callable[[Random, bytes], bytes]
 
@@ -25,6 +29,8 @@ HOSTILE = (
     "[" + "0," * 20_000 + "0]",
 )  # fmt: skip
 """Values in JSON, or what others take for it."""
+SHA256 = "sha256"
+"""The key under which documents carry their checksum; it comes last."""
 TOML = (
     "0", "1", "-1", "0.5", "1e400", "-1e400", "nan", "inf", "9223372036854775807", "1" + "0" * 23, "true", '""', '"x"',
     '"../../x"', '"os:system"', '"torture_trap:spring"', '"\\u0000"', "[]", "[[]]", "[1, 2]", "[-1]", '["x"]', "{}",
@@ -190,6 +196,21 @@ def json_value(draw: Random, content: bytes) -> bytes:
     return "\n".join(lines).encode(errors="replace")
 
 
+def sealed_json(draw: Random, content: bytes) -> bytes:
+    """A document of ours, or one of several lines, with one place made wrong and a checksum that fits it."""
+    lines = content.decode().split("\n") if content.count(b"\n{") else [content.decode()]
+    at = draw.choice([number for number, line in enumerate(lines) if line.strip()])
+    tree = Pairs((key, item) for key, item in parse(lines[at]) if key != SHA256)
+    if len(tree) == len(parse(lines[at])):
+        raise ValueError("it carries no checksum")
+    text = dump(change_tree(draw, tree))
+    with contextlib.suppress(ValueError, RecursionError):
+        text = msgspec.json.format(text, indent=-1)
+    digest = hashlib.sha256(text.encode(errors="replace")).hexdigest()
+    lines[at] = f'{text[:-1]},"{SHA256}":"{digest}"}}'
+    return "\n".join(lines).encode(errors="replace")
+
+
 # -- safetensors -----------------------------------------------------------------------------------------------------
 
 
@@ -254,7 +275,7 @@ def sealed_source(draw: Random, content: bytes) -> bytes:
     return _resealed(content, lambda tree: dump(Pairs((k, new if k == "meta" else v) for k, v in tree)))
 
 
-RESEALING = frozenset({"sealed_header", "sealed_source"})
+RESEALING = frozenset({"sealed_header", "sealed_source", "sealed_json"})
 """Mutators that leave a file well sealed: what it holds then may be another value."""
 
 
