@@ -10,6 +10,7 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -25,7 +26,9 @@ from nervure.errors import DataError, FileError
 from nervure.evaluation.answers import Answers
 from nervure.evaluation.metrics import Tally
 from nervure.export.saving import save_state
-from nervure.methods.connectivity import Connectivity, _Cells
+from nervure.graph.tape import named_tensors
+from nervure.methods import View
+from nervure.methods import connectivity as connectivity_module
 from nervure.methods.snacs import SNACS
 from nervure.recipe import steps as steps_module
 from nervure.recipe.fresh import difference
@@ -147,21 +150,23 @@ def save_stats(folder: Path) -> None:
 
 
 @cache
-def survey() -> Connectivity:
-    """What SNACS finds out."""
-    from nervure.graph.tape import named_tensors
-    from nervure.methods import View
-
-    graph = nervure.trace(model(), example())
+def view() -> View:
+    """All that a method sees of it."""
     weights = {name: tensor.detach() for name, tensor in named_tensors(model()).items()}
-    found = SNACS(keep=0.5).evidence(View(graph, weights, None, 0, model(), example(), data()))
-    assert isinstance(found, Connectivity)
-    return found
+    return View(nervure.trace(model(), example()), weights, None, 0, model(), example(), data())
 
 
-def cell(folder: Path) -> Any:
-    """A layer's result; made where there is none."""
-    return _Cells(folder).get("layer", lambda: torch.arange(12.0).reshape(3, 4))
+def survey(folder: Path | None = None) -> Any:
+    """What SNACS finds out; with a folder, from what it kept there."""
+    return SNACS(keep=0.5, cache=None if folder is None else str(folder)).evidence(view())
+
+
+def save_cells(folder: Path) -> None:
+    """A survey that was stopped when all layers were done."""
+    with mock.patch.object(connectivity_module._Cells, "clear"):
+        survey(folder)
+    for path in folder.rglob("connectivity.safetensors"):
+        path.unlink()
 
 
 def answers(folder: Path, *, note: bool = False) -> Any:
