@@ -354,7 +354,7 @@ def save_cifar(folder: Path, *, pickled: bool) -> None:
     ):
         pixels = pictures(20 + number, 3072)[:20]
         if pickled:
-            content = pickle.dumps({b"data": pixels, b"labels": labels, b"batch_label": b"x"}, protocol=number % 5)
+            content = pickle.dumps({b"data": pixels, b"labels": labels, b"batch_label": b"x"}, protocol=2 + number % 3)
             (folder / name).write_bytes(content)
         else:
             rows = np.concatenate([np.array(labels, dtype=np.uint8)[:, None], pixels], 1)
