@@ -29,6 +29,7 @@ from benchmarks.torture_seeds import (
     example,
     latencies,
     model,
+    probe,
     read_corrupted,
     recipe,
     run_again,
@@ -53,7 +54,6 @@ from nervure.errors import NervureError
 from nervure.export.saving import load_state, read_header
 from nervure.files import read_json, write_json
 from nervure.methods.connectivity import Connectivity
-from nervure.recipe.fresh import difference
 from nervure.recipe.results import read_outcomes
 from nervure.report import Report
 
@@ -211,7 +211,7 @@ FORMATS: Mapping[str, Format] = {
         Format("folder of images", save_images, dataset("folder"), is_sealed=False),
         Format("Tiny ImageNet", save_tiny, dataset("tiny-imagenet"), is_sealed=False, share=1),
         Format("corrupted set", save_corrupted, read_corrupted, is_sealed=False),
-        Format("probe of a run", copy_of("model.safetensors", "probe.safetensors"), difference, TENSORS, share=2),
+        Format("probe of a run", copy_of("model.safetensors", "probe.safetensors"), probe, TENSORS, share=2),
         Format("folder of a run", unfinished_run, run_again, (*JSON, *TENSORS), share=1),
     )
 }

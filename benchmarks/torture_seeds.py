@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import dataclasses
+import inspect
 import io
 import json
 import pickle
@@ -32,6 +33,7 @@ from nervure.methods import connectivity as connectivity_module
 from nervure.methods.snacs import SNACS
 from nervure.recipe import steps as steps_module
 from nervure.recipe.fresh import difference
+from nervure.recipe.parts import Source, data_of, source_of
 from nervure.recipe.results import append_line
 from nervure.report.comparison import Outcome
 from nervure.zoo.data import fake
@@ -97,8 +99,6 @@ def save_pruned(folder: Path) -> None:
 
 def save_named(folder: Path) -> None:
     """Of a network of the zoo, and of one that the author's code would build."""
-    from nervure.recipe.parts import Source
-
     zoo_made = Source("resnet8", options={"width": 0.25, "in_channels": 1, "num_classes": 10})
     network = zoo_made.build(0)
     pruned = nervure.prune(network, torch.randn(2, 1, 8, 8), nervure.Magnitude(keep=0.5))
@@ -271,10 +271,10 @@ def recipe() -> nervure.Recipe:
     return nervure.Recipe.from_toml(RECIPE)
 
 
-def in_this_process(folder: Path) -> float:
+def in_this_process(*given: Any) -> float:
     """Look at a saved file without the seconds that a new process takes."""
     with torch.random.fork_rng():
-        return difference(folder)
+        return difference(*given)
 
 
 @cache
@@ -283,6 +283,18 @@ def finished_run(folder: str) -> Path:
     steps_module._in_fresh_process = in_this_process
     nervure.run(recipe(), folder=folder, progress=False)
     return Path(folder)
+
+
+@cache
+def source() -> Source:
+    """Where its network comes from."""
+    return source_of(recipe(), data_of(recipe()))
+
+
+def probe(folder: Path) -> float:
+    """How far the saved network is from what it computed."""
+    takes_source = len(inspect.signature(difference).parameters) > 1
+    return difference(folder, *([source()] if takes_source else []))
 
 
 def whole_run(folder: Path) -> Path:
