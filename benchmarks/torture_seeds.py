@@ -27,6 +27,7 @@ from nervure.errors import DataError, FileError
 from nervure.evaluation.answers import Answers
 from nervure.evaluation.metrics import Tally
 from nervure.export.saving import save_state
+from nervure.files import read_json, write_json
 from nervure.graph.tape import named_tensors
 from nervure.methods import View
 from nervure.methods import connectivity as connectivity_module
@@ -322,10 +323,8 @@ def unfinished_run(folder: Path) -> None:
     """A run whose report is to be written again."""
     for path in whole_run(folder).iterdir():
         (folder / path.name).write_bytes(path.read_bytes())
-    notes = json.loads((folder / "steps.json").read_text())
-    if "done" in notes:
-        notes["done"].remove("report")
-    (folder / "steps.json").write_text(json.dumps(notes))
+    notes = read_json(folder / "steps.json")
+    write_json(folder / "steps.json", notes | {"done": [step for step in notes["done"] if step != "report"]})
 
 
 # -- data ------------------------------------------------------------------------------------------------------------
