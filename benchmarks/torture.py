@@ -142,6 +142,8 @@ def show(address: str) -> None:
     with tempfile.TemporaryDirectory(prefix="torture-") as place:
         part.prepare(Path(place))
         print(part.show(int(seed), int(number)))
+        if isinstance(part, Files):
+            print(f"written to {part.write(int(seed), int(number), Path())}")
         batch = dict(run_batches(part, int(seed), {0: range(int(number), int(number) + 1)}, Path(place), 1))
     print(batch[0][int(number)])
 

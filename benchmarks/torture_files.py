@@ -117,11 +117,16 @@ class Files:
         return Found(kind, "silent change", "", change) if is_sealed else Found(kind, "other value")
 
     def show(self, seed: int, number: int) -> str:
-        """How the mutant was made; its content goes to a file in the working folder."""
+        """How the mutant was made."""
         found = self.mutant(seed, number)
-        path = Path(f"files-{seed}-{number}-{Path(found.file).name}")
+        return f"{found.mutator} of {found.file}, good file {found.seed} of {found.format.name}"
+
+    def write(self, seed: int, number: int, folder: Path) -> Path:
+        """Write the mutant there, and return its path."""
+        found = self.mutant(seed, number)
+        path = folder / f"files-{seed}-{number}-{Path(found.file).name}"
         path.write_bytes(found.content)
-        return f"{found.format.name}, seed {found.seed}, {found.mutator} of {found.file}; written to {path}"
+        return path
 
 
 def _good(format: Format, folder: Path) -> Any:

@@ -222,7 +222,8 @@ def _listen(batch: Batch, part: Part, seed: int) -> None:
     if batch.pending:
         number, code = batch.pending.pop(0), batch.process.exitcode
         why = f"no answer in {part.seconds * PATIENCE:g} s" if late else f"exit code {code}"
-        batch.found[number] = Found(part.kind(seed, number), "hang" if late else "killed", "", why)
+        outcome = "hang" if late else "killed"
+        batch.found[number] = Found(part.kind(seed, number), outcome, "", f"{part.show(seed, number)}: {why}")
     batch.process = None
 
 

@@ -63,6 +63,9 @@ class Tries:
     def kind(self, seed, number):
         return "try"
 
+    def show(self, seed, number):
+        return f"attempt {number}"
+
     def attempt(self, seed, number, folder):
         match number:
             case 1:
