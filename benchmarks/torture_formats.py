@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 import nervure
 from benchmarks import torture_mutants as mutants
+from benchmarks import torture_uses as uses
 from benchmarks.torture_mutants import Mutator
 from benchmarks.torture_seeds import (
     RECIPE,
@@ -71,12 +72,13 @@ class Format:
 
     Attributes:
         name: in words.
-        make: writes good files to a folder; each folder below it, or itself where there is none, is one seed.
-        read: the value in a folder like that, by the call that users make.
+        make: writes good files to a folder.
+        read: the value in a folder like that, by the call that users make, or what they do with it.
         mutators: beside those for any bytes.
         is_sealed: whether the library wrote it with a checksum: a changed value must not pass.
         share: of the campaign, relative to the others.
         parts: whether a value may lack some of its items: lines that were cut short are computed again.
+        has_several: whether each folder that ``make`` makes is a good one.
         may_be_refused: whether there are good files that must not be read: those that name code of their author.
     """
 
@@ -88,6 +90,7 @@ class Format:
     share: int = 4
     parts: bool = False
     may_be_refused: bool = False
+    has_several: bool = False
 
 
 TOLD = (NervureError, click.ClickException)
@@ -120,7 +123,14 @@ def told(value: Any) -> Any:
 FORMATS: Mapping[str, Format] = {
     f.name: f
     for f in (
-        Format("pruned model", save_pruned, lambda p: nervure.load(p / "model.safetensors", model()), TENSORS, share=8),
+        Format(
+            "pruned model",
+            save_pruned,
+            lambda p: nervure.load(p / "model.safetensors", model()),
+            TENSORS,
+            share=8,
+            has_several=True,
+        ),
         Format(
             "pruned model, command line",
             save_named,
@@ -128,14 +138,22 @@ FORMATS: Mapping[str, Format] = {
             (*TENSORS, *(mutants.sealed_source,) * 4),
             share=1,
             may_be_refused=True,
+            has_several=True,
         ),
-        Format("header of a pruned model", save_pruned, lambda p: read_header(p / "model.safetensors"), TENSORS),
+        Format(
+            "header of a pruned model",
+            save_pruned,
+            lambda p: read_header(p / "model.safetensors"),
+            TENSORS,
+            has_several=True,
+        ),
         Format(
             "state",
             save_states,
             lambda p: load_state(p / "state.safetensors", copy.deepcopy(model())),
             TENSORS,
             share=6,
+            has_several=True,
         ),
         Format(
             "plain safetensors",
@@ -213,11 +231,14 @@ FORMATS: Mapping[str, Format] = {
         Format("corrupted set", save_corrupted, read_corrupted, is_sealed=False),
         Format("probe of a run", copy_of("model.safetensors", "probe.safetensors"), probe, TENSORS, share=2),
         Format("folder of a run", unfinished_run, run_again, (*JSON, *TENSORS), share=1),
+        Format("plan, carried out", uses.save_plans, uses.carry_out, JSON, share=6, has_several=True),
+        Format("table of latencies, asked", uses.save_table, uses.predict, JSON, share=2),
+        Format("report, shown", copy_of("report.json"), uses.show_report, JSON, share=2),
+        Format("results, shown", save_results, uses.show_results, JSON, share=2, is_sealed=False),
+        Format("stats, used", save_stats, uses.plan_by_stats, TENSORS, share=2),
+        Format("survey, used", uses.save_survey, uses.decide_by_survey, TENSORS, share=2),
     )
 }
-
-
-SEVERAL = ("pruned model", "pruned model, command line", "header of a pruned model", "state")
 
 
 def seeds_of(name: str, folder: Path) -> list[dict[str, bytes]]:
@@ -225,9 +246,8 @@ def seeds_of(name: str, folder: Path) -> list[dict[str, bytes]]:
     made = folder / name
     made.mkdir(parents=True)
     FORMATS[name].make(made)
-    below = [path for path in sorted(made.iterdir()) if path.is_dir()]
-    several = below if name in SEVERAL else [made]
-    return [dict(_contents(seed)) for seed in several]
+    seeds = sorted(made.iterdir()) if FORMATS[name].has_several else [made]
+    return [dict(_contents(seed)) for seed in seeds]
 
 
 def _contents(folder: Path) -> Iterable[tuple[str, bytes]]:

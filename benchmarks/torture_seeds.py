@@ -144,7 +144,7 @@ def continue_training(folder: Path) -> Any:
 
 def save_stats(folder: Path) -> None:
     """Evidence of several kinds."""
-    want = {"activations", "connections", "labels"}
+    want = {"activations", "connections", "labels", "readings"}
     nervure.measure(model(), nervure.trace(model(), example()), data(), want=want, samples=8).save(
         folder / "stats.safetensors"
     )
