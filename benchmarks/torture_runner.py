@@ -137,11 +137,11 @@ def attempted(part: Part, seed: int, number: int, folder: Path) -> Found:
         with limited(part.seconds):
             return part.attempt(seed, number, folder)
     except HangError as error:
-        return Found(kind, "hang", place_of(error), f"more than {part.seconds:g} s")
+        return Found(kind, "hang", place_of(error), f"{part.show(seed, number)}: more than {part.seconds:g} s")
     except MemoryError as error:
-        return Found(kind, "memory", place_of(error), said(error))
+        return Found(kind, "memory", place_of(error), f"{part.show(seed, number)}: {said(error)}")
     except Exception as error:
-        return Found(kind, "foreign exception", place_of(error), said(error))
+        return Found(kind, "foreign exception", place_of(error), f"{part.show(seed, number)}: {said(error)}")
 
 
 def _work(part: Part, seed: int, numbers: Sequence[int], folder: Path, pipe: Connection) -> None:
