@@ -42,9 +42,14 @@ def fits(value: Any, hint: Any) -> bool:
         return isinstance(value, kind) and not isinstance(value, bool) and not (hint is float and math.isnan(value))
     if hint is None or hint is type(None):
         return value is None
-    if origin is Callable or hint is Callable or hint is Callable:
+    if Callable in (origin, hint):
         return callable(value)
     return _holds(value, origin or hint, inner)
+
+
+def calls_back(hint: Any) -> bool:
+    """Whether a function is what is declared, perhaps beside other types."""
+    return Callable in (hint, typing.get_origin(hint)) or any(map(calls_back, typing.get_args(hint)))
 
 
 def _holds(value: Any, kind: Any, inner: tuple[Any, ...]) -> bool:
@@ -77,6 +82,7 @@ class Values:
     meanings: Mapping[str, str] = {
         "told": "an error of nervure's own",
         "accepted": "the value is of the type that is declared, and the call went through",
+        "its own error": "a function was given, of other arguments or results than are needed, and called",
     }
 
     def __init__(self) -> None:
@@ -120,6 +126,8 @@ class Values:
         except MemoryError as error:
             return Found(call.name, "memory", place_of(error), said(error))
         except (Exception, SystemExit, KeyboardInterrupt) as error:
+            if callable(value) and calls_back(call.hints[argument]):
+                return Found(call.name, "its own error")
             return Found(call.name, "foreign exception", place_of(error), said(error))
         if fits(value, call.hints[argument]):
             return Found(call.name, "accepted")
