@@ -5,6 +5,7 @@ makes many; one that crashes, hangs or is killed costs one attempt, and another 
 """
 
 import contextlib
+import faulthandler
 import multiprocessing
 import os
 import resource
@@ -148,6 +149,7 @@ def _work(part: Part, seed: int, numbers: Sequence[int], folder: Path, pipe: Con
     nowhere = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
         os.dup2(nowhere, stream)
+    faulthandler.disable()
     os.chdir(folder)
     torch.set_num_threads(1)
     for number in numbers:
