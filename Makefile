@@ -8,7 +8,7 @@ STAMP := $(VENV)/.stamp
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test check bench docs clean
+.PHONY: help env demo test check bench torture docs clean
 
 help:  ## show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1	\2/' | expand -t 16
@@ -37,6 +37,9 @@ check: $(STAMP)  ## style, types, layers
 
 bench: $(STAMP)  ## side-by-side measurements; their tables land in docs/results/
 	@set -e; for file in benchmarks/*.py; do test -e "$$file" || continue; echo "== $$file"; $(ONE_THREAD) $(BIN)/python "$$file"; done
+
+torture: $(STAMP)  ## hostile files, hard stops, bad values: about an hour on two cores; goes on where it was stopped
+	$(ONE_THREAD) $(BIN)/python benchmarks/torture.py --jobs 2
 
 docs: $(STAMP)  ## build docs/_build/html and run its examples
 	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
