@@ -16,14 +16,24 @@ Count = Annotated[int, Meta(ge=0, lt=1 << 62)]
 """A whole number from 0 on that fits into a tensor."""
 Size = Annotated[int, Meta(ge=1, lt=1 << 62)]
 """A whole number from 1 on that fits into a tensor."""
-Seed = Annotated[int, Meta(ge=0, lt=1 << 63)]
+Seed = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
 """What ``torch.manual_seed`` takes."""
+Rounds = Annotated[int, Meta(ge=1, le=10_000)]
+"""How many times something is done that takes a while."""
+Threads = Annotated[int, Meta(ge=1, le=4096)]
+"""Threads of a machine."""
 Fraction = Annotated[float, Meta(gt=0, le=1)]
 """A share that is not nothing: in (0, 1]."""
+Density = Annotated[float, Meta(gt=0, le=1, description="the fraction that stays")]
+"""What a budget or a mask leaves: 1 keeps everything."""
+Part = Annotated[float, Meta(ge=0, lt=1)]
+"""A share that is not all: in [0, 1)."""
 Share = Annotated[float, Meta(ge=0, le=1)]
 """A share: in [0, 1]."""
 Positive = Annotated[float, Meta(gt=0)]
 """A number above 0 (no NaN)."""
+PositiveOrZero = Annotated[float, Meta(ge=0)]
+"""A number, 0 or more (no NaN)."""
 
 
 def decode(text: bytes | str, schema: type[T], what: str, error: type[NervureError] = FileError) -> T:

@@ -14,6 +14,7 @@ PACKAGE = ROOT / "nervure"
 FLOORS: Mapping[str, int] = {
     "dependence": 0,
     "errors": 0,
+    "annotations": 0,
     "check": 0,
     "progress": 0,
     "files": 0,

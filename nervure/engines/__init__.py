@@ -1,11 +1,12 @@
 """What runs networks: PyTorch as it is and compiled, ONNX Runtime, OpenVINO."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any, TypeAlias
 
 from torch import nn
 
 from nervure._extras import require_extra
+from nervure.annotations import Among
 from nervure.check import nearest, require_choice, require_positive
 from nervure.engines.eager import COMPILED, EAGER
 from nervure.engines.onnxruntime import ONNXRUNTIME
@@ -14,6 +15,7 @@ from nervure.engines.types import FLOAT32, Engine, Program, Runner
 from nervure.errors import ArgumentError
 
 ENGINES: Mapping[str, Engine] = {engine.name: engine for engine in (EAGER, COMPILED, ONNXRUNTIME, OPENVINO)}
+EngineName: TypeAlias = Annotated[str, Among(ENGINES)]
 
 
 def require_engine(name: str, precision: str = FLOAT32) -> Engine:

@@ -26,7 +26,7 @@ from nervure.progress import length
 from nervure.progress import progress as progress_bar
 from nervure.training.checkpoint import load_run, save_run, under
 from nervure.training.masks import Held, Masks, hold
-from nervure.training.objectives import Objective, classifies, cross_entropy
+from nervure.training.objectives import Objective, classifies, cross_entropy, require_scalar
 from nervure.training.rewires import Event, Rewires
 from nervure.training.rewiring import Rewiring
 from nervure.training.schedules import SCHEDULES, Schedule
@@ -350,9 +350,7 @@ def _loss_of(run: _Run, batch: Batch) -> Tensor:
 
 
 def _finite_scalar(loss: Tensor, model: nn.Module, batch: Batch, number: int, epoch: int) -> float:
-    if loss.numel() != 1:
-        raise ArgumentError(f"the objective gave a loss of shape {tuple(loss.shape)}; it must be one number.")
-    value = float(loss.detach())
+    value = float(require_scalar(loss).detach())
     if not math.isfinite(value):
         raise DataError(f"the loss is {value} at step {number} (epoch {epoch}): {_suspect(model, batch)}")
     return value

@@ -12,11 +12,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nervure.check import shown
 from nervure.errors import ArgumentError
 from nervure.evaluation.batches import Batch, call, device_of, logits_of, require_labels, to_device
 from nervure.graph.example import evaluating
 
 Objective: TypeAlias = Callable[[nn.Module, Batch], Tensor]
+
+
+def require_scalar(loss: Tensor) -> Tensor:
+    """Return ``loss`` if it is one number that an objective may give, else raise :class:`ArgumentError`."""
+    if not isinstance(loss, Tensor) or loss.numel() != 1 or loss.is_complex():
+        raise ArgumentError(f"the objective gave {shown(loss)} as its loss; it must be a tensor of one real number.")
+    return loss
 
 
 def cross_entropy(model: nn.Module, batch: Batch, *, smoothing: float = 0.0) -> Tensor:
