@@ -19,6 +19,8 @@ import torch
 from msgspec import Meta
 from torch import Tensor
 
+LONGEST = 255
+"""Characters of a file's name."""
 HUGE = 1 << 31
 """Bounds from here on are there for the machine: they are told as powers of two."""
 
@@ -276,7 +278,24 @@ def _mapping(hint: Any) -> Accepted:
 
 
 def _callable(hint: Any) -> Accepted:
-    return Accepted("a function", partial(_meeting, callable, lambda value: value))
+    arguments = typing.get_args(hint)[0]
+    count = len(arguments) if isinstance(arguments, list) else None
+    words = "a function" if count is None else f"a function of {count} argument{'' if count == 1 else 's'}"
+    return Accepted(words, partial(_meeting, partial(_takes, count), lambda value: value))
+
+
+def _takes(count: int | None, value: Any) -> bool:
+    """Whether ``value`` can be called, with so many arguments by their places where that can be known."""
+    if not callable(value) or count is None:
+        return callable(value)
+    try:
+        inspect.signature(getattr(value, "forward", value)).bind(*range(count))
+    except TypeError:
+        return False
+    except ValueError:
+        # Functions written in C may keep their signature to themselves.
+        return True
+    return True
 
 
 def _class(hint: Any) -> Accepted:
@@ -318,7 +337,7 @@ KNOWN = {"Module": "torch.nn.Module", "Tensor": "torch.Tensor", "device": "torch
 def is_path(text: Any) -> bool:
     """Whether a system could have a file of that name."""
     name = os.fspath(text)
-    return isinstance(name, str) and name != "" and "\0" not in name
+    return isinstance(name, str) and "\0" not in name and 0 < max(map(len, name.split(os.sep))) <= LONGEST
 
 
 def is_device(name: Any) -> bool:
@@ -329,6 +348,7 @@ def is_device(name: Any) -> bool:
         return False
 
 
+Batches: TypeAlias = Annotated[Iterable[Any], Meta(description="batches of (inputs, labels)")]
 FilePath: TypeAlias = Annotated[str | os.PathLike[str], Meets(is_path, "a path")]
 PathText: TypeAlias = Annotated[str, Meets(is_path, "a path, as a text")]
 Device: TypeAlias = Annotated[torch.device | str, Meets(is_device, "a device that is there, such as 'cpu' or 'cuda:0'")]

@@ -161,7 +161,7 @@ def require_fraction(value: float, name: str) -> float:
     """Return ``value`` as a float if it lies in (0, 1], else raise :class:`ArgumentError`."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
         raise ArgumentError(
-            f"{name}={shown(value)} is not in (0, 1]. {name} is the fraction that stays: 1.0 keeps everything, 0.5 half."
+            f"{name}={shown(value)} is not in (0, 1]: {name} is the fraction that stays, 1.0 keeps everything."
         )
     return float(value)
 

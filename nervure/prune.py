@@ -1,22 +1,25 @@
 """``prune``: the five-line way from a model to a smaller, verified one."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, final
 
 from torch import Tensor, nn
 
+from nervure.annotations import Batches
 from nervure.budget.sheets import left_dense
+from nervure.check import checked
 from nervure.errors import ArgumentError, DataError, NervureError, VerificationError
 from nervure.graph.cost import Cost, cost_of
 from nervure.graph.example import is_weightless, placed_like, unwrapped
 from nervure.graph.modes import isolated
 from nervure.graph.preserve import preserved
 from nervure.graph.tape import named_tensors
-from nervure.graph.trace import Choice, left_alone
+from nervure.graph.trace import Choices, left_alone
 from nervure.graph.types import Graph
 from nervure.methods.base import Method, View
 from nervure.plan import Cut, Drop, Keep, Mask, Plan
+from nervure.schema import Seed
 from nervure.stats import measure
 from nervure.surgery.apply import apply, edited, masks_after
 from nervure.surgery.blame import Edit, families_of, name_of, wrong_edits
@@ -100,17 +103,18 @@ class Pruned:
         return f"not verified ({self.unverified})" if self.unverified else "not verified"
 
 
+@checked
 @isolated()
 def prune(
     model: nn.Module | Pruned,
     example: Any,
     method: Method | Plan | Sequence[Method | Plan],
     *,
-    data: Iterable[Any] | None = None,
+    data: Batches | None = None,
     verify: bool = True,
-    ignore: Iterable[Choice] = (),
-    only: Iterable[Choice] | None = None,
-    seed: int = 0,
+    ignore: Choices = (),
+    only: Choices | None = None,
+    seed: Seed = 0,
     progress: bool = True,
     **options: Any,
 ) -> Pruned:
@@ -163,7 +167,7 @@ def prune(
     return found
 
 
-def _kept(choices: Iterable[Choice]) -> Iterable[Choice]:
+def _kept(choices: Choices) -> Choices:
     """Choices that can be gone through more than once."""
     return choices if isinstance(choices, str | nn.Module) else tuple(choices)
 
@@ -187,7 +191,7 @@ def _pruned_once(
     example: Any,
     method: Method | Plan,
     *,
-    data: Iterable[Any] | None,
+    data: Batches | None,
     verify: bool,
     chosen: Mapping[str, Any],
     seed: int,

@@ -14,12 +14,20 @@ T = TypeVar("T")
 
 Count = Annotated[int, Meta(ge=0, lt=1 << 62)]
 """A whole number from 0 on that fits into a tensor."""
+Warmup = Annotated[int, Meta(ge=0, le=10_000)]
+"""Runs before those that count."""
 Size = Annotated[int, Meta(ge=1, lt=1 << 62)]
 """A whole number from 1 on that fits into a tensor."""
 Seed = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
 """What ``torch.manual_seed`` takes."""
 Rounds = Annotated[int, Meta(ge=1, le=10_000)]
 """How many times something is done that takes a while."""
+Length = Annotated[int, Meta(ge=1, le=1 << 20)]
+"""How many things are listed or held in memory together."""
+Epochs = Annotated[int, Meta(ge=1, le=1_000_000)]
+"""Passes over data."""
+Seconds = Annotated[float, Meta(ge=0, le=86_400)]
+"""A time to spend on a measurement: a day at most."""
 Threads = Annotated[int, Meta(ge=1, le=4096)]
 """Threads of a machine."""
 Fraction = Annotated[float, Meta(gt=0, le=1)]

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from nervure.budget.latency import Clock, LatencyTable
 from nervure.budget.ledger import Ledger, total
-from nervure.check import nearest, require_choice, require_finite, require_fraction, require_positive
+from nervure.check import checked, nearest, require_choice, require_finite, require_fraction, require_positive
 from nervure.errors import ArgumentError, BudgetError, ScoreError
 from nervure.graph.types import Graph, Group
 from nervure.plan import Cut, Keep, Plan
+from nervure.schema import Count, Density, Size
 
 Budget: TypeAlias = Literal["channels", "params", "macs"]
 TimedBudget: TypeAlias = Literal["channels", "params", "macs", "latency"]
@@ -26,7 +27,8 @@ WHOLE_KINDS = ("heads", "blocks")
 """Groups whose units have several channels each."""
 
 
-def top(scores: Tensor, k: int) -> Tensor:
+@checked
+def top(scores: Tensor, k: Count) -> Tensor:
     """Mark the ``k`` highest scores: boolean, of the shape of ``scores``, exactly ``k`` True, ties to the lower index.
 
     Raises:
@@ -53,16 +55,17 @@ def require_budget(keep: float, budget: str, scope: str, minimum: int, multiple:
     return require_fraction(keep, "keep")
 
 
+@checked
 def allocate(
     graph: Graph,
     scores: Mapping[str, Tensor],
     *,
-    keep: float,
+    keep: Density,
     budget: TimedBudget = "channels",
     scope: Scope = "global",
-    minimum: int = 1,
-    multiple: int = 1,
-    floors: Mapping[str, int] | None = None,
+    minimum: Size = 1,
+    multiple: Size = 1,
+    floors: Mapping[str, Count] | None = None,
     table: LatencyTable | None = None,
 ) -> Plan:
     """Cut the units with the lowest scores until ``keep`` of the budget is left.

@@ -92,7 +92,8 @@ class Pattern:
         found = re.fullmatch(r"(\d+):(\d+)", granularity) if isinstance(granularity, str) else None
         if found is None:
             raise ArgumentError(
-                f"granularity={shown(granularity)} is not one of {', '.join(map(repr, kinds))}, or two numbers like '2:4'."
+                f"granularity={shown(granularity)} is not one of {', '.join(map(repr, kinds))}, or two numbers "
+                "like '2:4'."
             )
         n, m = int(found[1]), int(found[2])
         if not 0 < n < m:

@@ -7,17 +7,19 @@ from torch import nn
 
 from nervure._extras import require_extra
 from nervure.annotations import Among
-from nervure.check import nearest, require_choice, require_positive
+from nervure.check import checked, nearest, require_choice, require_positive, shown
 from nervure.engines.eager import COMPILED, EAGER
 from nervure.engines.onnxruntime import ONNXRUNTIME
 from nervure.engines.openvino import OPENVINO
 from nervure.engines.types import FLOAT32, Engine, Program, Runner
 from nervure.errors import ArgumentError
+from nervure.schema import Threads
 
 ENGINES: Mapping[str, Engine] = {engine.name: engine for engine in (EAGER, COMPILED, ONNXRUNTIME, OPENVINO)}
 EngineName: TypeAlias = Annotated[str, Among(ENGINES)]
 
 
+@checked
 def require_engine(name: str, precision: str = FLOAT32) -> Engine:
     """The engine called ``name``, if it can be used here: ask before long work.
 
@@ -26,7 +28,9 @@ def require_engine(name: str, precision: str = FLOAT32) -> Engine:
         MissingExtraError: its library is not installed.
     """
     if name not in ENGINES:
-        raise ArgumentError(f"engine={name!r} is not one of {', '.join(map(repr, ENGINES))}.{nearest(name, ENGINES)}")
+        raise ArgumentError(
+            f"engine={shown(name)} is not one of {', '.join(map(repr, ENGINES))}.{nearest(name, ENGINES)}"
+        )
     engine = ENGINES[name]
     require_choice(precision, engine.precisions, f"precision of the engine {name!r}")
     for library in engine.libraries:
@@ -34,6 +38,7 @@ def require_engine(name: str, precision: str = FLOAT32) -> Engine:
     return engine
 
 
+@checked
 def prepare(engine: str, model: nn.Module, example: Any, *, precision: str = FLOAT32) -> Program:
     """Make ``model`` ready for an engine: all slow work that does not depend on the number of threads.
 
@@ -51,7 +56,8 @@ def prepare(engine: str, model: nn.Module, example: Any, *, precision: str = FLO
     return found.prepare(model, example, precision)
 
 
-def runner(engine: str, model: nn.Module, example: Any, *, threads: int = 1, precision: str = FLOAT32) -> Runner:
+@checked
+def runner(engine: str, model: nn.Module, example: Any, *, threads: Threads = 1, precision: str = FLOAT32) -> Runner:
     """Make ``model`` a function that an engine runs.
 
     Args:

@@ -14,7 +14,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from nervure.check import require_choice, require_positive
+from nervure.check import checked, require_choice, require_positive
 from nervure.errors import ArgumentError
 from nervure.evaluation.answers import Key
 from nervure.evaluation.batches import Batch, Data, pairs
@@ -24,6 +24,7 @@ from nervure.graph.example import placed_like
 from nervure.graph.tape import named_tensors
 from nervure.graph.types import Graph
 from nervure.progress import track
+from nervure.schema import Seed, Size
 from nervure.scores.connectivity import Dependence, of_layers
 from nervure.scores.layers import layers
 from nervure.stats import measure
@@ -95,6 +96,7 @@ class ConnectivityShift:
         return cls({m: {(r["shift"], int(r["severity"])): dict(r["layers"]) for r in rows} for m, rows in data.items()})
 
 
+@checked
 def connectivity_shift(
     models: Mapping[str, nn.Module],
     data: Data,
@@ -102,9 +104,9 @@ def connectivity_shift(
     shift: str | Iterable[str] = "all",
     severities: Iterable[int] = (3,),
     estimator: Dependence = "classwise",
-    samples: int = 1024,
+    samples: Size = 1024,
     normalisation: Normalisation | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
     progress: bool = True,
 ) -> ConnectivityShift:
     """Measure connectivity on the data and on their shifted copies, and how far it is from the one to the other.

@@ -16,13 +16,14 @@ from typing import Any, final
 import torch
 from torch import nn
 
-from nervure.check import require_positive
-from nervure.engines import ENGINES, Program, Runner, prepare, require_engine
+from nervure.check import checked, require_positive
+from nervure.engines import ENGINES, EngineName, Program, Runner, prepare, require_engine
 from nervure.engines.types import FLOAT32, threads_of_torch
 from nervure.errors import ArgumentError
 from nervure.evaluation.batches import device_of, to_device
 from nervure.graph.example import evaluating, resized
 from nervure.graph.preserve import preserved
+from nervure.schema import Length, Rounds, Seconds, Threads, Warmup
 
 # The clock and the call around it cost about a microsecond: one timing should last a thousand times as long.
 SHORTEST_TIMING = 1e-3
@@ -116,17 +117,18 @@ class Latency:
         return "\n".join(lines)
 
 
+@checked
 def latency(
     models: Mapping[str, nn.Module],
     example: Any,
     *,
-    batch_sizes: Sequence[int] = (1,),
-    threads: Sequence[int] = (1,),
-    engine: str | Sequence[str] = "eager",
+    batch_sizes: Sequence[Length] = (1,),
+    threads: Sequence[Threads] = (1,),
+    engine: EngineName | Sequence[EngineName] = "eager",
     precision: str = FLOAT32,
-    rounds: int = 20,
-    seconds: float = 1.0,
-    warmup: int = WARMUP,
+    rounds: Rounds = 20,
+    seconds: Seconds = 1.0,
+    warmup: Warmup = WARMUP,
 ) -> Latency:
     """Time models against each other, in turn within one run.
 

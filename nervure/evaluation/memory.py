@@ -10,11 +10,12 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from nervure.check import require_positive
+from nervure.check import checked, require_positive
 from nervure.evaluation.batches import device_of, to_device
 from nervure.graph.composites import taken_apart
 from nervure.graph.example import evaluating, resized, run_example
 from nervure.graph.preserve import preserved
+from nervure.schema import Length
 
 
 @final
@@ -39,7 +40,8 @@ class Memory:
         return self.weights + self.inputs + self.activations
 
 
-def peak_memory(model: nn.Module, example: Any, *, batch: int = 1) -> Memory:
+@checked
+def peak_memory(model: nn.Module, example: Any, *, batch: Length = 1) -> Memory:
     """Memory of one forward pass of ``batch`` samples, run in evaluation mode where the model is.
 
     Args:

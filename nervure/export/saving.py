@@ -17,6 +17,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from nervure.annotations import FilePath
+from nervure.check import checked
 from nervure.errors import FileError, NervureError, NervureWarning
 from nervure.export.stock import stock_differences
 from nervure.files import replacing, require_file, require_writable
@@ -44,7 +46,8 @@ SHOWN = 5
 Source: TypeAlias = nn.Module | Callable[[], nn.Module]
 
 
-def save(path: str | os.PathLike[str], pruned: Pruned, *, meta: Mapping[str, Any] | None = None) -> Path:
+@checked
+def save(path: FilePath, pruned: Pruned, *, meta: Mapping[str, Any] | None = None) -> Path:
     """Write ``pruned`` to one ``.safetensors`` file, atomically, and return its path.
 
     Masked tensors are packed: what stays, and where, see :mod:`nervure.packed`. Where the model is of a library whose
@@ -93,7 +96,8 @@ def save(path: str | os.PathLike[str], pruned: Pruned, *, meta: Mapping[str, Any
     return target
 
 
-def load(path: str | os.PathLike[str], model: Source) -> Pruned:
+@checked
+def load(path: FilePath, model: Source) -> Pruned:
     """Read what :func:`save` wrote.
 
     Args:
@@ -141,8 +145,9 @@ def _parsed(path: str | os.PathLike[str], header: Mapping[str, Any]) -> tuple[Gr
         raise FileError(f"{str(path)!r} is corrupted: its nervure header cannot be read ({error}).") from error
 
 
+@checked
 def save_state(
-    path: str | os.PathLike[str],
+    path: FilePath,
     model: nn.Module,
     *,
     meta: Mapping[str, Any] | None = None,
@@ -177,7 +182,8 @@ def save_state(
     return target
 
 
-def load_state(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
+@checked
+def load_state(path: FilePath, model: nn.Module) -> nn.Module:
     """Put the state written by :func:`save_state` into ``model``, in place, and return it.
 
     A plain safetensors file with the model's tensor names is read as well.
@@ -191,7 +197,8 @@ def load_state(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
     return model
 
 
-def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
+@checked
+def read_header(path: FilePath) -> dict[str, Any]:
     """The JSON header of a file written by :func:`save` or :func:`save_state`, without reading its tensors.
 
     Raises:

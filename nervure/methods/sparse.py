@@ -68,8 +68,8 @@ class Sparse(Checked, ABC):
         most = self.pattern.most
         if most is not None and abs(self.density - most[0] / most[1]) > 1e-9 and self.density < 1:
             raise ArgumentError(
-                f"density={self.density:g}, but granularity={shown(self.granularity)} keeps {most[0] / most[1]:g} of the "
-                f"weights. Give density={most[0] / most[1]:g}."
+                f"density={self.density:g}, but granularity={shown(self.granularity)} keeps {most[0] / most[1]:g} "
+                f"of the weights. Give density={most[0] / most[1]:g}."
             )
         self.check()
 

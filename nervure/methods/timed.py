@@ -115,8 +115,8 @@ def seconds_of(text: str, name: str = "target") -> float:
     found = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*(s|ms|us)\s*", text)
     if found is None or float(found[1]) <= 0:
         raise ArgumentError(
-            f"{name}={shown(text)} is no time. Write a number and its unit, like '3 ms' (or s, us), or the share of the "
-            "dense network's latency as a number, like 0.5."
+            f"{name}={shown(text)} is no time. Write a number and its unit, like '3 ms' (or s, us), or the share "
+            "of the dense network's latency as a number, like 0.5."
         )
     return float(found[1]) * UNITS[found[2]]
 

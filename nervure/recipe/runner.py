@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from nervure.annotations import FilePath
+from nervure.check import checked
 from nervure.errors import RecipeError
 from nervure.files import read_json, require_folder, write_json, write_text
 from nervure.recipe.parts import data_of, device_of, method_of, methods_after, require_engines, source_of
@@ -17,10 +19,11 @@ from nervure.recipe.values import Recipe, differences
 from nervure.report import Report
 
 
+@checked
 def run(
     recipe: Recipe,
     *,
-    folder: str | Path | None = None,
+    folder: FilePath | None = None,
     progress: bool = True,
     resume: bool = True,
     say: Callable[[str], None] | None = None,

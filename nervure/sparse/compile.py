@@ -6,13 +6,14 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from nervure.check import require_positive
+from nervure.check import checked, require_positive
 from nervure.errors import ArgumentError, VerificationError
 from nervure.evaluation.connectivity import HasMasks
 from nervure.evaluation.latency import latency
 from nervure.graph.copies import copied
 from nervure.graph.example import as_inputs, placed_like, tensors_in, unwrapped
 from nervure.graph.modes import isolated
+from nervure.schema import Rounds, Threads
 from nervure.sparse.agree import Checks, agreement
 from nervure.sparse.candidates import DENSE, density, working
 from nervure.sparse.compiled import CompiledSparse, LayerChoice
@@ -29,13 +30,14 @@ ROUNDS = 15
 SPARSE, CUT = "sparse", "dead units cut"
 
 
+@checked
 @isolated()
 def compile_sparse(
     model: nn.Module | HasMasks,
     example: Any,
     *,
-    threads: int | None = None,
-    rounds: int = ROUNDS,
+    threads: Threads | None = None,
+    rounds: Rounds = ROUNDS,
     timer: Timer | None = None,
     verbose: bool = True,
 ) -> CompiledSparse:

@@ -11,19 +11,21 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias, final, runtime_checkable
+from typing import Any, Literal, Protocol, TypeAlias, final, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from nervure.check import require_choice, require_positive
-from nervure.errors import ArgumentError, DataError
+from nervure.annotations import Device, FilePath
+from nervure.check import checked, require_choice, require_positive
+from nervure.errors import ArgumentError, DataError, ForwardError
 from nervure.evaluation.batches import Batch, Data, call, device_of, pairs, require_classes, to_device
 from nervure.evaluation.quality import evaluate
 from nervure.graph.example import digest_of, evaluating
 from nervure.progress import length
 from nervure.progress import progress as progress_bar
+from nervure.schema import Epochs, Part, Positive, PositiveOrZero, Seed
 from nervure.training.checkpoint import load_run, save_run, under
 from nervure.training.masks import Held, Masks, hold
 from nervure.training.objectives import Objective, classifies, cross_entropy, require_scalar
@@ -132,25 +134,26 @@ class _Run:
     per_epoch: int
 
 
+@checked
 def train(  # noqa: PLR0913 - one keyword per choice that a recipe makes
     model: nn.Module,
     data: Data,
     *,
-    epochs: int = 1,
-    lr: float = 0.1,
-    optimizer: str | MakeOptimizer = "sgd",
-    momentum: float = 0.9,
-    weight_decay: float = 5e-4,
-    schedule: str | Schedule = "onecycle",
+    epochs: Epochs = 1,
+    lr: Positive = 0.1,
+    optimizer: Literal["sgd", "adamw"] | MakeOptimizer = "sgd",
+    momentum: Part = 0.9,
+    weight_decay: PositiveOrZero = 5e-4,
+    schedule: Literal["onecycle", "cosine", "constant"] | Schedule = "onecycle",
     objective: Objective = cross_entropy,
     hooks: Sequence[Hook | Rewires] = (),
     masks: Masks | None = None,
     validation: Data | None = None,
-    seed: int = 0,
-    precision: str = "float32",
-    device: torch.device | str | None = None,
+    seed: Seed = 0,
+    precision: Literal["float32", "bf16"] = "float32",
+    device: Device | None = None,
     progress: bool = True,
-    checkpoint: str | Path | None = None,
+    checkpoint: FilePath | None = None,
 ) -> History:
     """Train a model in place; it is left in evaluation mode, also when training fails.
 
@@ -339,7 +342,7 @@ def _train_step(run: _Run, batch: Batch, number: int, epoch: int, done: float) -
 def _loss_of(run: _Run, batch: Batch) -> Tensor:
     try:
         return run.objective(run.model, batch)
-    except ValueError as error:
+    except (ValueError, ForwardError) as error:
         # torch's words when batch norm is left without a second value to take a variance of.
         if "more than 1 value per channel" not in str(error):
             raise
@@ -432,7 +435,7 @@ def _word(kind: object) -> str:
     return kind if isinstance(kind, str) else "a function"
 
 
-def _checkpointer(checkpoint: str | Path | None, run: _Run, log: _Log, settings: dict[str, Any]) -> Callable[[], None]:
+def _checkpointer(checkpoint: FilePath | None, run: _Run, log: _Log, settings: dict[str, Any]) -> Callable[[], None]:
     """Go on from the file if it exists; return the function that saves."""
     if checkpoint is None:
         return lambda: None
@@ -463,7 +466,7 @@ def _checkpointer(checkpoint: str | Path | None, run: _Run, log: _Log, settings:
 
 def _epoch_seed(seed: int, epoch: int) -> int:
     # A prime stride, so that epoch 1 of seed 0 is not epoch 0 of seed 1.
-    return seed * 1_000_003 + epoch
+    return (seed * 1_000_003 + epoch) % (1 << 63)
 
 
 @contextmanager

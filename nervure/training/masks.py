@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from nervure.check import nearest
+from nervure.check import checked, nearest
 from nervure.errors import ArgumentError, NervureWarning
+from nervure.schema import Count, Share
 
 Masks: TypeAlias = Mapping[str, Tensor]
 
@@ -149,6 +150,7 @@ class _Veil:
             self.lay_on(parameter.grad)
 
 
+@checked
 def hold(
     model: nn.Module, optimizer: Optimizer | Sequence[Optimizer], masks: Masks | None = None, *, early: bool = False
 ) -> Held:
@@ -195,7 +197,8 @@ def _zeros_of(model: nn.Module) -> Masks:
     return masks
 
 
-def same_everywhere(masks: Masks, *, source: int = 0) -> dict[str, Tensor]:
+@checked
+def same_everywhere(masks: Masks, *, source: Count = 0) -> dict[str, Tensor]:
     """The masks of process ``source`` in every process of a training in several; without one, copies.
 
     Each process may have chosen other masks, from other data. All call this, with masks of the same names and shapes,
@@ -215,7 +218,8 @@ def same_everywhere(masks: Masks, *, source: int = 0) -> dict[str, Tensor]:
     return copies
 
 
-def masks_of(model: nn.Module, *, only: Iterable[str] | None = None, least: float = 0.0) -> dict[str, Tensor]:
+@checked
+def masks_of(model: nn.Module, *, only: Iterable[str] | None = None, least: Share = 0.0) -> dict[str, Tensor]:
     """The masks of a model that is sparse already: True where an entry is not zero.
 
     By default the parameters of two or more axes that hold a zero. Vectors are left alone, since a bias or the shift

@@ -17,8 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nervure.check import nearest, require_choice, require_positive
+from nervure.annotations import FilePath
+from nervure.check import checked, nearest, require_choice, require_positive
 from nervure.errors import ArgumentError, DataError
+from nervure.schema import Count, Length, Seed
 from nervure.zoo.dataset import Split
 from nervure.zoo.draw import draw_fraction
 from nervure.zoo.readers.folders import classes_in, read_images, wnids_of
@@ -90,16 +92,17 @@ class CorruptedBatches:
         return images
 
 
+@checked
 def load_corrupted(
-    root: str | Path,
+    root: FilePath,
     like: Split,
     *,
     names: Iterable[str] | None = None,
     severities: Iterable[int] = SEVERITIES,
-    batch_size: int = 500,
-    samples: int = 0,
+    batch_size: Length = 500,
+    samples: Count = 0,
     order: Sequence[str] | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> dict[Key, CorruptedBatches]:
     """A corrupted test set by (corruption, severity), for ``nervure.evaluate(..., shift=...)``.
 

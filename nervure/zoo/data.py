@@ -3,11 +3,15 @@
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Annotated
 
 import torch
+from msgspec import Meta
 from torch import Tensor
 
-from nervure.check import require_positive
+from nervure.annotations import FilePath
+from nervure.check import checked, require_positive
+from nervure.schema import Length, Seed
 from nervure.zoo.dataset import Batches, Dataset, Split, assemble, require_side
 from nervure.zoo.draw import draw_fraction, require_seed
 from nervure.zoo.naming import unknown
@@ -49,13 +53,14 @@ DATASETS: Mapping[str, Callable[[Request], Raw]] = {
 """Name of a data set -> its reader."""
 
 
+@checked
 def load(
     name: str,
-    root: str | Path | None = None,
+    root: FilePath | None = None,
     *,
-    validation: float = 0.1,
-    seed: int = 0,
-    size: int | None = None,
+    validation: Annotated[float, Meta(gt=0, lt=1)] = 0.1,
+    seed: Seed = 0,
+    size: Length | None = None,
     checksum: bool = True,
 ) -> Dataset:
     """A data set with three disjoint splits; ``print(load(...).describe())`` says what is in it.
