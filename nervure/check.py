@@ -41,6 +41,7 @@ def checked(function: F) -> F:
     nervure.errors.ArgumentError: half(x='3'): x is a finite number; got '3'.
     """
     signature = inspect.signature(function)
+    owner = function.__qualname__.removesuffix(".__init__").rpartition(".")[2]
 
     @functools.cache
     def kinds() -> Mapping[str, Accepted]:
@@ -53,15 +54,15 @@ def checked(function: F) -> F:
         try:
             bound = signature.bind(*args, **kwargs)
         except TypeError as error:
-            raise CallError(f"{function.__name__}(): {_misfit(error, kwargs, signature)}") from None
+            raise CallError(f"{owner}(): {_misfit(error, kwargs, signature)}") from None
         for name, value in bound.arguments.items():
             kind, given = kinds()[name], signature.parameters[name].kind
             if given is inspect.Parameter.VAR_POSITIONAL:
-                bound.arguments[name] = tuple(taken(kind, each, name, function.__name__) for each in value)
+                bound.arguments[name] = tuple(taken(kind, each, name, owner) for each in value)
             elif given is inspect.Parameter.VAR_KEYWORD:
-                bound.arguments[name] = {key: taken(kind, v, key, function.__name__) for key, v in value.items()}
+                bound.arguments[name] = {key: taken(kind, v, key, owner) for key, v in value.items()}
             else:
-                bound.arguments[name] = taken(kind, value, name, function.__name__)
+                bound.arguments[name] = taken(kind, value, name, owner)
         return function(*bound.args, **bound.kwargs)
 
     return typing.cast(F, check)

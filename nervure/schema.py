@@ -38,9 +38,11 @@ Part = Annotated[float, Meta(ge=0, lt=1)]
 """A share that is not all: in [0, 1)."""
 Share = Annotated[float, Meta(ge=0, le=1)]
 """A share: in [0, 1]."""
+Between = Annotated[float, Meta(gt=0, lt=1)]
+"""A share that is neither nothing nor all: in (0, 1)."""
 Positive = Annotated[float, Meta(gt=0)]
 """A number above 0 (no NaN)."""
-PositiveOrZero = Annotated[float, Meta(ge=0)]
+NotNegative = Annotated[float, Meta(ge=0)]
 """A number, 0 or more (no NaN)."""
 
 

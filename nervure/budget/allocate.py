@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import Any, Literal, TypeAlias, final, get_args
+from typing import Any, Literal, TypeAlias, final
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from nervure.budget.latency import Clock, LatencyTable
 from nervure.budget.ledger import Ledger, total
-from nervure.check import checked, nearest, require_choice, require_finite, require_fraction, require_positive
+from nervure.check import checked, nearest, require_finite
 from nervure.errors import ArgumentError, BudgetError, ScoreError
 from nervure.graph.types import Graph, Group
 from nervure.plan import Cut, Keep, Plan
@@ -38,21 +38,12 @@ def top(scores: Tensor, k: Count) -> Tensor:
     >>> top(torch.tensor([1.0, 3.0, 3.0, 3.0]), 2)
     tensor([False,  True,  True, False])
     """
-    if isinstance(k, bool) or not isinstance(k, int) or not 0 <= k <= scores.numel():
+    if k > scores.numel():
         raise ArgumentError(f"k={k!r} of {scores.numel()} scores cannot be kept; k is a whole number from 0 to that.")
     flat = require_finite(scores.detach(), "scores").reshape(-1)
     kept = torch.zeros_like(flat, dtype=torch.bool)
     kept[torch.argsort(flat, descending=True, stable=True)[:k]] = True
     return kept.reshape(scores.shape)
-
-
-def require_budget(keep: float, budget: str, scope: str, minimum: int, multiple: int) -> float:
-    """Check the arguments of :func:`allocate` apart from a graph; returns ``keep`` as a float, else ArgumentError."""
-    require_choice(budget, get_args(TimedBudget), "budget")
-    require_choice(scope, get_args(Scope), "scope")
-    require_positive(minimum, "minimum")
-    require_positive(multiple, "multiple")
-    return require_fraction(keep, "keep")
 
 
 @checked
@@ -104,7 +95,6 @@ def allocate(
         ScoreError: scores are missing, unknown, of the wrong size, NaN or infinite.
         BudgetError: nothing can be cut, or the floors alone cost more than the budget.
     """
-    keep = require_budget(keep, budget, scope, minimum, multiple)
     least = tuple(max(minimum, (floors or {}).get(group.name, 0)) for group in graph.prunable)
     clock = _clock(graph, table) if budget == "latency" else None
     market = Market(graph, _values(graph, scores), scope, least, multiple, clock)

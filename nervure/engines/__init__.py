@@ -7,7 +7,7 @@ from torch import nn
 
 from nervure._extras import require_extra
 from nervure.annotations import Among
-from nervure.check import checked, nearest, require_choice, require_positive, shown
+from nervure.check import checked, nearest, require_choice, shown
 from nervure.engines.eager import COMPILED, EAGER
 from nervure.engines.onnxruntime import ONNXRUNTIME
 from nervure.engines.openvino import OPENVINO
@@ -78,7 +78,7 @@ def runner(engine: str, model: nn.Module, example: Any, *, threads: Threads = 1,
         MissingExtraError: the library of the engine is not installed; the message names the extra.
         EngineError: the engine cannot take the model.
     """
-    return prepare(engine, model, example, precision=precision).runner(require_positive(threads, "threads"))
+    return prepare(engine, model, example, precision=precision).runner(threads)
 
 
 __all__ = ["ENGINES", "Engine", "Program", "Runner", "prepare", "require_engine", "runner"]

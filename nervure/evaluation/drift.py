@@ -14,7 +14,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from nervure.check import checked, require_choice, require_positive
+from nervure.check import checked, require_choice
 from nervure.errors import ArgumentError
 from nervure.evaluation.answers import Key
 from nervure.evaluation.batches import Batch, Data, pairs
@@ -133,7 +133,7 @@ def connectivity_shift(
         raise ArgumentError("nothing to measure: give at least one model and one severity.")
     if normalisation is None and isinstance(data, Normalised):
         normalisation = (data.mean, data.std)
-    few = _first(data, require_positive(samples, "samples"))
+    few = _first(data, samples)
     graphs = {name: trace(model, placed_like(model, few[0][0][:2])) for name, model in models.items()}
     clean = {name: _connectivity(model, graphs[name], few, estimator) for name, model in models.items()}
     keys = [(name, level) for name in shifts_of(shift, few[0][0]) for level in levels]

@@ -16,7 +16,7 @@ from typing import Any, final
 import torch
 from torch import nn
 
-from nervure.check import checked, require_positive
+from nervure.check import checked
 from nervure.engines import ENGINES, EngineName, Program, Runner, prepare, require_engine
 from nervure.engines.types import FLOAT32, threads_of_torch
 from nervure.errors import ArgumentError
@@ -281,9 +281,5 @@ def _require_measurable(
     for name, values in (("batch_sizes", batch_sizes), ("threads", threads)):
         if not values:
             raise ArgumentError(f"{name} is empty; give at least one number.")
-        for value in values:
-            require_positive(value, name)
     if not 3 <= rounds <= MOST_ROUNDS:
         raise ArgumentError(f"rounds={rounds} must be 3 .. {MOST_ROUNDS}: a median with quartiles takes at least 3.")
-    if seconds < 0 or warmup < 0:
-        raise ArgumentError(f"seconds={seconds} and warmup={warmup} must be 0 or more.")

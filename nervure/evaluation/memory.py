@@ -10,7 +10,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from nervure.check import checked, require_positive
+from nervure.check import checked
 from nervure.evaluation.batches import device_of, to_device
 from nervure.graph.composites import taken_apart
 from nervure.graph.example import evaluating, resized, run_example
@@ -54,7 +54,7 @@ def peak_memory(model: nn.Module, example: Any, *, batch: Length = 1) -> Memory:
         ArgumentError: ``batch`` is below 1, or the example has no tensor with samples.
     """
     device = device_of(model)
-    inputs = to_device(resized(example, require_positive(batch, "batch")), device)
+    inputs = to_device(resized(example, batch), device)
     weights = _bytes((*model.parameters(), *model.buffers()))
     with preserved(model, inputs), evaluating(model):
         peak = _on_cuda(model, inputs, device) if device.type == "cuda" else _counted(model, inputs)

@@ -6,7 +6,7 @@ from typing import overload
 from torch import nn
 
 from nervure.annotations import Device, FilePath
-from nervure.check import checked, require_positive
+from nervure.check import checked
 from nervure.evaluation.answers import Key
 from nervure.evaluation.batches import Data, call, pairs, placed, to_device
 from nervure.evaluation.corruptions import SEVERITIES
@@ -83,7 +83,6 @@ def evaluate(
             normalised as said.
         ArgumentError: if ``bins`` is below 1, or a corruption or severity is unknown.
     """
-    require_positive(bins, "bins")
     with placed(model, device) as place, evaluating(model):
         if shift is not None:
             found = evaluate_shift(

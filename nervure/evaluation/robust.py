@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar, final
 
 from torch import nn
 
-from nervure.check import checked, require_fraction
+from nervure.check import checked
 from nervure.errors import ArgumentError, BudgetError
 from nervure.evaluation.answers import Key
 from nervure.evaluation.batches import Data
@@ -100,7 +100,6 @@ def smallest_robust(
         BudgetError: no candidate keeps that much; the message says which keeps most.
         DataError: the data cannot be used.
     """
-    share = require_fraction(share, "share")
     if not candidates:
         raise ArgumentError("there are no candidates to choose from: give at least one network.")
     if not isinstance(shift, Mapping):

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from nervure.annotations import FilePath
-from nervure.check import checked, require_choice, require_positive, shown
+from nervure.check import checked, require_choice, shown
 from nervure.errors import ArgumentError, DataError
 from nervure.evaluation.answers import Answers, Key, Page
 from nervure.evaluation.batches import Batch, Data, call, device_of, pairs, to_device
@@ -232,7 +232,6 @@ def evaluate_shift(
         FileError: the cache cannot be written.
     """
     levels = [require_choice(severity, SEVERITIES, "severity") for severity in severities]
-    require_positive(bins, "bins")
     if not models or not levels:
         raise ArgumentError("nothing to evaluate: give at least one model and one severity.")
     if isinstance(shift, Mapping):

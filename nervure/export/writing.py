@@ -36,7 +36,7 @@ from nervure.graph.cost import count
 from nervure.graph.example import is_weightless
 from nervure.graph.modes import isolated
 from nervure.prune import Pruned
-from nervure.schema import PositiveOrZero
+from nervure.schema import NotNegative
 
 TOLERANCE = 1e-4
 """For float32: other engines order the sums in another way."""
@@ -94,7 +94,7 @@ def export(
     dynamic: bool | None = None,
     check: Batches | None = None,
     calibration: Batches | None = None,
-    tolerance: PositiveOrZero | None = None,
+    tolerance: NotNegative | None = None,
     notes: Mapping[str, Any] | None = None,
 ) -> ExportedFile:
     """Write a network as a file for another engine, and check that the file computes what the module computes.

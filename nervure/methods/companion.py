@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune as operators
 
 from nervure.annotations import Batches
-from nervure.check import checked, require_choice, require_positive
+from nervure.check import checked
 from nervure.errors import DataError
 from nervure.graph.tape import named_tensors
 from nervure.graph.types import Graph
@@ -128,8 +128,6 @@ def connectivity_of(view: View, estimator: Dependence, *, samples: int, per_clas
     Raises:
         DataError: there are no data, or labels are needed and missing.
     """
-    require_choice(estimator, ("classwise", "correlation", "residual", "gaussian"), "estimator")
-    require_positive(samples, "samples")
     require_evidence(view, "a companion network")
     if estimator == "classwise" and not is_labelled(view):
         raise DataError(UNLABELLED)

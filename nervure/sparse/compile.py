@@ -6,7 +6,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from nervure.check import checked, require_positive
+from nervure.check import checked
 from nervure.errors import ArgumentError, VerificationError
 from nervure.evaluation.connectivity import HasMasks
 from nervure.evaluation.latency import latency
@@ -70,7 +70,7 @@ def compile_sparse(
     dense = _require_sparse(model)
     as_inputs(example)
     example = placed_like(dense, example)
-    threads = require_positive(torch.get_num_threads() if threads is None else threads, "threads")
+    threads = torch.get_num_threads() if threads is None else threads
     clock = timer or _clock(threads, rounds)
     with torch.no_grad():
         checks = Checks.of(dense, example)

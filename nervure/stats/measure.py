@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
 
 from nervure.annotations import Batches
-from nervure.check import checked, nearest, require_choice, require_positive
+from nervure.check import checked, nearest, require_choice
 from nervure.errors import ArgumentError, DataError
 from nervure.graph.example import unwrapped
 from nervure.graph.modes import isolated, uncompiled
@@ -83,11 +83,6 @@ def measure(
             finite; or the connections of so many samples do not fit into memory.
     """
     model, wanted = unwrapped(model), _wanted(want)
-    require_positive(samples, "samples")
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise ArgumentError(f"seed={seed!r} must be a whole number.")
-    if isinstance(per_class, bool) or not isinstance(per_class, int) or per_class < 0:
-        raise ArgumentError(f"per_class={per_class!r} must be a whole number, 0 (no such limit) or more.")
     chosen = _chosen(wanted)
     others = READ | LAYERS | WHOLE
     found, skipped = probes(model, graph) if wanted & WRITTEN or not others & chosen.keys() else ({}, {})

@@ -18,14 +18,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from nervure.annotations import Device, FilePath
-from nervure.check import checked, require_choice, require_positive
+from nervure.check import checked
 from nervure.errors import ArgumentError, DataError, ForwardError
 from nervure.evaluation.batches import Batch, Data, call, device_of, pairs, require_classes, to_device
 from nervure.evaluation.quality import evaluate
 from nervure.graph.example import digest_of, evaluating
 from nervure.progress import length
 from nervure.progress import progress as progress_bar
-from nervure.schema import Epochs, Part, Positive, PositiveOrZero, Seed
+from nervure.schema import Epochs, NotNegative, Part, Positive, Seed
 from nervure.training.checkpoint import load_run, save_run, under
 from nervure.training.masks import Held, Masks, hold
 from nervure.training.objectives import Objective, classifies, cross_entropy, require_scalar
@@ -35,8 +35,6 @@ from nervure.training.schedules import SCHEDULES, Schedule
 from nervure.training.step import Hook, Remembers, Setting, Step
 
 MakeOptimizer: TypeAlias = Callable[[list[nn.Parameter]], Optimizer]
-OPTIMIZERS = ("sgd", "adamw")
-PRECISIONS = ("float32", "bf16")
 
 
 @runtime_checkable
@@ -143,7 +141,7 @@ def train(  # noqa: PLR0913 - one keyword per choice that a recipe makes
     lr: Positive = 0.1,
     optimizer: Literal["sgd", "adamw"] | MakeOptimizer = "sgd",
     momentum: Part = 0.9,
-    weight_decay: PositiveOrZero = 5e-4,
+    weight_decay: NotNegative = 5e-4,
     schedule: Literal["onecycle", "cosine", "constant"] | Schedule = "onecycle",
     objective: Objective = cross_entropy,
     hooks: Sequence[Hook | Rewires] = (),
@@ -194,7 +192,6 @@ def train(  # noqa: PLR0913 - one keyword per choice that a recipe makes
         ArgumentError: if an argument is out of range, masks do not fit, or nothing can be trained.
         FileError: if the checkpoint cannot be written, is damaged, or belongs to another run.
     """
-    _require_sensible(epochs, lr, momentum, weight_decay, optimizer, schedule, precision)
     log = _Log()
     place = device_of(model) if device is None else torch.device(device)
     model.to(place)
@@ -483,26 +480,3 @@ def _left_in_evaluation(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         model.eval()
-
-
-def _require_sensible(
-    epochs: int,
-    lr: float,
-    momentum: float,
-    weight_decay: float,
-    optimizer: str | MakeOptimizer,
-    schedule: str | Schedule,
-    precision: str,
-) -> None:
-    require_positive(epochs, "epochs")
-    if not (math.isfinite(lr) and lr > 0):
-        raise ArgumentError(f"lr={lr!r} must be above 0.")
-    if not 0 <= momentum < 1:
-        raise ArgumentError(f"momentum={momentum!r} is not in [0, 1).")
-    if not (math.isfinite(weight_decay) and weight_decay >= 0):
-        raise ArgumentError(f"weight_decay={weight_decay!r} must be 0 or more.")
-    if not callable(optimizer):
-        require_choice(optimizer, OPTIMIZERS, "optimizer")
-    if not callable(schedule):
-        require_choice(schedule, SCHEDULES, "schedule")
-    require_choice(precision, PRECISIONS, "precision")

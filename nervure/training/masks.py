@@ -16,7 +16,7 @@ from torch.utils.hooks import RemovableHandle
 
 from nervure.check import checked, nearest
 from nervure.errors import ArgumentError, NervureWarning
-from nervure.schema import Count, Share
+from nervure.schema import Count, Part
 
 Masks: TypeAlias = Mapping[str, Tensor]
 
@@ -219,7 +219,7 @@ def same_everywhere(masks: Masks, *, source: Count = 0) -> dict[str, Tensor]:
 
 
 @checked
-def masks_of(model: nn.Module, *, only: Iterable[str] | None = None, least: Share = 0.0) -> dict[str, Tensor]:
+def masks_of(model: nn.Module, *, only: Iterable[str] | None = None, least: Part = 0.0) -> dict[str, Tensor]:
     """The masks of a model that is sparse already: True where an entry is not zero.
 
     By default the parameters of two or more axes that hold a zero. Vectors are left alone, since a bias or the shift
@@ -237,8 +237,6 @@ def masks_of(model: nn.Module, *, only: Iterable[str] | None = None, least: Shar
     Raises:
         ArgumentError: if ``only`` names an unknown parameter, or ``least`` is out of range.
     """
-    if not 0 <= least < 1:
-        raise ArgumentError(f"least={least!r} is not in [0, 1): the share of zeros from which a parameter is sparse.")
     parameters = dict(model.named_parameters())
     chosen = [n for n, p in parameters.items() if p.ndim >= 2] if only is None else list(only)
     for name in chosen:

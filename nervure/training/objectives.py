@@ -48,8 +48,6 @@ def cross_entropy(model: nn.Module, batch: Batch, *, smoothing: Part = 0.0) -> T
 @checked
 def label_smoothing(eps: Part) -> Objective:
     """Cross entropy against labels of which the fraction ``eps``, in [0, 1), is spread over all classes."""
-    if not 0 <= eps < 1:
-        raise ArgumentError(f"eps={eps!r} is not in [0, 1): it is the fraction of the label spread over all classes.")
     return partial(cross_entropy, smoothing=eps)
 
 
@@ -69,10 +67,6 @@ def distilled(objective: Objective, teacher: nn.Module, weight: Share = 0.5, tem
     Raises:
         ArgumentError: if weight or temperature is out of range, or, when called, if the two have not the same outputs.
     """
-    if not 0 <= weight <= 1:
-        raise ArgumentError(f"weight={weight!r} is not in [0, 1]: it is the share of the teacher in the loss.")
-    if not temperature > 0:
-        raise ArgumentError(f"temperature={temperature!r} must be above 0; 1 to 10 is usual.")
     return partial(_distilled, objective=objective, teacher=teacher, weight=weight, temperature=temperature)
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from nervure.annotations import FilePath
-from nervure.check import checked, nearest, require_choice, require_positive
+from nervure.check import checked, nearest, require_choice
 from nervure.errors import ArgumentError, DataError
 from nervure.schema import Count, Length, Seed
 from nervure.zoo.dataset import Split
@@ -127,7 +127,6 @@ def load_corrupted(
         MissingExtraError: when iterated, where pictures are files and Pillow is not installed.
     """
     folder, levels = Path(root).expanduser(), [require_choice(s, SEVERITIES, "severity") for s in severities]
-    require_positive(batch_size, "batch_size")
     if samples < 0:
         raise ArgumentError(f"samples={samples} must be 0 (all) or more.")
     if not folder.is_dir():
