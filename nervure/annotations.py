@@ -139,7 +139,8 @@ def _one_of(choices: Sequence[Any], value: Any) -> Any:
 
 def _union(hint: Any) -> Accepted:
     members = [accepted(member) for member in typing.get_args(hint)]
-    return Accepted(" or ".join(member.words for member in members), partial(_first, members))
+    words = [member.words for member in members]
+    return Accepted((", or " if "," in "".join(words) else " or ").join(words), partial(_first, members))
 
 
 def _first(members: Sequence[Accepted], value: Any) -> Any:
