@@ -30,6 +30,8 @@ Seconds = Annotated[float, Meta(ge=0, le=86_400)]
 """A time to spend on a measurement: a day at most."""
 Threads = Annotated[int, Meta(ge=1, le=4096)]
 """Threads of a machine."""
+Workers = Annotated[int, Meta(ge=0, le=4096)]
+"""Processes; 0: one for each core."""
 Fraction = Annotated[float, Meta(gt=0, le=1)]
 """A share that is not nothing: in (0, 1]."""
 Density = Annotated[float, Meta(gt=0, le=1, description="the fraction that stays")]

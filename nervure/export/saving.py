@@ -91,7 +91,7 @@ def save(path: FilePath, pruned: Pruned, *, meta: Mapping[str, Any] | None = Non
         warnings.warn(
             f"{str(path)!r} is read by nervure.load only, not by from_pretrained: {differences}.",
             NervureWarning,
-            stacklevel=2,
+            stacklevel=3,
         )
     return target
 

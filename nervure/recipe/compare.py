@@ -17,7 +17,7 @@ from nervure.recipe.study import Study, Trial
 from nervure.recipe.trials import Job, answer, carry_out
 from nervure.recipe.workers import pool_of
 from nervure.report.comparison import Outcome, write_comparison
-from nervure.schema import Count, Threads
+from nervure.schema import Count, Workers
 
 
 @checked
@@ -28,7 +28,7 @@ def compare(
     progress: bool = True,
     say: Callable[[str], None] | None = None,
     limit: Count | None = None,
-    workers: Threads = 1,
+    workers: Workers = 1,
 ) -> tuple[Outcome, ...]:
     """Run the trials of a study that are not done yet, and write tables and charts of all that are.
 

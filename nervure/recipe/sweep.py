@@ -22,7 +22,7 @@ from nervure.recipe.workers import pool_of
 from nervure.report.comparison import DENSE
 from nervure.report.sweep import Sweep, Timed, write_sweep
 from nervure.report.values import PRUNED
-from nervure.schema import Count, Density, Seed, Threads
+from nervure.schema import Count, Density, Seed, Workers
 
 NOTES, LATENCY = "sweep.json", "latency.jsonl"
 VARIED: Mapping[str, frozenset[str]] = {
@@ -39,7 +39,7 @@ def sweep(
     methods: Iterable[str | Options] | None = None,
     seeds: Iterable[Seed] | None = None,
     folder: FilePath | None = None,
-    workers: Threads = 1,
+    workers: Workers = 1,
     ray: str = "",
     progress: bool = True,
     say: Callable[[str], None] | None = None,

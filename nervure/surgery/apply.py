@@ -48,7 +48,7 @@ def apply(model: nn.Module, graph: Graph, plan: Plan, *, renumber: bool = True) 
     with _real_plans(model):
         told = untrue(model, smaller, graph, keeps_of(graph, plan))
     if told:
-        warnings.warn(f"{'; '.join(told)}. What is saved with this config may not load.", NervureWarning, stacklevel=3)
+        warnings.warn(f"{'; '.join(told)}. What is saved with this config may not load.", NervureWarning, stacklevel=4)
     return smaller
 
 
