@@ -304,16 +304,14 @@ def _class(hint: Any) -> Accepted:
 
 
 def _instance(cls: type) -> Accepted:
-    # A class is no instance, even where it has all that an instance needs.
-    return Accepted(
-        _article(cls), lambda value: _typed(value, cls) if not inspect.isclass(value) else _typed(None, cls)
-    )
+    return Accepted(_article(cls), lambda value: _typed(value, cls))
 
 
 def _protocol(cls: type) -> Accepted:
     names = [name for base in cls.__mro__ if getattr(base, "_is_protocol", False) for name in _members(base)]
 
     def take(value: Any) -> Any:
+        # A class is no instance, even where it has all that an instance needs.
         if inspect.isclass(value) or not all(hasattr(value, name) for name in names):
             raise Mismatch
         return value
