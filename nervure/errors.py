@@ -16,7 +16,8 @@
     |-- RecipeError           a recipe has an unknown key, a wrong type or a missing file
     `-- MissingExtraError     an optional dependency is not installed (the message names the extra)
 
-Arguments outside their range raise :class:`ArgumentError`, which is also a ``ValueError``. What is computed but should
+Arguments outside their range raise :class:`ArgumentError`, which is also a ``ValueError``; those that a function does
+not have raise :class:`CallError`, which is also a ``TypeError``. What is computed but should
 not be trusted is told by :class:`NervureWarning`.
 """
 
@@ -29,6 +30,10 @@ class NervureError(Exception):
 
 class ArgumentError(NervureError, ValueError):
     """An argument is outside its range or of the wrong kind."""
+
+
+class CallError(ArgumentError, TypeError):
+    """A function was called with an argument that it does not have, or without one that it needs."""
 
 
 class TraceError(NervureError):

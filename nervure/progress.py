@@ -9,8 +9,12 @@ from typing import TYPE_CHECKING, TypeVar
 if TYPE_CHECKING:
     from rich.progress import Progress
 
+from nervure.errors import DataError
+
 T = TypeVar("T")
 PATIENCE = 2.0
+ENDLESS = 1 << 16
+"""Batches after which data that do not say how many they are count as endless."""
 
 
 class _Bar:
@@ -81,6 +85,22 @@ def length(iterable: Iterable[object]) -> int | None:
         return len(iterable)  # type: ignore[arg-type]
     except TypeError:
         return None
+
+
+def ending(batches: Iterable[T], what: str = "data") -> Iterator[T]:
+    """The same batches: as many as they say, or :data:`ENDLESS` of them where they say nothing or less.
+
+    Raises:
+        DataError: there are more, so that they may have no end.
+    """
+    most = max(ENDLESS, length(batches) or 0)
+    for number, batch in enumerate(batches):
+        if number == most:
+            raise DataError(
+                f"{what} gave {most} batches and did not end. Give a list, or a loader whose len() says how many there "
+                "are."
+            )
+        yield batch
 
 
 def _nothing() -> None:

@@ -1,25 +1,28 @@
 """``prune``: the five-line way from a model to a smaller, verified one."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, final
 
 from torch import Tensor, nn
 
+from nervure.annotations import Batches
 from nervure.budget.sheets import left_dense
+from nervure.check import checked
 from nervure.errors import ArgumentError, DataError, NervureError, VerificationError
 from nervure.graph.cost import Cost, cost_of
 from nervure.graph.example import is_weightless, placed_like, unwrapped
 from nervure.graph.modes import isolated
 from nervure.graph.preserve import preserved
 from nervure.graph.tape import named_tensors
-from nervure.graph.trace import Choice, left_alone
+from nervure.graph.trace import Choices, left_alone
 from nervure.graph.types import Graph
 from nervure.markup import printable
 from nervure.methods.base import Method, View
 from nervure.plan import Cut, Drop, Keep, Mask, Plan
 from nervure.refit import Refit
 from nervure.refit import refit as refitted_to
+from nervure.schema import Seed
 from nervure.stats import measure
 from nervure.surgery.apply import apply, edited, masks_after
 from nervure.surgery.blame import Edit, families_of, name_of, wrong_edits
@@ -103,18 +106,19 @@ class Pruned:
         return f"not verified ({self.unverified})" if self.unverified else "not verified"
 
 
+@checked
 @isolated()
 def prune(
     model: nn.Module | Pruned,
     example: Any,
     method: Method | Plan | Sequence[Method | Plan],
     *,
-    data: Iterable[Any] | None = None,
+    data: Batches | None = None,
     verify: bool = True,
     refit: bool | Refit = False,
-    ignore: Iterable[Choice] = (),
-    only: Iterable[Choice] | None = None,
-    seed: int = 0,
+    ignore: Choices = (),
+    only: Choices | None = None,
+    seed: Seed = 0,
     progress: bool = True,
     **options: Any,
 ) -> Pruned:
@@ -173,7 +177,7 @@ def prune(
     return _refitted(model, found, data, Refit(seed=seed) if refit is True else refit, progress)
 
 
-def _refitted(dense: nn.Module | Pruned, found: Pruned, data: Iterable[Any], how: Refit, progress: bool) -> Pruned:
+def _refitted(dense: nn.Module | Pruned, found: Pruned, data: Batches, how: Refit, progress: bool) -> Pruned:
     """``found``, fitted to what it was made from."""
     if isinstance(dense, nn.Module):
         return refitted_to(found, data, reference=dense, how=how, progress=progress).result
@@ -182,7 +186,7 @@ def _refitted(dense: nn.Module | Pruned, found: Pruned, data: Iterable[Any], how
     return replace(result, earlier=found.earlier)
 
 
-def _kept(choices: Iterable[Choice]) -> Iterable[Choice]:
+def _kept(choices: Choices) -> Choices:
     """Choices that can be gone through more than once."""
     return choices if isinstance(choices, str | nn.Module) else tuple(choices)
 
@@ -206,7 +210,7 @@ def _pruned_once(
     example: Any,
     method: Method | Plan,
     *,
-    data: Iterable[Any] | None,
+    data: Batches | None,
     verify: bool,
     chosen: Mapping[str, Any],
     seed: int,

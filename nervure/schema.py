@@ -21,20 +21,36 @@ Hook: TypeAlias = Callable[[type[Any], Any], Any]
 
 Count = Annotated[int, Meta(ge=0, lt=1 << 62)]
 """A whole number from 0 on that fits into a tensor."""
+Warmup = Annotated[int, Meta(ge=0, le=10_000)]
+"""Runs before those that count."""
 Size = Annotated[int, Meta(ge=1, lt=1 << 62)]
 """A whole number from 1 on that fits into a tensor."""
 Seed = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
 """What ``torch.manual_seed`` takes."""
+Rounds = Annotated[int, Meta(ge=1, le=10_000)]
+"""How many times something is done that takes a while."""
+Length = Annotated[int, Meta(ge=1, le=1 << 20)]
+"""How many things are listed or held in memory together."""
+Epochs = Annotated[int, Meta(ge=1, le=1_000_000)]
+"""Passes over data."""
+Seconds = Annotated[float, Meta(ge=0, le=86_400)]
+"""A time to spend on a measurement: a day at most."""
+Threads = Annotated[int, Meta(ge=1, le=4096)]
+"""Threads of a machine."""
+Workers = Annotated[int, Meta(ge=0, le=4096)]
+"""Processes; 0: one for each core."""
 Fraction = Annotated[float, Meta(gt=0, le=1)]
 """A share that is not nothing: in (0, 1]."""
+Density = Annotated[float, Meta(gt=0, le=1, description="the fraction that stays")]
+"""What a budget or a mask leaves: 1 keeps everything."""
+Part = Annotated[float, Meta(ge=0, lt=1)]
+"""A share that is not all: in [0, 1)."""
 Share = Annotated[float, Meta(ge=0, le=1)]
 """A share: in [0, 1]."""
 Positive = Annotated[float, Meta(gt=0, le=sys.float_info.max)]
 """A finite number above 0."""
 Between = Annotated[float, Meta(gt=0, lt=1)]
 """A share that is neither nothing nor all: in (0, 1)."""
-Part = Annotated[float, Meta(ge=0, lt=1)]
-"""A share that is not all: in [0, 1)."""
 Finite = Annotated[float, Meta(ge=-sys.float_info.max, le=sys.float_info.max)]
 """A number that is no NaN and no infinity."""
 NotNegative = Annotated[float, Meta(ge=0, le=sys.float_info.max)]

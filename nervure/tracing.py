@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from nervure.check import checked
 from nervure.errors import CopyError, NervureError, NervureWarning
 from nervure.graph.blocks import is_doubtful, with_blocks
 from nervure.graph.example import evaluating, is_weightless, placed_like, unfaked, unwrapped
@@ -16,7 +17,7 @@ from nervure.graph.modes import isolated
 from nervure.graph.siblings import follow_siblings
 from nervure.graph.tape import unreached
 from nervure.graph.trace import (
-    Choice,
+    Choices,
     Drawing,
     Outputs,
     check_modules,
@@ -35,12 +36,13 @@ SHOWN = 5
 """How many modules that the example does not reach are named."""
 
 
+@checked
 def trace(
     model: nn.Module,
     example: Any,
     *,
-    ignore: Iterable[Choice] = (),
-    only: Iterable[Choice] | None = None,
+    ignore: Choices = (),
+    only: Choices | None = None,
     outputs: Outputs = True,
     inputs: bool = False,
     inside_heads: bool = False,
@@ -83,8 +85,8 @@ def trace(
 def traced(
     model: nn.Module,
     example: Any,
-    ignore: Iterable[Choice],
-    only: Iterable[Choice] | None,
+    ignore: Choices,
+    only: Choices | None,
     *,
     outputs: Outputs = True,
     inputs: bool = False,

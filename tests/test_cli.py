@@ -141,7 +141,7 @@ def test_a_plan_is_made_for_an_engine(monkeypatch: pytest.MonkeyPatch, tmp_path:
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (("--budget", "latency", "--target", "3"), "target='3 ms'"),
+        (("--budget", "latency", "--target", "3"), 'like "3 ms"'),
         (("--budget", "latency", "--engine", "tensorrt"), "engine='tensorrt'"),
         (("--target", "0.5"), "needs budget='latency'"),
         (("SNIP", "--engine", "eager"), "SNIP plans for no engine"),

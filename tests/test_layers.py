@@ -14,6 +14,7 @@ PACKAGE = ROOT / "nervure"
 FLOORS: Mapping[str, int] = {
     "dependence": 0,
     "errors": 0,
+    "annotations": 0,
     "check": 0,
     "progress": 0,
     "files": 0,
@@ -51,7 +52,9 @@ FLOORS: Mapping[str, int] = {
     "": 6,
 }
 # Reference models and data stand beside the house: they lean on the ground floor, and only the roof looks at them.
-ZOO_MAY_IMPORT = {"zoo", "errors", "check", "schema", "documents", "files", "progress", "_extras", "markup"}
+ZOO_MAY_IMPORT = {
+    "zoo", "errors", "annotations", "check", "schema", "documents", "files", "progress", "_extras", "markup",
+}  # fmt: skip
 ROOF = 6
 
 

@@ -196,10 +196,10 @@ def test_latency_is_measured_once_against_the_dense_network(tmp_path: Path) -> N
     ("change", "message"),
     [
         ({"keeps": []}, r"nothing to sweep for 'Random': give the fractions that stay"),
-        ({"keeps": [1.5]}, r"keeps .* <= 1.0"),
-        ({"keeps": [0.5, 0.5]}, "keeps .* once"),
-        ({"seeds": [-1]}, "seeds .* >= 0"),
-        ({"seeds": [0.5]}, "seeds .* Expected `int`, got `float`"),
+        ({"keeps": [1.5]}, r"keeps is .* \(0, 1\]"),
+        ({"keeps": [0.5, 0.5]}, "distinct fractions"),
+        ({"seeds": [-1]}, "seeds is .*a whole number, 0 or more"),
+        ({"seeds": [0.5]}, "seeds is .*a whole number"),
         ({"methods": ["Tailor"]}, "no method 'Tailor'. Did you mean 'Taylor'"),
         ({"methods": ["Random", "Random"]}, "label 'Random' must be there, once"),
         ({"methods": [{"name": "Random", "label": "a"}, {"name": "Random"}]}, "two methods are the same"),
@@ -209,13 +209,13 @@ def test_latency_is_measured_once_against_the_dense_network(tmp_path: Path) -> N
     ],
 )
 def test_a_sweep_is_checked_before_any_work(change: dict[str, Any], message: str, tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=message):
+    with pytest.raises((ArgumentError, RecipeError), match=message):
         sweep(tiny(), **change, folder=tmp_path / "new", progress=False)
     assert not (tmp_path / "new").exists()
 
 
 def test_the_number_of_workers_must_make_sense(tmp_path: Path) -> None:
-    with pytest.raises(ArgumentError, match="workers=-1 must be 0 or more"):
+    with pytest.raises(ArgumentError, match=r"workers is a whole number in \[0, 4096\]"):
         sweep(tiny(), workers=-1, folder=tmp_path / "new", progress=False)
     assert pool_of(trials.answer, 0).workers >= 1
 

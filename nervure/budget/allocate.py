@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import Any, Literal, TypeAlias, final, get_args
+from typing import Any, Literal, TypeAlias, final
 
 import numpy as np
 import torch
@@ -12,10 +12,11 @@ from torch import Tensor
 
 from nervure.budget.latency import Clock, LatencyTable
 from nervure.budget.ledger import Ledger, total
-from nervure.check import nearest, require_choice, require_finite, require_fraction, require_positive
+from nervure.check import checked, nearest, require_finite
 from nervure.errors import ArgumentError, BudgetError, ScoreError
 from nervure.graph.types import Graph, Group
 from nervure.plan import Cut, Keep, Plan
+from nervure.schema import Count, Density, Size
 
 Budget: TypeAlias = Literal["channels", "params", "macs"]
 TimedBudget: TypeAlias = Literal["channels", "params", "macs", "latency"]
@@ -26,7 +27,8 @@ WHOLE_KINDS = ("heads", "blocks")
 """Groups whose units have several channels each."""
 
 
-def top(scores: Tensor, k: int) -> Tensor:
+@checked
+def top(scores: Tensor, k: Count) -> Tensor:
     """Mark the ``k`` highest scores: boolean, of the shape of ``scores``, exactly ``k`` True, ties to the lower index.
 
     Raises:
@@ -36,7 +38,7 @@ def top(scores: Tensor, k: int) -> Tensor:
     >>> top(torch.tensor([1.0, 3.0, 3.0, 3.0]), 2)
     tensor([False,  True,  True, False])
     """
-    if isinstance(k, bool) or not isinstance(k, int) or not 0 <= k <= scores.numel():
+    if k > scores.numel():
         raise ArgumentError(f"k={k!r} of {scores.numel()} scores cannot be kept; k is a whole number from 0 to that.")
     flat = require_finite(scores.detach(), "scores").reshape(-1)
     kept = torch.zeros_like(flat, dtype=torch.bool)
@@ -44,25 +46,17 @@ def top(scores: Tensor, k: int) -> Tensor:
     return kept.reshape(scores.shape)
 
 
-def require_budget(keep: float, budget: str, scope: str, minimum: int, multiple: int) -> float:
-    """Check the arguments of :func:`allocate` apart from a graph; returns ``keep`` as a float, else ArgumentError."""
-    require_choice(budget, get_args(TimedBudget), "budget")
-    require_choice(scope, get_args(Scope), "scope")
-    require_positive(minimum, "minimum")
-    require_positive(multiple, "multiple")
-    return require_fraction(keep, "keep")
-
-
+@checked
 def allocate(
     graph: Graph,
     scores: Mapping[str, Tensor],
     *,
-    keep: float,
+    keep: Density,
     budget: TimedBudget = "channels",
     scope: Scope = "global",
-    minimum: int = 1,
-    multiple: int = 1,
-    floors: Mapping[str, int] | None = None,
+    minimum: Size = 1,
+    multiple: Size = 1,
+    floors: Mapping[str, Count] | None = None,
     table: LatencyTable | None = None,
 ) -> Plan:
     """Cut the units with the lowest scores until ``keep`` of the budget is left.
@@ -101,7 +95,6 @@ def allocate(
         ScoreError: scores are missing, unknown, of the wrong size, NaN or infinite.
         BudgetError: nothing can be cut, or the floors alone cost more than the budget.
     """
-    keep = require_budget(keep, budget, scope, minimum, multiple)
     least = tuple(max(minimum, (floors or {}).get(group.name, 0)) for group in graph.prunable)
     clock = _clock(graph, table) if budget == "latency" else None
     market = Market(graph, _values(graph, scores), scope, least, multiple, clock)

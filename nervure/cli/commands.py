@@ -375,7 +375,7 @@ def train(  # noqa: PLR0913 - one for each option
         lr=lr,
         masks=pruned.masks if pruned else None,
         validation=data.validation.batches(500),
-        precision=precision,
+        precision="bf16" if precision == "bf16" else "float32",
         seed=choice.seed,
         hooks=[] if method is None else [Rewiring(method, log=events)],
     )

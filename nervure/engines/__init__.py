@@ -1,21 +1,25 @@
 """What runs networks: PyTorch as it is and compiled, ONNX Runtime, OpenVINO."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any, TypeAlias
 
 from torch import nn
 
 from nervure._extras import require_extra
-from nervure.check import nearest, require_choice, require_positive
+from nervure.annotations import Among
+from nervure.check import checked, nearest, require_choice, shown
 from nervure.engines.eager import COMPILED, EAGER
 from nervure.engines.onnxruntime import ONNXRUNTIME
 from nervure.engines.openvino import OPENVINO
 from nervure.engines.types import FLOAT32, Engine, Program, Runner
 from nervure.errors import ArgumentError
+from nervure.schema import Threads
 
 ENGINES: Mapping[str, Engine] = {engine.name: engine for engine in (EAGER, COMPILED, ONNXRUNTIME, OPENVINO)}
+EngineName: TypeAlias = Annotated[str, Among(ENGINES)]
 
 
+@checked
 def require_engine(name: str, precision: str = FLOAT32) -> Engine:
     """The engine called ``name``, if it can be used here: ask before long work.
 
@@ -24,7 +28,9 @@ def require_engine(name: str, precision: str = FLOAT32) -> Engine:
         MissingExtraError: its library is not installed.
     """
     if name not in ENGINES:
-        raise ArgumentError(f"engine={name!r} is not one of {', '.join(map(repr, ENGINES))}.{nearest(name, ENGINES)}")
+        raise ArgumentError(
+            f"engine={shown(name)} is not one of {', '.join(map(repr, ENGINES))}.{nearest(name, ENGINES)}"
+        )
     engine = ENGINES[name]
     require_choice(precision, engine.precisions, f"precision of the engine {name!r}")
     for library in engine.libraries:
@@ -32,6 +38,7 @@ def require_engine(name: str, precision: str = FLOAT32) -> Engine:
     return engine
 
 
+@checked
 def prepare(engine: str, model: nn.Module, example: Any, *, precision: str = FLOAT32) -> Program:
     """Make ``model`` ready for an engine: all slow work that does not depend on the number of threads.
 
@@ -49,7 +56,8 @@ def prepare(engine: str, model: nn.Module, example: Any, *, precision: str = FLO
     return found.prepare(model, example, precision)
 
 
-def runner(engine: str, model: nn.Module, example: Any, *, threads: int = 1, precision: str = FLOAT32) -> Runner:
+@checked
+def runner(engine: str, model: nn.Module, example: Any, *, threads: Threads = 1, precision: str = FLOAT32) -> Runner:
     """Make ``model`` a function that an engine runs.
 
     Args:
@@ -70,7 +78,7 @@ def runner(engine: str, model: nn.Module, example: Any, *, threads: int = 1, pre
         MissingExtraError: the library of the engine is not installed; the message names the extra.
         EngineError: the engine cannot take the model.
     """
-    return prepare(engine, model, example, precision=precision).runner(require_positive(threads, "threads"))
+    return prepare(engine, model, example, precision=precision).runner(threads)
 
 
 __all__ = ["ENGINES", "Engine", "Program", "Runner", "prepare", "require_engine", "runner"]

@@ -11,7 +11,7 @@ from torch import nn
 from nervure.engines.quiet import quiet
 from nervure.engines.types import BF16, Engine, Program, Runner, threads_of_torch
 from nervure.errors import EngineError
-from nervure.graph.example import as_inputs
+from nervure.graph.example import as_inputs, forward
 
 Call = Callable[..., Any]
 
@@ -40,7 +40,7 @@ def _runner(call: Call, device: str, precision: str, threads: int) -> Runner:
         args, kwargs = as_inputs(inputs)
         lower = torch.autocast(device, torch.bfloat16) if precision == BF16 else nullcontext()
         with threads_of_torch(threads), torch.no_grad(), lower:
-            return call(*args, **kwargs)
+            return forward(call, args, kwargs)
 
     return run
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nervure.check import checked
 from nervure.errors import ArgumentError
 from nervure.graph.types import Graph, Group
 
@@ -17,6 +18,7 @@ Orders = Mapping[str, Tensor]
 SWEEPS = 50
 
 
+@checked
 def align(graph: Graph, reference: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """For each group of hidden units the order in which the units of ``other`` resemble those of ``reference``.
 
@@ -48,6 +50,7 @@ def align(graph: Graph, reference: Mapping[str, Tensor], other: Mapping[str, Ten
     return orders
 
 
+@checked
 def reordered(graph: Graph, tensors: Mapping[str, Tensor], orders: Orders) -> dict[str, Tensor]:
     """Weights, or masks, with the units of each group in the given order; tensors without such units as they are."""
     found = dict(tensors)

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from nervure.check import checked
 from nervure.errors import DataError
 from nervure.evaluation.batches import Data, call, pairs, placed, require_finite_outputs, require_labels, to_device
 from nervure.evaluation.metrics import accuracy
@@ -18,6 +19,7 @@ class Quality(NamedTuple):
     auc: float
 
 
+@checked
 def macro_auc(scores: Tensor, labels: Tensor) -> float:
     """Mean over classes of the chance that a sample of the class scores higher for it than one of another class.
 
@@ -34,6 +36,7 @@ def macro_auc(scores: Tensor, labels: Tensor) -> float:
     >>> macro_auc(torch.tensor([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8]]), torch.tensor([0, 0, 1]))
     1.0
     """
+    labels = require_labels(labels, scores)
     found = [
         _auc(scores[:, c].double(), labels == c)
         for c in range(scores.shape[1])
@@ -44,6 +47,7 @@ def macro_auc(scores: Tensor, labels: Tensor) -> float:
     return sum(found) / len(found)
 
 
+@checked
 def accuracy_and_auc(model: nn.Module, data: Data) -> Quality:
     """Accuracy and macro AUC of a classifier on data, in evaluation mode; the model comes back as it was.
 

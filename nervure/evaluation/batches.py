@@ -4,28 +4,32 @@
 ``split.batches(...)``. *Inputs* is a tensor, a tuple of positional arguments, or a dict of keyword arguments.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
+from nervure.annotations import Batches
 from nervure.errors import ArgumentError, DataError
+from nervure.graph.example import forward, require_numbers
+from nervure.progress import ending
 
 Inputs: TypeAlias = Any
 Batch: TypeAlias = tuple[Inputs, Tensor]
-Data: TypeAlias = Iterable[Any]
+Data: TypeAlias = Batches
 
 
 def pairs(data: Data, what: str = "data") -> Iterator[Batch]:
     """Yield ``(inputs, labels)`` for each batch.
 
     Raises:
-        DataError: if ``data`` gives no batch, a batch is no pair, has no tensor of labels, or holds no sample.
+        DataError: if ``data`` gives no batch or does not end, or a batch is no pair, has no tensor of labels, or holds
+            no sample (see :func:`nervure.progress.ending`).
     """
     number = -1
-    for number, batch in enumerate(data):
+    for number, batch in enumerate(ending(data, what)):
         if not (isinstance(batch, tuple | list) and len(batch) == 2 and isinstance(batch[1], Tensor)):
             raise DataError(f"batch {number} of {what} is {_shape_of(batch)}; give pairs (inputs, labels tensor).")
         if batch[1].numel() == 0:
@@ -44,12 +48,10 @@ def call(model: nn.Module, inputs: Inputs) -> Tensor:
 
 
 def call_only(model: nn.Module, inputs: Inputs) -> Any:
-    """Run ``model`` on one batch of inputs and return whatever it returns."""
+    """Run ``model`` on one batch of inputs and return whatever it returns; raises ForwardError where it raises."""
     if isinstance(inputs, Mapping):
-        return model(**inputs)
-    if isinstance(inputs, tuple | list):
-        return model(*inputs)
-    return model(inputs)
+        return forward(model, (), inputs)
+    return forward(model, inputs if isinstance(inputs, tuple | list) else (inputs,), {})
 
 
 def logits_of(output: Any) -> Tensor:
@@ -77,6 +79,8 @@ def require_labels(labels: Tensor, logits: Tensor) -> Tensor:
         DataError: if labels are not whole numbers, their shape is not that of the logits without the class axis, or
             one lies outside 0 .. classes - 1.
     """
+    if labels.is_meta or logits.is_meta:
+        raise DataError("labels or outputs are on the meta device, which has shapes without numbers.")
     expected = (*logits.shape[:1], *logits.shape[2:])
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise DataError(f"labels have dtype {labels.dtype}; give the numbers of the classes, as int64.")
@@ -91,6 +95,8 @@ def require_labels(labels: Tensor, logits: Tensor) -> Tensor:
 
 def require_classes(labels: Tensor, classes: int) -> None:
     """Raise :class:`DataError` naming the label if one is outside 0 .. ``classes`` - 1."""
+    if labels.numel() == 0:
+        raise DataError("there are no labels: give one sample at least.")
     for label in (int(labels.max()), int(labels.min())):
         if not 0 <= label < classes:
             raise DataError(
@@ -112,7 +118,7 @@ def require_finite_outputs(logits: Tensor, where: str) -> None:
 def to_device(value: Any, device: torch.device) -> Any:
     """Move every tensor inside nested tuples, lists and dicts to ``device``; the rest stays as it is."""
     if isinstance(value, Tensor):
-        return value.to(device, non_blocking=True)
+        return require_numbers(value, device).to(device, non_blocking=True)
     if isinstance(value, Mapping):
         return {key: to_device(entry, device) for key, entry in value.items()}
     if isinstance(value, tuple | list):

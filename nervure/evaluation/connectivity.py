@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nervure.check import require_choice
+from nervure.check import checked, require_choice
 from nervure.errors import ArgumentError
 from nervure.graph.tape import named_tensors
 from nervure.markup import listing
@@ -380,6 +380,7 @@ class Connectivity:
         return self.describe()
 
 
+@checked
 def connectivity(
     model: nn.Module | HasMasks,
     example: Any,
@@ -444,6 +445,7 @@ def _parts(model: Any) -> tuple[nn.Module, Mapping[str, Tensor]]:
     return model.model, model.masks
 
 
+@checked
 def measures(
     model: nn.Module | HasMasks, example: Any, reference: "nn.Module | HasMasks | Connectivity"
 ) -> dict[str, float]:

@@ -14,7 +14,7 @@ from typing import Any, TypedDict, final
 import torch
 from torch import Tensor, nn
 
-from nervure.check import require_choice, require_positive
+from nervure.check import checked, require_choice
 from nervure.errors import ArgumentError
 from nervure.evaluation.answers import Key
 from nervure.evaluation.batches import Batch, Data, pairs
@@ -24,7 +24,7 @@ from nervure.graph.example import placed_like
 from nervure.graph.tape import named_tensors
 from nervure.graph.types import Graph
 from nervure.progress import track
-from nervure.schema import Count, convert
+from nervure.schema import Count, Seed, Size, convert
 from nervure.scores.connectivity import Dependence, of_layers
 from nervure.scores.layers import layers
 from nervure.stats import measure
@@ -103,6 +103,7 @@ class _Moved(TypedDict):
     layers: dict[str, float]
 
 
+@checked
 def connectivity_shift(
     models: Mapping[str, nn.Module],
     data: Data,
@@ -110,9 +111,9 @@ def connectivity_shift(
     shift: str | Iterable[str] = "all",
     severities: Iterable[int] = (3,),
     estimator: Dependence = "classwise",
-    samples: int = 1024,
+    samples: Size = 1024,
     normalisation: Normalisation | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
     progress: bool = True,
 ) -> ConnectivityShift:
     """Measure connectivity on the data and on their shifted copies, and how far it is from the one to the other.
@@ -139,7 +140,7 @@ def connectivity_shift(
         raise ArgumentError("nothing to measure: give at least one model and one severity.")
     if normalisation is None and isinstance(data, Normalised):
         normalisation = (data.mean, data.std)
-    few = _first(data, require_positive(samples, "samples"))
+    few = _first(data, samples)
     graphs = {name: trace(model, placed_like(model, few[0][0][:2])) for name, model in models.items()}
     clean = {name: _connectivity(model, graphs[name], few, estimator) for name, model in models.items()}
     keys = [(name, level) for name in shifts_of(shift, few[0][0]) for level in levels]

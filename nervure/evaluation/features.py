@@ -10,9 +10,10 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from nervure.check import require_choice
+from nervure.check import checked, require_choice
 from nervure.errors import DataError
 from nervure.evaluation.corruptions.chance import mixed, normal, uniform
+from nervure.schema import Count, Seed, Size
 
 FEATURE_STRENGTHS: Mapping[str, tuple[float, ...]] = MappingProxyType(
     {
@@ -33,12 +34,13 @@ SEVERITIES = (1, 2, 3, 4, 5)
 LEAST_SPREAD = 1e-6
 
 
+@checked
 def corrupt_features(
     inputs: Tensor,
     name: str,
     severity: int,
     *,
-    seed: int = 0,
+    seed: Seed = 0,
     statistics: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """Shifted copy of real-valued features.
@@ -79,8 +81,9 @@ def corrupt_features(
     return torch.where(uniform(keys, *inputs.shape[1:]) < level, mean.to(inputs), inputs)
 
 
+@checked
 def corrupt_tokens(
-    tokens: Tensor, name: str, severity: int, *, seed: int = 0, vocabulary: int | None = None, mask: int = 0
+    tokens: Tensor, name: str, severity: int, *, seed: Seed = 0, vocabulary: Size | None = None, mask: Count = 0
 ) -> Tensor:
     """Shifted copy of token numbers.
 

@@ -16,14 +16,15 @@ from typing import Any, final
 import torch
 from torch import nn
 
-from nervure.check import require_positive
-from nervure.engines import ENGINES, Program, Runner, prepare, require_engine
+from nervure.check import checked
+from nervure.engines import ENGINES, EngineName, Program, Runner, prepare, require_engine
 from nervure.engines.types import FLOAT32, threads_of_torch
 from nervure.errors import ArgumentError
 from nervure.evaluation.batches import device_of, to_device
 from nervure.graph.example import evaluating, resized
 from nervure.graph.preserve import preserved
 from nervure.markup import listing
+from nervure.schema import Length, Rounds, Seconds, Threads, Warmup
 
 # The clock and the call around it cost about a microsecond: one timing should last a thousand times as long.
 SHORTEST_TIMING = 1e-3
@@ -117,17 +118,18 @@ class Latency:
         return listing(lines)
 
 
+@checked
 def latency(
     models: Mapping[str, nn.Module],
     example: Any,
     *,
-    batch_sizes: Sequence[int] = (1,),
-    threads: Sequence[int] = (1,),
-    engine: str | Sequence[str] = "eager",
+    batch_sizes: Sequence[Length] = (1,),
+    threads: Sequence[Threads] = (1,),
+    engine: EngineName | Sequence[EngineName] = "eager",
     precision: str = FLOAT32,
-    rounds: int = 20,
-    seconds: float = 1.0,
-    warmup: int = WARMUP,
+    rounds: Rounds = 20,
+    seconds: Seconds = 1.0,
+    warmup: Warmup = WARMUP,
 ) -> Latency:
     """Time models against each other, in turn within one run.
 
@@ -280,9 +282,5 @@ def _require_measurable(
     for name, values in (("batch_sizes", batch_sizes), ("threads", threads)):
         if not values:
             raise ArgumentError(f"{name} is empty; give at least one number.")
-        for value in values:
-            require_positive(value, name)
     if not 3 <= rounds <= MOST_ROUNDS:
         raise ArgumentError(f"rounds={rounds} must be 3 .. {MOST_ROUNDS}: a median with quartiles takes at least 3.")
-    if seconds < 0 or warmup < 0:
-        raise ArgumentError(f"seconds={seconds} and warmup={warmup} must be 0 or more.")

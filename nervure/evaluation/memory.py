@@ -10,11 +10,12 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from nervure.check import require_positive
+from nervure.check import checked
 from nervure.evaluation.batches import device_of, to_device
 from nervure.graph.composites import taken_apart
 from nervure.graph.example import evaluating, resized, run_example
 from nervure.graph.preserve import preserved
+from nervure.schema import Length
 
 
 @final
@@ -39,7 +40,8 @@ class Memory:
         return self.weights + self.inputs + self.activations
 
 
-def peak_memory(model: nn.Module, example: Any, *, batch: int = 1) -> Memory:
+@checked
+def peak_memory(model: nn.Module, example: Any, *, batch: Length = 1) -> Memory:
     """Memory of one forward pass of ``batch`` samples, run in evaluation mode where the model is.
 
     Args:
@@ -52,7 +54,7 @@ def peak_memory(model: nn.Module, example: Any, *, batch: int = 1) -> Memory:
         ArgumentError: ``batch`` is below 1, or the example has no tensor with samples.
     """
     device = device_of(model)
-    inputs = to_device(resized(example, require_positive(batch, "batch")), device)
+    inputs = to_device(resized(example, batch), device)
     weights = _bytes((*model.parameters(), *model.buffers()))
     with preserved(model, inputs), evaluating(model):
         peak = _on_cuda(model, inputs, device) if device.type == "cuda" else _counted(model, inputs)

@@ -12,9 +12,10 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from nervure.errors import ArgumentError
-from nervure.evaluation.batches import require_finite_outputs, require_labels
-from nervure.schema import convert
+from nervure.check import checked, shown
+from nervure.errors import ArgumentError, DataError
+from nervure.evaluation.batches import require_classes, require_finite_outputs, require_labels
+from nervure.schema import Count, Length, Positive, Size, convert
 
 
 @final
@@ -111,6 +112,7 @@ class Tally:
         return _summary(Observed(*whole), self._classes, bins)
 
 
+@checked
 def accuracy(probabilities: Tensor, labels: Tensor) -> float:
     """Share of samples whose likeliest class is the label. Shapes [samples, classes] and [samples].
 
@@ -120,7 +122,8 @@ def accuracy(probabilities: Tensor, labels: Tensor) -> float:
     return top_accuracy(probabilities, labels, 1)
 
 
-def top_accuracy(probabilities: Tensor, labels: Tensor, k: int) -> float:
+@checked
+def top_accuracy(probabilities: Tensor, labels: Tensor, k: Size) -> float:
     """Share of samples whose label is among the ``k`` likeliest classes."""
     return float((ranks(probabilities, labels) < k).double().mean())
 
@@ -132,12 +135,14 @@ def ranks(scores: Tensor, labels: Tensor) -> Tensor:
         scores: logits or probabilities, [samples, classes].
         labels: int64, [samples].
     """
+    labels = require_labels(labels, scores)
     own = scores.gather(1, labels[:, None])
     earlier = torch.arange(scores.shape[1], device=scores.device) < labels[:, None]
     return ((scores > own) | ((scores == own) & earlier)).sum(1)
 
 
-def calibration_error(probabilities: Tensor, labels: Tensor, bins: int = 15) -> float:
+@checked
+def calibration_error(probabilities: Tensor, labels: Tensor, bins: Length = 15) -> float:
     """Expected calibration error: how far accuracy is from confidence in the bin a sample falls in, on average.
 
     Bins are equal-width in confidence (the largest probability) and closed on the right, as in Guo et al. (2017).
@@ -150,9 +155,11 @@ def calibration_error(probabilities: Tensor, labels: Tensor, bins: int = 15) -> 
     >>> calibration_error(torch.tensor([[0.75, 0.25]] * 4), torch.tensor([0, 0, 0, 1]))
     0.0
     """
-    return _gap(probabilities.double().amax(1), ranks(probabilities, labels) == 0, bins)
+    right = ranks(probabilities, labels) == 0
+    return _gap(probabilities.double().amax(1), right, bins)
 
 
+@checked
 def brier_score(probabilities: Tensor, labels: Tensor) -> float:
     """Mean over samples of the squared distance between probabilities and one-hot label, in [0, 2].
 
@@ -162,7 +169,8 @@ def brier_score(probabilities: Tensor, labels: Tensor) -> float:
     return float(_squared_distance(probabilities.double(), labels).mean())
 
 
-def class_accuracies(correct: Tensor, labels: Tensor, classes: int) -> tuple[float | None, ...]:
+@checked
+def class_accuracies(correct: Tensor, labels: Tensor, classes: Length) -> tuple[float | None, ...]:
     """Accuracy of each class; None for a class without a sample.
 
     Args:
@@ -170,12 +178,18 @@ def class_accuracies(correct: Tensor, labels: Tensor, classes: int) -> tuple[flo
         labels: int64, [samples].
         classes: how many classes there are.
     """
+    if correct.dtype != torch.bool or correct.shape != labels.shape:
+        raise DataError(
+            f"correct is {shown(correct)}; give whether each of {tuple(labels.shape)} labels was met, as bool."
+        )
+    require_classes(labels, classes)
     seen = torch.bincount(labels, minlength=classes).tolist()
     right = torch.bincount(labels[correct], minlength=classes).tolist()
     return tuple(r / n if n else None for r, n in zip(right, seen, strict=True))
 
 
-def wilson_interval(successes: int, samples: int, z: float = 1.959963984540054) -> tuple[float, float]:
+@checked
+def wilson_interval(successes: Count, samples: Size, z: Positive = 1.959963984540054) -> tuple[float, float]:
     """Wilson score interval of a share; with the default ``z``, 95 % confidence.
 
     >>> low, high = wilson_interval(50, 100)
@@ -237,5 +251,6 @@ def _gap(confidence: Tensor, correct: Tensor, bins: int) -> float:
 
 
 def _squared_distance(probabilities: Tensor, labels: Tensor) -> Tensor:
+    labels = require_labels(labels, probabilities)
     own = probabilities.gather(1, labels[:, None])[:, 0]
     return probabilities.square().sum(1) - own.square() + (1 - own).square()

@@ -1,13 +1,12 @@
 """One model, one pass over data: how good it is, on the data as they are and, if asked, under shift."""
 
-import os
 from collections.abc import Iterable, Mapping
 from typing import overload
 
-import torch
 from torch import nn
 
-from nervure.check import require_positive
+from nervure.annotations import Device, FilePath
+from nervure.check import checked
 from nervure.evaluation.answers import Key
 from nervure.evaluation.batches import Data, call, pairs, placed, to_device
 from nervure.evaluation.corruptions import SEVERITIES
@@ -15,6 +14,7 @@ from nervure.evaluation.metrics import Metrics, Tally
 from nervure.evaluation.shift import Normalisation, Shifted, evaluate_shift
 from nervure.graph.example import evaluating
 from nervure.progress import length, track
+from nervure.schema import Length, Seed
 
 Shift = str | Iterable[str] | Mapping[Key, Data]
 
@@ -25,8 +25,8 @@ def evaluate(
     data: Data,
     *,
     shift: None = None,
-    bins: int = 15,
-    device: torch.device | str | None = None,
+    bins: Length = 15,
+    device: Device | None = None,
     progress: bool = True,
 ) -> Metrics: ...
 
@@ -39,14 +39,15 @@ def evaluate(
     shift: Shift,
     severities: Iterable[int] = SEVERITIES,
     normalisation: Normalisation | None = None,
-    seed: int = 0,
-    bins: int = 15,
-    device: torch.device | str | None = None,
-    cache: str | os.PathLike[str] | None = None,
+    seed: Seed = 0,
+    bins: Length = 15,
+    device: Device | None = None,
+    cache: FilePath | None = None,
     progress: bool = True,
 ) -> Shifted: ...
 
 
+@checked
 def evaluate(
     model: nn.Module,
     data: Data,
@@ -54,10 +55,10 @@ def evaluate(
     shift: Shift | None = None,
     severities: Iterable[int] = SEVERITIES,
     normalisation: Normalisation | None = None,
-    seed: int = 0,
-    bins: int = 15,
-    device: torch.device | str | None = None,
-    cache: str | os.PathLike[str] | None = None,
+    seed: Seed = 0,
+    bins: Length = 15,
+    device: Device | None = None,
+    cache: FilePath | None = None,
     progress: bool = True,
 ) -> Metrics | Shifted:
     """Measure a classifier on data, in evaluation mode and without gradients; with ``shift``, also under corruption.
@@ -82,7 +83,6 @@ def evaluate(
             normalised as said.
         ArgumentError: if ``bins`` is below 1, or a corruption or severity is unknown.
     """
-    require_positive(bins, "bins")
     with placed(model, device) as place, evaluating(model):
         if shift is not None:
             found = evaluate_shift(

@@ -9,12 +9,13 @@ from typing import Any, Generic, TypeVar, final
 
 from torch import nn
 
-from nervure.check import require_fraction
+from nervure.check import checked
 from nervure.errors import ArgumentError, BudgetError
 from nervure.evaluation.answers import Key
 from nervure.evaluation.batches import Data
 from nervure.evaluation.corruptions import GROUPS, HELD_OUT, SEVERITIES
 from nervure.evaluation.shift import Normalisation, Shifted, evaluate_shift
+from nervure.schema import Fraction, Seed
 
 K = TypeVar("K", bound=Hashable)
 REFERENCE = "the dense network"
@@ -59,22 +60,24 @@ class Choice(Generic[K]):
         return {"chosen": str(self.name), "share": self.share, "candidates": rows, "metrics": metrics, "dense": dense}
 
 
+@checked
 def live_weights(model: nn.Module) -> int:
     """How many parameters are not zero: smaller after a cut as after a mask."""
     return sum(int(parameter.detach().count_nonzero()) for parameter in model.parameters())
 
 
+@checked
 def smallest_robust(
     candidates: Mapping[K, nn.Module],
     dense: nn.Module,
     data: Data,
     *,
-    share: float = 0.95,
+    share: Fraction = 0.95,
     shift: str | Iterable[str] | Mapping[Key, Data] = HELD_OUT,
     severities: Iterable[int] = SEVERITIES,
     size: Callable[[nn.Module], float] = live_weights,
     normalisation: Normalisation | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
     progress: bool = True,
 ) -> Choice[K]:
     """Find the smallest candidate that keeps a share of the dense network's accuracy under shift.
@@ -97,7 +100,6 @@ def smallest_robust(
         BudgetError: no candidate keeps that much; the message says which keeps most.
         DataError: the data cannot be used.
     """
-    share = require_fraction(share, "share")
     if not candidates:
         raise ArgumentError("there are no candidates to choose from: give at least one network.")
     if not isinstance(shift, Mapping):

@@ -7,7 +7,6 @@ corruption by corruption. Several networks are measured in one pass, on the same
 """
 
 import math
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -18,7 +17,8 @@ from typing import Any, Protocol, TypeAlias, TypedDict, final, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from nervure.check import require_choice, require_positive
+from nervure.annotations import FilePath
+from nervure.check import checked, require_choice, shown
 from nervure.errors import ArgumentError, DataError
 from nervure.evaluation.answers import Answers, Key, Page
 from nervure.evaluation.batches import Batch, Data, call, device_of, pairs, to_device
@@ -28,7 +28,7 @@ from nervure.evaluation.metrics import Metrics, Tally
 from nervure.graph.example import evaluating
 from nervure.markup import listing
 from nervure.progress import length, track
-from nervure.schema import Count, convert
+from nervure.schema import Count, Length, Seed, convert
 
 Normalisation: TypeAlias = tuple[Sequence[float], Sequence[float]]
 ROUNDING = 1e-4  # float32 normalised and back is off by less
@@ -211,6 +211,7 @@ def _known(column: Iterable[float | None]) -> list[float]:
     return [value for value in column if value is not None]
 
 
+@checked
 def evaluate_shift(
     models: Mapping[str, nn.Module],
     data: Data,
@@ -218,9 +219,9 @@ def evaluate_shift(
     shift: str | Iterable[str] | Mapping[Key, Data] = "all",
     severities: Iterable[int] = SEVERITIES,
     normalisation: Normalisation | None = None,
-    seed: int = 0,
-    bins: int = 15,
-    cache: str | os.PathLike[str] | None = None,
+    seed: Seed = 0,
+    bins: Length = 15,
+    cache: FilePath | None = None,
     progress: bool = True,
 ) -> dict[str, Shifted]:
     """Measure classifiers clean and under shift, all on the same corrupted inputs, without gradients.
@@ -246,10 +247,11 @@ def evaluate_shift(
         FileError: the cache cannot be written.
     """
     levels = [require_choice(severity, SEVERITIES, "severity") for severity in severities]
-    require_positive(bins, "bins")
     if not models or not levels:
         raise ArgumentError("nothing to evaluate: give at least one model and one severity.")
     if isinstance(shift, Mapping):
+        if not shift:
+            raise ArgumentError("shift={} holds no data: give them by (name, severity), or names of corruptions.")
         if cache is not None:
             raise ArgumentError("cache= keeps answers to corruptions that are made here; ready data are not kept.")
         return _given(models, data, shift, bins, progress)
@@ -293,7 +295,10 @@ def shifts_of(shift: str | Iterable[str], inputs: Any) -> tuple[str, ...]:
     known = FEATURE_SHIFTS if inputs.is_floating_point() else TOKEN_SHIFTS
     if shift == "all":
         return known
-    return tuple(require_choice(name, known, "shift") for name in ([shift] if isinstance(shift, str) else shift))
+    names = [shift] if isinstance(shift, str) else list(shift)
+    if not names:
+        raise ArgumentError(f"shift={shown(shift)} names no shift; give 'all', or some of {', '.join(known)}.")
+    return tuple(require_choice(name, known, "shift") for name in names)
 
 
 @final

@@ -8,6 +8,7 @@ from typing import TypeAlias, final
 import torch
 from torch import Tensor
 
+from nervure.check import checked
 from nervure.errors import ArgumentError
 from nervure.plan import Keep
 
@@ -54,6 +55,7 @@ class Common:
     chance: float
 
 
+@checked
 def similarity(masks_a: Masks, masks_b: Masks) -> Similarity:
     """Compare two sets of connections.
 
@@ -82,6 +84,7 @@ def similarity(masks_a: Masks, masks_b: Masks) -> Similarity:
     )
 
 
+@checked
 def common(runs: Sequence[Masks]) -> Common:
     """The connections that all runs have.
 

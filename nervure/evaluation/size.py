@@ -5,7 +5,10 @@ from typing import Any
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from nervure.check import checked
 
+
+@checked
 def file_size(model: nn.Module) -> int:
     """Bytes of the model's state as a safetensors file, without writing one.
 

@@ -18,9 +18,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from nervure.annotations import FilePath
 from nervure.budget.latency import LatencyTable, Sample, fitted
-from nervure.check import require_positive
-from nervure.engines import ENGINES, require_engine
+from nervure.check import checked, require_positive
+from nervure.engines import ENGINES, EngineName, require_engine
 from nervure.errors import FileError
 from nervure.evaluation.batches import device_of
 from nervure.evaluation.latency import Built, Latency, in_turn
@@ -29,6 +30,7 @@ from nervure.graph.example import samples_of
 from nervure.graph.types import Block, Graph
 from nervure.plan import Cut, Drop, Keep, Plan
 from nervure.progress import progress as progressing
+from nervure.schema import Rounds, Threads
 from nervure.surgery.apply import apply
 from nervure.tracing import trace
 
@@ -43,15 +45,16 @@ LEAST_LEVEL, SPREAD, DROPPED = 0.15, 0.35, 0.3
 VERSIONS = "versions"
 
 
+@checked
 def latency_table(
     model: nn.Module,
     example: Any,
     *,
-    engine: str = "eager",
+    engine: EngineName = "eager",
     graph: Graph | None = None,
-    threads: int | None = None,
-    samples: int = SAMPLES,
-    cache: str | os.PathLike[str] | None = None,
+    threads: Threads | None = None,
+    samples: Rounds = SAMPLES,
+    cache: FilePath | None = None,
     progress: bool = True,
 ) -> LatencyTable:
     """Times of ``model`` on an engine of this machine, from which the latency of any plan for it is predicted.
@@ -119,7 +122,6 @@ class Stopwatch:
 
     def table(self, *, samples: int = SAMPLES, progress: bool = True) -> LatencyTable:
         """The table, from its file or measured now; see :func:`latency_table`."""
-        require_positive(samples, "samples")
         found = self._kept()
         if found.rates and len(found.samples) >= samples:
             return found

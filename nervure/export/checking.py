@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from nervure.check import shown
 from nervure.engines import Runner
 from nervure.errors import ArgumentError, DataError, VerificationError
 from nervure.evaluation.batches import Batch, device_of, logits_of, require_labels, to_device
@@ -93,6 +94,8 @@ def on_data(
     """Run both on batches of real inputs with labels; a file for a ``fixed`` number of samples gets as many."""
     largest, sizes, counts = 0.0, [], []
     for inputs, labels in data:
+        if not (isinstance(labels, Tensor) and labels.ndim):
+            raise DataError(f"check= holds a batch whose labels are {shown(labels)}; give one label for each sample.")
         given, known = (resized(inputs, fixed), resized(labels, fixed)) if fixed else (inputs, labels)
         expected, found = _expected(model, given), runner(given)
         largest = max(largest, difference(expected, found))

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from nervure import container
+from nervure.annotations import FilePath
+from nervure.check import checked
 from nervure.container import DamageError, Kind, read_container, reading, write_container
 from nervure.errors import FileError, NervureError, NervureWarning
 from nervure.export.stock import stock_differences
@@ -101,7 +103,8 @@ class _Header(_Stored):
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
 
-def save(path: str | os.PathLike[str], pruned: Pruned, *, meta: Mapping[str, Any] | None = None) -> Path:
+@checked
+def save(path: FilePath, pruned: Pruned, *, meta: Mapping[str, Any] | None = None) -> Path:
     """Write ``pruned`` to one ``.safetensors`` file, atomically, and return its path.
 
     Masked tensors are packed: what stays, and where, see :mod:`nervure.packed`. Where the model is of a library whose
@@ -133,7 +136,7 @@ def save(path: str | os.PathLike[str], pruned: Pruned, *, meta: Mapping[str, Any
         warnings.warn(
             f"{str(path)!r} is read by nervure.load only, not by from_pretrained: {differences}.",
             NervureWarning,
-            stacklevel=2,
+            stacklevel=3,
         )
     return target
 
@@ -156,7 +159,8 @@ def _header(pruned: Pruned, stored: _Stored, shapes: Shapes) -> _Header:
     )
 
 
-def load(path: str | os.PathLike[str], model: Source) -> Pruned:
+@checked
+def load(path: FilePath, model: Source) -> Pruned:
     """Read what :func:`save` wrote.
 
     Args:
@@ -214,8 +218,9 @@ def _masks(header: _Header, model: nn.Module) -> dict[str, Tensor]:
     return {name: keep.tensor() for name, keep in keeps.items()}
 
 
+@checked
 def save_state(
-    path: str | os.PathLike[str],
+    path: FilePath,
     model: nn.Module,
     *,
     meta: Mapping[str, Any] | None = None,
@@ -245,7 +250,8 @@ def save_state(
     return target
 
 
-def load_state(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
+@checked
+def load_state(path: FilePath, model: nn.Module) -> nn.Module:
     """Put the state written by :func:`save_state` into ``model``, in place, and return it.
 
     A plain safetensors file with the model's tensor names is read as well.
@@ -258,7 +264,8 @@ def load_state(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
     return model
 
 
-def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
+@checked
+def read_header(path: FilePath) -> dict[str, Any]:
     """The header of a file written by :func:`save` or :func:`save_state`, without reading its tensors: plain data.
 
     Raises:

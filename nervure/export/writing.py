@@ -2,15 +2,15 @@
 
 import itertools
 import json
-import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
 from torch import nn
 
-from nervure.check import require_choice
+from nervure.annotations import Batches, FilePath
+from nervure.check import checked, require_choice, shown
 from nervure.engines import Runner
 from nervure.engines.exported import Exported, exported, refused
 from nervure.engines.types import BF16, FLOAT32
@@ -35,6 +35,7 @@ from nervure.graph.example import is_weightless
 from nervure.graph.modes import isolated
 from nervure.markup import listing
 from nervure.prune import Pruned
+from nervure.schema import NotNegative
 
 TOLERANCE = 1e-4
 """For float32: other engines order the sums in another way."""
@@ -80,18 +81,19 @@ class ExportedFile:
         return listing(lines)
 
 
+@checked
 @isolated()
 def export(
     model: nn.Module | Pruned,
     example: Any,
-    path: str | os.PathLike[str],
+    path: FilePath,
     *,
     format: str | None = None,
     precision: str = FLOAT32,
     dynamic: bool | None = None,
-    check: Iterable[Any] | None = None,
-    calibration: Iterable[Any] | None = None,
-    tolerance: float | None = None,
+    check: Batches | None = None,
+    calibration: Batches | None = None,
+    tolerance: NotNegative | None = None,
     notes: Mapping[str, Any] | None = None,
 ) -> ExportedFile:
     """Write a network as a file for another engine, and check that the file computes what the module computes.
@@ -186,7 +188,7 @@ def require_format(path: Path, name: str | None, precision: str = FLOAT32, dynam
     if precision not in form.needs:
         able = ", ".join(other.name for other in FORMATS.values() if precision in other.needs)
         raise ArgumentError(
-            f"the format {name!r} has no precision {precision!r}; it has {', '.join(map(repr, form.needs))}."
+            f"the format {name!r} has no precision {shown(precision)}; it has {', '.join(map(repr, form.needs))}."
             + (f" {precision!r} is there for {able}." if able else "")
         )
     if dynamic and not form.dynamic:
@@ -227,7 +229,7 @@ def _checked(
     job: _Job,
     graph: Exported,
     runner: Runner,
-    check: Iterable[Any] | None,
+    check: Batches | None,
     tolerance: float | None,
     folder: Path,
 ) -> dict[str, Difference]:
@@ -269,7 +271,7 @@ def _first_layer(job: _Job, graph: Exported, found: Difference, folder: Path) ->
     return f"The first layer that differs is {name!r} ({kind}), by {apart:.1e}."
 
 
-def _calibration(data: Iterable[Any] | None, precision: str) -> list[Any]:
+def _calibration(data: Batches | None, precision: str) -> list[Any]:
     if precision != INT8:
         return []
     if data is None:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from nervure.check import checked
 from nervure.graph.example import evaluating, has_shape_only, is_weightless, placed_like, unfaked, unwrapped
 from nervure.graph.flow import Flow
 from nervure.graph.labels import Space, Store
@@ -58,6 +59,7 @@ class Cost:
         return convert(data, Cost, "these costs")
 
 
+@checked
 @isolated()
 def count(model: nn.Module, example: Any) -> Cost:
     """Count parameters and multiply-accumulates of ``model`` on ``example`` (in evaluation mode).

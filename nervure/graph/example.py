@@ -13,7 +13,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map
 
-from nervure.errors import ArgumentError
+from nervure.check import shown
+from nervure.errors import ArgumentError, ForwardError, NervureError
 
 
 def examples_of(example: Any) -> list[Any]:
@@ -94,10 +95,19 @@ def placed_like(model: nn.Module, example: Any) -> Any:
 def _placed(x: Tensor, device: torch.device) -> Tensor:
     if isinstance(x, FakeTensor):
         return torch.empty(x.shape, dtype=x.dtype, device="meta" if device.type == "meta" else x.device)
-    moved = x.to(device)
+    moved = require_numbers(x, device).to(device)
     if moved.is_meta and not x.is_meta and not x.is_floating_point():
         setattr(moved, CONTENTS, x)
     return moved
+
+
+def require_numbers(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return ``tensor`` unless it has a shape only and is asked to a ``device`` with numbers: then ArgumentError."""
+    if tensor.is_meta and device.type != "meta":
+        raise ArgumentError(
+            f"{shown(tensor)} is on the meta device: it has a shape without numbers. Give numbers, as torch.randn does."
+        )
+    return tensor
 
 
 CONTENTS = "_contents"
@@ -207,10 +217,28 @@ _DATA = str | int | float | bool | type | nn.Module | None
 
 
 def run_example(model: nn.Module, example: Any) -> Any:
-    """Run ``model`` on ``example`` without gradients."""
+    """Run ``model`` on ``example`` without gradients; raises ForwardError as :func:`forward`."""
     args, kwargs = as_inputs(example)
     with torch.no_grad():
+        return forward(model, args, kwargs)
+
+
+def forward(model: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """What ``model`` makes of these arguments.
+
+    Raises:
+        ForwardError: its own forward raised; the message says on what, the cause is its own error.
+    """
+    try:
         return model(*args, **kwargs)
+    except (NervureError, torch.OutOfMemoryError):
+        # Where memory is short, fewer samples may do: callers look for torch's own error.
+        raise
+    except Exception as error:
+        raise ForwardError(
+            f"the model's forward raised {type(error).__name__}: {error}. It was given "
+            f"{describe_example((*args, kwargs) if kwargs else tuple(args))}; check that it is what the model expects."
+        ) from error
 
 
 @contextmanager
@@ -257,3 +285,10 @@ def resized(example: Any, batch: int) -> Any:
         return leaf[index.to(leaf.device)] if has_samples else leaf
 
     return tree_map(fitted, example)
+
+
+def describe_example(example: Any) -> str:
+    """Shapes and dtypes of the tensors of ``example``, for messages."""
+    return ", ".join(f"{tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}" for t in tensors_in(example)) or repr(
+        example
+    )

@@ -22,7 +22,15 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from nervure.errors import ForwardError, TraceError
 from nervure.graph.composites import taken_apart
-from nervure.graph.example import CONTENTS, as_inputs, examples_of, outputs_by_name, outputs_in, tensors_in
+from nervure.graph.example import (
+    CONTENTS,
+    as_inputs,
+    describe_example,
+    examples_of,
+    outputs_by_name,
+    outputs_in,
+    tensors_in,
+)
 from nervure.graph.modes import uncompiled
 from nervure.graph.preserve import preserved
 from nervure.graph.sizes import Attribute, Expression, Size, expression_of, noting_numbers, plain, tagged_attributes
@@ -679,10 +687,3 @@ def _run_in_training_mode(model: nn.Module, args: Any, kwargs: Any, recorder: Re
     finally:
         for module, training in modes.items():
             module.training = training
-
-
-def describe_example(example: Any) -> str:
-    """Shapes and dtypes of the tensors of ``example``, for messages."""
-    return ", ".join(f"{tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}" for t in tensors_in(example)) or repr(
-        example
-    )

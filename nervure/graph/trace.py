@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from nervure.check import shown
 from nervure.errors import ArgumentError, TraceError
 from nervure.graph.declared import declared, families, full_name, in_multiples, unexplained
 from nervure.graph.flow import HIDDEN, Flow, Specs, move
@@ -167,7 +168,7 @@ def _require_outputs(tape: Tape, outputs: Outputs) -> None:
     for name in _names_of(outputs):
         if name not in known:
             raise ArgumentError(
-                f"outputs={outputs!r}: the model returns nothing under {name!r}. It returns "
+                f"outputs={shown(outputs)}: the model returns nothing under {shown(name)}. It returns "
                 f"{', '.join(dict.fromkeys(known)) or 'one tensor without a name'}."
             )
 
@@ -604,16 +605,15 @@ def _resizes(flow: Flow, builder: _Builder) -> list[Resize]:
 
 
 Choice = str | nn.Module
+Choices = Choice | Iterable[Choice]
 
 
-def chosen_patterns(
-    model: nn.Module, ignore: Iterable[Choice], only: Iterable[Choice] | None
-) -> tuple[list[str], list[str] | None]:
+def chosen_patterns(model: nn.Module, ignore: Choices, only: Choices | None) -> tuple[list[str], list[str] | None]:
     """The patterns of names that ``ignore`` and ``only`` stand for; raises ArgumentError where one fits nothing."""
     return _patterns(model, ignore, "ignore"), None if only is None else _patterns(model, only, "only")
 
 
-def left_alone(model: nn.Module, ignore: Iterable[Choice] = (), only: Iterable[Choice] | None = None) -> frozenset[str]:
+def left_alone(model: nn.Module, ignore: Choices = (), only: Choices | None = None) -> frozenset[str]:
     """The tensors that belong to ``ignore``, or to nothing in ``only``; raises ArgumentError as tracing does."""
     ignored, wanted = chosen_patterns(model, ignore, only)
     return frozenset(
@@ -663,7 +663,7 @@ def kept_by_choice(graph: Graph, ignored: list[str], wanted: list[str] | None) -
     return replace(graph, blocks=tuple(blocks))
 
 
-def _patterns(model: nn.Module, choices: Iterable[Choice], name: str) -> list[str]:
+def _patterns(model: nn.Module, choices: Choices, name: str) -> list[str]:
     if isinstance(choices, str | nn.Module):
         choices = [choices]
     names = {id(module): key for key, module in model.named_modules()}
@@ -675,7 +675,7 @@ def _patterns(model: nn.Module, choices: Iterable[Choice], name: str) -> list[st
         pattern = choice if isinstance(choice, str) else names[id(choice)]
         if not any(matches(t, pattern) for t in tensors):
             raise ArgumentError(
-                f"{name}={pattern!r} matches no module of the model. Use names as in model.named_modules()."
+                f"{name}={shown(pattern)} matches no module of the model. Use names as in model.named_modules()."
             )
         patterns.append(pattern)
     return patterns

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
+from nervure.check import checked
+from nervure.engines import EngineName
 from nervure.errors import ArgumentError
 from nervure.methods.activation import Activation
 from nervure.methods.base import Explained, Method, Remembering, View
@@ -30,7 +32,9 @@ from nervure.methods.snip import SNIP
 from nervure.methods.synflow import SynFlow
 from nervure.methods.synthesis import Synthesis
 from nervure.methods.taylor import Taylor
+from nervure.methods.timed import Target
 from nervure.methods.wanda import Wanda
+from nervure.schema import Density
 
 METHODS = Methods(
     [
@@ -61,6 +65,7 @@ METHODS = Methods(
 )
 
 
+@checked
 def method_from(name: str, **options: Any) -> Method:
     """Make the method of that name (in any case of letters) with these hyper-parameters.
 
@@ -70,15 +75,16 @@ def method_from(name: str, **options: Any) -> Method:
     return named(METHODS, name, options)
 
 
+@checked
 def method_keeping(
     name: str,
     share: Mapping[str, Any],
     *,
-    keep: float,
+    keep: Density,
     budget: str,
-    density: float | None = None,
-    engine: str | None = None,
-    target: float | str | None = None,
+    density: Density | None = None,
+    engine: EngineName | None = None,
+    target: Target | None = None,
 ) -> Method:
     """Make a method that leaves so much, said in its own words; its own options in ``share`` come first.
 

@@ -6,12 +6,9 @@ Differs from the paper: one ranking over all layers, and mean absolute values by
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-from nervure.check import require_choice
 from nervure.methods.base import View
 from nervure.methods.ranking import Ranking
 from nervure.scores import Loudness, Normalise, Scores, activation
-from nervure.scores.common import NORMALISE
-from nervure.scores.effects import HEARD
 
 
 @final
@@ -30,11 +27,6 @@ class Activation(Ranking):
 
     of: Loudness = "absolute"
     normalise: Normalise = "mean"
-
-    def check(self) -> None:
-        """Complain about a hyper-parameter that is not one of the choices."""
-        require_choice(self.of, HEARD, "of")
-        require_choice(self.normalise, NORMALISE, "normalise")
 
     def scores(self, view: View) -> Scores:
         """How much of a unit arrives at its readers."""

@@ -3,20 +3,22 @@
 It is there to be looked at and pruned, with any operator, and what is pruned in it is pruned in the original.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune as operators
 
-from nervure.check import require_choice, require_positive
+from nervure.annotations import Batches
+from nervure.check import checked
 from nervure.errors import DataError
 from nervure.graph.tape import named_tensors
 from nervure.graph.types import Graph
 from nervure.methods.base import View
 from nervure.methods.connectivity import Connectivity, heard, is_labelled, require_evidence
 from nervure.plan import Keep, Mask, Plan
+from nervure.schema import Count, Seed, Size
 from nervure.scores.connectivity import UNLABELLED, Dependence, of_layers
 from nervure.scores.layers import layers
 from nervure.tracing import trace
@@ -84,16 +86,17 @@ class Companion(nn.Module):
         return Connectivity(scores, skipped=self.connectivity.skipped, samples=self.connectivity.samples).to_json()
 
 
+@checked
 def companion(
     model: nn.Module,
     example: Any,
-    data: Iterable[Any] | None = None,
+    data: Batches | None = None,
     *,
     found: Connectivity | None = None,
     estimator: Dependence = "classwise",
-    samples: int = 2048,
-    per_class: int = 0,
-    seed: int = 0,
+    samples: Size = 2048,
+    per_class: Count = 0,
+    seed: Seed = 0,
 ) -> Companion:
     """Build the companion of a network.
 
@@ -125,8 +128,6 @@ def connectivity_of(view: View, estimator: Dependence, *, samples: int, per_clas
     Raises:
         DataError: there are no data, or labels are needed and missing.
     """
-    require_choice(estimator, ("classwise", "correlation", "residual", "gaussian"), "estimator")
-    require_positive(samples, "samples")
     require_evidence(view, "a companion network")
     if estimator == "classwise" and not is_labelled(view):
         raise DataError(UNLABELLED)

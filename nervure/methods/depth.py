@@ -8,12 +8,11 @@ Similarity Metric Perspective" (2024), how far the model's answers are from thos
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, final, get_args
+from typing import Literal, TypeAlias, final
 
 import torch
 from torch import Tensor
 
-from nervure.check import require_choice
 from nervure.dependence import cka
 from nervure.errors import DataError
 from nervure.graph.types import Block
@@ -47,10 +46,6 @@ class Depth(Dropping):
         """Blocks, or the outputs, or nothing."""
         outputs = f"outputs:{self.output}" if self.output else "outputs"
         return {"random": frozenset(), "cka": frozenset({outputs})}.get(self.score, frozenset({"blocks"}))
-
-    def check(self) -> None:
-        """Complain about a hyper-parameter that is not one of the choices."""
-        require_choice(self.score, get_args(Yardstick), "score")
 
     def block_scores(self, view: View, blocks: Sequence[Block], gone: tuple[str, ...] = ()) -> dict[str, BlockScore]:
         """One number per block."""

@@ -5,21 +5,22 @@ import statistics
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, TypeAlias, final, get_args
+from typing import Any, Literal, TypeAlias, final
 
 import torch
 
 from nervure.budget.clusters import line_clusters
 from nervure.budget.knapsack import frontier
-from nervure.check import require_choice, require_fraction, require_positive
-from nervure.engines import ENGINES
+from nervure.check import Checked
+from nervure.engines import EngineName
 from nervure.errors import ArgumentError, BudgetError, ScoreError
 from nervure.graph.types import Block, Graph
 from nervure.markup import listing
 from nervure.methods.base import View
 from nervure.methods.judge import Judge, data_of, model_of, plan_of
-from nervure.methods.timed import goal_of, require_target
+from nervure.methods.timed import Target, goal_of, require_target
 from nervure.plan import Drop, Plan
+from nervure.schema import Count, Density, Part, Rounds, Seed, Size
 from nervure.stats import measure
 from nervure.surgery.price import price
 
@@ -56,7 +57,7 @@ class BlockScore:
 
 
 @dataclass(frozen=True, slots=True)
-class Dropping(ABC):
+class Dropping(Checked, ABC):
     """Drop the blocks with the lowest scores.
 
     How many leave is said by ``tolerance`` where it is given, else by ``drop`` where that is given, else by ``keep``.
@@ -85,32 +86,22 @@ class Dropping(ABC):
             share ``keep``.
     """
 
-    keep: float = 0.5
+    keep: Density = 0.5
     budget: BlockBudget = "params"
-    drop: int | None = None
-    tolerance: float | None = None
+    drop: Count | None = None
+    tolerance: Part | None = None
     policy: Policy = "knapsack"
     back: bool = False
     granularity: Granularity = "fine"
-    stages: int = 1
-    recalibrate: int = 20
-    seed: int = 0
+    stages: Rounds = 1
+    recalibrate: Size = 20
+    seed: Seed = 0
     output: str = ""
-    engine: str = field(default="eager", kw_only=True)
-    latency: float | str | None = field(default=None, kw_only=True)
+    engine: EngineName = field(default="eager", kw_only=True)
+    latency: Target | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "keep", require_fraction(self.keep, "keep"))
-        require_choice(self.budget, get_args(BlockBudget), "budget")
-        require_choice(self.policy, get_args(Policy), "policy")
-        require_choice(self.granularity, get_args(Granularity), "granularity")
-        require_positive(self.stages, "stages")
-        require_positive(self.recalibrate, "recalibrate")
-        if self.drop is not None and (isinstance(self.drop, bool) or not isinstance(self.drop, int) or self.drop < 0):
-            raise ArgumentError(f"drop={self.drop!r} must be a number of blocks, 0 or more, or None.")
-        if self.tolerance is not None and not 0 <= self.tolerance < 1:
-            raise ArgumentError(f"tolerance={self.tolerance!r} must be a share of accuracy in [0, 1), or None.")
-        require_choice(self.engine, ENGINES, "engine")
+        Checked.__post_init__(self)
         require_target(self.latency, self.budget == "latency", "latency")
         if self.latency is not None and (self.drop is not None or self.tolerance is not None):
             raise ArgumentError(f"latency={self.latency!r}, and drop= or tolerance= too: say it in one way.")
@@ -121,8 +112,8 @@ class Dropping(ABC):
     def wants(self) -> frozenset[str]:
         """The evidence that scores are made from."""
 
-    def check(self) -> None:  # noqa: B027 - not every method has more to check
-        """Complain about a hyper-parameter of one's own that is out of range."""
+    def check(self) -> None:
+        """Complain about hyper-parameters of one's own that do not go together."""
 
     @abstractmethod
     def block_scores(self, view: View, blocks: Sequence[Block], gone: tuple[str, ...] = ()) -> dict[str, BlockScore]:

@@ -13,19 +13,18 @@ for the saving. See docs/methods/energy.md for what differs and why.
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, final, get_args
+from typing import Literal, TypeAlias, final
 
 import torch
 from torch import Tensor
 
-from nervure.check import require_choice, require_positive
 from nervure.dependence import ClassDistances, class_distances, distance_correlation
 from nervure.errors import ArgumentError, DataError, NervureWarning, ScoreError
 from nervure.graph.types import Block
 from nervure.methods.base import View
 from nervure.methods.dropping import BlockScore, Dropping
+from nervure.schema import Rounds
 from nervure.stats import Stats
-from nervure.stats.blocks import REDUCTIONS
 
 EnergyScore: TypeAlias = Literal["skip", "r2", "max_ref", "coefficient", "dcor"]
 Target: TypeAlias = Literal["auto", "predictions", "labels", "probabilities", "outputs"]
@@ -79,7 +78,7 @@ class Energy(Dropping):
     target: Target = "auto"
     reduce: Reduce = "pool4"
     unbiased: bool = True
-    rounds: int = 4
+    rounds: Rounds = 4
 
     @property
     def wants(self) -> frozenset[str]:
@@ -93,11 +92,7 @@ class Energy(Dropping):
         return frozenset({blocks, outputs})
 
     def check(self) -> None:
-        """Complain about a hyper-parameter that is not one of the choices."""
-        require_choice(self.score, get_args(EnergyScore), "score")
-        require_choice(self.target, get_args(Target), "target")
-        require_choice(self.reduce, REDUCTIONS, "reduce")
-        require_positive(self.rounds, "rounds")
+        """Complain about a score and a target that do not go together."""
         if self.score in CLASSWISE and self.target in CONTINUOUS:
             raise ArgumentError(
                 f'score={self.score!r} compares classes, but target={self.target!r} is continuous. Take score="dcor".'

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from nervure.budget.sparse import Distribution
-from nervure.errors import ArgumentError
 from nervure.methods.base import View
 from nervure.methods.sparse import Field, Guard, Sparse
+from nervure.schema import Seed
 
 
 @final
@@ -31,12 +31,7 @@ class ERK(Sparse):
 
     distribution: Distribution = "erk"
     guard: Guard = "outputs"
-    seed: int = 0
-
-    def check(self) -> None:
-        """Complain about a hyper-parameter that is out of range."""
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
-            raise ArgumentError(f"seed={self.seed!r} must be a whole number.")
+    seed: Seed = 0
 
     def kept(self, view: View, field: Field) -> dict[str, Tensor]:
         """Weights by lot."""

@@ -8,11 +8,9 @@ Differs from the papers: one cut instead of one unit at a time between steps of 
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-from nervure.check import require_choice
 from nervure.methods.base import View
 from nervure.methods.ranking import Ranking
 from nervure.scores import Normalise, Scores, fisher
-from nervure.scores.common import NORMALISE
 
 
 @final
@@ -29,10 +27,6 @@ class Fisher(Ranking):
     wants: ClassVar[frozenset[str]] = frozenset({"effects"})
 
     normalise: Normalise = "mean"
-
-    def check(self) -> None:
-        """Complain about a hyper-parameter that is not one of the choices."""
-        require_choice(self.normalise, NORMALISE, "normalise")
 
     def scores(self, view: View) -> Scores:
         """Half the mean squared effect on the loss."""

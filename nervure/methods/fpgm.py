@@ -6,11 +6,9 @@ Differs from the paper: one ranking over all layers by default, and one cut inst
 from dataclasses import dataclass
 from typing import final
 
-from nervure.check import require_choice
 from nervure.methods.base import View
 from nervure.methods.ranking import Ranking
 from nervure.scores import Normalise, Scores, fpgm
-from nervure.scores.common import NORMALISE
 
 
 @final
@@ -25,10 +23,6 @@ class FPGM(Ranking):
     """
 
     normalise: Normalise = "mean"
-
-    def check(self) -> None:
-        """Complain about a hyper-parameter that is not one of the choices."""
-        require_choice(self.normalise, NORMALISE, "normalise")
 
     def scores(self, view: View) -> Scores:
         """Sums of distances to the other units."""

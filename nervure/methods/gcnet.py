@@ -13,14 +13,13 @@ connections of a layer stay, and in the last quarter of the layers magnitude tim
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import final, get_args
+from typing import final
 
 import torch
 from torch import Tensor
 
 from nervure.budget import Budget, Scope, allocate
 from nervure.budget.sheets import Pattern
-from nervure.check import require_choice, require_positive
 from nervure.errors import ArgumentError
 from nervure.methods.base import View
 from nervure.methods.companion import connectivity_of
@@ -28,6 +27,7 @@ from nervure.methods.connectivity import Connectivity
 from nervure.methods.slopes import lay_on, twin
 from nervure.methods.sparse import Field, Guard, Scored, Sparse
 from nervure.plan import Plan
+from nervure.schema import Count, Density, Rounds, Share, Size
 from nervure.scores import magnitude
 from nervure.scores.connectivity import Dependence, are_last, unit_scores
 from nervure.scores.guidance import Criterion, Mode, combined, judged, matched
@@ -75,17 +75,17 @@ class GCNet(Sparse):
             round, pairs of units.
     """
 
-    density: float = 0.1
+    density: Density = 0.1
     granularity: str = "connection"
     guard: Guard = "units"
     mode: Mode = "product"
-    start: float | None = None
-    alpha: float = 0.5
+    start: Share | None = None
+    alpha: Share = 0.5
     estimator: Dependence = "residual"
     criterion: Criterion = "magnitude"
-    rounds: int = 1
-    samples: int = 2048
-    per_class: int = 0
+    rounds: Rounds = 1
+    samples: Size = 2048
+    per_class: Count = 0
     budget: Budget = "macs"
     paper: bool = False
 
@@ -94,13 +94,6 @@ class GCNet(Sparse):
         if self.paper:
             for name, value in PAPER.items():
                 object.__setattr__(self, name, value)
-        for name, choices in (("mode", Mode), ("estimator", Dependence), ("criterion", Criterion), ("budget", Budget)):
-            require_choice(getattr(self, name), get_args(choices), name)
-        require_positive(self.rounds, "rounds")
-        require_positive(self.samples, "samples")
-        if self.start is not None:
-            _require_share(self.start, "start")
-        _require_share(self.alpha, "alpha")
         if self.granularity == "filters":
             self._check_filters()
 
@@ -203,8 +196,3 @@ class GCNet(Sparse):
         scores = unit_scores(view.graph, field.layers(), rho, magnitude(view.graph, view.weights))
         scope: Scope = "global" if self.distribution == "global" else "layer"
         return allocate(view.graph, scores, keep=self.density, budget=self.budget, scope=scope)
-
-
-def _require_share(value: float, name: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-        raise ArgumentError(f"{name}={value!r} is not in [0, 1].")

@@ -10,11 +10,11 @@ import torch
 
 from nervure.budget.rewiring import Counts, Ramp
 from nervure.budget.sparse import Distribution
-from nervure.check import require_choice, require_fraction
 from nervure.errors import ArgumentError
 from nervure.methods.base import View
 from nervure.methods.rewiring import Masked, Rewired
 from nervure.methods.sparse import Field
+from nervure.schema import Density
 from nervure.scores.sites import Site
 from nervure.training.rewires import Moment
 
@@ -34,14 +34,12 @@ class GMP(Rewired):
     used_to: ClassVar[int] = 30
 
     distribution: Distribution = "global"
-    start: float = 1.0
+    start: Density = 1.0
     schedule: Literal["cubic", "linear", "cosine"] = "cubic"
 
     def check(self) -> None:
         """Complain about a hyper-parameter that is out of range."""
         Rewired.check(self)
-        object.__setattr__(self, "start", require_fraction(self.start, "start"))
-        require_choice(self.schedule, ("cubic", "linear", "cosine"), "schedule")
         if self.start < self.density:
             raise ArgumentError(
                 f"start={self.start:g} is below density={self.density:g}: weights only go. Give start={self.density:g} "

@@ -6,17 +6,15 @@ Differs from the paper: what stays is counted exactly, every output of the netwo
 that of the mean over all batches instead of a sum.
 """
 
-import math
 from dataclasses import dataclass
 from typing import final
 
 from torch import Tensor
 
-from nervure.check import require_choice, require_positive
-from nervure.errors import ArgumentError
 from nervure.methods.base import View
 from nervure.methods.slopes import Statistics, drawn, hessian_times_slopes, tempered, twin
 from nervure.methods.sparse import Field, Sparse
+from nervure.schema import Positive, Size
 from nervure.scores.saliency import grasp
 
 
@@ -35,16 +33,9 @@ class GraSP(Sparse):
         statistics: what batch norms divide by while scoring, see :class:`SNIP`.
     """
 
-    batches: int = 1
-    temperature: float = 200.0
+    batches: Size = 1
+    temperature: Positive = 200.0
     statistics: Statistics = "batch"
-
-    def check(self) -> None:
-        """Complain about a hyper-parameter that is out of range."""
-        require_positive(self.batches, "batches")
-        require_choice(self.statistics, ("batch", "running"), "statistics")
-        if not (math.isfinite(self.temperature) and self.temperature > 0):
-            raise ArgumentError(f"temperature={self.temperature!r} must be above 0.")
 
     def kept(self, view: View, field: Field) -> dict[str, Tensor]:
         """The weights that the gradient flows through."""

@@ -8,16 +8,18 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal, final
 
 from nervure.budget import Scope, TimedBudget
-from nervure.check import require_choice
+from nervure.check import Checked
+from nervure.engines import EngineName
 from nervure.methods.base import View
-from nervure.methods.timed import ranked, settled
+from nervure.methods.timed import Target, ranked, settled
 from nervure.plan import Plan
+from nervure.schema import Density, Size
 from nervure.scores import magnitude
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class Magnitude:
+class Magnitude(Checked):
     """Keep the units with the largest weights.
 
     Attributes:
@@ -35,17 +37,17 @@ class Magnitude:
 
     wants: ClassVar[frozenset[str]] = frozenset()
 
-    keep: float = 0.5
+    keep: Density = 0.5
     norm: Literal[1, 2] = 1
     scope: Scope = "global"
     budget: TimedBudget = "channels"
-    minimum: int = 1
-    multiple: int | None = None
-    engine: str | None = None
-    target: float | str | None = None
+    minimum: Size = 1
+    multiple: Size | None = None
+    engine: EngineName | None = None
+    target: Target | None = None
 
     def __post_init__(self) -> None:
-        require_choice(self.norm, (1, 2), "norm")
+        Checked.__post_init__(self)
         settled(self)
 
     def plan(self, view: View) -> Plan:

@@ -9,14 +9,17 @@ parents are what enters a layer, budgets are met exactly, and whole units leave 
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import Annotated, ClassVar, final
 
-from nervure.check import require_positive
-from nervure.errors import ArgumentError, ScoreError
+from msgspec import Meta
+
+from nervure.check import Checked
+from nervure.errors import ScoreError
 from nervure.methods.base import View
 from nervure.methods.connectivity import Connectivity
 from nervure.methods.snacs import SNACS, Granularity, Price
 from nervure.plan import Plan
+from nervure.schema import Density, Size
 from nervure.scores.layers import layers
 from nervure.scores.limits import Limit
 from nervure.scores.mint import mint
@@ -24,7 +27,7 @@ from nervure.scores.mint import mint
 
 @final
 @dataclass(frozen=True, slots=True)
-class MINT:
+class MINT(Checked):
     """Keep the units, or the connections, that share information with their readers.
 
     Attributes:
@@ -41,23 +44,18 @@ class MINT:
 
     wants: ClassVar[frozenset[str]] = frozenset({"connections"})
 
-    keep: float = 0.5
+    keep: Density = 0.5
     budget: Price | None = None
     granularity: Granularity = "filters"
-    groups: int = 8
-    samples: int = 300
-    upper: float = 0.75
-    minimum: int = 1
-    multiple: int = 1
+    groups: Size = 8
+    samples: Size = 300
+    upper: Annotated[float, Meta(gt=0, le=1, description="the largest share of a layer that goes")] = 0.75
+    minimum: Size = 1
+    multiple: Size = 1
 
     def __post_init__(self) -> None:
-        require_positive(self.groups, "groups")
-        require_positive(self.samples, "samples")
-        if isinstance(self.upper, bool) or not isinstance(self.upper, int | float) or not 0 < self.upper <= 1:
-            raise ArgumentError(f"upper={self.upper!r} is not in (0, 1]: it is the largest share of a layer to remove.")
-        successor = self._successor()
-        object.__setattr__(self, "keep", successor.keep)
-        object.__setattr__(self, "budget", successor.budget)
+        Checked.__post_init__(self)
+        object.__setattr__(self, "budget", self._successor().budget)
 
     def plan(self, view: View) -> Plan:
         """Cut units or mask connections.

@@ -13,10 +13,12 @@ network, fewer of the weights are skips, and each skip has a batch norm. As publ
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any, Literal, final
+from typing import Annotated, Any, Literal, TypeAlias, final
+
+from msgspec import Meta
 
 from nervure.budget.sheets import left_dense
-from nervure.check import require_choice, require_fraction, require_positive
+from nervure.check import Checked, require_choice
 from nervure.errors import ArgumentError, BudgetError
 from nervure.graph.example import evaluating
 from nervure.graph.places import Place, places
@@ -30,7 +32,9 @@ from nervure.methods.snip import SNIP
 from nervure.methods.sparse import Field, Sparse
 from nervure.methods.synflow import SynFlow
 from nervure.plan import Plan
+from nervure.schema import Density, Part, Positive, Seed
 
+Jump: TypeAlias = Annotated[int, Meta(ge=2, lt=1 << 62, description="as neighbours are connected as it is")]
 FIRST: Mapping[str, Sparse] = {
     "snip": SNIP(),
     "random": ERK(distribution="uniform"),
@@ -43,7 +47,7 @@ FIRST: Mapping[str, Sparse] = {
 
 @final
 @dataclass(frozen=True, slots=True)
-class N2NSkip:
+class N2NSkip(Checked):
     """Mask weights to part of a budget, and spend the rest on random sparse connections that skip layers.
 
     Skips are placed by what the network computes: between all layers of a chain of linear ones that are not
@@ -72,34 +76,21 @@ class N2NSkip:
         seed: added to the seed of the view, so that either one draws other skips.
     """
 
-    density: float = 0.1
-    share: float = 0.25
+    density: Density = 0.1
+    share: Part = 0.25
     first: str | Method = "snip"
-    span: int = 3
-    reach: int | None = None
+    span: Jump = 3
+    reach: Jump | None = None
     granularity: Literal["kernel", "element"] = "kernel"
     start: Literal["sparse_fan", "dense_fan", "zero"] = "sparse_fan"
-    scale: float = 1.0
+    scale: Positive = 1.0
     norm: bool = True
     rescale: bool | None = None
     reinit: bool = False
-    seed: int = 0
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "density", require_fraction(self.density, "density"))
-        if isinstance(self.share, bool) or not isinstance(self.share, int | float) or not 0 <= self.share < 1:
-            raise ArgumentError(f"share={self.share!r} is not in [0, 1): it is the part of the weights that are skips.")
-        require_choice(self.granularity, ("kernel", "element"), "granularity")
-        require_choice(self.start, ("sparse_fan", "dense_fan", "zero"), "start")
-        for name in ("span", *(["reach"] if self.reach is not None else [])):
-            if require_positive(getattr(self, name), name) < len(("this layer", "the next")):
-                raise ArgumentError(
-                    f"{name}={getattr(self, name)!r} must be 2 or more: neighbours are connected as it is."
-                )
-        if not (math.isfinite(self.scale) and self.scale > 0):
-            raise ArgumentError(f"scale={self.scale!r} must be above 0.")
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
-            raise ArgumentError(f"seed={self.seed!r} must be a whole number.")
+        Checked.__post_init__(self)
         _first(self.first, 1.0)
 
     @property

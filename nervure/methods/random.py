@@ -7,16 +7,18 @@ from dataclasses import dataclass
 from typing import ClassVar, final
 
 from nervure.budget import Scope, TimedBudget
-from nervure.errors import ArgumentError
+from nervure.check import Checked
+from nervure.engines import EngineName
 from nervure.methods.base import View
-from nervure.methods.timed import ranked, settled
+from nervure.methods.timed import Target, ranked, settled
 from nervure.plan import Plan
+from nervure.schema import Density, Seed, Size
 from nervure.scores import random_scores
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class Random:
+class Random(Checked):
     """Keep units by lot.
 
     Attributes:
@@ -34,18 +36,17 @@ class Random:
 
     wants: ClassVar[frozenset[str]] = frozenset()
 
-    keep: float = 0.5
-    seed: int = 0
+    keep: Density = 0.5
+    seed: Seed = 0
     scope: Scope = "layer"
     budget: TimedBudget = "channels"
-    minimum: int = 1
-    multiple: int | None = None
-    engine: str | None = None
-    target: float | str | None = None
+    minimum: Size = 1
+    multiple: Size | None = None
+    engine: EngineName | None = None
+    target: Target | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
-            raise ArgumentError(f"seed={self.seed!r} must be a whole number.")
+        Checked.__post_init__(self)
         settled(self)
 
     def plan(self, view: View) -> Plan:

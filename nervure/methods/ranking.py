@@ -5,16 +5,19 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from nervure.budget import Scope, TimedBudget
+from nervure.check import Checked
+from nervure.engines import EngineName
 from nervure.errors import ScoreError
 from nervure.methods.base import View
-from nervure.methods.timed import ranked, settled
+from nervure.methods.timed import Target, ranked, settled
 from nervure.plan import Plan
+from nervure.schema import Density, Size
 from nervure.scores import Scores
 from nervure.stats import Stats
 
 
 @dataclass(frozen=True, slots=True)
-class Ranking(ABC):
+class Ranking(Checked, ABC):
     """Keep the units with the highest scores.
 
     Attributes:
@@ -31,20 +34,21 @@ class Ranking(ABC):
 
     wants: ClassVar[frozenset[str]] = frozenset()
 
-    keep: float = 0.5
+    keep: Density = 0.5
     scope: Scope = "global"
     budget: TimedBudget = "channels"
-    minimum: int = 1
-    multiple: int | None = None
-    engine: str | None = field(default=None, kw_only=True)
-    target: float | str | None = field(default=None, kw_only=True)
+    minimum: Size = 1
+    multiple: Size | None = None
+    engine: EngineName | None = field(default=None, kw_only=True)
+    target: Target | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
+        Checked.__post_init__(self)
         settled(self)
         self.check()
 
-    def check(self) -> None:  # noqa: B027 - most have nothing more to check
-        """Complain about a hyper-parameter of one's own that is out of range."""
+    def check(self) -> None:
+        """Complain about hyper-parameters of one's own that do not go together."""
 
     @abstractmethod
     def scores(self, view: View) -> Scores:

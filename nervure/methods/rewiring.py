@@ -4,19 +4,21 @@ import math
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, TypeAlias, get_args
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
+from nervure.annotations import Among
 from nervure.budget.rewiring import Counts, Ramp, Shape, spared, thickened, thinned
 from nervure.budget.sparse import Distribution, distribute, erk
-from nervure.check import nearest, require_choice, require_fraction
+from nervure.check import require_choice
 from nervure.errors import ArgumentError, BudgetError
 from nervure.graph.tape import named_tensors
 from nervure.methods.base import View
 from nervure.methods.sparse import Field, Guard, Sparse
 from nervure.plan import Keep, Plan
+from nervure.schema import Count, Fraction, Part, Seed
 from nervure.scores.dropping import DROPS, drop_wants
 from nervure.scores.growth import GROWTH, Ask, Reading, wants_of
 from nervure.scores.sites import Site, noise
@@ -25,6 +27,8 @@ from nervure.tracing import trace
 from nervure.training.masks import Masks, require_masks
 from nervure.training.rewires import Change, Ground, Judge, Moment
 
+DropRule: TypeAlias = Annotated[str, Among(DROPS)]
+GrowthRule: TypeAlias = Annotated[str, Among(GROWTH)]
 Initial: TypeAlias = Literal["zero", "gauss", "first"]
 Masked: TypeAlias = dict[str, Tensor]
 
@@ -59,17 +63,17 @@ class Rewired(Sparse):
 
     distribution: Distribution = "erk"
     guard: Guard = "outputs"
-    every: int = 0
-    events: int = 0
-    begin: float = 0.0
-    end: float = 0.75
-    drop: str = "magnitude"
-    growth: str = "random"
-    grace: int = 0
+    every: Count = 0
+    events: Count = 0
+    begin: Part = 0.0
+    end: Fraction = 0.75
+    drop: DropRule = "magnitude"
+    growth: GrowthRule = "random"
+    grace: Count = 0
     initial: Initial = "zero"
     scale: float = 0.1
     rescale: bool = True
-    seed: int = 0
+    seed: Seed = 0
 
     used_to: ClassVar[int] = 0
     """Events that are spread over a training unless something else is asked; 0: one after each epoch."""
@@ -78,19 +82,10 @@ class Rewired(Sparse):
     def check(self) -> None:
         """Complain about a hyper-parameter that is out of range."""
         require_choice(self.granularity, ("element", "kernel"), "granularity")
-        require_choice(self.initial, ("zero", "gauss", "first"), "initial")
-        for name in ("every", "events", "grace", "seed"):
-            _require_whole(getattr(self, name), name, least=None if name == "seed" else 0)
         if self.every and self.events:
             raise ArgumentError(f"every={self.every} and events={self.events} both say when; give one of them.")
-        if not 0 <= self.begin < self.end <= 1:
-            raise ArgumentError(f"begin={self.begin!r} and end={self.end!r} must be shares with 0 <= begin < end <= 1.")
-        if not (isinstance(self.scale, int | float) and math.isfinite(self.scale)):
-            raise ArgumentError(f"scale={self.scale!r} must be a finite number.")
-        for name, rules in (("drop", DROPS), ("growth", GROWTH)):
-            if getattr(self, name) not in rules:
-                rule = getattr(self, name)
-                raise ArgumentError(f"{name}={rule!r} is no known rule.{nearest(rule, rules, listed=True)}")
+        if self.begin >= self.end:
+            raise ArgumentError(f"begin={self.begin!r} and end={self.end!r}: events begin before they end.")
 
     @property
     def hears(self) -> frozenset[str]:
@@ -296,14 +291,8 @@ class Exchanging(Rewired):
             ``"constant"``.
     """
 
-    fraction: float = 0.3
+    fraction: Fraction = 0.3
     schedule: Shape = "cosine"
-
-    def check(self) -> None:
-        """Complain about a hyper-parameter that is out of range."""
-        Rewired.check(self)
-        object.__setattr__(self, "fraction", require_fraction(self.fraction, "fraction"))
-        require_choice(self.schedule, get_args(Shape), "schedule")
 
     def staying(self, moment: Moment, sites: list[Site]) -> Counts | int:
         """All but the fraction."""
@@ -319,8 +308,3 @@ class Exchanging(Rewired):
 def gain_of(keep: Keep) -> float:
     """What makes up for the places that are not taken, so that the outputs of a layer keep their variance."""
     return math.sqrt(keep.size / max(keep.count, 1))
-
-
-def _require_whole(value: Any, name: str, least: int | None) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or (least is not None and value < least):
-        raise ArgumentError(f"{name}={value!r} must be a whole number{'' if least is None else f', {least} or more'}.")

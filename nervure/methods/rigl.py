@@ -6,7 +6,7 @@ Evci, Gale, Menick, Castro and Elsen, "Rigging the Lottery: Making All Tickets W
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-from nervure.methods.rewiring import Exchanging
+from nervure.methods.rewiring import Exchanging, GrowthRule
 
 
 @final
@@ -24,4 +24,4 @@ class RigL(Exchanging):
 
     used_to: ClassVar[int] = 30
 
-    growth: str = "gradient"
+    growth: GrowthRule = "gradient"

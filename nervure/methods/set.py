@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import final
 
 from nervure.budget.rewiring import Shape
-from nervure.methods.rewiring import Exchanging
+from nervure.methods.rewiring import DropRule, Exchanging, GrowthRule
+from nervure.schema import Fraction
 
 
 @final
@@ -22,7 +23,7 @@ class SET(Exchanging):
     weights in proportion to their numbers.
     """
 
-    end: float = 1.0
-    drop: str = "signs"
-    growth: str = "random"
+    end: Fraction = 1.0
+    drop: DropRule = "signs"
+    growth: GrowthRule = "random"
     schedule: Shape = "constant"

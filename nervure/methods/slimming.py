@@ -7,12 +7,9 @@ Differs from the paper: no L1 penalty is added to training; several norms of cou
 from dataclasses import dataclass
 from typing import final
 
-from nervure.check import require_choice
 from nervure.methods.base import View
 from nervure.methods.ranking import Ranking
 from nervure.scores import Normalise, Scores, Without, slimming
-from nervure.scores.common import NORMALISE
-from nervure.scores.slimming import WITHOUT
 
 
 @final
@@ -29,11 +26,6 @@ class Slimming(Ranking):
 
     without: Without = "magnitude"
     normalise: Normalise = "none"
-
-    def check(self) -> None:
-        """Complain about a hyper-parameter that is not one of the choices."""
-        require_choice(self.without, WITHOUT, "without")
-        require_choice(self.normalise, NORMALISE, "normalise")
 
     def scores(self, view: View) -> Scores:
         """The absolute scale of the norms."""

@@ -17,7 +17,7 @@ from nervure.evaluation.batches import Batch, call, device_of, pairs, require_la
 from nervure.graph.copies import copied
 from nervure.methods.base import View
 from nervure.training.norms import by_batch
-from nervure.training.objectives import Objective
+from nervure.training.objectives import Objective, require_scalar
 
 Statistics: TypeAlias = Literal["batch", "running"]
 
@@ -112,7 +112,7 @@ def _asked(model: nn.Module, tensors: Iterable[str]) -> dict[str, Tensor]:
 
 def _gradient(loss: Tensor, parameters: Mapping[str, Tensor], *, differentiable: bool = False) -> dict[str, Tensor]:
     """Of each parameter; zero where the loss does not depend on it."""
-    if not bool(torch.isfinite(loss.detach())):
+    if not bool(torch.isfinite(require_scalar(loss).detach())):
         raise DataError(f"the loss is {float(loss.detach())}, so weights cannot be scored. Check data and weights.")
     if not loss.requires_grad:
         raise ArgumentError("the loss does not depend on the weights: does the model detach its outputs?")

@@ -15,22 +15,25 @@ import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, TypeAlias, cast, final, get_args
+from typing import ClassVar, Literal, TypeAlias, cast, final
 
 import torch
 from torch import Tensor
 
-from nervure.budget import TimedBudget, allocate, require_budget
+from nervure.annotations import PathText
+from nervure.budget import TimedBudget, allocate
 from nervure.budget.connections import Stall, allocate_connections, least
 from nervure.budget.latency import LatencyTable
-from nervure.check import require_choice, require_positive
+from nervure.check import Checked, require_choice
 from nervure.dependence.options import Estimator
+from nervure.engines import EngineName
 from nervure.errors import ArgumentError, BudgetError, NervureWarning
 from nervure.graph.products import described
 from nervure.methods.base import View
 from nervure.methods.connectivity import Connectivity, Ranking, Survey
-from nervure.methods.timed import for_engine, planned
+from nervure.methods.timed import Target, for_engine, planned
 from nervure.plan import Keep, Mask, Plan
+from nervure.schema import Count, Density, Share, Size
 from nervure.scores.connectivity import lifelines
 from nervure.scores.layers import Layer, layers
 
@@ -51,7 +54,7 @@ PAPER_PER_CLASS, PAPER_SAMPLES = 250, 2500
 
 @final
 @dataclass(frozen=True, slots=True)
-class SNACS:
+class SNACS(Checked):
     """Keep the connections, or the filters, that children depend on.
 
     Attributes:
@@ -91,36 +94,32 @@ class SNACS:
 
     wants: ClassVar[frozenset[str]] = frozenset()
 
-    keep: float = 0.5
+    keep: Density = 0.5
     budget: Price | None = None
     granularity: Granularity = "kernels"
     estimator: Estimator = "residual"
     limits: bool = True
     probe: bool | None = None
-    slack: float | None = None
+    slack: Share | None = None
     protect: bool = True
     propagated: bool = False
-    samples: int = 2048
-    per_class: int = 0
-    minimum: int = 1
-    multiple: int | None = None
+    samples: Size = 2048
+    per_class: Count = 0
+    minimum: Size = 1
+    multiple: Size | None = None
     paper: bool = False
     hears: bool = False
     ranking: Ranking = "connectivity"
-    cache: str | None = None
-    engine: str | None = None
-    target: float | str | None = None
+    cache: PathText | None = None
+    engine: EngineName | None = None
+    target: Target | None = None
 
     def __post_init__(self) -> None:
-        require_choice(self.granularity, get_args(Granularity), "granularity")
-        require_choice(self.estimator, get_args(Estimator), "estimator")
+        Checked.__post_init__(self)
         budget = require_choice(self.budget or BUDGETS[self.granularity][0], BUDGETS[self.granularity], "budget")
         if self.granularity == "kernels" and self.engine is not None:
             raise ArgumentError(f"engine={self.engine!r} is for granularity='filters': masks make no engine faster.")
         engine, multiple = for_engine(budget, self.engine, self.target, self.multiple)
-        keep = require_budget(self.keep, "macs", "global", self.minimum, multiple)
-        require_positive(self.samples, "samples")
-        require_choice(self.ranking, get_args(Ranking), "ranking")
         if self.ranking == "magnitude" and self.granularity == "kernels":
             raise ArgumentError("ranking='magnitude' ranks filters: with granularity='kernels', take MagnitudeMasks.")
         if self.ranking != "connectivity" and self.paper:
@@ -131,8 +130,8 @@ class SNACS:
             object.__setattr__(self, "estimator", "hash")
             object.__setattr__(self, "per_class", self.per_class or PAPER_PER_CLASS)
             object.__setattr__(self, "samples", max(self.samples, PAPER_SAMPLES))
-        object.__setattr__(self, "slack", _require_slack(self.slack, PROBE_SLACK if self.probe else SLACK))
-        object.__setattr__(self, "keep", keep)
+        if self.slack is None:
+            object.__setattr__(self, "slack", PROBE_SLACK if self.probe else SLACK)
         object.__setattr__(self, "budget", budget)
         object.__setattr__(self, "engine", engine)
         object.__setattr__(self, "multiple", multiple)
@@ -260,13 +259,6 @@ class SNACS:
         raised = _least_raise(fits)
         plan = cut(raised)
         return replace(plan, reached={**plan.reached, **_told(found, raised)})
-
-
-def _require_slack(slack: float | None, default: float) -> float:
-    value = default if slack is None else slack
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-        raise ArgumentError(f"slack={slack!r} is not in [0, 1]: it is the share of quality that a layer may cost.")
-    return value
 
 
 def _least_raise(fits: Callable[[float], bool]) -> float:

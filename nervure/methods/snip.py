@@ -12,10 +12,10 @@ from typing import final
 
 from torch import Tensor
 
-from nervure.check import require_choice, require_positive
 from nervure.methods.base import View
 from nervure.methods.slopes import Statistics, drawn, lay_on, slopes, tempered, twin
 from nervure.methods.sparse import Field, Scored, Sparse
+from nervure.schema import Rounds, Size
 from nervure.scores.saliency import snip
 from nervure.training.objectives import Objective
 
@@ -37,17 +37,11 @@ class SNIP(Sparse):
         objective: (model, batch) -> loss; None: mean cross entropy.
     """
 
-    batches: int = 1
-    steps: int = 1
+    batches: Size = 1
+    steps: Rounds = 1
     revive: bool = False
     statistics: Statistics = "batch"
     objective: Objective | None = field(default=None)
-
-    def check(self) -> None:
-        """Complain about a hyper-parameter that is out of range."""
-        require_positive(self.batches, "batches")
-        require_positive(self.steps, "steps")
-        require_choice(self.statistics, ("batch", "running"), "statistics")
 
     def kept(self, view: View, field: Field) -> dict[str, Tensor]:
         """The weights of highest connection sensitivity."""

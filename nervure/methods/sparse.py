@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import ClassVar, Literal, TypeAlias, final, get_args
+from typing import ClassVar, Literal, TypeAlias, final
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from nervure.budget.sheets import Pattern, left_dense, sheets
 from nervure.budget.sparse import Distribution, sparse_masks
-from nervure.check import require_choice, require_fraction, require_positive
+from nervure.check import Checked, shown
 from nervure.errors import ArgumentError, NervureWarning
 from nervure.graph.example import evaluating, is_weightless, run_example
 from nervure.graph.operands import computed_weights
@@ -21,6 +21,7 @@ from nervure.graph.products import described
 from nervure.graph.types import Product
 from nervure.methods.base import View
 from nervure.plan import Keep, Mask, Plan
+from nervure.schema import Density, Size
 from nervure.scores.connectivity import lifelines
 from nervure.scores.layers import Layer, layers
 
@@ -30,7 +31,7 @@ Scored: TypeAlias = dict[str, Tensor]
 
 
 @dataclass(frozen=True, slots=True)
-class Sparse(ABC):
+class Sparse(Checked, ABC):
     """Keep the weights with the highest scores; the others are masked.
 
     Prunable are all weights that multiply: of convolutions, linear and recurrent layers, attention, stacks of experts,
@@ -55,33 +56,25 @@ class Sparse(ABC):
 
     wants: ClassVar[frozenset[str]] = frozenset()
 
-    density: float = 0.1
+    density: Density = 0.1
     distribution: Distribution = "global"
     granularity: str = "element"
-    block: tuple[int, int] = (4, 4)
+    block: tuple[Size, Size] = (4, 4)
     guard: Guard = "paths"
     dense: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "density", require_fraction(self.density, "density"))
-        require_choice(self.distribution, get_args(Distribution), "distribution")
-        require_choice(self.guard, get_args(Guard), "guard")
-        if not isinstance(self.block, tuple | list) or len(self.block) != len(("outputs", "inputs")):
-            raise ArgumentError(f"block={self.block!r} must be two sizes: outputs and inputs, as in (4, 4).")
-        object.__setattr__(self, "block", tuple(require_positive(side, "block") for side in self.block))
-        if isinstance(self.dense, str):
-            raise ArgumentError(f"dense={self.dense!r} must be a tuple of names, e.g. ({self.dense!r},).")
-        object.__setattr__(self, "dense", tuple(self.dense))
+        Checked.__post_init__(self)
         most = self.pattern.most
         if most is not None and abs(self.density - most[0] / most[1]) > 1e-9 and self.density < 1:
             raise ArgumentError(
-                f"density={self.density:g}, but granularity={self.granularity!r} keeps {most[0] / most[1]:g} of the "
-                f"weights. Give density={most[0] / most[1]:g}."
+                f"density={self.density:g}, but granularity={shown(self.granularity)} keeps {most[0] / most[1]:g} "
+                f"of the weights. Give density={most[0] / most[1]:g}."
             )
         self.check()
 
-    def check(self) -> None:  # noqa: B027 - most have nothing more to check
-        """Complain about a hyper-parameter of one's own that is out of range."""
+    def check(self) -> None:
+        """Complain about hyper-parameters of one's own that do not go together."""
 
     @property
     def pattern(self) -> Pattern:

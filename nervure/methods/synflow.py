@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from nervure.check import require_positive
 from nervure.errors import ArgumentError
 from nervure.graph.example import as_inputs, outputs_in
 from nervure.methods.base import View
 from nervure.methods.slopes import lay_on, twin
 from nervure.methods.sparse import Field, Scored, Sparse
+from nervure.schema import Rounds
 from nervure.scores.saliency import synflow
 
 NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
@@ -38,11 +38,7 @@ class SynFlow(Sparse):
         steps: rounds; the density falls in equal ratios.
     """
 
-    steps: int = 100
-
-    def check(self) -> None:
-        """Complain about a hyper-parameter that is out of range."""
-        require_positive(self.steps, "steps")
+    steps: Rounds = 100
 
     def kept(self, view: View, field: Field) -> dict[str, Tensor]:
         """The weights with the strongest flow."""

@@ -6,12 +6,14 @@ paper leaves open here is offered as options, and what is our own is said to be.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal, final, get_args
+from typing import Annotated, ClassVar, Literal, final
+
+from msgspec import Meta
 
 from nervure.budget.rewiring import Counts, Ramp, Shape
-from nervure.check import require_choice, require_fraction
 from nervure.errors import ArgumentError
-from nervure.methods.rewiring import Rewired
+from nervure.methods.rewiring import GrowthRule, Rewired
+from nervure.schema import Count, Density, Fraction, Part
 from nervure.scores.growth import Endpoints, Origins, Reading, Strength
 from nervure.scores.sites import Site
 from nervure.training.rewires import Judge, Moment
@@ -51,39 +53,26 @@ class Synthesis(Rewired):
     used_to: ClassVar[int] = 10
 
     granularity: str = "kernel"
-    end: float = 0.8
-    growth: str = "strategic"
-    grace: int = 2
-    start: float = 0.02
+    end: Fraction = 0.8
+    growth: GrowthRule = "strategic"
+    grace: Count = 2
+    start: Density = 0.02
     ramp: Literal["linear", "cubic", "cosine"] = "cubic"
     origins: Origins = "soft"
-    share: float = 0.1
+    share: Fraction = 0.1
     endpoints: Endpoints = "strong"
     strength: Strength = "activation"
     sample: bool = True
-    pool: float = 3.0
-    prune: float = 0.1
+    pool: Annotated[float, Meta(ge=1)] = 3.0
+    prune: Part = 0.1
     schedule: Shape = "cosine"
     gate: bool = False
-    tolerance: float = 0.0
-    patience: int = 0
+    tolerance: Part = 0.0
+    patience: Count = 0
 
     def check(self) -> None:
         """Complain about a hyper-parameter that is out of range."""
         Rewired.check(self)
-        for name in ("start", "share"):
-            object.__setattr__(self, name, require_fraction(getattr(self, name), name))
-        require_choice(self.ramp, ("linear", "cubic", "cosine"), "ramp")
-        require_choice(self.schedule, get_args(Shape), "schedule")
-        require_choice(self.origins, ("soft", "hard", "all"), "origins")
-        require_choice(self.endpoints, ("density", "rank", "tail", "strong", "uniform"), "endpoints")
-        require_choice(self.strength, ("weight", "activation"), "strength")
-        for name, most in (("prune", 1), ("tolerance", 1), ("pool", None), ("patience", None)):
-            value, least = getattr(self, name), 1 if name == "pool" else 0
-            if not (least <= value and (most is None or value < most)):
-                raise ArgumentError(
-                    f"{name}={value!r} must be {least} or more{'' if most is None else f', below {most}'}."
-                )
         if self.density < self.start:
             raise ArgumentError(
                 f"the capacity, density={self.density:g}, is below start={self.start:g}: a network that grows "

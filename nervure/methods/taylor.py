@@ -7,11 +7,9 @@ Differs from the papers: the effect is measured where a unit is read, so that co
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-from nervure.check import require_choice
 from nervure.methods.base import View
 from nervure.methods.ranking import Ranking
 from nervure.scores import Normalise, Scores, taylor
-from nervure.scores.common import NORMALISE
 
 
 @final
@@ -28,10 +26,6 @@ class Taylor(Ranking):
     wants: ClassVar[frozenset[str]] = frozenset({"effects"})
 
     normalise: Normalise = "mean"
-
-    def check(self) -> None:
-        """Complain about a hyper-parameter that is not one of the choices."""
-        require_choice(self.normalise, NORMALISE, "normalise")
 
     def scores(self, view: View) -> Scores:
         """Mean absolute effect on the loss."""

@@ -5,13 +5,14 @@ import re
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol, TypeAlias
 
-from nervure.budget import Scope, TimedBudget, allocate, require_budget
+from msgspec import Meta
+
+from nervure.budget import Scope, TimedBudget, allocate
 from nervure.budget.allocate import unit_multiple
 from nervure.budget.latency import LatencyTable
-from nervure.check import require_choice
-from nervure.engines import ENGINES
+from nervure.check import shown
 from nervure.errors import ArgumentError, BudgetError, DataError, NervureWarning
 from nervure.evaluation.timing import Stopwatch
 from nervure.graph.types import Graph
@@ -23,6 +24,10 @@ MULTIPLE = 16
 """Channels of one step of the engines measured (one register of AVX-512 in single precision)."""
 JUST_ABOVE = 4
 """A size is just above a step where it takes at most this part of the next one."""
+Target: TypeAlias = (
+    Annotated[float, Meta(gt=0, le=1, description="the share of the whole network's latency that stays")]
+    | Annotated[str, Meta(description='a time with its unit, like "3 ms"')]
+)
 UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
 ROUNDS = 7
 ENOUGH = 0.96
@@ -71,10 +76,9 @@ class Timed(Protocol):
 
 
 def settled(method: Timed) -> None:
-    """Check the options of :class:`Timed` in a frozen method, and set those left open; raises ArgumentError."""
+    """Set the options of :class:`Timed` that are left open in a frozen method; ArgumentError where they contradict."""
     engine, multiple = for_engine(method.budget, method.engine, method.target, method.multiple)
-    keep = require_budget(method.keep, method.budget, method.scope, method.minimum, multiple)
-    for name, value in (("keep", keep), ("multiple", multiple), ("engine", engine)):
+    for name, value in (("multiple", multiple), ("engine", engine)):
         object.__setattr__(method, name, value)
 
 
@@ -84,29 +88,22 @@ def for_engine(
     """The engine that a plan is made for and what sizes are multiples of, as asked or by default.
 
     Raises:
-        ArgumentError: the engine or the target is none, or a target is given where no latency is asked.
+        ArgumentError: the target is no time, or one is given where no latency is asked.
     """
     is_timed = budget == "latency"
     require_target(target, is_timed)
-    if engine is not None:
-        require_choice(engine, ENGINES, "engine")
     engine = "eager" if is_timed and engine is None else engine
     return engine, multiple if multiple is not None else 1 if engine is None else MULTIPLE
 
 
 def require_target(target: float | str | None, is_timed: bool, name: str = "target") -> None:
-    """Raise ArgumentError unless the option ``name`` is a share in (0, 1], a time like ``"3 ms"``, or None."""
+    """Raise ArgumentError where the option ``name`` is a text but no time, or is given where no latency is asked."""
     if target is None:
         return
     if not is_timed:
-        raise ArgumentError(f"{name}={target!r} is a latency, so it needs budget='latency'. Else say keep=.")
+        raise ArgumentError(f"{name}={shown(target)} is a latency, so it needs budget='latency'. Else say keep=.")
     if isinstance(target, str):
         seconds_of(target, name)
-    elif isinstance(target, bool) or not isinstance(target, int | float) or not 0 < target <= 1:
-        raise ArgumentError(
-            f"{name}={target!r} is not in (0, 1]: a number is the share of the dense network's latency that stays. "
-            f"A time is written with its unit, like {name}='3 ms' (or s, us)."
-        )
 
 
 def seconds_of(text: str, name: str = "target") -> float:
@@ -118,8 +115,8 @@ def seconds_of(text: str, name: str = "target") -> float:
     found = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*(s|ms|us)\s*", text)
     if found is None or float(found[1]) <= 0:
         raise ArgumentError(
-            f"{name}={text!r} is no time. Write a number and its unit, like '3 ms' (or s, us), or the share of the "
-            "dense network's latency as a number, like 0.5."
+            f"{name}={shown(text)} is no time. Write a number and its unit, like '3 ms' (or s, us), or the share "
+            "of the dense network's latency as a number, like 0.5."
         )
     return float(found[1]) * UNITS[found[2]]
 

@@ -12,12 +12,12 @@ from typing import final
 from torch import Tensor
 
 from nervure.budget.sparse import Distribution, within_rows
-from nervure.check import require_positive
 from nervure.errors import DataError
 from nervure.methods.base import View
 from nervure.methods.loudness import input_norms
 from nervure.methods.slopes import twin
 from nervure.methods.sparse import Field, Guard, Sparse
+from nervure.schema import Density, Size
 from nervure.scores.saliency import wanda
 
 
@@ -36,15 +36,11 @@ class Wanda(Sparse):
             network, with ``distribution="global"``).
     """
 
-    density: float = 0.5
+    density: Density = 0.5
     distribution: Distribution = "uniform"
     guard: Guard = "outputs"
-    samples: int = 128
+    samples: Size = 128
     rows: bool = True
-
-    def check(self) -> None:
-        """Complain about a hyper-parameter that is out of range."""
-        require_positive(self.samples, "samples")
 
     def kept(self, view: View, field: Field) -> dict[str, Tensor]:
         """The largest weights with the loudest inputs."""

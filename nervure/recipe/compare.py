@@ -7,6 +7,8 @@ and gets the same recovery, with the same order of batches. One line of JSON is 
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from nervure.annotations import FilePath
+from nervure.check import checked
 from nervure.recipe.parts import method_of
 from nervure.recipe.results import Results, agree, dense_key
 from nervure.recipe.runner import alone_in, nothing, printed
@@ -14,16 +16,18 @@ from nervure.recipe.study import Study, Trial
 from nervure.recipe.trials import Job, answer, carry_out
 from nervure.recipe.workers import pool_of
 from nervure.report.comparison import Outcome, write_comparison
+from nervure.schema import Count, Workers
 
 
+@checked
 def compare(
     study: Study,
     *,
-    folder: str | Path | None = None,
+    folder: FilePath | None = None,
     progress: bool = True,
     say: Callable[[str], None] | None = None,
-    limit: int | None = None,
-    workers: int = 1,
+    limit: Count | None = None,
+    workers: Workers = 1,
 ) -> tuple[Outcome, ...]:
     """Run the trials of a study that are not done yet, and write tables and charts of all that are.
 

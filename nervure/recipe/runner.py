@@ -10,6 +10,8 @@ from typing import Any, Required, TypedDict
 
 import torch
 
+from nervure.annotations import FilePath
+from nervure.check import checked
 from nervure.errors import RecipeError
 from nervure.files import contents, file_errors, is_there, read_document, remove, require_folder, write_json, write_text
 from nervure.locks import exclusive_folder
@@ -23,10 +25,11 @@ from nervure.schema import NotNegative
 NOTES, RECIPE = "steps.json", "recipe.toml"
 
 
+@checked
 def run(
     recipe: Recipe,
     *,
-    folder: str | Path | None = None,
+    folder: FilePath | None = None,
     progress: bool = True,
     resume: bool = True,
     say: Callable[[str], None] | None = None,

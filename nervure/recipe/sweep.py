@@ -7,6 +7,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any, TypedDict
 
+from nervure.annotations import FilePath
+from nervure.check import checked
 from nervure.errors import RecipeError
 from nervure.files import is_there, read_document, write_json, write_text
 from nervure.recipe.compare import made_of, opened, outcomes_of
@@ -21,7 +23,7 @@ from nervure.recipe.workers import pool_of
 from nervure.report.comparison import DENSE
 from nervure.report.sweep import Sweep, Timed, write_sweep
 from nervure.report.values import PRUNED
-from nervure.schema import Positive, convert
+from nervure.schema import Count, Density, Positive, Seed, Workers, convert
 
 NOTES, LATENCY = "sweep.json", "latency.jsonl"
 VARIED: Mapping[str, frozenset[str]] = {
@@ -30,18 +32,19 @@ VARIED: Mapping[str, frozenset[str]] = {
 }
 
 
+@checked
 def sweep(
     recipe: Recipe,
     *,
-    keeps: Iterable[float] | None = None,
+    keeps: Iterable[Density] | None = None,
     methods: Iterable[str | Options] | None = None,
-    seeds: Iterable[int] | None = None,
-    folder: str | Path | None = None,
-    workers: int = 1,
+    seeds: Iterable[Seed] | None = None,
+    folder: FilePath | None = None,
+    workers: Workers = 1,
     ray: str = "",
     progress: bool = True,
     say: Callable[[str], None] | None = None,
-    limit: int | None = None,
+    limit: Count | None = None,
 ) -> Sweep:
     """Prune the recipe's network at several budgets, with several methods and seeds; find the front and its knee.
 

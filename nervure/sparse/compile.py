@@ -6,13 +6,14 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from nervure.check import require_positive
+from nervure.check import checked
 from nervure.errors import ArgumentError, VerificationError
 from nervure.evaluation.connectivity import HasMasks
 from nervure.evaluation.latency import latency
 from nervure.graph.copies import copied
 from nervure.graph.example import as_inputs, placed_like, tensors_in, unwrapped
 from nervure.graph.modes import isolated
+from nervure.schema import Rounds, Threads
 from nervure.sparse.agree import Checks, agreement
 from nervure.sparse.candidates import DENSE, density, working
 from nervure.sparse.compiled import CompiledSparse, LayerChoice
@@ -29,13 +30,14 @@ ROUNDS = 15
 SPARSE, CUT = "sparse", "dead units cut"
 
 
+@checked
 @isolated()
 def compile_sparse(
     model: nn.Module | HasMasks,
     example: Any,
     *,
-    threads: int | None = None,
-    rounds: int = ROUNDS,
+    threads: Threads | None = None,
+    rounds: Rounds = ROUNDS,
     timer: Timer | None = None,
     verbose: bool = True,
 ) -> CompiledSparse:
@@ -68,7 +70,7 @@ def compile_sparse(
     dense = _require_sparse(model)
     as_inputs(example)
     example = placed_like(dense, example)
-    threads = require_positive(torch.get_num_threads() if threads is None else threads, "threads")
+    threads = torch.get_num_threads() if threads is None else threads
     clock = timer or _clock(threads, rounds)
     with torch.no_grad():
         checks = Checks.of(dense, example)

@@ -11,8 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from nervure.annotations import Batches
+from nervure.check import checked
 from nervure.errors import DataError
-from nervure.graph.example import plain
+from nervure.graph.example import forward, plain
+from nervure.progress import ending
 
 SAMPLES = 2048
 """How many are measured, unless something else is asked."""
@@ -50,10 +53,10 @@ class Batch:
     def feed(self, model: nn.Module) -> Any:
         """What ``model`` makes of the inputs, or of copies, for it may write into what it is given."""
         args, kwargs = tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, (self.args, self.kwargs))
-        return model(*args, **kwargs)
+        return forward(model, args, kwargs)
 
 
-def batches(data: Iterable[Any], samples: int, *, labelled: bool, per_class: int = 0) -> Iterator[Batch]:
+def batches(data: Batches, samples: int, *, labelled: bool, per_class: int = 0) -> Iterator[Batch]:
     """The first ``samples`` samples of ``data``, batch by batch.
 
     Args:
@@ -82,7 +85,7 @@ def batches(data: Iterable[Any], samples: int, *, labelled: bool, per_class: int
         )
 
 
-def first_of(data: Iterable[Any], samples: int) -> list[Any]:
+def first_of(data: Batches, samples: int) -> list[Any]:
     """The batches, as they come, that hold the first ``samples`` samples; raises DataError as :func:`batches`."""
     found, seen = list[Any](), 0
     for number, raw in enumerate(_iterate(data)):
@@ -104,7 +107,8 @@ def unmoved(data: Any) -> Any:
         return data
 
 
-def are_labelled(data: Iterable[Any]) -> bool:
+@checked
+def are_labelled(data: Batches) -> bool:
     """Whether the first batch has labels; it is drawn for this."""
     raw = next(_iterate(data), None)
     return raw is None or _split(raw, "batch 0")[1] is not None
@@ -128,12 +132,12 @@ def _balanced(batch: Batch, taken: Counter[int], per_class: int) -> Batch:
     return batch.rows(torch.tensor(rows, dtype=torch.long))
 
 
-def _iterate(data: Iterable[Any]) -> Iterator[Any]:
+def _iterate(data: Batches) -> Iterator[Any]:
     if not isinstance(data, Iterable) or isinstance(data, Tensor | Mapping | str):
         raise DataError(
             f"data of type {type(data).__name__} are no batches. Give a re-iterable of (inputs, labels) pairs."
         )
-    return iter(unmoved(data))
+    return ending(unmoved(data))
 
 
 def _batch(raw: Any, what: str, labelled: bool) -> Batch:

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from nervure.errors import DataError
+from nervure.check import checked
+from nervure.errors import ArgumentError, DataError
 from nervure.graph.tape import named_tensors
 from nervure.graph.types import Graph
 from nervure.stats.probe import UnreadableError
@@ -25,6 +26,7 @@ ROUGH = 0.05
 """Largest relative difference between the mean output and what follows from what was heard, by precision."""
 
 
+@checked
 def response(weight: Tensor, connections: Tensor, bias: Tensor | None = None) -> Tensor:
     """What each child of a layer says, averaged over its positions.
 
@@ -39,6 +41,11 @@ def response(weight: Tensor, connections: Tensor, bias: Tensor | None = None) ->
     >>> response(torch.tensor([[2.0, 1.0]]), torch.tensor([[[3.0], [4.0]]]))
     tensor([[10.]])
     """
+    if connections.ndim != 3 or weight.ndim < 2:
+        raise ArgumentError(
+            f"response() of weight {tuple(weight.shape)} and connections {tuple(connections.shape)}: give weight "
+            "[children, inputs, ...kernel] and connections [samples, inputs, kernel positions]."
+        )
     samples, inputs, kernel = connections.shape
     flat = weight.reshape(len(weight), -1).to(connections)
     groups = inputs * kernel // flat.shape[1]

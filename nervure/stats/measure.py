@@ -11,13 +11,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
 
-from nervure.check import nearest, require_choice, require_positive
+from nervure.annotations import Batches
+from nervure.check import checked, nearest, require_choice
 from nervure.errors import ArgumentError, DataError
 from nervure.graph.example import unwrapped
 from nervure.graph.modes import isolated, uncompiled
 from nervure.graph.preserve import preserved
 from nervure.graph.types import Graph
 from nervure.progress import length, track
+from nervure.schema import Count, Seed, Size
 from nervure.stats.batches import SAMPLES, Batch, batches, counted, first_of
 from nervure.stats.blocks import REDUCTIONS, BlockRecorder
 from nervure.stats.connections import Listener, ears
@@ -35,16 +37,17 @@ SLOPES = frozenset({"gradients", "effects"})
 WHOLE = frozenset({"blocks", "outputs"})
 
 
+@checked
 @isolated()
 def measure(
     model: nn.Module,
     graph: Graph,
-    data: Iterable[Any],
+    data: Batches,
     *,
     want: Iterable[str] = frozenset({"activations"}),
-    samples: int = SAMPLES,
-    per_class: int = 0,
-    seed: int = 0,
+    samples: Size = SAMPLES,
+    per_class: Count = 0,
+    seed: Seed = 0,
     progress: bool = True,
 ) -> Stats:
     """Feed the first ``samples`` samples to the model and listen to its units and connections.
@@ -80,11 +83,6 @@ def measure(
             finite; or the connections of so many samples do not fit into memory.
     """
     model, wanted = unwrapped(model), _wanted(want)
-    require_positive(samples, "samples")
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise ArgumentError(f"seed={seed!r} must be a whole number.")
-    if isinstance(per_class, bool) or not isinstance(per_class, int) or per_class < 0:
-        raise ArgumentError(f"per_class={per_class!r} must be a whole number, 0 (no such limit) or more.")
     chosen = _chosen(wanted)
     others = READ | LAYERS | WHOLE
     found, skipped = probes(model, graph) if wanted & WRITTEN or not others & chosen.keys() else ({}, {})
@@ -140,13 +138,15 @@ def measure(
     )
 
 
-def first_batches(data: Iterable[Any], *, samples: int = SAMPLES, seed: int = 0) -> list[Any]:
+@checked
+def first_batches(data: Batches, *, samples: Size = SAMPLES, seed: Seed = 0) -> list[Any]:
     """The batches that hold the samples which :func:`measure` would take, drawn in the same way, to keep."""
     with _seeded(seed, torch.device("cpu")):
         return first_of(data, samples)
 
 
-def data_digest(data: Iterable[Any], *, samples: int, per_class: int, labelled: bool, seed: int) -> str:
+@checked
+def data_digest(data: Batches, *, samples: Size, per_class: Count, labelled: bool, seed: Seed) -> str:
     """A digest of the samples that :func:`measure` would take, drawn in the same way; no model runs."""
     digest = hashlib.sha256()
     with _seeded(seed, torch.device("cpu")):

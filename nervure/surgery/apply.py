@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
+from nervure.check import checked
 from nervure.errors import NervureWarning, PlanError
 from nervure.graph.declared import untrue
 from nervure.graph.example import has_shape_only, is_weightless, unwrapped
@@ -24,6 +25,7 @@ from nervure.surgery.drop import drop, name_after, take_out
 from nervure.surgery.link import link, wire_masks, wires_of
 
 
+@checked
 @isolated()
 def apply(model: nn.Module, graph: Graph, plan: Plan, *, renumber: bool = True) -> nn.Module:
     """Return a copy of ``model`` with the edits of ``plan`` made; ``model`` itself is left as it is.
@@ -47,7 +49,7 @@ def apply(model: nn.Module, graph: Graph, plan: Plan, *, renumber: bool = True) 
     with _real_plans(model):
         told = untrue(model, smaller, graph, keeps_of(graph, plan))
     if told:
-        warnings.warn(f"{'; '.join(told)}. What is saved with this config may not load.", NervureWarning, stacklevel=3)
+        warnings.warn(f"{'; '.join(told)}. What is saved with this config may not load.", NervureWarning, stacklevel=4)
     return smaller
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nervure.check import checked
 from nervure.errors import ArgumentError
 from nervure.graph.types import Graph, Group, Slot
 from nervure.plan import Cut, Keep, Mask, Plan
@@ -15,6 +16,7 @@ from nervure.surgery.apply import apply, keeps_of, masks_after
 from nervure.surgery.link import linked_groups
 
 
+@checked
 def compact(
     graph: Graph, plan: Plan | Mapping[str, Tensor], *, model: nn.Module | None = None, example: Any = None
 ) -> Plan:

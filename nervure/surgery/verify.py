@@ -9,10 +9,10 @@ from typing import Any, Protocol
 
 from torch import nn
 
+from nervure.check import checked
 from nervure.errors import VerificationError
-from nervure.graph.example import evaluating, unwrapped
+from nervure.graph.example import describe_example, evaluating, unwrapped
 from nervure.graph.modes import isolated
-from nervure.graph.tape import describe_example
 from nervure.graph.trace import draw
 from nervure.graph.types import Graph
 from nervure.plan import Plan
@@ -38,6 +38,7 @@ class HasPlan(Protocol):
         """What was done."""
 
 
+@checked
 def verify(model: nn.Module, pruned: HasPlan, example: Any) -> Verification:
     """Check that ``pruned.model`` computes what ``model`` computes without what ``pruned.plan`` removed.
 

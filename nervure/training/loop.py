@@ -11,15 +11,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias, final, runtime_checkable
+from typing import Any, Literal, Protocol, TypeAlias, final, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from nervure.check import require_choice, require_positive
+from nervure.annotations import Device, FilePath
+from nervure.check import checked
 from nervure.container import DamageError, reading
-from nervure.errors import ArgumentError, DataError
+from nervure.errors import ArgumentError, DataError, ForwardError
 from nervure.evaluation.batches import Batch, Data, call, device_of, pairs, require_classes, to_device
 from nervure.evaluation.quality import evaluate
 from nervure.files import is_there
@@ -27,17 +28,16 @@ from nervure.graph.example import digest_of, evaluating
 from nervure.locks import exclusive_file
 from nervure.progress import length
 from nervure.progress import progress as progress_bar
+from nervure.schema import Epochs, NotNegative, Positive, Seed
 from nervure.training.checkpoint import KIND, Part, Progress, SavedRun, read_run, save_run, under
 from nervure.training.masks import Held, Masks, hold
-from nervure.training.objectives import Objective, classifies, cross_entropy
+from nervure.training.objectives import Objective, classifies, cross_entropy, require_scalar
 from nervure.training.rewires import Event, Rewires
 from nervure.training.rewiring import Rewiring
 from nervure.training.schedules import SCHEDULES, Schedule
 from nervure.training.step import Hook, Remembers, Setting, Step
 
 MakeOptimizer: TypeAlias = Callable[[list[nn.Parameter]], Optimizer]
-OPTIMIZERS = ("sgd", "adamw")
-PRECISIONS = ("float32", "bf16")
 CURVES = ("loss", "validation")
 """What is noted of each epoch."""
 
@@ -128,25 +128,26 @@ class _Run:
     per_epoch: int
 
 
+@checked
 def train(  # noqa: PLR0913 - one keyword per choice that a recipe makes
     model: nn.Module,
     data: Data,
     *,
-    epochs: int = 1,
-    lr: float = 0.1,
-    optimizer: str | MakeOptimizer = "sgd",
-    momentum: float = 0.9,
-    weight_decay: float = 5e-4,
-    schedule: str | Schedule = "onecycle",
+    epochs: Epochs = 1,
+    lr: Positive = 0.1,
+    optimizer: Literal["sgd", "adamw"] | MakeOptimizer = "sgd",
+    momentum: Portion = 0.9,
+    weight_decay: NotNegative = 5e-4,
+    schedule: Literal["onecycle", "cosine", "constant"] | Schedule = "onecycle",
     objective: Objective = cross_entropy,
     hooks: Sequence[Hook | Rewires] = (),
     masks: Masks | None = None,
     validation: Data | None = None,
-    seed: int = 0,
-    precision: str = "float32",
-    device: torch.device | str | None = None,
+    seed: Seed = 0,
+    precision: Literal["float32", "bf16"] = "float32",
+    device: Device | None = None,
     progress: bool = True,
-    checkpoint: str | Path | None = None,
+    checkpoint: FilePath | None = None,
 ) -> History:
     """Train a model in place; it is left in evaluation mode, also when training fails.
 
@@ -188,7 +189,6 @@ def train(  # noqa: PLR0913 - one keyword per choice that a recipe makes
         FileError: if the checkpoint cannot be written, is damaged, belongs to another run, or another process trains
             with it.
     """
-    _require_sensible(epochs, lr, momentum, weight_decay, optimizer, schedule, precision)
     log = _Log()
     place = device_of(model) if device is None else torch.device(device)
     model.to(place)
@@ -337,7 +337,7 @@ def _train_step(run: _Run, batch: Batch, number: int, epoch: int, done: float) -
 def _loss_of(run: _Run, batch: Batch) -> Tensor:
     try:
         return run.objective(run.model, batch)
-    except ValueError as error:
+    except (ValueError, ForwardError) as error:
         # torch's words when batch norm is left without a second value to take a variance of.
         if "more than 1 value per channel" not in str(error):
             raise
@@ -348,9 +348,7 @@ def _loss_of(run: _Run, batch: Batch) -> Tensor:
 
 
 def _finite_scalar(loss: Tensor, model: nn.Module, batch: Batch, number: int, epoch: int) -> float:
-    if loss.numel() != 1:
-        raise ArgumentError(f"the objective gave a loss of shape {tuple(loss.shape)}; it must be one number.")
-    value = float(loss.detach())
+    value = float(require_scalar(loss).detach())
     if not math.isfinite(value):
         raise DataError(f"the loss is {value} at step {number} (epoch {epoch}): {_suspect(model, batch)}")
     return value
@@ -432,7 +430,7 @@ def _word(kind: object) -> str:
     return kind if isinstance(kind, str) else "a function"
 
 
-def _alone(checkpoint: str | Path | None) -> AbstractContextManager[None]:
+def _alone(checkpoint: FilePath | None) -> AbstractContextManager[None]:
     """Hold the file, so that no other training goes on from it; the processes of one training share it."""
     several = torch.distributed.is_available() and torch.distributed.is_initialized()
     if checkpoint is None or (several and torch.distributed.get_rank()):
@@ -440,7 +438,7 @@ def _alone(checkpoint: str | Path | None) -> AbstractContextManager[None]:
     return exclusive_file(checkpoint)
 
 
-def _checkpointer(checkpoint: str | Path | None, run: _Run, log: _Log, settings: dict[str, Any]) -> Callable[[], None]:
+def _checkpointer(checkpoint: FilePath | None, run: _Run, log: _Log, settings: dict[str, Any]) -> Callable[[], None]:
     """Go on from the file if it exists; return the function that saves."""
     if checkpoint is None:
         return lambda: None
@@ -504,7 +502,7 @@ def _go_on(log: _Log, saved: SavedRun, epochs: int) -> None:
 
 def _epoch_seed(seed: int, epoch: int) -> int:
     # A prime stride, so that epoch 1 of seed 0 is not epoch 0 of seed 1.
-    return seed * 1_000_003 + epoch
+    return (seed * 1_000_003 + epoch) % (1 << 63)
 
 
 @contextmanager
@@ -521,26 +519,3 @@ def _left_in_evaluation(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         model.eval()
-
-
-def _require_sensible(
-    epochs: int,
-    lr: float,
-    momentum: float,
-    weight_decay: float,
-    optimizer: str | MakeOptimizer,
-    schedule: str | Schedule,
-    precision: str,
-) -> None:
-    require_positive(epochs, "epochs")
-    if not (math.isfinite(lr) and lr > 0):
-        raise ArgumentError(f"lr={lr!r} must be above 0.")
-    if not 0 <= momentum < 1:
-        raise ArgumentError(f"momentum={momentum!r} is not in [0, 1).")
-    if not (math.isfinite(weight_decay) and weight_decay >= 0):
-        raise ArgumentError(f"weight_decay={weight_decay!r} must be 0 or more.")
-    if not callable(optimizer):
-        require_choice(optimizer, OPTIMIZERS, "optimizer")
-    if not callable(schedule):
-        require_choice(schedule, SCHEDULES, "schedule")
-    require_choice(precision, PRECISIONS, "precision")

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from nervure.check import nearest
+from nervure.check import checked, nearest
 from nervure.errors import ArgumentError, NervureWarning
 from nervure.graph.example import unwrapped
+from nervure.schema import Count, Part
 from nervure.training.veil import Veil, is_sharded, whole
 
 Masks: TypeAlias = Mapping[str, Tensor]
@@ -240,6 +241,7 @@ def parameters_of(model: nn.Module) -> dict[str, nn.Parameter]:
     return plain | inner | named
 
 
+@checked
 def hold(
     model: nn.Module, optimizer: Optimizer | Sequence[Optimizer], masks: Masks | None = None, *, early: bool = False
 ) -> Held:
@@ -327,7 +329,8 @@ def _zeros_of(model: nn.Module) -> Masks:
     return masks
 
 
-def same_everywhere(masks: Masks, *, source: int = 0) -> dict[str, Tensor]:
+@checked
+def same_everywhere(masks: Masks, *, source: Count = 0) -> dict[str, Tensor]:
     """The masks of process ``source`` in every process of a training in several; without one, copies.
 
     Each process may have chosen other masks, from other data. All call this, with masks of the same names and shapes,
@@ -347,7 +350,8 @@ def same_everywhere(masks: Masks, *, source: int = 0) -> dict[str, Tensor]:
     return copies
 
 
-def masks_of(model: nn.Module, *, only: Iterable[str] | None = None, least: float = 0.0) -> dict[str, Tensor]:
+@checked
+def masks_of(model: nn.Module, *, only: Iterable[str] | None = None, least: Part = 0.0) -> dict[str, Tensor]:
     """The masks of a model that is sparse already: True where an entry is not zero.
 
     By default the parameters of two or more axes that hold a zero. Vectors are left alone, since a bias or the shift
@@ -365,8 +369,6 @@ def masks_of(model: nn.Module, *, only: Iterable[str] | None = None, least: floa
     Raises:
         ArgumentError: if ``only`` names an unknown parameter, or ``least`` is out of range.
     """
-    if not 0 <= least < 1:
-        raise ArgumentError(f"least={least!r} is not in [0, 1): the share of zeros from which a parameter is sparse.")
     parameters = dict(model.named_parameters())
     chosen = [n for n, p in parameters.items() if p.ndim >= 2] if only is None else list(only)
     for name in chosen:

@@ -11,13 +11,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
-from nervure.check import require_positive
+from nervure.check import checked
 from nervure.errors import DataError
 from nervure.evaluation.batches import Data, call_only, device_of, pairs, to_device
 from nervure.graph.example import evaluating
+from nervure.schema import Size
 
 
-def recalibrate(model: nn.Module, data: Data, batches: int = 100) -> int:
+@checked
+def recalibrate(model: nn.Module, data: Data, batches: Size = 100) -> int:
     """Replace the running statistics of every batch norm by their average over data; no weight changes.
 
     Batches count by their samples (by all their values in each channel). One that holds a single value per channel has
@@ -37,7 +39,6 @@ def recalibrate(model: nn.Module, data: Data, batches: int = 100) -> int:
         DataError: if data are empty, have one value per channel in every batch, or give statistics that are NaN or
             infinite.
     """
-    require_positive(batches, "batches")
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     if not norms:
         return 0

@@ -12,14 +12,24 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nervure.check import checked, shown
 from nervure.errors import ArgumentError
 from nervure.evaluation.batches import Batch, call, device_of, logits_of, require_labels, to_device
 from nervure.graph.example import evaluating
+from nervure.schema import Part, Positive, Share
 
 Objective: TypeAlias = Callable[[nn.Module, Batch], Tensor]
 
 
-def cross_entropy(model: nn.Module, batch: Batch, *, smoothing: float = 0.0) -> Tensor:
+def require_scalar(loss: Tensor) -> Tensor:
+    """Return ``loss`` if it is one number that an objective may give, else raise :class:`ArgumentError`."""
+    if not isinstance(loss, Tensor) or loss.numel() != 1 or loss.is_complex():
+        raise ArgumentError(f"the objective gave {shown(loss)} as its loss; it must be a tensor of one real number.")
+    return loss
+
+
+@checked
+def cross_entropy(model: nn.Module, batch: Batch, *, smoothing: Part = 0.0) -> Tensor:
     """Mean cross entropy in nats of logits [samples, classes, ...] against int64 labels [samples, ...].
 
     Labels may also be probabilities of the shape of the logits (mixed samples).
@@ -35,14 +45,14 @@ def cross_entropy(model: nn.Module, batch: Batch, *, smoothing: float = 0.0) -> 
     return F.cross_entropy(logits, labels, label_smoothing=smoothing)
 
 
-def label_smoothing(eps: float) -> Objective:
+@checked
+def label_smoothing(eps: Part) -> Objective:
     """Cross entropy against labels of which the fraction ``eps``, in [0, 1), is spread over all classes."""
-    if not 0 <= eps < 1:
-        raise ArgumentError(f"eps={eps!r} is not in [0, 1): it is the fraction of the label spread over all classes.")
     return partial(cross_entropy, smoothing=eps)
 
 
-def distilled(objective: Objective, teacher: nn.Module, weight: float = 0.5, temperature: float = 4.0) -> Objective:
+@checked
+def distilled(objective: Objective, teacher: nn.Module, weight: Share = 0.5, temperature: Positive = 4.0) -> Objective:
     """Blend an objective with the pull towards a teacher's answers (Hinton et al. 2015).
 
     The loss is ``(1 - weight) * objective + weight * temperature^2 * KL(teacher || model)``, with both answers softened
@@ -57,10 +67,6 @@ def distilled(objective: Objective, teacher: nn.Module, weight: float = 0.5, tem
     Raises:
         ArgumentError: if weight or temperature is out of range, or, when called, if the two have not the same outputs.
     """
-    if not 0 <= weight <= 1:
-        raise ArgumentError(f"weight={weight!r} is not in [0, 1]: it is the share of the teacher in the loss.")
-    if not temperature > 0:
-        raise ArgumentError(f"temperature={temperature!r} must be above 0; 1 to 10 is usual.")
     return partial(_distilled, objective=objective, teacher=teacher, weight=weight, temperature=temperature)
 
 

@@ -6,8 +6,9 @@ from typing import Any, NamedTuple, Protocol, final, runtime_checkable
 
 from torch import Tensor, nn
 
+from nervure.check import checked
 from nervure.graph.types import Graph, Product
-from nervure.schema import convert
+from nervure.schema import Size, convert
 from nervure.scores.sites import Site
 from nervure.training.masks import Masks
 
@@ -178,7 +179,8 @@ class Rewires(Protocol):
         ...
 
 
-def mean_density(events: Iterable[Event], steps: int) -> float:
+@checked
+def mean_density(events: Iterable[Event], steps: Size) -> float:
     """Mean density over a training of ``steps`` steps, in [0, 1]: times the steps, what training cost.
 
     An event counts from its own step on.

@@ -4,11 +4,15 @@ import math
 from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
+from nervure.check import checked
+from nervure.schema import Share
+
 Schedule: TypeAlias = Callable[[float], float]
 WARM = 0.3
 
 
-def onecycle(done: float) -> float:
+@checked
+def onecycle(done: Share) -> float:
     """Rise from 1/25 to the peak over the first 30 %, then fall to about zero; both half cosines (Smith 2018).
 
     >>> [round(onecycle(x), 2) for x in (0.0, 0.3, 0.65, 1.0)]
@@ -19,7 +23,8 @@ def onecycle(done: float) -> float:
     return _between(1.0, 1e-4, (done - WARM) / (1 - WARM))
 
 
-def cosine(done: float) -> float:
+@checked
+def cosine(done: Share) -> float:
     """Fall from the peak to zero along half a cosine.
 
     >>> [round(cosine(x), 2) for x in (0.0, 0.5, 1.0)]
@@ -28,7 +33,8 @@ def cosine(done: float) -> float:
     return _between(1.0, 0.0, done)
 
 
-def constant(done: float) -> float:
+@checked
+def constant(done: Share) -> float:
     """Stay at the peak."""
     return 1.0
 

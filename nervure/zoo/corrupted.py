@@ -21,8 +21,10 @@ import torch
 from numpy.lib import format as npy
 from torch import Tensor
 
-from nervure.check import nearest, require_choice, require_positive
+from nervure.annotations import FilePath
+from nervure.check import checked, nearest, require_choice
 from nervure.errors import ArgumentError, DataError
+from nervure.schema import Count, Length, Seed
 from nervure.zoo.dataset import Split
 from nervure.zoo.draw import draw_fraction
 from nervure.zoo.readers.folders import classes_in, read_images, subfolders, wnids_of
@@ -97,16 +99,17 @@ class CorruptedBatches:
         return images
 
 
+@checked
 def load_corrupted(
-    root: str | Path,
+    root: FilePath,
     like: Split,
     *,
     names: Iterable[str] | None = None,
     severities: Iterable[int] = SEVERITIES,
-    batch_size: int = 500,
-    samples: int = 0,
+    batch_size: Length = 500,
+    samples: Count = 0,
     order: Sequence[str] | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> dict[Key, CorruptedBatches]:
     """A corrupted test set by (corruption, severity), for ``nervure.evaluate(..., shift=...)``.
 
@@ -131,7 +134,6 @@ def load_corrupted(
         MissingExtraError: when iterated, where pictures are files and Pillow is not installed.
     """
     folder, levels = home_of(root), [require_choice(s, SEVERITIES, "severity") for s in severities]
-    require_positive(batch_size, "batch_size")
     if samples < 0:
         raise ArgumentError(f"samples={samples} must be 0 (all) or more.")
     if not folder.is_dir():

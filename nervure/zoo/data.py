@@ -7,9 +7,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from nervure.check import require_positive
+from nervure.annotations import FilePath
+from nervure.check import checked
+from nervure.schema import Between, Length, Seed
 from nervure.zoo.dataset import Batches, Dataset, Split, assemble, require_side
-from nervure.zoo.draw import draw_fraction, require_seed
+from nervure.zoo.draw import draw_fraction
+from nervure.zoo.models.parts import Channels, Side
 from nervure.zoo.naming import unknown
 from nervure.zoo.readers.cifar import read_cifar10, read_cifar100
 from nervure.zoo.readers.digits import read_digits
@@ -49,13 +52,14 @@ DATASETS: Mapping[str, Callable[[Request], Raw]] = {
 """Name of a data set -> its reader."""
 
 
+@checked
 def load(
     name: str,
-    root: str | Path | None = None,
+    root: FilePath | None = None,
     *,
-    validation: float = 0.1,
-    seed: int = 0,
-    size: int | None = None,
+    validation: Between = 0.1,
+    seed: Seed = 0,
+    size: Length | None = None,
     checksum: bool = True,
 ) -> Dataset:
     """A data set with three disjoint splits; ``print(load(...).describe())`` says what is in it.
@@ -101,14 +105,15 @@ def load(
     )
 
 
+@checked
 def fake(
-    samples: int = 64,
-    classes: int = 4,
-    channels: int = 3,
-    side: int = 8,
+    samples: Length = 64,
+    classes: Length = 4,
+    channels: Channels = 3,
+    side: Side = 8,
     *,
-    validation: float = 0.25,
-    seed: int = 0,
+    validation: Between = 0.25,
+    seed: Seed = 0,
 ) -> Dataset:
     """A tiny made-up data set for tests: every class is a fixed random picture under noise, so it can be learnt.
 
@@ -124,9 +129,7 @@ def fake(
         ArgumentError: an argument out of range.
         DataError: too few samples for the classes.
     """
-    for value, name in ((samples, "samples"), (classes, "classes"), (channels, "channels"), (side, "side")):
-        require_positive(value, name)
-    generator = torch.Generator().manual_seed(require_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
     pictures = torch.randint(32, 224, (classes, channels, side, side), generator=generator)
     labels = torch.arange(samples) % classes
 

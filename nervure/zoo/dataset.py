@@ -9,10 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nervure.check import require_positive
+from nervure.annotations import Device
+from nervure.check import checked
 from nervure.errors import ArgumentError, DataError
 from nervure.markup import listing
-from nervure.zoo.draw import draw_fraction, require_seed
+from nervure.schema import Length, Seed, Size
+from nervure.zoo.draw import draw_fraction
 
 PADDING = 8  # an augmented image is shifted by up to one part in this many of its side
 # Constant pixels would divide by zero; half a grey level is below anything the images can express.
@@ -57,12 +59,13 @@ class Split:
     def __repr__(self) -> str:
         return f"Split({len(self)} images of {'x'.join(map(str, self.images.shape[1:]))}, {self.classes} classes)"
 
+    @checked
     def batches(
         self,
-        batch_size: int = 128,
-        shuffle_seed: int | None = None,
+        batch_size: Length = 128,
+        shuffle_seed: Seed | None = None,
         augment: bool = False,
-        device: torch.device | str | None = None,
+        device: Device | None = None,
         *,
         flip: bool | None = None,
     ) -> "Batches":
@@ -78,9 +81,6 @@ class Split:
         Raises:
             ArgumentError: batch_size below 1, or a negative shuffle_seed.
         """
-        require_positive(batch_size, "batch_size")
-        if shuffle_seed is not None:
-            require_seed(shuffle_seed, "shuffle_seed")
         mirrored = self.flips if flip is None else flip
         return Batches(
             self, batch_size, shuffle_seed, augment, None if device is None else torch.device(device), mirrored
@@ -98,13 +98,13 @@ class Split:
         """The samples at ``indices`` (int64 [n]), normalised as this split is."""
         return replace(self, images=self.images[indices], labels=self.labels[indices])
 
-    def sample(self, size: int, seed: int = 0) -> "Split":
+    @checked
+    def sample(self, size: Size, seed: Seed = 0) -> "Split":
         """About ``size`` samples, every class in the proportion it has here (at least one each).
 
         Raises:
             ArgumentError: size below 1.
         """
-        require_positive(size, "size")
         return self if size >= len(self) else self.select(draw_fraction(self.labels, size / len(self), seed)[1])
 
 
@@ -233,9 +233,10 @@ class Dataset:
         channels, height, width = self.train.images.shape[1:]
         return channels, height, width
 
-    def example(self, count: int = 2) -> Tensor:
+    @checked
+    def example(self, count: Size = 2) -> Tensor:
         """The first ``count`` training images, normalised, float32 [count, channels, height, width]: to trace with."""
-        return self.train.normalised(self.train.images[: require_positive(count, "count")])
+        return self.train.normalised(self.train.images[:count])
 
     def describe(self) -> str:
         """Name, image shape, sizes of the splits, classes, normalisation and source, one fact a line."""

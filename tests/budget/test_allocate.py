@@ -57,7 +57,7 @@ def test_top_keeps_exactly_k_and_the_first_of_equals(values: list[int], data: st
 
 @pytest.mark.parametrize("k", [-1, 4, 1.0, True])
 def test_top_refuses_a_k_that_cannot_be(k: int) -> None:
-    with pytest.raises(ArgumentError, match="of 3 scores"):
+    with pytest.raises(ArgumentError, match=f"of 3 scores|got {k}"):
         top(torch.zeros(3), k)
 
 

@@ -191,7 +191,7 @@ def test_a_time_is_no_less_than_zero(t: float) -> None:
 
 
 def test_something_else_than_a_network_is_refused() -> None:
-    with pytest.raises(ArgumentError, match="a str is no network"):
+    with pytest.raises(ArgumentError, match="model is a torch.nn.Module"):
         connectivity("resnet8", EXAMPLE)  # type: ignore[arg-type]
 
 

@@ -425,7 +425,7 @@ def test_a_density_that_cannot_connect_is_refused_with_the_layer_and_the_least_t
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"share": 1.0}, r"share=1\.0 is not in \[0, 1\)"),
+        ({"share": 1.0}, r"share=1\.0.: share is a .*number in \[0, 1\)"),
         ({"share": -0.1}, "share"),
         ({"density": 0}, "density=0"),
         ({"first": "snap"}, "'snip'"),

@@ -13,11 +13,12 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from nervure.check import nearest, require_choice
+from nervure.check import checked, nearest, require_choice, shown
 from nervure.errors import ArgumentError, DataError
 from nervure.evaluation.corruptions import blur, digital, geometry, noise, weather
 from nervure.evaluation.corruptions.chance import image_keys
 from nervure.evaluation.corruptions.strengths import Strength, strength
+from nervure.schema import Seed
 
 __all__ = ["CORRUPTIONS", "GROUPS", "HELD_OUT", "SEVERITIES", "SHIFTS", "chosen", "corrupt"]
 
@@ -58,7 +59,8 @@ _MADE: Mapping[str, Corruption] = {
 }
 
 
-def corrupt(images: Tensor, name: str, severity: int, *, seed: int = 0, family: str = "auto") -> Tensor:
+@checked
+def corrupt(images: Tensor, name: str, severity: int, *, seed: Seed = 0, family: str = "auto") -> Tensor:
     """Corrupted copy of pictures; the chance that each meets depends on its content, the corruption and the seed alone.
 
     Args:
@@ -143,5 +145,5 @@ def _range_hint(low: float, high: float) -> str:
 def _require_name(name: str) -> str:
     known = (*CORRUPTIONS, *SHIFTS)
     if name not in known:
-        raise ArgumentError(f"corruption {name!r} is unknown.{nearest(name, known, listed=True)}")
+        raise ArgumentError(f"corruption {shown(name)} is unknown.{nearest(name, known, listed=True)}")
     return name

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from nervure.check import checked
+from nervure.schema import Seed
 from nervure.zoo.models.cifar_resnet import resnet8, resnet20, resnet32, resnet56, resnet110
 from nervure.zoo.models.densenet import densenet40, densenet100
 from nervure.zoo.models.lenet import lenet5, lenet300
@@ -30,7 +32,8 @@ MODELS: Mapping[str, Callable[..., nn.Module]] = {
 """Name of a network -> the function that builds it, whose keyword arguments are its options."""
 
 
-def build(name: str, *, seed: int | None = None, **options: Any) -> nn.Module:
+@checked
+def build(name: str, *, seed: Seed | None = None, **options: Any) -> nn.Module:
     """A reference network with fresh weights.
 
     Args:

@@ -5,10 +5,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from nervure.check import require_choice, require_positive
-from nervure.zoo.models.parts import convolution, initialise, scaled
+from nervure.check import checked
+from nervure.schema import Length
+from nervure.zoo.models.parts import Channels, Width, convolution, initialise, scaled
 
 STAGES = (16, 32, 64)
+
+Shortcut = Literal["projection", "pad"]
 
 
 class PadShortcut(nn.Module):
@@ -55,20 +58,25 @@ class CifarResNet(nn.Module):
         shortcut: where a stage changes the shape: "projection" (option B, 1 x 1 convolution) or "pad" (option A).
     """
 
+    @checked
     def __init__(
-        self, blocks: int, in_channels: int, num_classes: int, width: float, stem_stride: int, shortcut: str
+        self,
+        blocks: int,
+        in_channels: Channels,
+        num_classes: Length,
+        width: Width,
+        stem_stride: Literal[1, 2],
+        shortcut: Shortcut,
     ) -> None:
         super().__init__()
-        require_choice(shortcut, ("projection", "pad"), "shortcut")
-        require_choice(stem_stride, (1, 2), "stem_stride")
         first, second, third = (scaled(base, width) for base in STAGES)
-        self.conv1 = convolution(require_positive(in_channels, "in_channels"), first, 3, stem_stride)
+        self.conv1 = convolution(in_channels, first, 3, stem_stride)
         self.bn1 = nn.BatchNorm2d(first)
         self.layer1 = _stage(first, first, blocks, 1, shortcut)
         self.layer2 = _stage(first, second, blocks, 2, shortcut)
         self.layer3 = _stage(second, third, blocks, 2, shortcut)
         self.pool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(third, require_positive(num_classes, "num_classes"))
+        self.fc = nn.Linear(third, num_classes)
         initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -78,15 +86,12 @@ class CifarResNet(nn.Module):
         return self.fc(self.pool(x).flatten(1))  # type: ignore[no-any-return]
 
 
-Shortcut = Literal["projection", "pad"]
-
-
 def resnet8(
     *,
-    in_channels: int = 3,
-    num_classes: int = 10,
-    width: float = 2.0,
-    stem_stride: int = 2,
+    in_channels: Channels = 3,
+    num_classes: Length = 10,
+    width: Width = 2.0,
+    stem_stride: Literal[1, 2] = 2,
     shortcut: Shortcut = "projection",
 ) -> CifarResNet:
     """ResNet-8, by default wide (32, 64, 128) with a stem of stride 2: the network of the demonstrations.
@@ -98,10 +103,10 @@ def resnet8(
 
 def resnet20(
     *,
-    in_channels: int = 3,
-    num_classes: int = 10,
-    width: float = 1.0,
-    stem_stride: int = 1,
+    in_channels: Channels = 3,
+    num_classes: Length = 10,
+    width: Width = 1.0,
+    stem_stride: Literal[1, 2] = 1,
     shortcut: Shortcut = "projection",
 ) -> CifarResNet:
     """ResNet-20, 0.27 M parameters at width 1; see :class:`CifarResNet` for the options.
@@ -114,10 +119,10 @@ def resnet20(
 
 def resnet32(
     *,
-    in_channels: int = 3,
-    num_classes: int = 10,
-    width: float = 1.0,
-    stem_stride: int = 1,
+    in_channels: Channels = 3,
+    num_classes: Length = 10,
+    width: Width = 1.0,
+    stem_stride: Literal[1, 2] = 1,
     shortcut: Shortcut = "projection",
 ) -> CifarResNet:
     """ResNet-32, 0.47 M parameters at width 1. Raises ArgumentError as ``resnet20``."""
@@ -126,10 +131,10 @@ def resnet32(
 
 def resnet56(
     *,
-    in_channels: int = 3,
-    num_classes: int = 10,
-    width: float = 1.0,
-    stem_stride: int = 1,
+    in_channels: Channels = 3,
+    num_classes: Length = 10,
+    width: Width = 1.0,
+    stem_stride: Literal[1, 2] = 1,
     shortcut: Shortcut = "projection",
 ) -> CifarResNet:
     """ResNet-56, 0.86 M parameters at width 1. Raises ArgumentError as ``resnet20``."""
@@ -138,10 +143,10 @@ def resnet56(
 
 def resnet110(
     *,
-    in_channels: int = 3,
-    num_classes: int = 10,
-    width: float = 1.0,
-    stem_stride: int = 1,
+    in_channels: Channels = 3,
+    num_classes: Length = 10,
+    width: Width = 1.0,
+    stem_stride: Literal[1, 2] = 1,
     shortcut: Shortcut = "projection",
 ) -> CifarResNet:
     """ResNet-110, 1.7 M parameters at width 1. Raises ArgumentError as ``resnet20``."""

@@ -1,13 +1,19 @@
 """Densely connected networks for small images (Huang et al. 2017): every layer reads all before it."""
 
+from typing import Annotated, TypeAlias
+
 import torch
+from msgspec import Meta
 from torch import Tensor, nn
 
-from nervure.check import require_positive
+from nervure.check import checked
 from nervure.errors import ArgumentError
-from nervure.zoo.models.parts import convolution, initialise
+from nervure.schema import Length
+from nervure.zoo.models.parts import Channels, convolution, initialise
 
 BLOCKS = 3
+
+Growth: TypeAlias = Annotated[int, Meta(ge=1, le=256)]
 
 
 class DenseLayer(nn.Module):
@@ -55,15 +61,22 @@ class DenseNet(nn.Module):
         bottleneck: 1 x 1 convolutions before the 3 x 3 ones and transitions that halve the channels ("BC").
     """
 
-    def __init__(self, depth: int, in_channels: int, num_classes: int, growth: int, bottleneck: bool) -> None:
+    @checked
+    def __init__(
+        self,
+        depth: Annotated[int, Meta(ge=4, le=1000)],
+        in_channels: Channels,
+        num_classes: Length,
+        growth: Growth,
+        bottleneck: bool,
+    ) -> None:
         super().__init__()
-        require_positive(growth, "growth")
         per_layer = 2 if bottleneck else 1
         layers, rest = divmod(depth - BLOCKS - 1, BLOCKS * per_layer)
         if layers < 1 or rest:
             raise ArgumentError(f"depth={depth!r} must be 4 more than a multiple of {BLOCKS * per_layer}, as in 40.")
         channels = 2 * growth if bottleneck else 16
-        stages: list[nn.Module] = [convolution(require_positive(in_channels, "in_channels"), channels, 3)]
+        stages: list[nn.Module] = [convolution(in_channels, channels, 3)]
         for block in range(BLOCKS):
             if block:
                 outputs = channels // 2 if bottleneck else channels
@@ -75,7 +88,7 @@ class DenseNet(nn.Module):
         self.features = nn.Sequential(*stages)
         self.norm = nn.BatchNorm2d(channels)
         self.pool = nn.AdaptiveAvgPool2d(1)
-        self.classifier = nn.Linear(channels, require_positive(num_classes, "num_classes"))
+        self.classifier = nn.Linear(channels, num_classes)
         initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -84,11 +97,15 @@ class DenseNet(nn.Module):
         return self.classifier(self.pool(x).flatten(1))  # type: ignore[no-any-return]
 
 
-def densenet40(*, in_channels: int = 3, num_classes: int = 10, growth: int = 12, bottleneck: bool = False) -> DenseNet:
+def densenet40(
+    *, in_channels: Channels = 3, num_classes: Length = 10, growth: Growth = 12, bottleneck: bool = False
+) -> DenseNet:
     """DenseNet-40, 1.0 M parameters at growth 12. Raises ArgumentError for sizes below 1."""
     return DenseNet(40, in_channels, num_classes, growth, bottleneck)
 
 
-def densenet100(*, in_channels: int = 3, num_classes: int = 10, growth: int = 12, bottleneck: bool = False) -> DenseNet:
+def densenet100(
+    *, in_channels: Channels = 3, num_classes: Length = 10, growth: Growth = 12, bottleneck: bool = False
+) -> DenseNet:
     """DenseNet-100, 7.0 M parameters at growth 12 (0.8 M with bottleneck). Raises ArgumentError for sizes below 1."""
     return DenseNet(100, in_channels, num_classes, growth, bottleneck)

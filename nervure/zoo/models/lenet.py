@@ -2,14 +2,17 @@
 
 from torch import Tensor, nn
 
-from nervure.check import require_positive
+from nervure.check import checked
 from nervure.errors import ArgumentError
+from nervure.schema import Length
+from nervure.zoo.models.parts import Channels, Side
 
 
 class LeNet300(nn.Module):
     """Three fully connected layers: 300, 100, classes."""
 
-    def __init__(self, in_channels: int, num_classes: int, image_size: int) -> None:
+    @checked
+    def __init__(self, in_channels: Channels, num_classes: Length, image_size: Side) -> None:
         super().__init__()
         self.fc1 = nn.Linear(in_channels * image_size**2, 300)
         self.fc2 = nn.Linear(300, 100)
@@ -25,7 +28,8 @@ class LeNet300(nn.Module):
 class LeNet5(nn.Module):
     """The Caffe form: two 5 x 5 convolutions of 20 and 50 channels with max pooling, then 500 units."""
 
-    def __init__(self, in_channels: int, num_classes: int, image_size: int) -> None:
+    @checked
+    def __init__(self, in_channels: Channels, num_classes: Length, image_size: Side) -> None:
         super().__init__()
         side = ((image_size - 4) // 2 - 4) // 2
         if side < 1:
@@ -45,17 +49,11 @@ class LeNet5(nn.Module):
         return self.fc2(x)  # type: ignore[no-any-return]
 
 
-def lenet300(*, in_channels: int = 1, num_classes: int = 10, image_size: int = 28) -> LeNet300:
+def lenet300(*, in_channels: Channels = 1, num_classes: Length = 10, image_size: Side = 28) -> LeNet300:
     """LeNet-300-100; 266,610 parameters as it stands. Raises ArgumentError for sizes below 1."""
-    return LeNet300(*_sizes(in_channels, num_classes, image_size))
+    return LeNet300(in_channels, num_classes, image_size)
 
 
-def lenet5(*, in_channels: int = 1, num_classes: int = 10, image_size: int = 28) -> LeNet5:
+def lenet5(*, in_channels: Channels = 1, num_classes: Length = 10, image_size: Side = 28) -> LeNet5:
     """LeNet-5 of 20-50-500; 431,080 parameters as it stands. Raises ArgumentError for sizes below 1 or tiny images."""
-    return LeNet5(*_sizes(in_channels, num_classes, image_size))
-
-
-def _sizes(in_channels: int, num_classes: int, image_size: int) -> tuple[int, int, int]:
-    require_positive(in_channels, "in_channels")
-    require_positive(num_classes, "num_classes")
-    return in_channels, num_classes, require_positive(image_size, "image_size")
+    return LeNet5(in_channels, num_classes, image_size)

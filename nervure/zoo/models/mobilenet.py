@@ -1,9 +1,12 @@
 """MobileNetV2 (Sandler et al. 2018), with the parameter names of torchvision."""
 
+from typing import Literal
+
 from torch import Tensor, nn
 
-from nervure.check import require_choice, require_positive
-from nervure.zoo.models.parts import convolution, initialise, scaled
+from nervure.check import checked
+from nervure.schema import Length, Share
+from nervure.zoo.models.parts import Channels, Width, convolution, initialise, scaled
 
 # Expansion, channels, blocks, stride of the first block: table 2 of the paper.
 STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
@@ -48,15 +51,15 @@ class MobileNetV2(nn.Module):
         dropout: share of the last features dropped while training, 0 or more and below 1.
     """
 
-    def __init__(self, in_channels: int, num_classes: int, width: float, image_size: int, dropout: float) -> None:
+    @checked
+    def __init__(
+        self, in_channels: Channels, num_classes: Length, width: Width, image_size: Literal[32, 224], dropout: Share
+    ) -> None:
         super().__init__()
-        require_choice(image_size, (32, 224), "image_size")
         is_small = image_size == 32
         channels = _rounded(STEM, width)
         stem_stride = 1 if is_small else 2
-        layers: list[nn.Module] = [
-            ConvNormActivation(require_positive(in_channels, "in_channels"), channels, 3, stem_stride)
-        ]
+        layers: list[nn.Module] = [ConvNormActivation(in_channels, channels, 3, stem_stride)]
         for stage, (expansion, base, count, first) in enumerate(STAGES):
             outputs = _rounded(base, width)
             for block in range(count):
@@ -67,9 +70,7 @@ class MobileNetV2(nn.Module):
         layers.append(ConvNormActivation(channels, last, 1))
         self.features = nn.Sequential(*layers)
         self.pool = nn.AdaptiveAvgPool2d(1)
-        self.classifier = nn.Sequential(
-            nn.Dropout(dropout), nn.Linear(last, require_positive(num_classes, "num_classes"))
-        )
+        self.classifier = nn.Sequential(nn.Dropout(dropout), nn.Linear(last, num_classes))
         initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -79,7 +80,12 @@ class MobileNetV2(nn.Module):
 
 
 def mobilenetv2(
-    *, in_channels: int = 3, num_classes: int = 1000, width: float = 1.0, image_size: int = 224, dropout: float = 0.2
+    *,
+    in_channels: Channels = 3,
+    num_classes: Length = 1000,
+    width: Width = 1.0,
+    image_size: Literal[32, 224] = 224,
+    dropout: Share = 0.2,
 ) -> MobileNetV2:
     """MobileNetV2, 3,504,872 parameters as it stands; see :class:`MobileNetV2` for the options.
 

@@ -1,14 +1,17 @@
 """What several reference networks share."""
 
+from typing import Annotated, TypeAlias
+
+from msgspec import Meta
 from torch import nn
 
-from nervure.errors import ArgumentError
+Channels: TypeAlias = Annotated[int, Meta(ge=1, le=1 << 16)]
+Side: TypeAlias = Annotated[int, Meta(ge=1, le=512, description="the side of an image")]
+Width: TypeAlias = Annotated[float, Meta(gt=0, le=8, description="by which every channel count is multiplied")]
 
 
 def scaled(channels: int, width: float) -> int:
-    """``channels`` times a width multiplier, rounded, 1 or more. Raises ArgumentError for a width not above 0."""
-    if isinstance(width, bool) or not isinstance(width, int | float) or not width > 0:
-        raise ArgumentError(f"width={width!r} must be above 0. It multiplies every channel count: 0.5 is half as wide.")
+    """``channels`` times a width multiplier, rounded, 1 or more."""
     return max(1, round(channels * width))
 
 

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from nervure.check import require_positive
-from nervure.zoo.models.parts import convolution, initialise, scaled
+from nervure.check import checked
+from nervure.schema import Length
+from nervure.zoo.models.parts import Channels, Width, convolution, initialise, scaled
 
 STAGES = (64, 128, 256, 512)
 
@@ -73,17 +74,17 @@ class ResNet(nn.Module):
         small_images: a 3 x 3 stem that keeps the size and no pooling, as usual for 32 x 32 images.
     """
 
+    @checked
     def __init__(
         self,
         block: type[BasicBlock] | type[Bottleneck],
         blocks: Sequence[int],
-        in_channels: int,
-        num_classes: int,
-        width: float,
+        in_channels: Channels,
+        num_classes: Length,
+        width: Width,
         small_images: bool,
     ) -> None:
         super().__init__()
-        require_positive(in_channels, "in_channels")
         channels = [scaled(base, width) for base in STAGES]
         stem = channels[0]
         self.conv1 = convolution(in_channels, stem, 3) if small_images else convolution(in_channels, stem, 7, 2)
@@ -96,7 +97,7 @@ class ResNet(nn.Module):
         self.layer3 = _stage(block, widths[2], channels[2], blocks[2], 2)
         self.layer4 = _stage(block, widths[3], channels[3], blocks[3], 2)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(widths[4], require_positive(num_classes, "num_classes"))
+        self.fc = nn.Linear(widths[4], num_classes)
         initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -107,14 +108,14 @@ class ResNet(nn.Module):
 
 
 def resnet18(
-    *, in_channels: int = 3, num_classes: int = 1000, width: float = 1.0, small_images: bool = False
+    *, in_channels: Channels = 3, num_classes: Length = 1000, width: Width = 1.0, small_images: bool = False
 ) -> ResNet:
     """ResNet-18, 11,689,512 parameters as it stands. Raises ArgumentError for sizes or widths not above 0."""
     return ResNet(BasicBlock, (2, 2, 2, 2), in_channels, num_classes, width, small_images)
 
 
 def resnet50(
-    *, in_channels: int = 3, num_classes: int = 1000, width: float = 1.0, small_images: bool = False
+    *, in_channels: Channels = 3, num_classes: Length = 1000, width: Width = 1.0, small_images: bool = False
 ) -> ResNet:
     """ResNet-50, 25,557,032 parameters as it stands. Raises ArgumentError for sizes or widths not above 0."""
     return ResNet(Bottleneck, (3, 4, 6, 3), in_channels, num_classes, width, small_images)

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from nervure.check import require_positive
-from nervure.zoo.models.parts import convolution, initialise, scaled
+from nervure.check import checked
+from nervure.schema import Length
+from nervure.zoo.models.parts import Channels, Width, convolution, initialise, scaled
 
 STAGES = (64, 128, 256, 512, 512)
 DEPTHS = {11: (1, 1, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
@@ -21,10 +22,11 @@ class VGG(nn.Module):
         width: multiplies every channel count.
     """
 
-    def __init__(self, depths: Sequence[int], in_channels: int, num_classes: int, width: float) -> None:
+    @checked
+    def __init__(self, depths: Sequence[int], in_channels: Channels, num_classes: Length, width: Width) -> None:
         super().__init__()
         layers: list[nn.Module] = []
-        channels = require_positive(in_channels, "in_channels")
+        channels = in_channels
         for stage, (depth, base) in enumerate(zip(depths, STAGES, strict=True)):
             if stage:
                 layers.append(nn.MaxPool2d(2))
@@ -35,7 +37,7 @@ class VGG(nn.Module):
         self.features = nn.Sequential(*layers)
         # The last halving is an average over what is left, so 28 x 28 images fit as well as 32 x 32.
         self.pool = nn.AdaptiveAvgPool2d(1)
-        self.classifier = nn.Linear(channels, require_positive(num_classes, "num_classes"))
+        self.classifier = nn.Linear(channels, num_classes)
         initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -44,16 +46,16 @@ class VGG(nn.Module):
         return self.classifier(x)  # type: ignore[no-any-return]
 
 
-def vgg11(*, in_channels: int = 3, num_classes: int = 10, width: float = 1.0) -> VGG:
+def vgg11(*, in_channels: Channels = 3, num_classes: Length = 10, width: Width = 1.0) -> VGG:
     """VGG-11-BN, 9.2 M parameters at width 1. Raises ArgumentError for sizes or widths not above 0."""
     return VGG(DEPTHS[11], in_channels, num_classes, width)
 
 
-def vgg16(*, in_channels: int = 3, num_classes: int = 10, width: float = 1.0) -> VGG:
+def vgg16(*, in_channels: Channels = 3, num_classes: Length = 10, width: Width = 1.0) -> VGG:
     """VGG-16-BN, 14.7 M parameters at width 1. Raises ArgumentError for sizes or widths not above 0."""
     return VGG(DEPTHS[16], in_channels, num_classes, width)
 
 
-def vgg19(*, in_channels: int = 3, num_classes: int = 10, width: float = 1.0) -> VGG:
+def vgg19(*, in_channels: Channels = 3, num_classes: Length = 10, width: Width = 1.0) -> VGG:
     """VGG-19-BN, 20.0 M parameters at width 1. Raises ArgumentError for sizes or widths not above 0."""
     return VGG(DEPTHS[19], in_channels, num_classes, width)

@@ -1,14 +1,22 @@
 """A vision transformer (Dosovitskiy et al. 2021), pre-norm, with a class token."""
 
+from typing import Annotated, TypeAlias
+
 import torch
+from msgspec import Meta
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from nervure.check import require_positive
+from nervure.check import checked
 from nervure.errors import ArgumentError
+from nervure.schema import Length, Size
+from nervure.zoo.models.parts import Channels, Side
 
 EPSILON = 1e-6
 POSITION_STD = 0.02
+
+Dim: TypeAlias = Annotated[int, Meta(ge=1, le=4096)]
+Depth: TypeAlias = Annotated[int, Meta(ge=1, le=256)]
 
 
 class Attention(nn.Module):
@@ -65,7 +73,7 @@ class EncoderBlock(nn.Module):
 class PatchEmbedding(nn.Module):
     """Every patch of the image as one token."""
 
-    def __init__(self, in_channels: int, dim: int, patch: int) -> None:
+    def __init__(self, in_channels: Channels, dim: int, patch: Side) -> None:
         super().__init__()
         self.proj = nn.Conv2d(in_channels, dim, patch, stride=patch)
 
@@ -88,30 +96,28 @@ class VisionTransformer(nn.Module):
         mlp_ratio: hidden units of an MLP per token width.
     """
 
+    @checked
     def __init__(
         self,
         *,
-        in_channels: int,
-        num_classes: int,
-        image_size: int,
-        patch: int,
-        dim: int,
-        depth: int,
-        heads: int,
-        mlp_ratio: float,
+        in_channels: Channels,
+        num_classes: Length,
+        image_size: Side,
+        patch: Side,
+        dim: Dim,
+        depth: Depth,
+        heads: Size,
+        mlp_ratio: Annotated[float, Meta(gt=0, le=64)],
     ) -> None:
         super().__init__()
         _check(image_size=image_size, patch=patch, dim=dim, heads=heads)
-        require_positive(depth, "depth")
-        hidden = int(dim * mlp_ratio)
-        self.patch_embed = PatchEmbedding(require_positive(in_channels, "in_channels"), dim, patch)
+        hidden = max(1, int(dim * mlp_ratio))
+        self.patch_embed = PatchEmbedding(in_channels, dim, patch)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.pos_embed = nn.Parameter(torch.randn(1, 1 + (image_size // patch) ** 2, dim) * POSITION_STD)
-        self.blocks = nn.Sequential(
-            *(EncoderBlock(dim, heads, require_positive(hidden, "dim * mlp_ratio")) for _ in range(depth))
-        )
+        self.blocks = nn.Sequential(*(EncoderBlock(dim, heads, hidden) for _ in range(depth)))
         self.norm = nn.LayerNorm(dim, eps=EPSILON)
-        self.head = nn.Linear(dim, require_positive(num_classes, "num_classes"))
+        self.head = nn.Linear(dim, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits [batch, classes] of images [batch, channels, side, side], of the side the model was built for."""
@@ -123,14 +129,14 @@ class VisionTransformer(nn.Module):
 
 def vit_tiny(
     *,
-    in_channels: int = 3,
-    num_classes: int = 10,
-    image_size: int = 32,
-    patch: int = 4,
-    dim: int = 192,
-    depth: int = 12,
-    heads: int = 3,
-    mlp_ratio: float = 4.0,
+    in_channels: Channels = 3,
+    num_classes: Length = 10,
+    image_size: Side = 32,
+    patch: Side = 4,
+    dim: Dim = 192,
+    depth: Depth = 12,
+    heads: Size = 3,
+    mlp_ratio: Annotated[float, Meta(gt=0, le=64)] = 4.0,
 ) -> VisionTransformer:
     """ViT-Tiny, 5.4 M parameters as it stands (5,717,416 with patch=16, image_size=224, num_classes=1000).
 
@@ -151,14 +157,14 @@ def vit_tiny(
 
 def vit_small(
     *,
-    in_channels: int = 3,
-    num_classes: int = 10,
-    image_size: int = 32,
-    patch: int = 4,
-    dim: int = 384,
-    depth: int = 12,
-    heads: int = 6,
-    mlp_ratio: float = 4.0,
+    in_channels: Channels = 3,
+    num_classes: Length = 10,
+    image_size: Side = 32,
+    patch: Side = 4,
+    dim: Dim = 384,
+    depth: Depth = 12,
+    heads: Size = 6,
+    mlp_ratio: Annotated[float, Meta(gt=0, le=64)] = 4.0,
 ) -> VisionTransformer:
     """ViT-Small, 21.3 M parameters as it stands (22,050,664 with patch=16, image_size=224, num_classes=1000).
 
@@ -178,8 +184,6 @@ def vit_small(
 
 
 def _check(**sizes: int) -> None:
-    for name, value in sizes.items():
-        require_positive(value, name)
     for whole, part in (("image_size", "patch"), ("dim", "heads")):
         if sizes[whole] % sizes[part]:
             raise ArgumentError(f"{whole}={sizes[whole]} must be a multiple of {part}={sizes[part]}.")

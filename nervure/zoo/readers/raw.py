@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -58,7 +59,7 @@ def missing(root: Path, name: str, layout: str) -> DataError:
     return DataError(f"{name!r} is not in {str(root)!r}. Put there {layout}.")
 
 
-def home_of(root: str | Path) -> Path:
+def home_of(root: str | os.PathLike[str]) -> Path:
     """``root`` as a path, its ``~`` resolved. Raises DataError where there is no such user."""
     try:
         return Path(root).expanduser()
