@@ -29,6 +29,7 @@ from nervure.locks import exclusive_file
 from nervure.progress import length
 from nervure.progress import progress as progress_bar
 from nervure.schema import Epochs, NotNegative, Positive, Seed
+from nervure.schema import Part as Portion
 from nervure.training.checkpoint import KIND, Part, Progress, SavedRun, read_run, save_run, under
 from nervure.training.masks import Held, Masks, hold
 from nervure.training.objectives import Objective, classifies, cross_entropy, require_scalar
