@@ -7,6 +7,7 @@ set of names or a test decides, that stands there too: :class:`Among`, :class:`M
 import inspect
 import math
 import os
+import sys
 import types
 import typing
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence, Set
@@ -185,6 +186,8 @@ def _within(take: Callable[[Any], Any], meta: Meta, value: Any) -> Any:
 def _bounded(words: str, meta: Meta) -> str:
     """``words`` with the bounds: "a number in (0, 1]", "a whole number, 1 or more"."""
     low, high = (meta.ge if meta.gt is None else meta.gt), (meta.le if meta.lt is None else meta.lt)
+    # The largest floats stand for "finite", which is said already.
+    low, high = (None if bound is not None and abs(bound) == sys.float_info.max else bound for bound in (low, high))
     if low is not None and high is not None and high < HUGE:
         words += f" in {'[' if meta.gt is None else '('}{low}, {high}{']' if meta.lt is None else ')'}"
     elif low is not None:
