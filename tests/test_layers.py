@@ -29,6 +29,7 @@ FLOORS: Mapping[str, int] = {
     "budget": 2,
     "surgery": 3,
     "tracing": 4,
+    "refit": 4,
     "training": 4,
     "engines": 4,
     "evaluation": 4,

@@ -1,0 +1,132 @@
+"""The consumers of a smaller network, each with its partner in the dense one."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from nervure.graph.tape import named_tensors
+from nervure.refit.operators import places
+from nervure.refit.origins import Origin
+from nervure.refit.survey import Bias, Key, Reading, Survey
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Consumer:
+    """A parameter, or the part of one that is used at once, and how it is used in both networks.
+
+    Attributes:
+        tensor: its name in the smaller network.
+        readings: its uses in the smaller network.
+        partners: those in the dense one, in the same order.
+        origin: where it comes from.
+        reason: why it stays as it is; empty where it is fitted.
+    """
+
+    tensor: str
+    readings: tuple[Reading, ...]
+    partners: tuple[Reading, ...]
+    origin: Origin
+    reason: str = ""
+
+    @property
+    def level(self) -> int:
+        """How many consumers are before it."""
+        return self.readings[0].level
+
+    @property
+    def bias(self) -> Bias | None:
+        """The bias that goes with each of its uses."""
+        first, *others = (reading.bias for reading in self.readings)
+        return first if all(other == first for other in others) else None
+
+    @property
+    def norm(self) -> str:
+        """The running mean of the batch norm behind it; empty where there is none, or several."""
+        return self.readings[0].norm if len(self.readings) == 1 else ""
+
+    @property
+    def is_before_norm(self) -> bool:
+        """Whether a batch norm takes the mean off all that it says."""
+        return bool(self.norm) and self.readings[0].is_alone
+
+    @cached_property
+    def places(self) -> Tensor:
+        """The entry of the parameter at each place of its matrix, [stack, outputs, inputs]."""
+        return places(self.readings[0].use)
+
+    @cached_property
+    def rows(self) -> Tensor:
+        """For each output that of the partner, [stack, outputs]; -1: it has none."""
+        theirs = places(self.partners[0].use)
+        number = torch.arange(theirs.shape[0] * theirs.shape[1]).reshape(*theirs.shape[:2], 1).expand_as(theirs)
+        inverse = torch.full((int(theirs.max()) + 1,), -1)
+        inverse[theirs[theirs >= 0]] = number[theirs >= 0]
+        return inverse[self.origin.places().reshape(-1)[self.places[:, :, 0]]]
+
+    def weight(self, model: nn.Module) -> Tensor:
+        """Its matrix, [stack, outputs, inputs]."""
+        flat = named_tensors(model)[self.tensor].detach().reshape(-1)
+        return flat[self.places.to(flat.device)]
+
+    def dense_weight(self, reference: nn.Module) -> Tensor:
+        """The matrix that the dense network has in its place, [stack, outputs, inputs]."""
+        flat = self.origin.of(named_tensors(reference)[self.origin.tensor].detach()).reshape(-1)
+        return flat[self.places.to(flat.device)]
+
+
+def consumers(
+    model: nn.Module, mine: Survey, theirs: Survey, came: Mapping[str, Origin], trained: Mapping[str, bool]
+) -> list[Consumer]:
+    """All consumers of ``model``, in running order, those that stay as they are included.
+
+    Args:
+        model: the smaller network.
+        mine: what was seen in it.
+        theirs: what was seen in the dense one.
+        came: where its tensors come from.
+        trained: for each parameter whether it may change.
+    """
+    groups: dict[object, list[Reading]] = {}
+    for reading in mine.readings:
+        key = (reading.key[0], reading.use.trail.key(), reading.use.kinds, reading.use.operand)
+        groups.setdefault(key, []).append(reading)
+    known = {reading.key: reading for reading in theirs.readings}
+    found = [_consumer(list_, known, mine, theirs, came, trained) for list_ in groups.values()]
+    return [replace(c, reason=c.reason or _overlap(c, found)) for c in found]
+
+
+def _consumer(
+    readings: list[Reading],
+    known: Mapping[Key, Reading],
+    mine: Survey,
+    theirs: Survey,
+    came: Mapping[str, Origin],
+    trained: Mapping[str, bool],
+) -> Consumer:
+    name = readings[0].key[0]
+    origin = came.get(name)
+    if origin is None:
+        return Consumer(name, tuple(readings), (), Origin("", (), ()), "the dense network has none of that name")
+    partners = tuple(p for r in readings if (p := known.get((origin.tensor, r.key[1]))) is not None)
+    reasons = [r.reason for r in (*readings, *partners)]
+    if name in mine.looked_up:
+        reasons.append("it is a table that inputs are looked up in as well")
+    if not trained[name]:
+        reasons.append("it is frozen")
+    if mine.uses[name] != theirs.uses[origin.tensor] or len(partners) < len(readings):
+        reasons.append("the dense network uses it more often, or not at all")
+    return Consumer(name, tuple(readings), partners, origin, next(filter(None, reasons), ""))
+
+
+def _overlap(consumer: Consumer, others: list[Consumer]) -> str:
+    """Why a parameter of which several parts are used cannot be fitted part by part."""
+    parts = [other for other in others if other.tensor == consumer.tensor]
+    if len(parts) == 1:
+        return ""
+    entries = torch.cat([part.places.reshape(-1) for part in parts])
+    return "" if len(entries.unique()) == len(entries) else "it is used in several ways at once"

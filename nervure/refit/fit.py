@@ -1,0 +1,352 @@
+"""``refit``: what stays of a network takes over what left.
+
+In running order, on what the smaller network itself says, each layer that reads is fitted to say what the dense one
+says at the same place: by ridge regression towards the weights it has, see :mod:`nervure.refit.solve`. No labels.
+"""
+
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from nervure.errors import ArgumentError, DataError, NervureWarning
+from nervure.evaluation.batches import device_of
+from nervure.graph.copies import copied
+from nervure.graph.example import is_weightless, unwrapped
+from nervure.graph.tape import named_tensors
+from nervure.graph.types import Graph
+from nervure.plan import Plan
+from nervure.progress import track
+from nervure.refit.consumers import Consumer, consumers
+from nervure.refit.gather import Gathered, Part, gather
+from nervure.refit.moments import Moments
+from nervure.refit.norms import drift, remeasure
+from nervure.refit.origins import Origin, origins
+from nervure.refit.solve import RIDGES, Fit, Problem, solve
+from nervure.refit.survey import survey
+from nervure.refit.values import LayerFit, Refit, Refitted, summary
+from nervure.refit.watch import watchable
+from nervure.stats.batches import batches
+from nervure.surgery.apply import check_fits
+from nervure.surgery.attention import ResizedAttention
+
+HELD = 4
+"""One sample in so many is left out of fits, and chooses among them."""
+ALIKE = 0.1
+"""The least correlation between weights of a model and of its dense twin."""
+FAR = 2.0
+"""Standard deviations from the means that batch norms know from which on data are of another kind."""
+
+
+M = TypeVar("M")
+
+
+def refit(
+    pruned: M,
+    data: Iterable[Any],
+    *,
+    reference: nn.Module,
+    how: Refit | None = None,
+    masks: Mapping[str, Tensor] | None = None,
+    progress: bool = True,
+) -> Refitted[M]:
+    """Fit what is left of a network to say what the dense one says, layer by layer, without labels and training.
+
+    Masked connections stay exactly zero. Biases are changed where there are any; none are added. What is frozen, tied
+    to a table of embeddings, or not in the dense network stays as it is; ``Refitted.layers`` says why.
+
+    Args:
+        pruned: a pruned model, as :func:`nervure.prune` returns it (trained since, perhaps); or a module of the shape
+            of ``reference``, masked perhaps. It is not changed.
+        data: batches of (inputs, labels) or of inputs; labels are not looked at.
+        reference: the dense network that it was pruned from, with its weights.
+        how: the choices, see :class:`Refit`.
+        masks: of a module: which entries of its parameters may be other than zero, by name.
+        progress: show progress of what takes longer than two seconds.
+
+    Raises:
+        ArgumentError: ``reference`` is not the network that it was pruned from, or nothing in it can be fitted.
+        PlanError: ``reference`` has other layers than the network that it was pruned from.
+        DataError: the data are empty, all the same, or not finite, or a layer makes them so.
+    """
+    how = how or Refit()
+    if not isinstance(how, Refit):
+        raise ArgumentError(f"how={how!r} is not a Refit. Give one like Refit(samples=512).")
+    model, steps, found = _taken_apart(pruned, masks)
+    reference = unwrapped(reference)
+    for one, what in ((model, "the model"), (reference, "the reference")):
+        if is_weightless(one):
+            raise ArgumentError(f"{what} has no weights: some of its tensors have a shape only. Load them first.")
+    if steps:
+        check_fits(reference, *steps[0])
+    parts = split(data, how.samples)
+    result = copied(model)
+    refitter = _Refitter(result, _twin(reference, result), origins(reference, steps), found, parts, how)
+    layers = refitter.run(progress)
+    counts = (sum(p.batch.size for p in parts if not p.held), sum(p.batch.size for p in parts if p.held))
+    return Refitted(_put_together(pruned, result, layers, counts), layers, counts, refitter.shift)
+
+
+def _taken_apart(
+    pruned: Any, masks: Mapping[str, Tensor] | None
+) -> tuple[nn.Module, list[tuple[Graph, Plan]], Mapping[str, Tensor]]:
+    """The model, the plans that led to it, and its masks."""
+    if isinstance(pruned, nn.Module):
+        return unwrapped(pruned), [], masks or {}
+    if not all(hasattr(pruned, name) for name in ("model", "plan", "graph", "masks", "earlier")):
+        raise ArgumentError(f"{type(pruned).__name__} is no pruned model. Give what prune returns, or a module.")
+    steps = [*((step.graph, step.plan) for step in pruned.earlier), (pruned.graph, pruned.plan)]
+    return unwrapped(pruned.model), steps, {**pruned.masks, **(masks or {})}
+
+
+def _put_together(pruned: Any, model: nn.Module, layers: tuple[LayerFit, ...], counts: tuple[int, int]) -> Any:
+    if isinstance(pruned, nn.Module):
+        return model
+    reached = {**pruned.plan.reached, "refit": summary(layers, counts)}
+    return replace(pruned, model=model, plan=replace(pruned.plan, reached=reached))
+
+
+def _twin(reference: nn.Module, model: nn.Module) -> nn.Module:
+    """The dense network, sharing its tensors, with attention that runs as that of the smaller one does."""
+    held = [*reference.parameters(), *reference.buffers()]
+    twin = copied(reference, {id(tensor): tensor for tensor in held})
+    resized = {name for name, module in model.named_modules() if isinstance(module, ResizedAttention)}
+    if resized:
+        for module in twin.modules():
+            if isinstance(module, nn.MultiheadAttention):
+                ResizedAttention.adopt(module)
+    return twin
+
+
+def split(data: Iterable[Any], samples: int) -> list[Part]:
+    """The first so many samples, every fourth of them apart.
+
+    Raises:
+        DataError: there are fewer than two, or they are all the same.
+    """
+    parts, seen = list[Part](), 0
+    for batch in batches(data, samples, labelled=False):
+        held = (torch.arange(batch.size) + seen) % HELD == HELD - 1
+        seen += batch.size
+        for rows, apart in ((~held, False), (held, True)):
+            if bool(rows.any()):
+                parts.append(Part(batch.rows(rows.nonzero()[:, 0]), apart))
+    if seen < HELD:
+        raise DataError(f"{seen} samples are too few to refit on: give {HELD} or more, hundreds where there are any.")
+    if _are_same(parts):
+        raise DataError(f"all {seen} samples are the same: nothing can be learnt from them. Give real data.")
+    return parts
+
+
+def _are_same(parts: Sequence[Part]) -> bool:
+    """Whether every sample is the first one again."""
+    first = [leaf[:1] for leaf in tree_leaves(parts[0].batch.args) if isinstance(leaf, Tensor) and leaf.ndim]
+    for part in parts:
+        leaves = [leaf for leaf in tree_leaves(part.batch.args) if isinstance(leaf, Tensor) and leaf.ndim]
+        if any(a.shape[1:] != b.shape[1:] or not bool((a == b).all()) for a, b in zip(leaves, first, strict=True)):
+            return False
+    return bool(first)
+
+
+class _Refitter:
+    """Goes through the levels of a model, and changes it in place."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        reference: nn.Module,
+        came: Mapping[str, Origin],
+        masks: Mapping[str, Tensor],
+        parts: Sequence[Part],
+        how: Refit,
+    ) -> None:
+        self.shift: float | None = None
+        self._model, self._reference, self._came, self._masks, self._parts, self._how = (
+            model, reference, came, masks, parts, how,
+        )  # fmt: skip
+        self._ridges = RIDGES if how.ridge == "auto" else (float(how.ridge),)
+        self._few: list[str] = []
+
+    def run(self, progress: bool) -> tuple[LayerFit, ...]:
+        """Fit all consumers; what became of each."""
+        found, norms = self._found()
+        done: dict[int, LayerFit] = {
+            place: LayerFit(c.tensor, reason=c.reason) for place, c in enumerate(found) if c.reason
+        }
+        levels = sorted({c.level for c in found if not c.reason} | {*norms.values()})
+        for level in track(levels, "refitting", len(levels), enabled=progress):
+            chosen = [place for place, c in enumerate(found) if c.level == level and not c.reason]
+            done |= self._level(
+                [found[place] for place in chosen], chosen, [n for n, at in norms.items() if at == level]
+            )
+        self._warn()
+        return tuple(done[place] for place in range(len(found)))
+
+    def _found(self) -> tuple[list[Consumer], dict[str, int]]:
+        first = self._parts[0].batch
+        with watchable(self._model, self._reference):
+            mine = survey(self._model, first.to(device_of(self._model)))
+            theirs = survey(self._reference, first.to(device_of(self._reference)))
+        trained = {name: p.requires_grad for name, p in self._model.named_parameters()}
+        found = consumers(self._model, mine, theirs, self._came, trained)
+        if all(c.reason for c in found):
+            why = "; ".join(f"{c.tensor!r}: {c.reason}" for c in found[:3]) or "no parameter multiplies what flows"
+            raise ArgumentError(f"nothing in this model can be refitted ({why}).")
+        self._require_twin([c for c in found if not c.reason])
+        self._variances = mine.variances
+        norms = {n: level for n, level in mine.norms.items() if n in self._came} if self._how.norms else {}
+        return found, norms
+
+    def _require_twin(self, found: Sequence[Consumer]) -> None:
+        """Raise where the weights have nothing to do with those of the reference."""
+        both = same = theirs = 0.0
+        for c in found:
+            a, b = c.weight(self._model).double(), c.dense_weight(self._reference).double()
+            both, same, theirs = both + float((a * b).sum()), same + float((a * a).sum()), theirs + float((b * b).sum())
+        alike = both / max((same * theirs) ** 0.5, torch.finfo(torch.float64).tiny)
+        if not alike >= ALIKE:
+            raise ArgumentError(
+                f"the reference is not the network that this model was pruned from: their weights correlate by "
+                f"{alike:.2f}. Give the dense network with the weights it had."
+            )
+
+    def _level(self, found: list[Consumer], numbers: list[int], norms: list[str]) -> dict[int, LayerFit]:
+        between = {place: offset for place, c in enumerate(found) if (offset := self._between(c)) is not None}
+        gathered = gather(
+            self._model, self._reference, self._parts, found, norms, self._came, between,
+            positions=self._how.positions, seed=self._how.seed,
+        )  # fmt: skip
+        done = {
+            number: self._fit(place, consumer, gathered)
+            for place, (number, consumer) in enumerate(zip(numbers, found, strict=True))
+        }
+        for name in norms:
+            if name in gathered.was and name in gathered.now:
+                was, now = gathered.was[name], gathered.now[name]
+                self._remeasure(name, (was.mean, was.var), (now.mean, now.var))
+        return done
+
+    def _between(self, consumer: Consumer) -> Tensor | None:
+        """By how much the dense network's bias is larger, where it is added behind; None where it is not."""
+        bias = consumer.bias
+        if bias is None or bias.inside or bias.tensor not in self._came:
+            return None
+        return (self._dense(bias.tensor) - named_tensors(self._model)[bias.tensor].detach())[bias.piece]
+
+    def _dense(self, name: str) -> Tensor:
+        """What is left of the dense network's tensor in the place of this one."""
+        origin = self._came[name]
+        return origin.of(named_tensors(self._reference)[origin.tensor].detach())
+
+    def _fit(self, place: int, consumer: Consumer, gathered: Gathered) -> LayerFit:
+        if place in gathered.reasons or place not in gathered.seen or place not in gathered.held:
+            return LayerFit(consumer.tensor, reason=gathered.reasons.get(place, "not every run comes to it"))
+        seen, held = gathered.seen[place], gathered.held[place]
+        _require_finite(seen, consumer.tensor)
+        problem = self._problem(consumer, seen, held)
+        still = _still(problem)
+        fit = still if _is_exact(problem, still) else self._rounded(problem, solve(problem, self._ridges), consumer)
+        if not problem.enough and not _is_exact(problem, still):
+            self._few.append(f"{consumer.tensor} ({seen.count} positions, {problem.weight.shape[2]} inputs)")
+        if fit.freedom != "none":
+            self._write(consumer, problem, fit)
+        if self._how.norms and consumer.norm in self._came and not _is_exact(problem, still):
+            self._after(consumer, problem, fit)
+        stack, outputs, inputs = problem.weight.shape
+        (before, after), (held_before, held_after) = (
+            [moments.error(one.change, one.shift) for one in (still, fit)] for moments in (seen, held)
+        )
+        return LayerFit(
+            consumer.tensor, inputs, stack * outputs, seen.count, fit.freedom, fit.ridge,
+            before, after, held_before, held_after,
+        )  # fmt: skip
+
+    def _problem(self, consumer: Consumer, seen: Moments, held: Moments) -> Problem:
+        keep = self._masks.get(consumer.tensor)
+        places = consumer.places
+        weight = consumer.weight(self._model).double()
+        return Problem(
+            weight,
+            seen,
+            held,
+            self._bias(consumer) is not None or (consumer.is_before_norm and self._how.norms),
+            None if keep is None else keep.reshape(-1).to(weight.device)[places.to(weight.device)],
+        )
+
+    def _bias(self, consumer: Consumer) -> Tensor | None:
+        """The bias that can be changed with a consumer."""
+        bias = consumer.bias
+        found = None if bias is None else named_tensors(self._model)[bias.tensor]
+        return found if found is not None and found.requires_grad else None
+
+    def _rounded(self, problem: Problem, fit: Fit, consumer: Consumer) -> Fit:
+        """The answer as the model's precision holds it, or none where rounding undoes it."""
+        dtype = named_tensors(self._model)[consumer.tensor].dtype
+        if dtype == torch.float64 or fit.freedom in ("none", "bias"):
+            return fit
+        new = (problem.weight + fit.change.transpose(1, 2)).to(dtype).double()
+        rounded = problem.fit(fit.freedom, fit.ridge, (new - problem.weight).transpose(1, 2))
+        still = _still(problem)
+        better = problem.seen.error(rounded.change, rounded.shift) <= problem.seen.error(still.change, still.shift)
+        return rounded if better else still
+
+    def _write(self, consumer: Consumer, problem: Problem, fit: Fit) -> None:
+        tensors = named_tensors(self._model)
+        parameter = tensors[consumer.tensor]
+        with torch.no_grad():
+            flat = parameter.detach().reshape(-1).clone()
+            flat[consumer.places.to(flat.device)] = (problem.weight + fit.change.transpose(1, 2)).to(flat)
+            parameter.copy_(flat.reshape(parameter.shape))
+            if (bias := self._bias(consumer)) is not None and consumer.bias is not None:
+                bias[consumer.bias.piece] += fit.shift.reshape(-1).to(bias)
+
+    def _after(self, consumer: Consumer, problem: Problem, fit: Fit) -> None:
+        """The norm behind a consumer: what enters it follows from the moments."""
+        seen = problem.seen
+        written = fit.shift if self._bias(consumer) is not None else torch.zeros_like(fit.shift)
+        weight = problem.weight + fit.change.transpose(1, 2)
+        mean = seen.y - seen.r + (fit.change * seen.mean[:, :, None]).sum(1) + written
+        var = ((weight @ seen.xx) * weight).sum(2) / seen.count
+        was = (seen.y.reshape(-1), (seen.yy / seen.count).reshape(-1))
+        self._remeasure(consumer.norm, was, (mean.reshape(-1), var.reshape(-1)))
+
+    def _remeasure(self, name: str, was: tuple[Tensor, Tensor], now: tuple[Tensor, Tensor]) -> None:
+        names = (name, self._variances[name])
+        known = (self._dense(names[0]), self._dense(names[1]))
+        self.shift = max(self.shift or 0.0, drift(was[0], known))
+        remeasure(self._model, names, known, was, now)
+
+    def _warn(self) -> None:
+        if self._few:
+            warnings.warn(
+                f"too few samples to fit the weights of {len(self._few)} layers, of which only scales and biases were "
+                f"fitted: {', '.join(self._few[:3])}. Give more samples.",
+                NervureWarning,
+                stacklevel=4,
+            )
+        if self.shift is not None and self.shift > FAR:
+            warnings.warn(
+                f"the data are of another kind than those that the dense network was trained on: its means are "
+                f"{self.shift:.1f} standard deviations from those that its batch norms know. What is fitted on such "
+                "data holds for such data.",
+                NervureWarning,
+                stacklevel=4,
+            )
+
+
+def _still(problem: Problem) -> Fit:
+    return problem.fit("none", 0.0, torch.zeros_like(problem.seen.xr))
+
+
+def _is_exact(problem: Problem, still: Fit) -> bool:
+    """Whether what is said is right already, to rounding in single precision."""
+    return problem.seen.error(still.change, still.shift) <= (16 * torch.finfo(torch.float32).eps) ** 2
+
+
+def _require_finite(seen: Moments, name: str) -> None:
+    if not all(bool(torch.isfinite(t).all()) for t in (seen.xx, seen.xr, seen.yy)):
+        raise DataError(f"what enters or leaves {name!r} is NaN or infinite. The model or the data are broken.")

@@ -1,0 +1,189 @@
+"""One pass over the data: what enters the consumers of a level, and what they say wrong."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from nervure.evaluation.batches import device_of
+from nervure.graph.products import Use
+from nervure.graph.tape import Entry, WriteBack
+from nervure.refit.consumers import Consumer
+from nervure.refit.moments import Moments
+from nervure.refit.norms import Entered
+from nervure.refit.operators import chosen, entering, leaving
+from nervure.refit.origins import Origin
+from nervure.refit.survey import NORMS, RUNNING_MEAN, Key
+from nervure.refit.watch import Enough, Watcher, watch, watchable
+from nervure.stats.batches import Batch
+
+
+@final
+@dataclass(frozen=True, slots=True, eq=False)
+class Part:
+    """Samples that are run together; ``held``: they are left out of fits."""
+
+    batch: Batch
+    held: bool
+
+
+@final
+@dataclass(slots=True, eq=False)
+class Gathered:
+    """What one pass gave.
+
+    Attributes:
+        seen, held: for each consumer (by its place) the moments over the samples to fit on, and over those left out.
+        was, now: for each norm (by its running mean) what enters it in the dense network and in the smaller one.
+        reasons: consumers that could not be read after all, and why.
+    """
+
+    seen: dict[int, Moments] = field(default_factory=dict)
+    held: dict[int, Moments] = field(default_factory=dict)
+    was: dict[str, Entered] = field(default_factory=dict)
+    now: dict[str, Entered] = field(default_factory=dict)
+    reasons: dict[int, str] = field(default_factory=dict)
+
+
+def gather(
+    model: nn.Module,
+    reference: nn.Module,
+    parts: Sequence[Part],
+    wanted: Sequence[Consumer],
+    norms: Iterable[str],
+    came: Mapping[str, Origin],
+    between: Mapping[int, Tensor],
+    *,
+    positions: int,
+    seed: int,
+) -> Gathered:
+    """Run both networks on all samples, each as far as it takes.
+
+    Args:
+        model: the smaller network.
+        reference: the dense one.
+        parts: the samples.
+        wanted: consumers of one level.
+        norms: running means of norms of this level.
+        came: where the tensors of the smaller network come from.
+        between: for consumers whose bias is added behind them, by how much the dense network's is larger.
+        positions: how many places of a convolution are looked at in each sample, at most.
+        seed: for choosing these.
+    """
+    found, norms = Gathered(), list(norms)
+    with watchable(model, reference):
+        for number, part in enumerate(parts):
+            dice = _Dice(seed, number, positions)
+            dense = _Pass(
+                {p.key: (place, n) for place, c in enumerate(wanted) for n, p in enumerate(c.partners)},
+                {came[name].tensor: name for name in norms},
+                dice,
+            )
+            watch(reference, part.batch.to(device_of(reference)), dense.see)
+            mine = _Pass(
+                {r.key: (place, n) for place, c in enumerate(wanted) for n, r in enumerate(c.readings)},
+                {name: name for name in norms},
+                dice,
+                reads=True,
+            )
+            watch(model, part.batch.to(device_of(model)), mine.see)
+            _add(found, part.held, wanted, dense, mine, between)
+            if not part.held:
+                _add_norms(found, dense, mine, came)
+    return found
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Dice:
+    """Chooses places of convolutions, the same in both networks."""
+
+    seed: int
+    part: int
+    positions: int
+
+    def choose(self, at: tuple[int, int], entry: Entry, out: Tensor) -> Tensor | None:
+        generator = torch.Generator().manual_seed(hash((self.seed, self.part, *at)) % 2**63)
+        return chosen(entry, out, self.positions, generator)
+
+
+@final
+class _Pass:
+    """Keeps what enters (where ``reads``) and leaves the wanted uses of parameters in one run."""
+
+    def __init__(
+        self, wanted: Mapping[Key, tuple[int, int]], norms: Mapping[str, str], dice: _Dice, reads: bool = False
+    ) -> None:
+        self.x: dict[tuple[int, int], Tensor] = {}
+        self.y: dict[tuple[int, int], Tensor] = {}
+        self.norms: dict[str, Tensor] = {}
+        self._wanted, self._named, self._dice, self._reads = wanted, norms, dice, reads
+        self._uses: dict[str, int] = {}
+
+    def see(
+        self, watcher: Watcher, entry: Entry | WriteBack, uses: Sequence[Use], args: tuple[Any, ...], out: Any
+    ) -> None:
+        """One operator."""
+        if isinstance(entry, WriteBack):
+            return
+        for use in uses:
+            if use.is_live:
+                name = use.trail.parameter
+                number = self._uses[name] = self._uses.get(name, -1) + 1
+                if (at := self._wanted.get((name, number))) is not None:
+                    self._keep(at, use, entry, args, out)
+        if entry.name in NORMS:
+            name = watcher.tape.named.get(getattr(entry.args[RUNNING_MEAN], "id", -1), "")
+            if name in self._named:
+                self.norms[self._named[name]] = args[0].detach().clone()
+        if len(self.y) == len(self._wanted) and len(self.norms) == len(self._named):
+            raise Enough
+
+    def _keep(self, at: tuple[int, int], use: Use, entry: Entry, args: tuple[Any, ...], out: Tensor) -> None:
+        index = self._dice.choose(at, entry, out)
+        self.y[at] = leaving(use, entry, out, index).clone()
+        if self._reads:
+            self.x[at] = entering(use, entry, args, index).clone()
+
+
+def _add(
+    found: Gathered,
+    held: bool,
+    wanted: Sequence[Consumer],
+    dense: _Pass,
+    mine: _Pass,
+    between: Mapping[int, Tensor],
+) -> None:
+    for at, given in mine.y.items():
+        consumer = wanted[at[0]]
+        x, y, said = mine.x[at], given, _matched(consumer, dense.y.get(at), given)
+        if said is None:
+            found.reasons[at[0]] = "the dense network reads at other positions"
+            continue
+        if len(consumer.places) < len(x):
+            x, y, said = (t.reshape(1, -1, t.shape[-1]) for t in (x, y, said))
+        wrong = said - y + between.get(at[0], y.new_zeros(())).to(y)
+        kept = found.held if held else found.seen
+        if at[0] not in kept:
+            kept[at[0]] = Moments(len(x), x.shape[2], y.shape[2], x.device)
+        kept[at[0]].add(x, wrong, said)
+
+
+def _matched(consumer: Consumer, said: Tensor | None, y: Tensor) -> Tensor | None:
+    """What the dense network says at the outputs that are left, shaped as what the smaller one says."""
+    if said is None:
+        return None
+    rows = consumer.rows.to(said.device)
+    is_repeated = len(consumer.places) < len(y)
+    found = said[:, :, rows[0]] if is_repeated else said.transpose(0, 1).flatten(1)[:, rows].transpose(0, 1)
+    return found.to(y) if found.shape == y.shape else None
+
+
+def _add_norms(found: Gathered, dense: _Pass, mine: _Pass, came: Mapping[str, Origin]) -> None:
+    for name, x in dense.norms.items():
+        left = torch.from_numpy(came[name].positions[0]).to(x.device)
+        found.was.setdefault(name, Entered()).add(x[:, left])
+    for name, x in mine.norms.items():
+        found.now.setdefault(name, Entered()).add(x)

@@ -1,0 +1,96 @@
+"""Sums over positions from which a least-squares problem is solved, and any answer to it judged, without the data."""
+
+from typing import final
+
+import torch
+from torch import Tensor
+
+TILE = 2048
+"""Positions that are multiplied at once."""
+
+
+@final
+class Moments:
+    """First and second moments of what enters a consumer (x), of what it says wrong (r), and of what it should say (y).
+
+    Sums are kept in double precision; products of a tile are in that of the model. What enters is counted from the mean
+    of the first tile on, so that large means cost no digits. ``count`` is how many positions were added.
+    """
+
+    def __init__(self, stack: int, inputs: int, outputs: int, device: torch.device) -> None:
+        def zeros(*sizes: int) -> Tensor:
+            return torch.zeros(stack, *sizes, dtype=torch.float64, device=device)
+
+        self.count = 0
+        self._x0, self._y0 = zeros(inputs), zeros(outputs)
+        self._x, self._xx, self._r, self._rr = zeros(inputs), zeros(inputs, inputs), zeros(outputs), zeros(outputs)
+        self._xr, self._y, self._yy = zeros(inputs, outputs), zeros(outputs), zeros(outputs)
+
+    def add(self, x: Tensor, r: Tensor, y: Tensor) -> None:
+        """Add positions: x [stack, positions, inputs], r and y [stack, positions, outputs]."""
+        for start in range(0, x.shape[1], TILE):
+            self._add(*(self._precise(t[:, start : start + TILE]) for t in (x, r, y)))
+
+    @staticmethod
+    def _precise(tile: Tensor) -> Tensor:
+        return tile if tile.dtype == torch.float64 else tile.float()
+
+    def _add(self, x: Tensor, r: Tensor, y: Tensor) -> None:
+        if not self.count:
+            self._x0, self._y0 = x.mean(1).double(), y.mean(1).double()
+        x, y = x - self._x0[:, None].to(x), y - self._y0[:, None].to(y)
+        self.count += x.shape[1]
+        self._xx += (x.transpose(1, 2) @ x).double()
+        self._xr += (x.transpose(1, 2) @ r).double()
+        self._x += x.sum(1, dtype=torch.float64)
+        self._r += r.sum(1, dtype=torch.float64)
+        self._y += y.sum(1, dtype=torch.float64)
+        self._rr += r.double().square().sum(1)
+        self._yy += y.double().square().sum(1)
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean of x, [stack, inputs]."""
+        return self._x0 + self._x / self.count
+
+    @property
+    def r(self) -> Tensor:
+        """Mean of r, [stack, outputs]."""
+        return self._r / self.count
+
+    @property
+    def y(self) -> Tensor:
+        """Mean of y, [stack, outputs]."""
+        return self._y0 + self._y / self.count
+
+    @property
+    def xx(self) -> Tensor:
+        """Sum of products of x with itself, centred, [stack, inputs, inputs]."""
+        return self._xx - self._x[:, :, None] * self._x[:, None] / self.count
+
+    @property
+    def xr(self) -> Tensor:
+        """Sum of products of x and r, centred, [stack, inputs, outputs]."""
+        return self._xr - self._x[:, :, None] * self._r[:, None] / self.count
+
+    @property
+    def rr(self) -> Tensor:
+        """Sum of squares of r, centred, [stack, outputs]."""
+        return (self._rr - self._r.square() / self.count).clamp(min=0)
+
+    @property
+    def yy(self) -> Tensor:
+        """Sum of squares of y, centred, [stack, outputs]."""
+        return (self._yy - self._y.square() / self.count).clamp(min=0)
+
+    def error(self, change: Tensor, shift: Tensor) -> float:
+        """Sum over positions and outputs of ``|r - change^T x - shift|^2``, as a share of the variance of y.
+
+        Args:
+            change: [stack, inputs, outputs].
+            shift: [stack, outputs].
+        """
+        left = self.rr - 2 * (change * self.xr).sum(1) + (change * (self.xx @ change)).sum(1)
+        mean = self.r - (change * self.mean[:, :, None]).sum(1) - shift
+        total = left.clamp(min=0).sum() + self.count * mean.square().sum()
+        return float(total / self.yy.sum().clamp(min=torch.finfo(torch.float64).tiny))

@@ -1,0 +1,58 @@
+"""Where the tensors of a smaller model come from: the name and the positions that they had in the dense one."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from nervure.graph.tape import named_tensors
+from nervure.graph.types import Graph
+from nervure.plan import Plan
+from nervure.surgery.apply import keeps_of
+from nervure.surgery.cut import kept_positions
+from nervure.surgery.drop import name_after
+
+
+@final
+@dataclass(frozen=True, slots=True, eq=False)
+class Origin:
+    """The dense tensor that a tensor was cut from, its shape, and for each axis the positions that stayed."""
+
+    tensor: str
+    shape: tuple[int, ...]
+    positions: tuple[np.ndarray, ...]
+
+    def places(self) -> Tensor:
+        """For each entry of the smaller tensor that of the dense one, counted through its memory. Int64."""
+        flat = np.ravel_multi_index(np.ix_(*self.positions), self.shape) if self.shape else np.zeros((), dtype=np.int64)
+        return torch.from_numpy(np.ascontiguousarray(flat))
+
+    def of(self, dense: Tensor) -> Tensor:
+        """What stayed of a dense tensor."""
+        return dense.reshape(-1)[self.places().to(dense.device)]
+
+    def after(self, kept: Sequence[np.ndarray | None]) -> "Origin":
+        """The same once more was cut: for each axis the positions that stay of those here, None where all do."""
+        left = tuple(p if k is None else p[k] for p, k in zip(self.positions, kept, strict=True))
+        return Origin(self.tensor, self.shape, left)
+
+
+def origins(reference: nn.Module, steps: Iterable[tuple[Graph, Plan]]) -> Mapping[str, Origin]:
+    """For each tensor that is left of ``reference`` after the plans, by its name then, where it comes from."""
+    found = {
+        name: Origin(name, tuple(tensor.shape), tuple(np.arange(n) for n in tensor.shape))
+        for name, tensor in named_tensors(reference).items()
+    }
+    for graph, plan in steps:
+        keeps, renamed = keeps_of(graph, plan), name_after(graph, plan)
+        gone = tuple(f"{module}." for drop in plan.drops for module in graph.block(drop.block).modules)
+        left = {}
+        for name, origin in found.items():
+            new = None if name.startswith(gone) else renamed(name)
+            if new is not None and name in graph.tensors:
+                left[new] = origin.after(kept_positions(graph, keeps, name))
+        found = left
+    return found

@@ -1,0 +1,74 @@
+"""What stays of a masked matrix makes up for what left: the optimal brain surgeon, and the exact optimum behind it."""
+
+import torch
+from torch import Tensor
+
+COLUMNS = 128
+"""Columns between two updates of all that follow."""
+STEPS = 60
+TOLERANCE = 1e-10
+"""When conjugate gradients stop: after so many steps, or where the residual has shrunk by so much."""
+
+
+def obs_update(weight: Tensor, gram: Tensor, keep: Tensor, columns: int = COLUMNS) -> Tensor:
+    """Remove entries column by column; columns behind make up for each (SparseGPT, arXiv 2301.00774, algorithm 1).
+
+    With U the upper Cholesky factor of the inverse Gram, removing ``w_j`` of a row costs least where all that follow
+    change by ``- w_j / U_jj * U_j``. Rows share U since columns leave in one order for all of them. Changes of columns
+    far behind are gathered and made once per block.
+
+    Args:
+        weight: [outputs, inputs].
+        gram: of what enters, [inputs, inputs], positive definite (with its ridge).
+        keep: True survives, [outputs, inputs].
+        columns: how many make a block; any number gives the same.
+
+    Returns:
+        The updated weights; exactly zero where they do not survive.
+    """
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram))
+    upper = torch.linalg.cholesky(inverse, upper=True)
+    left, found = weight.clone(), torch.zeros_like(weight)
+    for start in range(0, weight.shape[1], columns):
+        block = slice(start, min(start + columns, weight.shape[1]))
+        errors = torch.zeros_like(left[:, block])
+        for at in range(block.start, block.stop):
+            found[:, at] = torch.where(keep[:, at], left[:, at], 0)
+            error = (left[:, at] - found[:, at]) / upper[at, at]
+            left[:, at : block.stop] -= error[:, None] * upper[at, at : block.stop]
+            errors[:, at - start] = error
+        left[:, block.stop :] -= errors @ upper[block, block.stop :]
+    return found
+
+
+def restricted(gram: Tensor, cross: Tensor, keep: Tensor, start: Tensor, steps: int = STEPS) -> Tensor:
+    """The least-squares answer among those that are zero where not kept, for all outputs at once.
+
+    Minimises ``<D, A D> / 2 - <D, B>`` over ``D`` with the support of ``keep`` by conjugate gradients with a diagonal
+    preconditioner (as ALPS does, arXiv 2406.07831, section 3.3), each output with steps of its own. One product of the
+    Gram with the change per step: no factor for each output.
+
+    Args:
+        gram: A, [..., inputs, inputs], positive definite.
+        cross: B, [..., inputs, outputs].
+        keep: True may change, [..., inputs, outputs].
+        start: where to begin, of the same shape, zero where not kept. The answer is never worse.
+        steps: how many at most.
+    """
+    scale = 1 / gram.diagonal(dim1=-2, dim2=-1)[..., None]
+    found, residual = start.clone(), torch.where(keep, cross - gram @ start, 0)
+    ahead = scale * residual
+    direction, size = ahead, (residual * ahead).sum(-2, keepdim=True)
+    least = TOLERANCE**2 * size
+    for _ in range(steps):
+        if not bool((size > least).any()):
+            break
+        along = torch.where(keep, gram @ direction, 0)
+        curve = (direction * along).sum(-2, keepdim=True)
+        step = torch.where(curve > 0, size / curve.clamp(min=torch.finfo(curve.dtype).tiny), 0)
+        found += step * direction
+        residual -= step * along
+        ahead = scale * residual
+        before, size = size, (residual * ahead).sum(-2, keepdim=True)
+        direction = ahead + direction * size / before.clamp(min=torch.finfo(before.dtype).tiny)
+    return found

@@ -1,0 +1,214 @@
+"""Who reads what, in running order: the consumers of a model, and after how many others each can be fitted."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias, final
+
+from torch import Tensor, nn
+
+from nervure.graph.products import LOOKED_UP, Use
+from nervure.graph.tape import Entry, Ref, WriteBack, named_tensors, refs_in
+from nervure.refit.operators import BIAS, is_read
+from nervure.refit.watch import Watcher, watch
+from nervure.stats.batches import Batch
+
+Key: TypeAlias = tuple[str, int]
+"""A parameter, and the how-manieth of its uses."""
+NORMS = frozenset((
+    "native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm", "_native_batch_norm_legit",
+    "_native_batch_norm_legit_no_training",
+))  # fmt: skip
+"""Operators of batch norms."""
+RUNNING_MEAN, RUNNING_VAR = 3, 4
+"""Where they take their statistics."""
+KEEPS_OUTPUTS = frozenset(("view", "_unsafe_view", "reshape"))
+"""Operators between a product and the bias that is added to it."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Bias:
+    """A piece of a parameter with one axis that is added to what a product says; ``inside``: by its own operator."""
+
+    tensor: str
+    start: int
+    size: int
+    inside: bool
+
+    @property
+    def piece(self) -> slice:
+        """Where in the parameter it lies."""
+        return slice(self.start, self.start + self.size)
+
+
+@final
+@dataclass(slots=True)
+class Reading:
+    """One use of a parameter.
+
+    Attributes:
+        key: which.
+        use: how it came to the operator.
+        level: how many consumers are before it.
+        bias: what is added to what it gives.
+        norm: the running mean of the batch norm that reads what it gives.
+        is_alone: whether nothing else reads that.
+        reason: why it cannot be fitted; empty where it can.
+    """
+
+    key: Key
+    use: Use
+    level: int
+    bias: Bias | None = None
+    norm: str = ""
+    is_alone: bool = False
+    reason: str = ""
+
+
+@final
+@dataclass(slots=True)
+class Survey:
+    """What was seen in one run.
+
+    Attributes:
+        readings: the uses of parameters, in running order.
+        norms: running means of the batch norms that no product feeds directly, and their levels.
+        variances: the running variance that goes with each running mean.
+        looked_up: parameters that are tables as well.
+    """
+
+    readings: list[Reading] = field(default_factory=list)
+    norms: dict[str, int] = field(default_factory=dict)
+    variances: dict[str, str] = field(default_factory=dict)
+    looked_up: set[str] = field(default_factory=set)
+
+    @property
+    def uses(self) -> Counter[str]:
+        """How often each parameter is used."""
+        return Counter(reading.key[0] for reading in self.readings)
+
+
+def survey(model: nn.Module, batch: Batch) -> Survey:
+    """Run a model once, inside of :func:`nervure.refit.watch.watchable`, and write down who reads what."""
+    surveyor = _Surveyor(model)
+    watch(model, batch, surveyor.see)
+    return surveyor.finish()
+
+
+@final
+class _Surveyor:
+    """Follows levels: what a consumer gives is one above what it is given; everything else, as high as what it is of.
+
+    A parameter that is used again stays where it was first used.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.found = Survey()
+        self._memory = _Memory(model)
+        self._levels: dict[int, int] = {}
+        self._first: dict[str, int] = {}
+        self._made: dict[int, Reading] = {}
+        """Products by what they gave, behind views as well."""
+        self._direct: dict[int, Reading] = {}
+        self._readers: Counter[int] = Counter()
+        self._runs: Counter[str] = Counter()
+
+    def see(
+        self, watcher: Watcher, entry: Entry | WriteBack, uses: Sequence[Use], args: tuple[Any, ...], out: Any
+    ) -> None:
+        """One operator."""
+        if isinstance(entry, WriteBack):
+            self._levels[entry.out.id] = max(self._level(entry.base), self._level(entry.value))
+            return
+        given = list(refs_in((entry.args, tuple(entry.kwargs.values()))))
+        level = max((self._level(ref) for ref in given), default=0)
+        self._readers.update(ref.id for ref in given)
+        live = [use for use in uses if use.is_live]
+        for use in live:
+            level = max(level, self._read(entry, use, args) + 1)
+        if entry.name in NORMS:
+            level = self._norm(watcher, entry, level)
+        if entry.name in LOOKED_UP and isinstance(entry.args[0], Ref):
+            self.found.looked_up |= {t.parameter for t in watcher.provenance.trails.get(entry.args[0].id, ())}
+        self._bias_after(entry, args)
+        for ref in entry.outs:
+            self._levels[ref.id] = level
+
+    def finish(self) -> Survey:
+        """What was seen. A norm that runs more than once has no single statistics, and is left out."""
+        for source, reading in self._direct.items():
+            reading.is_alone = self._readers[source] == 1
+            reading.norm = "" if self._runs[reading.norm] > 1 else reading.norm
+        self.found.norms = {name: level for name, level in self.found.norms.items() if self._runs[name] == 1}
+        return self.found
+
+    def _level(self, ref: Ref) -> int:
+        return self._levels.get(ref.id, 0)
+
+    def _read(self, entry: Entry, use: Use, args: tuple[Any, ...]) -> int:
+        name = use.trail.parameter
+        level = self._first.setdefault(name, self._level(entry.args[use.other]))
+        reading = Reading((name, self.found.uses[name]), use, level)
+        if use.trail.is_computed:
+            reading.reason = "what multiplies is computed from it"
+        elif not is_read(use, entry, args):
+            reading.reason = f"what {entry.name} makes of it is not read position by position"
+        place = BIAS.get(entry.name)
+        if place is not None and place < len(args) and isinstance(args[place], Tensor):
+            reading.bias = self._memory.located(args[place], inside=True)
+        self.found.readings.append(reading)
+        self._made[entry.outs[0].id] = self._direct[entry.outs[0].id] = reading
+        return level
+
+    def _bias_after(self, entry: Entry, args: tuple[Any, ...]) -> None:
+        """A bias may be added by an operator of its own, behind a product."""
+        first = entry.args[0] if entry.args else None
+        reading = self._made.get(first.id) if isinstance(first, Ref) else None
+        if reading is None or BIAS.get(entry.name) is not None:
+            return
+        if entry.name in KEEPS_OUTPUTS and len(entry.outs) == 1:
+            self._made[entry.outs[0].id] = reading
+        elif entry.name in ("add", "add_") and reading.bias is None and _is_bias(args):
+            reading.bias = self._memory.located(args[1], inside=False)
+
+    def _norm(self, watcher: Watcher, entry: Entry, level: int) -> int:
+        mean, var = (watcher.tape.named.get(getattr(entry.args[p], "id", -1)) for p in (RUNNING_MEAN, RUNNING_VAR))
+        if mean is None or var is None:
+            return level
+        self.found.variances[mean] = var
+        self._runs[mean] += 1
+        maker = self._direct.get(entry.args[0].id)
+        if maker is not None and not maker.norm:
+            maker.norm = mean
+            return level
+        self.found.norms[mean] = level
+        return level + 1
+
+
+def _is_bias(args: tuple[Any, ...]) -> bool:
+    """Whether a vector is added along the last axis."""
+    return isinstance(args[1], Tensor) and args[1].ndim == 1 and args[1].shape[0] == args[0].shape[-1]
+
+
+@final
+class _Memory:
+    """Finds the parameter with one axis that a vector lies in."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._vectors: Mapping[int, list[tuple[str, Tensor]]] = {}
+        found: dict[int, list[tuple[str, Tensor]]] = {}
+        for name, tensor in named_tensors(model).items():
+            if isinstance(tensor, nn.Parameter) and tensor.ndim == 1 and tensor.is_contiguous():
+                found.setdefault(tensor.untyped_storage()._cdata, []).append((name, tensor))
+        self._vectors = found
+
+    def located(self, vector: Tensor, *, inside: bool) -> Bias | None:
+        """Which piece of which parameter a vector is; None where it is none."""
+        if vector.ndim != 1 or (len(vector) > 1 and vector.stride(0) != 1):
+            return None
+        for name, tensor in self._vectors.get(vector.untyped_storage()._cdata, ()):
+            start = vector.storage_offset() - tensor.storage_offset()
+            if start >= 0 and start + len(vector) <= len(tensor) and vector.dtype == tensor.dtype:
+                return Bias(name, int(start), len(vector), inside)
+        return None
