@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from nervure.errors import ArgumentError, DataError, NervureWarning
-from nervure.evaluation.batches import device_of
 from nervure.graph.copies import copied
 from nervure.graph.example import is_weightless, unwrapped
 from nervure.graph.tape import named_tensors
@@ -29,7 +28,6 @@ from nervure.refit.origins import Origin, origins
 from nervure.refit.solve import RIDGES, Fit, Problem, solve
 from nervure.refit.survey import survey
 from nervure.refit.values import LayerFit, Refit, Refitted, summary
-from nervure.refit.watch import watchable
 from nervure.stats.batches import batches
 from nervure.surgery.apply import check_fits
 from nervure.surgery.attention import ResizedAttention
@@ -188,9 +186,7 @@ class _Refitter:
 
     def _found(self) -> tuple[list[Consumer], dict[str, int]]:
         first = self._parts[0].batch
-        with watchable(self._model, self._reference):
-            mine = survey(self._model, first.to(device_of(self._model)))
-            theirs = survey(self._reference, first.to(device_of(self._reference)))
+        mine, theirs = survey(self._model, first), survey(self._reference, first)
         trained = {name: p.requires_grad for name, p in self._model.named_parameters()}
         found = consumers(self._model, mine, theirs, self._came, trained)
         if all(c.reason for c in found):

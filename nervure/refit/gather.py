@@ -7,7 +7,6 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from nervure.evaluation.batches import device_of
 from nervure.graph.products import Use
 from nervure.graph.tape import Entry, WriteBack
 from nervure.refit.consumers import Consumer
@@ -16,7 +15,7 @@ from nervure.refit.norms import Entered
 from nervure.refit.operators import chosen, entering, leaving
 from nervure.refit.origins import Origin
 from nervure.refit.survey import NORMS, RUNNING_MEAN, Key
-from nervure.refit.watch import Enough, Watcher, watch, watchable
+from nervure.refit.watch import Enough, Watcher, watchable
 from nervure.stats.batches import Batch
 
 
@@ -73,7 +72,7 @@ def gather(
         seed: for choosing these.
     """
     found, norms = Gathered(), list(norms)
-    with watchable(model, reference):
+    with watchable(model) as watch, watchable(reference) as watch_dense:
         for number, part in enumerate(parts):
             dice = _Dice(seed, number, positions)
             dense = _Pass(
@@ -81,14 +80,14 @@ def gather(
                 {came[name].tensor: name for name in norms},
                 dice,
             )
-            watch(reference, part.batch.to(device_of(reference)), dense.see)
+            watch_dense(part.batch, dense.see)
             mine = _Pass(
                 {r.key: (place, n) for place, c in enumerate(wanted) for n, r in enumerate(c.readings)},
                 {name: name for name in norms},
                 dice,
                 reads=True,
             )
-            watch(model, part.batch.to(device_of(model)), mine.see)
+            watch(part.batch, mine.see)
             _add(found, part.held, wanted, dense, mine, between)
             if not part.held:
                 _add_norms(found, dense, mine, came)

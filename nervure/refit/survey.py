@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from nervure.graph.products import LOOKED_UP, Use
 from nervure.graph.tape import Entry, Ref, WriteBack, named_tensors, refs_in
 from nervure.refit.operators import BIAS, is_read
-from nervure.refit.watch import Watcher, watch
+from nervure.refit.watch import Watcher, watchable
 from nervure.stats.batches import Batch
 
 Key: TypeAlias = tuple[str, int]
@@ -90,9 +90,10 @@ class Survey:
 
 
 def survey(model: nn.Module, batch: Batch) -> Survey:
-    """Run a model once, inside of :func:`nervure.refit.watch.watchable`, and write down who reads what."""
+    """Run a model once, and write down who reads what."""
     surveyor = _Surveyor(model)
-    watch(model, batch, surveyor.see)
+    with watchable(model) as watch:
+        watch(batch, surveyor.see)
     return surveyor.finish()
 
 

@@ -1,12 +1,12 @@
 """A model run with somebody looking at each operator: what it was given, what it gave, which parameters it used."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, TypeAlias, final
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
+from nervure.evaluation.batches import device_of
 from nervure.graph.example import evaluating
 from nervure.graph.modes import isolated, uncompiled
 from nervure.graph.preserve import preserved
@@ -24,13 +24,14 @@ class Enough(BaseException):
 
 @final
 class Watcher(Recorder):
-    """Shows ``see`` each operator as it happens."""
+    """Shows ``see`` each operator as it happens; ``tensors`` are those of the model, by name."""
 
-    def __init__(self, model: nn.Module, see: See) -> None:
+    def __init__(self, tensors: Mapping[str, Tensor], see: See) -> None:
         super().__init__(Tape())
-        for name, tensor in named_tensors(model).items():
+        for name, tensor in tensors.items():
             self.tape.named[self.new(tensor).id] = name
-        self.provenance = Provenance(self.tape, frozenset(name for name, _ in model.named_parameters()))
+        parameters = frozenset(name for name, tensor in tensors.items() if isinstance(tensor, nn.Parameter))
+        self.provenance = Provenance(self.tape, parameters)
         self._see, self._read = see, 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -42,14 +43,18 @@ class Watcher(Recorder):
         return out
 
 
+Watch: TypeAlias = Callable[[Batch, See], None]
+"""Runs a model on a batch, until who watches has seen enough."""
+
+
 @contextmanager
-def watchable(*models: nn.Module) -> Iterator[None]:
-    """While this lasts the models can be watched; what their runs write is put back afterwards."""
-    with isolated(), preserved(nn.ModuleList(models)), uncompiled(), torch.no_grad():
-        yield
+def watchable(model: nn.Module) -> Iterator[Watch]:
+    """While this lasts the model can be run, in evaluation mode; what runs write is put back afterwards."""
+    with isolated(), preserved(model), uncompiled(), evaluating(model), plain_kernels(model):
+        tensors, device = named_tensors(model), device_of(model)
 
+        def watch(batch: Batch, see: See) -> None:
+            with suppress(Enough), Watcher(tensors, see):
+                batch.to(device).feed(model)
 
-def watch(model: nn.Module, batch: Batch, see: See) -> None:
-    """Run ``model`` in evaluation mode, until ``see`` raises :class:`Enough`; inside of :func:`watchable`."""
-    with suppress(Enough), evaluating(model), plain_kernels(model), Watcher(model, see):
-        batch.feed(model)
+        yield watch
