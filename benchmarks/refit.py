@@ -23,7 +23,6 @@ from torch import nn
 
 from nervure import (
     SNACS,
-    Activation,
     Energy,
     Magnitude,
     MagnitudeMasks,
@@ -67,7 +66,6 @@ def filters(keep: float) -> Mapping[str, Any]:
     return {
         "Random": Random(keep=keep, budget="macs"),
         "Magnitude": Magnitude(keep=keep, budget="macs"),
-        "Activation": Activation(keep=keep, budget="macs"),
         "Taylor": Taylor(keep=keep, budget="macs"),
         "SNACS": SNACS(keep=keep, granularity="filters", limits=False),
     }
@@ -75,7 +73,7 @@ def filters(keep: float) -> Mapping[str, Any]:
 
 def masks(keep: float) -> Mapping[str, Any]:
     """Methods that mask connections to a share of the weights."""
-    return {"Magnitude": MagnitudeMasks(keep=keep), "Wanda": Wanda(keep=keep)}
+    return {"Magnitude": MagnitudeMasks(density=keep), "Wanda": Wanda(density=keep)}
 
 
 def drops(keep: float) -> Mapping[str, Any]:
@@ -85,9 +83,11 @@ def drops(keep: float) -> Mapping[str, Any]:
 
 EDITS = {"filters": filters, "masks": masks, "drops": drops}
 CELLS = [
-    *itertools.product(NETWORKS, ["filters"], [0.5, 0.25]),
-    *itertools.product(NETWORKS, ["masks"], [0.2, 0.1]),
-    *itertools.product(["ResNet-20", "ViT"], ["drops"], [2.0, 3.0]),
+    *itertools.product(NETWORKS, ["filters"], [0.5]),
+    *itertools.product(NETWORKS, ["masks"], [0.1]),
+    *itertools.product(["ResNet-20"], ["drops"], [3.0]),
+    *itertools.product(NETWORKS, ["filters"], [0.25]),
+    *itertools.product(["ViT"], ["drops"], [1.0]),
 ]
 """Network, edit, and how much stays (of blocks: how many leave)."""
 

@@ -271,6 +271,7 @@ class _Refitter:
             held,
             self._bias(consumer) is not None or (consumer.is_before_norm and self._how.norms),
             None if keep is None else keep.reshape(-1).to(weight.device)[places.to(weight.device)],
+            self._how.masks == "surgeon",
         )
 
     def _bias(self, consumer: Consumer) -> Tensor | None:

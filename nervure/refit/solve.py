@@ -53,6 +53,7 @@ class Problem:
         held: moments over the samples that are left out, by which the answer is chosen.
         has_shift: whether means can be corrected, in a bias or in the norm that follows.
         keep: which weights may be other than zero; None: all.
+        by_surgeon: whether these are found by the optimal brain surgeon: fast and rough.
     """
 
     weight: Tensor
@@ -60,6 +61,7 @@ class Problem:
     held: Moments
     has_shift: bool
     keep: Tensor | None = None
+    by_surgeon: bool = False
 
     @property
     def enough(self) -> bool:
@@ -111,18 +113,24 @@ def _answers(problem: Problem, ridges: Sequence[float]) -> Iterator[Fit]:
     if not bool((unit > 0).any()):
         return
     yield problem.fit("scale", SCALE_RIDGE, scaled(problem.weight, gram, cross))
-    if problem.enough:
-        for ridge in ridges:
-            change = ridged(problem, gram, cross, ridge * unit)
-            if change is not None:
-                yield problem.fit("ridge", ridge, change)
+    change = still
+    for ridge in ridges if problem.enough else ():
+        found = ridged(problem, gram, cross, ridge * unit, change)
+        if found is not None:
+            change = found
+            yield problem.fit("ridge", ridge, change)
 
 
-def ridged(problem: Problem, gram: Tensor, cross: Tensor, ridge: Tensor) -> Tensor | None:
-    """The change of all weights (that are kept), [stack, inputs, outputs]; None where the ridge is too weak."""
+def ridged(problem: Problem, gram: Tensor, cross: Tensor, ridge: Tensor, start: Tensor) -> Tensor | None:
+    """The change of all weights (that are kept), [stack, inputs, outputs]; None where the ridge is too weak.
+
+    ``start`` is an answer to begin from, where the answer is approached step by step.
+    """
     tiny = torch.finfo(gram.dtype).tiny
     eye = torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device)
     gram = gram + ridge.clamp(min=tiny)[:, None, None] * eye
+    if problem.keep is not None and not problem.by_surgeon:
+        return restricted(gram, cross, problem.keep.transpose(1, 2), start)
     factor, info = torch.linalg.cholesky_ex(gram)
     if bool((info > 0).any()):
         return None
@@ -130,8 +138,8 @@ def ridged(problem: Problem, gram: Tensor, cross: Tensor, ridge: Tensor) -> Tens
     if problem.keep is None:
         return change
     free = problem.weight + change.transpose(1, 2)
-    start = torch.stack([obs_update(w, a, k) for w, a, k in zip(free, gram, problem.keep, strict=True)])
-    return restricted(gram, cross, problem.keep.transpose(1, 2), (start - problem.weight).transpose(1, 2))
+    left = [obs_update(w, a, k) for w, a, k in zip(free, gram, problem.keep, strict=True)]
+    return (torch.stack(left) - problem.weight).transpose(1, 2)
 
 
 def scaled(weight: Tensor, gram: Tensor, cross: Tensor) -> Tensor:

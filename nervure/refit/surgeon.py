@@ -5,8 +5,8 @@ from torch import Tensor
 
 COLUMNS = 128
 """Columns between two updates of all that follow."""
-STEPS = 60
-TOLERANCE = 1e-10
+STEPS = 100
+TOLERANCE = 1e-5
 """When conjugate gradients stop: after so many steps, or where the residual has shrunk by so much."""
 
 
@@ -41,7 +41,9 @@ def obs_update(weight: Tensor, gram: Tensor, keep: Tensor, columns: int = COLUMN
     return found
 
 
-def restricted(gram: Tensor, cross: Tensor, keep: Tensor, start: Tensor, steps: int = STEPS) -> Tensor:
+def restricted(
+    gram: Tensor, cross: Tensor, keep: Tensor, start: Tensor, steps: int = STEPS, tolerance: float = TOLERANCE
+) -> Tensor:
     """The least-squares answer among those that are zero where not kept, for all outputs at once.
 
     Minimises ``<D, A D> / 2 - <D, B>`` over ``D`` with the support of ``keep`` by conjugate gradients with a diagonal
@@ -54,12 +56,14 @@ def restricted(gram: Tensor, cross: Tensor, keep: Tensor, start: Tensor, steps: 
         keep: True may change, [..., inputs, outputs].
         start: where to begin, of the same shape, zero where not kept. The answer is never worse.
         steps: how many at most.
+        tolerance: by how much the residual has to shrink, from what it is where nothing changes.
     """
     scale = 1 / gram.diagonal(dim1=-2, dim2=-1)[..., None]
     found, residual = start.clone(), torch.where(keep, cross - gram @ start, 0)
     ahead = scale * residual
     direction, size = ahead, (residual * ahead).sum(-2, keepdim=True)
-    least = TOLERANCE**2 * size
+    whole = torch.where(keep, cross, 0)
+    least = tolerance**2 * (scale * whole.square()).sum(-2, keepdim=True)
     for _ in range(steps):
         if not bool((size > least).any()):
             break

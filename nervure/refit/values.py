@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar, final
 
-from nervure.check import require_positive
+from nervure.check import require_choice, require_positive
 from nervure.errors import ArgumentError
 
 M = TypeVar("M")
@@ -21,6 +21,9 @@ class Refit:
             for each layer what does best on samples that were left out.
         positions: at how many places of each sample a convolution is looked at, at most.
         norms: whether batch norms get the statistics of what enters them now.
+        masks: how what stays of a masked layer is found: ``"exact"`` (least squares inside the mask, by conjugate
+            gradients) or ``"surgeon"`` (the optimal brain surgeon's update, column by column as in SparseGPT: rougher,
+            and cheaper for wide layers).
         seed: for choosing places.
     """
 
@@ -28,11 +31,13 @@ class Refit:
     ridge: float | Literal["auto"] = "auto"
     positions: int = 8
     norms: bool = True
+    masks: Literal["exact", "surgeon"] = "exact"
     seed: int = 0
 
     def __post_init__(self) -> None:
         require_positive(self.samples, "samples")
         require_positive(self.positions, "positions")
+        require_choice(self.masks, ("exact", "surgeon"), "masks")
         is_number = isinstance(self.ridge, int | float) and not isinstance(self.ridge, bool)
         if self.ridge != "auto" and not (is_number and 0 <= float(self.ridge) < float("inf")):
             raise ArgumentError(f'ridge={self.ridge!r} must be a number, 0 or more, or "auto".')

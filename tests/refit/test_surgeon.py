@@ -1,0 +1,104 @@
+"""What stays of a masked matrix makes up for what left, and what left stays zero."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from nervure.refit import obs_update, restricted
+from nervure.refit.moments import Moments
+from nervure.refit.solve import Problem, solve
+
+
+def problem_of(outputs: int = 5, inputs: int = 12, samples: int = 200) -> tuple[Tensor, Tensor]:
+    """Weights, and correlated inputs, [samples, inputs]."""
+    generator = torch.Generator().manual_seed(1)
+    mix = torch.randn(inputs, inputs, generator=generator, dtype=torch.float64)
+    x = torch.randn(samples, inputs, generator=generator, dtype=torch.float64) @ mix
+    return torch.randn(outputs, inputs, generator=generator, dtype=torch.float64), x
+
+
+def unstructured(weight: Tensor) -> Tensor:
+    return weight.abs() > weight.abs().median()
+
+
+def two_of_four(weight: Tensor) -> Tensor:
+    ranks = weight.abs().reshape(len(weight), -1, 4).argsort(2, descending=True)
+    return torch.zeros_like(weight, dtype=torch.bool).reshape(ranks.shape).scatter(2, ranks[..., :2], True).flatten(1)
+
+
+def blocks(weight: Tensor) -> Tensor:
+    strong = weight.abs().reshape(len(weight), -1, 3).sum(2)
+    return (strong > strong.median()).repeat_interleave(3, 1)
+
+
+PATTERNS = [unstructured, two_of_four, blocks]
+
+
+def loss(weight: Tensor, now: Tensor, x: Tensor) -> float:
+    return float((x @ (now - weight).T).square().sum())
+
+
+@pytest.mark.parametrize("pattern", PATTERNS, ids=lambda p: p.__name__)
+def test_what_leaves_is_exactly_zero_and_what_stays_makes_up_for_it(pattern) -> None:  # type: ignore[no-untyped-def]
+    weight, x = problem_of(outputs=60)
+    keep = pattern(weight)
+    found = obs_update(weight, x.T @ x, keep)
+    assert bool((found[~keep] == 0).all())
+    best = restricted(x.T @ x, x.T @ x @ weight.T, keep.T, found.T, steps=200, tolerance=0).T
+    assert loss(weight, best, x) <= loss(weight, found, x) < loss(weight, weight * keep, x)
+
+
+def test_columns_are_updated_in_blocks_of_any_size_alike() -> None:
+    weight, x = problem_of()
+    keep = unstructured(weight)
+    one, five, all_ = (obs_update(weight, x.T @ x, keep, columns=n) for n in (1, 5, 100))
+    torch.testing.assert_close(one, five)
+    torch.testing.assert_close(one, all_)
+
+
+def test_removing_one_weight_is_the_brain_surgeon_s_step() -> None:
+    weight, x = problem_of(outputs=1)
+    keep = torch.ones_like(weight, dtype=torch.bool)
+    keep[0, 0] = False
+    inverse = torch.linalg.inv(x.T @ x)
+    expected = weight - weight[0, 0] / inverse[0, 0] * inverse[0]
+    torch.testing.assert_close(obs_update(weight, x.T @ x, keep), expected * keep)
+
+
+def test_the_restricted_answer_is_that_of_each_row_alone() -> None:
+    weight, x = problem_of()
+    keep, gram = unstructured(weight), x.T @ x
+    start = torch.zeros_like(weight.T)
+    found = restricted(gram, gram @ weight.T, keep.T, start, steps=200, tolerance=0)
+    for row, kept in enumerate(keep):
+        alone = torch.linalg.lstsq(x[:, kept], x @ weight[row]).solution
+        torch.testing.assert_close(found[kept, row], alone, rtol=1e-6, atol=1e-8)
+    assert bool((found.T[~keep] == 0).all())
+
+
+@pytest.mark.parametrize("steps", [0, 1, 3, 20])
+def test_more_steps_are_never_worse_than_where_they_began(steps: int) -> None:
+    weight, x = problem_of()
+    keep, gram = unstructured(weight), x.T @ x
+    start = obs_update(weight, gram, keep).T
+    found = restricted(gram, gram @ weight.T, keep.T, start, steps=steps)
+    assert loss(weight, found.T, x) <= loss(weight, start.T, x) * (1 + 1e-12)
+
+
+@pytest.mark.parametrize("by_surgeon", [False, True])
+def test_a_masked_layer_is_fitted_inside_its_mask(by_surgeon: bool) -> None:
+    weight, x = problem_of()
+    keep = unstructured(weight)
+    moments = []
+    for part in (x[:150], x[150:]):
+        moments.append(Moments(1, 12, 5, torch.device("cpu")))
+        y = part @ weight.T
+        moments[-1].add(part[None], (y - part @ (weight * keep).T)[None], y[None])
+    problem = Problem((weight * keep)[None], *moments, has_shift=False, keep=keep[None], by_surgeon=by_surgeon)
+    fit = solve(problem)
+    still = problem.fit("none", 0, torch.zeros_like(fit.change))
+    assert bool((fit.change[0].T[~keep] == 0).all())
+    assert moments[0].error(fit.change, fit.shift) < 0.9 * moments[0].error(still.change, still.shift)
+    new = weight * keep + fit.change[0].T
+    direct = loss(weight, new, x[:150]) / (x[:150] @ weight.T).var(0, correction=0).sum() / 150
+    assert moments[0].error(fit.change, fit.shift) == pytest.approx(float(direct), rel=1e-8)
