@@ -23,7 +23,7 @@ from nervure.progress import track
 from nervure.refit.consumers import Consumer, consumers
 from nervure.refit.gather import Gathered, Part, gather
 from nervure.refit.moments import Moments
-from nervure.refit.norms import drift, remeasure
+from nervure.refit.norms import Pair, drift, remeasure
 from nervure.refit.origins import Origin, origins
 from nervure.refit.solve import RIDGES, Fit, Problem, solve
 from nervure.refit.survey import survey
@@ -202,6 +202,8 @@ class _Refitter:
         both = same = theirs = 0.0
         for c in found:
             a, b = c.weight(self._model).double(), c.dense_weight(self._reference).double()
+            if not bool(torch.isfinite(a).all() and torch.isfinite(b).all()):
+                raise DataError(f"weights in {c.tensor!r} are NaN or infinite. The model or the reference is broken.")
             both, same, theirs = both + float((a * b).sum()), same + float((a * a).sum()), theirs + float((b * b).sum())
         alike = both / max((same * theirs) ** 0.5, torch.finfo(torch.float64).tiny)
         if not alike >= ALIKE:
@@ -250,8 +252,8 @@ class _Refitter:
             self._few.append(f"{consumer.tensor} ({seen.count} positions, {problem.weight.shape[2]} inputs)")
         if fit.freedom != "none":
             self._write(consumer, problem, fit)
-        if self._how.norms and consumer.norm in self._came and not _is_exact(problem, still):
-            self._after(consumer, problem, fit)
+        if self._how.norms and consumer.norm in self._came:
+            self._after(consumer, problem, fit, _is_exact(problem, still))
         stack, outputs, inputs = problem.weight.shape
         (before, after), (held_before, held_after) = (
             [moments.error(one.change, one.shift) for one in (still, fit)] for moments in (seen, held)
@@ -301,21 +303,28 @@ class _Refitter:
             if (bias := self._bias(consumer)) is not None and consumer.bias is not None:
                 bias[consumer.bias.piece] += fit.shift.reshape(-1).to(bias)
 
-    def _after(self, consumer: Consumer, problem: Problem, fit: Fit) -> None:
+    def _after(self, consumer: Consumer, problem: Problem, fit: Fit, is_exact: bool) -> None:
         """The norm behind a consumer: what enters it follows from the moments."""
         seen = problem.seen
+        was = (seen.y.reshape(-1), (seen.yy / seen.count).reshape(-1))
+        if is_exact:
+            self._note_drift(consumer.norm, was)
+            return
         written = fit.shift if self._bias(consumer) is not None else torch.zeros_like(fit.shift)
         weight = problem.weight + fit.change.transpose(1, 2)
         mean = seen.y - seen.r + (fit.change * seen.mean[:, :, None]).sum(1) + written
         var = ((weight @ seen.xx) * weight).sum(2) / seen.count
-        was = (seen.y.reshape(-1), (seen.yy / seen.count).reshape(-1))
         self._remeasure(consumer.norm, was, (mean.reshape(-1), var.reshape(-1)))
 
-    def _remeasure(self, name: str, was: tuple[Tensor, Tensor], now: tuple[Tensor, Tensor]) -> None:
-        names = (name, self._variances[name])
-        known = (self._dense(names[0]), self._dense(names[1]))
+    def _remeasure(self, name: str, was: Pair, now: Pair) -> None:
+        known = self._note_drift(name, was)
+        remeasure(self._model, (name, self._variances[name]), known, was, now)
+
+    def _note_drift(self, name: str, was: Pair) -> Pair:
+        """What the dense network's norm knows; how far the data are from it is noted."""
+        known = (self._dense(name), self._dense(self._variances[name]))
         self.shift = max(self.shift or 0.0, drift(was[0], known))
-        remeasure(self._model, names, known, was, now)
+        return known
 
     def _warn(self) -> None:
         if self._few:

@@ -12,7 +12,7 @@ from nervure.refit.solve import Problem, solve
 def problem_of(outputs: int = 5, inputs: int = 12, samples: int = 200) -> tuple[Tensor, Tensor]:
     """Weights, and correlated inputs, [samples, inputs]."""
     generator = torch.Generator().manual_seed(1)
-    mix = torch.randn(inputs, inputs, generator=generator, dtype=torch.float64)
+    mix = torch.eye(inputs, dtype=torch.float64) + 0.3 * torch.randn(inputs, inputs, generator=generator).double()
     x = torch.randn(samples, inputs, generator=generator, dtype=torch.float64) @ mix
     return torch.randn(outputs, inputs, generator=generator, dtype=torch.float64), x
 
