@@ -32,6 +32,7 @@ from nervure.methods import (
 from nervure.plan import Cut, Drop, Keep, Link, Mask, Plan
 from nervure.prune import Pruned, prune
 from nervure.recipe import Recipe, Study, compare, run, sweep
+from nervure.refit import Refit, Refitted, refit
 from nervure.report import Report, Sweep
 from nervure.rules import rule
 from nervure.sparse import compile_sparse
@@ -70,6 +71,8 @@ __all__ = [  # noqa: RUF022
     "Pruned",
     "Random",
     "Recipe",
+    "Refit",
+    "Refitted",
     "Report",
     "RigL",
     "SET",
@@ -98,6 +101,7 @@ __all__ = [  # noqa: RUF022
     "load",
     "measure",
     "prune",
+    "refit",
     "rule",
     "run",
     "save",

@@ -17,6 +17,8 @@ from nervure.graph.trace import Choice, left_alone
 from nervure.graph.types import Graph
 from nervure.methods.base import Method, View
 from nervure.plan import Cut, Drop, Keep, Mask, Plan
+from nervure.refit import Refit
+from nervure.refit import refit as refitted_to
 from nervure.stats import measure
 from nervure.surgery.apply import apply, edited, masks_after
 from nervure.surgery.blame import Edit, families_of, name_of, wrong_edits
@@ -108,6 +110,7 @@ def prune(
     *,
     data: Iterable[Any] | None = None,
     verify: bool = True,
+    refit: bool | Refit = False,
     ignore: Iterable[Choice] = (),
     only: Iterable[Choice] | None = None,
     seed: int = 0,
@@ -126,6 +129,8 @@ def prune(
         data: batches of (inputs, labels), for methods that measure.
         verify: check that the result computes what the original does without the removed units. Where it does not,
             the groups to blame are pinned and the method plans once more. Without weights there is nothing to check.
+        refit: fit what stays to say what ``model`` says, on ``data``, once all is pruned and verified, see
+            :func:`nervure.refit`; True, or the choices.
         ignore: modules or name patterns that must not change.
         only: modules or name patterns that may lose units; what no other module makes with them, see ``trace``.
         seed: for measuring.
@@ -144,6 +149,8 @@ def prune(
     methods: list[Method | Plan] = list(method) if isinstance(method, list | tuple) else [method]  # type: ignore[list-item]
     if not methods:
         raise ArgumentError("method=[] names no method. Give one, or a list of several.")
+    if refit is not False and data is None:
+        raise DataError(f"refit={refit!r} fits on data: give data=, batches of (inputs, labels) or of inputs.")
     ignore, only = _kept(ignore), None if only is None else _kept(only)
     found: nn.Module | Pruned = model
     for one in methods:
@@ -160,7 +167,18 @@ def prune(
         )
         found = _further(found, once) if isinstance(found, Pruned) else once
     assert isinstance(found, Pruned)
-    return found
+    if refit is False or data is None:
+        return found
+    return _refitted(model, found, data, Refit(seed=seed) if refit is True else refit, progress)
+
+
+def _refitted(dense: nn.Module | Pruned, found: Pruned, data: Iterable[Any], how: Refit, progress: bool) -> Pruned:
+    """``found``, fitted to what it was made from."""
+    if isinstance(dense, nn.Module):
+        return refitted_to(found, data, reference=dense, how=how, progress=progress).result
+    recent = replace(found, earlier=found.earlier[len(dense.earlier) + 1 :])
+    result = refitted_to(recent, data, reference=dense.model, how=how, progress=progress).result
+    return replace(result, earlier=found.earlier)
 
 
 def _kept(choices: Iterable[Choice]) -> Iterable[Choice]:
