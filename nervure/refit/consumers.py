@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from nervure.graph.tape import named_tensors
 from nervure.refit.operators import places
 from nervure.refit.origins import Origin
-from nervure.refit.survey import Bias, Key, Reading, Survey
+from nervure.refit.streams import Key
+from nervure.refit.survey import Bias, Reading, Survey
 
 
 @final
@@ -53,6 +54,11 @@ class Consumer:
     def is_before_norm(self) -> bool:
         """Whether a batch norm takes the mean off all that it says."""
         return bool(self.norm) and self.readings[0].is_alone
+
+    @property
+    def joins(self) -> bool:
+        """Whether it is one use in both networks that is added to a stream."""
+        return len(self.readings) == 1 and self.readings[0].joins and self.partners[0].joins
 
     @cached_property
     def places(self) -> Tensor:

@@ -26,6 +26,7 @@ from nervure.refit.moments import Moments
 from nervure.refit.norms import Pair, drift, remeasure
 from nervure.refit.origins import Origin, origins
 from nervure.refit.solve import RIDGES, Fit, Problem, solve
+from nervure.refit.streams import Key
 from nervure.refit.survey import survey
 from nervure.refit.values import LayerFit, Refit, Refitted, summary
 from nervure.stats.batches import batches
@@ -213,9 +214,11 @@ class _Refitter:
             )
 
     def _level(self, found: list[Consumer], numbers: list[int], norms: list[str]) -> dict[int, LayerFit]:
+        streams = {place: self._next(c) for place, c in enumerate(found) if self._how.streams and c.joins}
         between = {place: offset for place, c in enumerate(found) if (offset := self._between(c)) is not None}
+        between = {place: offset for place, offset in between.items() if place not in streams}
         gathered = gather(
-            self._model, self._reference, self._parts, found, norms, self._came, between,
+            self._model, self._reference, self._parts, found, norms, self._came, between, streams,
             positions=self._how.positions, seed=self._how.seed,
         )  # fmt: skip
         done = {
@@ -227,6 +230,11 @@ class _Refitter:
                 was, now = gathered.was[name], gathered.now[name]
                 self._remeasure(name, (was.mean, was.var), (now.mean, now.var))
         return done
+
+    def _next(self, consumer: Consumer) -> Key | None:
+        """The use that the dense network adds to a consumer's stream where the smaller one adds the next."""
+        key = consumer.readings[0].follower
+        return None if key is None or key[0] not in self._came else (self._came[key[0]].tensor, key[1])
 
     def _between(self, consumer: Consumer) -> Tensor | None:
         """By how much the dense network's bias is larger, where it is added behind; None where it is not."""

@@ -1,8 +1,9 @@
 """One pass over the data: what enters the consumers of a level, and what they say wrong."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, final
+from typing import Any, TypeAlias, final
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,8 @@ from nervure.refit.moments import Moments
 from nervure.refit.norms import Entered
 from nervure.refit.operators import chosen, entering, leaving
 from nervure.refit.origins import Origin
-from nervure.refit.survey import NORMS, RUNNING_MEAN, Key
+from nervure.refit.streams import Follower, Join, Key
+from nervure.refit.survey import NORMS, RUNNING_MEAN
 from nervure.refit.watch import Enough, Watcher, watchable
 from nervure.stats.batches import Batch
 
@@ -54,6 +56,7 @@ def gather(
     norms: Iterable[str],
     came: Mapping[str, Origin],
     between: Mapping[int, Tensor],
+    streams: Mapping[int, Key | None],
     *,
     positions: int,
     seed: int,
@@ -68,6 +71,8 @@ def gather(
         norms: running means of norms of this level.
         came: where the tensors of the smaller network come from.
         between: for consumers whose bias is added behind them, by how much the dense network's is larger.
+        streams: consumers that are fitted to the stream they are added to, each with the use that the dense network
+            adds to it next.
         positions: how many places of a convolution are looked at in each sample, at most.
         seed: for choosing these.
     """
@@ -75,23 +80,43 @@ def gather(
     with watchable(model) as watch, watchable(reference) as watch_dense:
         for number, part in enumerate(parts):
             dice = _Dice(seed, number, positions)
-            dense = _Pass(
-                {p.key: (place, n) for place, c in enumerate(wanted) for n, p in enumerate(c.partners)},
-                {came[name].tensor: name for name in norms},
-                dice,
-            )
+            dense = _Pass(_dense_wants(wanted, streams), {came[name].tensor: name for name in norms}, dice)
             watch_dense(part.batch, dense.see)
-            mine = _Pass(
-                {r.key: (place, n) for place, c in enumerate(wanted) for n, r in enumerate(c.readings)},
-                {name: name for name in norms},
-                dice,
-                reads=True,
-            )
+            mine = _Pass(_wants(wanted, streams), {name: name for name in norms}, dice, reads=True)
             watch(part.batch, mine.see)
             _add(found, part.held, wanted, dense, mine, between)
             if not part.held:
                 _add_norms(found, dense, mine, came)
     return found
+
+
+At: TypeAlias = tuple[int, int]
+"""The place of a consumer among those that are wanted, and of one of its uses."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Wants:
+    """What is to be kept: what products give, streams once they were added to, streams before something is added."""
+
+    products: Mapping[Key, At]
+    given: frozenset[At]
+    after: Mapping[Key, At]
+    before: Mapping[Key, At]
+
+
+def _wants(wanted: Sequence[Consumer], streams: Mapping[int, Key | None]) -> _Wants:
+    products = {r.key: (place, n) for place, c in enumerate(wanted) for n, r in enumerate(c.readings)}
+    after = {wanted[place].readings[0].key: (place, 0) for place in streams}
+    return _Wants(products, frozenset(products.values()) - {*after.values()}, after, {})
+
+
+def _dense_wants(wanted: Sequence[Consumer], streams: Mapping[int, Key | None]) -> _Wants:
+    """A stream of the dense network counts where the next one that the smaller network has is added to it."""
+    products = {r.key: (place, n) for place, c in enumerate(wanted) for n, r in enumerate(c.partners)}
+    after = {wanted[place].partners[0].key: (place, 0) for place, key in streams.items() if key is None}
+    before = {key: (place, 0) for place, key in streams.items() if key is not None}
+    return _Wants(products, frozenset(products.values()) - {*after.values(), *before.values()}, after, before)
 
 
 @final
@@ -112,14 +137,14 @@ class _Dice:
 class _Pass:
     """Keeps what enters (where ``reads``) and leaves the wanted uses of parameters in one run."""
 
-    def __init__(
-        self, wanted: Mapping[Key, tuple[int, int]], norms: Mapping[str, str], dice: _Dice, reads: bool = False
-    ) -> None:
-        self.x: dict[tuple[int, int], Tensor] = {}
-        self.y: dict[tuple[int, int], Tensor] = {}
+    def __init__(self, wants: _Wants, norms: Mapping[str, str], dice: _Dice, reads: bool = False) -> None:
+        self.x: dict[At, Tensor] = {}
+        self.y: dict[At, Tensor] = {}
         self.norms: dict[str, Tensor] = {}
-        self._wanted, self._named, self._dice, self._reads = wanted, norms, dice, reads
-        self._uses: dict[str, int] = {}
+        self._wants, self._named, self._dice, self._reads = wants, norms, dice, reads
+        self._uses: Counter[str] = Counter()
+        self._laid: dict[At, Callable[[Tensor], Tensor]] = {}
+        self._follower: Follower | None = None
 
     def see(
         self, watcher: Watcher, entry: Entry | WriteBack, uses: Sequence[Use], args: tuple[Any, ...], out: Any
@@ -127,24 +152,36 @@ class _Pass:
         """One operator."""
         if isinstance(entry, WriteBack):
             return
+        self._follower = self._follower or Follower(watcher.tape.shape)
         for use in uses:
             if use.is_live:
-                name = use.trail.parameter
-                number = self._uses[name] = self._uses.get(name, -1) + 1
-                if (at := self._wanted.get((name, number))) is not None:
+                key = (use.trail.parameter, self._uses[use.trail.parameter])
+                self._uses[use.trail.parameter] += 1
+                self._follower.product(entry, key)
+                if (at := self._wants.products.get(key)) is not None:
                     self._keep(at, use, entry, args, out)
+        self._join(self._follower.step(entry), args, out)
         if entry.name in NORMS:
             name = watcher.tape.named.get(getattr(entry.args[RUNNING_MEAN], "id", -1), "")
             if name in self._named:
                 self.norms[self._named[name]] = args[0].detach().clone()
-        if len(self.y) == len(self._wanted) and len(self.norms) == len(self._named):
+        if len(self.y) == len(self._wants.products) and len(self.norms) == len(self._named):
             raise Enough
 
-    def _keep(self, at: tuple[int, int], use: Use, entry: Entry, args: tuple[Any, ...], out: Tensor) -> None:
-        index = self._dice.choose(at, entry, out)
-        self.y[at] = leaving(use, entry, out, index).clone()
+    def _keep(self, at: At, use: Use, entry: Entry, args: tuple[Any, ...], out: Tensor) -> None:
+        index, shape = self._dice.choose(at, entry, out), out.shape
+        self._laid[at] = lambda value: leaving(use, entry, value.reshape(shape), index).clone()
+        if at in self._wants.given:
+            self.y[at] = self._laid[at](out)
         if self._reads:
             self.x[at] = entering(use, entry, args, index).clone()
+
+    def _join(self, joins: Iterable[Join], args: tuple[Any, ...], out: Tensor) -> None:
+        for join in joins:
+            if (at := self._wants.after.get(join.key)) is not None:
+                self.y[at] = self._laid[at](out)
+            if (at := self._wants.before.get(join.key)) is not None:
+                self.y[at] = self._laid[at](join.value_before(args, out))
 
 
 def _add(

@@ -3,27 +3,25 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias, final
+from typing import Any, final
 
 from torch import Tensor, nn
 
 from nervure.graph.products import LOOKED_UP, Use
 from nervure.graph.tape import Entry, Ref, WriteBack, named_tensors, refs_in
 from nervure.refit.operators import BIAS, is_read
+from nervure.refit.streams import ADDS, KEEPS_OUTPUTS, Follower, Join, Key
 from nervure.refit.watch import Watcher, watchable
 from nervure.stats.batches import Batch
 
-Key: TypeAlias = tuple[str, int]
-"""A parameter, and the how-manieth of its uses."""
 NORMS = frozenset((
     "native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm", "_native_batch_norm_legit",
     "_native_batch_norm_legit_no_training",
 ))  # fmt: skip
 """Operators of batch norms."""
+ZEROS = frozenset(("new_zeros", "zeros", "zeros_like"))
 RUNNING_MEAN, RUNNING_VAR = 3, 4
 """Where they take their statistics."""
-KEEPS_OUTPUTS = frozenset(("view", "_unsafe_view", "reshape"))
-"""Operators between a product and the bias that is added to it."""
 
 
 @final
@@ -54,6 +52,8 @@ class Reading:
         bias: what is added to what it gives.
         norm: the running mean of the batch norm that reads what it gives.
         is_alone: whether nothing else reads that.
+        joins: whether what it gives is added to a stream that only consumers before it have written to.
+        follower: the use that is added to this stream next; None: there is none.
         reason: why it cannot be fitted; empty where it can.
     """
 
@@ -63,6 +63,8 @@ class Reading:
     bias: Bias | None = None
     norm: str = ""
     is_alone: bool = False
+    joins: bool = False
+    follower: Key | None = None
     reason: str = ""
 
 
@@ -114,6 +116,10 @@ class _Surveyor:
         self._direct: dict[int, Reading] = {}
         self._readers: Counter[int] = Counter()
         self._runs: Counter[str] = Counter()
+        self._follower: Follower | None = None
+        self._streams: dict[int, Reading] = {}
+        """Who wrote last to a stream, by the value that it has then."""
+        self._zeros: set[int] = set()
 
     def see(
         self, watcher: Watcher, entry: Entry | WriteBack, uses: Sequence[Use], args: tuple[Any, ...], out: Any
@@ -128,11 +134,15 @@ class _Surveyor:
         live = [use for use in uses if use.is_live]
         for use in live:
             level = max(level, self._read(entry, use, args) + 1)
+            self._followed(watcher).product(entry, self.found.readings[-1].key)
         if entry.name in NORMS:
             level = self._norm(watcher, entry, level)
         if entry.name in LOOKED_UP and isinstance(entry.args[0], Ref):
             self.found.looked_up |= {t.parameter for t in watcher.provenance.trails.get(entry.args[0].id, ())}
         self._bias_after(entry, args)
+        for join in self._followed(watcher).step(entry):
+            self._join(join)
+        self._pass_dropped(entry)
         for ref in entry.outs:
             self._levels[ref.id] = level
 
@@ -143,6 +153,27 @@ class _Surveyor:
             reading.norm = "" if self._runs[reading.norm] > 1 else reading.norm
         self.found.norms = {name: level for name, level in self.found.norms.items() if self._runs[name] == 1}
         return self.found
+
+    def _followed(self, watcher: Watcher) -> Follower:
+        if self._follower is None:
+            self._follower = Follower(watcher.tape.shape)
+        return self._follower
+
+    def _join(self, join: Join) -> None:
+        reading = next(r for r in reversed(self.found.readings) if r.key == join.key)
+        reading.joins = self._level(join.before) <= reading.level and not reading.norm
+        if join.before.id in self._streams:
+            self._streams[join.before.id].follower = join.key
+        self._streams[join.entry.outs[0].id] = reading
+
+    def _pass_dropped(self, entry: Entry) -> None:
+        """What was dropped gives zeros: a stream that these are added to stays what it was."""
+        if entry.name in ZEROS:
+            self._zeros |= {ref.id for ref in entry.outs}
+        elif entry.name in ADDS and all(isinstance(ref, Ref) for ref in entry.args):
+            ids = {ref.id for ref in entry.args}
+            if len(ids & self._zeros) == 1 and (written := ids & self._streams.keys()):
+                self._streams[entry.outs[0].id] = self._streams[written.pop()]
 
     def _level(self, ref: Ref) -> int:
         return self._levels.get(ref.id, 0)
@@ -170,7 +201,7 @@ class _Surveyor:
             return
         if entry.name in KEEPS_OUTPUTS and len(entry.outs) == 1:
             self._made[entry.outs[0].id] = reading
-        elif entry.name in ("add", "add_") and reading.bias is None and _is_bias(args):
+        elif entry.name in ADDS and reading.bias is None and _is_bias(args):
             reading.bias = self._memory.located(args[1], inside=False)
 
     def _norm(self, watcher: Watcher, entry: Entry, level: int) -> int:

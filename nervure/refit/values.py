@@ -20,6 +20,9 @@ class Refit:
         ridge: how strongly weights are held where they are, in units of the mean variance of an input; ``"auto"``:
             for each layer what does best on samples that were left out.
         positions: at how many places of each sample a convolution is looked at, at most.
+        streams: whether a layer that is added to a stream (a residual connection) is fitted to what the dense network's
+            stream is then, errors of those before it included, rather than to what the dense layer says. Where blocks
+            were dropped behind it, to the stream behind these.
         norms: whether batch norms get the statistics of what enters them now.
         masks: how what stays of a masked layer is found: ``"exact"`` (least squares inside the mask, by conjugate
             gradients) or ``"surgeon"`` (the optimal brain surgeon's update, column by column as in SparseGPT: rougher,
@@ -30,6 +33,7 @@ class Refit:
     samples: int = 1024
     ridge: float | Literal["auto"] = "auto"
     positions: int = 8
+    streams: bool = True
     norms: bool = True
     masks: Literal["exact", "surgeon"] = "exact"
     seed: int = 0

@@ -1,0 +1,61 @@
+"""Where what a product gives is added to a stream that other layers have written to before."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeAlias, final
+
+from torch import Tensor
+
+from nervure.graph.tape import Entry, Ref
+
+Key: TypeAlias = tuple[str, int]
+"""A parameter, and the how-manieth of its uses."""
+KEEPS_OUTPUTS = frozenset(("view", "_unsafe_view", "reshape"))
+ADDS = frozenset(("add", "add_"))
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Join:
+    """What a product gives, added to a stream by an operator; ``other`` is the place of the stream in its arguments."""
+
+    key: Key
+    entry: Entry
+    other: int
+
+    @property
+    def before(self) -> Ref:
+        """The stream as it was."""
+        found: Ref = self.entry.args[self.other]
+        return found
+
+    def value_before(self, args: tuple[Any, ...], out: Tensor) -> Tensor:
+        """The stream as it was, where it may have been written into since."""
+        was: Tensor = args[self.other]
+        return was if was is not out else out - args[1 - self.other]
+
+
+@final
+class Follower:
+    """Follows what products give, through views and biases, to where it joins a stream."""
+
+    def __init__(self, shape: Callable[[Ref], tuple[int, ...]]) -> None:
+        self._shape = shape
+        self._keys: dict[int, Key] = {}
+
+    def product(self, entry: Entry, key: Key) -> None:
+        """A product gives something."""
+        self._keys[entry.outs[0].id] = key
+
+    def step(self, entry: Entry) -> Iterator[Join]:
+        """Go on over an operator; the streams that are joined by it."""
+        places = [p for p, v in enumerate(entry.args) if isinstance(v, Ref) and v.id in self._keys]
+        if entry.name in KEEPS_OUTPUTS and places == [0]:
+            self._keys[entry.outs[0].id] = self._keys[entry.args[0].id]
+        elif entry.name in ADDS and not entry.kwargs and all(isinstance(v, Ref) for v in entry.args):
+            mine, others = self._shape(entry.outs[0]), [self._shape(ref) for ref in entry.args]
+            for place in places:
+                if others == [mine, mine]:
+                    yield Join(self._keys[entry.args[place].id], entry, 1 - place)
+                elif place == 0 and len(others[1]) == 1:
+                    self._keys[entry.outs[0].id] = self._keys[entry.args[0].id]
