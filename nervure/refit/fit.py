@@ -43,6 +43,8 @@ FAR = 2.0
 
 M = TypeVar("M")
 
+STRANGE = "its outputs are not those of one layer of the dense network"
+
 
 def refit(
     pruned: M,
@@ -179,9 +181,11 @@ class _Refitter:
         levels = sorted({c.level for c in found if not c.reason} | {*norms.values()})
         for level in track(levels, "refitting", len(levels), enabled=progress):
             chosen = [place for place, c in enumerate(found) if c.level == level and not c.reason]
-            done |= self._level(
-                [found[place] for place in chosen], chosen, [n for n, at in norms.items() if at == level]
-            )
+            # What is looked up of a consumer is as large as its parameter: copies let it go after their level.
+            readers = {place: replace(found[place]) for place in chosen}
+            strange = {place: LayerFit(c.tensor, reason=STRANGE) for place, c in readers.items() if not c.is_matched}
+            clear = {place: c for place, c in readers.items() if place not in strange}
+            done |= strange | self._level(clear, [name for name, at in norms.items() if at == level])
         self._warn()
         return tuple(done[place] for place in range(len(found)))
 
@@ -201,10 +205,11 @@ class _Refitter:
     def _require_twin(self, found: Sequence[Consumer]) -> None:
         """Raise where the weights have nothing to do with those of the reference."""
         both = same = theirs = 0.0
-        for c in found:
-            a, b = c.weight(self._model).double(), c.dense_weight(self._reference).double()
+        tensors = named_tensors(self._model)
+        for name in {c.tensor for c in found}:
+            a, b = tensors[name].detach().double(), self._dense(name).double()
             if not bool(torch.isfinite(a).all() and torch.isfinite(b).all()):
-                raise DataError(f"weights in {c.tensor!r} are NaN or infinite. The model or the reference is broken.")
+                raise DataError(f"weights in {name!r} are NaN or infinite. The model or the reference is broken.")
             both, same, theirs = both + float((a * b).sum()), same + float((a * a).sum()), theirs + float((b * b).sum())
         alike = both / max((same * theirs) ** 0.5, torch.finfo(torch.float64).tiny)
         if not alike >= ALIKE:
@@ -213,7 +218,8 @@ class _Refitter:
                 f"{alike:.2f}. Give the dense network with the weights it had."
             )
 
-    def _level(self, found: list[Consumer], numbers: list[int], norms: list[str]) -> dict[int, LayerFit]:
+    def _level(self, chosen: Mapping[int, Consumer], norms: list[str]) -> dict[int, LayerFit]:
+        found = list(chosen.values())
         streams = {place: self._next(c) for place, c in enumerate(found) if self._how.streams and c.joins}
         between = {place: offset for place, c in enumerate(found) if (offset := self._between(c)) is not None}
         between = {place: offset for place, offset in between.items() if place not in streams}
@@ -221,10 +227,7 @@ class _Refitter:
             self._model, self._reference, self._parts, found, norms, self._came, between, streams,
             positions=self._how.positions, seed=self._how.seed,
         )  # fmt: skip
-        done = {
-            number: self._fit(place, consumer, gathered)
-            for place, (number, consumer) in enumerate(zip(numbers, found, strict=True))
-        }
+        done = {number: self._fit(place, consumer, gathered) for place, (number, consumer) in enumerate(chosen.items())}
         for name in norms:
             if name in gathered.was and name in gathered.now:
                 was, now = gathered.was[name], gathered.now[name]
