@@ -25,9 +25,10 @@ from nervure.refit.gather import Gathered, Part, gather
 from nervure.refit.moments import Moments
 from nervure.refit.norms import Pair, drift, remeasure
 from nervure.refit.origins import Origin, origins
+from nervure.refit.prefix import Prefix, prefix_of
 from nervure.refit.solve import RIDGES, Fit, Problem, solve
 from nervure.refit.streams import Key
-from nervure.refit.survey import survey
+from nervure.refit.survey import Reading, survey
 from nervure.refit.values import LayerFit, Refit, Refitted, summary
 from nervure.stats.batches import batches
 from nervure.surgery.apply import check_fits
@@ -181,6 +182,8 @@ class _Refitter:
         levels = sorted({c.level for c in found if not c.reason} | {*norms.values()})
         for level in track(levels, "refitting", len(levels), enabled=progress):
             chosen = [place for place, c in enumerate(found) if c.level == level and not c.reason]
+            pending = [c for c in found if c.level >= level and not c.reason]
+            self._advance(pending, [name for name, at in norms.items() if at >= level])
             # What is looked up of a consumer is as large as its parameter: copies let it go after their level.
             readers = {place: replace(found[place]) for place in chosen}
             strange = {place: LayerFit(c.tensor, reason=STRANGE) for place, c in readers.items() if not c.is_matched}
@@ -189,9 +192,22 @@ class _Refitter:
         self._warn()
         return tuple(done[place] for place in range(len(found)))
 
+    def _advance(self, pending: Sequence[Consumer], norms: Sequence[str]) -> None:
+        """Layers below all that is still to be fitted need not run again."""
+        sides = (
+            ([c.readings[0] for c in pending], norms),
+            ([c.partners[0] for c in pending], [self._came[name].tensor for name in norms]),
+        )
+        for prefix, (readings, names) in zip(self._done, sides, strict=True):
+            depths = [_depth(prefix, reading) for reading in readings] + [prefix.index(name) or 0 for name in names]
+            prefix.advance(min(depths, default=0), [part.batch for part in self._parts])
+
     def _found(self) -> tuple[list[Consumer], dict[str, int]]:
         first = self._parts[0].batch
         mine, theirs = survey(self._model, first), survey(self._reference, first)
+        self._done = (prefix_of(self._model, first), prefix_of(self._reference, first))
+        for prefix, seen in zip(self._done, (mine, theirs), strict=True):
+            prefix.last = max((r.order for r in seen.readings if prefix.index(r.key[0]) is not None), default=-1)
         trained = {name: p.requires_grad for name, p in self._model.named_parameters()}
         found = consumers(self._model, mine, theirs, self._came, trained)
         if all(c.reason for c in found):
@@ -224,7 +240,7 @@ class _Refitter:
         between = {place: offset for place, c in enumerate(found) if (offset := self._between(c)) is not None}
         between = {place: offset for place, offset in between.items() if place not in streams}
         gathered = gather(
-            self._model, self._reference, self._parts, found, norms, self._came, between, streams,
+            *self._done, self._parts, found, norms, self._came, between, streams,
             positions=self._how.positions, seed=self._how.seed,
         )  # fmt: skip
         done = {number: self._fit(place, consumer, gathered) for place, (number, consumer) in enumerate(chosen.items())}
@@ -353,6 +369,14 @@ class _Refitter:
                 NervureWarning,
                 stacklevel=4,
             )
+
+
+def _depth(prefix: Prefix, reading: Reading) -> int:
+    """How many layers a use of a parameter leaves to be skipped: those before it."""
+    inside = prefix.index(reading.key[0])
+    if inside is not None:
+        return inside
+    return len(prefix.names) if reading.order > prefix.last else 0
 
 
 def _still(problem: Problem) -> Fit:
