@@ -146,12 +146,17 @@ def split(data: Iterable[Any], samples: int) -> list[Part]:
 
 def _are_same(parts: Sequence[Part]) -> bool:
     """Whether every sample is the first one again."""
-    first = [leaf[:1] for leaf in tree_leaves(parts[0].batch.args) if isinstance(leaf, Tensor) and leaf.ndim]
-    for part in parts:
-        leaves = [leaf for leaf in tree_leaves(part.batch.args) if isinstance(leaf, Tensor) and leaf.ndim]
-        if any(a.shape[1:] != b.shape[1:] or not bool((a == b).all()) for a, b in zip(leaves, first, strict=True)):
-            return False
-    return bool(first)
+    first = [tensor[:1] for tensor in _inputs(parts[0])]
+    return bool(first) and all(
+        a.shape[1:] == b.shape[1:] and bool((a == b).all())
+        for part in parts
+        for a, b in zip(_inputs(part), first, strict=False)
+    )
+
+
+def _inputs(part: Part) -> list[Tensor]:
+    leaves = tree_leaves((part.batch.args, part.batch.kwargs))
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.ndim]
 
 
 class _Refitter:

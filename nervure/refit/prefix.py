@@ -12,6 +12,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from nervure.evaluation.batches import device_of
 from nervure.graph.example import tensors_in
 from nervure.refit.watch import Enough, Watch, Watcher, watchable
 from nervure.stats.batches import Batch
@@ -98,6 +99,7 @@ def prefix_of(model: nn.Module, batch: Batch) -> Prefix:
 
     It is tried: with all but the last layer skipped, the model has to give the same again.
     """
+    batch = batch.to(device_of(model))
     with watchable(model):
         names = max(_chains(model, batch), key=len, default=())
     found = Prefix(model, names)

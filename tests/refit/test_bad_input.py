@@ -173,6 +173,13 @@ def test_constant_data_teach_nothing() -> None:
         refitted(network(), [(torch.ones(16, 2, 6, 6), torch.zeros(16))] * 2)
 
 
+def test_constant_data_by_name_teach_nothing_either() -> None:
+    model = Tied().eval()
+    words = {"words": torch.ones(16, 5, dtype=torch.int64)}
+    with pytest.raises(DataError, match="all 16 samples are the same"):
+        refit(model, [words], reference=model, progress=False)
+
+
 def test_data_that_are_not_finite_are_refused() -> None:
     data = data_of()
     data[1][0][0, 0, 0, 0] = math.nan
