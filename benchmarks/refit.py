@@ -124,9 +124,9 @@ def run(cell: tuple[str, str, float], name: str, method: Any, seed: int, data: D
     model = dense(cell[0], seed, data)
     batches = data.train.batches(128, shuffle_seed=seed)
     pruned = prune(model, data.example(1), method, data=batches, seed=seed, progress=False)
-    start = time.perf_counter()
+    start = time.process_time()
     refitted = refit(pruned, batches, reference=model, how=Refit(seed=seed), progress=False)
-    took, renormed = time.perf_counter() - start, copied(pruned.model)
+    took, renormed = time.process_time() - start, copied(pruned.model)
     recalibrate(renormed, batches, 8)
     return {
         "key": [*cell, name, seed],
@@ -169,8 +169,8 @@ def page(records: list[dict[str, Any]]) -> str:
     text = [
         "# Refit: plain beside refitted",
         "",
-        f"`python benchmarks/refit.py`; torch {torch.__version__}, {platform.machine()}, one thread (the machine was",
-        "shared: times are upper bounds). Test accuracy in percent, means over seeds. Refitted on 1,024 training",
+        f"`python benchmarks/refit.py`; torch {torch.__version__}, {platform.machine()}, one thread; times are of the",
+        "processor. Test accuracy in percent, means over seeds. Refitted on 1,024 training",
         "images without labels, a quarter of them to choose by.",
     ]
     for cell in CELLS:

@@ -293,7 +293,9 @@ def _takes(count: int | None, value: Any) -> bool:
     if not callable(value) or count is None:
         return callable(value)
     try:
-        inspect.signature(getattr(value, "forward", value)).bind(*range(count))
+        # A module takes what its forward takes; a class what makes an instance of it.
+        called = value if inspect.isclass(value) else getattr(value, "forward", value)
+        inspect.signature(called).bind(*range(count))
     except TypeError:
         return False
     except ValueError:

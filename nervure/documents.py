@@ -42,7 +42,7 @@ def sealed(data: Mapping[str, Any], what: str, *, indent: int = 1) -> bytes:
     """
     bare = {"format": VERSION} | {key: value for key, value in data.items() if key not in Seal.__struct_fields__}
     try:
-        text = msgspec.json.encode(bare, enc_hook=_plain)
+        text = _encoded(bare)
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise FileError(f"{what} was not written: it is not plain data ({error}).") from error
     return msgspec.json.format(text[:-1] + _ending(_digest(text)), indent=indent)
@@ -121,6 +121,25 @@ def _parsed(text: bytes, what: str, error: type[NervureError]) -> dict[str, Any]
             if "sha256" not in data and data.get("format") != VERSION:
                 return data
     return decode(text, dict[str, Any], what, error)
+
+
+def _encoded(data: Any) -> bytes:
+    try:
+        return msgspec.json.encode(data, enc_hook=_plain)
+    except UnicodeEncodeError:
+        # Half a character (of a name that is not UTF-8) has no bytes; it is written as the escape that shows it.
+        return msgspec.json.encode(_in_whole_characters(msgspec.to_builtins(data, enc_hook=_plain)))
+
+
+def _in_whole_characters(data: Any) -> Any:
+    match data:
+        case str():
+            return data.encode("utf-8", errors="backslashreplace").decode()
+        case dict():
+            return {_in_whole_characters(key): _in_whole_characters(value) for key, value in data.items()}
+        case list() | tuple():
+            return [_in_whole_characters(value) for value in data]
+    return data
 
 
 def _plain(value: Any) -> Any:

@@ -150,9 +150,9 @@ def read_text(path: PathLike, what: str = "a text") -> str:
         raise FileError(f"{str(path)!r} is not {what}: {error}.") from error
 
 
-def read_lines(path: PathLike, what: str = "a file of lines") -> list[str]:
+def read_lines(path: PathLike, what: str = "a file of lines") -> list[bytes]:
     """The lines of a file, none where no file is; a last line that was cut short, without its end, is left out."""
-    return read_text(path, what).split("\n")[:-1] if is_there(path) else []
+    return read_bytes(path, what).split(b"\n")[:-1] if is_there(path) else []
 
 
 def read_json(path: PathLike, what: str = "a JSON file") -> dict[str, Any]:

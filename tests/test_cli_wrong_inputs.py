@@ -132,7 +132,7 @@ def test_what_cannot_be_written_is_refused_before_any_work(
         (("trace", "--model", ".a:b", *INPUT), "cannot be imported"),
         (("trace", "--model", "os:", *INPUT), "no function ''"),
         (("trace", "--model", "math:sqrt", *INPUT), "cannot be built: TypeError"),
-        (("trace", "--model", "resnet8", "--option", "width=1e30", *INPUT), "cannot be built"),
+        (("trace", "--model", "resnet8", "--option", "width=1e30", *INPUT), "option 'width'"),
         (("trace", "--model", "resnet8", "--option", "width=\udcff", *INPUT), "option 'width'"),
         (("trace", "--model", "\udcff", *INPUT), r"\udcff"),
         (("trace", "--model", "\x1b[31m", *INPUT), r"\x1b[31m"),

@@ -197,7 +197,7 @@ def test_latency_is_measured_once_against_the_dense_network(tmp_path: Path) -> N
     [
         ({"keeps": []}, r"nothing to sweep for 'Random': give the fractions that stay"),
         ({"keeps": [1.5]}, r"keeps is .* \(0, 1\]"),
-        ({"keeps": [0.5, 0.5]}, "distinct fractions"),
+        ({"keeps": [0.5, 0.5]}, "keeps .* once"),
         ({"seeds": [-1]}, "seeds is .*a whole number, 0 or more"),
         ({"seeds": [0.5]}, "seeds is .*a whole number"),
         ({"methods": ["Tailor"]}, "no method 'Tailor'. Did you mean 'Taylor'"),

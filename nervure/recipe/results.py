@@ -112,7 +112,7 @@ def read_lines(path: Path, made: Callable[[Any], Any]) -> Iterator[Any]:
     for number, line in enumerate(files.read_lines(path, "a file of lines of results"), start=1):
         if line:
             try:
-                yield made(opened(line.encode(), "it"))
+                yield made(opened(line, "it"))
             except FileError as error:
                 raise FileError(f"{str(path)!r}, line {number}: {error}") from error
 

@@ -79,10 +79,10 @@ class Consumer:
         flat = named_tensors(model)[self.tensor].detach().reshape(-1)
         return flat[self.places.to(flat.device)]
 
-    def dense_weight(self, reference: nn.Module) -> Tensor:
-        """The matrix that the dense network has in its place, [stack, outputs, inputs]."""
-        flat = self.origin.of(named_tensors(reference)[self.origin.tensor].detach()).reshape(-1)
-        return flat[self.places.to(flat.device)]
+    @property
+    def is_matched(self) -> bool:
+        """Whether each of its weights is one entry of the parameter, and each output has a partner."""
+        return bool((self.places >= 0).all()) and bool((self.rows >= 0).all())
 
 
 def consumers(

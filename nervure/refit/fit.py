@@ -25,9 +25,10 @@ from nervure.refit.gather import Gathered, Part, gather
 from nervure.refit.moments import Moments
 from nervure.refit.norms import Pair, drift, remeasure
 from nervure.refit.origins import Origin, origins
+from nervure.refit.prefix import Prefix, prefix_of
 from nervure.refit.solve import RIDGES, Fit, Problem, solve
 from nervure.refit.streams import Key
-from nervure.refit.survey import survey
+from nervure.refit.survey import Reading, survey
 from nervure.refit.values import LayerFit, Refit, Refitted, summary
 from nervure.stats.batches import batches
 from nervure.surgery.apply import check_fits
@@ -42,6 +43,8 @@ FAR = 2.0
 
 
 M = TypeVar("M")
+
+STRANGE = "its outputs are not those of one layer of the dense network"
 
 
 def refit(
@@ -143,12 +146,17 @@ def split(data: Iterable[Any], samples: int) -> list[Part]:
 
 def _are_same(parts: Sequence[Part]) -> bool:
     """Whether every sample is the first one again."""
-    first = [leaf[:1] for leaf in tree_leaves(parts[0].batch.args) if isinstance(leaf, Tensor) and leaf.ndim]
-    for part in parts:
-        leaves = [leaf for leaf in tree_leaves(part.batch.args) if isinstance(leaf, Tensor) and leaf.ndim]
-        if any(a.shape[1:] != b.shape[1:] or not bool((a == b).all()) for a, b in zip(leaves, first, strict=True)):
-            return False
-    return bool(first)
+    first = [tensor[:1] for tensor in _inputs(parts[0])]
+    return bool(first) and all(
+        a.shape[1:] == b.shape[1:] and bool((a == b).all())
+        for part in parts
+        for a, b in zip(_inputs(part), first, strict=False)
+    )
+
+
+def _inputs(part: Part) -> list[Tensor]:
+    leaves = tree_leaves((part.batch.args, part.batch.kwargs))
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.ndim]
 
 
 class _Refitter:
@@ -179,15 +187,32 @@ class _Refitter:
         levels = sorted({c.level for c in found if not c.reason} | {*norms.values()})
         for level in track(levels, "refitting", len(levels), enabled=progress):
             chosen = [place for place, c in enumerate(found) if c.level == level and not c.reason]
-            done |= self._level(
-                [found[place] for place in chosen], chosen, [n for n, at in norms.items() if at == level]
-            )
+            pending = [c for c in found if c.level >= level and not c.reason]
+            self._advance(pending, [name for name, at in norms.items() if at >= level])
+            # What is looked up of a consumer is as large as its parameter: copies let it go after their level.
+            readers = {place: replace(found[place]) for place in chosen}
+            strange = {place: LayerFit(c.tensor, reason=STRANGE) for place, c in readers.items() if not c.is_matched}
+            clear = {place: c for place, c in readers.items() if place not in strange}
+            done |= strange | self._level(clear, [name for name, at in norms.items() if at == level])
         self._warn()
         return tuple(done[place] for place in range(len(found)))
+
+    def _advance(self, pending: Sequence[Consumer], norms: Sequence[str]) -> None:
+        """Layers below all that is still to be fitted need not run again."""
+        sides = (
+            ([c.readings[0] for c in pending], norms),
+            ([c.partners[0] for c in pending], [self._came[name].tensor for name in norms]),
+        )
+        for prefix, (readings, names) in zip(self._done, sides, strict=True):
+            depths = [_depth(prefix, reading) for reading in readings] + [prefix.index(name) or 0 for name in names]
+            prefix.advance(min(depths, default=0), [part.batch for part in self._parts])
 
     def _found(self) -> tuple[list[Consumer], dict[str, int]]:
         first = self._parts[0].batch
         mine, theirs = survey(self._model, first), survey(self._reference, first)
+        self._done = (prefix_of(self._model, first), prefix_of(self._reference, first))
+        for prefix, seen in zip(self._done, (mine, theirs), strict=True):
+            prefix.last = max((r.order for r in seen.readings if prefix.index(r.key[0]) is not None), default=-1)
         trained = {name: p.requires_grad for name, p in self._model.named_parameters()}
         found = consumers(self._model, mine, theirs, self._came, trained)
         if all(c.reason for c in found):
@@ -201,10 +226,11 @@ class _Refitter:
     def _require_twin(self, found: Sequence[Consumer]) -> None:
         """Raise where the weights have nothing to do with those of the reference."""
         both = same = theirs = 0.0
-        for c in found:
-            a, b = c.weight(self._model).double(), c.dense_weight(self._reference).double()
+        tensors = named_tensors(self._model)
+        for name in {c.tensor for c in found}:
+            a, b = tensors[name].detach().double(), self._dense(name).double()
             if not bool(torch.isfinite(a).all() and torch.isfinite(b).all()):
-                raise DataError(f"weights in {c.tensor!r} are NaN or infinite. The model or the reference is broken.")
+                raise DataError(f"weights in {name!r} are NaN or infinite. The model or the reference is broken.")
             both, same, theirs = both + float((a * b).sum()), same + float((a * a).sum()), theirs + float((b * b).sum())
         alike = both / max((same * theirs) ** 0.5, torch.finfo(torch.float64).tiny)
         if not alike >= ALIKE:
@@ -213,18 +239,16 @@ class _Refitter:
                 f"{alike:.2f}. Give the dense network with the weights it had."
             )
 
-    def _level(self, found: list[Consumer], numbers: list[int], norms: list[str]) -> dict[int, LayerFit]:
+    def _level(self, chosen: Mapping[int, Consumer], norms: list[str]) -> dict[int, LayerFit]:
+        found = list(chosen.values())
         streams = {place: self._next(c) for place, c in enumerate(found) if self._how.streams and c.joins}
         between = {place: offset for place, c in enumerate(found) if (offset := self._between(c)) is not None}
         between = {place: offset for place, offset in between.items() if place not in streams}
         gathered = gather(
-            self._model, self._reference, self._parts, found, norms, self._came, between, streams,
+            *self._done, self._parts, found, norms, self._came, between, streams,
             positions=self._how.positions, seed=self._how.seed,
         )  # fmt: skip
-        done = {
-            number: self._fit(place, consumer, gathered)
-            for place, (number, consumer) in enumerate(zip(numbers, found, strict=True))
-        }
+        done = {number: self._fit(place, consumer, gathered) for place, (number, consumer) in enumerate(chosen.items())}
         for name in norms:
             if name in gathered.was and name in gathered.now:
                 was, now = gathered.was[name], gathered.now[name]
@@ -350,6 +374,14 @@ class _Refitter:
                 NervureWarning,
                 stacklevel=4,
             )
+
+
+def _depth(prefix: Prefix, reading: Reading) -> int:
+    """How many layers a use of a parameter leaves to be skipped: those before it."""
+    inside = prefix.index(reading.key[0])
+    if inside is not None:
+        return inside
+    return len(prefix.names) if reading.order > prefix.last else 0
 
 
 def _still(problem: Problem) -> Fit:

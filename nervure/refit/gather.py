@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from nervure.graph.products import Use
 from nervure.graph.tape import Entry, WriteBack
@@ -15,6 +15,7 @@ from nervure.refit.moments import Moments
 from nervure.refit.norms import Entered
 from nervure.refit.operators import chosen, entering, leaving
 from nervure.refit.origins import Origin
+from nervure.refit.prefix import Prefix
 from nervure.refit.streams import Follower, Join, Key
 from nervure.refit.survey import NORMS, RUNNING_MEAN
 from nervure.refit.watch import Enough, Watcher, watchable
@@ -49,8 +50,8 @@ class Gathered:
 
 
 def gather(
-    model: nn.Module,
-    reference: nn.Module,
+    model: Prefix,
+    reference: Prefix,
     parts: Sequence[Part],
     wanted: Sequence[Consumer],
     norms: Iterable[str],
@@ -64,7 +65,7 @@ def gather(
     """Run both networks on all samples, each as far as it takes.
 
     Args:
-        model: the smaller network.
+        model: the smaller network, and which of its layers need not run.
         reference: the dense one.
         parts: the samples.
         wanted: consumers of one level.
@@ -77,13 +78,15 @@ def gather(
         seed: for choosing these.
     """
     found, norms = Gathered(), list(norms)
-    with watchable(model) as watch, watchable(reference) as watch_dense:
+    with watchable(model.model) as watch, watchable(reference.model) as watch_dense:
         for number, part in enumerate(parts):
             dice = _Dice(seed, number, positions)
             dense = _Pass(_dense_wants(wanted, streams), {came[name].tensor: name for name in norms}, dice)
-            watch_dense(part.batch, dense.see)
+            with reference.skipped(number):
+                watch_dense(part.batch, dense.see)
             mine = _Pass(_wants(wanted, streams), {name: name for name in norms}, dice, reads=True)
-            watch(part.batch, mine.see)
+            with model.skipped(number):
+                watch(part.batch, mine.see)
             _add(found, part.held, wanted, dense, mine, between)
             if not part.held:
                 _add_norms(found, dense, mine, came)

@@ -24,7 +24,7 @@ RIDGES = (10.0, 1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-6, 1e-9)
 WORSE = 2
 """After so many in a row that do no better on the samples left out, weaker ones are not tried."""
 SCALE_RIDGE = 1e-3
-ENOUGH = 0.25
+ENOUGH = 0.1
 """Positions per input from which on each weight is fitted."""
 
 

@@ -47,6 +47,7 @@ class Reading:
 
     Attributes:
         key: which.
+        order: how many uses of parameters were before it.
         use: how it came to the operator.
         level: how many consumers are before it.
         bias: what is added to what it gives.
@@ -58,6 +59,7 @@ class Reading:
     """
 
     key: Key
+    order: int
     use: Use
     level: int
     bias: Bias | None = None
@@ -181,7 +183,7 @@ class _Surveyor:
     def _read(self, entry: Entry, use: Use, args: tuple[Any, ...]) -> int:
         name = use.trail.parameter
         level = self._first.setdefault(name, self._level(entry.args[use.other]))
-        reading = Reading((name, self.found.uses[name]), use, level)
+        reading = Reading((name, self.found.uses[name]), len(self.found.readings), use, level)
         if use.trail.is_computed:
             reading.reason = "what multiplies is computed from it"
         elif not is_read(use, entry, args):

@@ -242,9 +242,7 @@ def parameters_of(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 @checked
-def hold(
-    model: nn.Module, optimizer: Optimizer | Sequence[Optimizer], masks: Masks | None = None, *, early: bool = False
-) -> Held:
+def hold(model: nn.Module, optimizer: Any | Sequence[Any], masks: Masks | None = None, *, early: bool = False) -> Held:
     """Hold entries of a model's parameters at exactly zero through every step of an optimizer.
 
     At once, and after every ``optimizer.step()``, the masked entries of the weights and of everything of their shape

@@ -173,6 +173,13 @@ def test_constant_data_teach_nothing() -> None:
         refitted(network(), [(torch.ones(16, 2, 6, 6), torch.zeros(16))] * 2)
 
 
+def test_constant_data_by_name_teach_nothing_either() -> None:
+    model = Tied().eval()
+    words = {"words": torch.ones(16, 5, dtype=torch.int64)}
+    with pytest.raises(DataError, match="all 16 samples are the same"):
+        refit(model, [words], reference=model, progress=False)
+
+
 def test_data_that_are_not_finite_are_refused() -> None:
     data = data_of()
     data[1][0][0, 0, 0, 0] = math.nan
@@ -208,9 +215,11 @@ def test_too_few_samples_are_too_few() -> None:
         refitted(network(), data_of(3))
 
 
-def test_fewer_samples_than_inputs_leave_less_freedom() -> None:
-    with pytest.warns(NervureWarning, match=r"too few samples.*6\.weight"):
-        found = refitted(network(), data_of(4))
+def test_far_fewer_samples_than_inputs_leave_less_freedom() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(72, 128), nn.ReLU(), nn.Linear(128, 4)).eval()
+    with pytest.warns(NervureWarning, match=r"too few samples.*3\.weight \(3 positions, 64 inputs\)"):
+        found = refitted(model, data_of(4))
     assert found.layers[-1].freedom in ("scale", "bias", "none")
 
 

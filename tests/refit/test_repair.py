@@ -1,5 +1,6 @@
 """A unit that says nothing new can leave without a trace: what stays takes over, exactly."""
 
+import copy
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -138,6 +139,21 @@ def behind_a_norm() -> Case:
     return Case(model, noise(64, 3, 8, 8), "0", keep_all_but(6, 5))
 
 
+def constant() -> Case:
+    """A unit that says one number, read by a layer without a bias, which a norm takes the mean off."""
+    model = seeded(
+        lambda: nn.Conv2d(3, 6, 1),
+        nn.ReLU,
+        lambda: nn.Conv2d(6, 4, 1, bias=False),
+        lambda: nn.BatchNorm2d(4),
+        nn.ReLU,
+        lambda: nn.Conv2d(4, 2, 1),
+    )
+    with torch.no_grad():
+        model[0].weight[5], model[0].bias[5] = 0, 0.5
+    return Case(model, noise(48, 3, 5, 5), "0", keep_all_but(6, 5))
+
+
 class Attention(nn.Module):
     """Self-attention whose third head says what the first one says, turned round."""
 
@@ -163,7 +179,7 @@ def attention() -> Case:
 
 CASES = [
     linear, linear_without_bias, sequence, convolution, line, volume, grouped, transposed, grouped_transposed,
-    through_a_transposed_one, behind_a_norm, attention,
+    through_a_transposed_one, behind_a_norm, constant, attention,
 ]  # fmt: skip
 
 
@@ -205,3 +221,24 @@ def test_inputs_stay_as_they_are_and_answers_are_the_same_again(make: Callable[[
     assert first.layers == second.layers
     for name, value in first.result.model.state_dict().items():
         assert torch.equal(value, second.result.model.state_dict()[name])
+
+
+class Raw(nn.Module):
+    """Matrices and biases of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Parameter(torch.randn(7, 6)), nn.Parameter(torch.randn(6, 4))
+        self.bias = nn.Parameter(torch.randn(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x @ self.first).relu() @ self.second + self.bias
+
+
+def test_a_bias_that_was_moved_since_comes_back() -> None:
+    model, data = seeded(Raw), noise(32, 5, 7)
+    moved = copy.deepcopy(model)
+    with torch.no_grad():
+        moved[0].bias += 0.5
+    refitted = refit(moved, [data], reference=model, progress=False)
+    torch.testing.assert_close(refitted.result[0].bias, model[0].bias)

@@ -76,6 +76,30 @@ def test_what_is_before_a_dropped_block_takes_over_from_it() -> None:
     assert before.freedom == "ridge"
 
 
+class Written(nn.Module):
+    """Three branches by name, which are no list: one that is dropped leaves zeros in its place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second, self.third, self.head = Branch(), Branch(), Branch(), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.first(x)
+        x = x + self.second(x)
+        x = x + self.third(x)
+        found: Tensor = self.head(x)
+        return found
+
+
+def test_what_is_before_zeros_takes_over_as_well() -> None:
+    model = Written().eval()
+    pruned = prune(model, data()[:2], Plan((Drop("second"),)))
+    found = refit(pruned, [data()], reference=model, progress=False)
+    before = next(layer for layer in found.layers if layer.tensor == "first.down.weight")
+    assert before.after < before.before
+
+
 def test_a_stream_of_an_uncut_network_stays() -> None:
     model = Network().eval()
     found = refit(model, [data()], reference=model, progress=False)
