@@ -53,7 +53,7 @@ def correct(model: nn.Module, split: Split, pictures: Tensor) -> float:
     """Accuracy on pictures in [0, 1] with the labels of the split."""
     hits = 0
     for images, labels in zip(pictures.split(BATCH), split.labels.split(BATCH), strict=True):
-        hits += int((model(split.normalised(images)).argmax(1) == labels).sum())
+        hits += int((model(split.normalise(images)).argmax(1) == labels).sum())
     return hits / len(pictures)
 
 

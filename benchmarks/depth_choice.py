@@ -32,7 +32,7 @@ from nervure.dependence import (
 from nervure.export import load_state
 from nervure.graph.example import tensors_in
 from nervure.methods.dropping import droppable
-from nervure.stats.blocks import pooled
+from nervure.stats.blocks import pool_maps
 from nervure.surgery.price import price
 from nervure.training import recalibrate
 from nervure.zoo import load
@@ -93,7 +93,7 @@ def without(model: nn.Module, graph: Graph, names: Iterable[str], batches: Seque
 
 def of_maps(entered: Tensor, added: Tensor, outputs: Tensor) -> dict[str, float]:
     """Scores of one block from its feature maps."""
-    u, t, classes = pooled(entered), pooled(added), outputs.argmax(1)
+    u, t, classes = pool_maps(entered), pool_maps(added), outputs.argmax(1)
     found, probabilities = class_distances(t, classes), outputs.softmax(1)
     reference = int(found.counts.argmax())
     alike = u.shape == t.shape

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from nervure import ERK, SNACS, SNIP, GCNet, MagnitudeMasks, Wanda, apply, trace, train, zoo
 from nervure.evaluation import CORRUPTIONS, HELD_OUT, connectivity_shift, evaluate_shift
 from nervure.evaluation.batches import Batch
-from nervure.evaluation.shift import shifted
+from nervure.evaluation.shift import shift_batches
 from nervure.export import load_state, save_state
 from nervure.graph.tape import named_tensors
 from nervure.methods import Method, View
@@ -180,7 +180,7 @@ def judged_on(task: str, seed: int, phase: str) -> tuple[list[Batch], dict[tuple
     split, names = (data.test, TEST) if phase == "test" else (data.validation.sample(TESTED_ON, 0), HELD_OUT)
     batches = split.batches(TESTED_ON)
     keys = product(names, SEVERITIES)
-    return list(batches), {(name, level): list(shifted(batches, name, level)) for name, level in keys}
+    return list(batches), {(name, level): list(shift_batches(batches, name, level)) for name, level in keys}
 
 
 @cache
@@ -209,7 +209,7 @@ def measured(task: str, seed: int, estimator: str, consistent: bool) -> Connecti
     found = asked.evidence(view)
     if not consistent:
         return found
-    views = (replace(view, data=list(shifted(view.data, *key))) for key in AUGMENTED)
+    views = (replace(view, data=list(shift_batches(view.data, *key))) for key in AUGMENTED)
     others = [asked.evidence(one).scores for one in views]
     least = {n: torch.stack([s, *(o[n] for o in others)]).amin(0) for n, s in found.scores.items()}
     return replace(found, scores=least)

@@ -26,7 +26,7 @@ from torch import nn
 from nervure import FPGM, Depth, Graph, Magnitude, Plan, Random, apply, evaluate, trace, train
 from nervure.engines import ENGINES
 from nervure.errors import BudgetError, NervureWarning
-from nervure.evaluation.timing import SAMPLES, Stopwatch, machine, sampled
+from nervure.evaluation.timing import SAMPLES, Stopwatch, machine, random_plan
 from nervure.export import load_state, save_state
 from nervure.files import write_text
 from nervure.graph.tape import named_tensors
@@ -91,7 +91,7 @@ BASELINE = "MACs"
 
 def unseen(graph: Graph, view: View) -> Iterator[tuple[str, Plan]]:
     """Plans that no table was fitted to: random ones, and those of methods and budgets."""
-    yield from ((f"random {number}", sampled(graph, UNSEEN + number)) for number in range(8))
+    yield from ((f"random {number}", random_plan(graph, UNSEEN + number)) for number in range(8))
     methods: list[Method] = [
         Magnitude(keep=0.5, budget="macs"),
         Magnitude(keep=0.3, budget="macs", multiple=8),

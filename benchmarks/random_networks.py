@@ -571,9 +571,9 @@ class RandomCuts:
         draw = Random(f"plan {self.seed}")
         cuts: list[Any] = []
         for group in view.graph.prunable:
-            kept = group.allowed(draw.randint(1, group.size))
+            kept = group.round_up(draw.randint(1, group.size))
             is_last_chance = not cuts and group is view.graph.prunable[-1]
-            kept = group.allowed(1) if is_last_chance and kept == group.size else kept
+            kept = group.round_up(1) if is_last_chance and kept == group.size else kept
             if (draw.random() < 0.85 or is_last_chance) and kept < group.size:
                 stay = set(draw.sample(range(group.size), kept))
                 cuts.append(Cut(group.name, Keep.of([i in stay for i in range(group.size)])))

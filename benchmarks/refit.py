@@ -37,7 +37,7 @@ from nervure import (
 )
 from nervure.errors import NervureWarning
 from nervure.export import load_state, save_state
-from nervure.graph.copies import copied
+from nervure.graph.copies import copy_model
 from nervure.refit import Refit, refit
 from nervure.training import recalibrate
 from nervure.zoo import Dataset
@@ -108,12 +108,12 @@ def dense(label: str, seed: int, data: Dataset) -> nn.Module:
 
 def accuracy(model: nn.Module, data: Dataset) -> float:
     """On test data, in percent."""
-    return round(100 * evaluate(copied(model).eval(), data.test.batches(500), progress=False).accuracy, 2)
+    return round(100 * evaluate(copy_model(model).eval(), data.test.batches(500), progress=False).accuracy, 2)
 
 
 def recovered(label: str, pruned: Pruned, data: Dataset, seed: int) -> float:
     """Accuracy after an epoch of training."""
-    model, options = copied(pruned.model), NETWORKS[label].get("recover", {"lr": 0.05})
+    model, options = copy_model(pruned.model), NETWORKS[label].get("recover", {"lr": 0.05})
     batches = data.train.batches(128, shuffle_seed=seed + 1)
     train(model, batches, epochs=RECOVERY, seed=seed + 1, masks=pruned.masks, progress=False, **options)
     return accuracy(model, data)
@@ -126,7 +126,7 @@ def run(cell: tuple[str, str, float], name: str, method: Any, seed: int, data: D
     pruned = prune(model, data.example(1), method, data=batches, seed=seed, progress=False)
     start = time.process_time()
     refitted = refit(pruned, batches, reference=model, how=Refit(seed=seed), progress=False)
-    took, renormed = time.process_time() - start, copied(pruned.model)
+    took, renormed = time.process_time() - start, copy_model(pruned.model)
     recalibrate(renormed, batches, 8)
     return {
         "key": [*cell, name, seed],

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from nervure import GMP, SET, RigL, Synthesis, similarity, trace, train
 from nervure.budget.rewiring import Ramp
-from nervure.evaluation import accuracy_and_auc, align, common, reordered
+from nervure.evaluation import accuracy_and_auc, align, common, reorder_units
 from nervure.scores.growth import GROWTH as NAMED
 from nervure.scores.growth import Ask, Growth
 from nervure.scores.sites import Site
@@ -339,7 +339,7 @@ Weighed = tuple[Mapping[str, Tensor], Mapping[str, Tensor]]
 def in_order(graph: Any, one: Weighed, other: Weighed) -> float:
     """The overlap once hidden units are in the same order; of weights and masks each."""
     orders = align(graph, one[0], other[0])
-    return similarity(one[1], reordered(graph, other[1], orders)).overlap
+    return similarity(one[1], reorder_units(graph, other[1], orders)).overlap
 
 
 def shuffled(weights: Mapping[str, Tensor], masks: Mapping[str, Tensor], seed: int) -> Weighed:

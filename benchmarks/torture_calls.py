@@ -218,7 +218,7 @@ FUNCTIONS: Mapping[str, tuple[Callable[..., Any], Callable[[], dict[str, Any]]]]
     "recalibrate": (training.recalibrate, lambda: {"model": fresh(), "data": data(), "batches": 1}),
     "masks_of": (training.masks_of, lambda: {"model": fresh()}),
     "label_smoothing": (training.label_smoothing, lambda: {"eps": 0.1}),
-    "distilled": (training.distilled, lambda: {"objective": training.cross_entropy, "teacher": fresh()}),
+    "distilled": (training.with_distillation, lambda: {"objective": training.cross_entropy, "teacher": fresh()}),
     "first_batches": (stats.first_batches, lambda: {"data": data(), "samples": 4}),
     "accuracy": (evaluation.accuracy, lambda: {"probabilities": torch.full((8, 4), 0.25), "labels": data()[0][1]}),
     "calibration_error": (

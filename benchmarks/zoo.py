@@ -437,7 +437,7 @@ def _drawn(group: Any, lot: torch.Generator) -> Any:
     from nervure import Keep
 
     keep = torch.zeros(group.size, dtype=torch.bool)
-    keep[torch.randperm(group.size, generator=lot)[: group.allowed(max(1, round(KEEP * group.size)))]] = True
+    keep[torch.randperm(group.size, generator=lot)[: group.round_up(max(1, round(KEEP * group.size)))]] = True
     return Keep.of(keep)
 
 

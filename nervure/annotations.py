@@ -65,12 +65,12 @@ class Meets:
     words: str
 
 
-def accepted(hint: Any) -> Accepted:
+def acceptor(hint: Any) -> Accepted:
     """What ``hint`` accepts; what it cannot tell, such as a type variable without a bound, accepts everything."""
     if isinstance(hint, Hashable) and hint in PLAIN:
         return PLAIN[hint]
     if isinstance(hint, TypeVar):
-        return accepted(hint.__bound__ or Any)
+        return acceptor(hint.__bound__ or Any)
     origin = typing.get_origin(hint)
     maker = next((make for kinds, make in MAKERS if origin in kinds), None)
     if maker is not None:
@@ -91,18 +91,18 @@ def _scalar(value: Any) -> Any:
 
 
 def _truth(value: Any) -> bool:
-    return typing.cast(bool, _typed(_scalar(value), bool))
+    return typing.cast(bool, _require_type(_scalar(value), bool))
 
 
 def _text(value: Any) -> str:
-    return typing.cast(str, _typed(_scalar(value), str))
+    return typing.cast(str, _require_type(_scalar(value), str))
 
 
 def _whole(value: Any) -> int:
     value = _scalar(value)
     if isinstance(value, bool):
         raise Mismatch
-    return int(_typed(value, int))
+    return int(_require_type(value, int))
 
 
 def _number(value: Any) -> float:
@@ -110,7 +110,7 @@ def _number(value: Any) -> float:
     if isinstance(value, bool):
         raise Mismatch
     try:
-        number = float(_typed(value, (int, float)))
+        number = float(_require_type(value, (int, float)))
     except OverflowError as error:
         raise Mismatch from error
     if not math.isfinite(number):
@@ -118,7 +118,7 @@ def _number(value: Any) -> float:
     return number
 
 
-def _typed(value: Any, kind: type | tuple[type, ...]) -> Any:
+def _require_type(value: Any, kind: type | tuple[type, ...]) -> Any:
     if not isinstance(value, kind):
         raise Mismatch
     return value
@@ -139,7 +139,7 @@ def _one_of(choices: Sequence[Any], value: Any) -> Any:
 
 
 def _union(hint: Any) -> Accepted:
-    members = [accepted(member) for member in typing.get_args(hint)]
+    members = [acceptor(member) for member in typing.get_args(hint)]
     words = [member.words for member in members]
     return Accepted((", or " if "," in "".join(words) else " or ").join(words), partial(_first, members))
 
@@ -154,15 +154,15 @@ def _first(members: Sequence[Accepted], value: Any) -> Any:
     raise Mismatch(choices)
 
 
-def _annotated(hint: Any) -> Accepted:
+def _annotated_taker(hint: Any) -> Accepted:
     found, *constraints = typing.get_args(hint)
-    kind = accepted(found)
+    kind = acceptor(found)
     for constraint in constraints:
         match constraint:
             case Meta():
-                kind = Accepted(_bounded(kind.words, constraint), partial(_within, kind.take, constraint))
+                kind = Accepted(_describe_bounds(kind.words, constraint), partial(_within, kind.take, constraint))
             case Among(names):
-                kind = Accepted(f"one of {', '.join(map(repr, names))}", partial(_named, names, kind.take))
+                kind = Accepted(f"one of {', '.join(map(repr, names))}", partial(_require_name, names, kind.take))
             case Meets(test, words):
                 kind = Accepted(words, partial(_meeting, test, kind.take))
     return kind
@@ -183,7 +183,7 @@ def _within(take: Callable[[Any], Any], meta: Meta, value: Any) -> Any:
     return value
 
 
-def _bounded(words: str, meta: Meta) -> str:
+def _describe_bounds(words: str, meta: Meta) -> str:
     """``words`` with the bounds: "a number in (0, 1]", "a whole number, 1 or more"."""
     low, high = (meta.ge if meta.gt is None else meta.gt), (meta.le if meta.lt is None else meta.lt)
     # The largest floats stand for "finite", which is said already.
@@ -200,7 +200,7 @@ def _bounded(words: str, meta: Meta) -> str:
     return f"{words}, {meta.description}" if meta.description else words
 
 
-def _named(names: Collection[str], take: Callable[[Any], Any], value: Any) -> Any:
+def _require_name(names: Collection[str], take: Callable[[Any], Any], value: Any) -> Any:
     try:
         value = take(value)
     except Mismatch as found:
@@ -220,28 +220,28 @@ def _meeting(test: Callable[[Any], bool], take: Callable[[Any], Any], value: Any
 def _tuple(hint: Any) -> Accepted:
     members = typing.get_args(hint)
     if members[1:] == (...,):
-        each = accepted(members[0])
-        return Accepted(f"a tuple, each item {each.words}", lambda value: tuple(map(each.take, _listed(value))))
-    kinds = [accepted(member) for member in members]
+        each = acceptor(members[0])
+        return Accepted(f"a tuple, each item {each.words}", lambda value: tuple(map(each.take, _require_list(value))))
+    kinds = [acceptor(member) for member in members]
     return Accepted(f"a tuple of {len(kinds)}: {', '.join(kind.words for kind in kinds)}", partial(_fixed, kinds))
 
 
 def _fixed(kinds: Sequence[Accepted], value: Any) -> tuple[Any, ...]:
-    if len(_listed(value)) != len(kinds):
+    if len(_require_list(value)) != len(kinds):
         raise Mismatch
     return tuple(kind.take(item) for kind, item in zip(kinds, value, strict=True))
 
 
-def _listed(value: Any) -> Any:
-    return _typed(value, (tuple, list))
+def _require_list(value: Any) -> Any:
+    return _require_type(value, (tuple, list))
 
 
 def _collection(hint: Any) -> Accepted:
     """Sequences and sets: their items are looked at, and the collection itself is taken."""
-    origin, (each,) = typing.get_origin(hint), map(accepted, typing.get_args(hint))
+    origin, (each,) = typing.get_origin(hint), map(acceptor, typing.get_args(hint))
 
     def take(value: Any) -> Any:
-        items = [each.take(item) for item in _not_text(_typed(value, origin))]
+        items = [each.take(item) for item in _not_text(_require_type(value, origin))]
         same = all(new is old for new, old in zip(items, value, strict=True))
         return value if same else list(items) if isinstance(value, Sequence) else type(value)(items)
 
@@ -250,7 +250,7 @@ def _collection(hint: Any) -> Accepted:
 
 def _iterable(hint: Any) -> Accepted:
     """What can be iterated: a list, a loader; its items are not looked at where that might use them up."""
-    each = accepted(typing.get_args(hint)[0])
+    each = acceptor(typing.get_args(hint)[0])
 
     def take(value: Any) -> Any:
         if isinstance(value, type | Tensor | np.ndarray | Mapping) or not _iterates(_not_text(value)):
@@ -272,10 +272,10 @@ def _not_text(value: Any) -> Any:
 
 
 def _mapping(hint: Any) -> Accepted:
-    key, item = map(accepted, typing.get_args(hint))
+    key, item = map(acceptor, typing.get_args(hint))
 
     def take(value: Any) -> Any:
-        pairs = {key.take(name): item.take(entry) for name, entry in _typed(value, Mapping).items()}
+        pairs = {key.take(name): item.take(entry) for name, entry in _require_type(value, Mapping).items()}
         return value if all(pairs.get(name) is entry for name, entry in value.items()) else pairs
 
     return Accepted(f"a mapping from {key.words} to {item.words}", take)
@@ -305,11 +305,11 @@ def _takes(count: int | None, value: Any) -> bool:
 
 
 def _class(hint: Any) -> Accepted:
-    return Accepted("a class", lambda value: _typed(value, type))
+    return Accepted("a class", lambda value: _require_type(value, type))
 
 
 def _instance(cls: type) -> Accepted:
-    return Accepted(_article(cls), lambda value: _typed(value, cls))
+    return Accepted(_article(cls), lambda value: _require_type(value, cls))
 
 
 def _protocol(cls: type) -> Accepted:
@@ -371,7 +371,7 @@ PLAIN: Mapping[Any, Accepted] = {
 MAKERS: Sequence[tuple[tuple[Any, ...], Callable[[Any], Accepted]]] = [
     ((typing.Union, types.UnionType), _union),
     ((Literal,), _literal),
-    ((typing.Annotated,), _annotated),
+    ((typing.Annotated,), _annotated_taker),
     ((tuple,), _tuple),
     ((Callable,), _callable),
     ((type,), _class),

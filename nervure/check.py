@@ -13,7 +13,7 @@ from typing import Any, Self, TypeVar
 import torch
 from torch import Tensor, nn
 
-from nervure.annotations import Accepted, Mismatch, accepted
+from nervure.annotations import Accepted, Mismatch, acceptor
 from nervure.errors import ArgumentError, CallError, NervureError, ScoreError
 
 T = TypeVar("T")
@@ -47,7 +47,7 @@ def checked(function: F) -> F:
     def kinds() -> Mapping[str, Accepted]:
         # Not before the first call: annotations may name what its module defines further down.
         hints = typing.get_type_hints(function, include_extras=True)
-        return {name: accepted(hints.get(name, Any)) for name in signature.parameters}
+        return {name: acceptor(hints.get(name, Any)) for name in signature.parameters}
 
     @functools.wraps(function)
     def check(*args: Any, **kwargs: Any) -> Any:
@@ -58,18 +58,18 @@ def checked(function: F) -> F:
         for name, value in bound.arguments.items():
             kind, given = kinds()[name], signature.parameters[name].kind
             if given is inspect.Parameter.VAR_POSITIONAL:
-                bound.arguments[name] = tuple(taken(kind, each, name, owner) for each in value)
+                bound.arguments[name] = tuple(take_value(kind, each, name, owner) for each in value)
             elif given is inspect.Parameter.VAR_KEYWORD:
-                bound.arguments[name] = {key: taken(kind, v, key, owner) for key, v in value.items()}
+                bound.arguments[name] = {key: take_value(kind, v, key, owner) for key, v in value.items()}
             else:
-                bound.arguments[name] = taken(kind, value, name, owner)
+                bound.arguments[name] = take_value(kind, value, name, owner)
         return function(*bound.args, **bound.kwargs)
 
     return typing.cast(F, check)
 
 
 class Checked:
-    """A frozen dataclass whose fields are what their annotations say, as they say it: see :func:`checked`.
+    """A frozen dataclass whose fields are what their annotations say, as they say it: see :func:`measured_share`.
 
     Where a dataclass has a ``__post_init__`` of its own, that calls ``Checked.__post_init__(self)`` first.
     """
@@ -87,7 +87,7 @@ class Checked:
     def __post_init__(self) -> None:
         for name, kind in _fields_of(type(self)).items():  # type: ignore[arg-type]
             value = getattr(self, name)
-            found = taken(kind, value, name, type(self).__name__)
+            found = take_value(kind, value, name, type(self).__name__)
             if found is not value:
                 object.__setattr__(self, name, found)
 
@@ -95,15 +95,18 @@ class Checked:
 @functools.cache
 def _fields_of(cls: Any) -> Mapping[str, Accepted]:
     hints = typing.get_type_hints(cls, include_extras=True)
-    return {field.name: accepted(hints[field.name]) for field in dataclasses.fields(cls)}
+    return {field.name: acceptor(hints[field.name]) for field in dataclasses.fields(cls)}
 
 
-def taken(kind: Accepted, value: Any, name: str, owner: str, error: type[NervureError] = ArgumentError) -> Any:
+def take_value(kind: Accepted, value: Any, name: str, owner: str, error: type[NervureError] = ArgumentError) -> Any:
     """What ``value`` becomes, given as ``name`` to ``owner``; raises ``error`` where it is not of that kind."""
     try:
         return kind.take(value)
     except Mismatch as found:
-        given, hint = shown(value), nearest(value, found.choices) if isinstance(value, str) else _advice(kind, value)
+        given, hint = (
+            show_value(value),
+            nearest(value, found.choices) if isinstance(value, str) else _advice(kind, value),
+        )
         raise error(f"{owner}({name}={given}): {name} is {kind.words}; got {given}.{hint}") from None
 
 
@@ -149,7 +152,7 @@ class _Shown(reprlib.Repr):
 _SHOWN = _Shown()
 
 
-def shown(value: Any) -> str:
+def show_value(value: Any) -> str:
     """A value for an error: its repr, of 80 characters at most, whatever its class makes of that."""
     try:
         text = _SHOWN.repr(value)
@@ -162,7 +165,7 @@ def require_fraction(value: float, name: str) -> float:
     """Return ``value`` as a float if it lies in (0, 1], else raise :class:`ArgumentError`."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
         raise ArgumentError(
-            f"{name}={shown(value)} is not in (0, 1]: {name} is the fraction that stays, 1.0 keeps everything."
+            f"{name}={show_value(value)} is not in (0, 1]: {name} is the fraction that stays, 1.0 keeps everything."
         )
     return float(value)
 
@@ -170,7 +173,7 @@ def require_fraction(value: float, name: str) -> float:
 def require_positive(value: int, name: str) -> int:
     """Return ``value`` if it is a whole number above 0, else raise :class:`ArgumentError`."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ArgumentError(f"{name}={shown(value)} must be a whole number, 1 or more.")
+        raise ArgumentError(f"{name}={show_value(value)} must be a whole number, 1 or more.")
     return value
 
 
@@ -178,7 +181,7 @@ def require_choice(value: T, choices: Iterable[T], name: str) -> T:
     """Return ``value`` if it is one of ``choices``, else raise :class:`ArgumentError`."""
     options = list(choices)
     if value not in options:
-        raise ArgumentError(f"{name}={shown(value)} is not one of {', '.join(map(repr, options))}.")
+        raise ArgumentError(f"{name}={show_value(value)} is not one of {', '.join(map(repr, options))}.")
     return value
 
 

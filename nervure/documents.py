@@ -29,7 +29,7 @@ class Seal(msgspec.Struct):
     sha256: str | None = None
 
 
-def sealed(data: Mapping[str, Any], what: str, *, indent: int = 1) -> bytes:
+def seal_document(data: Mapping[str, Any], what: str, *, indent: int = 1) -> bytes:
     """``data`` as the text of a document with its version and its checksum.
 
     Args:
@@ -42,13 +42,13 @@ def sealed(data: Mapping[str, Any], what: str, *, indent: int = 1) -> bytes:
     """
     bare = {"format": VERSION} | {key: value for key, value in data.items() if key not in Seal.__struct_fields__}
     try:
-        text = _encoded(bare)
+        text = _encode(bare)
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise FileError(f"{what} was not written: it is not plain data ({error}).") from error
     return msgspec.json.format(text[:-1] + _ending(_digest(text)), indent=indent)
 
 
-def opened(document: Any, what: str, error: type[NervureError] = FileError) -> dict[str, Any]:
+def open_document(document: Any, what: str, error: type[NervureError] = FileError) -> dict[str, Any]:
     """The data in a document, without its version and its checksum.
 
     Args:
@@ -61,7 +61,7 @@ def opened(document: Any, what: str, error: type[NervureError] = FileError) -> d
     """
     # A lone surrogate is no text: as bytes it is told like any other damage.
     text = document.encode("utf-8", "surrogatepass") if isinstance(document, str) else document
-    data = _parsed(text, what, error) if isinstance(text, bytes) else convert(text, dict[str, Any], what, error)
+    data = _parse(text, what, error) if isinstance(text, bytes) else convert(text, dict[str, Any], what, error)
     if not is_shallow(data):
         raise error(f"{what} cannot be read: it is nested too deeply.")
     seal = convert(data, Seal, what, error)
@@ -113,7 +113,7 @@ def is_shallow(data: Any) -> bool:
     return not level
 
 
-def _parsed(text: bytes, what: str, error: type[NervureError]) -> dict[str, Any]:
+def _parse(text: bytes, what: str, error: type[NervureError]) -> dict[str, Any]:
     if b"NaN" in text or b"Infinity" in text:
         # Python's own writer, which earlier versions used, has these words; JSON, and what is sealed, has not.
         with contextlib.suppress(ValueError, RecursionError):
@@ -123,7 +123,7 @@ def _parsed(text: bytes, what: str, error: type[NervureError]) -> dict[str, Any]
     return decode(text, dict[str, Any], what, error)
 
 
-def _encoded(data: Any) -> bytes:
+def _encode(data: Any) -> bytes:
     try:
         return msgspec.json.encode(data, enc_hook=_plain)
     except UnicodeEncodeError:

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias, TypeVar
 
-from nervure.documents import opened, sealed
+from nervure.documents import open_document, seal_document
 from nervure.errors import ArgumentError, FileError, NervureError
 from nervure.processes import is_alive, process_mark
 from nervure.schema import convert
@@ -116,7 +116,7 @@ def write_json(path: PathLike, data: Mapping[str, Any]) -> Path:
     Raises:
         FileError: it cannot be written, or is not plain data. See :mod:`nervure.documents`.
     """
-    return write_bytes(path, sealed(data, repr(str(path))) + b"\n")
+    return write_bytes(path, seal_document(data, repr(str(path))) + b"\n")
 
 
 def append_line(path: PathLike, line: str) -> Path:
@@ -161,7 +161,7 @@ def read_json(path: PathLike, what: str = "a JSON file") -> dict[str, Any]:
     Raises:
         FileError: it is missing, no JSON object or damaged (``what`` says what was expected).
     """
-    return opened(read_bytes(path, what), f"{str(path)!r} ({what})")
+    return open_document(read_bytes(path, what), f"{str(path)!r} ({what})")
 
 
 def read_document(path: PathLike, schema: type[T], what: str) -> T:

@@ -43,7 +43,7 @@ def exclusive_file(path: PathLike) -> Iterator[None]:
 @contextlib.contextmanager
 def _held(lock: Path, what: str) -> Iterator[None]:
     with file_errors(lock, "lock"):
-        handle = _taken(lock, what)
+        handle = _take(lock, what)
     try:
         yield
     finally:
@@ -55,7 +55,7 @@ def _held(lock: Path, what: str) -> Iterator[None]:
         os.close(handle)
 
 
-def _taken(lock: Path, what: str) -> int:
+def _take(lock: Path, what: str) -> int:
     while True:
         handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
         try:

@@ -30,7 +30,7 @@ def listing(lines: Iterable[str]) -> str:
     return "\n".join(map(printable, lines))
 
 
-def markdown(text: str) -> str:
+def escape_markdown(text: str) -> str:
     r"""Markdown that shows ``text``, anywhere: in a paragraph, a heading, an item of a list, a cell of a table.
 
     >>> print(markdown("layer1.0.conv_1"), markdown("<b>"), markdown("a|b"), markdown("- x"))
@@ -59,7 +59,7 @@ def code_block(text: str, language: str = "") -> str:
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], rule: Sequence[str] = ()) -> str:
     """A table in Markdown that shows these cells; empty without rows. ``rule`` aligns columns (``"---:"``: right)."""
-    lines = [[markdown(cell) for cell in row] for row in (head, *rows)]
+    lines = [[escape_markdown(cell) for cell in row] for row in (head, *rows)]
     lines.insert(1, list(rule) or ["---"] * len(head))
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) if len(lines) > 2 else ""
 

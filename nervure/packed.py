@@ -43,7 +43,7 @@ class Packing:
     shape: Annotated[tuple[Count, ...], Meta(max_length=64)]
 
 
-def packed(tensors: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Packing]]:
+def pack(tensors: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Packing]]:
     """Tensors with those that a mask holds at zero packed, and how each of these is packed.
 
     A tensor stays as it is where something that its mask excludes is not zero (nobody held it), or where packing would
@@ -66,10 +66,8 @@ def packed(tensors: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> tuple[
     return found, packings
 
 
-def unpacked(
-    tensors: Mapping[str, Tensor], packings: Mapping[str, Packing]
-) -> tuple[dict[str, Tensor], dict[str, Keep]]:
-    """What :func:`packed` was given: the tensors, and the masks of those that were packed.
+def unpack(tensors: Mapping[str, Tensor], packings: Mapping[str, Packing]) -> tuple[dict[str, Tensor], dict[str, Keep]]:
+    """What :func:`pack` was given: the tensors, and the masks of those that were packed.
 
     A few bytes may stand for a very large tensor: look at the shapes first.
 
@@ -91,7 +89,7 @@ def unpacked(
 
 
 def unpacked_mask(tensors: Mapping[str, Tensor], name: str, packing: Packing) -> Tensor:
-    """Where a packed tensor has its values: booleans of its shape; raises :class:`DamageError` as :func:`unpacked`."""
+    """Where a packed tensor has its values: booleans of its shape; raises :class:`DamageError` as :func:`unpack`."""
     raw = tensors.get(POSITIONS + name)
     if raw is None or raw.dtype != torch.uint8 or raw.ndim != 1:
         raise DamageError(f"tensor {name!r} has no positions.")

@@ -26,10 +26,10 @@ import torch
 from msgspec import Meta
 from torch import Tensor
 
-from nervure.documents import opened
+from nervure.documents import open_document
 from nervure.errors import PlanError
 from nervure.markup import listing
-from nervure.schema import Count, Finite, NotNegative, Seed, check_fields, convert, written
+from nervure.schema import Count, Finite, NotNegative, Seed, check_fields, convert, written_schema
 
 if TYPE_CHECKING:
     from nervure.graph.types import Block, Graph
@@ -260,11 +260,11 @@ class Plan:
         for cut in self.cuts:
             saved = graph.macs() - graph.macs({cut.group: keeps[cut.group]})
             lines.append(
-                (cut.group, f"{graph[cut.group].size:>5} -> {cut.keep.count:<5}", f"-{_scaled(saved)}MACs alone")
+                (cut.group, f"{graph[cut.group].size:>5} -> {cut.keep.count:<5}", f"-{_format_number(saved)}MACs alone")
             )
             lines += [("", "", f"note: {note}") for note in graph[cut.group].kinds_of_notes]
         lines += [(m.tensor, f"{m.keep.size:>5} -> {m.keep.count:<5}", "connections masked") for m in self.masks]
-        lines += [(d.block, "", _dropped(graph.block(d.block))) for d in self.drops]
+        lines += [(d.block, "", _format_drop(graph.block(d.block))) for d in self.drops]
         lines += [
             (f"{e.route.reads or e.source} => {e.route.joins or e.target}", f"+{e.keep.count}", "skip connections")
             for e in self.links
@@ -293,7 +293,7 @@ class Plan:
     def from_json(data: Mapping[str, Any] | str) -> "Plan":
         """Read what :meth:`to_json` wrote (or its text); raises :class:`PlanError` on anything else."""
         what = "this plan"
-        plain = opened(data, what, PlanError)
+        plain = open_document(data, what, PlanError)
         if "edits" not in plain:
             raise PlanError(f"{what} cannot be read: it has no 'edits'.")
         found = convert(plain, _PLAN, what, PlanError)
@@ -310,7 +310,7 @@ def _said_of_configs(graph: "Graph", keeps: Mapping[str, Tensor]) -> Iterator[st
             yield f"{name} becomes {now} (it was {said.size})"
 
 
-def _dropped(block: "Block") -> str:
+def _format_drop(block: "Block") -> str:
     what = f"block dropped ({', '.join(block.modules)})"
     if not block.element:
         return what
@@ -327,7 +327,7 @@ def _said_of_drops(graph: "Graph", drops: Sequence[Drop]) -> Iterator[str]:
         )
 
 
-def _scaled(number: float) -> str:
+def _format_number(number: float) -> str:
     for unit in ("", "k", "M"):
         if abs(number) < 1000:
             return f"{number:.3g} {unit}"
@@ -343,7 +343,7 @@ def _edit_to_json(edit: Edit) -> dict[str, Any]:
 
 
 # Plans are written by hand too, so a key that is not known is refused.
-_by_hand: Any = partial(written, forbid_unknown_fields=True)
+_by_hand: Any = partial(written_schema, forbid_unknown_fields=True)
 _ROUTE = _by_hand(Route)
 _EDITS = {name: _by_hand(kind, {"route": _ROUTE}, tag_field="edit", tag=name) for name, kind in EDITS.items()}
 _EDIT: Any = reduce(or_, _EDITS.values())

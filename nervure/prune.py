@@ -11,9 +11,9 @@ from nervure.budget.sheets import left_dense
 from nervure.check import checked
 from nervure.errors import ArgumentError, DataError, NervureError, VerificationError
 from nervure.graph.cost import Cost, cost_of
-from nervure.graph.example import is_weightless, placed_like, unwrapped
-from nervure.graph.modes import isolated
-from nervure.graph.preserve import preserved
+from nervure.graph.example import is_weightless, placed_like, unwrap
+from nervure.graph.modes import leave_modes
+from nervure.graph.preserve import restore_after
 from nervure.graph.tape import named_tensors
 from nervure.graph.trace import Choices, left_alone
 from nervure.graph.types import Graph
@@ -24,11 +24,11 @@ from nervure.refit import Refit
 from nervure.refit import refit as refitted_to
 from nervure.schema import Seed
 from nervure.stats import measure
-from nervure.surgery.apply import apply, edited, masks_after
+from nervure.surgery.apply import apply, edit_model, masks_after
 from nervure.surgery.blame import Edit, families_of, name_of, wrong_edits
 from nervure.surgery.checker import Checker
-from nervure.surgery.verify import verified
-from nervure.tracing import pinned, traced
+from nervure.surgery.verify import verify_with
+from nervure.tracing import pin_edits, trace_and_check
 
 PLANS = 3
 """How many times a method plans, each time without what was found wrong before."""
@@ -74,7 +74,7 @@ class Pruned:
     earlier: tuple[Step, ...] = ()
     unverified: str = ""
 
-    def rewired(self, masks: Mapping[str, Tensor]) -> "Pruned":
+    def with_masks(self, masks: Mapping[str, Tensor]) -> "Pruned":
         """The same with the masks that training left, as :class:`nervure.training.History` has them.
 
         A plan that only masks says so too. Without masks nothing changes.
@@ -97,17 +97,18 @@ class Pruned:
         return printable(
             f"{methods}: parameters {before.params:,} -> {after.params:,} "
             f"({after.params / max(before.params, 1):.1%}), "
-            f"MACs {before.macs:,} -> {after.macs:,} ({after.macs / max(before.macs, 1):.1%}), " + self._verified()
+            f"MACs {before.macs:,} -> {after.macs:,} ({after.macs / max(before.macs, 1):.1%}), "
+            + self._verification_text()
         )
 
-    def _verified(self) -> str:
+    def _verification_text(self) -> str:
         if self.verification is not None:
             return f"verified (error {self.verification:.1e})"
         return f"not verified ({self.unverified})" if self.unverified else "not verified"
 
 
 @checked
-@isolated()
+@leave_modes()
 def prune(
     model: nn.Module | Pruned,
     example: Any,
@@ -156,7 +157,7 @@ def prune(
         raise ArgumentError("method=[] names no method. Give one, or a list of several.")
     if refit is not False and data is None:
         raise DataError(f"refit={refit!r} fits on data: give data=, batches of (inputs, labels) or of inputs.")
-    ignore, only = _kept(ignore), None if only is None else _kept(only)
+    ignore, only = _repeatable(ignore), None if only is None else _repeatable(only)
     found: nn.Module | Pruned = model
     for one in methods:
         dense = found.model if isinstance(found, Pruned) else found
@@ -174,10 +175,10 @@ def prune(
     assert isinstance(found, Pruned)
     if refit is False or data is None:
         return found
-    return _refitted(model, found, data, Refit(seed=seed) if refit is True else refit, progress)
+    return _refit(model, found, data, Refit(seed=seed) if refit is True else refit, progress)
 
 
-def _refitted(dense: nn.Module | Pruned, found: Pruned, data: Batches, how: Refit, progress: bool) -> Pruned:
+def _refit(dense: nn.Module | Pruned, found: Pruned, data: Batches, how: Refit, progress: bool) -> Pruned:
     """``found``, fitted to what it was made from."""
     if isinstance(dense, nn.Module):
         return refitted_to(found, data, reference=dense, how=how, progress=progress).result
@@ -186,7 +187,7 @@ def _refitted(dense: nn.Module | Pruned, found: Pruned, data: Batches, how: Refi
     return replace(result, earlier=found.earlier)
 
 
-def _kept(choices: Choices) -> Choices:
+def _repeatable(choices: Choices) -> Choices:
     """Choices that can be gone through more than once."""
     return choices if isinstance(choices, str | nn.Module) else tuple(choices)
 
@@ -224,9 +225,9 @@ def _pruned_once(
         raise DataError(
             f"{method!r} measures {', '.join(sorted(method.wants))}: give data=, batches of (inputs, labels)."
         )
-    model = unwrapped(model)
+    model = unwrap(model)
     example = placed_like(model, example)
-    drawing, checker = traced(model, example, **chosen)
+    drawing, checker = trace_and_check(model, example, **chosen)
     graph = drawing.graph
     weights = {name: tensor.detach() for name, tensor in named_tensors(model).items()}
     stats = (
@@ -237,16 +238,16 @@ def _pruned_once(
     before = cost_of(model, drawing.flow)
     ignored = left_alone(model, chosen["ignore"], chosen["only"])
     view = View(graph, weights, stats, seed, model, example, data, ignored)
-    result = _planned(model, method, view, before)
+    result = _make_plan(model, method, view, before)
     if verify and not is_weightless(model):
-        result = _verified(checker, method, view, result)
+        result = _verify_or_repair(checker, method, view, result)
     return replace(result, cost_after=checker.count(result.model, example))
 
 
-def _verified(checker: Checker, method: Method, view: View, result: Pruned, plans: int = PLANS) -> Pruned:
+def _verify_or_repair(checker: Checker, method: Method, view: View, result: Pruned, plans: int = PLANS) -> Pruned:
     """``result``, verified; where it computes something else, what is to blame is pinned and the method plans anew."""
     try:
-        found = verified(checker, result)
+        found = verify_with(checker, result)
         return replace(result, verification=found.error, unverified=found.reason)
     except VerificationError as error:
         wrong = _wrong_edits(checker, result)
@@ -259,11 +260,13 @@ def _verified(checker: Checker, method: Method, view: View, result: Pruned, plan
                 "`right` of this error, a plan. Please report the model.",
                 right=right,
             ) from error
-        view = replace(view, graph=pinned(view.graph, {e: f"found wrong when verified: {w}" for e, w in wrong.items()}))
+        view = replace(
+            view, graph=pin_edits(view.graph, {e: f"found wrong when verified: {w}" for e, w in wrong.items()})
+        )
         if not view.graph.prunable and not any(not b.pinned for b in view.graph.blocks):
             raise VerificationError(f"no cut computes the right thing: {named}") from error
     assert isinstance(view.model, nn.Module)
-    return _verified(checker, method, view, _planned(view.model, method, view, result.cost_before), plans - 1)
+    return _verify_or_repair(checker, method, view, _make_plan(view.model, method, view, result.cost_before), plans - 1)
 
 
 def _wrong_edits(checker: Checker, result: Pruned) -> dict[Edit, str]:
@@ -273,7 +276,7 @@ def _wrong_edits(checker: Checker, result: Pruned) -> dict[Edit, str]:
     def attempt(edits: Sequence[Edit]) -> str:
         plan = Plan((*edits, *others))
         try:
-            verified(checker, replace(result, plan=plan, model=edited(checker.model, result.graph, plan)))
+            verify_with(checker, replace(result, plan=plan, model=edit_model(checker.model, result.graph, plan)))
         except NervureError as error:
             return str(error).split("\n", maxsplit=1)[0][:200]
         return ""
@@ -303,8 +306,8 @@ def _require_method(method: Any) -> None:
         )
 
 
-def _planned(model: nn.Module, method: Method, view: View, before: Cost) -> Pruned:
-    with preserved(model, view.example):
+def _make_plan(model: nn.Module, method: Method, view: View, before: Cost) -> Pruned:
+    with restore_after(model, view.example):
         plan = method.plan(view)
     smaller = apply(model, view.graph, plan)
     return Pruned(smaller, plan, view.graph, before, before, repr(method), masks_after(view.graph, plan))

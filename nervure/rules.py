@@ -35,7 +35,7 @@ from nervure.graph.rules.given import (
     Chooser,
     How,
     Operation,
-    compiled,
+    compile_rule,
     contraction,
     like,
     moves,
@@ -50,7 +50,7 @@ __all__ = [
     "Operation",
     "contraction",
     "forget",
-    "given",
+    "current_rules",
     "like",
     "moves",
     "pinned",
@@ -88,7 +88,7 @@ class Given:
 
 def _settle(name: str) -> None:
     if STACKS[name]:
-        GIVEN[_looked_up(name)] = compiled(name, STACKS[name][-1].how)
+        GIVEN[_looked_up(name)] = compile_rule(name, STACKS[name][-1].how)
     else:
         del STACKS[name], GIVEN[_looked_up(name)]
 
@@ -144,7 +144,7 @@ def forget(operation: Any) -> None:
         one.remove()
 
 
-def given() -> Mapping[str, How | Chooser]:
+def current_rules() -> Mapping[str, How | Chooser]:
     """The rules that hold now, by operation."""
     return {name: stack[-1].how for name, stack in STACKS.items()}
 

@@ -72,7 +72,7 @@ def decode(text: bytes | str, schema: type[T], what: str, error: type[NervureErr
     try:
         return msgspec.json.decode(text, type=schema)
     except (msgspec.DecodeError, RecursionError, UnicodeError, OverflowError) as found:
-        raise error(f"{what} cannot be read: {_told(found)}") from found
+        raise error(f"{what} cannot be read: {_describe_error(found)}") from found
 
 
 def convert(
@@ -93,10 +93,10 @@ def convert(
     try:
         return msgspec.convert(value, schema, dec_hook=hook)
     except (msgspec.ValidationError, RecursionError, UnicodeError, OverflowError) as found:
-        raise error(f"{what} cannot be read: {_told(found, value)}") from found
+        raise error(f"{what} cannot be read: {_describe_error(found, value)}") from found
 
 
-def written(kind: type[Any], replaced: Mapping[str, Any] = MappingProxyType({}), **config: Any) -> Any:
+def written_schema(kind: type[Any], replaced: Mapping[str, Any] = MappingProxyType({}), **config: Any) -> Any:
     """The schema of what dataclass ``kind`` is written as, where some of its fields are written as another type.
 
     Args:
@@ -133,7 +133,7 @@ def encode(value: Any) -> bytes:
     return msgspec.json.encode(value, order="sorted")
 
 
-def _told(error: BaseException, value: Any = None) -> str:
+def _describe_error(error: BaseException, value: Any = None) -> str:
     """What a decoder found, as the end of a sentence."""
     if isinstance(error, RecursionError):
         return "it is nested too deeply."

@@ -12,10 +12,10 @@ from torch import nn
 from nervure.check import checked
 from nervure.errors import CopyError, NervureError, NervureWarning
 from nervure.graph.blocks import is_doubtful, with_blocks
-from nervure.graph.example import evaluating, is_weightless, placed_like, unfaked, unwrapped
-from nervure.graph.modes import isolated
+from nervure.graph.example import evaluating, is_weightless, placed_like, unwrap, without_fakes
+from nervure.graph.modes import leave_modes
 from nervure.graph.siblings import follow_siblings
-from nervure.graph.tape import unreached
+from nervure.graph.tape import unreached_parameters
 from nervure.graph.trace import (
     Choices,
     Drawing,
@@ -78,11 +78,13 @@ def trace(
         CopyError: a group had to be tried on a copy, and an attribute of the model cannot be copied.
         ArgumentError: ``example``, ``ignore``, ``only`` or ``outputs`` is not what it should be.
     """
-    return traced(model, example, ignore, only, outputs=outputs, inputs=inputs, inside_heads=inside_heads)[0].graph
+    return trace_and_check(model, example, ignore, only, outputs=outputs, inputs=inputs, inside_heads=inside_heads)[
+        0
+    ].graph
 
 
-@isolated()
-def traced(
+@leave_modes()
+def trace_and_check(
     model: nn.Module,
     example: Any,
     ignore: Choices,
@@ -93,10 +95,10 @@ def traced(
     inside_heads: bool = False,
 ) -> tuple[Drawing, Checker]:
     """What :func:`trace` finds, with the run that it was read from, and what compares cut models with the original."""
-    model = unwrapped(model)
+    model = unwrap(model)
     check_modules(model)
     choices = chosen_patterns(model, ignore, only)
-    with unfaked(model) as real, evaluating(real):
+    with without_fakes(model) as real, evaluating(real):
         check_weights(real)
         example = placed_like(real, example)
         drawing = draw(real, example, outputs=outputs, inputs=inputs, inside_heads=inside_heads)
@@ -107,7 +109,7 @@ def traced(
         unproven = drawing.suspects()
         checker = Checker(real, drawing, example)
         if not is_weightless(real):
-            drawing.graph = _tried(checker, whole, unproven)
+            drawing.graph = _check_cuts(checker, whole, unproven)
         elif unproven:
             note = f"{len(unproven)} groups could not be tried without weights: {', '.join(list(unproven)[:5])}"
             drawing.graph = replace(drawing.graph, notes=(*drawing.graph.notes, note))
@@ -116,7 +118,7 @@ def traced(
 
 def _noting_unreached(model: nn.Module, drawing: Drawing) -> Graph:
     """The graph with a note of the modules that no example reached; a warning says so too."""
-    idle, reached = set(unreached(model, drawing.flow.tape)), {call.name for call in drawing.flow.tape.calls}
+    idle, reached = set(unreached_parameters(model, drawing.flow.tape)), {call.name for call in drawing.flow.tape.calls}
     names = []
     for name, module in model.named_modules():
         own = [f"{name}.{key}" if name else key for key, _ in module.named_parameters(recurse=False)]
@@ -135,7 +137,7 @@ def _noting_unreached(model: nn.Module, drawing: Drawing) -> Graph:
     return replace(graph, notes=(*graph.notes, note))
 
 
-def _tried(checker: Checker, whole: Graph, unproven: Mapping[str, str]) -> Graph:
+def _check_cuts(checker: Checker, whole: Graph, unproven: Mapping[str, str]) -> Graph:
     """The graph with what does not compute the right thing pinned, and with the elements of ``whole`` that can go."""
     drawing = checker.drawing
     cuts = _trial_cuts(drawing.graph, unproven)
@@ -205,7 +207,7 @@ def _pin_wrong_groups(checker: Checker, cuts: Sequence[Cut], unproven: Mapping[s
         return first or why_wrong(checker, graph, edits)
 
     wrong = wrong_edits(attempt, families_of(graph, cuts))
-    return pinned(graph, {edit: f"{unproven[edit.group]}: {wrong[edit]}" for edit in cuts if edit in wrong})
+    return pin_edits(graph, {edit: f"{unproven[edit.group]}: {wrong[edit]}" for edit in cuts if edit in wrong})
 
 
 def why_wrong(checker: Checker, graph: Graph, edits: Iterable[Edit]) -> str:
@@ -219,7 +221,7 @@ def why_wrong(checker: Checker, graph: Graph, edits: Iterable[Edit]) -> str:
     return f"cannot be checked ({found.reason})" if found.error is None else ""
 
 
-def pinned(graph: Graph, wrong: Mapping[Edit, str]) -> Graph:
+def pin_edits(graph: Graph, wrong: Mapping[Edit, str]) -> Graph:
     """The graph with what these edits would cut or drop pinned, for the reasons given."""
     groups = {edit.group: reason for edit, reason in wrong.items() if isinstance(edit, Cut)}
     blocks = {edit.block: reason for edit, reason in wrong.items() if isinstance(edit, Drop)}
@@ -234,7 +236,7 @@ def _share(index: int, group: Group) -> Keep:
     """Units to keep in a trial: shares differ, since sizes that are quotients of others fit where all are halved."""
     size = group.size
     kept = max(1, round(size * (0.5, 0.75, 0.34, 0.62)[index % 4]))
-    kept = min(group.allowed(kept), group.allowed(size) - group.multiple)
+    kept = min(group.round_up(kept), group.round_up(size) - group.multiple)
     order = np.argsort((np.arange(size) * 7 + 3) % (size + 1), kind="stable")
     keep = np.zeros(size, dtype=bool)
     keep[order[:kept]] = True
@@ -250,7 +252,7 @@ def _pin_wrong_blocks(checker: Checker) -> Graph:
         if family not in reasons:
             reasons[family] = why_wrong(checker, graph, [Drop(block.name)])
     wrong = {Drop(b.name): reasons[re.sub(r"\d+", "*", b.name)] for b in doubtful}
-    return pinned(graph, {drop: reason for drop, reason in wrong.items() if reason})
+    return pin_edits(graph, {drop: reason for drop, reason in wrong.items() if reason})
 
 
 def _doubtful(checker: Checker) -> list[Block]:

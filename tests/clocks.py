@@ -8,7 +8,7 @@ from torch import nn
 
 from nervure.evaluation import Timing
 from nervure.evaluation.latency import Built
-from nervure.graph.example import resized
+from nervure.graph.example import resize_batch
 from tests.oracle import call
 
 
@@ -23,7 +23,9 @@ class Clock:
         if self.stops_after is not None and self.timed >= self.stops_after:
             raise KeyboardInterrupt
         self.timed += len(models) - 1
-        seconds = {name: self.seconds(built.model, resized(built.example, batch)) for name, built in models.items()}
+        seconds = {
+            name: self.seconds(built.model, resize_batch(built.example, batch)) for name, built in models.items()
+        }
         dense = next(iter(seconds.values()))
         for place, (name, took) in enumerate(seconds.items()):
             ratio = took / dense * (self.slower if place else 1)

@@ -369,7 +369,7 @@ def a_wrong_cut_is_caught(model: nn.Module, example: Any, groups: int) -> int:
     for group in graph.prunable:
         if wrong == groups:
             break
-        keep = Keep.of(torch.arange(group.size) < group.allowed(-(-group.size // 2)))
+        keep = Keep.of(torch.arange(group.size) < group.round_up(-(-group.size // 2)))
         plan = Plan((Cut(group.name, keep),))
         for slot in group.readers[:1]:
             bad = misread(graph, slot.tensor, slot.axis)

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 import nervure
 from nervure import Magnitude, MagnitudeMasks, Random, evaluate, hold, measure, prune, trace, train
-from nervure.annotations import accepted
-from nervure.check import checked, shown
+from nervure.annotations import acceptor
+from nervure.check import checked, show_value
 from nervure.errors import ArgumentError, CallError, DataError, ForwardError, NervureError
 from nervure.training import cross_entropy, recalibrate
 
@@ -113,10 +113,10 @@ def test_an_argument_does_what_it_says_or_is_refused_in_words(
         try:
             called(**given)
         except NervureError as error:
-            assert 0 < len(str(error)) < 2000, (argument, shown(value))
+            assert 0 < len(str(error)) < 2000, (argument, show_value(value))
         except Exception as error:
-            raise AssertionError(f"{name}({argument}={shown(value)})") from error
-        assert time.monotonic() - start < SECONDS, (argument, shown(value))
+            raise AssertionError(f"{name}({argument}={show_value(value)})") from error
+        assert time.monotonic() - start < SECONDS, (argument, show_value(value))
 
 
 def plain(hint: Any) -> bool:
@@ -247,7 +247,7 @@ def test_what_an_annotation_accepts_stands_in_words() -> None:
         typing.Literal["a", "b"]: "one of 'a', 'b'",
     }
     for hint, words in said.items():
-        assert accepted(hint).words == words
+        assert acceptor(hint).words == words
 
 
 def test_values_in_errors_are_short_and_always_there() -> None:
@@ -256,8 +256,8 @@ def test_values_in_errors_are_short_and_always_there() -> None:
             raise KeyError
 
     values = (Hostile(), "x" * 10**6, [EXAMPLE] * 100, 10**5000, {"a": network()}, lambda: 0, EXAMPLE)
-    assert all(0 < len(shown(value)) <= 80 for value in values)
-    assert shown(EXAMPLE) == "<Tensor of shape (4, 6), torch.float32>"
+    assert all(0 < len(show_value(value)) <= 80 for value in values)
+    assert show_value(EXAMPLE) == "<Tensor of shape (4, 6), torch.float32>"
 
 
 @pytest.mark.parametrize("method", [Random(), MagnitudeMasks(density=0.5)])

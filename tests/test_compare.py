@@ -13,7 +13,14 @@ from nervure.errors import FileError, RecipeError
 from nervure.recipe import Study, compare
 from nervure.recipe import compare as compare_function
 from nervure.recipe.results import read_outcomes
-from nervure.report.comparison import Mean, Outcome, comparison_charts, comparison_text, paired, summary_table
+from nervure.report.comparison import (
+    Mean,
+    Outcome,
+    comparison_charts,
+    comparison_text,
+    paired_differences,
+    summary_table,
+)
 
 TINY: dict[str, Any] = {
     "study": {"seeds": [0, 1], "keeps": [0.5], "samples": 64},
@@ -159,7 +166,7 @@ ROWS = [
 
 
 def test_differences_are_paired_by_network_seed_and_budget() -> None:
-    found = paired(ROWS, "A", "Random")
+    found = paired_differences(ROWS, "A", "Random")
     assert found == {("net", 0, 0.5): pytest.approx(0.02), ("net", 1, 0.5): pytest.approx(0.06)}
     assert Mean.of(list(found.values())) == pytest.approx((0.04, 0.02 * math.sqrt(2), 0.02, 2))
     assert summary_table(ROWS, "Random").rows == (("A", "+4.00 ± 2.00 (n=2)", "–"),)

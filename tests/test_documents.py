@@ -18,7 +18,7 @@ from torch import nn
 
 from nervure import Cut, Drop, Graph, Keep, Link, Mask, Plan, Recipe, Report, Study, apply, trace
 from nervure.budget.latency import LatencyTable, Rates, Sample
-from nervure.documents import DEEPEST, VERSION, opened, sealed
+from nervure.documents import DEEPEST, VERSION, open_document, seal_document
 from nervure.errors import FileError, NervureError, PlanError, RecipeError
 from nervure.evaluation.drift import ConnectivityShift
 from nervure.evaluation.metrics import Metrics
@@ -167,12 +167,12 @@ WHOLE = {**KINDS, **OPEN}
 
 
 def written(name: str) -> bytes:
-    return sealed(WHOLE[name].data(), name)
+    return seal_document(WHOLE[name].data(), name)
 
 
 @pytest.mark.parametrize("name", KINDS)
 def test_a_whole_document_comes_back(name: str) -> None:
-    again = KINDS[name].read(opened(written(name), name))
+    again = KINDS[name].read(open_document(written(name), name))
     assert again == KINDS[name].read(KINDS[name].data())
 
 
@@ -183,7 +183,7 @@ def test_a_bit_that_flips_in_a_document_is_told(name: str) -> None:
         damaged = bytearray(text)
         damaged[place // 8] ^= 1 << place % 8
         with pytest.raises(FileError):
-            opened(bytes(damaged), name)
+            open_document(bytes(damaged), name)
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -191,16 +191,16 @@ def test_a_document_that_ends_early_is_told(name: str) -> None:
     text, draw = written(name), random.Random(0)
     for end in [*range(0, 40), *range(len(text) - 90, len(text)), *draw.sample(range(len(text)), 100)]:
         with pytest.raises(FileError):
-            opened(text[:end], name)
+            open_document(text[:end], name)
 
 
 def test_a_document_that_lost_its_checksum_is_told() -> None:
     text = written("table")
     for key in (b'"sha256"', b'"format"'):
         with pytest.raises(FileError, match="checksum"):
-            opened(text.replace(key, b'"shed"'), "a table")
+            open_document(text.replace(key, b'"shed"'), "a table")
     with pytest.raises(FileError, match=f"up to {VERSION}. Upgrade"):
-        opened(text.replace(b'"format": 3', b'"format": 4'), "a table")
+        open_document(text.replace(b'"format": 3', b'"format": 4'), "a table")
 
 
 def test_what_a_reader_of_json_made_of_a_file_is_checked_too() -> None:
@@ -213,23 +213,23 @@ def test_what_a_reader_of_json_made_of_a_file_is_checked_too() -> None:
 
 def test_white_space_is_no_matter_and_order_is() -> None:
     text = written("table")
-    assert opened(msgspec.json.format(text, indent=4), "a table") == opened(text, "a table")
+    assert open_document(msgspec.json.format(text, indent=4), "a table") == open_document(text, "a table")
     with pytest.raises(FileError, match="checksum"):
-        opened(sealed({"a": 1, "b": 2}, "x").replace(b'"a": 1,\n "b": 2', b'"b": 2,\n "a": 1'), "x")
+        open_document(seal_document({"a": 1, "b": 2}, "x").replace(b'"a": 1,\n "b": 2', b'"b": 2,\n "a": 1'), "x")
 
 
 @pytest.mark.parametrize("name", WHOLE)
 def test_what_earlier_versions_wrote_and_people_write_is_read_without_a_checksum(name: str) -> None:
     kind = WHOLE[name]
-    assert kind.read(opened(json.dumps(kind.data()), name)) == kind.read(kind.data())
+    assert kind.read(open_document(json.dumps(kind.data()), name)) == kind.read(kind.data())
 
 
 def test_words_for_nan_of_earlier_versions_are_read() -> None:
     line = json.dumps(asdict(outcome(loss=math.nan)))
     assert "NaN" in line
-    assert math.isnan(Outcome.from_json(opened(line, "a line")).loss)
+    assert math.isnan(Outcome.from_json(open_document(line, "a line")).loss)
     with pytest.raises(FileError, match="cannot be read"):
-        opened('{"format": 3, "a": NaN}', "a document")
+        open_document('{"format": 3, "a": NaN}', "a document")
 
 
 HOSTILE = (
@@ -274,8 +274,8 @@ def test_a_hostile_document_is_refused_or_is_another_value(name: str) -> None:
     kind, draw = WHOLE[name], random.Random(name)
     for _ in range(250):
         try:
-            data = opened(changed(kind.data(), draw), name)
-            kind.read(opened(sealed(data, name), name))
+            data = open_document(changed(kind.data(), draw), name)
+            kind.read(open_document(seal_document(data, name), name))
         except NervureError:
             continue
 
@@ -285,15 +285,15 @@ def test_a_hostile_document_is_refused_or_is_another_value(name: str) -> None:
 )
 def test_what_is_no_table_of_keys_is_no_document(text: str) -> None:
     with pytest.raises(FileError, match=r"^a file cannot be read"):
-        opened(text, "a file")
+        open_document(text, "a file")
 
 
 def test_nesting_is_bounded() -> None:
     text = "[" * (DEEPEST - 1) + "]" * (DEEPEST - 1)
-    assert opened(f'{{"a": {text}}}', "a document")
+    assert open_document(f'{{"a": {text}}}', "a document")
     for deeper in (f"[{text}]", DEEP):
         with pytest.raises(FileError, match="nested too deeply"):
-            opened(f'{{"a": {deeper}}}', "a document")
+            open_document(f'{{"a": {deeper}}}', "a document")
         with pytest.raises(RecipeError, match=r"nested too deeply|not TOML"):
             Recipe.from_toml(f"{RECIPE}\n[prune]\noptions = {{ a = {deeper} }}")
 
@@ -392,7 +392,7 @@ def test_bits_beyond_the_end_of_a_shape_are_refused() -> None:
 @pytest.mark.parametrize("name", NETWORKS)
 def test_graphs_keep_their_rules_and_come_back(name: str) -> None:
     found = check_graph(traced(name)[2])
-    assert Graph.from_json(opened(sealed(found.to_json(), name), name)) == found
+    assert Graph.from_json(open_document(seal_document(found.to_json(), name), name)) == found
 
 
 def group(**changes: Any) -> dict[str, Any]:

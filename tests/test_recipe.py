@@ -19,7 +19,7 @@ from nervure.export import load, read_header
 from nervure.recipe import Recipe, run
 from nervure.recipe import steps as steps_module
 from nervure.recipe.fresh import difference
-from nervure.recipe.parts import PROBE, Source, dataset_of, factory_of, trained
+from nervure.recipe.parts import PROBE, Source, dataset_of, factory_of, train_section
 from nervure.recipe.steps import STEPS
 from nervure.recipe.values import SECTIONS, RecoverSection, differences
 from nervure.report import Report
@@ -320,7 +320,7 @@ class _NoReport:
 
 def _stop_after_one_epoch(patch: pytest.MonkeyPatch, name: str) -> None:
     """Press Ctrl-C in the validation after the first epoch of the training called ``name``."""
-    real, calls = steps_module._trained, [0]
+    real, calls = steps_module._train, [0]
 
     def validating(*args: Any, **options: Any) -> Any:
         calls[0] += 1
@@ -389,7 +389,7 @@ def test_a_teacher_pulls_towards_its_answers() -> None:
     for share in (0.0, 1.0):
         model = Source("resnet8", options={"width": 0.25, "in_channels": 1}).build(seed=0)
         section = RecoverSection(epochs=5, batch_size=32, distill=share, temperature=1.0)
-        trained(model, data, section, seed=0, teacher=teacher, progress=False)
+        train_section(model, data, section, seed=0, teacher=teacher, progress=False)
         x = data.example(64)
         with torch.no_grad():
             losses[share] = float((model(x).softmax(1) - teacher(x).softmax(1)).abs().sum(1).mean())

@@ -21,7 +21,7 @@ from nervure.errors import FileError
 from nervure.files import contents, write_json
 from nervure.locks import exclusive_file, exclusive_folder
 from nervure.recipe import Recipe, run, sweep
-from nervure.recipe.results import failed
+from nervure.recipe.results import failed_outcome
 from nervure.recipe.steps import ARTEFACTS, STEPS
 from nervure.recipe.trials import Job
 from tests.faults import Action, Event, fault, in_child, record
@@ -164,7 +164,7 @@ def test_where_the_disk_is_full_no_further_trial_is_begun(tmp_path: Path, monkey
 
     def refused(job: Mapping[str, Any]) -> Mapping[str, Any]:
         begun.append(job)
-        return asdict(failed(Job.from_json(job).trials[0], "cannot write"))
+        return asdict(failed_outcome(Job.from_json(job).trials[0], "cannot write"))
 
     def full(folder: Path) -> Path:
         raise FileError("No space left on device")

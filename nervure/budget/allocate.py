@@ -98,7 +98,7 @@ def allocate(
     least = tuple(max(minimum, (floors or {}).get(group.name, 0)) for group in graph.prunable)
     clock = _clock(graph, table) if budget == "latency" else None
     market = Market(graph, _values(graph, scores), scope, least, multiple, clock)
-    kept = np.ones(len(market.owner), dtype=bool) if keep == 1 else _kept(market, keep, budget)
+    kept = np.ones(len(market.owner), dtype=bool) if keep == 1 else _kept_share(market, keep, budget)
     plan = _plan(market, kept, {"budget": budget, "keep": keep, "scope": scope}, budget)
     return plan if table is None else replace(plan, reached={**plan.reached, "seconds": table.predict(graph, plan)})
 
@@ -147,7 +147,7 @@ class Market:
     @cached_property
     def floors(self) -> np.ndarray:
         """The fewest units that each group keeps. Shape [groups]."""
-        return self.rounded(np.minimum(self.sizes, np.array(self.least, dtype=np.int64)))
+        return self.round_up(np.minimum(self.sizes, np.array(self.least, dtype=np.int64)))
 
     @cached_property
     def multiples(self) -> np.ndarray:
@@ -162,13 +162,13 @@ class Market:
         whole = np.array([unit_multiple(group, both) for group in self.graph.prunable], dtype=np.int64)
         return np.where(4 * whole <= self.sizes, whole, asked)
 
-    def rounded(self, counts: np.ndarray) -> np.ndarray:
+    def round_up(self, counts: np.ndarray) -> np.ndarray:
         """Group sizes [groups] rounded up to what is allowed."""
         return np.asarray(np.minimum(self.sizes, -(-counts // self.multiples) * self.multiples))
 
     def best(self, counts: np.ndarray) -> np.ndarray:
         """Keep so many [groups] of the best of each group, rounded up. Boolean [flat units]."""
-        return np.asarray(self.rank < self.rounded(counts)[self.owner])
+        return np.asarray(self.rank < self.round_up(counts)[self.owner])
 
     def first(self, n: int) -> np.ndarray:
         """Keep the floors and the first ``n`` in ``order``. Boolean [flat units]."""
@@ -186,7 +186,7 @@ class Market:
         return self.ledger.alive(self.ledger.deaths(kept))
 
 
-def _kept(market: Market, keep: float, budget: TimedBudget) -> np.ndarray:
+def _kept_share(market: Market, keep: float, budget: TimedBudget) -> np.ndarray:
     if not market.values:
         raise BudgetError(f"nothing can be cut to reach keep={keep:g}: {_pins(market.graph)}")
     if budget != "channels":
@@ -209,9 +209,9 @@ def _within(market: Market, keep: float, budget: TimedBudget) -> np.ndarray:
     if least > limit:
         nearest = _ceil(least / whole)
         raise BudgetError(
-            f"keep={keep:g} of {_told(whole, budget)} allows {_told(limit, budget)}, but the floors "
+            f"keep={keep:g} of {_format_amount(whole, budget)} allows {_format_amount(limit, budget)}, but the floors "
             f"(minimum={min(market.least)}, multiple={market.multiple}) and what cannot be cut cost "
-            f"{_told(least, budget)}. The smallest keep that can be met is {nearest}.",
+            f"{_format_amount(least, budget)}. The smallest keep that can be met is {nearest}.",
             keep=nearest,
         )
     low, high = 0, len(market.order)
@@ -224,15 +224,15 @@ def _within(market: Market, keep: float, budget: TimedBudget) -> np.ndarray:
     # since units only get dearer.
     while budget == "latency" and before != kept.sum():
         before = kept.sum()
-        kept = _filled(market, kept, cost, limit)
-    return kept if budget == "latency" else _filled(market, kept, cost, limit)
+        kept = _fill(market, kept, cost, limit)
+    return kept if budget == "latency" else _fill(market, kept, cost, limit)
 
 
-def _told(amount: float, budget: TimedBudget) -> str:
+def _format_amount(amount: float, budget: TimedBudget) -> str:
     return f"{amount:.4g} of the dense latency" if budget == "latency" else f"{int(amount)} {budget}"
 
 
-def _filled(market: Market, kept: np.ndarray, cost: Cost, limit: float) -> np.ndarray:
+def _fill(market: Market, kept: np.ndarray, cost: Cost, limit: float) -> np.ndarray:
     """Bring back, best first, what still fits."""
     ledger, kept = market.ledger, kept.copy()
     deaths = ledger.deaths(kept)

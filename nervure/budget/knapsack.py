@@ -53,15 +53,15 @@ def frontier(
     found = [_Selection(0.0, 0.0, 0)]
     for place, (loss, saving) in enumerate(zip(losses, savings, strict=True)):
         more = [_Selection(s.saving + saving, s.loss + max(loss, least), s.members | 1 << place) for s in found]
-        found = _undominated(found + more)
+        found = _drop_dominated(found + more)
         if len(found) > resolution:
-            found = _thinned(found, width)
+            found = _thin_out(found, width)
     everything = (1 << len(losses)) - 1
     chosen = [s.members for s in found if s.members != everything]
     return [_places(members) for members in (*chosen, everything)]
 
 
-def _undominated(selections: list[_Selection]) -> list[_Selection]:
+def _drop_dominated(selections: list[_Selection]) -> list[_Selection]:
     """From the least saving to the largest; each with less loss than all that save more."""
     kept: list[_Selection] = []
     least = float("inf")
@@ -73,7 +73,7 @@ def _undominated(selections: list[_Selection]) -> list[_Selection]:
     return kept[::-1]
 
 
-def _thinned(selections: list[_Selection], width: float) -> list[_Selection]:
+def _thin_out(selections: list[_Selection], width: float) -> list[_Selection]:
     """Losses rise with savings, so the first of each range of savings has the least loss of it."""
     first: dict[int, _Selection] = {}
     for s in selections:

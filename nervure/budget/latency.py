@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, final
 import msgspec
 import numpy as np
 
-from nervure.documents import opened
+from nervure.documents import open_document
 from nervure.errors import PlanError
 from nervure.graph.types import Graph
 from nervure.plan import Plan
@@ -125,14 +125,14 @@ class Tally:
         Returns:
             Shape [..., families * 6 + 1].
         """
-        return self._summed(alive, present, ragged=alive[..., self.axes[:, 0]] % self.block != 0)
+        return self._sum_rows(alive, present, ragged=alive[..., self.axes[:, 0]] % self.block != 0)
 
     @cached_property
     def most(self) -> np.ndarray:
         """What the dense network could come to at most, were all its widths ragged. Shape [families * 6 + 1]."""
-        return self._summed(self.sizes, None, ragged=np.ones(len(self.axes), dtype=bool))
+        return self._sum_rows(self.sizes, None, ragged=np.ones(len(self.axes), dtype=bool))
 
-    def _summed(self, alive: np.ndarray, present: np.ndarray | None, ragged: np.ndarray) -> np.ndarray:
+    def _sum_rows(self, alive: np.ndarray, present: np.ndarray | None, ragged: np.ndarray) -> np.ndarray:
         widths = alive[..., self.axes].astype(np.float64)
         # Widths that never reached a step (three colours, ten classes) do not begin to cost one.
         sizes = self.sizes[self.axes]
@@ -211,7 +211,7 @@ class LatencyTable:
             raise PlanError(f"this table of latencies says that the dense network takes {clock.whole} of its own time.")
         return clock
 
-    def checked(self, plan: Plan) -> float | None:
+    def measured_share(self, plan: Plan) -> float | None:
         """The share of the dense network's time that ``plan`` took when it was timed; None where it was not."""
         sizes, drops = sizes_of(plan), tuple(drop.block for drop in plan.drops)
         return next((s.ratio for s in self.checks if (s.sizes, s.drops) == (sizes, drops)), None)
@@ -225,7 +225,7 @@ class LatencyTable:
     def from_json(data: Mapping[str, Any]) -> "LatencyTable":
         """Read what :meth:`to_json` wrote; raises :class:`FileError` on anything else."""
         what = "this table of latencies"
-        return convert(opened(data, what), LatencyTable, what)
+        return convert(open_document(data, what), LatencyTable, what)
 
 
 @final
@@ -251,7 +251,7 @@ class Clock:
         return float(self.tally(alive, present) @ self.rates / self.whole)
 
 
-def fitted(graph: Graph, key: Mapping[str, str], dense: float, samples: Sequence[Sample]) -> LatencyTable:
+def fit_table(graph: Graph, key: Mapping[str, str], dense: float, samples: Sequence[Sample]) -> LatencyTable:
     """The table that explains ``samples`` best; its step and block are those whose fits predict best what is unseen.
 
     Args:
@@ -299,11 +299,13 @@ def nonnegative(design: np.ndarray, target: np.ndarray) -> np.ndarray:
         if slope[best] <= TINY:
             break
         free[best] = True
-        x, free = _freed(design, target, x, free)
+        x, free = _solve_free(design, target, x, free)
     return x
 
 
-def _freed(design: np.ndarray, target: np.ndarray, x: np.ndarray, free: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _solve_free(
+    design: np.ndarray, target: np.ndarray, x: np.ndarray, free: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Solve for the free unknowns; those that would go below 0 stop there and are free no more."""
     while free.any():
         solved = np.zeros_like(x)

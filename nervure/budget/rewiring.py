@@ -50,7 +50,7 @@ class Ramp:
         return self.last + (self.first - self.last) * left[self.shape]
 
 
-def spared(site: Site, *, grace: int, lifelines: bool) -> Tensor:
+def protected_connections(site: Site, *, grace: int, lifelines: bool) -> Tensor:
     """The connections that must not go: the young, and with ``lifelines`` the strongest of each output. Boolean.
 
     Args:
@@ -73,7 +73,7 @@ def _strongest(site: Site, axis: int) -> Tensor:
     return strongest.reshape(sizes.shape).movedim(0, axis) & site.mask
 
 
-def thinned(
+def drop_weakest(
     sites: Sequence[Site], scores: Mapping[str, Tensor], spare: Mapping[str, Tensor], keep: Counts | int
 ) -> dict[str, Tensor]:
     """Of the connections that are there, those that stay: the best, ``keep`` weights of them, and all that are spared.
@@ -81,20 +81,20 @@ def thinned(
     Where more than ``keep`` are spared, just these stay.
     """
     stalls = {s.name: _stall(s, scores[s.name], s.mask, spare[s.name] & s.mask) for s in sites}
-    kept = _bought(sites, stalls, keep)
+    kept = _buy(sites, stalls, keep)
     return {s.name: kept[s.name] & s.mask for s in sites}
 
 
-def thickened(
+def grow_best(
     sites: Sequence[Site], masks: Mapping[str, Tensor], scores: Mapping[str, Tensor], total: Counts | int
 ) -> dict[str, Tensor]:
     """All connections of ``masks``, and the best of the free places until there are ``total`` weights."""
     everywhere = {s.name: torch.ones_like(s.mask) for s in sites}
     stalls = {s.name: _stall(s, scores[s.name], everywhere[s.name], masks[s.name]) for s in sites}
-    return _bought(sites, stalls, total)
+    return _buy(sites, stalls, total)
 
 
-def _bought(sites: Sequence[Site], stalls: Mapping[str, Stall], counts: Counts | int) -> dict[str, Tensor]:
+def _buy(sites: Sequence[Site], stalls: Mapping[str, Stall], counts: Counts | int) -> dict[str, Tensor]:
     if isinstance(counts, int):
         return allocate_connections(stalls, max(counts, _fixed(stalls)), "weights")
     found: dict[str, Tensor] = {}

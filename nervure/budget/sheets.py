@@ -7,7 +7,7 @@ from typing import final
 
 from torch import nn
 
-from nervure.check import nearest, shown
+from nervure.check import nearest, show_value
 from nervure.errors import ArgumentError, BudgetError
 from nervure.graph.trace import matches
 from nervure.graph.types import Graph, Product
@@ -92,12 +92,12 @@ class Pattern:
         found = re.fullmatch(r"(\d+):(\d+)", granularity) if isinstance(granularity, str) else None
         if found is None:
             raise ArgumentError(
-                f"granularity={shown(granularity)} is not one of {', '.join(map(repr, kinds))}, or two numbers "
+                f"granularity={show_value(granularity)} is not one of {', '.join(map(repr, kinds))}, or two numbers "
                 "like '2:4'."
             )
         n, m = int(found[1]), int(found[2])
         if not 0 < n < m:
             raise ArgumentError(
-                f"granularity={shown(granularity)}: so many of the second must stay, fewer but not none."
+                f"granularity={show_value(granularity)}: so many of the second must stay, fewer but not none."
             )
         return Pattern(most=(n, m))

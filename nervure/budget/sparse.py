@@ -65,7 +65,7 @@ def sparse_masks(
     budget = _affordable(stalls, density)
     if distribution != "global":
         weights = [1.0] * len(stalls) if distribution == "uniform" else list(erk(scores, kernels or {}).values())
-        stalls = _settled(stalls, weights, budget)
+        stalls = _fix_counts(stalls, weights, budget)
     kept = allocate_connections(stalls, budget, "weights")
     return {name: _spread(kept[name], places[name], values.shape) for name, values in scores.items()}
 
@@ -197,7 +197,7 @@ def _affordable(stalls: Mapping[str, Stall], density: float) -> int:
     )
 
 
-def _settled(stalls: Mapping[str, Stall], weights: Sequence[float], budget: int) -> dict[str, Stall]:
+def _fix_counts(stalls: Mapping[str, Stall], weights: Sequence[float], budget: int) -> dict[str, Stall]:
     """The same stalls with what each tensor keeps fixed, so that only what blocks leave over is still for sale."""
     sizes = [int(stall.price.sum()) for stall in stalls.values()]
     shares = distribute(sizes, weights, budget, [_needs(stall) for stall in stalls.values()])

@@ -18,10 +18,10 @@ from nervure.cli.inputs import (
     Choice,
     Friendly,
     asking,
-    chosen,
     command_line,
     example,
     from_file,
+    input_options,
     output,
     setting,
     tell,
@@ -30,13 +30,13 @@ from nervure.container import Kind, write_container
 from nervure.engines import ENGINES, require_engine
 from nervure.errors import ArgumentError
 from nervure.evaluation import SEVERITIES, Timing, connectivity, evaluate, file_size, latency, peak_memory
-from nervure.evaluation.corruptions import chosen as chosen_corruptions
+from nervure.evaluation.corruptions import expand_names as chosen_corruptions
 from nervure.export import FORMATS, export, save, save_state, versions
 from nervure.export.quantising import INT8
 from nervure.export.writing import TOLERANCE, require_format
 from nervure.files import read_json, require_folder, require_writable, write_json, write_text
 from nervure.graph import Graph, count
-from nervure.graph.example import resized
+from nervure.graph.example import resize_batch
 from nervure.graph.tape import named_tensors
 from nervure.methods import METHODS, Method, View, method_keeping
 from nervure.methods.rewiring import Rewired
@@ -171,7 +171,7 @@ def compare(study: Path, folder: Path | None, limit: int | None, workers: int, q
 
 
 @main.command(epilog=example("nervure trace --model resnet20 --input 1x3x32x32 -o graph.json --html graph.html"))
-@chosen(EXAMPLE)
+@input_options(EXAMPLE)
 @click.option("--ignore", multiple=True, metavar="PATTERN", help="Modules that must not change, e.g. 'layer1.*'.")
 @click.option("--only", multiple=True, metavar="PATTERN", help="Modules that may lose units.")
 @click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Also write a page.")
@@ -187,7 +187,7 @@ def trace(choice: Choice, ignore: tuple[str, ...], only: tuple[str, ...], html: 
 
 
 @main.command(epilog=example("nervure measure --model resnet8 --data digits --want activations -o stats.safetensors"))
-@chosen(EXAMPLE)
+@input_options(EXAMPLE)
 @click.option("--want", multiple=True, metavar="SIGNAL", help=f"One of {', '.join(sorted(SIGNALS))}; several times.")
 @click.option("--samples", default=2048, show_default=True, help="How many training samples at most.")
 @click.option("--per-class", type=click.IntRange(0), default=0, help="How many of each class at most; 0: no limit.")
@@ -211,7 +211,7 @@ def measure(choice: Choice, want: tuple[str, ...], samples: int, per_class: int,
 @main.command(
     epilog=example("nervure score --model resnet20 --input 1x3x32x32 --criterion magnitude -o scores.safetensors")
 )
-@chosen(EXAMPLE)
+@input_options(EXAMPLE)
 @click.option("--criterion", type=click.Choice(sorted(CRITERIA)), default="magnitude", show_default=True)
 @click.option(
     "--set",
@@ -248,7 +248,7 @@ def score(
         "nervure plan --budget latency --engine eager --target 0.6 --model resnet20 --input 1x3x32x32 -o plan.json",
     )
 )
-@chosen(EXAMPLE)
+@input_options(EXAMPLE)
 @click.argument("name", metavar="[METHOD]", required=False)
 @click.option("--method", default="", help=f"One of {', '.join(METHODS)}; Magnitude if none is named.")
 @asking
@@ -302,7 +302,7 @@ def plan(
         "nervure apply --model resnet20 --input 1x3x32x32 --plan plan.json -o model.safetensors",
     )
 )
-@chosen(EXAMPLE)
+@input_options(EXAMPLE)
 @click.option("--plan", "plan_file", required=True, type=click.Path(path_type=Path), help="A plan written by plan.")
 @click.option("--graph", "graph_file", type=click.Path(path_type=Path), help="A graph written by trace.")
 @click.option("--verify/--no-verify", default=True, show_default=True, help="Check what the cut network computes.")
@@ -329,7 +329,7 @@ def apply(choice: Choice, plan_file: Path, graph_file: Path | None, verify: bool
         "nervure train --model resnet8 --data digits --rewire RigL --density 0.1 -o sparse.safetensors",
     )
 )
-@chosen(from_file)
+@input_options(from_file)
 @click.option("--epochs", type=click.IntRange(1), default=5, show_default=True)
 @click.option("--lr", type=float, default=0.05, show_default=True, help="Peak learning rate.")
 @click.option("--batch-size", type=BATCH, default=128, show_default=True)
@@ -388,7 +388,7 @@ def train(  # noqa: PLR0913 - one for each option
     if method is not None:
         happened = history.events[1:]
         dropped, grown = sum(event.dropped for event in happened), sum(event.grown for event in happened)
-        pruned = replace(pruned.rewired(history.masks), cost_after=count(model, choice.example()))
+        pruned = replace(pruned.with_masks(history.masks), cost_after=count(model, choice.example()))
         tell(f"{len(happened)} events: {dropped:,} connections dropped, {grown:,} grown")
         tell(f"{pruned.cost_after.nonzero:,} of {pruned.cost_after.params:,} parameters are not 0")
     _wrote(save(out, pruned, meta=meta))
@@ -403,7 +403,7 @@ def train(  # noqa: PLR0913 - one for each option
         "nervure evaluate --file model.safetensors --data cifar10 --root data --shift-root data/CIFAR-10-C",
     ),
 )
-@chosen(from_file)
+@input_options(from_file)
 @click.option("--batch", "batches", type=BATCH, multiple=True, help="Also time a forward pass of so many.")
 @click.option(
     "--engine",
@@ -443,7 +443,7 @@ def evaluate_command(
     data, model = choice.data(), choice.ready().eval()
     wanted: Any = names
     if shift_root is not None:
-        wanted = choice.corrupted(shift_root, data.test, names=names or None, severities=levels, samples=samples)
+        wanted = choice.load_corrupted(shift_root, data.test, names=names or None, severities=levels, samples=samples)
     found = evaluate(model, data.test.batches(500))
     cost = count(model, data.example(1))
     numbers: dict[str, Any] = {**found.to_json(), "params": cost.params, "nonzero": cost.nonzero, "macs": cost.macs}
@@ -457,7 +457,7 @@ def evaluate_command(
         parts = f"{quantity(m.weights, 'B')} of weights, {quantity(m.activations, 'B')} of activations at the peak"
         tell(f"memory      {parts} at batch {batch}")
     if batches:
-        timed = _timed(model, data.example(1), batches, engines or ("eager",), sparse=sparse)
+        timed = _time_engines(model, data.example(1), batches, engines or ("eager",), sparse=sparse)
         numbers["latency"] = [asdict(row) for row in timed]
     if wanted:
         shown = data.test.sample(samples or len(data.test), seed=choice.seed).batches(500)
@@ -479,7 +479,7 @@ def _require_timing(batches: Sequence[int], engines: Sequence[str], *, sparse: b
         require_engine(engine)
 
 
-def _timed(
+def _time_engines(
     model: nn.Module, example: Tensor, batches: Sequence[int], engines: Sequence[str], *, sparse: bool
 ) -> list[Timing]:
     """Time forward passes by engine, and say so; with ``sparse`` also of the model compiled for its zeros."""
@@ -488,7 +488,7 @@ def _timed(
     for batch in batches:
         models = {"model": model}
         if sparse:
-            compiled = compile_sparse(model, resized(example, batch), verbose=False)
+            compiled = compile_sparse(model, resize_batch(example, batch), verbose=False)
             tell(compiled.describe())
             models["sparse"] = compiled
         rows += latency(models, example, batch_sizes=[batch], threads=threads).rows if "eager" in engines else ()
@@ -509,7 +509,7 @@ def _timed(
         "nervure connectivity --file model.safetensors --input 1x3x32x32 --reference dense",
     ),
 )
-@chosen(EXAMPLE, from_file)
+@input_options(EXAMPLE, from_file)
 @click.option(
     "--reference", default="", metavar="dense|from_file", help="Compare with the network as it was, or its weights."
 )
@@ -560,7 +560,7 @@ def _reference(choice: Choice, reference: str) -> nn.Module | None:
         "nervure export --model resnet20 --input 1x3x32x32 -o resnet20.pt2",
     ),
 )
-@chosen(EXAMPLE, from_file)
+@input_options(EXAMPLE, from_file)
 @click.option("--format", "form", help=f"One of {', '.join(FORMATS)}; else as the name of the file says.")
 @click.option("--precision", default="float32", show_default=True, help="float32, bf16 or int8, where the format can.")
 @click.option("--fixed", is_flag=True, help="For as many samples as the example has, not for any number.")

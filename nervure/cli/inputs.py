@@ -120,10 +120,10 @@ class Friendly(click.Group):
                 raise error.__cause__ from None
             if ctx.params.get("debug"):
                 raise
-            raise _said(error) from error
+            raise _respond(error) from error
 
 
-def _said(error: Exception) -> click.ClickException:
+def _respond(error: Exception) -> click.ClickException:
     """An error in one line."""
     if isinstance(error, NervureError | OSError):
         return Said(printable(" ".join(str(error).split())))
@@ -249,7 +249,7 @@ class Choice:
             raise ArgumentError(f"the zoo has no data set {self.data_name!r}.{hint}")
         return zoo.load(self.data_name, self.root or None, seed=self.seed)
 
-    def corrupted(self, root: Path, clean: Split, **options: Any) -> Mapping[tuple[str, int], CorruptedBatches]:
+    def load_corrupted(self, root: Path, clean: Split, **options: Any) -> Mapping[tuple[str, int], CorruptedBatches]:
         """The corrupted test data in a folder, labelled as the ``clean`` data of this choice."""
         is_tiny = self.data_name == "tiny-imagenet" and self.root
         order = wnids_of(tiny_root(Path(self.root))) if is_tiny else None
@@ -328,7 +328,7 @@ def from_file(command: Callable[..., Any]) -> Callable[..., Any]:
     return file(trust(command))
 
 
-def chosen(*more: Decorator) -> Decorator:
+def input_options(*more: Decorator) -> Decorator:
     """Decorate a command with the options of a :class:`Choice` and ``more``; it gets the choice first."""
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:

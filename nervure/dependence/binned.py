@@ -86,13 +86,13 @@ def dependence(counts: Tensor, divergence: Divergence, *, freedom: float, smooth
     others = (ways - 1) / n
     if smooth:
         threshold = 2 * log((len(x) - 1) * (len(y) - 1)) if len(x) * len(y) > 4 else 0.0
-        joint = denoised(joint, product, n, threshold)
+        joint = denoise(joint, product, n, threshold)
         others = others * left_of_noise(threshold)
     value = OF_MASSES[divergence](joint.flatten(0, 1), product.flatten(0, 1))
     return value, CURVATURE[divergence] * torch.where(ways > 0, others + 1 / freedom, torch.zeros_like(others))
 
 
-def denoised(joint: Tensor, product: Tensor, samples: Tensor, threshold: float) -> Tensor:
+def denoise(joint: Tensor, product: Tensor, samples: Tensor, threshold: float) -> Tensor:
     """The masses ``joint`` [bins_x, bins_y, variables] with only what stands out of sampling noise.
 
     Under independence ``(joint - product) / sqrt(product)``, turned into a cosine basis over the bins, has coefficients

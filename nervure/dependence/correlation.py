@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from nervure.check import require_positive
-from nervure.dependence.samples import as_samples, require_same_samples, result_type, standardised
+from nervure.dependence.samples import as_samples, require_same_samples, result_type, standardise
 from nervure.errors import DataError
 
 LEAST = 20
@@ -49,7 +49,7 @@ def correlation(parents: Tensor, children: Tensor, labels: Tensor | None = None,
     total = torch.zeros(x.shape[1], p.shape[1], dtype=torch.float64, device=p.device)
     counted = 0
     for rows, classes in _parts(labels, count, least):
-        (a, _), (b, _) = standardised(p[rows]), standardised(x[rows])
+        (a, _), (b, _) = standardise(p[rows]), standardise(x[rows])
         total += classes * (b.T @ a / len(a)).abs()
         counted += classes
     return (total / counted).clamp(max=1).to(result_type(parents, children))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from nervure.dependence.distances import ranges
 from nervure.dependence.options import SHUFFLES, Options
-from nervure.dependence.samples import standardised, tile_size
+from nervure.dependence.samples import standardise, tile_size
 from nervure.dependence.weighting import ON_ACTIVITY
 
 HASHES: Final = 10
@@ -37,18 +37,18 @@ def connectivity(
     parents: Tensor, children: Tensor, groups: tuple[int, int], weights: Tensor | None, options: Options
 ) -> Tensor:
     """Scores [child groups, parent groups] in float64, every parent group given the channels of all the others."""
-    p, heard = _prepared(parents, options)
-    x, told = _prepared(children, options)
+    p, heard = _prepare(parents, options)
+    x, told = _prepare(children, options)
     members = torch.arange(p.shape[1], device=p.device).view(groups[1], -1)
     heard, told = heard.view(groups[1], -1).any(1), told.view(groups[0], -1).any(1)
-    parts = [hashed(part, options.seed) for part in x.split(x.shape[1] // groups[0], dim=1)]
+    parts = [hash_codes(part, options.seed) for part in x.split(x.shape[1] // groups[0], dim=1)]
     x_codes = Codes(torch.stack([c.bucket for c in parts]), torch.stack([c.norm for c in parts]))
     width = tile_size(options.memory, HASHES * len(p) * PER_SAMPLE_BYTES, groups[0])
     scores = torch.zeros(groups, dtype=torch.float64, device=p.device)
     for i in torch.nonzero(heard).flatten().tolist():
         others = torch.cat([members[:i].flatten(), members[i + 1 :].flatten()])
-        given = hashed(p[:, others], options.seed) if len(others) else None
-        parent = hashed(p[:, members[i]], options.seed)
+        given = hash_codes(p[:, others], options.seed) if len(others) else None
+        parent = hash_codes(p[:, members[i]], options.seed)
         for tile in ranges(groups[0], width):
             some = Codes(x_codes.bucket[tile], x_codes.norm[tile])
             w = None if weights is None else weights[tile, i]
@@ -58,12 +58,12 @@ def connectivity(
 
 def information(x: Tensor, y: Tensor, given: Tensor | None, options: Options) -> Tensor:
     """The scalar for vectors ``x`` [N, p] and ``y`` [N, q] given [N, r] or not, in float64."""
-    a, b = (hashed(_prepared(v, options)[0], options.seed) for v in (x, y))
-    z = None if given is None else hashed(_prepared(given, options)[0], options.seed)
+    a, b = (hash_codes(_prepare(v, options)[0], options.seed) for v in (x, y))
+    z = None if given is None else hash_codes(_prepare(given, options)[0], options.seed)
     return estimate(Codes(a.bucket[None], a.norm[None]), b, z, None, options)[0]
 
 
-def hashed(values: Tensor, seed: int) -> Codes:
+def hash_codes(values: Tensor, seed: int) -> Codes:
     """Ten grids over ``values`` [N, d]; above six dimensions over a Gaussian (2-stable) projection of them.
 
     The side of a cell follows from the distance to the k-th neighbour along each axis, with the constants of the
@@ -80,7 +80,7 @@ def hashed(values: Tensor, seed: int) -> Codes:
     steps = torch.arange(HASHES, dtype=torch.float64, device=values.device)[:, None, None] / HASHES
     sides = side * (1 + 0.1 * steps * HASHES / (HASHES - 1))
     grid = torch.floor(values / sides + steps).long()
-    return Codes(_numbered(grid), grid.double().norm(dim=2))
+    return Codes(_bucket_numbers(grid), grid.double().norm(dim=2))
 
 
 def estimate(x: Codes, y: Codes, z: Codes | None, weights: Tensor | None, options: Options) -> Tensor:
@@ -88,16 +88,16 @@ def estimate(x: Codes, y: Codes, z: Codes | None, weights: Tensor | None, option
     z = z or Codes(torch.zeros_like(y.bucket), torch.ones_like(y.norm))
     activity = x.norm * y.norm * z.norm
     phi = _activity_factor(activity, weights, options)
-    value = _summed(x.bucket, y.bucket, z.bucket, phi, options)
+    value = _sum_buckets(x.bucket, y.bucket, z.bucket, phi, options)
     if options.bias == "permutation":
         shuffled = _shuffled_within(y.bucket, z.bucket, options.seed)
-        return value - torch.stack([_summed(x.bucket, s, z.bucket, phi, options) for s in shuffled]).mean(0)
+        return value - torch.stack([_sum_buckets(x.bucket, s, z.bucket, phi, options) for s in shuffled]).mean(0)
     if options.bias == "law":
         return value - _chance(x.bucket, y.bucket, z.bucket, options)
     return value
 
 
-def _summed(x: Tensor, y: Tensor, z: Tensor, phi: Tensor, options: Options) -> Tensor:
+def _sum_buckets(x: Tensor, y: Tensor, z: Tensor, phi: Tensor, options: Options) -> Tensor:
     n = z.shape[-1]
     n_z, n_yz = _occupancy(z), _occupancy(_together(y, z))
     xz = _together(x, z.expand_as(x))
@@ -136,8 +136,8 @@ def _activity_factor(activity: Tensor, weights: Tensor | None, options: Options)
     return ON_ACTIVITY[options.phi](activity)
 
 
-def _prepared(values: Tensor, options: Options) -> tuple[Tensor, Tensor]:
-    scaled, alive = standardised(values)
+def _prepare(values: Tensor, options: Options) -> tuple[Tensor, Tensor]:
+    scaled, alive = standardise(values)
     return (values if options.faithful else scaled), alive
 
 
@@ -173,7 +173,7 @@ def _neighbour_distance(values: Tensor, k: int, generator: torch.Generator) -> T
     return torch.where(allowed, torch.minimum(*ends), ends[0]).mean(1)
 
 
-def _numbered(grid: Tensor) -> Tensor:
+def _bucket_numbers(grid: Tensor) -> Tensor:
     """Bucket numbers [hashes, N] of grid positions [hashes, N, r]; equal numbers are equal positions."""
     numbers = torch.zeros(grid.shape[:2], dtype=torch.long, device=grid.device)
     for axis in grid.unbind(2):

@@ -12,8 +12,8 @@ from nervure.dependence.interval import Interval
 from nervure.dependence.interval import interval as interval_of
 from nervure.dependence.options import Correction, Estimator, Options
 from nervure.dependence.regression import residuals
-from nervure.dependence.residual import corrected
-from nervure.dependence.samples import as_samples, require_same_samples, result_type, standardised
+from nervure.dependence.residual import correct_bias
+from nervure.dependence.samples import as_samples, require_same_samples, result_type, standardise
 
 
 @overload
@@ -115,13 +115,13 @@ def mutual_information(  # noqa: PLR0913 - one choice per argument, all by keywo
 
 def _estimate(x: Tensor, y: Tensor, given: Tensor | None, options: Options) -> Tensor:
     n = len(x)
-    if not all(bool(standardised(v)[1].any()) for v in (x, y)):
+    if not all(bool(standardise(v)[1].any()) for v in (x, y)):
         return x.new_zeros(())
     if options.estimator == "hash":
         return hashing.information(x, y, given, options)
     if options.estimator == "mst":
         return spanning.information(x, y, given, options.seed)
-    x, y = standardised(x)[0], standardised(y)[0]
+    x, y = standardise(x)[0], standardise(y)[0]
     freedom = float(n - 1)
     if given is not None:
         left = residuals(given, torch.cat([x, y], dim=1), options.ridge)
@@ -129,16 +129,16 @@ def _estimate(x: Tensor, y: Tensor, given: Tensor | None, options: Options) -> T
         freedom = max(1.0, n - left.used)
     if options.estimator == "gaussian":
         return gaussian.information(x, y, freedom, options.divergence)
-    return _binned(_component(x), _component(y), freedom, options)
+    return _from_bins(_component(x), _component(y), freedom, options)
 
 
-def _binned(x: Tensor, y: Tensor, freedom: float, options: Options) -> Tensor:
+def _from_bins(x: Tensor, y: Tensor, freedom: float, options: Options) -> Tensor:
     code = codes(x[:, None], quantile_edges(x[:, None], options.bins))[:, 0]
     edges = quantile_edges(y[:, None], options.bins)
     rows = torch.cat([y, y.new_full((1,), torch.inf)])[:, None]
     shuffles = options.shuffles(len(x), x.device)
     orders = (runs(c, options.bins) for c in (code, *(code[shuffle] for shuffle in shuffles)))
-    return corrected((joint_counts(rows[order], edges) for order in orders), options, freedom)[0]
+    return correct_bias((joint_counts(rows[order], edges) for order in orders), options, freedom)[0]
 
 
 def _component(x: Tensor) -> Tensor:

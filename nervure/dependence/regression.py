@@ -11,7 +11,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from nervure.dependence.samples import DEAD, standardised
+from nervure.dependence.samples import DEAD, standardise
 from nervure.errors import ArgumentError
 
 
@@ -52,8 +52,8 @@ def residuals(parents: Tensor, children: Tensor, ridge: float, noise: Tensor | N
     if not ridge >= 0:
         raise ArgumentError(f"ridge={ridge!r} must be 0 or more.")
     n = len(parents)
-    p, heard = standardised(parents)
-    x, _ = standardised(children)
+    p, heard = standardise(parents)
+    x, _ = standardise(children)
     gram = p.T @ p
     weight = _inverse(gram + torch.diag(torch.where(heard, ridge * n, float(n))), ridge)
     slope = weight @ (p.T @ x)

@@ -35,12 +35,12 @@ def connectivity(left: Residuals, options: Options) -> Tensor:
         orders = [runs(code[:, i], bins), *(runs(code[shuffle, i], bins) for shuffle in shuffles)]
         for tile in ranges(child.shape[1], width):
             edges = mixed(i, tile)
-            counts = (joint_counts(_grouped(rows, loads, slope, i, tile, order), edges) for order in orders)
-            scores[tile, i] = corrected(counts, options, left.freedom)
+            counts = (joint_counts(_group_rows(rows, loads, slope, i, tile, order), edges) for order in orders)
+            scores[tile, i] = correct_bias(counts, options, left.freedom)
     return scores
 
 
-def corrected(counts: Iterable[Tensor], options: Options, freedom: float) -> Tensor:
+def correct_bias(counts: Iterable[Tensor], options: Options, freedom: float) -> Tensor:
     """Divergences [variables] of the first of ``counts`` less their bias; the others are of permuted samples."""
     first, *others = (dependence(count, options.divergence, freedom=freedom, smooth=options.smooth) for count in counts)
     if others:
@@ -59,17 +59,17 @@ def _edge_mixer(left: Residuals, parent: Tensor, child: Tensor, bins: int) -> Ca
     child_spread = left.child.square().mean(0).sqrt().float()
     turned = -parent.flip(0)
 
-    def mixed(i: int, tile: slice) -> Tensor:
+    def mix(i: int, tile: slice) -> Tensor:
         slope = left.slope[i, tile].float()
         ours, theirs = child_spread[tile], slope.abs() * parent_spread[i]
         whole = torch.hypot(ours, theirs).clamp(min=1e-30)
         pushed = torch.where(slope >= 0, parent[:, i, None], turned[:, i, None]) * slope.abs()
         return (ours / whole) * child[:, tile] + (theirs / whole) * pushed
 
-    return mixed
+    return mix
 
 
-def _grouped(rows: Tensor, loads: Tensor, slope: Tensor, i: int, tile: slice, order: Tensor) -> Tensor:
+def _group_rows(rows: Tensor, loads: Tensor, slope: Tensor, i: int, tile: slice, order: Tensor) -> Tensor:
     """Children given all parents but ``i``: [bins, longest, tile], in the order of that parent's bins."""
     part = loads[order, i, None] * slope[i, tile]
     # Not fused with the product: that would round differently at the end of a tile.

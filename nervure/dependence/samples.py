@@ -39,7 +39,7 @@ def result_type(*values: Tensor) -> torch.dtype:
     return torch.float64 if any(v.dtype == torch.float64 for v in values) else torch.float32
 
 
-def standardised(values: Tensor) -> tuple[Tensor, Tensor]:
+def standardise(values: Tensor) -> tuple[Tensor, Tensor]:
     """Columns with mean 0 and standard deviation 1, and which of them are alive; the dead are all 0."""
     centred = values - values.mean(0)
     spread = centred.square().mean(0).sqrt()

@@ -8,14 +8,14 @@ sample without the dependence is made by a nearest-neighbour bootstrap.
 import torch
 from torch import Tensor
 
-from nervure.dependence.samples import standardised
+from nervure.dependence.samples import standardise
 from nervure.errors import DataError
 
 
 def connectivity(parents: Tensor, children: Tensor, groups: tuple[int, int], seed: int) -> Tensor:
     """Scores [child groups, parent groups] in float64, a tree for every pair; groups are vectors, as in MINT."""
-    p, heard = standardised(parents)
-    x, told = standardised(children)
+    p, heard = standardise(parents)
+    x, told = standardise(children)
     scores = torch.zeros(groups, dtype=torch.float64, device=p.device)
     p_parts, x_parts = p.split(p.shape[1] // groups[1], dim=1), x.split(x.shape[1] // groups[0], dim=1)
     heard, told = heard.view(groups[1], -1).any(1), told.view(groups[0], -1).any(1)

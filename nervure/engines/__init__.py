@@ -7,7 +7,7 @@ from torch import nn
 
 from nervure._extras import require_extra
 from nervure.annotations import Among
-from nervure.check import checked, nearest, require_choice, shown
+from nervure.check import checked, nearest, require_choice, show_value
 from nervure.engines.eager import COMPILED, EAGER
 from nervure.engines.onnxruntime import ONNXRUNTIME
 from nervure.engines.openvino import OPENVINO
@@ -29,7 +29,7 @@ def require_engine(name: str, precision: str = FLOAT32) -> Engine:
     """
     if name not in ENGINES:
         raise ArgumentError(
-            f"engine={shown(name)} is not one of {', '.join(map(repr, ENGINES))}.{nearest(name, ENGINES)}"
+            f"engine={show_value(name)} is not one of {', '.join(map(repr, ENGINES))}.{nearest(name, ENGINES)}"
         )
     engine = ENGINES[name]
     require_choice(precision, engine.precisions, f"precision of the engine {name!r}")

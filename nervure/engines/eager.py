@@ -21,10 +21,10 @@ def _prepare_eager(model: nn.Module, example: Any, precision: str) -> Program:
 
 
 def _prepare_compiled(model: nn.Module, example: Any, precision: str) -> Program:
-    def started(threads: int) -> Runner:
+    def start(threads: int) -> Runner:
         try:
             with quiet():
-                runner = _runner(_compiled(model), _device_type(model), precision, threads)
+                runner = _runner(_compile_model(model), _device_type(model), precision, threads)
                 runner(example)
         except Exception as error:
             raise EngineError(
@@ -32,7 +32,7 @@ def _prepare_compiled(model: nn.Module, example: Any, precision: str) -> Program
             ) from error
         return runner
 
-    return Program(started)
+    return Program(start)
 
 
 def _runner(call: Call, device: str, precision: str, threads: int) -> Runner:
@@ -48,7 +48,7 @@ def _runner(call: Call, device: str, precision: str, threads: int) -> Runner:
 _NUMBERS = itertools.count()
 
 
-def _compiled(model: nn.Module) -> Call:
+def _compile_model(model: nn.Module) -> Call:
     def call(*args: Any, **kwargs: Any) -> Any:
         return model(*args, **kwargs)
 

@@ -15,9 +15,9 @@ from torch.utils._pytree import tree_leaves, tree_map
 from nervure.engines.quiet import quiet
 from nervure.engines.types import Structure
 from nervure.errors import EngineError
-from nervure.graph.copies import copied
-from nervure.graph.example import as_inputs, evaluating, resized, samples_of
-from nervure.graph.preserve import preserved
+from nervure.graph.copies import copy_model
+from nervure.graph.example import as_inputs, evaluating, resize_batch, samples_of
+from nervure.graph.preserve import restore_after
 
 TRACED_SAMPLES = 3
 """torch.export takes an axis of one for always one, and this many is seldom also another size."""
@@ -60,7 +60,7 @@ class Exported:
         return [node for node in nodes if isinstance(node.meta.get("val"), Tensor)]
 
 
-def exported(model: nn.Module, example: Any, *, dynamic: bool | None = None) -> Exported:
+def export_graph(model: nn.Module, example: Any, *, dynamic: bool | None = None) -> Exported:
     """The graph of ``model`` in evaluation mode; the model is left as it is.
 
     Args:
@@ -73,13 +73,13 @@ def exported(model: nn.Module, example: Any, *, dynamic: bool | None = None) -> 
         EngineError: ``torch.export`` cannot read the model, or cannot leave the number of samples open as asked.
     """
     if dynamic is False:
-        return _exported(model, example, False)
+        return _export_graph(model, example, False)
     try:
-        found = _exported(model, example, True)
+        found = _export_graph(model, example, True)
     except EngineError:
         if dynamic:
             raise
-        return _exported(model, example, False)
+        return _export_graph(model, example, False)
     if found.dynamic:
         return found
     if dynamic:
@@ -87,16 +87,16 @@ def exported(model: nn.Module, example: Any, *, dynamic: bool | None = None) -> 
             f"{type(model).__name__} does not leave the number of samples open: its graph is for {found.samples}. "
             "Look for sizes written as numbers in its forward, or export it for a fixed number (dynamic=False)."
         )
-    return _exported(model, example, False)
+    return _export_graph(model, example, False)
 
 
-def _exported(model: nn.Module, example: Any, dynamic: bool) -> Exported:
+def _export_graph(model: nn.Module, example: Any, dynamic: bool) -> Exported:
     model, example = _on_cpu(model), tree_map(lambda x: x.cpu() if isinstance(x, Tensor) else x, example)
-    shown = resized(example, TRACED_SAMPLES) if dynamic else example
+    shown = resize_batch(example, TRACED_SAMPLES) if dynamic else example
     args, kwargs = as_inputs(shown)
     kwargs = _in_order(model, kwargs)
     try:
-        with preserved(model, args, kwargs), evaluating(model), quiet():
+        with restore_after(model, args, kwargs), evaluating(model), quiet():
             program = torch.export.export(model, args, kwargs, dynamic_shapes=_shapes(args, kwargs, dynamic))
     except Exception as error:
         raise EngineError(f"torch.export cannot read {type(model).__name__}: {reason(error)}.") from error
@@ -108,7 +108,7 @@ def _exported(model: nn.Module, example: Any, dynamic: bool) -> Exported:
 
 def _on_cpu(model: nn.Module) -> nn.Module:
     away = any(t.device.type != "cpu" for t in (*model.parameters(), *model.buffers()))
-    return copied(model).cpu() if away else model
+    return copy_model(model).cpu() if away else model
 
 
 def _in_order(model: nn.Module, kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -151,7 +151,7 @@ def _layer_of(node: torch.fx.Node) -> str:
     return f"layer {path!r} ({kind.rpartition('.')[2]})" if path else "the module itself"
 
 
-def refused(what: str, graph: Exported, error: Exception) -> EngineError:
+def exporter_error(what: str, graph: Exported, error: Exception) -> EngineError:
     """The error of an exporter in our words: the operator and the layer where it names them, else its first lines."""
     return EngineError(f"{what}: {lacking(graph, error) or reason(error)}.")
 

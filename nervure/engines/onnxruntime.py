@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from nervure._extras import require_extra
-from nervure.engines.exported import Exported, exported, reason, refused
+from nervure.engines.exported import Exported, export_graph, exporter_error, reason
 from nervure.engines.quiet import quiet
 from nervure.engines.types import FLOAT32, Engine, Program, Runner
 from nervure.errors import EngineError
@@ -32,7 +32,7 @@ def to_onnx(graph: Exported) -> Any:
             assert written is not None
             return written.model_proto
     except Exception as error:
-        raise refused("the module cannot be written as ONNX", graph, error) from error
+        raise exporter_error("the module cannot be written as ONNX", graph, error) from error
 
 
 def session_runner(model: bytes | str, graph: Exported, threads: int) -> Runner:
@@ -56,13 +56,13 @@ def session_runner(model: bytes | str, graph: Exported, threads: int) -> Runner:
 
     def run(inputs: Any) -> Any:
         given = dict(zip(names, (tensor.numpy() for tensor in graph.tensors(inputs)), strict=True))
-        return graph.structure.filled([torch.from_numpy(found) for found in session.run(None, given)])
+        return graph.structure.fill([torch.from_numpy(found) for found in session.run(None, given)])
 
     return run
 
 
 def _prepare(model: nn.Module, example: Any, precision: str) -> Program:
-    graph = exported(model, example, dynamic=None)
+    graph = export_graph(model, example, dynamic=None)
     written = to_onnx(graph).SerializeToString()
     return Program(lambda threads: session_runner(written, graph, threads), graph.fixed)
 

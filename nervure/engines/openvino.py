@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from nervure._extras import require_extra
-from nervure.engines.exported import Exported, exported, reason, refused
+from nervure.engines.exported import Exported, export_graph, exporter_error, reason
 from nervure.engines.quiet import quiet
 from nervure.engines.types import BF16, FLOAT32, Engine, Program, Runner
 from nervure.errors import EngineError
@@ -26,7 +26,7 @@ def to_openvino(graph: Exported) -> Any:
     library = require_extra("openvino", "export to OpenVINO", EXTRA)
     try:
         with quiet():
-            model = _converted(library, graph)
+            model = _convert(library, graph)
             shown = [entry.meta["val"].shape for entry in graph.placeholders()]
             model.reshape(
                 {
@@ -35,11 +35,11 @@ def to_openvino(graph: Exported) -> Any:
                 }
             )
     except Exception as error:
-        raise refused("the module cannot be written for OpenVINO", graph, error) from error
+        raise exporter_error("the module cannot be written for OpenVINO", graph, error) from error
     return model
 
 
-def _converted(library: Any, graph: Exported) -> Any:
+def _convert(library: Any, graph: Exported) -> Any:
     try:
         return library.convert_model(graph.program)
     except Exception as error:
@@ -71,13 +71,13 @@ def compiled_runner(model: Any, graph: Exported, threads: int, precision: str = 
 
     def run(inputs: Any) -> Any:
         found = request.infer([tensor.numpy() for tensor in graph.tensors(inputs)], share_inputs=True)
-        return graph.structure.filled([torch.from_numpy(found[i]) for i in range(len(found))])
+        return graph.structure.fill([torch.from_numpy(found[i]) for i in range(len(found))])
 
     return run
 
 
 def _prepare(model: nn.Module, example: Any, precision: str) -> Program:
-    graph = exported(model, example, dynamic=None)
+    graph = export_graph(model, example, dynamic=None)
     written = to_openvino(graph)
     return Program(lambda threads: compiled_runner(written, graph, threads, precision), graph.fixed)
 

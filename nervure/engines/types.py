@@ -11,7 +11,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from nervure.errors import EngineError
 from nervure.graph.example import evaluating, run_example
-from nervure.graph.preserve import preserved
+from nervure.graph.preserve import restore_after
 
 Runner: TypeAlias = Callable[[Any], Any]
 """Takes inputs as the module does (a tensor, a tuple of positional or a dict of keyword arguments) and returns what the
@@ -67,11 +67,11 @@ class Structure:
     @staticmethod
     def of(model: nn.Module, example: Any) -> "Structure":
         """The structure of what ``model`` returns on ``example``; tensors are forgotten, other values kept."""
-        with preserved(model, example), evaluating(model):
+        with restore_after(model, example), evaluating(model):
             leaves, spec = tree_flatten(run_example(model, example))
         return Structure(spec, tuple(... if isinstance(leaf, Tensor) else leaf for leaf in leaves))
 
-    def filled(self, tensors: list[Tensor]) -> Any:
+    def fill(self, tensors: list[Tensor]) -> Any:
         """The structure with ``tensors`` in their places, in order; raises EngineError where their number differs."""
         expected = sum(leaf is ... for leaf in self.leaves)
         if expected != len(tensors):

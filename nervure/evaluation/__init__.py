@@ -1,6 +1,6 @@
 """How good, calibrated, robust, fast, big and well connected a model is, and how alike two sparse ones are."""
 
-from nervure.evaluation.alignment import align, reordered
+from nervure.evaluation.alignment import align, reorder_units
 from nervure.evaluation.auc import Quality, accuracy_and_auc, macro_auc
 from nervure.evaluation.connectivity import Connectivity, LayerPaths, connectivity, measures
 from nervure.evaluation.corruptions import CORRUPTIONS, HELD_OUT, SEVERITIES, SHIFTS, corrupt
@@ -64,7 +64,7 @@ __all__ = [
     "macro_auc",
     "measures",
     "peak_memory",
-    "reordered",
+    "reorder_units",
     "similarity",
     "smallest_robust",
     "top_accuracy",

@@ -29,7 +29,7 @@ def align(graph: Graph, reference: Mapping[str, Tensor], other: Mapping[str, Ten
 
     Returns:
         Group name -> int64 [units]: at ``u`` the unit of ``other`` that plays the part of unit ``u``. Give it to
-        :func:`reordered`.
+        :func:`reorder_units`.
 
     Raises:
         ArgumentError: a tensor is missing or of another shape.
@@ -41,7 +41,7 @@ def align(graph: Graph, reference: Mapping[str, Tensor], other: Mapping[str, Ten
         changed = False
         for group in groups:
             others = {name: order for name, order in orders.items() if name != group.name}
-            moved = reordered(graph, other, others)
+            moved = reorder_units(graph, other, others)
             order = torch.from_numpy(best_assignment(_agreement(group, reference, moved)))
             changed |= not torch.equal(order, orders[group.name])
             orders[group.name] = order
@@ -51,13 +51,13 @@ def align(graph: Graph, reference: Mapping[str, Tensor], other: Mapping[str, Ten
 
 
 @checked
-def reordered(graph: Graph, tensors: Mapping[str, Tensor], orders: Orders) -> dict[str, Tensor]:
+def reorder_units(graph: Graph, tensors: Mapping[str, Tensor], orders: Orders) -> dict[str, Tensor]:
     """Weights, or masks, with the units of each group in the given order; tensors without such units as they are."""
     found = dict(tensors)
     for name, order in orders.items():
         for slot in graph[name].slots:
             if slot.tensor in found:
-                index = _moved(slot.units.array, order.numpy())
+                index = _reorder_positions(slot.units.array, order.numpy())
                 found[slot.tensor] = found[slot.tensor].index_select(slot.axis, torch.from_numpy(index))
     return found
 
@@ -114,7 +114,7 @@ def _by_unit(tensor: Tensor, axis: int, units: np.ndarray, size: int) -> Tensor:
     return tensor.detach().cpu().double().movedim(axis, 0).index_select(0, order).reshape(size, -1)
 
 
-def _moved(units: np.ndarray, order: np.ndarray) -> np.ndarray:
+def _reorder_positions(units: np.ndarray, order: np.ndarray) -> np.ndarray:
     """Positions with the n-th place of unit order[u] where the n-th place of u was."""
     places = np.argsort(np.where(units < 0, len(units), units), kind="stable")[: int((units >= 0).sum())]
     index = np.arange(len(units))

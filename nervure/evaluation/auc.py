@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from nervure.check import checked
 from nervure.errors import DataError
-from nervure.evaluation.batches import Data, call, pairs, placed, require_finite_outputs, require_labels, to_device
+from nervure.evaluation.batches import Data, call, on_device, pairs, require_finite_outputs, require_labels, to_device
 from nervure.evaluation.metrics import accuracy
 from nervure.graph.example import evaluating
 
@@ -55,7 +55,7 @@ def accuracy_and_auc(model: nn.Module, data: Data) -> Quality:
         DataError: data are empty or of one class, a label is out of range, or an output is NaN or infinite.
     """
     logits, labels = [], []
-    with placed(model, None) as place, evaluating(model):
+    with on_device(model, None) as place, evaluating(model):
         for number, (inputs, named) in enumerate(pairs(data)):
             out = call(model, to_device(inputs, place))
             require_finite_outputs(out, f"batch {number}")

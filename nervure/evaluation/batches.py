@@ -134,7 +134,7 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 @contextmanager
-def placed(model: nn.Module, device: torch.device | str | None) -> Iterator[torch.device]:
+def on_device(model: nn.Module, device: torch.device | str | None) -> Iterator[torch.device]:
     """Move ``model`` to ``device`` inside and back afterwards; None leaves it where it is."""
     home = device_of(model)
     away = home if device is None else torch.device(device)

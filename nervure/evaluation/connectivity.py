@@ -18,7 +18,7 @@ from nervure.surgery.link import Wire
 from nervure.units.build import draw_circuit
 from nervure.units.circuit import Circuit, Flags, Floats, Ints, Stage
 from nervure.units.heat import Mesh, Normalize
-from nervure.units.paths import Census, Mass, carried, census, heard, log_sum, masses, read
+from nervure.units.paths import Census, Mass, carried_heat, census, heard, log_sum, masses, read
 from nervure.units.strength import Strength
 
 MIXED = 1000.0
@@ -183,7 +183,7 @@ class Connectivity:
     @cached_property
     def units(self) -> tuple[LayerUnits, ...]:
         """What :attr:`layers` counts, unit by unit; over several runs of a layer heat is summed."""
-        alive, heat = self._heard & self._read, carried(self.circuit)
+        alive, heat = self._heard & self._read, carried_heat(self.circuit)
         return tuple(
             LayerUnits(name, np.atleast_1d(alive[nodes].any(axis=0)), heat[nodes].sum(axis=0))
             for name, nodes, _ in self._rows
@@ -197,15 +197,15 @@ class Connectivity:
         nowhere to go is lost. Nervure's own measure: the heat of :meth:`heat` also flows backwards, into dead ends.
         Shape [units of ``circuit``]; units that are one with another (see :attr:`mesh`) have 0.
         """
-        return torch.from_numpy(self._directed)
+        return torch.from_numpy(self._directed_scores)
 
     @cached_property
-    def _directed(self) -> Floats:
+    def _directed_scores(self) -> Floats:
         whole, last = self.mesh.whole, np.zeros(self.circuit.size, dtype=np.int64)
         np.maximum.at(last, whole, np.arange(len(whole)))
         # All that the parts of a sum get arrives in the sum, which is the last of them.
         here, found = self.mesh.nodes, np.zeros(self.circuit.size)
-        found[here] = carried(self.circuit)[last[here]]
+        found[here] = carried_heat(self.circuit)[last[here]]
         return found
 
     @cached_property
@@ -221,7 +221,10 @@ class Connectivity:
         other = self._required_reference()
         ends = np.zeros(other.circuit.size)
         ends[other.mesh.whole[other.circuit.outputs]] = 1.0
-        pairs = [(mine, theirs * ends[s.nodes]) for s, mine, theirs in self._paired(self._directed, other._directed)]
+        pairs = [
+            (mine, theirs * ends[s.nodes])
+            for s, mine, theirs in self._pair_stages(self._directed_scores, other._directed_scores)
+        ]
         total = sum(float(theirs.sum()) for _, theirs in pairs)
         arrived = sum(float(np.minimum(mine, theirs).sum()) for mine, theirs in pairs)
         return 1 - arrived / total if total > 0 else 0.0
@@ -303,13 +306,13 @@ class Connectivity:
         return self.reference
 
     def _apart(self, mine: Floats, theirs: Floats, *, relative: bool) -> float:
-        far = sum(float(np.sum(np.square(a - b))) for _, a, b in self._paired(mine, theirs))
+        far = sum(float(np.sum(np.square(a - b))) for _, a, b in self._pair_stages(mine, theirs))
         # What the reference does not have: all of its heat is a difference.
         names = {s.name for s in self._required_reference().circuit.stages}
         far += sum(float(np.sum(np.square(mine[s.nodes]))) for s in self.circuit.stages if s.name not in names)
         return math.sqrt(far) / (float(np.linalg.norm(theirs)) or 1.0 if relative else 1.0)
 
-    def _paired(self, mine: Floats, theirs: Floats) -> Iterator[tuple[Stage, Floats, Floats]]:
+    def _pair_stages(self, mine: Floats, theirs: Floats) -> Iterator[tuple[Stage, Floats, Floats]]:
         """The reference's stages, with what this network and the reference have there."""
         here = {s.name: s for s in self.circuit.stages}
         for stage in self._required_reference().circuit.stages:
@@ -353,7 +356,7 @@ class Connectivity:
 
     def describe(self) -> str:
         """A readable table of layers, and the numbers of the whole network."""
-        rows = [HEADINGS, *(_told(row) for row in self.layers)]
+        rows = [HEADINGS, *(_format_row(row) for row in self.layers)]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = [
             "  ".join(
@@ -507,7 +510,7 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _told(row: LayerPaths) -> tuple[str, ...]:
+def _format_row(row: LayerPaths) -> tuple[str, ...]:
     counted = ("", "", "")
     if row.places:
         counted = (f"{row.connections:,}", f"{row.connections / row.places:.2%}", f"{row.live / row.places:.2%}")

@@ -19,7 +19,7 @@ from nervure.errors import ArgumentError
 from nervure.evaluation.answers import Key
 from nervure.evaluation.batches import Batch, Data, pairs
 from nervure.evaluation.corruptions import SEVERITIES
-from nervure.evaluation.shift import Normalisation, Normalised, Shifted, shifted, shifts_of
+from nervure.evaluation.shift import Normalisation, Normalised, Shifted, shift_batches, shifts_of
 from nervure.graph.example import placed_like
 from nervure.graph.tape import named_tensors
 from nervure.graph.types import Graph
@@ -146,7 +146,7 @@ def connectivity_shift(
     keys = [(name, level) for name in shifts_of(shift, few[0][0]) for level in levels]
     rows: dict[str, dict[Key, dict[str, float]]] = {name: {} for name in models}
     for key in track(keys, "measuring connectivity", len(keys), enabled=progress):
-        moved = list(shifted(few, *key, normalisation=normalisation, seed=seed))
+        moved = list(shift_batches(few, *key, normalisation=normalisation, seed=seed))
         for name, model in models.items():
             found = _connectivity(model, graphs[name], moved, estimator)
             rows[name][key] = {layer: _distance(clean[name][layer], values) for layer, values in found.items()}

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from nervure.check import checked, require_choice
 from nervure.errors import DataError
-from nervure.evaluation.corruptions.chance import mixed, normal, uniform
+from nervure.evaluation.corruptions.chance import mix_bits, normal, uniform
 from nervure.schema import Count, Seed, Size
 
 FEATURE_STRENGTHS: Mapping[str, tuple[float, ...]] = MappingProxyType(
@@ -73,7 +73,7 @@ def corrupt_features(
     mean, std = statistics or (rows.mean(0), rows.std(0, correction=0))
     spread = std.to(inputs).clamp(min=LEAST_SPREAD)
     if name == "covariate_shift":
-        direction = normal(_seeded(seed, inputs.device), inputs.shape[-1])[0]
+        direction = normal(_fix_seed(seed, inputs.device), inputs.shape[-1])[0]
         return inputs + (level * spread * direction).to(inputs.dtype)
     keys = _keys(_bits(inputs), name, seed)
     if name == "feature_noise":
@@ -121,10 +121,10 @@ def _bits(inputs: Tensor) -> Tensor:
 
 def _keys(content: Tensor, name: str, seed: int) -> Tensor:
     flat = content.flatten(1)
-    places = mixed(torch.arange(1, flat.shape[1] + 1, device=flat.device)) | 1
-    salt = _seeded(seed, flat.device) ^ (FEATURE_SHIFTS + TOKEN_SHIFTS).index(name)
-    return mixed((mixed(flat) * places).sum(1) ^ salt)
+    places = mix_bits(torch.arange(1, flat.shape[1] + 1, device=flat.device)) | 1
+    salt = _fix_seed(seed, flat.device) ^ (FEATURE_SHIFTS + TOKEN_SHIFTS).index(name)
+    return mix_bits((mix_bits(flat) * places).sum(1) ^ salt)
 
 
-def _seeded(seed: int, device: torch.device) -> Tensor:
-    return mixed(torch.tensor([seed + 1], dtype=torch.int64, device=device))
+def _fix_seed(seed: int, device: torch.device) -> Tensor:
+    return mix_bits(torch.tensor([seed + 1], dtype=torch.int64, device=device))

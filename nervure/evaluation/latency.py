@@ -21,8 +21,8 @@ from nervure.engines import ENGINES, EngineName, Program, Runner, prepare, requi
 from nervure.engines.types import FLOAT32, threads_of_torch
 from nervure.errors import ArgumentError
 from nervure.evaluation.batches import device_of, to_device
-from nervure.graph.example import evaluating, resized
-from nervure.graph.preserve import preserved
+from nervure.graph.example import evaluating, resize_batch
+from nervure.graph.preserve import restore_after
 from nervure.markup import listing
 from nervure.schema import Length, Rounds, Seconds, Threads, Warmup
 
@@ -199,7 +199,7 @@ def in_turn(
     """Time models of one engine at one batch size and thread count, in turn; see :func:`latency`."""
     with ExitStack() as stack:
         for built in models.values():
-            stack.enter_context(preserved(built.model, built.example))
+            stack.enter_context(restore_after(built.model, built.example))
             stack.enter_context(evaluating(built.model))
         with threads_of_torch(threads):
             runs = {name: _Run(built, batch, threads) for name, built in models.items()}
@@ -212,7 +212,7 @@ class _Run:
 
     def __init__(self, built: Built, batch: int, threads: int) -> None:
         self.device = built.device
-        self.inputs = resized(built.example, batch)
+        self.inputs = resize_batch(built.example, batch)
         self.call = built.runner(self.inputs, batch, threads)
         self.repeats = 1
 

@@ -13,8 +13,8 @@ from torch.utils._pytree import tree_leaves
 from nervure.check import checked
 from nervure.evaluation.batches import device_of, to_device
 from nervure.graph.composites import taken_apart
-from nervure.graph.example import evaluating, resized, run_example
-from nervure.graph.preserve import preserved
+from nervure.graph.example import evaluating, resize_batch, run_example
+from nervure.graph.preserve import restore_after
 from nervure.schema import Length
 
 
@@ -54,14 +54,14 @@ def peak_memory(model: nn.Module, example: Any, *, batch: Length = 1) -> Memory:
         ArgumentError: ``batch`` is below 1, or the example has no tensor with samples.
     """
     device = device_of(model)
-    inputs = to_device(resized(example, batch), device)
+    inputs = to_device(resize_batch(example, batch), device)
     weights = _bytes((*model.parameters(), *model.buffers()))
-    with preserved(model, inputs), evaluating(model):
-        peak = _on_cuda(model, inputs, device) if device.type == "cuda" else _counted(model, inputs)
+    with restore_after(model, inputs), evaluating(model):
+        peak = _on_cuda(model, inputs, device) if device.type == "cuda" else _count_bytes(model, inputs)
     return Memory(weights, _bytes(tree_leaves(inputs)), peak)
 
 
-def _counted(model: nn.Module, inputs: Any) -> int:
+def _count_bytes(model: nn.Module, inputs: Any) -> int:
     known = [*model.parameters(), *model.buffers(), *(t for t in tree_leaves(inputs) if isinstance(t, Tensor))]
     with _Alive(known) as alive:
         run_example(model, inputs)

@@ -12,7 +12,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from nervure.check import checked, shown
+from nervure.check import checked, show_value
 from nervure.errors import ArgumentError, DataError
 from nervure.evaluation.batches import require_classes, require_finite_outputs, require_labels
 from nervure.schema import Count, Length, Positive, Size, convert
@@ -180,7 +180,7 @@ def class_accuracies(correct: Tensor, labels: Tensor, classes: Length) -> tuple[
     """
     if correct.dtype != torch.bool or correct.shape != labels.shape:
         raise DataError(
-            f"correct is {shown(correct)}; give whether each of {tuple(labels.shape)} labels was met, as bool."
+            f"correct is {show_value(correct)}; give whether each of {tuple(labels.shape)} labels was met, as bool."
         )
     require_classes(labels, classes)
     seen = torch.bincount(labels, minlength=classes).tolist()

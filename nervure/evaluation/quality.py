@@ -8,7 +8,7 @@ from torch import nn
 from nervure.annotations import Device, FilePath
 from nervure.check import checked
 from nervure.evaluation.answers import Key
-from nervure.evaluation.batches import Data, call, pairs, placed, to_device
+from nervure.evaluation.batches import Data, call, on_device, pairs, to_device
 from nervure.evaluation.corruptions import SEVERITIES
 from nervure.evaluation.metrics import Metrics, Tally
 from nervure.evaluation.shift import Normalisation, Shifted, evaluate_shift
@@ -83,7 +83,7 @@ def evaluate(
             normalised as said.
         ArgumentError: if ``bins`` is below 1, or a corruption or severity is unknown.
     """
-    with placed(model, device) as place, evaluating(model):
+    with on_device(model, device) as place, evaluating(model):
         if shift is not None:
             found = evaluate_shift(
                 {"model": model},

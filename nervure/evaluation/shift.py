@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from nervure.annotations import FilePath
-from nervure.check import checked, require_choice, shown
+from nervure.check import checked, require_choice, show_value
 from nervure.errors import ArgumentError, DataError
 from nervure.evaluation.answers import Answers, Key, Page
 from nervure.evaluation.batches import Batch, Data, call, device_of, pairs, to_device
-from nervure.evaluation.corruptions import GROUPS, SEVERITIES, chosen, corrupt
+from nervure.evaluation.corruptions import GROUPS, SEVERITIES, corrupt, expand_names
 from nervure.evaluation.features import FEATURE_SHIFTS, TOKEN_SHIFTS, corrupt_features, corrupt_tokens
 from nervure.evaluation.metrics import Metrics, Tally
 from nervure.graph.example import evaluating
@@ -112,7 +112,7 @@ class Shifted:
     def worst_class(self) -> tuple[int, float]:
         """The class with the lowest accuracy under shift, and that accuracy (mean over corruptions and severities)."""
         columns = zip(*(row.per_class for row in self.rows.values()), strict=True)
-        means = {number: fmean(known) for number, known in enumerate(map(_known, columns)) if known}
+        means = {number: fmean(known) for number, known in enumerate(map(_known_values, columns)) if known}
         lowest = min(means, key=lambda number: means[number])
         return lowest, means[lowest]
 
@@ -207,7 +207,7 @@ def _ratio(own: float, reference: float, error: float) -> float:
     return own / reference if reference > max(error, 1e-12) else math.nan
 
 
-def _known(column: Iterable[float | None]) -> list[float]:
+def _known_values(column: Iterable[float | None]) -> list[float]:
     return [value for value in column if value is not None]
 
 
@@ -254,7 +254,7 @@ def evaluate_shift(
             raise ArgumentError("shift={} holds no data: give them by (name, severity), or names of corruptions.")
         if cache is not None:
             raise ArgumentError("cache= keeps answers to corruptions that are made here; ready data are not kept.")
-        return _given(models, data, shift, bins, progress)
+        return _evaluate_given(models, data, shift, bins, progress)
     tallies: dict[str, dict[Key | None, Tally]] = {name: {} for name in models}
     undo = _Undo.of(data, normalisation)
     kept = None if cache is None else Answers(cache, models, f"{undo} {seed}")
@@ -262,16 +262,16 @@ def evaluate_shift(
         for inputs, labels in track(pairs(data), "evaluating under shift", length(data), enabled=progress):
             page = None if kept is None else kept.page(inputs, labels)
             for key in (None, *product(shifts_of(shift, inputs), levels)):
-                asked = models if page is None else _unknown(tallies, models, key, page)
+                asked = models if page is None else _take_known(tallies, models, key, page)
                 if asked:
-                    given = inputs if key is None else undo.corrupted(inputs, *key, seed)
+                    given = inputs if key is None else undo.load_corrupted(inputs, *key, seed)
                     _add(tallies, asked, key, given, labels, page)
             if page is not None:
                 page.save()
     return {name: _summary(found, bins) for name, found in tallies.items()}
 
 
-def shifted(
+def shift_batches(
     data: Data, name: str, severity: int, *, normalisation: Normalisation | None = None, seed: int = 0
 ) -> Iterator[Batch]:
     """The batches of ``data`` under one shift, each as :func:`evaluate_shift` makes it.
@@ -283,7 +283,7 @@ def shifted(
     undo = _Undo.of(data, normalisation)
     for inputs, labels in pairs(data):
         (known,) = shifts_of([name], inputs)
-        yield undo.corrupted(inputs, known, severity, seed), labels
+        yield undo.load_corrupted(inputs, known, severity, seed), labels
 
 
 def shifts_of(shift: str | Iterable[str], inputs: Any) -> tuple[str, ...]:
@@ -291,13 +291,13 @@ def shifts_of(shift: str | Iterable[str], inputs: Any) -> tuple[str, ...]:
     if not isinstance(inputs, Tensor):
         raise DataError(f"inputs of type {type(inputs).__name__} cannot be shifted; give single tensors.")
     if inputs.ndim == 4:
-        return chosen(shift)
+        return expand_names(shift)
     known = FEATURE_SHIFTS if inputs.is_floating_point() else TOKEN_SHIFTS
     if shift == "all":
         return known
     names = [shift] if isinstance(shift, str) else list(shift)
     if not names:
-        raise ArgumentError(f"shift={shown(shift)} names no shift; give 'all', or some of {', '.join(known)}.")
+        raise ArgumentError(f"shift={show_value(shift)} names no shift; give 'all', or some of {', '.join(known)}.")
     return tuple(require_choice(name, known, "shift") for name in names)
 
 
@@ -320,7 +320,7 @@ class _Undo:
             raise ArgumentError(f"normalisation={given!r} must be (mean, std): one of each per channel, std above 0.")
         return cls(mean, std)
 
-    def corrupted(self, inputs: Any, name: str, severity: int, seed: int) -> Any:
+    def load_corrupted(self, inputs: Any, name: str, severity: int, seed: int) -> Any:
         if name in TOKEN_SHIFTS:
             return corrupt_tokens(inputs, name, severity, seed=seed)
         if name in FEATURE_SHIFTS:
@@ -380,7 +380,7 @@ def _add(
             page.note(name, key, observed, tally.classes)
 
 
-def _unknown(
+def _take_known(
     tallies: dict[str, dict[Key | None, Tally]], models: Mapping[str, nn.Module], key: Key | None, page: Page
 ) -> dict[str, nn.Module]:
     """Take over the answers that are known, and return the networks that are still to be asked."""
@@ -394,7 +394,7 @@ def _unknown(
     return asked
 
 
-def _given(
+def _evaluate_given(
     models: Mapping[str, nn.Module], data: Data, shift: Mapping[Key, Data], bins: int, progress: bool
 ) -> dict[str, Shifted]:
     tallies: dict[str, dict[Key | None, Tally]] = {name: {} for name in models}

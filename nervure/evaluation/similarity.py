@@ -78,7 +78,7 @@ def similarity(masks_a: Masks, masks_b: Masks) -> Similarity:
     _require_alike([first, second])
     sizes = [sum(int(mask.sum()) for mask in masks.values()) for masks in (first, second)]
     both = sum(int((first[name] & second[name]).sum()) for name in first)
-    expected = _expected([first, second])
+    expected = _expected_overlap([first, second])
     return Similarity(
         both / min(sizes), both / (sum(sizes) - both), expected / min(sizes), expected / (sum(sizes) - expected)
     )
@@ -100,10 +100,10 @@ def common(runs: Sequence[Masks]) -> Common:
     _require_alike(found)
     shared = {name: torch.stack([masks[name] for masks in found]).all(0) for name in found[0]}
     mean = sum(int(mask.sum()) for masks in found for mask in masks.values()) / len(found)
-    return Common(shared, sum(int(mask.sum()) for mask in shared.values()) / mean, _expected(found) / mean)
+    return Common(shared, sum(int(mask.sum()) for mask in shared.values()) / mean, _expected_overlap(found) / mean)
 
 
-def _expected(runs: Sequence[Mapping[str, Tensor]]) -> float:
+def _expected_overlap(runs: Sequence[Mapping[str, Tensor]]) -> float:
     """Connections in all of so many masks by lot."""
     return sum(
         mask.numel() * math.prod(int(masks[name].sum()) / mask.numel() for masks in runs)

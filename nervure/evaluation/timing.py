@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from nervure.annotations import FilePath
-from nervure.budget.latency import LatencyTable, Sample, fitted
+from nervure.budget.latency import LatencyTable, Sample, fit_table
 from nervure.check import checked, require_positive
 from nervure.engines import ENGINES, EngineName, require_engine
 from nervure.errors import FileError
@@ -122,17 +122,17 @@ class Stopwatch:
 
     def table(self, *, samples: int = SAMPLES, progress: bool = True) -> LatencyTable:
         """The table, from its file or measured now; see :func:`latency_table`."""
-        found = self._kept()
+        found = self._read_table()
         if found.rates and len(found.samples) >= samples:
             return found
         with progressing(f"timing on {self.engine}", samples - len(found.samples), enabled=progress) as advance:
             while len(found.samples) < samples:
                 numbers = range(len(found.samples), min(samples, len(found.samples) + TOGETHER))
-                found = self._with_more(found, [sampled(self.graph, number) for number in numbers])
+                found = self._with_more(found, [random_plan(self.graph, number) for number in numbers])
                 self._keep(found)
                 for _ in numbers:
                     advance()
-        table = replace(fitted(self.graph, found.key, found.dense, found.samples), checks=found.checks)
+        table = replace(fit_table(self.graph, found.key, found.dense, found.samples), checks=found.checks)
         self._keep(table)
         return table
 
@@ -142,19 +142,19 @@ class Stopwatch:
 
     def ratios(self, plans: Sequence[Plan]) -> list[float]:
         """The same for several plans, timed in turn."""
-        table = self._kept()
-        unknown = [plan for plan in plans if plan and table.checked(plan) is None]
+        table = self._read_table()
+        unknown = [plan for plan in plans if plan and table.measured_share(plan) is None]
         for first in range(0, len(unknown), TOGETHER):
             asked = unknown[first : first + TOGETHER]
-            timed = self._timed(asked, CHECK_ROUNDS, CHECK_SECONDS)
+            timed = self._time_plans(asked, CHECK_ROUNDS, CHECK_SECONDS)
             more = [Sample.of(plan, timed.row(str(number)).ratio) for number, plan in enumerate(asked)]
             table = replace(table, checks=(*table.checks, *more))
             self._keep(table)
         # The empty plan is the dense network.
-        return [table.checked(plan) or 1.0 for plan in plans]
+        return [table.measured_share(plan) or 1.0 for plan in plans]
 
     def _with_more(self, table: LatencyTable, plans: Sequence[Plan]) -> LatencyTable:
-        timed = self._timed(plans, ROUNDS, SECONDS)
+        timed = self._time_plans(plans, ROUNDS, SECONDS)
         more = [Sample.of(plan, timed.row(str(number)).ratio) for number, plan in enumerate(plans)]
         # A machine that is disturbed is slower, never faster: of several medians the least is nearest to the truth.
         dense = min(d for d in (table.dense, timed.median("dense")) if d > 0)
@@ -165,14 +165,14 @@ class Stopwatch:
         """The dense network in the engine, made ready once for all timings."""
         return Built(self.engine, self.model, self.example)
 
-    def _timed(self, plans: Sequence[Plan], rounds: int, seconds: float) -> Latency:
+    def _time_plans(self, plans: Sequence[Plan], rounds: int, seconds: float) -> Latency:
         """The dense network and what ``plans`` make of it, numbered, in turn."""
         cut = {str(number): apply(self.model, self.graph, plan).eval() for number, plan in enumerate(plans)}
         built = {name: Built(self.engine, model, self.example) for name, model in cut.items()}
         batch, threads = int(self.key["batch"]), int(self.key["threads"])
         return Latency(tuple(in_turn({"dense": self._dense, **built}, batch, threads, rounds=rounds, seconds=seconds)))
 
-    def _kept(self) -> LatencyTable:
+    def _read_table(self) -> LatencyTable:
         """What the file holds, where that is about the same thing; else an empty table."""
         empty = LatencyTable(self.key, 0.0, 1, {})
         if not self.path.exists():
@@ -188,7 +188,7 @@ class Stopwatch:
         write_json(self.path, table.to_json())
 
 
-def sampled(graph: Graph, number: int) -> Plan:
+def random_plan(graph: Graph, number: int) -> Plan:
     """The ``number``-th of a fixed row of random plans: all groups smaller by about one share, some blocks gone.
 
     Args:
@@ -197,20 +197,20 @@ def sampled(graph: Graph, number: int) -> Plan:
     """
     lot = np.random.default_rng(number)
     level, step = lot.uniform(LEAST_LEVEL, 1), STEPS[number % len(STEPS)]
-    drops = tuple(_dropped(graph, lot)) if number % len(STEPS) == 1 else ()
+    drops = tuple(_random_drops(graph, lot)) if number % len(STEPS) == 1 else ()
     left = {graph.block(drop.block).group for drop in drops}
     cuts = []
     for group in graph.prunable:
         share = min(1.0, level * float(np.exp(lot.normal(0, SPREAD))))
         # Small groups in quarters at least, so that they shrink too; heads one by one.
         unit = max(1, min(step, group.size // 4)) if group.kind == "channels" else 1
-        size = group.allowed(max(1, round(share * group.size / unit)) * unit)
+        size = group.round_up(max(1, round(share * group.size / unit)) * unit)
         if size < group.size and group.name not in left:
             cuts.append(Cut(group.name, Keep.of(torch.arange(group.size) < size)))
     return Plan((*cuts, *drops), graph.fingerprint)
 
 
-def _dropped(graph: Graph, lot: np.random.Generator) -> Iterator[Drop]:
+def _random_drops(graph: Graph, lot: np.random.Generator) -> Iterator[Drop]:
     """Some blocks, none with a module of another."""
     gone: list[Block] = []
     for block in graph.blocks:

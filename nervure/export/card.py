@@ -16,7 +16,7 @@ from torch import nn
 from nervure.engines.exported import Exported
 from nervure.export.checking import Difference
 from nervure.export.saving import versions
-from nervure.markup import code, code_block, markdown, table
+from nervure.markup import code, code_block, escape_markdown, table
 from nervure.plan import Cut, Drop, Link, Mask, Plan
 from nervure.provenance import commit
 from nervure.prune import Pruned
@@ -45,8 +45,8 @@ class Card:
         """The card for people, ending with a newline."""
         facts, file = self.facts, self.facts["file"]
         parts = [
-            f"# {markdown(file['name'])}",
-            f"{markdown(facts['model'])} as {file['format']} in {file['precision']}, {_samples(file['samples'])}.",
+            f"# {escape_markdown(file['name'])}",
+            f"{escape_markdown(facts['model'])} as {file['format']} in {file['precision']}, {_samples(file['samples'])}.",
             "## Use",
             code_block(facts["usage"], "python"),
             table(("input", "type", "shape"), [(i["name"], i["dtype"], _shape(i["shape"])) for i in facts["inputs"]]),
@@ -54,7 +54,7 @@ class Card:
             *_pruning(facts["pruning"]),
             _costs(facts["costs"]),
             "## Verification",
-            _verified(facts["verification"]),
+            _format_checks(facts["verification"]),
             *(["## Notes", _flat(facts["notes"])] if facts["notes"] else []),
             "## Provenance",
             _flat(facts["provenance"]),
@@ -149,7 +149,9 @@ def _pruning(pruning: Mapping[str, Any]) -> list[str]:
     for step in pruning["steps"]:
         edits = ", ".join(f"{count} {name}" for name, count in step["edits"].items()) or "nothing changed"
         reached = ", ".join(f"{key} {_text(value)}" for key, value in step["reached"].items())
-        lines.append(f"- {code(step['method'])}: {edits}" + (f"; reached {markdown(reached)}" if reached else ""))
+        lines.append(
+            f"- {code(step['method'])}: {edits}" + (f"; reached {escape_markdown(reached)}" if reached else "")
+        )
     error = pruning["verification"]
     said = "not made" if error is None else f"largest relative difference {error:.1e}"
     return ["\n".join(lines), f"Cut against silenced original: {said}."]
@@ -163,7 +165,7 @@ def _costs(costs: Mapping[str, Mapping[str, int]]) -> str:
 COUNTED: Mapping[str, str] = {"params": "parameters", "nonzero": "non-zero", "macs": "multiply-accumulates"}
 
 
-def _verified(checks: Mapping[str, Mapping[str, Any]]) -> str:
+def _format_checks(checks: Mapping[str, Mapping[str, Any]]) -> str:
     rows = [
         (
             name,

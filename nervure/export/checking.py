@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from nervure.check import shown
+from nervure.check import show_value
 from nervure.engines import Runner
 from nervure.errors import ArgumentError, DataError, VerificationError
 from nervure.evaluation.batches import Batch, device_of, logits_of, require_labels, to_device
-from nervure.graph.example import evaluating, resized, run_example
-from nervure.graph.preserve import preserved
+from nervure.graph.example import evaluating, resize_batch, run_example
+from nervure.graph.preserve import restore_after
 
 SMALLEST_SCALE = 1e-3
 """Below this outputs count as nothing: a difference is not taken relative to less."""
@@ -83,7 +83,7 @@ def on_random(
     drawn = [random_like(example, batch, seed=batch) for batch in batches]
     largest = 0.0
     for inputs in drawn:
-        expected = _expected(model, inputs)
+        expected = _run_reference(model, inputs)
         largest = max(largest, difference(expected, runner(inputs)))
     return Difference(largest, tuple(batches), tolerance)
 
@@ -95,9 +95,11 @@ def on_data(
     largest, sizes, counts = 0.0, [], []
     for inputs, labels in data:
         if not (isinstance(labels, Tensor) and labels.ndim):
-            raise DataError(f"check= holds a batch whose labels are {shown(labels)}; give one label for each sample.")
-        given, known = (resized(inputs, fixed), resized(labels, fixed)) if fixed else (inputs, labels)
-        expected, found = _expected(model, given), runner(given)
+            raise DataError(
+                f"check= holds a batch whose labels are {show_value(labels)}; give one label for each sample."
+            )
+        given, known = (resize_batch(inputs, fixed), resize_batch(labels, fixed)) if fixed else (inputs, labels)
+        expected, found = _run_reference(model, given), runner(given)
         largest = max(largest, difference(expected, found))
         sizes.append(len(known))
         counts.append(_classes(expected, found, known))
@@ -120,9 +122,9 @@ def _classes(expected: Any, found: Any, labels: Tensor) -> tuple[int, int, int, 
     return int((a == b).sum()), int((a == known).sum()), int((b == known).sum()), known.numel()
 
 
-def _expected(model: nn.Module, inputs: Any) -> Any:
+def _run_reference(model: nn.Module, inputs: Any) -> Any:
     given = to_device(inputs, device_of(model))
-    with preserved(model, given), evaluating(model):
+    with restore_after(model, given), evaluating(model):
         # Copies: an output may be a buffer, which is put back.
         return tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, run_example(model, given))
 
@@ -133,18 +135,18 @@ def random_like(example: Any, samples: int, *, seed: int) -> Any:
     What has no axis of samples stays as it is.
     """
     generator = torch.Generator().manual_seed(seed)
-    whole = resized(example, samples + 1)
+    whole = resize_batch(example, samples + 1)
 
-    def drawn(leaf: Any, shape_of: Any) -> Any:
+    def draw(leaf: Any, shape_of: Any) -> Any:
         if not isinstance(leaf, Tensor) or leaf.shape == shape_of.shape:
             return leaf
-        return _drawn(leaf, generator)
+        return _draw(leaf, generator)
 
     # A tensor that changes with the number of samples has an axis of them.
-    return tree_map(drawn, resized(example, samples), whole)
+    return tree_map(draw, resize_batch(example, samples), whole)
 
 
-def _drawn(like: Tensor, generator: torch.Generator) -> Tensor:
+def _draw(like: Tensor, generator: torch.Generator) -> Tensor:
     if like.dtype == torch.bool:
         random = torch.rand(like.shape, generator=generator) < 0.5
     elif like.is_floating_point():
@@ -168,7 +170,7 @@ def first_different(
     """
     with telling(model) as names:
         runner = exported()
-        expected = _expected(model, inputs)
+        expected = _run_reference(model, inputs)
         told = list(names)
         for name, a, b in zip(told, _tensors(expected), _tensors(runner(inputs)), strict=True):
             apart = difference(a, b)

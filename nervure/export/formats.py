@@ -18,8 +18,8 @@ from nervure.engines.onnxruntime import session_runner, to_onnx
 from nervure.engines.openvino import compiled_runner, to_openvino
 from nervure.engines.quiet import quiet
 from nervure.engines.types import BF16, FLOAT32, Runner
-from nervure.export.quantising import INT8, quantised
-from nervure.graph.copies import copied
+from nervure.export.quantising import INT8, write_quantised
+from nervure.graph.copies import copy_model
 from nervure.graph.example import as_inputs
 
 LARGEST_MESSAGE = 2**31 - 2**20
@@ -75,7 +75,7 @@ def _write_onnx(graph: Exported, path: Path, precision: str, calibration: Sequen
     model = to_onnx(graph)
     _forget_places(model)
     if precision == INT8:
-        quantised(model, graph, path, calibration)
+        write_quantised(model, graph, path, calibration)
         return
     import onnx
 
@@ -157,14 +157,14 @@ def _read_executorch(path: Path, graph: Exported, precision: str) -> Runner:
 
     def run(inputs: Any) -> Any:
         # The outputs lie in memory that the next run writes to.
-        return graph.structure.filled([tensor.clone() for tensor in method.execute(graph.tensors(inputs))])
+        return graph.structure.fill([tensor.clone() for tensor in method.execute(graph.tensors(inputs))])
 
     return run
 
 
 def in_bf16(model: nn.Module) -> nn.Module:
     """A copy whose weights and computation are in bf16; it takes and returns float32 as before."""
-    lower = copied(model).to(torch.bfloat16)
+    lower = copy_model(model).to(torch.bfloat16)
     lower.register_forward_pre_hook(lambda module, args, kwargs: tree_map(_lower, (args, kwargs)), with_kwargs=True)
     lower.register_forward_hook(lambda module, args, output: tree_map(_higher, output))
     return lower

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from nervure.engines.exported import Exported, refused
+from nervure.engines.exported import Exported, exporter_error
 from nervure.engines.quiet import quiet
 
 INT8 = "int8"
 
 
-def quantised(model: Any, graph: Exported, path: Path, calibration: Sequence[Any]) -> None:
+def write_quantised(model: Any, graph: Exported, path: Path, calibration: Sequence[Any]) -> None:
     """Write ``model`` (a ``ModelProto``) to ``path`` in eight bits: weights per channel, activations per tensor.
 
     The ranges of the activations are the smallest and largest values met on the inputs in ``calibration``. What is
@@ -49,7 +49,7 @@ def quantised(model: Any, graph: Exported, path: Path, calibration: Sequence[Any
                 weight_type=QuantType.QInt8,
             )
     except Exception as error:
-        raise refused("the quantiser of ONNX Runtime does not take the model", graph, error) from error
+        raise exporter_error("the quantiser of ONNX Runtime does not take the model", graph, error) from error
 
 
 def _feeds(names: Sequence[str], graph: Exported, calibration: Sequence[Any]) -> Iterator[dict[str, np.ndarray]]:

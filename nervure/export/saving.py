@@ -22,11 +22,11 @@ from nervure.errors import FileError, NervureError, NervureWarning
 from nervure.export.stock import stock_differences
 from nervure.files import require_writable
 from nervure.graph import Cost
-from nervure.graph.copies import copied
-from nervure.graph.example import unwrapped
+from nervure.graph.copies import copy_model
+from nervure.graph.example import unwrap
 from nervure.graph.tape import named_tensors
 from nervure.graph.types import Graph
-from nervure.packed import POSITIONS, Packing, packed, unpacked, unpacked_mask
+from nervure.packed import POSITIONS, Packing, pack, unpack, unpacked_mask
 from nervure.plan import Keep, Plan
 from nervure.prune import Pruned, Step
 from nervure.schema import convert
@@ -122,7 +122,7 @@ def save(path: FilePath, pruned: Pruned, *, meta: Mapping[str, Any] | None = Non
     state = _state(pruned.model)
     transient = _transient(pruned.model, state)
     whole, aliases = _without_repeats(state | transient)
-    tensors, packings = packed(whole, pruned.masks)
+    tensors, packings = pack(whole, pruned.masks)
     stored = _Stored(
         versions=versions(),
         aliases=aliases,
@@ -178,12 +178,12 @@ def load(path: FilePath, model: Source) -> Pruned:
     with reading(path, PRUNED):
         graph = Graph.from_json(header.graph)
         earlier = tuple(Step(Graph.from_json(s.graph), Plan.from_json(s.plan), s.method) for s in header.earlier)
-    smaller = copied(unwrapped(model)) if isinstance(model, nn.Module) else _built(model, path)
+    smaller = copy_model(unwrap(model)) if isinstance(model, nn.Module) else _built(model, path)
     for step in earlier:
-        smaller = _replayed(path, smaller, step.graph, step.plan)
+        smaller = _replay(path, smaller, step.graph, step.plan)
     with reading(path, PRUNED):
         plan = Plan.from_json(_with_packed(header, stored, _shapes(named_tensors(smaller))))
-    smaller = _replayed(path, smaller, graph, plan)
+    smaller = _replay(path, smaller, graph, plan)
     keeps = _fill(path, smaller, stored, header, PRUNED)
     with reading(path, PRUNED):
         masks = _masks(header, smaller) | {name: keep.tensor() for name, keep in keeps.items()}
@@ -201,7 +201,7 @@ def load(path: FilePath, model: Source) -> Pruned:
     )
 
 
-def _replayed(path: str | os.PathLike[str], model: nn.Module, graph: Graph, plan: Plan) -> nn.Module:
+def _replay(path: str | os.PathLike[str], model: nn.Module, graph: Graph, plan: Plan) -> nn.Module:
     _require_same_model(path, graph, model)
     try:
         return apply(model, graph, plan)
@@ -243,7 +243,7 @@ def save_state(
     state = _state(model)
     require_masks(masks or {}, state)
     whole, aliases = _without_repeats(state)
-    tensors, packings = packed(whole, masks or {})
+    tensors, packings = pack(whole, masks or {})
     write_container(
         target, tensors, _State(versions=versions(), aliases=aliases, packed=packings, meta=dict(meta or {})), STATE
     )
@@ -394,7 +394,7 @@ def _fill(
         _require_same_shapes(path, {n: s for n, s in saved.items() if n not in transient}, _shapes(places))
         buffers = dict(model.named_buffers(remove_duplicate=False))
         places |= {name: buffers[name] for name in transient & buffers.keys() & saved.keys()}
-        tensors, keeps = unpacked(stored, header.packed)
+        tensors, keeps = unpack(stored, header.packed)
         # Tensors of several names are copied: where the model given does not share them, they stay apart.
         tensors |= {name: tensors[of].clone() for name, of in header.aliases.items()}
         _require_same_numbers(path, tensors, places)

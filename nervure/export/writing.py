@@ -10,9 +10,9 @@ from typing import Any, final
 from torch import nn
 
 from nervure.annotations import Batches, FilePath
-from nervure.check import checked, require_choice, shown
+from nervure.check import checked, require_choice, show_value
 from nervure.engines import Runner
-from nervure.engines.exported import Exported, exported, refused
+from nervure.engines.exported import Exported, export_graph, exporter_error
 from nervure.engines.types import BF16, FLOAT32
 from nervure.errors import ArgumentError, NervureError, VerificationError
 from nervure.evaluation.batches import pairs
@@ -32,7 +32,7 @@ from nervure.export.quantising import INT8
 from nervure.files import disk_refusal, drafts, require_writable, settle, write_json, write_text
 from nervure.graph.cost import count
 from nervure.graph.example import is_weightless
-from nervure.graph.modes import isolated
+from nervure.graph.modes import leave_modes
 from nervure.markup import listing
 from nervure.prune import Pruned
 from nervure.schema import NotNegative
@@ -82,7 +82,7 @@ class ExportedFile:
 
 
 @checked
-@isolated()
+@leave_modes()
 def export(
     model: nn.Module | Pruned,
     example: Any,
@@ -143,7 +143,7 @@ def export(
     with drafts(target) as folder:
         job = _Job(form, precision, module, example, form.dynamic if dynamic is None else dynamic, given)
         graph, runner = job.made(folder / target.name)
-        checks = _checked(job, graph, runner, check, tolerance, folder)
+        checks = _check_file(job, graph, runner, check, tolerance, folder)
         written = [file for file in form.files(folder / target.name) if file.exists()]
         facts = {
             "model": model_name(module),
@@ -164,7 +164,7 @@ def export(
             write_json(folder / cards[0].name, card.to_json()),
             write_text(folder / cards[1].name, card.to_markdown()),
         ]
-        return ExportedFile(target, _moved(written, target.parent), form.name, precision, checks, card)
+        return ExportedFile(target, _move_files(written, target.parent), form.name, precision, checks, card)
 
 
 def require_format(path: Path, name: str | None, precision: str = FLOAT32, dynamic: bool | None = None) -> Format:
@@ -188,7 +188,7 @@ def require_format(path: Path, name: str | None, precision: str = FLOAT32, dynam
     if precision not in form.needs:
         able = ", ".join(other.name for other in FORMATS.values() if precision in other.needs)
         raise ArgumentError(
-            f"the format {name!r} has no precision {shown(precision)}; it has {', '.join(map(repr, form.needs))}."
+            f"the format {name!r} has no precision {show_value(precision)}; it has {', '.join(map(repr, form.needs))}."
             + (f" {precision!r} is there for {able}." if able else "")
         )
     if dynamic and not form.dynamic:
@@ -213,7 +213,7 @@ class _Job:
         """Write the file to ``path``, and load it."""
         lowered = self.form.name == "torch" and self.precision == BF16
         module = in_bf16(self.module) if lowered else self.module
-        graph = exported(module, self.example, dynamic=self.dynamic)
+        graph = export_graph(module, self.example, dynamic=self.dynamic)
         try:
             self.form.write(graph, path, self.precision, self.calibration)
             return graph, self.form.read(path, graph, self.precision)
@@ -222,10 +222,10 @@ class _Job:
         except Exception as error:
             if refusal := disk_refusal(error, path.parent):
                 raise refusal from error
-            raise refused(f"the module cannot be written as {self.form.name!r}", graph, error) from error
+            raise exporter_error(f"the module cannot be written as {self.form.name!r}", graph, error) from error
 
 
-def _checked(
+def _check_file(
     job: _Job,
     graph: Exported,
     runner: Runner,
@@ -305,7 +305,7 @@ def usage(form: Format, name: str, precision: str, graph: Exported) -> str:
     )
 
 
-def _moved(files: Sequence[Path], folder: Path) -> tuple[Path, ...]:
+def _move_files(files: Sequence[Path], folder: Path) -> tuple[Path, ...]:
     """Put the files into ``folder``; the one that gives the export its name comes last, when the others are there."""
     for file in (*files[1:], files[0]):
         settle(file, folder / file.name)

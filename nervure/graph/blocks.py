@@ -165,7 +165,7 @@ def _blocks_of(drawing: Drawing) -> tuple[Block, ...]:
         elif entry.name == "cat":
             found += [(index, b) for b in _dense(drawing, wiring, entry)]
     found = _with_elements(wiring, identity, found)
-    return _named(drawing, wiring, [block for _, block in sorted(found, key=lambda item: item[0])])
+    return _name_blocks(drawing, wiring, [block for _, block in sorted(found, key=lambda item: item[0])])
 
 
 def residual(wiring: Wiring, entry: Entry) -> tuple[Branch | None, bool]:
@@ -459,7 +459,7 @@ def _with_elements(
 
 def _chains(wiring: Wiring, identity: dict[int, int]) -> Iterator[tuple[ModuleCall, list[int]]]:
     """Calls of modules that add branches to what they are given and do nothing else, with these additions' entries."""
-    normed = _normed(wiring)
+    normed = _find_normed(wiring)
     for call in wiring.calls:
         if _extras(call) is None or not call.inputs or wiring.times[call.name] > 1:
             continue
@@ -484,7 +484,7 @@ def _extras(call: ModuleCall) -> int | None:
     )
 
 
-def _normed(wiring: Wiring) -> dict[int, int]:
+def _find_normed(wiring: Wiring) -> dict[int, int]:
     """For each output of a layer norm what it was made of: in a post-norm network it stands behind every branch.
 
     So do views, that lay out rows of tokens one after the other and back.
@@ -499,7 +499,7 @@ def _normed(wiring: Wiring) -> dict[int, int]:
 _BETWEEN = frozenset(["native_layer_norm", "view", "_unsafe_view", "reshape", "alias"])
 
 
-def _named(drawing: Drawing, wiring: Wiring, blocks: Sequence[Block]) -> tuple[Block, ...]:
+def _name_blocks(drawing: Drawing, wiring: Wiring, blocks: Sequence[Block]) -> tuple[Block, ...]:
     """Unique names: the parent where all modules share one that has no other block, else the heaviest module."""
     sizes: dict[str, int] = {}
     for number, tensor in drawing.flow.tape.named.items():

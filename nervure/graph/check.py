@@ -27,12 +27,12 @@ def check_graph(graph: "Graph") -> "Graph":
 
 def _group_names(graph: "Graph") -> Iterator[str]:
     """Each group has a name of its own."""
-    yield from _repeated("group", [group.name for group in graph.groups])
+    yield from _find_repeated("group", [group.name for group in graph.groups])
 
 
 def _block_names(graph: "Graph") -> Iterator[str]:
     """Each block has a name of its own."""
-    yield from _repeated("block", [block.name for block in graph.blocks])
+    yield from _find_repeated("block", [block.name for block in graph.blocks])
 
 
 def _group_sizes(graph: "Graph") -> Iterator[str]:
@@ -93,7 +93,7 @@ def _places_of_slots(graph: "Graph") -> Iterator[str]:
 
 def _parameters(graph: "Graph") -> Iterator[str]:
     """A parameter is a tensor of the graph, once."""
-    yield from _repeated("parameter", graph.parameters)
+    yield from _find_repeated("parameter", graph.parameters)
     yield from (f"parameter {name!r}" for name in graph.parameters if name not in graph.tensors)
 
 
@@ -119,7 +119,7 @@ def _groups_of_declared(graph: "Graph") -> Iterator[str]:
 def _axes_of_products(graph: "Graph") -> Iterator[str]:
     """Rows and columns of a product are different axes of its shape, its stack are rows, its parts divide them."""
     for product in graph.products:
-        axes, rows = (*product.rows, *product.columns), math.prod(_taken(product.shape, product.rows))
+        axes, rows = (*product.rows, *product.columns), math.prod(_take(product.shape, product.rows))
         ok = all(0 <= axis < len(product.shape) for axis in axes) and len(set(axes)) == len(axes)
         if not ok or not set(product.stack) <= set(product.rows) or product.parts < 1 or rows % product.parts:
             yield f"product {product.tensor!r}"
@@ -178,7 +178,7 @@ RULES: tuple[Rule, ...] = (
 """Each yields the places where a graph breaks what its docstring says; later ones rely on those before them."""
 
 
-def _repeated(what: str, names: Iterable[str]) -> Iterator[str]:
+def _find_repeated(what: str, names: Iterable[str]) -> Iterator[str]:
     seen: set[str] = set()
     for name in names:
         if name in seen:
@@ -199,5 +199,5 @@ def _entries(graph: "Graph", axes: Iterable[int]) -> int:
     return math.prod(graph.axes[axis].size for axis in axes)
 
 
-def _taken(sizes: tuple[int, ...], axes: Iterable[int]) -> Iterator[int]:
+def _take(sizes: tuple[int, ...], axes: Iterable[int]) -> Iterator[int]:
     return (sizes[axis] for axis in axes if 0 <= axis < len(sizes))

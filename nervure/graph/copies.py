@@ -11,7 +11,7 @@ from nervure.errors import CopyError
 _COPIED_ANYWAY = frozenset({"_parameters", "_buffers", "_modules"})
 
 
-def copied(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
+def copy_model(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
     """A deep copy; tensors that were computed, such as a loss that is kept, lose their history in it.
 
     Args:

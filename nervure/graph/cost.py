@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from nervure.check import checked
-from nervure.graph.example import evaluating, has_shape_only, is_weightless, placed_like, unfaked, unwrapped
+from nervure.graph.example import evaluating, has_shape_only, is_weightless, placed_like, unwrap, without_fakes
 from nervure.graph.flow import Flow
 from nervure.graph.labels import Space, Store
-from nervure.graph.modes import isolated
+from nervure.graph.modes import leave_modes
 from nervure.graph.rules import RULES, unknown
 from nervure.graph.tape import Tape, record
 from nervure.schema import Count, convert
@@ -60,7 +60,7 @@ class Cost:
 
 
 @checked
-@isolated()
+@leave_modes()
 def count(model: nn.Module, example: Any) -> Cost:
     """Count parameters and multiply-accumulates of ``model`` on ``example`` (in evaluation mode).
 
@@ -74,8 +74,8 @@ def count(model: nn.Module, example: Any) -> Cost:
     Raises:
         ForwardError: the model's forward raised on the example.
     """
-    model = unwrapped(model)
-    with unfaked(model) as twin, evaluating(twin):
+    model = unwrap(model)
+    with without_fakes(model) as twin, evaluating(twin):
         tape, _ = record(twin, placed_like(twin, example) if is_weightless(model) else example)
     return cost_of_run(model, tape)
 

@@ -43,7 +43,7 @@ HEADS = frozenset(
 HEAD_WIDTHS = frozenset(["head_dim", "head_size", "attention_head_size", "d_kv", "head_width"])
 
 
-def declared(model: nn.Module, graph: Graph, read: Set[Attribute]) -> tuple[Declared, ...]:
+def find_declared(model: nn.Module, graph: Graph, read: Set[Attribute]) -> tuple[Declared, ...]:
     """The integers of modules and configs that name sizes of the graph and that a cut may change.
 
     Args:
@@ -59,7 +59,7 @@ def declared(model: nn.Module, graph: Graph, read: Set[Attribute]) -> tuple[Decl
     return tuple(found)
 
 
-def unexplained(model: nn.Module, graph: Graph, read: Set[Attribute]) -> tuple[str, ...]:
+def find_unexplained(model: nn.Module, graph: Graph, read: Set[Attribute]) -> tuple[str, ...]:
     """The integers of modules that are as large as units that can go, though their names do not say what they are."""
     known, free = {(d.module, d.attribute) for d in graph.declared}, _free_sizes(graph)
     return tuple(
@@ -87,7 +87,7 @@ def in_multiples(model: nn.Module, graph: Graph) -> dict[str, int]:
     return multiples
 
 
-def accepted(model: nn.Module, graph: Graph, keeps: Mapping[str, np.ndarray]) -> dict[Attribute, int]:
+def accepted_values(model: nn.Module, graph: Graph, keeps: Mapping[str, np.ndarray]) -> dict[Attribute, int]:
     """What declared integers become when groups keep these units, where that is one number and a config takes it.
 
     Where a config takes some of its new numbers, but not all at once, those that come first go first; numbers of the
@@ -110,12 +110,12 @@ def accepted(model: nn.Module, graph: Graph, keeps: Mapping[str, np.ndarray]) ->
         else:
             found[attribute] = int(now or 0)
     for (module, key), by_groups in configs.items():
-        taken = _taken(getattr(model.get_submodule(module), key), list(by_groups.values()))
+        taken = _accept_values(getattr(model.get_submodule(module), key), list(by_groups.values()))
         found |= {Attribute(module, f"{key}.{path}"): value for path, value in taken.items()}
     return found
 
 
-def _taken(config: object, parts: Sequence[dict[str, int]]) -> dict[str, int]:
+def _accept_values(config: object, parts: Sequence[dict[str, int]]) -> dict[str, int]:
     """All numbers where a config takes them at once, else those of one part after the other that it takes."""
     taken = {path: value for part in parts for path, value in part.items()}
     if not refusal(config, taken):

@@ -33,10 +33,10 @@ def shorten(model: nn.Module, leaving: Mapping[str, Collection[int]], lists: Set
         below = {n: size for n, size in sizes.items() if n.startswith(f"{module}." if module else "")}
         said = {k: v for k, v in holder.items() if k[:1] != "_" and type(v) in (int, list, tuple)}
         for key, value in said.items():
-            holder[key] = _shortened(key, value, said, below, gone)
+            holder[key] = _shorten_entry(key, value, said, below, gone)
 
 
-def _shortened(
+def _shorten_entry(
     key: str, value: Any, said: Mapping[str, Any], sizes: Mapping[str, int], gone: Mapping[str, Collection[int]]
 ) -> Any:
     """What an entry becomes; itself where it counts no layers, or where no single answer is true."""
@@ -46,7 +46,7 @@ def _shortened(
     inner = [{n: size for n, size in sizes.items() if f".{i}." in n} for i in range(len(value))]
     if COUNTS.fullmatch(key) and all(type(v) is int for v in value) and any(inner):
         # One number for each of several lists, as those of stages.
-        return type(value)(_shortened(key, v, said, own, gone) for v, own in zip(value, inner, strict=True))
+        return type(value)(_shorten_entry(key, v, said, own, gone) for v, own in zip(value, inner, strict=True))
     left = {frozenset(gone[name]) for name in _meant_lists(key, len(value), said, sizes)}
     if len(left) != 1 or not PER_LAYER.fullmatch(key):
         return value

@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map
 
-from nervure.check import shown
+from nervure.check import show_value
 from nervure.errors import ArgumentError, ForwardError, NervureError
 
 
@@ -72,12 +72,12 @@ _WRAPPERS = {
 """Wrappers that compute what the module inside computes, by the name of their class, and where they keep it."""
 
 
-def unwrapped(model: nn.Module) -> nn.Module:
+def unwrap(model: nn.Module) -> nn.Module:
     """The module inside wrappers that compile it or spread it over devices; any other module itself."""
     for kind in type(model).__mro__:
         inner = getattr(model, _WRAPPERS.get(kind.__name__, ""), None)
         if isinstance(inner, nn.Module):
-            return unwrapped(inner)
+            return unwrap(inner)
     return model
 
 
@@ -89,10 +89,10 @@ def placed_like(model: nn.Module, example: Any) -> Any:
     first = next(iter(model.parameters()), None)
     if first is None:
         return example
-    return tree_map(lambda x: _placed(x, first.device) if isinstance(x, Tensor) else x, example)
+    return tree_map(lambda x: _to_device(x, first.device) if isinstance(x, Tensor) else x, example)
 
 
-def _placed(x: Tensor, device: torch.device) -> Tensor:
+def _to_device(x: Tensor, device: torch.device) -> Tensor:
     if isinstance(x, FakeTensor):
         return torch.empty(x.shape, dtype=x.dtype, device="meta" if device.type == "meta" else x.device)
     moved = require_numbers(x, device).to(device)
@@ -105,7 +105,7 @@ def require_numbers(tensor: Tensor, device: torch.device) -> Tensor:
     """Return ``tensor`` unless it has a shape only and is asked to a ``device`` with numbers: then ArgumentError."""
     if tensor.is_meta and device.type != "meta":
         raise ArgumentError(
-            f"{shown(tensor)} is on the meta device: it has a shape without numbers. Give numbers, as torch.randn does."
+            f"{show_value(tensor)} is on the meta device: it has a shape without numbers. Give numbers, as torch.randn does."
         )
     return tensor
 
@@ -125,7 +125,7 @@ def has_shape_only(tensor: Tensor) -> bool:
 
 
 @contextmanager
-def unfaked(model: nn.Module) -> Iterator[nn.Module]:
+def without_fakes(model: nn.Module) -> Iterator[nn.Module]:
     """The model itself; or, where its tensors are fake, a twin on ``meta``, with the modes that fake tensors off."""
     fake = [t for t in (*model.parameters(), *model.buffers()) if isinstance(t, FakeTensor)]
     if not fake:
@@ -153,12 +153,12 @@ def digest_of(value: Any) -> str:
 
 def tensors_in(value: Any) -> list[Tensor]:
     """All tensors in nested lists, tuples, dicts, dataclasses and plain result objects, in order."""
-    return list(_collected(value, set(), _never))
+    return list(_collect_tensors(value, set(), _never))
 
 
 def outputs_in(value: Any) -> list[Tensor]:
     """All tensors in what a model returned, as :func:`tensors_in`, but for those in caches, see :func:`is_cache`."""
-    return list(_collected(value, set(), is_cache))
+    return list(_collect_tensors(value, set(), is_cache))
 
 
 def outputs_by_name(value: Any) -> dict[str, list[Tensor]]:
@@ -185,10 +185,12 @@ def is_cache(value: Any) -> bool:
     if callable(getattr(value, "get_seq_length", None)):
         return True
     is_plain = isinstance(value, Mapping | Sequence | Set)
-    return not is_plain and (_required(value, "update") >= len(("key", "value")) or _required(value, "reset") == 0)
+    return not is_plain and (
+        _count_required(value, "update") >= len(("key", "value")) or _count_required(value, "reset") == 0
+    )
 
 
-def _required(value: Any, name: str) -> int:
+def _count_required(value: Any, name: str) -> int:
     """How many positional arguments a method must be given; -1 where there is no such method."""
     method = getattr(value, name, None)
     try:
@@ -204,13 +206,13 @@ def _never(value: Any) -> bool:
     return False
 
 
-def _collected(value: Any, seen: set[int], is_left_out: Callable[[Any], bool]) -> Iterator[Tensor]:
+def _collect_tensors(value: Any, seen: set[int], is_left_out: Callable[[Any], bool]) -> Iterator[Tensor]:
     for leaf in tree_leaves(value, is_leaf=is_left_out):
         if isinstance(leaf, Tensor):
             yield leaf
         elif id(leaf) not in seen and not isinstance(leaf, _DATA) and not is_left_out(leaf):
             seen.add(id(leaf))
-            yield from _collected(list(getattr(leaf, "__dict__", {}).values()), seen, is_left_out)
+            yield from _collect_tensors(list(getattr(leaf, "__dict__", {}).values()), seen, is_left_out)
 
 
 _DATA = str | int | float | bool | type | nn.Module | None
@@ -269,7 +271,7 @@ def samples_of(example: Any) -> int:
     return sizes[0]
 
 
-def resized(example: Any, batch: int) -> Any:
+def resize_batch(example: Any, batch: int) -> Any:
     """The example with ``batch`` samples: repeated in order, or the first few.
 
     Tensors whose first axis is as long as that of the first tensor are resized; whatever else there is stays.
@@ -280,11 +282,11 @@ def resized(example: Any, batch: int) -> Any:
     samples = samples_of(example)
     index = torch.arange(batch) % samples
 
-    def fitted(leaf: Any) -> Any:
+    def fit(leaf: Any) -> Any:
         has_samples = isinstance(leaf, Tensor) and leaf.ndim and leaf.shape[0] == samples
         return leaf[index.to(leaf.device)] if has_samples else leaf
 
-    return tree_map(fitted, example)
+    return tree_map(fit, example)
 
 
 def describe_example(example: Any) -> str:

@@ -164,7 +164,7 @@ class Flow:
             for ref, space in zip(entry.outs, rule(self, entry), strict=False):
                 self.spaces[ref.id] = space
             self._follow_places(entry, rule)
-            if self.constants.issuperset(r.id for r in _given(entry)):
+            if self.constants.issuperset(r.id for r in _argument_refs(entry)):
                 self.constants.update(ref.id for ref in entry.outs)
         self._pin_places([number for number in self.tape.outputs if number in self.places], "the model's output")
         for wish, size, vectors, where in self.buffers.values():
@@ -178,7 +178,7 @@ class Flow:
 
     def _follow_places(self, entry: Entry, rule: "Rule") -> None:
         """Places that are moved stay places; what else is done with them makes numbers, which a cut would change."""
-        given = [ref.id for ref in _given(entry) if ref.id in self.places and ref.id not in self.picked]
+        given = [ref.id for ref in _argument_refs(entry) if ref.id in self.places and ref.id not in self.picked]
         self.picked.clear()
         if given and rule in CARRIERS and entry.args[0].id == given[0]:
             self.places.update((out.id, self.places[given[0]]) for out in entry.outs)
@@ -248,7 +248,7 @@ class Flow:
         is_plain = len(beside) <= 1 and len(parts) <= 1 and all(_covers_other_axes(places, shape, z) for z in parts)
         if (is_plain or (whole and not beside)) and all(len(z.support) == 1 for z in base.layers):
             # What is written spans its units' axes: they are the base's units along these axes.
-            target = Space(self._filled(base, parts, places, shape), free=base.free or not base.layers)
+            target = Space(self._fill_parts(base, parts, places, shape), free=base.free or not base.layers)
             written = Space(tuple(Layer(z.labels) for z in whole))
             ones = tuple(n if any(z.labels.shape[a] > 1 for z in whole) else 1 for a, n in enumerate(shape))
             return replace(self.store.join([(target, shape), (written, ones)], shape, self.at()), free=base.free)
@@ -263,7 +263,7 @@ class Flow:
             layers.append(Layer(compress(dense.reshape(shape))))
         return Space(tuple(x for x in layers if x.support))
 
-    def _filled(self, base: Space, parts: list[Layer], places: Array, shape: tuple[int, ...]) -> tuple[Layer, ...]:
+    def _fill_parts(self, base: Space, parts: list[Layer], places: Array, shape: tuple[int, ...]) -> tuple[Layer, ...]:
         """The base's layers after a write to a part of some axes; units along these stay where other axes are not."""
         layers = [Layer(z.labels) for z in base.layers]
         for part in parts:
@@ -341,7 +341,7 @@ def _value(tape: Tape, argument: Any) -> Any:
     return tape.values[argument.id].const if isinstance(argument, Ref) else argument
 
 
-def _given(entry: Entry) -> list[Ref]:
+def _argument_refs(entry: Entry) -> list[Ref]:
     return refs_in((*entry.args, *entry.kwargs.values()))
 
 

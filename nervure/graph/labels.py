@@ -233,7 +233,7 @@ class Store:
         for layer in layers:
             joined = layer
             if len(layer.support) > 1:
-                joined = Layer(self._assembled(layer.labels, layer.support, reason), layer.owner)
+                joined = Layer(self._assemble(layer.labels, layer.support, reason), layer.owner)
             support = joined.support
             if parts and joined.owner is None and self._all_stay(joined.labels):
                 continue
@@ -258,7 +258,7 @@ class Store:
             return False
         return bool((self.unions.find(labels) == first).all())
 
-    def _assembled(self, labels: Array, support: tuple[int, ...], reason: str) -> Array:
+    def _assemble(self, labels: Array, support: tuple[int, ...], reason: str) -> Array:
         """Where an axis only tells apart what was put together from different places, its slices are cut alike."""
         for axis in support:
             roots = self.unions.find(labels)
@@ -389,7 +389,7 @@ class Store:
         result: list[Layer] = []
         result_shape = (1,) * rank
         for space, given in spaces:
-            layers, own = _aligned(space, rank), _own_shape(space, given, rank)
+            layers, own = _align_rank(space, rank), _own_shape(space, given, rank)
             result = self._join_two(result, result_shape, list(self.rectangular(layers, reason)), own, reason)
             result_shape = tuple(max(a, b) for a, b in zip(result_shape, own, strict=True))
         all_free = all(space.free for space, _ in spaces)
@@ -553,5 +553,5 @@ def _own_shape(space: Space, given: tuple[int, ...], rank: int) -> tuple[int, ..
     return tuple(1 if a in bare or a < shift else given[a - shift] for a in range(rank))
 
 
-def _aligned(space: Space, rank: int) -> tuple[Layer, ...]:
+def _align_rank(space: Space, rank: int) -> tuple[Layer, ...]:
     return tuple(Layer(x.labels.reshape((1,) * (rank - x.labels.ndim) + x.labels.shape), x.owner) for x in space.layers)

@@ -32,7 +32,7 @@ class Memory:
         self._written: list[tuple[torch.UntypedStorage, Tensor]] = []
 
     def add(self, tensor: Tensor) -> None:
-        """Remember what the memory of ``tensor`` holds, from when it is :meth:`watched` on."""
+        """Remember what the memory of ``tensor`` holds, from when it is :meth:`watch` on."""
         storage = tensor.untyped_storage()
         is_small = storage.nbytes() <= SMALL and not isinstance(tensor, nn.Parameter)
         (self._small if is_small else self._large).setdefault(storage._cdata, storage)
@@ -44,7 +44,7 @@ class Memory:
             self._written.append((storage, _copy(storage)))
 
     @contextmanager
-    def watched(self) -> Iterator[None]:
+    def watch(self) -> Iterator[None]:
         """Watch what is written while this lasts."""
         self._written += [(s, _copy(s)) for key, s in self._small.items() if key not in self._large]
         with _Writes(self):
@@ -87,12 +87,12 @@ class _Writes(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        for tensor in _written(func, args, kwargs):
+        for tensor in _written_tensors(func, args, kwargs):
             self._memory.about_to_write(tensor)
         return func(*args, **kwargs)
 
 
-def _written(func: Any, args: Any, kwargs: Any) -> Iterator[Tensor]:
+def _written_tensors(func: Any, args: Any, kwargs: Any) -> Iterator[Tensor]:
     """The tensors that an operator may write."""
     places = _written_places(func)
     if places is None:

@@ -32,7 +32,7 @@ _LEFT = _Left()
 
 
 @contextmanager
-def isolated() -> Iterator[None]:
+def leave_modes() -> Iterator[None]:
     """Leave every mode the caller is in, and keep other threads out, while this lasts.
 
     Inference mode, ``no_grad``, autocast, dispatch and function modes, the default device and the random state
@@ -77,7 +77,7 @@ def at_home(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def uncompiled() -> Iterator[None]:
+def disable_compile() -> Iterator[None]:
     """What is given to ``torch.compile`` runs as it was written, and the compiler's caches stay as they are."""
     # The compiler takes seconds to load. Where it is not, nothing is compiled yet, and what asks for it does without.
     loaded = "torch._dynamo" in sys.modules

@@ -7,8 +7,8 @@ from typing import Any, TypeAlias, final
 import torch
 from torch import Tensor, nn
 
-from nervure.graph.modes import isolated, uncompiled
-from nervure.graph.preserve import preserved
+from nervure.graph.modes import disable_compile, leave_modes
+from nervure.graph.preserve import restore_after
 from nervure.graph.products import COLUMN, PRODUCTS, ROW, STACK, Provenance, Use
 from nervure.graph.tape import Entry, Recorder, Tape, named_tensors, plain_kernels
 from nervure.graph.types import Product
@@ -41,7 +41,14 @@ class _Listener(Recorder):
 
 def listen(model: nn.Module, run: Callable[[], Any], hear: Hear) -> None:
     """Call ``run``, which runs ``model``, and ``hear`` with each product of one of its parameters."""
-    with isolated(), preserved(model), torch.no_grad(), uncompiled(), plain_kernels(model), _Listener(model, hear):
+    with (
+        leave_modes(),
+        restore_after(model),
+        torch.no_grad(),
+        disable_compile(),
+        plain_kernels(model),
+        _Listener(model, hear),
+    ):
         run()
 
 
@@ -85,7 +92,7 @@ class Entering:
         if not use.is_live:
             return
         given = [arg.detach() if isinstance(arg, Tensor) else arg for arg in args]
-        sums, counts = _summed(use, entry, given, self._function)
+        sums, counts = _sum_inputs(use, entry, given, self._function)
         key = (use.trail.key(), use.kinds, use.operand)
         self._uses.setdefault(key, use)
         self._sums[key] = self._sums.get(key, torch.zeros(())) + sums.double().cpu()
@@ -99,18 +106,18 @@ class Entering:
             if name in products:
                 blank = [torch.zeros(products[name].size, dtype=torch.float64) for _ in range(2)]
                 whole = found.setdefault(name, (blank[0], blank[1]))
-                places = use.divided(use.trail.places())
+                places = use.divide(use.trail.places())
                 there = places >= 0
                 for total, part in zip(whole, (self._sums[key], self._counts[key]), strict=True):
                     total.index_add_(0, places[there], part.expand(places.shape)[there])
-        return {name: (_laid(products[name], s), _laid(products[name], n)) for name, (s, n) in found.items()}
+        return {name: (_to_matrix(products[name], s), _to_matrix(products[name], n)) for name, (s, n) in found.items()}
 
 
-def _laid(product: Product, values: Tensor) -> Tensor:
-    return product.laid(values)[:, :, 0]
+def _to_matrix(product: Product, values: Tensor) -> Tensor:
+    return product.to_matrix(values)[:, :, 0]
 
 
-def _summed(use: Use, entry: Entry, args: list[Any], function: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+def _sum_inputs(use: Use, entry: Entry, args: list[Any], function: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
     """Sums and counts of what enters, of as many axes as the operand (divided), of size 1 where all hear the same."""
     x = args[use.other]
     if entry.name == "_trilinear":

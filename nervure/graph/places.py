@@ -115,14 +115,14 @@ class _Finder:
             module = self.model.get_submodule(call.name)
             weighty = isinstance(module, nn.Linear | _ConvNd) and not isinstance(module, _ConvTransposeNd)
             if weighty and self._is_plain(call) and call.inputs[0] in self.wiring.above:
-                made, joins, normed = self._normed(call)
+                made, joins, normed = self._skip_norms(call)
                 yield _Layer(call, module, call.inputs[0], made, joins, normed)
 
     def _is_plain(self, call: ModuleCall) -> bool:
         """Whether a module runs once, on a tensor, and gives a tensor."""
         return call.plain and isinstance(call.form, int) and self.wiring.times[call.name] == 1
 
-    def _normed(self, call: ModuleCall) -> tuple[int, str, bool]:
+    def _skip_norms(self, call: ModuleCall) -> tuple[int, str, bool]:
         """The value behind the norms that follow a layer, who puts it out, and whether a batch norm is among them."""
         value, joins, normed = call.outputs[0], call.name, False
         while True:

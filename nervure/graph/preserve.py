@@ -30,7 +30,7 @@ Saved: TypeAlias = tuple[Restore, Iterable[Any]]
 
 
 @contextmanager
-def preserved(model: nn.Module, *others: Any) -> Iterator[None]:
+def restore_after(model: nn.Module, *others: Any) -> Iterator[None]:
     """Put back whatever is written while this lasts in ``model`` and in ``others``; other threads wait meanwhile.
 
     Put back are attributes and containers that can be reached, contents, versions and gradients of tensors, random
@@ -43,9 +43,9 @@ def preserved(model: nn.Module, *others: Any) -> Iterator[None]:
     """
     with LOCK:
         memory = Memory()
-        flags, restores = list(_flags()), _reached((model, *others), memory)
+        flags, restores = list(_flags()), _find_restores((model, *others), memory)
         try:
-            with at_home(model), memory.watched():
+            with at_home(model), memory.watch():
                 yield
         finally:
             with torch.no_grad():
@@ -59,7 +59,7 @@ def _run(restores: Iterable[Restore]) -> None:
         restore()
 
 
-def _reached(roots: Iterable[Any], memory: Memory) -> list[Restore]:
+def _find_restores(roots: Iterable[Any], memory: Memory) -> list[Restore]:
     """How to put back everything that can be reached from ``roots``, but for contents, which ``memory`` knows."""
     seen: dict[int, Any] = {}
     saves: dict[type, list[Callable[[Any], Saved]]] = {}
@@ -139,7 +139,7 @@ def _set(value: set[Any]) -> Saved:
     return restore, before
 
 
-def _fixed(value: Iterable[Any]) -> Saved:
+def _save_value(value: Iterable[Any]) -> Saved:
     return _nothing, list(value)
 
 
@@ -301,7 +301,7 @@ _KINDS: dict[Any, Callable[[Any], Saved]] = {
     dict: _dict,
     (list, deque): _sequence,
     set: _set,
-    (tuple, frozenset): _fixed,
+    (tuple, frozenset): _save_value,
     np.ndarray: _array,
     torch.Generator: _generator,
     np.random.RandomState: _generator,

@@ -107,7 +107,7 @@ class _Probe:
         generator = torch.Generator().manual_seed(0)
         _require_affordable(specs)
         with torch.random.fork_rng(devices=[]):
-            draws = [self._settled(kind, _drawn(specs, kind, generator)) for kind in KINDS]
+            draws = [self._draw_until_stable(kind, _draw_inputs(specs, kind, generator)) for kind in KINDS]
             places = [(k, axis) for k, spec in enumerate(specs) for axis in range(len(spec.shape))]
             found = [p for k, axis in places for p in self._from(k, axis, draws, generator)]
             sure = tuple(p for family in _families(found) for p in self._commuting(family, draws[0], generator))
@@ -117,14 +117,14 @@ class _Probe:
     def __call__(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         # Clones: what is given is asked again and must not share memory with a result.
         left = iter([t.clone() for t in tensors])
-        filled, named = _filled(self.args, left), {name: _filled(value, left) for name, value in self.kwargs}
+        filled, named = _fill(self.args, left), {name: _fill(value, left) for name, value in self.kwargs}
         try:
             out = self.op(*filled, **named)
         except Exception as error:
             raise _UnsureError(f"it raised {type(error).__name__} when probed") from error
         return [t for t in (out if isinstance(out, list | tuple) else [out]) if isinstance(t, Tensor)]
 
-    def _settled(self, kind: str, inputs: list[Tensor]) -> _Draw:
+    def _draw_until_stable(self, kind: str, inputs: list[Tensor]) -> _Draw:
         torch.manual_seed(1)
         draw = _Draw(kind, inputs, self(inputs))
         torch.manual_seed(2)
@@ -147,17 +147,17 @@ class _Probe:
         moved: list[list[tuple[Tensor, ...]]] = []
         for bit in range((n - 1).bit_length()):
             inside = (number >> bit) & 1 == 1
-            moved.append([self._moved(k, axis, part, draws, generator) for part in (~inside, inside)])
+            moved.append([self._changed_entries(k, axis, part, draws, generator) for part in (~inside, inside)])
         found = []
         for output, changed in enumerate(moved[0][0]):
             for to in range(changed.dim()):
                 pairs = [[_along(part[output], to) for part in parts] for parts in moved]
-                source = _decoded(np.array([[p.numpy() for p in pair] for pair in pairs]))
+                source = _decode_positions(np.array([[p.numpy() for p in pair] for pair in pairs]))
                 if source is not None:
                     found.append(Passage(k, axis, output, to, source))
         return found
 
-    def _moved(
+    def _changed_entries(
         self, k: int, axis: int, part: Tensor, draws: list[_Draw], generator: torch.Generator
     ) -> tuple[Tensor, ...]:
         """Which entries of each output change, for any kind of values, with this part of an axis replaced."""
@@ -195,11 +195,11 @@ class _Probe:
             keep[torch.randperm(n, generator=generator)[:kept]] = True
             narrow = list(draw.inputs)
             for k, axis in {(p.argument, p.axis) for p in family}:
-                narrow[k] = _selected(narrow[k], axis, keep)
+                narrow[k] = _select_positions(narrow[k], axis, keep)
             expected = list(draw.outputs)
             for output, to, source in {(p.output, p.to, p.source) for p in family}:
                 stays = torch.tensor([s < 0 or bool(keep[s]) for s in source])
-                expected[output] = _selected(expected[output], to, stays)
+                expected[output] = _select_positions(expected[output], to, stays)
             try:
                 found = self(narrow)
             except _UnsureError:
@@ -217,10 +217,10 @@ def _specs(value: Any) -> Iterator[Spec]:
             yield from _specs(inner)
 
 
-def _filled(value: Any, tensors: Iterator[Tensor]) -> Any:
+def _fill(value: Any, tensors: Iterator[Tensor]) -> Any:
     if isinstance(value, Spec):
         return next(tensors)
-    return [_filled(v, tensors) for v in value] if isinstance(value, tuple) else value
+    return [_fill(v, tensors) for v in value] if isinstance(value, tuple) else value
 
 
 def _require_plain(op: Any, specs: list[Spec]) -> None:
@@ -246,7 +246,7 @@ def _values(like: Tensor, kind: str, generator: torch.Generator) -> Tensor:
     return (10 * values if kind == "large" else values).to(like.device, like.dtype)
 
 
-def _drawn(specs: list[Spec], kind: str, generator: torch.Generator) -> list[Tensor]:
+def _draw_inputs(specs: list[Spec], kind: str, generator: torch.Generator) -> list[Tensor]:
     return [_values(torch.empty(s.shape, dtype=s.dtype, device=s.device), kind, generator) for s in specs]
 
 
@@ -258,7 +258,7 @@ def _along(changed: Tensor, axis: int) -> Tensor:
     return changed.movedim(axis, 0).flatten(1).any(1) if changed.dim() > 1 else changed
 
 
-def _decoded(moved: np.ndarray) -> tuple[int, ...] | None:
+def _decode_positions(moved: np.ndarray) -> tuple[int, ...] | None:
     """The input position that each output position hears; ``moved`` is [bits, without or with the bit, positions]."""
     hears = moved.any(axis=(0, 1))
     if not hears.any() or not (moved[:, 0] ^ moved[:, 1])[:, hears].all():
@@ -281,7 +281,7 @@ def _touch(a: Passage, b: Passage) -> bool:
     return (a.argument, a.axis) == (b.argument, b.axis) or (a.output, a.to) == (b.output, b.to)
 
 
-def _selected(tensor: Tensor, axis: int, keep: Tensor) -> Tensor:
+def _select_positions(tensor: Tensor, axis: int, keep: Tensor) -> Tensor:
     return tensor.index_select(axis, keep.nonzero().reshape(-1).to(tensor.device))
 
 

@@ -61,14 +61,14 @@ class Step:
 
     def __call__(self, moved: Tensor) -> Tensor:
         """Do it to another tensor of that shape; what else it was given counts as -1."""
-        args = tuple(self._given(place, value, moved) for place, value in enumerate(self.args))
+        args = tuple(self._map_argument(place, value, moved) for place, value in enumerate(self.args))
         if self.op.overloadpacket in (torch.ops.aten.view, torch.ops.aten._unsafe_view):
             return moved.reshape(args[1])
         found = self.op(*args, **self.kwargs)
         result: Tensor = found[self.out] if isinstance(found, list | tuple) else found
         return result
 
-    def _given(self, place: int, value: Any, moved: Tensor) -> Any:
+    def _map_argument(self, place: int, value: Any, moved: Tensor) -> Any:
         if place != self.at[0]:
             return value
         if len(self.at) == 1:
@@ -131,7 +131,7 @@ class Use:
     other: int
     is_live: bool
 
-    def divided(self, values: Tensor) -> Tensor:
+    def divide(self, values: Tensor) -> Tensor:
         """The operand with its first axis divided as the operator does."""
         return values if self.parts == 1 else values.unflatten(0, (self.parts, -1))
 
@@ -205,7 +205,9 @@ class Provenance:
             # Of two that are both the model's own, the weight is the one that stands where weights stand.
             if ref.id in self.trails and (live or place == next(_operands(entry))[0]):
                 rank = len(self.tape.shape(ref)) + (parts > 1)
-                whole = kinds + KERNEL * (rank - len(kinds)) if entry.name.startswith("conv") else _ranked(kinds, rank)
+                whole = (
+                    kinds + KERNEL * (rank - len(kinds)) if entry.name.startswith("conv") else _fit_rank(kinds, rank)
+                )
                 for trail in self.trails[ref.id]:
                     yield Use(trail, whole, parts, place, other, live)
 
@@ -299,7 +301,7 @@ def _keeps_zero(entry: Entry, rank: int, dtype: torch.dtype) -> bool:
     return result.shape == tried.shape and not bool(result[zeros].any())
 
 
-def _ranked(kinds: str, rank: int) -> str:
+def _fit_rank(kinds: str, rank: int) -> str:
     """Kinds for an operand of that many axes: what is missing are outputs or members of a stack in front."""
     return kinds if len(kinds) == rank else kinds[:1] * (rank - len(kinds)) + kinds
 
@@ -333,11 +335,11 @@ def products_of(
                     found[name] = _product(use)
                     live |= {name} if use.is_live else set()
     for name, (trail, operator) in provenance.foreign.items():
-        found.setdefault(name, _told(trail, operator, roles))
-    return (*found.values(), *_unreached(model, tape, found))
+        found.setdefault(name, _from_rule(trail, operator, roles))
+    return (*found.values(), *_find_unreached(model, tape, found))
 
 
-def described(products: Sequence[Product], whole: int) -> str:
+def describe_products(products: Sequence[Product], whole: int) -> str:
     """Products by name, each with its share of ``whole`` weights and, where it cannot be masked, the reason."""
     told = [f"{p.tensor} ({p.size / whole:.1%}{': ' if p.reason else ''}{p.reason})" for p in products]
     return ", ".join(told[:MOST_NAMED]) + (f" and {len(told) - MOST_NAMED} more" if len(told) > MOST_NAMED else "")
@@ -348,7 +350,7 @@ def told_of_masks(model: nn.Module, products: Sequence[Product]) -> Iterator[str
     left = [product for product in products if product.reason]
     if left:
         whole = sum(product.size for product in products)
-        yield f"masks cannot be laid on all weights that multiply: not on {described(left, whole)}"
+        yield f"masks cannot be laid on all weights that multiply: not on {describe_products(left, whole)}"
     known = {product.tensor for product in products}
     parameters = dict(model.named_parameters())
     whole = sum(parameter.numel() for parameter in parameters.values())
@@ -358,10 +360,10 @@ def told_of_masks(model: nn.Module, products: Sequence[Product]) -> Iterator[str
         if name not in known and parameter.ndim >= MATRIX and parameter.numel() >= LARGE * whole
     ]
     if others:
-        yield f"masks leave what does not multiply as it is, of all parameters {described(others, whole)}"
+        yield f"masks leave what does not multiply as it is, of all parameters {describe_products(others, whole)}"
 
 
-def _unreached(model: nn.Module, tape: Tape, found: Mapping[str, Product]) -> Iterator[Product]:
+def _find_unreached(model: nn.Module, tape: Tape, found: Mapping[str, Product]) -> Iterator[Product]:
     entries = [e for e in tape.entries if isinstance(e, Entry)]
     touched = {ref.id for e in entries for ref in refs_in((e.args, tuple(e.kwargs.values())))}
     reached = {name for number, name in tape.named.items() if number in touched}
@@ -396,7 +398,7 @@ def _product(use: Use) -> Product:
     if not trail.steps and use.parts == 1:
         return _laid_out(use, trail.shape, use.kinds)
     try:
-        coordinates = [use.divided(trail.moved(line)) for line in _coordinates(trail.shape)]
+        coordinates = [use.divide(trail.moved(line)) for line in _coordinates(trail.shape)]
     except (RuntimeError, TypeError, NotImplementedError, IndexError) as error:
         return Product(trail.parameter, trail.shape, reason=f"is moved in a way that is not understood ({error})")
     shape: list[int] = []
@@ -410,7 +412,7 @@ def _product(use: Use) -> Product:
     return _laid_out(use, tuple(shape), kinds)
 
 
-def _told(trail: Trail, operator: str, roles: Mapping[tuple[str, int], str]) -> Product:
+def _from_rule(trail: Trail, operator: str, roles: Mapping[tuple[str, int], str]) -> Product:
     """What the axes are for at an operator of the user's own, as its rule says; a rule sums over what is read."""
     name, shape = trail.parameter, trail.shape
     kinds = [{"reader": COLUMN, "writer": ROW}.get(roles.get((name, axis), ""), KERNEL) for axis in range(len(shape))]

@@ -30,7 +30,7 @@ def follow_siblings(model: nn.Module, graph: Graph, idle: Collection[str]) -> Gr
     }
     if not like:
         return graph
-    groups = tuple(replace(g, slots=(*g.slots, *_added(g.slots, like))) for g in graph.groups)
+    groups = tuple(replace(g, slots=(*g.slots, *_add_slots(g.slots, like))) for g in graph.groups)
     return replace(graph, groups=groups, tensors={**graph.tensors, **_axes(graph, like)})
 
 
@@ -63,7 +63,7 @@ def _is_shared(graph: Graph, axis: int, names: list[str], element: str) -> bool:
     )
 
 
-def _added(slots: tuple[Slot, ...], like: Mapping[Axis, Axis]) -> Iterator[Slot]:
+def _add_slots(slots: tuple[Slot, ...], like: Mapping[Axis, Axis]) -> Iterator[Slot]:
     at: dict[Axis, list[Slot]] = {}
     for slot in slots:
         at.setdefault((slot.tensor, slot.axis), []).append(slot)

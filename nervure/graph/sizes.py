@@ -132,7 +132,7 @@ class Size(int):
         return round(self.expression.value, digits)
 
     def __neg__(self) -> int:
-        return _computed("sub", 0, self)  # type: ignore[no-any-return]
+        return _computed_size("sub", 0, self)  # type: ignore[no-any-return]
 
     def __abs__(self) -> int:
         return self if not self.expression.operation else _of(abs(self.expression.value), "abs", self)
@@ -236,7 +236,7 @@ def _as_numbers(compute: Callable[..., Any], *values: Any) -> Any:
     return compute(*plain(values))
 
 
-def _computed(name: str, left: Any, right: Any) -> Any:
+def _computed_size(name: str, left: Any, right: Any) -> Any:
     if not isinstance(left, int | float) or not isinstance(right, int | float):
         # A tensor notes the call by itself; a list is repeated.
         _note_as_number(left, right)
@@ -246,7 +246,7 @@ def _computed(name: str, left: Any, right: Any) -> Any:
 
 
 def _binary(name: str, *, swapped: bool) -> Callable[[Any, Any], Any]:
-    return lambda self, other: _computed(name, *((other, self) if swapped else (self, other)))
+    return lambda self, other: _computed_size(name, *((other, self) if swapped else (self, other)))
 
 
 def _number_of(name: str) -> Callable[..., Any]:
@@ -328,7 +328,7 @@ def tagged_attributes(model: nn.Module) -> Iterator[None]:
             for key, value in list(holder.items()):
                 if key.startswith("__") or key in _UNTOUCHED:
                     continue
-                tagged = _tagged(module, prefix + key, value)
+                tagged = _tag(module, prefix + key, value)
                 if tagged is not value:
                     undo.append((holder, key, plain(value)))
                     holder[key] = tagged
@@ -349,7 +349,7 @@ def numbers_of(path: str, value: Any) -> Iterator[tuple[str, int]]:
         yield from ((f"{path}[{i}]", v) for i, v in enumerate(plain(value)))
 
 
-def _tagged(module: str, path: str, value: Any) -> Any:
+def _tag(module: str, path: str, value: Any) -> Any:
     if _is_integer(value):
         return Size.of(Expression(plain(value), attribute=Attribute(module, path)))
     if type(value) in (tuple, list) and value and all(_is_integer(v) for v in value):

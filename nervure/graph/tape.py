@@ -31,8 +31,8 @@ from nervure.graph.example import (
     outputs_in,
     tensors_in,
 )
-from nervure.graph.modes import uncompiled
-from nervure.graph.preserve import preserved
+from nervure.graph.modes import disable_compile
+from nervure.graph.preserve import restore_after
 from nervure.graph.sizes import Attribute, Expression, Size, expression_of, noting_numbers, plain, tagged_attributes
 
 SMALL_CONSTANT = 4_000_000
@@ -277,7 +277,7 @@ class Recorder(TorchDispatchMode):
         refs = self._refs(_with_tensor_first(func, args))
         named = {key: self._refs(value) for key, value in kwargs.items()}
         module = self.modules[-1] if self.modules else ""
-        writes = _written(func, args, kwargs)
+        writes = _written_tensors(func, args, kwargs)
         self.keep_contents(writes)
         if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
             out = self._number(args[0])
@@ -352,7 +352,7 @@ def _tensors(out: Any) -> list[Tensor]:
     return [t for t in (out if isinstance(out, list | tuple) else [out]) if isinstance(t, Tensor)]
 
 
-def _written(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
+def _written_tensors(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
     written = []
     for i, argument in enumerate(func._schema.arguments):
         if argument.alias_info is not None and argument.alias_info.is_write:
@@ -383,19 +383,19 @@ class _Names(TorchFunctionMode):
         name = getattr(func, "__name__", str(func))
         if name == "__get__":
             out = func(*args, **kwargs)
-            return self._sized(args[0], out) if type(out) is torch.Size else out
+            return self._tag_shape(args[0], out) if type(out) is torch.Size else out
         if name in MEASURES and args:
-            return self._measured(name, args[0], func(*args, **kwargs))
+            return self._shape_query(name, args[0], func(*args, **kwargs))
         if name in ESCAPES and args:
-            self._recorder.tape.escapes.append((self._recorder.value(_unwrapped(args[0])[0]).id, name))
+            self._recorder.tape.escapes.append((self._recorder.value(_unwrap(args[0])[0]).id, name))
         if name == "size":
             out = func(*args, **kwargs)
-            shape = self._sized(args[0], args[0].shape)
+            shape = self._tag_shape(args[0], args[0].shape)
             return shape if type(out) is torch.Size else shape[args[1] if len(args) > 1 else kwargs["dim"]]
         outer = self._recorder.call
         if name in _LIKE_CALLS:
             # The size of another tensor: as if its shape had been given.
-            name, args = _LIKE_CALLS[name], (args[0], self._sized(args[1], args[1].shape))
+            name, args = _LIKE_CALLS[name], (args[0], self._tag_shape(args[1], args[1].shape))
             func, kwargs = getattr(Tensor, name), {}
         sizes = tuple(_sizes(a) for a in args)
         named = {key: _sizes(value) for key, value in kwargs.items()}
@@ -412,26 +412,26 @@ class _Names(TorchFunctionMode):
             self._recorder.tape.numbers += [leaf for size in given for leaf in size.leaves()]
         return out
 
-    def _measured(self, name: str, tensor: Tensor, out: Any) -> Any:
+    def _shape_query(self, name: str, tensor: Tensor, out: Any) -> Any:
         """What a call says that follows from the shape of a tensor alone."""
-        shape = self._sized(tensor, tensor.shape)
+        shape = self._tag_shape(tensor, tensor.shape)
         if name in ("numel", "nelement"):
             return prod(shape)
         counted = shape[:1] if name == "__len__" else shape
         self._recorder.tape.numbers += [n.expression for n in counted if isinstance(n, Size)]
         return out
 
-    def _sized(self, tensor: Tensor, shape: torch.Size) -> torch.Size:
+    def _tag_shape(self, tensor: Tensor, shape: torch.Size) -> torch.Size:
         if not self._recorder.sizes:
             return shape
-        whole, axes = _unwrapped(tensor)
+        whole, axes = _unwrap(tensor)
         number = self._recorder.value(whole).id
         self._recorder.tape.measured.add(number)
         sizes = zip(shape, axes, strict=True)
         return torch.Size([Size.of(Expression(int(n), dimension=(number, axis))) for n, axis in sizes])
 
 
-def _unwrapped(tensor: Tensor) -> tuple[Tensor, list[int]]:
+def _unwrap(tensor: Tensor) -> tuple[Tensor, list[int]]:
     """Of what a tensor inside ``vmap`` is a part, which is what operators are recorded of, and its axes there."""
     axes = list(range(tensor.ndim))
     while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
@@ -556,7 +556,7 @@ def plain_kernels(model: nn.Module) -> Iterator[None]:
             # The context managers of torch.backends also touch settings that warn on machines without them.
             torch._C._set_mkldnn_enabled(False)
             torch._C._set_cudnn_enabled(False)
-        with uncompiled():
+        with disable_compile():
             yield
     finally:
         torch._C._set_deterministic_algorithms(deterministic[0], warn_only=deterministic[1])
@@ -593,9 +593,9 @@ def record(
     tape = Tape(warm=warm)
     recorder = Recorder(tape)
     tape.attentions = frozenset(n for n, m in model.named_modules() if isinstance(m, nn.MultiheadAttention))
-    with preserved(model, given), torch.no_grad(), plain_kernels(model), ExitStack() as stack:
+    with restore_after(model, given), torch.no_grad(), plain_kernels(model), ExitStack() as stack:
         if warm:
-            _called(model, *given[0], recorder, examples[0])
+            _call(model, *given[0], recorder, examples[0])
         numbers = _number_given(model, given, recorder)
         recorder.sizes = tag
         if tag:
@@ -609,12 +609,12 @@ def record(
         outputs = []
         for inputs, (args, kwargs), one in zip(numbers, given, examples, strict=True):
             tape.runs.append(Run(len(tape.entries), inputs))
-            found = _called(model, args, kwargs, recorder, one)
+            found = _call(model, args, kwargs, recorder, one)
             outputs.append(outputs_in(found))
             if not outputs[-1]:
                 raise TraceError(f"the model returned {type(found).__name__} without a tensor in it to trace.")
             _note_outputs(recorder, found)
-        if auxiliary and unreached(model, tape):
+        if auxiliary and unreached_parameters(model, tape):
             tape.runs.append(Run(len(tape.entries), []))
             _run_in_training_mode(model, *given[0], recorder)
         stack.close()
@@ -635,7 +635,7 @@ def _number_given(model: nn.Module, given: Sequence[Any], recorder: Recorder) ->
     return [[n for t in tensors_in(inputs) if (n := recorder.value(t).id) >= known] for inputs in given]
 
 
-def _called(model: nn.Module, args: Any, kwargs: Any, recorder: Recorder, example: Any) -> Any:
+def _call(model: nn.Module, args: Any, kwargs: Any, recorder: Recorder, example: Any) -> Any:
     try:
         return model(*args, **kwargs)
     except TraceError:
@@ -649,7 +649,7 @@ def _called(model: nn.Module, args: Any, kwargs: Any, recorder: Recorder, exampl
         ) from error
 
 
-def unreached(model: nn.Module, tape: Tape) -> list[str]:
+def unreached_parameters(model: nn.Module, tape: Tape) -> list[str]:
     """Parameters that no run used: those of auxiliary heads, say, or of experts that got no tokens."""
     used = {ref.id for e in tape.entries if isinstance(e, Entry) for ref in refs_in((*e.args, *e.kwargs.values()))}
     idle = {name for number, name in tape.named.items() if number not in used}

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nervure.check import shown
+from nervure.check import show_value
 from nervure.errors import ArgumentError, TraceError
-from nervure.graph.declared import declared, families, full_name, in_multiples, unexplained
+from nervure.graph.declared import families, find_declared, find_unexplained, full_name, in_multiples
 from nervure.graph.flow import HIDDEN, Flow, Specs, move
 from nervure.graph.labels import NONE, Array, Layer, Owner, Space, Split, Store
 from nervure.graph.lost import loses
@@ -80,13 +80,13 @@ def _apply_splits(flow: Flow, specs: Specs) -> bool:
             for ids, labels in zip(specs[owner], layers, strict=True):
                 roots = np.maximum(find(labels), 0)
                 numbers = np.where(labels >= 0, split_of[roots], NONE)
-                new += _factored(ids, numbers, place_of[roots], flow.store.splits) if (numbers >= 0).any() else [ids]
+                new += _split_layer(ids, numbers, place_of[roots], flow.store.splits) if (numbers >= 0).any() else [ids]
             changed = changed or len(new) != len(specs[owner])
             specs[owner] = new
     return changed
 
 
-def _factored(ids: Array, number: Array, place: Array, splits: Sequence[Split]) -> list[Array]:
+def _split_layer(ids: Array, number: Array, place: Array, splits: Sequence[Split]) -> list[Array]:
     """The layers that take the place of one: its first column also keeps what no split touches."""
     asked = np.unique(number[number >= 0]).tolist()
     columns = max(splits[k].coordinates.shape[1] for k in asked)
@@ -145,7 +145,7 @@ def _own_outputs(flow: Flow, outputs: Outputs) -> Iterator[int]:
     Keys and values of attention are left out, which come back to the model on its next call. They have heads along one
     axis and head widths along another, and attention itself goes on with them.
     """
-    heads, widths = _flagged(flow, flow.heads), _flagged(flow, flow.attention)
+    heads, widths = _flag_units(flow, flow.heads), _flag_units(flow, flow.attention)
     used = {ref.id for e in flow.tape.entries if isinstance(e, Entry) for ref in refs_in((*e.args, *e.kwargs.values()))}
     named = (number for run in flow.tape.runs for name in _names_of(outputs) for number in run.named.get(name, ()))
     for number in flow.tape.outputs if outputs is True else dict.fromkeys(named):
@@ -168,7 +168,7 @@ def _require_outputs(tape: Tape, outputs: Outputs) -> None:
     for name in _names_of(outputs):
         if name not in known:
             raise ArgumentError(
-                f"outputs={shown(outputs)}: the model returns nothing under {shown(name)}. It returns "
+                f"outputs={show_value(outputs)}: the model returns nothing under {show_value(name)}. It returns "
                 f"{', '.join(dict.fromkeys(known)) or 'one tensor without a name'}."
             )
 
@@ -208,7 +208,7 @@ def _module_of(tensor: str) -> str:
 def _kinds(census: _Census) -> list[str]:
     """Heads and head widths in attention, blocks and widths in other products, channels otherwise."""
     flow = census.flow
-    heads, widths = _flagged(flow, flow.heads), _flagged(flow, flow.attention)
+    heads, widths = _flag_units(flow, flow.heads), _flag_units(flow, flow.attention)
     kinds = []
     for members, (owner, i) in zip(census.members, census.firsts, strict=True):
         if len(flow.owned[owner]) == 1 or (i == 0 and _is_plain_part(census, owner, members)):
@@ -222,7 +222,7 @@ def _kinds(census: _Census) -> list[str]:
     return kinds
 
 
-def _flagged(flow: Flow, arrays: Iterable[Array]) -> np.ndarray:
+def _flag_units(flow: Flow, arrays: Iterable[Array]) -> np.ndarray:
     flagged = np.zeros(flow.store.unions.count, dtype=bool)
     for labels in arrays:
         flagged[flow.store.unions.find(labels[labels >= 0])] = True
@@ -356,7 +356,7 @@ def _with_declared(model: nn.Module, drawing: "Drawing", lost: Callable[[frozens
     if graph.declared:
         names = families([name for _, name in kept])
         notes.append(f"{names}: these say sizes, and follow a cut that is alike in all layers")
-    if others := unexplained(model, graph, tape.read):
+    if others := find_unexplained(model, graph, tape.read):
         notes.append(f"{families(others)}: as large as units that a cut can take, and not read by the forward pass")
     graph = replace(graph, notes=(*graph.notes, *notes))
     multiples = in_multiples(model, graph)
@@ -478,7 +478,7 @@ def _drawing(model: nn.Module, flow: Flow, settings: Mapping[str, Any]) -> Drawi
         groups.append(
             Group(names[i], len(members), kinds[i], tuple(slots.get(names[i], ())), pin, tuple(notes.get(names[i], ())))
         )
-    groups = _aligned(groups, flow, builder)
+    groups = _align_groups(groups, flow, builder)
     graph = Graph(
         groups=tuple(groups),
         edges=_edges(groups),
@@ -492,7 +492,7 @@ def _drawing(model: nn.Module, flow: Flow, settings: Mapping[str, Any]) -> Drawi
         products=products_of(model, flow.tape, flow.roles),
     )
     graph = replace(graph, notes=(*graph.notes, *told_of_masks(model, graph.products)))
-    graph = replace(graph, declared=declared(model, graph, flow.tape.read))
+    graph = replace(graph, declared=find_declared(model, graph, flow.tape.read))
     return Drawing(flow, graph, names, census.group_of, census.unit_of, builder)
 
 
@@ -544,7 +544,7 @@ def _group_notes(flow: Flow, builder: _Builder) -> dict[str, list[str]]:
     return notes
 
 
-def _aligned(groups: Sequence[Group], flow: Flow, builder: _Builder) -> list[Group]:
+def _align_groups(groups: Sequence[Group], flow: Flow, builder: _Builder) -> list[Group]:
     """The groups with the multiples that axes ask for: a unit that has several places along one needs fewer of it."""
     free, multiples = {g.name for g in groups if not g.is_pinned}, dict[str, int]()
     for vectors, multiple in flow.multiples:
@@ -675,7 +675,7 @@ def _patterns(model: nn.Module, choices: Choices, name: str) -> list[str]:
         pattern = choice if isinstance(choice, str) else names[id(choice)]
         if not any(matches(t, pattern) for t in tensors):
             raise ArgumentError(
-                f"{name}={shown(pattern)} matches no module of the model. Use names as in model.named_modules()."
+                f"{name}={show_value(pattern)} matches no module of the model. Use names as in model.named_modules()."
             )
         patterns.append(pattern)
     return patterns

@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from nervure.check import nearest
-from nervure.documents import opened
+from nervure.documents import open_document
 from nervure.errors import PlanError
 from nervure.graph.check import check_graph
 from nervure.markup import listing
@@ -134,7 +134,7 @@ class Group:
     notes: tuple[str, ...] = ()
     multiple: Size = 1
 
-    def allowed(self, count: int) -> int:
+    def round_up(self, count: int) -> int:
         """The smallest number of units from ``count`` on that a cut may leave; at most all of them."""
         return min(self.size, -(-count // self.multiple) * self.multiple)
 
@@ -238,13 +238,13 @@ class Product:
         """Number of entries."""
         return math.prod(self.shape)
 
-    def laid(self, values: Tensor) -> Tensor:
+    def to_matrix(self, values: Tensor) -> Tensor:
         """``values`` of the tensor's shape as [outputs, inputs of one output, kernel positions]."""
         sizes = [math.prod(self.shape[a] for a in axes) for axes in (self.rows, self.columns, self.kernel)]
         return values.reshape(self.shape).permute(self.rows + self.columns + self.kernel).reshape(sizes)
 
     def back(self, laid: Tensor, shape: Iterable[int]) -> Tensor:
-        """What :meth:`laid` made of a tensor of that shape, in that shape again."""
+        """What :meth:`to_matrix` made of a tensor of that shape, in that shape again."""
         order = self.rows + self.columns + self.kernel
         apart = laid.reshape([self.shape[a] for a in order])
         return apart.permute([order.index(a) for a in range(len(order))]).reshape(tuple(shape)).contiguous()
@@ -480,9 +480,9 @@ class Graph:
         Raises:
             PlanError: it is anything else, or contradicts itself: see :func:`nervure.graph.check.check_graph`.
         """
-        plain = opened(data, "this graph", PlanError)
-        named = {name: _named(kind, plain[name]) for name, kind in ROWS.items() if name in plain}
-        groups = [_with_named_slots(group) for group in _listed(plain.get("groups"))]
+        plain = open_document(data, "this graph", PlanError)
+        named = {name: _add_prefix(kind, plain[name]) for name, kind in ROWS.items() if name in plain}
+        groups = [_with_named_slots(group) for group in _as_list(plain.get("groups"))]
         return check_graph(convert(plain | named | {"groups": groups}, Graph, "this graph", PlanError, hook=_Shared()))
 
 
@@ -496,20 +496,20 @@ def _rows(values: Iterable[Mapping[str, Any]]) -> list[list[Any]]:
     return [list(value.values()) for value in values]
 
 
-def _named(kind: type[Any], rows: Any) -> Any:
+def _add_prefix(kind: type[Any], rows: Any) -> Any:
     """Rows as values with names; what is no row stays as it is, for the schema to refuse."""
     names = [f.name for f in fields(kind)]
     return [
         dict(zip(names, row, strict=False)) if isinstance(row, list | tuple) and len(row) <= len(names) else row
-        for row in _listed(rows)
+        for row in _as_list(rows)
     ]
 
 
 def _with_named_slots(group: Any) -> Any:
-    return group | {"slots": _named(Slot, group.get("slots"))} if isinstance(group, dict) else group
+    return group | {"slots": _add_prefix(Slot, group.get("slots"))} if isinstance(group, dict) else group
 
 
-def _listed(values: Any) -> Any:
+def _as_list(values: Any) -> Any:
     """``values``, or one wrong value that the schema refuses."""
     return values if isinstance(values, list | tuple) else [values]
 

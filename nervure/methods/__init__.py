@@ -18,7 +18,7 @@ from nervure.methods.fpgm import FPGM
 from nervure.methods.gcnet import GCNet
 from nervure.methods.gmp import GMP
 from nervure.methods.grasp import GraSP
-from nervure.methods.lookup import Methods, named
+from nervure.methods.lookup import Methods, make_method
 from nervure.methods.magnitude import Magnitude
 from nervure.methods.magnitude_masks import MagnitudeMasks
 from nervure.methods.mint import MINT
@@ -72,7 +72,7 @@ def method_from(name: str, **options: Any) -> Method:
     Raises:
         ArgumentError: the name or an option is unknown (the nearest is named), or a value is out of range.
     """
-    return named(METHODS, name, options)
+    return make_method(METHODS, name, options)
 
 
 @checked

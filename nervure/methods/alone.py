@@ -11,7 +11,7 @@ from nervure.evaluation.batches import Batch, call, device_of, pairs, to_device
 from nervure.graph.types import Graph
 from nervure.methods.base import View
 from nervure.methods.judge import model_of
-from nervure.methods.slopes import seeded
+from nervure.methods.slopes import fixed_seed
 from nervure.plan import Cut, Keep, Mask, Plan
 from nervure.surgery.apply import apply
 from nervure.training.norms import recalibrate
@@ -31,8 +31,8 @@ class Alone:
         """Takes the first batches of ``data``; raises DataError where there are none, or they have no labels."""
         self._model, self._graph = model_of(view), view.graph
         # A loader that shuffles draws from torch: the same limits, whatever was drawn before.
-        with seeded(view.seed):
-            self._norms, self._judged = _parted(data)
+        with fixed_seed(view.seed):
+            self._norms, self._judged = _split_batches(data)
         self._whole: float | None = None
 
     def curve(self, trials: Sequence[Trial]) -> Tensor:
@@ -73,7 +73,7 @@ def unit_trials(graph: Graph, scores: Mapping[str, Tensor]) -> dict[str, list[Tr
     found: dict[str, list[Trial]] = {}
     for name, values in scores.items():
         order, size = torch.argsort(values, descending=True, stable=True), len(values)
-        counts = dict.fromkeys(graph[name].allowed(max(1, size - int(share * size + 1e-9))) for share in SHARES)
+        counts = dict.fromkeys(graph[name].round_up(max(1, size - int(share * size + 1e-9))) for share in SHARES)
         found[name] = [(1 - n / size, Cut(name, _first(order, n))) for n in counts if n < size]
     return found
 
@@ -84,7 +84,7 @@ def _first(order: Tensor, count: int) -> Keep:
     return Keep.of(kept)
 
 
-def _parted(data: Iterable[Any]) -> tuple[list[Batch], list[Batch]]:
+def _split_batches(data: Iterable[Any]) -> tuple[list[Batch], list[Batch]]:
     """Batches for the norms and batches to judge by, one to two; a single one is for both."""
     norms: list[Batch] = []
     judged: list[Batch] = []

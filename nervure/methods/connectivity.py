@@ -22,11 +22,11 @@ from nervure.methods.base import View
 from nervure.plan import Keep, Mask
 from nervure.schema import Count
 from nervure.scores import magnitude, published
-from nervure.scores.connectivity import connectivity, unit_scores, weighted
+from nervure.scores.connectivity import connectivity, unit_scores, weigh_by_magnitude
 from nervure.scores.layers import Layer, layers
 from nervure.scores.limits import GRID, Limit, bearable, limit, qualities, require_classes, ridge
-from nervure.scores.sensitivity import propagated, protected, sensitivity
-from nervure.stats import Stats, are_labelled, data_digest, measure, response, unmoved
+from nervure.scores.sensitivity import propagate_importance, protected_units, sensitivity
+from nervure.stats import Stats, are_labelled, data_digest, keep_position, measure, response
 
 Ranking: TypeAlias = Literal["connectivity", "dependence", "magnitude"]
 KIND = Kind("nervure-connectivity", "connectivity saved by nervure", version=3, remedy="Remove it; it is made again.")
@@ -71,7 +71,7 @@ class Connectivity:
 
         With ``raised`` where all limits are raised by that share, in [0, 1], of the way to none.
         """
-        return self.limits[name].raised(raised) if name in self.limits else 1.0
+        return self.limits[name].raise_by(raised) if name in self.limits else 1.0
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for a report; matrices above 32 x 32 are averaged over blocks."""
@@ -143,13 +143,13 @@ class Survey:
                 "what was measured, or limits=False."
             )
         if cache is None:
-            return self._made(view, self._measured(view), _Cells(None))
+            return self._made(view, self._measure(view), _Cells(None))
         folder = require_folder(Path(cache) / self._key(view))
         whole = folder / "connectivity.safetensors"
         with suppress(FileError):  # it is not there yet, or damaged
             return Connectivity.load(whole)
         cells = _Cells(folder)
-        self._made(view, self._remembered(view, folder / "stats.safetensors"), cells).save(whole)
+        self._made(view, self._read_or_measure(view, folder / "stats.safetensors"), cells).save(whole)
         cells.clear()
         (folder / "stats.safetensors").unlink(missing_ok=True)
         return Connectivity.load(whole)
@@ -159,14 +159,14 @@ class Survey:
         """The evidence it needs."""
         return frozenset({"connections", "labels"} if self.limits else {"connections"})
 
-    def _measured(self, view: View) -> Stats:
+    def _measure(self, view: View) -> Stats:
         return heard(view, self.wants, samples=self.samples, per_class=self.per_class)
 
-    def _remembered(self, view: View, path: Path) -> Stats:
+    def _read_or_measure(self, view: View, path: Path) -> Stats:
         if path.exists():
             with suppress(FileError):  # another process that was done first has removed it
                 return Stats.load(path)
-        stats = self._measured(view)
+        stats = self._measure(view)
         stats.save(path)
         return stats
 
@@ -178,21 +178,25 @@ class Survey:
             layer.tensor: cells.get(
                 layer.tensor,
                 (layer.children, layer.parents),
-                partial(self._scored, layer, listed[:number], stats, factors[layer.tensor]),
+                partial(self._score_layer, layer, listed[:number], stats, factors[layer.tensor]),
             )
             for number, layer in enumerate(listed)
         }
-        leaned = propagated(view.graph, listed, rho) if self.propagated else sensitivity(view.graph, listed, factors)
-        saved = protected(leaned) if self.protect else {}
+        leaned = (
+            propagate_importance(view.graph, listed, rho)
+            if self.propagated
+            else sensitivity(view.graph, listed, factors)
+        )
+        saved = protected_units(leaned) if self.protect else {}
         found = self._limits(view, listed, rho, stats, labels, cells) if labels is not None else {}
         skipped = {name: reason for name, reason in stats.skipped.items() if name in view.graph.tensors}
         return Connectivity(rho, found, saved, skipped, stats.samples)
 
-    def _scored(self, layer: Layer, earlier: tuple[Layer, ...], stats: Stats, factor: Tensor) -> Tensor:
+    def _score_layer(self, layer: Layer, earlier: tuple[Layer, ...], stats: Stats, factor: Tensor) -> Tensor:
         if self.paper:
             return published.raw_connectivity(layer, earlier, stats.connections, stats.seed) * factor
         dependence = connectivity(layer, stats.connections[layer.tensor], estimator=self.estimator)
-        return dependence if self.ranking == "dependence" else weighted(layer, dependence)
+        return dependence if self.ranking == "dependence" else weigh_by_magnitude(layer, dependence)
 
     def _limits(
         self,
@@ -207,7 +211,7 @@ class Survey:
         if self.probe:
             return self._limits_by_probe(listed, rho, scores, stats, labels, cells)
         trials = unit_trials(view.graph, scores) if self.per_unit else _connection_trials(listed, rho)
-        network, chance = Alone(view, unmoved(view.data)), 1 / int(labels.unique().numel())
+        network, chance = Alone(view, keep_position(view.data)), 1 / int(labels.unique().numel())
         return {
             name: bearable(
                 (0.0, *(share for share, _ in steps)),

@@ -131,15 +131,15 @@ class Dropping(Checked, ABC):
             ScoreError: the evidence tells nothing.
         """
         blocks = droppable(view.graph, self.granularity)
-        return self.block_scores(self._measured(view), blocks)
+        return self.block_scores(self._with_evidence(view), blocks)
 
     def plan(self, view: View) -> Plan:
         """Drop blocks; raises BudgetError, DataError or ScoreError where that cannot be done."""
-        return self._planned(view, {})
+        return self._make_plan(view, {})
 
-    def _planned(self, view: View, known: Mapping[str, BlockScore]) -> Plan:
+    def _make_plan(self, view: View, known: Mapping[str, BlockScore]) -> Plan:
         """The plan; ``known``: the scores before any stage, where they are there."""
-        asked = self._asked()
+        asked = self._options()
         if self.drop == 0 or (self.drop is None and self.tolerance is None and self._share == 1):
             return Plan((), view.graph.fingerprint, asked, {"keep": 1.0, "blocks": 0})
         blocks, judge = droppable(view.graph, self.granularity), self._judge(view)
@@ -149,14 +149,14 @@ class Dropping(Checked, ABC):
         for stage in range(1, self.stages + 1):
             left = [b for b in blocks if b.name not in removed]
             first = known and not removed
-            fresh = known if first else self.block_scores(self._seen(view, judge, removed), left, removed)
+            fresh = known if first else self.block_scores(self._view_without(view, judge, removed), left, removed)
             _require_finite(fresh)
             scores |= fresh
             offered = self.removals([fresh[b.name].mean for b in left], left, savings)
             sets = [removed + more for more in offered]
             removed = self._first_enough(view, judge, sets, savings, len(blocks), stage / self.stages)
         plan = Plan(tuple(Drop(b.name) for b in blocks if b.name in removed), view.graph.fingerprint, asked)
-        return replace(plan, reached=self._reached(view, judge, plan, blocks, scores))
+        return replace(plan, reached=self._quality_reached(view, judge, plan, blocks, scores))
 
     def removals(
         self, scores: Sequence[float], blocks: Sequence[Block], savings: Mapping[str, float] | None = None
@@ -182,10 +182,10 @@ class Dropping(Checked, ABC):
         leave as in the plan, or as much is saved, and the scores are those before any stage.
         """
         scores = self.scores(view)
-        plan = self._planned(view, scores)
+        plan = self._make_plan(view, scores)
         blocks, dropped = droppable(view.graph, self.granularity), {d.block for d in plan.drops}
         savings = self._savings(view, self._judge(view), blocks)
-        often = self._resampled(scores, blocks, savings, dropped, view.seed + self.seed)
+        often = self._resample(scores, blocks, savings, dropped, view.seed + self.seed)
         width = max(len(b.name) for b in blocks)
         lines = [f"{'block':<{width}}  {'score':>10}  {'error':>9}  leaves"]
         for b in blocks:
@@ -195,7 +195,7 @@ class Dropping(Checked, ABC):
         lines += [f"{b.name:<{width}}  cannot be dropped: {b.pinned}" for b in view.graph.blocks if b.pinned]
         return listing(lines)
 
-    def _resampled(
+    def _resample(
         self,
         scores: Mapping[str, BlockScore],
         blocks: Sequence[Block],
@@ -224,9 +224,9 @@ class Dropping(Checked, ABC):
             return {}
         if self.budget == "latency":
             return judge.savings_of(blocks)
-        return {b.name: 1 - _kept(view.graph, [b.name], self.budget) for b in blocks}
+        return {b.name: 1 - _kept_share(view.graph, [b.name], self.budget) for b in blocks}
 
-    def _asked(self) -> dict[str, Any]:
+    def _options(self) -> dict[str, Any]:
         if self.tolerance is not None:
             return {"tolerance": self.tolerance}
         if self.drop is not None:
@@ -240,7 +240,7 @@ class Dropping(Checked, ABC):
         """How much is asked to stay: a share, or a time."""
         return self.keep if self.latency is None else self.latency
 
-    def _reached(
+    def _quality_reached(
         self, view: View, judge: Judge, plan: Plan, blocks: Sequence[Block], scores: Mapping[str, BlockScore]
     ) -> dict[str, Any]:
         left, whole = price(view.graph, plan), price(view.graph, Plan())
@@ -254,7 +254,7 @@ class Dropping(Checked, ABC):
         means = {name: float(f"{s.mean:.6g}") for name, s in scores.items()}
         return {"keep": kept.get(self.budget, kept["macs"]), "blocks": len(plan), "scores": means}
 
-    def _measured(self, view: View) -> View:
+    def _with_evidence(self, view: View) -> View:
         """The view with the evidence that scores need; gathered here where the caller did not."""
         if not self.wants or (view.stats is not None and self.wants <= view.stats.want):
             return view
@@ -262,10 +262,10 @@ class Dropping(Checked, ABC):
         stats = measure(model, view.graph, data, want=self.wants, seed=view.seed, progress=False)
         return replace(view, stats=stats)
 
-    def _seen(self, view: View, judge: Judge, gone: tuple[str, ...]) -> View:
+    def _view_without(self, view: View, judge: Judge, gone: tuple[str, ...]) -> View:
         """The view with evidence of the model without the blocks that have left."""
         if not gone:
-            return self._measured(view)
+            return self._with_evidence(view)
         return replace(view, stats=judge.measured_without(gone, self.wants)) if self.wants else view
 
     def _first_enough(
@@ -294,10 +294,12 @@ class Dropping(Checked, ABC):
         else:
             # What blocks save alone adds up to at least what they save together, so the others cannot be enough.
             sets = [s for s in sets if not savings or sum(savings[n] for n in s) >= 1 - goal - 1e-9] or sets[-1:]
-            kept = (_kept(view.graph, s, self.budget) for s in sets)
+            kept = (_kept_share(view.graph, s, self.budget) for s in sets)
             index = next((k for k, cost in enumerate(kept) if cost <= goal), len(sets))
         if index == len(sets):
-            least = judge.latency(sets[-1]) if self.budget == "latency" else _kept(view.graph, sets[-1], self.budget)
+            least = (
+                judge.latency(sets[-1]) if self.budget == "latency" else _kept_share(view.graph, sets[-1], self.budget)
+            )
             asked = f"keep={self.keep}" if self.latency is None else f"latency={self.latency!r}"
             raise BudgetError(
                 f"{asked} of {self.budget} cannot be met: without all {total} blocks {least:.3f} is left. "
@@ -334,7 +336,7 @@ def _covers(outer: Block, inner: Block) -> bool:
     return all(f"{m}.".startswith(roofs) for m in inner.modules)
 
 
-def _kept(graph: Graph, names: Iterable[str], budget: str) -> float:
+def _kept_share(graph: Graph, names: Iterable[str], budget: str) -> float:
     left, whole = price(graph, plan_of(graph, names)), price(graph, Plan())
     if budget == "params":
         return left.params / max(whole.params, 1)

@@ -108,10 +108,10 @@ class Energy(Dropping):
         if view.stats is None:
             raise DataError(f"{self!r} needs evidence: {', '.join(sorted(self.wants))}.")
         if self.score == "skip":
-            return self._skipped(view, blocks, gone)
-        return self._mapped(view.stats, view.seed, blocks)
+            return self._score_by_skipping(view, blocks, gone)
+        return self._score_by_maps(view.stats, view.seed, blocks)
 
-    def _skipped(self, view: View, blocks: Sequence[Block], gone: tuple[str, ...]) -> dict[str, BlockScore]:
+    def _score_by_skipping(self, view: View, blocks: Sequence[Block], gone: tuple[str, ...]) -> dict[str, BlockScore]:
         """How much of the answers' dependence is lost when a block is skipped."""
         judge = self._judge(view)
         # The whole model is recalibrated like the others: what differs is the block alone. At every stage it is the
@@ -122,19 +122,19 @@ class Energy(Dropping):
         target = self._continuous(whole)
         parts = _rounds(None, len(whole), self.rounds, view.seed + self.seed)
 
-        def shared(names: tuple[str, ...]) -> list[float]:
+        def share(names: tuple[str, ...]) -> list[float]:
             answers = self._continuous(judge.answers_without(names), refuse=False)
             return [float(distance_correlation(target[part], answers[part], unbiased=self.unbiased)) for part in parts]
 
-        before = shared(gone) if gone else [1.0] * len(parts)
+        before = share(gone) if gone else [1.0] * len(parts)
         return {
             block.name: BlockScore.of(
-                block.name, [b - s for b, s in zip(before, shared((*gone, block.name)), strict=True)]
+                block.name, [b - s for b, s in zip(before, share((*gone, block.name)), strict=True)]
             )
             for block in blocks
         }
 
-    def _mapped(self, stats: Stats, seed: int, blocks: Sequence[Block]) -> dict[str, BlockScore]:
+    def _score_by_maps(self, stats: Stats, seed: int, blocks: Sequence[Block]) -> dict[str, BlockScore]:
         """What feature maps tell of the target."""
         target, is_classes = self._target(stats)
         parts = _rounds(target if is_classes else None, len(target), self.rounds, seed + self.seed)

@@ -30,7 +30,7 @@ from nervure.plan import Plan
 from nervure.schema import Count, Density, Rounds, Share, Size
 from nervure.scores import magnitude
 from nervure.scores.connectivity import Dependence, are_last, unit_scores
-from nervure.scores.guidance import Criterion, Mode, combined, judged, matched
+from nervure.scores.guidance import Criterion, Mode, combine_scores, match_ranks, score_companion
 from nervure.scores.layers import Layer
 
 STARTS: Mapping[Mode, float] = {"split": 0.5, "product": 0.75}
@@ -61,12 +61,12 @@ class GCNet(Sparse):
             by what their readers need of them; or as for every such method.
         mode: how connectivity and magnitude decide: ``"pure"`` connectivity; ``"split"`` the same, in later layers
             only; ``"product"``, ``"mix"``, ``"union"`` or ``"intersection"`` of both, see
-            :func:`nervure.scores.guidance.combined`.
+            :func:`nervure.scores.guidance.combine_scores`.
         start: the share of the depth, in [0, 1], before which layers go by magnitude alone; None: 0.5 for ``"split"``,
             0.75 for ``"product"`` and 0 for the others.
         alpha: the part of magnitude in a ``"mix"``, in [0, 1].
         estimator: of connectivity, see :func:`nervure.scores.connectivity.of_layers`.
-        criterion: how the companion is pruned, see :func:`nervure.scores.guidance.judged`.
+        criterion: how the companion is pruned, see :func:`nervure.scores.guidance.score_companion`.
         rounds: in how many rounds, each of which measures what the last has left.
         samples: how many samples at most are measured.
         per_class: where above 0, at most so many of each class; needs labels.
@@ -126,7 +126,7 @@ class GCNet(Sparse):
         """The plan that follows from connectivity; only further rounds measure again. Raises BudgetError."""
         if self.granularity == "filters":
             return self._cuts(view, found)
-        return self.masked(view, partial(self._masks, view, found))
+        return self.mask_plan(view, partial(self._masks, view, found))
 
     def kept(self, view: View, field: Field) -> dict[str, Tensor]:
         """The masks, from connectivity that is measured here."""
@@ -138,7 +138,7 @@ class GCNet(Sparse):
         def scores(masks: Scored) -> Scored:
             if model is None or all(bool(mask.all()) for mask in masks.values()):
                 return self._scores(field, found)
-            lay_on(model, view.weights, field.shaped(masks))
+            lay_on(model, view.weights, field.from_matrices(masks))
             weights = {**view.weights, **{name: model.get_parameter(name).detach() for name in masks}}
             left = replace(view, model=model, weights=weights, stats=None)
             return self._scores(Field.of(left, self.dense), self.evidence(left))
@@ -163,9 +163,9 @@ class GCNet(Sparse):
         else:
             direct = sizes if self.pattern.block is None else sizes.mean(2, keepdim=True)
         direct, spread = torch.broadcast_tensors(direct, spread)
-        scores = combined(direct, spread, self.mode, self.alpha)
+        scores = combine_scores(direct, spread, self.mode, self.alpha)
         if self.distribution == "global":
-            scores = matched(scores, direct)
+            scores = match_ranks(scores, direct)
         return scores.expand_as(sizes)
 
     def _guides(self, field: Field, found: Connectivity) -> dict[str, Tensor]:
@@ -183,7 +183,7 @@ class GCNet(Sparse):
             # A network of few layers has none so late: then the last that can be guided.
             guided = guided or list(able)[-1:]
         generator = torch.Generator().manual_seed(field.view.seed)
-        return {name: judged(found.scores[name], self.criterion, generator) for name in guided}
+        return {name: score_companion(found.scores[name], self.criterion, generator) for name in guided}
 
     def _cuts(self, view: View, found: Connectivity) -> Plan:
         """Cut the units that their readers need least."""
@@ -192,7 +192,7 @@ class GCNet(Sparse):
         field = Field.of(view, self.dense)
         guides = self._guides(field, found)
         rho = {layer.tensor: layer.strength() for layer in field.layers()}
-        rho |= {name: combined(rho[name], guide, self.mode, self.alpha) for name, guide in guides.items()}
+        rho |= {name: combine_scores(rho[name], guide, self.mode, self.alpha) for name, guide in guides.items()}
         scores = unit_scores(view.graph, field.layers(), rho, magnitude(view.graph, view.weights))
         scope: Scope = "global" if self.distribution == "global" else "layer"
         return allocate(view.graph, scores, keep=self.density, budget=self.budget, scope=scope)

@@ -12,7 +12,7 @@ from typing import final
 from torch import Tensor
 
 from nervure.methods.base import View
-from nervure.methods.slopes import Statistics, drawn, hessian_times_slopes, tempered, twin
+from nervure.methods.slopes import Statistics, draw_batches, hessian_times_slopes, twin, with_temperature
 from nervure.methods.sparse import Field, Sparse
 from nervure.schema import Positive, Size
 from nervure.scores.saliency import grasp
@@ -39,7 +39,7 @@ class GraSP(Sparse):
 
     def kept(self, view: View, field: Field) -> dict[str, Tensor]:
         """The weights that the gradient flows through."""
-        batches, model = drawn(view, self.batches, self), twin(view, self.statistics)
-        product = hessian_times_slopes(model, field.weights, batches, tempered(self.temperature), view.seed)
-        found = field.laid(product)
+        batches, model = draw_batches(view, self.batches, self), twin(view, self.statistics)
+        product = hessian_times_slopes(model, field.weights, batches, with_temperature(self.temperature), view.seed)
+        found = field.to_matrix(product)
         return self.best(field, {name: grasp(weight, found[name]) for name, weight in field.weights.items()})

@@ -124,7 +124,7 @@ class Judge:
     def seconds(self) -> float:
         """Median time of a forward pass of the whole model on the example."""
         if self._seconds is None:
-            self._seconds = self._timed({"whole": model_of(self._view)}).median("whole")
+            self._seconds = self._time_models({"whole": model_of(self._view)}).median("whole")
         return self._seconds
 
     def _seconds_of(self, blocks: Sequence[Block]) -> dict[str, float]:
@@ -145,10 +145,10 @@ class Judge:
         if names not in self._latencies:
             model = model_of(self._view)
             pair = {"whole": model, "part": apply(model, self._view.graph, plan_of(self._view.graph, names)).eval()}
-            self._latencies[names] = self._timed(pair).row("part").ratio
+            self._latencies[names] = self._time_models(pair).row("part").ratio
         return self._latencies[names]
 
-    def _timed(self, models: Mapping[str, nn.Module]) -> Latency:
+    def _time_models(self, models: Mapping[str, nn.Module]) -> Latency:
         example = _example_of(self._view)
         return latency(
             models,
@@ -169,7 +169,7 @@ class Judge:
     def _split(self) -> tuple[list[Any], list[Any]]:
         """Batches to recalibrate on, and batches held out (none of one); kept, since a shuffling loader would mix."""
         if self._parts is None:
-            self._parts = _parted(data_of(self._view), self._batches)
+            self._parts = _split_batches(data_of(self._view), self._batches)
         return self._parts
 
     def _answers(self, model: nn.Module) -> list["_Answer"]:
@@ -252,7 +252,7 @@ def _example_of(view: View) -> Any:
     return view.example
 
 
-def _parted(data: Iterable[Any], batches: int) -> tuple[list[Any], list[Any]]:
+def _split_batches(data: Iterable[Any], batches: int) -> tuple[list[Any], list[Any]]:
     seen: list[Any] = []
     held: list[Any] = []
     for number, batch in enumerate(itertools.islice(data, HELD_EVERY * HELD_BATCHES)):

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields
 from typing import Any, final
 
-from nervure.check import nearest, shown
+from nervure.check import nearest, show_value
 from nervure.errors import ArgumentError
 from nervure.methods.base import Method
 
@@ -27,14 +27,16 @@ class Methods(Mapping[str, type[Any]]):
         return len(self._classes)
 
 
-def named(methods: Methods, name: str, options: Mapping[str, Any]) -> Method:
+def make_method(methods: Methods, name: str, options: Mapping[str, Any]) -> Method:
     """The method ``name`` with these hyper-parameters; ArgumentError naming the nearest name or option otherwise."""
     if not isinstance(name, str) or name not in methods:
-        raise ArgumentError(f"method {shown(name)} is unknown.{nearest(name, methods, listed=True)}")
+        raise ArgumentError(f"method {show_value(name)} is unknown.{nearest(name, methods, listed=True)}")
     cls = methods[name]
     known = [field.name for field in fields(cls) if field.init]
     for option in options:
         if option not in known:
-            raise ArgumentError(f"{cls.__name__} has no option {shown(option)}.{nearest(option, known, listed=True)}")
+            raise ArgumentError(
+                f"{cls.__name__} has no option {show_value(option)}.{nearest(option, known, listed=True)}"
+            )
     method: Method = cls(**options)
     return method

@@ -35,20 +35,20 @@ def masks_by_lot(view: View, plan: Plan, *, seed: int) -> tuple[Mask, ...]:
     if not keeps:
         return ()
     field, generator = Field.of(view, ()), torch.Generator().manual_seed(seed)
-    lots = field.ranked(
+    lots = field.rank_silent_last(
         {
             name: torch.rand(weight.shape, generator=generator, dtype=torch.float64)
             for name, weight in field.weights.items()
         }
     )
-    laid = {s.tensor: s.laid(keeps[s.tensor]) for s in field.sheets if s.tensor in keeps}
-    drawn = field.shaped(_drawn(field, lots, laid, plan, generator))
-    others = {name: _permuted(keep, generator) for name, keep in keeps.items() if name not in drawn}
+    laid = {s.tensor: s.to_matrix(keeps[s.tensor]) for s in field.sheets if s.tensor in keeps}
+    drawn = field.from_matrices(_draw_masks(field, lots, laid, plan, generator))
+    others = {name: _permute(keep, generator) for name, keep in keeps.items() if name not in drawn}
     starts = {mask.tensor: mask for mask in plan.masks}
     return tuple(replace(starts[name], keep=Keep.of((drawn | others)[name])) for name in keeps)
 
 
-def _drawn(
+def _draw_masks(
     field: Field, lots: Scored, keeps: Mapping[str, Tensor], plan: Plan, generator: torch.Generator
 ) -> dict[str, Tensor]:
     parents = {layer.tensor: layer.blocks for layer in field.layers()}
@@ -112,6 +112,6 @@ def _popularity(field: Field, generator: torch.Generator) -> Scored:
     return found
 
 
-def _permuted(keep: Tensor, generator: torch.Generator) -> Tensor:
+def _permute(keep: Tensor, generator: torch.Generator) -> Tensor:
     """A tensor that no layer was found for: the same number, anywhere in it."""
     return keep.reshape(-1)[torch.randperm(keep.numel(), generator=generator)].reshape(keep.shape)

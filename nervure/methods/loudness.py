@@ -11,7 +11,7 @@ from nervure.errors import DataError
 from nervure.evaluation.batches import device_of
 from nervure.graph.operands import Entering, listen
 from nervure.graph.types import Product
-from nervure.methods.slopes import seeded
+from nervure.methods.slopes import fixed_seed
 from nervure.stats.batches import batches
 
 
@@ -34,7 +34,7 @@ def input_norms(
         DataError: the data are empty or malformed, or what enters is not finite.
     """
     entering, device = Entering(torch.square), device_of(model)
-    with seeded(seed):
+    with fixed_seed(seed):
         for batch in batches(data, samples, labelled=False):
             listen(model, partial(batch.to(device).feed, model), entering.hear)
     norms = {}

@@ -11,7 +11,7 @@ from nervure.budget import Scope, TimedBudget
 from nervure.check import Checked
 from nervure.engines import EngineName
 from nervure.methods.base import View
-from nervure.methods.timed import Target, ranked, settled
+from nervure.methods.timed import Target, check_options, cut_lowest
 from nervure.plan import Plan
 from nervure.schema import Density, Size
 from nervure.scores import magnitude
@@ -48,8 +48,8 @@ class Magnitude(Checked):
 
     def __post_init__(self) -> None:
         Checked.__post_init__(self)
-        settled(self)
+        check_options(self)
 
     def plan(self, view: View) -> Plan:
         """Cut the units of smallest norm; raises ScoreError or BudgetError where that cannot be done."""
-        return ranked(self, view, magnitude(view.graph, view.weights, norm=self.norm))
+        return cut_lowest(self, view, magnitude(view.graph, view.weights, norm=self.norm))

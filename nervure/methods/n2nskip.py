@@ -27,7 +27,7 @@ from nervure.methods.base import Method, View
 from nervure.methods.erk import ERK
 from nervure.methods.grasp import GraSP
 from nervure.methods.magnitude_masks import MagnitudeMasks
-from nervure.methods.skips import Starts, draws, kept, shares, started
+from nervure.methods.skips import Starts, draws, masks_of, shares, starting_edits
 from nervure.methods.snip import SNIP
 from nervure.methods.sparse import Field, Sparse
 from nervure.methods.synflow import SynFlow
@@ -117,9 +117,9 @@ class N2NSkip(Checked):
         counts = shares(found, round(self.share * budget), self.granularity)
         skips = draws(found, counts, self.granularity, view.seed + self.seed)
         left = budget - sum(int(keep.sum()) for keep in skips.values())
-        masks = kept(field, self._layers(view, first, left, whole))
+        masks = masks_of(field, self._layers(view, first, left, whole))
         starts = Starts(self.start, self.scale, self.norm, self._is_rescaled(first), self.reinit, view.seed + self.seed)
-        edits = started(field, masks, skips, starts)
+        edits = starting_edits(field, masks, skips, starts)
         stay = [sum(int(keep.sum()) for keep in part.values()) for part in (masks, skips)]
         # The first step has told what stays dense because it must.
         left = sum(product.size for product in left_dense(view.graph, view.ignored))

@@ -10,7 +10,7 @@ from nervure.budget import Scope, TimedBudget
 from nervure.check import Checked
 from nervure.engines import EngineName
 from nervure.methods.base import View
-from nervure.methods.timed import Target, ranked, settled
+from nervure.methods.timed import Target, check_options, cut_lowest
 from nervure.plan import Plan
 from nervure.schema import Density, Seed, Size
 from nervure.scores import random_scores
@@ -47,8 +47,8 @@ class Random(Checked):
 
     def __post_init__(self) -> None:
         Checked.__post_init__(self)
-        settled(self)
+        check_options(self)
 
     def plan(self, view: View) -> Plan:
         """Cut units by lot; raises BudgetError where the budget cannot be met."""
-        return ranked(self, view, random_scores(view.graph, seed=self.seed + view.seed))
+        return cut_lowest(self, view, random_scores(view.graph, seed=self.seed + view.seed))

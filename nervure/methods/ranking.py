@@ -9,7 +9,7 @@ from nervure.check import Checked
 from nervure.engines import EngineName
 from nervure.errors import ScoreError
 from nervure.methods.base import View
-from nervure.methods.timed import Target, ranked, settled
+from nervure.methods.timed import Target, check_options, cut_lowest
 from nervure.plan import Plan
 from nervure.schema import Density, Size
 from nervure.scores import Scores
@@ -44,7 +44,7 @@ class Ranking(Checked, ABC):
 
     def __post_init__(self) -> None:
         Checked.__post_init__(self)
-        settled(self)
+        check_options(self)
         self.check()
 
     def check(self) -> None:
@@ -62,4 +62,4 @@ class Ranking(Checked, ABC):
 
     def plan(self, view: View) -> Plan:
         """Cut the units of lowest score; raises ScoreError or BudgetError where that cannot be done."""
-        return ranked(self, view, self.scores(view))
+        return cut_lowest(self, view, self.scores(view))

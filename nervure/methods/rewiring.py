@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from nervure.annotations import Among
-from nervure.budget.rewiring import Counts, Ramp, Shape, spared, thickened, thinned
+from nervure.budget.rewiring import Counts, Ramp, Shape, drop_weakest, grow_best, protected_connections
 from nervure.budget.sparse import Distribution, distribute, erk
 from nervure.check import require_choice
 from nervure.errors import ArgumentError, BudgetError
@@ -177,11 +177,11 @@ class Rewired(Sparse):
         """Drop the worst connections, then grow the best of the free places; counts are exact."""
         sites = [site.in_kernels() if self.granularity == "kernel" else site for site in moment.sites]
         chance = {s.name: noise(self.seed + moment.seed, moment.step, s.name) for s in sites}
-        spare = {s.name: spared(s, grace=self.grace, lifelines=self.guard != "none") for s in sites}
+        spare = {s.name: protected_connections(s, grace=self.grace, lifelines=self.guard != "none") for s in sites}
         scores = {s.name: DROPS[self.drop](s, chance[s.name]) for s in sites}
-        kept = thinned(sites, scores, spare, self.staying(moment, sites))
+        kept = drop_weakest(sites, scores, spare, self.staying(moment, sites))
         left = [replace(s, mask=kept[s.name], weight=s.weight.masked_fill(~kept[s.name], 0), age=s.age) for s in sites]
-        masks = self._grown(left, self.after(moment, sites), chance)
+        masks = self._grow(left, self.after(moment, sites), chance)
         spread = {s.name: s.weight.shape for s in moment.sites}
         kept, masks = ({n: m.expand(spread[n]) for n, m in of.items()} for of in (kept, masks))
         return Change(kept, masks, self._values(moment, masks, chance))
@@ -223,7 +223,7 @@ class Rewired(Sparse):
                 whole[place] += site.price
         return {site.name: share for site, share in zip(sites, whole, strict=True)}
 
-    def _grown(self, sites: list[Site], total: Counts | int, chance: Mapping[str, Any]) -> Masked:
+    def _grow(self, sites: list[Site], total: Counts | int, chance: Mapping[str, Any]) -> Masked:
         masks = {site.name: site.mask for site in sites}
         there = sum(site.count() for site in sites)
         wanted = (total if isinstance(total, int) else sum(total.values())) - there
@@ -235,7 +235,7 @@ class Rewired(Sparse):
             mine = wanted * int((~site.mask).sum()) // max(free, 1)
             count = mine if isinstance(total, int) else (total[site.name] - site.count()) // site.price
             scores[site.name] = GROWTH[self.growth](site, Ask(max(count, 1), chance[site.name], self._read()))
-        return thickened(sites, masks, scores, total)
+        return grow_best(sites, masks, scores, total)
 
     def _floors(self, sites: list[Site]) -> list[int]:
         """The least each layer needs for every output to go on hearing."""

@@ -54,7 +54,7 @@ def draws(found: Sequence[Place], counts: Sequence[int], granularity: str, seed:
     return keeps
 
 
-def kept(field: Field, plan: Plan) -> dict[str, Tensor]:
+def masks_of(field: Field, plan: Plan) -> dict[str, Tensor]:
     """The masks of a plan for all weights of a field, those that stay whole too, in the shapes of the tensors."""
     masks = {s.tensor: torch.ones(field.view.weights[s.tensor].shape, dtype=torch.bool) for s in field.sheets}
     return masks | {mask.tensor: mask.keep.tensor() for mask in plan.masks}
@@ -76,7 +76,7 @@ class Starts:
     seed: int
 
 
-def started(
+def starting_edits(
     field: Field, masks: Mapping[str, Tensor], skips: Mapping[Place, Tensor], starts: Starts
 ) -> tuple[Mask | Link, ...]:
     """The edits that mask the layers and lay the skips, each from where it starts."""

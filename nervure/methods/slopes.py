@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from nervure.errors import ArgumentError, DataError
 from nervure.evaluation.batches import Batch, call, device_of, pairs, require_labels, to_device
-from nervure.graph.copies import copied
+from nervure.graph.copies import copy_model
 from nervure.methods.base import View
 from nervure.training.norms import by_batch
 from nervure.training.objectives import Objective, require_scalar
@@ -26,7 +26,7 @@ def twin(view: View, statistics: Statistics = "running") -> nn.Module:
     """A copy of the model in evaluation mode; its batch norms use those of the batch where that is asked."""
     if view.model is None:
         raise ArgumentError("this method runs the model: give the view its model.")
-    model = copied(view.model).eval()
+    model = copy_model(view.model).eval()
     if statistics == "batch":
         for module in model.modules():
             if isinstance(module, _BatchNorm):
@@ -34,7 +34,7 @@ def twin(view: View, statistics: Statistics = "running") -> nn.Module:
     return model
 
 
-def drawn(view: View, batches: int, asker: object) -> list[Batch]:
+def draw_batches(view: View, batches: int, asker: object) -> list[Batch]:
     """The first ``batches`` batches of the view's data, the same for the same seed, on the model's device.
 
     Raises:
@@ -43,13 +43,13 @@ def drawn(view: View, batches: int, asker: object) -> list[Batch]:
     if view.data is None or view.model is None:
         raise DataError(f"{asker!r} needs the gradient of the loss: give data=, batches of (inputs, labels).")
     place = device_of(view.model)
-    with seeded(view.seed):
+    with fixed_seed(view.seed):
         return [to_device(batch, place) for batch in islice(pairs(view.data), batches)]
 
 
-def tempered(temperature: float) -> Objective:
+def with_temperature(temperature: float) -> Objective:
     """Mean cross entropy of logits divided by ``temperature``."""
-    return partial(_tempered, temperature=temperature)
+    return partial(_soft_objective, temperature=temperature)
 
 
 def slopes(
@@ -60,9 +60,9 @@ def slopes(
     Raises:
         DataError: the loss is not finite.
     """
-    parameters, listed = _asked(model, tensors), list(batches)
+    parameters, listed = _gradients_asked(model, tensors), list(batches)
     total = {name: torch.zeros_like(p) for name, p in parameters.items()}
-    with seeded(seed):
+    with fixed_seed(seed):
         for batch in listed:
             found = _gradient(objective(model, batch), parameters)
             _add(total, found, len(batch[1]) / sum(len(b[1]) for b in listed))
@@ -81,9 +81,9 @@ def hessian_times_slopes(
     # Fused attention has no second derivative.
     with sdpa_kernel(SDPBackend.MATH):
         first = slopes(model, tensors, listed, objective, seed)
-        parameters = _asked(model, first)
+        parameters = _gradients_asked(model, first)
         total = {name: torch.zeros_like(p) for name, p in parameters.items()}
-        with seeded(seed):
+        with fixed_seed(seed):
             for batch in listed:
                 found = _gradient(objective(model, batch), parameters, differentiable=True)
                 along = torch.stack([(found[name] * first[name]).sum() for name in found]).sum()
@@ -100,13 +100,13 @@ def lay_on(model: nn.Module, weights: Mapping[str, Tensor], masks: Mapping[str, 
             parameter.copy_(weights[name].to(parameter).masked_fill(~mask.to(parameter.device), 0))
 
 
-def _tempered(model: nn.Module, batch: Batch, *, temperature: float) -> Tensor:
+def _soft_objective(model: nn.Module, batch: Batch, *, temperature: float) -> Tensor:
     inputs, labels = batch
     logits = call(model, inputs).float()
     return F.cross_entropy(logits / temperature, require_labels(labels, logits))
 
 
-def _asked(model: nn.Module, tensors: Iterable[str]) -> dict[str, Tensor]:
+def _gradients_asked(model: nn.Module, tensors: Iterable[str]) -> dict[str, Tensor]:
     return {name: model.get_parameter(name).requires_grad_() for name in tensors}
 
 
@@ -129,7 +129,7 @@ def _add(total: Mapping[str, Tensor], found: Mapping[str, Tensor], share: float)
 
 
 @contextmanager
-def seeded(seed: int) -> Iterator[None]:
+def fixed_seed(seed: int) -> Iterator[None]:
     """Torch's random numbers start from a seed inside, and go on outside as if nothing had happened."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -28,10 +28,10 @@ from nervure.check import Checked, require_choice
 from nervure.dependence.options import Estimator
 from nervure.engines import EngineName
 from nervure.errors import ArgumentError, BudgetError, NervureWarning
-from nervure.graph.products import described
+from nervure.graph.products import describe_products
 from nervure.methods.base import View
 from nervure.methods.connectivity import Connectivity, Ranking, Survey
-from nervure.methods.timed import Target, for_engine, planned
+from nervure.methods.timed import Target, for_engine, plan_within
 from nervure.plan import Keep, Mask, Plan
 from nervure.schema import Count, Density, Share, Size
 from nervure.scores.connectivity import lifelines
@@ -148,7 +148,7 @@ class SNACS(Checked):
     def decide(self, view: View, found: Connectivity) -> Plan:
         """The plan that follows from what was found; nothing is measured. Raises BudgetError."""
         if self._is_whole:
-            return Plan((), view.graph.fingerprint, self._asked(), {"keep": 1.0})
+            return Plan((), view.graph.fingerprint, self._options(), {"keep": 1.0})
         listed = layers(view.graph, view.weights, found.scores, fixed=view.ignored)
         return (self._masks if self.granularity == "kernels" else self._cuts)(view, found, listed)
 
@@ -178,7 +178,7 @@ class SNACS(Checked):
         """Whether everything is asked to stay."""
         return (self.keep if self.target is None else self.target) == 1
 
-    def _asked(self) -> dict[str, object]:
+    def _options(self) -> dict[str, object]:
         return {"budget": self.budget, "keep": self.keep, "granularity": self.granularity}
 
     def _masks(self, view: View, found: Connectivity, listed: tuple[Layer, ...]) -> Plan:
@@ -191,7 +191,9 @@ class SNACS(Checked):
         whole = sum(int(price.sum()) for price in prices.values())
         total = {"params": view.graph.params, "macs": view.graph.macs}.get(str(self.budget), lambda: whole)()
         budget = round(self.keep * total) - (total - whole)
-        fixed = _affordable(_fixed(view, found, listed), lifelines(view.graph, listed, found.scores), prices, budget)
+        fixed = _affordable(
+            _must_stay(view, found, listed), lifelines(view.graph, listed, found.scores), prices, budget
+        )
 
         def stalls(raised: float) -> dict[str, Stall]:
             return {
@@ -215,16 +217,16 @@ class SNACS(Checked):
         reached = {
             "keep": (total - whole + spent) / total,
             "connections": sum(int(mask.sum()) for mask in masks.values()),
-            **_told(found, raised),
+            **_report_limits(found, raised),
             **_dense(view, {layer.tensor for layer in prunable}),
         }
-        return Plan(tuple(edits), view.graph.fingerprint, self._asked(), reached)
+        return Plan(tuple(edits), view.graph.fingerprint, self._options(), reached)
 
     def _cuts(self, view: View, found: Connectivity, listed: tuple[Layer, ...]) -> Plan:
         scores = self._survey().unit_scores(view, listed, found.scores)
         scores = {name: _first(values, found.protected.get(name)) for name, values in scores.items()}
-        plan = planned(self, view, lambda keep, table: self._cut(view, found, scores, keep, table))
-        return replace(plan, asked={**self._asked(), **({"target": self.target} if self.target else {})})
+        plan = plan_within(self, view, lambda keep, table: self._cut(view, found, scores, keep, table))
+        return replace(plan, asked={**self._options(), **({"target": self.target} if self.target else {})})
 
     def _cut(
         self, view: View, found: Connectivity, scores: Mapping[str, Tensor], keep: float, table: LatencyTable | None
@@ -258,7 +260,7 @@ class SNACS(Checked):
 
         raised = _least_raise(fits)
         plan = cut(raised)
-        return replace(plan, reached={**plan.reached, **_told(found, raised)})
+        return replace(plan, reached={**plan.reached, **_report_limits(found, raised)})
 
 
 def _least_raise(fits: Callable[[float], bool]) -> float:
@@ -272,7 +274,7 @@ def _least_raise(fits: Callable[[float], bool]) -> float:
     return high
 
 
-def _told(found: Connectivity, raised: float) -> dict[str, float]:
+def _report_limits(found: Connectivity, raised: float) -> dict[str, float]:
     """What the plan says about limits that were raised; warns where that goes beyond what they are for."""
     slacks = [limit.slack for limit in found.limits.values() if limit.slack is not None]
     if not raised or not found.limits:
@@ -296,7 +298,7 @@ def _told(found: Connectivity, raised: float) -> dict[str, float]:
 def _dense(view: View, masked: set[str]) -> dict[str, str]:
     """What else multiplies and stays as it is, with its share of all parameters."""
     left = [p for p in view.graph.products if p.tensor not in masked and p.tensor not in view.ignored]
-    return {"dense": described(left, view.graph.params())} if left else {}
+    return {"dense": describe_products(left, view.graph.params())} if left else {}
 
 
 def _first(scores: Tensor, protected: Tensor | None) -> Tensor:
@@ -334,7 +336,7 @@ def _affordable(
     return lines
 
 
-def _fixed(view: View, found: Connectivity, listed: tuple[Layer, ...]) -> dict[str, Tensor]:
+def _must_stay(view: View, found: Connectivity, listed: tuple[Layer, ...]) -> dict[str, Tensor]:
     """Connections that must stay: those that keep outputs connected, and all that protected children hear."""
     fixed = lifelines(view.graph, listed, found.scores)
     for layer in listed:

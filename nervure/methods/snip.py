@@ -13,7 +13,7 @@ from typing import final
 from torch import Tensor
 
 from nervure.methods.base import View
-from nervure.methods.slopes import Statistics, drawn, lay_on, slopes, tempered, twin
+from nervure.methods.slopes import Statistics, draw_batches, lay_on, slopes, twin, with_temperature
 from nervure.methods.sparse import Field, Scored, Sparse
 from nervure.schema import Rounds, Size
 from nervure.scores.saliency import snip
@@ -45,12 +45,12 @@ class SNIP(Sparse):
 
     def kept(self, view: View, field: Field) -> dict[str, Tensor]:
         """The weights of highest connection sensitivity."""
-        batches, model = drawn(view, self.batches, self), twin(view, self.statistics)
-        objective = self.objective or tempered(1.0)
+        batches, model = draw_batches(view, self.batches, self), twin(view, self.statistics)
+        objective = self.objective or with_temperature(1.0)
 
         def scores(masks: Scored) -> Scored:
-            lay_on(model, view.weights, field.shaped(masks))
-            found = field.laid(slopes(model, field.weights, batches, objective, view.seed))
+            lay_on(model, view.weights, field.from_matrices(masks))
+            found = field.to_matrix(slopes(model, field.weights, batches, objective, view.seed))
             return {name: snip(weight, found[name]) for name, weight in field.weights.items()}
 
         return self.in_rounds(field, self.steps, scores, revive=self.revive)

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from nervure.budget.sheets import Pattern, left_dense, sheets
 from nervure.budget.sparse import Distribution, sparse_masks
-from nervure.check import Checked, shown
+from nervure.check import Checked, show_value
 from nervure.errors import ArgumentError, NervureWarning
 from nervure.graph.example import evaluating, is_weightless, run_example
 from nervure.graph.operands import computed_weights
-from nervure.graph.products import described
+from nervure.graph.products import describe_products
 from nervure.graph.types import Product
 from nervure.methods.base import View
 from nervure.plan import Keep, Mask, Plan
@@ -68,7 +68,7 @@ class Sparse(Checked, ABC):
         most = self.pattern.most
         if most is not None and abs(self.density - most[0] / most[1]) > 1e-9 and self.density < 1:
             raise ArgumentError(
-                f"density={self.density:g}, but granularity={shown(self.granularity)} keeps {most[0] / most[1]:g} "
+                f"density={self.density:g}, but granularity={show_value(self.granularity)} keeps {most[0] / most[1]:g} "
                 f"of the weights. Give density={most[0] / most[1]:g}."
             )
         self.check()
@@ -93,9 +93,9 @@ class Sparse(Checked, ABC):
             BudgetError: there is nothing to prune, or the density is too low to keep the outputs connected.
             ScoreError: a score is NaN or infinite.
         """
-        return self.masked(view, partial(self.kept, view))
+        return self.mask_plan(view, partial(self.kept, view))
 
-    def masked(self, view: View, kept: "Callable[[Field], Mapping[str, Tensor]]") -> Plan:
+    def mask_plan(self, view: View, kept: "Callable[[Field], Mapping[str, Tensor]]") -> Plan:
         """The plan of the masks that ``kept`` makes; nothing is asked of it where everything stays."""
         asked = {
             "budget": "weights",
@@ -108,7 +108,7 @@ class Sparse(Checked, ABC):
         if self.density == 1:
             return Plan((), view.graph.fingerprint, asked, {"density": 1.0})
         field = Field.of(view, self.dense)
-        masks = field.shaped(kept(field))
+        masks = field.from_matrices(kept(field))
         edits = tuple(Mask(name, Keep.of(mask)) for name, mask in masks.items() if not bool(mask.all()))
         return Plan(edits, view.graph.fingerprint, asked, field.reached(masks))
 
@@ -117,7 +117,7 @@ class Sparse(Checked, ABC):
         pattern = self.pattern
         if density is not None and pattern.most is not None:
             pattern = Pattern()
-        scores = field.ranked(scores)
+        scores = field.rank_silent_last(scores)
         return sparse_masks(
             scores,
             density=self.density if density is None else density,
@@ -175,10 +175,10 @@ class Field:
         if view.model is None:
             raise ArgumentError("masking weights needs the model itself: give the view its model.")
         found = sheets(view.model, view.graph, dense, view.ignored)
-        weights = {s.tensor: s.laid(_wide(view.weights[s.tensor])) for s in found}
+        weights = {s.tensor: s.to_matrix(_wide(view.weights[s.tensor])) for s in found}
         kernels = {s.tensor: tuple(s.shape[axis] for axis in s.kernel) for s in found}
-        real = _computed(view, found)
-        sizes = {s.tensor: s.laid(_wide(real.get(s.tensor, view.weights[s.tensor]))).abs() for s in found}
+        real = _computed_weights(view, found)
+        sizes = {s.tensor: s.to_matrix(_wide(real.get(s.tensor, view.weights[s.tensor]))).abs() for s in found}
         silent = {name: (sizes[name] == 0) & (weight != 0) for name, weight in weights.items()}
         return Field(view, found, weights, kernels, sizes, silent)
 
@@ -186,27 +186,27 @@ class Field:
         """The density of all weights that multiply, how many masked ones stay, and what stays dense because it must."""
         forced = left_dense(self.view.graph, self.view.ignored)
         dense = (*forced, *(s for s in self.sheets if s.tensor not in masks))
-        silent = self.shaped(self.silent)
+        silent = self.from_matrices(self.silent)
         stay = sum(int((mask & ~silent[name]).sum()) for name, mask in masks.items())
         left = sum(p.size for p in dense)
         whole = sum(mask.numel() for mask in masks.values()) + left
         if forced:
-            text = f"{described(forced, whole)} stay dense. The density reached counts them."
+            text = f"{describe_products(forced, whole)} stay dense. The density reached counts them."
             warnings.warn(f"of the weights that multiply {text}", NervureWarning, stacklevel=5)
-        told = {"dense": described(dense, whole)} if dense else {}
+        told = {"dense": describe_products(dense, whole)} if dense else {}
         return {"density": (stay + left) / whole, "weights": stay, **told}
 
-    def laid(self, values: Mapping[str, Tensor]) -> Scored:
+    def to_matrix(self, values: Mapping[str, Tensor]) -> Scored:
         """Values by tensor, of its shape, laid out as the weights are."""
-        return {s.tensor: s.laid(values[s.tensor].detach().cpu()) for s in self.sheets}
+        return {s.tensor: s.to_matrix(values[s.tensor].detach().cpu()) for s in self.sheets}
 
-    def shaped(self, laid: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What :meth:`laid` made of some or all tensors, in their shapes again."""
+    def from_matrices(self, laid: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What :meth:`to_matrix` made of some or all tensors, in their shapes again."""
         return {
             s.tensor: s.back(laid[s.tensor], self.view.weights[s.tensor].shape) for s in self.sheets if s.tensor in laid
         }
 
-    def ranked(self, scores: Scored) -> Scored:
+    def rank_silent_last(self, scores: Scored) -> Scored:
         """Scores with what is silent below all others of its tensor."""
         return {
             name: torch.where(self.silent[name], values.min() - 1, values) if self.silent[name].any() else values
@@ -221,7 +221,7 @@ class Field:
         best = {name: values.reshape(len(values), -1).argmax(1) for name, values in scores.items()}
         alive = {name: torch.full((len(values),), guard != "none") for name, values in scores.items()}
         if guard == "paths":
-            alive |= self._needed(scores, best)
+            alive |= self._needed_outputs(scores, best)
         # A row without a weight has no norm to divide by.
         alive |= {name: torch.ones_like(alive[name]) for name in divided.intersection(scores)}
         fixed = {}
@@ -243,7 +243,7 @@ class Field:
         """The tensors as connections between units, in running order; those on no axis of the graph are left out."""
         return layers(self.view.graph, self.view.weights, self.weights)
 
-    def _needed(self, scores: Scored, best: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def _needed_outputs(self, scores: Scored, best: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The outputs of each layer that are on the best paths from the network's outputs back to its inputs."""
         listed = [replace(layer, is_first=False) for layer in self.layers()]
         chosen = {}
@@ -264,7 +264,7 @@ def _fix_best_of_parents(fixed: Tensor, scores: Tensor, blocks: Tensor) -> None:
         fixed[int(row), int(inputs[int(place)]), int(position)] = True
 
 
-def _computed(view: View, found: tuple[Product, ...]) -> dict[str, Tensor]:
+def _computed_weights(view: View, found: tuple[Product, ...]) -> dict[str, Tensor]:
     """What multiplies in the place of parameters from which it is computed."""
     if not any(s.is_computed for s in found) or view.model is None or view.example is None or is_weightless(view.model):
         return {}

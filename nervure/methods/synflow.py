@@ -49,14 +49,14 @@ class SynFlow(Sparse):
         parameters = [model.get_parameter(name).requires_grad_() for name in field.weights]
 
         def scores(masks: Scored) -> Scored:
-            lay_on(model, weights, field.shaped(masks))
+            lay_on(model, weights, field.from_matrices(masks))
             outputs = [out for out in outputs_in(model(*args, **kwargs)) if out.requires_grad]
             if not outputs:
                 raise ArgumentError("the outputs do not depend on the weights: does the model detach them?")
             found = torch.autograd.grad(
                 torch.stack([out.sum() for out in outputs]).sum(), parameters, allow_unused=True, materialize_grads=True
             )
-            slopes = field.laid(dict(zip(field.weights, found, strict=True)))
+            slopes = field.to_matrix(dict(zip(field.weights, found, strict=True)))
             # Rounds change the scale of the flow by many powers of ten; scores are compared within a round only.
             top = max(float((field.weights[name].abs() * slope).max()) for name, slope in slopes.items()) or 1.0
             return {name: synflow(weight, slopes[name] / top) for name, weight in field.weights.items()}

@@ -12,7 +12,7 @@ from msgspec import Meta
 from nervure.budget import Scope, TimedBudget, allocate
 from nervure.budget.allocate import unit_multiple
 from nervure.budget.latency import LatencyTable
-from nervure.check import shown
+from nervure.check import show_value
 from nervure.errors import ArgumentError, BudgetError, DataError, NervureWarning
 from nervure.evaluation.timing import Stopwatch
 from nervure.graph.types import Graph
@@ -75,7 +75,7 @@ class Timed(Protocol):
         ...
 
 
-def settled(method: Timed) -> None:
+def check_options(method: Timed) -> None:
     """Set the options of :class:`Timed` that are left open in a frozen method; ArgumentError where they contradict."""
     engine, multiple = for_engine(method.budget, method.engine, method.target, method.multiple)
     for name, value in (("multiple", multiple), ("engine", engine)):
@@ -101,7 +101,7 @@ def require_target(target: float | str | None, is_timed: bool, name: str = "targ
     if target is None:
         return
     if not is_timed:
-        raise ArgumentError(f"{name}={shown(target)} is a latency, so it needs budget='latency'. Else say keep=.")
+        raise ArgumentError(f"{name}={show_value(target)} is a latency, so it needs budget='latency'. Else say keep=.")
     if isinstance(target, str):
         seconds_of(target, name)
 
@@ -115,13 +115,13 @@ def seconds_of(text: str, name: str = "target") -> float:
     found = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*(s|ms|us)\s*", text)
     if found is None or float(found[1]) <= 0:
         raise ArgumentError(
-            f"{name}={shown(text)} is no time. Write a number and its unit, like '3 ms' (or s, us), or the share "
+            f"{name}={show_value(text)} is no time. Write a number and its unit, like '3 ms' (or s, us), or the share "
             "of the dense network's latency as a number, like 0.5."
         )
     return float(found[1]) * UNITS[found[2]]
 
 
-def ranked(method: Timed, view: View, scores: Scores, floors: dict[str, int] | None = None) -> Plan:
+def cut_lowest(method: Timed, view: View, scores: Scores, floors: dict[str, int] | None = None) -> Plan:
     """Cut the units of lowest score, within the budget of ``method``; raises BudgetError, or ScoreError."""
 
     def cut(keep: float, table: LatencyTable | None = None) -> Plan:
@@ -137,10 +137,10 @@ def ranked(method: Timed, view: View, scores: Scores, floors: dict[str, int] | N
             table=table,
         )
 
-    return planned(method, view, cut)
+    return plan_within(method, view, cut)
 
 
-def planned(method: Any, view: View, cut: Callable[[float, LatencyTable | None], Plan]) -> Plan:
+def plan_within(method: Any, view: View, cut: Callable[[float, LatencyTable | None], Plan]) -> Plan:
     """The plan that ``cut`` makes for the budget of ``method``; within a latency, one that keeps it when timed.
 
     Args:
@@ -179,7 +179,7 @@ def _within(method: Any, view: View, cut: Callable[[float, LatencyTable | None],
     if goal >= 1:
         return whole
 
-    def tried(limit: float) -> tuple[Plan, float]:
+    def attempt(limit: float) -> tuple[Plan, float]:
         try:
             plan = cut(limit, table)
         except BudgetError as error:
@@ -188,7 +188,7 @@ def _within(method: Any, view: View, cut: Callable[[float, LatencyTable | None],
             plan = cut(error.keep, table)
         return plan, watch.ratio(plan)
 
-    plan, took = _searched(tried, goal)
+    plan, took = _search(attempt, goal)
     if took > goal:
         raise BudgetError(_unreachable(method, goal, took, table), keep=min(1.0, math.ceil(took * 1000) / 1000))
     reached = {
@@ -208,7 +208,7 @@ def goal_of(keep: float, target: float | str | None, dense: float) -> float:
     return seconds_of(target) / dense if isinstance(target, str) else float(target)
 
 
-def _searched(tried: Callable[[float], tuple[Plan, float]], goal: float) -> tuple[Plan, float]:
+def _search(tried: Callable[[float], tuple[Plan, float]], goal: float) -> tuple[Plan, float]:
     """The largest plan found that takes at most ``goal`` when timed; where there is none, the fastest.
 
     What was predicted is put right by what was timed: the limit is raised or lowered by their ratio, between those

@@ -11,7 +11,7 @@ from nervure.annotations import FilePath
 from nervure.check import checked
 from nervure.recipe.parts import method_of
 from nervure.recipe.results import Results, agree, dense_key
-from nervure.recipe.runner import alone_in, nothing, printed
+from nervure.recipe.runner import alone_in, nothing, print_line
 from nervure.recipe.study import Study, Trial
 from nervure.recipe.trials import Job, answer, carry_out
 from nervure.recipe.workers import pool_of
@@ -54,9 +54,12 @@ def compare(
     """
     trials = {trial.key: trial for trial in study.trials()}
     made = made_of(trials)
-    place, tell = Path(folder if folder is not None else study.study.folder), say or (printed if progress else nothing)
+    place, tell = (
+        Path(folder if folder is not None else study.study.folder),
+        say or (print_line if progress else nothing),
+    )
     with alone_in(place, tell, "the same command"):
-        results = opened(place, made, tell)
+        results = open_results(place, made, tell)
         job = Job(folder=str(place), threads=study.study.threads, progress=progress and workers == 1)
         with pool_of(answer, workers) as pool:
             carry_out(trials, results, pool, job, limit=limit)
@@ -70,7 +73,7 @@ def made_of(trials: Mapping[str, Trial]) -> dict[str, str]:
     return {key: repr(method_of(trial.recipe)) for key, trial in trials.items()}
 
 
-def opened(folder: Path, made: Mapping[str, str], say: Callable[[str], None]) -> Results:
+def open_results(folder: Path, made: Mapping[str, str], say: Callable[[str], None]) -> Results:
     """The results in a folder, without those of methods that were made otherwise: their defaults changed since."""
     results = Results(folder, say)
     results.forget(key for key, method in made.items() if key in results.done and not agree(results.done[key], method))

@@ -24,7 +24,7 @@ from nervure.graph import Graph
 from nervure.methods import METHODS, Method, method_from, method_keeping
 from nervure.recipe.values import DataSection, Options, Recipe, RecoverSection, TrainSection
 from nervure.schema import convert
-from nervure.training import History, Hook, Objective, distilled, label_smoothing, recalibrate, train
+from nervure.training import History, Hook, Objective, label_smoothing, recalibrate, train, with_distillation
 from nervure.training.checkpoint import read_progress
 from nervure.zoo import Dataset, Split
 
@@ -280,7 +280,7 @@ def device_of(recipe: Recipe) -> torch.device:
         raise RecipeError(f"[run] device = {recipe.run.device!r} cannot be used: {reason}.") from error
 
 
-def trained(
+def train_section(
     model: nn.Module,
     data: Dataset,
     section: TrainSection | RecoverSection,
@@ -328,7 +328,7 @@ def _objective(section: TrainSection | RecoverSection, teacher: nn.Module | None
     objective = label_smoothing(section.smoothing)
     if teacher is None or not isinstance(section, RecoverSection) or not section.distill:
         return objective
-    return distilled(objective, teacher, section.distill, section.temperature)
+    return with_distillation(objective, teacher, section.distill, section.temperature)
 
 
 def _without_a_last_one(split: Split, batch_size: int) -> Split:

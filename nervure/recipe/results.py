@@ -10,7 +10,7 @@ from statistics import median
 from typing import Any
 
 from nervure import files
-from nervure.documents import opened, sealed
+from nervure.documents import open_document, seal_document
 from nervure.errors import FileError
 from nervure.export import versions
 from nervure.provenance import commit
@@ -60,7 +60,7 @@ def dense_key(trial: Trial) -> str:
     return f"dense-{trial.dense_key}"
 
 
-def failed(trial: Trial, reason: str) -> Outcome:
+def failed_outcome(trial: Trial, reason: str) -> Outcome:
     """The outcome of a trial that came to nothing."""
     recipe = trial.recipe
     return Outcome(
@@ -112,14 +112,14 @@ def read_lines(path: Path, made: Callable[[Any], Any]) -> Iterator[Any]:
     for number, line in enumerate(files.read_lines(path, "a file of lines of results"), start=1):
         if line:
             try:
-                yield made(opened(line, "it"))
+                yield made(open_document(line, "it"))
             except FileError as error:
                 raise FileError(f"{str(path)!r}, line {number}: {error}") from error
 
 
 def append_line(path: Path, row: Mapping[str, Any]) -> None:
     """Add one line of JSON to a file, on the disk before this returns; raises FileError where that fails."""
-    files.append_line(path, sealed(row, "the outcome of a trial", indent=-1).decode())
+    files.append_line(path, seal_document(row, "the outcome of a trial", indent=-1).decode())
 
 
 def _provenance() -> dict[str, str]:

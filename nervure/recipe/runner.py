@@ -56,7 +56,7 @@ def run(
         NervureError: whatever the steps raise; what was finished stays.
     """
     place = Path(folder if folder is not None else recipe.run.folder)
-    tell = say or (printed if progress else nothing)
+    tell = say or (print_line if progress else nothing)
     require_engines(recipe)
     with threads(recipe.run.threads):
         data = data_of(recipe)
@@ -67,7 +67,7 @@ def run(
         bench.fresh()
         methods_after(recipe)
         with alone_in(place, tell, shlex.join(["nervure", "run", str(place / RECIPE), "--folder", str(place)])):
-            log = _opened(bench, resume)
+            log = _open_log(bench, resume)
             for name, step in STEPS.items():
                 take(bench, log, name, step)
             return Report.load(bench.path("report.json"))
@@ -99,7 +99,7 @@ def take(bench: Bench, log: dict[str, Any], name: str, step: Callable[[Bench], N
     remove_checkpoints(bench.folder)
 
 
-def _opened(bench: Bench, resume: bool) -> dict[str, Any]:
+def _open_log(bench: Bench, resume: bool) -> dict[str, Any]:
     """The log of the run in this folder, begun if there was none; raises where another recipe's run is there."""
     notes = bench.path(NOTES)
     require_ours(bench.folder, notes)
@@ -168,7 +168,7 @@ def alone_in(folder: Path, say: Callable[[str], None], again: str) -> Iterator[N
             raise
 
 
-def printed(line: str) -> None:
+def print_line(line: str) -> None:
     """Print a line, or lines, at once; raises FileError where they cannot be written, for want of room say."""
     with file_errors("standard output", "write"):
         print(listing(line.split("\n")), flush=True, file=sys.stdout)

@@ -22,7 +22,7 @@ from nervure.methods import Explained, Method, Remembering, View
 from nervure.methods.rewiring import Rewired
 from nervure.plan import Plan
 from nervure.prune import Pruned, prune
-from nervure.recipe.parts import PROBE, Source, methods_after, trained
+from nervure.recipe.parts import PROBE, Source, methods_after, train_section
 from nervure.recipe.twins import random_twin
 from nervure.recipe.values import Recipe, RecoverSection, TrainSection
 from nervure.recipe.workers import environment, python
@@ -131,7 +131,7 @@ def train_dense(bench: Bench) -> None:
         load_state(weights, model)
         history = History((), (), 0, 0.0)
     else:
-        history = _trained(bench, "dense", model, bench.recipe.train, bench.recipe.run.seed)
+        history = _train(bench, "dense", model, bench.recipe.train, bench.recipe.run.seed)
     save_state(bench.path("dense.safetensors"), model, meta={"model": bench.source.to_json()})
     _note_history(bench, "dense", history)
 
@@ -202,7 +202,7 @@ def recover(bench: Bench) -> None:
     hooks = []
     if isinstance(bench.method, Rewired):
         hooks = [Rewiring(bench.method, log=bench.path("pruned.events.jsonl"))]
-    _recovered(bench, "pruned", bench.pruned("cut.safetensors"), "model.safetensors", hooks)
+    _recover(bench, "pruned", bench.pruned("cut.safetensors"), "model.safetensors", hooks)
 
 
 def train_twins(bench: Bench) -> None:
@@ -213,7 +213,7 @@ def train_twins(bench: Bench) -> None:
     if not bench.begins_fresh and not is_there(bench.path("dense-plus.safetensors")):
         model = bench.dense()
         # One more than the first training: the same order of batches twice would be a hidden difference.
-        history = _trained(bench, "dense-plus", model, bench.recipe.recover, bench.recipe.run.seed + 1)
+        history = _train(bench, "dense-plus", model, bench.recipe.recover, bench.recipe.run.seed + 1)
         # The network last: where it is, nothing of this is done again.
         _note_history(bench, "dense-plus", history)
         save_state(bench.path("dense-plus.safetensors"), model, meta={"model": bench.source.to_json()})
@@ -228,7 +228,7 @@ def train_twins(bench: Bench) -> None:
         rescale=isinstance(bench.method, Rewired) and bench.begins_fresh and bench.method.rescale,
         progress=bench.progress,
     )
-    _recovered(bench, "random", twin, "random.safetensors")
+    _recover(bench, "random", twin, "random.safetensors")
 
 
 def evaluate_all(bench: Bench) -> None:
@@ -246,13 +246,13 @@ def evaluate_shifted(bench: Bench) -> None:
     asked = bench.recipe.evaluate
     if not asked.shift:
         return
-    shown, found = shifted(bench, _networks(bench))
+    shown, found = shifted_results(bench, _networks(bench))
     write_json(bench.path("shift.json"), shift_facts(found, _in_unit(shown.images[:SHOWN]), bench.recipe.run.seed))
     for name, one in found.items():
         bench.say(f"  {name}: {100 * one.clean.accuracy:.1f} % clean, {100 * one.accuracy:.1f} % under shift")
 
 
-def shifted(bench: Bench, models: Mapping[str, nn.Module]) -> tuple[Split, dict[str, Shifted]]:
+def shifted_results(bench: Bench, models: Mapping[str, nn.Module]) -> tuple[Split, dict[str, Shifted]]:
     """The test images that the recipe shows under shift, and what networks make of them."""
     asked = bench.recipe.evaluate
     shown = bench.data.test.sample(asked.shift_samples or len(bench.data.test), seed=bench.recipe.run.seed)
@@ -269,7 +269,7 @@ def shifted(bench: Bench, models: Mapping[str, nn.Module]) -> tuple[Split, dict[
 def reload(bench: Bench) -> None:
     """Load the saved file in a fresh process, and compare what it computes."""
     model = bench.pruned("model.safetensors").model.eval()
-    inputs = bench.data.test.normalised(bench.data.test.images[:PROBED]).to(bench.device)
+    inputs = bench.data.test.normalise(bench.data.test.images[:PROBED]).to(bench.device)
     with torch.no_grad():
         outputs = model(inputs)
     write_container(bench.path("probe.safetensors"), {"inputs": inputs.cpu(), "outputs": outputs.cpu()}, {}, PROBE)
@@ -370,20 +370,20 @@ def _cut(bench: Bench, plan: Plan, method: str) -> Pruned:
     return replace(pruned, verification=verify(model, pruned, example).error)
 
 
-def _recovered(bench: Bench, name: str, pruned: Pruned, file: str, hooks: Sequence[Hook] = ()) -> None:
+def _recover(bench: Bench, name: str, pruned: Pruned, file: str, hooks: Sequence[Hook] = ()) -> None:
     if is_there(bench.path(file)):
         return
     # From the start: in the order of the dense network. Afterwards: in another, which twins share.
     fresh = bench.begins_fresh
     section: TrainSection | RecoverSection = bench.recipe.train if fresh else bench.recipe.recover
     seed = bench.recipe.run.seed + (0 if fresh else 1)
-    history = _trained(bench, name, pruned.model, section, seed, pruned.masks, hooks)
+    history = _train(bench, name, pruned.model, section, seed, pruned.masks, hooks)
     after = count(pruned.model.eval(), bench.example())
     _note_history(bench, name, history)
-    bench.save(file, replace(pruned.rewired(history.masks) if hooks else pruned, cost_after=after))
+    bench.save(file, replace(pruned.with_masks(history.masks) if hooks else pruned, cost_after=after))
 
 
-def _trained(
+def _train(
     bench: Bench,
     name: str,
     model: nn.Module,
@@ -393,7 +393,7 @@ def _trained(
     hooks: Sequence[Hook] = (),
 ) -> History:
     """Train, able to go on where a run that was stopped left off; the checkpoint goes once the result is saved."""
-    history = trained(
+    history = train_section(
         model,
         bench.data,
         section,

@@ -101,12 +101,12 @@ class Trial:
     @property
     def dense_key(self) -> str:
         """A digest of what decides the dense network and its evidence: network, data, training and seed."""
-        return _digest({name: _told(self.recipe)[name] for name in ("model", "data", "train", "run")})
+        return _digest({name: _non_defaults(self.recipe)[name] for name in ("model", "data", "train", "run")})
 
     @property
     def key(self) -> str:
         """A digest of everything that the study says about the trial; what it does not say is left to defaults."""
-        return _digest(_told(self.recipe))
+        return _digest(_non_defaults(self.recipe))
 
     def __str__(self) -> str:
         prune, seed = self.recipe.prune, self.recipe.run.seed
@@ -229,7 +229,7 @@ def entry_of(cls: type[Any], table: Any, where: str) -> Any:
     return entry if entry.label else replace(entry, label=entry.name or getattr(entry, "factory", ""))
 
 
-def _told(recipe: Recipe) -> dict[str, dict[str, Any]]:
+def _non_defaults(recipe: Recipe) -> dict[str, dict[str, Any]]:
     """What the recipe says that is not the default: a key that a later version adds leaves the digest as it is."""
     defaults = {name: plain(cls()) for name, cls in SECTIONS.items()}
     told = {

@@ -11,10 +11,10 @@ from nervure.annotations import FilePath
 from nervure.check import checked
 from nervure.errors import RecipeError
 from nervure.files import is_there, read_document, write_json, write_text
-from nervure.recipe.compare import made_of, opened, outcomes_of
+from nervure.recipe.compare import made_of, open_results, outcomes_of
 from nervure.recipe.parts import require_engines, source_of
 from nervure.recipe.results import Results, append_line, dense_key, read_lines
-from nervure.recipe.runner import RECIPE, alone_in, nothing, printed, require_ours, threads
+from nervure.recipe.runner import RECIPE, alone_in, nothing, print_line, require_ours, threads
 from nervure.recipe.steps import timed_in_turn
 from nervure.recipe.study import DENSE_PLUS, MethodEntry, Trial, entry_of
 from nervure.recipe.trials import Job, answer, bench_of, carry_out, data_of_seed, dense_of, pruned_of
@@ -79,7 +79,7 @@ def sweep(
     """
     asked = _with(recipe, keeps, methods, seeds)
     trials = {trial.key: trial for trial in trials_of(asked)}
-    tell = say or (printed if progress else nothing)
+    tell = say or (print_line if progress else nothing)
     place = Path(folder if folder is not None else f"{recipe.run.folder}-sweep")
     # All that can be refused is refused before anything is written.
     require_engines(asked)
@@ -89,7 +89,7 @@ def sweep(
     found = Sweep(f"Sweep of {_name(asked)}, {data.name}", asked.to_dict(), str(place))
     with alone_in(place, tell, shlex.join(["nervure", "sweep", str(place / RECIPE), "--folder", str(place)])):
         _claim(place, asked, found)
-        results = opened(place, made, tell)
+        results = open_results(place, made, tell)
         job = Job(
             folder=str(place.resolve()),
             shift=bool(asked.evaluate.shift),
@@ -100,7 +100,7 @@ def sweep(
         with pool:
             carry_out(trials, results, pool, job, limit=limit)
         with threads(asked.run.threads):
-            timed = _timed(trials, results, place, tell)
+            timed = _time_trials(trials, results, place, tell)
         failures = {str(trials[key]): row.error for key, row in results.failed.items() if key in trials}
         outcomes = outcomes_of(results, trials)
         found = Sweep.of(outcomes, timed, title=found.title, recipe=found.recipe, folder=str(place), failures=failures)
@@ -197,7 +197,9 @@ def _base(recipe: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     }
 
 
-def _timed(trials: Mapping[str, Trial], results: Results, folder: Path, say: Callable[[str], None]) -> dict[str, Timed]:
+def _time_trials(
+    trials: Mapping[str, Trial], results: Results, folder: Path, say: Callable[[str], None]
+) -> dict[str, Timed]:
     """How long the network of each finished trial takes; measured once, one line each."""
     rows = {(row["key"], row["method"]): row for row in read_lines(folder / LATENCY, _timing)}
     # The dense twin has the shapes of the dense network: timing it again would only show the noise.

@@ -17,7 +17,7 @@ from nervure.errors import NervureError
 from nervure.evaluation import evaluate
 from nervure.files import is_there, read_document, remove, require_folder, write_json, write_text
 from nervure.recipe.parts import dataset_of, device_of, method_of, source_of
-from nervure.recipe.results import RESULTS, Results, dense_key, failed
+from nervure.recipe.results import RESULTS, Results, dense_key, failed_outcome
 from nervure.recipe.runner import NOTES, RECIPE, Log, nothing, take, threads
 from nervure.recipe.steps import (
     Bench,
@@ -27,7 +27,7 @@ from nervure.recipe.steps import (
     plan_cut,
     recover,
     row_of,
-    shifted,
+    shifted_results,
     trace_dense,
     train_dense,
 )
@@ -124,7 +124,7 @@ def carry_out(trials: Mapping[str, Trial], results: Results, pool: Pool, job: Jo
                 continue
             for trial in mine:
                 del left[trial.key]
-                noted = failed(trial, outcome.error) if outcome.error else outcome
+                noted = failed_outcome(trial, outcome.error) if outcome.error else outcome
                 _note_trial(results, noted, trial, f"{len(todo) - len(left)}/{len(todo)}", left.values(), pool.workers)
                 if not job.keep:
                     remove(_folder_of(trial, Path(job.folder)))
@@ -134,7 +134,7 @@ def _answer(future: Future[Plain], job: Job) -> Outcome:
     try:
         return Outcome.from_json(future.result())
     except BrokenExecutor as error:
-        return failed(job.trials[0], str(error))
+        return failed_outcome(job.trials[0], str(error))
 
 
 def _note_dense(results: Results, job: Job, outcome: Outcome) -> None:
@@ -162,13 +162,13 @@ def answer(data: Plain) -> Plain:
     job = Job.from_json(data)
     try:
         with threads(job.threads):
-            return asdict(_prepared(job) if job.prepare else _tried(job))
+            return asdict(_prepare(job) if job.prepare else _run_trial(job))
     except NervureError as error:
         reason = str(error)
     except Exception as error:
         # A method or a network of the user may raise anything.
         reason = f"{type(error).__name__}: {error}"
-    return asdict(failed(job.trials[0], reason))
+    return asdict(failed_outcome(job.trials[0], reason))
 
 
 def bench_of(trial: Trial, folder: Path, *, prepare: bool = False, progress: bool = False) -> Bench:
@@ -201,11 +201,11 @@ def pruned_of(bench: Bench) -> nn.Module:
     return bench.pruned("model.safetensors").model.eval()
 
 
-def _prepared(job: Job) -> Outcome:
+def _prepare(job: Job) -> Outcome:
     """Train the dense network, trace it, and gather the evidence of all trials in one pass."""
     first = job.trials[0]
     bench = bench_of(first, Path(job.folder), prepare=True, progress=job.progress)
-    log = _opened(bench, "")
+    log = _open_log(bench, "")
     _follow(bench, log, {"train": train_dense, "trace": trace_dense})
     _gather_all([replace(bench, recipe=t.recipe, method=method_of(t.recipe)) for t in job.trials])
     _follow(bench, log, _measures(dense_of, shift=job.shift))
@@ -222,11 +222,11 @@ def _gather_all(benches: Sequence[Bench]) -> None:
             gather(these[0], want)
 
 
-def _tried(job: Job) -> Outcome:
+def _run_trial(job: Job) -> Outcome:
     """Plan, cut, check, recover, measure."""
     (trial,) = job.trials
     bench = bench_of(trial, Path(job.folder))
-    log = _opened(bench, repr(bench.method))
+    log = _open_log(bench, repr(bench.method))
     write_text(bench.path(RECIPE), trial.recipe.to_toml())
     _follow(bench, log, {"plan": plan_cut, "cut": cut, "recover": recover} | _measures(pruned_of, shift=job.shift))
     remove(bench.path("cut.safetensors"))
@@ -234,7 +234,7 @@ def _tried(job: Job) -> Outcome:
     return _outcome(bench, trial, log, history["loss"])
 
 
-def _opened(bench: Bench, method: str) -> dict[str, Any]:
+def _open_log(bench: Bench, method: str) -> dict[str, Any]:
     """The log of what is done in the folder; what another version of the method left there goes."""
     notes = bench.path(NOTES)
     log = dict(read_document(notes, Log, "the steps of a trial")) if is_there(notes) else {}
@@ -269,7 +269,7 @@ def _evaluate(network: Callable[[Bench], nn.Module], bench: Bench) -> None:
 def _evaluate_shifted(network: Callable[[Bench], nn.Module], bench: Bench) -> None:
     if not bench.recipe.evaluate.shift:
         return
-    (found,) = shifted(bench, {"": network(bench)})[1].values()
+    (found,) = shifted_results(bench, {"": network(bench)})[1].values()
     write_json(bench.path(SHIFT), {"mean": found.accuracy, "accuracy": found.by_corruption})
 
 

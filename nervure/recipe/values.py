@@ -15,10 +15,10 @@ from typing import Annotated, Any, Literal, TypeVar, final
 from msgspec import Meta
 
 from nervure.check import nearest
-from nervure.documents import is_shallow, opened
+from nervure.documents import is_shallow, open_document
 from nervure.engines import ENGINES
 from nervure.errors import ArgumentError, RecipeError
-from nervure.evaluation.corruptions import SEVERITIES, chosen
+from nervure.evaluation.corruptions import SEVERITIES, expand_names
 from nervure.schema import (
     Between,
     Count,
@@ -39,7 +39,7 @@ Section = TypeVar("Section")
 
 def _corruptions(value: tuple[str, ...]) -> str:
     try:
-        chosen(value or "all")
+        expand_names(value or "all")
     except ArgumentError as error:
         return f"is wrong: {str(error).rstrip('.')}"
     return ""
@@ -274,7 +274,7 @@ class Recipe:
     @staticmethod
     def from_json(text: str) -> "Recipe":
         """Read what ``json.dumps(recipe.to_dict())`` wrote; raises :class:`RecipeError`."""
-        return Recipe.from_dict(opened(text, "this recipe", RecipeError))
+        return Recipe.from_dict(open_document(text, "this recipe", RecipeError))
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """Nested plain data, every key present, that :meth:`from_dict` reads back to an equal recipe."""

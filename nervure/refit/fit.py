@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from nervure.errors import ArgumentError, DataError, NervureWarning
-from nervure.graph.copies import copied
-from nervure.graph.example import is_weightless, unwrapped
+from nervure.graph.copies import copy_model
+from nervure.graph.example import is_weightless, unwrap
 from nervure.graph.tape import named_tensors
 from nervure.graph.types import Graph
 from nervure.plan import Plan
@@ -79,14 +79,14 @@ def refit(
     if not isinstance(how, Refit):
         raise ArgumentError(f"how={how!r} is not a Refit. Give one like Refit(samples=512).")
     model, steps, found = _taken_apart(pruned, masks)
-    reference = unwrapped(reference)
+    reference = unwrap(reference)
     for one, what in ((model, "the model"), (reference, "the reference")):
         if is_weightless(one):
             raise ArgumentError(f"{what} has no weights: some of its tensors have a shape only. Load them first.")
     if steps:
         check_fits(reference, *steps[0])
     parts = split(data, how.samples)
-    result = copied(model)
+    result = copy_model(model)
     refitter = _Refitter(result, _twin(reference, result), origins(reference, steps), found, parts, how)
     layers = refitter.run(progress)
     counts = (sum(p.batch.size for p in parts if not p.held), sum(p.batch.size for p in parts if p.held))
@@ -98,11 +98,11 @@ def _taken_apart(
 ) -> tuple[nn.Module, list[tuple[Graph, Plan]], Mapping[str, Tensor]]:
     """The model, the plans that led to it, and its masks."""
     if isinstance(pruned, nn.Module):
-        return unwrapped(pruned), [], masks or {}
+        return unwrap(pruned), [], masks or {}
     if not all(hasattr(pruned, name) for name in ("model", "plan", "graph", "masks", "earlier")):
         raise ArgumentError(f"{type(pruned).__name__} is no pruned model. Give what prune returns, or a module.")
     steps = [*((step.graph, step.plan) for step in pruned.earlier), (pruned.graph, pruned.plan)]
-    return unwrapped(pruned.model), steps, {**pruned.masks, **(masks or {})}
+    return unwrap(pruned.model), steps, {**pruned.masks, **(masks or {})}
 
 
 def _put_together(pruned: Any, model: nn.Module, layers: tuple[LayerFit, ...], counts: tuple[int, int]) -> Any:
@@ -115,7 +115,7 @@ def _put_together(pruned: Any, model: nn.Module, layers: tuple[LayerFit, ...], c
 def _twin(reference: nn.Module, model: nn.Module) -> nn.Module:
     """The dense network, sharing its tensors, with attention that runs as that of the smaller one does."""
     held = [*reference.parameters(), *reference.buffers()]
-    twin = copied(reference, {id(tensor): tensor for tensor in held})
+    twin = copy_model(reference, {id(tensor): tensor for tensor in held})
     resized = {name for name, module in model.named_modules() if isinstance(module, ResizedAttention)}
     if resized:
         for module in twin.modules():
@@ -279,7 +279,7 @@ class _Refitter:
         _require_finite(seen, consumer.tensor)
         problem = self._problem(consumer, seen, held)
         still = _still(problem)
-        fit = still if _is_exact(problem, still) else self._rounded(problem, solve(problem, self._ridges), consumer)
+        fit = still if _is_exact(problem, still) else self._round(problem, solve(problem, self._ridges), consumer)
         if not problem.enough and not _is_exact(problem, still):
             self._few.append(f"{consumer.tensor} ({seen.count} positions, {problem.weight.shape[2]} inputs)")
         if fit.freedom != "none":
@@ -314,7 +314,7 @@ class _Refitter:
         found = None if bias is None else named_tensors(self._model)[bias.tensor]
         return found if found is not None and found.requires_grad else None
 
-    def _rounded(self, problem: Problem, fit: Fit, consumer: Consumer) -> Fit:
+    def _round(self, problem: Problem, fit: Fit, consumer: Consumer) -> Fit:
         """The answer as the model's precision holds it, or none where rounding undoes it."""
         dtype = named_tensors(self._model)[consumer.tensor].dtype
         if dtype == torch.float64 or fit.freedom in ("none", "bias"):

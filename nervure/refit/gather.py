@@ -13,7 +13,7 @@ from nervure.graph.tape import Entry, WriteBack
 from nervure.refit.consumers import Consumer
 from nervure.refit.moments import Moments
 from nervure.refit.norms import Entered
-from nervure.refit.operators import chosen, entering, leaving
+from nervure.refit.operators import choose_positions, entering, leaving
 from nervure.refit.origins import Origin
 from nervure.refit.prefix import Prefix
 from nervure.refit.streams import Follower, Join, Key
@@ -133,7 +133,7 @@ class _Dice:
 
     def choose(self, at: tuple[int, int], entry: Entry, out: Tensor) -> Tensor | None:
         generator = torch.Generator().manual_seed(hash((self.seed, self.part, *at)) % 2**63)
-        return chosen(entry, out, self.positions, generator)
+        return choose_positions(entry, out, self.positions, generator)
 
 
 @final
@@ -197,7 +197,7 @@ def _add(
 ) -> None:
     for at, given in mine.y.items():
         consumer = wanted[at[0]]
-        x, y, said = mine.x[at], given, _matched(consumer, dense.y.get(at), given)
+        x, y, said = mine.x[at], given, _match(consumer, dense.y.get(at), given)
         if said is None:
             found.reasons[at[0]] = "the dense network reads at other positions"
             continue
@@ -210,7 +210,7 @@ def _add(
         kept[at[0]].add(x, wrong, said)
 
 
-def _matched(consumer: Consumer, said: Tensor | None, y: Tensor) -> Tensor | None:
+def _match(consumer: Consumer, said: Tensor | None, y: Tensor) -> Tensor | None:
     """What the dense network says at the outputs that are left, shaped as what the smaller one says."""
     if said is None:
         return None

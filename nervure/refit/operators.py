@@ -31,9 +31,9 @@ def is_read(use: Use, entry: Entry, args: tuple[Any, ...]) -> bool:
     return len(_other_kinds(use, entry, args)) == args[use.other].ndim and KERNEL not in use.kinds
 
 
-def laid(use: Use, values: Tensor) -> Tensor:
+def to_matrix(use: Use, values: Tensor) -> Tensor:
     """Values of the operand's shape as [stack, outputs, inputs]."""
-    values = use.divided(values)
+    values = use.divide(values)
     order = [a for kind in (STACK, ROW, COLUMN, KERNEL) for a, k in enumerate(use.kinds) if k == kind]
     sizes = [math.prod(n for n, k in zip(values.shape, use.kinds, strict=True) if k in of) for of in ("s", "r", "ck")]
     return values.permute(order).reshape(sizes)
@@ -44,7 +44,7 @@ def places(use: Use) -> Tensor:
 
     Where all members of a stack are the same matrix it is told once.
     """
-    found = laid(use, use.trail.places())
+    found = to_matrix(use, use.trail.places())
     return found[:1] if is_repeated(found) else found
 
 
@@ -53,7 +53,7 @@ def is_repeated(found: Tensor) -> bool:
     return len(found) > 1 and bool((found == found[:1]).all())
 
 
-def chosen(entry: Entry, out: Tensor, most: int, generator: torch.Generator) -> Tensor | None:
+def choose_positions(entry: Entry, out: Tensor, most: int, generator: torch.Generator) -> Tensor | None:
     """Positions of a convolution to look at, at most so many per sample: [samples, positions]. None: all there are."""
     if entry.name not in CONVOLUTIONS:
         return None
@@ -64,7 +64,7 @@ def chosen(entry: Entry, out: Tensor, most: int, generator: torch.Generator) -> 
 
 
 def entering(use: Use, entry: Entry, args: tuple[Any, ...], at: Tensor | None) -> Tensor:
-    """What the parameter multiplies, [stack, positions, inputs]; ``at`` as from :func:`chosen`."""
+    """What the parameter multiplies, [stack, positions, inputs]; ``at`` as from :func:`choose_positions`."""
     x: Tensor = args[use.other].detach()
     if at is not None:
         return _patches(use, entry, args, at)
@@ -75,9 +75,9 @@ def entering(use: Use, entry: Entry, args: tuple[Any, ...], at: Tensor | None) -
 
 
 def leaving(use: Use, entry: Entry, out: Tensor, at: Tensor | None) -> Tensor:
-    """What the operator gives, [stack, positions, outputs]; ``at`` as from :func:`chosen`."""
+    """What the operator gives, [stack, positions, outputs]; ``at`` as from :func:`choose_positions`."""
     if at is not None:
-        found = _gathered(out.flatten(2), at)
+        found = _gather(out.flatten(2), at)
         return found.reshape(-1, use.parts, out.shape[1] // use.parts).transpose(0, 1)
     if entry.name == "linear":
         return out.reshape(1, -1, out.shape[-1])
@@ -95,7 +95,7 @@ def _other_kinds(use: Use, entry: Entry, args: tuple[Any, ...]) -> str:
     return mirrored if mirrored is not None else ROW * (rank - 1) + COLUMN
 
 
-def _gathered(values: Tensor, at: Tensor) -> Tensor:
+def _gather(values: Tensor, at: Tensor) -> Tensor:
     """[samples, channels, all positions] at [samples, positions]: [samples, positions, channels]."""
     rows = torch.arange(len(values), device=values.device)[:, None]
     return values[rows, :, at.to(values.device)]

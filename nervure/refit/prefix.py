@@ -131,7 +131,7 @@ def _chains(model: nn.Module, batch: Batch) -> Iterator[tuple[str, ...]]:
         batch.feed(model)
     for name, listed in lists.items():
         mine = [call for call in calls if any(call[0] is layer for layer in listed)]
-        if [layer for layer, _, _ in mine] == list(listed) and _is_chain(mine) and not _shared(model, listed):
+        if [layer for layer, _, _ in mine] == list(listed) and _is_chain(mine) and not _share(model, listed):
             yield tuple(f"{name}.{key}" if name else key for key, _ in listed.named_children())
 
 
@@ -141,7 +141,7 @@ def _is_chain(calls: Sequence[tuple[nn.Module, Any, Any]]) -> bool:
     return follows and all(isinstance(given, Tensor) for _, _, given in calls)
 
 
-def _shared(model: nn.Module, listed: Iterable[nn.Module]) -> bool:
+def _share(model: nn.Module, listed: Iterable[nn.Module]) -> bool:
     """Whether layers share a parameter with each other or with anything else."""
     owners: dict[int, int] = {}
     for module in model.modules():

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from nervure.refit.moments import Moments
-from nervure.refit.surgeon import obs_update, restricted
+from nervure.refit.surgeon import obs_update, restrict
 
 RIDGES = (10.0, 1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-6, 1e-9)
 """The ridges that are tried, strongest first."""
@@ -112,16 +112,16 @@ def _answers(problem: Problem, ridges: Sequence[float]) -> Iterator[Fit]:
     unit = gram.diagonal(dim1=1, dim2=2).mean(1)
     if not bool((unit > 0).any()):
         return
-    yield problem.fit("scale", SCALE_RIDGE, scaled(problem.weight, gram, cross))
+    yield problem.fit("scale", SCALE_RIDGE, scale_columns(problem.weight, gram, cross))
     change = still
     for ridge in ridges if problem.enough else ():
-        found = ridged(problem, gram, cross, ridge * unit, change)
+        found = add_ridge(problem, gram, cross, ridge * unit, change)
         if found is not None:
             change = found
             yield problem.fit("ridge", ridge, change)
 
 
-def ridged(problem: Problem, gram: Tensor, cross: Tensor, ridge: Tensor, start: Tensor) -> Tensor | None:
+def add_ridge(problem: Problem, gram: Tensor, cross: Tensor, ridge: Tensor, start: Tensor) -> Tensor | None:
     """The change of all weights (that are kept), [stack, inputs, outputs]; None where the ridge is too weak.
 
     ``start`` is an answer to begin from, where the answer is approached step by step.
@@ -130,7 +130,7 @@ def ridged(problem: Problem, gram: Tensor, cross: Tensor, ridge: Tensor, start: 
     eye = torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device)
     gram = gram + ridge.clamp(min=tiny)[:, None, None] * eye
     if problem.keep is not None and not problem.by_surgeon:
-        return restricted(gram, cross, problem.keep.transpose(1, 2), start)
+        return restrict(gram, cross, problem.keep.transpose(1, 2), start)
     factor, info = torch.linalg.cholesky_ex(gram)
     if bool((info > 0).any()):
         return None
@@ -142,7 +142,7 @@ def ridged(problem: Problem, gram: Tensor, cross: Tensor, ridge: Tensor, start: 
     return (torch.stack(left) - problem.weight).transpose(1, 2)
 
 
-def scaled(weight: Tensor, gram: Tensor, cross: Tensor) -> Tensor:
+def scale_columns(weight: Tensor, gram: Tensor, cross: Tensor) -> Tensor:
     """The change that multiplies each input by a factor of its own: ``(W^T W * X^T X) s = diag(W X^T r)``."""
     system = (weight.transpose(1, 2) @ weight) * gram
     right = (weight.transpose(1, 2) * cross).sum(2)

@@ -41,7 +41,7 @@ def obs_update(weight: Tensor, gram: Tensor, keep: Tensor, columns: int = COLUMN
     return found
 
 
-def restricted(
+def restrict(
     gram: Tensor, cross: Tensor, keep: Tensor, start: Tensor, steps: int = STEPS, tolerance: float = TOLERANCE
 ) -> Tensor:
     """The least-squares answer among those that are zero where not kept, for all outputs at once.

@@ -136,13 +136,13 @@ class _Surveyor:
         live = [use for use in uses if use.is_live]
         for use in live:
             level = max(level, self._read(entry, use, args) + 1)
-            self._followed(watcher).product(entry, self.found.readings[-1].key)
+            self._follow(watcher).product(entry, self.found.readings[-1].key)
         if entry.name in NORMS:
             level = self._norm(watcher, entry, level)
         if entry.name in LOOKED_UP and isinstance(entry.args[0], Ref):
             self.found.looked_up |= {t.parameter for t in watcher.provenance.trails.get(entry.args[0].id, ())}
         self._bias_after(entry, args)
-        for join in self._followed(watcher).step(entry):
+        for join in self._follow(watcher).step(entry):
             self._join(join)
         self._pass_dropped(entry)
         for ref in entry.outs:
@@ -156,7 +156,7 @@ class _Surveyor:
         self.found.norms = {name: level for name, level in self.found.norms.items() if self._runs[name] == 1}
         return self.found
 
-    def _followed(self, watcher: Watcher) -> Follower:
+    def _follow(self, watcher: Watcher) -> Follower:
         if self._follower is None:
             self._follower = Follower(watcher.tape.shape)
         return self._follower
@@ -190,7 +190,7 @@ class _Surveyor:
             reading.reason = f"what {entry.name} makes of it is not read position by position"
         place = BIAS.get(entry.name)
         if place is not None and place < len(args) and isinstance(args[place], Tensor):
-            reading.bias = self._memory.located(args[place], inside=True)
+            reading.bias = self._memory.locate(args[place], inside=True)
         self.found.readings.append(reading)
         self._made[entry.outs[0].id] = self._direct[entry.outs[0].id] = reading
         return level
@@ -204,7 +204,7 @@ class _Surveyor:
         if entry.name in KEEPS_OUTPUTS and len(entry.outs) == 1:
             self._made[entry.outs[0].id] = reading
         elif entry.name in ADDS and reading.bias is None and _is_bias(args):
-            reading.bias = self._memory.located(args[1], inside=False)
+            reading.bias = self._memory.locate(args[1], inside=False)
 
     def _norm(self, watcher: Watcher, entry: Entry, level: int) -> int:
         mean, var = (watcher.tape.named.get(getattr(entry.args[p], "id", -1)) for p in (RUNNING_MEAN, RUNNING_VAR))
@@ -237,7 +237,7 @@ class _Memory:
                 found.setdefault(tensor.untyped_storage()._cdata, []).append((name, tensor))
         self._vectors = found
 
-    def located(self, vector: Tensor, *, inside: bool) -> Bias | None:
+    def locate(self, vector: Tensor, *, inside: bool) -> Bias | None:
         """Which piece of which parameter a vector is; None where it is none."""
         if vector.ndim != 1 or (len(vector) > 1 and vector.stride(0) != 1):
             return None

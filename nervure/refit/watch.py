@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from nervure.evaluation.batches import device_of
 from nervure.graph.example import evaluating
-from nervure.graph.modes import isolated, uncompiled
-from nervure.graph.preserve import preserved
+from nervure.graph.modes import disable_compile, leave_modes
+from nervure.graph.preserve import restore_after
 from nervure.graph.products import Provenance, Use
 from nervure.graph.tape import Entry, Recorder, Tape, WriteBack, named_tensors, plain_kernels
 from nervure.stats.batches import Batch
@@ -50,7 +50,7 @@ Watch: TypeAlias = Callable[[Batch, See], None]
 @contextmanager
 def watchable(model: nn.Module) -> Iterator[Watch]:
     """While this lasts the model can be run, in evaluation mode; what runs write is put back afterwards."""
-    with isolated(), preserved(model), uncompiled(), evaluating(model), plain_kernels(model):
+    with leave_modes(), restore_after(model), disable_compile(), evaluating(model), plain_kernels(model):
         tensors, device = named_tensors(model), device_of(model)
 
         def watch(batch: Batch, see: See) -> None:

@@ -66,7 +66,7 @@ def _heads() -> str:
 
 def _strip(row: LayerPaths, units: LayerUnits, top: float) -> str:
     """One layer: its name, its cells, how many units are dead and how many connections live."""
-    alive, heat = _binned(units.alive), _binned(units.heat)
+    alive, heat = _bin_means(units.alive), _bin_means(units.heat)
     wide = (WIDTH - LABEL - FIGURES) / CELLS
     cell = min(ROW - 6.0, wide * CELLS / len(alive))
     most = float(heat.max(initial=0.0))
@@ -95,7 +95,7 @@ def _strip(row: LayerPaths, units: LayerUnits, top: float) -> str:
     )
 
 
-def _binned(values: np.ndarray) -> np.ndarray:
+def _bin_means(values: np.ndarray) -> np.ndarray:
     """Means of neighbours, so that there are ``CELLS`` at most."""
     return np.array([part.mean() for part in np.array_split(values.astype(float), min(CELLS, max(1, len(values))))])
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, final
 
 from nervure.files import write_text
-from nervure.markup import markdown
+from nervure.markup import escape_markdown
 from nervure.report.charts import file_names
 from nervure.report.dots import Dot, dot_chart
 from nervure.report.markdown import table_text
@@ -104,7 +104,7 @@ class Mean(NamedTuple):
         return Mean(statistics.fmean(values), deviation, deviation / math.sqrt(len(values)), len(values))
 
 
-def paired(
+def paired_differences(
     outcomes: Iterable[Outcome], method: str, baseline: str, *, metric: str = "accuracy"
 ) -> dict[tuple[str, int, float], float]:
     """Differences of a metric between two methods, by (network, seed, keep) that both have; in the metric's unit."""
@@ -128,7 +128,7 @@ def network_table(outcomes: Sequence[Outcome], network: str, baseline: str, *, m
 
 def _line(mine: Sequence[Outcome], method: str, keep: float, baseline: str, metric: str) -> tuple[str, ...]:
     these = [o for o in mine if o.method == method and o.keep == keep]
-    differences = [d for (_, _, k), d in paired(mine, method, baseline, metric=metric).items() if k == keep]
+    differences = [d for (_, _, k), d in paired_differences(mine, method, baseline, metric=metric).items() if k == keep]
     plan = Mean.of([o.seconds["plan"] for o in these if "plan" in o.seconds])
     return (
         method,
@@ -153,7 +153,7 @@ def summary_table(outcomes: Sequence[Outcome], baseline: str, *, metric: str = "
     methods = [m for m in dict.fromkeys(o.method for o in outcomes) if m != baseline]
     rows = []
     for method in methods:
-        differences = paired(outcomes, method, baseline, metric=metric)
+        differences = paired_differences(outcomes, method, baseline, metric=metric)
         if differences:
             cells = (Mean.of([d for (_, _, k), d in differences.items() if k == keep]) for keep in keeps)
             rows.append((method, *(f"{_difference(c)} (n={c.n})" if c.n else MISSING for c in cells)))
@@ -174,18 +174,20 @@ def comparison_text(outcomes: Sequence[Outcome], *, title: str, baseline: str, m
     """The comparison as Markdown: all networks together, then each by itself, then what failed."""
     rows = [o for o in outcomes if not o.error]
     if not rows:
-        return f"# {markdown(title)}\n\nNo trial is done yet.\n"
+        return f"# {escape_markdown(title)}\n\nNo trial is done yet.\n"
     parts = [
-        f"# {markdown(title)}",
+        f"# {escape_markdown(title)}",
         f"Accuracy is that of the {'test' if metric == 'accuracy' else metric} split, as mean ± standard deviation "
         "over seeds. Differences are paired: the same trained network, seed and budget, the same recovery; in points, "
         f"as mean ± standard error. *{DENSE}* is the network as trained, *dense+* the same after the recovery that the "
         "others get.",
-        f"## All networks, minus {markdown(baseline)}\n\n{table_text(summary_table(rows, baseline, metric=metric))}",
+        f"## All networks, minus {escape_markdown(baseline)}\n\n{table_text(summary_table(rows, baseline, metric=metric))}",
     ]
     for network in dict.fromkeys(o.network for o in rows):
-        parts.append(f"## {markdown(network)}\n\n{table_text(network_table(rows, network, baseline, metric=metric))}")
-    parts.append("## Provenance\n\n" + "\n".join(f"- {markdown(line)}" for line in provenance_lines(rows)))
+        parts.append(
+            f"## {escape_markdown(network)}\n\n{table_text(network_table(rows, network, baseline, metric=metric))}"
+        )
+    parts.append("## Provenance\n\n" + "\n".join(f"- {escape_markdown(line)}" for line in provenance_lines(rows)))
     return "\n\n".join(parts) + "\n"
 
 
@@ -209,7 +211,9 @@ def comparison_charts(outcomes: Sequence[Outcome], *, baseline: str, metric: str
         dots = []
         for keep in sorted({o.keep for o in mine if o.keep < 1}, reverse=True):
             for method in dict.fromkeys(o.method for o in mine if o.keep == keep and o.method != baseline):
-                values = [d for (_, _, k), d in paired(mine, method, baseline, metric=metric).items() if k == keep]
+                values = [
+                    d for (_, _, k), d in paired_differences(mine, method, baseline, metric=metric).items() if k == keep
+                ]
                 if values:
                     mean = Mean.of(values)
                     error = 0.0 if math.isnan(mean.error) else 200 * mean.error
@@ -229,7 +233,7 @@ def write_comparison(
     """
     charts = comparison_charts(outcomes, baseline=baseline)
     files = file_names(name, charts)
-    pictures = "".join(f"\n![{markdown(network)}]({file})\n" for network, file in files.items())
+    pictures = "".join(f"\n![{escape_markdown(network)}]({file})\n" for network, file in files.items())
     text = comparison_text(outcomes, title=title, baseline=baseline)
     if pictures:
         text += f"\n## Charts\n\nDots are means over seeds, bars two standard errors to each side.\n{pictures}"

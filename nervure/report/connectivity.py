@@ -82,7 +82,7 @@ def _share(value: float) -> str:
     return f"{100 * value:.0f} %"
 
 
-def protected(report: Report) -> dict[str, str]:
+def protected_units(report: Report) -> dict[str, str]:
     """The protected units of each group, counted from 0."""
     return {name: ", ".join(map(str, units)) for name, units in report.evidence.get("protected", {}).items() if units}
 

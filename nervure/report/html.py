@@ -56,13 +56,13 @@ def _environment() -> "Environment":
     return Environment(
         loader=PackageLoader("nervure.report", "templates"),
         autoescape=True,
-        finalize=_shown,
+        finalize=_show,
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
 
 
-def _shown(value: Any) -> Any:
+def _show(value: Any) -> Any:
     """What a template shows of a value: text that prints; SVG made here is a kind of text of its own, and stays."""
     return listing(value.split("\n")) if type(value) is str else value

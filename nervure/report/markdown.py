@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from nervure.markup import code, code_block, markdown, table
+from nervure.markup import code, code_block, escape_markdown, table
 from nervure.report import connectivity, shift, tables
 from nervure.report.tables import Table, recipe_rows
 from nervure.report.values import Report
@@ -14,20 +14,20 @@ def to_markdown(report: Report) -> str:
 
 
 def _parts(report: Report) -> Iterator[str]:
-    yield f"# {markdown(report.title)}"
-    yield f"**{markdown(report.headline)}**"
-    yield from map(markdown, report.notes)
+    yield f"# {escape_markdown(report.title)}"
+    yield f"**{escape_markdown(report.headline)}**"
+    yield from map(escape_markdown, report.notes)
     shares = (f"{name} {100 * share:.0f} %" for name, share in tables.stays(report).items())
-    yield f"What stays: {markdown(', '.join(shares))}"
+    yield f"What stays: {escape_markdown(', '.join(shares))}"
     yield f"## Comparison\n\n{table_text(tables.comparison(report))}"
-    yield _explained(report)
+    yield _explain(report)
     yield _speed(report)
     yield _under_shift(report)
     yield f"## Plan\n\n{code(report.method)}\n\n{table_text(tables.budget(report))}"
     yield table_text(_widths(report))
-    yield _noted(report)
+    yield _list_notes(report)
     yield table_text(tables.edits(report))
-    yield _pinned(report)
+    yield _list_pinned(report)
     yield _connectivity(report)
     yield f"## Verification\n\n{table_text(tables.verification(report))}"
     if report.provenance.get("again"):
@@ -46,32 +46,38 @@ def _speed(report: Report) -> str:
 
 def _under_shift(report: Report) -> str:
     shifted = table_text(shift.table(report))
-    return f"## Under shift\n\n{shifted}\n\n{markdown(shift.caption(report))}" if shifted else ""
+    return f"## Under shift\n\n{shifted}\n\n{escape_markdown(shift.caption(report))}" if shifted else ""
 
 
-def _explained(report: Report) -> str:
+def _explain(report: Report) -> str:
     known = [name for name in report.rows if name in tables.EXPLAINED]
     return "\n".join(f"- *{name}*: {tables.EXPLAINED[name]}" for name in known)
 
 
 def _widths(report: Report) -> Table:
-    rows = tuple((w.group, str(w.before), str(w.after)) for w in tables.changed(report))
+    rows = tuple((w.group, str(w.before), str(w.after)) for w in tables.changed_groups(report))
     return Table(("group", "before", "after"), rows)
 
 
-def _noted(report: Report) -> str:
-    lines = [f"- {markdown(group)}: {markdown('; '.join(notes))}" for group, notes in tables.noted(report).items()]
+def _list_notes(report: Report) -> str:
+    lines = [
+        f"- {escape_markdown(group)}: {escape_markdown('; '.join(notes))}"
+        for group, notes in tables.noted_groups(report).items()
+    ]
     return "What cuts change beside removing units:\n\n" + "\n".join(lines) if lines else ""
 
 
-def _pinned(report: Report) -> str:
-    lines = [f"- {markdown(reason)}: {markdown(', '.join(groups))}" for reason, groups in tables.pinned(report).items()]
+def _list_pinned(report: Report) -> str:
+    lines = [
+        f"- {escape_markdown(reason)}: {escape_markdown(', '.join(groups))}"
+        for reason, groups in tables.pinned_groups(report).items()
+    ]
     return "Left as they were:\n\n" + "\n".join(lines) if lines else ""
 
 
 def _connectivity(report: Report) -> str:
     limits = table_text(connectivity.limit_table(report))
-    units = table_text(Table(("protected in", "units"), tuple(connectivity.protected(report).items())))
+    units = table_text(Table(("protected in", "units"), tuple(connectivity.protected_units(report).items())))
     return "\n\n".join(["## Connectivity", *filter(None, (limits, units))]) if limits or units else ""
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, final
 
 from nervure.files import write_json, write_text
-from nervure.markup import code, markdown
+from nervure.markup import code, escape_markdown
 from nervure.report.charts import file_names
 from nervure.report.comparison import DENSE, Mean, Outcome, provenance_lines
 from nervure.report.front import front, knee
@@ -251,17 +251,23 @@ def commands(found: Sweep) -> dict[str, str]:
 
 def sweep_text(found: Sweep, pictures: Mapping[str, str] | None = None) -> str:
     """A sweep as Markdown, for a pull request; ``pictures`` are addresses of charts, by name."""
-    parts = [f"# {markdown(found.title)}", f"**{markdown(found.headline)}**"]
+    parts = [f"# {escape_markdown(found.title)}", f"**{escape_markdown(found.headline)}**"]
     if found.candidates:
         parts += ["## Settings", table_text(found.table())]
     if pictures:
-        parts += ["## Charts", how(found), *(f"![{markdown(name)}]({address})" for name, address in pictures.items())]
+        parts += [
+            "## Charts",
+            how(found),
+            *(f"![{escape_markdown(name)}]({address})" for name, address in pictures.items()),
+        ]
     if found.failures:
-        failures = (f"- {markdown(trial)}: {markdown(reason)}" for trial, reason in found.failures.items())
+        failures = (
+            f"- {escape_markdown(trial)}: {escape_markdown(reason)}" for trial, reason in found.failures.items()
+        )
         parts += ["## What failed", "\n".join(failures)]
     parts += ["## Again"] + [f"{what}: {code(command)}" for what, command in commands(found).items()]
     if found.provenance:
-        parts += ["## Provenance", "\n".join(f"- {markdown(line)}" for line in found.provenance)]
+        parts += ["## Provenance", "\n".join(f"- {escape_markdown(line)}" for line in found.provenance)]
     return "\n\n".join(parts) + "\n"
 
 

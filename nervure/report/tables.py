@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, final
 
 from nervure.plan import Plan
-from nervure.report.values import DENSE, EAGER, PRUNED, RANDOM, Report, Row, Width, milliseconds, removed
+from nervure.report.values import DENSE, EAGER, PRUNED, RANDOM, Report, Row, Width, milliseconds, share_removed
 
 EXPLAINED: Mapping[str, str] = {
     "dense": "as trained",
@@ -94,22 +94,22 @@ def stays(report: Report) -> dict[str, float]:
     """What the pruned network keeps of the dense one, as fractions by name; latency only where it was measured."""
     dense, pruned = report.rows[DENSE], report.rows[PRUNED]
     kept = {
-        "multiply-accumulates": 1 - removed(dense.macs, pruned.macs),
-        "parameters": 1 - removed(dense.params, pruned.params),
-        "non-zero parameters": 1 - removed(dense.nonzero, pruned.nonzero),
-        "file size": 1 - removed(dense.bytes, pruned.bytes),
+        "multiply-accumulates": 1 - share_removed(dense.macs, pruned.macs),
+        "parameters": 1 - share_removed(dense.params, pruned.params),
+        "non-zero parameters": 1 - share_removed(dense.nonzero, pruned.nonzero),
+        "file size": 1 - share_removed(dense.bytes, pruned.bytes),
     }
     if kept["parameters"] == kept["non-zero parameters"]:
         del kept["non-zero parameters"]
     return kept | {f"latency, batch {batch}": 1 / ratio for batch, ratio in pruned.speedups(dense).items()}
 
 
-def changed(report: Report) -> tuple[Width, ...]:
+def changed_groups(report: Report) -> tuple[Width, ...]:
     """The groups that could be cut, whether or not they were."""
     return tuple(width for width in report.widths if not width.pinned)
 
 
-def pinned(report: Report) -> dict[str, tuple[str, ...]]:
+def pinned_groups(report: Report) -> dict[str, tuple[str, ...]]:
     """The groups that could not be cut, by the reason."""
     reasons: dict[str, tuple[str, ...]] = {}
     for width in report.widths:
@@ -118,7 +118,7 @@ def pinned(report: Report) -> dict[str, tuple[str, ...]]:
     return reasons
 
 
-def noted(report: Report) -> dict[str, tuple[str, ...]]:
+def noted_groups(report: Report) -> dict[str, tuple[str, ...]]:
     """The groups that were cut and say what that changes beside removing units, with what they say."""
     return {width.group: width.notes for width in report.widths if width.after < width.before and width.notes}
 

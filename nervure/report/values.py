@@ -10,11 +10,11 @@ from typing import Annotated, Any, TypedDict, final
 import msgspec
 from msgspec import Meta
 
-from nervure.documents import opened
+from nervure.documents import open_document
 from nervure.errors import FileError, PlanError
 from nervure.files import read_json, write_json
 from nervure.plan import Plan
-from nervure.schema import Count, NotNegative, Share, Size, convert, written
+from nervure.schema import Count, NotNegative, Share, Size, convert, written_schema
 
 KIND = "nervure-report"
 EAGER = "eager"
@@ -157,7 +157,13 @@ class Report:
         dense, pruned = self.rows[DENSE], self.rows[PRUNED]
         return ", ".join(
             filter(
-                None, (_removed(dense, pruned), _accuracies(dense, pruned), self._under_shift(), _faster(dense, pruned))
+                None,
+                (
+                    _format_removed(dense, pruned),
+                    _accuracies(dense, pruned),
+                    self._under_shift(),
+                    _faster(dense, pruned),
+                ),
             )
         )
 
@@ -191,7 +197,7 @@ class Report:
     def from_json(data: Mapping[str, Any] | str) -> "Report":
         """Read what :meth:`to_json` wrote (or its text); raises :class:`FileError` on anything else."""
         what = "this report"
-        plain = opened(data, what)
+        plain = open_document(data, what)
         if plain.get("kind") != KIND:
             raise FileError("this is not a report of nervure. Give the report.json of a run.")
         found = convert(plain, _REPORT, what)
@@ -269,7 +275,7 @@ class Evidence(TypedDict, total=False):
     events: list[EventFacts]
 
 
-_REPORT = written(Report, {"plan": dict[str, Any], "later": tuple[dict[str, Any], ...]})
+_REPORT = written_schema(Report, {"plan": dict[str, Any], "later": tuple[dict[str, Any], ...]})
 
 
 def check_report(found: Report) -> Report:
@@ -287,16 +293,16 @@ def check_report(found: Report) -> Report:
     return found
 
 
-def removed(before: int, after: int) -> float:
+def share_removed(before: int, after: int) -> float:
     """The share that went, in [0, 1]; 0 where there was nothing."""
     return 1 - after / before if before else 0.0
 
 
-def _removed(dense: Row, pruned: Row) -> str:
+def _format_removed(dense: Row, pruned: Row) -> str:
     if pruned.macs < dense.macs or not dense.nonzero:
-        return f"{100 * removed(dense.macs, pruned.macs):.0f} % of the multiply-accumulates removed"
+        return f"{100 * share_removed(dense.macs, pruned.macs):.0f} % of the multiply-accumulates removed"
     if pruned.nonzero < dense.nonzero:
-        return f"{100 * removed(dense.nonzero, pruned.nonzero):.0f} % of the weights zeroed"
+        return f"{100 * share_removed(dense.nonzero, pruned.nonzero):.0f} % of the weights zeroed"
     return "nothing removed"
 
 

@@ -46,7 +46,7 @@ def slot_tensor(slot: Slot, weights: Weights) -> Tensor:
     return require_finite(weight.to(torch.float32), f"tensor {slot.tensor!r}")
 
 
-def summed(slot: Slot, values: Tensor, size: int) -> tuple[Tensor, Tensor]:
+def sum_positions(slot: Slot, values: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """Values per position of the slot's axis, summed per unit, and which units the slot holds at all; both [units]."""
     units = torch.tensor(slot.units.array, device=values.device)
     held = units >= 0
@@ -56,14 +56,14 @@ def summed(slot: Slot, values: Tensor, size: int) -> tuple[Tensor, Tensor]:
     return sums, present
 
 
-def averaged(parts: list[tuple[Tensor, Tensor]]) -> Tensor:
+def mean_over_slots(parts: list[tuple[Tensor, Tensor]]) -> Tensor:
     """Mean over slots of values [units], for each unit over the slots that hold it; 0 where none does."""
     dtype, device = parts[0][0].dtype, parts[0][0].device
     total = torch.stack([value.to(device, dtype) for value, _ in parts]).sum(0)
     return total / torch.stack([present.to(device) for _, present in parts]).sum(0).clamp(min=1)
 
 
-def scaled(raw: Scores, normalise: Normalise) -> Scores:
+def normalise_groups(raw: Scores, normalise: Normalise) -> Scores:
     """The scores as they are (``"none"``), or each group divided by its mean (``"mean"``)."""
     return raw if normalise == "none" else {name: _relative(value) for name, value in raw.items()}
 

@@ -48,7 +48,7 @@ def connectivity(layer: Layer, heard: Tensor, *, estimator: Estimator = "residua
     return _of_pairs(layer, heard, partial(conditional_connectivity, estimator=estimator, bins=bins))
 
 
-def correlated(layer: Layer, heard: Tensor, labels: Tensor | None = None) -> Tensor:
+def correlation_of_layer(layer: Layer, heard: Tensor, labels: Tensor | None = None) -> Tensor:
     """Absolute correlation of each child with each of its parents, class by class where there are labels.
 
     Args:
@@ -88,7 +88,7 @@ def of_layers(listed: Iterable[Layer], stats: Stats, *, estimator: Dependence = 
     """
     labels = _classes(listed := list(listed), stats) if estimator == "classwise" else None
     return {
-        layer.tensor: correlated(layer, stats.connections[layer.tensor], labels)
+        layer.tensor: correlation_of_layer(layer, stats.connections[layer.tensor], labels)
         if estimator in ("classwise", "correlation")
         else connectivity(layer, stats.connections[layer.tensor], estimator=cast(Estimator, estimator))
         for layer in listed
@@ -119,7 +119,7 @@ def _classes(listed: Sequence[Layer], stats: Stats) -> Tensor:
     return stats.labels
 
 
-def weighted(layer: Layer, dependence: Tensor) -> Tensor:
+def weigh_by_magnitude(layer: Layer, dependence: Tensor) -> Tensor:
     """Dependence [children, parents] times the absolute weight relative to the largest of the layer: the score rho."""
     strength = layer.strength()
     return (dependence + TIE) * strength / strength.max().clamp(min=1e-30)

@@ -11,7 +11,7 @@ from torch import Tensor
 from nervure.check import require_choice, require_finite
 from nervure.errors import ScoreError
 from nervure.graph.types import Graph
-from nervure.scores.common import NORMALISE, Normalise, Scores, Weights, scaled
+from nervure.scores.common import NORMALISE, Normalise, Scores, Weights, normalise_groups
 from nervure.scores.completed import completed
 from nervure.stats import Stats
 
@@ -95,4 +95,4 @@ def _from_evidence(
         name: score(require_finite(value, f"{signal} of group {name!r}"))
         for name, value in getattr(stats, signal).items()
     }
-    return completed(graph, scaled(found, normalise), weights, stats.skipped)
+    return completed(graph, normalise_groups(found, normalise), weights, stats.skipped)

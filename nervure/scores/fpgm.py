@@ -10,7 +10,16 @@ from torch import Tensor
 
 from nervure.check import require_choice
 from nervure.graph.types import Graph, Group, Slot
-from nervure.scores.common import NORMALISE, Normalise, Scores, Weights, averaged, main_slots, scaled, slot_tensor
+from nervure.scores.common import (
+    NORMALISE,
+    Normalise,
+    Scores,
+    Weights,
+    main_slots,
+    mean_over_slots,
+    normalise_groups,
+    slot_tensor,
+)
 
 
 def fpgm(graph: Graph, weights: Weights, *, normalise: Normalise = "mean") -> Scores:
@@ -31,11 +40,11 @@ def fpgm(graph: Graph, weights: Weights, *, normalise: Normalise = "mean") -> Sc
         ScoreError: a tensor is missing, has another size than in the graph, or is not finite.
     """
     require_choice(normalise, NORMALISE, "normalise")
-    return scaled({group.name: _distances(group, weights) for group in graph.prunable}, normalise)
+    return normalise_groups({group.name: _distances(group, weights) for group in graph.prunable}, normalise)
 
 
 def _distances(group: Group, weights: Weights) -> Tensor:
-    return averaged([_slot_distances(slot, weights, group.size) for slot in main_slots(group)])
+    return mean_over_slots([_slot_distances(slot, weights, group.size) for slot in main_slots(group)])
 
 
 def _slot_distances(slot: Slot, weights: Weights, size: int) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,7 @@
 """Rules of growth: which connections that are not there should be; small functions by name in ``GROWTH``.
 
 A rule gives every place a score; the places that are free and score highest are taken, exactly as many as were asked.
-A rule that leaves things to chance adds noise to the logarithm of its odds, see :func:`nervure.scores.sites.drawn`.
+A rule that leaves things to chance adds noise to the logarithm of its odds, see :func:`nervure.scores.sites.draw_scores`.
 """
 
 import math
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from nervure.errors import ScoreError
-from nervure.scores.sites import Noise, Site, drawn
+from nervure.scores.sites import Noise, Site, draw_scores
 
 Origins: TypeAlias = Literal["soft", "hard", "all"]
 Endpoints: TypeAlias = Literal["density", "rank", "tail", "strong", "uniform"]
@@ -62,7 +62,7 @@ Growth: TypeAlias = Callable[[Site, Ask], Tensor]
 
 def random_growth(site: Site, ask: Ask) -> Tensor:
     """All free places alike (Mocanu et al., 2018)."""
-    return drawn(torch.zeros(site.weight.shape, dtype=torch.float64), ask.noise)
+    return draw_scores(torch.zeros(site.weight.shape, dtype=torch.float64), ask.noise)
 
 
 def gradient_growth(site: Site, ask: Ask) -> Tensor:
@@ -99,7 +99,7 @@ def strategic_growth(site: Site, ask: Ask) -> Tensor:
     # An input that reaches everything has no end point to choose; its places are taken anyway.
     odds = _starts(_origin_strength(site, strength), reading) + ends - reachable.nan_to_num(neginf=0.0)
     logarithms = odds[:, :, None].expand(site.weight.shape).contiguous()
-    scores = drawn(logarithms, ask.noise) if reading.sample else logarithms
+    scores = draw_scores(logarithms, ask.noise) if reading.sample else logarithms
     return scores if reading.pool == 1 else _chosen_by_gradient(site, scores, math.ceil(reading.pool * ask.count))
 
 

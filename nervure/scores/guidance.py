@@ -11,7 +11,7 @@ TIE = 1e-6
 """In structured scores a connection's own connectivity counts this much, to decide between equals."""
 
 
-def judged(connectivity: Tensor, criterion: Criterion, generator: torch.Generator) -> Tensor:
+def score_companion(connectivity: Tensor, criterion: Criterion, generator: torch.Generator) -> Tensor:
     """What a criterion says of the weights of one layer of a companion network.
 
     Args:
@@ -32,7 +32,7 @@ def judged(connectivity: Tensor, criterion: Criterion, generator: torch.Generato
     return whole + TIE * connectivity
 
 
-def combined(direct: Tensor, guide: Tensor, mode: Mode, alpha: float = 0.5) -> Tensor:
+def combine_scores(direct: Tensor, guide: Tensor, mode: Mode, alpha: float = 0.5) -> Tensor:
     """One score of magnitude and connectivity.
 
     The union of the best by either is what is best by the larger of the two ranks, the intersection by the smaller:
@@ -74,7 +74,7 @@ def ranks(values: Tensor) -> Tensor:
     return (places / max(len(flat), 1)).reshape(values.shape)
 
 
-def matched(scores: Tensor, like: Tensor) -> Tensor:
+def match_ranks(scores: Tensor, like: Tensor) -> Tensor:
     """``like``, put into the order of ``scores``: the best score gets the largest value, and so on.
 
     In one ranking over all layers, each then keeps as many connections as it would by ``like``, but others.

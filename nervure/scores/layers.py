@@ -59,7 +59,7 @@ class Layer:
     def said(self, heard: Tensor) -> Tensor:
         """What the parents say: mean over inputs and kernel positions. Shape [samples, splits, parents]."""
         means = heard.mean(2).reshape(len(heard), self.splits(heard), -1)
-        return self._folded(means)
+        return self._mean_inputs(means)
 
     def strength(self) -> Tensor:
         """Mean absolute weight of each connection. Shape [children, parents]."""
@@ -71,7 +71,7 @@ class Layer:
 
     def fold(self, values: Tensor) -> Tensor:
         """Mean over each connection of values of the shape of the weight. Shape [children, parents]."""
-        return self._folded(values.reshape(*values.shape[:2], -1).mean(2))
+        return self._mean_inputs(values.reshape(*values.shape[:2], -1).mean(2))
 
     def mask(self, keep: Tensor) -> Tensor:
         """The connections that stay, [children, parents], as a mask of the shape of the tensor."""
@@ -83,7 +83,7 @@ class Layer:
         """Weights of one connection of each parent. Shape [parents]."""
         return torch.bincount(self.blocks, minlength=self.parents) * self.weight[0, 0].numel()
 
-    def _folded(self, values: Tensor) -> Tensor:
+    def _mean_inputs(self, values: Tensor) -> Tensor:
         """Mean over the inputs of each parent, along the last axis."""
         sums = torch.zeros(*values.shape[:-1], self.parents).index_add_(-1, self.blocks, values)
         return sums / torch.bincount(self.blocks, minlength=self.parents)
@@ -127,7 +127,7 @@ def _layer(graph: Graph, product: Product | None, name: str, weight: Tensor, fix
     blocks, firsts = _blocks(columns)
     return Layer(
         tensor=name,
-        weight=wide if is_plain else product.laid(wide),
+        weight=wide if is_plain else product.to_matrix(wide),
         blocks=torch.from_numpy(blocks),
         parents=len(firsts),
         rows=rows.parts,
@@ -142,7 +142,7 @@ def axis_along(graph: Graph, product: Product, axes: Sequence[int]) -> Axis | No
     """The units along axes of a product, taken together in this order; None where one of the tensor's is divided."""
     sizes = [product.shape[a] for a in axes]
     parts: list[Part] = []
-    for number, mine in zip(graph.tensors[product.tensor], _divided(graph, product), strict=True):
+    for number, mine in zip(graph.tensors[product.tensor], _divided_axes(graph, product), strict=True):
         wide = [a for a in mine if product.shape[a] > 1]
         if not graph.axes[number].parts or not any(a in axes for a in wide):
             continue
@@ -156,7 +156,7 @@ def axis_along(graph: Graph, product: Product, axes: Sequence[int]) -> Axis | No
     return Axis(math.prod(sizes), tuple(parts))
 
 
-def _divided(graph: Graph, product: Product) -> list[list[int]]:
+def _divided_axes(graph: Graph, product: Product) -> list[list[int]]:
     """For each axis of the tensor the axes of the product that it is divided into."""
     found: list[list[int]] = []
     rest = list(range(len(product.shape)))

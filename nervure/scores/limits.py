@@ -44,7 +44,7 @@ class Limit:
     slack: float | None = None
     chance: float = 0.0
 
-    def raised(self, share: float) -> float:
+    def raise_by(self, share: float) -> float:
         """The limit where all limits are raised by this share, in [0, 1], of the way to none."""
         if self.slack is None:
             return self.upper + (1 - self.upper) * share

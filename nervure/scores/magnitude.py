@@ -13,11 +13,11 @@ from nervure.scores.common import (
     Normalise,
     Scores,
     Weights,
-    averaged,
     main_slots,
-    scaled,
+    mean_over_slots,
+    normalise_groups,
     slot_tensor,
-    summed,
+    sum_positions,
 )
 
 
@@ -42,15 +42,15 @@ def magnitude(graph: Graph, weights: Weights, *, norm: int = 1, normalise: Norma
     """
     require_choice(norm, (1, 2), "norm")
     require_choice(normalise, NORMALISE, "normalise")
-    return scaled({group.name: _group_norms(group, weights, norm) for group in graph.prunable}, normalise)
+    return normalise_groups({group.name: _group_norms(group, weights, norm) for group in graph.prunable}, normalise)
 
 
 def _group_norms(group: Group, weights: Weights, norm: int) -> Tensor:
-    return averaged([_slot_norms(slot, weights, norm, group.size) for slot in main_slots(group)])
+    return mean_over_slots([_slot_norms(slot, weights, norm, group.size) for slot in main_slots(group)])
 
 
 def _slot_norms(slot: Slot, weights: Weights, norm: int, size: int) -> tuple[Tensor, Tensor]:
     """Norms per unit, and which units the slot holds at all; both [units]."""
     powers = slot_tensor(slot, weights).abs().pow(norm).movedim(slot.axis, 0).flatten(1).sum(1)
-    sums, present = summed(slot, powers, size)
+    sums, present = sum_positions(slot, powers, size)
     return sums.pow(1 / norm), present

@@ -27,7 +27,7 @@ def sensitivity(graph: Graph, layers: Iterable[Layer], factors: Mapping[str, Ten
     return needs(graph, layers, factors)
 
 
-def propagated(graph: Graph, layers: Sequence[Layer], rho: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def propagate_importance(graph: Graph, layers: Sequence[Layer], rho: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The older form: importance flows back from equally important outputs, each child sharing by its scores.
 
     Where several layers read a group, what they send back adds up.
@@ -44,7 +44,7 @@ def propagated(graph: Graph, layers: Sequence[Layer], rho: Mapping[str, Tensor])
     return importance
 
 
-def protected(sensitivities: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def protected_units(sensitivities: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Units far above the mean of their group. Boolean [units] for each group that has any.
 
     >>> protected({"a": torch.tensor([1.0] * 29 + [9.0])})["a"].nonzero().flatten()

@@ -79,7 +79,7 @@ def noise(seed: int, step: int, name: str) -> Noise:
     return draw
 
 
-def drawn(logarithms: Tensor, draw: Noise) -> Tensor:
+def draw_scores(logarithms: Tensor, draw: Noise) -> Tensor:
     """Scores whose ``k`` highest are a draw of ``k`` without replacement.
 
     Adding Gumbel noise to logarithms of weights makes ranking a draw in proportion to the weights (Kool, van Hoof and

@@ -12,7 +12,16 @@ from torch import Tensor
 from nervure.check import require_choice
 from nervure.errors import ScoreError
 from nervure.graph.types import Graph, Group, Slot
-from nervure.scores.common import NORMALISE, Normalise, Scores, Weights, averaged, scaled, slot_tensor, summed
+from nervure.scores.common import (
+    NORMALISE,
+    Normalise,
+    Scores,
+    Weights,
+    mean_over_slots,
+    normalise_groups,
+    slot_tensor,
+    sum_positions,
+)
 from nervure.scores.completed import completed
 
 Without: TypeAlias = Literal["magnitude", "error"]
@@ -48,7 +57,9 @@ def slimming(
             f"group {bare[0]!r} passes through no norm. Pin it, use without='magnitude' or another method."
         )
     found = {group.name: _scales(group, norms[group.name], weights) for group in graph.prunable if norms[group.name]}
-    return completed(graph, scaled(found, normalise), weights, dict.fromkeys(bare, "it passes through no norm"))
+    return completed(
+        graph, normalise_groups(found, normalise), weights, dict.fromkeys(bare, "it passes through no norm")
+    )
 
 
 def _norms(group: Group, weights: Weights) -> tuple[Slot, ...]:
@@ -73,12 +84,12 @@ def _owner(slot: Slot) -> str:
 
 
 def _scales(group: Group, slots: tuple[Slot, ...], weights: Weights) -> Tensor:
-    return averaged([_slot_scales(slot, weights, group.size) for slot in slots])
+    return mean_over_slots([_slot_scales(slot, weights, group.size) for slot in slots])
 
 
 def _slot_scales(slot: Slot, weights: Weights, size: int) -> tuple[Tensor, Tensor]:
     """Mean absolute scale per unit (a head has several channels), and which units the slot holds; both [units]."""
     scale = slot_tensor(slot, weights).abs()
-    sums, present = summed(slot, scale, size)
-    widths, _ = summed(slot, scale.new_ones(len(scale)), size)
+    sums, present = sum_positions(slot, scale, size)
+    widths, _ = sum_positions(slot, scale.new_ones(len(scale)), size)
     return sums / widths.clamp(min=1), present

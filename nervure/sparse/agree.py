@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from nervure.errors import ForwardError, VerificationError
-from nervure.graph.example import resized
+from nervure.graph.example import resize_batch
 from nervure.sparse.watch import noisy, outputs_of
 from nervure.surgery.difference import compare
 
@@ -42,7 +42,7 @@ class Checks:
             raise ForwardError(f"the model does not run on the example: {type(error).__name__}: {error}.") from error
         others: list[Callable[[], Any]] = [
             lambda: noisy(example),
-            *(partial(resized, example, n) for n in OTHER_BATCHES),
+            *(partial(resize_batch, example, n) for n in OTHER_BATCHES),
         ]
         for other in others:
             try:

@@ -39,12 +39,12 @@ def candidates(layer: Layer, x: Tensor) -> dict[str, Callable[[], nn.Module]]:
         found["csr"] = lambda: _sparse(layer, 1)
     weight = layer.weight.flatten(1)
     for block in BLOCKS:
-        if stored(weight, block) <= MOST_STORED:
+        if block_density(weight, block) <= MOST_STORED:
             found[f"bsr{block}"] = lambda block=block: _sparse(layer, block)  # type: ignore[misc]
     return found
 
 
-def stored(weight: Tensor, block: int) -> float:
+def block_density(weight: Tensor, block: int) -> float:
     """The share of the ``block`` x ``block`` blocks of a matrix with anything in them; 1 where they do not fit."""
     rows, columns = weight.shape
     if rows % block or columns % block or not weight.numel():

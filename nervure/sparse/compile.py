@@ -10,9 +10,9 @@ from nervure.check import checked
 from nervure.errors import ArgumentError, VerificationError
 from nervure.evaluation.connectivity import HasMasks
 from nervure.evaluation.latency import latency
-from nervure.graph.copies import copied
-from nervure.graph.example import as_inputs, placed_like, tensors_in, unwrapped
-from nervure.graph.modes import isolated
+from nervure.graph.copies import copy_model
+from nervure.graph.example import as_inputs, placed_like, tensors_in, unwrap
+from nervure.graph.modes import leave_modes
 from nervure.schema import Rounds, Threads
 from nervure.sparse.agree import Checks, agreement
 from nervure.sparse.candidates import DENSE, density, working
@@ -31,7 +31,7 @@ SPARSE, CUT = "sparse", "dead units cut"
 
 
 @checked
-@isolated()
+@leave_modes()
 def compile_sparse(
     model: nn.Module | HasMasks,
     example: Any,
@@ -75,16 +75,16 @@ def compile_sparse(
     with torch.no_grad():
         checks = Checks.of(dense, example)
         cut, *notes = _without_dead(dense, example, checks)
-        choices, layers = _chosen(cut, example, clock)
-        whole, errors = {DENSE: copied(dense)}, {DENSE: 0.0}
+        choices, layers = _choose_layers(cut, example, clock)
+        whole, errors = {DENSE: copy_model(dense)}, {DENSE: 0.0}
         if cut is not dense:
             whole[CUT], errors[CUT] = cut, checks.error(cut)
         if layers:
-            made = _replaced(cut, layers)
+            made = _replace_layers(cut, layers)
             if reason := _running(made, checks):
                 notes.append(reason)
             else:
-                whole[SPARSE], errors[SPARSE] = made, _verified(cut, made, checks)
+                whole[SPARSE], errors[SPARSE] = made, _verify_whole(cut, made, checks)
         times = clock(whole, example)
     best = _fastest(times)
     notes.append(f"timed with threads={threads} on a batch of {_samples(example)}")
@@ -108,7 +108,7 @@ def _without_dead(dense: nn.Module, example: Any, checks: Checks) -> tuple[nn.Mo
 
 def _require_sparse(given: nn.Module | HasMasks) -> nn.Module:
     """The model, known to be one to compile."""
-    model = unwrapped(given.model if isinstance(given, HasMasks) else given)
+    model = unwrap(given.model if isinstance(given, HasMasks) else given)
     if isinstance(given, HasMasks):
         _require_held(model, given.masks)
     if model.training:
@@ -153,7 +153,9 @@ def _clock(threads: int, rounds: int) -> Timer:
     return seconds
 
 
-def _chosen(model: nn.Module, example: Any, clock: Timer) -> tuple[tuple[LayerChoice, ...], dict[str, nn.Module]]:
+def _choose_layers(
+    model: nn.Module, example: Any, clock: Timer
+) -> tuple[tuple[LayerChoice, ...], dict[str, nn.Module]]:
     """The fastest way for each layer with zeros, and the layers that are to be replaced by it."""
     heard, rows, taken = inputs_of(model, example), [], dict[str, nn.Module]()
     layers: dict[str, Any] = layers_of(model)
@@ -189,9 +191,9 @@ def _fastest(times: Mapping[str, float]) -> str:
     return best if best == DENSE or times[best] <= GAIN * times[DENSE] else DENSE
 
 
-def _replaced(model: nn.Module, layers: Mapping[str, nn.Module]) -> nn.Module:
+def _replace_layers(model: nn.Module, layers: Mapping[str, nn.Module]) -> nn.Module:
     """A copy with these layers in the place of those of the same name, wherever the model holds them."""
-    made = copied(model)
+    made = copy_model(model)
     if "" in layers:
         return layers[""]
     new = {id(made.get_submodule(name)): layer for name, layer in layers.items()}
@@ -223,7 +225,7 @@ def _running(made: nn.Module, checks: Checks) -> str:
     return reason
 
 
-def _verified(cut: nn.Module, made: nn.Module, checks: Checks) -> float:
+def _verify_whole(cut: nn.Module, made: nn.Module, checks: Checks) -> float:
     """The error of the whole; raises VerificationError that names the first layer that differs."""
     try:
         return checks.error(made)

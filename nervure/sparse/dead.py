@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from nervure.errors import NervureError
-from nervure.graph.copies import copied
+from nervure.graph.copies import copy_model
 from nervure.graph.types import Graph, Group, Slot
 from nervure.plan import Plan
 from nervure.sparse.watch import Heard, inputs_of, layers_of, noisy
@@ -26,7 +26,7 @@ CONSTANT = 1e-6
 
 def without_dead_units(model: nn.Module, example: Any) -> tuple[nn.Module, str]:
     """A smaller model that computes the same, and what was done; the model itself where nothing can leave."""
-    current = copied(model)
+    current = copy_model(model)
     added = _with_biases(current)
     try:
         graph = trace(current, example)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from nervure.graph.example import outputs_in, run_example
-from nervure.graph.preserve import preserved
+from nervure.graph.preserve import restore_after
 
 LAYERS = (nn.Linear, nn.Conv2d)
 """Layers that are looked at: these classes themselves, since a subclass may compute something else."""
@@ -66,7 +66,7 @@ def outputs_by_layer(model: nn.Module, names: Iterable[str], example: Any) -> di
 
 def outputs_of(model: nn.Module, example: Any) -> list[Tensor]:
     """Copies of all tensors that a model returns; what it writes while it runs is put back."""
-    with preserved(model, example):
+    with restore_after(model, example):
         return [t.clone() for t in outputs_in(run_example(model, example))]
 
 

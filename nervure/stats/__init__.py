@@ -1,6 +1,6 @@
 """Evidence: one pass over data, and what was heard."""
 
-from nervure.stats.batches import SAMPLES, are_labelled, unmoved
+from nervure.stats.batches import SAMPLES, are_labelled, keep_position
 from nervure.stats.connections import response
 from nervure.stats.measure import SIGNALS, data_digest, first_batches, measure
 from nervure.stats.types import Stats
@@ -14,5 +14,5 @@ __all__ = [
     "first_batches",
     "measure",
     "response",
-    "unmoved",
+    "keep_position",
 ]

@@ -61,7 +61,7 @@ def batches(data: Batches, samples: int, *, labelled: bool, per_class: int = 0) 
 
     Args:
         data: (inputs, labels) pairs, or inputs alone; inputs are a tensor, a tuple of positional arguments or a dict.
-            They stay where they are, see :func:`unmoved`.
+            They stay where they are, see :func:`keep_position`.
         samples: how many at most; the last batch is cut to fit.
         labelled: whether labels must be there.
         per_class: where above 0, only the first so many samples of each class are taken.
@@ -73,7 +73,7 @@ def batches(data: Batches, samples: int, *, labelled: bool, per_class: int = 0) 
     taken: Counter[int] = Counter()
     for number, raw in enumerate(_iterate(data)):
         batch = _batch(raw, f"batch {number}", labelled)
-        batch = (_balanced(batch, taken, per_class) if per_class else batch).head(samples - seen)
+        batch = (_take_balanced(batch, taken, per_class) if per_class else batch).head(samples - seen)
         seen += batch.size
         if batch.size:
             yield batch
@@ -96,7 +96,7 @@ def first_of(data: Batches, samples: int) -> list[Any]:
     return found
 
 
-def unmoved(data: Any) -> Any:
+def keep_position(data: Any) -> Any:
     """A copy to iterate over: a loader that shuffles anew in each epoch stays where it is, and gives the same again."""
     if isinstance(data, Iterator):
         return data
@@ -114,7 +114,7 @@ def are_labelled(data: Batches) -> bool:
     return raw is None or _split(raw, "batch 0")[1] is not None
 
 
-def counted(data: Iterable[Batch], samples: int, length: int | None) -> tuple[Iterator[Batch], int]:
+def count_batches(data: Iterable[Batch], samples: int, length: int | None) -> tuple[Iterator[Batch], int]:
     """The same batches, and how many will come if all are like the first; ``length``: how many there are at most."""
     iterator = iter(data)
     first = next(iterator)
@@ -122,7 +122,7 @@ def counted(data: Iterable[Batch], samples: int, length: int | None) -> tuple[It
     return itertools.chain([first], iterator), number if length is None else min(number, length)
 
 
-def _balanced(batch: Batch, taken: Counter[int], per_class: int) -> Batch:
+def _take_balanced(batch: Batch, taken: Counter[int], per_class: int) -> Batch:
     """The samples whose class is still wanted; ``taken`` counts on."""
     rows = []
     for row, label in enumerate(batch.labels.tolist() if batch.labels is not None else ()):
@@ -137,7 +137,7 @@ def _iterate(data: Batches) -> Iterator[Any]:
         raise DataError(
             f"data of type {type(data).__name__} are no batches. Give a re-iterable of (inputs, labels) pairs."
         )
-    return ending(unmoved(data))
+    return ending(keep_position(data))
 
 
 def _batch(raw: Any, what: str, labelled: bool) -> Batch:

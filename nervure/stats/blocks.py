@@ -28,7 +28,7 @@ POOLS: Mapping[int, Callable[..., Tensor]] = {
 PROJECTED = 512
 
 
-def pooled(maps: Tensor) -> Tensor:
+def pool_maps(maps: Tensor) -> Tensor:
     """Averages over 4 x 4 parts of each map (16 parts of a sequence); smaller maps stay as they are."""
     axes = maps.ndim - 2
     if axes not in POOLS:
@@ -37,12 +37,12 @@ def pooled(maps: Tensor) -> Tensor:
     return POOLS[axes](maps, sizes).flatten(1)
 
 
-def averaged(maps: Tensor) -> Tensor:
+def average_maps(maps: Tensor) -> Tensor:
     """Each map's average."""
     return maps.flatten(2).mean(2) if maps.ndim > 2 else maps
 
 
-def projected(maps: Tensor) -> Tensor:
+def project_maps(maps: Tensor) -> Tensor:
     """The flat map on 512 directions drawn once for its size: distances stay within a few percent."""
     flat = maps.flatten(1)
     if flat.shape[1] <= PROJECTED:
@@ -53,10 +53,10 @@ def projected(maps: Tensor) -> Tensor:
 
 
 REDUCTIONS: Mapping[str, Reduction] = {
-    "pool4": pooled,
+    "pool4": pool_maps,
     "flatten": lambda maps: maps.flatten(1),
-    "gap": averaged,
-    "random": projected,
+    "gap": average_maps,
+    "random": project_maps,
 }
 
 
@@ -150,7 +150,7 @@ class BlockRecorder:
             )
         if not bool(torch.isfinite(answer).all()):
             raise DataError("the model's outputs are NaN or infinite. The model or the data are broken.")
-        self.outputs.append((answer[:, None] if answer.ndim == 1 else pooled(answer)).cpu())
+        self.outputs.append((answer[:, None] if answer.ndim == 1 else pool_maps(answer)).cpu())
 
 
 def answer_of(output: Any, name: str) -> Tensor:

@@ -212,7 +212,7 @@ class Listener:
         for name, parts in self._heard.items():
             if len(parts) < self._passes:
                 self.failed.setdefault(name, "its module did not run for every batch")
-        return {name: _joined(parts) for name, parts in self._heard.items() if name not in self.failed}
+        return {name: _concat(parts) for name, parts in self._heard.items() if name not in self.failed}
 
     def _hook(self, ear: Ear) -> Any:
         def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
@@ -251,7 +251,7 @@ def _require_same(ear: Ear, means: Tensor, said: Tensor) -> None:
         )
 
 
-def _joined(parts: list[Tensor]) -> Tensor:
+def _concat(parts: list[Tensor]) -> Tensor:
     whole = torch.cat(parts)
     # The network's evidence can be large: it must not be in memory twice.
     parts.clear()

@@ -14,13 +14,13 @@ from torch.utils._pytree import tree_leaves
 from nervure.annotations import Batches
 from nervure.check import checked, nearest, require_choice
 from nervure.errors import ArgumentError, DataError
-from nervure.graph.example import unwrapped
-from nervure.graph.modes import isolated, uncompiled
-from nervure.graph.preserve import preserved
+from nervure.graph.example import unwrap
+from nervure.graph.modes import disable_compile, leave_modes
+from nervure.graph.preserve import restore_after
 from nervure.graph.types import Graph
 from nervure.progress import length, track
 from nervure.schema import Count, Seed, Size
-from nervure.stats.batches import SAMPLES, Batch, batches, counted, first_of
+from nervure.stats.batches import SAMPLES, Batch, batches, count_batches, first_of
 from nervure.stats.blocks import REDUCTIONS, BlockRecorder
 from nervure.stats.connections import Listener, ears
 from nervure.stats.memory import require_memory
@@ -38,7 +38,7 @@ WHOLE = frozenset({"blocks", "outputs"})
 
 
 @checked
-@isolated()
+@leave_modes()
 def measure(
     model: nn.Module,
     graph: Graph,
@@ -82,8 +82,8 @@ def measure(
         DataError: the data are empty, malformed, not finite, or lack labels that are needed; activations are not
             finite; or the connections of so many samples do not fit into memory.
     """
-    model, wanted = unwrapped(model), _wanted(want)
-    chosen = _chosen(wanted)
+    model, wanted = unwrap(model), _parse_want(want)
+    chosen = _parse_signals(wanted)
     others = READ | LAYERS | WHOLE
     found, skipped = probes(model, graph) if wanted & WRITTEN or not others & chosen.keys() else ({}, {})
     read, unread = reader_probes(model, graph) if wanted & READ else ({}, {})
@@ -97,10 +97,10 @@ def measure(
     labels: list[Tensor] = []
     passes = seen = 0
     with (
-        preserved(model),
-        _seeded(seed, device),
+        restore_after(model),
+        _fixed_seed(seed, device),
         _evaluating(model),
-        uncompiled(),
+        disable_compile(),
         recorder.listening(model),
         reader.listening(model),
         listener.listening(),
@@ -109,7 +109,7 @@ def measure(
     ):
         labelled = bool(per_class or wanted & (SLOPES | {"labels"}))
         drawn = batches(data, samples, labelled=labelled, per_class=per_class)
-        stream, total = counted(drawn, samples, length(data))
+        stream, total = count_batches(drawn, samples, length(data))
         for batch in track(stream, "measuring", total, enabled=progress):
             _listen(model, batch.to(device), (reader, recorder, listener, whole), bool(wanted & SLOPES))
             labels += [] if batch.labels is None else [batch.labels.detach().cpu()]
@@ -120,14 +120,14 @@ def measure(
     connections = listener.connections()
     skipped = unread | reader.failed | skipped | listener.failed | deaf | whole.unheard(passes)
     return Stats(
-        activations=_joined(recorder.activations, passes, recorder.failed) if "activations" in wanted else {},
-        gradients=_joined(recorder.gradients, passes, recorder.failed),
+        activations=_concat(recorder.activations, passes, recorder.failed) if "activations" in wanted else {},
+        gradients=_concat(recorder.gradients, passes, recorder.failed),
         moments=_moments(recorder, passes, seen) if "activations" in wanted else {},
-        effects=_joined(reader.effects, passes, reader.failed),
+        effects=_concat(reader.effects, passes, reader.failed),
         readings=reader.readings() if "readings" in wanted else {},
         connections=connections,
-        blocks=_joined(whole.features, passes, whole.failed),
-        shifts=_joined(whole.shifts, passes, whole.failed),
+        blocks=_concat(whole.features, passes, whole.failed),
+        shifts=_concat(whole.shifts, passes, whole.failed),
         outputs=torch.cat(whole.outputs) if whole.outputs else None,
         labels=torch.cat(labels) if labels and "labels" in wanted else None,
         samples=seen,
@@ -141,7 +141,7 @@ def measure(
 @checked
 def first_batches(data: Batches, *, samples: Size = SAMPLES, seed: Seed = 0) -> list[Any]:
     """The batches that hold the samples which :func:`measure` would take, drawn in the same way, to keep."""
-    with _seeded(seed, torch.device("cpu")):
+    with _fixed_seed(seed, torch.device("cpu")):
         return first_of(data, samples)
 
 
@@ -149,7 +149,7 @@ def first_batches(data: Batches, *, samples: Size = SAMPLES, seed: Seed = 0) -> 
 def data_digest(data: Batches, *, samples: Size, per_class: Count, labelled: bool, seed: Seed) -> str:
     """A digest of the samples that :func:`measure` would take, drawn in the same way; no model runs."""
     digest = hashlib.sha256()
-    with _seeded(seed, torch.device("cpu")):
+    with _fixed_seed(seed, torch.device("cpu")):
         for batch in batches(data, samples, labelled=labelled or per_class > 0, per_class=per_class):
             for value in tree_leaves((batch.args, batch.kwargs, batch.labels)):
                 content = value.detach().cpu().contiguous() if isinstance(value, Tensor) else value
@@ -157,7 +157,7 @@ def data_digest(data: Batches, *, samples: Size, per_class: Count, labelled: boo
     return digest.hexdigest()
 
 
-def _wanted(want: Iterable[str]) -> frozenset[str]:
+def _parse_want(want: Iterable[str]) -> frozenset[str]:
     if isinstance(want, str):
         raise ArgumentError(f"want={want!r} must be a set of names, e.g. {{{want!r}}}.")
     wanted = frozenset(want)
@@ -167,12 +167,12 @@ def _wanted(want: Iterable[str]) -> frozenset[str]:
             raise ArgumentError(f"want={name!r} cannot be measured.{nearest(name, SIGNALS, listed=True)}")
         if colon and signal == "blocks":
             require_choice(option, REDUCTIONS, f"want={name!r}: the part after the colon")
-    if len(_chosen(wanted)) < len(wanted):
+    if len(_parse_signals(wanted)) < len(wanted):
         raise ArgumentError(f"want={sorted(wanted)!r} names a signal twice; measure one after the other.")
     return wanted
 
 
-def _chosen(wanted: Iterable[str]) -> dict[str, str]:
+def _parse_signals(wanted: Iterable[str]) -> dict[str, str]:
     """Each signal with what is said after its colon, or by default."""
     defaults = {"blocks": "pool4"}
     parts = [name.partition(":") for name in wanted]
@@ -221,12 +221,12 @@ def _logits(output: Any) -> Tensor:
     return output
 
 
-def _joined(parts: Mapping[str, list[Tensor]], passes: int, failed: Mapping[str, str]) -> dict[str, Tensor]:
+def _concat(parts: Mapping[str, list[Tensor]], passes: int, failed: Mapping[str, str]) -> dict[str, Tensor]:
     return {name: torch.cat(values) for name, values in parts.items() if len(values) == passes and name not in failed}
 
 
 def _moments(recorder: Recorder, passes: int, seen: int) -> dict[str, Tensor]:
-    activations = _joined(recorder.activations, passes, recorder.failed)
+    activations = _concat(recorder.activations, passes, recorder.failed)
     return {
         name: torch.stack([values.double().mean(0), recorder.squares[name] / seen], 1).float()
         for name, values in activations.items()
@@ -250,7 +250,7 @@ def _device(model: nn.Module) -> torch.device:
 
 
 @contextmanager
-def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+def _fixed_seed(seed: int, device: torch.device) -> Iterator[None]:
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)

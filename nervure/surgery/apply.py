@@ -13,20 +13,20 @@ from torch.utils._python_dispatch import _disable_current_modes
 from nervure.check import checked
 from nervure.errors import NervureWarning, PlanError
 from nervure.graph.declared import untrue
-from nervure.graph.example import has_shape_only, is_weightless, unwrapped
-from nervure.graph.modes import isolated
+from nervure.graph.example import has_shape_only, is_weightless, unwrap
+from nervure.graph.modes import leave_modes
 from nervure.graph.sizes import submodule
 from nervure.graph.tape import named_tensors
 from nervure.graph.types import Graph
 from nervure.plan import Cut, Drop, Link, Mask, Plan
 from nervure.surgery.attention import ResizedAttention, keep_padding
-from nervure.surgery.cut import copied_without, kept_positions, sliced, tensor_of
+from nervure.surgery.cut import copied_without, kept_positions, slice_tensor, tensor_of
 from nervure.surgery.drop import drop, name_after, take_out
 from nervure.surgery.link import link, wire_masks, wires_of
 
 
 @checked
-@isolated()
+@leave_modes()
 def apply(model: nn.Module, graph: Graph, plan: Plan, *, renumber: bool = True) -> nn.Module:
     """Return a copy of ``model`` with the edits of ``plan`` made; ``model`` itself is left as it is.
 
@@ -44,8 +44,8 @@ def apply(model: nn.Module, graph: Graph, plan: Plan, *, renumber: bool = True) 
     Raises:
         PlanError: the plan was made for another graph, the graph for another model, or an edit does not fit.
     """
-    model = unwrapped(model)
-    smaller = edited(model, graph, plan, renumber=renumber)
+    model = unwrap(model)
+    smaller = edit_model(model, graph, plan, renumber=renumber)
     with _real_plans(model):
         told = untrue(model, smaller, graph, keeps_of(graph, plan))
     if told:
@@ -54,19 +54,19 @@ def apply(model: nn.Module, graph: Graph, plan: Plan, *, renumber: bool = True) 
 
 
 def apply_sharing(model: nn.Module, graph: Graph, plan: Plan) -> nn.Module:
-    """As :func:`edited`, but parameters that ``plan`` leaves as they are are those of ``model``: for looking only."""
+    """As :func:`edit_model`, but parameters that ``plan`` leaves as they are are those of ``model``: for looking only."""
     masked = {mask.tensor for mask in plan.masks}
-    return edited(model, graph, plan, shared=[p for name, p in model.named_parameters() if name not in masked])
+    return edit_model(model, graph, plan, shared=[p for name, p in model.named_parameters() if name not in masked])
 
 
-@isolated()
-def edited(
+@leave_modes()
+def edit_model(
     model: nn.Module, graph: Graph, plan: Plan, *, renumber: bool = True, shared: Iterable[nn.Parameter] = ()
 ) -> nn.Module:
     """As :func:`apply`, without a word on configs: for trials. ``shared`` are parameters that are not copied."""
     check_fits(model, graph, plan)
     with _real_plans(model):
-        return _edited(model, graph, plan, renumber, shared)
+        return _edit_model(model, graph, plan, renumber, shared)
 
 
 def _real_plans(model: nn.Module) -> AbstractContextManager[None]:
@@ -74,7 +74,9 @@ def _real_plans(model: nn.Module) -> AbstractContextManager[None]:
     return _disable_current_modes() if is_weightless(model) else nullcontext()
 
 
-def _edited(model: nn.Module, graph: Graph, plan: Plan, renumber: bool, shared: Iterable[nn.Parameter]) -> nn.Module:
+def _edit_model(
+    model: nn.Module, graph: Graph, plan: Plan, renumber: bool, shared: Iterable[nn.Parameter]
+) -> nn.Module:
     keeps = keeps_of(graph, plan)
     masks, wires = _masks(graph, plan, keeps), iter(wires_of(graph, plan, keeps).items())
     result = copied_without(model, graph, keeps, shared)
@@ -169,10 +171,10 @@ def keeps_of(graph: Graph, plan: Plan) -> dict[str, np.ndarray]:
             )
     for name, keep in keeps.items():
         group, left = graph[name], int(keep.sum())
-        if left != group.allowed(left):
+        if left != group.round_up(left):
             raise PlanError(
                 f"cut of {name!r} leaves {left} of {group.size} units, but they can be cut to multiples of "
-                f"{group.multiple} only: keep {group.allowed(left)} (or all), as every method does by itself."
+                f"{group.multiple} only: keep {group.round_up(left)} (or all), as every method does by itself."
             )
     for dropped in plan.drops:
         block = graph.block(dropped.block)
@@ -223,6 +225,6 @@ def _masks(graph: Graph, plan: Plan, keeps: Mapping[str, np.ndarray]) -> dict[st
         shape = tuple(graph.axes[a].size for a in graph.tensors[edit.tensor])
         if edit.keep.shape != shape:
             raise PlanError(f"mask of {edit.tensor!r}: keep has shape {edit.keep.shape}, the tensor {shape}.")
-        keep = sliced(edit.keep.tensor(), kept_positions(graph, keeps, edit.tensor))
+        keep = slice_tensor(edit.keep.tensor(), kept_positions(graph, keeps, edit.tensor))
         masks[edit.tensor] = masks[edit.tensor] & keep if edit.tensor in masks else keep
     return masks

@@ -66,7 +66,7 @@ class ResizedAttention(nn.MultiheadAttention):
             query, key, value = (t.unsqueeze(0) for t in (query, key, value))
         elif not self.batch_first:
             query, key, value = (t.transpose(0, 1) for t in (query, key, value))
-        q, k, v = (self._heads(t) for t in self._projected(query, key, value))
+        q, k, v = (self._heads(t) for t in self._project(query, key, value))
         scores = (q * self.scale) @ k.transpose(-2, -1)
         for mask in self._masks(key_padding_mask, attn_mask, scores):
             scores = scores + mask
@@ -80,7 +80,7 @@ class ResizedAttention(nn.MultiheadAttention):
             return out, None
         return out, weights.mean(-3) if average_attn_weights else weights
 
-    def _projected(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _project(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         weights: Any = (
             self.in_proj_weight.chunk(3)
             if self.in_proj_weight is not None

@@ -45,7 +45,7 @@ def seed(number: int) -> None:
 
 
 @contextmanager
-def seeded(model: nn.Module) -> Iterator[None]:
+def fixed_seed(model: nn.Module) -> Iterator[None]:
     """Every random state (of PyTorch, NumPy and Python) at its start while this lasts, then as it was."""
     devices = {t.device.index for t in model.parameters() if t.device.type == "cuda"}
     python, numpy = random.getstate(), np.random.get_state()

@@ -11,20 +11,20 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from nervure.errors import ForwardError, NervureError, VerificationError
-from nervure.graph.copies import copied
+from nervure.graph.copies import copy_model
 from nervure.graph.cost import Cost, cost_of_run, count
 from nervure.graph.example import evaluating, examples_of, outputs_in, run_example
-from nervure.graph.preserve import preserved
-from nervure.graph.tape import Entry, Tape, named_tensors, plain_kernels, record, refs_in, unreached
+from nervure.graph.preserve import restore_after
+from nervure.graph.tape import Entry, Tape, named_tensors, plain_kernels, record, refs_in, unreached_parameters
 from nervure.graph.trace import Drawing
 from nervure.graph.types import Graph
 from nervure.plan import Plan
 from nervure.surgery.apply import apply_sharing, keeps_of
-from nervure.surgery.chance import SameNoise, is_random, seeded
+from nervure.surgery.chance import SameNoise, fixed_seed, is_random
 from nervure.surgery.difference import Difference, compare
 from nervure.surgery.drop import name_after
-from nervure.surgery.link import silenced, wire_names
-from nervure.surgery.redraw import WIDE, redrawn_inputs, round_once, widen, widened, with_other_numbers
+from nervure.surgery.link import silence_links, wire_names
+from nervure.surgery.redraw import WIDE, redrawn_inputs, round_once, to_double, widen, with_other_numbers
 from nervure.surgery.reference import Answer, places, reference, survivors
 
 LARGEST = 300_000_000
@@ -129,7 +129,7 @@ class Checker:
     def count(self, smaller: nn.Module, example: Any) -> Cost:
         """As :func:`nervure.count`; of a model that was checked, by the run that it was checked on."""
         last = self.runs[0].last if len(self.runs) == 1 else None
-        if last is None or last[0] is not smaller or unreached(smaller, last[1]):
+        if last is None or last[0] is not smaller or unreached_parameters(smaller, last[1]):
             return count(smaller, example)
         return cost_of_run(smaller, last[1])
 
@@ -162,7 +162,7 @@ class _RunChecker:
 
     def check_made(self, graph: Graph, plan: Plan, smaller: nn.Module) -> Verification:
         """As :meth:`check`, for a smaller model that was made before: it may not disagree on the example either."""
-        given = self._compared(GIVEN, graph, plan, lambda _: smaller)
+        given = self._compare(GIVEN, graph, plan, lambda _: smaller)
         if not plan.edits and given is not None:
             return Verification(given.error, given.tolerance, given.outputs)
 
@@ -171,7 +171,7 @@ class _RunChecker:
 
         if given is not None and not given.is_right and _is_made_of(smaller, self.model, graph, plan):
             # What a model chooses (the best boxes, the nearest code) may turn on a rounding; not in double precision.
-            exact = self._compared(EXACT, graph, plan, cut)
+            exact = self._compare(EXACT, graph, plan, cut)
             given = exact if exact is not None and exact.is_right and exact.is_telling else given
         _require_right(given, GIVEN)
         drawn = self._first_that_tells(graph, plan, cut, DRAWN)
@@ -182,7 +182,7 @@ class _RunChecker:
     def _first_that_tells(self, graph: Graph, plan: Plan, cut: Cutter, choices: tuple[Numbers, ...]) -> Verification:
         outputs = 0
         for numbers in choices:
-            found = self._compared(numbers, graph, plan, cut)
+            found = self._compare(numbers, graph, plan, cut)
             _require_right(found, numbers)
             if found is not None and found.is_telling:
                 return Verification(found.error, found.tolerance, found.outputs)
@@ -194,27 +194,27 @@ class _RunChecker:
             return "what the plan removes moves no output far enough, so a wrong cut would look right"
         return "; ".join(dict.fromkeys(f"{n.told} {self.settings[n]}" for n in choices))
 
-    def _compared(self, numbers: Numbers, graph: Graph, plan: Plan, cut: Cutter) -> Difference | None:
+    def _compare(self, numbers: Numbers, graph: Graph, plan: Plan, cut: Cutter) -> Difference | None:
         """The comparison with these numbers; None where the model does not run with them."""
         setting = self._setting(numbers)
         if isinstance(setting, str):
             return None
         smaller = cut(setting.model)
         expected = reference(setting.model, self.drawing, self.run, graph, plan, setting.example)
-        with silenced(smaller, filter(None, map(name_after(graph, plan), wire_names(graph, plan)))):
+        with silence_links(smaller, filter(None, map(name_after(graph, plan), wire_names(graph, plan)))):
             found = self._answer(setting, smaller, expected)
         dense = survivors(setting.dense, self.drawing, self.run, keeps_of(graph, plan))
         outcome = compare(dense, expected.outputs, found, setting.precisions)
         if outcome.is_right:
             return outcome
-        rounded = copied(setting.model)
+        rounded = copy_model(setting.model)
         round_once(rounded)
         again = reference(rounded, self.drawing, self.run, graph, plan, setting.example)
         return compare(dense, expected.outputs, found, setting.precisions, again.outputs)
 
     def _answer(self, setting: _Setting, smaller: nn.Module, expected: Answer) -> list[Tensor]:
         noise = SameNoise(expected.noise) if setting.is_random else nullcontext()
-        with evaluating(smaller), seeded(smaller), noise:
+        with evaluating(smaller), fixed_seed(smaller), noise:
             if setting.model is not self.model:
                 return outputs_of(smaller, setting.example)
             with _running_smaller():
@@ -232,15 +232,15 @@ class _RunChecker:
     def _made(self, numbers: Numbers) -> _Setting | str:
         """A model with these numbers; or why there is none."""
         if numbers == GIVEN:
-            return self._given()
+            return self._given_setting()
         if numbers.wide and self._size > LARGEST:
             return f"{self._size:,} parameters are too many for a copy in double precision"
         model = with_other_numbers(self.model, wide=numbers.wide, seed=numbers.seed if numbers.weights else None)
-        example = tree_map(widened, self.example) if numbers.wide else self.example
+        example = tree_map(to_double, self.example) if numbers.wide else self.example
         if numbers.inputs:
             example = redrawn_inputs(example, numbers.seed)
         try:
-            with evaluating(model), seeded(model), SameNoise({}):
+            with evaluating(model), fixed_seed(model), SameNoise({}):
                 warm = self.drawing.flow.tape.warm
                 tape, (dense,) = record(model, example, tag=False, auxiliary=False, warm=warm)
         except NervureError as error:
@@ -251,7 +251,7 @@ class _RunChecker:
             return "the model takes another way"
         return _Setting(model, example, dense, _precisions(tape, 0), _draws(tape, 0))
 
-    def _given(self) -> _Setting:
+    def _given_setting(self) -> _Setting:
         """The model and the example as they are; where nothing is drawn at random, it has answered already."""
         tape, dense, draws = (
             self.drawing.flow.tape,
@@ -259,7 +259,7 @@ class _RunChecker:
             _draws(self.drawing.flow.tape, self.run),
         )
         if draws:
-            with evaluating(self.model), seeded(self.model), SameNoise({}):
+            with evaluating(self.model), fixed_seed(self.model), SameNoise({}):
                 dense = outputs_of(self.model, self.example)
         return _Setting(self.model, self.example, dense, _precisions(tape, self.run), draws)
 
@@ -279,7 +279,7 @@ class _RunChecker:
 
 def outputs_of(model: nn.Module, example: Any) -> list[Tensor]:
     """All tensors that ``model`` returns on ``example``; raises VerificationError where it does not run."""
-    with _running_smaller(), preserved(model, example), plain_kernels(model):
+    with _running_smaller(), restore_after(model, example), plain_kernels(model):
         # Copies: an output may be a buffer, which is put back.
         return [t.clone() for t in outputs_in(run_example(model, example))]
 
@@ -321,7 +321,7 @@ def _with_numbers(smaller: nn.Module, model: nn.Module, graph: Graph, plan: Plan
             )
         if type(tensor) is type(numbers[name]):
             memo[id(tensor)] = numbers[name]
-    result = copied(smaller, memo)
+    result = copy_model(smaller, memo)
     if any(t.dtype in WIDE.values() for t in numbers.values()):
         widen(result)
     with torch.no_grad():

@@ -92,7 +92,7 @@ def _silence(group: Group, keep: Tensor, alive: Mapping[str, Tensor], zero: Mapp
 
 def _come_back(group: Group, keep: Tensor, asked: Tensor) -> None:
     """Mark as many of the silent units, of those that were ``asked`` to stay, as make a number that a cut may leave."""
-    missing = group.allowed(int(keep.sum())) - int(keep.sum())
+    missing = group.round_up(int(keep.sum())) - int(keep.sum())
     keep[(asked & ~keep).nonzero()[:missing, 0]] = True
 
 

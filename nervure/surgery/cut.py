@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from nervure.errors import PlanError
-from nervure.graph.copies import copied
-from nervure.graph.declared import accepted
+from nervure.graph.copies import copy_model
+from nervure.graph.declared import accepted_values
 from nervure.graph.example import has_shape_only
 from nervure.graph.sizes import Attribute, read_attribute, write_attribute
 from nervure.graph.tape import named_tensors
@@ -28,7 +28,7 @@ def copied_without(
     replaced = _cut_tensors(model, graph, keeps)
     # A copy that finds the smaller tensors in its memo never makes the larger ones.
     memo: dict[int, Any] = {id(p): p for p in shared} | dict(replaced)
-    result = copied(model, memo)
+    result = copy_model(model, memo)
     _resize(result, graph, keeps)
     changed = {id(t) for t in replaced.values()}
     for module in result.modules():
@@ -46,7 +46,7 @@ def kept_positions(graph: Graph, keeps: Mapping[str, np.ndarray], tensor: str) -
     return positions
 
 
-def sliced(tensor: Tensor, positions: list[np.ndarray | None]) -> Tensor:
+def slice_tensor(tensor: Tensor, positions: list[np.ndarray | None]) -> Tensor:
     """The surviving positions of a tensor along each axis."""
     if has_shape_only(tensor):
         return tensor.new_empty([n if p is None else len(p) for n, p in zip(tensor.shape, positions, strict=True)])
@@ -78,7 +78,7 @@ def _cut_tensors(model: nn.Module, graph: Graph, keeps: Mapping[str, np.ndarray]
         old = held.get(name)
         # A cache may not be there yet, or be of another size: its forward makes it anew.
         if old is not None and any(p is not None for p in positions) and _has_shape(old, graph, name):
-            new = _laid_like(old, sliced(old.detach(), positions))
+            new = _laid_like(old, slice_tensor(old.detach(), positions))
             replaced[id(old)] = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
     _rescale(model, graph, keeps, replaced)
     keep_divisors(model, replaced)
@@ -128,7 +128,7 @@ def _rescale(model: nn.Module, graph: Graph, keeps: Mapping[str, np.ndarray], re
             continue
         before = _norms(pair)
         alive = kept_positions(graph, keeps, pair.direction)[pair.axis]
-        old = sliced(before, [alive if a == pair.axis else None for a in range(before.ndim)])
+        old = slice_tensor(before, [alive if a == pair.axis else None for a in range(before.ndim)])
         now = _norms(pair._replace(tensor=v))
         new = replaced.get(id(g), g).detach() * now / old.clamp_min(torch.finfo(old.dtype).tiny)
         replaced[id(g)] = nn.Parameter(new, g.requires_grad)
@@ -155,7 +155,7 @@ def _resize(model: nn.Module, graph: Graph, keeps: Mapping[str, np.ndarray]) -> 
     for attribute, (size, resize) in wanted.items():
         if size != resize.size and read_attribute(model, attribute) == resize.size:
             write_attribute(model, attribute, size)
-    for attribute, size in accepted(model, graph, keeps).items():
+    for attribute, size in accepted_values(model, graph, keeps).items():
         write_attribute(model, attribute, size)
 
 

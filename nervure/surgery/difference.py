@@ -82,7 +82,7 @@ def compare(
         four = _four(i, dense[i], expected[i], found[i], expected[i] if rounded is None else rounded[i])
         loosest, is_coarse = max(loosest, precision**0.5), _moves_few_whole_numbers(four)
         for at, sizes in enumerate(_by_slice(four)):
-            fine, tells = _judged(sizes, precision)
+            fine, tells = _judge(sizes, precision)
             tells = tells and not is_coarse
             right, telling = right and fine, telling or tells
             if not fine or (at == 0 and tells):
@@ -143,7 +143,7 @@ def _by_slice(four: Four) -> Iterator[Four]:
             yield Four(*(torch.linalg.vector_norm(t, dim=others) for t in four))
 
 
-def _judged(sizes: Four, precision: float) -> tuple[bool, bool]:
+def _judge(sizes: Four, precision: float) -> tuple[bool, bool]:
     """Whether all these slices agree, and whether any tells."""
     gap, moved, size, rounding = sizes
     allowed = precision**0.5 * _yardstick(sizes) + ROUNDING * precision * size + AMPLIFIED * rounding

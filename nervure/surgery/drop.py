@@ -131,7 +131,7 @@ def name_after(graph: Graph, plan: Plan) -> Callable[[str], str | None]:
     """
     lists = leaving(graph, plan)
 
-    def renamed(name: str) -> str | None:
+    def rename(name: str) -> str | None:
         for parent, gone in lists.items():
             number, dot, rest = name.removeprefix(f"{parent}.").partition(".")
             if not name.startswith(f"{parent}.") or not number.isdigit():
@@ -141,7 +141,7 @@ def name_after(graph: Graph, plan: Plan) -> Callable[[str], str | None]:
             name = f"{parent}.{int(number) - sum(g < int(number) for g in gone)}{dot}{rest}"
         return name
 
-    return renamed
+    return rename
 
 
 def take_out(model: nn.Module, graph: Graph, plan: Plan) -> None:
@@ -155,7 +155,7 @@ def take_out(model: nn.Module, graph: Graph, plan: Plan) -> None:
     for name, gone in lists.items():
         elements = model.get_submodule(name)
         assert isinstance(elements, nn.ModuleList | nn.Sequential)
-        numbered = _numbered(elements)
+        numbered = _numbered_attributes(elements)
         for number in sorted(gone, reverse=True):
             del elements[number]
         for number, element in enumerate(elements):
@@ -176,7 +176,7 @@ def _whole_numbers(element: nn.Module) -> Iterator[tuple[dict[str, Any], str, st
                 yield vars(module), path, key
 
 
-def _numbered(elements: Iterable[nn.Module]) -> set[tuple[str, str]]:
+def _numbered_attributes(elements: Iterable[nn.Module]) -> set[tuple[str, str]]:
     """Attributes, by module and key, that say of every element that has them which one it is.
 
     Where a single one has that module, the key must be known from others.

@@ -110,7 +110,7 @@ _POOLS: Mapping[int, Callable[..., Tensor]] = {
 
 
 @cache
-def _linked(kind: type[nn.Module]) -> type[nn.Module]:
+def _link_class(kind: type[nn.Module]) -> type[nn.Module]:
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         ends: Ends = self.__dict__["_ends"]
         for signal in ends.given:
@@ -135,7 +135,7 @@ def _linked(kind: type[nn.Module]) -> type[nn.Module]:
 
 
 def _made_again(make: Callable[..., nn.Module], kind: Any, *args: Any) -> nn.Module:
-    return make(_linked(kind), *args)
+    return make(_link_class(kind), *args)
 
 
 def link(model: nn.Module, graph: Graph, edit: Link, name: str, keep: Tensor) -> None:
@@ -182,10 +182,12 @@ def link_mask(graph: Graph, edit: Link, keeps: Mapping[str, np.ndarray]) -> Tens
     ends = _ends(graph, edit)
     wanted = tuple(keep.shape[i] if axis is None else axis.size for i, axis in enumerate(ends))
     if keep.ndim < MATRIX or keep.shape[:2] != wanted:
-        raise PlanError(f"{_called(edit)}: keep has shape {tuple(keep.shape)}, the ends {wanted}.")
+        raise PlanError(f"{_format_edit(edit)}: keep has shape {tuple(keep.shape)}, the ends {wanted}.")
     for number, axis in enumerate(ends):
         if axis is None and keeps:
-            raise PlanError(f"{_called(edit)} ends at a module without weights, where no cut can follow: link later.")
+            raise PlanError(
+                f"{_format_edit(edit)} ends at a module without weights, where no cut can follow: link later."
+            )
         if axis is not None:
             keep = keep.index_select(number, torch.from_numpy(np.flatnonzero(axis.kept(keeps))))
     if not edit.route.joins and keep.ndim == MATRIX:
@@ -198,11 +200,11 @@ def link_mask(graph: Graph, edit: Link, keeps: Mapping[str, np.ndarray]) -> Tens
 def _require_route(edit: Link, kernel: tuple[int, ...]) -> None:
     stride, activation = edit.route.stride, edit.route.activation
     if (kernel and len(kernel) not in _CONVOLUTIONS) or 0 in kernel:
-        raise PlanError(f"{_called(edit)}: there is no convolution with a kernel of {kernel}.")
+        raise PlanError(f"{_format_edit(edit)}: there is no convolution with a kernel of {kernel}.")
     if stride and len(stride) != len(kernel):
-        raise PlanError(f"{_called(edit)}: stride {stride} is not one step for each side of a kernel of {kernel}.")
+        raise PlanError(f"{_format_edit(edit)}: stride {stride} is not one step for each side of a kernel of {kernel}.")
     if activation not in ("", *ACTIVATIONS):
-        raise PlanError(f"{_called(edit)}: activation {activation!r} is not one of {', '.join(ACTIVATIONS)}.")
+        raise PlanError(f"{_format_edit(edit)}: activation {activation!r} is not one of {', '.join(ACTIVATIONS)}.")
 
 
 def linked_groups(graph: Graph, edit: Link) -> set[str]:
@@ -213,7 +215,7 @@ def linked_groups(graph: Graph, edit: Link) -> set[str]:
 
 
 @contextmanager
-def silenced(model: nn.Module, names: Iterable[str]) -> Iterator[None]:
+def silence_links(model: nn.Module, names: Iterable[str]) -> Iterator[None]:
     """The wires of these names add nothing while this lasts."""
     wanted = set(names)
     found = [(name, m.__dict__["_ends"]) for name, m in model.named_modules() if "_ends" in m.__dict__]
@@ -227,7 +229,7 @@ def silenced(model: nn.Module, names: Iterable[str]) -> Iterator[None]:
             ends.added = added
 
 
-def _called(edit: Link) -> str:
+def _format_edit(edit: Link) -> str:
     return f"link {edit.route.reads or edit.source!r} -> {edit.route.joins or edit.target!r}"
 
 
@@ -249,7 +251,7 @@ def _writer(graph: Graph, name: str) -> str:
 def _module(model: nn.Module, edit: Link, name: str) -> nn.Module:
     module = submodule(model, name)
     if module is None:
-        raise PlanError(f"{_called(edit)}: the model has no module {name!r}.")
+        raise PlanError(f"{_format_edit(edit)}: the model has no module {name!r}.")
     return module
 
 
@@ -273,7 +275,7 @@ def _axis(graph: Graph, group: str, module: str, side: int, size: int) -> Axis |
 def _become(module: nn.Module) -> Ends:
     if not getattr(type(module), "_is_linked", False):
         kind: Any = type(module)
-        module.__class__ = _linked(kind)
+        module.__class__ = _link_class(kind)
         module.__dict__["_ends"] = Ends()
     ends: Ends = module.__dict__["_ends"]
     return ends

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from nervure.graph.copies import copied
+from nervure.graph.copies import copy_model
 
 WIDE = {torch.float32: torch.float64, torch.float16: torch.float64, torch.bfloat16: torch.float64}
 WIDE |= {torch.complex64: torch.complex128}
@@ -31,7 +31,7 @@ def with_other_numbers(model: nn.Module, *, wide: bool, seed: int | None) -> nn.
         if type(parameter) is nn.Parameter and _is_number(parameter):
             dtype = WIDE.get(parameter.dtype, parameter.dtype) if wide else parameter.dtype
             made[id(parameter)] = nn.Parameter(_new(parameter.detach(), dtype, seed, i), parameter.requires_grad)
-    result = copied(model, made)
+    result = copy_model(model, made)
     if wide:
         widen(result)
     if seed is not None:
@@ -44,14 +44,14 @@ def with_other_numbers(model: nn.Module, *, wide: bool, seed: int | None) -> nn.
 
 def widen(model: nn.Module) -> None:
     """Turn every number of ``model`` to double precision, in place; plain tensor attributes too."""
-    model._apply(widened)
+    model._apply(to_double)
     for module in model.modules():
         for key, value in vars(module).items():
             if isinstance(value, Tensor):
-                vars(module)[key] = widened(value)
+                vars(module)[key] = to_double(value)
 
 
-def widened(value: Any) -> Any:
+def to_double(value: Any) -> Any:
     """A tensor in double precision; anything else as it is."""
     return value.to(WIDE.get(value.dtype, value.dtype)) if isinstance(value, Tensor) else value
 

@@ -22,13 +22,13 @@ from nervure.errors import TraceError, VerificationError
 from nervure.graph.composites import taken_apart
 from nervure.graph.example import as_inputs, outputs_in
 from nervure.graph.flow import Read
-from nervure.graph.preserve import preserved
+from nervure.graph.preserve import restore_after
 from nervure.graph.tape import Entry, Ref, Tape, name_of, plain_kernels, running_modules
 from nervure.graph.trace import Drawing
 from nervure.graph.types import Graph
 from nervure.plan import Plan
 from nervure.surgery.apply import apply_sharing, keeps_of
-from nervure.surgery.chance import is_random, seed, seeded
+from nervure.surgery.chance import fixed_seed, is_random, seed
 from nervure.surgery.spectral import spectral_norms
 
 Keeps: TypeAlias = Mapping[str, np.ndarray]
@@ -78,8 +78,8 @@ def reference(model: nn.Module, drawing: Drawing, run: int, graph: Graph, plan: 
     replay = _Replay(drawing, run, keeps, frozenset(norm.module for norm in spectral_norms(model)))
     source = apply_sharing(model, graph, masks) if masks else model
     try:
-        with _silent(source, graph, plan), seeded(model):
-            outputs = _replayed(source, example, replay, warm=drawing.flow.tape.warm)
+        with _silent(source, graph, plan), fixed_seed(model):
+            outputs = _replay(source, example, replay, warm=drawing.flow.tape.warm)
     except TraceError:
         raise
     except Exception as error:
@@ -90,9 +90,9 @@ def reference(model: nn.Module, drawing: Drawing, run: int, graph: Graph, plan: 
     return Answer(survivors(outputs, drawing, run, keeps), replay.noise)
 
 
-def _replayed(model: nn.Module, example: Any, replay: "_Replay", *, warm: bool) -> list[Tensor]:
+def _replay(model: nn.Module, example: Any, replay: "_Replay", *, warm: bool) -> list[Tensor]:
     args, kwargs = as_inputs(example)
-    with preserved(model, args, kwargs), torch.no_grad(), plain_kernels(model):
+    with restore_after(model, args, kwargs), torch.no_grad(), plain_kernels(model):
         if warm:
             model(*args, **kwargs)
         with running_modules(model, replay.modules), replay:
@@ -165,8 +165,8 @@ class _Replay(TorchDispatchMode):
         self._ran[module, name] += 1
         limits = self._limits.get(place, [])
         if is_random(func, args, kwargs):
-            return self._draw(place, lambda: _restricted(func, args, kwargs, limits))
-        return _restricted(func, args, kwargs, limits)
+            return self._draw(place, lambda: _restrict(func, args, kwargs, limits))
+        return _restrict(func, args, kwargs, limits)
 
     def _alive(self, read: Read) -> np.ndarray:
         alive = np.ones(len(read.vectors[0]), dtype=bool)
@@ -186,7 +186,7 @@ class _Replay(TorchDispatchMode):
         return out
 
 
-def _restricted(func: Any, args: Any, kwargs: Any, limits: list[_Limit]) -> Any:
+def _restrict(func: Any, args: Any, kwargs: Any, limits: list[_Limit]) -> Any:
     if not limits:
         return func(*args, **kwargs)
     args = list(args)
@@ -209,35 +209,35 @@ def _over_survivors(func: Any, args: list[Any], kwargs: Any, limits: list[_Limit
     places = {r.axis % x.dim(): torch.from_numpy(np.flatnonzero(alive)).to(x.device) for r, alive in limits}
     name = func._schema.name.removeprefix("aten::")
     narrow = list(args)
-    narrow[0] = _narrowed(x, places)
+    narrow[0] = _narrow(x, places)
     if name in ("native_layer_norm", "layer_norm", "_fused_rms_norm", "rms_norm"):
         first = x.dim() - len(args[1])
         narrow[1] = list(narrow[0].shape[first:])
         inner = {axis - first: index for axis, index in places.items()}
-        narrow[2:4] = [_narrowed(t, inner) if isinstance(t, Tensor) else t for t in args[2:4]]
+        narrow[2:4] = [_narrow(t, inner) if isinstance(t, Tensor) else t for t in args[2:4]]
     elif name == "native_group_norm":
         blocks = int(limits[0].read.kind.partition(":")[2])
         alive = limits[0].alive.reshape(blocks, -1).any(1)
-        narrow[1:3] = [_narrowed(t, {0: places[1]}) if isinstance(t, Tensor) else t for t in args[1:3]]
+        narrow[1:3] = [_narrow(t, {0: places[1]}) if isinstance(t, Tensor) else t for t in args[1:3]]
         narrow[4], narrow[6] = narrow[0].shape[1], int(alive.sum())
     result = func(*narrow, **kwargs)
     if all(r.kind in ("reduction", "places") for r, _ in limits):
-        return _numbered(result, places) if any(r.kind == "places" for r, _ in limits) else result
+        return _renumber(result, places) if any(r.kind == "places" for r, _ in limits) else result
     # In memory as the operator itself lays its result out: what follows copies, or does not, by that.
     whole = x if func._schema.is_mutable else func(*args, **kwargs)
     like = whole if isinstance(whole, Tensor) else whole[0]
     if isinstance(result, Tensor):
-        return _widened(result, like, places)
-    return type(result)([_widened(result[0], like, places), *result[1:]])
+        return _widen(result, like, places)
+    return type(result)([_widen(result[0], like, places), *result[1:]])
 
 
-def _narrowed(x: Tensor, places: Mapping[int, Tensor]) -> Tensor:
+def _narrow(x: Tensor, places: Mapping[int, Tensor]) -> Tensor:
     for axis, index in places.items():
         x = x.index_select(axis, index)
     return x
 
 
-def _numbered(result: Any, places: Mapping[int, Tensor]) -> Any:
+def _renumber(result: Any, places: Mapping[int, Tensor]) -> Any:
     """Places among the survivors as places among all; they are the last result."""
     (index,) = places.values()
     if isinstance(result, Tensor):
@@ -245,7 +245,7 @@ def _numbered(result: Any, places: Mapping[int, Tensor]) -> Any:
     return type(result)([*result[:-1], index[result[-1]]])
 
 
-def _widened(result: Tensor, like: Tensor, places: Mapping[int, Tensor]) -> Tensor:
+def _widen(result: Tensor, like: Tensor, places: Mapping[int, Tensor]) -> Tensor:
     """The survivors put back to their places, zeros elsewhere."""
     full = torch.zeros_like(like, dtype=result.dtype)
     where = torch.meshgrid(

@@ -85,9 +85,9 @@ class Signal:
         # Nothing is computed again inside the transforms of torch.func.
         if key[1] is not None or not is_for_gradients or torch._C._functorch.peek_interpreter_stack() is not None:
             return given.value
-        return self._remembered(given, met)
+        return self._recall(given, met)
 
-    def _remembered(self, given: _Given, met: Tensor) -> Tensor:
+    def _recall(self, given: _Given, met: Tensor) -> Tensor:
         value = given.value
         call = _Call(value, _sample(value), _sample(met), wants_grad=value.requires_grad or not given.with_grad)
         with self._lock:

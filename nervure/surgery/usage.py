@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from nervure.errors import ArgumentError, NervureWarning
-from nervure.graph.copies import copied
-from nervure.graph.example import as_inputs, resized, samples_of, tensors_in
-from nervure.graph.preserve import preserved
-from nervure.surgery.chance import seeded
+from nervure.graph.copies import copy_model
+from nervure.graph.example import as_inputs, resize_batch, samples_of, tensors_in
+from nervure.graph.preserve import restore_after
+from nervure.surgery.chance import fixed_seed
 from nervure.surgery.checker import Checker
 
 
@@ -30,7 +30,7 @@ def broken_use(checker: Checker, smaller: nn.Module) -> str:
     Where the original takes a way that it took on no example, nothing is known of it, which is told by a
     :class:`NervureWarning`.
     """
-    for use in (use for run in checker.runs for use in _failed(smaller, run.example)):
+    for use in (use for run in checker.runs for use in _failing_uses(smaller, run.example)):
         error = _error_of(smaller, use)
         if error and not _error_of(checker.model, use):
             others = _other_modules(checker, use)
@@ -48,7 +48,7 @@ def broken_use(checker: Checker, smaller: nn.Module) -> str:
 def _other_modules(checker: Checker, use: Use) -> list[str]:
     """Modules that the original runs in this use but in no traced run; or that it misses, of the nearest of these."""
     reached: set[str] = set()
-    model = copied(checker.model)
+    model = copy_model(checker.model)
     for name, module in model.named_modules():
         module.register_forward_pre_hook(lambda module, args, name=name: reached.add(name))
     _run(model, use)
@@ -59,7 +59,7 @@ def _other_modules(checker: Checker, use: Use) -> list[str]:
     return sorted(new if use.training else new | missed)
 
 
-def _failed(model: nn.Module, example: Any) -> Iterator[Use]:
+def _failing_uses(model: nn.Module, example: Any) -> Iterator[Use]:
     """The uses in which ``model`` may break."""
     plain = Use("in evaluation mode without gradients", False, False, example)
     larger, *others = *_batches(example), plain
@@ -82,7 +82,7 @@ def _batches(example: Any) -> Iterator[Use]:
     if any(t.layout != torch.strided or (t.shape[0] != samples and not t.is_floating_point()) for t in given):
         return
     for batch in sorted({samples + 1, 1} - {samples}, reverse=True):
-        yield Use(f"on a batch of {batch}", False, False, resized(example, batch))
+        yield Use(f"on a batch of {batch}", False, False, resize_batch(example, batch))
 
 
 def _error_of(model: nn.Module, use: Use) -> str:
@@ -96,5 +96,5 @@ def _error_of(model: nn.Module, use: Use) -> str:
 
 def _run(model: nn.Module, use: Use) -> None:
     args, kwargs = as_inputs(use.example)
-    with preserved(model, args, kwargs), seeded(model), torch.set_grad_enabled(use.gradients):
+    with restore_after(model, args, kwargs), fixed_seed(model), torch.set_grad_enabled(use.gradients):
         model.train(use.training)(*args, **kwargs)

@@ -11,15 +11,15 @@ from torch import nn
 
 from nervure.check import checked
 from nervure.errors import VerificationError
-from nervure.graph.example import describe_example, evaluating, unwrapped
-from nervure.graph.modes import isolated
+from nervure.graph.example import describe_example, evaluating, unwrap
+from nervure.graph.modes import leave_modes
 from nervure.graph.trace import draw
 from nervure.graph.types import Graph
 from nervure.plan import Plan
 from nervure.surgery.checker import Checker, Verification
 from nervure.surgery.usage import broken_use
 
-__all__ = ["HasPlan", "Verification", "verified", "verify"]
+__all__ = ["HasPlan", "Verification", "verify_with", "verify"]
 
 
 class HasPlan(Protocol):
@@ -60,11 +60,11 @@ def verify(model: nn.Module, pruned: HasPlan, example: Any) -> Verification:
             floating-point accuracy; the original cannot be run without the removed units; on this example the model
             has other groups than those that were cut; or the pruned model breaks in ordinary use.
     """
-    model = unwrapped(model)
-    with isolated(), evaluating(model):
+    model = unwrap(model)
+    with leave_modes(), evaluating(model):
         drawing = draw(model, example, **pruned.graph.settings)
     _require_same_groups(drawing.graph, pruned, example)
-    return verified(Checker(model, drawing, example), pruned)
+    return verify_with(Checker(model, drawing, example), pruned)
 
 
 def _require_same_groups(drawn: Graph, pruned: HasPlan, example: Any) -> None:
@@ -82,8 +82,8 @@ def _require_same_groups(drawn: Graph, pruned: HasPlan, example: Any) -> None:
             )
 
 
-@isolated()
-def verified(checker: Checker, pruned: HasPlan) -> Verification:
+@leave_modes()
+def verify_with(checker: Checker, pruned: HasPlan) -> Verification:
     """As :func:`verify`, where the model was drawn already."""
     found = checker.check_made(pruned.graph, pruned.plan, pruned.model)
     checker.forget()

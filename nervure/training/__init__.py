@@ -3,7 +3,7 @@
 from nervure.training.loop import History, train
 from nervure.training.masks import Held, Masks, hold, masks_of, same_everywhere
 from nervure.training.norms import recalibrate
-from nervure.training.objectives import Objective, cross_entropy, distilled, label_smoothing
+from nervure.training.objectives import Objective, cross_entropy, label_smoothing, with_distillation
 from nervure.training.rewires import Change, Event, Ground, Judge, Moment, Rewires, Turnover, mean_density
 from nervure.training.rewiring import Rewiring
 from nervure.training.schedules import Schedule, constant, cosine, onecycle
@@ -30,7 +30,7 @@ __all__ = [
     "constant",
     "cosine",
     "cross_entropy",
-    "distilled",
+    "with_distillation",
     "hold",
     "label_smoothing",
     "masks_of",

@@ -98,8 +98,12 @@ def save_run(
         ArgumentError: if the model's state holds something other than tensors.
     """
     moments, plain = optimizer_state(optimizer)
-    tensors = _named("model", _model_state(model)) | _named("mask", dict(held.masks)) | _named("optimizer", moments)
-    write_container(path, tensors | _named("extra", extra or {}), replace(progress, optimizer=plain), KIND)
+    tensors = (
+        _add_prefix("model", _model_state(model))
+        | _add_prefix("mask", dict(held.masks))
+        | _add_prefix("optimizer", moments)
+    )
+    write_container(path, tensors | _add_prefix("extra", extra or {}), replace(progress, optimizer=plain), KIND)
 
 
 def read_run(path: Path, model: nn.Module, optimizer: Optimizer, settings: Mapping[str, Any]) -> SavedRun:
@@ -213,7 +217,7 @@ def layout(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     return {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
 
 
-def _named(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _add_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {f"{prefix}.{name}": tensor for name, tensor in tensors.items()}
 
 

@@ -236,7 +236,7 @@ def train(  # noqa: PLR0913 - one keyword per choice that a recipe makes
                     torch.manual_seed(_epoch_seed(seed, epoch))
                     log.loss.append(_train_epoch(run, data, epoch, log, advance, save))
                     if validation is not None:
-                        log.validation.append(_validated(run, validation))
+                        log.validation.append(_validate(run, validation))
                     save()
             return log.history(held.masks, taken)
 
@@ -307,7 +307,7 @@ def _draw_on(log: _Log, place: torch.device) -> None:
     log.random = {}
 
 
-def _validated(run: _Run, validation: Data) -> float:
+def _validate(run: _Run, validation: Data) -> float:
     """Accuracy; where labels are floating, and so no classes, the mean of the objective."""
     if not next(pairs(validation))[1].is_floating_point():
         return evaluate(run.model, validation, progress=False).accuracy

@@ -18,7 +18,7 @@ from torch.utils.hooks import RemovableHandle
 
 from nervure.check import checked, nearest
 from nervure.errors import ArgumentError, NervureWarning
-from nervure.graph.example import unwrapped
+from nervure.graph.example import unwrap
 from nervure.schema import Count, Part
 from nervure.training.veil import Veil, is_sharded, whole
 
@@ -74,7 +74,7 @@ class Held:
             name: whole(mask.detach()).to(self._parameters[name].device, copy=True) for name, mask in masks.items()
         }
         self._veils = {name: Veil(mask) for name, mask in self._masks.items()}
-        stepped = _stepped(self._optimizers)
+        stepped = _stepped_ids(self._optimizers)
         self._moved = frozenset(name for name in self._masks if id(self._parameters[name]) in stepped)
         _warn_of_unmoved([n for n in self._masks if n not in self._moved and self._parameters[n].requires_grad])
         self._zero_weights_and_moments()
@@ -152,7 +152,7 @@ class Held:
                     f"parameter {name!r} has shape {tuple(self._parameters[name].shape)} now, its mask "
                     f"{tuple(mask.shape)}: it was cut or sharded since hold was called. Call hold again, after that."
                 )
-        stepped = _stepped(self._optimizers)
+        stepped = _stepped_ids(self._optimizers)
         moved = {name for name in self._masks if id(self._parameters[name]) in stepped}
         gone, self._moved = sorted(self._moved - moved), self._moved | moved
         if gone and not stepped <= {id(p) for p in (*self._parameters.values(), *self._others)}:
@@ -212,7 +212,7 @@ def _state_with_holds(optimizer: Optimizer) -> dict[str, Any]:
     return state
 
 
-def _stepped(optimizers: Iterable[Optimizer]) -> set[int]:
+def _stepped_ids(optimizers: Iterable[Optimizer]) -> set[int]:
     return {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
 
 
@@ -236,7 +236,7 @@ def _warn_of_unmoved(names: list[str]) -> None:
 def parameters_of(model: nn.Module) -> dict[str, nn.Parameter]:
     """Parameters by name: as the model calls them, and as the module inside wrappers (compiled, spread) does."""
     named = dict(model.named_parameters(remove_duplicate=False))
-    inner = dict(unwrapped(model).named_parameters(remove_duplicate=False))
+    inner = dict(unwrap(model).named_parameters(remove_duplicate=False))
     plain = {".".join(part for part in name.split(".") if part not in WRAPPED): p for name, p in inner.items()}
     return plain | inner | named
 
@@ -277,11 +277,11 @@ def hold(model: nn.Module, optimizer: Any | Sequence[Any], masks: Masks | None =
     given = tuple(optimizer) if isinstance(optimizer, Iterable) else (optimizer,)
     optimizers = [stepping for one in given for stepping in _stepping(one)]
     _require_whole_parameters(model, early=early)
-    if not _stepped(optimizers) & {id(p) for p in model.parameters()}:
+    if not _stepped_ids(optimizers) & {id(p) for p in model.parameters()}:
         raise ArgumentError(
             "the optimizer steps no parameter of this model. Make it after the last cut, from model.parameters()."
         )
-    return Held(model, optimizers, _zeros_of(unwrapped(model)) if masks is None else masks, early=early)
+    return Held(model, optimizers, _zeros_of(unwrap(model)) if masks is None else masks, early=early)
 
 
 def _stepping(optimizer: Any) -> list[Optimizer]:

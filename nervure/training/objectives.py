@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nervure.check import checked, shown
+from nervure.check import checked, show_value
 from nervure.errors import ArgumentError
 from nervure.evaluation.batches import Batch, call, device_of, logits_of, require_labels, to_device
 from nervure.graph.example import evaluating
@@ -24,7 +24,9 @@ Objective: TypeAlias = Callable[[nn.Module, Batch], Tensor]
 def require_scalar(loss: Tensor) -> Tensor:
     """Return ``loss`` if it is one number that an objective may give, else raise :class:`ArgumentError`."""
     if not isinstance(loss, Tensor) or loss.numel() != 1 or loss.is_complex():
-        raise ArgumentError(f"the objective gave {shown(loss)} as its loss; it must be a tensor of one real number.")
+        raise ArgumentError(
+            f"the objective gave {show_value(loss)} as its loss; it must be a tensor of one real number."
+        )
     return loss
 
 
@@ -52,7 +54,9 @@ def label_smoothing(eps: Part) -> Objective:
 
 
 @checked
-def distilled(objective: Objective, teacher: nn.Module, weight: Share = 0.5, temperature: Positive = 4.0) -> Objective:
+def with_distillation(
+    objective: Objective, teacher: nn.Module, weight: Share = 0.5, temperature: Positive = 4.0
+) -> Objective:
     """Blend an objective with the pull towards a teacher's answers (Hinton et al. 2015).
 
     The loss is ``(1 - weight) * objective + weight * temperature^2 * KL(teacher || model)``, with both answers softened
@@ -67,7 +71,9 @@ def distilled(objective: Objective, teacher: nn.Module, weight: Share = 0.5, tem
     Raises:
         ArgumentError: if weight or temperature is out of range, or, when called, if the two have not the same outputs.
     """
-    return partial(_distilled, objective=objective, teacher=teacher, weight=weight, temperature=temperature)
+    return partial(
+        _distillation_objective, objective=objective, teacher=teacher, weight=weight, temperature=temperature
+    )
 
 
 def classifies(objective: Objective) -> bool:
@@ -77,7 +83,7 @@ def classifies(objective: Objective) -> bool:
     return objective is cross_entropy
 
 
-def _distilled(
+def _distillation_objective(
     model: nn.Module, batch: Batch, *, objective: Objective, teacher: nn.Module, weight: float, temperature: float
 ) -> Tensor:
     seen: list[object] = []

@@ -98,7 +98,7 @@ class Rewiring:
         self._next_step: int | None = None
         self._table = self.method.timetable(setting.steps, setting.per_epoch)
         self._validation = self._judged_by(setting)
-        self._seed = _agreed(setting.seed, setting.place)
+        self._seed = _shared_seed(setting.seed, setting.place)
         inner, prefix = _inner(setting.model)
         given = {name.removeprefix(prefix): mask for name, mask in setting.masks.items()}
         ground = self.method.ground(inner, _few(setting.inputs), given, self._seed)
@@ -268,7 +268,7 @@ class Rewiring:
         parameters = dict(step.model.named_parameters())
         heard = {}
         if "activations" in self.method.hears:
-            heard = _averaged(activations(step.model, step.batch[0], self._sheets))
+            heard = _average(activations(step.model, step.batch[0], self._sheets))
         sites = [self._site(parameters[name], name, heard.get(name)) for name in self._sheets]
         strengths = {site.name.removeprefix(self._prefix): site.strength().sum(1) for site in sites}
         return Moment(
@@ -281,7 +281,7 @@ class Rewiring:
             ),
             start=self._start,
             places=self._places,
-            firsts={name: self._sheets[name].laid(first) for name, first in self._firsts.items()},
+            firsts={name: self._sheets[name].to_matrix(first) for name, first in self._firsts.items()},
             kernels={name: tuple(s.shape[axis] for axis in s.kernel) for name, s in self._sheets.items()},
         )
 
@@ -289,13 +289,13 @@ class Rewiring:
         sheet = self._sheets[name]
         gradient = None
         if "gradients" in self.method.hears and parameter.grad is not None:
-            gradient = _averaged({name: parameter.grad.detach().float().cpu()})[name]
+            gradient = _average({name: parameter.grad.detach().float().cpu()})[name]
         return Site(
             name,
-            sheet.laid(parameter.detach().float().cpu()),
-            sheet.laid(self._masks[name].cpu()),
-            sheet.laid(self._ages[name]),
-            None if gradient is None else sheet.laid(gradient),
+            sheet.to_matrix(parameter.detach().float().cpu()),
+            sheet.to_matrix(self._masks[name].cpu()),
+            sheet.to_matrix(self._ages[name]),
+            None if gradient is None else sheet.to_matrix(gradient),
             heard,
             is_divided=sheet.is_divided,
         )
@@ -402,7 +402,7 @@ def _in_several() -> bool:
     return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
-def _agreed(seed: int, place: torch.device) -> int:
+def _shared_seed(seed: int, place: torch.device) -> int:
     """The seed of the first process."""
     if not _in_several():
         return seed
@@ -411,7 +411,7 @@ def _agreed(seed: int, place: torch.device) -> int:
     return int(sent)
 
 
-def _averaged(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _average(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The mean over processes, so that all decide alike."""
     if not _in_several():
         return dict(tensors)

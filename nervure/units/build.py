@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from nervure.errors import TraceError
-from nervure.graph.example import evaluating, is_weightless, placed_like, unwrapped
-from nervure.graph.modes import isolated
+from nervure.graph.example import evaluating, is_weightless, placed_like, unwrap
+from nervure.graph.modes import leave_modes
 from nervure.graph.tape import Tape, named_tensors, record
 from nervure.graph.trace import check_weights
 from nervure.units.carry import Carrier
@@ -18,7 +18,7 @@ from nervure.units.statics import Statics
 from nervure.units.strength import Strength
 
 
-@isolated()
+@leave_modes()
 def draw_circuit(
     model: nn.Module,
     example: Any,
@@ -41,22 +41,22 @@ def draw_circuit(
         TraceError: the weights are missing or not finite, or no tensor came out.
         MissingExtraError: scipy is not installed.
     """
-    model = unwrapped(model)
+    model = unwrap(model)
     if is_weightless(model):
         raise TraceError("the model has shapes only (it is on the meta device): give it weights, whose zeros matter.")
     with evaluating(model):
         check_weights(model)
         tape, _ = record(model, placed_like(model, example), tag=False, auxiliary=False)
-        statics = Statics(tape, _masked(named_tensors(model), masks or {}))
+        statics = Statics(tape, _mask_tensors(named_tensors(model), masks or {}))
         ways = {number: _way(tape, number) for number in tape.inputs}
-        carrier = _carried(tape, statics, strength, ways)
+        carrier = _propagate(tape, statics, strength, ways)
         better = {n: g.better for n, g in zip(ways, carrier.given, strict=True) if g.better}
         if better:
-            carrier = _carried(tape, statics, strength, ways | better)
+            carrier = _propagate(tape, statics, strength, ways | better)
     return carrier.circuit(links)
 
 
-def _masked(tensors: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _mask_tensors(tensors: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
     kept = {
         name: nn.Parameter(tensors[name].detach() * mask.to(tensors[name].device), requires_grad=False)
         for name, mask in masks.items()
@@ -65,7 +65,7 @@ def _masked(tensors: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> dict[
     return {**tensors, **kept}
 
 
-def _carried(tape: Tape, statics: Statics, strength: Strength, ways: Mapping[int, str]) -> Carrier:
+def _propagate(tape: Tape, statics: Statics, strength: Strength, ways: Mapping[int, str]) -> Carrier:
     carrier = Carrier(tape, statics, strength)
     for number, way in ways.items():
         carrier.give(number, way)

@@ -11,9 +11,9 @@ from torch import Tensor
 from nervure._extras import require_extra
 from nervure.graph.tape import Entry, Ref, Tape, WriteBack, refs_in
 from nervure.units.circuit import Bundle, Circuit, Floats, Ints, Kind, Stage, Use
-from nervure.units.nodes import NONE, aligned, as_one, distinct, rows_of, settled, tensor
+from nervure.units.nodes import NONE, align_rank, as_one, distinct, rows_of, shrink_constant, tensor
 from nervure.units.statics import Statics
-from nervure.units.strength import Strength, finish, folded, terms
+from nervure.units.strength import Strength, finish, fold_columns, terms
 
 ROWS = 64
 """More different places than this that a weight reads one by one are taken together."""
@@ -76,7 +76,7 @@ class Carrier:
             self.index = index
             if isinstance(entry, WriteBack):
                 if entry.base.id in self.nodes or entry.value.id in self.nodes:
-                    self._keep(entry.out, self._written(entry))
+                    self._keep(entry.out, self._write_nodes(entry))
                 continue
             if not self.active(entry):
                 continue
@@ -88,7 +88,7 @@ class Carrier:
         # A comparison passes no change on, however small: what only depends on it is constant here.
         if nodes is None or self.tape.values[ref.id].dtype == torch.bool or not bool((nodes >= 0).any()):
             return
-        self.nodes[ref.id] = settled(nodes)
+        self.nodes[ref.id] = shrink_constant(nodes)
 
     def active(self, entry: Entry) -> list[Ref]:
         """The arguments that depend on the model's inputs."""
@@ -136,7 +136,7 @@ class Carrier:
         else:
             numbers = numbers.reshape([size if a == axis else 1 for a in range(len(shape))])
         self.given.append(Given(start, size, shape, way))
-        self.nodes[number] = settled(numbers)
+        self.nodes[number] = shrink_constant(numbers)
 
     def meet(self, left: Tensor, right: Tensor, kind: Kind) -> Tensor:
         """Numbers of what two activations of the same rank become together, element by element."""
@@ -293,13 +293,13 @@ class Carrier:
 
     # -- writes -------------------------------------------------------------------------------------------------
 
-    def _written(self, entry: WriteBack) -> Tensor:
+    def _write_nodes(self, entry: WriteBack) -> Tensor:
         whole = self.full(entry.base).clone()
         part: Any = whole
         for op, args, kwargs, which in entry.views:
             part = op(part, *[self.statics.value(a) if isinstance(a, Ref) else a for a in args[1:]], **kwargs)
             part = part[which] if isinstance(part, list | tuple) else part
-        part.copy_(aligned(self.of(entry.value), part.dim()).expand(part.shape))
+        part.copy_(align_rank(self.of(entry.value), part.dim()).expand(part.shape))
         return whole
 
     def circuit(self, links: frozenset[str]) -> Circuit:
@@ -328,8 +328,8 @@ def _matrix(weight: Weight, place: Ints, size: int, strength: Strength) -> Any:
     total = terms(weight.values, strength)
     kernel = float(weight.values.shape[2])
     if weight.groups == 1:
-        count = folded(np.full((1, len(place)), kernel), place, size)
-        dense = finish(folded(total, place, size), count, strength)
+        count = fold_columns(np.full((1, len(place)), kernel), place, size)
+        dense = finish(fold_columns(total, place, size), count, strength)
         return dense if np.count_nonzero(dense) > SPARSE * dense.size else sparse.csr_matrix(dense)
     rows, inner = total.shape
     block = np.arange(rows) // (rows // weight.groups)

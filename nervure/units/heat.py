@@ -132,7 +132,7 @@ class Mesh:
     def components(self) -> Ints:
         """For each node the number of its component, 0 for the first. Shape [nodes]."""
         pairs = [edge for block in self.blocks for edge in _ties(block)]
-        return _connected(self.size, pairs)
+        return _components(self.size, pairs)
 
     @cached_property
     def isolated(self) -> Ints:
@@ -150,23 +150,23 @@ class Mesh:
         rest = self.resting[members] / np.linalg.norm(self.resting[members])
         inside = np.zeros(self.size)
 
-        def lifted(values: Floats) -> Floats:
+        def lift(values: Floats) -> Floats:
             # The mode that rests is lifted above all others, so that the lowest left is the slowest that moves.
             inside[members] = values.reshape(-1)
             return self.laplacian(inside)[members] + self.bound * rest * (rest @ values.reshape(-1))
 
         if len(members) <= DENSE:
-            matrix = np.stack([lifted(row) for row in np.eye(len(members))])
+            matrix = np.stack([lift(row) for row in np.eye(len(members))])
             return float(np.linalg.eigvalsh((matrix + matrix.T) / 2)[0])
         linalg = _scipy("scipy.sparse.linalg")
-        operator = linalg.LinearOperator((len(members),) * 2, matvec=lifted, dtype=np.float64)
+        operator = linalg.LinearOperator((len(members),) * 2, matvec=lift, dtype=np.float64)
         start = np.random.default_rng(0).normal(size=len(members))
         found = linalg.eigsh(operator, k=1, which="SA", v0=start, tol=1e-5, ncv=40, return_eigenvectors=False)
         return float(found[0])
 
     # -- heat ---------------------------------------------------------------------------------------------------
 
-    def settled(self) -> Floats:
+    def equilibrium(self) -> Floats:
         """S at infinite time: on each component the mean of its sources (weighted by degree for ``"sym"``)."""
         rest, parts = self.resting, self.components
         total = np.bincount(parts, weights=self.sources * rest)
@@ -179,22 +179,22 @@ class Mesh:
         What has not settled yet is carried by one Krylov space for all times, whose size grows with the root of t times
         the largest eigenvalue; that of ``scipy.sparse.linalg.expm_multiply`` grows with t times it.
         """
-        listed, rest = list(times), self.settled()
+        listed, rest = list(times), self.equilibrium()
         moving = sorted({t for t in listed if t > 0 and t * self.gap < SETTLED})
-        found = dict(zip(moving, self._moved(self.sources - rest, moving), strict=True))
+        found = dict(zip(moving, self._diffuse(self.sources - rest, moving), strict=True))
         return [self.sources.copy() if t == 0 else rest + found.get(t, 0.0) for t in listed]
 
-    def _moved(self, start: Floats, times: list[float]) -> list[Floats]:
+    def _diffuse(self, start: Floats, times: list[float]) -> list[Floats]:
         """exp(-t L) ``start``, which holds nothing that rests, for ``times`` in ascending order."""
         if not times:
             return []
-        found = self._projected(start, times)
+        found = self._diffuse_lanczos(start, times)
         if found is None:
-            halves = self._moved(start, [t / 2 for t in times])
-            return [self._moved(half, [t / 2])[0] for half, t in zip(halves, times, strict=True)]
+            halves = self._diffuse(start, [t / 2 for t in times])
+            return [self._diffuse(half, [t / 2])[0] for half, t in zip(halves, times, strict=True)]
         return found
 
-    def _projected(self, start: Floats, times: list[float]) -> list[Floats] | None:
+    def _diffuse_lanczos(self, start: Floats, times: list[float]) -> list[Floats] | None:
         """The same by Lanczos' method; None where so many steps are not enough."""
         length = float(np.linalg.norm(start))
         if length < PRECISION * math.sqrt(self.size):
@@ -224,7 +224,7 @@ def _scipy(module: str) -> Any:
     return require_extra(module, "The connectivity of a network", "connectivity")
 
 
-def _connected(size: int, pairs: Iterable[tuple[Ints, Ints]]) -> Ints:
+def _components(size: int, pairs: Iterable[tuple[Ints, Ints]]) -> Ints:
     listed = list(pairs)
     one, two = (np.concatenate([p[side] for p in listed] or [np.zeros(0, np.int64)]) for side in (0, 1))
     graph = _scipy("scipy.sparse").coo_matrix((np.ones(len(one), dtype=np.int8), (one, two)), shape=(size, size))
@@ -240,7 +240,7 @@ def wholes(circuit: Circuit) -> Ints:
     free = readers == 1
     free[circuit.inputs] = free[circuit.outputs] = False
     ties = [(s[free[s]], t[free[s]]) for b in circuit.bundles if b.kind == "sum" for s, t, _ in b.edges()]
-    labels = _connected(circuit.size, ties)
+    labels = _components(circuit.size, ties)
     first = np.unique(labels, return_index=True)[1]
     return first[labels]
 

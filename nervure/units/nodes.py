@@ -15,7 +15,7 @@ from nervure.units.circuit import Ints
 NONE = -1
 
 
-def settled(nodes: Tensor) -> Tensor:
+def shrink_constant(nodes: Tensor) -> Tensor:
     """Shrink axes along which numbers are constant to size 1.
 
     Constants beside units along one axis (a class token beside patches) count as those units, as long as the units vary
@@ -36,7 +36,7 @@ def _varies(nodes: Tensor) -> bool:
     return there.numel() > 1 and bool((there != there[0]).any())
 
 
-def aligned(nodes: Tensor, rank: int) -> Tensor:
+def align_rank(nodes: Tensor, rank: int) -> Tensor:
     """With axes of size 1 in front, up to ``rank``."""
     return nodes.reshape((1,) * (rank - nodes.dim()) + tuple(nodes.shape))
 

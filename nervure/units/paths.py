@@ -101,10 +101,10 @@ def census(circuit: Circuit, is_heard: Flags, is_read: Flags) -> tuple[Census, .
     for use in circuit.uses:
         if use.tensor:
             families.setdefault((use.tensor, tuple(use.weight.shape), use.groups), []).append(use)
-    return tuple(_counted(name, uses, is_heard, is_read) for (name, *_), uses in families.items())
+    return tuple(_count_layer(name, uses, is_heard, is_read) for (name, *_), uses in families.items())
 
 
-def _counted(name: str, uses: Sequence[Use], is_heard: Flags, is_read: Flags) -> Census:
+def _count_layer(name: str, uses: Sequence[Use], is_heard: Flags, is_read: Flags) -> Census:
     weight = uses[0].weight
     rows, columns, kernel = weight.shape
     connections = live = 0
@@ -128,7 +128,7 @@ def _alive(use: Use, part: slice, is_heard: Flags, is_read: Flags) -> Flags:
     return found
 
 
-def carried(circuit: Circuit) -> Floats:
+def carried_heat(circuit: Circuit) -> Floats:
     """The heat that has come through each node when inputs began with 1 and heat moves along the edges only.
 
     A node hands all that it gets to its targets, in proportion to the strengths of its edges; what has nowhere to go

@@ -11,7 +11,7 @@ from nervure.graph.flow import argument
 from nervure.graph.rules.names import BATCH_NORMS, FOURIER, LIKE, NEW, TOLD
 from nervure.graph.tape import Entry, Ref, refs_in
 from nervure.units.carry import Carrier, Rule, Weight
-from nervure.units.nodes import aligned, fits, rows_of
+from nervure.units.nodes import align_rank, fits, rows_of
 
 Nodes = list[Tensor | None]
 
@@ -21,7 +21,7 @@ def otherwise(carrier: Carrier, entry: Entry) -> Nodes:
     active = carrier.active(entry)
     first = carrier.shape(entry.outs[0]) if entry.outs else ()
     if all(fits(carrier.of(ref), first) and _broadcasts(carrier.shape(ref), first) for ref in active):
-        given = [aligned(carrier.of(ref), len(first)) for ref in active]
+        given = [align_rank(carrier.of(ref), len(first)) for ref in active]
         kind = "sum" if entry.name.rstrip("_") in SUMS else "mix"
         joined = reduce(lambda a, b: carrier.meet(a, b, kind), given)  # type: ignore[arg-type]
         return [joined if fits(joined, carrier.shape(ref)) else None for ref in entry.outs]
@@ -42,20 +42,20 @@ SUMS = frozenset({"add", "sub", "rsub", "lerp", "add_relu"})
 # -- movers: the same move is made with the numbers ----------------------------------------------------------------
 
 
-def moved(carrier: Carrier, entry: Entry) -> Nodes:
+def move(carrier: Carrier, entry: Entry) -> Nodes:
     """Run the operator on the numbers. They are shifted by one: what is filled with zeros is constant."""
     return _run(carrier, entry, carrier.full)
 
 
 def _run(carrier: Carrier, entry: Entry, numbers: Callable[[Ref], Tensor]) -> Nodes:
-    def given(value: Any, position: int | None) -> Any:
+    def bind(value: Any, position: int | None) -> Any:
         if isinstance(value, Ref):
             is_moved = value.id in carrier.nodes or carrier.tape.values[value.id].dtype.is_floating_point
             return (numbers(value) + 1).double().contiguous() if is_moved else carrier.statics.value(value)
-        return [given(v, position) for v in value] if isinstance(value, tuple) else value
+        return [bind(v, position) for v in value] if isinstance(value, tuple) else value
 
     op = OTHER_CALLS.get(entry.name, entry.op)
-    found = op(*[given(a, i) for i, a in enumerate(entry.args)], **{k: given(v, None) for k, v in entry.kwargs.items()})
+    found = op(*[bind(a, i) for i, a in enumerate(entry.args)], **{k: bind(v, None) for k, v in entry.kwargs.items()})
     return [t.long() - 1 for t in (found if isinstance(found, list | tuple) else [found])]
 
 
@@ -76,28 +76,28 @@ def along(position: int) -> Rule:
     return rule
 
 
-def picked(carrier: Carrier, entry: Entry) -> Nodes:
+def pick(carrier: Carrier, entry: Entry) -> Nodes:
     """``x[i]``: rows of a table where an input chooses them; elements moved where the places are known."""
     table = entry.args[0]
     chosen = [r for r in refs_in((*entry.args[1:], *entry.kwargs.values())) if r.id in carrier.nodes]
     if not chosen:
-        return moved(carrier, entry)
+        return move(carrier, entry)
     if table.id not in carrier.nodes and len(carrier.shape(table)) > 1 and entry.name in ("index", "index_select"):
         return [carrier.look_up(entry, table, chosen[0])]
-    return _routed(carrier, entry) or otherwise(carrier, entry)
+    return _route(carrier, entry) or otherwise(carrier, entry)
 
 
-def _routed(carrier: Carrier, entry: Entry) -> Nodes | None:
+def _route(carrier: Carrier, entry: Entry) -> Nodes | None:
     """Rows of an activation that an input chooses, as experts do: along the other axes units stay what they are."""
     nodes, shape = carrier.of(entry.args[0]), carrier.shape(entry.outs[0])
     indices = entry.args[1] if entry.name == "index" else (None,)
     leading = len(indices) if all(isinstance(i, Ref) for i in indices) else 0
     if not leading or any(n > 1 for n in nodes.shape[:leading]):
         return None
-    return [aligned(nodes[(0,) * leading], len(shape))]
+    return [align_rank(nodes[(0,) * leading], len(shape))]
 
 
-def stacked(carrier: Carrier, entry: Entry) -> Nodes:
+def stack(carrier: Carrier, entry: Entry) -> Nodes:
     """Concatenate along a new axis: only there do the parts differ."""
     parts = [carrier.of(r) for r in entry.args[0]]
     rank = parts[0].dim() + 1
@@ -106,17 +106,17 @@ def stacked(carrier: Carrier, entry: Entry) -> Nodes:
     return [torch.stack([p.expand(shapes) for p in parts], axis)]
 
 
-def reordered(carrier: Carrier, entry: Entry) -> Nodes:
+def reorder(carrier: Carrier, entry: Entry) -> Nodes:
     """Axes swapped or permuted: numbers of size 1 along some are as good."""
     return [entry.op(carrier.of(entry.args[0]), *entry.args[1:], **entry.kwargs)]
 
 
-def expanded(carrier: Carrier, entry: Entry) -> Nodes:
+def expand(carrier: Carrier, entry: Entry) -> Nodes:
     """Broadcast: nothing changes but the shape."""
-    return [aligned(carrier.of(entry.args[0]), len(carrier.shape(entry.outs[0])))]
+    return [align_rank(carrier.of(entry.args[0]), len(carrier.shape(entry.outs[0])))]
 
 
-def reshaped(carrier: Carrier, entry: Entry) -> Nodes:
+def reshape(carrier: Carrier, entry: Entry) -> Nodes:
     """Any change of shape in the same order."""
     nodes, shape = carrier.of(entry.args[0]), carrier.shape(entry.outs[0])
     if nodes.numel() == 1:
@@ -124,18 +124,18 @@ def reshaped(carrier: Carrier, entry: Entry) -> Nodes:
     return [carrier.full(entry.args[0]).reshape(shape)]
 
 
-def padded(carrier: Carrier, entry: Entry) -> Nodes:
+def pad(carrier: Carrier, entry: Entry) -> Nodes:
     """Constant padding: what is added is constant."""
     nodes = carrier.full(entry.args[0]) + 1
     return [torch.constant_pad_nd(nodes, list(entry.args[1])) - 1]
 
 
-def paired(carrier: Carrier, entry: Entry) -> Nodes:
+def pair_up(carrier: Carrier, entry: Entry) -> Nodes:
     """Pairs along the last axis become one number."""
     return [carrier.mix(carrier.of(entry.args[0]), [-1]).squeeze(-1)]
 
 
-def unpaired(carrier: Carrier, entry: Entry) -> Nodes:
+def unpair(carrier: Carrier, entry: Entry) -> Nodes:
     """One number becomes a pair along a new last axis."""
     return [carrier.of(entry.args[0]).unsqueeze(-1)]
 
@@ -143,7 +143,9 @@ def unpaired(carrier: Carrier, entry: Entry) -> Nodes:
 def put(carrier: Carrier, entry: Entry) -> Nodes:
     """Values added or copied to places of a tensor: units of the axes that both share, taken together."""
     shape = carrier.shape(entry.outs[0])
-    active = [aligned(carrier.of(r), len(shape)) for r in carrier.active(entry) if len(carrier.shape(r)) <= len(shape)]
+    active = [
+        align_rank(carrier.of(r), len(shape)) for r in carrier.active(entry) if len(carrier.shape(r)) <= len(shape)
+    ]
     if not all(fits(nodes, shape) for nodes in active) or not active:
         return carrier.hub(entry)
     return [reduce(lambda a, b: carrier.meet(a, b, "sum"), active)]
@@ -152,7 +154,7 @@ def put(carrier: Carrier, entry: Entry) -> Nodes:
 # -- reductions and what mixes along an axis -------------------------------------------------------------------------
 
 
-def _named(entry: Entry, *names: str) -> Any:
+def _bind_arguments(entry: Entry, *names: str) -> Any:
     for position, declared in enumerate(entry.op._schema.arguments):
         if declared.name in names:
             return argument(entry, position, declared.name)
@@ -160,20 +162,20 @@ def _named(entry: Entry, *names: str) -> Any:
 
 
 def _axes(entry: Entry, rank: int) -> list[int]:
-    axes = _named(entry, "dim", "dims")
+    axes = _bind_arguments(entry, "dim", "dims")
     if axes is None or axes == ():
         return list(range(rank))
     return [a % max(1, rank) for a in (axes if isinstance(axes, tuple) else (axes,))]
 
 
-def reduced(carrier: Carrier, entry: Entry) -> Nodes:
+def reduce_axes(carrier: Carrier, entry: Entry) -> Nodes:
     """A sum, a mean, a largest element: over axes of units a new one that hears them all."""
     nodes = carrier.of(entry.args[0])
     if not nodes.dim() or len(carrier.active(entry)) > 1:
         return otherwise(carrier, entry)
     axes = _axes(entry, nodes.dim())
     found = carrier.mix(nodes, axes, statistic=True)
-    if not _named(entry, "keepdim"):
+    if not _bind_arguments(entry, "keepdim"):
         found = found.reshape([n for a, n in enumerate(found.shape) if a not in axes])
     return [found if fits(found, carrier.shape(ref)) else None for ref in entry.outs]
 
@@ -187,7 +189,7 @@ def along_axis(carrier: Carrier, entry: Entry) -> Nodes:
     return [found if len(carrier.shape(ref)) == found.dim() else None for ref in entry.outs]
 
 
-def normalised(carrier: Carrier, entry: Entry) -> Nodes:
+def normalise(carrier: Carrier, entry: Entry) -> Nodes:
     """Norms: every unit passes; that its statistics hear others connects nothing."""
     nodes = carrier.of(entry.args[0])
     return [nodes, *[None for _ in entry.outs[1:]]]
@@ -209,7 +211,7 @@ def _read_last(carrier: Carrier, nodes: Tensor, weight: Weight) -> Tensor:
 def _plus(carrier: Carrier, nodes: Tensor, other: Any) -> Tensor:
     if not isinstance(other, Ref) or other.id not in carrier.nodes:
         return nodes
-    return carrier.meet(nodes, aligned(carrier.of(other), nodes.dim()), "sum")
+    return carrier.meet(nodes, align_rank(carrier.of(other), nodes.dim()), "sum")
 
 
 def linear(carrier: Carrier, entry: Entry) -> Nodes:
@@ -307,17 +309,17 @@ def attention(carrier: Carrier, entry: Entry) -> Nodes:
     """Scaled-dot-product kernels: every query and key of a head decides on all of its output, values pass by index."""
     q, k, v = (carrier.of(r) for r in entry.args[:3])
     heads = carrier.shape(entry.args[0])[-3] if q.dim() > 3 else 1
-    k, v = (_repeated(x, heads) for x in (k, v))
+    k, v = (_repeat_heads(x, heads) for x in (k, v))
     scores = carrier.meet(carrier.mix(q, [-1]), carrier.mix(k, [-1]).transpose(-1, -2), "mix")
     mask = argument(entry, 3, "attn_bias" if "efficient" in entry.name else "attn_mask") or entry.kwargs.get(
         "attn_mask"
     )
     if isinstance(mask, Ref) and mask.id in carrier.nodes:
-        scores = carrier.meet(scores, aligned(carrier.of(mask), scores.dim()), "mix")
+        scores = carrier.meet(scores, align_rank(carrier.of(mask), scores.dim()), "mix")
     return [_two(carrier, scores, v), *[None for _ in entry.outs[1:]]]
 
 
-def _repeated(nodes: Tensor, heads: int) -> Tensor:
+def _repeat_heads(nodes: Tensor, heads: int) -> Tensor:
     own = nodes.shape[-3] if nodes.dim() > 3 else 1
     return nodes if own in (1, heads) else nodes.repeat_interleave(heads // own, -3)
 
@@ -335,19 +337,19 @@ def nothing(carrier: Carrier, entry: Entry) -> Nodes:
     return [None for _ in entry.outs]
 
 
-def copied(carrier: Carrier, entry: Entry) -> Nodes:
+def copy_model(carrier: Carrier, entry: Entry) -> Nodes:
     """``x.copy_(y)``: nothing of x is left."""
-    return [aligned(carrier.of(entry.args[1]), len(carrier.shape(entry.outs[0])))]
+    return [align_rank(carrier.of(entry.args[1]), len(carrier.shape(entry.outs[0])))]
 
 
-def gated(carrier: Carrier, entry: Entry) -> Nodes:
+def gate(carrier: Carrier, entry: Entry) -> Nodes:
     """The first half of an axis, multiplied by what the second half says."""
     axis = argument(entry, 1, "dim", -1)
     one, two = carrier.full(entry.args[0]).chunk(2, axis)
     return [carrier.meet(one, two, "mix")]
 
 
-def sampled(carrier: Carrier, entry: Entry) -> Nodes:
+def sample_grid(carrier: Carrier, entry: Entry) -> Nodes:
     """An image read at places of a grid: channels pass; where the grid is computed, all of it decides."""
     nodes, grid = (carrier.of(r) for r in entry.args[:2])
     everywhere = carrier.mix(grid, list(range(grid.dim())))
@@ -375,13 +377,13 @@ RULES: Mapping[str, Rule] = {
         attention,
     ),
     **dict.fromkeys(
-        ("view", "_unsafe_view", "reshape", "_reshape_alias", "squeeze", "unsqueeze", "flatten", "unflatten"), reshaped
+        ("view", "_unsafe_view", "reshape", "_reshape_alias", "squeeze", "unsqueeze", "flatten", "unflatten"), reshape
     ),
-    **dict.fromkeys(("permute", "transpose", "t", "swapaxes", "swapdims", "movedim"), reordered),
-    **dict.fromkeys(("expand", "broadcast_to"), expanded),
+    **dict.fromkeys(("permute", "transpose", "t", "swapaxes", "swapdims", "movedim"), reorder),
+    **dict.fromkeys(("expand", "broadcast_to"), expand),
     **dict.fromkeys(("cat", "slice", "narrow", "select", "unbind"), along(1)),
     **dict.fromkeys(("split", "split_with_sizes", "chunk", "unsafe_split", "unsafe_split_with_sizes"), along(2)),
-    "stack": stacked,
+    "stack": stack,
     **dict.fromkeys(
         (
             "repeat",
@@ -401,15 +403,15 @@ RULES: Mapping[str, Rule] = {
             "triu",
             *(f"{kind}_pad{n}d" for kind in ("reflection", "replication") for n in (1, 2, 3)),
         ),
-        moved,
+        move,
     ),
-    **dict.fromkeys(("index", "index_select", "gather", "take_along_dim"), picked),
-    "constant_pad_nd": padded,
-    "copy": copied,
-    "glu": gated,
-    **dict.fromkeys(("grid_sampler_2d", "grid_sampler_3d"), sampled),
-    "view_as_complex": paired,
-    "view_as_real": unpaired,
+    **dict.fromkeys(("index", "index_select", "gather", "take_along_dim"), pick),
+    "constant_pad_nd": pad,
+    "copy": copy_model,
+    "glu": gate,
+    **dict.fromkeys(("grid_sampler_2d", "grid_sampler_3d"), sample_grid),
+    "view_as_complex": pair_up,
+    "view_as_real": unpair,
     **dict.fromkeys(
         (
             "index_add",
@@ -443,7 +445,7 @@ RULES: Mapping[str, Rule] = {
             "argmax",
             "argmin",
         ),
-        reduced,
+        reduce_axes,
     ),
     **dict.fromkeys(("cumsum", "cumprod", "logcumsumexp", "sort", "topk", *FOURIER), along_axis),
     **dict.fromkeys(
@@ -453,7 +455,7 @@ RULES: Mapping[str, Rule] = {
             "native_group_norm",
             "rms_norm",
         ),
-        normalised,
+        normalise,
     ),
     **dict.fromkeys(
         (

@@ -30,7 +30,7 @@ class Statics:
         if name is not None:
             return self._tensors[name]
         const = self._tape.values[ref.id].const
-        return const if const is not None else self._computed(self._made[ref.id], ref)
+        return const if const is not None else self._compute(self._made[ref.id], ref)
 
     def name(self, ref: Ref) -> str:
         """The parameter that a weight is, or is made of (the first, where there are several); ``""`` for none."""
@@ -43,28 +43,28 @@ class Statics:
         given = refs_in((*entry.args, *entry.kwargs.values())) if entry is not None else []
         return next((name for name in map(self.name, given) if name), "")
 
-    def _computed(self, entry: Entry | WriteBack, ref: Ref) -> Tensor:
+    def _compute(self, entry: Entry | WriteBack, ref: Ref) -> Tensor:
         with torch.no_grad():
             if isinstance(entry, WriteBack):
-                return self._written(entry)
+                return self._write(entry)
             # Copies, where the operator writes: the parameters themselves stay as they are.
             copied = entry.op._schema.is_mutable
-            args = [self._filled(a, copied) for a in entry.args]
-            out = entry.op(*args, **{key: self._filled(value, copied) for key, value in entry.kwargs.items()})
+            args = [self._fill(a, copied) for a in entry.args]
+            out = entry.op(*args, **{key: self._fill(value, copied) for key, value in entry.kwargs.items()})
         results = [t for t in (out if isinstance(out, list | tuple) else [out]) if isinstance(t, Tensor)]
         return results[[r.id for r in entry.outs].index(ref.id)]
 
-    def _written(self, entry: WriteBack) -> Tensor:
+    def _write(self, entry: WriteBack) -> Tensor:
         whole = self.value(entry.base).clone()
         part: Any = whole
         for op, args, kwargs, which in entry.views:
-            part = op(part, *[self._filled(a, False) for a in args[1:]], **kwargs)
+            part = op(part, *[self._fill(a, False) for a in args[1:]], **kwargs)
             part = part[which] if isinstance(part, list | tuple) else part
         part.copy_(self.value(entry.value))
         return whole
 
-    def _filled(self, value: Any, copied: bool) -> Any:
+    def _fill(self, value: Any, copied: bool) -> Any:
         if isinstance(value, Ref):
             found = self.value(value)
             return found.clone() if copied else found
-        return [self._filled(v, copied) for v in value] if isinstance(value, tuple) else value
+        return [self._fill(v, copied) for v in value] if isinstance(value, tuple) else value

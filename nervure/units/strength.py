@@ -39,7 +39,7 @@ def terms(weight: Tensor, strength: Strength) -> Floats:
     return found
 
 
-def folded(values: Floats, place: Ints, size: int) -> Floats:
+def fold_columns(values: Floats, place: Ints, size: int) -> Floats:
     """Sums of the columns of ``values`` [rows, columns] that have the same ``place`` (-1: none): [rows, size]."""
     if len(place) == size and (place == np.arange(size)).all():
         return values

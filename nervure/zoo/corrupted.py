@@ -28,7 +28,7 @@ from nervure.schema import Count, Length, Seed
 from nervure.zoo.dataset import Split
 from nervure.zoo.draw import draw_fraction
 from nervure.zoo.readers.folders import classes_in, read_images, subfolders, wnids_of
-from nervure.zoo.readers.raw import entries, home_of, opened, printable, reading
+from nervure.zoo.readers.raw import entries, home_of, open_file, printable, reading
 
 LABELS = "labels.npy"
 SEVERITIES = (1, 2, 3, 4, 5)
@@ -44,7 +44,7 @@ Read: TypeAlias = Callable[[Tensor], Tensor]
 class Source(Protocol):
     """Where the pictures of one corruption at one severity are."""
 
-    def opened(self) -> tuple[Tensor, Read]:
+    def open_source(self) -> tuple[Tensor, Read]:
         """Labels of all of them, int64 [images], and how to read some of them."""
 
 
@@ -78,7 +78,7 @@ class CorruptedBatches:
         return self.like.std
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        labels, read = self.source.opened()
+        labels, read = self.source.open_source()
         if not 0 <= int(labels.min()) <= int(labels.max()) < self.like.classes:
             raise DataError(
                 f"labels of {self.source} run from {int(labels.min())} to {int(labels.max())}; "
@@ -88,7 +88,7 @@ class CorruptedBatches:
         if 0 < self.samples < len(labels):
             chosen = draw_fraction(labels, self.samples / len(labels), self.seed)[1].sort().values
         for indices in chosen.split(self.batch_size):
-            yield self.like.normalised(self._fitting(read(indices))), labels[indices]
+            yield self.like.normalise(self._fitting(read(indices))), labels[indices]
 
     def _fitting(self, images: Tensor) -> Tensor:
         if images.shape[1:] != self.like.images.shape[1:]:
@@ -153,7 +153,7 @@ class _Rows:
     def __str__(self) -> str:
         return f"{str(self.path)!r} at severity {self.severity}"
 
-    def opened(self) -> tuple[Tensor, Read]:
+    def open_source(self) -> tuple[Tensor, Read]:
         pictures, numbers = _array(self.path), _array(self.path.with_name(LABELS))
         if pictures.ndim != 4 or pictures.dtype != np.uint8:
             raise DataError(
@@ -180,7 +180,7 @@ def _array(path: Path) -> np.ndarray:
 
     Its header is read and compared with the size of the file before anything is mapped.
     """
-    with opened(path) as file:
+    with open_file(path) as file:
         head, size = io.BytesIO(file.read(LONGEST_HEADER)), os.fstat(file.fileno()).st_size
     try:
         shape, is_fortran, dtype = HEADERS[npy.read_magic(head)](head)
@@ -199,7 +199,7 @@ def _array(path: Path) -> np.ndarray:
 
 def _arrays(folder: Path, names: Iterable[str] | None, levels: list[int]) -> dict[Key, Source]:
     there = [path.stem for path in entries(folder) if path.suffix == ".npy" and path.name != LABELS and path.is_file()]
-    found = _asked(names, there, folder)
+    found = _check_names(names, there, folder)
     return {(name, level): _Rows(folder / f"{name}.npy", level) for name in found for level in levels}
 
 
@@ -214,7 +214,7 @@ class _Files:
     def __str__(self) -> str:
         return repr(str(self.folder))
 
-    def opened(self) -> tuple[Tensor, Read]:
+    def open_source(self) -> tuple[Tensor, Read]:
         listing = classes_in(self.folder, self.classes)
 
         def read(indices: Tensor) -> Tensor:
@@ -226,7 +226,7 @@ class _Files:
 def _folders(
     folder: Path, names: Iterable[str] | None, levels: list[int], order: Sequence[str] | None
 ) -> dict[Key, Source]:
-    found = _asked(names, subfolders(folder), folder)
+    found = _check_names(names, subfolders(folder), folder)
     sources: dict[Key, Source] = {}
     for name in found:
         for level in levels:
@@ -248,7 +248,7 @@ def _classes(folder: Path, place: Path, order: Sequence[str] | None) -> tuple[st
     return classes
 
 
-def _asked(names: Iterable[str] | None, there: Sequence[str], folder: Path) -> list[str]:
+def _check_names(names: Iterable[str] | None, there: Sequence[str], folder: Path) -> list[str]:
     """The corruptions that are asked for, all of them known to be there."""
     if not there:
         raise DataError(f"{str(folder)!r} holds no corruption. Put there {LAYOUT}.")

@@ -13,7 +13,7 @@ from nervure.schema import Between, Length, Seed
 from nervure.zoo.dataset import Batches, Dataset, Split, assemble, require_side
 from nervure.zoo.draw import draw_fraction
 from nervure.zoo.models.parts import Channels, Side
-from nervure.zoo.naming import unknown
+from nervure.zoo.naming import unknown_name
 from nervure.zoo.readers.cifar import read_cifar10, read_cifar100
 from nervure.zoo.readers.digits import read_digits
 from nervure.zoo.readers.embedded import NAME as SUBSET
@@ -89,14 +89,14 @@ def load(
         MissingExtraError: scikit-learn ("digits") or Pillow ("folder", "tiny-imagenet") is not installed.
     """
     if name not in DATASETS:
-        raise unknown("data set", name, DATASETS)
+        raise unknown_name("data set", name, DATASETS)
     place = None if root is None else home_of(root)
     raw = DATASETS[name](Request(place, require_side(size), checksum))
     train, test = (raw.train, raw.test) if raw.test is not None else _draw_test(*raw.train)
     return assemble(
         raw.name or name,
-        (_resized(train[0], size), train[1]),
-        (_resized(test[0], size), test[1]),
+        (_resize(train[0], size), train[1]),
+        (_resize(test[0], size), test[1]),
         tuple(map(printable, raw.classes)),
         validation=validation,
         seed=seed,
@@ -147,7 +147,7 @@ def _draw_test(images: Tensor, labels: Tensor) -> tuple[tuple[Tensor, Tensor], t
     return (images[kept], labels[kept]), (images[drawn], labels[drawn])
 
 
-def _resized(images: Tensor, size: int | None) -> Tensor:
+def _resize(images: Tensor, size: int | None) -> Tensor:
     if size is None or images.shape[-2:] == (size, size):
         return images
     # In parts: the float copy of a whole training set would be four times its size.

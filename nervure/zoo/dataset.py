@@ -86,7 +86,7 @@ class Split:
             self, batch_size, shuffle_seed, augment, None if device is None else torch.device(device), mirrored
         )
 
-    def normalised(self, images: Tensor) -> Tensor:
+    def normalise(self, images: Tensor) -> Tensor:
         """``images`` [batch, channels, height, width] in the unit of this split, as float32 of mean 0 and std 1."""
         shape = (1, -1, 1, 1)
         mean = torch.tensor(self.mean, device=images.device).view(shape)
@@ -150,8 +150,8 @@ class Batches:
         for indices in order.split(self.batch_size):
             x, y = self.split.images[indices], self.split.labels[indices]
             if self.augment:
-                x = shifted(x, generator, flip=self.flip)
-            yield self.split.normalised(x.to(self.device)), y.to(self.device)
+                x = random_crop(x, generator, flip=self.flip)
+            yield self.split.normalise(x.to(self.device)), y.to(self.device)
 
 
 def epoch_generator(seed: int, epoch: int) -> torch.Generator:
@@ -161,7 +161,7 @@ def epoch_generator(seed: int, epoch: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(state) >> 1)
 
 
-def shifted(images: Tensor, generator: torch.Generator, *, flip: bool) -> Tensor:
+def random_crop(images: Tensor, generator: torch.Generator, *, flip: bool) -> Tensor:
     """Images [batch, channels, height, width], each cut at a random place from its black-padded self, half mirrored."""
     count, _, height, width = images.shape
     padding = max(1, min(height, width) // PADDING)
@@ -236,7 +236,7 @@ class Dataset:
     @checked
     def example(self, count: Size = 2) -> Tensor:
         """The first ``count`` training images, normalised, float32 [count, channels, height, width]: to trace with."""
-        return self.train.normalised(self.train.images[:count])
+        return self.train.normalise(self.train.images[:count])
 
     def describe(self) -> str:
         """Name, image shape, sizes of the splits, classes, normalisation and source, one fact a line."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from nervure.budget import allocate
 from nervure.budget.allocate import unit_multiple
-from nervure.budget.latency import LatencyTable, Rates, Sample, fitted, nonnegative
+from nervure.budget.latency import LatencyTable, Rates, Sample, fit_table, nonnegative
 from nervure.errors import ArgumentError, BudgetError, FileError, PlanError
 from nervure.graph.types import Graph, Group, Slot, Units
 from nervure.plan import Cut, Keep, Plan
@@ -110,7 +110,7 @@ def test_a_fit_finds_the_step_and_predicts_what_it_has_not_seen(step: int) -> No
     plans = [keeping(graph, *(int(lot.integers(1, g.size + 1)) for g in graph.prunable)) for _ in range(50)]
     ratios = [truth.predict(graph, plan) / truth.dense for plan in plans]
     samples = [Sample.of(plan, ratio) for plan, ratio in zip(plans[:30], ratios, strict=False)]
-    table = fitted(graph, truth.key, truth.dense, samples)
+    table = fit_table(graph, truth.key, truth.dense, samples)
     assert table.step == step
     predicted = [table.predict(graph, plan) / truth.dense for plan in plans[30:]]
     assert predicted == pytest.approx(ratios[30:], rel=0.06)
@@ -126,7 +126,7 @@ def test_a_fit_finds_the_block_and_plans_keep_to_it() -> None:
     sizes = [[int(lot.integers(1, g.size // step + 1)) * step for g in graph.prunable] for step in steps]
     plans = [keeping(graph, *each) for each in sizes]
     samples = [Sample.of(plan, truth.predict(graph, plan) / truth.dense) for plan in plans]
-    table = fitted(graph, truth.key, truth.dense, samples)
+    table = fit_table(graph, truth.key, truth.dense, samples)
     assert table.block == 8
     assert table.error < 0.03
     plan = allocate(graph, scored(graph, 0), keep=0.75, budget="latency", table=table)

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from nervure.dependence import conditional_connectivity, mutual_information
-from nervure.dependence.hashing import hashed
+from nervure.dependence.hashing import hash_codes
 from nervure.dependence.spanning import friedman_rafsky, spanning_tree
 from nervure.dependence.weighting import PHIS
 from nervure.errors import ArgumentError, DataError
@@ -25,7 +25,7 @@ def layer(n: int = 400, parents: int = 4, children: int = 3) -> tuple[Tensor, Te
 
 def test_hash_cells_of_symbols_are_the_symbols() -> None:
     symbols = torch.arange(1600) % 8
-    codes = hashed(symbols[:, None].double(), 0).bucket
+    codes = hash_codes(symbols[:, None].double(), 0).bucket
     assert bool((codes.max(1).values == 7).all())
     value = float(mutual_information(symbols, symbols, estimator="hash", correction="none"))
     assert value == pytest.approx(7 / 9, abs=1e-6)

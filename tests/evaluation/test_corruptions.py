@@ -9,7 +9,7 @@ from torch import Tensor
 
 from nervure.errors import ArgumentError, DataError
 from nervure.evaluation import CORRUPTIONS, HELD_OUT, SEVERITIES, SHIFTS, corrupt
-from nervure.evaluation.corruptions import GROUPS, chosen
+from nervure.evaluation.corruptions import GROUPS, expand_names
 from nervure.evaluation.corruptions.chance import image_keys, normal, uniform
 from nervure.zoo import load
 
@@ -173,13 +173,13 @@ def test_chance_is_uniform_normal_and_independent() -> None:
 
 
 def test_kinds_and_names_mix() -> None:
-    assert chosen("all") == CORRUPTIONS
-    assert chosen(["noise", "fog"]) == (*GROUPS["noise"], "fog")
-    assert chosen("rotate") == ("rotate",)
+    assert expand_names("all") == CORRUPTIONS
+    assert expand_names(["noise", "fog"]) == (*GROUPS["noise"], "fog")
+    assert expand_names("rotate") == ("rotate",)
     with pytest.raises(ArgumentError, match="Did you mean 'gaussian_noise'|gaussian_noise"):
-        chosen("gausian_noise")
+        expand_names("gausian_noise")
     with pytest.raises(ArgumentError, match="no corruption"):
-        chosen([])
+        expand_names([])
 
 
 @pytest.mark.parametrize(

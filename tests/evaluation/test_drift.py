@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from nervure.errors import ArgumentError, DataError
 from nervure.evaluation import ConnectivityShift, connectivity_shift, evaluate_shift
-from nervure.evaluation.shift import shifted
+from nervure.evaluation.shift import shift_batches
 from nervure.methods import companion
 from nervure.scores import connectivity
 
@@ -32,7 +32,7 @@ def pictures(samples: int = 80) -> Data:
 def test_the_distance_is_that_of_the_connectivity_of_clean_and_shifted_data() -> None:
     model, data = net(), pictures()
     found = connectivity_shift({"net": model}, data, shift=["gaussian_noise"], severities=[5], progress=False)
-    moved = list(shifted(data, "gaussian_noise", 5))
+    moved = list(shift_batches(data, "gaussian_noise", 5))
     x, other, y = (torch.cat([b[i] for b in part]) for part, i in ((data, 0), (moved, 0), (data, 1)))
 
     def before_and_after(inputs: Tensor) -> Tensor:
@@ -66,7 +66,7 @@ def test_connections_that_are_gone_do_not_move() -> None:
     with torch.no_grad():
         pruned[2].weight[:, 1:] = 0
     found = connectivity_shift({"dense": model, "pruned": pruned}, data, shift=["gaussian_noise"], progress=False)
-    moved = list(shifted(data, "gaussian_noise", 3))
+    moved = list(shift_batches(data, "gaussian_noise", 3))
     clean, noisy = (companion(pruned, data[0][0], batches)["2.weight"].weight[:, :1] for batches in (data, moved))
     expected = float((noisy - clean).norm() / clean.norm())
     assert found.rows["pruned"]["gaussian_noise", 3]["2.weight"] == pytest.approx(expected, rel=1e-4)

@@ -78,7 +78,7 @@ def test_batches_of_a_split_know_their_normalisation() -> None:
             return torch.zeros(len(x), 4)
 
     evaluate(Watching(), data.test.batches(32), shift="fog", severities=[2], progress=False)
-    expected = data.test.normalised(corrupt(data.test.images.float() / 255, "fog", 2))
+    expected = data.test.normalise(corrupt(data.test.images.float() / 255, "fog", 2))
     torch.testing.assert_close(seen[1], expected, atol=1e-4, rtol=1e-4)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from nervure import Keep, Similarity, similarity, trace
 from nervure.errors import ArgumentError, DataError
-from nervure.evaluation import accuracy_and_auc, align, common, macro_auc, reordered
+from nervure.evaluation import accuracy_and_auc, align, common, macro_auc, reorder_units
 from nervure.evaluation.alignment import best_assignment
 
 
@@ -96,12 +96,12 @@ def test_a_network_with_its_units_shuffled_is_found_to_be_the_same() -> None:
     sparse = weights | {n: weights[n] * mask for n, mask in masks.items()}
     shuffles = {g.name: torch.randperm(g.size) for g in graph.prunable}
     assert len(shuffles) == 2
-    shuffled, moved = reordered(graph, sparse, shuffles), reordered(graph, masks, shuffles)
+    shuffled, moved = reorder_units(graph, sparse, shuffles), reorder_units(graph, masks, shuffles)
     assert similarity(masks, moved).overlap < 0.7
     back = align(graph, sparse, shuffled)
-    assert similarity(masks, reordered(graph, moved, back)).overlap == 1
+    assert similarity(masks, reorder_units(graph, moved, back)).overlap == 1
     expected = model(x)
-    model.load_state_dict(reordered(graph, weights, shuffles))
+    model.load_state_dict(reorder_units(graph, weights, shuffles))
     torch.testing.assert_close(model(x), expected)
 
 

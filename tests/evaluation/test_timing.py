@@ -11,7 +11,7 @@ from torch import nn
 
 from nervure import latency_table, trace
 from nervure.errors import ArgumentError
-from nervure.evaluation.timing import Stopwatch, sampled
+from nervure.evaluation.timing import Stopwatch, random_plan
 from nervure.plan import Cut, Keep, Plan
 from nervure.surgery import apply
 from tests.clocks import Clock, installed
@@ -53,7 +53,7 @@ def test_what_it_predicts_is_what_the_clock_says(clock: Clock) -> None:
     table = latency_table(model, EXAMPLE, graph=graph, samples=30)
     assert table.dense == pytest.approx(clock.seconds(model, EXAMPLE))
     for number in range(100, 110):
-        plan = sampled(graph, number)
+        plan = random_plan(graph, number)
         assert table.predict(graph, plan) == pytest.approx(clock.seconds(apply(model, graph, plan), EXAMPLE), rel=0.1)
 
 
@@ -126,8 +126,8 @@ def test_the_dense_network_is_made_ready_once(monkeypatch: pytest.MonkeyPatch, t
 def test_networks_that_are_sampled_run_and_are_the_same_each_time(name: str) -> None:
     model, example = NETWORKS[name].factory().eval(), NETWORKS[name].example()
     graph = trace(model, example)
-    plans = [sampled(graph, number) for number in range(6)]
-    assert plans == [sampled(graph, number) for number in range(6)]
+    plans = [random_plan(graph, number) for number in range(6)]
+    assert plans == [random_plan(graph, number) for number in range(6)]
     assert len({repr(plan) for plan in plans}) > 3
     for plan in plans[:3]:
         args = example if isinstance(example, tuple) else (example,)

@@ -18,7 +18,7 @@ from nervure.errors import ArgumentError, FileError
 from nervure.export import load_state, read_header, save_state
 from nervure.export.saving import PRUNED, STATE
 from nervure.graph.example import run_example, tensors_in
-from nervure.packed import POSITIONS, Packing, packed, unpacked
+from nervure.packed import POSITIONS, Packing, pack, unpack
 from nervure.surgery import masks_after
 from nervure.zoo import build
 from tests.networks import NETWORKS
@@ -352,8 +352,8 @@ def test_positions_in_tensors_of_more_than_one_row_come_back() -> None:
     tensor = torch.arange(1.0, 200_001).reshape(400, 500)
     for density in (0.001, 0.05, 0.4):
         mask = torch.rand(tensor.shape, generator=torch.Generator().manual_seed(1)) < density
-        stored, layouts = packed({"a": tensor * mask}, {"a": mask})
-        tensors, keeps = unpacked(stored, layouts)
+        stored, layouts = pack({"a": tensor * mask}, {"a": mask})
+        tensors, keeps = unpack(stored, layouts)
         assert torch.equal(tensors["a"], tensor * mask)
         assert torch.equal(keeps["a"].tensor(), mask)
         assert sum(t.numel() * t.element_size() for t in stored.values()) < 4 * mask.sum() + 25_001
@@ -450,14 +450,14 @@ def test_positions_that_are_none_of_the_shape_are_refused(
 ) -> None:
     stored = {"a": torch.ones(2), f"{POSITIONS}a": torch.tensor(positions, dtype=torch.uint8)}
     with pytest.raises(DamageError, match=r"'a' of shape .* has positions of another one"):
-        unpacked(stored, {"a": Packing(layout, shape)})
+        unpack(stored, {"a": Packing(layout, shape)})
 
 
 def test_values_that_are_more_or_fewer_than_their_places_are_refused() -> None:
     bits = torch.tensor([0b1110_0000], dtype=torch.uint8)
     for values in (torch.ones(2), torch.ones(4)):
         with pytest.raises(DamageError, match="for 3 places"):
-            unpacked({"a": values, f"{POSITIONS}a": bits}, {"a": Packing("bitmask", (8,))})
+            unpack({"a": values, f"{POSITIONS}a": bits}, {"a": Packing("bitmask", (8,))})
 
 
 def test_tensors_at_odd_places_of_a_file_compute_bit_for_bit_what_was_saved(tmp_path: Path) -> None:

@@ -18,9 +18,9 @@ from tests.oracle import call, difference, halved, zero_readers
 
 @pytest.fixture(autouse=True)
 def nothing_stays() -> Iterator[None]:
-    before = dict(rules.given())
+    before = dict(rules.current_rules())
     yield
-    assert rules.given() == before
+    assert rules.current_rules() == before
 
 
 class Projected(nn.Module):

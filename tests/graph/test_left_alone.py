@@ -27,7 +27,7 @@ from nervure import (
     verify,
 )
 from nervure.evaluation.memory import peak_memory
-from nervure.graph.preserve import preserved
+from nervure.graph.preserve import restore_after
 from nervure.zoo import build
 
 IMAGE = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -152,7 +152,7 @@ def test_a_model_comes_back_also_where_its_forward_fails() -> None:
 def test_spectral_norms_and_batch_norms_keep_their_vectors_in_training_mode() -> None:
     model = nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(6, 8)), nn.BatchNorm1d(8), nn.Linear(8, 2))
     before = {name: t.clone() for name, t in model.state_dict().items()}
-    with preserved(model):
+    with restore_after(model):
         model(torch.randn(4, 6))
         assert any(not torch.equal(before[name], t) for name, t in model.state_dict().items())
     assert all(torch.equal(before[name], t) for name, t in model.state_dict().items())

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from nervure.graph import memory
-from nervure.graph.preserve import preserved
+from nervure.graph.preserve import restore_after
 
 LARGE = memory.SMALL // 4 + 1
 
@@ -37,7 +37,7 @@ def test_what_writes_a_parameter_is_undone(way: str, size: int) -> None:
     model = nn.Module()
     model.weight = nn.Parameter(torch.arange(float(size)))
     before = (id(model.weight), model.weight.data_ptr(), model.weight._version)
-    with preserved(model), torch.no_grad():
+    with restore_after(model), torch.no_grad():
         WRITES[way](model.weight)
         assert not torch.equal(model.weight, torch.arange(float(size)))
     assert (id(model.weight), model.weight.data_ptr(), model.weight._version) == before
@@ -47,7 +47,7 @@ def test_what_writes_a_parameter_is_undone(way: str, size: int) -> None:
 def test_small_buffers_are_known_also_where_nobody_says_that_they_are_written() -> None:
     model = nn.Module()
     model.register_buffer("mean", torch.zeros(6))
-    with preserved(model):
+    with restore_after(model):
         model.mean.data.numpy()[...] = 4
     assert not bool(model.mean.any())
 
@@ -58,7 +58,7 @@ def test_a_run_copies_no_parameter_that_it_does_not_write(monkeypatch: pytest.Mo
         memory, "_copy", lambda storage: copied.append(storage.nbytes()) or memory._bytes(storage).clone()
     )
     model = nn.Sequential(nn.Linear(300, 1000), nn.Linear(1000, 2))
-    with preserved(model):
+    with restore_after(model):
         model(torch.ones(2, 300))
         assert not copied
         model[1].weight.data.zero_()

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from nervure import Magnitude, Random, apply, compact, prune, trace
 from nervure.errors import PlanError
-from nervure.evaluation.timing import sampled
+from nervure.evaluation.timing import random_plan
 from nervure.graph import Graph
 from nervure.methods.alone import unit_trials
 from nervure.plan import Cut, Keep, Plan
@@ -92,11 +92,11 @@ def test_a_cut_to_another_number_is_refused_with_the_next_that_fits(model: nn.Mo
 
 def test_a_size_that_is_no_multiple_may_stay_or_come_down_to_one(graph: Graph) -> None:
     odd = replace(graph["embed"], size=30)
-    assert [odd.allowed(n) for n in (1, 8, 9, 25, 30)] == [8, 8, 16, 30, 30]
+    assert [odd.round_up(n) for n in (1, 8, 9, 25, 30)] == [8, 8, 16, 30, 30]
 
 
 def test_sampled_widths_and_trials_of_single_groups_keep_to_it(graph: Graph) -> None:
-    cuts = [cut for number in range(12) for cut in sampled(graph, number).cuts]
+    cuts = [cut for number in range(12) for cut in random_plan(graph, number).cuts]
     trials = unit_trials(graph, {g.name: torch.arange(g.size).float() for g in graph.prunable})
     cuts += [cut for steps in trials.values() for _, cut in steps if isinstance(cut, Cut)]
     assert cuts and all(cut.keep.count % 8 == 0 for cut in cuts)

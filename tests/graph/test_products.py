@@ -64,14 +64,14 @@ def test_axes_are_outputs_inputs_or_kernel_however_the_weight_is_laid_out(shape:
     (product,) = products(Calls(shape, call), torch.randn(2, 6)).values()
     numbers = torch.arange(torch.Size(shape).numel()).reshape(shape)
     assert not product.reason
-    assert product.laid(numbers).shape == laid
-    assert torch.equal(product.back(product.laid(numbers), shape), numbers)
+    assert product.to_matrix(numbers).shape == laid
+    assert torch.equal(product.back(product.to_matrix(numbers), shape), numbers)
 
 
 def test_an_output_of_a_grouped_transposed_convolution_hears_the_inputs_of_its_row() -> None:
     layer = nn.ConvTranspose1d(6, 4, 3, groups=2, bias=False)
     (product,) = products(layer, torch.randn(1, 6, 7)).values()
-    rows = product.laid(layer.weight.detach())
+    rows = product.to_matrix(layer.weight.detach())
     x = torch.randn(1, 6, 1)
     for output, row in enumerate(rows):
         heard = x[0, :3, 0] if output < 2 else x[0, 3:, 0]
@@ -94,7 +94,7 @@ def test_behind_a_norm_the_direction_is_what_multiplies(norm: Any, conv: bool) -
     assert product.tensor.endswith(("original1", "original", "weight_orig"))
     assert product.is_computed
     assert product.is_divided
-    assert product.laid(layer.get_parameter(product.tensor)).shape == (5, 4, 3 if conv else 1)
+    assert product.to_matrix(layer.get_parameter(product.tensor)).shape == (5, 4, 3 if conv else 1)
 
 
 def test_a_layer_pruned_by_torch_multiplies_with_what_its_mask_leaves() -> None:

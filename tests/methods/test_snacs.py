@@ -20,7 +20,7 @@ from nervure.methods import View
 from nervure.methods import connectivity as surveys
 from nervure.methods.connectivity import Connectivity, Survey
 from nervure.scores import published
-from nervure.scores.connectivity import weighted
+from nervure.scores.connectivity import weigh_by_magnitude
 from nervure.scores.layers import layers
 from nervure.stats import Stats, measure
 from tests.networks import NETWORKS, traced
@@ -275,7 +275,9 @@ def test_magnitude_can_rank_within_the_limits() -> None:
     assert method.plan(seen).cuts != replace(method, ranking="connectivity").plan(seen).cuts
     bounded = replace(method, limits=True, keep=0.7)
     plan, found = bounded.plan(seen), bounded.evidence(seen)
-    require_within(plan, {name: limit.raised(plan.reached.get("slack", 0.15)) for name, limit in found.limits.items()})
+    require_within(
+        plan, {name: limit.raise_by(plan.reached.get("slack", 0.15)) for name, limit in found.limits.items()}
+    )
 
 
 def test_dependence_can_rank_without_the_weight() -> None:
@@ -283,7 +285,7 @@ def test_dependence_can_rank_without_the_weight() -> None:
     with_weight = SNACS(limits=False).evidence(seen).scores
     without = SNACS(limits=False, ranking="dependence").evidence(seen).scores
     for layer in layers(seen.graph, seen.weights, with_weight):
-        torch.testing.assert_close(with_weight[layer.tensor], weighted(layer, without[layer.tensor]))
+        torch.testing.assert_close(with_weight[layer.tensor], weigh_by_magnitude(layer, without[layer.tensor]))
     assert all(bool((values >= 0).all()) and bool((values <= 1 + 1e-6).all()) for values in without.values())
     ranks = [
         (a.flatten().argsort(), b.flatten().argsort())

@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_map
 
 from nervure import Magnitude, prune
 from nervure.errors import NervureWarning
-from nervure.graph.example import resized
+from nervure.graph.example import resize_batch
 from nervure.refit import refit
 from tests.networks import NETWORKS
 
@@ -36,7 +36,7 @@ def varied(example: Any) -> Any:
             return x
         return x + torch.randn(x.shape, generator=generator).to(x) if x.is_floating_point() else x.roll(1, -1)
 
-    return tree_map(vary, resized(example, 16))
+    return tree_map(vary, resize_batch(example, 16))
 
 
 @pytest.mark.parametrize("name", SOME)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from nervure.refit import obs_update, restricted
+from nervure.refit import obs_update, restrict
 from nervure.refit.moments import Moments
 from nervure.refit.solve import Problem, solve
 
@@ -44,7 +44,7 @@ def test_what_leaves_is_exactly_zero_and_what_stays_makes_up_for_it(pattern) -> 
     keep = pattern(weight)
     found = obs_update(weight, x.T @ x, keep)
     assert bool((found[~keep] == 0).all())
-    best = restricted(x.T @ x, x.T @ x @ weight.T, keep.T, found.T, steps=200, tolerance=0).T
+    best = restrict(x.T @ x, x.T @ x @ weight.T, keep.T, found.T, steps=200, tolerance=0).T
     assert loss(weight, best, x) <= loss(weight, found, x) < loss(weight, weight * keep, x)
 
 
@@ -69,7 +69,7 @@ def test_the_restricted_answer_is_that_of_each_row_alone() -> None:
     weight, x = problem_of()
     keep, gram = unstructured(weight), x.T @ x
     start = torch.zeros_like(weight.T)
-    found = restricted(gram, gram @ weight.T, keep.T, start, steps=200, tolerance=0)
+    found = restrict(gram, gram @ weight.T, keep.T, start, steps=200, tolerance=0)
     for row, kept in enumerate(keep):
         alone = torch.linalg.lstsq(x[:, kept], x @ weight[row]).solution
         torch.testing.assert_close(found[kept, row], alone, rtol=1e-6, atol=1e-8)
@@ -81,7 +81,7 @@ def test_more_steps_are_never_worse_than_where_they_began(steps: int) -> None:
     weight, x = problem_of()
     keep, gram = unstructured(weight), x.T @ x
     start = obs_update(weight, gram, keep).T
-    found = restricted(gram, gram @ weight.T, keep.T, start, steps=steps)
+    found = restrict(gram, gram @ weight.T, keep.T, start, steps=steps)
     assert loss(weight, found.T, x) <= loss(weight, start.T, x) * (1 + 1e-12)
 
 

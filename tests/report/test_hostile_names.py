@@ -15,7 +15,7 @@ from torch import nn
 
 from nervure import Cut, Drop, Keep, Mask, Plan, connectivity, trace
 from nervure.export.card import Card
-from nervure.markup import code, code_block, html, listing, markdown, printable, table
+from nervure.markup import code, code_block, escape_markdown, html, listing, printable, table
 from nervure.report import Point, Report, Row, Width, circuit_picture, graph_page, to_html, to_markdown
 from nervure.report import connectivity_page as circuit_page
 from nervure.report.charts import file_names
@@ -81,12 +81,14 @@ class Tags(HTMLParser):
 @given(NAMES)
 def test_markdown_shows_a_name_as_it_is_written_wherever_it_stands(name: str) -> None:
     shown = [printable(name).strip()]
-    assert words(f"x {markdown(name)}") == [f"x {shown[0]}".strip()] and shape(f"x {markdown(name)}") == shape("x a")
-    if markdown(name):
+    assert words(f"x {escape_markdown(name)}") == [f"x {shown[0]}".strip()] and shape(
+        f"x {escape_markdown(name)}"
+    ) == shape("x a")
+    if escape_markdown(name):
         for form in ("{}", "- {}", "- {}: b", "1. {}", "> {}", "## x {}", "x, {}: y"):
-            assert shape(form.format(markdown(name))) == shape(form.format(HARMLESS)), form
-        assert words(markdown(name)) == words(f"- {markdown(name)}") == shown
-    assert not re.search(r"(?<!\\)(?:\\\\)*://|(?i:www)(?<!\\)(?:\\\\)*\.|(?<!\\)(?:\\\\)*@", markdown(name))
+            assert shape(form.format(escape_markdown(name))) == shape(form.format(HARMLESS)), form
+        assert words(escape_markdown(name)) == words(f"- {escape_markdown(name)}") == shown
+    assert not re.search(r"(?<!\\)(?:\\\\)*://|(?i:www)(?<!\\)(?:\\\\)*\.|(?<!\\)(?:\\\\)*@", escape_markdown(name))
 
 
 @given(NAMES, NAMES)

@@ -22,7 +22,7 @@ from nervure.report.charts import line_chart, nice_ticks, slug
 from nervure.report.connectivity import limits, matrices
 from nervure.report.rewiring import event_lines, events_chart, similarity_chart
 from nervure.report.shift import picture_uri
-from nervure.report.tables import comparison, pinned, speed, stays
+from nervure.report.tables import comparison, pinned_groups, speed, stays
 from nervure.zoo import build
 
 NASTY = "<script>alert(1)</script> & | `x`"
@@ -205,7 +205,7 @@ def test_what_was_not_measured_is_left_open_in_the_comparison() -> None:
 
 def test_pinned_groups_are_gathered_by_their_reason() -> None:
     widths = (Width("a", 2, 2, "output"), Width("b", 2, 2, "output"), Width("c", 1, 1, "a single unit"))
-    assert pinned(report(widths=widths)) == {"output": ("a", "b"), "a single unit": ("c",)}
+    assert pinned_groups(report(widths=widths)) == {"output": ("a", "b"), "a single unit": ("c",)}
 
 
 @given(st.lists(st.tuples(st.integers(1, 50), st.floats(-1e6, 1e6)), min_size=1, max_size=20))

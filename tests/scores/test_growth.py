@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from nervure.budget.rewiring import Ramp, spared, thickened, thinned
+from nervure.budget.rewiring import Ramp, drop_weakest, grow_best, protected_connections
 from nervure.errors import ScoreError
 from nervure.scores.dropping import DROPS
 from nervure.scores.growth import GROWTH, Ask, Reading, wants_of
-from nervure.scores.sites import Site, drawn, noise
+from nervure.scores.sites import Site, draw_scores, noise
 
 KNOWN = [0.10360976016952017, 0.41363494068229967]
 
@@ -31,7 +31,7 @@ def ask(count: int = 1, seed: int = 0, **reading: Any) -> Ask:
 def grown(rule: str, layer: Site, count: int, asked: Ask) -> set[tuple[int, int]]:
     """The places (output, input) that a rule takes."""
     scores = {"w": GROWTH[rule](layer, asked)}
-    masks = thickened([layer], {"w": layer.mask}, scores, {"w": layer.count() + count})
+    masks = grow_best([layer], {"w": layer.mask}, scores, {"w": layer.count() + count})
     new = (masks["w"] & ~layer.mask)[:, :, 0]
     return {(int(o), int(i)) for o, i in new.nonzero()}
 
@@ -55,7 +55,7 @@ def test_the_same_seed_step_and_name_draw_the_same_everywhere() -> None:
 
 def test_gumbel_noise_draws_in_proportion() -> None:
     odds = torch.tensor([0.1, 0.2, 0.7], dtype=torch.float64)
-    firsts = [int(drawn(odds.log(), noise(seed, 0, "")).argmax()) for seed in range(2000)]
+    firsts = [int(draw_scores(odds.log(), noise(seed, 0, "")).argmax()) for seed in range(2000)]
     shares = torch.bincount(torch.tensor(firsts), minlength=3) / 2000
     assert torch.allclose(shares.double(), odds, atol=0.03)
 
@@ -139,8 +139,8 @@ def test_gradients_choose_among_the_candidates_of_the_strategy() -> None:
 
 
 def kept(rule: str, layer: Site, keep: int, **options: Any) -> set[tuple[int, int]]:
-    spare = {"w": spared(layer, grace=0, lifelines=False, **options)}
-    masks = thinned([layer], {"w": DROPS[rule](layer, noise(0, 0, "w"))}, spare, {"w": keep})
+    spare = {"w": protected_connections(layer, grace=0, lifelines=False, **options)}
+    masks = drop_weakest([layer], {"w": DROPS[rule](layer, noise(0, 0, "w"))}, spare, {"w": keep})
     return {(int(o), int(i)) for o, i in masks["w"][:, :, 0].nonzero()}
 
 
@@ -162,11 +162,11 @@ def test_by_sign_the_same_share_of_positive_and_negative_weights_goes() -> None:
 
 def test_the_young_and_the_last_of_an_output_are_spared() -> None:
     layer = site([[0.1, 5.0], [0.2, 0.3]], age=[[1, 9], [9, 9]])
-    assert spared(layer, grace=1, lifelines=False)[:, :, 0].tolist() == [[True, False], [False, False]]
-    assert spared(layer, grace=0, lifelines=True)[:, :, 0].tolist() == [[False, True], [False, True]]
+    assert protected_connections(layer, grace=1, lifelines=False)[:, :, 0].tolist() == [[True, False], [False, False]]
+    assert protected_connections(layer, grace=0, lifelines=True)[:, :, 0].tolist() == [[False, True], [False, True]]
     scores = {"w": layer.weight.abs()}
     # More is spared than may stay: just these stay.
-    masks = thinned([layer], scores, {"w": spared(layer, grace=1, lifelines=True)}, 1)
+    masks = drop_weakest([layer], scores, {"w": protected_connections(layer, grace=1, lifelines=True)}, 1)
     assert masks["w"][:, :, 0].tolist() == [[True, True], [False, True]]
 
 
@@ -176,7 +176,7 @@ def test_kernels_are_whole_and_cost_what_they_hold() -> None:
     layer = Site("w", weight, weight != 0, torch.full(weight.shape, 3), gradient=torch.ones(2, 3, 4)).in_kernels()
     assert layer.mask[:, :, 0].tolist() == [[True, False, False], [False] * 3] and layer.count() == 4
     assert float(layer.weight[0, 0]) == pytest.approx(math.sqrt(5)) and float(layer.gradient[1, 1]) == 2.0  # type: ignore[index]
-    masks = thickened([layer], {"w": layer.mask}, {"w": torch.arange(6.0).reshape(2, 3, 1)}, 11)
+    masks = grow_best([layer], {"w": layer.mask}, {"w": torch.arange(6.0).reshape(2, 3, 1)}, 11)
     # Eleven weights pay for two kernels.
     assert int(masks["w"].sum()) == 2 and bool(masks["w"][1, 2])
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from nervure.scores.guidance import combined, judged, matched, ranks
+from nervure.scores.guidance import combine_scores, match_ranks, ranks, score_companion
 
 DIRECT = torch.tensor([[4.0, 1.0], [3.0, 2.0]])
 GUIDE = torch.tensor([[0.1, 0.4], [0.3, 0.2]])
@@ -15,39 +15,39 @@ def best(scores: Tensor, count: int) -> set[int]:
 
 def test_pure_and_split_are_connectivity() -> None:
     for mode in ("pure", "split"):
-        assert torch.equal(combined(DIRECT, GUIDE, mode), GUIDE)
+        assert torch.equal(combine_scores(DIRECT, GUIDE, mode), GUIDE)
 
 
 def test_the_product_is_relative_to_the_mean_connectivity() -> None:
     expected = torch.tensor([[1.6, 1.6], [3.6, 1.6]])
-    torch.testing.assert_close(combined(DIRECT, GUIDE, "product"), expected)
-    torch.testing.assert_close(combined(DIRECT, 7 * GUIDE, "product"), expected)
+    torch.testing.assert_close(combine_scores(DIRECT, GUIDE, "product"), expected)
+    torch.testing.assert_close(combine_scores(DIRECT, 7 * GUIDE, "product"), expected)
 
 
 def test_the_union_of_the_best_is_best_by_the_larger_rank() -> None:
     # By magnitude 0 then 2, by connectivity 1 then 2.
-    scores = combined(DIRECT, GUIDE, "union")
+    scores = combine_scores(DIRECT, GUIDE, "union")
     assert best(scores, 2) == {0} | {1}
     assert best(scores, 3) == {0, 2} | {1, 2}
 
 
 def test_the_intersection_of_the_best_is_best_by_the_smaller_rank() -> None:
-    scores = combined(DIRECT, GUIDE, "intersection")
+    scores = combine_scores(DIRECT, GUIDE, "intersection")
     assert best(scores, 1) == {0, 2} & {1, 2}
     assert best(scores, 2) == {0, 2, 3} & {1, 2, 3}
 
 
 def test_a_mix_goes_from_connectivity_to_magnitude() -> None:
     for alpha, alone in ((0.0, GUIDE), (1.0, DIRECT)):
-        order = combined(DIRECT, GUIDE, "mix", alpha).flatten().argsort()
+        order = combine_scores(DIRECT, GUIDE, "mix", alpha).flatten().argsort()
         assert torch.equal(order, alone.flatten().argsort())
-    torch.testing.assert_close(combined(DIRECT, GUIDE, "mix"), (ranks(DIRECT) * ranks(GUIDE)).sqrt())
+    torch.testing.assert_close(combine_scores(DIRECT, GUIDE, "mix"), (ranks(DIRECT) * ranks(GUIDE)).sqrt())
 
 
 def test_what_has_no_weight_left_scores_nothing() -> None:
     direct = torch.tensor([[0.0, 1.0]])
     for mode in ("pure", "split", "product", "mix", "union", "intersection"):
-        scores = combined(direct, torch.tensor([[0.9, 0.1]]), mode)
+        scores = combine_scores(direct, torch.tensor([[0.9, 0.1]]), mode)
         assert scores[0, 0] == 0
         assert scores[0, 1] > 0
 
@@ -56,18 +56,18 @@ def test_structured_criteria_put_whole_rows_and_columns_first() -> None:
     # The last column by itself is highest, the first row on the whole.
     guide = torch.tensor([[0.5, 0.5, 0.6], [0.0, 0.1, 0.9]])
     generator = torch.Generator()
-    assert best(judged(guide, "rows", generator), 3) == {0, 1, 2}
-    assert best(judged(guide, "columns", generator), 2) == {2, 5}
-    assert torch.equal(judged(guide, "magnitude", generator), guide)
+    assert best(score_companion(guide, "rows", generator), 3) == {0, 1, 2}
+    assert best(score_companion(guide, "columns", generator), 2) == {2, 5}
+    assert torch.equal(score_companion(guide, "magnitude", generator), guide)
 
 
 def test_a_lot_knows_only_its_seed() -> None:
-    draws = [judged(guide, "random", torch.Generator().manual_seed(3)) for guide in (GUIDE, 1 - GUIDE)]
+    draws = [score_companion(guide, "random", torch.Generator().manual_seed(3)) for guide in (GUIDE, 1 - GUIDE)]
     assert torch.equal(*draws)
-    assert not torch.equal(draws[0], judged(GUIDE, "random", torch.Generator().manual_seed(4)))
+    assert not torch.equal(draws[0], score_companion(GUIDE, "random", torch.Generator().manual_seed(4)))
 
 
 def test_matching_keeps_the_values_of_one_and_the_order_of_the_other() -> None:
-    found = matched(GUIDE, DIRECT)
+    found = match_ranks(GUIDE, DIRECT)
     assert torch.equal(found.flatten().sort().values, DIRECT.flatten().sort().values)
     assert torch.equal(found.flatten().argsort(), GUIDE.flatten().argsort())

@@ -370,7 +370,7 @@ def wrong_of(model: nn.Module, x: Tensor) -> Pruned:
 def test_a_plan_of_ones_own_that_is_wrong_is_told_what_part_of_it_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
     model, x = seeded(Turned), noise(5, 4)
     found = wrong_of(model, x)
-    drawn, checker = nervure.tracing.traced(model, x, (), None)
+    drawn, checker = nervure.tracing.trace_and_check(model, x, (), None)
     drawn.graph = found.graph
     monkeypatch.setattr(sys.modules["nervure.prune"], "traced", lambda *args, **options: (drawn, checker))
     with pytest.raises(VerificationError, match="To blame: 'b': it differs.*other 1 of 2 edits") as caught:

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from nervure.errors import ArgumentError, DataError, FileError
 from nervure.evaluation import evaluate
-from nervure.training import History, cross_entropy, distilled, label_smoothing, masks_of, train
+from nervure.training import History, cross_entropy, label_smoothing, masks_of, train, with_distillation
 
 quiet = partial(train, progress=False)
 
@@ -288,13 +288,13 @@ def test_objectives_are_the_formulas_they_say():
     t = 3.0
     divergence = F.kl_div((model(x) / t).log_softmax(1), (teacher(x) / t).softmax(1), reduction="batchmean")
     expected = 0.7 * F.cross_entropy(model(x), y) + 0.3 * t * t * divergence
-    assert torch.allclose(distilled(cross_entropy, teacher, 0.3, t)(model, (x, y)), expected)
+    assert torch.allclose(with_distillation(cross_entropy, teacher, 0.3, t)(model, (x, y)), expected)
 
 
 def test_distillation_runs_the_model_once_and_leaves_the_teacher_alone():
     model, teacher = network(), network(seed=1).train()
     before = weights(teacher)
-    quiet(model, blobs(batches=4), objective=distilled(label_smoothing(0.1), teacher))
+    quiet(model, blobs(batches=4), objective=with_distillation(label_smoothing(0.1), teacher))
     assert model[1].num_batches_tracked == 4
     assert same(weights(teacher), before) and teacher[3].training
     assert all(p.grad is None for p in teacher.parameters()) and not model._forward_hooks
@@ -304,7 +304,7 @@ def test_a_student_learns_from_a_teacher_without_labels():
     teacher, student = network(), network(seed=3)
     quiet(teacher, blobs(), epochs=5)
     wrong = [(x, torch.zeros_like(y)) for x, y in blobs()]
-    quiet(student, wrong, epochs=8, objective=distilled(cross_entropy, teacher, weight=1.0))
+    quiet(student, wrong, epochs=8, objective=with_distillation(cross_entropy, teacher, weight=1.0))
     assert evaluate(student, blobs(seed=2), progress=False).accuracy > 0.9
 
 
@@ -313,20 +313,20 @@ def test_wrapped_objectives_check_labels_before_any_step_too():
     data[-1][1][0] = 7
     steps = []
     with pytest.raises(DataError, match="label 7"):
-        quiet(network(), data, objective=distilled(label_smoothing(0.1), network()), hooks=[steps.append])
+        quiet(network(), data, objective=with_distillation(label_smoothing(0.1), network()), hooks=[steps.append])
     assert not steps
 
 
 def test_objectives_out_of_range_are_refused():
     for make in (
         lambda: label_smoothing(1.0),
-        lambda: distilled(cross_entropy, network(), 2.0, 1.0),
-        lambda: distilled(cross_entropy, network(), 0.5, 0.0),
+        lambda: with_distillation(cross_entropy, network(), 2.0, 1.0),
+        lambda: with_distillation(cross_entropy, network(), 0.5, 0.0),
     ):
         with pytest.raises(ArgumentError):
             make()
     with pytest.raises(ArgumentError, match="same classes"):
-        distilled(cross_entropy, network(classes=5))(network(), blobs(1)[0])
+        with_distillation(cross_entropy, network(classes=5))(network(), blobs(1)[0])
 
 
 # Interruption

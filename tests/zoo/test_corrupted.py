@@ -44,7 +44,7 @@ def test_severities_lie_one_after_the_other(arrays, clean):
     found = zoo.load_corrupted(arrays, clean, batch_size=4)
     assert list(found) == [(name, s) for name in ("contrast", "fog") for s in (1, 2, 3, 4, 5)]
     (first, first_labels), (second, second_labels) = found["fog", 3]
-    expected = clean.normalised(torch.from_numpy(pictures(0)[2 * COUNT : 3 * COUNT]).permute(0, 3, 1, 2))
+    expected = clean.normalise(torch.from_numpy(pictures(0)[2 * COUNT : 3 * COUNT]).permute(0, 3, 1, 2))
     assert torch.equal(torch.cat([first, second]), expected)
     assert torch.cat([first_labels, second_labels]).tolist() == [0, 1, 2, 3, 0, 1]
 
@@ -86,7 +86,7 @@ def test_a_sample_is_the_same_for_every_corruption(arrays, clean):
         ((images, labels),) = batches
         assert sorted(labels.tolist()) == [0, 0, 1, 1]
         whole = pictures({"fog": 0, "contrast": 1}[name])[(severity - 1) * COUNT : severity * COUNT]
-        every = clean.normalised(torch.from_numpy(whole).permute(0, 3, 1, 2))
+        every = clean.normalise(torch.from_numpy(whole).permute(0, 3, 1, 2))
         seen[name, severity] = [int((every == one).flatten(1).all(1).nonzero()) for one in images]
     assert len({tuple(places) for places in seen.values()}) == 1
 
@@ -96,7 +96,7 @@ def test_files_in_folders_of_classes(folders, clean):
     ((images, labels),) = found["fog", 2]
     assert labels.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
     expected = torch.from_numpy(pictures(200 + 10 * 2 + 1, 1)).permute(0, 3, 1, 2)
-    assert torch.equal(images[5:6], clean.normalised(expected))
+    assert torch.equal(images[5:6], clean.normalise(expected))
 
 
 def test_classes_come_in_the_order_that_is_given_or_written(folders, clean):

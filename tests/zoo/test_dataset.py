@@ -6,7 +6,7 @@ import torch
 
 from nervure.errors import ArgumentError, DataError
 from nervure.zoo.data import Split, assemble, fake
-from nervure.zoo.dataset import epoch_generator, shifted
+from nervure.zoo.dataset import epoch_generator, random_crop
 from nervure.zoo.draw import draw_fraction, first_per_class
 
 
@@ -143,7 +143,7 @@ def test_an_augmented_image_is_a_shifted_perhaps_mirrored_original():
     padded = torch.nn.functional.pad(image, (1, 1, 1, 1))
     windows = [padded[..., i : i + 8, j : j + 8] for i in range(3) for j in range(3)]
     candidates = torch.cat(windows + [window.flip(-1) for window in windows])
-    made = shifted(image.expand(300, -1, -1, -1), epoch_generator(0, 0), flip=True)
+    made = random_crop(image.expand(300, -1, -1, -1), epoch_generator(0, 0), flip=True)
     equal = (made[:, None] == candidates[None]).flatten(2).all(2)
     assert equal.any(1).all()
     assert equal.any(0).all()
@@ -152,7 +152,7 @@ def test_an_augmented_image_is_a_shifted_perhaps_mirrored_original():
 def test_images_are_not_mirrored_where_that_would_change_the_label():
     image = torch.zeros(1, 1, 16, 16, dtype=torch.uint8)
     image[..., :5] = 200
-    made = shifted(image.expand(100, -1, -1, -1), epoch_generator(0, 0), flip=False)
+    made = random_crop(image.expand(100, -1, -1, -1), epoch_generator(0, 0), flip=False)
     assert (made[..., 8:] == 0).all()
 
 

@@ -13,14 +13,14 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from nervure.check import checked, nearest, require_choice, shown
+from nervure.check import checked, nearest, require_choice, show_value
 from nervure.errors import ArgumentError, DataError
 from nervure.evaluation.corruptions import blur, digital, geometry, noise, weather
 from nervure.evaluation.corruptions.chance import image_keys
 from nervure.evaluation.corruptions.strengths import Strength, strength
 from nervure.schema import Seed
 
-__all__ = ["CORRUPTIONS", "GROUPS", "HELD_OUT", "SEVERITIES", "SHIFTS", "chosen", "corrupt"]
+__all__ = ["CORRUPTIONS", "GROUPS", "HELD_OUT", "SEVERITIES", "SHIFTS", "expand_names", "corrupt"]
 
 Corruption = Callable[[Tensor, Tensor, Strength], Tensor]
 
@@ -93,7 +93,7 @@ def corrupt(images: Tensor, name: str, severity: int, *, seed: Seed = 0, family:
     return torch.cat(parts).to(images.dtype)
 
 
-def chosen(shift: str | Iterable[str]) -> tuple[str, ...]:
+def expand_names(shift: str | Iterable[str]) -> tuple[str, ...]:
     """Names that a user's choice stands for: "all" (the 19), a kind ("noise", "blur", ...), names, or a mix of them.
 
     Raises:
@@ -145,5 +145,5 @@ def _range_hint(low: float, high: float) -> str:
 def _require_name(name: str) -> str:
     known = (*CORRUPTIONS, *SHIFTS)
     if name not in known:
-        raise ArgumentError(f"corruption {shown(name)} is unknown.{nearest(name, known, listed=True)}")
+        raise ArgumentError(f"corruption {show_value(name)} is unknown.{nearest(name, known, listed=True)}")
     return name

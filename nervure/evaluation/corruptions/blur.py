@@ -13,7 +13,7 @@ ZOOM_STEP = 0.01
 def defocus_blur(images: Tensor, keys: Tensor, by: Strength) -> Tensor:
     """Spread every point over a disk, as a lens out of focus does."""
     radius, sigma = by.numbers
-    return resample.filtered(images, resample.disk(radius * by.scale, sigma))
+    return resample.filter_by(images, resample.disk(radius * by.scale, sigma))
 
 
 def gaussian_blur(images: Tensor, keys: Tensor, by: Strength) -> Tensor:
@@ -52,4 +52,4 @@ def motion_blur(images: Tensor, keys: Tensor, by: Strength) -> Tensor:
 def zoom_blur(images: Tensor, keys: Tensor, by: Strength) -> Tensor:
     """Mean of the picture and its magnifications, as when the lens is zoomed during the exposure."""
     steps = round((by.number - 1) / ZOOM_STEP)
-    return resample.zoomed(images, [1 + step * ZOOM_STEP for step in range(steps + 1)])
+    return resample.zoom(images, [1 + step * ZOOM_STEP for step in range(steps + 1)])

@@ -21,11 +21,11 @@ def image_keys(images: Tensor, *salt: int | str) -> Tensor:
     """One 64-bit number for each picture, from its content rounded to 1/255 and from ``salt``: int64 [images]."""
     levels = (images.detach().float() * 255).round().to(torch.int64).flatten(1)
     places = torch.arange(1, levels.shape[1] + 1, device=images.device, dtype=torch.int64)
-    keys = (levels * (mixed(places * GOLDEN) | 1)).sum(1)
+    keys = (levels * (mix_bits(places * GOLDEN) | 1)).sum(1)
     for part in salt:
         number = zlib.crc32(part.encode()) if isinstance(part, str) else int(part)
-        keys = mixed(keys ^ mixed(torch.tensor(number + 1, device=images.device) * GOLDEN))
-    return mixed(keys)
+        keys = mix_bits(keys ^ mix_bits(torch.tensor(number + 1, device=images.device) * GOLDEN))
+    return mix_bits(keys)
 
 
 def uniform(keys: Tensor, *shape: int, stream: int = 0) -> Tensor:
@@ -46,23 +46,23 @@ def between(keys: Tensor, low: float, high: float, *shape: int, stream: int = 0)
     return uniform(keys, *shape, stream=stream) * (high - low) + low
 
 
-def mixed(numbers: Tensor) -> Tensor:
+def mix_bits(numbers: Tensor) -> Tensor:
     """Finaliser of SplitMix64: a bijection of 64 bits that leaves no pattern."""
-    numbers = (numbers ^ _shifted(numbers, 30)) * FIRST
-    numbers = (numbers ^ _shifted(numbers, 27)) * SECOND
-    return numbers ^ _shifted(numbers, 31)
+    numbers = (numbers ^ _shift(numbers, 30)) * FIRST
+    numbers = (numbers ^ _shift(numbers, 27)) * SECOND
+    return numbers ^ _shift(numbers, 31)
 
 
 def _bits(keys: Tensor, shape: tuple[int, ...], stream: int) -> Tensor:
-    own = mixed(keys ^ mixed(torch.tensor(stream + 1, device=keys.device) * SECOND))
+    own = mix_bits(keys ^ mix_bits(torch.tensor(stream + 1, device=keys.device) * SECOND))
     places = torch.arange(1, math.prod(shape) + 1, device=keys.device, dtype=torch.int64) * GOLDEN
-    return mixed(own[:, None] + places).view(len(keys), *shape)
+    return mix_bits(own[:, None] + places).view(len(keys), *shape)
 
 
 def _fraction(bits: Tensor) -> Tensor:
-    return _shifted(bits, 40).to(torch.float32).mul_(2.0**-24)
+    return _shift(bits, 40).to(torch.float32).mul_(2.0**-24)
 
 
-def _shifted(numbers: Tensor, by: int) -> Tensor:
+def _shift(numbers: Tensor, by: int) -> Tensor:
     # ``>>`` copies the sign of an int64 into the upper bits; the mask takes it away.
     return (numbers >> by) & ((1 << (64 - by)) - 1)

@@ -14,7 +14,7 @@ def luminance(images: Tensor) -> Tensor:
     return (images * torch.tensor(LUMA, device=images.device).view(1, 3, 1, 1)).sum(1, keepdim=True)
 
 
-def painted(colour: tuple[float, float, float], images: Tensor) -> Tensor:
+def paint_channels(colour: tuple[float, float, float], images: Tensor) -> Tensor:
     """A colour in the channels of ``images``: itself, or its luminance; [1, channels, 1, 1]."""
     paint = torch.tensor(colour, device=images.device).view(1, 3, 1, 1)
     return luminance(paint) if images.shape[1] == 1 else paint
@@ -31,7 +31,7 @@ def with_value(images: Tensor, wanted: Tensor) -> Tensor:
     return torch.where(now > 0, images * (wanted / now.clamp(min=1e-12)), wanted)
 
 
-def saturated(images: Tensor, factor: float, offset: float) -> Tensor:
+def saturate(images: Tensor, factor: float, offset: float) -> Tensor:
     """The same hue and value at ``saturation * factor + offset``, clipped to [0, 1]; greys turn to red."""
     top, low = value(images), images.amin(1, keepdim=True)
     spread = top - low

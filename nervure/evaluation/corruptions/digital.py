@@ -50,7 +50,7 @@ def saturate(images: Tensor, keys: Tensor, by: Strength) -> Tensor:
     if images.shape[1] == 1:
         return images * GREY_GAIN[by.severity - 1]
     factor, offset = by.numbers
-    return colours.saturated(images, factor, offset)
+    return colours.saturate(images, factor, offset)
 
 
 def pixelate(images: Tensor, keys: Tensor, by: Strength) -> Tensor:
@@ -59,7 +59,7 @@ def pixelate(images: Tensor, keys: Tensor, by: Strength) -> Tensor:
     for axis in (2, 3):
         side = images.shape[axis]
         small = max(1, int(side * by.number))
-        coarse = (resample.stretched(small, side) @ resample.boxed(side, small)).to(images)
+        coarse = (resample.stretch(small, side) @ resample.box(side, small)).to(images)
         result = torch.einsum("ps,...s->...p", coarse, result.movedim(axis, -1)).movedim(-1, axis)
     return result
 
@@ -68,12 +68,12 @@ def elastic_transform(images: Tensor, keys: Tensor, by: Strength) -> Tensor:
     """Jitter three corners of a triangle (an affine map), then move pixels by a smooth random field."""
     strength, smoothness, jitter = by.numbers
     side = min(images.shape[-2:])
-    rows, columns = _jittered(images, keys, jitter * side)
+    rows, columns = _jitter(images, keys, jitter * side)
     if strength > 0:
         field = between(keys, -1, 1, 2, *images.shape[-2:], stream=1)
         field = strength * side * resample.gaussian_blur(field, min(smoothness * side, side / 4))
         rows, columns = rows + field[:, 0], columns + field[:, 1]
-    return resample.sampled(images, rows, columns)
+    return resample.sample(images, rows, columns)
 
 
 def jpeg_compression(images: Tensor, keys: Tensor, by: Strength) -> Tensor:
@@ -82,16 +82,16 @@ def jpeg_compression(images: Tensor, keys: Tensor, by: Strength) -> Tensor:
     The entropy coding that follows loses nothing, so it is left out.
     """
     if images.shape[1] == 1:
-        return _coded(images * 255, LUMINANCE, by.number) / 255
+        return _quantise_blocks(images * 255, LUMINANCE, by.number) / 255
     height, width = images.shape[-2:]
     bright, colour = colours.to_luma(images * 255)
     halved = F.avg_pool2d(F.pad(colour, (0, width % 2, 0, height % 2), mode="replicate"), 2)
-    halved = _coded(halved, CHROMINANCE, by.number)
+    halved = _quantise_blocks(halved, CHROMINANCE, by.number)
     colour = halved.repeat_interleave(2, 2).repeat_interleave(2, 3)[..., :height, :width]
-    return colours.from_luma(_coded(bright, LUMINANCE, by.number), colour) / 255
+    return colours.from_luma(_quantise_blocks(bright, LUMINANCE, by.number), colour) / 255
 
 
-def _jittered(images: Tensor, keys: Tensor, far: float) -> tuple[Tensor, Tensor]:
+def _jitter(images: Tensor, keys: Tensor, far: float) -> tuple[Tensor, Tensor]:
     """Where each pixel is read after three anchors moved by up to ``far`` pixels: rows and columns."""
     rows, columns = resample.places(images)
     height, width = images.shape[-2:]
@@ -108,7 +108,7 @@ def _jittered(images: Tensor, keys: Tensor, far: float) -> tuple[Tensor, Tensor]
     return read[0], read[1]
 
 
-def _coded(planes: Tensor, table: tuple[tuple[int, ...], ...], quality: float) -> Tensor:
+def _quantise_blocks(planes: Tensor, table: tuple[tuple[int, ...], ...], quality: float) -> Tensor:
     """Round the cosine coefficients of every 8 x 8 block of planes in 0..255 to multiples of the scaled table."""
     height, width = planes.shape[-2:]
     padded = F.pad(planes, (0, -width % BLOCK, 0, -height % BLOCK), mode="replicate").round() - 128

@@ -11,7 +11,7 @@ from nervure.evaluation.corruptions.strengths import Strength
 def rotate(images: Tensor, keys: Tensor, by: Strength) -> Tensor:
     """Turn about the middle, left or right by lot."""
     angle = torch.deg2rad(by.number * _sign(uniform(keys)))
-    return _mapped(images, torch.cos(angle), torch.sin(angle), torch.zeros_like(angle), torch.zeros_like(angle))
+    return _warp(images, torch.cos(angle), torch.sin(angle), torch.zeros_like(angle), torch.zeros_like(angle))
 
 
 def translate(images: Tensor, keys: Tensor, by: Strength) -> Tensor:
@@ -19,13 +19,13 @@ def translate(images: Tensor, keys: Tensor, by: Strength) -> Tensor:
     far = 2 * by.number * _sign(uniform(keys))
     across = uniform(keys, stream=1) < 0.5
     none = torch.zeros_like(far)
-    return _mapped(images, none + 1, none, torch.where(across, far, none), torch.where(across, none, far))
+    return _warp(images, none + 1, none, torch.where(across, far, none), torch.where(across, none, far))
 
 
 def scale(images: Tensor, keys: Tensor, by: Strength) -> Tensor:
     """Shrink towards the middle."""
     one = torch.ones(len(images), device=images.device)
-    return _mapped(images, one / by.number, 0 * one, 0 * one, 0 * one)
+    return _warp(images, one / by.number, 0 * one, 0 * one, 0 * one)
 
 
 def invert(images: Tensor, keys: Tensor, by: Strength) -> Tensor:
@@ -37,7 +37,7 @@ def _sign(lots: Tensor) -> Tensor:
     return torch.where(lots < 0.5, -1.0, 1.0)
 
 
-def _mapped(images: Tensor, cosine: Tensor, sine: Tensor, across: Tensor, down: Tensor) -> Tensor:
+def _warp(images: Tensor, cosine: Tensor, sine: Tensor, across: Tensor, down: Tensor) -> Tensor:
     height, width = images.shape[-2:]
     # Coordinates run from -1 to 1 on both axes: the ratio of the sides keeps a turn a turn.
     first = torch.stack((cosine, -sine * (height / width), across), -1)

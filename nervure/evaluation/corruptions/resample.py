@@ -9,7 +9,7 @@ from torch.nn import functional as F
 REACH = 4.0  # a Gaussian is cut off at so many standard deviations
 
 
-def filtered(images: Tensor, kernel: Tensor) -> Tensor:
+def filter_by(images: Tensor, kernel: Tensor) -> Tensor:
     """Convolve every channel with ``kernel`` [height, width] (odd sides); the border repeats outwards."""
     down, across = (side // 2 for side in kernel.shape)
     channels = images.shape[1]
@@ -22,7 +22,7 @@ def gaussian_blur(images: Tensor, sigma: float) -> Tensor:
     if sigma <= 0:
         return images
     weights = gaussian(sigma, max(1, math.ceil(REACH * sigma)))
-    return filtered(filtered(images, weights[None, :]), weights[:, None])
+    return filter_by(filter_by(images, weights[None, :]), weights[:, None])
 
 
 def gaussian(sigma: float, radius: int) -> Tensor:
@@ -45,7 +45,7 @@ def disk(radius: float, sigma: float) -> Tensor:
     return smooth / smooth.sum()
 
 
-def sampled(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+def sample(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """Read images at fractional places, bilinearly; beyond the border the nearest pixel is read.
 
     Args:
@@ -85,13 +85,13 @@ def motion_blur(images: Tensor, radius: float, sigma: float, degrees: Tensor) ->
     result = weights[0] * images
     for step in range(1, steps + 1):
         far = step * radius / steps
-        result = result + weights[step] * sampled(
+        result = result + weights[step] * sample(
             images, rows + far * torch.sin(angle), columns + far * torch.cos(angle)
         )
     return result
 
 
-def zoomed(images: Tensor, factors: list[float]) -> Tensor:
+def zoom(images: Tensor, factors: list[float]) -> Tensor:
     """Mean over ``factors`` of the centre of the images, magnified so many times (bilinear, same size)."""
     height, width = images.shape[-2:]
     result = torch.zeros_like(images)
@@ -108,7 +108,7 @@ def magnifier(side: int, factor: float) -> Tensor:
     return 1 - (wanted[:, None] - torch.arange(side, dtype=torch.float32)[None, :]).abs().clamp(max=1)
 
 
-def boxed(side: int, small: int) -> Tensor:
+def box(side: int, small: int) -> Tensor:
     """Matrix [small, side]: each new pixel is the mean of the part of the line that it covers."""
     edges = torch.arange(small + 1, dtype=torch.float32) * (side / small)
     cells = torch.arange(side, dtype=torch.float32)
@@ -117,7 +117,7 @@ def boxed(side: int, small: int) -> Tensor:
     return overlap / overlap.sum(1, keepdim=True)
 
 
-def stretched(small: int, side: int) -> Tensor:
+def stretch(small: int, side: int) -> Tensor:
     """Matrix [side, small]: each pixel repeats the small one in which its centre lies."""
     source = ((torch.arange(side, dtype=torch.float32) + 0.5) * (small / side)).floor().long().clamp(max=small - 1)
     return F.one_hot(source, small).float()

@@ -18,7 +18,7 @@ def snow(images: Tensor, keys: Tensor, by: Strength) -> Tensor:
     mean, spread, zoom, threshold, radius, sigma, rest = by.numbers
     height, width = images.shape[-2:]
     noise = mean + spread * normal(keys, 1, height, width)
-    flakes = resample.zoomed(noise, [zoom])
+    flakes = resample.zoom(noise, [zoom])
     flakes = torch.where(flakes < threshold, torch.zeros_like(flakes), flakes).clamp(0, 1)
     angle = between(keys, -135, -45, stream=1)
     flakes = resample.motion_blur(flakes, radius * by.scale, sigma * by.scale, angle)
@@ -38,7 +38,7 @@ def frost(images: Tensor, keys: Tensor, by: Strength) -> Tensor:
         cells = 3 * 2**octave
         field = _smooth(2 * uniform(keys, 1, cells, cells, stream=octave) - 1, height, width)
         crystals += 0.5**octave * (1 - field.abs() * 2).clamp(0, 1) ** 2
-    frosted = (0.05 + 0.9 * crystals).clamp(0, 1) * colours.painted(ICE, images)
+    frosted = (0.05 + 0.9 * crystals).clamp(0, 1) * colours.paint_channels(ICE, images)
     return rest * images + amount * frosted
 
 
@@ -59,11 +59,11 @@ def spatter(images: Tensor, keys: Tensor, by: Strength) -> Tensor:
         cover = (liquid > threshold).to(images.dtype)
         cover = resample.gaussian_blur(cover, strength * max(by.scale, 0.5)).clamp(max=1)
         cover = torch.where(cover < 0.8, cover * cover, cover)
-        return images * (1 - cover) + colours.painted(MUD, images) * cover
+        return images * (1 - cover) + colours.paint_channels(MUD, images) * cover
     drops = torch.where(liquid < threshold, torch.zeros_like(liquid), liquid)
     rim = (drops - resample.gaussian_blur(drops, 1.0)).clamp(min=0)
     cover = (strength * (drops + rim)).clamp(0, 1)
-    return images * (1 - 0.3 * cover) + colours.painted(WATER, images) * cover * 0.7
+    return images * (1 - 0.3 * cover) + colours.paint_channels(WATER, images) * cover * 0.7
 
 
 def _plasma(keys: Tensor, height: int, width: int, decay: float) -> Tensor:

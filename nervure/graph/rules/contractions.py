@@ -209,17 +209,17 @@ def linear(flow: Flow, entry: Entry) -> list[Space]:
     return [flow.store.join(spaces, shape, flow.at())]
 
 
-def blocked(flow: Flow, layers: Sequence[Layer], blocks: int, size: int) -> tuple[list[Layer], list[Layer]]:
+def as_blocks(flow: Flow, layers: Sequence[Layer], blocks: int, size: int) -> tuple[list[Layer], list[Layer]]:
     """Layers of an axis of ``size`` seen as equal blocks: those that tell blocks apart, and those inside them."""
     outer: list[Layer] = []
     inner: list[Layer] = []
-    folded = [Layer(_compressed(x.labels.reshape(blocks, size // blocks)), x.owner) for x in layers]
+    folded = [Layer(_compress(x.labels.reshape(blocks, size // blocks)), x.owner) for x in layers]
     for layer in flow.store.rectangular(folded, flow.at()):
         (outer if layer.support == (0,) else inner).append(Layer(layer.labels.reshape(-1), layer.owner))
     return outer, inner
 
 
-def _compressed(labels: np.ndarray) -> np.ndarray:
+def _compress(labels: np.ndarray) -> np.ndarray:
     from nervure.graph.labels import compress
 
     return compress(labels)
@@ -249,7 +249,7 @@ def convolution(flow: Flow, entry: Entry) -> list[Space]:
         out = flow.layers(w, writes)
         flow.role(out, "writer")
     else:
-        out = _grouped(flow, entry, x, w, groups, transposed)
+        out = _contract_groups(flow, entry, x, w, groups, transposed)
     # A grouped weight has its block layers on axis 0 only, so the product of its two axes counts every block once.
     flow.work(fixed, *[(flow.shape(w)[axis], flow.layers(w, axis)) for axis in (0, 1, *whole)])
     layers = [made(z, 1, rank) for z in out] + [made(z, 0, rank) for z in flow.layers(x, 0)] + through
@@ -281,10 +281,10 @@ def _is_by_place(flow: Flow, entry: Entry, axis: int) -> bool:
     )
 
 
-def _grouped(flow: Flow, entry: Entry, x: Ref, w: Ref, groups: int, transposed: bool) -> list[Layer]:
+def _contract_groups(flow: Flow, entry: Entry, x: Ref, w: Ref, groups: int, transposed: bool) -> list[Layer]:
     channels, wide = flow.shape(x)[1], flow.shape(w)[0]
-    x_blocks, x_inner = blocked(flow, flow.layers(x, 1), groups, channels)
-    w_blocks, w_inner = blocked(flow, flow.layers(w, 0), groups, wide)
+    x_blocks, x_inner = as_blocks(flow, flow.layers(x, 1), groups, channels)
+    w_blocks, w_inner = as_blocks(flow, flow.layers(w, 0), groups, wide)
     meet(flow, x_blocks, w_blocks, groups)
     beside = flow.layers(w, 1)
     if transposed:
@@ -334,7 +334,7 @@ def attention(flow: Flow, entry: Entry) -> list[Space]:
     layers = [made(z, rank - 1, rank) for z in width]
     heads: list[Layer] = []
     for axis in range(rank - 2):
-        stacks = [_repeated(flow.layers(t, axis), flow.shape(t)[axis], flow.shape(q)[axis]) for t in (q, k, v)]
+        stacks = [_repeat_layers(flow.layers(t, axis), flow.shape(t)[axis], flow.shape(q)[axis]) for t in (q, k, v)]
         meet(flow, stacks[0], stacks[1], flow.shape(q)[axis])
         meet(flow, stacks[0] or stacks[1], stacks[2], flow.shape(q)[axis])
         found = stacks[0] or stacks[1] or stacks[2]
@@ -365,7 +365,7 @@ def _attention_work(
     flow.work(fixed, (batch[-1], heads), (wide, width))
 
 
-def _repeated(layers: list[Layer], size: int, wanted: int) -> list[Layer]:
+def _repeat_layers(layers: list[Layer], size: int, wanted: int) -> list[Layer]:
     return layers if size in (1, wanted) else [Layer(np.repeat(z.labels, wanted // size), z.owner) for z in layers]
 
 

@@ -154,14 +154,14 @@ def require_how(how: Any) -> How:
     return how
 
 
-def compiled(name: str, how: How | Chooser) -> Rule:
+def compile_rule(name: str, how: How | Chooser) -> Rule:
     """What a rule does to labels, as the pass over a tape asks it."""
 
     def rule(flow: Flow, entry: Entry) -> Sequence[Space]:
         refs = refs_in((*entry.args, *entry.kwargs.values()))
         try:
             chosen = how if isinstance(how, How) else require_how(how(_operation(flow, entry, refs)))
-            return _applied(chosen, flow, entry, refs)
+            return _apply_rule(chosen, flow, entry, refs)
         except ArgumentError as error:
             raise TraceError(f"the rule given for {name!r} does not fit at {flow.at()}: {error}") from error
 
@@ -169,17 +169,17 @@ def compiled(name: str, how: How | Chooser) -> Rule:
 
 
 def _operation(flow: Flow, entry: Entry, refs: Sequence[Ref]) -> Operation:
-    def shown(value: Any) -> Any:
+    def show(value: Any) -> Any:
         if isinstance(value, Ref):
             return flow.shape(value)
-        return tuple(shown(v) for v in value) if isinstance(value, tuple) else value
+        return tuple(show(v) for v in value) if isinstance(value, tuple) else value
 
-    args, kwargs = tuple(shown(a) for a in entry.args), {k: shown(v) for k, v in entry.kwargs.items()}
+    args, kwargs = tuple(show(a) for a in entry.args), {k: show(v) for k, v in entry.kwargs.items()}
     shapes, outputs = (tuple(flow.shape(r) for r in some) for some in (refs, entry.outs))
     return Operation(entry.name, args, kwargs, shapes, outputs)
 
 
-def _applied(how: How, flow: Flow, entry: Entry, refs: Sequence[Ref]) -> Sequence[Space]:
+def _apply_rule(how: How, flow: Flow, entry: Entry, refs: Sequence[Ref]) -> Sequence[Space]:
     labels = [z.labels for r in refs for z in flow.space(r).layers]
     if isinstance(how, Pinned):
         flow.store.pin(labels, f"{how.reason} ({flow.at()})")
@@ -193,9 +193,9 @@ def _applied(how: How, flow: Flow, entry: Entry, refs: Sequence[Ref]) -> Sequenc
         case Like(name):
             return KNOWN[name](flow, entry)
         case Moves(function):
-            return [_moved(flow, refs[0], out, function) for out in entry.outs]
+            return [_move(flow, refs[0], out, function) for out in entry.outs]
         case Contraction():
-            return _contracted(how, flow, entry, refs)
+            return _contract(how, flow, entry, refs)
         case _:
             assert_never(how)
 
@@ -209,7 +209,7 @@ def _require_broadcast(flow: Flow, entry: Entry, refs: Sequence[Ref]) -> None:
                 raise ArgumentError(f"it is not pointwise: shape {shape} does not broadcast to {full}.")
 
 
-def _moved(flow: Flow, ref: Ref, out: Ref, function: Callable[[Tensor], Tensor]) -> Space:
+def _move(flow: Flow, ref: Ref, out: Ref, function: Callable[[Tensor], Tensor]) -> Space:
     shape, numbers = flow.shape(ref), torch.arange(int(np.prod(flow.shape(ref), dtype=np.int64)))
     at = function(numbers.reshape(shape))
     if at.is_floating_point() or bool((at >= len(numbers)).any()):
@@ -246,7 +246,7 @@ class _Letters:
         return [_Place(k, term.index(letter)) for k, term in enumerate(self.ins) if letter in term]
 
 
-def _spelled(how: Contraction, shapes: Sequence[Shape], results: Sequence[Shape]) -> _Letters:
+def _letters_of(how: Contraction, shapes: Sequence[Shape], results: Sequence[Shape]) -> _Letters:
     ins, outs = how.terms()
     if not len(shapes) <= len(ins) <= len(shapes) + 1:
         raise ArgumentError(f"{how.equation!r} gives {len(ins)} tensors, there are {len(shapes)}.")
@@ -282,13 +282,13 @@ def _without_dots(term: str, rank: int, widest: int) -> list[str]:
     return [*term[:at], *(f".{widest - count + i}" for i in range(count)), *term[at + 1 :]]
 
 
-def _contracted(how: Contraction, flow: Flow, entry: Entry, refs: Sequence[Ref]) -> list[Space]:
-    letters = _spelled(how, [flow.shape(r) for r in refs], [flow.shape(o) for o in entry.outs])
+def _contract(how: Contraction, flow: Flow, entry: Entry, refs: Sequence[Ref]) -> list[Space]:
+    letters = _letters_of(how, [flow.shape(r) for r in refs], [flow.shape(o) for o in entry.outs])
     written = {letter for term in letters.outs for letter in term}
     summed = [s for s in letters.sizes if s not in written]
     layers = {p: flow.layers(refs[p.argument], p.axis) for s in letters.sizes for p in letters.places(s)}
     for letter in summed:
-        _summed(flow, entry, refs, letters, letter, layers)
+        _sum_letters(flow, entry, refs, letters, letter, layers)
     if any(len(letters.places(s)) > 1 for s in summed):
         work = [(n, next((layers[p] for p in letters.places(s) if layers[p]), [])) for s, n in letters.sizes.items()]
         flow.work(1, *work)
@@ -296,11 +296,11 @@ def _contracted(how: Contraction, flow: Flow, entry: Entry, refs: Sequence[Ref])
             places = letters.places(letter)
             flow.role(layers[places[0]] if len(places) == 1 else [], "writer")
     return [
-        _written(flow, refs, letters, term, out, layers) for term, out in zip(letters.outs, entry.outs, strict=True)
+        _write_space(flow, refs, letters, term, out, layers) for term, out in zip(letters.outs, entry.outs, strict=True)
     ]
 
 
-def _summed(
+def _sum_letters(
     flow: Flow,
     entry: Entry,
     refs: Sequence[Ref],
@@ -321,7 +321,7 @@ def _summed(
     flow.read(entry.args.index(refs[first.argument]), first.axis, units, "sum")
 
 
-def _written(
+def _write_space(
     flow: Flow,
     refs: Sequence[Ref],
     letters: _Letters,

@@ -12,7 +12,7 @@ import torch
 
 from nervure.graph.flow import Flow, Rule, argument, call_sizes, carries, move
 from nervure.graph.labels import NONE, PENDING, Array, Layer, Space, compress, is_pending
-from nervure.graph.rules.contractions import OPAQUE_CALLS, blocked
+from nervure.graph.rules.contractions import OPAQUE_CALLS, as_blocks
 from nervure.graph.sizes import Expression
 from nervure.graph.solve import follows
 from nervure.graph.tape import Call, Entry, Ref
@@ -50,7 +50,7 @@ def segments(old: Sequence[int], new: Sequence[int]) -> list[tuple[range, range]
     return pieces
 
 
-def reshaped(labels: Array, old: Sequence[int], new: Sequence[int]) -> Array:
+def reshape(labels: Array, old: Sequence[int], new: Sequence[int]) -> Array:
     """Labels after a reshape; only the pieces along which they vary are laid out in full."""
     full, target = [], []
     for before, after in segments(old, new):
@@ -65,11 +65,11 @@ def view(flow: Flow, entry: Entry) -> list[Space]:
     """View, reshape, flatten, squeeze, unsqueeze: any change of shape in the same order."""
     x, out = entry.args[0], entry.outs[0]
     space, old, new = flow.space(x), flow.shape(x), flow.shape(out)
-    layers = [Layer(reshaped(z.labels, old, new), z.owner) for z in space.layers if 0 not in old]
+    layers = [Layer(reshape(z.labels, old, new), z.owner) for z in space.layers if 0 not in old]
     layers += _spread_in(flow, space, old, new)
     kept = flow.store.rectangular(layers, f"reshaped at {flow.at()}")
     _sizes_follow(flow, entry, kept, new)
-    return [_taking(Space(kept, free=space.free), space, _unbroken(old, new))]
+    return [_taking(Space(kept, free=space.free), space, _unchanged_axes(old, new))]
 
 
 def _spread_in(flow: Flow, space: Space, old: Sequence[int], new: Sequence[int]) -> list[Layer]:
@@ -85,11 +85,11 @@ def _spread_in(flow: Flow, space: Space, old: Sequence[int], new: Sequence[int])
                 flow.store.suspect([fresh], f"expanded at {flow.at()}")
             else:
                 flow.store.size(wish, old[axis], [fresh], "an expansion")
-            found.append(Layer(reshaped(move(Layer(fresh), axis, len(old)).labels, old, new)))
+            found.append(Layer(reshape(move(Layer(fresh), axis, len(old)).labels, old, new)))
     return found
 
 
-def _unbroken(old: Sequence[int], new: Sequence[int]) -> dict[int, int]:
+def _unchanged_axes(old: Sequence[int], new: Sequence[int]) -> dict[int, int]:
     """Axes that a reshape leaves as they are (but for axes of size 1 around them), by where they go."""
     pieces = [([i for i in a if old[i] != 1], [j for j in b if new[j] != 1]) for a, b in segments(old, new)]
     return {a[0]: b[0] for a, b in pieces if len(a) == len(b) == 1}
@@ -132,7 +132,7 @@ def _sizes_follow(flow: Flow, entry: Entry, layers: Sequence[Layer], shape: Sequ
 
 def _is_as_long_as(flow: Flow, size: Any, vectors: Sequence[Array]) -> None:
     """A size read from an axis of another tensor can follow a cut of that axis only: both are cut alike."""
-    size = _undivided(size)
+    size = _without_division(size)
     if isinstance(size, Expression) and size.dimension is not None:
         number, place = size.dimension
         theirs = [Layer(z.labels.reshape(-1)) for z in flow.space(Ref(number)).layers if z.support == (place,)]
@@ -174,17 +174,17 @@ def transpose(flow: Flow, entry: Entry) -> list[Space]:
     else:
         a, b = entry.args[1] % rank, entry.args[2] % rank
         order[a], order[b] = order[b], order[a]
-    return [_permuted(flow.space(entry.args[0]), order)]
+    return [_permute(flow.space(entry.args[0]), order)]
 
 
 @carries
 def permute(flow: Flow, entry: Entry) -> list[Space]:
     """Reorder axes."""
     rank = len(flow.shape(entry.args[0]))
-    return [_permuted(flow.space(entry.args[0]), [a % rank for a in entry.args[1]])]
+    return [_permute(flow.space(entry.args[0]), [a % rank for a in entry.args[1]])]
 
 
-def _permuted(space: Space, order: list[int]) -> Space:
+def _permute(space: Space, order: list[int]) -> Space:
     moved = Space(tuple(Layer(z.labels.transpose(order), z.owner) for z in space.layers), free=space.free)
     return _taking(moved, space, {axis: place for place, axis in enumerate(order)})
 
@@ -196,13 +196,13 @@ def expand(flow: Flow, entry: Entry) -> list[Space]:
     rank, before = len(shape), (1,) * (len(shape) - len(flow.shape(entry.args[0]))) + flow.shape(entry.args[0])
     layers = [Layer(z.labels.reshape((1,) * (rank - z.labels.ndim) + z.labels.shape), z.owner) for z in space.layers]
     _sizes_follow(flow, entry, layers, shape)
-    layers += _widened(flow, entry, layers)
+    layers += _widen_layers(flow, entry, layers)
     wishes = _expanded_sizes(entry, shape) or [None] * rank
     grown = {axis: wishes[axis] for axis in range(rank) if before[axis] == 1 < shape[axis]}
     return [Space(tuple(layers), free=space.free, wishes=tuple(grown.items()), spread=frozenset(grown))]
 
 
-def _widened(flow: Flow, entry: Entry, layers: Sequence[Layer]) -> list[Layer]:
+def _widen_layers(flow: Flow, entry: Entry, layers: Sequence[Layer]) -> list[Layer]:
     """Axes that were as one and get their size from an axis of another tensor: they are cut with that one."""
     shape, before = flow.shape(entry.outs[0]), flow.shape(entry.args[0])
     old = (1,) * (len(shape) - len(before)) + before
@@ -224,7 +224,7 @@ def _expanded_sizes(entry: Entry, shape: Sequence[int]) -> list[Any]:
     if call is not None and call.name == "repeat_interleave":
         # It expands a new axis behind the one that is repeated.
         repeats, axis = _called_with(call, 1, "repeats"), _called_with(call, 2, "dim")
-        size = _undivided(call.kwargs.get("output_size", repeats))
+        size = _without_division(call.kwargs.get("output_size", repeats))
         if isinstance(size, int | Expression) and isinstance(axis, int):
             place = axis % (rank - 1) + 1
             return [size if a == place and _number(size) == n else None for a, n in enumerate(shape)]
@@ -235,7 +235,7 @@ def _called_with(call: Call, position: int, name: str) -> Any:
     return call.args[position] if position < len(call.args) else call.kwargs.get(name)
 
 
-def _undivided(size: Any) -> Any:
+def _without_division(size: Any) -> Any:
     """A size without a division by one (as by the number of groups where there is one)."""
     while isinstance(size, Expression) and size.operation == "floordiv" and _number(size.operands[1]) == 1:
         size = size.operands[0]
@@ -254,7 +254,7 @@ def repeat(flow: Flow, entry: Entry) -> list[Space]:
         labels = z.labels.reshape((1,) * (len(times) - z.labels.ndim) + z.labels.shape)
         tiles = [t if n > 1 else 1 for t, n in zip(times, labels.shape, strict=True)]
         layers.append(Layer(np.tile(labels, tiles), z.owner))
-    layers += _widened(flow, entry, layers)
+    layers += _widen_layers(flow, entry, layers)
     return [Space(tuple(layers), free=space.free, wishes=tuple(grown.items()), spread=frozenset(grown))]
 
 
@@ -311,7 +311,7 @@ def _even_blocks(flow: Flow, x: Ref, axis: int, edges: Sequence[int], *, follows
     space = flow.space(x)
     kept = [z for z in space.layers if axis not in z.support]
     for layer in flow.layers(x, axis):
-        outer, inner = blocked(flow, [layer], size // block, size)
+        outer, inner = as_blocks(flow, [layer], size // block, size)
         flow.store.pin([z.labels for z in outer], f"taken apart by position at {flow.at()}")
         if not follows:
             flow.store.suspect([z.labels for z in inner], f"taken apart by position at {flow.at()}")
@@ -357,7 +357,7 @@ def slice_(flow: Flow, entry: Entry) -> list[Space]:
 def _every(flow: Flow, x: Ref, axis: int, step: int) -> Space:
     """Every so many positions of an axis: blocks of that many go whole."""
     rank, size = len(flow.shape(x)), flow.shape(x)[axis]
-    outer, inner = blocked(flow, flow.layers(x, axis), size // step, size)
+    outer, inner = as_blocks(flow, flow.layers(x, axis), size // step, size)
     flow.store.pin([z.labels for z in inner], f"picked by position (one in {step}) at {flow.at()}")
     kept = [z for z in flow.space(x).layers if axis not in z.support]
     return Space((*kept, *[move(z, axis, rank) for z in outer]), free=flow.space(x).free)
@@ -445,10 +445,12 @@ def cat(flow: Flow, entry: Entry) -> list[Space]:
     refs = [r for r in entry.args[0] if not (len(flow.shape(r)) == 1 and flow.shape(r)[0] == 0)]
     rank = len(flow.shape(entry.outs[0]))
     axis = argument(entry, 1, "dim", 0) % rank
-    return [_joined(flow, [(_grounded(flow, r, axis), flow.shape(r)) for r in refs], axis, flow.shape(entry.outs[0]))]
+    return [
+        _join(flow, [(_label_constant(flow, r, axis), flow.shape(r)) for r in refs], axis, flow.shape(entry.outs[0]))
+    ]
 
 
-def _grounded(flow: Flow, ref: Ref, axis: int) -> Space:
+def _label_constant(flow: Flow, ref: Ref, axis: int) -> Space:
     """A constant that is put beside others gets units along ``axis``: there is nothing it could take them from."""
     space, shape = flow.space(ref), flow.shape(ref)
     wish = dict(space.wishes).get(axis)
@@ -469,10 +471,10 @@ def stack(flow: Flow, entry: Entry) -> list[Space]:
         space, shape = flow.space(r), flow.shape(r)
         layers = tuple(Layer(np.expand_dims(z.labels, axis), z.owner) for z in space.layers)
         parts.append((Space(layers, free=space.free), (*shape[:axis], 1, *shape[axis:])))
-    return [_joined(flow, parts, axis, flow.shape(entry.outs[0]))]
+    return [_join(flow, parts, axis, flow.shape(entry.outs[0]))]
 
 
-def _joined(flow: Flow, parts: Sequence[tuple[Space, tuple[int, ...]]], axis: int, shape: tuple[int, ...]) -> Space:
+def _join(flow: Flow, parts: Sequence[tuple[Space, tuple[int, ...]]], axis: int, shape: tuple[int, ...]) -> Space:
     beside, stacks = [], []
     for space, own in parts:
         layers = flow.store.rectangular(space.layers, flow.at(), parts=True)
@@ -537,7 +539,7 @@ def pixel_shuffle(flow: Flow, entry: Entry) -> list[Space]:
     x, r = entry.args[0], entry.args[1]
     *_, channels, _, _ = flow.shape(x)
     rank = len(flow.shape(x))
-    outer, inner = blocked(flow, flow.layers(x, rank - 3), channels // (r * r), channels)
+    outer, inner = as_blocks(flow, flow.layers(x, rank - 3), channels // (r * r), channels)
     flow.store.pin([z.labels for z in inner], f"moved into space at {flow.at()}")
     return [Space((*_before_space(flow, x), *[move(z, rank - 3, rank) for z in outer]))]
 
@@ -571,7 +573,7 @@ def fold(flow: Flow, entry: Entry) -> list[Space]:
     """Sum of sliding windows: [n, c k k, windows] -> [n, c, h, w]."""
     x, kernel = entry.args[0], entry.args[2]
     times = int(np.prod(kernel))
-    outer, inner = blocked(flow, flow.layers(x, 1), flow.shape(x)[1] // times, flow.shape(x)[1])
+    outer, inner = as_blocks(flow, flow.layers(x, 1), flow.shape(x)[1] // times, flow.shape(x)[1])
     flow.store.pin([z.labels for z in inner], f"moved into space at {flow.at()}")
     return [Space(tuple(move(z, 1, 4) for z in outer))]
 
@@ -596,7 +598,7 @@ def unpack(flow: Flow, entry: Entry) -> list[Space]:
 # -- by index ----------------------------------------------------------------------------------------------------
 
 
-def _picked(flow: Flow, layer: Layer, index: Ref) -> Array | None:
+def _pick(flow: Flow, layer: Layer, index: Ref) -> Array | None:
     const = flow.tape.values[index.id].const
     if const is None or const.dtype.is_floating_point:
         return None
@@ -620,7 +622,7 @@ def index_select(flow: Flow, entry: Entry) -> list[Space]:
     rank = len(flow.shape(x))
     kept = [z for z in flow.space(x).layers if axis not in z.support]
     for z in [] if flow.picks(index, flow.layers(x, axis)) else flow.layers(x, axis):
-        picked = _picked(flow, z, index)
+        picked = _pick(flow, z, index)
         flow.store.suspect([z.labels], f"picked by an index tensor at {flow.at()}")
         if picked is None:
             flow.store.pin([z.labels], f"picked by index at {flow.at()}")
@@ -675,7 +677,7 @@ def _masked_index(flow: Flow, entry: Entry, out_rank: int) -> list[Space]:
     """``x[mask]``, ``x[:, mask]``: what the mask covers becomes one axis."""
     x, indices = entry.args[0], entry.args[1]
     masks = [i for i in indices if i is not None]
-    covered = _covered(flow, indices)
+    covered = _indexed_axes(flow, indices)
     whole = covered == list(range(covered[0], covered[-1] + 1)) and len(masks) == 1
     layers, even = [], _even_axes(flow, masks[0], len(covered)) if whole else []
     for mask in masks:
@@ -697,7 +699,7 @@ def _masked_index(flow: Flow, entry: Entry, out_rank: int) -> list[Space]:
     return [Space(tuple(z for z in layers if z.support))]
 
 
-def _covered(flow: Flow, indices: Sequence[Ref | None]) -> list[int]:
+def _indexed_axes(flow: Flow, indices: Sequence[Ref | None]) -> list[int]:
     """The axes that index tensors pick from; a mask has as many of them as axes of its own."""
     covered, axis = [], 0
     for ids in indices:
@@ -786,7 +788,7 @@ def scatter(flow: Flow, entry: Entry) -> list[Space]:
     x, axis, ids, source = entry.args[0], entry.args[1] % len(flow.shape(entry.args[0])), entry.args[2], entry.args[3]
     parts = (x, source) if isinstance(source, Ref) else (x,)
     if ids.id in flow.places:
-        _grounded(flow, x, axis)
+        _label_constant(flow, x, axis)
     units = flow.layers(x, axis)
     picked = flow.picks(ids, units)
     _pin_along(flow, parts[1:] if picked else parts, axis)
@@ -815,7 +817,7 @@ def _at_places(flow: Flow, refs: Sequence[Ref], ids: Ref, axis: int, axes: Seque
 def index_put(flow: Flow, entry: Entry) -> list[Space]:
     """``x[i, j] = values``: one value leaves the other axes alone, more have the units of the axes after the index."""
     x, indices, values = entry.args[:3]
-    covered, picks = _covered(flow, indices), [i for i in indices if i is not None]
+    covered, picks = _indexed_axes(flow, indices), [i for i in indices if i is not None]
     is_one = prod(flow.shape(values)) == 1
     is_even = is_one and len(picks) == 1 and _is_mask(flow, picks[0])
     even = _even_axes(flow, picks[0], len(covered)) if is_even else []
@@ -825,14 +827,14 @@ def index_put(flow: Flow, entry: Entry) -> list[Space]:
     for axis in hit:
         flow.store.pin([z.labels for z in flow.layers(x, axis)], f"placed by index at {flow.at()}")
     if is_one:
-        return [_kept(flow, x, hit, picks[0], {place: covered[place] for place in even})]
+        return [_unindexed_space(flow, x, hit, picks[0], {place: covered[place] for place in even})]
     if covered != list(range(len(covered))):
         flow.store.pin([z.labels for r in (x, values) for z in flow.space(r).layers], f"placed by index at {flow.at()}")
         return [Space()]
     return [_with_rows(flow, x, values, len(covered))]
 
 
-def _kept(flow: Flow, x: Ref, hit: Sequence[int], mask: Ref, even: Mapping[int, int]) -> Space:
+def _unindexed_space(flow: Flow, x: Ref, hit: Sequence[int], mask: Ref, even: Mapping[int, int]) -> Space:
     """The units of ``x`` along axes that are not ``hit``, with those of a mask where it says the same (``even``)."""
     shape, space = flow.shape(x), flow.space(x)
     kept = replace(space, layers=tuple(z for z in space.layers if not set(z.support) & set(hit)))

@@ -8,9 +8,9 @@ import torch
 
 from nervure.graph.flow import Flow, Rule, argument, made, move
 from nervure.graph.labels import NONE, Layer, Space
-from nervure.graph.rules.contractions import blocked
+from nervure.graph.rules.contractions import as_blocks
 from nervure.graph.rules.names import BATCH_NORMS, FAKE_QUANTISED, FOURIER, LIKE, NEW, TOLD
-from nervure.graph.rules.probed import probed
+from nervure.graph.rules.probed import probe_operator
 from nervure.graph.sizes import Expression
 from nervure.graph.tape import Call, Entry, Ref, refs_in
 
@@ -135,12 +135,12 @@ def _constant_sizes(entry: Entry, rank: int) -> list[int | Expression]:
     return flat[:rank] if len(flat) >= rank else []
 
 
-def filled(flow: Flow, entry: Entry) -> list[Space]:
+def fill(flow: Flow, entry: Entry) -> list[Space]:
     """``x.fill_(v)``, ``x.zero_()``, ``x.normal_()``: the labels of ``x`` stay."""
     return [flow.space(entry.args[0]) for _ in entry.outs]
 
 
-def resized(flow: Flow, entry: Entry) -> list[Space]:
+def resize(flow: Flow, entry: Entry) -> list[Space]:
     """``x.resize_(...)``: what gets another shape has no units of the old one."""
     x, out = entry.args[0], entry.outs[0]
     if flow.shape(x) == flow.shape(out):
@@ -173,7 +173,7 @@ def reduction(flow: Flow, entry: Entry) -> list[Space]:
     position = 2 if entry.name.startswith(("norm", "linalg_vector_norm")) else 1
     axes = _axes(flow, x, argument(entry, position, "dim"))
     _note_statistic(flow, x, axes, entry.name, "reduction")
-    return [_reduced(flow, x, axes, len(flow.shape(out))) for out in entry.outs]
+    return [_reduce(flow, x, axes, len(flow.shape(out))) for out in entry.outs]
 
 
 def extreme(flow: Flow, entry: Entry) -> list[Space]:
@@ -189,10 +189,10 @@ def extreme(flow: Flow, entry: Entry) -> list[Space]:
     elif found := flow.layers(x, axes[0]):
         flow.places[entry.outs[-1].id] = tuple(z.labels for z in found)
         _note_statistic(flow, x, axes, entry.name, "places")
-    return [_reduced(flow, x, axes, len(flow.shape(out))) for out in entry.outs]
+    return [_reduce(flow, x, axes, len(flow.shape(out))) for out in entry.outs]
 
 
-def _reduced(flow: Flow, x: Ref, axes: Sequence[int], out_rank: int) -> Space:
+def _reduce(flow: Flow, x: Ref, axes: Sequence[int], out_rank: int) -> Space:
     space, rank = flow.space(x), len(flow.shape(x))
     kept = [z for z in space.layers if not set(z.support) & set(axes)]
     if out_rank == rank:
@@ -217,7 +217,7 @@ def along_axis(flow: Flow, entry: Entry) -> list[Space]:
     return [flow.space(x) for _ in entry.outs]
 
 
-def ordered(flow: Flow, entry: Entry) -> list[Space]:
+def pin_order(flow: Flow, entry: Entry) -> list[Space]:
     """Sorting, ranking: units along the axis are told apart by their place, so they stay."""
     x = entry.args[0]
     position = 2 if entry.name in ("topk", "kthvalue") else 1
@@ -225,7 +225,7 @@ def ordered(flow: Flow, entry: Entry) -> list[Space]:
     for axis in axes:
         flow.store.pin([z.labels for z in flow.layers(x, axis)], f"ordered by place at {flow.at()}")
     return [
-        _reduced(flow, x, axes, len(flow.shape(out)))
+        _reduce(flow, x, axes, len(flow.shape(out)))
         if len(flow.shape(out)) != len(flow.shape(x))
         else Space(tuple(z for z in flow.space(x).layers if not set(z.support) & set(axes)))
         for out in entry.outs
@@ -297,7 +297,7 @@ def group_norm(flow: Flow, entry: Entry) -> list[Space]:
     """Normalise over equal blocks of channels: blocks leave whole, or channels evenly from each."""
     x, groups = entry.args[0], entry.args[6]
     rank, channels = len(flow.shape(x)), flow.shape(x)[1]
-    outer, inner = blocked(flow, flow.layers(x, 1), groups, channels)
+    outer, inner = as_blocks(flow, flow.layers(x, 1), groups, channels)
     if channels // groups > 1 and inner:
         flow.notes.append((tuple(z.labels for z in inner), f"the norm at {flow.at()} is taken over the survivors"))
     _group_count(flow, entry.call, outer, groups)
@@ -326,20 +326,20 @@ def rms_norm(flow: Flow, entry: Entry) -> list[Space]:
 def fake_quantised(flow: Flow, entry: Entry) -> list[Space]:
     """Values rounded in their places, by one scale or by one of each place along an axis, which rides along."""
     axis = entry.args[3] if "per_channel" in entry.name else None
-    return _rounded(flow, entry, entry.args[1:3], axis)
+    return _round(flow, entry, entry.args[1:3], axis)
 
 
-def observed(flow: Flow, entry: Entry) -> list[Space]:
+def observe(flow: Flow, entry: Entry) -> list[Space]:
     """As :func:`fake_quantised`, with a scale that follows the smallest and the largest value observed."""
     x, is_observed = entry.args[0], flow.tape.values[entry.args[1].id].const
     axis = argument(entry, 10, "ch_axis") if argument(entry, 11, "per_row_fake_quant", False) else None
     if is_observed is None or bool(is_observed):
         others = [a for a in range(len(flow.shape(x))) if a != axis]
         _note_statistic(flow, x, others, "the range of values")
-    return _rounded(flow, entry, entry.args[3:7], axis)
+    return _round(flow, entry, entry.args[3:7], axis)
 
 
-def _rounded(flow: Flow, entry: Entry, scales: Sequence[object], axis: int | None) -> list[Space]:
+def _round(flow: Flow, entry: Entry, scales: Sequence[object], axis: int | None) -> list[Space]:
     shape, spaces = flow.shape(entry.args[0]), [(flow.space(entry.args[0]), flow.shape(entry.args[0]))]
     for r in refs_in(tuple(scales)):
         if axis is None:
@@ -405,7 +405,7 @@ def unknown(flow: Flow, entry: Entry) -> list[Space]:
     if not refs:
         return constant(flow, entry)
     if any(flow.space(r).layers for r in refs):
-        return probed(flow, entry)
+        return probe_operator(flow, entry)
     return [Space() for _ in entry.outs]
 
 
@@ -557,7 +557,7 @@ def glu(flow: Flow, entry: Entry) -> list[Space]:
     x = entry.args[0]
     rank = len(flow.shape(x))
     axis = argument(entry, 1, "dim", -1) % rank
-    outer, inner = blocked(flow, flow.layers(x, axis), 2, flow.shape(x)[axis])
+    outer, inner = as_blocks(flow, flow.layers(x, axis), 2, flow.shape(x)[axis])
     flow.store.pin([z.labels for z in outer], f"halves of a gate at {flow.at()}")
     kept = [z for z in flow.space(x).layers if axis not in z.support]
     return [Space((*kept, *[move(z, axis, rank) for z in inner]))]
@@ -567,7 +567,7 @@ OTHERS: Mapping[str, Rule] = {
     **dict.fromkeys(_POINTWISE, pointwise),
     "mul": multiply,
     **dict.fromkeys(_REDUCTIONS, reduction),
-    **dict.fromkeys(_ORDERED, ordered),
+    **dict.fromkeys(_ORDERED, pin_order),
     **dict.fromkeys(("max", "min", "median", "argmax", "argmin"), extreme),
     **dict.fromkeys(("cumsum", "cumprod", "logcumsumexp"), along_axis),
     **{name: spatial(n) for n, names in _SPATIAL.items() for name in names.split()},
@@ -576,7 +576,7 @@ OTHERS: Mapping[str, Rule] = {
     "native_layer_norm": layer_norm,
     "layer_norm": layer_norm,
     **dict.fromkeys(FAKE_QUANTISED, fake_quantised),
-    **dict.fromkeys(("_fused_moving_avg_obs_fq_helper", "fused_moving_avg_obs_fake_quant"), observed),
+    **dict.fromkeys(("_fused_moving_avg_obs_fq_helper", "fused_moving_avg_obs_fake_quant"), observe),
     "segment_reduce": segment_reduce,
     "_weight_norm_interface": weight_norm,
     "native_group_norm": group_norm,
@@ -588,8 +588,8 @@ OTHERS: Mapping[str, Rule] = {
     "grid_sampler_3d": grid_sample,
     "glu": glu,
     "copy": copy,
-    "resize": resized,
-    **dict.fromkeys(("fill", "zero", "normal_", "uniform_", "random_", "exponential_"), filled),
+    "resize": resize,
+    **dict.fromkeys(("fill", "zero", "normal_", "uniform_", "random_", "exponential_"), fill),
     **dict.fromkeys(NEW, constant),
     "eye": identity,
     **dict.fromkeys(FOURIER, fourier),

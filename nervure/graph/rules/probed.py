@@ -11,7 +11,7 @@ from nervure.graph.probe import Passage, Spec, passages
 from nervure.graph.tape import Entry, Ref, refs_in
 
 
-def probed(flow: Flow, entry: Entry) -> list[Space]:
+def probe_operator(flow: Flow, entry: Entry) -> list[Space]:
     """The labels that a probe of the operator passes on (see :mod:`nervure.graph.probe`); others are pinned."""
     refs = refs_in((*entry.args, *entry.kwargs.values()))
     found = passages(entry.op, _specs(flow, entry.args), {k: _specs(flow, v) for k, v in entry.kwargs.items()})
@@ -23,7 +23,7 @@ def probed(flow: Flow, entry: Entry) -> list[Space]:
         _tell(flow, entry, found)
         return [Space() for _ in entry.outs]
     _tell(flow, entry, "; ".join(["probed", *_pinned_or_passed(flow, entry, refs, found)]))
-    return [_passed(flow, entry, refs, [p for p in found if p.output == o]) for o in range(len(entry.outs))]
+    return [_pass_labels(flow, entry, refs, [p for p in found if p.output == o]) for o in range(len(entry.outs))]
 
 
 def _tell(flow: Flow, entry: Entry, text: str) -> None:
@@ -52,7 +52,7 @@ def _pinned_or_passed(flow: Flow, entry: Entry, refs: Sequence[Ref], found: Sequ
                 yield f"axis {axis} of argument {k} is mixed"
 
 
-def _passed(flow: Flow, entry: Entry, refs: Sequence[Ref], found: Sequence[Passage]) -> Space:
+def _pass_labels(flow: Flow, entry: Entry, refs: Sequence[Ref], found: Sequence[Passage]) -> Space:
     """The labels of one output: what several arguments pass to the same places is united."""
     if not found:
         return Space()
@@ -60,7 +60,7 @@ def _passed(flow: Flow, entry: Entry, refs: Sequence[Ref], found: Sequence[Passa
     spaces = []
     for k in dict.fromkeys(p.argument for p in found):
         own = [p for p in found if p.argument == k]
-        layers = [layer for p in own for layer in _carried(flow, refs[k], p, len(shape))]
+        layers = [layer for p in own for layer in _carry_layers(flow, refs[k], p, len(shape))]
         sizes = tuple(n if any(p.to == axis for p in own) else 1 for axis, n in enumerate(shape))
         spaces.append((Space(tuple(layers), free=flow.space(refs[k]).free), sizes))
     alone = [z for p in found if sum(q.to == p.to for q in found) == 1 for z in flow.layers(refs[p.argument], p.axis)]
@@ -68,7 +68,7 @@ def _passed(flow: Flow, entry: Entry, refs: Sequence[Ref], found: Sequence[Passa
     return flow.store.join(spaces, shape, flow.at())
 
 
-def _carried(flow: Flow, ref: Ref, passage: Passage, rank: int) -> list[Layer]:
+def _carry_layers(flow: Flow, ref: Ref, passage: Passage, rank: int) -> list[Layer]:
     source = np.array(passage.source)
     carried = []
     for layer in flow.layers(ref, passage.axis):

@@ -20,7 +20,7 @@ from nervure.zoo.models.mobilenet import mobilenetv2
 from nervure.zoo.models.resnet import resnet18, resnet50
 from nervure.zoo.models.vgg import vgg11, vgg16, vgg19
 from nervure.zoo.models.vit import vit_small, vit_tiny
-from nervure.zoo.naming import unknown
+from nervure.zoo.naming import unknown_name
 
 MODELS: Mapping[str, Callable[..., nn.Module]] = {
     builder.__name__: builder
@@ -45,11 +45,11 @@ def build(name: str, *, seed: Seed | None = None, **options: Any) -> nn.Module:
         ArgumentError: unknown name or option (the message names the nearest), or an option out of its range.
     """
     if name not in MODELS:
-        raise unknown("network", name, MODELS)
+        raise unknown_name("network", name, MODELS)
     known = inspect.signature(MODELS[name]).parameters
     for option in options:
         if option not in known:
-            raise unknown(f"option of {name}", option, known)
+            raise unknown_name(f"option of {name}", option, known)
     if seed is None:
         return MODELS[name](**options)
     with torch.random.fork_rng(devices=[]):

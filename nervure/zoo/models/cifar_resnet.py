@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from nervure.check import checked
 from nervure.schema import Length
-from nervure.zoo.models.parts import Channels, Width, convolution, initialise, scaled
+from nervure.zoo.models.parts import Channels, Width, convolution, initialise, scale_width
 
 STAGES = (16, 32, 64)
 
@@ -69,7 +69,7 @@ class CifarResNet(nn.Module):
         shortcut: Shortcut,
     ) -> None:
         super().__init__()
-        first, second, third = (scaled(base, width) for base in STAGES)
+        first, second, third = (scale_width(base, width) for base in STAGES)
         self.conv1 = convolution(in_channels, first, 3, stem_stride)
         self.bn1 = nn.BatchNorm2d(first)
         self.layer1 = _stage(first, first, blocks, 1, shortcut)

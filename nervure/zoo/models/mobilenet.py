@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from nervure.check import checked
 from nervure.schema import Length, Share
-from nervure.zoo.models.parts import Channels, Width, convolution, initialise, scaled
+from nervure.zoo.models.parts import Channels, Width, convolution, initialise, scale_width
 
 # Expansion, channels, blocks, stride of the first block: table 2 of the paper.
 STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
@@ -57,16 +57,16 @@ class MobileNetV2(nn.Module):
     ) -> None:
         super().__init__()
         is_small = image_size == 32
-        channels = _rounded(STEM, width)
+        channels = _round_channels(STEM, width)
         stem_stride = 1 if is_small else 2
         layers: list[nn.Module] = [ConvNormActivation(in_channels, channels, 3, stem_stride)]
         for stage, (expansion, base, count, first) in enumerate(STAGES):
-            outputs = _rounded(base, width)
+            outputs = _round_channels(base, width)
             for block in range(count):
                 stride = 1 if block or (is_small and stage == 1) else first
                 layers.append(InvertedResidual(channels, outputs, stride, expansion))
                 channels = outputs
-        last = _rounded(HEAD, max(1.0, width))
+        last = _round_channels(HEAD, max(1.0, width))
         layers.append(ConvNormActivation(channels, last, 1))
         self.features = nn.Sequential(*layers)
         self.pool = nn.AdaptiveAvgPool2d(1)
@@ -95,8 +95,8 @@ def mobilenetv2(
     return MobileNetV2(in_channels, num_classes, width, image_size, dropout)
 
 
-def _rounded(channels: int, width: float) -> int:
+def _round_channels(channels: int, width: float) -> int:
     """To a multiple of 8, but never more than a tenth below what the multiplier asks."""
     wanted = channels * width
-    nearest = max(MULTIPLE, int(scaled(channels, width) + MULTIPLE / 2) // MULTIPLE * MULTIPLE)
+    nearest = max(MULTIPLE, int(scale_width(channels, width) + MULTIPLE / 2) // MULTIPLE * MULTIPLE)
     return nearest + MULTIPLE if nearest < 0.9 * wanted else nearest

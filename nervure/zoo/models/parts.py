@@ -10,7 +10,7 @@ Side: TypeAlias = Annotated[int, Meta(ge=1, le=512, description="the side of an 
 Width: TypeAlias = Annotated[float, Meta(gt=0, le=8, description="by which every channel count is multiplied")]
 
 
-def scaled(channels: int, width: float) -> int:
+def scale_width(channels: int, width: float) -> int:
     """``channels`` times a width multiplier, rounded, 1 or more."""
     return max(1, round(channels * width))
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from nervure.check import checked
 from nervure.schema import Length
-from nervure.zoo.models.parts import Channels, Width, convolution, initialise, scaled
+from nervure.zoo.models.parts import Channels, Width, convolution, initialise, scale_width
 
 STAGES = (64, 128, 256, 512)
 
@@ -85,7 +85,7 @@ class ResNet(nn.Module):
         small_images: bool,
     ) -> None:
         super().__init__()
-        channels = [scaled(base, width) for base in STAGES]
+        channels = [scale_width(base, width) for base in STAGES]
         stem = channels[0]
         self.conv1 = convolution(in_channels, stem, 3) if small_images else convolution(in_channels, stem, 7, 2)
         self.bn1 = nn.BatchNorm2d(stem)

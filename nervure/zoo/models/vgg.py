@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from nervure.check import checked
 from nervure.schema import Length
-from nervure.zoo.models.parts import Channels, Width, convolution, initialise, scaled
+from nervure.zoo.models.parts import Channels, Width, convolution, initialise, scale_width
 
 STAGES = (64, 128, 256, 512, 512)
 DEPTHS = {11: (1, 1, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
@@ -31,7 +31,7 @@ class VGG(nn.Module):
             if stage:
                 layers.append(nn.MaxPool2d(2))
             for _ in range(depth):
-                outputs = scaled(base, width)
+                outputs = scale_width(base, width)
                 layers += [convolution(channels, outputs, 3), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
                 channels = outputs
         self.features = nn.Sequential(*layers)

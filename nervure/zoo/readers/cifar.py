@@ -13,7 +13,7 @@ from torch import Tensor
 
 from nervure.errors import DataError
 from nervure.zoo.readers.pickled import read_arrays
-from nervure.zoo.readers.raw import Raw, Request, lines_of, missing, opened, require_md5, require_root, stack
+from nervure.zoo.readers.raw import Raw, Request, lines_of, missing, open_file, require_md5, require_root, stack
 
 PIXELS = 3 * 32 * 32
 LARGEST_LABEL = 1 << 31
@@ -121,14 +121,14 @@ def _read_version(folder: Path, version: Version, checksum: bool, count: int) ->
 def _read_batch(path: Path, md5: str | None, version: Version) -> tuple[Tensor, Tensor]:
     if md5 is not None:
         require_md5(path, md5)
-    pixels, labels = _pickled(path, version) if version.label_key else _binary(path, version)
+    pixels, labels = _read_pickled(path, version) if version.label_key else _binary(path, version)
     if pixels.dtype != np.uint8 or pixels.shape != (len(labels), PIXELS) or len(labels) == 0:
         raise DataError(f"{str(path)!r} holds {pixels.dtype} pixels of shape {pixels.shape} for {len(labels)} labels.")
     images = torch.from_numpy(pixels.reshape(-1, 3, 32, 32).copy())
     return images, torch.from_numpy(labels.astype(np.int64))
 
 
-def _pickled(path: Path, version: Version) -> tuple[np.ndarray, np.ndarray]:
+def _read_pickled(path: Path, version: Version) -> tuple[np.ndarray, np.ndarray]:
     batch = read_arrays(path)
     pixels, labels = batch.get(b"data"), batch.get(version.label_key)
     if not isinstance(pixels, np.ndarray) or not isinstance(labels, list | np.ndarray):
@@ -148,7 +148,7 @@ def _whole_numbers(labels: list[Any] | np.ndarray, path: Path) -> np.ndarray:
 
 def _binary(path: Path, version: Version) -> tuple[np.ndarray, np.ndarray]:
     record = version.label_bytes + PIXELS
-    with opened(path) as file:
+    with open_file(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size % record:
             raise DataError(f"{str(path)!r} has {size} bytes, no multiple of {record}: truncated. Fetch it again.")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from nervure.errors import DataError
 from nervure.zoo.readers.idx import FASHION_CLASSES, read_idx_folder
-from nervure.zoo.readers.raw import Raw, opened
+from nervure.zoo.readers.raw import Raw, open_file
 
 NAME = "fashion-mnist-subset"
 SHA256: Mapping[str, str] = {
@@ -43,5 +43,5 @@ def read_verified(folder: Path) -> Raw:
 
 def sha256(path: Path) -> str:
     """Hexadecimal sha256 of a file. Raises DataError."""
-    with opened(path) as file:
+    with open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -69,7 +69,7 @@ def read_tiny_imagenet(request: Request) -> Raw:
         raise missing(root, "tiny-imagenet", TINY_LAYOUT)
     wnids = wnids_of(root)
     train = [(image, i) for i, wnid in enumerate(wnids) for image in _images_in(root / "train" / wnid / "images")]
-    test = _annotated(annotations, wnids)
+    test = _read_annotations(annotations, wnids)
     side = request.size or 64
     return Raw(read_images(train, side), read_images(test, side), _words(root, wnids), str(root))
 
@@ -95,7 +95,7 @@ def read_images(listing: Listing, size: int | None) -> tuple[Tensor, Tensor]:
         raise DataError("The folder holds class folders but no image in them.")
     first = _pixels(listing[0][0], size)
     if size is None:
-        stored = sum(_stored(path) for path, _ in listing)
+        stored = sum(_read_stored(path) for path, _ in listing)
         require_room(len(listing) * first.nbytes, stored, f"Images of the size of {str(listing[0][0])!r}")
     pixels = _room(len(listing), first.shape[:2])
     for row, (path, _) in enumerate(listing):
@@ -111,7 +111,7 @@ def _room(count: int, sides: tuple[int, ...]) -> np.ndarray:
         raise DataError(f"{count} images of {sides[1]} x {sides[0]} pixels do not fit into memory.") from error
 
 
-def _stored(path: Path) -> int:
+def _read_stored(path: Path) -> int:
     with reading(path):
         return path.stat().st_size
 
@@ -191,7 +191,7 @@ def _require_new(name: str, names: Collection[str], what: str) -> None:
         raise DataError(f"{what} is no name of a folder.")
 
 
-def _annotated(annotations: Path, wnids: Sequence[str]) -> Listing:
+def _read_annotations(annotations: Path, wnids: Sequence[str]) -> Listing:
     labels = {wnid: label for label, wnid in enumerate(wnids)}
     folder = annotations.parent / "images"
     left = {path.name for path in entries(folder)}

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from nervure.errors import DataError
 from nervure.files import write_bytes
-from nervure.zoo.readers.raw import Raw, missing, opened, require_room
+from nervure.zoo.readers.raw import Raw, missing, open_file, require_room
 
 FASHION_CLASSES = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
@@ -61,7 +61,7 @@ def read_idx(path: Path) -> np.ndarray:
         DataError: not an IDX file of bytes, of another length than its header says, or one that says too much.
     """
     is_packed = path.suffix == ".gz"
-    with opened(path) as stored:
+    with open_file(path) as stored:
         size = os.fstat(stored.fileno()).st_size
         try:
             with gzip.GzipFile(fileobj=stored) if is_packed else stored as file:

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, final
 import numpy as np
 
 from nervure.errors import DataError
-from nervure.zoo.readers.raw import opened, printable
+from nervure.zoo.readers.raw import open_file, printable
 
 # Nearly all of a batch are pixels, so a file with more opcodes than that is not one, and would cost more than its size.
 FEW_OPCODES = 10_000
@@ -95,7 +95,7 @@ class _Machine:
         del self.stack[start:]
         return taken
 
-    def marked(self) -> tuple[Any, ...]:
+    def pop_to_mark(self) -> tuple[Any, ...]:
         """The values since the last mark, off the stack."""
         _require(bool(self.marks), "takes more than it has put")
         return self.take(len(self.stack) - self.marks.pop())
@@ -206,14 +206,14 @@ ACTIONS: Mapping[str, Callable[[_Machine, Any], Any]] = {
     "TUPLE1": _push_tuple(1),
     "TUPLE2": _push_tuple(2),
     "TUPLE3": _push_tuple(3),
-    "TUPLE": lambda machine, _: machine.push(machine.marked()),
+    "TUPLE": lambda machine, _: machine.push(machine.pop_to_mark()),
     "EMPTY_LIST": lambda machine, _: machine.push([]),
     "EMPTY_DICT": lambda machine, _: machine.push({}),
     "MARK": lambda machine, _: machine.marks.append(len(machine.stack)),
     "APPEND": lambda machine, _: _append_items(machine, machine.take(1)),
-    "APPENDS": lambda machine, _: _append_items(machine, machine.marked()),
+    "APPENDS": lambda machine, _: _append_items(machine, machine.pop_to_mark()),
     "SETITEM": lambda machine, _: _set_items(machine, machine.take(2)),
-    "SETITEMS": lambda machine, _: _set_items(machine, machine.marked()),
+    "SETITEMS": lambda machine, _: _set_items(machine, machine.pop_to_mark()),
     **dict.fromkeys(("BINPUT", "LONG_BINPUT", "MEMOIZE"), _Machine.remember),
     **dict.fromkeys(("BINGET", "LONG_BINGET"), _Machine.recall),
     "GLOBAL": _push_name,
@@ -258,7 +258,7 @@ def read_arrays(path: Path) -> dict[bytes, Any]:
         DataError: the file cannot be read, holds anything but plain values, containers and arrays of numbers, is
             damaged, or holds no dictionary.
     """
-    with opened(path) as file:
+    with open_file(path) as file:
         try:
             value = _read(file, os.fstat(file.fileno()).st_size)
         # pickletools has an error of its own kind for each way in which an argument can be damaged.

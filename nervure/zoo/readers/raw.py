@@ -77,7 +77,7 @@ def reading(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[io.BufferedReader]:
+def open_file(path: Path) -> Iterator[io.BufferedReader]:
     """The file at ``path``, open for reading bytes. Raises DataError where the disk refuses, then or later."""
     with reading(path), path.open("rb") as file:
         yield file
@@ -95,7 +95,7 @@ def lines_of(path: Path) -> Iterator[tuple[int, str]]:
     Raises:
         DataError: the file cannot be read, is no UTF-8, or has a line of more than a million bytes.
     """
-    with opened(path) as file:
+    with open_file(path) as file:
         for number, line in enumerate(iter(lambda: file.readline(LINES), b""), start=1):
             if len(line) == LINES:
                 raise DataError(f"{str(path)!r}, line {number}: longer than {LINES} bytes. It is no list of names.")
@@ -116,7 +116,7 @@ def require_room(promised: int, stored: int, what: str) -> None:
 
 def require_md5(path: Path, expected: str) -> None:
     """Raise :class:`DataError` if the file at ``path`` is not the published one."""
-    with opened(path) as file:
+    with open_file(path) as file:
         found = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
     if found != expected:
         raise DataError(
