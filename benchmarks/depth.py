@@ -38,7 +38,7 @@ from nervure.errors import BudgetError
 from nervure.export import load_state, save_state
 from nervure.methods import View
 from nervure.methods.dropping import BlockBudget, BlockScore, Dropping, droppable
-from nervure.methods.judge import Judge
+from nervure.methods.judge import BlockEvaluator
 from nervure.surgery.price import price
 from nervure.training import recalibrate
 from nervure.zoo import build, load
@@ -329,7 +329,7 @@ def shortened(trial: Trial, goal: float) -> list[str]:
     """The blocks that leave at the least loss, by our score and the time of each, until so much of the time is left."""
     blocks = droppable(trial.graph, "fine")
     known = trial.scored(OURS)
-    seconds = Judge(trial.view, 1).savings_of(blocks)
+    seconds = BlockEvaluator(trial.view, 1).savings_of(blocks)
     sets = METHODS[OURS].removals([known[b.name].mean for b in blocks], blocks, seconds)
     low, high = 0, len(sets) - 1
     while low < high:

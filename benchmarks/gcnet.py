@@ -28,7 +28,7 @@ from nervure.evaluation.shift import shift_batches
 from nervure.export import load_state, save_state
 from nervure.graph.tape import named_tensors
 from nervure.methods import Method, View
-from nervure.methods.connectivity import Connectivity
+from nervure.methods.connectivity import ConnectivityEvidence
 from nervure.scores.guidance import Mode
 from nervure.surgery.apply import masks_after
 from nervure.training import recalibrate
@@ -203,7 +203,7 @@ def seen(task: str, seed: int) -> View:
 
 
 @cache
-def measured(task: str, seed: int, estimator: str, consistent: bool) -> Connectivity:
+def measured(task: str, seed: int, estimator: str, consistent: bool) -> ConnectivityEvidence:
     """Connectivity of the dense network; where consistent, the least over clean and augmented images."""
     view, asked = seen(task, seed), GCNet(estimator=estimator)  # type: ignore[arg-type]
     found = asked.evidence(view)

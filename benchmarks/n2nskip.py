@@ -27,10 +27,10 @@ from nervure import SNIP, Keep, Link, N2NSkip, Plan, Pruned, SynFlow, connectivi
 from nervure.evaluation.connectivity import Connectivity
 from nervure.export import load_state, save_state
 from nervure.graph.example import evaluating
-from nervure.graph.places import Place, places
+from nervure.graph.places import SkipSite, places
 from nervure.graph.trace import draw
 from nervure.methods import Method, View
-from nervure.methods.sparse import Field, Sparse
+from nervure.methods.sparse import PrunableWeights, Sparse
 from nervure.plan import Route
 from nervure.zoo import Dataset
 
@@ -76,7 +76,7 @@ NETWORKS: Mapping[str, tuple[Callable[[int], nn.Module], float]] = {
 class Shuffled(Sparse):
     """As many weights in each layer as SNIP keeps, by lot; every output hears where there are enough."""
 
-    def kept(self, view: View, field: Field) -> dict[str, Tensor]:
+    def kept(self, view: View, field: PrunableWeights) -> dict[str, Tensor]:
         """SNIP's densities, and weights by lot."""
         found = SNIP(density=self.density).kept(view, field)
         generator = torch.Generator().manual_seed(view.seed)
@@ -108,7 +108,7 @@ class Identity:
         return replace(plan, edits=(*plan.edits, *(_identity(place) for place in found)))
 
 
-def _identity(place: Place) -> Link:
+def _identity(place: SkipSite) -> Link:
     eye = torch.eye(place.outputs, place.inputs, dtype=torch.bool)
     keep = eye.reshape(*eye.shape, *[1] * len(place.kernel))
     return Link("", "", Keep.of(keep), Route(place.reads, place.joins, place.stride, activation=place.activation))

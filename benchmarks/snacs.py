@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from nervure import SNACS, Graph, Magnitude, Plan, Random, apply, evaluate, trace, train, zoo
 from nervure.budget import allocate
-from nervure.budget.connections import Stall, allocate_connections
+from nervure.budget.connections import LayerBudget, allocate_connections
 from nervure.errors import NervureWarning
 from nervure.export import load_state, save_state
 from nervure.graph.tape import named_tensors
@@ -78,8 +78,8 @@ def kernels_by(score: Callable[[Tensor], Tensor]) -> Arm:
     return plan
 
 
-def _stall(scores: Tensor, entries: Tensor) -> Stall:
-    return Stall(scores, entries.expand_as(scores), torch.zeros(scores.shape, dtype=torch.bool), scores.numel())
+def _stall(scores: Tensor, entries: Tensor) -> LayerBudget:
+    return LayerBudget(scores, entries.expand_as(scores), torch.zeros(scores.shape, dtype=torch.bool), scores.numel())
 
 
 def masks_by_lot(view: View, keep: float) -> Plan:

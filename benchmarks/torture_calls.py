@@ -33,7 +33,7 @@ from benchmarks.torture_seeds import (
 )
 from nervure import dependence, engines, evaluation, stats, training, zoo
 from nervure.budget import allocate
-from nervure.budget.latency import Rates, Tally
+from nervure.budget.latency import LatencyTally, Rates
 from nervure.errors import NervureError
 from nervure.export import load_state, save_state
 from nervure.methods import METHODS
@@ -158,7 +158,7 @@ def masked() -> nervure.Pruned:
 
 def table() -> nervure.LatencyTable:
     """Latencies of the network."""
-    families = Tally.of(graph(), 8).families
+    families = LatencyTally.of(graph(), 8).families
     return dataclasses.replace(latencies(), rates=dict.fromkeys(families, Rates(0.1)))
 
 

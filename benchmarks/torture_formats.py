@@ -54,7 +54,7 @@ from nervure.budget.latency import LatencyTable
 from nervure.errors import NervureError
 from nervure.export.saving import load_state, read_header
 from nervure.files import read_json, write_json
-from nervure.methods.connectivity import Connectivity
+from nervure.methods.connectivity import ConnectivityEvidence
 from nervure.recipe.results import read_outcomes
 from nervure.report import Report
 
@@ -167,7 +167,7 @@ FORMATS: Mapping[str, Format] = {
         Format(
             "survey",
             lambda p: survey().save(p / "connectivity.safetensors"),
-            lambda p: Connectivity.load(p / "connectivity.safetensors"),
+            lambda p: ConnectivityEvidence.load(p / "connectivity.safetensors"),
             TENSORS,
         ),
         Format("cells of a survey", save_cells, survey, TENSORS, share=1),

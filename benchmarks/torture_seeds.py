@@ -25,7 +25,7 @@ from nervure.budget.latency import LatencyTable, Rates, Sample
 from nervure.cli import main as command_line
 from nervure.errors import DataError, FileError
 from nervure.evaluation.answers import Answers
-from nervure.evaluation.metrics import Tally
+from nervure.evaluation.metrics import MetricTally
 from nervure.export.saving import save_state
 from nervure.files import read_json, write_json
 from nervure.graph.tape import named_tensors
@@ -34,7 +34,7 @@ from nervure.methods import connectivity as connectivity_module
 from nervure.methods.snacs import SNACS
 from nervure.recipe import steps as steps_module
 from nervure.recipe.fresh import difference
-from nervure.recipe.parts import Source, data_of, source_of
+from nervure.recipe.parts import ModelSource, data_of, source_of
 from nervure.recipe.results import append_line
 from nervure.report.comparison import Outcome
 from nervure.zoo.data import fake
@@ -100,10 +100,10 @@ def save_pruned(folder: Path) -> None:
 
 def save_named(folder: Path) -> None:
     """Of a network of the zoo, and of one that the author's code would build."""
-    zoo_made = Source("resnet8", options={"width": 0.25, "in_channels": 1, "num_classes": 10})
+    zoo_made = ModelSource("resnet8", options={"width": 0.25, "in_channels": 1, "num_classes": 10})
     network = zoo_made.build(0)
     pruned = nervure.prune(network, torch.randn(2, 1, 8, 8), nervure.Magnitude(keep=0.5))
-    for name, source in {"zoo": zoo_made, "factory": Source("", "torture_trap:spring")}.items():
+    for name, source in {"zoo": zoo_made, "factory": ModelSource("", "torture_trap:spring")}.items():
         (folder / name).mkdir()
         nervure.save(folder / name / "model.safetensors", pruned, meta={"model": source.to_json()})
 
@@ -177,7 +177,7 @@ def answers(folder: Path, *, note: bool = False) -> Any:
     if note:
         with torch.no_grad():
             for key, shift in ((None, 0), (("fog", 1), 1)):
-                page.note("dense", key, Tally().add(model()(inputs + shift), labels, "here"), 4)
+                page.note("dense", key, MetricTally().add(model()(inputs + shift), labels, "here"), 4)
         page.save()
     found = [page.get("dense", key) for key in (None, ("fog", 1))]
     if None in found:
@@ -287,7 +287,7 @@ def finished_run(folder: str) -> Path:
 
 
 @cache
-def source() -> Source:
+def source() -> ModelSource:
     """Where its network comes from."""
     return source_of(recipe(), data_of(recipe()))
 

@@ -7,9 +7,9 @@ from typing import Any
 import nervure
 from benchmarks.torture_seeds import example, latencies, model, survey, view
 from nervure import Cut, Drop, Keep, Mask, Plan
-from nervure.budget.latency import LatencyTable, Rates, Tally
+from nervure.budget.latency import LatencyTable, LatencyTally, Rates
 from nervure.files import read_json, write_json
-from nervure.methods.connectivity import Connectivity
+from nervure.methods.connectivity import ConnectivityEvidence
 from nervure.methods.snacs import SNACS
 from nervure.recipe.results import read_outcomes
 from nervure.report import Report
@@ -46,7 +46,7 @@ def carry_out(folder: Path) -> Any:
 
 def save_table(folder: Path) -> None:
     """A table of latencies for the small network."""
-    rates = {name: Rates(0.1, 0.1, 0.1) for name in Tally.of(view().graph, 8).families}
+    rates = {name: Rates(0.1, 0.1, 0.1) for name in LatencyTally.of(view().graph, 8).families}
     write_json(folder / "table.json", dataclasses.replace(latencies(), rates=rates).to_json())
 
 
@@ -65,7 +65,7 @@ def plan_by_stats(folder: Path) -> Any:
 
 def decide_by_survey(folder: Path) -> Any:
     """What SNACS decides by a survey from a file."""
-    return SNACS(keep=0.5).decide(view(), Connectivity.load(folder / "connectivity.safetensors"))
+    return SNACS(keep=0.5).decide(view(), ConnectivityEvidence.load(folder / "connectivity.safetensors"))
 
 
 def save_survey(folder: Path) -> None:

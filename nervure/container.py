@@ -92,7 +92,7 @@ class Kind:
 
 @final
 @dataclass(frozen=True, slots=True)
-class Entry:
+class StoredTensor:
     """Where a tensor lies: ``data_offsets`` are its first byte and the one behind its last, after the table."""
 
     dtype: str
@@ -114,7 +114,7 @@ class _Table:
     """What stands before the tensors: the metadata, and the entries in the order of their bytes."""
 
     metadata: Mapping[str, str]
-    entries: Mapping[str, Entry]
+    entries: Mapping[str, StoredTensor]
 
     @property
     def is_plain(self) -> bool:
@@ -237,7 +237,7 @@ def _table(stored: Mapping[str, Tensor], text: str) -> dict[str, Any]:
     table, begin = {METADATA: {MARK: text, SEAL: _seal(text, digest(stored))}}, 0
     for name, tensor in stored.items():
         end = begin + tensor.numel() * tensor.element_size()
-        table[name] = msgspec.to_builtins(Entry(NAMES[tensor.dtype], tuple(tensor.shape), (begin, end)))
+        table[name] = msgspec.to_builtins(StoredTensor(NAMES[tensor.dtype], tuple(tensor.shape), (begin, end)))
         begin = end
     return table
 
@@ -257,7 +257,9 @@ def _read_table(file: BufferedReader) -> _Table:
     text = file.read(length)
     raw = decode(text, dict[str, msgspec.Raw], "its table of tensors", DamageError)
     metadata = decode(raw.pop(METADATA, b"{}"), dict[str, str], "its metadata", DamageError)
-    found = {name: decode(entry, Entry, f"the entry of tensor {name!r}", DamageError) for name, entry in raw.items()}
+    found = {
+        name: decode(entry, StoredTensor, f"the entry of tensor {name!r}", DamageError) for name, entry in raw.items()
+    }
     _require_different_names(text)
     entries = dict(sorted(found.items(), key=lambda item: item[1].data_offsets))
     _require_seamless(entries, size - PREFIX - length)
@@ -275,7 +277,7 @@ def _require_different_names(text: bytes) -> None:
         raise DamageError(f"its table of tensors cannot be read: {error}.") from error
 
 
-def _require_seamless(entries: Mapping[str, Entry], size: int) -> None:
+def _require_seamless(entries: Mapping[str, StoredTensor], size: int) -> None:
     """Raise where tensors do not follow one another through all ``size`` bytes, each as long as its shape says."""
     place = 0
     for name, entry in entries.items():
@@ -321,11 +323,11 @@ def _kind(path: Path, envelope: _Envelope, kinds: tuple[Kind, ...]) -> Kind:
     return kind
 
 
-def _read_tensors(file: BufferedReader, entries: Mapping[str, Entry]) -> dict[str, Tensor]:
+def _read_tensors(file: BufferedReader, entries: Mapping[str, StoredTensor]) -> dict[str, Tensor]:
     return {name: _read_tensor(file, name, entry) for name, entry in entries.items()}
 
 
-def _read_tensor(file: BufferedReader, name: str, entry: Entry) -> Tensor:
+def _read_tensor(file: BufferedReader, name: str, entry: StoredTensor) -> Tensor:
     raw = torch.empty(entry.data_offsets[1] - entry.data_offsets[0], dtype=torch.uint8)
     if file.readinto(raw.numpy().data) != len(raw):
         raise DamageError("it is truncated: it became shorter while it was read.")

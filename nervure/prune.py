@@ -219,7 +219,7 @@ def _pruned_once(
 ) -> Pruned:
     """One method; ``chosen`` are the options of tracing."""
     if isinstance(method, Plan):
-        method = Given(method)
+        method = PruneInputs(method)
     _require_method(method)
     if method.wants and data is None:
         raise DataError(
@@ -252,7 +252,7 @@ def _verify_or_repair(checker: Checker, method: Method, view: View, result: Prun
     except VerificationError as error:
         wrong = _wrong_edits(checker, result)
         named = "; ".join(f"{name_of(edit)!r}: {why}" for edit, why in wrong.items())
-        if isinstance(method, Given) or plans == 1:
+        if isinstance(method, PruneInputs) or plans == 1:
             right = replace(result.plan, edits=tuple(e for e in result.plan.edits if e not in wrong), reached={})
             raise VerificationError(
                 f"{error}. To blame: {named or 'masks or links'}. Nothing that fails this check should be used. The "
@@ -287,7 +287,7 @@ def _wrong_edits(checker: Checker, result: Pruned) -> dict[Edit, str]:
 
 @final
 @dataclass(frozen=True, slots=True)
-class Given:
+class PruneInputs:
     """The method that has its plan already."""
 
     wants: ClassVar[frozenset[str]] = frozenset()

@@ -45,7 +45,7 @@ from nervure.graph.rules.given import (
 )
 
 __all__ = [
-    "Given",
+    "UserRule",
     "How",
     "Operation",
     "contraction",
@@ -62,7 +62,7 @@ F = TypeVar("F", bound=Chooser)
 
 
 @final
-class Given:
+class UserRule:
     """A rule that was given. It holds until :meth:`remove`, or until the end of a ``with`` block."""
 
     def __init__(self, name: str, how: How | Chooser) -> None:
@@ -77,7 +77,7 @@ class Given:
             STACKS[self.name].remove(self)
             _settle(self.name)
 
-    def __enter__(self) -> "Given":
+    def __enter__(self) -> "UserRule":
         return self
 
     def __exit__(
@@ -98,7 +98,7 @@ def _looked_up(name: str) -> str:
 
 
 @overload
-def rule(operation: Any, how: How | Chooser) -> Given: ...
+def rule(operation: Any, how: How | Chooser) -> UserRule: ...
 
 
 @overload
@@ -126,10 +126,10 @@ def rule(operation: Any, how: Any = None) -> Any:
     """
     name = _name_of(operation)
     if how is not None:
-        return Given(name, how if callable(how) else require_how(how))
+        return UserRule(name, how if callable(how) else require_how(how))
 
     def decorate(function: F) -> F:
-        Given(name, function)
+        UserRule(name, function)
         return function
 
     return decorate

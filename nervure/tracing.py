@@ -18,8 +18,8 @@ from nervure.graph.siblings import follow_siblings
 from nervure.graph.tape import unreached_parameters
 from nervure.graph.trace import (
     Choices,
-    Drawing,
     Outputs,
+    TraceResult,
     check_modules,
     check_weights,
     chosen_patterns,
@@ -93,7 +93,7 @@ def trace_and_check(
     outputs: Outputs = True,
     inputs: bool = False,
     inside_heads: bool = False,
-) -> tuple[Drawing, Checker]:
+) -> tuple[TraceResult, Checker]:
     """What :func:`trace` finds, with the run that it was read from, and what compares cut models with the original."""
     model = unwrap(model)
     check_modules(model)
@@ -116,7 +116,7 @@ def trace_and_check(
     return drawing, checker
 
 
-def _noting_unreached(model: nn.Module, drawing: Drawing) -> Graph:
+def _noting_unreached(model: nn.Module, drawing: TraceResult) -> Graph:
     """The graph with a note of the modules that no example reached; a warning says so too."""
     idle, reached = set(unreached_parameters(model, drawing.flow.tape)), {call.name for call in drawing.flow.tape.calls}
     names = []

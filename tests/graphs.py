@@ -6,7 +6,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from nervure.graph.types import Axis, Graph, Group, Part, Role, Slot, Units, Work
+from nervure.graph.types import Axis, Graph, Group, OpCost, Part, Role, TensorAxis, Units
 
 KERNEL, AREA = 9, 16
 
@@ -17,9 +17,9 @@ class Sketch:
     def __init__(self) -> None:
         self.axes: list[Axis] = [Axis(3)]
         self.groups: dict[str, tuple[int, str]] = {}
-        self.slots: dict[str, list[Slot]] = {}
+        self.slots: dict[str, list[TensorAxis]] = {}
         self.tensors: dict[str, tuple[int, ...]] = {}
-        self.work: list[Work] = []
+        self.work: list[OpCost] = []
 
     def group(self, name: str, size: int, pinned: str = "") -> int:
         """A new group and an axis that is just its units; returns the axis."""
@@ -50,11 +50,11 @@ class Sketch:
         self._slot(f"{name}.weight", 0, "writer", writes)
         self._slot(f"{name}.bias", 0, "rider", writes)
         self._slot(f"{name}.weight", 1, "reader", reads)
-        self.work.append(Work(name, "conv2d", AREA * KERNEL, (writes, reads)))
+        self.work.append(OpCost(name, "conv2d", AREA * KERNEL, (writes, reads)))
 
     def _slot(self, tensor: str, axis: int, role: Role, index: int) -> None:
         for group, units in self.axes[index].parts:
-            self.slots[group].append(Slot(tensor, axis, role, units))
+            self.slots[group].append(TensorAxis(tensor, axis, role, units))
 
     def graph(self) -> Graph:
         """The finished picture."""

@@ -26,7 +26,7 @@ from nervure.evaluation.shift import Shifted
 from nervure.files import read_json, write_json
 from nervure.graph import Cost
 from nervure.graph.check import RULES, check_graph
-from nervure.graph.types import MOST_POSITIONS, Axis, Declared, Resize, Silence, Units
+from nervure.graph.types import MOST_POSITIONS, Axis, ConfigSize, SizeAttribute, Units, ZeroStub
 from nervure.plan import Route
 from nervure.recipe.results import append_line, read_outcomes
 from nervure.report import Point, Row, Width, to_html, to_markdown
@@ -405,7 +405,7 @@ def of_block(**changes: Any) -> dict[str, Any]:
 
 
 def silence(**changes: Any) -> dict[str, Any]:
-    base = Silence("1", (2, 6, 4, 4), (2, 6, 4, 4), own=(1,), axes=(0,))
+    base = ZeroStub("1", (2, 6, 4, 4), (2, 6, 4, 4), own=(1,), axes=(0,))
     return of_block(modules=("1",), silences=(replace(base, **changes),))
 
 
@@ -423,7 +423,7 @@ def broken() -> dict[str, dict[str, Any]]:
         "_group_sizes": group(size=5),
         "_axes_of_tensors": {"tensors": {**g.tensors, "0.bias": (far,)}},
         "_axes_of_work": {"work": (replace(g.work[0], axes=(far,)),)},
-        "_axes_of_resizes": {"resizes": (Resize("", "width", 6, far),)},
+        "_axes_of_resizes": {"resizes": (SizeAttribute("", "width", 6, far),)},
         "_axes_of_silences": silence(own=(7,)),
         "_silent_modules": silence(module="elsewhere"),
         "_parts_of_axes": {"axes": (*g.axes, Axis(3, ((axis.parts[0][0], Units([0, 1])),)))},
@@ -431,7 +431,7 @@ def broken() -> dict[str, dict[str, Any]]:
         "_parameters": {"parameters": (*g.parameters, "ghost")},
         "_ends_of_edges": {"edges": (replace(g.edges[0], target="ghost"),)},
         "_groups_of_blocks": of_block(group="ghost"),
-        "_groups_of_declared": {"declared": (Declared("", "width", 6, ()),)},
+        "_groups_of_declared": {"declared": (ConfigSize("", "width", 6, ()),)},
         "_axes_of_products": product(columns=(0,)),
         "_shapes_of_products": product(shape=(6, 3, 3, 4)),
         "_counts": {"work": (replace(g.work[0], fixed=1 << 61),)},

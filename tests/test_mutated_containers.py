@@ -21,7 +21,7 @@ from nervure.export import load_state, read_header, save_state
 from nervure.export.saving import PRUNED, STATE
 from nervure.methods import SET
 from nervure.methods.connectivity import KIND as SURVEY
-from nervure.methods.connectivity import Connectivity
+from nervure.methods.connectivity import ConnectivityEvidence
 from nervure.plan import Keep, Mask
 from nervure.scores.limits import Limit
 from nervure.stats import Stats
@@ -79,10 +79,10 @@ def stats() -> Stats:
     )
 
 
-def survey() -> Connectivity:
+def survey() -> ConnectivityEvidence:
     scores = {"0.weight": torch.rand(8, 6, generator=torch.Generator().manual_seed(3)), "3.weight": torch.ones(40, 8)}
     limits = {"0.weight": Limit((0.0, 0.5), (1.0, 0.5), 0.4, 0.1, 0.2)}
-    return Connectivity(scores, limits, {"g": torch.tensor([True, False])}, {"x": "why"}, 5)
+    return ConnectivityEvidence(scores, limits, {"g": torch.tensor([True, False])}, {"x": "why"}, 5)
 
 
 def page(path: Path) -> answers.Page:
@@ -135,7 +135,7 @@ FORMATS = {
     ),
     "training": Format(TRAINING, begin, go_on, 8),
     "stats": Format(STATS, lambda p: stats().save(p), lambda p: vars_of(Stats.load(p))),
-    "survey": Format(SURVEY, lambda p: survey().save(p), lambda p: vars_of(Connectivity.load(p))),
+    "survey": Format(SURVEY, lambda p: survey().save(p), lambda p: vars_of(ConnectivityEvidence.load(p))),
     "answers": Format(answers.KIND, note, answered),
 }
 

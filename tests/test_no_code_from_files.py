@@ -16,7 +16,7 @@ from nervure.container import write_container
 from nervure.errors import FileError, RecipeError
 from nervure.provenance import commit
 from nervure.recipe.fresh import difference
-from nervure.recipe.parts import PROBE, Source, source_in
+from nervure.recipe.parts import PROBE, ModelSource, source_in
 from nervure.recipe.results import agree
 from nervure.recipe.workers import environment, python
 from nervure.report.comparison import Outcome
@@ -65,7 +65,7 @@ def test_with_consent_a_factory_is_called() -> None:
 
 def test_a_network_of_the_zoo_is_taken_from_a_file() -> None:
     options = {"in_channels": 1, "width": 0.25}
-    assert source_in(saved(name="resnet8", options=options)) == Source("resnet8", "", options)
+    assert source_in(saved(name="resnet8", options=options)) == ModelSource("resnet8", "", options)
     assert said("evaluate", "--data", "digits", "--file", "m.safetensors")[0] == 0
 
 
@@ -96,7 +96,7 @@ def test_a_network_that_is_not_that_of_the_file_is_refused_before_it_takes_memor
 
 def test_what_builds_a_network_may_raise_anything_and_is_told_in_one_line() -> None:
     with pytest.raises(RecipeError, match=r"operator:truediv cannot be built: TypeError: .*\.$"):
-        Source("", "operator:truediv", {}).build()
+        ModelSource("", "operator:truediv", {}).build()
 
 
 @pytest.mark.parametrize(("module", "told"), [("worker", 0), ("fresh", 1)])
@@ -113,7 +113,7 @@ def test_a_folder_is_checked_with_the_network_of_its_recipe_not_with_that_of_its
     inputs = torch.randn(2, 1, 8, 8)
     saved(**EVIL)
     Path("m.safetensors").replace("model.safetensors")
-    source = Source("resnet8", "", {"in_channels": 1, "width": 0.25})
+    source = ModelSource("resnet8", "", {"in_channels": 1, "width": 0.25})
     outputs = load("model.safetensors", source.build).model.eval()(inputs).detach()
     write_container(Path("probe.safetensors"), {"inputs": inputs, "outputs": outputs}, {}, PROBE)
     assert difference(Path(), source) < 1e-6

@@ -19,7 +19,7 @@ from nervure.export import load, read_header
 from nervure.recipe import Recipe, run
 from nervure.recipe import steps as steps_module
 from nervure.recipe.fresh import difference
-from nervure.recipe.parts import PROBE, Source, dataset_of, factory_of, train_section
+from nervure.recipe.parts import PROBE, ModelSource, dataset_of, factory_of, train_section
 from nervure.recipe.steps import STEPS
 from nervure.recipe.values import SECTIONS, RecoverSection, differences
 from nervure.report import Report
@@ -77,7 +77,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Saved files are looked at in this process, without the seconds that a new one takes; not in ``folder``."""
 
-    def looked_at(folder: Path, source: Source) -> float:
+    def looked_at(folder: Path, source: ModelSource) -> float:
         with torch.random.fork_rng():
             return difference(folder, source)
 
@@ -179,12 +179,12 @@ def test_a_factory_in_the_working_folder_is_found(tmp_path: Path, monkeypatch: p
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     assert factory_of("my_nets:net")().in_features == 2
-    assert Source(factory="my_nets:net", options={"size": 5}).build().in_features == 5
+    assert ModelSource(factory="my_nets:net", options={"size": 5}).build().in_features == 5
 
 
 def test_building_leaves_the_global_random_state_alone() -> None:
     before = torch.get_rng_state()
-    one, other = Source("resnet8").build(3), Source("resnet8").build(3)
+    one, other = ModelSource("resnet8").build(3), ModelSource("resnet8").build(3)
     assert torch.equal(torch.get_rng_state(), before)
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
 
@@ -358,7 +358,7 @@ def test_beginning_anew_forgets_the_run_before(folder: Path, tmp_path: Path) -> 
 def test_a_saved_file_that_computes_something_else_is_found(folder: Path, tmp_path: Path) -> None:
     for name in ("model.safetensors", "probe.safetensors"):
         (tmp_path / name).write_bytes((folder / name).read_bytes())
-    source = Source(**read_header(folder / "model.safetensors")["meta"]["model"])
+    source = ModelSource(**read_header(folder / "model.safetensors")["meta"]["model"])
     assert difference(tmp_path, source) <= 1e-5
     _, probe = read_container(tmp_path / "probe.safetensors", dict[str, Any], PROBE)
     write_container(tmp_path / "probe.safetensors", probe | {"outputs": probe["outputs"] + 1}, {}, PROBE)
@@ -383,11 +383,11 @@ def test_recovery_can_listen_to_the_dense_network(tmp_path: Path, folder: Path) 
 
 def test_a_teacher_pulls_towards_its_answers() -> None:
     data = dataset_of(tiny().data, 0)
-    teacher, losses = Source("resnet8", options={"width": 0.25, "in_channels": 1}).build(seed=1).eval(), {}
+    teacher, losses = ModelSource("resnet8", options={"width": 0.25, "in_channels": 1}).build(seed=1).eval(), {}
     with torch.no_grad():
         teacher.fc.bias += 3 * torch.arange(10.0)
     for share in (0.0, 1.0):
-        model = Source("resnet8", options={"width": 0.25, "in_channels": 1}).build(seed=0)
+        model = ModelSource("resnet8", options={"width": 0.25, "in_channels": 1}).build(seed=0)
         section = RecoverSection(epochs=5, batch_size=32, distill=share, temperature=1.0)
         train_section(model, data, section, seed=0, teacher=teacher, progress=False)
         x = data.example(64)
@@ -424,7 +424,7 @@ budget = "macs"
     assert "drop" in told and "then keep" in told
     assert [row[0] for row in edits(report).rows] == ["drop"]
     assert Report.from_json(report.to_json()) == report
-    source = Source(**read_header(tmp_path / "both" / "model.safetensors")["meta"]["model"])
+    source = ModelSource(**read_header(tmp_path / "both" / "model.safetensors")["meta"]["model"])
     again = load(tmp_path / "both" / "model.safetensors", source.build)
     assert again.plan.cuts
     assert again.earlier[0].plan == report.plan
@@ -490,7 +490,7 @@ def test_a_method_that_rewires_does_so_in_a_run(method: str, options: dict[str, 
     assert Recipe.from_toml(recipe.to_toml()) == recipe
     report = run(recipe, folder=tmp_path, progress=False)
     saved = load(
-        tmp_path / "model.safetensors", lambda: Source("resnet8", "", {"width": 0.25, "in_channels": 1}).build()
+        tmp_path / "model.safetensors", lambda: ModelSource("resnet8", "", {"width": 0.25, "in_channels": 1}).build()
     )
     there = sum(int(mask.sum()) for mask in saved.masks.values())
     whole = sum(mask.numel() for mask in saved.masks.values())

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from nervure.budget.latency import Clock, LatencyTable
-from nervure.budget.ledger import Ledger, total
+from nervure.budget.ledger import CostModel, total
 from nervure.check import checked, nearest, require_finite
 from nervure.errors import ArgumentError, BudgetError, ScoreError
 from nervure.graph.types import Graph, Group
@@ -97,7 +97,7 @@ def allocate(
     """
     least = tuple(max(minimum, (floors or {}).get(group.name, 0)) for group in graph.prunable)
     clock = _clock(graph, table) if budget == "latency" else None
-    market = Market(graph, _values(graph, scores), scope, least, multiple, clock)
+    market = AllocationProblem(graph, _values(graph, scores), scope, least, multiple, clock)
     kept = np.ones(len(market.owner), dtype=bool) if keep == 1 else _kept_share(market, keep, budget)
     plan = _plan(market, kept, {"budget": budget, "keep": keep, "scope": scope}, budget)
     return plan if table is None else replace(plan, reached={**plan.reached, "seconds": table.predict(graph, plan)})
@@ -105,7 +105,7 @@ def allocate(
 
 @final
 @dataclass(frozen=True, eq=False)
-class Market:
+class AllocationProblem:
     """All units of all prunable groups in one row (flat units), ranked, with what they cost."""
 
     graph: Graph
@@ -116,9 +116,9 @@ class Market:
     clock: Clock | None = None
 
     @cached_property
-    def ledger(self) -> Ledger:
+    def ledger(self) -> CostModel:
         """Prices."""
-        return Ledger.of(self.graph)
+        return CostModel.of(self.graph)
 
     @cached_property
     def sizes(self) -> np.ndarray:
@@ -186,7 +186,7 @@ class Market:
         return self.ledger.alive(self.ledger.deaths(kept))
 
 
-def _kept_share(market: Market, keep: float, budget: TimedBudget) -> np.ndarray:
+def _kept_share(market: AllocationProblem, keep: float, budget: TimedBudget) -> np.ndarray:
     if not market.values:
         raise BudgetError(f"nothing can be cut to reach keep={keep:g}: {_pins(market.graph)}")
     if budget != "channels":
@@ -197,7 +197,7 @@ def _kept_share(market: Market, keep: float, budget: TimedBudget) -> np.ndarray:
     return market.best(np.maximum(market.floors, asked))
 
 
-def _within(market: Market, keep: float, budget: TimedBudget) -> np.ndarray:
+def _within(market: AllocationProblem, keep: float, budget: TimedBudget) -> np.ndarray:
     cost = market.cost(budget)
     whole = cost(market.ledger.sizes)
     if whole == 0:
@@ -232,7 +232,7 @@ def _format_amount(amount: float, budget: TimedBudget) -> str:
     return f"{amount:.4g} of the dense latency" if budget == "latency" else f"{int(amount)} {budget}"
 
 
-def _fill(market: Market, kept: np.ndarray, cost: Cost, limit: float) -> np.ndarray:
+def _fill(market: AllocationProblem, kept: np.ndarray, cost: Cost, limit: float) -> np.ndarray:
     """Bring back, best first, what still fits."""
     ledger, kept = market.ledger, kept.copy()
     deaths = ledger.deaths(kept)
@@ -256,7 +256,7 @@ def _fill(market: Market, kept: np.ndarray, cost: Cost, limit: float) -> np.ndar
     return kept
 
 
-def _chunk(market: Market, kept: np.ndarray, unit: int) -> list[int]:
+def _chunk(market: AllocationProblem, kept: np.ndarray, unit: int) -> list[int]:
     """The best removed units that bring the group of ``unit`` to its next allowed size."""
     owner = int(market.owner[unit])
     (members,) = np.nonzero(market.owner == owner)
@@ -305,7 +305,7 @@ def _value(group: Group, scores: Mapping[str, Tensor]) -> np.ndarray:
     return value.to("cpu", torch.float64).numpy()
 
 
-def _plan(market: Market, kept: np.ndarray, asked: Mapping[str, Any], budget: TimedBudget) -> Plan:
+def _plan(market: AllocationProblem, kept: np.ndarray, asked: Mapping[str, Any], budget: TimedBudget) -> Plan:
     masks = np.split(kept, np.cumsum(market.sizes)[:-1]) if market.values else []
     pairs = zip(market.graph.prunable, masks, strict=True)
     cuts = [Cut(group.name, Keep.of(torch.from_numpy(mask))) for group, mask in pairs if not mask.all()]

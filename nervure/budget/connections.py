@@ -14,7 +14,7 @@ from nervure.errors import BudgetError
 
 @final
 @dataclass(frozen=True, slots=True, eq=False)
-class Stall:
+class LayerBudget:
     """The connections of one layer, for sale.
 
     Attributes:
@@ -30,7 +30,9 @@ class Stall:
     most: int
 
 
-def allocate_connections(stalls: Mapping[str, Stall], budget: int, unit: str = "connections") -> dict[str, Tensor]:
+def allocate_connections(
+    stalls: Mapping[str, LayerBudget], budget: int, unit: str = "connections"
+) -> dict[str, Tensor]:
     """Keep the connections with the highest scores until ``budget`` is spent.
 
     Args:
@@ -62,17 +64,17 @@ def allocate_connections(stalls: Mapping[str, Stall], budget: int, unit: str = "
     return {name: mask.reshape(stall.scores.shape) for (name, stall), mask in zip(stalls.items(), masks, strict=True)}
 
 
-def least(stalls: Mapping[str, Stall]) -> int:
+def least(stalls: Mapping[str, LayerBudget]) -> int:
     """What must stay costs: the smallest budget that can be met."""
     return sum(_least(stall) for stall in stalls.values())
 
 
-def _least(stall: Stall) -> int:
+def _least(stall: LayerBudget) -> int:
     stays = _must_stay({"": stall}, np.argsort(-_flat(stall.scores), kind="stable"))
     return int(_flat(stall.price)[stays].sum())
 
 
-def _must_stay(stalls: Mapping[str, Stall], order: np.ndarray) -> np.ndarray:
+def _must_stay(stalls: Mapping[str, LayerBudget], order: np.ndarray) -> np.ndarray:
     """Fixed connections, and in each layer the best of the others beyond those that may go. Boolean [all]."""
     fixed = np.concatenate([np.empty(0, bool), *(_flat(stall.fixed) for stall in stalls.values())])
     owner = np.repeat(np.arange(len(stalls)), [stall.scores.numel() for stall in stalls.values()])

@@ -72,7 +72,7 @@ class Sample:
 
 @final
 @dataclass(frozen=True, eq=False)
-class Tally:
+class LatencyTally:
     """How much of each kind of work a graph does, family by family.
 
     Attributes:
@@ -94,13 +94,13 @@ class Tally:
     block: int = 1
 
     @staticmethod
-    def of(graph: Graph, step: int, block: int = 1) -> "Tally":
+    def of(graph: Graph, step: int, block: int = 1) -> "LatencyTally":
         """Read ``graph``."""
         names = [f"{w.op} {w.fixed} {len(w.axes)}" for w in graph.work]
         families = tuple(dict.fromkeys(names))
         rank, one = max((len(w.axes) for w in graph.work), default=0), len(graph.axes)
         axes = [[*w.axes, *[one] * (max(rank, 2) - len(w.axes))] for w in graph.work]
-        return Tally(
+        return LatencyTally(
             families,
             np.array([families.index(name) for name in names], dtype=np.int64),
             np.array(axes, dtype=np.int64).reshape(len(names), max(rank, 2)),
@@ -199,7 +199,7 @@ class LatencyTable:
 
     def clock(self, graph: Graph) -> "Clock":
         """This table as a function of the survivors of ``graph``; raises PlanError where it is of another network."""
-        tally = Tally.of(graph, self.step, self.block)
+        tally = LatencyTally.of(graph, self.step, self.block)
         unknown = [name for name in tally.families if name not in self.rates]
         if unknown:
             raise PlanError(
@@ -238,7 +238,7 @@ class Clock:
         rates: what each of these counts costs. Shape [families * 6 + 1].
     """
 
-    tally: Tally
+    tally: LatencyTally
     rates: np.ndarray
 
     @cached_property
@@ -264,13 +264,13 @@ def fit_table(graph: Graph, key: Mapping[str, str], dense: float, samples: Seque
     ratios = np.array([s.ratio for s in samples])
     found = []
     for step, block in product(STEPS, BLOCKS):
-        tally = Tally.of(graph, step, block)
+        tally = LatencyTally.of(graph, step, block)
         rows = [tally(a, tally.present(graph, s.drops)) for a, s in zip(alive, samples, strict=True)]
         design = np.stack(rows)
         errors = _unseen_errors(design, ratios, tally)
         found.append((float(np.median(errors)), float(errors.max()), step, block, design))
     error, worst, step, block, design = min(found, key=lambda f: (f[0], f[2], f[3]))
-    tally = Tally.of(graph, step, block)
+    tally = LatencyTally.of(graph, step, block)
     rates = _fit(design, ratios, tally)
     width = len(Rates._fields)
     by_family = {name: Rates(*map(float, rates[i * width : (i + 1) * width])) for i, name in enumerate(tally.families)}
@@ -320,7 +320,7 @@ def _solve_free(
     return np.zeros_like(x), free
 
 
-def _fit(design: np.ndarray, ratios: np.ndarray, tally: Tally) -> np.ndarray:
+def _fit(design: np.ndarray, ratios: np.ndarray, tally: LatencyTally) -> np.ndarray:
     """Rates of least relative error. Shape [families * 6 + 1]."""
     # In shares of what the dense network does, all unknowns are of one size and one ridge suits them.
     scale = np.maximum(tally.most, TINY)
@@ -331,7 +331,7 @@ def _fit(design: np.ndarray, ratios: np.ndarray, tally: Tally) -> np.ndarray:
     return np.asarray(nonnegative(np.concatenate([rows, dense, ridge]), target) / scale)
 
 
-def _unseen_errors(design: np.ndarray, ratios: np.ndarray, tally: Tally) -> np.ndarray:
+def _unseen_errors(design: np.ndarray, ratios: np.ndarray, tally: LatencyTally) -> np.ndarray:
     """Relative errors of samples predicted from the other folds. Shape [samples]."""
     fold = np.arange(len(ratios)) % min(FOLDS, len(ratios))
     errors = np.zeros(len(ratios))

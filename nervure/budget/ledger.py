@@ -27,7 +27,7 @@ class Gain(NamedTuple):
 
 @final
 @dataclass(frozen=True, eq=False)
-class Ledger:
+class CostModel:
     """Where every prunable unit sits along every axis, and what the axes cost.
 
     Units of all prunable groups are numbered in one row (flat units), in the order of ``graph.prunable``.
@@ -49,7 +49,7 @@ class Ledger:
     macs: Terms
 
     @staticmethod
-    def of(graph: Graph) -> "Ledger":
+    def of(graph: Graph) -> "CostModel":
         """Read ``graph``."""
         starts = _starts(graph)
         sizes = np.array([axis.size for axis in graph.axes] + [1], dtype=np.int64)
@@ -58,7 +58,7 @@ class Ledger:
         units, positions = np.concatenate([np.empty((2, 0), np.int64), *pairs], axis=1)
         order = np.argsort(units, kind="stable")
         pad = len(graph.axes)
-        return Ledger(
+        return CostModel(
             sizes=sizes,
             axis_of=np.repeat(np.arange(len(sizes)), sizes),
             pair_unit=units[order],

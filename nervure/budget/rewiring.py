@@ -11,7 +11,7 @@ from typing import Literal, TypeAlias, final
 import torch
 from torch import Tensor
 
-from nervure.budget.connections import Stall, allocate_connections
+from nervure.budget.connections import LayerBudget, allocate_connections
 from nervure.scores.sites import Site
 
 Counts: TypeAlias = Mapping[str, int]
@@ -94,7 +94,7 @@ def grow_best(
     return _buy(sites, stalls, total)
 
 
-def _buy(sites: Sequence[Site], stalls: Mapping[str, Stall], counts: Counts | int) -> dict[str, Tensor]:
+def _buy(sites: Sequence[Site], stalls: Mapping[str, LayerBudget], counts: Counts | int) -> dict[str, Tensor]:
     if isinstance(counts, int):
         return allocate_connections(stalls, max(counts, _fixed(stalls)), "weights")
     found: dict[str, Tensor] = {}
@@ -104,11 +104,11 @@ def _buy(sites: Sequence[Site], stalls: Mapping[str, Stall], counts: Counts | in
     return found
 
 
-def _fixed(stalls: Mapping[str, Stall]) -> int:
+def _fixed(stalls: Mapping[str, LayerBudget]) -> int:
     return sum(int(stall.price[stall.fixed].sum()) for stall in stalls.values())
 
 
-def _stall(site: Site, scores: Tensor, offered: Tensor, fixed: Tensor) -> Stall:
+def _stall(site: Site, scores: Tensor, offered: Tensor, fixed: Tensor) -> LayerBudget:
     lowest = torch.finfo(torch.float64).min
     price = torch.full(site.mask.shape, site.price, dtype=torch.int64)
-    return Stall(torch.where(offered, scores.double(), lowest), price, fixed, site.mask.numel())
+    return LayerBudget(torch.where(offered, scores.double(), lowest), price, fixed, site.mask.numel())

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nervure.budget.connections import Stall, allocate_connections
+from nervure.budget.connections import LayerBudget, allocate_connections
 from nervure.budget.sheets import Pattern
 from nervure.check import require_finite
 from nervure.errors import BudgetError
@@ -158,29 +158,29 @@ def _places(shape: torch.Size, pattern: Pattern, parents: Tensor | None) -> Tens
     return rows[:, None] * (int(columns.max()) + 1) + columns
 
 
-def _stall(scores: Tensor, places: Tensor | None, fixed: Tensor | None) -> Stall:
+def _stall(scores: Tensor, places: Tensor | None, fixed: Tensor | None) -> LayerBudget:
     """The units of a tensor: their mean score, what they weigh, and whether one of their weights must stay."""
     fixed = torch.zeros(scores.shape, dtype=torch.bool) if fixed is None else fixed
     if places is None:
         flat = scores.reshape(-1)
-        return Stall(flat, torch.ones(flat.shape, dtype=torch.int64), fixed.reshape(-1), flat.numel())
+        return LayerBudget(flat, torch.ones(flat.shape, dtype=torch.int64), fixed.reshape(-1), flat.numel())
     index, kernel = places.reshape(-1), scores.shape[2]
     price = torch.bincount(index) * kernel
     sums = torch.zeros(len(price), dtype=torch.float64).index_add_(0, index, scores.double().sum(2).reshape(-1))
     held = torch.zeros(len(price), dtype=torch.bool)
     held[index[fixed.any(2).reshape(-1)]] = True
-    return Stall(sums / price, price, held, len(price))
+    return LayerBudget(sums / price, price, held, len(price))
 
 
 def _spread(kept: Tensor, places: Tensor | None, shape: torch.Size) -> Tensor:
     return kept.reshape(shape) if places is None else kept[places][:, :, None].expand(shape).contiguous()
 
 
-def _needs(stall: Stall) -> int:
+def _needs(stall: LayerBudget) -> int:
     return int(stall.price[stall.fixed].sum())
 
 
-def _affordable(stalls: Mapping[str, Stall], density: float) -> int:
+def _affordable(stalls: Mapping[str, LayerBudget], density: float) -> int:
     """How many weights stay; BudgetError where they cannot hold what must."""
     whole = sum(int(stall.price.sum()) for stall in stalls.values())
     budget, needed = round(density * whole), sum(map(_needs, stalls.values()))
@@ -197,11 +197,11 @@ def _affordable(stalls: Mapping[str, Stall], density: float) -> int:
     )
 
 
-def _fix_counts(stalls: Mapping[str, Stall], weights: Sequence[float], budget: int) -> dict[str, Stall]:
+def _fix_counts(stalls: Mapping[str, LayerBudget], weights: Sequence[float], budget: int) -> dict[str, LayerBudget]:
     """The same stalls with what each tensor keeps fixed, so that only what blocks leave over is still for sale."""
     sizes = [int(stall.price.sum()) for stall in stalls.values()]
     shares = distribute(sizes, weights, budget, [_needs(stall) for stall in stalls.values()])
     return {
-        name: Stall(stall.scores, stall.price, allocate_connections({name: stall}, share)[name], stall.most)
+        name: LayerBudget(stall.scores, stall.price, allocate_connections({name: stall}, share)[name], stall.most)
         for (name, stall), share in zip(stalls.items(), shares, strict=True)
     }

@@ -15,8 +15,8 @@ from nervure.cli.inputs import (
     EXAMPLE,
     SEED,
     Asked,
-    Choice,
-    Friendly,
+    CommandGroup,
+    Inputs,
     asking,
     command_line,
     example,
@@ -39,7 +39,7 @@ from nervure.graph import Graph, count
 from nervure.graph.example import resize_batch
 from nervure.graph.tape import named_tensors
 from nervure.methods import METHODS, Method, View, method_keeping
-from nervure.methods.rewiring import Rewired
+from nervure.methods.rewiring import DynamicSparse
 from nervure.plan import Plan
 from nervure.prune import Pruned, prune
 from nervure.recipe import Recipe, Study
@@ -59,11 +59,11 @@ from nervure.stats import measure as measure_stats
 from nervure.surgery import apply as apply_plan
 from nervure.surgery import masks_after
 from nervure.surgery import verify as verify_cut
-from nervure.training import Rewiring
+from nervure.training import RewiringHook
 from nervure.training import train as train_model
 
 SCORES = Kind("nervure-scores", "scores of units", version=1)
-REWIRING = [name for name, method in METHODS.items() if issubclass(method, Rewired)]
+REWIRING = [name for name, method in METHODS.items() if issubclass(method, DynamicSparse)]
 PAGE = click.Path(dir_okay=False, path_type=Path)
 PAGES = click.Path(file_okay=False, path_type=Path)
 LIMIT = click.option(
@@ -75,7 +75,7 @@ WORKERS = click.option(
 
 
 @click.group(
-    cls=Friendly,
+    cls=CommandGroup,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Begin with:  nervure run examples/demo.toml --folder runs/demo",
 )
@@ -176,7 +176,7 @@ def compare(study: Path, folder: Path | None, limit: int | None, workers: int, q
 @click.option("--only", multiple=True, metavar="PATTERN", help="Modules that may lose units.")
 @click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Also write a page.")
 @output("graph.json", "the graph")
-def trace(choice: Choice, ignore: tuple[str, ...], only: tuple[str, ...], html: Path | None, out: Path) -> None:
+def trace(choice: Inputs, ignore: tuple[str, ...], only: tuple[str, ...], html: Path | None, out: Path) -> None:
     """Find what is coupled to what in a network."""
     _writable(out, html)
     graph = choice.graph(choice.network(), ignore=ignore, only=only or None)
@@ -192,7 +192,7 @@ def trace(choice: Choice, ignore: tuple[str, ...], only: tuple[str, ...], html: 
 @click.option("--samples", default=2048, show_default=True, help="How many training samples at most.")
 @click.option("--per-class", type=click.IntRange(0), default=0, help="How many of each class at most; 0: no limit.")
 @output("stats.safetensors", "the evidence")
-def measure(choice: Choice, want: tuple[str, ...], samples: int, per_class: int, out: Path) -> None:
+def measure(choice: Inputs, want: tuple[str, ...], samples: int, per_class: int, out: Path) -> None:
     """Gather evidence on data: what units say, what enters the layers, how much the loss listens; labels."""
     _writable(out)
     model, data = choice.network(), choice.data()
@@ -224,7 +224,7 @@ def measure(choice: Choice, want: tuple[str, ...], samples: int, per_class: int,
 @click.option("--stats", "stats_file", type=click.Path(path_type=Path), help="Evidence written by measure.")
 @output("scores.safetensors", "the scores")
 def score(
-    choice: Choice, criterion: str, settings: tuple[tuple[str, Any], ...], stats_file: Path | None, out: Path
+    choice: Inputs, criterion: str, settings: tuple[tuple[str, Any], ...], stats_file: Path | None, out: Path
 ) -> None:
     """Give each unit a number; higher stays."""
     _writable(out)
@@ -264,7 +264,7 @@ def score(
 @click.option("--stats", "stats_file", type=click.Path(path_type=Path), help="Evidence written by measure.")
 @output("plan.json", "the plan")
 def plan(
-    choice: Choice,
+    choice: Inputs,
     *,
     name: str | None,
     method: str,
@@ -307,7 +307,7 @@ def plan(
 @click.option("--graph", "graph_file", type=click.Path(path_type=Path), help="A graph written by trace.")
 @click.option("--verify/--no-verify", default=True, show_default=True, help="Check what the cut network computes.")
 @output("model.safetensors", "the pruned network")
-def apply(choice: Choice, plan_file: Path, graph_file: Path | None, verify: bool, out: Path) -> None:
+def apply(choice: Inputs, plan_file: Path, graph_file: Path | None, verify: bool, out: Path) -> None:
     """Cut as a plan says, check the result, save it."""
     _writable(out)
     decided = Plan.from_json(read_json(plan_file, "a plan written by nervure plan"))
@@ -343,7 +343,7 @@ def apply(choice: Choice, plan_file: Path, graph_file: Path | None, verify: bool
 @click.option("--events", type=PAGE, help="With --rewire, write what happened (JSON lines).")
 @output("trained.safetensors", "the trained network")
 def train(  # noqa: PLR0913 - one for each option
-    choice: Choice,
+    choice: Inputs,
     *,
     epochs: int,
     lr: float,
@@ -377,7 +377,7 @@ def train(  # noqa: PLR0913 - one for each option
         validation=data.validation.batches(500),
         precision="bf16" if precision == "bf16" else "float32",
         seed=choice.seed,
-        hooks=[] if method is None else [Rewiring(method, log=events)],
+        hooks=[] if method is None else [RewiringHook(method, log=events)],
     )
     for epoch, (loss, accuracy) in enumerate(zip(history.loss, history.validation, strict=True), start=1):
         tell(f"epoch {epoch}: loss {loss:.4f}, validation accuracy {percent(accuracy)}")
@@ -420,7 +420,7 @@ def train(  # noqa: PLR0913 - one for each option
 @click.option("--sparse", is_flag=True, help="Also time it compiled for its zeros, which --batch must be given for.")
 @output("", "the numbers (JSON)")
 def evaluate_command(
-    choice: Choice,
+    choice: Inputs,
     *,
     batches: tuple[int, ...],
     engines: tuple[str, ...],
@@ -519,7 +519,7 @@ def _time_engines(
 @click.option("--html", type=PAGE, help="Write a page.")
 @click.option("--picture", type=PAGE, help="Write the picture of the page (SVG).")
 def connectivity_command(
-    choice: Choice,
+    choice: Inputs,
     reference: str,
     strength: str,
     normalize: str,
@@ -546,7 +546,7 @@ def connectivity_command(
         _wrote(write_text(picture, circuit_picture(found, title=name)))
 
 
-def _reference(choice: Choice, reference: str) -> nn.Module | None:
+def _reference(choice: Inputs, reference: str) -> nn.Module | None:
     if not reference:
         return None
     return (choice if reference == "dense" else replace(choice, weights=reference)).network()
@@ -570,7 +570,7 @@ def _reference(choice: Choice, reference: str) -> nn.Module | None:
 @click.option("--notes", type=PAGE, help="Numbers for the card (JSON), such as evaluate writes.")
 @output("model.onnx", "the file")
 def export_command(
-    choice: Choice,
+    choice: Inputs,
     *,
     form: str | None,
     precision: str,
@@ -625,14 +625,16 @@ def report_command(source: Path, folder: Path | None) -> None:
         _wrote(page)
 
 
-def _rewiring(name: str | None, density: float | None, settings: dict[str, Any], *, fresh: bool) -> Rewired | None:
+def _rewiring(
+    name: str | None, density: float | None, settings: dict[str, Any], *, fresh: bool
+) -> DynamicSparse | None:
     """The method that rewires, if any; the weights of a network that was trained keep their size."""
     if name is None:
         if density is not None or settings:
             raise ArgumentError(f"--density and --set are the rewiring method's: name one, --rewire {REWIRING[0]}.")
         return None
     method = method_keeping(name, settings, keep=0.1, budget="params", density=density)
-    if not isinstance(method, Rewired):
+    if not isinstance(method, DynamicSparse):
         raise ArgumentError(f"--rewire {name!r} does not rewire while training. Name one of {', '.join(REWIRING)}.")
     return method if fresh else replace(method, rescale=False)
 
@@ -641,7 +643,7 @@ def _graph_from(path: Path) -> Graph:
     return Graph.from_json(read_json(path, "a graph written by nervure trace"))
 
 
-def _require_evidence(method: Method, path: Path | None, choice: Choice) -> None:
+def _require_evidence(method: Method, path: Path | None, choice: Inputs) -> None:
     if method.wants and path is None and not choice.data_name:
         wanted = " ".join(f"--want {signal}" for signal in sorted(method.wants))
         raise ArgumentError(

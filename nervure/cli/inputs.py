@@ -24,7 +24,7 @@ from nervure.export import load, load_state
 from nervure.graph import Graph
 from nervure.markup import listing, printable
 from nervure.prune import Pruned
-from nervure.recipe.parts import Source, source_in
+from nervure.recipe.parts import ModelSource, source_in
 from nervure.tracing import trace
 from nervure.zoo import CorruptedBatches, Dataset, Split
 from nervure.zoo.readers.folders import tiny_root, wnids_of
@@ -48,7 +48,7 @@ BATCH = click.IntRange(1, 1 << 20)
 """How many samples at once."""
 
 
-class Said(click.ClickException):
+class CliError(click.ClickException):
     """An error of ours, told in one line; the exit code is 2."""
 
     exit_code = 2
@@ -87,7 +87,7 @@ class Once(click.Command):
         return super().parse_args(ctx, args)
 
 
-class Friendly(click.Group):
+class CommandGroup(click.Group):
     """A group that tells errors in one line; with ``--debug`` they come with their traceback."""
 
     command_class = Once
@@ -126,7 +126,7 @@ class Friendly(click.Group):
 def _respond(error: Exception) -> click.ClickException:
     """An error in one line."""
     if isinstance(error, NervureError | OSError):
-        return Said(printable(" ".join(str(error).split())))
+        return CliError(printable(" ".join(str(error).split())))
     reason = printable((str(error).splitlines() or [""])[0])
     return Unforeseen(
         f"{type(error).__name__}: {reason}. That was not foreseen; nervure --debug ... tells where it is."
@@ -227,7 +227,7 @@ def example(*lines: str) -> str:
 
 @final
 @dataclass(frozen=True, slots=True, eq=False)
-class Choice:
+class Inputs:
     """What the user chose: a network (fresh, or with weights, or a saved pruned one), data, an example, a seed."""
 
     model: str = ""
@@ -255,7 +255,7 @@ class Choice:
         order = wnids_of(tiny_root(Path(self.root))) if is_tiny else None
         return zoo.load_corrupted(root, clean, order=order, seed=self.seed, **options)
 
-    def source(self) -> Source:
+    def source(self) -> ModelSource:
         """Where the network comes from: as named, or as noted in the file; suited to the data if some are chosen."""
         if not self.model and self.file:
             noted = source_in(self.file, trust_factory=self.trust_factory)
@@ -264,7 +264,7 @@ class Choice:
         if not self.model:
             raise ArgumentError("no network: give --model NAME of the zoo, or --model package.module:function.")
         is_factory = ":" in self.model
-        source = Source("" if is_factory else self.model, self.model if is_factory else "", self.options)
+        source = ModelSource("" if is_factory else self.model, self.model if is_factory else "", self.options)
         return source.suited_to(self.data()) if self.data_name else source
 
     def network(self) -> nn.Module:
@@ -329,12 +329,12 @@ def from_file(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def input_options(*more: Decorator) -> Decorator:
-    """Decorate a command with the options of a :class:`Choice` and ``more``; it gets the choice first."""
+    """Decorate a command with the options of a :class:`Inputs` and ``more``; it gets the choice first."""
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         def with_choice(**given: Any) -> Any:
-            names = {name: given.pop(name) for name in list(given) if name in Choice.__slots__}
-            return command(Choice(**{**names, "options": dict(names.get("options", ()))}), **given)
+            names = {name: given.pop(name) for name in list(given) if name in Inputs.__slots__}
+            return command(Inputs(**{**names, "options": dict(names.get("options", ()))}), **given)
 
         wrapped: Callable[..., Any] = functools.update_wrapper(with_choice, command)
         for option in reversed((*MODEL, *more)):

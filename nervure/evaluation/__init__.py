@@ -18,7 +18,7 @@ from nervure.evaluation.metrics import (
     wilson_interval,
 )
 from nervure.evaluation.quality import evaluate
-from nervure.evaluation.robust import Choice, live_weights, smallest_robust
+from nervure.evaluation.robust import RobustChoice, live_weights, smallest_robust
 from nervure.evaluation.shift import Shifted, evaluate_shift
 from nervure.evaluation.similarity import Common, Similarity, common, similarity
 from nervure.evaluation.size import file_size
@@ -31,7 +31,7 @@ __all__ = [
     "SEVERITIES",
     "SHIFTS",
     "TOKEN_SHIFTS",
-    "Choice",
+    "RobustChoice",
     "Common",
     "Connectivity",
     "ConnectivityShift",

@@ -16,9 +16,9 @@ from nervure.graph.tape import named_tensors
 from nervure.markup import listing
 from nervure.surgery.link import Wire
 from nervure.units.build import draw_circuit
-from nervure.units.circuit import Circuit, Flags, Floats, Ints, Stage
-from nervure.units.heat import Mesh, Normalize
-from nervure.units.paths import Census, Mass, carried_heat, census, heard, log_sum, masses, read
+from nervure.units.circuit import Flags, Floats, Ints, NeuronGraph, NodeSet
+from nervure.units.heat import Laplacian, Normalize
+from nervure.units.paths import LayerCounts, Mass, carried_heat, census, heard, log_sum, masses, read
 from nervure.units.strength import Strength
 
 MIXED = 1000.0
@@ -88,7 +88,7 @@ class Connectivity:
         normalize: which Laplacian heat flows by.
     """
 
-    circuit: Circuit
+    circuit: NeuronGraph
     reference: "Connectivity | None" = None
     normalize: Normalize = "none"
 
@@ -107,7 +107,7 @@ class Connectivity:
         return masses(self.circuit)
 
     @cached_property
-    def _census(self) -> tuple[Census, ...]:
+    def _census(self) -> tuple[LayerCounts, ...]:
         return census(self.circuit, self._heard, self._read)
 
     @cached_property
@@ -154,7 +154,7 @@ class Connectivity:
         return _width(self._mass.arrived[outputs]) / max(1, len(outputs))
 
     @cached_property
-    def _rows(self) -> tuple[tuple[str, Ints, Census | None], ...]:
+    def _rows(self) -> tuple[tuple[str, Ints, LayerCounts | None], ...]:
         """The inputs and the layers: name, nodes [readings of its weight, units], and what was counted."""
         stages = self.circuit.stages
         given = [(s.name, _nodes([s]), None) for s in stages if s.kind == "input"]
@@ -166,7 +166,7 @@ class Connectivity:
         """The inputs, then every layer with weights that can be pruned, in running order."""
         return tuple(self._layer(*row) for row in self._rows)
 
-    def _layer(self, name: str, nodes: Ints, counted: Census | None) -> LayerPaths:
+    def _layer(self, name: str, nodes: Ints, counted: LayerCounts | None) -> LayerPaths:
         through = np.logaddexp.reduce(self._mass.through[nodes], axis=0)
         return LayerPaths(
             name,
@@ -232,9 +232,9 @@ class Connectivity:
     # -- the undirected graph -------------------------------------------------------------------------------------
 
     @cached_property
-    def mesh(self) -> Mesh:
+    def mesh(self) -> Laplacian:
         """The undirected graph, in which sums are one with what is only added to them."""
-        return Mesh.of(self.circuit, self.normalize)
+        return Laplacian.of(self.circuit, self.normalize)
 
     @property
     def components(self) -> int:
@@ -312,7 +312,7 @@ class Connectivity:
         far += sum(float(np.sum(np.square(mine[s.nodes]))) for s in self.circuit.stages if s.name not in names)
         return math.sqrt(far) / (float(np.linalg.norm(theirs)) or 1.0 if relative else 1.0)
 
-    def _pair_stages(self, mine: Floats, theirs: Floats) -> Iterator[tuple[Stage, Floats, Floats]]:
+    def _pair_stages(self, mine: Floats, theirs: Floats) -> Iterator[tuple[NodeSet, Floats, Floats]]:
         """The reference's stages, with what this network and the reference have there."""
         here = {s.name: s for s in self.circuit.stages}
         for stage in self._required_reference().circuit.stages:
@@ -486,7 +486,7 @@ def _numbers(flags: Flags) -> tuple[int, ...]:
     return tuple(np.flatnonzero(flags).tolist())
 
 
-def _nodes(stages: Sequence[Stage]) -> Ints:
+def _nodes(stages: Sequence[NodeSet]) -> Ints:
     """The nodes of one layer, [readings, units]; side by side where its readings make different numbers of units."""
     found = [np.arange(s.start, s.start + s.size) for s in stages]
     return np.stack(found) if len({s.size for s in stages}) == 1 else np.concatenate(found)[None]

@@ -202,12 +202,12 @@ def in_turn(
             stack.enter_context(restore_after(built.model, built.example))
             stack.enter_context(evaluating(built.model))
         with threads_of_torch(threads):
-            runs = {name: _Run(built, batch, threads) for name, built in models.items()}
+            runs = {name: _LatencyRun(built, batch, threads) for name, built in models.items()}
             times = _measure(runs, rounds, seconds, warmup)
     yield from _rows(times, batch, threads, next(iter(models.values())).engine)
 
 
-class _Run:
+class _LatencyRun:
     """A model in an engine, bound to its inputs; timing it gives seconds per forward pass."""
 
     def __init__(self, built: Built, batch: int, threads: int) -> None:
@@ -245,7 +245,7 @@ class _Run:
         self.repeats = max(1, round(SHORTEST_TIMING / max(self.seconds(), 1e-7)))
 
 
-def _measure(runs: Mapping[str, _Run], rounds: int, seconds: float, warmup: int) -> dict[str, list[float]]:
+def _measure(runs: Mapping[str, _LatencyRun], rounds: int, seconds: float, warmup: int) -> dict[str, list[float]]:
     for run in runs.values():
         run.warm(warmup)
     times: dict[str, list[float]] = {name: [] for name in runs}

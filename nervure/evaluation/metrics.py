@@ -1,6 +1,6 @@
 """How good a classifier is: accuracy, loss and calibration.
 
-Every number is a pure function of probabilities and labels; a :class:`Tally` puts them together batch by batch.
+Every number is a pure function of probabilities and labels; a :class:`MetricTally` puts them together batch by batch.
 Ties between outputs go to the class of the lower number, so a model that answers a constant scores one class, not luck.
 """
 
@@ -66,7 +66,7 @@ class Observed:
 
 
 @final
-class Tally:
+class MetricTally:
     """What one model answered so far."""
 
     def __init__(self) -> None:

@@ -10,7 +10,7 @@ from nervure.check import checked
 from nervure.evaluation.answers import Key
 from nervure.evaluation.batches import Data, call, on_device, pairs, to_device
 from nervure.evaluation.corruptions import SEVERITIES
-from nervure.evaluation.metrics import Metrics, Tally
+from nervure.evaluation.metrics import Metrics, MetricTally
 from nervure.evaluation.shift import Normalisation, Shifted, evaluate_shift
 from nervure.graph.example import evaluating
 from nervure.progress import length, track
@@ -97,7 +97,7 @@ def evaluate(
                 progress=progress,
             )
             return found["model"]
-        tally = Tally()
+        tally = MetricTally()
         for number, (inputs, labels) in enumerate(track(pairs(data), "evaluating", length(data), enabled=progress)):
             tally.add(call(model, to_device(inputs, place)), labels, f"batch {number}")
         return tally.metrics(bins)

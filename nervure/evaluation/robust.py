@@ -24,7 +24,7 @@ TESTED = frozenset(name for kind in ("noise", "blur", "weather", "digital") for 
 
 @final
 @dataclass(frozen=True, slots=True)
-class Choice(Generic[K]):
+class RobustChoice(Generic[K]):
     """What was chosen, and by what.
 
     Attributes:
@@ -79,7 +79,7 @@ def smallest_robust(
     normalisation: Normalisation | None = None,
     seed: Seed = 0,
     progress: bool = True,
-) -> Choice[K]:
+) -> RobustChoice[K]:
     """Find the smallest candidate that keeps a share of the dense network's accuracy under shift.
 
     Args:
@@ -124,7 +124,7 @@ def smallest_robust(
             f"{best!r} keeps most, {kept[best]:.1%} of it. Give larger candidates, train them longer, or ask for less."
         )
     sizes = {key: size(model) for key, model in candidates.items()}
-    return Choice(
+    return RobustChoice(
         min(enough, key=lambda key: (sizes[key], -kept[key])),
         kept,
         sizes,

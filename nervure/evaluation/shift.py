@@ -24,7 +24,7 @@ from nervure.evaluation.answers import Answers, Key, Page
 from nervure.evaluation.batches import Batch, Data, call, device_of, pairs, to_device
 from nervure.evaluation.corruptions import GROUPS, SEVERITIES, corrupt, expand_names
 from nervure.evaluation.features import FEATURE_SHIFTS, TOKEN_SHIFTS, corrupt_features, corrupt_tokens
-from nervure.evaluation.metrics import Metrics, Tally
+from nervure.evaluation.metrics import Metrics, MetricTally
 from nervure.graph.example import evaluating
 from nervure.markup import listing
 from nervure.progress import length, track
@@ -255,7 +255,7 @@ def evaluate_shift(
         if cache is not None:
             raise ArgumentError("cache= keeps answers to corruptions that are made here; ready data are not kept.")
         return _evaluate_given(models, data, shift, bins, progress)
-    tallies: dict[str, dict[Key | None, Tally]] = {name: {} for name in models}
+    tallies: dict[str, dict[Key | None, MetricTally]] = {name: {} for name in models}
     undo = _Undo.of(data, normalisation)
     kept = None if cache is None else Answers(cache, models, f"{undo} {seed}")
     with _all_evaluating(models.values()):
@@ -364,7 +364,7 @@ class _Undo:
 
 
 def _add(
-    tallies: dict[str, dict[Key | None, Tally]],
+    tallies: dict[str, dict[Key | None, MetricTally]],
     models: Mapping[str, nn.Module],
     key: Key | None,
     inputs: Any,
@@ -374,14 +374,14 @@ def _add(
     for name, model in models.items():
         where = "the clean data" if key is None else f"{key[0]} at severity {key[1]}"
         logits = call(model, to_device(inputs, device_of(model)))
-        tally = tallies[name].setdefault(key, Tally())
+        tally = tallies[name].setdefault(key, MetricTally())
         observed = tally.add(logits, labels, f"{where} ({name})")
         if page is not None:
             page.note(name, key, observed, tally.classes)
 
 
 def _take_known(
-    tallies: dict[str, dict[Key | None, Tally]], models: Mapping[str, nn.Module], key: Key | None, page: Page
+    tallies: dict[str, dict[Key | None, MetricTally]], models: Mapping[str, nn.Module], key: Key | None, page: Page
 ) -> dict[str, nn.Module]:
     """Take over the answers that are known, and return the networks that are still to be asked."""
     asked = {}
@@ -390,14 +390,14 @@ def _take_known(
         if known is None:
             asked[name] = model
         else:
-            tallies[name].setdefault(key, Tally()).note(*known)
+            tallies[name].setdefault(key, MetricTally()).note(*known)
     return asked
 
 
 def _evaluate_given(
     models: Mapping[str, nn.Module], data: Data, shift: Mapping[Key, Data], bins: int, progress: bool
 ) -> dict[str, Shifted]:
-    tallies: dict[str, dict[Key | None, Tally]] = {name: {} for name in models}
+    tallies: dict[str, dict[Key | None, MetricTally]] = {name: {} for name in models}
     parts: list[tuple[Key | None, Data]] = [(None, data), *shift.items()]
     with _all_evaluating(models.values()):
         for key, part in track(parts, "evaluating under shift", len(parts), enabled=progress):
@@ -414,7 +414,7 @@ def _all_evaluating(models: Iterable[nn.Module]) -> Iterator[None]:
         yield
 
 
-def _summary(found: Mapping[Key | None, Tally], bins: int) -> Shifted:
+def _summary(found: Mapping[Key | None, MetricTally], bins: int) -> Shifted:
     rows = {key: tally.metrics(bins) for key, tally in found.items() if key is not None}
     correct = [tally.correct.double() for key, tally in found.items() if key is not None]
     clean = next(tally for key, tally in found.items() if key is None).metrics(bins)

@@ -1,7 +1,7 @@
 """Networks as files: saved to be loaded again, and exported for other engines."""
 
 from nervure.export.card import Card
-from nervure.export.checking import Difference
+from nervure.export.checking import FileDifference
 from nervure.export.formats import FORMATS, Format
 from nervure.export.saving import load, load_state, read_header, save, save_state, versions
 from nervure.export.writing import ExportedFile, export, require_format
@@ -9,7 +9,7 @@ from nervure.export.writing import ExportedFile, export, require_format
 __all__ = [
     "FORMATS",
     "Card",
-    "Difference",
+    "FileDifference",
     "ExportedFile",
     "Format",
     "export",

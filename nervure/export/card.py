@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from nervure.engines.exported import Exported
-from nervure.export.checking import Difference
+from nervure.export.checking import FileDifference
 from nervure.export.saving import versions
 from nervure.markup import code, code_block, escape_markdown, table
 from nervure.plan import Cut, Drop, Link, Mask, Plan
@@ -94,7 +94,7 @@ def _plan_facts(plan: Plan) -> dict[str, Any]:
     }
 
 
-def checks_facts(checks: Mapping[str, Difference]) -> dict[str, Any]:
+def checks_facts(checks: Mapping[str, FileDifference]) -> dict[str, Any]:
     """The verification, by what was run."""
     return {name: asdict(found) for name, found in checks.items()}
 

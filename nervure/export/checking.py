@@ -22,7 +22,7 @@ SMALLEST_SCALE = 1e-3
 
 @final
 @dataclass(frozen=True, slots=True)
-class Difference:
+class FileDifference:
     """How far a file and its module are apart on some inputs.
 
     Attributes:
@@ -47,7 +47,7 @@ class Difference:
 
 
 def difference(expected: Any, found: Any) -> float:
-    """Largest difference of any tensor, relative to its largest magnitude, see :class:`Difference`.
+    """Largest difference of any tensor, relative to its largest magnitude, see :class:`FileDifference`.
 
     Raises:
         VerificationError: the number of tensors or a shape differs, or one is not finite where the other is.
@@ -78,19 +78,19 @@ def _tensors(output: Any) -> list[Tensor]:
 
 def on_random(
     model: nn.Module, runner: Runner, example: Any, batches: Sequence[int], tolerance: float | None
-) -> Difference:
+) -> FileDifference:
     """Run both on random inputs like the example, at each batch size."""
     drawn = [random_like(example, batch, seed=batch) for batch in batches]
     largest = 0.0
     for inputs in drawn:
         expected = _run_reference(model, inputs)
         largest = max(largest, difference(expected, runner(inputs)))
-    return Difference(largest, tuple(batches), tolerance)
+    return FileDifference(largest, tuple(batches), tolerance)
 
 
 def on_data(
     model: nn.Module, runner: Runner, data: Iterable[Batch], tolerance: float | None, fixed: int | None
-) -> Difference:
+) -> FileDifference:
     """Run both on batches of real inputs with labels; a file for a ``fixed`` number of samples gets as many."""
     largest, sizes, counts = 0.0, [], []
     for inputs, labels in data:
@@ -106,8 +106,8 @@ def on_data(
     batches = tuple(dict.fromkeys(sizes))
     same, ours, theirs, samples = (sum(column) for column in zip(*counts, strict=True))
     if not samples:
-        return Difference(largest, batches, tolerance)
-    return Difference(largest, batches, tolerance, same / samples, (ours / samples, theirs / samples))
+        return FileDifference(largest, batches, tolerance)
+    return FileDifference(largest, batches, tolerance, same / samples, (ours / samples, theirs / samples))
 
 
 def _classes(expected: Any, found: Any, labels: Tensor) -> tuple[int, int, int, int]:

@@ -76,7 +76,7 @@ class _Costs:
 
 @final
 @dataclass(frozen=True, slots=True)
-class _Step:
+class _SavedStep:
     graph: dict[str, Any]
     plan: dict[str, Any]
     method: str
@@ -84,7 +84,7 @@ class _Step:
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Header(_Stored):
+class _ModelHeader(_Stored):
     """The header of a pruned model: the fields of a ``Pruned``.
 
     The plan lacks the masks whose places the packed tensors tell; ``masks`` holds those of tensors that are not packed.
@@ -98,7 +98,7 @@ class _Header(_Stored):
     training: bool
     verification: float | None
     unverified: str = ""
-    earlier: tuple[_Step, ...] = ()
+    earlier: tuple[_SavedStep, ...] = ()
     fingerprint: str = ""
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
@@ -141,9 +141,9 @@ def save(path: FilePath, pruned: Pruned, *, meta: Mapping[str, Any] | None = Non
     return target
 
 
-def _header(pruned: Pruned, stored: _Stored, shapes: Shapes) -> _Header:
+def _header(pruned: Pruned, stored: _Stored, shapes: Shapes) -> _ModelHeader:
     keeps = {name: Keep.of(mask).to_json() for name, mask in pruned.masks.items()}
-    return _Header(
+    return _ModelHeader(
         **{f.name: getattr(stored, f.name) for f in fields(stored)},
         plan=_without_packed(pruned.plan.to_json(), {name: keeps[name] for name in stored.packed}),
         graph=pruned.graph.to_json(),
@@ -153,7 +153,7 @@ def _header(pruned: Pruned, stored: _Stored, shapes: Shapes) -> _Header:
         training=pruned.model.training,
         verification=pruned.verification,
         unverified=pruned.unverified,
-        earlier=tuple(_Step(s.graph.to_json(), s.plan.to_json(), s.method) for s in pruned.earlier),
+        earlier=tuple(_SavedStep(s.graph.to_json(), s.plan.to_json(), s.method) for s in pruned.earlier),
         fingerprint=pruned.graph.fingerprint,
         shapes=dict(shapes),
     )
@@ -174,7 +174,7 @@ def load(path: FilePath, model: Source) -> Pruned:
         FileError: the file is missing, truncated, corrupted, foreign or from a newer version, or ``model`` is not
             the model it was made from (the first differences are listed).
     """
-    header, stored = read_container(path, _Header, PRUNED)
+    header, stored = read_container(path, _ModelHeader, PRUNED)
     with reading(path, PRUNED):
         graph = Graph.from_json(header.graph)
         earlier = tuple(Step(Graph.from_json(s.graph), Plan.from_json(s.plan), s.method) for s in header.earlier)
@@ -209,7 +209,7 @@ def _replay(path: str | os.PathLike[str], model: nn.Module, graph: Graph, plan: 
         raise FileError(f"the plan in {str(path)!r} does not fit this model: {error}") from error
 
 
-def _masks(header: _Header, model: nn.Module) -> dict[str, Tensor]:
+def _masks(header: _ModelHeader, model: nn.Module) -> dict[str, Tensor]:
     """The masks of tensors that are not packed."""
     keeps, shapes = {n: Keep.from_json(keep) for n, keep in header.masks.items()}, _shapes(named_tensors(model))
     for name, keep in keeps.items():
@@ -283,7 +283,7 @@ def _without_packed(plan: dict[str, Any], keeps: Mapping[str, Any]) -> dict[str,
     return plan | {"edits": edits}
 
 
-def _with_packed(header: _Header, stored: Mapping[str, Tensor], shapes: Shapes) -> dict[str, Any]:
+def _with_packed(header: _ModelHeader, stored: Mapping[str, Tensor], shapes: Shapes) -> dict[str, Any]:
     """The plan with the masks that packed tensors tell, where ``shapes`` are those of the model it is for."""
     edits = convert(header.plan.get("edits"), list[dict[str, Any]], "its plan", DamageError)
     for edit in edits:

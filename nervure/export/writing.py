@@ -26,7 +26,7 @@ from nervure.export.card import (
     provenance,
     pruning_facts,
 )
-from nervure.export.checking import Difference, first_different, on_data, on_random, random_like
+from nervure.export.checking import FileDifference, first_different, on_data, on_random, random_like
 from nervure.export.formats import FORMATS, Format, in_bf16
 from nervure.export.quantising import INT8
 from nervure.files import disk_refusal, drafts, require_writable, settle, write_json, write_text
@@ -63,7 +63,7 @@ class ExportedFile:
     files: tuple[Path, ...]
     format: str
     precision: str
-    checks: Mapping[str, Difference]
+    checks: Mapping[str, FileDifference]
     card: Card
 
     def __str__(self) -> str:
@@ -232,7 +232,7 @@ def _check_file(
     check: Batches | None,
     tolerance: float | None,
     folder: Path,
-) -> dict[str, Difference]:
+) -> dict[str, FileDifference]:
     allowed = TOLERANCE if tolerance is None and job.precision == FLOAT32 else tolerance
     batches = BATCHES if graph.dynamic else (graph.samples,)
     try:
@@ -254,7 +254,7 @@ def _wrong(job: _Job) -> str:
     return f"the {job.form.name} file of {model_name(job.module)} computes something else than the module"
 
 
-def _first_layer(job: _Job, graph: Exported, found: Difference, folder: Path) -> str:
+def _first_layer(job: _Job, graph: Exported, found: FileDifference, folder: Path) -> str:
     """Say which layer is the first that differs, by an export whose outputs are those of all layers."""
     inputs = random_like(job.example, graph.fixed or max(BATCHES), seed=0)
     allowed = found.tolerance or 0.0

@@ -1,7 +1,7 @@
 """What is coupled to what in a model: tracing by labels that flow, groups, blocks, costs."""
 
 from nervure.graph.cost import Cost, LayerCost, count
-from nervure.graph.types import Axis, Block, Edge, Graph, Group, Resize, Silence, Slot, Units, Work
+from nervure.graph.types import Axis, Block, Edge, Graph, Group, OpCost, SizeAttribute, TensorAxis, Units, ZeroStub
 
 __all__ = [
     "Axis",
@@ -11,10 +11,10 @@ __all__ = [
     "Graph",
     "Group",
     "LayerCost",
-    "Resize",
-    "Silence",
-    "Slot",
+    "SizeAttribute",
+    "ZeroStub",
+    "TensorAxis",
     "Units",
-    "Work",
+    "OpCost",
     "count",
 ]

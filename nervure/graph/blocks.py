@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nervure.graph.flow import Flow, argument
-from nervure.graph.labels import Layer, Space
+from nervure.graph.flow import LabelPropagation, argument
+from nervure.graph.labels import LabelArray, TensorLabels
 from nervure.graph.tape import Entry, ModuleCall, Ref, Tape, WriteBack, refs_in
-from nervure.graph.trace import Drawing
-from nervure.graph.types import NOT_CUT, Block, Graph, Group, Silence
+from nervure.graph.trace import TraceResult
+from nervure.graph.types import NOT_CUT, Block, Graph, Group, ZeroStub
 
 # Operators that make zeros of zeros: what may stand between the last module of a branch and the addition.
 _KEEPS_ZERO = frozenset(
@@ -57,7 +57,7 @@ _KEEPS_ZERO = frozenset(
 
 
 @dataclass(slots=True)
-class Wiring:
+class DefUse:
     """Who makes and who uses each value of the first run on a tape."""
 
     tape: Tape
@@ -74,9 +74,9 @@ class Wiring:
     """Entries whose results nobody hears: they use nothing."""
 
     @staticmethod
-    def of(tape: Tape) -> "Wiring":
+    def of(tape: Tape) -> "DefUse":
         """Read it off a tape."""
-        wiring = Wiring(tape)
+        wiring = DefUse(tape)
         stop = tape.entries_of(0).stop
         wiring.above = {number: 1 << number for number in tape.inputs}
         heard = _heard(tape, stop)
@@ -135,21 +135,21 @@ class Branch:
     values: frozenset[int]
 
 
-def with_blocks(drawing: Drawing) -> Graph:
+def with_blocks(drawing: TraceResult) -> Graph:
     """The graph with every part that can be dropped, and those that cannot with the reason, in running order."""
     blocks = _blocks_of(drawing)
     return replace(drawing.graph, blocks=blocks, axes=tuple(drawing.builder.table))
 
 
-def is_doubtful(drawing: Drawing, block: Block) -> bool:
+def is_doubtful(drawing: TraceResult, block: Block) -> bool:
     """Whether a block must be dropped once to be believed: its modules are called in ways that may not bear it."""
     if block.kind != "module":
         return any(silence.extras >= 0 for silence in block.silences)
     return block.extras >= 0 or not all(call.plain for call in drawing.flow.tape.calls if call.name in block.modules)
 
 
-def _blocks_of(drawing: Drawing) -> tuple[Block, ...]:
-    wiring = Wiring.of(drawing.flow.tape)
+def _blocks_of(drawing: TraceResult) -> tuple[Block, ...]:
+    wiring = DefUse.of(drawing.flow.tape)
     found: list[tuple[int, Block]] = []
     identity: dict[int, int] = {}
     for index, entry in enumerate(drawing.flow.tape.entries):
@@ -168,7 +168,7 @@ def _blocks_of(drawing: Drawing) -> tuple[Block, ...]:
     return _name_blocks(drawing, wiring, [block for _, block in sorted(found, key=lambda item: item[0])])
 
 
-def residual(wiring: Wiring, entry: Entry) -> tuple[Branch | None, bool]:
+def residual(wiring: DefUse, entry: Entry) -> tuple[Branch | None, bool]:
     """The branch that an addition ends (None where there is none), and whether what it is added to is its input."""
     refs = [r for r in entry.args[:2] if isinstance(r, Ref) and r.id in wiring.above]
     shape = wiring.tape.shape(entry.outs[0])
@@ -188,7 +188,7 @@ def residual(wiring: Wiring, entry: Entry) -> tuple[Branch | None, bool]:
     return (branches[0] if branches else None), not all(sides)
 
 
-def _is_closed(wiring: Wiring, start: int, stop: int, values: frozenset[int], user: int) -> bool:
+def _is_closed(wiring: DefUse, start: int, stop: int, values: frozenset[int], user: int) -> bool:
     """Whether everything inside is heard only inside, its end only by ``user``.
 
     What it hears is ``start`` or something that ``start`` was made of (the other end of a cross-attention, say).
@@ -209,7 +209,7 @@ def _outs(entry: Entry | WriteBack) -> Sequence[Ref]:
     return entry.outs if isinstance(entry, Entry) else (entry.out,)
 
 
-def _calls_inside(wiring: Wiring, values: frozenset[int]) -> list[ModuleCall]:
+def _calls_inside(wiring: DefUse, values: frozenset[int]) -> list[ModuleCall]:
     """The largest module calls that compute nothing but these values, in running order."""
     entries = {wiring.made[v] for v in values}
     inside = [
@@ -226,7 +226,7 @@ def _is_around(outer: ModuleCall, inner: ModuleCall) -> bool:
     return outer.start <= inner.start and inner.stop <= outer.stop and outer.name != inner.name
 
 
-def _block(drawing: Drawing, wiring: Wiring, branch: Branch, kind: str) -> Block | None:
+def _block(drawing: TraceResult, wiring: DefUse, branch: Branch, kind: str) -> Block | None:
     calls = _calls_inside(wiring, branch.values)
     alone = [c for c in calls if wiring.times[c.name] == 1]
     if not any(_has_weights(wiring.tape, c) for c in calls):
@@ -247,7 +247,7 @@ def _block(drawing: Drawing, wiring: Wiring, branch: Branch, kind: str) -> Block
     return Block(alone[0].name, names, kind, pinned=f"its modules cannot step aside ({reason})")
 
 
-def _aliases(wiring: Wiring, calls: Sequence[ModuleCall]) -> tuple[str, ...]:
+def _aliases(wiring: DefUse, calls: Sequence[ModuleCall]) -> tuple[str, ...]:
     """Modules that run once, inside one of ``calls``, and have a name outside of it.
 
     What did nothing (a dropout) is not known to have run inside.
@@ -263,7 +263,7 @@ def _aliases(wiring: Wiring, calls: Sequence[ModuleCall]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _is_heard_outside(wiring: Wiring, call: ModuleCall, values: frozenset[int]) -> bool:
+def _is_heard_outside(wiring: DefUse, call: ModuleCall, values: frozenset[int]) -> bool:
     """Whether a value that the call makes beside the branch's own (a table of positions, say) is used after it."""
     made = {o.id for i in range(call.start, call.stop) for o in _outs(wiring.tape.entries[i])} - values
     return any(user >= call.stop for value in made for user in wiring.used.get(value, []))
@@ -274,15 +274,15 @@ def _has_weights(tape: Tape, call: ModuleCall) -> bool:
 
 
 def _silences(
-    drawing: Drawing, wiring: Wiring, branch: Branch, calls: Sequence[ModuleCall], silenced: Sequence[ModuleCall]
-) -> tuple[Silence, ...]:
+    drawing: TraceResult, wiring: DefUse, branch: Branch, calls: Sequence[ModuleCall], silenced: Sequence[ModuleCall]
+) -> tuple[ZeroStub, ...]:
     """Run the branch with its modules aside on empty tensors: which zeros have to be made, and of what shape.
 
     Those that are not ``silenced`` let their input pass.
     """
     tape = wiring.tape
     seen: dict[int, Tensor] = {branch.entry: torch.empty(tape.shape(Ref(branch.entry)), device="meta")}
-    spaces: dict[int, Space] = {branch.entry: drawing.flow.spaces.get(branch.entry, Space())}
+    spaces: dict[int, TensorLabels] = {branch.entry: drawing.flow.spaces.get(branch.entry, TensorLabels())}
     last = calls[-1]
     silences = []
     inside = {i: c for c in calls for i in range(c.start, c.stop)}
@@ -303,12 +303,12 @@ def _silences(
         elif call.outputs[0] not in seen:
             source = call.inputs[0]
             made = seen.get(source, torch.empty(tape.shape(Ref(source)), device="meta"))
-            space = spaces.get(source, drawing.flow.spaces.get(source, Space()))
+            space = spaces.get(source, drawing.flow.spaces.get(source, TensorLabels()))
             if any(call is c for c in silenced):
                 silence = _silence(drawing, call, made, space)
                 silences.append(silence)
                 made = torch.empty(silence.left, device="meta")
-                space = drawing.flow.spaces.get(call.outputs[0], Space())
+                space = drawing.flow.spaces.get(call.outputs[0], TensorLabels())
             elif not isinstance(call.form, int):
                 raise ValueError(f"{call.name} returns more than a tensor")
             seen[call.outputs[0]], spaces[call.outputs[0]] = made, space
@@ -334,13 +334,13 @@ def _run_empty(tape: Tape, entry: Entry, seen: dict[int, Tensor]) -> None:
     seen.update({ref.id: t for ref, t in zip(entry.outs, results, strict=True)})
 
 
-def _silence(drawing: Drawing, call: ModuleCall, given: Tensor, source: Space) -> Silence:
+def _silence(drawing: TraceResult, call: ModuleCall, given: Tensor, source: TensorLabels) -> ZeroStub:
     """``given`` and ``source`` are what the module is given once the others have stepped aside, and its labels."""
     flow, form, extras = drawing.flow, call.form, _extras(call)
     if extras is None:
         raise ValueError(f"{call.name} returns a {form if isinstance(form, str) else type(form).__name__}")
     left, entered = flow.tape.shape(Ref(call.outputs[0])), tuple(given.shape)
-    target = flow.spaces.get(call.outputs[0], Space())
+    target = flow.spaces.get(call.outputs[0], TensorLabels())
     live = tuple(
         a
         for a in range(len(left))
@@ -353,26 +353,26 @@ def _silence(drawing: Drawing, call: ModuleCall, given: Tensor, source: Space) -
         if any(len(z.support) > 1 for z in layers):
             raise ValueError(f"the units of {call.name} lie across several axes")
         axes.append(drawing.builder.axis(left[axis], [z.labels for z in layers]))
-    return Silence(call.name, entered, left, live, own, tuple(axes), extras)
+    return ZeroStub(call.name, entered, left, live, own, tuple(axes), extras)
 
 
-def _labels(flow: Flow, space: Space, axis: int) -> list[bytes]:
+def _labels(flow: LabelPropagation, space: TensorLabels, axis: int) -> list[bytes]:
     layers = [z for z in space.layers if axis < z.labels.ndim and z.labels.shape[axis] > 1]
     return sorted(flow.store.unions.find(z.labels.reshape(-1)).tobytes() for z in layers)
 
 
-def _same_units(flow: Flow, a: Space, b: Space, axis: int) -> bool:
+def _same_units(flow: LabelPropagation, a: TensorLabels, b: TensorLabels, axis: int) -> bool:
     return _labels(flow, a, axis) == _labels(flow, b, axis)
 
 
 # -- dense connections -------------------------------------------------------------------------------------------
 
 
-def _dense(drawing: Drawing, wiring: Wiring, entry: Entry) -> Iterable[Block]:
+def _dense(drawing: TraceResult, wiring: DefUse, entry: Entry) -> Iterable[Block]:
     """New channels that are put beside old ones: parts of a concatenation that are a whole group of their own."""
     parts = [r for r in entry.args[0] if r.id in wiring.above]
     for ref in parts[1:]:
-        group = _whole_group(drawing, drawing.flow.spaces.get(ref.id, Space()).layers)
+        group = _whole_group(drawing, drawing.flow.spaces.get(ref.id, TensorLabels()).layers)
         others = 0
         for other in parts:
             others |= wiring.above[other.id] if other.id < ref.id else 0
@@ -399,7 +399,7 @@ def _is_made_by(group: Group, block: Block) -> bool:
     return alone and all(bool((slot.units.array < 0).any()) for slot in group.readers)
 
 
-def _whole_group(drawing: Drawing, layers: Sequence[Layer]) -> Group | None:
+def _whole_group(drawing: TraceResult, layers: Sequence[LabelArray]) -> Group | None:
     """The group that these layers are all of, and that is all of them."""
     if len(layers) != 1 or len(layers[0].support) != 1:
         return None
@@ -411,7 +411,7 @@ def _whole_group(drawing: Drawing, layers: Sequence[Layer]) -> Group | None:
     return group if group.size == len(np.unique(roots)) else None
 
 
-def _exclusive(wiring: Wiring, stop: int) -> set[int]:
+def _exclusive(wiring: DefUse, stop: int) -> set[int]:
     """Values that serve nothing but ``stop``, going back from it."""
     values = {stop}
     queue = [stop]
@@ -431,7 +431,7 @@ def _exclusive(wiring: Wiring, stop: int) -> set[int]:
 
 
 def _with_elements(
-    wiring: Wiring, identity: dict[int, int], branches: Sequence[tuple[int, Block]]
+    wiring: DefUse, identity: dict[int, int], branches: Sequence[tuple[int, Block]]
 ) -> list[tuple[int, Block]]:
     """The branches, and the modules that are a chain of two or more of them, each with the element it may be of a list.
 
@@ -457,7 +457,7 @@ def _with_elements(
     return whole + found
 
 
-def _chains(wiring: Wiring, identity: dict[int, int]) -> Iterator[tuple[ModuleCall, list[int]]]:
+def _chains(wiring: DefUse, identity: dict[int, int]) -> Iterator[tuple[ModuleCall, list[int]]]:
     """Calls of modules that add branches to what they are given and do nothing else, with these additions' entries."""
     normed = _find_normed(wiring)
     for call in wiring.calls:
@@ -484,7 +484,7 @@ def _extras(call: ModuleCall) -> int | None:
     )
 
 
-def _find_normed(wiring: Wiring) -> dict[int, int]:
+def _find_normed(wiring: DefUse) -> dict[int, int]:
     """For each output of a layer norm what it was made of: in a post-norm network it stands behind every branch.
 
     So do views, that lay out rows of tokens one after the other and back.
@@ -499,7 +499,7 @@ def _find_normed(wiring: Wiring) -> dict[int, int]:
 _BETWEEN = frozenset(["native_layer_norm", "view", "_unsafe_view", "reshape", "alias"])
 
 
-def _name_blocks(drawing: Drawing, wiring: Wiring, blocks: Sequence[Block]) -> tuple[Block, ...]:
+def _name_blocks(drawing: TraceResult, wiring: DefUse, blocks: Sequence[Block]) -> tuple[Block, ...]:
     """Unique names: the parent where all modules share one that has no other block, else the heaviest module."""
     sizes: dict[str, int] = {}
     for number, tensor in drawing.flow.tape.named.items():

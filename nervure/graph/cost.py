@@ -10,8 +10,8 @@ from torch import nn
 
 from nervure.check import checked
 from nervure.graph.example import evaluating, has_shape_only, is_weightless, placed_like, unwrap, without_fakes
-from nervure.graph.flow import Flow
-from nervure.graph.labels import Space, Store
+from nervure.graph.flow import LabelPropagation
+from nervure.graph.labels import LabelState, TensorLabels
 from nervure.graph.modes import leave_modes
 from nervure.graph.rules import RULES, unknown
 from nervure.graph.tape import Tape, record
@@ -82,13 +82,13 @@ def count(model: nn.Module, example: Any) -> Cost:
 
 def cost_of_run(model: nn.Module, tape: Tape) -> Cost:
     """The cost of a model whose run is on ``tape``."""
-    flow = Flow(tape, {}, Store(last=True))
-    flow.spaces.update({number: Space() for number in tape.inputs})
+    flow = LabelPropagation(tape, {}, LabelState(last=True))
+    flow.spaces.update({number: TensorLabels() for number in tape.inputs})
     flow.run(RULES, unknown)
     return cost_of(model, flow)
 
 
-def cost_of(model: nn.Module, flow: Flow) -> Cost:
+def cost_of(model: nn.Module, flow: LabelPropagation) -> Cost:
     """The cost of a model whose run ``flow`` has read already."""
     macs: dict[str, int] = {}
     for work in flow.works:

@@ -17,7 +17,7 @@ from torch import nn
 from nervure.errors import PlanError
 from nervure.graph.configs import complaint, refusal, step_of, units_in_step
 from nervure.graph.sizes import Attribute, holders, numbers_of, read_attribute
-from nervure.graph.types import Declared, Graph, Group
+from nervure.graph.types import ConfigSize, Graph, Group
 
 _CHANNELS = """
 c ch channels d_ff d_inner d_model decoder_ffn_dim dim dims embed_dim embed_dims embedding_dim encoder_ffn_dim
@@ -43,7 +43,7 @@ HEADS = frozenset(
 HEAD_WIDTHS = frozenset(["head_dim", "head_size", "attention_head_size", "d_kv", "head_width"])
 
 
-def find_declared(model: nn.Module, graph: Graph, read: Set[Attribute]) -> tuple[Declared, ...]:
+def find_declared(model: nn.Module, graph: Graph, read: Set[Attribute]) -> tuple[ConfigSize, ...]:
     """The integers of modules and configs that name sizes of the graph and that a cut may change.
 
     Args:
@@ -55,7 +55,7 @@ def find_declared(model: nn.Module, graph: Graph, read: Set[Attribute]) -> tuple
     for module, path, name, value in _unread(model, graph, read):
         groups = _meant(graph, module, name, value)
         if not all(g.is_pinned for g in groups):
-            found.append(Declared(module, path, value, tuple(g.name for g in groups)))
+            found.append(ConfigSize(module, path, value, tuple(g.name for g in groups)))
     return tuple(found)
 
 
@@ -148,7 +148,7 @@ def _configs(model: nn.Module) -> Iterator[tuple[str, object]]:
             yield full_name(module, key), getattr(model.get_submodule(module), key)
 
 
-def _number(model: nn.Module, said: Declared) -> int | None:
+def _number(model: nn.Module, said: ConfigSize) -> int | None:
     """The value of a declared integer; None where what held it was dropped."""
     try:
         return read_attribute(model, Attribute(said.module, said.attribute))

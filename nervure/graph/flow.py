@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from nervure.graph.labels import NONE, Array, Layer, Owner, Space, Store, compress
+from nervure.graph.labels import NONE, Array, LabelArray, LabelState, Owner, TensorLabels, compress
 from nervure.graph.sizes import Expression
 from nervure.graph.tape import Call, Entry, Ref, Tape, WriteBack, refs_in
 
@@ -42,13 +42,13 @@ class Read(NamedTuple):
 
 
 @dataclass(slots=True)
-class Flow:
+class LabelPropagation:
     """State of a pass: the labels of every value so far, and everything noted on the way."""
 
     tape: Tape
     specs: Specs
-    store: Store
-    spaces: dict[int, Space] = field(default_factory=dict)
+    store: LabelState
+    spaces: dict[int, TensorLabels] = field(default_factory=dict)
     owned: dict[Owner, list[Array]] = field(default_factory=dict)
     roles: dict[Owner, str] = field(default_factory=dict)
     order: dict[str, int] = field(default_factory=dict)
@@ -75,34 +75,34 @@ class Flow:
 
     # -- what the rules ask -------------------------------------------------------------------------------------
 
-    def space(self, ref: Ref) -> Space:
+    def space(self, ref: Ref) -> TensorLabels:
         """Labels of a value; parameters and buffers own one layer per axis from the moment they are first used."""
         if ref.id not in self.spaces:
             name = self.tape.named.get(ref.id)
-            self.spaces[ref.id] = Space() if name is None else self._own(name, ref)
+            self.spaces[ref.id] = TensorLabels() if name is None else self._own(name, ref)
         return self.spaces[ref.id]
 
     def shape(self, ref: Ref) -> tuple[int, ...]:
         """Shape of a value."""
         return self.tape.values[ref.id].shape
 
-    def layers(self, ref: Ref, axis: int, why: str = "") -> list[Layer]:
+    def layers(self, ref: Ref, axis: int, why: str = "") -> list[LabelArray]:
         """Layers along one axis of a value as vectors; layers over several axes are asked to split, and left out."""
         axis = axis % max(1, len(self.shape(ref)))
         kept = self.store.rectangular(self.space(ref).layers, why or self.at())
-        return [Layer(x.labels.reshape(-1), x.owner) for x in kept if x.support == (axis,)]
+        return [LabelArray(x.labels.reshape(-1), x.owner) for x in kept if x.support == (axis,)]
 
     def at(self) -> str:
         """Where the pass is, for reasons."""
         return self.store.where
 
-    def role(self, layers: Sequence[Layer], role: str) -> None:
+    def role(self, layers: Sequence[LabelArray], role: str) -> None:
         """Note that the parameter axes these layers came from write or read units (writing wins)."""
         for layer in layers:
             if layer.owner is not None and self.roles.get(layer.owner) != "writer":
                 self.roles[layer.owner] = role
 
-    def work(self, fixed: int, *axes: tuple[int, Sequence[Layer]]) -> None:
+    def work(self, fixed: int, *axes: tuple[int, Sequence[LabelArray]]) -> None:
         """Note multiply-accumulates: ``fixed`` times the sizes of ``axes``."""
         entry = self.tape.entries[self.index]
         assert isinstance(entry, Entry)
@@ -111,7 +111,7 @@ class Flow:
         vectors = tuple((n, tuple(x.labels for x in layers)) for n, layers in axes)
         self.works.append(WorkRecord(entry.module, entry.name, fixed, vectors))
 
-    def read(self, argument: int, axis: int, layers: Sequence[Layer], kind: str) -> None:
+    def read(self, argument: int, axis: int, layers: Sequence[LabelArray], kind: str) -> None:
         """Note that the running operator reads along an axis.
 
         ``kind`` is ``"sum"`` (a contraction), ``"reduction"`` (the axis goes), ``"places"`` (the same, and the last
@@ -121,18 +121,18 @@ class Flow:
         if layers:
             self.reads.append(Read(self.index, argument, axis, tuple(x.labels for x in layers), kind))
 
-    def picks(self, ids: Ref, layers: Sequence[Layer]) -> bool:
+    def picks(self, ids: Ref, layers: Sequence[LabelArray]) -> bool:
         """Whether ``ids`` are places along an axis of units; picked from these, both axes are cut alike."""
         found = self.places.get(ids.id, ())
         if not found or not layers or found[0].shape != layers[0].labels.shape:
             return False
         self.picked.add(ids.id)
-        self.store.match([Layer(labels) for labels in found], layers, self.at())
+        self.store.match([LabelArray(labels) for labels in found], layers, self.at())
         return True
 
     # -- the pass -----------------------------------------------------------------------------------------------
 
-    def _own(self, name: str, ref: Ref) -> Space:
+    def _own(self, name: str, ref: Ref) -> TensorLabels:
         shape, layers = self.shape(ref), []
         self.order.setdefault(name, self.index)
         for axis, n in enumerate(shape):
@@ -146,9 +146,11 @@ class Flow:
                 fresh = self.store.unions.fresh(int(ids.max()) + 1)
                 labels[ids >= 0] = fresh[ids[ids >= 0]]
                 owned.append(labels)
-                layers.append(Layer(labels.reshape([n if i == axis else 1 for i in range(len(shape))]), (name, axis)))
+                layers.append(
+                    LabelArray(labels.reshape([n if i == axis else 1 for i in range(len(shape))]), (name, axis))
+                )
             self.owned[(name, axis)] = owned
-        return Space(tuple(layers))
+        return TensorLabels(tuple(layers))
 
     def run(self, rules: Mapping[str, "Rule"], otherwise: "Rule") -> None:
         """Carry labels over the whole tape."""
@@ -173,7 +175,7 @@ class Flow:
         self._keep_alike()
         self._couple_sizes()
         for number, name in self.tape.escapes:
-            labels = [z.labels for z in self.spaces.get(number, Space()).layers]
+            labels = [z.labels for z in self.spaces.get(number, TensorLabels()).layers]
             self.store.pin([*labels, *self.places.get(number, ())], f"its values leave PyTorch by {name}()")
 
     def _follow_places(self, entry: Entry, rule: "Rule") -> None:
@@ -193,7 +195,7 @@ class Flow:
 
     def _fill(self, entry: WriteBack) -> None:
         origin = self.origins.setdefault(entry.out.id, self.origins.get(entry.base.id, entry.base.id))
-        for axis, wish in self.spaces.get(origin, Space()).wishes:
+        for axis, wish in self.spaces.get(origin, TensorLabels()).wishes:
             layers = [z for z in self.spaces[entry.out.id].layers if z.support == (axis,)]
             if layers:
                 vectors = tuple(z.labels.reshape(-1) for z in layers)
@@ -230,17 +232,17 @@ class Flow:
             if known.shape == vectors[0].shape:
                 self.store.unite(known, vectors[0], f"{wish.attribute.path} of {wish.attribute.module or 'the model'}")
 
-    def _written_back(self, entry: WriteBack) -> Space:
+    def _written_back(self, entry: WriteBack) -> TensorLabels:
         base, value = self.space(entry.base), self.space(entry.value)
         shape = self.shape(entry.base)
         size = int(np.prod(shape, dtype=np.int64))
         if not value.layers and not base.layers:
-            return Space(free=base.free and value.free)
+            return TensorLabels(free=base.free and value.free)
         if size > 20_000_000:
             self.store.pin(
                 [x.labels for x in (*base.layers, *value.layers)], f"a large write into a view in {entry.module}"
             )
-            return Space()
+            return TensorLabels()
         places = self._places(entry, shape, size)
         whole = [z for z in value.layers if _spans(places, shape, z)]
         parts = [z for z in value.layers if not any(z is w for w in whole)]
@@ -248,8 +250,8 @@ class Flow:
         is_plain = len(beside) <= 1 and len(parts) <= 1 and all(_covers_other_axes(places, shape, z) for z in parts)
         if (is_plain or (whole and not beside)) and all(len(z.support) == 1 for z in base.layers):
             # What is written spans its units' axes: they are the base's units along these axes.
-            target = Space(self._fill_parts(base, parts, places, shape), free=base.free or not base.layers)
-            written = Space(tuple(Layer(z.labels) for z in whole))
+            target = TensorLabels(self._fill_parts(base, parts, places, shape), free=base.free or not base.layers)
+            written = TensorLabels(tuple(LabelArray(z.labels) for z in whole))
             ones = tuple(n if any(z.labels.shape[a] > 1 for z in whole) else 1 for a, n in enumerate(shape))
             return replace(self.store.join([(target, shape), (written, ones)], shape, self.at()), free=base.free)
         if self._are_units_of(base, shape, value, places):
@@ -260,12 +262,14 @@ class Flow:
             new = value.layers[i].labels if i < len(value.layers) else np.full([1] * places.ndim, NONE, dtype=np.int64)
             dense = np.broadcast_to(old, shape).reshape(-1).copy()
             dense[places.reshape(-1)] = np.broadcast_to(new, places.shape).reshape(-1)
-            layers.append(Layer(compress(dense.reshape(shape))))
-        return Space(tuple(x for x in layers if x.support))
+            layers.append(LabelArray(compress(dense.reshape(shape))))
+        return TensorLabels(tuple(x for x in layers if x.support))
 
-    def _fill_parts(self, base: Space, parts: list[Layer], places: Array, shape: tuple[int, ...]) -> tuple[Layer, ...]:
+    def _fill_parts(
+        self, base: TensorLabels, parts: list[LabelArray], places: Array, shape: tuple[int, ...]
+    ) -> tuple[LabelArray, ...]:
         """The base's layers after a write to a part of some axes; units along these stay where other axes are not."""
-        layers = [Layer(z.labels) for z in base.layers]
+        layers = [LabelArray(z.labels) for z in base.layers]
         for part in parts:
             if not _covers_other_axes(places, shape, part):
                 self.store.pin([part.labels], f"written to a part of an axis at {self.at()}")
@@ -274,10 +278,10 @@ class Flow:
             (axis,) = part.support
             new = np.full(shape[axis], NONE, dtype=np.int64) if not old else old[0].labels.reshape(-1).copy()
             new[_line(places, shape, axis)] = part.labels.reshape(-1)
-            layers = [z for z in layers if z.support != (axis,)] + [move(Layer(new), axis, len(shape))]
+            layers = [z for z in layers if z.support != (axis,)] + [move(LabelArray(new), axis, len(shape))]
         return tuple(layers)
 
-    def _are_units_of(self, base: Space, shape: tuple[int, ...], value: Space, places: Array) -> bool:
+    def _are_units_of(self, base: TensorLabels, shape: tuple[int, ...], value: TensorLabels, places: Array) -> bool:
         """Whether what is written at ``places`` has the units that lie there already, as after ``x[2:4].zero_()``."""
         find = self.store.unions.find
         there = [np.broadcast_to(find(z.labels), shape).reshape(-1)[places] for z in base.layers]
@@ -296,7 +300,7 @@ class Flow:
         return places
 
 
-def _spans(places: Array, shape: tuple[int, ...], layer: Layer) -> bool:
+def _spans(places: Array, shape: tuple[int, ...], layer: LabelArray) -> bool:
     """Whether a write covers, in order, all of the base's axis along which ``layer`` varies."""
     if places.ndim != len(shape) or len(layer.support) != 1:
         return False
@@ -306,7 +310,7 @@ def _spans(places: Array, shape: tuple[int, ...], layer: Layer) -> bool:
     return bool((_line(places, shape, axis) == np.arange(shape[axis])).all())
 
 
-def _covers_other_axes(places: Array, shape: tuple[int, ...], layer: Layer) -> bool:
+def _covers_other_axes(places: Array, shape: tuple[int, ...], layer: LabelArray) -> bool:
     """Whether a write covers all but the axis along which ``layer`` varies."""
     if places.ndim != len(shape) or len(layer.support) != 1:
         return False
@@ -326,7 +330,7 @@ def _contents(call: Call) -> tuple[Any, ...]:
     return () if place is None else (*call.args[place : place + 1], call.kwargs.get("fill_value"))
 
 
-Rule: TypeAlias = Callable[[Flow, Entry], Sequence[Space]]
+Rule: TypeAlias = Callable[[LabelPropagation, Entry], Sequence[TensorLabels]]
 CARRIERS: set[Rule] = set()
 """Rules of operators whose results hold values of their first argument, and no others."""
 
@@ -371,11 +375,11 @@ def sizes_in(value: Any) -> Iterator[Expression]:
             yield from sizes_in(inner)
 
 
-def move(layer: Layer, axis: int, rank: int) -> Layer:
+def move(layer: LabelArray, axis: int, rank: int) -> LabelArray:
     """A vector of labels as a layer along ``axis`` of a tensor of ``rank``."""
-    return Layer(layer.labels.reshape([-1 if i == axis else 1 for i in range(rank)]), layer.owner)
+    return LabelArray(layer.labels.reshape([-1 if i == axis else 1 for i in range(rank)]), layer.owner)
 
 
-def made(layer: Layer, axis: int, rank: int) -> Layer:
+def made(layer: LabelArray, axis: int, rank: int) -> LabelArray:
     """As :func:`move`, for the result of a computation: the labels are no longer a parameter's own."""
-    return Layer(move(layer, axis, rank).labels)
+    return LabelArray(move(layer, axis, rank).labels)

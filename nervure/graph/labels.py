@@ -1,6 +1,6 @@
 """Labels: integers that say which unit each element of a tensor belongs to, and the algebra that unites them.
 
-A :class:`Layer` is an integer array that broadcasts to a tensor's shape, with size 1 along axes where it is constant.
+A :class:`LabelArray` is an integer array that broadcasts to a tensor's shape, with size 1 along axes where it is constant.
 A tensor carries several layers where its units form a product: a weight has one per axis, an attention projection one
 for its heads and one for the width inside the heads. An element leaves when any of its units leaves.
 """
@@ -23,7 +23,7 @@ PENDING = -2
 """In the place of labels that wait for a split: nothing may be concluded from them in this pass."""
 
 
-class Layer(NamedTuple):
+class LabelArray(NamedTuple):
     """Labels of one family of units over a tensor; ``owner`` is the parameter axis they came from, if any."""
 
     labels: Array
@@ -36,7 +36,7 @@ class Layer(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Space:
+class TensorLabels:
     """The labels of one tensor.
 
     ``free``: a constant made on the fly, without units of its own: it takes the labels that it meets.
@@ -44,12 +44,12 @@ class Space:
     ``wishes``: along axes where it takes labels, the sizes it was given in the code (None: not known).
     """
 
-    layers: tuple[Layer, ...] = ()
+    layers: tuple[LabelArray, ...] = ()
     free: bool = False
     wishes: tuple[tuple[int, Any], ...] = ()
     spread: frozenset[int] = frozenset()
 
-    def along(self, axis: int) -> list[Layer]:
+    def along(self, axis: int) -> list[LabelArray]:
         """The layers that vary along ``axis``."""
         return [layer for layer in self.layers if layer.labels.shape[axis] > 1]
 
@@ -139,7 +139,7 @@ class Unions:
 
 
 @dataclass(frozen=True, slots=True)
-class Split:
+class AxisSplit:
     """A wish to see labels as a product: ``coordinates[i]`` are the places of ``labels[i]``. Shape [n, factors]."""
 
     labels: Array
@@ -155,7 +155,7 @@ class Pin:
 
 
 @dataclass(frozen=True, slots=True)
-class Claim:
+class SizeConstraint:
     """A size given in the code: after any cut ``wish`` must be the number of survivors of an axis.
 
     The axis has ``size`` positions, with the labels of these ``vectors`` along it (none: it stays as it is).
@@ -168,18 +168,18 @@ class Claim:
 
 
 @dataclass(slots=True)
-class Store:
+class LabelState:
     """The working state of a pass of labels over a tape: unions, pins and splits asked for."""
 
     unions: Unions = field(default_factory=Unions)
     pins: list[Pin] = field(default_factory=list)
     stays: set[int] = field(default_factory=set)
     """All pinned labels."""
-    splits: list[Split] = field(default_factory=list)
+    splits: list[AxisSplit] = field(default_factory=list)
     suspects: list[Pin] = field(default_factory=list)
     sizes: list[tuple[Any, tuple[Array, ...]]] = field(default_factory=list)
     """Attributes that must become the number of survivors of an axis with these layers."""
-    claims: list[Claim] = field(default_factory=list)
+    claims: list[SizeConstraint] = field(default_factory=list)
     where: str = ""
     last: bool = False
     """In the last pass a split that is still wished for pins instead."""
@@ -220,10 +220,10 @@ class Store:
         if self.last or not consistent:
             self.pin([labels], f"divided in a way that cannot be cut at {reason}")
             return False
-        self.splits.append(Split(roots, coordinates))
+        self.splits.append(AxisSplit(roots, coordinates))
         return True
 
-    def rectangular(self, layers: Sequence[Layer], reason: str, *, parts: bool = False) -> tuple[Layer, ...]:
+    def rectangular(self, layers: Sequence[LabelArray], reason: str, *, parts: bool = False) -> tuple[LabelArray, ...]:
         """Keep layers that vary along one axis; those that vary along several must become a product of one each.
 
         An axis that is one unit altogether stays, unless it is about to be one of several ``parts`` of an axis; there,
@@ -233,7 +233,7 @@ class Store:
         for layer in layers:
             joined = layer
             if len(layer.support) > 1:
-                joined = Layer(self._assemble(layer.labels, layer.support, reason), layer.owner)
+                joined = LabelArray(self._assemble(layer.labels, layer.support, reason), layer.owner)
             support = joined.support
             if parts and joined.owner is None and self._all_stay(joined.labels):
                 continue
@@ -303,7 +303,7 @@ class Store:
             return False
         return self.split(labels, places, reason)
 
-    def match(self, left: Sequence[Layer], right: Sequence[Layer], reason: str) -> None:
+    def match(self, left: Sequence[LabelArray], right: Sequence[LabelArray], reason: str) -> None:
         """Unite two stacks of layers over the same positions: equal patterns pair up, the rest must agree or split."""
         rest_left, rest_right = list(left), list(right)
         if any(is_pending(x) for x in (*left, *right)):
@@ -319,7 +319,7 @@ class Store:
                 rest_left, rest_right = _without(rest_left, [a]), _without(rest_right, [b])
         self._match_rest(rest_left, rest_right, reason)
 
-    def _match_rest(self, left: list[Layer], right: list[Layer], reason: str) -> None:
+    def _match_rest(self, left: list[LabelArray], right: list[LabelArray], reason: str) -> None:
         if not left and not right:
             return
         if len(left) == 1 and len(right) == 1:
@@ -340,7 +340,7 @@ class Store:
             else:
                 self.pin([x.labels for x in (*left, *right)], f"meets another division of its axis at {reason}")
 
-    def _match_regions(self, left: list[Layer], right: list[Layer], reason: str) -> bool:
+    def _match_regions(self, left: list[LabelArray], right: list[LabelArray], reason: str) -> bool:
         """Where layers end along the axis (parts of a concatenation), match stretch by stretch; whether any does."""
         arrays = [a.reshape(-1) for a in np.broadcast_arrays(*[x.labels for x in (*left, *right)])]
         present = np.stack([a >= 0 for a in arrays])
@@ -349,18 +349,18 @@ class Store:
             return False
         for number, column in enumerate(regions.T):
             here = region.reshape(-1) == number
-            parts = [Layer(a[here]) for a, is_present in zip(arrays, column, strict=True) if is_present]
+            parts = [LabelArray(a[here]) for a, is_present in zip(arrays, column, strict=True) if is_present]
             lefts = int(column[: len(left)].sum())
             self.match(parts[:lefts], parts[lefts:], reason)
         return True
 
-    def _refinements(self, left: list[Layer], right: list[Layer]) -> list[tuple[Layer, Layer]]:
+    def _refinements(self, left: list[LabelArray], right: list[LabelArray]) -> list[tuple[LabelArray, LabelArray]]:
         """Pairs of which one tells more apart than the other, where no other layer on either side would do."""
         fits = [(a, b) for a in left for b in right if self._tells(a, b) or self._tells(b, a)]
         sides = [[id(pair[side]) for pair in fits] for side in (0, 1)]
         return [(a, b) for a, b in fits if sides[0].count(id(a)) == 1 and sides[1].count(id(b)) == 1]
 
-    def _match_parts(self, parts: list[Layer], whole: list[Layer], reason: str) -> bool:
+    def _match_parts(self, parts: list[LabelArray], whole: list[LabelArray], reason: str) -> bool:
         """Layers put together from parts meet layers that also tell the parts apart: those stay, the others pair up."""
         tellers = [[a for a in parts if self._tells(a, b)] for b in whole]
         paired = {id(found[0]) for found in tellers if len(found) == 1}
@@ -373,20 +373,22 @@ class Store:
                 self.pin([b.labels], f"parts told apart by their place at {reason}")
         return True
 
-    def _tells(self, a: Layer, b: Layer) -> bool:
+    def _tells(self, a: LabelArray, b: LabelArray) -> bool:
         """Whether who knows the unit in ``a`` knows the unit in ``b``."""
         pairs = np.stack([self.unions.find(x.reshape(-1)) for x in np.broadcast_arrays(a.labels, b.labels)], 1)
         return len(np.unique(pairs, axis=0)) == len(np.unique(pairs[:, 0]))
 
-    def _split_like(self, single: Layer, many: list[Layer], reason: str) -> None:
+    def _split_like(self, single: LabelArray, many: list[LabelArray], reason: str) -> None:
         arrays = np.broadcast_arrays(single.labels, *[m.labels for m in many])
         roots = [self.unions.find(a) for a in arrays[1:]]
         self.split(arrays[0], [np.unique(r, return_inverse=True)[1].reshape(r.shape) for r in roots], reason)
 
-    def join(self, spaces: Sequence[tuple[Space, tuple[int, ...]]], shape: tuple[int, ...], reason: str) -> Space:
+    def join(
+        self, spaces: Sequence[tuple[TensorLabels, tuple[int, ...]]], shape: tuple[int, ...], reason: str
+    ) -> TensorLabels:
         """The labels of a pointwise operation on tensors that broadcast to ``shape``."""
         rank = len(shape)
-        result: list[Layer] = []
+        result: list[LabelArray] = []
         result_shape = (1,) * rank
         for space, given in spaces:
             layers, own = _align_rank(space, rank), _own_shape(space, given, rank)
@@ -400,12 +402,12 @@ class Store:
             for axis, wish in space.wishes
             if axis in space.spread and (result_shape[axis + shift] == 1 or _is_spread(shifted, axis + shift))
         }
-        joined = Space(tuple(result), all_free, tuple(spread.items()), frozenset(spread))
+        joined = TensorLabels(tuple(result), all_free, tuple(spread.items()), frozenset(spread))
         for space, own in spaces:
             self._grant(space, own, rank - len(own), joined)
         return joined
 
-    def _grant(self, space: Space, own: tuple[int, ...], shift: int, joined: Space) -> None:
+    def _grant(self, space: TensorLabels, own: tuple[int, ...], shift: int, joined: TensorLabels) -> None:
         """A constant adopts labels: the sizes it was made with must follow them."""
         for axis, wish in space.wishes if space.free or space.spread else ():
             vectors = [x.labels.reshape(-1) for x in joined.along(axis + shift)]
@@ -419,17 +421,17 @@ class Store:
         if vectors:
             self.sizes += [(own, part) for own, part in _single_sizes(wish, vectors) if own.attribute is not None]
         told = f"the size {wish} in the code does not follow a cut ({what}, {self.where})"
-        self.claims.append(Claim(wish, size, tuple(vectors), told))
+        self.claims.append(SizeConstraint(wish, size, tuple(vectors), told))
 
     def _join_two(
         self,
-        left: list[Layer],
+        left: list[LabelArray],
         left_shape: tuple[int, ...],
-        right: list[Layer],
+        right: list[LabelArray],
         right_shape: tuple[int, ...],
         reason: str,
-    ) -> list[Layer]:
-        out: list[Layer] = []
+    ) -> list[LabelArray]:
+        out: list[LabelArray] = []
         axes = {x.support[0] for x in (*left, *right) if x.support}
         for axis in sorted(axes):
             a = [x for x in left if x.support == (axis,)]
@@ -449,7 +451,7 @@ class Store:
         return out
 
 
-def _outlives(mine: list[Layer], shape: tuple[int, ...], theirs: list[Layer], other: tuple[int, ...]) -> bool:
+def _outlives(mine: list[LabelArray], shape: tuple[int, ...], theirs: list[LabelArray], other: tuple[int, ...]) -> bool:
     """Whose owners go on: they tell where a weight is read or written.
 
     An activation's labels outlive a parameter's, and a matrix's those of a scale for its rows.
@@ -460,7 +462,7 @@ def _outlives(mine: list[Layer], shape: tuple[int, ...], theirs: list[Layer], ot
     return not is_parameter or sum(n > 1 for n in shape) >= sum(n > 1 for n in other)
 
 
-def _is_spread(spaces: Sequence[tuple[Space, int, tuple[int, ...]]], axis: int) -> bool:
+def _is_spread(spaces: Sequence[tuple[TensorLabels, int, tuple[int, ...]]], axis: int) -> bool:
     """Whether all operands repeat one value along an axis of the result; each has its first axis there."""
     return all(axis < shift or own[axis - shift] == 1 or axis - shift in space.spread for space, shift, own in spaces)
 
@@ -526,17 +528,17 @@ def _along_factors(order: Sequence[Any], tables: Sequence[Array]) -> list[Size] 
     return found
 
 
-def _without(layers: list[Layer], gone: list[Layer]) -> list[Layer]:
+def _without(layers: list[LabelArray], gone: list[LabelArray]) -> list[LabelArray]:
     return [x for x in layers if not any(x is g for g in gone)]
 
 
-def is_pending(layer: Layer) -> bool:
+def is_pending(layer: LabelArray) -> bool:
     """Whether some of a layer's labels wait for a split."""
     return bool((layer.labels == PENDING).any())
 
 
-def _waiting(shape: tuple[int, ...], axis: int) -> Layer:
-    return Layer(np.full([n if i == axis else 1 for i, n in enumerate(shape)], PENDING, dtype=np.int64))
+def _waiting(shape: tuple[int, ...], axis: int) -> LabelArray:
+    return LabelArray(np.full([n if i == axis else 1 for i, n in enumerate(shape)], PENDING, dtype=np.int64))
 
 
 def _could_be_factor(roots: Array, axis: int) -> bool:
@@ -545,7 +547,7 @@ def _could_be_factor(roots: Array, axis: int) -> bool:
     return all(first == other or not first & other for other in others)
 
 
-def _own_shape(space: Space, given: tuple[int, ...], rank: int) -> tuple[int, ...]:
+def _own_shape(space: TensorLabels, given: tuple[int, ...], rank: int) -> tuple[int, ...]:
     """The shape of an operand in a join: 1 along axes where a constant has no units of its own and takes others'."""
     shift = rank - len(given)
     taking = range(len(given)) if space.free else space.spread
@@ -553,5 +555,7 @@ def _own_shape(space: Space, given: tuple[int, ...], rank: int) -> tuple[int, ..
     return tuple(1 if a in bare or a < shift else given[a - shift] for a in range(rank))
 
 
-def _align_rank(space: Space, rank: int) -> tuple[Layer, ...]:
-    return tuple(Layer(x.labels.reshape((1,) * (rank - x.labels.ndim) + x.labels.shape), x.owner) for x in space.layers)
+def _align_rank(space: TensorLabels, rank: int) -> tuple[LabelArray, ...]:
+    return tuple(
+        LabelArray(x.labels.reshape((1,) * (rank - x.labels.ndim) + x.labels.shape), x.owner) for x in space.layers
+    )

@@ -19,7 +19,7 @@ SMALL = 1 << 20
 """Bytes of a tensor, other than a parameter, that are copied at once: kernels may write buffers and not say so."""
 
 
-class Memory:
+class Snapshots:
     """What tensors hold; see the module's docstring.
 
     What is written without an operator that this thread calls is seen in small tensors only: by NumPy into the memory
@@ -76,7 +76,7 @@ class _Writes(TorchDispatchMode):
 
     supports_higher_order_operators = True
 
-    def __init__(self, memory: Memory) -> None:
+    def __init__(self, memory: Snapshots) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._memory = memory
 

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from nervure.graph.modes import disable_compile, leave_modes
 from nervure.graph.preserve import restore_after
-from nervure.graph.products import COLUMN, PRODUCTS, ROW, STACK, Provenance, Use
+from nervure.graph.products import COLUMN, PRODUCTS, ROW, STACK, Operand, Provenance
 from nervure.graph.tape import Entry, Recorder, Tape, named_tensors, plain_kernels
 from nervure.graph.types import Product
 
-Hear: TypeAlias = Callable[[Use, Entry, tuple[Any, ...]], None]
+Hear: TypeAlias = Callable[[Operand, Entry, tuple[Any, ...]], None]
 """A parameter at an operator, the operator, and what it was given."""
 
 
@@ -61,7 +61,7 @@ def computed_weights(model: nn.Module, run: Callable[[], Any], products: Iterabl
     wanted = {p.tensor for p in products if p.is_computed}
     found: dict[str, Tensor] = {}
 
-    def hear(use: Use, entry: Entry, args: tuple[Any, ...]) -> None:
+    def hear(use: Operand, entry: Entry, args: tuple[Any, ...]) -> None:
         name = use.trail.parameter
         if name in wanted and use.is_live:
             whole = found.setdefault(name, args[use.operand].new_zeros(use.trail.shape, device="cpu"))
@@ -85,9 +85,9 @@ class Entering:
         self._function = function
         self._sums: dict[Any, Tensor] = {}
         self._counts: dict[Any, Tensor] = {}
-        self._uses: dict[Any, Use] = {}
+        self._uses: dict[Any, Operand] = {}
 
-    def hear(self, use: Use, entry: Entry, args: tuple[Any, ...]) -> None:
+    def hear(self, use: Operand, entry: Entry, args: tuple[Any, ...]) -> None:
         """Add what enters one product."""
         if not use.is_live:
             return
@@ -117,7 +117,9 @@ def _to_matrix(product: Product, values: Tensor) -> Tensor:
     return product.to_matrix(values)[:, :, 0]
 
 
-def _sum_inputs(use: Use, entry: Entry, args: list[Any], function: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+def _sum_inputs(
+    use: Operand, entry: Entry, args: list[Any], function: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
     """Sums and counts of what enters, of as many axes as the operand (divided), of size 1 where all hear the same."""
     x = args[use.other]
     if entry.name == "_trilinear":
@@ -136,7 +138,7 @@ def _sum_inputs(use: Use, entry: Entry, args: list[Any], function: Callable[[Ten
     return aligned, torch.full_like(aligned, values.numel() / max(aligned.numel(), 1))
 
 
-def _kinds_of_other(entry: Entry, use: Use, x: Tensor) -> str:
+def _kinds_of_other(entry: Entry, use: Operand, x: Tensor) -> str:
     if entry.name.startswith("convolution"):
         return ROW + (STACK if use.parts > 1 else "") + COLUMN + ROW * (x.ndim - 2)
     mirrored = {place: kinds for place, _, kinds in PRODUCTS[entry.name]}.get(use.other, "")

@@ -13,9 +13,9 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from nervure.graph.blocks import Wiring, residual
+from nervure.graph.blocks import DefUse, residual
 from nervure.graph.tape import Entry, ModuleCall, Ref
-from nervure.graph.trace import Drawing
+from nervure.graph.trace import TraceResult
 
 NORMS = (_BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.Identity, nn.modules.instancenorm._InstanceNorm)
 _BENT = """
@@ -34,7 +34,7 @@ MAPS = len(("batch", "channels", "positions"))
 
 @final
 @dataclass(frozen=True, slots=True)
-class Place:
+class SkipSite:
     """Where a skip connection fits.
 
     Attributes:
@@ -62,7 +62,7 @@ class Place:
     normed: bool
 
 
-def places(model: nn.Module, drawing: Drawing, *, span: int = 3, reach: int | None = None) -> tuple[Place, ...]:
+def places(model: nn.Module, drawing: TraceResult, *, span: int = 3, reach: int | None = None) -> tuple[SkipSite, ...]:
     """The places for skip connections, in running order of their ends.
 
     Args:
@@ -71,7 +71,7 @@ def places(model: nn.Module, drawing: Drawing, *, span: int = 3, reach: int | No
         span: how many convolutions in a row a skip jumps, 2 or more.
         reach: how many linear layers in a row it jumps at most, from 2 on; None: any number.
     """
-    return tuple(_Finder(model, drawing).found(span, reach))
+    return tuple(_SkipSiteFinder(model, drawing).found(span, reach))
 
 
 @dataclass(slots=True)
@@ -87,21 +87,21 @@ class _Layer:
 
 
 @dataclass(slots=True)
-class _Finder:
+class _SkipSiteFinder:
     model: nn.Module
-    drawing: Drawing
-    wiring: Wiring = field(init=False)
+    drawing: TraceResult
+    wiring: DefUse = field(init=False)
     layers: list[_Layer] = field(init=False)
     usual: str = field(init=False)
 
     def __post_init__(self) -> None:
-        self.wiring = Wiring.of(self.drawing.flow.tape)
+        self.wiring = DefUse.of(self.drawing.flow.tape)
         self.layers = list(self._layers())
         names = [e.name.removesuffix("_") for e in self.wiring.tape.entries if isinstance(e, Entry)]
         used = Counter(name for name in names if name in BENT)
         self.usual = max(used, key=used.__getitem__, default="relu")
 
-    def found(self, span: int, reach: int | None) -> Iterator[Place]:
+    def found(self, span: int, reach: int | None) -> Iterator[SkipSite]:
         """All places."""
         across, inside = self._across_blocks()
         chains = self._along_chains(inside, span, reach)
@@ -142,7 +142,7 @@ class _Finder:
 
     # -- residual blocks -----------------------------------------------------------------------------------------
 
-    def _across_blocks(self) -> tuple[list[Place], set[int]]:
+    def _across_blocks(self) -> tuple[list[SkipSite], set[int]]:
         """A place for each residual block, and the values inside of blocks."""
         found, inside = [], set[int]()
         for entry in self.wiring.tape.entries:
@@ -184,7 +184,7 @@ class _Finder:
 
     # -- chains --------------------------------------------------------------------------------------------------
 
-    def _along_chains(self, inside: set[int], span: int, reach: int | None) -> Iterator[Place]:
+    def _along_chains(self, inside: set[int], span: int, reach: int | None) -> Iterator[SkipSite]:
         starts = set[int]()
         for first in self.layers:
             # Layers side by side are given the same: one of them begins for all.
@@ -211,7 +211,7 @@ class _Finder:
 
     # -- one place -----------------------------------------------------------------------------------------------
 
-    def _place(self, reads: str, start: int, layer: _Layer, jumped: int, total: int) -> list[Place]:
+    def _place(self, reads: str, start: int, layer: _Layer, jumped: int, total: int) -> list[SkipSite]:
         """The place between two values; none where they are not of one kind, as before and behind a flattening."""
         source, target = (self.wiring.tape.shape(Ref(n)) for n in (start, layer.made))
         # Where a layer's own output is not the target (a block that ends in another layout), axis 1 are its channels.
@@ -225,7 +225,7 @@ class _Finder:
         stride = tuple(_step(before, after) for before, after in sizes)
         channels = -1 if last else 1
         return [
-            Place(
+            SkipSite(
                 reads=reads,
                 joins=layer.joins,
                 layer=layer.call.name,

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
-from nervure.graph.memory import Memory
+from nervure.graph.memory import Snapshots
 from nervure.graph.modes import LOCK, at_home
 
 Restore: TypeAlias = Callable[[], object]
@@ -35,14 +35,14 @@ def restore_after(model: nn.Module, *others: Any) -> Iterator[None]:
 
     Put back are attributes and containers that can be reached, contents, versions and gradients of tensors, random
     states and flags. Random numbers inside are those that the caller would draw next. Of parameters and of large
-    tensors a copy is made when they are first written, see :class:`nervure.graph.memory.Memory`.
+    tensors a copy is made when they are first written, see :class:`nervure.graph.memory.Snapshots`.
 
     Args:
         model: a module; objects and containers in its attributes are seen too.
         others: an example, further modules.
     """
     with LOCK:
-        memory = Memory()
+        memory = Snapshots()
         flags, restores = list(_flags()), _find_restores((model, *others), memory)
         try:
             with at_home(model), memory.watch():
@@ -59,7 +59,7 @@ def _run(restores: Iterable[Restore]) -> None:
         restore()
 
 
-def _find_restores(roots: Iterable[Any], memory: Memory) -> list[Restore]:
+def _find_restores(roots: Iterable[Any], memory: Snapshots) -> list[Restore]:
     """How to put back everything that can be reached from ``roots``, but for contents, which ``memory`` knows."""
     seen: dict[int, Any] = {}
     saves: dict[type, list[Callable[[Any], Saved]]] = {}

@@ -50,7 +50,7 @@ LOOKED_UP = frozenset((
 
 @final
 @dataclass(frozen=True, slots=True)
-class Step:
+class TrailStep:
     """An operator that moved a parameter's entries: ``at`` is the place of the tensor among the arguments."""
 
     op: Any
@@ -91,7 +91,7 @@ class Trail:
 
     parameter: str
     shape: tuple[int, ...]
-    steps: tuple[Step, ...] = ()
+    steps: tuple[TrailStep, ...] = ()
     is_computed: bool = False
     keeps_zero: bool = True
     is_divided: bool = False
@@ -113,7 +113,7 @@ class Trail:
 
 @final
 @dataclass(frozen=True, slots=True)
-class Use:
+class Operand:
     """A parameter at an operator that multiplies with it.
 
     Attributes:
@@ -184,7 +184,7 @@ class Provenance:
             if name in self.parameters and len(shape) >= MATRIX:
                 self.trails[number] = (Trail(name, shape),)
 
-    def step(self, entry: Entry | WriteBack) -> list[Use]:
+    def step(self, entry: Entry | WriteBack) -> list[Operand]:
         """Read one entry of the tape, and tell which parameters it multiplies with."""
         if isinstance(entry, WriteBack):
             if {entry.base.id, entry.value.id} <= self.fixed:
@@ -198,7 +198,7 @@ class Provenance:
             self._follow(entry, given)
         return uses
 
-    def _uses(self, entry: Entry) -> Iterator[Use]:
+    def _uses(self, entry: Entry) -> Iterator[Operand]:
         for place, other, kinds, parts in _operands(entry):
             ref, beside = entry.args[place], entry.args[other]
             live = beside.id not in self.fixed
@@ -209,7 +209,7 @@ class Provenance:
                     kinds + KERNEL * (rank - len(kinds)) if entry.name.startswith("conv") else _fit_rank(kinds, rank)
                 )
                 for trail in self.trails[ref.id]:
-                    yield Use(trail, whole, parts, place, other, live)
+                    yield Operand(trail, whole, parts, place, other, live)
 
     def _follow(self, entry: Entry, given: list[Ref]) -> None:
         followed = [ref for ref in given if ref.id in self.trails]
@@ -222,13 +222,13 @@ class Provenance:
         else:
             self._compute(entry, followed, given)
 
-    def _moves(self, entry: Entry, ref: Ref, out: int) -> Iterator[tuple[Trail, Step]]:
+    def _moves(self, entry: Entry, ref: Ref, out: int) -> Iterator[tuple[Trail, TrailStep]]:
         """The step of an entry that moves ``ref``."""
         for place, value in enumerate(entry.args):
             listed = isinstance(value, tuple) and not isinstance(value, Ref)
             for at in (i for i, v in enumerate(value) if v == ref) if listed else ([None] if value == ref else []):
                 where = (place,) if at is None else (place, at)
-                step = Step(entry.op, self._constants(entry.args, where), entry.kwargs, where, out)
+                step = TrailStep(entry.op, self._constants(entry.args, where), entry.kwargs, where, out)
                 yield from ((trail, step) for trail in self.trails[ref.id])
 
     def _constants(self, args: tuple[Any, ...], where: tuple[int, ...]) -> tuple[Any, ...]:
@@ -390,7 +390,7 @@ def _like(kin: Product | None, name: str, shape: tuple[int, ...]) -> Product:
     return replace(kin, tensor=name, shape=shape, parts=parts)
 
 
-def _product(use: Use) -> Product:
+def _product(use: Operand) -> Product:
     """What the axes of a parameter are for, as one use of it tells."""
     trail = use.trail
     if not trail.keeps_zero:
@@ -422,7 +422,7 @@ def _from_rule(trail: Trail, operator: str, roles: Mapping[tuple[str, int], str]
     return Product(name, shape, rows, columns)
 
 
-def _laid_out(use: Use, shape: tuple[int, ...], kinds: str) -> Product:
+def _laid_out(use: Operand, shape: tuple[int, ...], kinds: str) -> Product:
     stack, rows, columns = (tuple(a for a, kind in enumerate(kinds) if kind == k) for k in (STACK, ROW, COLUMN))
     return Product(
         use.trail.parameter,

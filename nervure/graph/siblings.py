@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from torch import nn
 
-from nervure.graph.types import Graph, Slot
+from nervure.graph.types import Graph, TensorAxis
 
 Axis = tuple[str, int]
 
@@ -63,8 +63,8 @@ def _is_shared(graph: Graph, axis: int, names: list[str], element: str) -> bool:
     )
 
 
-def _add_slots(slots: tuple[Slot, ...], like: Mapping[Axis, Axis]) -> Iterator[Slot]:
-    at: dict[Axis, list[Slot]] = {}
+def _add_slots(slots: tuple[TensorAxis, ...], like: Mapping[Axis, Axis]) -> Iterator[TensorAxis]:
+    at: dict[Axis, list[TensorAxis]] = {}
     for slot in slots:
         at.setdefault((slot.tensor, slot.axis), []).append(slot)
     for (name, _), sibling in like.items():

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from nervure.graph.flow import Flow
-from nervure.graph.labels import Array, Claim, Space
+from nervure.graph.flow import LabelPropagation
+from nervure.graph.labels import Array, SizeConstraint, TensorLabels
 from nervure.graph.sizes import Attribute, Expression
 
 TRIES = 8
@@ -22,7 +22,7 @@ TRIES = 8
 class Solver:
     """``alive`` says of labels which survive in each of the random cuts: [n] to booleans [tries, n]."""
 
-    flow: Flow
+    flow: LabelPropagation
     alive: Callable[[Array], np.ndarray]
     _attributes: dict[Attribute, tuple[Array, ...]] = field(default_factory=dict)
 
@@ -30,7 +30,7 @@ class Solver:
         for wish, vectors in self.flow.store.sizes:
             self._attributes.setdefault(wish.attribute, vectors)
 
-    def holds(self, claim: Claim) -> bool:
+    def holds(self, claim: SizeConstraint) -> bool:
         """Whether the size in the code follows every cut."""
         try:
             with np.errstate(divide="ignore"):
@@ -46,7 +46,7 @@ class Solver:
         except _UnknownError:
             return False
 
-    def labels_of(self, claim: Claim) -> list[Array]:
+    def labels_of(self, claim: SizeConstraint) -> list[Array]:
         """All labels that a claim speaks of."""
         found = list(claim.vectors)
         for leaf in () if isinstance(claim.wish, int) else claim.wish.leaves():
@@ -58,14 +58,14 @@ class Solver:
         if leaf.attribute is not None:
             return list(self._attributes.get(leaf.attribute, ()))
         number, axis = leaf.dimension or (-1, 0)
-        return [z.labels for z in self.flow.spaces.get(number, Space()).layers if z.labels.shape[axis] > 1]
+        return [z.labels for z in self.flow.spaces.get(number, TensorLabels()).layers if z.labels.shape[axis] > 1]
 
     def _leaf(self, leaf: Expression) -> Any:
         if leaf.attribute is not None:
             vectors = self._attributes.get(leaf.attribute)
             return leaf.value if vectors is None else self._survivors(leaf.value, vectors)
         number, axis = leaf.dimension or (-1, 0)
-        space = self.flow.spaces.get(number, Space())
+        space = self.flow.spaces.get(number, TensorLabels())
         wish = dict(space.wishes).get(axis) if space.free or axis in space.spread else None
         if isinstance(wish, Expression):
             return wish.evaluate(self._leaf)
@@ -87,7 +87,7 @@ class _UnknownError(Exception):
     """A size that cannot be worked out."""
 
 
-def any_cut(flow: Flow) -> Callable[[Array], np.ndarray]:
+def any_cut(flow: LabelPropagation) -> Callable[[Array], np.ndarray]:
     """Random cuts in which every label leaves by itself, as far as labels are united by now."""
     odd = np.random.default_rng(0).integers(1 << 62, size=(TRIES, 1), dtype=np.uint64) * np.uint64(2) + np.uint64(1)
 
@@ -101,6 +101,6 @@ def any_cut(flow: Flow) -> Callable[[Array], np.ndarray]:
     return alive
 
 
-def follows(flow: Flow, wish: Expression, vectors: Sequence[Array]) -> bool:
+def follows(flow: LabelPropagation, wish: Expression, vectors: Sequence[Array]) -> bool:
     """Whether a size follows any cut of an axis with these layers by itself, as far as labels are united by now."""
-    return Solver(flow, any_cut(flow)).holds(Claim(wish, len(vectors[0]), tuple(vectors), ""))
+    return Solver(flow, any_cut(flow)).holds(SizeConstraint(wish, len(vectors[0]), tuple(vectors), ""))

@@ -17,15 +17,15 @@ from torch import Tensor, nn
 from nervure.check import show_value
 from nervure.errors import ArgumentError, TraceError
 from nervure.graph.declared import families, find_declared, find_unexplained, full_name, in_multiples
-from nervure.graph.flow import HIDDEN, Flow, Specs, move
-from nervure.graph.labels import NONE, Array, Layer, Owner, Space, Split, Store
+from nervure.graph.flow import HIDDEN, LabelPropagation, Specs, move
+from nervure.graph.labels import NONE, Array, AxisSplit, LabelArray, LabelState, Owner, TensorLabels
 from nervure.graph.lost import loses
 from nervure.graph.products import products_of, told_of_masks
 from nervure.graph.rules import RULES, unknown
 from nervure.graph.sizes import Attribute, Expression
 from nervure.graph.solve import TRIES, Solver
 from nervure.graph.tape import Entry, Ref, Tape, named_tensors, record, refs_in
-from nervure.graph.types import Axis, Edge, Graph, Group, Part, Resize, Slot, Units, Work
+from nervure.graph.types import Axis, Edge, Graph, Group, OpCost, Part, SizeAttribute, TensorAxis, Units
 
 Outputs: TypeAlias = bool | str | Iterable[str]
 """Whether the units that a model returns stay; or the names of the outputs whose units do."""
@@ -34,26 +34,26 @@ FACTORS = 6
 """An axis that wishes for more factors than this is not converging to a product."""
 
 
-def flow_over(tape: Tape, *, free_inputs: bool = False) -> Flow:
+def flow_over(tape: Tape, *, free_inputs: bool = False) -> LabelPropagation:
     """Carry labels over the tape until no axis wishes to be split any more; the last pass is the answer."""
     specs: Specs = {}
     for round_ in range(ROUNDS):
-        flow = Flow(tape, specs, Store(last=round_ == ROUNDS - 1))
+        flow = LabelPropagation(tape, specs, LabelState(last=round_ == ROUNDS - 1))
         _start(flow, free_inputs)
         flow.run(RULES, unknown)
         if not flow.store.splits:
             return flow
         if not _apply_splits(flow, specs) or max(map(len, specs.values()), default=0) > FACTORS:
-            flow = Flow(tape, specs, Store(last=True))
+            flow = LabelPropagation(tape, specs, LabelState(last=True))
             _start(flow, free_inputs)
             flow.run(RULES, unknown)
             return flow
     return flow
 
 
-def _start(flow: Flow, free_inputs: bool) -> None:
+def _start(flow: LabelPropagation, free_inputs: bool) -> None:
     for number in flow.tape.inputs:
-        flow.spaces[number] = Space()
+        flow.spaces[number] = TensorLabels()
     for run in flow.tape.runs if free_inputs else ():
         for i, number in enumerate(run.inputs):
             shape = flow.tape.values[number].shape
@@ -61,10 +61,10 @@ def _start(flow: Flow, free_inputs: bool) -> None:
                 # The inputs of several examples have the same units.
                 mine = flow.owned.setdefault((f"input{i}", 1), [flow.store.unions.fresh(shape[1])])
                 if len(mine[0]) == shape[1]:
-                    flow.spaces[number] = Space((move(Layer(mine[0], (f"input{i}", 1)), 1, len(shape)),))
+                    flow.spaces[number] = TensorLabels((move(LabelArray(mine[0], (f"input{i}", 1)), 1, len(shape)),))
 
 
-def _apply_splits(flow: Flow, specs: Specs) -> bool:
+def _apply_splits(flow: LabelPropagation, specs: Specs) -> bool:
     """Replace labels that wish to be products by their factors, wherever they are owned; whether any was."""
     find, count = flow.store.unions.find, flow.store.unions.count
     split_of, place_of = np.full(count, NONE, dtype=np.int64), np.full(count, NONE, dtype=np.int64)
@@ -86,7 +86,7 @@ def _apply_splits(flow: Flow, specs: Specs) -> bool:
     return changed
 
 
-def _split_layer(ids: Array, number: Array, place: Array, splits: Sequence[Split]) -> list[Array]:
+def _split_layer(ids: Array, number: Array, place: Array, splits: Sequence[AxisSplit]) -> list[Array]:
     """The layers that take the place of one: its first column also keeps what no split touches."""
     asked = np.unique(number[number >= 0]).tolist()
     columns = max(splits[k].coordinates.shape[1] for k in asked)
@@ -111,7 +111,7 @@ def _split_layer(ids: Array, number: Array, place: Array, splits: Sequence[Split
 class _Census:
     """For every label root: its group and its number in it."""
 
-    flow: Flow
+    flow: LabelPropagation
     reasons: dict[int, str]
     group_of: Array
     unit_of: Array
@@ -119,7 +119,7 @@ class _Census:
     firsts: list[tuple[Owner, int]] = field(default_factory=list)
 
 
-def _reasons(flow: Flow, outputs: Outputs) -> tuple[Array, list[str]]:
+def _reasons(flow: LabelPropagation, outputs: Outputs) -> tuple[Array, list[str]]:
     """For every label the number of the reason why its set must stay (0: none), and the reasons."""
     find, texts = flow.store.unions.find, ["", HIDDEN]
     number = np.zeros(flow.store.unions.count, dtype=np.int64)
@@ -128,7 +128,7 @@ def _reasons(flow: Flow, outputs: Outputs) -> tuple[Array, list[str]]:
         pins += [
             (z.labels.reshape(-1), "model output")
             for n in _own_outputs(flow, outputs)
-            for z in flow.spaces.get(n, Space()).layers
+            for z in flow.spaces.get(n, TensorLabels()).layers
         ]
     for labels, reason in pins:
         if reason not in texts:
@@ -139,7 +139,7 @@ def _reasons(flow: Flow, outputs: Outputs) -> tuple[Array, list[str]]:
     return number, texts
 
 
-def _own_outputs(flow: Flow, outputs: Outputs) -> Iterator[int]:
+def _own_outputs(flow: LabelPropagation, outputs: Outputs) -> Iterator[int]:
     """Values that the model returns (under these names, where some are given).
 
     Keys and values of attention are left out, which come back to the model on its next call. They have heads along one
@@ -149,7 +149,9 @@ def _own_outputs(flow: Flow, outputs: Outputs) -> Iterator[int]:
     used = {ref.id for e in flow.tape.entries if isinstance(e, Entry) for ref in refs_in((*e.args, *e.kwargs.values()))}
     named = (number for run in flow.tape.runs for name in _names_of(outputs) for number in run.named.get(name, ()))
     for number in flow.tape.outputs if outputs is True else dict.fromkeys(named):
-        roots = [flow.store.unions.find(z.labels[z.labels >= 0]) for z in flow.spaces.get(number, Space()).layers]
+        roots = [
+            flow.store.unions.find(z.labels[z.labels >= 0]) for z in flow.spaces.get(number, TensorLabels()).layers
+        ]
         are_heads = [bool(heads[r].all()) for r in roots]
         are_widths = [bool(widths[r].all()) and not h for r, h in zip(roots, are_heads, strict=True)]
         if not (number in used and any(are_heads) and any(are_widths)):
@@ -173,7 +175,7 @@ def _require_outputs(tape: Tape, outputs: Outputs) -> None:
             )
 
 
-def _take_census(flow: Flow, reason_of: Array) -> _Census:
+def _take_census(flow: LabelPropagation, reason_of: Array) -> _Census:
     find, rng = flow.store.unions.find, np.random.default_rng(0)
     count = flow.store.unions.count
     signature = reason_of.astype(np.uint64)
@@ -222,7 +224,7 @@ def _kinds(census: _Census) -> list[str]:
     return kinds
 
 
-def _flag_units(flow: Flow, arrays: Iterable[Array]) -> np.ndarray:
+def _flag_units(flow: LabelPropagation, arrays: Iterable[Array]) -> np.ndarray:
     flagged = np.zeros(flow.store.unions.count, dtype=bool)
     for labels in arrays:
         flagged[flow.store.unions.find(labels[labels >= 0])] = True
@@ -314,7 +316,7 @@ def draw(
     inputs: bool = False,
     inside_heads: bool = False,
     auxiliary: bool = True,
-) -> "Drawing":
+) -> "TraceResult":
     """Run ``model`` once on ``example`` and draw its graph, without trying anything.
 
     Args:
@@ -340,7 +342,7 @@ def draw(
     return drawing
 
 
-def _with_declared(model: nn.Module, drawing: "Drawing", lost: Callable[[frozenset[Expression]], bool]) -> Graph:
+def _with_declared(model: nn.Module, drawing: "TraceResult", lost: Callable[[frozenset[Expression]], bool]) -> Graph:
     """The graph with what is known of integers that are not seen to be read; those of ``lost`` origin are noted."""
     graph, tape, sizes = drawing.graph, drawing.flow.tape, drawing.free_sizes()
     kept = [(d, full_name(d.module, d.attribute)) for d in graph.declared]
@@ -365,13 +367,13 @@ def _with_declared(model: nn.Module, drawing: "Drawing", lost: Callable[[frozens
 
 
 @dataclass(slots=True)
-class Drawing:
+class TraceResult:
     """A graph with the flow it was made from; ``names`` are the groups by number, shown in the graph or not.
 
     ``outputs`` are the tensors that the model returned on each example.
     """
 
-    flow: Flow
+    flow: LabelPropagation
     graph: Graph
     names: list[str]
     group_of: Array
@@ -452,7 +454,7 @@ class Drawing:
         return alive
 
 
-def _drawing(model: nn.Module, flow: Flow, settings: Mapping[str, Any]) -> Drawing:
+def _drawing(model: nn.Module, flow: LabelPropagation, settings: Mapping[str, Any]) -> TraceResult:
     outputs, inside_heads = settings["outputs"], settings["inside_heads"]
     reason_of, texts = _reasons(flow, outputs)
     census = _take_census(flow, reason_of)
@@ -493,7 +495,7 @@ def _drawing(model: nn.Module, flow: Flow, settings: Mapping[str, Any]) -> Drawi
     )
     graph = replace(graph, notes=(*graph.notes, *told_of_masks(model, graph.products)))
     graph = replace(graph, declared=find_declared(model, graph, flow.tape.read))
-    return Drawing(flow, graph, names, census.group_of, census.unit_of, builder)
+    return TraceResult(flow, graph, names, census.group_of, census.unit_of, builder)
 
 
 def _is_shown(pin: str, kind: str, size: int, roles: set[str]) -> bool:
@@ -514,7 +516,7 @@ def _group_roles(census: _Census) -> list[set[str]]:
     return roles
 
 
-def _tensor_axes(model: nn.Module, flow: Flow, builder: _Builder) -> dict[str, tuple[int, ...]]:
+def _tensor_axes(model: nn.Module, flow: LabelPropagation, builder: _Builder) -> dict[str, tuple[int, ...]]:
     tensors = {}
     kept = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}
     for name, tensor in named_tensors(model).items():
@@ -526,16 +528,16 @@ def _tensor_axes(model: nn.Module, flow: Flow, builder: _Builder) -> dict[str, t
     return tensors
 
 
-def _slots(flow: Flow, builder: _Builder) -> dict[str, list[Slot]]:
-    slots: dict[str, list[Slot]] = {}
+def _slots(flow: LabelPropagation, builder: _Builder) -> dict[str, list[TensorAxis]]:
+    slots: dict[str, list[TensorAxis]] = {}
     for owner in sorted(flow.owned, key=lambda o: (flow.order.get(o[0], -1), o)):
         role: Any = flow.roles.get(owner, "rider")
         for group, units in builder.parts(flow.owned[owner]):
-            slots.setdefault(group, []).append(Slot(owner[0], owner[1], role, units))
+            slots.setdefault(group, []).append(TensorAxis(owner[0], owner[1], role, units))
     return slots
 
 
-def _group_notes(flow: Flow, builder: _Builder) -> dict[str, list[str]]:
+def _group_notes(flow: LabelPropagation, builder: _Builder) -> dict[str, list[str]]:
     notes: dict[str, list[str]] = {}
     for vectors, text in flow.notes:
         for group, _ in builder.parts(vectors):
@@ -544,7 +546,7 @@ def _group_notes(flow: Flow, builder: _Builder) -> dict[str, list[str]]:
     return notes
 
 
-def _align_groups(groups: Sequence[Group], flow: Flow, builder: _Builder) -> list[Group]:
+def _align_groups(groups: Sequence[Group], flow: LabelPropagation, builder: _Builder) -> list[Group]:
     """The groups with the multiples that axes ask for: a unit that has several places along one needs fewer of it."""
     free, multiples = {g.name for g in groups if not g.is_pinned}, dict[str, int]()
     for vectors, multiple in flow.multiples:
@@ -577,7 +579,7 @@ def _edges(groups: Sequence[Group]) -> tuple[Edge, ...]:
     return tuple(Edge(*key) for key in found)
 
 
-def _works(flow: Flow, builder: _Builder) -> list[Work]:
+def _works(flow: LabelPropagation, builder: _Builder) -> list[OpCost]:
     works = []
     for record_ in flow.works:
         fixed, axes = record_.fixed, []
@@ -587,16 +589,16 @@ def _works(flow: Flow, builder: _Builder) -> list[Work]:
                 axes.append(number)
             else:
                 fixed *= size
-        works.append(Work(record_.module, record_.op, fixed, tuple(axes)))
+        works.append(OpCost(record_.module, record_.op, fixed, tuple(axes)))
     return works
 
 
-def _resizes(flow: Flow, builder: _Builder) -> list[Resize]:
-    found: dict[Any, Resize] = {}
+def _resizes(flow: LabelPropagation, builder: _Builder) -> list[SizeAttribute]:
+    found: dict[Any, SizeAttribute] = {}
     for wish, vectors in flow.store.sizes:
         axis = builder.axis(len(vectors[0]), vectors)
         if builder.table[axis].parts:
-            resize = Resize(wish.attribute.module, wish.attribute.path, wish.value, axis)
+            resize = SizeAttribute(wish.attribute.module, wish.attribute.path, wish.value, axis)
             found[resize] = resize
     return list(found)
 

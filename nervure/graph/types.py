@@ -95,7 +95,7 @@ class Units:
 
 @final
 @dataclass(frozen=True, slots=True)
-class Slot:
+class TensorAxis:
     """Where the units of a group sit in one axis of one parameter or buffer.
 
     Attributes:
@@ -129,7 +129,7 @@ class Group:
     name: str
     size: Size
     kind: str
-    slots: tuple[Slot, ...]
+    slots: tuple[TensorAxis, ...]
     pinned: str = ""
     notes: tuple[str, ...] = ()
     multiple: Size = 1
@@ -152,17 +152,17 @@ class Group:
         return bool(self.pinned)
 
     @property
-    def writers(self) -> tuple[Slot, ...]:
+    def writers(self) -> tuple[TensorAxis, ...]:
         """The slots that make the units."""
         return tuple(s for s in self.slots if s.role == "writer")
 
     @property
-    def readers(self) -> tuple[Slot, ...]:
+    def readers(self) -> tuple[TensorAxis, ...]:
         """The slots that consume the units."""
         return tuple(s for s in self.slots if s.role == "reader")
 
     @property
-    def riders(self) -> tuple[Slot, ...]:
+    def riders(self) -> tuple[TensorAxis, ...]:
         """The slots that go along: norms, biases, scales."""
         return tuple(s for s in self.slots if s.role == "rider")
 
@@ -192,7 +192,7 @@ class Axis:
 
 @final
 @dataclass(frozen=True, slots=True)
-class Work:
+class OpCost:
     """Multiply-accumulates of one operation: ``fixed`` times what survives along each of ``axes``."""
 
     layer: str
@@ -262,7 +262,7 @@ class Edge:
 
 @final
 @dataclass(frozen=True, slots=True)
-class Silence:
+class ZeroStub:
     """A module of a block that puts out zeros once the block is dropped.
 
     Attributes:
@@ -309,7 +309,7 @@ class Block:
     modules: tuple[str, ...]
     kind: str
     pinned: str = ""
-    silences: tuple[Silence, ...] = ()
+    silences: tuple[ZeroStub, ...] = ()
     group: str = ""
     aliases: tuple[str, ...] = ()
     element: str = ""
@@ -318,7 +318,7 @@ class Block:
 
 @final
 @dataclass(frozen=True, slots=True)
-class Resize:
+class SizeAttribute:
     """A size that a module keeps as a Python integer and that follows axis number ``axis`` of the graph.
 
     Attributes:
@@ -336,7 +336,7 @@ class Resize:
 
 @final
 @dataclass(frozen=True, slots=True)
-class Declared:
+class ConfigSize:
     """An integer of a module or a config that says a size and that nothing reads while the model runs.
 
     Attributes:
@@ -387,11 +387,11 @@ class Graph:
     axes: tuple[Axis, ...] = ()
     tensors: Mapping[str, tuple[Count, ...]] = field(default_factory=dict)
     parameters: tuple[str, ...] = ()
-    work: tuple[Work, ...] = ()
-    resizes: tuple[Resize, ...] = ()
+    work: tuple[OpCost, ...] = ()
+    resizes: tuple[SizeAttribute, ...] = ()
     notes: tuple[str, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
-    declared: tuple[Declared, ...] = ()
+    declared: tuple[ConfigSize, ...] = ()
     products: tuple[Product, ...] = ()
 
     def __str__(self) -> str:
@@ -486,7 +486,13 @@ class Graph:
         return check_graph(convert(plain | named | {"groups": groups}, Graph, "this graph", PlanError, hook=_Shared()))
 
 
-ROWS: Mapping[str, type[Any]] = {"edges": Edge, "axes": Axis, "work": Work, "resizes": Resize, "declared": Declared}
+ROWS: Mapping[str, type[Any]] = {
+    "edges": Edge,
+    "axes": Axis,
+    "work": OpCost,
+    "resizes": SizeAttribute,
+    "declared": ConfigSize,
+}
 """Fields of a graph that are written as rows of values, without names."""
 MOST_POSITIONS = 1 << 26
 """Positions of all different vectors of units of a graph that is read are no more: 512 MB once all are looked at."""
@@ -506,7 +512,7 @@ def _add_prefix(kind: type[Any], rows: Any) -> Any:
 
 
 def _with_named_slots(group: Any) -> Any:
-    return group | {"slots": _add_prefix(Slot, group.get("slots"))} if isinstance(group, dict) else group
+    return group | {"slots": _add_prefix(TensorAxis, group.get("slots"))} if isinstance(group, dict) else group
 
 
 def _as_list(values: Any) -> Any:

@@ -8,7 +8,7 @@ from nervure.check import checked
 from nervure.engines import EngineName
 from nervure.errors import ArgumentError
 from nervure.methods.activation import Activation
-from nervure.methods.base import Explained, Method, Remembering, View
+from nervure.methods.base import Cached, HasEvidence, Method, View
 from nervure.methods.companion import Companion, companion
 from nervure.methods.depth import Depth
 from nervure.methods.energy import Energy
@@ -132,7 +132,7 @@ __all__ = [
     "Companion",
     "Depth",
     "Energy",
-    "Explained",
+    "HasEvidence",
     "Fisher",
     "GCNet",
     "GraSP",
@@ -141,7 +141,7 @@ __all__ = [
     "Method",
     "N2NSkip",
     "Random",
-    "Remembering",
+    "Cached",
     "RigL",
     "Slimming",
     "SynFlow",

@@ -24,7 +24,7 @@ Trial: TypeAlias = tuple[float, Cut | Mask]
 
 
 @final
-class Alone:
+class LayerwiseSensitivity:
     """Asks the network what a single edit costs it."""
 
     def __init__(self, view: View, data: Iterable[Any]) -> None:

@@ -47,7 +47,7 @@ class Evidence(Protocol):
 
 
 @runtime_checkable
-class Explained(Protocol):
+class HasEvidence(Protocol):
     """A method that can show what its plan rests on."""
 
     def evidence(self, view: View) -> Any:
@@ -60,7 +60,7 @@ class Explained(Protocol):
 
 
 @runtime_checkable
-class Remembering(Protocol):
+class Cached(Protocol):
     """A method, a frozen dataclass, that keeps what it found out in a folder, if it is given one.
 
     Attributes:

@@ -16,7 +16,7 @@ from nervure.errors import DataError
 from nervure.graph.tape import named_tensors
 from nervure.graph.types import Graph
 from nervure.methods.base import View
-from nervure.methods.connectivity import Connectivity, heard, is_labelled, require_evidence
+from nervure.methods.connectivity import ConnectivityEvidence, heard, is_labelled, require_evidence
 from nervure.plan import Keep, Mask, Plan
 from nervure.schema import Count, Seed, Size
 from nervure.scores.connectivity import UNLABELLED, Dependence, of_layers
@@ -37,7 +37,7 @@ class Companion(nn.Module):
         connectivity: what was measured, as a value that can be saved.
     """
 
-    def __init__(self, found: Connectivity, graph: Graph, weights: Mapping[str, Tensor]) -> None:
+    def __init__(self, found: ConnectivityEvidence, graph: Graph, weights: Mapping[str, Tensor]) -> None:
         super().__init__()
         self.connectivity = found
         self._fingerprint = graph.fingerprint
@@ -83,7 +83,9 @@ class Companion(nn.Module):
         """Plain data for a report; what is pruned is 0, matrices above 32 x 32 are averaged over blocks."""
         kept = self.kept()
         scores = {name: self.connectivity.scores[name] * kept[name] for name in self.names}
-        return Connectivity(scores, skipped=self.connectivity.skipped, samples=self.connectivity.samples).to_json()
+        return ConnectivityEvidence(
+            scores, skipped=self.connectivity.skipped, samples=self.connectivity.samples
+        ).to_json()
 
 
 @checked
@@ -92,7 +94,7 @@ def companion(
     example: Any,
     data: Batches | None = None,
     *,
-    found: Connectivity | None = None,
+    found: ConnectivityEvidence | None = None,
     estimator: Dependence = "classwise",
     samples: Size = 2048,
     per_class: Count = 0,
@@ -122,7 +124,7 @@ def companion(
     return Companion(found, graph, weights)
 
 
-def connectivity_of(view: View, estimator: Dependence, *, samples: int, per_class: int = 0) -> Connectivity:
+def connectivity_of(view: View, estimator: Dependence, *, samples: int, per_class: int = 0) -> ConnectivityEvidence:
     """Connectivity between the layers of a view's model, in one pass over its data.
 
     Raises:
@@ -135,7 +137,7 @@ def connectivity_of(view: View, estimator: Dependence, *, samples: int, per_clas
     stats = heard(view, wants, samples=samples, per_class=per_class)
     listed = layers(view.graph, view.weights, stats.connections)
     skipped = {name: reason for name, reason in stats.skipped.items() if name in view.graph.tensors}
-    return Connectivity(of_layers(listed, stats, estimator=estimator), skipped=skipped, samples=stats.samples)
+    return ConnectivityEvidence(of_layers(listed, stats, estimator=estimator), skipped=skipped, samples=stats.samples)
 
 
 def _linear(weight: Tensor) -> nn.Linear:

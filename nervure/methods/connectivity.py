@@ -17,7 +17,7 @@ from nervure.container import DamageError, Kind, read_container, reading, write_
 from nervure.dependence.options import Estimator
 from nervure.errors import DataError, FileError
 from nervure.files import require_folder
-from nervure.methods.alone import SHARES, Alone, Trial, unit_trials
+from nervure.methods.alone import SHARES, LayerwiseSensitivity, Trial, unit_trials
 from nervure.methods.base import View
 from nervure.plan import Keep, Mask
 from nervure.schema import Count
@@ -39,7 +39,7 @@ LARGEST = 32
 
 @final
 @dataclass(frozen=True, slots=True)
-class _Header:
+class _SurveyHeader:
     limits: dict[str, Limit]
     order: tuple[str, ...]
     skipped: dict[str, str]
@@ -48,7 +48,7 @@ class _Header:
 
 @final
 @dataclass(frozen=True, slots=True, eq=False)
-class Connectivity:
+class ConnectivityEvidence:
     """What SNACS found out about a network.
 
     Attributes:
@@ -88,13 +88,13 @@ class Connectivity:
         """Write to one safetensors file, atomically, and return its path; raises :class:`FileError`."""
         tensors = {f"scores/{name}": values for name, values in self.scores.items()}
         tensors |= {f"protected/{name}": keep for name, keep in self.protected.items()}
-        header = _Header(dict(self.limits), tuple(self.scores), dict(self.skipped), self.samples)
+        header = _SurveyHeader(dict(self.limits), tuple(self.scores), dict(self.skipped), self.samples)
         return write_container(path, tensors, header, KIND)
 
     @staticmethod
-    def load(path: str | os.PathLike[str]) -> "Connectivity":
+    def load(path: str | os.PathLike[str]) -> "ConnectivityEvidence":
         """Read what :meth:`save` wrote; raises :class:`FileError` where it is missing, damaged, foreign or newer."""
-        header, tensors = read_container(path, _Header, KIND)
+        header, tensors = read_container(path, _SurveyHeader, KIND)
         scores = {name.removeprefix("scores/"): t for name, t in tensors.items() if name.startswith("scores/")}
         protected = {name.removeprefix("protected/"): t for name, t in tensors.items() if name.startswith("protected/")}
         with reading(path, KIND):
@@ -103,12 +103,12 @@ class Connectivity:
             if any(keep.ndim != 1 or keep.dtype != torch.bool for keep in protected.values()):
                 raise DamageError("what it protects are not booleans, one for each unit.")
         ordered = {name: scores[name] for name in header.order}
-        return Connectivity(ordered, header.limits, protected, header.skipped, header.samples)
+        return ConnectivityEvidence(ordered, header.limits, protected, header.skipped, header.samples)
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class Survey:
+class SurveyOptions:
     """How connectivity is surveyed: the options of SNACS that decide what is measured, apart from any budget."""
 
     per_unit: bool = False
@@ -124,7 +124,7 @@ class Survey:
     hears: bool = False
     ranking: Ranking = "connectivity"
 
-    def of(self, view: View, cache: str | os.PathLike[str] | None = None) -> Connectivity:
+    def of(self, view: View, cache: str | os.PathLike[str] | None = None) -> ConnectivityEvidence:
         """Survey the model of a view, or read what was found out before about the same model on the same data.
 
         With a cache, the measurement and each layer are written as soon as they are done: a survey that was stopped
@@ -147,12 +147,12 @@ class Survey:
         folder = require_folder(Path(cache) / self._key(view))
         whole = folder / "connectivity.safetensors"
         with suppress(FileError):  # it is not there yet, or damaged
-            return Connectivity.load(whole)
+            return ConnectivityEvidence.load(whole)
         cells = _Cells(folder)
         self._made(view, self._read_or_measure(view, folder / "stats.safetensors"), cells).save(whole)
         cells.clear()
         (folder / "stats.safetensors").unlink(missing_ok=True)
-        return Connectivity.load(whole)
+        return ConnectivityEvidence.load(whole)
 
     @property
     def wants(self) -> frozenset[str]:
@@ -170,7 +170,7 @@ class Survey:
         stats.save(path)
         return stats
 
-    def _made(self, view: View, stats: Stats, cells: "_Cells") -> Connectivity:
+    def _made(self, view: View, stats: Stats, cells: "_Cells") -> ConnectivityEvidence:
         labels = require_classes(stats.labels) if self.limits else None
         listed = layers(view.graph, view.weights, stats.connections)
         factors = published.signed_factors(listed) if self.paper else {la.tensor: la.strength() for la in listed}
@@ -190,7 +190,7 @@ class Survey:
         saved = protected_units(leaned) if self.protect else {}
         found = self._limits(view, listed, rho, stats, labels, cells) if labels is not None else {}
         skipped = {name: reason for name, reason in stats.skipped.items() if name in view.graph.tensors}
-        return Connectivity(rho, found, saved, skipped, stats.samples)
+        return ConnectivityEvidence(rho, found, saved, skipped, stats.samples)
 
     def _score_layer(self, layer: Layer, earlier: tuple[Layer, ...], stats: Stats, factor: Tensor) -> Tensor:
         if self.paper:
@@ -211,7 +211,7 @@ class Survey:
         if self.probe:
             return self._limits_by_probe(listed, rho, scores, stats, labels, cells)
         trials = unit_trials(view.graph, scores) if self.per_unit else _connection_trials(listed, rho)
-        network, chance = Alone(view, keep_position(view.data)), 1 / int(labels.unique().numel())
+        network, chance = LayerwiseSensitivity(view, keep_position(view.data)), 1 / int(labels.unique().numel())
         return {
             name: bearable(
                 (0.0, *(share for share, _ in steps)),
@@ -320,7 +320,7 @@ def is_labelled(view: View) -> bool:
     return view.data is not None and are_labelled(view.data)
 
 
-def _evidence_digest(survey: Survey, view: View) -> str:
+def _evidence_digest(survey: SurveyOptions, view: View) -> str:
     if _is_measured(view.stats):
         digest = hashlib.sha256(view.stats.digest.encode())
         for name, tensor in sorted(view.stats.connections.items()):

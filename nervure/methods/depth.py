@@ -18,7 +18,7 @@ from nervure.errors import DataError
 from nervure.graph.types import Block
 from nervure.methods.base import View
 from nervure.methods.dropping import BlockScore, Dropping, Policy
-from nervure.methods.judge import Judge
+from nervure.methods.judge import BlockEvaluator
 from nervure.stats import Stats
 
 Yardstick: TypeAlias = Literal["influence", "branch", "cka", "random"]
@@ -69,7 +69,7 @@ def _branch(method: Depth, view: View, blocks: Sequence[Block], gone: tuple[str,
 
 
 def _cka(method: Depth, view: View, blocks: Sequence[Block], gone: tuple[str, ...]) -> list[float]:
-    judge = Judge(view, method.recalibrate, method.output)
+    judge = BlockEvaluator(view, method.recalibrate, method.output)
     # The whole model is recalibrated like the others: what differs is the block alone.
     whole, *others = (judge.answers_without(names) for names in ((), *((*gone, b.name) for b in blocks)))
     return [1 - float(cka(whole.double(), other.double(), debiased=False)) for other in others]

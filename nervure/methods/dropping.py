@@ -17,7 +17,7 @@ from nervure.errors import ArgumentError, BudgetError, ScoreError
 from nervure.graph.types import Block, Graph
 from nervure.markup import listing
 from nervure.methods.base import View
-from nervure.methods.judge import Judge, data_of, model_of, plan_of
+from nervure.methods.judge import BlockEvaluator, data_of, model_of, plan_of
 from nervure.methods.timed import Target, goal_of, require_target
 from nervure.plan import Drop, Plan
 from nervure.schema import Count, Density, Part, Rounds, Seed, Size
@@ -215,10 +215,10 @@ class Dropping(Checked, ABC):
                 counts[name] += 1
         return {name: count / RESAMPLES for name, count in counts.items()}
 
-    def _judge(self, view: View) -> Judge:
-        return Judge(view, self.recalibrate, self.output, self.engine)
+    def _judge(self, view: View) -> BlockEvaluator:
+        return BlockEvaluator(view, self.recalibrate, self.output, self.engine)
 
-    def _savings(self, view: View, judge: Judge, blocks: Sequence[Block]) -> dict[str, float]:
+    def _savings(self, view: View, judge: BlockEvaluator, blocks: Sequence[Block]) -> dict[str, float]:
         """What dropping each block alone saves of the budget; nothing where no knapsack asks, or blocks are counted."""
         if self.policy != "knapsack" or self.drop is not None or self.budget == "blocks":
             return {}
@@ -241,7 +241,7 @@ class Dropping(Checked, ABC):
         return self.keep if self.latency is None else self.latency
 
     def _quality_reached(
-        self, view: View, judge: Judge, plan: Plan, blocks: Sequence[Block], scores: Mapping[str, BlockScore]
+        self, view: View, judge: BlockEvaluator, plan: Plan, blocks: Sequence[Block], scores: Mapping[str, BlockScore]
     ) -> dict[str, Any]:
         left, whole = price(view.graph, plan), price(view.graph, Plan())
         kept = {
@@ -262,7 +262,7 @@ class Dropping(Checked, ABC):
         stats = measure(model, view.graph, data, want=self.wants, seed=view.seed, progress=False)
         return replace(view, stats=stats)
 
-    def _view_without(self, view: View, judge: Judge, gone: tuple[str, ...]) -> View:
+    def _view_without(self, view: View, judge: BlockEvaluator, gone: tuple[str, ...]) -> View:
         """The view with evidence of the model without the blocks that have left."""
         if not gone:
             return self._with_evidence(view)
@@ -271,7 +271,7 @@ class Dropping(Checked, ABC):
     def _first_enough(
         self,
         view: View,
-        judge: Judge,
+        judge: BlockEvaluator,
         sets: Sequence[tuple[str, ...]],
         savings: Mapping[str, float],
         total: int,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from nervure.budget.sparse import Distribution
 from nervure.methods.base import View
-from nervure.methods.sparse import Field, Guard, Sparse
+from nervure.methods.sparse import Guard, PrunableWeights, Sparse
 from nervure.schema import Seed
 
 
@@ -33,7 +33,7 @@ class ERK(Sparse):
     guard: Guard = "outputs"
     seed: Seed = 0
 
-    def kept(self, view: View, field: Field) -> dict[str, Tensor]:
+    def kept(self, view: View, field: PrunableWeights) -> dict[str, Tensor]:
         """Weights by lot."""
         generator = torch.Generator().manual_seed(self.seed + view.seed)
         # In double precision: in single, one in sixteen million numbers is drawn twice, and ties go by index.

@@ -23,9 +23,9 @@ from nervure.budget.sheets import Pattern
 from nervure.errors import ArgumentError
 from nervure.methods.base import View
 from nervure.methods.companion import connectivity_of
-from nervure.methods.connectivity import Connectivity
+from nervure.methods.connectivity import ConnectivityEvidence
 from nervure.methods.slopes import lay_on, twin
-from nervure.methods.sparse import Field, Guard, Scored, Sparse
+from nervure.methods.sparse import Guard, PrunableWeights, Scored, Sparse
 from nervure.plan import Plan
 from nervure.schema import Count, Density, Rounds, Share, Size
 from nervure.scores import magnitude
@@ -116,23 +116,23 @@ class GCNet(Sparse):
             DataError: there are no data to measure, or labels are needed and missing.
             BudgetError: there is nothing to prune, or the density is too low.
         """
-        return self.decide(view, self.evidence(view) if self.density < 1 else Connectivity({}))
+        return self.decide(view, self.evidence(view) if self.density < 1 else ConnectivityEvidence({}))
 
-    def evidence(self, view: View) -> Connectivity:
+    def evidence(self, view: View) -> ConnectivityEvidence:
         """The connectivity that the first round goes by: the weights of the companion."""
         return connectivity_of(view, self.estimator, samples=self.samples, per_class=self.per_class)
 
-    def decide(self, view: View, found: Connectivity) -> Plan:
+    def decide(self, view: View, found: ConnectivityEvidence) -> Plan:
         """The plan that follows from connectivity; only further rounds measure again. Raises BudgetError."""
         if self.granularity == "filters":
             return self._cuts(view, found)
         return self.mask_plan(view, partial(self._masks, view, found))
 
-    def kept(self, view: View, field: Field) -> dict[str, Tensor]:
+    def kept(self, view: View, field: PrunableWeights) -> dict[str, Tensor]:
         """The masks, from connectivity that is measured here."""
         return self._masks(view, self.evidence(view), field)
 
-    def _masks(self, view: View, found: Connectivity, field: Field) -> dict[str, Tensor]:
+    def _masks(self, view: View, found: ConnectivityEvidence, field: PrunableWeights) -> dict[str, Tensor]:
         model = twin(view) if self.rounds > 1 else None
 
         def scores(masks: Scored) -> Scored:
@@ -141,11 +141,11 @@ class GCNet(Sparse):
             lay_on(model, view.weights, field.from_matrices(masks))
             weights = {**view.weights, **{name: model.get_parameter(name).detach() for name in masks}}
             left = replace(view, model=model, weights=weights, stats=None)
-            return self._scores(Field.of(left, self.dense), self.evidence(left))
+            return self._scores(PrunableWeights.of(left, self.dense), self.evidence(left))
 
         return self.in_rounds(field, self.rounds, scores)
 
-    def _scores(self, field: Field, found: Connectivity) -> Scored:
+    def _scores(self, field: PrunableWeights, found: ConnectivityEvidence) -> Scored:
         """A score for each weight."""
         guides = self._guides(field, found)
         sizes = dict(field.sizes)
@@ -168,7 +168,7 @@ class GCNet(Sparse):
             scores = match_ranks(scores, direct)
         return scores.expand_as(sizes)
 
-    def _guides(self, field: Field, found: Connectivity) -> dict[str, Tensor]:
+    def _guides(self, field: PrunableWeights, found: ConnectivityEvidence) -> dict[str, Tensor]:
         """For each layer that connectivity guides, what the criterion says of its companion."""
         listed = field.layers()
         direct = set() if self.mode == "pure" else are_last(listed)
@@ -185,11 +185,11 @@ class GCNet(Sparse):
         generator = torch.Generator().manual_seed(field.view.seed)
         return {name: score_companion(found.scores[name], self.criterion, generator) for name in guided}
 
-    def _cuts(self, view: View, found: Connectivity) -> Plan:
+    def _cuts(self, view: View, found: ConnectivityEvidence) -> Plan:
         """Cut the units that their readers need least."""
         if self.density == 1:
             return Plan((), view.graph.fingerprint, {"keep": 1.0, "budget": self.budget}, {"keep": 1.0})
-        field = Field.of(view, self.dense)
+        field = PrunableWeights.of(view, self.dense)
         guides = self._guides(field, found)
         rho = {layer.tensor: layer.strength() for layer in field.layers()}
         rho |= {name: combine_scores(rho[name], guide, self.mode, self.alpha) for name, guide in guides.items()}

@@ -12,16 +12,16 @@ from nervure.budget.rewiring import Counts, Ramp
 from nervure.budget.sparse import Distribution
 from nervure.errors import ArgumentError
 from nervure.methods.base import View
-from nervure.methods.rewiring import Masked, Rewired
-from nervure.methods.sparse import Field
+from nervure.methods.rewiring import DynamicSparse, Masked
+from nervure.methods.sparse import PrunableWeights
 from nervure.schema import Density
 from nervure.scores.sites import Site
-from nervure.training.rewires import Moment
+from nervure.training.rewires import UpdateContext
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class GMP(Rewired):
+class GMP(DynamicSparse):
     """Let the smallest weights go along a cubic, from all of them to ``density``; what is gone stays away.
 
     ``train(model, data, hooks=[GMP(density=0.1)])``. ``distribution="uniform"`` is the paper's.
@@ -39,7 +39,7 @@ class GMP(Rewired):
 
     def check(self) -> None:
         """Complain about a hyper-parameter that is out of range."""
-        Rewired.check(self)
+        DynamicSparse.check(self)
         if self.start < self.density:
             raise ArgumentError(
                 f"start={self.start:g} is below density={self.density:g}: weights only go. Give start={self.density:g} "
@@ -56,18 +56,18 @@ class GMP(Rewired):
         """The first masks leave out the smallest weights."""
         return False
 
-    def kept(self, view: View, field: Field) -> Masked:
+    def kept(self, view: View, field: PrunableWeights) -> Masked:
         """The masks to begin with: the largest weights."""
         if self.start == 1:
             return {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in field.weights.items()}
         return self.best(field, dict(field.sizes), self.start)
 
-    def staying(self, moment: Moment, sites: list[Site]) -> Counts | int:
+    def staying(self, moment: UpdateContext, sites: list[Site]) -> Counts | int:
         """What the schedule says, never more than there is."""
         begun = sum(moment.start.values())
         way = (moment.number + 1) / moment.events
         return self.shared(moment, sites, round(Ramp(self.schedule, begun, round(self.density * moment.places))(way)))
 
-    def after(self, moment: Moment, sites: list[Site]) -> Counts | int:
+    def after(self, moment: UpdateContext, sites: list[Site]) -> Counts | int:
         """Nothing grows."""
         return 0

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from nervure.methods.base import View
 from nervure.methods.slopes import Statistics, draw_batches, hessian_times_slopes, twin, with_temperature
-from nervure.methods.sparse import Field, Sparse
+from nervure.methods.sparse import PrunableWeights, Sparse
 from nervure.schema import Positive, Size
 from nervure.scores.saliency import grasp
 
@@ -37,7 +37,7 @@ class GraSP(Sparse):
     temperature: Positive = 200.0
     statistics: Statistics = "batch"
 
-    def kept(self, view: View, field: Field) -> dict[str, Tensor]:
+    def kept(self, view: View, field: PrunableWeights) -> dict[str, Tensor]:
         """The weights that the gradient flows through."""
         batches, model = draw_batches(view, self.batches, self), twin(view, self.statistics)
         product = hessian_times_slopes(model, field.weights, batches, with_temperature(self.temperature), view.seed)

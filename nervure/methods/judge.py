@@ -50,7 +50,7 @@ def data_of(view: View) -> Iterable[Any]:
 
 
 @final
-class Judge:
+class BlockEvaluator:
     """Runs the model without some of its blocks; each answer is worked out once.
 
     Args:

@@ -11,7 +11,7 @@ from nervure.budget.sheets import Pattern
 from nervure.budget.sparse import n_of_m, sparse_masks
 from nervure.errors import BudgetError, NervureWarning
 from nervure.methods.base import View
-from nervure.methods.sparse import Field, Scored
+from nervure.methods.sparse import PrunableWeights, Scored
 from nervure.plan import Keep, Mask, Plan
 
 CROWDING = (0.0, 1.0, 4.0, 1e3)
@@ -34,7 +34,7 @@ def masks_by_lot(view: View, plan: Plan, *, seed: int) -> tuple[Mask, ...]:
     keeps = {mask.tensor: mask.keep.tensor() for mask in plan.masks}
     if not keeps:
         return ()
-    field, generator = Field.of(view, ()), torch.Generator().manual_seed(seed)
+    field, generator = PrunableWeights.of(view, ()), torch.Generator().manual_seed(seed)
     lots = field.rank_silent_last(
         {
             name: torch.rand(weight.shape, generator=generator, dtype=torch.float64)
@@ -49,7 +49,7 @@ def masks_by_lot(view: View, plan: Plan, *, seed: int) -> tuple[Mask, ...]:
 
 
 def _draw_masks(
-    field: Field, lots: Scored, keeps: Mapping[str, Tensor], plan: Plan, generator: torch.Generator
+    field: PrunableWeights, lots: Scored, keeps: Mapping[str, Tensor], plan: Plan, generator: torch.Generator
 ) -> dict[str, Tensor]:
     parents = {layer.tensor: layer.blocks for layer in field.layers()}
     told = {name: (keep, _pattern(keep, plan), parents.get(name)) for name, keep in keeps.items()}
@@ -98,7 +98,7 @@ def _pattern(keep: Tensor, plan: Plan) -> Pattern:
     return Pattern(block=(1, 1)) if whole and keep.shape[2] > 1 else Pattern()
 
 
-def _popularity(field: Field, generator: torch.Generator) -> Scored:
+def _popularity(field: PrunableWeights, generator: torch.Generator) -> Scored:
     """One random number for each unit that is read, the same wherever it is read; laid out as the weights are."""
     graph = field.view.graph
     units = {group.name: torch.rand(group.size, generator=generator, dtype=torch.float64) for group in graph.groups}

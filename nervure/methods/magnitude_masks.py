@@ -12,7 +12,7 @@ from typing import final
 from torch import Tensor
 
 from nervure.methods.base import View
-from nervure.methods.sparse import Field, Sparse
+from nervure.methods.sparse import PrunableWeights, Sparse
 
 
 @final
@@ -25,6 +25,6 @@ class MagnitudeMasks(Sparse):
     :class:`nervure.Magnitude`.
     """
 
-    def kept(self, view: View, field: Field) -> dict[str, Tensor]:
+    def kept(self, view: View, field: PrunableWeights) -> dict[str, Tensor]:
         """The largest weights."""
         return self.best(field, dict(field.sizes))

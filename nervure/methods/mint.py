@@ -16,7 +16,7 @@ from msgspec import Meta
 from nervure.check import Checked
 from nervure.errors import ScoreError
 from nervure.methods.base import View
-from nervure.methods.connectivity import Connectivity
+from nervure.methods.connectivity import ConnectivityEvidence
 from nervure.methods.snacs import SNACS, Granularity, Price
 from nervure.plan import Plan
 from nervure.schema import Density, Size
@@ -68,7 +68,7 @@ class MINT(Checked):
             return self._successor().plan(view)
         return self._successor().decide(view, self.evidence(view))
 
-    def evidence(self, view: View) -> Connectivity:
+    def evidence(self, view: View) -> ConnectivityEvidence:
         """The dependence of every connection, and the limit of every layer and group."""
         if view.stats is None or not view.stats.connections:
             raise ScoreError(f"{self!r} needs what enters the layers. Measure want={set(self.wants)!r}.")
@@ -79,7 +79,9 @@ class MINT(Checked):
         }
         names = [*scores, *(group.name for group in view.graph.prunable)]
         limits = dict.fromkeys(names, Limit((), (), self.upper))
-        return Connectivity(scores, limits, skipped=view.stats.skipped, samples=min(self.samples, view.stats.samples))
+        return ConnectivityEvidence(
+            scores, limits, skipped=view.stats.skipped, samples=min(self.samples, view.stats.samples)
+        )
 
     def _successor(self) -> SNACS:
         """The method that meets a budget from scores of connections."""

@@ -21,7 +21,7 @@ from nervure.budget.sheets import left_dense
 from nervure.check import Checked, require_choice
 from nervure.errors import ArgumentError, BudgetError
 from nervure.graph.example import evaluating
-from nervure.graph.places import Place, places
+from nervure.graph.places import SkipSite, places
 from nervure.graph.trace import draw
 from nervure.methods.base import Method, View
 from nervure.methods.erk import ERK
@@ -29,7 +29,7 @@ from nervure.methods.grasp import GraSP
 from nervure.methods.magnitude_masks import MagnitudeMasks
 from nervure.methods.skips import Starts, draws, masks_of, shares, starting_edits
 from nervure.methods.snip import SNIP
-from nervure.methods.sparse import Field, Sparse
+from nervure.methods.sparse import PrunableWeights, Sparse
 from nervure.methods.synflow import SynFlow
 from nervure.plan import Plan
 from nervure.schema import Density, Part, Positive, Seed
@@ -110,7 +110,7 @@ class N2NSkip(Checked):
         asked = {"budget": "weights", "density": self.density, "share": self.share, "first": repr(first)}
         if self.density == 1:
             return Plan((), view.graph.fingerprint, asked, {"density": 1.0})
-        field = Field.of(view, getattr(first, "dense", ()))
+        field = PrunableWeights.of(view, getattr(first, "dense", ()))
         whole = sum(weight.numel() for weight in field.weights.values())
         budget = round(self.density * whole)
         found = self._places(view) if self.share else ()
@@ -126,7 +126,7 @@ class N2NSkip(Checked):
         reached = {"density": (sum(stay) + left) / (whole + left), "weights": sum(stay), "skips": stay[1]}
         return Plan(edits, view.graph.fingerprint, asked, reached)
 
-    def _places(self, view: View) -> tuple[Place, ...]:
+    def _places(self, view: View) -> tuple[SkipSite, ...]:
         if view.model is None or view.example is None:
             raise ArgumentError("N2NSkip reads its places off a run of the model: give the view its model and example.")
         with evaluating(view.model):

@@ -16,7 +16,7 @@ from nervure.check import require_choice
 from nervure.errors import ArgumentError, BudgetError
 from nervure.graph.tape import named_tensors
 from nervure.methods.base import View
-from nervure.methods.sparse import Field, Guard, Sparse
+from nervure.methods.sparse import Guard, PrunableWeights, Sparse
 from nervure.plan import Keep, Plan
 from nervure.schema import Count, Fraction, Part, Seed
 from nervure.scores.dropping import DROPS, drop_wants
@@ -25,7 +25,7 @@ from nervure.scores.sites import Site, noise
 from nervure.surgery.link import Wire
 from nervure.tracing import trace
 from nervure.training.masks import Masks, require_masks
-from nervure.training.rewires import Change, Ground, Judge, Moment
+from nervure.training.rewires import InitialTopology, RollbackPolicy, TopologyUpdate, UpdateContext
 
 DropRule: TypeAlias = Annotated[str, Among(DROPS)]
 GrowthRule: TypeAlias = Annotated[str, Among(GROWTH)]
@@ -34,7 +34,7 @@ Masked: TypeAlias = dict[str, Tensor]
 
 
 @dataclass(frozen=True, slots=True)
-class Rewired(Sparse):
+class DynamicSparse(Sparse):
     """Begin with masks, and change them at events of the training.
 
     Attributes:
@@ -94,7 +94,7 @@ class Rewired(Sparse):
         return drop_wants(self.drop) | wants_of(self.growth, self._read()) | firsts
 
     @property
-    def judge(self) -> Judge | None:
+    def judge(self) -> RollbackPolicy | None:
         """Events are not judged."""
         return None
 
@@ -103,7 +103,7 @@ class Rewired(Sparse):
         """The density to begin with."""
         return self.density
 
-    def kept(self, view: View, field: Field) -> Masked:
+    def kept(self, view: View, field: PrunableWeights) -> Masked:
         """The masks to begin with: weights by lot."""
         generator = torch.Generator().manual_seed(self.seed + view.seed)
         # In double precision: in single, one in sixteen million numbers is drawn twice, and ties go by index.
@@ -125,7 +125,7 @@ class Rewired(Sparse):
             return plan
         return replace(plan, edits=tuple(replace(mask, gain=gain_of(mask.keep)) for mask in plan.masks))
 
-    def ground(self, model: nn.Module, example: Any, masks: Masks, seed: int) -> Ground:
+    def ground(self, model: nn.Module, example: Any, masks: Masks, seed: int) -> InitialTopology:
         """Where connections can be, and which are there first.
 
         Raises:
@@ -136,7 +136,7 @@ class Rewired(Sparse):
         graph = trace(model, example)
         weights = {name: tensor.detach() for name, tensor in named_tensors(model).items()}
         view = View(graph, weights, None, seed, model, example)
-        field = Field.of(view, self.dense)
+        field = PrunableWeights.of(view, self.dense)
         whole = {s.tensor: torch.ones(weights[s.tensor].shape, dtype=torch.bool) for s in field.sheets}
         wires = {f"{name}.map.weight" for name, module in model.named_modules() if isinstance(module, Wire)}
         places = sum(mask.numel() for name, mask in whole.items() if name not in wires)
@@ -149,7 +149,7 @@ class Rewired(Sparse):
             start = whole | {mask.tensor: mask.keep.tensor() for mask in plan.masks}
             begin = {mask.tensor: weights[mask.tensor] * mask.gain for mask in plan.masks}
         self._require_room([weight for name, weight in field.weights.items() if name not in wires], places)
-        return Ground(field.sheets, graph, start, places, begin)
+        return InitialTopology(field.sheets, graph, start, places, begin)
 
     def timetable(self, steps: int, per_epoch: int) -> tuple[int, ...]:
         """The steps before which there is an event.
@@ -173,7 +173,7 @@ class Rewired(Sparse):
             )
         return tuple(numbers)
 
-    def rewire(self, moment: Moment) -> Change:
+    def rewire(self, moment: UpdateContext) -> TopologyUpdate:
         """Drop the worst connections, then grow the best of the free places; counts are exact."""
         sites = [site.in_kernels() if self.granularity == "kernel" else site for site in moment.sites]
         chance = {s.name: noise(self.seed + moment.seed, moment.step, s.name) for s in sites}
@@ -184,14 +184,14 @@ class Rewired(Sparse):
         masks = self._grow(left, self.after(moment, sites), chance)
         spread = {s.name: s.weight.shape for s in moment.sites}
         kept, masks = ({n: m.expand(spread[n]) for n, m in of.items()} for of in (kept, masks))
-        return Change(kept, masks, self._values(moment, masks, chance))
+        return TopologyUpdate(kept, masks, self._values(moment, masks, chance))
 
     @abstractmethod
-    def staying(self, moment: Moment, sites: list[Site]) -> Counts | int:
+    def staying(self, moment: UpdateContext, sites: list[Site]) -> Counts | int:
         """How many weights survive the dropping: by tensor, or in all."""
 
     @abstractmethod
-    def after(self, moment: Moment, sites: list[Site]) -> Counts | int:
+    def after(self, moment: UpdateContext, sites: list[Site]) -> Counts | int:
         """How many weights there are after the growth: by tensor, or in all."""
 
     def without(self, part: float, sites: list[Site]) -> Counts | int:
@@ -201,7 +201,7 @@ class Rewired(Sparse):
             return there - int(part * there)
         return {s.name: s.count() - s.price * int(part * int(s.mask.sum())) for s in sites}
 
-    def shared(self, moment: Moment, sites: list[Site], total: int) -> Counts | int:
+    def shared(self, moment: UpdateContext, sites: list[Site], total: int) -> Counts | int:
         """So many weights, shared as ``distribution`` says; no layer loses what it has now unless there are fewer."""
         if self.distribution == "global":
             return total
@@ -245,7 +245,7 @@ class Rewired(Sparse):
     def _read(self) -> Reading:
         return self.reading
 
-    def _values(self, moment: Moment, masks: Masked, chance: Mapping[str, Any]) -> Masked:
+    def _values(self, moment: UpdateContext, masks: Masked, chance: Mapping[str, Any]) -> Masked:
         if self.initial == "zero":
             return {}
         if self.initial == "first":
@@ -282,7 +282,7 @@ class Rewired(Sparse):
 
 
 @dataclass(frozen=True, slots=True)
-class Exchanging(Rewired):
+class Exchanging(DynamicSparse):
     """At every event a fraction of the connections is exchanged for others, exactly as many.
 
     Attributes:
@@ -294,11 +294,11 @@ class Exchanging(Rewired):
     fraction: Fraction = 0.3
     schedule: Shape = "cosine"
 
-    def staying(self, moment: Moment, sites: list[Site]) -> Counts | int:
+    def staying(self, moment: UpdateContext, sites: list[Site]) -> Counts | int:
         """All but the fraction."""
         return self.without(Ramp(self.schedule, self.fraction)(moment.way), sites)
 
-    def after(self, moment: Moment, sites: list[Site]) -> Counts | int:
+    def after(self, moment: UpdateContext, sites: list[Site]) -> Counts | int:
         """As many as before."""
         if self.distribution == "global":
             return sum(moment.start.values())

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from nervure.budget.sparse import distribute
-from nervure.graph.places import Place
-from nervure.methods.sparse import Field
+from nervure.graph.places import SkipSite
+from nervure.methods.sparse import PrunableWeights
 from nervure.plan import Keep, Link, Mask, Plan, Route
 
 HE = 2.0
@@ -20,7 +20,7 @@ HE = 2.0
 # -- how many and which --------------------------------------------------------------------------------------------
 
 
-def shares(found: Sequence[Place], budget: int, granularity: str) -> list[int]:
+def shares(found: Sequence[SkipSite], budget: int, granularity: str) -> list[int]:
     """Connections of each skip, in proportion to how many it could have; together ``budget`` or as near as fits below.
 
     Args:
@@ -39,7 +39,7 @@ def shares(found: Sequence[Place], budget: int, granularity: str) -> list[int]:
     return counts
 
 
-def draws(found: Sequence[Place], counts: Sequence[int], granularity: str, seed: int) -> dict[Place, Tensor]:
+def draws(found: Sequence[SkipSite], counts: Sequence[int], granularity: str, seed: int) -> dict[SkipSite, Tensor]:
     """Which connections each skip has: by lot, without replacement. Boolean [outputs, inputs, *kernel]."""
     generator = torch.Generator().manual_seed(seed)
     keeps = {}
@@ -54,7 +54,7 @@ def draws(found: Sequence[Place], counts: Sequence[int], granularity: str, seed:
     return keeps
 
 
-def masks_of(field: Field, plan: Plan) -> dict[str, Tensor]:
+def masks_of(field: PrunableWeights, plan: Plan) -> dict[str, Tensor]:
     """The masks of a plan for all weights of a field, those that stay whole too, in the shapes of the tensors."""
     masks = {s.tensor: torch.ones(field.view.weights[s.tensor].shape, dtype=torch.bool) for s in field.sheets}
     return masks | {mask.tensor: mask.keep.tensor() for mask in plan.masks}
@@ -77,7 +77,7 @@ class Starts:
 
 
 def starting_edits(
-    field: Field, masks: Mapping[str, Tensor], skips: Mapping[Place, Tensor], starts: Starts
+    field: PrunableWeights, masks: Mapping[str, Tensor], skips: Mapping[SkipSite, Tensor], starts: Starts
 ) -> tuple[Mask | Link, ...]:
     """The edits that mask the layers and lay the skips, each from where it starts."""
     joined = dict.fromkeys(masks, 0)
@@ -107,13 +107,13 @@ def starting_edits(
     return tuple(edits)
 
 
-def _gain(field: Field, name: str, keep: Tensor, joined: int) -> float:
+def _gain(field: PrunableWeights, name: str, keep: Tensor, joined: int) -> float:
     """What makes up for the inputs that left, less what skips bring: so the sum that meets keeps its variance."""
     return math.sqrt(field.weights[name].numel() / max(1, int(keep.sum()) + joined))
 
 
 def _meeting(
-    place: Place, masks: Mapping[str, Tensor], skips: Mapping[Place, Tensor], joined: Mapping[str, int]
+    place: SkipSite, masks: Mapping[str, Tensor], skips: Mapping[SkipSite, Tensor], joined: Mapping[str, int]
 ) -> float:
     """The standard deviation at which all connections that meet at a target make the variance of a layer."""
     others = [keep for other, keep in skips.items() if other.joins == place.joins]
@@ -124,12 +124,12 @@ def _meeting(
     return math.sqrt(HE * place.outputs / fan)
 
 
-def _dense_std(place: Place) -> float:
+def _dense_std(place: SkipSite) -> float:
     """Of a dense layer of this shape: by what leaves a convolution, by what enters a linear layer."""
     return math.sqrt(HE / (place.outputs * math.prod(place.kernel) if place.kernel else place.inputs))
 
 
-def _group(field: Field, module: str, side: int) -> str:
+def _group(field: PrunableWeights, module: str, side: int) -> str:
     """The group along that side of a module's weight, empty where there is none or more than one."""
     graph = field.view.graph
     axes = [graph.axes[number] for number in graph.tensors.get(f"{module}.weight", ())][: side + 1]

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from nervure.annotations import PathText
 from nervure.budget import TimedBudget, allocate
-from nervure.budget.connections import Stall, allocate_connections, least
+from nervure.budget.connections import LayerBudget, allocate_connections, least
 from nervure.budget.latency import LatencyTable
 from nervure.check import Checked, require_choice
 from nervure.dependence.options import Estimator
@@ -30,7 +30,7 @@ from nervure.engines import EngineName
 from nervure.errors import ArgumentError, BudgetError, NervureWarning
 from nervure.graph.products import describe_products
 from nervure.methods.base import View
-from nervure.methods.connectivity import Connectivity, Ranking, Survey
+from nervure.methods.connectivity import ConnectivityEvidence, Ranking, SurveyOptions
 from nervure.methods.timed import Target, for_engine, plan_within
 from nervure.plan import Keep, Mask, Plan
 from nervure.schema import Count, Density, Share, Size
@@ -143,22 +143,22 @@ class SNACS(Checked):
             DataError: there are no data to measure, or limits are wanted and labels are missing or of no use.
             BudgetError: the budget cannot be met even without limits.
         """
-        return self.decide(view, Connectivity({}) if self._is_whole else self.evidence(view))
+        return self.decide(view, ConnectivityEvidence({}) if self._is_whole else self.evidence(view))
 
-    def decide(self, view: View, found: Connectivity) -> Plan:
+    def decide(self, view: View, found: ConnectivityEvidence) -> Plan:
         """The plan that follows from what was found; nothing is measured. Raises BudgetError."""
         if self._is_whole:
             return Plan((), view.graph.fingerprint, self._options(), {"keep": 1.0})
         listed = layers(view.graph, view.weights, found.scores, fixed=view.ignored)
         return (self._masks if self.granularity == "kernels" else self._cuts)(view, found, listed)
 
-    def evidence(self, view: View) -> Connectivity:
+    def evidence(self, view: View) -> ConnectivityEvidence:
         """What the plan rests on: connectivity, limits and what is protected; from the cache where it is there."""
         return self._survey().of(view, self.cache)
 
-    def _survey(self) -> Survey:
+    def _survey(self) -> SurveyOptions:
         assert self.slack is not None and self.probe is not None
-        return Survey(
+        return SurveyOptions(
             per_unit=self.granularity == "filters",
             estimator=self.estimator,
             limits=self.limits,
@@ -181,7 +181,7 @@ class SNACS(Checked):
     def _options(self) -> dict[str, object]:
         return {"budget": self.budget, "keep": self.keep, "granularity": self.granularity}
 
-    def _masks(self, view: View, found: Connectivity, listed: tuple[Layer, ...]) -> Plan:
+    def _masks(self, view: View, found: ConnectivityEvidence, listed: tuple[Layer, ...]) -> Plan:
         prunable = [layer for layer in listed if layer.is_prunable]
         if not prunable:
             raise BudgetError(
@@ -195,9 +195,9 @@ class SNACS(Checked):
             _must_stay(view, found, listed), lifelines(view.graph, listed, found.scores), prices, budget
         )
 
-        def stalls(raised: float) -> dict[str, Stall]:
+        def stalls(raised: float) -> dict[str, LayerBudget]:
             return {
-                layer.tensor: Stall(
+                layer.tensor: LayerBudget(
                     found.scores[layer.tensor],
                     prices[layer.tensor],
                     fixed[layer.tensor],
@@ -222,14 +222,19 @@ class SNACS(Checked):
         }
         return Plan(tuple(edits), view.graph.fingerprint, self._options(), reached)
 
-    def _cuts(self, view: View, found: Connectivity, listed: tuple[Layer, ...]) -> Plan:
+    def _cuts(self, view: View, found: ConnectivityEvidence, listed: tuple[Layer, ...]) -> Plan:
         scores = self._survey().unit_scores(view, listed, found.scores)
         scores = {name: _first(values, found.protected.get(name)) for name, values in scores.items()}
         plan = plan_within(self, view, lambda keep, table: self._cut(view, found, scores, keep, table))
         return replace(plan, asked={**self._options(), **({"target": self.target} if self.target else {})})
 
     def _cut(
-        self, view: View, found: Connectivity, scores: Mapping[str, Tensor], keep: float, table: LatencyTable | None
+        self,
+        view: View,
+        found: ConnectivityEvidence,
+        scores: Mapping[str, Tensor],
+        keep: float,
+        table: LatencyTable | None,
     ) -> Plan:
         """Keep such a share of the budget, within limits that are raised as little as it takes."""
 
@@ -274,7 +279,7 @@ def _least_raise(fits: Callable[[float], bool]) -> float:
     return high
 
 
-def _report_limits(found: Connectivity, raised: float) -> dict[str, float]:
+def _report_limits(found: ConnectivityEvidence, raised: float) -> dict[str, float]:
     """What the plan says about limits that were raised; warns where that goes beyond what they are for."""
     slacks = [limit.slack for limit in found.limits.values() if limit.slack is not None]
     if not raised or not found.limits:
@@ -336,7 +341,7 @@ def _affordable(
     return lines
 
 
-def _must_stay(view: View, found: Connectivity, listed: tuple[Layer, ...]) -> dict[str, Tensor]:
+def _must_stay(view: View, found: ConnectivityEvidence, listed: tuple[Layer, ...]) -> dict[str, Tensor]:
     """Connections that must stay: those that keep outputs connected, and all that protected children hear."""
     fixed = lifelines(view.graph, listed, found.scores)
     for layer in listed:

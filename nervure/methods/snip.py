@@ -14,7 +14,7 @@ from torch import Tensor
 
 from nervure.methods.base import View
 from nervure.methods.slopes import Statistics, draw_batches, lay_on, slopes, twin, with_temperature
-from nervure.methods.sparse import Field, Scored, Sparse
+from nervure.methods.sparse import PrunableWeights, Scored, Sparse
 from nervure.schema import Rounds, Size
 from nervure.scores.saliency import snip
 from nervure.training.objectives import Objective
@@ -43,7 +43,7 @@ class SNIP(Sparse):
     statistics: Statistics = "batch"
     objective: Objective | None = field(default=None)
 
-    def kept(self, view: View, field: Field) -> dict[str, Tensor]:
+    def kept(self, view: View, field: PrunableWeights) -> dict[str, Tensor]:
         """The weights of highest connection sensitivity."""
         batches, model = draw_batches(view, self.batches, self), twin(view, self.statistics)
         objective = self.objective or with_temperature(1.0)

@@ -82,7 +82,7 @@ class Sparse(Checked, ABC):
         return Pattern.of(self.granularity, self.block)
 
     @abstractmethod
-    def kept(self, view: View, field: "Field") -> dict[str, Tensor]:
+    def kept(self, view: View, field: "PrunableWeights") -> dict[str, Tensor]:
         """The masks: for each tensor a boolean of the shape in which the field has it."""
 
     def plan(self, view: View) -> Plan:
@@ -95,7 +95,7 @@ class Sparse(Checked, ABC):
         """
         return self.mask_plan(view, partial(self.kept, view))
 
-    def mask_plan(self, view: View, kept: "Callable[[Field], Mapping[str, Tensor]]") -> Plan:
+    def mask_plan(self, view: View, kept: "Callable[[PrunableWeights], Mapping[str, Tensor]]") -> Plan:
         """The plan of the masks that ``kept`` makes; nothing is asked of it where everything stays."""
         asked = {
             "budget": "weights",
@@ -107,12 +107,12 @@ class Sparse(Checked, ABC):
             asked["block"] = list(self.block)
         if self.density == 1:
             return Plan((), view.graph.fingerprint, asked, {"density": 1.0})
-        field = Field.of(view, self.dense)
+        field = PrunableWeights.of(view, self.dense)
         masks = field.from_matrices(kept(field))
         edits = tuple(Mask(name, Keep.of(mask)) for name, mask in masks.items() if not bool(mask.all()))
         return Plan(edits, view.graph.fingerprint, asked, field.reached(masks))
 
-    def best(self, field: "Field", scores: Scored, density: float | None = None) -> dict[str, Tensor]:
+    def best(self, field: "PrunableWeights", scores: Scored, density: float | None = None) -> dict[str, Tensor]:
         """The masks of highest score, at a density on the way where one is given (n:m comes last)."""
         pattern = self.pattern
         if density is not None and pattern.most is not None:
@@ -129,7 +129,7 @@ class Sparse(Checked, ABC):
         )
 
     def in_rounds(
-        self, field: "Field", rounds: int, scores: Callable[[Scored], Scored], *, revive: bool = False
+        self, field: "PrunableWeights", rounds: int, scores: Callable[[Scored], Scored], *, revive: bool = False
     ) -> dict[str, Tensor]:
         """Masks made in rounds of ever lower density, ``density ** (round / rounds)``, scored anew in each.
 
@@ -150,7 +150,7 @@ class Sparse(Checked, ABC):
 
 @final
 @dataclass(frozen=True, slots=True, eq=False)
-class Field:
+class PrunableWeights:
     """The weights a method chooses from.
 
     Attributes:
@@ -170,7 +170,7 @@ class Field:
     silent: Mapping[str, Tensor]
 
     @staticmethod
-    def of(view: View, dense: tuple[str, ...]) -> "Field":
+    def of(view: View, dense: tuple[str, ...]) -> "PrunableWeights":
         """The weights of a view but those of layers that stay ``dense``; raises ArgumentError or BudgetError."""
         if view.model is None:
             raise ArgumentError("masking weights needs the model itself: give the view its model.")
@@ -180,7 +180,7 @@ class Field:
         real = _computed_weights(view, found)
         sizes = {s.tensor: s.to_matrix(_wide(real.get(s.tensor, view.weights[s.tensor]))).abs() for s in found}
         silent = {name: (sizes[name] == 0) & (weight != 0) for name, weight in weights.items()}
-        return Field(view, found, weights, kernels, sizes, silent)
+        return PrunableWeights(view, found, weights, kernels, sizes, silent)
 
     def reached(self, masks: Mapping[str, Tensor]) -> dict[str, float | int | str]:
         """The density of all weights that multiply, how many masked ones stay, and what stays dense because it must."""

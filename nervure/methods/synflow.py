@@ -18,7 +18,7 @@ from nervure.errors import ArgumentError
 from nervure.graph.example import as_inputs, outputs_in
 from nervure.methods.base import View
 from nervure.methods.slopes import lay_on, twin
-from nervure.methods.sparse import Field, Scored, Sparse
+from nervure.methods.sparse import PrunableWeights, Scored, Sparse
 from nervure.schema import Rounds
 from nervure.scores.saliency import synflow
 
@@ -40,7 +40,7 @@ class SynFlow(Sparse):
 
     steps: Rounds = 100
 
-    def kept(self, view: View, field: Field) -> dict[str, Tensor]:
+    def kept(self, view: View, field: PrunableWeights) -> dict[str, Tensor]:
         """The weights with the strongest flow."""
         if view.example is None:
             raise ArgumentError(f"{self!r} runs the model on an input of ones: give the view its example.")

@@ -12,16 +12,16 @@ from msgspec import Meta
 
 from nervure.budget.rewiring import Counts, Ramp, Shape
 from nervure.errors import ArgumentError
-from nervure.methods.rewiring import GrowthRule, Rewired
+from nervure.methods.rewiring import DynamicSparse, GrowthRule
 from nervure.schema import Count, Density, Fraction, Part
 from nervure.scores.growth import Endpoints, Origins, Reading, Strength
 from nervure.scores.sites import Site
-from nervure.training.rewires import Judge, Moment
+from nervure.training.rewires import RollbackPolicy, UpdateContext
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class Synthesis(Rewired):
+class Synthesis(DynamicSparse):
     """Grow from ``start`` to ``density`` from strong nodes, dropping weak connections on the way.
 
     ``train(model, data, hooks=[Synthesis(density=0.1)])`` begins with a random sparse sub-network. The defaults are the
@@ -72,7 +72,7 @@ class Synthesis(Rewired):
 
     def check(self) -> None:
         """Complain about a hyper-parameter that is out of range."""
-        Rewired.check(self)
+        DynamicSparse.check(self)
         if self.density < self.start:
             raise ArgumentError(
                 f"the capacity, density={self.density:g}, is below start={self.start:g}: a network that grows "
@@ -85,15 +85,15 @@ class Synthesis(Rewired):
         return self.start
 
     @property
-    def judge(self) -> Judge | None:
+    def judge(self) -> RollbackPolicy | None:
         """How events are judged."""
-        return Judge(self.gate, self.tolerance, self.patience) if self.gate or self.patience else None
+        return RollbackPolicy(self.gate, self.tolerance, self.patience) if self.gate or self.patience else None
 
-    def staying(self, moment: Moment, sites: list[Site]) -> Counts | int:
+    def staying(self, moment: UpdateContext, sites: list[Site]) -> Counts | int:
         """All but the fraction that is pruned."""
         return self.without(Ramp(self.schedule, self.prune)(moment.way), sites)
 
-    def after(self, moment: Moment, sites: list[Site]) -> Counts | int:
+    def after(self, moment: UpdateContext, sites: list[Site]) -> Counts | int:
         """What the ramp says, shared by the layers; the capacity at the last event."""
         way = (moment.number + 1) / moment.events
         total = round(Ramp(self.ramp, sum(moment.start.values()), round(self.density * moment.places))(way))

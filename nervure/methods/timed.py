@@ -36,7 +36,7 @@ MARGIN = 0.99
 NAMED = 6
 
 
-class Timed(Protocol):
+class LatencyOptions(Protocol):
     """Options of methods that can plan for an engine."""
 
     @property
@@ -75,8 +75,8 @@ class Timed(Protocol):
         ...
 
 
-def check_options(method: Timed) -> None:
-    """Set the options of :class:`Timed` that are left open in a frozen method; ArgumentError where they contradict."""
+def check_options(method: LatencyOptions) -> None:
+    """Set the options of :class:`LatencyOptions` that are left open in a frozen method; ArgumentError where they contradict."""
     engine, multiple = for_engine(method.budget, method.engine, method.target, method.multiple)
     for name, value in (("multiple", multiple), ("engine", engine)):
         object.__setattr__(method, name, value)
@@ -121,7 +121,7 @@ def seconds_of(text: str, name: str = "target") -> float:
     return float(found[1]) * UNITS[found[2]]
 
 
-def cut_lowest(method: Timed, view: View, scores: Scores, floors: dict[str, int] | None = None) -> Plan:
+def cut_lowest(method: LatencyOptions, view: View, scores: Scores, floors: dict[str, int] | None = None) -> Plan:
     """Cut the units of lowest score, within the budget of ``method``; raises BudgetError, or ScoreError."""
 
     def cut(keep: float, table: LatencyTable | None = None) -> Plan:

@@ -16,7 +16,7 @@ from nervure.errors import DataError
 from nervure.methods.base import View
 from nervure.methods.loudness import input_norms
 from nervure.methods.slopes import twin
-from nervure.methods.sparse import Field, Guard, Sparse
+from nervure.methods.sparse import Guard, PrunableWeights, Sparse
 from nervure.schema import Density, Size
 from nervure.scores.saliency import wanda
 
@@ -42,7 +42,7 @@ class Wanda(Sparse):
     samples: Size = 128
     rows: bool = True
 
-    def kept(self, view: View, field: Field) -> dict[str, Tensor]:
+    def kept(self, view: View, field: PrunableWeights) -> dict[str, Tensor]:
         """The largest weights with the loudest inputs."""
         if view.data is None:
             raise DataError(f"{self!r} listens to what enters the layers: give data=, batches of inputs.")

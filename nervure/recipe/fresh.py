@@ -13,10 +13,10 @@ import torch
 from nervure.container import read_container
 from nervure.errors import FileError
 from nervure.export import load
-from nervure.recipe.parts import PROBE, Source
+from nervure.recipe.parts import PROBE, ModelSource
 
 
-def difference(folder: Path, source: Source) -> float:
+def difference(folder: Path, source: ModelSource) -> float:
     """Largest difference between the outputs of the saved model and those noted, relative to the largest noted.
 
     Args:
@@ -39,4 +39,4 @@ def difference(folder: Path, source: Source) -> float:
 
 if __name__ == "__main__":
     torch.use_deterministic_algorithms(True, warn_only=True)
-    print(json.dumps({"error": difference(Path(sys.argv[1]), Source(**json.load(sys.stdin)))}))
+    print(json.dumps({"error": difference(Path(sys.argv[1]), ModelSource(**json.load(sys.stdin)))}))

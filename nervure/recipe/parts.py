@@ -33,7 +33,7 @@ PROBE = Kind("nervure-probe", "inputs of a saved model and what it computed", ve
 
 @final
 @dataclass(frozen=True, slots=True)
-class Source:
+class ModelSource:
     """Where a network comes from: a zoo ``name`` or a ``factory`` "package.module:function", and its options."""
 
     name: str = ""
@@ -73,7 +73,7 @@ class Source:
         _require_options(self.name, builder, self.options)
         return builder
 
-    def suited_to(self, data: Dataset) -> "Source":
+    def suited_to(self, data: Dataset) -> "ModelSource":
         """With the channels and classes of ``data`` where a zoo network is not told otherwise."""
         told = {"in_channels": data.shape[0], "num_classes": len(data.classes)}
         if self.factory:
@@ -88,27 +88,27 @@ class Source:
 
 @final
 @dataclass(frozen=True, slots=True)
-class _Step:
+class _FileStep:
     graph: dict[str, Any]
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class _Meta:
-    model: Source | None = None
+    model: ModelSource | None = None
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class _Header:
+class _FileHeader:
     """What a saved file says of its network: where it comes from, and its graphs, the earliest first."""
 
     graph: dict[str, Any] | None = None
-    earlier: tuple[_Step, ...] = ()
+    earlier: tuple[_FileStep, ...] = ()
     meta: _Meta = field(default_factory=_Meta)
 
 
-def source_in(path: str | os.PathLike[str], *, trust_factory: bool = False) -> Source | None:
+def source_in(path: str | os.PathLike[str], *, trust_factory: bool = False) -> ModelSource | None:
     """Where the network of a saved file comes from, as its header says; None where it does not say.
 
     A file is data: only a network of the zoo is taken from it, once its options are known to make no more, and no
@@ -121,7 +121,7 @@ def source_in(path: str | os.PathLike[str], *, trust_factory: bool = False) -> S
     Raises:
         FileError: the file is damaged, names a factory that is not trusted, or a network that is not the graph's.
     """
-    header = convert(read_header(path), _Header, f"the header of {str(path)!r}")
+    header = convert(read_header(path), _FileHeader, f"the header of {str(path)!r}")
     source = header.meta.model
     if source is None:
         return None
@@ -138,7 +138,7 @@ def source_in(path: str | os.PathLike[str], *, trust_factory: bool = False) -> S
     return source
 
 
-def _require_within(path: str | os.PathLike[str], source: Source, graph: Graph) -> None:
+def _require_within(path: str | os.PathLike[str], source: ModelSource, graph: Graph) -> None:
     """Raise FileError where a network of the zoo would have more or larger parameters than ``graph``.
 
     It is built without memory for its weights, and given up at the first parameter too many.
@@ -200,9 +200,9 @@ def factory_of(path: str) -> Callable[..., Any]:
     return found  # type: ignore[no-any-return]
 
 
-def source_of(recipe: Recipe, data: Dataset) -> Source:
+def source_of(recipe: Recipe, data: Dataset) -> ModelSource:
     """Where the recipe's network comes from, suited to its data."""
-    return Source(recipe.model.name, recipe.model.factory, recipe.model.options).suited_to(data)
+    return ModelSource(recipe.model.name, recipe.model.factory, recipe.model.options).suited_to(data)
 
 
 def data_of(recipe: Recipe) -> Dataset:

@@ -17,7 +17,7 @@ from nervure.files import contents, file_errors, is_there, read_document, remove
 from nervure.locks import exclusive_folder
 from nervure.markup import listing
 from nervure.recipe.parts import data_of, device_of, method_of, methods_after, require_engines, source_of
-from nervure.recipe.steps import ARTEFACTS, STEPS, Bench, remove_checkpoints
+from nervure.recipe.steps import ARTEFACTS, STEPS, RunContext, remove_checkpoints
 from nervure.recipe.values import Recipe, differences
 from nervure.report import Report
 from nervure.schema import NotNegative
@@ -60,7 +60,7 @@ def run(
     require_engines(recipe)
     with threads(recipe.run.threads):
         data = data_of(recipe)
-        bench = Bench(
+        bench = RunContext(
             recipe, place, data, source_of(recipe, data), method_of(recipe), device_of(recipe), tell, progress
         )
         # Built once before any work: an option that does not fit should not wait for the data to be read twice.
@@ -84,7 +84,7 @@ class Log(TypedDict, total=False):
     clearing: bool
 
 
-def take(bench: Bench, log: dict[str, Any], name: str, step: Callable[[Bench], None]) -> None:
+def take(bench: RunContext, log: dict[str, Any], name: str, step: Callable[[RunContext], None]) -> None:
     """Take a step unless the log says that it is done, and note it there and in ``steps.json``."""
     if name in log["done"]:
         bench.say(f"{name}: done before")
@@ -99,7 +99,7 @@ def take(bench: Bench, log: dict[str, Any], name: str, step: Callable[[Bench], N
     remove_checkpoints(bench.folder)
 
 
-def _open_log(bench: Bench, resume: bool) -> dict[str, Any]:
+def _open_log(bench: RunContext, resume: bool) -> dict[str, Any]:
     """The log of the run in this folder, begun if there was none; raises where another recipe's run is there."""
     notes = bench.path(NOTES)
     require_ours(bench.folder, notes)
@@ -112,7 +112,7 @@ def _open_log(bench: Bench, resume: bool) -> dict[str, Any]:
     return log
 
 
-def _begun(bench: Bench) -> dict[str, Any]:
+def _begun(bench: RunContext) -> dict[str, Any]:
     """The log of a run that begins; artefacts of an earlier one in the folder are removed."""
     log = {"recipe": bench.recipe.to_dict(), "fingerprint": bench.recipe.fingerprint, "done": [], "seconds": {}}
     # Stopped in between, the next run knows that what is left is not its own.

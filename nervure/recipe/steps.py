@@ -18,11 +18,11 @@ from nervure.export import load, load_state, save, save_state
 from nervure.files import file_errors, is_there, read_json, remove, write_json, write_text
 from nervure.graph import Graph, count
 from nervure.graph.tape import named_tensors
-from nervure.methods import Explained, Method, Remembering, View
-from nervure.methods.rewiring import Rewired
+from nervure.methods import Cached, HasEvidence, Method, View
+from nervure.methods.rewiring import DynamicSparse
 from nervure.plan import Plan
 from nervure.prune import Pruned, prune
-from nervure.recipe.parts import PROBE, Source, methods_after, train_section
+from nervure.recipe.parts import PROBE, ModelSource, methods_after, train_section
 from nervure.recipe.twins import random_twin
 from nervure.recipe.values import Recipe, RecoverSection, TrainSection
 from nervure.recipe.workers import environment, python
@@ -32,7 +32,7 @@ from nervure.report.values import DENSE, DENSE_PLUS, PRUNED, RANDOM, Row, place
 from nervure.stats import Stats, measure
 from nervure.surgery import apply, masks_after, verify
 from nervure.tracing import trace
-from nervure.training import History, Hook, Rewiring
+from nervure.training import History, Hook, RewiringHook
 from nervure.zoo import Dataset, Split
 
 PROBED = 64
@@ -44,7 +44,7 @@ SHARED = frozenset({"dense.safetensors", "dense.history.json", "graph.json", STA
 
 @final
 @dataclass(frozen=True, slots=True, eq=False)
-class Bench:
+class RunContext:
     """What every step works with: the recipe and what it names, the folder, and how to speak.
 
     Attributes:
@@ -62,7 +62,7 @@ class Bench:
     recipe: Recipe
     folder: Path
     data: Dataset
-    source: Source
+    source: ModelSource
     method: Method
     device: torch.device
     say: Callable[[str], None]
@@ -85,7 +85,9 @@ class Bench:
     def begins_fresh(self) -> bool:
         """Whether what is pruned has its first weights, and learns everything afterwards."""
         said = self.recipe.prune.begin
-        return said == "fresh" or (said == "auto" and isinstance(self.method, Rewired) and self.method.begins_by_lot)
+        return said == "fresh" or (
+            said == "auto" and isinstance(self.method, DynamicSparse) and self.method.begins_by_lot
+        )
 
     @property
     def stats(self) -> Path:
@@ -110,7 +112,7 @@ class Bench:
 
     def final_plan(self) -> Plan:
         """The plan with the masks of the end, where training rewired."""
-        return self.pruned("model.safetensors").plan if isinstance(self.method, Rewired) else self.plan()
+        return self.pruned("model.safetensors").plan if isinstance(self.method, DynamicSparse) else self.plan()
 
     def pruned(self, name: str) -> Pruned:
         """The pruned network saved as ``name``."""
@@ -121,10 +123,10 @@ class Bench:
         save(self.path(name), pruned, meta={"model": self.source.to_json(), "recipe": self.recipe.to_dict()})
 
 
-Step = Callable[[Bench], None]
+Step = Callable[[RunContext], None]
 
 
-def train_dense(bench: Bench) -> None:
+def train_dense(bench: RunContext) -> None:
     """Train the dense network, or take the weights that the recipe gives."""
     model, weights = bench.fresh(), bench.recipe.model.weights
     if weights:
@@ -136,19 +138,19 @@ def train_dense(bench: Bench) -> None:
     _note_history(bench, "dense", history)
 
 
-def trace_dense(bench: Bench) -> None:
+def trace_dense(bench: RunContext) -> None:
     """Find what is coupled to what."""
     graph = trace(bench.dense(), bench.example())
     write_json(bench.path("graph.json"), graph.to_json())
     bench.say(f"  {len(graph.groups)} groups, {len(graph.prunable)} of them can be cut")
 
 
-def measure_dense(bench: Bench) -> None:
+def measure_dense(bench: RunContext) -> None:
     """Gather the evidence that the method wants, if any."""
     gather(bench, bench.method.wants)
 
 
-def gather(bench: Bench, want: frozenset[str]) -> None:
+def gather(bench: RunContext, want: frozenset[str]) -> None:
     """Gather this evidence, if any, in one pass over training images."""
     if not want:
         return
@@ -165,17 +167,17 @@ def gather(bench: Bench, want: frozenset[str]) -> None:
     stats.save(bench.stats)
 
 
-def plan_cut(bench: Bench) -> None:
+def plan_cut(bench: RunContext) -> None:
     """Let the method decide, and show the plan before anything is cut."""
     graph = bench.graph()
     view, method = _view(bench, bench.origin(), graph), bench.method
-    if isinstance(method, Rewired) and not bench.begins_fresh:
+    if isinstance(method, DynamicSparse) and not bench.begins_fresh:
         # Weights that were learnt have the size they should have.
         method = replace(method, rescale=False)
-    if isinstance(method, Remembering) and method.cache is None:
+    if isinstance(method, Cached) and method.cache is None:
         kept: Any = method
         method = replace(kept, cache=str(bench.path(SURVEYS)))
-    if isinstance(method, Explained):
+    if isinstance(method, HasEvidence):
         found = method.evidence(view)
         write_json(bench.path("evidence.json"), found.to_json())
         plan = method.decide(view, found)
@@ -185,7 +187,7 @@ def plan_cut(bench: Bench) -> None:
     bench.say(plan.describe(graph))
 
 
-def cut(bench: Bench) -> None:
+def cut(bench: RunContext) -> None:
     """Cut a copy, and check that it computes what it should."""
     pruned = _cut(bench, bench.plan(), repr(bench.method))
     batches = bench.data.train.batches(bench.recipe.evaluate.batch_size, shuffle_seed=bench.recipe.run.seed)
@@ -197,15 +199,15 @@ def cut(bench: Bench) -> None:
     bench.say(f"  verified: largest relative difference {pruned.verification:.1e}")
 
 
-def recover(bench: Bench) -> None:
+def recover(bench: RunContext) -> None:
     """Train what was cut; a method that rewires does so meanwhile."""
     hooks = []
-    if isinstance(bench.method, Rewired):
-        hooks = [Rewiring(bench.method, log=bench.path("pruned.events.jsonl"))]
+    if isinstance(bench.method, DynamicSparse):
+        hooks = [RewiringHook(bench.method, log=bench.path("pruned.events.jsonl"))]
     _recover(bench, "pruned", bench.pruned("cut.safetensors"), "model.safetensors", hooks)
 
 
-def train_twins(bench: Bench) -> None:
+def train_twins(bench: RunContext) -> None:
     """Give the dense network, and a random twin of the pruned one, the training that it had."""
     if not bench.recipe.run.twins:
         return
@@ -219,19 +221,19 @@ def train_twins(bench: Bench) -> None:
         save_state(bench.path("dense-plus.safetensors"), model, meta={"model": bench.source.to_json()})
     if is_there(bench.path("random.safetensors")):
         return
-    result = bench.pruned("model.safetensors" if isinstance(bench.method, Rewired) else "cut.safetensors")
+    result = bench.pruned("model.safetensors" if isinstance(bench.method, DynamicSparse) else "cut.safetensors")
     twin = random_twin(
         result,
         bench.origin(),
         bench.example(),
         seed=bench.recipe.run.seed,
-        rescale=isinstance(bench.method, Rewired) and bench.begins_fresh and bench.method.rescale,
+        rescale=isinstance(bench.method, DynamicSparse) and bench.begins_fresh and bench.method.rescale,
         progress=bench.progress,
     )
     _recover(bench, "random", twin, "random.safetensors")
 
 
-def evaluate_all(bench: Bench) -> None:
+def evaluate_all(bench: RunContext) -> None:
     """Measure quality, size and speed of every network, side by side."""
     models = _networks(bench)
     rows = {name: row_of(bench, model) for name, model in models.items()}
@@ -241,7 +243,7 @@ def evaluate_all(bench: Bench) -> None:
     write_json(bench.path("metrics.json"), {name: asdict(row) for name, row in rows.items()})
 
 
-def evaluate_shifted(bench: Bench) -> None:
+def evaluate_shifted(bench: RunContext) -> None:
     """Measure every network under corruption, all on the same pictures."""
     asked = bench.recipe.evaluate
     if not asked.shift:
@@ -252,7 +254,7 @@ def evaluate_shifted(bench: Bench) -> None:
         bench.say(f"  {name}: {100 * one.clean.accuracy:.1f} % clean, {100 * one.accuracy:.1f} % under shift")
 
 
-def shifted_results(bench: Bench, models: Mapping[str, nn.Module]) -> tuple[Split, dict[str, Shifted]]:
+def shifted_results(bench: RunContext, models: Mapping[str, nn.Module]) -> tuple[Split, dict[str, Shifted]]:
     """The test images that the recipe shows under shift, and what networks make of them."""
     asked = bench.recipe.evaluate
     shown = bench.data.test.sample(asked.shift_samples or len(bench.data.test), seed=bench.recipe.run.seed)
@@ -266,7 +268,7 @@ def shifted_results(bench: Bench, models: Mapping[str, nn.Module]) -> tuple[Spli
     )
 
 
-def reload(bench: Bench) -> None:
+def reload(bench: RunContext) -> None:
     """Load the saved file in a fresh process, and compare what it computes."""
     model = bench.pruned("model.safetensors").model.eval()
     inputs = bench.data.test.normalise(bench.data.test.images[:PROBED]).to(bench.device)
@@ -282,7 +284,7 @@ def reload(bench: Bench) -> None:
     write_json(bench.path("reload.json"), {"error": error})
 
 
-def write_report(bench: Bench) -> None:
+def write_report(bench: RunContext) -> None:
     """Put everything on one page."""
     from nervure.recipe.summary import summary
 
@@ -340,7 +342,7 @@ def write_report_pages(report: Report, folder: Path) -> tuple[Path, Path]:
     return page, write_text(folder / "report.md", to_markdown(report))
 
 
-def _networks(bench: Bench) -> dict[str, nn.Module]:
+def _networks(bench: RunContext) -> dict[str, nn.Module]:
     """The networks that are compared, by name."""
     models = {DENSE: bench.dense(), PRUNED: bench.pruned("model.safetensors").model}
     if bench.recipe.run.twins:
@@ -354,7 +356,7 @@ def _in_unit(images: Tensor) -> Tensor:
     return images.float() / 255 if images.dtype == torch.uint8 else images.float()
 
 
-def _view(bench: Bench, model: nn.Module, graph: Graph) -> View:
+def _view(bench: RunContext, model: nn.Module, graph: Graph) -> View:
     weights = {name: tensor.detach() for name, tensor in named_tensors(model).items()}
     # Nothing but what it asks for: what another method of a study wants must not change a plan.
     stats = Stats.load(bench.stats).only(bench.method.wants) if bench.method.wants else None
@@ -362,7 +364,7 @@ def _view(bench: Bench, model: nn.Module, graph: Graph) -> View:
     return View(graph, weights, stats, bench.recipe.run.seed, model, bench.example(), batches)
 
 
-def _cut(bench: Bench, plan: Plan, method: str) -> Pruned:
+def _cut(bench: RunContext, plan: Plan, method: str) -> Pruned:
     model, graph, example = bench.origin(), bench.graph(), bench.example()
     smaller = apply(model, graph, plan)
     before, after = count(model, example), count(smaller.eval(), example)
@@ -370,7 +372,7 @@ def _cut(bench: Bench, plan: Plan, method: str) -> Pruned:
     return replace(pruned, verification=verify(model, pruned, example).error)
 
 
-def _recover(bench: Bench, name: str, pruned: Pruned, file: str, hooks: Sequence[Hook] = ()) -> None:
+def _recover(bench: RunContext, name: str, pruned: Pruned, file: str, hooks: Sequence[Hook] = ()) -> None:
     if is_there(bench.path(file)):
         return
     # From the start: in the order of the dense network. Afterwards: in another, which twins share.
@@ -384,7 +386,7 @@ def _recover(bench: Bench, name: str, pruned: Pruned, file: str, hooks: Sequence
 
 
 def _train(
-    bench: Bench,
+    bench: RunContext,
     name: str,
     model: nn.Module,
     section: Any,
@@ -409,11 +411,11 @@ def _train(
     return history
 
 
-def _checkpoint(bench: Bench, name: str) -> Path:
+def _checkpoint(bench: RunContext, name: str) -> Path:
     return bench.path(f"{name}.training.safetensors")
 
 
-def _note_history(bench: Bench, name: str, history: History) -> None:
+def _note_history(bench: RunContext, name: str, history: History) -> None:
     write_json(bench.path(f"{name}.history.json"), history.to_json())
 
 
@@ -423,7 +425,7 @@ def remove_checkpoints(folder: Path) -> None:
         remove(path)
 
 
-def row_of(bench: Bench, model: nn.Module) -> Row:
+def row_of(bench: RunContext, model: nn.Module) -> Row:
     """Quality on the test split, and size."""
     batches = bench.data.test.batches(bench.recipe.evaluate.batch_size)
     found = evaluate(model, batches, progress=bench.progress)
@@ -440,7 +442,7 @@ def row_of(bench: Bench, model: nn.Module) -> Row:
     )
 
 
-def timed_in_turn(bench: Bench, models: Mapping[str, nn.Module]) -> dict[str, dict[str, Any]]:
+def timed_in_turn(bench: RunContext, models: Mapping[str, nn.Module]) -> dict[str, dict[str, Any]]:
     """Latencies by network, as the fields of a :class:`Row`, against the first; empty where the recipe wants none."""
     asked = bench.recipe.evaluate
     if not asked.latency:
@@ -466,7 +468,7 @@ def timed_in_turn(bench: Bench, models: Mapping[str, nn.Module]) -> dict[str, di
     }
 
 
-def _in_fresh_process(folder: Path, source: Source) -> float:
+def _in_fresh_process(folder: Path, source: ModelSource) -> float:
     with file_errors(sys.executable, "start"):
         done = subprocess.run(
             python("nervure.recipe.fresh", str(folder)),

@@ -14,7 +14,7 @@ from nervure.graph import Graph
 from nervure.prune import Step
 from nervure.recipe.parts import methods_after
 from nervure.recipe.runner import Log
-from nervure.recipe.steps import Bench
+from nervure.recipe.steps import RunContext
 from nervure.report import Point, Report, Row, Width
 from nervure.report.values import DENSE, DENSE_PLUS, PRUNED, RANDOM, check_report
 
@@ -34,7 +34,7 @@ class Trained(TypedDict):
     validation: list[float | None]
 
 
-def summary(bench: Bench) -> Report:
+def summary(bench: RunContext) -> Report:
     """The report of a run whose other steps are done; raises FileError where one of its artefacts is missing."""
     cut = bench.pruned("cut.safetensors")
     steps = [*cut.earlier, Step(cut.graph, cut.plan)]
@@ -62,13 +62,13 @@ def summary(bench: Bench) -> Report:
     return check_report(report)
 
 
-def _read(bench: Bench, name: str, what: str) -> Mapping[str, Any]:
+def _read(bench: RunContext, name: str, what: str) -> Mapping[str, Any]:
     path = bench.path(name)
     found: dict[str, Any] = read_json(path, what) if is_there(path) else {}
     return found
 
 
-def _evidence(bench: Bench) -> Mapping[str, Any]:
+def _evidence(bench: RunContext) -> Mapping[str, Any]:
     events = _read(bench, "pruned.history.json", "a history of training").get("events", [])
     return {**_read(bench, "evidence.json", "what the plan rests on"), **({"events": events} if events else {})}
 
@@ -92,7 +92,7 @@ def _why(pinned: str, size: int) -> str:
     return pinned or ("a single unit" if size == 1 else "")
 
 
-def _curve(bench: Bench, file: str) -> tuple[Point, ...]:
+def _curve(bench: RunContext, file: str) -> tuple[Point, ...]:
     history = read_document(bench.path(f"{file}.history.json"), Trained, "a history of training")
     pairs = itertools.zip_longest(history["loss"], history["validation"])
     return tuple(Point(epoch, loss, accuracy) for epoch, (loss, accuracy) in enumerate(pairs, start=1))
@@ -123,7 +123,7 @@ def _percent(row: Row) -> str:
     return "–" if row.accuracy is None else f"{100 * row.accuracy:.1f} %"
 
 
-def _provenance(bench: Bench) -> dict[str, Any]:
+def _provenance(bench: RunContext) -> dict[str, Any]:
     data = bench.data
     seconds = read_document(bench.path("steps.json"), Log, "the steps of a run")["seconds"]
     return {

@@ -21,7 +21,7 @@ from nervure.recipe.trials import Job, answer, bench_of, carry_out, data_of_seed
 from nervure.recipe.values import Options, PruneSection, Recipe, SweepSection, differences, plain
 from nervure.recipe.workers import pool_of
 from nervure.report.comparison import DENSE
-from nervure.report.sweep import Sweep, Timed, write_sweep
+from nervure.report.sweep import Sweep, TimedSetting, write_sweep
 from nervure.report.values import PRUNED
 from nervure.schema import Count, Density, Positive, Seed, Workers, convert
 
@@ -176,7 +176,7 @@ def _claim(folder: Path, recipe: Recipe, begun: Sweep) -> None:
     notes = folder / NOTES
     require_ours(folder, notes)
     if is_there(notes):
-        before = read_document(notes, _Notes, "a sweep")["recipe"]
+        before = read_document(notes, _SweepNotes, "a sweep")["recipe"]
         changed = differences(_base(before), _base(recipe.to_dict()))
         if changed:
             raise RecipeError(
@@ -199,7 +199,7 @@ def _base(recipe: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 def _time_trials(
     trials: Mapping[str, Trial], results: Results, folder: Path, say: Callable[[str], None]
-) -> dict[str, Timed]:
+) -> dict[str, TimedSetting]:
     """How long the network of each finished trial takes; measured once, one line each."""
     rows = {(row["key"], row["method"]): row for row in read_lines(folder / LATENCY, _timing)}
     # The dense twin has the shapes of the dense network: timing it again would only show the noise.
@@ -219,7 +219,7 @@ def _time_trials(
     return _in_one_measure({key: rows[name] for key, name in timed.items()}, trials)
 
 
-class _Notes(TypedDict):
+class _SweepNotes(TypedDict):
     recipe: dict[str, dict[str, Any]]
 
 
@@ -239,7 +239,7 @@ def _timing(data: Any) -> _Timing:
     return convert(data, _Timing, "this latency of a trial")
 
 
-def _in_one_measure(rows: Mapping[str, Mapping[str, Any]], trials: Mapping[str, Trial]) -> dict[str, Timed]:
+def _in_one_measure(rows: Mapping[str, Mapping[str, Any]], trials: Mapping[str, Trial]) -> dict[str, TimedSetting]:
     """Latencies from the speed-ups, which are paired, and the median time of the dense network over all pairs.
 
     A machine that was busy for a while then moves no network against the others.
@@ -251,7 +251,9 @@ def _in_one_measure(rows: Mapping[str, Mapping[str, Any]], trials: Mapping[str, 
         for batch in dict.fromkeys(batch for row in rows.values() for batch in row[DENSE]["latency"])
     }
     found = {
-        key: Timed({b: dense[b] / s for b, s in row[PRUNED]["speedup"].items() if b in dense}, row[PRUNED]["speedup"])
+        key: TimedSetting(
+            {b: dense[b] / s for b, s in row[PRUNED]["speedup"].items() if b in dense}, row[PRUNED]["speedup"]
+        )
         for key, row in rows.items()
     }
-    return found | {dense_key(trials[key]): Timed(dense, dict.fromkeys(dense, 1.0)) for key in rows}
+    return found | {dense_key(trials[key]): TimedSetting(dense, dict.fromkeys(dense, 1.0)) for key in rows}

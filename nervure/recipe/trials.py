@@ -20,7 +20,7 @@ from nervure.recipe.parts import dataset_of, device_of, method_of, source_of
 from nervure.recipe.results import RESULTS, Results, dense_key, failed_outcome
 from nervure.recipe.runner import NOTES, RECIPE, Log, nothing, take, threads
 from nervure.recipe.steps import (
-    Bench,
+    RunContext,
     Step,
     cut,
     gather,
@@ -171,14 +171,14 @@ def answer(data: Plain) -> Plain:
     return asdict(failed_outcome(job.trials[0], reason))
 
 
-def bench_of(trial: Trial, folder: Path, *, prepare: bool = False, progress: bool = False) -> Bench:
+def bench_of(trial: Trial, folder: Path, *, prepare: bool = False, progress: bool = False) -> RunContext:
     """The bench of a trial, or that of the dense network which it cuts, in the folder of a study or a sweep."""
     recipe = trial.recipe
     data = data_of_seed(recipe.data, recipe.run.seed)
     shared = folder / "cache" / trial.dense_key
     own = require_folder(shared if prepare else _folder_of(trial, folder))
     method, source, device = method_of(recipe), source_of(recipe, data), device_of(recipe)
-    return Bench(recipe, own, data, source, method, device, nothing, progress, shared)
+    return RunContext(recipe, own, data, source, method, device, nothing, progress, shared)
 
 
 def _folder_of(trial: Trial, folder: Path) -> Path:
@@ -191,12 +191,12 @@ def data_of_seed(section: DataSection, seed: int) -> Dataset:
     return dataset_of(section, seed)
 
 
-def dense_of(bench: Bench) -> nn.Module:
+def dense_of(bench: RunContext) -> nn.Module:
     """The trained dense network."""
     return bench.dense()
 
 
-def pruned_of(bench: Bench) -> nn.Module:
+def pruned_of(bench: RunContext) -> nn.Module:
     """The pruned network of a trial, recovered."""
     return bench.pruned("model.safetensors").model.eval()
 
@@ -213,7 +213,7 @@ def _prepare(job: Job) -> Outcome:
     return replace(outcome, key=job.key, method=DENSE, keep=1.0, options="")
 
 
-def _gather_all(benches: Sequence[Bench]) -> None:
+def _gather_all(benches: Sequence[RunContext]) -> None:
     """Measure what trials want and was not measured before: once for what starts trained, once for what starts new."""
     for file in dict.fromkeys(bench.stats for bench in benches):
         these = [bench for bench in benches if bench.stats == file]
@@ -234,7 +234,7 @@ def _run_trial(job: Job) -> Outcome:
     return _outcome(bench, trial, log, history["loss"])
 
 
-def _open_log(bench: Bench, method: str) -> dict[str, Any]:
+def _open_log(bench: RunContext, method: str) -> dict[str, Any]:
     """The log of what is done in the folder; what another version of the method left there goes."""
     notes = bench.path(NOTES)
     log = dict(read_document(notes, Log, "the steps of a trial")) if is_there(notes) else {}
@@ -248,25 +248,25 @@ def _open_log(bench: Bench, method: str) -> dict[str, Any]:
     return log
 
 
-def _follow(bench: Bench, log: dict[str, Any], steps: Mapping[str, Step]) -> None:
+def _follow(bench: RunContext, log: dict[str, Any], steps: Mapping[str, Step]) -> None:
     for name, step in steps.items():
         take(bench, log, name, step)
 
 
-def _measures(network: Callable[[Bench], nn.Module], *, shift: bool) -> dict[str, Step]:
+def _measures(network: Callable[[RunContext], nn.Module], *, shift: bool) -> dict[str, Step]:
     """The steps that measure a network."""
     steps: dict[str, Step] = {"evaluate": partial(_evaluate, network)}
     return steps | ({"shift": partial(_evaluate_shifted, network)} if shift else {})
 
 
-def _evaluate(network: Callable[[Bench], nn.Module], bench: Bench) -> None:
+def _evaluate(network: Callable[[RunContext], nn.Module], bench: RunContext) -> None:
     model = network(bench)
     batches = bench.data.validation.batches(bench.recipe.evaluate.batch_size)
     found = {"validation": evaluate(model, batches, progress=False).accuracy, "row": asdict(row_of(bench, model))}
     write_json(bench.path(METRICS), found)
 
 
-def _evaluate_shifted(network: Callable[[Bench], nn.Module], bench: Bench) -> None:
+def _evaluate_shifted(network: Callable[[RunContext], nn.Module], bench: RunContext) -> None:
     if not bench.recipe.evaluate.shift:
         return
     (found,) = shifted_results(bench, {"": network(bench)})[1].values()
@@ -282,7 +282,7 @@ class _Shifted(TypedDict):
     accuracy: dict[str, float]
 
 
-def _outcome(bench: Bench, trial: Trial, log: Mapping[str, Any], losses: Sequence[float | None] = ()) -> Outcome:
+def _outcome(bench: RunContext, trial: Trial, log: Mapping[str, Any], losses: Sequence[float | None] = ()) -> Outcome:
     found, shift = read_document(bench.path(METRICS), _Measured, "metrics"), bench.path(SHIFT)
     row = found["row"]
     whole = read_document((bench.shared or bench.folder) / METRICS, _Measured, "metrics")["row"]

@@ -12,7 +12,7 @@ from nervure.graph.tape import named_tensors
 from nervure.refit.operators import places
 from nervure.refit.origins import Origin
 from nervure.refit.streams import Key
-from nervure.refit.survey import Bias, Reading, Survey
+from nervure.refit.survey import Bias, LayerReading, Survey
 
 
 @final
@@ -29,8 +29,8 @@ class Consumer:
     """
 
     tensor: str
-    readings: tuple[Reading, ...]
-    partners: tuple[Reading, ...]
+    readings: tuple[LayerReading, ...]
+    partners: tuple[LayerReading, ...]
     origin: Origin
     reason: str = ""
 
@@ -97,7 +97,7 @@ def consumers(
         came: where its tensors come from.
         trained: for each parameter whether it may change.
     """
-    groups: dict[object, list[Reading]] = {}
+    groups: dict[object, list[LayerReading]] = {}
     for reading in mine.readings:
         key = (reading.key[0], reading.use.trail.key(), reading.use.kinds, reading.use.operand)
         groups.setdefault(key, []).append(reading)
@@ -107,8 +107,8 @@ def consumers(
 
 
 def _consumer(
-    readings: list[Reading],
-    known: Mapping[Key, Reading],
+    readings: list[LayerReading],
+    known: Mapping[Key, LayerReading],
     mine: Survey,
     theirs: Survey,
     came: Mapping[str, Origin],

@@ -21,14 +21,14 @@ from nervure.graph.types import Graph
 from nervure.plan import Plan
 from nervure.progress import track
 from nervure.refit.consumers import Consumer, consumers
-from nervure.refit.gather import Gathered, Part, gather
+from nervure.refit.gather import Gathered, GramPart, gather
 from nervure.refit.moments import Moments
 from nervure.refit.norms import Pair, drift, remeasure
 from nervure.refit.origins import Origin, origins
 from nervure.refit.prefix import Prefix, prefix_of
 from nervure.refit.solve import RIDGES, Fit, Problem, solve
 from nervure.refit.streams import Key
-from nervure.refit.survey import Reading, survey
+from nervure.refit.survey import LayerReading, survey
 from nervure.refit.values import LayerFit, Refit, Refitted, summary
 from nervure.stats.batches import batches
 from nervure.surgery.apply import check_fits
@@ -124,19 +124,19 @@ def _twin(reference: nn.Module, model: nn.Module) -> nn.Module:
     return twin
 
 
-def split(data: Iterable[Any], samples: int) -> list[Part]:
+def split(data: Iterable[Any], samples: int) -> list[GramPart]:
     """The first so many samples, every fourth of them apart.
 
     Raises:
         DataError: there are fewer than two, or they are all the same.
     """
-    parts, seen = list[Part](), 0
+    parts, seen = list[GramPart](), 0
     for batch in batches(data, samples, labelled=False):
         held = (torch.arange(batch.size) + seen) % HELD == HELD - 1
         seen += batch.size
         for rows, apart in ((~held, False), (held, True)):
             if bool(rows.any()):
-                parts.append(Part(batch.rows(rows.nonzero()[:, 0]), apart))
+                parts.append(GramPart(batch.rows(rows.nonzero()[:, 0]), apart))
     if seen < HELD:
         raise DataError(f"{seen} samples are too few to refit on: give {HELD} or more, hundreds where there are any.")
     if _are_same(parts):
@@ -144,7 +144,7 @@ def split(data: Iterable[Any], samples: int) -> list[Part]:
     return parts
 
 
-def _are_same(parts: Sequence[Part]) -> bool:
+def _are_same(parts: Sequence[GramPart]) -> bool:
     """Whether every sample is the first one again."""
     first = [tensor[:1] for tensor in _inputs(parts[0])]
     return bool(first) and all(
@@ -154,7 +154,7 @@ def _are_same(parts: Sequence[Part]) -> bool:
     )
 
 
-def _inputs(part: Part) -> list[Tensor]:
+def _inputs(part: GramPart) -> list[Tensor]:
     leaves = tree_leaves((part.batch.args, part.batch.kwargs))
     return [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.ndim]
 
@@ -168,7 +168,7 @@ class _Refitter:
         reference: nn.Module,
         came: Mapping[str, Origin],
         masks: Mapping[str, Tensor],
-        parts: Sequence[Part],
+        parts: Sequence[GramPart],
         how: Refit,
     ) -> None:
         self.shift: float | None = None
@@ -376,7 +376,7 @@ class _Refitter:
             )
 
 
-def _depth(prefix: Prefix, reading: Reading) -> int:
+def _depth(prefix: Prefix, reading: LayerReading) -> int:
     """How many layers a use of a parameter leaves to be skipped: those before it."""
     inside = prefix.index(reading.key[0])
     if inside is not None:

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias, final
 import torch
 from torch import Tensor
 
-from nervure.graph.products import Use
+from nervure.graph.products import Operand
 from nervure.graph.tape import Entry, WriteBack
 from nervure.refit.consumers import Consumer
 from nervure.refit.moments import Moments
@@ -24,7 +24,7 @@ from nervure.stats.batches import Batch
 
 @final
 @dataclass(frozen=True, slots=True, eq=False)
-class Part:
+class GramPart:
     """Samples that are run together; ``held``: they are left out of fits."""
 
     batch: Batch
@@ -52,7 +52,7 @@ class Gathered:
 def gather(
     model: Prefix,
     reference: Prefix,
-    parts: Sequence[Part],
+    parts: Sequence[GramPart],
     wanted: Sequence[Consumer],
     norms: Iterable[str],
     came: Mapping[str, Origin],
@@ -150,7 +150,7 @@ class _Pass:
         self._follower: Follower | None = None
 
     def see(
-        self, watcher: Watcher, entry: Entry | WriteBack, uses: Sequence[Use], args: tuple[Any, ...], out: Any
+        self, watcher: Watcher, entry: Entry | WriteBack, uses: Sequence[Operand], args: tuple[Any, ...], out: Any
     ) -> None:
         """One operator."""
         if isinstance(entry, WriteBack):
@@ -171,7 +171,7 @@ class _Pass:
         if len(self.y) == len(self._wants.products) and len(self.norms) == len(self._named):
             raise Enough
 
-    def _keep(self, at: At, use: Use, entry: Entry, args: tuple[Any, ...], out: Tensor) -> None:
+    def _keep(self, at: At, use: Operand, entry: Entry, args: tuple[Any, ...], out: Tensor) -> None:
         index, shape = self._dice.choose(at, entry, out), out.shape
         self._laid[at] = lambda value: leaving(use, entry, value.reshape(shape), index).clone()
         if at in self._wants.given:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nervure.graph.products import COLUMN, KERNEL, MATRIX, PRODUCTS, ROW, STACK, Use
+from nervure.graph.products import COLUMN, KERNEL, MATRIX, PRODUCTS, ROW, STACK, Operand
 from nervure.graph.tape import Entry
 
 BIAS: Mapping[str, int] = {"addmm": 0, "baddbmm": 0, "addmv": 0, "linear": 2, "convolution": 2}
@@ -22,7 +22,7 @@ MATRICES = frozenset(("mm", "bmm", "addmm", "baddbmm", "linear", "mv", "addmv"))
 CONVOLUTIONS = frozenset(("convolution", "convolution_overrideable"))
 
 
-def is_read(use: Use, entry: Entry, args: tuple[Any, ...]) -> bool:
+def is_read(use: Operand, entry: Entry, args: tuple[Any, ...]) -> bool:
     """Whether what enters and leaves this operator can be told position by position."""
     if entry.name in CONVOLUTIONS:
         return True
@@ -31,7 +31,7 @@ def is_read(use: Use, entry: Entry, args: tuple[Any, ...]) -> bool:
     return len(_other_kinds(use, entry, args)) == args[use.other].ndim and KERNEL not in use.kinds
 
 
-def to_matrix(use: Use, values: Tensor) -> Tensor:
+def to_matrix(use: Operand, values: Tensor) -> Tensor:
     """Values of the operand's shape as [stack, outputs, inputs]."""
     values = use.divide(values)
     order = [a for kind in (STACK, ROW, COLUMN, KERNEL) for a, k in enumerate(use.kinds) if k == kind]
@@ -39,7 +39,7 @@ def to_matrix(use: Use, values: Tensor) -> Tensor:
     return values.permute(order).reshape(sizes)
 
 
-def places(use: Use) -> Tensor:
+def places(use: Operand) -> Tensor:
     """Which entry of the parameter stands at each place of its matrix, [stack, outputs, inputs]; -1: none does.
 
     Where all members of a stack are the same matrix it is told once.
@@ -63,7 +63,7 @@ def choose_positions(entry: Entry, out: Tensor, most: int, generator: torch.Gene
     return torch.rand(samples, there, generator=generator).argsort(1)[:, :most]
 
 
-def entering(use: Use, entry: Entry, args: tuple[Any, ...], at: Tensor | None) -> Tensor:
+def entering(use: Operand, entry: Entry, args: tuple[Any, ...], at: Tensor | None) -> Tensor:
     """What the parameter multiplies, [stack, positions, inputs]; ``at`` as from :func:`choose_positions`."""
     x: Tensor = args[use.other].detach()
     if at is not None:
@@ -74,7 +74,7 @@ def entering(use: Use, entry: Entry, args: tuple[Any, ...], at: Tensor | None) -
     return x.permute(order).reshape(sizes)
 
 
-def leaving(use: Use, entry: Entry, out: Tensor, at: Tensor | None) -> Tensor:
+def leaving(use: Operand, entry: Entry, out: Tensor, at: Tensor | None) -> Tensor:
     """What the operator gives, [stack, positions, outputs]; ``at`` as from :func:`choose_positions`."""
     if at is not None:
         found = _gather(out.flatten(2), at)
@@ -88,7 +88,7 @@ def leaving(use: Use, entry: Entry, out: Tensor, at: Tensor | None) -> Tensor:
     return stacked if is_second else stacked.transpose(1, 2)
 
 
-def _other_kinds(use: Use, entry: Entry, args: tuple[Any, ...]) -> str:
+def _other_kinds(use: Operand, entry: Entry, args: tuple[Any, ...]) -> str:
     """What the axes of what is multiplied are for: members of a stack, positions (as outputs), inputs."""
     mirrored = {place: kinds for place, _, kinds in PRODUCTS[entry.name]}.get(use.other)
     rank = args[use.other].ndim
@@ -101,7 +101,7 @@ def _gather(values: Tensor, at: Tensor) -> Tensor:
     return values[rows, :, at.to(values.device)]
 
 
-def _patches(use: Use, entry: Entry, args: tuple[Any, ...], at: Tensor) -> Tensor:
+def _patches(use: Operand, entry: Entry, args: tuple[Any, ...], at: Tensor) -> Tensor:
     """What each output of a convolution is a sum over, [groups, samples x positions, inputs x kernel]."""
     x, weight, _, stride, padding, dilation, transposed, more, _ = [
         a.detach() if isinstance(a, Tensor) else a for a in args

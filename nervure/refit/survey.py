@@ -7,7 +7,7 @@ from typing import Any, final
 
 from torch import Tensor, nn
 
-from nervure.graph.products import LOOKED_UP, Use
+from nervure.graph.products import LOOKED_UP, Operand
 from nervure.graph.tape import Entry, Ref, WriteBack, named_tensors, refs_in
 from nervure.refit.operators import BIAS, is_read
 from nervure.refit.streams import ADDS, KEEPS_OUTPUTS, Follower, Join, Key
@@ -42,7 +42,7 @@ class Bias:
 
 @final
 @dataclass(slots=True)
-class Reading:
+class LayerReading:
     """One use of a parameter.
 
     Attributes:
@@ -60,7 +60,7 @@ class Reading:
 
     key: Key
     order: int
-    use: Use
+    use: Operand
     level: int
     bias: Bias | None = None
     norm: str = ""
@@ -82,7 +82,7 @@ class Survey:
         looked_up: parameters that are tables as well.
     """
 
-    readings: list[Reading] = field(default_factory=list)
+    readings: list[LayerReading] = field(default_factory=list)
     norms: dict[str, int] = field(default_factory=dict)
     variances: dict[str, str] = field(default_factory=dict)
     looked_up: set[str] = field(default_factory=set)
@@ -110,21 +110,21 @@ class _Surveyor:
 
     def __init__(self, model: nn.Module) -> None:
         self.found = Survey()
-        self._memory = _Memory(model)
+        self._memory = _TensorNames(model)
         self._levels: dict[int, int] = {}
         self._first: dict[str, int] = {}
-        self._made: dict[int, Reading] = {}
+        self._made: dict[int, LayerReading] = {}
         """Products by what they gave, behind views as well."""
-        self._direct: dict[int, Reading] = {}
+        self._direct: dict[int, LayerReading] = {}
         self._readers: Counter[int] = Counter()
         self._runs: Counter[str] = Counter()
         self._follower: Follower | None = None
-        self._streams: dict[int, Reading] = {}
+        self._streams: dict[int, LayerReading] = {}
         """Who wrote last to a stream, by the value that it has then."""
         self._zeros: set[int] = set()
 
     def see(
-        self, watcher: Watcher, entry: Entry | WriteBack, uses: Sequence[Use], args: tuple[Any, ...], out: Any
+        self, watcher: Watcher, entry: Entry | WriteBack, uses: Sequence[Operand], args: tuple[Any, ...], out: Any
     ) -> None:
         """One operator."""
         if isinstance(entry, WriteBack):
@@ -180,10 +180,10 @@ class _Surveyor:
     def _level(self, ref: Ref) -> int:
         return self._levels.get(ref.id, 0)
 
-    def _read(self, entry: Entry, use: Use, args: tuple[Any, ...]) -> int:
+    def _read(self, entry: Entry, use: Operand, args: tuple[Any, ...]) -> int:
         name = use.trail.parameter
         level = self._first.setdefault(name, self._level(entry.args[use.other]))
-        reading = Reading((name, self.found.uses[name]), len(self.found.readings), use, level)
+        reading = LayerReading((name, self.found.uses[name]), len(self.found.readings), use, level)
         if use.trail.is_computed:
             reading.reason = "what multiplies is computed from it"
         elif not is_read(use, entry, args):
@@ -226,7 +226,7 @@ def _is_bias(args: tuple[Any, ...]) -> bool:
 
 
 @final
-class _Memory:
+class _TensorNames:
     """Finds the parameter with one axis that a vector lies in."""
 
     def __init__(self, model: nn.Module) -> None:

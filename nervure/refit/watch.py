@@ -10,11 +10,11 @@ from nervure.evaluation.batches import device_of
 from nervure.graph.example import evaluating
 from nervure.graph.modes import disable_compile, leave_modes
 from nervure.graph.preserve import restore_after
-from nervure.graph.products import Provenance, Use
+from nervure.graph.products import Operand, Provenance
 from nervure.graph.tape import Entry, Recorder, Tape, WriteBack, named_tensors, plain_kernels
 from nervure.stats.batches import Batch
 
-See: TypeAlias = Callable[["Watcher", Entry | WriteBack, Sequence[Use], tuple[Any, ...], Any], None]
+See: TypeAlias = Callable[["Watcher", Entry | WriteBack, Sequence[Operand], tuple[Any, ...], Any], None]
 """Who watches, an operator, the parameters that it multiplies with, what it was given and what it gave."""
 
 

@@ -26,7 +26,7 @@ QUALITIES: Mapping[str, str] = {"accuracy": "clean", "shifted": "under shift"}
 
 @final
 @dataclass(frozen=True, slots=True)
-class Timed:
+class TimedSetting:
     """How long one trial's network takes: milliseconds, and times faster than its dense one, by batch size."""
 
     latency: Mapping[str, float] = field(default_factory=dict, hash=False)
@@ -64,7 +64,7 @@ class Candidate:
     key: str
 
     @staticmethod
-    def of(outcomes: Sequence[Outcome], timed: Mapping[str, Timed]) -> "Candidate":
+    def of(outcomes: Sequence[Outcome], timed: Mapping[str, TimedSetting]) -> "Candidate":
         """From the outcomes of one setting, one for each seed, and how long their networks take, by key."""
         first = outcomes[0]
         times = [timed[o.key] for o in outcomes if o.key in timed]
@@ -112,7 +112,7 @@ class Sweep:
     provenance: tuple[str, ...] = ()
 
     @staticmethod
-    def of(outcomes: Sequence[Outcome], timed: Mapping[str, Timed], **rest: Any) -> "Sweep":
+    def of(outcomes: Sequence[Outcome], timed: Mapping[str, TimedSetting], **rest: Any) -> "Sweep":
         """From the outcomes of all trials and their timings, by key; ``rest`` are the other fields."""
         settings: dict[tuple[str, float], list[Outcome]] = {}
         for outcome in outcomes:

@@ -264,7 +264,7 @@ class EventFacts(TypedDict):
 Matrix = Annotated[list[Annotated[list[float], Meta(min_length=1)]], Meta(min_length=1)]
 
 
-class Evidence(TypedDict, total=False):
+class EvidenceData(TypedDict, total=False):
     """What is told of what a plan rests on, as far as it is drawn."""
 
     layers: dict[str, Matrix]
@@ -280,7 +280,7 @@ _REPORT = written_schema(Report, {"plan": dict[str, Any], "later": tuple[dict[st
 
 def check_report(found: Report) -> Report:
     """Return a report if it has what its pages show; raises :class:`FileError` naming what it lacks."""
-    convert(found.evidence, Evidence, "the evidence of this report")
+    convert(found.evidence, EvidenceData, "the evidence of this report")
     if not {DENSE, PRUNED} <= set(found.rows):
         raise FileError(f"this report cannot be read: it has no rows {DENSE!r} and {PRUNED!r}.")
     if found.shift:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from nervure.check import require_finite
 from nervure.errors import ScoreError
-from nervure.graph.types import Group, Slot
+from nervure.graph.types import Group, TensorAxis
 
 Scores: TypeAlias = Mapping[str, Tensor]
 Weights: TypeAlias = Mapping[str, Tensor]
@@ -16,7 +16,7 @@ Normalise: TypeAlias = Literal["none", "mean"]
 NORMALISE = ("none", "mean")
 
 
-def main_slots(group: Group) -> tuple[Slot, ...]:
+def main_slots(group: Group) -> tuple[TensorAxis, ...]:
     """The slots that say what a unit is: its writers, or its readers where it arrives from outside, or its riders.
 
     Raises:
@@ -28,7 +28,7 @@ def main_slots(group: Group) -> tuple[Slot, ...]:
     return slots
 
 
-def slot_tensor(slot: Slot, weights: Weights) -> Tensor:
+def slot_tensor(slot: TensorAxis, weights: Weights) -> Tensor:
     """The tensor of a slot, detached, in float32 at least; raises ScoreError where it does not fit or is not finite."""
     if slot.tensor not in weights:
         raise ScoreError(
@@ -46,7 +46,7 @@ def slot_tensor(slot: Slot, weights: Weights) -> Tensor:
     return require_finite(weight.to(torch.float32), f"tensor {slot.tensor!r}")
 
 
-def sum_positions(slot: Slot, values: Tensor, size: int) -> tuple[Tensor, Tensor]:
+def sum_positions(slot: TensorAxis, values: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """Values per position of the slot's axis, summed per unit, and which units the slot holds at all; both [units]."""
     units = torch.tensor(slot.units.array, device=values.device)
     held = units >= 0

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from nervure.check import require_choice
-from nervure.graph.types import Graph, Group, Slot
+from nervure.graph.types import Graph, Group, TensorAxis
 from nervure.scores.common import (
     NORMALISE,
     Normalise,
@@ -47,7 +47,7 @@ def _distances(group: Group, weights: Weights) -> Tensor:
     return mean_over_slots([_slot_distances(slot, weights, group.size) for slot in main_slots(group)])
 
 
-def _slot_distances(slot: Slot, weights: Weights, size: int) -> tuple[Tensor, Tensor]:
+def _slot_distances(slot: TensorAxis, weights: Weights, size: int) -> tuple[Tensor, Tensor]:
     """Sums of distances per unit, and which units the slot holds at all; both [units]."""
     weight = slot_tensor(slot, weights)
     rows, present = _vectors(weight.movedim(slot.axis, 0).flatten(1), slot, size)
@@ -57,7 +57,7 @@ def _slot_distances(slot: Slot, weights: Weights, size: int) -> tuple[Tensor, Te
     return (distances * present[None, :] * present[:, None]).sum(1).to(weight.dtype), present
 
 
-def _vectors(filters: Tensor, slot: Slot, size: int) -> tuple[Tensor, Tensor]:
+def _vectors(filters: Tensor, slot: TensorAxis, size: int) -> tuple[Tensor, Tensor]:
     """The weights of each unit as one row, float64 [units, entries], and which units have some [units].
 
     A unit of several positions (a head) is their filters one after the other; shorter units are padded with zeros.

@@ -61,7 +61,7 @@ class Limit:
         }
 
 
-class Probe(Protocol):
+class LayerProbe(Protocol):
     """Learns to name classes: from [samples, children] and labels, a function from [samples, children] to labels."""
 
     def __call__(self, said: Tensor, labels: Tensor) -> Callable[[Tensor], Tensor]:
@@ -110,7 +110,7 @@ def _bearable(shares: Sequence[float], falling: Sequence[float], slack: float, c
     return x + (x1 - x) * (y - bar) / (y - y1)
 
 
-def qualities(said: Iterable[Tensor], labels: Tensor, probe: Probe, *, seed: int = 0) -> list[float]:
+def qualities(said: Iterable[Tensor], labels: Tensor, probe: LayerProbe, *, seed: int = 0) -> list[float]:
     """How well a probe, fitted on the first of ``said``, names the classes from each of them.
 
     Each tensor is centred and scaled by itself: what a mask adds to all samples is taken away by the next norm, or by

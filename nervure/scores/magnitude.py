@@ -7,7 +7,7 @@ by a shortcut are scored together, and groups can be made comparable so that one
 from torch import Tensor
 
 from nervure.check import require_choice
-from nervure.graph.types import Graph, Group, Slot
+from nervure.graph.types import Graph, Group, TensorAxis
 from nervure.scores.common import (
     NORMALISE,
     Normalise,
@@ -49,7 +49,7 @@ def _group_norms(group: Group, weights: Weights, norm: int) -> Tensor:
     return mean_over_slots([_slot_norms(slot, weights, norm, group.size) for slot in main_slots(group)])
 
 
-def _slot_norms(slot: Slot, weights: Weights, norm: int, size: int) -> tuple[Tensor, Tensor]:
+def _slot_norms(slot: TensorAxis, weights: Weights, norm: int, size: int) -> tuple[Tensor, Tensor]:
     """Norms per unit, and which units the slot holds at all; both [units]."""
     powers = slot_tensor(slot, weights).abs().pow(norm).movedim(slot.axis, 0).flatten(1).sum(1)
     sums, present = sum_positions(slot, powers, size)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nervure.check import require_choice
 from nervure.errors import ScoreError
-from nervure.graph.types import Graph, Group, Slot
+from nervure.graph.types import Graph, Group, TensorAxis
 from nervure.scores.common import (
     NORMALISE,
     Normalise,
@@ -62,14 +62,14 @@ def slimming(
     )
 
 
-def _norms(group: Group, weights: Weights) -> tuple[Slot, ...]:
+def _norms(group: Group, weights: Weights) -> tuple[TensorAxis, ...]:
     """The scales of the batch norms that ride along, or of other norms where there are none."""
     scales = tuple(slot for slot in group.riders if _is_scale(slot, weights))
     batch_norms = tuple(slot for slot in scales if f"{_owner(slot)}.running_var" in weights)
     return batch_norms or scales
 
 
-def _is_scale(slot: Slot, weights: Weights) -> bool:
+def _is_scale(slot: TensorAxis, weights: Weights) -> bool:
     # Activations with a slope per channel ride along too, but have no bias.
     return (
         slot.tensor.endswith(".weight")
@@ -79,15 +79,15 @@ def _is_scale(slot: Slot, weights: Weights) -> bool:
     )
 
 
-def _owner(slot: Slot) -> str:
+def _owner(slot: TensorAxis) -> str:
     return slot.tensor.rpartition(".")[0]
 
 
-def _scales(group: Group, slots: tuple[Slot, ...], weights: Weights) -> Tensor:
+def _scales(group: Group, slots: tuple[TensorAxis, ...], weights: Weights) -> Tensor:
     return mean_over_slots([_slot_scales(slot, weights, group.size) for slot in slots])
 
 
-def _slot_scales(slot: Slot, weights: Weights, size: int) -> tuple[Tensor, Tensor]:
+def _slot_scales(slot: TensorAxis, weights: Weights, size: int) -> tuple[Tensor, Tensor]:
     """Mean absolute scale per unit (a head has several channels), and which units the slot holds; both [units]."""
     scale = slot_tensor(slot, weights).abs()
     sums, present = sum_positions(slot, scale, size)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from nervure.errors import NervureError
 from nervure.graph.copies import copy_model
-from nervure.graph.types import Graph, Group, Slot
+from nervure.graph.types import Graph, Group, TensorAxis
 from nervure.plan import Plan
 from nervure.sparse.watch import Heard, inputs_of, layers_of, noisy
 from nervure.surgery import apply, compact
@@ -82,7 +82,7 @@ def _hand_on(model: nn.Module, graph: Graph, example: Any) -> bool:
     )
 
 
-def _owner(slot: Slot) -> str:
+def _owner(slot: TensorAxis) -> str:
     return slot.tensor.rpartition(".")[0]
 
 
@@ -99,7 +99,7 @@ def _deaf(model: nn.Module, group: Group) -> Tensor:
     return deaf
 
 
-def _adds_evenly(slot: Slot, layers: Mapping[str, nn.Module]) -> bool:
+def _adds_evenly(slot: TensorAxis, layers: Mapping[str, nn.Module]) -> bool:
     """Whether a constant that the slot reads adds as much everywhere: at the edge of a padded picture it does not."""
     module: Any = layers.get(_owner(slot))
     if module is None or slot.axis != 1 or _is_shared(module, layers):
@@ -114,7 +114,7 @@ def _is_shared(module: Any, layers: Mapping[str, nn.Module]) -> bool:
 
 
 @torch.no_grad()
-def _fold(module: Any, slot: Slot, deaf: Tensor, heard: list[Heard | None]) -> bool:
+def _fold(module: Any, slot: TensorAxis, deaf: Tensor, heard: list[Heard | None]) -> bool:
     """Fold the columns of deaf units with a constant input into the bias of a layer; whether one was not zero."""
     once = [run.first for run in heard if run is not None and run.calls == 1]
     if len(once) < len(heard):

@@ -26,7 +26,7 @@ from nervure.stats.connections import Listener, ears
 from nervure.stats.memory import require_memory
 from nervure.stats.probe import probes
 from nervure.stats.readers import ReaderRecorder, reader_probes
-from nervure.stats.record import Recorder
+from nervure.stats.record import EvidenceRecorder
 from nervure.stats.types import Stats
 
 SIGNALS = ("activations", "blocks", "connections", "effects", "gradients", "labels", "outputs", "readings")
@@ -89,7 +89,7 @@ def measure(
     read, unread = reader_probes(model, graph) if wanted & READ else ({}, {})
     layers, deaf = ears(model, graph) if wanted & LAYERS else ([], {})
     with_gradients = "gradients" in wanted
-    recorder = Recorder(found if wanted & WRITTEN else {}, with_gradients=with_gradients)
+    recorder = EvidenceRecorder(found if wanted & WRITTEN else {}, with_gradients=with_gradients)
     reader = ReaderRecorder(read, with_effects="effects" in wanted)
     listener = Listener(layers)
     whole = BlockRecorder(graph, reduce=chosen.get("blocks"), output=chosen.get("outputs"))
@@ -182,7 +182,7 @@ def _parse_signals(wanted: Iterable[str]) -> dict[str, str]:
 def _listen(
     model: nn.Module,
     batch: Batch,
-    recorders: Iterable[Recorder | ReaderRecorder | Listener | BlockRecorder],
+    recorders: Iterable[EvidenceRecorder | ReaderRecorder | Listener | BlockRecorder],
     with_slopes: bool,
 ) -> None:
     for recorder in recorders:
@@ -225,7 +225,7 @@ def _concat(parts: Mapping[str, list[Tensor]], passes: int, failed: Mapping[str,
     return {name: torch.cat(values) for name, values in parts.items() if len(values) == passes and name not in failed}
 
 
-def _moments(recorder: Recorder, passes: int, seen: int) -> dict[str, Tensor]:
+def _moments(recorder: EvidenceRecorder, passes: int, seen: int) -> dict[str, Tensor]:
     activations = _concat(recorder.activations, passes, recorder.failed)
     return {
         name: torch.stack([values.double().mean(0), recorder.squares[name] / seen], 1).float()
@@ -233,7 +233,7 @@ def _moments(recorder: Recorder, passes: int, seen: int) -> dict[str, Tensor]:
     }
 
 
-def _unheard(found: Iterable[str], recorder: Recorder, passes: int, with_gradients: bool) -> dict[str, str]:
+def _unheard(found: Iterable[str], recorder: EvidenceRecorder, passes: int, with_gradients: bool) -> dict[str, str]:
     reasons = {}
     for name in found:
         if name in recorder.failed:

@@ -7,7 +7,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from nervure.graph.types import Graph, Group, Slot
+from nervure.graph.types import Graph, Group, TensorAxis
 
 KERNEL_NDIM = 3
 
@@ -18,7 +18,7 @@ class UnreadableError(Exception):
 
 @final
 @dataclass(frozen=True, slots=True, eq=False)
-class Probe:
+class UnitProbe:
     """How to read the units of one group from the output of one module.
 
     Attributes:
@@ -63,10 +63,10 @@ class Probe:
         raise UnreadableError(f"its output of shape {tuple(output.shape)} has no axis of {len(self.units)} channels")
 
 
-def probes(model: nn.Module, graph: Graph) -> tuple[dict[str, Probe], dict[str, str]]:
+def probes(model: nn.Module, graph: Graph) -> tuple[dict[str, UnitProbe], dict[str, str]]:
     """For each group a probe, or the reason why there is none."""
     modules = dict(model.named_modules(remove_duplicate=False))
-    found: dict[str, Probe] = {}
+    found: dict[str, UnitProbe] = {}
     skipped: dict[str, str] = {}
     for group in graph.groups:
         try:
@@ -76,7 +76,7 @@ def probes(model: nn.Module, graph: Graph) -> tuple[dict[str, Probe], dict[str, 
     return found, skipped
 
 
-def _probe(group: Group, modules: Mapping[str, nn.Module]) -> Probe:
+def _probe(group: Group, modules: Mapping[str, nn.Module]) -> UnitProbe:
     if not group.writers:
         raise UnreadableError("no tensor writes its units; they arrive from outside")
     reasons = []
@@ -88,7 +88,7 @@ def _probe(group: Group, modules: Mapping[str, nn.Module]) -> Probe:
     raise UnreadableError(reasons[0])
 
 
-def _slot_probe(group: Group, slot: Slot, modules: Mapping[str, nn.Module]) -> Probe:
+def _slot_probe(group: Group, slot: TensorAxis, modules: Mapping[str, nn.Module]) -> UnitProbe:
     owner, _, last = slot.tensor.rpartition(".")
     module = modules.get(owner)
     weight = getattr(module, last, None)
@@ -98,7 +98,7 @@ def _slot_probe(group: Group, slot: Slot, modules: Mapping[str, nn.Module]) -> P
     if last != "weight" or any(True for _ in module.children()):
         raise UnreadableError(f"its writer {slot.tensor!r} is not the only kernel of {type(module).__name__} {owner!r}")
     units = torch.tensor(slot.units.array)
-    probe = Probe(group.name, owner, group.size, units, weight.ndim >= KERNEL_NDIM)
+    probe = UnitProbe(group.name, owner, group.size, units, weight.ndim >= KERNEL_NDIM)
     if bool((probe.widths() == 0).any()):
         raise UnreadableError(f"its writer {slot.tensor!r} writes only some of its units")
     return probe

@@ -14,17 +14,17 @@ import torch
 from torch import Tensor, nn
 
 from nervure.errors import DataError
-from nervure.graph.types import Graph, Group, Slot
-from nervure.stats.probe import KERNEL_NDIM, Probe, UnreadableError
+from nervure.graph.types import Graph, Group, TensorAxis
+from nervure.stats.probe import KERNEL_NDIM, UnitProbe, UnreadableError
 
 MOMENTS = 3
 """Of what is read: mean absolute value, mean square, share of exact zeros."""
 
 
-def reader_probes(model: nn.Module, graph: Graph) -> tuple[dict[str, tuple[Probe, ...]], dict[str, str]]:
+def reader_probes(model: nn.Module, graph: Graph) -> tuple[dict[str, tuple[UnitProbe, ...]], dict[str, str]]:
     """For each group a probe of the input of every reader, or the reason why there is none."""
     modules = dict(model.named_modules(remove_duplicate=False))
-    found: dict[str, tuple[Probe, ...]] = {}
+    found: dict[str, tuple[UnitProbe, ...]] = {}
     skipped: dict[str, str] = {}
     for group in graph.groups:
         try:
@@ -34,13 +34,13 @@ def reader_probes(model: nn.Module, graph: Graph) -> tuple[dict[str, tuple[Probe
     return found, skipped
 
 
-def _probes(group: Group, modules: Mapping[str, nn.Module]) -> tuple[Probe, ...]:
+def _probes(group: Group, modules: Mapping[str, nn.Module]) -> tuple[UnitProbe, ...]:
     if not group.readers:
         raise UnreadableError("no tensor reads its units")
     return tuple(_slot_probe(group, slot, modules) for slot in group.readers)
 
 
-def _slot_probe(group: Group, slot: Slot, modules: Mapping[str, nn.Module]) -> Probe:
+def _slot_probe(group: Group, slot: TensorAxis, modules: Mapping[str, nn.Module]) -> UnitProbe:
     owner, _, last = slot.tensor.rpartition(".")
     module = modules.get(owner)
     weight = getattr(module, last, None)
@@ -52,7 +52,7 @@ def _slot_probe(group: Group, slot: Slot, modules: Mapping[str, nn.Module]) -> P
     units = torch.tensor(slot.units.array)
     if isinstance(module, nn.modules.conv._ConvNd) and module.groups > 1 and len(units) < module.in_channels:
         units = units.repeat(module.groups)
-    return Probe(group.name, owner, group.size, units, weight.ndim >= KERNEL_NDIM)
+    return UnitProbe(group.name, owner, group.size, units, weight.ndim >= KERNEL_NDIM)
 
 
 @dataclass(slots=True)
@@ -73,17 +73,17 @@ class ReaderRecorder:
         failed: groups that could not be read, and why.
     """
 
-    def __init__(self, probes: Mapping[str, tuple[Probe, ...]], *, with_effects: bool) -> None:
+    def __init__(self, probes: Mapping[str, tuple[UnitProbe, ...]], *, with_effects: bool) -> None:
         self.effects: defaultdict[str, list[Tensor]] = defaultdict(list)
         self.failed: dict[str, str] = {}
         self._samples = 0
         self._with_effects = with_effects
-        self._by_module: defaultdict[str, list[Probe]] = defaultdict(list)
+        self._by_module: defaultdict[str, list[UnitProbe]] = defaultdict(list)
         for group in probes.values():
             for probe in group:
                 self._by_module[probe.module].append(probe)
         self._sums: dict[str, _Sums] = {}
-        self._inputs: list[tuple[list[Probe], Tensor]] = []
+        self._inputs: list[tuple[list[UnitProbe], Tensor]] = []
 
     @contextmanager
     def listening(self, model: nn.Module) -> Iterator[None]:
@@ -124,7 +124,7 @@ class ReaderRecorder:
                 )
         return found
 
-    def _hook(self, probes: list[Probe]) -> Any:
+    def _hook(self, probes: list[UnitProbe]) -> Any:
         def hook(module: nn.Module, args: Any) -> Any:
             if not args or not isinstance(args[0], Tensor):
                 self.failed |= dict.fromkeys((p.group for p in probes), "a reader is not given a tensor")
@@ -139,7 +139,7 @@ class ReaderRecorder:
 
         return hook
 
-    def _hear(self, probe: Probe, given: Tensor) -> bool:
+    def _hear(self, probe: UnitProbe, given: Tensor) -> bool:
         try:
             values = probe.channels(given, self._samples).float()
         except UnreadableError as reason:

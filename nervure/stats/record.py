@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from nervure.errors import DataError
-from nervure.stats.probe import Probe, UnreadableError
+from nervure.stats.probe import UnitProbe, UnreadableError
 
 
 @final
 @dataclass(slots=True)
-class Tally:
+class SampleTally:
     """Sums over the positions of one batch; a module that runs several times per pass has as many positions more."""
 
     total: Tensor | float = 0.0
@@ -24,7 +24,7 @@ class Tally:
 
 
 @final
-class Recorder:
+class EvidenceRecorder:
     """Collects, per group and batch, activations and (where wanted) activation times gradient.
 
     Attributes:
@@ -34,7 +34,7 @@ class Recorder:
         failed: groups that could not be read, and why.
     """
 
-    def __init__(self, probes: Mapping[str, Probe], *, with_gradients: bool) -> None:
+    def __init__(self, probes: Mapping[str, UnitProbe], *, with_gradients: bool) -> None:
         self.activations: defaultdict[str, list[Tensor]] = defaultdict(list)
         self.gradients: defaultdict[str, list[Tensor]] = defaultdict(list)
         self.squares: dict[str, Tensor] = {}
@@ -42,11 +42,11 @@ class Recorder:
         self.samples = 0
         self._with_gradients = with_gradients
         self._probes = probes
-        self._by_module: defaultdict[str, list[Probe]] = defaultdict(list)
+        self._by_module: defaultdict[str, list[UnitProbe]] = defaultdict(list)
         for probe in probes.values():
             self._by_module[probe.module].append(probe)
-        self._tallies: defaultdict[str, Tally] = defaultdict(Tally)
-        self._outputs: list[tuple[Probe, Tensor]] = []
+        self._tallies: defaultdict[str, SampleTally] = defaultdict(SampleTally)
+        self._outputs: list[tuple[UnitProbe, Tensor]] = []
 
     @contextmanager
     def listening(self, model: nn.Module) -> Iterator[None]:
@@ -79,7 +79,7 @@ class Recorder:
         if loss is not None and loss.requires_grad and self._outputs:
             self._note_gradients(loss)
 
-    def _hook(self, probes: list[Probe]) -> Any:
+    def _hook(self, probes: list[UnitProbe]) -> Any:
         def hook(module: nn.Module, args: Any, output: Any) -> Any:
             if not isinstance(output, Tensor):
                 self.failed |= dict.fromkeys((p.group for p in probes), f"its module gives a {type(output).__name__}")
@@ -94,7 +94,7 @@ class Recorder:
 
         return hook
 
-    def _hear(self, probe: Probe, output: Tensor) -> bool:
+    def _hear(self, probe: UnitProbe, output: Tensor) -> bool:
         try:
             values = probe.channels(output, self.samples).float()
         except UnreadableError as reason:
@@ -106,7 +106,7 @@ class Recorder:
         tally.positions += values.shape[2]
         return True
 
-    def _note(self, name: str, tally: Tally) -> None:
+    def _note(self, name: str, tally: SampleTally) -> None:
         positions = self._probes[name].widths() * tally.positions
         means = torch.as_tensor(tally.total).cpu() / positions
         if not bool(torch.isfinite(means).all()):

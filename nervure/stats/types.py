@@ -30,7 +30,7 @@ WHOLE = ("labels", "outputs")
 
 @final
 @dataclass(frozen=True, slots=True)
-class _Header:
+class _StatsHeader:
     samples: Count
     seed: int
     want: frozenset[str]
@@ -106,7 +106,7 @@ class Stats:
     @staticmethod
     def load(path: str | os.PathLike[str]) -> "Stats":
         """Read what :meth:`save` wrote; raises :class:`FileError` where it is missing, damaged, foreign or newer."""
-        header, tensors = read_container(path, _Header, KIND)
+        header, tensors = read_container(path, _StatsHeader, KIND)
         with reading(path, KIND):
             _require_evidence(tensors)
         return Stats(

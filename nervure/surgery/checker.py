@@ -16,7 +16,7 @@ from nervure.graph.cost import Cost, cost_of_run, count
 from nervure.graph.example import evaluating, examples_of, outputs_in, run_example
 from nervure.graph.preserve import restore_after
 from nervure.graph.tape import Entry, Tape, named_tensors, plain_kernels, record, refs_in, unreached_parameters
-from nervure.graph.trace import Drawing
+from nervure.graph.trace import TraceResult
 from nervure.graph.types import Graph
 from nervure.plan import Plan
 from nervure.surgery.apply import apply_sharing, keeps_of
@@ -103,7 +103,7 @@ class Checker:
         example: inputs, as given to :func:`nervure.trace`.
     """
 
-    def __init__(self, model: nn.Module, drawing: Drawing, example: Any) -> None:
+    def __init__(self, model: nn.Module, drawing: TraceResult, example: Any) -> None:
         self.model, self.drawing = model, drawing
         self.runs = [_RunChecker(model, drawing, run, one) for run, one in enumerate(examples_of(example))]
 
@@ -143,7 +143,7 @@ def _worst(found: list[Verification]) -> Verification:
 class _RunChecker:
     """A checker on one example, which is like a run of the drawing."""
 
-    def __init__(self, model: nn.Module, drawing: Drawing, run: int, example: Any) -> None:
+    def __init__(self, model: nn.Module, drawing: TraceResult, run: int, example: Any) -> None:
         self.model, self.drawing, self.run, self.example = model, drawing, run, example
         self.settings: dict[Numbers, _Setting | str] = {}
         self.last: tuple[nn.Module, Tape] | None = None

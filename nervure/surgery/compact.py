@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from nervure.check import checked
 from nervure.errors import ArgumentError
-from nervure.graph.types import Graph, Group, Slot
+from nervure.graph.types import Graph, Group, TensorAxis
 from nervure.plan import Cut, Keep, Mask, Plan
 from nervure.stats import measure
 from nervure.surgery.apply import apply, keeps_of, masks_after
@@ -96,12 +96,12 @@ def _come_back(group: Group, keep: Tensor, asked: Tensor) -> None:
     keep[(asked & ~keep).nonzero()[:missing, 0]] = True
 
 
-def _may_read(slot: Slot) -> bool:
+def _may_read(slot: TensorAxis) -> bool:
     # A weight that writes along another axis than the first may be tied: then it also reads along it.
     return slot.role == "reader" or (slot.role == "writer" and slot.axis > 0)
 
 
-def _is_rescaled(slot: Slot) -> bool:
+def _is_rescaled(slot: TensorAxis) -> bool:
     # A normalised weight makes up for what is masked of it, and a cut does not.
     return ".parametrizations." in slot.tensor or slot.tensor.endswith("weight_v")
 
@@ -117,7 +117,7 @@ def _leave(group: Group, keep: Tensor, alive: dict[str, Tensor]) -> None:
             alive[slot.tensor] = alive[slot.tensor] & ~gone.reshape(shape)
 
 
-def _places(slot: Slot, size: int, keep: Tensor) -> Tensor:
+def _places(slot: TensorAxis, size: int, keep: Tensor) -> Tensor:
     """Units with an entry that is not masked. Boolean [units]."""
     units = torch.tensor(slot.units.array)
     marked = (units >= 0) & keep.movedim(slot.axis, 0).reshape(len(units), -1).any(1)

@@ -13,7 +13,7 @@ from nervure.graph.declared import accepted_values
 from nervure.graph.example import has_shape_only
 from nervure.graph.sizes import Attribute, read_attribute, write_attribute
 from nervure.graph.tape import named_tensors
-from nervure.graph.types import Graph, Resize
+from nervure.graph.types import Graph, SizeAttribute
 from nervure.surgery.attention import ResizedAttention
 from nervure.surgery.spectral import keep_divisors
 
@@ -143,7 +143,7 @@ def tensor_of(model: nn.Module, name: str) -> Tensor:
 
 
 def _resize(model: nn.Module, graph: Graph, keeps: Mapping[str, np.ndarray]) -> None:
-    wanted: dict[Attribute, tuple[int, Resize]] = {}
+    wanted: dict[Attribute, tuple[int, SizeAttribute]] = {}
     for resize in graph.resizes:
         size = int(graph.axes[resize.axis].kept(keeps).sum())
         attribute = Attribute(resize.module, resize.attribute)

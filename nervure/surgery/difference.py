@@ -46,7 +46,7 @@ class Difference:
     outputs: int
 
 
-class Four(NamedTuple):
+class ComparedRuns(NamedTuple):
     """One output, or its sizes slice by slice: the difference, the cut's effect, the answer, a rounding's effect."""
 
     gap: Tensor
@@ -90,19 +90,19 @@ def compare(
     return Difference(max(errors), loosest, right, telling, len(found))
 
 
-def _error(sizes: Four) -> float:
+def _error(sizes: ComparedRuns) -> float:
     """The largest difference of these slices by their yardstick (by their size where they did not move)."""
     yardstick = _yardstick(sizes)
     relative = sizes.gap / torch.where(yardstick > 0, yardstick, sizes.size)
     return float(relative.nan_to_num(0).max())
 
 
-def _yardstick(sizes: Four) -> Tensor:
+def _yardstick(sizes: ComparedRuns) -> Tensor:
     """How far slices moved; what is left of them, where that is less: a cut may take nearly all of an answer along."""
     return torch.minimum(sizes.moved, sizes.size)
 
 
-def _four(number: int, dense: Tensor, expected: Tensor, found: Tensor, rounded: Tensor) -> Four:
+def _four(number: int, dense: Tensor, expected: Tensor, found: Tensor, rounded: Tensor) -> ComparedRuns:
     """The four of one output, as float64, with zeros where nothing moves or nothing is finite."""
     if expected.shape != found.shape:
         shapes = f"{tuple(found.shape)}, the original's is {tuple(expected.shape)}"
@@ -118,10 +118,10 @@ def _four(number: int, dense: Tensor, expected: Tensor, found: Tensor, rounded: 
     # An original that is not finite there tells nothing; a sentinel that stays has no size.
     was, now, then, again = (torch.where(finite, t, 0).nan_to_num(0, 0, 0) for t in answers)
     size = torch.where((was != now) | (now != then), now, 0)
-    return Four(then - now, was - now, size, again - now)
+    return ComparedRuns(then - now, was - now, size, again - now)
 
 
-def _moves_few_whole_numbers(four: Four) -> bool:
+def _moves_few_whole_numbers(four: ComparedRuns) -> bool:
     """Whether an output is rounded (a class, a sign), and the cut moves too few of its numbers to tell anything."""
     now = four.size[four.moved != 0]
     was = now + four.moved[four.moved != 0]
@@ -133,17 +133,17 @@ def _as_numbers(tensor: Tensor) -> Tensor:
     return torch.view_as_real(whole).double() if whole.is_complex() else whole.double()
 
 
-def _by_slice(four: Four) -> Iterator[Four]:
+def _by_slice(four: ComparedRuns) -> Iterator[ComparedRuns]:
     """Sizes of the whole output, then along each of its axes."""
     rank = four.gap.dim()
-    yield Four(*(torch.linalg.vector_norm(t) for t in four))
+    yield ComparedRuns(*(torch.linalg.vector_norm(t) for t in four))
     for axis in range(rank) if rank > 1 else ():
         others = [a for a in range(rank) if a != axis]
         if four.gap.shape[axis] > 1:
-            yield Four(*(torch.linalg.vector_norm(t, dim=others) for t in four))
+            yield ComparedRuns(*(torch.linalg.vector_norm(t, dim=others) for t in four))
 
 
-def _judge(sizes: Four, precision: float) -> tuple[bool, bool]:
+def _judge(sizes: ComparedRuns, precision: float) -> tuple[bool, bool]:
     """Whether all these slices agree, and whether any tells."""
     gap, moved, size, rounding = sizes
     allowed = precision**0.5 * _yardstick(sizes) + ROUNDING * precision * size + AMPLIFIED * rounding

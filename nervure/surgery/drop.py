@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from nervure.graph.depth import shorten
 from nervure.graph.example import tensors_in
-from nervure.graph.types import NOT_CUT, Block, Graph, Silence
+from nervure.graph.types import NOT_CUT, Block, Graph, ZeroStub
 from nervure.plan import Plan
 
 
@@ -32,7 +32,7 @@ class Pass(nn.Module):
 class Silent(nn.Module):
     """Returns zeros of the shape that the module it stands for returned; see :class:`nervure.graph.Silence`."""
 
-    def __init__(self, silence: Silence) -> None:
+    def __init__(self, silence: ZeroStub) -> None:
         super().__init__()
         self.entered, self.left = list(silence.entered), list(silence.left)
         self.live, self.own, self.extras = silence.live, silence.own, silence.extras
@@ -102,7 +102,7 @@ def _leave_fused_path(owner: nn.Module, old: nn.Module, new: nn.Module) -> None:
         new.register_buffer("in_proj_bias", None, persistent=False)
 
 
-def _after(silence: Silence, graph: Graph, keeps: Mapping[str, np.ndarray]) -> Silence:
+def _after(silence: ZeroStub, graph: Graph, keeps: Mapping[str, np.ndarray]) -> ZeroStub:
     left = list(silence.left)
     for axis, number in zip(silence.own, silence.axes, strict=True):
         if number != NOT_CUT:

@@ -24,7 +24,7 @@ from nervure.graph.example import as_inputs, outputs_in
 from nervure.graph.flow import Read
 from nervure.graph.preserve import restore_after
 from nervure.graph.tape import Entry, Ref, Tape, name_of, plain_kernels, running_modules
-from nervure.graph.trace import Drawing
+from nervure.graph.trace import TraceResult
 from nervure.graph.types import Graph
 from nervure.plan import Plan
 from nervure.surgery.apply import apply_sharing, keeps_of
@@ -34,7 +34,7 @@ from nervure.surgery.spectral import spectral_norms
 Keeps: TypeAlias = Mapping[str, np.ndarray]
 
 
-class Place(NamedTuple):
+class UnitPositions(NamedTuple):
     """Where an operator runs: the module, the operator's name, how many of that name ran there before."""
 
     module: str
@@ -49,17 +49,17 @@ class Answer(NamedTuple):
     noise: Mapping[int, Tensor]
 
 
-def places(tape: Tape, run: int = 0) -> Iterator[tuple[int, Place, Entry]]:
+def places(tape: Tape, run: int = 0) -> Iterator[tuple[int, UnitPositions, Entry]]:
     """Number, place and entry of every operator of a run on a tape."""
     counts: Counter[tuple[str, str]] = Counter()
     for index in tape.entries_of(run):
         entry = tape.entries[index]
         if isinstance(entry, Entry):
-            yield index, Place(entry.module, entry.name, counts[entry.module, entry.name]), entry
+            yield index, UnitPositions(entry.module, entry.name, counts[entry.module, entry.name]), entry
             counts[entry.module, entry.name] += 1
 
 
-def reference(model: nn.Module, drawing: Drawing, run: int, graph: Graph, plan: Plan, example: Any) -> Answer:
+def reference(model: nn.Module, drawing: TraceResult, run: int, graph: Graph, plan: Plan, example: Any) -> Answer:
     """Run ``model`` with the removed units left out of every sum and statistic, dropped blocks silent.
 
     Args:
@@ -101,13 +101,13 @@ def _replay(model: nn.Module, example: Any, replay: "_Replay", *, warm: bool) ->
         return [t.clone() for t in found]
 
 
-def survivors(outputs: list[Tensor], drawing: Drawing, run: int, keeps: Keeps) -> list[Tensor]:
+def survivors(outputs: list[Tensor], drawing: TraceResult, run: int, keeps: Keeps) -> list[Tensor]:
     """Outputs without the positions of removed units, which the user may have let go."""
     numbers = drawing.flow.tape.runs[run].outputs
     return [_surviving(t, drawing, number, keeps) for t, number in zip(outputs, numbers, strict=True)]
 
 
-def _surviving(output: Tensor, drawing: Drawing, number: int, keeps: Keeps) -> Tensor:
+def _surviving(output: Tensor, drawing: TraceResult, number: int, keeps: Keeps) -> Tensor:
     space = drawing.flow.spaces.get(number)
     for layer in space.layers if space is not None else ():
         for axis in layer.support:
@@ -129,13 +129,13 @@ class _Replay(TorchDispatchMode):
 
     supports_higher_order_operators = True
 
-    def __init__(self, drawing: Drawing, run: int, keeps: Keeps, divided: frozenset[str]) -> None:
+    def __init__(self, drawing: TraceResult, run: int, keeps: Keeps, divided: frozenset[str]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.modules: list[str] = []
         self.noise: dict[int, Tensor] = {}
         self._drawing, self._keeps = drawing, keeps
-        self._limits: dict[Place, list[_Limit]] = {}
-        self._random: dict[Place, Ref] = {}
+        self._limits: dict[UnitPositions, list[_Limit]] = {}
+        self._random: dict[UnitPositions, Ref] = {}
         self._ran: Counter[tuple[str, str]] = Counter()
         self._drawn = 0
         place_of = {}
@@ -161,7 +161,7 @@ class _Replay(TorchDispatchMode):
         if parts is not NotImplemented:
             return parts
         module, name = self.modules[-1] if self.modules else "", name_of(func)
-        place = Place(module, name, self._ran[module, name])
+        place = UnitPositions(module, name, self._ran[module, name])
         self._ran[module, name] += 1
         limits = self._limits.get(place, [])
         if is_random(func, args, kwargs):
@@ -174,7 +174,7 @@ class _Replay(TorchDispatchMode):
             alive &= self._drawing.survives(labels, self._keeps)
         return alive
 
-    def _draw(self, place: Place, run: Callable[[], Any]) -> Any:
+    def _draw(self, place: UnitPositions, run: Callable[[], Any]) -> Any:
         number = self._drawn
         self._drawn += 1
         seed(number)

@@ -15,7 +15,7 @@ from nervure.surgery.chance import fixed_seed
 from nervure.surgery.checker import Checker
 
 
-class Use(NamedTuple):
+class UsageMode(NamedTuple):
     """One way to run a model."""
 
     told: str
@@ -45,7 +45,7 @@ def broken_use(checker: Checker, smaller: nn.Module) -> str:
     return ""
 
 
-def _other_modules(checker: Checker, use: Use) -> list[str]:
+def _other_modules(checker: Checker, use: UsageMode) -> list[str]:
     """Modules that the original runs in this use but in no traced run; or that it misses, of the nearest of these."""
     reached: set[str] = set()
     model = copy_model(checker.model)
@@ -59,19 +59,19 @@ def _other_modules(checker: Checker, use: Use) -> list[str]:
     return sorted(new if use.training else new | missed)
 
 
-def _failing_uses(model: nn.Module, example: Any) -> Iterator[Use]:
+def _failing_uses(model: nn.Module, example: Any) -> Iterator[UsageMode]:
     """The uses in which ``model`` may break."""
-    plain = Use("in evaluation mode without gradients", False, False, example)
+    plain = UsageMode("in evaluation mode without gradients", False, False, example)
     larger, *others = *_batches(example), plain
     if _error_of(model, larger):
         # What runs on more samples, with fused kernels, does so on the example too.
         yield from (plain, larger)
     yield from (use for use in others if use is not plain)
-    yield Use("in evaluation mode with gradients", False, True, example)
-    yield Use("in training mode", True, True, example)
+    yield UsageMode("in evaluation mode with gradients", False, True, example)
+    yield UsageMode("in training mode", True, True, example)
 
 
-def _batches(example: Any) -> Iterator[Use]:
+def _batches(example: Any) -> Iterator[UsageMode]:
     """One sample more than the example has, and one alone."""
     try:
         samples = samples_of(example)
@@ -82,10 +82,10 @@ def _batches(example: Any) -> Iterator[Use]:
     if any(t.layout != torch.strided or (t.shape[0] != samples and not t.is_floating_point()) for t in given):
         return
     for batch in sorted({samples + 1, 1} - {samples}, reverse=True):
-        yield Use(f"on a batch of {batch}", False, False, resize_batch(example, batch))
+        yield UsageMode(f"on a batch of {batch}", False, False, resize_batch(example, batch))
 
 
-def _error_of(model: nn.Module, use: Use) -> str:
+def _error_of(model: nn.Module, use: UsageMode) -> str:
     """What ``model`` raises in this use; empty if it runs."""
     try:
         _run(model, use)
@@ -94,7 +94,7 @@ def _error_of(model: nn.Module, use: Use) -> str:
     return ""
 
 
-def _run(model: nn.Module, use: Use) -> None:
+def _run(model: nn.Module, use: UsageMode) -> None:
     args, kwargs = as_inputs(use.example)
     with restore_after(model, args, kwargs), fixed_seed(model), torch.set_grad_enabled(use.gradients):
         model.train(use.training)(*args, **kwargs)

@@ -4,28 +4,37 @@ from nervure.training.loop import History, train
 from nervure.training.masks import Held, Masks, hold, masks_of, same_everywhere
 from nervure.training.norms import recalibrate
 from nervure.training.objectives import Objective, cross_entropy, label_smoothing, with_distillation
-from nervure.training.rewires import Change, Event, Ground, Judge, Moment, Rewires, Turnover, mean_density
-from nervure.training.rewiring import Rewiring
+from nervure.training.rewires import (
+    Event,
+    InitialTopology,
+    RollbackPolicy,
+    SparseTrainer,
+    TopologyUpdate,
+    Turnover,
+    UpdateContext,
+    mean_density,
+)
+from nervure.training.rewiring import RewiringHook
 from nervure.training.schedules import Schedule, constant, cosine, onecycle
-from nervure.training.step import Hook, Remembers, Setting, Step
+from nervure.training.step import Hook, Setting, Stateful, TrainingStep
 
 __all__ = [
-    "Change",
+    "TopologyUpdate",
     "Event",
-    "Ground",
+    "InitialTopology",
     "Held",
     "History",
     "Hook",
-    "Judge",
+    "RollbackPolicy",
     "Masks",
-    "Moment",
+    "UpdateContext",
     "Objective",
-    "Remembers",
-    "Rewires",
-    "Rewiring",
+    "Stateful",
+    "SparseTrainer",
+    "RewiringHook",
     "Schedule",
     "Setting",
-    "Step",
+    "TrainingStep",
     "Turnover",
     "constant",
     "cosine",

@@ -15,7 +15,7 @@ from nervure.scores.layers import axis_along
 from nervure.scores.sites import Site
 
 
-class Source(NamedTuple):
+class SignalSource(NamedTuple):
     """A layer that writes units which another one reads."""
 
     writer: str
@@ -24,13 +24,13 @@ class Source(NamedTuple):
     units: int
 
 
-def sources(graph: Graph, sheets: Sequence[Product]) -> dict[str, tuple[Source, ...]]:
+def sources(graph: Graph, sheets: Sequence[Product]) -> dict[str, tuple[SignalSource, ...]]:
     """For each tensor the layers behind its inputs, as far as the graph knows."""
     sides = {sheet.tensor: _sides(graph, sheet) for sheet in sheets}
     found = {}
     for name, (_, columns) in sides.items():
         found[name] = tuple(
-            Source(writer, torch.tensor(rows[group].array), torch.tensor(units.array), graph[group].size)
+            SignalSource(writer, torch.tensor(rows[group].array), torch.tensor(units.array), graph[group].size)
             for group, units in columns.items()
             for writer, (rows, _) in sides.items()
             if group in rows and writer != name
@@ -38,7 +38,7 @@ def sources(graph: Graph, sheets: Sequence[Product]) -> dict[str, tuple[Source, 
     return found
 
 
-def incoming(site: Site, behind: Sequence[Source], strengths: Mapping[str, Tensor]) -> Tensor:
+def incoming(site: Site, behind: Sequence[SignalSource], strengths: Mapping[str, Tensor]) -> Tensor:
     """How strongly the unit behind each input is written by other layers. Shape [inputs]."""
     total = torch.zeros(site.weight.shape[1], dtype=torch.float64)
     for source in behind:

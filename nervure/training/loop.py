@@ -33,10 +33,10 @@ from nervure.schema import Part as Portion
 from nervure.training.checkpoint import KIND, Part, Progress, SavedRun, read_run, save_run, under
 from nervure.training.masks import Held, Masks, hold
 from nervure.training.objectives import Objective, classifies, cross_entropy, require_scalar
-from nervure.training.rewires import Event, Rewires
-from nervure.training.rewiring import Rewiring
+from nervure.training.rewires import Event, SparseTrainer
+from nervure.training.rewiring import RewiringHook
 from nervure.training.schedules import SCHEDULES, Schedule
-from nervure.training.step import Hook, Remembers, Setting, Step
+from nervure.training.step import Hook, Setting, Stateful, TrainingStep
 
 MakeOptimizer: TypeAlias = Callable[[list[nn.Parameter]], Optimizer]
 CURVES = ("loss", "validation")
@@ -106,7 +106,7 @@ class _Log:
 
     def history(self, masks: Masks, hooks: Sequence[Hook]) -> History:
         copies = {name: mask.clone() for name, mask in masks.items()}
-        events = tuple(event for hook in hooks if isinstance(hook, Remembers) for event in hook.events)
+        events = tuple(event for hook in hooks if isinstance(hook, Stateful) for event in hook.events)
         past = (tuple(self.loss), tuple(self.validation), self.steps, self.seconds, self.interrupted)
         return History(*past, masks=copies, events=events)
 
@@ -141,7 +141,7 @@ def train(  # noqa: PLR0913 - one keyword per choice that a recipe makes
     weight_decay: NotNegative = 5e-4,
     schedule: Literal["onecycle", "cosine", "constant"] | Schedule = "onecycle",
     objective: Objective = cross_entropy,
-    hooks: Sequence[Hook | Rewires] = (),
+    hooks: Sequence[Hook | SparseTrainer] = (),
     masks: Masks | None = None,
     validation: Data | None = None,
     seed: Seed = 0,
@@ -171,7 +171,7 @@ def train(  # noqa: PLR0913 - one keyword per choice that a recipe makes
         schedule: ``"onecycle"``, ``"cosine"``, ``"constant"``, or a function from the share of training done to a
             factor on the peak rate.
         objective: a function (model, batch) -> scalar loss.
-        hooks: functions of a :class:`Step`, called in order between backward pass and optimizer; masks that one returns
+        hooks: functions of a :class:`TrainingStep`, called in order between backward pass and optimizer; masks that one returns
             replace all masks. A method that rewires (``SET``, ``RigL``, ``GMP``, ``Synthesis``) is a hook too: it
             begins with its own first masks, or with ``masks`` where they are given.
         masks: parameter name -> bool tensor, True stays; the rest is held at zero, moments included.
@@ -197,8 +197,8 @@ def train(  # noqa: PLR0913 - one keyword per choice that a recipe makes
         per_epoch = _look_over(model, data, validation, objective, place)
         stepper = _optimizer(model, optimizer, lr, momentum, weight_decay)
         given = digest_of({name: masks[name].cpu() for name in sorted(masks)}) if masks else ""
-        taken = tuple(Rewiring(hook) if isinstance(hook, Rewires) else hook for hook in hooks)
-        beginning = [hook for hook in taken if isinstance(hook, Remembers)]
+        taken = tuple(RewiringHook(hook) if isinstance(hook, SparseTrainer) else hook for hook in hooks)
+        beginning = [hook for hook in taken if isinstance(hook, Stateful)]
         if beginning:
             first, steps = _first(data, seed), epochs * per_epoch
             seen = (to_device(first[0], place), masks or {}, seed, steps, per_epoch, validation, place)
@@ -249,7 +249,7 @@ def _first(data: Data, seed: int) -> Batch:
     return next(pairs(data))
 
 
-def _begun(hooks: Sequence[Remembers], setting: Setting) -> Masks:
+def _begun(hooks: Sequence[Stateful], setting: Setting) -> Masks:
     """The masks to begin with, once every hook has said its own."""
     for hook in hooks:
         setting = replace(setting, masks=hook.begin(setting))
@@ -257,7 +257,7 @@ def _begun(hooks: Sequence[Remembers], setting: Setting) -> Masks:
 
 
 def _rewirings(hooks: Sequence[Hook]) -> dict[str, Any]:
-    named = [repr(hook) for hook in hooks if isinstance(hook, Remembers)]
+    named = [repr(hook) for hook in hooks if isinstance(hook, Stateful)]
     return {"rewiring": named} if named else {}
 
 
@@ -290,7 +290,7 @@ def _train_epoch(
 
 
 def _events(hooks: Sequence[Hook]) -> int:
-    return sum(len(hook.events) for hook in hooks if isinstance(hook, Remembers))
+    return sum(len(hook.events) for hook in hooks if isinstance(hook, Stateful))
 
 
 def _random_state(place: torch.device) -> dict[str, Tensor]:
@@ -328,7 +328,7 @@ def _train_step(run: _Run, batch: Batch, number: int, epoch: int, done: float) -
     run.optimizer.zero_grad()
     loss.backward()
     for hook in run.hooks:
-        masks = hook(Step(number, epoch, done, value, batch, run.model, run.optimizer, run.held.masks))
+        masks = hook(TrainingStep(number, epoch, done, value, batch, run.model, run.optimizer, run.held.masks))
         if masks is not None:
             run.held.update(masks)
     run.optimizer.step()
@@ -445,7 +445,7 @@ def _checkpointer(checkpoint: FilePath | None, run: _Run, log: _Log, settings: d
         return lambda: None
     path = Path(checkpoint)
 
-    hooks = [hook for hook in run.hooks if isinstance(hook, Remembers)]
+    hooks = [hook for hook in run.hooks if isinstance(hook, Stateful)]
 
     def save() -> None:
         states = [hook.state() for hook in hooks]
@@ -470,7 +470,7 @@ def _checkpointer(checkpoint: FilePath | None, run: _Run, log: _Log, settings: d
     return save
 
 
-def _require_whole(saved: SavedRun, hooks: Sequence[Remembers], run: _Run) -> None:
+def _require_whole(saved: SavedRun, hooks: Sequence[Stateful], run: _Run) -> None:
     """Raise where the log, the notes of the hooks or the state of chance is not what such a run leaves."""
     curves = under("log", saved.extra)
     lengths = {name: curve.numel() for name, curve in curves.items() if (curve.dtype, curve.ndim) == (torch.float64, 1)}

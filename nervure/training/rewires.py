@@ -15,7 +15,7 @@ from nervure.training.masks import Masks
 
 @final
 @dataclass(frozen=True, slots=True, eq=False)
-class Ground:
+class InitialTopology:
     """Where connections can be.
 
     Attributes:
@@ -35,7 +35,7 @@ class Ground:
 
 @final
 @dataclass(frozen=True, slots=True, eq=False)
-class Moment:
+class UpdateContext:
     """What a method sees at an event.
 
     Attributes:
@@ -67,7 +67,7 @@ class Moment:
 
 @final
 @dataclass(frozen=True, slots=True, eq=False)
-class Change:
+class TopologyUpdate:
     """What a method decides.
 
     Attributes:
@@ -83,7 +83,7 @@ class Change:
 
 @final
 @dataclass(frozen=True, slots=True)
-class Judge:
+class RollbackPolicy:
     """Whether what was done was good: after each event the network trains on, and is judged before the next.
 
     Attributes:
@@ -153,7 +153,7 @@ class Event:
 
 
 @runtime_checkable
-class Rewires(Protocol):
+class SparseTrainer(Protocol):
     """A method that changes masks while a network trains."""
 
     @property
@@ -162,11 +162,11 @@ class Rewires(Protocol):
         ...
 
     @property
-    def judge(self) -> Judge | None:
+    def judge(self) -> RollbackPolicy | None:
         """How its events are judged; None: they are not."""
         ...
 
-    def ground(self, model: nn.Module, example: Any, masks: Masks, seed: int) -> Ground:
+    def ground(self, model: nn.Module, example: Any, masks: Masks, seed: int) -> InitialTopology:
         """Where connections can be, and which are there first: those of ``masks``, or of its own choice."""
         ...
 
@@ -174,7 +174,7 @@ class Rewires(Protocol):
         """Before which steps of a training of so many it changes something, in order."""
         ...
 
-    def rewire(self, moment: Moment) -> Change:
+    def rewire(self, moment: UpdateContext) -> TopologyUpdate:
         """Decide; a pure function."""
         ...
 

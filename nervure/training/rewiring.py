@@ -20,10 +20,10 @@ from nervure.plan import Keep
 from nervure.schema import Count, convert
 from nervure.scores.sites import Site
 from nervure.training.checkpoint import layout, load_optimizer, optimizer_state, under
-from nervure.training.listening import Source, activations, incoming, sources
+from nervure.training.listening import SignalSource, activations, incoming, sources
 from nervure.training.masks import Masks, same_everywhere
-from nervure.training.rewires import Change, Event, Moment, Rewires, Turnover
-from nervure.training.step import Setting, Step
+from nervure.training.rewires import Event, SparseTrainer, TopologyUpdate, Turnover, UpdateContext
+from nervure.training.step import Setting, TrainingStep
 
 FOREVER = 1 << 30
 """Events since a connection grew that was there from the start."""
@@ -48,18 +48,18 @@ class _Notes:
 
 
 @final
-class Rewiring:
+class RewiringHook:
     """A hook for :func:`nervure.train` that lets a method rewire the network.
 
     ``train(..., hooks=[RigL(density=0.1)])`` makes one by itself; make it yourself to keep a log on disk.
 
     Args:
-        method: ``SET``, ``RigL``, ``GMP``, ``Synthesis``, or anything else that :class:`Rewires`.
+        method: ``SET``, ``RigL``, ``GMP``, ``Synthesis``, or anything else that :class:`SparseTrainer`.
         log: a file of JSON lines, one for each event, written as they happen (by the first process of several).
     """
 
-    def __init__(self, method: Rewires, *, log: str | os.PathLike[str] | None = None) -> None:
-        if isinstance(method, type) or not isinstance(method, Rewires):
+    def __init__(self, method: SparseTrainer, *, log: str | os.PathLike[str] | None = None) -> None:
+        if isinstance(method, type) or not isinstance(method, SparseTrainer):
             raise ArgumentError(f"method={method!r} does not rewire. Give one like RigL(density=0.1), called.")
         self.method = method
         self._log = None if log is None else Path(log)
@@ -87,7 +87,7 @@ class Rewiring:
         return dict(self._masks)
 
     def begin(self, setting: Setting) -> Masks:
-        """Find the ground and the first masks; see :class:`nervure.training.step.Remembers`.
+        """Find the ground and the first masks; see :class:`nervure.training.step.Stateful`.
 
         Raises:
             ArgumentError: the events do not fit into the training, masks that were given hold more or fewer weights
@@ -124,7 +124,7 @@ class Rewiring:
         self._note("start", -1, 0, 0, {n: (0, 0) for n in self._masks})
         return {**setting.masks, **self._masks}
 
-    def __call__(self, step: Step) -> Masks | None:
+    def __call__(self, step: TrainingStep) -> Masks | None:
         """Do what is due before this step; None where nothing is.
 
         Raises:
@@ -196,10 +196,10 @@ class Rewiring:
         if there != here or (before and before != snapshot):
             raise FileError("the checkpoint is damaged: its rewiring is of other tensors. Delete it to begin anew.")
 
-    def _all(self, step: Step) -> Masks:
+    def _all(self, step: TrainingStep) -> Masks:
         return {**step.masks, **self._masks}
 
-    def _require_order(self, step: Step) -> None:
+    def _require_order(self, step: TrainingStep) -> None:
         if not self._began:
             raise ArgumentError(
                 "this hook was called before its training began. Give it to train(hooks=[...]), or call begin() first."
@@ -225,7 +225,7 @@ class Rewiring:
         gap = self._table[-1] - self._table[-2] if len(self._table) > 1 else self._table[-1]
         return (*self._table, self._table[-1] + max(gap, 1))
 
-    def _undone(self, step: Step, seen: Quality) -> bool:
+    def _undone(self, step: TrainingStep, seen: Quality) -> bool:
         """Judge the event before; whether it was undone. Patience may end here, and a last look is noted."""
         judge, before = self.method.judge, self._before
         assert judge is not None
@@ -251,7 +251,7 @@ class Rewiring:
             self._done += 1
         return undo
 
-    def _rewire(self, step: Step, seen: Quality | None) -> None:
+    def _rewire(self, step: TrainingStep, seen: Quality | None) -> None:
         judge = self.method.judge
         if judge is not None and judge.undo:
             self._remember(step)
@@ -264,14 +264,14 @@ class Rewiring:
         self._note("rewire", self._done, step.number, step.epoch, changed, step.loss, seen)
         self._done += 1
 
-    def _moment(self, step: Step) -> Moment:
+    def _moment(self, step: TrainingStep) -> UpdateContext:
         parameters = dict(step.model.named_parameters())
         heard = {}
         if "activations" in self.method.hears:
             heard = _average(activations(step.model, step.batch[0], self._sheets))
         sites = [self._site(parameters[name], name, heard.get(name)) for name in self._sheets]
         strengths = {site.name.removeprefix(self._prefix): site.strength().sum(1) for site in sites}
-        return Moment(
+        return UpdateContext(
             number=self._done,
             events=len(self._table),
             step=step.number,
@@ -301,7 +301,7 @@ class Rewiring:
         )
 
     @torch.no_grad()
-    def _change(self, parameter: Tensor, optimizer: Any, name: str, change: Change) -> tuple[int, int]:
+    def _change(self, parameter: Tensor, optimizer: Any, name: str, change: TopologyUpdate) -> tuple[int, int]:
         """Make it so for one tensor: what goes and what comes is zero without moments. How many went and came."""
         sheet, was = self._sheets[name], self._masks[name].cpu()
         kept, now = (sheet.back(of[name], was.shape).contiguous() for of in (change.kept, change.masks))
@@ -317,7 +317,7 @@ class Rewiring:
         self._masks[name] = now.to(parameter.device)
         return int(gone.sum()), int(come.sum())
 
-    def _remember(self, step: Step) -> None:
+    def _remember(self, step: TrainingStep) -> None:
         tensors, self._plain = optimizer_state(step.optimizer)
         self._snapshot.clear()
         self._snapshot |= {f"model.{n}": t.detach().clone() for n, t in step.model.state_dict().items()}
@@ -325,7 +325,7 @@ class Rewiring:
         self._snapshot |= {f"mask.{n}": m.clone() for n, m in self._masks.items()}
         self._snapshot |= {f"age.{n}": a.clone() for n, a in self._ages.items()}
 
-    def _go_back(self, step: Step) -> dict[str, tuple[int, int]]:
+    def _go_back(self, step: TrainingStep) -> dict[str, tuple[int, int]]:
         kept = {
             kind: {n.removeprefix(f"{kind}."): t for n, t in self._snapshot.items() if n.startswith(f"{kind}.")}
             for kind in ("model", "optimizer", "mask", "age")
@@ -375,7 +375,7 @@ WORDS: Mapping[str, str] = {
 }
 
 
-def _with_incoming(site: Site, behind: tuple[Source, ...], strengths: Mapping[str, Tensor]) -> Site:
+def _with_incoming(site: Site, behind: tuple[SignalSource, ...], strengths: Mapping[str, Tensor]) -> Site:
     return replace(site, incoming=incoming(site, behind, strengths))
 
 

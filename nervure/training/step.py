@@ -14,7 +14,7 @@ from nervure.training.masks import Masks
 
 @final
 @dataclass(frozen=True, slots=True, eq=False)
-class Step:
+class TrainingStep:
     """What a hook sees: gradients are there, the optimizer has not moved yet.
 
     Attributes:
@@ -38,7 +38,7 @@ class Step:
     masks: Masks
 
 
-Hook: TypeAlias = Callable[[Step], Masks | None]
+Hook: TypeAlias = Callable[[TrainingStep], Masks | None]
 
 
 @final
@@ -70,7 +70,7 @@ class Setting:
 
 
 @runtime_checkable
-class Remembers(Protocol):
+class Stateful(Protocol):
     """A hook that begins with the training, decides its first masks, and goes on from a checkpoint."""
 
     @property
@@ -90,6 +90,6 @@ class Remembers(Protocol):
         """Go on from what :meth:`state` gave, after :meth:`begin`; FileError where it is of another training."""
         ...
 
-    def __call__(self, step: Step) -> Masks | None:
+    def __call__(self, step: TrainingStep) -> Masks | None:
         """New masks, all of them, or None."""
         ...

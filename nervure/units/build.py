@@ -11,8 +11,8 @@ from nervure.graph.example import evaluating, is_weightless, placed_like, unwrap
 from nervure.graph.modes import leave_modes
 from nervure.graph.tape import Tape, named_tensors, record
 from nervure.graph.trace import check_weights
-from nervure.units.carry import Carrier
-from nervure.units.circuit import Circuit
+from nervure.units.carry import Propagator
+from nervure.units.circuit import NeuronGraph
 from nervure.units.rules import RULES, otherwise
 from nervure.units.statics import Statics
 from nervure.units.strength import Strength
@@ -26,7 +26,7 @@ def draw_circuit(
     masks: Mapping[str, Tensor] | None = None,
     strength: Strength = "l2",
     links: frozenset[str] = frozenset(),
-) -> Circuit:
+) -> NeuronGraph:
     """Run ``model`` once on ``example`` and find which unit hears which, and how strongly.
 
     Args:
@@ -65,8 +65,8 @@ def _mask_tensors(tensors: Mapping[str, Tensor], masks: Mapping[str, Tensor]) ->
     return {**tensors, **kept}
 
 
-def _propagate(tape: Tape, statics: Statics, strength: Strength, ways: Mapping[int, str]) -> Carrier:
-    carrier = Carrier(tape, statics, strength)
+def _propagate(tape: Tape, statics: Statics, strength: Strength, ways: Mapping[int, str]) -> Propagator:
+    carrier = Propagator(tape, statics, strength)
     for number, way in ways.items():
         carrier.give(number, way)
     carrier.run(RULES, otherwise)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nervure._extras import require_extra
 from nervure.graph.tape import Entry, Ref, Tape, WriteBack, refs_in
-from nervure.units.circuit import Bundle, Circuit, Floats, Ints, Kind, Stage, Use
+from nervure.units.circuit import EdgeSet, Floats, Ints, Kind, NeuronGraph, NodeSet, WeightUse
 from nervure.units.nodes import NONE, align_rank, as_one, distinct, rows_of, shrink_constant, tensor
 from nervure.units.statics import Statics
 from nervure.units.strength import Strength, finish, fold_columns, terms
@@ -19,7 +19,7 @@ ROWS = 64
 """More different places than this that a weight reads one by one are taken together."""
 SPARSE = 0.25
 """Below this share of edges a matrix is kept as a sparse one."""
-Rule: TypeAlias = Callable[["Carrier", Entry], Sequence[Tensor | None]]
+Rule: TypeAlias = Callable[["Propagator", Entry], Sequence[Tensor | None]]
 
 
 class Weight:
@@ -37,7 +37,7 @@ class Weight:
 
 
 @dataclass(slots=True)
-class Given:
+class BoundArguments:
     """An input of the model: its nodes, its shape, and how they were laid over it."""
 
     start: int
@@ -49,17 +49,17 @@ class Given:
 
 
 @dataclass(slots=True)
-class Carrier:
+class Propagator:
     """State of a pass: the numbers over every value so far, and the circuit as far as it is known."""
 
     tape: Tape
     statics: Statics
     strength: Strength
     nodes: dict[int, Tensor] = field(default_factory=dict)
-    stages: list[Stage] = field(default_factory=list)
-    bundles: list[Bundle] = field(default_factory=list)
-    uses: list[Use] = field(default_factory=list)
-    given: list[Given] = field(default_factory=list)
+    stages: list[NodeSet] = field(default_factory=list)
+    bundles: list[EdgeSet] = field(default_factory=list)
+    uses: list[WeightUse] = field(default_factory=list)
+    given: list[BoundArguments] = field(default_factory=list)
     members: dict[int, Ints] = field(default_factory=dict)
     """For nodes that are statistics over units (a mean over channels) those units."""
     notes: dict[str, None] = field(default_factory=dict)
@@ -117,7 +117,7 @@ class Carrier:
             base = f"{base}.{entry.name.strip('_')}"
         number = self._names[base] = self._names.get(base, 0) + 1
         start, self._count = self._count, self._count + size
-        self.stages.append(Stage(base if number == 1 else f"{base}#{number}", start, size, kind))
+        self.stages.append(NodeSet(base if number == 1 else f"{base}#{number}", start, size, kind))
         return start
 
     def give(self, number: int, way: str) -> None:
@@ -135,7 +135,7 @@ class Carrier:
             numbers = numbers.reshape(1, *shape[1:])
         else:
             numbers = numbers.reshape([size if a == axis else 1 for a in range(len(shape))])
-        self.given.append(Given(start, size, shape, way))
+        self.given.append(BoundArguments(start, size, shape, way))
         self.nodes[number] = shrink_constant(numbers)
 
     def meet(self, left: Tensor, right: Tensor, kind: Kind) -> Tensor:
@@ -201,7 +201,7 @@ class Carrier:
         rows, row = np.unique(targets, return_inverse=True)
         data = np.ones(len(sources)) if values is None else values
         matrix = sparse.csr_matrix((data, (row, column)), shape=(len(rows), len(columns)))
-        self.bundles.append(Bundle(columns, rows, matrix, kind))
+        self.bundles.append(EdgeSet(columns, rows, matrix, kind))
 
     # -- weights ------------------------------------------------------------------------------------------------
 
@@ -249,8 +249,8 @@ class Carrier:
         matrix = self._matrices.get(key) if weight.name else None
         if matrix is None:
             matrix = self._matrices[key] = _matrix(weight, place, len(columns), self.strength)
-        self.bundles.append(Bundle(columns, outputs, matrix, "weight"))
-        self.uses.append(Use(weight.name, weight.values, weight.groups, inputs, outputs, len(self.stages) - 1))
+        self.bundles.append(EdgeSet(columns, outputs, matrix, "weight"))
+        self.uses.append(WeightUse(weight.name, weight.values, weight.groups, inputs, outputs, len(self.stages) - 1))
         return outputs
 
     def _spread(self, nodes: Ints, weight: Weight) -> Ints:
@@ -263,7 +263,7 @@ class Carrier:
         value = finish(whole, np.full_like(whole, weight.values.numel()), self.strength)
         self._edges(nodes[there], out[there], "weight", np.full(int(there.sum()), value[0, 0]))
         self.uses += [
-            Use(
+            WeightUse(
                 weight.name,
                 weight.values,
                 1,
@@ -302,12 +302,12 @@ class Carrier:
         part.copy_(align_rank(self.of(entry.value), part.dim()).expand(part.shape))
         return whole
 
-    def circuit(self, links: frozenset[str]) -> Circuit:
+    def circuit(self, links: frozenset[str]) -> NeuronGraph:
         """What was found."""
         out = [self.nodes[n].reshape(-1) for n in self.tape.outputs if n in self.nodes]
         outputs = np.unique(torch.cat(out).numpy()) if out else np.zeros(0, dtype=np.int64)
         inputs = np.concatenate([np.arange(g.start, g.start + g.size) for g in self.given] or [np.zeros(0, np.int64)])
-        return Circuit(
+        return NeuronGraph(
             tuple(self.stages),
             tuple(self.bundles),
             tuple(self.uses),
@@ -342,6 +342,6 @@ def _matrix(weight: Weight, place: Ints, size: int, strength: Strength) -> Any:
     return summed
 
 
-def value_of(carrier: Carrier, argument: Any) -> Any:
+def value_of(carrier: Propagator, argument: Any) -> Any:
     """A constant argument's contents."""
     return carrier.statics.value(argument) if isinstance(argument, Ref) else argument

@@ -16,7 +16,7 @@ Flags: TypeAlias = np.ndarray[Any, np.dtype[np.bool_]]
 
 @final
 @dataclass(frozen=True, slots=True)
-class Stage:
+class NodeSet:
     """Units made together: nodes ``start`` to ``start + size``.
 
     Attributes:
@@ -39,7 +39,7 @@ class Stage:
 
 @final
 @dataclass(frozen=True, slots=True, eq=False)
-class Bundle:
+class EdgeSet:
     """Edges made by one operation.
 
     Attributes:
@@ -71,7 +71,7 @@ class Bundle:
 
 @final
 @dataclass(frozen=True, slots=True, eq=False)
-class Use:
+class WeightUse:
     """One reading of a weight: which node stands at each input, which at each output.
 
     Attributes:
@@ -93,7 +93,7 @@ class Use:
 
 @final
 @dataclass(frozen=True, eq=False)
-class Circuit:
+class NeuronGraph:
     """Nodes and edges, in running order: every edge leads from a lower number to a higher one.
 
     Attributes:
@@ -106,9 +106,9 @@ class Circuit:
         notes: operators that are taken to join everything they are given, since nervure does not know them.
     """
 
-    stages: tuple[Stage, ...]
-    bundles: tuple[Bundle, ...]
-    uses: tuple[Use, ...]
+    stages: tuple[NodeSet, ...]
+    bundles: tuple[EdgeSet, ...]
+    uses: tuple[WeightUse, ...]
     inputs: Ints
     outputs: Ints
     links: frozenset[str] = frozenset()

@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias, final
 import numpy as np
 
 from nervure._extras import require_extra
-from nervure.units.circuit import Bundle, Circuit, Floats, Ints
+from nervure.units.circuit import EdgeSet, Floats, Ints, NeuronGraph
 
 Normalize: TypeAlias = Literal["none", "meandeg", "sym"]
 DENSE = 400
@@ -30,7 +30,7 @@ STEPS = 512
 """Vectors of a Krylov space at most; where that is not enough, time is gone through in parts."""
 
 
-class Block(NamedTuple):
+class LaplacianBlock(NamedTuple):
     """Edges between ``rows`` and ``columns``, by the strengths in ``matrix``; ``plain``: no node is there twice."""
 
     rows: Ints
@@ -41,7 +41,7 @@ class Block(NamedTuple):
 
 @final
 @dataclass(frozen=True, eq=False)
-class Mesh:
+class Laplacian:
     """The undirected graph of a circuit.
 
     What is only added to something is one node with the sum: the output of a convolution before a shortcut is added to
@@ -56,19 +56,19 @@ class Mesh:
     """
 
     whole: Ints
-    blocks: tuple[Block, ...]
+    blocks: tuple[LaplacianBlock, ...]
     sources: Floats
     normalize: Normalize = "none"
 
     @staticmethod
-    def of(circuit: Circuit, normalize: Normalize = "none") -> "Mesh":
+    def of(circuit: NeuronGraph, normalize: Normalize = "none") -> "Laplacian":
         """The undirected graph of ``circuit``; raises MissingExtraError without scipy."""
         whole = wholes(circuit)
         nodes, number = np.unique(whole, return_inverse=True)
         blocks = tuple(_block(bundle, number, whole) for bundle in circuit.bundles)
         sources = np.zeros(len(nodes))
         sources[number[circuit.inputs]] = 1.0
-        return Mesh(whole, blocks, sources, normalize)
+        return Laplacian(whole, blocks, sources, normalize)
 
     @cached_property
     def nodes(self) -> Ints:
@@ -232,7 +232,7 @@ def _components(size: int, pairs: Iterable[tuple[Ints, Ints]]) -> Ints:
     return labels
 
 
-def wholes(circuit: Circuit) -> Ints:
+def wholes(circuit: NeuronGraph) -> Ints:
     """For each node of a circuit the first of those that are one with it. Shape [nodes of the circuit]."""
     readers = np.zeros(circuit.size, dtype=np.int64)
     for bundle in circuit.bundles:
@@ -245,7 +245,7 @@ def wholes(circuit: Circuit) -> Ints:
     return first[labels]
 
 
-def _block(bundle: Bundle, number: Ints, whole: Ints) -> Block:
+def _block(bundle: EdgeSet, number: Ints, whole: Ints) -> LaplacianBlock:
     """The edges of a bundle between other nodes than one and the same."""
     matrix = bundle.matrix
     if bundle.kind == "sum":
@@ -255,10 +255,10 @@ def _block(bundle: Bundle, number: Ints, whole: Ints) -> Block:
         matrix = _scipy("scipy.sparse").csr_matrix((matrix.data[other], at), shape=matrix.shape)
     rows, columns = number[bundle.targets], number[bundle.sources]
     plain = all(len(np.unique(side)) == len(side) for side in (rows, columns))
-    return Block(rows, columns, matrix, plain)
+    return LaplacianBlock(rows, columns, matrix, plain)
 
 
-def _ties(block: Block) -> Iterator[tuple[Ints, Ints]]:
+def _ties(block: LaplacianBlock) -> Iterator[tuple[Ints, Ints]]:
     """Edges that connect what a block connects; few where a row has edges to all columns, as in dense layers."""
     rows, columns, matrix, _ = block
     if isinstance(matrix, np.ndarray):

@@ -6,11 +6,11 @@ from typing import Any, final
 
 import numpy as np
 
-from nervure.units.circuit import Circuit, Flags, Floats, Use
+from nervure.units.circuit import Flags, Floats, NeuronGraph, WeightUse
 from nervure.units.strength import CHUNK
 
 
-def heard(circuit: Circuit) -> Flags:
+def heard(circuit: NeuronGraph) -> Flags:
     """For each node whether a path leads to it from an input. Shape [nodes]."""
     found = np.zeros(circuit.size)
     found[circuit.inputs] = 1.0
@@ -19,7 +19,7 @@ def heard(circuit: Circuit) -> Flags:
     return found > 0
 
 
-def read(circuit: Circuit) -> Flags:
+def read(circuit: NeuronGraph) -> Flags:
     """For each node whether a path leads from it to an output. Shape [nodes]."""
     found = np.zeros(circuit.size)
     found[circuit.outputs] = 1.0
@@ -49,7 +49,7 @@ class Mass:
         return self.arrived + self.left
 
 
-def masses(circuit: Circuit) -> Mass:
+def masses(circuit: NeuronGraph) -> Mass:
     """Path masses of all nodes; logarithms, since they grow and shrink with depth beyond any floating-point range."""
     arrived, left = (np.full(circuit.size, -np.inf) for _ in range(2))
     arrived[circuit.inputs] = left[circuit.outputs] = 0.0
@@ -77,7 +77,7 @@ def log_sum(logs: Floats) -> float:
 
 @final
 @dataclass(frozen=True, slots=True)
-class Census:
+class LayerCounts:
     """The weights of one tensor, counted.
 
     Attributes:
@@ -95,16 +95,16 @@ class Census:
     stages: tuple[int, ...]
 
 
-def census(circuit: Circuit, is_heard: Flags, is_read: Flags) -> tuple[Census, ...]:
+def census(circuit: NeuronGraph, is_heard: Flags, is_read: Flags) -> tuple[LayerCounts, ...]:
     """Count the weights of every tensor; one that is read several times is live where any reading is."""
-    families: dict[tuple[str, tuple[int, ...], int], list[Use]] = {}
+    families: dict[tuple[str, tuple[int, ...], int], list[WeightUse]] = {}
     for use in circuit.uses:
         if use.tensor:
             families.setdefault((use.tensor, tuple(use.weight.shape), use.groups), []).append(use)
     return tuple(_count_layer(name, uses, is_heard, is_read) for (name, *_), uses in families.items())
 
 
-def _count_layer(name: str, uses: Sequence[Use], is_heard: Flags, is_read: Flags) -> Census:
+def _count_layer(name: str, uses: Sequence[WeightUse], is_heard: Flags, is_read: Flags) -> LayerCounts:
     weight = uses[0].weight
     rows, columns, kernel = weight.shape
     connections = live = 0
@@ -116,10 +116,10 @@ def _count_layer(name: str, uses: Sequence[Use], is_heard: Flags, is_read: Flags
             alive |= _alive(use, slice(first, first + len(there)), is_heard, is_read)
         connections += int(there.sum())
         live += int(there[alive].sum())
-    return Census(name, weight.numel(), connections, live, tuple(dict.fromkeys(use.stage for use in uses)))
+    return LayerCounts(name, weight.numel(), connections, live, tuple(dict.fromkeys(use.stage for use in uses)))
 
 
-def _alive(use: Use, part: slice, is_heard: Flags, is_read: Flags) -> Flags:
+def _alive(use: WeightUse, part: slice, is_heard: Flags, is_read: Flags) -> Flags:
     """Which places of some rows of a weight join a unit that hears an input to one that an output hears."""
     below = np.where(use.inputs >= 0, is_heard[use.inputs], False).reshape(use.groups, -1)
     above = np.where(use.outputs >= 0, is_read[use.outputs], False)
@@ -128,7 +128,7 @@ def _alive(use: Use, part: slice, is_heard: Flags, is_read: Flags) -> Flags:
     return found
 
 
-def carried_heat(circuit: Circuit) -> Floats:
+def carried_heat(circuit: NeuronGraph) -> Floats:
     """The heat that has come through each node when inputs began with 1 and heat moves along the edges only.
 
     A node hands all that it gets to its targets, in proportion to the strengths of its edges; what has nowhere to go

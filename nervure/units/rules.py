@@ -10,13 +10,13 @@ from torch import Tensor
 from nervure.graph.flow import argument
 from nervure.graph.rules.names import BATCH_NORMS, FOURIER, LIKE, NEW, TOLD
 from nervure.graph.tape import Entry, Ref, refs_in
-from nervure.units.carry import Carrier, Rule, Weight
+from nervure.units.carry import Propagator, Rule, Weight
 from nervure.units.nodes import align_rank, fits, rows_of
 
 Nodes = list[Tensor | None]
 
 
-def otherwise(carrier: Carrier, entry: Entry) -> Nodes:
+def otherwise(carrier: Propagator, entry: Entry) -> Nodes:
     """Element by element where shapes say so, place by place where ranks do; else all is taken to meet all."""
     active = carrier.active(entry)
     first = carrier.shape(entry.outs[0]) if entry.outs else ()
@@ -42,12 +42,12 @@ SUMS = frozenset({"add", "sub", "rsub", "lerp", "add_relu"})
 # -- movers: the same move is made with the numbers ----------------------------------------------------------------
 
 
-def move(carrier: Carrier, entry: Entry) -> Nodes:
+def move(carrier: Propagator, entry: Entry) -> Nodes:
     """Run the operator on the numbers. They are shifted by one: what is filled with zeros is constant."""
     return _run(carrier, entry, carrier.full)
 
 
-def _run(carrier: Carrier, entry: Entry, numbers: Callable[[Ref], Tensor]) -> Nodes:
+def _run(carrier: Propagator, entry: Entry, numbers: Callable[[Ref], Tensor]) -> Nodes:
     def bind(value: Any, position: int | None) -> Any:
         if isinstance(value, Ref):
             is_moved = value.id in carrier.nodes or carrier.tape.values[value.id].dtype.is_floating_point
@@ -62,7 +62,7 @@ def _run(carrier: Carrier, entry: Entry, numbers: Callable[[Ref], Tensor]) -> No
 def along(position: int) -> Rule:
     """Movers along one axis, argument number ``position``: axes where all is constant are left out."""
 
-    def rule(carrier: Carrier, entry: Entry) -> Nodes:
+    def rule(carrier: Propagator, entry: Entry) -> Nodes:
         refs = [r for r in refs_in(entry.args[:1])]
         rank = len(carrier.shape(refs[0]))
         axis = argument(entry, position, "dim", 0) % max(1, rank)
@@ -76,7 +76,7 @@ def along(position: int) -> Rule:
     return rule
 
 
-def pick(carrier: Carrier, entry: Entry) -> Nodes:
+def pick(carrier: Propagator, entry: Entry) -> Nodes:
     """``x[i]``: rows of a table where an input chooses them; elements moved where the places are known."""
     table = entry.args[0]
     chosen = [r for r in refs_in((*entry.args[1:], *entry.kwargs.values())) if r.id in carrier.nodes]
@@ -87,7 +87,7 @@ def pick(carrier: Carrier, entry: Entry) -> Nodes:
     return _route(carrier, entry) or otherwise(carrier, entry)
 
 
-def _route(carrier: Carrier, entry: Entry) -> Nodes | None:
+def _route(carrier: Propagator, entry: Entry) -> Nodes | None:
     """Rows of an activation that an input chooses, as experts do: along the other axes units stay what they are."""
     nodes, shape = carrier.of(entry.args[0]), carrier.shape(entry.outs[0])
     indices = entry.args[1] if entry.name == "index" else (None,)
@@ -97,7 +97,7 @@ def _route(carrier: Carrier, entry: Entry) -> Nodes | None:
     return [align_rank(nodes[(0,) * leading], len(shape))]
 
 
-def stack(carrier: Carrier, entry: Entry) -> Nodes:
+def stack(carrier: Propagator, entry: Entry) -> Nodes:
     """Concatenate along a new axis: only there do the parts differ."""
     parts = [carrier.of(r) for r in entry.args[0]]
     rank = parts[0].dim() + 1
@@ -106,17 +106,17 @@ def stack(carrier: Carrier, entry: Entry) -> Nodes:
     return [torch.stack([p.expand(shapes) for p in parts], axis)]
 
 
-def reorder(carrier: Carrier, entry: Entry) -> Nodes:
+def reorder(carrier: Propagator, entry: Entry) -> Nodes:
     """Axes swapped or permuted: numbers of size 1 along some are as good."""
     return [entry.op(carrier.of(entry.args[0]), *entry.args[1:], **entry.kwargs)]
 
 
-def expand(carrier: Carrier, entry: Entry) -> Nodes:
+def expand(carrier: Propagator, entry: Entry) -> Nodes:
     """Broadcast: nothing changes but the shape."""
     return [align_rank(carrier.of(entry.args[0]), len(carrier.shape(entry.outs[0])))]
 
 
-def reshape(carrier: Carrier, entry: Entry) -> Nodes:
+def reshape(carrier: Propagator, entry: Entry) -> Nodes:
     """Any change of shape in the same order."""
     nodes, shape = carrier.of(entry.args[0]), carrier.shape(entry.outs[0])
     if nodes.numel() == 1:
@@ -124,23 +124,23 @@ def reshape(carrier: Carrier, entry: Entry) -> Nodes:
     return [carrier.full(entry.args[0]).reshape(shape)]
 
 
-def pad(carrier: Carrier, entry: Entry) -> Nodes:
+def pad(carrier: Propagator, entry: Entry) -> Nodes:
     """Constant padding: what is added is constant."""
     nodes = carrier.full(entry.args[0]) + 1
     return [torch.constant_pad_nd(nodes, list(entry.args[1])) - 1]
 
 
-def pair_up(carrier: Carrier, entry: Entry) -> Nodes:
+def pair_up(carrier: Propagator, entry: Entry) -> Nodes:
     """Pairs along the last axis become one number."""
     return [carrier.mix(carrier.of(entry.args[0]), [-1]).squeeze(-1)]
 
 
-def unpair(carrier: Carrier, entry: Entry) -> Nodes:
+def unpair(carrier: Propagator, entry: Entry) -> Nodes:
     """One number becomes a pair along a new last axis."""
     return [carrier.of(entry.args[0]).unsqueeze(-1)]
 
 
-def put(carrier: Carrier, entry: Entry) -> Nodes:
+def put(carrier: Propagator, entry: Entry) -> Nodes:
     """Values added or copied to places of a tensor: units of the axes that both share, taken together."""
     shape = carrier.shape(entry.outs[0])
     active = [
@@ -168,7 +168,7 @@ def _axes(entry: Entry, rank: int) -> list[int]:
     return [a % max(1, rank) for a in (axes if isinstance(axes, tuple) else (axes,))]
 
 
-def reduce_axes(carrier: Carrier, entry: Entry) -> Nodes:
+def reduce_axes(carrier: Propagator, entry: Entry) -> Nodes:
     """A sum, a mean, a largest element: over axes of units a new one that hears them all."""
     nodes = carrier.of(entry.args[0])
     if not nodes.dim() or len(carrier.active(entry)) > 1:
@@ -180,7 +180,7 @@ def reduce_axes(carrier: Carrier, entry: Entry) -> Nodes:
     return [found if fits(found, carrier.shape(ref)) else None for ref in entry.outs]
 
 
-def along_axis(carrier: Carrier, entry: Entry) -> Nodes:
+def along_axis(carrier: Propagator, entry: Entry) -> Nodes:
     """Transforms and sorting along an axis: over units, all of them meet."""
     nodes = carrier.of(entry.args[0])
     if not nodes.dim():
@@ -189,7 +189,7 @@ def along_axis(carrier: Carrier, entry: Entry) -> Nodes:
     return [found if len(carrier.shape(ref)) == found.dim() else None for ref in entry.outs]
 
 
-def normalise(carrier: Carrier, entry: Entry) -> Nodes:
+def normalise(carrier: Propagator, entry: Entry) -> Nodes:
     """Norms: every unit passes; that its statistics hear others connects nothing."""
     nodes = carrier.of(entry.args[0])
     return [nodes, *[None for _ in entry.outs[1:]]]
@@ -198,23 +198,23 @@ def normalise(carrier: Carrier, entry: Entry) -> Nodes:
 # -- contractions ----------------------------------------------------------------------------------------------------
 
 
-def _weight(carrier: Carrier, ref: Ref, values: Tensor, groups: int = 1) -> Weight:
+def _weight(carrier: Propagator, ref: Ref, values: Tensor, groups: int = 1) -> Weight:
     return Weight(carrier.statics.name(ref), values, groups)
 
 
-def _read_last(carrier: Carrier, nodes: Tensor, weight: Weight) -> Tensor:
+def _read_last(carrier: Propagator, nodes: Tensor, weight: Weight) -> Tensor:
     """A weight reads the last axis."""
     rows, places = rows_of(nodes, [nodes.dim() - 1])
     return carrier.contract(rows, weight).reshape(*places, -1)
 
 
-def _plus(carrier: Carrier, nodes: Tensor, other: Any) -> Tensor:
+def _plus(carrier: Propagator, nodes: Tensor, other: Any) -> Tensor:
     if not isinstance(other, Ref) or other.id not in carrier.nodes:
         return nodes
     return carrier.meet(nodes, align_rank(carrier.of(other), nodes.dim()), "sum")
 
 
-def linear(carrier: Carrier, entry: Entry) -> Nodes:
+def linear(carrier: Propagator, entry: Entry) -> Nodes:
     """``x @ weight.T + bias`` over the last axis."""
     x, w = entry.args[:2]
     if w.id in carrier.nodes:
@@ -224,7 +224,7 @@ def linear(carrier: Carrier, entry: Entry) -> Nodes:
     return [_plus(carrier, product, argument(entry, 2, "bias"))]
 
 
-def _product(carrier: Carrier, left: Ref, right: Ref) -> Tensor:
+def _product(carrier: Propagator, left: Ref, right: Ref) -> Tensor:
     a, b = carrier.of(left), carrier.of(right)
     if right.id not in carrier.nodes:
         return _times(carrier, a, right, carrier.statics.value(right).transpose(-1, -2))
@@ -234,7 +234,7 @@ def _product(carrier: Carrier, left: Ref, right: Ref) -> Tensor:
     return _two(carrier, a, b)
 
 
-def _times(carrier: Carrier, nodes: Tensor, ref: Ref, values: Tensor) -> Tensor:
+def _times(carrier: Propagator, nodes: Tensor, ref: Ref, values: Tensor) -> Tensor:
     """A constant matrix [(batch,) outputs, inputs] reads the last axis, one for each batch where they differ."""
     if values.dim() == 3 and (values.shape[0] == 1 or values.stride(0) == 0):
         values = values[0]
@@ -250,17 +250,17 @@ def _times(carrier: Carrier, nodes: Tensor, ref: Ref, values: Tensor) -> Tensor:
     return torch.cat([r.expand(shape) for r in read])
 
 
-def _two(carrier: Carrier, a: Tensor, b: Tensor) -> Tensor:
+def _two(carrier: Propagator, a: Tensor, b: Tensor) -> Tensor:
     """Two activations multiplied and summed: each place hears all that it is made of."""
     return carrier.meet(carrier.mix(a, [-1]), carrier.mix(b, [-2]), "mix")
 
 
-def mm(carrier: Carrier, entry: Entry) -> Nodes:
+def mm(carrier: Propagator, entry: Entry) -> Nodes:
     """``a @ b`` of matrices or batches of matrices."""
     return [_product(carrier, *entry.args[:2])]
 
 
-def addmm(carrier: Carrier, entry: Entry) -> Nodes:
+def addmm(carrier: Propagator, entry: Entry) -> Nodes:
     """``c + a @ b``."""
     c, a, b = entry.args[:3]
     if a.id not in carrier.nodes and b.id not in carrier.nodes:
@@ -268,7 +268,7 @@ def addmm(carrier: Carrier, entry: Entry) -> Nodes:
     return [_plus(carrier, _product(carrier, a, b), c)]
 
 
-def mv(carrier: Carrier, entry: Entry) -> Nodes:
+def mv(carrier: Propagator, entry: Entry) -> Nodes:
     """Matrix times vector, or the inner product of two vectors."""
     a, b = entry.args[:2]
     if b.id in carrier.nodes and a.id not in carrier.nodes and len(carrier.shape(a)) == 2:
@@ -279,7 +279,7 @@ def mv(carrier: Carrier, entry: Entry) -> Nodes:
     return carrier.hub(entry)
 
 
-def grouped_mm(carrier: Carrier, entry: Entry) -> Nodes:
+def grouped_mm(carrier: Propagator, entry: Entry) -> Nodes:
     """Rows, each by its expert's matrix: the experts [experts, in, out] are as one kernel, since inputs choose them."""
     x, w = entry.args[:2]
     if x.id not in carrier.nodes or w.id in carrier.nodes or len(carrier.shape(w)) != 3:
@@ -287,7 +287,7 @@ def grouped_mm(carrier: Carrier, entry: Entry) -> Nodes:
     return [_read_last(carrier, carrier.of(x), _weight(carrier, w, carrier.statics.value(w).permute(2, 1, 0)))]
 
 
-def convolution(carrier: Carrier, entry: Entry) -> Nodes:
+def convolution(carrier: Propagator, entry: Entry) -> Nodes:
     """Convolution and transposed convolution in any number of dimensions, grouped or not."""
     x, w = entry.args[:2]
     if w.id in carrier.nodes:
@@ -305,7 +305,7 @@ def convolution(carrier: Carrier, entry: Entry) -> Nodes:
     return [_read_last(carrier, nodes.movedim(1, -1), read).movedim(-1, 1)]
 
 
-def attention(carrier: Carrier, entry: Entry) -> Nodes:
+def attention(carrier: Propagator, entry: Entry) -> Nodes:
     """Scaled-dot-product kernels: every query and key of a head decides on all of its output, values pass by index."""
     q, k, v = (carrier.of(r) for r in entry.args[:3])
     heads = carrier.shape(entry.args[0])[-3] if q.dim() > 3 else 1
@@ -324,7 +324,7 @@ def _repeat_heads(nodes: Tensor, heads: int) -> Tensor:
     return nodes if own in (1, heads) else nodes.repeat_interleave(heads // own, -3)
 
 
-def embedding(carrier: Carrier, entry: Entry) -> Nodes:
+def embedding(carrier: Propagator, entry: Entry) -> Nodes:
     """Rows of a table, looked up by an input."""
     table, index = entry.args[:2]
     if table.id in carrier.nodes or index.id not in carrier.nodes:
@@ -332,24 +332,24 @@ def embedding(carrier: Carrier, entry: Entry) -> Nodes:
     return [carrier.look_up(entry, table, index), *[None for _ in entry.outs[1:]]]
 
 
-def nothing(carrier: Carrier, entry: Entry) -> Nodes:
+def nothing(carrier: Propagator, entry: Entry) -> Nodes:
     """What only has the shape of what it is given, or reads a number from it."""
     return [None for _ in entry.outs]
 
 
-def copy_model(carrier: Carrier, entry: Entry) -> Nodes:
+def copy_model(carrier: Propagator, entry: Entry) -> Nodes:
     """``x.copy_(y)``: nothing of x is left."""
     return [align_rank(carrier.of(entry.args[1]), len(carrier.shape(entry.outs[0])))]
 
 
-def gate(carrier: Carrier, entry: Entry) -> Nodes:
+def gate(carrier: Propagator, entry: Entry) -> Nodes:
     """The first half of an axis, multiplied by what the second half says."""
     axis = argument(entry, 1, "dim", -1)
     one, two = carrier.full(entry.args[0]).chunk(2, axis)
     return [carrier.meet(one, two, "mix")]
 
 
-def sample_grid(carrier: Carrier, entry: Entry) -> Nodes:
+def sample_grid(carrier: Propagator, entry: Entry) -> Nodes:
     """An image read at places of a grid: channels pass; where the grid is computed, all of it decides."""
     nodes, grid = (carrier.of(r) for r in entry.args[:2])
     everywhere = carrier.mix(grid, list(range(grid.dim())))

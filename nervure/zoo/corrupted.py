@@ -41,7 +41,7 @@ Read: TypeAlias = Callable[[Tensor], Tensor]
 """From indices, int64 [images], to pictures, uint8 [images, channels, height, width]."""
 
 
-class Source(Protocol):
+class CorruptedSource(Protocol):
     """Where the pictures of one corruption at one severity are."""
 
     def open_source(self) -> tuple[Tensor, Read]:
@@ -61,7 +61,7 @@ class CorruptedBatches:
         seed: which ones.
     """
 
-    source: Source
+    source: CorruptedSource
     like: Split
     batch_size: int = 500
     samples: int = 0
@@ -197,7 +197,7 @@ def _array(path: Path) -> np.ndarray:
         return np.memmap(path, dtype, "r", head.tell(), shape, "F" if is_fortran else "C")
 
 
-def _arrays(folder: Path, names: Iterable[str] | None, levels: list[int]) -> dict[Key, Source]:
+def _arrays(folder: Path, names: Iterable[str] | None, levels: list[int]) -> dict[Key, CorruptedSource]:
     there = [path.stem for path in entries(folder) if path.suffix == ".npy" and path.name != LABELS and path.is_file()]
     found = _check_names(names, there, folder)
     return {(name, level): _Rows(folder / f"{name}.npy", level) for name in found for level in levels}
@@ -225,9 +225,9 @@ class _Files:
 
 def _folders(
     folder: Path, names: Iterable[str] | None, levels: list[int], order: Sequence[str] | None
-) -> dict[Key, Source]:
+) -> dict[Key, CorruptedSource]:
     found = _check_names(names, subfolders(folder), folder)
-    sources: dict[Key, Source] = {}
+    sources: dict[Key, CorruptedSource] = {}
     for name in found:
         for level in levels:
             place = folder / name / str(level)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from nervure.budget import allocate, top
-from nervure.budget.ledger import Ledger
+from nervure.budget.ledger import CostModel
 from nervure.errors import ArgumentError, BudgetError, ScoreError
 from nervure.graph.types import Graph
 from nervure.plan import Plan
@@ -69,7 +69,7 @@ def test_top_refuses_nan() -> None:
 @given(graphs, st.integers(0, 9))
 def test_the_ledger_counts_as_the_graph_does(graph: Graph, seed: int) -> None:
     keeps = {name: value > 0 for name, value in scored(graph, seed).items()}
-    ledger = Ledger.of(graph)
+    ledger = CostModel.of(graph)
     flat = np.concatenate([keeps[g.name].numpy() for g in graph.prunable])
     assert ledger.price(ledger.params, flat) == graph.params(keeps)
     assert ledger.price(ledger.macs, flat) == graph.macs(keeps)

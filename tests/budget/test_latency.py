@@ -15,7 +15,7 @@ from nervure.budget import allocate
 from nervure.budget.allocate import unit_multiple
 from nervure.budget.latency import LatencyTable, Rates, Sample, fit_table, nonnegative
 from nervure.errors import ArgumentError, BudgetError, FileError, PlanError
-from nervure.graph.types import Graph, Group, Slot, Units
+from nervure.graph.types import Graph, Group, TensorAxis, Units
 from nervure.plan import Cut, Keep, Plan
 from tests.graphs import chain, dense, residual
 
@@ -231,5 +231,5 @@ def test_a_latency_without_a_table_is_refused() -> None:
     [("heads", 64, 16, 1), ("heads", 8, 16, 2), ("heads", 6, 16, 8), ("blocks", 4, 1, 1), ("channels", 1, 16, 16)],
 )
 def test_heads_bring_all_of_their_channels(kind: str, width: int, multiple: int, units: int) -> None:
-    slot = Slot("out.weight", 1, "reader", Units(np.repeat(np.arange(6), width)))
+    slot = TensorAxis("out.weight", 1, "reader", Units(np.repeat(np.arange(6), width)))
     assert unit_multiple(Group("attention", 6, kind, (slot,)), multiple) == units

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nervure.graph.labels import NONE, Layer, Space, Store, Unions, compress, is_pending, pattern
+from nervure.graph.labels import NONE, LabelArray, LabelState, TensorLabels, Unions, compress, is_pending, pattern
 
 
 @given(st.lists(st.tuples(st.integers(0, 29), st.integers(0, 29)), max_size=60))
@@ -44,32 +44,32 @@ def test_a_pattern_forgets_names_only(labels: list[int], names: list[int]) -> No
     assert (pattern(array) == pattern(changed)) == (labels.count(labels[0]) == 1)
 
 
-def row(labels: list[int], axis: int, rank: int) -> Layer:
-    return Layer(np.array(labels).reshape([-1 if i == axis else 1 for i in range(rank)]))
+def row(labels: list[int], axis: int, rank: int) -> LabelArray:
+    return LabelArray(np.array(labels).reshape([-1 if i == axis else 1 for i in range(rank)]))
 
 
 def test_joining_unites_where_both_have_units_and_pins_where_only_one_has() -> None:
-    store = Store()
+    store = LabelState()
     a, b, c = store.unions.fresh(3), store.unions.fresh(3), store.unions.fresh(2)
-    left = Space((row(a.tolist(), 0, 2), row(c.tolist(), 1, 2)))
-    right = Space((row(b.tolist(), 0, 2),))
+    left = TensorLabels((row(a.tolist(), 0, 2), row(c.tolist(), 1, 2)))
+    right = TensorLabels((row(b.tolist(), 0, 2),))
     store.join([(left, (3, 2)), (right, (3, 2))], (3, 2), "here")
     assert store.unions.find(b).tolist() == a.tolist()
     assert [p.labels.tolist() for p in store.pins] == [c.tolist()]
 
 
 def test_a_broadcast_operand_pins_nothing() -> None:
-    store = Store()
+    store = LabelState()
     a = store.unions.fresh(3)
-    joined = store.join([(Space((row(a.tolist(), 1, 2),)), (2, 3)), (Space(), (1,))], (2, 3), "here")
+    joined = store.join([(TensorLabels((row(a.tolist(), 1, 2),)), (2, 3)), (TensorLabels(), (1,))], (2, 3), "here")
     assert not store.pins
     assert len(joined.layers) == 1
 
 
 def test_a_layer_over_two_axes_asks_to_become_a_product() -> None:
-    store = Store()
+    store = LabelState()
     labels = store.unions.fresh(6).reshape(2, 3)
-    waiting = store.rectangular([Layer(labels)], "here")
+    waiting = store.rectangular([LabelArray(labels)], "here")
     assert [layer.support for layer in waiting] == [(0,), (1,)]
     assert all(is_pending(layer) for layer in waiting)
     (split,) = store.splits
@@ -77,30 +77,33 @@ def test_a_layer_over_two_axes_asks_to_become_a_product() -> None:
 
 
 def test_slices_put_together_from_different_places_are_cut_alike() -> None:
-    store = Store()
+    store = LabelState()
     a, b = store.unions.fresh(3), store.unions.fresh(3)
-    (kept,) = store.rectangular([Layer(np.stack([a, b]))], "here")
+    (kept,) = store.rectangular([LabelArray(np.stack([a, b]))], "here")
     assert kept.support == (1,)
     assert store.unions.find(b).tolist() == a.tolist()
 
 
 def test_parts_of_an_axis_that_are_divided_differently_meet_part_by_part() -> None:
-    store = Store()
+    store = LabelState()
     channels, widths = store.unions.fresh(3), store.unions.fresh(2)
-    blocks = [Layer(np.concatenate([channels, np.repeat(channels, 2)])), Layer(np.array([-1, -1, -1, *[*widths] * 3]))]
-    reader = Layer(store.unions.fresh(9))
+    blocks = [
+        LabelArray(np.concatenate([channels, np.repeat(channels, 2)])),
+        LabelArray(np.array([-1, -1, -1, *[*widths] * 3])),
+    ]
+    reader = LabelArray(store.unions.fresh(9))
     store.match([reader], blocks, "here")
     assert not store.pins
     assert [len(s.labels) for s in store.splits] == [6]
 
 
 def test_a_division_meets_a_finer_one_of_the_same_axis() -> None:
-    store = Store()
+    store = LabelState()
     heads, widths = store.unions.fresh(2), store.unions.fresh(3)
-    coarse = [Layer(np.tile(np.repeat(heads, 3), 2)), Layer(np.tile(widths, 4))]
+    coarse = [LabelArray(np.tile(np.repeat(heads, 3), 2)), LabelArray(np.tile(widths, 4))]
     finer = [
-        Layer(np.repeat(store.unions.fresh(4), 3)),
-        Layer(np.tile(store.unions.fresh(6).reshape(2, 3), 2).reshape(-1)),
+        LabelArray(np.repeat(store.unions.fresh(4), 3)),
+        LabelArray(np.tile(store.unions.fresh(6).reshape(2, 3), 2).reshape(-1)),
     ]
     store.match(coarse, list(reversed(finer)), "here")
     assert not store.pins and not store.splits
@@ -108,8 +111,8 @@ def test_a_division_meets_a_finer_one_of_the_same_axis() -> None:
 
 
 def test_divisions_that_cross_each_other_stay() -> None:
-    store = Store()
-    one = [Layer(np.repeat(store.unions.fresh(2), 3)), Layer(np.tile(store.unions.fresh(3), 2))]
-    other = [Layer(np.repeat(store.unions.fresh(3), 2)), Layer(np.tile(store.unions.fresh(2), 3))]
+    store = LabelState()
+    one = [LabelArray(np.repeat(store.unions.fresh(2), 3)), LabelArray(np.tile(store.unions.fresh(3), 2))]
+    other = [LabelArray(np.repeat(store.unions.fresh(3), 2)), LabelArray(np.tile(store.unions.fresh(2), 3))]
     store.match(one, other, "here")
     assert "another division" in store.pins[0].reason

@@ -16,7 +16,7 @@ from nervure.errors import ArgumentError, BudgetError, DataError, NervureWarning
 from nervure.evaluation import Latency, Timing
 from nervure.methods import View
 from nervure.methods.dropping import BlockScore, droppable
-from nervure.methods.judge import Judge
+from nervure.methods.judge import BlockEvaluator
 from nervure.plan import Drop
 from nervure.surgery.price import price
 from nervure.zoo import build
@@ -159,14 +159,14 @@ def test_of_a_loader_that_draws_by_lot_the_seed_says_which_samples_are_compared(
     drawn, state = [], torch.get_rng_state()
     for before in (3, 5):
         torch.manual_seed(before)
-        drawn.append(Judge(shuffled, 1).measured_without((), {"labels"}).labels)
+        drawn.append(BlockEvaluator(shuffled, 1).measured_without((), {"labels"}).labels)
     torch.set_rng_state(state)
     assert torch.equal(*drawn)
 
 
 @pytest.mark.parametrize("method", [Energy(rounds=1), Depth(score="cka")], ids=["skip", "cka"])
 def test_at_every_stage_it_is_the_whole_network_that_is_compared_with(method: Any, view: View) -> None:
-    blocks, judge = droppable(view.graph, "fine"), Judge(view, method.recalibrate)
+    blocks, judge = droppable(view.graph, "fine"), BlockEvaluator(view, method.recalibrate)
     left = [block for block in blocks if block.name != "blocks.0"]
     scores = method.block_scores(view, left, ("blocks.0",))
     whole = judge.answers_without(())
@@ -259,12 +259,12 @@ def test_blocks_that_save_much_leave_before_many_that_save_little() -> None:
 def test_the_time_of_each_block_is_what_a_knapsack_saves_of_latency(
     view: View, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seconds = Judge(view, 1).savings_of(droppable(view.graph, "fine"))
+    seconds = BlockEvaluator(view, 1).savings_of(droppable(view.graph, "fine"))
     assert len(seconds) == 5
     assert all(s > 0 for s in seconds.values())
     times = {f"blocks.{i}": t for i, t in enumerate((0.1, 0.1, 0.1, 0.4, 0.1))}
-    monkeypatch.setattr(Judge, "savings_of", lambda self, blocks: times)
-    monkeypatch.setattr(Judge, "latency", lambda self, gone: 1 - sum(times[n] for n in gone))
+    monkeypatch.setattr(BlockEvaluator, "savings_of", lambda self, blocks: times)
+    monkeypatch.setattr(BlockEvaluator, "latency", lambda self, gone: 1 - sum(times[n] for n in gone))
     flat = dict.fromkeys(times, 1.0)
     monkeypatch.setattr(Depth, "block_scores", lambda self, *a: {n: BlockScore.of(n, [v]) for n, v in flat.items()})
     plan = Depth(keep=0.6, budget="latency", policy="knapsack", score="random").plan(view)
@@ -274,7 +274,7 @@ def test_the_time_of_each_block_is_what_a_knapsack_saves_of_latency(
 def test_skipping_a_block_loses_what_the_answers_share(view: View) -> None:
     method = Energy(rounds=1, recalibrate=3)
     score = method.scores(view)["blocks.1"].mean
-    judge = Judge(view, 3)
+    judge = BlockEvaluator(view, 3)
     whole, part = (judge.answers_without(gone).softmax(1) for gone in ((), ("blocks.1",)))
     assert score == pytest.approx(1 - float(distance_correlation(whole, part)))
     assert 0 < score <= 1
@@ -348,7 +348,7 @@ def test_a_share_of_the_latency_is_measured(view: View) -> None:
 def test_tolerance_drops_as_many_as_the_held_out_accuracy_allows(
     tolerance: float, dropped: int, view: View, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Judge, "quality", lambda self, names: 1 - 0.1 * len(names))
+    monkeypatch.setattr(BlockEvaluator, "quality", lambda self, names: 1 - 0.1 * len(names))
     assert len(Energy(tolerance=tolerance, policy="rank").plan(view)) == dropped
 
 
@@ -356,7 +356,7 @@ def test_tolerance_drops_as_many_as_the_held_out_accuracy_allows(
 def test_without_classes_tolerance_is_a_share_of_what_the_outputs_spread(labels: str, view: View) -> None:
     data: list[Any] = [(x, torch.zeros(len(x), 4)) if labels == "floating" else x for x, _ in batches()]
     regression = replace(view, stats=None, data=data)
-    judge = Judge(regression, 5)
+    judge = BlockEvaluator(regression, 5)
     assert judge.quality(()) == 1
     assert view.model is not None
     smaller = judge._smaller(("blocks.1",))
@@ -388,7 +388,7 @@ def test_what_cannot_be_judged_is_told(view: View) -> None:
 
 def test_a_dead_block_costs_no_accuracy(view: View) -> None:
     assert "blocks.2" in names(Energy(tolerance=0.0, policy="rank").plan(view))
-    judge = Judge(view, 5)
+    judge = BlockEvaluator(view, 5)
     assert judge.quality(("blocks.2",)) >= judge.quality(()) - 0.13
 
 

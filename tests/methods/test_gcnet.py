@@ -14,7 +14,7 @@ from nervure.dependence import correlation
 from nervure.errors import ArgumentError, BudgetError, DataError, NervureWarning
 from nervure.graph.tape import named_tensors
 from nervure.methods import View, companion
-from nervure.methods.connectivity import Connectivity
+from nervure.methods.connectivity import ConnectivityEvidence
 from nervure.report.connectivity import connectivity_page
 from nervure.scores.guidance import Mode
 from tests.networks import NETWORKS
@@ -155,7 +155,7 @@ def test_an_operator_of_torch_prunes_the_companion_and_with_it_the_network() -> 
 def test_the_companion_can_be_saved_and_drawn(tmp_path: Path) -> None:
     model, data = mlp(), vectors()
     found = companion(model, data[0][0][:2], data)
-    again = Connectivity.load(found.connectivity.save(tmp_path / "found.safetensors"))
+    again = ConnectivityEvidence.load(found.connectivity.save(tmp_path / "found.safetensors"))
     twin = companion(model, data[0][0][:2], found=again)
     twin.load_state_dict(found.state_dict())
     assert torch.equal(twin["4.weight"].weight, found["4.weight"].weight)

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from nervure import SNIP, Cut, Keep, Magnitude, N2NSkip, Plan, Pruned, SynFlow, load, prune, save, trace, train
 from nervure.errors import ArgumentError, BudgetError, DataError, PlanError
 from nervure.graph.example import evaluating
-from nervure.graph.places import Place, places
+from nervure.graph.places import SkipSite, places
 from nervure.graph.trace import draw
 from nervure.methods import Method
 from nervure.plan import Link, Mask, Route
@@ -89,7 +89,7 @@ def pruned(name: str, method: Method, **options: Any) -> Pruned:
     return prune(model, example, method, data=batches(example), progress=False, **options)
 
 
-def found_places(model: nn.Module, example: Tensor, **options: Any) -> tuple[Place, ...]:
+def found_places(model: nn.Module, example: Tensor, **options: Any) -> tuple[SkipSite, ...]:
     with evaluating(model):
         return places(model, draw(model, example), **options)
 

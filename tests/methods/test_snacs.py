@@ -18,7 +18,7 @@ from nervure.errors import ArgumentError, BudgetError, DataError, NervureWarning
 from nervure.graph.tape import named_tensors
 from nervure.methods import View
 from nervure.methods import connectivity as surveys
-from nervure.methods.connectivity import Connectivity, Survey
+from nervure.methods.connectivity import ConnectivityEvidence, SurveyOptions
 from nervure.scores import published
 from nervure.scores.connectivity import weigh_by_magnitude
 from nervure.scores.layers import layers
@@ -92,7 +92,7 @@ def test_an_irrelevant_input_of_a_generated_layer_scores_lowest() -> None:
     with torch.no_grad():
         model[0].weight.copy_(torch.eye(6))
         model[0].bias.zero_()
-    found = Survey(limits=False).of(view(model, [(x, None)]))
+    found = SurveyOptions(limits=False).of(view(model, [(x, None)]))
     assert (found.scores["1.weight"].argmin(1) == 3).all()
 
 
@@ -147,7 +147,7 @@ def test_permuting_channels_permutes_scores_and_masks() -> None:
         twin[0].weight.copy_(model[0].weight[order])
         twin[0].bias.copy_(model[0].bias[order])
         twin[2].weight.copy_(model[2].weight[:, order])
-    ours, theirs = (Survey(limits=False).of(view(m, data)).scores["2.weight"] for m in (model, twin))
+    ours, theirs = (SurveyOptions(limits=False).of(view(m, data)).scores["2.weight"] for m in (model, twin))
     torch.testing.assert_close(theirs, ours[:, order], rtol=1e-3, atol=1e-5)
 
 
@@ -161,7 +161,7 @@ def test_protected_units_are_never_pruned() -> None:
         assert found["2.weight"][7].all()
     bare = masks(SNACS(keep=0.4, limits=False, protect=False).plan(view(model, data)))
     assert not bare["2.weight"][7].all()
-    found = Survey(limits=False).of(view(model, data))
+    found = SurveyOptions(limits=False).of(view(model, data))
     assert found.protected["2"].nonzero().flatten().tolist() == [7]
     cut = SNACS(keep=0.3, budget="channels", granularity="filters", limits=False).plan(view(model, data))
     assert {c.group: c.keep.tensor() for c in cut.cuts}["2"][7]
@@ -453,8 +453,8 @@ def test_the_papers_parents_are_raw_outputs() -> None:
 
 
 def test_evidence_survives_a_file_and_speaks_json(tmp_path: Path) -> None:
-    found = Survey().of(view(net(), pictures()))
-    again = Connectivity.load(found.save(tmp_path / "found.safetensors"))
+    found = SurveyOptions().of(view(net(), pictures()))
+    again = ConnectivityEvidence.load(found.save(tmp_path / "found.safetensors"))
     assert list(again.scores) == list(found.scores)
     assert all(torch.equal(again.scores[name], values) for name, values in found.scores.items())
     assert again.to_json() == found.to_json()

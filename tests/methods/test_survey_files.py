@@ -29,7 +29,7 @@ def test_a_damaged_layer_or_survey_is_made_again(tmp_path: Path, monkeypatch: py
     expected = SNACS(keep=0.6, limits=False).plan(seen)
     with monkeypatch.context() as patch:
         # As where the process ends before the whole is written.
-        patch.setattr(surveys.Connectivity, "save", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(surveys.ConnectivityEvidence, "save", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             method.plan(seen)
     cells = list(tmp_path.glob("*/*.layer.safetensors"))

@@ -12,7 +12,7 @@ import torch
 from nervure import Cut, Drop, Mask, Plan, connectivity, trace
 from nervure.report import Point, Report, Row, Width, connectivity_page, graph_page, to_html
 from nervure.report.comparison import Outcome
-from nervure.report.sweep import Sweep, Timed, sweep_page
+from nervure.report.sweep import Sweep, TimedSetting, sweep_page
 from nervure.report.values import place
 from nervure.zoo import build
 
@@ -64,7 +64,8 @@ def swept() -> str:
         for s in (0, 1)
     ]
     timed = {
-        o.key: Timed(dict.fromkeys(["1", "64", "256"], 1.0), dict.fromkeys(["1", "64", "256"], 1.0)) for o in outcomes
+        o.key: TimedSetting(dict.fromkeys(["1", "64", "256"], 1.0), dict.fromkeys(["1", "64", "256"], 1.0))
+        for o in outcomes
     }
     failures = {LONG: LONG * 2}
     return sweep_page(Sweep.of(outcomes, timed, title=LONG, recipe={}, folder=f"runs/{LONG}", failures=failures))

@@ -22,7 +22,7 @@ from nervure.report.charts import file_names
 from nervure.report.comparison import Outcome, comparison_charts, comparison_text, write_comparison
 from nervure.report.connectivity import connectivity_page
 from nervure.report.shift import strips
-from nervure.report.sweep import Sweep, Timed, sweep_page, sweep_text, write_sweep
+from nervure.report.sweep import Sweep, TimedSetting, sweep_page, sweep_text, write_sweep
 
 HARMLESS = "conv1"
 HOSTILE = [
@@ -172,7 +172,7 @@ def outcomes(name: str) -> list[Outcome]:
 
 def sweep(name: str) -> Sweep:
     rows = outcomes(name)
-    timed = {row.key: Timed({name: 1.0}, {name: 1.0}) for row in rows}
+    timed = {row.key: TimedSetting({name: 1.0}, {name: 1.0}) for row in rows}
     return Sweep.of(rows, timed, title=name, recipe={"model": {"name": name}}, folder=name, failures={name: name})
 
 

@@ -12,7 +12,7 @@ import pytest
 from nervure.report.charts import SHAPES
 from nervure.report.comparison import Outcome
 from nervure.report.scatter import DASHES, Mark, scatter_chart
-from nervure.report.sweep import Sweep, Timed, sweep_page, sweep_text, write_sweep
+from nervure.report.sweep import Sweep, TimedSetting, sweep_page, sweep_text, write_sweep
 
 NASTY = "<b>|`x`"
 
@@ -42,7 +42,7 @@ OUTCOMES = [
     *(outcome("A", 0.4, seed, 0.86, 0.4) for seed in (0, 1)),
     *(outcome(NASTY, 0.4, seed, 0.80 + 0.04 * seed, 0.41) for seed in (0, 1)),
 ]
-TIMED = {o.key: Timed({"64": 10 * o.macs_kept}, {"64": 1 / o.macs_kept}) for o in OUTCOMES}
+TIMED = {o.key: TimedSetting({"64": 10 * o.macs_kept}, {"64": 1 / o.macs_kept}) for o in OUTCOMES}
 RECIPE = {"model": {"name": "net"}, "prune": {"budget": "macs"}, "sweep": {"keeps": [0.4, 0.2]}}
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from nervure.errors import ArgumentError, ScoreError
-from nervure.graph.types import Graph, Group, Slot, Units
+from nervure.graph.types import Graph, Group, TensorAxis, Units
 from nervure.scores import magnitude, random_scores
 from tests.graphs import chain, dense, heads, residual, weights_of
 
@@ -38,7 +38,7 @@ def test_coupled_writers_are_averaged() -> None:
 
 
 def test_a_writer_that_makes_only_some_units_counts_for_those_only() -> None:
-    slots = (Slot("a", 0, "writer", Units([0, 1, 2])), Slot("b", 0, "writer", Units([2, -1])))
+    slots = (TensorAxis("a", 0, "writer", Units([0, 1, 2])), TensorAxis("b", 0, "writer", Units([2, -1])))
     graph = Graph(groups=(Group("g", 3, "channels", slots),))
     scores = magnitude(graph, {"a": torch.ones(3, 2), "b": torch.full((2, 2), 5.0)}, normalise="none")
     assert scores["g"].tolist() == [2.0, 2.0, 6.0]
@@ -53,7 +53,7 @@ def test_several_positions_of_one_unit_are_one_filter() -> None:
 
 
 def test_a_group_that_nothing_writes_is_scored_by_its_readers() -> None:
-    graph = Graph(groups=(Group("g", 2, "channels", (Slot("w", 1, "reader", Units([0, 1])),)),))
+    graph = Graph(groups=(Group("g", 2, "channels", (TensorAxis("w", 1, "reader", Units([0, 1])),)),))
     assert magnitude(graph, {"w": torch.tensor([[1.0, 2.0]])}, normalise="none")["g"].tolist() == [1.0, 2.0]
 
 

@@ -10,22 +10,22 @@ from torch.nn import functional as F
 from nervure import trace
 from nervure.errors import ArgumentError, ScoreError
 from nervure.graph.tape import named_tensors
-from nervure.graph.types import Graph, Group, Slot, Units
+from nervure.graph.types import Graph, Group, TensorAxis, Units
 from nervure.scores import activation, completed, fisher, fpgm, slimming, taylor
 from nervure.stats import Stats, measure
 from tests.graphs import chain, heads, weights_of
 
 
-def one_group(size: int, *slots: Slot, name: str = "g") -> Graph:
+def one_group(size: int, *slots: TensorAxis, name: str = "g") -> Graph:
     return Graph(groups=(Group(name, size, "channels", slots),))
 
 
-def writer(tensor: str, units: list[int]) -> Slot:
-    return Slot(tensor, 0, "writer", Units(units))
+def writer(tensor: str, units: list[int]) -> TensorAxis:
+    return TensorAxis(tensor, 0, "writer", Units(units))
 
 
-def rider(tensor: str, units: list[int]) -> Slot:
-    return Slot(tensor, 0, "rider", Units(units))
+def rider(tensor: str, units: list[int]) -> TensorAxis:
+    return TensorAxis(tensor, 0, "rider", Units(units))
 
 
 def linear(seed: int = 0) -> tuple[nn.Module, Graph, dict[str, Tensor], list[tuple[Tensor, Tensor]]]:

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from nervure.container import write_container
 from nervure.errors import ArgumentError, DataError, FileError, ForwardError
-from nervure.graph.types import Graph, Group, Slot, Units
+from nervure.graph.types import Graph, Group, TensorAxis, Units
 from nervure.stats import Stats, measure
 from nervure.stats.types import KIND
 from tests.graphs import chain, chain_model
@@ -34,7 +34,7 @@ def batches(samples: int = 12, size: int = 4) -> list[tuple[Tensor, Tensor]]:
 
 def writes(name: str, tensor: str, units: list[int], axis: int = 0) -> Group:
     size = max(units) + 1
-    return Group(name, size, "channels", (Slot(tensor, axis, "writer", Units(units)),))
+    return Group(name, size, "channels", (TensorAxis(tensor, axis, "writer", Units(units)),))
 
 
 class Inplace(nn.Module):
@@ -249,7 +249,7 @@ def test_groups_that_cannot_be_heard_are_skipped_with_the_reason() -> None:
             writes("flat", "flat.weight", four),
             writes("gone", "gone.weight", four),
             Group("input", 4, "channels", ()),
-            Group("some", 9, "channels", (Slot("last.weight", 0, "writer", Units([0, 1, 2, 3, 4])),)),
+            Group("some", 9, "channels", (TensorAxis("last.weight", 0, "writer", Units([0, 1, 2, 3, 4])),)),
             writes("last", "last.weight", [*four, 4]),
         )
     )
@@ -271,7 +271,7 @@ def test_groups_that_cannot_be_heard_are_skipped_with_the_reason() -> None:
 
 def test_the_next_writer_is_heard_where_the_first_cannot_be() -> None:
     model = Awkward()
-    slots = (Slot("scale", 0, "writer", Units(range(4))), Slot("idle.weight", 0, "writer", Units(range(4))))
+    slots = (TensorAxis("scale", 0, "writer", Units(range(4))), TensorAxis("idle.weight", 0, "writer", Units(range(4))))
     graph = Graph(groups=(Group("g", 4, "channels", slots),))
     assert "did not run" in measure(model, graph, [torch.randn(6, 3, 4)]).skipped["g"]
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from nervure import Drop, Graph, Keep, Link, Magnitude, Mask, Plan, apply, trace
 from nervure.errors import PlanError
-from nervure.graph.types import Block, Declared, Resize, Silence
+from nervure.graph.types import Block, ConfigSize, SizeAttribute, ZeroStub
 from nervure.methods import View
 from nervure.plan import Route
 
@@ -65,15 +65,17 @@ def test_a_graph_sets_whole_numbers_of_modules_and_configs_only(
     net, graph, plan = traced
     axis = graph.tensors["first.weight"][0]
     with pytest.raises(PlanError, match="whole number"):
-        apply(net, replace(graph, resizes=(Resize(module, attribute, 8, axis),)), plan)
+        apply(net, replace(graph, resizes=(SizeAttribute(module, attribute, 8, axis),)), plan)
     with pytest.raises(PlanError, match="whole number"):
-        apply(net, replace(graph, declared=(Declared(module, attribute, 8, (plan.cuts[0].group,)),)), plan)
+        apply(net, replace(graph, declared=(ConfigSize(module, attribute, 8, (plan.cuts[0].group,)),)), plan)
 
 
 @pytest.mark.parametrize("attribute", ["width", "sizes[0]", "config.hidden_size"])
 def test_whole_numbers_that_are_there_follow(traced: tuple[Net, Graph, Plan], attribute: str) -> None:
     net, graph, plan = traced
-    smaller = apply(net, replace(graph, resizes=(Resize("", attribute, 8, graph.tensors["first.weight"][0]),)), plan)
+    smaller = apply(
+        net, replace(graph, resizes=(SizeAttribute("", attribute, 8, graph.tensors["first.weight"][0]),)), plan
+    )
     assert {"width": smaller.width, "sizes[0]": smaller.sizes[0], "config.hidden_size": smaller.config.hidden_size}[
         attribute
     ] == 4
@@ -89,7 +91,7 @@ def test_whole_numbers_that_are_there_follow(traced: tuple[Net, Graph, Plan], at
         Block("b", ("__class__",), "residual"),
         Block("b", ("config",), "residual"),
         Block("b", ("first",), "residual", aliases=("trap",)),
-        Block("b", ("first",), "residual", silences=(Silence("trap", (2, 4), (2, 8)),)),
+        Block("b", ("first",), "residual", silences=(ZeroStub("trap", (2, 4), (2, 8)),)),
         Block("b", ("first",), "residual", element="first"),
         Block("b", ("first",), "residual", element="layers.x"),
     ],

@@ -15,7 +15,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from nervure import ERK, Keep, Magnitude, Mask, Plan, load, prune, save, train
 from nervure.errors import ArgumentError, FileError, PlanError
 from nervure.export import save_state
-from nervure.training import Step, hold, masks_of
+from nervure.training import TrainingStep, hold, masks_of
 from tests.training.processes import run_in_two
 
 Masks = Mapping[str, Tensor]
@@ -189,7 +189,7 @@ def test_a_dense_state_that_is_loaded_while_masks_hold_is_sparse_after_the_next_
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
 def test_a_training_that_was_stopped_goes_on_to_the_same_sparse_weights(tmp_path: Path, precision: str) -> None:
-    def run(name: str, *hooks: Callable[[Step], None]) -> nn.Module:
+    def run(name: str, *hooks: Callable[[TrainingStep], None]) -> nn.Module:
         model, masks = sparse()
         train(
             model, batches(), epochs=3, lr=0.05, masks=masks, hooks=hooks, precision=precision,
@@ -197,7 +197,7 @@ def test_a_training_that_was_stopped_goes_on_to_the_same_sparse_weights(tmp_path
         )  # fmt: skip
         return model
 
-    def stop(step: Step) -> None:
+    def stop(step: TrainingStep) -> None:
         if step.number == 6:
             raise KeyboardInterrupt
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 import nervure
 from nervure import GMP, SET, RigL, Synthesis, prune, train
 from nervure.errors import ArgumentError, BudgetError, FileError
-from nervure.training import Event, History, Judge, Rewiring, Step, mean_density
-from nervure.training.rewires import Rewires
+from nervure.training import Event, History, RewiringHook, RollbackPolicy, TrainingStep, mean_density
+from nervure.training.rewires import SparseTrainer
 from tests.training.processes import run_in_two
 
 CLASSES = 4
@@ -103,7 +103,7 @@ class Watching:
     def __init__(self) -> None:
         self.counts: list[int] = []
 
-    def __call__(self, step: Step) -> None:
+    def __call__(self, step: TrainingStep) -> None:
         for name, mask in step.masks.items():
             parameter = step.model.get_parameter(name)
             moments = [v for v in step.optimizer.state[parameter].values() if isinstance(v, Tensor) and v.dim()]
@@ -155,11 +155,13 @@ def test_every_output_of_every_layer_goes_on_hearing() -> None:
 # Weights that grow
 
 
-def event(method: Rewires, model: nn.Module, *, at: int = 3) -> tuple[Rewiring, dict[str, Tensor], Step]:
+def event(
+    method: SparseTrainer, model: nn.Module, *, at: int = 3
+) -> tuple[RewiringHook, dict[str, Tensor], TrainingStep]:
     """The first event of a method, stopped before the optimizer moves; the masks before it."""
-    hook, seen = Rewiring(method), {}
+    hook, seen = RewiringHook(method), {}
 
-    def stop(step: Step) -> None:
+    def stop(step: TrainingStep) -> None:
         if len(hook.events) == at - 1:
             seen["before"] = {name: mask.clone() for name, mask in step.masks.items()}
         if len(hook.events) >= at:
@@ -175,10 +177,10 @@ def event(method: Rewires, model: nn.Module, *, at: int = 3) -> tuple[Rewiring, 
 @pytest.mark.parametrize("growth", ["random", "strategic", "gradient", "links"])
 def test_growth_from_zero_leaves_the_function_as_it_was(growth: str) -> None:
     model, outputs = network(), []
-    hook = Rewiring(Synthesis(density=0.6, start=0.3, events=4, prune=0, growth=growth))
+    hook = RewiringHook(Synthesis(density=0.6, start=0.3, events=4, prune=0, growth=growth))
     x = batches()[0][0]
 
-    def listen(step: Step) -> None:
+    def listen(step: TrainingStep) -> None:
         outputs.append((len(hook.events), model(x).detach().clone()))
 
     quiet(model, listen, hook, listen)
@@ -189,13 +191,13 @@ def test_growth_from_zero_leaves_the_function_as_it_was(growth: str) -> None:
 def test_what_grew_has_no_moments_and_survives_the_next_event() -> None:
     grown: list[dict[str, Tensor]] = []
     steady: dict[str, Any] = {"ramp": "linear", "schedule": "constant", "growth": "random"}
-    hook = Rewiring(Synthesis(density=0.5, start=0.3, events=6, prune=0.6, grace=1, **steady))
+    hook = RewiringHook(Synthesis(density=0.5, start=0.3, events=6, prune=0.6, grace=1, **steady))
     before: dict[str, Tensor] = {}
 
-    def note(step: Step) -> None:
+    def note(step: TrainingStep) -> None:
         before.update({name: mask.clone() for name, mask in step.masks.items()})
 
-    def check(step: Step) -> None:
+    def check(step: TrainingStep) -> None:
         if hook.events[-1].step == step.number and hook.events[-1].kind == "rewire":
             now = hook.masks
             new = {name: mask & ~before[name] for name, mask in now.items()}
@@ -235,15 +237,15 @@ def test_a_run_goes_on_from_any_event_to_the_very_same_network(method: Any, tmp_
     expected = quiet(whole, method, **options)
     for stop in {event.step + 1 for event in expected.events} & set(range(expected.steps)):
 
-        def interrupt(step: Step, at: int = stop) -> None:
+        def interrupt(step: TrainingStep, at: int = stop) -> None:
             if step.number == at:
                 raise KeyboardInterrupt
 
         place = tmp_path / str(stop)
         with pytest.raises(KeyboardInterrupt):
-            quiet(network(), Rewiring(method), interrupt, checkpoint=place, **options)
+            quiet(network(), RewiringHook(method), interrupt, checkpoint=place, **options)
         fresh = network(seed=5)
-        history = quiet(fresh, Rewiring(method, log=tmp_path / "log.jsonl"), checkpoint=place, **options)
+        history = quiet(fresh, RewiringHook(method, log=tmp_path / "log.jsonl"), checkpoint=place, **options)
         assert same(weights(whole), weights(fresh)), stop
         assert same(dict(expected.masks), dict(history.masks)) and history.loss == expected.loss
         assert history.events == expected.events and history.validation == expected.validation
@@ -260,7 +262,7 @@ def test_dropout_goes_on_from_the_middle_of_an_epoch(tmp_path: Path) -> None:
     first = weights(whole)
     quiet(whole, method)
 
-    def interrupt(step: Step) -> None:
+    def interrupt(step: TrainingStep) -> None:
         if step.number == 12:
             raise KeyboardInterrupt
 
@@ -307,15 +309,15 @@ def test_an_event_that_does_harm_is_undone_as_if_it_had_never_been() -> None:
     options |= {"ramp": "linear", "prune": 0.2, "schedule": "constant", "grace": 1}
     spoiled = Synthesis(density=0.7, start=0.3, events=4, gate=True, **options)
     states: dict[int, dict[str, Tensor]] = {}
-    model, hook = network(), Rewiring(spoiled)
+    model, hook = network(), RewiringHook(spoiled)
 
-    def before(step: Step) -> None:
+    def before(step: TrainingStep) -> None:
         if step.number in hook.table:
             states[step.number] = weights(model)
 
     undone: list[int] = []
 
-    def after(step: Step) -> None:
+    def after(step: TrainingStep) -> None:
         if hook.events[-1].kind == "undo" and hook.events[-1].step == step.number:
             cause = max(e.step for e in hook.events if e.kind == "rewire")
             assert same(weights(model), states[cause])
@@ -332,7 +334,7 @@ def test_patience_ends_the_rewiring() -> None:
     history = quiet(network(), method, validation=batches(seed=1, count=2), lr=1e-9)
     kinds = [event.kind for event in history.events]
     assert kinds[-1] == "stop" and kinds.count("rewire") < 10
-    assert method.judge == Judge(undo=False, tolerance=0.0, patience=2)
+    assert method.judge == RollbackPolicy(undo=False, tolerance=0.0, patience=2)
 
 
 # What it costs
@@ -432,11 +434,11 @@ def test_too_low_a_density_says_how_much_it_takes() -> None:
 def test_a_class_and_what_does_not_rewire_are_refused() -> None:
     for wrong in (RigL, nervure.Magnitude(keep=0.5)):
         with pytest.raises(ArgumentError, match="does not rewire"):
-            Rewiring(wrong)  # type: ignore[arg-type]
+            RewiringHook(wrong)  # type: ignore[arg-type]
 
 
 def test_a_hook_called_out_of_order_is_refused() -> None:
-    hook, steps = Rewiring(RigL(density=0.3, events=5)), []
+    hook, steps = RewiringHook(RigL(density=0.3, events=5)), []
     model = network()
     with pytest.raises(KeyboardInterrupt):
         quiet(
@@ -447,7 +449,7 @@ def test_a_hook_called_out_of_order_is_refused() -> None:
     with pytest.raises(ArgumentError, match="called for step 0 after step 2"):
         hook(steps[0])
     with pytest.raises(ArgumentError, match="before its training began"):
-        Rewiring(RigL(density=0.3))(steps[0])
+        RewiringHook(RigL(density=0.3))(steps[0])
 
 
 def test_a_run_on_other_data_or_from_another_topology_is_not_gone_on_with(tmp_path: Path) -> None:

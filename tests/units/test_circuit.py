@@ -11,12 +11,12 @@ from torch.nn.utils import prune as torch_prune
 from nervure import zoo
 from nervure.errors import TraceError
 from nervure.units.build import draw_circuit
-from nervure.units.circuit import Circuit
+from nervure.units.circuit import NeuronGraph
 
 Edges = Mapping[tuple[str, str], float]
 
 
-def edges(circuit: Circuit) -> dict[tuple[str, str], float]:
+def edges(circuit: NeuronGraph) -> dict[tuple[str, str], float]:
     """Strengths by the names of the two units, as in ``("input:0", "conv1:3")``."""
     names = [f"{s.name}:{i}" for s in circuit.stages for i in range(s.size)]
     found: dict[tuple[str, str], float] = {}

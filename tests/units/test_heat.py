@@ -11,7 +11,7 @@ from torch import nn
 
 from nervure.units import heat as heat_module
 from nervure.units.build import draw_circuit
-from nervure.units.heat import Mesh
+from nervure.units.heat import Laplacian
 
 scipy_linalg = pytest.importorskip("scipy.linalg")
 TIMES = (0.0, 0.03, 0.7, 4.0, 50.0, math.inf)
@@ -29,8 +29,8 @@ def sparse_mlp(density: float, seed: int, widths: tuple[int, ...] = (9, 14, 11, 
     return nn.Sequential(*layers)
 
 
-def mesh(net: nn.Module, normalize: Normalize = "none", shape: tuple[int, ...] = (1, 9)) -> Mesh:
-    return Mesh.of(draw_circuit(net, torch.zeros(shape)), normalize)
+def mesh(net: nn.Module, normalize: Normalize = "none", shape: tuple[int, ...] = (1, 9)) -> Laplacian:
+    return Laplacian.of(draw_circuit(net, torch.zeros(shape)), normalize)
 
 
 def dense_laplacian(net: nn.Sequential, normalize: Normalize) -> np.ndarray:
@@ -147,7 +147,7 @@ class Summed(nn.Module):
 
 def test_a_connection_that_skips_layers_adds_edges_and_no_nodes() -> None:
     plain, skipping = (draw_circuit(Summed(skip), torch.zeros(1, 3)) for skip in (False, True))
-    one, two = Mesh.of(plain), Mesh.of(skipping)
+    one, two = Laplacian.of(plain), Laplacian.of(skipping)
     assert one.size == two.size == 13
     assert two.degrees.sum() > one.degrees.sum()
     assert len(two.isolated) == 0

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from nervure.graph.flow import HIDDEN, Flow, Rule, argument, made, move
-from nervure.graph.labels import Layer, Space, is_pending
+from nervure.graph.flow import HIDDEN, LabelPropagation, Rule, argument, made, move
+from nervure.graph.labels import LabelArray, TensorLabels, is_pending
 from nervure.graph.sizes import Expression
 from nervure.graph.tape import Call, Entry, Ref
 
@@ -13,7 +13,9 @@ OPAQUE_CALLS = frozenset({"multi_head_attention_forward"})
 """Calls of which the sizes inside cannot be seen."""
 
 
-def meet(flow: Flow, left: Sequence[Layer], right: Sequence[Layer], size: int, *, free: bool = False) -> None:
+def meet(
+    flow: LabelPropagation, left: Sequence[LabelArray], right: Sequence[LabelArray], size: int, *, free: bool = False
+) -> None:
     """Unite the layers of two axes that are summed over together; units on one side only are pinned."""
     if any(is_pending(x) for x in (*left, *right)):
         return
@@ -26,7 +28,9 @@ def meet(flow: Flow, left: Sequence[Layer], right: Sequence[Layer], size: int, *
         )
 
 
-def contract(flow: Flow, a: tuple[int, int], b: tuple[int, int]) -> tuple[list[Layer], list[Layer]]:
+def contract(
+    flow: LabelPropagation, a: tuple[int, int], b: tuple[int, int]
+) -> tuple[list[LabelArray], list[LabelArray]]:
     """Sum over axis ``a[1]`` of argument number ``a[0]`` and ``b[1]`` of ``b[0]``; returns the layers of both."""
     entry = flow.tape.entries[flow.index]
     assert isinstance(entry, Entry)
@@ -43,11 +47,11 @@ def contract(flow: Flow, a: tuple[int, int], b: tuple[int, int]) -> tuple[list[L
     return left, right
 
 
-def _is_activation(layers: Sequence[Layer]) -> bool:
+def _is_activation(layers: Sequence[LabelArray]) -> bool:
     return bool(layers) and all(x.owner is None for x in layers)
 
 
-def _matrix_product(flow: Flow, a: int, b: int, out: Ref) -> Space:
+def _matrix_product(flow: LabelPropagation, a: int, b: int, out: Ref) -> TensorLabels:
     """Batched or plain ``a @ b`` for arguments number ``a`` and ``b``."""
     entry = flow.tape.entries[flow.index]
     assert isinstance(entry, Entry)
@@ -61,7 +65,7 @@ def _matrix_product(flow: Flow, a: int, b: int, out: Ref) -> Space:
     if rank == 2 and _is_fused(flow, entry):
         _square(flow, entry, left or right, beside, inner)
     layers = [made(z, rank - 2, rank) for z in above] + [made(z, rank - 1, rank) for z in beside]
-    batch: list[Layer] = []
+    batch: list[LabelArray] = []
     if rank == 3:
         batch, other = flow.layers(x, 0), flow.layers(y, 0)
         meet(flow, batch, other, flow.shape(x)[0], free=flow.space(x).free or flow.space(y).free)
@@ -74,28 +78,30 @@ def _matrix_product(flow: Flow, a: int, b: int, out: Ref) -> Space:
     columns, stored = flow.shape(y)[-1], flow.tape.values[x.id].stored
     if stored is not None:
         flow.work(stored, (columns, beside))
-        return Space(tuple(layers))
+        return TensorLabels(tuple(layers))
     sizes = [(flow.shape(x)[0], batch)] if rank == 3 else []
     flow.work(1, *sizes, (rows, above), (inner, left or right), (columns, beside))
-    return Space(tuple(layers))
+    return TensorLabels(tuple(layers))
 
 
-def _is_fused(flow: Flow, entry: Entry) -> bool:
+def _is_fused(flow: LabelPropagation, entry: Entry) -> bool:
     """Whether an operator runs inside attention that the user's code calls as one function, with weights of its own."""
     return entry.call is not None and entry.call.name in OPAQUE_CALLS and entry.module not in flow.tape.attentions
 
 
-def _square(flow: Flow, entry: Entry, read: Sequence[Layer], written: Sequence[Layer], size: int) -> None:
+def _square(
+    flow: LabelPropagation, entry: Entry, read: Sequence[LabelArray], written: Sequence[LabelArray], size: int
+) -> None:
     """That function refuses projections of another width than they read: both are cut alike, and it is told so."""
     given = _given_to(entry.call, 3, "embed_dim_to_check")
     if read and given is not None:
         flow.store.size(given, size, [z.labels for z in read], "the width of attention")
     columns = len(written[0].labels) if written else 0
     for start in range(0, columns if columns % size == 0 else 0, size):
-        meet(flow, read, [Layer(z.labels[start : start + size]) for z in written], size)
+        meet(flow, read, [LabelArray(z.labels[start : start + size]) for z in written], size)
 
 
-def _heads_follow(flow: Flow, entry: Entry, heads: Sequence[Layer]) -> None:
+def _heads_follow(flow: LabelPropagation, entry: Entry, heads: Sequence[LabelArray]) -> None:
     """Its number of heads is the user's."""
     given = _given_to(entry.call, 4, "num_heads") if heads and _is_fused(flow, entry) else None
     number = given.value if isinstance(given, Expression) else given or 1
@@ -111,12 +117,12 @@ def _given_to(call: Call | None, place: int, name: str) -> int | Expression | No
     return given if isinstance(given, int | Expression) else None
 
 
-def mm(flow: Flow, entry: Entry) -> list[Space]:
+def mm(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     """``a @ b`` of matrices or batches of matrices."""
     return [_matrix_product(flow, 0, 1, entry.outs[0])]
 
 
-def addmm(flow: Flow, entry: Entry) -> list[Space]:
+def addmm(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     """``c + a @ b``."""
     product = _matrix_product(flow, 1, 2, entry.outs[0])
     shape = flow.shape(entry.outs[0])
@@ -128,14 +134,14 @@ ALIGNED = 16
 """The kernel of grouped products takes rows of a multiple of so many bytes."""
 
 
-def grouped_mm(flow: Flow, entry: Entry) -> list[Space]:
+def grouped_mm(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     """Rows of ``a`` [rows, in], sorted by expert, each by its expert's matrix: ``b`` is [experts, in, out]."""
     x, w = entry.args[:2]
     if (len(flow.shape(x)), len(flow.shape(w))) != (2, 3):
         flow.store.pin(
             [z.labels for r in (x, w) for z in flow.space(r).layers], f"experts of ragged width at {flow.at()}"
         )
-        return [Space()]
+        return [TensorLabels()]
     flow.store.pin([z.labels for z in flow.layers(w, 0)], "experts are chosen by index")
     left, right = contract(flow, (0, 1), (1, 1))
     out = flow.layers(w, 2)
@@ -144,41 +150,41 @@ def grouped_mm(flow: Flow, entry: Entry) -> list[Space]:
     flow.multiples += [(tuple(z.labels for z in axis), numbers) for axis in (left, right, out)]
     rows, inner = flow.shape(x)
     flow.work(rows, (inner, left or right), (flow.shape(w)[2], out))
-    return [Space(tuple(made(z, 1, 2) for z in out))]
+    return [TensorLabels(tuple(made(z, 1, 2) for z in out))]
 
 
-def mv(flow: Flow, entry: Entry) -> list[Space]:
+def mv(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     """Matrix times vector."""
     x, _ = entry.args[:2]
     left, right = contract(flow, (0, 1), (1, 0))
     rows = flow.layers(x, 0)
     flow.role(rows, "writer")
     flow.work(1, (flow.shape(x)[0], rows), (flow.shape(x)[1], left or right))
-    return [Space(tuple(Layer(z.labels) for z in rows))]
+    return [TensorLabels(tuple(LabelArray(z.labels) for z in rows))]
 
 
-def bilinear(flow: Flow, entry: Entry) -> list[Space]:
+def bilinear(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     """``nn.Bilinear``: rows of two inputs [rows, in], each with every row of the other by a weight [out, in, in]."""
     x, w, y = entry.args[:3]
     if entry.args[3:7] != ((1, 3), (0,), (1, 2), (2, 3)):
         flow.store.pin([z.labels for r in (x, w, y) for z in flow.space(r).layers], f"mixed at {flow.at()}")
-        return [Space()]
+        return [TensorLabels()]
     left, right = contract(flow, (0, 1), (1, 1)), contract(flow, (2, 1), (1, 2))
     out = flow.layers(w, 0)
     flow.role(out, "writer")
     rows, inner, other = *flow.shape(x), flow.shape(y)[1]
     flow.work(rows, (flow.shape(w)[0], out), (inner, left[0] or left[1]), (other, right[0] or right[1]))
-    return [Space(tuple(made(z, 1, 2) for z in out))]
+    return [TensorLabels(tuple(made(z, 1, 2) for z in out))]
 
 
-def dot(flow: Flow, entry: Entry) -> list[Space]:
+def dot(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     """Inner product of two vectors."""
     left, right = contract(flow, (0, 0), (1, 0))
     flow.work(1, (flow.shape(entry.args[0])[0], left or right))
-    return [Space()]
+    return [TensorLabels()]
 
 
-def distances(flow: Flow, entry: Entry) -> list[Space]:
+def distances(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     """Distances between the rows of ``x`` [..., n, d] and of ``y`` [..., m, d]: [..., n, m]."""
     x, y = entry.args[:2]
     rank, other = len(flow.shape(x)), len(flow.shape(y))
@@ -190,10 +196,10 @@ def distances(flow: Flow, entry: Entry) -> list[Space]:
             flow.store.pin([z.labels for z in flow.layers(ref, axis)], f"a batch of distances at {flow.at()}")
     n = len(flow.shape(entry.outs[0]))
     rows, columns = flow.layers(x, rank - 2), flow.layers(y, other - 2)
-    return [Space((*[made(z, n - 2, n) for z in rows], *[made(z, n - 1, n) for z in columns]))]
+    return [TensorLabels((*[made(z, n - 2, n) for z in rows], *[made(z, n - 1, n) for z in columns]))]
 
 
-def linear(flow: Flow, entry: Entry) -> list[Space]:
+def linear(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     """``x @ weight.T + bias`` over the last axis."""
     x, w = entry.args[:2]
     rank = len(flow.shape(x))
@@ -201,7 +207,7 @@ def linear(flow: Flow, entry: Entry) -> list[Space]:
     out = flow.layers(w, 0)
     flow.role(out, "writer")
     kept = [z for z in flow.store.rectangular(flow.space(x).layers, flow.at()) if z.support != (rank - 1,)]
-    product = Space((*kept, *[made(z, rank - 1, rank) for z in out]))
+    product = TensorLabels((*kept, *[made(z, rank - 1, rank) for z in out]))
     shape, bias = flow.shape(entry.outs[0]), argument(entry, 2, "bias")
     rows = int(np.prod(shape[:-1], dtype=np.int64))
     flow.work(rows, (shape[-1], out), (flow.shape(x)[-1], left or right))
@@ -209,13 +215,15 @@ def linear(flow: Flow, entry: Entry) -> list[Space]:
     return [flow.store.join(spaces, shape, flow.at())]
 
 
-def as_blocks(flow: Flow, layers: Sequence[Layer], blocks: int, size: int) -> tuple[list[Layer], list[Layer]]:
+def as_blocks(
+    flow: LabelPropagation, layers: Sequence[LabelArray], blocks: int, size: int
+) -> tuple[list[LabelArray], list[LabelArray]]:
     """Layers of an axis of ``size`` seen as equal blocks: those that tell blocks apart, and those inside them."""
-    outer: list[Layer] = []
-    inner: list[Layer] = []
-    folded = [Layer(_compress(x.labels.reshape(blocks, size // blocks)), x.owner) for x in layers]
+    outer: list[LabelArray] = []
+    inner: list[LabelArray] = []
+    folded = [LabelArray(_compress(x.labels.reshape(blocks, size // blocks)), x.owner) for x in layers]
     for layer in flow.store.rectangular(folded, flow.at()):
-        (outer if layer.support == (0,) else inner).append(Layer(layer.labels.reshape(-1), layer.owner))
+        (outer if layer.support == (0,) else inner).append(LabelArray(layer.labels.reshape(-1), layer.owner))
     return outer, inner
 
 
@@ -225,13 +233,13 @@ def _compress(labels: np.ndarray) -> np.ndarray:
     return compress(labels)
 
 
-def convolution(flow: Flow, entry: Entry) -> list[Space]:
+def convolution(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     """Convolution and transposed convolution in any number of dimensions, grouped or not."""
     x, w, bias = entry.args[:3]
     transposed, groups = entry.args[6], entry.args[8]
     rank, out_shape = len(flow.shape(x)), flow.shape(entry.outs[0])
     reads, writes = (0, 1) if transposed else (1, 0)
-    through: list[Layer] = []
+    through: list[LabelArray] = []
     whole = [a for a in range(2, rank) if _is_whole(flow, entry, a) and flow.layers(x, a)]
     for axis in whole:
         contract(flow, (0, axis), (1, axis))
@@ -254,22 +262,24 @@ def convolution(flow: Flow, entry: Entry) -> list[Space]:
     flow.work(fixed, *[(flow.shape(w)[axis], flow.layers(w, axis)) for axis in (0, 1, *whole)])
     layers = [made(z, 1, rank) for z in out] + [made(z, 0, rank) for z in flow.layers(x, 0)] + through
     if bias is None:
-        return [Space(tuple(layers))]
+        return [TensorLabels(tuple(layers))]
     riders = [move(z, 1, rank) for z in flow.layers(bias, 0)]
     bias_shape = tuple(out_shape[1] if i == 1 else 1 for i in range(rank))
     return [
-        flow.store.join([(Space(tuple(layers)), out_shape), (Space(tuple(riders)), bias_shape)], out_shape, flow.at())
+        flow.store.join(
+            [(TensorLabels(tuple(layers)), out_shape), (TensorLabels(tuple(riders)), bias_shape)], out_shape, flow.at()
+        )
     ]
 
 
-def _is_whole(flow: Flow, entry: Entry, axis: int) -> bool:
+def _is_whole(flow: LabelPropagation, entry: Entry, axis: int) -> bool:
     """Whether a kernel covers all of an axis once (words as wide as their embedding): a sum over it."""
     kernel, padding = flow.shape(entry.args[1])[axis], entry.args[4]
     once = kernel == flow.shape(entry.args[0])[axis] and flow.shape(entry.outs[0])[axis] == 1
     return once and padding[min(axis - 2, len(padding) - 1)] == 0 and not entry.args[6]
 
 
-def _is_by_place(flow: Flow, entry: Entry, axis: int) -> bool:
+def _is_by_place(flow: LabelPropagation, entry: Entry, axis: int) -> bool:
     """Whether a convolution takes every place along an axis by itself: a kernel of one, no stride, no padding."""
     stride, padding = entry.args[3], entry.args[4]
     at = axis - 2
@@ -281,7 +291,9 @@ def _is_by_place(flow: Flow, entry: Entry, axis: int) -> bool:
     )
 
 
-def _contract_groups(flow: Flow, entry: Entry, x: Ref, w: Ref, groups: int, transposed: bool) -> list[Layer]:
+def _contract_groups(
+    flow: LabelPropagation, entry: Entry, x: Ref, w: Ref, groups: int, transposed: bool
+) -> list[LabelArray]:
     channels, wide = flow.shape(x)[1], flow.shape(w)[0]
     x_blocks, x_inner = as_blocks(flow, flow.layers(x, 1), groups, channels)
     w_blocks, w_inner = as_blocks(flow, flow.layers(w, 0), groups, wide)
@@ -300,11 +312,11 @@ def _contract_groups(flow: Flow, entry: Entry, x: Ref, w: Ref, groups: int, tran
     flow.read(0, 1, reading, "sum")
     _resize_groups(flow, entry, x_blocks or w_blocks)
     per_block = flow.shape(w)[1] if transposed else wide // groups
-    out = [Layer(np.repeat(z.labels, per_block), z.owner) for z in (w_blocks or x_blocks)]
-    return out + [Layer(np.tile(z.labels, groups), z.owner) for z in inside]
+    out = [LabelArray(np.repeat(z.labels, per_block), z.owner) for z in (w_blocks or x_blocks)]
+    return out + [LabelArray(np.tile(z.labels, groups), z.owner) for z in inside]
 
 
-def _resize_groups(flow: Flow, entry: Entry, blocks: Sequence[Layer]) -> None:
+def _resize_groups(flow: LabelPropagation, entry: Entry, blocks: Sequence[LabelArray]) -> None:
     call = entry.call
     if not blocks:
         return
@@ -319,7 +331,7 @@ def _resize_groups(flow: Flow, entry: Entry, blocks: Sequence[Layer]) -> None:
         flow.store.size(given, len(blocks[0].labels), [z.labels for z in blocks], "the number of groups")
 
 
-def attention(flow: Flow, entry: Entry) -> list[Space]:
+def attention(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     """Scaled-dot-product kernels: query, key, value of shape [batch, heads, tokens, width]."""
     q, k, v = entry.args[:3]
     rank = len(flow.shape(q))
@@ -332,7 +344,7 @@ def attention(flow: Flow, entry: Entry) -> list[Space]:
     if "scale" not in entry.kwargs or entry.kwargs["scale"] is None:
         flow.store.suspect([z.labels for z in inner], f"the softmax scale is taken from the width at {flow.at()}")
     layers = [made(z, rank - 1, rank) for z in width]
-    heads: list[Layer] = []
+    heads: list[LabelArray] = []
     for axis in range(rank - 2):
         stacks = [_repeat_layers(flow.layers(t, axis), flow.shape(t)[axis], flow.shape(q)[axis]) for t in (q, k, v)]
         meet(flow, stacks[0], stacks[1], flow.shape(q)[axis])
@@ -347,17 +359,21 @@ def attention(flow: Flow, entry: Entry) -> list[Space]:
         mask = entry.kwargs.get("attn_mask")
     if isinstance(mask, Ref):
         shape = (*flow.shape(q)[:-1], flow.shape(k)[-2])
-        scores = Space(tuple(move(z, rank - 3, rank) for z in heads))
+        scores = TensorLabels(tuple(move(z, rank - 3, rank) for z in heads))
         flow.store.join([(scores, shape), (flow.space(mask), flow.shape(mask))], shape, flow.at())
     for t in (q, k, v):
         flow.store.pin([z.labels for z in flow.layers(t, rank - 2)], f"attention over these positions at {flow.at()}")
     _attention_work(flow, (q, k, v), heads, inner, width)
-    out = Space(tuple(layers))
-    return [out, *[Space() for _ in entry.outs[1:]]]
+    out = TensorLabels(tuple(layers))
+    return [out, *[TensorLabels() for _ in entry.outs[1:]]]
 
 
 def _attention_work(
-    flow: Flow, qkv: tuple[Ref, Ref, Ref], heads: list[Layer], inner: list[Layer], width: list[Layer]
+    flow: LabelPropagation,
+    qkv: tuple[Ref, Ref, Ref],
+    heads: list[LabelArray],
+    inner: list[LabelArray],
+    width: list[LabelArray],
 ) -> None:
     (*batch, tokens, depth), (*_, keys, _), (*_, wide) = (flow.shape(t) for t in qkv)
     fixed = int(np.prod(batch[:-1], dtype=np.int64)) * tokens * keys
@@ -365,18 +381,18 @@ def _attention_work(
     flow.work(fixed, (batch[-1], heads), (wide, width))
 
 
-def _repeat_layers(layers: list[Layer], size: int, wanted: int) -> list[Layer]:
-    return layers if size in (1, wanted) else [Layer(np.repeat(z.labels, wanted // size), z.owner) for z in layers]
+def _repeat_layers(layers: list[LabelArray], size: int, wanted: int) -> list[LabelArray]:
+    return layers if size in (1, wanted) else [LabelArray(np.repeat(z.labels, wanted // size), z.owner) for z in layers]
 
 
-def embedding(flow: Flow, entry: Entry) -> list[Space]:
+def embedding(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     """Rows of a table, looked up."""
     table = entry.args[0]
     rank = len(flow.shape(entry.outs[0]))
     flow.store.pin([z.labels for z in flow.layers(table, 0)], "rows are looked up by index")
     width = flow.layers(table, 1)
     flow.role(width, "writer")
-    return [Space(tuple(made(z, rank - 1, rank) for z in width)), *[Space() for _ in entry.outs[1:]]]
+    return [TensorLabels(tuple(made(z, rank - 1, rank) for z in width)), *[TensorLabels() for _ in entry.outs[1:]]]
 
 
 CONTRACTIONS: Mapping[str, Rule] = {

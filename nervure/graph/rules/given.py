@@ -10,8 +10,8 @@ from torch import Tensor
 
 from nervure.check import nearest
 from nervure.errors import ArgumentError, TraceError
-from nervure.graph.flow import Flow, Rule, made, move
-from nervure.graph.labels import NONE, Layer, Space, compress
+from nervure.graph.flow import LabelPropagation, Rule, made, move
+from nervure.graph.labels import NONE, LabelArray, TensorLabels, compress
 from nervure.graph.rules.contractions import CONTRACTIONS, meet
 from nervure.graph.rules.movers import MOVERS
 from nervure.graph.rules.pointwise import OTHERS
@@ -21,7 +21,7 @@ from nervure.graph.tape import Entry, Ref, refs_in
 KNOWN: Mapping[str, Rule] = {**OTHERS, **MOVERS, **CONTRACTIONS}
 Shape: TypeAlias = tuple[int, ...]
 STACKS: dict[str, list[Any]] = {}
-"""For each operation the rules given for it (``nervure.rules.Given``) that were not taken back; the last one counts."""
+"""For each operation the rules given for it (``nervure.rules.UserRule``) that were not taken back; the last one counts."""
 
 
 class Operation(NamedTuple):
@@ -157,7 +157,7 @@ def require_how(how: Any) -> How:
 def compile_rule(name: str, how: How | Chooser) -> Rule:
     """What a rule does to labels, as the pass over a tape asks it."""
 
-    def rule(flow: Flow, entry: Entry) -> Sequence[Space]:
+    def rule(flow: LabelPropagation, entry: Entry) -> Sequence[TensorLabels]:
         refs = refs_in((*entry.args, *entry.kwargs.values()))
         try:
             chosen = how if isinstance(how, How) else require_how(how(_operation(flow, entry, refs)))
@@ -168,7 +168,7 @@ def compile_rule(name: str, how: How | Chooser) -> Rule:
     return rule
 
 
-def _operation(flow: Flow, entry: Entry, refs: Sequence[Ref]) -> Operation:
+def _operation(flow: LabelPropagation, entry: Entry, refs: Sequence[Ref]) -> Operation:
     def show(value: Any) -> Any:
         if isinstance(value, Ref):
             return flow.shape(value)
@@ -179,11 +179,11 @@ def _operation(flow: Flow, entry: Entry, refs: Sequence[Ref]) -> Operation:
     return Operation(entry.name, args, kwargs, shapes, outputs)
 
 
-def _apply_rule(how: How, flow: Flow, entry: Entry, refs: Sequence[Ref]) -> Sequence[Space]:
+def _apply_rule(how: How, flow: LabelPropagation, entry: Entry, refs: Sequence[Ref]) -> Sequence[TensorLabels]:
     labels = [z.labels for r in refs for z in flow.space(r).layers]
     if isinstance(how, Pinned):
         flow.store.pin(labels, f"{how.reason} ({flow.at()})")
-        return [Space() for _ in entry.outs]
+        return [TensorLabels() for _ in entry.outs]
     # A rule is somebody's word: what it lets go is tried before it is offered.
     flow.store.suspect(labels, f"the rule given for {entry.name!r}")
     match how:
@@ -200,7 +200,7 @@ def _apply_rule(how: How, flow: Flow, entry: Entry, refs: Sequence[Ref]) -> Sequ
             assert_never(how)
 
 
-def _require_broadcast(flow: Flow, entry: Entry, refs: Sequence[Ref]) -> None:
+def _require_broadcast(flow: LabelPropagation, entry: Entry, refs: Sequence[Ref]) -> None:
     for out in entry.outs:
         for ref in refs:
             shape, full = flow.shape(ref), flow.shape(out)
@@ -209,7 +209,7 @@ def _require_broadcast(flow: Flow, entry: Entry, refs: Sequence[Ref]) -> None:
                 raise ArgumentError(f"it is not pointwise: shape {shape} does not broadcast to {full}.")
 
 
-def _move(flow: Flow, ref: Ref, out: Ref, function: Callable[[Tensor], Tensor]) -> Space:
+def _move(flow: LabelPropagation, ref: Ref, out: Ref, function: Callable[[Tensor], Tensor]) -> TensorLabels:
     shape, numbers = flow.shape(ref), torch.arange(int(np.prod(flow.shape(ref), dtype=np.int64)))
     at = function(numbers.reshape(shape))
     if at.is_floating_point() or bool((at >= len(numbers)).any()):
@@ -220,8 +220,8 @@ def _move(flow: Flow, ref: Ref, out: Ref, function: Callable[[Tensor], Tensor]) 
     layers = []
     for layer in flow.space(ref).layers:
         dense = np.broadcast_to(layer.labels, shape).reshape(-1)
-        layers.append(Layer(compress(np.where(index >= 0, dense[np.maximum(index, 0)], NONE)), layer.owner))
-    return Space(flow.store.rectangular(layers, flow.at()), free=flow.space(ref).free)
+        layers.append(LabelArray(compress(np.where(index >= 0, dense[np.maximum(index, 0)], NONE)), layer.owner))
+    return TensorLabels(flow.store.rectangular(layers, flow.at()), free=flow.space(ref).free)
 
 
 # -- contractions --------------------------------------------------------------------------------------------------
@@ -282,7 +282,7 @@ def _without_dots(term: str, rank: int, widest: int) -> list[str]:
     return [*term[:at], *(f".{widest - count + i}" for i in range(count)), *term[at + 1 :]]
 
 
-def _contract(how: Contraction, flow: Flow, entry: Entry, refs: Sequence[Ref]) -> list[Space]:
+def _contract(how: Contraction, flow: LabelPropagation, entry: Entry, refs: Sequence[Ref]) -> list[TensorLabels]:
     letters = _letters_of(how, [flow.shape(r) for r in refs], [flow.shape(o) for o in entry.outs])
     written = {letter for term in letters.outs for letter in term}
     summed = [s for s in letters.sizes if s not in written]
@@ -301,12 +301,12 @@ def _contract(how: Contraction, flow: Flow, entry: Entry, refs: Sequence[Ref]) -
 
 
 def _sum_letters(
-    flow: Flow,
+    flow: LabelPropagation,
     entry: Entry,
     refs: Sequence[Ref],
     letters: _Letters,
     letter: str,
-    layers: Mapping[_Place, list[Layer]],
+    layers: Mapping[_Place, list[LabelArray]],
 ) -> None:
     first, *others = letters.places(letter)
     if not others or refs[first.argument] not in entry.args:
@@ -322,19 +322,19 @@ def _sum_letters(
 
 
 def _write_space(
-    flow: Flow,
+    flow: LabelPropagation,
     refs: Sequence[Ref],
     letters: _Letters,
     term: list[str],
     out: Ref,
-    layers: Mapping[_Place, list[Layer]],
-) -> Space:
+    layers: Mapping[_Place, list[LabelArray]],
+) -> TensorLabels:
     spaces, shape = [], flow.shape(out)
     for k, ref in enumerate(refs):
-        own: list[Layer] = []
+        own: list[LabelArray] = []
         for to, letter in enumerate(term):
             lift = move if len(letters.places(letter)) > 1 else made
             own += [lift(z, to, len(shape)) for p in letters.places(letter) if p.argument == k for z in layers[p]]
         sizes = tuple(flow.shape(ref)[letters.ins[k].index(s)] if s in letters.ins[k] else 1 for s in term)
-        spaces.append((Space(tuple(own), free=flow.space(ref).free), sizes))
+        spaces.append((TensorLabels(tuple(own), free=flow.space(ref).free), sizes))
     return flow.store.join(spaces, shape, flow.at())

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from nervure.graph.flow import Flow, Rule, argument, call_sizes, carries, move
-from nervure.graph.labels import NONE, PENDING, Array, Layer, Space, compress, is_pending
+from nervure.graph.flow import LabelPropagation, Rule, argument, call_sizes, carries, move
+from nervure.graph.labels import NONE, PENDING, Array, LabelArray, TensorLabels, compress, is_pending
 from nervure.graph.rules.contractions import OPAQUE_CALLS, as_blocks
 from nervure.graph.sizes import Expression
 from nervure.graph.solve import follows
@@ -23,7 +23,7 @@ LARGEST = 20_000_000
 
 
 @carries
-def same(flow: Flow, entry: Entry) -> list[Space]:
+def same(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     """Copies and casts: the labels of the first argument."""
     return [flow.space(entry.args[0]) for _ in entry.outs]
 
@@ -61,18 +61,18 @@ def reshape(labels: Array, old: Sequence[int], new: Sequence[int]) -> Array:
 
 
 @carries
-def view(flow: Flow, entry: Entry) -> list[Space]:
+def view(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     """View, reshape, flatten, squeeze, unsqueeze: any change of shape in the same order."""
     x, out = entry.args[0], entry.outs[0]
     space, old, new = flow.space(x), flow.shape(x), flow.shape(out)
-    layers = [Layer(reshape(z.labels, old, new), z.owner) for z in space.layers if 0 not in old]
+    layers = [LabelArray(reshape(z.labels, old, new), z.owner) for z in space.layers if 0 not in old]
     layers += _spread_in(flow, space, old, new)
     kept = flow.store.rectangular(layers, f"reshaped at {flow.at()}")
     _sizes_follow(flow, entry, kept, new)
-    return [_taking(Space(kept, free=space.free), space, _unchanged_axes(old, new))]
+    return [_taking(TensorLabels(kept, free=space.free), space, _unchanged_axes(old, new))]
 
 
-def _spread_in(flow: Flow, space: Space, old: Sequence[int], new: Sequence[int]) -> list[Layer]:
+def _spread_in(flow: LabelPropagation, space: TensorLabels, old: Sequence[int], new: Sequence[int]) -> list[LabelArray]:
     """Units for axes of one value that are merged with others, as a mask for all heads is with the samples."""
     found = []
     for before, after in segments(old, new):
@@ -85,7 +85,7 @@ def _spread_in(flow: Flow, space: Space, old: Sequence[int], new: Sequence[int])
                 flow.store.suspect([fresh], f"expanded at {flow.at()}")
             else:
                 flow.store.size(wish, old[axis], [fresh], "an expansion")
-            found.append(Layer(reshape(move(Layer(fresh), axis, len(old)).labels, old, new)))
+            found.append(LabelArray(reshape(move(LabelArray(fresh), axis, len(old)).labels, old, new)))
     return found
 
 
@@ -95,13 +95,13 @@ def _unchanged_axes(old: Sequence[int], new: Sequence[int]) -> dict[int, int]:
     return {a[0]: b[0] for a, b in pieces if len(a) == len(b) == 1}
 
 
-def _taking(moved: Space, source: Space, places: Mapping[int, int]) -> Space:
+def _taking(moved: TensorLabels, source: TensorLabels, places: Mapping[int, int]) -> TensorLabels:
     """``moved`` takes labels along its axes as ``source`` does along its own, which went to ``places``."""
     wishes = tuple((places[axis], wish) for axis, wish in source.wishes if axis in places)
     return replace(moved, wishes=wishes, spread=frozenset(places[axis] for axis in source.spread if axis in places))
 
 
-def _sizes_follow(flow: Flow, entry: Entry, layers: Sequence[Layer], shape: Sequence[int]) -> None:
+def _sizes_follow(flow: LabelPropagation, entry: Entry, layers: Sequence[LabelArray], shape: Sequence[int]) -> None:
     """Sizes that the user's code gives for labelled axes must change with a cut."""
     call = entry.call
     if call is None:
@@ -130,19 +130,21 @@ def _sizes_follow(flow: Flow, entry: Entry, layers: Sequence[Layer], shape: Sequ
             flow.store.size(size, shape[axis], [v.reshape(-1) for v in vectors], call.name)
 
 
-def _is_as_long_as(flow: Flow, size: Any, vectors: Sequence[Array]) -> None:
+def _is_as_long_as(flow: LabelPropagation, size: Any, vectors: Sequence[Array]) -> None:
     """A size read from an axis of another tensor can follow a cut of that axis only: both are cut alike."""
     size = _without_division(size)
     if isinstance(size, Expression) and size.dimension is not None:
         number, place = size.dimension
-        theirs = [Layer(z.labels.reshape(-1)) for z in flow.space(Ref(number)).layers if z.support == (place,)]
-        mine = [Layer(v.reshape(-1)) for v in vectors if v.size == size.value]
+        theirs = [LabelArray(z.labels.reshape(-1)) for z in flow.space(Ref(number)).layers if z.support == (place,)]
+        mine = [LabelArray(v.reshape(-1)) for v in vectors if v.size == size.value]
         whole = theirs and mine and len(mine) == len(vectors)
         if whole and not follows(flow, size, [z.labels for z in mine]):
             flow.store.match(theirs, mine, flow.at())
 
 
-def _together_as_long_as(flow: Flow, sizes: Sequence[Any], layers: Sequence[Layer], shape: Sequence[int]) -> None:
+def _together_as_long_as(
+    flow: LabelPropagation, sizes: Sequence[Any], layers: Sequence[LabelArray], shape: Sequence[int]
+) -> None:
     """Sizes ``h`` and ``c // h`` in one call, ``c`` read from an axis: both axes together are cut with that one."""
     for inner, size in enumerate(sizes):
         if not (isinstance(size, Expression) and size.operation == "floordiv" and size.operands[1] in sizes):
@@ -155,9 +157,9 @@ def _together_as_long_as(flow: Flow, sizes: Sequence[Any], layers: Sequence[Laye
             continue
         if whole.value == shape[outer] * shape[inner] and not follows(flow, size, widths):
             mine = [np.repeat(z, shape[inner]) for z in heads] + [np.tile(z, shape[outer]) for z in widths]
-            theirs = [Layer(z.labels) for z in flow.layers(Ref(whole.dimension[0]), whole.dimension[1])]
+            theirs = [LabelArray(z.labels) for z in flow.layers(Ref(whole.dimension[0]), whole.dimension[1])]
             if theirs:
-                flow.store.match(theirs, [Layer(z) for z in mine], flow.at())
+                flow.store.match(theirs, [LabelArray(z) for z in mine], flow.at())
 
 
 def _number(size: Any) -> int:
@@ -165,7 +167,7 @@ def _number(size: Any) -> int:
 
 
 @carries
-def transpose(flow: Flow, entry: Entry) -> list[Space]:
+def transpose(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     """Swap two axes."""
     rank = len(flow.shape(entry.args[0]))
     order = list(range(rank))
@@ -178,40 +180,42 @@ def transpose(flow: Flow, entry: Entry) -> list[Space]:
 
 
 @carries
-def permute(flow: Flow, entry: Entry) -> list[Space]:
+def permute(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     """Reorder axes."""
     rank = len(flow.shape(entry.args[0]))
     return [_permute(flow.space(entry.args[0]), [a % rank for a in entry.args[1]])]
 
 
-def _permute(space: Space, order: list[int]) -> Space:
-    moved = Space(tuple(Layer(z.labels.transpose(order), z.owner) for z in space.layers), free=space.free)
+def _permute(space: TensorLabels, order: list[int]) -> TensorLabels:
+    moved = TensorLabels(tuple(LabelArray(z.labels.transpose(order), z.owner) for z in space.layers), free=space.free)
     return _taking(moved, space, {axis: place for place, axis in enumerate(order)})
 
 
 @carries
-def expand(flow: Flow, entry: Entry) -> list[Space]:
+def expand(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     """Broadcast: the labels are already broadcast, and along axes of one value any others will do."""
     space, shape = flow.space(entry.args[0]), flow.shape(entry.outs[0])
     rank, before = len(shape), (1,) * (len(shape) - len(flow.shape(entry.args[0]))) + flow.shape(entry.args[0])
-    layers = [Layer(z.labels.reshape((1,) * (rank - z.labels.ndim) + z.labels.shape), z.owner) for z in space.layers]
+    layers = [
+        LabelArray(z.labels.reshape((1,) * (rank - z.labels.ndim) + z.labels.shape), z.owner) for z in space.layers
+    ]
     _sizes_follow(flow, entry, layers, shape)
     layers += _widen_layers(flow, entry, layers)
     wishes = _expanded_sizes(entry, shape) or [None] * rank
     grown = {axis: wishes[axis] for axis in range(rank) if before[axis] == 1 < shape[axis]}
-    return [Space(tuple(layers), free=space.free, wishes=tuple(grown.items()), spread=frozenset(grown))]
+    return [TensorLabels(tuple(layers), free=space.free, wishes=tuple(grown.items()), spread=frozenset(grown))]
 
 
-def _widen_layers(flow: Flow, entry: Entry, layers: Sequence[Layer]) -> list[Layer]:
+def _widen_layers(flow: LabelPropagation, entry: Entry, layers: Sequence[LabelArray]) -> list[LabelArray]:
     """Axes that were as one and get their size from an axis of another tensor: they are cut with that one."""
     shape, before = flow.shape(entry.outs[0]), flow.shape(entry.args[0])
     old = (1,) * (len(shape) - len(before)) + before
-    found: list[Layer] = []
+    found: list[LabelArray] = []
     for axis, size in enumerate(_expanded_sizes(entry, shape)):
         single = old[axis] == 1 < shape[axis] and not any(z.labels.shape[axis] > 1 for z in layers)
         if single and isinstance(size, Expression) and size.dimension is not None:
             theirs = flow.layers(Ref(size.dimension[0]), size.dimension[1])
-            found += [move(Layer(z.labels), axis, len(shape)) for z in theirs]
+            found += [move(LabelArray(z.labels), axis, len(shape)) for z in theirs]
     return found
 
 
@@ -243,7 +247,7 @@ def _without_division(size: Any) -> Any:
 
 
 @carries
-def repeat(flow: Flow, entry: Entry) -> list[Space]:
+def repeat(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     """Tile; what has one place along an axis is expanded."""
     space, times = flow.space(entry.args[0]), entry.args[1]
     before = (1,) * (len(times) - len(flow.shape(entry.args[0]))) + flow.shape(entry.args[0])
@@ -253,13 +257,13 @@ def repeat(flow: Flow, entry: Entry) -> list[Space]:
     for z in space.layers:
         labels = z.labels.reshape((1,) * (len(times) - z.labels.ndim) + z.labels.shape)
         tiles = [t if n > 1 else 1 for t, n in zip(times, labels.shape, strict=True)]
-        layers.append(Layer(np.tile(labels, tiles), z.owner))
+        layers.append(LabelArray(np.tile(labels, tiles), z.owner))
     layers += _widen_layers(flow, entry, layers)
-    return [Space(tuple(layers), free=space.free, wishes=tuple(grown.items()), spread=frozenset(grown))]
+    return [TensorLabels(tuple(layers), free=space.free, wishes=tuple(grown.items()), spread=frozenset(grown))]
 
 
 @carries
-def as_strided(flow: Flow, entry: Entry) -> list[Space]:
+def as_strided(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     """Windows into memory: each place in them has the labels of the element that lies there."""
     x, size, stride = entry.args[:3]
     known, labels = flow.tape.values[x.id], [z.labels for z in flow.space(x).layers]
@@ -268,17 +272,17 @@ def as_strided(flow: Flow, entry: Entry) -> list[Space]:
     end = max(map(_end, (there, seen)))
     if max(end, prod(size)) > LARGEST:
         flow.store.pin(labels, f"raw strides at {flow.at()}")
-        return [Space()]
+        return [TensorLabels()]
     memory = torch.arange(end)
     element = np.full(end, NONE)
     element[memory.as_strided(*there).numpy()] = np.arange(prod(known.shape)).reshape(known.shape)
     at = element[memory.as_strided(*seen).numpy()]
     if (at < 0).any():
         flow.store.pin(labels, f"raw strides at {flow.at()}")
-        return [Space()]
+        return [TensorLabels()]
     flow.store.suspect(labels, f"raw strides at {flow.at()}")
-    layers = [Layer(compress(np.broadcast_to(z, known.shape).reshape(-1)[at])) for z in labels]
-    return [Space(flow.store.rectangular(layers, f"raw strides at {flow.at()}"))]
+    layers = [LabelArray(compress(np.broadcast_to(z, known.shape).reshape(-1)[at])) for z in labels]
+    return [TensorLabels(flow.store.rectangular(layers, f"raw strides at {flow.at()}"))]
 
 
 def _end(seen: tuple[Sequence[int], Sequence[int], int]) -> int:
@@ -290,18 +294,18 @@ def _end(seen: tuple[Sequence[int], Sequence[int], int]) -> int:
 # -- parts -------------------------------------------------------------------------------------------------------
 
 
-def _cut_piece(space: Space, axis: int, piece: slice) -> Space:
+def _cut_piece(space: TensorLabels, axis: int, piece: slice) -> TensorLabels:
     layers = []
     for z in space.layers:
         if z.labels.shape[axis] > 1:
             where = tuple(piece if i == axis else slice(None) for i in range(z.labels.ndim))
-            layers.append(Layer(compress(z.labels[where]), z.owner))
+            layers.append(LabelArray(compress(z.labels[where]), z.owner))
         else:
             layers.append(z)
-    return Space(tuple(z for z in layers if z.support), free=space.free)
+    return TensorLabels(tuple(z for z in layers if z.support), free=space.free)
 
 
-def _even_blocks(flow: Flow, x: Ref, axis: int, edges: Sequence[int], *, follows: bool) -> Space:
+def _even_blocks(flow: LabelPropagation, x: Ref, axis: int, edges: Sequence[int], *, follows: bool) -> TensorLabels:
     """Parts at fixed places: units leave evenly from equal blocks that the edges respect. The labels that may go on.
 
     ``follows``: the code tells the edges in a way that can follow a cut; otherwise it must be tried.
@@ -317,13 +321,13 @@ def _even_blocks(flow: Flow, x: Ref, axis: int, edges: Sequence[int], *, follows
             flow.store.suspect([z.labels for z in inner], f"taken apart by position at {flow.at()}")
         if any(is_pending(z) for z in (*outer, *inner)):
             # It has to become a product before it may meet others.
-            layer = Layer(np.full(size, PENDING, dtype=np.int64))  # noqa: PLW2901
+            layer = LabelArray(np.full(size, PENDING, dtype=np.int64))  # noqa: PLW2901
         kept += [move(layer, axis, len(flow.shape(x)))] if outer or inner else []
-    return Space(tuple(kept), free=space.free)
+    return TensorLabels(tuple(kept), free=space.free)
 
 
 @carries
-def slice_(flow: Flow, entry: Entry) -> list[Space]:
+def slice_(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     """``x[a:b:step]`` along one axis."""
     x = entry.args[0]
     axis = argument(entry, 1, "dim", 0) % len(flow.shape(x))
@@ -354,16 +358,16 @@ def slice_(flow: Flow, entry: Entry) -> list[Space]:
     return [_cut_piece(space, axis, piece)]
 
 
-def _every(flow: Flow, x: Ref, axis: int, step: int) -> Space:
+def _every(flow: LabelPropagation, x: Ref, axis: int, step: int) -> TensorLabels:
     """Every so many positions of an axis: blocks of that many go whole."""
     rank, size = len(flow.shape(x)), flow.shape(x)[axis]
     outer, inner = as_blocks(flow, flow.layers(x, axis), size // step, size)
     flow.store.pin([z.labels for z in inner], f"picked by position (one in {step}) at {flow.at()}")
     kept = [z for z in flow.space(x).layers if axis not in z.support]
-    return Space((*kept, *[move(z, axis, rank) for z in outer]), free=flow.space(x).free)
+    return TensorLabels((*kept, *[move(z, axis, rank) for z in outer]), free=flow.space(x).free)
 
 
-def _follows(flow: Flow, wish: Any, vectors: Sequence[Array]) -> bool:
+def _follows(flow: LabelPropagation, wish: Any, vectors: Sequence[Array]) -> bool:
     """Whether a size follows a cut wherever it falls: it comes from attributes alone, or is read off such an axis."""
     if not isinstance(wish, Expression):
         return False
@@ -384,7 +388,7 @@ def _slice_sizes(call: Call | None, axis: int, rank: int) -> tuple[Any, Any]:
 
 
 @carries
-def split(flow: Flow, entry: Entry) -> list[Space]:
+def split(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     """Split and chunk along one axis."""
     x = entry.args[0]
     axis = argument(entry, 2, "dim", 0) % len(flow.shape(x))
@@ -407,7 +411,7 @@ def split(flow: Flow, entry: Entry) -> list[Space]:
 
 
 @carries
-def select(flow: Flow, entry: Entry) -> list[Space]:
+def select(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     """``x[i]`` along one axis: units along that axis are named by their place, so they stay."""
     x = entry.args[0]
     axis = argument(entry, 1, "dim", 0) % len(flow.shape(x))
@@ -416,17 +420,17 @@ def select(flow: Flow, entry: Entry) -> list[Space]:
 
 
 @carries
-def unbind(flow: Flow, entry: Entry) -> list[Space]:
+def unbind(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     """``x[0]``, ``x[1]``, ... along one axis."""
     return list(select(flow, replace(entry, args=(entry.args[0], argument(entry, 1, "dim", 0)), kwargs={})))
 
 
-def _without(space: Space, axis: int) -> Space:
+def _without(space: TensorLabels, axis: int) -> TensorLabels:
     kept = [z for z in space.layers if z.labels.shape[axis] == 1]
-    return Space(tuple(Layer(z.labels.squeeze(axis), z.owner) for z in kept), free=space.free)
+    return TensorLabels(tuple(LabelArray(z.labels.squeeze(axis), z.owner) for z in kept), free=space.free)
 
 
-def as_complex(flow: Flow, entry: Entry) -> list[Space]:
+def as_complex(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     """Pairs along the last axis become complex numbers: real and imaginary parts stay."""
     x = entry.args[0]
     last = len(flow.shape(x)) - 1
@@ -434,13 +438,13 @@ def as_complex(flow: Flow, entry: Entry) -> list[Space]:
     return [_without(flow.space(x), last)]
 
 
-def as_real(flow: Flow, entry: Entry) -> list[Space]:
+def as_real(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     """Complex numbers become pairs along a new last axis."""
     space = flow.space(entry.args[0])
-    return [replace(space, layers=tuple(Layer(z.labels[..., None], z.owner) for z in space.layers), wishes=())]
+    return [replace(space, layers=tuple(LabelArray(z.labels[..., None], z.owner) for z in space.layers), wishes=())]
 
 
-def cat(flow: Flow, entry: Entry) -> list[Space]:
+def cat(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     """Concatenate along one axis: labels follow each other there and are united along the others."""
     refs = [r for r in entry.args[0] if not (len(flow.shape(r)) == 1 and flow.shape(r)[0] == 0)]
     rank = len(flow.shape(entry.outs[0]))
@@ -450,36 +454,38 @@ def cat(flow: Flow, entry: Entry) -> list[Space]:
     ]
 
 
-def _label_constant(flow: Flow, ref: Ref, axis: int) -> Space:
+def _label_constant(flow: LabelPropagation, ref: Ref, axis: int) -> TensorLabels:
     """A constant that is put beside others gets units along ``axis``: there is nothing it could take them from."""
     space, shape = flow.space(ref), flow.shape(ref)
     wish = dict(space.wishes).get(axis)
     if not space.free or space.along(axis) or wish is None or shape[axis] < 2:
         return space
-    layer = Layer(flow.store.unions.fresh(shape[axis]))
+    layer = LabelArray(flow.store.unions.fresh(shape[axis]))
     flow.store.size(wish, shape[axis], [layer.labels], "a constant")
     flow.spaces[ref.id] = replace(space, layers=(*space.layers, move(layer, axis, len(shape))))
     return flow.spaces[ref.id]
 
 
-def stack(flow: Flow, entry: Entry) -> list[Space]:
+def stack(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     """Concatenate along a new axis."""
     rank = len(flow.shape(entry.outs[0]))
     axis = argument(entry, 1, "dim", 0) % rank
     parts = []
     for r in entry.args[0]:
         space, shape = flow.space(r), flow.shape(r)
-        layers = tuple(Layer(np.expand_dims(z.labels, axis), z.owner) for z in space.layers)
-        parts.append((Space(layers, free=space.free), (*shape[:axis], 1, *shape[axis:])))
+        layers = tuple(LabelArray(np.expand_dims(z.labels, axis), z.owner) for z in space.layers)
+        parts.append((TensorLabels(layers, free=space.free), (*shape[:axis], 1, *shape[axis:])))
     return [_join(flow, parts, axis, flow.shape(entry.outs[0]))]
 
 
-def _join(flow: Flow, parts: Sequence[tuple[Space, tuple[int, ...]]], axis: int, shape: tuple[int, ...]) -> Space:
+def _join(
+    flow: LabelPropagation, parts: Sequence[tuple[TensorLabels, tuple[int, ...]]], axis: int, shape: tuple[int, ...]
+) -> TensorLabels:
     beside, stacks = [], []
     for space, own in parts:
         layers = flow.store.rectangular(space.layers, flow.at(), parts=True)
         stacks.append([z for z in layers if z.support == (axis,)])
-        others = Space(tuple(z for z in layers if z.support != (axis,)), free=space.free)
+        others = TensorLabels(tuple(z for z in layers if z.support != (axis,)), free=space.free)
         beside.append((others, tuple(1 if i == axis else n for i, n in enumerate(own))))
     flat_shape = tuple(1 if i == axis else n for i, n in enumerate(shape))
     rest = flow.store.join(beside, flat_shape, flow.at())
@@ -491,11 +497,11 @@ def _join(flow: Flow, parts: Sequence[tuple[Space, tuple[int, ...]]], axis: int,
             for stack, (_, own) in zip(stacks, parts, strict=True)
         ]
         labels = np.concatenate(pieces)
-        along.append(move(Layer(labels), axis, len(shape)))
-    return Space((*rest.layers, *[z for z in along if z.support]), free=rest.free and not along)
+        along.append(move(LabelArray(labels), axis, len(shape)))
+    return TensorLabels((*rest.layers, *[z for z in along if z.support]), free=rest.free and not along)
 
 
-def pad(flow: Flow, entry: Entry) -> list[Space]:
+def pad(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     """Constant padding: the new positions belong to no unit."""
     x, amounts = entry.args[0], entry.args[1]
     space, rank = flow.space(x), len(flow.shape(x))
@@ -509,23 +515,25 @@ def pad(flow: Flow, entry: Entry) -> list[Space]:
                 if min(before, after) < 0:
                     flow.store.pin([z.labels], f"cropped by padding at {flow.at()}")
                 widths[axis] = (max(0, before), max(0, after))
-        layers.append(Layer(np.pad(z.labels, widths, constant_values=NONE), z.owner))
+        layers.append(LabelArray(np.pad(z.labels, widths, constant_values=NONE), z.owner))
     out = flow.shape(entry.outs[0])
     fits = [z for z in layers if all(n in (1, m) for n, m in zip(z.labels.shape, out, strict=True))]
     unpadded = {a: a for a, (n, m) in enumerate(zip(flow.shape(x), out, strict=True)) if n == m}
-    return [_taking(Space(tuple(fits), free=space.free), space, unpadded)]
+    return [_taking(TensorLabels(tuple(fits), free=space.free), space, unpadded)]
 
 
 @carries
-def flip(flow: Flow, entry: Entry) -> list[Space]:
+def flip(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     """Reverse axes."""
     space = flow.space(entry.args[0])
     rank = len(flow.shape(entry.args[0]))
     axes = [a % rank for a in entry.args[1]]
-    return [Space(tuple(Layer(np.flip(z.labels, tuple(axes)), z.owner) for z in space.layers), free=space.free)]
+    return [
+        TensorLabels(tuple(LabelArray(np.flip(z.labels, tuple(axes)), z.owner) for z in space.layers), free=space.free)
+    ]
 
 
-def roll(flow: Flow, entry: Entry) -> list[Space]:
+def roll(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     """Rotate along axes; rotating units by a fixed number of places does not survive a cut."""
     x = entry.args[0]
     axes = argument(entry, 2, "dims", ()) or range(len(flow.shape(x)))
@@ -534,25 +542,25 @@ def roll(flow: Flow, entry: Entry) -> list[Space]:
     return [flow.space(x)]
 
 
-def pixel_shuffle(flow: Flow, entry: Entry) -> list[Space]:
+def pixel_shuffle(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     """[..., c r r, h, w] -> [..., c, h r, w r]."""
     x, r = entry.args[0], entry.args[1]
     *_, channels, _, _ = flow.shape(x)
     rank = len(flow.shape(x))
     outer, inner = as_blocks(flow, flow.layers(x, rank - 3), channels // (r * r), channels)
     flow.store.pin([z.labels for z in inner], f"moved into space at {flow.at()}")
-    return [Space((*_before_space(flow, x), *[move(z, rank - 3, rank) for z in outer]))]
+    return [TensorLabels((*_before_space(flow, x), *[move(z, rank - 3, rank) for z in outer]))]
 
 
-def pixel_unshuffle(flow: Flow, entry: Entry) -> list[Space]:
+def pixel_unshuffle(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     """[..., c, h r, w r] -> [..., c r r, h, w]."""
     x, r = entry.args[0], entry.args[1]
     rank = len(flow.shape(x))
-    layers = [Layer(np.repeat(z.labels, r * r), z.owner) for z in flow.layers(x, rank - 3)]
-    return [Space((*_before_space(flow, x), *[move(z, rank - 3, rank) for z in layers]))]
+    layers = [LabelArray(np.repeat(z.labels, r * r), z.owner) for z in flow.layers(x, rank - 3)]
+    return [TensorLabels((*_before_space(flow, x), *[move(z, rank - 3, rank) for z in layers]))]
 
 
-def _before_space(flow: Flow, x: Ref) -> list[Layer]:
+def _before_space(flow: LabelPropagation, x: Ref) -> list[LabelArray]:
     """Layers along the axes before channels and space; those along space stay as they are, its sizes change."""
     rank = len(flow.shape(x))
     for axis in (rank - 2, rank - 1):
@@ -560,45 +568,45 @@ def _before_space(flow: Flow, x: Ref) -> list[Layer]:
     return [z for z in flow.space(x).layers if not set(z.support) & {rank - 3, rank - 2, rank - 1}]
 
 
-def unfold(flow: Flow, entry: Entry) -> list[Space]:
+def unfold(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     """Sliding windows: [n, c, h, w] -> [n, c k k, windows]."""
     x, kernel = entry.args[0], entry.args[1]
     times = int(np.prod(kernel))
     for axis in (2, 3):
         flow.store.pin([z.labels for z in flow.layers(x, axis)], f"windows over space at {flow.at()}")
-    return [Space(tuple(move(Layer(np.repeat(z.labels, times), z.owner), 1, 3) for z in flow.layers(x, 1)))]
+    return [TensorLabels(tuple(move(LabelArray(np.repeat(z.labels, times), z.owner), 1, 3) for z in flow.layers(x, 1)))]
 
 
-def fold(flow: Flow, entry: Entry) -> list[Space]:
+def fold(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     """Sum of sliding windows: [n, c k k, windows] -> [n, c, h, w]."""
     x, kernel = entry.args[0], entry.args[2]
     times = int(np.prod(kernel))
     outer, inner = as_blocks(flow, flow.layers(x, 1), flow.shape(x)[1] // times, flow.shape(x)[1])
     flow.store.pin([z.labels for z in inner], f"moved into space at {flow.at()}")
-    return [Space(tuple(move(z, 1, 4) for z in outer))]
+    return [TensorLabels(tuple(move(z, 1, 4) for z in outer))]
 
 
-def pack(flow: Flow, entry: Entry) -> list[Space]:
+def pack(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     """Sequences of several lengths: [n, t, ...] to the rows of all steps [rows, ...]."""
     x = entry.args[0]
     for axis in (0, 1):
         flow.store.pin([z.labels for z in flow.layers(x, axis)], f"packed by length at {flow.at()}")
     kept = [z for z in flow.space(x).layers if not set(z.support) & {0, 1}]
-    return [Space(tuple(Layer(z.labels.squeeze(0), z.owner) for z in kept)), Space()]
+    return [TensorLabels(tuple(LabelArray(z.labels.squeeze(0), z.owner) for z in kept)), TensorLabels()]
 
 
-def unpack(flow: Flow, entry: Entry) -> list[Space]:
+def unpack(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     """As :func:`pack`, back."""
     x = entry.args[0]
     flow.store.pin([z.labels for z in flow.layers(x, 0)], f"packed by length at {flow.at()}")
     kept = [z for z in flow.space(x).layers if 0 not in z.support]
-    return [Space(tuple(Layer(z.labels[None], z.owner) for z in kept)), Space()]
+    return [TensorLabels(tuple(LabelArray(z.labels[None], z.owner) for z in kept)), TensorLabels()]
 
 
 # -- by index ----------------------------------------------------------------------------------------------------
 
 
-def _pick(flow: Flow, layer: Layer, index: Ref) -> Array | None:
+def _pick(flow: LabelPropagation, layer: LabelArray, index: Ref) -> Array | None:
     const = flow.tape.values[index.id].const
     if const is None or const.dtype.is_floating_point:
         return None
@@ -609,13 +617,13 @@ def _pick(flow: Flow, layer: Layer, index: Ref) -> Array | None:
     return picked
 
 
-def _pin_index(flow: Flow, ref: Ref) -> None:
+def _pin_index(flow: LabelPropagation, ref: Ref) -> None:
     """A table of indices is as long as what it picks."""
     flow.store.pin([z.labels for z in flow.space(ref).layers], f"indices at {flow.at()}")
 
 
 @carries
-def index_select(flow: Flow, entry: Entry) -> list[Space]:
+def index_select(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     """Rows picked by an index tensor along one axis."""
     x, axis, index = entry.args[0], entry.args[1] % len(flow.shape(entry.args[0])), entry.args[2]
     _pin_index(flow, index)
@@ -627,12 +635,12 @@ def index_select(flow: Flow, entry: Entry) -> list[Space]:
         if picked is None:
             flow.store.pin([z.labels], f"picked by index at {flow.at()}")
         else:
-            kept.append(move(Layer(picked), axis, rank))
-    return [Space(tuple(z for z in kept if z.support))]
+            kept.append(move(LabelArray(picked), axis, rank))
+    return [TensorLabels(tuple(z for z in kept if z.support))]
 
 
 @carries
-def index(flow: Flow, entry: Entry) -> list[Space]:
+def index(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     """``x[i, :, j]`` with index tensors."""
     x, indices = entry.args[0], entry.args[1]
     rank, out_rank = len(flow.shape(x)), len(flow.shape(entry.outs[0]))
@@ -653,9 +661,9 @@ def index(flow: Flow, entry: Entry) -> list[Space]:
     for z in flow.store.rectangular(flow.space(x).layers, flow.at()):
         axis = z.support[0]
         if axis in places:
-            layers.append(move(Layer(z.labels.reshape(-1), z.owner), places[axis], out_rank))
+            layers.append(move(LabelArray(z.labels.reshape(-1), z.owner), places[axis], out_rank))
             continue
-        if flow.picks(indices[axis], [Layer(z.labels.reshape(-1), z.owner)]):
+        if flow.picks(indices[axis], [LabelArray(z.labels.reshape(-1), z.owner)]):
             continue
         const = flow.tape.values[indices[axis].id].const
         flow.store.suspect([z.labels], f"picked by an index tensor at {flow.at()}")
@@ -665,15 +673,15 @@ def index(flow: Flow, entry: Entry) -> list[Space]:
         picked = z.labels.reshape(-1)[const.cpu().numpy()]
         shape = [1] * first + [1] * (spread - picked.ndim) + list(picked.shape)
         shape += [1] * (out_rank - len(shape))
-        layers.append(Layer(compress(picked.reshape(shape))))
-    return [Space(tuple(z for z in layers if z.support))]
+        layers.append(LabelArray(compress(picked.reshape(shape))))
+    return [TensorLabels(tuple(z for z in layers if z.support))]
 
 
-def _is_mask(flow: Flow, ref: Ref) -> bool:
+def _is_mask(flow: LabelPropagation, ref: Ref) -> bool:
     return flow.tape.values[ref.id].dtype == torch.bool
 
 
-def _masked_index(flow: Flow, entry: Entry, out_rank: int) -> list[Space]:
+def _masked_index(flow: LabelPropagation, entry: Entry, out_rank: int) -> list[TensorLabels]:
     """``x[mask]``, ``x[:, mask]``: what the mask covers becomes one axis."""
     x, indices = entry.args[0], entry.args[1]
     masks = [i for i in indices if i is not None]
@@ -686,20 +694,20 @@ def _masked_index(flow: Flow, entry: Entry, out_rank: int) -> list[Space]:
         axis = z.support[0]
         from_end = len(flow.shape(x)) - axis
         if axis > covered[-1] and from_end <= out_rank:
-            layers.append(move(Layer(z.labels.reshape(-1), z.owner), out_rank - from_end, out_rank))
+            layers.append(move(LabelArray(z.labels.reshape(-1), z.owner), out_rank - from_end, out_rank))
         elif axis < covered[0] and whole:
-            layers.append(move(Layer(z.labels.reshape(-1), z.owner), axis, out_rank))
+            layers.append(move(LabelArray(z.labels.reshape(-1), z.owner), axis, out_rank))
         elif whole and axis - covered[0] in even and (mask := flow.tape.values[masks[0].id].const) is not None:
             shown = np.moveaxis(z.labels, range(covered[0]), range(-covered[0], 0)) if covered[0] else z.labels
             shown = shown.reshape(shown.shape[: len(covered)])
             labels = np.broadcast_to(shown, tuple(mask.shape))[mask.cpu().numpy()]
-            layers.append(move(Layer(labels), covered[0], out_rank))
+            layers.append(move(LabelArray(labels), covered[0], out_rank))
         else:
             flow.store.pin([z.labels], f"picked by a mask at {flow.at()}")
-    return [Space(tuple(z for z in layers if z.support))]
+    return [TensorLabels(tuple(z for z in layers if z.support))]
 
 
-def _indexed_axes(flow: Flow, indices: Sequence[Ref | None]) -> list[int]:
+def _indexed_axes(flow: LabelPropagation, indices: Sequence[Ref | None]) -> list[int]:
     """The axes that index tensors pick from; a mask has as many of them as axes of its own."""
     covered, axis = [], 0
     for ids in indices:
@@ -709,7 +717,7 @@ def _indexed_axes(flow: Flow, indices: Sequence[Ref | None]) -> list[int]:
     return covered
 
 
-def _even_axes(flow: Flow, mask: Ref, rank: int) -> list[int]:
+def _even_axes(flow: LabelPropagation, mask: Ref, rank: int) -> list[int]:
     """The last axes along which a mask, seen with ``rank`` axes, says the same everywhere."""
     shape, contents, spread = flow.shape(mask), flow.tape.values[mask.id].const, flow.space(mask).spread
     shift, even = rank - len(shape), []
@@ -724,21 +732,21 @@ def _even_axes(flow: Flow, mask: Ref, rank: int) -> list[int]:
     return even
 
 
-def _pin_mask(flow: Flow, mask: Ref, even: Sequence[int]) -> None:
+def _pin_mask(flow: LabelPropagation, mask: Ref, even: Sequence[int]) -> None:
     labels = [z.labels for z in flow.space(mask).layers if not set(z.support) <= set(even)]
     flow.store.pin(labels, f"a mask at {flow.at()}")
 
 
-def masked_select(flow: Flow, entry: Entry) -> list[Space]:
+def masked_select(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     """As ``x[mask]``, with a mask of the same shape."""
     x, mask = entry.args[:2]
     if flow.shape(x) != flow.shape(mask):
         flow.store.pin([z.labels for r in (x, mask) for z in flow.space(r).layers], f"picked by a mask at {flow.at()}")
-        return [Space()]
+        return [TensorLabels()]
     return _masked_index(flow, replace(entry, args=(x, (mask,))), 1)
 
 
-def masked_scatter(flow: Flow, entry: Entry) -> list[Space]:
+def masked_scatter(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     """Values in the places that a mask shows, one after the other: where whole rows are shown, the rows' units meet."""
     x, mask, source = entry.args[:3]
     shape, given = flow.shape(x), flow.shape(source)
@@ -750,16 +758,16 @@ def masked_scatter(flow: Flow, entry: Entry) -> list[Space]:
         rows = len(own) - min(even, len(own))
         kept = [z for z in flow.store.rectangular(flow.space(ref).layers, flow.at()) if z.support[0] >= rows]
         flow.store.pin([z.labels for a in range(rows) for z in flow.layers(ref, a)], f"placed by a mask at {flow.at()}")
-        tail = Space(tuple(Layer(z.labels.reshape(z.labels.shape[rows:]), z.owner) for z in kept))
+        tail = TensorLabels(tuple(LabelArray(z.labels.reshape(z.labels.shape[rows:]), z.owner) for z in kept))
         free = flow.space(ref).free or ref is mask
         parts.append((replace(tail, free=free), own[rows:]))
     tail = flow.store.join(parts, shape[len(shape) - even :], flow.at())
     ones = (1,) * (len(shape) - even)
-    return [Space(tuple(Layer(z.labels.reshape(ones + z.labels.shape)) for z in tail.layers))]
+    return [TensorLabels(tuple(LabelArray(z.labels.reshape(ones + z.labels.shape)) for z in tail.layers))]
 
 
 @carries
-def gather(flow: Flow, entry: Entry) -> list[Space]:
+def gather(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     """Elements picked along one axis by an index of the same rank: other axes keep their units."""
     x, axis, ids = entry.args[0], entry.args[1] % len(flow.shape(entry.args[0])), entry.args[2]
     for z in flow.space(x).layers:
@@ -771,7 +779,7 @@ def gather(flow: Flow, entry: Entry) -> list[Space]:
     return [_at_places(flow, (x,), ids, axis, fits)]
 
 
-def index_add(flow: Flow, entry: Entry) -> list[Space]:
+def index_add(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     """Rows added or copied to places along one axis: the other axes of both are the same units."""
     x, axis, ids, source = entry.args[0], entry.args[1] % len(flow.shape(entry.args[0])), entry.args[2], entry.args[3]
     _pin_index(flow, ids)
@@ -783,7 +791,7 @@ def index_add(flow: Flow, entry: Entry) -> list[Space]:
     return [replace(flow.store.join(parts, parts[0][1], flow.at()), free=False)]
 
 
-def scatter(flow: Flow, entry: Entry) -> list[Space]:
+def scatter(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     """As :func:`index_add`, with an index for every element."""
     x, axis, ids, source = entry.args[0], entry.args[1] % len(flow.shape(entry.args[0])), entry.args[2], entry.args[3]
     parts = (x, source) if isinstance(source, Ref) else (x,)
@@ -793,15 +801,15 @@ def scatter(flow: Flow, entry: Entry) -> list[Space]:
     picked = flow.picks(ids, units)
     _pin_along(flow, parts[1:] if picked else parts, axis)
     placed = _at_places(flow, parts, ids, axis, [a for a in range(len(flow.shape(x))) if a != axis])
-    along = [move(Layer(z.labels), axis, len(flow.shape(x))) for z in units if picked]
+    along = [move(LabelArray(z.labels), axis, len(flow.shape(x))) for z in units if picked]
     return [replace(placed, layers=(*placed.layers, *along))]
 
 
-def _pin_along(flow: Flow, refs: Sequence[Ref], axis: int) -> None:
+def _pin_along(flow: LabelPropagation, refs: Sequence[Ref], axis: int) -> None:
     flow.store.pin([z.labels for r in refs for z in flow.layers(r, axis)], f"placed by index at {flow.at()}")
 
 
-def _at_places(flow: Flow, refs: Sequence[Ref], ids: Ref, axis: int, axes: Sequence[int]) -> Space:
+def _at_places(flow: LabelPropagation, refs: Sequence[Ref], ids: Ref, axis: int, axes: Sequence[int]) -> TensorLabels:
     """Units along ``axes`` of tensors of the same rank and of the index that tells places along ``axis``."""
     parts = []
     _pin_along(flow, (ids,), axis)
@@ -814,7 +822,7 @@ def _at_places(flow: Flow, refs: Sequence[Ref], ids: Ref, axis: int, axes: Seque
     return replace(flow.store.join(parts, parts[0][1], flow.at()), free=False)
 
 
-def index_put(flow: Flow, entry: Entry) -> list[Space]:
+def index_put(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     """``x[i, j] = values``: one value leaves the other axes alone, more have the units of the axes after the index."""
     x, indices, values = entry.args[:3]
     covered, picks = _indexed_axes(flow, indices), [i for i in indices if i is not None]
@@ -830,22 +838,24 @@ def index_put(flow: Flow, entry: Entry) -> list[Space]:
         return [_unindexed_space(flow, x, hit, picks[0], {place: covered[place] for place in even})]
     if covered != list(range(len(covered))):
         flow.store.pin([z.labels for r in (x, values) for z in flow.space(r).layers], f"placed by index at {flow.at()}")
-        return [Space()]
+        return [TensorLabels()]
     return [_with_rows(flow, x, values, len(covered))]
 
 
-def _unindexed_space(flow: Flow, x: Ref, hit: Sequence[int], mask: Ref, even: Mapping[int, int]) -> Space:
+def _unindexed_space(
+    flow: LabelPropagation, x: Ref, hit: Sequence[int], mask: Ref, even: Mapping[int, int]
+) -> TensorLabels:
     """The units of ``x`` along axes that are not ``hit``, with those of a mask where it says the same (``even``)."""
     shape, space = flow.shape(x), flow.space(x)
     kept = replace(space, layers=tuple(z for z in space.layers if not set(z.support) & set(hit)))
     parts = [(kept, tuple(1 if a in hit else n for a, n in enumerate(shape)))]
     for place, axis in even.items():
         layers = tuple(move(z, axis, len(shape)) for z in flow.layers(mask, place))
-        parts.append((Space(layers, free=True), tuple(n if a == axis else 1 for a, n in enumerate(shape))))
+        parts.append((TensorLabels(layers, free=True), tuple(n if a == axis else 1 for a, n in enumerate(shape))))
     return replace(flow.store.join(parts, shape, flow.at()), free=space.free)
 
 
-def _with_rows(flow: Flow, x: Ref, values: Ref, last: int) -> Space:
+def _with_rows(flow: LabelPropagation, x: Ref, values: Ref, last: int) -> TensorLabels:
     """Whole rows written into ``x``: both have the same units along the axes from ``last`` on."""
     shape, given = flow.shape(x), flow.shape(values)
     rest = len(shape) - last
@@ -853,7 +863,9 @@ def _with_rows(flow: Flow, x: Ref, values: Ref, last: int) -> Space:
         z for z in flow.store.rectangular(flow.space(values).layers, flow.at()) if z.support[0] >= len(given) - rest
     ]
     ones = [1] * (len(shape) - min(rest, len(given)))
-    new = Space(tuple(Layer(z.labels.reshape(ones + list(z.labels.shape[max(0, len(given) - rest) :]))) for z in tail))
+    new = TensorLabels(
+        tuple(LabelArray(z.labels.reshape(ones + list(z.labels.shape[max(0, len(given) - rest) :]))) for z in tail)
+    )
     own = tuple(ones) + given[max(0, len(given) - rest) :]
     kept = replace(flow.space(x), layers=tuple(z for z in flow.space(x).layers if min(z.support, default=last) >= last))
     collapsed = (1,) * last + shape[last:]

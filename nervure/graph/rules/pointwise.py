@@ -6,8 +6,8 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from nervure.graph.flow import Flow, Rule, argument, made, move
-from nervure.graph.labels import NONE, Layer, Space
+from nervure.graph.flow import LabelPropagation, Rule, argument, made, move
+from nervure.graph.labels import NONE, LabelArray, TensorLabels
 from nervure.graph.rules.contractions import as_blocks
 from nervure.graph.rules.names import BATCH_NORMS, FAKE_QUANTISED, FOURIER, LIKE, NEW, TOLD
 from nervure.graph.rules.probed import probe_operator
@@ -15,14 +15,14 @@ from nervure.graph.sizes import Expression
 from nervure.graph.tape import Call, Entry, Ref, refs_in
 
 
-def pointwise(flow: Flow, entry: Entry) -> list[Space]:
+def pointwise(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     """Every element depends on the elements at its own place: labels of the operands are united."""
     refs = [r for r in (*refs_in(entry.args), *refs_in(tuple(entry.kwargs.values())))]
     spaces = [(flow.space(r), flow.shape(r)) for r in refs]
     return [flow.store.join(spaces, flow.shape(out), flow.at()) for out in entry.outs]
 
 
-def multiply(flow: Flow, entry: Entry) -> list[Space]:
+def multiply(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     """A product; ``einsum`` takes it for a contraction over a single unit, which costs what a contraction does."""
     spaces, shape = pointwise(flow, entry), flow.shape(entry.outs[0])
     if _contracts(entry.call):
@@ -40,56 +40,58 @@ def _contracts(call: Call | None) -> bool:
     return "," not in right and bool(shared - set(result) if arrow else shared)
 
 
-def copy(flow: Flow, entry: Entry) -> list[Space]:
+def copy(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     """``dst.copy_(src)``: the contents of ``src`` in the place of ``dst``."""
     return pointwise(flow, Entry(entry.op, entry.name, entry.args[:2], {}, entry.outs, entry.module, entry.call))
 
 
-def constant(flow: Flow, entry: Entry) -> list[Space]:
+def constant(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     """Made from sizes alone. One value everywhere takes the labels that it meets, and its sizes must follow."""
     flow.constants.update(out.id for out in entry.outs)
     if not entry.name.removeprefix("new_").startswith(("zeros", "ones", "full", "empty", "scalar_tensor", "lift")):
-        return [Space() for _ in entry.outs]
+        return [TensorLabels() for _ in entry.outs]
     shape = flow.shape(entry.outs[0])
     sizes = _constant_sizes(entry, len(shape)) or list(shape)
-    layers: list[Layer] = []
+    layers: list[LabelArray] = []
     wishes: list[tuple[int, int | Expression]] = []
     for axis, size in enumerate(sizes):
         own, wish = size_of_constant(flow, size)
-        layers += [made(Layer(z.labels), axis, len(shape)) for z in own]
+        layers += [made(LabelArray(z.labels), axis, len(shape)) for z in own]
         wishes += [] if wish is None else [(axis, wish)]
-    return [Space(tuple(layers), free=True, wishes=tuple(wishes)) for _ in entry.outs]
+    return [TensorLabels(tuple(layers), free=True, wishes=tuple(wishes)) for _ in entry.outs]
 
 
-def identity(flow: Flow, entry: Entry) -> list[Space]:
+def identity(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     """``torch.eye(n)``: what stays of rows and columns that are cut alike is the smaller identity."""
     shape = flow.shape(entry.outs[0])
     sizes = _constant_sizes(entry, 1)
     if len(set(shape)) > 1 or len(sizes) != 1 or not isinstance(sizes[0], Expression):
-        return [Space()]
+        return [TensorLabels()]
     layers, wish = size_of_constant(flow, sizes[0])
     if wish is not None:
-        layers = [Layer(flow.store.unions.fresh(shape[0]))]
+        layers = [LabelArray(flow.store.unions.fresh(shape[0]))]
         flow.store.size(wish, shape[0], [layers[0].labels], "an identity matrix")
-    return [Space(tuple(made(z, axis, 2) for axis in (0, 1) for z in layers))]
+    return [TensorLabels(tuple(made(z, axis, 2) for axis in (0, 1) for z in layers))]
 
 
-def fourier(flow: Flow, entry: Entry) -> list[Space]:
+def fourier(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     """Fourier transforms mix all positions of some axes; units along the others go through."""
     x = entry.args[0]
     for axis in (mixed := _axes(flow, x, entry.args[1])):
         flow.store.pin([z.labels for z in flow.layers(x, axis)], f"mixed by a Fourier transform at {flow.at()}")
-    return [Space(tuple(z for z in flow.space(x).layers if not set(z.support) & set(mixed)))]
+    return [TensorLabels(tuple(z for z in flow.space(x).layers if not set(z.support) & set(mixed)))]
 
 
-def like(flow: Flow, entry: Entry) -> list[Space]:
+def like(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     """A new tensor as large as another: its units are cut with the other's."""
     flow.constants.update(out.id for out in entry.outs)
     source = flow.space(entry.args[0])
-    return [replace(source, layers=tuple(Layer(z.labels) for z in source.layers)) for _ in entry.outs]
+    return [replace(source, layers=tuple(LabelArray(z.labels) for z in source.layers)) for _ in entry.outs]
 
 
-def size_of_constant(flow: Flow, size: int | Expression) -> tuple[list[Layer], int | Expression | None]:
+def size_of_constant(
+    flow: LabelPropagation, size: int | Expression
+) -> tuple[list[LabelArray], int | Expression | None]:
     """A size read from an axis of a tensor brings that axis's units along; others are wishes."""
     if isinstance(size, int):
         return [], size
@@ -106,7 +108,7 @@ def size_of_constant(flow: Flow, size: int | Expression) -> tuple[list[Layer], i
     return flow.layers(Ref(number), axis), None
 
 
-def _side_by_side(flow: Flow, size: Expression) -> list[Layer]:
+def _side_by_side(flow: LabelPropagation, size: Expression) -> list[LabelArray]:
     """Room for the units of all axes whose sizes are added up, in that order; none where it is no such sum."""
     if size.operation != "add" or size.attributes():
         return []
@@ -117,7 +119,7 @@ def _side_by_side(flow: Flow, size: Expression) -> list[Layer]:
     pieces = [
         stack[0].labels if stack else np.full(n, NONE, dtype=np.int64) for stack, n in zip(stacks, lengths, strict=True)
     ]
-    return [Layer(np.concatenate(pieces))]
+    return [LabelArray(np.concatenate(pieces))]
 
 
 def _constant_sizes(entry: Entry, rank: int) -> list[int | Expression]:
@@ -135,31 +137,31 @@ def _constant_sizes(entry: Entry, rank: int) -> list[int | Expression]:
     return flat[:rank] if len(flat) >= rank else []
 
 
-def fill(flow: Flow, entry: Entry) -> list[Space]:
+def fill(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     """``x.fill_(v)``, ``x.zero_()``, ``x.normal_()``: the labels of ``x`` stay."""
     return [flow.space(entry.args[0]) for _ in entry.outs]
 
 
-def resize(flow: Flow, entry: Entry) -> list[Space]:
+def resize(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     """``x.resize_(...)``: what gets another shape has no units of the old one."""
     x, out = entry.args[0], entry.outs[0]
     if flow.shape(x) == flow.shape(out):
         return [flow.space(x)]
     flow.store.pin([z.labels for z in flow.space(x).layers], f"resized at {flow.at()}")
-    return [Space()]
+    return [TensorLabels()]
 
 
 # -- reductions --------------------------------------------------------------------------------------------------
 
 
-def _axes(flow: Flow, x: Ref, given: object) -> list[int]:
+def _axes(flow: LabelPropagation, x: Ref, given: object) -> list[int]:
     rank = len(flow.shape(x))
     if given is None or (isinstance(given, tuple) and not given):
         return list(range(rank))
     return [a % max(rank, 1) for a in (given if isinstance(given, tuple) else (given,)) if isinstance(a, int)]
 
 
-def _note_statistic(flow: Flow, x: Ref, axes: Sequence[int], what: str, kind: str = "statistic") -> None:
+def _note_statistic(flow: LabelPropagation, x: Ref, axes: Sequence[int], what: str, kind: str = "statistic") -> None:
     for axis in axes:
         layers = flow.layers(x, axis)
         flow.read(0, axis, layers, kind)
@@ -167,7 +169,7 @@ def _note_statistic(flow: Flow, x: Ref, axes: Sequence[int], what: str, kind: st
             flow.notes.append((tuple(z.labels for z in layers), f"{what} at {flow.at()} is taken over the survivors"))
 
 
-def reduction(flow: Flow, entry: Entry) -> list[Space]:
+def reduction(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     """Sums, means, norms, maxima over axes: a statistic over the survivors where the axis has units."""
     x = entry.args[0]
     position = 2 if entry.name.startswith(("norm", "linalg_vector_norm")) else 1
@@ -176,7 +178,7 @@ def reduction(flow: Flow, entry: Entry) -> list[Space]:
     return [_reduce(flow, x, axes, len(flow.shape(out))) for out in entry.outs]
 
 
-def extreme(flow: Flow, entry: Entry) -> list[Space]:
+def extreme(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     """Maximum, minimum and median, which also say where along the axis they are."""
     x, axis = entry.args[0], argument(entry, 1, "dim")
     is_placed = entry.name.startswith("arg") or len(entry.outs) == 2
@@ -192,22 +194,23 @@ def extreme(flow: Flow, entry: Entry) -> list[Space]:
     return [_reduce(flow, x, axes, len(flow.shape(out))) for out in entry.outs]
 
 
-def _reduce(flow: Flow, x: Ref, axes: Sequence[int], out_rank: int) -> Space:
+def _reduce(flow: LabelPropagation, x: Ref, axes: Sequence[int], out_rank: int) -> TensorLabels:
     space, rank = flow.space(x), len(flow.shape(x))
     kept = [z for z in space.layers if not set(z.support) & set(axes)]
     if out_rank == rank:
-        return Space(tuple(kept))
+        return TensorLabels(tuple(kept))
     rest = [a for a in range(rank) if a not in axes]
     if out_rank != len(rest):
-        return Space()
-    return Space(
+        return TensorLabels()
+    return TensorLabels(
         tuple(
-            Layer(z.labels.transpose([*rest, *axes]).reshape([z.labels.shape[a] for a in rest]), z.owner) for z in kept
+            LabelArray(z.labels.transpose([*rest, *axes]).reshape([z.labels.shape[a] for a in rest]), z.owner)
+            for z in kept
         )
     )
 
 
-def along_axis(flow: Flow, entry: Entry) -> list[Space]:
+def along_axis(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     """Softmax, running sums: a statistic along an axis, every element keeps its place."""
     x = entry.args[0]
     if x.id in flow.constants:
@@ -217,7 +220,7 @@ def along_axis(flow: Flow, entry: Entry) -> list[Space]:
     return [flow.space(x) for _ in entry.outs]
 
 
-def pin_order(flow: Flow, entry: Entry) -> list[Space]:
+def pin_order(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     """Sorting, ranking: units along the axis are told apart by their place, so they stay."""
     x = entry.args[0]
     position = 2 if entry.name in ("topk", "kthvalue") else 1
@@ -227,23 +230,23 @@ def pin_order(flow: Flow, entry: Entry) -> list[Space]:
     return [
         _reduce(flow, x, axes, len(flow.shape(out)))
         if len(flow.shape(out)) != len(flow.shape(x))
-        else Space(tuple(z for z in flow.space(x).layers if not set(z.support) & set(axes)))
+        else TensorLabels(tuple(z for z in flow.space(x).layers if not set(z.support) & set(axes)))
         for out in entry.outs
     ]
 
 
-def segment_reduce(flow: Flow, entry: Entry) -> list[Space]:
+def segment_reduce(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     """Sums, means or maxima of stretches of an axis."""
     x = entry.args[0]
     axis = argument(entry, 5, "axis", 0) % len(flow.shape(x))
     flow.store.pin([z.labels for z in flow.layers(x, axis)], f"stretches of an axis at {flow.at()}")
-    return [Space(tuple(z for z in flow.space(x).layers if axis not in z.support))]
+    return [TensorLabels(tuple(z for z in flow.space(x).layers if axis not in z.support))]
 
 
 # -- norms -------------------------------------------------------------------------------------------------------
 
 
-def batch_norm(flow: Flow, entry: Entry) -> list[Space]:
+def batch_norm(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     """Per-channel affine with statistics per channel: weight, bias and running statistics ride along."""
     x, out = entry.args[0], entry.outs[0]
     rank, channels = len(flow.shape(x)), flow.shape(x)[1]
@@ -252,18 +255,20 @@ def batch_norm(flow: Flow, entry: Entry) -> list[Space]:
     spaces = [(flow.space(x), flow.shape(x))]
     for r in refs_in(entry.args[1:5]):
         riders = tuple(move(z, 1, rank) for z in flow.layers(r, 0))
-        spaces.append((Space(riders, free=flow.space(r).free), tuple(channels if i == 1 else 1 for i in range(rank))))
+        spaces.append(
+            (TensorLabels(riders, free=flow.space(r).free), tuple(channels if i == 1 else 1 for i in range(rank)))
+        )
     joined = flow.store.join(spaces, flow.shape(out), flow.at())
     return [joined, *[_vector_space(joined, flow.shape(o)) for o in entry.outs[1:]]]
 
 
-def _vector_space(space: Space, shape: tuple[int, ...]) -> Space:
+def _vector_space(space: TensorLabels, shape: tuple[int, ...]) -> TensorLabels:
     if len(shape) != 1:
-        return Space()
-    return Space(tuple(Layer(z.labels.reshape(-1), z.owner) for z in space.along(1)))
+        return TensorLabels()
+    return TensorLabels(tuple(LabelArray(z.labels.reshape(-1), z.owner) for z in space.along(1)))
 
 
-def layer_norm(flow: Flow, entry: Entry) -> list[Space]:
+def layer_norm(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     """Normalise over trailing axes: the statistics are taken over the survivors."""
     x, sizes = entry.args[0], entry.args[1]
     rank = len(flow.shape(x))
@@ -275,10 +280,10 @@ def layer_norm(flow: Flow, entry: Entry) -> list[Space]:
         [(flow.space(x), shape), *[(flow.space(r), flow.shape(r)) for r in riders]], shape, flow.at()
     )
     _norm_sizes(flow, entry.call, joined, axes)
-    return [joined, *[Space() for _ in entry.outs[1:]]]
+    return [joined, *[TensorLabels() for _ in entry.outs[1:]]]
 
 
-def _norm_sizes(flow: Flow, call: Call | None, space: Space, axes: Sequence[int]) -> None:
+def _norm_sizes(flow: LabelPropagation, call: Call | None, space: TensorLabels, axes: Sequence[int]) -> None:
     given = None if call is None else call.kwargs.get("normalized_shape", call.args[1] if len(call.args) > 1 else None)
     wishes = given if isinstance(given, tuple) else (given,)
     if len(wishes) != len(axes):
@@ -293,7 +298,7 @@ def _norm_sizes(flow: Flow, call: Call | None, space: Space, axes: Sequence[int]
             flow.store.suspect(vectors, f"a norm over a fixed size at {flow.at()}")
 
 
-def group_norm(flow: Flow, entry: Entry) -> list[Space]:
+def group_norm(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     """Normalise over equal blocks of channels: blocks leave whole, or channels evenly from each."""
     x, groups = entry.args[0], entry.args[6]
     rank, channels = len(flow.shape(x)), flow.shape(x)[1]
@@ -305,11 +310,11 @@ def group_norm(flow: Flow, entry: Entry) -> list[Space]:
     spaces = [(flow.space(x), flow.shape(x))]
     for r in refs_in(entry.args[1:3]):
         riders = tuple(move(z, 1, rank) for z in flow.layers(r, 0))
-        spaces.append((Space(riders), tuple(channels if i == 1 else 1 for i in range(rank))))
-    return [flow.store.join(spaces, flow.shape(x), flow.at()), *[Space() for _ in entry.outs[1:]]]
+        spaces.append((TensorLabels(riders), tuple(channels if i == 1 else 1 for i in range(rank))))
+    return [flow.store.join(spaces, flow.shape(x), flow.at()), *[TensorLabels() for _ in entry.outs[1:]]]
 
 
-def _group_count(flow: Flow, call: Call | None, outer: Sequence[Layer], groups: int) -> None:
+def _group_count(flow: LabelPropagation, call: Call | None, outer: Sequence[LabelArray], groups: int) -> None:
     given = None if call is None else call.kwargs.get("num_groups", call.args[1] if len(call.args) > 1 else None)
     if isinstance(given, Expression) and not given.dimensions() and outer:
         flow.store.size(given, groups, [z.labels for z in outer], "the number of norm groups")
@@ -317,19 +322,19 @@ def _group_count(flow: Flow, call: Call | None, outer: Sequence[Layer], groups: 
         flow.store.pin([z.labels for z in outer], f"the number of norm groups is fixed in the code at {flow.at()}")
 
 
-def rms_norm(flow: Flow, entry: Entry) -> list[Space]:
+def rms_norm(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     """Root-mean-square norm over trailing axes."""
     moved = Entry(entry.op, entry.name, (*entry.args[:3], None), {}, entry.outs, entry.module, entry.call)
     return layer_norm(flow, moved)
 
 
-def fake_quantised(flow: Flow, entry: Entry) -> list[Space]:
+def fake_quantised(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     """Values rounded in their places, by one scale or by one of each place along an axis, which rides along."""
     axis = entry.args[3] if "per_channel" in entry.name else None
     return _round(flow, entry, entry.args[1:3], axis)
 
 
-def observe(flow: Flow, entry: Entry) -> list[Space]:
+def observe(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     """As :func:`fake_quantised`, with a scale that follows the smallest and the largest value observed."""
     x, is_observed = entry.args[0], flow.tape.values[entry.args[1].id].const
     axis = argument(entry, 10, "ch_axis") if argument(entry, 11, "per_row_fake_quant", False) else None
@@ -339,22 +344,22 @@ def observe(flow: Flow, entry: Entry) -> list[Space]:
     return _round(flow, entry, entry.args[3:7], axis)
 
 
-def _round(flow: Flow, entry: Entry, scales: Sequence[object], axis: int | None) -> list[Space]:
+def _round(flow: LabelPropagation, entry: Entry, scales: Sequence[object], axis: int | None) -> list[TensorLabels]:
     shape, spaces = flow.shape(entry.args[0]), [(flow.space(entry.args[0]), flow.shape(entry.args[0]))]
     for r in refs_in(tuple(scales)):
         if axis is None:
             continue
         riders = tuple(move(z, axis, len(shape)) for z in flow.layers(r, 0))
-        spaces.append((Space(riders), tuple(n if a == axis else 1 for a, n in enumerate(shape))))
+        spaces.append((TensorLabels(riders), tuple(n if a == axis else 1 for a, n in enumerate(shape))))
     flow.store.join(spaces, shape, flow.at())
     return [flow.space(entry.args[0]) for _ in entry.outs]
 
 
-def weight_norm(flow: Flow, entry: Entry) -> list[Space]:
+def weight_norm(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     """``g v / |v|``: magnitudes ride along; a cut of what the norm runs over rescales them (see ``surgery``)."""
     v, g = entry.args[:2]
     flow.store.join([(flow.space(v), flow.shape(v)), (flow.space(g), flow.shape(g))], flow.shape(v), flow.at())
-    return [flow.space(v), *[Space() for _ in entry.outs[1:]]]
+    return [flow.space(v), *[TensorLabels() for _ in entry.outs[1:]]]
 
 
 # -- space -------------------------------------------------------------------------------------------------------
@@ -363,41 +368,41 @@ def weight_norm(flow: Flow, entry: Entry) -> list[Space]:
 def spatial(dimensions: int) -> Rule:
     """Pooling, resampling and padding over the last ``dimensions`` axes: units before them go through."""
 
-    def rule(flow: Flow, entry: Entry) -> list[Space]:
+    def rule(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
         x = entry.args[0]
         rank = len(flow.shape(x))
         for axis in range(rank - dimensions, rank):
             flow.store.pin([z.labels for z in flow.layers(x, axis)], f"mixed over space at {flow.at()}")
         kept = [z for z in flow.space(x).layers if not set(z.support) & set(range(rank - dimensions, rank))]
-        return [Space(tuple(kept)) for _ in entry.outs]
+        return [TensorLabels(tuple(kept)) for _ in entry.outs]
 
     return rule
 
 
-def unpool(flow: Flow, entry: Entry) -> list[Space]:
+def unpool(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     """Values put back to where a pooling found its largest: each channel's places are those of the same channel."""
     shape, dimensions = flow.shape(entry.args[0]), int(entry.name[-2])
     spatial(dimensions)(flow, entry)
     both = flow.store.join([(flow.space(r), flow.shape(r)) for r in entry.args[:2]], shape, flow.at())
     in_space = set(range(len(shape) - dimensions, len(shape)))
-    return [Space(tuple(z for z in both.layers if not set(z.support) & in_space))]
+    return [TensorLabels(tuple(z for z in both.layers if not set(z.support) & in_space))]
 
 
-def grid_sample(flow: Flow, entry: Entry) -> list[Space]:
+def grid_sample(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     """Sampling at given places: channels go through, the places must have no units."""
     for r in refs_in(entry.args[1:2]):
         flow.store.pin([z.labels for z in flow.space(r).layers], f"coordinates at {flow.at()}")
     return list(spatial(len(flow.shape(entry.args[0])) - 2)(flow, entry))
 
 
-def affine_grid(flow: Flow, entry: Entry) -> list[Space]:
+def affine_grid(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     """Places in an image from a matrix of fixed shape: its entries are told apart by place."""
     for r in refs_in(entry.args[:1]):
         flow.store.pin([z.labels for z in flow.space(r).layers], f"a matrix of coordinates at {flow.at()}")
-    return [Space() for _ in entry.outs]
+    return [TensorLabels() for _ in entry.outs]
 
 
-def unknown(flow: Flow, entry: Entry) -> list[Space]:
+def unknown(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     """No rule: pointwise where the operator says so, otherwise what a probe is not sure of is pinned and said so."""
     if torch.Tag.pointwise in getattr(entry.op, "tags", ()):
         return pointwise(flow, entry)
@@ -406,12 +411,12 @@ def unknown(flow: Flow, entry: Entry) -> list[Space]:
         return constant(flow, entry)
     if any(flow.space(r).layers for r in refs):
         return probe_operator(flow, entry)
-    return [Space() for _ in entry.outs]
+    return [TensorLabels() for _ in entry.outs]
 
 
-def nothing(flow: Flow, entry: Entry) -> list[Space]:
+def nothing(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     """Reads a number out of a tensor; no tensor comes out."""
-    return [Space() for _ in entry.outs]
+    return [TensorLabels() for _ in entry.outs]
 
 
 _POINTWISE = [
@@ -552,7 +557,7 @@ _SPATIAL = {
 }
 
 
-def glu(flow: Flow, entry: Entry) -> list[Space]:
+def glu(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     """``a * sigmoid(b)`` for the two halves of an axis."""
     x = entry.args[0]
     rank = len(flow.shape(x))
@@ -560,7 +565,7 @@ def glu(flow: Flow, entry: Entry) -> list[Space]:
     outer, inner = as_blocks(flow, flow.layers(x, axis), 2, flow.shape(x)[axis])
     flow.store.pin([z.labels for z in outer], f"halves of a gate at {flow.at()}")
     kept = [z for z in flow.space(x).layers if axis not in z.support]
-    return [Space((*kept, *[move(z, axis, rank) for z in inner]))]
+    return [TensorLabels((*kept, *[move(z, axis, rank) for z in inner]))]
 
 
 OTHERS: Mapping[str, Rule] = {

@@ -5,13 +5,13 @@ from typing import Any
 
 import numpy as np
 
-from nervure.graph.flow import Flow, move
-from nervure.graph.labels import NONE, Layer, Space
+from nervure.graph.flow import LabelPropagation, move
+from nervure.graph.labels import NONE, LabelArray, TensorLabels
 from nervure.graph.probe import Passage, Spec, passages
 from nervure.graph.tape import Entry, Ref, refs_in
 
 
-def probe_operator(flow: Flow, entry: Entry) -> list[Space]:
+def probe_operator(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     """The labels that a probe of the operator passes on (see :mod:`nervure.graph.probe`); others are pinned."""
     refs = refs_in((*entry.args, *entry.kwargs.values()))
     found = passages(entry.op, _specs(flow, entry.args), {k: _specs(flow, v) for k, v in entry.kwargs.items()})
@@ -21,24 +21,26 @@ def probe_operator(flow: Flow, entry: Entry) -> list[Space]:
             f"operation {entry.name!r} has no rule ({flow.at()})",
         )
         _tell(flow, entry, found)
-        return [Space() for _ in entry.outs]
+        return [TensorLabels() for _ in entry.outs]
     _tell(flow, entry, "; ".join(["probed", *_pinned_or_passed(flow, entry, refs, found)]))
     return [_pass_labels(flow, entry, refs, [p for p in found if p.output == o]) for o in range(len(entry.outs))]
 
 
-def _tell(flow: Flow, entry: Entry, text: str) -> None:
+def _tell(flow: LabelPropagation, entry: Entry, text: str) -> None:
     place = repr(entry.module) if entry.module else "the model"
     flow.told.setdefault(entry.name, f"operation {entry.name!r} in {place} has no rule: {text}")
 
 
-def _specs(flow: Flow, value: Any) -> Any:
+def _specs(flow: LabelPropagation, value: Any) -> Any:
     if isinstance(value, Ref):
         known = flow.tape.values[value.id]
         return Spec(known.shape, known.dtype, known.device)
     return tuple(_specs(flow, v) for v in value) if isinstance(value, tuple) else value
 
 
-def _pinned_or_passed(flow: Flow, entry: Entry, refs: Sequence[Ref], found: Sequence[Passage]) -> Iterator[str]:
+def _pinned_or_passed(
+    flow: LabelPropagation, entry: Entry, refs: Sequence[Ref], found: Sequence[Passage]
+) -> Iterator[str]:
     """Pin what is mixed and suspect what is passed; what was done with each axis that has units, in words."""
     for k, ref in enumerate(refs):
         for axis in range(len(flow.shape(ref))):
@@ -52,26 +54,26 @@ def _pinned_or_passed(flow: Flow, entry: Entry, refs: Sequence[Ref], found: Sequ
                 yield f"axis {axis} of argument {k} is mixed"
 
 
-def _pass_labels(flow: Flow, entry: Entry, refs: Sequence[Ref], found: Sequence[Passage]) -> Space:
+def _pass_labels(flow: LabelPropagation, entry: Entry, refs: Sequence[Ref], found: Sequence[Passage]) -> TensorLabels:
     """The labels of one output: what several arguments pass to the same places is united."""
     if not found:
-        return Space()
+        return TensorLabels()
     shape = flow.shape(entry.outs[found[0].output])
     spaces = []
     for k in dict.fromkeys(p.argument for p in found):
         own = [p for p in found if p.argument == k]
         layers = [layer for p in own for layer in _carry_layers(flow, refs[k], p, len(shape))]
         sizes = tuple(n if any(p.to == axis for p in own) else 1 for axis, n in enumerate(shape))
-        spaces.append((Space(tuple(layers), free=flow.space(refs[k]).free), sizes))
+        spaces.append((TensorLabels(tuple(layers), free=flow.space(refs[k]).free), sizes))
     alone = [z for p in found if sum(q.to == p.to for q in found) == 1 for z in flow.layers(refs[p.argument], p.axis)]
     flow.role(alone, "writer")
     return flow.store.join(spaces, shape, flow.at())
 
 
-def _carry_layers(flow: Flow, ref: Ref, passage: Passage, rank: int) -> list[Layer]:
+def _carry_layers(flow: LabelPropagation, ref: Ref, passage: Passage, rank: int) -> list[LabelArray]:
     source = np.array(passage.source)
     carried = []
     for layer in flow.layers(ref, passage.axis):
         labels = np.where(source >= 0, layer.labels[np.maximum(source, 0)], NONE)
-        carried.append(move(Layer(labels, layer.owner), passage.to, rank))
+        carried.append(move(LabelArray(labels, layer.owner), passage.to, rank))
     return carried
