@@ -37,8 +37,8 @@ from nervure import (
 from nervure.errors import BudgetError
 from nervure.export import load_state, save_state
 from nervure.methods import View
-from nervure.methods.dropping import BlockBudget, BlockScore, Dropping, droppable
-from nervure.methods.judge import BlockEvaluator
+from nervure.methods.blocks.dropping import BlockBudget, BlockScore, Dropping, droppable
+from nervure.methods.blocks.evaluator import BlockEvaluator
 from nervure.surgery.price import price
 from nervure.training import recalibrate
 from nervure.zoo import build, load

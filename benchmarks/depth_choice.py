@@ -30,9 +30,9 @@ from nervure.dependence import (
     partial_distance_correlation,
 )
 from nervure.export import load_state
-from nervure.graph.example import tensors_in
-from nervure.methods.dropping import droppable
-from nervure.stats.blocks import pool_maps
+from nervure.graph.inputs import tensors_in
+from nervure.methods.blocks.dropping import droppable
+from nervure.stats.block_outputs import pool_maps
 from nervure.surgery.price import price
 from nervure.training import recalibrate
 from nervure.zoo import load

@@ -17,7 +17,7 @@ from depth import LOTS, RESULTS, SEEDS, Log, Rows, Trial, prepared, recovered, s
 
 from nervure import Depth, Energy
 from nervure.errors import NervureWarning
-from nervure.methods.dropping import BlockBudget, Dropping, droppable
+from nervure.methods.blocks.dropping import BlockBudget, Dropping, droppable
 
 NETWORKS = ("resnet20", "vit", "densenet")
 BUDGETS: tuple[tuple[BlockBudget, float], ...] = (("params", 0.5), ("blocks", 2 / 3), ("blocks", 0.4))

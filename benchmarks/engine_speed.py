@@ -22,10 +22,10 @@ from torch import nn
 
 from nervure import Depth, Magnitude, apply, count, latency, trace
 from nervure.budget import allocate
+from nervure.core.files import write_text
 from nervure.engines import ENGINES
 from nervure.errors import BudgetError, NervureWarning
 from nervure.evaluation.timing import machine
-from nervure.files import write_text
 from nervure.graph.tape import named_tensors
 from nervure.graph.types import Graph
 from nervure.methods import View

@@ -23,13 +23,13 @@ from torch import Tensor, nn
 
 from nervure import ERK, SNACS, SNIP, GCNet, MagnitudeMasks, Wanda, apply, trace, train, zoo
 from nervure.evaluation import CORRUPTIONS, HELD_OUT, connectivity_shift, evaluate_shift
-from nervure.evaluation.batches import Batch
+from nervure.evaluation.labelled import Batch
 from nervure.evaluation.shift import shift_batches
 from nervure.export import load_state, save_state
 from nervure.graph.tape import named_tensors
 from nervure.methods import Method, View
-from nervure.methods.connectivity import ConnectivityEvidence
-from nervure.scores.guidance import Mode
+from nervure.methods.gcnet.guidance import Mode
+from nervure.methods.snacs.survey import ConnectivityEvidence
 from nervure.surgery.apply import masks_after
 from nervure.training import recalibrate
 from nervure.training.objectives import Objective, cross_entropy

@@ -24,11 +24,11 @@ import torch
 from torch import nn
 
 from nervure import FPGM, Depth, Graph, Magnitude, Plan, Random, apply, evaluate, trace, train
+from nervure.core.files import write_text
 from nervure.engines import ENGINES
 from nervure.errors import BudgetError, NervureWarning
 from nervure.evaluation.timing import SAMPLES, Stopwatch, machine, random_plan
 from nervure.export import load_state, save_state
-from nervure.files import write_text
 from nervure.graph.tape import named_tensors
 from nervure.methods import Method, View
 from nervure.report.markdown import table_text

@@ -24,13 +24,13 @@ import torch
 from torch import Tensor, nn
 
 from nervure import SNIP, Keep, Link, N2NSkip, Plan, Pruned, SynFlow, connectivity, evaluate, prune, train, zoo
-from nervure.evaluation.connectivity import Connectivity
+from nervure.analysis.connectivity import Connectivity
 from nervure.export import load_state, save_state
-from nervure.graph.example import evaluating
-from nervure.graph.places import SkipSite, places
+from nervure.graph.inputs import evaluating
+from nervure.graph.skip_sites import SkipSite, places
 from nervure.graph.trace import draw
 from nervure.methods import Method, View
-from nervure.methods.sparse import PrunableWeights, Sparse
+from nervure.methods.masks.base_masks import PrunableWeights, Sparse
 from nervure.plan import Route
 from nervure.zoo import Dataset
 

@@ -23,9 +23,9 @@ import torch
 from torch import Tensor, nn
 
 from nervure import Magnitude, apply, export, trace
+from nervure.core.files import write_text
 from nervure.errors import NervureWarning
 from nervure.evaluation.timing import machine
-from nervure.files import write_text
 from nervure.graph.tape import named_tensors
 from nervure.methods import View
 from nervure.report.markdown import table_text

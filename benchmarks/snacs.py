@@ -25,14 +25,14 @@ from torch import Tensor, nn
 
 from nervure import SNACS, Graph, Magnitude, Plan, Random, apply, evaluate, trace, train, zoo
 from nervure.budget import allocate
-from nervure.budget.connections import LayerBudget, allocate_connections
+from nervure.budget.connection_masks import LayerBudget, allocate_connections
 from nervure.errors import NervureWarning
 from nervure.export import load_state, save_state
 from nervure.graph.tape import named_tensors
 from nervure.methods import View
 from nervure.plan import Keep, Mask
-from nervure.scores.connectivity import needs
-from nervure.scores.layers import layers
+from nervure.scores.bundles import layers
+from nervure.scores.parent_dependence import needs
 from nervure.surgery import masks_after
 from nervure.training import recalibrate
 from nervure.zoo import Dataset

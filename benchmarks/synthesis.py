@@ -20,12 +20,12 @@ import torch
 from torch import Tensor, nn
 
 from nervure import GMP, SET, RigL, Synthesis, similarity, trace, train
-from nervure.budget.rewiring import Ramp
 from nervure.evaluation import accuracy_and_auc, align, common, reorder_units
-from nervure.scores.growth import GROWTH as NAMED
-from nervure.scores.growth import Ask, Growth
-from nervure.scores.sites import Site
 from nervure.training import History, mean_density
+from nervure.training.dynamic.counts import Ramp
+from nervure.training.dynamic.growth import GROWTH as NAMED
+from nervure.training.dynamic.growth import Ask, Growth
+from nervure.training.dynamic.sites import Site
 from nervure.zoo import load
 from nervure.zoo.dataset import Dataset
 

@@ -33,12 +33,12 @@ from benchmarks.torture_seeds import (
 )
 from nervure import dependence, engines, evaluation, stats, training, zoo
 from nervure.budget import allocate
-from nervure.budget.latency import LatencyTally, Rates
+from nervure.budget.latency_table import LatencyTally, Rates
 from nervure.errors import NervureError
 from nervure.export import load_state, save_state
 from nervure.methods import METHODS
+from nervure.recipe.recipe import SECTIONS
 from nervure.recipe.study import MethodEntry, NetworkEntry, StudySection
-from nervure.recipe.values import SECTIONS
 from nervure.zoo.data import fake
 
 

@@ -50,11 +50,11 @@ from benchmarks.torture_seeds import (
     write,
 )
 from nervure import Plan
-from nervure.budget.latency import LatencyTable
+from nervure.budget.latency_table import LatencyTable
+from nervure.core.files import read_json, write_json
 from nervure.errors import NervureError
 from nervure.export.saving import load_state, read_header
-from nervure.files import read_json, write_json
-from nervure.methods.connectivity import ConnectivityEvidence
+from nervure.methods.snacs.survey import ConnectivityEvidence
 from nervure.recipe.results import read_outcomes
 from nervure.report import Report
 

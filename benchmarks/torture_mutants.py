@@ -248,7 +248,7 @@ def inner_header(draw: Random, content: bytes) -> bytes:
 
 def _resealed(content: bytes, change: Callable[[Any], str]) -> bytes:
     """A file of ours with another header, and a seal that fits it."""
-    from nervure.container import MARK, SEAL, _seal
+    from nervure.core.container import MARK, SEAL, _seal
 
     header, rest = split_header(content)
     metadata = dict(dict(header)["__metadata__"])

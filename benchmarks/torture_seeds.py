@@ -21,20 +21,20 @@ from torch import Tensor, nn
 import nervure
 from benchmarks import torture_mutants as mutants
 from nervure import Keep, Mask, Plan, zoo
-from nervure.budget.latency import LatencyTable, Rates, Sample
+from nervure.budget.latency_table import LatencyTable, Rates, Sample
 from nervure.cli import main as command_line
+from nervure.core.files import read_json, write_json
 from nervure.errors import DataError, FileError
 from nervure.evaluation.answers import Answers
 from nervure.evaluation.metrics import MetricTally
 from nervure.export.saving import save_state
-from nervure.files import read_json, write_json
 from nervure.graph.tape import named_tensors
 from nervure.methods import View
-from nervure.methods import connectivity as connectivity_module
-from nervure.methods.snacs import SNACS
+from nervure.methods.snacs import survey as connectivity_module
+from nervure.methods.snacs.snacs import SNACS
 from nervure.recipe import steps as steps_module
 from nervure.recipe.fresh import difference
-from nervure.recipe.parts import ModelSource, data_of, source_of
+from nervure.recipe.making import ModelSource, data_of, source_of
 from nervure.recipe.results import append_line
 from nervure.report.comparison import Outcome
 from nervure.zoo.data import fake

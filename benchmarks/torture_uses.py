@@ -7,10 +7,10 @@ from typing import Any
 import nervure
 from benchmarks.torture_seeds import example, latencies, model, survey, view
 from nervure import Cut, Drop, Keep, Mask, Plan
-from nervure.budget.latency import LatencyTable, LatencyTally, Rates
-from nervure.files import read_json, write_json
-from nervure.methods.connectivity import ConnectivityEvidence
-from nervure.methods.snacs import SNACS
+from nervure.budget.latency_table import LatencyTable, LatencyTally, Rates
+from nervure.core.files import read_json, write_json
+from nervure.methods.snacs.snacs import SNACS
+from nervure.methods.snacs.survey import ConnectivityEvidence
 from nervure.recipe.results import read_outcomes
 from nervure.report import Report
 from nervure.report.comparison import write_comparison

@@ -1,6 +1,6 @@
 """Nervure: PyTorch networks made smaller and faster by their connectivity."""
 
-from nervure.budget.latency import LatencyTable
+from nervure.budget.latency_table import LatencyTable
 from nervure.evaluation import Connectivity, Similarity, connectivity, evaluate, latency, latency_table, similarity
 from nervure.export import export, load, save
 from nervure.graph import Block, Cost, Graph, Group, count

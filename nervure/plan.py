@@ -26,10 +26,10 @@ import torch
 from msgspec import Meta
 from torch import Tensor
 
-from nervure.documents import open_document
+from nervure.core.documents import open_document
+from nervure.core.markup import listing
+from nervure.core.schema import Count, Finite, NotNegative, Seed, check_fields, convert, written_schema
 from nervure.errors import PlanError
-from nervure.markup import listing
-from nervure.schema import Count, Finite, NotNegative, Seed, check_fields, convert, written_schema
 
 if TYPE_CHECKING:
     from nervure.graph.types import Block, Graph

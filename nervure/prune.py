@@ -6,23 +6,23 @@ from typing import Any, ClassVar, final
 
 from torch import Tensor, nn
 
-from nervure.annotations import Batches
-from nervure.budget.sheets import left_dense
-from nervure.check import checked
+from nervure.budget.weights import left_dense
+from nervure.core.annotations import Batches
+from nervure.core.check import checked
+from nervure.core.markup import printable
+from nervure.core.schema import Seed
 from nervure.errors import ArgumentError, DataError, NervureError, VerificationError
 from nervure.graph.cost import Cost, cost_of
-from nervure.graph.example import is_weightless, placed_like, unwrap
+from nervure.graph.inputs import is_weightless, placed_like, unwrap
 from nervure.graph.modes import leave_modes
 from nervure.graph.preserve import restore_after
 from nervure.graph.tape import named_tensors
 from nervure.graph.trace import Choices, left_alone
 from nervure.graph.types import Graph
-from nervure.markup import printable
 from nervure.methods.base import Method, View
 from nervure.plan import Cut, Drop, Keep, Mask, Plan
 from nervure.refit import Refit
 from nervure.refit import refit as refitted_to
-from nervure.schema import Seed
 from nervure.stats import measure
 from nervure.surgery.apply import apply, edit_model, masks_after
 from nervure.surgery.blame import Edit, families_of, name_of, wrong_edits

@@ -27,10 +27,10 @@ from typing import Any, TypeVar, final, overload
 import torch
 from torch._library.custom_ops import CustomOpDef
 
-from nervure.check import nearest
+from nervure.core.check import nearest
 from nervure.errors import ArgumentError
-from nervure.graph.rules import GIVEN
-from nervure.graph.rules.given import (
+from nervure.graph.ops import GIVEN
+from nervure.graph.ops.user import (
     STACKS,
     Chooser,
     How,
@@ -45,12 +45,12 @@ from nervure.graph.rules.given import (
 )
 
 __all__ = [
-    "UserRule",
     "How",
     "Operation",
+    "UserRule",
     "contraction",
-    "forget",
     "current_rules",
+    "forget",
     "like",
     "moves",
     "pinned",

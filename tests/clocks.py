@@ -8,7 +8,7 @@ from torch import nn
 
 from nervure.evaluation import Timing
 from nervure.evaluation.latency import Built
-from nervure.graph.example import resize_batch
+from nervure.graph.inputs import resize_batch
 from tests.oracle import call
 
 

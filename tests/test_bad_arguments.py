@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 import nervure
 from nervure import Magnitude, MagnitudeMasks, Random, evaluate, hold, measure, prune, trace, train
-from nervure.annotations import acceptor
-from nervure.check import checked, show_value
+from nervure.core.annotations import acceptor
+from nervure.core.check import checked, show_value
 from nervure.errors import ArgumentError, CallError, DataError, ForwardError, NervureError
 from nervure.training import cross_entropy, recalibrate
 
@@ -68,7 +68,7 @@ GOOD: Mapping[str, Mapping[str, Any]] = {
     "nervure.evaluation.smallest_robust": {"candidates": SOME, "dense": network(), "data": DATA, "shift": SHIFT},
     "nervure.evaluation.wilson_interval": {"successes": 1, "samples": 3},
     "nervure.export.save_state": {"path": "state.safetensors"},
-    "nervure.methods.companion": {"example": EXAMPLE, "data": DATA},
+    "nervure.methods.gcnet.companion": {"example": EXAMPLE, "data": DATA},
     "nervure.methods.method_keeping": {"name": "magnitude", "share": {}, "keep": 0.5, "budget": "macs"},
     "nervure.stats.data_digest": {"data": DATA, "samples": 4, "per_class": 0, "labelled": True, "seed": 0},
     "nervure.training.cross_entropy": {"batch": DATA[0]},
@@ -181,13 +181,13 @@ class Endless:
     ],
 )
 def test_data_without_an_end_are_told(use: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nervure.progress.ENDLESS", 20)
+    monkeypatch.setattr("nervure.core.progress.ENDLESS", 20)
     with pytest.raises(DataError, match=r"gave 20 batches and did not end.*len\(\)"):
         use(Endless())
 
 
 def test_data_that_say_how_many_they_are_may_be_more_than_that(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nervure.progress.ENDLESS", 3)
+    monkeypatch.setattr("nervure.core.progress.ENDLESS", 3)
     assert evaluate(network(), DATA * 3, progress=False).samples == 6 * len(LABELS)
 
 

@@ -12,8 +12,8 @@ from click.testing import CliRunner, Result
 import nervure
 from nervure import Graph, Plan, Stats
 from nervure.cli import main
+from nervure.core.files import read_json
 from nervure.export import read_header
-from nervure.files import read_json
 from nervure.report import Report, Row
 from tests.clocks import Clock, installed
 

@@ -73,7 +73,7 @@ def test_inputs_are_of_the_type_that_is_said() -> None:
 
 
 def test_inputs_of_one_shape_differ_and_are_always_the_same() -> None:
-    from nervure.cli.inputs import inputs_of, shape
+    from nervure.cli.options import inputs_of, shape
 
     first, second = inputs_of([shape("3x4"), shape("3x4")])
     assert not torch.equal(first, second)

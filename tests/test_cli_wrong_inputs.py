@@ -13,10 +13,11 @@ import torch
 from click.testing import CliRunner
 
 from nervure import Magnitude, Stats, prune, save, trace, zoo
-from nervure.cli import inputs, main
+from nervure.cli import main
+from nervure.cli import options as inputs
+from nervure.core.files import write_json
 from nervure.errors import NervureWarning
 from nervure.export import save_state
-from nervure.files import write_json
 
 MODEL = ("--model", "resnet8", "--option", "width=0.25", "--option", "in_channels=1")
 INPUT = ("--input", "1x1x8x8")

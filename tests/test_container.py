@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from nervure.container import DTYPES, MARK, SEAL, Kind, read_container, read_header, write_container
+from nervure.core.container import DTYPES, MARK, SEAL, Kind, read_container, read_header, write_container
+from nervure.core.schema import Count
 from nervure.errors import FileError
-from nervure.schema import Count
 
 THING = Kind("thing", "a thing", version=2, unsealed=1, remedy="Make another.")
 
@@ -253,7 +253,7 @@ def test_a_full_disk_is_told_and_leaves_the_old_file(path: Path, monkeypatch: py
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("nervure.files.os.fsync", full)
+    monkeypatch.setattr("nervure.core.files.os.fsync", full)
     with pytest.raises(FileError, match="No space left"):
         write_container(path, {}, {}, THING)
     assert path.read_bytes() == before

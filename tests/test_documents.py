@@ -17,21 +17,21 @@ import torch
 from torch import nn
 
 from nervure import Cut, Drop, Graph, Keep, Link, Mask, Plan, Recipe, Report, Study, apply, trace
-from nervure.budget.latency import LatencyTable, Rates, Sample
-from nervure.documents import DEEPEST, VERSION, open_document, seal_document
+from nervure.budget.latency_table import LatencyTable, Rates, Sample
+from nervure.core.documents import DEEPEST, VERSION, open_document, seal_document
+from nervure.core.files import read_json, write_json
 from nervure.errors import FileError, NervureError, PlanError, RecipeError
 from nervure.evaluation.drift import ConnectivityShift
 from nervure.evaluation.metrics import Metrics
 from nervure.evaluation.shift import Shifted
-from nervure.files import read_json, write_json
 from nervure.graph import Cost
-from nervure.graph.check import RULES, check_graph
+from nervure.graph.invariants import RULES, check_graph
 from nervure.graph.types import MOST_POSITIONS, Axis, ConfigSize, SizeAttribute, Units, ZeroStub
 from nervure.plan import Route
 from nervure.recipe.results import append_line, read_outcomes
 from nervure.report import Point, Row, Width, to_html, to_markdown
 from nervure.report.comparison import Outcome
-from nervure.report.values import check_report
+from nervure.report.run_report import check_report
 from tests.networks import NETWORKS, traced
 
 MEGABYTE = 1 << 20

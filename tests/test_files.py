@@ -18,8 +18,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from nervure import export
-from nervure.errors import ArgumentError, FileError
-from nervure.files import (
+from nervure.core.files import (
     append_line,
     contents,
     drafts,
@@ -34,8 +33,9 @@ from nervure.files import (
     require_writable,
     write_text,
 )
-from nervure.locks import exclusive_file, exclusive_folder
-from nervure.processes import is_alive, process_mark
+from nervure.core.locks import exclusive_file, exclusive_folder
+from nervure.core.processes import is_alive, process_mark
+from nervure.errors import ArgumentError, FileError
 from tests.faults import Action, fault, in_child, record
 
 Write = Callable[[Path], object]

@@ -13,19 +13,19 @@ import torch
 from torch import Tensor, nn
 
 from nervure import Magnitude, Plan, Pruned, load, prune, save, train
-from nervure.container import Kind, read_container, write_container
+from nervure.core.container import Kind, read_container, write_container
 from nervure.errors import FileError
 from nervure.evaluation import answers
 from nervure.evaluation.metrics import Observed
 from nervure.export import load_state, read_header, save_state
 from nervure.export.saving import PRUNED, STATE
 from nervure.methods import SET
-from nervure.methods.connectivity import KIND as SURVEY
-from nervure.methods.connectivity import ConnectivityEvidence
+from nervure.methods.snacs.limits import Limit
+from nervure.methods.snacs.survey import KIND as SURVEY
+from nervure.methods.snacs.survey import ConnectivityEvidence
 from nervure.plan import Keep, Mask
-from nervure.scores.limits import Limit
 from nervure.stats import Stats
-from nervure.stats.types import KIND as STATS
+from nervure.stats.evidence import KIND as STATS
 from nervure.training.checkpoint import KIND as TRAINING
 
 EXAMPLE = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))

@@ -12,11 +12,11 @@ from click.testing import CliRunner
 import nervure
 from nervure import Magnitude, load, prune, save, zoo
 from nervure.cli import main
-from nervure.container import write_container
+from nervure.core.container import write_container
+from nervure.core.provenance import commit
 from nervure.errors import FileError, RecipeError
-from nervure.provenance import commit
 from nervure.recipe.fresh import difference
-from nervure.recipe.parts import PROBE, ModelSource, source_in
+from nervure.recipe.making import PROBE, ModelSource, source_in
 from nervure.recipe.results import agree
 from nervure.recipe.workers import environment, python
 from nervure.report.comparison import Outcome

@@ -13,15 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nervure import Plan
-from nervure.container import read_container, write_container
+from nervure.core.container import read_container, write_container
 from nervure.errors import FileError, MissingExtraError, RecipeError
 from nervure.export import load, read_header
 from nervure.recipe import Recipe, run
 from nervure.recipe import steps as steps_module
 from nervure.recipe.fresh import difference
-from nervure.recipe.parts import PROBE, ModelSource, dataset_of, factory_of, train_section
+from nervure.recipe.making import PROBE, ModelSource, dataset_of, factory_of, train_section
+from nervure.recipe.recipe import SECTIONS, RecoverSection, differences
 from nervure.recipe.steps import STEPS
-from nervure.recipe.values import SECTIONS, RecoverSection, differences
 from nervure.report import Report
 from nervure.report.tables import budget, edits, speed
 from nervure.zoo import build

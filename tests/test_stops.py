@@ -17,9 +17,9 @@ import pytest
 from click.testing import CliRunner
 
 from nervure.cli import main
+from nervure.core.files import contents, write_json
+from nervure.core.locks import exclusive_file, exclusive_folder
 from nervure.errors import FileError
-from nervure.files import contents, write_json
-from nervure.locks import exclusive_file, exclusive_folder
 from nervure.recipe import Recipe, run, sweep
 from nervure.recipe.results import failed_outcome
 from nervure.recipe.steps import ARTEFACTS, STEPS

@@ -14,7 +14,7 @@ import pytest
 
 from nervure import Recipe, Taylor, sweep
 from nervure.errors import ArgumentError, RecipeError
-from nervure.methods import connectivity as surveys
+from nervure.methods.snacs import survey as surveys
 from nervure.recipe import steps, trials
 from nervure.recipe.results import Results
 from nervure.recipe.study import Trial

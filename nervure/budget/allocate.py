@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nervure.budget.latency import Clock, LatencyTable
-from nervure.budget.ledger import CostModel, total
-from nervure.check import checked, nearest, require_finite
+from nervure.budget.cost_model import CostModel, total
+from nervure.budget.latency_table import Clock, LatencyTable
+from nervure.core.check import checked, nearest, require_finite
+from nervure.core.schema import Count, Density, Size
 from nervure.errors import ArgumentError, BudgetError, ScoreError
 from nervure.graph.types import Graph, Group
 from nervure.plan import Cut, Keep, Plan
-from nervure.schema import Count, Density, Size
 
 Budget: TypeAlias = Literal["channels", "params", "macs"]
 TimedBudget: TypeAlias = Literal["channels", "params", "macs", "latency"]

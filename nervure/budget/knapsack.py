@@ -7,7 +7,7 @@ allocation", 1969).
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from nervure.check import require_positive
+from nervure.core.check import require_positive
 from nervure.errors import ArgumentError
 
 RESOLUTION = 2000

@@ -10,7 +10,7 @@ import click
 import torch
 from torch import Tensor, nn
 
-from nervure.cli.inputs import (
+from nervure.cli.options import (
     BATCH,
     EXAMPLE,
     SEED,
@@ -26,7 +26,8 @@ from nervure.cli.inputs import (
     setting,
     tell,
 )
-from nervure.container import Kind, write_container
+from nervure.core.container import Kind, write_container
+from nervure.core.files import read_json, require_folder, require_writable, write_json, write_text
 from nervure.engines import ENGINES, require_engine
 from nervure.errors import ArgumentError
 from nervure.evaluation import SEVERITIES, Timing, connectivity, evaluate, file_size, latency, peak_memory
@@ -34,12 +35,11 @@ from nervure.evaluation.corruptions import expand_names as chosen_corruptions
 from nervure.export import FORMATS, export, save, save_state, versions
 from nervure.export.quantising import INT8
 from nervure.export.writing import TOLERANCE, require_format
-from nervure.files import read_json, require_folder, require_writable, write_json, write_text
 from nervure.graph import Graph, count
-from nervure.graph.example import resize_batch
+from nervure.graph.inputs import resize_batch
 from nervure.graph.tape import named_tensors
 from nervure.methods import METHODS, Method, View, method_keeping
-from nervure.methods.rewiring import DynamicSparse
+from nervure.methods.dynamic.dynamic_sparse import DynamicSparse
 from nervure.plan import Plan
 from nervure.prune import Pruned, prune
 from nervure.recipe import Recipe, Study

@@ -1,9 +1,9 @@
 """Pure maths of dependence: tensors in, tensors out, no models."""
 
 from nervure.dependence.alignment import cka, hsic
-from nervure.dependence.connectivity import conditional_connectivity
+from nervure.dependence.conditional import conditional_connectivity
 from nervure.dependence.correlation import correlation
-from nervure.dependence.energy import (
+from nervure.dependence.energy_distance import (
     ClassDistances,
     class_distances,
     distance_correlation,

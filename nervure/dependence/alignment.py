@@ -5,7 +5,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from nervure.check import require_choice
+from nervure.core.check import require_choice
 from nervure.dependence.samples import as_samples, require_same_samples, result_type
 from nervure.errors import ArgumentError, DataError
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from nervure.check import require_positive
+from nervure.core.check import require_positive
 from nervure.dependence.samples import as_samples, require_same_samples, result_type, standardise
 from nervure.errors import DataError
 

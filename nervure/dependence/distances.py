@@ -6,7 +6,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from nervure.check import require_positive
+from nervure.core.check import require_positive
 from nervure.errors import ArgumentError, DataError
 
 TILE = 1024

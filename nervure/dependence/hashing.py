@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from nervure.dependence.distances import ranges
-from nervure.dependence.options import SHUFFLES, Options
+from nervure.dependence.estimator_options import SHUFFLES, Options
 from nervure.dependence.samples import standardise, tile_size
 from nervure.dependence.weighting import ON_ACTIVITY
 

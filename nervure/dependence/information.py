@@ -8,9 +8,9 @@ from torch import Tensor
 from nervure.dependence import gaussian, hashing, spanning
 from nervure.dependence.binned import codes, joint_counts, quantile_edges, runs
 from nervure.dependence.divergences import Divergence
+from nervure.dependence.estimator_options import Correction, Estimator, Options
 from nervure.dependence.interval import Interval
 from nervure.dependence.interval import interval as interval_of
-from nervure.dependence.options import Correction, Estimator, Options
 from nervure.dependence.regression import residuals
 from nervure.dependence.residual import correct_bias
 from nervure.dependence.samples import as_samples, require_same_samples, result_type, standardise

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from nervure.dependence.binned import codes, dependence, joint_counts, quantile_edges, runs
 from nervure.dependence.distances import ranges
-from nervure.dependence.options import Options
+from nervure.dependence.estimator_options import Options
 from nervure.dependence.regression import Residuals
 from nervure.dependence.samples import tile_size
 

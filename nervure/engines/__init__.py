@@ -5,15 +5,15 @@ from typing import Annotated, Any, TypeAlias
 
 from torch import nn
 
-from nervure._extras import require_extra
-from nervure.annotations import Among
-from nervure.check import checked, nearest, require_choice, show_value
+from nervure.core.annotations import Among
+from nervure.core.check import checked, nearest, require_choice, show_value
+from nervure.core.extras import require_extra
+from nervure.core.schema import Threads
 from nervure.engines.eager import COMPILED, EAGER
+from nervure.engines.engine import FLOAT32, Engine, Program, Runner
 from nervure.engines.onnxruntime import ONNXRUNTIME
 from nervure.engines.openvino import OPENVINO
-from nervure.engines.types import FLOAT32, Engine, Program, Runner
 from nervure.errors import ArgumentError
-from nervure.schema import Threads
 
 ENGINES: Mapping[str, Engine] = {engine.name: engine for engine in (EAGER, COMPILED, ONNXRUNTIME, OPENVINO)}
 EngineName: TypeAlias = Annotated[str, Among(ENGINES)]

@@ -5,10 +5,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from nervure._extras import require_extra
+from nervure.core.extras import require_extra
+from nervure.engines.engine import BF16, FLOAT32, Engine, Program, Runner
 from nervure.engines.exported import Exported, export_graph, exporter_error, reason
 from nervure.engines.quiet import quiet
-from nervure.engines.types import BF16, FLOAT32, Engine, Program, Runner
 from nervure.errors import EngineError
 
 EXTRA = "openvino"

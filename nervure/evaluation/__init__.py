@@ -1,8 +1,9 @@
 """How good, calibrated, robust, fast, big and well connected a model is, and how alike two sparse ones are."""
 
-from nervure.evaluation.alignment import align, reorder_units
+from nervure.analysis.connectivity import Connectivity, LayerPaths, connectivity, measures
+from nervure.analysis.similarity import Common, Similarity, common, similarity
+from nervure.analysis.unit_matching import align, reorder_units
 from nervure.evaluation.auc import Quality, accuracy_and_auc, macro_auc
-from nervure.evaluation.connectivity import Connectivity, LayerPaths, connectivity, measures
 from nervure.evaluation.corruptions import CORRUPTIONS, HELD_OUT, SEVERITIES, SHIFTS, corrupt
 from nervure.evaluation.drift import ConnectivityShift, connectivity_shift
 from nervure.evaluation.features import FEATURE_SHIFTS, TOKEN_SHIFTS, corrupt_features, corrupt_tokens
@@ -20,7 +21,6 @@ from nervure.evaluation.metrics import (
 from nervure.evaluation.quality import evaluate
 from nervure.evaluation.robust import RobustChoice, live_weights, smallest_robust
 from nervure.evaluation.shift import Shifted, evaluate_shift
-from nervure.evaluation.similarity import Common, Similarity, common, similarity
 from nervure.evaluation.size import file_size
 from nervure.evaluation.timing import latency_table
 
@@ -31,7 +31,6 @@ __all__ = [
     "SEVERITIES",
     "SHIFTS",
     "TOKEN_SHIFTS",
-    "RobustChoice",
     "Common",
     "Connectivity",
     "ConnectivityShift",
@@ -40,6 +39,7 @@ __all__ = [
     "Memory",
     "Metrics",
     "Quality",
+    "RobustChoice",
     "Shifted",
     "Similarity",
     "Timing",

@@ -11,11 +11,11 @@ from typing import Any, TypeAlias, final
 import torch
 from torch import Tensor, nn
 
-from nervure.container import Kind, read_container, write_container
+from nervure.core.container import Kind, read_container, write_container
+from nervure.core.files import require_folder
 from nervure.errors import FileError
 from nervure.evaluation.metrics import Observed
-from nervure.files import require_folder
-from nervure.graph.example import digest_of
+from nervure.graph.inputs import digest_of
 from nervure.graph.tape import named_tensors
 
 Key: TypeAlias = tuple[str, int]

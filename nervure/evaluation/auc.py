@@ -5,11 +5,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from nervure.check import checked
+from nervure.core.check import checked
 from nervure.errors import DataError
-from nervure.evaluation.batches import Data, call, on_device, pairs, require_finite_outputs, require_labels, to_device
+from nervure.evaluation.labelled import Data, call, on_device, pairs, require_finite_outputs, require_labels, to_device
 from nervure.evaluation.metrics import accuracy
-from nervure.graph.example import evaluating
+from nervure.graph.inputs import evaluating
 
 
 class Quality(NamedTuple):

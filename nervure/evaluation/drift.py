@@ -14,19 +14,19 @@ from typing import Any, TypedDict, final
 import torch
 from torch import Tensor, nn
 
-from nervure.check import checked, require_choice
+from nervure.core.check import checked, require_choice
+from nervure.core.progress import track
+from nervure.core.schema import Count, Seed, Size, convert
 from nervure.errors import ArgumentError
 from nervure.evaluation.answers import Key
-from nervure.evaluation.batches import Batch, Data, pairs
 from nervure.evaluation.corruptions import SEVERITIES
+from nervure.evaluation.labelled import Batch, Data, pairs
 from nervure.evaluation.shift import Normalisation, Normalised, Shifted, shift_batches, shifts_of
-from nervure.graph.example import placed_like
+from nervure.graph.inputs import placed_like
 from nervure.graph.tape import named_tensors
 from nervure.graph.types import Graph
-from nervure.progress import track
-from nervure.schema import Count, Seed, Size, convert
-from nervure.scores.connectivity import Dependence, of_layers
-from nervure.scores.layers import layers
+from nervure.scores.bundles import layers
+from nervure.scores.parent_dependence import Dependence, of_layers
 from nervure.stats import measure
 from nervure.tracing import trace
 
@@ -124,7 +124,7 @@ def connectivity_shift(
         data: (inputs, labels) batches, as for :func:`nervure.evaluation.evaluate_shift`.
         shift: which shifts, as there.
         severities: which of 1 to 5.
-        estimator: of connectivity, see :func:`nervure.scores.connectivity.of_layers`.
+        estimator: of connectivity, see :func:`nervure.scores.parent_dependence.of_layers`.
         samples: how many samples at most, the same for all networks and shifts.
         normalisation: mean and std per channel of pictures, as there.
         seed: another seed draws other corruptions.

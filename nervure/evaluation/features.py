@@ -10,10 +10,10 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from nervure.check import checked, require_choice
+from nervure.core.check import checked, require_choice
+from nervure.core.schema import Count, Seed, Size
 from nervure.errors import DataError
 from nervure.evaluation.corruptions.chance import mix_bits, normal, uniform
-from nervure.schema import Count, Seed, Size
 
 FEATURE_STRENGTHS: Mapping[str, tuple[float, ...]] = MappingProxyType(
     {

@@ -16,15 +16,15 @@ from typing import Any, final
 import torch
 from torch import nn
 
-from nervure.check import checked
+from nervure.core.check import checked
+from nervure.core.markup import listing
+from nervure.core.schema import Length, Rounds, Seconds, Threads, Warmup
 from nervure.engines import ENGINES, EngineName, Program, Runner, prepare, require_engine
-from nervure.engines.types import FLOAT32, threads_of_torch
+from nervure.engines.engine import FLOAT32, threads_of_torch
 from nervure.errors import ArgumentError
-from nervure.evaluation.batches import device_of, to_device
-from nervure.graph.example import evaluating, resize_batch
+from nervure.evaluation.labelled import device_of, to_device
+from nervure.graph.inputs import evaluating, resize_batch
 from nervure.graph.preserve import restore_after
-from nervure.markup import listing
-from nervure.schema import Length, Rounds, Seconds, Threads, Warmup
 
 # The clock and the call around it cost about a microsecond: one timing should last a thousand times as long.
 SHORTEST_TIMING = 1e-3

@@ -10,12 +10,12 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from nervure.check import checked
-from nervure.evaluation.batches import device_of, to_device
+from nervure.core.check import checked
+from nervure.core.schema import Length
+from nervure.evaluation.labelled import device_of, to_device
 from nervure.graph.composites import taken_apart
-from nervure.graph.example import evaluating, resize_batch, run_example
+from nervure.graph.inputs import evaluating, resize_batch, run_example
 from nervure.graph.preserve import restore_after
-from nervure.schema import Length
 
 
 @final

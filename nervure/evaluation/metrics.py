@@ -12,10 +12,10 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from nervure.check import checked, show_value
+from nervure.core.check import checked, show_value
+from nervure.core.schema import Count, Length, Positive, Size, convert
 from nervure.errors import ArgumentError, DataError
-from nervure.evaluation.batches import require_classes, require_finite_outputs, require_labels
-from nervure.schema import Count, Length, Positive, Size, convert
+from nervure.evaluation.labelled import require_classes, require_finite_outputs, require_labels
 
 
 @final

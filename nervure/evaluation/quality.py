@@ -5,16 +5,16 @@ from typing import overload
 
 from torch import nn
 
-from nervure.annotations import Device, FilePath
-from nervure.check import checked
+from nervure.core.annotations import Device, FilePath
+from nervure.core.check import checked
+from nervure.core.progress import length, track
+from nervure.core.schema import Length, Seed
 from nervure.evaluation.answers import Key
-from nervure.evaluation.batches import Data, call, on_device, pairs, to_device
 from nervure.evaluation.corruptions import SEVERITIES
+from nervure.evaluation.labelled import Data, call, on_device, pairs, to_device
 from nervure.evaluation.metrics import Metrics, MetricTally
 from nervure.evaluation.shift import Normalisation, Shifted, evaluate_shift
-from nervure.graph.example import evaluating
-from nervure.progress import length, track
-from nervure.schema import Length, Seed
+from nervure.graph.inputs import evaluating
 
 Shift = str | Iterable[str] | Mapping[Key, Data]
 

@@ -9,13 +9,13 @@ from typing import Any, Generic, TypeVar, final
 
 from torch import nn
 
-from nervure.check import checked
+from nervure.core.check import checked
+from nervure.core.schema import Fraction, Seed
 from nervure.errors import ArgumentError, BudgetError
 from nervure.evaluation.answers import Key
-from nervure.evaluation.batches import Data
 from nervure.evaluation.corruptions import GROUPS, HELD_OUT, SEVERITIES
+from nervure.evaluation.labelled import Data
 from nervure.evaluation.shift import Normalisation, Shifted, evaluate_shift
-from nervure.schema import Fraction, Seed
 
 K = TypeVar("K", bound=Hashable)
 REFERENCE = "the dense network"

@@ -17,18 +17,18 @@ from typing import Any, Protocol, TypeAlias, TypedDict, final, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from nervure.annotations import FilePath
-from nervure.check import checked, require_choice, show_value
+from nervure.core.annotations import FilePath
+from nervure.core.check import checked, require_choice, show_value
+from nervure.core.markup import listing
+from nervure.core.progress import length, track
+from nervure.core.schema import Count, Length, Seed, convert
 from nervure.errors import ArgumentError, DataError
 from nervure.evaluation.answers import Answers, Key, Page
-from nervure.evaluation.batches import Batch, Data, call, device_of, pairs, to_device
 from nervure.evaluation.corruptions import GROUPS, SEVERITIES, corrupt, expand_names
 from nervure.evaluation.features import FEATURE_SHIFTS, TOKEN_SHIFTS, corrupt_features, corrupt_tokens
+from nervure.evaluation.labelled import Batch, Data, call, device_of, pairs, to_device
 from nervure.evaluation.metrics import Metrics, MetricTally
-from nervure.graph.example import evaluating
-from nervure.markup import listing
-from nervure.progress import length, track
-from nervure.schema import Count, Length, Seed, convert
+from nervure.graph.inputs import evaluating
 
 Normalisation: TypeAlias = tuple[Sequence[float], Sequence[float]]
 ROUNDING = 1e-4  # float32 normalised and back is off by less

@@ -5,7 +5,7 @@ from typing import Any
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from nervure.check import checked
+from nervure.core.check import checked
 
 
 @checked

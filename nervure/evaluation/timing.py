@@ -18,19 +18,19 @@ import numpy as np
 import torch
 from torch import nn
 
-from nervure.annotations import FilePath
-from nervure.budget.latency import LatencyTable, Sample, fit_table
-from nervure.check import checked, require_positive
+from nervure.budget.latency_table import LatencyTable, Sample, fit_table
+from nervure.core.annotations import FilePath
+from nervure.core.check import checked, require_positive
+from nervure.core.files import read_json, require_folder, write_json
+from nervure.core.progress import progress as progressing
+from nervure.core.schema import Rounds, Threads
 from nervure.engines import ENGINES, EngineName, require_engine
 from nervure.errors import FileError
-from nervure.evaluation.batches import device_of
+from nervure.evaluation.labelled import device_of
 from nervure.evaluation.latency import Built, Latency, in_turn
-from nervure.files import read_json, require_folder, write_json
-from nervure.graph.example import samples_of
+from nervure.graph.inputs import samples_of
 from nervure.graph.types import Block, Graph
 from nervure.plan import Cut, Drop, Keep, Plan
-from nervure.progress import progress as progressing
-from nervure.schema import Rounds, Threads
 from nervure.surgery.apply import apply
 from nervure.tracing import trace
 

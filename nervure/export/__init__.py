@@ -9,8 +9,8 @@ from nervure.export.writing import ExportedFile, export, require_format
 __all__ = [
     "FORMATS",
     "Card",
-    "FileDifference",
     "ExportedFile",
+    "FileDifference",
     "Format",
     "export",
     "load",

@@ -13,12 +13,12 @@ from typing import Any, final
 import torch
 from torch import nn
 
+from nervure.core.markup import code, code_block, escape_markdown, table
+from nervure.core.provenance import commit
 from nervure.engines.exported import Exported
 from nervure.export.checking import FileDifference
 from nervure.export.saving import versions
-from nervure.markup import code, code_block, escape_markdown, table
 from nervure.plan import Cut, Drop, Link, Mask, Plan
-from nervure.provenance import commit
 from nervure.prune import Pruned
 
 FORMAT = 1
@@ -46,7 +46,8 @@ class Card:
         facts, file = self.facts, self.facts["file"]
         parts = [
             f"# {escape_markdown(file['name'])}",
-            f"{escape_markdown(facts['model'])} as {file['format']} in {file['precision']}, {_samples(file['samples'])}.",
+            f"{escape_markdown(facts['model'])} as {file['format']} in {file['precision']}, "
+            f"{_samples(file['samples'])}.",
             "## Use",
             code_block(facts["usage"], "python"),
             table(("input", "type", "shape"), [(i["name"], i["dtype"], _shape(i["shape"])) for i in facts["inputs"]]),

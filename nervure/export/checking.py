@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from nervure.check import show_value
+from nervure.core.check import show_value
 from nervure.engines import Runner
 from nervure.errors import ArgumentError, DataError, VerificationError
-from nervure.evaluation.batches import Batch, device_of, logits_of, require_labels, to_device
-from nervure.graph.example import evaluating, resize_batch, run_example
+from nervure.evaluation.labelled import Batch, device_of, logits_of, require_labels, to_device
+from nervure.graph.inputs import evaluating, resize_batch, run_example
 from nervure.graph.preserve import restore_after
 
 SMALLEST_SCALE = 1e-3

@@ -11,16 +11,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from nervure._extras import require_extra
+from nervure.core.extras import require_extra
+from nervure.engines.engine import BF16, FLOAT32, Runner
 from nervure.engines.exported import Exported
 from nervure.engines.onnxruntime import LIBRARIES as ONNX_LIBRARIES
 from nervure.engines.onnxruntime import session_runner, to_onnx
 from nervure.engines.openvino import compiled_runner, to_openvino
 from nervure.engines.quiet import quiet
-from nervure.engines.types import BF16, FLOAT32, Runner
 from nervure.export.quantising import INT8, write_quantised
 from nervure.graph.copies import copy_model
-from nervure.graph.example import as_inputs
+from nervure.graph.inputs import as_inputs
 
 LARGEST_MESSAGE = 2**31 - 2**20
 """A protocol buffer holds less than 2 GiB; weights beyond that go to a file of their own beside it."""

@@ -14,22 +14,22 @@ from typing import Any, TypeAlias, final
 import torch
 from torch import Tensor, nn
 
-from nervure import container
-from nervure.annotations import FilePath
-from nervure.check import checked
-from nervure.container import DamageError, Kind, read_container, reading, write_container
+from nervure.core import container
+from nervure.core.annotations import FilePath
+from nervure.core.check import checked
+from nervure.core.container import DamageError, Kind, read_container, reading, write_container
+from nervure.core.files import require_writable
+from nervure.core.schema import convert
 from nervure.errors import FileError, NervureError, NervureWarning
+from nervure.export.packing import POSITIONS, Packing, pack, unpack, unpacked_mask
 from nervure.export.stock import stock_differences
-from nervure.files import require_writable
 from nervure.graph import Cost
 from nervure.graph.copies import copy_model
-from nervure.graph.example import unwrap
+from nervure.graph.inputs import unwrap
 from nervure.graph.tape import named_tensors
 from nervure.graph.types import Graph
-from nervure.packed import POSITIONS, Packing, pack, unpack, unpacked_mask
 from nervure.plan import Keep, Plan
 from nervure.prune import Pruned, Step
-from nervure.schema import convert
 from nervure.surgery import apply
 from nervure.surgery.apply import is_plain_attribute
 from nervure.training.masks import require_masks
@@ -107,8 +107,8 @@ class _ModelHeader(_Stored):
 def save(path: FilePath, pruned: Pruned, *, meta: Mapping[str, Any] | None = None) -> Path:
     """Write ``pruned`` to one ``.safetensors`` file, atomically, and return its path.
 
-    Masked tensors are packed: what stays, and where, see :mod:`nervure.packed`. Where the model is of a library whose
-    ``from_pretrained`` would build another one from its config, a :class:`NervureWarning` says what differs.
+    Masked tensors are packed: what stays, and where, see :mod:`nervure.export.packing`. Where the model is of a library
+    whose ``from_pretrained`` would build another one from its config, a :class:`NervureWarning` says what differs.
 
     Args:
         path: where to; its folder must exist.
@@ -233,7 +233,7 @@ def save_state(
         model: the model.
         meta: plain data to keep in the header.
         masks: of tensors held at zero where False, e.g. those of a ``Pruned``: these take the bytes of what stays
-            (see :mod:`nervure.packed`). The file is loaded like any other.
+            (see :mod:`nervure.export.packing`). The file is loaded like any other.
 
     Raises:
         FileError: the place cannot be written, or the state holds something that is not a tensor.

@@ -9,13 +9,16 @@ from typing import Any, final
 
 from torch import nn
 
-from nervure.annotations import Batches, FilePath
-from nervure.check import checked, require_choice, show_value
+from nervure.core.annotations import Batches, FilePath
+from nervure.core.check import checked, require_choice, show_value
+from nervure.core.files import disk_refusal, drafts, require_writable, settle, write_json, write_text
+from nervure.core.markup import listing
+from nervure.core.schema import NotNegative
 from nervure.engines import Runner
+from nervure.engines.engine import BF16, FLOAT32
 from nervure.engines.exported import Exported, export_graph, exporter_error
-from nervure.engines.types import BF16, FLOAT32
 from nervure.errors import ArgumentError, NervureError, VerificationError
-from nervure.evaluation.batches import pairs
+from nervure.evaluation.labelled import pairs
 from nervure.export.card import (
     Card,
     checks_facts,
@@ -29,13 +32,10 @@ from nervure.export.card import (
 from nervure.export.checking import FileDifference, first_different, on_data, on_random, random_like
 from nervure.export.formats import FORMATS, Format, in_bf16
 from nervure.export.quantising import INT8
-from nervure.files import disk_refusal, drafts, require_writable, settle, write_json, write_text
 from nervure.graph.cost import count
-from nervure.graph.example import is_weightless
+from nervure.graph.inputs import is_weightless
 from nervure.graph.modes import leave_modes
-from nervure.markup import listing
 from nervure.prune import Pruned
-from nervure.schema import NotNegative
 
 TOLERANCE = 1e-4
 """For float32: other engines order the sums in another way."""

@@ -11,10 +11,10 @@ __all__ = [
     "Graph",
     "Group",
     "LayerCost",
+    "OpCost",
     "SizeAttribute",
-    "ZeroStub",
     "TensorAxis",
     "Units",
-    "OpCost",
+    "ZeroStub",
     "count",
 ]

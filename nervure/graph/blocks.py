@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nervure.graph.flow import LabelPropagation, argument
 from nervure.graph.labels import LabelArray, TensorLabels
+from nervure.graph.propagate import LabelPropagation, argument
 from nervure.graph.tape import Entry, ModuleCall, Ref, Tape, WriteBack, refs_in
 from nervure.graph.trace import TraceResult
 from nervure.graph.types import NOT_CUT, Block, Graph, Group, ZeroStub

@@ -8,14 +8,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from nervure.check import checked
-from nervure.graph.example import evaluating, has_shape_only, is_weightless, placed_like, unwrap, without_fakes
-from nervure.graph.flow import LabelPropagation
+from nervure.core.check import checked
+from nervure.core.schema import Count, convert
+from nervure.graph.inputs import evaluating, has_shape_only, is_weightless, placed_like, unwrap, without_fakes
 from nervure.graph.labels import LabelState, TensorLabels
 from nervure.graph.modes import leave_modes
-from nervure.graph.rules import RULES, unknown
+from nervure.graph.ops import RULES, unknown
+from nervure.graph.propagate import LabelPropagation
 from nervure.graph.tape import Tape, record
-from nervure.schema import Count, convert
 
 
 class LayerCost(NamedTuple):

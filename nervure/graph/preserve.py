@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
-from nervure.graph.memory import Snapshots
 from nervure.graph.modes import LOCK, at_home
+from nervure.graph.snapshots import Snapshots
 
 Restore: TypeAlias = Callable[[], object]
 Saved: TypeAlias = tuple[Restore, Iterable[Any]]
@@ -35,7 +35,7 @@ def restore_after(model: nn.Module, *others: Any) -> Iterator[None]:
 
     Put back are attributes and containers that can be reached, contents, versions and gradients of tensors, random
     states and flags. Random numbers inside are those that the caller would draw next. Of parameters and of large
-    tensors a copy is made when they are first written, see :class:`nervure.graph.memory.Snapshots`.
+    tensors a copy is made when they are first written, see :class:`nervure.graph.snapshots.Snapshots`.
 
     Args:
         model: a module; objects and containers in its attributes are seen too.

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from nervure.graph.flow import LabelPropagation
 from nervure.graph.labels import Array, SizeConstraint, TensorLabels
+from nervure.graph.propagate import LabelPropagation
 from nervure.graph.sizes import Attribute, Expression
 
 TRIES = 8

@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from nervure.errors import ForwardError, TraceError
 from nervure.graph.composites import taken_apart
-from nervure.graph.example import (
+from nervure.graph.inputs import (
     CONTENTS,
     as_inputs,
     describe_example,

@@ -14,14 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nervure.check import show_value
+from nervure.core.check import show_value
 from nervure.errors import ArgumentError, TraceError
 from nervure.graph.declared import families, find_declared, find_unexplained, full_name, in_multiples
-from nervure.graph.flow import HIDDEN, LabelPropagation, Specs, move
 from nervure.graph.labels import NONE, Array, AxisSplit, LabelArray, LabelState, Owner, TensorLabels
 from nervure.graph.lost import loses
+from nervure.graph.ops import RULES, unknown
 from nervure.graph.products import products_of, told_of_masks
-from nervure.graph.rules import RULES, unknown
+from nervure.graph.propagate import HIDDEN, LabelPropagation, Specs, move
 from nervure.graph.sizes import Attribute, Expression
 from nervure.graph.solve import TRIES, Solver
 from nervure.graph.tape import Entry, Ref, Tape, named_tensors, record, refs_in

@@ -12,12 +12,12 @@ import msgspec
 import numpy as np
 from torch import Tensor
 
-from nervure.check import nearest
-from nervure.documents import open_document
+from nervure.core.check import nearest
+from nervure.core.documents import open_document
+from nervure.core.markup import listing
+from nervure.core.schema import Count, Size, convert
 from nervure.errors import PlanError
-from nervure.graph.check import check_graph
-from nervure.markup import listing
-from nervure.schema import Count, Size, convert
+from nervure.graph.invariants import check_graph
 
 Role: TypeAlias = Literal["writer", "reader", "rider"]
 Run: TypeAlias = tuple[int, Literal[0, 1], Size]
@@ -478,7 +478,7 @@ class Graph:
         """Read what :meth:`to_json` wrote.
 
         Raises:
-            PlanError: it is anything else, or contradicts itself: see :func:`nervure.graph.check.check_graph`.
+            PlanError: it is anything else, or contradicts itself: see :func:`nervure.graph.invariants.check_graph`.
         """
         plain = open_document(data, "this graph", PlanError)
         named = {name: _add_prefix(kind, plain[name]) for name, kind in ROWS.items() if name in plain}

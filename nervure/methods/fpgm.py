@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import final
 
 from nervure.methods.base import View
-from nervure.methods.ranking import Ranking
+from nervure.methods.channels.ranking import Ranking
 from nervure.scores import Normalise, Scores, fpgm
 
 

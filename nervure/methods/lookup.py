@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields
 from typing import Any, final
 
-from nervure.check import nearest, show_value
+from nervure.core.check import nearest, show_value
 from nervure.errors import ArgumentError
 from nervure.methods.base import Method
 

@@ -13,15 +13,15 @@ from typing import Annotated, ClassVar, final
 
 from msgspec import Meta
 
-from nervure.check import Checked
+from nervure.core.check import Checked
+from nervure.core.schema import Density, Size
 from nervure.errors import ScoreError
 from nervure.methods.base import View
-from nervure.methods.connectivity import ConnectivityEvidence
-from nervure.methods.snacs import SNACS, Granularity, Price
+from nervure.methods.snacs.limits import Limit
+from nervure.methods.snacs.snacs import SNACS, Granularity, Price
+from nervure.methods.snacs.survey import ConnectivityEvidence
 from nervure.plan import Plan
-from nervure.schema import Density, Size
-from nervure.scores.layers import layers
-from nervure.scores.limits import Limit
+from nervure.scores.bundles import layers
 from nervure.scores.mint import mint
 
 

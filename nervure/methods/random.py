@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import ClassVar, final
 
 from nervure.budget import Scope, TimedBudget
-from nervure.check import Checked
+from nervure.core.check import Checked
+from nervure.core.schema import Density, Seed, Size
 from nervure.engines import EngineName
 from nervure.methods.base import View
-from nervure.methods.timed import Target, check_options, cut_lowest
+from nervure.methods.channels.timed import Target, check_options, cut_lowest
 from nervure.plan import Plan
-from nervure.schema import Density, Seed, Size
 from nervure.scores import random_scores
 
 

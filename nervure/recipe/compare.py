@@ -7,16 +7,16 @@ and gets the same recovery, with the same order of batches. One line of JSON is 
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from nervure.annotations import FilePath
-from nervure.check import checked
-from nervure.recipe.parts import method_of
+from nervure.core.annotations import FilePath
+from nervure.core.check import checked
+from nervure.core.schema import Count, Workers
+from nervure.recipe.making import method_of
 from nervure.recipe.results import Results, agree, dense_key
 from nervure.recipe.runner import alone_in, nothing, print_line
 from nervure.recipe.study import Study, Trial
 from nervure.recipe.trials import Job, answer, carry_out
 from nervure.recipe.workers import pool_of
 from nervure.report.comparison import Outcome, write_comparison
-from nervure.schema import Count, Workers
 
 
 @checked

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from nervure.container import read_container
+from nervure.core.container import read_container
 from nervure.errors import FileError
 from nervure.export import load
-from nervure.recipe.parts import PROBE, ModelSource
+from nervure.recipe.making import PROBE, ModelSource
 
 
 def difference(folder: Path, source: ModelSource) -> float:

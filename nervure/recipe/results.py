@@ -9,11 +9,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from nervure import files
-from nervure.documents import open_document, seal_document
+from nervure.core import files
+from nervure.core.documents import open_document, seal_document
+from nervure.core.provenance import commit
 from nervure.errors import FileError
 from nervure.export import versions
-from nervure.provenance import commit
 from nervure.recipe.study import Trial
 from nervure.report.comparison import Outcome
 

@@ -6,21 +6,30 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Required, TypedDict
+from typing import Any
 
 import torch
 
-from nervure.annotations import FilePath
-from nervure.check import checked
+from nervure.core.annotations import FilePath
+from nervure.core.check import checked
+from nervure.core.files import (
+    contents,
+    file_errors,
+    is_there,
+    read_document,
+    remove,
+    require_folder,
+    write_json,
+    write_text,
+)
+from nervure.core.locks import exclusive_folder
+from nervure.core.markup import listing
 from nervure.errors import RecipeError
-from nervure.files import contents, file_errors, is_there, read_document, remove, require_folder, write_json, write_text
-from nervure.locks import exclusive_folder
-from nervure.markup import listing
-from nervure.recipe.parts import data_of, device_of, method_of, methods_after, require_engines, source_of
-from nervure.recipe.steps import ARTEFACTS, STEPS, RunContext, remove_checkpoints
-from nervure.recipe.values import Recipe, differences
+from nervure.recipe.context import Log, RunContext
+from nervure.recipe.making import data_of, device_of, method_of, methods_after, require_engines, source_of
+from nervure.recipe.recipe import Recipe, differences
+from nervure.recipe.steps import ARTEFACTS, STEPS, remove_checkpoints
 from nervure.report import Report
-from nervure.schema import NotNegative
 
 NOTES, RECIPE = "steps.json", "recipe.toml"
 
@@ -71,17 +80,6 @@ def run(
             for name, step in STEPS.items():
                 take(bench, log, name, step)
             return Report.load(bench.path("report.json"))
-
-
-class Log(TypedDict, total=False):
-    """What ``steps.json`` holds: what was begun, and which of its steps are done."""
-
-    recipe: dict[str, dict[str, Any]]
-    fingerprint: str
-    method: str
-    done: Required[list[str]]
-    seconds: Required[dict[str, NotNegative]]
-    clearing: bool
 
 
 def take(bench: RunContext, log: dict[str, Any], name: str, step: Callable[[RunContext], None]) -> None:

@@ -4,123 +4,41 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, final
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from nervure.container import write_container
+from nervure.core.container import write_container
+from nervure.core.files import file_errors, is_there, remove, write_json, write_text
 from nervure.errors import FileError, VerificationError
 from nervure.evaluation import Shifted, evaluate, evaluate_shift, file_size, latency
-from nervure.export import load, load_state, save, save_state
-from nervure.files import file_errors, is_there, read_json, remove, write_json, write_text
+from nervure.export import load_state, save_state
 from nervure.graph import Graph, count
 from nervure.graph.tape import named_tensors
-from nervure.methods import Cached, HasEvidence, Method, View
-from nervure.methods.rewiring import DynamicSparse
+from nervure.methods import Cached, HasEvidence, View
+from nervure.methods.dynamic.dynamic_sparse import DynamicSparse
 from nervure.plan import Plan
 from nervure.prune import Pruned, prune
-from nervure.recipe.parts import PROBE, ModelSource, methods_after, train_section
+from nervure.recipe.context import STATS, STATS_FRESH, SURVEYS, RunContext
+from nervure.recipe.making import PROBE, ModelSource, methods_after, train_section
+from nervure.recipe.recipe import RecoverSection, TrainSection
+from nervure.recipe.summary import summary
 from nervure.recipe.twins import random_twin
-from nervure.recipe.values import Recipe, RecoverSection, TrainSection
 from nervure.recipe.workers import environment, python
 from nervure.report import Report, to_html, to_markdown
-from nervure.report.shift import SHOWN, shift_facts
-from nervure.report.values import DENSE, DENSE_PLUS, PRUNED, RANDOM, Row, place
+from nervure.report.run_report import DENSE, DENSE_PLUS, PRUNED, RANDOM, Row, place
+from nervure.report.shift_section import SHOWN, shift_facts
 from nervure.stats import Stats, measure
 from nervure.surgery import apply, masks_after, verify
 from nervure.tracing import trace
 from nervure.training import History, Hook, RewiringHook
-from nervure.zoo import Dataset, Split
+from nervure.zoo import Split
 
 PROBED = 64
 RELOAD_TOLERANCE = 1e-5
-STATS, STATS_FRESH = "stats.safetensors", "stats-fresh.safetensors"
-SURVEYS = "surveys"
-SHARED = frozenset({"dense.safetensors", "dense.history.json", "graph.json", STATS, STATS_FRESH, SURVEYS})
-
-
-@final
-@dataclass(frozen=True, slots=True, eq=False)
-class RunContext:
-    """What every step works with: the recipe and what it names, the folder, and how to speak.
-
-    Attributes:
-        recipe: the recipe.
-        folder: where artefacts are read and written.
-        data: its data set.
-        source: where its network comes from.
-        method: what decides.
-        device: where networks run.
-        say: tells the user one line (or a table).
-        progress: whether to show bars.
-        shared: the folder of the dense network and its evidence, where several runs share them; None: the folder.
-    """
-
-    recipe: Recipe
-    folder: Path
-    data: Dataset
-    source: ModelSource
-    method: Method
-    device: torch.device
-    say: Callable[[str], None]
-    progress: bool = True
-    shared: Path | None = None
-
-    def path(self, name: str) -> Path:
-        """Where artefact ``name`` is."""
-        return (self.shared if self.shared is not None and name in SHARED else self.folder) / name
-
-    def fresh(self) -> nn.Module:
-        """The network with its first weights."""
-        return self.source.build(self.recipe.run.seed).to(self.device)
-
-    def dense(self) -> nn.Module:
-        """The trained dense network."""
-        return load_state(self.path("dense.safetensors"), self.fresh()).eval()
-
-    @property
-    def begins_fresh(self) -> bool:
-        """Whether what is pruned has its first weights, and learns everything afterwards."""
-        said = self.recipe.prune.begin
-        return said == "fresh" or (
-            said == "auto" and isinstance(self.method, DynamicSparse) and self.method.begins_by_lot
-        )
-
-    @property
-    def stats(self) -> Path:
-        """Where the evidence on the network that is pruned is."""
-        return self.path(STATS_FRESH if self.begins_fresh else STATS)
-
-    def origin(self) -> nn.Module:
-        """The network that is pruned."""
-        return self.fresh().eval() if self.begins_fresh else self.dense()
-
-    def example(self, samples: int = 1) -> Tensor:
-        """The first training images, normalised, on the device."""
-        return self.data.example(samples).to(self.device)
-
-    def graph(self) -> Graph:
-        """The graph of the dense network."""
-        return Graph.from_json(read_json(self.path("graph.json"), "a graph"))
-
-    def plan(self) -> Plan:
-        """The plan of the method."""
-        return Plan.from_json(read_json(self.path("plan.json"), "a plan"))
-
-    def final_plan(self) -> Plan:
-        """The plan with the masks of the end, where training rewired."""
-        return self.pruned("model.safetensors").plan if isinstance(self.method, DynamicSparse) else self.plan()
-
-    def pruned(self, name: str) -> Pruned:
-        """The pruned network saved as ``name``."""
-        return load(self.path(name), self.fresh())
-
-    def save(self, name: str, pruned: Pruned) -> None:
-        """Save a pruned network with what is needed to build it again."""
-        save(self.path(name), pruned, meta={"model": self.source.to_json(), "recipe": self.recipe.to_dict()})
 
 
 Step = Callable[[RunContext], None]
@@ -286,8 +204,6 @@ def reload(bench: RunContext) -> None:
 
 def write_report(bench: RunContext) -> None:
     """Put everything on one page."""
-    from nervure.recipe.summary import summary
-
     report = summary(bench)
     report.save(bench.path("report.json"))
     write_report_pages(report, bench.folder)

@@ -12,8 +12,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, final
 
+from nervure.core.schema import Fraction, Seed, Size
 from nervure.errors import RecipeError
-from nervure.recipe.values import (
+from nervure.recipe.recipe import (
     SECTIONS,
     DataSection,
     EvaluateSection,
@@ -33,7 +34,6 @@ from nervure.recipe.values import (
     section_of,
     toml_of,
 )
-from nervure.schema import Fraction, Seed, Size
 
 DENSE_PLUS = "dense+"
 """The label of the network that is not cut but gets the recovery of the others."""

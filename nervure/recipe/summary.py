@@ -9,14 +9,13 @@ from typing import Any, TypedDict
 
 import torch
 
-from nervure.files import is_there, read_document, read_json
+from nervure.core.files import is_there, read_document, read_json
 from nervure.graph import Graph
 from nervure.prune import Step
-from nervure.recipe.parts import methods_after
-from nervure.recipe.runner import Log
-from nervure.recipe.steps import RunContext
+from nervure.recipe.context import Log, RunContext
+from nervure.recipe.making import methods_after
 from nervure.report import Point, Report, Row, Width
-from nervure.report.values import DENSE, DENSE_PLUS, PRUNED, RANDOM, check_report
+from nervure.report.run_report import DENSE, DENSE_PLUS, PRUNED, RANDOM, check_report
 
 HISTORIES: Mapping[str, str] = {DENSE: "dense", PRUNED: "pruned", DENSE_PLUS: "dense-plus", RANDOM: "random"}
 

@@ -7,23 +7,23 @@ from pathlib import Path
 from statistics import median
 from typing import Any, TypedDict
 
-from nervure.annotations import FilePath
-from nervure.check import checked
+from nervure.core.annotations import FilePath
+from nervure.core.check import checked
+from nervure.core.files import is_there, read_document, write_json, write_text
+from nervure.core.schema import Count, Density, Positive, Seed, Workers, convert
 from nervure.errors import RecipeError
-from nervure.files import is_there, read_document, write_json, write_text
 from nervure.recipe.compare import made_of, open_results, outcomes_of
-from nervure.recipe.parts import require_engines, source_of
+from nervure.recipe.making import require_engines, source_of
+from nervure.recipe.recipe import Options, PruneSection, Recipe, SweepSection, differences, plain
 from nervure.recipe.results import Results, append_line, dense_key, read_lines
 from nervure.recipe.runner import RECIPE, alone_in, nothing, print_line, require_ours, threads
 from nervure.recipe.steps import timed_in_turn
 from nervure.recipe.study import DENSE_PLUS, MethodEntry, Trial, entry_of
 from nervure.recipe.trials import Job, answer, bench_of, carry_out, data_of_seed, dense_of, pruned_of
-from nervure.recipe.values import Options, PruneSection, Recipe, SweepSection, differences, plain
 from nervure.recipe.workers import pool_of
 from nervure.report.comparison import DENSE
-from nervure.report.sweep import Sweep, TimedSetting, write_sweep
-from nervure.report.values import PRUNED
-from nervure.schema import Count, Density, Positive, Seed, Workers, convert
+from nervure.report.run_report import PRUNED
+from nervure.report.sweep_report import Sweep, TimedSetting, write_sweep
 
 NOTES, LATENCY = "sweep.json", "latency.jsonl"
 VARIED: Mapping[str, frozenset[str]] = {

@@ -13,14 +13,15 @@ from typing import Any, TypedDict, final
 
 from torch import nn
 
+from nervure.core.files import is_there, read_document, remove, require_folder, write_json, write_text
 from nervure.errors import NervureError
 from nervure.evaluation import evaluate
-from nervure.files import is_there, read_document, remove, require_folder, write_json, write_text
-from nervure.recipe.parts import dataset_of, device_of, method_of, source_of
+from nervure.recipe.context import Log, RunContext
+from nervure.recipe.making import dataset_of, device_of, method_of, source_of
+from nervure.recipe.recipe import DataSection, Recipe
 from nervure.recipe.results import RESULTS, Results, dense_key, failed_outcome
-from nervure.recipe.runner import NOTES, RECIPE, Log, nothing, take, threads
+from nervure.recipe.runner import NOTES, RECIPE, nothing, take, threads
 from nervure.recipe.steps import (
-    RunContext,
     Step,
     cut,
     gather,
@@ -33,10 +34,9 @@ from nervure.recipe.steps import (
 )
 from nervure.recipe.study import Trial
 from nervure.recipe.summary import Trained
-from nervure.recipe.values import DataSection, Recipe
 from nervure.recipe.workers import Plain, Pool
 from nervure.report.comparison import DENSE, Outcome
-from nervure.report.values import PRUNED, Row
+from nervure.report.run_report import PRUNED, Row
 from nervure.stats import Stats
 from nervure.zoo import Dataset
 

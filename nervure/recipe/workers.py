@@ -10,9 +10,9 @@ from concurrent.futures import BrokenExecutor, Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Protocol, Self, TypeAlias, final
 
-from nervure._extras import require_extra
+from nervure.core.extras import require_extra
+from nervure.core.files import file_errors
 from nervure.errors import ArgumentError
-from nervure.files import file_errors
 
 Plain: TypeAlias = Mapping[str, Any]
 Work: TypeAlias = Callable[[Plain], Plain]

@@ -1,7 +1,7 @@
 """``refit``: what stays of a network takes over what left.
 
 In running order, on what the smaller network itself says, each layer that reads is fitted to say what the dense one
-says at the same place: by ridge regression towards the weights it has, see :mod:`nervure.refit.solve`. No labels.
+says at the same place: by ridge regression towards the weights it has, see :mod:`nervure.refit.ridge`. No labels.
 """
 
 import warnings
@@ -13,24 +13,24 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from nervure.core.progress import track
 from nervure.errors import ArgumentError, DataError, NervureWarning
 from nervure.graph.copies import copy_model
-from nervure.graph.example import is_weightless, unwrap
+from nervure.graph.inputs import is_weightless, unwrap
 from nervure.graph.tape import named_tensors
 from nervure.graph.types import Graph
 from nervure.plan import Plan
-from nervure.progress import track
+from nervure.refit.batch_norms import Pair, drift, remeasure
 from nervure.refit.consumers import Consumer, consumers
 from nervure.refit.gather import Gathered, GramPart, gather
 from nervure.refit.moments import Moments
-from nervure.refit.norms import Pair, drift, remeasure
 from nervure.refit.origins import Origin, origins
 from nervure.refit.prefix import Prefix, prefix_of
-from nervure.refit.solve import RIDGES, Fit, Problem, solve
+from nervure.refit.ridge import RIDGES, Fit, Problem, solve
+from nervure.refit.settings import LayerFit, Refit, Refitted, summary
 from nervure.refit.streams import Key
 from nervure.refit.survey import LayerReading, survey
-from nervure.refit.values import LayerFit, Refit, Refitted, summary
-from nervure.stats.batches import batches
+from nervure.stats.loaders import batches
 from nervure.surgery.apply import check_fits
 from nervure.surgery.attention import ResizedAttention
 

@@ -10,16 +10,16 @@ from torch import Tensor
 
 from nervure.graph.products import Operand
 from nervure.graph.tape import Entry, WriteBack
+from nervure.refit.activations import Enough, Watcher, watchable
+from nervure.refit.batch_norms import Entered
 from nervure.refit.consumers import Consumer
 from nervure.refit.moments import Moments
-from nervure.refit.norms import Entered
 from nervure.refit.operators import choose_positions, entering, leaving
 from nervure.refit.origins import Origin
 from nervure.refit.prefix import Prefix
 from nervure.refit.streams import Follower, Join, Key
 from nervure.refit.survey import NORMS, RUNNING_MEAN
-from nervure.refit.watch import Enough, Watcher, watchable
-from nervure.stats.batches import Batch
+from nervure.stats.loaders import Batch
 
 
 @final

@@ -12,10 +12,10 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from nervure.evaluation.batches import device_of
-from nervure.graph.example import tensors_in
-from nervure.refit.watch import Enough, Watch, Watcher, watchable
-from nervure.stats.batches import Batch
+from nervure.evaluation.labelled import device_of
+from nervure.graph.inputs import tensors_in
+from nervure.refit.activations import Enough, Watch, Watcher, watchable
+from nervure.stats.loaders import Batch
 
 
 @final

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from nervure.graph.products import LOOKED_UP, Operand
 from nervure.graph.tape import Entry, Ref, WriteBack, named_tensors, refs_in
+from nervure.refit.activations import Watcher, watchable
 from nervure.refit.operators import BIAS, is_read
 from nervure.refit.streams import ADDS, KEEPS_OUTPUTS, Follower, Join, Key
-from nervure.refit.watch import Watcher, watchable
-from nervure.stats.batches import Batch
+from nervure.stats.loaders import Batch
 
 NORMS = frozenset((
     "native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm", "_native_batch_norm_legit",

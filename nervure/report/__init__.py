@@ -1,10 +1,10 @@
 """What happened in a run, as a value, and as a page, a text or plain data."""
 
-from nervure.report.circuit import circuit_picture, connectivity_page
 from nervure.report.html import graph_page, to_html
 from nervure.report.markdown import to_markdown
-from nervure.report.sweep import Candidate, Sweep
-from nervure.report.values import Point, Report, Row, Width
+from nervure.report.neuron_charts import circuit_picture, connectivity_page
+from nervure.report.run_report import Point, Report, Row, Width
+from nervure.report.sweep_report import Candidate, Sweep
 
 __all__ = [
     "Candidate",

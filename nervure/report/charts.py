@@ -4,8 +4,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from nervure.markup import html
-from nervure.report.values import DENSE, DENSE_PLUS, Point
+from nervure.core.markup import html
+from nervure.report.run_report import DENSE, DENSE_PLUS, Point
 
 Line = Sequence[tuple[float, float]]
 

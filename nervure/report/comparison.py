@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, final
 
-from nervure.files import write_text
-from nervure.markup import escape_markdown
+from nervure.core.files import write_text
+from nervure.core.markup import escape_markdown
+from nervure.core.schema import Count, Fraction, Seed, convert
 from nervure.report.charts import file_names
 from nervure.report.dots import Dot, dot_chart
 from nervure.report.markdown import table_text
 from nervure.report.tables import MISSING, Table, quantity
-from nervure.schema import Count, Fraction, Seed, convert
 
 DENSE = "dense"
 
@@ -181,7 +181,8 @@ def comparison_text(outcomes: Sequence[Outcome], *, title: str, baseline: str, m
         "over seeds. Differences are paired: the same trained network, seed and budget, the same recovery; in points, "
         f"as mean ± standard error. *{DENSE}* is the network as trained, *dense+* the same after the recovery that the "
         "others get.",
-        f"## All networks, minus {escape_markdown(baseline)}\n\n{table_text(summary_table(rows, baseline, metric=metric))}",
+        f"## All networks, minus {escape_markdown(baseline)}\n\n"
+        + table_text(summary_table(rows, baseline, metric=metric)),
     ]
     for network in dict.fromkeys(o.network for o in rows):
         parts.append(

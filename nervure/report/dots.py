@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from nervure.markup import html
+from nervure.core.markup import html
 from nervure.report.charts import nice_ticks
 
 WIDTH, LABEL, RIGHT, ROW, TOP, BOTTOM = 680, 210, 20, 20, 34, 30

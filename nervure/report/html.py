@@ -3,11 +3,13 @@
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from nervure.core.markup import listing
 from nervure.graph.types import Graph
-from nervure.markup import listing
-from nervure.report import charts, connectivity, shift, tables
-from nervure.report.rewiring import rewiring_chart
-from nervure.report.values import Report
+from nervure.report import charts, tables
+from nervure.report import connectivity_charts as connectivity
+from nervure.report import shift_section as shift
+from nervure.report.rewiring_charts import rewiring_chart
+from nervure.report.run_report import Report
 
 if TYPE_CHECKING:
     from jinja2 import Environment

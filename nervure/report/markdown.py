@@ -2,10 +2,12 @@
 
 from collections.abc import Iterator
 
-from nervure.markup import code, code_block, escape_markdown, table
-from nervure.report import connectivity, shift, tables
+from nervure.core.markup import code, code_block, escape_markdown, table
+from nervure.report import connectivity_charts as connectivity
+from nervure.report import shift_section as shift
+from nervure.report import tables
+from nervure.report.run_report import Report
 from nervure.report.tables import Table, recipe_rows
-from nervure.report.values import Report
 
 
 def to_markdown(report: Report) -> str:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from nervure.markup import html
+from nervure.core.markup import html
 from nervure.report.charts import SHAPES, nice_ticks
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM, ROW = 460, 300, 50, 14, 30, 42, 20

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, final
 
 from nervure.plan import Plan
-from nervure.report.values import DENSE, EAGER, PRUNED, RANDOM, Report, Row, Width, milliseconds, share_removed
+from nervure.report.run_report import DENSE, EAGER, PRUNED, RANDOM, Report, Row, Width, milliseconds, share_removed
 
 EXPLAINED: Mapping[str, str] = {
     "dense": "as trained",

@@ -2,9 +2,9 @@
 
 from nervure.scores.common import Normalise, Scores, Weights
 from nervure.scores.completed import completed
+from nervure.scores.criteria import CRITERIA, score
 from nervure.scores.effects import Loudness, activation, fisher, taylor
 from nervure.scores.fpgm import fpgm
-from nervure.scores.lookup import CRITERIA, score
 from nervure.scores.magnitude import magnitude
 from nervure.scores.random import random_scores
 from nervure.scores.slimming import Without, slimming

@@ -6,7 +6,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from nervure.check import require_finite
+from nervure.core.check import require_finite
 from nervure.errors import ScoreError
 from nervure.graph.types import Group, TensorAxis
 

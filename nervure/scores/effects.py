@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias
 
 from torch import Tensor
 
-from nervure.check import require_choice, require_finite
+from nervure.core.check import require_choice, require_finite
 from nervure.errors import ScoreError
 from nervure.graph.types import Graph
 from nervure.scores.common import NORMALISE, Normalise, Scores, Weights, normalise_groups

@@ -8,7 +8,7 @@ are scored together, and groups can be made comparable so that one ranking goes 
 import torch
 from torch import Tensor
 
-from nervure.check import require_choice
+from nervure.core.check import require_choice
 from nervure.graph.types import Graph, Group, TensorAxis
 from nervure.scores.common import (
     NORMALISE,

@@ -6,7 +6,7 @@ by a shortcut are scored together, and groups can be made comparable so that one
 
 from torch import Tensor
 
-from nervure.check import require_choice
+from nervure.core.check import require_choice
 from nervure.graph.types import Graph, Group, TensorAxis
 from nervure.scores.common import (
     NORMALISE,

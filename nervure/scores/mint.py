@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from nervure.dependence import conditional_connectivity
-from nervure.scores.layers import Layer
+from nervure.scores.bundles import Layer
 from nervure.stats import response
 
 

@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias
 
 from torch import Tensor
 
-from nervure.check import require_choice
+from nervure.core.check import require_choice
 from nervure.errors import ScoreError
 from nervure.graph.types import Graph, Group, TensorAxis
 from nervure.scores.common import (

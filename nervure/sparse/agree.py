@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from nervure.errors import ForwardError, VerificationError
-from nervure.graph.example import resize_batch
+from nervure.graph.inputs import resize_batch
 from nervure.sparse.watch import noisy, outputs_of
 from nervure.surgery.difference import compare
 

@@ -6,14 +6,14 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from nervure.check import checked
+from nervure.analysis.connectivity import HasMasks
+from nervure.core.check import checked
+from nervure.core.schema import Rounds, Threads
 from nervure.errors import ArgumentError, VerificationError
-from nervure.evaluation.connectivity import HasMasks
 from nervure.evaluation.latency import latency
 from nervure.graph.copies import copy_model
-from nervure.graph.example import as_inputs, placed_like, tensors_in, unwrap
+from nervure.graph.inputs import as_inputs, placed_like, tensors_in, unwrap
 from nervure.graph.modes import leave_modes
-from nervure.schema import Rounds, Threads
 from nervure.sparse.agree import Checks, agreement
 from nervure.sparse.candidates import DENSE, density, working
 from nervure.sparse.compiled import CompiledSparse, LayerChoice

@@ -7,7 +7,7 @@ from typing import Any, final
 import torch
 from torch import nn
 
-from nervure.markup import listing
+from nervure.core.markup import listing
 from nervure.sparse.candidates import DENSE
 from nervure.sparse.layers import Inference
 

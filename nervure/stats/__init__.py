@@ -1,9 +1,9 @@
 """Evidence: one pass over data, and what was heard."""
 
-from nervure.stats.batches import SAMPLES, are_labelled, keep_position
 from nervure.stats.connections import response
+from nervure.stats.evidence import Stats
+from nervure.stats.loaders import SAMPLES, are_labelled, keep_position
 from nervure.stats.measure import SIGNALS, data_digest, first_batches, measure
-from nervure.stats.types import Stats
 
 __all__ = [
     "SAMPLES",
@@ -12,7 +12,7 @@ __all__ = [
     "are_labelled",
     "data_digest",
     "first_batches",
+    "keep_position",
     "measure",
     "response",
-    "keep_position",
 ]

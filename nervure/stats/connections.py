@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from nervure.check import checked
+from nervure.core.check import checked
 from nervure.errors import ArgumentError, DataError
 from nervure.graph.tape import named_tensors
 from nervure.graph.types import Graph
-from nervure.stats.probe import UnreadableError
+from nervure.stats.unit_probe import UnreadableError
 
 MATRIX, SEQUENCE = 2, 3
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}

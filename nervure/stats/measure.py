@@ -11,23 +11,23 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
 
-from nervure.annotations import Batches
-from nervure.check import checked, nearest, require_choice
+from nervure.core.annotations import Batches
+from nervure.core.check import checked, nearest, require_choice
+from nervure.core.progress import length, track
+from nervure.core.schema import Count, Seed, Size
 from nervure.errors import ArgumentError, DataError
-from nervure.graph.example import unwrap
+from nervure.graph.inputs import unwrap
 from nervure.graph.modes import disable_compile, leave_modes
 from nervure.graph.preserve import restore_after
 from nervure.graph.types import Graph
-from nervure.progress import length, track
-from nervure.schema import Count, Seed, Size
-from nervure.stats.batches import SAMPLES, Batch, batches, count_batches, first_of
-from nervure.stats.blocks import REDUCTIONS, BlockRecorder
+from nervure.stats.block_outputs import REDUCTIONS, BlockRecorder
 from nervure.stats.connections import Listener, ears
-from nervure.stats.memory import require_memory
-from nervure.stats.probe import probes
+from nervure.stats.evidence import Stats
+from nervure.stats.footprint import require_memory
+from nervure.stats.loaders import SAMPLES, Batch, batches, count_batches, first_of
 from nervure.stats.readers import ReaderRecorder, reader_probes
 from nervure.stats.record import EvidenceRecorder
-from nervure.stats.types import Stats
+from nervure.stats.unit_probe import probes
 
 SIGNALS = ("activations", "blocks", "connections", "effects", "gradients", "labels", "outputs", "readings")
 WRITTEN = frozenset({"activations", "gradients"})

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from nervure.errors import DataError
 from nervure.graph.types import Graph, Group, TensorAxis
-from nervure.stats.probe import KERNEL_NDIM, UnitProbe, UnreadableError
+from nervure.stats.unit_probe import KERNEL_NDIM, UnitProbe, UnreadableError
 
 MOMENTS = 3
 """Of what is read: mean absolute value, mean square, share of exact zeros."""

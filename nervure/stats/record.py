@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from nervure.errors import DataError
-from nervure.stats.probe import UnitProbe, UnreadableError
+from nervure.stats.unit_probe import UnitProbe, UnreadableError
 
 
 @final

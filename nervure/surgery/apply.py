@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
-from nervure.check import checked
+from nervure.core.check import checked
 from nervure.errors import NervureWarning, PlanError
 from nervure.graph.declared import untrue
-from nervure.graph.example import has_shape_only, is_weightless, unwrap
+from nervure.graph.inputs import has_shape_only, is_weightless, unwrap
 from nervure.graph.modes import leave_modes
 from nervure.graph.sizes import submodule
 from nervure.graph.tape import named_tensors
@@ -54,7 +54,7 @@ def apply(model: nn.Module, graph: Graph, plan: Plan, *, renumber: bool = True) 
 
 
 def apply_sharing(model: nn.Module, graph: Graph, plan: Plan) -> nn.Module:
-    """As :func:`edit_model`, but parameters that ``plan`` leaves as they are are those of ``model``: for looking only."""
+    """As :func:`edit_model`, but parameters that ``plan`` leaves alone are those of ``model``: for looking only."""
     masked = {mask.tensor for mask in plan.masks}
     return edit_model(model, graph, plan, shared=[p for name, p in model.named_parameters() if name not in masked])
 

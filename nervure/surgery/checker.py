@@ -13,17 +13,17 @@ from torch.utils._pytree import tree_map
 from nervure.errors import ForwardError, NervureError, VerificationError
 from nervure.graph.copies import copy_model
 from nervure.graph.cost import Cost, cost_of_run, count
-from nervure.graph.example import evaluating, examples_of, outputs_in, run_example
+from nervure.graph.inputs import evaluating, examples_of, outputs_in, run_example
 from nervure.graph.preserve import restore_after
 from nervure.graph.tape import Entry, Tape, named_tensors, plain_kernels, record, refs_in, unreached_parameters
 from nervure.graph.trace import TraceResult
 from nervure.graph.types import Graph
 from nervure.plan import Plan
 from nervure.surgery.apply import apply_sharing, keeps_of
-from nervure.surgery.chance import SameNoise, fixed_seed, is_random
 from nervure.surgery.difference import Difference, compare
 from nervure.surgery.drop import name_after
 from nervure.surgery.link import silence_links, wire_names
+from nervure.surgery.randomness import SameNoise, fixed_seed, is_random
 from nervure.surgery.redraw import WIDE, redrawn_inputs, round_once, to_double, widen, with_other_numbers
 from nervure.surgery.reference import Answer, places, reference, survivors
 

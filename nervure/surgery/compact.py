@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nervure.check import checked
+from nervure.core.check import checked
 from nervure.errors import ArgumentError
 from nervure.graph.types import Graph, Group, TensorAxis
 from nervure.plan import Cut, Keep, Mask, Plan

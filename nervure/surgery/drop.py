@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from nervure.graph.depth import shorten
-from nervure.graph.example import tensors_in
+from nervure.graph.inputs import tensors_in
+from nervure.graph.layer_counts import shorten
 from nervure.graph.types import NOT_CUT, Block, Graph, ZeroStub
 from nervure.plan import Plan
 

@@ -20,15 +20,15 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 
 from nervure.errors import TraceError, VerificationError
 from nervure.graph.composites import taken_apart
-from nervure.graph.example import as_inputs, outputs_in
-from nervure.graph.flow import Read
+from nervure.graph.inputs import as_inputs, outputs_in
 from nervure.graph.preserve import restore_after
+from nervure.graph.propagate import Read
 from nervure.graph.tape import Entry, Ref, Tape, name_of, plain_kernels, running_modules
 from nervure.graph.trace import TraceResult
 from nervure.graph.types import Graph
 from nervure.plan import Plan
 from nervure.surgery.apply import apply_sharing, keeps_of
-from nervure.surgery.chance import fixed_seed, is_random, seed
+from nervure.surgery.randomness import fixed_seed, is_random, seed
 from nervure.surgery.spectral import spectral_norms
 
 Keeps: TypeAlias = Mapping[str, np.ndarray]

@@ -9,10 +9,10 @@ from torch import nn
 
 from nervure.errors import ArgumentError, NervureWarning
 from nervure.graph.copies import copy_model
-from nervure.graph.example import as_inputs, resize_batch, samples_of, tensors_in
+from nervure.graph.inputs import as_inputs, resize_batch, samples_of, tensors_in
 from nervure.graph.preserve import restore_after
-from nervure.surgery.chance import fixed_seed
 from nervure.surgery.checker import Checker
+from nervure.surgery.randomness import fixed_seed
 
 
 class UsageMode(NamedTuple):

@@ -9,9 +9,9 @@ from typing import Any, Protocol
 
 from torch import nn
 
-from nervure.check import checked
+from nervure.core.check import checked
 from nervure.errors import VerificationError
-from nervure.graph.example import describe_example, evaluating, unwrap
+from nervure.graph.inputs import describe_example, evaluating, unwrap
 from nervure.graph.modes import leave_modes
 from nervure.graph.trace import draw
 from nervure.graph.types import Graph
@@ -19,7 +19,7 @@ from nervure.plan import Plan
 from nervure.surgery.checker import Checker, Verification
 from nervure.surgery.usage import broken_use
 
-__all__ = ["HasPlan", "Verification", "verify_with", "verify"]
+__all__ = ["HasPlan", "Verification", "verify", "verify_with"]
 
 
 class HasPlan(Protocol):

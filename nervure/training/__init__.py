@@ -1,10 +1,7 @@
 """Training: a short loop, objectives, schedules, masks that hold while it runs, and rewiring by methods."""
 
-from nervure.training.loop import History, train
-from nervure.training.masks import Held, Masks, hold, masks_of, same_everywhere
-from nervure.training.norms import recalibrate
-from nervure.training.objectives import Objective, cross_entropy, label_smoothing, with_distillation
-from nervure.training.rewires import (
+from nervure.training.dynamic.hook import RewiringHook
+from nervure.training.dynamic.protocol import (
     Event,
     InitialTopology,
     RollbackPolicy,
@@ -14,32 +11,34 @@ from nervure.training.rewires import (
     UpdateContext,
     mean_density,
 )
-from nervure.training.rewiring import RewiringHook
+from nervure.training.loop import History, train
+from nervure.training.masks import Held, Masks, hold, masks_of, same_everywhere
+from nervure.training.norms import recalibrate
+from nervure.training.objectives import Objective, cross_entropy, label_smoothing, with_distillation
 from nervure.training.schedules import Schedule, constant, cosine, onecycle
 from nervure.training.step import Hook, Setting, Stateful, TrainingStep
 
 __all__ = [
-    "TopologyUpdate",
     "Event",
-    "InitialTopology",
     "Held",
     "History",
     "Hook",
-    "RollbackPolicy",
+    "InitialTopology",
     "Masks",
-    "UpdateContext",
     "Objective",
-    "Stateful",
-    "SparseTrainer",
     "RewiringHook",
+    "RollbackPolicy",
     "Schedule",
     "Setting",
+    "SparseTrainer",
+    "Stateful",
+    "TopologyUpdate",
     "TrainingStep",
     "Turnover",
+    "UpdateContext",
     "constant",
     "cosine",
     "cross_entropy",
-    "with_distillation",
     "hold",
     "label_smoothing",
     "masks_of",
@@ -48,4 +47,5 @@ __all__ = [
     "recalibrate",
     "same_everywhere",
     "train",
+    "with_distillation",
 ]

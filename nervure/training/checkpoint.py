@@ -17,9 +17,9 @@ from msgspec import Meta
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from nervure.container import DamageError, Kind, read_container, read_header, reading, write_container
+from nervure.core.container import DamageError, Kind, read_container, read_header, reading, write_container
+from nervure.core.schema import Count
 from nervure.errors import ArgumentError, FileError
-from nervure.schema import Count
 from nervure.training.masks import Held, require_masks
 
 KIND = Kind("nervure-training", "a training checkpoint", version=2, remedy="Delete it to begin anew.")

@@ -17,24 +17,24 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from nervure.annotations import Device, FilePath
-from nervure.check import checked
-from nervure.container import DamageError, reading
+from nervure.core.annotations import Device, FilePath
+from nervure.core.check import checked
+from nervure.core.container import DamageError, reading
+from nervure.core.files import is_there
+from nervure.core.locks import exclusive_file
+from nervure.core.progress import length
+from nervure.core.progress import progress as progress_bar
+from nervure.core.schema import Epochs, NotNegative, Positive, Seed
+from nervure.core.schema import Part as Portion
 from nervure.errors import ArgumentError, DataError, ForwardError
-from nervure.evaluation.batches import Batch, Data, call, device_of, pairs, require_classes, to_device
+from nervure.evaluation.labelled import Batch, Data, call, device_of, pairs, require_classes, to_device
 from nervure.evaluation.quality import evaluate
-from nervure.files import is_there
-from nervure.graph.example import digest_of, evaluating
-from nervure.locks import exclusive_file
-from nervure.progress import length
-from nervure.progress import progress as progress_bar
-from nervure.schema import Epochs, NotNegative, Positive, Seed
-from nervure.schema import Part as Portion
+from nervure.graph.inputs import digest_of, evaluating
 from nervure.training.checkpoint import KIND, Part, Progress, SavedRun, read_run, save_run, under
+from nervure.training.dynamic.hook import RewiringHook
+from nervure.training.dynamic.protocol import Event, SparseTrainer
 from nervure.training.masks import Held, Masks, hold
 from nervure.training.objectives import Objective, classifies, cross_entropy, require_scalar
-from nervure.training.rewires import Event, SparseTrainer
-from nervure.training.rewiring import RewiringHook
 from nervure.training.schedules import SCHEDULES, Schedule
 from nervure.training.step import Hook, Setting, Stateful, TrainingStep
 
@@ -171,8 +171,8 @@ def train(  # noqa: PLR0913 - one keyword per choice that a recipe makes
         schedule: ``"onecycle"``, ``"cosine"``, ``"constant"``, or a function from the share of training done to a
             factor on the peak rate.
         objective: a function (model, batch) -> scalar loss.
-        hooks: functions of a :class:`TrainingStep`, called in order between backward pass and optimizer; masks that one returns
-            replace all masks. A method that rewires (``SET``, ``RigL``, ``GMP``, ``Synthesis``) is a hook too: it
+        hooks: functions of a :class:`TrainingStep`, called in order between backward pass and optimizer; masks that one
+            returns replace all masks. A method that rewires (``SET``, ``RigL``, ``GMP``, ``Synthesis``) is a hook too: it
             begins with its own first masks, or with ``masks`` where they are given.
         masks: parameter name -> bool tensor, True stays; the rest is held at zero, moments included.
         validation: batches whose accuracy is measured after each epoch; where their labels are floating (numbers to

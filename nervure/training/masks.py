@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from nervure.check import checked, nearest
+from nervure.core.check import checked, nearest
+from nervure.core.schema import Count, Part
 from nervure.errors import ArgumentError, NervureWarning
-from nervure.graph.example import unwrap
-from nervure.schema import Count, Part
+from nervure.graph.inputs import unwrap
 from nervure.training.veil import Veil, is_sharded, whole
 
 Masks: TypeAlias = Mapping[str, Tensor]

@@ -11,11 +11,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
-from nervure.check import checked
+from nervure.core.check import checked
+from nervure.core.schema import Size
 from nervure.errors import DataError
-from nervure.evaluation.batches import Data, call_only, device_of, pairs, to_device
-from nervure.graph.example import evaluating
-from nervure.schema import Size
+from nervure.evaluation.labelled import Data, call_only, device_of, pairs, to_device
+from nervure.graph.inputs import evaluating
 
 
 @checked

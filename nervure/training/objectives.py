@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nervure.check import checked, show_value
+from nervure.core.check import checked, show_value
+from nervure.core.schema import Part, Positive, Share
 from nervure.errors import ArgumentError
-from nervure.evaluation.batches import Batch, call, device_of, logits_of, require_labels, to_device
-from nervure.graph.example import evaluating
-from nervure.schema import Part, Positive, Share
+from nervure.evaluation.labelled import Batch, call, device_of, logits_of, require_labels, to_device
+from nervure.graph.inputs import evaluating
 
 Objective: TypeAlias = Callable[[nn.Module, Batch], Tensor]
 

@@ -4,8 +4,8 @@ import math
 from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
-from nervure.check import checked
-from nervure.schema import Share
+from nervure.core.check import checked
+from nervure.core.schema import Share
 
 Schedule: TypeAlias = Callable[[float], float]
 WARM = 0.3

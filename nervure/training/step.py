@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from nervure.evaluation.batches import Batch, Data, Inputs
+from nervure.evaluation.labelled import Batch, Data, Inputs
 from nervure.training.masks import Masks
 
 

@@ -21,10 +21,10 @@ import torch
 from numpy.lib import format as npy
 from torch import Tensor
 
-from nervure.annotations import FilePath
-from nervure.check import checked, nearest, require_choice
+from nervure.core.annotations import FilePath
+from nervure.core.check import checked, nearest, require_choice
+from nervure.core.schema import Count, Length, Seed
 from nervure.errors import ArgumentError, DataError
-from nervure.schema import Count, Length, Seed
 from nervure.zoo.dataset import Split
 from nervure.zoo.draw import draw_fraction
 from nervure.zoo.readers.folders import classes_in, read_images, subfolders, wnids_of

@@ -7,12 +7,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from nervure.annotations import FilePath
-from nervure.check import checked
-from nervure.schema import Between, Length, Seed
+from nervure.core.annotations import FilePath
+from nervure.core.check import checked
+from nervure.core.schema import Between, Length, Seed
 from nervure.zoo.dataset import Batches, Dataset, Split, assemble, require_side
 from nervure.zoo.draw import draw_fraction
-from nervure.zoo.models.parts import Channels, Side
+from nervure.zoo.models.widths import Channels, Side
 from nervure.zoo.naming import unknown_name
 from nervure.zoo.readers.cifar import read_cifar10, read_cifar100
 from nervure.zoo.readers.digits import read_digits

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nervure.annotations import Device
-from nervure.check import checked
+from nervure.core.annotations import Device
+from nervure.core.check import checked
+from nervure.core.markup import listing
+from nervure.core.schema import Length, Seed, Size
 from nervure.errors import ArgumentError, DataError
-from nervure.markup import listing
-from nervure.schema import Length, Seed, Size
 from nervure.zoo.draw import draw_fraction
 
 PADDING = 8  # an augmented image is shifted by up to one part in this many of its side

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from nervure.check import nearest, show_value
+from nervure.core.check import nearest, show_value
 from nervure.errors import ArgumentError
 
 

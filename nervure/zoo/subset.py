@@ -8,7 +8,7 @@ import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from nervure.files import require_folder
+from nervure.core.files import require_folder
 from nervure.zoo.draw import first_per_class
 from nervure.zoo.readers.embedded import SHA256, sha256
 from nervure.zoo.readers.idx import IMAGES, LABELS, LAYOUT, find_idx, has_idx_files, read_idx, write_idx

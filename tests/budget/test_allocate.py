@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from nervure.budget import allocate, top
-from nervure.budget.ledger import CostModel
+from nervure.budget.cost_model import CostModel
 from nervure.errors import ArgumentError, BudgetError, ScoreError
 from nervure.graph.types import Graph
 from nervure.plan import Plan

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from nervure.budget import allocate
 from nervure.budget.allocate import unit_multiple
-from nervure.budget.latency import LatencyTable, Rates, Sample, fit_table, nonnegative
+from nervure.budget.latency_table import LatencyTable, Rates, Sample, fit_table, nonnegative
 from nervure.errors import ArgumentError, BudgetError, FileError, PlanError
 from nervure.graph.types import Graph, Group, TensorAxis, Units
 from nervure.plan import Cut, Keep, Plan

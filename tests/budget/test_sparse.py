@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from nervure.budget.sheets import Pattern
-from nervure.budget.sparse import distribute, erk, n_of_m, sparse_masks, within_rows
+from nervure.budget.weight_masks import distribute, erk, n_of_m, sparse_masks, within_rows
+from nervure.budget.weights import Pattern
 from nervure.errors import ArgumentError, BudgetError, ScoreError
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from nervure.dependence import conditional_connectivity, mutual_information
-from nervure.dependence.options import Options
+from nervure.dependence.estimator_options import Options
 from nervure.dependence.regression import residuals
 from nervure.dependence.residual import connectivity
 from nervure.errors import ArgumentError, DataError, NervureWarning

@@ -11,7 +11,7 @@ from nervure.errors import ArgumentError, DataError
 from nervure.evaluation import ConnectivityShift, connectivity_shift, evaluate_shift
 from nervure.evaluation.shift import shift_batches
 from nervure.methods import companion
-from nervure.scores import connectivity
+from nervure.scores import parent_dependence as connectivity
 
 Data = list[tuple[Tensor, Tensor]]
 

@@ -6,7 +6,7 @@ from torch import nn
 
 from nervure.errors import ArgumentError, ForwardError
 from nervure.evaluation import Latency, Timing, latency
-from nervure.graph.example import resize_batch
+from nervure.graph.inputs import resize_batch
 
 QUICK = {"rounds": 3, "seconds": 0.0, "warmup": 1}
 

@@ -2,7 +2,7 @@ import sys
 
 import pytest
 
-from nervure import progress
+from nervure.core import progress
 
 
 class Terminal:

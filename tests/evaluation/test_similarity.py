@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from nervure import Keep, Similarity, similarity, trace
+from nervure.analysis.unit_matching import best_assignment
 from nervure.errors import ArgumentError, DataError
 from nervure.evaluation import accuracy_and_auc, align, common, macro_auc, reorder_units
-from nervure.evaluation.alignment import best_assignment
 
 
 def lots(density: float, seed: int, *, size: int = 400) -> dict[str, Tensor]:

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 import nervure
 from nervure import Cut, Drop, Keep, Link, Mask, Plan, export, prune, trace, zoo
+from nervure.core.files import read_json
 from nervure.errors import ArgumentError, EngineError, FileError, MissingExtraError, NervureError, VerificationError
 from nervure.export import ExportedFile
 from nervure.export.checking import difference, random_like, telling
-from nervure.files import read_json
 from nervure.prune import Pruned
 from tests.networks import randomise
 

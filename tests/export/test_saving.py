@@ -13,12 +13,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from nervure import ERK, Depth, Drop, Keep, Magnitude, Mask, Plan, Pruned, apply, count, load, prune, save, trace, train
-from nervure.container import DamageError, digest, write_container
+from nervure.core.container import DamageError, digest, write_container
 from nervure.errors import ArgumentError, FileError
 from nervure.export import load_state, read_header, save_state
+from nervure.export.packing import POSITIONS, Packing, pack, unpack
 from nervure.export.saving import PRUNED, STATE
-from nervure.graph.example import run_example, tensors_in
-from nervure.packed import POSITIONS, Packing, pack, unpack
+from nervure.graph.inputs import run_example, tensors_in
 from nervure.surgery import masks_after
 from nervure.zoo import build
 from tests.networks import NETWORKS
@@ -260,7 +260,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_trace(saved: Path, monkeypatc
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("nervure.files.os.fsync", full)
+    monkeypatch.setattr("nervure.core.files.os.fsync", full)
     with pytest.raises(FileError, match="No space left"):
         save(saved, halved())
     assert saved.read_bytes() == before

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nervure.graph import memory
+from nervure.graph import snapshots as memory
 from nervure.graph.preserve import restore_after
 
 LARGE = memory.SMALL // 4 + 1

@@ -11,7 +11,7 @@ from nervure import Magnitude, Random, apply, compact, prune, trace
 from nervure.errors import PlanError
 from nervure.evaluation.timing import random_plan
 from nervure.graph import Graph
-from nervure.methods.alone import unit_trials
+from nervure.methods.snacs.layerwise import unit_trials
 from nervure.plan import Cut, Keep, Plan
 
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nervure import Cut, Keep, Plan, prune, trace, verify
-from nervure.graph.probe import Passage, Spec, passages
+from nervure.graph.operator_probe import Passage, Spec, passages
 from tests.graph import operators as strange
 from tests.graph.operators import through
 from tests.networks import Head, cbr, image, noise, seeded

@@ -15,8 +15,8 @@ from nervure.dependence import cka, distance_correlation, energy_distance, energ
 from nervure.errors import ArgumentError, BudgetError, DataError, NervureWarning, ScoreError
 from nervure.evaluation import Latency, Timing
 from nervure.methods import View
-from nervure.methods.dropping import BlockScore, droppable
-from nervure.methods.judge import BlockEvaluator
+from nervure.methods.blocks.dropping import BlockScore, droppable
+from nervure.methods.blocks.evaluator import BlockEvaluator
 from nervure.plan import Drop
 from nervure.surgery.price import price
 from nervure.zoo import build
@@ -318,7 +318,7 @@ class Stairs:
 def test_blocks_leave_until_an_engine_meets_the_target(
     options: dict[str, Any], dropped: int, policy: Any, view: View, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nervure.methods.judge.latency", clock := Stairs())
+    monkeypatch.setattr("nervure.methods.blocks.evaluator.latency", clock := Stairs())
     method = Depth(budget="latency", engine="openvino", policy=policy, score="influence", **options)
     plan = method.plan(view)
     assert len(plan) == dropped
@@ -329,7 +329,7 @@ def test_blocks_leave_until_an_engine_meets_the_target(
 
 
 def test_a_latency_that_blocks_cannot_give_is_told(view: View, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nervure.methods.judge.latency", Stairs())
+    monkeypatch.setattr("nervure.methods.blocks.evaluator.latency", Stairs())
     with pytest.raises(BudgetError, match=r"latency='500 ms' of latency cannot be met: .* 0\.091 is left") as caught:
         Depth(budget="latency", engine="compile", latency="500 ms").plan(view)
     assert caught.value.keep == 0.091

@@ -14,9 +14,9 @@ from nervure.dependence import correlation
 from nervure.errors import ArgumentError, BudgetError, DataError, NervureWarning
 from nervure.graph.tape import named_tensors
 from nervure.methods import View, companion
-from nervure.methods.connectivity import ConnectivityEvidence
-from nervure.report.connectivity import connectivity_page
-from nervure.scores.guidance import Mode
+from nervure.methods.gcnet.guidance import Mode
+from nervure.methods.snacs.survey import ConnectivityEvidence
+from nervure.report.connectivity_charts import connectivity_page
 from tests.networks import NETWORKS
 
 Data = list[tuple[Tensor, Tensor]]

@@ -10,8 +10,8 @@ from nervure import ERK, SNIP, Keep, MagnitudeMasks, Mask, Plan, apply, prune
 from nervure.errors import NervureWarning
 from nervure.graph.tape import named_tensors
 from nervure.methods import View
-from nervure.methods.lots import masks_by_lot
-from nervure.methods.sparse import Sparse
+from nervure.methods.masks.base_masks import Sparse
+from nervure.methods.masks.random_baseline import masks_by_lot
 from nervure.tracing import trace
 from nervure.zoo import build
 

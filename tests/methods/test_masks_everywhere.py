@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from nervure import ERK, SNIP, MagnitudeMasks, SynFlow, hold, prune
-from nervure.budget.sheets import sheets
+from nervure.budget.weights import sheets
 from nervure.methods import Method
 from nervure.tracing import trace
 from tests.networks import NETWORKS

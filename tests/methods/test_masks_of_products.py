@@ -13,7 +13,7 @@ from torch.nn.utils import prune as torch_prune
 
 from nervure import ERK, SNIP, GraSP, MagnitudeMasks, Pruned, RigL, SynFlow, Wanda, hold, prune, train
 from nervure.errors import NervureWarning
-from nervure.methods.loudness import input_norms
+from nervure.methods.masks.activation_norm import input_norms
 from nervure.tracing import trace
 
 

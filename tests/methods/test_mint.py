@@ -8,7 +8,7 @@ from nervure import MINT, prune, trace
 from nervure.errors import ArgumentError, ScoreError
 from nervure.graph.tape import named_tensors
 from nervure.methods import View
-from nervure.scores.layers import layers
+from nervure.scores.bundles import layers
 from nervure.scores.mint import mint
 from nervure.stats import measure
 

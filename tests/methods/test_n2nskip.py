@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 from nervure import SNIP, Cut, Keep, Magnitude, N2NSkip, Plan, Pruned, SynFlow, load, prune, save, trace, train
 from nervure.errors import ArgumentError, BudgetError, DataError, PlanError
-from nervure.graph.example import evaluating
-from nervure.graph.places import SkipSite, places
+from nervure.graph.inputs import evaluating
+from nervure.graph.skip_sites import SkipSite, places
 from nervure.graph.trace import draw
 from nervure.methods import Method
 from nervure.plan import Link, Mask, Route

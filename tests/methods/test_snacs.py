@@ -17,11 +17,11 @@ from nervure import SNACS, Magnitude, Plan, apply, prune, trace, train
 from nervure.errors import ArgumentError, BudgetError, DataError, NervureWarning
 from nervure.graph.tape import named_tensors
 from nervure.methods import View
-from nervure.methods import connectivity as surveys
-from nervure.methods.connectivity import ConnectivityEvidence, SurveyOptions
-from nervure.scores import published
-from nervure.scores.connectivity import weigh_by_magnitude
-from nervure.scores.layers import layers
+from nervure.methods.snacs import published
+from nervure.methods.snacs import survey as surveys
+from nervure.methods.snacs.survey import ConnectivityEvidence, SurveyOptions
+from nervure.scores.bundles import layers
+from nervure.scores.parent_dependence import weigh_by_magnitude
 from nervure.stats import Stats, measure
 from tests.networks import NETWORKS, traced
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from nervure import SNACS, trace
 from nervure.methods import View
-from nervure.methods import connectivity as surveys
+from nervure.methods.snacs import survey as surveys
 
 
 def view() -> View:

@@ -12,7 +12,7 @@ from nervure import FPGM, SNACS, Cut, Graph, Keep, Magnitude, Plan, Random, prun
 from nervure.errors import ArgumentError, BudgetError, DataError, NervureWarning
 from nervure.graph.types import Group
 from nervure.methods import Method, View
-from nervure.methods.timed import above_steps, seconds_of, warn_above_steps
+from nervure.methods.channels.timed import above_steps, seconds_of, warn_above_steps
 from tests import contracts
 from tests.clocks import Clock, installed
 

@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_map
 
 from nervure import Magnitude, prune
 from nervure.errors import NervureWarning
-from nervure.graph.example import resize_batch
+from nervure.graph.inputs import resize_batch
 from nervure.refit import refit
 from tests.networks import NETWORKS
 

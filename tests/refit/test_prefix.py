@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from nervure import Magnitude, prune
 from nervure.refit import refit
 from nervure.refit.prefix import Prefix, prefix_of
-from nervure.stats.batches import Batch
+from nervure.stats.loaders import Batch
 
 
 class Layer(nn.Module):

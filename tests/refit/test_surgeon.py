@@ -6,7 +6,7 @@ from torch import Tensor
 
 from nervure.refit import obs_update, restrict
 from nervure.refit.moments import Moments
-from nervure.refit.solve import Problem, solve
+from nervure.refit.ridge import Problem, solve
 
 
 def problem_of(outputs: int = 5, inputs: int = 12, samples: int = 200) -> tuple[Tensor, Tensor]:

@@ -12,8 +12,8 @@ import torch
 from nervure import Cut, Drop, Mask, Plan, connectivity, trace
 from nervure.report import Point, Report, Row, Width, connectivity_page, graph_page, to_html
 from nervure.report.comparison import Outcome
-from nervure.report.sweep import Sweep, TimedSetting, sweep_page
-from nervure.report.values import place
+from nervure.report.run_report import place
+from nervure.report.sweep_report import Sweep, TimedSetting, sweep_page
 from nervure.zoo import build
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

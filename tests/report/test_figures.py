@@ -12,8 +12,8 @@ from nervure.evaluation import Latency, Metrics, Shifted, Timing
 from nervure.plan import Plan
 from nervure.report import Report, Row, to_html, to_markdown
 from nervure.report.comparison import Mean
-from nervure.report.shift import caption, table
-from nervure.report.sweep import Candidate, Sweep
+from nervure.report.shift_section import caption, table
+from nervure.report.sweep_report import Candidate, Sweep
 from nervure.report.tables import comparison, speed, stays
 
 times = st.floats(1e-3, 5e3)

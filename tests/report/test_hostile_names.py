@@ -14,15 +14,15 @@ from markdown_it import MarkdownIt
 from torch import nn
 
 from nervure import Cut, Drop, Keep, Mask, Plan, connectivity, trace
+from nervure.core.markup import code, code_block, escape_markdown, html, listing, printable, table
 from nervure.export.card import Card
-from nervure.markup import code, code_block, escape_markdown, html, listing, printable, table
 from nervure.report import Point, Report, Row, Width, circuit_picture, graph_page, to_html, to_markdown
 from nervure.report import connectivity_page as circuit_page
 from nervure.report.charts import file_names
 from nervure.report.comparison import Outcome, comparison_charts, comparison_text, write_comparison
-from nervure.report.connectivity import connectivity_page
-from nervure.report.shift import strips
-from nervure.report.sweep import Sweep, TimedSetting, sweep_page, sweep_text, write_sweep
+from nervure.report.connectivity_charts import connectivity_page
+from nervure.report.shift_section import strips
+from nervure.report.sweep_report import Sweep, TimedSetting, sweep_page, sweep_text, write_sweep
 
 HARMLESS = "conv1"
 HOSTILE = [

@@ -19,9 +19,9 @@ from nervure import Cut, Plan, trace
 from nervure.errors import FileError
 from nervure.report import Point, Report, Row, Width, graph_page, to_html, to_markdown
 from nervure.report.charts import line_chart, nice_ticks, slug
-from nervure.report.connectivity import limits, matrices
-from nervure.report.rewiring import event_lines, events_chart, similarity_chart
-from nervure.report.shift import picture_uri
+from nervure.report.connectivity_charts import limits, matrices
+from nervure.report.rewiring_charts import event_lines, events_chart, similarity_chart
+from nervure.report.shift_section import picture_uri
 from nervure.report.tables import comparison, pinned_groups, speed, stays
 from nervure.zoo import build
 

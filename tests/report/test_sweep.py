@@ -12,7 +12,7 @@ import pytest
 from nervure.report.charts import SHAPES
 from nervure.report.comparison import Outcome
 from nervure.report.scatter import DASHES, Mark, scatter_chart
-from nervure.report.sweep import Sweep, TimedSetting, sweep_page, sweep_text, write_sweep
+from nervure.report.sweep_report import Sweep, TimedSetting, sweep_page, sweep_text, write_sweep
 
 NASTY = "<b>|`x`"
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from nervure.budget.rewiring import Ramp, drop_weakest, grow_best, protected_connections
 from nervure.errors import ScoreError
-from nervure.scores.dropping import DROPS
-from nervure.scores.growth import GROWTH, Ask, Reading, wants_of
-from nervure.scores.sites import Site, draw_scores, noise
+from nervure.training.dynamic.counts import Ramp, drop_weakest, grow_best, protected_connections
+from nervure.training.dynamic.drop_rules import DROPS
+from nervure.training.dynamic.growth import GROWTH, Ask, Reading, wants_of
+from nervure.training.dynamic.sites import Site, draw_scores, noise
 
 KNOWN = [0.10360976016952017, 0.41363494068229967]
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from nervure.scores.guidance import combine_scores, match_ranks, ranks, score_companion
+from nervure.methods.gcnet.guidance import combine_scores, match_ranks, ranks, score_companion
 
 DIRECT = torch.tensor([[4.0, 1.0], [3.0, 2.0]])
 GUIDE = torch.tensor([[0.1, 0.4], [0.3, 0.2]])

@@ -7,7 +7,8 @@ import torch
 
 from nervure.errors import ArgumentError
 from nervure.graph.types import Graph, Group
-from nervure.scores import CRITERIA, Scores, lookup, random_scores, score
+from nervure.scores import CRITERIA, Scores, random_scores, score
+from nervure.scores import criteria as lookup
 
 GRAPH = Graph((Group("a", 3, "channels", ()),))
 

@@ -73,7 +73,7 @@ def test_maps_are_reduced_as_asked(kind: str, features: int) -> None:
 
 
 def test_random_directions_keep_distances() -> None:
-    from nervure.stats.blocks import project_maps
+    from nervure.stats.block_outputs import project_maps
 
     x = torch.randn(30, 8, 20, 20, generator=torch.Generator().manual_seed(0))
     ratio = torch.pdist(project_maps(x)) / torch.pdist(x.flatten(1))

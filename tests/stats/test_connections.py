@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from nervure import trace
 from nervure.errors import ArgumentError, DataError
 from nervure.graph.tape import named_tensors
-from nervure.stats import Stats, measure, memory, response
+from nervure.stats import Stats, measure, response
+from nervure.stats import footprint as memory
 from tests.networks import NETWORKS, traced
 
 WANT = frozenset({"connections"})

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from nervure.container import write_container
+from nervure.core.container import write_container
 from nervure.errors import ArgumentError, DataError, FileError, ForwardError
 from nervure.graph.types import Graph, Group, TensorAxis, Units
 from nervure.stats import Stats, measure
-from nervure.stats.types import KIND
+from nervure.stats.evidence import KIND
 from tests.graphs import chain, chain_model
 
 ALL = frozenset({"activations", "gradients", "labels"})

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from nervure import train
-from nervure.container import read_container, write_container
+from nervure.core.container import read_container, write_container
 from nervure.errors import FileError
 from nervure.training.checkpoint import KIND, read_progress
 

@@ -14,7 +14,7 @@ import nervure
 from nervure import GMP, SET, RigL, Synthesis, prune, train
 from nervure.errors import ArgumentError, BudgetError, FileError
 from nervure.training import Event, History, RewiringHook, RollbackPolicy, TrainingStep, mean_density
-from nervure.training.rewires import SparseTrainer
+from nervure.training.dynamic.protocol import SparseTrainer
 from tests.training.processes import run_in_two
 
 CLASSES = 4

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
 
 from nervure import zoo
+from nervure.analysis.build import draw_circuit
+from nervure.analysis.neuron_graph import NeuronGraph
 from nervure.errors import TraceError
-from nervure.units.build import draw_circuit
-from nervure.units.circuit import NeuronGraph
 
 Edges = Mapping[tuple[str, str], float]
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from nervure.units import heat as heat_module
-from nervure.units.build import draw_circuit
-from nervure.units.heat import Laplacian
+from nervure.analysis import heat as heat_module
+from nervure.analysis.build import draw_circuit
+from nervure.analysis.heat import Laplacian
 
 scipy_linalg = pytest.importorskip("scipy.linalg")
 TIMES = (0.0, 0.03, 0.7, 4.0, 50.0, math.inf)

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from nervure.units.build import draw_circuit
-from nervure.units.paths import census, heard, masses, read
+from nervure.analysis.build import draw_circuit
+from nervure.analysis.paths import census, heard, masses, read
 
 
 def masked(net: nn.Module, density: float, seed: int) -> nn.Module:

@@ -13,14 +13,14 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from nervure.check import checked, nearest, require_choice, show_value
+from nervure.core.check import checked, nearest, require_choice, show_value
+from nervure.core.schema import Seed
 from nervure.errors import ArgumentError, DataError
 from nervure.evaluation.corruptions import blur, digital, geometry, noise, weather
 from nervure.evaluation.corruptions.chance import image_keys
 from nervure.evaluation.corruptions.strengths import Strength, strength
-from nervure.schema import Seed
 
-__all__ = ["CORRUPTIONS", "GROUPS", "HELD_OUT", "SEVERITIES", "SHIFTS", "expand_names", "corrupt"]
+__all__ = ["CORRUPTIONS", "GROUPS", "HELD_OUT", "SEVERITIES", "SHIFTS", "corrupt", "expand_names"]
 
 Corruption = Callable[[Tensor, Tensor, Strength], Tensor]
 

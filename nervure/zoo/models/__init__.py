@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from nervure.check import checked
-from nervure.schema import Seed
+from nervure.core.check import checked
+from nervure.core.schema import Seed
 from nervure.zoo.models.cifar_resnet import resnet8, resnet20, resnet32, resnet56, resnet110
 from nervure.zoo.models.densenet import densenet40, densenet100
 from nervure.zoo.models.lenet import lenet5, lenet300

@@ -5,9 +5,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from nervure.check import checked
-from nervure.schema import Length
-from nervure.zoo.models.parts import Channels, Width, convolution, initialise, scale_width
+from nervure.core.check import checked
+from nervure.core.schema import Length
+from nervure.zoo.models.widths import Channels, Width, convolution, initialise, scale_width
 
 STAGES = (16, 32, 64)
 

@@ -6,10 +6,10 @@ import torch
 from msgspec import Meta
 from torch import Tensor, nn
 
-from nervure.check import checked
+from nervure.core.check import checked
+from nervure.core.schema import Length
 from nervure.errors import ArgumentError
-from nervure.schema import Length
-from nervure.zoo.models.parts import Channels, convolution, initialise
+from nervure.zoo.models.widths import Channels, convolution, initialise
 
 BLOCKS = 3
 

@@ -2,10 +2,10 @@
 
 from torch import Tensor, nn
 
-from nervure.check import checked
+from nervure.core.check import checked
+from nervure.core.schema import Length
 from nervure.errors import ArgumentError
-from nervure.schema import Length
-from nervure.zoo.models.parts import Channels, Side
+from nervure.zoo.models.widths import Channels, Side
 
 
 class LeNet300(nn.Module):

@@ -4,9 +4,9 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from nervure.check import checked
-from nervure.schema import Length, Share
-from nervure.zoo.models.parts import Channels, Width, convolution, initialise, scale_width
+from nervure.core.check import checked
+from nervure.core.schema import Length, Share
+from nervure.zoo.models.widths import Channels, Width, convolution, initialise, scale_width
 
 # Expansion, channels, blocks, stride of the first block: table 2 of the paper.
 STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))

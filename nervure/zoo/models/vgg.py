@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from nervure.check import checked
-from nervure.schema import Length
-from nervure.zoo.models.parts import Channels, Width, convolution, initialise, scale_width
+from nervure.core.check import checked
+from nervure.core.schema import Length
+from nervure.zoo.models.widths import Channels, Width, convolution, initialise, scale_width
 
 STAGES = (64, 128, 256, 512, 512)
 DEPTHS = {11: (1, 1, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}

@@ -7,10 +7,10 @@ from msgspec import Meta
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from nervure.check import checked
+from nervure.core.check import checked
+from nervure.core.schema import Length, Size
 from nervure.errors import ArgumentError
-from nervure.schema import Length, Size
-from nervure.zoo.models.parts import Channels, Side
+from nervure.zoo.models.widths import Channels, Side
 
 EPSILON = 1e-6
 POSITION_STD = 0.02

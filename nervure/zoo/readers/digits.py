@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from nervure._extras import require_extra
+from nervure.core.extras import require_extra
 from nervure.zoo.readers.raw import Raw, Request
 
 

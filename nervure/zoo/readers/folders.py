@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nervure._extras import require_extra
+from nervure.core.extras import require_extra
 from nervure.errors import DataError
 from nervure.zoo.readers.raw import (
     Raw,

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nervure.core.files import write_bytes
 from nervure.errors import DataError
-from nervure.files import write_bytes
 from nervure.zoo.readers.raw import Raw, missing, open_file, require_room
 
 FASHION_CLASSES = (

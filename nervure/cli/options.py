@@ -1,0 +1,391 @@
+"""What the sub-commands share: which network, which data, which example, and how errors are told."""
+
+import functools
+import json
+import shlex
+import signal
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeAlias, final
+
+import click
+import torch
+from torch import Tensor, nn
+
+from nervure import zoo
+from nervure.core.check import nearest
+from nervure.core.markup import listing, printable
+from nervure.engines import ENGINES
+from nervure.errors import ArgumentError, NervureError
+from nervure.export import load, load_state
+from nervure.graph import Graph
+from nervure.prune import Pruned
+from nervure.recipe.making import ModelSource, source_in
+from nervure.tracing import trace
+from nervure.zoo import CorruptedBatches, Dataset, Split
+from nervure.zoo.readers.folders import tiny_root, wnids_of
+
+Decorator: TypeAlias = Callable[[Callable[..., Any]], Callable[..., Any]]
+Example: TypeAlias = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
+TYPES: Mapping[str, torch.dtype] = {
+    "float": torch.float32,
+    "double": torch.float64,
+    "half": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "long": torch.int64,
+    "int": torch.int32,
+    "bool": torch.bool,
+}
+"""Types of numbers as they are written after a shape."""
+
+SEED = click.IntRange(0, (1 << 63) - 1)
+"""What torch takes for a seed."""
+BATCH = click.IntRange(1, 1 << 20)
+"""How many samples at once."""
+
+
+class CliError(click.ClickException):
+    """An error of ours, told in one line; the exit code is 2."""
+
+    exit_code = 2
+
+
+WORDS = "nervure.words"
+
+
+def tell(text: str) -> None:
+    """Print lines of text, whose names do nothing to a terminal."""
+    click.echo(listing(text.split("\n")))
+
+
+def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
+    click.echo(f"Warning: {printable(' '.join(str(message).split()))}", err=True)
+
+
+def command_line() -> str:
+    """The command that is running, as it can be typed again."""
+    return shlex.join(["nervure", *click.get_current_context().meta[WORDS]])
+
+
+class Unforeseen(click.ClickException):
+    """An error that nervure does not raise on purpose, told in one line; the exit code is 1."""
+
+
+class Once(click.Command):
+    """A command whose options are given once, unless they may be given several times: none is passed over."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Refuse what is given twice."""
+        _, _, order = self.make_parser(ctx).parse_args(list(args))
+        for option in order:
+            if isinstance(option, click.Option) and not (option.multiple or option.is_flag) and order.count(option) > 1:
+                raise click.UsageError(f"{option.opts[-1]} is given twice; give it once.", ctx)
+        return super().parse_args(ctx, args)
+
+
+class CommandGroup(click.Group):
+    """A group that tells errors in one line; with ``--debug`` they come with their traceback."""
+
+    command_class = Once
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """In the order of the arrows, not of the alphabet."""
+        return list(self.commands)
+
+    def make_context(self, info_name: str | None, args: list[str], *rest: Any, **extra: Any) -> click.Context:
+        """Keep the words of the command, which parsing uses up."""
+        words = tuple(args)
+        context = super().make_context(info_name, args, *rest, **extra)
+        context.meta[WORDS] = words
+        return context
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the sub-command."""
+        try:
+            with warnings.catch_warnings(), _ended_by_signals():
+                warnings.showwarning = _warn
+                return super().invoke(ctx)
+        except KeyboardInterrupt as interrupt:
+            click.echo("stopped", err=True)
+            ctx.exit(128 + (interrupt.args or (signal.SIGINT,))[0])
+        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+            raise
+        except Exception as error:
+            if isinstance(error.__cause__, BrokenPipeError):
+                # Whoever read the output has enough: no error.
+                raise error.__cause__ from None
+            if ctx.params.get("debug"):
+                raise
+            raise _respond(error) from error
+
+
+def _respond(error: Exception) -> click.ClickException:
+    """An error in one line."""
+    if isinstance(error, NervureError | OSError):
+        return CliError(printable(" ".join(str(error).split())))
+    reason = printable((str(error).splitlines() or [""])[0])
+    return Unforeseen(
+        f"{type(error).__name__}: {reason}. That was not foreseen; nervure --debug ... tells where it is."
+    )
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Inside, being asked to end (SIGTERM) is told as Ctrl-C is: locks and drafts go, what is done is kept."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _interrupt(number: int, _: object) -> None:
+    raise KeyboardInterrupt(number)
+
+
+def setting(text: str) -> tuple[str, Any]:
+    """``key=value``; the value is read as JSON where it is JSON (numbers, true, lists), as text otherwise.
+
+    >>> setting("width=2"), setting("shortcut=projection")
+    (('width', 2), ('shortcut', 'projection'))
+    """
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise click.BadParameter(f"{text!r} is not written key=value, e.g. width=2")
+    try:
+        return key, json.loads(value)
+    except json.JSONDecodeError:
+        return key, value
+
+
+def target(text: str) -> float | str:
+    """A share like ``0.5``, or a time like ``"3 ms"``, which stays text.
+
+    >>> target("0.5"), target("3 ms")
+    (0.5, '3 ms')
+    """
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def shape(text: str) -> tuple[str, tuple[int, ...], torch.dtype]:
+    """Name (empty: none), sizes and type of an input written ``1x3x32x32``, ``1x16:long`` or ``ids=1x16:long``.
+
+    >>> shape("1x3x8x8"), shape("ids=1x16:long")
+    (('', (1, 3, 8, 8), torch.float32), ('ids', (1, 16), torch.int64))
+    """
+    left, equals, right = text.partition("=")
+    name, (sizes, colon, kind) = left if equals else "", (right if equals else left).partition(":")
+    numbers = sizes.lower().split("x")
+    if not all(size.isdecimal() and int(size) for size in numbers) or (equals and not name.isidentifier()):
+        raise click.BadParameter(f"{text!r} is not a shape like 1x3x32x32, 1x16:long or ids=1x16:long")
+    if colon and kind not in TYPES:
+        raise click.BadParameter(f"{text!r} asks for numbers of type {kind!r}; it is one of {', '.join(TYPES)}")
+    return name, tuple(map(int, numbers)), TYPES[kind or "float"]
+
+
+def inputs_of(shapes: Sequence[tuple[str, tuple[int, ...], torch.dtype]]) -> Example | None:
+    """Random inputs of these shapes, always the same ones: one tensor, or several, by name where they have names."""
+    names = [name for name, _, _ in shapes]
+    if repeated := [name for name in names if name and names.count(name) > 1]:
+        raise click.BadParameter(f"{repeated[0]!r} is named twice; give each input once")
+    if any(names) and not all(names):
+        told = ", ".join(name or "x".join(map(str, sizes)) for name, sizes, _ in shapes)
+        raise click.BadParameter(f"of {told} some have names; name all inputs (ids=1x16:long) or none")
+    tensors = [_random(sizes, dtype, seed) for seed, (_, sizes, dtype) in enumerate(shapes)]
+    if any(names):
+        return dict(zip(names, tensors, strict=True))
+    return tuple(tensors) if len(tensors) > 1 else tensors[0] if tensors else None
+
+
+def _random(sizes: tuple[int, ...], dtype: torch.dtype, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    try:
+        if dtype.is_floating_point:
+            return torch.randn(sizes, generator=generator, dtype=dtype)
+        # Of whole numbers 0 and 1: every table has these rows.
+        return torch.randint(2, sizes, generator=generator).to(dtype)
+    except (RuntimeError, TypeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise click.BadParameter(f"an input of {'x'.join(map(str, sizes))} cannot be made: {reason}") from error
+
+
+def example(*lines: str) -> str:
+    """The example at the end of a command's help, each line as it is typed."""
+    # The backspace is click's word for: do not wrap this paragraph.
+    return "\n".join(["\b", "Example:", *(f"  {line}" for line in lines)])
+
+
+@final
+@dataclass(frozen=True, slots=True, eq=False)
+class Inputs:
+    """What the user chose: a network (fresh, or with weights, or a saved pruned one), data, an example, a seed."""
+
+    model: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    weights: str = ""
+    file: str = ""
+    data_name: str = ""
+    root: str = ""
+    inputs: Example | None = None
+    seed: int = 0
+    trust_factory: bool = False
+
+    def data(self) -> Dataset:
+        """The data set chosen; raises ArgumentError where none is."""
+        if not self.data_name:
+            raise ArgumentError(f"no data: give --data NAME, one of {', '.join(zoo.DATASETS)}.")
+        if self.data_name not in zoo.DATASETS:
+            hint = nearest(self.data_name, zoo.DATASETS, listed=True)
+            raise ArgumentError(f"the zoo has no data set {self.data_name!r}.{hint}")
+        return zoo.load(self.data_name, self.root or None, seed=self.seed)
+
+    def load_corrupted(self, root: Path, clean: Split, **options: Any) -> Mapping[tuple[str, int], CorruptedBatches]:
+        """The corrupted test data in a folder, labelled as the ``clean`` data of this choice."""
+        is_tiny = self.data_name == "tiny-imagenet" and self.root
+        order = wnids_of(tiny_root(Path(self.root))) if is_tiny else None
+        return zoo.load_corrupted(root, clean, order=order, seed=self.seed, **options)
+
+    def source(self) -> ModelSource:
+        """Where the network comes from: as named, or as noted in the file; suited to the data if some are chosen."""
+        if not self.model and self.file:
+            noted = source_in(self.file, trust_factory=self.trust_factory)
+            if noted is not None:
+                return noted
+        if not self.model:
+            raise ArgumentError("no network: give --model NAME of the zoo, or --model package.module:function.")
+        is_factory = ":" in self.model
+        source = ModelSource("" if is_factory else self.model, self.model if is_factory else "", self.options)
+        return source.suited_to(self.data()) if self.data_name else source
+
+    def network(self) -> nn.Module:
+        """The network before any pruning, with the weights chosen if there are some."""
+        model = self.source().build(self.seed)
+        return load_state(self.weights, model) if self.weights else model
+
+    def pruned(self) -> Pruned:
+        """The saved pruned network."""
+        source = self.source()
+        return load(self.file, lambda: source.build(self.seed))
+
+    def ready(self) -> nn.Module:
+        """The network to train or to evaluate: the saved pruned one if a file was given."""
+        return self.pruned().model if self.file else self.network()
+
+    def example(self) -> Example:
+        """The inputs chosen by their shapes, or else the first image of the data; ArgumentError without either."""
+        if self.inputs is not None:
+            return self.inputs
+        if not self.data_name:
+            raise ArgumentError("no example: give --input 1x3x32x32 (your shape), or --data NAME.")
+        return self.data().example(1)
+
+    def graph(self, model: nn.Module, **options: Any) -> Graph:
+        """The network, traced."""
+        return trace(model, self.example(), **options)
+
+
+MODEL: tuple[Decorator, ...] = (
+    click.option("--model", default="", metavar="NAME", help="Network of the zoo, or package.module:function."),
+    click.option(
+        "--option",
+        "options",
+        type=setting,
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Option of the network, e.g. width=2.",
+    ),
+    click.option("--weights", default="", type=click.Path(), help="Trained weights of the network (safetensors)."),
+    click.option("--data", "data_name", default="", metavar="NAME", help="Data set of the zoo, e.g. digits."),
+    click.option("--root", default="", type=click.Path(), help="Folder of the data, where they are not installed."),
+    click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of weights, data and choices."),
+)
+EXAMPLE: Decorator = click.option(
+    "--input",
+    "inputs",
+    type=shape,
+    multiple=True,
+    callback=lambda context, option, shapes: inputs_of(shapes),
+    metavar="[NAME=]SHAPE[:TYPE]",
+    help=f"Example input by its shape, e.g. 1x3x32x32; whole numbers are written 1x16:long ({', '.join(TYPES)}). "
+    "Several times for several inputs, in order, or by name: ids=1x16:long.",
+)
+
+
+def from_file(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorate a command with the options that choose a saved pruned network."""
+    trust = click.option("--trust-factory", is_flag=True, help="Call the function that --file says builds its network.")
+    file = click.option("--file", default="", type=click.Path(), help="A pruned network saved by apply, train or run.")
+    return file(trust(command))
+
+
+def input_options(*more: Decorator) -> Decorator:
+    """Decorate a command with the options of a :class:`Inputs` and ``more``; it gets the choice first."""
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        def with_choice(**given: Any) -> Any:
+            names = {name: given.pop(name) for name in list(given) if name in Inputs.__slots__}
+            return command(Inputs(**{**names, "options": dict(names.get("options", ()))}), **given)
+
+        wrapped: Callable[..., Any] = functools.update_wrapper(with_choice, command)
+        for option in reversed((*MODEL, *more)):
+            wrapped = option(wrapped)
+        return wrapped
+
+    return decorate
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """How much a plan is to keep, in the words of :func:`nervure.methods.method_keeping`."""
+
+    keep: float
+    budget: str
+    density: float | None
+    engine: str | None
+    target: float | str | None
+
+
+ASKED: tuple[Decorator, ...] = (
+    click.option("--keep", type=float, default=0.5, show_default=True, help="The fraction that stays, in (0, 1]."),
+    click.option("--density", type=float, help="The fraction of the weights that stays, for methods that mask them."),
+    click.option(
+        "--budget", default="macs", show_default=True, help="What keep counts: channels, params, macs or latency."
+    ),
+    click.option("--engine", help=f"What the plan is made for: {', '.join(ENGINES)}; sizes become multiples of 16."),
+    click.option(
+        "--target",
+        type=target,
+        metavar="SHARE|TIME",
+        help="The latency to meet: a share of the dense network's (0.5), or a time ('3 ms').",
+    ),
+)
+
+
+def asking(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorate a command with the options of :class:`Asked`; it gets one as ``asked``."""
+
+    def with_asked(*args: Any, **given: Any) -> Any:
+        return command(*args, asked=Asked(**{name: given.pop(name) for name in Asked.__slots__}), **given)
+
+    wrapped: Callable[..., Any] = functools.update_wrapper(with_asked, command)
+    for option in reversed(ASKED):
+        wrapped = option(wrapped)
+    return wrapped
+
+
+def output(default: str, what: str) -> Decorator:
+    """The ``-o`` option of a command."""
+    kind = click.Path(dir_okay=False, path_type=Path)
+    told = f"Where to write {what}."
+    return click.option("-o", "--out", default=default or None, show_default=bool(default), type=kind, help=told)

@@ -1,0 +1,340 @@
+"""Rules that users give for operations of their own: what they may say, and what that does to labels."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeAlias, assert_never, final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nervure.core.check import nearest
+from nervure.errors import ArgumentError, TraceError
+from nervure.graph.labels import NONE, LabelArray, TensorLabels, compress
+from nervure.graph.ops.contractions import CONTRACTIONS, meet
+from nervure.graph.ops.movers import MOVERS
+from nervure.graph.ops.pointwise import OTHERS
+from nervure.graph.ops.pointwise import pointwise as united
+from nervure.graph.propagate import LabelPropagation, Rule, made, move
+from nervure.graph.tape import Entry, Ref, refs_in
+
+KNOWN: Mapping[str, Rule] = {**OTHERS, **MOVERS, **CONTRACTIONS}
+Shape: TypeAlias = tuple[int, ...]
+STACKS: dict[str, list[Any]] = {}
+"""For each operation its rules (``nervure.rules.UserRule``) that were not taken back; the last one counts."""
+
+
+class Operation(NamedTuple):
+    """One call of an operation, for rules that depend on it.
+
+    Attributes:
+        name: as registered, e.g. ``"mylib::shift"``.
+        args: its arguments, with the shape in the place of every tensor.
+        kwargs: the same by keyword.
+        shapes: the shapes of its tensor arguments, in order.
+        outputs: the shapes of its results.
+    """
+
+    name: str
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    shapes: tuple[Shape, ...]
+    outputs: tuple[Shape, ...]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Pointwise:
+    """See :func:`pointwise`."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Contraction:
+    """See :func:`contraction`."""
+
+    equation: str
+
+    def __post_init__(self) -> None:
+        ins, arrow, outs = self.equation.replace(" ", "").replace("...", ".").partition("->")
+        if not arrow:
+            raise ArgumentError(f"equation {self.equation!r} has no '->': write it as for torch.einsum, 'ni,oi->no'.")
+        for term in (*ins.split(","), *outs.split(",")):
+            if not all(letter == "." or letter.isalpha() for letter in term):
+                raise ArgumentError(f"equation {self.equation!r}: {term!r} is not made of letters, one per axis.")
+            if len(set(term)) < len(term):
+                raise ArgumentError(f"equation {self.equation!r}: {term!r} has a letter twice.")
+        for letter in outs.replace(",", ""):
+            if letter not in ins:
+                raise ArgumentError(f"equation {self.equation!r}: {letter!r} of the result is on no argument.")
+
+    def terms(self) -> tuple[list[str], list[str]]:
+        """The letters of the arguments and of the results; a dot stands for any number of leading axes."""
+        ins, _, outs = self.equation.replace(" ", "").replace("...", ".").partition("->")
+        return ins.split(","), outs.split(",")
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Like:
+    """See :func:`like`."""
+
+    name: str
+
+    def __post_init__(self) -> None:
+        if self.name not in KNOWN:
+            raise ArgumentError(f"like {self.name!r}, which has no rule.{nearest(self.name, KNOWN)}")
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Moves:
+    """See :func:`moves`."""
+
+    function: Callable[[Tensor], Tensor]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Pinned:
+    """See :func:`pinned`."""
+
+    reason: str
+
+
+How: TypeAlias = Pointwise | Contraction | Like | Moves | Pinned
+Chooser: TypeAlias = Callable[[Operation], How]
+
+
+def pointwise() -> How:
+    """Every element of the result depends on the elements at its own place alone; arguments broadcast."""
+    return Pointwise()
+
+
+def contraction(equation: str) -> How:
+    """What :func:`torch.einsum` would mean by ``equation``: one letter per axis, ``...`` for any leading axes.
+
+    A letter on several arguments that is not on the result is summed over: what leaves there is left out of the sum.
+    A letter on one argument only that is not on the result is mixed: its units stay. Letters of the result pass their
+    units on. Several results are separated by commas. A trailing argument may be missing (a bias that is None).
+
+    Raises:
+        ArgumentError: the equation has no arrow, a sign that is no letter, a letter twice in a term, or a letter on the
+            result that is on no argument.
+    """
+    return Contraction(equation)
+
+
+def like(operation: str) -> How:
+    """As an operation of PyTorch with the same arguments in the same order, e.g. ``"linear"`` or ``"aten::relu"``.
+
+    Raises:
+        ArgumentError: that operation has no rule either (the message names the nearest that has).
+    """
+    return Like(operation.removeprefix("aten::").partition(".")[0])
+
+
+def moves(function: Callable[[Tensor], Tensor]) -> How:
+    """Elements of the first argument only change places; ``function`` does the same to a tensor of whole numbers."""
+    return Moves(function)
+
+
+def pinned(reason: str) -> How:
+    """All units that enter must stay; ``reason`` is what ``Group.pinned`` will say."""
+    return Pinned(reason)
+
+
+def require_how(how: Any) -> How:
+    """Return ``how`` if it is a rule, else raise :class:`ArgumentError`."""
+    if not isinstance(how, How):
+        raise ArgumentError(
+            f"{how!r} is not a rule. Give one made by pointwise, contraction, like, moves or pinned of nervure.rules, "
+            "or a function that returns one."
+        )
+    return how
+
+
+def compile_rule(name: str, how: How | Chooser) -> Rule:
+    """What a rule does to labels, as the pass over a tape asks it."""
+
+    def rule(flow: LabelPropagation, entry: Entry) -> Sequence[TensorLabels]:
+        refs = refs_in((*entry.args, *entry.kwargs.values()))
+        try:
+            chosen = how if isinstance(how, How) else require_how(how(_operation(flow, entry, refs)))
+            return _apply_rule(chosen, flow, entry, refs)
+        except ArgumentError as error:
+            raise TraceError(f"the rule given for {name!r} does not fit at {flow.at()}: {error}") from error
+
+    return rule
+
+
+def _operation(flow: LabelPropagation, entry: Entry, refs: Sequence[Ref]) -> Operation:
+    def show(value: Any) -> Any:
+        if isinstance(value, Ref):
+            return flow.shape(value)
+        return tuple(show(v) for v in value) if isinstance(value, tuple) else value
+
+    args, kwargs = tuple(show(a) for a in entry.args), {k: show(v) for k, v in entry.kwargs.items()}
+    shapes, outputs = (tuple(flow.shape(r) for r in some) for some in (refs, entry.outs))
+    return Operation(entry.name, args, kwargs, shapes, outputs)
+
+
+def _apply_rule(how: How, flow: LabelPropagation, entry: Entry, refs: Sequence[Ref]) -> Sequence[TensorLabels]:
+    labels = [z.labels for r in refs for z in flow.space(r).layers]
+    if isinstance(how, Pinned):
+        flow.store.pin(labels, f"{how.reason} ({flow.at()})")
+        return [TensorLabels() for _ in entry.outs]
+    # A rule is somebody's word: what it lets go is tried before it is offered.
+    flow.store.suspect(labels, f"the rule given for {entry.name!r}")
+    match how:
+        case Pointwise():
+            _require_broadcast(flow, entry, refs)
+            return united(flow, entry)
+        case Like(name):
+            return KNOWN[name](flow, entry)
+        case Moves(function):
+            return [_move(flow, refs[0], out, function) for out in entry.outs]
+        case Contraction():
+            return _contract(how, flow, entry, refs)
+        case _:
+            assert_never(how)
+
+
+def _require_broadcast(flow: LabelPropagation, entry: Entry, refs: Sequence[Ref]) -> None:
+    for out in entry.outs:
+        for ref in refs:
+            shape, full = flow.shape(ref), flow.shape(out)
+            short = full[len(full) - len(shape) :]
+            if len(shape) > len(full) or any(n not in (1, m) for n, m in zip(shape, short, strict=True)):
+                raise ArgumentError(f"it is not pointwise: shape {shape} does not broadcast to {full}.")
+
+
+def _move(flow: LabelPropagation, ref: Ref, out: Ref, function: Callable[[Tensor], Tensor]) -> TensorLabels:
+    shape, numbers = flow.shape(ref), torch.arange(int(np.prod(flow.shape(ref), dtype=np.int64)))
+    at = function(numbers.reshape(shape))
+    if at.is_floating_point() or bool((at >= len(numbers)).any()):
+        raise ArgumentError("what is given to moves must only move numbers (or leave them out), not compute.")
+    if tuple(at.shape) != flow.shape(out):
+        raise ArgumentError(f"moves makes a result of shape {tuple(at.shape)}, the operation's is {flow.shape(out)}.")
+    index = at.numpy()
+    layers = []
+    for layer in flow.space(ref).layers:
+        dense = np.broadcast_to(layer.labels, shape).reshape(-1)
+        layers.append(LabelArray(compress(np.where(index >= 0, dense[np.maximum(index, 0)], NONE)), layer.owner))
+    return TensorLabels(flow.store.rectangular(layers, flow.at()), free=flow.space(ref).free)
+
+
+# -- contractions --------------------------------------------------------------------------------------------------
+
+
+class _Place(NamedTuple):
+    """An axis of an argument."""
+
+    argument: int
+    axis: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Letters:
+    """An equation spelled out for the shapes at hand: the letters of every axis and their sizes."""
+
+    ins: list[list[str]]
+    outs: list[list[str]]
+    sizes: dict[str, int]
+
+    def places(self, letter: str) -> list[_Place]:
+        return [_Place(k, term.index(letter)) for k, term in enumerate(self.ins) if letter in term]
+
+
+def _letters_of(how: Contraction, shapes: Sequence[Shape], results: Sequence[Shape]) -> _Letters:
+    ins, outs = how.terms()
+    if not len(shapes) <= len(ins) <= len(shapes) + 1:
+        raise ArgumentError(f"{how.equation!r} gives {len(ins)} tensors, there are {len(shapes)}.")
+    if len(outs) != len(results):
+        raise ArgumentError(f"{how.equation!r} gives {len(outs)} results, there is {len(results)}.")
+    widest = max(len(shape) - (len(term) - 1) for term, shape in zip(ins, shapes, strict=False))
+    sizes: dict[str, int] = {}
+    spelled = []
+    for k, (term, shape) in enumerate(zip(ins, shapes, strict=False)):
+        letters = _without_dots(term, len(shape), widest)
+        if len(letters) != len(shape):
+            raise ArgumentError(f"{how.equation!r} has {term!r} for argument {k}, whose shape is {shape}.")
+        for letter, n in zip(letters, shape, strict=True):
+            if sizes.get(letter, 1) != 1 and n not in (1, sizes[letter]):
+                raise ArgumentError(f"{how.equation!r}: the size of {letter!r} is both {sizes[letter]} and {n}.")
+            sizes[letter] = max(n, sizes.get(letter, 1))
+        spelled.append(letters)
+    written = []
+    for term, shape in zip(outs, results, strict=True):
+        letters = _without_dots(term, len(shape), widest)
+        if tuple(sizes[letter] for letter in letters) != shape:
+            found = tuple(sizes[letter] for letter in letters)
+            raise ArgumentError(f"{how.equation!r} makes a result of shape {found}, the operation's is {shape}.")
+        written.append(letters)
+    return _Letters(spelled, written, sizes)
+
+
+def _without_dots(term: str, rank: int, widest: int) -> list[str]:
+    """Letters for the axes, with names of their own for those a dot stands for, aligned at the last of them."""
+    if "." not in term:
+        return list(term)
+    count, at = rank - (len(term) - 1), term.index(".")
+    return [*term[:at], *(f".{widest - count + i}" for i in range(count)), *term[at + 1 :]]
+
+
+def _contract(how: Contraction, flow: LabelPropagation, entry: Entry, refs: Sequence[Ref]) -> list[TensorLabels]:
+    letters = _letters_of(how, [flow.shape(r) for r in refs], [flow.shape(o) for o in entry.outs])
+    written = {letter for term in letters.outs for letter in term}
+    summed = [s for s in letters.sizes if s not in written]
+    layers = {p: flow.layers(refs[p.argument], p.axis) for s in letters.sizes for p in letters.places(s)}
+    for letter in summed:
+        _sum_letters(flow, entry, refs, letters, letter, layers)
+    if any(len(letters.places(s)) > 1 for s in summed):
+        work = [(n, next((layers[p] for p in letters.places(s) if layers[p]), [])) for s, n in letters.sizes.items()]
+        flow.work(1, *work)
+        for letter in written:
+            places = letters.places(letter)
+            flow.role(layers[places[0]] if len(places) == 1 else [], "writer")
+    return [
+        _write_space(flow, refs, letters, term, out, layers) for term, out in zip(letters.outs, entry.outs, strict=True)
+    ]
+
+
+def _sum_letters(
+    flow: LabelPropagation,
+    entry: Entry,
+    refs: Sequence[Ref],
+    letters: _Letters,
+    letter: str,
+    layers: Mapping[_Place, list[LabelArray]],
+) -> None:
+    first, *others = letters.places(letter)
+    if not others or refs[first.argument] not in entry.args:
+        flow.store.pin([z.labels for p in (first, *others) for z in layers[p]], f"mixed at {flow.at()}")
+        return
+    for other in others:
+        free = flow.space(refs[first.argument]).free or flow.space(refs[other.argument]).free
+        meet(flow, layers[first], layers[other], letters.sizes[letter], free=free)
+        flow.role(layers[other], "reader")
+    flow.role(layers[first], "reader")
+    units = next((layers[p] for p in (first, *others) if layers[p]), [])
+    flow.read(entry.args.index(refs[first.argument]), first.axis, units, "sum")
+
+
+def _write_space(
+    flow: LabelPropagation,
+    refs: Sequence[Ref],
+    letters: _Letters,
+    term: list[str],
+    out: Ref,
+    layers: Mapping[_Place, list[LabelArray]],
+) -> TensorLabels:
+    spaces, shape = [], flow.shape(out)
+    for k, ref in enumerate(refs):
+        own: list[LabelArray] = []
+        for to, letter in enumerate(term):
+            lift = move if len(letters.places(letter)) > 1 else made
+            own += [lift(z, to, len(shape)) for p in letters.places(letter) if p.argument == k for z in layers[p]]
+        sizes = tuple(flow.shape(ref)[letters.ins[k].index(s)] if s in letters.ins[k] else 1 for s in term)
+        spaces.append((TensorLabels(tuple(own), free=flow.space(ref).free), sizes))
+    return flow.store.join(spaces, shape, flow.at())

@@ -1,0 +1,1 @@
+"""Methods that remove blocks: Energy, and its yardsticks."""

@@ -1,0 +1,271 @@
+"""Asking a model how it does without some of its blocks."""
+
+import itertools
+import statistics
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any, NamedTuple, final
+
+import torch
+from torch import Tensor, nn
+
+from nervure.errors import DataError
+from nervure.evaluation import Latency, latency
+from nervure.evaluation.labelled import call_only, device_of, require_finite_outputs, require_labels
+from nervure.graph.inputs import evaluating, samples_of
+from nervure.graph.types import Block, Graph
+from nervure.methods.base import View
+from nervure.plan import Drop, Plan
+from nervure.stats import SAMPLES, Stats, first_batches, measure
+from nervure.stats.block_outputs import answer_of
+from nervure.stats.loaders import batches as checked
+from nervure.surgery.apply import apply
+from nervure.training.norms import recalibrate
+
+HELD_EVERY = 10
+HELD_BATCHES = 20
+LATENCY_ROUNDS = 30
+
+
+def plan_of(graph: Graph, names: Iterable[str]) -> Plan:
+    """Drop these blocks, in this order."""
+    return Plan(tuple(Drop(name) for name in names), graph.fingerprint)
+
+
+def model_of(view: View) -> nn.Module:
+    """The model; raises DataError where the view has none."""
+    if view.model is None:
+        raise DataError("this asks the model itself, but the view has none. Give model= (nervure.prune does).")
+    return view.model
+
+
+def data_of(view: View) -> Iterable[Any]:
+    """The data; raises DataError where the view has none."""
+    if view.data is None:
+        raise DataError("this measures, and no data were given. Give data=, batches of (inputs, labels).")
+    return view.data
+
+
+@final
+class BlockEvaluator:
+    """Runs the model without some of its blocks; each answer is worked out once.
+
+    Args:
+        view: model, graph, data and example.
+        batches: how many batches norms are recalibrated on.
+        output: which of several outputs counts; empty: ``"logits"``, or the first.
+        engine: what latencies are timed on.
+    """
+
+    def __init__(self, view: View, batches: int, output: str = "", engine: str = "eager") -> None:
+        self._view, self._batches, self._output, self._engine = view, batches, output, engine
+        self._qualities: dict[tuple[str, ...], float] = {}
+        self._latencies: dict[tuple[str, ...], float] = {}
+        self._parts: tuple[list[Any], list[Any]] | None = None
+        self._compared: list[Any] | None = None
+        self._whole: list[_Answer] | None = None
+        self._seconds: float | None = None
+
+    def measured_without(self, names: tuple[str, ...], wants: Iterable[str]) -> Stats:
+        """Evidence of the smaller model, on as many samples as the view's, always the same; blocks keep their names."""
+        samples = SAMPLES if self._view.stats is None else self._view.stats.samples
+        if self._compared is None:
+            # Kept: answers are compared sample by sample, and a loader that shuffles gives others in each pass.
+            self._compared = first_batches(data_of(self._view), samples=samples, seed=self._view.seed)
+        return measure(
+            self._smaller(names),
+            self._view.graph,
+            self._compared,
+            want=wants,
+            samples=samples,
+            seed=self._view.seed,
+            progress=False,
+        )
+
+    def answers_without(self, names: tuple[str, ...]) -> Tensor:
+        """The outputs without these blocks [samples, outputs], batch norms recalibrated, as many as the view has."""
+        wanted = f"outputs:{self._output}" if self._output else "outputs"
+        outputs = self.measured_without(names, {wanted}).outputs
+        if outputs is None:
+            raise DataError("the model gave no outputs to compare. Name one of them by output=.")
+        return outputs
+
+    def quality(self, names: tuple[str, ...]) -> float:
+        """How well the model does without these blocks, on the part held out; 1 is best.
+
+        Accuracy, where labels are class numbers and the model has an output for each class. Otherwise (regression,
+        embeddings, no labels) the share of the spread of the whole model's outputs that stays explained: 1 minus the
+        mean squared difference over their variance.
+
+        Raises:
+            DataError: there are too few batches, labels do not fit, or outputs are not finite or all the same.
+        """
+        if names not in self._qualities:
+            model = self._smaller(names) if names else model_of(self._view)
+            answers = self._answers(model)
+            if all(a.is_classified for a in answers):
+                self._qualities[names] = _accuracy(answers)
+            else:
+                if self._whole is None:
+                    self._whole = answers if not names else self._answers(model_of(self._view))
+                self._qualities[names] = _agreement(self._whole, answers)
+        return self._qualities[names]
+
+    def savings_of(self, blocks: Sequence[Block]) -> dict[str, float]:
+        """How much time each block alone takes in a forward pass on the example; in one unit, whichever."""
+        if self._engine == "eager":
+            return self._seconds_of(blocks)
+        # Other engines fuse and compile: what a block takes there is only seen without it.
+        return {b.name: max(0.0, 1 - self.latency((b.name,))) for b in blocks}
+
+    def seconds(self) -> float:
+        """Median time of a forward pass of the whole model on the example."""
+        if self._seconds is None:
+            self._seconds = self._time_models({"whole": model_of(self._view)}).median("whole")
+        return self._seconds
+
+    def _seconds_of(self, blocks: Sequence[Block]) -> dict[str, float]:
+        """Median time that each block takes in a forward pass on the example, one operation after the other."""
+        model, example = model_of(self._view), _example_of(self._view)
+        clock = _Clock(device_of(model))
+        with evaluating(model), ExitStack() as hooks:
+            for block in blocks:
+                first, last = model.get_submodule(block.modules[0]), model.get_submodule(block.modules[-1])
+                hooks.callback(first.register_forward_pre_hook(clock.starting(block.name)).remove)
+                hooks.callback(last.register_forward_hook(clock.stopping(block.name)).remove)
+            for _ in range(LATENCY_ROUNDS):
+                call_only(model, example)
+        return {b.name: statistics.median(clock.times[b.name]) for b in blocks}
+
+    def latency(self, names: tuple[str, ...]) -> float:
+        """Time of a forward pass on the example, relative to the whole model's in the same rounds."""
+        if names not in self._latencies:
+            model = model_of(self._view)
+            pair = {"whole": model, "part": apply(model, self._view.graph, plan_of(self._view.graph, names)).eval()}
+            self._latencies[names] = self._time_models(pair).row("part").ratio
+        return self._latencies[names]
+
+    def _time_models(self, models: Mapping[str, nn.Module]) -> Latency:
+        example = _example_of(self._view)
+        return latency(
+            models,
+            example,
+            engine=self._engine,
+            batch_sizes=[samples_of(example)],
+            rounds=LATENCY_ROUNDS,
+            threads=[torch.get_num_threads()],
+        )
+
+    def _smaller(self, names: tuple[str, ...]) -> nn.Module:
+        plan = plan_of(self._view.graph, names)
+        smaller = apply(model_of(self._view), self._view.graph, plan, renumber=False).eval()
+        if self._view.data is not None:
+            recalibrate(smaller, _pairs(self._split()[0]), self._batches)
+        return smaller
+
+    def _split(self) -> tuple[list[Any], list[Any]]:
+        """Batches to recalibrate on, and batches held out (none of one); kept, since a shuffling loader would mix."""
+        if self._parts is None:
+            self._parts = _split_batches(data_of(self._view), self._batches)
+        return self._parts
+
+    def _answers(self, model: nn.Module) -> list["_Answer"]:
+        held, device, found = self._split()[1], device_of(model), []
+        if not held:
+            raise DataError("one batch of data cannot be parted into some to measure and some to judge on. Give two.")
+        with evaluating(model):
+            for raw, batch in zip(held, checked(held, sys.maxsize, labelled=False), strict=True):
+                answer = answer_of(batch.to(device).feed(model), self._output).float().cpu()
+                require_finite_outputs(answer, "the part held out")
+                found.append(_Answer(answer, _labels_of(raw)))
+        return found
+
+
+class _Answer(NamedTuple):
+    outputs: Tensor
+    labels: Tensor | None
+
+    @property
+    def is_classified(self) -> bool:
+        """Whether the labels are class numbers and there is an output for each class."""
+        if self.labels is None or self.labels.is_floating_point() or self.outputs.ndim < 2:
+            return False
+        return self.outputs.shape[1] > 1 and self.labels.ndim == self.outputs.ndim - 1
+
+
+def _labels_of(raw: Any) -> Tensor | None:
+    """Labels of any kind: class numbers, or numbers to come close to."""
+    labels = raw[1] if isinstance(raw, tuple | list) and len(raw) == 2 else None
+    return labels.cpu() if isinstance(labels, Tensor) else None
+
+
+def _accuracy(answers: Sequence[_Answer]) -> float:
+    pairs = [(a.outputs, require_labels(a.labels, a.outputs)) for a in answers if a.labels is not None]
+    right = [(outputs.argmax(1) == labels).flatten() for outputs, labels in pairs]
+    return float(torch.cat(right).double().mean())
+
+
+def _agreement(whole: Sequence[_Answer], part: Sequence[_Answer]) -> float:
+    """R^2 of the outputs ``part`` as an estimate of the outputs ``whole``."""
+    target, found = (torch.cat([a.outputs.double() for a in side]) for side in (whole, part))
+    spread = (target - target.mean(0)).square().sum()
+    if not bool(spread > 0):
+        raise DataError(
+            f"the model's outputs are the same for all {len(target)} samples held out, so nothing can be lost. "
+            "Give other data, or say how many blocks leave by drop= or keep=."
+        )
+    return float(1 - (target - found).square().sum() / spread)
+
+
+class _Clock:
+    """Times between hooks; on an accelerator both ends wait until it is done."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.times: defaultdict[str, list[float]] = defaultdict(list)
+        self._started: dict[str, float] = {}
+        self._device = device
+
+    def starting(self, name: str) -> Any:
+        def hook(module: nn.Module, args: Any) -> None:
+            self._started[name] = self._now()
+
+        return hook
+
+    def stopping(self, name: str) -> Any:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            self.times[name].append(self._now() - self._started[name])
+
+        return hook
+
+    def _now(self) -> float:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return time.perf_counter()
+
+
+def _example_of(view: View) -> Any:
+    if view.example is None:
+        raise DataError('budget="latency" times the model: give the example it was traced with.')
+    return view.example
+
+
+def _split_batches(data: Iterable[Any], batches: int) -> tuple[list[Any], list[Any]]:
+    seen: list[Any] = []
+    held: list[Any] = []
+    for number, batch in enumerate(itertools.islice(data, HELD_EVERY * HELD_BATCHES)):
+        if number % HELD_EVERY == HELD_EVERY - 1:
+            held.append(batch)
+        elif len(seen) < batches:
+            seen.append(batch)
+    if not held and len(seen) > 1:
+        held = [seen.pop()]
+    return seen, held
+
+
+def _pairs(batches: Iterable[Any]) -> Iterator[Any]:
+    """Recalibration looks at no labels, but takes pairs."""
+    for batch in batches:
+        yield batch if isinstance(batch, tuple | list) and len(batch) == 2 else (batch, torch.zeros(1))

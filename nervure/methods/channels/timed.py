@@ -1,0 +1,273 @@
+"""Plans for an engine: what every method shares that meets a latency, and what its options mean."""
+
+import math
+import re
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Annotated, Any, Protocol, TypeAlias
+
+from msgspec import Meta
+
+from nervure.budget import Scope, TimedBudget, allocate
+from nervure.budget.allocate import unit_multiple
+from nervure.budget.latency_table import LatencyTable
+from nervure.core.check import show_value
+from nervure.errors import ArgumentError, BudgetError, DataError, NervureWarning
+from nervure.evaluation.timing import Stopwatch
+from nervure.graph.types import Graph
+from nervure.methods.base import View
+from nervure.plan import Plan
+from nervure.scores import Scores
+
+MULTIPLE = 16
+"""Channels of one step of the engines measured (one register of AVX-512 in single precision)."""
+JUST_ABOVE = 4
+"""A size is just above a step where it takes at most this part of the next one."""
+Target: TypeAlias = (
+    Annotated[float, Meta(gt=0, le=1, description="the share of the whole network's latency that stays")]
+    | Annotated[str, Meta(description='a time with its unit, like "3 ms"')]
+)
+UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
+ROUNDS = 7
+ENOUGH = 0.96
+"""Of the target: a plan that takes so much of it is not made larger."""
+MARGIN = 0.99
+NAMED = 6
+
+
+class LatencyOptions(Protocol):
+    """Options of methods that can plan for an engine."""
+
+    @property
+    def keep(self) -> float:
+        """The fraction of the budget that stays."""
+        ...
+
+    @property
+    def scope(self) -> Scope:
+        """Whether groups compete with one another."""
+        ...
+
+    @property
+    def budget(self) -> TimedBudget:
+        """What is counted."""
+        ...
+
+    @property
+    def minimum(self) -> int:
+        """Units that every group keeps."""
+        ...
+
+    @property
+    def multiple(self) -> int | None:
+        """What sizes are rounded up to multiples of."""
+        ...
+
+    @property
+    def engine(self) -> str | None:
+        """What the plan is made for."""
+        ...
+
+    @property
+    def target(self) -> float | str | None:
+        """The latency that is asked for."""
+        ...
+
+
+def check_options(method: LatencyOptions) -> None:
+    """Set the :class:`LatencyOptions` that a frozen method leaves open; ArgumentError where they contradict."""
+    engine, multiple = for_engine(method.budget, method.engine, method.target, method.multiple)
+    for name, value in (("multiple", multiple), ("engine", engine)):
+        object.__setattr__(method, name, value)
+
+
+def for_engine(
+    budget: str, engine: str | None, target: float | str | None, multiple: int | None
+) -> tuple[str | None, int]:
+    """The engine that a plan is made for and what sizes are multiples of, as asked or by default.
+
+    Raises:
+        ArgumentError: the target is no time, or one is given where no latency is asked.
+    """
+    is_timed = budget == "latency"
+    require_target(target, is_timed)
+    engine = "eager" if is_timed and engine is None else engine
+    return engine, multiple if multiple is not None else 1 if engine is None else MULTIPLE
+
+
+def require_target(target: float | str | None, is_timed: bool, name: str = "target") -> None:
+    """Raise ArgumentError where the option ``name`` is a text but no time, or is given where no latency is asked."""
+    if target is None:
+        return
+    if not is_timed:
+        raise ArgumentError(f"{name}={show_value(target)} is a latency, so it needs budget='latency'. Else say keep=.")
+    if isinstance(target, str):
+        seconds_of(target, name)
+
+
+def seconds_of(text: str, name: str = "target") -> float:
+    """Seconds of a time like ``"3 ms"``; raises ArgumentError, about the option ``name``, where it is none.
+
+    >>> seconds_of("3 ms"), seconds_of("1.5s")
+    (0.003, 1.5)
+    """
+    found = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*(s|ms|us)\s*", text)
+    if found is None or float(found[1]) <= 0:
+        raise ArgumentError(
+            f"{name}={show_value(text)} is no time. Write a number and its unit, like '3 ms' (or s, us), or the share "
+            "of the dense network's latency as a number, like 0.5."
+        )
+    return float(found[1]) * UNITS[found[2]]
+
+
+def cut_lowest(method: LatencyOptions, view: View, scores: Scores, floors: dict[str, int] | None = None) -> Plan:
+    """Cut the units of lowest score, within the budget of ``method``; raises BudgetError, or ScoreError."""
+
+    def cut(keep: float, table: LatencyTable | None = None) -> Plan:
+        return allocate(
+            view.graph,
+            scores,
+            keep=keep,
+            budget=method.budget,
+            scope=method.scope,
+            minimum=method.minimum,
+            multiple=method.multiple or 1,
+            floors=floors,
+            table=table,
+        )
+
+    return plan_within(method, view, cut)
+
+
+def plan_within(method: Any, view: View, cut: Callable[[float, LatencyTable | None], Plan]) -> Plan:
+    """The plan that ``cut`` makes for the budget of ``method``; within a latency, one that keeps it when timed.
+
+    Args:
+        method: has ``keep``, ``budget``, ``engine``, ``target`` and ``multiple``.
+        view: what it sees.
+        cut: makes a plan that keeps such a share of the budget; of a latency, as a table predicts it.
+
+    Raises:
+        BudgetError: no plan meets the budget; for a latency the nearest that can be reached is told.
+        DataError: a latency is asked and the view has no model or no example to time.
+    """
+    if method.budget == "latency":
+        # Where a step costs too much is known to the table, and what comes out is timed.
+        return _within(method, view, cut)
+    plan = cut(method.keep, None)
+    if method.engine is not None:
+        warn_above_steps(view.graph, plan)
+    return plan
+
+
+def stopwatch(view: View, engine: str) -> Stopwatch:
+    """What times the plans of ``view``; raises DataError where there is nothing to time."""
+    if view.model is None or view.example is None:
+        raise DataError('budget="latency" times the network: give the model and the example it was traced with.')
+    return Stopwatch(view.model, view.graph, view.example, engine)
+
+
+def _within(method: Any, view: View, cut: Callable[[float, LatencyTable | None], Plan]) -> Plan:
+    asked = {"budget": "latency", "engine": method.engine, "target": method.target or method.keep}
+    whole = Plan((), view.graph.fingerprint, asked, {"keep": 1.0})
+    if asked["target"] == 1:
+        return whole
+    watch = stopwatch(view, method.engine)
+    table = watch.table()
+    goal = goal_of(method.keep, method.target, table.dense)
+    if goal >= 1:
+        return whole
+
+    def attempt(limit: float) -> tuple[Plan, float]:
+        try:
+            plan = cut(limit, table)
+        except BudgetError as error:
+            if error.keep is None:
+                raise
+            plan = cut(error.keep, table)
+        return plan, watch.ratio(plan)
+
+    plan, took = _search(attempt, goal)
+    if took > goal:
+        raise BudgetError(_unreachable(method, goal, took, table), keep=min(1.0, math.ceil(took * 1000) / 1000))
+    reached = {
+        **plan.reached,
+        "keep": took,
+        "predicted": plan.reached["keep"],
+        "milliseconds": 1e3 * took * table.dense,
+    }
+    reached.pop("seconds", None)
+    return replace(plan, asked=asked, reached=reached)
+
+
+def goal_of(keep: float, target: float | str | None, dense: float) -> float:
+    """The share of the dense network's latency that is asked for; ``dense`` is that latency in seconds."""
+    if target is None:
+        return keep
+    return seconds_of(target) / dense if isinstance(target, str) else float(target)
+
+
+def _search(tried: Callable[[float], tuple[Plan, float]], goal: float) -> tuple[Plan, float]:
+    """The largest plan found that takes at most ``goal`` when timed; where there is none, the fastest.
+
+    What was predicted is put right by what was timed: the limit is raised or lowered by their ratio, between those
+    that were found too low and too high.
+    """
+    low, high, limit = 0.0, 1.0, MARGIN * goal
+    best: tuple[Plan, float] | None = None
+    fastest: tuple[Plan, float] | None = None
+    for _ in range(ROUNDS):
+        plan, took = tried(limit)
+        predicted = float(plan.reached["keep"])
+        if fastest is None or took < fastest[1]:
+            fastest = plan, took
+        if took <= goal:
+            if best is None or took > best[1]:
+                best = plan, took
+            if took >= ENOUGH * goal:
+                break
+            low = max(low, limit)
+        else:
+            high = min(high, limit, predicted)
+            if predicted > limit:
+                # Even the floors are above the limit: there is nothing smaller.
+                break
+        limit = limit * MARGIN * goal / took
+        limit = limit if low < limit < high else (low + high) / 2
+    assert fastest is not None
+    return best or fastest
+
+
+def _unreachable(method: Any, goal: float, took: float, table: LatencyTable) -> str:
+    asked, nearest = (f"{1e3 * share * table.dense:.3g} ms" for share in (goal, took))
+    return (
+        f"target={method.target or method.keep!r} of the latency on {table.engine} ({asked} of "
+        f"{1e3 * table.dense:.3g} ms) cannot be reached by cutting units: the fastest plan found "
+        f"(minimum={method.minimum}, multiple={method.multiple}) was timed at {took:.3f} of the dense network "
+        f"({nearest}). Ask for {math.ceil(took * 100) / 100:g} or more, take a smaller multiple, or drop blocks first "
+        "(Depth, Energy)."
+    )
+
+
+def warn_above_steps(graph: Graph, plan: Plan, step: int = MULTIPLE) -> None:
+    """Warn, once for a whole plan, of groups that it leaves just above a step of the engine."""
+    found = list(above_steps(graph, plan, step))
+    if not found:
+        return
+    named = ", ".join(f"{name!r} {size}" for name, size in found[:NAMED])
+    more = f" and {len(found) - NAMED} more" if len(found) > NAMED else ""
+    warnings.warn(
+        f"{len(found)} groups end just above a multiple of {step} and cost as much as the next one ({step + 1} as much "
+        f"as {2 * step}): {named}{more}. Take multiple={step} to fill or spare the rest of the step.",
+        NervureWarning,
+        stacklevel=4,
+    )
+
+
+def above_steps(graph: Graph, plan: Plan, step: int = MULTIPLE) -> Iterable[tuple[str, int]]:
+    """Groups of channels that ``plan`` cuts to a size just above a multiple of ``step``, with that size."""
+    for cut in plan.cuts:
+        size = cut.keep.count
+        if unit_multiple(graph[cut.group], step) == step and size > step and 0 < size % step <= step // JUST_ABOVE:
+            yield cut.group, size

@@ -1,0 +1,1 @@
+"""Methods that rewire while a network trains."""

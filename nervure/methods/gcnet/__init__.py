@@ -1,0 +1,1 @@
+"""GC-Net: a companion network of connectivity guides pruning."""

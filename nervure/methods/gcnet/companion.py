@@ -1,0 +1,146 @@
+"""The companion of a network: a network of the same widths whose weights are the connectivity between its layers.
+
+It is there to be looked at and pruned, with any operator, and what is pruned in it is pruned in the original.
+"""
+
+from collections.abc import Mapping
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import prune as operators
+
+from nervure.core.annotations import Batches
+from nervure.core.check import checked
+from nervure.core.schema import Count, Seed, Size
+from nervure.errors import DataError
+from nervure.graph.tape import named_tensors
+from nervure.graph.types import Graph
+from nervure.methods.base import View
+from nervure.methods.snacs.survey import ConnectivityEvidence, heard, is_labelled, require_evidence
+from nervure.plan import Keep, Mask, Plan
+from nervure.scores.bundles import layers
+from nervure.scores.parent_dependence import UNLABELLED, Dependence, of_layers
+from nervure.tracing import trace
+
+
+@final
+class Companion(nn.Module):
+    """Linear layers [children, parents] whose weights are connectivity, one for each layer but those of the input.
+
+    It is not trained and not run; children of a grouped convolution have the parents of their own group only. Masks
+    that the operators of ``torch.nn.utils.prune`` lay on its layers become masks of the original by :meth:`plan`.
+
+    Attributes:
+        layers: the linear layers, in running order.
+        names: the weight tensor of the original that each stands for.
+        connectivity: what was measured, as a value that can be saved.
+    """
+
+    def __init__(self, found: ConnectivityEvidence, graph: Graph, weights: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.connectivity = found
+        self._fingerprint = graph.fingerprint
+        self._originals = layers(graph, weights, found.scores)
+        self.names = tuple(layer.tensor for layer in self._originals)
+        self.layers = nn.ModuleList(_linear(found.scores[name]) for name in self.names)
+
+    def __getitem__(self, name: str) -> nn.Linear:
+        """The layer that stands for this weight tensor of the original."""
+        layer = self.layers[self.names.index(name)]
+        assert isinstance(layer, nn.Linear)
+        return layer
+
+    def kept(self) -> dict[str, Tensor]:
+        """The connections that no operator has pruned, for each weight tensor a boolean [children, parents]."""
+        buffers = dict(self.named_buffers())
+        return {
+            name: buffers.get(f"layers.{n}.weight_mask", torch.ones(found.children, found.parents)).bool()
+            for n, (name, found) in enumerate(zip(self.names, self._originals, strict=True))
+        }
+
+    def follow(self, plan: Plan) -> None:
+        """Prune the companion as a plan prunes the original: connections of which no weight stays go."""
+        masks = {mask.tensor: mask.keep.tensor() for mask in plan.masks}
+        for layer in self._originals:
+            if layer.tensor in masks:
+                kept = layer.fold(masks[layer.tensor].float()) > 0
+                operators.custom_from_mask(self[layer.tensor], "weight", kept)
+
+    def plan(self) -> Plan:
+        """What is pruned here as masks of the original, for ``nervure.prune(model, x, plan)``."""
+        kept = self.kept()
+        edits = tuple(
+            Mask(layer.tensor, Keep.of(layer.mask(kept[layer.tensor]).contiguous()))
+            for layer in self._originals
+            if not bool(kept[layer.tensor].all())
+        )
+        whole = sum(keep.numel() for keep in kept.values())
+        share = sum(int(keep.sum()) for keep in kept.values()) / max(whole, 1)
+        return Plan(edits, self._fingerprint, {"budget": "connections"}, {"connections": share})
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for a report; what is pruned is 0, matrices above 32 x 32 are averaged over blocks."""
+        kept = self.kept()
+        scores = {name: self.connectivity.scores[name] * kept[name] for name in self.names}
+        return ConnectivityEvidence(
+            scores, skipped=self.connectivity.skipped, samples=self.connectivity.samples
+        ).to_json()
+
+
+@checked
+def companion(
+    model: nn.Module,
+    example: Any,
+    data: Batches | None = None,
+    *,
+    found: ConnectivityEvidence | None = None,
+    estimator: Dependence = "classwise",
+    samples: Size = 2048,
+    per_class: Count = 0,
+    seed: Seed = 0,
+) -> Companion:
+    """Build the companion of a network.
+
+    Args:
+        model: the network; it is left as it was.
+        example: a tensor, a tuple of positional arguments or a dict, to trace it with.
+        data: batches of (inputs, labels); labels may be left out where the estimator looks at none.
+        found: connectivity that was measured (and saved) before, instead of data.
+        estimator: see :func:`nervure.scores.parent_dependence.of_layers`.
+        samples: how many samples at most.
+        per_class: where above 0, at most so many of each class.
+        seed: of the draw of the data.
+
+    Raises:
+        DataError: there are neither data nor ``found``, or labels are needed and missing.
+        ArgumentError: an argument is outside its range.
+    """
+    graph = trace(model, example)
+    weights = {name: tensor.detach() for name, tensor in named_tensors(model).items()}
+    if found is None:
+        view = View(graph, weights, None, seed, model, example, data)
+        found = connectivity_of(view, estimator, samples=samples, per_class=per_class)
+    return Companion(found, graph, weights)
+
+
+def connectivity_of(view: View, estimator: Dependence, *, samples: int, per_class: int = 0) -> ConnectivityEvidence:
+    """Connectivity between the layers of a view's model, in one pass over its data.
+
+    Raises:
+        DataError: there are no data, or labels are needed and missing.
+    """
+    require_evidence(view, "a companion network")
+    if estimator == "classwise" and not is_labelled(view):
+        raise DataError(UNLABELLED)
+    wants = frozenset({"connections", "labels"} if estimator == "classwise" else {"connections"})
+    stats = heard(view, wants, samples=samples, per_class=per_class)
+    listed = layers(view.graph, view.weights, stats.connections)
+    skipped = {name: reason for name, reason in stats.skipped.items() if name in view.graph.tensors}
+    return ConnectivityEvidence(of_layers(listed, stats, estimator=estimator), skipped=skipped, samples=stats.samples)
+
+
+def _linear(weight: Tensor) -> nn.Linear:
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False).requires_grad_(False)
+    layer.weight.copy_(weight)
+    return layer

@@ -1,0 +1,1 @@
+"""Methods that mask single weights."""

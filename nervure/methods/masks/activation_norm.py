@@ -1,0 +1,45 @@
+"""How loud the inputs of each weight are: their Euclidean norm over samples and positions."""
+
+from collections.abc import Iterable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nervure.errors import DataError
+from nervure.evaluation.labelled import device_of
+from nervure.graph.operands import Entering, listen
+from nervure.graph.types import Product
+from nervure.methods.masks.gradients import fixed_seed
+from nervure.stats.loaders import batches
+
+
+def input_norms(
+    model: nn.Module, products: Iterable[Product], data: Iterable[Any], samples: int, seed: int = 0
+) -> dict[str, Tensor]:
+    """Norm of what each weight multiplies, over samples and positions (and steps of a recurrent layer).
+
+    Args:
+        model: a model in evaluation mode.
+        products: the weights.
+        data: batches of inputs, or of (inputs, labels).
+        samples: how many samples at most.
+        seed: of torch's random numbers while the data are drawn.
+
+    Returns:
+        [outputs, inputs of one output] for each tensor that was heard; 1 throughout an output that nothing entered.
+
+    Raises:
+        DataError: the data are empty or malformed, or what enters is not finite.
+    """
+    entering, device = Entering(torch.square), device_of(model)
+    with fixed_seed(seed):
+        for batch in batches(data, samples, labelled=False):
+            listen(model, partial(batch.to(device).feed, model), entering.hear)
+    norms = {}
+    for name, (squares, counts) in entering.totals({product.tensor: product for product in products}).items():
+        if not bool(torch.isfinite(squares).all()):
+            raise DataError(f"what enters {name!r} is NaN or infinite. The model or the data are broken.")
+        norms[name] = squares.sqrt().where(counts.any(1, keepdim=True), 1.0)
+    return norms

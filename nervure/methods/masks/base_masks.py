@@ -1,0 +1,277 @@
+"""What methods share that mask single weights, kernels or blocks of them by their scores."""
+
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import ClassVar, Literal, TypeAlias, final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nervure.budget.weight_masks import Distribution, sparse_masks
+from nervure.budget.weights import Pattern, left_dense, sheets
+from nervure.core.check import Checked, show_value
+from nervure.core.schema import Density, Size
+from nervure.errors import ArgumentError, NervureWarning
+from nervure.graph.inputs import evaluating, is_weightless, run_example
+from nervure.graph.operands import computed_weights
+from nervure.graph.products import describe_products
+from nervure.graph.types import Product
+from nervure.methods.base import View
+from nervure.plan import Keep, Mask, Plan
+from nervure.scores.bundles import Layer, layers
+from nervure.scores.parent_dependence import lifelines
+
+Guard: TypeAlias = Literal["paths", "outputs", "units", "none"]
+Scored: TypeAlias = dict[str, Tensor]
+"""For each tensor a score of each weight, [outputs, inputs, kernel positions], on the CPU."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sparse(Checked, ABC):
+    """Keep the weights with the highest scores; the others are masked.
+
+    Prunable are all weights that multiply: of convolutions, linear and recurrent layers, attention, stacks of experts,
+    bare parameters. Biases, scales and tables that are looked up stay, and what ``prune`` is told to ignore. A weight
+    that multiplies and cannot be masked is named in a warning, with its share, and ``reached`` counts it as it is.
+
+    Attributes:
+        density: the fraction of prunable weights that stays, in (0, 1]; exactly ``round(density * weights)`` of them.
+        distribution: ``"global"``: one ranking over all layers; ``"uniform"``: every layer keeps the same fraction;
+            ``"erk"``: Erdos-Renyi kernels, where small layers keep more. What a full layer cannot take goes to others.
+        granularity: what stays or goes together: ``"element"``, ``"kernel"`` (of one input and output channel),
+            ``"connection"`` (of two units: the same, but that all inputs of one unit go together), ``"block"`` (of
+            kernels), or n of every m inputs, as in ``"2:4"`` (the density is then n / m, layers whose
+            inputs are no multiple of m stay dense and are not counted). Kernels and blocks of different sizes come as
+            near to the density as they can, from below.
+        block: outputs and inputs of a block.
+        guard: ``"paths"``: every output of the network hears its input; ``"outputs"``: so does every output of every
+            layer; ``"units"``: and each unit that a layer reads is heard by one of its outputs; ``"none"``. Not for
+            n:m, where every output keeps inputs anyway.
+        dense: layers that stay dense, as names or patterns of names; they are not counted.
+    """
+
+    wants: ClassVar[frozenset[str]] = frozenset()
+
+    density: Density = 0.1
+    distribution: Distribution = "global"
+    granularity: str = "element"
+    block: tuple[Size, Size] = (4, 4)
+    guard: Guard = "paths"
+    dense: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        Checked.__post_init__(self)
+        most = self.pattern.most
+        if most is not None and abs(self.density - most[0] / most[1]) > 1e-9 and self.density < 1:
+            raise ArgumentError(
+                f"density={self.density:g}, but granularity={show_value(self.granularity)} keeps {most[0] / most[1]:g} "
+                f"of the weights. Give density={most[0] / most[1]:g}."
+            )
+        self.check()
+
+    def check(self) -> None:
+        """Complain about hyper-parameters of one's own that do not go together."""
+
+    @property
+    def pattern(self) -> Pattern:
+        """What stays or goes together."""
+        return Pattern.of(self.granularity, self.block)
+
+    @abstractmethod
+    def kept(self, view: View, field: "PrunableWeights") -> dict[str, Tensor]:
+        """The masks: for each tensor a boolean of the shape in which the field has it."""
+
+    def plan(self, view: View) -> Plan:
+        """Mask what scores lowest.
+
+        Raises:
+            DataError: data are needed and there are none, or they are of no use.
+            BudgetError: there is nothing to prune, or the density is too low to keep the outputs connected.
+            ScoreError: a score is NaN or infinite.
+        """
+        return self.mask_plan(view, partial(self.kept, view))
+
+    def mask_plan(self, view: View, kept: "Callable[[PrunableWeights], Mapping[str, Tensor]]") -> Plan:
+        """The plan of the masks that ``kept`` makes; nothing is asked of it where everything stays."""
+        asked = {
+            "budget": "weights",
+            "density": self.density,
+            "distribution": self.distribution,
+            "granularity": self.granularity,
+        }
+        if self.granularity == "block":
+            asked["block"] = list(self.block)
+        if self.density == 1:
+            return Plan((), view.graph.fingerprint, asked, {"density": 1.0})
+        field = PrunableWeights.of(view, self.dense)
+        masks = field.from_matrices(kept(field))
+        edits = tuple(Mask(name, Keep.of(mask)) for name, mask in masks.items() if not bool(mask.all()))
+        return Plan(edits, view.graph.fingerprint, asked, field.reached(masks))
+
+    def best(self, field: "PrunableWeights", scores: Scored, density: float | None = None) -> dict[str, Tensor]:
+        """The masks of highest score, at a density on the way where one is given (n:m comes last)."""
+        pattern = self.pattern
+        if density is not None and pattern.most is not None:
+            pattern = Pattern()
+        scores = field.rank_silent_last(scores)
+        return sparse_masks(
+            scores,
+            density=self.density if density is None else density,
+            distribution=self.distribution,
+            pattern=pattern,
+            fixed=None if pattern.most else field.lifelines(scores, self.guard),
+            kernels=field.kernels,
+            parents={layer.tensor: layer.blocks for layer in field.layers()} if pattern.joined else None,
+        )
+
+    def in_rounds(
+        self, field: "PrunableWeights", rounds: int, scores: Callable[[Scored], Scored], *, revive: bool = False
+    ) -> dict[str, Tensor]:
+        """Masks made in rounds of ever lower density, ``density ** (round / rounds)``, scored anew in each.
+
+        Args:
+            field: the weights.
+            rounds: how many.
+            scores: scores, 0 or more, of the network under the masks it is given.
+            revive: whether what was masked can come back.
+        """
+        masks = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in field.weights.items()}
+        for number in range(1, rounds + 1):
+            found = scores(masks)
+            if not revive:
+                found = {name: values.masked_fill(~masks[name], -1.0) for name, values in found.items()}
+            masks = self.best(field, found, None if number == rounds else self.density ** (number / rounds))
+        return masks
+
+
+@final
+@dataclass(frozen=True, slots=True, eq=False)
+class PrunableWeights:
+    """The weights a method chooses from.
+
+    Attributes:
+        view: what the method sees.
+        sheets: the tensors and what their axes are for, in running order.
+        weights: each as [outputs, inputs, kernel positions], on the CPU, in float32 at least.
+        kernels: the sides of their kernels.
+        sizes: absolute values of what multiplies, laid out as ``weights``: of these, or of what is computed from them.
+        silent: which weights multiply as zeros though they are none (a mask of their own); laid out as ``weights``.
+    """
+
+    view: View
+    sheets: tuple[Product, ...]
+    weights: Mapping[str, Tensor]
+    kernels: Mapping[str, tuple[int, ...]]
+    sizes: Mapping[str, Tensor]
+    silent: Mapping[str, Tensor]
+
+    @staticmethod
+    def of(view: View, dense: tuple[str, ...]) -> "PrunableWeights":
+        """The weights of a view but those of layers that stay ``dense``; raises ArgumentError or BudgetError."""
+        if view.model is None:
+            raise ArgumentError("masking weights needs the model itself: give the view its model.")
+        found = sheets(view.model, view.graph, dense, view.ignored)
+        weights = {s.tensor: s.to_matrix(_wide(view.weights[s.tensor])) for s in found}
+        kernels = {s.tensor: tuple(s.shape[axis] for axis in s.kernel) for s in found}
+        real = _computed_weights(view, found)
+        sizes = {s.tensor: s.to_matrix(_wide(real.get(s.tensor, view.weights[s.tensor]))).abs() for s in found}
+        silent = {name: (sizes[name] == 0) & (weight != 0) for name, weight in weights.items()}
+        return PrunableWeights(view, found, weights, kernels, sizes, silent)
+
+    def reached(self, masks: Mapping[str, Tensor]) -> dict[str, float | int | str]:
+        """The density of all weights that multiply, how many masked ones stay, and what stays dense because it must."""
+        forced = left_dense(self.view.graph, self.view.ignored)
+        dense = (*forced, *(s for s in self.sheets if s.tensor not in masks))
+        silent = self.from_matrices(self.silent)
+        stay = sum(int((mask & ~silent[name]).sum()) for name, mask in masks.items())
+        left = sum(p.size for p in dense)
+        whole = sum(mask.numel() for mask in masks.values()) + left
+        if forced:
+            text = f"{describe_products(forced, whole)} stay dense. The density reached counts them."
+            warnings.warn(f"of the weights that multiply {text}", NervureWarning, stacklevel=5)
+        told = {"dense": describe_products(dense, whole)} if dense else {}
+        return {"density": (stay + left) / whole, "weights": stay, **told}
+
+    def to_matrix(self, values: Mapping[str, Tensor]) -> Scored:
+        """Values by tensor, of its shape, laid out as the weights are."""
+        return {s.tensor: s.to_matrix(values[s.tensor].detach().cpu()) for s in self.sheets}
+
+    def from_matrices(self, laid: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What :meth:`to_matrix` made of some or all tensors, in their shapes again."""
+        return {
+            s.tensor: s.back(laid[s.tensor], self.view.weights[s.tensor].shape) for s in self.sheets if s.tensor in laid
+        }
+
+    def rank_silent_last(self, scores: Scored) -> Scored:
+        """Scores with what is silent below all others of its tensor."""
+        return {
+            name: torch.where(self.silent[name], values.min() - 1, values) if self.silent[name].any() else values
+            for name, values in scores.items()
+        }
+
+    def lifelines(self, scores: Scored, guard: Guard) -> dict[str, Tensor] | None:
+        """The best weight of each output that must not fall silent, as booleans; None where nothing is guarded."""
+        divided = {s.tensor for s in self.sheets if s.is_divided}
+        if guard == "none" and not divided.intersection(scores):
+            return None
+        best = {name: values.reshape(len(values), -1).argmax(1) for name, values in scores.items()}
+        alive = {name: torch.full((len(values),), guard != "none") for name, values in scores.items()}
+        if guard == "paths":
+            alive |= self._needed_outputs(scores, best)
+        # A row without a weight has no norm to divide by.
+        alive |= {name: torch.ones_like(alive[name]) for name in divided.intersection(scores)}
+        fixed = {}
+        for name, values in scores.items():
+            flat = torch.zeros(len(values), values[0].numel(), dtype=torch.bool)
+            flat[alive[name], best[name][alive[name]]] = True
+            fixed[name] = flat.reshape(values.shape)
+        for name in divided.intersection(scores):
+            _fix_best_of_parents(fixed[name], scores[name], torch.arange(scores[name].shape[1]))
+        if guard == "units":
+            splits = {s.tensor: s.parts for s in self.sheets}
+            for layer in self.layers():
+                name, parts = layer.tensor, splits[layer.tensor]
+                for own, values in zip(fixed[name].chunk(parts), scores[name].chunk(parts), strict=True):
+                    _fix_best_of_parents(own, values, layer.blocks)
+        return fixed
+
+    def layers(self) -> tuple[Layer, ...]:
+        """The tensors as connections between units, in running order; those on no axis of the graph are left out."""
+        return layers(self.view.graph, self.view.weights, self.weights)
+
+    def _needed_outputs(self, scores: Scored, best: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The outputs of each layer that are on the best paths from the network's outputs back to its inputs."""
+        listed = [replace(layer, is_first=False) for layer in self.layers()]
+        chosen = {}
+        for layer in listed:
+            # One for the parent that the best weight hears, so that paths and weights agree where scores are equal.
+            heard = layer.blocks[best[layer.tensor] // scores[layer.tensor].shape[2]]
+            chosen[layer.tensor] = torch.zeros(layer.children, layer.parents).scatter_(1, heard[:, None], 1.0)
+        return {name: line.any(1) for name, line in lifelines(self.view.graph, listed, chosen).items()}
+
+
+def _fix_best_of_parents(fixed: Tensor, scores: Tensor, blocks: Tensor) -> None:
+    """Also fix, in place, the best weight of each parent of which none is fixed; ``blocks``: the parent of inputs."""
+    heard = fixed.any(2).any(0)
+    for parent in sorted(set(blocks.tolist()) - set(blocks[heard].tolist())):
+        inputs = (blocks == parent).nonzero().flatten()
+        values = scores[:, inputs]
+        row, place, position = np.unravel_index(int(values.argmax()), values.shape)
+        fixed[int(row), int(inputs[int(place)]), int(position)] = True
+
+
+def _computed_weights(view: View, found: tuple[Product, ...]) -> dict[str, Tensor]:
+    """What multiplies in the place of parameters from which it is computed."""
+    if not any(s.is_computed for s in found) or view.model is None or view.example is None or is_weightless(view.model):
+        return {}
+    with evaluating(view.model):
+        return computed_weights(view.model, partial(run_example, view.model, view.example), found)
+
+
+def _wide(weight: Tensor) -> Tensor:
+    """On the CPU; half precision as float32."""
+    return weight.detach().cpu().to(torch.promote_types(weight.dtype, torch.float32))

@@ -1,0 +1,45 @@
+"""GraSP: weights without which the gradient would carry less stay.
+
+Wang, Zhang and Grosse, "Picking Winning Tickets Before Training by Preserving Gradient Flow", 2020, equation 8.
+
+Differs from the paper: what stays is counted exactly, every output of the network stays connected, and the gradient is
+that of the mean over all batches instead of a sum.
+"""
+
+from dataclasses import dataclass
+from typing import final
+
+from torch import Tensor
+
+from nervure.core.schema import Positive, Size
+from nervure.methods.base import View
+from nervure.methods.masks.base_masks import PrunableWeights, Sparse
+from nervure.methods.masks.gradients import Statistics, draw_batches, hessian_times_slopes, twin, with_temperature
+from nervure.scores.saliency import grasp
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class GraSP(Sparse):
+    """Mask the weights whose removal takes least from the squared norm of the gradient: lowest ``w * (H g)``.
+
+    The other hyper-parameters are those of every method that masks weights: ``density``, ``distribution``,
+    ``granularity``, ``block``, ``guard``, ``dense``. Needs data with labels, about ten samples of each class, and a
+    model that can be differentiated twice.
+
+    Attributes:
+        batches: how many batches of the data the loss is the mean of.
+        temperature: logits are divided by this, above 0; the paper's 200 makes the answers nearly even.
+        statistics: what batch norms divide by while scoring, see :class:`SNIP`.
+    """
+
+    batches: Size = 1
+    temperature: Positive = 200.0
+    statistics: Statistics = "batch"
+
+    def kept(self, view: View, field: PrunableWeights) -> dict[str, Tensor]:
+        """The weights that the gradient flows through."""
+        batches, model = draw_batches(view, self.batches, self), twin(view, self.statistics)
+        product = hessian_times_slopes(model, field.weights, batches, with_temperature(self.temperature), view.seed)
+        found = field.to_matrix(product)
+        return self.best(field, {name: grasp(weight, found[name]) for name, weight in field.weights.items()})

@@ -1,0 +1,54 @@
+"""Wanda: large weights with loud inputs stay, output by output; one pass over few samples, no gradient.
+
+Sun, Liu, Bair and Kolter, "A Simple and Effective Pruning Approach for Large Language Models", 2024, equation 1.
+
+Differs from the paper: all weights that multiply are pruned, those of convolutions, recurrent layers and experts as
+well, and n:m is one of several granularities.
+"""
+
+from dataclasses import dataclass
+from typing import final
+
+from torch import Tensor
+
+from nervure.budget.weight_masks import Distribution, within_rows
+from nervure.core.schema import Density, Size
+from nervure.errors import DataError
+from nervure.methods.base import View
+from nervure.methods.masks.activation_norm import input_norms
+from nervure.methods.masks.base_masks import Guard, PrunableWeights, Sparse
+from nervure.methods.masks.gradients import twin
+from nervure.scores.saliency import wanda
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Wanda(Sparse):
+    """Mask the weights of each output with the smallest ``|w| * ||x||``.
+
+    The other hyper-parameters are those of every method that masks weights: ``density``, ``distribution``,
+    ``granularity``, ``block``, ``guard``, ``dense``. Needs data; labels are not looked at. Where nothing enters (an
+    expert that no sample is sent to), inputs count as equally loud.
+
+    Attributes:
+        samples: how many samples at most are listened to.
+        rows: whether weights compete with those of the same output only, as in the paper, or within the layer (the
+            network, with ``distribution="global"``).
+    """
+
+    density: Density = 0.5
+    distribution: Distribution = "uniform"
+    guard: Guard = "outputs"
+    samples: Size = 128
+    rows: bool = True
+
+    def kept(self, view: View, field: PrunableWeights) -> dict[str, Tensor]:
+        """The largest weights with the loudest inputs."""
+        if view.data is None:
+            raise DataError(f"{self!r} listens to what enters the layers: give data=, batches of inputs.")
+        norms = input_norms(twin(view), field.sheets, view.data, self.samples, view.seed)
+        scores = {
+            name: wanda(size, norms[name].to(size)) if name in norms else size for name, size in field.sizes.items()
+        }
+        by_row = self.rows and self.granularity == "element"
+        return self.best(field, {n: within_rows(s) for n, s in scores.items()} if by_row else scores)

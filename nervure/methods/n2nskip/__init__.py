@@ -1,0 +1,1 @@
+"""N2NSkip: sparse skip connections at the same budget."""

@@ -1,0 +1,1 @@
+"""SNACS: connectivity between filters decides, within limits that the network itself tells."""

@@ -1,0 +1,352 @@
+"""SNACS: slimming by adaptive connectivity scores.
+
+Ganesh, Blanchard, Corso and Yasaei Sekeh, "Slimming Neural Networks Using Adaptive Connectivity Scores" (arXiv
+2006.12463; IEEE Transactions on Neural Networks and Learning Systems, 2024). A connection is scored by how much its
+child depends on its parent given all other parents, times its weight. Each layer has an upper limit, found
+automatically; the units that the next layers lean on most are protected; then one threshold over all layers decides,
+in a single shot.
+
+Differs from the paper, each with its reason in ``docs/methods/snacs.md``: parents are what enters a layer, dependence
+is that of regression residuals, budgets are met exactly, no output is ever disconnected, and whole units can leave
+instead of kernels. ``paper=True`` takes the first two back, and the probe, the signed weights and the draw.
+"""
+
+import math
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal, TypeAlias, cast, final
+
+import torch
+from torch import Tensor
+
+from nervure.budget import TimedBudget, allocate
+from nervure.budget.connection_masks import LayerBudget, allocate_connections, least
+from nervure.budget.latency_table import LatencyTable
+from nervure.core.annotations import PathText
+from nervure.core.check import Checked, require_choice
+from nervure.core.schema import Count, Density, Share, Size
+from nervure.dependence.estimator_options import Estimator
+from nervure.engines import EngineName
+from nervure.errors import ArgumentError, BudgetError, NervureWarning
+from nervure.graph.products import describe_products
+from nervure.methods.base import View
+from nervure.methods.channels.timed import Target, for_engine, plan_within
+from nervure.methods.snacs.survey import ConnectivityEvidence, Ranking, SurveyOptions
+from nervure.plan import Keep, Mask, Plan
+from nervure.scores.bundles import Layer, layers
+from nervure.scores.parent_dependence import lifelines
+
+Granularity: TypeAlias = Literal["kernels", "filters"]
+Price: TypeAlias = Literal["connections", "weights", "params", "macs", "channels", "latency"]
+BUDGETS: Mapping[str, tuple[Price, ...]] = {
+    "kernels": ("weights", "connections", "params", "macs"),
+    "filters": ("macs", "params", "channels", "latency"),
+}
+ROUNDS = 12
+HAIR = 1e-9
+"""0.3 x 10 is 2.9999 in binary."""
+SLACK, PROBE_SLACK, MOST_SLACK = 0.15, 0.7, 0.5
+PROTECTION = 0.5
+"""How much of what stays may be there because it is protected."""
+PAPER_PER_CLASS, PAPER_SAMPLES = 250, 2500
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class SNACS(Checked):
+    """Keep the connections, or the filters, that children depend on.
+
+    Attributes:
+        keep: the fraction of the budget that stays, in (0, 1].
+        budget: what is counted. For kernels ``"weights"`` (those of layers that can be pruned, the default),
+            ``"connections"`` (pairs of parent and child), ``"params"`` or ``"macs"`` (of the whole network, without
+            what is masked); for filters ``"macs"`` (the default), ``"params"``, ``"channels"`` or ``"latency"`` (timed
+            on the engine, on the example).
+        granularity: ``"kernels"`` masks connections, as in the paper; ``"filters"`` cuts whole units, which needs no
+            sparse kernels to be fast.
+        estimator: of the dependence, see :func:`nervure.dependence.conditional_connectivity`.
+        limits: whether to find an upper limit for each layer; needs labels.
+        probe: whether limits are found by a probe on what each layer puts out, as in the paper. If not, the network is
+            asked what pruning each group alone costs it, eight times for each. None: a probe for kernels, the network
+            for filters.
+        slack: how much of what the network knows a layer alone may cost before its limit is reached, in [0, 1]; 1: no
+            limit. Where the budget takes more, all layers get as much slack as it takes. With ``probe`` it is the share
+            of the range of the layer's own quality. None: 0.15, with ``probe`` 0.7.
+        protect: whether to protect the most sensitive units.
+        propagated: whether sensitivity flows back from the outputs instead of from the next layer alone.
+        samples: how many samples at most are measured.
+        per_class: where above 0, at most so many of each class; needs labels.
+        minimum: units that every group keeps (filters).
+        multiple: group sizes are rounded up to a multiple of this (filters). None: 16 for an engine, else 1.
+        hears: whether a filter is scored by what it hears itself too, times what its readers need (filters).
+        ranking: by what they are ranked within the limits: ``"connectivity"``, dependence times weight;
+            ``"dependence"``, without the weight; or ``"magnitude"`` (filters only).
+        paper: as published where that is not the best that is known: connections between what layers put out
+            themselves, the hash estimator with its flaws, signed weights rescaled over the network, a support vector
+            machine that is tested where it was fitted (scikit-learn), 250 samples of each class.
+        cache: a folder where what was measured is kept, so that the next plan, for any budget, needs no measuring.
+        engine: what the plan is made for, see :func:`nervure.engines.runner` (filters); with ``"latency"`` eager where
+            none is named.
+        target: the latency to meet: a share of the dense network's in (0, 1], or a time like ``"3 ms"``; None: the
+            share ``keep``.
+    """
+
+    wants: ClassVar[frozenset[str]] = frozenset()
+
+    keep: Density = 0.5
+    budget: Price | None = None
+    granularity: Granularity = "kernels"
+    estimator: Estimator = "residual"
+    limits: bool = True
+    probe: bool | None = None
+    slack: Share | None = None
+    protect: bool = True
+    propagated: bool = False
+    samples: Size = 2048
+    per_class: Count = 0
+    minimum: Size = 1
+    multiple: Size | None = None
+    paper: bool = False
+    hears: bool = False
+    ranking: Ranking = "connectivity"
+    cache: PathText | None = None
+    engine: EngineName | None = None
+    target: Target | None = None
+
+    def __post_init__(self) -> None:
+        Checked.__post_init__(self)
+        budget = require_choice(self.budget or BUDGETS[self.granularity][0], BUDGETS[self.granularity], "budget")
+        if self.granularity == "kernels" and self.engine is not None:
+            raise ArgumentError(f"engine={self.engine!r} is for granularity='filters': masks make no engine faster.")
+        engine, multiple = for_engine(budget, self.engine, self.target, self.multiple)
+        if self.ranking == "magnitude" and self.granularity == "kernels":
+            raise ArgumentError("ranking='magnitude' ranks filters: with granularity='kernels', take MagnitudeMasks.")
+        if self.ranking != "connectivity" and self.paper:
+            raise ArgumentError(f"paper=True ranks by connectivity: leave out ranking={self.ranking!r}.")
+        if self.paper or self.probe is None:
+            object.__setattr__(self, "probe", self.paper or self.granularity == "kernels")
+        if self.paper:
+            object.__setattr__(self, "estimator", "hash")
+            object.__setattr__(self, "per_class", self.per_class or PAPER_PER_CLASS)
+            object.__setattr__(self, "samples", max(self.samples, PAPER_SAMPLES))
+        if self.slack is None:
+            object.__setattr__(self, "slack", PROBE_SLACK if self.probe else SLACK)
+        object.__setattr__(self, "budget", budget)
+        object.__setattr__(self, "engine", engine)
+        object.__setattr__(self, "multiple", multiple)
+
+    def plan(self, view: View) -> Plan:
+        """Mask connections or cut units.
+
+        Raises:
+            DataError: there are no data to measure, or limits are wanted and labels are missing or of no use.
+            BudgetError: the budget cannot be met even without limits.
+        """
+        return self.decide(view, ConnectivityEvidence({}) if self._is_whole else self.evidence(view))
+
+    def decide(self, view: View, found: ConnectivityEvidence) -> Plan:
+        """The plan that follows from what was found; nothing is measured. Raises BudgetError."""
+        if self._is_whole:
+            return Plan((), view.graph.fingerprint, self._options(), {"keep": 1.0})
+        listed = layers(view.graph, view.weights, found.scores, fixed=view.ignored)
+        return (self._masks if self.granularity == "kernels" else self._cuts)(view, found, listed)
+
+    def evidence(self, view: View) -> ConnectivityEvidence:
+        """What the plan rests on: connectivity, limits and what is protected; from the cache where it is there."""
+        return self._survey().of(view, self.cache)
+
+    def _survey(self) -> SurveyOptions:
+        assert self.slack is not None and self.probe is not None
+        return SurveyOptions(
+            per_unit=self.granularity == "filters",
+            estimator=self.estimator,
+            limits=self.limits,
+            probe=self.probe,
+            slack=self.slack,
+            protect=self.protect,
+            propagated=self.propagated,
+            samples=self.samples,
+            per_class=self.per_class,
+            paper=self.paper,
+            hears=self.hears,
+            ranking=self.ranking,
+        )
+
+    @property
+    def _is_whole(self) -> bool:
+        """Whether everything is asked to stay."""
+        return (self.keep if self.target is None else self.target) == 1
+
+    def _options(self) -> dict[str, object]:
+        return {"budget": self.budget, "keep": self.keep, "granularity": self.granularity}
+
+    def _masks(self, view: View, found: ConnectivityEvidence, listed: tuple[Layer, ...]) -> Plan:
+        prunable = [layer for layer in listed if layer.is_prunable]
+        if not prunable:
+            raise BudgetError(
+                "no layer has connections that can be pruned: each is the first, has a single parent, or is ignored."
+            )
+        prices = {layer.tensor: _price(view, layer, self.budget) for layer in prunable}
+        whole = sum(int(price.sum()) for price in prices.values())
+        total = {"params": view.graph.params, "macs": view.graph.macs}.get(str(self.budget), lambda: whole)()
+        budget = round(self.keep * total) - (total - whole)
+        fixed = _affordable(
+            _must_stay(view, found, listed), lifelines(view.graph, listed, found.scores), prices, budget
+        )
+
+        def stalls(raised: float) -> dict[str, LayerBudget]:
+            return {
+                layer.tensor: LayerBudget(
+                    found.scores[layer.tensor],
+                    prices[layer.tensor],
+                    fixed[layer.tensor],
+                    int((found.upper(layer.tensor, raised) + HAIR) * fixed[layer.tensor].numel()),
+                )
+                for layer in prunable
+            }
+
+        raised = _least_raise(lambda share: least(stalls(share)) <= budget)
+        masks = allocate_connections(stalls(raised), budget, str(self.budget))
+        edits = [
+            Mask(layer.tensor, Keep.of(layer.mask(masks[layer.tensor]).contiguous()))
+            for layer in prunable
+            if not bool(masks[layer.tensor].all())
+        ]
+        spent = sum(int(prices[name][mask].sum()) for name, mask in masks.items())
+        reached = {
+            "keep": (total - whole + spent) / total,
+            "connections": sum(int(mask.sum()) for mask in masks.values()),
+            **_report_limits(found, raised),
+            **_dense(view, {layer.tensor for layer in prunable}),
+        }
+        return Plan(tuple(edits), view.graph.fingerprint, self._options(), reached)
+
+    def _cuts(self, view: View, found: ConnectivityEvidence, listed: tuple[Layer, ...]) -> Plan:
+        scores = self._survey().unit_scores(view, listed, found.scores)
+        scores = {name: _first(values, found.protected.get(name)) for name, values in scores.items()}
+        plan = plan_within(self, view, lambda keep, table: self._cut(view, found, scores, keep, table))
+        return replace(plan, asked={**self._options(), **({"target": self.target} if self.target else {})})
+
+    def _cut(
+        self,
+        view: View,
+        found: ConnectivityEvidence,
+        scores: Mapping[str, Tensor],
+        keep: float,
+        table: LatencyTable | None,
+    ) -> Plan:
+        """Keep such a share of the budget, within limits that are raised as little as it takes."""
+
+        def cut(raised: float) -> Plan:
+            floors = {}
+            for group in view.graph.prunable:
+                saved = int(found.protected[group.name].sum()) if group.name in found.protected else 0
+                floors[group.name] = max(saved, group.size - int((found.upper(group.name, raised) + HAIR) * group.size))
+            return allocate(
+                view.graph,
+                scores,
+                keep=keep,
+                budget=cast(TimedBudget, self.budget),
+                minimum=self.minimum,
+                multiple=self.multiple or 1,
+                floors=floors,
+                table=table,
+            )
+
+        def fits(raised: float) -> bool:
+            try:
+                plan = cut(raised)
+            except BudgetError:
+                return False
+            return self.budget != "channels" or plan.reached["channels"] <= max(
+                round(keep * sum(g.size for g in view.graph.prunable)), len(view.graph.prunable)
+            )
+
+        raised = _least_raise(fits)
+        plan = cut(raised)
+        return replace(plan, reached={**plan.reached, **_report_limits(found, raised)})
+
+
+def _least_raise(fits: Callable[[float], bool]) -> float:
+    """The smallest share of the way to no limits at all at which the budget fits."""
+    if fits(0.0) or not fits(1.0):
+        return 0.0 if fits(0.0) else 1.0
+    low, high = 0.0, 1.0
+    for _ in range(ROUNDS):
+        middle = (low + high) / 2
+        low, high = (low, middle) if fits(middle) else (middle, high)
+    return high
+
+
+def _report_limits(found: ConnectivityEvidence, raised: float) -> dict[str, float]:
+    """What the plan says about limits that were raised; warns where that goes beyond what they are for."""
+    slacks = [limit.slack for limit in found.limits.values() if limit.slack is not None]
+    if not raised or not found.limits:
+        return {}
+    if not slacks:
+        reached, text = {"limits raised": round(raised, 4)}, f"all were raised by {raised:.0%} of the way to none"
+    else:
+        slack = slacks[0] + (1 - slacks[0]) * raised
+        reached, text = {"slack": round(slack, 4)}, f"a single one costs up to {slack:.0%} of what the network knows"
+        if slack <= MOST_SLACK:
+            return reached
+    warnings.warn(
+        f"the budget cannot be met within the limits of the layers: {text}. Expect a loss; raise keep= to stay within "
+        "them.",
+        NervureWarning,
+        stacklevel=4,
+    )
+    return reached
+
+
+def _dense(view: View, masked: set[str]) -> dict[str, str]:
+    """What else multiplies and stays as it is, with its share of all parameters."""
+    left = [p for p in view.graph.products if p.tensor not in masked and p.tensor not in view.ignored]
+    return {"dense": describe_products(left, view.graph.params())} if left else {}
+
+
+def _first(scores: Tensor, protected: Tensor | None) -> Tensor:
+    """Scores with the protected units above all others."""
+    return scores if protected is None else scores + protected * (scores.max() - scores.min() + 1)
+
+
+def _price(view: View, layer: Layer, budget: Price | None) -> Tensor:
+    shape = (layer.children, layer.parents)
+    if budget == "connections":
+        return torch.ones(shape, dtype=torch.int64)
+    owner = layer.tensor.rpartition(".")[0]
+    entries = layer.entries().expand(shape)
+    if budget != "macs":
+        return entries
+    macs = sum(
+        w.fixed * math.prod(view.graph.axes[a].size for a in w.axes) for w in view.graph.work if w.layer == owner
+    )
+    return entries * (macs // layer.weight.numel())
+
+
+def _affordable(
+    fixed: dict[str, Tensor], lines: dict[str, Tensor], prices: Mapping[str, Tensor], budget: int
+) -> dict[str, Tensor]:
+    """``fixed`` where that leaves something to decide; else, with a warning, only the ``lines`` to the outputs."""
+    taken = sum(int((price * fixed[name]).sum()) for name, price in prices.items())
+    bare = sum(int((price * lines[name]).sum()) for name, price in prices.items())
+    if taken == bare or taken <= PROTECTION * budget:
+        return fixed
+    warnings.warn(
+        f"all that protected units hear would take {taken / max(budget, 1):.0%} of what stays: nothing is protected.",
+        NervureWarning,
+        stacklevel=4,
+    )
+    return lines
+
+
+def _must_stay(view: View, found: ConnectivityEvidence, listed: tuple[Layer, ...]) -> dict[str, Tensor]:
+    """Connections that must stay: those that keep outputs connected, and all that protected children hear."""
+    fixed = lifelines(view.graph, listed, found.scores)
+    for layer in listed:
+        for group, units in layer.rows:
+            if group in found.protected:
+                index = torch.tensor(units.array)
+                fixed[layer.tensor] |= (found.protected[group][index.clamp(min=0)] & (index >= 0))[:, None]
+    return fixed

@@ -1,0 +1,117 @@
+"""What the steps of a run share: the recipe and what it names, the folder, and the log of what is done."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Required, TypedDict, final
+
+import torch
+from torch import Tensor, nn
+
+from nervure.core.files import read_json
+from nervure.core.schema import NotNegative
+from nervure.export import load, load_state, save
+from nervure.graph import Graph
+from nervure.methods import Method
+from nervure.methods.dynamic.dynamic_sparse import DynamicSparse
+from nervure.plan import Plan
+from nervure.prune import Pruned
+from nervure.recipe.making import ModelSource
+from nervure.recipe.recipe import Recipe
+from nervure.zoo import Dataset
+
+STATS, STATS_FRESH = "stats.safetensors", "stats-fresh.safetensors"
+SURVEYS = "surveys"
+SHARED = frozenset({"dense.safetensors", "dense.history.json", "graph.json", STATS, STATS_FRESH, SURVEYS})
+
+
+class Log(TypedDict, total=False):
+    """What ``steps.json`` holds: what was begun, and which of its steps are done."""
+
+    recipe: dict[str, dict[str, Any]]
+    fingerprint: str
+    method: str
+    done: Required[list[str]]
+    seconds: Required[dict[str, NotNegative]]
+    clearing: bool
+
+
+@final
+@dataclass(frozen=True, slots=True, eq=False)
+class RunContext:
+    """What every step works with: the recipe and what it names, the folder, and how to speak.
+
+    Attributes:
+        recipe: the recipe.
+        folder: where artefacts are read and written.
+        data: its data set.
+        source: where its network comes from.
+        method: what decides.
+        device: where networks run.
+        say: tells the user one line (or a table).
+        progress: whether to show bars.
+        shared: the folder of the dense network and its evidence, where several runs share them; None: the folder.
+    """
+
+    recipe: Recipe
+    folder: Path
+    data: Dataset
+    source: ModelSource
+    method: Method
+    device: torch.device
+    say: Callable[[str], None]
+    progress: bool = True
+    shared: Path | None = None
+
+    def path(self, name: str) -> Path:
+        """Where artefact ``name`` is."""
+        return (self.shared if self.shared is not None and name in SHARED else self.folder) / name
+
+    def fresh(self) -> nn.Module:
+        """The network with its first weights."""
+        return self.source.build(self.recipe.run.seed).to(self.device)
+
+    def dense(self) -> nn.Module:
+        """The trained dense network."""
+        return load_state(self.path("dense.safetensors"), self.fresh()).eval()
+
+    @property
+    def begins_fresh(self) -> bool:
+        """Whether what is pruned has its first weights, and learns everything afterwards."""
+        said = self.recipe.prune.begin
+        return said == "fresh" or (
+            said == "auto" and isinstance(self.method, DynamicSparse) and self.method.begins_by_lot
+        )
+
+    @property
+    def stats(self) -> Path:
+        """Where the evidence on the network that is pruned is."""
+        return self.path(STATS_FRESH if self.begins_fresh else STATS)
+
+    def origin(self) -> nn.Module:
+        """The network that is pruned."""
+        return self.fresh().eval() if self.begins_fresh else self.dense()
+
+    def example(self, samples: int = 1) -> Tensor:
+        """The first training images, normalised, on the device."""
+        return self.data.example(samples).to(self.device)
+
+    def graph(self) -> Graph:
+        """The graph of the dense network."""
+        return Graph.from_json(read_json(self.path("graph.json"), "a graph"))
+
+    def plan(self) -> Plan:
+        """The plan of the method."""
+        return Plan.from_json(read_json(self.path("plan.json"), "a plan"))
+
+    def final_plan(self) -> Plan:
+        """The plan with the masks of the end, where training rewired."""
+        return self.pruned("model.safetensors").plan if isinstance(self.method, DynamicSparse) else self.plan()
+
+    def pruned(self, name: str) -> Pruned:
+        """The pruned network saved as ``name``."""
+        return load(self.path(name), self.fresh())
+
+    def save(self, name: str, pruned: Pruned) -> None:
+        """Save a pruned network with what is needed to build it again."""
+        save(self.path(name), pruned, meta={"model": self.source.to_json(), "recipe": self.recipe.to_dict()})

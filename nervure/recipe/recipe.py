@@ -1,0 +1,439 @@
+"""A recipe as a frozen value: what to train, cut, recover and compare; read from TOML and checked before any work."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import reprlib
+import tomllib
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, final
+
+from msgspec import Meta
+
+from nervure.core.check import nearest
+from nervure.core.documents import is_shallow, open_document
+from nervure.core.schema import (
+    Between,
+    Count,
+    Fraction,
+    NotNegative,
+    Part,
+    Positive,
+    Seed,
+    Share,
+    Size,
+    convert,
+    hints_of,
+)
+from nervure.engines import ENGINES
+from nervure.errors import ArgumentError, RecipeError
+from nervure.evaluation.corruptions import SEVERITIES, expand_names
+
+Options = Mapping[str, Any]
+Section = TypeVar("Section")
+
+
+def _corruptions(value: tuple[str, ...]) -> str:
+    try:
+        expand_names(value or "all")
+    except ArgumentError as error:
+        return f"is wrong: {str(error).rstrip('.')}"
+    return ""
+
+
+def _engines(value: tuple[str, ...]) -> str:
+    unknown = [name for name in value if name not in ENGINES]
+    if unknown:
+        return f"names no engine with {unknown[0]!r}.{nearest(unknown[0], ENGINES, listed=True)}".rstrip(".")
+    return "" if value and len(set(value)) == len(value) else "must name at least one engine, each once"
+
+
+def _severities(value: tuple[int, ...]) -> str:
+    return "" if value and all(v in SEVERITIES for v in value) else f"must hold some of {SEVERITIES}"
+
+
+def distinct(value: tuple[float, ...]) -> str:
+    """What is wrong with a list in which each number should be once; empty: nothing."""
+    return "" if len(set(value)) == len(value) else "must hold each number once"
+
+
+Rounds = Annotated[int, Meta(ge=3, le=1000)]
+"""A median with quartiles takes at least 3."""
+Threads = Annotated[int, Meta(ge=0, le=4096)]
+"""Of torch; 0: as torch has it."""
+
+
+def rule(wrong: Callable[[Any], str], default: Any) -> Any:
+    """A field whose value must be right: ``wrong`` returns what is wrong with it, or nothing."""
+    return field(default=default, metadata={"rule": wrong})
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class ModelSection:
+    """Which network: a zoo ``name`` or a ``factory`` written ``package.module:function``, with its ``options``.
+
+    ``weights`` is a file of trained weights (safetensors); with it the dense network is not trained again.
+    """
+
+    name: str = ""
+    factory: str = ""
+    weights: str = ""
+    options: Options = field(default_factory=dict, hash=False)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class DataSection:
+    """Which data set of the zoo, and where its files lie (``root``; empty: where they are installed).
+
+    ``size`` is the side in pixels to which images are resized (0: as published), ``validation`` the share of the
+    training images held out, ``train_samples`` and ``test_samples`` how many of each split to use (0: all).
+    """
+
+    name: str = ""
+    root: str = ""
+    size: Count = 0
+    validation: Between = 0.1
+    train_samples: Count = 0
+    test_samples: Count = 0
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class TrainSection:
+    """How the dense network is trained; the words are those of ``nervure.train`` and of ``split.batches``."""
+
+    epochs: Count = 10
+    lr: Positive = 0.1
+    batch_size: Size = 128
+    augment: bool = False
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    momentum: Part = 0.9
+    weight_decay: NotNegative = 5e-4
+    schedule: Literal["onecycle", "cosine", "constant"] = "onecycle"
+    precision: Literal["float32", "bf16"] = "float32"
+    smoothing: Part = 0.0
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class PruneSection:
+    """Which ``method``, how much stays (``keep``, in the unit of ``budget``), and the method's other ``options``.
+
+    With ``budget = "latency"`` the ``options`` say ``engine`` and ``target``, a share or a time like ``"3 ms"``.
+    ``density`` is the fraction of the weights that stays, for methods that mask them (0: as ``keep`` says). Each table
+    in ``then`` (``[[prune.then]]``) names another ``method`` with its options; it prunes what is left.
+
+    ``begin`` says what is pruned: the ``"trained"`` network, which then recovers, or a ``"fresh"`` one, which is then
+    trained as ``[train]`` says, as its random twin is. ``"auto"``: fresh for methods that begin with a sparse network
+    by lot and rewire it while it trains, such as ``RigL``, trained for all others.
+    """
+
+    method: str = "Magnitude"
+    keep: Fraction = 0.5
+    budget: Literal["channels", "params", "macs", "latency"] = "macs"
+    samples: Size = 2048
+    options: Options = field(default_factory=dict, hash=False)
+    then: tuple[Options, ...] = field(default=(), hash=False)
+    density: Share = 0.0
+    begin: Literal["auto", "trained", "fresh"] = "auto"
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class RecoverSection:
+    """How the cut network is trained again (0 epochs: not at all); the two twins get the same training.
+
+    With ``recalibrate`` above 0, its batch norms first take their statistics anew over so many batches. With
+    ``distill`` above 0, that share of the loss is the pull towards the answers of the dense network, softened by
+    ``temperature``.
+    """
+
+    epochs: Count = 5
+    lr: Positive = 0.02
+    batch_size: Size = 128
+    augment: bool = False
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    momentum: Part = 0.9
+    weight_decay: NotNegative = 5e-4
+    schedule: Literal["onecycle", "cosine", "constant"] = "cosine"
+    precision: Literal["float32", "bf16"] = "float32"
+    smoothing: Part = 0.0
+    recalibrate: Count = 0
+    distill: Share = 0.0
+    temperature: Positive = 4.0
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class EvaluateSection:
+    """What is measured: batch size for accuracy, batch sizes for latency (an empty list: no latency) and its rounds.
+
+    ``engines`` are what latency is measured in, see :func:`nervure.engines.runner`.
+
+    ``shift`` names corruptions of the test images ("all", kinds or names; an empty list: none), ``severities`` which of
+    1 to 5, and ``shift_samples`` how many test images meet them (0: all).
+    """
+
+    batch_size: Size = 500
+    latency: tuple[Size, ...] = (1, 64)
+    rounds: Rounds = 20
+    engines: tuple[str, ...] = rule(_engines, ("eager",))
+    shift: tuple[str, ...] = rule(_corruptions, ("all",))
+    severities: tuple[int, ...] = rule(_severities, (3,))
+    shift_samples: Count = 500
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class RunSection:
+    """Seed, folder of the artefacts, threads (0: as torch has it), device, and whether the two twins are run."""
+
+    seed: Seed = 0
+    folder: str = "runs/latest"
+    threads: Threads = 1
+    device: str = "cpu"
+    twins: bool = True
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class SweepSection:
+    """What ``nervure sweep`` varies: fractions that stay (``keeps``), ``seeds``, and methods; a run passes it over.
+
+    Each ``[[sweep.method]]`` has a ``name``, and may have ``options``, a ``label``, and ``keeps`` of its own. Without
+    any, the method of ``[prune]`` is swept; without ``seeds``, that of ``[run]`` is the only one.
+    """
+
+    keeps: tuple[Fraction, ...] = rule(distinct, ())
+    seeds: tuple[Seed, ...] = rule(distinct, ())
+    method: tuple[Options, ...] = field(default=(), hash=False)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What to train, cut, recover and compare. See the sections for their keys.
+
+    >>> recipe = Recipe.from_toml('''
+    ... [model]
+    ... name = "resnet8"
+    ... [data]
+    ... name = "digits"
+    ... [prune]
+    ... keep = 0.4
+    ... ''')
+    >>> recipe.prune.keep, recipe.recover.epochs
+    (0.4, 5)
+    """
+
+    model: ModelSection
+    data: DataSection
+    train: TrainSection = field(default_factory=TrainSection)
+    prune: PruneSection = field(default_factory=PruneSection)
+    recover: RecoverSection = field(default_factory=RecoverSection)
+    evaluate: EvaluateSection = field(default_factory=EvaluateSection)
+    run: RunSection = field(default_factory=RunSection)
+    sweep: SweepSection = field(default_factory=SweepSection)
+
+    def __post_init__(self) -> None:
+        for name in SECTIONS:
+            check_rules(getattr(self, name), f"[{name}]")
+        _require_one_model(self.model)
+        if not self.data.name:
+            raise RecipeError('[data] needs a name, e.g. name = "digits".')
+        _require_there(self.model.weights, "[model] weights", "a file", Path.is_file)
+        _require_there(self.data.root, "[data] root", "a folder", Path.is_dir)
+
+    @staticmethod
+    def from_dict(data: Mapping[str, Any], *, source: str = "the recipe") -> "Recipe":
+        """Build a recipe from nested plain data; raises :class:`RecipeError` on anything unknown or of a wrong type."""
+        if not isinstance(data, Mapping):
+            raise RecipeError(f"{source} must be tables of keys, got {reprlib.repr(data)}.")
+        require_known(data, SECTIONS, f"{source} has no section")
+        try:
+            return Recipe(**{name: section_of(cls, data.get(name, {}), f"[{name}]") for name, cls in SECTIONS.items()})
+        except RecipeError as error:
+            raise RecipeError(f"{source}: {error}") from None
+
+    @staticmethod
+    def from_toml(path_or_text: str | os.PathLike[str]) -> "Recipe":
+        """Read a recipe from a TOML file, or from TOML text; paths in it are relative to the working folder.
+
+        Raises:
+            RecipeError: the file is missing or not TOML, or a key is unknown, of a wrong type or out of range.
+        """
+        data, source = toml_of(path_or_text)
+        return Recipe.from_dict(data, source=source)
+
+    @staticmethod
+    def from_json(text: str) -> "Recipe":
+        """Read what ``json.dumps(recipe.to_dict())`` wrote; raises :class:`RecipeError`."""
+        return Recipe.from_dict(open_document(text, "this recipe", RecipeError))
+
+    def to_dict(self) -> dict[str, dict[str, Any]]:
+        """Nested plain data, every key present, that :meth:`from_dict` reads back to an equal recipe."""
+        return {name: plain(getattr(self, name)) for name in SECTIONS}
+
+    def to_toml(self) -> str:
+        """TOML text that :meth:`from_toml` reads back to an equal recipe."""
+        return "\n".join(_toml_table(name, table) for name, table in self.to_dict().items())
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of everything that decides the result: all but where it is written, and what a sweep varies."""
+        content = self.to_dict()
+        del content["run"]["folder"], content["sweep"]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+SECTIONS: Mapping[str, type[Any]] = {
+    "model": ModelSection,
+    "data": DataSection,
+    "train": TrainSection,
+    "prune": PruneSection,
+    "recover": RecoverSection,
+    "evaluate": EvaluateSection,
+    "run": RunSection,
+    "sweep": SweepSection,
+}
+
+
+def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """What differs between two recipes' plain data, e.g. ``["[prune] keep: 0.5 -> 0.4"]``.
+
+    The folder is no matter, and what a sweep varies neither.
+    """
+    return [
+        f"[{section}] {key}: {before.get(section, {}).get(key)!r} -> {value!r}"
+        for section, table in after.items()
+        for key, value in table.items()
+        if before.get(section, {}).get(key) != value and (section, key) != ("run", "folder") and section != "sweep"
+    ]
+
+
+def toml_of(path_or_text: str | os.PathLike[str]) -> tuple[dict[str, Any], str]:
+    """The data in a TOML file, or in TOML text, and what to call it; raises RecipeError where it cannot be read."""
+    text, source = _text_of(path_or_text)
+    try:
+        data = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise RecipeError(f"{source} is not TOML: {error}.") from error
+    if not is_shallow(data):
+        raise RecipeError(f"{source} is not TOML for people: it is nested too deeply.")
+    return data, source
+
+
+def _text_of(path_or_text: str | os.PathLike[str]) -> tuple[str, str]:
+    if isinstance(path_or_text, str) and ("\n" in path_or_text or "=" in path_or_text):
+        return path_or_text, "the recipe"
+    path = Path(path_or_text)
+    if not path.is_file():
+        raise RecipeError(f"there is no recipe at {str(path)!r}. Give the path of a TOML file.")
+    try:
+        return path.read_text(encoding="utf-8"), str(path)
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"the recipe {str(path)!r} cannot be read: {error}.") from error
+
+
+def section_of(cls: type[Section], table: Any, where: str) -> Section:
+    """A section from plain data; raises RecipeError on an unknown key, or a value of a wrong type or out of bounds."""
+    if not isinstance(table, Mapping):
+        raise RecipeError(f"{where} = {reprlib.repr(table)} must be a table of keys.")
+    hints = hints_of(cls)
+    require_known(table, hints, f"{where} has no key")
+    return cls(**{key: _value(hints[key], value, f"{where} {key}") for key, value in table.items()})
+
+
+def require_known(given: Iterable[str], known: Iterable[str], complaint: str) -> None:
+    """Raise RecipeError for the first of ``given`` that is not among ``known``, naming the nearest."""
+    names = list(known)
+    for key in given:
+        if key not in names:
+            raise RecipeError(f"{complaint} {key!r}.{nearest(key, names, listed=True)}")
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    """``value`` as the type ``hint`` says; a whole number is welcome where a float is expected, never a boolean."""
+    told = f"{where} = {reprlib.repr(value)}"
+    if typing.get_origin(hint) is Literal and value not in typing.get_args(hint):
+        raise RecipeError(f"{told} is not one of {', '.join(map(repr, typing.get_args(hint)))}.")
+    _require_plain(value, where)
+    return convert(value, hint, told, RecipeError)
+
+
+def _require_plain(value: Any, where: str) -> None:
+    """Options travel through JSON, which has no dates, so TOML's dates are refused where they are written."""
+    if isinstance(value, Mapping | list | tuple):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            _require_plain(item, where)
+    elif not isinstance(value, str | int | float | bool | None):
+        kind = type(value).__name__
+        raise RecipeError(f"{where} holds {value!r}, a {kind}; expected text, numbers, true or false, lists.")
+
+
+def check_rules(section: Any, where: str) -> None:
+    """Raise RecipeError for the first field whose value is not right."""
+    hints = hints_of(type(section))
+    for f in dataclasses.fields(section):
+        _value(hints[f.name], getattr(section, f.name), f"{where} {f.name}")
+        wrong = f.metadata.get("rule", lambda _: "")(getattr(section, f.name))
+        if wrong:
+            raise RecipeError(f"{where} {f.name} = {getattr(section, f.name)!r} {wrong}.")
+
+
+def _require_one_model(model: ModelSection) -> None:
+    if bool(model.name) == bool(model.factory):
+        given = "both" if model.name else "neither"
+        raise RecipeError(
+            f'[model] needs either a name from the zoo or a factory "package.module:function"; {given} was given.'
+        )
+    if model.factory and ":" not in model.factory:
+        raise RecipeError(f'[model] factory = {model.factory!r} must be written "package.module:function".')
+
+
+def _require_there(path: str, what: str, kind: str, test: Callable[[Path], bool]) -> None:
+    if path and not test(Path(path)):
+        raise RecipeError(f"{what} = {path!r}: there is no such thing; expected {kind} (relative to {os.getcwd()!r}).")
+
+
+def plain(section: Any) -> dict[str, Any]:
+    """A section as plain data, every key present."""
+    values = {f.name: getattr(section, f.name) for f in dataclasses.fields(section)}
+    return {name: _plain_value(value) for name, value in values.items()}
+
+
+def _plain_value(value: Any) -> Any:
+    if isinstance(value, tuple | list):
+        return [_plain_value(item) for item in value]
+    if isinstance(value, Mapping):
+        return {key: _plain_value(item) for key, item in value.items()}
+    return value
+
+
+def _toml_table(name: str, table: Mapping[str, Any]) -> str:
+    lines = [f"[{name}]"]
+    lines += [f"{_toml_key(key)} = {_toml(value)}" for key, value in table.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _toml_key(key: str) -> str:
+    return key if key.replace("_", "").replace("-", "").isalnum() and key.isascii() else json.dumps(key)
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, Mapping):
+        inner = ", ".join(f"{_toml_key(key)} = {_toml(item)}" for key, item in value.items())
+        return f"{{ {inner} }}" if inner else "{}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_toml, value))}]"
+    if isinstance(value, str):
+        # TOML's basic strings escape as JSON's do, but want DEL escaped too.
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    # repr, not json: JSON's NaN and Infinity are nan and inf in TOML, as in Python.
+    return str(value).lower() if isinstance(value, bool) else repr(value)

@@ -1,0 +1,60 @@
+"""A model run with somebody looking at each operator: what it was given, what it gave, which parameters it used."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any, TypeAlias, final
+
+from torch import Tensor, nn
+
+from nervure.evaluation.labelled import device_of
+from nervure.graph.inputs import evaluating
+from nervure.graph.modes import disable_compile, leave_modes
+from nervure.graph.preserve import restore_after
+from nervure.graph.products import Operand, Provenance
+from nervure.graph.tape import Entry, Recorder, Tape, WriteBack, named_tensors, plain_kernels
+from nervure.stats.loaders import Batch
+
+See: TypeAlias = Callable[["Watcher", Entry | WriteBack, Sequence[Operand], tuple[Any, ...], Any], None]
+"""Who watches, an operator, the parameters that it multiplies with, what it was given and what it gave."""
+
+
+class Enough(BaseException):
+    """All that was to be seen has been seen: the run stops. No error, so no ``except Exception`` keeps it."""
+
+
+@final
+class Watcher(Recorder):
+    """Shows ``see`` each operator as it happens; ``tensors`` are those of the model, by name."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], see: See) -> None:
+        super().__init__(Tape())
+        for name, tensor in tensors.items():
+            self.tape.named[self.new(tensor).id] = name
+        parameters = frozenset(name for name, tensor in tensors.items() if isinstance(tensor, nn.Parameter))
+        self.provenance = Provenance(self.tape, parameters)
+        self._see, self._read = see, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = super().__torch_dispatch__(func, types, args, kwargs)
+        # A composite operator has been seen already, part by part.
+        new, self._read = self.tape.entries[self._read :], len(self.tape.entries)
+        for entry in new:
+            self._see(self, entry, self.provenance.step(entry), args, out)
+        return out
+
+
+Watch: TypeAlias = Callable[[Batch, See], None]
+"""Runs a model on a batch, until who watches has seen enough."""
+
+
+@contextmanager
+def watchable(model: nn.Module) -> Iterator[Watch]:
+    """While this lasts the model can be run, in evaluation mode; what runs write is put back afterwards."""
+    with leave_modes(), restore_after(model), disable_compile(), evaluating(model), plain_kernels(model):
+        tensors, device = named_tensors(model), device_of(model)
+
+        def watch(batch: Batch, see: See) -> None:
+            with suppress(Enough), Watcher(tensors, see):
+                batch.to(device).feed(model)
+
+        yield watch

@@ -1,0 +1,197 @@
+"""Batches of data, checked: what people feed to networks, in one shape."""
+
+import copy
+import itertools
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from nervure.core.annotations import Batches
+from nervure.core.check import checked
+from nervure.core.progress import ending
+from nervure.errors import DataError
+from nervure.graph.inputs import forward, plain
+
+SAMPLES = 2048
+"""How many are measured, unless something else is asked."""
+
+
+@final
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """Inputs (positional and by keyword) and labels of ``size`` samples."""
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    labels: Tensor | None
+    size: int
+
+    def head(self, n: int) -> "Batch":
+        """The first ``n`` samples."""
+        if n >= self.size:
+            return self
+        args, kwargs, labels = tree_map(lambda value: _head(value, self.size, n), (self.args, self.kwargs, self.labels))
+        return Batch(args, kwargs, labels, n)
+
+    def rows(self, index: Tensor) -> "Batch":
+        """The samples at these places."""
+        args, kwargs, labels = tree_map(
+            lambda value: value[index] if _has_rows(value, self.size) else value, (self.args, self.kwargs, self.labels)
+        )
+        return Batch(args, kwargs, labels, len(index))
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same on another device."""
+        args, kwargs, labels = tree_map(lambda value: _to(value, device), (self.args, self.kwargs, self.labels))
+        return Batch(args, kwargs, labels, self.size)
+
+    def feed(self, model: nn.Module) -> Any:
+        """What ``model`` makes of the inputs, or of copies, for it may write into what it is given."""
+        args, kwargs = tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, (self.args, self.kwargs))
+        return forward(model, args, kwargs)
+
+
+def batches(data: Batches, samples: int, *, labelled: bool, per_class: int = 0) -> Iterator[Batch]:
+    """The first ``samples`` samples of ``data``, batch by batch.
+
+    Args:
+        data: (inputs, labels) pairs, or inputs alone; inputs are a tensor, a tuple of positional arguments or a dict.
+            They stay where they are, see :func:`keep_position`.
+        samples: how many at most; the last batch is cut to fit.
+        labelled: whether labels must be there.
+        per_class: where above 0, only the first so many samples of each class are taken.
+
+    Raises:
+        DataError: ``data`` are empty, a batch is malformed, values are not finite, or labels are missing or not whole.
+    """
+    seen = 0
+    taken: Counter[int] = Counter()
+    for number, raw in enumerate(_iterate(data)):
+        batch = _batch(raw, f"batch {number}", labelled)
+        batch = (_take_balanced(batch, taken, per_class) if per_class else batch).head(samples - seen)
+        seen += batch.size
+        if batch.size:
+            yield batch
+        if seen >= samples:
+            return
+    if seen == 0:
+        raise DataError(
+            "the data are empty: there was no sample to measure. Give a re-iterable of (inputs, labels) batches."
+        )
+
+
+def first_of(data: Batches, samples: int) -> list[Any]:
+    """The batches, as they come, that hold the first ``samples`` samples; raises DataError as :func:`batches`."""
+    found, seen = list[Any](), 0
+    for number, raw in enumerate(_iterate(data)):
+        found.append(raw)
+        seen += _batch(raw, f"batch {number}", labelled=False).size
+        if seen >= samples:
+            break
+    return found
+
+
+def keep_position(data: Any) -> Any:
+    """A copy to iterate over: a loader that shuffles anew in each epoch stays where it is, and gives the same again."""
+    if isinstance(data, Iterator):
+        return data
+    try:
+        return copy.copy(data)
+    except Exception:
+        # A loader of the user may be such that it cannot be copied, and say so in any way.
+        return data
+
+
+@checked
+def are_labelled(data: Batches) -> bool:
+    """Whether the first batch has labels; it is drawn for this."""
+    raw = next(_iterate(data), None)
+    return raw is None or _split(raw, "batch 0")[1] is not None
+
+
+def count_batches(data: Iterable[Batch], samples: int, length: int | None) -> tuple[Iterator[Batch], int]:
+    """The same batches, and how many will come if all are like the first; ``length``: how many there are at most."""
+    iterator = iter(data)
+    first = next(iterator)
+    number = -(-samples // max(1, first.size))
+    return itertools.chain([first], iterator), number if length is None else min(number, length)
+
+
+def _take_balanced(batch: Batch, taken: Counter[int], per_class: int) -> Batch:
+    """The samples whose class is still wanted; ``taken`` counts on."""
+    rows = []
+    for row, label in enumerate(batch.labels.tolist() if batch.labels is not None else ()):
+        if taken[label] < per_class:
+            taken[label] += 1
+            rows.append(row)
+    return batch.rows(torch.tensor(rows, dtype=torch.long))
+
+
+def _iterate(data: Batches) -> Iterator[Any]:
+    if not isinstance(data, Iterable) or isinstance(data, Tensor | Mapping | str):
+        raise DataError(
+            f"data of type {type(data).__name__} are no batches. Give a re-iterable of (inputs, labels) pairs."
+        )
+    return ending(keep_position(data))
+
+
+def _batch(raw: Any, what: str, labelled: bool) -> Batch:
+    inputs, labels = _split(raw, what)
+    args, kwargs = _arguments(inputs)
+    tensors = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor) and value.ndim > 0]
+    if not tensors:
+        raise DataError(f"{what} has no tensor among its inputs ({type(inputs).__name__}).")
+    size = len(tensors[0])
+    for tensor in tensors:
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise DataError(f"{what}: inputs are NaN or infinite. Clean the data first.")
+    if labelled:
+        _require_labels(labels, size, what)
+    return Batch(args, kwargs, labels if labelled else None, size)
+
+
+def _split(raw: Any, what: str) -> tuple[Any, Any]:
+    if isinstance(raw, Tensor | Mapping):
+        return raw, None
+    match raw:
+        case (inputs,):
+            return inputs, None
+        case (inputs, labels):
+            return inputs, labels
+    raise DataError(
+        f"{what} is a {type(raw).__name__}, not a pair (inputs, labels). Put several inputs into one tuple."
+    )
+
+
+def _arguments(inputs: Any) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+    inputs = plain(inputs)
+    if isinstance(inputs, Mapping):
+        return (), {str(name): value for name, value in inputs.items()}
+    return (tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)), {}
+
+
+def _require_labels(labels: Any, size: int, what: str) -> None:
+    if not isinstance(labels, Tensor):
+        raise DataError(f"{what} has no labels, and they are needed for what is wanted. Give (inputs, labels) batches.")
+    if labels.shape != (size,) or labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise DataError(
+            f"{what}: labels of shape {tuple(labels.shape)} and dtype {labels.dtype} for {size} samples; "
+            "they must be one class number (an integer) per sample."
+        )
+
+
+def _head(value: Any, size: int, n: int) -> Any:
+    return value[:n] if _has_rows(value, size) else value
+
+
+def _has_rows(value: Any, size: int) -> bool:
+    return isinstance(value, Tensor) and value.ndim > 0 and len(value) == size
+
+
+def _to(value: Any, device: torch.device) -> Any:
+    return value.to(device) if isinstance(value, Tensor) else value

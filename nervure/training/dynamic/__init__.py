@@ -1,0 +1,1 @@
+"""Dynamic sparse training: what goes, what comes, when, and the hook that makes it so."""
