@@ -1,6 +1,7 @@
 """Nervure: PyTorch networks made smaller and faster by their connectivity."""
 
 from nervure.budget.latency_table import LatencyTable
+from nervure.core.renamed import find_old_modules as _find_old_modules
 from nervure.evaluation import Connectivity, Similarity, connectivity, evaluate, latency, latency_table, similarity
 from nervure.export import export, load, save
 from nervure.graph import Block, Cost, Graph, Group, count
@@ -113,3 +114,5 @@ __all__ = [  # noqa: RUF022
 ]
 
 __version__ = "0.1.0"
+
+_find_old_modules()
