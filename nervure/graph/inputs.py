@@ -288,14 +288,16 @@ def resize_batch(example: Any, batch: int) -> Any:
     Tensors whose first axis is as long as that of the first tensor are resized; whatever else there is stays.
 
     Raises:
-        ArgumentError: if no tensor has samples along a first axis.
+        ArgumentError: if no tensor has samples along a first axis, or one that has is sparse.
     """
     samples = samples_of(example)
     index = torch.arange(batch) % samples
 
     def fit(leaf: Any) -> Any:
         has_samples = isinstance(leaf, Tensor) and leaf.ndim and leaf.shape[0] == samples
-        return leaf.index_select(0, index.to(leaf.device)) if has_samples else leaf
+        if has_samples and leaf.layout != torch.strided:
+            raise ArgumentError(f"the example holds {show_value(leaf)} of layout {leaf.layout}; give a dense tensor.")
+        return leaf[index.to(leaf.device)] if has_samples else leaf
 
     return tree_map(fit, example)
 
