@@ -20,7 +20,7 @@ from nervure.core.check import checked
 from nervure.core.container import DamageError, Kind, read_container, reading, write_container
 from nervure.core.files import require_writable
 from nervure.core.schema import convert
-from nervure.errors import FileError, NervureError, NervureWarning
+from nervure.errors import ArgumentError, FileError, NervureError, NervureWarning
 from nervure.export.packing import POSITIONS, Packing, pack, unpack, unpacked_mask
 from nervure.export.stock import stock_differences
 from nervure.graph import Cost
@@ -328,6 +328,8 @@ def _without_repeats(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], di
         owner = first.setdefault(id(tensor), name)
         if owner != name:
             aliases[name] = owner
+        elif tensor.is_meta:
+            raise ArgumentError(f"{name} has a shape only (it is on the meta device): give the model weights first.")
         else:
             tensors[name] = tensor.detach().cpu()
     return tensors, aliases
