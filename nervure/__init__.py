@@ -1,6 +1,7 @@
 """Nervure: PyTorch networks made smaller and faster by their connectivity."""
 
 from nervure.budget.latency_table import LatencyTable
+from nervure.core.version import __version__ as __version__
 from nervure.evaluation import Connectivity, Similarity, connectivity, evaluate, latency, latency_table, similarity
 from nervure.export import export, load, save
 from nervure.graph import Block, Cost, Graph, Group, count
@@ -111,5 +112,3 @@ __all__ = [  # noqa: RUF022
     "train",
     "verify",
 ]
-
-__version__ = "0.1.0"

@@ -1,8 +1,8 @@
 """Labels: integers that say which unit each element of a tensor belongs to, and the algebra that unites them.
 
 A :class:`LabelArray` is an integer array that broadcasts to a tensor's shape, with size 1 along axes where it is
-constant. A tensor carries several of them where its units form a product: a weight has one per axis, an attention projection one
-for its heads and one for the width inside the heads. An element leaves when any of its units leaves.
+constant. A tensor carries several of them where its units form a product: a weight has one per axis, an attention
+projection one for its heads and one for the width inside the heads. An element leaves when any of its units leaves.
 """
 
 from collections.abc import Iterable, Sequence
