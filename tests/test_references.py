@@ -24,6 +24,7 @@ ROLE = re.compile(
     r"(?::|\{)(?:py:)?(?:func|class|meth|mod|attr|data|exc|obj)(?::|\})`(?:[^`<]*<)?[~!]?\.?([\w.]+)(?:\(\))?>?`"
 )
 PATH = re.compile(r"(?<![\w/.-])(?:nervure|tests|benchmarks|examples|docs)/[\w./-]*\w\.(?:py|md|toml|svg)\b")
+MEMBERS = re.compile(r"automodule:: ([\w.]+)\n +:members: ([\w, ]+)")
 SUFFIXES = {"sha256", "words", "pt", "onnx", "safetensors", "json", "toml", "py", "log", "lock", "html"}
 """What follows ``nervure.`` in the name of a file, in the header of one, and in the name of a logger or a key."""
 
@@ -98,6 +99,12 @@ def _roles_below(node: ast.AST, path: Path, scopes: tuple[str, ...]) -> Iterator
         yield from _roles_below(child, path, scopes)
 
 
+def members_on_page(path: Path) -> Iterator[Reference]:
+    """What the reference takes from modules."""
+    for module, names in MEMBERS.findall(path.read_text(encoding="utf-8")):
+        yield from (Reference(f"{module}.{name.strip()}", str(path.relative_to(ROOT))) for name in names.split(","))
+
+
 def files_named_in(path: Path) -> Iterator[Reference]:
     """The files of this repository that a file names."""
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
@@ -122,6 +129,11 @@ def test_roles_are_there() -> None:
     )
     wrong = dead(pages) + dead(sources)
     assert not wrong, "\n".join(["these roles stand for nothing:", *wrong])
+
+
+def test_members_of_the_reference_are_there() -> None:
+    wrong = dead(name for path in PAGES for name in members_on_page(path))
+    assert not wrong, "\n".join(["the reference asks for these, and they are not there:", *wrong])
 
 
 def test_files_that_are_named_are_there() -> None:
