@@ -161,3 +161,10 @@ def test_a_dead_role_is_seen_where_it_stands() -> None:
     )
     wrong = dead(_roles_below(tree, ROOT / "nervure" / "plan.py", ("nervure.plan",)))
     assert [name.partition(": ")[2] for name in wrong] == ["seal", "to_hat", "nervure.Hat"]
+
+
+def test_what_templates_ask_of_the_tables_is_there() -> None:
+    templates = sorted((ROOT / "nervure" / "report" / "templates").glob("*.html.j2"))
+    asked = {name for path in templates for name in re.findall(r"\btables\.(\w+)", path.read_text(encoding="utf-8"))}
+    assert asked
+    assert [name for name in sorted(asked) if not find(f"nervure.report.tables.{name}")] == []
