@@ -33,6 +33,7 @@ check: $(STAMP)  ## style, types, layers
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy --strict nervure
+	$(BIN)/python docs/house.py
 	$(ONE_THREAD) $(BIN)/python -m pytest --quiet tests/test_layers.py
 
 bench: $(STAMP)  ## side-by-side measurements; their tables land in docs/results/

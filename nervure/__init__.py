@@ -2,6 +2,7 @@
 
 from nervure.budget.latency_table import LatencyTable
 from nervure.core.renamed import find_old_modules as _find_old_modules
+from nervure.core.version import __version__ as __version__
 from nervure.evaluation import Connectivity, Similarity, connectivity, evaluate, latency, latency_table, similarity
 from nervure.export import export, load, save
 from nervure.graph import Block, Cost, Graph, Group, count
@@ -112,7 +113,5 @@ __all__ = [  # noqa: RUF022
     "train",
     "verify",
 ]
-
-__version__ = "0.1.0"
 
 _find_old_modules()

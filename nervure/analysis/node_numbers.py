@@ -49,7 +49,7 @@ def fits(nodes: Tensor, shape: Sequence[int]) -> bool:
 
 
 def rows_of(nodes: Tensor, axes: Sequence[int]) -> tuple[Tensor, tuple[int, ...]]:
-    """Numbers as [places, along ``axes``] and the shape of the places; :func:`unrowed` takes it back."""
+    """Numbers as [places, along ``axes``] and the shape of the places."""
     kept = [a for a in range(nodes.dim()) if a not in axes]
     moved = nodes.permute(*kept, *axes)
     shape = tuple(moved.shape[: len(kept)])

@@ -73,7 +73,7 @@ def checked(function: F, error: type[NervureError] = ArgumentError) -> F:
 
 
 class Checked:
-    """A frozen dataclass whose fields are what their annotations say, as they say it: see :func:`measured_share`.
+    """A frozen dataclass whose fields are what their annotations say, as they say it: see :func:`checked`.
 
     Where a dataclass has a ``__post_init__`` of its own, that calls ``Checked.__post_init__(self)`` first.
     """

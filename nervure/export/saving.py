@@ -20,6 +20,7 @@ from nervure.core.check import checked
 from nervure.core.container import DamageError, Kind, read_container, reading, write_container
 from nervure.core.files import require_writable
 from nervure.core.schema import convert
+from nervure.core.version import __version__
 from nervure.errors import ArgumentError, FileError, NervureError, NervureWarning
 from nervure.export.packing import POSITIONS, Packing, pack, unpack, unpacked_mask
 from nervure.export.stock import stock_differences
@@ -298,9 +299,7 @@ def _with_packed(header: _ModelHeader, stored: Mapping[str, Tensor], shapes: Sha
 
 def versions() -> dict[str, str]:
     """The versions of nervure and torch, by name."""
-    import nervure
-
-    return {"nervure": str(getattr(nervure, "__version__", "0")), "torch": str(torch.__version__)}
+    return {"nervure": __version__, "torch": str(torch.__version__)}
 
 
 def _state(model: nn.Module) -> dict[str, Tensor]:

@@ -30,7 +30,7 @@ class Pass(nn.Module):
 
 
 class Silent(nn.Module):
-    """Returns zeros of the shape that the module it stands for returned; see :class:`nervure.graph.Silence`."""
+    """Returns zeros of the shape that the module it stands for returned; see :class:`nervure.graph.types.ZeroStub`."""
 
     def __init__(self, silence: ZeroStub) -> None:
         super().__init__()
