@@ -59,7 +59,7 @@ from nervure.graph.types import Axis, Units
 from nervure.methods import Method
 from nervure.scores import Scores, fpgm, magnitude, random_scores, slimming
 from nervure.surgery.price import price
-from tests.networks import NETWORKS
+from tests.networks import NETWORKS, traced
 from tests.oracle import call, difference, tensors
 
 Weights = Mapping[str, Tensor]
@@ -151,9 +151,8 @@ class Case(NamedTuple):
 
 def case(name: str) -> Case:
     """One of the shared models, traced."""
-    network = NETWORKS[name]
-    model, example = network.factory().eval(), network.example()
-    return Case(model, example, trace(model, example), {k: v.detach() for k, v in named_tensors(model).items()})
+    model, example, graph = traced(name)
+    return Case(model, example, graph, {k: v.detach() for k, v in named_tensors(model).items()})
 
 
 def data_for(model: nn.Module, example: Any) -> list[Any]:

@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -69,6 +70,7 @@ def part(module: tuple[str, ...]) -> str:
     return module[1] if len(module) > 1 else ""
 
 
+@cache
 def is_module(module: tuple[str, ...]) -> bool:
     """Whether nervure has a module of that name."""
     path = ROOT.joinpath(*module)
@@ -109,7 +111,12 @@ def is_allowed(source: str, target: str) -> bool:
 
 
 FILES = sorted(PACKAGE.rglob("*.py"))
-IMPORTS = [found for path in FILES for found in imports_of(path)]
+
+
+@cache
+def imports() -> tuple[Import, ...]:
+    """Every import of nervure in nervure."""
+    return tuple(found for path in FILES for found in imports_of(path))
 
 
 def test_every_part_of_the_house_has_a_floor() -> None:
@@ -118,12 +125,12 @@ def test_every_part_of_the_house_has_a_floor() -> None:
 
 
 def test_imports_go_down_only() -> None:
-    wrong = [str(found) for found in IMPORTS if not is_allowed(found.source, found.target)]
+    wrong = [str(found) for found in imports() if not is_allowed(found.source, found.target)]
     assert not wrong, "\n".join(["imports that go up:", *wrong])
 
 
 def test_parts_do_not_import_each_other_in_a_circle() -> None:
-    reached = {source: {i.target for i in IMPORTS if i.source == source} - {source, ""} for source in FLOORS}
+    reached = {source: {i.target for i in imports() if i.source == source} - {source, ""} for source in FLOORS}
     for _ in FLOORS:
         reached = {s: direct.union(*(reached.get(t, set()) for t in direct)) for s, direct in reached.items()}
     circular = sorted(source for source, below in reached.items() if source in below)
