@@ -8,6 +8,7 @@ seed chooses cases, nothing else: a case does the same on every day, so what fai
 import datetime
 import hashlib
 import os
+import shlex
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterator, Sequence
 from typing import NamedTuple
@@ -87,7 +88,7 @@ class Sampling:
         """Say beside a failure of a drawn case how to have it again."""
         report = yield
         if report.failed and item.get_closest_marker("sampled") is not None:
-            again = f"{SEED}={seed_of_the_day()} python -m pytest -n 0 '{item.nodeid}'"
+            again = f"{SEED}={seed_of_the_day()} python -m pytest -n 0 {shlex.quote(item.nodeid)}"
             report.sections.append(("drawn by the seed of the day; to run it again", again))
         return report
 

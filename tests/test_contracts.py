@@ -73,11 +73,9 @@ def test_methods_that_drop_blocks_keep_the_laws(method: Method, model: str) -> N
     contracts.a_method_keeps_the_laws(case(model), method)
 
 
-@pytest.mark.sampled
 @pytest.mark.filterwarnings("ignore::nervure.errors.NervureWarning")
-@pytest.mark.parametrize("method", (*METHODS[::3], *DROPPING[::3], *MASKING[::3]), ids=repr)
-def test_methods_plan_the_same_in_another_process(method: Method) -> None:
-    contracts.the_same_in_another_process(method, "residual")
+def test_methods_plan_the_same_in_another_process() -> None:
+    contracts.the_same_in_another_process((*METHODS, *DROPPING, *MASKING), "residual")
 
 
 @pytest.mark.sampled
