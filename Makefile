@@ -27,10 +27,10 @@ demo: $(STAMP)  ## train, prune and measure a small network; ends with the path 
 	@echo "report: $(CURDIR)/runs/demo/report.html"
 
 test: check  ## style, types, layers, tests, doctests, README, examples; the large laws by a sample of the day
-	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 --quiet
+	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 --dist worksteal --quiet
 
 test-all: check  ## the same with every case of every law
-	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 --quiet --whole
+	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 --dist worksteal --quiet --whole
 
 check: $(STAMP)  ## style, types, layers
 	$(BIN)/ruff format --check .
