@@ -19,16 +19,17 @@ SEED = "NERVURE_TEST_SEED"
 LEAST = 12
 """Cases of every law, or all where there are fewer."""
 TIMES = 3
-"""How often every value is taken, over all the laws that are asked of it."""
+"""How often every value is taken, over all the laws that are asked of it; ``sampled(times=...)`` says otherwise."""
 
 
 class Case(NamedTuple):
-    """One case of a law: its place among the tests, the share that its law asks for and the values that it names."""
+    """One case of a law: its place among the tests, what its law asks for and the values that it names."""
 
     name: str
     law: str
     share: float
     values: tuple[Hashable, ...]
+    times: int = TIMES
 
 
 def seed_of_the_day() -> str:
@@ -45,7 +46,7 @@ def draw(cases: Sequence[Case], seed: str) -> set[str]:
     chosen = {c.name: c for law in by_law.values() for c in law[: max(LEAST, round(law[0].share * len(law)))]}
     taken = Counter(value for case in chosen.values() for value in case.values)
     for case in order:
-        if case.name not in chosen and any(taken[value] < TIMES for value in case.values):
+        if case.name not in chosen and any(taken[value] < case.times for value in case.values):
             chosen[case.name] = case
             taken.update(case.values)
     return set(chosen)
@@ -58,7 +59,8 @@ def cases_of(items: Sequence[pytest.Item]) -> Iterator[Case]:
         if mark is not None and spec is not None:
             # Whatever repeats itself by value: the same network under two names of a parameter is one.
             values = tuple(repr(value) for value in spec.params.values())
-            yield Case(item.nodeid, item.nodeid.partition("[")[0], mark.kwargs.get("share", 0.2), values)
+            share, times = mark.kwargs.get("share", 0.2), mark.kwargs.get("times", TIMES)
+            yield Case(item.nodeid, item.nodeid.partition("[")[0], share, values, times)
 
 
 def is_whole(config: pytest.Config) -> bool:

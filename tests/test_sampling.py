@@ -33,6 +33,13 @@ def test_a_small_law_is_taken_whole_and_no_law_by_less_than_a_dozen() -> None:
     assert sum(case.name in chosen for case in larger) == LEAST
 
 
+def test_a_law_may_ask_for_its_values_less_often() -> None:
+    cases = [Case(f"{law} of {net}", law, 0.01, (net,), times=1) for law in LAWS for net in NETWORKS]
+    names = draw(cases, "1")
+    assert {case.values for case in cases if case.name in names} == {(net,) for net in NETWORKS}
+    assert len(names) < LEAST * len(LAWS) + len(NETWORKS)
+
+
 def test_a_seed_repeats_its_sample_whatever_the_order_and_another_takes_other_cases() -> None:
     assert draw(CASES, "1") == draw(CASES[::-1], "1")
     assert draw(CASES, "1") != draw(CASES, "2")
