@@ -8,33 +8,36 @@ from nervure.core.check import checked
 from nervure.core.schema import Density
 from nervure.engines import EngineName
 from nervure.errors import ArgumentError
-from nervure.methods.activation import Activation
 from nervure.methods.base import Cached, HasEvidence, Method, View
 from nervure.methods.blocks.depth import Depth
 from nervure.methods.blocks.energy import Energy
 from nervure.methods.channels.timed import Target
+from nervure.methods.channels.yardsticks import (
+    FPGM,
+    Activation,
+    Fisher,
+    Magnitude,
+    Random,
+    Ranking,
+    Slimming,
+    Taylor,
+)
 from nervure.methods.dynamic.gmp import GMP
 from nervure.methods.dynamic.rigl import RigL
 from nervure.methods.dynamic.set import SET
 from nervure.methods.dynamic.synthesis import Synthesis
-from nervure.methods.fisher import Fisher
-from nervure.methods.fpgm import FPGM
 from nervure.methods.gcnet.companion import Companion, companion
 from nervure.methods.gcnet.gcnet import GCNet
 from nervure.methods.lookup import Methods, make_method
-from nervure.methods.magnitude import Magnitude
 from nervure.methods.masks.erk import ERK
 from nervure.methods.masks.grasp import GraSP
 from nervure.methods.masks.magnitude_masks import MagnitudeMasks
 from nervure.methods.masks.snip import SNIP
 from nervure.methods.masks.synflow import SynFlow
 from nervure.methods.masks.wanda import Wanda
-from nervure.methods.mint import MINT
 from nervure.methods.n2nskip.n2nskip import N2NSkip
-from nervure.methods.random import Random
-from nervure.methods.slimming import Slimming
+from nervure.methods.snacs.predecessor import MINT
 from nervure.methods.snacs.snacs import SNACS
-from nervure.methods.taylor import Taylor
 
 METHODS = Methods(
     [
@@ -52,6 +55,7 @@ METHODS = Methods(
         MagnitudeMasks,
         N2NSkip,
         Random,
+        Ranking,
         RigL,
         SET,
         SNACS,
@@ -142,6 +146,7 @@ __all__ = [
     "Method",
     "N2NSkip",
     "Random",
+    "Ranking",
     "RigL",
     "Slimming",
     "SynFlow",
