@@ -1,7 +1,6 @@
 """Methods: one paper, one small file. A name in a recipe or on the command line is looked up here."""
 
 from collections.abc import Mapping
-from dataclasses import fields
 from typing import Any
 
 from nervure.core.check import checked
@@ -28,7 +27,7 @@ from nervure.methods.dynamic.set import SET
 from nervure.methods.dynamic.synthesis import Synthesis
 from nervure.methods.gcnet.companion import Companion, companion
 from nervure.methods.gcnet.gcnet import GCNet
-from nervure.methods.lookup import Methods, make_method
+from nervure.methods.lookup import Methods, find_method, make_method, options_of
 from nervure.methods.masks.erk import ERK
 from nervure.methods.masks.grasp import GraSP
 from nervure.methods.masks.magnitude_masks import MagnitudeMasks
@@ -71,10 +70,16 @@ METHODS = Methods(
 
 @checked
 def method_from(name: str, **options: Any) -> Method:
-    """Make the method of that name (in any case of letters) with these hyper-parameters.
+    """Make the method of that name with these hyper-parameters.
+
+    Args:
+        name: of a method of the library, in any case of letters, or ``"package.module:name"`` of one of your own: a
+            class, or a function that returns a method. Its module is imported, from the working folder too.
+        options: the hyper-parameters.
 
     Raises:
-        ArgumentError: the name or an option is unknown (the nearest is named), or a value is out of range.
+        ArgumentError: the name or an option is unknown (the nearest is named), a value is out of range, or what the
+            name makes is no method.
     """
     return make_method(METHODS, name, options)
 
@@ -96,7 +101,7 @@ def method_keeping(
     ``keep`` is the fraction of the weights.
 
     Args:
-        name: of the method, in any case of letters.
+        name: of the method, as in :func:`method_from`.
         share: its other hyper-parameters.
         keep: the fraction that stays.
         budget: what ``keep`` counts.
@@ -108,15 +113,15 @@ def method_keeping(
         ArgumentError: as :func:`method_from`; or the method masks no weights, and a density is given, or it knows no
             engine, and one is given.
     """
-    known = [field.name for field in fields(METHODS[name])] if name in METHODS else []
-    if known and density is not None and "density" not in known:
-        masking = [other for other in METHODS if any(field.name == "density" for field in fields(METHODS[other]))]
+    maker = find_method(METHODS, name)
+    known, called = options_of(maker), getattr(maker, "__name__", name)
+    if density is not None and "density" not in known:
+        masking = [other for other in METHODS if "density" in options_of(METHODS[other])]
         raise ArgumentError(
-            f"{METHODS[name].__name__} takes no density. Give keep instead, or a method that masks weights: "
-            f"{', '.join(masking)}."
+            f"{called} takes no density. Give keep instead, or a method that masks weights: {', '.join(masking)}."
         )
-    if known and "engine" not in known and (engine is not None or target is not None):
-        raise ArgumentError(f"{METHODS[name].__name__} plans for no engine. Leave out the engine and the target.")
+    if "engine" not in known and (engine is not None or target is not None):
+        raise ArgumentError(f"{called} plans for no engine. Leave out the engine and the target.")
     asked = {"keep": keep, "budget": budget, "density": keep if density is None else density}
     timed = {"engine": engine, "latency" if "latency" in known else "target": target}
     found = {k: v for k, v in asked.items() if k in known} | {k: v for k, v in timed.items() if v is not None}

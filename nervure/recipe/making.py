@@ -15,7 +15,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from nervure import zoo
 from nervure.core.check import nearest
 from nervure.core.container import Kind
-from nervure.core.importing import import_named
+from nervure.core.importing import import_named, is_import_path
 from nervure.core.schema import convert
 from nervure.engines import require_engine
 from nervure.errors import ArgumentError, FileError, NervureError, RecipeError
@@ -243,7 +243,7 @@ def methods_after(recipe: Recipe) -> tuple[Method, ...]:
 @contextmanager
 def _told_of(where: str, name: str) -> Iterator[None]:
     """Say where in the recipe the method ``name`` is that is unknown, or does not take what it is given."""
-    if name not in METHODS:
+    if not is_import_path(name) and name not in METHODS:
         raise RecipeError(f"{where} there is no method {name!r}.{nearest(name, METHODS, listed=True)}")
     try:
         yield
