@@ -40,6 +40,7 @@ from nervure import (
     N2NSkip,
     Plan,
     Random,
+    Ranking,
     Slimming,
     SynFlow,
     Synthesis,
@@ -53,6 +54,7 @@ from nervure import (
     verify,
 )
 from nervure.budget import allocate
+from nervure.budget.allocate import kind_of
 from nervure.errors import VerificationError
 from nervure.graph.tape import named_tensors
 from nervure.graph.types import Axis, Units
@@ -76,7 +78,7 @@ EQUIVARIANT = ("magnitude, norm 1", "magnitude, norm 2", "fpgm", "slimming")
 
 ALLOCATORS: dict[str, dict[str, Any]] = {
     f"{scope} {budget}": {"scope": scope, "budget": budget}
-    for scope in ("global", "layer")
+    for scope in ("global", "layer", "kind")
     for budget in ("channels", "params", "macs")
 }
 
@@ -91,6 +93,7 @@ METHODS: tuple[Method, ...] = (
     Taylor(keep=0.5, budget="macs"),
     Fisher(keep=0.6, normalise="none"),
     Activation(keep=0.5, of="alive", multiple=2),
+    Ranking(keep=0.5, criterion="fpgm", scope="kind"),
     MINT(keep=0.5, groups=2, samples=6, minimum=2),
     SNACS(keep=0.6),
     SNACS(keep=0.7, granularity="filters"),
@@ -247,11 +250,9 @@ def the_budget_is_met_and_never_exceeded(c: Case, allocator: str, keep: float) -
     assert all(mask.any() for mask in keeps.values())
     if options["budget"] == "channels":
         left = sum(int(keeps[g.name].sum()) if g.name in keeps else g.size for g in c.graph.prunable)
-        sizes = [g.size for g in c.graph.prunable]
-        wanted = (
-            round(keep * sum(sizes)) if options["scope"] == "global" else sum(max(1, round(keep * n)) for n in sizes)
-        )
-        assert left == max(wanted, len(sizes))
+        pool_of = {"global": lambda g: "all", "layer": lambda g: g.name, "kind": kind_of}[options["scope"]]
+        pools = [[g.size for g in c.graph.prunable if pool_of(g) == p] for p in {*map(pool_of, c.graph.prunable)}]
+        assert left == sum(max(round(keep * sum(sizes)), len(sizes)) for sizes in pools)
     else:
         price = c.graph.params if options["budget"] == "params" else c.graph.macs
         assert price(keeps) <= keep * price()

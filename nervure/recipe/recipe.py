@@ -133,6 +133,8 @@ class TrainSection:
 class PruneSection:
     """Which ``method``, how much stays (``keep``, in the unit of ``budget``), and the method's other ``options``.
 
+    One of your own is named ``method = "package.module:name"``; it is imported, from the working folder too.
+
     With ``budget = "latency"`` the ``options`` say ``engine`` and ``target``, a share or a time like ``"3 ms"``.
     ``density`` is the fraction of the weights that stays, for methods that mask them (0: as ``keep`` says). Each table
     in ``then`` (``[[prune.then]]``) names another ``method`` with its options; it prunes what is left.
