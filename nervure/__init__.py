@@ -1,6 +1,7 @@
 """Nervure: PyTorch networks made smaller and faster by their connectivity."""
 
 from nervure.budget.latency_table import LatencyTable
+from nervure.core.renamed import find_old_modules as _find_old_modules
 from nervure.core.version import __version__ as __version__
 from nervure.evaluation import Connectivity, Similarity, connectivity, evaluate, latency, latency_table, similarity
 from nervure.export import export, load, save
@@ -112,3 +113,5 @@ __all__ = [  # noqa: RUF022
     "train",
     "verify",
 ]
+
+_find_old_modules()

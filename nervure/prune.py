@@ -10,6 +10,7 @@ from nervure.budget.weights import left_dense
 from nervure.core.annotations import Batches
 from nervure.core.check import checked
 from nervure.core.markup import printable
+from nervure.core.renamed import old_method
 from nervure.core.schema import Seed
 from nervure.errors import ArgumentError, DataError, NervureError, VerificationError
 from nervure.graph.cost import Cost, cost_of
@@ -90,6 +91,8 @@ class Pruned:
         whole = sum(mask.numel() for mask in sparse.values()) + left
         reached = {**self.plan.reached, "density": (stay + left) / whole, "weights": stay}
         return replace(self, masks=sparse, plan=replace(self.plan, edits=edits, reached=reached))
+
+    rewired = old_method("rewired", "with_masks")
 
     def __str__(self) -> str:
         before, after = self.cost_before, self.cost_after

@@ -28,6 +28,7 @@ import torch
 from torch._library.custom_ops import CustomOpDef
 
 from nervure.core.check import nearest
+from nervure.core.renamed import old_names
 from nervure.errors import ArgumentError
 from nervure.graph.ops import GIVEN
 from nervure.graph.ops.user import (
@@ -164,3 +165,6 @@ def _name_of(operation: Any) -> str:
         own = [name for name in known if name.startswith(f"{space}::")]
         raise ArgumentError(f"no operation {operation!r} is registered.{nearest(operation, own)} Define it first.")
     return operation
+
+
+__getattr__ = old_names(__name__)

@@ -19,6 +19,7 @@ import msgspec
 import numpy as np
 
 from nervure.core.documents import open_document
+from nervure.core.renamed import old_method
 from nervure.core.schema import Count, NotNegative, Size, convert
 from nervure.errors import PlanError
 from nervure.graph.types import Graph
@@ -215,6 +216,8 @@ class LatencyTable:
         """The share of the dense network's time that ``plan`` took when it was timed; None where it was not."""
         sizes, drops = sizes_of(plan), tuple(drop.block for drop in plan.drops)
         return next((s.ratio for s in self.checks if (s.sizes, s.drops) == (sizes, drops)), None)
+
+    checked = old_method("checked", "measured_share")
 
     def to_json(self) -> dict[str, Any]:
         """Plain data that :meth:`from_json` reads back to an equal table."""

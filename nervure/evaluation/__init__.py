@@ -3,6 +3,7 @@
 from nervure.analysis.connectivity import Connectivity, LayerPaths, connectivity, measures
 from nervure.analysis.similarity import Common, Similarity, common, similarity
 from nervure.analysis.unit_matching import align, reorder_units
+from nervure.core.renamed import old_names
 from nervure.evaluation.auc import Quality, accuracy_and_auc, macro_auc
 from nervure.evaluation.corruptions import CORRUPTIONS, HELD_OUT, SEVERITIES, SHIFTS, corrupt
 from nervure.evaluation.drift import ConnectivityShift, connectivity_shift
@@ -70,3 +71,5 @@ __all__ = [
     "top_accuracy",
     "wilson_interval",
 ]
+
+__getattr__ = old_names(__name__)

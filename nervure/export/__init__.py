@@ -1,5 +1,6 @@
 """Networks as files: saved to be loaded again, and exported for other engines."""
 
+from nervure.core.renamed import old_names
 from nervure.export.card import Card
 from nervure.export.checking import FileDifference
 from nervure.export.formats import FORMATS, Format
@@ -21,3 +22,5 @@ __all__ = [
     "save_state",
     "versions",
 ]
+
+__getattr__ = old_names(__name__)

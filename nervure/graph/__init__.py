@@ -1,5 +1,6 @@
 """What is coupled to what in a model: tracing by labels that flow, groups, blocks, costs."""
 
+from nervure.core.renamed import old_names
 from nervure.graph.cost import Cost, LayerCost, count
 from nervure.graph.types import Axis, Block, Edge, Graph, Group, OpCost, SizeAttribute, TensorAxis, Units, ZeroStub
 
@@ -18,3 +19,5 @@ __all__ = [
     "ZeroStub",
     "count",
 ]
+
+__getattr__ = old_names(__name__)

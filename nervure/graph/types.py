@@ -15,6 +15,7 @@ from torch import Tensor
 from nervure.core.check import nearest
 from nervure.core.documents import open_document
 from nervure.core.markup import listing
+from nervure.core.renamed import old_method
 from nervure.core.schema import Count, Size, convert
 from nervure.errors import PlanError
 from nervure.graph.invariants import check_graph
@@ -137,6 +138,8 @@ class Group:
     def round_up(self, count: int) -> int:
         """The smallest number of units from ``count`` on that a cut may leave; at most all of them."""
         return min(self.size, -(-count // self.multiple) * self.multiple)
+
+    allowed = old_method("allowed", "round_up")
 
     @property
     def kinds_of_notes(self) -> list[str]:

@@ -5,6 +5,7 @@ from dataclasses import fields
 from typing import Any
 
 from nervure.core.check import checked
+from nervure.core.renamed import old_names
 from nervure.core.schema import Density
 from nervure.engines import EngineName
 from nervure.errors import ArgumentError
@@ -153,3 +154,5 @@ __all__ = [
     "method_from",
     "method_keeping",
 ]
+
+__getattr__ = old_names(__name__)

@@ -1,5 +1,6 @@
 """Evidence: one pass over data, and what was heard."""
 
+from nervure.core.renamed import old_names
 from nervure.stats.connections import response
 from nervure.stats.evidence import Stats
 from nervure.stats.loaders import SAMPLES, are_labelled, keep_position
@@ -16,3 +17,5 @@ __all__ = [
     "measure",
     "response",
 ]
+
+__getattr__ = old_names(__name__)

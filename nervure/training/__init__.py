@@ -1,5 +1,6 @@
 """Training: a short loop, objectives, schedules, masks that hold while it runs, and rewiring by methods."""
 
+from nervure.core.renamed import old_names
 from nervure.training.dynamic.hook import RewiringHook
 from nervure.training.dynamic.protocol import (
     Event,
@@ -49,3 +50,5 @@ __all__ = [
     "train",
     "with_distillation",
 ]
+
+__getattr__ = old_names(__name__)

@@ -172,8 +172,8 @@ def train(  # noqa: PLR0913 - one keyword per choice that a recipe makes
             factor on the peak rate.
         objective: a function (model, batch) -> scalar loss.
         hooks: functions of a :class:`TrainingStep`, called in order between backward pass and optimizer; masks that one
-            returns replace all masks. A method that rewires (``SET``, ``RigL``, ``GMP``, ``Synthesis``) is a hook too:
-            it begins with its own first masks, or with ``masks`` where they are given.
+            returns replace all masks. A method that rewires (``SET``, ``RigL``, ``GMP``, ``Synthesis``) is a hook
+            too: it begins with its own first masks, or with ``masks`` where they are given.
         masks: parameter name -> bool tensor, True stays; the rest is held at zero, moments included.
         validation: batches whose accuracy is measured after each epoch; where their labels are floating (numbers to
             come close to, such as embeddings), the mean of the objective over samples instead.

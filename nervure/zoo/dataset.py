@@ -12,6 +12,7 @@ from torch import Tensor
 from nervure.core.annotations import Device
 from nervure.core.check import checked
 from nervure.core.markup import listing
+from nervure.core.renamed import old_method
 from nervure.core.schema import Length, Seed, Size
 from nervure.errors import ArgumentError, DataError
 from nervure.zoo.draw import draw_fraction
@@ -93,6 +94,8 @@ class Split:
         std = torch.tensor(self.std, device=images.device).view(shape)
         scale = 1 / 255 if images.dtype == torch.uint8 else 1.0
         return (images.to(torch.float32) * scale - mean) / std
+
+    normalised = old_method("normalised", "normalise")
 
     def select(self, indices: Tensor) -> "Split":
         """The samples at ``indices`` (int64 [n]), normalised as this split is."""

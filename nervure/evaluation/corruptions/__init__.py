@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from nervure.core.check import checked, nearest, require_choice, show_value
+from nervure.core.renamed import old_names
 from nervure.core.schema import Seed
 from nervure.errors import ArgumentError, DataError
 from nervure.evaluation.corruptions import blur, digital, geometry, noise, weather
@@ -147,3 +148,6 @@ def _require_name(name: str) -> str:
     if name not in known:
         raise ArgumentError(f"corruption {show_value(name)} is unknown.{nearest(name, known, listed=True)}")
     return name
+
+
+__getattr__ = old_names(__name__)

@@ -1,1 +1,5 @@
 """GC-Net: a companion network of connectivity guides pruning."""
+
+from nervure.methods.gcnet.gcnet import GCNet
+
+__all__ = ["GCNet"]
