@@ -159,7 +159,7 @@ CODE_IN_FILES = {"pickle", "marshal", "shelve", "runpy", "code", "dill", "joblib
 ALLOWED = {
     ("core/extras.py", "importlib.import_module"),  # libraries, by names of our own
     ("core/renamed.py", "importlib.import_module"),  # our own modules, by a table of our own
-    ("recipe/making.py", "importlib.import_module"),  # a factory that the user names
+    ("core/importing.py", "importlib.import_module"),  # what the user names: a factory, a method, a criterion
     ("zoo/readers/pickled.py", "pickle"),  # a published format, read by a reader of its own
 }
 
