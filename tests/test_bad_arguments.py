@@ -68,7 +68,7 @@ GOOD: Mapping[str, Mapping[str, Any]] = {
     "nervure.evaluation.smallest_robust": {"candidates": SOME, "dense": network(), "data": DATA, "shift": SHIFT},
     "nervure.evaluation.wilson_interval": {"successes": 1, "samples": 3},
     "nervure.export.save_state": {"path": "state.safetensors"},
-    "nervure.methods.gcnet.companion.companion": {"example": EXAMPLE, "data": DATA},
+    "nervure.methods.companion": {"example": EXAMPLE, "data": DATA},
     "nervure.methods.method_keeping": {"name": "magnitude", "share": {}, "keep": 0.5, "budget": "macs"},
     "nervure.stats.data_digest": {"data": DATA, "samples": 4, "per_class": 0, "labelled": True, "seed": 0},
     "nervure.training.cross_entropy": {"batch": DATA[0]},

@@ -2,6 +2,7 @@
 
 import ast
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -178,3 +179,16 @@ def test_nothing_in_the_library_makes_code_of_text_or_runs_a_shell() -> None:
         given = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
         assert "shell" not in given, path
         assert ast.unparse(call.func) != "np.load" or given["allow_pickle"] == "False", path
+
+
+def test_a_method_or_criterion_that_a_file_names_is_not_imported() -> None:
+    Path("evil_scores.py").write_text("from pathlib import Path\nPath('PWNED').touch()\n")
+    net = zoo.build("resnet8", in_channels=1, width=0.25)
+    pruned = prune(net, torch.randn(1, 1, 8, 8), Magnitude(keep=0.5), progress=False, verify=False)
+    told = replace(pruned, method="Ranking(criterion='evil_scores:f')")
+    model = {"name": "resnet8", "factory": "", "options": {"in_channels": 1, "width": 0.25}}
+    save("m.safetensors", told, meta={"model": model, "method": "evil_scores:f"})
+    assert "evil_scores" in load("m.safetensors", net).method
+    assert said("evaluate", "--data", "digits", "--file", "m.safetensors")[0] == 0
+    assert said("report", "m.safetensors")[0] == 2
+    assert not Path("PWNED").exists()

@@ -1,5 +1,6 @@
 """From scores and a budget to what stays."""
 
-from nervure.budget.allocate import Budget, Scope, TimedBudget, allocate, top
+from nervure.budget.allocate import Scope, allocate, top
+from nervure.budget.base import BUDGETS, Budget, BudgetName, CountedName
 
-__all__ = ["Budget", "Scope", "TimedBudget", "allocate", "top"]
+__all__ = ["BUDGETS", "Budget", "BudgetName", "CountedName", "Scope", "allocate", "top"]

@@ -1,16 +1,17 @@
 """Scores and a budget in, a plan out: exactly what was asked, ties by index, never an empty group."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any, Literal, TypeAlias, final
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from nervure.budget.cost_model import CostModel, total
+from nervure.budget.base import BUDGETS, COUNTED, Budget, BudgetName, Cost
+from nervure.budget.cost_model import CostModel
 from nervure.budget.latency_table import Clock, LatencyTable
 from nervure.core.check import checked, nearest, require_finite
 from nervure.core.schema import Count, Density, Size
@@ -18,10 +19,7 @@ from nervure.errors import ArgumentError, BudgetError, ScoreError
 from nervure.graph.types import Graph, Group
 from nervure.plan import Cut, Keep, Plan
 
-Budget: TypeAlias = Literal["channels", "params", "macs"]
-TimedBudget: TypeAlias = Literal["channels", "params", "macs", "latency"]
 Scope: TypeAlias = Literal["global", "layer", "kind"]
-Cost: TypeAlias = Callable[[np.ndarray], float]
 NAMED_PINS = 4
 WHOLE_KINDS = ("heads", "blocks")
 """Groups whose units have several channels each."""
@@ -52,7 +50,7 @@ def allocate(
     scores: Mapping[str, Tensor],
     *,
     keep: Density,
-    budget: TimedBudget = "channels",
+    budget: BudgetName = "channels",
     scope: Scope = "global",
     minimum: Size = 1,
     multiple: Size = 1,
@@ -98,10 +96,11 @@ def allocate(
         BudgetError: nothing can be cut, or the floors alone cost more than the budget.
     """
     least = tuple(max(minimum, (floors or {}).get(group.name, 0)) for group in graph.prunable)
-    clock = _clock(graph, table) if budget == "latency" else None
+    kind = BUDGETS[budget]
+    clock = table.clock(graph) if kind.is_timed and table is not None else None
     market = AllocationProblem(graph, _values(graph, scores), scope, least, multiple, clock)
-    kept = np.ones(len(market.owner), dtype=bool) if keep == 1 else _kept_share(market, keep, budget)
-    plan = _plan(market, kept, {"budget": budget, "keep": keep, "scope": scope}, budget)
+    kept = np.ones(len(market.owner), dtype=bool) if keep == 1 else _kept_share(market, keep, kind)
+    plan = _plan(market, kept, {"budget": budget, "keep": keep, "scope": scope}, kind)
     return plan if table is None else replace(plan, reached={**plan.reached, "seconds": table.predict(graph, plan)})
 
 
@@ -205,41 +204,38 @@ class AllocationProblem:
         in_pools = [self.order[self.pool[self.order] == pool][:n] for pool, n in enumerate(asked)]
         return self.and_floors(np.concatenate(in_pools))
 
-    def cost(self, budget: TimedBudget) -> "Cost":
+    def cost(self, budget: Budget) -> Cost:
         """What survivors along each axis come to, for a budget that is not counted in channels."""
-        if budget == "latency":
-            assert self.clock is not None
-            return self.clock.ratio
-        return partial(total, self.ledger.params if budget == "params" else self.ledger.macs)
+        return budget.cost(self.ledger, self.clock)
 
     def alive(self, kept: np.ndarray) -> np.ndarray:
         """Survivors along each axis when these flat units are kept. Shape [axes + 1]."""
         return self.ledger.alive(self.ledger.deaths(kept))
 
 
-def _kept_share(market: AllocationProblem, keep: float, budget: TimedBudget) -> np.ndarray:
+def _kept_share(market: AllocationProblem, keep: float, budget: Budget) -> np.ndarray:
     if not market.values:
         raise BudgetError(f"nothing can be cut to reach keep={keep:g}: {_pins(market.graph)}")
-    if budget != "channels":
+    if not budget.counts_units:
         return _within(market, keep, budget)
     return market.share(keep)
 
 
-def _within(market: AllocationProblem, keep: float, budget: TimedBudget) -> np.ndarray:
+def _within(market: AllocationProblem, keep: float, budget: Budget) -> np.ndarray:
     cost = market.cost(budget)
     whole = cost(market.ledger.sizes)
     if whole == 0:
         raise BudgetError(
-            f"the graph counts no {budget}, so keep={keep:g} of them means nothing. Choose another budget."
+            f"the graph counts no {budget.name}, so keep={keep:g} of them means nothing. Choose another budget."
         )
     limit = keep * whole
     least = cost(market.alive(market.first(0)))
     if least > limit:
         nearest = _ceil(least / whole)
         raise BudgetError(
-            f"keep={keep:g} of {_format_amount(whole, budget)} allows {_format_amount(limit, budget)}, but the floors "
+            f"keep={keep:g} of {budget.format_amount(whole)} allows {budget.format_amount(limit)}, but the floors "
             f"(minimum={min(market.least)}, multiple={market.multiple}) and what cannot be cut cost "
-            f"{_format_amount(least, budget)}. The smallest keep that can be met is {nearest}.",
+            f"{budget.format_amount(least)}. The smallest keep that can be met is {nearest}.",
             keep=nearest,
         )
     low, high = 0, len(market.order)
@@ -250,14 +246,10 @@ def _within(market: AllocationProblem, keep: float, budget: TimedBudget) -> np.n
     kept, before = market.first(low), -1
     # Beside a step a unit costs nothing, so what was too dear can fit once others are back; else one pass is enough,
     # since units only get dearer.
-    while budget == "latency" and before != kept.sum():
+    while budget.is_timed and before != kept.sum():
         before = kept.sum()
         kept = _fill(market, kept, cost, limit)
-    return kept if budget == "latency" else _fill(market, kept, cost, limit)
-
-
-def _format_amount(amount: float, budget: TimedBudget) -> str:
-    return f"{amount:.4g} of the dense latency" if budget == "latency" else f"{int(amount)} {budget}"
+    return kept if budget.is_timed else _fill(market, kept, cost, limit)
 
 
 def _fill(market: AllocationProblem, kept: np.ndarray, cost: Cost, limit: float) -> np.ndarray:
@@ -315,14 +307,6 @@ def kind_of(group: Group) -> str:
     return "streams" if group.kind == "channels" and len(layers) > 1 else group.kind
 
 
-def _clock(graph: Graph, table: LatencyTable | None) -> Clock:
-    if table is None:
-        raise ArgumentError(
-            "budget='latency' needs times of an engine: give table=nervure.latency_table(model, example, engine=...)."
-        )
-    return table.clock(graph)
-
-
 def _values(graph: Graph, scores: Mapping[str, Tensor]) -> tuple[np.ndarray, ...]:
     for name in scores:
         if name not in graph:
@@ -343,21 +327,16 @@ def _value(group: Group, scores: Mapping[str, Tensor]) -> np.ndarray:
     return value.to("cpu", torch.float64).numpy()
 
 
-def _plan(market: AllocationProblem, kept: np.ndarray, asked: Mapping[str, Any], budget: TimedBudget) -> Plan:
+def _plan(market: AllocationProblem, kept: np.ndarray, asked: Mapping[str, Any], budget: Budget) -> Plan:
     masks = np.split(kept, np.cumsum(market.sizes)[:-1]) if market.values else []
     pairs = zip(market.graph.prunable, masks, strict=True)
     cuts = [Cut(group.name, Keep.of(torch.from_numpy(mask))) for group, mask in pairs if not mask.all()]
-    alive = market.alive(kept)
-    reached = {
-        "channels": int(kept.sum()),
-        "params": total(market.ledger.params, alive),
-        "macs": total(market.ledger.macs, alive),
-    }
-    if budget == "channels":
+    reached = {name: BUDGETS[name].amount(market.ledger, kept) for name in COUNTED}
+    if budget.counts_units:
         fraction = float(kept.mean()) if len(kept) else 1.0
     else:
         cost = market.cost(budget)
-        fraction = cost(alive) / (cost(market.ledger.sizes) or 1)
+        fraction = cost(market.alive(kept)) / (cost(market.ledger.sizes) or 1)
     return Plan(tuple(cuts), market.graph.fingerprint, dict(asked), {"keep": fraction, **reached})
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from nervure import zoo
+from nervure.budget import BUDGETS
 from nervure.core.check import nearest
 from nervure.core.markup import listing, printable
 from nervure.engines import ENGINES
@@ -359,9 +360,7 @@ class Asked:
 ASKED: tuple[Decorator, ...] = (
     click.option("--keep", type=float, default=0.5, show_default=True, help="The fraction that stays, in (0, 1]."),
     click.option("--density", type=float, help="The fraction of the weights that stays, for methods that mask them."),
-    click.option(
-        "--budget", default="macs", show_default=True, help="What keep counts: channels, params, macs or latency."
-    ),
+    click.option("--budget", default="macs", show_default=True, help=f"What keep counts: {', '.join(BUDGETS)}."),
     click.option("--engine", help=f"What the plan is made for: {', '.join(ENGINES)}; sizes become multiples of 16."),
     click.option(
         "--target",

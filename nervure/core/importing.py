@@ -14,7 +14,7 @@ def is_import_path(name: object) -> bool:
     return isinstance(name, str) and ":" in name
 
 
-def import_named(path: str, what: str, error: type[NervureError] = ArgumentError) -> Any:
+def import_named(path: str, what: str, error: type[NervureError] = ArgumentError, *, expected: str = "function") -> Any:
     """What ``package.module:name`` names; modules in the working folder are found too.
 
     Importing a module runs it: never call this with a path that a file from elsewhere says.
@@ -23,6 +23,7 @@ def import_named(path: str, what: str, error: type[NervureError] = ArgumentError
         path: the module, a colon, and a name in it.
         what: what is looked for, for the message: ``"method"``.
         error: what is raised.
+        expected: what it should be, for the message.
 
     Raises:
         NervureError: ``error``, where the module cannot be imported or has no such name.
@@ -41,7 +42,7 @@ def import_named(path: str, what: str, error: type[NervureError] = ArgumentError
     if not callable(found):
         known = [n for n, value in vars(module).items() if callable(value) and not n.startswith("_")]
         raise error(
-            f"{what} {show_value(path)}: {module_name} has no function or class {show_value(name)}."
+            f"{what} {show_value(path)}: {module_name} has no {expected} {show_value(name)}."
             f"{nearest(name, known, listed=len(known) < 20)}"
         )
     return found

@@ -36,7 +36,7 @@ def find_method(methods: Methods, name: str) -> Callable[..., Any]:
         ArgumentError: there is none of that name (the nearest is named), or its module cannot be imported.
     """
     if is_import_path(name):
-        found: Callable[..., Any] = import_named(name, "method")
+        found: Callable[..., Any] = import_named(name, "method", expected="class or function")
         return found
     if not isinstance(name, str) or name not in methods:
         raise ArgumentError(

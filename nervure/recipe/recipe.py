@@ -7,13 +7,14 @@ import os
 import reprlib
 import tomllib
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, final
 
 from msgspec import Meta
 
+from nervure.budget import BUDGETS
 from nervure.core.annotations import is_path
 from nervure.core.check import checked, nearest, show_value
 from nervure.core.documents import is_shallow, open_document
@@ -78,6 +79,11 @@ Threads = Annotated[int, Meta(ge=0, le=4096)]
 def rule(wrong: Callable[[Any], str], default: Any) -> Any:
     """A field whose value must be right: ``wrong`` returns what is wrong with it, or nothing."""
     return field(default=default, metadata={"rule": wrong})
+
+
+def one_of(names: Collection[str]) -> Callable[[str], str]:
+    """The rule that a value is one of ``names``."""
+    return lambda value: "" if value in names else f"is not one of {', '.join(map(repr, names))}"
 
 
 @final
@@ -146,7 +152,7 @@ class PruneSection:
 
     method: str = "Magnitude"
     keep: Fraction = 0.5
-    budget: Literal["channels", "params", "macs", "latency"] = "macs"
+    budget: str = rule(one_of(BUDGETS), "macs")
     samples: Size = 2048
     options: Options = field(default_factory=dict, hash=False)
     then: tuple[Options, ...] = field(default=(), hash=False)

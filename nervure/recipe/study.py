@@ -9,8 +9,9 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal, final
+from typing import Any, final
 
+from nervure.budget.base import COUNTED
 from nervure.core.schema import Fraction, Seed, Size
 from nervure.errors import RecipeError
 from nervure.recipe.recipe import (
@@ -28,6 +29,7 @@ from nervure.recipe.recipe import (
     check_rules,
     checked_recipe,
     distinct,
+    one_of,
     plain,
     require_known,
     rule,
@@ -55,7 +57,7 @@ class StudySection:
     title: str = "Comparison"
     seeds: tuple[Seed, ...] = rule(_one_or_more, (0, 1, 2))
     keeps: tuple[Fraction, ...] = rule(_one_or_more, (0.5,))
-    budget: Literal["channels", "params", "macs"] = "macs"
+    budget: str = rule(one_of(COUNTED), "macs")
     baseline: str = "Random"
     samples: Size = 2048
     folder: str = "runs/study"

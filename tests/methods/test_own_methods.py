@@ -85,7 +85,7 @@ def test_a_class_or_a_function_makes_the_method() -> None:
     ("name", "options", "message"),
     [
         ("own_method:Reversed", {}, "module 'own_method' cannot be imported: No module named"),
-        ("own_methods:Revers", {}, "has no function or class 'Revers'. Did you mean 'Reversed'"),
+        ("own_methods:Revers", {}, "has no class or function 'Revers'. Did you mean 'Reversed'"),
         ("own_methods:Reversed", {"powr": 2}, "Reversed has no option 'powr'. Did you mean 'power'"),
         ("own_methods:NoMethod", {}, "made a NoMethod, which is no method: it lacks wants and plan"),
         ("own_methods:Shy", {}, "does not show its hyper-parameters"),
@@ -114,7 +114,7 @@ def test_a_recipe_names_it_and_what_comes_after() -> None:
     assert repr(method_of(recipe)) == "Reversed(keep=0.4, budget='macs', power=2.0)"
     assert methods_after(recipe) == (Magnitude(keep=0.5, scope="layer"),)
     assert Recipe.from_toml(recipe.to_toml()) == recipe
-    with pytest.raises(RecipeError, match=r"\[prune\].*no function or class 'Revers'"):
+    with pytest.raises(RecipeError, match=r"\[prune\].*no class or function 'Revers'"):
         method_of(replace(recipe, prune=replace(recipe.prune, method="own_methods:Revers")))
 
 

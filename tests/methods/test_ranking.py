@@ -78,7 +78,7 @@ def test_a_criterion_says_what_it_wants_and_gets_it() -> None:
     [
         ({"criterion": "magnitud"}, "'magnitud' is unknown. Did you mean 'magnitude'.*package.module:function"),
         ({"criterion": "no_such_module:score"}, "module 'no_such_module' cannot be imported: No module named"),
-        ({"criterion": f"{__name__}:largets"}, "has no function or class 'largets'. Did you mean 'largest'"),
+        ({"criterion": f"{__name__}:largets"}, "has no function 'largets'. Did you mean 'largest'"),
         ({"criterion": "math:sqrt"}, "takes no argument named graph"),
         ({"criterion": lambda graph: {}}, "cannot be found again by its name. Define it with def"),
         ({"criterion": silent}, "silent takes stats and does not say which. .*wants"),

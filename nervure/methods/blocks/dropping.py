@@ -243,12 +243,7 @@ class Dropping(Checked, ABC):
     def _quality_reached(
         self, view: View, judge: BlockEvaluator, plan: Plan, blocks: Sequence[Block], scores: Mapping[str, BlockScore]
     ) -> dict[str, Any]:
-        left, whole = price(view.graph, plan), price(view.graph, Plan())
-        kept = {
-            "params": left.params / max(whole.params, 1),
-            "macs": left.macs / max(whole.macs, 1),
-            "blocks": 1 - len(plan) / len(blocks),
-        }
+        kept = _kept_shares(view.graph, plan) | {"blocks": 1 - len(plan) / len(blocks)}
         if self.budget == "latency" and plan:
             kept["latency"] = judge.latency(tuple(drop.block for drop in plan.drops))
         means = {name: float(f"{s.mean:.6g}") for name, s in scores.items()}
@@ -337,10 +332,13 @@ def _covers(outer: Block, inner: Block) -> bool:
 
 
 def _kept_share(graph: Graph, names: Iterable[str], budget: str) -> float:
-    left, whole = price(graph, plan_of(graph, names)), price(graph, Plan())
-    if budget == "params":
-        return left.params / max(whole.params, 1)
-    return left.macs / max(whole.macs, 1)
+    return _kept_shares(graph, plan_of(graph, names))[budget]
+
+
+def _kept_shares(graph: Graph, plan: Plan) -> dict[str, float]:
+    """What a plan leaves of everything that it is known for without an engine."""
+    left, whole = price(graph, plan), price(graph, Plan())
+    return {"params": left.params / max(whole.params, 1), "macs": left.macs / max(whole.macs, 1)}
 
 
 def _bisect(count: int, holds: Callable[[int], bool]) -> int:

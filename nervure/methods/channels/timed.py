@@ -9,8 +9,9 @@ from typing import Annotated, Any, Protocol, TypeAlias
 
 from msgspec import Meta
 
-from nervure.budget import Scope, TimedBudget, allocate
+from nervure.budget import BudgetName, Scope, allocate
 from nervure.budget.allocate import unit_multiple
+from nervure.budget.base import is_timed
 from nervure.budget.latency_table import LatencyTable
 from nervure.core.check import show_value
 from nervure.errors import ArgumentError, BudgetError, DataError, NervureWarning
@@ -50,7 +51,7 @@ class LatencyOptions(Protocol):
         ...
 
     @property
-    def budget(self) -> TimedBudget:
+    def budget(self) -> BudgetName:
         """What is counted."""
         ...
 
@@ -90,17 +91,17 @@ def for_engine(
     Raises:
         ArgumentError: the target is no time, or one is given where no latency is asked.
     """
-    is_timed = budget == "latency"
-    require_target(target, is_timed)
-    engine = "eager" if is_timed and engine is None else engine
+    timed = is_timed(budget)
+    require_target(target, timed)
+    engine = "eager" if timed and engine is None else engine
     return engine, multiple if multiple is not None else 1 if engine is None else MULTIPLE
 
 
-def require_target(target: float | str | None, is_timed: bool, name: str = "target") -> None:
+def require_target(target: float | str | None, timed: bool, name: str = "target") -> None:
     """Raise ArgumentError where the option ``name`` is a text but no time, or is given where no latency is asked."""
     if target is None:
         return
-    if not is_timed:
+    if not timed:
         raise ArgumentError(f"{name}={show_value(target)} is a latency, so it needs budget='latency'. Else say keep=.")
     if isinstance(target, str):
         seconds_of(target, name)
@@ -152,7 +153,7 @@ def plan_within(method: Any, view: View, cut: Callable[[float, LatencyTable | No
         BudgetError: no plan meets the budget; for a latency the nearest that can be reached is told.
         DataError: a latency is asked and the view has no model or no example to time.
     """
-    if method.budget == "latency":
+    if is_timed(method.budget):
         # Where a step costs too much is known to the table, and what comes out is timed.
         return _within(method, view, cut)
     plan = cut(method.keep, None)
@@ -169,7 +170,7 @@ def stopwatch(view: View, engine: str) -> Stopwatch:
 
 
 def _within(method: Any, view: View, cut: Callable[[float, LatencyTable | None], Plan]) -> Plan:
-    asked = {"budget": "latency", "engine": method.engine, "target": method.target or method.keep}
+    asked = {"budget": method.budget, "engine": method.engine, "target": method.target or method.keep}
     whole = Plan((), view.graph.fingerprint, asked, {"keep": 1.0})
     if asked["target"] == 1:
         return whole

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal, TypeAlias, final
 
-from nervure.budget import Scope, TimedBudget
+from nervure.budget import BudgetName, Scope
 from nervure.core.check import Checked
 from nervure.core.schema import Density, Seed, Size
 from nervure.engines import EngineName
@@ -87,7 +87,7 @@ class GlobalRanking(UnitRanking, ABC):
 
     keep: Density = 0.5
     scope: Scope = "global"
-    budget: TimedBudget = "channels"
+    budget: BudgetName = "channels"
     minimum: Size = 1
     multiple: Size | None = None
     engine: EngineName | None = field(default=None, kw_only=True)
@@ -162,7 +162,7 @@ class Magnitude(UnitRanking):
     keep: Density = 0.5
     norm: Literal[1, 2] = 1
     scope: Scope = "global"
-    budget: TimedBudget = "channels"
+    budget: BudgetName = "channels"
     minimum: Size = 1
     multiple: Size | None = None
     engine: EngineName | None = None
@@ -196,7 +196,7 @@ class Random(UnitRanking):
     keep: Density = 0.5
     seed: Seed = 0
     scope: Scope = "layer"
-    budget: TimedBudget = "channels"
+    budget: BudgetName = "channels"
     minimum: Size = 1
     multiple: Size | None = None
     engine: EngineName | None = None

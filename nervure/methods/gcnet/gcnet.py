@@ -18,7 +18,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from nervure.budget import Budget, Scope, allocate
+from nervure.budget import CountedName, Scope, allocate
 from nervure.budget.weights import Pattern
 from nervure.core.schema import Count, Density, Rounds, Share, Size
 from nervure.errors import ArgumentError
@@ -86,7 +86,7 @@ class GCNet(Sparse):
     rounds: Rounds = 1
     samples: Size = 2048
     per_class: Count = 0
-    budget: Budget = "macs"
+    budget: CountedName = "macs"
     paper: bool = False
 
     def check(self) -> None:

@@ -15,15 +15,15 @@ import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, TypeAlias, cast, final
+from typing import Annotated, ClassVar, Literal, TypeAlias, final
 
 import torch
 from torch import Tensor
 
-from nervure.budget import TimedBudget, allocate
+from nervure.budget import BUDGETS, allocate
 from nervure.budget.connection_masks import LayerBudget, allocate_connections, least
 from nervure.budget.latency_table import LatencyTable
-from nervure.core.annotations import PathText
+from nervure.core.annotations import Among, PathText
 from nervure.core.check import Checked, require_choice
 from nervure.core.schema import Count, Density, Share, Size
 from nervure.dependence.estimator_options import Estimator
@@ -38,11 +38,12 @@ from nervure.scores.bundles import Layer, layers
 from nervure.scores.parent_dependence import lifelines
 
 Granularity: TypeAlias = Literal["kernels", "filters"]
-Price: TypeAlias = Literal["connections", "weights", "params", "macs", "channels", "latency"]
-BUDGETS: Mapping[str, tuple[Price, ...]] = {
+PRICES: Mapping[str, tuple[str, ...]] = {
     "kernels": ("weights", "connections", "params", "macs"),
-    "filters": ("macs", "params", "channels", "latency"),
+    "filters": ("macs", *(name for name in BUDGETS if name != "macs")),
 }
+"""What can be counted where connections are masked, and where units are cut; the first is the default."""
+Price: TypeAlias = Annotated[str, Among(tuple(dict.fromkeys(("connections", "weights", *BUDGETS))))]
 ROUNDS = 12
 HAIR = 1e-9
 """0.3 x 10 is 2.9999 in binary."""
@@ -116,7 +117,7 @@ class SNACS(Checked):
 
     def __post_init__(self) -> None:
         Checked.__post_init__(self)
-        budget = require_choice(self.budget or BUDGETS[self.granularity][0], BUDGETS[self.granularity], "budget")
+        budget = require_choice(self.budget or PRICES[self.granularity][0], PRICES[self.granularity], "budget")
         if self.granularity == "kernels" and self.engine is not None:
             raise ArgumentError(f"engine={self.engine!r} is for granularity='filters': masks make no engine faster.")
         engine, multiple = for_engine(budget, self.engine, self.target, self.multiple)
@@ -189,7 +190,7 @@ class SNACS(Checked):
             )
         prices = {layer.tensor: _price(view, layer, self.budget) for layer in prunable}
         whole = sum(int(price.sum()) for price in prices.values())
-        total = {"params": view.graph.params, "macs": view.graph.macs}.get(str(self.budget), lambda: whole)()
+        total = int(BUDGETS[str(self.budget)].predict(view.graph)) if self.budget in BUDGETS else whole
         budget = round(self.keep * total) - (total - whole)
         fixed = _affordable(
             _must_stay(view, found, listed), lifelines(view.graph, listed, found.scores), prices, budget
@@ -247,7 +248,7 @@ class SNACS(Checked):
                 view.graph,
                 scores,
                 keep=keep,
-                budget=cast(TimedBudget, self.budget),
+                budget=str(self.budget),
                 minimum=self.minimum,
                 multiple=self.multiple or 1,
                 floors=floors,
