@@ -8,10 +8,10 @@ STAMP := $(VENV)/.stamp
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test check bench torture docs clean
+.PHONY: help env demo test test-all check bench torture docs clean
 
 help:  ## show this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1	\2/' | expand -t 16
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1	\2/' | expand -t 16
 
 env: $(STAMP)  ## make .venv with everything in it
 
@@ -26,8 +26,11 @@ demo: $(STAMP)  ## train, prune and measure a small network; ends with the path 
 	$(BIN)/nervure run examples/demo.toml --folder runs/demo --fresh
 	@echo "report: $(CURDIR)/runs/demo/report.html"
 
-test: check  ## everything: style, types, layers, tests, doctests, README, examples
-	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 --quiet
+test: check  ## style, types, layers, tests, doctests, README, examples; the large laws by a sample of the day
+	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 --dist worksteal --quiet
+
+test-all: check  ## the same with every case of every law
+	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 --dist worksteal --quiet --whole
 
 check: $(STAMP)  ## style, types, layers
 	$(BIN)/ruff format --check .

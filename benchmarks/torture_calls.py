@@ -9,7 +9,7 @@ import json
 import math
 import tomllib
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -254,6 +254,11 @@ FUNCTIONS: Mapping[str, tuple[Callable[..., Any], Callable[[], dict[str, Any]]]]
     "run": (nervure.run, lambda: {"recipe": recipe(), "folder": "run", "progress": False}),
     "sweep": (nervure.sweep, lambda: {"recipe": recipe(), "folder": "sweep", "progress": False, "limit": 0}),
 }  # fmt: skip
+CONVERTED: Mapping[str, Mapping[str, Any]] = {
+    "Cut": {"keep": nervure.Keep | Tensor | Iterable[bool]},
+    "Mask": {"keep": nervure.Keep | Tensor | Iterable[bool]},
+}
+"""Fields that take more than they hold."""
 OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "GCNet": {"density": 0.5},
     "Synthesis": {"density": 0.5, "start": 0.4},
@@ -332,7 +337,10 @@ def calls() -> tuple[Call, ...]:
     sections = [Call(f"recipe [{name}]", _section(name), dict, _fields(cls)) for name, cls in SECTIONS.items()]
     entries = {"study": StudySection, "network": NetworkEntry, "method": MethodEntry}
     tables = [Call(f"study [{name}]", _entry(name), dict, _fields(cls)) for name, cls in entries.items()]
-    functions = [Call(name, function, given, _hints(function)) for name, (function, given) in FUNCTIONS.items()]
+    functions = [
+        Call(name, function, given, _hints(function) | CONVERTED.get(name, {}))
+        for name, (function, given) in FUNCTIONS.items()
+    ]
     return (*methods, *sections, *tables, *functions)
 
 
@@ -342,5 +350,5 @@ def cases() -> tuple[tuple[int, str, str], ...]:
     found = [(n, name, bad) for n, call in enumerate(calls()) for name in call.arguments for bad in BAD]
     for number, call in enumerate(calls()):
         given = list(call.given())
-        found += [(number, name, f"={other}") for name in given for other in given if name != other]
+        found += [(number, n, f"={o}") for n in given for o in given if "self" not in (n, o) and n != o]
     return tuple(found)

@@ -38,6 +38,8 @@ def fits(value: Any, hint: Any) -> bool:
     if origin is typing.Literal:
         return any(type(value) is type(one) and value == one for one in inner)
     if hint in (int, float):
+        # A tensor of one number becomes a plain one, as one of NumPy does.
+        value = value.item() if isinstance(value, torch.Tensor) and value.ndim == 0 else value
         kind = numbers.Integral if hint is int else numbers.Real
         return isinstance(value, kind) and not isinstance(value, bool) and not (hint is float and math.isnan(value))
     if hint is None or hint is type(None):

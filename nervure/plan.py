@@ -26,6 +26,8 @@ import torch
 from msgspec import Meta
 from torch import Tensor
 
+from nervure.core.annotations import Accepted, acceptor, take_items
+from nervure.core.check import show_value, take_fields, take_value
 from nervure.core.documents import open_document
 from nervure.core.markup import listing
 from nervure.core.schema import Count, Finite, NotNegative, Seed, check_fields, convert, written_schema
@@ -62,10 +64,14 @@ class Keep:
         """Pack a boolean tensor, or any iterable of booleans (a vector)."""
         if isinstance(mask, Keep):
             return mask
-        tensor = mask if isinstance(mask, Tensor) else torch.tensor(list(mask), dtype=torch.bool)
-        if tensor.dtype != torch.bool:
-            raise PlanError(f"a keep mask must be boolean, got dtype {tensor.dtype}. Compare first, e.g. scores > 0.")
-        array = tensor.detach().cpu().numpy()
+        given = torch.from_numpy(mask) if isinstance(mask, np.ndarray) and mask.dtype == bool else mask
+        if not isinstance(given, Tensor):
+            given = torch.tensor(take_value(_BOOLEANS, given, "mask", "Keep.of", PlanError), dtype=torch.bool)
+        if given.is_meta or given.layout != torch.strided:
+            raise PlanError(f"a keep mask must be a dense tensor with numbers, got {show_value(given)}.")
+        if given.dtype != torch.bool:
+            raise PlanError(f"a keep mask must be boolean, got dtype {given.dtype}. Compare first, e.g. scores > 0.")
+        array = given.detach().cpu().numpy()
         return Keep(tuple(array.shape), np.packbits(array.reshape(-1)).tobytes())
 
     def tensor(self) -> Tensor:
@@ -106,6 +112,7 @@ class Cut:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "keep", Keep.of(self.keep))
+        take_fields(self, PlanError)
 
 
 @final
@@ -137,6 +144,9 @@ class Drop:
     """Block ``block`` becomes its shortcut (the identity where there is none)."""
 
     block: str
+
+    def __post_init__(self) -> None:
+        take_fields(self, PlanError)
 
 
 @final
@@ -188,6 +198,7 @@ class Link:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "keep", Keep.of(self.keep))
+        take_fields(self, PlanError)
 
 
 Edit: TypeAlias = Cut | Mask | Drop | Link
@@ -197,6 +208,8 @@ EDITS: Mapping[str, type[Cut] | type[Mask] | type[Drop] | type[Link]] = {
     "drop": Drop,
     "link": Link,
 }
+_BOOLEANS = acceptor(Iterable[bool])
+_LISTED = Accepted("a list of edits", take_items)
 
 
 @final
@@ -217,10 +230,12 @@ class Plan:
     reached: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "edits", tuple(self.edits))
-        for edit in self.edits:
+        if isinstance(self.edits, Iterator):
+            object.__setattr__(self, "edits", tuple(take_value(_LISTED, self.edits, "edits", "Plan", PlanError)))
+        for edit in self.edits if isinstance(self.edits, Sequence) and not isinstance(self.edits, str | bytes) else ():
             if not isinstance(edit, Cut | Mask | Drop | Link):
-                raise PlanError(f"{edit!r} is not an edit; a plan holds Cut, Mask, Drop and Link.")
+                raise PlanError(f"{show_value(edit)} is not an edit; a plan holds Cut, Mask, Drop and Link.")
+        take_fields(self, PlanError)
 
     def __iter__(self) -> Iterator[Edit]:
         return iter(self.edits)

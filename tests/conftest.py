@@ -10,6 +10,10 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from tests.sampling import pytest_addoption, pytest_configure
+
+__all__ = ["pytest_addoption", "pytest_configure", "seeded"]
+
 torch.set_num_threads(1)
 
 # A busy machine is not a failing test, and a failure must be repeatable.

@@ -389,6 +389,7 @@ def test_bits_beyond_the_end_of_a_shape_are_refused() -> None:
 # -- graphs ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", NETWORKS)
 def test_graphs_keep_their_rules_and_come_back(name: str) -> None:
     found = check_graph(traced(name)[2])

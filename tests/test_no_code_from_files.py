@@ -157,8 +157,9 @@ CODE_BY_NAME = {
 }
 CODE_IN_FILES = {"pickle", "marshal", "shelve", "runpy", "code", "dill", "joblib", "cloudpickle", "yaml"}
 ALLOWED = {
-    ("_extras.py", "importlib.import_module"),  # libraries, by names of our own
-    ("recipe/parts.py", "importlib.import_module"),  # a factory that the user names
+    ("core/extras.py", "importlib.import_module"),  # libraries, by names of our own
+    ("core/renamed.py", "importlib.import_module"),  # our own modules, by a table of our own
+    ("recipe/making.py", "importlib.import_module"),  # a factory that the user names
     ("zoo/readers/pickled.py", "pickle"),  # a published format, read by a reader of its own
 }
 

@@ -337,7 +337,7 @@ def _stop_after_one_epoch(patch: pytest.MonkeyPatch, name: str) -> None:
             patch.setattr(loop, "evaluate", validating)
         return real(bench, which, *rest)
 
-    patch.setattr(steps_module, "_trained", training)
+    patch.setattr(steps_module, "_train", training)
 
 
 def test_beginning_anew_forgets_the_run_before(folder: Path, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from nervure.plan import Cut, Keep, Plan
 
 Budget: TypeAlias = Literal["channels", "params", "macs"]
 TimedBudget: TypeAlias = Literal["channels", "params", "macs", "latency"]
-Scope: TypeAlias = Literal["global", "layer"]
+Scope: TypeAlias = Literal["global", "layer", "kind"]
 Cost: TypeAlias = Callable[[np.ndarray], float]
 NAMED_PINS = 4
 WHOLE_KINDS = ("heads", "blocks")
@@ -62,10 +62,12 @@ def allocate(
     """Cut the units with the lowest scores until ``keep`` of the budget is left.
 
     * ``budget="channels"``: exactly ``round(keep * units)`` stay, over all prunable groups together
-      (``scope="global"``) or in each (``"layer"``), but never fewer than the floors.
+      (``scope="global"``), in each (``"layer"``) or in all of a kind (``"kind"``, see :func:`kind_of`), but never
+      fewer than the floors.
     * ``budget="params"`` or ``"macs"``: the cost of what stays is at most ``keep`` times the cost of the whole model,
       and no single removed unit could come back within it. ``"global"`` removes the lowest scores of all groups,
-      ``"layer"`` the same fraction of each group; then the best removed units that still fit come back.
+      ``"layer"`` the same fraction of each group, ``"kind"`` the lowest scores of each kind, the same fraction of its
+      units; then the best removed units that still fit come back.
     * ``budget="latency"``: the same with the time that ``table`` predicts. Sizes are multiples of the engine's block,
       between which channels only cost time, and units beside a step of the engine come back for nothing.
 
@@ -74,7 +76,7 @@ def allocate(
         scores: for each prunable group a tensor [units], higher stays. Groups that cannot be cut are ignored.
         keep: the fraction that stays, in (0, 1]; 1.0 gives the empty plan.
         budget: what is counted, see above.
-        scope: whether groups compete with one another, see above.
+        scope: which units compete with one another, see above.
         minimum: the floor: every group keeps so many units (or all that it has).
         multiple: the number of channels of each group that is cut becomes a multiple of this, for hardware (a head
             brings all of its channels). Sizes are rounded up, at most to the whole group, so with
@@ -137,11 +139,29 @@ class AllocationProblem:
         return np.concatenate([np.empty(0, np.int64), *ranks])
 
     @cached_property
+    def pool(self) -> np.ndarray:
+        """Who each flat unit competes with: units of the same number, from 0 on."""
+        if self.scope == "layer":
+            return self.owner
+        names = [kind_of(group) if self.scope == "kind" else "" for group in self.graph.prunable]
+        numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
+        return np.asarray(np.array([numbers[name] for name in names], dtype=np.int64)[self.owner])
+
+    @cached_property
+    def pool_sizes(self) -> np.ndarray:
+        """Units of each pool. Shape [pools]."""
+        return np.bincount(self.pool)
+
+    @cached_property
     def order(self) -> np.ndarray:
         """Flat units, best first; units in the floor of their group are left out, they are not for sale."""
-        # The same fraction of every group goes first where the worst ranks, relative to the group's size, go first.
-        value = np.concatenate(self.values) if self.scope == "global" else -(self.rank + 0.5) / self.sizes[self.owner]
-        order = np.argsort(-value, kind="stable")
+        # The same fraction of every pool goes first where the worst ranks, relative to the pool's size, go first.
+        by_score = np.argsort(-np.concatenate(self.values), kind="stable")
+        by_pool = by_score[np.argsort(self.pool[by_score], kind="stable")]
+        firsts = np.cumsum(self.pool_sizes) - self.pool_sizes
+        place = np.empty(len(self.owner))
+        place[by_pool] = np.arange(len(self.owner)) - firsts[self.pool[by_pool]]
+        order = np.argsort((place + 0.5) / self.pool_sizes[self.pool], kind="stable")
         return np.asarray(order[self.rank[order] >= self.floors[self.owner[order]]])
 
     @cached_property
@@ -172,7 +192,18 @@ class AllocationProblem:
 
     def first(self, n: int) -> np.ndarray:
         """Keep the floors and the first ``n`` in ``order``. Boolean [flat units]."""
-        return self.best(self.floors + np.bincount(self.owner[self.order[:n]], minlength=len(self.sizes)))
+        return self.and_floors(self.order[:n])
+
+    def and_floors(self, units: np.ndarray) -> np.ndarray:
+        """Keep the floors and so many of each group as there are in ``units``. Boolean [flat units]."""
+        return self.best(self.floors + np.bincount(self.owner[units], minlength=len(self.sizes)))
+
+    def share(self, keep: float) -> np.ndarray:
+        """Keep the best ``round(keep * units)`` of each pool, or its floors. Boolean [flat units]."""
+        floors = np.bincount(self.pool, weights=self.rank < self.floors[self.owner])
+        asked = [max(0, round(keep * int(n)) - int(least)) for n, least in zip(self.pool_sizes, floors, strict=True)]
+        in_pools = [self.order[self.pool[self.order] == pool][:n] for pool, n in enumerate(asked)]
+        return self.and_floors(np.concatenate(in_pools))
 
     def cost(self, budget: TimedBudget) -> "Cost":
         """What survivors along each axis come to, for a budget that is not counted in channels."""
@@ -191,10 +222,7 @@ def _kept_share(market: AllocationProblem, keep: float, budget: TimedBudget) -> 
         raise BudgetError(f"nothing can be cut to reach keep={keep:g}: {_pins(market.graph)}")
     if budget != "channels":
         return _within(market, keep, budget)
-    if market.scope == "global":
-        return market.first(max(0, round(keep * len(market.owner)) - int(market.floors.sum())))
-    asked = np.array([round(keep * int(size)) for size in market.sizes], dtype=np.int64)
-    return market.best(np.maximum(market.floors, asked))
+    return market.share(keep)
 
 
 def _within(market: AllocationProblem, keep: float, budget: TimedBudget) -> np.ndarray:
@@ -275,6 +303,16 @@ def unit_multiple(group: Group, multiple: int) -> int:
         return math.lcm(multiple, group.multiple)
     widths = [int((slot.units.array >= 0).sum()) // group.size for slot in (*group.writers, *group.readers)]
     return math.lcm(multiple // math.gcd(multiple, *widths), group.multiple)
+
+
+def kind_of(group: Group) -> str:
+    """What ``group`` is ranked with under ``scope="kind"``.
+
+    ``"streams"``: channels that more than one layer writes (residual sums); ``"channels"``: those of one layer; else
+    what the group is: ``"heads"``, ``"head widths"``, ``"blocks"``, ``"widths"``.
+    """
+    layers = {slot.tensor.rpartition(".")[0] for slot in group.writers}
+    return "streams" if group.kind == "channels" and len(layers) > 1 else group.kind
 
 
 def _clock(graph: Graph, table: LatencyTable | None) -> Clock:

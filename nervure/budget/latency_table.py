@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, final
 import msgspec
 import numpy as np
 
+from nervure.core.check import checked
 from nervure.core.documents import open_document
 from nervure.core.renamed import old_method
 from nervure.core.schema import Count, NotNegative, Size, convert
@@ -186,6 +187,7 @@ class LatencyTable:
         """The engine that was timed."""
         return self.key.get("engine", "")
 
+    @checked
     def predict(self, graph: Graph, plan: Plan) -> float:
         """Seconds that one forward pass will take when ``plan`` is carried out on the network of ``graph``.
 
@@ -198,6 +200,7 @@ class LatencyTable:
         keeps = {cut.group: cut.keep.tensor().numpy() for cut in plan.cuts}
         return self.dense * clock.ratio(_alive(graph, sample, keeps), clock.tally.present(graph, sample.drops))
 
+    @checked
     def clock(self, graph: Graph) -> "Clock":
         """This table as a function of the survivors of ``graph``; raises PlanError where it is of another network."""
         tally = LatencyTally.of(graph, self.step, self.block)
@@ -212,6 +215,7 @@ class LatencyTable:
             raise PlanError(f"this table of latencies says that the dense network takes {clock.whole} of its own time.")
         return clock
 
+    @checked
     def measured_share(self, plan: Plan) -> float | None:
         """The share of the dense network's time that ``plan`` took when it was timed; None where it was not."""
         sizes, drops = sizes_of(plan), tuple(drop.block for drop in plan.drops)

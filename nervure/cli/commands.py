@@ -63,6 +63,7 @@ from nervure.training import RewiringHook
 from nervure.training import train as train_model
 
 SCORES = Kind("nervure-scores", "scores of units", version=1)
+METHOD_HELP = f"One of {', '.join(METHODS)}, or one of your own, package.module:name"
 REWIRING = [name for name, method in METHODS.items() if issubclass(method, DynamicSparse)]
 PAGE = click.Path(dir_okay=False, path_type=Path)
 PAGES = click.Path(file_okay=False, path_type=Path)
@@ -212,7 +213,12 @@ def measure(choice: Inputs, want: tuple[str, ...], samples: int, per_class: int,
     epilog=example("nervure score --model resnet20 --input 1x3x32x32 --criterion magnitude -o scores.safetensors")
 )
 @input_options(EXAMPLE)
-@click.option("--criterion", type=click.Choice(sorted(CRITERIA)), default="magnitude", show_default=True)
+@click.option(
+    "--criterion",
+    default="magnitude",
+    show_default=True,
+    help=f"One of {', '.join(sorted(CRITERIA))}, or a function of your own, package.module:name.",
+)
 @click.option(
     "--set",
     "settings",
@@ -250,7 +256,7 @@ def score(
 )
 @input_options(EXAMPLE)
 @click.argument("name", metavar="[METHOD]", required=False)
-@click.option("--method", default="", help=f"One of {', '.join(METHODS)}; Magnitude if none is named.")
+@click.option("--method", default="", help=f"{METHOD_HELP}; Magnitude if none is named.")
 @asking
 @click.option(
     "--set",

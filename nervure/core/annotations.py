@@ -5,6 +5,7 @@ set of names or a test decides, that stands there too: :class:`Among`, :class:`M
 """
 
 import inspect
+import itertools
 import math
 import os
 import sys
@@ -18,20 +19,27 @@ from typing import Annotated, Any, Literal, TypeAlias, TypeVar, final
 import numpy as np
 import torch
 from msgspec import Meta
-from torch import Tensor
+from torch import Tensor, nn
 
 LONGEST = 255
 """Characters of a file's name."""
 HUGE = 1 << 31
 """Bounds from here on are there for the machine: they are told as powers of two."""
+MOST = 1 << 20
+"""Items that are taken of what is listed; what has more may have no end."""
 
 
 class Mismatch(Exception):
-    """A value is not what an annotation says; ``choices`` are the names that would be, where they are few."""
+    """A value is not what an annotation says.
 
-    def __init__(self, choices: Iterable[str] = ()) -> None:
+    Attributes:
+        choices: the names that would be, where they are few.
+        advice: what else is to be said of it, as a sentence; mostly nothing.
+    """
+
+    def __init__(self, choices: Iterable[str] = (), advice: str = "") -> None:
         super().__init__()
-        self.choices = tuple(choices)
+        self.choices, self.advice = tuple(choices), advice
 
 
 @final
@@ -146,12 +154,14 @@ def _union(hint: Any) -> Accepted:
 
 def _first(members: Sequence[Accepted], value: Any) -> Any:
     choices: list[str] = []
+    advice = ""
     for member in members:
         try:
             return member.take(value)
         except Mismatch as found:
             choices += found.choices
-    raise Mismatch(choices)
+            advice = advice or found.advice
+    raise Mismatch(choices, advice)
 
 
 def _annotated_taker(hint: Any) -> Accepted:
@@ -241,7 +251,7 @@ def _collection(hint: Any) -> Accepted:
     origin, (each,) = typing.get_origin(hint), map(acceptor, typing.get_args(hint))
 
     def take(value: Any) -> Any:
-        items = [each.take(item) for item in _not_text(_require_type(value, origin))]
+        items = [each.take(item) for item in take_items(_not_text(_require_type(value, origin)))]
         same = all(new is old for new, old in zip(items, value, strict=True))
         return value if same else list(items) if isinstance(value, Sequence) else type(value)(items)
 
@@ -249,16 +259,23 @@ def _collection(hint: Any) -> Accepted:
 
 
 def _iterable(hint: Any) -> Accepted:
-    """What can be iterated: a list, a loader; its items are not looked at where that might use them up."""
+    """What can be iterated: a loader, where its items may be anything, is taken as it is; all else becomes a list."""
     each = acceptor(typing.get_args(hint)[0])
 
     def take(value: Any) -> Any:
-        if isinstance(value, type | Tensor | np.ndarray | Mapping) or not _iterates(_not_text(value)):
+        if isinstance(value, type | Tensor | np.ndarray | nn.Module | Mapping) or not _iterates(_not_text(value)):
             raise Mismatch
-        listed = isinstance(value, list | tuple | Set) and each is not PLAIN[Any]
-        return [each.take(item) for item in value] if listed else value
+        return value if each is PLAIN[Any] else [each.take(item) for item in take_items(value)]
 
     return Accepted(f"an iterable, each item {each.words}" if each is not PLAIN[Any] else "an iterable", take)
+
+
+def take_items(values: Iterable[Any]) -> list[Any]:
+    """All items, where they are :data:`MOST` at most; raises :class:`Mismatch` where there are more."""
+    items = list(itertools.islice(values, MOST + 1))
+    if len(items) > MOST:
+        raise Mismatch(advice=f" It has more than {MOST:,} items, and perhaps no end.")
+    return items
 
 
 def _iterates(value: Any) -> bool:

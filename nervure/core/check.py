@@ -22,13 +22,17 @@ SHOWN = 80
 """Characters of a value that an error repeats."""
 
 
-def checked(function: F) -> F:
+def checked(function: F, error: type[NervureError] = ArgumentError) -> F:
     """Check the arguments of every call by their annotations; the function gets what they say, as they say it.
 
     A whole number becomes a float where one is expected, a list a tuple, a NumPy number a plain one.
 
+    Args:
+        function: what is called.
+        error: what is raised where an argument is not what its annotation says.
+
     Raises:
-        ArgumentError: an argument is not what its annotation says.
+        ArgumentError: an argument is not what its annotation says (or ``error``).
         CallError: an argument has no place in the signature, or one is missing.
 
     >>> @checked
@@ -53,16 +57,16 @@ def checked(function: F) -> F:
     def check(*args: Any, **kwargs: Any) -> Any:
         try:
             bound = signature.bind(*args, **kwargs)
-        except TypeError as error:
-            raise CallError(f"{owner}(): {_misfit(error, kwargs, signature)}") from None
+        except TypeError as misfit:
+            raise CallError(f"{owner}(): {_misfit(misfit, kwargs, signature)}") from None
         for name, value in bound.arguments.items():
             kind, given = kinds()[name], signature.parameters[name].kind
             if given is inspect.Parameter.VAR_POSITIONAL:
-                bound.arguments[name] = tuple(take_value(kind, each, name, owner) for each in value)
+                bound.arguments[name] = tuple(take_value(kind, each, name, owner, error) for each in value)
             elif given is inspect.Parameter.VAR_KEYWORD:
-                bound.arguments[name] = {key: take_value(kind, v, key, owner) for key, v in value.items()}
+                bound.arguments[name] = {key: take_value(kind, v, key, owner, error) for key, v in value.items()}
             else:
-                bound.arguments[name] = take_value(kind, value, name, owner)
+                bound.arguments[name] = take_value(kind, value, name, owner, error)
         return function(*bound.args, **bound.kwargs)
 
     return typing.cast(F, check)
@@ -85,11 +89,16 @@ class Checked:
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
-        for name, kind in _fields_of(type(self)).items():  # type: ignore[arg-type]
-            value = getattr(self, name)
-            found = take_value(kind, value, name, type(self).__name__)
-            if found is not value:
-                object.__setattr__(self, name, found)
+        take_fields(self)
+
+
+def take_fields(value: Any, error: type[NervureError] = ArgumentError) -> None:
+    """Make the fields of a frozen dataclass what their annotations say; raises ``error`` where one is not."""
+    for name, kind in _fields_of(type(value)).items():  # type: ignore[arg-type]
+        given = getattr(value, name)
+        found = take_value(kind, given, name, type(value).__name__, error)
+        if found is not given:
+            object.__setattr__(value, name, found)
 
 
 @functools.cache
@@ -105,7 +114,7 @@ def take_value(kind: Accepted, value: Any, name: str, owner: str, error: type[Ne
     except Mismatch as found:
         given, hint = (
             show_value(value),
-            nearest(value, found.choices) if isinstance(value, str) else _advice(kind, value),
+            nearest(value, found.choices) if isinstance(value, str) else found.advice or _advice(kind, value),
         )
         raise error(f"{owner}({name}={given}): {name} is {kind.words}; got {given}.{hint}") from None
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from nervure.core.check import show_value
 from nervure.core.schema import Count, convert, decode
 from nervure.errors import FileError, NervureError
 
@@ -41,11 +42,13 @@ def seal_document(data: Mapping[str, Any], what: str, *, indent: int = 1) -> byt
         FileError: it is not plain data.
     """
     bare = {"format": VERSION} | {key: value for key, value in data.items() if key not in Seal.__struct_fields__}
-    try:
-        text = _encode(bare)
-    except (TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise FileError(f"{what} was not written: it is not plain data ({error}).") from error
+    text = _encode_plain(bare, f"{what} was not written: it")
     return msgspec.json.format(text[:-1] + _ending(_digest(text)), indent=indent)
+
+
+def require_plain(data: Any, what: str, error: type[NervureError] = FileError) -> None:
+    """Raise ``error`` where ``data`` are more than numbers, texts, lists and tables: no document could hold them."""
+    _encode_plain(data, what, error)
 
 
 def open_document(document: Any, what: str, error: type[NervureError] = FileError) -> dict[str, Any]:
@@ -101,15 +104,18 @@ def _bare(document: Any, digest: str) -> bytes:
 
 
 def is_shallow(data: Any) -> bool:
-    """Whether plain data have no more than :data:`DEEPEST` levels."""
-    level = [data]
+    """Whether plain data have no more than :data:`DEEPEST` levels; a list in itself has more."""
+    level = [data] if isinstance(data, dict | list | tuple) else []
     for _ in range(DEEPEST):
-        level = [
-            child
-            for values in level
-            for child in (values.values() if isinstance(values, dict) else values)
-            if isinstance(child, dict | list)
-        ]
+        # Each child once: what holds itself twice would double at every level.
+        level = list(
+            {
+                id(child): child
+                for values in level
+                for child in (values.values() if isinstance(values, dict) else values)
+                if isinstance(child, dict | list | tuple)
+            }.values()
+        )
     return not level
 
 
@@ -121,6 +127,13 @@ def _parse(text: bytes, what: str, error: type[NervureError]) -> dict[str, Any]:
             if "sha256" not in data and data.get("format") != VERSION:
                 return data
     return decode(text, dict[str, Any], what, error)
+
+
+def _encode_plain(data: Any, what: str, error: type[NervureError] = FileError) -> bytes:
+    try:
+        return _encode(data)
+    except (TypeError, ValueError, OverflowError, RecursionError) as found:
+        raise error(f"{what} is not plain data ({found}).") from found
 
 
 def _encode(data: Any) -> bytes:
@@ -147,4 +160,4 @@ def _plain(value: Any) -> Any:
     for plain in (str, float, int):
         if isinstance(value, plain):
             return plain(value)
-    raise TypeError(f"{value!r} is a {type(value).__name__}")
+    raise TypeError(f"{show_value(value)} is a {type(value).__name__}")

@@ -83,7 +83,7 @@ def length(iterable: Iterable[object]) -> int | None:
     """How many items an iterable says it has; None where it does not say (a stream, a generator)."""
     try:
         return len(iterable)  # type: ignore[arg-type]
-    except TypeError:
+    except (TypeError, NotImplementedError):
         return None
 
 

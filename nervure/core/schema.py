@@ -53,6 +53,12 @@ Between = Annotated[float, Meta(gt=0, lt=1)]
 """A share that is neither nothing nor all: in (0, 1)."""
 Finite = Annotated[float, Meta(ge=-sys.float_info.max, le=sys.float_info.max)]
 """A number that is no NaN and no infinity."""
+SINGLE = (2 - 2**-23) * 2.0**127
+"""The largest number of single precision, in which weights are stepped."""
+Rate = Annotated[float, Meta(gt=0, le=SINGLE)]
+"""What a step is multiplied by: above 0."""
+Decay = Annotated[float, Meta(ge=0, le=SINGLE)]
+"""What a weight is multiplied by in its gradient: from 0 on."""
 NotNegative = Annotated[float, Meta(ge=0, le=sys.float_info.max)]
 """A finite number from 0 on."""
 
@@ -94,6 +100,9 @@ def convert(
         return msgspec.convert(value, schema, dec_hook=hook)
     except (msgspec.ValidationError, RecursionError, UnicodeError, OverflowError) as found:
         raise error(f"{what} cannot be read: {_describe_error(found, value)}") from found
+    except (AttributeError, NotImplementedError) as found:
+        # What only looks like a mapping: a tensor, a range, a module.
+        raise error(f"{what} cannot be read: it is not plain data.") from found
 
 
 def written_schema(kind: type[Any], replaced: Mapping[str, Any] = MappingProxyType({}), **config: Any) -> Any:

@@ -5,13 +5,14 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from nervure.core.check import require_choice
+from nervure.core.check import checked, require_choice
 from nervure.dependence.samples import as_samples, require_same_samples, result_type
 from nervure.errors import ArgumentError, DataError
 
 Kernel: TypeAlias = Literal["linear", "rbf"]
 
 
+@checked
 def hsic(x: Tensor, y: Tensor, *, kernel: Kernel = "linear", bandwidth: float = 0.5, unbiased: bool = True) -> Tensor:
     """Hilbert-Schmidt independence criterion of two representations.
 
@@ -36,6 +37,7 @@ def hsic(x: Tensor, y: Tensor, *, kernel: Kernel = "linear", bandwidth: float = 
     return ((k * ell).sum() / scale).to(result_type(x, y))
 
 
+@checked
 def cka(x: Tensor, y: Tensor, *, kernel: Kernel = "linear", bandwidth: float = 0.5, debiased: bool = True) -> Tensor:
     """Centred kernel alignment (Kornblith et al., arXiv:1905.00414): HSIC over its value for each with itself.
 

@@ -5,6 +5,8 @@ from typing import overload
 import torch
 from torch import Tensor
 
+from nervure.core.check import checked
+from nervure.core.schema import Seed
 from nervure.dependence import gaussian, hashing, residual, spanning
 from nervure.dependence.divergences import Divergence
 from nervure.dependence.estimator_options import Correction, Estimator, Options
@@ -34,7 +36,7 @@ def conditional_connectivity(
     faithful: bool = False,
     interval: None = None,
     memory: int = 256 * MEBIBYTE,
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> Tensor: ...
 
 
@@ -56,10 +58,11 @@ def conditional_connectivity(
     faithful: bool = False,
     interval: float,
     memory: int = 256 * MEBIBYTE,
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> Interval: ...
 
 
+@checked
 def conditional_connectivity(  # noqa: PLR0913 - one choice per argument, all by keyword
     parents: Tensor,
     children: Tensor,
@@ -77,7 +80,7 @@ def conditional_connectivity(  # noqa: PLR0913 - one choice per argument, all by
     faithful: bool = False,
     interval: float | None = None,
     memory: int = 256 * MEBIBYTE,
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> Tensor | Interval:
     """Dependence of every child on every parent given all the other parents.
 

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from nervure.core.check import require_positive
+from nervure.core.check import checked, require_positive
+from nervure.dependence.distances import holds_numbers
 from nervure.dependence.samples import as_samples, require_same_samples, result_type, standardise
 from nervure.errors import DataError
 
@@ -17,6 +18,7 @@ LEAST = 20
 """Samples of a class that a correlation can be told from; fewer are pooled with other small classes."""
 
 
+@checked
 def correlation(parents: Tensor, children: Tensor, labels: Tensor | None = None, *, least: int = LEAST) -> Tensor:
     """Absolute Pearson correlation of every child with every parent.
 
@@ -60,7 +62,8 @@ def _parts(labels: Tensor | None, count: int, least: int) -> Iterator[tuple[Tens
     if labels is None:
         yield torch.arange(count), 1
         return
-    if labels.shape != (count,) or labels.is_floating_point() or labels.is_complex():
+    whole = not labels.is_floating_point() and not labels.is_complex() and holds_numbers(labels)
+    if labels.shape != (count,) or not whole:
         raise DataError(
             f"labels of shape {tuple(labels.shape)} and dtype {labels.dtype} for {count} samples: one whole number "
             "per sample is needed."

@@ -90,9 +90,10 @@ def samples_of(x: Tensor, name: str, expected: int | None = None) -> Tensor:
     Raises:
         DataError: ``x`` is empty, not finite, no tensor, or has not the ``expected`` number of samples.
     """
-    if not isinstance(x, Tensor) or x.ndim == 0 or len(x) == 0 or x.is_complex():
+    if not isinstance(x, Tensor) or x.ndim == 0 or len(x) == 0 or x.is_complex() or not holds_numbers(x):
         shape = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
-        raise DataError(f"{name} must be a tensor of real numbers with samples first, got {shape}.")
+        unusual = f" ({_kind(x)})" if isinstance(x, Tensor) and not holds_numbers(x) else ""
+        raise DataError(f"{name} must be a tensor of real numbers with samples first, got {shape}{unusual}.")
     if expected is not None and len(x) != expected:
         raise DataError(f"{name} has {len(x)} samples, the other side {expected}; they must be the same samples.")
     flat = x.detach().reshape(len(x), -1)
@@ -106,12 +107,21 @@ def samples_of(x: Tensor, name: str, expected: int | None = None) -> Tensor:
 def labels_of(labels: Tensor, expected: int) -> Tensor:
     """Class numbers [samples] as int64; raises DataError where they are not whole numbers, one for each sample."""
     whole = isinstance(labels, Tensor) and not labels.is_floating_point() and not labels.is_complex()
-    if not whole or labels.shape != (expected,):
+    if not whole or not holds_numbers(labels) or labels.shape != (expected,):
         given = (
             f"shape {tuple(labels.shape)}, dtype {labels.dtype}" if isinstance(labels, Tensor) else f"{labels!r:.40}"
         )
         raise DataError(f"labels must be {expected} whole numbers, one per sample, got {given}.")
     return labels.detach().long()
+
+
+def holds_numbers(x: Tensor) -> bool:
+    """Whether every entry of a tensor has a number and a place of its own."""
+    return x.layout == torch.strided and not x.is_meta and not x.is_quantized
+
+
+def _kind(x: Tensor) -> str:
+    return "on the meta device" if x.is_meta else "quantised" if x.is_quantized else f"of layout {x.layout}"
 
 
 def _squares(x: Tensor, y: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from nervure.core.check import checked
 from nervure.dependence.distances import (
     TILE,
     Block,
@@ -29,6 +30,7 @@ FEWEST = 4
 ROUNDING = 1e-13
 
 
+@checked
 def distance_covariance(
     x: Tensor, y: Tensor, *, unbiased: bool = True, exponent: float = 1.0, classes: bool = False, tile: int = TILE
 ) -> Tensor:
@@ -54,6 +56,7 @@ def distance_covariance(
     return covariance if unbiased else covariance.clamp_min(0.0).sqrt()
 
 
+@checked
 def distance_correlation(
     x: Tensor, y: Tensor, *, unbiased: bool = True, exponent: float = 1.0, classes: bool = False, tile: int = TILE
 ) -> Tensor:
@@ -75,6 +78,7 @@ def distance_correlation(
     return squared if unbiased else squared.clamp_min(0.0).sqrt()
 
 
+@checked
 def partial_distance_correlation(
     x: Tensor, y: Tensor, z: Tensor, *, exponent: float = 1.0, classes: bool = False, tile: int = TILE
 ) -> Tensor:
@@ -91,6 +95,7 @@ def partial_distance_correlation(
     return torch.where(left > 1e-15, (r[0, 1] - r[0, 2] * r[1, 2]) / left.clamp_min(1e-15).sqrt(), 0.0)
 
 
+@checked
 def energy_distance(x: Tensor, y: Tensor, *, unbiased: bool = True, exponent: float = 1.0, tile: int = TILE) -> Tensor:
     """Energy distance 2 E|X-Y| - E|X-X'| - E|Y-Y'| between two samples, without a root.
 
@@ -112,6 +117,7 @@ def energy_distance(x: Tensor, y: Tensor, *, unbiased: bool = True, exponent: fl
     return _between(x, y, exponent, tile, unbiased).energy(unbiased)[0, 1]
 
 
+@checked
 def energy_coefficient(
     x: Tensor, y: Tensor, *, unbiased: bool = False, exponent: float = 1.0, tile: int = TILE
 ) -> Tensor:
@@ -125,6 +131,7 @@ def energy_coefficient(
     return _between(x, y, exponent, tile, unbiased).coefficient(unbiased)[0, 1]
 
 
+@checked
 def energy_r2(x: Tensor, labels: Tensor, *, unbiased: bool = True, exponent: float = 1.0, tile: int = TILE) -> Tensor:
     """The share of the spread of ``x`` that lies between classes: 1 - (mean distance within classes) / (mean distance).
 
@@ -200,6 +207,7 @@ class ClassDistances:
         return ClassDistances(self.sums[more][:, more], self.counts[more], self.classes[more])
 
 
+@checked
 def class_distances(x: Tensor, labels: Tensor, *, exponent: float = 1.0, tile: int = TILE) -> ClassDistances:
     """Sum the distances between the samples [samples, ...] of any two classes; arguments as for :func:`energy_r2`.
 

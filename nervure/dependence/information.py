@@ -5,6 +5,8 @@ from typing import overload
 import torch
 from torch import Tensor
 
+from nervure.core.check import checked
+from nervure.core.schema import Seed
 from nervure.dependence import gaussian, hashing, spanning
 from nervure.dependence.binned import codes, joint_counts, quantile_edges, runs
 from nervure.dependence.divergences import Divergence
@@ -30,7 +32,7 @@ def mutual_information(
     smooth: bool = True,
     faithful: bool = False,
     interval: None = None,
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> Tensor: ...
 
 
@@ -48,10 +50,11 @@ def mutual_information(
     smooth: bool = True,
     faithful: bool = False,
     interval: float,
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> Interval: ...
 
 
+@checked
 def mutual_information(  # noqa: PLR0913 - one choice per argument, all by keyword
     x: Tensor,
     y: Tensor,
@@ -65,7 +68,7 @@ def mutual_information(  # noqa: PLR0913 - one choice per argument, all by keywo
     smooth: bool = True,
     faithful: bool = False,
     interval: float | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> Tensor | Interval:
     """How far ``x`` and ``y`` are from independent, given ``given`` where there is one.
 

@@ -107,6 +107,8 @@ def require_classes(labels: Tensor, classes: int) -> None:
 
 def require_finite_outputs(logits: Tensor, where: str) -> None:
     """Raise :class:`DataError` if an output is NaN or infinite; ``where`` says which batch."""
+    if logits.is_meta:
+        raise DataError(f"outputs in {where} have shapes without numbers: the model is on the meta device.")
     bad = int((~torch.isfinite(logits)).sum())
     if bad:
         raise DataError(

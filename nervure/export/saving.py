@@ -21,7 +21,7 @@ from nervure.core.container import DamageError, Kind, read_container, reading, w
 from nervure.core.files import require_writable
 from nervure.core.schema import convert
 from nervure.core.version import __version__
-from nervure.errors import FileError, NervureError, NervureWarning
+from nervure.errors import ArgumentError, FileError, NervureError, NervureWarning
 from nervure.export.packing import POSITIONS, Packing, pack, unpack, unpacked_mask
 from nervure.export.stock import stock_differences
 from nervure.graph import Cost
@@ -327,6 +327,8 @@ def _without_repeats(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], di
         owner = first.setdefault(id(tensor), name)
         if owner != name:
             aliases[name] = owner
+        elif tensor.is_meta:
+            raise ArgumentError(f"{name} has a shape only (it is on the meta device): give the model weights first.")
         else:
             tensors[name] = tensor.detach().cpu()
     return tensors, aliases

@@ -11,6 +11,7 @@ from torch import nn
 
 from nervure.core.annotations import Batches, FilePath
 from nervure.core.check import checked, require_choice, show_value
+from nervure.core.documents import require_plain
 from nervure.core.files import disk_refusal, drafts, require_writable, settle, write_json, write_text
 from nervure.core.markup import listing
 from nervure.core.schema import NotNegative
@@ -124,13 +125,15 @@ def export(
         Where the file is, how far it is from the module, and its card.
 
     Raises:
-        ArgumentError: the format or the precision is unknown, or int8 lacks data to calibrate on.
+        ArgumentError: the format or the precision is unknown, int8 lacks data to calibrate on, or notes are no plain
+            data.
         MissingExtraError: a library is not installed; the message names the extra.
         FileError: the place cannot be written.
         EngineError: the format or the engine cannot take the model; the operator and its layer are named.
         VerificationError: the file computes something else; the message names the first layer that differs.
     """
     target = Path(path)
+    require_plain(notes, "notes", ArgumentError)
     form = require_format(target, format, precision, dynamic)
     cards = tuple(target.with_name(f"{target.name}.card.{suffix}") for suffix in ("json", "md"))
     for place in (*form.files(target), *cards):

@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map
 
 from nervure.core.check import show_value
+from nervure.core.documents import is_shallow
 from nervure.errors import ArgumentError, ForwardError, NervureError
 
 
@@ -21,13 +22,20 @@ def examples_of(example: Any) -> list[Any]:
     """The examples in a list of several; one alone is a list of one.
 
     Raises:
-        ArgumentError: the list is empty.
+        ArgumentError: the list is empty, or nested too deeply.
     """
+    require_shallow(example)
     if not isinstance(example, list):
         return [example]
     if not example:
         raise ArgumentError("example=[] is a list of no examples. Give one, or a list of several.")
     return example
+
+
+def require_shallow(example: Any) -> None:
+    """Raise :class:`ArgumentError` for an example whose lists, tuples and dicts have no end to their levels."""
+    if not is_shallow(example):
+        raise ArgumentError("example is nested too deeply, or holds itself. Give tensors, a tuple or a dict of them.")
 
 
 def as_inputs(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -86,6 +94,7 @@ def placed_like(model: nn.Module, example: Any) -> Any:
 
     Without weights (on ``meta``) whole numbers stay where they are: what the model reads from them can then be known.
     """
+    require_shallow(example)
     first = next(iter(model.parameters()), None)
     if first is None:
         return example
@@ -266,6 +275,7 @@ def samples_of(example: Any) -> int:
     Raises:
         ArgumentError: if no tensor has samples along a first axis.
     """
+    require_shallow(example)
     sizes = [leaf.shape[0] for leaf in tree_leaves(example) if isinstance(leaf, Tensor) and leaf.ndim and leaf.shape[0]]
     if not sizes:
         raise ArgumentError("the example holds no tensor with samples along its first axis; give one, or several.")
@@ -278,13 +288,15 @@ def resize_batch(example: Any, batch: int) -> Any:
     Tensors whose first axis is as long as that of the first tensor are resized; whatever else there is stays.
 
     Raises:
-        ArgumentError: if no tensor has samples along a first axis.
+        ArgumentError: if no tensor has samples along a first axis, or one that has is sparse.
     """
     samples = samples_of(example)
     index = torch.arange(batch) % samples
 
     def fit(leaf: Any) -> Any:
         has_samples = isinstance(leaf, Tensor) and leaf.ndim and leaf.shape[0] == samples
+        if has_samples and leaf.layout != torch.strided:
+            raise ArgumentError(f"the example holds {show_value(leaf)} of layout {leaf.layout}; give a dense tensor.")
         return leaf[index.to(leaf.device)] if has_samples else leaf
 
     return tree_map(fit, example)

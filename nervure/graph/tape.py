@@ -487,6 +487,16 @@ def _form(recorder: Recorder, output: Any) -> Any:
     return type(output).__name__
 
 
+def require_seen(model: nn.Module) -> None:
+    """Raise :class:`TraceError` where a module is TorchScript: nothing can be seen of what it does."""
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise TraceError(
+                f"{name or 'the model'} is TorchScript, whose parts cannot be seen or cut. Give the module that it was "
+                "made from, and script the result."
+            )
+
+
 @contextmanager
 def running_modules(model: nn.Module, stack: list[str]) -> Iterator[None]:
     """While this lasts ``stack`` holds the names of the modules that run in this thread, outermost first."""
@@ -512,6 +522,7 @@ def running_modules(model: nn.Module, stack: list[str]) -> Iterator[None]:
 
 @contextmanager
 def _module_stack(model: nn.Module, recorder: Recorder) -> Iterator[None]:
+    require_seen(model)
     names = {id(module): name for name, module in model.named_modules()}
     starts: list[tuple[list[int], int]] = []
     mine = threading.get_ident()

@@ -24,7 +24,7 @@ from nervure.graph.products import products_of, told_of_masks
 from nervure.graph.propagate import HIDDEN, LabelPropagation, Specs, move
 from nervure.graph.sizes import Attribute, Expression
 from nervure.graph.solve import TRIES, Solver
-from nervure.graph.tape import Entry, Ref, Tape, named_tensors, record, refs_in
+from nervure.graph.tape import Entry, Ref, Tape, named_tensors, record, refs_in, require_seen
 from nervure.graph.types import Axis, Edge, Graph, Group, OpCost, Part, SizeAttribute, TensorAxis, Units
 
 Outputs: TypeAlias = bool | str | Iterable[str]
@@ -724,11 +724,7 @@ def check_modules(model: nn.Module) -> None:
     """Raise :class:`TraceError` where a module is TorchScript, quantised or sharded, or has no weights yet."""
     for name, module in model.named_modules():
         _check_cuttable(name, module)
-        if isinstance(module, torch.jit.ScriptModule):
-            raise TraceError(
-                f"{name or 'the model'} is TorchScript, whose parts cannot be seen or cut. Give the module that it was "
-                "made from, and script the result."
-            )
+    require_seen(model)
     for name, parameter in model.named_parameters():
         if isinstance(parameter, nn.parameter.UninitializedParameter):
             raise TraceError(f"{name} has no shape yet (a lazy module). Run the model once on an example first.")

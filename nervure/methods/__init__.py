@@ -1,7 +1,6 @@
 """Methods: one paper, one small file. A name in a recipe or on the command line is looked up here."""
 
 from collections.abc import Mapping
-from dataclasses import fields
 from typing import Any
 
 from nervure.core.check import checked
@@ -9,33 +8,36 @@ from nervure.core.renamed import old_names
 from nervure.core.schema import Density
 from nervure.engines import EngineName
 from nervure.errors import ArgumentError
-from nervure.methods.activation import Activation
 from nervure.methods.base import Cached, HasEvidence, Method, View
 from nervure.methods.blocks.depth import Depth
 from nervure.methods.blocks.energy import Energy
 from nervure.methods.channels.timed import Target
+from nervure.methods.channels.yardsticks import (
+    FPGM,
+    Activation,
+    Fisher,
+    Magnitude,
+    Random,
+    Ranking,
+    Slimming,
+    Taylor,
+)
 from nervure.methods.dynamic.gmp import GMP
 from nervure.methods.dynamic.rigl import RigL
 from nervure.methods.dynamic.set import SET
 from nervure.methods.dynamic.synthesis import Synthesis
-from nervure.methods.fisher import Fisher
-from nervure.methods.fpgm import FPGM
 from nervure.methods.gcnet.companion import Companion, companion
 from nervure.methods.gcnet.gcnet import GCNet
-from nervure.methods.lookup import Methods, make_method
-from nervure.methods.magnitude import Magnitude
+from nervure.methods.lookup import Methods, find_method, make_method, options_of
 from nervure.methods.masks.erk import ERK
 from nervure.methods.masks.grasp import GraSP
 from nervure.methods.masks.magnitude_masks import MagnitudeMasks
 from nervure.methods.masks.snip import SNIP
 from nervure.methods.masks.synflow import SynFlow
 from nervure.methods.masks.wanda import Wanda
-from nervure.methods.mint import MINT
 from nervure.methods.n2nskip.n2nskip import N2NSkip
-from nervure.methods.random import Random
-from nervure.methods.slimming import Slimming
+from nervure.methods.snacs.predecessor import MINT
 from nervure.methods.snacs.snacs import SNACS
-from nervure.methods.taylor import Taylor
 
 METHODS = Methods(
     [
@@ -53,6 +55,7 @@ METHODS = Methods(
         MagnitudeMasks,
         N2NSkip,
         Random,
+        Ranking,
         RigL,
         SET,
         SNACS,
@@ -68,10 +71,16 @@ METHODS = Methods(
 
 @checked
 def method_from(name: str, **options: Any) -> Method:
-    """Make the method of that name (in any case of letters) with these hyper-parameters.
+    """Make the method of that name with these hyper-parameters.
+
+    Args:
+        name: of a method of the library, in any case of letters, or ``"package.module:name"`` of one of your own: a
+            class, or a function that returns a method. Its module is imported, from the working folder too.
+        options: the hyper-parameters.
 
     Raises:
-        ArgumentError: the name or an option is unknown (the nearest is named), or a value is out of range.
+        ArgumentError: the name or an option is unknown (the nearest is named), a value is out of range, or what the
+            name makes is no method.
     """
     return make_method(METHODS, name, options)
 
@@ -93,7 +102,7 @@ def method_keeping(
     ``keep`` is the fraction of the weights.
 
     Args:
-        name: of the method, in any case of letters.
+        name: of the method, as in :func:`method_from`.
         share: its other hyper-parameters.
         keep: the fraction that stays.
         budget: what ``keep`` counts.
@@ -105,15 +114,15 @@ def method_keeping(
         ArgumentError: as :func:`method_from`; or the method masks no weights, and a density is given, or it knows no
             engine, and one is given.
     """
-    known = [field.name for field in fields(METHODS[name])] if name in METHODS else []
-    if known and density is not None and "density" not in known:
-        masking = [other for other in METHODS if any(field.name == "density" for field in fields(METHODS[other]))]
+    maker = find_method(METHODS, name)
+    known, called = options_of(maker), getattr(maker, "__name__", name)
+    if density is not None and "density" not in known:
+        masking = [other for other in METHODS if "density" in options_of(METHODS[other])]
         raise ArgumentError(
-            f"{METHODS[name].__name__} takes no density. Give keep instead, or a method that masks weights: "
-            f"{', '.join(masking)}."
+            f"{called} takes no density. Give keep instead, or a method that masks weights: {', '.join(masking)}."
         )
-    if known and "engine" not in known and (engine is not None or target is not None):
-        raise ArgumentError(f"{METHODS[name].__name__} plans for no engine. Leave out the engine and the target.")
+    if "engine" not in known and (engine is not None or target is not None):
+        raise ArgumentError(f"{called} plans for no engine. Leave out the engine and the target.")
     asked = {"keep": keep, "budget": budget, "density": keep if density is None else density}
     timed = {"engine": engine, "latency" if "latency" in known else "target": target}
     found = {k: v for k, v in asked.items() if k in known} | {k: v for k, v in timed.items() if v is not None}
@@ -143,6 +152,7 @@ __all__ = [
     "Method",
     "N2NSkip",
     "Random",
+    "Ranking",
     "RigL",
     "Slimming",
     "SynFlow",

@@ -1,11 +1,13 @@
 """Methods by name: what a recipe or the command line says, made into a method."""
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import fields
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import fields, is_dataclass
 from typing import Any, final
 
 from nervure.core.check import nearest, show_value
-from nervure.errors import ArgumentError
+from nervure.core.importing import import_named, is_import_path
+from nervure.errors import ArgumentError, NervureError
 from nervure.methods.base import Method
 
 
@@ -27,16 +29,67 @@ class Methods(Mapping[str, type[Any]]):
         return len(self._classes)
 
 
-def make_method(methods: Methods, name: str, options: Mapping[str, Any]) -> Method:
-    """The method ``name`` with these hyper-parameters; ArgumentError naming the nearest name or option otherwise."""
+def find_method(methods: Methods, name: str) -> Callable[..., Any]:
+    """What makes the method ``name``: one of ``methods``, or what ``"package.module:name"`` names.
+
+    Raises:
+        ArgumentError: there is none of that name (the nearest is named), or its module cannot be imported.
+    """
+    if is_import_path(name):
+        found: Callable[..., Any] = import_named(name, "method")
+        return found
     if not isinstance(name, str) or name not in methods:
-        raise ArgumentError(f"method {show_value(name)} is unknown.{nearest(name, methods, listed=True)}")
-    cls = methods[name]
-    known = [field.name for field in fields(cls) if field.init]
+        raise ArgumentError(
+            f"method {show_value(name)} is unknown.{nearest(name, methods, listed=True)} "
+            'One of your own is named "package.module:name".'
+        )
+    return methods[name]
+
+
+def options_of(maker: Callable[..., Any]) -> list[str]:
+    """The hyper-parameters that ``maker`` takes; ArgumentError where it does not say."""
+    if inspect.isclass(maker) and is_dataclass(maker):
+        return [field.name for field in fields(maker) if field.init]
+    try:
+        return list(inspect.signature(maker).parameters)
+    except (TypeError, ValueError) as error:
+        raise ArgumentError(f"method {show_value(maker)} does not say what it takes: {error}.") from error
+
+
+def make_method(methods: Methods, name: str, options: Mapping[str, Any]) -> Method:
+    """The method ``name`` with these hyper-parameters.
+
+    Raises:
+        ArgumentError: the name or an option is unknown (the nearest is named), or what is made is no method.
+    """
+    maker = find_method(methods, name)
+    called, known = getattr(maker, "__name__", name), options_of(maker)
     for option in options:
         if option not in known:
-            raise ArgumentError(
-                f"{cls.__name__} has no option {show_value(option)}.{nearest(option, known, listed=True)}"
-            )
-    method: Method = cls(**options)
+            raise ArgumentError(f"{called} has no option {show_value(option)}.{nearest(option, known, listed=True)}")
+    if not is_import_path(name):
+        method: Method = maker(**options)
+        return method
+    try:
+        return _require_method(maker(**options), name)
+    except NervureError:
+        raise
+    except Exception as error:  # whatever the user's own class raises
+        raise ArgumentError(f"method {show_value(name)} cannot be made: {type(error).__name__}: {error}.") from error
+
+
+def _require_method(made: Any, name: str) -> Method:
+    missing = [part for part in ("wants", "plan") if not hasattr(made, part)]
+    if missing or not callable(made.plan):
+        raise ArgumentError(
+            f"{show_value(name)} made a {type(made).__name__}, which is no method: it lacks "
+            f"{' and '.join(missing) or 'a plan that can be called'}. A method is a frozen dataclass with wants and "
+            "plan(view), see nervure.methods.Method."
+        )
+    if repr(made) == object.__repr__(made):
+        raise ArgumentError(
+            f"{show_value(name)} does not show its hyper-parameters, by which results are known again. Make it a "
+            "frozen dataclass, or give it a __repr__."
+        )
+    method: Method = made
     return method

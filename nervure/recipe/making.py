@@ -1,9 +1,7 @@
 """What a recipe names, made: the network, the data, the method, and one training as its sections describe it."""
 
-import importlib
 import inspect
 import os
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -17,6 +15,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from nervure import zoo
 from nervure.core.check import nearest
 from nervure.core.container import Kind
+from nervure.core.importing import import_named, is_import_path
 from nervure.core.schema import convert
 from nervure.engines import require_engine
 from nervure.errors import ArgumentError, FileError, NervureError, RecipeError
@@ -183,21 +182,8 @@ def factory_of(path: str) -> Callable[..., Any]:
     Raises:
         RecipeError: the module cannot be imported, or has no such function.
     """
-    module_name, _, name = path.partition(":")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:  # whatever a module of the user's raises
-        kind = "" if isinstance(error, ImportError) else f"{type(error).__name__}: "
-        raise RecipeError(f"factory {path!r}: module {module_name!r} cannot be imported: {kind}{error}.") from error
-    found = getattr(module, name, None)
-    if not callable(found):
-        known = [n for n, value in vars(module).items() if callable(value) and not n.startswith("_")]
-        raise RecipeError(
-            f"factory {path!r}: {module_name} has no function {name!r}.{nearest(name, known, listed=True)}"
-        )
-    return found  # type: ignore[no-any-return]
+    found: Callable[..., Any] = import_named(path, "factory", RecipeError)
+    return found
 
 
 def source_of(recipe: Recipe, data: Dataset) -> ModelSource:
@@ -257,7 +243,7 @@ def methods_after(recipe: Recipe) -> tuple[Method, ...]:
 @contextmanager
 def _told_of(where: str, name: str) -> Iterator[None]:
     """Say where in the recipe the method ``name`` is that is unknown, or does not take what it is given."""
-    if name not in METHODS:
+    if not is_import_path(name) and name not in METHODS:
         raise RecipeError(f"{where} there is no method {name!r}.{nearest(name, METHODS, listed=True)}")
     try:
         yield

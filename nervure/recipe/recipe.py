@@ -14,15 +14,17 @@ from typing import Annotated, Any, Literal, TypeVar, final
 
 from msgspec import Meta
 
-from nervure.core.check import nearest
+from nervure.core.annotations import is_path
+from nervure.core.check import checked, nearest, show_value
 from nervure.core.documents import is_shallow, open_document
 from nervure.core.schema import (
     Between,
     Count,
+    Decay,
     Fraction,
-    NotNegative,
     Part,
     Positive,
+    Rate,
     Seed,
     Share,
     Size,
@@ -35,6 +37,12 @@ from nervure.evaluation.corruptions import SEVERITIES, expand_names
 
 Options = Mapping[str, Any]
 Section = TypeVar("Section")
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def checked_recipe(function: F) -> F:
+    """As :func:`nervure.core.check.checked`, with :class:`RecipeError`."""
+    return checked(function, RecipeError)
 
 
 def _corruptions(value: tuple[str, ...]) -> str:
@@ -109,12 +117,12 @@ class TrainSection:
     """How the dense network is trained; the words are those of ``nervure.train`` and of ``split.batches``."""
 
     epochs: Count = 10
-    lr: Positive = 0.1
+    lr: Rate = 0.1
     batch_size: Size = 128
     augment: bool = False
     optimizer: Literal["sgd", "adamw"] = "sgd"
     momentum: Part = 0.9
-    weight_decay: NotNegative = 5e-4
+    weight_decay: Decay = 5e-4
     schedule: Literal["onecycle", "cosine", "constant"] = "onecycle"
     precision: Literal["float32", "bf16"] = "float32"
     smoothing: Part = 0.0
@@ -124,6 +132,8 @@ class TrainSection:
 @dataclass(frozen=True, slots=True)
 class PruneSection:
     """Which ``method``, how much stays (``keep``, in the unit of ``budget``), and the method's other ``options``.
+
+    One of your own is named ``method = "package.module:name"``; it is imported, from the working folder too.
 
     With ``budget = "latency"`` the ``options`` say ``engine`` and ``target``, a share or a time like ``"3 ms"``.
     ``density`` is the fraction of the weights that stays, for methods that mask them (0: as ``keep`` says). Each table
@@ -155,12 +165,12 @@ class RecoverSection:
     """
 
     epochs: Count = 5
-    lr: Positive = 0.02
+    lr: Rate = 0.02
     batch_size: Size = 128
     augment: bool = False
     optimizer: Literal["sgd", "adamw"] = "sgd"
     momentum: Part = 0.9
-    weight_decay: NotNegative = 5e-4
+    weight_decay: Decay = 5e-4
     schedule: Literal["onecycle", "cosine", "constant"] = "cosine"
     precision: Literal["float32", "bf16"] = "float32"
     smoothing: Part = 0.0
@@ -251,10 +261,9 @@ class Recipe:
         _require_there(self.data.root, "[data] root", "a folder", Path.is_dir)
 
     @staticmethod
+    @checked_recipe
     def from_dict(data: Mapping[str, Any], *, source: str = "the recipe") -> "Recipe":
         """Build a recipe from nested plain data; raises :class:`RecipeError` on anything unknown or of a wrong type."""
-        if not isinstance(data, Mapping):
-            raise RecipeError(f"{source} must be tables of keys, got {reprlib.repr(data)}.")
         require_known(data, SECTIONS, f"{source} has no section")
         try:
             return Recipe(**{name: section_of(cls, data.get(name, {}), f"[{name}]") for name, cls in SECTIONS.items()})
@@ -262,6 +271,7 @@ class Recipe:
             raise RecipeError(f"{source}: {error}") from None
 
     @staticmethod
+    @checked_recipe
     def from_toml(path_or_text: str | os.PathLike[str]) -> "Recipe":
         """Read a recipe from a TOML file, or from TOML text; paths in it are relative to the working folder.
 
@@ -333,8 +343,8 @@ def _text_of(path_or_text: str | os.PathLike[str]) -> tuple[str, str]:
     if isinstance(path_or_text, str) and ("\n" in path_or_text or "=" in path_or_text):
         return path_or_text, "the recipe"
     path = Path(path_or_text)
-    if not path.is_file():
-        raise RecipeError(f"there is no recipe at {str(path)!r}. Give the path of a TOML file.")
+    if not is_path(path) or not path.is_file():
+        raise RecipeError(f"there is no recipe at {show_value(str(path))}. Give the path of a TOML file.")
     try:
         return path.read_text(encoding="utf-8"), str(path)
     except (OSError, UnicodeDecodeError) as error:
@@ -361,9 +371,11 @@ def require_known(given: Iterable[str], known: Iterable[str], complaint: str) ->
 def _value(hint: Any, value: Any, where: str) -> Any:
     """``value`` as the type ``hint`` says; a whole number is welcome where a float is expected, never a boolean."""
     told = f"{where} = {reprlib.repr(value)}"
+    if not is_shallow(value):
+        raise RecipeError(f"{where} is nested too deeply.")
+    _require_plain(value, where)
     if typing.get_origin(hint) is Literal and value not in typing.get_args(hint):
         raise RecipeError(f"{told} is not one of {', '.join(map(repr, typing.get_args(hint)))}.")
-    _require_plain(value, where)
     return convert(value, hint, told, RecipeError)
 
 
@@ -374,7 +386,7 @@ def _require_plain(value: Any, where: str) -> None:
             _require_plain(item, where)
     elif not isinstance(value, str | int | float | bool | None):
         kind = type(value).__name__
-        raise RecipeError(f"{where} holds {value!r}, a {kind}; expected text, numbers, true or false, lists.")
+        raise RecipeError(f"{where} holds {show_value(value)}, a {kind}; expected text, numbers, true or false, lists.")
 
 
 def check_rules(section: Any, where: str) -> None:

@@ -7,7 +7,6 @@ nothing else.
 import hashlib
 import json
 import os
-import reprlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, final
@@ -27,6 +26,7 @@ from nervure.recipe.recipe import (
     Threads,
     TrainSection,
     check_rules,
+    checked_recipe,
     distinct,
     plain,
     require_known,
@@ -158,10 +158,9 @@ class Study:
         self.trials()
 
     @staticmethod
+    @checked_recipe
     def from_dict(data: Mapping[str, Any], *, source: str = "the study") -> "Study":
         """Build a study from nested plain data; raises :class:`RecipeError` on anything unknown or of a wrong type."""
-        if not isinstance(data, Mapping):
-            raise RecipeError(f"{source} must be tables of keys, got {reprlib.repr(data)}.")
         require_known(data, [f.name for f in fields(Study)], f"{source} has no section")
         try:
             return Study(
@@ -177,6 +176,7 @@ class Study:
             raise RecipeError(f"{source}: {error}") from None
 
     @staticmethod
+    @checked_recipe
     def from_toml(path_or_text: str | os.PathLike[str]) -> "Study":
         """Read a study from a TOML file, or from TOML text.
 

@@ -1,6 +1,6 @@
 """Criteria: pure functions from evidence to one score per unit, higher = keep."""
 
-from nervure.scores.common import Normalise, Scores, Weights
+from nervure.scores.common import Normalise, Scores, Weights, wants
 from nervure.scores.completed import completed
 from nervure.scores.criteria import CRITERIA, score
 from nervure.scores.effects import Loudness, activation, fisher, taylor
@@ -25,4 +25,5 @@ __all__ = [
     "score",
     "slimming",
     "taylor",
+    "wants",
 ]

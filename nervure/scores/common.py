@@ -1,7 +1,7 @@
 """What criteria share: the tensors of a slot, checked; scores relative to their group."""
 
-from collections.abc import Mapping
-from typing import Literal, TypeAlias
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,6 +14,22 @@ Scores: TypeAlias = Mapping[str, Tensor]
 Weights: TypeAlias = Mapping[str, Tensor]
 Normalise: TypeAlias = Literal["none", "mean"]
 NORMALISE = ("none", "mean")
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def wants(*signals: str) -> Callable[[F], F]:
+    """Say on a criterion that takes ``stats`` which evidence it needs, as in ``measure(want=...)``.
+
+    >>> @wants("readings")
+    ... def loud(graph, stats):
+    ...     return {name: value[:, 0].square() for name, value in stats.readings.items()}
+    """
+
+    def mark(criterion: F) -> F:
+        criterion.__dict__["wants"] = frozenset(signals)
+        return criterion
+
+    return mark
 
 
 def main_slots(group: Group) -> tuple[TensorAxis, ...]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from nervure.core.check import require_choice, require_finite
 from nervure.errors import ScoreError
 from nervure.graph.types import Graph
-from nervure.scores.common import NORMALISE, Normalise, Scores, Weights, normalise_groups
+from nervure.scores.common import NORMALISE, Normalise, Scores, Weights, normalise_groups, wants
 from nervure.scores.completed import completed
 from nervure.stats import Stats
 
@@ -23,6 +23,7 @@ HEARD: Mapping[Loudness, Callable[[Tensor], Tensor]] = {
 }
 
 
+@wants("effects")
 def taylor(graph: Graph, weights: Weights, stats: Stats, *, normalise: Normalise = "mean") -> Scores:
     """Mean absolute effect of a unit on the loss of a sample: the sum of activation times gradient over its readers.
 
@@ -48,6 +49,7 @@ def taylor(graph: Graph, weights: Weights, stats: Stats, *, normalise: Normalise
     return _from_evidence(graph, weights, stats, "effects", lambda value: value.abs().mean(0), normalise)
 
 
+@wants("effects")
 def fisher(graph: Graph, weights: Weights, stats: Stats, *, normalise: Normalise = "mean") -> Scores:
     """Half the mean squared effect of a unit: the second-order loss where the Hessian is the Fisher information.
 
@@ -57,6 +59,7 @@ def fisher(graph: Graph, weights: Weights, stats: Stats, *, normalise: Normalise
     return _from_evidence(graph, weights, stats, "effects", lambda value: value.square().mean(0) / 2, normalise)
 
 
+@wants("readings")
 def activation(
     graph: Graph, weights: Weights, stats: Stats, *, of: Loudness = "absolute", normalise: Normalise = "mean"
 ) -> Scores:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from nervure.core.check import checked
 from nervure.errors import ArgumentError
+from nervure.graph.inputs import placed_like
 from nervure.graph.types import Graph, Group, TensorAxis
 from nervure.plan import Cut, Keep, Mask, Plan
 from nervure.stats import measure
@@ -130,7 +131,8 @@ def _zeros(graph: Graph, plan: Plan, model: nn.Module, example: Any) -> dict[str
     """Units that hear nothing and say zero wherever they are read. Boolean [units] for each group."""
     alive = _masks(graph, plan)
     masked = apply(model, graph, Plan(plan.masks, plan.fingerprint))
-    heard = measure(masked, graph, [(example, None)], want={"connections"}, progress=False).connections
+    placed = placed_like(masked, example)
+    heard = measure(masked, graph, [(placed, None)], want={"connections"}, progress=False).connections
     found = {}
     for group in graph.prunable:
         if group.notes or not group.writers or not group.readers or not _all_masked(group, alive, heard):

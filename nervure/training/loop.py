@@ -24,7 +24,7 @@ from nervure.core.files import is_there
 from nervure.core.locks import exclusive_file
 from nervure.core.progress import length
 from nervure.core.progress import progress as progress_bar
-from nervure.core.schema import Epochs, NotNegative, Positive, Seed
+from nervure.core.schema import Decay, Epochs, Rate, Seed
 from nervure.core.schema import Part as Portion
 from nervure.errors import ArgumentError, DataError, ForwardError
 from nervure.evaluation.labelled import Batch, Data, call, device_of, pairs, require_classes, to_device
@@ -135,10 +135,10 @@ def train(  # noqa: PLR0913 - one keyword per choice that a recipe makes
     data: Data,
     *,
     epochs: Epochs = 1,
-    lr: Positive = 0.1,
+    lr: Rate = 0.1,
     optimizer: Literal["sgd", "adamw"] | MakeOptimizer = "sgd",
     momentum: Portion = 0.9,
-    weight_decay: NotNegative = 5e-4,
+    weight_decay: Decay = 5e-4,
     schedule: Literal["onecycle", "cosine", "constant"] | Schedule = "onecycle",
     objective: Objective = cross_entropy,
     hooks: Sequence[Hook | SparseTrainer] = (),
@@ -383,19 +383,24 @@ def _require_finite_weights(model: nn.Module, epoch: int) -> None:
 
 def _look_over(model: nn.Module, data: Data, validation: Data | None, objective: Objective, place: torch.device) -> int:
     """Find what is wrong with data before the first step changes a weight; return the batches per epoch."""
+    per_epoch = length(data) or 0
     for what, batches in (("data", data), ("validation", validation)):
         if batches is None:
             continue
         if isinstance(batches, Iterator):
             raise DataError(f"{what} can be iterated once only; give a list of batches or a loader.")
         first = next(pairs(batches, what))
+        if length(batches) is None:
+            # What does not say how many it has may have no end: better known now than after an epoch.
+            count = sum(1 for _ in pairs(batches, what))
+            per_epoch = count if what == "data" else per_epoch
         if classifies(objective) or what == "validation":
             with evaluating(model):
                 logits = call(model, to_device(first[0], place))
             # A list is at hand whole; a loader would have to load everything, and is checked batch by batch.
             for _, labels in pairs(batches, what) if isinstance(batches, list | tuple) else [first]:
                 _require_classes_of(labels, logits)
-    return length(data) or sum(1 for _ in pairs(data))
+    return per_epoch or sum(1 for _ in pairs(data))
 
 
 def _require_classes_of(labels: Tensor, logits: Tensor) -> None:

@@ -19,7 +19,7 @@ from torch.utils.hooks import RemovableHandle
 from nervure.core.check import checked, nearest
 from nervure.core.schema import Count, Part
 from nervure.errors import ArgumentError, NervureWarning
-from nervure.graph.inputs import unwrap
+from nervure.graph.inputs import has_shape_only, unwrap
 from nervure.training.veil import Veil, is_sharded, whole
 
 Masks: TypeAlias = Mapping[str, Tensor]
@@ -274,7 +274,7 @@ def hold(model: nn.Module, optimizer: Any | Sequence[Any], masks: Masks | None =
         NervureWarning: masked parameters are not among those of the optimizer; or, by a later step, zeros have grown
             between steps, so that something else moves them.
     """
-    given = tuple(optimizer) if isinstance(optimizer, Iterable) else (optimizer,)
+    given = tuple(optimizer) if isinstance(optimizer, Sequence) else (optimizer,)
     optimizers = [stepping for one in given for stepping in _stepping(one)]
     _require_whole_parameters(model, early=early)
     if not _stepped_ids(optimizers) & {id(p) for p in model.parameters()}:
@@ -371,6 +371,8 @@ def masks_of(model: nn.Module, *, only: Iterable[str] | None = None, least: Part
     chosen = [n for n, p in parameters.items() if p.ndim >= 2] if only is None else list(only)
     for name in chosen:
         _require_known(name, parameters)
+        if has_shape_only(parameters[name]):
+            raise ArgumentError(f"{name} has a shape only (it is on the meta device): give the model weights first.")
     masks = {name: whole(parameters[name].detach()) != 0 for name in chosen}
     if only is None:
         _warn_of_nothing([name for name, mask in masks.items() if not bool(mask.any())])

@@ -12,10 +12,11 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
 from nervure.core.check import checked
+from nervure.core.documents import is_shallow
 from nervure.core.schema import Size
-from nervure.errors import DataError
+from nervure.errors import ArgumentError, DataError
 from nervure.evaluation.labelled import Data, call_only, device_of, pairs, to_device
-from nervure.graph.inputs import evaluating
+from nervure.graph.inputs import evaluating, is_weightless
 
 
 @checked
@@ -36,12 +37,15 @@ def recalibrate(model: nn.Module, data: Data, batches: Size = 100) -> int:
         How many batches were averaged; 0 for a model without batch norms.
 
     Raises:
+        ArgumentError: if the model has no numbers (it is on the meta device).
         DataError: if data are empty, have one value per channel in every batch, or give statistics that are NaN or
             infinite.
     """
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     if not norms:
         return 0
+    if is_weightless(model):
+        raise ArgumentError("the model has tensors without numbers; give it its weights before recalibrating.")
     before = [(norm.momentum, {name: b.clone() for name, b in norm.named_buffers(recurse=False)}) for norm in norms]
     try:
         with evaluating(model):
@@ -101,7 +105,10 @@ def _average(model: nn.Module, norms: list[_BatchNorm], data: Data, batches: int
 
 def _holds_samples(batch: Any) -> bool:
     """Whether a batch may go in: only those with an axis of no samples may not."""
-    return not any(isinstance(leaf, Tensor) and leaf.ndim and not len(leaf) for leaf in tree_leaves(batch))
+    # What is nested without an end is no batch, which is told where pairs are taken.
+    return not is_shallow(batch) or not any(
+        isinstance(leaf, Tensor) and leaf.ndim and not len(leaf) for leaf in tree_leaves(batch)
+    )
 
 
 def _require_finite(norms: list[_BatchNorm]) -> None:

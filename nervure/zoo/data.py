@@ -10,6 +10,7 @@ from torch import Tensor
 from nervure.core.annotations import FilePath
 from nervure.core.check import checked
 from nervure.core.schema import Between, Length, Seed
+from nervure.errors import ArgumentError
 from nervure.zoo.dataset import Batches, Dataset, Split, assemble, require_side
 from nervure.zoo.draw import draw_fraction
 from nervure.zoo.models.widths import Channels, Side
@@ -28,6 +29,8 @@ FASHION = "fashion-mnist"
 FASHION_PLACE = Path("/usr/share/datasets/fashion-mnist")  # where Debian's dataset-fashion-mnist installs it
 DRAWN_TEST = 0.2
 RESIZED_AT_ONCE = 4096
+MOST_NUMBERS = 1 << 26
+"""Of the images that are made up: more is no tiny data set."""
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +83,7 @@ def load(
         root: folder of the files, where they are not installed.
         validation: share of every class of the training images that is held out, in (0, 1).
         seed: fixes which images are held out.
-        size: side in pixels, 4 or more, to which images are resized; None leaves them as published.
+        size: side in pixels, from 4 to 4096, to which images are resized; None leaves them as published.
         checksum: compare files that carry an official name with their published md5 (CIFAR, Python version).
 
     Raises:
@@ -126,9 +129,15 @@ def fake(
         seed: fixes pictures, noise and split.
 
     Raises:
-        ArgumentError: an argument out of range.
+        ArgumentError: an argument out of range, or images of more than 2**26 numbers.
         DataError: too few samples for the classes.
     """
+    numbers = samples * channels * side**2
+    if numbers > MOST_NUMBERS:
+        raise ArgumentError(
+            f"samples={samples} of {channels} x {side} x {side} are {numbers:,} numbers; fake makes "
+            f"{MOST_NUMBERS:,} at most. Ask for fewer samples, or a smaller side."
+        )
     generator = torch.Generator().manual_seed(seed)
     pictures = torch.randint(32, 224, (classes, channels, side, side), generator=generator)
     labels = torch.arange(samples) % classes

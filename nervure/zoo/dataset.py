@@ -315,8 +315,12 @@ def _moments(values: Tensor) -> tuple[float, float]:
     return float(mean), max(float(variance.sqrt()), LEAST_STD)
 
 
+LARGEST_SIDE = 4096
+"""In pixels, of images that are resized: a single one then has 50 million numbers."""
+
+
 def require_side(size: int | None) -> int | None:
-    """Return ``size`` if it is None or a whole number of pixels, 4 or more; else raise :class:`ArgumentError`."""
-    if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 4):
-        raise ArgumentError(f"size={size!r} must be None or a side in pixels, 4 or more.")
+    """Return ``size`` if it is None or a side in pixels, from 4 to 4096; else raise :class:`ArgumentError`."""
+    if size is not None and (isinstance(size, bool) or not isinstance(size, int) or not 4 <= size <= LARGEST_SIDE):
+        raise ArgumentError(f"size={size!r} must be None or a side in pixels, 4 or more, {LARGEST_SIDE} at most.")
     return size

@@ -5,7 +5,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import brier_score_loss, log_loss, top_k_accuracy_score
 from torch import nn
 
 from nervure.errors import ArgumentError, DataError
@@ -49,6 +48,8 @@ def test_every_number_agrees_with_an_independent_computation():
     found = evaluate(nn.Identity(), in_batches(logits, labels), progress=False)
     p = logits.double().softmax(1)
     assert found.accuracy == pytest.approx((p.argmax(1) == labels).double().mean().item())
+    from sklearn.metrics import brier_score_loss, log_loss, top_k_accuracy_score  # slow to import
+
     assert found.top5 == pytest.approx(top_k_accuracy_score(labels, p, k=5))
     assert found.loss == pytest.approx(log_loss(labels, p, labels=range(8)))
     assert found.brier == pytest.approx(brier_score_loss(labels, p, labels=range(8), scale_by_half=False))

@@ -248,7 +248,7 @@ def test_what_cannot_be_done_is_refused_before_work(tmp_path: Path, monkeypatch:
     def never(*args: Any, **kwargs: Any) -> Any:
         raise AssertionError("work was begun")
 
-    monkeypatch.setattr(sys.modules["nervure.export.writing"], "exported", never)
+    monkeypatch.setattr(sys.modules["nervure.export.writing"], "export_graph", never)
     model, x = nn.Linear(2, 2), torch.zeros(1, 2)
     refused: list[tuple[type[NervureError], str, str, dict[str, Any]]] = [
         (ArgumentError, "does not say its format", "m.bin", {}),

@@ -392,7 +392,7 @@ def test_files_of_before_seals_still_load(tmp_path: Path) -> None:
 def test_a_file_from_before_packing_still_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = masked(0.1)
     with monkeypatch.context() as patch:
-        patch.setattr(sys.modules["nervure.export.saving"], "packed", lambda tensors, masks: (dict(tensors), {}))
+        patch.setattr(sys.modules["nervure.export.saving"], "pack", lambda tensors, masks: (dict(tensors), {}))
         path = save(tmp_path / "m.safetensors", found)
 
     def as_before(header: dict[str, Any]) -> None:

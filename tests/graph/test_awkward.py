@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from nervure import Drop, Graph, Plan, apply, count, trace, verify
+from tests import networks
 from tests.networks import NETWORKS
 from tests.oracle import call, difference, double, halved, only_read, plan_of, zero_readers
 
@@ -53,8 +54,8 @@ class Traced(NamedTuple):
 
 @cache
 def traced(name: str, inside_heads: bool = False) -> Traced:
-    model, example = NETWORKS[name].factory(), NETWORKS[name].example()
-    return Traced(model, example, trace(model, example, inside_heads=inside_heads))
+    model, example, graph = networks.traced(name)
+    return Traced(model, example, trace(model, example, inside_heads=True) if inside_heads else graph)
 
 
 def check(t: Traced, plan: Plan) -> nn.Module:
@@ -63,20 +64,22 @@ def check(t: Traced, plan: Plan) -> nn.Module:
     return smaller
 
 
-def networks(known: dict[str, str], names: Any = NETWORKS) -> pytest.MarkDecorator:
+def of_networks(known: dict[str, str], names: Any = NETWORKS) -> pytest.MarkDecorator:
     """Parametrise by network; those in ``known`` fail for the reason given, and must be taken off once they pass."""
     cases = [pytest.param(n, marks=pytest.mark.xfail(reason=known[n], strict=True)) if n in known else n for n in names]
     return pytest.mark.parametrize("name", cases)
 
 
-@networks({})
+@pytest.mark.sampled
+@of_networks({})
 def test_what_can_be_cut_is_offered_and_what_is_pinned_has_a_reason(name: str) -> None:
     graph = traced(name).graph
     assert len(graph.prunable) >= FEWEST.get(name, 2), graph.describe()
     assert all(g.pinned for g in graph.groups if g not in graph.prunable)
 
 
-@networks({})
+@pytest.mark.sampled
+@of_networks({})
 def test_halving_groups_computes_what_the_rest_of_the_original_does(name: str) -> None:
     t = traced(name)
     for only in [None, *(g.name for g in t.graph.prunable)]:
@@ -85,7 +88,8 @@ def test_halving_groups_computes_what_the_rest_of_the_original_does(name: str) -
         assert t.graph.params(keeps) == sum(p.numel() for p in smaller.parameters())
 
 
-@networks({})
+@pytest.mark.sampled
+@of_networks({})
 def test_one_unit_may_be_left_of_every_group(name: str) -> None:
     t = traced(name)
     keeps = halved(t.graph, keep=0.01)
@@ -93,7 +97,8 @@ def test_one_unit_may_be_left_of_every_group(name: str) -> None:
     assert t.graph.macs(keeps) == count(smaller, t.example).macs
 
 
-@networks({}, [n for n in NETWORKS if n not in NOT_ZEROED])
+@pytest.mark.sampled
+@of_networks({}, [n for n in NETWORKS if n not in NOT_ZEROED])
 def test_a_cut_equals_zeroed_readers(name: str) -> None:
     t = traced(name)
     model, example = double(t.model), double(t.example)
@@ -102,7 +107,8 @@ def test_a_cut_equals_zeroed_readers(name: str) -> None:
     assert difference(call(zero_readers(model, t.graph, keeps), example), found) < 1e-9
 
 
-@networks({}, ATTENTION)
+@pytest.mark.sampled
+@of_networks({}, ATTENTION)
 def test_heads_become_narrower_only_where_their_scale_does_not_follow(name: str) -> None:
     t = traced(name, inside_heads=True)
     assert name not in OWN_SCALE or any("head_widths" in g.name for g in t.graph.prunable)
@@ -110,7 +116,8 @@ def test_heads_become_narrower_only_where_their_scale_does_not_follow(name: str)
         check(t, plan_of(t.graph, halved(t.graph, only=only)))
 
 
-@networks({})
+@pytest.mark.sampled
+@of_networks({})
 def test_blocks_can_be_dropped_alone_and_with_cuts(name: str) -> None:
     t = traced(name)
     for block in t.graph.blocks:
@@ -120,7 +127,8 @@ def test_blocks_can_be_dropped_alone_and_with_cuts(name: str) -> None:
             check(t, Plan((Drop(block.name), *cuts), t.graph.fingerprint))
 
 
-@networks({})
+@pytest.mark.sampled
+@of_networks({})
 def test_a_cut_network_can_be_traced_and_cut_once_more(name: str) -> None:
     t = traced(name)
     smaller = check(t, plan_of(t.graph, halved(t.graph, keep=0.8)))
@@ -128,7 +136,8 @@ def test_a_cut_network_can_be_traced_and_cut_once_more(name: str) -> None:
     check(again, plan_of(again.graph, halved(again.graph)))
 
 
-@networks({})
+@pytest.mark.sampled
+@of_networks({})
 def test_a_cut_network_trains(name: str) -> None:
     t = traced(name)
     smaller = apply(t.model, t.graph, plan_of(t.graph, halved(t.graph))).train()

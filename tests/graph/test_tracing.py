@@ -14,7 +14,7 @@ from nervure.graph.sizes import Attribute, Expression, Size, noting_numbers
 from nervure.graph.types import Units
 from nervure.zoo import build
 from nervure.zoo.models.densenet import DenseNet
-from tests.networks import NETWORKS
+from tests.networks import NETWORKS, traced
 
 
 def test_sizes_remember_their_attribute_through_arithmetic() -> None:
@@ -75,10 +75,10 @@ def test_widths_inside_heads_are_cut_only_where_asked_and_only_where_nothing_dri
     assert all("differs from the original" in reason for reason in widths("separate_qkv"))
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", sorted(NETWORKS))
 def test_a_graph_survives_a_round_trip_through_json(name: str) -> None:
-    network = NETWORKS[name]
-    graph = trace(network.factory(), network.example())
+    _, _, graph = traced(name)
     again = Graph.from_json(json.loads(json.dumps(graph.to_json())))
     assert again == graph
     assert again.fingerprint == graph.fingerprint

@@ -537,6 +537,7 @@ def test_options_out_of_range_are_refused(options: dict[str, Any]) -> None:
         SNACS(**options)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_network_can_be_planned_for_or_says_why_not(name: str) -> None:
     model, example, graph = traced(name)

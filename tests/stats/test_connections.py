@@ -109,6 +109,7 @@ def test_fused_attention_gives_the_input_of_its_projections_and_says_what_it_can
     assert "head.weight" in stats.connections
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_edge_of_every_network_is_heard_or_skipped_with_a_reason(name: str) -> None:
     model, example, graph = traced(name)

@@ -106,6 +106,7 @@ def test_bad_input_is_refused() -> None:
         compact(graph, {"nothing.weight": torch.ones(2, dtype=torch.bool)})
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", NETWORKS)
 def test_compact_networks_compute_what_the_masked_ones_do(name: str) -> None:
     model, example, graph = traced(name)

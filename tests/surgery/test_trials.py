@@ -6,7 +6,7 @@ from torch import nn
 
 import nervure.tracing
 from nervure import Cut, Drop, Graph, prune, trace
-from nervure.methods.magnitude import Magnitude
+from nervure.methods import Magnitude
 from nervure.surgery.blame import Edit
 from nervure.surgery.checker import Checker
 from tests.networks import NETWORKS

@@ -372,7 +372,7 @@ def test_a_plan_of_ones_own_that_is_wrong_is_told_what_part_of_it_is_right(monke
     found = wrong_of(model, x)
     drawn, checker = nervure.tracing.trace_and_check(model, x, (), None)
     drawn.graph = found.graph
-    monkeypatch.setattr(sys.modules["nervure.prune"], "traced", lambda *args, **options: (drawn, checker))
+    monkeypatch.setattr(sys.modules["nervure.prune"], "trace_and_check", lambda *args, **options: (drawn, checker))
     with pytest.raises(VerificationError, match="To blame: 'b': it differs.*other 1 of 2 edits") as caught:
         prune(model, x, found.plan)
     assert caught.value.right == replace(found.plan, edits=found.plan.edits[:1])

@@ -32,7 +32,7 @@ from nervure.errors import ArgumentError, BudgetError, NervureWarning
 from nervure.graph.products import describe_products
 from nervure.methods.base import View
 from nervure.methods.channels.timed import Target, for_engine, plan_within
-from nervure.methods.snacs.survey import ConnectivityEvidence, Ranking, SurveyOptions
+from nervure.methods.snacs.survey import ConnectivityEvidence, RankedBy, SurveyOptions
 from nervure.plan import Keep, Mask, Plan
 from nervure.scores.bundles import Layer, layers
 from nervure.scores.parent_dependence import lifelines
@@ -109,7 +109,7 @@ class SNACS(Checked):
     multiple: Size | None = None
     paper: bool = False
     hears: bool = False
-    ranking: Ranking = "connectivity"
+    ranking: RankedBy = "connectivity"
     cache: PathText | None = None
     engine: EngineName | None = None
     target: Target | None = None

@@ -29,7 +29,7 @@ from nervure.scores.bundles import Layer, layers
 from nervure.scores.parent_dependence import connectivity, unit_scores, weigh_by_magnitude
 from nervure.stats import Stats, are_labelled, data_digest, keep_position, measure, response
 
-Ranking: TypeAlias = Literal["connectivity", "dependence", "magnitude"]
+RankedBy: TypeAlias = Literal["connectivity", "dependence", "magnitude"]
 KIND = Kind("nervure-connectivity", "connectivity saved by nervure", version=3, remedy="Remove it; it is made again.")
 CELL = Kind("nervure-connectivity-layer", "the connectivity of a layer", version=3)
 PART = ".layer.safetensors"
@@ -123,7 +123,7 @@ class SurveyOptions:
     per_class: int = 0
     paper: bool = False
     hears: bool = False
-    ranking: Ranking = "connectivity"
+    ranking: RankedBy = "connectivity"
 
     def of(self, view: View, cache: str | os.PathLike[str] | None = None) -> ConnectivityEvidence:
         """Survey the model of a view, or read what was found out before about the same model on the same data.
