@@ -54,9 +54,7 @@ CLASSES_TWICE: Mapping[str, str] = {
     "BasicBlock": "the block of both families of residual networks in the zoo, named as their papers name it",
 }
 """Class names that may stand twice, and why."""
-_CRITERION = "the criterion in scores and the method in methods that ranks by it, until they are one"
 FILES_TWICE: Mapping[str, str] = {
-    **{name: _CRITERION for name in ("fpgm.py", "magnitude.py", "mint.py", "random.py", "slimming.py")},
     "survey.py": "what SNACS and refit each ask of a network before they act",
 }
 """File names that may stand twice, and why."""
