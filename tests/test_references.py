@@ -178,8 +178,13 @@ def test_a_dead_role_is_seen_where_it_stands() -> None:
     assert [name.partition(": ")[2] for name in wrong] == ["seal", "to_hat", "nervure.Hat"]
 
 
-def test_what_templates_ask_of_the_tables_is_there() -> None:
+MODULES = {"tables": "tables", "connectivity": "connectivity_charts", "shift": "shift_section"}
+"""What templates call the modules of the report."""
+
+
+def test_what_templates_ask_of_modules_is_there() -> None:
     templates = sorted((ROOT / "nervure" / "report" / "templates").glob("*.html.j2"))
-    asked = {name for path in templates for name in re.findall(r"\btables\.(\w+)", path.read_text(encoding="utf-8"))}
-    assert asked
-    assert [name for name in sorted(asked) if not find(f"nervure.report.tables.{name}")] == []
+    pattern = re.compile(rf"\b({'|'.join(MODULES)})\.(\w+)\(")
+    asked = {match for path in templates for match in pattern.findall(path.read_text(encoding="utf-8"))}
+    assert {module for module, _ in asked} == MODULES.keys()
+    assert [f"{m}.{name}" for m, name in sorted(asked) if not find(f"nervure.report.{MODULES[m]}.{name}")] == []
