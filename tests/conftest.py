@@ -1,6 +1,8 @@
 """One thread, no waiting for displays, and the same examples on every run."""
 
+import gc
 import os
+from collections.abc import Iterator
 
 # Before torch is imported: OpenMP reads it once.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -12,7 +14,7 @@ from hypothesis import HealthCheck, settings
 
 from tests.sampling import pytest_addoption, pytest_configure
 
-__all__ = ["pytest_addoption", "pytest_configure", "seeded"]
+__all__ = ["pytest_addoption", "pytest_collection", "pytest_configure", "seeded"]
 
 torch.set_num_threads(1)
 
@@ -32,3 +34,14 @@ settings.load_profile("nervure")
 def seeded() -> None:
     """Every test starts from the same random state, so none depends on which ran before it."""
     torch.manual_seed(0)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """Look for no garbage among the thousands of tests while they are collected, nor among them later: all stay."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+        gc.freeze()
