@@ -365,6 +365,8 @@ def test_a_model_without_numbers_is_told(tmp_path: Any) -> None:
     for call in (
         lambda: recalibrate(bare, DATA),
         lambda: masks_of(bare),
+        lambda: train(bare, DATA, progress=False),
+        lambda: train(bare, DATA, precision="bf16", progress=False),
         lambda: save_state(tmp_path / "state.safetensors", bare),
         lambda: nervure.evaluate(bare, DATA, progress=False),
         lambda: nervure.compact(graph, cut.plan, model=net, example=IMAGE.to("meta")),
@@ -408,3 +410,5 @@ def test_sizes_of_images_are_told_before_memory_is_taken() -> None:
 def test_an_example_that_is_sparse_is_told() -> None:
     with pytest.raises(NervureError):
         peak_memory(network(), IMAGE.to_sparse())
+    with pytest.raises(DataError, match="Give dense tensors"):
+        nervure.measure(network(), nervure.trace(network(), IMAGE), [(IMAGE.to_sparse(), DATA[0][1])])

@@ -148,6 +148,8 @@ def _batch(raw: Any, what: str, labelled: bool) -> Batch:
         raise DataError(f"{what} has no tensor among its inputs ({type(inputs).__name__}).")
     size = len(tensors[0])
     for tensor in tensors:
+        if tensor.layout != torch.strided:
+            raise DataError(f"{what}: inputs are of layout {tensor.layout}. Give dense tensors.")
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise DataError(f"{what}: inputs are NaN or infinite. Clean the data first.")
     if labelled:

@@ -29,7 +29,7 @@ from nervure.core.schema import Part as Portion
 from nervure.errors import ArgumentError, DataError, ForwardError
 from nervure.evaluation.labelled import Batch, Data, call, device_of, pairs, require_classes, to_device
 from nervure.evaluation.quality import evaluate
-from nervure.graph.inputs import digest_of, evaluating
+from nervure.graph.inputs import digest_of, evaluating, is_weightless
 from nervure.training.checkpoint import KIND, Part, Progress, SavedRun, read_run, save_run, under
 from nervure.training.dynamic.hook import RewiringHook
 from nervure.training.dynamic.protocol import Event, SparseTrainer
@@ -186,10 +186,13 @@ def train(  # noqa: PLR0913 - one keyword per choice that a recipe makes
     Raises:
         DataError: if data are empty or can be iterated once only, a label is no class of the model (before any step,
             where data are a list; otherwise before its step), or a loss is NaN or infinite (naming the step).
-        ArgumentError: if an argument is out of range, masks do not fit, or nothing can be trained.
+        ArgumentError: if an argument is out of range, masks do not fit, or nothing can be trained (a model on the meta
+            device has no numbers).
         FileError: if the checkpoint cannot be written, is damaged, belongs to another run, or another process trains
             with it.
     """
+    if is_weightless(model):
+        raise ArgumentError("the model has tensors without numbers; give it its weights before training.")
     log = _Log()
     place = device_of(model) if device is None else torch.device(device)
     model.to(place)
