@@ -79,6 +79,12 @@ class Residual(nn.Module):
         return x + torch.relu(self.norm(self.conv(x)))
 
 
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A value that is a name of a file may be accepted, and written to."""
+    monkeypatch.chdir(tmp_path)
+
+
 def network() -> nn.Module:
     torch.manual_seed(0)
     body = [nn.Conv2d(2, 3, 3, padding=1), Residual(), Residual(), nn.Conv2d(3, 4, 3), nn.ReLU()]
