@@ -321,6 +321,7 @@ def test_a_list_in_itself_is_told() -> None:
         lambda: prune(net, given, Magnitude()),
         lambda: peak_memory(net, given),
         lambda: recalibrate(net, given),
+        lambda: nervure.measure(net, nervure.trace(net, IMAGE), given),
         lambda: nervure.evaluate(net, given, progress=False),
         lambda: train(net, given, progress=False),
     ):

@@ -61,6 +61,7 @@ def as_inputs(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 def plain(example: Any) -> Any:
     """The same with plain tensors for those of subclasses that only carry something along."""
+    require_shallow(example)
     if not any(isinstance(leaf, Tensor) and _carries(leaf) for leaf in tree_leaves(example)):
         return example
     return tree_map(lambda x: x.as_subclass(Tensor) if isinstance(x, Tensor) and _carries(x) else x, example)
