@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, final
 
-from nervure.budget.base import COUNTED
+from nervure.budget.kinds import COUNTED
 from nervure.core.schema import Fraction, Seed, Size
 from nervure.errors import RecipeError
 from nervure.recipe.recipe import (

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from nervure import Magnitude, Plan, prune, trace, zoo
-from nervure.budget import BUDGETS, Budget, allocate, base
+from nervure.budget import BUDGETS, Budget, allocate
+from nervure.budget import kinds as base
 from nervure.errors import ArgumentError, RecipeError
 from nervure.methods.channels.timed import for_engine
 from nervure.recipe import Recipe

@@ -11,7 +11,7 @@ from msgspec import Meta
 
 from nervure.budget import BudgetName, Scope, allocate
 from nervure.budget.allocate import unit_multiple
-from nervure.budget.base import is_timed
+from nervure.budget.kinds import is_timed
 from nervure.budget.latency_table import LatencyTable
 from nervure.core.check import show_value
 from nervure.errors import ArgumentError, BudgetError, DataError, NervureWarning
