@@ -542,7 +542,7 @@ def test_a_damaged_line_of_results_is_named_and_one_cut_short_is_left_out(tmp_pa
     [
         (RECIPE + "[prune]\nkeap = 1", r"recipe.toml: \[prune\] has no key 'keap'. Did you mean 'keep'.*Known: method"),
         (RECIPE + "[prune]\nkeep = 7", r"recipe.toml: \[prune\] keep = 7 .* Expected `float` <= 1.0"),
-        (RECIPE + "[prune]\nbudget = []", r"\[prune\] budget = \[\] is not one of 'channels'"),
+        (RECIPE + "[prune]\nbudget = []", r"\[prune\] budget = \[\] cannot be read: Expected `str`"),
         (RECIPE + f"[run]\nseed = {10**23}", r"\[run\] seed = 1000.* Expected `int` <= 9223372036854775807"),
         (RECIPE + f"[run]\nthreads = {10**6}", r"\[run\] threads = 1000000 .* <= 4096"),
         (RECIPE + "[train]\nlr = inf", r"\[train\] lr = inf"),

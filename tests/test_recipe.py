@@ -147,7 +147,7 @@ def test_a_missing_recipe_is_named(tmp_path: Path) -> None:
         ({"model": {"name": "resnet9"}}, "Did you mean 'resnet8'"),
         ({"model": {"options": {"wdith": 2}}}, "no option .wdith."),
         ({"model": {"name": "", "factory": "no_such_module:f"}}, "cannot be imported"),
-        ({"model": {"name": "", "factory": "json:nothing"}}, "has no function or class 'nothing'"),
+        ({"model": {"name": "", "factory": "json:nothing"}}, "has no function (or class )?'nothing'"),
         ({"model": {"name": "", "factory": "json:dumps", "options": {"obj": 1}}}, "not a torch module"),
         ({"data": {"name": "digist"}}, "Did you mean 'digits'"),
         ({"prune": {"method": "Magnitud"}}, "Did you mean 'Magnitude'"),

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nervure.budget.kinds import BUDGETS, COUNTED, Budget, BudgetName, Cost
 from nervure.budget.cost_model import CostModel
+from nervure.budget.kinds import BUDGETS, COUNTED, Budget, BudgetName, Cost
 from nervure.budget.latency_table import Clock, LatencyTable
 from nervure.core.check import checked, nearest, require_finite
 from nervure.core.schema import Count, Density, Size

@@ -9,6 +9,7 @@ from nervure.core.extras import require_extra
 from nervure.engines.engine import BF16, FLOAT32, Engine, Program, Runner
 from nervure.engines.exported import Exported, export_graph, exporter_error, reason
 from nervure.engines.quiet import quiet
+from nervure.engines.signal_stack import keep_signal_stack
 from nervure.errors import EngineError
 
 EXTRA = "openvino"
@@ -65,7 +66,8 @@ def compiled_runner(model: Any, graph: Exported, threads: int, precision: str = 
         "PERFORMANCE_HINT": "LATENCY",
     }
     try:
-        request = library.Core().compile_model(model, "CPU", options).create_infer_request()
+        with keep_signal_stack():
+            request = library.Core().compile_model(model, "CPU", options).create_infer_request()
     except Exception as error:
         raise EngineError(f"OpenVINO does not take the model: {reason(error)}.") from error
 

@@ -79,7 +79,7 @@ def match_ranks(scores: Tensor, like: Tensor) -> Tensor:
 
     In one ranking over all layers, each then keeps as many connections as it would by ``like``, but others.
 
-    >>> matched(torch.tensor([5.0, 9.0, 1.0]), torch.tensor([0.1, 0.2, 0.3]))
+    >>> match_ranks(torch.tensor([5.0, 9.0, 1.0]), torch.tensor([0.1, 0.2, 0.3]))
     tensor([0.2000, 0.3000, 0.1000])
     """
     order = scores.reshape(-1).argsort(descending=True, stable=True)

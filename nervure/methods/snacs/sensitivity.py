@@ -47,7 +47,7 @@ def propagate_importance(graph: Graph, layers: Sequence[Layer], rho: Mapping[str
 def protected_units(sensitivities: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Units far above the mean of their group. Boolean [units] for each group that has any.
 
-    >>> protected({"a": torch.tensor([1.0] * 29 + [9.0])})["a"].nonzero().flatten()
+    >>> protected_units({"a": torch.tensor([1.0] * 29 + [9.0])})["a"].nonzero().flatten()
     tensor([29])
     """
     marked = {}
