@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM are handled after an engine has run: none leaves a stack for signals that is too small for them."""
+"""Ctrl-C and SIGTERM are handled after an engine has run: none leaves a stack that is too small for them."""
 
 import os
 import signal
