@@ -181,4 +181,5 @@ def test_a_word_that_is_no_utf_8_is_told_on_a_terminal() -> None:
 
 
 def test_a_name_that_the_disk_does_not_take_is_told() -> None:
-    assert "there is no recipe" in refused("run", "a" * 300) and "too long" in refused("trace", *MODEL, *INPUT, "-o", "a" * 300)
+    assert "there is no recipe" in refused("run", "a" * 300)
+    assert "too long" in refused("trace", *MODEL, *INPUT, "-o", "a" * 300)
