@@ -33,7 +33,7 @@ def listing(lines: Iterable[str]) -> str:
 def escape_markdown(text: str) -> str:
     r"""Markdown that shows ``text``, anywhere: in a paragraph, a heading, an item of a list, a cell of a table.
 
-    >>> print(escape_markdown("layer1.0.conv_1"), escape_markdown("<b>"), escape_markdown("a|b"), escape_markdown("- x"))
+    >>> print(*map(escape_markdown, ("layer1.0.conv_1", "<b>", "a|b", "- x")))
     layer1.0.conv_1 \<b> a\|b \- x
     """
     line = INLINE.sub(r"\\\g<0>", printable(text).strip())
