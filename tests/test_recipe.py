@@ -175,11 +175,11 @@ def test_every_section_says_what_it_is_for() -> None:
 
 
 def test_a_factory_in_the_working_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "my_nets.py").write_text("import torch\ndef net(size=2):\n    return torch.nn.Linear(size, 2)\n")
+    (tmp_path / "nets_beside_it.py").write_text("import torch\ndef net(size=2):\n    return torch.nn.Linear(size, 2)\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    assert factory_of("my_nets:net")().in_features == 2
-    assert ModelSource(factory="my_nets:net", options={"size": 5}).build().in_features == 5
+    assert factory_of("nets_beside_it:net")().in_features == 2
+    assert ModelSource(factory="nets_beside_it:net", options={"size": 5}).build().in_features == 5
 
 
 def test_building_leaves_the_global_random_state_alone() -> None:

@@ -150,6 +150,8 @@ def test_on_the_command_line_being_asked_to_end_is_one_line(
     sent: signal.Signals, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("nervure.recipe.runner.STEPS", {"train": lambda _: os.kill(os.getpid(), sent)})
+    # A test of workers, which ignore Ctrl-C, may have run in this process.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     (tmp_path / "recipe.toml").write_text(Recipe.from_dict(RECIPE).to_toml(), encoding="utf-8")
     done = CliRunner().invoke(main, ["run", str(tmp_path / "recipe.toml"), "--folder", str(tmp_path / "run")])
     assert done.exit_code == code
