@@ -7,13 +7,12 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from nervure.core.check import checked
 from nervure.core.schema import Length
 from nervure.evaluation.labelled import device_of, to_device
-from nervure.graph.composites import taken_apart
+from nervure.graph.composites import SimpleOperators
 from nervure.graph.inputs import evaluating, resize_batch, run_example
 from nervure.graph.preserve import restore_after
 
@@ -79,22 +78,18 @@ def _on_cuda(model: nn.Module, inputs: Any, device: torch.device) -> int:
     return int(torch.cuda.max_memory_allocated(device) - before)
 
 
-class _Alive(TorchDispatchMode):
+class _Alive(SimpleOperators):
     """Follows the memories behind the tensors that operators return, for as long as they are alive."""
 
-    supports_higher_order_operators = True
-
     def __init__(self, known: Iterable[Tensor]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.known = {tensor.untyped_storage()._cdata for tensor in known}
         self.alive: dict[int, tuple[StorageWeakRef, int]] = {}
         self.peak = 0
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        parts = taken_apart(self, func, args, kwargs or {})
-        if parts is not NotImplemented:
-            return parts
-        result = func(*args, **(kwargs or {}))
+    def compute(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Run it, and look at what is alive afterwards."""
+        result = func(*args, **kwargs)
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):
                 storage = leaf.untyped_storage()

@@ -13,13 +13,36 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from nervure.errors import TraceError
 
 
-def taken_apart(mode: TorchDispatchMode, func: Any, args: Any, kwargs: Any) -> Any:
-    """What a composite or higher-order operator computes, with ``mode`` on for all operators that it is made of.
-
-    NotImplemented of an operator that is simple. A mode that asks this says ``supports_higher_order_operators``.
+class SimpleOperators(TorchDispatchMode):
+    """A mode to which simple operators come: what is made of others is taken apart before.
 
     Raises:
         TraceError: PyTorch has no way to compute a higher-order operator by ordinary ones.
+    """
+
+    supports_higher_order_operators = True
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # Being skipped by the compiler takes importing it, which costs seconds; it never meets this mode.
+        return False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        parts = _take_apart(self, func, args, kwargs or {})
+        return self.compute(func, args, kwargs or {}) if parts is NotImplemented else parts
+
+    def compute(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """What a simple operator gives while this mode is on."""
+        raise NotImplementedError
+
+
+def _take_apart(mode: SimpleOperators, func: Any, args: Any, kwargs: Any) -> Any:
+    """What a composite or higher-order operator computes, with ``mode`` on for all operators that it is made of.
+
+    NotImplemented of an operator that is simple.
     """
     if not isinstance(func, HigherOrderOperator):
         # Composites come to a mode whole where there is nothing to differentiate, as with tensors of inference mode.

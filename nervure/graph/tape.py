@@ -17,11 +17,10 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from nervure.errors import ForwardError, TraceError
-from nervure.graph.composites import taken_apart
+from nervure.graph.composites import SimpleOperators
 from nervure.graph.inputs import (
     CONTENTS,
     as_inputs,
@@ -209,16 +208,14 @@ class _Memory:
         return None if root is None else (root, entry[2])
 
 
-class Recorder(TorchDispatchMode):
+class Recorder(SimpleOperators):
     """Writes every operator call on a tape.
 
     What is made of other operators (composite and higher-order ones) is written down as these.
     """
 
-    supports_higher_order_operators = True
-
     def __init__(self, tape: Tape) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.tape = tape
         self.memory = _Memory()
         self.modules: list[str] = []
@@ -226,11 +223,6 @@ class Recorder(TorchDispatchMode):
         self.sizes = True
         self._held: dict[int, list[Value]] = {}
         """Values whose contents are held by reference, by their memory."""
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        # Being skipped by the compiler takes importing it, which costs seconds; it never meets this mode.
-        return False
 
     def value(self, tensor: Tensor) -> Ref:
         """The number of ``tensor``, a new one where it was never seen."""
@@ -269,11 +261,8 @@ class Recorder(TorchDispatchMode):
             return tuple(self._refs(v) for v in value)
         return value
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        parts = taken_apart(self, func, args, kwargs)
-        if parts is not NotImplemented:
-            return parts
+    def compute(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Run it, and write it down."""
         refs = self._refs(_with_tensor_first(func, args))
         named = {key: self._refs(value) for key, value in kwargs.items()}
         module = self.modules[-1] if self.modules else ""

@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from nervure.graph.composites import taken_apart
+from nervure.graph.composites import SimpleOperators
 
 
 def is_random(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
@@ -60,25 +59,15 @@ def fixed_seed(model: nn.Module) -> Iterator[None]:
             np.random.set_state(numpy)
 
 
-class SameNoise(TorchDispatchMode):
+class SameNoise(SimpleOperators):
     """Seeds each random operator by its number; ``noise`` holds what the operators of these numbers must give."""
 
-    supports_higher_order_operators = True
-
     def __init__(self, noise: Mapping[int, Tensor]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self._noise, self._drawn = noise, 0
 
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        # Being skipped by the compiler takes importing it, which costs seconds; it never meets this mode.
-        return False
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        parts = taken_apart(self, func, args, kwargs)
-        if parts is not NotImplemented:
-            return parts
+    def compute(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Run it; where it draws, from its number."""
         if not is_random(func, args, kwargs):
             return func(*args, **kwargs)
         seed(self._drawn)

@@ -16,10 +16,10 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._python_dispatch import _disable_current_modes
 
 from nervure.errors import TraceError, VerificationError
-from nervure.graph.composites import taken_apart
+from nervure.graph.composites import SimpleOperators
 from nervure.graph.inputs import as_inputs, outputs_in
 from nervure.graph.preserve import restore_after
 from nervure.graph.propagate import Read
@@ -124,13 +124,11 @@ class _Limit(NamedTuple):
     alive: np.ndarray
 
 
-class _Replay(TorchDispatchMode):
+class _Replay(SimpleOperators):
     """Runs in the place of each operator of the original: leaves out the removed units, draws noise by number."""
 
-    supports_higher_order_operators = True
-
     def __init__(self, drawing: TraceResult, run: int, keeps: Keeps, divided: frozenset[str]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.modules: list[str] = []
         self.noise: dict[int, Tensor] = {}
         self._drawing, self._keeps = drawing, keeps
@@ -150,16 +148,8 @@ class _Replay(TorchDispatchMode):
             if not alive.all() and not is_divisor:
                 self._limits.setdefault(place, []).append(_Limit(read, alive))
 
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        # Being skipped by the compiler takes importing it, which costs seconds; it never meets this mode.
-        return False
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        parts = taken_apart(self, func, args, kwargs)
-        if parts is not NotImplemented:
-            return parts
+    def compute(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Run it on the survivors."""
         module, name = self.modules[-1] if self.modules else "", name_of(func)
         place = UnitPositions(module, name, self._ran[module, name])
         self._ran[module, name] += 1
