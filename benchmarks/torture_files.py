@@ -72,7 +72,7 @@ class Files:
             return Mutant(FORMATS[name], at, file, "splice", mutants.splice(draw, seeds[at][file], other))
         try:
             content = mutator(draw, seeds[at][file])
-        except (ValueError, LookupError, TypeError, AttributeError, ImportError):
+        except (ValueError, LookupError, TypeError, AttributeError):
             # Of another kind than this mutator is for.
             content = draw.choice(list(mutators_of("idx")))(draw, seeds[at][file])
         return Mutant(FORMATS[name], at, file, getattr(mutator, "__name__", ""), content)

@@ -3,7 +3,6 @@
 import contextlib
 import copy
 import dataclasses
-import inspect
 import io
 import json
 import pickle
@@ -294,8 +293,7 @@ def source() -> ModelSource:
 
 def probe(folder: Path) -> float:
     """How far the saved network is from what it computed."""
-    takes_source = len(inspect.signature(difference).parameters) > 1
-    return difference(folder, *([source()] if takes_source else []))
+    return difference(folder, source())
 
 
 def whole_run(folder: Path) -> Path:

@@ -340,8 +340,3 @@ def _matrix(weight: Weight, place: Ints, size: int, strength: Strength) -> Any:
     count = sparse.csr_matrix((np.full(int(here.sum()), kernel), at), shape=(rows, size))
     summed.data = finish(summed.data, count.data, strength)
     return summed
-
-
-def value_of(carrier: Propagator, argument: Any) -> Any:
-    """A constant argument's contents."""
-    return carrier.statics.value(argument) if isinstance(argument, Ref) else argument

@@ -112,10 +112,8 @@ def take_value(kind: Accepted, value: Any, name: str, owner: str, error: type[Ne
     try:
         return kind.take(value)
     except Mismatch as found:
-        given, hint = (
-            show_value(value),
-            nearest(value, found.choices) if isinstance(value, str) else found.advice or _advice(kind, value),
-        )
+        given = show_value(value)
+        hint = nearest(value, found.choices) if isinstance(value, str) else found.advice or _advice(kind, value)
         raise error(f"{owner}({name}={given}): {name} is {kind.words}; got {given}.{hint}") from None
 
 
@@ -170,15 +168,6 @@ def show_value(value: Any) -> str:
     return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
 
 
-def require_fraction(value: float, name: str) -> float:
-    """Return ``value`` as a float if it lies in (0, 1], else raise :class:`ArgumentError`."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
-        raise ArgumentError(
-            f"{name}={show_value(value)} is not in (0, 1]: {name} is the fraction that stays, 1.0 keeps everything."
-        )
-    return float(value)
-
-
 def require_positive(value: int, name: str) -> int:
     """Return ``value`` if it is a whole number above 0, else raise :class:`ArgumentError`."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -192,13 +181,6 @@ def require_choice(value: T, choices: Iterable[T], name: str) -> T:
     if value not in options:
         raise ArgumentError(f"{name}={show_value(value)} is not one of {', '.join(map(repr, options))}.")
     return value
-
-
-def require_format(data: Mapping[str, Any], newest: int, what: str, error: type[NervureError]) -> None:
-    """Raise ``error`` where ``data`` was written in a format newer than ``newest``; none given: the first."""
-    written = data.get("format", 0)
-    if not isinstance(written, int) or written > newest:
-        raise error(f"{what} has format {written}; this version of nervure reads up to {newest}.")
 
 
 def nearest(name: object, names: Iterable[str], *, listed: bool = False) -> str:

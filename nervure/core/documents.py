@@ -77,15 +77,6 @@ def open_document(document: Any, what: str, error: type[NervureError] = FileErro
     return {key: value for key, value in data.items() if key not in Seal.__struct_fields__}
 
 
-def is_cut_short(text: bytes) -> bool:
-    """Whether a document ends before its time, as it does where its writer was killed."""
-    try:
-        msgspec.json.decode(text)
-    except (msgspec.DecodeError, RecursionError, UnicodeError) as error:
-        return "truncated" in str(error)
-    return False
-
-
 _ADVICE = "Copy or make it again; where it was changed by hand, take out its 'sha256' and its 'format'."
 
 

@@ -81,7 +81,7 @@ class ModelSource:
         return replace(self, options={k: v for k, v in told.items() if k in known} | dict(self.options))
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data, for ``Source(**data)``."""
+        """Plain data, for ``ModelSource(**data)``."""
         return {"name": self.name, "factory": self.factory, "options": dict(self.options)}
 
 

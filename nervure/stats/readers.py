@@ -17,9 +17,6 @@ from nervure.errors import DataError
 from nervure.graph.types import Graph, Group, TensorAxis
 from nervure.stats.unit_probe import KERNEL_NDIM, UnitProbe, UnreadableError
 
-MOMENTS = 3
-"""Of what is read: mean absolute value, mean square, share of exact zeros."""
-
 
 def reader_probes(model: nn.Module, graph: Graph) -> tuple[dict[str, tuple[UnitProbe, ...]], dict[str, str]]:
     """For each group a probe of the input of every reader, or the reason why there is none."""
