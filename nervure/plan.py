@@ -30,7 +30,7 @@ from nervure.core.annotations import Accepted, acceptor, take_items
 from nervure.core.check import show_value, take_fields, take_value
 from nervure.core.documents import open_document
 from nervure.core.markup import listing
-from nervure.core.schema import Count, Finite, NotNegative, Seed, check_fields, convert, written_schema
+from nervure.core.schema import Count, Finite, NotNegative, Seed, convert, written_schema
 from nervure.errors import PlanError
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ class Mask:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "keep", Keep.of(self.keep))
-        check_fields(self, PlanError)
+        take_fields(self, PlanError)
 
 
 @final
@@ -175,8 +175,7 @@ class Route:
     gate: Finite | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "stride", tuple(self.stride))
-        check_fields(self, PlanError)
+        take_fields(self, PlanError)
 
 
 @final

@@ -476,6 +476,7 @@ def test_a_plan_that_somebody_typed_is_read_and_a_key_that_is_not_known_is_refus
         lambda: Mask("a", Keep.of([True]), shuffled=-1),
         lambda: Mask("a", Keep.of([True]), shuffled=10**23),
         lambda: Route(stride=(0,)),
+        lambda: Route(stride=2),  # type: ignore[arg-type]
         lambda: Route(stride=(2**40,)),
         lambda: Route(std=math.nan),
         lambda: Route(seed=10**23),

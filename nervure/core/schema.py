@@ -14,7 +14,7 @@ from typing import Annotated, Any, TypeAlias, TypeVar, get_type_hints
 import msgspec
 from msgspec import Meta
 
-from nervure.errors import ArgumentError, FileError, NervureError
+from nervure.errors import FileError, NervureError
 
 T = TypeVar("T")
 Hook: TypeAlias = Callable[[type[Any], Any], Any]
@@ -124,22 +124,9 @@ def _default(field: "dataclasses.Field[Any]") -> Any:
     return msgspec.NODEFAULT if field.default is dataclasses.MISSING else field.default
 
 
-def check_fields(value: Any, error: type[NervureError] = ArgumentError) -> None:
-    """Raise ``error`` for the first field of dataclass ``value`` that is not what its annotation says."""
-    for name, schema in hints_of(type(value)).items():
-        held = getattr(value, name)
-        # Of one value there is no place to tell.
-        convert(held, schema, f"{type(value).__name__}({name}={reprlib.repr(held)})", error)
-
-
 def hints_of(kind: type[Any]) -> dict[str, Any]:
     """The types of the fields of a class, with their bounds."""
     return get_type_hints(kind, include_extras=True)
-
-
-def encode(value: Any) -> bytes:
-    """``value`` as JSON with sorted keys: the same bytes for equal values."""
-    return msgspec.json.encode(value, order="sorted")
 
 
 def _describe_error(error: BaseException, value: Any = None) -> str:

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from nervure.core.annotations import Batches
+from nervure.core.check import checked
 from nervure.core.progress import track
 from nervure.errors import ArgumentError, DataError, NervureWarning
 from nervure.graph.copies import copy_model
@@ -47,9 +49,10 @@ M = TypeVar("M")
 STRANGE = "its outputs are not those of one layer of the dense network"
 
 
+@checked
 def refit(
     pruned: M,
-    data: Iterable[Any],
+    data: Batches,
     *,
     reference: nn.Module,
     how: Refit | None = None,
@@ -75,9 +78,7 @@ def refit(
         PlanError: ``reference`` has other layers than the network that it was pruned from.
         DataError: the data are empty, all the same, or not finite, or a layer makes them so.
     """
-    how = how or Refit()
-    if not isinstance(how, Refit):
-        raise ArgumentError(f"how={how!r} is not a Refit. Give one like Refit(samples=512).")
+    how = Refit() if how is None else how
     model, steps, found = _taken_apart(pruned, masks)
     reference = unwrap(reference)
     for one, what in ((model, "the model"), (reference, "the reference")):

@@ -4,15 +4,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar, final
 
-from nervure.core.check import require_choice, require_positive
-from nervure.errors import ArgumentError
+from nervure.core.check import Checked
+from nervure.core.schema import NotNegative, Seed, Size
 
 M = TypeVar("M")
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class Refit:
+class Refit(Checked):
     """How to refit.
 
     Attributes:
@@ -30,21 +30,13 @@ class Refit:
         seed: for choosing places.
     """
 
-    samples: int = 1024
-    ridge: float | Literal["auto"] = "auto"
-    positions: int = 8
+    samples: Size = 1024
+    ridge: NotNegative | Literal["auto"] = "auto"
+    positions: Size = 8
     streams: bool = True
     norms: bool = True
     masks: Literal["exact", "surgeon"] = "exact"
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        require_positive(self.samples, "samples")
-        require_positive(self.positions, "positions")
-        require_choice(self.masks, ("exact", "surgeon"), "masks")
-        is_number = isinstance(self.ridge, int | float) and not isinstance(self.ridge, bool)
-        if self.ridge != "auto" and not (is_number and 0 <= float(self.ridge) < float("inf")):
-            raise ArgumentError(f'ridge={self.ridge!r} must be a number, 0 or more, or "auto".')
+    seed: Seed = 0
 
 
 @final

@@ -240,6 +240,9 @@ def test_data_of_another_kind_are_told() -> None:
         ({"ridge": math.nan}, "ridge=nan"),
         ({"ridge": "automatic"}, "ridge='automatic'"),
         ({"masks": "ample"}, "masks='ample'"),
+        ({"streams": "yes"}, "streams='yes'"),
+        ({"seed": -1}, "seed=-1"),
+        ({"sample": 3}, "has no option 'sample'"),
     ],
 )
 def test_choices_out_of_range_are_refused(options: dict[str, object], said: str) -> None:
@@ -257,3 +260,9 @@ def test_half_precision_is_fitted_as_well_as_it_holds() -> None:
     found = refitted(model, [(x.to(torch.bfloat16), y) for x, y in data_of()])
     assert found.result.model[3].weight.dtype == torch.bfloat16
     assert all(layer.after <= layer.before * (1 + 1e-6) for layer in found.layers)
+
+
+def test_what_is_no_choice_is_refused() -> None:
+    for how in (0, "auto", Refit):
+        with pytest.raises(ArgumentError, match="how is a Refit or None"):
+            refit(network(), data_of(), reference=network(), how=how)  # type: ignore[arg-type]
