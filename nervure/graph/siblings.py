@@ -30,23 +30,29 @@ def follow_siblings(model: nn.Module, graph: Graph, idle: Collection[str]) -> Gr
     }
     if not like:
         return graph
-    groups = tuple(replace(g, slots=(*g.slots, *_add_slots(g.slots, like))) for g in graph.groups)
+    followers: dict[Axis, list[str]] = {}
+    for (name, _), sibling in like.items():
+        followers.setdefault(sibling, []).append(name)
+    groups = tuple(replace(g, slots=(*g.slots, *_followers_of(g.slots, followers))) for g in graph.groups)
     return replace(graph, groups=groups, tensors={**graph.tensors, **_axes(graph, like)})
 
 
 def _siblings(model: nn.Module, graph: Graph, idle: frozenset[str]) -> dict[str, tuple[str, list[str]]]:
     """For each idle parameter of a list's element a reached element, and the same parameter in all reached ones."""
-    found = {}
-    for owner, module in model.named_modules():
-        if not isinstance(module, nn.ModuleList | nn.ModuleDict):
-            continue
-        prefix = f"{owner}." if owner else ""
-        keys = [key for key, _ in module.named_children()]
-        for name in sorted(idle & graph.tensors.keys()):
-            key, _, rest = name.removeprefix(prefix).partition(".")
-            others = [k for k in keys if f"{prefix}{k}.{rest}" in graph.tensors.keys() - idle]
-            if name.startswith(prefix) and key in keys and others:
-                found[name] = f"{prefix}{others[0]}.", [f"{prefix}{k}.{rest}" for k in others]
+    lists = {
+        name: [key for key, _ in module.named_children()]
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList | nn.ModuleDict)
+    }
+    reached, found = graph.tensors.keys() - idle, {}
+    for name in sorted(idle & graph.tensors.keys()):
+        parts = name.split(".")
+        # The innermost list that has a reached element decides.
+        for depth in range(len(parts) - 1):
+            prefix, rest = "".join(f"{part}." for part in parts[:depth]), ".".join(parts[depth + 1 :])
+            others = [key for key in lists.get(prefix[:-1], ()) if f"{prefix}{key}.{rest}" in reached]
+            if others:
+                found[name] = f"{prefix}{others[0]}.", [f"{prefix}{key}.{rest}" for key in others]
     return found
 
 
@@ -63,12 +69,9 @@ def _is_shared(graph: Graph, axis: int, names: list[str], element: str) -> bool:
     )
 
 
-def _add_slots(slots: tuple[TensorAxis, ...], like: Mapping[Axis, Axis]) -> Iterator[TensorAxis]:
-    at: dict[Axis, list[TensorAxis]] = {}
+def _followers_of(slots: tuple[TensorAxis, ...], followers: Mapping[Axis, list[str]]) -> Iterator[TensorAxis]:
     for slot in slots:
-        at.setdefault((slot.tensor, slot.axis), []).append(slot)
-    for (name, _), sibling in like.items():
-        yield from (replace(slot, tensor=name) for slot in at.get(sibling, ()))
+        yield from (replace(slot, tensor=name) for name in followers.get((slot.tensor, slot.axis), ()))
 
 
 def _axes(graph: Graph, like: Mapping[Axis, Axis]) -> dict[str, tuple[int, ...]]:
