@@ -39,6 +39,8 @@ KEEP = 0.37
 """The share of every group that stays; which units, is drawn by lot."""
 SUBSTANTIAL = 0.1
 """The share of the parameters that the cut of every group must take along for a case to be right."""
+SIDE = 128
+"""The side of images for models that take any: what is connected with what does not depend on it, the time does."""
 DROPS = 4
 PATIENCE = 20
 """How many times the processor time a case may take by the clock: the machine may be busy."""
@@ -85,13 +87,13 @@ def torchvision_cases() -> Iterator[tuple[str, Case]]:
             torch.randn(1, 3, *shape),
         )
 
-    own = {"inception_v3": 299, "swin_v2_t": 256, "swin_v2_s": 256, "swin_v2_b": 256}
+    own = {"inception_v3": 299, "swin_v2_t": 256, "swin_v2_s": 256, "swin_v2_b": 256, "maxvit_t": 224}
     patches = {"vit_b_16": 64, "vit_b_32": 128, "vit_l_16": 64, "vit_l_32": 128, "vit_h_14": 56}
     for name in models.list_models(module=models):
         if name in patches:
             yield case(name, patches[name], patches[name], image_size=patches[name])
         else:
-            size = 96 if name.startswith(GIANTS) else own.get(name, 224)
+            size = 96 if name.startswith(GIANTS) else own.get(name, SIDE)
             yield case(name, size, size)
     for name in models.list_models(module=models.segmentation):
         yield case(name, 96, 96, weights_backbone=None)
@@ -227,15 +229,16 @@ def timm_cases() -> Iterator[tuple[str, Case]]:
             yield f"timm/{name}", (lambda n=name: timm.create_model(n, pretrained=False), None)
 
 
-SMALLER = {"convmixer_768_32": 112}
-"""Sides of images for models that take any, and minutes for their own."""
+BLOCKWISE = ("bat_resnext26ts", "eca_halonext26ts", "halonet26t")
+"""Attention within blocks of eight: their last maps must not be smaller."""
 
 
 def _timm_example(model: nn.Module) -> Tensor:
     about: Any = model.pretrained_cfg
     channels, height, width = about["input_size"]
-    side = SMALLER.get(about["architecture"])
-    return torch.randn(1, channels, side or height, side or width)
+    if not about.get("fixed_input_size") and about["architecture"] not in BLOCKWISE:
+        height = width = SIDE
+    return torch.randn(1, channels, height, width)
 
 
 HEADS = ("ForConditionalGeneration", "ForCausalLM", "LMHeadModel", "ForMaskedLM", "ForImageClassification", "ForCTC",
