@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from nervure import Block, Drop, Graph, Plan, apply, trace
 from nervure.budget.knapsack import frontier
+from nervure.core.tensors import tensors_in
 from nervure.dependence import cka as alignment
 from nervure.dependence import (
     class_distances,
@@ -30,7 +31,6 @@ from nervure.dependence import (
     partial_distance_correlation,
 )
 from nervure.export import load_state
-from nervure.graph.inputs import tensors_in
 from nervure.methods.blocks.dropping import droppable
 from nervure.stats.block_outputs import pool_maps
 from nervure.surgery.price import price

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from nervure import SNIP, Keep, Link, N2NSkip, Plan, Pruned, SynFlow, connectivity, evaluate, prune, train, zoo
 from nervure.analysis.connectivity import Connectivity
 from nervure.export import load_state, save_state
-from nervure.graph.inputs import evaluating
+from nervure.graph.models import evaluating
 from nervure.graph.skip_sites import SkipSite, places
 from nervure.graph.trace import draw
 from nervure.methods import Method, View

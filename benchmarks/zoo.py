@@ -501,7 +501,8 @@ def _drop_some(model: nn.Module, graph: Any, example: Any) -> list[Any]:
 def _saved(model: nn.Module, pruned: Any, example: Any) -> str:
     """Whether the cut model, saved and loaded into a new original, computes the same."""
     from nervure import load, save
-    from nervure.graph.inputs import run_example, tensors_in
+    from nervure.core.inputs import run_example
+    from nervure.core.tensors import tensors_in
 
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         try:
@@ -520,7 +521,8 @@ def _saved(model: nn.Module, pruned: Any, example: Any) -> str:
 
 def _trains(model: nn.Module, example: Any) -> str:
     """One step of gradient descent in training mode, every output (of auxiliary heads too) in the loss."""
-    from nervure.graph.inputs import as_inputs, tensors_in
+    from nervure.core.inputs import as_inputs
+    from nervure.core.tensors import tensors_in
 
     args, kwargs = as_inputs(example)
     # Batch norms do not train on one sample.

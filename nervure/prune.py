@@ -9,12 +9,13 @@ from torch import Tensor, nn
 from nervure.budget.weights import left_dense
 from nervure.core.annotations import Batches
 from nervure.core.check import checked
+from nervure.core.inputs import placed_like
 from nervure.core.markup import printable
 from nervure.core.renamed import old_method
 from nervure.core.schema import Seed
 from nervure.errors import ArgumentError, DataError, NervureError, VerificationError
 from nervure.graph.cost import Cost, cost_of
-from nervure.graph.inputs import is_weightless, placed_like, unwrap
+from nervure.graph.models import is_weightless, unwrap
 from nervure.graph.modes import leave_modes
 from nervure.graph.preserve import restore_after
 from nervure.graph.tape import named_tensors

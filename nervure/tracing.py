@@ -10,9 +10,10 @@ import numpy as np
 from torch import nn
 
 from nervure.core.check import checked
+from nervure.core.inputs import placed_like
 from nervure.errors import CopyError, NervureError, NervureWarning
 from nervure.graph.blocks import is_doubtful, with_blocks
-from nervure.graph.inputs import evaluating, is_weightless, placed_like, unwrap, without_fakes
+from nervure.graph.models import evaluating, is_weightless, unwrap, without_fakes
 from nervure.graph.modes import leave_modes
 from nervure.graph.siblings import follow_siblings
 from nervure.graph.tape import unreached_parameters

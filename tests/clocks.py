@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 from torch import nn
 
+from nervure.core.inputs import resize_batch
 from nervure.evaluation import Timing
 from nervure.evaluation.latency import Built
-from nervure.graph.inputs import resize_batch
 from tests.oracle import call
 
 

@@ -11,8 +11,9 @@ from nervure.analysis.edge_strength import Strength
 from nervure.analysis.neuron_graph import NeuronGraph
 from nervure.analysis.neuron_ops import RULES, otherwise
 from nervure.analysis.propagator import Propagator
+from nervure.core.inputs import placed_like
 from nervure.errors import TraceError
-from nervure.graph.inputs import evaluating, is_weightless, placed_like, unwrap
+from nervure.graph.models import evaluating, is_weightless, unwrap
 from nervure.graph.modes import leave_modes
 from nervure.graph.tape import Tape, named_tensors, record
 from nervure.graph.trace import check_weights

@@ -28,6 +28,7 @@ from nervure.cli.options import (
 )
 from nervure.core.container import Kind, write_container
 from nervure.core.files import read_json, require_folder, require_writable, write_json, write_text
+from nervure.core.inputs import resize_batch
 from nervure.engines import ENGINES, require_engine
 from nervure.errors import ArgumentError
 from nervure.evaluation import SEVERITIES, Timing, connectivity, evaluate, file_size, latency, peak_memory
@@ -36,7 +37,6 @@ from nervure.export import FORMATS, export, save, save_state, versions
 from nervure.export.quantising import INT8
 from nervure.export.writing import TOLERANCE, require_format
 from nervure.graph import Graph, count
-from nervure.graph.inputs import resize_batch
 from nervure.graph.tape import named_tensors
 from nervure.methods import METHODS, Method, View, method_keeping
 from nervure.methods.dynamic.dynamic_sparse import DynamicSparse

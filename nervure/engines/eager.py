@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from nervure.core.inputs import as_inputs, forward
 from nervure.engines.engine import BF16, Engine, Program, Runner, threads_of_torch
 from nervure.engines.quiet import quiet
 from nervure.errors import EngineError
-from nervure.graph.inputs import as_inputs, forward
 
 Call = Callable[..., Any]
 

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
+from nervure.core.inputs import run_example
 from nervure.errors import EngineError
-from nervure.graph.inputs import evaluating, run_example
+from nervure.graph.models import evaluating
 from nervure.graph.preserve import restore_after
 
 Runner: TypeAlias = Callable[[Any], Any]

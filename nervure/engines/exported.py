@@ -12,11 +12,12 @@ from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.utils._pytree import tree_leaves, tree_map
 
+from nervure.core.inputs import as_inputs, resize_batch, samples_of
 from nervure.engines.engine import Structure
 from nervure.engines.quiet import quiet
 from nervure.errors import EngineError
 from nervure.graph.copies import copy_model
-from nervure.graph.inputs import as_inputs, evaluating, resize_batch, samples_of
+from nervure.graph.models import evaluating
 from nervure.graph.preserve import restore_after
 
 TRACED_SAMPLES = 3

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from nervure.core.container import Kind, read_container, write_container
 from nervure.core.files import require_folder
+from nervure.core.tensors import digest_of
 from nervure.errors import FileError
 from nervure.evaluation.metrics import Observed
-from nervure.graph.inputs import digest_of
 from nervure.graph.tape import named_tensors
 
 Key: TypeAlias = tuple[str, int]

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from nervure.core.check import checked, require_choice
+from nervure.core.inputs import placed_like
 from nervure.core.progress import track
 from nervure.core.schema import Count, Seed, Size, convert
 from nervure.errors import ArgumentError
@@ -22,7 +23,6 @@ from nervure.evaluation.answers import Key
 from nervure.evaluation.corruptions import SEVERITIES
 from nervure.evaluation.labelled import Batch, Data, pairs
 from nervure.evaluation.shift import Normalisation, Normalised, Shifted, shift_batches, shifts_of
-from nervure.graph.inputs import placed_like
 from nervure.graph.tape import named_tensors
 from nervure.graph.types import Graph
 from nervure.scores.bundles import layers

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from nervure.core.annotations import Batches
+from nervure.core.inputs import forward
 from nervure.core.progress import ending
+from nervure.core.tensors import require_numbers
 from nervure.errors import ArgumentError, DataError
-from nervure.graph.inputs import forward, require_numbers
 
 Inputs: TypeAlias = Any
 Batch: TypeAlias = tuple[Inputs, Tensor]

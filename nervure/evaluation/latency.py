@@ -17,13 +17,14 @@ import torch
 from torch import nn
 
 from nervure.core.check import checked
+from nervure.core.inputs import resize_batch
 from nervure.core.markup import listing
 from nervure.core.schema import Length, Rounds, Seconds, Threads, Warmup
 from nervure.engines import ENGINES, EngineName, Program, Runner, prepare, require_engine
 from nervure.engines.engine import FLOAT32, threads_of_torch
 from nervure.errors import ArgumentError
 from nervure.evaluation.labelled import device_of, to_device
-from nervure.graph.inputs import evaluating, resize_batch
+from nervure.graph.models import evaluating
 from nervure.graph.preserve import restore_after
 
 # The clock and the call around it cost about a microsecond: one timing should last a thousand times as long.

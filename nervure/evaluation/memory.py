@@ -10,10 +10,11 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._pytree import tree_leaves
 
 from nervure.core.check import checked
+from nervure.core.inputs import resize_batch, run_example
 from nervure.core.schema import Length
 from nervure.evaluation.labelled import device_of, to_device
 from nervure.graph.composites import SimpleOperators
-from nervure.graph.inputs import evaluating, resize_batch, run_example
+from nervure.graph.models import evaluating
 from nervure.graph.preserve import restore_after
 
 

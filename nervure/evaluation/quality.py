@@ -14,7 +14,7 @@ from nervure.evaluation.corruptions import SEVERITIES
 from nervure.evaluation.labelled import Data, call, on_device, pairs, to_device
 from nervure.evaluation.metrics import Metrics, MetricTally
 from nervure.evaluation.shift import Normalisation, Shifted, evaluate_shift
-from nervure.graph.inputs import evaluating
+from nervure.graph.models import evaluating
 
 Shift = str | Iterable[str] | Mapping[Key, Data]
 

@@ -22,13 +22,13 @@ from nervure.budget.latency_table import LatencyTable, Sample, fit_table
 from nervure.core.annotations import FilePath
 from nervure.core.check import checked, require_positive
 from nervure.core.files import read_json, require_folder, write_json
+from nervure.core.inputs import samples_of
 from nervure.core.progress import progress as progressing
 from nervure.core.schema import Rounds, Threads
 from nervure.engines import ENGINES, EngineName, require_engine
 from nervure.errors import FileError
 from nervure.evaluation.labelled import device_of
 from nervure.evaluation.latency import Built, Latency, in_turn
-from nervure.graph.inputs import samples_of
 from nervure.graph.types import Block, Graph
 from nervure.plan import Cut, Drop, Keep, Plan
 from nervure.surgery.apply import apply

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from nervure.core.check import show_value
+from nervure.core.inputs import resize_batch, run_example
 from nervure.engines import Runner
 from nervure.errors import ArgumentError, DataError, VerificationError
 from nervure.evaluation.labelled import Batch, device_of, logits_of, require_labels, to_device
-from nervure.graph.inputs import evaluating, resize_batch, run_example
+from nervure.graph.models import evaluating
 from nervure.graph.preserve import restore_after
 
 SMALLEST_SCALE = 1e-3

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from nervure.core.extras import require_extra
+from nervure.core.inputs import as_inputs
 from nervure.engines.engine import BF16, FLOAT32, Runner
 from nervure.engines.exported import Exported
 from nervure.engines.onnxruntime import LIBRARIES as ONNX_LIBRARIES
@@ -20,7 +21,6 @@ from nervure.engines.openvino import compiled_runner, to_openvino
 from nervure.engines.quiet import quiet
 from nervure.export.quantising import INT8, write_quantised
 from nervure.graph.copies import copy_model
-from nervure.graph.inputs import as_inputs
 
 LARGEST_MESSAGE = 2**31 - 2**20
 """A protocol buffer holds less than 2 GiB; weights beyond that go to a file of their own beside it."""

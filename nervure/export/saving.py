@@ -26,7 +26,7 @@ from nervure.export.packing import POSITIONS, Packing, pack, unpack, unpacked_ma
 from nervure.export.stock import stock_differences
 from nervure.graph import Cost
 from nervure.graph.copies import copy_model
-from nervure.graph.inputs import unwrap
+from nervure.graph.models import unwrap
 from nervure.graph.tape import named_tensors
 from nervure.graph.types import Graph
 from nervure.plan import Keep, Plan

@@ -34,7 +34,7 @@ from nervure.export.checking import FileDifference, first_different, on_data, on
 from nervure.export.formats import FORMATS, Format, in_bf16
 from nervure.export.quantising import INT8
 from nervure.graph.cost import count
-from nervure.graph.inputs import is_weightless
+from nervure.graph.models import is_weightless
 from nervure.graph.modes import leave_modes
 from nervure.prune import Pruned
 

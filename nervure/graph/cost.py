@@ -9,9 +9,11 @@ import torch
 from torch import nn
 
 from nervure.core.check import checked
+from nervure.core.inputs import placed_like
 from nervure.core.schema import Count, convert
-from nervure.graph.inputs import evaluating, has_shape_only, is_weightless, placed_like, unwrap, without_fakes
+from nervure.core.tensors import has_shape_only
 from nervure.graph.labels import LabelState, TensorLabels
+from nervure.graph.models import evaluating, is_weightless, unwrap, without_fakes
 from nervure.graph.modes import leave_modes
 from nervure.graph.ops import RULES, unknown
 from nervure.graph.propagate import LabelPropagation

@@ -19,17 +19,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from nervure.core.inputs import CONTENTS, as_inputs, examples_of
+from nervure.core.tensors import describe_example, outputs_by_name, outputs_in, tensors_in
 from nervure.errors import ForwardError, TraceError
 from nervure.graph.composites import SimpleOperators
-from nervure.graph.inputs import (
-    CONTENTS,
-    as_inputs,
-    describe_example,
-    examples_of,
-    outputs_by_name,
-    outputs_in,
-    tensors_in,
-)
 from nervure.graph.modes import disable_compile
 from nervure.graph.preserve import restore_after
 from nervure.graph.sizes import Attribute, Expression, Size, expression_of, noting_numbers, plain, tagged_attributes

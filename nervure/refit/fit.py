@@ -18,7 +18,7 @@ from nervure.core.check import checked
 from nervure.core.progress import track
 from nervure.errors import ArgumentError, DataError, NervureWarning
 from nervure.graph.copies import copy_model
-from nervure.graph.inputs import is_weightless, unwrap
+from nervure.graph.models import is_weightless, unwrap
 from nervure.graph.tape import named_tensors
 from nervure.graph.types import Graph
 from nervure.plan import Plan

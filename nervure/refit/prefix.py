@@ -12,8 +12,8 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from nervure.core.tensors import tensors_in
 from nervure.evaluation.labelled import device_of
-from nervure.graph.inputs import tensors_in
 from nervure.refit.activations import Enough, Watch, Watcher, watchable
 from nervure.stats.loaders import Batch
 

@@ -8,8 +8,8 @@ from typing import Any, Self, final
 import torch
 from torch import Tensor, nn
 
+from nervure.core.inputs import resize_batch
 from nervure.errors import ForwardError, VerificationError
-from nervure.graph.inputs import resize_batch
 from nervure.sparse.watch import noisy, outputs_of
 from nervure.surgery.difference import compare
 

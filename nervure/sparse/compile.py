@@ -8,11 +8,13 @@ from torch import Tensor, nn
 
 from nervure.analysis.connectivity import HasMasks
 from nervure.core.check import checked
+from nervure.core.inputs import as_inputs, placed_like
 from nervure.core.schema import Rounds, Threads
+from nervure.core.tensors import tensors_in
 from nervure.errors import ArgumentError, VerificationError
 from nervure.evaluation.latency import latency
 from nervure.graph.copies import copy_model
-from nervure.graph.inputs import as_inputs, placed_like, tensors_in, unwrap
+from nervure.graph.models import unwrap
 from nervure.graph.modes import leave_modes
 from nervure.sparse.agree import Checks, agreement
 from nervure.sparse.candidates import DENSE, density, working

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from nervure.graph.inputs import outputs_in, run_example
+from nervure.core.inputs import run_example
+from nervure.core.tensors import outputs_in
 from nervure.graph.preserve import restore_after
 
 LAYERS = (nn.Linear, nn.Conv2d)

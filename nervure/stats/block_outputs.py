@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nervure.core.tensors import tensors_in
 from nervure.errors import ArgumentError, DataError
-from nervure.graph.inputs import tensors_in
 from nervure.graph.types import Block, Graph
 from nervure.stats.unit_probe import KERNEL_NDIM, UnreadableError
 

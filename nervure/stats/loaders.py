@@ -13,9 +13,9 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from nervure.core.annotations import Batches
 from nervure.core.check import checked
+from nervure.core.inputs import forward, plain
 from nervure.core.progress import ending
 from nervure.errors import DataError
-from nervure.graph.inputs import forward, plain
 
 SAMPLES = 2048
 """How many are measured, unless something else is asked."""

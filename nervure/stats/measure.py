@@ -16,7 +16,7 @@ from nervure.core.check import checked, nearest, require_choice
 from nervure.core.progress import length, track
 from nervure.core.schema import Count, Seed, Size
 from nervure.errors import ArgumentError, DataError
-from nervure.graph.inputs import unwrap
+from nervure.graph.models import unwrap
 from nervure.graph.modes import disable_compile, leave_modes
 from nervure.graph.preserve import restore_after
 from nervure.graph.types import Graph

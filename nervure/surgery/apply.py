@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
 from nervure.core.check import checked
+from nervure.core.tensors import has_shape_only
 from nervure.errors import NervureWarning, PlanError
 from nervure.graph.declared import untrue
-from nervure.graph.inputs import has_shape_only, is_weightless, unwrap
+from nervure.graph.models import is_weightless, unwrap
 from nervure.graph.modes import leave_modes
 from nervure.graph.sizes import submodule
 from nervure.graph.tape import named_tensors

@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from nervure.core.inputs import examples_of, run_example
+from nervure.core.tensors import outputs_in
 from nervure.errors import ForwardError, NervureError, VerificationError
 from nervure.graph.copies import copy_model
 from nervure.graph.cost import Cost, cost_of_run, count
-from nervure.graph.inputs import evaluating, examples_of, outputs_in, run_example
+from nervure.graph.models import evaluating
 from nervure.graph.preserve import restore_after
 from nervure.graph.tape import Entry, Tape, named_tensors, plain_kernels, record, refs_in, unreached_parameters
 from nervure.graph.trace import TraceResult

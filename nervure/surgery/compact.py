@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from nervure.core.check import checked
+from nervure.core.inputs import placed_like
 from nervure.errors import ArgumentError
-from nervure.graph.inputs import placed_like
 from nervure.graph.types import Graph, Group, TensorAxis
 from nervure.plan import Cut, Keep, Mask, Plan
 from nervure.stats import measure

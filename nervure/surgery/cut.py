@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from nervure.core.tensors import has_shape_only
 from nervure.errors import PlanError
 from nervure.graph.copies import copy_model
 from nervure.graph.declared import accepted_values
-from nervure.graph.inputs import has_shape_only
 from nervure.graph.sizes import Attribute, read_attribute, write_attribute
 from nervure.graph.tape import named_tensors
 from nervure.graph.types import Graph, SizeAttribute

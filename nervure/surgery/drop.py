@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from nervure.graph.inputs import tensors_in
+from nervure.core.tensors import tensors_in
 from nervure.graph.layer_counts import shorten
 from nervure.graph.types import NOT_CUT, Block, Graph, ZeroStub
 from nervure.plan import Plan

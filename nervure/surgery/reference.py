@@ -18,9 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
+from nervure.core.inputs import as_inputs
+from nervure.core.tensors import outputs_in
 from nervure.errors import TraceError, VerificationError
 from nervure.graph.composites import SimpleOperators
-from nervure.graph.inputs import as_inputs, outputs_in
 from nervure.graph.preserve import restore_after
 from nervure.graph.propagate import Read
 from nervure.graph.tape import Entry, Ref, Tape, name_of, plain_kernels, running_modules

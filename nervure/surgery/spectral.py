@@ -6,7 +6,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from nervure.graph.inputs import has_shape_only
+from nervure.core.tensors import has_shape_only
 from nervure.graph.tape import named_tensors
 
 

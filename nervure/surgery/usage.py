@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from nervure.core.inputs import as_inputs, resize_batch, samples_of
+from nervure.core.tensors import tensors_in
 from nervure.errors import ArgumentError, NervureWarning
 from nervure.graph.copies import copy_model
-from nervure.graph.inputs import as_inputs, resize_batch, samples_of, tensors_in
 from nervure.graph.preserve import restore_after
 from nervure.surgery.checker import Checker
 from nervure.surgery.randomness import fixed_seed

@@ -10,8 +10,9 @@ from typing import Any, Protocol
 from torch import nn
 
 from nervure.core.check import checked
+from nervure.core.tensors import describe_example
 from nervure.errors import VerificationError
-from nervure.graph.inputs import describe_example, evaluating, unwrap
+from nervure.graph.models import evaluating, unwrap
 from nervure.graph.modes import leave_modes
 from nervure.graph.trace import draw
 from nervure.graph.types import Graph

@@ -18,8 +18,9 @@ from torch.utils.hooks import RemovableHandle
 
 from nervure.core.check import checked, nearest
 from nervure.core.schema import Count, Part
+from nervure.core.tensors import has_shape_only
 from nervure.errors import ArgumentError, NervureWarning
-from nervure.graph.inputs import has_shape_only, unwrap
+from nervure.graph.models import unwrap
 from nervure.training.veil import Veil, is_sharded, whole
 
 Masks: TypeAlias = Mapping[str, Tensor]

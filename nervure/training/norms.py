@@ -16,7 +16,7 @@ from nervure.core.documents import is_shallow
 from nervure.core.schema import Size
 from nervure.errors import ArgumentError, DataError
 from nervure.evaluation.labelled import Data, call_only, device_of, pairs, to_device
-from nervure.graph.inputs import evaluating, is_weightless
+from nervure.graph.models import evaluating, is_weightless
 
 
 @checked

@@ -16,7 +16,7 @@ from nervure.core.check import checked, show_value
 from nervure.core.schema import Part, Positive, Share
 from nervure.errors import ArgumentError
 from nervure.evaluation.labelled import Batch, call, device_of, logits_of, require_labels, to_device
-from nervure.graph.inputs import evaluating
+from nervure.graph.models import evaluating
 
 Objective: TypeAlias = Callable[[nn.Module, Batch], Tensor]
 

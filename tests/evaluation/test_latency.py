@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+from nervure.core.inputs import resize_batch
 from nervure.errors import ArgumentError, ForwardError
 from nervure.evaluation import Latency, Timing, latency
-from nervure.graph.inputs import resize_batch
 
 QUICK = {"rounds": 3, "seconds": 0.0, "warmup": 1}
 

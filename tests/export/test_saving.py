@@ -14,11 +14,12 @@ from torch import Tensor, nn
 
 from nervure import ERK, Depth, Drop, Keep, Magnitude, Mask, Plan, Pruned, apply, count, load, prune, save, trace, train
 from nervure.core.container import DamageError, digest, write_container
+from nervure.core.inputs import run_example
+from nervure.core.tensors import tensors_in
 from nervure.errors import ArgumentError, FileError
 from nervure.export import load_state, read_header, save_state
 from nervure.export.packing import POSITIONS, Packing, pack, unpack
 from nervure.export.saving import PRUNED, STATE
-from nervure.graph.inputs import run_example, tensors_in
 from nervure.surgery import masks_after
 from nervure.zoo import build
 from tests.networks import NETWORKS

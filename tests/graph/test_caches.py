@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nervure import Magnitude, prune, trace
-from nervure.graph.inputs import is_cache, outputs_in, tensors_in
+from nervure.core.tensors import is_cache, outputs_in, tensors_in
 
 
 class Cache:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from nervure import SNIP, Cut, Keep, Magnitude, N2NSkip, Plan, Pruned, SynFlow, load, prune, save, trace, train
 from nervure.errors import ArgumentError, BudgetError, DataError, PlanError
-from nervure.graph.inputs import evaluating
+from nervure.graph.models import evaluating
 from nervure.graph.skip_sites import SkipSite, places
 from nervure.graph.trace import draw
 from nervure.methods import Method

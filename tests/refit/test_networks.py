@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from nervure import Magnitude, prune
+from nervure.core.inputs import resize_batch
 from nervure.errors import NervureWarning
-from nervure.graph.inputs import resize_batch
 from nervure.refit import refit
 from tests.networks import NETWORKS
 

@@ -12,10 +12,11 @@ from typing import Any, NamedTuple, final
 import torch
 from torch import Tensor, nn
 
+from nervure.core.inputs import samples_of
 from nervure.errors import DataError
 from nervure.evaluation import Latency, latency
 from nervure.evaluation.labelled import call_only, device_of, require_finite_outputs, require_labels
-from nervure.graph.inputs import evaluating, samples_of
+from nervure.graph.models import evaluating
 from nervure.graph.types import Block, Graph
 from nervure.methods.base import View
 from nervure.plan import Drop, Plan

@@ -14,9 +14,10 @@ from torch import Tensor
 from nervure.budget.weight_masks import Distribution, sparse_masks
 from nervure.budget.weights import Pattern, left_dense, sheets
 from nervure.core.check import Checked, show_value
+from nervure.core.inputs import run_example
 from nervure.core.schema import Density, Size
 from nervure.errors import ArgumentError, NervureWarning
-from nervure.graph.inputs import evaluating, is_weightless, run_example
+from nervure.graph.models import evaluating, is_weightless
 from nervure.graph.operands import computed_weights
 from nervure.graph.products import describe_products
 from nervure.graph.types import Product

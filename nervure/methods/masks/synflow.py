@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from nervure.core.inputs import as_inputs
 from nervure.core.schema import Rounds
+from nervure.core.tensors import outputs_in
 from nervure.errors import ArgumentError
-from nervure.graph.inputs import as_inputs, outputs_in
 from nervure.methods.base import View
 from nervure.methods.masks.base_masks import PrunableWeights, Scored, Sparse
 from nervure.methods.masks.gradients import lay_on, twin

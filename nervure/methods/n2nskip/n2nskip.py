@@ -21,7 +21,7 @@ from nervure.budget.weights import left_dense
 from nervure.core.check import Checked, require_choice
 from nervure.core.schema import Density, Part, Positive, Seed
 from nervure.errors import ArgumentError, BudgetError
-from nervure.graph.inputs import evaluating
+from nervure.graph.models import evaluating
 from nervure.graph.skip_sites import SkipSite, places
 from nervure.graph.trace import draw
 from nervure.methods.base import Method, View

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from nervure.evaluation.labelled import Inputs, call_only
-from nervure.graph.inputs import evaluating
+from nervure.graph.models import evaluating
 from nervure.graph.operands import Entering, listen
 from nervure.graph.types import Graph, Product
 from nervure.scores.bundles import axis_along
