@@ -47,6 +47,9 @@ SEED = click.IntRange(0, (1 << 63) - 1)
 """What torch takes for a seed."""
 BATCH = click.IntRange(1, 1 << 20)
 """How many samples at once."""
+ANYWHERE = click.Path(path_type=Path)
+PAGE = click.Path(dir_okay=False, path_type=Path)
+PAGES = click.Path(file_okay=False, path_type=Path)
 
 
 class CliError(click.ClickException):
@@ -337,10 +340,7 @@ def input_options(*more: Decorator) -> Decorator:
             names = {name: given.pop(name) for name in list(given) if name in Inputs.__slots__}
             return command(Inputs(**{**names, "options": dict(names.get("options", ()))}), **given)
 
-        wrapped: Callable[..., Any] = functools.update_wrapper(with_choice, command)
-        for option in reversed((*MODEL, *more)):
-            wrapped = option(wrapped)
-        return wrapped
+        return _add_options(functools.update_wrapper(with_choice, command), (*MODEL, *more))
 
     return decorate
 
@@ -377,14 +377,37 @@ def asking(command: Callable[..., Any]) -> Callable[..., Any]:
     def with_asked(*args: Any, **given: Any) -> Any:
         return command(*args, asked=Asked(**{name: given.pop(name) for name in Asked.__slots__}), **given)
 
-    wrapped: Callable[..., Any] = functools.update_wrapper(with_asked, command)
-    for option in reversed(ASKED):
-        wrapped = option(wrapped)
-    return wrapped
+    return _add_options(functools.update_wrapper(with_asked, command), ASKED)
+
+
+FOLDER: Decorator = click.option("--folder", type=PAGES, help="Where all that is made goes.")
+QUIET: Decorator = click.option("--quiet", is_flag=True, help="Say nothing but the result.")
+GRID: tuple[Decorator, ...] = (
+    FOLDER,
+    click.option("--limit", type=click.IntRange(0), help="Do so many trials at most; 0: only write the tables again."),
+    click.option(
+        "--workers", type=int, default=1, show_default=True, help="So many trials at once; 0: one for each core."
+    ),
+    click.option("--ray", default="", metavar="ADDRESS", help="A Ray cluster that does them: auto, local, or where."),
+    QUIET,
+)
+
+
+def grid_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorate a command with the options that say how a grid of trials is done."""
+
+    def with_progress(*args: Any, quiet: bool, **given: Any) -> Any:
+        return command(*args, progress=not quiet, **given)
+
+    return _add_options(functools.update_wrapper(with_progress, command), GRID)
+
+
+def _add_options(command: Callable[..., Any], options: Sequence[Decorator]) -> Callable[..., Any]:
+    """The command with these options, which its help shows in this order."""
+    return functools.reduce(lambda wrapped, option: option(wrapped), reversed(options), command)
 
 
 def output(default: str, what: str) -> Decorator:
     """The ``-o`` option of a command."""
-    kind = click.Path(dir_okay=False, path_type=Path)
     told = f"Where to write {what}."
-    return click.option("-o", "--out", default=default or None, show_default=bool(default), type=kind, help=told)
+    return click.option("-o", "--out", default=default or None, show_default=bool(default), type=PAGE, help=told)

@@ -99,6 +99,11 @@ class ModelSection:
     weights: str = ""
     options: Options = field(default_factory=dict, hash=False)
 
+    @property
+    def label(self) -> str:
+        """What the network is called."""
+        return self.name or self.factory
+
 
 @final
 @dataclass(frozen=True, slots=True)

@@ -1,35 +1,83 @@
-"""``sweep``: one network at several budgets, with several methods and seeds; the Pareto front and its knee."""
+"""``compare`` and ``sweep``: grids of trials, networks x methods x budgets x seeds, able to go on at any trial.
+
+Every network is trained once per seed, its evidence is gathered once, and every method cuts the same trained network
+and gets the same recovery, with the same order of batches. One line of JSON is written for each finished trial.
+"""
 
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
-from typing import Any, TypedDict
+from typing import Any, TypedDict, final
 
 from nervure.core.annotations import FilePath
 from nervure.core.check import checked
 from nervure.core.files import is_there, read_document, write_json, write_text
 from nervure.core.schema import Count, Density, Positive, Seed, Workers, convert
 from nervure.errors import RecipeError
-from nervure.recipe.compare import made_of, open_results, outcomes_of
-from nervure.recipe.making import require_engines, source_of
-from nervure.recipe.recipe import Options, PruneSection, Recipe, SweepSection, differences, plain
+from nervure.recipe.making import method_of, require_engines, source_of
+from nervure.recipe.recipe import Options, Recipe, differences, plain
 from nervure.recipe.results import Results, append_line, dense_key, read_lines
 from nervure.recipe.runner import RECIPE, alone_in, nothing, print_line, require_ours, threads
 from nervure.recipe.steps import timed_in_turn
-from nervure.recipe.study import DENSE_PLUS, MethodEntry, Trial, entry_of
+from nervure.recipe.study import Study, Trial, swept_trials
 from nervure.recipe.trials import Job, answer, bench_of, carry_out, data_of_seed, dense_of, pruned_of
 from nervure.recipe.workers import pool_of
-from nervure.report.comparison import DENSE
-from nervure.report.run_report import PRUNED
-from nervure.report.sweep_report import Sweep, TimedSetting, write_sweep
+from nervure.report.comparison import Outcome, TimedSetting, write_comparison
+from nervure.report.run_report import DENSE, DENSE_PLUS, PRUNED
+from nervure.report.sweep_report import Sweep, write_sweep
 
 NOTES, LATENCY = "sweep.json", "latency.jsonl"
 VARIED: Mapping[str, frozenset[str]] = {
     "run": frozenset({"seed", "folder", "threads", "twins"}),
     "prune": frozenset({"method", "keep", "options"}),
 }
+
+
+@checked
+def compare(
+    study: Study,
+    *,
+    folder: FilePath | None = None,
+    progress: bool = True,
+    say: Callable[[str], None] | None = None,
+    limit: Count | None = None,
+    workers: Workers = 1,
+    ray: str = "",
+) -> tuple[Outcome, ...]:
+    """Run the trials of a study that are not done yet, and write tables and charts of all that are.
+
+    The folder holds ``results.jsonl`` (one line per trial; a line that is there is never computed again),
+    ``comparison.md``, charts, and in ``cache`` the trained networks with their evidence. Stopped at any point, it goes
+    on from there; only trials whose method has other defaults by now are done again. The test split is looked at once
+    per trial, at its end; each line also has the validation accuracy, which is the one to choose by.
+
+    Args:
+        study: what to compare.
+        folder: where results go; None: where the study says.
+        progress: print one line per trial with an estimate of the time left.
+        say: where lines go instead of standard output.
+        limit: run so many trials at most; None: all.
+        workers: so many trials at once, each in a process of its own with one thread; 0: one for each core.
+        ray: the address of a Ray cluster, ``"auto"`` or ``"local"``: it does the trials; empty: none.
+
+    Returns:
+        The outcomes of this study's trials, those of earlier runs included, in the order of the study.
+
+    Raises:
+        RecipeError: the study names something unknown.
+        ArgumentError: ``workers`` is negative.
+        MissingExtraError: Ray is asked for and not installed.
+        FileError: the folder cannot be written, another process works there, or its results are damaged.
+    """
+    grid = _Grid(study.trials(), study.study.threads, workers, ray, progress, limit)
+    place = Path(folder if folder is not None else study.study.folder)
+    tell = say or (print_line if progress else nothing)
+    with alone_in(place, tell, "the same command"):
+        outcomes = grid.carry_out(place, tell).of(grid.trials)
+        write_comparison(outcomes, place, title=study.study.title, baseline=study.study.baseline)
+        return outcomes
 
 
 @checked
@@ -78,34 +126,57 @@ def sweep(
         DataError: the data are missing or damaged.
     """
     asked = _with(recipe, keeps, methods, seeds)
-    trials = {trial.key: trial for trial in trials_of(asked)}
-    tell = say or (print_line if progress else nothing)
+    grid = _Grid(swept_trials(asked), asked.run.threads, workers, ray, progress, limit)
     place = Path(folder if folder is not None else f"{recipe.run.folder}-sweep")
+    tell = say or (print_line if progress else nothing)
     # All that can be refused is refused before anything is written.
     require_engines(asked)
-    made, pool = made_of(trials), pool_of(answer, workers, ray)
     data = data_of_seed(asked.data, asked.run.seed)
     source_of(asked, data).build(asked.run.seed)
-    found = Sweep(f"Sweep of {_name(asked)}, {data.name}", asked.to_dict(), str(place))
+    begun = Sweep(f"Sweep of {asked.model.label}, {data.name}", asked.to_dict(), str(place))
     with alone_in(place, tell, shlex.join(["nervure", "sweep", str(place / RECIPE), "--folder", str(place)])):
-        _claim(place, asked, found)
-        results = open_results(place, made, tell)
-        job = Job(
-            folder=str(place.resolve()),
-            shift=bool(asked.evaluate.shift),
-            threads=1 if pool.workers > 1 else asked.run.threads,
-            progress=progress and pool.workers == 1,
-            keep=True,
-        )
-        with pool:
-            carry_out(trials, results, pool, job, limit=limit)
+        _claim(place, asked, begun)
+        results = grid.carry_out(place, tell, shift=bool(asked.evaluate.shift), keep=True)
         with threads(asked.run.threads):
-            timed = _time_trials(trials, results, place, tell)
-        failures = {str(trials[key]): row.error for key, row in results.failed.items() if key in trials}
-        outcomes = outcomes_of(results, trials)
-        found = Sweep.of(outcomes, timed, title=found.title, recipe=found.recipe, folder=str(place), failures=failures)
+            timed = _time_trials(grid.trials, results, place, tell)
+        failures = {str(trial): results.failed[trial.key].error for trial in grid.trials if trial.key in results.failed}
+        outcomes = results.of(grid.trials)
+        found = Sweep.of(outcomes, timed, title=begun.title, recipe=begun.recipe, folder=str(place), failures=failures)
         write_sweep(found, place)
         return found
+
+
+@final
+class _Grid:
+    """Trials, and how they are done; raises RecipeError where a method is not there or does not fit.
+
+    Args:
+        trials: all of them.
+        threads: of torch, where trials are done one at a time.
+        workers: so many at once.
+        ray: the address of a cluster; empty: none.
+        progress: show bars while a dense network is trained and measured, where trials are done one at a time.
+        limit: do so many at most; None: all.
+    """
+
+    def __init__(
+        self, trials: Sequence[Trial], threads: int, workers: int, ray: str, progress: bool, limit: int | None
+    ) -> None:
+        self.trials, self._limit = trials, limit
+        self._methods = {trial.key: repr(method_of(trial.recipe)) for trial in trials}
+        self._pool = pool_of(answer, workers, ray)
+        alone = self._pool.workers == 1
+        self._job = Job(threads=threads if alone else 1, progress=progress and alone)
+
+    def carry_out(
+        self, folder: Path, say: Callable[[str], None], *, shift: bool = False, keep: bool = False
+    ) -> Results:
+        """Do what is not done yet in the folder; with ``shift`` measure under it too, with ``keep`` leave artefacts."""
+        results = Results(folder, say, self._methods)
+        job = replace(self._job, folder=str(folder.resolve()), shift=shift, keep=keep)
+        with self._pool:
+            carry_out(self.trials, results, self._pool, job, limit=self._limit)
+        return results
 
 
 def _with(
@@ -122,53 +193,6 @@ def _with(
     }
     table = plain(recipe.sweep) | {key: value for key, value in given.items() if value is not None}
     return Recipe.from_dict(recipe.to_dict() | {"sweep": table}, source="the sweep")
-
-
-def trials_of(recipe: Recipe) -> tuple[Trial, ...]:
-    """Every trial that the recipe's ``[sweep]`` asks for, seed by seed, so that what is finished early is whole.
-
-    Raises:
-        RecipeError: there is no budget, or two methods are alike.
-    """
-    entries = _entries(recipe)
-    found = [trial for seed in recipe.sweep.seeds or (recipe.run.seed,) for trial in _trials(recipe, entries, seed)]
-    if len({trial.key for trial in found}) < len(found):
-        raise RecipeError("[[sweep.method]]: two methods are the same, with the same options. Leave one out.")
-    return tuple(found)
-
-
-def _entries(recipe: Recipe) -> list[MethodEntry]:
-    own = {"name": recipe.prune.method, "options": recipe.prune.options}
-    entries = [entry_of(MethodEntry, table, "[[sweep.method]]") for table in recipe.sweep.method or (own,)]
-    labels = [entry.label for entry in entries]
-    for entry in entries:
-        if not entry.label or labels.count(entry.label) > 1 or entry.label in (DENSE, DENSE_PLUS):
-            raise RecipeError(f"[[sweep.method]] label {entry.label!r} must be there, once, and not {DENSE!r}.")
-        if entry.networks:
-            raise RecipeError("[[sweep.method]] networks: a sweep has one network. Compare several with a study.")
-        if not (entry.keeps or recipe.sweep.keeps):
-            raise RecipeError(
-                f"nothing to sweep for {entry.label!r}: give the fractions that stay, e.g. keeps = [0.8, 0.6, 0.4] "
-                "under [sweep], --keep 0.8 --keep 0.6 on the command line, keeps=(0.8, 0.6) in Python."
-            )
-    return entries
-
-
-def _trials(recipe: Recipe, entries: Sequence[MethodEntry], seed: int) -> Iterable[Trial]:
-    run = replace(recipe.run, seed=seed)
-    alone = replace(recipe, run=run, sweep=SweepSection())
-    if recipe.run.twins and recipe.recover.epochs:
-        # Keeping everything is the empty plan.
-        whole = PruneSection(keep=1.0, budget=recipe.prune.budget)
-        yield Trial(_name(recipe), DENSE_PLUS, replace(alone, prune=whole))
-    for entry in entries:
-        for keep in entry.keeps or recipe.sweep.keeps:
-            prune = replace(recipe.prune, method=entry.name, keep=keep, options=entry.options)
-            yield Trial(_name(recipe), entry.label, replace(alone, prune=prune))
-
-
-def _name(recipe: Recipe) -> str:
-    return recipe.model.name or recipe.model.factory
 
 
 def _claim(folder: Path, recipe: Recipe, begun: Sweep) -> None:
@@ -198,25 +222,26 @@ def _base(recipe: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _time_trials(
-    trials: Mapping[str, Trial], results: Results, folder: Path, say: Callable[[str], None]
+    trials: Sequence[Trial], results: Results, folder: Path, say: Callable[[str], None]
 ) -> dict[str, TimedSetting]:
     """How long the network of each finished trial takes; measured once, one line each."""
     rows = {(row["key"], row["method"]): row for row in read_lines(folder / LATENCY, _timing)}
     # The dense twin has the shapes of the dense network: timing it again would only show the noise.
     timed = {
-        key: (key, results.done[key].options)
-        for key, trial in trials.items()
-        if key in results.done and trial.method != DENSE_PLUS and trial.recipe.evaluate.latency
+        trial: (trial.key, results.done[trial.key].options)
+        for trial in trials
+        if trial.key in results.done and trial.method != DENSE_PLUS and trial.recipe.evaluate.latency
     }
-    due = [key for key, name in timed.items() if name not in rows]
+    due = [trial for trial, name in timed.items() if name not in rows]
     if due:
         say(f"timing {len(due)} networks, each against its dense one in turn")
-    for key in due:
-        bench = bench_of(trials[key], folder)
+    for trial in due:
+        bench = bench_of(trial, folder)
         found = timed_in_turn(bench, {DENSE: dense_of(bench), PRUNED: pruned_of(bench)})
-        rows[timed[key]] = {"key": key, "method": timed[key][1]} | {name: found[name] for name in (DENSE, PRUNED)}
-        append_line(folder / LATENCY, rows[timed[key]])
-    return _in_one_measure({key: rows[name] for key, name in timed.items()}, trials)
+        name = timed[trial]
+        rows[name] = {"key": name[0], "method": name[1]} | {place: found[place] for place in (DENSE, PRUNED)}
+        append_line(folder / LATENCY, rows[name])
+    return _in_one_measure({trial: rows[name] for trial, name in timed.items()})
 
 
 class _SweepNotes(TypedDict):
@@ -239,7 +264,7 @@ def _timing(data: Any) -> _Timing:
     return convert(data, _Timing, "this latency of a trial")
 
 
-def _in_one_measure(rows: Mapping[str, Mapping[str, Any]], trials: Mapping[str, Trial]) -> dict[str, TimedSetting]:
+def _in_one_measure(rows: Mapping[Trial, Mapping[str, Any]]) -> dict[str, TimedSetting]:
     """Latencies from the speed-ups, which are paired, and the median time of the dense network over all pairs.
 
     A machine that was busy for a while then moves no network against the others.
@@ -251,9 +276,9 @@ def _in_one_measure(rows: Mapping[str, Mapping[str, Any]], trials: Mapping[str, 
         for batch in dict.fromkeys(batch for row in rows.values() for batch in row[DENSE]["latency"])
     }
     found = {
-        key: TimedSetting(
+        trial.key: TimedSetting(
             {b: dense[b] / s for b, s in row[PRUNED]["speedup"].items() if b in dense}, row[PRUNED]["speedup"]
         )
-        for key, row in rows.items()
+        for trial, row in rows.items()
     }
-    return found | {dense_key(trials[key]): TimedSetting(dense, dict.fromkeys(dense, 1.0)) for key in rows}
+    return found | {dense_key(trial): TimedSetting(dense, dict.fromkeys(dense, 1.0)) for trial in rows}
