@@ -501,7 +501,7 @@ def _drop_some(model: nn.Module, graph: Any, example: Any) -> list[Any]:
 def _saved(model: nn.Module, pruned: Any, example: Any) -> str:
     """Whether the cut model, saved and loaded into a new original, computes the same."""
     from nervure import load, save
-    from nervure.core.inputs import run_example
+    from nervure.core.inputs import Inputs
     from nervure.core.tensors import tensors_in
 
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
@@ -510,7 +510,7 @@ def _saved(model: nn.Module, pruned: Any, example: Any) -> str:
             outputs = []
             for each in (pruned.model, again):
                 torch.manual_seed(0)
-                outputs.append(tensors_in(run_example(each.eval(), example)))
+                outputs.append(tensors_in(Inputs.of(example).run(each.eval())))
             pairs = zip(*outputs, strict=True)
             # Kernels differ in the last digit by where tensors lie in memory.
             alike = all(torch.allclose(a.double(), b.double(), rtol=1e-5, atol=1e-6, equal_nan=True) for a, b in pairs)
@@ -521,10 +521,10 @@ def _saved(model: nn.Module, pruned: Any, example: Any) -> str:
 
 def _trains(model: nn.Module, example: Any) -> str:
     """One step of gradient descent in training mode, every output (of auxiliary heads too) in the loss."""
-    from nervure.core.inputs import as_inputs
+    from nervure.core.inputs import Inputs
     from nervure.core.tensors import tensors_in
 
-    args, kwargs = as_inputs(example)
+    args, kwargs = Inputs.of(example).args, Inputs.of(example).kwargs
     # Batch norms do not train on one sample.
     if args and isinstance(args[0], Tensor) and args[0].shape[:1] == (1,):
         args = tuple(torch.cat([t, t]) for t in args)

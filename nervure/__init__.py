@@ -1,6 +1,7 @@
 """Nervure: PyTorch networks made smaller and faster by their connectivity."""
 
 from nervure.budget.latency_table import LatencyTable
+from nervure.core.inputs import Inputs
 from nervure.core.renamed import find_old_modules as _find_old_modules
 from nervure.core.version import __version__ as __version__
 from nervure.evaluation import Connectivity, Similarity, connectivity, evaluate, latency, latency_table, similarity
@@ -62,6 +63,7 @@ __all__ = [  # noqa: RUF022
     "GraSP",
     "Graph",
     "Group",
+    "Inputs",
     "Keep",
     "LatencyTable",
     "Link",

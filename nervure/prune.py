@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from nervure.budget.weights import left_dense
 from nervure.core.annotations import Batches
 from nervure.core.check import checked
-from nervure.core.inputs import placed_like
+from nervure.core.inputs import Inputs
 from nervure.core.markup import printable
 from nervure.core.renamed import old_method
 from nervure.core.schema import Seed
@@ -230,8 +230,8 @@ def _pruned_once(
             f"{method!r} measures {', '.join(sorted(method.wants))}: give data=, batches of (inputs, labels)."
         )
     model = unwrap(model)
-    example = placed_like(model, example)
-    drawing, checker = trace_and_check(model, example, **chosen)
+    given = [one.to(model) for one in Inputs.several(example)]
+    drawing, checker = trace_and_check(model, given, **chosen)
     graph = drawing.graph
     weights = {name: tensor.detach() for name, tensor in named_tensors(model).items()}
     stats = (
@@ -241,11 +241,12 @@ def _pruned_once(
     )
     before = cost_of(model, drawing.flow)
     ignored = left_alone(model, chosen["ignore"], chosen["only"])
-    view = View(graph, weights, stats, seed, model, example, data, ignored)
+    shown = [one.plain() for one in given]
+    view = View(graph, weights, stats, seed, model, shown if len(shown) > 1 else shown[0], data, ignored)
     result = _make_plan(model, method, view, before)
     if verify and not is_weightless(model):
         result = _verify_or_repair(checker, method, view, result)
-    return replace(result, cost_after=checker.count(result.model, example))
+    return replace(result, cost_after=checker.count(result.model))
 
 
 def _verify_or_repair(checker: Checker, method: Method, view: View, result: Pruned, plans: int = PLANS) -> Pruned:

@@ -10,7 +10,7 @@ import numpy as np
 from torch import nn
 
 from nervure.core.check import checked
-from nervure.core.inputs import placed_like
+from nervure.core.inputs import Inputs
 from nervure.errors import CopyError, NervureError, NervureWarning
 from nervure.graph.blocks import is_doubtful, with_blocks
 from nervure.graph.models import evaluating, is_weightless, unwrap, without_fakes
@@ -59,10 +59,10 @@ def trace(
 
     Args:
         model: any module that runs.
-        example: a tensor, a tuple of positional arguments, or a dict of keyword arguments; or a list of several of
-            these, one for each way through the model (other heads, other experts, an early exit): they are joined into
-            one graph, and costs are those of the first. A model on the ``meta`` device, or made of fake tensors, is
-            traced without its weights; then nothing is tried.
+        example: a tensor, a tuple of positional arguments, a dict of keyword arguments, or :class:`nervure.Inputs`;
+            or a list of several of these, one for each way through the model (other heads, other experts, an early
+            exit): they are joined into one graph, and costs are those of the first. A model on the ``meta`` device, or
+            made of fake tensors, is traced without its weights; then nothing is tried.
         ignore: modules, or patterns of module names (``"layer1.*"``), that must not change on any side.
         only: modules or patterns that may lose units; all others are pinned. A group is free where all modules that
             make its units are named: a stream that several layers add to is cut where all of them are. What reads the
@@ -101,14 +101,14 @@ def trace_and_check(
     choices = chosen_patterns(model, ignore, only)
     with without_fakes(model) as real, evaluating(real):
         check_weights(real)
-        example = placed_like(real, example)
-        drawing = draw(real, example, outputs=outputs, inputs=inputs, inside_heads=inside_heads)
+        given = [one.to(real) for one in Inputs.several(example)]
+        drawing = draw(real, given, outputs=outputs, inputs=inputs, inside_heads=inside_heads)
         drawing.graph = pinned_by_choice(drawing.graph, *choices)
         drawing.graph = _noting_unreached(real, drawing)
         whole = kept_by_choice(with_blocks(drawing), *choices)
         drawing.graph = _with_elements(whole, {})
         unproven = drawing.suspects()
-        checker = Checker(real, drawing, example)
+        checker = Checker(real, drawing, given)
         if not is_weightless(real):
             drawing.graph = _check_cuts(checker, whole, unproven)
         elif unproven:

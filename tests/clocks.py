@@ -4,12 +4,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
+import torch
 from torch import nn
 
-from nervure.core.inputs import resize_batch
+from nervure.core.inputs import Inputs
 from nervure.evaluation import Timing
 from nervure.evaluation.latency import Built
-from tests.oracle import call
 
 
 class Clock:
@@ -23,9 +23,7 @@ class Clock:
         if self.stops_after is not None and self.timed >= self.stops_after:
             raise KeyboardInterrupt
         self.timed += len(models) - 1
-        seconds = {
-            name: self.seconds(built.model, resize_batch(built.example, batch)) for name, built in models.items()
-        }
+        seconds = {name: self.seconds(built.model, built.inputs.resize(batch)) for name, built in models.items()}
         dense = next(iter(seconds.values()))
         for place, (name, took) in enumerate(seconds.items()):
             ratio = took / dense * (self.slower if place else 1)
@@ -43,7 +41,8 @@ class Clock:
 
         layers = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
         handles = [layer.register_forward_hook(hook) for layer in layers]
-        call(model, example)
+        with torch.no_grad():
+            Inputs.of(example).call(model)
         for handle in handles:
             handle.remove()
         return sum(spent)

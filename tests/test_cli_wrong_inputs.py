@@ -152,7 +152,7 @@ def test_what_is_not_foreseen_is_one_line_too_and_its_traceback_is_there(monkeyp
     def fail(self: object) -> None:
         raise KeyError("a \x1b[31mkey\nand more")
 
-    monkeypatch.setattr(inputs.Inputs, "network", fail)
+    monkeypatch.setattr(inputs.NetworkChoice, "network", fail)
     code, lines = said("trace", *MODEL, *INPUT)
     assert code == 1 and lines == [
         r"Error: KeyError: 'a \x1b[31mkey\nand more'. That was not foreseen; nervure --debug ... tells where it is."
@@ -167,7 +167,7 @@ def test_a_warning_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
         raise click_done
 
     click_done = NotImplementedError()
-    monkeypatch.setattr(inputs.Inputs, "network", warn)
+    monkeypatch.setattr(inputs.NetworkChoice, "network", warn)
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         assert said("trace", *MODEL, *INPUT)[1][0] == r"Warning: a \x1b[31mname is odd"

@@ -11,7 +11,7 @@ from nervure.analysis.edge_strength import Strength
 from nervure.analysis.neuron_graph import NeuronGraph
 from nervure.analysis.neuron_ops import RULES, otherwise
 from nervure.analysis.propagator import Propagator
-from nervure.core.inputs import placed_like
+from nervure.core.inputs import Inputs
 from nervure.errors import TraceError
 from nervure.graph.models import evaluating, is_weightless, unwrap
 from nervure.graph.modes import leave_modes
@@ -47,7 +47,7 @@ def draw_circuit(
         raise TraceError("the model has shapes only (it is on the meta device): give it weights, whose zeros matter.")
     with evaluating(model):
         check_weights(model)
-        tape, _ = record(model, placed_like(model, example), tag=False, auxiliary=False)
+        tape, _ = record(model, [one.to(model) for one in Inputs.several(example)], tag=False, auxiliary=False)
         statics = Statics(tape, _mask_tensors(named_tensors(model), masks or {}))
         ways = {number: _way(tape, number) for number in tape.inputs}
         carrier = _propagate(tape, statics, strength, ways)

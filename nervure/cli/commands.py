@@ -21,7 +21,7 @@ from nervure.cli.options import (
     SEED,
     Asked,
     CommandGroup,
-    Inputs,
+    NetworkChoice,
     asking,
     command_line,
     example,
@@ -34,7 +34,7 @@ from nervure.cli.options import (
 )
 from nervure.core.container import Kind, write_container
 from nervure.core.files import read_json, require_folder, require_writable, write_json, write_text
-from nervure.core.inputs import resize_batch
+from nervure.core.inputs import Inputs
 from nervure.engines import ENGINES, require_engine
 from nervure.errors import ArgumentError
 from nervure.evaluation import SEVERITIES, Timing, connectivity, evaluate, file_size, latency, peak_memory
@@ -172,7 +172,7 @@ def compare(study: Path, folder: Path | None, **how: Any) -> None:
 @click.option("--only", multiple=True, metavar="PATTERN", help="Modules that may lose units.")
 @click.option("--html", type=PAGE, help="Also write a page.")
 @output("graph.json", "the graph")
-def trace(choice: Inputs, ignore: tuple[str, ...], only: tuple[str, ...], html: Path | None, out: Path) -> None:
+def trace(choice: NetworkChoice, ignore: tuple[str, ...], only: tuple[str, ...], html: Path | None, out: Path) -> None:
     """Find what is coupled to what in a network."""
     _writable(out, html)
     graph = choice.graph(choice.network(), ignore=ignore, only=only or None)
@@ -188,7 +188,7 @@ def trace(choice: Inputs, ignore: tuple[str, ...], only: tuple[str, ...], html: 
 @click.option("--samples", default=2048, show_default=True, help="How many training samples at most.")
 @click.option("--per-class", type=click.IntRange(0), default=0, help="How many of each class at most; 0: no limit.")
 @output("stats.safetensors", "the evidence")
-def measure(choice: Inputs, want: tuple[str, ...], samples: int, per_class: int, out: Path) -> None:
+def measure(choice: NetworkChoice, want: tuple[str, ...], samples: int, per_class: int, out: Path) -> None:
     """Gather evidence on data: what units say, what enters the layers, how much the loss listens; labels."""
     _writable(out)
     model, data = choice.network(), choice.data()
@@ -218,7 +218,7 @@ def measure(choice: Inputs, want: tuple[str, ...], samples: int, per_class: int,
 @STATS
 @output("scores.safetensors", "the scores")
 def score(
-    choice: Inputs, criterion: str, settings: tuple[tuple[str, Any], ...], stats_file: Path | None, out: Path
+    choice: NetworkChoice, criterion: str, settings: tuple[tuple[str, Any], ...], stats_file: Path | None, out: Path
 ) -> None:
     """Give each unit a number; higher stays."""
     _writable(out)
@@ -251,7 +251,7 @@ def score(
 @STATS
 @output("plan.json", "the plan")
 def plan(
-    choice: Inputs,
+    choice: NetworkChoice,
     *,
     name: str | None,
     method: str,
@@ -294,7 +294,7 @@ def plan(
 @GRAPH
 @click.option("--verify/--no-verify", default=True, show_default=True, help="Check what the cut network computes.")
 @output("model.safetensors", "the pruned network")
-def apply(choice: Inputs, plan_file: Path, graph_file: Path | None, verify: bool, out: Path) -> None:
+def apply(choice: NetworkChoice, plan_file: Path, graph_file: Path | None, verify: bool, out: Path) -> None:
     """Cut as a plan says, check the result, save it."""
     _writable(out)
     decided = Plan.from_json(read_json(plan_file, "a plan written by nervure plan"))
@@ -328,7 +328,7 @@ def apply(choice: Inputs, plan_file: Path, graph_file: Path | None, verify: bool
 @click.option("--events", type=PAGE, help="With --rewire, write what happened (JSON lines).")
 @output("trained.safetensors", "the trained network")
 def train(  # noqa: PLR0913 - one for each option
-    choice: Inputs,
+    choice: NetworkChoice,
     *,
     epochs: int,
     lr: float,
@@ -405,7 +405,7 @@ def train(  # noqa: PLR0913 - one for each option
 @click.option("--sparse", is_flag=True, help="Also time it compiled for its zeros, which --batch must be given for.")
 @output("", "the numbers (JSON)")
 def evaluate_command(
-    choice: Inputs,
+    choice: NetworkChoice,
     *,
     batches: tuple[int, ...],
     engines: tuple[str, ...],
@@ -473,7 +473,7 @@ def _time_engines(
     for batch in batches:
         models = {"model": model}
         if sparse:
-            compiled = compile_sparse(model, resize_batch(example, batch), verbose=False)
+            compiled = compile_sparse(model, Inputs.of(example).resize(batch), verbose=False)
             tell(compiled.describe())
             models["sparse"] = compiled
         rows += latency(models, example, batch_sizes=[batch], threads=threads).rows if "eager" in engines else ()
@@ -504,7 +504,7 @@ def _time_engines(
 @click.option("--html", type=PAGE, help="Write a page.")
 @click.option("--picture", type=PAGE, help="Write the picture of the page (SVG).")
 def connectivity_command(
-    choice: Inputs,
+    choice: NetworkChoice,
     reference: str,
     strength: str,
     normalize: str,
@@ -531,7 +531,7 @@ def connectivity_command(
         _wrote(write_text(picture, circuit_picture(found, title=name)))
 
 
-def _reference(choice: Inputs, reference: str) -> nn.Module | None:
+def _reference(choice: NetworkChoice, reference: str) -> nn.Module | None:
     if not reference:
         return None
     return (choice if reference == "dense" else replace(choice, weights=reference)).network()
@@ -555,7 +555,7 @@ def _reference(choice: Inputs, reference: str) -> nn.Module | None:
 @click.option("--notes", type=PAGE, help="Numbers for the card (JSON), such as evaluate writes.")
 @output("model.onnx", "the file")
 def export_command(
-    choice: Inputs,
+    choice: NetworkChoice,
     *,
     form: str | None,
     precision: str,
@@ -628,7 +628,7 @@ def _graph_from(path: Path) -> Graph:
     return Graph.from_json(read_json(path, "a graph written by nervure trace"))
 
 
-def _require_evidence(method: Method, path: Path | None, choice: Inputs) -> None:
+def _require_evidence(method: Method, path: Path | None, choice: NetworkChoice) -> None:
     if method.wants and path is None and not choice.data_name:
         wanted = " ".join(f"--want {signal}" for signal in sorted(method.wants))
         raise ArgumentError(

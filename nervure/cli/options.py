@@ -231,7 +231,7 @@ def example(*lines: str) -> str:
 
 @final
 @dataclass(frozen=True, slots=True, eq=False)
-class Inputs:
+class NetworkChoice:
     """What the user chose: a network (fresh, or with weights, or a saved pruned one), data, an example, a seed."""
 
     model: str = ""
@@ -333,12 +333,12 @@ def from_file(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def input_options(*more: Decorator) -> Decorator:
-    """Decorate a command with the options of a :class:`Inputs` and ``more``; it gets the choice first."""
+    """Decorate a command with the options of a :class:`NetworkChoice` and ``more``; it gets the choice first."""
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         def with_choice(**given: Any) -> Any:
-            names = {name: given.pop(name) for name in list(given) if name in Inputs.__slots__}
-            return command(Inputs(**{**names, "options": dict(names.get("options", ()))}), **given)
+            names = {name: given.pop(name) for name in list(given) if name in NetworkChoice.__slots__}
+            return command(NetworkChoice(**{**names, "options": dict(names.get("options", ()))}), **given)
 
         return _add_options(functools.update_wrapper(with_choice, command), (*MODEL, *more))
 

@@ -1,83 +1,189 @@
-"""What ``example`` may be: a tensor, a tuple of positional arguments, a dict of keyword arguments, a list of these."""
+"""What a model is called with, whatever form it was given in.
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+Public functions make :class:`Inputs` of their ``example`` at the door; further in there is no other form. Code of the
+user's (engines, clocks, methods, objectives) gets back what a user gives: see :meth:`Inputs.plain`.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import register_pytree_node, tree_leaves, tree_map
 
-from nervure.core.check import show_value
+from nervure.core.check import Checked, show_value
 from nervure.core.documents import is_shallow
-from nervure.core.tensors import describe_example, require_numbers
+from nervure.core.tensors import describe_tensors, require_numbers
 from nervure.errors import ArgumentError, ForwardError, NervureError
 
 
-def examples_of(example: Any) -> list[Any]:
-    """The examples in a list of several; one alone is a list of one.
+@final
+@dataclass(frozen=True, slots=True, eq=False)
+class Inputs(Checked):
+    """The arguments of one call of a model.
+
+    They can be given wherever an example can, and say what no other form can: some by position, others by name.
+
+    Attributes:
+        args: those by position.
+        kwargs: those by name.
 
     Raises:
-        ArgumentError: the list is empty, or nested too deeply.
+        ArgumentError: the former are no tuple or the latter no mapping by name.
+
+    >>> inputs = Inputs((torch.zeros(2, 3),), {"scale": 2.0})
+    >>> print(inputs)
+    (2, 3) float32
+    >>> inputs.resize(5).run(lambda x, scale: scale * x).shape
+    torch.Size([5, 3])
     """
-    require_shallow(example)
-    if not isinstance(example, list):
-        return [example]
-    if not example:
-        raise ArgumentError("example=[] is a list of no examples. Give one, or a list of several.")
-    return example
+
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, example: Any) -> "Inputs":
+        """The inputs in an example; of a list of several those of the first. Raises as :meth:`several`."""
+        return cls.several(example)[0]
+
+    @classmethod
+    def several(cls, example: Any) -> "list[Inputs]":
+        """The inputs of each example in a list; one alone is a list of one.
+
+        Tensors of subclasses (pictures, volumes) become plain ones of the same memory.
+
+        Raises:
+            ArgumentError: it is none of the forms of an example, is nested too deeply, or the list is empty.
+        """
+        if not isinstance(example, list):
+            return [_read_example(example)]
+        if not example:
+            raise ArgumentError("example=[] is a list of no examples. Give one, or a list of several.")
+        return [_read_example(one) for one in example]
+
+    @classmethod
+    def of_batch(cls, inputs: Any) -> "Inputs":
+        """The inputs in a batch of data: there a list holds positional arguments, and anything else is one."""
+        if isinstance(inputs, Inputs):
+            return inputs
+        if isinstance(inputs, Mapping):
+            return cls((), {str(name): value for name, value in inputs.items()})
+        return cls(tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,))
+
+    @property
+    def samples(self) -> int:
+        """How many samples there are: the length of the first tensor that has any.
+
+        Raises:
+            ArgumentError: no tensor has samples along a first axis.
+        """
+        sizes = (leaf.shape[0] for leaf in tree_leaves(self) if isinstance(leaf, Tensor) and leaf.ndim)
+        found = next(filter(None, sizes), None)
+        if found is None:
+            raise ArgumentError("the example holds no tensor with samples along its first axis; give one, or several.")
+        return found
+
+    def resize(self, samples: int) -> "Inputs":
+        """The same with so many samples: repeated in order, or the first few.
+
+        Tensors whose first axis is as long as that of the first tensor are resized; whatever else there is stays.
+
+        Raises:
+            ArgumentError: no tensor has samples along a first axis, or one that has is sparse.
+        """
+        before = self.samples
+        index = torch.arange(samples) % before
+
+        def fit(x: Tensor) -> Tensor:
+            if not x.ndim or x.shape[0] != before:
+                return x
+            if x.layout != torch.strided:
+                raise ArgumentError(f"the example holds {show_value(x)} of layout {x.layout}; give a dense tensor.")
+            return x[index.to(x.device)]
+
+        return self.map(fit)
+
+    def to(self, place: nn.Module | torch.device) -> "Inputs":
+        """The same on a device, or on that of a model's first parameter; where it has none, they stay.
+
+        Without weights (on ``meta``) whole numbers stay where they are: what the model reads from them can then be
+        known.
+
+        Raises:
+            ArgumentError: a tensor has a shape without numbers, and the device is one for numbers.
+        """
+        first = next(place.parameters(), None) if isinstance(place, nn.Module) else None
+        device = first.device if first is not None else place
+        return self if isinstance(device, nn.Module) else self.map(lambda x: _to_device(x, device))
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Inputs":
+        """The same with every tensor changed."""
+        found: Inputs = tree_map(lambda x: change(x) if isinstance(x, Tensor) else x, self)
+        return found
+
+    def plain(self) -> Any:
+        """The simplest form that says the same: a tensor alone, a tuple, a dict; inputs, where no other can."""
+        if self.kwargs:
+            return self if self.args else dict(self.kwargs)
+        return self.args[0] if len(self.args) == 1 and isinstance(self.args[0], Tensor) else self.args
+
+    def call(self, model: Callable[..., Any]) -> Any:
+        """What ``model`` makes of them; whatever it raises comes as it is."""
+        return model(*self.args, **self.kwargs)
+
+    def run(self, model: Callable[..., Any]) -> Any:
+        """What ``model`` makes of them.
+
+        Raises:
+            ForwardError: its own forward raised; the message says on what, the cause is its own error.
+        """
+        try:
+            return self.call(model)
+        except (NervureError, torch.OutOfMemoryError):
+            # Where memory is short, fewer samples may do: callers look for torch's own error.
+            raise
+        except Exception as error:
+            raise ForwardError(
+                f"the model's forward raised {type(error).__name__}: {error}. It was given {self}; check that it is "
+                "what the model expects."
+            ) from error
+
+    def __str__(self) -> str:
+        return describe_tensors(self.plain())
 
 
-def require_shallow(example: Any) -> None:
-    """Raise :class:`ArgumentError` for an example whose lists, tuples and dicts have no end to their levels."""
-    if not is_shallow(example):
+def _flatten(inputs: Inputs) -> tuple[list[Any], None]:
+    return [inputs.args, dict(inputs.kwargs)], None
+
+
+# So that whatever looks into nested values looks into inputs too.
+register_pytree_node(Inputs, _flatten, lambda parts, _: Inputs(*parts))
+
+
+def _read_example(example: Any) -> Inputs:
+    if isinstance(example, Mapping) and not all(isinstance(key, str) for key in example):
+        raise ArgumentError(f"example has keys {list(example)!r}; a dict example holds keyword arguments by name.")
+    if not isinstance(example, Inputs | Tensor | tuple | Mapping):
+        raise ArgumentError(
+            f"example is a {type(example).__name__}. Give a tensor, a tuple of positional arguments or a dict of "
+            "keyword arguments (or a list of several of these)."
+        )
+    found = Inputs.of_batch(example)
+    if not is_shallow((found.args, dict(found.kwargs))):
         raise ArgumentError("example is nested too deeply, or holds itself. Give tensors, a tuple or a dict of them.")
+    return plain_tensors(found)
 
 
-def as_inputs(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Split ``example`` into positional and keyword arguments; raises :class:`ArgumentError` on anything else.
-
-    Of a list of several examples the first counts. Tensors of subclasses (pictures, volumes) become plain ones of the
-    same memory.
-    """
-    example = plain(examples_of(example)[0])
-    if isinstance(example, Tensor):
-        return (example,), {}
-    if isinstance(example, tuple):
-        return example, {}
-    if isinstance(example, Mapping):
-        if not all(isinstance(key, str) for key in example):
-            raise ArgumentError(f"example has keys {list(example)!r}; a dict example holds keyword arguments by name.")
-        return (), dict(example)
-    raise ArgumentError(
-        f"example is a {type(example).__name__}. "
-        "Give a tensor, a tuple of positional arguments or a dict of keyword arguments (or a list of several of these)."
-    )
-
-
-def plain(example: Any) -> Any:
+def plain_tensors(inputs: Inputs) -> Inputs:
     """The same with plain tensors for those of subclasses that only carry something along."""
-    require_shallow(example)
-    if not any(isinstance(leaf, Tensor) and _carries(leaf) for leaf in tree_leaves(example)):
-        return example
-    return tree_map(lambda x: x.as_subclass(Tensor) if isinstance(x, Tensor) and _carries(x) else x, example)
+    return inputs.map(lambda x: x.as_subclass(Tensor) if _carries(x) else x)
 
 
 def _carries(tensor: Tensor) -> bool:
     kind: Any = type(tensor)
     return kind not in (Tensor, nn.Parameter) and kind.__torch_dispatch__ is Tensor.__torch_dispatch__
-
-
-def placed_like(model: nn.Module, example: Any) -> Any:
-    """Move the tensors of ``example`` to the device of the model's first parameter.
-
-    Without weights (on ``meta``) whole numbers stay where they are: what the model reads from them can then be known.
-    """
-    require_shallow(example)
-    first = next(iter(model.parameters()), None)
-    if first is None:
-        return example
-    return tree_map(lambda x: _to_device(x, first.device) if isinstance(x, Tensor) else x, example)
 
 
 def _to_device(x: Tensor, device: torch.device) -> Tensor:
@@ -91,61 +197,3 @@ def _to_device(x: Tensor, device: torch.device) -> Tensor:
 
 CONTENTS = "_contents"
 """Attribute of a tensor on ``meta``: the same tensor with its numbers."""
-
-
-def run_example(model: nn.Module, example: Any) -> Any:
-    """Run ``model`` on ``example`` without gradients; raises ForwardError as :func:`forward`."""
-    args, kwargs = as_inputs(example)
-    with torch.no_grad():
-        return forward(model, args, kwargs)
-
-
-def forward(model: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """What ``model`` makes of these arguments.
-
-    Raises:
-        ForwardError: its own forward raised; the message says on what, the cause is its own error.
-    """
-    try:
-        return model(*args, **kwargs)
-    except (NervureError, torch.OutOfMemoryError):
-        # Where memory is short, fewer samples may do: callers look for torch's own error.
-        raise
-    except Exception as error:
-        raise ForwardError(
-            f"the model's forward raised {type(error).__name__}: {error}. It was given "
-            f"{describe_example((*args, kwargs) if kwargs else tuple(args))}; check that it is what the model expects."
-        ) from error
-
-
-def samples_of(example: Any) -> int:
-    """How many samples an example holds: the length of the first tensor that has any.
-
-    Raises:
-        ArgumentError: if no tensor has samples along a first axis.
-    """
-    require_shallow(example)
-    sizes = [leaf.shape[0] for leaf in tree_leaves(example) if isinstance(leaf, Tensor) and leaf.ndim and leaf.shape[0]]
-    if not sizes:
-        raise ArgumentError("the example holds no tensor with samples along its first axis; give one, or several.")
-    return sizes[0]
-
-
-def resize_batch(example: Any, batch: int) -> Any:
-    """The example with ``batch`` samples: repeated in order, or the first few.
-
-    Tensors whose first axis is as long as that of the first tensor are resized; whatever else there is stays.
-
-    Raises:
-        ArgumentError: if no tensor has samples along a first axis, or one that has is sparse.
-    """
-    samples = samples_of(example)
-    index = torch.arange(batch) % samples
-
-    def fit(leaf: Any) -> Any:
-        has_samples = isinstance(leaf, Tensor) and leaf.ndim and leaf.shape[0] == samples
-        if has_samples and leaf.layout != torch.strided:
-            raise ArgumentError(f"the example holds {show_value(leaf)} of layout {leaf.layout}; give a dense tensor.")
-        return leaf[index.to(leaf.device)] if has_samples else leaf
-
-    return tree_map(fit, example)

@@ -108,8 +108,7 @@ def digest_of(value: Any) -> str:
     return digest.hexdigest()[:16]
 
 
-def describe_example(example: Any) -> str:
-    """Shapes and dtypes of the tensors of ``example``, for messages."""
-    return ", ".join(f"{tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}" for t in tensors_in(example)) or repr(
-        example
-    )
+def describe_tensors(value: Any) -> str:
+    """Shapes and dtypes of the tensors in nested values, for messages."""
+    shown = [f"{tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}" for t in tensors_in(value)]
+    return ", ".join(shown) or repr(value)

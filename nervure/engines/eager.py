@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from nervure.core.inputs import as_inputs, forward
+from nervure.core.inputs import Inputs
 from nervure.engines.engine import BF16, Engine, Program, Runner, threads_of_torch
 from nervure.engines.quiet import quiet
 from nervure.errors import EngineError
@@ -37,10 +37,10 @@ def _prepare_compiled(model: nn.Module, example: Any, precision: str) -> Program
 
 def _runner(call: Call, device: str, precision: str, threads: int) -> Runner:
     def run(inputs: Any) -> Any:
-        args, kwargs = as_inputs(inputs)
+        given = Inputs.of(inputs)
         lower = torch.autocast(device, torch.bfloat16) if precision == BF16 else nullcontext()
         with threads_of_torch(threads), torch.no_grad(), lower:
-            return forward(call, args, kwargs)
+            return given.run(call)
 
     return run
 

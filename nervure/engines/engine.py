@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
-from nervure.core.inputs import run_example
+from nervure.core.inputs import Inputs
 from nervure.errors import EngineError
 from nervure.graph.models import evaluating
 from nervure.graph.preserve import restore_after
@@ -66,10 +66,10 @@ class Structure:
     leaves: tuple[Any, ...]
 
     @staticmethod
-    def of(model: nn.Module, example: Any) -> "Structure":
-        """The structure of what ``model`` returns on ``example``; tensors are forgotten, other values kept."""
-        with restore_after(model, example), evaluating(model):
-            leaves, spec = tree_flatten(run_example(model, example))
+    def of(model: nn.Module, inputs: Inputs) -> "Structure":
+        """The structure of what ``model`` returns on ``inputs``; tensors are forgotten, other values kept."""
+        with restore_after(model, inputs), evaluating(model):
+            leaves, spec = tree_flatten(inputs.run(model))
         return Structure(spec, tuple(... if isinstance(leaf, Tensor) else leaf for leaf in leaves))
 
     def fill(self, tensors: list[Tensor]) -> Any:

@@ -2,7 +2,6 @@
 
 import inspect
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, final
 
@@ -12,7 +11,8 @@ from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.utils._pytree import tree_leaves, tree_map
 
-from nervure.core.inputs import as_inputs, resize_batch, samples_of
+from nervure.core.inputs import Inputs
+from nervure.core.tensors import tensors_in
 from nervure.engines.engine import Structure
 from nervure.engines.quiet import quiet
 from nervure.errors import EngineError
@@ -32,13 +32,15 @@ class Exported:
     Attributes:
         program: the graph.
         structure: of what the module returns.
-        names: of the keyword arguments, in the order of the graph; empty for positional ones.
+        positional: how many tensors are given by position, before the others.
+        names: of the keyword arguments, in the order of the graph.
         dynamic: whether any number of samples can be run; else only as many as ``samples``.
         samples: the number of samples it was traced with.
     """
 
     program: ExportedProgram
     structure: Structure
+    positional: int
     names: tuple[str, ...]
     dynamic: bool
     samples: int
@@ -50,8 +52,8 @@ class Exported:
 
     def tensors(self, inputs: Any) -> list[Tensor]:
         """The tensors among ``inputs`` in the order in which the graph takes them."""
-        args, kwargs = as_inputs(inputs)
-        ordered = [kwargs[name] for name in self.names] if kwargs else list(args)
+        given = Inputs.of(inputs)
+        ordered = [*given.args, *(given.kwargs[name] for name in self.names if name in given.kwargs)]
         return [leaf.detach().cpu().contiguous() for leaf in tree_leaves(ordered) if isinstance(leaf, Tensor)]
 
     def placeholders(self) -> list[torch.fx.Node]:
@@ -61,26 +63,26 @@ class Exported:
         return [node for node in nodes if isinstance(node.meta.get("val"), Tensor)]
 
 
-def export_graph(model: nn.Module, example: Any, *, dynamic: bool | None = None) -> Exported:
+def export_graph(model: nn.Module, inputs: Inputs, *, dynamic: bool | None = None) -> Exported:
     """The graph of ``model`` in evaluation mode; the model is left as it is.
 
     Args:
         model: any module; one on another device is copied to the CPU.
-        example: as the module takes it; its first axis is that of the samples.
-        dynamic: True: for any number of samples; False: for as many as the example has; None: for any number where the
+        inputs: of the module; their first axis is that of the samples.
+        dynamic: True: for any number of samples; False: for as many as the inputs have; None: for any number where the
             model allows it.
 
     Raises:
         EngineError: ``torch.export`` cannot read the model, or cannot leave the number of samples open as asked.
     """
     if dynamic is False:
-        return _export_graph(model, example, False)
+        return _export_graph(model, inputs, False)
     try:
-        found = _export_graph(model, example, True)
+        found = _export_graph(model, inputs, True)
     except EngineError:
         if dynamic:
             raise
-        return _export_graph(model, example, False)
+        return _export_graph(model, inputs, False)
     if found.dynamic:
         return found
     if dynamic:
@@ -88,20 +90,19 @@ def export_graph(model: nn.Module, example: Any, *, dynamic: bool | None = None)
             f"{type(model).__name__} does not leave the number of samples open: its graph is for {found.samples}. "
             "Look for sizes written as numbers in its forward, or export it for a fixed number (dynamic=False)."
         )
-    return _export_graph(model, example, False)
+    return _export_graph(model, inputs, False)
 
 
-def _export_graph(model: nn.Module, example: Any, dynamic: bool) -> Exported:
-    model, example = _on_cpu(model), tree_map(lambda x: x.cpu() if isinstance(x, Tensor) else x, example)
-    shown = resize_batch(example, TRACED_SAMPLES) if dynamic else example
-    args, kwargs = as_inputs(shown)
-    kwargs = _in_order(model, kwargs)
+def _export_graph(model: nn.Module, inputs: Inputs, dynamic: bool) -> Exported:
+    model, inputs = _on_cpu(model), inputs.to(torch.device("cpu"))
+    shown = _in_order(model, inputs.resize(TRACED_SAMPLES) if dynamic else inputs)
+    args, kwargs = shown.args, dict(shown.kwargs)
     try:
-        with restore_after(model, args, kwargs), evaluating(model), quiet():
-            program = torch.export.export(model, args, kwargs, dynamic_shapes=_shapes(args, kwargs, dynamic))
+        with restore_after(model, shown), evaluating(model), quiet():
+            program = torch.export.export(model, args, kwargs, dynamic_shapes=_shapes(model, shown, dynamic))
     except Exception as error:
         raise EngineError(f"torch.export cannot read {type(model).__name__}: {reason(error)}.") from error
-    found = Exported(program, Structure.of(model, shown), tuple(kwargs), False, samples_of(shown))
+    found = Exported(program, Structure.of(model, shown), len(tensors_in(args)), tuple(kwargs), False, shown.samples)
     # A model that fixes the number of samples makes it a plain number.
     free = any(isinstance(size, torch.SymInt) for node in found.placeholders() for size in node.meta["val"].shape[:1])
     return replace(found, dynamic=free)
@@ -112,22 +113,24 @@ def _on_cpu(model: nn.Module) -> nn.Module:
     return copy_model(model).cpu() if away else model
 
 
-def _in_order(model: nn.Module, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+def _in_order(model: nn.Module, inputs: Inputs) -> Inputs:
     """Keyword arguments in the order of the signature, which is that of the graph."""
-    known = [name for name in inspect.signature(model.forward).parameters if name in kwargs]
-    return {name: kwargs[name] for name in (*known, *(n for n in kwargs if n not in known))}
+    order = [*inspect.signature(model.forward).parameters, *inputs.kwargs]
+    return Inputs(inputs.args, {name: inputs.kwargs[name] for name in order if name in inputs.kwargs})
 
 
-def _shapes(args: tuple[Any, ...], kwargs: dict[str, Any], dynamic: bool) -> Any:
+def _shapes(model: nn.Module, inputs: Inputs, dynamic: bool) -> Any:
     """Which axes may vary: the first of every tensor that has as many samples as the first tensor."""
-    samples = samples_of(args or kwargs)
+    samples = inputs.samples
 
     def free(leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):
             return None
         return {0: Dim.AUTO} if dynamic and leaf.ndim and leaf.shape[0] == samples else {}
 
-    return tree_map(free, args or kwargs)
+    if inputs.args and inputs.kwargs:
+        return tree_map(free, inspect.signature(model.forward).bind(*inputs.args, **inputs.kwargs).arguments)
+    return tree_map(free, inputs.args or inputs.kwargs)
 
 
 def lacking(graph: Exported, error: BaseException) -> str:

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from nervure.core.extras import require_extra
+from nervure.core.inputs import Inputs
 from nervure.engines.engine import FLOAT32, Engine, Program, Runner
 from nervure.engines.exported import Exported, export_graph, exporter_error, reason
 from nervure.engines.quiet import quiet
@@ -62,7 +63,7 @@ def session_runner(model: bytes | str, graph: Exported, threads: int) -> Runner:
 
 
 def _prepare(model: nn.Module, example: Any, precision: str) -> Program:
-    graph = export_graph(model, example, dynamic=None)
+    graph = export_graph(model, Inputs.of(example), dynamic=None)
     written = to_onnx(graph).SerializeToString()
     return Program(lambda threads: session_runner(written, graph, threads), graph.fixed)
 

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from nervure.core.extras import require_extra
+from nervure.core.inputs import Inputs
 from nervure.engines.engine import BF16, FLOAT32, Engine, Program, Runner
 from nervure.engines.exported import Exported, export_graph, exporter_error, reason
 from nervure.engines.quiet import quiet
@@ -79,7 +80,7 @@ def compiled_runner(model: Any, graph: Exported, threads: int, precision: str = 
 
 
 def _prepare(model: nn.Module, example: Any, precision: str) -> Program:
-    graph = export_graph(model, example, dynamic=None)
+    graph = export_graph(model, Inputs.of(example), dynamic=None)
     written = to_openvino(graph)
     return Program(lambda threads: compiled_runner(written, graph, threads, precision), graph.fixed)
 

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from nervure.core.check import checked, require_choice
-from nervure.core.inputs import placed_like
 from nervure.core.progress import track
 from nervure.core.schema import Count, Seed, Size, convert
 from nervure.errors import ArgumentError
@@ -141,7 +140,7 @@ def connectivity_shift(
     if normalisation is None and isinstance(data, Normalised):
         normalisation = (data.mean, data.std)
     few = _first(data, samples)
-    graphs = {name: trace(model, placed_like(model, few[0][0][:2])) for name, model in models.items()}
+    graphs = {name: trace(model, few[0][0][:2]) for name, model in models.items()}
     clean = {name: _connectivity(model, graphs[name], few, estimator) for name, model in models.items()}
     keys = [(name, level) for name in shifts_of(shift, few[0][0]) for level in levels]
     rows: dict[str, dict[Key, dict[str, float]]] = {name: {} for name in models}

@@ -1,7 +1,8 @@
 """Batches as they come: pairs of inputs and labels, checked before they can spoil a result.
 
 *Data* is anything that gives ``(inputs, labels)`` pairs each time it is iterated: a list of batches, a ``DataLoader``,
-``split.batches(...)``. *Inputs* is a tensor, a tuple of positional arguments, or a dict of keyword arguments.
+``split.batches(...)``. *Inputs* are a tensor, a tuple of positional arguments, a dict of keyword arguments, or
+:class:`nervure.Inputs`.
 """
 
 from collections.abc import Iterator, Mapping
@@ -12,13 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from nervure.core.annotations import Batches
-from nervure.core.inputs import forward
+from nervure.core.inputs import Inputs
 from nervure.core.progress import ending
 from nervure.core.tensors import require_numbers
 from nervure.errors import ArgumentError, DataError
 
-Inputs: TypeAlias = Any
-Batch: TypeAlias = tuple[Inputs, Tensor]
+Batch: TypeAlias = tuple[Any, Tensor]
 Data: TypeAlias = Batches
 
 
@@ -43,16 +43,14 @@ def pairs(data: Data, what: str = "data") -> Iterator[Batch]:
         )
 
 
-def call(model: nn.Module, inputs: Inputs) -> Tensor:
+def call(model: nn.Module, inputs: Any) -> Tensor:
     """Run ``model`` on one batch of inputs and return its logits (see :func:`logits_of`)."""
     return logits_of(call_only(model, inputs))
 
 
-def call_only(model: nn.Module, inputs: Inputs) -> Any:
+def call_only(model: nn.Module, inputs: Any) -> Any:
     """Run ``model`` on one batch of inputs and return whatever it returns; raises ForwardError where it raises."""
-    if isinstance(inputs, Mapping):
-        return forward(model, (), inputs)
-    return forward(model, inputs if isinstance(inputs, tuple | list) else (inputs,), {})
+    return Inputs.of_batch(inputs).run(model)
 
 
 def logits_of(output: Any) -> Tensor:
@@ -122,6 +120,8 @@ def to_device(value: Any, device: torch.device) -> Any:
     """Move every tensor inside nested tuples, lists and dicts to ``device``; the rest stays as it is."""
     if isinstance(value, Tensor):
         return require_numbers(value, device).to(device, non_blocking=True)
+    if isinstance(value, Inputs):
+        return value.to(device)
     if isinstance(value, Mapping):
         return {key: to_device(entry, device) for key, entry in value.items()}
     if isinstance(value, tuple | list):

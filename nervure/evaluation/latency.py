@@ -17,13 +17,13 @@ import torch
 from torch import nn
 
 from nervure.core.check import checked
-from nervure.core.inputs import resize_batch
+from nervure.core.inputs import Inputs
 from nervure.core.markup import listing
 from nervure.core.schema import Length, Rounds, Seconds, Threads, Warmup
 from nervure.engines import ENGINES, EngineName, Program, Runner, prepare, require_engine
 from nervure.engines.engine import FLOAT32, threads_of_torch
 from nervure.errors import ArgumentError
-from nervure.evaluation.labelled import device_of, to_device
+from nervure.evaluation.labelled import device_of
 from nervure.graph.models import evaluating
 from nervure.graph.preserve import restore_after
 
@@ -157,7 +157,7 @@ def latency(
         MissingExtraError: if the library of an engine is not installed.
         EngineError: if an engine cannot take a model.
     """
-    engines = (engine,) if isinstance(engine, str) else tuple(engine)
+    engines, inputs = (engine,) if isinstance(engine, str) else tuple(engine), Inputs.of(example)
     if not engines:
         raise ArgumentError("engine is empty; name at least one.")
     _require_measurable(models, batch_sizes, threads, rounds, seconds, warmup)
@@ -165,7 +165,7 @@ def latency(
         require_engine(name, precision)
     rows: list[Timing] = []
     for name in engines:
-        built = {key: Built(name, model, example, precision) for key, model in models.items()}
+        built = {key: Built(name, model, inputs, precision) for key, model in models.items()}
         for batch, count in itertools.product(batch_sizes, threads):
             rows.extend(in_turn(built, batch, count, rounds=rounds, seconds=seconds, warmup=warmup))
     return Latency(tuple(rows))
@@ -177,14 +177,14 @@ class Built:
     Args:
         engine: what runs it.
         model: the model.
-        example: what batches are made of.
+        inputs: what batches are made of.
         precision: of the computation.
     """
 
-    def __init__(self, engine: str, model: nn.Module, example: Any, precision: str = FLOAT32) -> None:
+    def __init__(self, engine: str, model: nn.Module, inputs: Inputs, precision: str = FLOAT32) -> None:
         self.engine, self.model, self.precision = engine, model, precision
         self.device = device_of(model) if ENGINES[engine].follows else torch.device("cpu")
-        self.example = to_device(example, self.device)
+        self.inputs = inputs.to(self.device)
         self.program: Program | None = None
 
     def runner(self, inputs: Any, batch: int, threads: int) -> Runner:
@@ -200,7 +200,7 @@ def in_turn(
     """Time models of one engine at one batch size and thread count, in turn; see :func:`latency`."""
     with ExitStack() as stack:
         for built in models.values():
-            stack.enter_context(restore_after(built.model, built.example))
+            stack.enter_context(restore_after(built.model, built.inputs))
             stack.enter_context(evaluating(built.model))
         with threads_of_torch(threads):
             runs = {name: _LatencyRun(built, batch, threads) for name, built in models.items()}
@@ -213,7 +213,7 @@ class _LatencyRun:
 
     def __init__(self, built: Built, batch: int, threads: int) -> None:
         self.device = built.device
-        self.inputs = resize_batch(built.example, batch)
+        self.inputs = built.inputs.resize(batch).plain()
         self.call = built.runner(self.inputs, batch, threads)
         self.repeats = 1
 

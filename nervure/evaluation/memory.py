@@ -10,9 +10,9 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._pytree import tree_leaves
 
 from nervure.core.check import checked
-from nervure.core.inputs import resize_batch, run_example
+from nervure.core.inputs import Inputs
 from nervure.core.schema import Length
-from nervure.evaluation.labelled import device_of, to_device
+from nervure.evaluation.labelled import device_of
 from nervure.graph.composites import SimpleOperators
 from nervure.graph.models import evaluating
 from nervure.graph.preserve import restore_after
@@ -54,27 +54,27 @@ def peak_memory(model: nn.Module, example: Any, *, batch: Length = 1) -> Memory:
         ArgumentError: ``batch`` is below 1, or the example has no tensor with samples.
     """
     device = device_of(model)
-    inputs = to_device(resize_batch(example, batch), device)
+    inputs = Inputs.of(example).resize(batch).to(device)
     weights = _bytes((*model.parameters(), *model.buffers()))
     with restore_after(model, inputs), evaluating(model):
         peak = _on_cuda(model, inputs, device) if device.type == "cuda" else _count_bytes(model, inputs)
     return Memory(weights, _bytes(tree_leaves(inputs)), peak)
 
 
-def _count_bytes(model: nn.Module, inputs: Any) -> int:
+def _count_bytes(model: nn.Module, inputs: Inputs) -> int:
     known = [*model.parameters(), *model.buffers(), *(t for t in tree_leaves(inputs) if isinstance(t, Tensor))]
     with _Alive(known) as alive:
-        run_example(model, inputs)
+        inputs.run(model)
     return int(alive.peak)
 
 
-def _on_cuda(model: nn.Module, inputs: Any, device: torch.device) -> int:
+def _on_cuda(model: nn.Module, inputs: Inputs, device: torch.device) -> int:
     # Once before, for what libraries set up at their first call.
-    run_example(model, inputs)
+    inputs.run(model)
     torch.cuda.synchronize(device)
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
-    run_example(model, inputs)
+    inputs.run(model)
     torch.cuda.synchronize(device)
     return int(torch.cuda.max_memory_allocated(device) - before)
 

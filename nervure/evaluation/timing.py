@@ -22,7 +22,7 @@ from nervure.budget.latency_table import LatencyTable, Sample, fit_table
 from nervure.core.annotations import FilePath
 from nervure.core.check import checked, require_positive
 from nervure.core.files import read_json, require_folder, write_json
-from nervure.core.inputs import samples_of
+from nervure.core.inputs import Inputs
 from nervure.core.progress import progress as progressing
 from nervure.core.schema import Rounds, Threads
 from nervure.engines import ENGINES, EngineName, require_engine
@@ -79,7 +79,7 @@ def latency_table(
         EngineError: the engine cannot take the network.
         FileError: the folder cannot be written.
     """
-    return Stopwatch(model, graph or trace(model, example), example, engine, threads, cache).table(
+    return Stopwatch(model, graph or trace(model, example), Inputs.of(example), engine, threads, cache).table(
         samples=samples, progress=progress
     )
 
@@ -91,7 +91,7 @@ class Stopwatch:
 
     model: nn.Module
     graph: Graph
-    example: Any
+    inputs: Inputs
     engine: str = "eager"
     threads: int | None = None
     cache: str | os.PathLike[str] | None = None
@@ -107,7 +107,7 @@ class Stopwatch:
         return {
             "engine": self.engine,
             "threads": str(self.threads or torch.get_num_threads()),
-            "batch": str(samples_of(self.example)),
+            "batch": str(self.inputs.samples),
             "network": _network(self.graph),
             "machine": machine(device_of(self.model)),
             VERSIONS: _versions(self.engine),
@@ -163,12 +163,12 @@ class Stopwatch:
     @cached_property
     def _dense(self) -> Built:
         """The dense network in the engine, made ready once for all timings."""
-        return Built(self.engine, self.model, self.example)
+        return Built(self.engine, self.model, self.inputs)
 
     def _time_plans(self, plans: Sequence[Plan], rounds: int, seconds: float) -> Latency:
         """The dense network and what ``plans`` make of it, numbered, in turn."""
         cut = {str(number): apply(self.model, self.graph, plan).eval() for number, plan in enumerate(plans)}
-        built = {name: Built(self.engine, model, self.example) for name, model in cut.items()}
+        built = {name: Built(self.engine, model, self.inputs) for name, model in cut.items()}
         batch, threads = int(self.key["batch"]), int(self.key["threads"])
         return Latency(tuple(in_turn({"dense": self._dense, **built}, batch, threads, rounds=rounds, seconds=seconds)))
 

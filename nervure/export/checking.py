@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from nervure.core.check import show_value
-from nervure.core.inputs import resize_batch, run_example
+from nervure.core.inputs import Inputs
 from nervure.engines import Runner
 from nervure.errors import ArgumentError, DataError, VerificationError
-from nervure.evaluation.labelled import Batch, device_of, logits_of, require_labels, to_device
+from nervure.evaluation.labelled import Batch, device_of, logits_of, require_labels
 from nervure.graph.models import evaluating
 from nervure.graph.preserve import restore_after
 
@@ -78,7 +78,7 @@ def _tensors(output: Any) -> list[Tensor]:
 
 
 def on_random(
-    model: nn.Module, runner: Runner, example: Any, batches: Sequence[int], tolerance: float | None
+    model: nn.Module, runner: Runner, example: Inputs, batches: Sequence[int], tolerance: float | None
 ) -> FileDifference:
     """Run both on random inputs like the example, at each batch size."""
     drawn = [random_like(example, batch, seed=batch) for batch in batches]
@@ -99,7 +99,9 @@ def on_data(
             raise DataError(
                 f"check= holds a batch whose labels are {show_value(labels)}; give one label for each sample."
             )
-        given, known = (resize_batch(inputs, fixed), resize_batch(labels, fixed)) if fixed else (inputs, labels)
+        given, known = Inputs.of_batch(inputs), labels
+        if fixed:
+            given, known = given.resize(fixed), labels[torch.arange(fixed) % len(labels)]
         expected, found = _run_reference(model, given), runner(given)
         largest = max(largest, difference(expected, found))
         sizes.append(len(known))
@@ -123,28 +125,22 @@ def _classes(expected: Any, found: Any, labels: Tensor) -> tuple[int, int, int, 
     return int((a == b).sum()), int((a == known).sum()), int((b == known).sum()), known.numel()
 
 
-def _run_reference(model: nn.Module, inputs: Any) -> Any:
-    given = to_device(inputs, device_of(model))
+def _run_reference(model: nn.Module, inputs: Inputs) -> Any:
+    given = inputs.to(device_of(model))
     with restore_after(model, given), evaluating(model):
         # Copies: an output may be a buffer, which is put back.
-        return tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, run_example(model, given))
+        return tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, given.run(model))
 
 
-def random_like(example: Any, samples: int, *, seed: int) -> Any:
+def random_like(example: Inputs, samples: int, *, seed: int) -> Inputs:
     """Random inputs with ``samples`` samples: numbers scattered as those of the example, whole ones within its range.
 
     What has no axis of samples stays as it is.
     """
     generator = torch.Generator().manual_seed(seed)
-    whole = resize_batch(example, samples + 1)
-
-    def draw(leaf: Any, shape_of: Any) -> Any:
-        if not isinstance(leaf, Tensor) or leaf.shape == shape_of.shape:
-            return leaf
-        return _draw(leaf, generator)
-
+    shapes = iter([t.shape for t in _tensors(example.resize(samples + 1))])
     # A tensor that changes with the number of samples has an axis of them.
-    return tree_map(draw, resize_batch(example, samples), whole)
+    return example.resize(samples).map(lambda x: x if x.shape == next(shapes) else _draw(x, generator))
 
 
 def _draw(like: Tensor, generator: torch.Generator) -> Tensor:
@@ -159,7 +155,7 @@ def _draw(like: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def first_different(
-    model: nn.Module, inputs: Any, tolerance: float, exported: Callable[[], Runner]
+    model: nn.Module, inputs: Inputs, tolerance: float, exported: Callable[[], Runner]
 ) -> tuple[str, float] | None:
     """The first layer whose output differs, and by how much; None where none does by itself.
 

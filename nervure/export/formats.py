@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from nervure.core.extras import require_extra
-from nervure.core.inputs import as_inputs
+from nervure.core.inputs import Inputs
 from nervure.engines.engine import BF16, FLOAT32, Runner
 from nervure.engines.exported import Exported
 from nervure.engines.onnxruntime import LIBRARIES as ONNX_LIBRARIES
@@ -133,9 +133,8 @@ def _read_torch(path: Path, graph: Exported, precision: str) -> Runner:
         module = torch.export.load(str(path)).module()
 
     def run(inputs: Any) -> Any:
-        args, kwargs = tree_map(lambda x: x.cpu() if isinstance(x, Tensor) else x, as_inputs(inputs))
         with torch.no_grad():
-            return module(*args, **kwargs)
+            return Inputs.of(inputs).to(torch.device("cpu")).call(module)
 
     return run
 

@@ -13,6 +13,7 @@ from nervure.core.annotations import Batches, FilePath
 from nervure.core.check import checked, require_choice, show_value
 from nervure.core.documents import require_plain
 from nervure.core.files import disk_refusal, drafts, require_writable, settle, write_json, write_text
+from nervure.core.inputs import Inputs
 from nervure.core.markup import listing
 from nervure.core.schema import NotNegative
 from nervure.engines import Runner
@@ -141,10 +142,11 @@ def export(
     module = model.model if isinstance(model, Pruned) else model
     if is_weightless(module):
         raise ArgumentError(f"{model_name(module)} has tensors without numbers; give it its weights before exporting.")
+    inputs = Inputs.of(example)
     given, noted = _calibration(calibration, precision), dict(notes or {})
     again = str(noted.pop("command", _call(target, form, precision)))
     with drafts(target) as folder:
-        job = _Job(form, precision, module, example, form.dynamic if dynamic is None else dynamic, given)
+        job = _Job(form, precision, module, inputs, form.dynamic if dynamic is None else dynamic, given)
         graph, runner = job.made(folder / target.name)
         checks = _check_file(job, graph, runner, check, tolerance, folder)
         written = [file for file in form.files(folder / target.name) if file.exists()]
@@ -155,7 +157,7 @@ def export(
             "inputs": inputs_of(graph),
             "outputs": outputs_of(graph),
             "pruning": pruning_facts(model if isinstance(model, Pruned) else None),
-            "costs": _costs(model, example),
+            "costs": _costs(model, inputs),
             "calibrated": {"batches": len(given)} if given else {},
             "verification": checks_facts(checks),
             "notes": noted,
@@ -208,15 +210,15 @@ class _Job:
     form: Format
     precision: str
     module: nn.Module
-    example: Any
+    inputs: Inputs
     dynamic: bool
-    calibration: Sequence[Any]
+    calibration: Sequence[Inputs]
 
     def made(self, path: Path) -> tuple[Exported, Runner]:
         """Write the file to ``path``, and load it."""
         lowered = self.form.name == "torch" and self.precision == BF16
         module = in_bf16(self.module) if lowered else self.module
-        graph = export_graph(module, self.example, dynamic=self.dynamic)
+        graph = export_graph(module, self.inputs, dynamic=self.dynamic)
         try:
             self.form.write(graph, path, self.precision, self.calibration)
             return graph, self.form.read(path, graph, self.precision)
@@ -239,7 +241,7 @@ def _check_file(
     allowed = TOLERANCE if tolerance is None and job.precision == FLOAT32 else tolerance
     batches = BATCHES if graph.dynamic else (graph.samples,)
     try:
-        checks = {"random": on_random(job.module, runner, job.example, batches, allowed)}
+        checks = {"random": on_random(job.module, runner, job.inputs, batches, allowed)}
         if check is not None:
             checks["data"] = on_data(job.module, runner, pairs(check, "check"), allowed, graph.fixed)
     except VerificationError as error:
@@ -259,7 +261,7 @@ def _wrong(job: _Job) -> str:
 
 def _first_layer(job: _Job, graph: Exported, found: FileDifference, folder: Path) -> str:
     """Say which layer is the first that differs, by an export whose outputs are those of all layers."""
-    inputs = random_like(job.example, graph.fixed or max(BATCHES), seed=0)
+    inputs = random_like(job.inputs, graph.fixed or max(BATCHES), seed=0)
     allowed = found.tolerance or 0.0
     try:
         first = first_different(job.module, inputs, allowed, lambda: job.made(folder / f"layers{job.form.suffix}")[1])
@@ -274,7 +276,7 @@ def _first_layer(job: _Job, graph: Exported, found: FileDifference, folder: Path
     return f"The first layer that differs is {name!r} ({kind}), by {apart:.1e}."
 
 
-def _calibration(data: Batches | None, precision: str) -> list[Any]:
+def _calibration(data: Batches | None, precision: str) -> list[Inputs]:
     if precision != INT8:
         return []
     if data is None:
@@ -282,12 +284,12 @@ def _calibration(data: Batches | None, precision: str) -> list[Any]:
             "precision='int8' needs calibration=, batches of real (inputs, labels) from which the ranges of the "
             "activations are learnt; some hundred training samples will do."
         )
-    return [inputs for inputs, _ in itertools.islice(pairs(data, "calibration"), CALIBRATED)]
+    return [Inputs.of_batch(inputs) for inputs, _ in itertools.islice(pairs(data, "calibration"), CALIBRATED)]
 
 
-def _costs(model: nn.Module | Pruned, example: Any) -> dict[str, Any]:
+def _costs(model: nn.Module | Pruned, inputs: Inputs) -> dict[str, Any]:
     module = model.model if isinstance(model, Pruned) else model
-    now = count(module, example).to_json()
+    now = count(module, inputs).to_json()
     return {"before": model.cost_before.to_json(), "after": now} if isinstance(model, Pruned) else {"now": now}
 
 
@@ -303,7 +305,7 @@ def usage(form: Format, name: str, precision: str, graph: Exported) -> str:
         name=json.dumps(name, ensure_ascii=False)[1:-1],
         hint="bf16" if precision == BF16 else "f32",
         inputs=", ".join(f'"{entry}": {entry}' for entry in inputs),
-        arguments=", ".join(f"{key}={key}" for key in graph.names) or ", ".join(inputs),
+        arguments=", ".join([*inputs[: graph.positional], *(f"{key}={key}" for key in graph.names)]),
         values=", ".join(inputs),
     )
 

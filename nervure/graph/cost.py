@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from nervure.core.check import checked
-from nervure.core.inputs import placed_like
+from nervure.core.inputs import Inputs
 from nervure.core.schema import Count, convert
 from nervure.core.tensors import has_shape_only
 from nervure.graph.labels import LabelState, TensorLabels
@@ -76,9 +76,9 @@ def count(model: nn.Module, example: Any) -> Cost:
     Raises:
         ForwardError: the model's forward raised on the example.
     """
-    model = unwrap(model)
+    model, given = unwrap(model), Inputs.several(example)
     with without_fakes(model) as twin, evaluating(twin):
-        tape, _ = record(twin, placed_like(twin, example) if is_weightless(model) else example)
+        tape, _ = record(twin, [one.to(twin) for one in given] if is_weightless(model) else given)
     return cost_of_run(model, tape)
 
 

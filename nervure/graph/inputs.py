@@ -1,19 +1,14 @@
-"""Where helpers about inputs were: now in ``core.inputs``, ``core.tensors`` and ``graph.models``."""
+"""Where helpers about inputs were: :class:`nervure.Inputs` has taken over most of them."""
 
-from nervure.core.inputs import (
-    CONTENTS,
-    as_inputs,
-    examples_of,
-    forward,
-    placed_like,
-    plain,
-    require_shallow,
-    resize_batch,
-    run_example,
-    samples_of,
-)
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from nervure.core.inputs import CONTENTS, Inputs
+from nervure.core.tensors import describe_tensors as describe_example
 from nervure.core.tensors import (
-    describe_example,
     digest_of,
     has_shape_only,
     is_cache,
@@ -40,7 +35,6 @@ __all__ = [
     "placed_like",
     "plain",
     "require_numbers",
-    "require_shallow",
     "resize_batch",
     "run_example",
     "samples_of",
@@ -48,3 +42,45 @@ __all__ = [
     "unwrap",
     "without_fakes",
 ]
+
+
+def examples_of(example: Any) -> list[Any]:
+    """``Inputs.several``."""
+    return list(Inputs.several(example))
+
+
+def as_inputs(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """``Inputs.of``, in two parts."""
+    inputs = Inputs.of(example)
+    return inputs.args, dict(inputs.kwargs)
+
+
+def plain(example: Any) -> Any:
+    """``Inputs.of``, in its simplest form."""
+    return Inputs.of(example).plain()
+
+
+def placed_like(model: nn.Module, example: Any) -> Any:
+    """``Inputs.to``, in the simplest form."""
+    return Inputs.of(example).to(model).plain()
+
+
+def run_example(model: nn.Module, example: Any) -> Any:
+    """``Inputs.run``, without gradients."""
+    with torch.no_grad():
+        return Inputs.of(example).run(model)
+
+
+def forward(model: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """``Inputs.run`` for these."""
+    return Inputs(tuple(args), kwargs).run(model)
+
+
+def samples_of(example: Any) -> int:
+    """``Inputs.samples``."""
+    return Inputs.of(example).samples
+
+
+def resize_batch(example: Any, batch: int) -> Any:
+    """``Inputs.resize``, in the simplest form."""
+    return Inputs.of(example).resize(batch).plain()

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from nervure.core.inputs import CONTENTS, as_inputs, examples_of
-from nervure.core.tensors import describe_example, outputs_by_name, outputs_in, tensors_in
+from nervure.core.inputs import CONTENTS, Inputs
+from nervure.core.tensors import outputs_by_name, outputs_in, tensors_in
 from nervure.errors import ForwardError, TraceError
 from nervure.graph.composites import SimpleOperators
 from nervure.graph.modes import disable_compile
@@ -581,14 +581,13 @@ def record(
         ForwardError: the model's forward raised; the message names the module, the cause is the model's own error.
         TraceError: nothing that was computed reached the output.
     """
-    examples = examples_of(example)
-    given = [as_inputs(one) for one in examples]
+    given = Inputs.several(example)
     tape = Tape(warm=warm)
     recorder = Recorder(tape)
     tape.attentions = frozenset(n for n, m in model.named_modules() if isinstance(m, nn.MultiheadAttention))
     with restore_after(model, given), torch.no_grad(), plain_kernels(model), ExitStack() as stack:
         if warm:
-            _call(model, *given[0], recorder, examples[0])
+            _call(model, given[0], recorder)
         numbers = _number_given(model, given, recorder)
         recorder.sizes = tag
         if tag:
@@ -600,23 +599,23 @@ def record(
         if tag:
             stack.enter_context(_Names(recorder))
         outputs = []
-        for inputs, (args, kwargs), one in zip(numbers, given, examples, strict=True):
-            tape.runs.append(Run(len(tape.entries), inputs))
-            found = _call(model, args, kwargs, recorder, one)
+        for numbered, inputs in zip(numbers, given, strict=True):
+            tape.runs.append(Run(len(tape.entries), numbered))
+            found = _call(model, inputs, recorder)
             outputs.append(outputs_in(found))
             if not outputs[-1]:
                 raise TraceError(f"the model returned {type(found).__name__} without a tensor in it to trace.")
             _note_outputs(recorder, found)
         if auxiliary and unreached_parameters(model, tape):
             tape.runs.append(Run(len(tape.entries), []))
-            _run_in_training_mode(model, *given[0], recorder)
+            _run_in_training_mode(model, given[0], recorder)
         stack.close()
         # Copies: an output may be a buffer, which is put back.
         copies = [[t.clone() for t in found] for found in outputs]
     return tape, copies
 
 
-def _number_given(model: nn.Module, given: Sequence[Any], recorder: Recorder) -> list[list[int]]:
+def _number_given(model: nn.Module, given: Sequence[Inputs], recorder: Recorder) -> list[list[int]]:
     """Number the tensors of the model, and those of each example; the numbers of the latter."""
     tape = recorder.tape
     for name, tensor in named_tensors(model).items():
@@ -628,9 +627,9 @@ def _number_given(model: nn.Module, given: Sequence[Any], recorder: Recorder) ->
     return [[n for t in tensors_in(inputs) if (n := recorder.value(t).id) >= known] for inputs in given]
 
 
-def _call(model: nn.Module, args: Any, kwargs: Any, recorder: Recorder, example: Any) -> Any:
+def _call(model: nn.Module, inputs: Inputs, recorder: Recorder) -> Any:
     try:
-        return model(*args, **kwargs)
+        return inputs.call(model)
     except TraceError:
         raise
     except Exception as error:
@@ -638,7 +637,7 @@ def _call(model: nn.Module, args: Any, kwargs: Any, recorder: Recorder, example:
         place = f" in {where!r}" if where else ""
         raise ForwardError(
             f"the model's forward raised {type(error).__name__}{place}: {error}. "
-            f"The example was {describe_example(example)}; check that it is what the model expects."
+            f"The example was {inputs}; check that it is what the model expects."
         ) from error
 
 
@@ -664,7 +663,7 @@ def _note_outputs(recorder: Recorder, found: Any) -> None:
     run.named = {name: [recorder.value(t).id for t in own] for name, own in outputs_by_name(found).items()}
 
 
-def _run_in_training_mode(model: nn.Module, args: Any, kwargs: Any, recorder: Recorder) -> None:
+def _run_in_training_mode(model: nn.Module, inputs: Inputs, recorder: Recorder) -> None:
     """Run once more in training mode; auxiliary heads join the tape."""
     modes = {module: module.training for module in model.modules()}
     if all(modes.values()):
@@ -674,7 +673,7 @@ def _run_in_training_mode(model: nn.Module, args: Any, kwargs: Any, recorder: Re
         for module in modes:
             # Batch norms do not train on one sample, and which mode they are in says nothing about units.
             module.training = not isinstance(module, nn.modules.batchnorm._BatchNorm)
-        _note_outputs(recorder, model(*args, **kwargs))
+        _note_outputs(recorder, inputs.call(model))
     except Exception:  # a batch of one may not be trainable; evaluation mode was traced all the same
         recorder.modules.clear()
     finally:

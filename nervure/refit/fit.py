@@ -156,7 +156,7 @@ def _are_same(parts: Sequence[GramPart]) -> bool:
 
 
 def _inputs(part: GramPart) -> list[Tensor]:
-    leaves = tree_leaves((part.batch.args, part.batch.kwargs))
+    leaves = tree_leaves(part.batch.inputs)
     return [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.ndim]
 
 

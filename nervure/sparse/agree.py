@@ -3,12 +3,12 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Self, final
+from typing import Self, final
 
 import torch
 from torch import Tensor, nn
 
-from nervure.core.inputs import resize_batch
+from nervure.core.inputs import Inputs
 from nervure.errors import ForwardError, VerificationError
 from nervure.sparse.watch import noisy, outputs_of
 from nervure.surgery.difference import compare
@@ -22,27 +22,27 @@ class Checks:
     """Inputs, each with what the original says to it.
 
     Attributes:
-        given: the inputs, the example first.
+        given: the inputs, those of the example first.
         expected: for each of them all tensors that the original returns.
     """
 
-    given: tuple[Any, ...]
+    given: tuple[Inputs, ...]
     expected: tuple[list[Tensor], ...]
 
     @classmethod
-    def of(cls, model: nn.Module, example: Any) -> Self:
+    def of(cls, model: nn.Module, inputs: Inputs) -> Self:
         """Run the original; other numbers and batch sizes are left out where it does not take them.
 
         Raises:
             ForwardError: it does not run on the example.
         """
         try:
-            found = [(example, outputs_of(model, example))]
+            found = [(inputs, outputs_of(model, inputs))]
         except Exception as error:
             raise ForwardError(f"the model does not run on the example: {type(error).__name__}: {error}.") from error
-        others: list[Callable[[], Any]] = [
-            lambda: noisy(example),
-            *(partial(resize_batch, example, n) for n in OTHER_BATCHES),
+        others: list[Callable[[], Inputs]] = [
+            partial(noisy, inputs),
+            *(partial(inputs.resize, n) for n in OTHER_BATCHES),
         ]
         for other in others:
             try:

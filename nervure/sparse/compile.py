@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from nervure.analysis.connectivity import HasMasks
 from nervure.core.check import checked
-from nervure.core.inputs import as_inputs, placed_like
+from nervure.core.inputs import Inputs
 from nervure.core.schema import Rounds, Threads
 from nervure.core.tensors import tensors_in
 from nervure.errors import ArgumentError, VerificationError
@@ -70,14 +70,13 @@ def compile_sparse(
         VerificationError: the compiled model differs from the original; the message names the first layer that does.
     """
     dense = _require_sparse(model)
-    as_inputs(example)
-    example = placed_like(dense, example)
+    inputs = Inputs.of(example).to(dense)
     threads = torch.get_num_threads() if threads is None else threads
     clock = timer or _clock(threads, rounds)
     with torch.no_grad():
-        checks = Checks.of(dense, example)
-        cut, *notes = _without_dead(dense, example, checks)
-        choices, layers = _choose_layers(cut, example, clock)
+        checks = Checks.of(dense, inputs)
+        cut, *notes = _without_dead(dense, inputs, checks)
+        choices, layers = _choose_layers(cut, inputs, clock)
         whole, errors = {DENSE: copy_model(dense)}, {DENSE: 0.0}
         if cut is not dense:
             whole[CUT], errors[CUT] = cut, checks.error(cut)
@@ -87,9 +86,9 @@ def compile_sparse(
                 notes.append(reason)
             else:
                 whole[SPARSE], errors[SPARSE] = made, _verify_whole(cut, made, checks)
-        times = clock(whole, example)
+        times = clock(whole, inputs.plain())
     best = _fastest(times)
-    notes.append(f"timed with threads={threads} on a batch of {_samples(example)}")
+    notes.append(f"timed with threads={threads} on a batch of {_samples(inputs)}")
     found = CompiledSparse(
         whole[best], choices=choices, times=times, choice=best, error=errors[best], notes=tuple(filter(None, notes))
     )
@@ -98,9 +97,9 @@ def compile_sparse(
     return found
 
 
-def _without_dead(dense: nn.Module, example: Any, checks: Checks) -> tuple[nn.Module, str]:
+def _without_dead(dense: nn.Module, inputs: Inputs, checks: Checks) -> tuple[nn.Module, str]:
     """The model without dead units if it computes the same, else the one with them; and what was done."""
-    cut, note = without_dead_units(dense, example)
+    cut, note = without_dead_units(dense, inputs)
     try:
         checks.error(cut)
     except VerificationError as error:
@@ -140,15 +139,14 @@ def _require_held(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
             )
 
 
-def _samples(example: Any) -> int:
-    return next((len(t) for t in tensors_in(as_inputs(example)) if t.ndim), 1)
+def _samples(inputs: Inputs) -> int:
+    return next((len(t) for t in tensors_in(inputs) if t.ndim), 1)
 
 
 def _clock(threads: int, rounds: int) -> Timer:
-    def seconds(models: Mapping[str, nn.Module], inputs: Any) -> Mapping[str, float]:
-        table = latency(
-            models, inputs, batch_sizes=(_samples(inputs),), threads=(threads,), rounds=rounds, seconds=0.0, warmup=2
-        )
+    def seconds(models: Mapping[str, nn.Module], example: Any) -> Mapping[str, float]:
+        sizes = (_samples(Inputs.of(example)),)
+        table = latency(models, example, batch_sizes=sizes, threads=(threads,), rounds=rounds, seconds=0.0, warmup=2)
         # Others on the machine only ever add time: the first quartile is less of theirs than the median.
         return {row.name: row.quartiles[0] for row in table.rows}
 
@@ -156,10 +154,10 @@ def _clock(threads: int, rounds: int) -> Timer:
 
 
 def _choose_layers(
-    model: nn.Module, example: Any, clock: Timer
+    model: nn.Module, inputs: Inputs, clock: Timer
 ) -> tuple[tuple[LayerChoice, ...], dict[str, nn.Module]]:
     """The fastest way for each layer with zeros, and the layers that are to be replaced by it."""
-    heard, rows, taken = inputs_of(model, example), [], dict[str, nn.Module]()
+    heard, rows, taken = inputs_of(model, inputs), [], dict[str, nn.Module]()
     layers: dict[str, Any] = layers_of(model)
     for name in (*heard, *(name for name in layers if name not in heard)):
         layer = layers[name]

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nervure.core.inputs import Inputs
 from nervure.errors import NervureError
 from nervure.graph.copies import copy_model
 from nervure.graph.types import Graph, Group, TensorAxis
@@ -24,16 +25,16 @@ CONSTANT = 1e-6
 """What spreads less, relative to its size, is one number: vectorised and scalar code round differently."""
 
 
-def without_dead_units(model: nn.Module, example: Any) -> tuple[nn.Module, str]:
+def without_dead_units(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, str]:
     """A smaller model that computes the same, and what was done; the model itself where nothing can leave."""
     current = copy_model(model)
     added = _with_biases(current)
     try:
-        graph = trace(current, example)
-        while _hand_on(current, graph, example):
+        graph = trace(current, inputs)
+        while _hand_on(current, graph, inputs):
             pass
         masks = {name: weight != 0 for name, weight in current.state_dict().items() if _counts(graph, name, weight)}
-        plan = compact(graph, masks, model=current, example=example)
+        plan = compact(graph, masks, model=current, example=inputs)
         if not plan.cuts:
             return model, ""
         smaller = apply(current, graph, Plan(plan.cuts, plan.fingerprint))
@@ -66,7 +67,7 @@ def _counts(graph: Graph, name: str, weight: Tensor) -> bool:
     return name in graph.tensors and weight.ndim > 1 and bool((weight == 0).any())
 
 
-def _hand_on(model: nn.Module, graph: Graph, example: Any) -> bool:
+def _hand_on(model: nn.Module, graph: Graph, inputs: Inputs) -> bool:
     """Move what deaf units say into the biases of what reads them; whether there was anything to move."""
     layers = layers_of(model)
     found = []
@@ -76,7 +77,7 @@ def _hand_on(model: nn.Module, graph: Graph, example: Any) -> bool:
             found += [(slot, deaf) for slot in group.readers if _adds_evenly(slot, layers)]
     if not found:
         return False
-    runs = [inputs_of(model, given) for given in (example, noisy(example))]
+    runs = [inputs_of(model, given) for given in (inputs, noisy(inputs))]
     return any(
         [_fold(layers[_owner(slot)], slot, deaf, [run.get(_owner(slot)) for run in runs]) for slot, deaf in found]
     )

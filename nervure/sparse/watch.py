@@ -7,9 +7,8 @@ from typing import Any, final
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
-from nervure.core.inputs import run_example
+from nervure.core.inputs import Inputs
 from nervure.core.tensors import outputs_in
 from nervure.graph.preserve import restore_after
 
@@ -31,7 +30,7 @@ class Heard:
     calls: int = 1
 
 
-def inputs_of(model: nn.Module, example: Any) -> dict[str, Heard]:
+def inputs_of(model: nn.Module, inputs: Inputs) -> dict[str, Heard]:
     """What the layers of a model are given, in running order; layers that are not called are left out."""
     heard: dict[str, Heard] = {}
     with ExitStack() as stack:
@@ -46,11 +45,11 @@ def inputs_of(model: nn.Module, example: Any) -> dict[str, Heard]:
                     heard[name] = Heard(given.detach().clone())
 
             stack.callback(module.register_forward_pre_hook(hear, with_kwargs=True).remove)
-        outputs_of(model, example)
+        outputs_of(model, inputs)
     return heard
 
 
-def outputs_by_layer(model: nn.Module, names: Iterable[str], example: Any) -> dict[str, Tensor]:
+def outputs_by_layer(model: nn.Module, names: Iterable[str], inputs: Inputs) -> dict[str, Tensor]:
     """What each of the named modules says at its first call, in running order."""
     said: dict[str, Tensor] = {}
     with ExitStack() as stack:
@@ -61,24 +60,24 @@ def outputs_by_layer(model: nn.Module, names: Iterable[str], example: Any) -> di
                     said[name] = output.detach().clone()
 
             stack.callback(model.get_submodule(name).register_forward_hook(hear).remove)
-        outputs_of(model, example)
+        outputs_of(model, inputs)
     return said
 
 
-def outputs_of(model: nn.Module, example: Any) -> list[Tensor]:
+def outputs_of(model: nn.Module, inputs: Inputs) -> list[Tensor]:
     """Copies of all tensors that a model returns; what it writes while it runs is put back."""
-    with restore_after(model, example):
-        return [t.clone() for t in outputs_in(run_example(model, example))]
+    with restore_after(model, inputs), torch.no_grad():
+        return [t.clone() for t in outputs_in(inputs.run(model))]
 
 
-def noisy(example: Any) -> Any:
-    """The example with all floating-point numbers replaced by others of their scale, the same at every call."""
+def noisy(inputs: Inputs) -> Inputs:
+    """The inputs with all floating-point numbers replaced by others of their scale, the same at every call."""
     generator = torch.Generator().manual_seed(0)
 
-    def other(value: Any) -> Any:
-        if not isinstance(value, Tensor) or not value.is_floating_point() or not value.numel():
+    def other(value: Tensor) -> Tensor:
+        if not value.is_floating_point() or not value.numel():
             return value
         noise = torch.randn(value.shape, generator=generator).to(value)
         return noise * value.std(correction=0).clamp(min=1e-3) + value.mean()
 
-    return tree_map(other, example)
+    return inputs.map(other)

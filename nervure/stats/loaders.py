@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from nervure.core.annotations import Batches
 from nervure.core.check import checked
-from nervure.core.inputs import forward, plain
+from nervure.core.inputs import Inputs, plain_tensors
 from nervure.core.progress import ending
 from nervure.errors import DataError
 
@@ -24,10 +24,9 @@ SAMPLES = 2048
 @final
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:
-    """Inputs (positional and by keyword) and labels of ``size`` samples."""
+    """Inputs and labels of ``size`` samples."""
 
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
+    inputs: Inputs
     labels: Tensor | None
     size: int
 
@@ -35,25 +34,23 @@ class Batch:
         """The first ``n`` samples."""
         if n >= self.size:
             return self
-        args, kwargs, labels = tree_map(lambda value: _head(value, self.size, n), (self.args, self.kwargs, self.labels))
-        return Batch(args, kwargs, labels, n)
+        inputs, labels = tree_map(lambda value: _head(value, self.size, n), (self.inputs, self.labels))
+        return Batch(inputs, labels, n)
 
     def rows(self, index: Tensor) -> "Batch":
         """The samples at these places."""
-        args, kwargs, labels = tree_map(
-            lambda value: value[index] if _has_rows(value, self.size) else value, (self.args, self.kwargs, self.labels)
+        inputs, labels = tree_map(
+            lambda value: value[index] if _has_rows(value, self.size) else value, (self.inputs, self.labels)
         )
-        return Batch(args, kwargs, labels, len(index))
+        return Batch(inputs, labels, len(index))
 
     def to(self, device: torch.device) -> "Batch":
         """The same on another device."""
-        args, kwargs, labels = tree_map(lambda value: _to(value, device), (self.args, self.kwargs, self.labels))
-        return Batch(args, kwargs, labels, self.size)
+        return Batch(self.inputs.to(device), _to(self.labels, device), self.size)
 
     def feed(self, model: nn.Module) -> Any:
         """What ``model`` makes of the inputs, or of copies, for it may write into what it is given."""
-        args, kwargs = tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, (self.args, self.kwargs))
-        return forward(model, args, kwargs)
+        return self.inputs.map(torch.clone).run(model)
 
 
 def batches(data: Batches, samples: int, *, labelled: bool, per_class: int = 0) -> Iterator[Batch]:
@@ -141,11 +138,11 @@ def _iterate(data: Batches) -> Iterator[Any]:
 
 
 def _batch(raw: Any, what: str, labelled: bool) -> Batch:
-    inputs, labels = _split(raw, what)
-    args, kwargs = _arguments(inputs)
-    tensors = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor) and value.ndim > 0]
+    given, labels = _split(raw, what)
+    inputs = plain_tensors(Inputs.of_batch(given))
+    tensors = [value for value in tree_leaves(inputs) if isinstance(value, Tensor) and value.ndim > 0]
     if not tensors:
-        raise DataError(f"{what} has no tensor among its inputs ({type(inputs).__name__}).")
+        raise DataError(f"{what} has no tensor among its inputs ({type(given).__name__}).")
     size = len(tensors[0])
     for tensor in tensors:
         if tensor.layout != torch.strided:
@@ -154,11 +151,11 @@ def _batch(raw: Any, what: str, labelled: bool) -> Batch:
             raise DataError(f"{what}: inputs are NaN or infinite. Clean the data first.")
     if labelled:
         _require_labels(labels, size, what)
-    return Batch(args, kwargs, labels if labelled else None, size)
+    return Batch(inputs, labels if labelled else None, size)
 
 
 def _split(raw: Any, what: str) -> tuple[Any, Any]:
-    if isinstance(raw, Tensor | Mapping):
+    if isinstance(raw, Tensor | Mapping | Inputs):
         return raw, None
     match raw:
         case (inputs,):
@@ -168,13 +165,6 @@ def _split(raw: Any, what: str) -> tuple[Any, Any]:
     raise DataError(
         f"{what} is a {type(raw).__name__}, not a pair (inputs, labels). Put several inputs into one tuple."
     )
-
-
-def _arguments(inputs: Any) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
-    inputs = plain(inputs)
-    if isinstance(inputs, Mapping):
-        return (), {str(name): value for name, value in inputs.items()}
-    return (tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)), {}
 
 
 def _require_labels(labels: Any, size: int, what: str) -> None:

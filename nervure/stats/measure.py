@@ -151,7 +151,7 @@ def data_digest(data: Batches, *, samples: Size, per_class: Count, labelled: boo
     digest = hashlib.sha256()
     with _fixed_seed(seed, torch.device("cpu")):
         for batch in batches(data, samples, labelled=labelled or per_class > 0, per_class=per_class):
-            for value in tree_leaves((batch.args, batch.kwargs, batch.labels)):
+            for value in tree_leaves((batch.inputs, batch.labels)):
                 content = value.detach().cpu().contiguous() if isinstance(value, Tensor) else value
                 digest.update(content.numpy().tobytes() if isinstance(content, Tensor) else repr(content).encode())
     return digest.hexdigest()

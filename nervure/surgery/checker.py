@@ -1,6 +1,6 @@
 """Whether a plan computes the right thing, on several sets of numbers: random ones in double precision come first."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -8,9 +8,8 @@ from typing import Any, NamedTuple, final
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
-from nervure.core.inputs import examples_of, run_example
+from nervure.core.inputs import Inputs
 from nervure.core.tensors import outputs_in
 from nervure.errors import ForwardError, NervureError, VerificationError
 from nervure.graph.copies import copy_model
@@ -90,7 +89,7 @@ class _Setting:
     """A model with certain numbers, the inputs, what it answers, how exactly, and whether it draws random numbers."""
 
     model: nn.Module
-    example: Any
+    inputs: Inputs
     dense: list[Tensor]
     precisions: list[float]
     is_random: bool
@@ -102,12 +101,12 @@ class Checker:
     Args:
         model: the original.
         drawing: the runs that its graph was read from.
-        example: inputs, as given to :func:`nervure.trace`.
+        given: what each of its runs was given.
     """
 
-    def __init__(self, model: nn.Module, drawing: TraceResult, example: Any) -> None:
+    def __init__(self, model: nn.Module, drawing: TraceResult, given: Sequence[Inputs]) -> None:
         self.model, self.drawing = model, drawing
-        self.runs = [_RunChecker(model, drawing, run, one) for run, one in enumerate(examples_of(example))]
+        self.runs = [_RunChecker(model, drawing, run, one) for run, one in enumerate(given)]
 
     def check(self, graph: Graph, plan: Plan) -> Verification:
         """Whether ``plan`` computes the right thing, on random numbers (as given where those tell nothing).
@@ -128,11 +127,11 @@ class Checker:
         for run in self.runs:
             run.settings.clear()
 
-    def count(self, smaller: nn.Module, example: Any) -> Cost:
+    def count(self, smaller: nn.Module) -> Cost:
         """As :func:`nervure.count`; of a model that was checked, by the run that it was checked on."""
         last = self.runs[0].last if len(self.runs) == 1 else None
         if last is None or last[0] is not smaller or unreached_parameters(smaller, last[1]):
-            return count(smaller, example)
+            return count(smaller, [run.inputs for run in self.runs])
         return cost_of_run(smaller, last[1])
 
 
@@ -145,8 +144,8 @@ def _worst(found: list[Verification]) -> Verification:
 class _RunChecker:
     """A checker on one example, which is like a run of the drawing."""
 
-    def __init__(self, model: nn.Module, drawing: TraceResult, run: int, example: Any) -> None:
-        self.model, self.drawing, self.run, self.example = model, drawing, run, example
+    def __init__(self, model: nn.Module, drawing: TraceResult, run: int, inputs: Inputs) -> None:
+        self.model, self.drawing, self.run, self.inputs = model, drawing, run, inputs
         self.settings: dict[Numbers, _Setting | str] = {}
         self.last: tuple[nn.Module, Tape] | None = None
 
@@ -202,7 +201,7 @@ class _RunChecker:
         if isinstance(setting, str):
             return None
         smaller = cut(setting.model)
-        expected = reference(setting.model, self.drawing, self.run, graph, plan, setting.example)
+        expected = reference(setting.model, self.drawing, self.run, graph, plan, setting.inputs)
         with silence_links(smaller, filter(None, map(name_after(graph, plan), wire_names(graph, plan)))):
             found = self._answer(setting, smaller, expected)
         dense = survivors(setting.dense, self.drawing, self.run, keeps_of(graph, plan))
@@ -211,16 +210,16 @@ class _RunChecker:
             return outcome
         rounded = copy_model(setting.model)
         round_once(rounded)
-        again = reference(rounded, self.drawing, self.run, graph, plan, setting.example)
+        again = reference(rounded, self.drawing, self.run, graph, plan, setting.inputs)
         return compare(dense, expected.outputs, found, setting.precisions, again.outputs)
 
     def _answer(self, setting: _Setting, smaller: nn.Module, expected: Answer) -> list[Tensor]:
         noise = SameNoise(expected.noise) if setting.is_random else nullcontext()
         with evaluating(smaller), fixed_seed(smaller), noise:
             if setting.model is not self.model:
-                return outputs_of(smaller, setting.example)
+                return outputs_of(smaller, setting.inputs)
             with _running_smaller():
-                tape, (found,) = record(smaller, setting.example, tag=False, auxiliary=False)
+                tape, (found,) = record(smaller, setting.inputs, tag=False, auxiliary=False)
                 self.last = smaller, tape
                 return found
 
@@ -238,20 +237,20 @@ class _RunChecker:
         if numbers.wide and self._size > LARGEST:
             return f"{self._size:,} parameters are too many for a copy in double precision"
         model = with_other_numbers(self.model, wide=numbers.wide, seed=numbers.seed if numbers.weights else None)
-        example = tree_map(to_double, self.example) if numbers.wide else self.example
+        inputs = self.inputs.map(to_double) if numbers.wide else self.inputs
         if numbers.inputs:
-            example = redrawn_inputs(example, numbers.seed)
+            inputs = redrawn_inputs(inputs, numbers.seed)
         try:
             with evaluating(model), fixed_seed(model), SameNoise({}):
                 warm = self.drawing.flow.tape.warm
-                tape, (dense,) = record(model, example, tag=False, auxiliary=False, warm=warm)
+                tape, (dense,) = record(model, inputs, tag=False, auxiliary=False, warm=warm)
         except NervureError as error:
             return f"the model's forward raised {type(error.__cause__).__name__}: {str(error.__cause__)[:100]}"
         if any(bool(torch.isnan(t).any()) for t in dense):
             return "the model's outputs are not numbers"
         if not self._is_same_way(tape):
             return "the model takes another way"
-        return _Setting(model, example, dense, _precisions(tape, 0), _draws(tape, 0))
+        return _Setting(model, inputs, dense, _precisions(tape, 0), _draws(tape, 0))
 
     def _given_setting(self) -> _Setting:
         """The model and the example as they are; where nothing is drawn at random, it has answered already."""
@@ -262,8 +261,8 @@ class _RunChecker:
         )
         if draws:
             with evaluating(self.model), fixed_seed(self.model), SameNoise({}):
-                dense = outputs_of(self.model, self.example)
-        return _Setting(self.model, self.example, dense, _precisions(tape, self.run), draws)
+                dense = outputs_of(self.model, self.inputs)
+        return _Setting(self.model, self.inputs, dense, _precisions(tape, self.run), draws)
 
     @cached_property
     def _size(self) -> int:
@@ -279,11 +278,11 @@ class _RunChecker:
         return all((p.module, p.name) in now for i, p, _ in was if i in read and p.module in modules)
 
 
-def outputs_of(model: nn.Module, example: Any) -> list[Tensor]:
+def outputs_of(model: nn.Module, inputs: Inputs) -> list[Tensor]:
     """All tensors that ``model`` returns on ``example``; raises VerificationError where it does not run."""
-    with _running_smaller(), restore_after(model, example), plain_kernels(model):
+    with _running_smaller(), restore_after(model, inputs), plain_kernels(model):
         # Copies: an output may be a buffer, which is put back.
-        return [t.clone() for t in outputs_in(run_example(model, example))]
+        return [t.clone() for t in outputs_in(inputs.run(model))]
 
 
 @contextmanager

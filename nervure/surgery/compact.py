@@ -1,6 +1,6 @@
 """From masks to cuts: channels that nothing hears any more leave, and with them what only they heard."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from nervure.core.check import checked
-from nervure.core.inputs import placed_like
+from nervure.core.inputs import Inputs
 from nervure.errors import ArgumentError
 from nervure.graph.types import Graph, Group, TensorAxis
 from nervure.plan import Cut, Keep, Mask, Plan
@@ -50,7 +50,7 @@ def compact(
         keeps[cut.group] = keeps.get(cut.group, torch.tensor(True)) & cut.keep.tensor()
     masks_after(graph, made)
     alive = _masks(graph, made)
-    zero = _zeros(graph, made, model, example) if model is not None else {}
+    zero = _zeros(graph, made, model, Inputs.several(example)) if model is not None else {}
     while any([_silence(group, keeps[group.name], alive, zero) for group in candidates]):
         for name, keep in keeps.items():
             _leave(graph[name], keep, alive)
@@ -127,12 +127,12 @@ def _places(slot: TensorAxis, size: int, keep: Tensor) -> Tensor:
     return found
 
 
-def _zeros(graph: Graph, plan: Plan, model: nn.Module, example: Any) -> dict[str, Tensor]:
+def _zeros(graph: Graph, plan: Plan, model: nn.Module, given: Sequence[Inputs]) -> dict[str, Tensor]:
     """Units that hear nothing and say zero wherever they are read. Boolean [units] for each group."""
     alive = _masks(graph, plan)
     masked = apply(model, graph, Plan(plan.masks, plan.fingerprint))
-    placed = placed_like(masked, example)
-    heard = measure(masked, graph, [(placed, None)], want={"connections"}, progress=False).connections
+    placed = [(one.to(masked), None) for one in given]
+    heard = measure(masked, graph, placed, want={"connections"}, progress=False).connections
     found = {}
     for group in graph.prunable:
         if group.notes or not group.writers or not group.readers or not _all_masked(group, alive, heard):

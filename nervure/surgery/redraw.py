@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
+from nervure.core.inputs import Inputs
 from nervure.graph.copies import copy_model
 
 WIDE = {torch.float32: torch.float64, torch.float16: torch.float64, torch.bfloat16: torch.float64}
@@ -88,10 +88,10 @@ def _uniform(like: Tensor, generator: torch.Generator, dtype: torch.dtype, size:
     return drawn
 
 
-def redrawn_inputs(example: Any, seed: int) -> Any:
-    """``example`` with its fractional numbers drawn from a normal distribution of their mean and spread (or 1)."""
+def redrawn_inputs(inputs: Inputs, seed: int) -> Inputs:
+    """``inputs`` with their fractional numbers drawn from a normal distribution of their mean and spread (or 1)."""
     drawn = count(1000 * seed)
-    return tree_map(lambda x: _redrawn_input(x, next(drawn)) if isinstance(x, Tensor) and _is_number(x) else x, example)
+    return inputs.map(lambda x: _redrawn_input(x, next(drawn)) if _is_number(x) else x)
 
 
 def _redrawn_input(x: Tensor, seed: int) -> Tensor:

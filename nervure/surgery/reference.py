@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
-from nervure.core.inputs import as_inputs
+from nervure.core.inputs import Inputs
 from nervure.core.tensors import outputs_in
 from nervure.errors import TraceError, VerificationError
 from nervure.graph.composites import SimpleOperators
@@ -60,16 +60,16 @@ def places(tape: Tape, run: int = 0) -> Iterator[tuple[int, UnitPositions, Entry
             counts[entry.module, entry.name] += 1
 
 
-def reference(model: nn.Module, drawing: TraceResult, run: int, graph: Graph, plan: Plan, example: Any) -> Answer:
+def reference(model: nn.Module, drawing: TraceResult, run: int, graph: Graph, plan: Plan, inputs: Inputs) -> Answer:
     """Run ``model`` with the removed units left out of every sum and statistic, dropped blocks silent.
 
     Args:
         model: the original, or one with its structure and other numbers.
         drawing: the runs that ``graph`` was read from.
-        run: the number of the run that ``example`` is like.
+        run: the number of the run that ``inputs`` are like.
         graph: the graph that ``plan`` is for.
         plan: what is left out; its masks are laid on first.
-        example: inputs that take the same way through the model as those of ``drawing``.
+        inputs: what takes the same way through the model as those of ``drawing``.
 
     Raises:
         VerificationError: the original cannot be run without the removed units.
@@ -80,7 +80,7 @@ def reference(model: nn.Module, drawing: TraceResult, run: int, graph: Graph, pl
     source = apply_sharing(model, graph, masks) if masks else model
     try:
         with _silent(source, graph, plan), fixed_seed(model):
-            outputs = _replay(source, example, replay, warm=drawing.flow.tape.warm)
+            outputs = _replay(source, inputs, replay, warm=drawing.flow.tape.warm)
     except TraceError:
         raise
     except Exception as error:
@@ -91,13 +91,12 @@ def reference(model: nn.Module, drawing: TraceResult, run: int, graph: Graph, pl
     return Answer(survivors(outputs, drawing, run, keeps), replay.noise)
 
 
-def _replay(model: nn.Module, example: Any, replay: "_Replay", *, warm: bool) -> list[Tensor]:
-    args, kwargs = as_inputs(example)
-    with restore_after(model, args, kwargs), torch.no_grad(), plain_kernels(model):
+def _replay(model: nn.Module, inputs: Inputs, replay: "_Replay", *, warm: bool) -> list[Tensor]:
+    with restore_after(model, inputs), torch.no_grad(), plain_kernels(model):
         if warm:
-            model(*args, **kwargs)
+            inputs.call(model)
         with running_modules(model, replay.modules), replay:
-            found = outputs_in(model(*args, **kwargs))
+            found = outputs_in(inputs.call(model))
         # Copies: an output may be a buffer, which is put back.
         return [t.clone() for t in found]
 

@@ -2,12 +2,12 @@
 
 import warnings
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
-from nervure.core.inputs import as_inputs, resize_batch, samples_of
+from nervure.core.inputs import Inputs
 from nervure.core.tensors import tensors_in
 from nervure.errors import ArgumentError, NervureWarning
 from nervure.graph.copies import copy_model
@@ -22,7 +22,7 @@ class UsageMode(NamedTuple):
     told: str
     training: bool
     gradients: bool
-    example: Any
+    inputs: Inputs
 
 
 def broken_use(checker: Checker, smaller: nn.Module) -> str:
@@ -31,7 +31,7 @@ def broken_use(checker: Checker, smaller: nn.Module) -> str:
     Where the original takes a way that it took on no example, nothing is known of it, which is told by a
     :class:`NervureWarning`.
     """
-    for use in (use for run in checker.runs for use in _failing_uses(smaller, run.example)):
+    for use in (use for run in checker.runs for use in _failing_uses(smaller, run.inputs)):
         error = _error_of(smaller, use)
         if error and not _error_of(checker.model, use):
             others = _other_modules(checker, use)
@@ -60,30 +60,30 @@ def _other_modules(checker: Checker, use: UsageMode) -> list[str]:
     return sorted(new if use.training else new | missed)
 
 
-def _failing_uses(model: nn.Module, example: Any) -> Iterator[UsageMode]:
+def _failing_uses(model: nn.Module, inputs: Inputs) -> Iterator[UsageMode]:
     """The uses in which ``model`` may break."""
-    plain = UsageMode("in evaluation mode without gradients", False, False, example)
-    larger, *others = *_batches(example), plain
+    plain = UsageMode("in evaluation mode without gradients", False, False, inputs)
+    larger, *others = *_batches(inputs), plain
     if _error_of(model, larger):
         # What runs on more samples, with fused kernels, does so on the example too.
         yield from (plain, larger)
     yield from (use for use in others if use is not plain)
-    yield UsageMode("in evaluation mode with gradients", False, True, example)
-    yield UsageMode("in training mode", True, True, example)
+    yield UsageMode("in evaluation mode with gradients", False, True, inputs)
+    yield UsageMode("in training mode", True, True, inputs)
 
 
-def _batches(example: Any) -> Iterator[UsageMode]:
+def _batches(inputs: Inputs) -> Iterator[UsageMode]:
     """One sample more than the example has, and one alone."""
     try:
-        samples = samples_of(example)
+        samples = inputs.samples
     except ArgumentError:
         return
     # Indices into the samples (the edges of a graph) would point beyond a smaller batch, which kills the process.
-    given = [t for t in tensors_in(example) if t.ndim]
+    given = [t for t in tensors_in(inputs) if t.ndim]
     if any(t.layout != torch.strided or (t.shape[0] != samples and not t.is_floating_point()) for t in given):
         return
     for batch in sorted({samples + 1, 1} - {samples}, reverse=True):
-        yield UsageMode(f"on a batch of {batch}", False, False, resize_batch(example, batch))
+        yield UsageMode(f"on a batch of {batch}", False, False, inputs.resize(batch))
 
 
 def _error_of(model: nn.Module, use: UsageMode) -> str:
@@ -96,6 +96,5 @@ def _error_of(model: nn.Module, use: UsageMode) -> str:
 
 
 def _run(model: nn.Module, use: UsageMode) -> None:
-    args, kwargs = as_inputs(use.example)
-    with restore_after(model, args, kwargs), fixed_seed(model), torch.set_grad_enabled(use.gradients):
-        model.train(use.training)(*args, **kwargs)
+    with restore_after(model, use.inputs), fixed_seed(model), torch.set_grad_enabled(use.gradients):
+        use.inputs.call(model.train(use.training))

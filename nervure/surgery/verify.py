@@ -5,12 +5,13 @@ random in double precision. Differences are measured against how far the cut its
 model runs as its user will run it.
 """
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from torch import nn
 
 from nervure.core.check import checked
-from nervure.core.tensors import describe_example
+from nervure.core.inputs import Inputs
 from nervure.errors import VerificationError
 from nervure.graph.models import evaluating, unwrap
 from nervure.graph.modes import leave_modes
@@ -61,14 +62,14 @@ def verify(model: nn.Module, pruned: HasPlan, example: Any) -> Verification:
             floating-point accuracy; the original cannot be run without the removed units; on this example the model
             has other groups than those that were cut; or the pruned model breaks in ordinary use.
     """
-    model = unwrap(model)
+    model, given = unwrap(model), Inputs.several(example)
     with leave_modes(), evaluating(model):
-        drawing = draw(model, example, **pruned.graph.settings)
-    _require_same_groups(drawing.graph, pruned, example)
-    return verify_with(Checker(model, drawing, example), pruned)
+        drawing = draw(model, given, **pruned.graph.settings)
+    _require_same_groups(drawing.graph, pruned, given)
+    return verify_with(Checker(model, drawing, given), pruned)
 
 
-def _require_same_groups(drawn: Graph, pruned: HasPlan, example: Any) -> None:
+def _require_same_groups(drawn: Graph, pruned: HasPlan, given: Sequence[Inputs]) -> None:
     """Another form of example may take another way through the model, with other groups: nothing can be compared."""
     if drawn.fingerprint == pruned.graph.fingerprint:
         return
@@ -77,7 +78,7 @@ def _require_same_groups(drawn: Graph, pruned: HasPlan, example: Any) -> None:
         if found != pruned.graph[name].size:
             has = "there is no such group" if found is None else f"it has {found} units"
             raise VerificationError(
-                f"on this example ({describe_example(example)}) the model has other groups than those that were cut: "
+                f"on this example ({', '.join(map(str, given))}) the model has other groups than those that were cut: "
                 f"{name!r} had {pruned.graph[name].size} units, here {has} (fingerprint {pruned.graph.fingerprint}, "
                 f"here {drawn.fingerprint}). Verify on an example like the one that was traced, of its shape and dtype."
             )

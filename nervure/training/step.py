@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from nervure.evaluation.labelled import Batch, Data, Inputs
+from nervure.evaluation.labelled import Batch, Data
 from nervure.training.masks import Masks
 
 
@@ -59,7 +59,7 @@ class Setting:
     """
 
     model: nn.Module
-    inputs: Inputs
+    inputs: Any
     masks: Masks
     seed: int
     steps: int

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from nervure.core.inputs import resize_batch
+from nervure.core.inputs import Inputs
 from nervure.errors import ArgumentError, ForwardError
 from nervure.evaluation import Latency, Timing, latency
 
@@ -71,11 +71,11 @@ def test_a_row_is_found_by_what_was_measured_and_missing_ones_are_listed():
 
 def test_examples_of_any_form_are_brought_to_the_batch_size():
     x = torch.arange(3.0)[:, None]
-    assert resize_batch(x, 5).flatten().tolist() == [0, 1, 2, 0, 1]
-    assert resize_batch(x, 2).flatten().tolist() == [0, 1]
+    assert Inputs.of(x).resize(5).args[0].flatten().tolist() == [0, 1, 2, 0, 1]
+    assert Inputs.of(x).resize(2).args[0].flatten().tolist() == [0, 1]
     scale, other = torch.tensor(2.0), torch.zeros(7)
-    assert [v.shape for v in resize_batch((x, scale, other), 4)] == [(4, 1), (), (7,)]
-    named = resize_batch({"x": x, "flag": True}, 4)
+    assert [v.shape for v in Inputs.of((x, scale, other)).resize(4).args] == [(4, 1), (), (7,)]
+    named = Inputs.of({"x": x, "flag": True}).resize(4).kwargs
     assert named["x"].shape == (4, 1) and named["flag"] is True
 
     class Two(nn.Module):

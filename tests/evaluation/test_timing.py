@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from nervure import latency_table, trace
+from nervure.core.inputs import Inputs
 from nervure.errors import ArgumentError
 from nervure.evaluation.timing import Stopwatch, random_plan
 from nervure.plan import Cut, Keep, Plan
@@ -93,7 +94,7 @@ def test_a_table_of_other_versions_or_that_cannot_be_read_is_measured_anew(
 def test_a_plan_that_was_timed_is_known_and_changes_no_prediction(clock: Clock) -> None:
     model = network()
     graph = trace(model, EXAMPLE)
-    watch = Stopwatch(model, graph, EXAMPLE)
+    watch = Stopwatch(model, graph, Inputs.of(EXAMPLE))
     table = watch.table(samples=SAMPLES)
     plan = Plan((Cut("0", Keep.of(torch.arange(12) < 4)),), graph.fingerprint)
     ratio = watch.ratio(plan)
@@ -115,7 +116,7 @@ def test_the_dense_network_is_made_ready_once(monkeypatch: pytest.MonkeyPatch, t
     monkeypatch.setattr(timings, "prepare", counted)
     monkeypatch.setattr("nervure.evaluation.timing.CHECK_SECONDS", 0.0)
     model = network()
-    watch = Stopwatch(model, trace(model, EXAMPLE), EXAMPLE, cache=tmp_path)
+    watch = Stopwatch(model, trace(model, EXAMPLE), Inputs.of(EXAMPLE), cache=tmp_path)
     plans = [Plan((Cut("0", Keep.of(torch.arange(12) < size)),)) for size in range(2, 12)]
     assert all(ratio > 0 for ratio in watch.ratios(plans))
     assert sum(one is model for one in prepared) == 1

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 import nervure
 from nervure import Cut, Drop, Keep, Link, Mask, Plan, export, prune, trace, zoo
 from nervure.core.files import read_json
+from nervure.core.inputs import Inputs
 from nervure.errors import ArgumentError, EngineError, FileError, MissingExtraError, NervureError, VerificationError
 from nervure.export import ExportedFile
 from nervure.export.checking import difference, random_like, telling
@@ -329,12 +330,13 @@ def test_differences_are_relative_and_strict() -> None:
 
 def test_random_inputs_are_like_the_example() -> None:
     example = {"x": 5 + 2 * torch.randn(100, 50), "ids": torch.randint(3, 9, (100, 4)), "scale": torch.tensor(2.0)}
-    drawn = random_like(example, 200, seed=0)
+    inputs = Inputs.of(example)
+    drawn = random_like(inputs, 200, seed=0).kwargs
     assert drawn["x"].shape == (200, 50) and abs(float(drawn["x"].mean()) - 5) < 0.1
     assert abs(float(drawn["x"].std()) - 2) < 0.1 and drawn["scale"] is example["scale"]
     assert set(drawn["ids"].unique().tolist()) == set(range(3, 9))
-    again = random_like(example, 200, seed=0)
-    assert torch.equal(again["x"], drawn["x"]) and not torch.equal(random_like(example, 200, seed=1)["x"], drawn["x"])
+    again, other = (random_like(inputs, 200, seed=seed).kwargs for seed in (0, 1))
+    assert torch.equal(again["x"], drawn["x"]) and not torch.equal(other["x"], drawn["x"])
 
 
 def test_layers_tell_in_order_and_are_silent_again() -> None:

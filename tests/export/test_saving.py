@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from nervure import ERK, Depth, Drop, Keep, Magnitude, Mask, Plan, Pruned, apply, count, load, prune, save, trace, train
 from nervure.core.container import DamageError, digest, write_container
-from nervure.core.inputs import run_example
+from nervure.core.inputs import Inputs
 from nervure.core.tensors import tensors_in
 from nervure.errors import ArgumentError, FileError
 from nervure.export import load_state, read_header, save_state
@@ -49,7 +49,7 @@ def planned(model: nn.Module, plan: Plan, example: Any = IMAGE) -> Pruned:
 
 
 def outputs(model: nn.Module, example: Any = IMAGE) -> list[Tensor]:
-    return tensors_in(run_example(model.eval(), example))
+    return tensors_in(Inputs.of(example).run(model.eval()))
 
 
 def assert_same_outputs(one: nn.Module, other: nn.Module, example: Any = IMAGE) -> None:

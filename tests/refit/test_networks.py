@@ -6,10 +6,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
 from nervure import Magnitude, prune
-from nervure.core.inputs import resize_batch
+from nervure.core.inputs import Inputs
 from nervure.errors import NervureWarning
 from nervure.refit import refit
 from tests.networks import NETWORKS
@@ -36,7 +35,7 @@ def varied(example: Any) -> Any:
             return x
         return x + torch.randn(x.shape, generator=generator).to(x) if x.is_floating_point() else x.roll(1, -1)
 
-    return tree_map(vary, resize_batch(example, 16))
+    return Inputs.of(example).resize(16).map(vary).plain()
 
 
 @pytest.mark.parametrize("name", SOME)

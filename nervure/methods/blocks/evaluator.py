@@ -12,10 +12,10 @@ from typing import Any, NamedTuple, final
 import torch
 from torch import Tensor, nn
 
-from nervure.core.inputs import samples_of
+from nervure.core.inputs import Inputs
 from nervure.errors import DataError
 from nervure.evaluation import Latency, latency
-from nervure.evaluation.labelled import call_only, device_of, require_finite_outputs, require_labels
+from nervure.evaluation.labelled import device_of, require_finite_outputs, require_labels
 from nervure.graph.models import evaluating
 from nervure.graph.types import Block, Graph
 from nervure.methods.base import View
@@ -130,7 +130,7 @@ class BlockEvaluator:
 
     def _seconds_of(self, blocks: Sequence[Block]) -> dict[str, float]:
         """Median time that each block takes in a forward pass on the example, one operation after the other."""
-        model, example = model_of(self._view), _example_of(self._view)
+        model, inputs = model_of(self._view), _inputs_of(self._view)
         clock = _Clock(device_of(model))
         with evaluating(model), ExitStack() as hooks:
             for block in blocks:
@@ -138,7 +138,7 @@ class BlockEvaluator:
                 hooks.callback(first.register_forward_pre_hook(clock.starting(block.name)).remove)
                 hooks.callback(last.register_forward_hook(clock.stopping(block.name)).remove)
             for _ in range(LATENCY_ROUNDS):
-                call_only(model, example)
+                inputs.run(model)
         return {b.name: statistics.median(clock.times[b.name]) for b in blocks}
 
     def latency(self, names: tuple[str, ...]) -> float:
@@ -150,12 +150,12 @@ class BlockEvaluator:
         return self._latencies[names]
 
     def _time_models(self, models: Mapping[str, nn.Module]) -> Latency:
-        example = _example_of(self._view)
+        inputs = _inputs_of(self._view)
         return latency(
             models,
-            example,
+            inputs,
             engine=self._engine,
-            batch_sizes=[samples_of(example)],
+            batch_sizes=[inputs.samples],
             rounds=LATENCY_ROUNDS,
             threads=[torch.get_num_threads()],
         )
@@ -247,10 +247,10 @@ class _Clock:
         return time.perf_counter()
 
 
-def _example_of(view: View) -> Any:
+def _inputs_of(view: View) -> Inputs:
     if view.example is None:
         raise DataError('budget="latency" times the model: give the example it was traced with.')
-    return view.example
+    return Inputs.of(view.example)
 
 
 def _split_batches(data: Iterable[Any], batches: int) -> tuple[list[Any], list[Any]]:

@@ -14,6 +14,7 @@ from nervure.budget.allocate import unit_multiple
 from nervure.budget.kinds import is_timed
 from nervure.budget.latency_table import LatencyTable
 from nervure.core.check import show_value
+from nervure.core.inputs import Inputs
 from nervure.errors import ArgumentError, BudgetError, DataError, NervureWarning
 from nervure.evaluation.timing import Stopwatch
 from nervure.graph.types import Graph
@@ -166,7 +167,7 @@ def stopwatch(view: View, engine: str) -> Stopwatch:
     """What times the plans of ``view``; raises DataError where there is nothing to time."""
     if view.model is None or view.example is None:
         raise DataError('budget="latency" times the network: give the model and the example it was traced with.')
-    return Stopwatch(view.model, view.graph, view.example, engine)
+    return Stopwatch(view.model, view.graph, Inputs.of(view.example), engine)
 
 
 def _within(method: Any, view: View, cut: Callable[[float, LatencyTable | None], Plan]) -> Plan:

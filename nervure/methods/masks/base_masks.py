@@ -14,7 +14,7 @@ from torch import Tensor
 from nervure.budget.weight_masks import Distribution, sparse_masks
 from nervure.budget.weights import Pattern, left_dense, sheets
 from nervure.core.check import Checked, show_value
-from nervure.core.inputs import run_example
+from nervure.core.inputs import Inputs
 from nervure.core.schema import Density, Size
 from nervure.errors import ArgumentError, NervureWarning
 from nervure.graph.models import evaluating, is_weightless
@@ -270,7 +270,7 @@ def _computed_weights(view: View, found: tuple[Product, ...]) -> dict[str, Tenso
     if not any(s.is_computed for s in found) or view.model is None or view.example is None or is_weightless(view.model):
         return {}
     with evaluating(view.model):
-        return computed_weights(view.model, partial(run_example, view.model, view.example), found)
+        return computed_weights(view.model, partial(Inputs.of(view.example).run, view.model), found)
 
 
 def _wide(weight: Tensor) -> Tensor:

@@ -12,9 +12,8 @@ from typing import Any, final
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
-from nervure.core.inputs import as_inputs
+from nervure.core.inputs import Inputs
 from nervure.core.schema import Rounds
 from nervure.core.tensors import outputs_in
 from nervure.errors import ArgumentError
@@ -46,12 +45,12 @@ class SynFlow(Sparse):
         if view.example is None:
             raise ArgumentError(f"{self!r} runs the model on an input of ones: give the view its example.")
         model, weights = _linear(twin(view)), {name: w.detach().abs() for name, w in view.weights.items()}
-        args, kwargs = as_inputs(tree_map(_ones, view.example))
+        inputs = Inputs.of(view.example).map(_ones)
         parameters = [model.get_parameter(name).requires_grad_() for name in field.weights]
 
         def scores(masks: Scored) -> Scored:
             lay_on(model, weights, field.from_matrices(masks))
-            outputs = [out for out in outputs_in(model(*args, **kwargs)) if out.requires_grad]
+            outputs = [out for out in outputs_in(inputs.call(model)) if out.requires_grad]
             if not outputs:
                 raise ArgumentError("the outputs do not depend on the weights: does the model detach them?")
             found = torch.autograd.grad(

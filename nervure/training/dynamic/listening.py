@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from nervure.evaluation.labelled import Inputs, call_only
+from nervure.evaluation.labelled import call_only
 from nervure.graph.models import evaluating
 from nervure.graph.operands import Entering, listen
 from nervure.graph.types import Graph, Product
@@ -53,7 +53,7 @@ def incoming(site: Site, behind: Sequence[SignalSource], strengths: Mapping[str,
     return total
 
 
-def activations(model: nn.Module, inputs: Inputs, sheets: Mapping[str, Product]) -> dict[str, Tensor]:
+def activations(model: nn.Module, inputs: Any, sheets: Mapping[str, Product]) -> dict[str, Tensor]:
     """Mean absolute value of the inputs of each layer, [outputs, inputs], from one pass in evaluation mode."""
     entering = Entering(torch.abs)
     with evaluating(model):
