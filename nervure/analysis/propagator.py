@@ -1,6 +1,6 @@
 """One pass over a tape that numbers units and notes what joins them; the rules in ``rules.py`` do the operators."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -70,8 +70,8 @@ class Propagator:
 
     # -- the pass -----------------------------------------------------------------------------------------------
 
-    def run(self, rules: Mapping[str, Rule], otherwise: Rule) -> None:
-        """Carry numbers over the whole tape."""
+    def run(self, find: Callable[["Propagator", Entry], Rule]) -> None:
+        """Carry numbers over the whole tape, by the rules that ``find`` knows of its operators."""
         for index, entry in enumerate(self.tape.entries):
             self.index = index
             if isinstance(entry, WriteBack):
@@ -80,8 +80,7 @@ class Propagator:
                 continue
             if not self.active(entry):
                 continue
-            rule = rules.get(entry.name) or rules.get(entry.name.removesuffix("_"), otherwise)
-            for ref, nodes in zip(entry.outs, rule(self, entry), strict=False):
+            for ref, nodes in zip(entry.outs, find(self, entry)(self, entry), strict=False):
                 self._keep(ref, nodes)
 
     def _keep(self, ref: Ref, nodes: Tensor | None) -> None:

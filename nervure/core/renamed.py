@@ -60,7 +60,7 @@ MODULES: Mapping[str, str] = {
     "graph.rules.contractions": "graph.ops.contractions",
     "graph.rules.given": "graph.ops.user",
     "graph.rules.movers": "graph.ops.movers",
-    "graph.rules.names": "graph.ops.names",
+    "graph.rules.names": "graph.ops.table",
     "graph.rules.pointwise": "graph.ops.pointwise",
     "graph.rules.probed": "graph.ops.probed",
     "methods.activation": "methods.channels.yardsticks",

@@ -15,45 +15,11 @@ import torch
 from torch import Tensor
 
 from nervure.graph.labels import LabelArray, TensorLabels
+from nervure.graph.ops.table import find_operator
 from nervure.graph.propagate import LabelPropagation, argument
 from nervure.graph.tape import Entry, ModuleCall, Ref, Tape, WriteBack, refs_in
 from nervure.graph.trace import TraceResult
 from nervure.graph.types import NOT_CUT, Block, Graph, Group, ZeroStub
-
-# Operators that make zeros of zeros: what may stand between the last module of a branch and the addition.
-_KEEPS_ZERO = frozenset(
-    [
-        "mul",
-        "mul_",
-        "div",
-        "view",
-        "_unsafe_view",
-        "reshape",
-        "permute",
-        "transpose",
-        "clone",
-        "dropout",
-        "native_dropout",
-        "expand",
-        "slice",
-        "unsqueeze",
-        "squeeze",
-        "relu",
-        "relu_",
-        "gelu",
-        "silu",
-        "tanh",
-        "hardswish",
-        "contiguous",
-        "roll",
-        "constant_pad_nd",
-        "_to_copy",
-        "select",
-        "alias",
-        "detach",
-        "t",
-    ]
-)
 
 
 @dataclass(slots=True)
@@ -155,14 +121,15 @@ def _blocks_of(drawing: TraceResult) -> tuple[Block, ...]:
     for index, entry in enumerate(drawing.flow.tape.entries):
         if not isinstance(entry, Entry) or entry.outs[:1] == () or entry.outs[0].id not in wiring.above:
             continue
-        if entry.name in ("add", "add_"):
+        family = find_operator(wiring.tape, entry).family
+        if family == "add":
             branch, shortcut_is_identity = residual(wiring, entry)
             if branch is not None:
                 if shortcut_is_identity:
                     identity[entry.outs[0].id] = branch.entry
                 block = _block(drawing, wiring, branch, "residual")
                 found += [(index, block)] if block is not None else []
-        elif entry.name == "cat":
+        elif family == "concatenation":
             found += [(index, b) for b in _dense(drawing, wiring, entry)]
     found = _with_elements(wiring, identity, found)
     return _name_blocks(drawing, wiring, [block for _, block in sorted(found, key=lambda item: item[0])])
@@ -297,7 +264,7 @@ def _silences(
             entry = tape.entries[index]
             if isinstance(entry, WriteBack):
                 raise ValueError("it writes into a view")
-            if after_last and entry.name not in _KEEPS_ZERO:
+            if after_last and find_operator(tape, entry).zero not in ("first", "any"):
                 raise ValueError(f"{entry.name} after its last module")
             _run_empty(tape, entry, seen)
         elif call.outputs[0] not in seen:
@@ -491,12 +458,11 @@ def _find_normed(wiring: DefUse) -> dict[int, int]:
     """
     found = {}
     for index, entry in enumerate(wiring.tape.entries):
-        if isinstance(entry, Entry) and entry.name in _BETWEEN and len(wiring.active(index)) == 1:
+        if not isinstance(entry, Entry) or len(wiring.active(index)) != 1:
+            continue
+        if find_operator(wiring.tape, entry).family in ("layer norm", "view", "copy"):
             found[entry.outs[0].id] = wiring.active(index)[0]
     return found
-
-
-_BETWEEN = frozenset(["native_layer_norm", "view", "_unsafe_view", "reshape", "alias"])
 
 
 def _name_blocks(drawing: TraceResult, wiring: DefUse, blocks: Sequence[Block]) -> tuple[Block, ...]:

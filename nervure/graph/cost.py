@@ -15,7 +15,7 @@ from nervure.core.tensors import has_shape_only
 from nervure.graph.labels import LabelState, TensorLabels
 from nervure.graph.models import evaluating, is_weightless, unwrap, without_fakes
 from nervure.graph.modes import leave_modes
-from nervure.graph.ops import RULES, unknown
+from nervure.graph.ops.table import find_operator
 from nervure.graph.propagate import LabelPropagation
 from nervure.graph.tape import Tape, record
 
@@ -86,7 +86,7 @@ def cost_of_run(model: nn.Module, tape: Tape) -> Cost:
     """The cost of a model whose run is on ``tape``."""
     flow = LabelPropagation(tape, {}, LabelState(last=True))
     flow.spaces.update({number: TensorLabels() for number in tape.inputs})
-    flow.run(RULES, unknown)
+    flow.run(find_operator)
     return cost_of(model, flow)
 
 

@@ -1,8 +1,8 @@
-"""One pass of labels over a tape. The rules in ``rules/`` say what each operator does to them."""
+"""One pass of labels over a tape. The table in ``ops/`` says what each operator does to them."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -10,14 +10,10 @@ from nervure.graph.labels import NONE, Array, LabelArray, LabelState, Owner, Ten
 from nervure.graph.sizes import Expression
 from nervure.graph.tape import Call, Entry, Ref, Tape, WriteBack, refs_in
 
+if TYPE_CHECKING:
+    from nervure.graph.ops.facets import Operator
+
 HIDDEN = "not an axis of units"
-_SIZED_CALLS = """
-view reshape expand unflatten broadcast_to split split_with_sizes chunk narrow __getitem__ __setitem__ layer_norm
-rms_norm group_norm eye zeros ones full empty new_zeros new_ones new_full new_empty conv1d conv2d conv3d
-conv_transpose1d conv_transpose2d conv_transpose3d multi_head_attention_forward
-"""
-SIZED_CALLS = frozenset(_SIZED_CALLS.split())
-"""Calls of which the rules look at the sizes themselves."""
 Specs: TypeAlias = dict[Owner, list[Array]]
 Vectors: TypeAlias = tuple[Array, ...]
 
@@ -72,6 +68,8 @@ class LabelPropagation:
     constants: set[int] = field(default_factory=set)
     """Values made from sizes and numbers alone."""
     index: int = 0
+    row: "Operator" = field(init=False)
+    """What is known of the running operator."""
 
     # -- what the rules ask -------------------------------------------------------------------------------------
 
@@ -105,20 +103,19 @@ class LabelPropagation:
     def work(self, fixed: int, *axes: tuple[int, Sequence[LabelArray]]) -> None:
         """Note multiply-accumulates: ``fixed`` times the sizes of ``axes``."""
         entry = self.tape.entries[self.index]
-        assert isinstance(entry, Entry)
+        assert isinstance(entry, Entry) and self.row.macs
         if self.index not in self.tape.entries_of(0):
             return
         vectors = tuple((n, tuple(x.labels for x in layers)) for n, layers in axes)
         self.works.append(WorkRecord(entry.module, entry.name, fixed, vectors))
 
-    def read(self, argument: int, axis: int, layers: Sequence[LabelArray], kind: str) -> None:
+    def read(self, argument: int, axis: int, layers: Sequence[LabelArray], kind: str = "") -> None:
         """Note that the running operator reads along an axis.
 
-        ``kind`` is ``"sum"`` (a contraction), ``"reduction"`` (the axis goes), ``"places"`` (the same, and the last
-        result says where along the axis), ``"statistic"`` (a norm or a softmax: every element keeps its place) or
-        ``"blocks:n"`` (a norm over n equal blocks of the axis).
+        ``kind`` is what its row in the table says, if it is not given; for a norm over n equal blocks ``"blocks:n"``.
         """
         if layers:
+            kind = kind or self.row.reads
             self.reads.append(Read(self.index, argument, axis, tuple(x.labels for x in layers), kind))
 
     def picks(self, ids: Ref, layers: Sequence[LabelArray]) -> bool:
@@ -152,8 +149,8 @@ class LabelPropagation:
             self.owned[(name, axis)] = owned
         return TensorLabels(tuple(layers))
 
-    def run(self, rules: Mapping[str, "Rule"], otherwise: "Rule") -> None:
-        """Carry labels over the whole tape."""
+    def run(self, find: Callable[[Tape, Entry], "Operator"]) -> None:
+        """Carry labels over the whole tape, by what ``find`` knows of its operators."""
         for index, entry in enumerate(self.tape.entries):
             self.index = index
             if isinstance(entry, WriteBack):
@@ -162,10 +159,10 @@ class LabelPropagation:
                 self._fill(entry)
                 continue
             self.store.where = f"{entry.name} in {entry.module or 'the model'}"
-            rule = rules.get(entry.name) or rules.get(entry.name.removesuffix("_"), otherwise)
-            for ref, space in zip(entry.outs, rule(self, entry), strict=False):
+            self.row = find(self.tape, entry)
+            for ref, space in zip(entry.outs, self.row.labels(self, entry), strict=False):
                 self.spaces[ref.id] = space
-            self._follow_places(entry, rule)
+            self._follow_places(entry)
             if self.constants.issuperset(r.id for r in _argument_refs(entry)):
                 self.constants.update(ref.id for ref in entry.outs)
         self._pin_places([number for number in self.tape.outputs if number in self.places], "the model's output")
@@ -178,11 +175,11 @@ class LabelPropagation:
             labels = [z.labels for z in self.spaces.get(number, TensorLabels()).layers]
             self.store.pin([*labels, *self.places.get(number, ())], f"its values leave PyTorch by {name}()")
 
-    def _follow_places(self, entry: Entry, rule: "Rule") -> None:
+    def _follow_places(self, entry: Entry) -> None:
         """Places that are moved stay places; what else is done with them makes numbers, which a cut would change."""
         given = [ref.id for ref in _argument_refs(entry) if ref.id in self.places and ref.id not in self.picked]
         self.picked.clear()
-        if given and rule in CARRIERS and entry.args[0].id == given[0]:
+        if given and self.row.moves == "first" and entry.args[0].id == given[0]:
             self.places.update((out.id, self.places[given[0]]) for out in entry.outs)
             given.pop(0)
         # One-hot vectors are made of places that were looked at first, only to refuse those out of range.
@@ -202,12 +199,12 @@ class LabelPropagation:
                 where = f"written in {entry.module or 'the model'}"
                 self.buffers[origin, axis] = (wish, self.shape(entry.out)[axis], vectors, where)
 
-    def numbers(self) -> list[Expression]:
-        """Attributes and axes whose size is used for more than sizes: as a number, or in calls that take none."""
+    def numbers(self, sized: Collection[str]) -> list[Expression]:
+        """Attributes and axes whose size is used for more than sizes: as a number, or in calls not ``sized``."""
         found = dict.fromkeys(self.tape.numbers)
         calls = {id(e.call): e.call for e in self.tape.entries if isinstance(e, Entry) and e.call and e.call.tagged}
         for call in calls.values():
-            used = _contents(call) if call.name in SIZED_CALLS else (call.args, *call.kwargs.values())
+            used = _contents(call) if call.name in sized else (call.args, *call.kwargs.values())
             found |= dict.fromkeys(leaf for size in sizes_in(used) for leaf in size.leaves())
         return list(found)
 
@@ -328,17 +325,6 @@ def _contents(call: Call) -> tuple[Any, ...]:
     """What a call writes into a tensor, of the arguments of a call whose sizes are looked at."""
     place = {"full": 1, "new_full": 2, "__setitem__": 2}.get(call.name)
     return () if place is None else (*call.args[place : place + 1], call.kwargs.get("fill_value"))
-
-
-Rule: TypeAlias = Callable[[LabelPropagation, Entry], Sequence[TensorLabels]]
-CARRIERS: set[Rule] = set()
-"""Rules of operators whose results hold values of their first argument, and no others."""
-
-
-def carries(rule: Rule) -> Rule:
-    """Say that a rule is for operators whose results hold values of their first argument, and no others."""
-    CARRIERS.add(rule)
-    return rule
 
 
 def _value(tape: Tape, argument: Any) -> Any:

@@ -19,7 +19,7 @@ from nervure.errors import ArgumentError, TraceError
 from nervure.graph.declared import families, find_declared, find_unexplained, full_name, in_multiples
 from nervure.graph.labels import NONE, Array, AxisSplit, LabelArray, LabelState, Owner, TensorLabels
 from nervure.graph.lost import loses
-from nervure.graph.ops import RULES, unknown
+from nervure.graph.ops.table import SIZED_CALLS, find_operator
 from nervure.graph.products import products_of, told_of_masks
 from nervure.graph.propagate import HIDDEN, LabelPropagation, Specs, move
 from nervure.graph.sizes import Attribute, Expression
@@ -40,13 +40,13 @@ def flow_over(tape: Tape, *, free_inputs: bool = False) -> LabelPropagation:
     for round_ in range(ROUNDS):
         flow = LabelPropagation(tape, specs, LabelState(last=round_ == ROUNDS - 1))
         _start(flow, free_inputs)
-        flow.run(RULES, unknown)
+        flow.run(find_operator)
         if not flow.store.splits:
             return flow
         if not _apply_splits(flow, specs) or max(map(len, specs.values()), default=0) > FACTORS:
             flow = LabelPropagation(tape, specs, LabelState(last=True))
             _start(flow, free_inputs)
-            flow.run(RULES, unknown)
+            flow.run(find_operator)
             return flow
     return flow
 
@@ -430,7 +430,7 @@ class TraceResult:
                 leaves = [*pair[0].leaves(), *pair[1].leaves()]
                 why = f"{pair[0]} and {pair[1]} are compared"
                 yield from ((labels, why) for leaf in leaves for labels in solver.labels_of_leaf(leaf))
-        for leaf in self.flow.numbers():
+        for leaf in self.flow.numbers(SIZED_CALLS):
             why = f"{leaf} is used as a number"
             yield from ((labels, why) for labels in solver.labels_of_leaf(leaf))
         for leaf in self.flow.tape.lost:

@@ -1,11 +1,11 @@
 """Operators that multiply and sum: the input's units meet a weight's reading axis, its writing axis makes new ones."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
-from nervure.graph.labels import LabelArray, TensorLabels, is_pending
-from nervure.graph.propagate import HIDDEN, LabelPropagation, Rule, argument, made, move
+from nervure.graph.labels import LabelArray, TensorLabels, compress, is_pending
+from nervure.graph.propagate import HIDDEN, LabelPropagation, argument, made, move
 from nervure.graph.sizes import Expression
 from nervure.graph.tape import Call, Entry, Ref
 
@@ -41,7 +41,7 @@ def contract(
     meet(flow, left, right, size, free=free)
     flow.role(left, "reader")
     flow.role(right, "reader")
-    flow.read(a[0], a[1], left or right, "sum")
+    flow.read(a[0], a[1], left or right)
     if _is_activation(left) and _is_activation(right) and not free:
         flow.attention.extend(x.labels for x in (*left, *right))
     return left, right
@@ -190,7 +190,7 @@ def distances(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     rank, other = len(flow.shape(x)), len(flow.shape(y))
     left, right = contract(flow, (0, rank - 1), (1, other - 1))
     # A sum of differences: what leaves has to be zero on both sides.
-    flow.read(1, other - 1, left or right, "sum")
+    flow.read(1, other - 1, left or right)
     for ref, last in ((x, rank - 2), (y, other - 2)):
         for axis in range(last):
             flow.store.pin([z.labels for z in flow.layers(ref, axis)], f"a batch of distances at {flow.at()}")
@@ -221,16 +221,10 @@ def as_blocks(
     """Layers of an axis of ``size`` seen as equal blocks: those that tell blocks apart, and those inside them."""
     outer: list[LabelArray] = []
     inner: list[LabelArray] = []
-    folded = [LabelArray(_compress(x.labels.reshape(blocks, size // blocks)), x.owner) for x in layers]
+    folded = [LabelArray(compress(x.labels.reshape(blocks, size // blocks)), x.owner) for x in layers]
     for layer in flow.store.rectangular(folded, flow.at()):
         (outer if layer.support == (0,) else inner).append(LabelArray(layer.labels.reshape(-1), layer.owner))
     return outer, inner
-
-
-def _compress(labels: np.ndarray) -> np.ndarray:
-    from nervure.graph.labels import compress
-
-    return compress(labels)
 
 
 def convolution(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
@@ -309,7 +303,7 @@ def _contract_groups(
     flow.role(inside, "writer")
     flow.role(w_inner if transposed else beside, "reader")
     reading = flow.layers(x, 1)
-    flow.read(0, 1, reading, "sum")
+    flow.read(0, 1, reading)
     _resize_groups(flow, entry, x_blocks or w_blocks)
     per_block = flow.shape(w)[1] if transposed else wide // groups
     out = [LabelArray(np.repeat(z.labels, per_block), z.owner) for z in (w_blocks or x_blocks)]
@@ -393,27 +387,3 @@ def embedding(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     width = flow.layers(table, 1)
     flow.role(width, "writer")
     return [TensorLabels(tuple(made(z, rank - 1, rank) for z in width)), *[TensorLabels() for _ in entry.outs[1:]]]
-
-
-CONTRACTIONS: Mapping[str, Rule] = {
-    "mm": mm,
-    "bmm": mm,
-    "addmm": addmm,
-    "_sparse_addmm": addmm,
-    "_sparse_mm_reduce_impl": mm,
-    "baddbmm": addmm,
-    "_grouped_mm": grouped_mm,
-    "_trilinear": bilinear,
-    "mv": mv,
-    "dot": dot,
-    "vdot": dot,
-    "linear": linear,
-    **dict.fromkeys(("cdist", "_cdist_forward", "_euclidean_dist"), distances),
-    "convolution": convolution,
-    "convolution_overrideable": convolution,
-    **dict.fromkeys(("embedding", "_embedding_bag", "_embedding_bag_forward_only"), embedding),
-    "_scaled_dot_product_flash_attention_for_cpu": attention,
-    "_scaled_dot_product_flash_attention": attention,
-    "_scaled_dot_product_efficient_attention": attention,
-    "_scaled_dot_product_cudnn_attention": attention,
-}

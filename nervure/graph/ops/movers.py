@@ -12,17 +12,15 @@ import torch
 
 from nervure.graph.labels import NONE, PENDING, Array, LabelArray, TensorLabels, compress, is_pending
 from nervure.graph.ops.contractions import OPAQUE_CALLS, as_blocks
-from nervure.graph.propagate import LabelPropagation, Rule, argument, call_sizes, carries, move
+from nervure.graph.propagate import LabelPropagation, argument, call_sizes, move
 from nervure.graph.sizes import Expression
 from nervure.graph.solve import follows
 from nervure.graph.tape import Call, Entry, Ref
 
-LITERAL_CALLS = frozenset({"view", "reshape", "expand", "unflatten", "broadcast_to", "repeat", "tile"})
 LARGEST = 20_000_000
 """Labels are laid out in full for tensors of up to this many elements."""
 
 
-@carries
 def same(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     """Copies and casts: the labels of the first argument."""
     return [flow.space(entry.args[0]) for _ in entry.outs]
@@ -60,7 +58,6 @@ def reshape(labels: Array, old: Sequence[int], new: Sequence[int]) -> Array:
     return compress(np.broadcast_to(labels, full).reshape(target))
 
 
-@carries
 def view(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     """View, reshape, flatten, squeeze, unsqueeze: any change of shape in the same order."""
     x, out = entry.args[0], entry.outs[0]
@@ -108,7 +105,7 @@ def _sizes_follow(flow: LabelPropagation, entry: Entry, layers: Sequence[LabelAr
         return
     if call.name in OPAQUE_CALLS:
         flow.store.suspect([z.labels for z in layers], f"sizes inside {call.name} at {flow.at()}")
-    if call.name not in LITERAL_CALLS:
+    if call.name not in flow.row.lengths.split():
         return
     sizes = [s for s in call_sizes(call) if isinstance(s, int | Expression)]
     if call.name == "unflatten" and sizes:
@@ -166,7 +163,6 @@ def _number(size: Any) -> int:
     return size.value if isinstance(size, Expression) else int(size)
 
 
-@carries
 def transpose(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     """Swap two axes."""
     rank = len(flow.shape(entry.args[0]))
@@ -179,7 +175,6 @@ def transpose(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     return [_permute(flow.space(entry.args[0]), order)]
 
 
-@carries
 def permute(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     """Reorder axes."""
     rank = len(flow.shape(entry.args[0]))
@@ -191,7 +186,6 @@ def _permute(space: TensorLabels, order: list[int]) -> TensorLabels:
     return _taking(moved, space, {axis: place for place, axis in enumerate(order)})
 
 
-@carries
 def expand(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     """Broadcast: the labels are already broadcast, and along axes of one value any others will do."""
     space, shape = flow.space(entry.args[0]), flow.shape(entry.outs[0])
@@ -201,7 +195,7 @@ def expand(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     ]
     _sizes_follow(flow, entry, layers, shape)
     layers += _widen_layers(flow, entry, layers)
-    wishes = _expanded_sizes(entry, shape) or [None] * rank
+    wishes = _expanded_sizes(flow, entry, shape) or [None] * rank
     grown = {axis: wishes[axis] for axis in range(rank) if before[axis] == 1 < shape[axis]}
     return [TensorLabels(tuple(layers), free=space.free, wishes=tuple(grown.items()), spread=frozenset(grown))]
 
@@ -211,7 +205,7 @@ def _widen_layers(flow: LabelPropagation, entry: Entry, layers: Sequence[LabelAr
     shape, before = flow.shape(entry.outs[0]), flow.shape(entry.args[0])
     old = (1,) * (len(shape) - len(before)) + before
     found: list[LabelArray] = []
-    for axis, size in enumerate(_expanded_sizes(entry, shape)):
+    for axis, size in enumerate(_expanded_sizes(flow, entry, shape)):
         single = old[axis] == 1 < shape[axis] and not any(z.labels.shape[axis] > 1 for z in layers)
         if single and isinstance(size, Expression) and size.dimension is not None:
             theirs = flow.layers(Ref(size.dimension[0]), size.dimension[1])
@@ -219,10 +213,10 @@ def _widen_layers(flow: LabelPropagation, entry: Entry, layers: Sequence[LabelAr
     return found
 
 
-def _expanded_sizes(entry: Entry, shape: Sequence[int]) -> list[Any]:
+def _expanded_sizes(flow: LabelPropagation, entry: Entry, shape: Sequence[int]) -> list[Any]:
     """The sizes that the user's code gives for an expansion to ``shape`` (None where it gives none)."""
     call, rank = entry.call, len(shape)
-    if call is not None and call.name in ("expand", "broadcast_to", "repeat", "tile"):
+    if call is not None and call.name in flow.row.lengths.split():
         sizes = [n if isinstance(n, int | Expression) else None for n in call_sizes(call)]
         return sizes if len(sizes) == rank else []
     if call is not None and call.name == "repeat_interleave":
@@ -246,12 +240,11 @@ def _without_division(size: Any) -> Any:
     return size
 
 
-@carries
 def repeat(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     """Tile; what has one place along an axis is expanded."""
     space, times = flow.space(entry.args[0]), entry.args[1]
     before = (1,) * (len(times) - len(flow.shape(entry.args[0]))) + flow.shape(entry.args[0])
-    wishes = _expanded_sizes(entry, flow.shape(entry.outs[0])) or [None] * len(times)
+    wishes = _expanded_sizes(flow, entry, flow.shape(entry.outs[0])) or [None] * len(times)
     grown = {axis: wishes[axis] for axis, n in enumerate(times) if before[axis] == 1 < n}
     layers = []
     for z in space.layers:
@@ -262,7 +255,6 @@ def repeat(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     return [TensorLabels(tuple(layers), free=space.free, wishes=tuple(grown.items()), spread=frozenset(grown))]
 
 
-@carries
 def as_strided(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     """Windows into memory: each place in them has the labels of the element that lies there."""
     x, size, stride = entry.args[:3]
@@ -326,7 +318,6 @@ def _even_blocks(flow: LabelPropagation, x: Ref, axis: int, edges: Sequence[int]
     return TensorLabels(tuple(kept), free=space.free)
 
 
-@carries
 def slice_(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     """``x[a:b:step]`` along one axis."""
     x = entry.args[0]
@@ -387,7 +378,6 @@ def _slice_sizes(call: Call | None, axis: int, rank: int) -> tuple[Any, Any]:
     return (found.start, found.stop) if isinstance(found, slice) else (None, None)
 
 
-@carries
 def split(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     """Split and chunk along one axis."""
     x = entry.args[0]
@@ -410,7 +400,6 @@ def split(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     return [_cut_piece(space, axis, slice(a, b)) for a, b in pairwise(edges)]
 
 
-@carries
 def select(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     """``x[i]`` along one axis: units along that axis are named by their place, so they stay."""
     x = entry.args[0]
@@ -419,7 +408,6 @@ def select(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     return [_without(flow.space(x), axis) for _ in entry.outs]
 
 
-@carries
 def unbind(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     """``x[0]``, ``x[1]``, ... along one axis."""
     return list(select(flow, replace(entry, args=(entry.args[0], argument(entry, 1, "dim", 0)), kwargs={})))
@@ -522,7 +510,6 @@ def pad(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     return [_taking(TensorLabels(tuple(fits), free=space.free), space, unpadded)]
 
 
-@carries
 def flip(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     """Reverse axes."""
     space = flow.space(entry.args[0])
@@ -595,14 +582,6 @@ def pack(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     return [TensorLabels(tuple(LabelArray(z.labels.squeeze(0), z.owner) for z in kept)), TensorLabels()]
 
 
-def unpack(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
-    """As :func:`pack`, back."""
-    x = entry.args[0]
-    flow.store.pin([z.labels for z in flow.layers(x, 0)], f"packed by length at {flow.at()}")
-    kept = [z for z in flow.space(x).layers if 0 not in z.support]
-    return [TensorLabels(tuple(LabelArray(z.labels[None], z.owner) for z in kept)), TensorLabels()]
-
-
 # -- by index ----------------------------------------------------------------------------------------------------
 
 
@@ -622,7 +601,6 @@ def _pin_index(flow: LabelPropagation, ref: Ref) -> None:
     flow.store.pin([z.labels for z in flow.space(ref).layers], f"indices at {flow.at()}")
 
 
-@carries
 def index_select(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     """Rows picked by an index tensor along one axis."""
     x, axis, index = entry.args[0], entry.args[1] % len(flow.shape(entry.args[0])), entry.args[2]
@@ -639,7 +617,6 @@ def index_select(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     return [TensorLabels(tuple(z for z in kept if z.support))]
 
 
-@carries
 def index(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     """``x[i, :, j]`` with index tensors."""
     x, indices = entry.args[0], entry.args[1]
@@ -766,7 +743,6 @@ def masked_scatter(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     return [TensorLabels(tuple(LabelArray(z.labels.reshape(ones + z.labels.shape)) for z in tail.layers))]
 
 
-@carries
 def gather(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     """Elements picked along one axis by an index of the same rank: other axes keep their units."""
     x, axis, ids = entry.args[0], entry.args[1] % len(flow.shape(entry.args[0])), entry.args[2]
@@ -870,69 +846,3 @@ def _with_rows(flow: LabelPropagation, x: Ref, values: Ref, last: int) -> Tensor
     kept = replace(flow.space(x), layers=tuple(z for z in flow.space(x).layers if min(z.support, default=last) >= last))
     collapsed = (1,) * last + shape[last:]
     return flow.store.join([(kept, collapsed), (replace(new, free=flow.space(values).free), own)], collapsed, flow.at())
-
-
-MOVERS: Mapping[str, Rule] = {
-    **dict.fromkeys(
-        (
-            "clone",
-            "detach",
-            "alias",
-            "_to_copy",
-            "lift_fresh",
-            "lift_fresh_copy",
-            "lift",
-            "dropout",
-            "native_dropout",
-            "bernoulli",
-            "alpha_dropout",
-            "_conj",
-        ),
-        same,
-    ),
-    **dict.fromkeys(
-        (
-            "view",
-            "_unsafe_view",
-            "reshape",
-            "_reshape_alias",
-            "squeeze",
-            "unsqueeze",
-            "flatten",
-            "unflatten",
-            "_reshape_copy",
-            "view_copy",
-        ),
-        view,
-    ),
-    **dict.fromkeys(("transpose", "t", "swapaxes", "swapdims"), transpose),
-    "permute": permute,
-    "expand": expand,
-    "repeat": repeat,
-    "as_strided": as_strided,
-    "slice": slice_,
-    "narrow": slice_,
-    **dict.fromkeys(("split", "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes", "chunk"), split),
-    "select": select,
-    "unbind": unbind,
-    "view_as_complex": as_complex,
-    "view_as_real": as_real,
-    "cat": cat,
-    "stack": stack,
-    "constant_pad_nd": pad,
-    "flip": flip,
-    "roll": roll,
-    "pixel_shuffle": pixel_shuffle,
-    "pixel_unshuffle": pixel_unshuffle,
-    "_pack_padded_sequence": pack,
-    "im2col": unfold,
-    "col2im": fold,
-    "index_select": index_select,
-    "index": index,
-    "gather": gather,
-    "masked_select": masked_select,
-    "masked_scatter": masked_scatter,
-    **dict.fromkeys(("index_add", "index_copy"), index_add),
-    **dict.fromkeys(("scatter", "scatter_add", "scatter_reduce"), scatter),
-    **dict.fromkeys(("index_put", "_index_put_impl"), index_put),
-}

@@ -1,6 +1,6 @@
 """Operators that keep positions: pointwise ones, reductions, norms, pooling, constants."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -8,9 +8,9 @@ import torch
 
 from nervure.graph.labels import NONE, LabelArray, TensorLabels
 from nervure.graph.ops.contractions import as_blocks
-from nervure.graph.ops.names import BATCH_NORMS, FAKE_QUANTISED, FOURIER, LIKE, NEW, TOLD
+from nervure.graph.ops.facets import Rule
 from nervure.graph.ops.probed import probe_operator
-from nervure.graph.propagate import LabelPropagation, Rule, argument, made, move
+from nervure.graph.propagate import LabelPropagation, argument, made, move
 from nervure.graph.sizes import Expression
 from nervure.graph.tape import Call, Entry, Ref, refs_in
 
@@ -161,7 +161,7 @@ def _axes(flow: LabelPropagation, x: Ref, given: object) -> list[int]:
     return [a % max(rank, 1) for a in (given if isinstance(given, tuple) else (given,)) if isinstance(a, int)]
 
 
-def _note_statistic(flow: LabelPropagation, x: Ref, axes: Sequence[int], what: str, kind: str = "statistic") -> None:
+def _note_statistic(flow: LabelPropagation, x: Ref, axes: Sequence[int], what: str, kind: str = "") -> None:
     for axis in axes:
         layers = flow.layers(x, axis)
         flow.read(0, axis, layers, kind)
@@ -169,12 +169,12 @@ def _note_statistic(flow: LabelPropagation, x: Ref, axes: Sequence[int], what: s
             flow.notes.append((tuple(z.labels for z in layers), f"{what} at {flow.at()} is taken over the survivors"))
 
 
-def reduction(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
+def reduction(flow: LabelPropagation, entry: Entry, kind: str = "") -> list[TensorLabels]:
     """Sums, means, norms, maxima over axes: a statistic over the survivors where the axis has units."""
     x = entry.args[0]
     position = 2 if entry.name.startswith(("norm", "linalg_vector_norm")) else 1
     axes = _axes(flow, x, argument(entry, position, "dim"))
-    _note_statistic(flow, x, axes, entry.name, "reduction")
+    _note_statistic(flow, x, axes, entry.name, kind)
     return [_reduce(flow, x, axes, len(flow.shape(out))) for out in entry.outs]
 
 
@@ -183,14 +183,14 @@ def extreme(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     x, axis = entry.args[0], argument(entry, 1, "dim")
     is_placed = entry.name.startswith("arg") or len(entry.outs) == 2
     if not is_placed:
-        return reduction(flow, entry)
+        return reduction(flow, entry, "reduction")
     axes = _axes(flow, x, axis)
     if len(axes) > 1:
         labels = [z.labels for a in axes for z in flow.layers(x, a)]
         flow.store.pin(labels, f"counted through all axes at {flow.at()}")
     elif found := flow.layers(x, axes[0]):
         flow.places[entry.outs[-1].id] = tuple(z.labels for z in found)
-        _note_statistic(flow, x, axes, entry.name, "places")
+        _note_statistic(flow, x, axes, entry.name)
     return [_reduce(flow, x, axes, len(flow.shape(out))) for out in entry.outs]
 
 
@@ -419,144 +419,6 @@ def nothing(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     return [TensorLabels() for _ in entry.outs]
 
 
-_POINTWISE = [
-    "add",
-    "sub",
-    "mul",
-    "div",
-    "rsub",
-    "addcmul",
-    "addcdiv",
-    "where",
-    "masked_fill",
-    "maximum",
-    "minimum",
-    "relu",
-    "relu6",
-    "leaky_relu",
-    "elu",
-    "selu",
-    "celu",
-    "gelu",
-    "silu",
-    "mish",
-    "hardtanh",
-    "hardswish",
-    "hardsigmoid",
-    "sigmoid",
-    "tanh",
-    "softplus",
-    "softshrink",
-    "hardshrink",
-    "threshold",
-    "log_sigmoid_forward",
-    "prelu",
-    "_prelu_kernel",
-    "clamp",
-    "clamp_min",
-    "clamp_max",
-    "exp",
-    "exp2",
-    "expm1",
-    "log",
-    "log1p",
-    "log2",
-    "log10",
-    "sqrt",
-    "rsqrt",
-    "pow",
-    "abs",
-    "neg",
-    "sign",
-    "floor",
-    "ceil",
-    "round",
-    "trunc",
-    "frac",
-    "reciprocal",
-    "square",
-    "sin",
-    "cos",
-    "tan",
-    "asin",
-    "acos",
-    "atan",
-    "atan2",
-    "sinh",
-    "cosh",
-    "erf",
-    "erfc",
-    "erfinv",
-    "lerp",
-    "fmod",
-    "remainder",
-    "eq",
-    "ne",
-    "lt",
-    "le",
-    "gt",
-    "ge",
-    "logical_and",
-    "logical_or",
-    "logical_not",
-    "logical_xor",
-    "bitwise_and",
-    "bitwise_or",
-    "bitwise_not",
-    "bitwise_xor",
-    "isnan",
-    "isinf",
-    "isfinite",
-    "nan_to_num",
-    "tril",
-    "triu",
-    "rrelu_with_noise",
-    "glu_jvp",
-    "polar",
-    "complex",
-    "real",
-    "imag",
-]
-_REDUCTIONS = [
-    "sum",
-    "mean",
-    "amax",
-    "amin",
-    "norm",
-    "linalg_vector_norm",
-    "var",
-    "std",
-    "var_mean",
-    "std_mean",
-    "prod",
-    "logsumexp",
-    "any",
-    "all",
-    "nansum",
-    "count_nonzero",
-    "aminmax",
-]
-_ORDERED = [
-    "sort",
-    "topk",
-    "argsort",
-    "cummax",
-    "cummin",
-    "kthvalue",
-    "mode",
-    "msort",
-]
-_SPATIAL = {
-    1: "max_pool1d avg_pool1d adaptive_avg_pool1d adaptive_max_pool1d upsample_nearest1d upsample_linear1d "
-    "reflection_pad1d replication_pad1d",
-    2: "max_pool2d_with_indices avg_pool2d _adaptive_avg_pool2d adaptive_avg_pool2d adaptive_max_pool2d max_pool2d "
-    "upsample_nearest2d upsample_bilinear2d upsample_bicubic2d _upsample_bilinear2d_aa _upsample_bicubic2d_aa "
-    "_upsample_nearest_exact2d reflection_pad2d replication_pad2d fractional_max_pool2d",
-    3: "max_pool3d_with_indices avg_pool3d _adaptive_avg_pool3d adaptive_avg_pool3d adaptive_max_pool3d "
-    "upsample_nearest3d upsample_trilinear3d reflection_pad3d replication_pad3d",
-}
-
-
 def glu(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     """``a * sigmoid(b)`` for the two halves of an axis."""
     x = entry.args[0]
@@ -566,38 +428,3 @@ def glu(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     flow.store.pin([z.labels for z in outer], f"halves of a gate at {flow.at()}")
     kept = [z for z in flow.space(x).layers if axis not in z.support]
     return [TensorLabels((*kept, *[move(z, axis, rank) for z in inner]))]
-
-
-OTHERS: Mapping[str, Rule] = {
-    **dict.fromkeys(_POINTWISE, pointwise),
-    "mul": multiply,
-    **dict.fromkeys(_REDUCTIONS, reduction),
-    **dict.fromkeys(_ORDERED, pin_order),
-    **dict.fromkeys(("max", "min", "median", "argmax", "argmin"), extreme),
-    **dict.fromkeys(("cumsum", "cumprod", "logcumsumexp"), along_axis),
-    **{name: spatial(n) for n, names in _SPATIAL.items() for name in names.split()},
-    **dict.fromkeys(("_softmax", "_log_softmax", "softmax", "log_softmax", "_safe_softmax"), along_axis),
-    **dict.fromkeys(BATCH_NORMS, batch_norm),
-    "native_layer_norm": layer_norm,
-    "layer_norm": layer_norm,
-    **dict.fromkeys(FAKE_QUANTISED, fake_quantised),
-    **dict.fromkeys(("_fused_moving_avg_obs_fq_helper", "fused_moving_avg_obs_fake_quant"), observe),
-    "segment_reduce": segment_reduce,
-    "_weight_norm_interface": weight_norm,
-    "native_group_norm": group_norm,
-    "rms_norm": rms_norm,
-    "affine_grid_generator": affine_grid,
-    "max_unpool2d": unpool,
-    "max_unpool3d": unpool,
-    "grid_sampler_2d": grid_sample,
-    "grid_sampler_3d": grid_sample,
-    "glu": glu,
-    "copy": copy,
-    "resize": resize,
-    **dict.fromkeys(("fill", "zero", "normal_", "uniform_", "random_", "exponential_"), fill),
-    **dict.fromkeys(NEW, constant),
-    "eye": identity,
-    **dict.fromkeys(FOURIER, fourier),
-    **dict.fromkeys(LIKE, like),
-    **dict.fromkeys(TOLD, nothing),
-}

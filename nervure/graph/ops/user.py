@@ -1,7 +1,9 @@
 """Rules that users give for operations of their own: what they may say, and what that does to labels."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple, TypeAlias, assert_never, final
 
 import numpy as np
@@ -11,14 +13,14 @@ from torch import Tensor
 from nervure.core.check import nearest
 from nervure.errors import ArgumentError, TraceError
 from nervure.graph.labels import NONE, LabelArray, TensorLabels, compress
-from nervure.graph.ops.contractions import CONTRACTIONS, meet
-from nervure.graph.ops.movers import MOVERS
-from nervure.graph.ops.pointwise import OTHERS
+from nervure.graph.ops.contractions import meet
+from nervure.graph.ops.facets import Operator, Zero
 from nervure.graph.ops.pointwise import pointwise as united
-from nervure.graph.propagate import LabelPropagation, Rule, made, move
-from nervure.graph.tape import Entry, Ref, refs_in
+from nervure.graph.ops.pointwise import unknown
+from nervure.graph.ops.table import GIVEN, KNOWN
+from nervure.graph.propagate import LabelPropagation, made, move
+from nervure.graph.tape import Entry, Ref, Tape, refs_in
 
-KNOWN: Mapping[str, Rule] = {**OTHERS, **MOVERS, **CONTRACTIONS}
 Shape: TypeAlias = tuple[int, ...]
 STACKS: dict[str, list[Any]] = {}
 """For each operation its rules (``nervure.rules.UserRule``) that were not taken back; the last one counts."""
@@ -47,6 +49,8 @@ class Operation(NamedTuple):
 class Pointwise:
     """See :func:`pointwise`."""
 
+    keeps_zero: bool = False
+
 
 @final
 @dataclass(frozen=True, slots=True)
@@ -73,6 +77,11 @@ class Contraction:
         ins, _, outs = self.equation.replace(" ", "").replace("...", ".").partition("->")
         return ins.split(","), outs.split(",")
 
+    def multiplies_all(self, count: int) -> bool:
+        """Whether each of the first ``count`` arguments is summed over: what is only added, a bias, is not."""
+        ins, outs = self.terms()
+        return all(set(term) - set("".join(outs)) for term in ins[:count])
+
 
 @final
 @dataclass(frozen=True, slots=True)
@@ -82,8 +91,9 @@ class Like:
     name: str
 
     def __post_init__(self) -> None:
-        if self.name not in KNOWN:
-            raise ArgumentError(f"like {self.name!r}, which has no rule.{nearest(self.name, KNOWN)}")
+        ruled = [name for name, row in KNOWN.items() if row.labels is not unknown]
+        if self.name not in ruled:
+            raise ArgumentError(f"like {self.name!r}, which has no rule.{nearest(self.name, ruled)}")
 
 
 @final
@@ -106,9 +116,12 @@ How: TypeAlias = Pointwise | Contraction | Like | Moves | Pinned
 Chooser: TypeAlias = Callable[[Operation], How]
 
 
-def pointwise() -> How:
-    """Every element of the result depends on the elements at its own place alone; arguments broadcast."""
-    return Pointwise()
+def pointwise(*, keeps_zero: bool = False) -> How:
+    """Every element of the result depends on the elements at its own place alone; arguments broadcast.
+
+    ``keeps_zero``: it is zero where that of the first argument is, so that it may end a block that can be dropped.
+    """
+    return Pointwise(keeps_zero)
 
 
 def contraction(equation: str) -> How:
@@ -154,44 +167,78 @@ def require_how(how: Any) -> How:
     return how
 
 
-def compile_rule(name: str, how: How | Chooser) -> Rule:
-    """What a rule does to labels, as the pass over a tape asks it."""
-
-    def rule(flow: LabelPropagation, entry: Entry) -> Sequence[TensorLabels]:
-        refs = refs_in((*entry.args, *entry.kwargs.values()))
-        try:
-            chosen = how if isinstance(how, How) else require_how(how(_operation(flow, entry, refs)))
-            return _apply_rule(chosen, flow, entry, refs)
-        except ArgumentError as error:
-            raise TraceError(f"the rule given for {name!r} does not fit at {flow.at()}: {error}") from error
-
-    return rule
+def give_rule(name: str, how: How | Chooser | None) -> None:
+    """Put what a user says of an operation into the table, or (None) take it out."""
+    name = name.removeprefix("aten::")
+    if how is None:
+        del GIVEN[name]
+    else:
+        GIVEN[name] = partial(_row, name, how)
 
 
-def _operation(flow: LabelPropagation, entry: Entry, refs: Sequence[Ref]) -> Operation:
+def _row(name: str, how: How | Chooser, tape: Tape, entry: Entry) -> Operator:
+    """The row of a user's operation, which may depend on the call."""
+    with _telling(name, f"{entry.name} in {entry.module or 'the model'}"):
+        chosen = how if isinstance(how, How) else require_how(how(_operation(tape, entry)))
+    labels = partial(_apply_rule, name, chosen)
+    match chosen:
+        case Pointwise(keeps_zero):
+            return Operator(name, labels, "as shaped", zero="first" if keeps_zero else "")
+        case Like(other):
+            return replace(KNOWN[other], names=name, labels=labels)
+        case Moves():
+            return Operator(name, labels, chosen, moves="first", zero="first")
+        case Contraction():
+            given = refs_in((*entry.args, *entry.kwargs.values()))
+            zero: Zero = "any" if chosen.multiplies_all(len(given)) else ""
+            return Operator(name, labels, chosen, zero=zero, reads="sum", macs=True)
+        case Pinned():
+            return Operator(name, labels, "hub")
+        case _:
+            assert_never(chosen)
+
+
+@contextmanager
+def _telling(name: str, where: str) -> Iterator[None]:
+    try:
+        yield
+    except ArgumentError as error:
+        raise TraceError(f"the rule given for {name!r} does not fit at {where}: {error}") from error
+
+
+def _operation(tape: Tape, entry: Entry) -> Operation:
     def show(value: Any) -> Any:
         if isinstance(value, Ref):
-            return flow.shape(value)
+            return tape.shape(value)
         return tuple(show(v) for v in value) if isinstance(value, tuple) else value
 
     args, kwargs = tuple(show(a) for a in entry.args), {k: show(v) for k, v in entry.kwargs.items()}
-    shapes, outputs = (tuple(flow.shape(r) for r in some) for some in (refs, entry.outs))
+    refs = refs_in((*entry.args, *entry.kwargs.values()))
+    shapes, outputs = (tuple(tape.shape(r) for r in some) for some in (refs, entry.outs))
     return Operation(entry.name, args, kwargs, shapes, outputs)
 
 
-def _apply_rule(how: How, flow: LabelPropagation, entry: Entry, refs: Sequence[Ref]) -> Sequence[TensorLabels]:
+def _apply_rule(name: str, how: How, flow: LabelPropagation, entry: Entry) -> Sequence[TensorLabels]:
+    refs = refs_in((*entry.args, *entry.kwargs.values()))
     labels = [z.labels for r in refs for z in flow.space(r).layers]
     if isinstance(how, Pinned):
         flow.store.pin(labels, f"{how.reason} ({flow.at()})")
         return [TensorLabels() for _ in entry.outs]
     # A rule is somebody's word: what it lets go is tried before it is offered.
     flow.store.suspect(labels, f"the rule given for {entry.name!r}")
+    with _telling(name, flow.at()):
+        return _pass_labels(how, flow, entry, refs)
+
+
+def _pass_labels(
+    how: Pointwise | Contraction | Like | Moves, flow: LabelPropagation, entry: Entry, refs: Sequence[Ref]
+) -> Sequence[TensorLabels]:
     match how:
         case Pointwise():
             _require_broadcast(flow, entry, refs)
             return united(flow, entry)
         case Like(name):
-            return KNOWN[name](flow, entry)
+            return KNOWN[name].labels(flow, entry)
         case Moves(function):
             return [_move(flow, refs[0], out, function) for out in entry.outs]
         case Contraction():
@@ -235,7 +282,7 @@ class _Place(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class _Letters:
+class Letters:
     """An equation spelled out for the shapes at hand: the letters of every axis and their sizes."""
 
     ins: list[list[str]]
@@ -243,10 +290,12 @@ class _Letters:
     sizes: dict[str, int]
 
     def places(self, letter: str) -> list[_Place]:
+        """The axes of arguments that a letter stands for."""
         return [_Place(k, term.index(letter)) for k, term in enumerate(self.ins) if letter in term]
 
 
-def _letters_of(how: Contraction, shapes: Sequence[Shape], results: Sequence[Shape]) -> _Letters:
+def spell(how: Contraction, shapes: Sequence[Shape], results: Sequence[Shape]) -> Letters:
+    """Spell an equation out for tensors of these shapes; raises ArgumentError where it does not fit them."""
     ins, outs = how.terms()
     if not len(shapes) <= len(ins) <= len(shapes) + 1:
         raise ArgumentError(f"{how.equation!r} gives {len(ins)} tensors, there are {len(shapes)}.")
@@ -271,7 +320,7 @@ def _letters_of(how: Contraction, shapes: Sequence[Shape], results: Sequence[Sha
             found = tuple(sizes[letter] for letter in letters)
             raise ArgumentError(f"{how.equation!r} makes a result of shape {found}, the operation's is {shape}.")
         written.append(letters)
-    return _Letters(spelled, written, sizes)
+    return Letters(spelled, written, sizes)
 
 
 def _without_dots(term: str, rank: int, widest: int) -> list[str]:
@@ -283,7 +332,7 @@ def _without_dots(term: str, rank: int, widest: int) -> list[str]:
 
 
 def _contract(how: Contraction, flow: LabelPropagation, entry: Entry, refs: Sequence[Ref]) -> list[TensorLabels]:
-    letters = _letters_of(how, [flow.shape(r) for r in refs], [flow.shape(o) for o in entry.outs])
+    letters = spell(how, [flow.shape(r) for r in refs], [flow.shape(o) for o in entry.outs])
     written = {letter for term in letters.outs for letter in term}
     summed = [s for s in letters.sizes if s not in written]
     layers = {p: flow.layers(refs[p.argument], p.axis) for s in letters.sizes for p in letters.places(s)}
@@ -304,7 +353,7 @@ def _sum_letters(
     flow: LabelPropagation,
     entry: Entry,
     refs: Sequence[Ref],
-    letters: _Letters,
+    letters: Letters,
     letter: str,
     layers: Mapping[_Place, list[LabelArray]],
 ) -> None:
@@ -318,13 +367,13 @@ def _sum_letters(
         flow.role(layers[other], "reader")
     flow.role(layers[first], "reader")
     units = next((layers[p] for p in (first, *others) if layers[p]), [])
-    flow.read(entry.args.index(refs[first.argument]), first.axis, units, "sum")
+    flow.read(entry.args.index(refs[first.argument]), first.axis, units)
 
 
 def _write_space(
     flow: LabelPropagation,
     refs: Sequence[Ref],
-    letters: _Letters,
+    letters: Letters,
     term: list[str],
     out: Ref,
     layers: Mapping[_Place, list[LabelArray]],
