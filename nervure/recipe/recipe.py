@@ -18,6 +18,7 @@ from nervure.budget import BUDGETS
 from nervure.core.annotations import is_path
 from nervure.core.check import checked, nearest, show_value
 from nervure.core.documents import is_shallow, open_document
+from nervure.core.importing import is_import_path
 from nervure.core.schema import (
     Between,
     Count,
@@ -81,9 +82,14 @@ def rule(wrong: Callable[[Any], str], default: Any) -> Any:
     return field(default=default, metadata={"rule": wrong})
 
 
-def one_of(names: Collection[str]) -> Callable[[str], str]:
-    """The rule that a value is one of ``names``."""
-    return lambda value: "" if value in names else f"is not one of {', '.join(map(repr, names))}"
+def budget_among(names: Collection[str]) -> Callable[[str], str]:
+    """The rule that a budget is one of ``names``; the method looks at one of the user's own, and at an amount."""
+
+    def wrong(value: str) -> str:
+        fits = value in names or is_import_path(value) or value[:1].isdigit()
+        return "" if fits else f"is not one of {', '.join(map(repr, names))}"
+
+    return wrong
 
 
 @final
@@ -109,6 +115,9 @@ class ModelSection:
 @dataclass(frozen=True, slots=True)
 class DataSection:
     """Which data set of the zoo, and where its files lie (``root``; empty: where they are installed).
+
+    One of your own is named ``name = "package.module:function"``; the function gets those of ``root``, ``size``,
+    ``validation`` and ``seed`` that it takes.
 
     ``size`` is the side in pixels to which images are resized (0: as published), ``validation`` the share of the
     training images held out, ``train_samples`` and ``test_samples`` how many of each split to use (0: all).
@@ -144,7 +153,8 @@ class TrainSection:
 class PruneSection:
     """Which ``method``, how much stays (``keep``, in the unit of ``budget``), and the method's other ``options``.
 
-    One of your own is named ``method = "package.module:name"``; it is imported, from the working folder too.
+    One of your own is named ``method = "package.module:name"``; it is imported, from the working folder too. So is a
+    kind of ``budget`` of your own.
 
     With ``budget = "latency"`` the ``options`` say ``engine`` and ``target``, a share or a time like ``"3 ms"``.
     ``density`` is the fraction of the weights that stays, for methods that mask them (0: as ``keep`` says). Each table
@@ -157,7 +167,7 @@ class PruneSection:
 
     method: str = "Magnitude"
     keep: Fraction = 0.5
-    budget: str = rule(one_of(BUDGETS), "macs")
+    budget: str = rule(budget_among(BUDGETS), "macs")
     samples: Size = 2048
     options: Options = field(default_factory=dict, hash=False)
     then: tuple[Options, ...] = field(default=(), hash=False)

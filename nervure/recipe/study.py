@@ -27,10 +27,10 @@ from nervure.recipe.recipe import (
     SweepSection,
     Threads,
     TrainSection,
+    budget_among,
     check_rules,
     checked_recipe,
     distinct,
-    one_of,
     plain,
     require_known,
     rule,
@@ -56,7 +56,7 @@ class StudySection:
     title: str = "Comparison"
     seeds: tuple[Seed, ...] = rule(_one_or_more, (0, 1, 2))
     keeps: tuple[Fraction, ...] = rule(_one_or_more, (0.5,))
-    budget: str = rule(one_of(COUNTED), "macs")
+    budget: str = rule(budget_among(COUNTED), "macs")
     baseline: str = "Random"
     samples: Size = 2048
     folder: str = "runs/study"
