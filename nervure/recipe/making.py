@@ -22,7 +22,9 @@ from nervure.errors import ArgumentError, FileError, NervureError, RecipeError
 from nervure.export import read_header
 from nervure.graph import Graph
 from nervure.methods import METHODS, Method, method_from, method_keeping
-from nervure.recipe.recipe import DataSection, Options, Recipe, RecoverSection, TrainSection
+from nervure.methods.dynamic.dynamic_sparse import DynamicSparse
+from nervure.recipe.recipe import DataSection, Options, Recipe, RecoverSection, TrainSection, plain
+from nervure.refit import Refit
 from nervure.training import History, Hook, Objective, label_smoothing, recalibrate, train, with_distillation
 from nervure.training.checkpoint import read_progress
 from nervure.zoo import Dataset, Split
@@ -245,13 +247,29 @@ def method_of(recipe: Recipe) -> Method:
     """The recipe's method with its hyper-parameters; raises RecipeError where it does not take them."""
     section = recipe.prune
     with _told_of("[prune]", section.method):
-        return method_keeping(
+        method = method_keeping(
             section.method,
             section.options,
             keep=section.keep,
             budget=section.budget,
             density=section.density or None,
         )
+    if recipe.refit.samples and begins_fresh(recipe, method):
+        raise RecipeError(
+            "[refit] fits to what the trained network says, and what is pruned here has its first weights."
+        )
+    return method
+
+
+def begins_fresh(recipe: Recipe, method: Method) -> bool:
+    """Whether what is pruned has its first weights, and learns everything afterwards."""
+    said = recipe.prune.begin
+    return said == "fresh" or (said == "auto" and isinstance(method, DynamicSparse) and method.begins_by_lot)
+
+
+def refit_of(recipe: Recipe) -> tuple[Refit, ...]:
+    """How what stays is refitted; nothing where it is not."""
+    return (Refit(**plain(recipe.refit), seed=recipe.run.seed),) if recipe.refit.samples else ()
 
 
 def methods_after(recipe: Recipe) -> tuple[Method, ...]:

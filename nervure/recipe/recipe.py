@@ -24,6 +24,7 @@ from nervure.core.schema import (
     Count,
     Decay,
     Fraction,
+    NotNegative,
     Part,
     Positive,
     Rate,
@@ -177,6 +178,23 @@ class PruneSection:
 
 @final
 @dataclass(frozen=True, slots=True)
+class RefitSection:
+    """Whether what stays takes over what left, after the cut and before it recovers, see :class:`nervure.Refit`.
+
+    ``samples`` is how many training images it is fitted on (0: no refit); the other keys are those of ``Refit``. The
+    random twin gets the same.
+    """
+
+    samples: Count = 0
+    ridge: NotNegative | Literal["auto"] = "auto"
+    positions: Size = 8
+    streams: bool = True
+    norms: bool = True
+    masks: Literal["exact", "surgeon"] = "exact"
+
+
+@final
+@dataclass(frozen=True, slots=True)
 class RecoverSection:
     """How the cut network is trained again (0 epochs: not at all); the two twins get the same training.
 
@@ -237,8 +255,8 @@ class RunSection:
 class SweepSection:
     """What ``nervure sweep`` varies: fractions that stay (``keeps``), ``seeds``, and methods; a run passes it over.
 
-    Each ``[[sweep.method]]`` has a ``name``, and may have ``options``, a ``label``, and ``keeps`` of its own. Without
-    any, the method of ``[prune]`` is swept; without ``seeds``, that of ``[run]`` is the only one.
+    Each ``[[sweep.method]]`` has a ``name``, and may have ``options``, a ``label``, and ``keeps`` and ``refit`` of its
+    own. Without any, the method of ``[prune]`` is swept; without ``seeds``, that of ``[run]`` is the only one.
     """
 
     keeps: tuple[Fraction, ...] = rule(distinct, ())
@@ -267,6 +285,7 @@ class Recipe:
     data: DataSection
     train: TrainSection = field(default_factory=TrainSection)
     prune: PruneSection = field(default_factory=PruneSection)
+    refit: RefitSection = field(default_factory=RefitSection)
     recover: RecoverSection = field(default_factory=RecoverSection)
     evaluate: EvaluateSection = field(default_factory=EvaluateSection)
     run: RunSection = field(default_factory=RunSection)
@@ -320,6 +339,9 @@ class Recipe:
         """A digest of everything that decides the result: all but where it is written, and what a sweep varies."""
         content = self.to_dict()
         del content["run"]["folder"], content["sweep"]
+        if self.refit == RefitSection():
+            # Digests are as they were before there was such a section.
+            del content["refit"]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -328,6 +350,7 @@ SECTIONS: Mapping[str, type[Any]] = {
     "data": DataSection,
     "train": TrainSection,
     "prune": PruneSection,
+    "refit": RefitSection,
     "recover": RecoverSection,
     "evaluate": EvaluateSection,
     "run": RunSection,
@@ -338,13 +361,14 @@ SECTIONS: Mapping[str, type[Any]] = {
 def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     """What differs between two recipes' plain data, e.g. ``["[prune] keep: 0.5 -> 0.4"]``.
 
-    The folder is no matter, and what a sweep varies neither.
+    The folder is no matter, and what a sweep varies neither. A section that was not there yet had its defaults.
     """
+    known = {"refit": plain(RefitSection())} | dict(before)
     return [
-        f"[{section}] {key}: {before.get(section, {}).get(key)!r} -> {value!r}"
+        f"[{section}] {key}: {known.get(section, {}).get(key)!r} -> {value!r}"
         for section, table in after.items()
         for key, value in table.items()
-        if before.get(section, {}).get(key) != value and (section, key) != ("run", "folder") and section != "sweep"
+        if known.get(section, {}).get(key) != value and (section, key) != ("run", "folder") and section != "sweep"
     ]
 
 
