@@ -60,6 +60,7 @@ def test_commands_come_in_the_order_of_the_arrows() -> None:
         "score",
         "plan",
         "apply",
+        "refit",
         "train",
         "evaluate",
         "connectivity",

@@ -53,6 +53,7 @@ from nervure.recipe import compare as compare_methods
 from nervure.recipe import run as run_recipe
 from nervure.recipe import sweep as sweep_recipe
 from nervure.recipe.steps import write_report_pages
+from nervure.refit import Refit, refit
 from nervure.report import Report, circuit_picture, connectivity_page, graph_page
 from nervure.report.comparison import comparison_text
 from nervure.report.markdown import table_text
@@ -307,6 +308,35 @@ def apply(choice: NetworkChoice, plan_file: Path, graph_file: Path | None, verif
         pruned = replace(pruned, verification=verify_cut(model, pruned, example).error)
     tell(str(pruned))
     _wrote(save(out, pruned, meta={"model": choice.source().to_json()}))
+
+
+@main.command(
+    "refit",
+    epilog=example(
+        "nervure refit --file model.safetensors --weights trained.safetensors --data digits -o refitted.safetensors",
+    ),
+)
+@input_options(from_file)
+@click.option("--samples", type=click.IntRange(1), default=1024, show_default=True, help="Training samples to fit on.")
+@SET
+@output("refitted.safetensors", "the refitted network")
+def refit_command(choice: Inputs, samples: int, settings: tuple[tuple[str, Any], ...], out: Path) -> None:
+    """Let what stays of a pruned network take over what left, without labels and before any training.
+
+    Each layer of the network of --file is fitted to say what the dense one, with its --weights, says on the data.
+    --set takes the choices of nervure.Refit: ridge, positions, streams, norms, masks.
+    """
+    _writable(out)
+    if not choice.file or not choice.weights:
+        raise ArgumentError(
+            "a refit takes the pruned network, --file model.safetensors, and the dense one that it was cut from, "
+            "--weights trained.safetensors."
+        )
+    how = Refit(**{"seed": choice.seed, **dict(settings), "samples": samples})
+    batches = choice.data().train.batches(256, shuffle_seed=choice.seed)
+    found = refit(choice.pruned(), batches, reference=choice.network().eval(), how=how)
+    tell(found.describe())
+    _wrote(save(out, found.result, meta={"model": choice.source().to_json()}))
 
 
 @main.command(

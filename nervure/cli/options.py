@@ -18,14 +18,14 @@ from torch import Tensor, nn
 
 from nervure import zoo
 from nervure.budget import BUDGETS
-from nervure.core.check import nearest
 from nervure.core.markup import listing, printable
 from nervure.engines import ENGINES
 from nervure.errors import ArgumentError, NervureError
 from nervure.export import load, load_state
 from nervure.graph import Graph
 from nervure.prune import Pruned
-from nervure.recipe.making import ModelSource, source_in
+from nervure.recipe.making import ModelSource, dataset_of, source_in
+from nervure.recipe.recipe import DataSection
 from nervure.tracing import trace
 from nervure.zoo import CorruptedBatches, Dataset, Split
 from nervure.zoo.readers.folders import tiny_root, wnids_of
@@ -248,10 +248,7 @@ class NetworkChoice:
         """The data set chosen; raises ArgumentError where none is."""
         if not self.data_name:
             raise ArgumentError(f"no data: give --data NAME, one of {', '.join(zoo.DATASETS)}.")
-        if self.data_name not in zoo.DATASETS:
-            hint = nearest(self.data_name, zoo.DATASETS, listed=True)
-            raise ArgumentError(f"the zoo has no data set {self.data_name!r}.{hint}")
-        return zoo.load(self.data_name, self.root or None, seed=self.seed)
+        return dataset_of(DataSection(self.data_name, self.root), self.seed)
 
     def load_corrupted(self, root: Path, clean: Split, **options: Any) -> Mapping[tuple[str, int], CorruptedBatches]:
         """The corrupted test data in a folder, labelled as the ``clean`` data of this choice."""
@@ -309,7 +306,13 @@ MODEL: tuple[Decorator, ...] = (
         help="Option of the network, e.g. width=2.",
     ),
     click.option("--weights", default="", type=click.Path(), help="Trained weights of the network (safetensors)."),
-    click.option("--data", "data_name", default="", metavar="NAME", help="Data set of the zoo, e.g. digits."),
+    click.option(
+        "--data",
+        "data_name",
+        default="",
+        metavar="NAME",
+        help="Data set of the zoo, e.g. digits, or package.module:function.",
+    ),
     click.option("--root", default="", type=click.Path(), help="Folder of the data, where they are not installed."),
     click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of weights, data and choices."),
 )

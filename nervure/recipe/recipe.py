@@ -18,11 +18,13 @@ from nervure.budget import BUDGETS
 from nervure.core.annotations import is_path
 from nervure.core.check import checked, nearest, show_value
 from nervure.core.documents import is_shallow, open_document
+from nervure.core.importing import is_import_path
 from nervure.core.schema import (
     Between,
     Count,
     Decay,
     Fraction,
+    NotNegative,
     Part,
     Positive,
     Rate,
@@ -81,9 +83,14 @@ def rule(wrong: Callable[[Any], str], default: Any) -> Any:
     return field(default=default, metadata={"rule": wrong})
 
 
-def one_of(names: Collection[str]) -> Callable[[str], str]:
-    """The rule that a value is one of ``names``."""
-    return lambda value: "" if value in names else f"is not one of {', '.join(map(repr, names))}"
+def budget_among(names: Collection[str]) -> Callable[[str], str]:
+    """The rule that a budget is one of ``names``; the method looks at one of the user's own, and at an amount."""
+
+    def wrong(value: str) -> str:
+        fits = value in names or is_import_path(value) or value[:1].isdigit()
+        return "" if fits else f"is not one of {', '.join(map(repr, names))}"
+
+    return wrong
 
 
 @final
@@ -109,6 +116,9 @@ class ModelSection:
 @dataclass(frozen=True, slots=True)
 class DataSection:
     """Which data set of the zoo, and where its files lie (``root``; empty: where they are installed).
+
+    One of your own is named ``name = "package.module:function"``; the function gets those of ``root``, ``size``,
+    ``validation`` and ``seed`` that it takes.
 
     ``size`` is the side in pixels to which images are resized (0: as published), ``validation`` the share of the
     training images held out, ``train_samples`` and ``test_samples`` how many of each split to use (0: all).
@@ -144,7 +154,8 @@ class TrainSection:
 class PruneSection:
     """Which ``method``, how much stays (``keep``, in the unit of ``budget``), and the method's other ``options``.
 
-    One of your own is named ``method = "package.module:name"``; it is imported, from the working folder too.
+    One of your own is named ``method = "package.module:name"``; it is imported, from the working folder too. So is a
+    kind of ``budget`` of your own.
 
     With ``budget = "latency"`` the ``options`` say ``engine`` and ``target``, a share or a time like ``"3 ms"``.
     ``density`` is the fraction of the weights that stays, for methods that mask them (0: as ``keep`` says). Each table
@@ -157,12 +168,29 @@ class PruneSection:
 
     method: str = "Magnitude"
     keep: Fraction = 0.5
-    budget: str = rule(one_of(BUDGETS), "macs")
+    budget: str = rule(budget_among(BUDGETS), "macs")
     samples: Size = 2048
     options: Options = field(default_factory=dict, hash=False)
     then: tuple[Options, ...] = field(default=(), hash=False)
     density: Share = 0.0
     begin: Literal["auto", "trained", "fresh"] = "auto"
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class RefitSection:
+    """Whether what stays takes over what left, after the cut and before it recovers, see :class:`nervure.Refit`.
+
+    ``samples`` is how many training images it is fitted on (0: no refit); the other keys are those of ``Refit``. The
+    random twin gets the same.
+    """
+
+    samples: Count = 0
+    ridge: NotNegative | Literal["auto"] = "auto"
+    positions: Size = 8
+    streams: bool = True
+    norms: bool = True
+    masks: Literal["exact", "surgeon"] = "exact"
 
 
 @final
@@ -227,8 +255,8 @@ class RunSection:
 class SweepSection:
     """What ``nervure sweep`` varies: fractions that stay (``keeps``), ``seeds``, and methods; a run passes it over.
 
-    Each ``[[sweep.method]]`` has a ``name``, and may have ``options``, a ``label``, and ``keeps`` of its own. Without
-    any, the method of ``[prune]`` is swept; without ``seeds``, that of ``[run]`` is the only one.
+    Each ``[[sweep.method]]`` has a ``name``, and may have ``options``, a ``label``, and ``keeps`` and ``refit`` of its
+    own. Without any, the method of ``[prune]`` is swept; without ``seeds``, that of ``[run]`` is the only one.
     """
 
     keeps: tuple[Fraction, ...] = rule(distinct, ())
@@ -257,6 +285,7 @@ class Recipe:
     data: DataSection
     train: TrainSection = field(default_factory=TrainSection)
     prune: PruneSection = field(default_factory=PruneSection)
+    refit: RefitSection = field(default_factory=RefitSection)
     recover: RecoverSection = field(default_factory=RecoverSection)
     evaluate: EvaluateSection = field(default_factory=EvaluateSection)
     run: RunSection = field(default_factory=RunSection)
@@ -310,6 +339,9 @@ class Recipe:
         """A digest of everything that decides the result: all but where it is written, and what a sweep varies."""
         content = self.to_dict()
         del content["run"]["folder"], content["sweep"]
+        if self.refit == RefitSection():
+            # Digests are as they were before there was such a section.
+            del content["refit"]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -318,6 +350,7 @@ SECTIONS: Mapping[str, type[Any]] = {
     "data": DataSection,
     "train": TrainSection,
     "prune": PruneSection,
+    "refit": RefitSection,
     "recover": RecoverSection,
     "evaluate": EvaluateSection,
     "run": RunSection,
@@ -328,13 +361,14 @@ SECTIONS: Mapping[str, type[Any]] = {
 def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     """What differs between two recipes' plain data, e.g. ``["[prune] keep: 0.5 -> 0.4"]``.
 
-    The folder is no matter, and what a sweep varies neither.
+    The folder is no matter, and what a sweep varies neither. A section that was not there yet had its defaults.
     """
+    known = {"refit": plain(RefitSection())} | dict(before)
     return [
-        f"[{section}] {key}: {before.get(section, {}).get(key)!r} -> {value!r}"
+        f"[{section}] {key}: {known.get(section, {}).get(key)!r} -> {value!r}"
         for section, table in after.items()
         for key, value in table.items()
-        if before.get(section, {}).get(key) != value and (section, key) != ("run", "folder") and section != "sweep"
+        if known.get(section, {}).get(key) != value and (section, key) != ("run", "folder") and section != "sweep"
     ]
 
 

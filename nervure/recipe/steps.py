@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -22,12 +23,13 @@ from nervure.methods import Cached, HasEvidence, View
 from nervure.methods.dynamic.dynamic_sparse import DynamicSparse
 from nervure.plan import Plan
 from nervure.prune import Pruned, prune
-from nervure.recipe.context import STATS, STATS_FRESH, SURVEYS, RunContext
-from nervure.recipe.making import PROBE, ModelSource, methods_after, train_section
+from nervure.recipe.context import REFIT, STATS, STATS_FRESH, SURVEYS, RunContext
+from nervure.recipe.making import PROBE, ModelSource, methods_after, refit_of, train_section
 from nervure.recipe.recipe import RecoverSection, TrainSection
 from nervure.recipe.summary import summary
 from nervure.recipe.twins import random_twin
 from nervure.recipe.workers import environment, python
+from nervure.refit import Refit, Refitted, refit
 from nervure.report import Report, to_html, to_markdown
 from nervure.report.run_report import DENSE, DENSE_PLUS, PRUNED, RANDOM, Row, place
 from nervure.report.shift_section import SHOWN, shift_facts
@@ -117,12 +119,31 @@ def cut(bench: RunContext) -> None:
     bench.say(f"  verified: largest relative difference {pruned.verification:.1e}")
 
 
+def refit_cut(bench: RunContext) -> None:
+    """Let what stays take over what left, where the recipe asks for it."""
+    start = time.perf_counter()
+    for how in refit_of(bench.recipe):
+        found = _refit(bench, bench.pruned("cut.safetensors"), how)
+        seconds = round(time.perf_counter() - start, 2)
+        write_json(
+            bench.path(REFIT), {"seconds": seconds} | found.summary() | {"fits": list(map(asdict, found.layers))}
+        )
+        bench.save("refit.safetensors", found.result)
+        bench.say(found.describe())
+
+
+def _refit(bench: RunContext, pruned: Pruned, how: Refit) -> Refitted[Pruned]:
+    batches = bench.data.train.batches(bench.recipe.evaluate.batch_size, shuffle_seed=bench.recipe.run.seed)
+    return refit(pruned, batches, reference=bench.origin(), how=how, progress=bench.progress)
+
+
 def recover(bench: RunContext) -> None:
     """Train what was cut; a method that rewires does so meanwhile."""
     hooks = []
     if isinstance(bench.method, DynamicSparse):
         hooks = [RewiringHook(bench.method, log=bench.path("pruned.events.jsonl"))]
-    _recover(bench, "pruned", bench.pruned("cut.safetensors"), "model.safetensors", hooks)
+    start = "refit.safetensors" if bench.recipe.refit.samples else "cut.safetensors"
+    _recover(bench, "pruned", bench.pruned(start), "model.safetensors", hooks)
 
 
 def train_twins(bench: RunContext) -> None:
@@ -148,6 +169,8 @@ def train_twins(bench: RunContext) -> None:
         rescale=isinstance(bench.method, DynamicSparse) and bench.begins_fresh and bench.method.rescale,
         progress=bench.progress,
     )
+    for how in refit_of(bench.recipe):
+        twin = _refit(bench, twin, how).result
     _recover(bench, "random", twin, "random.safetensors")
 
 
@@ -215,6 +238,7 @@ STEPS: Mapping[str, Step] = {
     "measure": measure_dense,
     "plan": plan_cut,
     "cut": cut,
+    "refit": refit_cut,
     "recover": recover,
     "twins": train_twins,
     "evaluate": evaluate_all,
@@ -234,6 +258,8 @@ ARTEFACTS = (
     "evidence.json",
     "plan.json",
     "cut.safetensors",
+    "refit.safetensors",
+    REFIT,
     "model.safetensors",
     "pruned.history.json",
     "dense-plus.safetensors",

@@ -23,14 +23,15 @@ from nervure.recipe.recipe import (
     PruneSection,
     Recipe,
     RecoverSection,
+    RefitSection,
     RunSection,
     SweepSection,
     Threads,
     TrainSection,
+    budget_among,
     check_rules,
     checked_recipe,
     distinct,
-    one_of,
     plain,
     require_known,
     rule,
@@ -56,7 +57,7 @@ class StudySection:
     title: str = "Comparison"
     seeds: tuple[Seed, ...] = rule(_one_or_more, (0, 1, 2))
     keeps: tuple[Fraction, ...] = rule(_one_or_more, (0.5,))
-    budget: str = rule(one_of(COUNTED), "macs")
+    budget: str = rule(budget_among(COUNTED), "macs")
     baseline: str = "Random"
     samples: Size = 2048
     folder: str = "runs/study"
@@ -81,13 +82,17 @@ class NetworkEntry:
 @final
 @dataclass(frozen=True, slots=True)
 class MethodEntry:
-    """One method: its ``name``, a ``label``, its ``options``; on these ``networks`` and ``keeps`` only (empty: all)."""
+    """One method: its ``name``, a ``label``, its ``options``; on these ``networks`` and ``keeps`` only (empty: all).
+
+    ``refit`` is what it has of ``[refit]`` otherwise than the others, such as ``{ samples = 1024 }``.
+    """
 
     label: str = ""
     name: str = ""
     options: Options = field(default_factory=dict, hash=False)
     networks: tuple[str, ...] = ()
     keeps: tuple[Fraction, ...] = ()
+    refit: Options = field(default_factory=dict, hash=False)
 
 
 @final
@@ -126,7 +131,7 @@ class Trial:
 @final
 @dataclass(frozen=True, slots=True)
 class Study:
-    """What to compare. ``[study]``, ``[data]``, ``[train]``, ``[recover]`` and ``[evaluate]`` hold for all trials.
+    """What to compare; ``[data]``, ``[train]``, ``[refit]``, ``[recover]`` and ``[evaluate]`` hold for all trials.
 
     >>> study = Study.from_toml('''
     ... [study]
@@ -152,6 +157,7 @@ class Study:
     train: TrainSection = field(default_factory=TrainSection)
     recover: RecoverSection = field(default_factory=RecoverSection)
     evaluate: EvaluateSection = field(default_factory=EvaluateSection)
+    refit: RefitSection = field(default_factory=RefitSection)
 
     def __post_init__(self) -> None:
         check_rules(self.study, "[study]")
@@ -178,6 +184,7 @@ class Study:
                 section_of(TrainSection, data.get("train", {}), "[train]"),
                 section_of(RecoverSection, data.get("recover", {}), "[recover]"),
                 section_of(EvaluateSection, data.get("evaluate", {}), "[evaluate]"),
+                section_of(RefitSection, data.get("refit", {}), "[refit]"),
             )
         except RecipeError as error:
             raise RecipeError(f"{source}: {error}") from None
@@ -216,6 +223,7 @@ class Study:
             prune=PruneSection(budget=told.budget, samples=told.samples),
             recover=section_of(RecoverSection, plain(self.recover) | dict(network.recover), f"{where} recover"),
             evaluate=self.evaluate,
+            refit=self.refit,
             run=RunSection(folder=told.folder, threads=told.threads, device=told.device),
             sweep=SweepSection(told.keeps, told.seeds),
         )
@@ -250,11 +258,13 @@ def unfold(recipe: Recipe, network: str, methods: Sequence[MethodEntry], *, dens
         if dense_plus:
             # Keeping everything is the empty plan.
             whole = PruneSection(keep=1.0, budget=recipe.prune.budget)
-            yield Trial(network, DENSE_PLUS, replace(seeded, prune=whole))
+            yield Trial(network, DENSE_PLUS, replace(seeded, prune=whole, refit=RefitSection()))
         for method in methods:
+            told = f"[[method]] {method.label!r} refit"
+            refit = section_of(RefitSection, plain(recipe.refit) | dict(method.refit), told)
             for keep in method.keeps or recipe.sweep.keeps:
                 prune = replace(recipe.prune, method=method.name, keep=keep, options=method.options)
-                yield Trial(network, method.label, replace(seeded, prune=prune))
+                yield Trial(network, method.label, replace(seeded, prune=prune, refit=refit))
 
 
 def distinct_trials(trials: Iterable[Trial]) -> tuple[Trial, ...]:
@@ -300,6 +310,9 @@ def _non_defaults(recipe: Recipe) -> dict[str, dict[str, Any]]:
     told["run"] = {"seed": recipe.run.seed}
     # What else was swept decides nothing about this one.
     del told["sweep"]
+    if not told["refit"]:
+        # Digests are as they were before there was such a section.
+        del told["refit"]
     return told
 
 

@@ -27,6 +27,7 @@ from nervure.recipe.steps import (
     gather,
     plan_cut,
     recover,
+    refit_cut,
     row_of,
     shifted_results,
     trace_dense,
@@ -226,8 +227,11 @@ def _run_trial(job: Job) -> Outcome:
     bench = bench_of(trial, Path(job.folder))
     log = _open_log(bench, repr(bench.method))
     write_text(bench.path(RECIPE), trial.recipe.to_toml())
-    follow(bench, log, {"plan": plan_cut, "cut": cut, "recover": recover} | _measures(pruned_of, shift=job.shift))
+    fitted: dict[str, Step] = {"refit": refit_cut} if trial.recipe.refit.samples else {}
+    steps = {"plan": plan_cut, "cut": cut, **fitted, "recover": recover} | _measures(pruned_of, shift=job.shift)
+    follow(bench, log, steps)
     remove(bench.path("cut.safetensors"))
+    remove(bench.path("refit.safetensors"))
     history = read_document(bench.path(f"{PRUNED}.history.json"), Trained, "a history of training")
     return _outcome(bench, trial, log, history["loss"])
 
