@@ -21,11 +21,10 @@ from nervure.graph.preserve import restore_after
 from nervure.graph.tape import named_tensors
 from nervure.graph.trace import Choices, left_alone
 from nervure.graph.types import Graph
-from nervure.methods.base import Method, View
+from nervure.methods.base import Method, View, gather_evidence
 from nervure.plan import Cut, Drop, Keep, Mask, Plan
 from nervure.refit import Refit
 from nervure.refit import refit as refitted_to
-from nervure.stats import measure
 from nervure.surgery.apply import apply, edit_model, masks_after
 from nervure.surgery.blame import Edit, families_of, name_of, wrong_edits
 from nervure.surgery.checker import Checker
@@ -234,15 +233,12 @@ def _pruned_once(
     drawing, checker = trace_and_check(model, given, **chosen)
     graph = drawing.graph
     weights = {name: tensor.detach() for name, tensor in named_tensors(model).items()}
-    stats = (
-        measure(model, graph, data, want=method.wants, seed=seed, progress=progress)
-        if method.wants and data is not None
-        else None
-    )
     before = cost_of(model, drawing.flow)
     ignored = left_alone(model, chosen["ignore"], chosen["only"])
     shown = [one.plain() for one in given]
-    view = View(graph, weights, stats, seed, model, shown if len(shown) > 1 else shown[0], data, ignored)
+    view = View(graph, weights, None, seed, model, shown if len(shown) > 1 else shown[0], data, ignored)
+    with restore_after(model, given):
+        view = gather_evidence(method, view, progress=progress)
     result = _make_plan(model, method, view, before)
     if verify and not is_weightless(model):
         result = _verify_or_repair(checker, method, view, result)
@@ -265,9 +261,9 @@ def _verify_or_repair(checker: Checker, method: Method, view: View, result: Prun
                 "`right` of this error, a plan. Please report the model.",
                 right=right,
             ) from error
-        view = replace(
-            view, graph=pin_edits(view.graph, {e: f"found wrong when verified: {w}" for e, w in wrong.items()})
-        )
+        pinned = pin_edits(view.graph, {e: f"found wrong when verified: {w}" for e, w in wrong.items()})
+        # Answers were about the graph as it was.
+        view = replace(view, graph=pinned, answers=())
         if not view.graph.prunable and not any(not b.pinned for b in view.graph.blocks):
             raise VerificationError(f"no cut computes the right thing: {named}") from error
     assert isinstance(view.model, nn.Module)

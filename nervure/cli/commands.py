@@ -320,7 +320,7 @@ def apply(choice: NetworkChoice, plan_file: Path, graph_file: Path | None, verif
 @click.option("--samples", type=click.IntRange(1), default=1024, show_default=True, help="Training samples to fit on.")
 @SET
 @output("refitted.safetensors", "the refitted network")
-def refit_command(choice: Inputs, samples: int, settings: tuple[tuple[str, Any], ...], out: Path) -> None:
+def refit_command(choice: NetworkChoice, samples: int, settings: tuple[tuple[str, Any], ...], out: Path) -> None:
     """Let what stays of a pruned network take over what left, without labels and before any training.
 
     Each layer of the network of --file is fitted to say what the dense one, with its --weights, says on the data.

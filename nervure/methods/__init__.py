@@ -8,7 +8,7 @@ from nervure.core.renamed import old_names
 from nervure.core.schema import Density
 from nervure.engines import EngineName
 from nervure.errors import ArgumentError
-from nervure.methods.base import Cached, HasEvidence, Method, View
+from nervure.methods.base import Cached, HasEvidence, Inquiry, Method, View, gather_evidence
 from nervure.methods.blocks.depth import Depth
 from nervure.methods.blocks.energy import Energy
 from nervure.methods.channels.timed import Target
@@ -147,6 +147,7 @@ __all__ = [
     "GCNet",
     "GraSP",
     "HasEvidence",
+    "Inquiry",
     "Magnitude",
     "MagnitudeMasks",
     "Method",
@@ -161,6 +162,7 @@ __all__ = [
     "View",
     "Wanda",
     "companion",
+    "gather_evidence",
     "method_from",
     "method_keeping",
 ]

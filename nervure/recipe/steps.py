@@ -19,7 +19,7 @@ from nervure.evaluation import Shifted, evaluate, evaluate_shift, file_size, lat
 from nervure.export import load_state, save_state
 from nervure.graph import Graph, count
 from nervure.graph.tape import named_tensors
-from nervure.methods import Cached, HasEvidence, View
+from nervure.methods import HasEvidence, View, gather_evidence
 from nervure.methods.dynamic.dynamic_sparse import DynamicSparse
 from nervure.plan import Plan
 from nervure.prune import Pruned, prune
@@ -68,10 +68,11 @@ def trace_dense(bench: RunContext) -> None:
 def measure_dense(bench: RunContext) -> None:
     """Gather the evidence that the method wants, if any."""
     gather(bench, bench.method.wants)
+    _asked(bench)
 
 
 def gather(bench: RunContext, want: frozenset[str]) -> None:
-    """Gather this evidence, if any, in one pass over training images."""
+    """Gather these signals, if any, in one pass over training images."""
     if not want:
         return
     batches = bench.data.train.batches(bench.recipe.evaluate.batch_size, shuffle_seed=bench.recipe.run.seed)
@@ -90,13 +91,10 @@ def gather(bench: RunContext, want: frozenset[str]) -> None:
 def plan_cut(bench: RunContext) -> None:
     """Let the method decide, and show the plan before anything is cut."""
     graph = bench.graph()
-    view, method = _view(bench, bench.origin(), graph), bench.method
+    view, method = _asked(bench), bench.method
     if isinstance(method, DynamicSparse) and not bench.begins_fresh:
         # Weights that were learnt have the size they should have.
         method = replace(method, rescale=False)
-    if isinstance(method, Cached) and method.cache is None:
-        kept: Any = method
-        method = replace(kept, cache=str(bench.path(SURVEYS)))
     if isinstance(method, HasEvidence):
         found = method.evidence(view)
         write_json(bench.path("evidence.json"), found.to_json())
@@ -304,6 +302,12 @@ def _view(bench: RunContext, model: nn.Module, graph: Graph) -> View:
     stats = Stats.load(bench.stats).only(bench.method.wants) if bench.method.wants else None
     batches = bench.data.train.batches(bench.recipe.evaluate.batch_size, shuffle_seed=bench.recipe.run.seed)
     return View(graph, weights, stats, bench.recipe.run.seed, model, bench.example(), batches)
+
+
+def _asked(bench: RunContext) -> View:
+    """What the method sees, with all that it wants; answers are kept, so that they are there the second time."""
+    view = _view(bench, bench.origin(), bench.graph())
+    return gather_evidence(bench.method, view, folder=bench.path(SURVEYS), progress=bench.progress)
 
 
 def _cut(bench: RunContext, plan: Plan, method: str) -> Pruned:

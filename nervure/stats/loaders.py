@@ -93,6 +93,13 @@ def first_of(data: Batches, samples: int) -> list[Any]:
     return found
 
 
+def parts_of(data: Batches) -> Iterator[Any]:
+    """Of each batch the arguments of the model, and the labels, of whatever kind; raises DataError."""
+    for number, raw in enumerate(_iterate(data)):
+        inputs, labels = _split(raw, f"batch {number}")
+        yield Inputs.of_batch(inputs), labels
+
+
 def keep_position(data: Any) -> Any:
     """A copy to iterate over: a loader that shuffles anew in each epoch stays where it is, and gives the same again."""
     if isinstance(data, Iterator):

@@ -18,7 +18,6 @@ from nervure.errors import DataError
 from nervure.graph.types import Block
 from nervure.methods.base import View
 from nervure.methods.blocks.dropping import BlockScore, Dropping, Policy
-from nervure.methods.blocks.evaluator import BlockEvaluator
 from nervure.stats import Stats
 
 Yardstick: TypeAlias = Literal["influence", "branch", "cka", "random"]
@@ -69,7 +68,7 @@ def _branch(method: Depth, view: View, blocks: Sequence[Block], gone: tuple[str,
 
 
 def _cka(method: Depth, view: View, blocks: Sequence[Block], gone: tuple[str, ...]) -> list[float]:
-    judge = BlockEvaluator(view, method.recalibrate, method.output)
+    judge = method.judge(view)
     # The whole model is recalibrated like the others: what differs is the block alone.
     whole, *others = (judge.answers_without(names) for names in ((), *((*gone, b.name) for b in blocks)))
     return [1 - float(cka(whole.double(), other.double(), debiased=False)) for other in others]

@@ -4,8 +4,8 @@ import math
 import re
 import warnings
 from collections.abc import Callable, Iterable
-from dataclasses import replace
-from typing import Annotated, Any, Protocol, TypeAlias
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Protocol, TypeAlias, final
 
 from msgspec import Meta
 
@@ -18,7 +18,7 @@ from nervure.core.inputs import Inputs
 from nervure.errors import ArgumentError, BudgetError, DataError, NervureWarning
 from nervure.evaluation.timing import Stopwatch
 from nervure.graph.types import Graph
-from nervure.methods.base import View
+from nervure.methods.base import Folder, View
 from nervure.plan import Plan
 from nervure.scores import Scores
 
@@ -163,11 +163,28 @@ def plan_within(method: Any, view: View, cut: Callable[[float, LatencyTable | No
     return plan
 
 
-def stopwatch(view: View, engine: str) -> Stopwatch:
-    """What times the plans of ``view``; raises DataError where there is nothing to time."""
-    if view.model is None or view.example is None:
-        raise DataError('budget="latency" times the network: give the model and the example it was traced with.')
-    return Stopwatch(view.model, view.graph, Inputs.of(view.example), engine)
+@final
+@dataclass(frozen=True, slots=True)
+class LatencyInquiry:
+    """How long a network takes on an engine, and others cut at random: what plans are predicted from.
+
+    The table is kept in the user's folder for caches, with what was timed since, whatever folder is given.
+    """
+
+    engine: str
+
+    def of(self, view: View, folder: Folder = None) -> tuple[Stopwatch, LatencyTable]:
+        """What times the plans of a view, and its table; raises DataError where there is nothing to time."""
+        if view.model is None or view.example is None:
+            raise DataError('budget="latency" times the network: give the model and the example it was traced with.')
+        watch = Stopwatch(view.model, view.graph, Inputs.of(view.example), self.engine)
+        return watch, watch.table()
+
+
+def timed_inquiries(method: Any) -> tuple[LatencyInquiry, ...]:
+    """What a method asks that has to meet a latency; it has ``keep``, ``budget``, ``engine`` and ``target``."""
+    asks = is_timed(method.budget) and (method.keep if method.target is None else method.target) != 1
+    return (LatencyInquiry(method.engine or "eager"),) if asks else ()
 
 
 def _within(method: Any, view: View, cut: Callable[[float, LatencyTable | None], Plan]) -> Plan:
@@ -175,8 +192,7 @@ def _within(method: Any, view: View, cut: Callable[[float, LatencyTable | None],
     whole = Plan((), view.graph.fingerprint, asked, {"keep": 1.0})
     if asked["target"] == 1:
         return whole
-    watch = stopwatch(view, method.engine)
-    table = watch.table()
+    watch, table = view.ask(LatencyInquiry(method.engine))
     goal = goal_of(method.keep, method.target, table.dense)
     if goal >= 1:
         return whole

@@ -12,13 +12,11 @@ from nervure.budget import BudgetName, Scope
 from nervure.core.check import Checked
 from nervure.core.schema import Density, Seed, Size
 from nervure.engines import EngineName
-from nervure.errors import ScoreError
-from nervure.methods.base import View
-from nervure.methods.channels.timed import Target, check_options, cut_lowest
+from nervure.methods.base import Inquiry, View, stats_of
+from nervure.methods.channels.timed import Target, check_options, cut_lowest, timed_inquiries
 from nervure.plan import Plan
 from nervure.scores import Loudness, Normalise, Scores, Without, score
 from nervure.scores.criteria import find_criterion, name_of_criterion, require_criterion_options, signals_of
-from nervure.stats import Stats
 
 OF_ALL = frozenset({"keep", "scope", "budget", "minimum", "multiple", "engine", "target"})
 """Hyper-parameters of every ranking; its others are options of its criterion."""
@@ -44,9 +42,14 @@ class UnitRanking(Checked, ABC):
     def wants(self) -> frozenset[str]:
         """The evidence that ``plan`` needs."""
 
+    @property
+    def asks(self) -> tuple[Inquiry[Any], ...]:
+        """Times, where a latency is to be met."""
+        return timed_inquiries(self)
+
     def scores(self, view: View) -> Scores:
         """One number per unit, higher stays."""
-        stats = self.evidence(view) if self.wants else None
+        stats = stats_of(self, view) if self.wants else None
         return score(self.criterion, view.graph, view.weights, stats, seed=self.lot(view), **self.settings())
 
     def settings(self) -> Mapping[str, Any]:
@@ -56,12 +59,6 @@ class UnitRanking(Checked, ABC):
     def lot(self, view: View) -> int:
         """Where the criterion starts if it draws lots."""
         return view.seed
-
-    def evidence(self, view: View) -> Stats:
-        """What was measured; raises ScoreError where nothing was."""
-        if view.stats is None:
-            raise ScoreError(f"{self!r} needs evidence. Measure want={set(self.wants)!r} and give it as stats.")
-        return view.stats
 
     def plan(self, view: View) -> Plan:
         """Cut the units of lowest score; raises ScoreError or BudgetError where that cannot be done."""

@@ -15,7 +15,7 @@ import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, ClassVar, Literal, TypeAlias, final
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias, final
 
 import torch
 from torch import Tensor
@@ -30,8 +30,8 @@ from nervure.dependence.estimator_options import Estimator
 from nervure.engines import EngineName
 from nervure.errors import ArgumentError, BudgetError, NervureWarning
 from nervure.graph.products import describe_products
-from nervure.methods.base import View
-from nervure.methods.channels.timed import Target, for_engine, plan_within
+from nervure.methods.base import Inquiry, View
+from nervure.methods.channels.timed import Target, for_engine, plan_within, timed_inquiries
 from nervure.methods.snacs.survey import ConnectivityEvidence, RankedBy, SurveyOptions
 from nervure.plan import Keep, Mask, Plan
 from nervure.scores.bundles import Layer, layers
@@ -146,6 +146,11 @@ class SNACS(Checked):
         """
         return self.decide(view, ConnectivityEvidence({}) if self._is_whole else self.evidence(view))
 
+    @property
+    def asks(self) -> tuple[Inquiry[Any], ...]:
+        """Connectivity, limits and what is protected."""
+        return () if self._is_whole else (self._survey(), *timed_inquiries(self))
+
     def decide(self, view: View, found: ConnectivityEvidence) -> Plan:
         """The plan that follows from what was found; nothing is measured. Raises BudgetError."""
         if self._is_whole:
@@ -155,7 +160,7 @@ class SNACS(Checked):
 
     def evidence(self, view: View) -> ConnectivityEvidence:
         """What the plan rests on: connectivity, limits and what is protected; from the cache where it is there."""
-        return self._survey().of(view, self.cache)
+        return view.ask(self._survey(), self.cache)
 
     def _survey(self) -> SurveyOptions:
         assert self.slack is not None and self.probe is not None
