@@ -102,7 +102,7 @@ class Dropping(Checked, ABC):
 
     def __post_init__(self) -> None:
         Checked.__post_init__(self)
-        require_target(self.latency, self.budget == "latency", "latency")
+        require_target(self.latency, self.budget, "latency")
         if self.latency is not None and (self.drop is not None or self.tolerance is not None):
             raise ArgumentError(f"latency={self.latency!r}, and drop= or tolerance= too: say it in one way.")
         self.check()
