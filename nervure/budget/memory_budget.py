@@ -25,18 +25,23 @@ BYTES: Mapping[str, float] = {
 class PeakMemory:
     """Bytes for any survivors of a graph.
 
+    Args:
+        costs: of the graph.
+        gone: beginnings of names of tensors that are not there; what ran with them is counted as if it still did.
+
     Raises:
         ArgumentError: the graph was traced by a version of nervure that noted no memory.
     """
 
-    def __init__(self, costs: CostModel) -> None:
+    def __init__(self, costs: CostModel, gone: tuple[str, ...] = ()) -> None:
         graph, pad = costs.graph, len(costs.graph.axes)
         if not graph.memory:
             raise ArgumentError(
                 "budget='memory' needs to know when tensors are in memory, which this graph does not say: an earlier "
                 "version of nervure traced it. Trace the model again."
             )
-        self._held = as_terms(((size, graph.tensors[n]) for n, size in graph.element_bytes.items()), pad)
+        held = [(size, graph.tensors[n]) for n, size in graph.element_bytes.items() if not n.startswith(gone)]
+        self._held = as_terms(held, pad)
         self._passing = as_terms(((life.fixed, life.axes) for life in graph.memory), pad)
         self._first = np.array([life.first for life in graph.memory])
         self._last = np.array([life.last for life in graph.memory])

@@ -108,7 +108,8 @@ def method_keeping(
         budget: what ``keep`` counts.
         density: the fraction of the weights that stays; None: as ``keep`` says.
         engine: what the plan is made for; None: none in particular.
-        target: the latency or memory to meet; None: none. Methods that drop blocks call it ``latency``.
+        target: the latency or memory to meet; None: none. Methods that drop blocks call it ``latency``,
+            or ``memory``.
 
     Raises:
         ArgumentError: as :func:`method_from`; or the method masks no weights, and a density is given, or it knows no
@@ -129,7 +130,8 @@ def method_keeping(
             "method that cuts units, like Magnitude."
         )
     asked = {"keep": keep, "budget": budget, "density": keep if density is None else density}
-    timed = {"engine": engine, "latency" if "latency" in known else "target": target}
+    amount = ("memory" if budget == "memory" else "latency") if "latency" in known else "target"
+    timed = {"engine": engine, amount: target}
     found = {k: v for k, v in asked.items() if k in known} | {k: v for k, v in timed.items() if v is not None}
     return method_from(name, **(found | dict(share)))
 

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from benchmarks.architectures import ARCHITECTURES
-from nervure import SNACS, Graph, Magnitude, Plan, apply, count, prune, trace, zoo
+from nervure import SNACS, Depth, Graph, Magnitude, Plan, apply, count, prune, trace, zoo
 from nervure.budget import BUDGETS, Budget, CostModel, allocate, find_budget
 from nervure.errors import ArgumentError, BudgetError, PlanError
 from nervure.graph.inputs import run_example
@@ -268,3 +268,38 @@ def test_the_command_line_plans_for_memory(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-m", "nervure", *words, *more], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert Plan.from_json(json.loads((tmp_path / "plan.json").read_text())).reached["memory"] <= 90_000
+
+
+@pytest.mark.parametrize("asked", [{"keep": 0.6}, {"memory": 0.6}, {"memory": "60 KB"}, {"memory": 60_000}])
+def test_blocks_are_dropped_for_memory(asked: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(*[Residual() for _ in range(8)]).eval()
+    found = prune(model, torch.zeros(1, 16), Depth(score="random", budget="memory", **asked), progress=False)
+    before, after = measured(model, torch.zeros(1, 16)), measured(found.model, torch.zeros(1, 16))
+    goal = 0.6 * before if isinstance(next(iter(asked.values())), float) else 60_000
+    assert after <= goal and found.plan.drops
+    # Everything that stays is in the last of the budget: one block more would not fit.
+    assert after + before / 8 > goal
+
+
+def test_an_amount_of_another_budget_is_refused_for_blocks() -> None:
+    for wrong, told in (
+        ({"memory": "3 MB"}, "needs budget='memory'. Else"),
+        ({"latency": "3 ms", "budget": "memory"}, "needs budget='latency'. Else"),
+        ({"memory": "3 ms", "budget": "memory"}, "memory='3 ms' is no size"),
+        ({"memory": "3 MB", "budget": "memory", "drop": 1}, "say it in one way"),
+    ):
+        with pytest.raises(ArgumentError, match=told):
+            Depth(**wrong)
+    assert method_keeping("Depth", {}, keep=0.5, budget="memory", target="3 MB") == Depth(
+        budget="memory", memory="3 MB"
+    )
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.branch = nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.branch(x)

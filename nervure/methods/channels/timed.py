@@ -100,7 +100,8 @@ def require_target(target: float | str | None, budget: str | Budget, name: str =
         return
     kind = find_budget(budget) if is_known(budget) else None
     if kind is None or not kind.units:
-        known = " or ".join(f"budget={one.name!r}" for one in BUDGETS.values() if one.units)
+        amounts = [one.name for one in BUDGETS.values() if one.units]
+        known = " or ".join(f"budget={one!r}" for one in amounts if name not in amounts or one == name)
         raise ArgumentError(f"{name}={show_value(target)} is an amount, so it needs {known}. Else say keep=.")
     if isinstance(target, str):
         kind.read_amount(target, name)
