@@ -170,7 +170,7 @@ def setting(text: str) -> tuple[str, Any]:
 
 
 def target(text: str) -> float | str:
-    """A share like ``0.5``, or a time like ``"3 ms"``, which stays text.
+    """A share like ``0.5``, or an amount like ``"3 ms"``, which stays text.
 
     >>> target("0.5"), target("3 ms")
     (0.5, '3 ms')
@@ -368,8 +368,8 @@ ASKED: tuple[Decorator, ...] = (
     click.option(
         "--target",
         type=target,
-        metavar="SHARE|TIME",
-        help="The latency to meet: a share of the dense network's (0.5), or a time ('3 ms').",
+        metavar="SHARE|AMOUNT",
+        help="The latency or memory to meet: a share of the dense network's (0.5), or an amount ('3 ms', '200 MB').",
     ),
 )
 

@@ -26,6 +26,7 @@ from nervure.graph.composites import SimpleOperators
 from nervure.graph.modes import disable_compile
 from nervure.graph.preserve import restore_after
 from nervure.graph.sizes import Attribute, Expression, Size, expression_of, noting_numbers, plain, tagged_attributes
+from nervure.graph.storages import StorageLog
 
 SMALL_CONSTANT = 4_000_000
 SPARSE = frozenset({torch.sparse_coo, torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc})
@@ -149,6 +150,8 @@ class Tape:
     """Modules of ``nn.MultiheadAttention``, which surgery resizes."""
     warm: bool = False
     """Whether the model was run once before, see :func:`record`."""
+    storages: StorageLog = field(default_factory=StorageLog)
+    """Where the values lie in memory."""
 
     @property
     def inputs(self) -> list[int]:
@@ -233,6 +236,7 @@ class Recorder(SimpleOperators):
             value.strides, value.offset = tensor.stride(), int(tensor.storage_offset())
         elif tensor.layout in SPARSE:
             value.stored = tensor._nnz()
+        self.tape.storages.add(tensor, len(self.tape.entries))
         self.tape.values.append(value)
         if const is not None and not const.is_meta:
             self._held.setdefault(const.untyped_storage()._cdata, []).append(value)
@@ -256,6 +260,7 @@ class Recorder(SimpleOperators):
 
     def compute(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Run it, and write it down."""
+        self.tape.storages.bury(len(self.tape.entries))
         refs = self._refs(_with_tensor_first(func, args))
         named = {key: self._refs(value) for key, value in kwargs.items()}
         module = self.modules[-1] if self.modules else ""

@@ -18,6 +18,7 @@ from nervure.core.check import show_value
 from nervure.errors import ArgumentError, TraceError
 from nervure.graph.declared import families, find_declared, find_unexplained, full_name, in_multiples
 from nervure.graph.labels import NONE, Array, AxisSplit, LabelArray, LabelState, Owner, TensorLabels
+from nervure.graph.lifetimes import lifetimes_of
 from nervure.graph.lost import loses
 from nervure.graph.ops.table import SIZED_CALLS, find_operator
 from nervure.graph.products import products_of, told_of_masks
@@ -281,7 +282,14 @@ class _Builder:
 
     def axis(self, size: int, vectors: Iterable[Array]) -> int:
         """Number of the axis with this size and these layers, a new one where there is none."""
+        return self._number(size, self.parts(vectors))
+
+    def cut_axis(self, size: int, vectors: Iterable[Array]) -> int | None:
+        """Number of the axis with this size and these layers; None where no cut changes it."""
         parts = self.parts(vectors)
+        return self._number(size, parts) if parts else None
+
+    def _number(self, size: int, parts: tuple[Part, ...]) -> int:
         key = (size, parts)
         if key not in self.axes:
             self.axes[key] = len(self.table)
@@ -468,6 +476,7 @@ def _drawing(model: nn.Module, flow: LabelPropagation, settings: Mapping[str, An
     slots = _slots(flow, builder)
     notes = _group_notes(flow, builder)
     works, resizes = tuple(_works(flow, builder)), tuple(_resizes(flow, builder))
+    memory, element_bytes = lifetimes_of(flow, builder.cut_axis, tensors)
     groups = []
     for i, members in enumerate(census.members):
         if not shown[i]:
@@ -492,6 +501,8 @@ def _drawing(model: nn.Module, flow: LabelPropagation, settings: Mapping[str, An
         notes=tuple(flow.told.values()),
         settings=settings,
         products=products_of(model, flow.tape, flow.roles),
+        memory=memory,
+        element_bytes=element_bytes,
     )
     graph = replace(graph, notes=(*graph.notes, *told_of_masks(model, graph.products)))
     graph = replace(graph, declared=find_declared(model, graph, flow.tape.read))

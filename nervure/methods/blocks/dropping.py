@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeAlias, final
 
 import torch
 
+from nervure.budget import BUDGETS
 from nervure.budget.clusters import line_clusters
 from nervure.budget.knapsack import frontier
 from nervure.core.check import Checked
@@ -22,9 +23,9 @@ from nervure.methods.blocks.evaluator import BlockEvaluator, BlockRecord, plan_o
 from nervure.methods.channels.timed import Target, goal_of, require_target
 from nervure.methods.evidence_folder import answer_folder
 from nervure.plan import Drop, Plan
-from nervure.surgery.price import price
+from nervure.surgery.price import memory_left, price
 
-BlockBudget: TypeAlias = Literal["params", "macs", "blocks", "latency"]
+BlockBudget: TypeAlias = Literal["params", "macs", "blocks", "latency", "memory"]
 Policy: TypeAlias = Literal["knapsack", "rank", "ckmeans"]
 Granularity: TypeAlias = Literal["fine", "whole"]
 
@@ -64,7 +65,8 @@ class Dropping(Checked, ABC):
 
     Attributes:
         keep: the fraction of the budget that stays, in (0, 1].
-        budget: ``"params"``, ``"macs"``, ``"blocks"`` (their number) or ``"latency"`` (measured on the example).
+        budget: ``"params"``, ``"macs"``, ``"blocks"`` (their number), ``"latency"`` (measured on the example) or
+            ``"memory"`` (at most; activations count as if the blocks were there).
         drop: exactly so many blocks leave.
         tolerance: as much leaves as costs at most this share of accuracy, in [0, 1), before any training: judged
             on every tenth batch of the data, batch norms recalibrated on the others, by bisection. Where labels are no
@@ -84,6 +86,8 @@ class Dropping(Checked, ABC):
         engine: what latencies are timed on, see :func:`nervure.engines.runner`.
         latency: the latency to meet: a share of the whole network's in (0, 1], or a time like ``"3 ms"``; None: the
             share ``keep``.
+        memory: the memory to meet: a share of the whole network's in (0, 1], or bytes, also like ``"200 MB"``; None:
+            the share ``keep``.
     """
 
     keep: Density = 0.5
@@ -99,12 +103,14 @@ class Dropping(Checked, ABC):
     output: str = ""
     engine: EngineName = field(default="eager", kw_only=True)
     latency: Target | None = field(default=None, kw_only=True)
+    memory: Target | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         Checked.__post_init__(self)
-        require_target(self.latency, self.budget == "latency", "latency")
-        if self.latency is not None and (self.drop is not None or self.tolerance is not None):
-            raise ArgumentError(f"latency={self.latency!r}, and drop= or tolerance= too: say it in one way.")
+        for name, target in (("latency", self.latency), ("memory", self.memory)):
+            require_target(target, self.budget if self.budget == name else "", name)
+            if target is not None and (self.drop is not None or self.tolerance is not None):
+                raise ArgumentError(f"{name}={target!r}, and drop= or tolerance= too: say it in one way.")
         self.check()
 
     @property
@@ -250,12 +256,20 @@ class Dropping(Checked, ABC):
             return {"drop": self.drop}
         if self.budget == "latency":
             return {"budget": "latency", "engine": self.engine, "target": self._share}
+        if self.budget == "memory":
+            return {"budget": "memory", "target": self._share}
         return {"budget": self.budget, "keep": self.keep}
 
     @property
     def _share(self) -> float | str:
-        """How much is asked to stay: a share, or a time."""
-        return self.keep if self.latency is None else self.latency
+        """How much is asked to stay: a share, a time or a size."""
+        return next((target for target in (self.latency, self.memory) if target is not None), self.keep)
+
+    def _keep_of(self, view: View, judge: BlockEvaluator) -> float:
+        """The share of the budget that is asked to stay."""
+        if self.budget == "memory":
+            return BUDGETS["memory"].share_of(self._share, memory_left(view.graph, Plan()))
+        return goal_of(self.keep, self.latency, judge.seconds()) if isinstance(self._share, str) else self._share
 
     def _quality_reached(
         self, view: View, judge: BlockEvaluator, plan: Plan, blocks: Sequence[Block], scores: Mapping[str, BlockScore]
@@ -263,6 +277,8 @@ class Dropping(Checked, ABC):
         kept = _kept_shares(view.graph, plan) | {"blocks": 1 - len(plan) / len(blocks)}
         if self.budget == "latency" and plan:
             kept["latency"] = judge.latency(tuple(drop.block for drop in plan.drops))
+        if self.budget == "memory":
+            kept["memory"] = _kept_share(view.graph, [drop.block for drop in plan.drops], "memory")
         means = {name: float(f"{s.mean:.6g}") for name, s in scores.items()}
         return {"keep": kept.get(self.budget, kept["macs"]), "blocks": len(plan), "scores": means}
 
@@ -291,8 +307,7 @@ class Dropping(Checked, ABC):
             if wanted > total:
                 raise BudgetError(f"drop={wanted}: the model has only {total} blocks that can be dropped.")
             return next(s for s in sets if len(s) >= round(wanted * share))
-        keep = goal_of(self.keep, self.latency, judge.seconds()) if isinstance(self._share, str) else self._share
-        goal = 1 - (1 - keep) * share
+        goal = 1 - (1 - self._keep_of(view, judge)) * share
         if self.budget == "latency":
             index = _bisect(len(sets), lambda k: judge.latency(sets[k]) <= goal)
         else:
@@ -304,7 +319,7 @@ class Dropping(Checked, ABC):
             least = (
                 judge.latency(sets[-1]) if self.budget == "latency" else _kept_share(view.graph, sets[-1], self.budget)
             )
-            asked = f"keep={self.keep}" if self.latency is None else f"latency={self.latency!r}"
+            asked = f"keep={self.keep}" if self._share is self.keep else f"{self.budget}={self._share!r}"
             raise BudgetError(
                 f"{asked} of {self.budget} cannot be met: without all {total} blocks {least:.3f} is left. "
                 f"Raise {asked.partition('=')[0]}, or cut channels too.",
@@ -359,7 +374,10 @@ def _covers(outer: Block, inner: Block) -> bool:
 
 
 def _kept_share(graph: Graph, names: Iterable[str], budget: str) -> float:
-    return _kept_shares(graph, plan_of(graph, names))[budget]
+    plan = plan_of(graph, names)
+    if budget == "memory":
+        return memory_left(graph, plan) / memory_left(graph, Plan())
+    return _kept_shares(graph, plan)[budget]
 
 
 def _kept_shares(graph: Graph, plan: Plan) -> dict[str, float]:
