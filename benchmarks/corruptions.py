@@ -62,23 +62,23 @@ def correct(model: nn.Module, split: Split, pictures: Tensor) -> float:
 
 
 @cache
-def made(few: bool) -> tuple[Split, Tensor, list[nn.Module]]:
-    """Test pictures, the same in [0, 1], and the trained networks."""
+def made(few: bool) -> tuple[str, Split, Tensor, list[nn.Module]]:
+    """The name of the data, test pictures, the same in [0, 1], and the trained networks."""
     data = load("digits" if few else DATA)
     test = data.test.sample(200 if few else 10_000)
-    return test, test.images.float() / 255, [trained(data, seed) for seed in SEEDS]
+    return data.name, test, test.images.float() / 255, [trained(data, seed) for seed in SEEDS]
 
 
 def clean(few: bool) -> Row:
     """Accuracies on the pictures as they are."""
-    test, pictures, models = made(few)
+    name, test, pictures, models = made(few)
     accuracies = [correct(model, test, pictures) for model in models]
-    return {"kind": "clean", "data": DATA, "pictures": len(test), "accuracy": accuracies}
+    return {"kind": "clean", "data": name, "pictures": len(test), "accuracy": accuracies}
 
 
 def version_of(name: str, severity: int, few: bool) -> Row:
     """One corrupted version: processor seconds to make it and to evaluate a network on it, and accuracies."""
-    split, pictures, models = made(few)
+    _, split, pictures, models = made(few)
     began = time.process_time()
     moved = torch.cat([corrupt(part, name, severity) for part in pictures.split(BATCH)])
     between = time.process_time()

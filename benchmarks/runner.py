@@ -6,8 +6,10 @@ sources that are in no commit are refused, or marked with a + (``--dirty``).
 """
 
 import argparse
+import fcntl
 import json
 import lzma
+import os
 import platform
 import resource
 import signal
@@ -18,7 +20,7 @@ import traceback
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -272,8 +274,7 @@ class Results:
         """Write rows, with where they come from."""
         found = [row | self.about for row in rows]
         if found:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("ab") as file:
+            with _alone(self.path), self.path.open("ab") as file:
                 file.truncate(len(_whole(self.path)))
                 file.write("".join(json.dumps(row) + "\n" for row in found).encode())
         for row in found:
@@ -282,14 +283,28 @@ class Results:
 
     def publish(self, page: Callable[[Rows], str]) -> None:
         """Write the page, and pack lines that are many."""
+        with _alone(self.path):
+            self.by_key = {self.key(row): row for row in read_rows(self.path)}
+            if self.path.exists():
+                pack(self.path, self.rows)
         if not self.rows:
             print(f"there is nothing in {self.path} yet")
             return
         place = self.path.with_suffix(".md")
         place.write_text(f"{page(self.rows).rstrip()}\n\n{sources_of(self.rows)}\n", encoding="utf-8")
-        if self.path.exists():
-            pack(self.path, self.rows)
         print(f"wrote {place}")
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Nobody else writes results there: another part of a benchmark may run beside this one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    place = os.open(path.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(place, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(place)
 
 
 def pack(path: Path, rows: Iterable[Row]) -> None:

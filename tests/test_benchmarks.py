@@ -208,6 +208,18 @@ def test_many_lines_are_packed_and_newer_ones_come_first_by_key(tmp_path):
     assert len(read_rows(path)) == 300
 
 
+def test_what_another_run_added_meanwhile_is_kept(tmp_path):
+    path = tmp_path / "squares.jsonl"
+    pack(path, [square(number) | {"note": "long" * 100} for number in range(300)])
+    one, other = (Results(path, fields("number")) for _ in range(2))
+    other.add(square(500))
+    one.add(square(501))
+    one.publish(lambda rows: f"{len(rows)} rows")
+    assert (tmp_path / "squares.md").read_text().startswith("302 rows\n")
+    other.add(square(502))
+    assert {row["number"] for row in read_rows(path)} >= {500, 501, 502}
+
+
 def test_a_study_finds_rows_but_not_those_that_are_to_be_made_anew(tmp_path):
     found = []
 
