@@ -96,6 +96,7 @@ class Values:
         with warnings.catch_warnings(action="ignore"), contextlib.chdir(folder):
             for call in calls():
                 _call(call, call.given())
+            cases()
 
     def case(self, seed: int, number: int) -> tuple[Call, str, str]:
         """The call, the argument and the bad value of an attempt: a row of all cases, shuffled by seed."""
