@@ -151,7 +151,7 @@ def agreement(
             name="agreement, boxes",
             forward=finder.feed,
             metrics=box_metrics(boxes.read),
-            labels=_none,
+            labels=_NoLabels(),
             samples=finder.count,
         )
     both = Comparison(Reference(dense, layout.feed), output, axis)
@@ -165,10 +165,15 @@ def agreement(
         loss=both.divergence if kind == "classes" else both.difference,
         forward=layout.feed,
         metrics=divergence if kind == "classes" else closeness,
-        labels=_none,
+        labels=_NoLabels(),
         samples=layout.count,
     )
 
 
-def _none(batch: Any) -> None:
+@final
+@dataclass(frozen=True, slots=True)
+class _NoLabels:
     """No labels are needed."""
+
+    def __call__(self, batch: Any) -> None:
+        return None

@@ -20,7 +20,7 @@ from nervure.errors import DataError
 from nervure.graph.inputs import forward, require_numbers, tensors_in
 
 Place: TypeAlias = str | int | Callable[[Any], Any]
-"""Where something is in a batch: a name (``"meta.age"`` goes down two levels), a number, or a function of the batch."""
+"""Where something is in a batch: a name (``"meta.age"`` and ``"1.age"`` go down a level), a number, or a function."""
 
 LABELS = ("labels", "label", "targets", "target", "y")
 """What the labels of a batch with named parts are called; the first that is there."""
@@ -140,10 +140,14 @@ def find_part(batch: Any, place: Place) -> Any:
         if parts is not None and place in parts:
             return parts[place]
         name, dot, rest = place.partition(".")
-        found = getattr(batch, name) if parts is None else parts[name]
+        found = parts[name] if parts is not None else _find_in_object(batch, name)
         return find_part(found, rest) if dot else found
     except (LookupError, AttributeError, TypeError):
         raise DataError(f"there is no {place!r} in {describe_batch(batch)}.") from None
+
+
+def _find_in_object(batch: Any, name: str) -> Any:
+    return batch[int(name)] if name.isdigit() else getattr(batch, name)
 
 
 def map_tensors(function: Callable[[Tensor], Any], batch: Any, other: Callable[[Any], Any] = lambda leaf: leaf) -> Any:
@@ -172,6 +176,16 @@ def map_tensors(function: Callable[[Tensor], Any], batch: Any, other: Callable[[
             object.__setattr__(made, name, again(part))
         return made
     return other(batch)
+
+
+def take_samples(batch: Any, which: slice | Tensor, size: int) -> Any:
+    """Some of the ``size`` samples of a batch: of each tensor that has as many rows, these rows."""
+
+    def take(x: Tensor) -> Tensor:
+        has_rows = x.ndim > 0 and len(x) == size
+        return x[which if isinstance(which, slice) else which.to(x.device)] if has_rows else x
+
+    return map_tensors(take, batch)
 
 
 def move_batch(batch: Any, device: torch.device) -> Any:

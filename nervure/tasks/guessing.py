@@ -98,7 +98,7 @@ def guess(model: nn.Module, batch: Any) -> Task:
     labels = layout.labels_in(batch)
     with evaluating(inner):
         output = Detection(layout).feed(inner, batch)
-    seen = _by_boxes(output) or _by_labels(output, labels, ids_in(layout, batch)) or _by_own_loss(inner, batch, labels)
+    seen = _by_boxes(output) or _by_labels(output, labels, ids_in(layout, batch)) or _by_own_loss(inner, batch)
     if seen is None:
         raise ArgumentError(
             f"the task cannot be told from {_told(output)} and {_said(labels)}. Give one, e.g. {_advice(labels)}."
@@ -123,9 +123,9 @@ def _by_boxes(output: Any) -> Guess:
     return (detection(), "the model gives boxes, scores and labels") if boxes else None
 
 
-def _by_own_loss(model: nn.Module, batch: Any, labels: Any) -> Guess:
+def _by_own_loss(model: nn.Module, batch: Any) -> Guess:
     task = model_loss()
-    if labels is None or parts_of(Layout().inputs_in(batch)) is None:
+    if parts_of(batch) is None:
         return None
     with evaluating(model):
         try:

@@ -192,11 +192,13 @@ class WithLabels:
         parts = parts_of(self.layout.inputs_in(batch))
         if parts is None or (self.decoder_only and DECODER_INPUTS & parts.keys()):
             return self.layout.feed(model, batch)
-        labels, kwargs = self.layout.require_labels(batch), dict(map_tensors(torch.clone, parts))
+        # Where labels have names of their own, the model finds them.
+        labels = self.layout.require_labels(batch) if self.decoder_only else self.layout.labels_in(batch)
+        given = {} if labels is None else {"labels": labels}
         prepare = getattr(model, "prepare_decoder_input_ids_from_labels", None)
         if self.decoder_only and callable(prepare):
-            return forward(model, (), kwargs | {"decoder_input_ids": prepare(labels=labels)})
-        return forward(model, (), kwargs | {"labels": labels})
+            given = {"decoder_input_ids": prepare(labels=labels)}
+        return forward(model, (), {**map_tensors(torch.clone, parts), **given})
 
 
 @checked

@@ -139,9 +139,28 @@ class Task(Checked):
                 f"Task(metrics=): {name!r} does not say in which direction it is good. "
                 "Give Measure(make, read, higher_is_better=)."
             )
-        return Measure(lambda _: kind.clone(), self._pair, kind.higher_is_better)
+        return Measure(_Clone(kind), _Pair(self.labels), kind.higher_is_better)
 
-    def _pair(self, output: Any, batch: Any) -> tuple[Any, Any]:
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Clone:
+    """Makes copies of a metric that was given, which stays as it is; a value, since tasks go to other processes."""
+
+    metric: Any
+
+    def __call__(self, scores: Any) -> Any:
+        return self.metric.clone()
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Pair:
+    """Reads the logits and the labels."""
+
+    labels: Callable[[Any], Any]
+
+    def __call__(self, output: Any, batch: Any) -> tuple[Any, Any]:
         return logits_in(output), self.labels(batch)
 
 

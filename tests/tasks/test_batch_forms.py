@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from nervure.errors import DataError, ForwardError
-from nervure.tasks import Layout, map_tensors, move_batch
+from nervure.tasks import Layout, map_tensors, move_batch, take_samples
 
 X, Y = torch.arange(12.0).reshape(4, 3), torch.tensor([0, 1, 1, 0])
 
@@ -86,6 +86,7 @@ def test_places_go_down_and_may_be_functions() -> None:
     batch = {"x": X, "meta": {"age": Y, "name": ["a"] * 4}}
     assert torch.equal(Layout(labels="meta.age").labels_in(batch), Y)
     assert torch.equal(Layout(labels=lambda batch: batch["meta"]["age"]).labels_in(batch), Y)
+    assert torch.equal(Layout(labels="1.age").labels_in((X, batch["meta"])), Y)
     assert torch.equal(Layout(inputs="x").feed(Sum(), batch), X.sum(1))
     assert torch.equal(Layout(labels="truth").labels_in(SimpleNamespace(truth=Y)), Y)
 
@@ -135,6 +136,21 @@ def test_mapping_keeps_the_form_and_leaves_the_original(form: str) -> None:
     assert isinstance(made, dict if isinstance(batch, MappingProxyType) else type(batch))
     assert torch.equal(Layout().labels_in(made), Y + 1)
     assert torch.equal(Layout().labels_in(batch), torch.tensor([0, 1, 1, 0]))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_some_samples_are_taken_of_any_form(form: str) -> None:
+    layout = Layout()
+    first = take_samples(FORMS[form], slice(0, 3), 4)
+    assert torch.equal(layout.feed(Sum(), first), X[:3].sum(1)) and torch.equal(layout.labels_in(first), Y[:3])
+    some = take_samples(FORMS[form], torch.tensor([3, 1]), 4)
+    assert torch.equal(layout.feed(Sum(), some), X[[3, 1]].sum(1)) and torch.equal(layout.labels_in(some), Y[[3, 1]])
+
+
+def test_what_has_no_row_for_each_sample_stays() -> None:
+    batch = {"x": X, "scale": torch.tensor(2.0), "matrix": torch.eye(3)}
+    taken = take_samples(batch, slice(0, 2), 4)
+    assert (taken["x"].shape, taken["scale"].shape, taken["matrix"].shape) == ((2, 3), (), (3, 3))
 
 
 def test_what_moves_itself_is_moved() -> None:

@@ -99,6 +99,19 @@ def test_a_loss_of_the_models_own_is_taken_where_nothing_else_is_certain() -> No
     assert found.name == "the model's own loss"
 
 
+def test_labels_of_the_models_own_names_are_its_business() -> None:
+    class Spans(nn.Linear):
+        def forward(self, x: Tensor, start: Tensor | None = None) -> dict[str, Tensor]:
+            found = super().forward(x)
+            loss = {} if start is None else {"loss": nn.functional.cross_entropy(found, start)}
+            return loss | {"start_logits": found, "end_logits": found}
+
+    model, batch = Spans(3, 5), {"x": torch.randn(4, 3), "start": torch.arange(4)}
+    found = guess(model, batch)
+    assert found.name == "the model's own loss"
+    torch.testing.assert_close(found(model, batch), model(**batch)["loss"])
+
+
 LINEAR = nn.Linear(3, 5)
 X = torch.randn(4, 3)
 

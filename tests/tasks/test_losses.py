@@ -1,5 +1,6 @@
 """The loss of every task: torch's own formula, a sum over what counts, and errors that say what to do."""
 
+import pickle
 from dataclasses import replace
 from typing import Any
 
@@ -238,6 +239,47 @@ def test_your_own_task_is_a_function() -> None:
     losses = [float(task(model, batch).detach()) for task in (objective, of_output, summed)]
     assert losses == pytest.approx([losses[0]] * 3)
     assert [task.total(model, batch).count for task in (objective, of_output, summed)] == [4, 4, 8]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_tasks_are_values_that_go_to_other_processes(name: str) -> None:
+    case = CASES[name]()
+    again = pickle.loads(pickle.dumps(case.task))
+    torch.testing.assert_close(again(case.model, case.batch), case.task(case.model, case.batch))
+    assert repr(again) == repr(case.task) and "0x" not in repr(again), "a value is told alike in every process"
+
+
+class Many(nn.Module):
+    """Two outputs by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.age, self.kind = nn.Linear(3, 1), nn.Linear(3, 4)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"age": self.age(x), "kind": self.kind(x)}
+
+
+def test_several_outputs_have_a_task_each() -> None:
+    x, age, kind = torch.randn(4, 3), torch.rand(4), torch.arange(4)
+    model = Many()
+    heads = {
+        "age": tasks.regression(output="age", labels="1.age"),
+        "kind": tasks.classification(output="kind", labels="1.kind"),
+    }
+    both = tasks.multitask(weights={"kind": 0.5}, inputs=0, **heads)
+    batch = (x, {"age": age, "kind": kind})
+    expected = F.mse_loss(model.age(x)[:, 0], age) + 0.5 * F.cross_entropy(model.kind(x), kind)
+    torch.testing.assert_close(both(model, batch), expected)
+    assert {"age.rmse", "kind.accuracy"} < both.higher_is_better.keys()
+    assert both.higher_is_better["kind.accuracy"] and not both.higher_is_better["age.rmse"]
+    assert torch.equal(both.labels(batch)["kind"], kind)
+    with pytest.raises(ArgumentError, match=r"weights of \['old'\], which are no tasks"):
+        tasks.multitask(weights={"old": 1.0}, **heads)
+    with pytest.raises(ArgumentError, match="no tasks"):
+        tasks.multitask()
+    with pytest.raises(ArgumentError, match="has no loss of an output"):
+        tasks.multitask(age=Task(objective=lambda model, batch: model(batch).mean()))
 
 
 def test_a_task_of_your_own_is_checked() -> None:
