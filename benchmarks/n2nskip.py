@@ -32,6 +32,7 @@ from nervure.graph.models import evaluating
 from nervure.graph.skip_sites import SkipSite, places
 from nervure.graph.trace import draw
 from nervure.methods import Method, View
+from nervure.methods.base import Inquiry
 from nervure.methods.masks.base_masks import PrunableWeights, Sparse
 from nervure.plan import Route
 from nervure.zoo import Dataset
@@ -76,9 +77,18 @@ NETWORKS: Mapping[str, tuple[Callable[[int], nn.Module], float]] = {
 class Shuffled(Sparse):
     """As many weights in each layer as SNIP keeps, by lot; every output hears where there are enough."""
 
+    @property
+    def asks_of_scores(self) -> tuple[Inquiry[Any], ...]:
+        """What SNIP asks."""
+        return SNIP(density=self.density).asks_of_scores
+
+    def scores(self, view: View, field: PrunableWeights) -> dict[str, Tensor]:
+        """SNIP's, for its densities."""
+        return SNIP(density=self.density).scores(view, field)
+
     def kept(self, view: View, field: PrunableWeights) -> dict[str, Tensor]:
         """SNIP's densities, and weights by lot."""
-        found = SNIP(density=self.density).kept(view, field)
+        found = self.best(field, self.scores(view, field))
         generator = torch.Generator().manual_seed(view.seed)
         lots = {name: torch.rand(mask.shape, generator=generator) for name, mask in found.items()}
         lines = field.lifelines(lots, "outputs") or {}
