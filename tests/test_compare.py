@@ -14,6 +14,7 @@ from nervure.recipe import Recipe, Study, compare
 from nervure.recipe import compare as compare_function
 from nervure.recipe.results import read_outcomes
 from nervure.recipe.study import swept_trials
+from nervure.recipe.workers import pool_of
 from nervure.report.comparison import (
     Mean,
     Outcome,
@@ -245,3 +246,15 @@ def test_a_study_and_a_sweep_that_ask_for_the_same_share_their_trials() -> None:
 def test_a_label_or_a_trial_that_is_taken_is_refused(method: list[dict[str, str]]) -> None:
     with pytest.raises(RecipeError, match="not 'dense' or 'dense[+]'|Random at 0.5 of macs and .*, x at .* the same"):
         tiny(method=method)
+
+
+def test_a_comparison_goes_to_the_workers_that_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def pool(work: Any, workers: int, ray: str) -> Any:
+        asked.append((workers, ray))
+        return pool_of(work, 1)
+
+    monkeypatch.setattr("nervure.recipe.grid.pool_of", pool)
+    assert compare(tiny(), folder=tmp_path, workers=3, ray="local", limit=0, progress=False) == ()
+    assert asked == [(3, "local")]

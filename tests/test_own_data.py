@@ -102,7 +102,7 @@ def test_the_command_line_finds_it() -> None:
 
 
 def test_recipes_and_studies_name_a_budget() -> None:
-    for name in ("own_data:weights", "200 MB"):
+    for name in ("own_data:weights", "params"):
         assert (
             Recipe.from_dict({"model": NET, "data": {"name": "digits"}, "prune": {"budget": name}}).prune.budget == name
         )

@@ -22,7 +22,7 @@ from nervure.recipe.results import Results, append_line, dense_key, read_lines
 from nervure.recipe.runner import RECIPE, alone_in, nothing, print_line, require_ours, threads
 from nervure.recipe.steps import timed_in_turn
 from nervure.recipe.study import Study, Trial, swept_trials
-from nervure.recipe.trials import Job, answer, bench_of, carry_out, data_of_seed, dense_of, pruned_of
+from nervure.recipe.trials import Job, answer, bench_of, carry_out, data_of_seed, pruned_of
 from nervure.recipe.workers import pool_of
 from nervure.report.comparison import Outcome, TimedSetting, write_comparison
 from nervure.report.run_report import DENSE, DENSE_PLUS, PRUNED
@@ -237,7 +237,7 @@ def _time_trials(
         say(f"timing {len(due)} networks, each against its dense one in turn")
     for trial in due:
         bench = bench_of(trial, folder)
-        found = timed_in_turn(bench, {DENSE: dense_of(bench), PRUNED: pruned_of(bench)})
+        found = timed_in_turn(bench, {DENSE: bench.dense(), PRUNED: pruned_of(bench)})
         name = timed[trial]
         rows[name] = {"key": name[0], "method": name[1]} | {place: found[place] for place in (DENSE, PRUNED)}
         append_line(folder / LATENCY, rows[name])

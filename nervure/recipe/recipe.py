@@ -84,13 +84,9 @@ def rule(wrong: Callable[[Any], str], default: Any) -> Any:
 
 
 def budget_among(names: Collection[str]) -> Callable[[str], str]:
-    """The rule that a budget is one of ``names``; the method looks at one of the user's own, and at an amount."""
-
-    def wrong(value: str) -> str:
-        fits = value in names or is_import_path(value) or value[:1].isdigit()
-        return "" if fits else f"is not one of {', '.join(map(repr, names))}"
-
-    return wrong
+    """The rule that a budget is one of ``names``, or one of the user's own, which the method looks at."""
+    known = f"is not one of {', '.join(map(repr, names))}, nor one of your own, 'package.module:name'"
+    return lambda value: "" if value in names or is_import_path(value) else known
 
 
 @final

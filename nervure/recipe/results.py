@@ -71,16 +71,7 @@ def dense_key(trial: Trial) -> str:
 
 def failed_outcome(trial: Trial, reason: str) -> Outcome:
     """The outcome of a trial that came to nothing."""
-    recipe = trial.recipe
-    return Outcome(
-        key=trial.key,
-        network=trial.network,
-        method=trial.method,
-        seed=recipe.run.seed,
-        keep=recipe.prune.keep,
-        budget=recipe.prune.budget,
-        error=reason,
-    )
+    return Outcome(**trial.identity, error=reason)
 
 
 def agree(outcome: Outcome, method: str) -> bool:

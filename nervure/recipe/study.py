@@ -114,6 +114,13 @@ class Trial:
         """A digest of everything that the study says about the trial; what it does not say is left to defaults."""
         return _digest(_non_defaults(self.recipe))
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What its outcome says of the trial itself."""
+        prune = self.recipe.prune
+        told = {"key": self.key, "network": self.network, "method": self.method, "seed": self.recipe.run.seed}
+        return told | {"keep": prune.keep, "budget": prune.budget}
+
     def to_json(self) -> dict[str, Any]:
         """Plain data, for another process."""
         return {"network": self.network, "method": self.method, "recipe": self.recipe.to_dict()}

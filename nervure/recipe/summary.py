@@ -10,6 +10,7 @@ from typing import Any, TypedDict
 import torch
 
 from nervure.core.files import is_there, read_document, read_json
+from nervure.export import versions
 from nervure.graph import Graph
 from nervure.prune import Step
 from nervure.recipe.context import REFIT, Log, RunContext
@@ -130,7 +131,7 @@ def _provenance(bench: RunContext) -> dict[str, Any]:
         "seed": bench.recipe.run.seed,
         "threads": torch.get_num_threads(),
         "device": str(bench.device),
-        "nervure": _version(),
+        "nervure": versions()["nervure"],
         "torch": str(torch.__version__),
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}",
@@ -139,9 +140,3 @@ def _provenance(bench: RunContext) -> dict[str, Any]:
         "seconds": round(sum(seconds.values()), 1),
         "again": f"nervure run {bench.path('recipe.toml')} --folder {bench.folder} --fresh",
     }
-
-
-def _version() -> str:
-    from nervure.export import versions
-
-    return versions()["nervure"]

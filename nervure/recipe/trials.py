@@ -190,11 +190,6 @@ def data_of_seed(section: DataSection, seed: int) -> Dataset:
     return dataset_of(section, seed)
 
 
-def dense_of(bench: RunContext) -> nn.Module:
-    """The trained dense network."""
-    return bench.dense()
-
-
 def pruned_of(bench: RunContext) -> nn.Module:
     """The pruned network of a trial, recovered."""
     return bench.pruned("model.safetensors").model.eval()
@@ -207,7 +202,7 @@ def _prepare(job: Job) -> Outcome:
     log = _open_log(bench, "")
     follow(bench, log, {"train": train_dense, "trace": trace_dense})
     _gather_all([replace(bench, recipe=t.recipe, method=method_of(t.recipe)) for t in job.trials])
-    follow(bench, log, _measures(dense_of, shift=job.shift))
+    follow(bench, log, _measures(RunContext.dense, shift=job.shift))
     outcome = _outcome(bench, first, log)
     return replace(outcome, key=job.key, method=DENSE, keep=1.0, options="")
 
@@ -280,14 +275,9 @@ def _outcome(bench: RunContext, trial: Trial, log: Log, losses: Sequence[float |
     found, shift = read_document(bench.path(METRICS), _Measured, "metrics"), bench.path(SHIFT)
     row = found["row"]
     whole = read_document((bench.shared or bench.folder) / METRICS, _Measured, "metrics")["row"]
-    recipe, seconds = trial.recipe, log["seconds"]
+    seconds = log["seconds"]
     measured = {
-        "key": trial.key,
-        "network": trial.network,
-        "method": trial.method,
-        "seed": recipe.run.seed,
-        "keep": recipe.prune.keep,
-        "budget": recipe.prune.budget,
+        **trial.identity,
         "options": repr(bench.method),
         "validation": found["validation"],
         "params_kept": row.nonzero / max(whole.params, 1),

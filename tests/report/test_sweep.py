@@ -52,6 +52,7 @@ def found(outcomes: list[Outcome] = OUTCOMES, **more: object) -> Sweep:
 
 def test_settings_are_means_over_seeds() -> None:
     dense, *_, last = found().means
+    assert found().candidates == found().means
     assert dense.accuracy.value == pytest.approx(0.91)
     assert dense.accuracy.deviation == pytest.approx(0.02 / math.sqrt(2))
     assert last.shifted.value == pytest.approx(0.82 - 0.15)
