@@ -294,15 +294,28 @@ def _find_elements(checker: Checker, whole: Graph) -> Graph:
         listed = _with_elements(graph, {name: element for one in chosen for name, element in one.items()})
         return not any(why_wrong(checker, listed, drops) for drops in _telling_drops(chosen) if drops)
 
-    good = lists if bears(*lists) else [one for one in lists if bears(one)]
+    def bearing(alike: Sequence[Mapping[str, str]]) -> Sequence[Mapping[str, str]]:
+        # Lists of a family are alike: where the first fails (experts, which a gate numbers), so do the rest.
+        if not bears(alike[0]):
+            return []
+        return alike if len(alike) == 1 or bears(*alike) else [one for one in alike if bears(one)]
+
+    families: dict[str, list[Mapping[str, str]]] = {}
+    for one in lists:
+        families.setdefault(re.sub(r"\d+", "*", next(iter(one.values()))), []).append(one)
+    good = lists if bears(*lists) else [one for alike in families.values() for one in bearing(alike)]
     return _with_elements(graph, {name: element for one in good for name, element in one.items()})
 
 
 def _lists(checker: Checker, whole: Graph) -> list[dict[str, str]]:
     """For each list of layers the elements that are blocks and may leave it, by the block's name."""
     lists: dict[str, dict[str, str]] = {}
+    holders: dict[nn.Module, list[nn.Module]] = {}
+    for module in checker.model.modules():
+        for child in module.children():
+            holders.setdefault(child, []).append(module)
     for block, now in zip(whole.blocks, checker.drawing.graph.blocks, strict=True):
-        if block.element and not now.pinned and _is_listed(checker.model, block.element):
+        if block.element and not now.pinned and _is_listed(checker.model, block.element, holders):
             lists.setdefault(block.element.rpartition(".")[0], {})[block.name] = block.element
     return list(lists.values())
 
@@ -317,10 +330,9 @@ def _telling_drops(lists: Iterable[Iterable[str]]) -> tuple[list[Drop], list[Dro
     return [Drop(names[0]) for names in listed], [Drop(name) for names in others for name in names]
 
 
-def _is_listed(model: nn.Module, element: str) -> bool:
+def _is_listed(model: nn.Module, element: str, holders: Mapping[nn.Module, Sequence[nn.Module]]) -> bool:
     """Whether a module is an element of a list of layers, and of nothing else: of a Sequential, where all are alike."""
-    wanted = model.get_submodule(element)
-    (holder, *others) = [m for m in model.modules() if any(child is wanted for child in m.children())]
+    holder, *others = holders[model.get_submodule(element)]
     alike = len({type(child) for child in holder.children()}) == 1
     is_list = isinstance(holder, nn.ModuleList) or (isinstance(holder, nn.Sequential) and alike)
     return is_list and not others and element.rpartition(".")[2].isdigit()

@@ -7,7 +7,7 @@ reached from a model and an example, and afterwards puts the same objects with t
 
 import random
 import sys
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -63,11 +63,16 @@ def _find_restores(roots: Iterable[Any], memory: Snapshots) -> list[Restore]:
     """How to put back everything that can be reached from ``roots``, but for contents, which ``memory`` knows."""
     seen: dict[int, Any] = {}
     saves: dict[type, list[Callable[[Any], Saved]]] = {}
-    restores: list[Restore] = []
+    empty: list[Any] = []
+    restores: list[Restore] = [lambda: [value.clear() for value in empty if value]]
     found = list(roots)
     while found:
         value = found.pop()
         kind = type(value)
+        if kind in _DICTS and not value:
+            # Most of what a model is made of: the places for hooks of every module.
+            empty.append(value)
+            continue
         if kind not in saves:
             saves[kind] = _saves_of(kind)
             found += [_ClassState(kind)] if issubclass(kind, nn.Module) else []
@@ -105,8 +110,6 @@ def _same(now: Any, before: Any) -> bool:
 
 
 def _dict(value: dict[Any, Any]) -> Saved:
-    if not value:
-        return value.clear, ()
     before = dict(value)
 
     def restore() -> None:
@@ -295,6 +298,7 @@ def _has_memory(value: Tensor) -> bool:
         return False
 
 
+_DICTS = (dict, OrderedDict)
 _PLAIN = (str, bytes, int, float, complex, type, type(None), type(sys), type(_nothing), torch.dtype, torch.device)
 _KINDS: dict[Any, Callable[[Any], Saved]] = {
     nn.Module: _module,

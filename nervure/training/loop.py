@@ -29,7 +29,7 @@ from nervure.core.schema import Part as Portion
 from nervure.core.tensors import digest_of
 from nervure.errors import ArgumentError, DataError, ForwardError
 from nervure.evaluation.labelled import Batch, Data, call, device_of, pairs, require_classes, to_device
-from nervure.evaluation.quality import evaluate
+from nervure.evaluation.metrics import MetricTally
 from nervure.graph.models import evaluating, is_weightless
 from nervure.training.checkpoint import KIND, Part, Progress, SavedRun, read_run, save_run, under
 from nervure.training.dynamic.hook import RewiringHook
@@ -313,14 +313,16 @@ def _draw_on(log: _Log, place: torch.device) -> None:
 
 def _validate(run: _Run, validation: Data) -> float:
     """Accuracy; where labels are floating, and so no classes, the mean of the objective."""
-    if not next(pairs(validation))[1].is_floating_point():
-        return evaluate(run.model, validation, progress=False).accuracy
-    total = samples = 0.0
+    total, samples, tally = 0.0, 0, MetricTally()
     with evaluating(run.model):
-        for batch in pairs(validation):
-            total += float(_loss_of(run, to_device(batch, run.place))) * len(batch[1])
-            samples += len(batch[1])
-    return total / samples
+        for number, given in enumerate(pairs(validation, "validation")):
+            batch = to_device(given, run.place)
+            if batch[1].is_floating_point():
+                total += float(_loss_of(run, batch)) * len(batch[1])
+                samples += len(batch[1])
+            else:
+                tally.add(call(run.model, batch[0]), batch[1], f"batch {number} of validation")
+    return total / samples if samples else tally.metrics().accuracy
 
 
 def _train_step(run: _Run, batch: Batch, number: int, epoch: int, done: float) -> float:
@@ -387,24 +389,20 @@ def _require_finite_weights(model: nn.Module, epoch: int) -> None:
 
 def _look_over(model: nn.Module, data: Data, validation: Data | None, objective: Objective, place: torch.device) -> int:
     """Find what is wrong with data before the first step changes a weight; return the batches per epoch."""
-    per_epoch = length(data) or 0
     for what, batches in (("data", data), ("validation", validation)):
         if batches is None:
             continue
         if isinstance(batches, Iterator):
             raise DataError(f"{what} can be iterated once only; give a list of batches or a loader.")
         first = next(pairs(batches, what))
-        if length(batches) is None:
-            # What does not say how many it has may have no end: better known now than after an epoch.
-            count = sum(1 for _ in pairs(batches, what))
-            per_epoch = count if what == "data" else per_epoch
         if classifies(objective) or what == "validation":
             with evaluating(model):
                 logits = call(model, to_device(first[0], place))
             # A list is at hand whole; a loader would have to load everything, and is checked batch by batch.
             for _, labels in pairs(batches, what) if isinstance(batches, list | tuple) else [first]:
                 _require_classes_of(labels, logits)
-    return per_epoch or sum(1 for _ in pairs(data))
+    # What does not say how many it has may have no end: of data that is told here, of validation when it is evaluated.
+    return length(data) or sum(1 for _ in pairs(data))
 
 
 def _require_classes_of(labels: Tensor, logits: Tensor) -> None:

@@ -1,5 +1,7 @@
 """What is tried while tracing: all that is doubtful, in few runs."""
 
+from collections import OrderedDict
+
 import pytest
 import torch
 from torch import nn
@@ -71,3 +73,39 @@ def test_a_verified_prune_runs_a_model_ten_times_smaller_or_not() -> None:
     RUNS.zero_()
     assert prune(Counted().eval(), torch.randn(3, 8), Magnitude(keep=0.5), progress=False).verification is not None
     assert int(RUNS) == 10
+
+
+class Weighed(nn.Module):
+    """Experts in a row, each weighed by its column of a gate: none can leave its list."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.gate = nn.Linear(6, number)
+        self.experts = nn.ModuleList(nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 6)) for _ in range(number))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weights, y = self.gate(x).softmax(-1), x
+        for number, expert in enumerate(self.experts):
+            y = y + weights[:, number, None] * expert(y)
+        return y
+
+
+class Plain(Weighed):
+    """The same without weighing: here they can."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = x + 0 * self.gate(x).sum(-1, keepdim=True)
+        for expert in self.experts:
+            y = y + expert(y)
+        return y
+
+
+@pytest.mark.parametrize("depth", [2, 6])
+def test_lists_that_are_alike_are_tried_once(tried: list[list[Edit]], depth: int) -> None:
+    torch.manual_seed(0)
+    blocks = [kind(4) for kind in (Weighed, Plain) for _ in range(depth)]
+    model = nn.Sequential(OrderedDict((f"{type(one).__name__}{i}", one) for i, one in enumerate(blocks))).eval()
+    graph = trace(model, torch.randn(5, 6))
+    elements = {block.element.rpartition(".")[0] for block in graph.blocks if block.element}
+    assert elements == {f"Plain{i}.experts" for i in range(depth, 2 * depth)}
+    assert len(tried) <= 8

@@ -433,3 +433,25 @@ def test_tied_weights_survive_a_checkpoint(tmp_path):
 
 def test_histories_compare_by_what_happened():
     assert History((1.0,), (), 1, 2.0, masks={"a": torch.ones(2)}) == History((1.0,), (), 1, 2.0)
+
+
+class Stream:
+    """Batches that do not say how many they are, and count how many are taken."""
+
+    def __init__(self, batches):
+        self.batches, self.taken = batches, 0
+
+    def __iter__(self):
+        for batch in self.batches:
+            self.taken += 1
+            yield batch
+
+
+def test_a_validation_stream_is_read_once_an_epoch():
+    stream = Stream(blobs(5))
+    streamed = quiet(network(), blobs(), epochs=2, validation=stream)
+    # One batch is looked at before the first step.
+    assert stream.taken == 2 * 5 + 1
+    model = network()
+    assert streamed.validation == quiet(model, blobs(), epochs=2, validation=blobs(5)).validation
+    assert streamed.validation[-1] == evaluate(model, blobs(5), progress=False).accuracy
