@@ -338,7 +338,7 @@ def embedding(carrier: Propagator, entry: Entry) -> Nodes:
 
 def contract(how: Contraction, carrier: Propagator, entry: Entry) -> Nodes:
     """What a user says as an equation: a constant matrix is read as a weight is, whatever else is given meets."""
-    refs = refs_in((*entry.args, *entry.kwargs.values()))
+    refs = entry.given
     letters = spell(how, [carrier.shape(r) for r in refs], [carrier.shape(r) for r in entry.outs])
     active = [k for k, ref in enumerate(refs) if ref.id in carrier.nodes]
     if len(active) != 1 or len(letters.outs) != 1:

@@ -13,7 +13,7 @@ from nervure.analysis.edge_strength import Strength, finish, fold_columns, terms
 from nervure.analysis.neuron_graph import EdgeSet, Floats, Ints, Kind, NeuronGraph, NodeSet, WeightUse
 from nervure.analysis.node_numbers import NONE, align_rank, as_one, distinct, rows_of, shrink_constant, tensor
 from nervure.core.extras import require_extra
-from nervure.graph.tape import Entry, Ref, Tape, WriteBack, refs_in
+from nervure.graph.tape import Entry, Ref, Tape, WriteBack
 
 ROWS = 64
 """More different places than this that a weight reads one by one are taken together."""
@@ -91,7 +91,7 @@ class Propagator:
 
     def active(self, entry: Entry) -> list[Ref]:
         """The arguments that depend on the model's inputs."""
-        return [r for r in refs_in((*entry.args, *entry.kwargs.values())) if r.id in self.nodes]
+        return [r for r in entry.given if r.id in self.nodes]
 
     def of(self, ref: Ref) -> Tensor:
         """The numbers over a value, all -1 where it is constant."""

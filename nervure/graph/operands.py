@@ -153,9 +153,7 @@ def _bilinear(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
 
 def _by_expert(values: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
     """Rows up to each of ``ends`` belong to one expert."""
-    starts = [0, *ends.tolist()]
-    spans = [values[a:b] for a, b in itertools.pairwise(starts)]
-    sums, counts = (
-        torch.stack(of) for of in zip(*((s.sum(0), torch.full_like(s.sum(0), len(s))) for s in spans), strict=True)
-    )
-    return sums[:, :, None], counts[:, :, None]
+    spans = [values[a:b] for a, b in itertools.pairwise([0, *ends.tolist()])]
+    sums = torch.stack([span.sum(0) for span in spans])
+    lengths = torch.tensor([len(span) for span in spans], dtype=sums.dtype, device=sums.device)
+    return sums[:, :, None], lengths[:, None, None].expand(*sums.shape, 1)

@@ -158,7 +158,7 @@ class Provenance:
             if {entry.base.id, entry.value.id} <= self.fixed:
                 self.fixed.add(entry.out.id)
             return []
-        given = list(refs_in((entry.args, tuple(entry.kwargs.values()))))
+        given = entry.given
         if all(ref.id in self.fixed for ref in given):
             self.fixed |= {ref.id for ref in entry.outs}
         row = find_operator(self.tape, entry)
@@ -194,12 +194,9 @@ class Provenance:
 
     def _moves(self, entry: Entry, ref: Ref, out: int) -> Iterator[tuple[Trail, TrailStep]]:
         """The step of an entry that moves ``ref``."""
-        for place, value in enumerate(entry.args):
-            listed = isinstance(value, tuple) and not isinstance(value, Ref)
-            for at in (i for i, v in enumerate(value) if v == ref) if listed else ([None] if value == ref else []):
-                where = (place,) if at is None else (place, at)
-                step = TrailStep(entry.op, self._constants(entry.args, where), entry.kwargs, where, out)
-                yield from ((trail, step) for trail in self.trails[ref.id])
+        for where in _places_of(ref, entry.args):
+            step = TrailStep(entry.op, self._constants(entry.args, where), entry.kwargs, where, out)
+            yield from ((trail, step) for trail in self.trails[ref.id])
 
     def _constants(self, args: tuple[Any, ...], where: tuple[int, ...]) -> tuple[Any, ...]:
         """The arguments, with indices as tensors; of what is concatenated the shapes count."""
@@ -252,6 +249,15 @@ class Provenance:
         if not pointwise:
             for trail in (t for ref in followed for t in self.trails[ref.id]):
                 self.foreign.setdefault(trail.parameter, (trail, entry.name))
+
+
+def _places_of(ref: Ref, args: tuple[Any, ...]) -> Iterator[tuple[int, ...]]:
+    """Where a tensor stands among arguments: (1,), or (0, 2) in a list that is the first of them."""
+    for place, value in enumerate(args):
+        if isinstance(value, tuple) and not isinstance(value, Ref):
+            yield from ((place, at) for at, inner in enumerate(value) if inner == ref)
+        elif value == ref:
+            yield (place,)
 
 
 def _keeps_zero(entry: Entry, rank: int, dtype: torch.dtype) -> bool:
@@ -334,7 +340,7 @@ def told_of_masks(model: nn.Module, products: Sequence[Product]) -> Iterator[str
 
 def _find_unreached(model: nn.Module, tape: Tape, found: Mapping[str, Product]) -> Iterator[Product]:
     entries = [e for e in tape.entries if isinstance(e, Entry)]
-    touched = {ref.id for e in entries for ref in refs_in((e.args, tuple(e.kwargs.values())))}
+    touched = {ref.id for e in entries for ref in e.given}
     reached = {name for number, name in tape.named.items() if number in touched}
     modules = dict(model.named_modules())
     owned = {}
@@ -384,10 +390,10 @@ def _product(use: Operand) -> Product:
 def _from_rule(trail: Trail, operator: str, roles: Mapping[tuple[str, int], str]) -> Product:
     """What the axes are for at an operator of the user's own, as its rule says; a rule sums over what is read."""
     name, shape = trail.parameter, trail.shape
-    kinds = [{"reader": COLUMN, "writer": ROW}.get(roles.get((name, axis), ""), KERNEL) for axis in range(len(shape))]
-    if COLUMN not in kinds or trail.steps or trail.is_computed:
+    told = [roles.get((name, axis), "") for axis in range(len(shape))]
+    rows, columns = (tuple(a for a, role in enumerate(told) if role == asked) for asked in ("writer", "reader"))
+    if not columns or trail.steps or trail.is_computed:
         return Product(name, shape, reason=f"goes into {operator}, of which nothing is known")
-    rows, columns = (tuple(a for a, kind in enumerate(kinds) if kind == k) for k in (ROW, COLUMN))
     return Product(name, shape, rows, columns)
 
 
@@ -412,7 +418,12 @@ def _coordinates(shape: tuple[int, ...]) -> Iterator[Tensor]:
 
 
 def _kinds_along(size: int, line: Tensor, kinds: str) -> list[tuple[int, str]] | None:
-    """Into which sizes an axis of a parameter is divided, and what each is for; None where that cannot be said."""
+    """Into which sizes an axis of a parameter is divided, and what each is for; None where that cannot be said.
+
+    ``line`` has the coordinate along that axis of each entry of the operand. Where it varies along one of the operand's
+    axes, the parameter's is for what that one is for. Where it varies along two, as [[0, 1, 2], [3, 4, 5]] does, 6 is
+    divided into 2, for what the first is for, and 3.
+    """
     # Along these axes it is the same without looking.
     line = line[tuple(slice(0, 1) if step == 0 else slice(None) for step in line.stride())]
     varying = [axis for axis, n in enumerate(line.shape) if n > 1 and _varies(line, axis)]
@@ -423,12 +434,19 @@ def _kinds_along(size: int, line: Tensor, kinds: str) -> list[tuple[int, str]] |
         return [(size, STACK if told == {STACK} else ROW)]
     if told <= {COLUMN, KERNEL}:
         return [(size, COLUMN if COLUMN in told else KERNEL)]
-    steps = {axis: int((line.narrow(axis, 1, 1) - line.narrow(axis, 0, 1)).reshape(-1)[0]) for axis in varying}
-    outer, *inner = sorted(varying, key=lambda axis: -steps[axis])
-    fits = len(inner) == 1 and steps[inner[0]] == 1 and line.shape[inner[0]] == steps[outer]
-    if not fits or size % steps[outer]:
+    steps = {axis: _step_along(line, axis) for axis in varying}
+    outer, *others = sorted(varying, key=lambda axis: -steps[axis])
+    width = steps[outer]
+    is_inside = len(others) == 1 and steps[others[0]] == 1 and line.shape[others[0]] == width
+    if not is_inside or size % width:
         return None
-    return [(size // steps[outer], kinds[outer]), (steps[outer], kinds[inner[0]])]
+    return [(size // width, kinds[outer]), (width, kinds[others[0]])]
+
+
+def _step_along(line: Tensor, axis: int) -> int:
+    """By how much the first coordinate grows along an axis."""
+    first, second = line.narrow(axis, 0, 1), line.narrow(axis, 1, 1)
+    return int((second - first).reshape(-1)[0])
 
 
 def _varies(line: Tensor, axis: int) -> bool:

@@ -80,6 +80,11 @@ class Entry:
     module: str
     call: Call | None = None
 
+    @property
+    def given(self) -> list[Ref]:
+        """The tensors among its arguments, in order."""
+        return refs_in((*self.args, *self.kwargs.values()))
+
 
 @dataclass(slots=True)
 class WriteBack:
@@ -648,7 +653,7 @@ def _call(model: nn.Module, inputs: Inputs, recorder: Recorder) -> Any:
 
 def unreached_parameters(model: nn.Module, tape: Tape) -> list[str]:
     """Parameters that no run used: those of auxiliary heads, say, or of experts that got no tokens."""
-    used = {ref.id for e in tape.entries if isinstance(e, Entry) for ref in refs_in((*e.args, *e.kwargs.values()))}
+    used = {ref.id for e in tape.entries if isinstance(e, Entry) for ref in e.given}
     idle = {name for number, name in tape.named.items() if number not in used}
     return [name for name, _ in model.named_parameters() if name in idle]
 
