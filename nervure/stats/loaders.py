@@ -4,6 +4,7 @@ import copy
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -109,6 +110,14 @@ def keep_position(data: Any) -> Any:
     except Exception:
         # A loader of the user may be such that it cannot be copied, and say so in any way.
         return data
+
+
+@contextmanager
+def fixed_seed(seed: int, device: torch.device | None = None) -> Iterator[None]:
+    """Torch's random numbers start from a seed inside, and go on outside as if nothing had happened."""
+    with torch.random.fork_rng(devices=[device] if device is not None and device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
 
 
 @checked

@@ -22,7 +22,7 @@ from nervure.core.schema import Rounds
 from nervure.dependence import ClassDistances, class_distances, distance_correlation
 from nervure.errors import ArgumentError, DataError, NervureWarning, ScoreError
 from nervure.graph.types import Block
-from nervure.methods.base import View
+from nervure.methods.base import View, stats_of
 from nervure.methods.blocks.dropping import BlockScore, Dropping
 from nervure.stats import Stats
 
@@ -105,11 +105,9 @@ class Energy(Dropping):
 
     def block_scores(self, view: View, blocks: Sequence[Block], gone: tuple[str, ...] = ()) -> dict[str, BlockScore]:
         """The statistic of each block, round by round."""
-        if view.stats is None:
-            raise DataError(f"{self!r} needs evidence: {', '.join(sorted(self.wants))}.")
         if self.score == "skip":
             return self._score_by_skipping(view, blocks, gone)
-        return self._score_by_maps(view.stats, view.seed, blocks)
+        return self._score_by_maps(stats_of(self, view), view.seed, blocks)
 
     def _score_by_skipping(self, view: View, blocks: Sequence[Block], gone: tuple[str, ...]) -> dict[str, BlockScore]:
         """How much of the answers' dependence is lost when a block is skipped."""

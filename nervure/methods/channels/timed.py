@@ -4,11 +4,11 @@ import math
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Protocol, TypeAlias, final
+from typing import Annotated, Any, TypeAlias, final
 
 from msgspec import Meta
 
-from nervure.budget import BUDGETS, Budget, BudgetName, Scope, allocate, find_budget
+from nervure.budget import BUDGETS, Budget, allocate, find_budget
 from nervure.budget.allocate import unit_multiple
 from nervure.budget.kinds import is_known, is_timed
 from nervure.budget.latency_table import LatencyTable
@@ -36,47 +36,8 @@ MARGIN = 0.99
 NAMED = 6
 
 
-class LatencyOptions(Protocol):
-    """Options of methods that can plan for an engine."""
-
-    @property
-    def keep(self) -> float:
-        """The fraction of the budget that stays."""
-        ...
-
-    @property
-    def scope(self) -> Scope:
-        """Whether groups compete with one another."""
-        ...
-
-    @property
-    def budget(self) -> BudgetName:
-        """What is counted."""
-        ...
-
-    @property
-    def minimum(self) -> int:
-        """Units that every group keeps."""
-        ...
-
-    @property
-    def multiple(self) -> int | None:
-        """What sizes are rounded up to multiples of."""
-        ...
-
-    @property
-    def engine(self) -> str | None:
-        """What the plan is made for."""
-        ...
-
-    @property
-    def target(self) -> float | str | None:
-        """The latency, or memory, that is asked for."""
-        ...
-
-
-def check_options(method: LatencyOptions) -> None:
-    """Set the :class:`LatencyOptions` that a frozen method leaves open; ArgumentError where they contradict."""
+def check_options(method: Any) -> None:
+    """Set ``engine`` and ``multiple`` where a frozen method leaves them open; ArgumentError where they contradict."""
     engine, multiple = for_engine(method.budget, method.engine, method.target, method.multiple)
     for name, value in (("multiple", multiple), ("engine", engine)):
         object.__setattr__(method, name, value)
@@ -119,7 +80,7 @@ def seconds_of(text: str, name: str = "target") -> float:
     return BUDGETS["latency"].read_amount(text, name)
 
 
-def cut_lowest(method: LatencyOptions, view: View, scores: Scores, floors: dict[str, int] | None = None) -> Plan:
+def cut_lowest(method: Any, view: View, scores: Scores) -> Plan:
     """Cut the units of lowest score, within the budget of ``method``; raises BudgetError, or ScoreError."""
 
     def cut(keep: float, table: LatencyTable | None = None) -> Plan:
@@ -131,7 +92,6 @@ def cut_lowest(method: LatencyOptions, view: View, scores: Scores, floors: dict[
             scope=method.scope,
             minimum=method.minimum,
             multiple=method.multiple or 1,
-            floors=floors,
             table=table,
         )
 

@@ -30,7 +30,7 @@ class UnitRanking(Checked, ABC):
 
     def __post_init__(self) -> None:
         Checked.__post_init__(self)
-        check_options(self)  # type: ignore[arg-type]  # every ranking has the fields OF_ALL, in an order of its own
+        check_options(self)
 
     @property
     @abstractmethod
@@ -62,7 +62,7 @@ class UnitRanking(Checked, ABC):
 
     def plan(self, view: View) -> Plan:
         """Cut the units of lowest score; raises ScoreError or BudgetError where that cannot be done."""
-        return cut_lowest(self, view, self.scores(view))  # type: ignore[arg-type]  # as above
+        return cut_lowest(self, view, self.scores(view))
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,17 +174,10 @@ class Random(UnitRanking):
     The control of Mittal et al., "Recovering from Random Pruning", 2018: a method that does not beat it after equal
     recovery has learnt nothing about the network.
 
+    The other hyper-parameters are those of every ranking, but that ``scope`` is ``"layer"``.
+
     Attributes:
-        keep: the fraction of the budget that stays, in (0, 1].
         seed: added to the seed of the view, so that either one draws another lot.
-        scope: ``"layer"`` (each layer keeps the same fraction), ``"global"`` or ``"kind"``.
-        budget: ``"channels"``, ``"params"``, ``"macs"`` or ``"latency"`` (timed on the engine, on the example).
-        minimum: units that every group keeps.
-        multiple: group sizes are rounded up to a multiple of this. None: 16 for an engine, else 1.
-        engine: what the plan is made for, see :func:`nervure.engines.runner`; with ``"latency"`` eager where none is
-            named.
-        target: the latency to meet: a share of the dense network's in (0, 1], or a time like ``"3 ms"``; None: the
-            share ``keep``.
     """
 
     criterion: ClassVar[str] = "random"

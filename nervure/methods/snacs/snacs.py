@@ -14,7 +14,7 @@ instead of kernels. ``paper=True`` takes the first two back, and the probe, the 
 import math
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any, ClassVar, Literal, TypeAlias, final
 
 import torch
@@ -163,21 +163,8 @@ class SNACS(Checked):
         return view.ask(self._survey(), self.cache)
 
     def _survey(self) -> SurveyOptions:
-        assert self.slack is not None and self.probe is not None
-        return SurveyOptions(
-            per_unit=self.granularity == "filters",
-            estimator=self.estimator,
-            limits=self.limits,
-            probe=self.probe,
-            slack=self.slack,
-            protect=self.protect,
-            propagated=self.propagated,
-            samples=self.samples,
-            per_class=self.per_class,
-            paper=self.paper,
-            hears=self.hears,
-            ranking=self.ranking,
-        )
+        names = [option.name for option in fields(SurveyOptions) if option.name != "per_unit"]
+        return SurveyOptions(self.granularity == "filters", **{name: getattr(self, name) for name in names})
 
     @property
     def _is_whole(self) -> bool:
