@@ -11,7 +11,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.utils._pytree import GetAttrKey, register_pytree_node, tree_leaves, tree_map
+from torch.utils._pytree import GetAttrKey, KeyEntry, register_pytree_node, tree_leaves, tree_map
 
 from nervure.core.check import Checked, show_value
 from nervure.core.documents import is_shallow
@@ -158,7 +158,7 @@ def _flatten(inputs: Inputs) -> tuple[list[Any], None]:
     return [inputs.args, dict(inputs.kwargs)], None
 
 
-def _flatten_with_keys(inputs: Inputs) -> tuple[list[tuple[GetAttrKey, Any]], None]:
+def _flatten_with_keys(inputs: Inputs) -> tuple[list[tuple[KeyEntry, Any]], None]:
     parts, _ = _flatten(inputs)
     return [(GetAttrKey(name), part) for name, part in zip(("args", "kwargs"), parts, strict=True)], None
 

@@ -64,8 +64,7 @@ def lifetimes_of(
     lives = []
     for span in spans:
         first, stop = np.searchsorted(moments, [span.first, span.last + 1]).tolist()
-        if first < stop:
-            lives.append(Lifetime(*sizes.of(span.storage), first, stop - 1))
+        lives.append(Lifetime(*sizes.of(span.storage), first, stop - 1))
     return _collapse(_leave_out_small_moments(lives, len(moments))), elements
 
 
@@ -82,15 +81,15 @@ def spans_of(tape: Tape) -> list[Span]:
     log, entries = tape.storages, tape.entries_of(0)
     given = {log.of_value[number] for number in (*tape.runs[0].inputs, *tape.named)}
     others = {log.of_value[number] for run in tape.runs[1:] for number in run.inputs} - given
+    # The tape itself holds small whole numbers: of those it is not known whether the code does.
+    held = {log.of_value[number] for number, value in enumerate(tape.values) if value.const is not None}
     reads = _last_reads(tape, entries)
     spans = []
     for number, (born, last) in enumerate(zip(log.born, log.last, strict=True)):
         if number in given:
             spans.append(Span(number, 0, len(entries)))
         elif born < len(entries) and number not in others:
-            # The tape itself holds small whole numbers: of those it is not known whether the code does.
-            held = tape.values[log.first_value[number]].const is not None
-            end = reads.get(number, born) if held else len(entries) if last is None else last
+            end = reads.get(number, born) if number in held else len(entries) if last is None else last
             spans.append(Span(number, born, max(born, min(end, len(entries)))))
     return spans
 

@@ -153,7 +153,8 @@ class PruneSection:
     One of your own is named ``method = "package.module:name"``; it is imported, from the working folder too. So is a
     kind of ``budget`` of your own.
 
-    With ``budget = "latency"`` the ``options`` say ``engine`` and ``target``, a share or a time like ``"3 ms"``.
+    With ``budget = "latency"`` the ``options`` say ``engine`` and ``target``, a share or a time like ``"3 ms"``; with
+    ``budget = "memory"`` they may say ``target``, a share, bytes or ``"200 MB"``.
     ``density`` is the fraction of the weights that stays, for methods that mask them (0: as ``keep`` says). Each table
     in ``then`` (``[[prune.then]]``) names another ``method`` with its options; it prunes what is left.
 

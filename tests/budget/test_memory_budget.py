@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from benchmarks.architectures import ARCHITECTURES
-from nervure import SNACS, Depth, Graph, Magnitude, Plan, apply, count, prune, trace, zoo
+from nervure import SNACS, Depth, GCNet, Graph, Magnitude, Plan, apply, count, prune, trace, zoo
 from nervure.budget import BUDGETS, Budget, CostModel, allocate, find_budget
 from nervure.errors import ArgumentError, BudgetError, PlanError
 from nervure.graph.inputs import run_example
@@ -303,3 +303,12 @@ class Residual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.branch(x)
+
+
+def test_every_plan_names_its_budget_in_plain_data() -> None:
+    timed = Magnitude(budget=BUDGETS["latency"], target=1.0)
+    whole = GCNet(density=1.0, budget=MEMORY, granularity="filters")
+    data = [(EXAMPLE, torch.zeros(2, dtype=torch.long))]
+    for method, name in ((timed, "latency"), (whole, "memory"), (Magnitude(keep=1.0, budget=SQUARES), "squares")):
+        plan = prune(resnet(), EXAMPLE, method, data=data, progress=False).plan
+        assert json.loads(json.dumps(plan.to_json()))["asked"]["budget"] == name

@@ -150,7 +150,7 @@ def timed_inquiries(method: Any) -> tuple[LatencyInquiry, ...]:
 
 
 def _within(method: Any, view: View, cut: Callable[[float, LatencyTable | None], Plan]) -> Plan:
-    asked = {"budget": method.budget, "engine": method.engine, "target": method.target or method.keep}
+    asked = {"budget": find_budget(method.budget).name, "engine": method.engine, "target": method.target or method.keep}
     whole = Plan((), view.graph.fingerprint, asked, {"keep": 1.0})
     if asked["target"] == 1:
         return whole

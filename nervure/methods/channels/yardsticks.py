@@ -73,13 +73,14 @@ class GlobalRanking(UnitRanking, ABC):
         keep: the fraction of the budget that stays, in (0, 1].
         scope: ``"global"`` (layers compete), ``"layer"`` (each layer keeps the same fraction) or ``"kind"`` (streams,
             hidden channels, heads and widths keep the same fraction each, and compete among themselves).
-        budget: ``"channels"``, ``"params"``, ``"macs"`` or ``"latency"`` (timed on the engine, on the example).
+        budget: ``"channels"``, ``"params"``, ``"macs"``, ``"latency"`` (timed on the engine, on the example),
+            ``"memory"`` (of a forward pass on the example), or a :class:`nervure.budget.Budget` of your own.
         minimum: units that every group keeps.
         multiple: group sizes are rounded up to a multiple of this. None: 16 for an engine, else 1.
         engine: what the plan is made for, see :func:`nervure.engines.runner`; with ``"latency"`` eager where none is
             named.
-        target: the latency to meet: a share of the dense network's in (0, 1], or a time like ``"3 ms"``; None: the
-            share ``keep``.
+        target: the latency or memory to meet: a share of the dense network's in (0, 1], or an amount like ``"3 ms"`` or
+            ``"200 MB"`` (above 1: bytes); None: the share ``keep``.
     """
 
     keep: Density = 0.5
@@ -144,13 +145,14 @@ class Magnitude(UnitRanking):
         norm: 1 or 2.
         scope: ``"global"`` (layers compete), ``"layer"`` (each layer keeps the same fraction) or ``"kind"`` (each kind
             of group does).
-        budget: ``"channels"``, ``"params"``, ``"macs"`` or ``"latency"`` (timed on the engine, on the example).
+        budget: ``"channels"``, ``"params"``, ``"macs"``, ``"latency"`` (timed on the engine, on the example),
+            ``"memory"`` (of a forward pass on the example), or a :class:`nervure.budget.Budget` of your own.
         minimum: units that every group keeps.
         multiple: group sizes are rounded up to a multiple of this. None: 16 for an engine, else 1.
         engine: what the plan is made for, see :func:`nervure.engines.runner`; with ``"latency"`` eager where none is
             named.
-        target: the latency to meet: a share of the dense network's in (0, 1], or a time like ``"3 ms"``; None: the
-            share ``keep``.
+        target: the latency or memory to meet: a share of the dense network's in (0, 1], or an amount like ``"3 ms"`` or
+            ``"200 MB"`` (above 1: bytes); None: the share ``keep``.
     """
 
     criterion: ClassVar[str] = "magnitude"

@@ -17,7 +17,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from nervure.budget import CountedName, Scope, allocate
+from nervure.budget import CountedName, Scope, allocate, find_budget
 from nervure.budget.weights import Pattern
 from nervure.core.schema import Count, Density, Rounds, Share, Size
 from nervure.errors import ArgumentError
@@ -69,7 +69,8 @@ class GCNet(NetworkScored):
         rounds: in how many rounds, each of which measures what the last has left.
         samples: how many samples at most are measured.
         per_class: where above 0, at most so many of each class; needs labels.
-        budget: what ``density`` is a fraction of, for ``"filters"``: ``"macs"``, ``"params"`` or ``"channels"``.
+        budget: what ``density`` is a fraction of, for ``"filters"``: ``"macs"``, ``"params"``, ``"channels"``,
+            ``"memory"``, or a :class:`nervure.budget.Budget` of your own.
         paper: the reconstruction of the paper: split, correlation class by class, the same density in each layer, one
             round, pairs of units.
     """
@@ -202,7 +203,9 @@ class GCNet(NetworkScored):
     def _cuts(self, view: View, found: ConnectivityEvidence) -> Plan:
         """Cut the units that their readers need least."""
         if self.density == 1:
-            return Plan((), view.graph.fingerprint, {"keep": 1.0, "budget": self.budget}, {"keep": 1.0})
+            return Plan(
+                (), view.graph.fingerprint, {"keep": 1.0, "budget": find_budget(self.budget).name}, {"keep": 1.0}
+            )
         field = PrunableWeights.of(view, self.dense)
         guides = self._guides(field, found)
         rho = {layer.tensor: layer.strength() for layer in field.layers()}

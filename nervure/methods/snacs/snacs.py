@@ -62,8 +62,8 @@ class SNACS(Checked):
         keep: the fraction of the budget that stays, in (0, 1].
         budget: what is counted. For kernels ``"weights"`` (those of layers that can be pruned, the default),
             ``"connections"`` (pairs of parent and child), ``"params"`` or ``"macs"`` (of the whole network, without
-            what is masked); for filters ``"macs"`` (the default), ``"params"``, ``"channels"`` or ``"latency"`` (timed
-            on the engine, on the example).
+            what is masked); for filters ``"macs"`` (the default), ``"params"``, ``"channels"``, ``"latency"`` (timed
+            on the engine, on the example) or ``"memory"`` (of a forward pass on the example).
         granularity: ``"kernels"`` masks connections, as in the paper; ``"filters"`` cuts whole units, which needs no
             sparse kernels to be fast.
         estimator: of the dependence, see :func:`nervure.dependence.conditional_connectivity`.
@@ -89,8 +89,8 @@ class SNACS(Checked):
         cache: a folder where what was measured is kept, so that the next plan, for any budget, needs no measuring.
         engine: what the plan is made for, see :func:`nervure.engines.runner` (filters); with ``"latency"`` eager where
             none is named.
-        target: the latency to meet: a share of the dense network's in (0, 1], or a time like ``"3 ms"``; None: the
-            share ``keep``.
+        target: the latency or memory to meet: a share of the dense network's in (0, 1], or an amount like ``"3 ms"`` or
+            ``"200 MB"`` (above 1: bytes); None: the share ``keep``.
     """
 
     wants: ClassVar[frozenset[str]] = frozenset()
