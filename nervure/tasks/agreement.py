@@ -25,6 +25,8 @@ Answers: TypeAlias = Literal["classes", "values", "boxes"]
 class Reference:
     """A model to compare with. It answers a batch once, however often it is asked.
 
+    Weights of it that change meanwhile are not noticed.
+
     Attributes:
         model: the model; it is neither copied nor changed.
         forward: how it is called.

@@ -52,7 +52,7 @@ class Frames(Checked):
             if len(wrong):
                 raise DataError(
                     f"label {int(wrong[0])} is out of range: the model has {classes} outputs for each frame, "
-                    f"{self.blank} of them the blank. Number the labels from 0, or say what is padding: ignore=."
+                    f"of which {self.blank} is the blank. Number the labels from 0, or say what is padding: ignore=."
                 )
         return found
 

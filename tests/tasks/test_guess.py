@@ -123,6 +123,7 @@ X = torch.randn(4, 3)
         (nn.Linear(3, 1), (X, torch.tensor([0, 1, 1, 0])), r"outputs \[4, 1\] and labels \[4\] of torch.int64"),
         (LINEAR, (X, torch.full((4, 5), 0.2)), r"labels \[4, 5\] of torch.float32"),
         (LINEAR, (X, nn.functional.one_hot(torch.arange(4), 5).float()), r"labels \[4, 5\] of torch.float32"),
+        (LINEAR, (torch.randn(4, 5, 3), torch.zeros(4, 5).long()), r"outputs \[4, 5, 5\] and labels \[4, 5\]"),
         (nn.LSTM(3, 5), (X, {"a": X, "b": X}), "a dict of a, b|outputs"),
     ],
 )

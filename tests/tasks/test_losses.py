@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from nervure import tasks
 from nervure.errors import ArgumentError, CallError, DataError
 from nervure.tasks import Task, Total, evaluate_task, map_tensors
+from nervure.tasks.numeric import Numeric
 from tests.tasks.small import CASES, Tokens, Writer
 
 
@@ -100,6 +101,20 @@ def test_a_decoder_is_given_its_labels_or_its_own_inputs() -> None:
     case = CASES["seq2seq"]()
     given = {**case.batch, "decoder_input_ids": Writer().prepare_decoder_input_ids_from_labels(case.batch["labels"])}
     torch.testing.assert_close(case.task(case.model, case.batch), case.task(case.model, given))
+
+
+def test_tokens_become_one_vector_by_their_mask() -> None:
+    class Encoder(nn.Module):
+        def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> dict[str, Tensor]:
+            return {"hidden": torch.zeros(2, 3), "last_hidden_state": input_ids[..., None] * torch.tensor([1.0, 0.0])}
+
+    ids, mask = torch.tensor([[1, 5, 9], [2, 4, 6]]), torch.tensor([[1, 1, 0], [1, 1, 1]])
+    found, _ = Numeric().vectors(
+        Encoder()(ids), {"input_ids": ids, "attention_mask": mask, "labels": torch.zeros(2, 2)}
+    )
+    assert found.tolist() == [[3, 0], [4, 0]]
+    batch = {"input_ids": ids, "attention_mask": mask, "labels": torch.tensor([[1.0, 0.0], [0.0, 1.0]])}
+    assert float(tasks.embedding()(Encoder(), batch)) == pytest.approx(0.5)
 
 
 def test_the_forms_of_labels_of_sequences_agree() -> None:
@@ -246,7 +261,12 @@ def test_tasks_are_values_that_go_to_other_processes(name: str) -> None:
     case = CASES[name]()
     again = pickle.loads(pickle.dumps(case.task))
     torch.testing.assert_close(again(case.model, case.batch), case.task(case.model, case.batch))
-    assert repr(again) == repr(case.task) and "0x" not in repr(again), "a value is told alike in every process"
+    assert repr(again) == repr(case.task), "a value is told alike in every process"
+
+
+def test_tasks_of_other_settings_are_told_apart() -> None:
+    told = [repr(task) for task in (tasks.classification(), tasks.classification(smoothing=0.1), tasks.regression())]
+    assert len(set(told)) == 3 and told[0].startswith("Task('classification', ") and len(told[0]) < 40
 
 
 class Many(nn.Module):

@@ -70,7 +70,7 @@ def test_multilabel() -> None:
     found = measured(tasks.multilabel(), (said, labels))
     assert (found["accuracy"], found["f1"]) == (pytest.approx(2 / 3), pytest.approx(0.5))
     # Small logits are no probabilities, whatever they look like.
-    one = measured(tasks.multilabel(), (torch.tensor([0.2, 0.3, -0.1]), torch.tensor([1, 1, 0])))
+    one = measured(tasks.multilabel(), (torch.tensor([0.2, 0.3, 0.1]), torch.tensor([1, 1, 1])))
     assert one["accuracy"] == 1
 
 
