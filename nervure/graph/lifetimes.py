@@ -15,7 +15,7 @@ from nervure.graph.propagate import LabelPropagation
 from nervure.graph.sizes import Expression
 from nervure.graph.solve import Solver, any_cut
 from nervure.graph.storages import NOWHERE
-from nervure.graph.tape import Entry, Tape, refs_in
+from nervure.graph.tape import Tape
 from nervure.graph.types import Lifetime
 
 AxisOf: TypeAlias = Callable[[int, Iterable[Array]], int | None]
@@ -81,16 +81,13 @@ def spans_of(tape: Tape) -> list[Span]:
     log, entries = tape.storages, tape.entries_of(0)
     given = {log.of_value[number] for number in (*tape.runs[0].inputs, *tape.named)}
     others = {log.of_value[number] for run in tape.runs[1:] for number in run.inputs} - given
-    # The tape itself holds small whole numbers: of those it is not known whether the code does.
-    held = {log.of_value[number] for number, value in enumerate(tape.values) if value.const is not None}
-    reads = _last_reads(tape, entries)
     spans = []
     for number, (born, last) in enumerate(zip(log.born, log.last, strict=True)):
         if number in given:
             spans.append(Span(number, 0, len(entries)))
         elif born < len(entries) and number not in others:
-            end = reads.get(number, born) if number in held else len(entries) if last is None else last
-            spans.append(Span(number, born, max(born, min(end, len(entries)))))
+            end = len(entries) if last is None else min(last, len(entries))
+            spans.append(Span(number, born, max(born, end)))
     return spans
 
 
@@ -109,16 +106,6 @@ def highest(first: np.ndarray, last: np.ndarray, sizes: np.ndarray) -> int:
     # Floats count bytes exactly up to 2^53.
     steps = np.bincount(first, sizes, moments) - np.bincount(last + 1, sizes, moments)
     return round(float(steps.cumsum().max()))
-
-
-def _last_reads(tape: Tape, entries: range) -> dict[int, int]:
-    """For each storage the last entry that reads it, or has it as a result."""
-    found: dict[int, int] = {}
-    for index in entries:
-        entry = tape.entries[index]
-        given = (*entry.args, *entry.kwargs.values(), *entry.outs) if isinstance(entry, Entry) else (entry.base,)
-        found.update((tape.storages.of_value[ref.id], index) for ref in refs_in(given))
-    return found
 
 
 class _Sizes:

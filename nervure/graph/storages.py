@@ -1,7 +1,9 @@
 """When the memory behind tensors is taken and let go while a model runs."""
 
+import weakref
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
@@ -31,9 +33,11 @@ class StorageLog:
         self.last: list[int | None] = []
         self._given: dict[int, tuple[StorageWeakRef, int]] | None = None
         self._alive: dict[int, tuple[StorageWeakRef, int]] = {}
+        self._tensors: dict[int, list[weakref.ref[Tensor]]] = {}
+        """For storages that the tape itself holds, the tensors of the code on them."""
 
-    def add(self, tensor: Tensor, entry: int) -> None:
-        """Note where the next value lies, which ``tensor`` holds."""
+    def add(self, tensor: Tensor, entry: int, *, is_held: bool) -> None:
+        """Note where the next value lies, which ``tensor`` holds; ``is_held``: the tape holds its memory too."""
         storage = _storage_of(tensor)
         if storage is None:
             self.of_value.append(NOWHERE)
@@ -46,15 +50,30 @@ class StorageLog:
             self.born.append(entry)
             self.last.append(None)
         self.of_value.append(known[1])
+        if is_held or known[1] in self._tensors:
+            self._tensors.setdefault(known[1], []).append(weakref.ref(tensor))
 
     def bury(self, entry: int) -> None:
         """Note what is gone before an entry begins, of what was made in the run."""
         if self._given is None:
             # What a model holds is much, and stays.
             self._given, self._alive = self._alive, {}
-        gone = [key for key, (reference, _) in self._alive.items() if reference.expired()]
+        gone = [key for key, (reference, number) in self._alive.items() if self._is_gone(reference, number)]
         for key in gone:
             self.last[self._alive.pop(key)[1]] = entry - 1
+
+    def _is_gone(self, reference: StorageWeakRef, number: int) -> bool:
+        if number in self._tensors:
+            return all(tensor() is None for tensor in self._tensors[number])
+        return bool(reference.expired())
+
+
+def alias_of(tensor: Tensor) -> Tensor:
+    """Another tensor on the same memory, made unseen: whether anybody holds the first one can then be told."""
+    if type(tensor) is not Tensor:
+        return tensor
+    with torch._C._DisableTorchDispatch():
+        return tensor.detach()
 
 
 def _storage_of(tensor: Tensor) -> Any:

@@ -26,7 +26,7 @@ from nervure.graph.composites import SimpleOperators
 from nervure.graph.modes import disable_compile
 from nervure.graph.preserve import restore_after
 from nervure.graph.sizes import Attribute, Expression, Size, expression_of, noting_numbers, plain, tagged_attributes
-from nervure.graph.storages import StorageLog
+from nervure.graph.storages import StorageLog, alias_of
 
 SMALL_CONSTANT = 4_000_000
 SPARSE = frozenset({torch.sparse_coo, torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc})
@@ -234,14 +234,14 @@ class Recorder(SimpleOperators):
         """A new number for ``tensor``; its ``contents`` may be known where it has a shape only."""
         const = None
         if _is_small_constant(tensor):
-            const = contents if tensor.is_meta else tensor
+            const = contents if tensor.is_meta else alias_of(tensor)
         device = "cpu" if tensor.device.type == "meta" else str(tensor.device)
         value = Value(tuple(tensor.shape), tensor.dtype, const, device)
         if tensor.layout == torch.strided:
             value.strides, value.offset = tensor.stride(), int(tensor.storage_offset())
         elif tensor.layout in SPARSE:
             value.stored = tensor._nnz()
-        self.tape.storages.add(tensor, len(self.tape.entries))
+        self.tape.storages.add(tensor, len(self.tape.entries), is_held=const is not None)
         self.tape.values.append(value)
         if const is not None and not const.is_meta:
             self._held.setdefault(const.untyped_storage()._cdata, []).append(value)
