@@ -452,7 +452,7 @@ def _require_one_model(model: ModelSection) -> None:
 
 
 def _require_there(path: str, what: str, kind: str, test: Callable[[Path], bool]) -> None:
-    if path and not test(Path(path)):
+    if path and not (is_path(path) and test(Path(path))):
         raise RecipeError(f"{what} = {path!r}: there is no such thing; expected {kind} (relative to {os.getcwd()!r}).")
 
 
