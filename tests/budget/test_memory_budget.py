@@ -31,7 +31,8 @@ EXAMPLE = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 LAWFUL = """
 bottlenecks conv_next depthwise dense_block dict_output in_place inverted_residual llama mlp_mixer padding_modes
 patch_merging pooling residual rms_norm rotary separate_qkv shuffle_unit squeeze_excitation tied_embedding two_inputs
-unet vit attention_u_net high_resolution inception linear_attention mamba rep_vgg seg_net shifted_windows experts wave_net
+unet vit attention_u_net high_resolution inception linear_attention mamba rep_vgg seg_net shifted_windows experts
+wave_net
 """
 
 
