@@ -27,7 +27,7 @@ from nervure.graph.propagate import Read
 from nervure.graph.tape import Entry, Ref, Tape, name_of, plain_kernels, running_modules
 from nervure.graph.trace import TraceResult
 from nervure.graph.types import Graph
-from nervure.plan import Plan
+from nervure.plan import Keep, Mask, Plan
 from nervure.surgery.apply import apply_sharing, keeps_of
 from nervure.surgery.randomness import fixed_seed, is_random, seed
 from nervure.surgery.spectral import spectral_norms
@@ -75,7 +75,7 @@ def reference(model: nn.Module, drawing: TraceResult, run: int, graph: Graph, pl
         VerificationError: the original cannot be run without the removed units.
     """
     keeps = keeps_of(graph, plan)
-    masks = Plan(plan.masks)
+    masks = Plan((*plan.masks, *_unreached_readers(drawing, run, graph, keeps)))
     replay = _Replay(drawing, run, keeps, frozenset(norm.module for norm in spectral_norms(model)))
     source = apply_sharing(model, graph, masks) if masks else model
     try:
@@ -89,6 +89,20 @@ def reference(model: nn.Module, drawing: TraceResult, run: int, graph: Graph, pl
             f"raised {type(error).__name__}: {error}."
         ) from error
     return Answer(survivors(outputs, drawing, run, keeps), replay.noise)
+
+
+def _unreached_readers(drawing: TraceResult, run: int, graph: Graph, keeps: Keeps) -> Iterator[Mask]:
+    """Masks that silence removed units in weights that the run did not come to: without the units it may (experts)."""
+    tape = drawing.flow.tape
+    entries = (tape.entries[index] for index in tape.entries_of(run))
+    reached = {ref.id for entry in entries if isinstance(entry, Entry) for ref in entry.given}
+    idle = {name: tape.values[number] for number, name in tape.named.items() if number not in reached}
+    for group in (graph[name] for name in keeps):
+        for slot in (slot for slot in group.slots if slot.role == "reader" and slot.tensor in idle):
+            shape = idle[slot.tensor].shape
+            alive = torch.from_numpy(slot.units.kept(keeps[group.name]))
+            sides = [-1 if axis == slot.axis else 1 for axis in range(len(shape))]
+            yield Mask(slot.tensor, Keep.of(alive.reshape(sides).expand(shape)))
 
 
 def _replay(model: nn.Module, inputs: Inputs, replay: "_Replay", *, warm: bool) -> list[Tensor]:
