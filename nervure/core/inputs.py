@@ -24,7 +24,8 @@ from nervure.errors import ArgumentError, ForwardError, NervureError
 class Inputs(Checked):
     """The arguments of one call of a model.
 
-    They can be given wherever an example can, and say what no other form can: some by position, others by name.
+    An *example* is a tensor, a tuple of positional arguments, a mapping of keyword arguments, or a list of several; or
+    inputs, which say what no other form can: some by position, others by name.
 
     Attributes:
         args: those by position.
@@ -170,14 +171,13 @@ def _read_example(example: Any) -> Inputs:
             f"example is a {type(example).__name__}. Give a tensor, a tuple of positional arguments or a dict of "
             "keyword arguments (or a list of several of these)."
         )
-    found = Inputs.of_batch(example)
-    if not is_shallow((found.args, dict(found.kwargs))):
-        raise ArgumentError("example is nested too deeply, or holds itself. Give tensors, a tuple or a dict of them.")
-    return plain_tensors(found)
+    return plain_tensors(Inputs.of_batch(example))
 
 
 def plain_tensors(inputs: Inputs) -> Inputs:
-    """The same with plain tensors for those of subclasses that only carry something along."""
+    """The same with plain tensors for those of subclasses that only carry something along; no endless nests."""
+    if not is_shallow((inputs.args, dict(inputs.kwargs))):
+        raise ArgumentError("example is nested too deeply, or holds itself. Give tensors, a tuple or a dict of them.")
     return inputs.map(lambda x: x.as_subclass(Tensor) if _carries(x) else x)
 
 
