@@ -2,14 +2,16 @@
 
 Run ``python benchmarks/connectivity_accuracy.py``; some minutes of one thread. Masked MLPs of one shape, made in many
 ways and trained side by side; then Spearman's correlation of test accuracy with each measure, at the start and when
-trained. Writes ``docs/results/connectivity_accuracy.json`` and ``.md``; trained networks are kept in ``runs/``.
+trained. Writes ``docs/results/connectivity_accuracy.*``; trained networks are kept in ``runs/``.
 """
 
-import json
 import math
 import os
+import sys
+from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping
-from itertools import pairwise
+from functools import cache, partial
+from itertools import pairwise, product
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -18,14 +20,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch and numpy read it
 
 import torch
 import torch.nn.functional as F
-from scipy.stats import spearmanr
 from torch import Tensor, nn
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.runner import RUNS, Benchmark, Case, Row, Rows, fields, main, spearman
 from nervure import ERK, SNIP, Connectivity, GraSP, SynFlow, connectivity, prune, zoo
 from nervure.evaluation import measures
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS, KEPT = ROOT / "docs" / "results", ROOT / "runs" / "connectivity_accuracy.pt"
+KEPT = RUNS / "connectivity_accuracy.pt"
 WIDTHS = (196, 96, 64, 48, 10)
 LAYERS = tuple(str(2 * i) for i in range(len(WIDTHS) - 1))
 DENSITIES, SEEDS = (0.2, 0.1, 0.05, 0.03), (0, 1, 2)
@@ -56,8 +59,6 @@ MEASURES: Mapping[str, int] = {
     "path_mass": 1,
 }
 """Measures, and whether more of them should be better."""
-
-Row = dict[str, Any]
 
 
 def images(split: Any, count: int) -> tuple[Tensor, Tensor]:
@@ -162,19 +163,6 @@ def trained(rows: list[Row], x: Tensor, y: Tensor, held: tuple[Tensor, Tensor]) 
     return rows
 
 
-def networks() -> list[Row]:
-    """The trained networks: those kept from before, or made now."""
-    if KEPT.exists():
-        kept: list[Row] = torch.load(KEPT, weights_only=False)
-        return kept
-    data = zoo.load("fashion-mnist", seed=0)
-    x, y = images(data.train, IMAGES)
-    rows = trained(list(drawn(x, y)), x, y, images(data.test, TESTED))
-    KEPT.parent.mkdir(exist_ok=True)
-    torch.save(rows, KEPT)
-    return rows
-
-
 def told(row: Row, when: str, dense: Connectivity) -> dict[str, float]:
     """The measures of one network."""
     net = mlp(row["seed"])
@@ -184,14 +172,12 @@ def told(row: Row, when: str, dense: Connectivity) -> dict[str, float]:
     return measures(net, torch.zeros(1, WIDTHS[0]), dense)
 
 
-def correlation(rows: list[Row], when: str, name: str, sign: int) -> float:
+def correlation(rows: Rows, when: str, name: str, sign: int) -> float:
     """Spearman's, 0 where a measure is the same for all."""
-    values = [sign * max(row[when][name], -1e9) for row in rows]
-    found = float(spearmanr(values, [row["acc"] for row in rows]).statistic) if len(set(values)) > 1 else 0.0
-    return found if math.isfinite(found) else 0.0
+    return spearman([sign * max(row[when][name], -1e9) for row in rows], [row["acc"] for row in rows])
 
 
-def table(rows: list[Row]) -> str:
+def page(rows: Rows) -> str:
     """The page."""
     ways = len({row["arm"] for row in rows})
     lines = [
@@ -234,28 +220,47 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main() -> None:
-    torch.set_num_threads(1)
-    dense = {seed: connectivity(mlp(seed), torch.zeros(1, WIDTHS[0])) for seed in SEEDS}
-    found = []
-    for row in networks():
-        kept = {key: row[key] for key in ("arm", "density", "seed", "acc")}
-        found.append(kept | {when: told(row, when, dense[row["seed"]]) for when in ("init", "final")})
-        if len(found) % 12 == 0:
-            print(len(found), flush=True)
-    text = json.dumps([{k: _plain(v) for k, v in row.items()} for row in found], indent=None)
-    (RESULTS / "connectivity_accuracy.json").write_text(text.replace("}}, {", "}},\n{") + "\n", encoding="utf-8")
-    (RESULTS / "connectivity_accuracy.md").write_text(table(found), encoding="utf-8")
+@cache
+def networks() -> dict[tuple[Any, ...], Row]:
+    """The trained networks: those kept from before, or all made now."""
+    if not KEPT.exists():
+        data = zoo.load("fashion-mnist", seed=0)
+        x, y = images(data.train, IMAGES)
+        KEPT.parent.mkdir(exist_ok=True)
+        torch.save(trained(list(drawn(x, y)), x, y, images(data.test, TESTED)), KEPT)
+    return {BENCHMARK.key(row): row for row in torch.load(KEPT, weights_only=False)}
 
 
-def _plain(value: Any) -> Any:
+@cache
+def dense(seed: int) -> Connectivity:
+    """That of the network at its start."""
+    return connectivity(mlp(seed), torch.zeros(1, WIDTHS[0]))
+
+
+def measured(*key: Any) -> Row:
+    """One network: its accuracy, and its measures at the start and when trained."""
+    row = networks()[key]
+    kept = {name: row[name] for name in ("arm", "density", "seed", "acc")}
+    return plain(kept | {when: told(row, when, dense(row["seed"])) for when in ("init", "final")})
+
+
+def plain(value: Any) -> Any:
     """As JSON has it, which knows no infinity; six digits."""
     if isinstance(value, dict):
-        return {key: _plain(inner) for key, inner in value.items()}
+        return {key: plain(inner) for key, inner in value.items()}
     if isinstance(value, float):
         return float(f"{value:.6g}") if math.isfinite(value) else None
     return value
 
 
+def cases(_: Namespace) -> Iterator[Case]:
+    """Every network; those of a shuffled arm follow it."""
+    for seed, density, arm in product(SEEDS, DENSITIES, ARMS):
+        for name in (arm, f"{arm}-shuffled") if arm in SHUFFLED else (arm,):
+            yield (name, density, seed), partial(measured, name, density, seed)
+
+
+BENCHMARK = Benchmark("connectivity_accuracy", page, fields("arm", "density", "seed"), cases)
+
 if __name__ == "__main__":
-    main()
+    main(BENCHMARK)

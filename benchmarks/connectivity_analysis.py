@@ -1,17 +1,15 @@
 """What the connectivity analysis costs: processor seconds by part and memory, dense and sparse.
 
 Run ``python benchmarks/connectivity_analysis.py``; one thread, every case in a process of its own.
-Writes ``docs/results/connectivity_analysis.json`` and ``docs/results/connectivity_analysis.md``.
+Writes ``docs/results/connectivity_analysis.*``.
 """
 
-import json
 import os
-import platform
-import resource
-import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +19,13 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import torch
 from torch import nn
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.runner import Benchmark, Row, Rows, fields, main, peak
 from nervure import Connectivity, connectivity
 from nervure.zoo import build
 
-RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results"
 DENSITY = 0.05
-MIB = 1024
 
 
 def mlp() -> nn.Module:
@@ -63,18 +62,12 @@ def seconds(work: Callable[[], Any]) -> tuple[float, Any]:
     return time.process_time() - start, found
 
 
-def peak() -> float:
-    """The most memory this process has held, in MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / MIB
-
-
-def measured(name: str, is_sparse: bool) -> dict[str, Any]:
+def measured(name: str, density: float) -> Row:
     """One case, by part."""
     torch.manual_seed(0)
-    torch.set_num_threads(1)
     make, shape = CASES[name]
     model, example = make().eval(), torch.randn(shape)
-    model = sparse(model) if is_sparse else model
+    model = sparse(model) if density < 1 else model
     with torch.no_grad():
         model(example)
         forward, _ = seconds(lambda: model(example))
@@ -87,7 +80,7 @@ def measured(name: str, is_sparse: bool) -> dict[str, Any]:
     heat, _ = seconds(lambda: found.heats(found.times))
     return {
         "case": name,
-        "density": DENSITY if is_sparse else 1.0,
+        "density": density,
         "weights": found.places,
         "units": found.circuit.size,
         "edges": _edges(found),
@@ -108,7 +101,7 @@ def _edges(found: Connectivity) -> int:
     return sum(len(values) for bundle in found.circuit.bundles for _, _, values in bundle.edges())
 
 
-def table(rows: list[dict[str, Any]]) -> str:
+def page(rows: Rows) -> str:
     """The page."""
     lines = [
         "# What the connectivity analysis costs",
@@ -126,26 +119,16 @@ def table(rows: list[dict[str, Any]]) -> str:
         f"**{r['total_s']:.1f}** | {r['memory_mib']:.0f} |"
         for r in rows
     ]
-    lines += [
-        "",
-        f"{platform.processor() or platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}.",
-    ]
     return "\n".join(lines) + "\n"
 
 
-def main() -> None:
-    rows = []
-    for name in CASES:
-        for kind in ("dense", "sparse"):
-            out = subprocess.run([sys.executable, __file__, name, kind], capture_output=True, text=True, check=True)
-            rows.append(json.loads(out.stdout.splitlines()[-1]))
-            print(rows[-1], flush=True)
-    (RESULTS / "connectivity_analysis.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-    (RESULTS / "connectivity_analysis.md").write_text(table(rows), encoding="utf-8")
-
+BENCHMARK = Benchmark(
+    "connectivity_analysis",
+    page,
+    fields("case", "density"),
+    lambda options: [(key, partial(measured, *key)) for key in product(CASES, (1.0, DENSITY))],
+    apart=True,
+)
 
 if __name__ == "__main__":
-    if len(sys.argv) == len(("file", "name", "kind")):
-        print(json.dumps(measured(sys.argv[1], sys.argv[2] == "sparse")))
-    else:
-        main()
+    main(BENCHMARK)

@@ -4,26 +4,30 @@ Run ``python benchmarks/connectivity_ranks.py`` (one thread, some minutes). A la
 (16 hidden causes, noise, channels of different size) and 64 ReLU children that are a weighted sum of them. What a
 parent adds to a child that the other parents do not is known: |w_ij| times the standard deviation of parent i given the
 others (of their linear regression on 50,000 fresh samples). Weights are not shown to the estimators.
-Writes ``docs/results/connectivity_ranks.json`` and ``docs/results/connectivity_ranks.md``.
+Writes ``docs/results/connectivity_ranks.*``.
 """
 
-import json
-import platform
-from collections.abc import Callable, Mapping
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache, partial
+from itertools import product
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 import torch
 from torch import Tensor
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.runner import Benchmark, Case, Row, Rows, fields, main, spearman
 from nervure.dependence import conditional_connectivity, mutual_information
 
-RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results"
 SAMPLES, SEEDS, CHANNELS, CAUSES = (500, 2000, 6500), (0, 1, 2), 64, 16
 SLOW_CHILDREN, SLOW_SAMPLES = 2, 2000  # the slow estimators score that many children, with all parents
 
 
+@cache
 def layer(samples: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     """Parents [samples, 64], children [samples, 64] and the true contributions [64, 64]."""
     generator = torch.Generator().manual_seed(seed)
@@ -71,39 +75,23 @@ ESTIMATORS: Mapping[str, Score] = {
 SLOW = ("hash, corrected", "hash, as published", "nothing given")
 
 
-def ranks(values: Tensor) -> Tensor:
-    """Ranks of all values, ties at their mean."""
-    _, place, counts = values.flatten().unique(return_inverse=True, return_counts=True)
-    return (counts.cumsum(0).double() - (counts - 1) / 2)[place]
+def cases(_: Namespace) -> Iterator[Case]:
+    """Every estimator on samples of every size, but for the slow ones."""
+    for samples, name in product(SAMPLES, ESTIMATORS):
+        if samples <= SLOW_SAMPLES or name not in SLOW:
+            yield (name, samples), partial(measured, name, samples)
 
 
-def spearman(a: Tensor, b: Tensor) -> float:
-    """Spearman's rank correlation of two tensors of one shape."""
-    return float(torch.corrcoef(torch.stack([ranks(a), ranks(b)]))[0, 1].nan_to_num())
+def measured(name: str, samples: int) -> Row:
+    """The correlations of one estimator, seed by seed."""
+    found = []
+    for parents, children, truth in (layer(samples, seed) for seed in SEEDS):
+        scores = ESTIMATORS[name](parents, children)
+        found.append(spearman(scores, truth[: len(scores)]))
+    return {"estimator": name, "samples": samples, "spearman": found}
 
 
-def main() -> None:
-    """Measure and write the table."""
-    torch.set_num_threads(1)
-    rows: list[dict[str, Any]] = [{"estimator": name, "spearman": {}} for name in ESTIMATORS]
-    for samples in SAMPLES:
-        layers = [layer(samples, seed) for seed in SEEDS]
-        for row, score in zip(rows, ESTIMATORS.values(), strict=True):
-            if samples > SLOW_SAMPLES and row["estimator"] in SLOW:
-                continue
-            found = []
-            for parents, children, truth in layers:
-                scores = score(parents, children)
-                found.append(spearman(scores, truth[: len(scores)]))
-            row["spearman"][samples] = found
-            print(samples, row["estimator"], [round(f, 3) for f in found], flush=True)
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    facts = {"torch": torch.__version__, "python": platform.python_version(), "seeds": SEEDS, "rows": rows}
-    (RESULTS / "connectivity_ranks.json").write_text(json.dumps(facts, indent=1) + "\n")
-    (RESULTS / "connectivity_ranks.md").write_text(table(rows))
-
-
-def table(rows: list[dict[str, Any]]) -> str:
+def page(rows: Rows) -> str:
     """The results as Markdown."""
     lines = [
         "# Whether scores rank connections as they should",
@@ -116,10 +104,11 @@ def table(rows: list[dict[str, Any]]) -> str:
         "| estimator | " + " | ".join(f"N = {n}" for n in SAMPLES) + " |",
         "|---" * (len(SAMPLES) + 1) + "|",
     ]
-    for row in rows:
-        found = [row["spearman"].get(n) for n in SAMPLES]
+    by_key = {BENCHMARK.key(row): row["spearman"] for row in rows}
+    for name in ESTIMATORS:
+        found = [by_key.get((name, n)) for n in SAMPLES]
         cells = [f"{fmean(v):.3f} ({min(v):.3f} to {max(v):.3f})" if v else "not run" for v in found]
-        lines.append(f"| {row['estimator']} | " + " | ".join(cells) + " |")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
     lines += [
         "",
         "Where children are close to linear in their parents, as here, the partial correlation (`gaussian`) wastes",
@@ -129,5 +118,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+BENCHMARK = Benchmark("connectivity_ranks", page, fields("estimator", "samples"), cases)
+
 if __name__ == "__main__":
-    main()
+    main(BENCHMARK)

@@ -4,14 +4,15 @@ Run ``python benchmarks/connectivity_speed.py [threads]`` (one thread unless sai
 the same samples: 64 x 64 groups by every estimator, 512 x 512 by the default and the Gaussian one. The spanning tree is
 timed on a few pairs spread over the layer, and the hash estimators on a few parents with all children; both are
 extrapolated, as each pair (parent) costs the same.
-Writes ``docs/results/connectivity_speed.json`` and ``docs/results/connectivity_speed.md``.
+Writes ``docs/results/connectivity_speed.*``.
 """
 
-import json
 import platform
 import sys
 import time
-from collections.abc import Callable
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from functools import cache, partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -19,13 +20,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.runner import Benchmark, Case, Row, Rows, fields, main
 from nervure.dependence import conditional_connectivity, mutual_information
 
-RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results"
 CHANNELS, GROUPS, SAMPLES, MORE_SAMPLES = 512, 64, 2000, 6500
 TREES, HASHED_PARENTS, ROUNDS = 4, 2, 3
 
 
+@cache
 def layer(samples: int) -> tuple[Tensor, Tensor]:
     """Correlated ReLU parents and ReLU children, [samples, 512] each."""
     generator = torch.Generator().manual_seed(0)
@@ -42,8 +46,9 @@ def seconds(work: Callable[[], Any]) -> tuple[float, float]:
     return time.perf_counter() - wall, time.process_time() - processor
 
 
-def tree_pairs(parents: Tensor, children: Tensor) -> tuple[float, float]:
+def tree_pairs() -> tuple[float, float]:
     """The spanning tree on some pairs of groups as vectors, all other parents given; per pair."""
+    parents, children = layer(SAMPLES)
     wall = processor = 0.0
     size = CHANNELS // GROUPS
     for k in range(TREES):
@@ -58,9 +63,10 @@ def tree_pairs(parents: Tensor, children: Tensor) -> tuple[float, float]:
     return wall / TREES, processor / TREES
 
 
-def hash_parent(parents: Tensor, children: Tensor, *, faithful: bool) -> tuple[float, float]:
+def hash_parent(faithful: bool) -> tuple[float, float]:
     """The hash estimator on the first few groups of parents, with as many children groups as there are; per parent."""
     size = CHANNELS // GROUPS
+    parents, children = layer(SAMPLES)
     few = parents[:, : HASHED_PARENTS * size]
     # Fewer channels are given than in the whole layer, but any number above six is projected onto seven.
     spent = seconds(
@@ -71,47 +77,45 @@ def hash_parent(parents: Tensor, children: Tensor, *, faithful: bool) -> tuple[f
     return spent[0] / HASHED_PARENTS, spent[1] / HASHED_PARENTS
 
 
-def measured() -> list[dict[str, Any]]:
-    """Rows of the table."""
-    parents, children = layer(SAMPLES)
-    many = layer(MORE_SAMPLES)
+def whole(estimator: str, groups: int, samples: int) -> tuple[float, float]:
+    """All pairs of groups by an estimator."""
+    return seconds(lambda: conditional_connectivity(*layer(samples), estimator=estimator, groups=groups))
+
+
+def cases(options: Namespace) -> Iterator[Case]:
+    """What is timed, how often, and how many times as long all of it would take."""
+
+    def case(name: str, groups: int, samples: int, time: Callable[[], Any], rounds: int, times: int, how: str) -> Case:
+        key = options.threads, name, f"{groups} x {groups}{' groups' if groups == GROUPS else ''}", samples
+        return key, partial(measured, key, time, rounds, times, how)
+
     pairs = GROUPS**2
-    rows: list[dict[str, Any]] = []
-
-    def add(name: str, work: str, samples: int, spent: list[tuple[float, float]], times: int, how: str) -> None:
-        wall, processor = (median(s[k] for s in spent) * times for k in (0, 1))
-        rows.append(
-            {"estimator": name, "work": work, "samples": samples, "wall_s": wall, "processor_s": processor, "how": how}
-        )
-        print(json.dumps(rows[-1]), flush=True)
-
-    grouped, whole = f"{GROUPS} x {GROUPS} groups", f"{CHANNELS} x {CHANNELS}"
-    add("mst", grouped, SAMPLES, [tree_pairs(parents, children)], pairs, f"{TREES} of {pairs} pairs, extrapolated")
-    for faithful in (True, False):
-        name = "hash, as published" if faithful else "hash, corrected"
-        spent = hash_parent(parents, children, faithful=faithful)
-        add(name, grouped, SAMPLES, [spent], GROUPS, f"{HASHED_PARENTS} of {GROUPS} parents, extrapolated")
-    cases = [
-        ("gaussian", GROUPS, SAMPLES, (parents, children)),
-        ("residual (default)", GROUPS, SAMPLES, (parents, children)),
-        ("gaussian", CHANNELS, SAMPLES, (parents, children)),
-        ("residual (default)", CHANNELS, SAMPLES, (parents, children)),
-        ("residual (default)", CHANNELS, MORE_SAMPLES, many),
-    ]
-    for name, groups, samples, (p, x) in cases:
-        estimator = name.split()[0]
+    yield case("mst", GROUPS, SAMPLES, tree_pairs, 1, pairs, f"{TREES} of {pairs} pairs, extrapolated")
+    for name, faithful in (("hash, as published", True), ("hash, corrected", False)):
+        how = f"{HASHED_PARENTS} of {GROUPS} parents, extrapolated"
+        yield case(name, GROUPS, SAMPLES, partial(hash_parent, faithful), 1, GROUPS, how)
+    for groups, samples in ((GROUPS, SAMPLES), (CHANNELS, SAMPLES), (CHANNELS, MORE_SAMPLES)):
         rounds = ROUNDS if groups == GROUPS else 1
-        spent_all = [
-            seconds(lambda p=p, x=x, g=groups, e=estimator: conditional_connectivity(p, x, estimator=e, groups=g))
-            for _ in range(rounds)
-        ]
         how = f"measured, median of {rounds}" if rounds > 1 else "measured"
-        add(name, grouped if groups == GROUPS else whole, samples, spent_all, 1, how)
-    return rows
+        for name in ("gaussian", "residual (default)") if samples == SAMPLES else ("residual (default)",):
+            time = partial(whole, name.split()[0], groups, samples)
+            yield case(name, groups, samples, time, rounds, 1, how)
 
 
-def table(rows: list[dict[str, Any]], threads: int) -> str:
+def measured(key: tuple[Any, ...], time: Callable[[], Any], rounds: int, times: int, how: str) -> Row:
+    """A row of the table."""
+    torch.set_num_threads(key[0])
+    conditional_connectivity(*(v[:, :8] for v in layer(400)), estimator="gaussian")  # tables are made once
+    spent = [time() for _ in range(rounds)]
+    wall, processor = (median(s[k] for s in spent) * times for k in (0, 1))
+    row = dict(zip(("threads", "estimator", "work", "samples"), key, strict=True))
+    return row | {"wall_s": wall, "processor_s": processor, "how": how}
+
+
+def page(rows: Rows) -> str:
     """The results as Markdown."""
+    threads = rows[-1]["threads"]
+    rows = [row for row in rows if row["threads"] == threads]
     tree = next(r for r in rows if r["estimator"] == "mst")
     ours = next(r for r in rows if r["estimator"].startswith("residual"))
     ratio = tree["processor_s"] / ours["processor_s"]
@@ -139,17 +143,13 @@ def table(rows: list[dict[str, Any]], threads: int) -> str:
     )
 
 
-def main() -> None:
-    """Measure and write the table."""
-    threads = int(sys.argv[1]) if len(sys.argv) > 1 else 1
-    torch.set_num_threads(threads)
-    conditional_connectivity(*(v[:, :8] for v in layer(400)), estimator="gaussian")  # tables are made once
-    rows = measured()
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    facts = {"torch": torch.__version__, "python": platform.python_version(), "threads": threads, "rows": rows}
-    (RESULTS / "connectivity_speed.json").write_text(json.dumps(facts, indent=1) + "\n")
-    (RESULTS / "connectivity_speed.md").write_text(table(rows, threads))
-
+BENCHMARK = Benchmark(
+    "connectivity_speed",
+    page,
+    fields("threads", "estimator", "work", "samples"),
+    cases,
+    arguments={"threads": {"nargs": "?", "type": int, "default": 1}},
+)
 
 if __name__ == "__main__":
-    main()
+    main(BENCHMARK)

@@ -8,16 +8,18 @@ Run ``python benchmarks/corruptions.py [--peers PYTHON]``; one thread. In one ru
 * Throughput: 32-pixel colour pictures per second of processor time at severity 3, here and in the packages that the
   Python of ``--peers`` has (see ``corruptions_peers.py``), which work on one picture at a time.
 
-Writes ``docs/results/corruptions.json`` and ``docs/results/corruptions.md``. What was measured is kept version by
-version, so that a run that was stopped goes on.
+Writes ``docs/results/corruptions.*``, version by version, so that a run that was stopped goes on.
 """
 
-import argparse
 import json
 import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from argparse import Namespace
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache, partial
+from itertools import product
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -26,25 +28,27 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.runner import Benchmark, Case, Row, Rows, fields, main
 from nervure import train
 from nervure.evaluation import CORRUPTIONS, SEVERITIES, corrupt
-from nervure.evaluation.timing import processor
 from nervure.zoo import Dataset, Split, build, load
 
-HERE = Path(__file__).resolve().parent
-RESULTS = HERE.parent / "docs" / "results"
 SEEDS = (0, 1, 2)
 BATCH = 500
 SLACK = 0.002
 """Accuracy may rise with the severity by so much before it counts: with 10,000 pictures, half a standard error."""
 PICTURES = 256
+DATA, EPOCHS = "fashion-mnist", 2
+PEERS = Path(__file__).with_name("corruptions_peers.py")
 
 
-def trained(data: Dataset, seed: int, epochs: int) -> nn.Module:
+def trained(data: Dataset, seed: int) -> nn.Module:
     """A network trained on the data."""
     model = build("resnet8", seed=seed, in_channels=1, width=0.5)
     batches = data.train.batches(128, shuffle_seed=seed, augment=True)
-    train(model, batches, epochs=epochs, lr=0.1, seed=seed, progress=False)
+    train(model, batches, epochs=EPOCHS, lr=0.1, seed=seed, progress=False)
     return model.eval()
 
 
@@ -57,18 +61,34 @@ def correct(model: nn.Module, split: Split, pictures: Tensor) -> float:
     return hits / len(pictures)
 
 
-def version_of(pictures: Tensor, split: Split, models: Sequence[nn.Module], name: str, severity: int) -> dict[str, Any]:
+@cache
+def made(few: bool) -> tuple[str, Split, Tensor, list[nn.Module]]:
+    """The name of the data, test pictures, the same in [0, 1], and the trained networks."""
+    data = load("digits" if few else DATA)
+    test = data.test.sample(200 if few else 10_000)
+    return data.name, test, test.images.float() / 255, [trained(data, seed) for seed in SEEDS]
+
+
+def clean(few: bool) -> Row:
+    """Accuracies on the pictures as they are."""
+    name, test, pictures, models = made(few)
+    accuracies = [correct(model, test, pictures) for model in models]
+    return {"kind": "clean", "data": name, "pictures": len(test), "accuracy": accuracies}
+
+
+def version_of(name: str, severity: int, few: bool) -> Row:
     """One corrupted version: processor seconds to make it and to evaluate a network on it, and accuracies."""
+    _, split, pictures, models = made(few)
     began = time.process_time()
-    made = torch.cat([corrupt(part, name, severity) for part in pictures.split(BATCH)])
+    moved = torch.cat([corrupt(part, name, severity) for part in pictures.split(BATCH)])
     between = time.process_time()
-    accuracies = [correct(model, split, made) for model in models]
-    evaluating = (time.process_time() - between) / len(models)
+    accuracies = [correct(model, split, moved) for model in models]
     return {
+        "kind": "version",
         "corruption": name,
         "severity": severity,
         "make": between - began,
-        "evaluate": evaluating,
+        "evaluate": (time.process_time() - between) / len(models),
         "accuracy": accuracies,
     }
 
@@ -97,7 +117,7 @@ def peer_rates(python: str, pictures: Tensor) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "images.npy"
         np.save(file, (255 * pictures).round().byte().permute(0, 2, 3, 1).numpy())
-        command = [python, str(HERE / "corruptions_peers.py"), str(file)]
+        command = [python, str(PEERS), str(file)]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
@@ -119,13 +139,13 @@ def rises(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return found
 
 
-def strength_table(results: Mapping[str, Any]) -> str:
+def strength_table(versions: Rows) -> str:
     """Accuracy in per cent by corruption and severity, mean and standard deviation over seeds."""
     lines = ["| corruption | " + " | ".join(map(str, SEVERITIES)) + " | make, s |", "| --- " * 7 + "|"]
     for name in CORRUPTIONS:
-        rows = by_severity(results["versions"], name)
+        rows = by_severity(versions, name)
         cells = [f"{100 * fmean(a):.1f} ± {100 * stdev(a):.1f}" if len(a) > 1 else f"{100 * a[0]:.1f}" for a in rows]
-        seconds = sum(row["make"] for row in results["versions"] if row["corruption"] == name)
+        seconds = sum(row["make"] for row in versions if row["corruption"] == name)
         lines.append(f"| {name} | {' | '.join(cells)} | {seconds:.1f} |")
     return "\n".join(lines)
 
@@ -141,79 +161,62 @@ def rate_table(rates: Mapping[str, float], peers: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def page(results: Mapping[str, Any]) -> str:
+def page(rows: Rows) -> str:
     """The page of results."""
-    versions = results["versions"]
+    versions, (whole,) = ([row for row in rows if row["kind"] == kind] for kind in ("version", "clean"))
     make, evaluating = (sum(row[key] for row in versions) for key in ("make", "evaluate"))
     found = rises(versions)
-    clean = results["clean"]
     parts = [
         "# Corruptions",
-        f"Written by `python benchmarks/corruptions.py --peers PYTHON` ({results['processor']}, "
-        f"torch {results['torch']}, one thread). Seconds are processor time.",
+        "Written by `python benchmarks/corruptions.py --peers PYTHON` (one thread). Seconds are processor time.",
         "## What they cost",
-        f"All {len(versions)} versions of {results['pictures']:,} grey 28 x 28 pictures: {make:.0f} s to make, and "
+        f"All {len(versions)} versions of {whole['pictures']:,} grey 28 x 28 pictures: {make:.0f} s to make, and "
         f"{evaluating:.0f} s to evaluate one network (ResNet-8 of half the width) on them: {make + evaluating:.0f} s "
         "together.",
         "## What they do to a network",
-        f"Accuracy in per cent on the test pictures of {results['data']}, mean and standard deviation over "
-        f"{len(clean)} seeds; clean {100 * fmean(clean):.1f} %. The last column is the time to make all five.",
-        strength_table(results),
+        f"Accuracy in per cent on the test pictures of {whole['data']}, mean and standard deviation over "
+        f"{len(whole['accuracy'])} seeds; clean {100 * fmean(whole['accuracy']):.1f} %. The last column is the time to "
+        "make all five.",
+        strength_table(versions),
         "Accuracy falls with the severity everywhere."
         if not found
         else f"Accuracy rises with the severity by more than {100 * SLACK:.1f} points at: {'; '.join(found)}.",
     ]
-    if results.get("rates"):
+    for row in (row for row in rows if row["kind"] == "rates"):
         parts += [
             "## Beside other packages",
             "Pictures of 32 x 32 in colour per second of processor time, severity 3. Here a batch of "
             f"{PICTURES} goes as one; the others take one picture at a time. In brackets: how many times as fast "
             "nervure is. Strengths are not the same everywhere, and albumentations has transforms of the same kind, "
             "not the same corruptions.",
-            rate_table(results["rates"], results["peers"]),
+            rate_table(row["rates"], row["peers"]),
         ]
     return "\n\n".join(parts) + "\n"
 
 
-def main() -> None:
-    """Train, make, evaluate, compare, write; after each version what there is so far is saved."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--peers", default="", help="Python of an environment with the other packages.")
-    parser.add_argument("--data", default="fashion-mnist")
-    parser.add_argument("--epochs", type=int, default=2)
-    parser.add_argument("--pictures", type=int, default=10_000)
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    given = parser.parse_args()
-    torch.set_num_threads(1)
-    data = load(given.data)
-    test = data.test.sample(given.pictures)
-    kept = given.results / "corruptions.json"
-    settings = {"data": data.name, "epochs": given.epochs, "pictures": len(test)}
-    results = json.loads(kept.read_text()) if kept.is_file() else {}
-    if any(results.get(key) != value for key, value in settings.items()):
-        results = {**settings, "processor": processor(), "torch": torch.__version__, "versions": []}
-    if len(results["versions"]) < len(CORRUPTIONS) * len(SEVERITIES):
-        add_versions(results, data, test, given.epochs, kept)
-    if given.peers:
-        pictures = colour(data.test)
-        results["rates"], results["peers"] = own_rates(pictures), peer_rates(given.peers, pictures)
-    kept.write_text(json.dumps(results, indent=1) + "\n")
-    (given.results / "corruptions.md").write_text(page(results))
+def beside(peers: str) -> Row:
+    """Pictures per second here and in other packages."""
+    pictures = colour(load(DATA).test)
+    return {"kind": "rates", "rates": own_rates(pictures), "peers": peer_rates(peers, pictures)}
 
 
-def add_versions(results: dict[str, Any], data: Dataset, test: Split, epochs: int, kept: Path) -> None:
-    """What is missing of the versions."""
-    models = [trained(data, seed, epochs) for seed in SEEDS]
-    pictures = test.images.float() / 255
-    results["clean"] = [correct(model, test, pictures) for model in models]
-    done = {(row["corruption"], row["severity"]) for row in results["versions"]}
-    for name in CORRUPTIONS:
-        for severity in SEVERITIES:
-            if (name, severity) not in done:
-                results["versions"].append(version_of(pictures, test, models, name, severity))
-                print(json.dumps(results["versions"][-1]), flush=True)
-                kept.write_text(json.dumps(results, indent=1) + "\n")
+def cases(options: Namespace) -> Iterator[Case]:
+    """Clean pictures, every version, and where their Python is named the other packages."""
+    yield ("clean", None, None), partial(clean, options.quick)
+    for key in product(CORRUPTIONS, SEVERITIES):
+        yield ("version", *key), partial(version_of, *key, options.quick)
+    if options.peers:
+        yield ("rates", None, None), partial(beside, options.peers)
 
+
+BENCHMARK = Benchmark(
+    "corruptions",
+    page,
+    fields("kind", "corruption", "severity"),
+    cases,
+    arguments={"--peers": {"default": "", "help": "Python of an environment with the other packages"}},
+    quick=True,
+)
 
 if __name__ == "__main__":
-    main()
+    main(BENCHMARK)

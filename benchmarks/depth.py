@@ -1,24 +1,26 @@
 """Removing layers: energy statistics against yardsticks at equal parameters, and depth against width at equal time.
 
 Run ``python benchmarks/depth.py`` (or a part of it: name networks, seeds, or a budget, ``params`` or ``blocks``, behind
-it, which leaves out the comparison at equal time); one thread, three seeds, seed by seed. Every line of
-``docs/results/depth.jsonl`` is one trial, written when it is done: a run that was stopped goes on where it was.
-``python benchmarks/depth.py --table`` writes ``docs/results/depth.md`` from the lines that are there.
-Weights of the dense networks are kept in ``runs/depth``.
+it, which leaves out the comparison at equal time); one thread, three seeds, seed by seed. Writes
+``docs/results/depth.*``, a line for each trial; weights of the dense networks are kept in ``runs/depth``.
 """
 
-import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from argparse import Namespace
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from statistics import mean, median, stdev
+from statistics import mean, median
 from typing import Any, TypeAlias
 
 import torch
 from torch import nn
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.dense import train_once
+from benchmarks.runner import RUNS, Benchmark, Results, Row, Rows, main, spread
 from nervure import (
     Block,
     Depth,
@@ -35,7 +37,6 @@ from nervure import (
     train,
 )
 from nervure.errors import BudgetError
-from nervure.export import load_state, save_state
 from nervure.methods import View
 from nervure.methods.blocks.dropping import BlockBudget, BlockScore, Dropping, droppable
 from nervure.methods.blocks.evaluator import BlockEvaluator
@@ -45,8 +46,7 @@ from nervure.zoo import build, load
 from nervure.zoo.dataset import Dataset
 from nervure.zoo.models.densenet import DenseNet
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS, WEIGHTS = ROOT / "docs" / "results", ROOT / "runs" / "depth"
+WEIGHTS = RUNS / "depth"
 SEEDS = (0, 1, 2)
 SIDE, TRAINED_ON, BATCH = 14, 4000, 64
 SHORTER = 0.8
@@ -180,42 +180,14 @@ class Trial:
         return sorted(d.block for d in given.plan(self.view).drops)
 
 
-class Log:
-    """The lines that are there, by what they are about; new ones are written at once."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-    def find(self, **key: Any) -> dict[str, Any] | None:
-        """The first line with these entries."""
-        return next((r for r in self.rows if all(r.get(k) == v for k, v in key.items())), None)
-
-    def add(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Write one line."""
-        self.rows.append(row)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-        print(json.dumps(row), flush=True)
-        return row
-
-
-def prepared(name: str, seed: int, log: Log) -> Trial:
+def prepared(name: str, seed: int, log: Results) -> Trial:
     """Train the dense network (or read it), trace and measure it."""
     network, data = NETWORKS[name], load("fashion-mnist", seed=seed, size=SIDE)
     data = replace(data, train=data.train.sample(TRAINED_ON, seed), test=data.test.sample(network.tested_on, 0))
     torch.manual_seed(seed)
-    model, file = network.make(), WEIGHTS / f"{name}-{seed}.safetensors"
-    if file.exists():
-        load_state(file, model)
-    else:
-        batches = data.train.batches(BATCH, shuffle_seed=seed)
-        how: dict[str, Any] = {"lr": network.lr, "optimizer": network.optimizer, "seed": seed, "progress": False}
-        train(model, batches, epochs=network.epochs, **how)
-        WEIGHTS.mkdir(parents=True, exist_ok=True)
-        save_state(file, model)
-    model.eval()
+    batches = data.train.batches(BATCH, shuffle_seed=seed)
+    how: dict[str, Any] = {"epochs": network.epochs, "lr": network.lr, "optimizer": network.optimizer, "seed": seed}
+    model = train_once(WEIGHTS / f"{name}-{seed}.safetensors", network.make(), batches, **how)
     example = data.example(32)
     graph = trace(model, data.example(1))
     measured = data.train.batches(250, shuffle_seed=seed)
@@ -278,20 +250,19 @@ def timed(trial: Trial, models: Mapping[str, nn.Module], rounds: int = 9) -> dic
     return {name: median(t / d for t, d in zip(times[name], times[""], strict=True)) for name in models}
 
 
-def one_set(trial: Trial, log: Log, blocks: Sequence[str]) -> dict[str, Any]:
+def one_set(trial: Trial, log: Results, blocks: Sequence[str]) -> None:
     """What is left without these blocks; worked out once, however many methods choose them."""
     key = {"network": trial.name, "seed": trial.seed, "kind": "set", "dropped": sorted(blocks)}
-    known = log.find(**key)
-    if known is not None:
-        return known
+    if log.find(**key) is not None:
+        return
     start, smaller = time.perf_counter(), without(trial, blocks)
     left = price(trial.graph, Plan(tuple(Drop(b) for b in blocks)))
     row = key | {"params": left.params, "macs": left.macs, "unrecovered": tested(trial, smaller)}
     row |= {"latency": timed(trial, {"smaller": smaller})["smaller"], "recovered": recovered(trial, smaller)}
-    return log.add(row | {"seconds": round(time.perf_counter() - start, 1)})
+    log.add(row | {"seconds": round(time.perf_counter() - start, 1)})
 
 
-def compare_methods(trial: Trial, log: Log, budgets: Sequence[str]) -> None:
+def compare_methods(trial: Trial, log: Results, budgets: Sequence[str]) -> None:
     """Every method at every budget (of these kinds)."""
     for budget, keep in (b for b in trial.network.budgets if b[0] in budgets):
         for name in methods_of(trial.network):
@@ -308,7 +279,7 @@ def methods_of(network: Network) -> Mapping[str, Dropping]:
     return MAIN if network.deep else METHODS
 
 
-def compare_width(trial: Trial, log: Log) -> None:
+def compare_width(trial: Trial, log: Results) -> None:
     """Depth, width, and some of each, brought to the same measured time; then timed in turn with each other."""
     if log.find(network=trial.name, seed=trial.seed, kind="time") is not None:
         return
@@ -360,13 +331,6 @@ def narrowed(trial: Trial, base: nn.Module, goal: nn.Module) -> nn.Module:
     return nearest[1]
 
 
-def spread(values: Iterable[float]) -> str:
-    """Mean and standard deviation over seeds, in percent."""
-    found = [100 * v for v in values]
-    return f"{mean(found):.1f} ± {stdev(found):.1f}" if len(found) > 1 else f"{found[0]:.1f}"
-
-
-Rows: TypeAlias = Sequence[dict[str, Any]]
 Found: TypeAlias = dict[int, dict[str, Any]]
 """By seed, what is left without the blocks that a method drops."""
 
@@ -495,22 +459,24 @@ Methods that choose the same blocks share one trial. Score and policy of the def
 images](depth_choice.md); here are test images."""
 
 
-def main(names: Sequence[str]) -> None:
+def study(log: Results, options: Namespace) -> None:
     """Go through seeds, and networks from the smallest."""
-    torch.set_num_threads(1)
-    log = Log(RESULTS / "depth.jsonl")
-    networks = [n for n in NETWORKS if n in names] or list(NETWORKS)
-    budgets = [b for b in ("params", "blocks") if b in names]
-    seeds = [s for s in SEEDS if str(s) in names] or SEEDS
-    if "--table" not in names:
-        for seed in seeds:
-            for name in networks:
-                trial = prepared(name, seed, log)
-                compare_methods(trial, log, budgets or ["params", "blocks"])
-                if name in TIMED and not budgets:
-                    compare_width(trial, log)
-    (RESULTS / "depth.md").write_text(page(log.rows))
+    budgets = [b for b in ("params", "blocks") if b in options.names]
+    for seed in [s for s in SEEDS if str(s) in options.names] or SEEDS:
+        for name in [n for n in NETWORKS if n in options.names] or NETWORKS:
+            trial = prepared(name, seed, log)
+            compare_methods(trial, log, budgets or ["params", "blocks"])
+            if name in TIMED and not budgets:
+                compare_width(trial, log)
 
+
+def key(row: Row) -> tuple[Any, ...]:
+    """A set of blocks is a trial, and so is what a method chooses."""
+    what = row["dropped"] if row["kind"] == "set" else (row.get("method"), row.get("budget"), row.get("keep"))
+    return (row["network"], row["seed"], row["kind"], *what)
+
+
+BENCHMARK = Benchmark("depth", page, key, study=study)
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main(BENCHMARK)

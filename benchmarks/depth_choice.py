@@ -7,18 +7,22 @@ recalibration of batch norms, without recovery: hundreds of selections are compa
 
 import json
 import math
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import islice
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 import torch
-from depth import NETWORKS, ROOT, SIDE, TRAINED_ON, WEIGHTS
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.depth import NETWORKS, SIDE, TRAINED_ON, WEIGHTS
+from benchmarks.runner import RESULTS, provenance, sources_of, spread
 from nervure import Block, Drop, Graph, Plan, apply, trace
 from nervure.budget.knapsack import frontier
 from nervure.core.tensors import tensors_in
@@ -264,13 +268,9 @@ def section(name: str) -> list[str]:
     lines = ["", f"## {name}, {len(cases)} seeds", "", f"| score | policy | {' | '.join(heads)} |"]
     lines.append("|---" * (len(heads) + 2) + "|")
     for key in best:
-        cells = [_cell([row[i] for row in rows[key]]) for i in range(len(GOALS))]
+        cells = [spread(row[i] for row in rows[key]) for i in range(len(GOALS))]
         lines.append(f"| {key[0]} | {key[1]} | {' | '.join(cells)} |")
     return lines
-
-
-def _cell(values: Sequence[float]) -> str:
-    return f"{100 * mean(values):.1f}" + (f" ± {100 * stdev(values):.1f}" if len(values) > 1 else "")
 
 
 HEAD = f"""# Which score, which policy
@@ -287,7 +287,7 @@ def main() -> None:
     """Write the page."""
     torch.set_num_threads(1)
     lines = [HEAD] + [line for name in STUDIED for line in section(name)]
-    (ROOT / "docs" / "results" / "depth_choice.md").write_text("\n".join(lines) + "\n")
+    (RESULTS / "depth_choice.md").write_text("\n".join([*lines, "", sources_of([provenance()])]) + "\n")
 
 
 if __name__ == "__main__":

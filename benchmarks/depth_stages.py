@@ -1,22 +1,23 @@
 """Is it worth measuring again while layers leave? Energy in one, two and four stages, and block by block.
 
 Run ``python benchmarks/depth_stages.py`` after ``benchmarks/depth.py`` (it uses the networks that it trained); name
-networks or seeds for a part, ``--table`` for the page alone. Validation images; no test image is touched. Every line of
-``docs/results/depth_stages.jsonl`` is one selection, written when it is done: a run that was stopped goes on.
+networks or seeds for a part. Validation images; no test image is touched. Writes ``docs/results/depth_stages.*``.
 """
 
 import sys
 import time
-import warnings
-from collections.abc import Iterator, Sequence
+from argparse import Namespace
+from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from statistics import mean
 
-import torch
-from depth import LOTS, RESULTS, SEEDS, Log, Rows, Trial, prepared, recovered, spread, tested, without
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks import depth
+from benchmarks.depth import LOTS, SEEDS, Trial, prepared, recovered, tested, without
+from benchmarks.runner import RESULTS, Benchmark, Results, Rows, fields, main, spread
 from nervure import Depth, Energy
-from nervure.errors import NervureWarning
 from nervure.methods.blocks.dropping import BlockBudget, Dropping, droppable
 
 NETWORKS = ("resnet20", "vit", "densenet")
@@ -38,9 +39,11 @@ def methods(trial: Trial, budget: BlockBudget, keep: float) -> Iterator[tuple[st
         yield way, Depth(**shared, score="random", seed=seed)  # type: ignore[arg-type]
 
 
-def study(name: str, seed: int, log: Log) -> None:
+def compare_ways(name: str, seed: int, log: Results) -> None:
     """One network: what each way drops, and what is left of it."""
-    trial = prepared(name, seed, Log(RESULTS / "depth.jsonl"))
+    others = Results(RESULTS / "depth.jsonl", depth.key)
+    others.about = log.about
+    trial = prepared(name, seed, others)
     trial = replace(trial, data=replace(trial.data, test=trial.data.validation.sample(JUDGED_ON, 0)))
     for budget, keep in BUDGETS:
         for way, method in methods(trial, budget, keep):
@@ -95,17 +98,14 @@ random" is the difference of recovered accuracies to the mean of two lots, seed 
 on one thread of a shared processor."""
 
 
-def main(names: Sequence[str]) -> None:
+def study(log: Results, options: Namespace) -> None:
     """Go through seeds and networks."""
-    warnings.simplefilter("ignore", NervureWarning)
-    torch.set_num_threads(1)
-    log = Log(RESULTS / "depth_stages.jsonl")
-    if "--table" not in names:
-        for seed in [s for s in SEEDS if str(s) in names] or SEEDS:
-            for name in [n for n in NETWORKS if n in names] or NETWORKS:
-                study(name, seed, log)
-    (RESULTS / "depth_stages.md").write_text(page(log.rows))
+    for seed in [s for s in SEEDS if str(s) in options.names] or SEEDS:
+        for name in [n for n in NETWORKS if n in options.names] or NETWORKS:
+            compare_ways(name, seed, log)
 
+
+BENCHMARK = Benchmark("depth_stages", page, fields("network", "seed", "budget", "keep", "way"), study=study)
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main(BENCHMARK)

@@ -1,25 +1,26 @@
 """Distance correlation: time and memory against dcor, growth with samples and dimensions, digits kept in float32.
 
 Run ``python benchmarks/distance_correlation.py`` (with ``dcor`` installed for the comparison); one thread.
-Writes ``docs/results/distance_correlation.json`` and ``.md``.
+Writes ``docs/results/distance_correlation.*``.
 """
 
 import importlib.util
-import json
-import platform
-import resource
-import subprocess
 import sys
 import time
+from argparse import Namespace
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.runner import Benchmark, Case, Row, Rows, fields, main, peak
 from nervure.dependence import distance_correlation
 from nervure.dependence.distances import TILE
 
-RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results"
 SAMPLES, DIMENSIONS, OUTPUTS = 5000, 4096, 10
 GROWTH = ((1250, 4096), (2500, 4096), (5000, 1024), (5000, 256))
 TILES = (256, 5000)
@@ -34,21 +35,21 @@ def data(samples: int, dimensions: int) -> tuple[torch.Tensor, torch.Tensor]:
     return (y @ mix).relu() + torch.randn(samples, dimensions, generator=generator), y
 
 
-def measured(engine: str, samples: int, dimensions: int, tile: int) -> dict[str, Any]:
+def measured(engine: str, samples: int, dimensions: int, tile: int, run: int) -> Row:
     """One call in this process: seconds of the processor, the statistic, and memory above that of the data (MiB)."""
-    torch.set_num_threads(1)
     x, y = data(samples, dimensions)
     small_x, small_y = x[:50], y[:50]
     if engine == "dcor":
         a, b = x.double().numpy(), y.double().numpy()
         _with_dcor(a[:50], b[:50])
-        before, start = _peak(), time.process_time()
+        before, start = peak(), time.process_time()
         value = _with_dcor(a, b)
     else:
         distance_correlation(small_x, small_y)
-        before, start = _peak(), time.process_time()
+        before, start = peak(), time.process_time()
         value = float(distance_correlation(x, y, tile=tile))
-    return {"seconds": time.process_time() - start, "value": value, "memory_mib": _peak() - before}
+    found = {"seconds": time.process_time() - start, "value": value, "memory_mib": peak() - before}
+    return {"engine": engine, "samples": samples, "dimensions": dimensions, "tile": tile, "run": run} | found
 
 
 def _with_dcor(a: Any, b: Any) -> float:
@@ -65,38 +66,23 @@ def _with_dcor(a: Any, b: Any) -> float:
     return float(both / (first * second) ** 0.5)
 
 
-def _peak() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
-def apart(engine: str, samples: int, dimensions: int, tile: int = TILE) -> dict[str, Any]:
-    """The same in a process of its own, whose peak of memory is then its own."""
-    command = [sys.executable, __file__, engine, str(samples), str(dimensions), str(tile)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    row = {"engine": engine, "samples": samples, "dimensions": dimensions, "tile": tile}
-    found: dict[str, Any] = row | json.loads(done.stdout.splitlines()[-1])
-    print(json.dumps(found), flush=True)
-    return found
-
-
-def main() -> None:
-    """Measure in turn, and write the tables."""
-    here = [apart("nervure", SAMPLES, DIMENSIONS) for _ in range(RUNS)]
-    there = []
+def cases(_: Namespace) -> Iterator[Case]:
+    """The whole several times, and once with dcor; then less of it, and in other tiles."""
+    keys: list[tuple[Any, ...]] = [("nervure", SAMPLES, DIMENSIONS, TILE, run) for run in range(RUNS)]
     if importlib.util.find_spec("dcor") is not None:
-        there = [apart("dcor", SAMPLES, DIMENSIONS)]
-    growth = [*(apart("nervure", n, d) for n, d in GROWTH), here[0]]
-    tiles = [*(apart("nervure", SAMPLES, DIMENSIONS, tile) for tile in TILES), here[0]]
-    facts = {"torch": torch.__version__, "python": platform.python_version(), "machine": platform.machine()}
-    results = facts | {"nervure": here, "dcor": there, "growth": growth, "tiles": tiles}
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / "distance_correlation.json").write_text(json.dumps(results, indent=1) + "\n")
-    (RESULTS / "distance_correlation.md").write_text(page(results))
+        keys.append(("dcor", SAMPLES, DIMENSIONS, TILE, 0))
+    keys += [("nervure", *size, TILE, 0) for size in GROWTH]
+    keys += [("nervure", SAMPLES, DIMENSIONS, tile, 0) for tile in TILES]
+    yield from ((key, partial(measured, *key)) for key in keys)
 
 
-def page(results: dict[str, Any]) -> str:
+def page(rows: Rows) -> str:
     """The results as Markdown."""
-    here, there = sorted(results["nervure"], key=lambda r: r["seconds"]), results["dcor"]
+    ours = {BENCHMARK.key(r)[1:4]: r for r in reversed(rows) if r["engine"] == "nervure"}
+    whole = [r for r in rows if r["engine"] == "nervure" and BENCHMARK.key(r)[1:4] == (SAMPLES, DIMENSIONS, TILE)]
+    here, there = sorted(whole, key=lambda r: r["seconds"]), [r for r in rows if r["engine"] == "dcor"]
+    growth = [*((*size, TILE) for size in GROWTH), (SAMPLES, DIMENSIONS, TILE)]
+    tiles = [(SAMPLES, DIMENSIONS, tile) for tile in (*TILES, TILE)]
     best = here[len(here) // 2]
     lines = [
         "# Distance correlation",
@@ -118,19 +104,25 @@ def page(results: dict[str, Any]) -> str:
     if there:
         ratio, gap = there[0]["seconds"] / best["seconds"], abs(there[0]["value"] - best["value"])
         lines += ["", f"{ratio:.1f} times as fast; the values differ by {gap:.0e}."]
-    for title, name in (("Growth", "growth"), ("Tiles", "tiles")):
+    for title, sizes in (("Growth", growth), ("Tiles", tiles)):
         lines += ["", f"## {title}", "", "| samples | dimensions | tile | seconds | memory (MiB) | value |"]
         lines.append("|---|---|---|---|---|---|")
         lines += [
             f"| {r['samples']:,} | {r['dimensions']:,} | {r['tile']} | {r['seconds']:.2f} "
             f"| {r['memory_mib']:.0f} | {r['value']:.9f} |"
-            for r in results[name]
+            for r in (ours[size] for size in sizes if size in ours)
         ]
     return "\n".join(lines) + "\n"
 
 
+BENCHMARK = Benchmark(
+    "distance_correlation",
+    page,
+    fields("engine", "samples", "dimensions", "tile", "run"),
+    cases,
+    apart=True,
+    packages=("dcor",),
+)
+
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        print(json.dumps(measured(sys.argv[1], *map(int, sys.argv[2:]))))
-    else:
-        main()
+    main(BENCHMARK)

@@ -2,31 +2,30 @@
 
 Run ``python benchmarks/engine_speed.py`` (or a part of it: name networks and engines behind it); one thread. Networks
 have random weights: time does not ask what they know. A line of ``docs/results/engine_speed.jsonl`` is one network on
-one engine, written when it is done, so that a run that was stopped goes on where it was; all its variants are timed in
-turn with the dense network. ``--table`` writes ``docs/results/engine_speed.md`` from the lines that are there;
-``--quick`` times small variants for a moment and writes to a temporary folder, to see that all works.
+one engine; all its variants are timed in turn with the dense network.
 """
 
-import json
 import sys
-import tempfile
-import time
-import warnings
+from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.dense import view_of
+from benchmarks.runner import Benchmark, Case, Row, Rows, fields, main
 from nervure import Depth, Magnitude, apply, count, latency, trace
 from nervure.budget import allocate
-from nervure.core.files import write_text
 from nervure.engines import ENGINES
-from nervure.errors import BudgetError, NervureWarning
+from nervure.errors import BudgetError
 from nervure.evaluation.timing import machine
-from nervure.graph.tape import named_tensors
 from nervure.graph.types import Graph
 from nervure.methods import View
 from nervure.plan import Plan
@@ -34,7 +33,6 @@ from nervure.report.markdown import table_text
 from nervure.report.tables import Table
 from nervure.zoo import build
 
-RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results"
 KEEPS = (0.5, 0.25)
 BATCHES: Mapping[str, tuple[int, ...]] = {name: (1, 32, 128) for name in ENGINES} | {"compile": (32,)}
 """torch.compile compiles for each batch anew, most of a minute each time."""
@@ -68,8 +66,7 @@ def variants(
     network: Network, model: nn.Module, graph: Graph, example: Any
 ) -> Iterator[tuple[str, float, int, Plan | None]]:
     """What is timed: how it is cut, the share of the MACs asked, what sizes are multiples of, and the plan."""
-    weights = {name: tensor.detach() for name, tensor in named_tensors(model).items()}
-    view = View(graph, weights, None, 0, model, example, [example] * 4)
+    view = view_of(model, example, graph=graph, data=[example] * 4)
     for keep in KEEPS:
         for multiple in (1, 16):
             yield from planned(
@@ -111,7 +108,7 @@ def planned(
         yield kind, keep, multiple, None
 
 
-def timed(name: str, engine: str, quick: bool) -> dict[str, Any]:
+def timed(name: str, engine: str, quick: bool) -> Row:
     """All variants of one network on one engine, timed in turn."""
     network = NETWORKS[name]
     torch.manual_seed(0)
@@ -154,7 +151,7 @@ def share(row: Mapping[str, Any]) -> float:
     return float(row["macs"] / row["ratio"])
 
 
-def markdown(lines: Sequence[Mapping[str, Any]]) -> str:
+def page(lines: Rows) -> str:
     """The page: a table for each network, and what was slower than the dense network."""
     engines = [name for name in ENGINES if any(line["engine"] == name for line in lines)]
     text = [
@@ -196,25 +193,12 @@ def _table(mine: Mapping[str, Sequence[Mapping[str, Any]]], engines: Sequence[st
     return Table(("cut", "MACs", *(f"{engine}, batch {batch}" for engine, batch in columns)), tuple(rows))
 
 
-def main(words: Sequence[str]) -> None:
-    """Time what is named and not yet timed, then write the page."""
-    warnings.simplefilter("ignore", NervureWarning)
-    torch.set_num_threads(1)
-    quick, named = "--quick" in words, [word for word in words if not word.startswith("--")]
-    folder = Path(tempfile.mkdtemp()) if quick else RESULTS
-    file = folder / "engine_speed.jsonl"
-    lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    for name in [n for n in NETWORKS if n in named] or NETWORKS:
-        for engine in [e for e in ENGINES if e in named] or ENGINES:
-            if "--table" in words or any((line["network"], line["engine"]) == (name, engine) for line in lines):
-                continue
-            start = time.monotonic()
-            lines.append(timed(name, engine, quick))
-            with file.open("a") as out:
-                out.write(json.dumps(lines[-1]) + "\n")
-            print(f"{name} on {engine}: {time.monotonic() - start:.0f} s", flush=True)
-    print(f"wrote {write_text(folder / 'engine_speed.md', markdown(lines))}")
+def cases(options: Namespace) -> Iterator[Case]:
+    """Every network on every engine."""
+    yield from ((key, partial(timed, *key, options.quick)) for key in product(NETWORKS, ENGINES))
 
+
+BENCHMARK = Benchmark("engine_speed", page, fields("network", "engine"), cases, quick=True)
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main(BENCHMARK)

@@ -2,17 +2,15 @@
 
 Run ``python benchmarks/gcnet.py choose`` for the search of a variant (validation images under held-out corruptions,
 a seed of its own), and without ``choose`` for the comparison (test images under the 15 other corruptions); one thread.
-Every line of ``docs/results/gcnet.jsonl`` is one pruned network, written when it is done: a run that was stopped goes
-on where it was. With ``--table`` only ``docs/results/gcnet.md`` is written, from the lines that are there. Trained
-networks are kept in ``runs/gcnet``.
+A line of ``docs/results/gcnet.jsonl`` is one pruned network. Trained networks are kept in ``runs/gcnet``.
 """
 
-import json
 import sys
 import time
+from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from itertools import pairwise, product
 from pathlib import Path
 from statistics import fmean, stdev
@@ -21,12 +19,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nervure import ERK, SNACS, SNIP, GCNet, MagnitudeMasks, Wanda, apply, trace, train, zoo
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.dense import train_once, view_of
+from benchmarks.runner import ROOT, RUNS, Benchmark, Case, Row, Rows, main
+from nervure import ERK, SNACS, SNIP, GCNet, MagnitudeMasks, Wanda, apply, train, zoo
 from nervure.evaluation import CORRUPTIONS, HELD_OUT, connectivity_shift, evaluate_shift
 from nervure.evaluation.labelled import Batch
 from nervure.evaluation.shift import shift_batches
-from nervure.export import load_state, save_state
-from nervure.graph.tape import named_tensors
 from nervure.methods import Method, View
 from nervure.methods.gcnet.guidance import Mode
 from nervure.methods.snacs.survey import ConnectivityEvidence
@@ -35,9 +35,7 @@ from nervure.training import recalibrate
 from nervure.training.objectives import Objective, cross_entropy
 from nervure.zoo.dataset import Dataset
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS, STATES = ROOT / "docs" / "results", ROOT / "runs" / "gcnet"
-LINES = RESULTS / "gcnet.jsonl"
+STATES = RUNS / "gcnet"
 SEEDS, CHOOSING = (0, 1, 2), (10,)
 SPARSITIES, SEVERITIES = (0.5, 0.7, 0.8, 0.9, 0.95), (1, 3, 5)
 SIDE, TRAINED_ON, TUNED_ON, TESTED_ON, BATCH = 16, 8000, 4000, 400, 64
@@ -186,20 +184,12 @@ def judged_on(task: str, seed: int, phase: str) -> tuple[list[Batch], dict[tuple
 @cache
 def seen(task: str, seed: int) -> View:
     """The trained dense network, traced."""
-    data, file = data_of(task, seed), STATES / f"{task}-{seed}.safetensors"
+    data = data_of(task, seed)
     torch.manual_seed(seed)
-    model = TASKS[task].network()
-    if file.exists():
-        load_state(file, model)
-    else:
-        batches = data.train.batches(BATCH, shuffle_seed=seed)
-        train(model, batches, epochs=TASKS[task].epochs, lr=0.1, seed=seed, progress=False)
-        STATES.mkdir(parents=True, exist_ok=True)
-        save_state(file, model)
-    example = data.example(2)
-    weights = {name: tensor.detach() for name, tensor in named_tensors(model.eval()).items()}
-    batches = data.train.batches(256, shuffle_seed=seed)
-    return View(trace(model, example), weights, None, seed, model, example, batches)
+    batches = data.train.batches(BATCH, shuffle_seed=seed)
+    how: dict[str, Any] = {"epochs": TASKS[task].epochs, "lr": 0.1, "seed": seed}
+    model = train_once(STATES / f"{task}-{seed}.safetensors", TASKS[task].network(), batches, **how)
+    return view_of(model, data.example(2), seed=seed, data=data.train.batches(256, shuffle_seed=seed))
 
 
 @cache
@@ -215,7 +205,7 @@ def measured(task: str, seed: int, estimator: str, consistent: bool) -> Connecti
     return replace(found, scores=least)
 
 
-def trial(phase: str, task: str, name: str, sparsity: float, seed: int) -> dict[str, Any]:
+def trial(phase: str, task: str, name: str, sparsity: float, seed: int) -> Row:
     """Prune, evaluate, fine-tune, evaluate."""
     start, view, data = time.process_time(), seen(task, seed), data_of(task, seed)
     clean, moved = judged_on(task, seed, phase)
@@ -237,7 +227,9 @@ def trial(phase: str, task: str, name: str, sparsity: float, seed: int) -> dict[
     row = {"untuned": before.clean.accuracy, "untuned shifted": before.accuracy}
     row |= {"clean": after.clean.accuracy, "shifted": after.accuracy, "ece": after.ece}
     row["worst"] = min(after.by_corruption.values())
-    return {key: round(value, 5) for key, value in row.items()} | {"seconds": round(time.process_time() - start, 1)}
+    found = {key: round(value, 5) for key, value in row.items()}
+    took = round(time.process_time() - start, 1)
+    return {"key": [phase, task, name, sparsity, seed]} | found | {"seconds": took}
 
 
 def empty(view: View) -> Any:
@@ -302,8 +294,8 @@ def keys(phase: str) -> Iterator[list[Any]]:
             yield from ([phase, task, arm, sparsity, seed] for arm in arms)
 
 
-def related(task: str) -> None:
-    """How far connectivity moves under shift, beside the accuracy that is lost: one line for each task."""
+def related(task: str) -> Row:
+    """How far connectivity moves under shift, beside the accuracy that is lost."""
     models = {"dense": seen(task, 0).model}
     view, data = seen(task, 0), data_of(task, 0)
     for name in ("kernels: global magnitude", "kernels: random", "kernels: GC split, conditional", "kernels: SNACS"):
@@ -317,34 +309,15 @@ def related(task: str) -> None:
     lost = evaluate_shift(models, batches, shift=some, severities=(3,), progress=False)  # type: ignore[arg-type]
     means = {key: round(fmean(moved.by_layer(key).values()), 4) for key in models}
     accuracies = {key: round(lost[key].accuracy, 4) for key in models}
-    write({"key": ["moved", task], "relation": moved.relation(lost), "moved": means, "shifted": accuracies})
+    return {"key": ["moved", task], "relation": moved.relation(lost), "moved": means, "shifted": accuracies}
 
 
-def write(row: dict[str, Any]) -> None:
-    """One more line."""
-    with LINES.open("a") as file:
-        file.write(json.dumps(row) + "\n")
-    print(json.dumps(row), flush=True)
-
-
-def rows() -> list[dict[str, Any]]:
-    """The lines that are there."""
-    return [json.loads(line) for line in LINES.read_text().splitlines()] if LINES.exists() else []
-
-
-def main(arguments: list[str]) -> None:
-    """Run what is missing, and write the page."""
-    torch.set_num_threads(1)
-    done = {json.dumps(row["key"]) for row in rows()}
-    phase = "choose" if "choose" in arguments else "test"
-    if "--table" not in arguments:
-        for key in keys(phase):
-            if json.dumps(key) not in done:
-                write({"key": key} | trial(*key))
-        for task in TASKS if phase == "test" else ():
-            if json.dumps(["moved", task]) not in done:
-                related(task)
-    (RESULTS / "gcnet.md").write_text(page(rows()))
+def cases(options: Namespace) -> Iterator[Case]:
+    """The search where it is asked for, otherwise the comparison."""
+    phase = "choose" if "choose" in options.names else "test"
+    yield from ((tuple(key), partial(trial, *key)) for key in keys(phase))
+    if phase == "test":
+        yield from ((("moved", task), partial(related, task)) for task in TASKS)
 
 
 # -- the page ------------------------------------------------------------------------------------------------------
@@ -362,10 +335,10 @@ def known(lines: Iterable[dict[str, Any]], phase: str) -> Known:
     return found
 
 
-def page(lines: list[dict[str, Any]]) -> str:
+def page(lines: Rows) -> str:
     """The results as Markdown."""
     test, chosen = known(lines, "test"), known(lines, "choose")
-    head = RESULTS.parent.parent / "benchmarks" / "gcnet.intro.md"
+    head = ROOT / "benchmarks" / "gcnet.intro.md"
     text = ["# GC-Net under shift", "", *(head.read_text().splitlines() if head.exists() else []), ""]
     missing = sum(1 for key in keys("test") if key[4] not in test.get((key[1], key[2], key[3]), {}))
     if missing:
@@ -448,5 +421,7 @@ def told(values: Iterable[float], *, signed: bool = False) -> str:
     return f"{fmean(every):+.1f}{spread}" if signed else f"{fmean(every):.1f}{spread}"
 
 
+BENCHMARK = Benchmark("gcnet", page, cases=cases)
+
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main(BENCHMARK)

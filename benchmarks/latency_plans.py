@@ -4,18 +4,16 @@ Run ``python benchmarks/latency_plans.py prediction`` and ``python benchmarks/la
 and engines behind it for a part); one thread. *Prediction*: a table is measured, then plans that it has not seen are
 predicted and timed. *Accuracy*: networks of pruning.toml, three seeds; the same trained network is cut for a share of
 its latency, once planned by time and once by MACs, where the share of the MACs is the largest whose cut is as fast
-when timed; both recover alike. Lines of ``docs/results/latency_plans.jsonl`` are written when they are done: what was
-stopped goes on. ``--table`` writes ``docs/results/latency_plans.md``; ``--quick`` tries one small case in a temporary
-folder.
+when timed; both recover alike. Writes ``docs/results/latency_plans.*``.
 """
 
-import json
 import sys
-import tempfile
 import time
-import warnings
+from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache, partial
+from itertools import product
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -23,13 +21,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from nervure import FPGM, Depth, Graph, Magnitude, Plan, Random, apply, evaluate, trace, train
-from nervure.core.files import write_text
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.dense import train_once, view_of
+from benchmarks.runner import RUNS, Benchmark, Case, Row, Rows, fields, main
+from nervure import FPGM, Depth, Graph, Magnitude, Plan, Random, apply, evaluate, train
 from nervure.engines import ENGINES
-from nervure.errors import BudgetError, NervureWarning
+from nervure.errors import BudgetError
 from nervure.evaluation.timing import SAMPLES, Stopwatch, machine, random_plan
-from nervure.export import load_state, save_state
-from nervure.graph.tape import named_tensors
 from nervure.methods import Method, View
 from nervure.report.markdown import table_text
 from nervure.report.tables import Table
@@ -37,8 +36,7 @@ from nervure.surgery.price import price
 from nervure.zoo import build, load
 from nervure.zoo.dataset import Dataset
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS, RUNS = ROOT / "docs" / "results", ROOT / "runs" / "latency_plans"
+KEPT = RUNS / "latency_plans"
 UNSEEN = 1000
 """Random plans from this number on are in no table."""
 SEEDS, TARGETS = (0, 1, 2), (0.7, 0.5)
@@ -108,19 +106,17 @@ def unseen(graph: Graph, view: View) -> Iterator[tuple[str, Plan]]:
             print(f"  {method!r}: {error}", flush=True)
 
 
-def predicted(name: str, engine: str, batch: int, samples: int, cache: Path) -> dict[str, Any]:
+def predicted(name: str, engine: str, batch: int, samples: int, cache: Path) -> Row:
     """Errors of one network's table on one engine, and of MACs where they stand for time."""
     torch.manual_seed(0)
     model = PREDICTED[name]().eval()
     example = torch.randn(batch, 3, 32, 32)
-    graph = trace(model, example)
+    view = view_of(model, example, data=[example] * 4)
+    graph = view.graph
     watch = Stopwatch(model, graph, example, engine, 1, cache)
     start = time.monotonic()
     table = watch.table(samples=samples)
     took = time.monotonic() - start
-    weights = {key: tensor.detach() for key, tensor in named_tensors(model).items()}
-    view = View(graph, weights, None, 0, model, example, [example] * 4)
-    rows = []
     plans = dict(unseen(graph, view))
     rows = [
         {
@@ -145,6 +141,7 @@ def predicted(name: str, engine: str, batch: int, samples: int, cache: Path) -> 
     }
 
 
+@cache
 def dataset() -> Dataset:
     """Small pictures, few of them."""
     data = load("fashion-mnist", size=SIDE, validation=0.034, seed=0)
@@ -162,21 +159,18 @@ def dense(name: str, seed: int, data: Dataset, folder: Path) -> nn.Module:
     """The trained network, from its file where it is there."""
     network = TRAINED[name]
     torch.manual_seed(seed)
-    model, file = network.make(), folder / f"{name}-{seed}.safetensors"
-    if file.exists():
-        return load_state(file, model).eval()
-    folder.mkdir(parents=True, exist_ok=True)
-    save_state(file, learned(model, network, data, seed, epochs=3, lr=network.lr))
-    return model
+    batches = data.train.batches(BATCH, shuffle_seed=seed)
+    how: dict[str, Any] = {"epochs": 3, "lr": network.lr, "optimizer": network.optimizer, "seed": seed}
+    return train_once(folder / f"{name}-{seed}.safetensors", network.make(), batches, **how)
 
 
-def compared(name: str, engine: str, seed: int, target: float, data: Dataset, folder: Path) -> Iterator[dict[str, Any]]:
+def compared(name: str, engine: str, seed: int, target: float, folder: Path) -> Iterator[Row]:
     """One trained network cut for one latency by every way of planning, and recovered."""
+    data = dataset()
     model, network = dense(name, seed, data, folder), TRAINED[name]
     example = data.example(TIMED_BATCH)
-    graph = trace(model, example)
-    weights = {key: tensor.detach() for key, tensor in named_tensors(model).items()}
-    view = View(graph, weights, None, seed, model, example)
+    view = view_of(model, example, seed=seed)
+    graph = view.graph
     watch = Stopwatch(model, graph, example, engine)
     whole = evaluate(model, data.test.batches(500)).accuracy
     for label, options in PLANNED.items():
@@ -222,7 +216,7 @@ def as_fast(watch: Stopwatch, view: View, options: Mapping[str, Any], target: fl
     return best
 
 
-def markdown(lines: Sequence[Mapping[str, Any]]) -> str:
+def page(lines: Rows) -> str:
     """The page."""
     text = [
         "# Plans for a latency",
@@ -280,54 +274,30 @@ def _accuracies(lines: Sequence[Mapping[str, Any]]) -> Table:
     )
 
 
-def main(words: Sequence[str]) -> None:
-    """Do what is named and not yet done, then write the page."""
-    warnings.simplefilter("ignore", NervureWarning)
-    torch.set_num_threads(1)
-    quick = "--quick" in words
-    folder, runs = (Path(tempfile.mkdtemp()),) * 2 if quick else (RESULTS, RUNS)
-    file = folder / "latency_plans.jsonl"
-    lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-
-    def note(line: dict[str, Any]) -> None:
-        lines.append(line)
-        with file.open("a") as out:
-            out.write(json.dumps(line) + "\n")
-        print({key: value for key, value in line.items() if key not in ("rows", "sizes")}, flush=True)
-
-    if "--table" not in words:
-        _do(words, lines, note, runs, quick)
-    print(f"wrote {write_text(folder / 'latency_plans.md', markdown(lines))}")
+def cases(options: Namespace) -> Iterator[Case]:
+    """Predictions for every network and engine, then accuracies on the engines that are named, or one."""
+    folder = options.results.parent if options.quick else KEPT
+    named = [name for name in ENGINES if name in options.names]
+    batch, samples = (2, 16) if options.quick else (TIMED_BATCH, SAMPLES)
+    for engine, name in product(named or ENGINES_BY_DEFAULT, PREDICTED):
+        yield ("prediction", name, engine), partial(predicted, name, engine, batch, samples, folder / "tables")
+    seeds, targets = (SEEDS[:1], TARGETS[:1]) if options.quick else (SEEDS, TARGETS)
+    for seed, name, target, engine in product(seeds, TRAINED, targets, named or ("onnxruntime",)):
+        # All ways of one case are noted together: a case that was stopped is done again.
+        yield ("accuracy", name, engine, seed, target), partial(_all_ways, name, engine, seed, target, folder)
 
 
-def _do(
-    words: Sequence[str],
-    lines: Sequence[Mapping[str, Any]],
-    note: Callable[[dict[str, Any]], None],
-    runs: Path,
-    quick: bool,
-) -> None:
-    engines = [name for name in ENGINES if name in words] or list(ENGINES_BY_DEFAULT)
-    networks = [name for name in PREDICTED if name in words] or list(PREDICTED)
-    if "accuracy" not in words:
-        for name, engine in ((n, e) for e in engines for n in networks):
-            if not any(
-                (line["part"], line["network"], line["engine"]) == ("prediction", name, engine) for line in lines
-            ):
-                batch, samples = (2, 16) if quick else (TIMED_BATCH, SAMPLES)
-                note(predicted(name, engine, batch, samples, runs / "tables"))
-    if "prediction" in words:
-        return
-    data = dataset()
-    for seed, name, target in ((s, n, t) for s in SEEDS for n in networks if n in TRAINED for t in TARGETS):
-        for engine in engines if set(engines) & set(words) else ("onnxruntime",):
-            known = {"part": "accuracy", "network": name, "engine": engine, "seed": seed, "target": target}
-            if any(known.items() <= line.items() for line in lines) or (quick and (seed, target) != (0, TARGETS[0])):
-                continue
-            # All ways of one case are noted together: a case that was stopped is done again.
-            for line in list(compared(name, engine, seed, target, data, runs)):
-                note(line)
+def _all_ways(*case: Any) -> list[Row]:
+    return list(compared(*case))
 
+
+def tell(row: Row) -> str:
+    """A line without its long parts."""
+    return str({key: value for key, value in row.items() if key not in ("rows", "sizes", "versions")})
+
+
+KEY = fields("part", "network", "engine", "seed", "target", "way")
+BENCHMARK = Benchmark("latency_plans", page, KEY, cases, tell=tell, quick=True)
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main(BENCHMARK)

@@ -4,19 +4,18 @@ Run ``python benchmarks/masked_training.py``; one thread. Overhead: the dense ne
 of 10 % held, and the same with torch's own ``torch.nn.utils.prune`` take each step in turn, in one process, in an order
 that changes with the step; what counts is the median over the steps of the ratio to the dense network's step. Zeros: a
 small network trains for 10,000 steps under each optimizer, and every bit of what is masked is looked at, in weights and
-moments. Writes ``docs/results/masked_training.json`` and ``docs/results/masked_training.md``.
+moments. Writes ``docs/results/masked_training.*``.
 """
 
-import argparse
 import copy
-import json
-import platform
+import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
-from itertools import pairwise, permutations
+from argparse import Namespace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from itertools import pairwise, permutations, product
 from pathlib import Path
 from statistics import quantiles
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,10 +23,12 @@ from torch.nn import functional as F
 from torch.nn.utils.prune import custom_from_mask
 from torch.optim import Optimizer
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.runner import Benchmark, Case, Row, Rows, fields, main
 from nervure import ERK, hold, prune
 from nervure.zoo import build
 
-RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results"
 DENSITY = 0.1
 STEPS = 10_000
 
@@ -92,7 +93,7 @@ def step(model: nn.Module, optimizer: Optimizer, x: Tensor, y: Tensor) -> float:
     return time.process_time() - start
 
 
-def overhead(case: str, kind: str, share: float) -> dict[str, Any]:
+def overhead(case: str, kind: str, share: float) -> Row:
     """Time of a step relative to the dense one's, interleaved."""
     factory, shape, steps = CASES[case]
     torch.manual_seed(0)
@@ -111,6 +112,7 @@ def overhead(case: str, kind: str, share: float) -> dict[str, Any]:
                 found[name].append(seconds)
     ratios = {n: [a / b for a, b in zip(found[n], found["dense"], strict=True)] for n in CONTENDERS if n != "dense"}
     return {
+        "kind": "overhead",
         "network": case,
         "optimizer": kind,
         "steps": len(found["dense"]),
@@ -133,7 +135,7 @@ def bits(value: Tensor) -> int:
     return int(torch.count_nonzero(value.contiguous().view(torch.int32)))
 
 
-def endurance(kind: str, steps: int) -> dict[str, Any]:
+def endurance(kind: str, steps: int) -> Row:
     """Train for many steps; what is not zero where masked, counted at every hundredth step."""
     torch.manual_seed(0)
     model, shape = small().train(), (16, 1, 8, 8)
@@ -159,6 +161,7 @@ def endurance(kind: str, steps: int) -> dict[str, Any]:
     for name, mask in masks.items():
         moved += int((model.get_parameter(name).detach()[mask] != before[name][mask]).sum())
     return {
+        "kind": "zeros",
         "optimizer": kind,
         "steps": steps,
         "masked": sum(int((~mask).sum()) for mask in masks.values()),
@@ -171,12 +174,12 @@ def endurance(kind: str, steps: int) -> dict[str, Any]:
     }
 
 
-def page(results: Mapping[str, Any]) -> str:
+def page(rows: Rows) -> str:
     """The tables in Markdown."""
     lines = [
         "# What held masks cost in training",
         "",
-        f"`python benchmarks/masked_training.py`: {results['machine']}, torch {results['torch']}, one thread.",
+        "`python benchmarks/masked_training.py`, one thread.",
         "A step is zero_grad, forward, backward, optimizer. Dense, held and parametrised networks take each step in",
         f"turn, in one process; density {DENSITY:.0%}. Overhead: median over steps of the ratio to the dense step,",
         "quartiles in brackets.",
@@ -184,7 +187,7 @@ def page(results: Mapping[str, Any]) -> str:
         "| network | optimizer | masked tensors hold | dense step (ms) | `hold` | `torch.nn.utils.prune` |",
         "|---|---|---|---|---|---|",
     ]
-    for row in results["overhead"]:
+    for row in (row for row in rows if row["kind"] == "overhead"):
         told = [_percent(row["ratio"][name]) for name in ("hold", "torch.nn.utils.prune")]
         lines.append(
             f"| {row['network']} | {row['optimizer']} | {row['weights']:,} weights | {row['dense_ms']:.1f} | "
@@ -200,7 +203,7 @@ def page(results: Mapping[str, Any]) -> str:
         "| optimizer | steps | masked weights | not zero | moments not zero | kept weights that moved | loss |",
         "|---|---|---|---|---|---|---|",
     ]
-    for row in results["zeros"]:
+    for row in (row for row in rows if row["kind"] == "zeros"):
         lines.append(
             f"| {row['optimizer']} | {row['steps']:,} | {row['masked']:,} | {row['weights_not_zero']} | "
             f"{row['moments_not_zero']} | {row['kept_that_moved']:,} of {row['kept']:,} | "
@@ -214,27 +217,14 @@ def _percent(ratio: list[float]) -> str:
     return f"{middle:+.1f} % ({low:+.1f} to {high:+.1f})"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--share", type=float, default=1.0, help="Of the steps; less is quicker, and is not written.")
-    parser.add_argument("--only", default="", help="Only networks whose name begins so; not written.")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    rows = []
-    for case in CASES:
-        for kind in OPTIMIZERS:
-            if case.startswith(options.only):
-                rows.append(overhead(case, kind, options.share))
-                told = {name: _percent(ratio) for name, ratio in rows[-1]["ratio"].items()}
-                print(case, kind, f"{rows[-1]['dense_ms']:.1f} ms", told, flush=True)
-    zeros = [endurance(kind, round(STEPS * options.share)) for kind in OPTIMIZERS]
-    results = {"machine": platform.processor() or platform.machine(), "torch": torch.__version__}
-    results |= {"overhead": rows, "zeros": zeros}
-    print(page(results))
-    if options.share == 1.0 and not options.only:
-        (RESULTS / "masked_training.json").write_text(json.dumps(results, indent=1) + "\n")
-        (RESULTS / "masked_training.md").write_text(page(results))
+def cases(options: Namespace) -> Iterator[Case]:
+    """The cost for each network and optimizer, then the zeros for each optimizer."""
+    share = 0.02 if options.quick else 1.0
+    yield from ((("overhead", *key), partial(overhead, *key, share)) for key in product(CASES, OPTIMIZERS))
+    yield from ((("zeros", None, kind), partial(endurance, kind, round(STEPS * share))) for kind in OPTIMIZERS)
 
+
+BENCHMARK = Benchmark("masked_training", page, fields("kind", "network", "optimizer"), cases, quick=True)
 
 if __name__ == "__main__":
-    main()
+    main(BENCHMARK)

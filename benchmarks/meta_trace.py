@@ -5,13 +5,10 @@ is its own. Where transformers is installed its LLaMA is traced too. Writes ``do
 """
 
 import importlib.util
-import json
-import platform
-import resource
-import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.runner import Benchmark, Case, Row, Rows, fields, main, peak
 from nervure import Random, apply, prune, trace
 
-RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results"
 WIDTH, INNER, HEADS, KEYS, VOCABULARY, TOKENS = 2048, 5632, 32, 4, 32_000, 16
 
 
@@ -78,14 +77,8 @@ CASES: dict[str, tuple[Callable[[], nn.Module], str]] = {
 }
 
 
-def peak() -> float:
-    """Largest memory of this process so far, in MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
-def measured(name: str) -> dict[str, Any]:
+def measured(name: str) -> Row:
     """One case, in this process."""
-    torch.set_num_threads(1)
     make, kind = CASES[name]
     with FakeTensorMode() if kind == "fake" else torch.device("meta"):
         model = make().eval()
@@ -128,25 +121,14 @@ def _seconds(work: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def main() -> None:
-    """Measure every case in a process of its own and write the table."""
-    if len(sys.argv) > 1:
-        print(json.dumps(measured(sys.argv[1])))
-        return
-    rows = []
+def cases(_: Any) -> Iterator[Case]:
+    """Every model that there is the code for."""
     for name, (make, _) in CASES.items():
-        if make is llama and importlib.util.find_spec("transformers") is None:
-            continue
-        done = subprocess.run([sys.executable, __file__, name], capture_output=True, text=True, check=True)
-        rows.append(json.loads(done.stdout.splitlines()[-1]))
-        print(rows[-1], flush=True)
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    facts = {"torch": torch.__version__, "python": platform.python_version(), "rows": rows}
-    (RESULTS / "meta_trace.json").write_text(json.dumps(facts, indent=1) + "\n")
-    (RESULTS / "meta_trace.md").write_text(table(rows))
+        if make is not llama or importlib.util.find_spec("transformers"):
+            yield (name,), partial(measured, name)
 
 
-def table(rows: list[dict[str, Any]]) -> str:
+def page(rows: Rows) -> str:
     """The results as Markdown."""
     lines = [
         "# Tracing what is too big to make",
@@ -169,5 +151,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+BENCHMARK = Benchmark("meta_trace", page, fields("model"), cases, apart=True, packages=("transformers",))
+
 if __name__ == "__main__":
-    sys.exit(main())
+    main(BENCHMARK)

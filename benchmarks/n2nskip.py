@@ -2,19 +2,18 @@
 
 Run ``python benchmarks/n2nskip.py explore`` for the choices (on validation images), without ``explore`` for the
 comparison (on test images), and with ``connect`` instead for the connectivity of the trained networks; one thread, some
-hours in all, and each goes on where it stopped. Images of Fashion-MNIST averaged to 16 x 16, few of them, small
+hours in all. Images of Fashion-MNIST averaged to 16 x 16, few of them, small
 networks, short trainings.
-Writes ``docs/results/n2nskip.jsonl`` and ``docs/results/n2nskip.md``; trained networks go to ``runs/n2nskip``.
+Writes ``docs/results/n2nskip.*``; trained networks go to ``runs/n2nskip``.
 """
 
-import json
 import math
-import platform
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from itertools import pairwise, product
 from pathlib import Path
 from statistics import fmean, stdev
@@ -23,6 +22,9 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.runner import RUNS, Benchmark, Case, Results, Row, Rows, main, spearman
 from nervure import SNIP, Keep, Link, N2NSkip, Plan, Pruned, SynFlow, connectivity, evaluate, prune, train, zoo
 from nervure.analysis.connectivity import Connectivity
 from nervure.export import load_state, save_state
@@ -30,13 +32,12 @@ from nervure.graph.models import evaluating
 from nervure.graph.skip_sites import SkipSite, places
 from nervure.graph.trace import draw
 from nervure.methods import Method, View
+from nervure.methods.base import Inquiry
 from nervure.methods.masks.base_masks import PrunableWeights, Sparse
 from nervure.plan import Route
 from nervure.zoo import Dataset
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS, STATES = ROOT / "docs" / "results", ROOT / "runs" / "n2nskip"
-TRIALS, JOINED = RESULTS / "n2nskip.jsonl", RESULTS / "n2nskip_connectivity.jsonl"
+STATES = RUNS / "n2nskip"
 SEEDS, CHOOSING, DENSITIES = (0, 1, 2), (10, 11), (0.1, 0.05, 0.02, 0.01)
 SIDE, IMAGES, TESTED, EPOCHS, SCORED = 16, 4000, 4000, 4, 256
 Arm = Callable[[float], Method]
@@ -76,9 +77,18 @@ NETWORKS: Mapping[str, tuple[Callable[[int], nn.Module], float]] = {
 class Shuffled(Sparse):
     """As many weights in each layer as SNIP keeps, by lot; every output hears where there are enough."""
 
+    @property
+    def asks_of_scores(self) -> tuple[Inquiry[Any], ...]:
+        """What SNIP asks."""
+        return SNIP(density=self.density).asks_of_scores
+
+    def scores(self, view: View, field: PrunableWeights) -> dict[str, Tensor]:
+        """SNIP's, for its densities."""
+        return SNIP(density=self.density).scores(view, field)
+
     def kept(self, view: View, field: PrunableWeights) -> dict[str, Tensor]:
         """SNIP's densities, and weights by lot."""
-        found = SNIP(density=self.density).kept(view, field)
+        found = self.best(field, self.scores(view, field))
         generator = torch.Generator().manual_seed(view.seed)
         lots = {name: torch.rand(mask.shape, generator=generator) for name, mask in found.items()}
         lines = field.lifelines(lots, "outputs") or {}
@@ -164,6 +174,12 @@ DETAILS = ("half the scale", "dense fan", "zero start")
 # -- runs ----------------------------------------------------------------------------------------------------------
 
 
+@cache
+def dataset() -> Dataset:
+    """Small images, and some of them to choose by."""
+    return zoo.load("fashion-mnist", size=SIDE, validation=0.1)
+
+
 def pruned(network: str, arm: Arm, density: float, seed: int, data: Dataset) -> Pruned:
     """The sparse network before training."""
     model = NETWORKS[network][0](seed)
@@ -175,10 +191,11 @@ def pruned(network: str, arm: Arm, density: float, seed: int, data: Dataset) -> 
     return found
 
 
-def trial(key: list[Any], data: Dataset) -> dict[str, Any]:
+def trial(*key: Any) -> Row:
     """Prune, train, measure."""
     start = time.perf_counter()
     phase, network, density, arm, seed = key
+    data = dataset()
     data = replace(data, train=data.train.sample(IMAGES, seed))
     if arm == "dense":
         model, masks = NETWORKS[network][0](seed), {}
@@ -194,7 +211,7 @@ def trial(key: list[Any], data: Dataset) -> dict[str, Any]:
         STATES.mkdir(parents=True, exist_ok=True)
         save_state(state_file(key), model, masks=masks)
     return {
-        "key": key,
+        "key": list(key),
         "accuracy": round(result.accuracy, 4),
         "loss": round(result.loss, 4),
         "skips": skips,
@@ -202,7 +219,7 @@ def trial(key: list[Any], data: Dataset) -> dict[str, Any]:
     }
 
 
-def state_file(key: list[Any]) -> Path:
+def state_file(key: Sequence[Any]) -> Path:
     """Where the trained network is."""
     return STATES / f"{'-'.join(map(str, key[1:])).replace(' ', '_')}.safetensors"
 
@@ -214,15 +231,16 @@ def dense_connectivity(network: str, seed: int) -> Connectivity:
     return connectivity(model, torch.zeros(1, 1, SIDE, SIDE))
 
 
-def connected(key: list[Any], data: Dataset) -> dict[str, Any]:
+def connected(*key: Any) -> Row:
     """How the units of a trained network are joined."""
     _, network, density, arm, seed = key
+    data = dataset()
     data = replace(data, train=data.train.sample(IMAGES, seed))
     model = load_state(state_file(key), pruned(network, ARMS[arm], density, seed, data).model)
     found = connectivity(model, torch.zeros(1, 1, SIDE, SIDE), reference=dense_connectivity(network, seed))
     _, mixed, _, _, late = found.distances(found.times)
     return {
-        "key": key,
+        "key": list(key),
         "effective density": found.effective_density / density,
         "path mass": found.path_mass if math.isfinite(found.path_mass) else -99.0,
         "directed heat distance": found.directed_distance,
@@ -259,33 +277,16 @@ def keys(phase: str) -> Iterator[list[Any]]:
             yield from ([phase, network, density, arm, seed] for density, arm in product(densities, arms))
 
 
-def main() -> None:
-    """Measure what is missing, then write the page."""
-    torch.set_num_threads(1)
-    data = zoo.load("fashion-mnist", size=SIDE, validation=0.1)
-    if "connect" in sys.argv[1:]:
-        trained = [r["key"] for r in _read(TRIALS) if r["key"][0] == "test" and r["key"][3] != "dense"]
-        trained.sort(key=lambda key: (key[2] not in (0.02, 0.01), key[4]))
-        _measure(JOINED, trained, lambda key: connected(key, data))
+def cases(options: Namespace) -> Iterator[Case]:
+    """The choices or the connectivity where they are asked for, otherwise the comparison."""
+    options.names = ["choose" if name == "explore" else name for name in options.names]
+    if "connect" not in options.names:
+        work, found = trial, [tuple(key) for key in keys("choose" if "choose" in options.names else "test")]
     else:
-        phase = "choose" if "explore" in sys.argv[1:] else "test"
-        _measure(TRIALS, keys(phase), lambda key: trial(key, data))
-    (RESULTS / "n2nskip.md").write_text(page(_read(TRIALS), _read(JOINED)))
-
-
-def _measure(file: Path, wanted: Iterable[list[Any]], measure: Callable[[list[Any]], dict[str, Any]]) -> None:
-    done = {json.dumps(record["key"]) for record in _read(file)}
-    for key in wanted:
-        if json.dumps(key) not in done:
-            record = measure(key)
-            done.add(json.dumps(key))
-            with file.open("a") as out:
-                out.write(json.dumps(record) + "\n")
-            print(record, flush=True)
-
-
-def _read(file: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+        work, trials = connected, Results(options.results, BENCHMARK.key).by_key
+        found = [("connect", *key[1:]) for key in trials if key[0] == "test" and key[3] != "dense"]
+        found.sort(key=lambda key: (key[2] not in (0.02, 0.01), key[4]))
+    yield from ((key, partial(work, *key)) for key in found)
 
 
 # -- the page ------------------------------------------------------------------------------------------------------
@@ -293,7 +294,7 @@ def _read(file: Path) -> list[dict[str, Any]]:
 Found = Mapping[tuple[str, float, str], Mapping[int, dict[str, Any]]]
 
 
-def by_arm(records: list[dict[str, Any]], phase: str) -> Found:
+def by_arm(records: Rows, phase: str) -> Found:
     """Records by network, density and arm, then by seed."""
     found: dict[tuple[str, float, str], dict[int, dict[str, Any]]] = {}
     for record in records:
@@ -305,10 +306,8 @@ def by_arm(records: list[dict[str, Any]], phase: str) -> Found:
 
 def spread(values: list[float]) -> str:
     """Mean and standard deviation in points, or a dash."""
-    if not values:
-        return "-"
     around = f" ± {100 * stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{100 * fmean(values):.1f}{around}"
+    return f"{100 * fmean(values):.1f}{around}" if values else "-"
 
 
 def accuracies(found: Found, network: str) -> list[str]:
@@ -393,21 +392,11 @@ def ranks(found: Found, joined: Found) -> list[str]:
         if len(rows) < len(PAIRS):
             continue
         cells = [
-            f"{sign * _spearman([a['accuracy'] for a, _ in rows], [b[name] for _, b in rows]):+.2f}"
+            f"{sign * spearman([a['accuracy'] for a, _ in rows], [b[name] for _, b in rows]):+.2f}"
             for name, sign in MEASURES.items()
         ]
         lines.append(f"| {network}, {density:.0%} ({len(rows)}) | " + " | ".join(cells) + " |")
     return lines
-
-
-def _spearman(first: list[float], second: list[float]) -> float:
-    a, b = (torch.tensor([_rank(x, values) for x in values]) for values in (first, second))
-    together = torch.corrcoef(torch.stack([a, b]))[0, 1]
-    return float(together) if bool(together.isfinite()) else 0.0
-
-
-def _rank(x: float, values: list[float]) -> float:
-    return sum(v < x for v in values) + (sum(v == x for v in values) - 1) / 2
 
 
 def paths(joined: Found) -> list[str]:
@@ -422,13 +411,13 @@ def paths(joined: Found) -> list[str]:
     return lines
 
 
-def page(records: list[dict[str, Any]], joined: list[dict[str, Any]]) -> str:
+def page(records: Rows) -> str:
     """The results as Markdown."""
-    tests, chosen = by_arm(records, "test"), by_arm(records, "choose")
+    tests, chosen, joined = (by_arm(records, phase) for phase in ("test", "choose", "connect"))
     text = [
         "# N2NSkip against its twin without skips",
         "",
-        f"`python benchmarks/n2nskip.py`; torch {torch.__version__}, {platform.machine()}, one thread. Fashion-MNIST",
+        "`python benchmarks/n2nskip.py`; one thread. Fashion-MNIST",
         f"averaged to 16 x 16, {IMAGES:,} training images, {EPOCHS} epochs of SGD with a one-cycle rate; the same for",
         "all arms of a network. All arms have exactly as many weights; twins are guarded (no output without a path)",
         "and start as suits them: scored weights as they were scored (SNIP, SynFlow), lots rescaled to the inputs that",
@@ -452,15 +441,17 @@ def page(records: list[dict[str, Any]], joined: list[dict[str, Any]]) -> str:
             "arms and seeds; distances and components are turned, so that +1 is a measure that ranks as it is meant",
             "to.",
             "",
-            *ranks(tests, by_arm(joined, "test")),
+            *ranks(tests, joined),
             "",
             "What they are at 2 % density (effective density as a share of the density, distances to the dense",
             "network):",
             "",
-            *paths(by_arm(joined, "test")),
+            *paths(joined),
         ]
     return "\n".join(text) + "\n"
 
 
+BENCHMARK = Benchmark("n2nskip", page, cases=cases)
+
 if __name__ == "__main__":
-    main()
+    main(BENCHMARK)

@@ -3,37 +3,36 @@
 Run ``python benchmarks/precision.py`` (or name networks behind it) on a quiet machine; one thread. Networks, data and
 training are those of ``latency_plans.py``, three seeds. The network as trained, and cut by magnitudes to a quarter of
 its multiply-accumulates (in multiples of 16) and recovered, are exported in every precision that the format has,
-calibrated on training images; files of one engine are timed in turn. Lines of ``docs/results/precision.jsonl`` are
-written when they are done: what was stopped goes on. ``--table`` writes ``docs/results/precision.md``.
+calibrated on training images; files of one engine are timed in turn. Writes ``docs/results/precision.*``.
 """
 
-import json
 import sys
 import tempfile
 import time
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import product
 from pathlib import Path
 from statistics import mean, median, quantiles, stdev
 from typing import Any, TypeAlias
 
-import latency_plans as plans
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from nervure import Magnitude, apply, export, trace
-from nervure.core.files import write_text
-from nervure.errors import NervureWarning
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks import latency_plans as plans
+from benchmarks.dense import view_of
+from benchmarks.runner import Benchmark, Case, Row, Rows, fields, main
+from nervure import Magnitude, apply, export
 from nervure.evaluation.timing import machine
-from nervure.graph.tape import named_tensors
-from nervure.methods import View
 from nervure.report.markdown import table_text
 from nervure.report.tables import Table
 from nervure.surgery.price import price
 from nervure.zoo.dataset import Dataset
 
-LINES = plans.RESULTS / "precision.jsonl"
 KEEP, MULTIPLE = 0.25, 16
 PRECISIONS: Mapping[str, Sequence[str]] = {"onnxruntime": ("float32", "int8"), "openvino": ("float32", "bf16", "int8")}
 SUFFIX = {"onnxruntime": "onnx", "openvino": "xml"}
@@ -85,18 +84,18 @@ def accuracy(run: Run, data: Dataset) -> float:
 
 def networks(name: str, seed: int, data: Dataset) -> tuple[dict[str, nn.Module], float]:
     """The trained one and the cut one, and the share of the multiply-accumulates that is left."""
-    model, network = plans.dense(name, seed, data, plans.RUNS), plans.TRAINED[name]
-    example = data.example(1)
-    graph = trace(model, example)
-    weights: dict[str, Tensor] = {key: tensor.detach() for key, tensor in named_tensors(model).items()}
-    plan = Magnitude(keep=KEEP, budget="macs", multiple=MULTIPLE).plan(View(graph, weights, None, seed, model, example))
+    model, network = plans.dense(name, seed, data, plans.KEPT), plans.TRAINED[name]
+    view = view_of(model, data.example(1), seed=seed)
+    graph = view.graph
+    plan = Magnitude(keep=KEEP, budget="macs", multiple=MULTIPLE).plan(view)
     smaller = apply(model, graph, plan)
     plans.learned(smaller, network, data, seed + 1, epochs=1, lr=network.recovery_lr)
     return {"dense": model, "cut": smaller}, price(graph, plan).macs / graph.macs()
 
 
-def measured(name: str, seed: int, data: Dataset) -> list[dict[str, Any]]:
+def measured(name: str, seed: int) -> list[Row]:
     """All files of one trained network."""
+    data = plans.dataset()
     models, macs = networks(name, seed, data)
     example, rows = data.example(2), []
     calibration = data.train.sample(512, seed).batches(32)
@@ -135,7 +134,7 @@ def measured(name: str, seed: int, data: Dataset) -> list[dict[str, Any]]:
     return rows
 
 
-def markdown(lines: Sequence[Mapping[str, Any]]) -> str:
+def page(lines: Rows) -> str:
     """The page."""
     text = [
         "# Cut, and in fewer bits",
@@ -173,26 +172,12 @@ def _table(lines: Sequence[Mapping[str, Any]]) -> Table:
     return Table(("engine", "network", "MACs", "accuracy", "file", *(f"batch {b} (ms)" for b in BATCHES)), tuple(rows))
 
 
-def main(words: Sequence[str]) -> None:
-    """Measure what is named and not yet measured, then write the page."""
-    warnings.simplefilter("ignore", NervureWarning)
-    torch.set_num_threads(1)
-    lines = [json.loads(line) for line in LINES.read_text().splitlines()] if LINES.exists() else []
-    data = plans.dataset()
-    for seed in plans.SEEDS:
-        for name in [n for n in plans.TRAINED if n in words] or plans.TRAINED:
-            done = any((line["network"], line["seed"]) == (name, seed) for line in lines)
-            if done or "--table" in words:
-                continue
-            found = measured(name, seed, data)
-            lines += found
-            with LINES.open("a") as file:
-                file.writelines(json.dumps(row) + "\n" for row in found)
-            print(
-                *(f"{r['what']} {r['engine']} {r['accuracy']:.3f} {r['speedup']}" for r in found), sep="\n", flush=True
-            )
-    print(f"wrote {write_text(plans.RESULTS / 'precision.md', markdown(lines))}")
+def cases(_: Namespace) -> Iterator[Case]:
+    """Every trained network; all its files are timed together."""
+    yield from (((name, seed), partial(measured, name, seed)) for seed, name in product(plans.SEEDS, plans.TRAINED))
 
+
+BENCHMARK = Benchmark("precision", page, fields("network", "seed", "engine", "what"), cases)
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main(BENCHMARK)

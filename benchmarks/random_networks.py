@@ -2,26 +2,25 @@
 """Thousands of small networks put together at random, each cut at random and compared with what it should compute.
 
 Run ``python benchmarks/random_networks.py 5000``. The networks are drawn by seed from ``random_pieces.py``; what a cut
-one must compute is worked out on the original by ``survivors.py``, not by nervure. Results are appended to
-``docs/results/random_networks.jsonl`` and a run that was stopped goes on where it was; ``--again`` runs what failed
-anew, ``--fresh`` what was run at another commit, ``--table`` only writes ``docs/results/random_networks.md``, and
-``--show SEED`` prints one network with what was found, made as small as the fault allows.
+one must compute is worked out on the original by ``survivors.py``, not by nervure. Writes
+``docs/results/random_networks.*``; ``--show SEED`` prints one network with what was found, made as small as the fault
+allows.
 """
 
-import argparse
 import copy
 import json
 import math
 import signal
-import subprocess
 import sys
 import time
 import traceback
 import warnings
+from argparse import Namespace
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any, ClassVar
@@ -30,11 +29,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.random_pieces import PIECES, activation, divisor, norm_of_rows, width  # noqa: E402
-from benchmarks.survivors import (  # noqa: E402
+from benchmarks.random_pieces import PIECES, activation, divisor, norm_of_rows, width
+from benchmarks.runner import Benchmark, Case, Row, fields, main
+from benchmarks.survivors import (
     UnknownFateError,
     called,
     exact_outputs,
@@ -43,7 +42,6 @@ from benchmarks.survivors import (  # noqa: E402
     verdict,
 )
 
-RESULTS = ROOT / "docs" / "results" / "random_networks.jsonl"
 WRONG = 1e-6
 """Relative difference, in double precision, from which a cut is called wrong."""
 ROUNDING, REWRITTEN, NUDGES = 1e-13, 2**-24, 16
@@ -795,25 +793,9 @@ def smallest(seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
 # -- running and reporting -------------------------------------------------------------------------------------------
 
 
-def read(path: Path) -> dict[int, dict[str, Any]]:
-    """Rows so far, the last one of each seed."""
-    return {row["seed"]: row for row in map(json.loads, path.read_text().splitlines())} if path.exists() else {}
-
-
-def provenance() -> dict[str, Any]:
-    """The tree that is running."""
-
-    def git(*words: str) -> str:
-        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
-
-    changed = "+" if git("status", "--porcelain", "nervure") else ""
-    return {"commit": git("rev-parse", "--short=9", "HEAD:nervure") + changed, "torch": torch.__version__}
-
-
-def table(rows: list[dict[str, Any]]) -> str:
+def page(rows: list[Row]) -> str:
     """The results as Markdown."""
     faults = Counter(r.get("fault", "right") for r in rows)
-    trees = Counter(r["commit"] for r in rows)
     checked = [r for r in rows if "apart" in r]
     lines = [
         "# Networks drawn at random",
@@ -824,8 +806,6 @@ def table(rows: list[dict[str, Any]]) -> str:
         "A third of the networks are one piece between two plain layers, the rest up to five, nested and branched.",
         "A difference is not held against a cut where the original moves by a tenth of it when its weights change in",
         'their last digit ("turns on a rounding").',
-        "",
-        f"Rows by the sources that were run: {', '.join(f'`{t}` {n}' for t, n in trees.most_common())}.",
         "",
         "| outcome | networks |",
         "|---|---|",
@@ -850,44 +830,40 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main() -> None:
-    """Run what is asked and not done yet, then write the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("number", nargs="?", type=int, default=5000, help="how many networks")
-    parser.add_argument("--start", type=int, default=0, help="the first seed")
-    parser.add_argument("--again", action="store_true", help="run anew what failed")
-    parser.add_argument("--fresh", action="store_true", help="run anew what was run at another commit")
-    parser.add_argument("--table", action="store_true", help="only write the table from the results so far")
-    parser.add_argument("--show", type=int, help="print the network of this seed, as small as its fault allows")
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    if options.show is not None:
-        show(options.show)
-        return
-    done, about = read(options.results), provenance()
-    options.results.parent.mkdir(parents=True, exist_ok=True)
-    for seed in [] if options.table else range(options.start, options.start + options.number):
-        old = done.get(seed)
-        stale = old is not None and options.fresh and old["commit"] != about["commit"]
-        if old is not None and not stale and not (options.again and "fault" in old):
-            continue
-        row = tried(seed) | about
-        with options.results.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-        if "fault" in row:
-            told = row.get("why") or row.get("refused") or "; ".join(row.get("pins", []))
-            print(f"{seed:6d} {row['fault']:16s} {told[:160]}  {row.get('pieces', '')}", flush=True)
-    options.results.with_suffix(".md").write_text(table(list(read(options.results).values())))
+def cases(options: Namespace) -> Iterator[Case]:
+    """A network for each seed."""
+    seeds = range(options.start, options.start + options.number)
+    yield from (((seed,), partial(tried, seed)) for seed in seeds)
 
 
-def show(seed: int) -> None:
+def tell(row: Row) -> str:
+    """What is wrong."""
+    told = row.get("why") or row.get("refused") or "; ".join(row.get("pins", []))
+    return f"{row['seed']:6d} {row['fault']:16s} {told[:160]}  {row.get('pieces', '')}" if "fault" in row else ""
+
+
+def show(case: str) -> None:
     """Print a network and what was found, as small as its fault allows."""
+    seed = int(case)
     options, row = smallest(seed)
     print(network(seed, **options)[0])
     print(f"network({seed}, without={set(options['without']) or '{}'}, plain={options['plain']})")
     print(json.dumps(row, indent=1))
 
 
+BENCHMARK = Benchmark(
+    "random_networks",
+    page,
+    fields("seed"),
+    cases,
+    goes_wrong=lambda row: "fault" in row,
+    tell=tell,
+    show=show,
+    arguments={
+        "number": {"nargs": "?", "type": int, "default": 5000, "help": "how many networks"},
+        "--start": {"type": int, "default": 0, "help": "the first seed"},
+    },
+)
+
 if __name__ == "__main__":
-    main()
+    main(BENCHMARK)

@@ -1,26 +1,28 @@
 """Refit: what a closed form gives back after a cut, before and after training; plain beside refitted for every arm.
 
-Run ``python benchmarks/refit.py`` (one thread; it goes on where it stopped). Networks are trained for a few epochs on
+Run ``python benchmarks/refit.py`` (one thread). Networks are trained for a few epochs on
 Fashion-MNIST averaged to 16 x 16 (the embedded subset, where nothing else is installed), pruned in one shot, and
 measured on test data: as they are, refitted on 1,024 training images without labels, and both again after one epoch.
-Writes ``docs/results/refit.jsonl`` and ``docs/results/refit.md``.
+Writes ``docs/results/refit.*``.
 """
 
-import argparse
 import itertools
-import json
-import platform
+import sys
 import tempfile
 import time
-import warnings
+from argparse import Namespace
 from collections.abc import Iterator, Mapping
+from functools import cache, partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import torch
 from torch import nn
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.dense import train_once
+from benchmarks.runner import Benchmark, Case, Row, Rows, main
 from nervure import (
     SNACS,
     Energy,
@@ -35,14 +37,11 @@ from nervure import (
     train,
     zoo,
 )
-from nervure.errors import NervureWarning
-from nervure.export import load_state, save_state
 from nervure.graph.copies import copy_model
 from nervure.refit import Refit, refit
 from nervure.training import recalibrate
 from nervure.zoo import Dataset
 
-RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results"
 CACHE = Path(tempfile.gettempdir()) / "nervure-benchmark-refit"
 EPOCHS, RECOVERY = 4, 1
 ADAM = {"optimizer": "adamw"}
@@ -95,15 +94,10 @@ CELLS = [
 def dense(label: str, seed: int, data: Dataset) -> nn.Module:
     """The trained network; what is trained is trained once."""
     network = NETWORKS[label]
-    model, file = zoo.build(network["name"], seed=seed, **network["options"]), CACHE / f"{label}{seed}.safetensors"
-    if not file.exists():
-        options = network.get("train", {"lr": 0.1})
-        batches = data.train.batches(128, shuffle_seed=seed)
-        train(model, batches, epochs=network.get("epochs", EPOCHS), seed=seed, progress=False, **options)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        save_state(file, model, meta={})
-        return model.eval()
-    return load_state(file, model).eval()
+    model = zoo.build(network["name"], seed=seed, **network["options"])
+    how = {"epochs": network.get("epochs", EPOCHS), "seed": seed} | network.get("train", {"lr": 0.1})
+    batches = data.train.batches(128, shuffle_seed=seed)
+    return train_once(CACHE / f"{label}{seed}.safetensors", model, batches, **how)
 
 
 def accuracy(model: nn.Module, data: Dataset) -> float:
@@ -119,8 +113,9 @@ def recovered(label: str, pruned: Pruned, data: Dataset, seed: int) -> float:
     return accuracy(model, data)
 
 
-def run(cell: tuple[str, str, float], name: str, method: Any, seed: int, data: Dataset) -> dict[str, Any]:
+def run(cell: tuple[str, str, float], name: str, method: Any, seed: int) -> Row:
     """One line: dense, plain and refitted, before and after training."""
+    data = dataset()
     model = dense(cell[0], seed, data)
     batches = data.train.batches(128, shuffle_seed=seed)
     pruned = prune(model, data.example(1), method, data=batches, seed=seed, progress=False)
@@ -141,15 +136,20 @@ def run(cell: tuple[str, str, float], name: str, method: Any, seed: int, data: D
     }
 
 
-def todo(seeds: int, done: set[str]) -> Iterator[tuple[tuple[str, str, float], str, Any, int]]:
-    """Cells, methods and seeds that are not measured yet."""
-    for seed, cell in itertools.product(range(seeds), CELLS):
+@cache
+def dataset() -> Dataset:
+    """Small images."""
+    return zoo.load("fashion-mnist", size=16)
+
+
+def cases(options: Namespace) -> Iterator[Case]:
+    """Cells, methods and seeds."""
+    for seed, cell in itertools.product(range(options.seeds), CELLS):
         for name, method in EDITS[cell[1]](cell[2]).items():
-            if json.dumps([*cell, name, seed]) not in done:
-                yield cell, name, method, seed
+            yield (*cell, name, seed), partial(run, cell, name, method, seed)
 
 
-def table(records: list[dict[str, Any]], cell: tuple[str, str, float]) -> list[str]:
+def table(records: Rows, cell: tuple[str, str, float]) -> list[str]:
     """Means over seeds, method by method."""
     mine = [r for r in records if r["key"][:3] == list(cell)]
     columns = ("plain", "norms", "refit", "plain, trained", "refit, trained")
@@ -164,12 +164,12 @@ def table(records: list[dict[str, Any]], cell: tuple[str, str, float]) -> list[s
     return lines
 
 
-def page(records: list[dict[str, Any]]) -> str:
+def page(records: Rows) -> str:
     """The results as Markdown."""
     text = [
         "# Refit: plain beside refitted",
         "",
-        f"`python benchmarks/refit.py`; torch {torch.__version__}, {platform.machine()}, one thread; times are of the",
+        "`python benchmarks/refit.py`; one thread; times are of the",
         "processor. Test accuracy in percent, means over seeds. Refitted on 1,024 training",
         "images without labels, a quarter of them to choose by.",
     ]
@@ -183,25 +183,7 @@ def page(records: list[dict[str, Any]]) -> str:
     return "\n".join(text) + "\n"
 
 
-def main() -> None:
-    """Measure what is missing, then write the page."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--limit", type=int, help="measure so many at most; 0: only write the page")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore", NervureWarning)
-    file = RESULTS / "refit.jsonl"
-    records = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    data = zoo.load("fashion-mnist", size=16)
-    for arguments in itertools.islice(todo(options.seeds, {json.dumps(r["key"]) for r in records}), options.limit):
-        *rest, seed = arguments
-        records.append(run(*rest, seed, data))
-        with file.open("a") as out:
-            out.write(json.dumps(records[-1]) + "\n")
-        print(records[-1], flush=True)
-    (RESULTS / "refit.md").write_text(page(records))
-
+BENCHMARK = Benchmark("refit", page, cases=cases, arguments={"--seeds": {"type": int, "default": 1}})
 
 if __name__ == "__main__":
-    main()
+    main(BENCHMARK)

@@ -1,21 +1,20 @@
 """The choices in SNACS, one by one: what each does to a network after equal recovery, on validation data.
 
-Run ``python benchmarks/snacs.py`` (one thread, about half an hour; it goes on where it stopped). The demo's network
+Run ``python benchmarks/snacs.py`` (one thread, about half an hour). The demo's network
 is trained for four epochs, pruned in one shot and recovered for one epoch on 5,000 images, three seeds. These are the
 measurements by which the defaults were chosen, so the numbers are of the validation split; the comparison with other
 methods on test data is ``benchmarks/pruning.py``.
-Writes ``docs/results/snacs.jsonl`` and ``docs/results/snacs.md``.
+Writes ``docs/results/snacs.*``.
 """
 
-import argparse
-import itertools
-import json
 import math
-import platform
+import sys
 import tempfile
-import warnings
+from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import cache, partial
+from itertools import product
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -23,12 +22,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nervure import SNACS, Graph, Magnitude, Plan, Random, apply, evaluate, trace, train, zoo
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.dense import train_once, view_of
+from benchmarks.runner import Benchmark, Case, Row, Rows, main
+from nervure import SNACS, Graph, Magnitude, Plan, Random, apply, evaluate, train, zoo
 from nervure.budget import allocate
 from nervure.budget.connection_masks import LayerBudget, allocate_connections
-from nervure.errors import NervureWarning
-from nervure.export import load_state, save_state
-from nervure.graph.tape import named_tensors
 from nervure.methods import View
 from nervure.plan import Keep, Mask
 from nervure.scores.bundles import layers
@@ -37,7 +37,6 @@ from nervure.surgery import masks_after
 from nervure.training import recalibrate
 from nervure.zoo import Dataset
 
-RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results"
 SEEDS, KEPT_FILTERS, KEPT_KERNELS, RECOVERY = (0, 1, 2), (0.2,), (0.1,), 5000
 # What is trained is trained once.
 CACHE = str(Path(tempfile.gettempdir()) / "nervure-benchmark-snacs")
@@ -124,35 +123,34 @@ KERNELS: Mapping[str, Arm] = {
 }
 
 
-def runs(seed: int, kind: str, data: Dataset, done: set[str], most: int | None) -> Iterator[dict[str, Any]]:
-    """One record for each arm (of the first ``most``) and budget that is not done."""
-    keeps, arms = (KEPT_FILTERS, FILTERS) if kind == "filters" else (KEPT_KERNELS, KERNELS)
-    todo = [
-        (keep, name, arm)
-        for keep in keeps
-        for name, arm in list(arms.items())[:most]
-        if json.dumps([seed, kind, keep, name]) not in done
-    ]
-    if not todo:
-        return
-    model = _trained(seed, data)
-    example = data.example(1)
-    graph = trace(model, example)
-    weights = {name: tensor.detach() for name, tensor in named_tensors(model).items()}
-    for keep, name, arm in todo:
-        batches = data.train.batches(256, shuffle_seed=seed)
-        plan = arm(View(graph, weights, None, seed, model, example, batches), keep)
-        yield {"key": [seed, kind, keep, name], **_recovered(model, graph, plan, data, seed)}
+def cases(_: Namespace) -> Iterator[Case]:
+    """Every arm, filters first."""
+    for keeps, arms, kind in ((KEPT_FILTERS, FILTERS, "filters"), (KEPT_KERNELS, KERNELS, "kernels")):
+        for seed, keep, name in product(SEEDS, keeps, arms):
+            yield (seed, kind, keep, name), partial(measured, arms[name], seed, kind, keep, name)
 
 
-def _trained(seed: int, data: Dataset) -> nn.Module:
-    model, file = zoo.build("resnet8", seed=seed, in_channels=1, width=1.5), Path(CACHE) / f"dense{seed}.safetensors"
-    if file.exists():
-        return load_state(file, model).eval()
-    train(model, data.train.batches(128, shuffle_seed=seed), epochs=4, lr=0.1, seed=seed, progress=False)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    save_state(file, model, meta={})
-    return model.eval()
+def measured(arm: Arm, seed: int, kind: str, keep: float, name: str) -> Row:
+    """One arm: limits that cannot be kept are raised; that is part of what is measured."""
+    data, view = dataset(), dense(seed)
+    plan = arm(replace(view, data=data.train.batches(256, shuffle_seed=seed)), keep)
+    assert view.model is not None
+    return {"key": [seed, kind, keep, name], **_recovered(view.model, view.graph, plan, data, seed)}
+
+
+@cache
+def dataset() -> Dataset:
+    """Few images."""
+    return zoo.load("fashion-mnist-subset")
+
+
+@cache
+def dense(seed: int) -> View:
+    """The trained network, traced."""
+    data, model = dataset(), zoo.build("resnet8", seed=seed, in_channels=1, width=1.5)
+    batches = data.train.batches(128, shuffle_seed=seed)
+    train_once(Path(CACHE) / f"dense{seed}.safetensors", model, batches, epochs=4, lr=0.1, seed=seed)
+    return view_of(model, data.example(1), seed=seed)
 
 
 def _recovered(model: nn.Module, graph: Graph, plan: Plan, data: Dataset, seed: int) -> dict[str, float]:
@@ -165,7 +163,7 @@ def _recovered(model: nn.Module, graph: Graph, plan: Plan, data: Dataset, seed: 
     return {"loss": round(found.loss, 4), "accuracy": round(found.accuracy, 4)}
 
 
-def table(records: list[dict[str, Any]], kind: str, keep: float) -> list[str]:
+def table(records: Rows, kind: str, keep: float) -> list[str]:
     """Mean validation loss and accuracy, best first, with the difference to SNACS, seed by seed."""
     by_arm: dict[str, dict[int, dict[str, Any]]] = {}
     for record in records:
@@ -190,12 +188,12 @@ def _gap(gaps: list[float]) -> str:
     return f"{fmean(gaps):+.3f} ± {stdev(gaps) / len(gaps) ** 0.5:.3f}"
 
 
-def page(records: list[dict[str, Any]]) -> str:
+def page(records: Rows) -> str:
     """The results as Markdown."""
     text = [
         "# SNACS, choice by choice",
         "",
-        f"`python benchmarks/snacs.py`; torch {torch.__version__}, {platform.machine()}, one thread. resnet8 (width",
+        "`python benchmarks/snacs.py`; one thread. resnet8 (width",
         f"1.5) on fashion-mnist-subset, pruned in one shot, recovered for one epoch on {RECOVERY:,} images;",
         "three seeds but where said; differences are paired by seed, mean ± standard error. Validation split (1,000",
         "images: accuracies have a standard error of about 1.2 points, losses tell more).",
@@ -207,25 +205,7 @@ def page(records: list[dict[str, Any]]) -> str:
     return "\n".join(text) + "\n"
 
 
-def main() -> None:
-    """Measure what is missing, then write the page."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--arms", type=int, help="only so many of each kind; 0: only write the page")
-    most = parser.parse_args().arms
-    torch.set_num_threads(1)
-    # Limits that cannot be kept are raised; that is part of what is measured.
-    warnings.simplefilter("ignore", NervureWarning)
-    file = RESULTS / "snacs.jsonl"
-    records = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    data = zoo.load("fashion-mnist-subset")
-    for kind, seed in itertools.product(("filters", "kernels"), SEEDS):
-        for record in runs(seed, kind, data, {json.dumps(r["key"]) for r in records}, most):
-            records.append(record)
-            with file.open("a") as out:
-                out.write(json.dumps(record) + "\n")
-            print(record, flush=True)
-    (RESULTS / "snacs.md").write_text(page(records))
-
+BENCHMARK = Benchmark("snacs", page, cases=cases)
 
 if __name__ == "__main__":
-    main()
+    main(BENCHMARK)

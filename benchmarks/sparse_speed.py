@@ -10,18 +10,17 @@ time in the same round:
 * a dense network of as many weights as the masked one has left: what removing rows gives ("rows removed").
 
 Masks are drawn at random, each layer alike. The last layer is dense ("hidden layers") or masked as the others ("all
-layers"), which leaves hidden units unread. Writes ``docs/results/sparse_speed.json`` and
-``docs/results/sparse_speed.md``.
+layers"), which leaves hidden units unread. Writes ``docs/results/sparse_speed.*``.
 """
 
-import argparse
-import json
-import platform
+import sys
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
-from itertools import pairwise
+from functools import partial
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +28,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.runner import Benchmark, Case, Row, Rows, fields, main
 from nervure import compile_sparse, latency
-from nervure.evaluation.timing import processor
 from nervure.sparse import CompiledSparse
 
-RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results"
 DENSITIES = (0.1, 0.05, 0.02)
 BATCHES = (1, 16, 128)
 WIDTHS = (3072, 2048, 2048, 2048, 10)
@@ -118,8 +118,9 @@ def dropped_in(model: nn.Module) -> nn.Module | None:
     ).eval()
 
 
-def case(name: str, density: float, batch: int, where: str, rounds: int) -> dict[str, Any]:
+def measured(name: str, where: str, density: float, batch: int, rounds: int) -> Row:
     """One row: the times of all networks, and what was chosen."""
+    warnings.filterwarnings("ignore", "Sparse CSR", UserWarning)
     build, shape = NETWORKS[name]
     torch.manual_seed(0)
     model = masked(build(1.0), density, last=where == "all layers")
@@ -137,6 +138,7 @@ def case(name: str, density: float, batch: int, where: str, rounds: int) -> dict
         "masked": where,
         "density": density,
         "batch": batch,
+        "rounds": rounds,
         "rows": [asdict(row) for row in table.rows],
         "seconds to compile": round(spent, 2),
         **told(compiled),
@@ -154,7 +156,7 @@ def told(compiled: CompiledSparse) -> dict[str, Any]:
     }
 
 
-def table_of(found: list[dict[str, Any]]) -> str:
+def table_of(found: Rows) -> str:
     """Speed-ups, a row for each case."""
     names = ("compile_sparse", "F.linear(x, csr)", "rows removed")
     lines = ["| zeros | batch | dense ms | " + " | ".join(names) + " | what was taken |", "| --- " * 7 + "|"]
@@ -175,13 +177,13 @@ def spread(row: Mapping[str, Any]) -> str:
     return f"{1 / row['ratio']:.2f} ({1 / high:.2f} to {1 / low:.2f})"
 
 
-def page(found: list[dict[str, Any]], about: Mapping[str, Any]) -> str:
+def page(found: Rows) -> str:
     """The page of results."""
     parts = [
         "# Speed from masks",
-        f"Written by `python benchmarks/sparse_speed.py` ({about['processor']}, torch {about['torch']}, one thread, "
-        f"{about['rounds']} rounds). How many times as fast as the dense network, end to end: medians over rounds of "
-        "the ratio within a round, with quartiles. *Rows removed* is a dense network of as many weights as are left.",
+        f"Written by `python benchmarks/sparse_speed.py` (one thread, {found[0]['rounds']} rounds). How many times as "
+        "fast as the dense network, end to end: medians over rounds of the ratio within a round, with quartiles. "
+        "*Rows removed* is a dense network of as many weights as are left.",
     ]
     for key in dict.fromkeys((one["network"], one["masked"]) for one in found):
         own = [one for one in found if (one["network"], one["masked"]) == key]
@@ -196,32 +198,20 @@ def page(found: list[dict[str, Any]], about: Mapping[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def main() -> None:
-    """Measure, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument("--batches", type=int, nargs="+", default=BATCHES)
-    parser.add_argument("--densities", type=float, nargs="+", default=DENSITIES)
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    given = parser.parse_args()
-    torch.set_num_threads(1)
-    warnings.filterwarnings("ignore", "Sparse CSR", UserWarning)
-    about = {
-        "processor": processor(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "rounds": given.rounds,
-    }
-    found = [
-        case(name, density, batch, where, given.rounds)
-        for name in NETWORKS
-        for where in ("hidden layers", "all layers")
-        for density in given.densities
-        for batch in given.batches
-    ]
-    (given.results / "sparse_speed.json").write_text(json.dumps({**about, "cases": found}, indent=1) + "\n")
-    (given.results / "sparse_speed.md").write_text(page(found, about))
+def cases(options: Namespace) -> Iterator[Case]:
+    """Every network with every share of zeros."""
+    for key in product(NETWORKS, ("hidden layers", "all layers"), DENSITIES, BATCHES):
+        yield key, partial(measured, *key, options.rounds)
 
+
+BENCHMARK = Benchmark(
+    "sparse_speed",
+    page,
+    fields("network", "masked", "density", "batch"),
+    cases,
+    tell=lambda row: "",
+    arguments={"--rounds": {"type": int, "default": 30}},
+)
 
 if __name__ == "__main__":
-    main()
+    main(BENCHMARK)

@@ -1,24 +1,26 @@
 """Networks that grow: Synthesis in every reading beside random growth, SET, RigL, gradual magnitude and fixed masks.
 
-Run ``python benchmarks/synthesis.py`` (or with names of tasks behind it); one thread. Every line of
-``docs/results/synthesis.jsonl`` is one trial, written when it is done: a run that was stopped goes on where it was.
-``python benchmarks/synthesis.py --table`` writes ``docs/results/synthesis.md`` from the lines that are there.
+Run ``python benchmarks/synthesis.py`` (or with names of tasks behind it); one thread. Writes
+``docs/results/synthesis.*``; a line is one trial.
 """
 
-import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from itertools import combinations, pairwise, product
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.runner import ROOT, Benchmark, Case, Row, Rows, main, spread
 from nervure import GMP, SET, RigL, Synthesis, similarity, trace, train
 from nervure.evaluation import accuracy_and_auc, align, common, reorder_units
 from nervure.training import History, mean_density
@@ -29,8 +31,6 @@ from nervure.training.dynamic.sites import Site
 from nervure.zoo import load
 from nervure.zoo.dataset import Dataset
 
-ROOT = Path(__file__).resolve().parent.parent
-LINES = ROOT / "docs" / "results" / "synthesis.jsonl"
 LR, EVENTS, BATCH = 0.1, 15, 64
 CHOSEN_ON, RULED_ON = (100, 101, 102), range(100, 108)
 
@@ -225,7 +225,7 @@ def effective(model: nn.Module) -> float | None:
     return count / sum(there.numel() for there in layers)
 
 
-def trial(name: str, density: float, arm: str, seed: int) -> dict[str, Any]:
+def trial(name: str, density: float, arm: str, seed: int) -> Row:
     task, started = TASKS[name], time.perf_counter()
     method = arms(task, density)[arm]
     model, history = trained(task, density, method, seed, longer=arm.endswith("longer"))
@@ -253,7 +253,7 @@ def trial(name: str, density: float, arm: str, seed: int) -> dict[str, Any]:
     }
 
 
-def choice(name: str, density: float, arm: str, seed: int) -> dict[str, Any]:
+def choice(name: str, density: float, arm: str, seed: int) -> Row:
     """One candidate for the default, judged on validation images alone."""
     task, started = TASKS[name], time.perf_counter()
     model, history = trained(task, density, choices(task, density)[arm], seed)
@@ -288,7 +288,7 @@ RULES: Mapping[str, Mapping[str, Any]] = {
 """Is there anything that the strategy adds to the gradient?"""
 
 
-def rule(name: str, density: float, arm: str, seed: int) -> dict[str, Any]:
+def rule(name: str, density: float, arm: str, seed: int) -> Row:
     """One rule of growth, judged on validation images alone."""
     task, started = TASKS[name], time.perf_counter()
     method = Synthesis(density=density, start=task.start, events=EVENTS, end=0.75, **RULES[arm])
@@ -298,7 +298,7 @@ def rule(name: str, density: float, arm: str, seed: int) -> dict[str, Any]:
     return {**line, "validation": found, "seconds": round(time.perf_counter() - started, 2)}
 
 
-def likeness(name: str, density: float, arm: str, group: int, shared: bool) -> dict[str, Any]:
+def likeness(name: str, density: float, arm: str, group: int, shared: bool) -> Row:
     """Three runs that begin alike, or apart: how much of their masks they share."""
     task, started = TASKS[name], time.perf_counter()
     method = arms(task, density)[arm]
@@ -350,20 +350,19 @@ def shuffled(weights: Mapping[str, Tensor], masks: Mapping[str, Tensor], seed: i
     return {**weights, **moved}, {n: masks[n].reshape(-1)[order].reshape(masks[n].shape) for n, order in orders.items()}
 
 
-def wanted(names: Sequence[str]) -> Iterator[tuple[Any, ...]]:
+def wanted() -> Iterator[tuple[Any, ...]]:
     """All trials, the first seeds of everything first."""
-    for name in [name for name in names if name != "convolutional"]:
+    for name in [name for name in TASKS if name != "convolutional"]:
         for arm in choices(TASKS[name], TASKS[name].densities[0]):
             yield from (("choice", name, TASKS[name].densities[0], arm, seed) for seed in CHOSEN_ON)
         yield from (("rule", name, TASKS[name].densities[0], arm, seed) for seed in RULED_ON for arm in RULES)
     for seed in range(max(task.seeds for task in TASKS.values())):
-        for name in names:
-            task = TASKS[name]
+        for name, task in TASKS.items():
             for density in task.densities:
                 if seed < task.seeds:
                     yield from (("trial", name, density, arm, seed) for arm in arms(task, density))
         for name, groups in LIKENESS.items():
-            if name in names and seed < groups:
+            if seed < groups:
                 there = [arm for arm in SIMILAR if arm in arms(TASKS[name], 0.05)]
                 yield from (("likeness", name, 0.05, arm, seed, shared) for shared in (True, False) for arm in there)
 
@@ -373,40 +372,15 @@ def key(line: Mapping[str, Any]) -> tuple[Any, ...]:
     return (line["kind"], line["task"], line["of"], line["arm"], *last)
 
 
-def lines() -> list[dict[str, Any]]:
-    if not LINES.exists():
-        return []
-    return [json.loads(line) for line in LINES.read_text(encoding="utf-8").splitlines()]
-
-
-def run(names: Sequence[str]) -> None:
-    torch.set_num_threads(1)
-    done = {key(line) for line in lines()}
-    kinds: Mapping[str, Callable[..., dict[str, Any]]] = {
-        "trial": trial,
-        "likeness": likeness,
-        "choice": choice,
-        "rule": rule,
-    }
-    for what in wanted(names):
-        if what not in done:
-            found = kinds[what[0]](*what[1:])
-            with LINES.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(found) + "\n")
-            print(
-                what, found.get("accuracy", found.get("overlap", found.get("validation"))), found["seconds"], flush=True
-            )
+def cases(_: Namespace) -> Iterator[Case]:
+    kinds: Mapping[str, Callable[..., Row]] = {"trial": trial, "likeness": likeness, "choice": choice, "rule": rule}
+    yield from ((what, partial(kinds[what[0]], *what[1:])) for what in wanted())
 
 
 # The page
 
 
-def spread(values: Iterable[float], scale: float = 100.0) -> str:
-    listed = [scale * value for value in values]
-    return f"{mean(listed):.1f} ± {stdev(listed):.1f}" if len(listed) > 1 else f"{mean(listed):.1f}"
-
-
-def table(name: str, density: float, found: Sequence[Mapping[str, Any]]) -> list[str]:
+def table(name: str, density: float, found: Rows) -> list[str]:
     mine = [line for line in found if line["kind"] == "trial" and (line["task"], line["of"]) == (name, density)]
     by_arm: dict[str, dict[int, Mapping[str, Any]]] = {}
     for line in mine:
@@ -437,7 +411,7 @@ def table(name: str, density: float, found: Sequence[Mapping[str, Any]]) -> list
     return [*rows, ""]
 
 
-def chosen(found: Sequence[Mapping[str, Any]]) -> list[str]:
+def chosen(found: Rows) -> list[str]:
     names = [name for name in TASKS if any(line["kind"] == "choice" and line["task"] == name for line in found)]
     rows = [f"| variant | {' | '.join(f'{name} | cost' for name in names)} |", "|---" * (1 + 2 * len(names)) + "|"]
     arms = dict.fromkeys(line["arm"] for line in found if line["kind"] == "choice")
@@ -452,7 +426,7 @@ def chosen(found: Sequence[Mapping[str, Any]]) -> list[str]:
     return rows
 
 
-def ruled(found: Sequence[Mapping[str, Any]]) -> list[str]:
+def ruled(found: Rows) -> list[str]:
     mine = [line for line in found if line["kind"] == "rule"]
     names = [name for name in TASKS if any(line["task"] == name for line in mine)]
     rows = [
@@ -469,7 +443,7 @@ def ruled(found: Sequence[Mapping[str, Any]]) -> list[str]:
     return rows
 
 
-def likenesses(found: Sequence[Mapping[str, Any]]) -> list[str]:
+def likenesses(found: Rows) -> list[str]:
     rows = [
         "| task | method | start | overlap | chance | Jaccard | input layer (chance) | aligned (chance) "
         "| in all three (chance) |",
@@ -492,9 +466,8 @@ def likenesses(found: Sequence[Mapping[str, Any]]) -> list[str]:
     return rows
 
 
-def write() -> None:
-    found = lines()
-    expected = {what for what in wanted(list(TASKS))}
+def page(found: Rows) -> str:
+    expected = set(wanted())
     done = len(expected & {key(line) for line in found})
     parts = [
         "# Networks that grow",
@@ -514,13 +487,10 @@ def write() -> None:
     if any(line["kind"] == "rule" for line in found):
         text = "Validation accuracy, seeds 100 to 107; differences seed by seed; strength and z are by activation."
         parts += ["## What the strategy adds to the gradient", "", text, "", *ruled(found), ""]
-    LINES.with_suffix(".md").write_text("\n".join(parts), encoding="utf-8")
+    return "\n".join(parts)
 
+
+BENCHMARK = Benchmark("synthesis", page, key, cases)
 
 if __name__ == "__main__":
-    if sys.argv[1:] == ["--table"]:
-        write()
-    elif unknown := [name for name in sys.argv[1:] if name not in TASKS]:
-        raise SystemExit(f"There is no task {unknown[0]!r}; there are {', '.join(TASKS)}, and --table.")
-    else:
-        run(sys.argv[1:] or list(TASKS))
+    main(BENCHMARK)

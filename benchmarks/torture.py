@@ -2,34 +2,25 @@
 
 Run ``python benchmarks/torture.py``, or ``make torture`` (about an hour on two cores). It has three parts, which may be
 named: ``files`` reads mutated files of every format, ``stops`` kills runs and fills disks, ``values`` gives bad values
-to methods, recipes and functions. Attempts are drawn from a seed and made in forked workers, in batches; results go to
-``docs/results/torture.jsonl``, and a campaign that was stopped goes on where it was. ``--fresh`` makes anew what was
-made of another tree, ``--again`` those batches that had faults; ``--table`` only writes ``docs/results/torture.md``;
-``--show files:0:123`` makes one attempt and says what it is.
+to methods, recipes and functions. Attempts are drawn from a seed and made in forked workers, in batches; a line of
+``docs/results/torture.jsonl`` is a batch. ``--show files:0:123`` makes one attempt and says what it is.
 """
 
-import argparse
-import json
-import subprocess
 import sys
 import tempfile
-import time
+from argparse import Namespace
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
-import torch
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+from benchmarks.runner import Benchmark, Case, Row, Rows, fields, main
+from benchmarks.torture_files import Files
+from benchmarks.torture_runner import FAULTS, Found, Part, row_of, run_batches
+from benchmarks.torture_stops import Stops
+from benchmarks.torture_values import Values
 
-from benchmarks.torture_files import Files  # noqa: E402
-from benchmarks.torture_runner import FAULTS, Found, Part, row_of, run_batches  # noqa: E402
-from benchmarks.torture_stops import Stops  # noqa: E402
-from benchmarks.torture_values import Values  # noqa: E402
-
-RESULTS = ROOT / "docs" / "results" / "torture.jsonl"
 PARTS: Mapping[str, Callable[[], Part]] = {"files": Files, "stops": Stops, "values": Values}
 SHOWN = 60
 """Faults of a part that the page lists; all are in the results."""
@@ -48,44 +39,38 @@ def found_in(part: Part, seed: int, number: int, jobs: int = 1) -> dict[int, Fou
         return {at: found for _, batch in batches for at, found in batch.items()}
 
 
-def run(part: Part, seed: int, batches: Mapping[int, range], jobs: int, about: Mapping[str, Any], path: Path) -> None:
-    """Make these batches, and write each down when it is done."""
-    with tempfile.TemporaryDirectory(prefix="torture-") as place:
-        part.prepare(Path(place))
-        begun = time.perf_counter()
-        for number, found in run_batches(part, seed, batches, Path(place), jobs):
-            row = {"part": part.name, "seed": seed, "attempts": len(batches[number]), **row_of(number, found), **about}
-            with path.open("a") as file:
-                file.write(json.dumps(row) + "\n")
-            counts = Counter(one.outcome for one in found.values())
-            told = ", ".join(f"{count} {name}" for name, count in counts.most_common())
-            print(f"{part.name} {number:4d}  {time.perf_counter() - begun:6.0f} s  {told}", flush=True)
+def cases(options: Namespace) -> Iterator[Case]:
+    """Whole batches of each part."""
+    for name, make in PARTS.items():
+        number = options.number or make().number
+        for batch in range(-(-number // make().size)):
+            yield (name, options.seed, batch), Row
+
+
+def run(due: list[Case], options: Namespace) -> Iterator[list[Row]]:
+    """Make these batches, part by part, several at once."""
+    for name, make in PARTS.items():
+        part = make()
+        batches = {key[2]: range(key[2] * part.size, (key[2] + 1) * part.size) for key, _ in due if key[0] == name}
+        with tempfile.TemporaryDirectory(prefix="torture-") as place:
+            if batches:
+                part.prepare(Path(place))
+            for number, found in run_batches(part, options.seed, batches, Path(place), options.jobs):
+                row = {"part": name, "seed": options.seed, "attempts": len(batches[number])}
+                yield [row | row_of(number, found)]
+
+
+def tell(row: Row) -> str:
+    """How often each outcome was met."""
+    counts: Counter[str] = sum((Counter(outcomes) for outcomes in row["counts"].values()), Counter())
+    return f"{row['part']} {row['batch']:4d}  {', '.join(f'{count} {name}' for name, count in counts.most_common())}"
 
 
 # -- results ---------------------------------------------------------------------------------------------------------
 
-Key = tuple[str, int, int]
 
-
-def read(path: Path) -> dict[Key, dict[str, Any]]:
-    """Batches so far, the last line of each."""
-    rows = map(json.loads, path.read_text().splitlines()) if path.exists() else ()
-    return {(row["part"], row["seed"], row["batch"]): row for row in rows}
-
-
-def provenance() -> dict[str, Any]:
-    """The tree that is running."""
-
-    def git(*words: str) -> str:
-        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
-
-    changed = "+" if git("status", "--porcelain", "nervure") else ""
-    return {"commit": git("rev-parse", "--short=9", "HEAD:nervure") + changed, "torch": torch.__version__}
-
-
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
+def page(rows: Rows) -> str:
     """The results as Markdown."""
-    trees = Counter(row["commit"] for row in rows)
     total, faults = sum(row["attempts"] for row in rows), sum(len(row["faults"]) for row in rows)
     lines = [
         "# Hostile files, hard stops, bad values",
@@ -93,8 +78,6 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         "`make torture`: files of every format made wrong and read, runs killed and disks filled, bad values given to",
         "methods, recipes and functions. Each attempt is drawn from a seed and made in a process of bounded memory and",
         f"time, which notes any code that is run. {total:,} attempts, {faults:,} faults.",
-        "",
-        f"Batches by the sources that were run: {', '.join(f'`{tree}` {n}' for tree, n in trees.most_common())}.",
     ]
     for name, make in PARTS.items():
         mine = [row for row in rows if row["part"] == name]
@@ -107,7 +90,7 @@ def _legend(part: Part) -> Iterator[str]:
     yield from (f"* **{outcome}**: {meaning}" for outcome, meaning in part.meanings.items())
 
 
-def _counts(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+def _counts(rows: Rows) -> Iterator[str]:
     counts: dict[str, Counter[str]] = {}
     for row in rows:
         for kind, outcomes in row["counts"].items():
@@ -121,7 +104,7 @@ def _counts(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         yield f"| {kind} | {found.total():,} | {' | '.join(cells)} |"
 
 
-def _faults(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+def _faults(rows: Rows) -> Iterator[str]:
     """One fault of each kind, with how often it was met."""
     alike: dict[tuple[str, ...], list[str]] = {}
     for row in rows:
@@ -148,37 +131,20 @@ def show(address: str) -> None:
     print(batch[0][int(number)])
 
 
-def main() -> None:
-    """Run what is asked and not done yet, then write the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="which parts; none named: all")
-    parser.add_argument("--number", type=int, help="attempts of each part, instead of the whole campaign")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--again", action="store_true", help="make batches that had faults anew")
-    parser.add_argument("--fresh", action="store_true", help="make batches of another commit anew")
-    parser.add_argument("--table", action="store_true", help="only write the table from the results so far")
-    parser.add_argument("--show", help="make one attempt, PART:SEED:NUMBER, and say what it is")
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    if options.show:
-        show(options.show)
-        return
-    about = provenance()
-    options.results.parent.mkdir(parents=True, exist_ok=True)
-    for name in [] if options.table else options.parts or PARTS:
-        part, done = PARTS[name](), read(options.results)
-        batches = attempts_of(part, options.number or part.number)
-        for number, attempts in list(batches.items()):
-            row = done.get((name, options.seed, number))
-            stale = row and (row["attempts"] < len(attempts) or (options.fresh and row["commit"] != about["commit"]))
-            if row and not stale and not (options.again and row["faults"]):
-                del batches[number]
-        if batches:
-            run(part, options.seed, batches, options.jobs, about, options.results)
-    options.results.with_suffix(".md").write_text(table(list(read(options.results).values())))
-
+BENCHMARK = Benchmark(
+    "torture",
+    page,
+    fields("part", "seed", "batch"),
+    cases,
+    run=run,
+    goes_wrong=lambda row: bool(row["faults"]),
+    tell=tell,
+    show=show,
+    arguments={
+        "--number": {"type": int, "help": "attempts of each part, in whole batches, instead of the whole campaign"},
+        "--seed": {"type": int, "default": 0},
+    },
+)
 
 if __name__ == "__main__":
-    main()
+    main(BENCHMARK)

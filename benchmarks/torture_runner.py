@@ -6,20 +6,19 @@ makes many; one that crashes, hangs or is killed costs one attempt, and another 
 
 import contextlib
 import faulthandler
-import multiprocessing
 import os
 import resource
 import signal
-import time
 import traceback
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from multiprocessing.connection import Connection, wait
+from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+
+from benchmarks.workers import run_forked
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "nervure"
@@ -145,88 +144,37 @@ def attempted(part: Part, seed: int, number: int, folder: Path) -> Found:
         return Found(kind, "foreign exception", place_of(error), f"{part.show(seed, number)}: {said(error)}")
 
 
-def _work(part: Part, seed: int, numbers: Sequence[int], folder: Path, pipe: Connection) -> None:
+@cache
+def _silence() -> None:
+    """Whatever an attempt prints is for nobody; once in a worker."""
     nowhere = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
         os.dup2(nowhere, stream)
     faulthandler.disable()
-    os.chdir(folder)
     torch.set_num_threads(1)
-    for number in numbers:
-        pipe.send((number, attempted(part, seed, number, folder)))
-    os._exit(0)
 
 
 # -- outside ---------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Batch:
-    """Attempts in a row, what they came to, and the worker that makes them."""
-
-    number: int
-    pending: list[int]
-    found: dict[int, Found] = field(default_factory=dict)
-    process: Any = None
-    pipe: Any = None
-    heard: float = 0.0
 
 
 def run_batches(
     part: Part, seed: int, batches: Mapping[int, Sequence[int]], folder: Path, jobs: int
 ) -> Iterator[tuple[int, dict[int, Found]]]:
     """Make all attempts of these batches, several batches at once; each is yielded when it is done."""
-    waiting = [Batch(number, list(attempts)) for number, attempts in batches.items()]
-    busy: list[Batch] = []
-    while waiting or busy:
-        while waiting and len(busy) < jobs:
-            busy.append(waiting.pop(0))
-            _start(busy[-1], part, seed, folder)
-        wait([batch.pipe for batch in busy], timeout=1)
-        for batch in list(busy):
-            _listen(batch, part, seed)
-            if batch.process is None and batch.pending:
-                _start(batch, part, seed, folder)
-            elif batch.process is None:
-                busy.remove(batch)
-                yield batch.number, batch.found
 
+    def work(batch: int, number: int) -> Found:
+        _silence()
+        place = folder / f"worker{batch}"
+        place.mkdir(exist_ok=True)
+        os.chdir(place)
+        return attempted(part, seed, number, place)
 
-def _start(batch: Batch, part: Part, seed: int, folder: Path) -> None:
-    place = folder / f"worker{batch.number}"
-    place.mkdir(exist_ok=True)
-    batch.pipe, theirs = multiprocessing.Pipe(duplex=False)
-    batch.process = multiprocessing.get_context("fork").Process(
-        target=_work, args=(part, seed, list(batch.pending), place, theirs)
-    )
-    with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
-        # That there are threads: none of them is ours, and none holds a lock.
-        batch.process.start()
-    theirs.close()
-    batch.heard = time.monotonic()
+    def lost(_: int, number: int, code: int | None) -> Found:
+        why = f"no answer in {part.seconds * PATIENCE:g} s" if code is None else f"exit code {code}"
+        outcome = "hang" if code is None else "killed"
+        return Found(part.kind(seed, number), outcome, "", f"{part.show(seed, number)}: {why}")
 
-
-def _listen(batch: Batch, part: Part, seed: int) -> None:
-    """Take what the worker has sent; where it is gone or late, note what became of the attempt it was at."""
-    late = False
-    try:
-        while batch.pipe.poll():
-            number, found = batch.pipe.recv()
-            batch.found[number], batch.heard = found, time.monotonic()
-            batch.pending.remove(number)
-        late = time.monotonic() - batch.heard > part.seconds * PATIENCE
-        if not late:
-            return
-        batch.process.kill()
-    except (EOFError, OSError):
-        pass
-    batch.process.join()
-    if batch.pending:
-        number, code = batch.pending.pop(0), batch.process.exitcode
-        why = f"no answer in {part.seconds * PATIENCE:g} s" if late else f"exit code {code}"
-        outcome = "hang" if late else "killed"
-        batch.found[number] = Found(part.kind(seed, number), outcome, "", f"{part.show(seed, number)}: {why}")
-    batch.process = None
+    return run_forked(batches, work, lost, jobs=jobs, seconds=part.seconds * PATIENCE)
 
 
 def row_of(batch: int, found: Mapping[int, Found]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 import nervure
 from benchmarks import torture_mutants as mutants
+from benchmarks.dense import view_of
 from nervure import Keep, Mask, Plan, zoo
 from nervure.budget.latency_table import LatencyTable, Rates, Sample
 from nervure.cli import main as command_line
@@ -27,7 +28,6 @@ from nervure.errors import DataError, FileError
 from nervure.evaluation.answers import Answers
 from nervure.evaluation.metrics import MetricTally
 from nervure.export.saving import save_state
-from nervure.graph.tape import named_tensors
 from nervure.methods import View
 from nervure.methods.snacs import survey as connectivity_module
 from nervure.methods.snacs.snacs import SNACS
@@ -152,8 +152,7 @@ def save_stats(folder: Path) -> None:
 @cache
 def view() -> View:
     """All that a method sees of it."""
-    weights = {name: tensor.detach() for name, tensor in named_tensors(model()).items()}
-    return View(nervure.trace(model(), example()), weights, None, 0, model(), example(), data())
+    return view_of(model(), example(), data=data())
 
 
 def survey(folder: Path | None = None) -> Any:

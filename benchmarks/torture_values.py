@@ -73,6 +73,10 @@ def _all_fit(value: Iterable[Any], inner: Sequence[Any]) -> bool:
     return not kinds or all(any(fits(item, kind) for kind in kinds) for item in value if item is not value)
 
 
+LASTING = {("train", "epochs", "10**6")}
+"""Values that are good, and take as long as they say: not tried."""
+
+
 # -- the part --------------------------------------------------------------------------------------------------------
 
 
@@ -96,6 +100,7 @@ class Values:
         with warnings.catch_warnings(action="ignore"), contextlib.chdir(folder):
             for call in calls():
                 _call(call, call.given())
+            cases()
 
     def case(self, seed: int, number: int) -> tuple[Call, str, str]:
         """The call, the argument and the bad value of an attempt: a row of all cases, shuffled by seed."""
@@ -114,6 +119,8 @@ class Values:
             bound()
         _empty(folder)
         call, argument, bad = self.case(seed, number)
+        if (call.name, argument, bad) in LASTING:
+            return Found(call.name, "accepted")
         given = call.given()
         value = given[bad[1:]] if bad.startswith("=") else BAD[bad]()
         fault = self._called(call, given | {argument: value}, argument, value)

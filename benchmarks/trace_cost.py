@@ -1,15 +1,14 @@
 """What tracing and cutting cost in forward passes of the model, beside Torch-Pruning where that is installed.
 
 Run ``python benchmarks/trace_cost.py``; one thread, everything called in turn in one process, medians of the rounds.
-Writes ``docs/results/trace_cost.json`` and ``docs/results/trace_cost.md``.
+Writes ``docs/results/trace_cost.*``.
 """
 
 import importlib.util
-import json
-import platform
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -18,10 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.runner import Benchmark, Row, Rows, fields, main
 from nervure import Cut, Keep, Plan, apply, trace
 from nervure.zoo import build
 
-RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results"
 ROUNDS = 5
 
 
@@ -105,38 +106,29 @@ def theirs(model: nn.Module, example: Tensor) -> tuple[float, float] | str:
         return f"fails: {type(error).__name__}"
 
 
-def main() -> None:
-    """Measure and write the table."""
-    torch.set_num_threads(1)
-    rows = []
-    for name, (make, example_of) in CASES.items():
-        torch.manual_seed(0)
-        model, example = make().eval(), example_of()
-        with torch.no_grad():
-            model(example)
-            rounds: list[tuple[float, tuple[float, float], Any]] = []
-            for _ in range(ROUNDS):
-                forward = seconds(lambda m=model, e=example: m(e))
-                rounds.append((forward, ours(model, example), torch.enable_grad()(theirs)(model, example)))
-        forward = median(r[0] for r in rounds)
-        row: dict[str, Any] = {
-            "model": name,
-            "forward_s": forward,
-            "trace_s": median(r[1][0] for r in rounds),
-            "cut_s": median(r[1][1] for r in rounds),
-        }
-        row["trace_forwards"] = median(r[1][0] / r[0] for r in rounds)
-        peers = [r[2] for r in rounds if not isinstance(r[2], str)]
-        row["torch_pruning"] = [median(p[i] for p in peers) for i in (0, 1)] if peers else rounds[0][2]
-        rows.append(row)
-        print(json.dumps(row), flush=True)
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    facts = {"torch": torch.__version__, "python": platform.python_version(), "rounds": ROUNDS, "rows": rows}
-    (RESULTS / "trace_cost.json").write_text(json.dumps(facts, indent=1) + "\n")
-    (RESULTS / "trace_cost.md").write_text(table(rows))
+def measured(name: str) -> Row:
+    """The medians of one model."""
+    torch.manual_seed(0)
+    make, example_of = CASES[name]
+    model, example = make().eval(), example_of()
+    with torch.no_grad():
+        model(example)
+        rounds: list[tuple[float, tuple[float, float], Any]] = []
+        for _ in range(ROUNDS):
+            forward = seconds(lambda: model(example))
+            rounds.append((forward, ours(model, example), torch.enable_grad()(theirs)(model, example)))
+    peers = [r[2] for r in rounds if not isinstance(r[2], str)]
+    return {
+        "model": name,
+        "forward_s": median(r[0] for r in rounds),
+        "trace_s": median(r[1][0] for r in rounds),
+        "cut_s": median(r[1][1] for r in rounds),
+        "trace_forwards": median(r[1][0] / r[0] for r in rounds),
+        "torch_pruning": [median(p[i] for p in peers) for i in (0, 1)] if peers else rounds[0][2],
+    }
 
 
-def table(rows: list[dict[str, Any]]) -> str:
+def page(rows: Rows) -> str:
     """The results as Markdown."""
     lines = [
         "# What tracing costs",
@@ -158,5 +150,13 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+BENCHMARK = Benchmark(
+    "trace_cost",
+    page,
+    fields("model"),
+    lambda options: [((name,), partial(measured, name)) for name in CASES],
+    packages=("torch_pruning",),
+)
+
 if __name__ == "__main__":
-    sys.exit(main())
+    main(BENCHMARK)

@@ -1,26 +1,17 @@
 """The wide zoo: every model traced, every group cut, blocks dropped, verified, saved, trained one step.
 
 Run ``python benchmarks/zoo.py`` in an environment that has torchvision, timm, transformers, diffusers, ultralytics and
-segmentation_models_pytorch beside nervure (none of them is required: what is not installed is left out). Every case runs in a forked process of its own with a time limit;
-results are appended to ``docs/results/zoo.jsonl`` and a run that was stopped goes on where it was. ``--again`` runs what
-failed anew, ``--fresh`` what was run at another commit, ``--table`` only writes ``docs/results/zoo.md``.
+segmentation_models_pytorch beside nervure (none of them is required: what is not installed is left out). Every case
+runs in a forked process of its own with a time limit. Writes ``docs/results/zoo.*``.
 """
 
-import argparse
 import importlib.util
-import json
-import multiprocessing
-import resource
-import signal
-import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
+from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
-from multiprocessing.connection import Connection, wait
+from functools import cache, partial
 from pathlib import Path
 from statistics import median
 from types import SimpleNamespace
@@ -29,12 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks import zoo_families  # noqa: E402
+from benchmarks import runner, zoo_families
+from benchmarks.runner import Benchmark, Row, Rows, fields, main, peak
 
-RESULTS = ROOT / "docs" / "results" / "zoo.jsonl"
 KEEP = 0.37
 """The share of every group that stays; which units, is drawn by lot."""
 SUBSTANTIAL = 0.1
@@ -42,8 +32,6 @@ SUBSTANTIAL = 0.1
 SIDE = 128
 """The side of images for models that take any: what is connected with what does not depend on it, the time does."""
 DROPS = 4
-PATIENCE = 20
-"""How many times the processor time a case may take by the clock: the machine may be busy."""
 _LIBRARIES: list[Any] = []
 Case = tuple[Callable[[], nn.Module], Any]
 
@@ -63,15 +51,9 @@ def allow_torchvision() -> None:
 
 
 GIANTS = (
-    "regnet_y_128gf",
-    "regnet_y_32gf",
-    "regnet_y_16gf",
-    "regnet_x_32gf",
-    "vgg",
-    "efficientnet_b7",
-    "wide_",
+    "regnet_y_128gf", "regnet_y_32gf", "regnet_y_16gf", "regnet_x_32gf", "vgg", "efficientnet_b7", "wide_",
     "convnext_large",
-)
+)  # fmt: skip
 
 
 def torchvision_cases() -> Iterator[tuple[str, Case]]:
@@ -107,113 +89,25 @@ def torchvision_cases() -> Iterator[tuple[str, Case]]:
 
 
 TIMM = [
-    "bat_resnext26ts",
-    "beit_base_patch16_224",
-    "botnet26t_256",
-    "caformer_s18",
-    "cait_xxs24_224",
-    "coat_tiny",
-    "coatnet_nano_rw_224",
-    "convit_tiny",
-    "convformer_s18",
-    "convmixer_768_32",
-    "convnext_atto",
-    "convnextv2_atto",
-    "crossvit_9_240",
-    "cspdarknet53",
-    "cspresnet50",
-    "darknet53",
-    "davit_tiny",
-    "deit_tiny_patch16_224",
-    "deit3_small_patch16_224",
-    "densenet121",
-    "dla34",
-    "dm_nfnet_f0",
-    "dpn48b",
-    "eca_halonext26ts",
-    "eca_resnet33ts",
-    "edgenext_xx_small",
-    "efficientformer_l1",
-    "efficientformerv2_s0",
-    "efficientnet_b0",
-    "efficientnetv2_rw_t",
-    "efficientvit_b0",
-    "efficientvit_m0",
-    "eva02_tiny_patch14_224",
-    "fastvit_t8",
-    "fbnetc_100",
-    "focalnet_tiny_srf",
-    "gcresnet33ts",
-    "gcvit_xxtiny",
-    "gernet_s",
-    "ghostnet_100",
-    "ghostnetv2_100",
-    "gmixer_24_224",
-    "gmlp_ti16_224",
-    "halonet26t",
-    "hardcorenas_a",
-    "hgnetv2_b0",
-    "hiera_tiny_224",
-    "hrnet_w18_small",
-    "inception_next_tiny",
-    "inception_v3",
-    "inception_v4",
-    "inception_resnet_v2",
-    "lambda_resnet26t",
-    "lcnet_050",
-    "levit_128s",
-    "maxvit_nano_rw_256",
-    "mixer_s16_224",
-    "mixnet_s",
-    "mnasnet_small",
-    "mobilenetv3_small_050",
-    "mobilenetv4_conv_small",
-    "mobileone_s0",
-    "mobilevit_xxs",
-    "mobilevitv2_050",
-    "mvitv2_tiny",
-    "nest_tiny",
-    "nextvit_small",
-    "nf_regnet_b0",
-    "pit_ti_224",
-    "poolformer_s12",
-    "pvt_v2_b0",
-    "rdnet_tiny",
-    "regnetx_002",
-    "regnety_002",
-    "repghostnet_050",
-    "repvgg_a0",
-    "repvit_m0_9",
-    "res2net50_14w_8s",
-    "resmlp_12_224",
-    "resnest14d",
-    "resnet18",
-    "resnetv2_50",
-    "resnext50_32x4d",
-    "rexnet_100",
-    "samvit_base_patch16_224",
-    "selecsls42",
-    "sequencer2d_s",
-    "seresnet18",
-    "shvit_s1",
-    "skresnet18",
-    "starnet_s1",
-    "swin_tiny_patch4_window7_224",
-    "swinv2_cr_tiny_224",
-    "swinv2_tiny_window8_256",
-    "tiny_vit_5m_224",
-    "tinynet_e",
-    "tnt_s_patch16_224",
-    "tresnet_m",
-    "twins_svt_small",
-    "visformer_tiny",
-    "vit_tiny_patch16_224",
-    "vit_relpos_small_patch16_224",
-    "volo_d1_224",
-    "vovnet39a",
-    "xception41",
-    "xcit_nano_12_p16_224",
-]
+    "bat_resnext26ts", "beit_base_patch16_224", "botnet26t_256", "caformer_s18", "cait_xxs24_224", "coat_tiny",
+    "coatnet_nano_rw_224", "convit_tiny", "convformer_s18", "convmixer_768_32", "convnext_atto", "convnextv2_atto",
+    "crossvit_9_240", "cspdarknet53", "cspresnet50", "darknet53", "davit_tiny", "deit_tiny_patch16_224",
+    "deit3_small_patch16_224", "densenet121", "dla34", "dm_nfnet_f0", "dpn48b", "eca_halonext26ts",
+    "eca_resnet33ts", "edgenext_xx_small", "efficientformer_l1", "efficientformerv2_s0", "efficientnet_b0",
+    "efficientnetv2_rw_t", "efficientvit_b0", "efficientvit_m0", "eva02_tiny_patch14_224", "fastvit_t8",
+    "fbnetc_100", "focalnet_tiny_srf", "gcresnet33ts", "gcvit_xxtiny", "gernet_s", "ghostnet_100", "ghostnetv2_100",
+    "gmixer_24_224", "gmlp_ti16_224", "halonet26t", "hardcorenas_a", "hgnetv2_b0", "hiera_tiny_224",
+    "hrnet_w18_small", "inception_next_tiny", "inception_v3", "inception_v4", "inception_resnet_v2",
+    "lambda_resnet26t", "lcnet_050", "levit_128s", "maxvit_nano_rw_256", "mixer_s16_224", "mixnet_s",
+    "mnasnet_small", "mobilenetv3_small_050", "mobilenetv4_conv_small", "mobileone_s0", "mobilevit_xxs",
+    "mobilevitv2_050", "mvitv2_tiny", "nest_tiny", "nextvit_small", "nf_regnet_b0", "pit_ti_224", "poolformer_s12",
+    "pvt_v2_b0", "rdnet_tiny", "regnetx_002", "regnety_002", "repghostnet_050", "repvgg_a0", "repvit_m0_9",
+    "res2net50_14w_8s", "resmlp_12_224", "resnest14d", "resnet18", "resnetv2_50", "resnext50_32x4d", "rexnet_100",
+    "samvit_base_patch16_224", "selecsls42", "sequencer2d_s", "seresnet18", "shvit_s1", "skresnet18", "starnet_s1",
+    "swin_tiny_patch4_window7_224", "swinv2_cr_tiny_224", "swinv2_tiny_window8_256", "tiny_vit_5m_224", "tinynet_e",
+    "tnt_s_patch16_224", "tresnet_m", "twins_svt_small", "visformer_tiny", "vit_tiny_patch16_224",
+    "vit_relpos_small_patch16_224", "volo_d1_224", "vovnet39a", "xception41", "xcit_nano_12_p16_224",
+]  # fmt: skip
 
 
 def timm_cases() -> Iterator[tuple[str, Case]]:
@@ -412,7 +306,7 @@ def try_case(build: Callable[[], nn.Module], example: Any) -> dict[str, Any]:
     model = build().eval()
     example = _timm_example(model) if example is None else example
     _wake(model)
-    before = _peak()
+    before = round(peak())
     start = time.process_time()
     graph = trace(model, example)
     row: dict[str, Any] = {"trace_s": round(time.process_time() - start, 3)}
@@ -427,7 +321,7 @@ def try_case(build: Callable[[], nn.Module], example: Any) -> dict[str, Any]:
     row |= _verified(model, smaller, graph, plan, example)
     costs = [count(m.eval(), example) for m in (model, smaller)]
     row["macs"] = [cost.macs for cost in costs]
-    row["memory_mb"] = _peak() - before
+    row["memory_mb"] = round(peak()) - before
     row["blocks"] = [sum(not b.pinned for b in graph.blocks), len(graph.blocks)]
     row["drops"] = _drop_some(model, graph, example)
     row["saved"] = _saved(model, Pruned(smaller, plan, graph, *costs), example)
@@ -442,10 +336,6 @@ def _drawn(group: Any, lot: torch.Generator) -> Any:
     keep = torch.zeros(group.size, dtype=torch.bool)
     keep[torch.randperm(group.size, generator=lot)[: group.round_up(max(1, round(KEEP * group.size)))]] = True
     return Keep.of(keep)
-
-
-def _peak() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 
 def _pins(graph: Any) -> list[str]:
@@ -543,9 +433,8 @@ def _trains(model: nn.Module, example: Any) -> str:
 # -- running -----------------------------------------------------------------------------------------------------
 
 
-def run_one(name: str, case: Case) -> dict[str, Any]:
+def run_one(name: str, case: Case) -> Row:
     """Run one case in this process."""
-    torch.set_num_threads(1)
     start = time.process_time()
     try:
         row = try_case(*case)
@@ -559,122 +448,25 @@ def _warm_up() -> None:
     run_one("warm/up", (lambda: nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(2, 4)))
 
 
-def _child(name: str, case: Case, end: Connection, limit: int) -> None:
-    resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 5))
-    end.send(run_one(name, case))
-    end.close()
-
-
-def run_all(todo: list[tuple[str, Case]], jobs: int, limit: int) -> Iterator[dict[str, Any]]:
-    """Rows as they come: each case in a forked process, which saves importing the libraries for every one."""
-    fork = multiprocessing.get_context("fork")
-    active: dict[Connection, tuple[str, Any, float]] = {}
-    _warm_up()
-    while todo or active:
-        while todo and len(active) < jobs:
-            name, case = todo.pop(0)
-            mine, theirs = fork.Pipe(duplex=False)
-            process = fork.Process(target=_child, args=(name, case, theirs, limit))
-            process.start()
-            theirs.close()
-            active[mine] = (name, process, time.monotonic() + PATIENCE * limit)
-        for end in wait(list(active), timeout=1):
-            name, process, _ = active.pop(end)  # type: ignore[arg-type]
-            row = _received(end)  # type: ignore[arg-type]
-            process.join()
-            why_not = f"over {limit} s" if process.exitcode == -signal.SIGXCPU else f"ended with {process.exitcode}"
-            yield row or {"name": name, "failed": why_not}
-        for end, (name, process, deadline) in list(active.items()):
-            if time.monotonic() > deadline:
-                process.kill()
-                process.join()
-                del active[end]
-                yield {"name": name, "failed": f"over {PATIENCE * limit} s on the clock"}
-
-
-def _received(end: Connection) -> dict[str, Any] | None:
-    try:
-        row: dict[str, Any] = end.recv()
-    except EOFError:
-        return None
-    return row
-
-
-def main() -> None:
-    """Run what is asked and not done yet, then write the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", help="sources or case prefixes; all where none is given")
-    parser.add_argument("--limit", type=int, default=300, help="seconds of processor time a case may take")
-    parser.add_argument("--again", action="store_true", help="run cases anew that failed")
-    parser.add_argument("--fresh", action="store_true", help="run cases anew whose row is of another commit")
-    parser.add_argument("--jobs", type=int, default=1, help="cases at a time")
-    parser.add_argument("--table", action="store_true", help="only write the table from the results so far")
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    options = parser.parse_args()
-    options.results.parent.mkdir(parents=True, exist_ok=True)
-    done, about = {row["name"]: row for row in read(options.results)}, provenance()
-
-    def is_due(row: dict[str, Any] | None) -> bool:
-        stale = row is not None and options.fresh and row.get("commit") != about["commit"]
-        return row is None or stale or (options.again and bool(why(row)))
-
-    cases = [] if options.table else [(n, c) for n, c in _cases(options.names) if is_due(done.get(n))]
-    for row in run_all(cases, options.jobs, options.limit):
-        with options.results.open("a") as file:
-            file.write(json.dumps(row | about) + "\n")
-        print(f"{row['name']:45s} {why(row)[:250] or 'ok'}", flush=True)
-    if options.results == RESULTS:
-        RESULTS.with_suffix(".md").write_text(table(read(RESULTS)))
-
-
-def _cases(wanted: list[str]) -> Iterator[tuple[str, Case]]:
+def cases(options: Namespace) -> Iterator[runner.Case]:
+    """All cases of the sources that are named: others need not be imported."""
     allow_torchvision()
+    _warm_up()
     for kind, source in SOURCES.items():
-        if not wanted or any(n.partition("/")[0] == kind for n in wanted):
-            yield from ((n, case) for n, case in source() if not wanted or any(n.startswith(w) for w in wanted))
-
-
-def provenance() -> dict[str, Any]:
-    """The commit that is running and the versions of the libraries."""
-
-    def git(*words: str) -> str:
-        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
-
-    versions = {}
-    for name in (
-        "torch",
-        "torchvision",
-        "timm",
-        "transformers",
-        "diffusers",
-        "ultralytics",
-        "segmentation_models_pytorch",
-    ):
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    changed = "+" if git("status", "--porcelain", "nervure") else ""
-    return {"commit": git("rev-parse", "--short=9", "HEAD:nervure") + changed, "versions": versions}
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    """Rows so far, the last one of each name."""
-    if not path.exists():
-        return []
-    return list({row["name"]: row for row in map(json.loads, path.read_text().splitlines())}.values())
+        if not options.names or any(name.partition("/")[0] == kind for name in options.names):
+            yield from (((name,), partial(run_one, name, case)) for name, case in source())
 
 
 # -- reporting ---------------------------------------------------------------------------------------------------
 
 
-def share_cut(row: dict[str, Any]) -> float:
+def share_cut(row: Row) -> float:
     """Share of the parameters that left."""
     before, after = row["params"]
     return 1 - float(after) / max(before, 1)
 
 
-def why(row: dict[str, Any]) -> str:
+def why(row: Row) -> str:
     """What is wrong with a case; empty where it is right."""
     told = [row.get("failed", ""), *row.get("drops", [0, []])[1]]
     if "unverified" in row:
@@ -687,11 +479,8 @@ def why(row: dict[str, Any]) -> str:
     return "; ".join(t for t in told if t)
 
 
-def table(rows: list[dict[str, Any]]) -> str:
+def page(rows: Rows) -> str:
     """The results as Markdown: a summary, the misses with their reasons, what stays pinned, and every case."""
-    counts = Counter(r["commit"] for r in rows)
-    trees = ", ".join(f"`{tree}` {number}" for tree, number in counts.most_common())
-    versions = next((r["versions"] for r in reversed(rows) if "versions" in r), {})
     lines = [
         "# The wide zoo",
         "",
@@ -700,9 +489,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         f"{DROPS} blocks dropped one by one (verified too), and the cut model trained one step in training mode. A case is",
         f"right where all of that holds and at least {SUBSTANTIAL:.0%} of the parameters left.",
         "",
-        f"Rows by the sources that were run (`git rev-parse HEAD:nervure`): {trees}; "
-        + ", ".join(f"{name} {number}" for name, number in versions.items())
-        + ". Times are processor time of one thread. A case without a row has not been run: `of` counts rows, not the",
+        "Times are processor time of one thread. A case without a row has not been run: `of` counts rows, not the",
         "cases of `zoo.py`. `--fresh` runs the rows of other trees anew, and what was never run.",
         "",
         "| source | right | of | groups prunable | parameters cut (median) | trace s (median) | trace s (worst) "
@@ -731,7 +518,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _summary(kind: str, mine: list[dict[str, Any]]) -> str:
+def _summary(kind: str, mine: Rows) -> str:
     right, whole = sum(not why(r) for r in mine), [r for r in mine if "macs" in r]
     if not whole:
         return f"| {kind} | {right} | {len(mine)} | | | | | | |"
@@ -743,7 +530,7 @@ def _summary(kind: str, mine: list[dict[str, Any]]) -> str:
     )
 
 
-def _line(r: dict[str, Any]) -> str:
+def _line(r: Row) -> str:
     macs = 1 - r["macs"][1] / max(r["macs"][0], 1)
     error = f"{r['error']:.0e}" if "error" in r else "-"
     return (
@@ -753,5 +540,18 @@ def _line(r: dict[str, Any]) -> str:
     )
 
 
+BENCHMARK = Benchmark(
+    "zoo",
+    page,
+    fields("name"),
+    cases,
+    apart=True,
+    seconds=300,
+    failed=lambda key, reason: {"name": key[0], "failed": reason},
+    goes_wrong=lambda row: bool(why(row)),
+    tell=lambda row: f"{row['name']:45s} {why(row)[:250] or 'ok'}",
+    packages=("torchvision", "timm", "transformers", "diffusers", "ultralytics", "segmentation_models_pytorch"),
+)
+
 if __name__ == "__main__":
-    main()
+    main(BENCHMARK)

@@ -25,6 +25,7 @@ FLOORS: Mapping[str, int] = {
     "graph": 1,
     "rules": 2,
     "stats": 2,
+    "tasks": 2,
     "scores": 2,
     "budget": 2,
     "surgery": 3,

@@ -6,13 +6,15 @@ from typing import Any, ClassVar, final
 
 from torch import Tensor, nn
 
+from nervure.budget import Budget
+from nervure.budget.kinds import read_budget
 from nervure.budget.weights import left_dense
 from nervure.core.annotations import Batches
 from nervure.core.check import checked
 from nervure.core.inputs import Inputs
 from nervure.core.markup import printable
 from nervure.core.renamed import old_method
-from nervure.core.schema import Seed
+from nervure.core.schema import Density, Seed
 from nervure.errors import ArgumentError, DataError, NervureError, VerificationError
 from nervure.graph.cost import Cost, cost_of
 from nervure.graph.models import is_weightless, unwrap
@@ -21,11 +23,11 @@ from nervure.graph.preserve import restore_after
 from nervure.graph.tape import named_tensors
 from nervure.graph.trace import Choices, left_alone
 from nervure.graph.types import Graph
-from nervure.methods.base import Method, View
+from nervure.methods.base import Method, View, gather_evidence
+from nervure.methods.channels.yardsticks import Magnitude
 from nervure.plan import Cut, Drop, Keep, Mask, Plan
 from nervure.refit import Refit
 from nervure.refit import refit as refitted_to
-from nervure.stats import measure
 from nervure.surgery.apply import apply, edit_model, masks_after
 from nervure.surgery.blame import Edit, families_of, name_of, wrong_edits
 from nervure.surgery.checker import Checker
@@ -113,11 +115,13 @@ class Pruned:
 
 @checked
 @leave_modes()
-def prune(
+def prune(  # noqa: PLR0913 - one choice per argument, all by keyword
     model: nn.Module | Pruned,
     example: Any,
-    method: Method | Plan | Sequence[Method | Plan],
+    method: Method | Plan | Sequence[Method | Plan] | None = None,
     *,
+    keep: Density | None = None,
+    budget: str | Budget | None = None,
     data: Batches | None = None,
     verify: bool = True,
     refit: bool | Refit = False,
@@ -135,6 +139,10 @@ def prune(
         example: see :func:`nervure.trace`. Costs are those of the first, where there are several.
         method: what decides, e.g. ``Magnitude(keep=0.5, budget="macs")``; or a plan of your own; or several, one after
             the other: ``[Energy(drop=2), Magnitude(keep=0.7)]`` drops blocks, then cuts channels of what is left.
+            None: the units of least magnitude leave, as many as ``keep`` and ``budget`` say.
+        keep: the fraction of the budget that stays, where no method says so.
+        budget: what is counted then: a name in ``nervure.budget.BUDGETS`` or a budget of your own; or what may be left
+            of it, with its unit, like ``"200 MB"`` or ``"3 ms"``. None: multiply-accumulates.
         data: batches of (inputs, labels), for methods that measure.
         verify: check that the result computes what the original does without the removed units. Where it does not,
             the groups to blame are pinned and the method plans once more. Without weights there is nothing to check.
@@ -153,11 +161,10 @@ def prune(
     Raises:
         DataError: the method measures and no data was given, or the data cannot be used.
         BudgetError: no plan meets what was asked.
+        ArgumentError: no method is given and neither ``keep`` nor an amount, or both a method and one of these.
         VerificationError: no plan could be found whose result computes the right thing.
     """
-    methods: list[Method | Plan] = list(method) if isinstance(method, list | tuple) else [method]  # type: ignore[list-item]
-    if not methods:
-        raise ArgumentError("method=[] names no method. Give one, or a list of several.")
+    methods = [_least_magnitude(keep, budget)] if method is None else _list_methods(method, keep, budget)
     if refit is not False and data is None:
         raise DataError(f"refit={refit!r} fits on data: give data=, batches of (inputs, labels) or of inputs.")
     ignore, only = _repeatable(ignore), None if only is None else _repeatable(only)
@@ -179,6 +186,28 @@ def prune(
     if refit is False or data is None:
         return found
     return _refit(model, found, data, Refit(seed=seed) if refit is True else refit, progress)
+
+
+def _list_methods(
+    method: Method | Plan | Sequence[Method | Plan], keep: float | None, budget: str | Budget | None
+) -> list[Method | Plan]:
+    if keep is not None or budget is not None:
+        raise ArgumentError(f"method={method!r}, and keep= or budget= too: say it in the method.")
+    methods: list[Method | Plan] = list(method) if isinstance(method, list | tuple) else [method]  # type: ignore[list-item]
+    if not methods:
+        raise ArgumentError("method=[] names no method. Give one, or a list of several.")
+    return methods
+
+
+def _least_magnitude(keep: float | None, budget: str | Budget | None) -> Magnitude:
+    """The method that is taken where none is named."""
+    kind, amount = ("macs", None) if budget is None else read_budget(budget)
+    if (keep is None) == (amount is None):
+        raise ArgumentError(
+            f"keep={keep!r}, budget={budget!r} does not say how much stays. Give a method, like Magnitude(keep=0.5), "
+            'or a share and what it is of, like keep=0.5, budget="macs", or an amount alone, like budget="200 MB".'
+        )
+    return Magnitude(budget=kind, target=amount) if keep is None else Magnitude(keep=keep, budget=kind)
 
 
 def _refit(dense: nn.Module | Pruned, found: Pruned, data: Batches, how: Refit, progress: bool) -> Pruned:
@@ -233,15 +262,12 @@ def _pruned_once(
     drawing, checker = trace_and_check(model, given, **chosen)
     graph = drawing.graph
     weights = {name: tensor.detach() for name, tensor in named_tensors(model).items()}
-    stats = (
-        measure(model, graph, data, want=method.wants, seed=seed, progress=progress)
-        if method.wants and data is not None
-        else None
-    )
     before = cost_of(model, drawing.flow)
     ignored = left_alone(model, chosen["ignore"], chosen["only"])
     shown = [one.plain() for one in given]
-    view = View(graph, weights, stats, seed, model, shown if len(shown) > 1 else shown[0], data, ignored)
+    view = View(graph, weights, None, seed, model, shown if len(shown) > 1 else shown[0], data, ignored)
+    with restore_after(model, given):
+        view = gather_evidence(method, view, progress=progress)
     result = _make_plan(model, method, view, before)
     if verify and not is_weightless(model):
         result = _verify_or_repair(checker, method, view, result)
@@ -264,9 +290,9 @@ def _verify_or_repair(checker: Checker, method: Method, view: View, result: Prun
                 "`right` of this error, a plan. Please report the model.",
                 right=right,
             ) from error
-        view = replace(
-            view, graph=pin_edits(view.graph, {e: f"found wrong when verified: {w}" for e, w in wrong.items()})
-        )
+        pinned = pin_edits(view.graph, {e: f"found wrong when verified: {w}" for e, w in wrong.items()})
+        # Answers were about the graph as it was.
+        view = replace(view, graph=pinned, answers=())
         if not view.graph.prunable and not any(not b.pinned for b in view.graph.blocks):
             raise VerificationError(f"no cut computes the right thing: {named}") from error
     assert isinstance(view.model, nn.Module)

@@ -30,14 +30,13 @@ from torch._library.custom_ops import CustomOpDef
 from nervure.core.check import nearest
 from nervure.core.renamed import old_names
 from nervure.errors import ArgumentError
-from nervure.graph.ops import GIVEN
 from nervure.graph.ops.user import (
     STACKS,
     Chooser,
     How,
     Operation,
-    compile_rule,
     contraction,
+    give_rule,
     like,
     moves,
     pinned,
@@ -89,13 +88,10 @@ class UserRule:
 
 def _settle(name: str) -> None:
     if STACKS[name]:
-        GIVEN[_looked_up(name)] = compile_rule(name, STACKS[name][-1].how)
+        give_rule(name, STACKS[name][-1].how)
     else:
-        del STACKS[name], GIVEN[_looked_up(name)]
-
-
-def _looked_up(name: str) -> str:
-    return name.removeprefix("aten::")
+        del STACKS[name]
+        give_rule(name, None)
 
 
 @overload

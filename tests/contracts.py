@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 import nervure
 from nervure import (
@@ -58,7 +60,7 @@ from nervure.budget.allocate import kind_of
 from nervure.errors import VerificationError
 from nervure.graph.tape import named_tensors
 from nervure.graph.types import Axis, Units
-from nervure.methods import Method
+from nervure.methods import Method, View, gather_evidence
 from nervure.scores import Scores, fpgm, magnitude, random_scores, slimming
 from nervure.surgery.price import price
 from tests.networks import NETWORKS, traced
@@ -128,6 +130,11 @@ DROPPING: tuple[Method, ...] = (
     Depth(keep=0.9, score="random", seed=3),
 )
 """Methods that drop blocks, for the models that have some."""
+
+ASKING_MEANWHILE: dict[Method, str] = {
+    N2NSkip(density=0.4, first=SynFlow(steps=2), span=2): "the rounds of the first step go to what the skips leave it",
+}
+"""Methods whose plans run the network all the same, and why. Those that cut for a latency time what they try too."""
 
 WITH_BLOCKS = ("projection", "bottlenecks", "mlp_mixer", "encoder_layer")
 
@@ -277,6 +284,33 @@ def a_method_keeps_the_laws(c: Case, method: Method) -> None:
     assert cost == pruned.cost_after
     assert all(g.size > 0 for g in trace(pruned.model, c.example).groups)
     the_result_is_an_ordinary_model(pruned.model, c.example)
+
+
+def a_plan_follows_from_evidence(c: Case, method: Method) -> None:
+    """Law 16: given what the method wants, its plan needs no data and runs no network; without, it is the same plan."""
+    view = View(c.graph, c.weights, None, 0, c.model, c.example, data_for(c.model, c.example))
+    plan = a_plan_runs_no_network(view, method)
+    assert plan == method.plan(view)
+
+
+def a_plan_runs_no_network(view: View, method: Method) -> Plan:
+    """The first half of it; the plan."""
+    gathered = replace(gather_evidence(method, view), data=None)
+    with counting_runs() as runs:
+        plan = method.plan(gathered)
+    assert not runs, f"{len(runs)} modules ran, first {runs[0]}"
+    return plan
+
+
+@contextmanager
+def counting_runs() -> Iterator[list[str]]:
+    """The modules that are called meanwhile, of whatever model or copy."""
+    runs: list[str] = []
+    hook = register_module_forward_pre_hook(lambda module, args: runs.append(type(module).__name__))
+    try:
+        yield runs
+    finally:
+        hook.remove()
 
 
 def the_result_is_an_ordinary_model(model: nn.Module, example: Any) -> None:

@@ -30,7 +30,8 @@ TIMES = frozenset({"seconds", "date", "latency", "latencies", "speedup", "interr
 """Keys of what differs from time to time."""
 TIME = re.compile(
     r"\d{4}-\d\d-\d\dT[\d:]+\+00:00(, )?|(?<=commit: ).*$"
-    r"|(?<=\| seconds \| )[\d.]+|[\d.]+(?= \| \d+ \|$)|(?<=<td>seconds</td><td>)[\d.]+",
+    r"|(?<=\| seconds \| )[\d.]+|[\d.]+(?= \| \d+ \|$)|(?<=<td>seconds</td><td>)[\d.]+"
+    r"|[\d.]+(?=</td><td>\d+</td></tr>)",
     re.MULTILINE,
 )
 """Times in pages."""

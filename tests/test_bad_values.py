@@ -18,7 +18,7 @@ from nervure import Cut, Drop, Graph, Keep, Link, Magnitude, Mask, Plan, Recipe,
 from nervure.core import annotations
 from nervure.core.check import take_value
 from nervure.errors import ArgumentError, CallError, DataError, NervureError, PlanError, RecipeError
-from nervure.evaluation import peak_memory
+from nervure.evaluation import file_size, peak_memory
 from nervure.export import save_state
 from nervure.methods import METHODS
 from nervure.recipe.study import Study
@@ -324,6 +324,8 @@ def test_a_list_in_itself_is_told() -> None:
         lambda: nervure.measure(net, nervure.trace(net, IMAGE), given),
         lambda: nervure.evaluate(net, given, progress=False),
         lambda: train(net, given, progress=False),
+        lambda: nervure.latency(net, given, rounds=1),
+        lambda: nervure.Inputs.of(given),
     ):
         with pytest.raises(NervureError):
             call()
@@ -366,6 +368,16 @@ def test_a_scripted_module_is_told_wherever_it_is_given() -> None:
             call()
 
 
+@pytest.mark.parametrize("name", ["x" * 256, "\N{GREEK SMALL LETTER PHI}" * 128, "x/" * 2048, "", "\0", "\ud800" * 90])
+def test_what_no_system_could_have_as_a_path_is_told(name: str) -> None:
+    assert not annotations.is_path(name) and annotations.is_path("x" * 255) and annotations.is_path("\ud800.txt")
+    for section, key in (("model", "weights"), ("data", "root")):
+        table: dict[str, Any] = {"model": {"name": "resnet8"}, "data": {"name": "digits"}}
+        if name:
+            with pytest.raises(RecipeError, match=key):
+                Recipe.from_dict(table | {section: table[section] | {key: name}})
+
+
 def test_a_model_without_numbers_is_told(tmp_path: Any) -> None:
     bare, net = network().to("meta"), network()
     graph, cut = nervure.trace(net, IMAGE), prune(net, IMAGE, Magnitude(keep=0.5), verify=False)
@@ -377,6 +389,7 @@ def test_a_model_without_numbers_is_told(tmp_path: Any) -> None:
         lambda: save_state(tmp_path / "state.safetensors", bare),
         lambda: nervure.evaluate(bare, DATA, progress=False),
         lambda: nervure.compact(graph, cut.plan, model=net, example=IMAGE.to("meta")),
+        lambda: file_size(bare),
     ):
         with pytest.raises(NervureError):
             call()

@@ -60,6 +60,7 @@ def test_commands_come_in_the_order_of_the_arrows() -> None:
         "score",
         "plan",
         "apply",
+        "refit",
         "train",
         "evaluate",
         "connectivity",
@@ -348,9 +349,9 @@ def test_compare_shows_the_tables_and_goes_on_where_it_was() -> None:
     Path("study.toml").write_text(STUDY)
     text = done("compare", "study.toml", "--folder", "out", "--limit", "2")
     assert "0 of 3 trials are done" in text
-    assert "| Random | 0.5 |" in text
+    assert "| Random at 0.5 |" in text
     assert "FPGM" not in Path("out/comparison.md").read_text()
-    assert "| FPGM | 0.5 |" in done("compare", "study.toml", "--folder", "out")
+    assert "| FPGM at 0.5 |" in done("compare", "study.toml", "--folder", "out")
     assert "no key 'sedes'" in refused("compare", str(_written("bad.toml", STUDY.replace("seeds", "sedes"))))
 
 

@@ -10,9 +10,11 @@ import pytest
 import torch
 
 from nervure.errors import FileError, RecipeError
-from nervure.recipe import Study, compare
+from nervure.recipe import Recipe, Study, compare
 from nervure.recipe import compare as compare_function
 from nervure.recipe.results import read_outcomes
+from nervure.recipe.study import swept_trials
+from nervure.recipe.workers import pool_of
 from nervure.report.comparison import (
     Mean,
     Outcome,
@@ -174,8 +176,8 @@ def test_differences_are_paired_by_network_seed_and_budget() -> None:
 
 def test_tables_and_charts_show_every_method_and_survive_missing_trials() -> None:
     text = comparison_text(ROWS, title="T", baseline="Random")
-    assert "| A | 0.5 | 75.67 ± 23.50 | +4.00 ± 2.00 |" in text
-    assert "| A | 0.25 | 99.00 |" in text
+    assert "| A at 0.5 | +4.00 ± 2.00 | 75.67 ± 23.50 |" in text
+    assert "| A at 0.25 | – | 99.00 |" in text
     chart = comparison_charts(ROWS, baseline="Random")["net"]
     assert chart.count("<circle") == 1
     assert "No trial" in comparison_text([], title="T", baseline="Random")
@@ -221,3 +223,38 @@ def test_a_default_that_changed_makes_another_trial_and_a_new_option_does_not(fo
         (compared,) = (o for o in compare(one, folder=path, progress=False) if o.method == "Random")
         assert len(lines(path)) == 2 + again
         assert ("seed=0" in compared.options) == again
+
+
+def test_a_study_and_a_sweep_that_ask_for_the_same_share_their_trials() -> None:
+    """Digests are those of the version before: its folders are gone on in."""
+    study = tiny(study={"seeds": [0]})
+    recipe = {name: TINY[name] for name in ("data", "train", "recover")} | {"model": TINY["network"][0]}
+    swept = {"keeps": [0.5], "method": TINY["method"]}
+    keys = [trial.key for trial in study.trials()]
+    assert [t.key for t in swept_trials(Recipe.from_dict(recipe | {"prune": {"samples": 64}, "sweep": swept}))] == keys
+    assert keys[:2] == ["ce5f9008e1841319", "6536b85d92ed9f83"]
+    assert study.trials()[0].dense_key == "d93c8afd3dfbfc23"
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        [{"name": "Random"}, {"name": "Taylor", "label": "dense"}],
+        [{"name": "Random"}, {"name": "Random", "label": "x"}],
+    ],
+)
+def test_a_label_or_a_trial_that_is_taken_is_refused(method: list[dict[str, str]]) -> None:
+    with pytest.raises(RecipeError, match="not 'dense' or 'dense[+]'|Random at 0.5 of macs and .*, x at .* the same"):
+        tiny(method=method)
+
+
+def test_a_comparison_goes_to_the_workers_that_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def pool(work: Any, workers: int, ray: str) -> Any:
+        asked.append((workers, ray))
+        return pool_of(work, 1)
+
+    monkeypatch.setattr("nervure.recipe.grid.pool_of", pool)
+    assert compare(tiny(), folder=tmp_path, workers=3, ray="local", limit=0, progress=False) == ()
+    assert asked == [(3, "local")]

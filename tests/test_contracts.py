@@ -7,7 +7,7 @@ from functools import cache
 import pytest
 import torch
 
-from nervure import Graph, Magnitude, Plan, Random, Recipe, apply
+from nervure import Depth, Energy, Graph, Magnitude, Plan, Random, Recipe, apply
 from nervure.budget import allocate
 from nervure.errors import PlanError, ScoreError
 from nervure.methods import Method, View
@@ -71,6 +71,30 @@ def test_methods_that_mask_keep_the_laws(method: Method, model: str) -> None:
 @pytest.mark.parametrize("method", DROPPING, ids=repr)
 def test_methods_that_drop_blocks_keep_the_laws(method: Method, model: str) -> None:
     contracts.a_method_keeps_the_laws(case(model), method)
+
+
+@pytest.mark.filterwarnings("ignore::nervure.errors.NervureWarning")
+@pytest.mark.parametrize("method", (*METHODS, *MASKING), ids=repr)
+def test_a_plan_follows_from_evidence(method: Method) -> None:
+    contracts.a_plan_follows_from_evidence(case("residual"), method)
+
+
+@pytest.mark.filterwarnings("ignore::nervure.errors.NervureWarning")
+@pytest.mark.parametrize("method", (*DROPPING, Energy(tolerance=0.5, stages=2)), ids=repr)
+def test_a_plan_that_drops_blocks_follows_from_evidence(method: Method) -> None:
+    contracts.a_plan_follows_from_evidence(case("bottlenecks"), method)
+
+
+def test_a_plan_that_drops_blocks_for_a_latency_follows_from_what_was_timed() -> None:
+    c = case("bottlenecks")
+    view = View(c.graph, c.weights, None, 0, c.model, c.example, contracts.data_for(c.model, c.example))
+    assert contracts.a_plan_runs_no_network(view, Depth(keep=0.9, budget="latency", stages=2)).drops
+
+
+@pytest.mark.parametrize(("method", "why"), contracts.ASKING_MEANWHILE.items(), ids=repr)
+def test_what_asks_the_network_meanwhile_is_listed_for_a_reason(method: Method, why: str) -> None:
+    with pytest.raises(AssertionError, match="modules ran"):
+        contracts.a_plan_follows_from_evidence(case("residual"), method)
 
 
 @pytest.mark.filterwarnings("ignore::nervure.errors.NervureWarning")

@@ -424,6 +424,7 @@ def broken() -> dict[str, dict[str, Any]]:
         "_group_sizes": group(size=5),
         "_axes_of_tensors": {"tensors": {**g.tensors, "0.bias": (far,)}},
         "_axes_of_work": {"work": (replace(g.work[0], axes=(far,)),)},
+        "_axes_of_memory": {"memory": (replace(g.memory[0], axes=(far,)), *g.memory[1:])},
         "_axes_of_resizes": {"resizes": (SizeAttribute("", "width", 6, far),)},
         "_axes_of_silences": silence(own=(7,)),
         "_silent_modules": silence(module="elsewhere"),

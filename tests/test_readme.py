@@ -11,7 +11,7 @@ import click
 import pytest
 
 from nervure.cli import main
-from nervure.recipe import Recipe
+from nervure.recipe import Recipe, Study
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -74,4 +74,4 @@ def test_the_commands_on_the_page_exist_with_their_options(page: Path) -> None:
 @pytest.mark.parametrize("page", pages_with("toml"))
 def test_the_recipes_on_the_page_can_be_read(page: Path) -> None:
     for _, text in snippets(page, "toml"):
-        assert Recipe.from_toml(text).data.name
+        assert (Study if "[study]" in text else Recipe).from_toml(text).data.name

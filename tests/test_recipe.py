@@ -25,6 +25,7 @@ from nervure.recipe.steps import STEPS
 from nervure.report import Report
 from nervure.report.tables import budget, edits, speed
 from nervure.zoo import build
+from tests.contracts import counting_runs
 
 TINY = """
 [model]
@@ -440,6 +441,29 @@ def test_a_later_method_that_is_unknown_is_refused_before_any_work(
 ) -> None:
     with pytest.raises(RecipeError, match=message):
         run(tiny(prune={"then": [table]}), folder=tmp_path / "run", progress=False)
+
+
+@pytest.mark.filterwarnings("ignore::nervure.errors.NervureWarning")
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [("SNACS", {"granularity": "filters", "samples": 64}), ("SNIP", {}), ("Energy", {"drop": 1, "rounds": 1})],
+)
+def test_the_network_is_asked_under_measure_and_the_plan_runs_it_not_once(
+    method: str, options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[list[str]] = []
+
+    def plan(bench: Any) -> None:
+        with counting_runs() as runs:
+            steps_module.plan_cut(bench)
+        ran.append(runs)
+        raise FileError("this is enough")
+
+    monkeypatch.setitem(steps_module.STEPS, "plan", plan)  # type: ignore[arg-type]
+    with pytest.raises(FileError, match="this is enough"):
+        run(tiny(prune={"method": method, "options": options}), folder=tmp_path / "run", progress=False)
+    assert ran == [[]]
+    assert json.loads((tmp_path / "run" / "plan.json").read_text())["edits"]
 
 
 def test_masks_have_a_twin_with_as_many_masked_by_lot(tmp_path: Path) -> None:

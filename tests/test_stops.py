@@ -171,7 +171,7 @@ def test_where_the_disk_is_full_no_further_trial_is_begun(tmp_path: Path, monkey
     def full(folder: Path) -> Path:
         raise FileError("No space left on device")
 
-    monkeypatch.setattr(sys.modules["nervure.recipe.sweep"], "answer", refused)
+    monkeypatch.setattr(sys.modules["nervure.recipe.grid"], "answer", refused)
     monkeypatch.setattr("nervure.recipe.trials.require_folder", full)
     recipe = Recipe.from_dict(RECIPE | {"sweep": {"keeps": [0.5], "seeds": [0, 1]}})
     with pytest.raises(FileError, match="No space left"):

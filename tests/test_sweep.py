@@ -17,8 +17,7 @@ from nervure.errors import ArgumentError, RecipeError
 from nervure.methods.snacs import survey as surveys
 from nervure.recipe import steps, trials
 from nervure.recipe.results import Results
-from nervure.recipe.study import Trial
-from nervure.recipe.sweep import trials_of
+from nervure.recipe.study import Trial, swept_trials
 from nervure.recipe.workers import Beside, pool_of
 from nervure.report import Sweep
 
@@ -68,11 +67,11 @@ Whole = tuple[Path, Sweep, list[frozenset[str]]]
 def test_every_setting_is_tried_with_every_seed(whole: Whole) -> None:
     folder, found, _ = whole
     labels = ["dense", "dense+", "Random at 0.5", "Random at 0.4", "Taylor at 0.5", "Taylor at 0.4"]
-    assert [c.label for c in found.candidates] == labels
-    assert {(c.accuracy.n, c.shifted.n) for c in found.candidates} == {(2, 2)}
+    assert [c.label for c in found.means] == labels
+    assert {(c.accuracy.n, c.shifted.n) for c in found.means} == {(2, 2)}
     assert len(lines(folder)) == 12
-    assert found.candidates[0].costs["macs"].value == 1
-    assert 0.3 < found.candidates[4].costs["macs"].value <= 0.5
+    assert found.means[0].costs["macs"].value == 1
+    assert 0.3 < found.means[4].costs["macs"].value <= 0.5
     assert {"sweep.json", "sweep.html", "sweep.md", "recipe.toml"} <= {p.name for p in folder.iterdir()}
     assert Recipe.from_toml(folder / "recipe.toml") == tiny()
 
@@ -100,10 +99,10 @@ def test_budgets_share_what_a_method_found_out(tmp_path: Path, monkeypatch: pyte
 
 def test_each_trial_leaves_a_recipe_and_a_model(whole: Whole) -> None:
     folder, found, _ = whole
-    place = folder / "trials" / found.candidates[-1].key
+    place = folder / "trials" / found.means[-1].key
     recipe = Recipe.from_toml(place / "recipe.toml")
     assert (recipe.prune.method, recipe.prune.keep, recipe.sweep.keeps) == ("Taylor", 0.4, ())
-    trial = next(t for t in trials_of(tiny()) if t.key == place.name)
+    trial = next(t for t in swept_trials(tiny()) if t.key == place.name)
     assert trials.pruned_of(trials.bench_of(trial, folder)) is not None
 
 
@@ -132,7 +131,7 @@ def test_more_budgets_and_seeds_are_added_to_what_is_there(whole: Whole, tmp_pat
     said: list[str] = []
     more = sweep(one, keeps=[0.5, 0.4], methods=["Random", "Taylor"], folder=tmp_path, say=said.append, limit=2)
     assert said[0].startswith("1 of 4 trials are done")
-    assert [c.label for c in more.candidates] == ["dense", "Random at 0.5", "Random at 0.4", "Taylor at 0.5"]
+    assert [c.label for c in more.means] == ["dense", "Random at 0.5", "Random at 0.4", "Taylor at 0.5"]
     assert lines(tmp_path).items() <= lines(whole[0]).items()
 
 
@@ -147,7 +146,7 @@ def test_the_sweep_of_another_recipe_is_refused_with_what_differs(whole: Whole) 
 def test_a_trial_that_fails_is_noted_and_stops_no_other(tmp_path: Path) -> None:
     few = tiny(run={"twins": False}, evaluate={"shift": []}, sweep={"seeds": [0], "method": [{"name": "Random"}]})
     found = sweep(few, keeps=[0.01, 0.5], folder=tmp_path, progress=False)
-    assert [c.label for c in found.candidates] == ["dense", "Random at 0.5"]
+    assert [c.label for c in found.means] == ["dense", "Random at 0.5"]
     ((trial, reason),) = found.failures.items()
     assert trial == "resnet8, seed 0, Random at 0.01 of macs"
     assert "floors" in reason
@@ -172,11 +171,11 @@ def test_a_worker_that_dies_is_told_and_replaced() -> None:
 
 
 def test_a_trial_whose_worker_died_is_noted(tmp_path: Path) -> None:
-    todo = {trial.key: trial for trial in trials_of(tiny(run={"twins": False}))}
+    todo = swept_trials(tiny(run={"twins": False}))
     results = Results(tmp_path, lambda _: None)
     with Beside(1, [sys.executable, "-c", "import os; os.abort()"]) as pool:
         trials.carry_out(todo, results, pool, trials.Job(folder=str(tmp_path)))
-    assert results.failed.keys() == todo.keys()
+    assert results.failed.keys() == {trial.key for trial in todo}
     assert all("died (exit code -6)" in row.error for row in results.failed.values())
 
 
@@ -186,8 +185,8 @@ def test_latency_is_measured_once_against_the_dense_network(tmp_path: Path) -> N
     )
     first = sweep(few, folder=tmp_path, methods=["Random"], progress=False)
     text = (tmp_path / "latency.jsonl").read_text()
-    assert first.candidates[0].costs["latency, batch 2"].value == 1
-    assert first.candidates[1].latency["2"].value > 0
+    assert first.means[0].costs["latency, batch 2"].value == 1
+    assert first.means[1].latency["2"].value > 0
     assert repr(sweep(few, folder=tmp_path, methods=["Random"], progress=False)) == repr(first)  # NaN is not NaN
     assert (tmp_path / "latency.jsonl").read_text() == text
 
@@ -202,7 +201,7 @@ def test_latency_is_measured_once_against_the_dense_network(tmp_path: Path) -> N
         ({"seeds": [0.5]}, "seeds is .*a whole number"),
         ({"methods": ["Tailor"]}, "no method 'Tailor'. Did you mean 'Taylor'"),
         ({"methods": ["Random", "Random"]}, "label 'Random' must be there, once"),
-        ({"methods": [{"name": "Random", "label": "a"}, {"name": "Random"}]}, "two methods are the same"),
+        ({"methods": [{"name": "Random", "label": "a"}, {"name": "Random"}]}, "are the same trial"),
         ({"methods": [{"name": "Random", "networks": ["x"]}]}, "a sweep has one network"),
         ({"methods": [{"nmae": "Random"}]}, "no key 'nmae'"),
         ({"methods": [{"name": "Random", "options": {"width": 2}}]}, "width"),
@@ -222,7 +221,7 @@ def test_the_number_of_workers_must_make_sense(tmp_path: Path) -> None:
 
 def test_the_example_is_a_sweep_and_as_a_run_it_is_one_trial() -> None:
     recipe = Recipe.from_toml(ROOT / "examples" / "sweep.toml")
-    assert len(trials_of(recipe)) == 2 * (1 + 2 * 3)
+    assert len(swept_trials(recipe)) == 2 * (1 + 2 * 3)
     assert (
         recipe.fingerprint == Recipe.from_dict({k: v for k, v in recipe.to_dict().items() if k != "sweep"}).fingerprint
     )

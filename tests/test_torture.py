@@ -9,7 +9,7 @@ from typing import ClassVar
 import pytest
 import torch
 
-from benchmarks.torture import found_in, table
+from benchmarks.torture import found_in, page
 from benchmarks.torture_files import Files
 from benchmarks.torture_mutants import Pairs, Raw, dump, parse
 from benchmarks.torture_runner import Found, row_of, run_batches
@@ -155,6 +155,6 @@ def test_times_are_not_compared():
 
 def test_the_table_counts_by_kind_and_names_each_fault():
     row = row_of(0, {0: Found("graph", "told"), 1: Found("graph", "hang", "nervure/a.py:3", "why")})
-    text = table([{"part": "files", "seed": 0, "attempts": 2, "commit": "abc", **row}])
+    text = page([{"part": "files", "seed": 0, "attempts": 2, "commit": "abc", **row}])
     assert "| graph | 2 | 1 | 1 |" in text
     assert "`files:0:1` why" in text

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from nervure.analysis.constant_folding import Statics
 from nervure.analysis.edge_strength import Strength
 from nervure.analysis.neuron_graph import NeuronGraph
-from nervure.analysis.neuron_ops import RULES, otherwise
+from nervure.analysis.neuron_ops import find_rule
 from nervure.analysis.propagator import Propagator
 from nervure.core.inputs import Inputs
 from nervure.errors import TraceError
@@ -70,7 +70,7 @@ def _propagate(tape: Tape, statics: Statics, strength: Strength, ways: Mapping[i
     carrier = Propagator(tape, statics, strength)
     for number, way in ways.items():
         carrier.give(number, way)
-    carrier.run(RULES, otherwise)
+    carrier.run(find_rule)
     return carrier
 
 

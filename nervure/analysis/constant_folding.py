@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nervure.graph.tape import Entry, Ref, Tape, WriteBack, refs_in
+from nervure.graph.tape import Entry, Ref, Tape, WriteBack
 
 
 class Statics:
@@ -40,7 +40,7 @@ class Statics:
         entry = self._made.get(ref.id)
         if isinstance(entry, WriteBack):
             return self.name(entry.base)
-        given = refs_in((*entry.args, *entry.kwargs.values())) if entry is not None else []
+        given = entry.given if entry is not None else []
         return next((name for name in map(self.name, given) if name), "")
 
     def _compute(self, entry: Entry | WriteBack, ref: Ref) -> Tensor:

@@ -1,29 +1,31 @@
-"""What each operator does to units: one small function per family, looked up by the operator's name."""
+"""What operators do to the nodes of a neuron graph: small functions, by the names that the table of operators uses."""
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import reduce
+from functools import partial, reduce
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from nervure.analysis.neuron_graph import Kind
 from nervure.analysis.node_numbers import align_rank, fits, rows_of
 from nervure.analysis.propagator import Propagator, Rule, Weight
-from nervure.graph.ops.names import BATCH_NORMS, FOURIER, LIKE, NEW, TOLD
+from nervure.graph.ops.facets import NeuronRule
+from nervure.graph.ops.table import find_operator
+from nervure.graph.ops.user import Contraction, Moves, spell
 from nervure.graph.propagate import argument
 from nervure.graph.tape import Entry, Ref, refs_in
 
 Nodes = list[Tensor | None]
 
 
-def otherwise(carrier: Propagator, entry: Entry) -> Nodes:
+def otherwise(carrier: Propagator, entry: Entry, kind: Kind = "mix") -> Nodes:
     """Element by element where shapes say so, place by place where ranks do; else all is taken to meet all."""
     active = carrier.active(entry)
     first = carrier.shape(entry.outs[0]) if entry.outs else ()
     if all(fits(carrier.of(ref), first) and _broadcasts(carrier.shape(ref), first) for ref in active):
         given = [align_rank(carrier.of(ref), len(first)) for ref in active]
-        kind = "sum" if entry.name.rstrip("_") in SUMS else "mix"
-        joined = reduce(lambda a, b: carrier.meet(a, b, kind), given)  # type: ignore[arg-type]
+        joined = reduce(lambda a, b: carrier.meet(a, b, kind), given)
         return [joined if fits(joined, carrier.shape(ref)) else None for ref in entry.outs]
     if len(active) == 1 and len(carrier.shape(active[0])) == len(first) and fits(carrier.of(active[0]), first):
         return [
@@ -37,7 +39,10 @@ def _broadcasts(shape: Sequence[int], whole: Sequence[int]) -> bool:
     return len(shape) <= len(whole) and all(n in (1, m) for n, m in zip(reversed(shape), reversed(whole), strict=False))
 
 
-SUMS = frozenset({"add", "sub", "rsub", "lerp", "add_relu"})
+def add(carrier: Propagator, entry: Entry) -> Nodes:
+    """As :func:`otherwise`; what is given is summed."""
+    return otherwise(carrier, entry, "sum")
+
 
 # -- movers: the same move is made with the numbers ----------------------------------------------------------------
 
@@ -48,14 +53,13 @@ def move(carrier: Propagator, entry: Entry) -> Nodes:
 
 
 def _run(carrier: Propagator, entry: Entry, numbers: Callable[[Ref], Tensor]) -> Nodes:
-    def bind(value: Any, position: int | None) -> Any:
+    def bind(value: Any) -> Any:
         if isinstance(value, Ref):
             is_moved = value.id in carrier.nodes or carrier.tape.values[value.id].dtype.is_floating_point
             return (numbers(value) + 1).double().contiguous() if is_moved else carrier.statics.value(value)
-        return [bind(v, position) for v in value] if isinstance(value, tuple) else value
+        return [bind(v) for v in value] if isinstance(value, tuple) else value
 
-    op = OTHER_CALLS.get(entry.name, entry.op)
-    found = op(*[bind(a, i) for i, a in enumerate(entry.args)], **{k: bind(v, None) for k, v in entry.kwargs.items()})
+    found = entry.op(*[bind(a) for a in entry.args], **{k: bind(v) for k, v in entry.kwargs.items()})
     return [t.long() - 1 for t in (found if isinstance(found, list | tuple) else [found])]
 
 
@@ -332,6 +336,29 @@ def embedding(carrier: Propagator, entry: Entry) -> Nodes:
     return [carrier.look_up(entry, table, index), *[None for _ in entry.outs[1:]]]
 
 
+def contract(how: Contraction, carrier: Propagator, entry: Entry) -> Nodes:
+    """What a user says as an equation: a constant matrix is read as a weight is, whatever else is given meets."""
+    refs = entry.given
+    letters = spell(how, [carrier.shape(r) for r in refs], [carrier.shape(r) for r in entry.outs])
+    active = [k for k, ref in enumerate(refs) if ref.id in carrier.nodes]
+    if len(active) != 1 or len(letters.outs) != 1:
+        return carrier.hub(entry)
+    mine, (out,) = letters.ins[active[0]], letters.outs
+    summed = [letter for letter in mine if letter not in out]
+    matrices = [k for k, own in enumerate(letters.ins) if k not in active and len(own) == 2 and set(summed) & set(own)]
+    if len(summed) != 1 or len(matrices) != 1:
+        return carrier.hub(entry)
+    weight, names = refs[matrices[0]], letters.ins[matrices[0]]
+    made = [*(letter for letter in mine if letter not in summed), *(letter for letter in names if letter not in summed)]
+    if sorted(made) != sorted(out):
+        return carrier.hub(entry)
+    values = carrier.statics.value(weight)
+    rows = values if names[1] == summed[0] else values.T
+    nodes = carrier.of(refs[active[0]]).movedim(mine.index(summed[0]), -1)
+    read = _read_last(carrier, nodes, _weight(carrier, weight, rows[:, :, None]))
+    return [read.permute([made.index(letter) for letter in out])]
+
+
 def nothing(carrier: Propagator, entry: Entry) -> Nodes:
     """What only has the shape of what it is given, or reads a number from it."""
     return [None for _ in entry.outs]
@@ -357,114 +384,47 @@ def sample_grid(carrier: Propagator, entry: Entry) -> Nodes:
     return [carrier.meet(carrier.mix(nodes, space), everywhere, "mix")]
 
 
-OTHER_CALLS: Mapping[str, Callable[..., Any]] = {"_unsafe_view": torch.reshape}
-
-RULES: Mapping[str, Rule] = {
-    **dict.fromkeys(("linear",), linear),
-    **dict.fromkeys(("mm", "bmm"), mm),
-    **dict.fromkeys(("addmm", "baddbmm"), addmm),
-    **dict.fromkeys(("mv", "dot", "vdot"), mv),
-    "_grouped_mm": grouped_mm,
-    **dict.fromkeys(("convolution", "convolution_overrideable", "_convolution"), convolution),
-    **dict.fromkeys(("embedding", "_embedding_bag", "_embedding_bag_forward_only"), embedding),
-    **dict.fromkeys(
-        (
-            "_scaled_dot_product_flash_attention_for_cpu",
-            "_scaled_dot_product_flash_attention",
-            "_scaled_dot_product_efficient_attention",
-            "_scaled_dot_product_cudnn_attention",
-        ),
-        attention,
-    ),
-    **dict.fromkeys(
-        ("view", "_unsafe_view", "reshape", "_reshape_alias", "squeeze", "unsqueeze", "flatten", "unflatten"), reshape
-    ),
-    **dict.fromkeys(("permute", "transpose", "t", "swapaxes", "swapdims", "movedim"), reorder),
-    **dict.fromkeys(("expand", "broadcast_to"), expand),
-    **dict.fromkeys(("cat", "slice", "narrow", "select", "unbind"), along(1)),
-    **dict.fromkeys(("split", "split_with_sizes", "chunk", "unsafe_split", "unsafe_split_with_sizes"), along(2)),
+RULES: Mapping[NeuronRule, Rule] = {
+    "as shaped": otherwise,
+    "sum": add,
+    "move": move,
+    "move along": along(1),
+    "split": along(2),
+    "pick": pick,
     "stack": stack,
-    **dict.fromkeys(
-        (
-            "repeat",
-            "repeat_interleave",
-            "tile",
-            "as_strided",
-            "flip",
-            "roll",
-            "pixel_shuffle",
-            "pixel_unshuffle",
-            "channel_shuffle",
-            "native_channel_shuffle",
-            "im2col",
-            "unfold",
-            "diagonal",
-            "tril",
-            "triu",
-            *(f"{kind}_pad{n}d" for kind in ("reflection", "replication") for n in (1, 2, 3)),
-        ),
-        move,
-    ),
-    **dict.fromkeys(("index", "index_select", "gather", "take_along_dim"), pick),
-    "constant_pad_nd": pad,
+    "reorder": reorder,
+    "expand": expand,
+    "reshape": reshape,
+    "pad": pad,
+    "pair": pair_up,
+    "unpair": unpair,
+    "put": put,
+    "reduce": reduce_axes,
+    "mix along": along_axis,
+    "normalise": normalise,
+    "linear": linear,
+    "product": mm,
+    "product and sum": addmm,
+    "vector product": mv,
+    "experts": grouped_mm,
+    "convolution": convolution,
+    "attention": attention,
+    "look up": embedding,
+    "nothing": nothing,
     "copy": copy_model,
-    "glu": gate,
-    **dict.fromkeys(("grid_sampler_2d", "grid_sampler_3d"), sample_grid),
-    "view_as_complex": pair_up,
-    "view_as_real": unpair,
-    **dict.fromkeys(
-        (
-            "index_add",
-            "index_copy",
-            "index_put",
-            "_index_put_impl",
-            "scatter",
-            "scatter_add",
-            "scatter_reduce",
-            "slice_scatter",
-            "select_scatter",
-        ),
-        put,
-    ),
-    **dict.fromkeys(
-        (
-            "sum",
-            "mean",
-            "amax",
-            "amin",
-            "max",
-            "min",
-            "var",
-            "std",
-            "var_mean",
-            "std_mean",
-            "norm",
-            "linalg_vector_norm",
-            "logsumexp",
-            "prod",
-            "argmax",
-            "argmin",
-        ),
-        reduce_axes,
-    ),
-    **dict.fromkeys(("cumsum", "cumprod", "logcumsumexp", "sort", "topk", *FOURIER), along_axis),
-    **dict.fromkeys(
-        (
-            *BATCH_NORMS,
-            "native_layer_norm",
-            "native_group_norm",
-            "rms_norm",
-        ),
-        normalise,
-    ),
-    **dict.fromkeys(
-        (
-            "fill",
-            "zero",
-            *LIKE,
-            *NEW,
-            *TOLD,
-        ),
-        nothing,
-    ),
+    "gate": gate,
+    "sample": sample_grid,
+    "hub": Propagator.hub,
 }
+
+
+def find_rule(carrier: Propagator, entry: Entry) -> Rule:
+    """What the operator of an entry does to nodes, as the table of operators or a user says."""
+    said = find_operator(carrier.tape, entry).neurons
+    match said:
+        case Contraction():
+            return partial(contract, said)
+        case Moves(function):
+            return lambda carrier, entry: [function(carrier.full(entry.args[0])) for _ in entry.outs]
+        case _:
+            return RULES[said]

@@ -1,6 +1,6 @@
 """One pass over a tape that numbers units and notes what joins them; the rules in ``rules.py`` do the operators."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -13,7 +13,7 @@ from nervure.analysis.edge_strength import Strength, finish, fold_columns, terms
 from nervure.analysis.neuron_graph import EdgeSet, Floats, Ints, Kind, NeuronGraph, NodeSet, WeightUse
 from nervure.analysis.node_numbers import NONE, align_rank, as_one, distinct, rows_of, shrink_constant, tensor
 from nervure.core.extras import require_extra
-from nervure.graph.tape import Entry, Ref, Tape, WriteBack, refs_in
+from nervure.graph.tape import Entry, Ref, Tape, WriteBack
 
 ROWS = 64
 """More different places than this that a weight reads one by one are taken together."""
@@ -70,8 +70,8 @@ class Propagator:
 
     # -- the pass -----------------------------------------------------------------------------------------------
 
-    def run(self, rules: Mapping[str, Rule], otherwise: Rule) -> None:
-        """Carry numbers over the whole tape."""
+    def run(self, find: Callable[["Propagator", Entry], Rule]) -> None:
+        """Carry numbers over the whole tape, by the rules that ``find`` knows of its operators."""
         for index, entry in enumerate(self.tape.entries):
             self.index = index
             if isinstance(entry, WriteBack):
@@ -80,8 +80,7 @@ class Propagator:
                 continue
             if not self.active(entry):
                 continue
-            rule = rules.get(entry.name) or rules.get(entry.name.removesuffix("_"), otherwise)
-            for ref, nodes in zip(entry.outs, rule(self, entry), strict=False):
+            for ref, nodes in zip(entry.outs, find(self, entry)(self, entry), strict=False):
                 self._keep(ref, nodes)
 
     def _keep(self, ref: Ref, nodes: Tensor | None) -> None:
@@ -92,7 +91,7 @@ class Propagator:
 
     def active(self, entry: Entry) -> list[Ref]:
         """The arguments that depend on the model's inputs."""
-        return [r for r in refs_in((*entry.args, *entry.kwargs.values())) if r.id in self.nodes]
+        return [r for r in entry.given if r.id in self.nodes]
 
     def of(self, ref: Ref) -> Tensor:
         """The numbers over a value, all -1 where it is constant."""

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nervure.budget.budget import Budget, Cost
 from nervure.budget.cost_model import CostModel
-from nervure.budget.kinds import BUDGETS, COUNTED, Budget, BudgetName, Cost
+from nervure.budget.kinds import ALWAYS, BUDGETS, BudgetName, find_budget
 from nervure.budget.latency_table import Clock, LatencyTable
 from nervure.core.check import checked, nearest, require_finite
 from nervure.core.schema import Count, Density, Size
@@ -62,10 +63,10 @@ def allocate(
     * ``budget="channels"``: exactly ``round(keep * units)`` stay, over all prunable groups together
       (``scope="global"``), in each (``"layer"``) or in all of a kind (``"kind"``, see :func:`kind_of`), but never
       fewer than the floors.
-    * ``budget="params"`` or ``"macs"``: the cost of what stays is at most ``keep`` times the cost of the whole model,
-      and no single removed unit could come back within it. ``"global"`` removes the lowest scores of all groups,
-      ``"layer"`` the same fraction of each group, ``"kind"`` the lowest scores of each kind, the same fraction of its
-      units; then the best removed units that still fit come back.
+    * ``budget="params"``, ``"macs"``, ``"memory"`` or a :class:`Budget` of your own: the cost of what stays is at most
+      ``keep`` times the cost of the whole model, and no single removed unit could come back within it. ``"global"``
+      removes the lowest scores of all groups, ``"layer"`` the same fraction of each group, ``"kind"`` the lowest scores
+      of each kind, the same fraction of its units; then the best removed units that still fit come back.
     * ``budget="latency"``: the same with the time that ``table`` predicts. Sizes are multiples of the engine's block,
       between which channels only cost time, and units beside a step of the engine come back for nothing.
 
@@ -85,8 +86,8 @@ def allocate(
 
     Returns:
         A plan with one cut for each group that loses units; ``reached`` has the fraction (``keep``) and, as counts,
-        the prunable ``channels`` and the ``params`` and ``macs`` of the whole model; ``seconds`` where they were
-        predicted.
+        the prunable ``channels`` and the ``params`` and ``macs`` of the whole model, and what the budget counts;
+        ``seconds`` where they were predicted.
 
     Raises:
         ArgumentError: ``keep``, ``budget``, ``scope``, ``minimum`` or ``multiple`` is out of range, or a table is
@@ -96,11 +97,11 @@ def allocate(
         BudgetError: nothing can be cut, or the floors alone cost more than the budget.
     """
     least = tuple(max(minimum, (floors or {}).get(group.name, 0)) for group in graph.prunable)
-    kind = BUDGETS[budget]
+    kind = find_budget(budget)
     clock = table.clock(graph) if kind.is_timed and table is not None else None
     market = AllocationProblem(graph, _values(graph, scores), scope, least, multiple, clock)
     kept = np.ones(len(market.owner), dtype=bool) if keep == 1 else _kept_share(market, keep, kind)
-    plan = _plan(market, kept, {"budget": budget, "keep": keep, "scope": scope}, kind)
+    plan = _plan(market, kept, {"budget": kind.name, "keep": keep, "scope": scope}, kind)
     return plan if table is None else replace(plan, reached={**plan.reached, "seconds": table.predict(graph, plan)})
 
 
@@ -331,7 +332,8 @@ def _plan(market: AllocationProblem, kept: np.ndarray, asked: Mapping[str, Any],
     masks = np.split(kept, np.cumsum(market.sizes)[:-1]) if market.values else []
     pairs = zip(market.graph.prunable, masks, strict=True)
     cuts = [Cut(group.name, Keep.of(torch.from_numpy(mask))) for group, mask in pairs if not mask.all()]
-    reached = {name: BUDGETS[name].amount(market.ledger, kept) for name in COUNTED}
+    told = {name: BUDGETS[name] for name in ALWAYS} | ({} if budget.is_timed else {budget.name: budget})
+    reached = {name: kind.amount(market.ledger, kept) for name, kind in told.items()}
     if budget.counts_units:
         fraction = float(kept.mean()) if len(kept) else 1.0
     else:

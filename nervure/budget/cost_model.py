@@ -1,6 +1,6 @@
 """The costs of a graph as arrays: a candidate is priced in microseconds, however many candidates a search tries."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple, final
@@ -10,11 +10,21 @@ import numpy as np
 from nervure.graph.types import Axis, Graph
 
 
-class Terms(NamedTuple):
+@final
+@dataclass(frozen=True, eq=False)
+class Terms:
     """A sum of products: ``factor`` [terms] times the survivors along ``axes`` [terms, rank]."""
 
     factor: np.ndarray
     axes: np.ndarray
+
+    def __call__(self, alive: np.ndarray) -> int:
+        """The sum with ``alive`` survivors along each axis."""
+        return int(self.products(alive).sum())
+
+    def products(self, alive: np.ndarray) -> np.ndarray:
+        """What is summed. Shape [terms]."""
+        return np.asarray(self.factor * alive[self.axes].prod(axis=1))
 
 
 class Gain(NamedTuple):
@@ -39,6 +49,7 @@ class CostModel:
         pair_position: the position of each entry of ``pair_unit``. Shape [pairs].
         params: the parameter count.
         macs: the multiply-accumulates.
+        graph: what was read.
     """
 
     sizes: np.ndarray
@@ -47,6 +58,7 @@ class CostModel:
     pair_position: np.ndarray
     params: Terms
     macs: Terms
+    graph: Graph
 
     @staticmethod
     def of(graph: Graph) -> "CostModel":
@@ -63,8 +75,9 @@ class CostModel:
             axis_of=np.repeat(np.arange(len(sizes)), sizes),
             pair_unit=units[order],
             pair_position=positions[order],
-            params=_terms([(1, graph.tensors[name]) for name in graph.parameters], pad),
-            macs=_terms([(work.fixed, work.axes) for work in graph.work], pad),
+            params=as_terms(((1, graph.tensors[name]) for name in graph.parameters), pad),
+            macs=as_terms(((work.fixed, work.axes) for work in graph.work), pad),
+            graph=graph,
         )
 
     @cached_property
@@ -81,9 +94,9 @@ class CostModel:
         """Surviving positions of each axis. Shape [axes + 1]."""
         return self.sizes - np.bincount(self.axis_of[deaths > 0], minlength=len(self.sizes))
 
-    def price(self, terms: Terms, kept: np.ndarray) -> int:
-        """What ``terms`` come to when these flat units are kept."""
-        return total(terms, self.alive(self.deaths(kept)))
+    def price(self, cost: Callable[[np.ndarray], float], kept: np.ndarray) -> float:
+        """What survivors cost when these flat units are kept."""
+        return cost(self.alive(self.deaths(kept)))
 
     def places(self, unit: int) -> np.ndarray:
         """The positions of one flat unit."""
@@ -104,11 +117,6 @@ class CostModel:
         return np.sort(self.axis_of[places]).tobytes()
 
 
-def total(terms: Terms, alive: np.ndarray) -> int:
-    """The sum of ``terms`` with ``alive`` survivors along each axis."""
-    return int((terms.factor * alive[terms.axes].prod(axis=1)).sum())
-
-
 def _starts(graph: Graph) -> dict[str, int]:
     sizes = [group.size for group in graph.prunable]
     firsts = np.concatenate([[0], np.cumsum(sizes)]).tolist()
@@ -125,7 +133,8 @@ def _pairs(axis: Axis, first: int, starts: dict[str, int]) -> np.ndarray:
     return np.unique(np.concatenate(columns, axis=1), axis=1)
 
 
-def _terms(products: Iterable[tuple[int, Sequence[int]]], pad: int) -> Terms:
+def as_terms(products: Iterable[tuple[int, Sequence[int]]], pad: int) -> Terms:
+    """Factors and axes as arrays; ``pad`` is the number of an axis of one position, which fills short products."""
     rows = list(products)
     rank = max((len(axes) for _, axes in rows), default=1) or 1
     factor = np.array([factor for factor, _ in rows], dtype=np.int64)

@@ -1,105 +1,74 @@
-"""What a fraction that stays is a fraction of: one value for each kind of budget, and the table that names them.
+"""The kinds of budgets by name; methods, recipes, studies and the command line look them up here.
 
-A new kind is one entry in ``BUDGETS``; methods, recipes, studies and the command line look it up there.
+A new kind is one value in a file of its own, and its line in ``BUDGETS``; one of your own needs no line: it is given
+itself, or as ``"package.module:name"``.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import partial
-from typing import Annotated, TypeAlias, final
+from collections.abc import Mapping
+from typing import Annotated, TypeAlias
 
-import numpy as np
-
-from nervure.budget.cost_model import CostModel, Terms, total
-from nervure.budget.latency_table import Clock, LatencyTable
-from nervure.core.annotations import Among
+from nervure.budget.budget import Budget
+from nervure.budget.memory_budget import MEMORY
+from nervure.core.annotations import Among, Meets
+from nervure.core.check import nearest, show_value
+from nervure.core.importing import import_named, is_import_path
 from nervure.errors import ArgumentError
-from nervure.graph.types import Graph
-from nervure.plan import Plan
 
-Cost: TypeAlias = Callable[[np.ndarray], float]
-"""From the survivors along each axis [axes + 1] to what they cost."""
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Budget:
-    """A kind of budget.
-
-    Attributes:
-        name: as in ``budget="macs"``.
-        words: what is counted, for people: ``"multiply-accumulates"``.
-        terms: the products that add up to the cost; None where units are counted, or time.
-        is_timed: whether it is timed on an engine.
-    """
-
-    name: str
-    words: str
-    terms: Callable[[CostModel], Terms] | None = None
-    is_timed: bool = False
-
-    @property
-    def counts_units(self) -> bool:
-        """Whether a unit costs 1 wherever it is, so that exactly so many can stay."""
-        return self.terms is None and not self.is_timed
-
-    def cost(self, costs: CostModel, clock: Clock | None = None) -> Cost:
-        """What survivors along each axis come to, for a budget that does not count units.
-
-        Raises:
-            ArgumentError: it counts units, or is timed and there is no clock.
-        """
-        if self.terms is not None:
-            return partial(total, self.terms(costs))
-        if clock is None:
-            raise ArgumentError(
-                f"budget={self.name!r} needs times of an engine: give "
-                "table=nervure.latency_table(model, example, engine=...)."
-                if self.is_timed
-                else f"budget={self.name!r} counts units, whatever axes they lie along."
-            )
-        return clock.ratio
-
-    def amount(self, costs: CostModel, kept: np.ndarray) -> int:
-        """What it comes to when these flat units are kept, for a budget that is not timed."""
-        return costs.price(self.terms(costs), kept) if self.terms is not None else int(kept.sum())
-
-    def predict(self, graph: Graph, plan: Plan | None = None, table: LatencyTable | None = None) -> float:
-        """What the network of ``graph`` costs once the cuts of ``plan`` are made; in seconds where it is timed.
-
-        Blocks that a plan drops are not seen, except in times.
-
-        Raises:
-            ArgumentError: it is timed, and no ``table`` is given.
-        """
-        if self.is_timed:
-            if table is None:
-                raise ArgumentError(f"{self.name} is predicted from a table: nervure.latency_table(model, example).")
-            return table.predict(graph, plan or Plan())
-        keeps = {cut.group: cut.keep.tensor().numpy() for cut in plan.cuts} if plan else {}
-        flags = [keeps.get(group.name, np.ones(group.size, dtype=bool)) for group in graph.prunable]
-        return self.amount(CostModel.of(graph), np.concatenate([np.ones(0, dtype=bool), *flags]))
-
-    def format_amount(self, amount: float) -> str:
-        """An amount as :meth:`cost` gives it, in words."""
-        return f"{amount:.4g} of the dense {self.name}" if self.is_timed else f"{int(amount)} {self.name}"
-
-
+TIME: Mapping[str, float] = {"ms": 1e-3, "s": 1.0, "us": 1e-6}
 BUDGETS: Mapping[str, Budget] = {
     budget.name: budget
     for budget in (
         Budget("channels", "channels of prunable groups"),
         Budget("params", "parameters", lambda costs: costs.params),
         Budget("macs", "multiply-accumulates", lambda costs: costs.macs),
-        Budget("latency", "seconds on an engine", is_timed=True),
+        Budget("latency", "seconds on an engine", is_timed=True, units=TIME, noun="time"),
+        MEMORY,
     )
 }
 COUNTED = tuple(name for name, budget in BUDGETS.items() if not budget.is_timed)
 """Names of the budgets that are known without an engine."""
-BudgetName: TypeAlias = Annotated[str, Among(BUDGETS)]
-CountedName: TypeAlias = Annotated[str, Among(COUNTED)]
+ALWAYS = ("channels", "params", "macs")
+"""What a plan says of itself, whatever it was made for."""
+OwnBudget: TypeAlias = Annotated[str, Meets(is_import_path, '"package.module:name"')] | Budget
+BudgetName: TypeAlias = Annotated[str, Among(BUDGETS)] | OwnBudget
+CountedName: TypeAlias = Annotated[str, Among(COUNTED)] | OwnBudget
 
 
-def is_timed(name: str) -> bool:
-    """Whether the budget of that name is timed on an engine; names of other families of methods are not."""
-    return name in BUDGETS and BUDGETS[name].is_timed
+def find_budget(budget: str | Budget) -> Budget:
+    """The kind of that name in ``BUDGETS``, or at ``"package.module:name"``; a budget itself is what it is.
+
+    Raises:
+        ArgumentError: there is none.
+    """
+    if isinstance(budget, Budget):
+        return budget
+    if not is_import_path(budget):
+        if budget not in BUDGETS:
+            raise ArgumentError(f"budget {show_value(budget)} is unknown.{nearest(budget, BUDGETS, listed=True)}")
+        return BUDGETS[budget]
+    found: Budget = import_named(budget, "budget", expected="Budget", fits=lambda thing: isinstance(thing, Budget))
+    return found
+
+
+def read_budget(text: str | Budget) -> tuple[str | Budget, str | None]:
+    """A budget, and how much of it where ``text`` says an amount of one in its unit: ``"200 MB"``.
+
+    >>> read_budget("1.5 GiB"), read_budget("macs")
+    (('memory', '1.5 GiB'), ('macs', None))
+    """
+    if not isinstance(text, Budget) and not is_known(text):
+        unit = text.strip().lstrip("0123456789. ").lower()
+        for kind in BUDGETS.values():
+            if unit != text.lower() and unit in map(str.lower, kind.units):
+                return kind.name, text
+    return text, None
+
+
+def is_known(budget: str | Budget) -> bool:
+    """Whether that is a kind that :func:`find_budget` can find, not a name of another family of methods."""
+    return isinstance(budget, Budget) or budget in BUDGETS or is_import_path(budget)
+
+
+def is_timed(budget: str | Budget) -> bool:
+    """Whether that budget is timed on an engine; names of other families of methods are not."""
+    return is_known(budget) and find_budget(budget).is_timed

@@ -11,8 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from nervure.cli.options import (
+    ANYWHERE,
     BATCH,
     EXAMPLE,
+    FOLDER,
+    PAGE,
+    PAGES,
+    QUIET,
     SEED,
     Asked,
     CommandGroup,
@@ -21,6 +26,7 @@ from nervure.cli.options import (
     command_line,
     example,
     from_file,
+    grid_options,
     input_options,
     output,
     setting,
@@ -47,6 +53,7 @@ from nervure.recipe import compare as compare_methods
 from nervure.recipe import run as run_recipe
 from nervure.recipe import sweep as sweep_recipe
 from nervure.recipe.steps import write_report_pages
+from nervure.refit import Refit, refit
 from nervure.report import Report, circuit_picture, connectivity_page, graph_page
 from nervure.report.comparison import comparison_text
 from nervure.report.markdown import table_text
@@ -65,14 +72,16 @@ from nervure.training import train as train_model
 SCORES = Kind("nervure-scores", "scores of units", version=1)
 METHOD_HELP = f"One of {', '.join(METHODS)}, or one of your own, package.module:name"
 REWIRING = [name for name, method in METHODS.items() if issubclass(method, DynamicSparse)]
-PAGE = click.Path(dir_okay=False, path_type=Path)
-PAGES = click.Path(file_okay=False, path_type=Path)
-LIMIT = click.option(
-    "--limit", type=click.IntRange(0), help="Run so many trials at most; 0: only write the tables again."
+SET = click.option(
+    "--set",
+    "settings",
+    type=setting,
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Another option of the method or criterion, e.g. norm=2.",
 )
-WORKERS = click.option(
-    "--workers", type=int, default=1, show_default=True, help="So many trials at once; 0: one for each core."
-)
+GRAPH = click.option("--graph", "graph_file", type=ANYWHERE, help="A graph written by trace.")
+STATS = click.option("--stats", "stats_file", type=ANYWHERE, help="Evidence written by measure.")
 
 
 @click.group(
@@ -91,10 +100,10 @@ def main(debug: bool) -> None:
 
 
 @main.command(epilog=example("nervure run examples/demo.toml --folder runs/demo"))
-@click.argument("recipe", type=click.Path(path_type=Path))
-@click.option("--folder", type=click.Path(file_okay=False, path_type=Path), help="Where artefacts go.")
+@click.argument("recipe", type=ANYWHERE)
+@FOLDER
 @click.option("--fresh", is_flag=True, help="Begin anew in a folder that was used before.")
-@click.option("--quiet", is_flag=True, help="Say nothing but the result.")
+@QUIET
 def run(recipe: Path, folder: Path | None, fresh: bool, quiet: bool) -> None:
     """Do all that a recipe (TOML) says.
 
@@ -108,15 +117,11 @@ def run(recipe: Path, folder: Path | None, fresh: bool, quiet: bool) -> None:
 
 
 @main.command(epilog=example("nervure sweep examples/sweep.toml --folder runs/sweep"))
-@click.argument("recipe", type=click.Path(path_type=Path))
+@click.argument("recipe", type=ANYWHERE)
 @click.option("--keep", "keeps", type=float, multiple=True, help="A fraction that stays; several times.")
 @click.option("--method", "methods", multiple=True, metavar="NAME", help="A method; several times.")
 @click.option("--seed", "seeds", type=SEED, multiple=True, help="A seed; several times.")
-@click.option("--folder", type=click.Path(file_okay=False, path_type=Path), help="Where results go.")
-@LIMIT
-@WORKERS
-@click.option("--ray", default="", metavar="ADDRESS", help="A Ray cluster that does the trials: auto, local, or where.")
-@click.option("--quiet", is_flag=True, help="Say nothing but the result.")
+@grid_options
 def sweep(
     recipe: Path,
     *,
@@ -124,10 +129,7 @@ def sweep(
     methods: tuple[str, ...],
     seeds: tuple[int, ...],
     folder: Path | None,
-    limit: int | None,
-    workers: int,
-    ray: str,
-    quiet: bool,
+    **how: Any,
 ) -> None:
     """Try several budgets, methods and seeds on a recipe.
 
@@ -142,22 +144,16 @@ def sweep(
         methods=methods or None,
         seeds=seeds or None,
         folder=place,
-        workers=workers,
-        ray=ray,
-        progress=not quiet,
-        limit=limit,
+        **how,
     )
     tell(f"\n{table_text(found.table())}\n\n{found.headline}")
     _wrote(place / "sweep.html")
 
 
 @main.command(epilog=example("nervure compare examples/study.toml --folder runs/study"))
-@click.argument("study", type=click.Path(path_type=Path))
-@click.option("--folder", type=click.Path(file_okay=False, path_type=Path), help="Where results go.")
-@LIMIT
-@WORKERS
-@click.option("--quiet", is_flag=True, help="Say nothing but the result.")
-def compare(study: Path, folder: Path | None, limit: int | None, workers: int, quiet: bool) -> None:
+@click.argument("study", type=ANYWHERE)
+@grid_options
+def compare(study: Path, folder: Path | None, **how: Any) -> None:
     """Compare methods side by side, as a study (TOML) says.
 
     Same trained networks, same evidence, same recovery, several seeds. A comparison that was stopped goes on where it
@@ -165,7 +161,7 @@ def compare(study: Path, folder: Path | None, limit: int | None, workers: int, q
     """
     parsed = Study.from_toml(study)
     place = folder or Path(parsed.study.folder)
-    outcomes = compare_methods(parsed, folder=place, progress=not quiet, limit=limit, workers=workers)
+    outcomes = compare_methods(parsed, folder=place, **how)
     text = comparison_text(outcomes, title=parsed.study.title, baseline=parsed.study.baseline)
     tell(f"\n{text}")
     _wrote(place / "comparison.md")
@@ -175,7 +171,7 @@ def compare(study: Path, folder: Path | None, limit: int | None, workers: int, q
 @input_options(EXAMPLE)
 @click.option("--ignore", multiple=True, metavar="PATTERN", help="Modules that must not change, e.g. 'layer1.*'.")
 @click.option("--only", multiple=True, metavar="PATTERN", help="Modules that may lose units.")
-@click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Also write a page.")
+@click.option("--html", type=PAGE, help="Also write a page.")
 @output("graph.json", "the graph")
 def trace(choice: NetworkChoice, ignore: tuple[str, ...], only: tuple[str, ...], html: Path | None, out: Path) -> None:
     """Find what is coupled to what in a network."""
@@ -219,15 +215,8 @@ def measure(choice: NetworkChoice, want: tuple[str, ...], samples: int, per_clas
     show_default=True,
     help=f"One of {', '.join(sorted(CRITERIA))}, or a function of your own, package.module:name.",
 )
-@click.option(
-    "--set",
-    "settings",
-    type=setting,
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="An option of the criterion, e.g. norm=2.",
-)
-@click.option("--stats", "stats_file", type=click.Path(path_type=Path), help="Evidence written by measure.")
+@SET
+@STATS
 @output("scores.safetensors", "the scores")
 def score(
     choice: NetworkChoice, criterion: str, settings: tuple[tuple[str, Any], ...], stats_file: Path | None, out: Path
@@ -258,16 +247,9 @@ def score(
 @click.argument("name", metavar="[METHOD]", required=False)
 @click.option("--method", default="", help=f"{METHOD_HELP}; Magnitude if none is named.")
 @asking
-@click.option(
-    "--set",
-    "settings",
-    type=setting,
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="Another option of the method, e.g. norm=2.",
-)
-@click.option("--graph", "graph_file", type=click.Path(path_type=Path), help="A graph written by trace.")
-@click.option("--stats", "stats_file", type=click.Path(path_type=Path), help="Evidence written by measure.")
+@SET
+@GRAPH
+@STATS
 @output("plan.json", "the plan")
 def plan(
     choice: NetworkChoice,
@@ -309,8 +291,8 @@ def plan(
     )
 )
 @input_options(EXAMPLE)
-@click.option("--plan", "plan_file", required=True, type=click.Path(path_type=Path), help="A plan written by plan.")
-@click.option("--graph", "graph_file", type=click.Path(path_type=Path), help="A graph written by trace.")
+@click.option("--plan", "plan_file", required=True, type=ANYWHERE, help="A plan written by plan.")
+@GRAPH
 @click.option("--verify/--no-verify", default=True, show_default=True, help="Check what the cut network computes.")
 @output("model.safetensors", "the pruned network")
 def apply(choice: NetworkChoice, plan_file: Path, graph_file: Path | None, verify: bool, out: Path) -> None:
@@ -329,6 +311,35 @@ def apply(choice: NetworkChoice, plan_file: Path, graph_file: Path | None, verif
 
 
 @main.command(
+    "refit",
+    epilog=example(
+        "nervure refit --file model.safetensors --weights trained.safetensors --data digits -o refitted.safetensors",
+    ),
+)
+@input_options(from_file)
+@click.option("--samples", type=click.IntRange(1), default=1024, show_default=True, help="Training samples to fit on.")
+@SET
+@output("refitted.safetensors", "the refitted network")
+def refit_command(choice: NetworkChoice, samples: int, settings: tuple[tuple[str, Any], ...], out: Path) -> None:
+    """Let what stays of a pruned network take over what left, without labels and before any training.
+
+    Each layer of the network of --file is fitted to say what the dense one, with its --weights, says on the data.
+    --set takes the choices of nervure.Refit: ridge, positions, streams, norms, masks.
+    """
+    _writable(out)
+    if not choice.file or not choice.weights:
+        raise ArgumentError(
+            "a refit takes the pruned network, --file model.safetensors, and the dense one that it was cut from, "
+            "--weights trained.safetensors."
+        )
+    how = Refit(**{"seed": choice.seed, **dict(settings), "samples": samples})
+    batches = choice.data().train.batches(256, shuffle_seed=choice.seed)
+    found = refit(choice.pruned(), batches, reference=choice.network().eval(), how=how)
+    tell(found.describe())
+    _wrote(save(out, found.result, meta={"model": choice.source().to_json()}))
+
+
+@main.command(
     epilog=example(
         "nervure train --model resnet8 --data digits --epochs 3 -o trained.safetensors",
         "nervure train --file model.safetensors --data digits --epochs 3 -o recovered.safetensors",
@@ -343,9 +354,7 @@ def apply(choice: NetworkChoice, plan_file: Path, graph_file: Path | None, verif
 @click.option("--precision", type=click.Choice(["float32", "bf16"]), default="float32", show_default=True)
 @click.option("--rewire", metavar="METHOD", help=f"Drop and grow connections meanwhile: {', '.join(REWIRING)}.")
 @click.option("--density", type=float, help="With --rewire, the fraction of the weights that stays.")
-@click.option(
-    "--set", "settings", type=setting, multiple=True, metavar="KEY=VALUE", help="Another option of the method."
-)
+@SET
 @click.option("--events", type=PAGE, help="With --rewire, write what happened (JSON lines).")
 @output("trained.safetensors", "the trained network")
 def train(  # noqa: PLR0913 - one for each option
@@ -617,8 +626,8 @@ def export_command(
 
 
 @main.command("report", epilog=example("nervure report runs/demo"))
-@click.argument("source", type=click.Path(path_type=Path))
-@click.option("--folder", type=click.Path(file_okay=False, path_type=Path), help="Where the pages go; else beside it.")
+@click.argument("source", type=ANYWHERE)
+@click.option("--folder", type=PAGES, help="Where the pages go; else beside it.")
 def report_command(source: Path, folder: Path | None) -> None:
     """Write the pages of a report again.
 

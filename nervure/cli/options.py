@@ -18,14 +18,14 @@ from torch import Tensor, nn
 
 from nervure import zoo
 from nervure.budget import BUDGETS
-from nervure.core.check import nearest
 from nervure.core.markup import listing, printable
 from nervure.engines import ENGINES
 from nervure.errors import ArgumentError, NervureError
 from nervure.export import load, load_state
 from nervure.graph import Graph
 from nervure.prune import Pruned
-from nervure.recipe.making import ModelSource, source_in
+from nervure.recipe.making import ModelSource, dataset_of, source_in
+from nervure.recipe.recipe import DataSection
 from nervure.tracing import trace
 from nervure.zoo import CorruptedBatches, Dataset, Split
 from nervure.zoo.readers.folders import tiny_root, wnids_of
@@ -47,6 +47,9 @@ SEED = click.IntRange(0, (1 << 63) - 1)
 """What torch takes for a seed."""
 BATCH = click.IntRange(1, 1 << 20)
 """How many samples at once."""
+ANYWHERE = click.Path(path_type=Path)
+PAGE = click.Path(dir_okay=False, path_type=Path)
+PAGES = click.Path(file_okay=False, path_type=Path)
 
 
 class CliError(click.ClickException):
@@ -167,7 +170,7 @@ def setting(text: str) -> tuple[str, Any]:
 
 
 def target(text: str) -> float | str:
-    """A share like ``0.5``, or a time like ``"3 ms"``, which stays text.
+    """A share like ``0.5``, or an amount like ``"3 ms"``, which stays text.
 
     >>> target("0.5"), target("3 ms")
     (0.5, '3 ms')
@@ -245,10 +248,7 @@ class NetworkChoice:
         """The data set chosen; raises ArgumentError where none is."""
         if not self.data_name:
             raise ArgumentError(f"no data: give --data NAME, one of {', '.join(zoo.DATASETS)}.")
-        if self.data_name not in zoo.DATASETS:
-            hint = nearest(self.data_name, zoo.DATASETS, listed=True)
-            raise ArgumentError(f"the zoo has no data set {self.data_name!r}.{hint}")
-        return zoo.load(self.data_name, self.root or None, seed=self.seed)
+        return dataset_of(DataSection(self.data_name, self.root), self.seed)
 
     def load_corrupted(self, root: Path, clean: Split, **options: Any) -> Mapping[tuple[str, int], CorruptedBatches]:
         """The corrupted test data in a folder, labelled as the ``clean`` data of this choice."""
@@ -306,7 +306,13 @@ MODEL: tuple[Decorator, ...] = (
         help="Option of the network, e.g. width=2.",
     ),
     click.option("--weights", default="", type=click.Path(), help="Trained weights of the network (safetensors)."),
-    click.option("--data", "data_name", default="", metavar="NAME", help="Data set of the zoo, e.g. digits."),
+    click.option(
+        "--data",
+        "data_name",
+        default="",
+        metavar="NAME",
+        help="Data set of the zoo, e.g. digits, or package.module:function.",
+    ),
     click.option("--root", default="", type=click.Path(), help="Folder of the data, where they are not installed."),
     click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of weights, data and choices."),
 )
@@ -337,10 +343,7 @@ def input_options(*more: Decorator) -> Decorator:
             names = {name: given.pop(name) for name in list(given) if name in NetworkChoice.__slots__}
             return command(NetworkChoice(**{**names, "options": dict(names.get("options", ()))}), **given)
 
-        wrapped: Callable[..., Any] = functools.update_wrapper(with_choice, command)
-        for option in reversed((*MODEL, *more)):
-            wrapped = option(wrapped)
-        return wrapped
+        return _add_options(functools.update_wrapper(with_choice, command), (*MODEL, *more))
 
     return decorate
 
@@ -365,8 +368,8 @@ ASKED: tuple[Decorator, ...] = (
     click.option(
         "--target",
         type=target,
-        metavar="SHARE|TIME",
-        help="The latency to meet: a share of the dense network's (0.5), or a time ('3 ms').",
+        metavar="SHARE|AMOUNT",
+        help="The latency or memory to meet: a share of the dense network's (0.5), or an amount ('3 ms', '200 MB').",
     ),
 )
 
@@ -377,14 +380,37 @@ def asking(command: Callable[..., Any]) -> Callable[..., Any]:
     def with_asked(*args: Any, **given: Any) -> Any:
         return command(*args, asked=Asked(**{name: given.pop(name) for name in Asked.__slots__}), **given)
 
-    wrapped: Callable[..., Any] = functools.update_wrapper(with_asked, command)
-    for option in reversed(ASKED):
-        wrapped = option(wrapped)
-    return wrapped
+    return _add_options(functools.update_wrapper(with_asked, command), ASKED)
+
+
+FOLDER: Decorator = click.option("--folder", type=PAGES, help="Where all that is made goes.")
+QUIET: Decorator = click.option("--quiet", is_flag=True, help="Say nothing but the result.")
+GRID: tuple[Decorator, ...] = (
+    FOLDER,
+    click.option("--limit", type=click.IntRange(0), help="Do so many trials at most; 0: only write the tables again."),
+    click.option(
+        "--workers", type=int, default=1, show_default=True, help="So many trials at once; 0: one for each core."
+    ),
+    click.option("--ray", default="", metavar="ADDRESS", help="A Ray cluster that does them: auto, local, or where."),
+    QUIET,
+)
+
+
+def grid_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorate a command with the options that say how a grid of trials is done."""
+
+    def with_progress(*args: Any, quiet: bool, **given: Any) -> Any:
+        return command(*args, progress=not quiet, **given)
+
+    return _add_options(functools.update_wrapper(with_progress, command), GRID)
+
+
+def _add_options(command: Callable[..., Any], options: Sequence[Decorator]) -> Callable[..., Any]:
+    """The command with these options, which its help shows in this order."""
+    return functools.reduce(lambda wrapped, option: option(wrapped), reversed(options), command)
 
 
 def output(default: str, what: str) -> Decorator:
     """The ``-o`` option of a command."""
-    kind = click.Path(dir_okay=False, path_type=Path)
     told = f"Where to write {what}."
-    return click.option("-o", "--out", default=default or None, show_default=bool(default), type=kind, help=told)
+    return click.option("-o", "--out", default=default or None, show_default=bool(default), type=PAGE, help=told)

@@ -21,8 +21,8 @@ import torch
 from msgspec import Meta
 from torch import Tensor, nn
 
-LONGEST = 255
-"""Characters of a file's name."""
+LONGEST, LONGEST_PATH = 255, 4095
+"""Bytes of a file's name, and of a path."""
 HUGE = 1 << 31
 """Bounds from here on are there for the machine: they are told as powers of two."""
 MOST = 1 << 20
@@ -358,7 +358,10 @@ KNOWN = {"Module": "torch.nn.Module", "Tensor": "torch.Tensor", "device": "torch
 def is_path(text: Any) -> bool:
     """Whether a system could have a file of that name."""
     name = os.fspath(text)
-    return isinstance(name, str) and "\0" not in name and 0 < max(map(len, name.split(os.sep))) <= LONGEST
+    if not isinstance(name, str) or "\0" in name or not name:
+        return False
+    parts = [len(part.encode("utf-8", "surrogatepass")) for part in name.split(os.sep)]
+    return max(parts) <= LONGEST and sum(parts) + len(parts) <= LONGEST_PATH
 
 
 def is_device(name: Any) -> bool:

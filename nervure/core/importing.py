@@ -3,6 +3,7 @@
 import importlib
 import os
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from nervure.core.check import nearest, show_value
@@ -14,7 +15,14 @@ def is_import_path(name: object) -> bool:
     return isinstance(name, str) and ":" in name
 
 
-def import_named(path: str, what: str, error: type[NervureError] = ArgumentError, *, expected: str = "function") -> Any:
+def import_named(
+    path: str,
+    what: str,
+    error: type[NervureError] = ArgumentError,
+    *,
+    expected: str = "function",
+    fits: Callable[[Any], bool] = callable,
+) -> Any:
     """What ``package.module:name`` names; modules in the working folder are found too.
 
     Importing a module runs it: never call this with a path that a file from elsewhere says.
@@ -24,6 +32,7 @@ def import_named(path: str, what: str, error: type[NervureError] = ArgumentError
         what: what is looked for, for the message: ``"method"``.
         error: what is raised.
         expected: what it should be, for the message.
+        fits: whether something is that.
 
     Raises:
         NervureError: ``error``, where the module cannot be imported or has no such name.
@@ -39,8 +48,8 @@ def import_named(path: str, what: str, error: type[NervureError] = ArgumentError
             f"{what} {show_value(path)}: module {show_value(module_name)} cannot be imported: {kind}{failure}."
         ) from failure
     found = getattr(module, name, None)
-    if not callable(found):
-        known = [n for n, value in vars(module).items() if callable(value) and not n.startswith("_")]
+    if not fits(found):
+        known = [n for n, value in vars(module).items() if fits(value) and not n.startswith("_")]
         raise error(
             f"{what} {show_value(path)}: {module_name} has no {expected} {show_value(name)}."
             f"{nearest(name, known, listed=len(known) < 20)}"

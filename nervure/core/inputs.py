@@ -11,7 +11,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.utils._pytree import register_pytree_node, tree_leaves, tree_map
+from torch.utils._pytree import GetAttrKey, KeyEntry, register_pytree_node, tree_leaves, tree_map
 
 from nervure.core.check import Checked, show_value
 from nervure.core.documents import is_shallow
@@ -159,8 +159,13 @@ def _flatten(inputs: Inputs) -> tuple[list[Any], None]:
     return [inputs.args, dict(inputs.kwargs)], None
 
 
+def _flatten_with_keys(inputs: Inputs) -> tuple[list[tuple[KeyEntry, Any]], None]:
+    parts, _ = _flatten(inputs)
+    return [(GetAttrKey(name), part) for name, part in zip(("args", "kwargs"), parts, strict=True)], None
+
+
 # So that whatever looks into nested values looks into inputs too.
-register_pytree_node(Inputs, _flatten, lambda parts, _: Inputs(*parts))
+register_pytree_node(Inputs, _flatten, lambda parts, _: Inputs(*parts), flatten_with_keys_fn=_flatten_with_keys)
 
 
 def _read_example(example: Any) -> Inputs:
@@ -175,7 +180,11 @@ def _read_example(example: Any) -> Inputs:
 
 
 def plain_tensors(inputs: Inputs) -> Inputs:
-    """The same with plain tensors for those of subclasses that only carry something along; no endless nests."""
+    """The same with plain tensors for those of subclasses that only carry something along.
+
+    Raises:
+        ArgumentError: lists, tuples and dicts in it have no end to their levels.
+    """
     if not is_shallow((inputs.args, dict(inputs.kwargs))):
         raise ArgumentError("example is nested too deeply, or holds itself. Give tensors, a tuple or a dict of them.")
     return inputs.map(lambda x: x.as_subclass(Tensor) if _carries(x) else x)

@@ -27,6 +27,7 @@ NAMES: Mapping[str, Mapping[str, str]] = {
     },
     "nervure.export": {"Difference": "FileDifference"},
     "nervure.methods": {"Explained": "HasEvidence", "Remembering": "Cached"},
+    "nervure.report": {"Candidate": "MeanOutcome"},
     "nervure.rules": {"Given": "UserRule", "given": "current_rules"},
 }
 """For each package the names that it had, and what they are called now."""
@@ -59,7 +60,7 @@ MODULES: Mapping[str, str] = {
     "graph.rules.contractions": "graph.ops.contractions",
     "graph.rules.given": "graph.ops.user",
     "graph.rules.movers": "graph.ops.movers",
-    "graph.rules.names": "graph.ops.names",
+    "graph.rules.names": "graph.ops.table",
     "graph.rules.pointwise": "graph.ops.pointwise",
     "graph.rules.probed": "graph.ops.probed",
     "methods.activation": "methods.channels.yardsticks",
@@ -97,7 +98,9 @@ MODULES: Mapping[str, str] = {
     "methods.wanda": "methods.masks.wanda",
     "packed": "export.packing",
     "progress": "core.progress",
+    "recipe.compare": "recipe.grid",
     "recipe.parts": "recipe.making",
+    "recipe.sweep": "recipe.grid",
     "recipe.values": "recipe.recipe",
     "report.circuit": "report.neuron_charts",
     "report.connectivity": "report.connectivity_charts",

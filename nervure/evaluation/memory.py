@@ -16,6 +16,7 @@ from nervure.evaluation.labelled import device_of
 from nervure.graph.composites import SimpleOperators
 from nervure.graph.models import evaluating
 from nervure.graph.preserve import restore_after
+from nervure.graph.tape import named_tensors
 
 
 @final
@@ -24,7 +25,7 @@ class Memory:
     """Bytes in use when a forward pass needs most.
 
     Attributes:
-        weights: parameters and buffers, each memory once.
+        weights: parameters, buffers and tensors in plain attributes, each memory once.
         inputs: what the model was given.
         activations: most bytes of other tensors that were alive at once, in eager mode without gradients. What a kernel
             takes for itself while it runs is not counted on the CPU, where nobody tells; on CUDA it is.
@@ -41,27 +42,28 @@ class Memory:
 
 
 @checked
-def peak_memory(model: nn.Module, example: Any, *, batch: Length = 1) -> Memory:
+def peak_memory(model: nn.Module, example: Any, *, batch: Length | None = 1) -> Memory:
     """Memory of one forward pass of ``batch`` samples, run in evaluation mode where the model is.
 
     Args:
         model: any module; modes come back.
         example: see :class:`nervure.Inputs`; samples are repeated or left out.
-        batch: samples of the forward pass.
+        batch: samples of the forward pass; None: the example as it is.
 
     Raises:
         ArgumentError: ``batch`` is below 1, or the example has no tensor with samples.
     """
     device = device_of(model)
-    inputs = Inputs.of(example).resize(batch).to(device)
-    weights = _bytes((*model.parameters(), *model.buffers()))
+    given = Inputs.of(example)
+    inputs = (given if batch is None else given.resize(batch)).to(device)
+    weights = _bytes(named_tensors(model).values())
     with restore_after(model, inputs), evaluating(model):
         peak = _on_cuda(model, inputs, device) if device.type == "cuda" else _count_bytes(model, inputs)
     return Memory(weights, _bytes(tree_leaves(inputs)), peak)
 
 
 def _count_bytes(model: nn.Module, inputs: Inputs) -> int:
-    known = [*model.parameters(), *model.buffers(), *(t for t in tree_leaves(inputs) if isinstance(t, Tensor))]
+    known = [*named_tensors(model).values(), *(t for t in tree_leaves(inputs) if isinstance(t, Tensor))]
     with _Alive(known) as alive:
         inputs.run(model)
     return int(alive.peak)

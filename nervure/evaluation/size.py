@@ -2,10 +2,14 @@
 
 from typing import Any
 
+import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from nervure.core.check import checked
+from nervure.core.tensors import require_numbers
+
+CPU = torch.device("cpu")
 
 
 @checked
@@ -14,6 +18,9 @@ def file_size(model: nn.Module) -> int:
 
     A tensor that stands in several places (tied weights) counts once. Masked entries count in full: zeros are stored
     like any other number.
+
+    Raises:
+        ArgumentError: a tensor has a shape only.
     """
     return len(save(distinct_tensors(model.state_dict())))
 
@@ -27,4 +34,4 @@ def distinct_tensors(state: dict[str, Any]) -> dict[str, Tensor]:
             # Empty tensors all start at address 0 and are not the same tensor.
             first.setdefault(place if value.numel() else name, name)
     # Copies, since the format refuses tensors that share memory in part, such as slices of one buffer.
-    return {name: state[name].detach().cpu().contiguous().clone() for name in first.values()}
+    return {name: require_numbers(state[name].detach(), CPU).cpu().contiguous().clone() for name in first.values()}

@@ -85,7 +85,7 @@ def on_random(
     largest = 0.0
     for inputs in drawn:
         expected = _run_reference(model, inputs)
-        largest = max(largest, difference(expected, runner(inputs)))
+        largest = max(largest, difference(expected, runner(inputs.plain())))
     return FileDifference(largest, tuple(batches), tolerance)
 
 
@@ -102,7 +102,7 @@ def on_data(
         given, known = Inputs.of_batch(inputs), labels
         if fixed:
             given, known = given.resize(fixed), labels[torch.arange(fixed) % len(labels)]
-        expected, found = _run_reference(model, given), runner(given)
+        expected, found = _run_reference(model, given), runner(given.plain())
         largest = max(largest, difference(expected, found))
         sizes.append(len(known))
         counts.append(_classes(expected, found, known))
@@ -169,7 +169,7 @@ def first_different(
         runner = exported()
         expected = _run_reference(model, inputs)
         told = list(names)
-        for name, a, b in zip(told, _tensors(expected), _tensors(runner(inputs)), strict=True):
+        for name, a, b in zip(told, _tensors(expected), _tensors(runner(inputs.plain())), strict=True):
             apart = difference(a, b)
             if apart > tolerance:
                 return name, apart

@@ -7,7 +7,9 @@ the tape: nothing inside is used outside, and its modules can step aside (shapes
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from math import prod
+from operator import or_
 from typing import Any
 
 import numpy as np
@@ -15,45 +17,11 @@ import torch
 from torch import Tensor
 
 from nervure.graph.labels import LabelArray, TensorLabels
+from nervure.graph.ops.table import find_operator
 from nervure.graph.propagate import LabelPropagation, argument
-from nervure.graph.tape import Entry, ModuleCall, Ref, Tape, WriteBack, refs_in
+from nervure.graph.tape import Entry, ModuleCall, Ref, Tape, WriteBack
 from nervure.graph.trace import TraceResult
 from nervure.graph.types import NOT_CUT, Block, Graph, Group, ZeroStub
-
-# Operators that make zeros of zeros: what may stand between the last module of a branch and the addition.
-_KEEPS_ZERO = frozenset(
-    [
-        "mul",
-        "mul_",
-        "div",
-        "view",
-        "_unsafe_view",
-        "reshape",
-        "permute",
-        "transpose",
-        "clone",
-        "dropout",
-        "native_dropout",
-        "expand",
-        "slice",
-        "unsqueeze",
-        "squeeze",
-        "relu",
-        "relu_",
-        "gelu",
-        "silu",
-        "tanh",
-        "hardswish",
-        "contiguous",
-        "roll",
-        "constant_pad_nd",
-        "_to_copy",
-        "select",
-        "alias",
-        "detach",
-        "t",
-    ]
-)
 
 
 @dataclass(slots=True)
@@ -114,7 +82,7 @@ def _heard(tape: Tape, stop: int) -> set[int]:
 
 
 def _inputs(entry: Entry | WriteBack) -> list[Ref]:
-    return [entry.base, entry.value] if isinstance(entry, WriteBack) else refs_in((*entry.args, *entry.kwargs.values()))
+    return [entry.base, entry.value] if isinstance(entry, WriteBack) else entry.given
 
 
 def _bits(mask: int) -> list[int]:
@@ -155,14 +123,15 @@ def _blocks_of(drawing: TraceResult) -> tuple[Block, ...]:
     for index, entry in enumerate(drawing.flow.tape.entries):
         if not isinstance(entry, Entry) or entry.outs[:1] == () or entry.outs[0].id not in wiring.above:
             continue
-        if entry.name in ("add", "add_"):
+        family = find_operator(wiring.tape, entry).family
+        if family == "add":
             branch, shortcut_is_identity = residual(wiring, entry)
             if branch is not None:
                 if shortcut_is_identity:
                     identity[entry.outs[0].id] = branch.entry
                 block = _block(drawing, wiring, branch, "residual")
                 found += [(index, block)] if block is not None else []
-        elif entry.name == "cat":
+        elif family == "concatenation":
             found += [(index, b) for b in _dense(drawing, wiring, entry)]
     found = _with_elements(wiring, identity, found)
     return _name_blocks(drawing, wiring, [block for _, block in sorted(found, key=lambda item: item[0])])
@@ -297,7 +266,7 @@ def _silences(
             entry = tape.entries[index]
             if isinstance(entry, WriteBack):
                 raise ValueError("it writes into a view")
-            if after_last and entry.name not in _KEEPS_ZERO:
+            if after_last and find_operator(tape, entry).zero not in ("first", "any"):
                 raise ValueError(f"{entry.name} after its last module")
             _run_empty(tape, entry, seen)
         elif call.outputs[0] not in seen:
@@ -341,11 +310,8 @@ def _silence(drawing: TraceResult, call: ModuleCall, given: Tensor, source: Tens
         raise ValueError(f"{call.name} returns a {form if isinstance(form, str) else type(form).__name__}")
     left, entered = flow.tape.shape(Ref(call.outputs[0])), tuple(given.shape)
     target = flow.spaces.get(call.outputs[0], TensorLabels())
-    live = tuple(
-        a
-        for a in range(len(left))
-        if a < len(entered) and left[a] == entered[a] and _same_units(flow, source, target, a)
-    )
+    as_long = [a for a, (n, m) in enumerate(zip(left, entered, strict=False)) if n == m]
+    live = tuple(a for a in as_long if _labels(flow, source, a) == _labels(flow, target, a))
     own = tuple(a for a in range(len(left)) if a not in live and _labels(flow, target, a))
     axes = []
     for axis in own:
@@ -361,10 +327,6 @@ def _labels(flow: LabelPropagation, space: TensorLabels, axis: int) -> list[byte
     return sorted(flow.store.unions.find(z.labels.reshape(-1)).tobytes() for z in layers)
 
 
-def _same_units(flow: LabelPropagation, a: TensorLabels, b: TensorLabels, axis: int) -> bool:
-    return _labels(flow, a, axis) == _labels(flow, b, axis)
-
-
 # -- dense connections -------------------------------------------------------------------------------------------
 
 
@@ -373,9 +335,7 @@ def _dense(drawing: TraceResult, wiring: DefUse, entry: Entry) -> Iterable[Block
     parts = [r for r in entry.args[0] if r.id in wiring.above]
     for ref in parts[1:]:
         group = _whole_group(drawing, drawing.flow.spaces.get(ref.id, TensorLabels()).layers)
-        others = 0
-        for other in parts:
-            others |= wiring.above[other.id] if other.id < ref.id else 0
+        others = reduce(or_, (wiring.above[other.id] for other in parts if other.id < ref.id), 0)
         # What was there before must be heard by the new channels: otherwise these are parallel branches, not growth.
         if group is None or not others & wiring.above[ref.id] or wiring.made.get(ref.id) is None:
             continue
@@ -386,11 +346,12 @@ def _dense(drawing: TraceResult, wiring: DefUse, entry: Entry) -> Iterable[Block
         block = _block(drawing, wiring, Branch(max(starts), ref.id, frozenset(values)), "dense")
         if block is None or block.pinned or group.is_pinned or not _is_made_by(group, block):
             continue
-        last = block.silences[-1]
+        *silences, last = block.silences
         axis = argument(entry, 1, "dim", 0) % len(last.left)
         empty = tuple(0 if a == axis else n for a, n in enumerate(last.left))
-        silence = replace(last, left=empty, live=tuple(a for a in last.live if a != axis), own=(axis,), axes=(NOT_CUT,))
-        yield replace(block, silences=(*block.silences[:-1], silence), group=group.name)
+        live = tuple(a for a in last.live if a != axis)
+        silences.append(replace(last, left=empty, live=live, own=(axis,), axes=(NOT_CUT,)))
+        yield replace(block, silences=tuple(silences), group=group.name)
 
 
 def _is_made_by(group: Group, block: Block) -> bool:
@@ -467,21 +428,19 @@ def _chains(wiring: DefUse, identity: dict[int, int]) -> Iterator[tuple[ModuleCa
         while value != call.inputs[0] and (value in identity or value in normed):
             added += [wiring.made[value]] if value in identity else []
             value = identity[value] if value in identity else normed[value]
-        if (
-            value == call.inputs[0]
-            and added
-            and wiring.tape.shape(Ref(value)) == wiring.tape.shape(Ref(call.outputs[0]))
-        ):
+        entered, left = (wiring.tape.shape(Ref(number)) for number in (value, call.outputs[0]))
+        if added and value == call.inputs[0] and entered == left:
             yield call, added
 
 
 def _extras(call: ModuleCall) -> int | None:
     """How many results a module returns in a tuple behind a tensor; -1: a bare tensor; None: something else."""
-    if isinstance(call.form, int):
+    form = call.form
+    if isinstance(form, int):
         return -1
-    return (
-        len(call.form) - 1 if type(call.form) in (tuple, list) and call.form and isinstance(call.form[0], int) else None
-    )
+    if type(form) not in (tuple, list) or not form or not isinstance(form[0], int):
+        return None
+    return len(form) - 1
 
 
 def _find_normed(wiring: DefUse) -> dict[int, int]:
@@ -491,12 +450,11 @@ def _find_normed(wiring: DefUse) -> dict[int, int]:
     """
     found = {}
     for index, entry in enumerate(wiring.tape.entries):
-        if isinstance(entry, Entry) and entry.name in _BETWEEN and len(wiring.active(index)) == 1:
+        if not isinstance(entry, Entry) or len(wiring.active(index)) != 1:
+            continue
+        if find_operator(wiring.tape, entry).family in ("layer norm", "view", "copy"):
             found[entry.outs[0].id] = wiring.active(index)[0]
     return found
-
-
-_BETWEEN = frozenset(["native_layer_norm", "view", "_unsafe_view", "reshape", "alias"])
 
 
 def _name_blocks(drawing: TraceResult, wiring: DefUse, blocks: Sequence[Block]) -> tuple[Block, ...]:

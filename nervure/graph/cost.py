@@ -13,9 +13,10 @@ from nervure.core.inputs import Inputs
 from nervure.core.schema import Count, convert
 from nervure.core.tensors import has_shape_only
 from nervure.graph.labels import LabelState, TensorLabels
+from nervure.graph.lifetimes import peak_bytes
 from nervure.graph.models import evaluating, is_weightless, unwrap, without_fakes
 from nervure.graph.modes import leave_modes
-from nervure.graph.ops import RULES, unknown
+from nervure.graph.ops.table import find_operator
 from nervure.graph.propagate import LabelPropagation
 from nervure.graph.tape import Tape, record
 
@@ -39,12 +40,15 @@ class Cost:
         macs: multiply-accumulates of one forward pass on the example: convolutions, matrix products, attention.
         layers: the same for every module that has parameters or multiplies, by qualified name (shared parameters count
             where they are first held).
+        memory: bytes of weights, inputs and the most activations that are there at once in that pass; 0: not known, in
+            files of an earlier version of nervure.
     """
 
     params: Count
     nonzero: Count
     macs: Count
     layers: Mapping[str, LayerCost] = field(default_factory=dict, repr=False)
+    memory: Count = 0
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
@@ -53,6 +57,7 @@ class Cost:
             "nonzero": self.nonzero,
             "macs": self.macs,
             "layers": {name: list(cost) for name, cost in self.layers.items()},
+            "memory": self.memory,
         }
 
     @staticmethod
@@ -86,7 +91,7 @@ def cost_of_run(model: nn.Module, tape: Tape) -> Cost:
     """The cost of a model whose run is on ``tape``."""
     flow = LabelPropagation(tape, {}, LabelState(last=True))
     flow.spaces.update({number: TensorLabels() for number in tape.inputs})
-    flow.run(RULES, unknown)
+    flow.run(find_operator)
     return cost_of(model, flow)
 
 
@@ -104,7 +109,7 @@ def cost_of(model: nn.Module, flow: LabelPropagation) -> Cost:
         if own or name in macs:
             layers[name] = LayerCost(sum(p.numel() for p in own), sum(_nonzero(p) for p in own), macs.get(name, 0))
     totals = [sum(values) for values in zip(*layers.values(), strict=True)] or [0, 0, 0]
-    return Cost(totals[0], totals[1], totals[2], layers)
+    return Cost(totals[0], totals[1], totals[2], layers, peak_bytes(flow.tape))
 
 
 def _nonzero(parameter: torch.Tensor) -> int:

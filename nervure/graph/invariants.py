@@ -53,6 +53,15 @@ def _axes_of_work(graph: "Graph") -> Iterator[str]:
     yield from (f"work of {work.layer!r}" for work in graph.work if not _are_axes(graph, work.axes))
 
 
+def _axes_of_memory(graph: "Graph") -> Iterator[str]:
+    """Memory is that of tensors of the graph, or lies along its axes from a moment to a later one."""
+    for number, life in enumerate(graph.memory):
+        # There are no more moments than things that are there.
+        if not (_are_axes(graph, life.axes) and life.first <= life.last < len(graph.memory)):
+            yield f"memory {number}"
+    yield from (f"memory of {name!r}" for name in graph.element_bytes if name not in graph.tensors)
+
+
 def _axes_of_resizes(graph: "Graph") -> Iterator[str]:
     """An integer of a module follows an axis of the graph."""
     yield from (f"resize of {size.attribute!r}" for size in graph.resizes if not _are_axes(graph, [size.axis]))
@@ -134,9 +143,12 @@ def _shapes_of_products(graph: "Graph") -> Iterator[str]:
 
 
 def _counts(graph: "Graph") -> Iterator[str]:
-    """No tensor has, and no operation does, more than 64 bits can count."""
+    """No tensor has, no operation does and no memory takes more than 64 bits can count."""
     yield from (f"tensor {name!r}" for name, axes in graph.tensors.items() if _entries(graph, axes) >= LARGEST)
     yield from (f"work of {w.layer!r}" for w in graph.work if w.fixed * _entries(graph, w.axes) >= LARGEST)
+    tensors = sum(size * _entries(graph, graph.tensors[name]) for name, size in graph.element_bytes.items())
+    if tensors + sum(life.fixed * _entries(graph, life.axes) for life in graph.memory) >= LARGEST:
+        yield "memory"
 
 
 def _positions(graph: "Graph") -> Iterator[str]:
@@ -161,6 +173,7 @@ RULES: tuple[Rule, ...] = (
     _group_sizes,
     _axes_of_tensors,
     _axes_of_work,
+    _axes_of_memory,
     _axes_of_resizes,
     _axes_of_silences,
     _silent_modules,

@@ -5,9 +5,9 @@ constant. A tensor carries several of them where its units form a product: a wei
 projection one for its heads and one for the width inside the heads. An element leaves when any of its units leaves.
 """
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import reduce
 from itertools import permutations, product
 from math import prod
 from typing import Any, NamedTuple, TypeAlias
@@ -34,6 +34,15 @@ class LabelArray(NamedTuple):
         """The axes along which the labels vary."""
         return tuple(i for i, n in enumerate(self.labels.shape) if n > 1)
 
+    @property
+    def vector(self) -> Array:
+        """The labels one after the other."""
+        return self.labels.reshape(-1)
+
+    def to(self, labels: Array) -> "LabelArray":
+        """Other labels, of the same owner."""
+        return LabelArray(labels, self.owner)
+
 
 @dataclass(frozen=True, slots=True)
 class TensorLabels:
@@ -49,9 +58,22 @@ class TensorLabels:
     wishes: tuple[tuple[int, Any], ...] = ()
     spread: frozenset[int] = frozenset()
 
+    def with_layers(self, layers: Iterable[LabelArray]) -> "TensorLabels":
+        """Other layers, of a tensor that is as free as this one and takes no sizes."""
+        return TensorLabels(tuple(layers), free=self.free)
+
     def along(self, axis: int) -> list[LabelArray]:
         """The layers that vary along ``axis``."""
         return [layer for layer in self.layers if layer.labels.shape[axis] > 1]
+
+    def beside(self, axes: Collection[int]) -> list[LabelArray]:
+        """The layers that vary along none of ``axes``."""
+        return [layer for layer in self.layers if not set(axes).intersection(layer.support)]
+
+
+def blank(*shape: int) -> Array:
+    """Labels of no unit, everywhere."""
+    return np.full(shape, NONE, dtype=np.int64)
 
 
 def compress(labels: Array) -> Array:
@@ -67,7 +89,10 @@ def compress(labels: Array) -> Array:
 
 
 def pattern(labels: Array) -> bytes:
-    """Which positions are equal, whatever the names: labels renumbered by first occurrence."""
+    """Which positions are equal, whatever the names: labels renumbered by first occurrence.
+
+    7 7 3 and 1 1 4 have one pattern, 0 0 1; 7 3 7 has another.
+    """
     flat = labels.reshape(-1)
     _, first, inverse = np.unique(flat, return_index=True, return_inverse=True)
     rank = np.empty(len(first), dtype=np.int64)
@@ -90,13 +115,10 @@ class Unions:
     def fresh(self, n: int) -> Array:
         """``n`` new labels."""
         start, self.count = self.count, self.count + n
+        more = 2 * self.count - len(self._parent)
         if self.count > len(self._parent):
-            grown = np.arange(2 * self.count, dtype=np.int64)
-            grown[: len(self._parent)] = self._parent
-            self._parent = grown
-            families = np.zeros(2 * self.count, dtype=np.int64)
-            families[: len(self._family)] = self._family
-            self._family = families
+            self._parent = np.concatenate([self._parent, np.arange(len(self._parent), 2 * self.count)])
+            self._family = np.concatenate([self._family, np.zeros(more, dtype=np.int64)])
         self._families += 1
         self._family[start : self.count] = self._families
         return np.arange(start, self.count, dtype=np.int64)
@@ -187,10 +209,10 @@ class LabelState:
     def pin(self, labels: Iterable[Array], reason: str) -> None:
         """Pin all labels in these arrays."""
         for array in labels:
-            flat = array[array >= 0]
+            flat = array[array >= 0].reshape(-1)
             if flat.size:
-                self.pins.append(Pin(flat.reshape(-1), reason))
-                self.stays.update(flat.reshape(-1).tolist())
+                self.pins.append(Pin(flat, reason))
+                self.stays.update(flat.tolist())
 
     def suspect(self, labels: Iterable[Array], reason: str) -> None:
         """Mark labels whose cut must be tried before it is offered."""
@@ -233,7 +255,7 @@ class LabelState:
         for layer in layers:
             joined = layer
             if len(layer.support) > 1:
-                joined = LabelArray(self._assemble(layer.labels, layer.support, reason), layer.owner)
+                joined = layer.to(self._assemble(layer.labels, layer.support, reason))
             support = joined.support
             if parts and joined.owner is None and self._all_stay(joined.labels):
                 continue
@@ -247,10 +269,9 @@ class LabelState:
 
     def _all_stay(self, labels: Array) -> bool:
         """Whether no unit of a layer can go, as with the halves of a gate: it tells nothing then."""
-        alive = labels[labels != NONE]
-        return (
-            bool(alive.size) and int(alive.flat[0]) in self.stays and self.stays.issuperset(alive.reshape(-1).tolist())
-        )
+        alive = labels[labels != NONE].reshape(-1)
+        # The first is looked at by itself: most layers have many units, and none that stays.
+        return bool(alive.size) and int(alive[0]) in self.stays and self.stays.issuperset(alive.tolist())
 
     def _is_one_unit(self, labels: Array) -> bool:
         first = self.unions.root(int(labels.flat[0]))
@@ -259,52 +280,63 @@ class LabelState:
         return bool((self.unions.find(labels) == first).all())
 
     def _assemble(self, labels: Array, support: tuple[int, ...], reason: str) -> Array:
-        """Where an axis only tells apart what was put together from different places, its slices are cut alike."""
+        """Where an axis only tells apart what was put together from different places, its slices are cut alike.
+
+        Rows 0 1 2 and 7 8 9 of two parameters' labels, stacked: 0 meets 7, 1 meets 8, 2 meets 9, and one row is left.
+        Rows 0 1 2 and 1 2 0 share units: they stay as they are.
+        """
         for axis in support:
             roots = self.unions.find(labels)
+            first = labels.take([0], axis)
             if (roots == roots.take([0], axis)).all():
-                labels = labels.take([0], axis)
+                labels = first
                 continue
             if (roots < 0).any():
                 return labels
-            families = np.moveaxis(self.unions.families(roots), axis, 0).reshape(labels.shape[axis], -1)
-            sets = [frozenset(row.tolist()) for row in families]
-            if sum(len(s) for s in sets) == len(frozenset().union(*sets)):
-                first = labels.take([0], axis)
+            slices = np.moveaxis(self.unions.families(roots), axis, 0).reshape(labels.shape[axis], -1)
+            families = [frozenset(row.tolist()) for row in slices]
+            are_apart = sum(map(len, families)) == len(frozenset().union(*families))
+            if are_apart:
                 self.unite(np.broadcast_to(first, labels.shape), labels, reason)
                 labels = first
         return labels
 
     def _factor(self, labels: Array, support: tuple[int, ...], reason: str) -> bool:
-        """Wish for a product with one factor per axis; whether that was possible (otherwise the labels are pinned)."""
-        roots = self.unions.find(labels)
-        if not all(_could_be_factor(roots, axis) for axis in support):
-            self.pin([labels], f"divided in a way that cannot be cut at {reason}")
-            return False
-        _, inverse = np.unique(roots, return_inverse=True)
-        inverse = inverse.reshape(roots.shape)
-        places = []
-        for axis in support:
-            # A unit's place along an axis is the set of indices at which it occurs there.
-            rows = np.moveaxis(inverse, axis, 0).reshape(roots.shape[axis], -1)
-            present = np.zeros((int(inverse.max()) + 1, roots.shape[axis]), dtype=bool)
-            for index, row in enumerate(rows):
-                present[row, index] = True
-            ids = present.argmax(axis=1)
-            alike = np.zeros((roots.shape[axis], roots.shape[axis]), dtype=bool)
-            alike[ids] = present
-            if not (alike[ids] == present).all():
-                self.pin([labels], f"divided in a way that cannot be cut at {reason}")
-                return False
-            places.append(ids[inverse])
-        combined = reduce(lambda key, axis: key * roots.shape[axis[0]] + axis[1], zip(support, places, strict=True), 0)
-        if len(np.unique(combined)) != int(inverse.max()) + 1 or (roots < 0).any():
+        """Wish for a product with one factor per axis; whether that was possible (otherwise the labels are pinned).
+
+        Labels 0 1 2 in the first row and 3 4 5 in the second are a product of 2 and 3: unit 4 has places 1 and 1.
+        Rows 0 1 2 and 2 3 4 are none, since they share some of their units.
+        """
+        places = self._factor_places(labels, support)
+        if places is None:
             self.pin([labels], f"divided in a way that cannot be cut at {reason}")
             return False
         return self.split(labels, places, reason)
 
+    def _factor_places(self, labels: Array, support: tuple[int, ...]) -> list[Array] | None:
+        """For each axis the place of every unit along it, laid out as the labels are; None where it is no product."""
+        roots = self.unions.find(labels)
+        if not all(_could_be_factor(roots, axis) for axis in support):
+            return None
+        units, inverse = np.unique(roots, return_inverse=True)
+        inverse = inverse.reshape(roots.shape)
+        places = []
+        combined = np.zeros_like(inverse)
+        for axis in support:
+            ids = _places_along(inverse, axis, len(units))
+            if ids is None:
+                return None
+            places.append(ids[inverse])
+            combined = combined * roots.shape[axis] + ids[inverse]
+        is_product = len(np.unique(combined)) == len(units) and not (roots < 0).any()
+        return places if is_product else None
+
     def match(self, left: Sequence[LabelArray], right: Sequence[LabelArray], reason: str) -> None:
-        """Unite two stacks of layers over the same positions: equal patterns pair up, the rest must agree or split."""
+        """Unite two stacks of layers over the same positions: equal patterns pair up, the rest must agree or split.
+
+        Heads 0 0 1 1 and widths 5 6 5 6 on the left, 8 9 8 9 and 3 3 4 4 on the right: 0 meets 3, 1 meets 4, 5 meets 8
+        and 6 meets 9. Four units 0 1 2 3 alone on the left have to become a product of 2 and 2 first.
+        """
         rest_left, rest_right = list(left), list(right)
         if any(is_pending(x) for x in (*left, *right)):
             return
@@ -320,28 +352,34 @@ class LabelState:
         self._match_rest(rest_left, rest_right, reason)
 
     def _match_rest(self, left: list[LabelArray], right: list[LabelArray], reason: str) -> None:
-        if not left and not right:
+        both = [x.labels for x in (*left, *right)]
+        if not both:
             return
-        if len(left) == 1 and len(right) == 1:
+        if len(left) == len(right) == 1:
             self.unite(left[0].labels, right[0].labels, reason)
         elif not left or not right:
-            self.pin([x.labels for x in (*left, *right)], f"meets a fixed position at {reason}")
-        elif not self._match_regions(left, right, reason):
-            if len(left) == 1:
-                self._split_like(left[0], right, reason)
-            elif len(right) == 1:
-                self._split_like(right[0], left, reason)
-            elif self._match_parts(left, right, reason) or self._match_parts(right, left, reason):
-                return
-            elif pairs := self._refinements(left, right):
-                for a, b in pairs:
-                    self.unite(a.labels, b.labels, reason)
-                self._match_rest(_without(left, [a for a, _ in pairs]), _without(right, [b for _, b in pairs]), reason)
-            else:
-                self.pin([x.labels for x in (*left, *right)], f"meets another division of its axis at {reason}")
+            self.pin(both, f"meets a fixed position at {reason}")
+        elif self._match_regions(left, right, reason):
+            return
+        elif len(left) == 1:
+            self._split_like(left[0], right, reason)
+        elif len(right) == 1:
+            self._split_like(right[0], left, reason)
+        elif self._match_parts(left, right, reason) or self._match_parts(right, left, reason):
+            return
+        elif pairs := self._refinements(left, right):
+            for a, b in pairs:
+                self.unite(a.labels, b.labels, reason)
+            lefts, rights = ([pair[side] for pair in pairs] for side in (0, 1))
+            self._match_rest(_without(left, lefts), _without(right, rights), reason)
+        else:
+            self.pin(both, f"meets another division of its axis at {reason}")
 
     def _match_regions(self, left: list[LabelArray], right: list[LabelArray], reason: str) -> bool:
-        """Where layers end along the axis (parts of a concatenation), match stretch by stretch; whether any does."""
+        """Where layers end along the axis (parts of a concatenation), match stretch by stretch; whether any does.
+
+        Left 0 1 2 3 4; right 7 8 - - - and - - 5 5 6: the first two are matched with 7 8, the others with 5 5 6.
+        """
         arrays = [a.reshape(-1) for a in np.broadcast_arrays(*[x.labels for x in (*left, *right)])]
         present = np.stack([a >= 0 for a in arrays])
         regions, region = np.unique(present, axis=1, return_inverse=True)
@@ -355,13 +393,21 @@ class LabelState:
         return True
 
     def _refinements(self, left: list[LabelArray], right: list[LabelArray]) -> list[tuple[LabelArray, LabelArray]]:
-        """Pairs of which one tells more apart than the other, where no other layer on either side would do."""
+        """Pairs of which one tells more apart than the other, where no other layer on either side would do.
+
+        Left 0 0 1 1 2 2 3 3 and 5 6 5 6 5 6 5 6, right 7 7 7 7 8 8 8 8 and 9 4 2 1 9 4 2 1: the first of each side are
+        a pair (0 and 1 meet 7, 2 and 3 meet 8), and so are the second.
+        """
         fits = [(a, b) for a in left for b in right if self._tells(a, b) or self._tells(b, a)]
-        sides = [[id(pair[side]) for pair in fits] for side in (0, 1)]
-        return [(a, b) for a, b in fits if sides[0].count(id(a)) == 1 and sides[1].count(id(b)) == 1]
+        lefts, rights = (Counter(id(pair[side]) for pair in fits) for side in (0, 1))
+        return [(a, b) for a, b in fits if lefts[id(a)] == rights[id(b)] == 1]
 
     def _match_parts(self, parts: list[LabelArray], whole: list[LabelArray], reason: str) -> bool:
-        """Layers put together from parts meet layers that also tell the parts apart: those stay, the others pair up."""
+        """Layers put together from parts meet layers that also tell the parts apart: those stay, the others pair up.
+
+        Heads 0 0 1 1 2 2 3 3 and widths 4 5 4 5 6 7 6 7 of two parts meet h h i i h h i i, w x w x w x w x and
+        p p p p q q q q: 0 and 2 meet h, 4 and 6 meet w; the last, which both tell, says which part it is and stays.
+        """
         tellers = [[a for a in parts if self._tells(a, b)] for b in whole]
         paired = {id(found[0]) for found in tellers if len(found) == 1}
         if not all(tellers) or len(paired) < len(parts):
@@ -374,14 +420,16 @@ class LabelState:
         return True
 
     def _tells(self, a: LabelArray, b: LabelArray) -> bool:
-        """Whether who knows the unit in ``a`` knows the unit in ``b``."""
-        pairs = np.stack([self.unions.find(x.reshape(-1)) for x in np.broadcast_arrays(a.labels, b.labels)], 1)
+        """Whether who knows the unit in ``a`` knows the unit in ``b``: 0 1 2 3 tells 7 7 8 8, not the other way."""
+        both = np.broadcast_arrays(a.labels, b.labels)
+        pairs = np.stack([self.unions.find(x.reshape(-1)) for x in both], 1)
         return len(np.unique(pairs, axis=0)) == len(np.unique(pairs[:, 0]))
 
     def _split_like(self, single: LabelArray, many: list[LabelArray], reason: str) -> None:
-        arrays = np.broadcast_arrays(single.labels, *[m.labels for m in many])
-        roots = [self.unions.find(a) for a in arrays[1:]]
-        self.split(arrays[0], [np.unique(r, return_inverse=True)[1].reshape(r.shape) for r in roots], reason)
+        """One layer meets several, as 0 1 2 3 meets 5 5 6 6 and 8 9 8 9: it must become a product of them."""
+        labels, *factors = np.broadcast_arrays(single.labels, *[m.labels for m in many])
+        numbers = [np.unique(self.unions.find(f), return_inverse=True)[1] for f in factors]
+        self.split(labels, numbers, reason)
 
     def join(
         self, spaces: Sequence[tuple[TensorLabels, tuple[int, ...]]], shape: tuple[int, ...], reason: str
@@ -391,17 +439,17 @@ class LabelState:
         result: list[LabelArray] = []
         result_shape = (1,) * rank
         for space, given in spaces:
-            layers, own = _align_rank(space, rank), _own_shape(space, given, rank)
+            layers, own = align_rank(space, rank), _own_shape(space, given, rank)
             result = self._join_two(result, result_shape, list(self.rectangular(layers, reason)), own, reason)
             result_shape = tuple(max(a, b) for a, b in zip(result_shape, own, strict=True))
+        spread: dict[int, Any] = {}
+        for space, own in spaces:
+            shift = rank - len(own)
+            for axis, wish in space.wishes if space.spread else ():
+                is_single = result_shape[axis + shift] == 1 or _is_spread(spaces, axis + shift - rank)
+                if axis in space.spread and is_single:
+                    spread[axis + shift] = wish
         all_free = all(space.free for space, _ in spaces)
-        shifted = [(space, rank - len(own), own) for space, own in spaces]
-        spread = {
-            axis + shift: wish
-            for space, shift, _ in shifted
-            for axis, wish in space.wishes
-            if axis in space.spread and (result_shape[axis + shift] == 1 or _is_spread(shifted, axis + shift))
-        }
         joined = TensorLabels(tuple(result), all_free, tuple(spread.items()), frozenset(spread))
         for space, own in spaces:
             self._grant(space, own, rank - len(own), joined)
@@ -410,7 +458,7 @@ class LabelState:
     def _grant(self, space: TensorLabels, own: tuple[int, ...], shift: int, joined: TensorLabels) -> None:
         """A constant adopts labels: the sizes it was made with must follow them."""
         for axis, wish in space.wishes if space.free or space.spread else ():
-            vectors = [x.labels.reshape(-1) for x in joined.along(axis + shift)]
+            vectors = [x.vector for x in joined.along(axis + shift)]
             if vectors and wish is None:
                 self.suspect(vectors, f"expanded at {self.where}")
             elif vectors:
@@ -462,9 +510,9 @@ def _outlives(mine: list[LabelArray], shape: tuple[int, ...], theirs: list[Label
     return not is_parameter or sum(n > 1 for n in shape) >= sum(n > 1 for n in other)
 
 
-def _is_spread(spaces: Sequence[tuple[TensorLabels, int, tuple[int, ...]]], axis: int) -> bool:
-    """Whether all operands repeat one value along an axis of the result; each has its first axis there."""
-    return all(axis < shift or own[axis - shift] == 1 or axis - shift in space.spread for space, shift, own in spaces)
+def _is_spread(spaces: Sequence[tuple[TensorLabels, tuple[int, ...]]], axis: int) -> bool:
+    """Whether all operands repeat one value along an axis of the result, which is counted from the last: -1, -2."""
+    return all(-axis > len(own) or own[axis] == 1 or axis + len(own) in space.spread for space, own in spaces)
 
 
 Size: TypeAlias = tuple[Any, tuple[Array, ...]]
@@ -541,6 +589,21 @@ def _waiting(shape: tuple[int, ...], axis: int) -> LabelArray:
     return LabelArray(np.full([n if i == axis else 1 for i, n in enumerate(shape)], PENDING, dtype=np.int64))
 
 
+def _places_along(units: Array, axis: int, count: int) -> Array | None:
+    """For each of ``count`` units its place along an axis, or None where two overlap there without being alike.
+
+    A unit's place is the set of indices at which it occurs, named by the first of them.
+    """
+    size = units.shape[axis]
+    present = np.zeros((count, size), dtype=bool)
+    for index, row in enumerate(np.moveaxis(units, axis, 0).reshape(size, -1)):
+        present[row, index] = True
+    first: Array = present.argmax(axis=1)
+    alike = np.zeros((size, size), dtype=bool)
+    alike[first] = present
+    return first if (alike[first] == present).all() else None
+
+
 def _could_be_factor(roots: Array, axis: int) -> bool:
     """A quick look: in a product two slices along an axis hold the same units or none in common."""
     first, *others = (set(roots.take(i, axis).reshape(-1).tolist()) for i in (0, 1, -1))
@@ -555,7 +618,7 @@ def _own_shape(space: TensorLabels, given: tuple[int, ...], rank: int) -> tuple[
     return tuple(1 if a in bare or a < shift else given[a - shift] for a in range(rank))
 
 
-def _align_rank(space: TensorLabels, rank: int) -> tuple[LabelArray, ...]:
-    return tuple(
-        LabelArray(x.labels.reshape((1,) * (rank - x.labels.ndim) + x.labels.shape), x.owner) for x in space.layers
-    )
+def align_rank(space: TensorLabels, rank: int) -> tuple[LabelArray, ...]:
+    """The layers of a tensor that is broadcast to more axes, which come first."""
+    ones = [(1,) * (rank - x.labels.ndim) for x in space.layers]
+    return tuple(x.to(x.labels.reshape(more + x.labels.shape)) for x, more in zip(space.layers, ones, strict=True))

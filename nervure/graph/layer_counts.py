@@ -4,7 +4,7 @@ Such numbers, and lists with an entry for each layer, are known by their names a
 """
 
 import re
-from collections.abc import Collection, Mapping, Set
+from collections.abc import Collection, Container, Mapping, Set
 from typing import Any
 
 from torch import nn
@@ -39,27 +39,42 @@ def shorten(model: nn.Module, leaving: Mapping[str, Collection[int]], lists: Set
 def _shorten_entry(
     key: str, value: Any, said: Mapping[str, Any], sizes: Mapping[str, int], gone: Mapping[str, Collection[int]]
 ) -> Any:
-    """What an entry becomes; itself where it counts no layers, or where no single answer is true."""
+    """What an entry becomes; itself where it counts no layers, or where no single answer is true.
+
+    Of a list of 6 that loses its layers 1 and 4: ``num_layers = 6`` becomes 4, ``layer_types``, with an entry for each,
+    loses the same two; of two lists, ``depths = [2, 6]`` becomes [2, 4].
+    """
+    is_count = COUNTS.fullmatch(key)
     if type(value) is int:
-        lost = {len(gone[name]) for name in _meant_lists(key, value, said, sizes)} if COUNTS.fullmatch(key) else set()
+        meant = _meant_lists(key, value, said, sizes) if is_count else []
+        lost = {len(gone[name]) for name in meant}
         return value - lost.pop() if len(lost) == 1 else value
-    inner = [{n: size for n, size in sizes.items() if f".{i}." in n} for i in range(len(value))]
-    if COUNTS.fullmatch(key) and all(type(v) is int for v in value) and any(inner):
+    stages = [{name: size for name, size in sizes.items() if f".{i}." in name} for i in range(len(value))]
+    if is_count and all(type(v) is int for v in value) and any(stages):
         # One number for each of several lists, as those of stages.
-        return type(value)(_shorten_entry(key, v, said, own, gone) for v, own in zip(value, inner, strict=True))
+        shortened = [_shorten_entry(key, v, said, own, gone) for v, own in zip(value, stages, strict=True)]
+        return type(value)(shortened)
     left = {frozenset(gone[name]) for name in _meant_lists(key, len(value), said, sizes)}
     if len(left) != 1 or not PER_LAYER.fullmatch(key):
         return value
-    (one,) = left
-    return type(value)(v for i, v in enumerate(value) if i not in one)
+    (leaving,) = left
+    return type(value)(v for i, v in enumerate(value) if i not in leaving)
 
 
 def _meant_lists(key: str, size: int, said: Mapping[str, Any], sizes: Mapping[str, int]) -> list[str]:
-    """The lists of layers, of those of that size, that an entry may stand for."""
-    alike = {name: {side for side in SIDES if side in name} for name in sizes if sizes[name] == size}
-    sides = {other: {side for side in SIDES if side in other.split("_")} for other in said if COUNTS.fullmatch(other)}
-    own = {side for side in SIDES if side in key.split("_")}
+    """The lists of layers, of those of that size, that an entry may stand for.
+
+    ``decoder_layers`` stands for ``decoder.layers``; beside it ``num_layers`` stands for ``encoder.layers``.
+    """
+    alike = {name: _sides_in(name) for name in sizes if sizes[name] == size}
+    own = _sides_in(key.split("_"))
     # What another number names by its side is not meant by one that names none.
-    others = set().union(*(found for other, found in sides.items() if other != key and said[other] == size))
-    named = [name for name, found in alike.items() if found & own]
-    return named or [name for name, found in alike.items() if not found & others] or list(alike)
+    rivals = [other for other in said if other != key and COUNTS.fullmatch(other) and said[other] == size]
+    others = set().union(*(_sides_in(other.split("_")) for other in rivals))
+    named = [name for name, sides in alike.items() if sides & own]
+    unclaimed = [name for name, sides in alike.items() if not sides & others]
+    return named or unclaimed or list(alike)
+
+
+def _sides_in(words: Container[str]) -> set[str]:
+    return {side for side in SIDES if side in words}

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from nervure.graph.modes import disable_compile, leave_modes
+from nervure.graph.ops.table import family
 from nervure.graph.preserve import restore_after
-from nervure.graph.products import COLUMN, PRODUCTS, ROW, STACK, Operand, Provenance
+from nervure.graph.products import COLUMN, ROW, STACK, Operand, Provenance
 from nervure.graph.tape import Entry, Recorder, Tape, named_tensors, plain_kernels
 from nervure.graph.types import Product
 
@@ -122,12 +123,12 @@ def _sum_inputs(
 ) -> tuple[Tensor, Tensor]:
     """Sums and counts of what enters, of as many axes as the operand (divided), of size 1 where all hear the same."""
     x = args[use.other]
-    if entry.name == "_trilinear":
+    if family(entry.name) == "bilinear":
         return _bilinear(function(x.float()), function(args[2].float()))
-    if entry.name == "_grouped_mm":
+    if family(entry.name) == "experts":
         return _by_expert(function(x.float()), args[2] if len(args) > 2 else entry.kwargs["offs"])
     kinds = _kinds_of_other(entry, use, x)
-    if STACK in kinds and entry.name.startswith("convolution"):
+    if STACK in kinds and family(entry.name) == "convolution":
         x = x.unflatten(1, (use.parts, -1))
     values = function(x.float())
     summed = values.sum([axis for axis, kind in enumerate(kinds) if kind == ROW])
@@ -139,10 +140,9 @@ def _sum_inputs(
 
 
 def _kinds_of_other(entry: Entry, use: Operand, x: Tensor) -> str:
-    if entry.name.startswith("convolution"):
+    if family(entry.name) == "convolution":
         return ROW + (STACK if use.parts > 1 else "") + COLUMN + ROW * (x.ndim - 2)
-    mirrored = {place: kinds for place, _, kinds in PRODUCTS[entry.name]}.get(use.other, "")
-    return mirrored if len(mirrored) == x.ndim else ROW * (x.ndim - 1) + COLUMN
+    return use.mirrored if len(use.mirrored) == x.ndim else ROW * (x.ndim - 1) + COLUMN
 
 
 def _bilinear(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
@@ -153,9 +153,7 @@ def _bilinear(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
 
 def _by_expert(values: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
     """Rows up to each of ``ends`` belong to one expert."""
-    starts = [0, *ends.tolist()]
-    spans = [values[a:b] for a, b in itertools.pairwise(starts)]
-    sums, counts = (
-        torch.stack(of) for of in zip(*((s.sum(0), torch.full_like(s.sum(0), len(s))) for s in spans), strict=True)
-    )
-    return sums[:, :, None], counts[:, :, None]
+    spans = [values[a:b] for a, b in itertools.pairwise([0, *ends.tolist()])]
+    sums = torch.stack([span.sum(0) for span in spans])
+    lengths = torch.tensor([len(span) for span in spans], dtype=sums.dtype, device=sums.device)
+    return sums[:, :, None], lengths[:, None, None].expand(*sums.shape, 1)

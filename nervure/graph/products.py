@@ -10,12 +10,14 @@ import math
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any, TypeAlias, final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
+from nervure.graph.ops.facets import Operator
+from nervure.graph.ops.table import find_operator
 from nervure.graph.tape import Entry, Ref, Tape, WriteBack, is_view, refs_in
 from nervure.graph.types import Product
 
@@ -28,24 +30,6 @@ PROBED = 4
 """Side of the tensor that an operator is tried on."""
 MATRIX = 2
 """Axes of a parameter that is worth a word where it does not multiply."""
-
-MOVERS = frozenset((
-    "index_select", "index", "gather", "cat", "stack", "repeat", "repeat_interleave", "flip", "roll",
-    "constant_pad_nd", "split_with_sizes_copy", "unsafe_split", "unsafe_chunk", "unsafe_split_with_sizes",
-    "_unsafe_view", "_reshape_copy", "view_copy",
-))  # fmt: skip
-"""Operators that only move entries, beside those that return views."""
-KEEPS_ZERO = frozenset((
-    "mul", "div", "_weight_norm_interface", "fake_quantize_per_tensor_affine_cachemask",
-    "fake_quantize_per_channel_affine_cachemask", "_fake_quantize_per_tensor_affine_cachemask_tensor_qparams",
-    "_fake_quantize_learnable_per_tensor_affine", "_fake_quantize_learnable_per_channel_affine",
-))  # fmt: skip
-"""Operators of several tensors whose first result is zero where the first of them is."""
-COPIES = frozenset(("clone", "_to_copy", "contiguous", "detach", "alias", "lift_fresh"))
-DIVIDES = frozenset(("div", "_weight_norm_interface"))
-LOOKED_UP = frozenset((
-    "embedding", "_embedding_bag", "_embedding_bag_forward_only", "index", "index_select", "gather",
-))  # fmt: skip
 
 
 @final
@@ -121,6 +105,7 @@ class Operand:
         kinds: what each axis of the operand is for (of the operand divided, where the operator divides its first).
         parts: into how many parts the first axis of the operand is divided.
         operand: its place among the operator's arguments; ``other``: that of what it multiplies.
+        mirrored: what the axes of the other are for where it may be a parameter as well, empty where it may not.
         is_live: whether what it multiplies depends on what the model is given.
     """
 
@@ -129,6 +114,7 @@ class Operand:
     parts: int
     operand: int
     other: int
+    mirrored: str
     is_live: bool
 
     def divide(self, values: Tensor) -> Tensor:
@@ -136,31 +122,13 @@ class Operand:
         return values if self.parts == 1 else values.unflatten(0, (self.parts, -1))
 
 
-Operands: TypeAlias = Sequence[tuple[int, int, str]]
-"""For each operand that may be a parameter its place, that of the other one, and what its axes are for."""
-
-PRODUCTS: Mapping[str, Operands] = {
-    "mm": ((1, 0, "cr"), (0, 1, "rc")),
-    "bmm": ((1, 0, "scr"), (0, 1, "src")),
-    "addmm": ((2, 1, "cr"), (1, 2, "rc")),
-    "baddbmm": ((2, 1, "scr"), (1, 2, "src")),
-    "addbmm": ((2, 1, "scr"), (1, 2, "src")),
-    "_addmm_activation": ((2, 1, "cr"), (1, 2, "rc")),
-    "linear": ((1, 0, "rc"),),
-    "mv": ((0, 1, "rc"),),
-    "addmv": ((1, 2, "rc"),),
-    "_grouped_mm": ((1, 0, "scr"),),
-    "_trilinear": ((1, 0, "rcc"),),
-}
-
-
-def _operands(entry: Entry) -> Iterator[tuple[int, int, str, int]]:
+def _operands(row: Operator, entry: Entry) -> Iterator[tuple[int, int, str, int]]:
     """The operands of an operator that multiplies: place, place of the other, kinds of its axes, parts of its first."""
-    if entry.name in ("convolution", "convolution_overrideable"):
+    if row.family == "convolution":
         transposed, groups = entry.args[6], entry.args[8]
         kinds = ("sr" if groups > 1 else "r") + "c" if not transposed else ("s" if groups > 1 else "") + "cr"
         yield 1, 0, kinds, groups
-    for place, other, kinds in PRODUCTS.get(entry.name, ()):
+    for place, other, kinds in row.operands:
         yield place, other, kinds, 1
 
 
@@ -190,46 +158,45 @@ class Provenance:
             if {entry.base.id, entry.value.id} <= self.fixed:
                 self.fixed.add(entry.out.id)
             return []
-        given = list(refs_in((entry.args, tuple(entry.kwargs.values()))))
+        given = entry.given
         if all(ref.id in self.fixed for ref in given):
             self.fixed |= {ref.id for ref in entry.outs}
-        uses = list(self._uses(entry))
+        row = find_operator(self.tape, entry)
+        uses = list(self._uses(row, entry))
         if not uses and any(ref.id in self.trails for ref in given):
-            self._follow(entry, given)
+            self._follow(row, entry, given)
         return uses
 
-    def _uses(self, entry: Entry) -> Iterator[Operand]:
-        for place, other, kinds, parts in _operands(entry):
+    def _uses(self, row: Operator, entry: Entry) -> Iterator[Operand]:
+        operands = list(_operands(row, entry))
+        for place, other, kinds, parts in operands:
             ref, beside = entry.args[place], entry.args[other]
             live = beside.id not in self.fixed
             # Of two that are both the model's own, the weight is the one that stands where weights stand.
-            if ref.id in self.trails and (live or place == next(_operands(entry))[0]):
+            if ref.id in self.trails and (live or place == operands[0][0]):
                 rank = len(self.tape.shape(ref)) + (parts > 1)
-                whole = (
-                    kinds + KERNEL * (rank - len(kinds)) if entry.name.startswith("conv") else _fit_rank(kinds, rank)
-                )
+                is_kernel = row.family == "convolution"
+                whole = kinds + KERNEL * (rank - len(kinds)) if is_kernel else _fit_rank(kinds, rank)
+                mirrored = next((k for p, _, k, _ in operands if p == other), "")
                 for trail in self.trails[ref.id]:
-                    yield Operand(trail, whole, parts, place, other, live)
+                    yield Operand(trail, whole, parts, place, other, mirrored, live)
 
-    def _follow(self, entry: Entry, given: list[Ref]) -> None:
+    def _follow(self, row: Operator, entry: Entry, given: list[Ref]) -> None:
         followed = [ref for ref in given if ref.id in self.trails]
         if not all(ref.id in self.fixed for ref in given):
-            self._note(entry, followed)
-        elif entry.name not in COPIES and (is_view(entry.op) or entry.name in MOVERS):
+            self._note(row, entry, followed)
+        elif row.family != "copy" and (row.moves or is_view(entry.op)):
             for out, ref in enumerate(entry.outs):
                 found = [replace(t, steps=(*t.steps, s)) for r in followed for t, s in self._moves(entry, r, out)]
                 self.trails[ref.id] = tuple(found)
         else:
-            self._compute(entry, followed, given)
+            self._compute(row, entry, followed, given)
 
     def _moves(self, entry: Entry, ref: Ref, out: int) -> Iterator[tuple[Trail, TrailStep]]:
         """The step of an entry that moves ``ref``."""
-        for place, value in enumerate(entry.args):
-            listed = isinstance(value, tuple) and not isinstance(value, Ref)
-            for at in (i for i, v in enumerate(value) if v == ref) if listed else ([None] if value == ref else []):
-                where = (place,) if at is None else (place, at)
-                step = TrailStep(entry.op, self._constants(entry.args, where), entry.kwargs, where, out)
-                yield from ((trail, step) for trail in self.trails[ref.id])
+        for where in _places_of(ref, entry.args):
+            step = TrailStep(entry.op, self._constants(entry.args, where), entry.kwargs, where, out)
+            yield from ((trail, step) for trail in self.trails[ref.id])
 
     def _constants(self, args: tuple[Any, ...], where: tuple[int, ...]) -> tuple[Any, ...]:
         """The arguments, with indices as tensors; of what is concatenated the shapes count."""
@@ -243,38 +210,37 @@ class Provenance:
 
         return tuple(arg if i == where[0] and len(where) == 1 else real(arg) for i, arg in enumerate(args))
 
-    def _compute(self, entry: Entry, followed: list[Ref], given: list[Ref]) -> None:
-        name, out = entry.name.removesuffix("_"), entry.outs[0]
+    def _compute(self, row: Operator, entry: Entry, followed: list[Ref], given: list[Ref]) -> None:
+        out = entry.outs[0]
         same = [ref for ref in followed if self.tape.shape(ref) == self.tape.shape(out)]
         if not same:
             return
         mine = self.trails[same[0].id]
-        zero = self._is_zero_kept(entry, name, given)
-        is_copy = name in COPIES
+        zero = self._is_zero_kept(row, entry, given)
         self.trails[out.id] = tuple(
             replace(
                 trail,
-                is_computed=trail.is_computed or not is_copy,
+                is_computed=trail.is_computed or row.family != "copy",
                 keeps_zero=trail.keeps_zero and zero,
-                is_divided=trail.is_divided or name in DIVIDES,
+                is_divided=trail.is_divided or row.family == "quotient",
             )
             for trail in mine
         )
 
-    def _is_zero_kept(self, entry: Entry, name: str, given: list[Ref]) -> bool:
+    def _is_zero_kept(self, row: Operator, entry: Entry, given: list[Ref]) -> bool:
         """Whether a result is zero wherever the parameter is."""
         if len(given) == 1:
             return _keeps_zero(entry, len(self.tape.shape(given[0])), self.tape.values[given[0].id].dtype)
-        if name in ("add", "sub"):
+        if row.zero == "all":
             # What a function of the weight adds to it, as estimators do that round in one direction only.
             trails = [self.trails.get(ref.id, ()) for ref in given]
             keys = {tuple(t.key() for t in of) for of in trails}
             return len(keys) == 1 and all(of and all(t.keeps_zero for t in of) for of in trails)
-        return name in KEEPS_ZERO and (name == "mul" or given[0].id in self.trails)
+        return row.zero == "any" or (row.zero == "first" and given[0].id in self.trails)
 
-    def _note(self, entry: Entry, followed: list[Ref]) -> None:
+    def _note(self, row: Operator, entry: Entry, followed: list[Ref]) -> None:
         shapes = [self.tape.shape(ref) for ref in refs_in(entry.args)]
-        if entry.name in LOOKED_UP or entry.name in MOVERS or is_view(entry.op) or not entry.outs:
+        if row.family == "look-up" or row.moves or is_view(entry.op) or not entry.outs:
             return
         try:
             pointwise = tuple(torch.broadcast_shapes(*shapes)) == self.tape.shape(entry.outs[0])
@@ -283,6 +249,15 @@ class Provenance:
         if not pointwise:
             for trail in (t for ref in followed for t in self.trails[ref.id]):
                 self.foreign.setdefault(trail.parameter, (trail, entry.name))
+
+
+def _places_of(ref: Ref, args: tuple[Any, ...]) -> Iterator[tuple[int, ...]]:
+    """Where a tensor stands among arguments: (1,), or (0, 2) in a list that is the first of them."""
+    for place, value in enumerate(args):
+        if isinstance(value, tuple) and not isinstance(value, Ref):
+            yield from ((place, at) for at, inner in enumerate(value) if inner == ref)
+        elif value == ref:
+            yield (place,)
 
 
 def _keeps_zero(entry: Entry, rank: int, dtype: torch.dtype) -> bool:
@@ -365,7 +340,7 @@ def told_of_masks(model: nn.Module, products: Sequence[Product]) -> Iterator[str
 
 def _find_unreached(model: nn.Module, tape: Tape, found: Mapping[str, Product]) -> Iterator[Product]:
     entries = [e for e in tape.entries if isinstance(e, Entry)]
-    touched = {ref.id for e in entries for ref in refs_in((e.args, tuple(e.kwargs.values())))}
+    touched = {ref.id for e in entries for ref in e.given}
     reached = {name for number, name in tape.named.items() if number in touched}
     modules = dict(model.named_modules())
     owned = {}
@@ -415,10 +390,10 @@ def _product(use: Operand) -> Product:
 def _from_rule(trail: Trail, operator: str, roles: Mapping[tuple[str, int], str]) -> Product:
     """What the axes are for at an operator of the user's own, as its rule says; a rule sums over what is read."""
     name, shape = trail.parameter, trail.shape
-    kinds = [{"reader": COLUMN, "writer": ROW}.get(roles.get((name, axis), ""), KERNEL) for axis in range(len(shape))]
-    if COLUMN not in kinds or trail.steps or trail.is_computed:
+    told = [roles.get((name, axis), "") for axis in range(len(shape))]
+    rows, columns = (tuple(a for a, role in enumerate(told) if role == asked) for asked in ("writer", "reader"))
+    if not columns or trail.steps or trail.is_computed:
         return Product(name, shape, reason=f"goes into {operator}, of which nothing is known")
-    rows, columns = (tuple(a for a, kind in enumerate(kinds) if kind == k) for k in (ROW, COLUMN))
     return Product(name, shape, rows, columns)
 
 
@@ -443,7 +418,12 @@ def _coordinates(shape: tuple[int, ...]) -> Iterator[Tensor]:
 
 
 def _kinds_along(size: int, line: Tensor, kinds: str) -> list[tuple[int, str]] | None:
-    """Into which sizes an axis of a parameter is divided, and what each is for; None where that cannot be said."""
+    """Into which sizes an axis of a parameter is divided, and what each is for; None where that cannot be said.
+
+    ``line`` has the coordinate along that axis of each entry of the operand. Where it varies along one of the operand's
+    axes, the parameter's is for what that one is for. Where it varies along two, as [[0, 1, 2], [3, 4, 5]] does, 6 is
+    divided into 2, for what the first is for, and 3.
+    """
     # Along these axes it is the same without looking.
     line = line[tuple(slice(0, 1) if step == 0 else slice(None) for step in line.stride())]
     varying = [axis for axis, n in enumerate(line.shape) if n > 1 and _varies(line, axis)]
@@ -454,12 +434,19 @@ def _kinds_along(size: int, line: Tensor, kinds: str) -> list[tuple[int, str]] |
         return [(size, STACK if told == {STACK} else ROW)]
     if told <= {COLUMN, KERNEL}:
         return [(size, COLUMN if COLUMN in told else KERNEL)]
-    steps = {axis: int((line.narrow(axis, 1, 1) - line.narrow(axis, 0, 1)).reshape(-1)[0]) for axis in varying}
-    outer, *inner = sorted(varying, key=lambda axis: -steps[axis])
-    fits = len(inner) == 1 and steps[inner[0]] == 1 and line.shape[inner[0]] == steps[outer]
-    if not fits or size % steps[outer]:
+    steps = {axis: _step_along(line, axis) for axis in varying}
+    outer, *others = sorted(varying, key=lambda axis: -steps[axis])
+    width = steps[outer]
+    is_inside = len(others) == 1 and steps[others[0]] == 1 and line.shape[others[0]] == width
+    if not is_inside or size % width:
         return None
-    return [(size // steps[outer], kinds[outer]), (steps[outer], kinds[inner[0]])]
+    return [(size // width, kinds[outer]), (width, kinds[others[0]])]
+
+
+def _step_along(line: Tensor, axis: int) -> int:
+    """By how much the first coordinate grows along an axis."""
+    first, second = line.narrow(axis, 0, 1), line.narrow(axis, 1, 1)
+    return int((second - first).reshape(-1)[0])
 
 
 def _varies(line: Tensor, axis: int) -> bool:

@@ -1,23 +1,23 @@
-"""One pass of labels over a tape. The rules in ``rules/`` say what each operator does to them."""
+"""One pass of labels over a tape. The table in ``ops/`` says what each operator does to them."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, TypeAlias
+from itertools import zip_longest
+from math import prod
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from nervure.graph.labels import NONE, Array, LabelArray, LabelState, Owner, TensorLabels, compress
+from nervure.graph.labels import Array, LabelArray, LabelState, Owner, TensorLabels, blank, compress
 from nervure.graph.sizes import Expression
-from nervure.graph.tape import Call, Entry, Ref, Tape, WriteBack, refs_in
+from nervure.graph.tape import Call, Entry, Ref, Tape, WriteBack
+
+if TYPE_CHECKING:
+    from nervure.graph.ops.facets import Operator
 
 HIDDEN = "not an axis of units"
-_SIZED_CALLS = """
-view reshape expand unflatten broadcast_to split split_with_sizes chunk narrow __getitem__ __setitem__ layer_norm
-rms_norm group_norm eye zeros ones full empty new_zeros new_ones new_full new_empty conv1d conv2d conv3d
-conv_transpose1d conv_transpose2d conv_transpose3d multi_head_attention_forward
-"""
-SIZED_CALLS = frozenset(_SIZED_CALLS.split())
-"""Calls of which the rules look at the sizes themselves."""
+LARGEST = 20_000_000
+"""Labels are laid out in full for tensors of up to this many elements."""
 Specs: TypeAlias = dict[Owner, list[Array]]
 Vectors: TypeAlias = tuple[Array, ...]
 
@@ -72,6 +72,8 @@ class LabelPropagation:
     constants: set[int] = field(default_factory=set)
     """Values made from sizes and numbers alone."""
     index: int = 0
+    row: "Operator" = field(init=False)
+    """What is known of the running operator."""
 
     # -- what the rules ask -------------------------------------------------------------------------------------
 
@@ -86,15 +88,62 @@ class LabelPropagation:
         """Shape of a value."""
         return self.tape.values[ref.id].shape
 
+    def owners(self) -> list[Owner]:
+        """The axes of parameters and buffers that have units, in running order."""
+        return sorted(self.owned, key=lambda owner: (self.order.get(owner[0], -1), owner))
+
+    def rank(self, ref: Ref) -> int:
+        """How many axes a value has."""
+        return len(self.shape(ref))
+
     def layers(self, ref: Ref, axis: int, why: str = "") -> list[LabelArray]:
         """Layers along one axis of a value as vectors; layers over several axes are asked to split, and left out."""
         axis = axis % max(1, len(self.shape(ref)))
         kept = self.store.rectangular(self.space(ref).layers, why or self.at())
-        return [LabelArray(x.labels.reshape(-1), x.owner) for x in kept if x.support == (axis,)]
+        return [x.to(x.vector) for x in kept if x.support == (axis,)]
+
+    @property
+    def entry(self) -> Entry:
+        """The running operator's call."""
+        entry = self.tape.entries[self.index]
+        assert isinstance(entry, Entry)
+        return entry
 
     def at(self) -> str:
         """Where the pass is, for reasons."""
         return self.store.where
+
+    def operand(self, ref: Ref) -> tuple[TensorLabels, tuple[int, ...]]:
+        """A value for :meth:`join`."""
+        return self.space(ref), self.shape(ref)
+
+    def vector(self, ref: Ref, axis: int, shape: Sequence[int]) -> tuple[TensorLabels, tuple[int, ...]]:
+        """A vector for :meth:`join`, along one axis of a tensor of that shape."""
+        layers = tuple(move(z, axis, len(shape)) for z in self.layers(ref, 0))
+        sizes = tuple(n if a == axis else 1 for a, n in enumerate(shape))
+        return TensorLabels(layers, free=self.space(ref).free), sizes
+
+    def join(self, operands: Sequence[tuple[TensorLabels, tuple[int, ...]]], shape: tuple[int, ...]) -> TensorLabels:
+        """The labels of a pointwise operation on tensors that broadcast to ``shape``."""
+        return self.store.join(operands, shape, self.at())
+
+    def note_statistic(self, layers: Sequence[LabelArray], what: str) -> None:
+        """Note that the running operator takes a statistic over units: after a cut it is another."""
+        if layers:
+            text = f"{what} at {self.at()} is taken over the survivors"
+            self.notes.append((tuple(z.labels for z in layers), text))
+
+    def pin(self, layers: Iterable[LabelArray], why: str) -> None:
+        """Let the units of layers stay, because of what the running operator does."""
+        self.store.pin([z.labels for z in layers], f"{why} at {self.at()}")
+
+    def pin_all(self, refs: Iterable[Ref], why: str) -> None:
+        """Let all units of values stay."""
+        self.pin([z for ref in refs for z in self.space(ref).layers], why)
+
+    def suspect(self, layers: Iterable[LabelArray], why: str) -> None:
+        """Have the units of layers tried before they are offered."""
+        self.store.suspect([z.labels for z in layers], f"{why} at {self.at()}")
 
     def role(self, layers: Sequence[LabelArray], role: str) -> None:
         """Note that the parameter axes these layers came from write or read units (writing wins)."""
@@ -104,21 +153,19 @@ class LabelPropagation:
 
     def work(self, fixed: int, *axes: tuple[int, Sequence[LabelArray]]) -> None:
         """Note multiply-accumulates: ``fixed`` times the sizes of ``axes``."""
-        entry = self.tape.entries[self.index]
-        assert isinstance(entry, Entry)
+        assert self.row.macs
         if self.index not in self.tape.entries_of(0):
             return
         vectors = tuple((n, tuple(x.labels for x in layers)) for n, layers in axes)
-        self.works.append(WorkRecord(entry.module, entry.name, fixed, vectors))
+        self.works.append(WorkRecord(self.entry.module, self.entry.name, fixed, vectors))
 
-    def read(self, argument: int, axis: int, layers: Sequence[LabelArray], kind: str) -> None:
+    def read(self, argument: int, axis: int, layers: Sequence[LabelArray], kind: str = "") -> None:
         """Note that the running operator reads along an axis.
 
-        ``kind`` is ``"sum"`` (a contraction), ``"reduction"`` (the axis goes), ``"places"`` (the same, and the last
-        result says where along the axis), ``"statistic"`` (a norm or a softmax: every element keeps its place) or
-        ``"blocks:n"`` (a norm over n equal blocks of the axis).
+        ``kind`` is what its row in the table says, if it is not given; for a norm over n equal blocks ``"blocks:n"``.
         """
         if layers:
+            kind = kind or self.row.reads
             self.reads.append(Read(self.index, argument, axis, tuple(x.labels for x in layers), kind))
 
     def picks(self, ids: Ref, layers: Sequence[LabelArray]) -> bool:
@@ -139,21 +186,21 @@ class LabelPropagation:
             # What a sparse tensor connects (the nodes of a graph) are no units.
             if n < 2 or self.tape.values[ref.id].stored is not None:
                 continue
-            local = self.specs.setdefault((name, axis), [np.arange(n, dtype=np.int64)])
-            owned = []
-            for ids in local:
-                labels = np.full(n, NONE, dtype=np.int64)
-                fresh = self.store.unions.fresh(int(ids.max()) + 1)
-                labels[ids >= 0] = fresh[ids[ids >= 0]]
-                owned.append(labels)
-                layers.append(
-                    LabelArray(labels.reshape([n if i == axis else 1 for i in range(len(shape))]), (name, axis))
-                )
-            self.owned[(name, axis)] = owned
+            owner = (name, axis)
+            local = self.specs.setdefault(owner, [np.arange(n, dtype=np.int64)])
+            self.owned[owner] = [self._name_units(ids) for ids in local]
+            layers += [move(LabelArray(labels, owner), axis, len(shape)) for labels in self.owned[owner]]
         return TensorLabels(tuple(layers))
 
-    def run(self, rules: Mapping[str, "Rule"], otherwise: "Rule") -> None:
-        """Carry labels over the whole tape."""
+    def _name_units(self, ids: Array) -> Array:
+        """Fresh labels for units that are numbered along an axis, -1 for none: - 0 0 1 may become - 7 7 8."""
+        labels, there = blank(len(ids)), ids >= 0
+        fresh = self.store.unions.fresh(int(ids.max()) + 1)
+        labels[there] = fresh[ids[there]]
+        return labels
+
+    def run(self, find: Callable[[Tape, Entry], "Operator"]) -> None:
+        """Carry labels over the whole tape, by what ``find`` knows of its operators."""
         for index, entry in enumerate(self.tape.entries):
             self.index = index
             if isinstance(entry, WriteBack):
@@ -162,11 +209,11 @@ class LabelPropagation:
                 self._fill(entry)
                 continue
             self.store.where = f"{entry.name} in {entry.module or 'the model'}"
-            rule = rules.get(entry.name) or rules.get(entry.name.removesuffix("_"), otherwise)
-            for ref, space in zip(entry.outs, rule(self, entry), strict=False):
+            self.row = find(self.tape, entry)
+            for ref, space in zip(entry.outs, self.row.labels(self, entry), strict=False):
                 self.spaces[ref.id] = space
-            self._follow_places(entry, rule)
-            if self.constants.issuperset(r.id for r in _argument_refs(entry)):
+            self._follow_places(entry)
+            if self.constants.issuperset(r.id for r in entry.given):
                 self.constants.update(ref.id for ref in entry.outs)
         self._pin_places([number for number in self.tape.outputs if number in self.places], "the model's output")
         for wish, size, vectors, where in self.buffers.values():
@@ -178,11 +225,11 @@ class LabelPropagation:
             labels = [z.labels for z in self.spaces.get(number, TensorLabels()).layers]
             self.store.pin([*labels, *self.places.get(number, ())], f"its values leave PyTorch by {name}()")
 
-    def _follow_places(self, entry: Entry, rule: "Rule") -> None:
+    def _follow_places(self, entry: Entry) -> None:
         """Places that are moved stay places; what else is done with them makes numbers, which a cut would change."""
-        given = [ref.id for ref in _argument_refs(entry) if ref.id in self.places and ref.id not in self.picked]
+        given = [ref.id for ref in entry.given if ref.id in self.places and ref.id not in self.picked]
         self.picked.clear()
-        if given and rule in CARRIERS and entry.args[0].id == given[0]:
+        if given and self.row.moves == "first" and entry.args[0].id == given[0]:
             self.places.update((out.id, self.places[given[0]]) for out in entry.outs)
             given.pop(0)
         # One-hot vectors are made of places that were looked at first, only to refuse those out of range.
@@ -202,25 +249,32 @@ class LabelPropagation:
                 where = f"written in {entry.module or 'the model'}"
                 self.buffers[origin, axis] = (wish, self.shape(entry.out)[axis], vectors, where)
 
-    def numbers(self) -> list[Expression]:
-        """Attributes and axes whose size is used for more than sizes: as a number, or in calls that take none."""
+    def numbers(self, sized: Collection[str]) -> list[Expression]:
+        """Attributes and axes whose size is used for more than sizes: as a number, or in calls not ``sized``."""
         found = dict.fromkeys(self.tape.numbers)
-        calls = {id(e.call): e.call for e in self.tape.entries if isinstance(e, Entry) and e.call and e.call.tagged}
-        for call in calls.values():
-            used = _contents(call) if call.name in SIZED_CALLS else (call.args, *call.kwargs.values())
+        calls = [e.call for e in self.tape.entries if isinstance(e, Entry) and e.call and e.call.tagged]
+        for call in {id(c): c for c in calls}.values():
+            used = _contents(call) if call.name in sized else (call.args, *call.kwargs.values())
             found |= dict.fromkeys(leaf for size in sizes_in(used) for leaf in size.leaves())
         return list(found)
 
     def _keep_alike(self) -> None:
         """Sizes that the code compared and found equal have to stay so."""
         self.store.where = "a comparison in the code"
-        for pair in dict.fromkeys(self.tape.alike):
-            mine, theirs = (self.layers(Ref(e.dimension[0]), e.dimension[1]) if e.dimension else [] for e in pair)
+        for one, other in dict.fromkeys(self.tape.alike):
+            mine, theirs = self._layers_of(one), self._layers_of(other)
             if mine and theirs:
                 self.store.match(mine, theirs, self.at())
             elif mine or theirs:
-                wish = pair[1] if mine else pair[0]
+                wish = other if mine else one
                 self.store.size(wish, wish.value, [z.labels for z in mine or theirs], "a comparison")
+
+    def _layers_of(self, size: Expression) -> list[LabelArray]:
+        """The layers along the axis that a size was read from; none where it was not."""
+        if size.dimension is None:
+            return []
+        number, axis = size.dimension
+        return self.layers(Ref(number), axis)
 
     def _couple_sizes(self) -> None:
         """One attribute that gives the size of two axes can follow only one number: their units are cut alike."""
@@ -235,13 +289,12 @@ class LabelPropagation:
     def _written_back(self, entry: WriteBack) -> TensorLabels:
         base, value = self.space(entry.base), self.space(entry.value)
         shape = self.shape(entry.base)
-        size = int(np.prod(shape, dtype=np.int64))
+        size = prod(shape)
         if not value.layers and not base.layers:
             return TensorLabels(free=base.free and value.free)
-        if size > 20_000_000:
-            self.store.pin(
-                [x.labels for x in (*base.layers, *value.layers)], f"a large write into a view in {entry.module}"
-            )
+        if size > LARGEST:
+            labels = [x.labels for x in (*base.layers, *value.layers)]
+            self.store.pin(labels, f"a large write into a view in {entry.module}")
             return TensorLabels()
         places = self._places(entry, shape, size)
         whole = [z for z in value.layers if _spans(places, shape, z)]
@@ -252,33 +305,30 @@ class LabelPropagation:
             # What is written spans its units' axes: they are the base's units along these axes.
             target = TensorLabels(self._fill_parts(base, parts, places, shape), free=base.free or not base.layers)
             written = TensorLabels(tuple(LabelArray(z.labels) for z in whole))
-            ones = tuple(n if any(z.labels.shape[a] > 1 for z in whole) else 1 for a, n in enumerate(shape))
-            return replace(self.store.join([(target, shape), (written, ones)], shape, self.at()), free=base.free)
+            ones = tuple(n if written.along(a) else 1 for a, n in enumerate(shape))
+            return replace(self.join([(target, shape), (written, ones)], shape), free=base.free)
         if self._are_units_of(base, shape, value, places):
             return base
-        layers = []
-        for i in range(max(len(base.layers), len(value.layers))):
-            old = base.layers[i].labels if i < len(base.layers) else np.full([1] * len(shape), NONE, dtype=np.int64)
-            new = value.layers[i].labels if i < len(value.layers) else np.full([1] * places.ndim, NONE, dtype=np.int64)
-            dense = np.broadcast_to(old, shape).reshape(-1).copy()
-            dense[places.reshape(-1)] = np.broadcast_to(new, places.shape).reshape(-1)
-            layers.append(LabelArray(compress(dense.reshape(shape))))
-        return TensorLabels(tuple(x for x in layers if x.support))
+        return TensorLabels(tuple(z for z in _write_labels(base, value, places, shape) if z.support))
 
     def _fill_parts(
         self, base: TensorLabels, parts: list[LabelArray], places: Array, shape: tuple[int, ...]
     ) -> tuple[LabelArray, ...]:
-        """The base's layers after a write to a part of some axes; units along these stay where other axes are not."""
+        """The base's layers after a write to a part of some axes; units along these stay where other axes are not.
+
+        Labels 7 8 written to the last two of four positions: - - 7 8, or 0 1 7 8 where the base has 0 1 2 3.
+        """
         layers = [LabelArray(z.labels) for z in base.layers]
         for part in parts:
             if not _covers_other_axes(places, shape, part):
                 self.store.pin([part.labels], f"written to a part of an axis at {self.at()}")
                 continue
-            old = [z for z in layers if z.support == part.support]
             (axis,) = part.support
-            new = np.full(shape[axis], NONE, dtype=np.int64) if not old else old[0].labels.reshape(-1).copy()
-            new[_line(places, shape, axis)] = part.labels.reshape(-1)
-            layers = [z for z in layers if z.support != (axis,)] + [move(LabelArray(new), axis, len(shape))]
+            old = [z for z in layers if z.support == (axis,)]
+            new = old[0].vector.copy() if old else blank(shape[axis])
+            new[_line(places, shape, axis)] = part.vector
+            layers = [z for z in layers if z.support != (axis,)]
+            layers.append(move(LabelArray(new), axis, len(shape)))
         return tuple(layers)
 
     def _are_units_of(self, base: TensorLabels, shape: tuple[int, ...], value: TensorLabels, places: Array) -> bool:
@@ -298,6 +348,17 @@ class LabelPropagation:
             at = at[which] if isinstance(at, list | tuple) else at
         places: Array = at.numpy()
         return places
+
+
+def _write_labels(
+    base: TensorLabels, value: TensorLabels, places: Array, shape: tuple[int, ...]
+) -> Iterator[LabelArray]:
+    """The layers of ``value`` laid out in full, each at ``places`` of one of the base."""
+    olds, news = ([z.labels for z in space.layers] for space in (base, value))
+    for old, new in zip_longest(olds, news, fillvalue=blank()):
+        dense = np.broadcast_to(old, shape).reshape(-1).copy()
+        dense[places.reshape(-1)] = np.broadcast_to(new, places.shape).reshape(-1)
+        yield LabelArray(compress(dense.reshape(shape)))
 
 
 def _spans(places: Array, shape: tuple[int, ...], layer: LabelArray) -> bool:
@@ -330,28 +391,20 @@ def _contents(call: Call) -> tuple[Any, ...]:
     return () if place is None else (*call.args[place : place + 1], call.kwargs.get("fill_value"))
 
 
-Rule: TypeAlias = Callable[[LabelPropagation, Entry], Sequence[TensorLabels]]
-CARRIERS: set[Rule] = set()
-"""Rules of operators whose results hold values of their first argument, and no others."""
-
-
-def carries(rule: Rule) -> Rule:
-    """Say that a rule is for operators whose results hold values of their first argument, and no others."""
-    CARRIERS.add(rule)
-    return rule
-
-
 def _value(tape: Tape, argument: Any) -> Any:
     return tape.values[argument.id].const if isinstance(argument, Ref) else argument
-
-
-def _argument_refs(entry: Entry) -> list[Ref]:
-    return refs_in((*entry.args, *entry.kwargs.values()))
 
 
 def argument(entry: Entry, position: int, name: str, default: Any = None) -> Any:
     """An argument of an entry by position or keyword."""
     return entry.args[position] if position < len(entry.args) else entry.kwargs.get(name, default)
+
+
+def call_argument(call: Call | None, position: int, name: str) -> Any:
+    """An argument of a call of the user's code by position or keyword; None where it is not given."""
+    if call is None:
+        return None
+    return call.args[position] if position < len(call.args) else call.kwargs.get(name)
 
 
 def call_sizes(call: Call | None, skip: int = 1) -> list[Any]:

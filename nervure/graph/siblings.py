@@ -22,12 +22,11 @@ def follow_siblings(model: nn.Module, graph: Graph, idle: Collection[str]) -> Gr
         graph: its graph.
         idle: the names of the parameters that no run used.
     """
-    like = {
-        (name, axis): (namesakes[0], axis)
-        for name, (element, namesakes) in _siblings(model, graph, frozenset(idle)).items()
-        for axis in range(len(graph.tensors[name]))
-        if _is_shared(graph, axis, [name, *namesakes], element)
-    }
+    like: dict[Axis, Axis] = {}
+    for name, (element, namesakes) in _siblings(model, graph, frozenset(idle)).items():
+        for axis in range(len(graph.tensors[name])):
+            if _is_shared(graph, axis, [name, *namesakes], element):
+                like[name, axis] = namesakes[0], axis
     if not like:
         return graph
     followers: dict[Axis, list[str]] = {}
@@ -38,7 +37,10 @@ def follow_siblings(model: nn.Module, graph: Graph, idle: Collection[str]) -> Gr
 
 
 def _siblings(model: nn.Module, graph: Graph, idle: frozenset[str]) -> dict[str, tuple[str, list[str]]]:
-    """For each idle parameter of a list's element a reached element, and the same parameter in all reached ones."""
+    """For each idle parameter of a list's element a reached element, and the same parameter in all reached ones.
+
+    For ``experts.3.up.weight``: ``experts.0.``, and ``experts.0.up.weight`` and ``experts.1.up.weight``.
+    """
     lists = {
         name: [key for key, _ in module.named_children()]
         for name, module in model.named_modules()
@@ -49,24 +51,25 @@ def _siblings(model: nn.Module, graph: Graph, idle: frozenset[str]) -> dict[str,
         parts = name.split(".")
         # The innermost list that has a reached element decides.
         for depth in range(len(parts) - 1):
-            prefix, rest = "".join(f"{part}." for part in parts[:depth]), ".".join(parts[depth + 1 :])
-            others = [key for key in lists.get(prefix[:-1], ()) if f"{prefix}{key}.{rest}" in reached]
+            prefix = "".join(f"{part}." for part in parts[:depth])
+            rest = ".".join(parts[depth + 1 :])
+            elements = [f"{prefix}{key}." for key in lists.get(prefix[:-1], ())]
+            others = [element for element in elements if element + rest in reached]
             if others:
-                found[name] = f"{prefix}{others[0]}.", [f"{prefix}{key}.{rest}" for key in others]
+                found[name] = others[0], [element + rest for element in others]
     return found
 
 
 def _is_shared(graph: Graph, axis: int, names: list[str], element: str) -> bool:
     """Whether the same units lie along this axis of all but the first tensor, which has as many, and elsewhere too."""
-    axes = [graph.tensors[name][axis] if axis < len(graph.tensors[name]) else None for name in names]
-    mine, *others = axes
-    if mine is None or others[0] is None or len(set(others)) > 1 or graph.axes[mine].size != graph.axes[others[0]].size:
+    mine, *others = [graph.tensors[name][axis] if axis < len(graph.tensors[name]) else None for name in names]
+    (theirs,) = set(others) if len(set(others)) == 1 else (None,)
+    if mine is None or theirs is None or graph.axes[mine].size != graph.axes[theirs].size:
         return False
-    parts = graph.axes[others[0]].parts
+    groups = [graph[name] for name, _ in graph.axes[theirs].parts if name in graph]
     # Of a single reached element: units that only it has are not those of another one.
-    return bool(parts) and all(
-        any(not s.tensor.startswith(element) for s in graph[g].slots) for g, _ in parts if g in graph
-    )
+    are_elsewhere = (any(not s.tensor.startswith(element) for s in group.slots) for group in groups)
+    return bool(graph.axes[theirs].parts) and all(are_elsewhere)
 
 
 def _followers_of(slots: tuple[TensorAxis, ...], followers: Mapping[Axis, list[str]]) -> Iterator[TensorAxis]:
@@ -76,10 +79,7 @@ def _followers_of(slots: tuple[TensorAxis, ...], followers: Mapping[Axis, list[s
 
 def _axes(graph: Graph, like: Mapping[Axis, Axis]) -> dict[str, tuple[int, ...]]:
     """The axes of the tensors that follow."""
-    return {
-        name: tuple(
-            graph.tensors[like[name, a][0]][a] if (name, a) in like else own
-            for a, own in enumerate(graph.tensors[name])
-        )
-        for name in {name for name, _ in like}
-    }
+    axes = {name: list(graph.tensors[name]) for name, _ in like}
+    for (name, axis), (sibling, same) in like.items():
+        axes[name][axis] = graph.tensors[sibling][same]
+    return {name: tuple(own) for name, own in axes.items()}

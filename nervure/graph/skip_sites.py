@@ -14,20 +14,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from nervure.graph.blocks import DefUse, residual
+from nervure.graph.ops.table import find_operator
 from nervure.graph.tape import Entry, ModuleCall, Ref
 from nervure.graph.trace import TraceResult
 
 NORMS = (_BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.Identity, nn.modules.instancenorm._InstanceNorm)
-_BENT = """
-relu gelu silu tanh sigmoid leaky_relu elu hardtanh hardswish mish softplus
-"""
-BENT = frozenset(_BENT.split())
-"""Operators that are non-linearities, by name."""
-_PASSED = """
-add max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices avg_pool2d native_batch_norm view reshape
-"""
-PASSED = frozenset(_PASSED.split())
-"""Operators that may stand between a sum and its non-linearity."""
+PASSED = ("add", "pool", "batch norm", "view")
+"""Families of operators that may stand between a sum and its non-linearity."""
 FAR = 6
 MAPS = len(("batch", "channels", "positions"))
 
@@ -97,8 +90,8 @@ class _SkipSiteFinder:
     def __post_init__(self) -> None:
         self.wiring = DefUse.of(self.drawing.flow.tape)
         self.layers = list(self._layers())
-        names = [e.name.removesuffix("_") for e in self.wiring.tape.entries if isinstance(e, Entry)]
-        used = Counter(name for name in names if name in BENT)
+        entries = [e for e in self.wiring.tape.entries if isinstance(e, Entry)]
+        used = Counter(e.name.removesuffix("_") for e in entries if self._family(e) == "activation")
         self.usual = max(used, key=used.__getitem__, default="relu")
 
     def found(self, span: int, reach: int | None) -> Iterator[SkipSite]:
@@ -107,6 +100,9 @@ class _SkipSiteFinder:
         chains = self._along_chains(inside, span, reach)
         order = {call.name: call.stop for call in self.wiring.calls}
         yield from sorted((*chains, *across), key=lambda p: (order[p.joins], order[p.reads]))
+
+    def _family(self, entry: Entry) -> str:
+        return find_operator(self.wiring.tape, entry).family
 
     # -- layers --------------------------------------------------------------------------------------------------
 
@@ -146,10 +142,10 @@ class _SkipSiteFinder:
         """A place for each residual block, and the values inside of blocks."""
         found, inside = [], set[int]()
         for entry in self.wiring.tape.entries:
-            named = isinstance(entry, Entry) and entry.name in ("add", "add_") and entry.outs
-            if not named or entry.outs[0].id not in self.wiring.above:  # type: ignore[union-attr]
+            if not isinstance(entry, Entry) or not entry.outs or entry.outs[0].id not in self.wiring.above:
                 continue
-            assert isinstance(entry, Entry)
+            if self._family(entry) != "add":
+                continue
             branch, _ = residual(self.wiring, entry)
             weighty = [] if branch is None else [z for z in self.layers if z.call.outputs[0] in branch.values]
             if branch is None or not weighty:
@@ -245,9 +241,9 @@ class _SkipSiteFinder:
             entries = [self.wiring.tape.entries[i] for i in self.wiring.used.get(value, [])]
             named = [e for e in entries if isinstance(e, Entry)]
             for entry in named:
-                if entry.name.removesuffix("_") in BENT:
+                if self._family(entry) == "activation":
                     return entry.name.removesuffix("_")
-            onward = [e.outs[0].id for e in named if e.name.removesuffix("_") in PASSED]
+            onward = [e.outs[0].id for e in named if self._family(e) in PASSED]
             if not onward:
                 break
             value = onward[0]

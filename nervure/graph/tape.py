@@ -26,6 +26,7 @@ from nervure.graph.composites import SimpleOperators
 from nervure.graph.modes import disable_compile
 from nervure.graph.preserve import restore_after
 from nervure.graph.sizes import Attribute, Expression, Size, expression_of, noting_numbers, plain, tagged_attributes
+from nervure.graph.storages import StorageLog, alias_of
 
 SMALL_CONSTANT = 4_000_000
 SPARSE = frozenset({torch.sparse_coo, torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc})
@@ -78,6 +79,11 @@ class Entry:
     outs: tuple[Ref, ...]
     module: str
     call: Call | None = None
+
+    @property
+    def given(self) -> list[Ref]:
+        """The tensors among its arguments, in order."""
+        return refs_in((*self.args, *self.kwargs.values()))
 
 
 @dataclass(slots=True)
@@ -149,6 +155,8 @@ class Tape:
     """Modules of ``nn.MultiheadAttention``, which surgery resizes."""
     warm: bool = False
     """Whether the model was run once before, see :func:`record`."""
+    storages: StorageLog = field(default_factory=StorageLog)
+    """Where the values lie in memory."""
 
     @property
     def inputs(self) -> list[int]:
@@ -226,13 +234,14 @@ class Recorder(SimpleOperators):
         """A new number for ``tensor``; its ``contents`` may be known where it has a shape only."""
         const = None
         if _is_small_constant(tensor):
-            const = contents if tensor.is_meta else tensor
+            const = contents if tensor.is_meta else alias_of(tensor)
         device = "cpu" if tensor.device.type == "meta" else str(tensor.device)
         value = Value(tuple(tensor.shape), tensor.dtype, const, device)
         if tensor.layout == torch.strided:
             value.strides, value.offset = tensor.stride(), int(tensor.storage_offset())
         elif tensor.layout in SPARSE:
             value.stored = tensor._nnz()
+        self.tape.storages.add(tensor, len(self.tape.entries), is_held=const is not None)
         self.tape.values.append(value)
         if const is not None and not const.is_meta:
             self._held.setdefault(const.untyped_storage()._cdata, []).append(value)
@@ -256,6 +265,7 @@ class Recorder(SimpleOperators):
 
     def compute(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Run it, and write it down."""
+        self.tape.storages.bury(len(self.tape.entries))
         refs = self._refs(_with_tensor_first(func, args))
         named = {key: self._refs(value) for key, value in kwargs.items()}
         module = self.modules[-1] if self.modules else ""
@@ -643,7 +653,7 @@ def _call(model: nn.Module, inputs: Inputs, recorder: Recorder) -> Any:
 
 def unreached_parameters(model: nn.Module, tape: Tape) -> list[str]:
     """Parameters that no run used: those of auxiliary heads, say, or of experts that got no tokens."""
-    used = {ref.id for e in tape.entries if isinstance(e, Entry) for ref in refs_in((*e.args, *e.kwargs.values()))}
+    used = {ref.id for e in tape.entries if isinstance(e, Entry) for ref in e.given}
     idle = {name for number, name in tape.named.items() if number not in used}
     return [name for name, _ in model.named_parameters() if name in idle]
 

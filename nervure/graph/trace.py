@@ -17,14 +17,15 @@ from torch import Tensor, nn
 from nervure.core.check import show_value
 from nervure.errors import ArgumentError, TraceError
 from nervure.graph.declared import families, find_declared, find_unexplained, full_name, in_multiples
-from nervure.graph.labels import NONE, Array, AxisSplit, LabelArray, LabelState, Owner, TensorLabels
+from nervure.graph.labels import NONE, Array, AxisSplit, LabelArray, LabelState, Owner, TensorLabels, blank
+from nervure.graph.lifetimes import lifetimes_of
 from nervure.graph.lost import loses
-from nervure.graph.ops import RULES, unknown
+from nervure.graph.ops.table import SIZED_CALLS, find_operator
 from nervure.graph.products import products_of, told_of_masks
 from nervure.graph.propagate import HIDDEN, LabelPropagation, Specs, move
 from nervure.graph.sizes import Attribute, Expression
 from nervure.graph.solve import TRIES, Solver
-from nervure.graph.tape import Entry, Ref, Tape, named_tensors, record, refs_in, require_seen
+from nervure.graph.tape import Entry, Ref, Tape, named_tensors, record, require_seen
 from nervure.graph.types import Axis, Edge, Graph, Group, OpCost, Part, SizeAttribute, TensorAxis, Units
 
 Outputs: TypeAlias = bool | str | Iterable[str]
@@ -40,13 +41,13 @@ def flow_over(tape: Tape, *, free_inputs: bool = False) -> LabelPropagation:
     for round_ in range(ROUNDS):
         flow = LabelPropagation(tape, specs, LabelState(last=round_ == ROUNDS - 1))
         _start(flow, free_inputs)
-        flow.run(RULES, unknown)
+        flow.run(find_operator)
         if not flow.store.splits:
             return flow
         if not _apply_splits(flow, specs) or max(map(len, specs.values()), default=0) > FACTORS:
             flow = LabelPropagation(tape, specs, LabelState(last=True))
             _start(flow, free_inputs)
-            flow.run(RULES, unknown)
+            flow.run(find_operator)
             return flow
     return flow
 
@@ -67,7 +68,7 @@ def _start(flow: LabelPropagation, free_inputs: bool) -> None:
 def _apply_splits(flow: LabelPropagation, specs: Specs) -> bool:
     """Replace labels that wish to be products by their factors, wherever they are owned; whether any was."""
     find, count = flow.store.unions.find, flow.store.unions.count
-    split_of, place_of = np.full(count, NONE, dtype=np.int64), np.full(count, NONE, dtype=np.int64)
+    split_of, place_of = blank(count), blank(count)
     for number, split in enumerate(flow.store.splits):
         # Unions made after the wish may have merged some of its labels: such a product is asked for again if still due.
         roots = find(split.labels)
@@ -87,16 +88,20 @@ def _apply_splits(flow: LabelPropagation, specs: Specs) -> bool:
 
 
 def _split_layer(ids: Array, number: Array, place: Array, splits: Sequence[AxisSplit]) -> list[Array]:
-    """The layers that take the place of one: its first column also keeps what no split touches."""
+    """The layers that take the place of one: its first column also keeps what no split touches.
+
+    Units 0 1 2 3 4 5, of which the first four become a product of 2 and 2: 0 0 1 1 2 3 and 0 1 0 1 - -.
+    """
     asked = np.unique(number[number >= 0]).tolist()
     columns = max(splits[k].coordinates.shape[1] for k in asked)
-    out = [np.where(number < 0, ids, NONE)] + [np.full(len(ids), NONE, dtype=np.int64) for _ in range(columns - 1)]
+    untouched = np.where(number < 0, ids, NONE)
+    out = [untouched, *(blank(len(ids)) for _ in range(columns - 1))]
     base = int(ids.max()) + 1
     for k in asked:
         hit = number == k
         coordinates = splits[k].coordinates[place[hit]]
-        for column in range(coordinates.shape[1]):
-            out[column][hit] = np.where(coordinates[:, column] < 0, NONE, coordinates[:, column] + base)
+        for column, values in enumerate(coordinates.T):
+            out[column][hit] = np.where(values < 0, NONE, values + base)
         base += int(coordinates.max()) + 1
     for values in out:
         alive = values >= 0
@@ -118,18 +123,26 @@ class _Census:
     members: list[Array] = field(default_factory=list)
     firsts: list[tuple[Owner, int]] = field(default_factory=list)
 
+    def add(self, members: Array, first: tuple[Owner, int]) -> None:
+        """A new group of these labels, which were ``first`` met on that layer."""
+        self.group_of[members] = len(self.members)
+        self.unit_of[members] = np.arange(len(members))
+        self.members.append(members)
+        self.firsts.append(first)
+
+    def groups_at(self, labels: Array) -> list[int]:
+        """The numbers of the groups that these labels are of; -1 where some are of none."""
+        roots = self.flow.store.unions.find(labels.reshape(-1))
+        return list(np.unique(self.group_of[roots[roots >= 0]]).tolist())
+
 
 def _reasons(flow: LabelPropagation, outputs: Outputs) -> tuple[Array, list[str]]:
     """For every label the number of the reason why its set must stay (0: none), and the reasons."""
     find, texts = flow.store.unions.find, ["", HIDDEN]
     number = np.zeros(flow.store.unions.count, dtype=np.int64)
     pins = [(p.labels, p.reason) for p in flow.store.pins]
-    if outputs:
-        pins += [
-            (z.labels.reshape(-1), "model output")
-            for n in _own_outputs(flow, outputs)
-            for z in flow.spaces.get(n, TensorLabels()).layers
-        ]
+    for value in _own_outputs(flow, outputs) if outputs else ():
+        pins += [(z.vector, "model output") for z in _layers_of(flow, value)]
     for labels, reason in pins:
         if reason not in texts:
             texts.append(reason)
@@ -139,6 +152,10 @@ def _reasons(flow: LabelPropagation, outputs: Outputs) -> tuple[Array, list[str]
     return number, texts
 
 
+def _layers_of(flow: LabelPropagation, value: int) -> tuple[LabelArray, ...]:
+    return flow.spaces.get(value, TensorLabels()).layers
+
+
 def _own_outputs(flow: LabelPropagation, outputs: Outputs) -> Iterator[int]:
     """Values that the model returns (under these names, where some are given).
 
@@ -146,15 +163,14 @@ def _own_outputs(flow: LabelPropagation, outputs: Outputs) -> Iterator[int]:
     axis and head widths along another, and attention itself goes on with them.
     """
     heads, widths = _flag_units(flow, flow.heads), _flag_units(flow, flow.attention)
-    used = {ref.id for e in flow.tape.entries if isinstance(e, Entry) for ref in refs_in((*e.args, *e.kwargs.values()))}
+    used = {ref.id for e in flow.tape.entries if isinstance(e, Entry) for ref in e.given}
     named = (number for run in flow.tape.runs for name in _names_of(outputs) for number in run.named.get(name, ()))
     for number in flow.tape.outputs if outputs is True else dict.fromkeys(named):
-        roots = [
-            flow.store.unions.find(z.labels[z.labels >= 0]) for z in flow.spaces.get(number, TensorLabels()).layers
-        ]
+        roots = [flow.store.unions.find(z.labels[z.labels >= 0]) for z in _layers_of(flow, number)]
         are_heads = [bool(heads[r].all()) for r in roots]
-        are_widths = [bool(widths[r].all()) and not h for r, h in zip(roots, are_heads, strict=True)]
-        if not (number in used and any(are_heads) and any(are_widths)):
+        are_widths = [bool(widths[r].all()) for r in roots]
+        has_widths = any(is_width and not is_head for is_width, is_head in zip(are_widths, are_heads, strict=True))
+        if not (number in used and any(are_heads) and has_widths):
             yield number
 
 
@@ -176,17 +192,21 @@ def _require_outputs(tape: Tape, outputs: Outputs) -> None:
 
 
 def _take_census(flow: LabelPropagation, reason_of: Array) -> _Census:
+    """Labels that lie on the same layers and stay for the same reason are one group.
+
+    Each layer adds a random number of its own to the signatures of its labels: equal sums mean equal sets of layers.
+    """
     find, rng = flow.store.unions.find, np.random.default_rng(0)
     count = flow.store.unions.count
     signature = reason_of.astype(np.uint64)
     layers: list[tuple[Owner, int, Array]] = []
-    for owner in sorted(flow.owned, key=lambda o: (flow.order.get(o[0], -1), o[0], o[1])):
+    for owner in flow.owners():
         for i, labels in enumerate(flow.owned[owner]):
             roots = find(labels)
             layers.append((owner, i, roots))
-            distinct = np.unique(roots[roots >= 0])
-            signature[distinct] += rng.integers(1 << 62, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
-    census = _Census(flow, {}, np.full(count, NONE, np.int64), np.zeros(count, np.int64))
+            odd = rng.integers(1 << 62, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
+            signature[np.unique(roots[roots >= 0])] += odd
+    census = _Census(flow, {}, blank(count), np.zeros(count, np.int64))
     # Writers first: a group is named by the first layer that makes its units.
     layers.sort(key=lambda item: flow.roles.get(item[0], "rider") != "writer")
     for owner, i, roots in layers:
@@ -196,10 +216,7 @@ def _take_census(flow: LabelPropagation, reason_of: Array) -> _Census:
         new = new[census.group_of[new] < 0]
         for value in dict.fromkeys(signature[new].tolist()):
             members = new[signature[new] == np.uint64(value)]
-            census.group_of[members] = len(census.members)
-            census.unit_of[members] = np.arange(len(members))
-            census.members.append(members)
-            census.firsts.append((owner, i))
+            census.add(members, (owner, i))
     return census
 
 
@@ -281,7 +298,14 @@ class _Builder:
 
     def axis(self, size: int, vectors: Iterable[Array]) -> int:
         """Number of the axis with this size and these layers, a new one where there is none."""
+        return self._number(size, self.parts(vectors))
+
+    def cut_axis(self, size: int, vectors: Iterable[Array]) -> int | None:
+        """Number of the axis with this size and these layers; None where no cut changes it."""
         parts = self.parts(vectors)
+        return self._number(size, parts) if parts else None
+
+    def _number(self, size: int, parts: tuple[Part, ...]) -> int:
         key = (size, parts)
         if key not in self.axes:
             self.axes[key] = len(self.table)
@@ -398,8 +422,7 @@ class TraceResult:
         found: dict[str, str] = {}
         free = {g.name for g in self.graph.groups if not g.is_pinned}
         for labels, reason in self._doubts(free):
-            roots = self.flow.store.unions.find(labels.reshape(-1))
-            for number in np.unique(self.group_of[roots[roots >= 0]]).tolist():
+            for number in self.builder.census.groups_at(labels):
                 if number >= 0 and self.names[number] in free:
                     found.setdefault(self.names[number], reason)
         return found
@@ -430,7 +453,7 @@ class TraceResult:
                 leaves = [*pair[0].leaves(), *pair[1].leaves()]
                 why = f"{pair[0]} and {pair[1]} are compared"
                 yield from ((labels, why) for leaf in leaves for labels in solver.labels_of_leaf(leaf))
-        for leaf in self.flow.numbers():
+        for leaf in self.flow.numbers(SIZED_CALLS):
             why = f"{leaf} is used as a number"
             yield from ((labels, why) for labels in solver.labels_of_leaf(leaf))
         for leaf in self.flow.tape.lost:
@@ -468,6 +491,7 @@ def _drawing(model: nn.Module, flow: LabelPropagation, settings: Mapping[str, An
     slots = _slots(flow, builder)
     notes = _group_notes(flow, builder)
     works, resizes = tuple(_works(flow, builder)), tuple(_resizes(flow, builder))
+    memory, element_bytes = lifetimes_of(flow, builder.cut_axis, tensors)
     groups = []
     for i, members in enumerate(census.members):
         if not shown[i]:
@@ -492,6 +516,8 @@ def _drawing(model: nn.Module, flow: LabelPropagation, settings: Mapping[str, An
         notes=tuple(flow.told.values()),
         settings=settings,
         products=products_of(model, flow.tape, flow.roles),
+        memory=memory,
+        element_bytes=element_bytes,
     )
     graph = replace(graph, notes=(*graph.notes, *told_of_masks(model, graph.products)))
     graph = replace(graph, declared=find_declared(model, graph, flow.tape.read))
@@ -510,8 +536,7 @@ def _group_roles(census: _Census) -> list[set[str]]:
     for owner, layers in census.flow.owned.items():
         role = census.flow.roles.get(owner, "rider")
         for labels in layers:
-            roots = census.flow.store.unions.find(labels)
-            for number in np.unique(census.group_of[roots[roots >= 0]]).tolist():
+            for number in census.groups_at(labels):
                 roles[number].add(role)
     return roles
 
@@ -530,7 +555,7 @@ def _tensor_axes(model: nn.Module, flow: LabelPropagation, builder: _Builder) ->
 
 def _slots(flow: LabelPropagation, builder: _Builder) -> dict[str, list[TensorAxis]]:
     slots: dict[str, list[TensorAxis]] = {}
-    for owner in sorted(flow.owned, key=lambda o: (flow.order.get(o[0], -1), o)):
+    for owner in flow.owners():
         role: Any = flow.roles.get(owner, "rider")
         for group, units in builder.parts(flow.owned[owner]):
             slots.setdefault(group, []).append(TensorAxis(owner[0], owner[1], role, units))
@@ -618,11 +643,9 @@ def chosen_patterns(model: nn.Module, ignore: Choices, only: Choices | None) -> 
 def left_alone(model: nn.Module, ignore: Choices = (), only: Choices | None = None) -> frozenset[str]:
     """The tensors that belong to ``ignore``, or to nothing in ``only``; raises ArgumentError as tracing does."""
     ignored, wanted = chosen_patterns(model, ignore, only)
-    return frozenset(
-        name
-        for name in named_tensors(model)
-        if any(matches(name, p) for p in ignored) or (wanted is not None and not any(matches(name, p) for p in wanted))
-    )
+    tensors = named_tensors(model)
+    unwanted = [] if wanted is None else [name for name in tensors if not matches_any(name, wanted)]
+    return frozenset([*unwanted, *(name for name in tensors if matches_any(name, ignored))])
 
 
 def pinned_by_choice(graph: Graph, ignored: list[str], wanted: list[str] | None) -> Graph:
@@ -630,9 +653,8 @@ def pinned_by_choice(graph: Graph, ignored: list[str], wanted: list[str] | None)
     groups = []
     for group in graph.groups:
         reason = group.pinned
-        if any(matches(s.tensor, p) for s in group.slots for p in ignored) or any(
-            _fits(group.name, p) for p in ignored
-        ):
+        is_named = any(_fits(group.name, p) for p in ignored)
+        if is_named or any(matches_any(s.tensor, ignored) for s in group.slots):
             reason = reason or "ignored by the user"
         elif wanted is not None:
             reason = reason or _not_wanted(group, wanted)
@@ -642,13 +664,13 @@ def pinned_by_choice(graph: Graph, ignored: list[str], wanted: list[str] | None)
 
 def _not_wanted(group: Group, wanted: list[str]) -> str:
     """Why the user's choice keeps a group: a module that would lose units with it, where that was not chosen."""
-    outside = [s.tensor for s in group.writers if not any(matches(s.tensor, p) for p in wanted)]
+    outside = [s.tensor for s in group.writers if not matches_any(s.tensor, wanted)]
     if group.writers and not outside:
         return ""
-    other = (
-        f": {_module_of(outside[0]) or outside[0]} would lose units too" if len(outside) < len(group.writers) else ""
-    )
-    return f"not among what the user chose (only){other}"
+    reason = "not among what the user chose (only)"
+    if len(outside) == len(group.writers):
+        return reason
+    return f"{reason}: {_module_of(outside[0]) or outside[0]} would lose units too"
 
 
 def kept_by_choice(graph: Graph, ignored: list[str], wanted: list[str] | None) -> Graph:
@@ -657,9 +679,9 @@ def kept_by_choice(graph: Graph, ignored: list[str], wanted: list[str] | None) -
     for block in graph.blocks:
         below = tuple(f"{module}." for module in block.modules)
         tensors, reason = [t for t in graph.tensors if t.startswith(below)], block.pinned
-        if any(matches(t, p) for t in tensors for p in ignored):
+        if any(matches_any(t, ignored) for t in tensors):
             reason = reason or "ignored by the user"
-        elif wanted is not None and not all(any(matches(t, p) for p in wanted) for t in tensors):
+        elif wanted is not None and not all(matches_any(t, wanted) for t in tensors):
             reason = reason or "not among what the user chose (only)"
         blocks.append(replace(block, pinned=reason))
     return replace(graph, blocks=tuple(blocks))
@@ -691,6 +713,11 @@ def matches(tensor: str, pattern: str) -> bool:
     """Whether a pattern names this tensor, or a module that it is part of."""
     parts = tensor.split(".")
     return any(_fits(".".join(parts[: i + 1]), pattern) for i in range(len(parts)))
+
+
+def matches_any(tensor: str, patterns: Iterable[str]) -> bool:
+    """Whether one of the patterns names this tensor, or a module that it is part of."""
+    return any(matches(tensor, pattern) for pattern in patterns)
 
 
 _QUANTISERS = frozenset(["torchao", "bitsandbytes", "gptqmodel", "auto_gptq", "awq", "hqq", "optimum", "quark"])
@@ -734,13 +761,13 @@ def check_weights(model: nn.Module) -> None:
     """Raise :class:`TraceError` where a parameter or buffer is NaN, or infinite (which a mask may be)."""
     learnt = {name for name, _ in model.named_parameters()}
     for name, tensor in named_tensors(model).items():
+        if not tensor.is_floating_point() or tensor.device.type == "meta":
+            continue
         # A sum is finite only where every entry is (or where a finite sum overflows, which the second look settles).
-        if (
-            tensor.is_floating_point()
-            and tensor.device.type != "meta"
-            and not bool(torch.isfinite(tensor.sum()))
-            and not bool((torch.isfinite(tensor) if name in learnt else ~torch.isnan(tensor)).all())
-        ):
+        if bool(torch.isfinite(tensor.sum())):
+            continue
+        is_sound = torch.isfinite(tensor) if name in learnt else ~torch.isnan(tensor)
+        if not bool(is_sound.all()):
             raise TraceError(
                 f"{name} has NaN or infinite values; a network with broken weights cannot be measured or cut."
             )

@@ -206,6 +206,24 @@ class OpCost:
 
 @final
 @dataclass(frozen=True, slots=True)
+class Lifetime:
+    """Memory of one size that is there for some moments of a run: ``fixed`` bytes times what survives along ``axes``.
+
+    Attributes:
+        fixed: bytes.
+        axes: numbers in ``Graph.axes``.
+        first: the first moment that it is there.
+        last: the last.
+    """
+
+    fixed: Count
+    axes: tuple[Count, ...] = ()
+    first: Count = 0
+    last: Count = 0
+
+
+@final
+@dataclass(frozen=True, slots=True)
 class Product:
     """A parameter that multiplies what flows through the model, and what its axes are for.
 
@@ -373,7 +391,8 @@ class Graph:
         groups: all groups, prunable or pinned, in running order.
         edges: which group reaches which through which weight.
         blocks: parts that can be dropped.
-        axes: the distinct axes that ``tensors``, ``work``, ``resizes`` and the silences of ``blocks`` point to.
+        axes: the distinct axes that ``tensors``, ``work``, ``resizes``, ``memory`` and the silences of ``blocks`` point
+            to.
         tensors: for each parameter and buffer, one index into ``axes`` per dimension.
         parameters: the names in ``tensors`` that are parameters (each shared parameter once).
         work: multiply-accumulates, operation by operation.
@@ -382,6 +401,10 @@ class Graph:
         settings: the options of ``trace`` that decide what the units are, for drawing the same graph again.
         declared: integers of modules and configs that say sizes and follow a cut that is alike in all layers.
         products: the parameters that multiply, in running order, and those of which that is not known.
+        memory: what lies in memory beside the tensors in a run on the traced example, inputs included, and when. Of all
+            moments only those are numbered at which most may lie there.
+        element_bytes: bytes of one entry of each of the tensors that has memory of its own. Empty, as ``memory``, in
+            graphs that an earlier version of nervure traced.
     """
 
     groups: tuple[Group, ...]
@@ -396,6 +419,8 @@ class Graph:
     settings: Mapping[str, Any] = field(default_factory=dict)
     declared: tuple[ConfigSize, ...] = ()
     products: tuple[Product, ...] = ()
+    memory: tuple[Lifetime, ...] = ()
+    element_bytes: Mapping[str, Count] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return self.describe()
@@ -495,6 +520,7 @@ ROWS: Mapping[str, type[Any]] = {
     "work": OpCost,
     "resizes": SizeAttribute,
     "declared": ConfigSize,
+    "memory": Lifetime,
 }
 """Fields of a graph that are written as rows of values, without names."""
 MOST_POSITIONS = 1 << 26

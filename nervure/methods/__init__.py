@@ -8,7 +8,7 @@ from nervure.core.renamed import old_names
 from nervure.core.schema import Density
 from nervure.engines import EngineName
 from nervure.errors import ArgumentError
-from nervure.methods.base import Cached, HasEvidence, Method, View
+from nervure.methods.base import Cached, HasEvidence, Inquiry, Method, View, gather_evidence
 from nervure.methods.blocks.depth import Depth
 from nervure.methods.blocks.energy import Energy
 from nervure.methods.channels.timed import Target
@@ -108,11 +108,12 @@ def method_keeping(
         budget: what ``keep`` counts.
         density: the fraction of the weights that stays; None: as ``keep`` says.
         engine: what the plan is made for; None: none in particular.
-        target: the latency to meet; None: none. Methods that drop blocks call it ``latency``.
+        target: the latency or memory to meet; None: none. Methods that drop blocks call it ``latency``,
+            or ``memory``.
 
     Raises:
         ArgumentError: as :func:`method_from`; or the method masks no weights, and a density is given, or it knows no
-            engine, and one is given.
+            engine, and one is given, or it masks weights, and memory is to be saved.
     """
     maker = find_method(METHODS, name)
     known, called = options_of(maker), getattr(maker, "__name__", name)
@@ -123,8 +124,14 @@ def method_keeping(
         )
     if "engine" not in known and (engine is not None or target is not None):
         raise ArgumentError(f"{called} plans for no engine. Leave out the engine and the target.")
+    if budget == "memory" and "budget" not in known:
+        raise ArgumentError(
+            f"{called} masks weights, and a masked weight takes as much memory as before. For budget='memory' take a "
+            "method that cuts units, like Magnitude."
+        )
     asked = {"keep": keep, "budget": budget, "density": keep if density is None else density}
-    timed = {"engine": engine, "latency" if "latency" in known else "target": target}
+    amount = ("memory" if budget == "memory" else "latency") if "latency" in known else "target"
+    timed = {"engine": engine, amount: target}
     found = {k: v for k, v in asked.items() if k in known} | {k: v for k, v in timed.items() if v is not None}
     return method_from(name, **(found | dict(share)))
 
@@ -147,6 +154,7 @@ __all__ = [
     "GCNet",
     "GraSP",
     "HasEvidence",
+    "Inquiry",
     "Magnitude",
     "MagnitudeMasks",
     "Method",
@@ -161,6 +169,7 @@ __all__ = [
     "View",
     "Wanda",
     "companion",
+    "gather_evidence",
     "method_from",
     "method_keeping",
 ]

@@ -1,14 +1,19 @@
-"""What every method gets and gives."""
+"""What every method gets and gives: evidence is gathered first, and a plan follows from it."""
 
+import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, Protocol, final, runtime_checkable
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, TypeVar, final, runtime_checkable
 
 from torch import Tensor, nn
 
+from nervure.errors import DataError, ScoreError
 from nervure.graph.types import Graph
 from nervure.plan import Plan
-from nervure.stats import Stats
+from nervure.stats import Stats, measure
+
+A_co = TypeVar("A_co", covariant=True)
+Folder = str | os.PathLike[str] | None
 
 
 @final
@@ -21,11 +26,11 @@ class View:
         weights: its tensors by name, detached, as in ``state_dict``. Not to be written to.
         stats: evidence gathered on data; None where the method wants none.
         seed: where the randomness of the run starts.
-        model: the model itself, for methods that ask it more than ``stats`` can hold (slopes under a mask, what a
-            candidate plan does). It must be left as it was: a method that changes anything works on a copy.
+        model: the model itself, for inquiries. It must be left as it was: what changes anything works on a copy.
         example: the input it was traced with.
         data: batches of (inputs, labels), re-iterable; None where none were given.
         ignored: names of parameters that must not change, whatever groups they belong to.
+        answers: inquiries with what they have found out, see :func:`gather_evidence`.
     """
 
     graph: Graph
@@ -36,6 +41,50 @@ class View:
     example: Any = None
     data: Iterable[Any] | None = None
     ignored: frozenset[str] = frozenset()
+    answers: tuple[tuple["Inquiry[Any]", Any], ...] = ()
+
+    def ask(self, inquiry: "Inquiry[A_co]", folder: Folder = None) -> A_co:
+        """The answer that was gathered; where none was, the view's own model is asked now, if it has one."""
+        found = self.answer_to(inquiry)
+        return inquiry.of(self, folder) if found is None else found
+
+    def answer_to(self, inquiry: "Inquiry[A_co]") -> A_co | None:
+        """The answer that was gathered, if any."""
+        return next((found for asked, found in self.answers if asked == inquiry), None)
+
+    def with_answer(self, inquiry: "Inquiry[A_co]", found: A_co) -> "View":  # type: ignore[misc]  # a view changes nothing
+        """The view with this answer, whatever was there before."""
+        return replace(self, answers=((inquiry, found), *self.answers))
+
+    def listen(self, want: frozenset[str], *, progress: bool = False, **options: Any) -> "View":
+        """The view with these signals in ``stats``: as they are there, or measured with ``options`` now."""
+        if not want or (self.stats is not None and want <= self.stats.want):
+            return self
+        model, data = model_of(self), data_of(self)
+        found = measure(model, self.graph, data, want=want, seed=self.seed, progress=progress, **options)
+        return replace(self, stats=found)
+
+
+class Inquiry(Protocol[A_co]):
+    """What takes more than a pass over data to find out: a frozen value, so that equal ones are asked once."""
+
+    def of(self, view: View, folder: Folder = None) -> A_co:
+        """Ask the model of a view; in a folder, keep what was found, and go on from what was found before."""
+        ...
+
+
+@runtime_checkable
+class Inquiring(Protocol):
+    """A method that wants more than signals.
+
+    Attributes:
+        asks: its inquiries; ``plan`` gets the answers by ``view.ask``.
+    """
+
+    @property
+    def asks(self) -> tuple[Inquiry[Any], ...]:
+        """What was said above."""
+        ...
 
 
 class Evidence(Protocol):
@@ -51,7 +100,7 @@ class HasEvidence(Protocol):
     """A method that can show what its plan rests on."""
 
     def evidence(self, view: View) -> Any:
-        """Gather an :class:`Evidence`."""
+        """Get an :class:`Evidence`."""
         ...
 
     def decide(self, view: View, found: Any) -> Plan:
@@ -87,5 +136,55 @@ class Method(Protocol):
         ...
 
     def plan(self, view: View) -> Plan:
-        """Decide what to edit."""
+        """Decide what to edit, from evidence."""
         ...
+
+
+def gather_evidence(method: Method, view: View, *, folder: Folder = None, progress: bool = False) -> View:
+    """The view with all that a method wants, so that its plan asks the network nothing.
+
+    Args:
+        method: what wants it.
+        view: with a model, and data where the method measures on data.
+        folder: where answers are kept, unless the method names a ``cache``; None: in memory only.
+        progress: whether to show a bar where signals are measured.
+
+    Raises:
+        DataError: there are no model or no data, or they are of no use.
+    """
+    view = view.listen(method.wants, progress=progress)
+    kept = method.cache if isinstance(method, Cached) and method.cache is not None else folder
+    for inquiry in inquiries_of(method):
+        view = view.with_answer(inquiry, view.ask(inquiry, kept))
+    return view
+
+
+def inquiries_of(method: Method) -> tuple[Inquiry[Any], ...]:
+    """What a method wants beyond signals."""
+    return method.asks if isinstance(method, Inquiring) else ()
+
+
+def stats_of(method: Method, view: View) -> Stats:
+    """The signals that a method wants, as given or measured now; raises ScoreError where there is no way to them."""
+    # Statistics that were put together by hand do not say what was wanted.
+    if view.stats is not None and (not view.stats.want or method.wants <= view.stats.want):
+        return view.stats
+    if view.model is None or view.data is None:
+        raise ScoreError(f"{method!r} needs evidence. Measure want={set(method.wants)!r} and give it as stats.")
+    found = view.listen(method.wants).stats
+    assert found is not None
+    return found
+
+
+def model_of(view: View) -> nn.Module:
+    """The model; raises DataError where the view has none."""
+    if view.model is None:
+        raise DataError("this asks the model itself, but the view has none. Give model= (nervure.prune does).")
+    return view.model
+
+
+def data_of(view: View) -> Iterable[Any]:
+    """The data; raises DataError where the view has none."""
+    if view.data is None:
+        raise DataError("this measures, and no data were given. Give data=, batches of (inputs, labels).")
+    return view.data

@@ -16,12 +16,13 @@ from nervure.methods import Method
 from nervure.methods.dynamic.dynamic_sparse import DynamicSparse
 from nervure.plan import Plan
 from nervure.prune import Pruned
-from nervure.recipe.making import ModelSource
+from nervure.recipe.making import ModelSource, begins_fresh
 from nervure.recipe.recipe import Recipe
 from nervure.zoo import Dataset
 
 STATS, STATS_FRESH = "stats.safetensors", "stats-fresh.safetensors"
 SURVEYS = "surveys"
+REFIT = "refit.json"
 SHARED = frozenset({"dense.safetensors", "dense.history.json", "graph.json", STATS, STATS_FRESH, SURVEYS})
 
 
@@ -78,10 +79,7 @@ class RunContext:
     @property
     def begins_fresh(self) -> bool:
         """Whether what is pruned has its first weights, and learns everything afterwards."""
-        said = self.recipe.prune.begin
-        return said == "fresh" or (
-            said == "auto" and isinstance(self.method, DynamicSparse) and self.method.begins_by_lot
-        )
+        return begins_fresh(self.recipe, self.method)
 
     @property
     def stats(self) -> Path:

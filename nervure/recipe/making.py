@@ -22,7 +22,9 @@ from nervure.errors import ArgumentError, FileError, NervureError, RecipeError
 from nervure.export import read_header
 from nervure.graph import Graph
 from nervure.methods import METHODS, Method, method_from, method_keeping
-from nervure.recipe.recipe import DataSection, Options, Recipe, RecoverSection, TrainSection
+from nervure.methods.dynamic.dynamic_sparse import DynamicSparse
+from nervure.recipe.recipe import DataSection, Options, Recipe, RecoverSection, TrainSection, plain
+from nervure.refit import Refit
 from nervure.training import History, Hook, Objective, label_smoothing, recalibrate, train, with_distillation
 from nervure.training.checkpoint import read_progress
 from nervure.zoo import Dataset, Split
@@ -200,16 +202,10 @@ def dataset_of(section: DataSection, seed: int) -> Dataset:
     """The data set of a section, with as many samples as it asks for; ``seed`` draws the validation split and samples.
 
     Raises:
-        RecipeError: the zoo has no such data set.
+        RecipeError: there is no such data set, or a function of the user's own makes none.
         DataError: its files are missing or damaged.
     """
-    if section.name not in zoo.DATASETS:
-        raise RecipeError(
-            f"[data] the zoo has no data set {section.name!r}.{nearest(section.name, zoo.DATASETS, listed=True)}"
-        )
-    data = zoo.load(
-        section.name, section.root or None, validation=section.validation, seed=seed, size=section.size or None
-    )
+    data = _own_data(section, seed) if is_import_path(section.name) else _zoo_data(section, seed)
     if section.train_samples:
         data = replace(data, train=data.train.sample(section.train_samples, seed))
     if section.test_samples:
@@ -217,17 +213,63 @@ def dataset_of(section: DataSection, seed: int) -> Dataset:
     return data
 
 
+def _zoo_data(section: DataSection, seed: int) -> Dataset:
+    if section.name not in zoo.DATASETS:
+        raise RecipeError(
+            f"[data] the zoo has no data set {section.name!r}.{nearest(section.name, zoo.DATASETS, listed=True)} "
+            'One of your own is named "package.module:function".'
+        )
+    size = section.size or None
+    return zoo.load(section.name, section.root or None, validation=section.validation, seed=seed, size=size)
+
+
+def _own_data(section: DataSection, seed: int) -> Dataset:
+    """What a function of the user's own makes of those of root, size, validation and seed that it takes."""
+    where = f"[data] {section.name}"
+    maker = import_named(section.name, "[data] name", RecipeError)
+    told = {"root": section.root or None, "size": section.size or None, "validation": section.validation, "seed": seed}
+    try:
+        taken = inspect.signature(maker).parameters
+        data = maker(**{key: value for key, value in told.items() if key in taken})
+    except NervureError:
+        raise
+    except Exception as error:  # whatever the user's own function raises
+        raise RecipeError(f"{where} cannot be made: {type(error).__name__}: {error}.") from error
+    for key in ("root", "size", "validation"):
+        if key not in taken and getattr(section, key) != getattr(DataSection(), key):
+            raise RecipeError(f"{where} takes no {key}: leave {key} out, or let the function have it.")
+    if not isinstance(data, Dataset):
+        raise RecipeError(f"{where} made a {type(data).__name__}, not a data set; nervure.zoo.data.assemble makes one.")
+    return data
+
+
 def method_of(recipe: Recipe) -> Method:
     """The recipe's method with its hyper-parameters; raises RecipeError where it does not take them."""
     section = recipe.prune
     with _told_of("[prune]", section.method):
-        return method_keeping(
+        method = method_keeping(
             section.method,
             section.options,
             keep=section.keep,
             budget=section.budget,
             density=section.density or None,
         )
+    if recipe.refit.samples and begins_fresh(recipe, method):
+        raise RecipeError(
+            "[refit] fits to what the trained network says, and what is pruned here has its first weights."
+        )
+    return method
+
+
+def begins_fresh(recipe: Recipe, method: Method) -> bool:
+    """Whether what is pruned has its first weights, and learns everything afterwards."""
+    said = recipe.prune.begin
+    return said == "fresh" or (said == "auto" and isinstance(method, DynamicSparse) and method.begins_by_lot)
+
+
+def refit_of(recipe: Recipe) -> tuple[Refit, ...]:
+    """How what stays is refitted; nothing where it is not."""
+    return (Refit(**plain(recipe.refit), seed=recipe.run.seed),) if recipe.refit.samples else ()
 
 
 def methods_after(recipe: Recipe) -> tuple[Method, ...]:

@@ -18,11 +18,13 @@ from nervure.budget import BUDGETS
 from nervure.core.annotations import is_path
 from nervure.core.check import checked, nearest, show_value
 from nervure.core.documents import is_shallow, open_document
+from nervure.core.importing import is_import_path
 from nervure.core.schema import (
     Between,
     Count,
     Decay,
     Fraction,
+    NotNegative,
     Part,
     Positive,
     Rate,
@@ -81,9 +83,10 @@ def rule(wrong: Callable[[Any], str], default: Any) -> Any:
     return field(default=default, metadata={"rule": wrong})
 
 
-def one_of(names: Collection[str]) -> Callable[[str], str]:
-    """The rule that a value is one of ``names``."""
-    return lambda value: "" if value in names else f"is not one of {', '.join(map(repr, names))}"
+def budget_among(names: Collection[str]) -> Callable[[str], str]:
+    """The rule that a budget is one of ``names``, or one of the user's own, which the method looks at."""
+    known = f"is not one of {', '.join(map(repr, names))}, nor one of your own, 'package.module:name'"
+    return lambda value: "" if value in names or is_import_path(value) else known
 
 
 @final
@@ -99,11 +102,19 @@ class ModelSection:
     weights: str = ""
     options: Options = field(default_factory=dict, hash=False)
 
+    @property
+    def label(self) -> str:
+        """What the network is called."""
+        return self.name or self.factory
+
 
 @final
 @dataclass(frozen=True, slots=True)
 class DataSection:
     """Which data set of the zoo, and where its files lie (``root``; empty: where they are installed).
+
+    One of your own is named ``name = "package.module:function"``; the function gets those of ``root``, ``size``,
+    ``validation`` and ``seed`` that it takes.
 
     ``size`` is the side in pixels to which images are resized (0: as published), ``validation`` the share of the
     training images held out, ``train_samples`` and ``test_samples`` how many of each split to use (0: all).
@@ -139,9 +150,11 @@ class TrainSection:
 class PruneSection:
     """Which ``method``, how much stays (``keep``, in the unit of ``budget``), and the method's other ``options``.
 
-    One of your own is named ``method = "package.module:name"``; it is imported, from the working folder too.
+    One of your own is named ``method = "package.module:name"``; it is imported, from the working folder too. So is a
+    kind of ``budget`` of your own.
 
-    With ``budget = "latency"`` the ``options`` say ``engine`` and ``target``, a share or a time like ``"3 ms"``.
+    With ``budget = "latency"`` the ``options`` say ``engine`` and ``target``, a share or a time like ``"3 ms"``; with
+    ``budget = "memory"`` they may say ``target``, a share, bytes or ``"200 MB"``.
     ``density`` is the fraction of the weights that stays, for methods that mask them (0: as ``keep`` says). Each table
     in ``then`` (``[[prune.then]]``) names another ``method`` with its options; it prunes what is left.
 
@@ -152,12 +165,29 @@ class PruneSection:
 
     method: str = "Magnitude"
     keep: Fraction = 0.5
-    budget: str = rule(one_of(BUDGETS), "macs")
+    budget: str = rule(budget_among(BUDGETS), "macs")
     samples: Size = 2048
     options: Options = field(default_factory=dict, hash=False)
     then: tuple[Options, ...] = field(default=(), hash=False)
     density: Share = 0.0
     begin: Literal["auto", "trained", "fresh"] = "auto"
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class RefitSection:
+    """Whether what stays takes over what left, after the cut and before it recovers, see :class:`nervure.Refit`.
+
+    ``samples`` is how many training images it is fitted on (0: no refit); the other keys are those of ``Refit``. The
+    random twin gets the same.
+    """
+
+    samples: Count = 0
+    ridge: NotNegative | Literal["auto"] = "auto"
+    positions: Size = 8
+    streams: bool = True
+    norms: bool = True
+    masks: Literal["exact", "surgeon"] = "exact"
 
 
 @final
@@ -222,8 +252,8 @@ class RunSection:
 class SweepSection:
     """What ``nervure sweep`` varies: fractions that stay (``keeps``), ``seeds``, and methods; a run passes it over.
 
-    Each ``[[sweep.method]]`` has a ``name``, and may have ``options``, a ``label``, and ``keeps`` of its own. Without
-    any, the method of ``[prune]`` is swept; without ``seeds``, that of ``[run]`` is the only one.
+    Each ``[[sweep.method]]`` has a ``name``, and may have ``options``, a ``label``, and ``keeps`` and ``refit`` of its
+    own. Without any, the method of ``[prune]`` is swept; without ``seeds``, that of ``[run]`` is the only one.
     """
 
     keeps: tuple[Fraction, ...] = rule(distinct, ())
@@ -252,6 +282,7 @@ class Recipe:
     data: DataSection
     train: TrainSection = field(default_factory=TrainSection)
     prune: PruneSection = field(default_factory=PruneSection)
+    refit: RefitSection = field(default_factory=RefitSection)
     recover: RecoverSection = field(default_factory=RecoverSection)
     evaluate: EvaluateSection = field(default_factory=EvaluateSection)
     run: RunSection = field(default_factory=RunSection)
@@ -305,6 +336,9 @@ class Recipe:
         """A digest of everything that decides the result: all but where it is written, and what a sweep varies."""
         content = self.to_dict()
         del content["run"]["folder"], content["sweep"]
+        if self.refit == RefitSection():
+            # Digests are as they were before there was such a section.
+            del content["refit"]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -313,6 +347,7 @@ SECTIONS: Mapping[str, type[Any]] = {
     "data": DataSection,
     "train": TrainSection,
     "prune": PruneSection,
+    "refit": RefitSection,
     "recover": RecoverSection,
     "evaluate": EvaluateSection,
     "run": RunSection,
@@ -323,13 +358,14 @@ SECTIONS: Mapping[str, type[Any]] = {
 def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     """What differs between two recipes' plain data, e.g. ``["[prune] keep: 0.5 -> 0.4"]``.
 
-    The folder is no matter, and what a sweep varies neither.
+    The folder is no matter, and what a sweep varies neither. A section that was not there yet had its defaults.
     """
+    known = {"refit": plain(RefitSection())} | dict(before)
     return [
-        f"[{section}] {key}: {before.get(section, {}).get(key)!r} -> {value!r}"
+        f"[{section}] {key}: {known.get(section, {}).get(key)!r} -> {value!r}"
         for section, table in after.items()
         for key, value in table.items()
-        if before.get(section, {}).get(key) != value and (section, key) != ("run", "folder") and section != "sweep"
+        if known.get(section, {}).get(key) != value and (section, key) != ("run", "folder") and section != "sweep"
     ]
 
 
@@ -416,7 +452,7 @@ def _require_one_model(model: ModelSection) -> None:
 
 
 def _require_there(path: str, what: str, kind: str, test: Callable[[Path], bool]) -> None:
-    if path and not test(Path(path)):
+    if path and not (is_path(path) and test(Path(path))):
         raise RecipeError(f"{what} = {path!r}: there is no such thing; expected {kind} (relative to {os.getcwd()!r}).")
 
 

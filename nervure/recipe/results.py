@@ -23,24 +23,33 @@ LONGEST = 100_000
 
 
 class Results:
-    """The outcomes in a folder, and what is said about those that come."""
+    """The outcomes in a folder, and what is said about those that come.
 
-    def __init__(self, folder: Path, say: Callable[[str], None]) -> None:
-        self.folder, self.say = folder, say
-        self.done = {row.key: row for row in read_outcomes(folder / RESULTS) if not row.error}
+    Args:
+        folder: where ``results.jsonl`` is, or will be.
+        say: tells one line.
+        methods: of each trial as it is made now, by key. What was made otherwise is not done: a default changed since.
+    """
+
+    def __init__(self, folder: Path, say: Callable[[str], None], methods: Mapping[str, str] | None = None) -> None:
+        self.folder, self.say, made = folder, say, methods or {}
+        done = {row.key: row for row in read_outcomes(folder / RESULTS) if not row.error}
+        # Lines of what was made otherwise stay in the file; later ones count.
+        self.done = {key: row for key, row in done.items() if key not in made or agree(row, made[key])}
         self.failed: dict[str, Outcome] = {}
         self.provenance = _provenance()
+
+    def of(self, trials: Iterable[Trial]) -> tuple[Outcome, ...]:
+        """The outcomes of these trials that are done, those of the dense networks first, in the order of the trials."""
+        listed = tuple(trials)
+        wanted = [*dict.fromkeys(map(dense_key, listed)), *(trial.key for trial in listed)]
+        return tuple(self.done[key] for key in wanted if key in self.done)
 
     def note(self, outcome: Outcome) -> None:
         """Write an outcome down, and remember it."""
         noted = replace(outcome, provenance=self.provenance)
         append_line(self.folder / RESULTS, asdict(noted))
         (self.failed if noted.error else self.done)[noted.key] = noted
-
-    def forget(self, keys: Iterable[str]) -> None:
-        """Take outcomes for not done; their lines stay in the file, later ones count."""
-        for key in list(keys):
-            del self.done[key]
 
     def time_left(self, rest: Iterable[Trial], workers: int = 1) -> str:
         """What is left at the pace so far, network by network; the first training of a network is not counted."""
@@ -62,16 +71,7 @@ def dense_key(trial: Trial) -> str:
 
 def failed_outcome(trial: Trial, reason: str) -> Outcome:
     """The outcome of a trial that came to nothing."""
-    recipe = trial.recipe
-    return Outcome(
-        key=trial.key,
-        network=trial.network,
-        method=trial.method,
-        seed=recipe.run.seed,
-        keep=recipe.prune.keep,
-        budget=recipe.prune.budget,
-        error=reason,
-    )
+    return Outcome(**trial.identity, error=reason)
 
 
 def agree(outcome: Outcome, method: str) -> bool:

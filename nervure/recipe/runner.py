@@ -3,10 +3,10 @@
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -28,7 +28,7 @@ from nervure.errors import RecipeError
 from nervure.recipe.context import Log, RunContext
 from nervure.recipe.making import data_of, device_of, method_of, methods_after, require_engines, source_of
 from nervure.recipe.recipe import Recipe, differences
-from nervure.recipe.steps import ARTEFACTS, STEPS, remove_checkpoints
+from nervure.recipe.steps import ARTEFACTS, STEPS, Step, remove_checkpoints
 from nervure.report import Report
 
 NOTES, RECIPE = "steps.json", "recipe.toml"
@@ -76,48 +76,53 @@ def run(
         bench.fresh()
         methods_after(recipe)
         with alone_in(place, tell, shlex.join(["nervure", "run", str(place / RECIPE), "--folder", str(place)])):
-            log = _open_log(bench, resume)
-            for name, step in STEPS.items():
-                take(bench, log, name, step)
+            follow(bench, _open_log(bench, resume), STEPS)
             return Report.load(bench.path("report.json"))
 
 
-def take(bench: RunContext, log: dict[str, Any], name: str, step: Callable[[RunContext], None]) -> None:
-    """Take a step unless the log says that it is done, and note it there and in ``steps.json``."""
-    if name in log["done"]:
-        bench.say(f"{name}: done before")
-        return
-    bench.say(f"{name} ...")
-    start = time.perf_counter()
-    step(bench)
-    log["done"].append(name)
-    log["seconds"][name] = round(time.perf_counter() - start, 2)
-    write_json(bench.path(NOTES), log)
-    # Only now: stopped between the two, the training would be lost.
-    remove_checkpoints(bench.folder)
+def follow(bench: RunContext, log: Log, steps: Mapping[str, Step]) -> None:
+    """Take each step unless the log says that it is done, and note it there and in ``steps.json``."""
+    for name, step in steps.items():
+        if name in log["done"]:
+            bench.say(f"{name}: done before")
+            continue
+        bench.say(f"{name} ...")
+        start = time.perf_counter()
+        step(bench)
+        log["done"].append(name)
+        log["seconds"][name] = round(time.perf_counter() - start, 2)
+        write_json(bench.path(NOTES), log)
+        # Only now: stopped between the two, the training would be lost.
+        remove_checkpoints(bench.folder)
 
 
-def _open_log(bench: RunContext, resume: bool) -> dict[str, Any]:
-    """The log of the run in this folder, begun if there was none; raises where another recipe's run is there."""
+def read_log(bench: RunContext) -> Log | None:
+    """What was noted when work was begun in the folder, and which steps are done; None where nothing was begun."""
     notes = bench.path(NOTES)
-    require_ours(bench.folder, notes)
-    log = dict(read_document(notes, Log, "the steps of a run")) if is_there(notes) else {}
-    if log and resume:
-        _require_same_recipe(bench.folder, log, bench.recipe)
-    if not log or not resume or log.get("clearing"):
-        log = _begun(bench)
-    write_text(bench.path(RECIPE), bench.recipe.to_toml())
+    return read_document(notes, Log, "the steps of a run") if is_there(notes) else None
+
+
+def begin_log(bench: RunContext, **told: Any) -> Log:
+    """Note what is begun, as ``told``, with no step done."""
+    log = cast(Log, {**told, "done": [], "seconds": {}})
+    write_json(bench.path(NOTES), log)
     return log
 
 
-def _begun(bench: RunContext) -> dict[str, Any]:
-    """The log of a run that begins; artefacts of an earlier one in the folder are removed."""
-    log = {"recipe": bench.recipe.to_dict(), "fingerprint": bench.recipe.fingerprint, "done": [], "seconds": {}}
-    # Stopped in between, the next run knows that what is left is not its own.
-    write_json(bench.path(NOTES), log | {"clearing": True})
-    for name in set(ARTEFACTS) - {NOTES, RECIPE}:
-        remove(bench.path(name))
-    write_json(bench.path(NOTES), log)
+def _open_log(bench: RunContext, resume: bool) -> Log:
+    """The log of the run in this folder, begun if there was none; raises where another recipe's run is there."""
+    require_ours(bench.folder, bench.path(NOTES))
+    log, recipe = read_log(bench), bench.recipe
+    if log and resume:
+        _require_same_recipe(bench.folder, log, recipe)
+    if not log or not resume or log.get("clearing"):
+        told = {"recipe": recipe.to_dict(), "fingerprint": recipe.fingerprint}
+        # Stopped in between, the next run knows that what is left of an earlier one is not its own.
+        begin_log(bench, **told, clearing=True)
+        for name in set(ARTEFACTS) - {NOTES, RECIPE}:
+            remove(bench.path(name))
+        log = begin_log(bench, **told)
+    write_text(bench.path(RECIPE), recipe.to_toml())
     return log
 
 
@@ -131,7 +136,7 @@ def require_ours(folder: Path, notes: Path) -> None:
         )
 
 
-def _require_same_recipe(folder: Path, log: dict[str, Any], recipe: Recipe) -> None:
+def _require_same_recipe(folder: Path, log: Log, recipe: Recipe) -> None:
     if log.get("fingerprint") != recipe.fingerprint:
         changed = "; ".join(differences(log.get("recipe", {}), recipe.to_dict())) or "another version's recipe"
         raise RecipeError(

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -18,16 +19,17 @@ from nervure.evaluation import Shifted, evaluate, evaluate_shift, file_size, lat
 from nervure.export import load_state, save_state
 from nervure.graph import Graph, count
 from nervure.graph.tape import named_tensors
-from nervure.methods import Cached, HasEvidence, View
+from nervure.methods import HasEvidence, View, gather_evidence
 from nervure.methods.dynamic.dynamic_sparse import DynamicSparse
 from nervure.plan import Plan
 from nervure.prune import Pruned, prune
-from nervure.recipe.context import STATS, STATS_FRESH, SURVEYS, RunContext
-from nervure.recipe.making import PROBE, ModelSource, methods_after, train_section
+from nervure.recipe.context import REFIT, STATS, STATS_FRESH, SURVEYS, RunContext
+from nervure.recipe.making import PROBE, ModelSource, methods_after, refit_of, train_section
 from nervure.recipe.recipe import RecoverSection, TrainSection
 from nervure.recipe.summary import summary
 from nervure.recipe.twins import random_twin
 from nervure.recipe.workers import environment, python
+from nervure.refit import Refit, Refitted, refit
 from nervure.report import Report, to_html, to_markdown
 from nervure.report.run_report import DENSE, DENSE_PLUS, PRUNED, RANDOM, Row, place
 from nervure.report.shift_section import SHOWN, shift_facts
@@ -66,10 +68,11 @@ def trace_dense(bench: RunContext) -> None:
 def measure_dense(bench: RunContext) -> None:
     """Gather the evidence that the method wants, if any."""
     gather(bench, bench.method.wants)
+    _asked(bench)
 
 
 def gather(bench: RunContext, want: frozenset[str]) -> None:
-    """Gather this evidence, if any, in one pass over training images."""
+    """Gather these signals, if any, in one pass over training images."""
     if not want:
         return
     batches = bench.data.train.batches(bench.recipe.evaluate.batch_size, shuffle_seed=bench.recipe.run.seed)
@@ -88,13 +91,10 @@ def gather(bench: RunContext, want: frozenset[str]) -> None:
 def plan_cut(bench: RunContext) -> None:
     """Let the method decide, and show the plan before anything is cut."""
     graph = bench.graph()
-    view, method = _view(bench, bench.origin(), graph), bench.method
+    view, method = _asked(bench), bench.method
     if isinstance(method, DynamicSparse) and not bench.begins_fresh:
         # Weights that were learnt have the size they should have.
         method = replace(method, rescale=False)
-    if isinstance(method, Cached) and method.cache is None:
-        kept: Any = method
-        method = replace(kept, cache=str(bench.path(SURVEYS)))
     if isinstance(method, HasEvidence):
         found = method.evidence(view)
         write_json(bench.path("evidence.json"), found.to_json())
@@ -117,12 +117,31 @@ def cut(bench: RunContext) -> None:
     bench.say(f"  verified: largest relative difference {pruned.verification:.1e}")
 
 
+def refit_cut(bench: RunContext) -> None:
+    """Let what stays take over what left, where the recipe asks for it."""
+    start = time.perf_counter()
+    for how in refit_of(bench.recipe):
+        found = _refit(bench, bench.pruned("cut.safetensors"), how)
+        seconds = round(time.perf_counter() - start, 2)
+        write_json(
+            bench.path(REFIT), {"seconds": seconds} | found.summary() | {"fits": list(map(asdict, found.layers))}
+        )
+        bench.save("refit.safetensors", found.result)
+        bench.say(found.describe())
+
+
+def _refit(bench: RunContext, pruned: Pruned, how: Refit) -> Refitted[Pruned]:
+    batches = bench.data.train.batches(bench.recipe.evaluate.batch_size, shuffle_seed=bench.recipe.run.seed)
+    return refit(pruned, batches, reference=bench.origin(), how=how, progress=bench.progress)
+
+
 def recover(bench: RunContext) -> None:
     """Train what was cut; a method that rewires does so meanwhile."""
     hooks = []
     if isinstance(bench.method, DynamicSparse):
         hooks = [RewiringHook(bench.method, log=bench.path("pruned.events.jsonl"))]
-    _recover(bench, "pruned", bench.pruned("cut.safetensors"), "model.safetensors", hooks)
+    start = "refit.safetensors" if bench.recipe.refit.samples else "cut.safetensors"
+    _recover(bench, "pruned", bench.pruned(start), "model.safetensors", hooks)
 
 
 def train_twins(bench: RunContext) -> None:
@@ -148,6 +167,8 @@ def train_twins(bench: RunContext) -> None:
         rescale=isinstance(bench.method, DynamicSparse) and bench.begins_fresh and bench.method.rescale,
         progress=bench.progress,
     )
+    for how in refit_of(bench.recipe):
+        twin = _refit(bench, twin, how).result
     _recover(bench, "random", twin, "random.safetensors")
 
 
@@ -215,6 +236,7 @@ STEPS: Mapping[str, Step] = {
     "measure": measure_dense,
     "plan": plan_cut,
     "cut": cut,
+    "refit": refit_cut,
     "recover": recover,
     "twins": train_twins,
     "evaluate": evaluate_all,
@@ -234,6 +256,8 @@ ARTEFACTS = (
     "evidence.json",
     "plan.json",
     "cut.safetensors",
+    "refit.safetensors",
+    REFIT,
     "model.safetensors",
     "pruned.history.json",
     "dense-plus.safetensors",
@@ -278,6 +302,12 @@ def _view(bench: RunContext, model: nn.Module, graph: Graph) -> View:
     stats = Stats.load(bench.stats).only(bench.method.wants) if bench.method.wants else None
     batches = bench.data.train.batches(bench.recipe.evaluate.batch_size, shuffle_seed=bench.recipe.run.seed)
     return View(graph, weights, stats, bench.recipe.run.seed, model, bench.example(), batches)
+
+
+def _asked(bench: RunContext) -> View:
+    """What the method sees, with all that it wants; answers are kept, so that they are there the second time."""
+    view = _view(bench, bench.origin(), bench.graph())
+    return gather_evidence(bench.method, view, folder=bench.path(SURVEYS), progress=bench.progress)
 
 
 def _cut(bench: RunContext, plan: Plan, method: str) -> Pruned:

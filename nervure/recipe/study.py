@@ -1,13 +1,13 @@
-"""A study as a frozen value: which methods to compare, on which networks, at which budgets, with which seeds.
+"""Grids of trials as frozen values: networks x methods x budgets x seeds, as a study says, or a recipe's ``[sweep]``.
 
-A study unfolds into trials, and each trial is a recipe: what differs between two trials is what the study varies, and
-nothing else.
+Both unfold into trials in the same way, and each trial is a recipe: what differs between two trials is what is varied,
+and nothing else.
 """
 
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, final
 
@@ -23,22 +23,22 @@ from nervure.recipe.recipe import (
     PruneSection,
     Recipe,
     RecoverSection,
+    RefitSection,
     RunSection,
+    SweepSection,
     Threads,
     TrainSection,
+    budget_among,
     check_rules,
     checked_recipe,
     distinct,
-    one_of,
     plain,
     require_known,
     rule,
     section_of,
     toml_of,
 )
-
-DENSE_PLUS = "dense+"
-"""The label of the network that is not cut but gets the recovery of the others."""
+from nervure.report.run_report import DENSE, DENSE_PLUS
 
 
 def _one_or_more(value: tuple[float, ...]) -> str:
@@ -57,7 +57,7 @@ class StudySection:
     title: str = "Comparison"
     seeds: tuple[Seed, ...] = rule(_one_or_more, (0, 1, 2))
     keeps: tuple[Fraction, ...] = rule(_one_or_more, (0.5,))
-    budget: str = rule(one_of(COUNTED), "macs")
+    budget: str = rule(budget_among(COUNTED), "macs")
     baseline: str = "Random"
     samples: Size = 2048
     folder: str = "runs/study"
@@ -82,13 +82,17 @@ class NetworkEntry:
 @final
 @dataclass(frozen=True, slots=True)
 class MethodEntry:
-    """One method: its ``name``, a ``label``, its ``options``; on these ``networks`` and ``keeps`` only (empty: all)."""
+    """One method: its ``name``, a ``label``, its ``options``; on these ``networks`` and ``keeps`` only (empty: all).
+
+    ``refit`` is what it has of ``[refit]`` otherwise than the others, such as ``{ samples = 1024 }``.
+    """
 
     label: str = ""
     name: str = ""
     options: Options = field(default_factory=dict, hash=False)
     networks: tuple[str, ...] = ()
     keeps: tuple[Fraction, ...] = ()
+    refit: Options = field(default_factory=dict, hash=False)
 
 
 @final
@@ -110,6 +114,22 @@ class Trial:
         """A digest of everything that the study says about the trial; what it does not say is left to defaults."""
         return _digest(_non_defaults(self.recipe))
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What its outcome says of the trial itself."""
+        prune = self.recipe.prune
+        told = {"key": self.key, "network": self.network, "method": self.method, "seed": self.recipe.run.seed}
+        return told | {"keep": prune.keep, "budget": prune.budget}
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, for another process."""
+        return {"network": self.network, "method": self.method, "recipe": self.recipe.to_dict()}
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> "Trial":
+        """Read what :meth:`to_json` wrote."""
+        return Trial(data["network"], data["method"], Recipe.from_dict(data["recipe"]))
+
     def __str__(self) -> str:
         prune, seed = self.recipe.prune, self.recipe.run.seed
         return f"{self.network}, seed {seed}, {self.method} at {prune.keep:g} of {prune.budget}"
@@ -118,7 +138,7 @@ class Trial:
 @final
 @dataclass(frozen=True, slots=True)
 class Study:
-    """What to compare. ``[study]``, ``[data]``, ``[train]``, ``[recover]`` and ``[evaluate]`` hold for all trials.
+    """What to compare; ``[data]``, ``[train]``, ``[refit]``, ``[recover]`` and ``[evaluate]`` hold for all trials.
 
     >>> study = Study.from_toml('''
     ... [study]
@@ -144,16 +164,14 @@ class Study:
     train: TrainSection = field(default_factory=TrainSection)
     recover: RecoverSection = field(default_factory=RecoverSection)
     evaluate: EvaluateSection = field(default_factory=EvaluateSection)
+    refit: RefitSection = field(default_factory=RefitSection)
 
     def __post_init__(self) -> None:
         check_rules(self.study, "[study]")
         for kind, entries in (("network", self.network), ("method", self.method)):
             if not entries:
                 raise RecipeError(f"a study needs at least one [[{kind}]].")
-            labels = [entry.label for entry in entries]
-            for label in labels:
-                if not label or labels.count(label) > 1 or label == DENSE_PLUS:
-                    raise RecipeError(f"[[{kind}]] label {label!r} must be there, once, and not {DENSE_PLUS!r}.")
+            _require_labels(f"[[{kind}]]", entries, *((DENSE, DENSE_PLUS) if kind == "method" else (DENSE_PLUS,)))
         for method in self.method:
             require_known(method.networks, [n.label for n in self.network], "[[method]] networks names no [[network]]")
         require_known([self.study.baseline], [m.label for m in self.method], "[study] baseline names no [[method]]")
@@ -173,6 +191,7 @@ class Study:
                 section_of(TrainSection, data.get("train", {}), "[train]"),
                 section_of(RecoverSection, data.get("recover", {}), "[recover]"),
                 section_of(EvaluateSection, data.get("evaluate", {}), "[evaluate]"),
+                section_of(RefitSection, data.get("refit", {}), "[refit]"),
             )
         except RecipeError as error:
             raise RecipeError(f"{source}: {error}") from None
@@ -190,32 +209,89 @@ class Study:
 
     def trials(self) -> tuple[Trial, ...]:
         """Every trial, network by network and seed by seed, so that what is finished early is whole."""
-        return tuple(
-            trial for network in self.network for seed in self.study.seeds for trial in self._trials(network, seed)
+        return distinct_trials(
+            trial
+            for network in self.network
+            for trial in unfold(
+                self._recipe(network),
+                network.label,
+                [entry for entry in self.method if not entry.networks or network.label in entry.networks],
+                dense_plus=self.study.dense_plus,
+            )
         )
 
-    def _trials(self, network: NetworkEntry, seed: int) -> Iterator[Trial]:
-        if self.study.dense_plus:
-            # Keeping everything is the empty plan.
-            yield Trial(network.label, DENSE_PLUS, self._recipe(network, PruneSection(keep=1.0), seed))
-        for method in self.method:
-            if method.networks and network.label not in method.networks:
-                continue
-            for keep in method.keeps or self.study.keeps:
-                prune = PruneSection(method.name, keep, self.study.budget, self.study.samples, method.options)
-                yield Trial(network.label, method.label, self._recipe(network, prune, seed))
-
-    def _recipe(self, network: NetworkEntry, prune: PruneSection, seed: int) -> Recipe:
-        where = f"[[network]] {network.label!r}"
+    def _recipe(self, network: NetworkEntry) -> Recipe:
+        """What all trials of a network have in common, as a recipe to be swept."""
+        told, where = self.study, f"[[network]] {network.label!r}"
         return Recipe(
             model=ModelSection(network.name, network.factory, "", network.options),
             data=self.data,
             train=section_of(TrainSection, plain(self.train) | dict(network.train), f"{where} train"),
-            prune=replace(prune, budget=self.study.budget),
+            prune=PruneSection(budget=told.budget, samples=told.samples),
             recover=section_of(RecoverSection, plain(self.recover) | dict(network.recover), f"{where} recover"),
             evaluate=self.evaluate,
-            run=RunSection(seed, self.study.folder, self.study.threads, self.study.device),
+            refit=self.refit,
+            run=RunSection(folder=told.folder, threads=told.threads, device=told.device),
+            sweep=SweepSection(told.keeps, told.seeds),
         )
+
+
+def swept_trials(recipe: Recipe) -> tuple[Trial, ...]:
+    """Every trial that the recipe's ``[sweep]`` asks for, seed by seed; without methods there, of that of ``[prune]``.
+
+    Raises:
+        RecipeError: there is no budget, or two methods are alike.
+    """
+    own = {"name": recipe.prune.method, "options": recipe.prune.options}
+    entries = [entry_of(MethodEntry, table, "[[sweep.method]]") for table in recipe.sweep.method or (own,)]
+    _require_labels("[[sweep.method]]", entries, DENSE, DENSE_PLUS)
+    for entry in entries:
+        if entry.networks:
+            raise RecipeError("[[sweep.method]] networks: a sweep has one network. Compare several with a study.")
+        if not (entry.keeps or recipe.sweep.keeps):
+            raise RecipeError(
+                f"nothing to sweep for {entry.label!r}: give the fractions that stay, e.g. keeps = [0.8, 0.6, 0.4] "
+                "under [sweep], --keep 0.8 --keep 0.6 on the command line, keeps=(0.8, 0.6) in Python."
+            )
+    dense_plus = recipe.run.twins and recipe.recover.epochs > 0
+    return distinct_trials(unfold(recipe, recipe.model.label, entries, dense_plus=dense_plus))
+
+
+def unfold(recipe: Recipe, network: str, methods: Sequence[MethodEntry], *, dense_plus: bool) -> Iterator[Trial]:
+    """One network's trials, seed by seed: each method at its budgets, or at those of ``[sweep]``."""
+    alone = replace(recipe, sweep=SweepSection())
+    for seed in recipe.sweep.seeds or (recipe.run.seed,):
+        seeded = replace(alone, run=replace(recipe.run, seed=seed))
+        if dense_plus:
+            # Keeping everything is the empty plan.
+            whole = PruneSection(keep=1.0, budget=recipe.prune.budget)
+            yield Trial(network, DENSE_PLUS, replace(seeded, prune=whole, refit=RefitSection()))
+        for method in methods:
+            told = f"[[method]] {method.label!r} refit"
+            refit = section_of(RefitSection, plain(recipe.refit) | dict(method.refit), told)
+            for keep in method.keeps or recipe.sweep.keeps:
+                prune = replace(recipe.prune, method=method.name, keep=keep, options=method.options)
+                yield Trial(network, method.label, replace(seeded, prune=prune, refit=refit))
+
+
+def distinct_trials(trials: Iterable[Trial]) -> tuple[Trial, ...]:
+    """The trials, where no two are the same; raises RecipeError otherwise."""
+    listed = tuple(trials)
+    found = {trial.key: trial for trial in listed}
+    for trial in listed:
+        if (other := found[trial.key]) is not trial:
+            raise RecipeError(f"{trial} and {other} are the same trial, with the same options. Leave one out.")
+    return listed
+
+
+def _require_labels(where: str, entries: Sequence[Any], *reserved: str) -> None:
+    """Raise RecipeError unless each entry has a label of its own, which is not one of ``reserved``."""
+    labels = [entry.label for entry in entries]
+    for label in labels:
+        if not label or labels.count(label) > 1 or label in reserved:
+            raise RecipeError(
+                f"{where} label {label!r} must be there, once, and not {' or '.join(map(repr, reserved))}."
+            )
 
 
 def _tables(data: Mapping[str, Any], name: str) -> list[Any]:
@@ -241,6 +317,9 @@ def _non_defaults(recipe: Recipe) -> dict[str, dict[str, Any]]:
     told["run"] = {"seed": recipe.run.seed}
     # What else was swept decides nothing about this one.
     del told["sweep"]
+    if not told["refit"]:
+        # Digests are as they were before there was such a section.
+        del told["refit"]
     return told
 
 

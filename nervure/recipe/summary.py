@@ -10,10 +10,11 @@ from typing import Any, TypedDict
 import torch
 
 from nervure.core.files import is_there, read_document, read_json
+from nervure.export import versions
 from nervure.graph import Graph
 from nervure.prune import Step
-from nervure.recipe.context import Log, RunContext
-from nervure.recipe.making import methods_after
+from nervure.recipe.context import REFIT, Log, RunContext
+from nervure.recipe.making import methods_after, refit_of
 from nervure.report import Point, Report, Row, Width
 from nervure.report.run_report import DENSE, DENSE_PLUS, PRUNED, RANDOM, check_report
 
@@ -39,10 +40,9 @@ def summary(bench: RunContext) -> Report:
     steps = [*cut.earlier, Step(cut.graph, cut.plan)]
     first, *later = [step.plan for step in steps]
     rows = read_document(bench.path("metrics.json"), dict[str, Row], "metrics")
-    name = bench.recipe.model.name or bench.recipe.model.factory
     report = Report(
-        title=f"{type(bench.method).__name__} on {name}, {bench.data.name}",
-        method=", then ".join(map(repr, (bench.method, *methods_after(bench.recipe)))),
+        title=f"{type(bench.method).__name__} on {bench.recipe.model.label}, {bench.data.name}",
+        method=", then ".join(map(repr, (bench.method, *methods_after(bench.recipe), *refit_of(bench.recipe)))),
         recipe=bench.recipe.to_dict(),
         plan=first if later else bench.final_plan(),
         later=tuple(later),
@@ -57,6 +57,7 @@ def summary(bench: RunContext) -> Report:
         notes=tuple(_notes(rows)),
         evidence=_evidence(bench),
         shift=_read(bench, "shift.json", "accuracy under shift"),
+        refit=_read(bench, REFIT, "what a refit did"),
     )
     return check_report(report)
 
@@ -130,7 +131,7 @@ def _provenance(bench: RunContext) -> dict[str, Any]:
         "seed": bench.recipe.run.seed,
         "threads": torch.get_num_threads(),
         "device": str(bench.device),
-        "nervure": _version(),
+        "nervure": versions()["nervure"],
         "torch": str(torch.__version__),
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}",
@@ -139,9 +140,3 @@ def _provenance(bench: RunContext) -> dict[str, Any]:
         "seconds": round(sum(seconds.values()), 1),
         "again": f"nervure run {bench.path('recipe.toml')} --folder {bench.folder} --fresh",
     }
-
-
-def _version() -> str:
-    from nervure.export import versions
-
-    return versions()["nervure"]

@@ -18,15 +18,16 @@ from nervure.errors import NervureError
 from nervure.evaluation import evaluate
 from nervure.recipe.context import Log, RunContext
 from nervure.recipe.making import dataset_of, device_of, method_of, source_of
-from nervure.recipe.recipe import DataSection, Recipe
+from nervure.recipe.recipe import DataSection
 from nervure.recipe.results import RESULTS, Results, dense_key, failed_outcome
-from nervure.recipe.runner import NOTES, RECIPE, nothing, take, threads
+from nervure.recipe.runner import RECIPE, begin_log, follow, nothing, read_log, threads
 from nervure.recipe.steps import (
     Step,
     cut,
     gather,
     plan_cut,
     recover,
+    refit_cut,
     row_of,
     shifted_results,
     trace_dense,
@@ -35,8 +36,8 @@ from nervure.recipe.steps import (
 from nervure.recipe.study import Trial
 from nervure.recipe.summary import Trained
 from nervure.recipe.workers import Plain, Pool
-from nervure.report.comparison import DENSE, Outcome
-from nervure.report.run_report import PRUNED, Row
+from nervure.report.comparison import Outcome
+from nervure.report.run_report import DENSE, PRUNED, Row
 from nervure.stats import Stats
 from nervure.zoo import Dataset
 
@@ -73,29 +74,27 @@ class Job:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, for another process."""
-        trials = [{"network": t.network, "method": t.method, "recipe": t.recipe.to_dict()} for t in self.trials]
-        return {f.name: getattr(self, f.name) for f in fields(self)} | {"trials": trials}
+        return {f.name: getattr(self, f.name) for f in fields(self)} | {"trials": [t.to_json() for t in self.trials]}
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> "Job":
         """Read what :meth:`to_json` wrote."""
-        trials = (Trial(t["network"], t["method"], Recipe.from_dict(t["recipe"])) for t in data["trials"])
-        return Job(**{**data, "trials": tuple(trials)})
+        return Job(**{**data, "trials": tuple(map(Trial.from_json, data["trials"]))})
 
 
-def carry_out(trials: Mapping[str, Trial], results: Results, pool: Pool, job: Job, *, limit: int | None = None) -> None:
+def carry_out(trials: Sequence[Trial], results: Results, pool: Pool, job: Job, *, limit: int | None = None) -> None:
     """Do the trials that are not done yet, and note their outcomes as they come.
 
     Args:
-        trials: by key.
+        trials: all of them.
         results: what is done; outcomes are noted there.
         pool: who works.
         job: what all jobs have in common.
         limit: do so many trials at most; None: all.
     """
-    todo = [trial for key, trial in trials.items() if key not in results.done]
+    todo = [trial for trial in trials if trial.key not in results.done]
     results.say(f"{len(trials) - len(todo)} of {len(trials)} trials are done; results: {results.folder / RESULTS}")
-    for trial in trials.values():
+    for trial in trials:
         # A process that is killed just after it noted an outcome leaves the folder.
         if trial.key in results.done and not job.keep:
             remove(_folder_of(trial, Path(job.folder)))
@@ -103,7 +102,7 @@ def carry_out(trials: Mapping[str, Trial], results: Results, pool: Pool, job: Jo
     left = {trial.key: trial for trial in todo}
     # Evidence is gathered for all trials of a network at once, those of another call too.
     waiting = [
-        replace(job, trials=tuple(t for t in trials.values() if t.dense_key == key), prepare=True)
+        replace(job, trials=tuple(t for t in trials if t.dense_key == key), prepare=True)
         for key in dict.fromkeys(trial.dense_key for trial in todo)
     ]
     ready: list[Job] = []
@@ -191,11 +190,6 @@ def data_of_seed(section: DataSection, seed: int) -> Dataset:
     return dataset_of(section, seed)
 
 
-def dense_of(bench: RunContext) -> nn.Module:
-    """The trained dense network."""
-    return bench.dense()
-
-
 def pruned_of(bench: RunContext) -> nn.Module:
     """The pruned network of a trial, recovered."""
     return bench.pruned("model.safetensors").model.eval()
@@ -206,9 +200,9 @@ def _prepare(job: Job) -> Outcome:
     first = job.trials[0]
     bench = bench_of(first, Path(job.folder), prepare=True, progress=job.progress)
     log = _open_log(bench, "")
-    _follow(bench, log, {"train": train_dense, "trace": trace_dense})
+    follow(bench, log, {"train": train_dense, "trace": trace_dense})
     _gather_all([replace(bench, recipe=t.recipe, method=method_of(t.recipe)) for t in job.trials])
-    _follow(bench, log, _measures(dense_of, shift=job.shift))
+    follow(bench, log, _measures(RunContext.dense, shift=job.shift))
     outcome = _outcome(bench, first, log)
     return replace(outcome, key=job.key, method=DENSE, keep=1.0, options="")
 
@@ -228,29 +222,24 @@ def _run_trial(job: Job) -> Outcome:
     bench = bench_of(trial, Path(job.folder))
     log = _open_log(bench, repr(bench.method))
     write_text(bench.path(RECIPE), trial.recipe.to_toml())
-    _follow(bench, log, {"plan": plan_cut, "cut": cut, "recover": recover} | _measures(pruned_of, shift=job.shift))
+    fitted: dict[str, Step] = {"refit": refit_cut} if trial.recipe.refit.samples else {}
+    steps = {"plan": plan_cut, "cut": cut, **fitted, "recover": recover} | _measures(pruned_of, shift=job.shift)
+    follow(bench, log, steps)
     remove(bench.path("cut.safetensors"))
+    remove(bench.path("refit.safetensors"))
     history = read_document(bench.path(f"{PRUNED}.history.json"), Trained, "a history of training")
     return _outcome(bench, trial, log, history["loss"])
 
 
-def _open_log(bench: RunContext, method: str) -> dict[str, Any]:
+def _open_log(bench: RunContext, method: str) -> Log:
     """The log of what is done in the folder; what another version of the method left there goes."""
-    notes = bench.path(NOTES)
-    log = dict(read_document(notes, Log, "the steps of a trial")) if is_there(notes) else {}
-    if log.get("method") == method:
+    log = read_log(bench)
+    if log and log.get("method") == method:
         return log
     remove(bench.folder)
     require_folder(bench.folder)
-    log = {"method": method, "done": [], "seconds": {}}
     # At once: a training that is stopped before anything is done goes on from its checkpoint.
-    write_json(notes, log)
-    return log
-
-
-def _follow(bench: RunContext, log: dict[str, Any], steps: Mapping[str, Step]) -> None:
-    for name, step in steps.items():
-        take(bench, log, name, step)
+    return begin_log(bench, method=method)
 
 
 def _measures(network: Callable[[RunContext], nn.Module], *, shift: bool) -> dict[str, Step]:
@@ -282,18 +271,13 @@ class _Shifted(TypedDict):
     accuracy: dict[str, float]
 
 
-def _outcome(bench: RunContext, trial: Trial, log: Mapping[str, Any], losses: Sequence[float | None] = ()) -> Outcome:
+def _outcome(bench: RunContext, trial: Trial, log: Log, losses: Sequence[float | None] = ()) -> Outcome:
     found, shift = read_document(bench.path(METRICS), _Measured, "metrics"), bench.path(SHIFT)
     row = found["row"]
     whole = read_document((bench.shared or bench.folder) / METRICS, _Measured, "metrics")["row"]
-    recipe, seconds = trial.recipe, log["seconds"]
+    seconds = log["seconds"]
     measured = {
-        "key": trial.key,
-        "network": trial.network,
-        "method": trial.method,
-        "seed": recipe.run.seed,
-        "keep": recipe.prune.keep,
-        "budget": recipe.prune.budget,
+        **trial.identity,
         "options": repr(bench.method),
         "validation": found["validation"],
         "params_kept": row.nonzero / max(whole.params, 1),

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from nervure.graph import count
 from nervure.methods import View
-from nervure.methods.blocks.evaluator import model_of, plan_of
+from nervure.methods.base import model_of
+from nervure.methods.blocks.evaluator import plan_of
 from nervure.methods.dynamic.dynamic_sparse import gain_of
 from nervure.methods.masks.random_baseline import masks_by_lot
 from nervure.plan import Cut, Keep, Link, Mask, Plan

@@ -8,6 +8,7 @@ from typing import Any, TypeAlias, final
 import torch
 from torch import Tensor
 
+from nervure.graph.ops.table import family
 from nervure.graph.products import Operand
 from nervure.graph.tape import Entry, WriteBack
 from nervure.refit.activations import Enough, Watcher, watchable
@@ -18,7 +19,7 @@ from nervure.refit.operators import choose_positions, entering, leaving
 from nervure.refit.origins import Origin
 from nervure.refit.prefix import Prefix
 from nervure.refit.streams import Follower, Join, Key
-from nervure.refit.survey import NORMS, RUNNING_MEAN
+from nervure.refit.survey import RUNNING_MEAN
 from nervure.stats.loaders import Batch
 
 
@@ -164,7 +165,7 @@ class _Pass:
                 if (at := self._wants.products.get(key)) is not None:
                     self._keep(at, use, entry, args, out)
         self._join(self._follower.step(entry), args, out)
-        if entry.name in NORMS:
+        if family(entry.name) == "batch norm":
             name = watcher.tape.named.get(getattr(entry.args[RUNNING_MEAN], "id", -1), "")
             if name in self._named:
                 self.norms[self._named[name]] = args[0].detach().clone()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nervure.graph.products import COLUMN, KERNEL, MATRIX, PRODUCTS, ROW, STACK, Operand
+from nervure.graph.products import COLUMN, KERNEL, MATRIX, ROW, STACK, Operand
 from nervure.graph.tape import Entry
 
 BIAS: Mapping[str, int] = {"addmm": 0, "baddbmm": 0, "addmv": 0, "linear": 2, "convolution": 2}
@@ -90,9 +90,8 @@ def leaving(use: Operand, entry: Entry, out: Tensor, at: Tensor | None) -> Tenso
 
 def _other_kinds(use: Operand, entry: Entry, args: tuple[Any, ...]) -> str:
     """What the axes of what is multiplied are for: members of a stack, positions (as outputs), inputs."""
-    mirrored = {place: kinds for place, _, kinds in PRODUCTS[entry.name]}.get(use.other)
     rank = args[use.other].ndim
-    return mirrored if mirrored is not None else ROW * (rank - 1) + COLUMN
+    return use.mirrored or ROW * (rank - 1) + COLUMN
 
 
 def _gather(values: Tensor, at: Tensor) -> Tensor:

@@ -6,12 +6,12 @@ from typing import Any, TypeAlias, final
 
 from torch import Tensor
 
+from nervure.graph.ops.table import family
 from nervure.graph.tape import Entry, Ref
 
 Key: TypeAlias = tuple[str, int]
 """A parameter, and the how-manieth of its uses."""
 KEEPS_OUTPUTS = frozenset(("view", "_unsafe_view", "reshape"))
-ADDS = frozenset(("add", "add_"))
 
 
 @final
@@ -52,7 +52,7 @@ class Follower:
         places = [p for p, v in enumerate(entry.args) if isinstance(v, Ref) and v.id in self._keys]
         if entry.name in KEEPS_OUTPUTS and places == [0]:
             self._keys[entry.outs[0].id] = self._keys[entry.args[0].id]
-        elif entry.name in ADDS and not entry.kwargs and all(isinstance(v, Ref) for v in entry.args):
+        elif family(entry.name) == "add" and not entry.kwargs and all(isinstance(v, Ref) for v in entry.args):
             mine, others = self._shape(entry.outs[0]), [self._shape(ref) for ref in entry.args]
             for place in places:
                 if others == [mine, mine]:

@@ -7,18 +7,14 @@ from typing import Any, final
 
 from torch import Tensor, nn
 
-from nervure.graph.products import LOOKED_UP, Operand
+from nervure.graph.ops.table import family
+from nervure.graph.products import Operand
 from nervure.graph.tape import Entry, Ref, WriteBack, named_tensors, refs_in
 from nervure.refit.activations import Watcher, watchable
 from nervure.refit.operators import BIAS, is_read
-from nervure.refit.streams import ADDS, KEEPS_OUTPUTS, Follower, Join, Key
+from nervure.refit.streams import KEEPS_OUTPUTS, Follower, Join, Key
 from nervure.stats.loaders import Batch
 
-NORMS = frozenset((
-    "native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm", "_native_batch_norm_legit",
-    "_native_batch_norm_legit_no_training",
-))  # fmt: skip
-"""Operators of batch norms."""
 ZEROS = frozenset(("new_zeros", "zeros", "zeros_like"))
 RUNNING_MEAN, RUNNING_VAR = 3, 4
 """Where they take their statistics."""
@@ -137,9 +133,9 @@ class _Surveyor:
         for use in live:
             level = max(level, self._read(entry, use, args) + 1)
             self._follow(watcher).product(entry, self.found.readings[-1].key)
-        if entry.name in NORMS:
+        if family(entry.name) == "batch norm":
             level = self._norm(watcher, entry, level)
-        if entry.name in LOOKED_UP and isinstance(entry.args[0], Ref):
+        if family(entry.name) == "look-up" and isinstance(entry.args[0], Ref):
             self.found.looked_up |= {t.parameter for t in watcher.provenance.trails.get(entry.args[0].id, ())}
         self._bias_after(entry, args)
         for join in self._follow(watcher).step(entry):
@@ -172,7 +168,7 @@ class _Surveyor:
         """What was dropped gives zeros: a stream that these are added to stays what it was."""
         if entry.name in ZEROS:
             self._zeros |= {ref.id for ref in entry.outs}
-        elif entry.name in ADDS and all(isinstance(ref, Ref) for ref in entry.args):
+        elif family(entry.name) == "add" and all(isinstance(ref, Ref) for ref in entry.args):
             ids = {ref.id for ref in entry.args}
             if len(ids & self._zeros) == 1 and (written := ids & self._streams.keys()):
                 self._streams[entry.outs[0].id] = self._streams[written.pop()]
@@ -203,7 +199,7 @@ class _Surveyor:
             return
         if entry.name in KEEPS_OUTPUTS and len(entry.outs) == 1:
             self._made[entry.outs[0].id] = reading
-        elif entry.name in ADDS and reading.bias is None and _is_bias(args):
+        elif family(entry.name) == "add" and reading.bias is None and _is_bias(args):
             reading.bias = self._memory.locate(args[1], inside=False)
 
     def _norm(self, watcher: Watcher, entry: Entry, level: int) -> int:

@@ -1,10 +1,12 @@
-"""Methods side by side: outcomes of trials as values, means over seeds, paired differences, tables and charts."""
+"""Outcomes of trials as values, their means over seeds, one table of them; and methods side by side, in pairs."""
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, final
 
 from nervure.core.files import write_text
@@ -13,9 +15,8 @@ from nervure.core.schema import Count, Fraction, Seed, convert
 from nervure.report.charts import file_names
 from nervure.report.dots import Dot, dot_chart
 from nervure.report.markdown import table_text
+from nervure.report.run_report import DENSE, DENSE_PLUS, milliseconds
 from nervure.report.tables import MISSING, Table, quantity
-
-DENSE = "dense"
 
 
 @final
@@ -104,6 +105,134 @@ class Mean(NamedTuple):
         return Mean(statistics.fmean(values), deviation, deviation / math.sqrt(len(values)), len(values))
 
 
+NOTHING = Mean.of(())
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class TimedSetting:
+    """How long one trial's network takes: milliseconds, and times faster than its dense one, by batch size."""
+
+    latency: Mapping[str, float] = field(default_factory=dict, hash=False)
+    speedup: Mapping[str, float] = field(default_factory=dict, hash=False)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class MeanOutcome:
+    """One setting, a method at one budget on one network: means over its seeds.
+
+    Attributes:
+        method: its label; ``"dense"`` for the network as trained, ``"dense+"`` with the recovery of the others.
+        keep: the fraction that was to stay.
+        accuracy: on the clean test images, in [0, 1].
+        shifted: mean over the corruptions, in [0, 1]; of nothing where it was not measured.
+        validation: on the validation images: what to choose by.
+        costs: shares of the dense network's, in [0, 1]: ``"macs"``, ``"params"`` (those that are not zero), and
+            ``"latency, batch N"``.
+        macs: multiply-accumulates.
+        params: parameters that are not zero.
+        latency: milliseconds, by batch size.
+        key: of the trial with the first seed.
+        ece: expected calibration error, in [0, 1].
+        seconds: that planning took.
+    """
+
+    method: str
+    keep: float
+    accuracy: Mean
+    shifted: Mean
+    validation: Mean
+    costs: Mapping[str, Mean] = field(hash=False)
+    macs: float
+    params: float
+    latency: Mapping[str, Mean] = field(hash=False)
+    key: str
+    ece: Mean = NOTHING
+    seconds: Mean = NOTHING
+
+    @staticmethod
+    def of(outcomes: Sequence[Outcome], timed: Mapping[str, TimedSetting]) -> "MeanOutcome":
+        """From the outcomes of one setting, one for each seed, and how long their networks take, by key."""
+        first = outcomes[0]
+        times = [timed[o.key] for o in outcomes if o.key in timed]
+        batches = dict.fromkeys(batch for one in times for batch in one.speedup)
+        costs = {"macs": Mean.of(o.macs_kept for o in outcomes), "params": Mean.of(o.params_kept for o in outcomes)}
+        spent = {f"latency, batch {b}": Mean.of(1 / t.speedup[b] for t in times if b in t.speedup) for b in batches}
+        return MeanOutcome(
+            first.method,
+            first.keep,
+            Mean.of(o.accuracy for o in outcomes),
+            Mean.of(statistics.fmean(o.shift.values()) for o in outcomes if o.shift),
+            Mean.of(o.validation for o in outcomes),
+            costs | spent,
+            statistics.fmean(o.macs for o in outcomes),
+            statistics.fmean(o.nonzero for o in outcomes),
+            {b: Mean.of(t.latency[b] for t in times if b in t.latency) for b in batches},
+            first.key,
+            Mean.of(o.ece for o in outcomes),
+            Mean.of(o.seconds["plan"] for o in outcomes if "plan" in o.seconds),
+        )
+
+    @property
+    def label(self) -> str:
+        """What to call it, e.g. ``"Taylor at 0.4"``."""
+        return self.method if self.method in (DENSE, DENSE_PLUS) else f"{self.method} at {self.keep:g}"
+
+
+def mean_outcomes(
+    outcomes: Iterable[Outcome], timed: Mapping[str, TimedSetting] = MappingProxyType({})
+) -> tuple[MeanOutcome, ...]:
+    """The means of one network's outcomes, setting by setting, in the order in which they come."""
+    settings: dict[tuple[str, float], list[Outcome]] = {}
+    for outcome in outcomes:
+        settings.setdefault((outcome.method, outcome.keep), []).append(outcome)
+    return tuple(MeanOutcome.of(these, timed) for these in settings.values())
+
+
+def results_table(means: Sequence[MeanOutcome], title: str, cell: Callable[[MeanOutcome], str]) -> Table:
+    """One line for each setting, with a column of its own, ``title``, second; columns that say nothing are left out."""
+    dense = next((m for m in means if m.method == DENSE), None)
+    batches = dict.fromkeys(batch for mean in means for batch in mean.latency)
+    columns: dict[str, Callable[[MeanOutcome], str]] = {
+        "setting": lambda m: m.label,
+        title: cell,
+        "validation (%)": lambda m: spread(m.validation),
+        "accuracy (%)": lambda m: spread(m.accuracy),
+        "under shift (%)": lambda m: spread(m.shifted),
+        "ECE (%)": lambda m: f"{100 * m.ece.value:.1f}" if m.ece.n else MISSING,
+        "MACs": lambda m: _cost(m.macs, m.costs["macs"]),
+        "parameters": lambda m: _cost(m.params, m.costs["params"]),
+        "plan (s)": lambda m: f"{m.seconds.value:.1f}" if m.seconds.n else MISSING,
+        **{f"ms, batch {batch}": partial(_milliseconds, dense, batch) for batch in batches},
+        "seeds": lambda m: str(m.accuracy.n),
+    }
+    cells = {title: [show(mean) for mean in means] for title, show in columns.items()}
+    told = {title: column for title, column in cells.items() if not {MISSING, ""}.issuperset(column)}
+    return Table(tuple(told), tuple(zip(*told.values(), strict=True)))
+
+
+def _milliseconds(dense: MeanOutcome | None, batch: str, mean: MeanOutcome) -> str:
+    """Milliseconds, and what share of the dense network's they are: as both are shown, divided."""
+    if batch not in mean.latency:
+        return MISSING
+    shown = milliseconds(mean.latency[batch].value)
+    if dense is None or batch not in dense.latency:
+        return f"{shown:g}"
+    return f"{shown:g} ({100 * shown / milliseconds(dense.latency[batch].value):.0f} %)"
+
+
+def _cost(count: float, share: Mean) -> str:
+    return f"{quantity(count)} ({100 * share.value:.0f} %)"
+
+
+def spread(mean: Mean) -> str:
+    """A share in percent with its standard deviation over seeds, e.g. ``89.60 ± 0.70``."""
+    if not mean.n:
+        return MISSING
+    return f"{100 * mean.value:.2f}" + ("" if math.isnan(mean.deviation) else f" ± {100 * mean.deviation:.2f}")
+
+
 def paired_differences(
     outcomes: Iterable[Outcome], method: str, baseline: str, *, metric: str = "accuracy"
 ) -> dict[tuple[str, int, float], float]:
@@ -119,32 +248,17 @@ def paired_differences(
 def network_table(outcomes: Sequence[Outcome], network: str, baseline: str, *, metric: str = "accuracy") -> Table:
     """One line per method and budget: means over seeds, and the paired difference to ``baseline`` in points."""
     mine = [o for o in outcomes if o.network == network]
-    columns = ("method", "keep", f"{metric} (%)", f"minus {baseline} (points)", "ECE (%)")
-    head = (*columns, "MACs", "parameters", "plan (s)", "seeds")
-    keys = dict.fromkeys((o.keep, o.method) for o in mine)
-    rows = [_line(mine, method, keep, baseline, metric) for keep, method in sorted(keys, key=lambda k: -k[0])]
-    return Table(head, tuple(rows))
+
+    def difference(mean: MeanOutcome) -> str:
+        return _points(_mean_difference(mine, mean.method, baseline, mean.keep, metric))
+
+    means = sorted(mean_outcomes(mine), key=lambda mean: -mean.keep)
+    return results_table(means, f"minus {baseline} (points)", difference)
 
 
-def _line(mine: Sequence[Outcome], method: str, keep: float, baseline: str, metric: str) -> tuple[str, ...]:
-    these = [o for o in mine if o.method == method and o.keep == keep]
-    differences = [d for (_, _, k), d in paired_differences(mine, method, baseline, metric=metric).items() if k == keep]
-    plan = Mean.of([o.seconds["plan"] for o in these if "plan" in o.seconds])
-    return (
-        method,
-        f"{keep:g}",
-        _spread(Mean.of([getattr(o, metric) for o in these])),
-        _difference(Mean.of(differences)) if method != baseline else MISSING,
-        f"{100 * Mean.of([o.ece for o in these]).value:.1f}",
-        _cost([o.macs for o in these], [o.macs_kept for o in these]),
-        _cost([o.nonzero for o in these], [o.params_kept for o in these]),
-        f"{plan.value:.1f}" if plan.n else MISSING,
-        str(len(these)),
-    )
-
-
-def _cost(counts: Sequence[int], shares: Sequence[float]) -> str:
-    return f"{quantity(Mean.of(counts).value)} ({100 * Mean.of(shares).value:.0f} %)"
+def _mean_difference(outcomes: Iterable[Outcome], method: str, baseline: str, keep: float, metric: str) -> Mean:
+    found = paired_differences(outcomes, method, baseline, metric=metric)
+    return Mean.of(value for (_, _, at), value in found.items() if at == keep and method != baseline)
 
 
 def summary_table(outcomes: Sequence[Outcome], baseline: str, *, metric: str = "accuracy") -> Table:
@@ -153,18 +267,13 @@ def summary_table(outcomes: Sequence[Outcome], baseline: str, *, metric: str = "
     methods = [m for m in dict.fromkeys(o.method for o in outcomes) if m != baseline]
     rows = []
     for method in methods:
-        differences = paired_differences(outcomes, method, baseline, metric=metric)
-        if differences:
-            cells = (Mean.of([d for (_, _, k), d in differences.items() if k == keep]) for keep in keeps)
-            rows.append((method, *(f"{_difference(c)} (n={c.n})" if c.n else MISSING for c in cells)))
+        means = [_mean_difference(outcomes, method, baseline, keep, metric) for keep in keeps]
+        if any(mean.n for mean in means):
+            rows.append((method, *(f"{_points(mean)} (n={mean.n})" if mean.n else MISSING for mean in means)))
     return Table(("method", *(f"keep {keep:g}" for keep in keeps)), tuple(rows))
 
 
-def _spread(mean: Mean) -> str:
-    return f"{100 * mean.value:.2f}" + ("" if math.isnan(mean.deviation) else f" ± {100 * mean.deviation:.2f}")
-
-
-def _difference(mean: Mean) -> str:
+def _points(mean: Mean) -> str:
     if not mean.n:
         return MISSING
     return f"{100 * mean.value:+.2f}" + ("" if math.isnan(mean.error) else f" ± {100 * mean.error:.2f}")
@@ -212,11 +321,8 @@ def comparison_charts(outcomes: Sequence[Outcome], *, baseline: str, metric: str
         dots = []
         for keep in sorted({o.keep for o in mine if o.keep < 1}, reverse=True):
             for method in dict.fromkeys(o.method for o in mine if o.keep == keep and o.method != baseline):
-                values = [
-                    d for (_, _, k), d in paired_differences(mine, method, baseline, metric=metric).items() if k == keep
-                ]
-                if values:
-                    mean = Mean.of(values)
+                mean = _mean_difference(mine, method, baseline, keep, metric)
+                if mean.n:
                     error = 0.0 if math.isnan(mean.error) else 200 * mean.error
                     dots.append(Dot(method, f"keep {keep:g}", 100 * mean.value, error))
         if dots:

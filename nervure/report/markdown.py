@@ -30,6 +30,7 @@ def _parts(report: Report) -> Iterator[str]:
     yield _list_notes(report)
     yield table_text(tables.edits(report))
     yield _list_pinned(report)
+    yield _refit(report)
     yield _connectivity(report)
     yield f"## Verification\n\n{table_text(tables.verification(report))}"
     if report.provenance.get("again"):
@@ -75,6 +76,11 @@ def _list_pinned(report: Report) -> str:
         for reason, groups in tables.pinned_groups(report).items()
     ]
     return "Left as they were:\n\n" + "\n".join(lines) if lines else ""
+
+
+def _refit(report: Report) -> str:
+    fits = table_text(tables.refit(report))
+    return f"## Refit\n\n{tables.refit_note(report)}\n\n{fits}" if fits else ""
 
 
 def _connectivity(report: Report) -> str:

@@ -132,6 +132,8 @@ class Report:
             any.
         shift: accuracy under corruption by network, as ``report.shift`` lays it out; empty: not measured.
         later: the plans of the methods that came after the first.
+        refit: what a refit did: its ``seconds`` and samples, and the errors of each layer (``fits``); empty: there was
+            none.
     """
 
     title: str
@@ -147,6 +149,7 @@ class Report:
     evidence: Mapping[str, Any] = field(default_factory=dict)
     shift: Mapping[str, Any] = field(default_factory=dict)
     later: tuple[Plan, ...] = ()
+    refit: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def headline(self) -> str:
@@ -191,6 +194,7 @@ class Report:
             "evidence": dict(self.evidence),
             "shift": dict(self.shift),
             "later": [plan.to_json() for plan in self.later],
+            "refit": dict(self.refit),
         }
 
     @staticmethod
@@ -275,12 +279,36 @@ class EvidenceData(TypedDict, total=False):
     events: list[EventFacts]
 
 
+class FitFacts(TypedDict):
+    """What is told of a layer that was refitted, or why it was not, as in :class:`nervure.refit.LayerFit`."""
+
+    tensor: str
+    freedom: str
+    ridge: NotNegative
+    before: float
+    after: float
+    held_before: float
+    held_after: float
+    reason: str
+
+
+class RefitFacts(TypedDict):
+    """What is told of a refit."""
+
+    seconds: NotNegative
+    samples: Count
+    left_out: Count
+    fits: list[FitFacts]
+
+
 _REPORT = written_schema(Report, {"plan": dict[str, Any], "later": tuple[dict[str, Any], ...]})
 
 
 def check_report(found: Report) -> Report:
     """Return a report if it has what its pages show; raises :class:`FileError` naming what it lacks."""
     convert(found.evidence, EvidenceData, "the evidence of this report")
+    if found.refit:
+        convert(found.refit, RefitFacts, "the refit of this report")
     if not {DENSE, PRUNED} <= set(found.rows):
         raise FileError(f"this report cannot be read: it has no rows {DENSE!r} and {PRUNED!r}.")
     if found.shift:

@@ -151,6 +151,30 @@ def _edit_rows(plan: Plan) -> list[tuple[str, ...]]:
     return rows
 
 
+def refit(report: Report) -> Table:
+    """What a refit did to each layer; no rows where there was none."""
+    rows = [(fit["tensor"], *_fit_cells(fit)) for fit in report.refit.get("fits", ())]
+    return Table(("layer", "fitted", "error on samples", "error on those left out"), tuple(rows))
+
+
+def _fit_cells(fit: Mapping[str, Any]) -> tuple[str, str, str]:
+    if fit["reason"]:
+        return f"left as it is: {fit['reason']}", MISSING, MISSING
+    how = f"ridge {fit['ridge']:g}" if fit["freedom"] == "ridge" else fit["freedom"]
+    seen, held = (f"{fit[f'{part}before']:.2g} → {fit[f'{part}after']:.2g}" for part in ("", "held_"))
+    return how, seen, held
+
+
+def refit_note(report: Report) -> str:
+    """What a refit took, and what its errors are, in a sentence."""
+    told = report.refit
+    return (
+        f"After the cut, before training: fitted on {told['samples']:,} training images in {told['seconds']:.1f} s, "
+        f"without labels; {told['left_out']:,} more chose. Errors are squared, as shares of the variance of what the "
+        "dense layer says."
+    )
+
+
 def verification(report: Report) -> Table:
     """Largest differences between outputs that should agree."""
     rows = tuple((name, _difference(error)) for name, error in report.verification.items())

@@ -4,6 +4,7 @@ import copy
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -91,6 +92,13 @@ def first_of(data: Batches, samples: int) -> list[Any]:
     return found
 
 
+def parts_of(data: Batches) -> Iterator[Any]:
+    """Of each batch the arguments of the model, and the labels, of whatever kind; raises DataError."""
+    for number, raw in enumerate(_iterate(data)):
+        inputs, labels = _split(raw, f"batch {number}")
+        yield Inputs.of_batch(inputs), labels
+
+
 def keep_position(data: Any) -> Any:
     """A copy to iterate over: a loader that shuffles anew in each epoch stays where it is, and gives the same again."""
     if isinstance(data, Iterator):
@@ -100,6 +108,14 @@ def keep_position(data: Any) -> Any:
     except Exception:
         # A loader of the user may be such that it cannot be copied, and say so in any way.
         return data
+
+
+@contextmanager
+def fixed_seed(seed: int, device: torch.device | None = None) -> Iterator[None]:
+    """Torch's random numbers start from a seed inside, and go on outside as if nothing had happened."""
+    with torch.random.fork_rng(devices=[device] if device is not None and device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
 
 
 @checked

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from itertools import chain
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ from nervure.stats.block_outputs import REDUCTIONS, BlockRecorder
 from nervure.stats.connections import Listener, ears
 from nervure.stats.evidence import Stats
 from nervure.stats.footprint import require_memory
-from nervure.stats.loaders import SAMPLES, Batch, batches, count_batches, first_of
+from nervure.stats.loaders import SAMPLES, Batch, batches, count_batches, first_of, fixed_seed, parts_of
 from nervure.stats.readers import ReaderRecorder, reader_probes
 from nervure.stats.record import EvidenceRecorder
 from nervure.stats.unit_probe import probes
@@ -98,7 +98,7 @@ def measure(
     passes = seen = 0
     with (
         restore_after(model),
-        _fixed_seed(seed, device),
+        fixed_seed(seed, device),
         _evaluating(model),
         disable_compile(),
         recorder.listening(model),
@@ -141,19 +141,31 @@ def measure(
 @checked
 def first_batches(data: Batches, *, samples: Size = SAMPLES, seed: Seed = 0) -> list[Any]:
     """The batches that hold the samples which :func:`measure` would take, drawn in the same way, to keep."""
-    with _fixed_seed(seed, torch.device("cpu")):
+    with fixed_seed(seed):
         return first_of(data, samples)
 
 
 @checked
 def data_digest(data: Batches, *, samples: Size, per_class: Count, labelled: bool, seed: Seed) -> str:
     """A digest of the samples that :func:`measure` would take, drawn in the same way; no model runs."""
+    drawn = batches(data, samples, labelled=labelled or per_class > 0, per_class=per_class)
+    return _digest(((batch.inputs, batch.labels) for batch in drawn), seed)
+
+
+@checked
+def batches_digest(data: Batches, *, count: Size, seed: Seed = 0) -> str:
+    """A digest of the first ``count`` batches as they come, whatever their labels are; no model runs."""
+    return _digest(islice(parts_of(data), count), seed)
+
+
+def _digest(values: Iterable[Any], seed: int) -> str:
     digest = hashlib.sha256()
-    with _fixed_seed(seed, torch.device("cpu")):
-        for batch in batches(data, samples, labelled=labelled or per_class > 0, per_class=per_class):
-            for value in tree_leaves((batch.inputs, batch.labels)):
-                content = value.detach().cpu().contiguous() if isinstance(value, Tensor) else value
-                digest.update(content.numpy().tobytes() if isinstance(content, Tensor) else repr(content).encode())
+    with fixed_seed(seed):
+        for value in chain.from_iterable(map(tree_leaves, values)):
+            if isinstance(value, Tensor):
+                digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+            else:
+                digest.update(repr(value).encode())
     return digest.hexdigest()
 
 
@@ -247,14 +259,6 @@ def _unheard(found: Iterable[str], recorder: EvidenceRecorder, passes: int, with
 
 def _device(model: nn.Module) -> torch.device:
     return next((tensor.device for tensor in chain(model.parameters(), model.buffers())), torch.device("cpu"))
-
-
-@contextmanager
-def _fixed_seed(seed: int, device: torch.device) -> Iterator[None]:
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
-        yield
 
 
 @contextmanager

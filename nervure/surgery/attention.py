@@ -67,18 +67,22 @@ class ResizedAttention(nn.MultiheadAttention):
         elif not self.batch_first:
             query, key, value = (t.transpose(0, 1) for t in (query, key, value))
         q, k, v = (self._heads(t) for t in self._project(query, key, value))
-        scores = (q * self.scale) @ k.transpose(-2, -1)
-        for mask in self._masks(key_padding_mask, attn_mask, scores):
-            scores = scores + mask
-        weights = F.dropout(scores.softmax(-1), self.dropout, self.training)
-        out = self.out_proj((weights @ v).transpose(1, 2).flatten(2))
+        masks = self._masks(key_padding_mask, attn_mask, q, k.shape[-2])
+        mask = sum(masks[1:], masks[0]) if masks else None
+        dropout, weights = self.dropout if self.training else 0.0, None
+        if need_weights:
+            weights = (q * self.scale) @ k.transpose(-2, -1)
+            weights = F.dropout((weights if mask is None else weights + mask).softmax(-1), dropout)
+            out = weights @ v
+        else:
+            # As the original does: no matrix of scores is kept.
+            out = F.scaled_dot_product_attention(q, k, v, mask, dropout, scale=self.scale)
+        out = self.out_proj(out.transpose(1, 2).flatten(2))
         if single:
-            out, weights = out.squeeze(0), weights.squeeze(0)
+            out, weights = out.squeeze(0), None if weights is None else weights.squeeze(0)
         elif not self.batch_first:
             out = out.transpose(0, 1)
-        if not need_weights:
-            return out, None
-        return out, weights.mean(-3) if average_attn_weights else weights
+        return out, weights.mean(-3) if weights is not None and average_attn_weights else weights
 
     def _project(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         weights: Any = (
@@ -99,19 +103,18 @@ class ResizedAttention(nn.MultiheadAttention):
         heads: Tensor = x.unflatten(-1, (-1, self.head_width))
         return heads.transpose(1, 2)
 
-    def _masks(self, padding: Tensor | None, mask: Tensor | None, scores: Tensor) -> list[Tensor]:
-        extra = scores.shape[-1] - (mask.shape[-1] if mask is not None else scores.shape[-1])
+    def _masks(self, padding: Tensor | None, mask: Tensor | None, like: Tensor, keys: int) -> list[Tensor]:
         masks = []
         if mask is not None:
-            mask = F.pad(_additive(mask, scores), (0, extra))
-            masks.append(mask.unflatten(0, (-1, mask.shape[0] // scores.shape[0])) if mask.dim() == 3 else mask)
+            mask = F.pad(_additive(mask, like), (0, keys - mask.shape[-1]))
+            masks.append(mask.unflatten(0, (-1, mask.shape[0] // like.shape[0])) if mask.dim() == 3 else mask)
         if padding is not None:
-            short = scores.shape[-1] - padding.shape[-1]
-            masks.append(F.pad(_additive(padding, scores), (0, short))[..., None, None, :])
+            short = keys - padding.shape[-1]
+            masks.append(F.pad(_additive(padding, like), (0, short))[..., None, None, :])
         return masks
 
 
-def _additive(mask: Tensor, scores: Tensor) -> Tensor:
+def _additive(mask: Tensor, like: Tensor) -> Tensor:
     if mask.dtype != torch.bool:
-        return mask.to(scores.dtype)
-    return torch.zeros_like(mask, dtype=scores.dtype).masked_fill(mask, float("-inf"))
+        return mask.to(like.dtype)
+    return torch.zeros_like(mask, dtype=like.dtype).masked_fill(mask, float("-inf"))

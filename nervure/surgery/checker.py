@@ -16,7 +16,7 @@ from nervure.graph.copies import copy_model
 from nervure.graph.cost import Cost, cost_of_run, count
 from nervure.graph.models import evaluating
 from nervure.graph.preserve import restore_after
-from nervure.graph.tape import Entry, Tape, named_tensors, plain_kernels, record, refs_in, unreached_parameters
+from nervure.graph.tape import Entry, Tape, named_tensors, plain_kernels, record, unreached_parameters
 from nervure.graph.trace import TraceResult
 from nervure.graph.types import Graph
 from nervure.plan import Plan
@@ -342,7 +342,7 @@ def _precisions(tape: Tape, run: int) -> list[float]:
     coarsest = [torch.finfo(v.dtype).eps if _is_fraction(v.dtype) else 0.0 for v in tape.values]
     for entry in tape.entries:
         if isinstance(entry, Entry):
-            given = max((coarsest[r.id] for r in refs_in((*entry.args, *entry.kwargs.values()))), default=0.0)
+            given = max((coarsest[r.id] for r in entry.given), default=0.0)
             outs = entry.outs
         else:
             given, outs = max(coarsest[entry.base.id], coarsest[entry.value.id]), (entry.out,)

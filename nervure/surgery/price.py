@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from nervure.budget.cost_model import CostModel
+from nervure.budget.memory_budget import PeakMemory
 from nervure.graph.types import Graph
 from nervure.plan import Plan
 from nervure.surgery.apply import keeps_of
@@ -27,6 +29,18 @@ def price(graph: Graph, plan: Plan) -> Price:
     tensors = [graph.tensors[name] for name in graph.parameters if not f"{name}.".startswith(gone)]
     works = [work for work in graph.work if not f"{work.layer}.".startswith(gone)]
     return Price(sum(_product(alive, axes) for axes in tensors), sum(w.fixed * _product(alive, w.axes) for w in works))
+
+
+def memory_left(graph: Graph, plan: Plan) -> int:
+    """Bytes that the model takes at most once ``plan`` is carried out: activations count as if no block was dropped.
+
+    Raises:
+        PlanError: as :func:`price`.
+        ArgumentError: the graph says nothing of memory.
+    """
+    gone = tuple(f"{module}." for drop in plan.drops for module in graph.block(drop.block).modules)
+    alive = np.append(graph.survivors(keeps_of(graph, plan)), 1)
+    return PeakMemory(CostModel.of(graph), gone)(alive)
 
 
 def _product(alive: np.ndarray, axes: tuple[int, ...]) -> int:

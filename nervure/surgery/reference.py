@@ -197,16 +197,16 @@ def _restrict(func: Any, args: Any, kwargs: Any, limits: list[_Limit]) -> Any:
 def _over_survivors(func: Any, args: list[Any], kwargs: Any, limits: list[_Limit]) -> Any:
     x = args[0]
     places = {r.axis % x.dim(): torch.from_numpy(np.flatnonzero(alive)).to(x.device) for r, alive in limits}
-    name = func._schema.name.removeprefix("aten::")
+    kind = limits[0].read.kind
     narrow = list(args)
     narrow[0] = _narrow(x, places)
-    if name in ("native_layer_norm", "layer_norm", "_fused_rms_norm", "rms_norm"):
+    if kind == "trailing":
         first = x.dim() - len(args[1])
         narrow[1] = list(narrow[0].shape[first:])
         inner = {axis - first: index for axis, index in places.items()}
         narrow[2:4] = [_narrow(t, inner) if isinstance(t, Tensor) else t for t in args[2:4]]
-    elif name == "native_group_norm":
-        blocks = int(limits[0].read.kind.partition(":")[2])
+    elif kind.startswith("blocks"):
+        blocks = int(kind.partition(":")[2])
         alive = limits[0].alive.reshape(blocks, -1).any(1)
         narrow[1:3] = [_narrow(t, {0: places[1]}) if isinstance(t, Tensor) else t for t in args[1:3]]
         narrow[4], narrow[6] = narrow[0].shape[1], int(alive.sum())

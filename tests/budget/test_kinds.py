@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from nervure import Magnitude, Plan, prune, trace, zoo
-from nervure.budget import BUDGETS, Budget, allocate
-from nervure.budget import kinds as base
+from nervure.budget import BUDGETS, Budget, CostModel, allocate
 from nervure.errors import ArgumentError, RecipeError
 from nervure.methods.channels.timed import for_engine
 from nervure.recipe import Recipe
@@ -71,6 +70,6 @@ def test_kinds_are_values() -> None:
     assert replace(BUDGETS["macs"]) == BUDGETS["macs"]
     assert BUDGETS["channels"].counts_units and not BUDGETS["latency"].counts_units
     graph = trace(resnet(), EXAMPLE)
-    costs = base.CostModel.of(graph)
+    costs = CostModel.of(graph)
     kept = np.ones(sum(g.size for g in graph.prunable), dtype=bool)
     assert BUDGETS["macs"].cost(costs)(costs.sizes) == BUDGETS["macs"].amount(costs, kept) == graph.macs()

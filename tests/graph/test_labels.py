@@ -1,6 +1,7 @@
 """The algebra of labels: unions, patterns, products."""
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -116,3 +117,63 @@ def test_divisions_that_cross_each_other_stay() -> None:
     other = [LabelArray(np.repeat(store.unions.fresh(3), 2)), LabelArray(np.tile(store.unions.fresh(2), 3))]
     store.match(one, other, "here")
     assert "another division" in store.pins[0].reason
+
+
+def layers_of(store: LabelState, *drawn: str) -> tuple[list[LabelArray], dict[str, int]]:
+    """Layers as they are drawn in docstrings, ``"a a b -"``, and the label of each sign."""
+    signs = [line.split() for line in drawn]
+    names = list(dict.fromkeys(sign for line in signs for sign in line if sign != "-"))
+    labels = dict(zip(names, store.unions.fresh(len(names)).tolist(), strict=True)) | {"-": NONE}
+    return [LabelArray(np.array([labels[sign] for sign in line])) for line in signs], labels
+
+
+MATCHES: dict[str, tuple[list[str], list[str], str]] = {
+    "equal patterns pair up": (["0 0 1 1", "5 6 5 6"], ["8 9 8 9", "3 3 4 4"], "03 14 58 69"),
+    "stretch by stretch": (["0 1 2 3 4"], ["7 8 - - -", "- - a b c"], "07 18 2a 3b 4c"),
+    "one tells more apart": (
+        ["0 0 1 1 2 2 3 3", "5 6 5 6 5 6 5 6"],
+        ["7 7 7 7 8 8 8 8", "9 a b c 9 a b c"],
+        "01 07 23 28 59 5b 6a 6c",
+    ),
+    "parts told apart": (
+        ["0 0 1 1 2 2 3 3", "4 5 4 5 6 7 6 7"],
+        ["h h i i h h i i", "w x w x w x w x", "p p p p q q q q"],
+        "0h 2h 1i 3i 4w 6w 5x 7x",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MATCHES)
+def test_layers_are_matched_as_it_is_drawn(name: str) -> None:
+    left, right, expected = MATCHES[name]
+    store = LabelState()
+    drawn, labels = layers_of(store, *left, *right)
+    store.match(drawn[: len(left)], drawn[len(left) :], "here")
+    united = {sign: store.unions.root(label) for sign, label in labels.items()}
+    assert all(united[a] == united[b] for a, b in expected.split())
+    met = {sign for pair in expected.split() for sign in pair}
+    alone = {sign for sign in labels if sign not in met and sign != "-"}
+    assert len({united[sign] for sign in alone}) == len(alone)
+    assert {label for pin in store.pins for label in pin.labels.tolist()} == {labels[sign] for sign in alone}
+
+
+def test_one_layer_that_meets_several_becomes_a_product_of_them() -> None:
+    store = LabelState()
+    drawn, _ = layers_of(store, "0 1 2 3", "5 5 6 6", "8 9 8 9")
+    store.match(drawn[:1], drawn[1:], "here")
+    assert [split.coordinates.tolist() for split in store.splits] == [[[0, 0], [0, 1], [1, 0], [1, 1]]]
+
+
+@pytest.mark.parametrize(("rows", "places"), [([[0, 1, 2], [3, 4, 5]], [1, 1]), ([[0, 1, 2], [2, 3, 4]], None)])
+def test_a_layer_is_a_product_if_each_unit_has_one_place_along_each_axis(
+    rows: list[list[int]], places: list[int] | None
+) -> None:
+    store = LabelState()
+    store.unions.fresh(6)
+    kept = store.rectangular([LabelArray(np.array(rows))], "here")
+    if places is None:
+        assert not store.splits
+        assert not kept
+        assert store.pins
+    else:
+        assert store.splits[0].coordinates[4].tolist() == places

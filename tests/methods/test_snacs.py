@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from nervure import SNACS, Magnitude, Plan, apply, prune, trace, train
 from nervure.errors import ArgumentError, BudgetError, DataError, NervureWarning
 from nervure.graph.tape import named_tensors
-from nervure.methods import View
+from nervure.methods import View, base
 from nervure.methods.snacs import published
 from nervure.methods.snacs import survey as surveys
 from nervure.methods.snacs.survey import ConnectivityEvidence, SurveyOptions
@@ -422,7 +422,7 @@ def test_a_survey_that_was_stopped_goes_on_from_its_last_finished_layer(
     assert scored == ["0.weight", "2.weight"]
     again = []
     monkeypatch.setattr(surveys, "connectivity", lambda *a, **k: again.append(a[0].tensor) or real(*a, **k))
-    monkeypatch.setattr(surveys, "measure", None)
+    monkeypatch.setattr(base, "measure", None)
     assert method.plan(seen) == expected
     assert again == ["6.weight"]
 

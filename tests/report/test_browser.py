@@ -11,9 +11,9 @@ import torch
 
 from nervure import Cut, Drop, Mask, Plan, connectivity, trace
 from nervure.report import Point, Report, Row, Width, connectivity_page, graph_page, to_html
-from nervure.report.comparison import Outcome
+from nervure.report.comparison import Outcome, TimedSetting
 from nervure.report.run_report import place
-from nervure.report.sweep_report import Sweep, TimedSetting, sweep_page
+from nervure.report.sweep_report import Sweep, sweep_page
 from nervure.zoo import build
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

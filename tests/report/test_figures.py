@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from nervure.evaluation import Latency, Metrics, Shifted, Timing
 from nervure.plan import Plan
 from nervure.report import Report, Row, to_html, to_markdown
-from nervure.report.comparison import Mean
+from nervure.report.comparison import Mean, MeanOutcome
 from nervure.report.shift_section import caption, table
-from nervure.report.sweep_report import Candidate, Sweep
+from nervure.report.sweep_report import Sweep
 from nervure.report.tables import comparison, speed, stays
 
 times = st.floats(1e-3, 5e3)
@@ -45,12 +45,12 @@ def test_the_factor_of_a_table_is_the_quotient_of_its_milliseconds(dense: float,
 
 @given(dense=times, own=times)
 def test_the_share_of_a_sweep_is_the_quotient_of_its_milliseconds(dense: float, own: float) -> None:
-    def candidate(method: str, latency: float) -> Candidate:
+    def mean(method: str, latency: float) -> MeanOutcome:
         costs = {"macs": Mean.of([0.5]), "params": Mean.of([0.5]), "latency, batch 1": Mean.of([own / dense])}
         good = Mean.of([0.9])
-        return Candidate(method, 0.5, good, good, good, costs, 1.0, 1.0, {"1": Mean.of([latency])}, method)
+        return MeanOutcome(method, 0.5, good, good, good, costs, 1.0, 1.0, {"1": Mean.of([latency])}, method)
 
-    rows = Sweep("", {}, "", (candidate("dense", dense), candidate("Taylor", own))).table().rows
+    rows = Sweep("", {}, "", (mean("dense", dense), mean("Taylor", own))).table().rows
     whole, part = (float(re.findall(GROUP, row[-2])[0]) for row in rows)
     assert float(re.findall(GROUP, rows[1][-2])[1]) == pytest.approx(100 * part / whole, abs=0.51)
 

@@ -19,10 +19,10 @@ from nervure.export.card import Card
 from nervure.report import Point, Report, Row, Width, circuit_picture, graph_page, to_html, to_markdown
 from nervure.report import connectivity_page as circuit_page
 from nervure.report.charts import file_names
-from nervure.report.comparison import Outcome, comparison_charts, comparison_text, write_comparison
+from nervure.report.comparison import Outcome, TimedSetting, comparison_charts, comparison_text, write_comparison
 from nervure.report.connectivity_charts import connectivity_page
 from nervure.report.shift_section import strips
-from nervure.report.sweep_report import Sweep, TimedSetting, sweep_page, sweep_text, write_sweep
+from nervure.report.sweep_report import Sweep, sweep_page, sweep_text, write_sweep
 
 HARMLESS = "conv1"
 HOSTILE = [

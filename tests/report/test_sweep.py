@@ -10,9 +10,9 @@ from xml.etree import ElementTree
 import pytest
 
 from nervure.report.charts import SHAPES
-from nervure.report.comparison import Outcome
+from nervure.report.comparison import Outcome, TimedSetting
 from nervure.report.scatter import DASHES, Mark, scatter_chart
-from nervure.report.sweep_report import Sweep, TimedSetting, sweep_page, sweep_text, write_sweep
+from nervure.report.sweep_report import Sweep, sweep_page, sweep_text, write_sweep
 
 NASTY = "<b>|`x`"
 
@@ -51,7 +51,8 @@ def found(outcomes: list[Outcome] = OUTCOMES, **more: object) -> Sweep:
 
 
 def test_settings_are_means_over_seeds() -> None:
-    dense, *_, last = found().candidates
+    dense, *_, last = found().means
+    assert found().candidates == found().means
     assert dense.accuracy.value == pytest.approx(0.91)
     assert dense.accuracy.deviation == pytest.approx(0.02 / math.sqrt(2))
     assert last.shifted.value == pytest.approx(0.82 - 0.15)

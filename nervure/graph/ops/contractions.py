@@ -1,11 +1,12 @@
 """Operators that multiply and sum: the input's units meet a weight's reading axis, its writing axis makes new ones."""
 
 from collections.abc import Mapping, Sequence
+from math import prod
 
 import numpy as np
 
-from nervure.graph.labels import LabelArray, TensorLabels, is_pending
-from nervure.graph.propagate import HIDDEN, LabelPropagation, Rule, argument, made, move
+from nervure.graph.labels import LabelArray, TensorLabels, compress, is_pending
+from nervure.graph.propagate import HIDDEN, LabelPropagation, argument, call_argument, made
 from nervure.graph.sizes import Expression
 from nervure.graph.tape import Call, Entry, Ref
 
@@ -22,26 +23,21 @@ def meet(
     if left and right:
         flow.store.match(list(left), list(right), flow.at())
     elif size > 1 and not free:
-        flow.store.pin(
-            [x.labels for x in (*left, *right)],
-            f"meets an axis without units (the model's input, or a fixed one) at {flow.at()}",
-        )
+        flow.pin((*left, *right), "meets an axis without units (the model's input, or a fixed one)")
 
 
 def contract(
     flow: LabelPropagation, a: tuple[int, int], b: tuple[int, int]
 ) -> tuple[list[LabelArray], list[LabelArray]]:
     """Sum over axis ``a[1]`` of argument number ``a[0]`` and ``b[1]`` of ``b[0]``; returns the layers of both."""
-    entry = flow.tape.entries[flow.index]
-    assert isinstance(entry, Entry)
-    x, y = entry.args[a[0]], entry.args[b[0]]
+    x, y = flow.entry.args[a[0]], flow.entry.args[b[0]]
     size = flow.shape(x)[a[1]]
     left, right = flow.layers(x, a[1]), flow.layers(y, b[1])
     free = flow.space(x).free or flow.space(y).free
     meet(flow, left, right, size, free=free)
     flow.role(left, "reader")
     flow.role(right, "reader")
-    flow.read(a[0], a[1], left or right, "sum")
+    flow.read(a[0], a[1], left or right)
     if _is_activation(left) and _is_activation(right) and not free:
         flow.attention.extend(x.labels for x in (*left, *right))
     return left, right
@@ -51,37 +47,45 @@ def _is_activation(layers: Sequence[LabelArray]) -> bool:
     return bool(layers) and all(x.owner is None for x in layers)
 
 
-def _matrix_product(flow: LabelPropagation, a: int, b: int, out: Ref) -> TensorLabels:
+def _matrix_product(flow: LabelPropagation, a: int, b: int) -> TensorLabels:
     """Batched or plain ``a @ b`` for arguments number ``a`` and ``b``."""
-    entry = flow.tape.entries[flow.index]
-    assert isinstance(entry, Entry)
-    x, y = entry.args[a], entry.args[b]
-    rank = len(flow.shape(x))
-    rows, inner = flow.shape(x)[-2], flow.shape(x)[-1]
+    x, y = flow.entry.args[a], flow.entry.args[b]
+    *stack, rows, inner = flow.shape(x)
+    columns, rank = flow.shape(y)[-1], flow.rank(x)
     left, right = contract(flow, (a, rank - 1), (b, rank - 2))
     above, beside = flow.layers(x, rank - 2), flow.layers(y, rank - 1)
     flow.role(above, "writer")
     flow.role(beside, "writer")
-    if rank == 2 and _is_fused(flow, entry):
-        _square(flow, entry, left or right, beside, inner)
-    layers = [made(z, rank - 2, rank) for z in above] + [made(z, rank - 1, rank) for z in beside]
-    batch: list[LabelArray] = []
-    if rank == 3:
-        batch, other = flow.layers(x, 0), flow.layers(y, 0)
-        meet(flow, batch, other, flow.shape(x)[0], free=flow.space(x).free or flow.space(y).free)
-        batch = batch or other
-        layers += [made(z, 0, rank) for z in batch]
-        if _is_activation(batch) and (_is_activation(beside) or _is_activation(left)):
-            flow.attention.extend(z.labels for z in beside)
-            flow.heads.extend(z.labels for z in batch)
-            _heads_follow(flow, entry, batch)
-    columns, stored = flow.shape(y)[-1], flow.tape.values[x.id].stored
+    if not stack and _is_fused(flow, flow.entry):
+        _square(flow, flow.entry, left or right, beside, inner)
+    batch = _batch(flow, x, y, left, beside) if stack else []
+    by_axis = {0: batch} if stack else {}
+    stored = flow.tape.values[x.id].stored
     if stored is not None:
         flow.work(stored, (columns, beside))
-        return TensorLabels(tuple(layers))
-    sizes = [(flow.shape(x)[0], batch)] if rank == 3 else []
-    flow.work(1, *sizes, (rows, above), (inner, left or right), (columns, beside))
-    return TensorLabels(tuple(layers))
+    else:
+        sizes = [(n, batch) for n in stack]
+        flow.work(1, *sizes, (rows, above), (inner, left or right), (columns, beside))
+    return _along(rank, {rank - 2: above, rank - 1: beside, **by_axis})
+
+
+def _along(rank: int, layers: Mapping[int, Sequence[LabelArray]]) -> TensorLabels:
+    """The labels of a result that was computed, by axis."""
+    return TensorLabels(tuple(made(z, axis, rank) for axis, own in layers.items() for z in own))
+
+
+def _batch(
+    flow: LabelPropagation, x: Ref, y: Ref, inner: Sequence[LabelArray], columns: Sequence[LabelArray]
+) -> list[LabelArray]:
+    """What tells apart the matrices of a batch; of activations that may be the heads of attention."""
+    mine, other = flow.layers(x, 0), flow.layers(y, 0)
+    meet(flow, mine, other, flow.shape(x)[0], free=flow.space(x).free or flow.space(y).free)
+    batch = mine or other
+    if _is_activation(batch) and (_is_activation(columns) or _is_activation(inner)):
+        flow.attention.extend(z.labels for z in columns)
+        flow.heads.extend(z.labels for z in batch)
+        _heads_follow(flow, flow.entry, batch)
+    return batch
 
 
 def _is_fused(flow: LabelPropagation, entry: Entry) -> bool:
@@ -111,23 +115,20 @@ def _heads_follow(flow: LabelPropagation, entry: Entry, heads: Sequence[LabelArr
 
 def _given_to(call: Call | None, place: int, name: str) -> int | Expression | None:
     """A number that was given to a call."""
-    if call is None:
-        return None
-    given = call.kwargs.get(name, call.args[place] if len(call.args) > place else None)
+    given = call_argument(call, place, name)
     return given if isinstance(given, int | Expression) else None
 
 
 def mm(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     """``a @ b`` of matrices or batches of matrices."""
-    return [_matrix_product(flow, 0, 1, entry.outs[0])]
+    return [_matrix_product(flow, 0, 1)]
 
 
 def addmm(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     """``c + a @ b``."""
-    product = _matrix_product(flow, 1, 2, entry.outs[0])
     shape = flow.shape(entry.outs[0])
-    c = entry.args[0]
-    return [flow.store.join([(product, shape), (flow.space(c), flow.shape(c))], shape, flow.at())]
+    product = _matrix_product(flow, 1, 2)
+    return [flow.join([(product, shape), flow.operand(entry.args[0])], shape)]
 
 
 ALIGNED = 16
@@ -137,10 +138,8 @@ ALIGNED = 16
 def grouped_mm(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     """Rows of ``a`` [rows, in], sorted by expert, each by its expert's matrix: ``b`` is [experts, in, out]."""
     x, w = entry.args[:2]
-    if (len(flow.shape(x)), len(flow.shape(w))) != (2, 3):
-        flow.store.pin(
-            [z.labels for r in (x, w) for z in flow.space(r).layers], f"experts of ragged width at {flow.at()}"
-        )
+    if (flow.rank(x), flow.rank(w)) != (2, 3):
+        flow.pin_all((x, w), "experts of ragged width")
         return [TensorLabels()]
     flow.store.pin([z.labels for z in flow.layers(w, 0)], "experts are chosen by index")
     left, right = contract(flow, (0, 1), (1, 1))
@@ -150,7 +149,7 @@ def grouped_mm(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     flow.multiples += [(tuple(z.labels for z in axis), numbers) for axis in (left, right, out)]
     rows, inner = flow.shape(x)
     flow.work(rows, (inner, left or right), (flow.shape(w)[2], out))
-    return [TensorLabels(tuple(made(z, 1, 2) for z in out))]
+    return [_along(2, {1: out})]
 
 
 def mv(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
@@ -167,14 +166,14 @@ def bilinear(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     """``nn.Bilinear``: rows of two inputs [rows, in], each with every row of the other by a weight [out, in, in]."""
     x, w, y = entry.args[:3]
     if entry.args[3:7] != ((1, 3), (0,), (1, 2), (2, 3)):
-        flow.store.pin([z.labels for r in (x, w, y) for z in flow.space(r).layers], f"mixed at {flow.at()}")
+        flow.pin_all((x, w, y), "mixed")
         return [TensorLabels()]
     left, right = contract(flow, (0, 1), (1, 1)), contract(flow, (2, 1), (1, 2))
     out = flow.layers(w, 0)
     flow.role(out, "writer")
     rows, inner, other = *flow.shape(x), flow.shape(y)[1]
     flow.work(rows, (flow.shape(w)[0], out), (inner, left[0] or left[1]), (other, right[0] or right[1]))
-    return [TensorLabels(tuple(made(z, 1, 2) for z in out))]
+    return [_along(2, {1: out})]
 
 
 def dot(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
@@ -187,89 +186,86 @@ def dot(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
 def distances(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     """Distances between the rows of ``x`` [..., n, d] and of ``y`` [..., m, d]: [..., n, m]."""
     x, y = entry.args[:2]
-    rank, other = len(flow.shape(x)), len(flow.shape(y))
-    left, right = contract(flow, (0, rank - 1), (1, other - 1))
+    left, right = contract(flow, (0, flow.rank(x) - 1), (1, flow.rank(y) - 1))
     # A sum of differences: what leaves has to be zero on both sides.
-    flow.read(1, other - 1, left or right, "sum")
-    for ref, last in ((x, rank - 2), (y, other - 2)):
-        for axis in range(last):
-            flow.store.pin([z.labels for z in flow.layers(ref, axis)], f"a batch of distances at {flow.at()}")
-    n = len(flow.shape(entry.outs[0]))
-    rows, columns = flow.layers(x, rank - 2), flow.layers(y, other - 2)
-    return [TensorLabels((*[made(z, n - 2, n) for z in rows], *[made(z, n - 1, n) for z in columns]))]
+    flow.read(1, flow.rank(y) - 1, left or right)
+    for ref in (x, y):
+        for axis in range(flow.rank(ref) - 2):
+            flow.pin(flow.layers(ref, axis), "a batch of distances")
+    n = flow.rank(entry.outs[0])
+    return [_along(n, {n - 2: flow.layers(x, -2), n - 1: flow.layers(y, -2)})]
 
 
 def linear(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     """``x @ weight.T + bias`` over the last axis."""
     x, w = entry.args[:2]
-    rank = len(flow.shape(x))
-    left, right = contract(flow, (0, rank - 1), (1, 1))
+    last = flow.rank(x) - 1
+    left, right = contract(flow, (0, last), (1, 1))
     out = flow.layers(w, 0)
     flow.role(out, "writer")
-    kept = [z for z in flow.store.rectangular(flow.space(x).layers, flow.at()) if z.support != (rank - 1,)]
-    product = TensorLabels((*kept, *[made(z, rank - 1, rank) for z in out]))
-    shape, bias = flow.shape(entry.outs[0]), argument(entry, 2, "bias")
-    rows = int(np.prod(shape[:-1], dtype=np.int64))
-    flow.work(rows, (shape[-1], out), (flow.shape(x)[-1], left or right))
-    spaces = [(product, shape)] + ([(flow.space(bias), flow.shape(bias))] if bias is not None else [])
-    return [flow.store.join(spaces, shape, flow.at())]
+    kept = [z for z in flow.store.rectangular(flow.space(x).layers, flow.at()) if z.support != (last,)]
+    product = TensorLabels((*kept, *(made(z, last, last + 1) for z in out)))
+    *places, outputs = shape = flow.shape(entry.outs[0])
+    flow.work(prod(places), (outputs, out), (flow.shape(x)[-1], left or right))
+    bias = argument(entry, 2, "bias")
+    riders = [] if bias is None else [flow.operand(bias)]
+    return [flow.join([(product, shape), *riders], shape)]
 
 
 def as_blocks(
     flow: LabelPropagation, layers: Sequence[LabelArray], blocks: int, size: int
 ) -> tuple[list[LabelArray], list[LabelArray]]:
-    """Layers of an axis of ``size`` seen as equal blocks: those that tell blocks apart, and those inside them."""
+    """Layers of an axis of ``size`` seen as equal blocks: those that tell blocks apart, and those inside them.
+
+    Labels 4 4 7 7 in 2 blocks tell blocks apart, as 4 7; labels 4 7 4 7 are inside them, as 4 7; labels 1 2 3 4 are
+    neither and have to become a product first.
+    """
     outer: list[LabelArray] = []
     inner: list[LabelArray] = []
-    folded = [LabelArray(_compress(x.labels.reshape(blocks, size // blocks)), x.owner) for x in layers]
+    folded = [x.to(compress(x.labels.reshape(blocks, size // blocks))) for x in layers]
     for layer in flow.store.rectangular(folded, flow.at()):
-        (outer if layer.support == (0,) else inner).append(LabelArray(layer.labels.reshape(-1), layer.owner))
+        side = outer if layer.support == (0,) else inner
+        side.append(layer.to(layer.vector))
     return outer, inner
-
-
-def _compress(labels: np.ndarray) -> np.ndarray:
-    from nervure.graph.labels import compress
-
-    return compress(labels)
 
 
 def convolution(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     """Convolution and transposed convolution in any number of dimensions, grouped or not."""
     x, w, bias = entry.args[:3]
     transposed, groups = entry.args[6], entry.args[8]
-    rank, out_shape = len(flow.shape(x)), flow.shape(entry.outs[0])
+    rank, shape = flow.rank(x), flow.shape(entry.outs[0])
     reads, writes = (0, 1) if transposed else (1, 0)
-    through: list[LabelArray] = []
     whole = [a for a in range(2, rank) if _is_whole(flow, entry, a) and flow.layers(x, a)]
-    for axis in whole:
-        contract(flow, (0, axis), (1, axis))
-    for axis in (a for a in range(2, rank) if a not in whole):
-        flow.store.pin([z.labels for z in flow.layers(w, axis)], HIDDEN)
-        if _is_by_place(flow, entry, axis):
-            through += [made(z, axis, rank) for z in flow.layers(x, axis)]
-        else:
-            flow.store.pin([z.labels for z in flow.layers(x, axis)], f"mixed over space at {flow.at()}")
-    space = flow.shape(x)[2:] if transposed else out_shape[2:]
-    kernel = [n for a, n in enumerate(flow.shape(w)) if a > 1 and a not in whole]
-    fixed = int(np.prod((out_shape[0], *space, *kernel), dtype=np.int64))
+    through = _over_space(flow, entry, whole)
     if groups == 1:
         contract(flow, (0, 1), (1, reads))
         out = flow.layers(w, writes)
         flow.role(out, "writer")
     else:
         out = _contract_groups(flow, entry, x, w, groups, transposed)
+    space = flow.shape(x)[2:] if transposed else shape[2:]
+    kernel = [n for a, n in enumerate(flow.shape(w)) if a > 1 and a not in whole]
     # A grouped weight has its block layers on axis 0 only, so the product of its two axes counts every block once.
-    flow.work(fixed, *[(flow.shape(w)[axis], flow.layers(w, axis)) for axis in (0, 1, *whole)])
-    layers = [made(z, 1, rank) for z in out] + [made(z, 0, rank) for z in flow.layers(x, 0)] + through
+    flow.work(prod((shape[0], *space, *kernel)), *((flow.shape(w)[a], flow.layers(w, a)) for a in (0, 1, *whole)))
+    product = _along(rank, {1: out, 0: flow.layers(x, 0), **through})
     if bias is None:
-        return [TensorLabels(tuple(layers))]
-    riders = [move(z, 1, rank) for z in flow.layers(bias, 0)]
-    bias_shape = tuple(out_shape[1] if i == 1 else 1 for i in range(rank))
-    return [
-        flow.store.join(
-            [(TensorLabels(tuple(layers)), out_shape), (TensorLabels(tuple(riders)), bias_shape)], out_shape, flow.at()
-        )
-    ]
+        return [product]
+    return [flow.join([(product, shape), flow.vector(bias, 1, shape)], shape)]
+
+
+def _over_space(flow: LabelPropagation, entry: Entry, whole: Sequence[int]) -> dict[int, list[LabelArray]]:
+    """What a kernel does along the axes of space: sums over all of some, mixes others. The layers that go through."""
+    x, w = entry.args[:2]
+    through = {}
+    for axis in whole:
+        contract(flow, (0, axis), (1, axis))
+    for axis in (a for a in range(2, flow.rank(x)) if a not in whole):
+        flow.store.pin([z.labels for z in flow.layers(w, axis)], HIDDEN)
+        if _is_by_place(flow, entry, axis):
+            through[axis] = flow.layers(x, axis)
+        else:
+            flow.pin(flow.layers(x, axis), "mixed over space")
+    return through
 
 
 def _is_whole(flow: LabelPropagation, entry: Entry, axis: int) -> bool:
@@ -281,14 +277,11 @@ def _is_whole(flow: LabelPropagation, entry: Entry, axis: int) -> bool:
 
 def _is_by_place(flow: LabelPropagation, entry: Entry, axis: int) -> bool:
     """Whether a convolution takes every place along an axis by itself: a kernel of one, no stride, no padding."""
-    stride, padding = entry.args[3], entry.args[4]
+    x, w, _, stride, padding = entry.args[:5]
     at = axis - 2
-    return (
-        flow.shape(entry.args[1])[axis] == 1
-        and flow.shape(entry.args[0])[axis] == flow.shape(entry.outs[0])[axis]
-        and stride[min(at, len(stride) - 1)] == 1
-        and padding[min(at, len(padding) - 1)] == 0
-    )
+    is_same_size = flow.shape(x)[axis] == flow.shape(entry.outs[0])[axis]
+    step, around = stride[min(at, len(stride) - 1)], padding[min(at, len(padding) - 1)]
+    return flow.shape(w)[axis] == 1 and is_same_size and step == 1 and around == 0
 
 
 def _contract_groups(
@@ -309,63 +302,57 @@ def _contract_groups(
     flow.role(inside, "writer")
     flow.role(w_inner if transposed else beside, "reader")
     reading = flow.layers(x, 1)
-    flow.read(0, 1, reading, "sum")
+    flow.read(0, 1, reading)
     _resize_groups(flow, entry, x_blocks or w_blocks)
     per_block = flow.shape(w)[1] if transposed else wide // groups
-    out = [LabelArray(np.repeat(z.labels, per_block), z.owner) for z in (w_blocks or x_blocks)]
-    return out + [LabelArray(np.tile(z.labels, groups), z.owner) for z in inside]
+    out = [z.to(np.repeat(z.labels, per_block)) for z in (w_blocks or x_blocks)]
+    return out + [z.to(np.tile(z.labels, groups)) for z in inside]
 
 
 def _resize_groups(flow: LabelPropagation, entry: Entry, blocks: Sequence[LabelArray]) -> None:
-    call = entry.call
     if not blocks:
         return
     # conv_transpose has output_padding before groups.
-    position = 6
-    given = None
-    if call is not None:
-        given = call.kwargs.get("groups", call.args[position] if len(call.args) > position else None)
-    if not isinstance(given, Expression):
-        flow.store.pin([z.labels for z in blocks], f"the number of groups is fixed in the code at {flow.at()}")
-    else:
+    given = call_argument(entry.call, 6, "groups")
+    if isinstance(given, Expression):
         flow.store.size(given, len(blocks[0].labels), [z.labels for z in blocks], "the number of groups")
+    else:
+        flow.pin(blocks, "the number of groups is fixed in the code")
 
 
 def attention(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     """Scaled-dot-product kernels: query, key, value of shape [batch, heads, tokens, width]."""
     q, k, v = entry.args[:3]
-    rank = len(flow.shape(q))
-    left, right = contract(flow, (0, rank - 1), (1, rank - 1))
-    inner = left or right
-    flow.attention.extend(z.labels for z in inner)
-    width = flow.layers(v, rank - 1)
-    flow.attention.extend(z.labels for z in width)
+    last = flow.rank(q) - 1
+    left, right = contract(flow, (0, last), (1, last))
+    inner, width = left or right, flow.layers(v, last)
+    flow.attention.extend(z.labels for z in (*inner, *width))
     # The kernel divides by the square root of the width it sees unless it is told a scale.
-    if "scale" not in entry.kwargs or entry.kwargs["scale"] is None:
-        flow.store.suspect([z.labels for z in inner], f"the softmax scale is taken from the width at {flow.at()}")
-    layers = [made(z, rank - 1, rank) for z in width]
-    heads: list[LabelArray] = []
-    for axis in range(rank - 2):
-        stacks = [_repeat_layers(flow.layers(t, axis), flow.shape(t)[axis], flow.shape(q)[axis]) for t in (q, k, v)]
-        meet(flow, stacks[0], stacks[1], flow.shape(q)[axis])
-        meet(flow, stacks[0] or stacks[1], stacks[2], flow.shape(q)[axis])
-        found = stacks[0] or stacks[1] or stacks[2]
-        layers += [made(z, axis, rank) for z in found]
-        heads = found if axis == rank - 3 else heads
+    if entry.kwargs.get("scale") is None:
+        flow.suspect(inner, "the softmax scale is taken from the width")
+    stack = {axis: _stack_axis(flow, (q, k, v), axis) for axis in range(last - 1)}
+    heads = stack.get(last - 2, [])
     flow.heads.extend(z.labels for z in heads)
     _heads_follow(flow, entry, heads)
     mask = argument(entry, 3, "attn_bias" if "efficient" in entry.name else "attn_mask")
-    if not isinstance(mask, Ref):
-        mask = entry.kwargs.get("attn_mask")
+    mask = mask if isinstance(mask, Ref) else entry.kwargs.get("attn_mask")
     if isinstance(mask, Ref):
         shape = (*flow.shape(q)[:-1], flow.shape(k)[-2])
-        scores = TensorLabels(tuple(move(z, rank - 3, rank) for z in heads))
-        flow.store.join([(scores, shape), (flow.space(mask), flow.shape(mask))], shape, flow.at())
+        scores = _along(last + 1, {last - 2: heads})
+        flow.join([(scores, shape), flow.operand(mask)], shape)
     for t in (q, k, v):
-        flow.store.pin([z.labels for z in flow.layers(t, rank - 2)], f"attention over these positions at {flow.at()}")
+        flow.pin(flow.layers(t, last - 1), "attention over these positions")
     _attention_work(flow, (q, k, v), heads, inner, width)
-    out = TensorLabels(tuple(layers))
-    return [out, *[TensorLabels() for _ in entry.outs[1:]]]
+    return [_along(last + 1, {last: width, **stack})]
+
+
+def _stack_axis(flow: LabelPropagation, qkv: tuple[Ref, Ref, Ref], axis: int) -> list[LabelArray]:
+    """Units along an axis of heads or samples, which query, key and value share: fewer heads are repeated."""
+    size = flow.shape(qkv[0])[axis]
+    q, k, v = (_repeat_layers(flow.layers(t, axis), flow.shape(t)[axis], size) for t in qkv)
+    meet(flow, q, k, size)
+    meet(flow, q or k, v, size)
+    return q or k or v
 
 
 def _attention_work(
@@ -376,44 +363,20 @@ def _attention_work(
     width: list[LabelArray],
 ) -> None:
     (*batch, tokens, depth), (*_, keys, _), (*_, wide) = (flow.shape(t) for t in qkv)
-    fixed = int(np.prod(batch[:-1], dtype=np.int64)) * tokens * keys
+    fixed = prod(batch[:-1]) * tokens * keys
     flow.work(fixed, (batch[-1], heads), (depth, inner))
     flow.work(fixed, (batch[-1], heads), (wide, width))
 
 
 def _repeat_layers(layers: list[LabelArray], size: int, wanted: int) -> list[LabelArray]:
-    return layers if size in (1, wanted) else [LabelArray(np.repeat(z.labels, wanted // size), z.owner) for z in layers]
+    return layers if size in (1, wanted) else [z.to(np.repeat(z.labels, wanted // size)) for z in layers]
 
 
 def embedding(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     """Rows of a table, looked up."""
     table = entry.args[0]
-    rank = len(flow.shape(entry.outs[0]))
+    rank = flow.rank(entry.outs[0])
     flow.store.pin([z.labels for z in flow.layers(table, 0)], "rows are looked up by index")
     width = flow.layers(table, 1)
     flow.role(width, "writer")
-    return [TensorLabels(tuple(made(z, rank - 1, rank) for z in width)), *[TensorLabels() for _ in entry.outs[1:]]]
-
-
-CONTRACTIONS: Mapping[str, Rule] = {
-    "mm": mm,
-    "bmm": mm,
-    "addmm": addmm,
-    "_sparse_addmm": addmm,
-    "_sparse_mm_reduce_impl": mm,
-    "baddbmm": addmm,
-    "_grouped_mm": grouped_mm,
-    "_trilinear": bilinear,
-    "mv": mv,
-    "dot": dot,
-    "vdot": dot,
-    "linear": linear,
-    **dict.fromkeys(("cdist", "_cdist_forward", "_euclidean_dist"), distances),
-    "convolution": convolution,
-    "convolution_overrideable": convolution,
-    **dict.fromkeys(("embedding", "_embedding_bag", "_embedding_bag_forward_only"), embedding),
-    "_scaled_dot_product_flash_attention_for_cpu": attention,
-    "_scaled_dot_product_flash_attention": attention,
-    "_scaled_dot_product_efficient_attention": attention,
-    "_scaled_dot_product_cudnn_attention": attention,
-}
+    return [_along(rank, {rank - 1: width})]

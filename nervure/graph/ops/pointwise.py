@@ -1,32 +1,32 @@
 """Operators that keep positions: pointwise ones, reductions, norms, pooling, constants."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import torch
 
-from nervure.graph.labels import NONE, LabelArray, TensorLabels
+from nervure.graph.labels import NONE, LabelArray, TensorLabels, blank
 from nervure.graph.ops.contractions import as_blocks
-from nervure.graph.ops.names import BATCH_NORMS, FAKE_QUANTISED, FOURIER, LIKE, NEW, TOLD
+from nervure.graph.ops.facets import Rule
 from nervure.graph.ops.probed import probe_operator
-from nervure.graph.propagate import LabelPropagation, Rule, argument, made, move
+from nervure.graph.propagate import LabelPropagation, argument, call_argument, made, move
 from nervure.graph.sizes import Expression
 from nervure.graph.tape import Call, Entry, Ref, refs_in
 
 
 def pointwise(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     """Every element depends on the elements at its own place: labels of the operands are united."""
-    refs = [r for r in (*refs_in(entry.args), *refs_in(tuple(entry.kwargs.values())))]
-    spaces = [(flow.space(r), flow.shape(r)) for r in refs]
-    return [flow.store.join(spaces, flow.shape(out), flow.at()) for out in entry.outs]
+    operands = [flow.operand(r) for r in entry.given]
+    return [flow.join(operands, flow.shape(out)) for out in entry.outs]
 
 
 def multiply(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     """A product; ``einsum`` takes it for a contraction over a single unit, which costs what a contraction does."""
-    spaces, shape = pointwise(flow, entry), flow.shape(entry.outs[0])
+    (space,) = spaces = pointwise(flow, entry)
     if _contracts(entry.call):
-        flow.work(1, *[(n, [move(z, 0, 1) for z in spaces[0].along(axis)]) for axis, n in enumerate(shape)])
+        sizes = flow.shape(entry.outs[0])
+        flow.work(1, *((n, [move(z, 0, 1) for z in space.along(axis)]) for axis, n in enumerate(sizes)))
     return spaces
 
 
@@ -42,22 +42,27 @@ def _contracts(call: Call | None) -> bool:
 
 def copy(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     """``dst.copy_(src)``: the contents of ``src`` in the place of ``dst``."""
-    return pointwise(flow, Entry(entry.op, entry.name, entry.args[:2], {}, entry.outs, entry.module, entry.call))
+    return pointwise(flow, replace(entry, args=entry.args[:2], kwargs={}))
+
+
+ONE_VALUE = ("zeros", "ones", "full", "empty", "scalar_tensor", "lift")
+"""How the names of operators begin that make one value everywhere."""
 
 
 def constant(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     """Made from sizes alone. One value everywhere takes the labels that it meets, and its sizes must follow."""
     flow.constants.update(out.id for out in entry.outs)
-    if not entry.name.removeprefix("new_").startswith(("zeros", "ones", "full", "empty", "scalar_tensor", "lift")):
-        return [TensorLabels() for _ in entry.outs]
+    if not entry.name.removeprefix("new_").startswith(ONE_VALUE):
+        return []
     shape = flow.shape(entry.outs[0])
     sizes = _constant_sizes(entry, len(shape)) or list(shape)
     layers: list[LabelArray] = []
     wishes: list[tuple[int, int | Expression]] = []
     for axis, size in enumerate(sizes):
         own, wish = size_of_constant(flow, size)
-        layers += [made(LabelArray(z.labels), axis, len(shape)) for z in own]
-        wishes += [] if wish is None else [(axis, wish)]
+        layers += [made(z, axis, len(shape)) for z in own]
+        if wish is not None:
+            wishes.append((axis, wish))
     return [TensorLabels(tuple(layers), free=True, wishes=tuple(wishes)) for _ in entry.outs]
 
 
@@ -78,8 +83,8 @@ def fourier(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     """Fourier transforms mix all positions of some axes; units along the others go through."""
     x = entry.args[0]
     for axis in (mixed := _axes(flow, x, entry.args[1])):
-        flow.store.pin([z.labels for z in flow.layers(x, axis)], f"mixed by a Fourier transform at {flow.at()}")
-    return [TensorLabels(tuple(z for z in flow.space(x).layers if not set(z.support) & set(mixed)))]
+        flow.pin(flow.layers(x, axis), "mixed by a Fourier transform")
+    return [TensorLabels(tuple(flow.space(x).beside(mixed)))]
 
 
 def like(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
@@ -109,17 +114,21 @@ def size_of_constant(
 
 
 def _side_by_side(flow: LabelPropagation, size: Expression) -> list[LabelArray]:
-    """Room for the units of all axes whose sizes are added up, in that order; none where it is no such sum."""
+    """Room for the units of all axes whose sizes are added up, in that order; none where it is no such sum.
+
+    ``zeros(x.shape[1] + 2)``, where ``x`` has units 7 8 9 there: 7 8 9 -1 -1.
+    """
     if size.operation != "add" or size.attributes():
         return []
-    stacks = [size_of_constant(flow, part)[0] if isinstance(part, Expression) else [] for part in size.operands]
-    lengths = [part.value if isinstance(part, Expression) else int(part) for part in size.operands]
-    if not any(stacks) or any(len(stack) > 1 for stack in stacks):
-        return []
-    pieces = [
-        stack[0].labels if stack else np.full(n, NONE, dtype=np.int64) for stack, n in zip(stacks, lengths, strict=True)
-    ]
-    return [LabelArray(np.concatenate(pieces))]
+    pieces = []
+    for part in size.operands:
+        layers = size_of_constant(flow, part)[0] if isinstance(part, Expression) else []
+        length = part.value if isinstance(part, Expression) else int(part)
+        if len(layers) > 1:
+            return []
+        pieces.append(layers[0] if layers else LabelArray(blank(length)))
+    labels = np.concatenate([piece.labels for piece in pieces])
+    return [LabelArray(labels)] if (labels != NONE).any() else []
 
 
 def _constant_sizes(entry: Entry, rank: int) -> list[int | Expression]:
@@ -127,13 +136,15 @@ def _constant_sizes(entry: Entry, rank: int) -> list[int | Expression]:
     # What a call of another name makes on its way has sizes of its own.
     if call is None or call.name != entry.name:
         return []
+    if call.name == "one_hot":
+        classes = call.kwargs.get("num_classes", call.args[-1])
+        if isinstance(classes, Expression):
+            return [*[-1] * (rank - 1), classes]
+    given = call.kwargs.get("size")
     flat: list[int | Expression] = []
-    if call.name == "one_hot" and isinstance(classes := call.kwargs.get("num_classes", call.args[-1]), Expression):
-        return [*[-1] * (rank - 1), classes]
-    for value in call.args:
-        flat += [v for v in (value if isinstance(value, tuple) else (value,)) if isinstance(v, int | Expression)]
-    for value in (call.kwargs.get("size"),):
-        flat += [v for v in value if isinstance(v, int | Expression)] if isinstance(value, tuple) else []
+    for value in (*call.args, given if isinstance(given, tuple) else ()):
+        inner = value if isinstance(value, tuple) else (value,)
+        flat += [v for v in inner if isinstance(v, int | Expression)]
     return flat[:rank] if len(flat) >= rank else []
 
 
@@ -147,7 +158,7 @@ def resize(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     x, out = entry.args[0], entry.outs[0]
     if flow.shape(x) == flow.shape(out):
         return [flow.space(x)]
-    flow.store.pin([z.labels for z in flow.space(x).layers], f"resized at {flow.at()}")
+    flow.pin(flow.space(x).layers, "resized")
     return [TensorLabels()]
 
 
@@ -155,68 +166,62 @@ def resize(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
 
 
 def _axes(flow: LabelPropagation, x: Ref, given: object) -> list[int]:
-    rank = len(flow.shape(x))
-    if given is None or (isinstance(given, tuple) and not given):
+    rank = flow.rank(x)
+    if given is None or given == ():
         return list(range(rank))
-    return [a % max(rank, 1) for a in (given if isinstance(given, tuple) else (given,)) if isinstance(a, int)]
+    axes = given if isinstance(given, tuple) else (given,)
+    return [a % max(rank, 1) for a in axes if isinstance(a, int)]
 
 
-def _note_statistic(flow: LabelPropagation, x: Ref, axes: Sequence[int], what: str, kind: str = "statistic") -> None:
+def _note_statistic(flow: LabelPropagation, x: Ref, axes: Sequence[int], what: str, kind: str = "") -> None:
     for axis in axes:
         layers = flow.layers(x, axis)
         flow.read(0, axis, layers, kind)
-        if layers:
-            flow.notes.append((tuple(z.labels for z in layers), f"{what} at {flow.at()} is taken over the survivors"))
+        flow.note_statistic(layers, what)
 
 
-def reduction(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
+def reduction(flow: LabelPropagation, entry: Entry, kind: str = "") -> list[TensorLabels]:
     """Sums, means, norms, maxima over axes: a statistic over the survivors where the axis has units."""
     x = entry.args[0]
     position = 2 if entry.name.startswith(("norm", "linalg_vector_norm")) else 1
     axes = _axes(flow, x, argument(entry, position, "dim"))
-    _note_statistic(flow, x, axes, entry.name, "reduction")
-    return [_reduce(flow, x, axes, len(flow.shape(out))) for out in entry.outs]
+    _note_statistic(flow, x, axes, entry.name, kind)
+    return [_reduce(flow, x, axes, flow.rank(out)) for out in entry.outs]
 
 
 def extreme(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     """Maximum, minimum and median, which also say where along the axis they are."""
-    x, axis = entry.args[0], argument(entry, 1, "dim")
+    x = entry.args[0]
     is_placed = entry.name.startswith("arg") or len(entry.outs) == 2
     if not is_placed:
-        return reduction(flow, entry)
-    axes = _axes(flow, x, axis)
+        return reduction(flow, entry, "reduction")
+    axes = _axes(flow, x, argument(entry, 1, "dim"))
     if len(axes) > 1:
-        labels = [z.labels for a in axes for z in flow.layers(x, a)]
-        flow.store.pin(labels, f"counted through all axes at {flow.at()}")
+        flow.pin([z for a in axes for z in flow.layers(x, a)], "counted through all axes")
     elif found := flow.layers(x, axes[0]):
         flow.places[entry.outs[-1].id] = tuple(z.labels for z in found)
-        _note_statistic(flow, x, axes, entry.name, "places")
-    return [_reduce(flow, x, axes, len(flow.shape(out))) for out in entry.outs]
+        _note_statistic(flow, x, axes, entry.name)
+    return [_reduce(flow, x, axes, flow.rank(out)) for out in entry.outs]
 
 
 def _reduce(flow: LabelPropagation, x: Ref, axes: Sequence[int], out_rank: int) -> TensorLabels:
-    space, rank = flow.space(x), len(flow.shape(x))
-    kept = [z for z in space.layers if not set(z.support) & set(axes)]
+    """The labels along the axes that are left, whether the others went or have size 1 now."""
+    rank, kept = flow.rank(x), flow.space(x).beside(axes)
     if out_rank == rank:
         return TensorLabels(tuple(kept))
-    rest = [a for a in range(rank) if a not in axes]
-    if out_rank != len(rest):
+    gone = tuple(sorted({*axes}))
+    if out_rank != rank - len(gone):
         return TensorLabels()
-    return TensorLabels(
-        tuple(
-            LabelArray(z.labels.transpose([*rest, *axes]).reshape([z.labels.shape[a] for a in rest]), z.owner)
-            for z in kept
-        )
-    )
+    return TensorLabels(tuple(z.to(z.labels.squeeze(gone)) for z in kept))
 
 
 def along_axis(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     """Softmax, running sums: a statistic along an axis, every element keeps its place."""
     x = entry.args[0]
+    axes = _axes(flow, x, argument(entry, 1, "dim"))
     if x.id in flow.constants:
-        axes = _axes(flow, x, argument(entry, 1, "dim"))
         flow.store.pin([z.labels for a in axes for z in flow.layers(x, a)], f"counted by {flow.at()}")
-    _note_statistic(flow, x, _axes(flow, x, argument(entry, 1, "dim")), entry.name)
+    _note_statistic(flow, x, axes, entry.name)
     return [flow.space(x) for _ in entry.outs]
 
 
@@ -226,21 +231,16 @@ def pin_order(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     position = 2 if entry.name in ("topk", "kthvalue") else 1
     axes = _axes(flow, x, argument(entry, position, "dim", -1))
     for axis in axes:
-        flow.store.pin([z.labels for z in flow.layers(x, axis)], f"ordered by place at {flow.at()}")
-    return [
-        _reduce(flow, x, axes, len(flow.shape(out)))
-        if len(flow.shape(out)) != len(flow.shape(x))
-        else TensorLabels(tuple(z for z in flow.space(x).layers if not set(z.support) & set(axes)))
-        for out in entry.outs
-    ]
+        flow.pin(flow.layers(x, axis), "ordered by place")
+    return [_reduce(flow, x, axes, flow.rank(out)) for out in entry.outs]
 
 
 def segment_reduce(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     """Sums, means or maxima of stretches of an axis."""
     x = entry.args[0]
-    axis = argument(entry, 5, "axis", 0) % len(flow.shape(x))
-    flow.store.pin([z.labels for z in flow.layers(x, axis)], f"stretches of an axis at {flow.at()}")
-    return [TensorLabels(tuple(z for z in flow.space(x).layers if axis not in z.support))]
+    axis = argument(entry, 5, "axis", 0) % flow.rank(x)
+    flow.pin(flow.layers(x, axis), "stretches of an axis")
+    return [TensorLabels(tuple(flow.space(x).beside([axis])))]
 
 
 # -- norms -------------------------------------------------------------------------------------------------------
@@ -248,84 +248,71 @@ def segment_reduce(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
 
 def batch_norm(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     """Per-channel affine with statistics per channel: weight, bias and running statistics ride along."""
-    x, out = entry.args[0], entry.outs[0]
-    rank, channels = len(flow.shape(x)), flow.shape(x)[1]
+    x, shape = entry.args[0], flow.shape(entry.args[0])
     if entry.name.endswith("with_update") or any(a is True for a in entry.args[3:6]):
-        _note_statistic(flow, x, [a for a in range(rank) if a != 1], "the norm")
-    spaces = [(flow.space(x), flow.shape(x))]
-    for r in refs_in(entry.args[1:5]):
-        riders = tuple(move(z, 1, rank) for z in flow.layers(r, 0))
-        spaces.append(
-            (TensorLabels(riders, free=flow.space(r).free), tuple(channels if i == 1 else 1 for i in range(rank)))
-        )
-    joined = flow.store.join(spaces, flow.shape(out), flow.at())
-    return [joined, *[_vector_space(joined, flow.shape(o)) for o in entry.outs[1:]]]
+        _note_statistic(flow, x, [a for a in range(len(shape)) if a != 1], "the norm")
+    riders = [flow.vector(r, 1, shape) for r in refs_in(entry.args[1:5])]
+    joined = flow.join([flow.operand(x), *riders], shape)
+    return [joined, *(_vector_space(joined, flow.shape(o)) for o in entry.outs[1:])]
 
 
 def _vector_space(space: TensorLabels, shape: tuple[int, ...]) -> TensorLabels:
     if len(shape) != 1:
         return TensorLabels()
-    return TensorLabels(tuple(LabelArray(z.labels.reshape(-1), z.owner) for z in space.along(1)))
+    return TensorLabels(tuple(z.to(z.vector) for z in space.along(1)))
 
 
 def layer_norm(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     """Normalise over trailing axes: the statistics are taken over the survivors."""
     x, sizes = entry.args[0], entry.args[1]
-    rank = len(flow.shape(x))
+    rank = flow.rank(x)
     axes = list(range(rank - len(sizes), rank))
     _note_statistic(flow, x, axes, "the norm")
-    shape = flow.shape(x)
     riders = refs_in((argument(entry, 2, "weight"), argument(entry, 3, "bias")))
-    joined = flow.store.join(
-        [(flow.space(x), shape), *[(flow.space(r), flow.shape(r)) for r in riders]], shape, flow.at()
-    )
+    joined = flow.join([flow.operand(r) for r in (x, *riders)], flow.shape(x))
     _norm_sizes(flow, entry.call, joined, axes)
-    return [joined, *[TensorLabels() for _ in entry.outs[1:]]]
+    return [joined]
 
 
 def _norm_sizes(flow: LabelPropagation, call: Call | None, space: TensorLabels, axes: Sequence[int]) -> None:
-    given = None if call is None else call.kwargs.get("normalized_shape", call.args[1] if len(call.args) > 1 else None)
+    given = call_argument(call, 1, "normalized_shape")
     wishes = given if isinstance(given, tuple) else (given,)
     if len(wishes) != len(axes):
         return
     for axis, wish in zip(axes, wishes, strict=True):
-        vectors = [z.labels.reshape(-1) for z in space.along(axis)]
-        if not vectors or wish is None:
+        layers = space.along(axis)
+        if not layers or wish is None:
             continue
         if isinstance(wish, Expression):
-            flow.store.size(wish, len(vectors[0]), vectors, "a norm")
+            flow.store.size(wish, layers[0].labels.size, [z.vector for z in layers], "a norm")
         else:
-            flow.store.suspect(vectors, f"a norm over a fixed size at {flow.at()}")
+            flow.suspect(layers, "a norm over a fixed size")
 
 
 def group_norm(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     """Normalise over equal blocks of channels: blocks leave whole, or channels evenly from each."""
-    x, groups = entry.args[0], entry.args[6]
-    rank, channels = len(flow.shape(x)), flow.shape(x)[1]
+    x, groups, shape = entry.args[0], entry.args[6], flow.shape(entry.args[0])
+    channels = shape[1]
     outer, inner = as_blocks(flow, flow.layers(x, 1), groups, channels)
-    if channels // groups > 1 and inner:
-        flow.notes.append((tuple(z.labels for z in inner), f"the norm at {flow.at()} is taken over the survivors"))
+    if channels // groups > 1:
+        flow.note_statistic(inner, "the norm")
     _group_count(flow, entry.call, outer, groups)
     flow.read(0, 1, flow.layers(x, 1), f"blocks:{groups}")
-    spaces = [(flow.space(x), flow.shape(x))]
-    for r in refs_in(entry.args[1:3]):
-        riders = tuple(move(z, 1, rank) for z in flow.layers(r, 0))
-        spaces.append((TensorLabels(riders), tuple(channels if i == 1 else 1 for i in range(rank))))
-    return [flow.store.join(spaces, flow.shape(x), flow.at()), *[TensorLabels() for _ in entry.outs[1:]]]
+    riders = [flow.vector(r, 1, shape) for r in refs_in(entry.args[1:3])]
+    return [flow.join([flow.operand(x), *riders], shape)]
 
 
 def _group_count(flow: LabelPropagation, call: Call | None, outer: Sequence[LabelArray], groups: int) -> None:
-    given = None if call is None else call.kwargs.get("num_groups", call.args[1] if len(call.args) > 1 else None)
+    given = call_argument(call, 1, "num_groups")
     if isinstance(given, Expression) and not given.dimensions() and outer:
         flow.store.size(given, groups, [z.labels for z in outer], "the number of norm groups")
     elif groups > 1:
-        flow.store.pin([z.labels for z in outer], f"the number of norm groups is fixed in the code at {flow.at()}")
+        flow.pin(outer, "the number of norm groups is fixed in the code")
 
 
 def rms_norm(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     """Root-mean-square norm over trailing axes."""
-    moved = Entry(entry.op, entry.name, (*entry.args[:3], None), {}, entry.outs, entry.module, entry.call)
-    return layer_norm(flow, moved)
+    return layer_norm(flow, replace(entry, args=(*entry.args[:3], None), kwargs={}))
 
 
 def fake_quantised(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
@@ -339,27 +326,23 @@ def observe(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     x, is_observed = entry.args[0], flow.tape.values[entry.args[1].id].const
     axis = argument(entry, 10, "ch_axis") if argument(entry, 11, "per_row_fake_quant", False) else None
     if is_observed is None or bool(is_observed):
-        others = [a for a in range(len(flow.shape(x))) if a != axis]
+        others = [a for a in range(flow.rank(x)) if a != axis]
         _note_statistic(flow, x, others, "the range of values")
     return _round(flow, entry, entry.args[3:7], axis)
 
 
 def _round(flow: LabelPropagation, entry: Entry, scales: Sequence[object], axis: int | None) -> list[TensorLabels]:
-    shape, spaces = flow.shape(entry.args[0]), [(flow.space(entry.args[0]), flow.shape(entry.args[0]))]
-    for r in refs_in(tuple(scales)):
-        if axis is None:
-            continue
-        riders = tuple(move(z, axis, len(shape)) for z in flow.layers(r, 0))
-        spaces.append((TensorLabels(riders), tuple(n if a == axis else 1 for a, n in enumerate(shape))))
-    flow.store.join(spaces, shape, flow.at())
-    return [flow.space(entry.args[0]) for _ in entry.outs]
+    x, shape = entry.args[0], flow.shape(entry.args[0])
+    riders = [] if axis is None else [flow.vector(r, axis, shape) for r in refs_in(tuple(scales))]
+    flow.join([flow.operand(x), *riders], shape)
+    return [flow.space(x) for _ in entry.outs]
 
 
 def weight_norm(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     """``g v / |v|``: magnitudes ride along; a cut of what the norm runs over rescales them (see ``surgery``)."""
     v, g = entry.args[:2]
-    flow.store.join([(flow.space(v), flow.shape(v)), (flow.space(g), flow.shape(g))], flow.shape(v), flow.at())
-    return [flow.space(v), *[TensorLabels() for _ in entry.outs[1:]]]
+    flow.join([flow.operand(v), flow.operand(g)], flow.shape(v))
+    return [flow.space(v)]
 
 
 # -- space -------------------------------------------------------------------------------------------------------
@@ -370,11 +353,11 @@ def spatial(dimensions: int) -> Rule:
 
     def rule(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
         x = entry.args[0]
-        rank = len(flow.shape(x))
-        for axis in range(rank - dimensions, rank):
-            flow.store.pin([z.labels for z in flow.layers(x, axis)], f"mixed over space at {flow.at()}")
-        kept = [z for z in flow.space(x).layers if not set(z.support) & set(range(rank - dimensions, rank))]
-        return [TensorLabels(tuple(kept)) for _ in entry.outs]
+        rank = flow.rank(x)
+        space = range(rank - dimensions, rank)
+        for axis in space:
+            flow.pin(flow.layers(x, axis), "mixed over space")
+        return [TensorLabels(tuple(flow.space(x).beside(space))) for _ in entry.outs]
 
     return rule
 
@@ -383,221 +366,47 @@ def unpool(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     """Values put back to where a pooling found its largest: each channel's places are those of the same channel."""
     shape, dimensions = flow.shape(entry.args[0]), int(entry.name[-2])
     spatial(dimensions)(flow, entry)
-    both = flow.store.join([(flow.space(r), flow.shape(r)) for r in entry.args[:2]], shape, flow.at())
-    in_space = set(range(len(shape) - dimensions, len(shape)))
-    return [TensorLabels(tuple(z for z in both.layers if not set(z.support) & in_space))]
+    both = flow.join([flow.operand(r) for r in entry.args[:2]], shape)
+    return [TensorLabels(tuple(both.beside(range(len(shape) - dimensions, len(shape)))))]
 
 
 def grid_sample(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     """Sampling at given places: channels go through, the places must have no units."""
     for r in refs_in(entry.args[1:2]):
-        flow.store.pin([z.labels for z in flow.space(r).layers], f"coordinates at {flow.at()}")
-    return list(spatial(len(flow.shape(entry.args[0])) - 2)(flow, entry))
+        flow.pin(flow.space(r).layers, "coordinates")
+    return list(spatial(flow.rank(entry.args[0]) - 2)(flow, entry))
 
 
 def affine_grid(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     """Places in an image from a matrix of fixed shape: its entries are told apart by place."""
     for r in refs_in(entry.args[:1]):
-        flow.store.pin([z.labels for z in flow.space(r).layers], f"a matrix of coordinates at {flow.at()}")
-    return [TensorLabels() for _ in entry.outs]
+        flow.pin(flow.space(r).layers, "a matrix of coordinates")
+    return []
 
 
 def unknown(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     """No rule: pointwise where the operator says so, otherwise what a probe is not sure of is pinned and said so."""
     if torch.Tag.pointwise in getattr(entry.op, "tags", ()):
         return pointwise(flow, entry)
-    refs = refs_in((*entry.args, *entry.kwargs.values()))
+    refs = entry.given
     if not refs:
         return constant(flow, entry)
     if any(flow.space(r).layers for r in refs):
         return probe_operator(flow, entry)
-    return [TensorLabels() for _ in entry.outs]
+    return []
 
 
 def nothing(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     """Reads a number out of a tensor; no tensor comes out."""
-    return [TensorLabels() for _ in entry.outs]
-
-
-_POINTWISE = [
-    "add",
-    "sub",
-    "mul",
-    "div",
-    "rsub",
-    "addcmul",
-    "addcdiv",
-    "where",
-    "masked_fill",
-    "maximum",
-    "minimum",
-    "relu",
-    "relu6",
-    "leaky_relu",
-    "elu",
-    "selu",
-    "celu",
-    "gelu",
-    "silu",
-    "mish",
-    "hardtanh",
-    "hardswish",
-    "hardsigmoid",
-    "sigmoid",
-    "tanh",
-    "softplus",
-    "softshrink",
-    "hardshrink",
-    "threshold",
-    "log_sigmoid_forward",
-    "prelu",
-    "_prelu_kernel",
-    "clamp",
-    "clamp_min",
-    "clamp_max",
-    "exp",
-    "exp2",
-    "expm1",
-    "log",
-    "log1p",
-    "log2",
-    "log10",
-    "sqrt",
-    "rsqrt",
-    "pow",
-    "abs",
-    "neg",
-    "sign",
-    "floor",
-    "ceil",
-    "round",
-    "trunc",
-    "frac",
-    "reciprocal",
-    "square",
-    "sin",
-    "cos",
-    "tan",
-    "asin",
-    "acos",
-    "atan",
-    "atan2",
-    "sinh",
-    "cosh",
-    "erf",
-    "erfc",
-    "erfinv",
-    "lerp",
-    "fmod",
-    "remainder",
-    "eq",
-    "ne",
-    "lt",
-    "le",
-    "gt",
-    "ge",
-    "logical_and",
-    "logical_or",
-    "logical_not",
-    "logical_xor",
-    "bitwise_and",
-    "bitwise_or",
-    "bitwise_not",
-    "bitwise_xor",
-    "isnan",
-    "isinf",
-    "isfinite",
-    "nan_to_num",
-    "tril",
-    "triu",
-    "rrelu_with_noise",
-    "glu_jvp",
-    "polar",
-    "complex",
-    "real",
-    "imag",
-]
-_REDUCTIONS = [
-    "sum",
-    "mean",
-    "amax",
-    "amin",
-    "norm",
-    "linalg_vector_norm",
-    "var",
-    "std",
-    "var_mean",
-    "std_mean",
-    "prod",
-    "logsumexp",
-    "any",
-    "all",
-    "nansum",
-    "count_nonzero",
-    "aminmax",
-]
-_ORDERED = [
-    "sort",
-    "topk",
-    "argsort",
-    "cummax",
-    "cummin",
-    "kthvalue",
-    "mode",
-    "msort",
-]
-_SPATIAL = {
-    1: "max_pool1d avg_pool1d adaptive_avg_pool1d adaptive_max_pool1d upsample_nearest1d upsample_linear1d "
-    "reflection_pad1d replication_pad1d",
-    2: "max_pool2d_with_indices avg_pool2d _adaptive_avg_pool2d adaptive_avg_pool2d adaptive_max_pool2d max_pool2d "
-    "upsample_nearest2d upsample_bilinear2d upsample_bicubic2d _upsample_bilinear2d_aa _upsample_bicubic2d_aa "
-    "_upsample_nearest_exact2d reflection_pad2d replication_pad2d fractional_max_pool2d",
-    3: "max_pool3d_with_indices avg_pool3d _adaptive_avg_pool3d adaptive_avg_pool3d adaptive_max_pool3d "
-    "upsample_nearest3d upsample_trilinear3d reflection_pad3d replication_pad3d",
-}
+    return []
 
 
 def glu(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     """``a * sigmoid(b)`` for the two halves of an axis."""
     x = entry.args[0]
-    rank = len(flow.shape(x))
+    rank = flow.rank(x)
     axis = argument(entry, 1, "dim", -1) % rank
     outer, inner = as_blocks(flow, flow.layers(x, axis), 2, flow.shape(x)[axis])
-    flow.store.pin([z.labels for z in outer], f"halves of a gate at {flow.at()}")
-    kept = [z for z in flow.space(x).layers if axis not in z.support]
+    flow.pin(outer, "halves of a gate")
+    kept = flow.space(x).beside([axis])
     return [TensorLabels((*kept, *[move(z, axis, rank) for z in inner]))]
-
-
-OTHERS: Mapping[str, Rule] = {
-    **dict.fromkeys(_POINTWISE, pointwise),
-    "mul": multiply,
-    **dict.fromkeys(_REDUCTIONS, reduction),
-    **dict.fromkeys(_ORDERED, pin_order),
-    **dict.fromkeys(("max", "min", "median", "argmax", "argmin"), extreme),
-    **dict.fromkeys(("cumsum", "cumprod", "logcumsumexp"), along_axis),
-    **{name: spatial(n) for n, names in _SPATIAL.items() for name in names.split()},
-    **dict.fromkeys(("_softmax", "_log_softmax", "softmax", "log_softmax", "_safe_softmax"), along_axis),
-    **dict.fromkeys(BATCH_NORMS, batch_norm),
-    "native_layer_norm": layer_norm,
-    "layer_norm": layer_norm,
-    **dict.fromkeys(FAKE_QUANTISED, fake_quantised),
-    **dict.fromkeys(("_fused_moving_avg_obs_fq_helper", "fused_moving_avg_obs_fake_quant"), observe),
-    "segment_reduce": segment_reduce,
-    "_weight_norm_interface": weight_norm,
-    "native_group_norm": group_norm,
-    "rms_norm": rms_norm,
-    "affine_grid_generator": affine_grid,
-    "max_unpool2d": unpool,
-    "max_unpool3d": unpool,
-    "grid_sampler_2d": grid_sample,
-    "grid_sampler_3d": grid_sample,
-    "glu": glu,
-    "copy": copy,
-    "resize": resize,
-    **dict.fromkeys(("fill", "zero", "normal_", "uniform_", "random_", "exponential_"), fill),
-    **dict.fromkeys(NEW, constant),
-    "eye": identity,
-    **dict.fromkeys(FOURIER, fourier),
-    **dict.fromkeys(LIKE, like),
-    **dict.fromkeys(TOLD, nothing),
-}

@@ -1,5 +1,6 @@
 """Operators without a rule: what a probe finds sure is passed on, everything else is pinned."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -8,22 +9,22 @@ import numpy as np
 from nervure.graph.labels import NONE, LabelArray, TensorLabels
 from nervure.graph.operator_probe import Passage, Spec, passages
 from nervure.graph.propagate import LabelPropagation, move
-from nervure.graph.tape import Entry, Ref, refs_in
+from nervure.graph.tape import Entry, Ref
 
 
 def probe_operator(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     """The labels that a probe of the operator passes on (:mod:`nervure.graph.operator_probe`); others are pinned."""
-    refs = refs_in((*entry.args, *entry.kwargs.values()))
-    found = passages(entry.op, _specs(flow, entry.args), {k: _specs(flow, v) for k, v in entry.kwargs.items()})
+    refs = entry.given
+    kwargs = {name: _specs(flow, value) for name, value in entry.kwargs.items()}
+    found = passages(entry.op, _specs(flow, entry.args), kwargs)
     if isinstance(found, str):
-        flow.store.pin(
-            [z.labels for r in refs for z in flow.space(r).layers],
-            f"operation {entry.name!r} has no rule ({flow.at()})",
-        )
+        labels = [z.labels for r in refs for z in flow.space(r).layers]
+        flow.store.pin(labels, f"operation {entry.name!r} has no rule ({flow.at()})")
         _tell(flow, entry, found)
-        return [TensorLabels() for _ in entry.outs]
+        return []
     _tell(flow, entry, "; ".join(["probed", *_pinned_or_passed(flow, entry, refs, found)]))
-    return [_pass_labels(flow, entry, refs, [p for p in found if p.output == o]) for o in range(len(entry.outs))]
+    by_output = [[p for p in found if p.output == number] for number in range(len(entry.outs))]
+    return [_pass_labels(flow, entry, refs, own) for own in by_output]
 
 
 def _tell(flow: LabelPropagation, entry: Entry, text: str) -> None:
@@ -43,7 +44,7 @@ def _pinned_or_passed(
 ) -> Iterator[str]:
     """Pin what is mixed and suspect what is passed; what was done with each axis that has units, in words."""
     for k, ref in enumerate(refs):
-        for axis in range(len(flow.shape(ref))):
+        for axis in range(flow.rank(ref)):
             labels = [z.labels for z in flow.layers(ref, axis)]
             ways = [str(p.to) for p in found if (p.argument, p.axis) == (k, axis)]
             if labels and ways:
@@ -59,15 +60,18 @@ def _pass_labels(flow: LabelPropagation, entry: Entry, refs: Sequence[Ref], foun
     if not found:
         return TensorLabels()
     shape = flow.shape(entry.outs[found[0].output])
-    spaces = []
+    operands = []
     for k in dict.fromkeys(p.argument for p in found):
         own = [p for p in found if p.argument == k]
-        layers = [layer for p in own for layer in _carry_layers(flow, refs[k], p, len(shape))]
-        sizes = tuple(n if any(p.to == axis for p in own) else 1 for axis, n in enumerate(shape))
-        spaces.append((TensorLabels(tuple(layers), free=flow.space(refs[k]).free), sizes))
-    alone = [z for p in found if sum(q.to == p.to for q in found) == 1 for z in flow.layers(refs[p.argument], p.axis)]
-    flow.role(alone, "writer")
-    return flow.store.join(spaces, shape, flow.at())
+        reached = {p.to for p in own}
+        layers = tuple(layer for p in own for layer in _carry_layers(flow, refs[k], p, len(shape)))
+        sizes = tuple(n if axis in reached else 1 for axis, n in enumerate(shape))
+        operands.append((TensorLabels(layers, free=flow.space(refs[k]).free), sizes))
+    times = Counter(p.to for p in found)
+    for passage in found:
+        if times[passage.to] == 1:
+            flow.role(flow.layers(refs[passage.argument], passage.axis), "writer")
+    return flow.join(operands, shape)
 
 
 def _carry_layers(flow: LabelPropagation, ref: Ref, passage: Passage, rank: int) -> list[LabelArray]:
@@ -75,5 +79,5 @@ def _carry_layers(flow: LabelPropagation, ref: Ref, passage: Passage, rank: int)
     carried = []
     for layer in flow.layers(ref, passage.axis):
         labels = np.where(source >= 0, layer.labels[np.maximum(source, 0)], NONE)
-        carried.append(move(LabelArray(labels, layer.owner), passage.to, rank))
+        carried.append(move(layer.to(labels), passage.to, rank))
     return carried

@@ -1,7 +1,10 @@
 """Rules that users give for operations of their own: what they may say, and what that does to labels."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from math import prod
 from typing import Any, NamedTuple, TypeAlias, assert_never, final
 
 import numpy as np
@@ -11,14 +14,14 @@ from torch import Tensor
 from nervure.core.check import nearest
 from nervure.errors import ArgumentError, TraceError
 from nervure.graph.labels import NONE, LabelArray, TensorLabels, compress
-from nervure.graph.ops.contractions import CONTRACTIONS, meet
-from nervure.graph.ops.movers import MOVERS
-from nervure.graph.ops.pointwise import OTHERS
+from nervure.graph.ops.contractions import meet
+from nervure.graph.ops.facets import Operator, Zero
 from nervure.graph.ops.pointwise import pointwise as united
-from nervure.graph.propagate import LabelPropagation, Rule, made, move
-from nervure.graph.tape import Entry, Ref, refs_in
+from nervure.graph.ops.pointwise import unknown
+from nervure.graph.ops.table import GIVEN, KNOWN
+from nervure.graph.propagate import LabelPropagation, made, move
+from nervure.graph.tape import Entry, Ref, Tape
 
-KNOWN: Mapping[str, Rule] = {**OTHERS, **MOVERS, **CONTRACTIONS}
 Shape: TypeAlias = tuple[int, ...]
 STACKS: dict[str, list[Any]] = {}
 """For each operation its rules (``nervure.rules.UserRule``) that were not taken back; the last one counts."""
@@ -47,6 +50,8 @@ class Operation(NamedTuple):
 class Pointwise:
     """See :func:`pointwise`."""
 
+    keeps_zero: bool = False
+
 
 @final
 @dataclass(frozen=True, slots=True)
@@ -73,6 +78,11 @@ class Contraction:
         ins, _, outs = self.equation.replace(" ", "").replace("...", ".").partition("->")
         return ins.split(","), outs.split(",")
 
+    def multiplies_all(self, count: int) -> bool:
+        """Whether each of the first ``count`` arguments is summed over: what is only added, a bias, is not."""
+        ins, outs = self.terms()
+        return all(set(term) - set("".join(outs)) for term in ins[:count])
+
 
 @final
 @dataclass(frozen=True, slots=True)
@@ -82,8 +92,9 @@ class Like:
     name: str
 
     def __post_init__(self) -> None:
-        if self.name not in KNOWN:
-            raise ArgumentError(f"like {self.name!r}, which has no rule.{nearest(self.name, KNOWN)}")
+        ruled = [name for name, row in KNOWN.items() if row.labels is not unknown]
+        if self.name not in ruled:
+            raise ArgumentError(f"like {self.name!r}, which has no rule.{nearest(self.name, ruled)}")
 
 
 @final
@@ -106,9 +117,12 @@ How: TypeAlias = Pointwise | Contraction | Like | Moves | Pinned
 Chooser: TypeAlias = Callable[[Operation], How]
 
 
-def pointwise() -> How:
-    """Every element of the result depends on the elements at its own place alone; arguments broadcast."""
-    return Pointwise()
+def pointwise(*, keeps_zero: bool = False) -> How:
+    """Every element of the result depends on the elements at its own place alone; arguments broadcast.
+
+    ``keeps_zero``: it is zero where that of the first argument is, so that it may end a block that can be dropped.
+    """
+    return Pointwise(keeps_zero)
 
 
 def contraction(equation: str) -> How:
@@ -154,44 +168,78 @@ def require_how(how: Any) -> How:
     return how
 
 
-def compile_rule(name: str, how: How | Chooser) -> Rule:
-    """What a rule does to labels, as the pass over a tape asks it."""
-
-    def rule(flow: LabelPropagation, entry: Entry) -> Sequence[TensorLabels]:
-        refs = refs_in((*entry.args, *entry.kwargs.values()))
-        try:
-            chosen = how if isinstance(how, How) else require_how(how(_operation(flow, entry, refs)))
-            return _apply_rule(chosen, flow, entry, refs)
-        except ArgumentError as error:
-            raise TraceError(f"the rule given for {name!r} does not fit at {flow.at()}: {error}") from error
-
-    return rule
+def give_rule(name: str, how: How | Chooser | None) -> None:
+    """Put what a user says of an operation into the table, or (None) take it out."""
+    name = name.removeprefix("aten::")
+    if how is None:
+        del GIVEN[name]
+    else:
+        GIVEN[name] = partial(_row, name, how)
 
 
-def _operation(flow: LabelPropagation, entry: Entry, refs: Sequence[Ref]) -> Operation:
+def _row(name: str, how: How | Chooser, tape: Tape, entry: Entry) -> Operator:
+    """The row of a user's operation, which may depend on the call."""
+    with _telling(name, f"{entry.name} in {entry.module or 'the model'}"):
+        chosen = how if isinstance(how, How) else require_how(how(_operation(tape, entry)))
+    labels = partial(_apply_rule, name, chosen)
+    match chosen:
+        case Pointwise(keeps_zero):
+            return Operator(name, labels, "as shaped", zero="first" if keeps_zero else "")
+        case Like(other):
+            return replace(KNOWN[other], names=name, labels=labels)
+        case Moves():
+            return Operator(name, labels, chosen, moves="first", zero="first")
+        case Contraction():
+            given = entry.given
+            zero: Zero = "any" if chosen.multiplies_all(len(given)) else ""
+            return Operator(name, labels, chosen, zero=zero, reads="sum", macs=True)
+        case Pinned():
+            return Operator(name, labels, "hub")
+        case _:
+            assert_never(chosen)
+
+
+@contextmanager
+def _telling(name: str, where: str) -> Iterator[None]:
+    try:
+        yield
+    except ArgumentError as error:
+        raise TraceError(f"the rule given for {name!r} does not fit at {where}: {error}") from error
+
+
+def _operation(tape: Tape, entry: Entry) -> Operation:
     def show(value: Any) -> Any:
         if isinstance(value, Ref):
-            return flow.shape(value)
+            return tape.shape(value)
         return tuple(show(v) for v in value) if isinstance(value, tuple) else value
 
     args, kwargs = tuple(show(a) for a in entry.args), {k: show(v) for k, v in entry.kwargs.items()}
-    shapes, outputs = (tuple(flow.shape(r) for r in some) for some in (refs, entry.outs))
+    refs = entry.given
+    shapes, outputs = (tuple(tape.shape(r) for r in some) for some in (refs, entry.outs))
     return Operation(entry.name, args, kwargs, shapes, outputs)
 
 
-def _apply_rule(how: How, flow: LabelPropagation, entry: Entry, refs: Sequence[Ref]) -> Sequence[TensorLabels]:
+def _apply_rule(name: str, how: How, flow: LabelPropagation, entry: Entry) -> Sequence[TensorLabels]:
+    refs = entry.given
     labels = [z.labels for r in refs for z in flow.space(r).layers]
     if isinstance(how, Pinned):
         flow.store.pin(labels, f"{how.reason} ({flow.at()})")
-        return [TensorLabels() for _ in entry.outs]
+        return []
     # A rule is somebody's word: what it lets go is tried before it is offered.
     flow.store.suspect(labels, f"the rule given for {entry.name!r}")
+    with _telling(name, flow.at()):
+        return _pass_labels(how, flow, entry, refs)
+
+
+def _pass_labels(
+    how: Pointwise | Contraction | Like | Moves, flow: LabelPropagation, entry: Entry, refs: Sequence[Ref]
+) -> Sequence[TensorLabels]:
     match how:
         case Pointwise():
             _require_broadcast(flow, entry, refs)
             return united(flow, entry)
         case Like(name):
-            return KNOWN[name](flow, entry)
+            return KNOWN[name].labels(flow, entry)
         case Moves(function):
             return [_move(flow, refs[0], out, function) for out in entry.outs]
         case Contraction():
@@ -202,15 +250,17 @@ def _apply_rule(how: How, flow: LabelPropagation, entry: Entry, refs: Sequence[R
 
 def _require_broadcast(flow: LabelPropagation, entry: Entry, refs: Sequence[Ref]) -> None:
     for out in entry.outs:
+        full = flow.shape(out)
         for ref in refs:
-            shape, full = flow.shape(ref), flow.shape(out)
-            short = full[len(full) - len(shape) :]
-            if len(shape) > len(full) or any(n not in (1, m) for n, m in zip(shape, short, strict=True)):
+            shape = flow.shape(ref)
+            aligned = (1,) * (len(full) - len(shape)) + shape
+            if len(aligned) != len(full) or any(n not in (1, m) for n, m in zip(aligned, full, strict=True)):
                 raise ArgumentError(f"it is not pointwise: shape {shape} does not broadcast to {full}.")
 
 
 def _move(flow: LabelPropagation, ref: Ref, out: Ref, function: Callable[[Tensor], Tensor]) -> TensorLabels:
-    shape, numbers = flow.shape(ref), torch.arange(int(np.prod(flow.shape(ref), dtype=np.int64)))
+    shape, space = flow.shape(ref), flow.space(ref)
+    numbers = torch.arange(prod(shape))
     at = function(numbers.reshape(shape))
     if at.is_floating_point() or bool((at >= len(numbers)).any()):
         raise ArgumentError("what is given to moves must only move numbers (or leave them out), not compute.")
@@ -218,10 +268,11 @@ def _move(flow: LabelPropagation, ref: Ref, out: Ref, function: Callable[[Tensor
         raise ArgumentError(f"moves makes a result of shape {tuple(at.shape)}, the operation's is {flow.shape(out)}.")
     index = at.numpy()
     layers = []
-    for layer in flow.space(ref).layers:
+    for layer in space.layers:
         dense = np.broadcast_to(layer.labels, shape).reshape(-1)
-        layers.append(LabelArray(compress(np.where(index >= 0, dense[np.maximum(index, 0)], NONE)), layer.owner))
-    return TensorLabels(flow.store.rectangular(layers, flow.at()), free=flow.space(ref).free)
+        moved = np.where(index >= 0, dense[np.maximum(index, 0)], NONE)
+        layers.append(layer.to(compress(moved)))
+    return space.with_layers(flow.store.rectangular(layers, flow.at()))
 
 
 # -- contractions --------------------------------------------------------------------------------------------------
@@ -235,7 +286,7 @@ class _Place(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class _Letters:
+class Letters:
     """An equation spelled out for the shapes at hand: the letters of every axis and their sizes."""
 
     ins: list[list[str]]
@@ -243,35 +294,40 @@ class _Letters:
     sizes: dict[str, int]
 
     def places(self, letter: str) -> list[_Place]:
+        """The axes of arguments that a letter stands for."""
         return [_Place(k, term.index(letter)) for k, term in enumerate(self.ins) if letter in term]
 
 
-def _letters_of(how: Contraction, shapes: Sequence[Shape], results: Sequence[Shape]) -> _Letters:
+def spell(how: Contraction, shapes: Sequence[Shape], results: Sequence[Shape]) -> Letters:
+    """Spell an equation out for tensors of these shapes; raises ArgumentError where it does not fit them."""
     ins, outs = how.terms()
     if not len(shapes) <= len(ins) <= len(shapes) + 1:
         raise ArgumentError(f"{how.equation!r} gives {len(ins)} tensors, there are {len(shapes)}.")
     if len(outs) != len(results):
         raise ArgumentError(f"{how.equation!r} gives {len(outs)} results, there is {len(results)}.")
-    widest = max(len(shape) - (len(term) - 1) for term, shape in zip(ins, shapes, strict=False))
-    sizes: dict[str, int] = {}
-    spelled = []
-    for k, (term, shape) in enumerate(zip(ins, shapes, strict=False)):
-        letters = _without_dots(term, len(shape), widest)
-        if len(letters) != len(shape):
-            raise ArgumentError(f"{how.equation!r} has {term!r} for argument {k}, whose shape is {shape}.")
-        for letter, n in zip(letters, shape, strict=True):
-            if sizes.get(letter, 1) != 1 and n not in (1, sizes[letter]):
-                raise ArgumentError(f"{how.equation!r}: the size of {letter!r} is both {sizes[letter]} and {n}.")
-            sizes[letter] = max(n, sizes.get(letter, 1))
-        spelled.append(letters)
-    written = []
-    for term, shape in zip(outs, results, strict=True):
-        letters = _without_dots(term, len(shape), widest)
-        if tuple(sizes[letter] for letter in letters) != shape:
-            found = tuple(sizes[letter] for letter in letters)
+    pairs = list(zip(ins, shapes, strict=False))
+    widest = max(len(shape) - (len(term) - 1) for term, shape in pairs)
+    spelled = [_without_dots(term, len(shape), widest) for term, shape in pairs]
+    sizes = _letter_sizes(how, spelled, shapes)
+    written = [_without_dots(term, len(shape), widest) for term, shape in zip(outs, results, strict=True)]
+    for letters, shape in zip(written, results, strict=True):
+        found = tuple(sizes[letter] for letter in letters)
+        if found != shape:
             raise ArgumentError(f"{how.equation!r} makes a result of shape {found}, the operation's is {shape}.")
-        written.append(letters)
-    return _Letters(spelled, written, sizes)
+    return Letters(spelled, written, sizes)
+
+
+def _letter_sizes(how: Contraction, spelled: Sequence[list[str]], shapes: Sequence[Shape]) -> dict[str, int]:
+    sizes: dict[str, int] = {}
+    for k, (letters, shape) in enumerate(zip(spelled, shapes, strict=True)):
+        if len(letters) != len(shape):
+            raise ArgumentError(f"{how.equation!r} has {how.terms()[0][k]!r} for argument {k}, whose shape is {shape}.")
+        for letter, n in zip(letters, shape, strict=True):
+            known = sizes.get(letter, 1)
+            if known != 1 and n not in (1, known):
+                raise ArgumentError(f"{how.equation!r}: the size of {letter!r} is both {known} and {n}.")
+            sizes[letter] = max(n, known)
+    return sizes
 
 
 def _without_dots(term: str, rank: int, widest: int) -> list[str]:
@@ -283,34 +339,35 @@ def _without_dots(term: str, rank: int, widest: int) -> list[str]:
 
 
 def _contract(how: Contraction, flow: LabelPropagation, entry: Entry, refs: Sequence[Ref]) -> list[TensorLabels]:
-    letters = _letters_of(how, [flow.shape(r) for r in refs], [flow.shape(o) for o in entry.outs])
+    letters = spell(how, [flow.shape(r) for r in refs], [flow.shape(o) for o in entry.outs])
+    places = {letter: letters.places(letter) for letter in letters.sizes}
+    layers = {p: flow.layers(refs[p.argument], p.axis) for own in places.values() for p in own}
     written = {letter for term in letters.outs for letter in term}
-    summed = [s for s in letters.sizes if s not in written]
-    layers = {p: flow.layers(refs[p.argument], p.axis) for s in letters.sizes for p in letters.places(s)}
+    summed = [letter for letter in letters.sizes if letter not in written]
     for letter in summed:
         _sum_letters(flow, entry, refs, letters, letter, layers)
-    if any(len(letters.places(s)) > 1 for s in summed):
-        work = [(n, next((layers[p] for p in letters.places(s) if layers[p]), [])) for s, n in letters.sizes.items()]
-        flow.work(1, *work)
+    if any(len(places[letter]) > 1 for letter in summed):
+        units = {letter: next((layers[p] for p in own if layers[p]), []) for letter, own in places.items()}
+        flow.work(1, *((n, units[letter]) for letter, n in letters.sizes.items()))
         for letter in written:
-            places = letters.places(letter)
-            flow.role(layers[places[0]] if len(places) == 1 else [], "writer")
-    return [
-        _write_space(flow, refs, letters, term, out, layers) for term, out in zip(letters.outs, entry.outs, strict=True)
-    ]
+            # What stands on one argument only is made by it.
+            first, *others = places[letter]
+            flow.role([] if others else layers[first], "writer")
+    pairs = zip(letters.outs, entry.outs, strict=True)
+    return [_write_space(flow, refs, letters, term, out, layers) for term, out in pairs]
 
 
 def _sum_letters(
     flow: LabelPropagation,
     entry: Entry,
     refs: Sequence[Ref],
-    letters: _Letters,
+    letters: Letters,
     letter: str,
     layers: Mapping[_Place, list[LabelArray]],
 ) -> None:
     first, *others = letters.places(letter)
     if not others or refs[first.argument] not in entry.args:
-        flow.store.pin([z.labels for p in (first, *others) for z in layers[p]], f"mixed at {flow.at()}")
+        flow.pin([z for p in (first, *others) for z in layers[p]], "mixed")
         return
     for other in others:
         free = flow.space(refs[first.argument]).free or flow.space(refs[other.argument]).free
@@ -318,23 +375,26 @@ def _sum_letters(
         flow.role(layers[other], "reader")
     flow.role(layers[first], "reader")
     units = next((layers[p] for p in (first, *others) if layers[p]), [])
-    flow.read(entry.args.index(refs[first.argument]), first.axis, units, "sum")
+    flow.read(entry.args.index(refs[first.argument]), first.axis, units)
 
 
 def _write_space(
     flow: LabelPropagation,
     refs: Sequence[Ref],
-    letters: _Letters,
+    letters: Letters,
     term: list[str],
     out: Ref,
     layers: Mapping[_Place, list[LabelArray]],
 ) -> TensorLabels:
-    spaces, shape = [], flow.shape(out)
+    operands, shape = [], flow.shape(out)
     for k, ref in enumerate(refs):
         own: list[LabelArray] = []
+        sizes = [1] * len(term)
         for to, letter in enumerate(term):
-            lift = move if len(letters.places(letter)) > 1 else made
-            own += [lift(z, to, len(shape)) for p in letters.places(letter) if p.argument == k for z in layers[p]]
-        sizes = tuple(flow.shape(ref)[letters.ins[k].index(s)] if s in letters.ins[k] else 1 for s in term)
-        spaces.append((TensorLabels(tuple(own), free=flow.space(ref).free), sizes))
-    return flow.store.join(spaces, shape, flow.at())
+            places = letters.places(letter)
+            lift = move if len(places) > 1 else made
+            for place in (p for p in places if p.argument == k):
+                own += [lift(z, to, len(shape)) for z in layers[place]]
+                sizes[to] = flow.shape(ref)[place.axis]
+        operands.append((TensorLabels(tuple(own), free=flow.space(ref).free), tuple(sizes)))
+    return flow.join(operands, shape)

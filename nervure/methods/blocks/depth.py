@@ -16,10 +16,8 @@ from torch import Tensor
 from nervure.dependence import cka
 from nervure.errors import DataError
 from nervure.graph.types import Block
-from nervure.methods.base import View
+from nervure.methods.base import View, stats_of
 from nervure.methods.blocks.dropping import BlockScore, Dropping, Policy
-from nervure.methods.blocks.evaluator import BlockEvaluator
-from nervure.stats import Stats
 
 Yardstick: TypeAlias = Literal["influence", "branch", "cka", "random"]
 FARTHEST = 2.0
@@ -60,16 +58,16 @@ def _random(method: Depth, view: View, blocks: Sequence[Block], gone: tuple[str,
 
 
 def _influence(method: Depth, view: View, blocks: Sequence[Block], gone: tuple[str, ...]) -> list[float]:
-    cosines = [float(shift[:, 0].double().mean()) for shift in _shifts(view, blocks)]
+    cosines = [float(shift[:, 0].double().mean()) for shift in _shifts(method, view, blocks)]
     return [FARTHEST if math.isnan(cosine) else 1 - cosine for cosine in cosines]
 
 
 def _branch(method: Depth, view: View, blocks: Sequence[Block], gone: tuple[str, ...]) -> list[float]:
-    return [float(shift[:, 1].double().mean()) for shift in _shifts(view, blocks)]
+    return [float(shift[:, 1].double().mean()) for shift in _shifts(method, view, blocks)]
 
 
 def _cka(method: Depth, view: View, blocks: Sequence[Block], gone: tuple[str, ...]) -> list[float]:
-    judge = BlockEvaluator(view, method.recalibrate, method.output)
+    judge = method.judge(view)
     # The whole model is recalibrated like the others: what differs is the block alone.
     whole, *others = (judge.answers_without(names) for names in ((), *((*gone, b.name) for b in blocks)))
     return [1 - float(cka(whole.double(), other.double(), debiased=False)) for other in others]
@@ -83,14 +81,8 @@ SCORES: Mapping[str, Callable[[Depth, View, Sequence[Block], tuple[str, ...]], l
 }
 
 
-def _evidence(view: View) -> Stats:
-    if view.stats is None:
-        raise DataError("this measures blocks, and there is no evidence. Give data=, batches of (inputs, labels).")
-    return view.stats
-
-
-def _shifts(view: View, blocks: Sequence[Block]) -> list[Tensor]:
-    stats = _evidence(view)
+def _shifts(method: Depth, view: View, blocks: Sequence[Block]) -> list[Tensor]:
+    stats = stats_of(method, view)
     missing = [b.name for b in blocks if b.name not in stats.shifts]
     if missing:
         reason = stats.skipped.get(f"block {missing[0]}", "it was not measured")

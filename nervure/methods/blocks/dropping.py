@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeAlias, final
 
 import torch
 
+from nervure.budget import BUDGETS
 from nervure.budget.clusters import line_clusters
 from nervure.budget.knapsack import frontier
 from nervure.core.check import Checked
@@ -17,14 +18,14 @@ from nervure.core.schema import Count, Density, Part, Rounds, Seed, Size
 from nervure.engines import EngineName
 from nervure.errors import ArgumentError, BudgetError, ScoreError
 from nervure.graph.types import Block, Graph
-from nervure.methods.base import View
-from nervure.methods.blocks.evaluator import BlockEvaluator, data_of, model_of, plan_of
+from nervure.methods.base import Folder, Inquiry, View
+from nervure.methods.blocks.evaluator import BlockEvaluator, BlockRecord, plan_of
 from nervure.methods.channels.timed import Target, goal_of, require_target
+from nervure.methods.evidence_folder import answer_folder
 from nervure.plan import Drop, Plan
-from nervure.stats import measure
-from nervure.surgery.price import price
+from nervure.surgery.price import memory_left, price
 
-BlockBudget: TypeAlias = Literal["params", "macs", "blocks", "latency"]
+BlockBudget: TypeAlias = Literal["params", "macs", "blocks", "latency", "memory"]
 Policy: TypeAlias = Literal["knapsack", "rank", "ckmeans"]
 Granularity: TypeAlias = Literal["fine", "whole"]
 
@@ -64,7 +65,8 @@ class Dropping(Checked, ABC):
 
     Attributes:
         keep: the fraction of the budget that stays, in (0, 1].
-        budget: ``"params"``, ``"macs"``, ``"blocks"`` (their number) or ``"latency"`` (measured on the example).
+        budget: ``"params"``, ``"macs"``, ``"blocks"`` (their number), ``"latency"`` (measured on the example) or
+            ``"memory"`` (at most; activations count as if the blocks were there).
         drop: exactly so many blocks leave.
         tolerance: as much leaves as costs at most this share of accuracy, in [0, 1), before any training: judged
             on every tenth batch of the data, batch norms recalibrated on the others, by bisection. Where labels are no
@@ -84,6 +86,8 @@ class Dropping(Checked, ABC):
         engine: what latencies are timed on, see :func:`nervure.engines.runner`.
         latency: the latency to meet: a share of the whole network's in (0, 1], or a time like ``"3 ms"``; None: the
             share ``keep``.
+        memory: the memory to meet: a share of the whole network's in (0, 1], or bytes, also like ``"200 MB"``; None:
+            the share ``keep``.
     """
 
     keep: Density = 0.5
@@ -99,12 +103,14 @@ class Dropping(Checked, ABC):
     output: str = ""
     engine: EngineName = field(default="eager", kw_only=True)
     latency: Target | None = field(default=None, kw_only=True)
+    memory: Target | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         Checked.__post_init__(self)
-        require_target(self.latency, self.budget == "latency", "latency")
-        if self.latency is not None and (self.drop is not None or self.tolerance is not None):
-            raise ArgumentError(f"latency={self.latency!r}, and drop= or tolerance= too: say it in one way.")
+        for name, target in (("latency", self.latency), ("memory", self.memory)):
+            require_target(target, self.budget if self.budget == name else "", name)
+            if target is not None and (self.drop is not None or self.tolerance is not None):
+                raise ArgumentError(f"{name}={target!r}, and drop= or tolerance= too: say it in one way.")
         self.check()
 
     @property
@@ -130,27 +136,25 @@ class Dropping(Checked, ABC):
             DataError: evidence is missing and there are no data to gather it from.
             ScoreError: the evidence tells nothing.
         """
-        blocks = droppable(view.graph, self.granularity)
-        return self.block_scores(self._with_evidence(view), blocks)
+        return self._scores_without(view, self.judge(view), droppable(view.graph, self.granularity), ())
+
+    @property
+    def asks(self) -> tuple[Inquiry[Any], ...]:
+        """What becomes of the model without some of its blocks."""
+        return () if self._is_whole else (BlockTrials(self),)
 
     def plan(self, view: View) -> Plan:
         """Drop blocks; raises BudgetError, DataError or ScoreError where that cannot be done."""
-        return self._make_plan(view, {})
-
-    def _make_plan(self, view: View, known: Mapping[str, BlockScore]) -> Plan:
-        """The plan; ``known``: the scores before any stage, where they are there."""
         asked = self._options()
-        if self.drop == 0 or (self.drop is None and self.tolerance is None and self._share == 1):
+        if self._is_whole:
             return Plan((), view.graph.fingerprint, asked, {"keep": 1.0, "blocks": 0})
-        blocks, judge = droppable(view.graph, self.granularity), self._judge(view)
+        blocks, judge = droppable(view.graph, self.granularity), self.judge(view)
         savings = self._savings(view, judge, blocks)
         removed: tuple[str, ...] = ()
         scores: dict[str, BlockScore] = {}
         for stage in range(1, self.stages + 1):
             left = [b for b in blocks if b.name not in removed]
-            first = known and not removed
-            fresh = known if first else self.block_scores(self._view_without(view, judge, removed), left, removed)
-            _require_finite(fresh)
+            fresh = self._scores_without(view, judge, left, removed)
             scores |= fresh
             offered = self.removals([fresh[b.name].mean for b in left], left, savings)
             sets = [removed + more for more in offered]
@@ -181,10 +185,11 @@ class Dropping(Checked, ABC):
         A share between 0 and 100 % says that another draw of the data could have decided otherwise. As many blocks
         leave as in the plan, or as much is saved, and the scores are those before any stage.
         """
-        scores = self.scores(view)
-        plan = self._make_plan(view, scores)
+        if view.answer_to(BlockTrials(self)) is None:
+            view = view.with_answer(BlockTrials(self), BlockRecord())
+        scores, plan = self.scores(view), self.plan(view)
         blocks, dropped = droppable(view.graph, self.granularity), {d.block for d in plan.drops}
-        savings = self._savings(view, self._judge(view), blocks)
+        savings = self._savings(view, self.judge(view), blocks)
         often = self._resample(scores, blocks, savings, dropped, view.seed + self.seed)
         width = max(len(b.name) for b in blocks)
         lines = [f"{'block':<{width}}  {'score':>10}  {'error':>9}  leaves"]
@@ -215,8 +220,26 @@ class Dropping(Checked, ABC):
                 counts[name] += 1
         return {name: count / RESAMPLES for name, count in counts.items()}
 
-    def _judge(self, view: View) -> BlockEvaluator:
-        return BlockEvaluator(view, self.recalibrate, self.output, self.engine)
+    def judge(self, view: View) -> BlockEvaluator:
+        """What asks the model, where an answer was not gathered."""
+        return BlockEvaluator(view, self.recalibrate, self.output, self.engine, view.answer_to(BlockTrials(self)))
+
+    def _scores_without(
+        self, view: View, judge: BlockEvaluator, blocks: Sequence[Block], gone: tuple[str, ...]
+    ) -> dict[str, BlockScore]:
+        """The score of each of ``blocks`` where those in ``gone`` have left."""
+
+        def make() -> dict[str, list[float]]:
+            found = self.block_scores(self._view_without(view, judge, gone), blocks, gone)
+            _require_finite(found)
+            return {name: list(score.rounds) for name, score in found.items()}
+
+        return {name: BlockScore.of(name, rounds) for name, rounds in judge.record.get("scores", gone, make).items()}
+
+    @property
+    def _is_whole(self) -> bool:
+        """Whether nothing is to leave."""
+        return self.drop == 0 or (self.drop is None and self.tolerance is None and self._share == 1)
 
     def _savings(self, view: View, judge: BlockEvaluator, blocks: Sequence[Block]) -> dict[str, float]:
         """What dropping each block alone saves of the budget; nothing where no knapsack asks, or blocks are counted."""
@@ -233,12 +256,20 @@ class Dropping(Checked, ABC):
             return {"drop": self.drop}
         if self.budget == "latency":
             return {"budget": "latency", "engine": self.engine, "target": self._share}
+        if self.budget == "memory":
+            return {"budget": "memory", "target": self._share}
         return {"budget": self.budget, "keep": self.keep}
 
     @property
     def _share(self) -> float | str:
-        """How much is asked to stay: a share, or a time."""
-        return self.keep if self.latency is None else self.latency
+        """How much is asked to stay: a share, a time or a size."""
+        return next((target for target in (self.latency, self.memory) if target is not None), self.keep)
+
+    def _keep_of(self, view: View, judge: BlockEvaluator) -> float:
+        """The share of the budget that is asked to stay."""
+        if self.budget == "memory":
+            return BUDGETS["memory"].share_of(self._share, memory_left(view.graph, Plan()))
+        return goal_of(self.keep, self.latency, judge.seconds()) if isinstance(self._share, str) else self._share
 
     def _quality_reached(
         self, view: View, judge: BlockEvaluator, plan: Plan, blocks: Sequence[Block], scores: Mapping[str, BlockScore]
@@ -246,21 +277,15 @@ class Dropping(Checked, ABC):
         kept = _kept_shares(view.graph, plan) | {"blocks": 1 - len(plan) / len(blocks)}
         if self.budget == "latency" and plan:
             kept["latency"] = judge.latency(tuple(drop.block for drop in plan.drops))
+        if self.budget == "memory":
+            kept["memory"] = _kept_share(view.graph, [drop.block for drop in plan.drops], "memory")
         means = {name: float(f"{s.mean:.6g}") for name, s in scores.items()}
         return {"keep": kept.get(self.budget, kept["macs"]), "blocks": len(plan), "scores": means}
-
-    def _with_evidence(self, view: View) -> View:
-        """The view with the evidence that scores need; gathered here where the caller did not."""
-        if not self.wants or (view.stats is not None and self.wants <= view.stats.want):
-            return view
-        model, data = model_of(view), data_of(view)
-        stats = measure(model, view.graph, data, want=self.wants, seed=view.seed, progress=False)
-        return replace(view, stats=stats)
 
     def _view_without(self, view: View, judge: BlockEvaluator, gone: tuple[str, ...]) -> View:
         """The view with evidence of the model without the blocks that have left."""
         if not gone:
-            return self._with_evidence(view)
+            return view.listen(self.wants)
         return replace(view, stats=judge.measured_without(gone, self.wants)) if self.wants else view
 
     def _first_enough(
@@ -282,8 +307,7 @@ class Dropping(Checked, ABC):
             if wanted > total:
                 raise BudgetError(f"drop={wanted}: the model has only {total} blocks that can be dropped.")
             return next(s for s in sets if len(s) >= round(wanted * share))
-        keep = goal_of(self.keep, self.latency, judge.seconds()) if isinstance(self._share, str) else self._share
-        goal = 1 - (1 - keep) * share
+        goal = 1 - (1 - self._keep_of(view, judge)) * share
         if self.budget == "latency":
             index = _bisect(len(sets), lambda k: judge.latency(sets[k]) <= goal)
         else:
@@ -295,13 +319,31 @@ class Dropping(Checked, ABC):
             least = (
                 judge.latency(sets[-1]) if self.budget == "latency" else _kept_share(view.graph, sets[-1], self.budget)
             )
-            asked = f"keep={self.keep}" if self.latency is None else f"latency={self.latency!r}"
+            asked = f"keep={self.keep}" if self._share is self.keep else f"{self.budget}={self._share!r}"
             raise BudgetError(
                 f"{asked} of {self.budget} cannot be met: without all {total} blocks {least:.3f} is left. "
                 f"Raise {asked.partition('=')[0]}, or cut channels too.",
                 keep=min(1.0, math.ceil(least * 1000) / 1000),
             )
         return sets[index]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class BlockTrials:
+    """What a method that drops blocks asks of the model without some of them; the next question follows from the last.
+
+    Times are of this machine, and not kept in a folder.
+    """
+
+    method: Dropping
+
+    def of(self, view: View, folder: Folder = None) -> BlockRecord:
+        """The answers, all that a plan goes by; raises as :meth:`Dropping.plan`."""
+        place = None if self.method.budget == "latency" else answer_folder(folder, view, self)
+        record = BlockRecord(place and place / "blocks.safetensors")
+        self.method.plan(view.with_answer(self, record))
+        return record
 
 
 def droppable(graph: Graph, granularity: Granularity) -> tuple[Block, ...]:
@@ -332,7 +374,10 @@ def _covers(outer: Block, inner: Block) -> bool:
 
 
 def _kept_share(graph: Graph, names: Iterable[str], budget: str) -> float:
-    return _kept_shares(graph, plan_of(graph, names))[budget]
+    plan = plan_of(graph, names)
+    if budget == "memory":
+        return memory_left(graph, plan) / memory_left(graph, Plan())
+    return _kept_shares(graph, plan)[budget]
 
 
 def _kept_shares(graph: Graph, plan: Plan) -> dict[str, float]:

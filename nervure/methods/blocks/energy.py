@@ -22,7 +22,7 @@ from nervure.core.schema import Rounds
 from nervure.dependence import ClassDistances, class_distances, distance_correlation
 from nervure.errors import ArgumentError, DataError, NervureWarning, ScoreError
 from nervure.graph.types import Block
-from nervure.methods.base import View
+from nervure.methods.base import View, stats_of
 from nervure.methods.blocks.dropping import BlockScore, Dropping
 from nervure.stats import Stats
 
@@ -105,15 +105,13 @@ class Energy(Dropping):
 
     def block_scores(self, view: View, blocks: Sequence[Block], gone: tuple[str, ...] = ()) -> dict[str, BlockScore]:
         """The statistic of each block, round by round."""
-        if view.stats is None:
-            raise DataError(f"{self!r} needs evidence: {', '.join(sorted(self.wants))}.")
         if self.score == "skip":
             return self._score_by_skipping(view, blocks, gone)
-        return self._score_by_maps(view.stats, view.seed, blocks)
+        return self._score_by_maps(stats_of(self, view), view.seed, blocks)
 
     def _score_by_skipping(self, view: View, blocks: Sequence[Block], gone: tuple[str, ...]) -> dict[str, BlockScore]:
         """How much of the answers' dependence is lost when a block is skipped."""
-        judge = self._judge(view)
+        judge = self.judge(view)
         # The whole model is recalibrated like the others: what differs is the block alone. At every stage it is the
         # whole model that is compared with, so that small losses add up instead of being forgotten.
         whole = judge.answers_without(())
@@ -122,9 +120,13 @@ class Energy(Dropping):
         target = self._continuous(whole)
         parts = _rounds(None, len(whole), self.rounds, view.seed + self.seed)
 
-        def share(names: tuple[str, ...]) -> list[float]:
+        def measure_shares(names: tuple[str, ...]) -> list[float]:
             answers = self._continuous(judge.answers_without(names), refuse=False)
             return [float(distance_correlation(target[part], answers[part], unbiased=self.unbiased)) for part in parts]
+
+        def share(names: tuple[str, ...]) -> list[float]:
+            found: list[float] = judge.record.get("shares", names, lambda: measure_shares(names))
+            return found
 
         before = share(gone) if gone else [1.0] * len(parts)
         return {

@@ -1,24 +1,28 @@
 """Asking a model how it does without some of its blocks."""
 
 import itertools
+import json
 import statistics
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from pathlib import Path
 from typing import Any, NamedTuple, final
 
 import torch
 from torch import Tensor, nn
 
+from nervure.core.container import read_container, write_container
 from nervure.core.inputs import Inputs
-from nervure.errors import DataError
+from nervure.errors import DataError, FileError
 from nervure.evaluation import Latency, latency
 from nervure.evaluation.labelled import device_of, require_finite_outputs, require_labels
 from nervure.graph.models import evaluating
 from nervure.graph.types import Block, Graph
-from nervure.methods.base import View
+from nervure.methods.base import View, data_of, model_of
+from nervure.methods.evidence_folder import ANSWER
 from nervure.plan import Drop, Plan
 from nervure.stats import SAMPLES, Stats, first_batches, measure
 from nervure.stats.block_outputs import answer_of
@@ -36,18 +40,24 @@ def plan_of(graph: Graph, names: Iterable[str]) -> Plan:
     return Plan(tuple(Drop(name) for name in names), graph.fingerprint)
 
 
-def model_of(view: View) -> nn.Module:
-    """The model; raises DataError where the view has none."""
-    if view.model is None:
-        raise DataError("this asks the model itself, but the view has none. Give model= (nervure.prune does).")
-    return view.model
+@final
+class BlockRecord:
+    """What was asked about blocks, and the answers, which are plain data; in a file, where one is given."""
 
+    def __init__(self, path: Path | None = None) -> None:
+        self._path, self._answers = path, dict[str, Any]()
+        if path is not None:
+            with suppress(FileError):  # it is not there yet, or damaged
+                self._answers = read_container(path, dict[str, Any], ANSWER)[0]["answers"]
 
-def data_of(view: View) -> Iterable[Any]:
-    """The data; raises DataError where the view has none."""
-    if view.data is None:
-        raise DataError("this measures, and no data were given. Give data=, batches of (inputs, labels).")
-    return view.data
+    def get(self, asked: str, names: Iterable[str], make: Callable[[], Any]) -> Any:
+        """What was asked of the model without the blocks of these names; found out now where it was not."""
+        key = json.dumps([asked, *names])
+        if key not in self._answers:
+            self._answers[key] = make()
+            if self._path is not None:
+                write_container(self._path, {}, {"answers": self._answers}, ANSWER)
+        return self._answers[key]
 
 
 @final
@@ -59,16 +69,17 @@ class BlockEvaluator:
         batches: how many batches norms are recalibrated on.
         output: which of several outputs counts; empty: ``"logits"``, or the first.
         engine: what latencies are timed on.
+        record: what was found out before.
     """
 
-    def __init__(self, view: View, batches: int, output: str = "", engine: str = "eager") -> None:
+    def __init__(
+        self, view: View, batches: int, output: str = "", engine: str = "eager", record: BlockRecord | None = None
+    ) -> None:
         self._view, self._batches, self._output, self._engine = view, batches, output, engine
-        self._qualities: dict[tuple[str, ...], float] = {}
-        self._latencies: dict[tuple[str, ...], float] = {}
+        self.record = record or BlockRecord()
         self._parts: tuple[list[Any], list[Any]] | None = None
         self._compared: list[Any] | None = None
         self._whole: list[_Answer] | None = None
-        self._seconds: float | None = None
 
     def measured_without(self, names: tuple[str, ...], wants: Iterable[str]) -> Stats:
         """Evidence of the smaller model, on as many samples as the view's, always the same; blocks keep their names."""
@@ -104,29 +115,30 @@ class BlockEvaluator:
         Raises:
             DataError: there are too few batches, labels do not fit, or outputs are not finite or all the same.
         """
-        if names not in self._qualities:
-            model = self._smaller(names) if names else model_of(self._view)
-            answers = self._answers(model)
-            if all(a.is_classified for a in answers):
-                self._qualities[names] = _accuracy(answers)
-            else:
-                if self._whole is None:
-                    self._whole = answers if not names else self._answers(model_of(self._view))
-                self._qualities[names] = _agreement(self._whole, answers)
-        return self._qualities[names]
+        return float(self.record.get("quality", names, lambda: self._quality(names)))
+
+    def _quality(self, names: tuple[str, ...]) -> float:
+        answers = self._answers(self._smaller(names) if names else model_of(self._view))
+        if all(a.is_classified for a in answers):
+            return _accuracy(answers)
+        if self._whole is None:
+            self._whole = answers if not names else self._answers(model_of(self._view))
+        return _agreement(self._whole, answers)
 
     def savings_of(self, blocks: Sequence[Block]) -> dict[str, float]:
         """How much time each block alone takes in a forward pass on the example; in one unit, whichever."""
         if self._engine == "eager":
-            return self._seconds_of(blocks)
+            found: dict[str, float] = self.record.get("savings", (), lambda: self._seconds_of(blocks))
+            return found
         # Other engines fuse and compile: what a block takes there is only seen without it.
         return {b.name: max(0.0, 1 - self.latency((b.name,))) for b in blocks}
 
     def seconds(self) -> float:
         """Median time of a forward pass of the whole model on the example."""
-        if self._seconds is None:
-            self._seconds = self._time_models({"whole": model_of(self._view)}).median("whole")
-        return self._seconds
+        return float(self.record.get("seconds", (), self._whole_seconds))
+
+    def _whole_seconds(self) -> float:
+        return self._time_models({"whole": model_of(self._view)}).median("whole")
 
     def _seconds_of(self, blocks: Sequence[Block]) -> dict[str, float]:
         """Median time that each block takes in a forward pass on the example, one operation after the other."""
@@ -143,11 +155,12 @@ class BlockEvaluator:
 
     def latency(self, names: tuple[str, ...]) -> float:
         """Time of a forward pass on the example, relative to the whole model's in the same rounds."""
-        if names not in self._latencies:
-            model = model_of(self._view)
-            pair = {"whole": model, "part": apply(model, self._view.graph, plan_of(self._view.graph, names)).eval()}
-            self._latencies[names] = self._time_models(pair).row("part").ratio
-        return self._latencies[names]
+        return float(self.record.get("latency", names, lambda: self._latency(names)))
+
+    def _latency(self, names: tuple[str, ...]) -> float:
+        model = model_of(self._view)
+        part = apply(model, self._view.graph, plan_of(self._view.graph, names)).eval()
+        return self._time_models({"whole": model, "part": part}).row("part").ratio
 
     def _time_models(self, models: Mapping[str, nn.Module]) -> Latency:
         inputs = _inputs_of(self._view)

@@ -1,24 +1,23 @@
 """Plans for an engine: what every method shares that meets a latency, and what its options mean."""
 
 import math
-import re
 import warnings
 from collections.abc import Callable, Iterable
-from dataclasses import replace
-from typing import Annotated, Any, Protocol, TypeAlias
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, TypeAlias, final
 
 from msgspec import Meta
 
-from nervure.budget import BudgetName, Scope, allocate
+from nervure.budget import BUDGETS, Budget, allocate, find_budget
 from nervure.budget.allocate import unit_multiple
-from nervure.budget.kinds import is_timed
+from nervure.budget.kinds import is_known, is_timed
 from nervure.budget.latency_table import LatencyTable
 from nervure.core.check import show_value
 from nervure.core.inputs import Inputs
 from nervure.errors import ArgumentError, BudgetError, DataError, NervureWarning
 from nervure.evaluation.timing import Stopwatch
 from nervure.graph.types import Graph
-from nervure.methods.base import View
+from nervure.methods.base import Folder, View
 from nervure.plan import Plan
 from nervure.scores import Scores
 
@@ -27,10 +26,9 @@ MULTIPLE = 16
 JUST_ABOVE = 4
 """A size is just above a step where it takes at most this part of the next one."""
 Target: TypeAlias = (
-    Annotated[float, Meta(gt=0, le=1, description="the share of the whole network's latency that stays")]
-    | Annotated[str, Meta(description='a time with its unit, like "3 ms"')]
+    Annotated[float, Meta(gt=0, description="the share of the whole network's that stays in (0, 1], or bytes")]
+    | Annotated[str, Meta(description='an amount with its unit, like "3 ms" or "200 MB"')]
 )
-UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
 ROUNDS = 7
 ENOUGH = 0.96
 """Of the target: a plan that takes so much of it is not made larger."""
@@ -38,74 +36,39 @@ MARGIN = 0.99
 NAMED = 6
 
 
-class LatencyOptions(Protocol):
-    """Options of methods that can plan for an engine."""
-
-    @property
-    def keep(self) -> float:
-        """The fraction of the budget that stays."""
-        ...
-
-    @property
-    def scope(self) -> Scope:
-        """Whether groups compete with one another."""
-        ...
-
-    @property
-    def budget(self) -> BudgetName:
-        """What is counted."""
-        ...
-
-    @property
-    def minimum(self) -> int:
-        """Units that every group keeps."""
-        ...
-
-    @property
-    def multiple(self) -> int | None:
-        """What sizes are rounded up to multiples of."""
-        ...
-
-    @property
-    def engine(self) -> str | None:
-        """What the plan is made for."""
-        ...
-
-    @property
-    def target(self) -> float | str | None:
-        """The latency that is asked for."""
-        ...
-
-
-def check_options(method: LatencyOptions) -> None:
-    """Set the :class:`LatencyOptions` that a frozen method leaves open; ArgumentError where they contradict."""
+def check_options(method: Any) -> None:
+    """Set ``engine`` and ``multiple`` where a frozen method leaves them open; ArgumentError where they contradict."""
     engine, multiple = for_engine(method.budget, method.engine, method.target, method.multiple)
     for name, value in (("multiple", multiple), ("engine", engine)):
         object.__setattr__(method, name, value)
 
 
 def for_engine(
-    budget: str, engine: str | None, target: float | str | None, multiple: int | None
+    budget: str | Budget, engine: str | None, target: float | str | None, multiple: int | None
 ) -> tuple[str | None, int]:
     """The engine that a plan is made for and what sizes are multiples of, as asked or by default.
 
     Raises:
-        ArgumentError: the target is no time, or one is given where no latency is asked.
+        ArgumentError: the target is no amount of the budget, or one is given where that has none.
     """
-    timed = is_timed(budget)
-    require_target(target, timed)
-    engine = "eager" if timed and engine is None else engine
+    require_target(target, budget)
+    engine = "eager" if is_timed(budget) and engine is None else engine
     return engine, multiple if multiple is not None else 1 if engine is None else MULTIPLE
 
 
-def require_target(target: float | str | None, timed: bool, name: str = "target") -> None:
-    """Raise ArgumentError where the option ``name`` is a text but no time, or is given where no latency is asked."""
+def require_target(target: float | str | None, budget: str | Budget, name: str = "target") -> None:
+    """Raise ArgumentError where the option ``name`` is no amount of ``budget``, or that has none to ask for."""
     if target is None:
         return
-    if not timed:
-        raise ArgumentError(f"{name}={show_value(target)} is a latency, so it needs budget='latency'. Else say keep=.")
+    kind = find_budget(budget) if is_known(budget) else None
+    if kind is None or not kind.units:
+        amounts = [one.name for one in BUDGETS.values() if one.units]
+        known = " or ".join(f"budget={one!r}" for one in amounts if name not in amounts or one == name)
+        raise ArgumentError(f"{name}={show_value(target)} is an amount, so it needs {known}. Else say keep=.")
     if isinstance(target, str):
-        seconds_of(target, name)
+        kind.read_amount(target, name)
+    elif kind.is_timed and target > 1:
+        raise ArgumentError(f'{name}={show_value(target)} is no share in (0, 1]. A time has a unit, like "3 ms".')
 
 
 def seconds_of(text: str, name: str = "target") -> float:
@@ -114,16 +77,10 @@ def seconds_of(text: str, name: str = "target") -> float:
     >>> seconds_of("3 ms"), seconds_of("1.5s")
     (0.003, 1.5)
     """
-    found = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*(s|ms|us)\s*", text)
-    if found is None or float(found[1]) <= 0:
-        raise ArgumentError(
-            f"{name}={show_value(text)} is no time. Write a number and its unit, like '3 ms' (or s, us), or the share "
-            "of the dense network's latency as a number, like 0.5."
-        )
-    return float(found[1]) * UNITS[found[2]]
+    return BUDGETS["latency"].read_amount(text, name)
 
 
-def cut_lowest(method: LatencyOptions, view: View, scores: Scores, floors: dict[str, int] | None = None) -> Plan:
+def cut_lowest(method: Any, view: View, scores: Scores) -> Plan:
     """Cut the units of lowest score, within the budget of ``method``; raises BudgetError, or ScoreError."""
 
     def cut(keep: float, table: LatencyTable | None = None) -> Plan:
@@ -135,7 +92,6 @@ def cut_lowest(method: LatencyOptions, view: View, scores: Scores, floors: dict[
             scope=method.scope,
             minimum=method.minimum,
             multiple=method.multiple or 1,
-            floors=floors,
             table=table,
         )
 
@@ -157,26 +113,48 @@ def plan_within(method: Any, view: View, cut: Callable[[float, LatencyTable | No
     if is_timed(method.budget):
         # Where a step costs too much is known to the table, and what comes out is timed.
         return _within(method, view, cut)
-    plan = cut(method.keep, None)
+    plan = cut(method.keep, None) if method.target is None else _cut_to_amount(method, view, cut)
     if method.engine is not None:
         warn_above_steps(view.graph, plan)
     return plan
 
 
-def stopwatch(view: View, engine: str) -> Stopwatch:
-    """What times the plans of ``view``; raises DataError where there is nothing to time."""
-    if view.model is None or view.example is None:
-        raise DataError('budget="latency" times the network: give the model and the example it was traced with.')
-    return Stopwatch(view.model, view.graph, Inputs.of(view.example), engine)
+def _cut_to_amount(method: Any, view: View, cut: Callable[[float, LatencyTable | None], Plan]) -> Plan:
+    kind = find_budget(method.budget)
+    plan = cut(min(1.0, kind.share_of(method.target, kind.predict(view.graph))), None)
+    return replace(plan, asked={**plan.asked, "target": method.target})
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class LatencyInquiry:
+    """How long a network takes on an engine, and others cut at random: what plans are predicted from.
+
+    The table is kept in the user's folder for caches, with what was timed since, whatever folder is given.
+    """
+
+    engine: str
+
+    def of(self, view: View, folder: Folder = None) -> tuple[Stopwatch, LatencyTable]:
+        """What times the plans of a view, and its table; raises DataError where there is nothing to time."""
+        if view.model is None or view.example is None:
+            raise DataError('budget="latency" times the network: give the model and the example it was traced with.')
+        watch = Stopwatch(view.model, view.graph, Inputs.of(view.example), self.engine)
+        return watch, watch.table()
+
+
+def timed_inquiries(method: Any) -> tuple[LatencyInquiry, ...]:
+    """What a method asks that has to meet a latency; it has ``keep``, ``budget``, ``engine`` and ``target``."""
+    asks = is_timed(method.budget) and (method.keep if method.target is None else method.target) != 1
+    return (LatencyInquiry(method.engine or "eager"),) if asks else ()
 
 
 def _within(method: Any, view: View, cut: Callable[[float, LatencyTable | None], Plan]) -> Plan:
-    asked = {"budget": method.budget, "engine": method.engine, "target": method.target or method.keep}
+    asked = {"budget": find_budget(method.budget).name, "engine": method.engine, "target": method.target or method.keep}
     whole = Plan((), view.graph.fingerprint, asked, {"keep": 1.0})
     if asked["target"] == 1:
         return whole
-    watch = stopwatch(view, method.engine)
-    table = watch.table()
+    watch, table = view.ask(LatencyInquiry(method.engine))
     goal = goal_of(method.keep, method.target, table.dense)
     if goal >= 1:
         return whole
@@ -207,7 +185,7 @@ def goal_of(keep: float, target: float | str | None, dense: float) -> float:
     """The share of the dense network's latency that is asked for; ``dense`` is that latency in seconds."""
     if target is None:
         return keep
-    return seconds_of(target) / dense if isinstance(target, str) else float(target)
+    return BUDGETS["latency"].share_of(target, dense)
 
 
 def _search(tried: Callable[[float], tuple[Plan, float]], goal: float) -> tuple[Plan, float]:

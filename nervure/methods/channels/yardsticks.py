@@ -12,13 +12,11 @@ from nervure.budget import BudgetName, Scope
 from nervure.core.check import Checked
 from nervure.core.schema import Density, Seed, Size
 from nervure.engines import EngineName
-from nervure.errors import ScoreError
-from nervure.methods.base import View
-from nervure.methods.channels.timed import Target, check_options, cut_lowest
+from nervure.methods.base import Inquiry, View, stats_of
+from nervure.methods.channels.timed import Target, check_options, cut_lowest, timed_inquiries
 from nervure.plan import Plan
 from nervure.scores import Loudness, Normalise, Scores, Without, score
 from nervure.scores.criteria import find_criterion, name_of_criterion, require_criterion_options, signals_of
-from nervure.stats import Stats
 
 OF_ALL = frozenset({"keep", "scope", "budget", "minimum", "multiple", "engine", "target"})
 """Hyper-parameters of every ranking; its others are options of its criterion."""
@@ -32,7 +30,7 @@ class UnitRanking(Checked, ABC):
 
     def __post_init__(self) -> None:
         Checked.__post_init__(self)
-        check_options(self)  # type: ignore[arg-type]  # every ranking has the fields OF_ALL, in an order of its own
+        check_options(self)
 
     @property
     @abstractmethod
@@ -44,9 +42,14 @@ class UnitRanking(Checked, ABC):
     def wants(self) -> frozenset[str]:
         """The evidence that ``plan`` needs."""
 
+    @property
+    def asks(self) -> tuple[Inquiry[Any], ...]:
+        """Times, where a latency is to be met."""
+        return timed_inquiries(self)
+
     def scores(self, view: View) -> Scores:
         """One number per unit, higher stays."""
-        stats = self.evidence(view) if self.wants else None
+        stats = stats_of(self, view) if self.wants else None
         return score(self.criterion, view.graph, view.weights, stats, seed=self.lot(view), **self.settings())
 
     def settings(self) -> Mapping[str, Any]:
@@ -57,15 +60,9 @@ class UnitRanking(Checked, ABC):
         """Where the criterion starts if it draws lots."""
         return view.seed
 
-    def evidence(self, view: View) -> Stats:
-        """What was measured; raises ScoreError where nothing was."""
-        if view.stats is None:
-            raise ScoreError(f"{self!r} needs evidence. Measure want={set(self.wants)!r} and give it as stats.")
-        return view.stats
-
     def plan(self, view: View) -> Plan:
         """Cut the units of lowest score; raises ScoreError or BudgetError where that cannot be done."""
-        return cut_lowest(self, view, self.scores(view))  # type: ignore[arg-type]  # as above
+        return cut_lowest(self, view, self.scores(view))
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,13 +73,14 @@ class GlobalRanking(UnitRanking, ABC):
         keep: the fraction of the budget that stays, in (0, 1].
         scope: ``"global"`` (layers compete), ``"layer"`` (each layer keeps the same fraction) or ``"kind"`` (streams,
             hidden channels, heads and widths keep the same fraction each, and compete among themselves).
-        budget: ``"channels"``, ``"params"``, ``"macs"`` or ``"latency"`` (timed on the engine, on the example).
+        budget: ``"channels"``, ``"params"``, ``"macs"``, ``"latency"`` (timed on the engine, on the example),
+            ``"memory"`` (of a forward pass on the example), or a :class:`nervure.budget.Budget` of your own.
         minimum: units that every group keeps.
         multiple: group sizes are rounded up to a multiple of this. None: 16 for an engine, else 1.
         engine: what the plan is made for, see :func:`nervure.engines.runner`; with ``"latency"`` eager where none is
             named.
-        target: the latency to meet: a share of the dense network's in (0, 1], or a time like ``"3 ms"``; None: the
-            share ``keep``.
+        target: the latency or memory to meet: a share of the dense network's in (0, 1], or an amount like ``"3 ms"`` or
+            ``"200 MB"`` (above 1: bytes); None: the share ``keep``.
     """
 
     keep: Density = 0.5
@@ -147,13 +145,14 @@ class Magnitude(UnitRanking):
         norm: 1 or 2.
         scope: ``"global"`` (layers compete), ``"layer"`` (each layer keeps the same fraction) or ``"kind"`` (each kind
             of group does).
-        budget: ``"channels"``, ``"params"``, ``"macs"`` or ``"latency"`` (timed on the engine, on the example).
+        budget: ``"channels"``, ``"params"``, ``"macs"``, ``"latency"`` (timed on the engine, on the example),
+            ``"memory"`` (of a forward pass on the example), or a :class:`nervure.budget.Budget` of your own.
         minimum: units that every group keeps.
         multiple: group sizes are rounded up to a multiple of this. None: 16 for an engine, else 1.
         engine: what the plan is made for, see :func:`nervure.engines.runner`; with ``"latency"`` eager where none is
             named.
-        target: the latency to meet: a share of the dense network's in (0, 1], or a time like ``"3 ms"``; None: the
-            share ``keep``.
+        target: the latency or memory to meet: a share of the dense network's in (0, 1], or an amount like ``"3 ms"`` or
+            ``"200 MB"`` (above 1: bytes); None: the share ``keep``.
     """
 
     criterion: ClassVar[str] = "magnitude"
@@ -177,17 +176,10 @@ class Random(UnitRanking):
     The control of Mittal et al., "Recovering from Random Pruning", 2018: a method that does not beat it after equal
     recovery has learnt nothing about the network.
 
+    The other hyper-parameters are those of every ranking, but that ``scope`` is ``"layer"``.
+
     Attributes:
-        keep: the fraction of the budget that stays, in (0, 1].
         seed: added to the seed of the view, so that either one draws another lot.
-        scope: ``"layer"`` (each layer keeps the same fraction), ``"global"`` or ``"kind"``.
-        budget: ``"channels"``, ``"params"``, ``"macs"`` or ``"latency"`` (timed on the engine, on the example).
-        minimum: units that every group keeps.
-        multiple: group sizes are rounded up to a multiple of this. None: 16 for an engine, else 1.
-        engine: what the plan is made for, see :func:`nervure.engines.runner`; with ``"latency"`` eager where none is
-            named.
-        target: the latency to meet: a share of the dense network's in (0, 1], or a time like ``"3 ms"``; None: the
-            share ``keep``.
     """
 
     criterion: ClassVar[str] = "random"

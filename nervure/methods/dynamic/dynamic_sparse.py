@@ -103,15 +103,13 @@ class DynamicSparse(Sparse):
         """The density to begin with."""
         return self.density
 
+    def scores(self, view: View, field: PrunableWeights) -> Masked:
+        """Lots: by which masks are chosen to begin with."""
+        return field.lots(torch.Generator().manual_seed(self.seed + view.seed))
+
     def kept(self, view: View, field: PrunableWeights) -> Masked:
-        """The masks to begin with: weights by lot."""
-        generator = torch.Generator().manual_seed(self.seed + view.seed)
-        # In double precision: in single, one in sixteen million numbers is drawn twice, and ties go by index.
-        lots = {
-            name: torch.rand(weight.shape, generator=generator, dtype=torch.float64)
-            for name, weight in field.weights.items()
-        }
-        return self.best(field, lots, self.first)
+        """The masks to begin with."""
+        return self.best(field, self.scores(view, field), self.first)
 
     @property
     def begins_by_lot(self) -> bool:

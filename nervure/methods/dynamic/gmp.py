@@ -56,11 +56,15 @@ class GMP(DynamicSparse):
         """The first masks leave out the smallest weights."""
         return False
 
+    def scores(self, view: View, field: PrunableWeights) -> Masked:
+        """Magnitudes: by which masks are chosen to begin with."""
+        return dict(field.sizes)
+
     def kept(self, view: View, field: PrunableWeights) -> Masked:
-        """The masks to begin with: the largest weights."""
+        """The masks to begin with."""
         if self.start == 1:
             return {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in field.weights.items()}
-        return self.best(field, dict(field.sizes), self.start)
+        return DynamicSparse.kept(self, view, field)
 
     def staying(self, moment: UpdateContext, sites: list[Site]) -> Counts | int:
         """What the schedule says, never more than there is."""

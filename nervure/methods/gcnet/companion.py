@@ -4,6 +4,8 @@ It is there to be looked at and pruned, with any operator, and what is pruned in
 """
 
 from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, final
 
 import torch
@@ -13,15 +15,24 @@ from torch.nn.utils import prune as operators
 from nervure.core.annotations import Batches
 from nervure.core.check import checked
 from nervure.core.schema import Count, Seed, Size
-from nervure.errors import DataError
+from nervure.errors import DataError, FileError
 from nervure.graph.tape import named_tensors
 from nervure.graph.types import Graph
-from nervure.methods.base import View
-from nervure.methods.snacs.survey import ConnectivityEvidence, heard, is_labelled, require_evidence
+from nervure.methods.base import Folder, View
+from nervure.methods.evidence_folder import evidence_folder
+from nervure.methods.snacs.survey import (
+    ConnectivityEvidence,
+    connections_digest,
+    heard,
+    is_labelled,
+    require_evidence,
+)
 from nervure.plan import Keep, Mask, Plan
 from nervure.scores.bundles import layers
 from nervure.scores.parent_dependence import UNLABELLED, Dependence, of_layers
 from nervure.tracing import trace
+
+FILE = "connectivity.safetensors"
 
 
 @final
@@ -120,24 +131,40 @@ def companion(
     weights = {name: tensor.detach() for name, tensor in named_tensors(model).items()}
     if found is None:
         view = View(graph, weights, None, seed, model, example, data)
-        found = connectivity_of(view, estimator, samples=samples, per_class=per_class)
+        found = ConnectivityInquiry(estimator, samples, per_class).of(view)
     return Companion(found, graph, weights)
 
 
-def connectivity_of(view: View, estimator: Dependence, *, samples: int, per_class: int = 0) -> ConnectivityEvidence:
-    """Connectivity between the layers of a view's model, in one pass over its data.
+@final
+@dataclass(frozen=True, slots=True)
+class ConnectivityInquiry:
+    """Connectivity between the layers of a model; the fields are those of :func:`companion`."""
 
-    Raises:
-        DataError: there are no data, or labels are needed and missing.
-    """
-    require_evidence(view, "a companion network")
-    if estimator == "classwise" and not is_labelled(view):
-        raise DataError(UNLABELLED)
-    wants = frozenset({"connections", "labels"} if estimator == "classwise" else {"connections"})
-    stats = heard(view, wants, samples=samples, per_class=per_class)
-    listed = layers(view.graph, view.weights, stats.connections)
-    skipped = {name: reason for name, reason in stats.skipped.items() if name in view.graph.tensors}
-    return ConnectivityEvidence(of_layers(listed, stats, estimator=estimator), skipped=skipped, samples=stats.samples)
+    estimator: Dependence
+    samples: int
+    per_class: int
+
+    def of(self, view: View, folder: Folder = None) -> ConnectivityEvidence:
+        """In one pass over the data; raises DataError where there are no data, or labels are needed and missing."""
+        require_evidence(view, "a companion network")
+        labelled = self.estimator == "classwise"
+        if labelled and not is_labelled(view):
+            raise DataError(UNLABELLED)
+        if folder is None:
+            return self._measured(view, labelled)
+        data = connections_digest(view, samples=self.samples, per_class=self.per_class, labelled=labelled)
+        path = evidence_folder(folder, view, ["companion", self.estimator, self.samples, self.per_class], data) / FILE
+        with suppress(FileError):  # it is not there yet, or damaged
+            return ConnectivityEvidence.load(path)
+        return ConnectivityEvidence.load(self._measured(view, labelled).save(path))
+
+    def _measured(self, view: View, labelled: bool) -> ConnectivityEvidence:
+        wants = frozenset({"connections", "labels"} if labelled else {"connections"})
+        stats = heard(view, wants, samples=self.samples, per_class=self.per_class)
+        listed = layers(view.graph, view.weights, stats.connections)
+        skipped = {name: reason for name, reason in stats.skipped.items() if name in view.graph.tensors}
+        scores = of_layers(listed, stats, estimator=self.estimator)
+        return ConnectivityEvidence(scores, skipped=skipped, samples=stats.samples)
 
 
 def _linear(weight: Tensor) -> nn.Linear:

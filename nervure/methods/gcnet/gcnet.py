@@ -12,20 +12,19 @@ connections of a layer stay, and in the last quarter of the layers magnitude tim
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor
 
-from nervure.budget import CountedName, Scope, allocate
+from nervure.budget import CountedName, Scope, allocate, find_budget
 from nervure.budget.weights import Pattern
 from nervure.core.schema import Count, Density, Rounds, Share, Size
 from nervure.errors import ArgumentError
-from nervure.methods.base import View
-from nervure.methods.gcnet.companion import connectivity_of
+from nervure.methods.base import Inquiry, View
+from nervure.methods.gcnet.companion import ConnectivityInquiry
 from nervure.methods.gcnet.guidance import Criterion, Mode, combine_scores, match_ranks, score_companion
-from nervure.methods.masks.base_masks import Guard, PrunableWeights, Scored, Sparse
+from nervure.methods.masks.base_masks import Guard, NetworkScored, PrunableWeights, Scored
 from nervure.methods.masks.gradients import lay_on, twin
 from nervure.methods.snacs.survey import ConnectivityEvidence
 from nervure.plan import Plan
@@ -48,7 +47,7 @@ PAPER: Mapping[str, object] = {
 
 @final
 @dataclass(frozen=True, slots=True)
-class GCNet(Sparse):
+class GCNet(NetworkScored):
     """Mask the connections, or cut the filters, that a network's companion can spare.
 
     The other hyper-parameters are those of every method that masks weights: ``density``, ``distribution`` (with
@@ -70,7 +69,8 @@ class GCNet(Sparse):
         rounds: in how many rounds, each of which measures what the last has left.
         samples: how many samples at most are measured.
         per_class: where above 0, at most so many of each class; needs labels.
-        budget: what ``density`` is a fraction of, for ``"filters"``: ``"macs"``, ``"params"`` or ``"channels"``.
+        budget: what ``density`` is a fraction of, for ``"filters"``: ``"macs"``, ``"params"``, ``"channels"``,
+            ``"memory"``, or a :class:`nervure.budget.Budget` of your own.
         paper: the reconstruction of the paper: split, correlation class by class, the same density in each layer, one
             round, pairs of units.
     """
@@ -118,29 +118,44 @@ class GCNet(Sparse):
         """
         return self.decide(view, self.evidence(view) if self.density < 1 else ConnectivityEvidence({}))
 
+    @property
+    def asks_of_scores(self) -> tuple[Inquiry[Any], ...]:
+        """Connectivity, and what it becomes as connections leave, where there are several rounds."""
+        return (self._connectivity, self.inquiry) if self.in_stages else (self._connectivity,)
+
+    @property
+    def in_stages(self) -> bool:
+        """Whether there are several rounds."""
+        return self.rounds > 1
+
+    @property
+    def _connectivity(self) -> ConnectivityInquiry:
+        return ConnectivityInquiry(self.estimator, self.samples, self.per_class)
+
     def evidence(self, view: View) -> ConnectivityEvidence:
         """The connectivity that the first round goes by: the weights of the companion."""
-        return connectivity_of(view, self.estimator, samples=self.samples, per_class=self.per_class)
+        return view.ask(self._connectivity)
 
     def decide(self, view: View, found: ConnectivityEvidence) -> Plan:
-        """The plan that follows from connectivity; only further rounds measure again. Raises BudgetError."""
+        """The plan that follows from connectivity; only further rounds ask the network again. Raises BudgetError."""
         if self.granularity == "filters":
             return self._cuts(view, found)
-        return self.mask_plan(view, partial(self._masks, view, found))
+        return NetworkScored.plan(self, view.with_answer(self._connectivity, found))
 
-    def kept(self, view: View, field: PrunableWeights) -> dict[str, Tensor]:
-        """The masks, from connectivity that is measured here."""
-        return self._masks(view, self.evidence(view), field)
+    def scores(self, view: View, field: PrunableWeights) -> Scored:
+        """From connectivity, where there is one round."""
+        return view.ask(self.inquiry) if self.in_stages else self._scores(field, self.evidence(view))
 
-    def _masks(self, view: View, found: ConnectivityEvidence, field: PrunableWeights) -> dict[str, Tensor]:
-        model = twin(view) if self.rounds > 1 else None
+    def ask_scores(self, view: View, field: PrunableWeights) -> Scored:
+        """From connectivity round by round."""
+        found, model = self.evidence(view), twin(view)
 
         def scores(masks: Scored) -> Scored:
-            if model is None or all(bool(mask.all()) for mask in masks.values()):
+            if all(bool(mask.all()) for mask in masks.values()):
                 return self._scores(field, found)
             lay_on(model, view.weights, field.from_matrices(masks))
             weights = {**view.weights, **{name: model.get_parameter(name).detach() for name in masks}}
-            left = replace(view, model=model, weights=weights, stats=None)
+            left = replace(view, model=model, weights=weights, stats=None, answers=())
             return self._scores(PrunableWeights.of(left, self.dense), self.evidence(left))
 
         return self.in_rounds(field, self.rounds, scores)
@@ -188,7 +203,9 @@ class GCNet(Sparse):
     def _cuts(self, view: View, found: ConnectivityEvidence) -> Plan:
         """Cut the units that their readers need least."""
         if self.density == 1:
-            return Plan((), view.graph.fingerprint, {"keep": 1.0, "budget": self.budget}, {"keep": 1.0})
+            return Plan(
+                (), view.graph.fingerprint, {"keep": 1.0, "budget": find_budget(self.budget).name}, {"keep": 1.0}
+            )
         field = PrunableWeights.of(view, self.dense)
         guides = self._guides(field, found)
         rho = {layer.tensor: layer.strength() for layer in field.layers()}

@@ -11,8 +11,7 @@ from nervure.errors import DataError
 from nervure.evaluation.labelled import device_of
 from nervure.graph.operands import Entering, listen
 from nervure.graph.types import Product
-from nervure.methods.masks.gradients import fixed_seed
-from nervure.stats.loaders import batches
+from nervure.stats.loaders import batches, fixed_seed
 
 
 def input_norms(

@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import ClassVar, Literal, TypeAlias, final
+from typing import Any, ClassVar, Literal, TypeAlias, final
 
 import numpy as np
 import torch
@@ -21,7 +21,8 @@ from nervure.graph.models import evaluating, is_weightless
 from nervure.graph.operands import computed_weights
 from nervure.graph.products import describe_products
 from nervure.graph.types import Product
-from nervure.methods.base import View
+from nervure.methods.base import Folder, Inquiry, View, model_of
+from nervure.methods.evidence_folder import answer_folder, remember
 from nervure.plan import Keep, Mask, Plan
 from nervure.scores.bundles import Layer, layers
 from nervure.scores.parent_dependence import lifelines
@@ -82,9 +83,23 @@ class Sparse(Checked, ABC):
         """What stays or goes together."""
         return Pattern.of(self.granularity, self.block)
 
+    @property
+    def asks(self) -> tuple[Inquiry[Any], ...]:
+        """What is asked of the network, where anything is to go."""
+        return (ComputedWeights(self.dense), *self.asks_of_scores) if self.density < 1 else ()
+
+    @property
+    def asks_of_scores(self) -> tuple[Inquiry[Any], ...]:
+        """What is asked to score the weights."""
+        return ()
+
     @abstractmethod
+    def scores(self, view: View, field: "PrunableWeights") -> Scored:
+        """A score for each weight, higher stays: from the weights, and from what the network has answered."""
+
     def kept(self, view: View, field: "PrunableWeights") -> dict[str, Tensor]:
         """The masks: for each tensor a boolean of the shape in which the field has it."""
+        return self.best(field, self.scores(view, field))
 
     def plan(self, view: View) -> Plan:
         """Mask what scores lowest.
@@ -94,10 +109,6 @@ class Sparse(Checked, ABC):
             BudgetError: there is nothing to prune, or the density is too low to keep the outputs connected.
             ScoreError: a score is NaN or infinite.
         """
-        return self.mask_plan(view, partial(self.kept, view))
-
-    def mask_plan(self, view: View, kept: "Callable[[PrunableWeights], Mapping[str, Tensor]]") -> Plan:
-        """The plan of the masks that ``kept`` makes; nothing is asked of it where everything stays."""
         asked = {
             "budget": "weights",
             "density": self.density,
@@ -109,7 +120,7 @@ class Sparse(Checked, ABC):
         if self.density == 1:
             return Plan((), view.graph.fingerprint, asked, {"density": 1.0})
         field = PrunableWeights.of(view, self.dense)
-        masks = field.from_matrices(kept(field))
+        masks = field.from_matrices(self.kept(view, field))
         edits = tuple(Mask(name, Keep.of(mask)) for name, mask in masks.items() if not bool(mask.all()))
         return Plan(edits, view.graph.fingerprint, asked, field.reached(masks))
 
@@ -132,7 +143,7 @@ class Sparse(Checked, ABC):
     def in_rounds(
         self, field: "PrunableWeights", rounds: int, scores: Callable[[Scored], Scored], *, revive: bool = False
     ) -> dict[str, Tensor]:
-        """Masks made in rounds of ever lower density, ``density ** (round / rounds)``, scored anew in each.
+        """Scores of the last of some rounds, each under the masks of the one before, ``density ** (round / rounds)``.
 
         Args:
             field: the weights.
@@ -141,12 +152,55 @@ class Sparse(Checked, ABC):
             revive: whether what was masked can come back.
         """
         masks = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in field.weights.items()}
-        for number in range(1, rounds + 1):
+
+        def score_left() -> Scored:
             found = scores(masks)
-            if not revive:
-                found = {name: values.masked_fill(~masks[name], -1.0) for name, values in found.items()}
-            masks = self.best(field, found, None if number == rounds else self.density ** (number / rounds))
-        return masks
+            return found if revive else {name: values.masked_fill(~masks[name], -1.0) for name, values in found.items()}
+
+        for number in range(1, rounds):
+            masks = self.best(field, score_left(), self.density ** (number / rounds))
+        return score_left()
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkScored(Sparse, ABC):
+    """Masks by scores that only the network itself can tell."""
+
+    @property
+    def in_stages(self) -> bool:
+        """Whether scores depend on the density, since weights are scored again when some have left."""
+        return False
+
+    @property
+    def asks_of_scores(self) -> tuple[Inquiry[Any], ...]:
+        """The scores themselves."""
+        return (self.inquiry,)
+
+    @property
+    def inquiry(self) -> "WeightScores":
+        """What is asked: of one round the same for each density."""
+        return WeightScores(self if self.in_stages else replace(self, density=1.0))
+
+    def scores(self, view: View, field: "PrunableWeights") -> Scored:
+        """What was asked."""
+        return view.ask(self.inquiry)
+
+    @abstractmethod
+    def ask_scores(self, view: View, field: "PrunableWeights") -> Scored:
+        """Run a copy of the model, and score each weight of the field."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class WeightScores:
+    """What a network tells of each of its weights, as a method asks it."""
+
+    method: NetworkScored
+
+    def of(self, view: View, folder: Folder = None) -> Scored:
+        """Ask the model of a view; raises as :meth:`Sparse.plan`."""
+        field, place = PrunableWeights.of(view, self.method.dense), answer_folder(folder, view, self)
+        return remember(place and place / "scores.safetensors", lambda: self.method.ask_scores(view, field))
 
 
 @final
@@ -178,7 +232,7 @@ class PrunableWeights:
         found = sheets(view.model, view.graph, dense, view.ignored)
         weights = {s.tensor: s.to_matrix(_wide(view.weights[s.tensor])) for s in found}
         kernels = {s.tensor: tuple(s.shape[axis] for axis in s.kernel) for s in found}
-        real = _computed_weights(view, found)
+        real = view.ask(ComputedWeights(dense))
         sizes = {s.tensor: s.to_matrix(_wide(real.get(s.tensor, view.weights[s.tensor]))).abs() for s in found}
         silent = {name: (sizes[name] == 0) & (weight != 0) for name, weight in weights.items()}
         return PrunableWeights(view, found, weights, kernels, sizes, silent)
@@ -193,7 +247,7 @@ class PrunableWeights:
         whole = sum(mask.numel() for mask in masks.values()) + left
         if forced:
             text = f"{describe_products(forced, whole)} stay dense. The density reached counts them."
-            warnings.warn(f"of the weights that multiply {text}", NervureWarning, stacklevel=5)
+            warnings.warn(f"of the weights that multiply {text}", NervureWarning, stacklevel=4)
         told = {"dense": describe_products(dense, whole)} if dense else {}
         return {"density": (stay + left) / whole, "weights": stay, **told}
 
@@ -206,6 +260,11 @@ class PrunableWeights:
         return {
             s.tensor: s.back(laid[s.tensor], self.view.weights[s.tensor].shape) for s in self.sheets if s.tensor in laid
         }
+
+    def lots(self, generator: torch.Generator) -> Scored:
+        """A random number for each weight."""
+        # In double precision: in single, one in sixteen million numbers is drawn twice, and ties go by index.
+        return {n: torch.rand(w.shape, generator=generator, dtype=torch.float64) for n, w in self.weights.items()}
 
     def rank_silent_last(self, scores: Scored) -> Scored:
         """Scores with what is silent below all others of its tensor."""
@@ -265,12 +324,21 @@ def _fix_best_of_parents(fixed: Tensor, scores: Tensor, blocks: Tensor) -> None:
         fixed[int(row), int(inputs[int(place)]), int(position)] = True
 
 
-def _computed_weights(view: View, found: tuple[Product, ...]) -> dict[str, Tensor]:
-    """What multiplies in the place of parameters from which it is computed."""
-    if not any(s.is_computed for s in found) or view.model is None or view.example is None or is_weightless(view.model):
-        return {}
-    with evaluating(view.model):
-        return computed_weights(view.model, partial(Inputs.of(view.example).run, view.model), found)
+@final
+@dataclass(frozen=True, slots=True)
+class ComputedWeights:
+    """What multiplies in the place of parameters from which it is computed, but in layers that stay ``dense``."""
+
+    dense: tuple[str, ...]
+
+    def of(self, view: View, folder: Folder = None) -> dict[str, Tensor]:
+        """In a run of the model on its example, soon done again; raises ArgumentError or BudgetError."""
+        found = sheets(model_of(view), view.graph, self.dense, view.ignored)
+        if not any(s.is_computed for s in found) or view.example is None or is_weightless(model_of(view)):
+            return {}
+        model = model_of(view)
+        with evaluating(model):
+            return computed_weights(model, partial(Inputs.of(view.example).run, model), found)
 
 
 def _wide(weight: Tensor) -> Tensor:

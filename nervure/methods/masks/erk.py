@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from typing import final
 
 import torch
-from torch import Tensor
 
 from nervure.budget.weight_masks import Distribution
 from nervure.core.schema import Seed
 from nervure.methods.base import View
-from nervure.methods.masks.base_masks import Guard, PrunableWeights, Sparse
+from nervure.methods.masks.base_masks import Guard, PrunableWeights, Scored, Sparse
 
 
 @final
@@ -33,12 +32,6 @@ class ERK(Sparse):
     guard: Guard = "outputs"
     seed: Seed = 0
 
-    def kept(self, view: View, field: PrunableWeights) -> dict[str, Tensor]:
-        """Weights by lot."""
-        generator = torch.Generator().manual_seed(self.seed + view.seed)
-        # In double precision: in single, one in sixteen million numbers is drawn twice, and ties go by index.
-        lots = {
-            name: torch.rand(weight.shape, generator=generator, dtype=torch.float64)
-            for name, weight in field.weights.items()
-        }
-        return self.best(field, lots)
+    def scores(self, view: View, field: PrunableWeights) -> Scored:
+        """Lots."""
+        return field.lots(torch.Generator().manual_seed(self.seed + view.seed))

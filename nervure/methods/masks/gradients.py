@@ -1,7 +1,6 @@
 """What the loss makes of a network's weights, asked of a copy: gradients, and the Hessian times the gradient."""
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from functools import partial
 from itertools import islice
 from typing import Literal, TypeAlias
@@ -16,6 +15,7 @@ from nervure.errors import ArgumentError, DataError
 from nervure.evaluation.labelled import Batch, call, device_of, pairs, require_labels, to_device
 from nervure.graph.copies import copy_model
 from nervure.methods.base import View
+from nervure.stats.loaders import fixed_seed
 from nervure.training.norms import by_batch
 from nervure.training.objectives import Objective, require_scalar
 
@@ -126,11 +126,3 @@ def _gradient(loss: Tensor, parameters: Mapping[str, Tensor], *, differentiable:
 def _add(total: Mapping[str, Tensor], found: Mapping[str, Tensor], share: float) -> None:
     for name, slope in found.items():
         total[name].add_(slope.detach(), alpha=share)
-
-
-@contextmanager
-def fixed_seed(seed: int) -> Iterator[None]:
-    """Torch's random numbers start from a seed inside, and go on outside as if nothing had happened."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        yield

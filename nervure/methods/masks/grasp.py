@@ -9,18 +9,16 @@ that of the mean over all batches instead of a sum.
 from dataclasses import dataclass
 from typing import final
 
-from torch import Tensor
-
 from nervure.core.schema import Positive, Size
 from nervure.methods.base import View
-from nervure.methods.masks.base_masks import PrunableWeights, Sparse
+from nervure.methods.masks.base_masks import NetworkScored, PrunableWeights, Scored
 from nervure.methods.masks.gradients import Statistics, draw_batches, hessian_times_slopes, twin, with_temperature
 from nervure.scores.saliency import grasp
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class GraSP(Sparse):
+class GraSP(NetworkScored):
     """Mask the weights whose removal takes least from the squared norm of the gradient: lowest ``w * (H g)``.
 
     The other hyper-parameters are those of every method that masks weights: ``density``, ``distribution``,
@@ -37,9 +35,9 @@ class GraSP(Sparse):
     temperature: Positive = 200.0
     statistics: Statistics = "batch"
 
-    def kept(self, view: View, field: PrunableWeights) -> dict[str, Tensor]:
-        """The weights that the gradient flows through."""
+    def ask_scores(self, view: View, field: PrunableWeights) -> Scored:
+        """How much the gradient flows through each weight."""
         batches, model = draw_batches(view, self.batches, self), twin(view, self.statistics)
         product = hessian_times_slopes(model, field.weights, batches, with_temperature(self.temperature), view.seed)
         found = field.to_matrix(product)
-        return self.best(field, {name: grasp(weight, found[name]) for name, weight in field.weights.items()})
+        return {name: grasp(weight, found[name]) for name, weight in field.weights.items()}

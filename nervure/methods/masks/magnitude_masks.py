@@ -9,10 +9,8 @@ Differs from the paper: in one go, to an exact density, and every output of the 
 from dataclasses import dataclass
 from typing import final
 
-from torch import Tensor
-
 from nervure.methods.base import View
-from nervure.methods.masks.base_masks import PrunableWeights, Sparse
+from nervure.methods.masks.base_masks import PrunableWeights, Scored, Sparse
 
 
 @final
@@ -25,6 +23,6 @@ class MagnitudeMasks(Sparse):
     :class:`nervure.Magnitude`.
     """
 
-    def kept(self, view: View, field: PrunableWeights) -> dict[str, Tensor]:
-        """The largest weights."""
-        return self.best(field, dict(field.sizes))
+    def scores(self, view: View, field: PrunableWeights) -> Scored:
+        """Magnitudes."""
+        return dict(field.sizes)

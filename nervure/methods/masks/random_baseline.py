@@ -35,12 +35,7 @@ def masks_by_lot(view: View, plan: Plan, *, seed: int) -> tuple[Mask, ...]:
     if not keeps:
         return ()
     field, generator = PrunableWeights.of(view, ()), torch.Generator().manual_seed(seed)
-    lots = field.rank_silent_last(
-        {
-            name: torch.rand(weight.shape, generator=generator, dtype=torch.float64)
-            for name, weight in field.weights.items()
-        }
-    )
+    lots = field.rank_silent_last(field.lots(generator))
     laid = {s.tensor: s.to_matrix(keeps[s.tensor]) for s in field.sheets if s.tensor in keeps}
     drawn = field.from_matrices(_draw_masks(field, lots, laid, plan, generator))
     others = {name: _permute(keep, generator) for name, keep in keeps.items() if name not in drawn}

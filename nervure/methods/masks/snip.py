@@ -10,11 +10,9 @@ alone, and several batches are averaged before the absolute value is taken.
 from dataclasses import dataclass, field
 from typing import final
 
-from torch import Tensor
-
 from nervure.core.schema import Rounds, Size
 from nervure.methods.base import View
-from nervure.methods.masks.base_masks import PrunableWeights, Scored, Sparse
+from nervure.methods.masks.base_masks import NetworkScored, PrunableWeights, Scored
 from nervure.methods.masks.gradients import Statistics, draw_batches, lay_on, slopes, twin, with_temperature
 from nervure.scores.saliency import snip
 from nervure.training.objectives import Objective
@@ -22,7 +20,7 @@ from nervure.training.objectives import Objective
 
 @final
 @dataclass(frozen=True, slots=True)
-class SNIP(Sparse):
+class SNIP(NetworkScored):
     """Mask the weights whose absence the loss would notice least, to first order: ``|w * dL/dw|``.
 
     The other hyper-parameters are those of every method that masks weights: ``density``, ``distribution``,
@@ -43,8 +41,13 @@ class SNIP(Sparse):
     statistics: Statistics = "batch"
     objective: Objective | None = field(default=None)
 
-    def kept(self, view: View, field: PrunableWeights) -> dict[str, Tensor]:
-        """The weights of highest connection sensitivity."""
+    @property
+    def in_stages(self) -> bool:
+        """Whether there are several rounds."""
+        return self.steps > 1
+
+    def ask_scores(self, view: View, field: PrunableWeights) -> Scored:
+        """Connection sensitivity."""
         batches, model = draw_batches(view, self.batches, self), twin(view, self.statistics)
         objective = self.objective or with_temperature(1.0)
 

@@ -18,7 +18,7 @@ from nervure.core.schema import Rounds
 from nervure.core.tensors import outputs_in
 from nervure.errors import ArgumentError
 from nervure.methods.base import View
-from nervure.methods.masks.base_masks import PrunableWeights, Scored, Sparse
+from nervure.methods.masks.base_masks import NetworkScored, PrunableWeights, Scored
 from nervure.methods.masks.gradients import lay_on, twin
 from nervure.scores.saliency import synflow
 
@@ -27,7 +27,7 @@ NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 @final
 @dataclass(frozen=True, slots=True)
-class SynFlow(Sparse):
+class SynFlow(NetworkScored):
     """Mask, in many rounds, the weights through which least flows from an input of ones: ``|w * dR/dw|``.
 
     R is the sum of the outputs with all weights replaced by their absolute values. The other hyper-parameters are
@@ -40,8 +40,13 @@ class SynFlow(Sparse):
 
     steps: Rounds = 100
 
-    def kept(self, view: View, field: PrunableWeights) -> dict[str, Tensor]:
-        """The weights with the strongest flow."""
+    @property
+    def in_stages(self) -> bool:
+        """Whether there are several rounds."""
+        return self.steps > 1
+
+    def ask_scores(self, view: View, field: PrunableWeights) -> Scored:
+        """The flow through each weight."""
         if view.example is None:
             raise ArgumentError(f"{self!r} runs the model on an input of ones: give the view its example.")
         model, weights = _linear(twin(view)), {name: w.detach().abs() for name, w in view.weights.items()}

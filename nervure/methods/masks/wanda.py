@@ -9,21 +9,19 @@ well, and n:m is one of several granularities.
 from dataclasses import dataclass
 from typing import final
 
-from torch import Tensor
-
 from nervure.budget.weight_masks import Distribution, within_rows
 from nervure.core.schema import Density, Size
 from nervure.errors import DataError
 from nervure.methods.base import View
 from nervure.methods.masks.activation_norm import input_norms
-from nervure.methods.masks.base_masks import Guard, PrunableWeights, Sparse
+from nervure.methods.masks.base_masks import Guard, NetworkScored, PrunableWeights, Scored
 from nervure.methods.masks.gradients import twin
 from nervure.scores.saliency import wanda
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class Wanda(Sparse):
+class Wanda(NetworkScored):
     """Mask the weights of each output with the smallest ``|w| * ||x||``.
 
     The other hyper-parameters are those of every method that masks weights: ``density``, ``distribution``,
@@ -42,8 +40,8 @@ class Wanda(Sparse):
     samples: Size = 128
     rows: bool = True
 
-    def kept(self, view: View, field: PrunableWeights) -> dict[str, Tensor]:
-        """The largest weights with the loudest inputs."""
+    def ask_scores(self, view: View, field: PrunableWeights) -> Scored:
+        """The size of each weight times how loud its input is."""
         if view.data is None:
             raise DataError(f"{self!r} listens to what enters the layers: give data=, batches of inputs.")
         norms = input_norms(twin(view), field.sheets, view.data, self.samples, view.seed)
@@ -51,4 +49,4 @@ class Wanda(Sparse):
             name: wanda(size, norms[name].to(size)) if name in norms else size for name, size in field.sizes.items()
         }
         by_row = self.rows and self.granularity == "element"
-        return self.best(field, {n: within_rows(s) for n, s in scores.items()} if by_row else scores)
+        return {n: within_rows(s) for n, s in scores.items()} if by_row else scores

@@ -24,7 +24,7 @@ from nervure.errors import ArgumentError, BudgetError
 from nervure.graph.models import evaluating
 from nervure.graph.skip_sites import SkipSite, places
 from nervure.graph.trace import draw
-from nervure.methods.base import Method, View
+from nervure.methods.base import Folder, Inquiry, Method, View, inquiries_of
 from nervure.methods.masks.base_masks import PrunableWeights, Sparse
 from nervure.methods.masks.erk import ERK
 from nervure.methods.masks.grasp import GraSP
@@ -98,6 +98,15 @@ class N2NSkip(Checked):
         """What the first step wants."""
         return _first(self.first, self.density).wants
 
+    @property
+    def asks(self) -> tuple[Inquiry[Any], ...]:
+        """Where skips fit; and what the first step asks, unless that depends on how much the skips leave to it."""
+        if self.density == 1:
+            return ()
+        whole, half = (inquiries_of(_first(self.first, density)) for density in (self.density, self.density / 2))
+        sites = (self._sites,) if self.share else ()
+        return (*sites, *(inquiry for inquiry in whole if inquiry in half))
+
     def plan(self, view: View) -> Plan:
         """Mask the layers and lay the skips.
 
@@ -126,16 +135,12 @@ class N2NSkip(Checked):
         reached = {"density": (sum(stay) + left) / (whole + left), "weights": sum(stay), "skips": stay[1]}
         return Plan(edits, view.graph.fingerprint, asked, reached)
 
+    @property
+    def _sites(self) -> "SkipSiteInquiry":
+        return SkipSiteInquiry(self.span, self.reach)
+
     def _places(self, view: View) -> tuple[SkipSite, ...]:
-        if view.model is None or view.example is None:
-            raise ArgumentError("N2NSkip reads its places off a run of the model: give the view its model and example.")
-        with evaluating(view.model):
-            drawing = draw(view.model, view.example, **view.graph.settings)
-        found = tuple(
-            place
-            for place in places(view.model, drawing, span=self.span, reach=self.reach)
-            if f"{place.layer}.weight" not in view.ignored
-        )
+        found = tuple(site for site in view.ask(self._sites) if f"{site.layer}.weight" not in view.ignored)
         if not found:
             raise BudgetError(
                 f"there is no place for a skip: it takes a residual block, {self.span} convolutions "
@@ -163,6 +168,23 @@ class N2NSkip(Checked):
 
     def _is_rescaled(self, first: Method) -> bool:
         return isinstance(first, ERK) if self.rescale is None else self.rescale
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class SkipSiteInquiry:
+    """Where skips fit into what a network computes; the fields are those of :class:`N2NSkip`."""
+
+    span: int
+    reach: int | None
+
+    def of(self, view: View, folder: Folder = None) -> tuple[SkipSite, ...]:
+        """Read them off a run of the model on its example, which is soon done again; raises ArgumentError."""
+        if view.model is None or view.example is None:
+            raise ArgumentError("N2NSkip reads its places off a run of the model: give the view its model and example.")
+        with evaluating(view.model):
+            drawing = draw(view.model, view.example, **view.graph.settings)
+        return tuple(places(view.model, drawing, span=self.span, reach=self.reach))
 
 
 def _first(first: Any, density: float) -> Method:

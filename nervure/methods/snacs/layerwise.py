@@ -9,10 +9,9 @@ from torch import Tensor, nn
 from nervure.errors import DataError
 from nervure.evaluation.labelled import Batch, call, device_of, pairs, to_device
 from nervure.graph.types import Graph
-from nervure.methods.base import View
-from nervure.methods.blocks.evaluator import model_of
-from nervure.methods.masks.gradients import fixed_seed
+from nervure.methods.base import View, model_of
 from nervure.plan import Cut, Keep, Mask, Plan
+from nervure.stats.loaders import fixed_seed
 from nervure.surgery.apply import apply
 from nervure.training.norms import recalibrate
 

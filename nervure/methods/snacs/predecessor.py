@@ -9,14 +9,14 @@ parents are what enters a layer, budgets are met exactly, and whole units leave 
 """
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, final
+from typing import Annotated, Any, ClassVar, final
 
 from msgspec import Meta
 
 from nervure.core.check import Checked
 from nervure.core.schema import Density, Size
-from nervure.errors import ScoreError
-from nervure.methods.base import View
+from nervure.methods.base import Inquiry, View, stats_of
+from nervure.methods.channels.timed import timed_inquiries
 from nervure.methods.snacs.limits import Limit
 from nervure.methods.snacs.snacs import SNACS, Granularity, Price
 from nervure.methods.snacs.survey import ConnectivityEvidence
@@ -57,6 +57,11 @@ class MINT(Checked):
         Checked.__post_init__(self)
         object.__setattr__(self, "budget", self._successor().budget)
 
+    @property
+    def asks(self) -> tuple[Inquiry[Any], ...]:
+        """Times, where a latency is to be met."""
+        return timed_inquiries(self._successor())
+
     def plan(self, view: View) -> Plan:
         """Cut units or mask connections.
 
@@ -70,18 +75,15 @@ class MINT(Checked):
 
     def evidence(self, view: View) -> ConnectivityEvidence:
         """The dependence of every connection, and the limit of every layer and group."""
-        if view.stats is None or not view.stats.connections:
-            raise ScoreError(f"{self!r} needs what enters the layers. Measure want={set(self.wants)!r}.")
-        heard = {name: values[: self.samples] for name, values in view.stats.connections.items()}
+        stats = stats_of(self, view)
+        heard = {name: values[: self.samples] for name, values in stats.connections.items()}
         scores = {
             layer.tensor: mint(layer, heard[layer.tensor], groups=self.groups, seed=view.seed)
             for layer in layers(view.graph, view.weights, heard)
         }
         names = [*scores, *(group.name for group in view.graph.prunable)]
         limits = dict.fromkeys(names, Limit((), (), self.upper))
-        return ConnectivityEvidence(
-            scores, limits, skipped=view.stats.skipped, samples=min(self.samples, view.stats.samples)
-        )
+        return ConnectivityEvidence(scores, limits, skipped=stats.skipped, samples=min(self.samples, stats.samples))
 
     def _successor(self) -> SNACS:
         """The method that meets a budget from scores of connections."""

@@ -14,8 +14,8 @@ instead of kernels. ``paper=True`` takes the first two back, and the probe, the 
 import math
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import Annotated, ClassVar, Literal, TypeAlias, final
+from dataclasses import dataclass, fields, replace
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias, final
 
 import torch
 from torch import Tensor
@@ -30,8 +30,8 @@ from nervure.dependence.estimator_options import Estimator
 from nervure.engines import EngineName
 from nervure.errors import ArgumentError, BudgetError, NervureWarning
 from nervure.graph.products import describe_products
-from nervure.methods.base import View
-from nervure.methods.channels.timed import Target, for_engine, plan_within
+from nervure.methods.base import Inquiry, View
+from nervure.methods.channels.timed import Target, for_engine, plan_within, timed_inquiries
 from nervure.methods.snacs.survey import ConnectivityEvidence, RankedBy, SurveyOptions
 from nervure.plan import Keep, Mask, Plan
 from nervure.scores.bundles import Layer, layers
@@ -62,8 +62,8 @@ class SNACS(Checked):
         keep: the fraction of the budget that stays, in (0, 1].
         budget: what is counted. For kernels ``"weights"`` (those of layers that can be pruned, the default),
             ``"connections"`` (pairs of parent and child), ``"params"`` or ``"macs"`` (of the whole network, without
-            what is masked); for filters ``"macs"`` (the default), ``"params"``, ``"channels"`` or ``"latency"`` (timed
-            on the engine, on the example).
+            what is masked); for filters ``"macs"`` (the default), ``"params"``, ``"channels"``, ``"latency"`` (timed
+            on the engine, on the example) or ``"memory"`` (of a forward pass on the example).
         granularity: ``"kernels"`` masks connections, as in the paper; ``"filters"`` cuts whole units, which needs no
             sparse kernels to be fast.
         estimator: of the dependence, see :func:`nervure.dependence.conditional_connectivity`.
@@ -89,8 +89,8 @@ class SNACS(Checked):
         cache: a folder where what was measured is kept, so that the next plan, for any budget, needs no measuring.
         engine: what the plan is made for, see :func:`nervure.engines.runner` (filters); with ``"latency"`` eager where
             none is named.
-        target: the latency to meet: a share of the dense network's in (0, 1], or a time like ``"3 ms"``; None: the
-            share ``keep``.
+        target: the latency or memory to meet: a share of the dense network's in (0, 1], or an amount like ``"3 ms"`` or
+            ``"200 MB"`` (above 1: bytes); None: the share ``keep``.
     """
 
     wants: ClassVar[frozenset[str]] = frozenset()
@@ -146,6 +146,11 @@ class SNACS(Checked):
         """
         return self.decide(view, ConnectivityEvidence({}) if self._is_whole else self.evidence(view))
 
+    @property
+    def asks(self) -> tuple[Inquiry[Any], ...]:
+        """Connectivity, limits and what is protected."""
+        return () if self._is_whole else (self._survey(), *timed_inquiries(self))
+
     def decide(self, view: View, found: ConnectivityEvidence) -> Plan:
         """The plan that follows from what was found; nothing is measured. Raises BudgetError."""
         if self._is_whole:
@@ -155,24 +160,11 @@ class SNACS(Checked):
 
     def evidence(self, view: View) -> ConnectivityEvidence:
         """What the plan rests on: connectivity, limits and what is protected; from the cache where it is there."""
-        return self._survey().of(view, self.cache)
+        return view.ask(self._survey(), self.cache)
 
     def _survey(self) -> SurveyOptions:
-        assert self.slack is not None and self.probe is not None
-        return SurveyOptions(
-            per_unit=self.granularity == "filters",
-            estimator=self.estimator,
-            limits=self.limits,
-            probe=self.probe,
-            slack=self.slack,
-            protect=self.protect,
-            propagated=self.propagated,
-            samples=self.samples,
-            per_class=self.per_class,
-            paper=self.paper,
-            hears=self.hears,
-            ranking=self.ranking,
-        )
+        names = [option.name for option in fields(SurveyOptions) if option.name != "per_unit"]
+        return SurveyOptions(self.granularity == "filters", **{name: getattr(self, name) for name in names})
 
     @property
     def _is_whole(self) -> bool:

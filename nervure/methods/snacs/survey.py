@@ -1,7 +1,6 @@
 """The evidence of SNACS: what was measured and scored, as a value that is kept on disk and thresholded again."""
 
 import hashlib
-import json
 import os
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
@@ -14,11 +13,11 @@ import torch
 from torch import Tensor
 
 from nervure.core.container import DamageError, Kind, read_container, reading, write_container
-from nervure.core.files import require_folder
 from nervure.core.schema import Count
 from nervure.dependence.estimator_options import Estimator
 from nervure.errors import DataError, FileError
-from nervure.methods.base import View
+from nervure.methods.base import Folder, View, data_of
+from nervure.methods.evidence_folder import evidence_folder
 from nervure.methods.snacs import published
 from nervure.methods.snacs.layerwise import SHARES, LayerwiseSensitivity, Trial, unit_trials
 from nervure.methods.snacs.limits import GRID, Limit, bearable, limit, qualities, require_classes, ridge
@@ -27,7 +26,7 @@ from nervure.plan import Keep, Mask
 from nervure.scores import magnitude
 from nervure.scores.bundles import Layer, layers
 from nervure.scores.parent_dependence import connectivity, unit_scores, weigh_by_magnitude
-from nervure.stats import Stats, are_labelled, data_digest, keep_position, measure, response
+from nervure.stats import Stats, are_labelled, data_digest, keep_position, response
 
 RankedBy: TypeAlias = Literal["connectivity", "dependence", "magnitude"]
 KIND = Kind("nervure-connectivity", "connectivity saved by nervure", version=3, remedy="Remove it; it is made again.")
@@ -125,7 +124,7 @@ class SurveyOptions:
     hears: bool = False
     ranking: RankedBy = "connectivity"
 
-    def of(self, view: View, cache: str | os.PathLike[str] | None = None) -> ConnectivityEvidence:
+    def of(self, view: View, folder: Folder = None) -> ConnectivityEvidence:
         """Survey the model of a view, or read what was found out before about the same model on the same data.
 
         With a cache, the measurement and each layer are written as soon as they are done: a survey that was stopped
@@ -143,16 +142,17 @@ class SurveyOptions:
                 "the limits of the layers ask the network itself: give model and data, or use probe=True, which asks "
                 "what was measured, or limits=False."
             )
-        if cache is None:
+        if folder is None:
             return self._made(view, self._measure(view), _Cells(None))
-        folder = require_folder(Path(cache) / self._key(view))
-        whole = folder / "connectivity.safetensors"
+        data = connections_digest(view, samples=self.samples, per_class=self.per_class, labelled=self.limits)
+        place = evidence_folder(folder, view, [KIND.version, asdict(self)], data)
+        whole = place / "connectivity.safetensors"
         with suppress(FileError):  # it is not there yet, or damaged
             return ConnectivityEvidence.load(whole)
-        cells = _Cells(folder)
-        self._made(view, self._read_or_measure(view, folder / "stats.safetensors"), cells).save(whole)
+        cells = _Cells(place)
+        self._made(view, self._read_or_measure(view, place / "stats.safetensors"), cells).save(whole)
         cells.clear()
-        (folder / "stats.safetensors").unlink(missing_ok=True)
+        (place / "stats.safetensors").unlink(missing_ok=True)
         return ConnectivityEvidence.load(whole)
 
     @property
@@ -251,16 +251,6 @@ class SurveyOptions:
             return {group.name: norms[group.name].to("cpu", torch.float32) for group in view.graph.prunable}
         return unit_scores(view.graph, listed, rho, norms, hears=self.hears)
 
-    def _key(self, view: View) -> str:
-        digest = hashlib.sha256(json.dumps([KIND.version, asdict(self), view.seed, view.graph.fingerprint]).encode())
-        for name, tensor in sorted(view.weights.items()):
-            digest.update(name.encode())
-            digest.update(
-                tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if tensor.ndim else b""
-            )
-        digest.update(_evidence_digest(self, view).encode())
-        return digest.hexdigest()[:24]
-
 
 @final
 @dataclass(frozen=True, slots=True)
@@ -294,13 +284,11 @@ def _is_measured(stats: Stats | None) -> TypeGuard[Stats]:
     return stats is not None and "connections" in stats.want
 
 
-def heard(view: View, want: frozenset[str], *, samples: int, per_class: int = 0) -> Stats:
+def heard(view: View, want: frozenset[str], **options: int) -> Stats:
     """What enters the layers of a view's model: as was measured before, or in one pass over its data."""
-    if _is_measured(view.stats):
-        return view.stats
-    assert view.model is not None
-    assert view.data is not None
-    return measure(view.model, view.graph, view.data, want=want, samples=samples, per_class=per_class, seed=view.seed)
+    found = view.stats if _is_measured(view.stats) else view.listen(want, progress=True, **options).stats
+    assert found is not None
+    return found
 
 
 def require_evidence(view: View, asker: str) -> None:
@@ -321,16 +309,14 @@ def is_labelled(view: View) -> bool:
     return view.data is not None and are_labelled(view.data)
 
 
-def _evidence_digest(survey: SurveyOptions, view: View) -> str:
+def connections_digest(view: View, *, samples: int, per_class: int, labelled: bool) -> str:
+    """A digest of what :func:`heard` would give."""
     if _is_measured(view.stats):
         digest = hashlib.sha256(view.stats.digest.encode())
         for name, tensor in sorted(view.stats.connections.items()):
             digest.update(name.encode() + tensor.contiguous().numpy().tobytes())
         return digest.hexdigest()
-    assert view.data is not None
-    return data_digest(
-        view.data, samples=survey.samples, per_class=survey.per_class, labelled=survey.limits, seed=view.seed
-    )
+    return data_digest(data_of(view), samples=samples, per_class=per_class, labelled=labelled, seed=view.seed)
 
 
 def _curve(

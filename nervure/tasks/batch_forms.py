@@ -1,0 +1,222 @@
+"""Batches of any form: what of them goes into a model, where their labels are, how many samples they hold.
+
+A batch is a tensor, a pair, a mapping (a ``BatchEncoding`` is one), a dataclass, a named tuple, nested in one another,
+or an object of the user's that its model takes whole.
+"""
+
+import copy
+import dataclasses
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from inspect import signature
+from typing import Any, TypeAlias, final
+
+import torch
+from torch import Tensor, nn
+
+from nervure.core.check import Checked
+from nervure.errors import DataError
+from nervure.graph.inputs import forward, require_numbers, tensors_in
+
+Place: TypeAlias = str | int | Callable[[Any], Any]
+"""Where something is in a batch: a name (``"meta.age"`` and ``"1.age"`` go down a level), a number, or a function."""
+
+LABELS = ("labels", "label", "targets", "target", "y")
+"""What the labels of a batch with named parts are called; the first that is there."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Layout(Checked):
+    """Where a batch has inputs and labels.
+
+    Attributes:
+        inputs: the places of the inputs, where it is not all but the labels. Parts go in by their names where the
+            model's forward takes these names, otherwise in the order in which they stand.
+        labels: the place of the labels, where it is none of :data:`LABELS`, nor the second of a pair.
+    """
+
+    inputs: Place | tuple[Place, ...] | None = None
+    labels: Place | None = None
+
+    def feed(self, model: nn.Module, batch: Any) -> Any:
+        """What ``model`` makes of the inputs, or of copies, for it may write into what it is given.
+
+        Raises:
+            DataError: the batch has no such parts, or the model takes none of such names.
+            ForwardError: the model's own forward raised.
+        """
+        args, kwargs = self._arguments(model, map_tensors(torch.clone, self.inputs_in(batch)))
+        return forward(model, args, kwargs)
+
+    def inputs_in(self, batch: Any) -> Any:
+        """The inputs: a tensor, a tuple of them, a mapping, or an object that the model takes whole."""
+        if isinstance(self.inputs, tuple):
+            parts = [find_part(batch, place) for place in self.inputs]
+            if all(isinstance(place, str) for place in self.inputs):
+                return {str(p).rpartition(".")[2]: part for p, part in zip(self.inputs, parts, strict=True)}
+            return tuple(parts)
+        return self._split(batch)[0] if self.inputs is None else find_part(batch, self.inputs)
+
+    def labels_in(self, batch: Any) -> Any:
+        """The labels, as they are; None where there are none."""
+        return self._split(batch)[1] if self.labels is None else find_part(batch, self.labels)
+
+    def require_labels(self, batch: Any) -> Any:
+        """The labels; raises DataError where there are none."""
+        labels = self.labels_in(batch)
+        if labels is None:
+            raise DataError(
+                f"there are no labels in {describe_batch(batch)}. Give (inputs, labels), a part called "
+                f"{' or '.join(map(repr, LABELS[:2]))}, or say where they are: labels=."
+            )
+        return labels
+
+    def count(self, batch: Any) -> int:
+        """How many samples there are; raises DataError where that cannot be told, or there are none."""
+        whole = tensors_in(self.inputs_in(batch)) or tensors_in(batch)
+        size = next((len(tensor) for tensor in whole if tensor.ndim), None)
+        if not size:
+            raise DataError(f"there {'are no tensors' if size is None else 'is no sample'} in {describe_batch(batch)}.")
+        return size
+
+    def _split(self, batch: Any) -> tuple[Any, Any]:
+        parts = parts_of(batch)
+        name = next((name for name in (self.labels, *LABELS) if isinstance(name, str) and name in (parts or ())), None)
+        if parts is not None and (name is not None or not isinstance(batch, tuple)):
+            labels = None if name is None else parts[name]
+            return {key: part for key, part in parts.items() if key != name}, labels
+        if not isinstance(batch, tuple | list):
+            return batch, None
+        if isinstance(self.labels, int):
+            at = self.labels % max(len(batch), 1)
+            rest = tuple(part for number, part in enumerate(batch) if number != at)
+            return (rest[0] if len(rest) == 1 else rest), batch[at]
+        match tuple(batch):
+            case (inputs,):
+                return inputs, None
+            case (inputs, labels):
+                return inputs, labels
+        raise DataError(
+            f"{describe_batch(batch)}: say which parts are inputs and which are labels, "
+            f"e.g. inputs={tuple(range(max(len(batch) - 1, 1)))}, labels={max(len(batch) - 1, 1)}."
+        )
+
+    def _arguments(self, model: nn.Module, inputs: Any) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+        parts = parts_of(inputs)
+        if parts is None or (isinstance(inputs, tuple) and not _takes(model, parts)):
+            return (tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)), {}
+        if _takes(model, parts):
+            return (), {str(name): part for name, part in parts.items()}
+        if len(parts) == 1:
+            return self._arguments(model, next(iter(parts.values())))
+        if self.inputs is not None or not isinstance(inputs, Mapping):
+            return (tuple(parts.values()) if isinstance(inputs, Mapping) else (inputs,)), {}
+        raise DataError(
+            f"the model takes {', '.join(signature(model.forward).parameters) or 'nothing'}, and the batch has "
+            f"{', '.join(map(str, parts))}. Say which parts go in, and in which order: inputs={tuple(parts)}."
+        )
+
+
+def parts_of(batch: Any) -> Mapping[Any, Any] | None:
+    """The parts of a mapping, a dataclass or a named tuple by their names; None for anything else."""
+    if isinstance(batch, Mapping):
+        return batch
+    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
+        return {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
+    names = getattr(type(batch), "_fields", None)
+    return dict(zip(names, batch, strict=True)) if isinstance(batch, tuple) and names else None
+
+
+def find_part(batch: Any, place: Place) -> Any:
+    """What is at a place of a batch; raises DataError where nothing is."""
+    if not isinstance(place, str | int):
+        return place(batch)
+    try:
+        parts = parts_of(batch)
+        if isinstance(place, int):
+            return (batch if parts is None else list(parts.values()))[place]
+        if parts is not None and place in parts:
+            return parts[place]
+        name, dot, rest = place.partition(".")
+        found = parts[name] if parts is not None else _find_in_object(batch, name)
+        return find_part(found, rest) if dot else found
+    except (LookupError, AttributeError, TypeError):
+        raise DataError(f"there is no {place!r} in {describe_batch(batch)}.") from None
+
+
+def _find_in_object(batch: Any, name: str) -> Any:
+    return batch[int(name)] if name.isdigit() else getattr(batch, name)
+
+
+def map_tensors(function: Callable[[Tensor], Any], batch: Any, other: Callable[[Any], Any] = lambda leaf: leaf) -> Any:
+    """A batch of the same form, each tensor as ``function`` makes it, and all else that has no parts as ``other`` does.
+
+    >>> map_tensors(lambda x: x * 2, {"x": torch.ones(2), "names": ["a", "b"]})
+    {'x': tensor([2., 2.]), 'names': ['a', 'b']}
+    """
+    again = partial(map_tensors, function, other=other)
+    if isinstance(batch, Tensor):
+        return function(batch)
+    if isinstance(batch, MutableMapping):
+        mapping = copy.copy(batch)
+        for name, part in batch.items():
+            mapping[name] = again(part)
+        return mapping
+    if isinstance(batch, Mapping):
+        return {name: again(part) for name, part in batch.items()}
+    if isinstance(batch, tuple | list):
+        parts = map(again, batch)
+        return type(batch)(*parts) if isinstance(batch, tuple) and parts_of(batch) is not None else type(batch)(parts)
+    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
+        made = copy.copy(batch)
+        for name, part in (parts_of(batch) or {}).items():
+            # Frozen or not: the copy is ours.
+            object.__setattr__(made, name, again(part))
+        return made
+    return other(batch)
+
+
+def take_samples(batch: Any, which: slice | Tensor, size: int) -> Any:
+    """Some of the ``size`` samples of a batch: of each tensor that has as many rows, these rows."""
+
+    def take(x: Tensor) -> Tensor:
+        has_rows = x.ndim > 0 and len(x) == size
+        return x[which if isinstance(which, slice) else which.to(x.device)] if has_rows else x
+
+    return map_tensors(take, batch)
+
+
+def move_batch(batch: Any, device: torch.device) -> Any:
+    """The same batch on another device: its tensors, and what moves itself by a method ``to``."""
+
+    def move(leaf: Any) -> Any:
+        to = getattr(leaf, "to", None)
+        return to(device) if callable(to) and not isinstance(leaf, type | nn.Module) else leaf
+
+    return map_tensors(lambda x: require_numbers(x, device).to(device, non_blocking=True), batch, move)
+
+
+def describe_batch(batch: Any) -> str:
+    """The form of a batch, for messages: ``"a dict of input_ids [8, 64], labels [8, 64]"``."""
+    if isinstance(batch, Tensor):
+        return f"a tensor {list(batch.shape)}"
+    parts = parts_of(batch)
+    if parts is None:
+        listed = isinstance(batch, Sequence) and not isinstance(batch, str)
+        return f"a {type(batch).__name__}{f' of {len(batch)}' if listed else ''}"
+    each = (f"{name} {list(p.shape)}" if isinstance(p, Tensor) else str(name) for name, p in parts.items())
+    return f"a {type(batch).__name__} of {', '.join(each) or 'nothing'}"
+
+
+def _takes(model: nn.Module, parts: Mapping[Any, Any]) -> bool:
+    """Whether the model's forward can be called with parts of such names."""
+    try:
+        signature(model.forward).bind(**{str(name): part for name, part in parts.items()})
+    except TypeError:
+        return False
+    except ValueError:
+        # Functions written in C may keep their signature to themselves.
+        return True
+    return True

@@ -1,0 +1,164 @@
+"""One pass over data: what a task measures of a model."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from itertools import chain
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from nervure.core.annotations import Batches, Device
+from nervure.core.check import checked, nearest
+from nervure.core.progress import ending, length, track
+from nervure.errors import ArgumentError, DataError
+from nervure.graph.inputs import evaluating
+from nervure.tasks.batch_forms import move_batch
+from nervure.tasks.task import Measure, Task
+
+
+@checked
+def evaluate_task(
+    model: nn.Module, data: Batches, task: Task, *, device: Device | None = None, progress: bool = True
+) -> dict[str, float]:
+    """The loss and all metrics of a task, in evaluation mode and without gradients.
+
+    The model comes back as it was: every module in the mode it was in, on the device it was on. Metrics that do not
+    apply (the top 5 of three classes) are left out. Where the loss follows from an objective of the user's own, and not
+    from outputs, the model runs twice for each batch.
+
+    Args:
+        model: the model.
+        data: batches of any form that the task reads.
+        task: what the model is for.
+        device: where to run; None: where the model is.
+        progress: show a bar on a terminal.
+
+    Returns:
+        the mean ``"loss"`` over all that counts, where the task has one, and each metric by its name.
+
+    Raises:
+        DataError: the data are empty, labels are missing or do not fit, or a loss is not finite; it names the batch.
+        MissingExtraError: a metric is not installed; the message names the extra.
+    """
+    tally = TaskTally(task)
+    with on_device(model, device) as place, evaluating(model):
+        for number, batch in enumerate(track(ending(data), "evaluating", length(data), enabled=progress)):
+            with naming_batch(number):
+                tally.add(model, move_batch(batch, place))
+    return tally.results()
+
+
+@final
+class TaskTally:
+    """What was measured so far of one model."""
+
+    def __init__(self, task: Task) -> None:
+        self._task = task
+        self._made: dict[str, Any] = {}
+        self._loss: Tensor | float = 0.0
+        self._count = self._batches = 0
+
+    def add(self, model: nn.Module, batch: Any) -> None:
+        """Run a model on a batch, and count what it answers; raises as :func:`evaluate_task`."""
+        task, output = self._task, None
+        if not (task.has_loss or task.metrics):
+            raise ArgumentError(
+                f"the task {task.name!r} has neither loss nor metrics: give Task(objective=, metrics=)."
+            )
+        if task.metrics or task.objective is None:
+            output = task.forward(model, batch)
+        if task.has_loss:
+            found = task.total(model, batch) if task.objective is not None else task.total_of(output, batch)
+            self._loss, self._count = self._loss + _finite(found.loss.detach().double()), self._count + found.count
+        fed: list[int] = []
+        for name, measure in task.metrics.items():
+            arguments = measure.read(output, batch)
+            if name not in self._made:
+                self._made[name] = self._make(measure, arguments)
+            metric = self._made[name]
+            if metric is not None and id(metric) not in fed:
+                with _telling(name):
+                    metric.update(*arguments)
+                fed.append(id(metric))
+        self._batches += 1
+
+    def results(self) -> dict[str, float]:
+        """Everything by its name."""
+        if not self._batches:
+            raise DataError(
+                "the data gave no batch. Check that they are not empty (drop_last with few samples?) and can be "
+                "iterated again (a generator gives its batches once)."
+            )
+        if self._task.has_loss and not self._count:
+            raise DataError("no label counts: all of them are ignored, so there is no loss to tell.")
+        loss = {"loss": float(self._loss) / self._count} if self._task.has_loss else {}
+        applied = {name: metric for name, metric in self._made.items() if metric is not None}
+        found = {name: (metric, self._task.metrics[name].key) for name, metric in applied.items()}
+        return loss | {name: _number(metric, key, name) for name, (metric, key) in found.items()}
+
+    def _make(self, measure: Measure, arguments: tuple[Any, ...]) -> Any:
+        """A new metric, or the one that another measure feeds in the same way to take another result of it."""
+        for name, metric in self._made.items():
+            other = self._task.metrics[name]
+            if measure.key and (other.make, other.read) == (measure.make, measure.read):
+                return metric
+        metric = measure.make(arguments[0])
+        place = next((x.device for x in arguments if isinstance(x, Tensor)), None)
+        return metric if metric is None or place is None else metric.to(place)
+
+
+def _finite(loss: Tensor) -> Tensor:
+    if not bool(torch.isfinite(loss)):
+        raise DataError(f"the loss is {float(loss)}. Check inputs, labels and weights for NaN.")
+    return loss.cpu()
+
+
+@contextmanager
+def _telling(name: str) -> Iterator[None]:
+    """What a metric raises is about what it was given."""
+    try:
+        yield
+    except (ValueError, RuntimeError, IndexError) as error:
+        raise DataError(f"the metric {name!r} cannot be computed: {error}") from error
+
+
+def _number(metric: Any, key: str, name: str) -> float:
+    with _telling(name):
+        found = metric.compute()
+    if isinstance(found, Mapping):
+        if key not in found:
+            raise ArgumentError(f"the metric {name!r} computes no {key!r}.{nearest(key, map(str, found), listed=True)}")
+        found = found[key]
+    if isinstance(found, Tensor) and found.numel() != 1:
+        raise ArgumentError(f"the metric {name!r} computes {found.numel()} numbers; a metric of a task is one number.")
+    return float(found)
+
+
+@contextmanager
+def naming_batch(number: int) -> Iterator[None]:
+    """Say which batch it is that data errors are about."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"batch {number}: {error}") from error
+
+
+@contextmanager
+def on_device(model: nn.Module, device: torch.device | str | None) -> Iterator[torch.device]:
+    """Move ``model`` to ``device`` inside and back afterwards; None leaves it where it is."""
+    home = device_of(model)
+    away = home if device is None else torch.device(device)
+    if away == home:
+        yield home
+        return
+    try:
+        model.to(away)
+        yield away
+    finally:
+        model.to(home)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Device of the model's first parameter or buffer; the CPU for a model that has none."""
+    return next((tensor.device for tensor in chain(model.parameters(), model.buffers())), torch.device("cpu"))
