@@ -136,8 +136,7 @@ def prune(  # noqa: PLR0913 - one choice per argument, all by keyword
     Args:
         model: the model to prune; it is not changed. A result of an earlier ``prune`` (trained since, perhaps) is
             pruned further, and remembers both plans.
-        example: a tensor, a tuple of positional arguments or a dict of keyword arguments; or a list of several, one for
-            each way through the model. Costs are those of the first.
+        example: see :func:`nervure.trace`. Costs are those of the first, where there are several.
         method: what decides, e.g. ``Magnitude(keep=0.5, budget="macs")``; or a plan of your own; or several, one after
             the other: ``[Energy(drop=2), Magnitude(keep=0.7)]`` drops blocks, then cuts channels of what is left.
             None: the units of least magnitude leave, as many as ``keep`` and ``budget`` say.

@@ -24,7 +24,8 @@ from nervure.errors import ArgumentError, ForwardError, NervureError
 class Inputs(Checked):
     """The arguments of one call of a model.
 
-    They can be given wherever an example can, and say what no other form can: some by position, others by name.
+    An *example* is a tensor, a tuple of positional arguments, a mapping of keyword arguments, or a list of several; or
+    inputs, which say what no other form can: some by position, others by name.
 
     Attributes:
         args: those by position.

@@ -16,7 +16,7 @@ from nervure.errors import ArgumentError
 
 def tensors_in(value: Any) -> list[Tensor]:
     """All tensors in nested lists, tuples, dicts, dataclasses and plain result objects, in order."""
-    return list(_collect_tensors(value, set(), _never))
+    return list(_collect_tensors(value, set(), lambda _: False))
 
 
 def outputs_in(value: Any) -> list[Tensor]:
@@ -63,10 +63,6 @@ def _count_required(value: Any, name: str) -> int:
     if parameters is None:
         return -1
     return sum(p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters)
-
-
-def _never(value: Any) -> bool:
-    return False
 
 
 def _collect_tensors(value: Any, seen: set[int], is_left_out: Callable[[Any], bool]) -> Iterator[Tensor]:

@@ -64,8 +64,7 @@ def runner(engine: str, model: nn.Module, example: Any, *, threads: Threads = 1,
         engine: ``"eager"``, ``"compile"`` (torch.compile), ``"onnxruntime"`` or ``"openvino"``. The first two run
             where the model is, and see later changes of its weights; the others on the CPU, on weights as they are now.
         model: a module in evaluation mode.
-        example: a tensor, a tuple of positional arguments or a dict of keyword arguments, with the samples along the
-            first axis. The runner takes any number of samples, where the model does.
+        example: see :class:`nervure.Inputs`. The runner takes any number of samples, where the model does.
         threads: CPU threads.
         precision: what is computed in: ``"float32"`` (as the model has it), ``"bf16"`` (mixed, where the engine
             finds it safe).

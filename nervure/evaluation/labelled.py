@@ -45,12 +45,7 @@ def pairs(data: Data, what: str = "data") -> Iterator[Batch]:
 
 def call(model: nn.Module, inputs: Any) -> Tensor:
     """Run ``model`` on one batch of inputs and return its logits (see :func:`logits_of`)."""
-    return logits_of(call_only(model, inputs))
-
-
-def call_only(model: nn.Module, inputs: Any) -> Any:
-    """Run ``model`` on one batch of inputs and return whatever it returns; raises ForwardError where it raises."""
-    return Inputs.of_batch(inputs).run(model)
+    return logits_of(Inputs.of_batch(inputs).run(model))
 
 
 def logits_of(output: Any) -> Tensor:

@@ -140,8 +140,7 @@ def latency(
 
     Args:
         models: by name; the first is the one the others are compared with.
-        example: a tensor, a tuple of positional arguments or a dict of keyword arguments. Samples are repeated or left
-            out along the first axis to make each batch size.
+        example: see :class:`nervure.Inputs`. Samples are repeated or left out to make each batch size.
         batch_sizes: samples per forward pass, one part of the table each.
         threads: CPU threads, one part of the table each.
         engine: ``"eager"``: the modules as they are; ``"compile"``: through torch.compile; ``"onnxruntime"`` or

@@ -47,8 +47,7 @@ def peak_memory(model: nn.Module, example: Any, *, batch: Length | None = 1) -> 
 
     Args:
         model: any module; modes come back.
-        example: a tensor, a tuple of positional arguments or a dict of keyword arguments; samples are repeated or left
-            out along the first axis.
+        example: see :class:`nervure.Inputs`; samples are repeated or left out.
         batch: samples of the forward pass; None: the example as it is.
 
     Raises:

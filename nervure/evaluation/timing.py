@@ -64,7 +64,7 @@ def latency_table(
 
     Args:
         model: the network; left as it is.
-        example: a tensor, a tuple of positional arguments or a dict of keyword arguments; its batch is what is timed.
+        example: see :class:`nervure.Inputs`; its batch is what is timed.
         engine: see :func:`nervure.engines.runner`.
         graph: its graph; None: it is traced.
         threads: CPU threads; None: as many as torch uses.

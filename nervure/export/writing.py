@@ -105,8 +105,7 @@ def export(
 
     Args:
         model: what ``prune`` returns, or any module. It is exported in evaluation mode, and left as it is.
-        example: a tensor, a tuple of positional arguments or a dict of keyword arguments, with the samples along the
-            first axis. Its numbers do not go into the file.
+        example: see :class:`nervure.Inputs`. Its numbers do not go into the file.
         path: where to; the folder must exist.
         format: ``"onnx"`` (``.onnx``), ``"openvino"`` (``.xml`` with ``.bin``), ``"torch"`` (``.pt2``, of
             ``torch.export``) or ``"executorch"`` (``.pte``, XNNPACK); None: as the suffix of ``path`` says.

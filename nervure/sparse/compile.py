@@ -56,8 +56,7 @@ def compile_sparse(
 
     Args:
         model: a model with zeros, in evaluation mode, or what :func:`nervure.prune` returns.
-        example: a tensor, a tuple of positional arguments or a dict of keyword arguments, of the batch size to be
-            fast at.
+        example: see :class:`nervure.Inputs`; of the batch size to be fast at.
         threads: to time with; None: as many as torch uses now. One is advised: with more, small sparse products wait
             for each other, on a busy machine for tens of milliseconds.
         rounds: timings of each candidate, 3 or more.

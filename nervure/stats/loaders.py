@@ -10,7 +10,7 @@ from typing import Any, final
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
 from nervure.core.annotations import Batches
 from nervure.core.check import checked
@@ -33,21 +33,19 @@ class Batch:
 
     def head(self, n: int) -> "Batch":
         """The first ``n`` samples."""
-        if n >= self.size:
-            return self
-        inputs, labels = tree_map(lambda value: _head(value, self.size, n), (self.inputs, self.labels))
-        return Batch(inputs, labels, n)
+        return self if n >= self.size else self.rows(torch.arange(n))
 
     def rows(self, index: Tensor) -> "Batch":
         """The samples at these places."""
-        inputs, labels = tree_map(
-            lambda value: value[index] if _has_rows(value, self.size) else value, (self.inputs, self.labels)
-        )
-        return Batch(inputs, labels, len(index))
+
+        def pick(value: Tensor) -> Tensor:
+            return value[index] if value.ndim and len(value) == self.size else value
+
+        return Batch(self.inputs.map(pick), self.labels if self.labels is None else pick(self.labels), len(index))
 
     def to(self, device: torch.device) -> "Batch":
         """The same on another device."""
-        return Batch(self.inputs.to(device), _to(self.labels, device), self.size)
+        return Batch(self.inputs.to(device), self.labels if self.labels is None else self.labels.to(device), self.size)
 
     def feed(self, model: nn.Module) -> Any:
         """What ``model`` makes of the inputs, or of copies, for it may write into what it is given."""
@@ -191,15 +189,3 @@ def _require_labels(labels: Any, size: int, what: str) -> None:
             f"{what}: labels of shape {tuple(labels.shape)} and dtype {labels.dtype} for {size} samples; "
             "they must be one class number (an integer) per sample."
         )
-
-
-def _head(value: Any, size: int, n: int) -> Any:
-    return value[:n] if _has_rows(value, size) else value
-
-
-def _has_rows(value: Any, size: int) -> bool:
-    return isinstance(value, Tensor) and value.ndim > 0 and len(value) == size
-
-
-def _to(value: Any, device: torch.device) -> Any:
-    return value.to(device) if isinstance(value, Tensor) else value

@@ -26,7 +26,7 @@ from nervure.core.progress import length
 from nervure.core.progress import progress as progress_bar
 from nervure.core.schema import Decay, Epochs, Rate, Seed
 from nervure.core.schema import Part as Portion
-from nervure.core.tensors import digest_of
+from nervure.core.tensors import digest_of, tensors_in
 from nervure.errors import ArgumentError, DataError, ForwardError
 from nervure.evaluation.labelled import Batch, Data, call, device_of, pairs, require_classes, to_device
 from nervure.evaluation.metrics import MetricTally
@@ -363,22 +363,13 @@ def _finite_scalar(loss: Tensor, model: nn.Module, batch: Batch, number: int, ep
 
 def _suspect(model: nn.Module, batch: Batch) -> str:
     """Name the likeliest cause of a loss that is not finite."""
-    for tensor in _floating(batch):
-        if not bool(torch.isfinite(tensor).all()):
+    for tensor in tensors_in(batch):
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             return "the inputs of this batch hold NaN or infinite values. Clean the data."
     for name, parameter in model.named_parameters():
         if not bool(torch.isfinite(parameter).all()):
             return f"parameter {name!r} holds NaN or infinite values already. Lower lr, or check the model given."
     return "inputs and weights are finite, so the outputs overflow or the objective divides by zero. Lower lr."
-
-
-def _floating(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        if value.is_floating_point():
-            yield value
-    elif isinstance(value, dict | tuple | list):
-        for entry in value.values() if isinstance(value, dict) else value:
-            yield from _floating(entry)
 
 
 def _require_finite_weights(model: nn.Module, epoch: int) -> None:
@@ -389,20 +380,24 @@ def _require_finite_weights(model: nn.Module, epoch: int) -> None:
 
 def _look_over(model: nn.Module, data: Data, validation: Data | None, objective: Objective, place: torch.device) -> int:
     """Find what is wrong with data before the first step changes a weight; return the batches per epoch."""
+    per_epoch = length(data) or 0
     for what, batches in (("data", data), ("validation", validation)):
         if batches is None:
             continue
         if isinstance(batches, Iterator):
             raise DataError(f"{what} can be iterated once only; give a list of batches or a loader.")
         first = next(pairs(batches, what))
+        if length(batches) is None:
+            # What does not say how many it has may have no end: better known now than after an epoch.
+            count = sum(1 for _ in pairs(batches, what))
+            per_epoch = count if what == "data" else per_epoch
         if classifies(objective) or what == "validation":
             with evaluating(model):
                 logits = call(model, to_device(first[0], place))
             # A list is at hand whole; a loader would have to load everything, and is checked batch by batch.
             for _, labels in pairs(batches, what) if isinstance(batches, list | tuple) else [first]:
                 _require_classes_of(labels, logits)
-    # What does not say how many it has may have no end: of data that is told here, of validation when it is evaluated.
-    return length(data) or sum(1 for _ in pairs(data))
+    return per_epoch or sum(1 for _ in pairs(data))
 
 
 def _require_classes_of(labels: Tensor, logits: Tensor) -> None:

@@ -13,9 +13,10 @@ from torch.utils.hooks import RemovableHandle
 
 from nervure.core.check import checked
 from nervure.core.documents import is_shallow
+from nervure.core.inputs import Inputs
 from nervure.core.schema import Size
 from nervure.errors import ArgumentError, DataError
-from nervure.evaluation.labelled import Data, call_only, device_of, pairs, to_device
+from nervure.evaluation.labelled import Data, device_of, pairs
 from nervure.graph.models import evaluating, is_weightless
 
 
@@ -93,7 +94,7 @@ def _average(model: nn.Module, norms: list[_BatchNorm], data: Data, batches: int
             hooks.callback(by_batch(norm).remove)
             hooks.callback(norm.register_forward_pre_hook(weigh).remove)
         for inputs, _ in itertools.islice(pairs(filter(_holds_samples, data)), batches):
-            call_only(model, to_device(inputs, place))
+            Inputs.of_batch(inputs).to(place).run(model)
             count += 1
     if blind := [norm for norm in called if not seen[norm]]:
         raise DataError(

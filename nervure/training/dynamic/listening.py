@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from nervure.evaluation.labelled import call_only
+from nervure.core.inputs import Inputs
 from nervure.graph.models import evaluating
 from nervure.graph.operands import Entering, listen
 from nervure.graph.types import Graph, Product
@@ -57,7 +57,7 @@ def activations(model: nn.Module, inputs: Any, sheets: Mapping[str, Product]) ->
     """Mean absolute value of the inputs of each layer, [outputs, inputs], from one pass in evaluation mode."""
     entering = Entering(torch.abs)
     with evaluating(model):
-        listen(model, partial(call_only, model, inputs), entering.hear)
+        listen(model, partial(Inputs.of_batch(inputs).run, model), entering.hear)
     return {name: sums / counts.clamp(min=1) for name, (sums, counts) in entering.totals(sheets).items()}
 
 
