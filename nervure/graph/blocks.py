@@ -255,6 +255,7 @@ def _silences(
     last = calls[-1]
     silences = []
     inside = {i: c for c in calls for i in range(c.start, c.stop)}
+    owned = tuple(f"{c.name}." for c in calls)
     after_last = False
     busy = {wiring.made[v] for v in branch.values}
     idle = wiring.idle[bisect_right(wiring.idle, min(busy)) : bisect_right(wiring.idle, max(busy))]
@@ -268,6 +269,8 @@ def _silences(
                 raise ValueError("it writes into a view")
             if after_last and find_operator(tape, entry).zero not in ("first", "any"):
                 raise ValueError(f"{entry.name} after its last module")
+            if any(name.startswith(owned) for name in _weights_of(wiring, entry)):
+                raise ValueError(f"{entry.name} uses a weight of theirs")
             _run_empty(tape, entry, seen)
         elif call.outputs[0] not in seen:
             source = call.inputs[0]
@@ -285,6 +288,20 @@ def _silences(
     if tuple(seen[branch.exit].shape) != tape.shape(Ref(branch.exit)):
         raise ValueError("its output would have another shape")
     return tuple(silences)
+
+
+def _weights_of(wiring: DefUse, entry: Entry) -> Iterator[str]:
+    """The parameters and buffers that an operator is given, as they are or computed from, by name."""
+    values = {ref.id for ref in entry.given}
+    queue = [n for n in values if n not in wiring.above]
+    while queue:
+        number = queue.pop()
+        if number in wiring.tape.named:
+            yield wiring.tape.named[number]
+        elif number in wiring.made:
+            sources = {ref.id for ref in _inputs(wiring.tape.entries[wiring.made[number]])} - values
+            values |= sources
+            queue += sources
 
 
 def _run_empty(tape: Tape, entry: Entry, seen: dict[int, Tensor]) -> None:

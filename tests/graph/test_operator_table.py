@@ -217,6 +217,28 @@ def test_a_branch_that_ends_in_a_users_operation_can_be_dropped_if_zero_stays_ze
             assert torch.allclose(pruned.model(example), model.out(model.stem(example)), atol=1e-5)
 
 
+class Multiplied(nn.Module):
+    """A residual block whose branch ends in a product with a weight: of its own module, or of the block."""
+
+    def __init__(self, *, is_tied: bool) -> None:
+        super().__init__()
+        self.stem, self.inner, self.out = nn.Linear(4, 6), nn.Linear(6, 6), nn.Linear(6, 2)
+        self.weight = None if is_tied else nn.Parameter(torch.randn(6, 6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return self.out(x + self.inner(x) @ (self.inner.weight.t() if self.weight is None else self.weight))
+
+
+def test_a_branch_that_ends_in_a_product_can_be_dropped_if_its_weight_does_not_go_with_it() -> None:
+    model, example = seeded(lambda: Multiplied(is_tied=False)), noise(3, 4)
+    (block,) = nervure.trace(model, example).blocks
+    pruned = nervure.prune(model, example, nervure.Plan((nervure.Drop(block.name),)), progress=False)
+    assert torch.allclose(pruned.model(example), model.out(model.stem(example)), atol=1e-5)
+    (tied,) = nervure.trace(seeded(lambda: Multiplied(is_tied=True)), example).blocks
+    assert "uses a weight of theirs" in tied.pinned
+
+
 def edges(circuit: Any) -> list[tuple[int, int, float]]:
     found = []
     for bundle in circuit.bundles:
