@@ -56,7 +56,6 @@ CLASSES_TWICE: Mapping[str, str] = {
 }
 """Class names that may stand twice, and why."""
 FILES_TWICE: Mapping[str, str] = {
-    "inputs.py": "where helpers about inputs were, for whoever imports them from there still",
     "survey.py": "what SNACS and refit each ask of a network before they act",
 }
 """File names that may stand twice, and why."""

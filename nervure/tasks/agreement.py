@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from nervure.core.check import checked
 from nervure.errors import ArgumentError
-from nervure.graph.inputs import evaluating
+from nervure.graph.models import evaluating
 from nervure.tasks.batch_forms import Layout, Place, move_batch
 from nervure.tasks.boxes import Boxes, Detection, box_metrics
 from nervure.tasks.metric_specs import COSINE, DIVERGENCE, FLIPS, R2

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from nervure.core.check import Checked
+from nervure.core.inputs import Inputs
+from nervure.core.tensors import require_numbers, tensors_in
 from nervure.errors import DataError
-from nervure.graph.inputs import forward, require_numbers, tensors_in
 
 Place: TypeAlias = str | int | Callable[[Any], Any]
 """Where something is in a batch: a name (``"meta.age"`` and ``"1.age"`` go down a level), a number, or a function."""
@@ -48,7 +49,7 @@ class Layout(Checked):
             ForwardError: the model's own forward raised.
         """
         args, kwargs = self._arguments(model, map_tensors(torch.clone, self.inputs_in(batch)))
-        return forward(model, args, kwargs)
+        return Inputs(args, kwargs).run(model)
 
     def inputs_in(self, batch: Any) -> Any:
         """The inputs: a tensor, a tuple of them, a mapping, or an object that the model takes whole."""

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from nervure.core.check import Checked, checked
+from nervure.core.inputs import Inputs
 from nervure.core.schema import Share, Size
 from nervure.errors import ArgumentError, DataError
-from nervure.graph.inputs import forward, unwrap
+from nervure.graph.models import unwrap
 from nervure.tasks.batch_forms import Layout, Place, describe_batch, map_tensors, parts_of
 from nervure.tasks.metric_specs import BOXES
 from nervure.tasks.outputs import loss_in
@@ -47,10 +48,10 @@ class Detection(Checked):
     def feed(self, model: nn.Module, batch: Any) -> Any:
         """The model's output; models that answer a list of pictures with a list are given it."""
         if _is_flat(batch):
-            return forward(model, (_as_floats(batch["img"]),), {})
+            return Inputs((_as_floats(batch["img"]),)).run(model)
         inputs = self.layout.inputs_in(batch)
         if _is_listed(inputs):
-            return forward(model, (list(map_tensors(torch.clone, inputs)),), {})
+            return Inputs((list(map_tensors(torch.clone, inputs)),)).run(model)
         return self.layout.feed(model, batch)
 
     def objective(self, model: nn.Module, batch: Any) -> Tensor:
@@ -63,16 +64,16 @@ class Detection(Checked):
         if _is_flat(batch):
             # Losses of ultralytics are multiplied by the number of pictures.
             with _settings_by_attribute(unwrap(model)):
-                losses = forward(model, ({**batch, "img": _as_floats(batch["img"])},), {})
+                losses = Inputs(({**batch, "img": _as_floats(batch["img"])},)).run(model)
             return torch.as_tensor(losses[0]).sum() / self.count(batch)
         targets, inputs = self.layout.require_labels(batch), self.layout.inputs_in(batch)
         parts = parts_of(inputs)
         if parts is not None:
-            found = loss_in(forward(model, (), {**map_tensors(torch.clone, parts), "labels": targets}))
+            found = loss_in(Inputs((), {**map_tensors(torch.clone, parts), "labels": targets}).run(model))
         else:
             with _asked_for_losses(model):
                 listed = list(inputs) if _is_listed(inputs) else inputs
-                losses = forward(model, (map_tensors(torch.clone, listed), map_tensors(torch.clone, targets)), {})
+                losses = Inputs((map_tensors(torch.clone, listed), map_tensors(torch.clone, targets))).run(model)
             each = [loss for loss in (parts_of(losses) or {}).values() if isinstance(loss, Tensor)]
             found = torch.stack([loss.sum() for loss in each]).sum() if each else None
         if found is None:

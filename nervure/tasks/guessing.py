@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from nervure.core.check import checked
 from nervure.errors import ArgumentError, NervureError
-from nervure.graph.inputs import evaluating, unwrap
+from nervure.graph.models import evaluating, unwrap
 from nervure.tasks.batch_forms import Layout, describe_batch, move_batch, parts_of
 from nervure.tasks.boxes import Detection, detection
 from nervure.tasks.categorical import (

@@ -12,7 +12,7 @@ from nervure.core.annotations import Batches, Device
 from nervure.core.check import checked, nearest
 from nervure.core.progress import ending, length, track
 from nervure.errors import ArgumentError, DataError
-from nervure.graph.inputs import evaluating
+from nervure.graph.models import evaluating
 from nervure.tasks.batch_forms import move_batch
 from nervure.tasks.task import Measure, Task
 

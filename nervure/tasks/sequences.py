@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nervure.core.check import Checked, checked
+from nervure.core.inputs import Inputs
 from nervure.core.schema import Count
 from nervure.errors import DataError
-from nervure.graph.inputs import forward
 from nervure.tasks.batch_forms import Layout, Place, describe_batch, find_part, map_tensors, parts_of
 from nervure.tasks.categorical import IGNORE, Categorical
 from nervure.tasks.metric_specs import ACCURACY, CHARACTERS, PERPLEXITY, WORDS
@@ -198,7 +198,7 @@ class WithLabels:
         prepare = getattr(model, "prepare_decoder_input_ids_from_labels", None)
         if self.decoder_only and callable(prepare):
             given = {"decoder_input_ids": prepare(labels=labels)}
-        return forward(model, (), {**map_tensors(torch.clone, parts), **given})
+        return Inputs((), {**map_tensors(torch.clone, parts), **given}).run(model)
 
 
 @checked

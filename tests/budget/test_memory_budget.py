@@ -19,8 +19,8 @@ from torch.utils._pytree import tree_leaves
 from benchmarks.architectures import ARCHITECTURES
 from nervure import SNACS, Depth, GCNet, Graph, Magnitude, Plan, apply, count, prune, trace, zoo
 from nervure.budget import BUDGETS, Budget, CostModel, allocate, find_budget
+from nervure.core.inputs import Inputs
 from nervure.errors import ArgumentError, BudgetError, PlanError
-from nervure.graph.inputs import run_example
 from nervure.methods import method_keeping
 from nervure.recipe import Recipe
 from nervure.scores import random_scores
@@ -73,7 +73,7 @@ class Storages(TorchDispatchMode):
 def measured(model: nn.Module, example: Any) -> int:
     held = [list(model.parameters()), list(model.buffers())]
     with torch.no_grad(), Storages(held, example) as storages:
-        run_example(model, example)
+        Inputs.of(example).run(model)
     return storages.peak
 
 
