@@ -331,11 +331,11 @@ def _stop_after_one_epoch(patch: pytest.MonkeyPatch, name: str) -> None:
 
     from nervure.training import loop
 
-    measured = loop.evaluate
+    measured = loop._validate
 
     def training(bench: Any, which: str, *rest: Any) -> Any:
         if which == name:
-            patch.setattr(loop, "evaluate", validating)
+            patch.setattr(loop, "_validate", validating)
         return real(bench, which, *rest)
 
     patch.setattr(steps_module, "_train", training)

@@ -278,6 +278,16 @@ def test_experts_that_get_other_tokens_after_a_cut_are_compared_all_the_same(see
     assert "enter" in {cut.group for cut in pruned.plan.cuts}
 
 
+@pytest.mark.parametrize("seed", [0, 2, 5, 9])
+def test_experts_that_an_example_comes_to_after_a_cut_only_are_compared_all_the_same(seed: int) -> None:
+    torch.manual_seed(seed)
+    model, few, many = Experts().eval(), noise(3, 6), noise(40, 6)
+    pruned = prune(model, [few, many], Random(keep=0.5, scope="layer"), seed=seed)
+    assert pruned.verification is not None
+    # Seeds 2, 5 and 9 send the few tokens to experts that only the many came to; all are cut for all that.
+    assert len([cut for cut in pruned.plan.cuts if "experts" in cut.group]) >= 3
+
+
 def test_norms_in_channels_last_memory_are_compared() -> None:
     class Net(nn.Module):
         def __init__(self) -> None:
