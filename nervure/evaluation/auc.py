@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 from nervure.core.check import checked
 from nervure.errors import DataError
-from nervure.evaluation.labelled import Data, call, on_device, pairs, require_finite_outputs, require_labels, to_device
+from nervure.evaluation.labelled import Data, call, pairs, require_finite_outputs, require_labels, to_device
 from nervure.evaluation.metrics import accuracy
-from nervure.graph.models import evaluating
+from nervure.graph.models import evaluating, on_device
 
 
 class Quality(NamedTuple):

@@ -6,7 +6,6 @@
 """
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 import torch
@@ -122,28 +121,6 @@ def to_device(value: Any, device: torch.device) -> Any:
     if isinstance(value, tuple | list):
         return tuple(to_device(entry, device) for entry in value)
     return value
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Device of the model's first parameter or buffer; the CPU for a model that has none."""
-    for tensor in (*model.parameters(), *model.buffers()):
-        return tensor.device
-    return torch.device("cpu")
-
-
-@contextmanager
-def on_device(model: nn.Module, device: torch.device | str | None) -> Iterator[torch.device]:
-    """Move ``model`` to ``device`` inside and back afterwards; None leaves it where it is."""
-    home = device_of(model)
-    away = home if device is None else torch.device(device)
-    if away == home:
-        yield home
-        return
-    try:
-        model.to(away)
-        yield away
-    finally:
-        model.to(home)
 
 
 def _shape_of(value: Any) -> str:

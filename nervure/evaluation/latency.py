@@ -23,8 +23,7 @@ from nervure.core.schema import Length, Rounds, Seconds, Threads, Warmup
 from nervure.engines import ENGINES, EngineName, Program, Runner, prepare, require_engine
 from nervure.engines.engine import FLOAT32, threads_of_torch
 from nervure.errors import ArgumentError
-from nervure.evaluation.labelled import device_of
-from nervure.graph.models import evaluating
+from nervure.graph.models import device_of, evaluating
 from nervure.graph.preserve import restore_after
 
 # The clock and the call around it cost about a microsecond: one timing should last a thousand times as long.

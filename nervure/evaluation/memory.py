@@ -12,9 +12,8 @@ from torch.utils._pytree import tree_leaves
 from nervure.core.check import checked
 from nervure.core.inputs import Inputs
 from nervure.core.schema import Length
-from nervure.evaluation.labelled import device_of
 from nervure.graph.composites import SimpleOperators
-from nervure.graph.models import evaluating
+from nervure.graph.models import device_of, evaluating
 from nervure.graph.preserve import restore_after
 from nervure.graph.tape import named_tensors
 

@@ -11,10 +11,10 @@ from nervure.core.progress import length, track
 from nervure.core.schema import Length, Seed
 from nervure.evaluation.answers import Key
 from nervure.evaluation.corruptions import SEVERITIES
-from nervure.evaluation.labelled import Data, call, on_device, pairs, to_device
+from nervure.evaluation.labelled import Data, call, pairs, to_device
 from nervure.evaluation.metrics import Metrics, MetricTally
 from nervure.evaluation.shift import Normalisation, Shifted, evaluate_shift
-from nervure.graph.models import evaluating
+from nervure.graph.models import evaluating, on_device
 
 Shift = str | Iterable[str] | Mapping[Key, Data]
 

@@ -26,9 +26,9 @@ from nervure.errors import ArgumentError, DataError
 from nervure.evaluation.answers import Answers, Key, Page
 from nervure.evaluation.corruptions import GROUPS, SEVERITIES, corrupt, expand_names
 from nervure.evaluation.features import FEATURE_SHIFTS, TOKEN_SHIFTS, corrupt_features, corrupt_tokens
-from nervure.evaluation.labelled import Batch, Data, call, device_of, pairs, to_device
+from nervure.evaluation.labelled import Batch, Data, call, pairs, to_device
 from nervure.evaluation.metrics import Metrics, MetricTally
-from nervure.graph.models import evaluating
+from nervure.graph.models import device_of, evaluating
 
 Normalisation: TypeAlias = tuple[Sequence[float], Sequence[float]]
 ROUNDING = 1e-4  # float32 normalised and back is off by less

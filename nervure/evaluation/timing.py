@@ -27,8 +27,8 @@ from nervure.core.progress import progress as progressing
 from nervure.core.schema import Rounds, Threads
 from nervure.engines import ENGINES, EngineName, require_engine
 from nervure.errors import FileError
-from nervure.evaluation.labelled import device_of
 from nervure.evaluation.latency import Built, Latency, in_turn
+from nervure.graph.models import device_of
 from nervure.graph.types import Block, Graph
 from nervure.plan import Cut, Drop, Keep, Plan
 from nervure.surgery.apply import apply

@@ -13,8 +13,8 @@ from nervure.core.check import show_value
 from nervure.core.inputs import Inputs
 from nervure.engines import Runner
 from nervure.errors import ArgumentError, DataError, VerificationError
-from nervure.evaluation.labelled import Batch, device_of, logits_of, require_labels
-from nervure.graph.models import evaluating
+from nervure.evaluation.labelled import Batch, logits_of, require_labels
+from nervure.graph.models import device_of, evaluating
 from nervure.graph.preserve import restore_after
 
 SMALLEST_SCALE = 1e-3

@@ -64,3 +64,25 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Device of the model's first parameter or buffer; the CPU for a model that has none."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        return tensor.device
+    return torch.device("cpu")
+
+
+@contextmanager
+def on_device(model: nn.Module, device: torch.device | str | None) -> Iterator[torch.device]:
+    """Move ``model`` to ``device`` inside and back afterwards; None leaves it where it is."""
+    home = device_of(model)
+    away = home if device is None else torch.device(device)
+    if away == home:
+        yield home
+        return
+    try:
+        model.to(away)
+        yield away
+    finally:
+        model.to(home)

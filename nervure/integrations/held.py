@@ -6,7 +6,7 @@ from typing import final
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from nervure.evaluation.labelled import device_of
+from nervure.graph.models import device_of
 from nervure.training.masks import Held, Masks, hold, masks_of, parameters_of, require_masks, same_everywhere
 
 

@@ -6,8 +6,7 @@ from typing import Any, TypeAlias, final
 
 from torch import Tensor, nn
 
-from nervure.evaluation.labelled import device_of
-from nervure.graph.models import evaluating
+from nervure.graph.models import device_of, evaluating
 from nervure.graph.modes import disable_compile, leave_modes
 from nervure.graph.preserve import restore_after
 from nervure.graph.products import Operand, Provenance

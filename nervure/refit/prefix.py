@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from nervure.core.tensors import tensors_in
-from nervure.evaluation.labelled import device_of
+from nervure.graph.models import device_of
 from nervure.refit.activations import Enough, Watch, Watcher, watchable
 from nervure.stats.loaders import Batch
 

@@ -16,7 +16,7 @@ from nervure.core.check import checked, nearest, require_choice
 from nervure.core.progress import length, track
 from nervure.core.schema import Count, Seed, Size
 from nervure.errors import ArgumentError, DataError
-from nervure.graph.models import unwrap
+from nervure.graph.models import device_of, unwrap
 from nervure.graph.modes import disable_compile, leave_modes
 from nervure.graph.preserve import restore_after
 from nervure.graph.types import Graph
@@ -93,7 +93,7 @@ def measure(
     reader = ReaderRecorder(read, with_effects="effects" in wanted)
     listener = Listener(layers)
     whole = BlockRecorder(graph, reduce=chosen.get("blocks"), output=chosen.get("outputs"))
-    device = _device(model)
+    device = device_of(model)
     labels: list[Tensor] = []
     passes = seen = 0
     with (
@@ -255,10 +255,6 @@ def _unheard(found: Iterable[str], recorder: EvidenceRecorder, passes: int, with
         elif with_gradients and len(recorder.gradients[name]) < passes:
             reasons[name] = "the loss does not depend on it, so it has no gradient"
     return reasons
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next((tensor.device for tensor in chain(model.parameters(), model.buffers())), torch.device("cpu"))
 
 
 @contextmanager

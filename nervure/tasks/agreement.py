@@ -9,12 +9,11 @@ from torch.nn import functional as F
 
 from nervure.core.check import checked
 from nervure.errors import ArgumentError
-from nervure.graph.models import evaluating
+from nervure.graph.models import device_of, evaluating
 from nervure.tasks.batch_forms import Layout, Place, move_batch
 from nervure.tasks.boxes import Boxes, Detection, box_metrics
 from nervure.tasks.metric_specs import COSINE, DIVERGENCE, FLIPS, R2
 from nervure.tasks.outputs import logits_in, mask_in
-from nervure.tasks.running import device_of
 from nervure.tasks.task import Forward, Task, Total
 
 Answers: TypeAlias = Literal["classes", "values", "boxes"]

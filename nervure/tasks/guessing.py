@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from nervure.core.check import checked
 from nervure.errors import ArgumentError, NervureError
-from nervure.graph.models import evaluating, unwrap
+from nervure.graph.models import device_of, evaluating, unwrap
 from nervure.tasks.batch_forms import Layout, describe_batch, move_batch, parts_of
 from nervure.tasks.boxes import Detection, detection
 from nervure.tasks.categorical import (
@@ -23,7 +23,6 @@ from nervure.tasks.categorical import (
 )
 from nervure.tasks.numeric import embedding, multilabel, regression
 from nervure.tasks.outputs import logits_in, loss_in
-from nervure.tasks.running import device_of
 from nervure.tasks.sequences import model_loss, sequence
 from nervure.tasks.task import Task
 

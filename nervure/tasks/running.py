@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from itertools import chain
 from typing import Any, final
 
 import torch
@@ -12,7 +11,7 @@ from nervure.core.annotations import Batches, Device
 from nervure.core.check import checked, nearest
 from nervure.core.progress import ending, length, track
 from nervure.errors import ArgumentError, DataError
-from nervure.graph.models import evaluating
+from nervure.graph.models import evaluating, on_device
 from nervure.tasks.batch_forms import move_batch
 from nervure.tasks.task import Measure, Task
 
@@ -142,23 +141,3 @@ def naming_batch(number: int) -> Iterator[None]:
         yield
     except DataError as error:
         raise DataError(f"batch {number}: {error}") from error
-
-
-@contextmanager
-def on_device(model: nn.Module, device: torch.device | str | None) -> Iterator[torch.device]:
-    """Move ``model`` to ``device`` inside and back afterwards; None leaves it where it is."""
-    home = device_of(model)
-    away = home if device is None else torch.device(device)
-    if away == home:
-        yield home
-        return
-    try:
-        model.to(away)
-        yield away
-    finally:
-        model.to(home)
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Device of the model's first parameter or buffer; the CPU for a model that has none."""
-    return next((tensor.device for tensor in chain(model.parameters(), model.buffers())), torch.device("cpu"))

@@ -28,9 +28,9 @@ from nervure.core.schema import Decay, Epochs, Rate, Seed
 from nervure.core.schema import Part as Portion
 from nervure.core.tensors import digest_of, tensors_in
 from nervure.errors import ArgumentError, DataError, ForwardError
-from nervure.evaluation.labelled import Batch, Data, call, device_of, pairs, require_classes, to_device
+from nervure.evaluation.labelled import Batch, Data, call, pairs, require_classes, to_device
 from nervure.evaluation.metrics import MetricTally
-from nervure.graph.models import evaluating, is_weightless
+from nervure.graph.models import device_of, evaluating, is_weightless
 from nervure.training.checkpoint import KIND, Part, Progress, SavedRun, read_run, save_run, under
 from nervure.training.dynamic.hook import RewiringHook
 from nervure.training.dynamic.protocol import Event, SparseTrainer

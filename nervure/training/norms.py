@@ -16,8 +16,8 @@ from nervure.core.documents import is_shallow
 from nervure.core.inputs import Inputs
 from nervure.core.schema import Size
 from nervure.errors import ArgumentError, DataError
-from nervure.evaluation.labelled import Data, device_of, pairs
-from nervure.graph.models import evaluating, is_weightless
+from nervure.evaluation.labelled import Data, pairs
+from nervure.graph.models import device_of, evaluating, is_weightless
 
 
 @checked

@@ -15,8 +15,8 @@ from torch.nn import functional as F
 from nervure.core.check import checked, show_value
 from nervure.core.schema import Part, Positive, Share
 from nervure.errors import ArgumentError
-from nervure.evaluation.labelled import Batch, call, device_of, logits_of, require_labels, to_device
-from nervure.graph.models import evaluating
+from nervure.evaluation.labelled import Batch, call, logits_of, require_labels, to_device
+from nervure.graph.models import device_of, evaluating
 
 Objective: TypeAlias = Callable[[nn.Module, Batch], Tensor]
 

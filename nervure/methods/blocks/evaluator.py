@@ -18,8 +18,8 @@ from nervure.core.container import read_container, write_container
 from nervure.core.inputs import Inputs
 from nervure.errors import DataError, FileError
 from nervure.evaluation import Latency, latency
-from nervure.evaluation.labelled import device_of, require_finite_outputs, require_labels
-from nervure.graph.models import evaluating
+from nervure.evaluation.labelled import require_finite_outputs, require_labels
+from nervure.graph.models import device_of, evaluating
 from nervure.graph.types import Block, Graph
 from nervure.methods.base import View, data_of, model_of
 from nervure.methods.evidence_folder import ANSWER

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from nervure.errors import DataError
-from nervure.evaluation.labelled import device_of
+from nervure.graph.models import device_of
 from nervure.graph.operands import Entering, listen
 from nervure.graph.types import Product
 from nervure.stats.loaders import batches, fixed_seed

@@ -12,8 +12,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from nervure.errors import ArgumentError, DataError
-from nervure.evaluation.labelled import Batch, call, device_of, pairs, require_labels, to_device
+from nervure.evaluation.labelled import Batch, call, pairs, require_labels, to_device
 from nervure.graph.copies import copy_model
+from nervure.graph.models import device_of
 from nervure.methods.base import View
 from nervure.stats.loaders import fixed_seed
 from nervure.training.norms import by_batch

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from nervure.errors import DataError
-from nervure.evaluation.labelled import Batch, call, device_of, pairs, to_device
+from nervure.evaluation.labelled import Batch, call, pairs, to_device
+from nervure.graph.models import device_of
 from nervure.graph.types import Graph
 from nervure.methods.base import View, model_of
 from nervure.plan import Cut, Keep, Mask, Plan
