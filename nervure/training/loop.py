@@ -234,15 +234,23 @@ def train(  # noqa: PLR0913 - one keyword per choice that a recipe makes
                 "masks": given,
             } | _rewirings(taken)
             save = _checkpointer(checkpoint, run, log, settings)
-            with progress_bar("training", (epochs - len(log.loss)) * per_epoch, enabled=progress) as advance:
-                for epoch in range(len(log.loss), epochs):
-                    # Anew for each epoch, so that a run that goes on draws what it would have drawn.
-                    torch.manual_seed(_epoch_seed(seed, epoch))
-                    log.loss.append(_train_epoch(run, data, epoch, log, advance, save))
-                    if validation is not None:
-                        log.validation.append(_validate(run, validation))
-                    save()
+            _train_epochs(run, data, validation, log, save, seed, progress)
             return log.history(held.masks, taken)
+
+
+def _train_epochs(
+    run: _Run, data: Data, validation: Data | None, log: _Log, save: Callable[[], None], seed: int, progress: bool
+) -> None:
+    """All epochs that the log does not have yet."""
+    left = (run.epochs - len(log.loss)) * run.per_epoch
+    with progress_bar("training", left, enabled=progress) as advance:
+        for epoch in range(len(log.loss), run.epochs):
+            # Anew for each epoch, so that a run that goes on draws what it would have drawn.
+            torch.manual_seed(_epoch_seed(seed, epoch))
+            log.loss.append(_train_epoch(run, data, epoch, log, advance, save))
+            if validation is not None:
+                log.validation.append(_validate(run, validation))
+            save()
 
 
 def _first(data: Data, seed: int) -> Batch:
