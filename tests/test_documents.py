@@ -322,6 +322,13 @@ def test_a_report_that_lacks_what_its_pages_show_is_refused(change: dict[str, An
         check_report(replace(report(), **change))
 
 
+def test_a_report_of_a_group_without_units_is_refused() -> None:
+    data = report().to_json()
+    data["widths"][0]["before"] = 0
+    with pytest.raises(FileError, match=r"widths\[0\].before"):
+        Report.from_json(data)
+
+
 # -- memory ----------------------------------------------------------------------------------------------------------
 
 

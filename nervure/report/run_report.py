@@ -92,7 +92,7 @@ class Width:
     """
 
     group: str
-    before: Count
+    before: Size
     after: Count
     pinned: str = ""
     notes: tuple[str, ...] = ()
