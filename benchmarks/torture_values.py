@@ -84,7 +84,8 @@ LASTING = {("train", "epochs", "10**6")}
 class Values:
     """The part of the campaign that gives bad values."""
 
-    name, number, size, seconds = "values", 10_000, 100, 10.0
+    # Data without an end are told after 65,536 batches, which a network may take a quarter of a minute for.
+    name, number, size, seconds = "values", 10_000, 100, 40.0
     meanings: Mapping[str, str] = {
         "told": "an error of nervure's own",
         "accepted": "the value is of the type that is declared, and the call went through",
