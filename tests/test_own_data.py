@@ -9,7 +9,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from nervure import Magnitude, Recipe, budget, prune, save, sweep, zoo
+from nervure import Magnitude, Recipe, prune, save, sweep, zoo
 from nervure.cli import main
 from nervure.errors import RecipeError
 from nervure.recipe import Study
@@ -111,7 +111,6 @@ def test_recipes_and_studies_name_a_budget() -> None:
         assert Study.from_dict(study).trials()[1].recipe.prune.budget == name
 
 
-@pytest.mark.skipif(not hasattr(budget, "find_budget"), reason="budgets cannot be named by their path yet")
 def test_a_budget_of_ones_own_prunes_in_a_recipe_and_on_the_command_line() -> None:
     words = ["plan", "--model", "resnet8", "--option", "width=0.25", "--input", "1x3x8x8", "-o", "plan.json"]
     done = CliRunner().invoke(main, [*words, "--budget", "own_data:weights", "--keep", "0.5"])
