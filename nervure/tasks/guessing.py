@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from nervure.core.check import checked
-from nervure.errors import ArgumentError, DataError, NervureError
+from nervure.errors import ArgumentError, DataError, ForwardError, NervureError
 from nervure.graph.models import device_of, evaluating, unwrap
+from nervure.graph.preserve import restore_after
 from nervure.tasks.batch_forms import Layout, describe_batch, move_batch, parts_of
 from nervure.tasks.boxes import Detection, detection
 from nervure.tasks.categorical import (
@@ -134,14 +135,24 @@ def guess(model: nn.Module, batch: Any) -> Task:
         return found
     layout, batch = Layout(), move_batch(batch, device_of(inner))
     labels = layout.labels_in(batch)
-    with evaluating(inner):
-        output = Detection(layout).feed(inner, batch)
+    with restore_after(inner), evaluating(inner):
+        output = _run(inner, batch, layout)
     seen = _by_boxes(output) or _by_labels(output, labels, ids_in(layout, batch)) or _by_own_loss(inner, batch)
     if seen is None:
         raise ArgumentError(
             f"the task cannot be told from {_told(output)} and {_said(labels)}. Give one, e.g. {_advice(labels)}."
         )
     return replace(seen[0], reason=seen[1])
+
+
+def _run(model: nn.Module, batch: Any, layout: Layout) -> Any:
+    try:
+        return layout.feed(model, batch)
+    except ForwardError:
+        if not isinstance(layout.inputs_in(batch), tuple | list):
+            raise
+        # Detectors take their pictures as one list.
+        return Detection(layout).feed(model, batch)
 
 
 def _by_name(model: nn.Module) -> Task | None:
@@ -165,7 +176,7 @@ def _by_own_loss(model: nn.Module, batch: Any) -> Guess:
     task = model_loss()
     if parts_of(batch) is None:
         return None
-    with evaluating(model):
+    with restore_after(model), evaluating(model):
         try:
             loss = loss_in(task.forward(model, batch))
         except NervureError:

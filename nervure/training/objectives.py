@@ -6,7 +6,7 @@ objective and are objectives again.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -50,7 +50,11 @@ def label_smoothing(eps: Part) -> Objective:
 
 @checked
 def with_distillation(
-    objective: Objective, teacher: nn.Module, weight: Share = 0.5, temperature: Positive = 4.0, axis: int | None = None
+    objective: Objective,
+    teacher: nn.Module,
+    weight: Share = 0.5,
+    temperature: Positive = 4.0,
+    axis: Literal[1, -1] | None = None,
 ) -> Objective:
     """Blend an objective with the pull towards a teacher's answers (Hinton et al. 2015).
 
