@@ -16,6 +16,7 @@ NONE = "–"
 
 def page(records: Rows) -> str:
     """The results as Markdown."""
+    records, old = ([r for r in records if len(r["key"]) == length] for length in (6, 5))
     cells = list(dict.fromkeys((r["key"][0], r["key"][1], r["key"][2]) for r in records))
     text = [
         "# Refit: plain beside refitted",
@@ -24,11 +25,11 @@ def page(records: Rows) -> str:
         "Gaussian noise, defocus, fog and contrast at severity 3, on 500 pictures), means over seeds. Refitted on",
         "1,024 training pictures without labels, a quarter of them to choose by. Networks saw 9,000 at 16 x 16",
         'for four epochs (the ViT eight); those "to its end" saw all of Fashion-MNIST at 28 x 28, one seed',
-        "([how they were trained](trained.md)).",
+        "(`benchmarks/trained.py`).",
         "",
         "## The best criterion, chosen by pictures held out",
         "",
-        "Clean accuracy of each arm under the criterion that does best for it.",
+        "Clean accuracy of each arm under the criterion that does best for it, of those that were run.",
         "",
         *summary(records, cells),
         "",
@@ -53,6 +54,9 @@ def page(records: Rows) -> str:
         if of:
             text += [f"Dense {entry(of)}; seeds: {seeds}.", ""]
         text += [*table(records, cell), "", *differences(records, cell)]
+    known = {tuple(r["key"][:4]) for r in records}
+    if old := [r for r in old if tuple(r["key"][:4]) not in known]:
+        text += ["", "## Not measured so yet: one seed, clean, one rate for both arms", "", *earlier(old)]
     return "\n".join(text) + "\n"
 
 
@@ -173,6 +177,16 @@ def nothing(records: Rows, cells: list[Cell]) -> list[str]:
         if lost:
             lines.append(f"* {called(cell)}, {counted(epochs)}: {len(lost)} of {len(tried)}: {', '.join(lost)}")
     return lines or ["nowhere here."]
+
+
+def earlier(records: Rows) -> list[str]:
+    """Rows from before there were seeds, shifts and rates."""
+    columns = ("dense", "plain", "norms", "refit", "plain, trained", "refit, trained")
+    lines = []
+    for r in records:
+        network, edit, keep, name, _ = r["key"]
+        lines.append([f"{called((network, edit, keep))}: {name}", *(f"{r[column]:.1f}" for column in columns)])
+    return grid(["", "dense", "plain", "norms remeasured", "refitted", "plain, 1 epoch", "refitted, 1 epoch"], lines)
 
 
 def costs(records: Rows, cells: list[Cell]) -> list[str]:
