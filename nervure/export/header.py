@@ -11,10 +11,10 @@ from nervure.core.container import DamageError, Kind, reading
 from nervure.core.schema import convert
 from nervure.errors import FileError, NervureError
 from nervure.export.packing import unpacked_mask
-from nervure.export.state import Shapes, Stored, fill, require_same_shapes, shapes_of
+from nervure.export.state import Shapes, Stored, fill, give_memory, require_same_shapes, shapes_of
 from nervure.graph import Cost
 from nervure.graph.copies import copy_model
-from nervure.graph.models import unwrap
+from nervure.graph.models import is_weightless, unwrap
 from nervure.graph.tape import named_tensors
 from nervure.graph.types import Graph
 from nervure.plan import Keep, Plan
@@ -81,7 +81,13 @@ def header_of(pruned: Pruned, stored: Stored, shapes: Shapes) -> ModelHeader:
 
 
 def rebuild(
-    path: str | os.PathLike[str], header: ModelHeader, stored: Mapping[str, Tensor], source: Source, kind: Kind
+    path: str | os.PathLike[str],
+    header: ModelHeader,
+    stored: Mapping[str, Tensor],
+    source: Source,
+    kind: Kind,
+    *,
+    edited: bool = False,
 ) -> Pruned:
     """The pruned model: the model before pruning with the plans made to it and the tensors of a file in it.
 
@@ -91,6 +97,7 @@ def rebuild(
         stored: its tensors.
         source: the model before pruning (it is copied), or what builds it.
         kind: the kind of file.
+        edited: whether ``source`` is the pruned model already.
 
     Raises:
         FileError: the file is damaged, or ``source`` is not the model it was made from.
@@ -99,11 +106,14 @@ def rebuild(
         graph = Graph.from_json(header.graph)
         earlier = tuple(Step(Graph.from_json(s.graph), Plan.from_json(s.plan), s.method) for s in header.earlier)
     smaller = copy_model(unwrap(source)) if isinstance(source, nn.Module) else _built(source, path)
-    for step in earlier:
+    for step in () if edited else earlier:
         smaller = _replay(path, smaller, step.graph, step.plan)
     with reading(path, kind):
         plan = Plan.from_json(_with_packed(header, stored, shapes_of(named_tensors(smaller))))
-    smaller = _replay(path, smaller, graph, plan)
+    if not edited:
+        smaller = _replay(path, smaller, graph, plan)
+    if is_weightless(smaller):
+        give_memory(smaller)
     keeps = fill(path, smaller, stored, header, kind)
     with reading(path, kind):
         masks = _masks(header, smaller) | {name: keep.tensor() for name, keep in keeps.items()}

@@ -16,8 +16,9 @@ from nervure.core import container
 from nervure.core.annotations import FilePath
 from nervure.core.check import checked
 from nervure.core.container import Kind, read_container, write_container
-from nervure.core.files import require_writable
-from nervure.errors import NervureWarning
+from nervure.core.files import require_file, require_writable
+from nervure.errors import FileError, NervureWarning
+from nervure.export.folder import load_folder, save_folder
 from nervure.export.header import ModelHeader, Source, header_of, rebuild
 from nervure.export.packing import pack
 from nervure.export.state import Stored, fill, shapes_of, state_of, transient_of, versions, without_repeats
@@ -42,14 +43,30 @@ def save(path: FilePath, pruned: Pruned, *, meta: Mapping[str, Any] | None = Non
     Masked tensors are packed: what stays, and where, see :mod:`nervure.export.packing`. Where the model is of a library
     whose ``from_pretrained`` would build another one from its config, a :class:`NervureWarning` says what differs.
 
+    A folder into which ``pruned.model.save_pretrained(folder)`` or a ``Trainer`` wrote before gets the plan as one file
+    beside config and weights; see :func:`load`.
+
     Args:
-        path: where to; its folder must exist.
+        path: where to; its folder must exist. Or the folder of a saved model.
         pruned: a result of ``nervure.prune`` (its model may have been trained since).
         meta: plain data to keep in the header, e.g. the name and options of the zoo model.
 
     Raises:
         FileError: the place cannot be written, or the model's state holds something that is not a tensor.
     """
+    write = save_folder if Path(path).is_dir() else _save_file
+    saved = write(Path(path), pruned, meta or {})
+    differences = stock_differences(pruned.model)
+    if differences:
+        warnings.warn(
+            f"{str(path)!r} is read by nervure.load only, not by from_pretrained: {differences}.",
+            NervureWarning,
+            stacklevel=3,
+        )
+    return saved
+
+
+def _save_file(path: Path, pruned: Pruned, meta: Mapping[str, Any]) -> Path:
     target = require_writable(path)
     state = state_of(pruned.model)
     transient = transient_of(pruned.model, state)
@@ -60,34 +77,32 @@ def save(path: FilePath, pruned: Pruned, *, meta: Mapping[str, Any] | None = Non
         aliases=aliases,
         packed=packings,
         transient=tuple(sorted(transient)),
-        meta=dict(meta or {}),
+        meta=dict(meta),
     )
-    write_container(target, tensors, header_of(pruned, stored, shapes_of(state)), PRUNED)
-    differences = stock_differences(pruned.model)
-    if differences:
-        warnings.warn(
-            f"{str(path)!r} is read by nervure.load only, not by from_pretrained: {differences}.",
-            NervureWarning,
-            stacklevel=3,
-        )
-    return target
+    return write_container(target, tensors, header_of(pruned, stored, shapes_of(state)), PRUNED)
 
 
 @checked
-def load(path: FilePath, model: Source) -> Pruned:
+def load(path: FilePath, model: Source | None = None) -> Pruned:
     """Read what :func:`save` wrote.
 
     Args:
-        path: the file.
-        model: the model before pruning (it is copied, never changed), or a function that builds it.
+        path: the file, or the folder.
+        model: the model before pruning (it is copied, never changed), or a function that builds it. Not needed for a
+            folder with a model of transformers, where its config tells how it was built.
 
     Returns:
         A ``Pruned`` with the pruned model, its plan, graph, costs and masks, on the device of ``model``.
 
     Raises:
         FileError: the file is missing, truncated, corrupted, foreign or from a newer version, or ``model`` is not
-            the model it was made from (the first differences are listed).
+            the model it was made from (the first differences are listed), or is needed and not given.
     """
+    if Path(path).is_dir():
+        return load_folder(Path(path), model)
+    if model is None:
+        require_file(path, PRUNED.what)
+        raise FileError(f"{str(path)!r} needs the model before pruning, or what builds it: nervure.load(path, model).")
     header, stored = read_container(path, ModelHeader, PRUNED)
     return rebuild(path, header, stored, model, PRUNED)
 

@@ -132,6 +132,22 @@ def fill(
     return keeps
 
 
+def give_memory(model: nn.Module) -> nn.Module:
+    """Give each parameter and buffer of a model without weights memory, in place: what is shared stays shared."""
+    new: dict[int, Tensor] = {}
+    for module in model.modules():
+        for held in (module._parameters, module._buffers):
+            for key, tensor in held.items():
+                if tensor is not None:
+                    held[key] = new.setdefault(id(tensor), _empty_like(tensor))  # type: ignore[assignment]
+    return model
+
+
+def _empty_like(tensor: Tensor) -> Tensor:
+    empty = torch.empty_like(tensor, device="cpu")
+    return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+
+
 def _saved_shapes(stored: Mapping[str, Tensor], header: Stored) -> dict[str, tuple[int, ...]]:
     """The shapes of a file's tensors when they are unpacked, by all their names."""
     shapes = shapes_of({name: tensor for name, tensor in stored.items() if not name.startswith(POSITIONS)})
