@@ -15,8 +15,8 @@ from torch import Tensor
 from nervure.core.container import Kind, read_container, read_shapes, write_container
 from nervure.core.files import require_writable
 from nervure.errors import FileError
+from nervure.export.blueprint import Blueprint, find_blueprint
 from nervure.export.header import ModelHeader, Source, header_of, rebuild
-from nervure.export.origin import Origin, find_origin
 from nervure.export.state import (
     Stored,
     require_same_shapes,
@@ -41,11 +41,11 @@ class FolderHeader:
 
     Attributes:
         pruned: what a file of a pruned model says.
-        origin: what builds the model without being given one; None: the model before pruning must be given.
+        blueprint: what builds the model without being given one; None: the model before pruning must be given.
     """
 
     pruned: ModelHeader
-    origin: Origin | None = None
+    blueprint: Blueprint | None = None
 
 
 def save_folder(folder: Path, pruned: Pruned, meta: Mapping[str, Any]) -> Path:
@@ -60,7 +60,7 @@ def save_folder(folder: Path, pruned: Pruned, meta: Mapping[str, Any]) -> Path:
     tensors, _ = without_repeats(transient)
     aliases = _aliases(folder, state) | without_repeats(transient)[1]
     stored = Stored(versions=versions(), aliases=aliases, transient=tuple(sorted(transient)), meta=dict(meta))
-    header = FolderHeader(header_of(pruned, stored, shapes_of(state)), find_origin(pruned))
+    header = FolderHeader(header_of(pruned, stored, shapes_of(state)), find_blueprint(pruned))
     write_container(target, tensors, header, FOLDER)
     return folder
 
@@ -68,7 +68,7 @@ def save_folder(folder: Path, pruned: Pruned, meta: Mapping[str, Any]) -> Path:
 def load_folder(folder: Path, source: Source | None) -> Pruned:
     """Read a folder into which :func:`save_folder` wrote; see :func:`nervure.load`."""
     header, stored = read_container(folder / PLAN_FILE, FolderHeader, FOLDER)
-    if source is None and header.origin is None:
+    if source is None and header.blueprint is None:
         raise FileError(
             f"{str(folder)!r} does not say how its model is built: its config alone does not tell. Give the model "
             "before pruning, or what builds it: nervure.load(folder, model)."
@@ -77,8 +77,8 @@ def load_folder(folder: Path, source: Source | None) -> Pruned:
         stored |= read_container(path, _Weights, WEIGHTS, plain=_Weights())[1]
     if source is not None:
         return rebuild(folder, header.pruned, stored, source, FOLDER)
-    assert header.origin is not None
-    return rebuild(folder, header.pruned, stored, header.origin.build, FOLDER, edited=header.origin.edited)
+    assert header.blueprint is not None
+    return rebuild(folder, header.pruned, stored, header.blueprint.build, FOLDER, edited=header.blueprint.edited)
 
 
 @final

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from nervure import ERK, Drop, Energy, Magnitude, Plan, Pruned, load, prune, save
 from nervure.errors import FileError, NervureWarning
+from nervure.export.blueprint import Blueprint
 from nervure.export.folder import PLAN_FILE
-from nervure.export.origin import Origin
 
 X = torch.randn(8, 6, generator=torch.Generator().manual_seed(3))
 
@@ -199,8 +199,8 @@ def test_a_class_that_transformers_does_not_have_is_never_looked_for_elsewhere(t
     pytest.importorskip("transformers")
     for name in ("os", "AutoModel", "utils", "pipeline", "__class__", "BertConfig"):
         with pytest.raises(FileError, match="has no model"):
-            Origin(name, {}).build()
+            Blueprint(name, {}).build()
     code = {"auto_map": {"AutoModel": "a--b.C"}, "attn_implementation": "some/kernel", **SIZES}
-    assert Origin("BertModel", code).build().config._attn_implementation in ("sdpa", "eager")  # type: ignore[union-attr]
+    assert Blueprint("BertModel", code).build().config._attn_implementation in ("sdpa", "eager")  # type: ignore[union-attr]
     with pytest.raises(FileError, match="cannot be built from its config"):
-        Origin("BertModel", {"hidden_size": -3}).build()
+        Blueprint("BertModel", {"hidden_size": -3}).build()

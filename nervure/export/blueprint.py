@@ -26,7 +26,7 @@ CONFIG = "config."
 
 @final
 @dataclass(frozen=True, slots=True)
-class Origin:
+class Blueprint:
     """A class of transformers and a config that build a model.
 
     Attributes:
@@ -56,15 +56,15 @@ class Origin:
         raise FileError(f"{LIBRARY} {library.__version__} has no model {self.name!r}: give the model before pruning.")
 
 
-def find_origin(pruned: Pruned) -> Origin | None:
+def find_blueprint(pruned: Pruned) -> Blueprint | None:
     """What builds the model of ``pruned`` again, or the model it was made from; None where nothing is certain."""
     model: Any = pruned.model
     name = type(model).__name__
     if type(model).__module__.partition(".")[0] != LIBRARY or not hasattr(type(model), "config_class"):
         return None
     if not stock_differences(model):
-        return Origin(name, _to_plain(model.config), edited=True)
-    found = Origin(name, _to_plain(_config_before(pruned)))
+        return Blueprint(name, _to_plain(model.config), edited=True)
+    found = Blueprint(name, _to_plain(_config_before(pruned)))
     steps = [*((step.graph, step.plan) for step in pruned.earlier), (pruned.graph, pruned.plan)]
     try:
         again = found.build()
