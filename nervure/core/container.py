@@ -192,6 +192,13 @@ def read_header(path: str | os.PathLike[str], schema: type[T], *kinds: Kind) -> 
         return decode(text, schema, "its header", DamageError)
 
 
+def read_shapes(path: str | os.PathLike[str], kind: Kind) -> dict[str, tuple[int, ...]]:
+    """The shapes of the tensors of any safetensors file, which are not read; raises FileError where it is damaged."""
+    source = require_file(path, kind.what)
+    with reading(source, kind), source.open("rb") as file:
+        return {name: entry.shape for name, entry in _read_table(file).entries.items()}
+
+
 @contextmanager
 def reading(path: str | os.PathLike[str], kind: Kind) -> Iterator[None]:
     """Tell what is found wrong in a file as one :class:`FileError`: which file, what is wrong, what to do."""

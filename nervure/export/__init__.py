@@ -4,7 +4,8 @@ from nervure.core.renamed import old_names
 from nervure.export.card import Card
 from nervure.export.checking import FileDifference
 from nervure.export.formats import FORMATS, Format
-from nervure.export.saving import load, load_state, read_header, save, save_state, versions
+from nervure.export.saving import load, load_state, read_header, save, save_state
+from nervure.export.state import versions
 from nervure.export.writing import ExportedFile, export, require_format
 
 __all__ = [

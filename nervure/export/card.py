@@ -17,7 +17,7 @@ from nervure.core.markup import code, code_block, escape_markdown, table
 from nervure.core.provenance import commit
 from nervure.engines.exported import Exported
 from nervure.export.checking import FileDifference
-from nervure.export.saving import versions
+from nervure.export.state import versions
 from nervure.plan import Cut, Drop, Link, Mask, Plan
 from nervure.prune import Pruned
 

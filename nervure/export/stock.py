@@ -21,15 +21,22 @@ def stock_differences(model: nn.Module) -> str:
     if not callable(getattr(type(model), "from_pretrained", None)) or not callable(getattr(config, "to_dict", None)):
         return ""
     try:
-        stock = _built(type(model), config)
+        stock = build_from_config(type(model), config)
     except Exception as error:  # whatever a constructor refuses with
         return f"it cannot be built from its config ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
-    found = [*_tensors(model, stock), *_fractions(model, stock)]
+    found = [*differences_between(model, stock)]
     more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
     return f"built from its config, {', '.join(found[:SHOWN])}{more}" if found else ""
 
 
-def _built(kind: Any, config: Any) -> nn.Module:
+def differences_between(model: nn.Module, other: nn.Module) -> Iterator[str]:
+    """In what ``other`` differs from ``model``: names and shapes of tensors, and fractions by value."""
+    yield from _tensors(model, other)
+    yield from _fractions(model, other)
+
+
+def build_from_config(kind: Any, config: Any) -> nn.Module:
+    """What ``kind`` builds from what ``config`` says when it is written and read again, without weights."""
     read = config.to_dict()
     again = type(config).from_dict(read) if callable(getattr(type(config), "from_dict", None)) else type(config)(**read)
     with torch.device("meta"), torch.random.fork_rng(devices=[]), warnings.catch_warnings():

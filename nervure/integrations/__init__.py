@@ -1,1 +1,1 @@
-"""Callbacks that hold masks in the loops of other libraries; each module needs its library (an extra)."""
+"""What the loops of other libraries need of pruned models; each module needs its library (an extra)."""

@@ -1,13 +1,19 @@
-"""Masks that hold in a Lightning ``Trainer``: ``Trainer(callbacks=[HoldMasks(pruned.masks)])``."""
+"""What a Lightning ``Trainer`` needs of pruned modules: masks that hold, and plans in its checkpoints.
+
+A checkpoint holds the sizes of a pruned module, and its class builds those from before. ``KeepPlan`` puts the plan into
+each checkpoint, and ``accept_pruned`` lets ``load_from_checkpoint`` of a class follow it.
+"""
 
 from collections.abc import Mapping
-from typing import Any, final
+from functools import wraps
+from typing import Any, TypeVar, final
 
 from torch import nn
 from torch.optim import Optimizer
 
 from nervure.errors import MissingExtraError
 from nervure.integrations.held import Holding
+from nervure.integrations.plans import Planned, has_shapes_of, replay_plans, write_plans
 from nervure.training.masks import Masks
 
 try:
@@ -20,6 +26,10 @@ except ImportError:
             "nervure.integrations.lightning needs Lightning, which is not installed. Run: "
             "pip install 'nervure[lightning]'"
         ) from error
+
+T = TypeVar("T")
+KEY = "nervure"
+"""What a checkpoint holds of a pruned module lies there."""
 
 
 @final
@@ -71,3 +81,66 @@ class HoldMasks(Callback):
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take the masks of a checkpoint instead of those given."""
         self._holding.given = state_dict.get("masks", self._holding.given)
+
+
+@final
+class KeepPlan(Callback):
+    """Put the plan of a pruned module into each checkpoint, as text beside the weights; see :func:`accept_pruned`.
+
+    Args:
+        pruned: what ``nervure.prune`` returned.
+        module: path within the LightningModule of the part that was pruned, such as ``"net"`` where
+            ``self.net = pruned.model``; empty: the LightningModule itself was.
+
+    Raises:
+        ArgumentError: ``pruned`` has no plan.
+    """
+
+    def __init__(self, pruned: Planned, *, module: str = "") -> None:
+        super().__init__()
+        self._entry = {"module": module, "plans": write_plans(pruned)}
+
+    def on_save_checkpoint(self, trainer: Any, pl_module: nn.Module, checkpoint: dict[str, Any]) -> None:
+        """Add the plan."""
+        checkpoint[KEY] = dict(self._entry)
+
+
+def accept_pruned(kind: type[T]) -> type[T]:
+    """Let a class of LightningModules load checkpoints of pruned ones: what it builds is pruned by the plan there.
+
+    ``accept_pruned(Module).load_from_checkpoint(path)``, or once and for all ``@accept_pruned`` above the class. A fit
+    that goes on from such a checkpoint (``ckpt_path=``) may start with the dense module. Checkpoints without a plan are
+    loaded as ever.
+
+    Args:
+        kind: the class; its ``on_load_checkpoint`` does this first from now on.
+
+    Raises:
+        FileError: when a checkpoint is loaded whose plan is damaged, or made for another module.
+    """
+    hook: Any = kind.on_load_checkpoint  # type: ignore[attr-defined]
+    if getattr(hook, "accepts_pruned", False):
+        return kind
+
+    @wraps(hook)
+    def on_load_checkpoint(self: Any, checkpoint: dict[str, Any]) -> None:
+        _make_smaller(self, checkpoint)
+        hook(self, checkpoint)
+
+    on_load_checkpoint.accepts_pruned = True  # type: ignore[attr-defined]
+    kind.on_load_checkpoint = on_load_checkpoint  # type: ignore[attr-defined]
+    return kind
+
+
+def _make_smaller(module: nn.Module, checkpoint: Mapping[str, Any]) -> None:
+    """Prune a module in place as a checkpoint says, where it is not as small already."""
+    entry = checkpoint.get(KEY)
+    if entry is None or has_shapes_of(module, checkpoint["state_dict"]):
+        return
+    path = str(entry["module"])
+    smaller = replay_plans(module.get_submodule(path), entry["plans"])
+    if path:
+        module.set_submodule(path, smaller)
+    else:
+        # The trainer is not part of a copy.
+        vars(module).update({key: value for key, value in vars(smaller).items() if key != "_trainer"})
