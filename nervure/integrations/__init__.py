@@ -1,1 +1,1 @@
-"""What the loops of other libraries need of pruned models; each module needs its library (an extra)."""
+"""What the loops of other libraries need of pruned models, and trackers; each module needs its library (an extra)."""
