@@ -32,6 +32,8 @@ from nervure.surgery.apply import apply, edit_model, masks_after
 from nervure.surgery.blame import Edit, families_of, name_of, wrong_edits
 from nervure.surgery.checker import Checker
 from nervure.surgery.verify import verify_with
+from nervure.tasks.guessing import TaskLike, as_task
+from nervure.tasks.task import Task
 from nervure.tracing import pin_edits, trace_and_check
 
 PLANS = 3
@@ -123,6 +125,7 @@ def prune(  # noqa: PLR0913 - one choice per argument, all by keyword
     keep: Density | None = None,
     budget: str | Budget | None = None,
     data: Batches | None = None,
+    task: TaskLike | None = None,
     verify: bool = True,
     refit: bool | Refit = False,
     ignore: Choices = (),
@@ -143,7 +146,9 @@ def prune(  # noqa: PLR0913 - one choice per argument, all by keyword
         keep: the fraction of the budget that stays, where no method says so.
         budget: what is counted then: a name in ``nervure.budget.BUDGETS`` or a budget of your own; or what may be left
             of it, with its unit, like ``"200 MB"`` or ``"3 ms"``. None: multiply-accumulates.
-        data: batches of (inputs, labels), for methods that measure.
+        data: batches of any form, such as (inputs, labels) or dicts, for methods that measure.
+        task: what the model is for (:mod:`nervure.tasks`), or an objective: a function of the model and a batch that
+            gives the mean loss. None: methods that need a loss see from the first batch which it is.
         verify: check that the result computes what the original does without the removed units. Where it does not,
             the groups to blame are pinned and the method plans once more. Without weights there is nothing to check.
         refit: fit what stays to say what ``model`` says, on ``data``, once all is pruned and verified, see
@@ -176,6 +181,7 @@ def prune(  # noqa: PLR0913 - one choice per argument, all by keyword
             example,
             one,
             data=data,
+            task=as_task(task),
             verify=verify,
             chosen={"ignore": ignore, "only": only, **options},
             seed=seed,
@@ -185,7 +191,7 @@ def prune(  # noqa: PLR0913 - one choice per argument, all by keyword
     assert isinstance(found, Pruned)
     if refit is False or data is None:
         return found
-    return _refit(model, found, data, Refit(seed=seed) if refit is True else refit, progress)
+    return _refit(model, found, data, as_task(task), Refit(seed=seed) if refit is True else refit, progress)
 
 
 def _list_methods(
@@ -210,12 +216,14 @@ def _least_magnitude(keep: float | None, budget: str | Budget | None) -> Magnitu
     return Magnitude(budget=kind, target=amount) if keep is None else Magnitude(keep=keep, budget=kind)
 
 
-def _refit(dense: nn.Module | Pruned, found: Pruned, data: Batches, how: Refit, progress: bool) -> Pruned:
+def _refit(
+    dense: nn.Module | Pruned, found: Pruned, data: Batches, task: Task | None, how: Refit, progress: bool
+) -> Pruned:
     """``found``, fitted to what it was made from."""
     if isinstance(dense, nn.Module):
-        return refitted_to(found, data, reference=dense, how=how, progress=progress).result
+        return refitted_to(found, data, reference=dense, task=task, how=how, progress=progress).result
     recent = replace(found, earlier=found.earlier[len(dense.earlier) + 1 :])
-    result = refitted_to(recent, data, reference=dense.model, how=how, progress=progress).result
+    result = refitted_to(recent, data, reference=dense.model, task=task, how=how, progress=progress).result
     return replace(result, earlier=found.earlier)
 
 
@@ -244,6 +252,7 @@ def _pruned_once(
     method: Method | Plan,
     *,
     data: Batches | None,
+    task: Task | None,
     verify: bool,
     chosen: Mapping[str, Any],
     seed: int,
@@ -265,7 +274,7 @@ def _pruned_once(
     before = cost_of(model, drawing.flow)
     ignored = left_alone(model, chosen["ignore"], chosen["only"])
     shown = [one.plain() for one in given]
-    view = View(graph, weights, None, seed, model, shown if len(shown) > 1 else shown[0], data, ignored)
+    view = View(graph, weights, None, seed, model, shown if len(shown) > 1 else shown[0], data, ignored, task=task)
     with restore_after(model, given):
         view = gather_evidence(method, view, progress=progress)
     result = _make_plan(model, method, view, before)

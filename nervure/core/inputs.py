@@ -187,12 +187,14 @@ def plain_tensors(inputs: Inputs) -> Inputs:
     """
     if not is_shallow((inputs.args, dict(inputs.kwargs))):
         raise ArgumentError("example is nested too deeply, or holds itself. Give tensors, a tuple or a dict of them.")
-    return inputs.map(lambda x: x.as_subclass(Tensor) if _carries(x) else x)
+    return inputs.map(plain_tensor)
 
 
-def _carries(tensor: Tensor) -> bool:
+def plain_tensor(tensor: Tensor) -> Tensor:
+    """The tensor itself, or a plain one of the same memory for one of a subclass that only carries something along."""
     kind: Any = type(tensor)
-    return kind not in (Tensor, nn.Parameter) and kind.__torch_dispatch__ is Tensor.__torch_dispatch__
+    carries = kind not in (Tensor, nn.Parameter) and kind.__torch_dispatch__ is Tensor.__torch_dispatch__
+    return tensor.as_subclass(Tensor) if carries else tensor
 
 
 def _to_device(x: Tensor, device: torch.device) -> Tensor:

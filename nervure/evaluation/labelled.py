@@ -19,6 +19,7 @@ from nervure.errors import ArgumentError, DataError
 
 Batch: TypeAlias = tuple[Any, Tensor]
 Data: TypeAlias = Batches
+OTHERWISE = "or say what the model is for, where it is no classifier: task= (nervure.tasks)"
 
 
 def pairs(data: Data, what: str = "data") -> Iterator[Batch]:
@@ -76,11 +77,11 @@ def require_labels(labels: Tensor, logits: Tensor) -> Tensor:
         raise DataError("labels or outputs are on the meta device, which has shapes without numbers.")
     expected = (*logits.shape[:1], *logits.shape[2:])
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-        raise DataError(f"labels have dtype {labels.dtype}; give the numbers of the classes, as int64.")
+        raise DataError(f"labels have dtype {labels.dtype}; give the numbers of the classes, as int64, {OTHERWISE}.")
     if logits.ndim < 2 or tuple(labels.shape) != expected:
         raise DataError(
             f"labels of shape {tuple(labels.shape)} do not fit outputs of shape {tuple(logits.shape)}; "
-            "outputs [samples, classes] go with labels [samples]."
+            f"outputs [samples, classes] go with labels [samples]; {OTHERWISE}."
         )
     require_classes(labels, logits.shape[1])
     return labels.long()

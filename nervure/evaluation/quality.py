@@ -9,12 +9,15 @@ from nervure.core.annotations import Device, FilePath
 from nervure.core.check import checked
 from nervure.core.progress import length, track
 from nervure.core.schema import Length, Seed
+from nervure.errors import ArgumentError
 from nervure.evaluation.answers import Key
 from nervure.evaluation.corruptions import SEVERITIES
 from nervure.evaluation.labelled import Data, call, pairs, to_device
 from nervure.evaluation.metrics import Metrics, MetricTally
 from nervure.evaluation.shift import Normalisation, Shifted, evaluate_shift
 from nervure.graph.models import evaluating, on_device
+from nervure.tasks.guessing import TaskLike, as_task
+from nervure.tasks.running import evaluate_task
 
 Shift = str | Iterable[str] | Mapping[Key, Data]
 
@@ -24,6 +27,7 @@ def evaluate(
     model: nn.Module,
     data: Data,
     *,
+    task: None = None,
     shift: None = None,
     bins: Length = 15,
     device: Device | None = None,
@@ -36,6 +40,20 @@ def evaluate(
     model: nn.Module,
     data: Data,
     *,
+    task: TaskLike,
+    shift: None = None,
+    bins: Length = 15,
+    device: Device | None = None,
+    progress: bool = True,
+) -> dict[str, float]: ...
+
+
+@overload
+def evaluate(
+    model: nn.Module,
+    data: Data,
+    *,
+    task: None = None,
     shift: Shift,
     severities: Iterable[int] = SEVERITIES,
     normalisation: Normalisation | None = None,
@@ -48,10 +66,11 @@ def evaluate(
 
 
 @checked
-def evaluate(
+def evaluate(  # noqa: PLR0913 - one keyword per choice
     model: nn.Module,
     data: Data,
     *,
+    task: TaskLike | None = None,
     shift: Shift | None = None,
     severities: Iterable[int] = SEVERITIES,
     normalisation: Normalisation | None = None,
@@ -60,14 +79,17 @@ def evaluate(
     device: Device | None = None,
     cache: FilePath | None = None,
     progress: bool = True,
-) -> Metrics | Shifted:
-    """Measure a classifier on data, in evaluation mode and without gradients; with ``shift``, also under corruption.
+) -> Metrics | Shifted | dict[str, float]:
+    """Measure a model on data, in evaluation mode and without gradients; with ``shift``, also under corruption.
 
     The model comes back as it was: every module in the mode it was in, on the device it was on.
 
     Args:
-        model: returns logits [samples, classes] or [samples, classes, ...], alone or as described in ``logits_of``.
-        data: iterable of (inputs, labels) batches.
+        model: without ``task`` it returns logits [samples, classes] or [samples, classes, ...], alone or as described
+            in ``logits_of``.
+        data: iterable of (inputs, labels) batches; with ``task`` of any form.
+        task: what the model is for, see :mod:`nervure.tasks`: the result is the loss and the metrics of the task, by
+            name, as of :func:`nervure.tasks.evaluate_task`. None: it is a classifier.
         shift: "all", kinds or names of corruptions, or ready data by (name, severity): see
             :func:`~nervure.evaluation.shift.evaluate_shift`, which measures several models at once.
         severities: of the corruptions, which of 1 to 5.
@@ -83,6 +105,10 @@ def evaluate(
             normalised as said.
         ArgumentError: if ``bins`` is below 1, or a corruption or severity is unknown.
     """
+    if (given := as_task(task)) is not None:
+        if shift is not None:
+            raise ArgumentError("evaluate(task=, shift=): measure a task under shift by nervure.evaluation.shift.")
+        return evaluate_task(model, data, given, device=device, progress=progress)
     with on_device(model, device) as place, evaluating(model):
         if shift is not None:
             found = evaluate_shift(

@@ -13,7 +13,7 @@ from torch import nn
 from nervure.core.annotations import Batches
 from nervure.core.check import checked, nearest, require_choice, show_value
 from nervure.core.markup import listing
-from nervure.core.progress import ending, length, track
+from nervure.core.progress import length, track
 from nervure.core.schema import Count, Seed, convert
 from nervure.core.tensors import tensors_in
 from nervure.errors import ArgumentError
@@ -31,8 +31,8 @@ from nervure.evaluation.shifts import (
     token_shifts,
 )
 from nervure.graph.models import device_of, evaluating
-from nervure.tasks.batch_forms import Layout, move_batch
-from nervure.tasks.running import TaskTally, naming_batch
+from nervure.tasks.batch_forms import Layout, iterate_batches, move_batch, naming
+from nervure.tasks.running import TaskTally
 from nervure.tasks.task import Task
 
 DOMAIN = 1
@@ -196,14 +196,16 @@ def evaluate_task_shift(
     with ExitStack() as stack:
         for model in models.values():
             stack.enter_context(evaluating(model))
-        for number, batch in enumerate(track(ending(data), "evaluating under shift", length(data), enabled=progress)):
-            with naming_batch(number):
+        for number, batch in enumerate(
+            track(iterate_batches(data), "evaluating under shift", length(data), enabled=progress)
+        ):
+            with naming(f"batch {number}"):
                 add(None, batch)
                 for name, level in keys:
                     add((name, level), shifts[name](batch, level, seed=seed))
         for key, part in domains.items():
-            for number, batch in enumerate(ending(part, f"shift {key[0]}")):
-                with naming_batch(number):
+            for number, batch in enumerate(iterate_batches(part, f"shift {key[0]!r}")):
+                with naming(f"batch {number} of shift {key[0]!r}"):
                     add(key, batch)
     return {name: _collect(found, task) for name, found in tallies.items()}
 

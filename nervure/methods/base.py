@@ -11,6 +11,9 @@ from nervure.errors import DataError, ScoreError
 from nervure.graph.types import Graph
 from nervure.plan import Plan
 from nervure.stats import Stats, measure
+from nervure.stats.loaders import first_of, fixed_seed
+from nervure.tasks.guessing import find_task
+from nervure.tasks.task import Task
 
 A_co = TypeVar("A_co", covariant=True)
 Folder = str | os.PathLike[str] | None
@@ -28,9 +31,10 @@ class View:
         seed: where the randomness of the run starts.
         model: the model itself, for inquiries. It must be left as it was: what changes anything works on a copy.
         example: the input it was traced with.
-        data: batches of (inputs, labels), re-iterable; None where none were given.
+        data: batches of any form, re-iterable; None where none were given.
         ignored: names of parameters that must not change, whatever groups they belong to.
         answers: inquiries with what they have found out, see :func:`gather_evidence`.
+        task: what the model is for; None: what the first batch says, where that is asked.
     """
 
     graph: Graph
@@ -42,6 +46,7 @@ class View:
     data: Iterable[Any] | None = None
     ignored: frozenset[str] = frozenset()
     answers: tuple[tuple["Inquiry[Any]", Any], ...] = ()
+    task: Task | None = None
 
     def ask(self, inquiry: "Inquiry[A_co]", folder: Folder = None) -> A_co:
         """The answer that was gathered; where none was, the view's own model is asked now, if it has one."""
@@ -61,7 +66,8 @@ class View:
         if not want or (self.stats is not None and want <= self.stats.want):
             return self
         model, data = model_of(self), data_of(self)
-        found = measure(model, self.graph, data, want=want, seed=self.seed, progress=progress, **options)
+        how = {"task": self.task, "seed": self.seed, "progress": progress, **options}
+        found = measure(model, self.graph, data, want=want, **how)
         return replace(self, stats=found)
 
 
@@ -181,6 +187,20 @@ def model_of(view: View) -> nn.Module:
     if view.model is None:
         raise DataError("this asks the model itself, but the view has none. Give model= (nervure.prune does).")
     return view.model
+
+
+def task_of(view: View) -> Task:
+    """What the model of a view is for: as given, or as the first batch of its data says.
+
+    Raises:
+        DataError: there are no model or no data, or these have no labels and need some.
+        ArgumentError: several tasks fit.
+    """
+    if view.task is not None:
+        return view.task
+    with fixed_seed(view.seed):
+        first = first_of(data_of(view), 1)
+    return find_task(model_of(view), first[0])
 
 
 def data_of(view: View) -> Iterable[Any]:

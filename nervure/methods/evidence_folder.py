@@ -40,6 +40,7 @@ def evidence_folder(root: str | os.PathLike[str], view: View, question: Sequence
         digest.update(name.encode())
         digest.update(_bytes(tensor))
     digest.update(data.encode())
+    digest.update(b"" if view.task is None else repr(view.task).encode())
     return require_folder(Path(root) / digest.hexdigest()[:24])
 
 

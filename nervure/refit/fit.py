@@ -11,11 +11,11 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from nervure.core.annotations import Batches
 from nervure.core.check import checked
 from nervure.core.progress import track
+from nervure.core.tensors import tensors_in
 from nervure.errors import ArgumentError, DataError, NervureWarning
 from nervure.graph.copies import copy_model
 from nervure.graph.models import is_weightless, unwrap
@@ -35,6 +35,8 @@ from nervure.refit.survey import LayerReading, survey
 from nervure.stats.loaders import batches
 from nervure.surgery.apply import check_fits
 from nervure.surgery.attention import ResizedAttention
+from nervure.tasks.guessing import TaskLike, as_task
+from nervure.tasks.task import Task
 
 HELD = 4
 """One sample in so many is left out of fits, and chooses among them."""
@@ -55,6 +57,7 @@ def refit(
     data: Batches,
     *,
     reference: nn.Module,
+    task: TaskLike | None = None,
     how: Refit | None = None,
     masks: Mapping[str, Tensor] | None = None,
     progress: bool = True,
@@ -67,8 +70,9 @@ def refit(
     Args:
         pruned: a pruned model, as :func:`nervure.prune` returns it (trained since, perhaps); or a module of the shape
             of ``reference``, masked perhaps. It is not changed.
-        data: batches of (inputs, labels) or of inputs; labels are not looked at.
+        data: batches of any form; labels are not looked at.
         reference: the dense network that it was pruned from, with its weights.
+        task: how batches go into the model (:mod:`nervure.tasks`), where their form does not say it.
         how: the choices, see :class:`Refit`.
         masks: of a module: which entries of its parameters may be other than zero, by name.
         progress: show progress of what takes longer than two seconds.
@@ -86,7 +90,7 @@ def refit(
             raise ArgumentError(f"{what} has no weights: some of its tensors have a shape only. Load them first.")
     if steps:
         check_fits(reference, *steps[0])
-    parts = split(data, how.samples)
+    parts = split(data, how.samples, as_task(task))
     result = copy_model(model)
     refitter = _Refitter(result, _twin(reference, result), origins(reference, steps), found, parts, how)
     layers = refitter.run(progress)
@@ -125,14 +129,14 @@ def _twin(reference: nn.Module, model: nn.Module) -> nn.Module:
     return twin
 
 
-def split(data: Iterable[Any], samples: int) -> list[GramPart]:
+def split(data: Iterable[Any], samples: int, task: Task | None = None) -> list[GramPart]:
     """The first so many samples, every fourth of them apart.
 
     Raises:
         DataError: there are fewer than two, or they are all the same.
     """
     parts, seen = list[GramPart](), 0
-    for batch in batches(data, samples, labelled=False):
+    for batch in batches(data, samples, labelled=False, task=task):
         held = (torch.arange(batch.size) + seen) % HELD == HELD - 1
         seen += batch.size
         for rows, apart in ((~held, False), (held, True)):
@@ -156,8 +160,7 @@ def _are_same(parts: Sequence[GramPart]) -> bool:
 
 
 def _inputs(part: GramPart) -> list[Tensor]:
-    leaves = tree_leaves(part.batch.inputs)
-    return [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.ndim]
+    return [tensor for tensor in tensors_in(part.batch.inputs) if tensor.ndim]
 
 
 class _Refitter:

@@ -10,13 +10,19 @@ from typing import Any, final
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from nervure.core.annotations import Batches
 from nervure.core.check import checked
-from nervure.core.inputs import Inputs, plain_tensors
+from nervure.core.documents import is_shallow
+from nervure.core.inputs import Inputs, plain_tensor
 from nervure.core.progress import ending
+from nervure.core.tensors import tensors_in
 from nervure.errors import DataError
+from nervure.tasks.batch_forms import describe_batch, map_tensors, move_batch, naming
+from nervure.tasks.task import Task
+
+UNTOLD = Task(name="untold")
+"""Reads batches of the forms that are known, and has no loss."""
 
 SAMPLES = 2048
 """How many are measured, unless something else is asked."""
@@ -25,42 +31,54 @@ SAMPLES = 2048
 @final
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:
-    """Inputs and labels of ``size`` samples."""
+    """A batch of ``size`` samples as it came, and the task that reads it."""
 
-    inputs: Inputs
-    labels: Tensor | None
+    raw: Any
     size: int
+    task: Task = UNTOLD
+
+    @property
+    def inputs(self) -> Any:
+        """What goes into the model."""
+        return self.task.inputs(self.raw)
+
+    @property
+    def labels(self) -> Any:
+        """Its labels; None where it has none."""
+        return self.task.labels(self.raw)
 
     def head(self, n: int) -> "Batch":
         """The first ``n`` samples."""
-        return self if n >= self.size else self.rows(torch.arange(n))
+        return self if n >= self.size else self._take(slice(n), n)
 
     def rows(self, index: Tensor) -> "Batch":
         """The samples at these places."""
-
-        def pick(value: Tensor) -> Tensor:
-            return value[index] if value.ndim and len(value) == self.size else value
-
-        return Batch(self.inputs.map(pick), self.labels if self.labels is None else pick(self.labels), len(index))
+        return self._take(index, len(index))
 
     def to(self, device: torch.device) -> "Batch":
         """The same on another device."""
-        return Batch(self.inputs.to(device), self.labels if self.labels is None else self.labels.to(device), self.size)
+        return Batch(move_batch(self.raw, device), self.size, self.task)
 
     def feed(self, model: nn.Module) -> Any:
         """What ``model`` makes of the inputs, or of copies, for it may write into what it is given."""
-        return self.inputs.map(torch.clone).run(model)
+        return self.task.forward(model, self.raw)
+
+    def _take(self, which: slice | Tensor, size: int) -> "Batch":
+        return Batch(self.task.take(self.raw, which, self.size), size, self.task)
 
 
-def batches(data: Batches, samples: int, *, labelled: bool, per_class: int = 0) -> Iterator[Batch]:
+def batches(
+    data: Batches, samples: int, *, labelled: bool, per_class: int = 0, task: Task | None = None
+) -> Iterator[Batch]:
     """The first ``samples`` samples of ``data``, batch by batch.
 
     Args:
-        data: (inputs, labels) pairs, or inputs alone; inputs are a tensor, a tuple of positional arguments or a dict.
-            They stay where they are, see :func:`keep_position`.
+        data: batches of any form, see :class:`nervure.tasks.Layout`. They stay where they are, see
+            :func:`keep_position`.
         samples: how many at most; the last batch is cut to fit.
-        labelled: whether labels must be there.
+        labelled: whether there must be a class number for each sample.
         per_class: where above 0, only the first so many samples of each class are taken.
+        task: what reads them.
 
     Raises:
         DataError: ``data`` are empty, a batch is malformed, values are not finite, or labels are missing or not whole.
@@ -68,7 +86,7 @@ def batches(data: Batches, samples: int, *, labelled: bool, per_class: int = 0) 
     seen = 0
     taken: Counter[int] = Counter()
     for number, raw in enumerate(_iterate(data)):
-        batch = _batch(raw, f"batch {number}", labelled)
+        batch = _batch(raw, f"batch {number}", labelled, task)
         batch = (_take_balanced(batch, taken, per_class) if per_class else batch).head(samples - seen)
         seen += batch.size
         if batch.size:
@@ -81,22 +99,21 @@ def batches(data: Batches, samples: int, *, labelled: bool, per_class: int = 0) 
         )
 
 
-def first_of(data: Batches, samples: int) -> list[Any]:
+def first_of(data: Batches, samples: int, task: Task | None = None) -> list[Any]:
     """The batches, as they come, that hold the first ``samples`` samples; raises DataError as :func:`batches`."""
     found, seen = list[Any](), 0
     for number, raw in enumerate(_iterate(data)):
         found.append(raw)
-        seen += _batch(raw, f"batch {number}", labelled=False).size
+        seen += _batch(raw, f"batch {number}", labelled=False, task=task).size
         if seen >= samples:
             break
     return found
 
 
-def parts_of(data: Batches) -> Iterator[Any]:
-    """Of each batch the arguments of the model, and the labels, of whatever kind; raises DataError."""
+def leaves_of(data: Batches) -> Iterator[Any]:
+    """Each batch, whatever it holds; raises DataError where it holds itself."""
     for number, raw in enumerate(_iterate(data)):
-        inputs, labels = _split(raw, f"batch {number}")
-        yield Inputs.of_batch(inputs), labels
+        yield _require_shallow(raw, f"batch {number}")
 
 
 def keep_position(data: Any) -> Any:
@@ -119,10 +136,21 @@ def fixed_seed(seed: int, device: torch.device | None = None) -> Iterator[None]:
 
 
 @checked
-def are_labelled(data: Batches) -> bool:
+def are_labelled(data: Batches, task: Task | None = None) -> bool:
     """Whether the first batch has labels; it is drawn for this."""
     raw = next(_iterate(data), None)
-    return raw is None or _split(raw, "batch 0")[1] is not None
+    return raw is None or _labels_of(raw, "batch 0", task or UNTOLD) is not None
+
+
+@checked
+def are_classes(data: Batches, task: Task | None = None) -> bool:
+    """Whether the first batch has a class number for each sample; it is drawn for this."""
+    raw = next(_iterate(data), None)
+    if raw is None:
+        return False
+    batch = _batch(raw, "batch 0", labelled=False, task=task)
+    labels = _labels_of(raw, "batch 0", batch.task)
+    return isinstance(labels, Tensor) and _are_whole(labels) and labels.shape == (batch.size,)
 
 
 def count_batches(data: Iterable[Batch], samples: int, length: int | None) -> tuple[Iterator[Batch], int]:
@@ -136,7 +164,7 @@ def count_batches(data: Iterable[Batch], samples: int, length: int | None) -> tu
 def _take_balanced(batch: Batch, taken: Counter[int], per_class: int) -> Batch:
     """The samples whose class is still wanted; ``taken`` counts on."""
     rows = []
-    for row, label in enumerate(batch.labels.tolist() if batch.labels is not None else ()):
+    for row, label in enumerate(batch.labels.tolist()):
         if taken[label] < per_class:
             taken[label] += 1
             rows.append(row)
@@ -151,41 +179,46 @@ def _iterate(data: Batches) -> Iterator[Any]:
     return ending(keep_position(data))
 
 
-def _batch(raw: Any, what: str, labelled: bool) -> Batch:
-    given, labels = _split(raw, what)
-    inputs = plain_tensors(Inputs.of_batch(given))
-    tensors = [value for value in tree_leaves(inputs) if isinstance(value, Tensor) and value.ndim > 0]
-    if not tensors:
-        raise DataError(f"{what} has no tensor among its inputs ({type(given).__name__}).")
-    size = len(tensors[0])
-    for tensor in tensors:
-        if tensor.layout != torch.strided:
-            raise DataError(f"{what}: inputs are of layout {tensor.layout}. Give dense tensors.")
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise DataError(f"{what}: inputs are NaN or infinite. Clean the data first.")
-    if labelled:
-        _require_labels(labels, size, what)
-    return Batch(inputs, labels if labelled else None, size)
+def _batch(raw: Any, what: str, labelled: bool, task: Task | None) -> Batch:
+    task = task or UNTOLD
+    raw = map_tensors(plain_tensor, _require_shallow(raw, what))
+    with naming(what):
+        tensors = [value for value in tensors_in(task.inputs(raw)) if value.ndim > 0]
+        if not tensors:
+            raise DataError(f"there is no tensor among the inputs of {describe_batch(raw)}.")
+        size = task.samples(raw) if len(tensors[0]) else 0
+        for tensor in tensors:
+            if tensor.layout != torch.strided:
+                raise DataError(f"inputs are of layout {tensor.layout}. Give dense tensors.")
+            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                raise DataError("inputs are NaN or infinite. Clean the data first.")
+        if labelled:
+            _require_labels(task.labels(raw), size)
+    return Batch(raw, size, task)
 
 
-def _split(raw: Any, what: str) -> tuple[Any, Any]:
-    if isinstance(raw, Tensor | Mapping | Inputs):
-        return raw, None
-    match raw:
-        case (inputs,):
-            return inputs, None
-        case (inputs, labels):
-            return inputs, labels
-    raise DataError(
-        f"{what} is a {type(raw).__name__}, not a pair (inputs, labels). Put several inputs into one tuple."
-    )
+def _require_shallow(raw: Any, what: str) -> Any:
+    parts = raw if isinstance(raw, tuple | list) else (raw,)
+    given = [(part.args, dict(part.kwargs)) for part in parts if isinstance(part, Inputs)]
+    if not is_shallow([raw, given]):
+        raise DataError(f"{what} is nested too deeply, or holds itself. Give tensors, a tuple or a dict of them.")
+    return raw
 
 
-def _require_labels(labels: Any, size: int, what: str) -> None:
+def _labels_of(raw: Any, what: str, task: Task) -> Any:
+    with naming(what):
+        return task.labels(raw)
+
+
+def _require_labels(labels: Any, size: int) -> None:
     if not isinstance(labels, Tensor):
-        raise DataError(f"{what} has no labels, and they are needed for what is wanted. Give (inputs, labels) batches.")
-    if labels.shape != (size,) or labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise DataError("there are no labels, and they are needed for what is wanted. Give (inputs, labels) batches.")
+    if labels.shape != (size,) or not _are_whole(labels):
         raise DataError(
-            f"{what}: labels of shape {tuple(labels.shape)} and dtype {labels.dtype} for {size} samples; "
+            f"labels of shape {tuple(labels.shape)} and dtype {labels.dtype} for {size} samples; "
             "they must be one class number (an integer) per sample."
         )
+
+
+def _are_whole(labels: Tensor) -> bool:
+    return not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)

@@ -8,14 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.utils._pytree import tree_leaves
 
 from nervure.core.annotations import Batches
 from nervure.core.check import checked, nearest, require_choice
 from nervure.core.progress import length, track
 from nervure.core.schema import Count, Seed, Size
-from nervure.errors import ArgumentError, DataError
+from nervure.errors import ArgumentError
 from nervure.graph.models import device_of, unwrap
 from nervure.graph.modes import disable_compile, leave_modes
 from nervure.graph.preserve import restore_after
@@ -24,10 +22,22 @@ from nervure.stats.block_outputs import REDUCTIONS, BlockRecorder
 from nervure.stats.connections import Listener, ears
 from nervure.stats.evidence import Stats
 from nervure.stats.footprint import require_memory
-from nervure.stats.loaders import SAMPLES, Batch, batches, count_batches, first_of, fixed_seed, parts_of
+from nervure.stats.loaders import (
+    SAMPLES,
+    UNTOLD,
+    Batch,
+    batches,
+    count_batches,
+    first_of,
+    fixed_seed,
+    leaves_of,
+)
 from nervure.stats.readers import ReaderRecorder, reader_probes
 from nervure.stats.record import EvidenceRecorder
 from nervure.stats.unit_probe import probes
+from nervure.tasks.batch_forms import leaves_in, naming
+from nervure.tasks.guessing import TaskLike, as_task, find_task
+from nervure.tasks.task import Task
 
 SIGNALS = ("activations", "blocks", "connections", "effects", "gradients", "labels", "outputs", "readings")
 WRITTEN = frozenset({"activations", "gradients"})
@@ -47,6 +57,7 @@ def measure(
     want: Iterable[str] = frozenset({"activations"}),
     samples: Size = SAMPLES,
     per_class: Count = 0,
+    task: TaskLike | None = None,
     seed: Seed = 0,
     progress: bool = True,
 ) -> Stats:
@@ -59,31 +70,36 @@ def measure(
     Args:
         model: the traced model.
         graph: its graph.
-        data: a re-iterable of (inputs, labels) batches; labels can be left out where none of ``"labels"``,
-            ``"gradients"`` and ``"effects"`` is wanted and ``per_class`` is 0. Inputs are a tensor, a tuple of
-            positional arguments or a dict.
+        data: a re-iterable of batches of any form, such as (inputs, labels) or dicts; labels can be left out where
+            none of ``"labels"``, ``"gradients"`` and ``"effects"`` is wanted and ``per_class`` is 0.
         want: any of ``"activations"`` and ``"gradients"`` (at the writer of each unit), ``"readings"`` and
             ``"effects"`` (at everything that reads it), ``"connections"`` (at the input of each layer), ``"blocks"``
             (what each removable block adds), ``"outputs"`` (the model's answer) and ``"labels"``. Blocks are averaged
             over 4 x 4 parts, or as said after a colon: ``"blocks:flatten"``, ``"blocks:gap"``, ``"blocks:random"``;
             ``"outputs:NAME"`` is one of several outputs, by its key or place. Gradients and effects are those of the
-            cross-entropy of the model's output, or of its first or ``"logits"`` entry. The result holds 4 bytes per
+            task's loss, summed over all that counts. The result holds 4 bytes per
             sample and unit for activations, gradients and effects, per sample, input and kernel position for
             connections, and per sample and feature for blocks; readings and effects also hold what all layers
             are given for one batch.
         samples: how many samples at most.
         per_class: where above 0, at most so many samples of each class are taken, the first that come, none twice.
+        task: how batches go into the model and what the loss is, see :mod:`nervure.tasks`, or an objective: from model
+            and batch to the mean loss. None: as the first batch says, where a loss is needed.
         seed: seeds torch while the data are drawn, so a shuffling loader gives the same samples again; the caller's
             random state, and a loader that counts its epochs, stay where they are.
         progress: whether to show a bar when it takes long.
 
     Raises:
         ArgumentError: ``want``, ``samples``, ``per_class`` or ``seed`` is out of range.
+            The task cannot be told from the first batch.
         DataError: the data are empty, malformed, not finite, or lack labels that are needed; activations are not
             finite; or the connections of so many samples do not fit into memory.
     """
     model, wanted = unwrap(model), _parse_want(want)
     chosen = _parse_signals(wanted)
+    told = as_task(task)
+    if told is None and wanted & SLOPES:
+        told, data = _find_task(model, data, seed)
     others = READ | LAYERS | WHOLE
     found, skipped = probes(model, graph) if wanted & WRITTEN or not others & chosen.keys() else ({}, {})
     read, unread = reader_probes(model, graph) if wanted & READ else ({}, {})
@@ -107,12 +123,12 @@ def measure(
         whole.listening(model),
         torch.set_grad_enabled(bool(wanted & SLOPES)),
     ):
-        labelled = bool(per_class or wanted & (SLOPES | {"labels"}))
-        drawn = batches(data, samples, labelled=labelled, per_class=per_class)
+        drawn = batches(data, samples, labelled=bool(per_class or "labels" in wanted), per_class=per_class, task=told)
         stream, total = count_batches(drawn, samples, length(data))
         for batch in track(stream, "measuring", total, enabled=progress):
-            _listen(model, batch.to(device), (reader, recorder, listener, whole), bool(wanted & SLOPES))
-            labels += [] if batch.labels is None else [batch.labels.detach().cpu()]
+            with naming(f"batch {passes}"):
+                _listen(model, batch.to(device), (reader, recorder, listener, whole), bool(wanted & SLOPES))
+            labels += [batch.labels.detach().cpu()] if "labels" in wanted else []
             passes, seen = passes + 1, seen + batch.size
             if passes == 1:
                 require_memory(listener.bytes_per_sample, min(samples, batch.size * (total or samples)))
@@ -129,7 +145,7 @@ def measure(
         blocks=_concat(whole.features, passes, whole.failed),
         shifts=_concat(whole.shifts, passes, whole.failed),
         outputs=torch.cat(whole.outputs) if whole.outputs else None,
-        labels=torch.cat(labels) if labels and "labels" in wanted else None,
+        labels=torch.cat(labels) if labels else None,
         samples=seen,
         seed=seed,
         want=wanted,
@@ -139,34 +155,45 @@ def measure(
 
 
 @checked
-def first_batches(data: Batches, *, samples: Size = SAMPLES, seed: Seed = 0) -> list[Any]:
+def first_batches(data: Batches, *, samples: Size = SAMPLES, task: TaskLike | None = None, seed: Seed = 0) -> list[Any]:
     """The batches that hold the samples which :func:`measure` would take, drawn in the same way, to keep."""
     with fixed_seed(seed):
-        return first_of(data, samples)
+        return first_of(data, samples, as_task(task))
 
 
 @checked
-def data_digest(data: Batches, *, samples: Size, per_class: Count, labelled: bool, seed: Seed) -> str:
+def data_digest(
+    data: Batches, *, samples: Size, per_class: Count, labelled: bool, seed: Seed, task: Task | None = None
+) -> str:
     """A digest of the samples that :func:`measure` would take, drawn in the same way; no model runs."""
-    drawn = batches(data, samples, labelled=labelled or per_class > 0, per_class=per_class)
-    return _digest(((batch.inputs, batch.labels) for batch in drawn), seed)
+    drawn = batches(data, samples, labelled=labelled or per_class > 0, per_class=per_class, task=task)
+    return _digest((batch.raw for batch in drawn), seed)
 
 
 @checked
 def batches_digest(data: Batches, *, count: Size, seed: Seed = 0) -> str:
     """A digest of the first ``count`` batches as they come, whatever their labels are; no model runs."""
-    return _digest(islice(parts_of(data), count), seed)
+    return _digest(islice(leaves_of(data), count), seed)
 
 
 def _digest(values: Iterable[Any], seed: int) -> str:
     digest = hashlib.sha256()
     with fixed_seed(seed):
-        for value in chain.from_iterable(map(tree_leaves, values)):
+        for value in chain.from_iterable(map(leaves_in, values)):
             if isinstance(value, Tensor):
                 digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
             else:
                 digest.update(repr(value).encode())
     return digest.hexdigest()
+
+
+def _find_task(model: nn.Module, data: Batches, seed: int) -> tuple[Task, Batches]:
+    """The task that the first batch says, and the data; what can be drawn once keeps its first batch."""
+    with fixed_seed(seed):
+        first = first_of(data, 1)
+    with naming("batch 0"):
+        task = find_task(model, first[0]) if first else UNTOLD
+    return task, chain(first, data) if isinstance(data, Iterator) else data
 
 
 def _parse_want(want: Iterable[str]) -> frozenset[str]:
@@ -199,38 +226,12 @@ def _listen(
 ) -> None:
     for recorder in recorders:
         recorder.start(batch.size)
-    output = batch.feed(model)
-    loss = _loss(output, batch) if with_slopes else None
+    # A sum, not a mean: the gradient of a sample must not depend on how many others are in its batch.
+    loss = batch.task.total(model, batch.raw).loss if with_slopes else None
+    if loss is None:
+        batch.feed(model)
     for recorder in recorders:
         recorder.finish(loss)
-
-
-def _loss(output: Any, batch: Batch) -> Tensor:
-    logits = _logits(output)
-    if batch.labels is None:
-        raise DataError("gradients need labels. Give (inputs, labels) batches.")
-    labels = batch.labels.long()
-    if logits.ndim != 2 or len(logits) != batch.size:
-        raise DataError(
-            f"gradients need logits of shape ({batch.size} samples, classes), the model gave {tuple(logits.shape)}."
-        )
-    if int(labels.min()) < 0 or int(labels.max()) >= logits.shape[1]:
-        raise DataError(
-            f"labels go from {int(labels.min())} to {int(labels.max())}, but the model has {logits.shape[1]} classes, "
-            "numbered from 0."
-        )
-    # A sum, not a mean: the gradient of a sample must not depend on how many others are in its batch.
-    return F.cross_entropy(logits, labels, reduction="sum")
-
-
-def _logits(output: Any) -> Tensor:
-    if isinstance(output, Mapping):
-        output = output["logits"] if "logits" in output else next(iter(output.values()), None)
-    elif isinstance(output, tuple | list) and output:
-        output = output[0]
-    if not isinstance(output, Tensor):
-        raise DataError(f"gradients need logits, but the model gave a {type(output).__name__}.")
-    return output
 
 
 def _concat(parts: Mapping[str, list[Tensor]], passes: int, failed: Mapping[str, str]) -> dict[str, Tensor]:

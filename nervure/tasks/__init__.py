@@ -4,7 +4,7 @@ from nervure.tasks.agreement import agreement
 from nervure.tasks.batch_forms import Layout, map_tensors, move_batch, take_samples
 from nervure.tasks.boxes import detection
 from nervure.tasks.categorical import classification, language_modelling, segmentation, token_classification
-from nervure.tasks.guessing import guess
+from nervure.tasks.guessing import TaskLike, as_task, find_task, guess
 from nervure.tasks.multiple import multitask
 from nervure.tasks.numeric import embedding, multilabel, regression
 from nervure.tasks.running import evaluate_task
@@ -15,12 +15,15 @@ __all__ = [
     "Layout",
     "Measure",
     "Task",
+    "TaskLike",
     "Total",
     "agreement",
+    "as_task",
     "classification",
     "detection",
     "embedding",
     "evaluate_task",
+    "find_task",
     "guess",
     "language_modelling",
     "map_tensors",

@@ -151,6 +151,7 @@ def agreement(
         return Task(
             name="agreement, boxes",
             forward=finder.feed,
+            inputs=layout.inputs_in,
             metrics=box_metrics(boxes.read),
             labels=_NoLabels(),
             samples=finder.count,
@@ -165,6 +166,7 @@ def agreement(
         name=f"agreement, {kind}",
         loss=both.divergence if kind == "classes" else both.difference,
         forward=layout.feed,
+        inputs=layout.inputs_in,
         metrics=divergence if kind == "classes" else closeness,
         labels=_NoLabels(),
         samples=layout.count,

@@ -6,7 +6,8 @@ or an object of the user's that its model takes whole.
 
 import copy
 import dataclasses
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from inspect import signature
@@ -16,7 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from nervure.core.check import Checked
+from nervure.core.documents import is_shallow
 from nervure.core.inputs import Inputs
+from nervure.core.progress import ending
 from nervure.core.tensors import require_numbers, tensors_in
 from nervure.errors import DataError
 
@@ -105,6 +108,8 @@ class Layout(Checked):
         )
 
     def _arguments(self, model: nn.Module, inputs: Any) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+        if isinstance(inputs, Inputs):
+            return inputs.args, inputs.kwargs
         parts = parts_of(inputs)
         if parts is None or (isinstance(inputs, tuple) and not _takes(model, parts)):
             return (tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)), {}
@@ -122,6 +127,8 @@ class Layout(Checked):
 
 def parts_of(batch: Any) -> Mapping[Any, Any] | None:
     """The parts of a mapping, a dataclass or a named tuple by their names; None for anything else."""
+    if isinstance(batch, Inputs):
+        return None
     if isinstance(batch, Mapping):
         return batch
     if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
@@ -160,6 +167,8 @@ def map_tensors(function: Callable[[Tensor], Any], batch: Any, other: Callable[[
     again = partial(map_tensors, function, other=other)
     if isinstance(batch, Tensor):
         return function(batch)
+    if isinstance(batch, Inputs):
+        return Inputs(again(batch.args), again(batch.kwargs))
     if isinstance(batch, MutableMapping):
         mapping = copy.copy(batch)
         for name, part in batch.items():
@@ -179,14 +188,69 @@ def map_tensors(function: Callable[[Tensor], Any], batch: Any, other: Callable[[
     return other(batch)
 
 
+def leaves_in(batch: Any) -> list[Any]:
+    """All that a batch holds, in order: tensors, and whatever else has no parts."""
+    found = list[Any]()
+
+    def note(leaf: Any) -> Any:
+        found.append(leaf)
+        return leaf
+
+    map_tensors(note, batch, note)
+    return found
+
+
 def take_samples(batch: Any, which: slice | Tensor, size: int) -> Any:
-    """Some of the ``size`` samples of a batch: of each tensor that has as many rows, these rows."""
+    """Some of the ``size`` samples of a batch: of each tensor that has as many rows, and of each list of as many."""
+
+    def has_rows(x: Any) -> bool:
+        return isinstance(x, Tensor) and x.ndim > 0 and len(x) == size
 
     def take(x: Tensor) -> Tensor:
-        has_rows = x.ndim > 0 and len(x) == size
-        return x[which if isinstance(which, slice) else which.to(x.device)] if has_rows else x
+        return x[which if isinstance(which, slice) else which.to(x.device)] if has_rows(x) else x
 
-    return map_tensors(take, batch)
+    def take_items(part: Any) -> Any:
+        # A list of inputs can be as long as a batch, but then each of them has that many rows.
+        if type(part) is list and len(part) == size and not all(map(has_rows, part)):
+            return [part[place] for place in torch.arange(size)[which]]
+        return _map_parts(take_items, part) if type(part) in (dict, tuple) else part
+
+    return map_tensors(take, _map_parts(take_items, batch))
+
+
+def _map_parts(function: Callable[[Any], Any], batch: Any) -> Any:
+    """A plain tuple, list or dict whose parts are as ``function`` makes them; anything else as it is."""
+    if type(batch) is dict:
+        return {name: function(part) for name, part in batch.items()}
+    return type(batch)(map(function, batch)) if type(batch) in (tuple, list) else batch
+
+
+def iterate_batches(data: Iterable[Any], what: str = "data") -> Iterator[Any]:
+    """Each batch as it comes, of whatever form.
+
+    Raises:
+        DataError: ``data`` give no batch or do not end (see :func:`nervure.core.progress.ending`), or a batch holds
+            itself.
+    """
+    number = -1
+    for number, batch in enumerate(ending(data, what)):
+        if not is_shallow(batch):
+            raise DataError(f"batch {number} of {what} is nested too deeply, or holds itself.")
+        yield batch
+    if number < 0:
+        raise DataError(
+            f"{what} gave no batch. Check that it is not empty (drop_last with few samples?) "
+            "and can be iterated again (a generator gives its batches once)."
+        )
+
+
+@contextmanager
+def naming(what: str) -> Iterator[None]:
+    """Say which batch it is that data errors are about."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{what}: {error}") from error
 
 
 def move_batch(batch: Any, device: torch.device) -> Any:

@@ -18,12 +18,14 @@ from nervure.core.inputs import Inputs
 from nervure.core.schema import Share, Size
 from nervure.errors import ArgumentError, DataError
 from nervure.graph.models import unwrap
-from nervure.tasks.batch_forms import Layout, Place, describe_batch, map_tensors, parts_of
+from nervure.tasks.batch_forms import Layout, Place, describe_batch, map_tensors, parts_of, take_samples
 from nervure.tasks.metric_specs import BOXES
 from nervure.tasks.outputs import loss_in
 from nervure.tasks.task import Measure, Read, Task
 
 Boxes: TypeAlias = Mapping[str, Tensor]
+FLAT_BOXES = ("batch_idx", "bboxes", "cls")
+"""Parts of a batch of ultralytics that have a row for each box."""
 TRAINED_ALONE = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
 """What behaves otherwise in training, and must not while a detector is asked for its losses."""
 
@@ -86,6 +88,17 @@ class Detection(Checked):
             return len(batch["img"])
         inputs = self.layout.inputs_in(batch)
         return len(inputs) if _is_listed(inputs) else self.layout.count(batch)
+
+    def take(self, batch: Any, which: slice | Tensor, size: int) -> Any:
+        """Some of the pictures, with their targets."""
+        if not _is_flat(batch):
+            return take_samples(batch, which, size)
+        places = torch.arange(size)[which].to(batch["batch_idx"].device)
+        rows = batch["batch_idx"].flatten()[:, None] == places
+        kept = rows.any(1)
+        of_boxes = {name: batch[name][kept] for name in ("bboxes", "cls")}
+        taken = take_samples({k: v for k, v in batch.items() if k not in FLAT_BOXES}, which, size)
+        return {**taken, **of_boxes, "batch_idx": rows[kept].float().argmax(1).to(batch["batch_idx"])}
 
     def found(self, output: Any) -> list[Boxes]:
         """The boxes of each picture."""
@@ -243,7 +256,9 @@ def detection(
         name="detection",
         objective=core.objective,
         forward=core.feed,
+        inputs=core.layout.inputs_in,
         metrics=box_metrics(core.read),
         labels=core.layout.labels_in,
         samples=core.count,
+        take=core.take,
     )

@@ -84,6 +84,12 @@ class Categorical(Checked):
         logits, labels = self.pair(output, batch)
         return logits.float(), labels.argmax(1) if labels.is_floating_point() else labels
 
+    def counted(self, output: Any, batch: Any) -> tuple[Tensor, Tensor]:
+        """Logits [n, classes] and labels [n] of all that counts."""
+        logits, labels = self.tokens(output, batch)
+        counts = labels != (IGNORE if self.ignore is None else self.ignore)
+        return logits[counts], labels[counts]
+
     def tokens(self, output: Any, batch: Any) -> tuple[Tensor, Tensor]:
         """As :meth:`scored`, the classes last."""
         logits, labels = self.scored(output, batch)
@@ -91,9 +97,16 @@ class Categorical(Checked):
 
     def task(self, name: str, **metrics: MetricSpec) -> Task:
         """The task of this loss, with metrics of logits and labels."""
-        made = {key: spec.measure(self.scored, ignore_index=self.ignore) for key, spec in metrics.items()}
-        labels, layout = self.labels or self.layout.labels_in, self.layout
-        return Task(name=name, loss=self.loss, metrics=made, forward=layout.feed, labels=labels, samples=layout.count)
+        return Task(
+            name=name,
+            loss=self.loss,
+            metrics={key: spec.measure(self.scored, ignore_index=self.ignore) for key, spec in metrics.items()},
+            classes=self.counted,
+            forward=self.layout.feed,
+            inputs=self.layout.inputs_in,
+            labels=self.labels or self.layout.labels_in,
+            samples=self.layout.count,
+        )
 
     def _require_fit(self, labels: Tensor, logits: Tensor) -> Tensor:
         if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:

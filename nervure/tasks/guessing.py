@@ -1,5 +1,6 @@
 """Which task a model and a batch of its data are for, where that is certain."""
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -9,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from nervure.core.check import checked
-from nervure.errors import ArgumentError, NervureError
+from nervure.errors import ArgumentError, DataError, ForwardError, NervureError
 from nervure.graph.models import device_of, evaluating, unwrap
+from nervure.graph.preserve import restore_after
 from nervure.tasks.batch_forms import Layout, describe_batch, move_batch, parts_of
 from nervure.tasks.boxes import Detection, detection
 from nervure.tasks.categorical import (
@@ -27,6 +29,9 @@ from nervure.tasks.sequences import model_loss, sequence
 from nervure.tasks.task import Task
 
 Guess: TypeAlias = tuple[Task, str] | None
+TaskLike: TypeAlias = Task | Callable[[nn.Module, Any], Tensor]
+"""A task, or an objective: from a model and a batch to the mean loss."""
+LOG = logging.getLogger("nervure")
 EXAMPLES = "tasks.classification(), tasks.regression(), or Task(objective=) of your own"
 
 
@@ -74,6 +79,41 @@ NAMED: Mapping[str, Callable[[nn.Module], Task | None]] = {
 """What the classes of well-known libraries are for, by their names or how these end."""
 
 
+def as_task(given: TaskLike | None) -> Task | None:
+    """The task that is meant: itself, that of an objective, or None."""
+    return given if given is None or isinstance(given, Task) else Task(objective=given)
+
+
+def find_task(model: nn.Module, batch: Any, given: TaskLike | None = None) -> Task:
+    """The task that was given, or the one that is :func:`guessed <guess>`; what was guessed is logged.
+
+    Where several fit a pair with whole numbers as labels, these are classes: what does not fit is told with the loss.
+
+    Raises:
+        ArgumentError: as :func:`guess`.
+        DataError: there are no labels, and none can do without.
+        ForwardError: the model does not run on the batch.
+    """
+    task = as_task(given)
+    if task is not None:
+        return task
+    try:
+        task = guess(model, batch)
+    except ArgumentError as error:
+        labels = Layout().labels_in(batch)
+        if labels is None:
+            raise DataError(f"there are no labels, and they are needed for what is wanted: {error}") from error
+        if not isinstance(labels, Tensor) or not (_are_whole(labels) or _are_shares(labels)):
+            raise
+        task = classification()
+    LOG.info("task: %s (%s)", task.name, task.reason or "the labels are classes")
+    return task
+
+
+def _are_whole(labels: Tensor) -> bool:
+    return not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
+
+
 @checked
 def guess(model: nn.Module, batch: Any) -> Task:
     """The task that a model and a batch of its data are for, with what it was seen by in ``Task.reason``.
@@ -95,14 +135,24 @@ def guess(model: nn.Module, batch: Any) -> Task:
         return found
     layout, batch = Layout(), move_batch(batch, device_of(inner))
     labels = layout.labels_in(batch)
-    with evaluating(inner):
-        output = Detection(layout).feed(inner, batch)
+    with restore_after(inner), evaluating(inner):
+        output = _run(inner, batch, layout)
     seen = _by_boxes(output) or _by_labels(output, labels, ids_in(layout, batch)) or _by_own_loss(inner, batch)
     if seen is None:
         raise ArgumentError(
             f"the task cannot be told from {_told(output)} and {_said(labels)}. Give one, e.g. {_advice(labels)}."
         )
     return replace(seen[0], reason=seen[1])
+
+
+def _run(model: nn.Module, batch: Any, layout: Layout) -> Any:
+    try:
+        return layout.feed(model, batch)
+    except ForwardError:
+        if not isinstance(layout.inputs_in(batch), tuple | list):
+            raise
+        # Detectors take their pictures as one list.
+        return Detection(layout).feed(model, batch)
 
 
 def _by_name(model: nn.Module) -> Task | None:
@@ -126,7 +176,7 @@ def _by_own_loss(model: nn.Module, batch: Any) -> Guess:
     task = model_loss()
     if parts_of(batch) is None:
         return None
-    with evaluating(model):
+    with restore_after(model), evaluating(model):
         try:
             loss = loss_in(task.forward(model, batch))
         except NervureError:
@@ -146,13 +196,18 @@ def _by_labels(output: Any, labels: Any, ids: Tensor | None) -> Guess:
     return None if labels.dtype == torch.bool else _by_classes(found, labels, ids)
 
 
+def _are_shares(labels: Tensor) -> bool:
+    """Whether labels [samples, numbers] may be probabilities of classes."""
+    return labels.ndim > 1 and labels.shape[1] > 1 and bool((labels >= 0).all()) and _are_all(labels.sum(1), 1)
+
+
 def _by_numbers(found: Tensor, labels: Tensor) -> Guess:
     """Floating labels: yes and no, vectors, or numbers; not where they may be probabilities of classes."""
     if labels.numel() != found.numel() or found.ndim > 2:
         return None
     rows, columns = labels.reshape(len(labels), -1), found.reshape(len(found), -1)
     if not bool(torch.isin(rows, rows.new_tensor([0, 1])).all()):
-        are_shares = rows.shape[1] > 1 and bool((rows >= 0).all()) and _are_all(rows.sum(1), 1)
+        are_shares = _are_shares(rows)
         if rows.shape[1] > 1 and _are_all(rows.norm(dim=1), 1) and _are_all(columns.norm(dim=1), 1):
             return embedding(), "outputs and labels are vectors of length 1"
         return None if are_shares else (regression(), "the labels are numbers, one for each output")

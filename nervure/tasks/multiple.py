@@ -67,6 +67,7 @@ def multitask(
         name=f"multitask, {', '.join(heads)}",
         loss=both.loss,
         forward=both.layout.feed,
+        inputs=both.layout.inputs_in,
         metrics={f"{name}.{key}": measure for name, head in heads.items() for key, measure in head.metrics.items()},
         labels=both.labels,
         samples=both.layout.count,

@@ -86,7 +86,13 @@ class Numeric(Checked):
         made = {key: spec.measure(read) if isinstance(spec, MetricSpec) else spec for key, spec in metrics.items()}
         layout = self.layout
         return Task(
-            name=name, loss=loss, metrics=made, forward=layout.feed, labels=layout.labels_in, samples=layout.count
+            name=name,
+            loss=loss,
+            metrics=made,
+            forward=layout.feed,
+            inputs=layout.inputs_in,
+            labels=layout.labels_in,
+            samples=layout.count,
         )
 
 

@@ -12,7 +12,7 @@ from nervure.core.check import checked, nearest
 from nervure.core.progress import ending, length, track
 from nervure.errors import ArgumentError, DataError
 from nervure.graph.models import evaluating, on_device
-from nervure.tasks.batch_forms import move_batch
+from nervure.tasks.batch_forms import move_batch, naming
 from nervure.tasks.task import Measure, Task
 
 
@@ -43,7 +43,7 @@ def evaluate_task(
     tally = TaskTally(task)
     with on_device(model, device) as place, evaluating(model):
         for number, batch in enumerate(track(ending(data), "evaluating", length(data), enabled=progress)):
-            with naming_batch(number):
+            with naming(f"batch {number}"):
                 tally.add(model, move_batch(batch, place))
     return tally.results()
 
@@ -132,12 +132,3 @@ def _number(metric: Any, key: str, name: str) -> float:
     if isinstance(found, Tensor) and found.numel() != 1:
         raise ArgumentError(f"the metric {name!r} computes {found.numel()} numbers; a metric of a task is one number.")
     return float(found)
-
-
-@contextmanager
-def naming_batch(number: int) -> Iterator[None]:
-    """Say which batch it is that data errors are about."""
-    try:
-        yield
-    except DataError as error:
-        raise DataError(f"batch {number}: {error}") from error

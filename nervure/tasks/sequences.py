@@ -174,6 +174,7 @@ def sequence(
         loss=frames.loss,
         metrics=metrics,
         forward=layout.feed,
+        inputs=layout.inputs_in,
         labels=layout.labels_in,
         samples=layout.count,
     )
@@ -217,6 +218,7 @@ def model_loss(*, inputs: Place | tuple[Place, ...] | None = None, labels: Place
         name="the model's own loss",
         loss=_own_loss,
         forward=WithLabels(layout, decoder_only=False),
+        inputs=layout.inputs_in,
         labels=layout.labels_in,
         samples=layout.count,
     )

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from nervure.core.check import Checked, checked, show_value
 from nervure.errors import ArgumentError
-from nervure.tasks.batch_forms import Layout
+from nervure.tasks.batch_forms import Layout, take_samples
 from nervure.tasks.outputs import logits_in
 
 Forward: TypeAlias = Callable[[nn.Module, Any], Any]
@@ -66,8 +66,12 @@ class Task(Checked):
         forward: from a model and a batch to the output.
         metrics: by name, what else is measured: a :class:`Measure`, or a metric of torchmetrics that is given
             the output and the labels.
+        classes: from an output and its batch to logits [n, classes] and class numbers [n] of all that counts; None
+            where the labels are no classes. Accuracy and likelihood follow from them without metrics.
+        inputs: from a batch to what goes into the model.
         labels: from a batch to its labels; None where it has none.
         samples: from a batch to the number of its samples.
+        take: some of the samples of a batch, as :func:`take_samples` does.
         name: what it is called in reports.
         reason: how it was found out, where it was guessed.
     """
@@ -76,8 +80,11 @@ class Task(Checked):
     loss: Callable[[Any, Any], Any] | None = None
     forward: Forward = field(default=Layout().feed)
     metrics: Mapping[str, Any] = field(default_factory=dict)
+    classes: Callable[[Any, Any], tuple[Tensor, Tensor]] | None = None
+    inputs: Callable[[Any], Any] = field(default=Layout().inputs_in)
     labels: Callable[[Any], Any] = field(default=Layout().labels_in)
     samples: Callable[[Any], int] = field(default=Layout().count)
+    take: Callable[[Any, slice | Tensor, int], Any] = field(default=take_samples)
     name: str = "your own"
     reason: str = ""
 

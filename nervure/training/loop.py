@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias, final, runtime_checkable
 
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from nervure.core.annotations import Device, FilePath
+from nervure.core.annotations import Batches, Device, FilePath
 from nervure.core.check import checked
 from nervure.core.container import DamageError, reading
 from nervure.core.files import is_there
@@ -28,14 +29,15 @@ from nervure.core.schema import Decay, Epochs, Rate, Seed
 from nervure.core.schema import Part as Portion
 from nervure.core.tensors import digest_of, tensors_in
 from nervure.errors import ArgumentError, DataError, ForwardError
-from nervure.evaluation.labelled import Batch, Data, call, pairs, require_classes, to_device
-from nervure.evaluation.metrics import MetricTally
 from nervure.graph.models import device_of, evaluating, is_weightless
+from nervure.tasks.batch_forms import iterate_batches, map_tensors, move_batch, naming
+from nervure.tasks.guessing import find_task
+from nervure.tasks.task import Task, require_scalar
 from nervure.training.checkpoint import KIND, Part, Progress, SavedRun, read_run, save_run, under
 from nervure.training.dynamic.hook import RewiringHook
 from nervure.training.dynamic.protocol import Event, SparseTrainer
 from nervure.training.masks import Held, Masks, hold
-from nervure.training.objectives import Objective, classifies, cross_entropy, require_scalar
+from nervure.training.objectives import Objective, task_in
 from nervure.training.schedules import SCHEDULES, Schedule
 from nervure.training.step import Hook, Setting, Stateful, TrainingStep
 
@@ -58,8 +60,8 @@ class History:
 
     Attributes:
         loss: mean training loss of each epoch.
-        validation: after each epoch the accuracy on the validation data, in [0, 1], or the mean of the objective where
-            their labels are not classes; empty without validation data.
+        validation: after each epoch the accuracy on the validation data, in [0, 1], or the mean loss where their labels
+            are not classes; empty without validation data.
         steps: optimizer steps in all.
         seconds: wall time in all, of interrupted parts too.
         interrupted: whether this run was stopped once and went on from its checkpoint.
@@ -121,6 +123,7 @@ class _Run:
     optimizer: Optimizer
     held: Held
     objective: Objective
+    task: Task
     hooks: tuple[Hook, ...]
     schedule: Schedule
     peaks: tuple[float, ...]
@@ -133,18 +136,19 @@ class _Run:
 @checked
 def train(  # noqa: PLR0913 - one keyword per choice that a recipe makes
     model: nn.Module,
-    data: Data,
+    data: Batches,
     *,
+    task: Task | None = None,
     epochs: Epochs = 1,
     lr: Rate = 0.1,
     optimizer: Literal["sgd", "adamw"] | MakeOptimizer = "sgd",
     momentum: Portion = 0.9,
     weight_decay: Decay = 5e-4,
     schedule: Literal["onecycle", "cosine", "constant"] | Schedule = "onecycle",
-    objective: Objective = cross_entropy,
+    objective: Objective | None = None,
     hooks: Sequence[Hook | SparseTrainer] = (),
     masks: Masks | None = None,
-    validation: Data | None = None,
+    validation: Batches | None = None,
     seed: Seed = 0,
     precision: Literal["float32", "bf16"] = "float32",
     device: Device | None = None,
@@ -161,8 +165,11 @@ def train(  # noqa: PLR0913 - one keyword per choice that a recipe makes
 
     Args:
         model: trained in place.
-        data: (inputs, labels) batches that can be iterated once per epoch. Where they count epochs themselves (an
-            attribute ``epoch``, as ``split.batches(...)`` has), the count is set to that of the training.
+        data: batches of any form, such as (inputs, labels) or dicts, that can be iterated once per epoch. Where they
+            count epochs themselves (an attribute ``epoch``, as ``split.batches(...)`` has), the count is set to that of
+            the training.
+        task: what the model is for (:mod:`nervure.tasks`). None: the objective, where that is a task; else what the
+            first batch says.
         epochs: passes over the data.
         lr: the peak learning rate. The default suits SGD; about 1e-3 suits AdamW.
         optimizer: ``"sgd"`` (Nesterov, where there is momentum), ``"adamw"``, or a function from the list of trainable
@@ -171,13 +178,13 @@ def train(  # noqa: PLR0913 - one keyword per choice that a recipe makes
         weight_decay: 0 or more, on parameters of two or more axes: biases and norms have no reason to shrink.
         schedule: ``"onecycle"``, ``"cosine"``, ``"constant"``, or a function from the share of training done to a
             factor on the peak rate.
-        objective: a function (model, batch) -> scalar loss.
+        objective: a function (model, batch) -> scalar loss, or a task; None: the loss of the task.
         hooks: functions of a :class:`TrainingStep`, called in order between backward pass and optimizer; masks that one
             returns replace all masks. A method that rewires (``SET``, ``RigL``, ``GMP``, ``Synthesis``) is a hook
             too: it begins with its own first masks, or with ``masks`` where they are given.
         masks: parameter name -> bool tensor, True stays; the rest is held at zero, moments included.
-        validation: batches whose accuracy is measured after each epoch; where their labels are floating (numbers to
-            come close to, such as embeddings), the mean of the objective over samples instead.
+        validation: batches whose accuracy is measured after each epoch; where their labels are not classes, the mean
+            loss instead.
         seed: of torch's random numbers in here; those outside go on as if nothing had happened.
         precision: ``"float32"``, or ``"bf16"``: autocast to bfloat16, weights stay as they are.
         device: move the model there, and leave it there; None: where it is.
@@ -187,8 +194,8 @@ def train(  # noqa: PLR0913 - one keyword per choice that a recipe makes
     Raises:
         DataError: if data are empty or can be iterated once only, a label is no class of the model (before any step,
             where data are a list; otherwise before its step), or a loss is NaN or infinite (naming the step).
-        ArgumentError: if an argument is out of range, masks do not fit, or nothing can be trained (a model on the meta
-            device has no numbers).
+        ArgumentError: if an argument is out of range, masks do not fit, nothing can be trained (a model on the meta
+            device has no numbers), or it cannot be told what the model is for.
         FileError: if the checkpoint cannot be written, is damaged, belongs to another run, or another process trains
             with it.
     """
@@ -198,14 +205,14 @@ def train(  # noqa: PLR0913 - one keyword per choice that a recipe makes
     place = device_of(model) if device is None else torch.device(device)
     model.to(place)
     with _alone(checkpoint), _own_random_numbers(seed, place), _left_in_evaluation(model):
-        per_epoch = _look_over(model, data, validation, objective, place)
+        objective, task, per_epoch = _look_over(model, data, validation, objective, task, place)
         stepper = _optimizer(model, optimizer, lr, momentum, weight_decay)
         given = digest_of({name: masks[name].cpu() for name in sorted(masks)}) if masks else ""
         taken = tuple(RewiringHook(hook) if isinstance(hook, SparseTrainer) else hook for hook in hooks)
         beginning = [hook for hook in taken if isinstance(hook, Stateful)]
         if beginning:
             first, steps = _first(data, seed), epochs * per_epoch
-            seen = (to_device(first[0], place), masks or {}, seed, steps, per_epoch, validation, place)
+            seen = (move_batch(task.inputs(first), place), masks or {}, seed, steps, per_epoch, validation, place)
             masks = _begun(beginning, Setting(model, *seen, digest_of(first)))
         with hold(model, stepper, masks or {}) as held:
             run = _Run(
@@ -213,6 +220,7 @@ def train(  # noqa: PLR0913 - one keyword per choice that a recipe makes
                 stepper,
                 held,
                 objective,
+                task,
                 taken,
                 _schedule(schedule),
                 tuple(group["lr"] for group in stepper.param_groups),
@@ -239,7 +247,7 @@ def train(  # noqa: PLR0913 - one keyword per choice that a recipe makes
 
 
 def _train_epochs(
-    run: _Run, data: Data, validation: Data | None, log: _Log, save: Callable[[], None], seed: int, progress: bool
+    run: _Run, data: Batches, validation: Batches | None, log: _Log, save: Callable[[], None], seed: int, progress: bool
 ) -> None:
     """All epochs that the log does not have yet."""
     left = (run.epochs - len(log.loss)) * run.per_epoch
@@ -253,12 +261,12 @@ def _train_epochs(
             save()
 
 
-def _first(data: Data, seed: int) -> Batch:
+def _first(data: Batches, seed: int) -> Any:
     """The first batch of the first epoch."""
     torch.manual_seed(_epoch_seed(seed, 0))
     if isinstance(data, CountsEpochs):
         data.epoch = 0
-    return next(pairs(data))
+    return next(iterate_batches(data))
 
 
 def _begun(hooks: Sequence[Stateful], setting: Setting) -> Masks:
@@ -274,23 +282,25 @@ def _rewirings(hooks: Sequence[Hook]) -> dict[str, Any]:
 
 
 def _train_epoch(
-    run: _Run, data: Data, epoch: int, log: _Log, advance: Callable[[], None], save: Callable[[], None]
+    run: _Run, data: Batches, epoch: int, log: _Log, advance: Callable[[], None], save: Callable[[], None]
 ) -> float:
     run.model.train()
     if isinstance(data, CountsEpochs):
         # Else the order would follow from what the data were used for before, and from where a run was stopped.
         data.epoch = epoch
     before, part = log.part.batches, log.part
-    batches = pairs(data)
+    batches = iterate_batches(data)
     for _ in itertools.islice(batches, before):
         advance()
     _draw_on(log, run.place)
     for number, batch in enumerate(batches, start=before):
         done = (epoch + min(number / run.per_epoch, 1.0)) / run.epochs
         events = _events(run.hooks)
-        loss = _train_step(run, to_device(batch, run.place), log.steps, epoch, done)
-        part.loss += loss * len(batch[1])
-        part.samples += len(batch[1])
+        with naming(f"batch {number}"):
+            samples = run.task.samples(batch)
+        loss = _train_step(run, move_batch(batch, run.place), log.steps, epoch, done)
+        part.loss += loss * samples
+        part.samples += samples
         part.batches = number + 1
         log.steps += 1
         advance()
@@ -319,21 +329,33 @@ def _draw_on(log: _Log, place: torch.device) -> None:
     log.random = {}
 
 
-def _validate(run: _Run, validation: Data) -> float:
-    """Accuracy; where labels are floating, and so no classes, the mean of the objective."""
-    total, samples, tally = 0.0, 0, MetricTally()
+def _validate(run: _Run, validation: Batches) -> float:
+    """Accuracy, in [0, 1]; the mean loss where labels are not classes."""
+    found, count = 0.0, 0
     with evaluating(run.model):
-        for number, given in enumerate(pairs(validation, "validation")):
-            batch = to_device(given, run.place)
-            if batch[1].is_floating_point():
-                total += float(_loss_of(run, batch)) * len(batch[1])
-                samples += len(batch[1])
-            else:
-                tally.add(call(run.model, batch[0]), batch[1], f"batch {number} of validation")
-    return total / samples if samples else tally.metrics().accuracy
+        for number, given in enumerate(iterate_batches(validation, "validation")):
+            with naming(f"batch {number} of validation"):
+                one, counted = _quality_of(run, move_batch(given, run.place))
+            found, count = found + one, count + counted
+    return found / max(count, 1)
 
 
-def _train_step(run: _Run, batch: Batch, number: int, epoch: int, done: float) -> float:
+def _quality_of(run: _Run, batch: Any) -> tuple[float, int]:
+    """Right answers, or the loss, summed over all that counts."""
+    labels = run.task.labels(batch)
+    if run.task.classes is None or (isinstance(labels, Tensor) and labels.is_floating_point()):
+        count = run.task.samples(batch)
+        if run.task.has_loss:
+            total = run.task.total(run.model, batch)
+            return float(total.loss), total.count
+        return float(_loss_of(run, batch)) * count, count
+    logits, wanted = run.task.classes(run.task.forward(run.model, batch), batch)
+    if not bool(torch.isfinite(logits).all()):
+        raise DataError("outputs of the model are NaN or infinite. Check the inputs and the weights for NaN.")
+    return float((logits.argmax(1) == wanted).sum()), len(wanted)
+
+
+def _train_step(run: _Run, batch: Any, number: int, epoch: int, done: float) -> float:
     for group, peak in zip(run.optimizer.param_groups, run.peaks, strict=True):
         group["lr"] = peak * run.schedule(done)
     with torch.autocast(run.place.type, dtype=torch.bfloat16, enabled=run.halved):
@@ -342,14 +364,15 @@ def _train_step(run: _Run, batch: Batch, number: int, epoch: int, done: float) -
     run.optimizer.zero_grad()
     loss.backward()
     for hook in run.hooks:
-        masks = hook(TrainingStep(number, epoch, done, value, batch, run.model, run.optimizer, run.held.masks))
+        seen = (batch, run.model, run.optimizer, run.held.masks, run.task)
+        masks = hook(TrainingStep(number, epoch, done, value, *seen))
         if masks is not None:
             run.held.update(masks)
     run.optimizer.step()
     return value
 
 
-def _loss_of(run: _Run, batch: Batch) -> Tensor:
+def _loss_of(run: _Run, batch: Any) -> Tensor:
     try:
         return run.objective(run.model, batch)
     except (ValueError, ForwardError) as error:
@@ -357,19 +380,19 @@ def _loss_of(run: _Run, batch: Batch) -> Tensor:
         if "more than 1 value per channel" not in str(error):
             raise
         raise DataError(
-            f"a batch of {len(batch[1])} cannot train batch norm, which needs two values per channel. "
+            f"a batch of {run.task.samples(batch)} cannot train batch norm, which needs two values per channel. "
             "Leave out the last short batch (drop_last=True) or choose another batch size."
         ) from error
 
 
-def _finite_scalar(loss: Tensor, model: nn.Module, batch: Batch, number: int, epoch: int) -> float:
+def _finite_scalar(loss: Tensor, model: nn.Module, batch: Any, number: int, epoch: int) -> float:
     value = float(require_scalar(loss).detach())
     if not math.isfinite(value):
         raise DataError(f"the loss is {value} at step {number} (epoch {epoch}): {_suspect(model, batch)}")
     return value
 
 
-def _suspect(model: nn.Module, batch: Batch) -> str:
+def _suspect(model: nn.Module, batch: Any) -> str:
     """Name the likeliest cause of a loss that is not finite."""
     for tensor in tensors_in(batch):
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
@@ -386,32 +409,76 @@ def _require_finite_weights(model: nn.Module, epoch: int) -> None:
             raise DataError(f"parameter {name!r} is NaN or infinite after epoch {epoch}. Lower lr.")
 
 
-def _look_over(model: nn.Module, data: Data, validation: Data | None, objective: Objective, place: torch.device) -> int:
-    """Find what is wrong with data before the first step changes a weight; return the batches per epoch."""
+def _look_over(
+    model: nn.Module,
+    data: Batches,
+    validation: Batches | None,
+    objective: Objective | None,
+    task: Task | None,
+    place: torch.device,
+) -> tuple[Objective, Task, int]:
+    """Find what is wrong with data before the first step changes a weight.
+
+    Returns:
+        what is made small, what the model is for, and the batches of an epoch.
+    """
     per_epoch = length(data) or 0
     for what, batches in (("data", data), ("validation", validation)):
         if batches is None:
             continue
         if isinstance(batches, Iterator):
             raise DataError(f"{what} can be iterated once only; give a list of batches or a loader.")
-        first = next(pairs(batches, what))
+        first = move_batch(next(iterate_batches(batches, what)), place)
         if length(batches) is None:
             # What does not say how many it has may have no end: better known now than after an epoch.
-            count = sum(1 for _ in pairs(batches, what))
+            count = sum(1 for _ in iterate_batches(batches, what))
             per_epoch = count if what == "data" else per_epoch
-        if classifies(objective) or what == "validation":
-            with evaluating(model):
-                logits = call(model, to_device(first[0], place))
-            # A list is at hand whole; a loader would have to load everything, and is checked batch by batch.
-            for _, labels in pairs(batches, what) if isinstance(batches, list | tuple) else [first]:
-                _require_classes_of(labels, logits)
-    return per_epoch or sum(1 for _ in pairs(data))
+        with naming(f"batch 0 of {what}"):
+            task = task or _task_of(model, first, objective)
+            _require_fit(model, task, objective, first)
+        if task.classes is not None and isinstance(batches, list | tuple):
+            _require_classes(model, task, batches, what, place)
+    assert task is not None
+    return objective or task, task, per_epoch or sum(1 for _ in iterate_batches(data))
 
 
-def _require_classes_of(labels: Tensor, logits: Tensor) -> None:
-    # Floating labels are mixed samples: the objective checks those, and the shapes, batch by batch.
-    if logits.ndim >= 2 and not labels.is_floating_point():
-        require_classes(labels, logits.shape[1])
+def _task_of(model: nn.Module, first: Any, objective: Objective | None) -> Task:
+    """The task of an objective; of a function nothing is known but the form of its batches."""
+    if objective is None:
+        return find_task(model, first)
+    return task_in(objective) or Task()
+
+
+def _require_fit(model: nn.Module, task: Task, objective: Objective | None, first: Any) -> None:
+    """Raise DataError where the first batch does not fit the task; an objective of the user's is not run for this."""
+    task.samples(first)
+    if task.has_loss and (objective is None or task_in(objective) is not None):
+        with evaluating(model):
+            task.total(model, first)
+
+
+def _require_classes(model: nn.Module, task: Task, batches: Sequence[Any], what: str, place: torch.device) -> None:
+    """Raise DataError where a label is no class. A list is at hand whole; a loader is checked batch by batch."""
+    assert task.classes is not None
+    shape = _shape_of(task.labels(batches[0]))
+    with evaluating(model):
+        output = task.forward(model, move_batch(batches[0], place))
+    for number, batch in enumerate(batches):
+        labels = task.labels(batch)
+        # The outputs of others have the same form, as far as labels are concerned: one run tells it for all.
+        if _shape_of(labels) == shape is not None and not labels.is_floating_point():
+            alike = map_tensors(partial(_with_rows, rows=len(labels)), output)
+            with naming(f"batch {number} of {what}"):
+                task.classes(alike, move_batch(batch, place))
+
+
+def _shape_of(labels: Any) -> tuple[int, ...] | None:
+    """The shape of the label of a sample; None where there is none."""
+    return tuple(labels.shape[1:]) if isinstance(labels, Tensor) and labels.ndim else None
+
+
+def _with_rows(output: Tensor, rows: int) -> Tensor:
+    return output[:1].expand(rows, *output.shape[1:]) if output.ndim else output
 
 
 def _optimizer(

@@ -2,6 +2,7 @@
 
 import itertools
 from collections import Counter
+from collections.abc import Iterable
 from contextlib import ExitStack
 from typing import Any
 
@@ -11,17 +12,18 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
+from nervure.core.annotations import Batches
 from nervure.core.check import checked
 from nervure.core.documents import is_shallow
-from nervure.core.inputs import Inputs
 from nervure.core.schema import Size
 from nervure.errors import ArgumentError, DataError
-from nervure.evaluation.labelled import Data, pairs
 from nervure.graph.models import device_of, evaluating, is_weightless
+from nervure.tasks.batch_forms import iterate_batches, move_batch
+from nervure.tasks.task import Forward, Task
 
 
 @checked
-def recalibrate(model: nn.Module, data: Data, batches: Size = 100) -> int:
+def recalibrate(model: nn.Module, data: Batches, batches: Size = 100, *, task: Task | None = None) -> int:
     """Replace the running statistics of every batch norm by their average over data; no weight changes.
 
     Batches count by their samples (by all their values in each channel). One that holds a single value per channel has
@@ -31,8 +33,9 @@ def recalibrate(model: nn.Module, data: Data, batches: Size = 100) -> int:
 
     Args:
         model: changed in place; a model without batch norms stays as it is.
-        data: iterable of (inputs, labels) batches; the labels are not looked at, and empty batches are left out.
+        data: batches of any form; labels are not looked at, and empty batches are left out.
         batches: how many batches at most.
+        task: how batches go into the model, where that is not told by their form.
 
     Returns:
         How many batches were averaged; 0 for a model without batch norms.
@@ -50,7 +53,8 @@ def recalibrate(model: nn.Module, data: Data, batches: Size = 100) -> int:
     before = [(norm.momentum, {name: b.clone() for name, b in norm.named_buffers(recurse=False)}) for norm in norms]
     try:
         with evaluating(model):
-            seen, count = _average(model, norms, data, batches)
+            drawn = itertools.islice(iterate_batches(filter(_holds_samples, data)), batches)
+            seen, count = _average(model, norms, drawn, (task or Task()).forward)
         _require_finite(norms)
     except BaseException:
         _put_back(norms, [buffers for _, buffers in before])
@@ -77,7 +81,9 @@ def _values(x: Tensor) -> int:
     return x.numel() // max(1, x.shape[1])
 
 
-def _average(model: nn.Module, norms: list[_BatchNorm], data: Data, batches: int) -> tuple[Counter[nn.Module], int]:
+def _average(
+    model: nn.Module, norms: list[_BatchNorm], data: Iterable[Any], forward: Forward
+) -> tuple[Counter[nn.Module], int]:
     """How many values of a channel each norm has averaged, and how many batches there were."""
     seen, count, place = Counter[nn.Module](), 0, device_of(model)
     called = set[nn.Module]()
@@ -93,8 +99,8 @@ def _average(model: nn.Module, norms: list[_BatchNorm], data: Data, batches: int
             norm.reset_running_stats()
             hooks.callback(by_batch(norm).remove)
             hooks.callback(norm.register_forward_pre_hook(weigh).remove)
-        for inputs, _ in itertools.islice(pairs(filter(_holds_samples, data)), batches):
-            Inputs.of_batch(inputs).to(place).run(model)
+        for batch in data:
+            forward(model, move_batch(batch, place))
             count += 1
     if blind := [norm for norm in called if not seen[norm]]:
         raise DataError(

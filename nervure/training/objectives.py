@@ -6,28 +6,23 @@ objective and are objectives again.
 
 from collections.abc import Callable
 from functools import partial
-from typing import TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nervure.core.check import checked, show_value
+from nervure.core.check import checked
 from nervure.core.schema import Part, Positive, Share
 from nervure.errors import ArgumentError
-from nervure.evaluation.labelled import Batch, call, logits_of, require_labels, to_device
+from nervure.evaluation.labelled import Batch, call, require_labels
 from nervure.graph.models import device_of, evaluating
+from nervure.tasks.batch_forms import move_batch
+from nervure.tasks.categorical import classification
+from nervure.tasks.outputs import logits_in
+from nervure.tasks.task import Task
 
-Objective: TypeAlias = Callable[[nn.Module, Batch], Tensor]
-
-
-def require_scalar(loss: Tensor) -> Tensor:
-    """Return ``loss`` if it is one number that an objective may give, else raise :class:`ArgumentError`."""
-    if not isinstance(loss, Tensor) or loss.numel() != 1 or loss.is_complex():
-        raise ArgumentError(
-            f"the objective gave {show_value(loss)} as its loss; it must be a tensor of one real number."
-        )
-    return loss
+Objective: TypeAlias = Callable[[nn.Module, Any], Tensor]
 
 
 @checked
@@ -55,7 +50,11 @@ def label_smoothing(eps: Part) -> Objective:
 
 @checked
 def with_distillation(
-    objective: Objective, teacher: nn.Module, weight: Share = 0.5, temperature: Positive = 4.0
+    objective: Objective,
+    teacher: nn.Module,
+    weight: Share = 0.5,
+    temperature: Positive = 4.0,
+    axis: Literal[1, -1] | None = None,
 ) -> Objective:
     """Blend an objective with the pull towards a teacher's answers (Hinton et al. 2015).
 
@@ -63,28 +62,43 @@ def with_distillation(
     by the temperature. The teacher runs in evaluation mode without gradients, and is not changed.
 
     Args:
-        objective: what the model is trained for otherwise; it must run the model once.
+        objective: what the model is trained for otherwise, a task perhaps; it must run the model once.
         teacher: a model of the same inputs and classes, on any device.
         weight: share of the pull, in [0, 1].
         temperature: above 0; higher shows more of what the teacher thinks of the wrong classes.
+        axis: which axis of the outputs is the classes; None: 1, or the last where the loss is about tokens.
 
     Raises:
         ArgumentError: if weight or temperature is out of range, or, when called, if the two have not the same outputs.
     """
     return partial(
-        _distillation_objective, objective=objective, teacher=teacher, weight=weight, temperature=temperature
+        _distillation_objective,
+        objective=objective,
+        teacher=teacher,
+        weight=weight,
+        temperature=temperature,
+        axis=axis,
     )
 
 
-def classifies(objective: Objective) -> bool:
-    """Whether an objective reads labels as classes of the model's outputs: cross entropy, also when wrapped."""
+def task_in(objective: Objective) -> Task | None:
+    """The task of an objective, also when wrapped: cross entropy is classification; None of a function."""
     while isinstance(objective, partial):
         objective = objective.keywords.get("objective", objective.func)
-    return objective is cross_entropy
+    if objective is cross_entropy:
+        return classification()
+    return objective if isinstance(objective, Task) else None
 
 
 def _distillation_objective(
-    model: nn.Module, batch: Batch, *, objective: Objective, teacher: nn.Module, weight: float, temperature: float
+    model: nn.Module,
+    batch: Any,
+    *,
+    objective: Objective,
+    teacher: nn.Module,
+    weight: float,
+    temperature: float,
+    axis: int | None,
 ) -> Tensor:
     seen: list[object] = []
     # Listening, rather than a second pass: it costs half, and a second pass would move batch-norm statistics twice.
@@ -95,18 +109,27 @@ def _distillation_objective(
         ear.remove()
     if not seen:
         raise ArgumentError("the objective did not run the model, so there is no answer to compare with the teacher's.")
-    student = logits_of(seen[-1]).float()
+    student = logits_in(seen[-1]).float()
+    task = task_in(objective) or Task()
     with evaluating(teacher):
-        taught = call(teacher, to_device(batch[0], device_of(teacher))).float().to(student.device)
+        taught = logits_in(task.forward(teacher, move_batch(batch, device_of(teacher)))).float().to(student.device)
     if taught.shape != student.shape:
         raise ArgumentError(
             f"the teacher answers {tuple(taught.shape)}, the model {tuple(student.shape)}; they need the same classes."
         )
-    return (1 - weight) * loss + weight * temperature**2 * _divergence(student / temperature, taught / temperature)
+    axis = _class_axis(task, student) if axis is None else axis
+    pull = _divergence(student / temperature, taught / temperature, axis)
+    return (1 - weight) * loss + weight * temperature**2 * pull
 
 
-def _divergence(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean over samples of KL(teacher || student) in nats, from logits [samples, classes, ...]."""
-    target = teacher.log_softmax(1)
-    each = (target.exp() * (target - student.log_softmax(1))).sum(1)
+def _class_axis(task: Task, outputs: Tensor) -> int:
+    """Outputs of three axes are [samples, tokens, classes], unless the task is plain classification."""
+    is_tokens = outputs.ndim == 3 and task.name != "classification"
+    return -1 if is_tokens else 1
+
+
+def _divergence(student: Tensor, teacher: Tensor, axis: int) -> Tensor:
+    """Mean over samples of KL(teacher || student) in nats, from logits whose classes are on an axis."""
+    target = teacher.log_softmax(axis)
+    each = (target.exp() * (target - student.log_softmax(axis))).sum(axis)
     return torch.mean(each)

@@ -1,14 +1,15 @@
 """What hooks see of a training: each step, and, for those that begin and remember, the whole setting."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias, final, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from nervure.evaluation.labelled import Batch, Data
+from nervure.core.annotations import Batches
+from nervure.tasks.task import Task
 from nervure.training.masks import Masks
 
 
@@ -22,20 +23,22 @@ class TrainingStep:
         epoch: epochs done before this one.
         done: share of the training done before this step, in [0, 1).
         loss: the loss of this batch.
-        batch: inputs and labels, on the model's device.
+        batch: the batch as it came, on the model's device.
         model: the model in training mode; ``.grad`` is whole, also where masks hold zeros.
         optimizer: the optimizer about to step.
         masks: the masks as they are now, by parameter name; True stays.
+        task: what the model is for: it says what of the batch are inputs.
     """
 
     number: int
     epoch: int
     done: float
     loss: float
-    batch: Batch
+    batch: Any
     model: nn.Module
     optimizer: Optimizer
     masks: Masks
+    task: Task = field(default_factory=Task)
 
 
 Hook: TypeAlias = Callable[[TrainingStep], Masks | None]
@@ -64,7 +67,7 @@ class Setting:
     seed: int
     steps: int
     per_epoch: int
-    validation: Data | None
+    validation: Batches | None
     place: torch.device
     data: str
 

@@ -264,7 +264,7 @@ def test_units_that_the_network_can_do_without_have_no_limit() -> None:
 
 def test_labels_that_are_no_classes_of_the_network_are_refused() -> None:
     data = [(x, y + 5) for x, y in pictures()]
-    with pytest.raises(DataError, match="labels that are classes"):
+    with pytest.raises(DataError, match="how likely the right class is"):
         SNACS(keep=0.7, probe=False).plan(view(net(), data))
 
 

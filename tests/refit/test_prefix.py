@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 
 from nervure import Magnitude, prune
-from nervure.core.inputs import Inputs
 from nervure.refit import refit
 from nervure.refit.prefix import Prefix, prefix_of
 from nervure.stats.loaders import Batch
@@ -51,7 +50,7 @@ def data() -> Tensor:
 
 
 def batch() -> Batch:
-    return Batch(Inputs((data()[:8],)), None, 8)
+    return Batch(data()[:8], 8)
 
 
 def test_layers_that_follow_each_other_are_found() -> None:

@@ -216,14 +216,14 @@ def test_a_label_out_of_range_in_a_loader_is_refused_before_its_step():
         ([], "no batch"),
         (DataLoader([], 4), "no batch"),
         (iter(blobs()), "once only"),
-        ([torch.zeros(2, 4)], r"tensor of shape \(2, 4\)"),
+        ([torch.zeros(2, 4)], "there are no labels"),
         ([(torch.zeros(0, 4), torch.zeros(0, dtype=torch.long))], "no sample"),
-        ([(torch.zeros(2, 4), torch.zeros(2, 1, dtype=torch.long))], "do not fit"),
-        ([(torch.zeros(2, 4), torch.zeros(2))], "dtype torch.float32"),
+        ([(torch.zeros(2, 4), torch.zeros(2, 2, dtype=torch.long))], "do not fit"),
+        ([(torch.zeros(2, 4), torch.zeros(2))], "labels .2. of torch.float32"),
     ],
 )
 def test_data_that_cannot_be_trained_on_are_refused(data, words):
-    with pytest.raises(DataError, match=words):
+    with pytest.raises((ArgumentError, DataError), match=words):
         quiet(network(), data)
 
 

@@ -9,12 +9,11 @@ from torch import Tensor
 
 from nervure.core.annotations import Batches
 from nervure.core.check import checked
-from nervure.core.progress import ending
 from nervure.errors import DataError
 from nervure.evaluation.corruptions.chance import normal, uniform
 from nervure.evaluation.features import FEATURE_SHIFTS, content_keys, corrupt_features, fix_seed
 from nervure.evaluation.shifts.one_shift import Shift, exchange, expand_shifts, separate
-from nervure.tasks.batch_forms import Layout, Place, describe_batch, parts_of
+from nervure.tasks.batch_forms import Layout, Place, describe_batch, iterate_batches, parts_of
 
 TABLE_SHIFTS: tuple[str, ...] = (*FEATURE_SHIFTS, "scale_drift", "swapped_values")
 DRIFTS = (0.1, 0.2, 0.35, 0.5, 0.8)
@@ -52,7 +51,7 @@ def table_shifts(
         DataError: there are no rows, or they are not finite.
     """
     layout = Layout(inputs)
-    parts = [rows] if isinstance(rows, Tensor) else [rows_in(layout, batch) for batch in ending(rows)]
+    parts = [rows] if isinstance(rows, Tensor) else [rows_in(layout, batch) for batch in iterate_batches(rows)]
     if not parts or not all(part.ndim == 2 and len(part) for part in parts):
         raise DataError("there are no rows to know the columns by: give floats [rows, columns], or batches of them.")
     table = torch.cat([part.detach().double().cpu() for part in parts])

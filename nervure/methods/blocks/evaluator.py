@@ -6,7 +6,7 @@ import statistics
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, final
@@ -26,6 +26,7 @@ from nervure.methods.evidence_folder import ANSWER
 from nervure.plan import Drop, Plan
 from nervure.stats import SAMPLES, Stats, first_batches, measure
 from nervure.stats.block_outputs import answer_of
+from nervure.stats.loaders import Batch
 from nervure.stats.loaders import batches as checked
 from nervure.surgery.apply import apply
 from nervure.training.norms import recalibrate
@@ -86,13 +87,15 @@ class BlockEvaluator:
         samples = SAMPLES if self._view.stats is None else self._view.stats.samples
         if self._compared is None:
             # Kept: answers are compared sample by sample, and a loader that shuffles gives others in each pass.
-            self._compared = first_batches(data_of(self._view), samples=samples, seed=self._view.seed)
+            task, seed = self._view.task, self._view.seed
+            self._compared = first_batches(data_of(self._view), samples=samples, task=task, seed=seed)
         return measure(
             self._smaller(names),
             self._view.graph,
             self._compared,
             want=wants,
             samples=samples,
+            task=self._view.task,
             seed=self._view.seed,
             progress=False,
         )
@@ -119,8 +122,8 @@ class BlockEvaluator:
 
     def _quality(self, names: tuple[str, ...]) -> float:
         answers = self._answers(self._smaller(names) if names else model_of(self._view))
-        if all(a.is_classified for a in answers):
-            return _accuracy(answers)
+        if all(a.right is not None for a in answers):
+            return float(torch.cat([a.right for a in answers if a.right is not None]).double().mean())
         if self._whole is None:
             self._whole = answers if not names else self._answers(model_of(self._view))
         return _agreement(self._whole, answers)
@@ -177,7 +180,7 @@ class BlockEvaluator:
         plan = plan_of(self._view.graph, names)
         smaller = apply(model_of(self._view), self._view.graph, plan, renumber=False).eval()
         if self._view.data is not None:
-            recalibrate(smaller, _pairs(self._split()[0]), self._batches)
+            recalibrate(smaller, self._split()[0], self._batches, task=self._view.task)
         return smaller
 
     def _split(self) -> tuple[list[Any], list[Any]]:
@@ -191,35 +194,34 @@ class BlockEvaluator:
         if not held:
             raise DataError("one batch of data cannot be parted into some to measure and some to judge on. Give two.")
         with evaluating(model):
-            for raw, batch in zip(held, checked(held, sys.maxsize, labelled=False), strict=True):
-                answer = answer_of(batch.to(device).feed(model), self._output).float().cpu()
+            for given in checked(held, sys.maxsize, labelled=False, task=self._view.task):
+                batch = given.to(device)
+                output = batch.feed(model)
+                answer = answer_of(output, self._output).float().cpu()
                 require_finite_outputs(answer, "the part held out")
-                found.append(_Answer(answer, _labels_of(raw)))
+                found.append(_Answer(answer, self._right(batch, output, answer)))
         return found
+
+    def _right(self, batch: Batch, output: Any, answer: Tensor) -> Tensor | None:
+        """Which answers are right, where labels are class numbers and the model has an output for each class."""
+        task = self._view.task
+        if task is not None:
+            return None if task.classes is None else _are_right(*task.classes(output, batch.raw))
+        labels = batch.labels
+        if not isinstance(labels, Tensor) or labels.is_floating_point() or answer.ndim < 2:
+            return None
+        if answer.shape[1] < 2 or labels.ndim != answer.ndim - 1:
+            return None
+        return _are_right(answer, require_labels(labels.cpu(), answer))
 
 
 class _Answer(NamedTuple):
     outputs: Tensor
-    labels: Tensor | None
-
-    @property
-    def is_classified(self) -> bool:
-        """Whether the labels are class numbers and there is an output for each class."""
-        if self.labels is None or self.labels.is_floating_point() or self.outputs.ndim < 2:
-            return False
-        return self.outputs.shape[1] > 1 and self.labels.ndim == self.outputs.ndim - 1
+    right: Tensor | None
 
 
-def _labels_of(raw: Any) -> Tensor | None:
-    """Labels of any kind: class numbers, or numbers to come close to."""
-    labels = raw[1] if isinstance(raw, tuple | list) and len(raw) == 2 else None
-    return labels.cpu() if isinstance(labels, Tensor) else None
-
-
-def _accuracy(answers: Sequence[_Answer]) -> float:
-    pairs = [(a.outputs, require_labels(a.labels, a.outputs)) for a in answers if a.labels is not None]
-    right = [(outputs.argmax(1) == labels).flatten() for outputs, labels in pairs]
-    return float(torch.cat(right).double().mean())
+def _are_right(logits: Tensor, labels: Tensor) -> Tensor:
+    return (logits.argmax(1) == labels).flatten().cpu()
 
 
 def _agreement(whole: Sequence[_Answer], part: Sequence[_Answer]) -> float:
@@ -277,9 +279,3 @@ def _split_batches(data: Iterable[Any], batches: int) -> tuple[list[Any], list[A
     if not held and len(seen) > 1:
         held = [seen.pop()]
     return seen, held
-
-
-def _pairs(batches: Iterable[Any]) -> Iterator[Any]:
-    """Recalibration looks at no labels, but takes pairs."""
-    for batch in batches:
-        yield batch if isinstance(batch, tuple | list) and len(batch) == 2 else (batch, torch.zeros(1))

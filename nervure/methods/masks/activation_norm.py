@@ -12,19 +12,26 @@ from nervure.graph.models import device_of
 from nervure.graph.operands import Entering, listen
 from nervure.graph.types import Product
 from nervure.stats.loaders import batches, fixed_seed
+from nervure.tasks.task import Task
 
 
 def input_norms(
-    model: nn.Module, products: Iterable[Product], data: Iterable[Any], samples: int, seed: int = 0
+    model: nn.Module,
+    products: Iterable[Product],
+    data: Iterable[Any],
+    samples: int,
+    seed: int = 0,
+    task: Task | None = None,
 ) -> dict[str, Tensor]:
     """Norm of what each weight multiplies, over samples and positions (and steps of a recurrent layer).
 
     Args:
         model: a model in evaluation mode.
         products: the weights.
-        data: batches of inputs, or of (inputs, labels).
+        data: batches of any form.
         samples: how many samples at most.
         seed: of torch's random numbers while the data are drawn.
+        task: how batches go into the model.
 
     Returns:
         [outputs, inputs of one output] for each tensor that was heard; 1 throughout an output that nothing entered.
@@ -34,7 +41,7 @@ def input_norms(
     """
     entering, device = Entering(torch.square), device_of(model)
     with fixed_seed(seed):
-        for batch in batches(data, samples, labelled=False):
+        for batch in batches(data, samples, labelled=False, task=task):
             listen(model, partial(batch.to(device).feed, model), entering.hear)
     norms = {}
     for name, (squares, counts) in entering.totals({product.tensor: product for product in products}).items():

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import final
 
 from nervure.core.schema import Positive, Size
-from nervure.methods.base import View
+from nervure.methods.base import View, task_of
 from nervure.methods.masks.base_masks import NetworkScored, PrunableWeights, Scored
 from nervure.methods.masks.gradients import Statistics, draw_batches, hessian_times_slopes, twin, with_temperature
 from nervure.scores.saliency import grasp
@@ -27,7 +27,8 @@ class GraSP(NetworkScored):
 
     Attributes:
         batches: how many batches of the data the loss is the mean of.
-        temperature: logits are divided by this, above 0; the paper's 200 makes the answers nearly even.
+        temperature: outputs are divided by this, above 0; the paper's 200 makes the answers of a classifier nearly
+            even. Where the task is none of classes, or its loss follows from no outputs, use 1.
         statistics: what batch norms divide by while scoring, see :class:`SNIP`.
     """
 
@@ -38,6 +39,7 @@ class GraSP(NetworkScored):
     def ask_scores(self, view: View, field: PrunableWeights) -> Scored:
         """How much the gradient flows through each weight."""
         batches, model = draw_batches(view, self.batches, self), twin(view, self.statistics)
-        product = hessian_times_slopes(model, field.weights, batches, with_temperature(self.temperature), view.seed)
+        task = with_temperature(task_of(view), self.temperature)
+        product = hessian_times_slopes(model, field.weights, batches, task, view.seed)
         found = field.to_matrix(product)
         return {name: grasp(weight, found[name]) for name, weight in field.weights.items()}

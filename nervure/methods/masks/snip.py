@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from typing import final
 
 from nervure.core.schema import Rounds, Size
-from nervure.methods.base import View
+from nervure.methods.base import View, task_of
 from nervure.methods.masks.base_masks import NetworkScored, PrunableWeights, Scored
-from nervure.methods.masks.gradients import Statistics, draw_batches, lay_on, slopes, twin, with_temperature
+from nervure.methods.masks.gradients import Statistics, draw_batches, lay_on, slopes, twin
 from nervure.scores.saliency import snip
-from nervure.training.objectives import Objective
+from nervure.tasks.guessing import TaskLike, as_task
 
 
 @final
@@ -32,14 +32,14 @@ class SNIP(NetworkScored):
         revive: whether what an earlier round masked can come back (FORCE; without, iterative SNIP).
         statistics: what batch norms divide by while scoring: those of the ``"batch"``, as is right before training, or
             the ``"running"`` ones, for a trained network or batches of one sample.
-        objective: (model, batch) -> loss; None: mean cross entropy.
+        objective: a task or a function (model, batch) -> mean loss; None: that of the model's task.
     """
 
     batches: Size = 1
     steps: Rounds = 1
     revive: bool = False
     statistics: Statistics = "batch"
-    objective: Objective | None = field(default=None)
+    objective: TaskLike | None = field(default=None)
 
     @property
     def in_stages(self) -> bool:
@@ -49,11 +49,11 @@ class SNIP(NetworkScored):
     def ask_scores(self, view: View, field: PrunableWeights) -> Scored:
         """Connection sensitivity."""
         batches, model = draw_batches(view, self.batches, self), twin(view, self.statistics)
-        objective = self.objective or with_temperature(1.0)
+        task = as_task(self.objective) or task_of(view)
 
         def scores(masks: Scored) -> Scored:
             lay_on(model, view.weights, field.from_matrices(masks))
-            found = field.to_matrix(slopes(model, field.weights, batches, objective, view.seed))
+            found = field.to_matrix(slopes(model, field.weights, batches, task, view.seed))
             return {name: snip(weight, found[name]) for name, weight in field.weights.items()}
 
         return self.in_rounds(field, self.steps, scores, revive=self.revive)

@@ -44,7 +44,7 @@ class Wanda(NetworkScored):
         """The size of each weight times how loud its input is."""
         if view.data is None:
             raise DataError(f"{self!r} listens to what enters the layers: give data=, batches of inputs.")
-        norms = input_norms(twin(view), field.sheets, view.data, self.samples, view.seed)
+        norms = input_norms(twin(view), field.sheets, view.data, self.samples, view.seed, view.task)
         scores = {
             name: wanda(size, norms[name].to(size)) if name in norms else size for name, size in field.sizes.items()
         }

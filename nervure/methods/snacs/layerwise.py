@@ -1,5 +1,6 @@
 """How the network does when one layer is pruned and no other: the curves behind the limits of SNACS."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias, final
 
@@ -7,17 +8,20 @@ import torch
 from torch import Tensor, nn
 
 from nervure.errors import DataError
-from nervure.evaluation.labelled import Batch, call, pairs, to_device
 from nervure.graph.models import device_of
 from nervure.graph.types import Graph
-from nervure.methods.base import View, model_of
+from nervure.methods.base import View, model_of, task_of
 from nervure.plan import Cut, Keep, Mask, Plan
-from nervure.stats.loaders import fixed_seed
+from nervure.stats.loaders import fixed_seed, leaves_of
 from nervure.surgery.apply import apply
+from nervure.tasks.batch_forms import move_batch
+from nervure.tasks.task import Task
 from nervure.training.norms import recalibrate
 
 JUDGED = 512
 """Samples that quality is measured on; half as many go to the norms of the pruned network first."""
+TINY = 1e-6
+"""A loss that counts as none."""
 SHARES = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 0.95)
 Trial: TypeAlias = tuple[float, Cut | Mask]
 """An edit, and the share of a group's units, or of a layer's connections, that it takes away."""
@@ -29,11 +33,12 @@ class LayerwiseSensitivity:
 
     def __init__(self, view: View, data: Iterable[Any]) -> None:
         """Takes the first batches of ``data``; raises DataError where there are none, or they have no labels."""
-        self._model, self._graph = model_of(view), view.graph
+        self._model, self._graph, self._task = model_of(view), view.graph, task_of(view)
         # A loader that shuffles draws from torch: the same limits, whatever was drawn before.
         with fixed_seed(view.seed):
-            self._norms, self._judged = _split_batches(data)
+            self._norms, self._judged = _split_batches(data, self._task)
         self._whole: float | None = None
+        self._loss: float | None = None
 
     def curve(self, trials: Sequence[Trial]) -> Tensor:
         """Quality of the network as it is and with each edit. Shape [1 + trials]."""
@@ -44,28 +49,50 @@ class LayerwiseSensitivity:
     def _quality(self, *edits: Cut | Mask) -> float:
         pruned = apply(self._model, self._graph, Plan(edits, self._graph.fingerprint)).eval()
         if edits:
-            recalibrate(pruned, self._norms, len(self._norms))
-        return confidence(pruned, self._judged)
+            recalibrate(pruned, self._norms, len(self._norms), task=self._task)
+        if self._task.classes is not None:
+            return confidence(pruned, self._judged, self._task)
+        return self._nearness(mean_loss(pruned, self._judged, self._task))
+
+    def _nearness(self, loss: float) -> float:
+        """1 for the loss of the whole network, 1 / e where it is twice that: losses have no bound, and any unit."""
+        if self._loss is None:
+            self._loss = mean_loss(self._model, self._judged, self._task)
+        scale = max(abs(self._loss), TINY)
+        return math.exp(min(0.0, (self._loss - loss) / scale)) if math.isfinite(loss) else 0.0
 
 
-def confidence(model: nn.Module, data: Iterable[Batch]) -> float:
+def confidence(model: nn.Module, data: Iterable[Any], task: Task) -> float:
     """How likely a model holds the right class, on average: smoother than accuracy, bounded unlike the loss.
 
     Args:
         model: in evaluation mode.
-        data: batches of inputs and labels, whole numbers [samples] or [samples, positions...].
+        data: batches.
+        task: one whose labels are classes.
 
     Raises:
         DataError: labels are no classes of what the model says.
     """
+    assert task.classes is not None
     device, sums, count = device_of(model), 0.0, 0
     with torch.no_grad():
-        for inputs, labels in data:
-            said, wanted = call(model, to_device(inputs, device)), labels.to(device)
-            _require_names(said, wanted)
-            right = said.float().softmax(1).gather(1, wanted.long().unsqueeze(1))
+        for given in data:
+            batch = move_batch(given, device)
+            try:
+                said, wanted = task.classes(task.forward(model, batch), batch)
+            except DataError as error:
+                raise DataError(f"the limits of the layers ask how likely the right class is: {error}") from error
+            right = said.float().softmax(1).gather(1, wanted.unsqueeze(1))
             sums, count = sums + float(right.nan_to_num(0.0).sum()), count + right.numel()
-    return sums / count
+    return sums / max(count, 1)
+
+
+def mean_loss(model: nn.Module, data: Iterable[Any], task: Task) -> float:
+    """The loss of a task, over all that counts; the model is in evaluation mode."""
+    device = device_of(model)
+    with torch.no_grad():
+        totals = [task.total(model, move_batch(batch, device)) for batch in data]
+    return sum(float(total.loss) for total in totals) / max(sum(total.count for total in totals), 1)
 
 
 def unit_trials(graph: Graph, scores: Mapping[str, Tensor]) -> dict[str, list[Trial]]:
@@ -84,21 +111,12 @@ def _first(order: Tensor, count: int) -> Keep:
     return Keep.of(kept)
 
 
-def _split_batches(data: Iterable[Any]) -> tuple[list[Batch], list[Batch]]:
+def _split_batches(data: Iterable[Any], task: Task) -> tuple[list[Any], list[Any]]:
     """Batches for the norms and batches to judge by, one to two; a single one is for both."""
-    norms: list[Batch] = []
-    judged: list[Batch] = []
-    for number, batch in enumerate(pairs(data)):
+    norms: list[Any] = []
+    judged: list[Any] = []
+    for number, batch in enumerate(leaves_of(data)):
         (judged if number % 3 else norms).append(batch)
-        if sum(len(labels) for _, labels in judged) >= JUDGED:
+        if sum(map(task.samples, judged)) >= JUDGED:
             break
     return norms, judged or norms
-
-
-def _require_names(said: Tensor, labels: Tensor) -> None:
-    fits = said.ndim > 1 and labels.shape == (said.shape[0], *said.shape[2:])
-    if not fits or labels.is_floating_point() or not 0 <= int(labels.min()) <= int(labels.max()) < said.shape[1]:
-        raise DataError(
-            f"the limits of the layers need labels that are classes, but the model says {tuple(said.shape)} and the "
-            f"labels are {labels.dtype} of shape {tuple(labels.shape)}. Use limits=False."
-        )

@@ -15,8 +15,8 @@ from torch import Tensor
 from nervure.core.container import DamageError, Kind, read_container, reading, write_container
 from nervure.core.schema import Count
 from nervure.dependence.estimator_options import Estimator
-from nervure.errors import DataError, FileError
-from nervure.methods.base import Folder, View, data_of
+from nervure.errors import ArgumentError, DataError, FileError
+from nervure.methods.base import Folder, View, data_of, task_of
 from nervure.methods.evidence_folder import evidence_folder
 from nervure.methods.snacs import published
 from nervure.methods.snacs.layerwise import SHARES, LayerwiseSensitivity, Trial, unit_trials
@@ -27,6 +27,7 @@ from nervure.scores import magnitude
 from nervure.scores.bundles import Layer, layers
 from nervure.scores.parent_dependence import connectivity, unit_scores, weigh_by_magnitude
 from nervure.stats import Stats, are_labelled, data_digest, keep_position, response
+from nervure.stats.loaders import are_classes
 
 RankedBy: TypeAlias = Literal["connectivity", "dependence", "magnitude"]
 KIND = Kind("nervure-connectivity", "connectivity saved by nervure", version=3, remedy="Remove it; it is made again.")
@@ -135,7 +136,7 @@ class SurveyOptions:
             FileError: the cache cannot be written.
         """
         require_evidence(view, "SNACS")
-        if self.limits and not is_labelled(view):
+        if self.limits and not (has_classes(view) if self.probe else can_be_judged(view)):
             require_classes(None)
         if self.limits and not self.probe and (view.model is None or view.data is None):
             raise DataError(
@@ -144,7 +145,8 @@ class SurveyOptions:
             )
         if folder is None:
             return self._made(view, self._measure(view), _Cells(None))
-        data = connections_digest(view, samples=self.samples, per_class=self.per_class, labelled=self.limits)
+        labelled = "labels" in self.wanted(view)
+        data = connections_digest(view, samples=self.samples, per_class=self.per_class, labelled=labelled)
         place = evidence_folder(folder, view, [KIND.version, asdict(self)], data)
         whole = place / "connectivity.safetensors"
         with suppress(FileError):  # it is not there yet, or damaged
@@ -155,13 +157,12 @@ class SurveyOptions:
         (place / "stats.safetensors").unlink(missing_ok=True)
         return ConnectivityEvidence.load(whole)
 
-    @property
-    def wants(self) -> frozenset[str]:
-        """The evidence it needs."""
-        return frozenset({"connections", "labels"} if self.limits else {"connections"})
+    def wanted(self, view: View) -> frozenset[str]:
+        """The evidence it needs of a view."""
+        return frozenset({"connections", "labels"} if self.limits and has_classes(view) else {"connections"})
 
     def _measure(self, view: View) -> Stats:
-        return heard(view, self.wants, samples=self.samples, per_class=self.per_class)
+        return heard(view, self.wanted(view), samples=self.samples, per_class=self.per_class)
 
     def _read_or_measure(self, view: View, path: Path) -> Stats:
         if path.exists():
@@ -172,7 +173,7 @@ class SurveyOptions:
         return stats
 
     def _made(self, view: View, stats: Stats, cells: "_Cells") -> ConnectivityEvidence:
-        labels = require_classes(stats.labels) if self.limits else None
+        labels = require_classes(stats.labels) if self.limits and (self.probe or stats.labels is not None) else None
         listed = layers(view.graph, view.weights, stats.connections)
         factors = published.signed_factors(listed) if self.paper else {la.tensor: la.strength() for la in listed}
         rho = {
@@ -189,7 +190,7 @@ class SurveyOptions:
             else sensitivity(view.graph, listed, factors)
         )
         saved = protected_units(leaned) if self.protect else {}
-        found = self._limits(view, listed, rho, stats, labels, cells) if labels is not None else {}
+        found = self._limits(view, listed, rho, stats, labels, cells) if self.limits else {}
         skipped = {name: reason for name, reason in stats.skipped.items() if name in view.graph.tensors}
         return ConnectivityEvidence(rho, found, saved, skipped, stats.samples)
 
@@ -205,14 +206,16 @@ class SurveyOptions:
         listed: Iterable[Layer],
         rho: Mapping[str, Tensor],
         stats: Stats,
-        labels: Tensor,
+        labels: Tensor | None,
         cells: "_Cells",
     ) -> dict[str, Limit]:
         scores = self.unit_scores(view, listed, rho) if self.per_unit else {}
-        if self.probe:
+        if self.probe and labels is not None:
             return self._limits_by_probe(listed, rho, scores, stats, labels, cells)
         trials = unit_trials(view.graph, scores) if self.per_unit else _connection_trials(listed, rho)
-        network, chance = LayerwiseSensitivity(view, keep_position(view.data)), 1 / int(labels.unique().numel())
+        network = LayerwiseSensitivity(view, keep_position(view.data))
+        # What a network that knows nothing would reach: of losses nobody knows.
+        chance = 0.0 if labels is None else 1 / int(labels.unique().numel())
         return {
             name: bearable(
                 (0.0, *(share for share, _ in steps)),
@@ -306,7 +309,24 @@ def is_labelled(view: View) -> bool:
     """Whether the evidence of a view has labels, or its data would give some."""
     if _is_measured(view.stats):
         return view.stats.labels is not None
-    return view.data is not None and are_labelled(view.data)
+    return view.data is not None and are_labelled(view.data, view.task)
+
+
+def has_classes(view: View) -> bool:
+    """Whether there is a class number for each sample."""
+    if _is_measured(view.stats):
+        return view.stats.labels is not None
+    return view.data is not None and are_classes(view.data, view.task)
+
+
+def can_be_judged(view: View) -> bool:
+    """Whether it can be told how well the network does: by labels, or as its task says."""
+    if is_labelled(view):
+        return True
+    try:
+        return view.data is not None and view.model is not None and task_of(view).has_loss
+    except (ArgumentError, DataError):
+        return False
 
 
 def connections_digest(view: View, *, samples: int, per_class: int, labelled: bool) -> str:
@@ -316,7 +336,9 @@ def connections_digest(view: View, *, samples: int, per_class: int, labelled: bo
         for name, tensor in sorted(view.stats.connections.items()):
             digest.update(name.encode() + tensor.contiguous().numpy().tobytes())
         return digest.hexdigest()
-    return data_digest(data_of(view), samples=samples, per_class=per_class, labelled=labelled, seed=view.seed)
+    return data_digest(
+        data_of(view), samples=samples, per_class=per_class, labelled=labelled, seed=view.seed, task=view.task
+    )
 
 
 def _curve(

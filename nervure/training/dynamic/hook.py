@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, final
 
@@ -12,11 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from nervure.core.annotations import Batches
 from nervure.core.files import write_text
 from nervure.core.schema import Count, convert
 from nervure.errors import ArgumentError, FileError
 from nervure.evaluation.auc import Quality, accuracy_and_auc
-from nervure.evaluation.labelled import Data
 from nervure.plan import Keep
 from nervure.training.checkpoint import layout, load_optimizer, optimizer_state, under
 from nervure.training.dynamic.listening import SignalSource, activations, incoming, sources
@@ -211,7 +212,7 @@ class RewiringHook:
             )
         self._next_step = step.number + 1
 
-    def _judged_by(self, setting: Setting) -> Data | None:
+    def _judged_by(self, setting: Setting) -> Batches | None:
         if self.method.judge is None:
             return None
         if setting.validation is None:
@@ -268,7 +269,8 @@ class RewiringHook:
         parameters = dict(step.model.named_parameters())
         heard = {}
         if "activations" in self.method.hears:
-            heard = _average(activations(step.model, step.batch[0], self._sheets))
+            run = partial(step.task.forward, step.model, step.batch)
+            heard = _average(activations(step.model, run, self._sheets))
         sites = [self._site(parameters[name], name, heard.get(name)) for name in self._sheets]
         strengths = {site.name.removeprefix(self._prefix): site.strength().sum(1) for site in sites}
         return UpdateContext(

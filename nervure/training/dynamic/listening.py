@@ -1,13 +1,11 @@
 """What a method that rewires hears at an event: the layers as they are, gradients, activations, strengths."""
 
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from nervure.core.inputs import Inputs
 from nervure.graph.models import evaluating
 from nervure.graph.operands import Entering, listen
 from nervure.graph.types import Graph, Product
@@ -53,11 +51,14 @@ def incoming(site: Site, behind: Sequence[SignalSource], strengths: Mapping[str,
     return total
 
 
-def activations(model: nn.Module, inputs: Any, sheets: Mapping[str, Product]) -> dict[str, Tensor]:
-    """Mean absolute value of the inputs of each layer, [outputs, inputs], from one pass in evaluation mode."""
+def activations(model: nn.Module, run: Callable[[], Any], sheets: Mapping[str, Product]) -> dict[str, Tensor]:
+    """Mean absolute value of the inputs of each layer, [outputs, inputs], from one pass in evaluation mode.
+
+    ``run`` is that pass.
+    """
     entering = Entering(torch.abs)
     with evaluating(model):
-        listen(model, partial(Inputs.of_batch(inputs).run, model), entering.hear)
+        listen(model, run, entering.hear)
     return {name: sums / counts.clamp(min=1) for name, (sums, counts) in entering.totals(sheets).items()}
 
 
