@@ -22,15 +22,30 @@ from nervure.evaluation.metrics import (
 from nervure.evaluation.quality import evaluate
 from nervure.evaluation.robust import RobustChoice, live_weights, smallest_robust
 from nervure.evaluation.shift import Shifted, evaluate_shift
+from nervure.evaluation.shifts import (
+    AUDIO_SHIFTS,
+    TABLE_SHIFTS,
+    TEXT_SHIFTS,
+    Shift,
+    audio_shifts,
+    picture_shifts,
+    table_shifts,
+    text_shifts,
+    token_shifts,
+)
 from nervure.evaluation.size import file_size
+from nervure.evaluation.task_shift import TaskShift, evaluate_task_shift
 from nervure.evaluation.timing import latency_table
 
 __all__ = [
+    "AUDIO_SHIFTS",
     "CORRUPTIONS",
     "FEATURE_SHIFTS",
     "HELD_OUT",
     "SEVERITIES",
     "SHIFTS",
+    "TABLE_SHIFTS",
+    "TEXT_SHIFTS",
     "TOKEN_SHIFTS",
     "Common",
     "Connectivity",
@@ -41,12 +56,15 @@ __all__ = [
     "Metrics",
     "Quality",
     "RobustChoice",
+    "Shift",
     "Shifted",
     "Similarity",
+    "TaskShift",
     "Timing",
     "accuracy",
     "accuracy_and_auc",
     "align",
+    "audio_shifts",
     "brier_score",
     "calibration_error",
     "class_accuracies",
@@ -58,6 +76,7 @@ __all__ = [
     "corrupt_tokens",
     "evaluate",
     "evaluate_shift",
+    "evaluate_task_shift",
     "file_size",
     "latency",
     "latency_table",
@@ -65,9 +84,13 @@ __all__ = [
     "macro_auc",
     "measures",
     "peak_memory",
+    "picture_shifts",
     "reorder_units",
     "similarity",
     "smallest_robust",
+    "table_shifts",
+    "text_shifts",
+    "token_shifts",
     "top_accuracy",
     "wilson_interval",
 ]

@@ -4,6 +4,7 @@ Real-valued inputs meet measurement noise, missing values and covariate shift, e
 over the batch at hand; tokens are lost or mistaken. As with pictures, chance belongs to the sample, not to its place.
 """
 
+import zlib
 from collections.abc import Mapping
 from types import MappingProxyType
 
@@ -73,9 +74,9 @@ def corrupt_features(
     mean, std = statistics or (rows.mean(0), rows.std(0, correction=0))
     spread = std.to(inputs).clamp(min=LEAST_SPREAD)
     if name == "covariate_shift":
-        direction = normal(_fix_seed(seed, inputs.device), inputs.shape[-1])[0]
+        direction = normal(fix_seed(seed, inputs.device), inputs.shape[-1])[0]
         return inputs + (level * spread * direction).to(inputs.dtype)
-    keys = _keys(_bits(inputs), name, seed)
+    keys = content_keys(inputs, name, seed)
     if name == "feature_noise":
         return inputs + (level * spread * normal(keys, *inputs.shape[1:])).to(inputs.dtype)
     return torch.where(uniform(keys, *inputs.shape[1:]) < level, mean.to(inputs), inputs)
@@ -106,7 +107,7 @@ def corrupt_tokens(
     level = TOKEN_STRENGTHS[name][require_choice(severity, SEVERITIES, "severity") - 1]
     if tokens.ndim != 2 or tokens.is_floating_point() or tokens.dtype == torch.bool or tokens.numel() == 0:
         raise DataError(f"tokens are {tokens.dtype} of shape {tuple(tokens.shape)}; give integers [samples, length].")
-    keys = _keys(tokens.long(), name, seed)
+    keys = content_keys(tokens, name, seed)
     hit = uniform(keys, *tokens.shape[1:]) < level
     if name == "missing_tokens":
         return torch.where(hit, torch.full_like(tokens, mask), tokens)
@@ -115,16 +116,17 @@ def corrupt_tokens(
     return torch.where(hit, others, tokens)
 
 
-def _bits(inputs: Tensor) -> Tensor:
-    return inputs.float().contiguous().view(torch.int32).long()
-
-
-def _keys(content: Tensor, name: str, seed: int) -> Tensor:
-    flat = content.flatten(1)
+def content_keys(inputs: Tensor, name: str, seed: int) -> Tensor:
+    """One 64-bit number for each sample, from its content, a shift and a seed: int64 [samples]."""
+    bits = inputs.float().contiguous().view(torch.int32) if inputs.is_floating_point() else inputs
+    flat = bits.long().flatten(1)
     places = mix_bits(torch.arange(1, flat.shape[1] + 1, device=flat.device)) | 1
-    salt = _fix_seed(seed, flat.device) ^ (FEATURE_SHIFTS + TOKEN_SHIFTS).index(name)
-    return mix_bits((mix_bits(flat) * places).sum(1) ^ salt)
+    known = FEATURE_SHIFTS + TOKEN_SHIFTS
+    # Shifts that came later are known by their letters: the numbers of the first stay as they are.
+    number = known.index(name) if name in known else zlib.crc32(name.encode())
+    return mix_bits((mix_bits(flat) * places).sum(1) ^ fix_seed(seed, flat.device) ^ number)
 
 
-def _fix_seed(seed: int, device: torch.device) -> Tensor:
+def fix_seed(seed: int, device: torch.device) -> Tensor:
+    """A 64-bit number for a seed, int64 [1]."""
     return mix_bits(torch.tensor([seed + 1], dtype=torch.int64, device=device))

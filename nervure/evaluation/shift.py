@@ -7,12 +7,12 @@ corruption by corruption. Several networks are measured in one pass, on the same
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import product
 from statistics import fmean
-from typing import Any, Protocol, TypeAlias, TypedDict, final, runtime_checkable
+from typing import Any, TypedDict, final
 
 import torch
 from torch import Tensor, nn
@@ -24,29 +24,14 @@ from nervure.core.progress import length, track
 from nervure.core.schema import Count, Length, Seed, convert
 from nervure.errors import ArgumentError, DataError
 from nervure.evaluation.answers import Answers, Key, Page
-from nervure.evaluation.corruptions import GROUPS, SEVERITIES, corrupt, expand_names
+from nervure.evaluation.corruptions import GROUPS, SEVERITIES, expand_names
 from nervure.evaluation.features import FEATURE_SHIFTS, TOKEN_SHIFTS, corrupt_features, corrupt_tokens
 from nervure.evaluation.labelled import Batch, Data, call, pairs, to_device
 from nervure.evaluation.metrics import Metrics, MetricTally
+from nervure.evaluation.picture_range import Normalisation, Normalised, PictureRange
 from nervure.graph.models import device_of, evaluating
 
-Normalisation: TypeAlias = tuple[Sequence[float], Sequence[float]]
-ROUNDING = 1e-4  # float32 normalised and back is off by less
-
-
-@runtime_checkable
-class Normalised(Protocol):
-    """Batches that know how their pictures were normalised: (pictures - mean) / std, per channel."""
-
-    @property
-    def mean(self) -> Sequence[float]:
-        """Per channel, in [0, 1]."""
-        ...
-
-    @property
-    def std(self) -> Sequence[float]:
-        """Per channel, above 0."""
-        ...
+__all__ = ["Normalisation", "Normalised", "Shifted", "evaluate_shift", "shift_batches", "shifts_of"]
 
 
 @final
@@ -256,15 +241,15 @@ def evaluate_shift(
             raise ArgumentError("cache= keeps answers to corruptions that are made here; ready data are not kept.")
         return _evaluate_given(models, data, shift, bins, progress)
     tallies: dict[str, dict[Key | None, MetricTally]] = {name: {} for name in models}
-    undo = _Undo.of(data, normalisation)
-    kept = None if cache is None else Answers(cache, models, f"{undo} {seed}")
+    pictures = PictureRange.of(data, normalisation)
+    kept = None if cache is None else Answers(cache, models, f"{pictures} {seed}")
     with _all_evaluating(models.values()):
         for inputs, labels in track(pairs(data), "evaluating under shift", length(data), enabled=progress):
             page = None if kept is None else kept.page(inputs, labels)
             for key in (None, *product(shifts_of(shift, inputs), levels)):
                 asked = models if page is None else _take_known(tallies, models, key, page)
                 if asked:
-                    given = inputs if key is None else undo.load_corrupted(inputs, *key, seed)
+                    given = inputs if key is None else _corrupted(inputs, *key, pictures, seed)
                     _add(tallies, asked, key, given, labels, page)
             if page is not None:
                 page.save()
@@ -280,10 +265,10 @@ def shift_batches(
         DataError: data are empty, or pictures are not normalised as said.
         ArgumentError: the shift or the severity is unknown.
     """
-    undo = _Undo.of(data, normalisation)
+    pictures = PictureRange.of(data, normalisation)
     for inputs, labels in pairs(data):
         (known,) = shifts_of([name], inputs)
-        yield undo.load_corrupted(inputs, known, severity, seed), labels
+        yield _corrupted(inputs, known, severity, pictures, seed), labels
 
 
 def shifts_of(shift: str | Iterable[str], inputs: Any) -> tuple[str, ...]:
@@ -301,66 +286,12 @@ def shifts_of(shift: str | Iterable[str], inputs: Any) -> tuple[str, ...]:
     return tuple(require_choice(name, known, "shift") for name in names)
 
 
-@final
-@dataclass(frozen=True, slots=True)
-class _Undo:
-    """How inputs become pictures in [0, 1], and back."""
-
-    mean: tuple[float, ...] | None
-    std: tuple[float, ...] | None
-
-    @classmethod
-    def of(cls, data: Data, given: Normalisation | None) -> "_Undo":
-        if given is None and isinstance(data, Normalised):
-            given = (data.mean, data.std)
-        if given is None:
-            return cls(None, None)
-        mean, std = (tuple(map(float, part)) for part in given)
-        if len(mean) != len(std) or not std or min(std) <= 0:
-            raise ArgumentError(f"normalisation={given!r} must be (mean, std): one of each per channel, std above 0.")
-        return cls(mean, std)
-
-    def load_corrupted(self, inputs: Any, name: str, severity: int, seed: int) -> Any:
-        if name in TOKEN_SHIFTS:
-            return corrupt_tokens(inputs, name, severity, seed=seed)
-        if name in FEATURE_SHIFTS:
-            return corrupt_features(inputs, name, severity, seed=seed)
-        return self.back(corrupt(self.pictures(inputs), name, severity, seed=seed))
-
-    def pictures(self, inputs: Tensor) -> Tensor:
-        low, high = float(inputs.min()), float(inputs.max())
-        inside = low >= 0 and high <= 1
-        if self.mean is None or self.std is None:
-            if not inside:
-                raise DataError(
-                    f"inputs run from {low:.3g} to {high:.3g}: they seem normalised, or 8-bit. Corruptions are made on "
-                    "pictures in [0, 1]: pass normalisation=(mean, std), or normalise inside the model."
-                )
-            return inputs
-        if len(self.mean) not in (1, inputs.shape[1]):
-            raise DataError(f"normalisation is for {len(self.mean)} channels; the pictures have {inputs.shape[1]}.")
-        if inside and low < high:
-            raise DataError(
-                f"inputs run from {low:.3g} to {high:.3g} although they should be normalised (mean {self.mean}): they "
-                "are not. Leave normalisation out, or normalise the inputs."
-            )
-        result = inputs * self._column(self.std, inputs) + self._column(self.mean, inputs)
-        low, high = float(result.min()), float(result.max())
-        if low < -ROUNDING or high > 1 + ROUNDING:
-            raise DataError(
-                f"with the normalisation undone, pictures run from {low:.3g} to {high:.3g}, outside [0, 1]: were they "
-                f"normalised twice, or by other numbers than mean {self.mean} and std {self.std}?"
-            )
-        return result.clamp(0, 1)
-
-    def back(self, pictures: Tensor) -> Tensor:
-        if self.mean is None or self.std is None:
-            return pictures
-        return (pictures - self._column(self.mean, pictures)) / self._column(self.std, pictures)
-
-    @staticmethod
-    def _column(values: tuple[float, ...], like: Tensor) -> Tensor:
-        return torch.tensor(values, dtype=like.dtype, device=like.device).view(1, -1, 1, 1)
+def _corrupted(inputs: Tensor, name: str, severity: int, pictures: PictureRange, seed: int) -> Tensor:
+    if name in TOKEN_SHIFTS:
+        return corrupt_tokens(inputs, name, severity, seed=seed)
+    if name in FEATURE_SHIFTS:
+        return corrupt_features(inputs, name, severity, seed=seed)
+    return pictures.corrupt(inputs, name, severity, seed)
 
 
 def _add(

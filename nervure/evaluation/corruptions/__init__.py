@@ -19,6 +19,7 @@ from nervure.core.schema import Seed
 from nervure.errors import ArgumentError, DataError
 from nervure.evaluation.corruptions import blur, digital, geometry, noise, weather
 from nervure.evaluation.corruptions.chance import image_keys
+from nervure.evaluation.corruptions.motion import Motion
 from nervure.evaluation.corruptions.strengths import Strength, strength
 
 __all__ = ["CORRUPTIONS", "GROUPS", "HELD_OUT", "SEVERITIES", "SHIFTS", "corrupt", "expand_names"]
@@ -58,6 +59,15 @@ _MADE: Mapping[str, Corruption] = {
     )
     for name in names
 }
+_MOVES: Mapping[str, Callable[[Tensor, Tensor, Strength], Motion]] = {
+    "rotate": geometry.rotation,
+    "translate": geometry.translation,
+    "scale": lambda images, keys, by: geometry.magnification(images, by.number),
+    "elastic_transform": digital.elastic_motion,
+    "zoom_blur": blur.zoom_motion,
+}
+MOVING: frozenset[str] = frozenset(_MOVES)
+"""Corruptions after which things are elsewhere in the picture."""
 
 
 @checked
@@ -92,6 +102,13 @@ def corrupt(images: Tensor, name: str, severity: int, *, seed: Seed = 0, family:
         for part in images.detach().to(torch.float32).split(portion)
     ]
     return torch.cat(parts).to(images.dtype)
+
+
+def motion_of(images: Tensor, name: str, severity: int, *, seed: int = 0, family: str = "auto") -> Motion:
+    """Where :func:`corrupt` reads the pixels of these pictures, for one of ``MOVING``."""
+    by = strength(name, severity, min(images.shape[-2:]), family)
+    images = images.detach().to(torch.float32)
+    return _MOVES[name](images, image_keys(images, name, seed), by)
 
 
 def expand_names(shift: str | Iterable[str]) -> tuple[str, ...]:

@@ -1,10 +1,14 @@
 """Blur: pixels run into each other."""
 
+from statistics import fmean
+
 import torch
 from torch import Tensor
 
 from nervure.evaluation.corruptions import resample
 from nervure.evaluation.corruptions.chance import between, uniform
+from nervure.evaluation.corruptions.geometry import magnification
+from nervure.evaluation.corruptions.motion import Motion
 from nervure.evaluation.corruptions.strengths import Strength
 
 ZOOM_STEP = 0.01
@@ -51,5 +55,14 @@ def motion_blur(images: Tensor, keys: Tensor, by: Strength) -> Tensor:
 
 def zoom_blur(images: Tensor, keys: Tensor, by: Strength) -> Tensor:
     """Mean of the picture and its magnifications, as when the lens is zoomed during the exposure."""
+    return resample.zoom(images, _factors(by))
+
+
+def zoom_motion(images: Tensor, keys: Tensor, by: Strength) -> Motion:
+    """Where :func:`zoom_blur` reads in the mean over its magnifications."""
+    return magnification(images, fmean(_factors(by)))
+
+
+def _factors(by: Strength) -> list[float]:
     steps = round((by.number - 1) / ZOOM_STEP)
-    return resample.zoom(images, [1 + step * ZOOM_STEP for step in range(steps + 1)])
+    return [1 + step * ZOOM_STEP for step in range(steps + 1)]

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from nervure.evaluation.corruptions import colours, resample
 from nervure.evaluation.corruptions.chance import between
+from nervure.evaluation.corruptions.motion import Motion
 from nervure.evaluation.corruptions.strengths import GREY_GAIN, Strength
 
 BLOCK = 8
@@ -66,14 +67,12 @@ def pixelate(images: Tensor, keys: Tensor, by: Strength) -> Tensor:
 
 def elastic_transform(images: Tensor, keys: Tensor, by: Strength) -> Tensor:
     """Jitter three corners of a triangle (an affine map), then move pixels by a smooth random field."""
-    strength, smoothness, jitter = by.numbers
-    side = min(images.shape[-2:])
-    rows, columns = _jitter(images, keys, jitter * side)
-    if strength > 0:
-        field = between(keys, -1, 1, 2, *images.shape[-2:], stream=1)
-        field = strength * side * resample.gaussian_blur(field, min(smoothness * side, side / 4))
-        rows, columns = rows + field[:, 0], columns + field[:, 1]
-    return resample.sample(images, rows, columns)
+    return resample.sample(images, *_stretch(images, keys, by))
+
+
+def elastic_motion(images: Tensor, keys: Tensor, by: Strength) -> Motion:
+    """Where :func:`elastic_transform` reads."""
+    return Motion.of_pixels(*_stretch(images, keys, by))
 
 
 def jpeg_compression(images: Tensor, keys: Tensor, by: Strength) -> Tensor:
@@ -89,6 +88,18 @@ def jpeg_compression(images: Tensor, keys: Tensor, by: Strength) -> Tensor:
     halved = _quantise_blocks(halved, CHROMINANCE, by.number)
     colour = halved.repeat_interleave(2, 2).repeat_interleave(2, 3)[..., :height, :width]
     return colours.from_luma(_quantise_blocks(bright, LUMINANCE, by.number), colour) / 255
+
+
+def _stretch(images: Tensor, keys: Tensor, by: Strength) -> tuple[Tensor, Tensor]:
+    """Where each pixel of an elastic picture is read: rows and columns."""
+    strength, smoothness, jitter = by.numbers
+    side = min(images.shape[-2:])
+    rows, columns = _jitter(images, keys, jitter * side)
+    if strength > 0:
+        field = between(keys, -1, 1, 2, *images.shape[-2:], stream=1)
+        field = strength * side * resample.gaussian_blur(field, min(smoothness * side, side / 4))
+        rows, columns = rows + field[:, 0], columns + field[:, 1]
+    return rows, columns
 
 
 def _jitter(images: Tensor, keys: Tensor, far: float) -> tuple[Tensor, Tensor]:
