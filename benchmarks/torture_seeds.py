@@ -33,8 +33,9 @@ from nervure.methods.snacs import survey as connectivity_module
 from nervure.methods.snacs.snacs import SNACS
 from nervure.recipe import steps as steps_module
 from nervure.recipe.fresh import difference
-from nervure.recipe.making import ModelSource, data_of, source_of
+from nervure.recipe.making import data_of, source_of
 from nervure.recipe.results import append_line
+from nervure.recipe.sources import ModelSource
 from nervure.report.comparison import Outcome
 from nervure.zoo.data import fake
 from nervure.zoo.readers.idx import write_idx

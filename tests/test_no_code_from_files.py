@@ -17,8 +17,9 @@ from nervure.core.container import write_container
 from nervure.core.provenance import commit
 from nervure.errors import FileError, RecipeError
 from nervure.recipe.fresh import difference
-from nervure.recipe.making import PROBE, ModelSource, source_in
+from nervure.recipe.probe import PROBE
 from nervure.recipe.results import agree
+from nervure.recipe.sources import ModelSource, source_in
 from nervure.recipe.workers import environment, python
 from nervure.report.comparison import Outcome
 

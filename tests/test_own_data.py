@@ -65,7 +65,7 @@ def test_a_function_makes_the_data_of_what_it_takes() -> None:
     [
         ({"name": "own_data:laod"}, "own_data has no function 'laod'. Did you mean 'load'"),
         ({"name": "no_such_module:load"}, "module 'no_such_module' cannot be imported"),
-        ({"name": "own_data:nothing"}, "own_data:nothing made a int, not a data set"),
+        ({"name": "own_data:nothing"}, "own_data:nothing made a int; give a dict"),
         ({"name": "own_data:broken"}, "cannot be made: ZeroDivisionError: by my own fault"),
         ({"name": "own_data:load", "size": 16}, "takes no size"),
         ({"name": "own_data:load", "root": "."}, "takes no root"),

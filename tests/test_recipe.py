@@ -19,8 +19,10 @@ from nervure.export import load, read_header
 from nervure.recipe import Recipe, run
 from nervure.recipe import steps as steps_module
 from nervure.recipe.fresh import difference
-from nervure.recipe.making import PROBE, ModelSource, dataset_of, factory_of, train_section
+from nervure.recipe.making import dataset_of, train_section
+from nervure.recipe.probe import PROBE
 from nervure.recipe.recipe import SECTIONS, RecoverSection, differences
+from nervure.recipe.sources import ModelSource, factory_of
 from nervure.recipe.steps import STEPS
 from nervure.report import Report
 from nervure.report.tables import budget, edits, speed

@@ -1,5 +1,6 @@
 """The sub-commands. Each reads and writes the artefacts of one arrow."""
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -8,7 +9,7 @@ from typing import Any
 
 import click
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from nervure.cli.options import (
     ANYWHERE,
@@ -21,6 +22,7 @@ from nervure.cli.options import (
     SEED,
     Asked,
     CommandGroup,
+    Example,
     NetworkChoice,
     asking,
     command_line,
@@ -59,6 +61,7 @@ from nervure.report.comparison_report import comparison_text, write_comparison_p
 from nervure.report.figures import FIGURES, write_figure
 from nervure.report.markdown import table_text
 from nervure.report.paper import FILES, Found, load_found, write_figures, write_tables
+from nervure.report.run_report import in_words
 from nervure.report.sweep_report import write_sweep
 from nervure.report.table_forms import FORMS
 from nervure.report.tables import percent, quantity
@@ -76,6 +79,8 @@ from nervure.training import train as train_model
 SCORES = Kind("nervure-scores", "scores of units", version=1)
 METHOD_HELP = f"One of {', '.join(METHODS)}, or one of your own, package.module:name"
 REWIRING = [name for name, method in METHODS.items() if issubclass(method, DynamicSparse)]
+LISTENS = frozenset({"gradients", "effects"})
+"""Evidence that needs a loss."""
 SET = click.option(
     "--set",
     "settings",
@@ -200,7 +205,9 @@ def measure(choice: NetworkChoice, want: tuple[str, ...], samples: int, per_clas
     batches = data.train.batches(256, shuffle_seed=choice.seed)
     wanted = want or ("activations",)
     graph = choice.graph(model)
-    stats = measure_stats(model, graph, batches, want=wanted, samples=samples, per_class=per_class, seed=choice.seed)
+    task = choice.task() if choice.task_name or LISTENS & set(wanted) else None
+    how: dict[str, Any] = {"want": wanted, "samples": samples, "per_class": per_class, "seed": choice.seed}
+    stats = measure_stats(model, graph, batches, task=task, **how)
     kinds = sorted({name.partition(":")[0] for name in stats.want} - {"labels", "outputs"})
     heard = [f"{kind} of {len(getattr(stats, kind))}" for kind in kinds]
     tell(f"{stats.samples} samples; {', '.join(heard) or ', '.join(sorted(stats.want))}")
@@ -279,8 +286,9 @@ def plan(
     data = choice.data().train.batches(256, shuffle_seed=choice.seed) if choice.data_name else None
     stats = Stats.load(stats_file) if stats_file else None
     if made.wants and stats is None and data is not None:
-        stats = measure_stats(model, graph, data, want=made.wants, seed=choice.seed)
-    decided = made.plan(View(graph, weights, stats, choice.seed, model, shown, data))
+        stats = measure_stats(model, graph, data, want=made.wants, task=choice.task(), seed=choice.seed)
+    task = choice.task() if data is not None else None
+    decided = made.plan(View(graph, weights, stats, choice.seed, model, shown, data, task=task))
     tell(decided.describe(graph))
     if "milliseconds" in decided.reached:
         took, share = decided.reached["milliseconds"], decided.reached["keep"]
@@ -338,7 +346,7 @@ def refit_command(choice: NetworkChoice, samples: int, settings: tuple[tuple[str
         )
     how = Refit(**{"seed": choice.seed, **dict(settings), "samples": samples})
     batches = choice.data().train.batches(256, shuffle_seed=choice.seed)
-    found = refit(choice.pruned(), batches, reference=choice.network().eval(), how=how)
+    found = refit(choice.pruned(), batches, reference=choice.network().eval(), task=choice.task(), how=how)
     tell(found.describe())
     _wrote(save(out, found.result, meta={"model": choice.source().to_json()}))
 
@@ -382,7 +390,7 @@ def train(  # noqa: PLR0913 - one for each option
     """
     _writable(out, events)
     method = _rewiring(rewire, density, dict(settings), fresh=not (choice.file or choice.weights))
-    data, source = choice.data(), choice.source()
+    data, source, purpose = choice.data(), choice.source(), choice.purpose()
     pruned = choice.pruned() if choice.file else None
     if method is not None and pruned is None:
         pruned = prune(choice.network(), choice.example(), method, seed=choice.seed, progress=False)
@@ -390,6 +398,8 @@ def train(  # noqa: PLR0913 - one for each option
     history = train_model(
         model,
         data.train.batches(batch_size, shuffle_seed=choice.seed, augment=augment),
+        task=purpose.task,
+        objective=purpose.task,
         epochs=epochs,
         lr=lr,
         masks=pruned.masks if pruned else None,
@@ -398,8 +408,9 @@ def train(  # noqa: PLR0913 - one for each option
         seed=choice.seed,
         hooks=[] if method is None else [RewiringHook(method, log=events)],
     )
-    for epoch, (loss, accuracy) in enumerate(zip(history.loss, history.validation, strict=True), start=1):
-        tell(f"epoch {epoch}: loss {loss:.4f}, validation accuracy {percent(accuracy)}")
+    for epoch, (loss, quality) in enumerate(zip(history.loss, history.validation, strict=True), start=1):
+        told = f"accuracy {percent(quality)}" if purpose.tells_classes else f"loss {quality:.4f}"
+        tell(f"epoch {epoch}: loss {loss:.4f}, validation {told}")
     meta = {"model": source.to_json()}
     if pruned is None:
         _wrote(save_state(out, model, meta=meta))
@@ -459,32 +470,48 @@ def evaluate_command(
     _require_timing(batches, engines, sparse=sparse)
     levels = severity or SEVERITIES
     names = chosen_corruptions(shift) if shift and shift_root is None else shift
-    data, model = choice.data(), choice.ready().eval()
+    model = choice.ready().eval()
     wanted: Any = names
     if shift_root is not None:
-        wanted = choice.load_corrupted(shift_root, data.test, names=names or None, severities=levels, samples=samples)
-    found = evaluate(model, data.test.batches(500))
-    cost = count(model, data.example(1))
-    numbers: dict[str, Any] = {**found.to_json(), "params": cost.params, "nonzero": cost.nonzero, "macs": cost.macs}
-    tell(f"accuracy    {percent(found.accuracy)} of {found.samples} test samples")
-    tell(f"loss, ECE   {found.loss:.4f}, {found.ece:.4f}")
+        test = choice.images().test
+        wanted = choice.load_corrupted(shift_root, test, names=names or None, severities=levels, samples=samples)
+    example = choice.example()
+    cost = count(model, example)
+    quality = _tell_quality(choice, model)
+    numbers: dict[str, Any] = {**quality, "params": cost.params, "nonzero": cost.nonzero, "macs": cost.macs}
     tell(f"parameters  {cost.params:,}; multiply-accumulates {cost.macs:,}")
-    memory = {batch: peak_memory(model, data.example(1), batch=batch) for batch in batches or (1,)}
+    memory = {batch: peak_memory(model, example, batch=batch) for batch in batches or (1,)}
     numbers |= {"bytes": file_size(model), "memory": {str(batch): asdict(m) for batch, m in memory.items()}}
     tell(f"file        {quantity(numbers['bytes'], 'B')}")
     for batch, m in memory.items():
         parts = f"{quantity(m.weights, 'B')} of weights, {quantity(m.activations, 'B')} of activations at the peak"
         tell(f"memory      {parts} at batch {batch}")
     if batches:
-        timed = _time_engines(model, data.example(1), batches, engines or ("eager",), sparse=sparse)
+        timed = _time_engines(model, example, batches, engines or ("eager",), sparse=sparse)
         numbers["latency"] = [asdict(row) for row in timed]
     if wanted:
-        shown = data.test.sample(samples or len(data.test), seed=choice.seed).batches(500)
+        test = choice.images().test
+        shown = test.sample(samples or len(test), seed=choice.seed).batches(500)
         shifted = evaluate(model, shown, shift=wanted, severities=levels, seed=choice.seed, cache=cache)
         numbers["shift"] = shifted.to_json()
         tell(shifted.describe())
     if out is not None:
         _wrote(write_json(out, numbers))
+
+
+def _tell_quality(choice: NetworkChoice, model: nn.Module) -> dict[str, Any]:
+    """Measure and tell what the task says, or else accuracy, loss and calibration."""
+    batches, task = choice.data().test.batches(500), choice.task()
+    if task is None:
+        found = evaluate(model, batches)
+        tell(f"accuracy    {percent(found.accuracy)} of {found.samples} test samples")
+        tell(f"loss, ECE   {found.loss:.4f}, {found.ece:.4f}")
+        return found.to_json()
+    measured = evaluate(model, batches, task=task)
+    for name, value in measured.items():
+        better = "higher" if task.higher_is_better[name] else "lower"
+        tell(f"{in_words(name):<11} {value:.4g} ({better} is better)")
+    return {"task": task.name, "metrics": {name: v if math.isfinite(v) else None for name, v in measured.items()}}
 
 
 def _require_timing(batches: Sequence[int], engines: Sequence[str], *, sparse: bool) -> None:
@@ -499,7 +526,7 @@ def _require_timing(batches: Sequence[int], engines: Sequence[str], *, sparse: b
 
 
 def _time_engines(
-    model: nn.Module, example: Tensor, batches: Sequence[int], engines: Sequence[str], *, sparse: bool
+    model: nn.Module, example: Example, batches: Sequence[int], engines: Sequence[str], *, sparse: bool
 ) -> list[Timing]:
     """Time forward passes by engine, and say so; with ``sparse`` also of the model compiled for its zeros."""
     threads = [torch.get_num_threads()]

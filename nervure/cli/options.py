@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias, final
+from typing import Any, TypeAlias, TypeVar, final
 
 import click
 import torch
@@ -24,8 +24,13 @@ from nervure.errors import ArgumentError, NervureError
 from nervure.export import load, load_state
 from nervure.graph import Graph
 from nervure.prune import Pruned
-from nervure.recipe.making import ModelSource, dataset_of, source_in
-from nervure.recipe.recipe import DataSection
+from nervure.recipe.making import dataset_of, suited
+from nervure.recipe.own_data import Data, OwnData
+from nervure.recipe.purpose import Purpose, purpose_of
+from nervure.recipe.recipe import DataSection, TaskSection
+from nervure.recipe.sources import ModelSource, source_in
+from nervure.recipe.task_making import MAKERS, require_known_task
+from nervure.tasks import Task
 from nervure.tracing import trace
 from nervure.zoo import CorruptedBatches, Dataset, Split
 from nervure.zoo.readers.folders import tiny_root, wnids_of
@@ -181,6 +186,20 @@ def target(text: str) -> float | str:
         return text
 
 
+Kept = TypeVar("Kept")
+
+
+def _once(name: str, make: Callable[[], Kept]) -> Kept:
+    """What ``make`` gives, kept while a command runs: loaders of the user's may take long to make."""
+    context = click.get_current_context(silent=True)
+    if context is None:
+        return make()
+    if f"nervure.{name}" not in context.meta:
+        context.meta[f"nervure.{name}"] = make()
+    found: Kept = context.meta[f"nervure.{name}"]
+    return found
+
+
 def shape(text: str) -> tuple[str, tuple[int, ...], torch.dtype]:
     """Name (empty: none), sizes and type of an input written ``1x3x32x32``, ``1x16:long`` or ``ids=1x16:long``.
 
@@ -243,12 +262,42 @@ class NetworkChoice:
     inputs: Example | None = None
     seed: int = 0
     trust_factory: bool = False
+    data_options: Mapping[str, Any] = field(default_factory=dict)
+    task_name: str = ""
+    task_options: Mapping[str, Any] = field(default_factory=dict)
 
-    def data(self) -> Dataset:
+    def data(self) -> Data:
         """The data set chosen; raises ArgumentError where none is."""
         if not self.data_name:
-            raise ArgumentError(f"no data: give --data NAME, one of {', '.join(zoo.DATASETS)}.")
-        return dataset_of(DataSection(self.data_name, self.root), self.seed)
+            raise ArgumentError(
+                f"no data: give --data NAME, one of {', '.join(zoo.DATASETS)}, or package.module:function."
+            )
+        section = DataSection(self.data_name, self.root, options=self.data_options)
+        return _once("data", lambda: dataset_of(section, self.seed))
+
+    def purpose(self) -> Purpose:
+        """What the network is for: as chosen, or as the first batch says."""
+        if self.task_name:
+            require_known_task(self.task_name)
+        return _once("purpose", self._find_purpose)
+
+    def task(self) -> Task | None:
+        """What the network is for; None: it tells classes, measured as always."""
+        return self.purpose().task
+
+    def _find_purpose(self) -> Purpose:
+        section = TaskSection(self.task_name, self.task_options)
+        found = purpose_of(section, self.data(), self.ready)
+        if found.reason:
+            tell(f"task        {found.name}, told from the first batch: {found.reason}")
+        return found
+
+    def images(self) -> Dataset:
+        """The data chosen, where they are images of known range; raises ArgumentError where they are not."""
+        data = self.data()
+        if isinstance(data, OwnData) or self.purpose().name != "classification":
+            raise ArgumentError("--shift is for images of known range with a class each, as the zoo's data are.")
+        return data
 
     def load_corrupted(self, root: Path, clean: Split, **options: Any) -> Mapping[tuple[str, int], CorruptedBatches]:
         """The corrupted test data in a folder, labelled as the ``clean`` data of this choice."""
@@ -263,10 +312,12 @@ class NetworkChoice:
             if noted is not None:
                 return noted
         if not self.model:
-            raise ArgumentError("no network: give --model NAME of the zoo, or --model package.module:function.")
-        is_factory = ":" in self.model
-        source = ModelSource("" if is_factory else self.model, self.model if is_factory else "", self.options)
-        return source.suited_to(self.data()) if self.data_name else source
+            raise ArgumentError(
+                "no network: give --model NAME of the zoo, timm:NAME, torchvision:NAME, hf:FOLDER-OR-NAME, or "
+                "--model package.module:function."
+            )
+        source = ModelSource.named(self.model, self.options)
+        return suited(source, self.data()) if self.data_name else source
 
     def network(self) -> nn.Module:
         """The network before any pruning, with the weights chosen if there are some."""
@@ -288,7 +339,13 @@ class NetworkChoice:
             return self.inputs
         if not self.data_name:
             raise ArgumentError("no example: give --input 1x3x32x32 (your shape), or --data NAME.")
-        return self.data().example(1)
+        data = self.data()
+        if isinstance(data, OwnData):
+            shown = self.purpose().example
+            assert shown is not None
+            found: Example = shown.plain()
+            return found
+        return data.example(1)
 
     def graph(self, model: nn.Module, **options: Any) -> Graph:
         """The network, traced."""
@@ -296,7 +353,12 @@ class NetworkChoice:
 
 
 MODEL: tuple[Decorator, ...] = (
-    click.option("--model", default="", metavar="NAME", help="Network of the zoo, or package.module:function."),
+    click.option(
+        "--model",
+        default="",
+        metavar="NAME",
+        help="Network of the zoo, timm:NAME, torchvision:NAME, hf:FOLDER-OR-NAME, or package.module:function.",
+    ),
     click.option(
         "--option",
         "options",
@@ -312,6 +374,29 @@ MODEL: tuple[Decorator, ...] = (
         default="",
         metavar="NAME",
         help="Data set of the zoo, e.g. digits, or package.module:function.",
+    ),
+    click.option(
+        "--data-option",
+        "data_options",
+        type=setting,
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Option of the function that makes the data.",
+    ),
+    click.option(
+        "--task",
+        "task_name",
+        default="",
+        metavar="NAME",
+        help=f"What it is for: {', '.join(MAKERS)}, or package.module:name; else told from the first batch.",
+    ),
+    click.option(
+        "--task-option",
+        "task_options",
+        type=setting,
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Option of the task, e.g. ignore=255.",
     ),
     click.option("--root", default="", type=click.Path(), help="Folder of the data, where they are not installed."),
     click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of weights, data and choices."),
@@ -341,7 +426,8 @@ def input_options(*more: Decorator) -> Decorator:
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         def with_choice(**given: Any) -> Any:
             names = {name: given.pop(name) for name in list(given) if name in NetworkChoice.__slots__}
-            return command(NetworkChoice(**{**names, "options": dict(names.get("options", ()))}), **given)
+            tables = {name: dict(names.get(name, ())) for name in ("options", "data_options", "task_options")}
+            return command(NetworkChoice(**{**names, **tables}), **given)
 
         return _add_options(functools.update_wrapper(with_choice, command), (*MODEL, *more))
 

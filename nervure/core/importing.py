@@ -1,4 +1,4 @@
-"""What a user names as ``package.module:name``: a network, a method, a criterion of one's own."""
+"""What a user names as ``package.module:name``: a network, data, a task, a method, a criterion of one's own."""
 
 import importlib
 import os
@@ -8,6 +8,13 @@ from typing import Any
 
 from nervure.core.check import nearest, show_value
 from nervure.errors import ArgumentError, NervureError
+
+_BESIDE: dict[str, None] = {}
+
+
+def look_beside(path: str | os.PathLike[str]) -> None:
+    """Let what is named later be found beside this file too; nothing is imported, and no installed module hidden."""
+    _BESIDE[os.path.dirname(os.path.abspath(path))] = None
 
 
 def is_import_path(name: object) -> bool:
@@ -23,7 +30,7 @@ def import_named(
     expected: str = "function",
     fits: Callable[[Any], bool] = callable,
 ) -> Any:
-    """What ``package.module:name`` names; modules in the working folder are found too.
+    """What ``package.module:name`` names; modules in the working folder, and beside a recipe, are found too.
 
     Importing a module runs it: never call this with a path that a file from elsewhere says.
 
@@ -40,6 +47,7 @@ def import_named(
     module_name, _, name = path.partition(":")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
+    sys.path.extend(folder for folder in _BESIDE if folder not in sys.path)
     try:
         module = importlib.import_module(module_name)
     except Exception as failure:  # whatever a module of the user's raises

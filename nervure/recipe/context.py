@@ -1,12 +1,12 @@
 """What the steps of a run share: the recipe and what it names, the folder, and the log of what is done."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Required, TypedDict, final
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from nervure.core.files import read_json
 from nervure.core.schema import NotNegative
@@ -16,8 +16,12 @@ from nervure.methods import Method
 from nervure.methods.dynamic.dynamic_sparse import DynamicSparse
 from nervure.plan import Plan
 from nervure.prune import Pruned
-from nervure.recipe.making import ModelSource, begins_fresh
+from nervure.recipe.making import begins_fresh
+from nervure.recipe.own_data import Data, OwnData
+from nervure.recipe.purpose import Purpose
 from nervure.recipe.recipe import Recipe
+from nervure.recipe.sources import ModelSource
+from nervure.tasks import Task
 from nervure.zoo import Dataset
 
 STATS, STATS_FRESH = "stats.safetensors", "stats-fresh.safetensors"
@@ -45,24 +49,36 @@ class RunContext:
     Attributes:
         recipe: the recipe.
         folder: where artefacts are read and written.
-        data: its data set.
+        data: its data.
         source: where its network comes from.
         method: what decides.
         device: where networks run.
         say: tells the user one line (or a table).
         progress: whether to show bars.
         shared: the folder of the dense network and its evidence, where several runs share them; None: the folder.
+        purpose: what the network is for, and how it is called.
     """
 
     recipe: Recipe
     folder: Path
-    data: Dataset
+    data: Data
     source: ModelSource
     method: Method
     device: torch.device
     say: Callable[[str], None]
     progress: bool = True
     shared: Path | None = None
+    purpose: Purpose = field(default_factory=Purpose)
+
+    @property
+    def task(self) -> Task | None:
+        """What the network is for; None: classes, measured as always."""
+        return self.purpose.task
+
+    @property
+    def meets_shift(self) -> bool:
+        """Whether the corruptions of images mean something here."""
+        return isinstance(self.data, Dataset) and self.purpose.name == "classification"
 
     def path(self, name: str) -> Path:
         """Where artefact ``name`` is."""
@@ -90,9 +106,12 @@ class RunContext:
         """The network that is pruned."""
         return self.fresh().eval() if self.begins_fresh else self.dense()
 
-    def example(self, samples: int = 1) -> Tensor:
-        """The first training images, normalised, on the device."""
-        return self.data.example(samples).to(self.device)
+    def example(self) -> Any:
+        """What the network is called with for one sample, on the device."""
+        if isinstance(self.data, OwnData):
+            assert self.purpose.example is not None
+            return self.purpose.example.to(self.device).plain()
+        return self.data.example(1).to(self.device)
 
     def graph(self) -> Graph:
         """The graph of the dense network."""

@@ -6,14 +6,12 @@ Which network it is comes as JSON on standard input, from the run that knows it:
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from nervure.core.container import read_container
-from nervure.errors import FileError
 from nervure.export import load
-from nervure.recipe.making import PROBE, ModelSource
+from nervure.recipe.probe import answers, largest_difference, read_probe
+from nervure.recipe.sources import ModelSource
 
 
 def difference(folder: Path, source: ModelSource) -> float:
@@ -28,13 +26,8 @@ def difference(folder: Path, source: ModelSource) -> float:
     """
     # Another seed than the run's: nothing may be left of the weights that the constructor draws.
     model = load(folder / "model.safetensors", lambda: source.build(seed=987_654_321)).model.eval()
-    _, probe = read_container(folder / "probe.safetensors", dict[str, Any], PROBE)
-    if probe.keys() != {"inputs", "outputs"}:
-        raise FileError(f"{str(folder / 'probe.safetensors')!r} holds {sorted(probe)}, not inputs and outputs.")
-    with torch.no_grad():
-        outputs = model(probe["inputs"])
-    scale = float(probe["outputs"].abs().max().clamp_min(1e-12))
-    return float((outputs - probe["outputs"]).abs().max()) / scale
+    inputs, outputs = read_probe(folder / "probe.safetensors")
+    return largest_difference(answers(model, inputs), outputs)
 
 
 if __name__ == "__main__":

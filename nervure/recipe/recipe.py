@@ -18,7 +18,7 @@ from nervure.budget import BUDGETS
 from nervure.core.annotations import is_path
 from nervure.core.check import checked, nearest, show_value
 from nervure.core.documents import is_shallow, open_document
-from nervure.core.importing import is_import_path
+from nervure.core.importing import is_import_path, look_beside
 from nervure.core.schema import (
     Between,
     Count,
@@ -37,6 +37,7 @@ from nervure.core.schema import (
 from nervure.engines import ENGINES
 from nervure.errors import ArgumentError, RecipeError
 from nervure.evaluation.corruptions import SEVERITIES, expand_names
+from nervure.recipe.task_making import task_from
 
 Options = Mapping[str, Any]
 Section = TypeVar("Section")
@@ -92,7 +93,10 @@ def budget_among(names: Collection[str]) -> Callable[[str], str]:
 @final
 @dataclass(frozen=True, slots=True)
 class ModelSection:
-    """Which network: a zoo ``name`` or a ``factory`` written ``package.module:function``, with its ``options``.
+    """Which network: a ``name`` or a ``factory`` written ``package.module:function``, with its ``options``.
+
+    The name is of the zoo (``"resnet20"``) or of a library: ``"timm:resnet50"``, ``"torchvision:resnet18"``,
+    ``"hf:folder-or-name"``. With ``options = { pretrained = true }`` these begin with the library's own weights.
 
     ``weights`` is a file of trained weights (safetensors); with it the dense network is not trained again.
     """
@@ -113,8 +117,9 @@ class ModelSection:
 class DataSection:
     """Which data set of the zoo, and where its files lie (``root``; empty: where they are installed).
 
-    One of your own is named ``name = "package.module:function"``; the function gets those of ``root``, ``size``,
-    ``validation`` and ``seed`` that it takes.
+    Your own are made by a function, ``factory = "package.module:function"``, or ``name = `` the same: it gets its
+    ``options``, and those of ``root``, ``size``, ``validation`` and ``seed`` that it takes, and returns three loaders
+    (train, validation, test) of batches of any form, or a data set of the zoo's form.
 
     ``size`` is the side in pixels to which images are resized (0: as published), ``validation`` the share of the
     training images held out, ``train_samples`` and ``test_samples`` how many of each split to use (0: all).
@@ -126,6 +131,27 @@ class DataSection:
     validation: Between = 0.1
     train_samples: Count = 0
     test_samples: Count = 0
+    factory: str = ""
+    options: Options = field(default_factory=dict, hash=False)
+
+    @property
+    def label(self) -> str:
+        """What the data are called."""
+        return self.name or self.factory
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class TaskSection:
+    """What the network is for: the ``name`` of a task of :mod:`nervure.tasks`, and its options beside it.
+
+    One of your own is ``"package.module:name"``: a task, a function of the options that returns one, or an objective
+    (a function of a model and a batch that gives the mean loss). Without options, ``task = "segmentation"`` says the
+    same. Without a name, it is told from the first batch.
+    """
+
+    name: str = ""
+    options: Options = field(default_factory=dict, hash=False)
 
 
 @final
@@ -287,13 +313,14 @@ class Recipe:
     evaluate: EvaluateSection = field(default_factory=EvaluateSection)
     run: RunSection = field(default_factory=RunSection)
     sweep: SweepSection = field(default_factory=SweepSection)
+    task: TaskSection = field(default_factory=TaskSection)
 
     def __post_init__(self) -> None:
         for name in SECTIONS:
             check_rules(getattr(self, name), f"[{name}]")
         _require_one_model(self.model)
-        if not self.data.name:
-            raise RecipeError('[data] needs a name, e.g. name = "digits".')
+        require_one_data(self.data)
+        require_task(self.task)
         _require_there(self.model.weights, "[model] weights", "a file", Path.is_file)
         _require_there(self.data.root, "[data] root", "a folder", Path.is_dir)
 
@@ -303,7 +330,8 @@ class Recipe:
         """Build a recipe from nested plain data; raises :class:`RecipeError` on anything unknown or of a wrong type."""
         require_known(data, SECTIONS, f"{source} has no section")
         try:
-            return Recipe(**{name: section_of(cls, data.get(name, {}), f"[{name}]") for name, cls in SECTIONS.items()})
+            given = dict(data) | {"task": task_table(data.get("task", {}))}
+            return Recipe(**{name: section_of(cls, given.get(name, {}), f"[{name}]") for name, cls in SECTIONS.items()})
         except RecipeError as error:
             raise RecipeError(f"{source}: {error}") from None
 
@@ -311,6 +339,8 @@ class Recipe:
     @checked_recipe
     def from_toml(path_or_text: str | os.PathLike[str]) -> "Recipe":
         """Read a recipe from a TOML file, or from TOML text; paths in it are relative to the working folder.
+
+        Modules that it names are found there, and beside the file.
 
         Raises:
             RecipeError: the file is missing or not TOML, or a key is unknown, of a wrong type or out of range.
@@ -334,11 +364,8 @@ class Recipe:
     @property
     def fingerprint(self) -> str:
         """A digest of everything that decides the result: all but where it is written, and what a sweep varies."""
-        content = self.to_dict()
+        content = without_newer(self.to_dict())
         del content["run"]["folder"], content["sweep"]
-        if self.refit == RefitSection():
-            # Digests are as they were before there was such a section.
-            del content["refit"]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -352,15 +379,33 @@ SECTIONS: Mapping[str, type[Any]] = {
     "evaluate": EvaluateSection,
     "run": RunSection,
     "sweep": SweepSection,
+    "task": TaskSection,
 }
+NEWER: Mapping[str, tuple[str, ...]] = {"refit": (), "task": (), "data": ("factory", "options")}
+"""Sections, and keys of older sections, that recipes of the first version did not have."""
+
+
+def without_newer(content: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The plain data of a recipe without what is newer and says nothing: digests are as they were before."""
+    for name, keys in NEWER.items():
+        defaults, table = plain(SECTIONS[name]()), content[name]
+        if not keys and table == defaults:
+            del content[name]
+        for key in keys:
+            if table.get(key) == defaults[key]:
+                del table[key]
+    return content
 
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     """What differs between two recipes' plain data, e.g. ``["[prune] keep: 0.5 -> 0.4"]``.
 
-    The folder is no matter, and what a sweep varies neither. A section that was not there yet had its defaults.
+    The folder is no matter, and what a sweep varies neither. What was not there yet had its default.
     """
-    known = {"refit": plain(RefitSection())} | dict(before)
+    known = dict(before)
+    for name, keys in NEWER.items():
+        defaults = plain(SECTIONS[name]())
+        known[name] = {key: defaults[key] for key in keys or defaults} | dict(known.get(name, {}))
     return [
         f"[{section}] {key}: {known.get(section, {}).get(key)!r} -> {value!r}"
         for section, table in after.items()
@@ -387,6 +432,7 @@ def _text_of(path_or_text: str | os.PathLike[str]) -> tuple[str, str]:
     path = Path(path_or_text)
     if not is_path(path) or not path.is_file():
         raise RecipeError(f"there is no recipe at {show_value(str(path))}. Give the path of a TOML file.")
+    look_beside(path)
     try:
         return path.read_text(encoding="utf-8"), str(path)
     except (OSError, UnicodeDecodeError) as error:
@@ -449,6 +495,38 @@ def _require_one_model(model: ModelSection) -> None:
         )
     if model.factory and ":" not in model.factory:
         raise RecipeError(f'[model] factory = {model.factory!r} must be written "package.module:function".')
+
+
+def require_one_data(data: DataSection) -> None:
+    """Raise RecipeError unless the data have a name or a factory, and only one of the two."""
+    if bool(data.name) == bool(data.factory):
+        given = "both were" if data.name else "neither was"
+        raise RecipeError(
+            '[data] needs a name, e.g. name = "digits", or a factory "package.module:function" of your own; '
+            f"{given} given."
+        )
+    if data.factory and not is_import_path(data.factory):
+        raise RecipeError(f'[data] factory = {data.factory!r} must be written "package.module:function".')
+
+
+def task_table(told: Any) -> Any:
+    """A ``[task]`` as it is written, or its name alone, as the keys of its section: what is no name is an option."""
+    if isinstance(told, str):
+        return {"name": told}
+    if not isinstance(told, Mapping):
+        return told
+    beside = {key: value for key, value in told.items() if key not in ("name", "options")}
+    inner = told.get("options", {})
+    options = dict(inner) | beside if isinstance(inner, Mapping) else inner
+    return {"name": told.get("name", ""), "options": options}
+
+
+def require_task(task: TaskSection) -> None:
+    """Raise RecipeError unless there is such a task, with such options; what a path names is looked at when it runs."""
+    if task.name and not is_import_path(task.name):
+        task_from(task.name, task.options)
+    elif task.options and not task.name:
+        raise RecipeError(f'[task] needs a name beside {next(iter(task.options))!r}, e.g. name = "segmentation".')
 
 
 def _require_there(path: str, what: str, kind: str, test: Callable[[Path], bool]) -> None:

@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,6 +28,7 @@ from nervure.core.markup import listing
 from nervure.errors import RecipeError
 from nervure.recipe.context import Log, RunContext
 from nervure.recipe.making import data_of, device_of, method_of, methods_after, require_engines, source_of
+from nervure.recipe.purpose import purpose_of
 from nervure.recipe.recipe import Recipe, differences
 from nervure.recipe.steps import ARTEFACTS, STEPS, Step, remove_checkpoints
 from nervure.report import Report
@@ -73,8 +75,11 @@ def run(
             recipe, place, data, source_of(recipe, data), method_of(recipe), device_of(recipe), tell, progress
         )
         # Built once before any work: an option that does not fit should not wait for the data to be read twice.
-        bench.fresh()
+        fresh = bench.fresh()
+        bench = replace(bench, purpose=purpose_of(recipe.task, data, lambda: fresh))
         methods_after(recipe)
+        if bench.purpose.reason:
+            tell(f"task: {bench.purpose.name}, told from the first batch: {bench.purpose.reason}")
         with alone_in(place, tell, shlex.join(["nervure", "run", str(place / RECIPE), "--folder", str(place)])):
             follow(bench, _open_log(bench, resume), STEPS)
             return Report.load(bench.path("report.json"))

@@ -1,6 +1,7 @@
 """The steps of a run: each reads artefacts of its folder, and leaves its own there."""
 
 import json
+import math
 import subprocess
 import sys
 import time
@@ -12,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nervure.core.container import write_container
 from nervure.core.files import file_errors, is_there, remove, write_json, write_text
+from nervure.core.inputs import Inputs
 from nervure.errors import FileError, VerificationError
 from nervure.evaluation import Shifted, evaluate, evaluate_shift, file_size, latency
 from nervure.export import load_state, save_state
@@ -24,8 +25,11 @@ from nervure.methods.dynamic.dynamic_sparse import DynamicSparse
 from nervure.plan import Plan
 from nervure.prune import Pruned, prune
 from nervure.recipe.context import REFIT, STATS, STATS_FRESH, SURVEYS, RunContext
-from nervure.recipe.making import PROBE, ModelSource, methods_after, refit_of, train_section
+from nervure.recipe.making import methods_after, refit_of, train_section
+from nervure.recipe.own_data import OwnData
+from nervure.recipe.probe import answers, write_probe
 from nervure.recipe.recipe import RecoverSection, TrainSection
+from nervure.recipe.sources import ModelSource
 from nervure.recipe.summary import summary
 from nervure.recipe.twins import random_twin
 from nervure.recipe.workers import environment, python
@@ -35,9 +39,10 @@ from nervure.report.run_report import DENSE, DENSE_PLUS, PRUNED, RANDOM, Row, pl
 from nervure.report.shift_section import SHOWN, shift_facts
 from nervure.stats import Stats, measure
 from nervure.surgery import apply, masks_after, verify
+from nervure.tasks import Task
 from nervure.tracing import trace
 from nervure.training import History, Hook, RewiringHook
-from nervure.zoo import Split
+from nervure.zoo import Dataset, Split
 
 PROBED = 64
 RELOAD_TOLERANCE = 1e-5
@@ -81,6 +86,7 @@ def gather(bench: RunContext, want: frozenset[str]) -> None:
         bench.graph(),
         batches,
         want=want,
+        task=bench.task,
         samples=bench.recipe.prune.samples,
         seed=bench.recipe.run.seed,
         progress=bench.progress,
@@ -111,7 +117,8 @@ def cut(bench: RunContext) -> None:
     batches = bench.data.train.batches(bench.recipe.evaluate.batch_size, shuffle_seed=bench.recipe.run.seed)
     for method in methods_after(bench.recipe):
         seed = bench.recipe.run.seed
-        pruned = prune(pruned, bench.example(), method, data=batches, seed=seed, progress=bench.progress)
+        shown = bench.example()
+        pruned = prune(pruned, shown, method, data=batches, task=bench.task, seed=seed, progress=bench.progress)
         bench.say(f"then {method!r}\n{pruned.plan.describe(pruned.graph)}")
     bench.save("cut.safetensors", pruned)
     bench.say(f"  verified: largest relative difference {pruned.verification:.1e}")
@@ -132,7 +139,7 @@ def refit_cut(bench: RunContext) -> None:
 
 def _refit(bench: RunContext, pruned: Pruned, how: Refit) -> Refitted[Pruned]:
     batches = bench.data.train.batches(bench.recipe.evaluate.batch_size, shuffle_seed=bench.recipe.run.seed)
-    return refit(pruned, batches, reference=bench.origin(), how=how, progress=bench.progress)
+    return refit(pruned, batches, reference=bench.origin(), task=bench.task, how=how, progress=bench.progress)
 
 
 def recover(bench: RunContext) -> None:
@@ -187,6 +194,9 @@ def evaluate_shifted(bench: RunContext) -> None:
     asked = bench.recipe.evaluate
     if not asked.shift:
         return
+    if not bench.meets_shift:
+        bench.say("  not measured: corruptions are for images of known range with a class each")
+        return
     shown, found = shifted_results(bench, _networks(bench))
     write_json(bench.path("shift.json"), shift_facts(found, _in_unit(shown.images[:SHOWN]), bench.recipe.run.seed))
     for name, one in found.items():
@@ -195,8 +205,9 @@ def evaluate_shifted(bench: RunContext) -> None:
 
 def shifted_results(bench: RunContext, models: Mapping[str, nn.Module]) -> tuple[Split, dict[str, Shifted]]:
     """The test images that the recipe shows under shift, and what networks make of them."""
-    asked = bench.recipe.evaluate
-    shown = bench.data.test.sample(asked.shift_samples or len(bench.data.test), seed=bench.recipe.run.seed)
+    asked, data = bench.recipe.evaluate, bench.data
+    assert isinstance(data, Dataset)
+    shown = data.test.sample(asked.shift_samples or len(data.test), seed=bench.recipe.run.seed)
     return shown, evaluate_shift(
         models,
         shown.batches(asked.batch_size),
@@ -210,10 +221,8 @@ def shifted_results(bench: RunContext, models: Mapping[str, nn.Module]) -> tuple
 def reload(bench: RunContext) -> None:
     """Load the saved file in a fresh process, and compare what it computes."""
     model = bench.pruned("model.safetensors").model.eval()
-    inputs = bench.data.test.normalise(bench.data.test.images[:PROBED]).to(bench.device)
-    with torch.no_grad():
-        outputs = model(inputs)
-    write_container(bench.path("probe.safetensors"), {"inputs": inputs.cpu(), "outputs": outputs.cpu()}, {}, PROBE)
+    inputs = _probed(bench)
+    write_probe(bench.path("probe.safetensors"), inputs, answers(model, inputs))
     error = _in_fresh_process(bench.folder, bench.source)
     if not error <= RELOAD_TOLERANCE:
         raise VerificationError(
@@ -221,6 +230,13 @@ def reload(bench: RunContext) -> None:
             "Does the factory build the same network each time?"
         )
     write_json(bench.path("reload.json"), {"error": error})
+
+
+def _probed(bench: RunContext) -> Inputs:
+    """What the saved network is called with: some test images, or a sample of the user's own data."""
+    if isinstance(bench.data, OwnData):
+        return Inputs.of(bench.example())
+    return Inputs((bench.data.test.normalise(bench.data.test.images[:PROBED]).to(bench.device),))
 
 
 def write_report(bench: RunContext) -> None:
@@ -301,7 +317,8 @@ def _view(bench: RunContext, model: nn.Module, graph: Graph) -> View:
     # Nothing but what it asks for: what another method of a study wants must not change a plan.
     stats = Stats.load(bench.stats).only(bench.method.wants) if bench.method.wants else None
     batches = bench.data.train.batches(bench.recipe.evaluate.batch_size, shuffle_seed=bench.recipe.run.seed)
-    return View(graph, weights, stats, bench.recipe.run.seed, model, bench.example(), batches)
+    seed, shown = bench.recipe.run.seed, bench.example()
+    return View(graph, weights, stats, seed, model, shown, batches, task=bench.task)
 
 
 def _asked(bench: RunContext) -> View:
@@ -350,10 +367,13 @@ def _train(
         masks=masks,
         hooks=hooks,
         teacher=bench.dense() if section is bench.recipe.recover and section.distill else None,
+        task=bench.task,
         progress=bench.progress,
     )
     if history.validation:
-        bench.say(f"  {name}: validation accuracy {100 * history.validation[-1]:.1f} %, {history.seconds:.0f} s")
+        last = history.validation[-1]
+        found = f"accuracy {100 * last:.1f} %" if bench.purpose.tells_classes else f"loss {last:.4g}"
+        bench.say(f"  {name}: validation {found}, {history.seconds:.0f} s")
     return history
 
 
@@ -374,6 +394,8 @@ def remove_checkpoints(folder: Path) -> None:
 def row_of(bench: RunContext, model: nn.Module) -> Row:
     """Quality on the test split, and size."""
     batches = bench.data.test.batches(bench.recipe.evaluate.batch_size)
+    if bench.task is not None:
+        return _row_of_task(bench, model, batches, bench.task)
     found = evaluate(model, batches, progress=bench.progress)
     cost = count(model.eval(), bench.example())
     return Row(
@@ -386,6 +408,26 @@ def row_of(bench: RunContext, model: nn.Module) -> Row:
         macs=cost.macs,
         bytes=file_size(model),
     )
+
+
+def _row_of_task(bench: RunContext, model: nn.Module, batches: Iterable[Any], task: Task) -> Row:
+    """What the task measures, and size."""
+    found = evaluate(model, batches, task=task, progress=bench.progress)
+    cost = count(model.eval(), bench.example())
+    return Row(
+        loss=_number(found.pop("loss", math.nan)),
+        samples=sum(task.samples(batch) for batch in batches),
+        params=cost.params,
+        nonzero=cost.nonzero,
+        macs=cost.macs,
+        bytes=file_size(model),
+        metrics={name: _number(value) for name, value in found.items()},
+    )
+
+
+def _number(value: float) -> float | None:
+    """JSON has no word for NaN: nothing was measured."""
+    return value if math.isfinite(value) else None
 
 
 def timed_in_turn(bench: RunContext, models: Mapping[str, nn.Module]) -> dict[str, dict[str, Any]]:

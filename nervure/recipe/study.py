@@ -26,6 +26,7 @@ from nervure.recipe.recipe import (
     RefitSection,
     RunSection,
     SweepSection,
+    TaskSection,
     Threads,
     TrainSection,
     budget_among,
@@ -36,6 +37,7 @@ from nervure.recipe.recipe import (
     require_known,
     rule,
     section_of,
+    task_table,
     toml_of,
 )
 from nervure.report.run_report import DENSE, DENSE_PLUS
@@ -107,7 +109,8 @@ class Trial:
     @property
     def dense_key(self) -> str:
         """A digest of what decides the dense network and its evidence: network, data, training and seed."""
-        return _digest({name: _non_defaults(self.recipe)[name] for name in ("model", "data", "train", "run")})
+        told = _non_defaults(self.recipe)
+        return _digest({name: told[name] for name in ("model", "data", "train", "run", "task") if name in told})
 
     @property
     def key(self) -> str:
@@ -138,7 +141,7 @@ class Trial:
 @final
 @dataclass(frozen=True, slots=True)
 class Study:
-    """What to compare; ``[data]``, ``[train]``, ``[refit]``, ``[recover]`` and ``[evaluate]`` hold for all trials.
+    """What to compare; ``[data]``, ``[task]``, ``[train]``, ``[refit]``, ``[recover]``, ``[evaluate]`` hold for all.
 
     >>> study = Study.from_toml('''
     ... [study]
@@ -165,6 +168,7 @@ class Study:
     recover: RecoverSection = field(default_factory=RecoverSection)
     evaluate: EvaluateSection = field(default_factory=EvaluateSection)
     refit: RefitSection = field(default_factory=RefitSection)
+    task: TaskSection = field(default_factory=TaskSection)
 
     def __post_init__(self) -> None:
         check_rules(self.study, "[study]")
@@ -192,6 +196,7 @@ class Study:
                 section_of(RecoverSection, data.get("recover", {}), "[recover]"),
                 section_of(EvaluateSection, data.get("evaluate", {}), "[evaluate]"),
                 section_of(RefitSection, data.get("refit", {}), "[refit]"),
+                section_of(TaskSection, task_table(data.get("task", {})), "[task]"),
             )
         except RecipeError as error:
             raise RecipeError(f"{source}: {error}") from None
@@ -233,6 +238,7 @@ class Study:
             refit=self.refit,
             run=RunSection(folder=told.folder, threads=told.threads, device=told.device),
             sweep=SweepSection(told.keeps, told.seeds),
+            task=self.task,
         )
 
 
@@ -317,10 +323,8 @@ def _non_defaults(recipe: Recipe) -> dict[str, dict[str, Any]]:
     told["run"] = {"seed": recipe.run.seed}
     # What else was swept decides nothing about this one.
     del told["sweep"]
-    if not told["refit"]:
-        # Digests are as they were before there was such a section.
-        del told["refit"]
-    return told
+    # Digests are as they were before there were such sections.
+    return {name: table for name, table in told.items() if table or name not in ("refit", "task")}
 
 
 def _digest(content: Mapping[str, Any]) -> str:

@@ -5,6 +5,7 @@ import itertools
 import math
 import platform
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any, TypedDict
 
 import torch
@@ -15,6 +16,7 @@ from nervure.graph import Graph
 from nervure.prune import Step
 from nervure.recipe.context import REFIT, Log, RunContext
 from nervure.recipe.making import methods_after, refit_of
+from nervure.recipe.own_data import describe_sizes
 from nervure.report import Point, Report, Row, Width
 from nervure.report.run_report import DENSE, DENSE_PLUS, PRUNED, RANDOM, check_report
 
@@ -42,6 +44,7 @@ def summary(bench: RunContext) -> Report:
     rows = read_document(bench.path("metrics.json"), dict[str, Row], "metrics")
     report = Report(
         title=f"{type(bench.method).__name__} on {bench.recipe.model.label}, {bench.data.name}",
+        task=bench.purpose.facts,
         method=", then ".join(map(repr, (bench.method, *methods_after(bench.recipe), *refit_of(bench.recipe)))),
         recipe=bench.recipe.to_dict(),
         plan=first if later else bench.final_plan(),
@@ -54,12 +57,11 @@ def summary(bench: RunContext) -> Report:
             "saved file in a fresh process": read_document(bench.path("reload.json"), Reloaded, "a check")["error"],
         },
         provenance=_provenance(bench),
-        notes=tuple(_notes(rows)),
         evidence=_evidence(bench),
         shift=_read(bench, "shift.json", "accuracy under shift"),
         refit=_read(bench, REFIT, "what a refit did"),
     )
-    return check_report(report)
+    return check_report(replace(report, notes=tuple(_notes(report))))
 
 
 def _read(bench: RunContext, name: str, what: str) -> Mapping[str, Any]:
@@ -95,14 +97,20 @@ def _why(pinned: str, size: int) -> str:
 def _curve(bench: RunContext, file: str) -> tuple[Point, ...]:
     history = read_document(bench.path(f"{file}.history.json"), Trained, "a history of training")
     pairs = itertools.zip_longest(history["loss"], history["validation"])
+    if not bench.purpose.tells_classes:
+        # What was noted of the validation data is a loss then.
+        pairs = ((loss, None) for loss, _ in pairs)  # type: ignore[assignment]
     return tuple(Point(epoch, loss, accuracy) for epoch, (loss, accuracy) in enumerate(pairs, start=1))
 
 
-def _notes(rows: Mapping[str, Row]) -> Iterator[str]:
+def _notes(report: Report) -> Iterator[str]:
+    rows, task = report.rows, report.task
+    if task.get("reason"):
+        yield f"Nobody said what the network is for; the first batch tells that it is {task['name']}: {task['reason']}."
     if DENSE_PLUS in rows and RANDOM in rows:
         yield (
-            f"The dense network given the same extra training reaches {_percent(rows[DENSE_PLUS])}; the pruned one's "
-            f"random twin, as wide and as dense and recovered alike, {_percent(rows[RANDOM])}."
+            f"The dense network given the same extra training reaches {report.quality(rows[DENSE_PLUS])}; the pruned "
+            f"one's random twin, as wide and as dense and recovered alike, {report.quality(rows[RANDOM])}."
         )
         yield from _caution(rows[PRUNED], rows[RANDOM])
 
@@ -119,10 +127,6 @@ def _caution(pruned: Row, random: Row) -> Iterator[str]:
         )
 
 
-def _percent(row: Row) -> str:
-    return "–" if row.accuracy is None else f"{100 * row.accuracy:.1f} %"
-
-
 def _provenance(bench: RunContext) -> dict[str, Any]:
     data = bench.data
     seconds = read_document(bench.path("steps.json"), Log, "the steps of a run")["seconds"]
@@ -135,7 +139,7 @@ def _provenance(bench: RunContext) -> dict[str, Any]:
         "torch": str(torch.__version__),
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}",
-        "data": f"{data.name}: {len(data.train)} train, {len(data.validation)} validation, {len(data.test)} test",
+        "data": f"{data.name}: {describe_sizes(data)}",
         "recipe": bench.recipe.fingerprint,
         "seconds": round(sum(seconds.values()), 1),
         "again": f"nervure run {bench.path('recipe.toml')} --folder {bench.folder} --fresh",

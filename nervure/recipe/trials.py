@@ -18,6 +18,8 @@ from nervure.errors import NervureError
 from nervure.evaluation import evaluate
 from nervure.recipe.context import Log, RunContext
 from nervure.recipe.making import dataset_of, device_of, method_of, source_of
+from nervure.recipe.own_data import Data
+from nervure.recipe.purpose import purpose_of
 from nervure.recipe.recipe import DataSection
 from nervure.recipe.results import RESULTS, Results, dense_key, failed_outcome
 from nervure.recipe.runner import RECIPE, begin_log, follow, nothing, read_log, threads
@@ -39,7 +41,6 @@ from nervure.recipe.workers import Plain, Pool
 from nervure.report.comparison import Outcome
 from nervure.report.run_report import DENSE, PRUNED, Row
 from nervure.stats import Stats
-from nervure.zoo import Dataset
 
 METRICS, SHIFT = "metrics.json", "shift.json"
 
@@ -177,7 +178,8 @@ def bench_of(trial: Trial, folder: Path, *, prepare: bool = False, progress: boo
     shared = folder / "cache" / trial.dense_key
     own = require_folder(shared if prepare else _folder_of(trial, folder))
     method, source, device = method_of(recipe), source_of(recipe, data), device_of(recipe)
-    return RunContext(recipe, own, data, source, method, device, nothing, progress, shared)
+    purpose = purpose_of(recipe.task, data, lambda: source.build(recipe.run.seed).to(device))
+    return RunContext(recipe, own, data, source, method, device, nothing, progress, shared, purpose)
 
 
 def _folder_of(trial: Trial, folder: Path) -> Path:
@@ -185,7 +187,7 @@ def _folder_of(trial: Trial, folder: Path) -> Path:
 
 
 @lru_cache(maxsize=1)
-def data_of_seed(section: DataSection, seed: int) -> Dataset:
+def data_of_seed(section: DataSection, seed: int) -> Data:
     """The data of a seed, which draws the split; trials that follow each other mostly share them."""
     return dataset_of(section, seed)
 
@@ -256,7 +258,7 @@ def _evaluate(network: Callable[[RunContext], nn.Module], bench: RunContext) -> 
 
 
 def _evaluate_shifted(network: Callable[[RunContext], nn.Module], bench: RunContext) -> None:
-    if not bench.recipe.evaluate.shift:
+    if not (bench.recipe.evaluate.shift and bench.meets_shift):
         return
     (found,) = shifted_results(bench, {"": network(bench)})[1].values()
     write_json(bench.path(SHIFT), {"mean": found.accuracy, "accuracy": found.by_corruption})

@@ -33,7 +33,7 @@ class Row:
 
     Attributes:
         accuracy: share of test samples named right, in [0, 1]; None where it was not measured.
-        loss: mean cross-entropy on the test samples, in nats.
+        loss: mean cross-entropy on the test samples, in nats; of another task the mean of its own loss.
         ece: expected calibration error, in [0, 1].
         samples: number of test samples.
         params: number of parameters; ``nonzero``: those that are not zero.
@@ -43,6 +43,7 @@ class Row:
             median over the speed-up.
         speedup: dense latency over this network's in the same engine (median of pairs, steadier than two medians).
         speedup_low: first quartile of the paired ratios; ``speedup_high``: the third.
+        metrics: what the task measures on the test samples, by name; None where it is no number. Empty without a task.
     """
 
     accuracy: Share | None = None
@@ -57,6 +58,7 @@ class Row:
     speedup: Mapping[str, float] = field(default_factory=dict, hash=False)
     speedup_low: Mapping[str, float] = field(default_factory=dict, hash=False)
     speedup_high: Mapping[str, float] = field(default_factory=dict, hash=False)
+    metrics: Mapping[str, float | None] = field(default_factory=dict, hash=False)
 
     def speedups(self, dense: "Row") -> dict[str, float]:
         """Times faster than ``dense``, by batch size and engine; where milliseconds are shown, these divided."""
@@ -72,6 +74,11 @@ class Row:
         if self.accuracy is None or not self.samples:
             return None
         return math.sqrt(self.accuracy * (1 - self.accuracy) / self.samples)
+
+
+def in_words(metric: str) -> str:
+    """The name of a metric as it is read."""
+    return metric.replace("_", " ")
 
 
 def milliseconds(latency: float) -> float:
@@ -134,6 +141,8 @@ class Report:
         later: the plans of the methods that came after the first.
         refit: what a refit did: its ``seconds`` and samples, and the errors of each layer (``fits``); empty: there was
             none.
+        task: what the network is for: its ``name``, the ``reason`` where it was told from the first batch, and for each
+            metric whether ``higher_is_better``, the one to look at first; empty: it tells classes of images.
     """
 
     title: str
@@ -150,6 +159,25 @@ class Report:
     shift: Mapping[str, Any] = field(default_factory=dict)
     later: tuple[Plan, ...] = ()
     refit: Mapping[str, Any] = field(default_factory=dict)
+    task: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def metrics(self) -> Mapping[str, bool]:
+        """What was measured beside the loss, with the direction in which it is good; empty where accuracy was."""
+        known = self.task.get("higher_is_better", {})
+        return {
+            name: better for name, better in known.items() if any(name in row.metrics for row in self.rows.values())
+        }
+
+    def quality(self, row: Row) -> str:
+        """How good a network is, in a few words: ``"89.6 %"``, or the task's first metric, ``"perplexity 53.1"``."""
+        if row.accuracy is not None:
+            return f"{100 * row.accuracy:.1f} %"
+        if not self.task:
+            return "–"
+        name = next(iter(self.metrics), "loss")
+        value = row.metrics.get(name, row.loss)
+        return "–" if value is None else f"{in_words(name)} {value:.4g}"
 
     @property
     def headline(self) -> str:
@@ -163,12 +191,19 @@ class Report:
                 None,
                 (
                     _format_removed(dense, pruned),
-                    _accuracies(dense, pruned),
+                    _accuracies(dense, pruned) or self._metrics_before_and_after(dense, pruned),
                     self._under_shift(),
                     _faster(dense, pruned),
                 ),
             )
         )
+
+    def _metrics_before_and_after(self, dense: Row, pruned: Row) -> str:
+        if not self.task:
+            return ""
+        name = next(iter(self.metrics), "loss")
+        before, after = (row.metrics.get(name, row.loss) for row in (dense, pruned))
+        return "" if before is None or after is None else f"{in_words(name)} {before:.4g} → {after:.4g}"
 
     def _under_shift(self) -> str:
         networks = self.shift.get("networks", {})
@@ -195,6 +230,7 @@ class Report:
             "shift": dict(self.shift),
             "later": [plan.to_json() for plan in self.later],
             "refit": dict(self.refit),
+            "task": dict(self.task),
         }
 
     @staticmethod
@@ -301,6 +337,14 @@ class RefitFacts(TypedDict):
     fits: list[FitFacts]
 
 
+class TaskFacts(TypedDict):
+    """What is told of a task."""
+
+    name: str
+    reason: str
+    higher_is_better: dict[str, bool]
+
+
 _REPORT = written_schema(Report, {"plan": dict[str, Any], "later": tuple[dict[str, Any], ...]})
 
 
@@ -309,6 +353,8 @@ def check_report(found: Report) -> Report:
     convert(found.evidence, EvidenceData, "the evidence of this report")
     if found.refit:
         convert(found.refit, RefitFacts, "the refit of this report")
+    if found.task:
+        convert(found.task, TaskFacts, "the task of this report")
     if not {DENSE, PRUNED} <= set(found.rows):
         raise FileError(f"this report cannot be read: it has no rows {DENSE!r} and {PRUNED!r}.")
     if found.shift:

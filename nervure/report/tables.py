@@ -6,7 +6,18 @@ from dataclasses import dataclass
 from typing import Any, final
 
 from nervure.plan import Plan
-from nervure.report.run_report import DENSE, EAGER, PRUNED, RANDOM, Report, Row, Width, milliseconds, share_removed
+from nervure.report.run_report import (
+    DENSE,
+    EAGER,
+    PRUNED,
+    RANDOM,
+    Report,
+    Row,
+    Width,
+    in_words,
+    milliseconds,
+    share_removed,
+)
 
 EXPLAINED: Mapping[str, str] = {
     "dense": "as trained",
@@ -34,9 +45,24 @@ class Table:
 def comparison(report: Report) -> Table:
     """Quality and cost of each network; one column per batch size for latency, in the first engine."""
     batches = [batch for batch in _places(report) if _engine(batch) == _engine(_places(report)[0])]
-    head = ("network", "accuracy", "loss", "ECE", "parameters", "MACs", "file", *(f"ms, batch {b}" for b in batches))
-    dense = report.rows[DENSE]
-    return Table(head, tuple(_comparison_row(name, row, dense, batches) for name, row in report.rows.items()))
+    head = ("network", *_quality_head(report), "parameters", "MACs", "file", *(f"ms, batch {b}" for b in batches))
+    rows = (
+        (name, *_quality_cells(report, row), *_cost_cells(row, report.rows[DENSE], batches))
+        for name, row in report.rows.items()
+    )
+    return Table(head, tuple(rows))
+
+
+def _quality_head(report: Report) -> tuple[str, ...]:
+    if report.rows[DENSE].accuracy is not None or not report.task:
+        return ("accuracy", "loss", "ECE")
+    return (*(f"{in_words(name)} {'↑' if better else '↓'}" for name, better in report.metrics.items()), "loss ↓")
+
+
+def _quality_cells(report: Report, row: Row) -> tuple[str, ...]:
+    if report.rows[DENSE].accuracy is not None or not report.task:
+        return percent(row.accuracy, row.standard_error), number(row.loss, ".3f"), number(row.ece, ".3f")
+    return (*(number(row.metrics.get(name), ".4g") for name in report.metrics), number(row.loss, ".4g"))
 
 
 def numbers(report: Report) -> Table:
@@ -85,12 +111,8 @@ def _engine(place: str) -> str:
     return place.partition(" in ")[2] or EAGER
 
 
-def _comparison_row(name: str, row: Row, dense: Row, batches: Iterable[str]) -> tuple[str, ...]:
+def _cost_cells(row: Row, dense: Row, batches: Iterable[str]) -> tuple[str, ...]:
     return (
-        name,
-        percent(row.accuracy, row.standard_error),
-        number(row.loss, ".3f"),
-        number(row.ece, ".3f"),
         quantity(row.params),
         quantity(row.macs),
         quantity(row.bytes, "B") if row.bytes else MISSING,
