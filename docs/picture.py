@@ -12,11 +12,13 @@ from typing import NamedTuple, TypeAlias
 from docs.house import FLOORS, HOUSE
 
 PICTURE = Path(__file__).parent / "house.svg"
-LEFT, RIGHT, BESIDE = 150, 880, 950
-BOX, HEIGHT, GAP, BAND = 92, 28, 26, 26
+WIDTH, LEFT, RIGHT, BESIDE = 1010, 150, 880, 960
+BOX, HEIGHT, GAP, BAND = 92, 28, 34, 22
+CLEAR, APART = 9, 7
+"""How far an arrow keeps from a box that it passes, and from another arrow there."""
 STYLE = (
     "text{font:13px system-ui,sans-serif;fill:#24313a}.floor{font-size:12px;fill:#5d6b75}.band{fill:#eef3ef}"
-    ".room{fill:#fff;stroke:#4d7c5e;stroke-width:1.3}.arrow{fill:none;stroke:#86a592;stroke-width:1}"
+    ".room{fill:#fff;stroke:#4d7c5e;stroke-width:1.3}.arrow{fill:none;stroke:#64907a;stroke-width:1}"
     "g:hover>.room{fill:#dcebe0}"
 )
 BANDS: Mapping[int, tuple[str, str]] = {
@@ -37,6 +39,13 @@ class Row(NamedTuple):
     floor: int
     y: int
     rooms: Mapping[str, int]
+
+    def find_place(self, aim: float, lines: Iterable[int]) -> int:
+        """The place nearest to ``aim`` where an arrow passes no box, and none of the other ``lines``."""
+        away = BOX // 2 + CLEAR
+        free = [p for p in (round(aim), *range(WIDTH)) if all(abs(p - x) >= away for x in self.rooms.values())]
+        alone = [p for p in free if all(abs(p - line) >= APART for line in lines)]
+        return min(alone, key=lambda p: abs(p - aim))
 
 
 def keep_direct(arrows: Arrows) -> dict[str, list[str]]:
@@ -93,9 +102,11 @@ def draw(arrows: Arrows = HOUSE.arrows) -> str:
     bottom = rows[-1].y + HEIGHT
     spots |= {"zoo": (BESIDE, bottom // 2)} if "zoo" in arrows else {}
     parts = [_band(floor, [row.y for row in rows if row.floor == floor]) for floor in sorted({r.floor for r in rows})]
-    parts += [_arrow(spots[a], spots[b]) for a, targets in keep_direct(arrows).items() for b in targets]
+    lines: dict[int, list[int]] = {row.y: [] for row in rows}
+    for room, targets in keep_direct(arrows).items():
+        parts += [_arrow(spots[room], spots[target], rows, lines) for target in targets]
     parts += [_box(room, spots[room], sorted(arrows[room])) for room in sorted(spots)]
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 1010 {bottom}" role="img">'
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {bottom}" role="img">'
     return "\n".join(
         [head, "<title>The house: who imports whom</title>", f"<style>{STYLE}</style>", *parts, "</svg>\n"]
     )
@@ -110,11 +121,26 @@ def _band(floor: int, ys: list[int]) -> str:
     return f'<rect class="band" x="0" y="{top}" width="{RIGHT + 10}" height="{bottom - top}" rx="6"/>' + "".join(texts)
 
 
-def _arrow(start: tuple[int, int], end: tuple[int, int]) -> str:
-    (x1, y1), (x2, y2) = (start[0], start[1] + HEIGHT // 2), (end[0], end[1] - HEIGHT // 2)
+def _arrow(start: tuple[int, int], end: tuple[int, int], rows: list[Row], lines: dict[int, list[int]]) -> str:
+    """Down from box to box, between the boxes of the rows that it passes."""
+    x, y = start[0], start[1] + HEIGHT // 2
+    below = end[1] - HEIGHT // 2
+    path = f"M{x} {y}"
+    for row in rows:
+        top, bottom = row.y - HEIGHT // 2, row.y + HEIGHT // 2
+        if y < top and bottom < below:
+            aim = x + (end[0] - x) * (row.y - y) / (below - y)
+            at = row.find_place(aim, lines[row.y])
+            lines[row.y].append(at)
+            path += f"{_bend(x, y, at, top)}V{bottom}"
+            x, y = at, bottom
+    tip = f"M{end[0] - 3} {below - 6}L{end[0]} {below}L{end[0] + 3} {below - 6}"
+    return f'<path class="arrow" d="{path}{_bend(x, y, end[0], below)}{tip}"/>'
+
+
+def _bend(x1: int, y1: int, x2: int, y2: int) -> str:
     middle = (y1 + y2) // 2
-    tip = f"M{x2 - 3} {y2 - 6}L{x2} {y2}L{x2 + 3} {y2 - 6}"
-    return f'<path class="arrow" d="M{x1} {y1}C{x1} {middle} {x2} {middle} {x2} {y2}{tip}"/>'
+    return f"C{x1} {middle} {x2} {middle} {x2} {y2}"
 
 
 def _box(room: str, at: tuple[int, int], targets: list[str]) -> str:

@@ -2,7 +2,9 @@
 
 import gc
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 # Before torch is imported: OpenMP reads it once.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -14,7 +16,7 @@ from hypothesis import HealthCheck, settings
 
 from tests.sampling import pytest_addoption, pytest_configure
 
-__all__ = ["pytest_addoption", "pytest_collection", "pytest_configure", "seeded"]
+__all__ = ["pytest_addoption", "pytest_collection", "pytest_configure", "seeded", "write_module"]
 
 torch.set_num_threads(1)
 
@@ -34,6 +36,19 @@ settings.load_profile("nervure")
 def seeded() -> None:
     """Every test starts from the same random state, so none depends on which ran before it."""
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def write_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
+    """Writes a module of that name and text into the folder that the test works in, where it can be imported."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+    def write(name: str, text: str) -> None:
+        (tmp_path / f"{name}.py").write_text(text)
+        monkeypatch.delitem(sys.modules, name, raising=False)
+
+    return write
 
 
 @pytest.hookimpl(wrapper=True)

@@ -1,6 +1,6 @@
 """Data and budgets of the user's own, by name, wherever data and budgets are named."""
 
-import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -44,11 +44,8 @@ NET: dict[str, Any] = {"name": "resnet8", "options": {"width": 0.25}}
 
 
 @pytest.fixture(autouse=True)
-def in_a_folder_with_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "own_data.py").write_text(MINE)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.delitem(sys.modules, "own_data", raising=False)
+def in_a_folder_with_data(write_module: Callable[[str, str], None]) -> None:
+    write_module("own_data", MINE)
 
 
 def test_a_function_makes_the_data_of_what_it_takes() -> None:

@@ -1,9 +1,10 @@
 """The picture of the house shows what is so."""
 
+import re
 from xml.etree import ElementTree
 
 from docs.house import HOUSE
-from docs.picture import PICTURE, draw, keep_direct, stack_rows
+from docs.picture import BOX, HEIGHT, PICTURE, draw, keep_direct, stack_rows
 
 
 def test_the_picture_is_what_the_imports_say() -> None:
@@ -30,6 +31,18 @@ def test_arrows_point_down() -> None:
     pairs = [(a, b) for a, targets in keep_direct(HOUSE.arrows).items() for b in targets if "zoo" not in (a, b)]
     assert pairs
     assert all(heights[a] < heights[b] for a, b in pairs)
+
+
+def test_no_arrow_runs_behind_a_box() -> None:
+    passed = 0
+    rows = {row.y - HEIGHT // 2: row for row in stack_rows(HOUSE.arrows)}
+    for path in re.findall(r'class="arrow" d="([^"]+)"', draw()):
+        # Where it meets the top of a row, it goes straight down to the bottom.
+        for x, top, bottom in re.findall(r" (\d+) (\d+)V(\d+)", path):
+            row = rows[int(top)]
+            assert int(bottom) == row.y + HEIGHT // 2 and all(abs(int(x) - box) > BOX / 2 for box in row.rooms.values())
+            passed += 1
+    assert passed > 10
 
 
 def test_arrows_that_others_imply_are_left_out() -> None:

@@ -173,6 +173,12 @@ class Tape:
         stops = [*(one.start for one in self.runs), len(self.entries)]
         return range(stops[run], stops[run + 1])
 
+    def idle(self, entries: Iterable[int]) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of the model's tensors that none of these entries is given."""
+        recorded = (self.entries[number] for number in entries)
+        used = {ref.id for entry in recorded if isinstance(entry, Entry) for ref in entry.given}
+        return {name: self.values[number].shape for number, name in self.named.items() if number not in used}
+
     def shape(self, ref: Ref) -> tuple[int, ...]:
         """Shape of a value."""
         return self.values[ref.id].shape
@@ -653,8 +659,7 @@ def _call(model: nn.Module, inputs: Inputs, recorder: Recorder) -> Any:
 
 def unreached_parameters(model: nn.Module, tape: Tape) -> list[str]:
     """Parameters that no run used: those of auxiliary heads, say, or of experts that got no tokens."""
-    used = {ref.id for e in tape.entries if isinstance(e, Entry) for ref in e.given}
-    idle = {name for number, name in tape.named.items() if number not in used}
+    idle = tape.idle(range(len(tape.entries)))
     return [name for name, _ in model.named_parameters() if name in idle]
 
 

@@ -404,6 +404,14 @@ class TraceResult:
     unit_of: Array
     builder: "_Builder"
     outputs: list[list[Tensor]] = field(default_factory=list)
+    _idle: dict[int, dict[str, tuple[int, ...]]] = field(default_factory=dict)
+
+    def idle(self, run: int) -> Mapping[str, tuple[int, ...]]:
+        """Names and shapes of the model's tensors that a run did not come to."""
+        if run not in self._idle:
+            tape = self.flow.tape
+            self._idle[run] = tape.idle(tape.entries_of(run))
+        return self._idle[run]
 
     def survives(self, labels: Array, keeps: Mapping[str, np.ndarray]) -> np.ndarray:
         """Boolean per label: False where its unit leaves when groups keep these units."""

@@ -56,14 +56,21 @@ def answer_folder(root: Folder, view: View, inquiry: object) -> Path | None:
     return evidence_folder(root, view, question, hashlib.sha256(example).hexdigest() + data)
 
 
-def remember(path: Path | None, make: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Tensors on the CPU by name, from this file; made and written where it is not there, or damaged."""
+def remember(
+    path: Path | None,
+    make: Callable[[], Mapping[str, Tensor]],
+    kind: Kind = ANSWER,
+    fits: Callable[[Mapping[str, Tensor]], bool] = lambda _: True,
+) -> dict[str, Tensor]:
+    """Tensors on the CPU by name, from this file; made and written where it is not there, damaged or does not fit."""
     if path is None:
         return dict(make())
-    with suppress(FileError):
-        return dict(read_container(path, dict[str, Any], ANSWER)[1])
+    with suppress(FileError):  # it is not there yet, or damaged; or another process removes it just now
+        found = dict(read_container(path, dict[str, Any], kind)[1])
+        if fits(found):
+            return found
     made = dict(make())
-    write_container(path, made, {}, ANSWER)
+    write_container(path, made, {}, kind)
     return made
 
 

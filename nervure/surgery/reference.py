@@ -93,13 +93,10 @@ def reference(model: nn.Module, drawing: TraceResult, run: int, graph: Graph, pl
 
 def _unreached_readers(drawing: TraceResult, run: int, graph: Graph, keeps: Keeps) -> Iterator[Mask]:
     """Masks that silence removed units in weights that the run did not come to: without the units it may (experts)."""
-    tape = drawing.flow.tape
-    entries = (tape.entries[index] for index in tape.entries_of(run))
-    reached = {ref.id for entry in entries if isinstance(entry, Entry) for ref in entry.given}
-    idle = {name: tape.values[number] for number, name in tape.named.items() if number not in reached}
+    idle = drawing.idle(run)
     for group in (graph[name] for name in keeps):
         for slot in (slot for slot in group.slots if slot.role == "reader" and slot.tensor in idle):
-            shape = idle[slot.tensor].shape
+            shape = idle[slot.tensor]
             alive = torch.from_numpy(slot.units.kept(keeps[group.name]))
             sides = [-1 if axis == slot.axis else 1 for axis in range(len(shape))]
             yield Mask(slot.tensor, Keep.of(alive.reshape(sides).expand(shape)))

@@ -1,6 +1,6 @@
 """A method of the user's own, by its name, wherever a method is named."""
 
-import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -67,11 +67,8 @@ def flat(graph):
 
 
 @pytest.fixture(autouse=True)
-def in_a_folder_with_methods(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "own_methods.py").write_text(MINE)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.delitem(sys.modules, "own_methods", raising=False)
+def in_a_folder_with_methods(write_module: Callable[[str, str], None]) -> None:
+    write_module("own_methods", MINE)
 
 
 def test_a_class_or_a_function_makes_the_method() -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from nervure import SNACS, Magnitude, Plan, apply, prune, trace, train
+from nervure.budget import BUDGETS, Budget
 from nervure.errors import ArgumentError, BudgetError, DataError, NervureWarning
 from nervure.graph.tape import named_tensors
 from nervure.methods import View, base
@@ -535,6 +536,15 @@ def test_nan_activations_and_missing_data_are_refused() -> None:
 def test_options_out_of_range_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ArgumentError):
         SNACS(**options)
+
+
+def test_filters_go_by_a_budget_of_ones_own_and_masks_by_those_of_the_library() -> None:
+    own, seen = Budget("weight", "weights and products", lambda costs: costs.params), view(net(), pictures())
+    found, same = (SNACS(budget=kind, granularity="filters", limits=False).plan(seen) for kind in (own, "params"))
+    assert found.cuts == same.cuts != () and found.asked["budget"] == "weight"
+    assert SNACS(budget=BUDGETS["macs"]) == SNACS(budget="macs")
+    with pytest.raises(ArgumentError, match=r"Budget\('weight'\) counts whole units: take granularity='filters'"):
+        SNACS(budget=own)
 
 
 @pytest.mark.sampled

@@ -20,8 +20,9 @@ from typing import Annotated, Any, ClassVar, Literal, TypeAlias, final
 import torch
 from torch import Tensor
 
-from nervure.budget import BUDGETS, allocate
+from nervure.budget import BUDGETS, Budget, allocate, find_budget
 from nervure.budget.connection_masks import LayerBudget, allocate_connections, least
+from nervure.budget.kinds import OwnBudget, is_known
 from nervure.budget.latency_table import LatencyTable
 from nervure.core.annotations import Among, PathText
 from nervure.core.check import Checked, require_choice
@@ -43,7 +44,7 @@ PRICES: Mapping[str, tuple[str, ...]] = {
     "filters": ("macs", *(name for name in BUDGETS if name != "macs")),
 }
 """What can be counted where connections are masked, and where units are cut; the first is the default."""
-Price: TypeAlias = Annotated[str, Among(tuple(dict.fromkeys(("connections", "weights", *BUDGETS))))]
+Price: TypeAlias = Annotated[str, Among(tuple(dict.fromkeys(("connections", "weights", *BUDGETS))))] | OwnBudget
 ROUNDS = 12
 HAIR = 1e-9
 """0.3 x 10 is 2.9999 in binary."""
@@ -63,7 +64,8 @@ class SNACS(Checked):
         budget: what is counted. For kernels ``"weights"`` (those of layers that can be pruned, the default),
             ``"connections"`` (pairs of parent and child), ``"params"`` or ``"macs"`` (of the whole network, without
             what is masked); for filters ``"macs"`` (the default), ``"params"``, ``"channels"``, ``"latency"`` (timed
-            on the engine, on the example) or ``"memory"`` (of a forward pass on the example).
+            on the engine, on the example), ``"memory"`` (of a forward pass on the example), or a
+            :class:`nervure.budget.Budget` of your own.
         granularity: ``"kernels"`` masks connections, as in the paper; ``"filters"`` cuts whole units, which needs no
             sparse kernels to be fast.
         estimator: of the dependence, see :func:`nervure.dependence.conditional_connectivity`.
@@ -117,7 +119,7 @@ class SNACS(Checked):
 
     def __post_init__(self) -> None:
         Checked.__post_init__(self)
-        budget = require_choice(self.budget or PRICES[self.granularity][0], PRICES[self.granularity], "budget")
+        budget = self._require_budget()
         if self.granularity == "kernels" and self.engine is not None:
             raise ArgumentError(f"engine={self.engine!r} is for granularity='filters': masks make no engine faster.")
         engine, multiple = for_engine(budget, self.engine, self.target, self.multiple)
@@ -171,8 +173,23 @@ class SNACS(Checked):
         """Whether everything is asked to stay."""
         return (self.keep if self.target is None else self.target) == 1
 
+    def _require_budget(self) -> str | Budget:
+        """What is counted; raises ArgumentError where that cannot be counted at this granularity."""
+        budget, choices = self.budget or PRICES[self.granularity][0], PRICES[self.granularity]
+        if isinstance(budget, Budget) and budget is BUDGETS.get(budget.name):
+            budget = budget.name
+        if isinstance(budget, str) and (budget in BUDGETS or not is_known(budget)):
+            return require_choice(budget, choices, "budget")
+        if self.granularity == "kernels":
+            raise ArgumentError(
+                f"budget={budget!r} counts whole units: take granularity='filters', or one of {', '.join(choices)}."
+            )
+        return budget
+
     def _options(self) -> dict[str, object]:
-        return {"budget": self.budget, "keep": self.keep, "granularity": self.granularity}
+        budget = self.budget
+        named = find_budget(budget).name if budget is not None and is_known(budget) else budget
+        return {"budget": named, "keep": self.keep, "granularity": self.granularity}
 
     def _masks(self, view: View, found: ConnectivityEvidence, listed: tuple[Layer, ...]) -> Plan:
         prunable = [layer for layer in listed if layer.is_prunable]
@@ -230,6 +247,8 @@ class SNACS(Checked):
         table: LatencyTable | None,
     ) -> Plan:
         """Keep such a share of the budget, within limits that are raised as little as it takes."""
+        budget = self.budget or PRICES["filters"][0]
+        counts_units = find_budget(budget).counts_units
 
         def cut(raised: float) -> Plan:
             floors = {}
@@ -240,7 +259,7 @@ class SNACS(Checked):
                 view.graph,
                 scores,
                 keep=keep,
-                budget=str(self.budget),
+                budget=budget,
                 minimum=self.minimum,
                 multiple=self.multiple or 1,
                 floors=floors,
@@ -252,9 +271,9 @@ class SNACS(Checked):
                 plan = cut(raised)
             except BudgetError:
                 return False
-            return self.budget != "channels" or plan.reached["channels"] <= max(
-                round(keep * sum(g.size for g in view.graph.prunable)), len(view.graph.prunable)
-            )
+            units = sum(group.size for group in view.graph.prunable)
+            asked = max(round(keep * units), len(view.graph.prunable))
+            return not counts_units or plan.reached["channels"] <= asked
 
         raised = _least_raise(fits)
         plan = cut(raised)

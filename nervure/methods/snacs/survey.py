@@ -17,7 +17,7 @@ from nervure.core.schema import Count
 from nervure.dependence.estimator_options import Estimator
 from nervure.errors import ArgumentError, DataError, FileError
 from nervure.methods.base import Folder, View, data_of, task_of
-from nervure.methods.evidence_folder import evidence_folder
+from nervure.methods.evidence_folder import evidence_folder, remember
 from nervure.methods.snacs import published
 from nervure.methods.snacs.layerwise import SHARES, LayerwiseSensitivity, Trial, unit_trials
 from nervure.methods.snacs.limits import GRID, Limit, bearable, limit, qualities, require_classes, ridge
@@ -144,17 +144,17 @@ class SurveyOptions:
                 "what was measured, or limits=False."
             )
         if folder is None:
-            return self._made(view, self._measure(view), _Cells(None))
+            return self._made(view, self._measure(view), None)
         labelled = "labels" in self.wanted(view)
         data = connections_digest(view, samples=self.samples, per_class=self.per_class, labelled=labelled)
         place = evidence_folder(folder, view, [KIND.version, asdict(self)], data)
         whole = place / "connectivity.safetensors"
         with suppress(FileError):  # it is not there yet, or damaged
             return ConnectivityEvidence.load(whole)
-        cells = _Cells(place)
-        self._made(view, self._read_or_measure(view, place / "stats.safetensors"), cells).save(whole)
-        cells.clear()
-        (place / "stats.safetensors").unlink(missing_ok=True)
+        self._made(view, self._read_or_measure(view, place / "stats.safetensors"), place).save(whole)
+        # And nothing that another process is writing.
+        for path in (*place.glob(f"*{PART}"), place / "stats.safetensors"):
+            path.unlink(missing_ok=True)
         return ConnectivityEvidence.load(whole)
 
     def wanted(self, view: View) -> frozenset[str]:
@@ -172,12 +172,13 @@ class SurveyOptions:
         stats.save(path)
         return stats
 
-    def _made(self, view: View, stats: Stats, cells: "_Cells") -> ConnectivityEvidence:
+    def _made(self, view: View, stats: Stats, place: Path | None) -> ConnectivityEvidence:
         labels = require_classes(stats.labels) if self.limits and (self.probe or stats.labels is not None) else None
         listed = layers(view.graph, view.weights, stats.connections)
         factors = published.signed_factors(listed) if self.paper else {la.tensor: la.strength() for la in listed}
         rho = {
-            layer.tensor: cells.get(
+            layer.tensor: _part(
+                place,
                 layer.tensor,
                 (layer.children, layer.parents),
                 partial(self._score_layer, layer, listed[:number], stats, factors[layer.tensor]),
@@ -190,7 +191,7 @@ class SurveyOptions:
             else sensitivity(view.graph, listed, factors)
         )
         saved = protected_units(leaned) if self.protect else {}
-        found = self._limits(view, listed, rho, stats, labels, cells) if self.limits else {}
+        found = self._limits(view, listed, rho, stats, labels, place) if self.limits else {}
         skipped = {name: reason for name, reason in stats.skipped.items() if name in view.graph.tensors}
         return ConnectivityEvidence(rho, found, saved, skipped, stats.samples)
 
@@ -207,11 +208,11 @@ class SurveyOptions:
         rho: Mapping[str, Tensor],
         stats: Stats,
         labels: Tensor | None,
-        cells: "_Cells",
+        place: Path | None,
     ) -> dict[str, Limit]:
         scores = self.unit_scores(view, listed, rho) if self.per_unit else {}
         if self.probe and labels is not None:
-            return self._limits_by_probe(listed, rho, scores, stats, labels, cells)
+            return self._limits_by_probe(listed, rho, scores, stats, labels, place)
         trials = unit_trials(view.graph, scores) if self.per_unit else _connection_trials(listed, rho)
         network = LayerwiseSensitivity(view, keep_position(view.data))
         # What a network that knows nothing would reach: of losses nobody knows.
@@ -219,7 +220,7 @@ class SurveyOptions:
         return {
             name: bearable(
                 (0.0, *(share for share, _ in steps)),
-                cells.get(f"limit of {name}", (len(steps) + 1,), partial(network.curve, steps)).tolist(),
+                _part(place, f"limit of {name}", (len(steps) + 1,), partial(network.curve, steps)).tolist(),
                 self.slack,
                 chance,
             )
@@ -233,7 +234,7 @@ class SurveyOptions:
         scores: Mapping[str, Tensor],
         stats: Stats,
         labels: Tensor,
-        cells: "_Cells",
+        place: Path | None,
     ) -> dict[str, Limit]:
         ranks, found = {name: _places(values) for name, values in scores.items()}, dict[str, Limit]()
         for layer in listed:
@@ -242,7 +243,7 @@ class SurveyOptions:
             for name, places in orders.items():
                 probe = published.qualities if self.paper else partial(qualities, probe=ridge, seed=stats.seed)
                 make = partial(_curve, layer, heard, places, labels, probe)
-                curve = cells.get(f"limit of {name} at {layer.tensor}", (len(GRID),), make)
+                curve = _part(place, f"limit of {name} at {layer.tensor}", (len(GRID),), make)
                 here = limit(GRID, curve.tolist(), self.slack)
                 found[name] = min(found.get(name, here), here, key=lambda one: one.upper)
         return found
@@ -255,32 +256,15 @@ class SurveyOptions:
         return unit_scores(view.graph, listed, rho, norms, hears=self.hears)
 
 
-@final
-@dataclass(frozen=True, slots=True)
-class _Cells:
-    """Results of single layers, in a folder where there is one."""
+def _part(place: Path | None, name: str, shape: tuple[int, ...], make: Callable[[], Tensor]) -> Tensor:
+    """The result of that name and shape for a single layer; kept in a folder where there is one."""
 
-    folder: Path | None
+    def fits(found: Mapping[str, Tensor]) -> bool:
+        values = found.get(VALUES, torch.zeros(0))
+        return values.shape == shape and values.is_floating_point()
 
-    def get(self, name: str, shape: tuple[int, ...], make: Callable[[], Tensor]) -> Tensor:
-        """The result of that name and shape, made if it is not there."""
-        if self.folder is None:
-            return make()
-        path = self.folder / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}{PART}"
-        with suppress(FileError):  # it is not there yet, or damaged; or another process removes it just now
-            _, tensors = read_container(path, dict[str, Any], CELL)
-            values = tensors.get(VALUES, torch.zeros(0))
-            if values.shape == shape and values.is_floating_point():
-                return values
-        made = make()
-        write_container(path, {VALUES: made}, {}, CELL)
-        return made
-
-    def clear(self) -> None:
-        """Remove the results, and nothing that another process is writing."""
-        if self.folder is not None:
-            for path in self.folder.glob(f"*{PART}"):
-                path.unlink(missing_ok=True)
+    path = place and place / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}{PART}"
+    return remember(path, lambda: {VALUES: make()}, CELL, fits)[VALUES]
 
 
 def _is_measured(stats: Stats | None) -> TypeGuard[Stats]:
