@@ -1,7 +1,7 @@
 """One model, one pass over data: how good it is, on the data as they are and, if asked, under shift."""
 
 from collections.abc import Iterable, Mapping
-from typing import overload
+from typing import Any, overload
 
 from torch import nn
 
@@ -9,12 +9,12 @@ from nervure.core.annotations import Device, FilePath
 from nervure.core.check import checked
 from nervure.core.progress import length, track
 from nervure.core.schema import Length, Seed
-from nervure.errors import ArgumentError
 from nervure.evaluation.answers import Key
 from nervure.evaluation.corruptions import SEVERITIES
 from nervure.evaluation.labelled import Data, call, pairs, to_device
 from nervure.evaluation.metrics import Metrics, MetricTally
 from nervure.evaluation.shift import Normalisation, Shifted, evaluate_shift
+from nervure.evaluation.task_shift import TaskShift, evaluate_task_shift
 from nervure.graph.models import evaluating, on_device
 from nervure.tasks.guessing import TaskLike, as_task
 from nervure.tasks.running import evaluate_task
@@ -53,6 +53,21 @@ def evaluate(
     model: nn.Module,
     data: Data,
     *,
+    task: TaskLike,
+    shift: Any,
+    severities: Iterable[int] = SEVERITIES,
+    normalisation: Normalisation | None = None,
+    seed: Seed = 0,
+    device: Device | None = None,
+    progress: bool = True,
+) -> TaskShift: ...
+
+
+@overload
+def evaluate(
+    model: nn.Module,
+    data: Data,
+    *,
     task: None = None,
     shift: Shift,
     severities: Iterable[int] = SEVERITIES,
@@ -71,7 +86,7 @@ def evaluate(  # noqa: PLR0913 - one keyword per choice
     data: Data,
     *,
     task: TaskLike | None = None,
-    shift: Shift | None = None,
+    shift: Any = None,
     severities: Iterable[int] = SEVERITIES,
     normalisation: Normalisation | None = None,
     seed: Seed = 0,
@@ -79,7 +94,7 @@ def evaluate(  # noqa: PLR0913 - one keyword per choice
     device: Device | None = None,
     cache: FilePath | None = None,
     progress: bool = True,
-) -> Metrics | Shifted | dict[str, float]:
+) -> Metrics | Shifted | TaskShift | dict[str, float]:
     """Measure a model on data, in evaluation mode and without gradients; with ``shift``, also under corruption.
 
     The model comes back as it was: every module in the mode it was in, on the device it was on.
@@ -91,7 +106,8 @@ def evaluate(  # noqa: PLR0913 - one keyword per choice
         task: what the model is for, see :mod:`nervure.tasks`: the result is the loss and the metrics of the task, by
             name, as of :func:`nervure.tasks.evaluate_task`. None: it is a classifier.
         shift: "all", kinds or names of corruptions, or ready data by (name, severity): see
-            :func:`~nervure.evaluation.shift.evaluate_shift`, which measures several models at once.
+            :func:`~nervure.evaluation.shift.evaluate_shift`, which measures several models at once. With ``task``
+            whatever :func:`~nervure.evaluation.task_shift.evaluate_task_shift` takes.
         severities: of the corruptions, which of 1 to 5.
         normalisation: mean and std per channel that the pictures were normalised with, where the batches do not say.
         seed: another seed draws other corruptions.
@@ -106,9 +122,11 @@ def evaluate(  # noqa: PLR0913 - one keyword per choice
         ArgumentError: if ``bins`` is below 1, or a corruption or severity is unknown.
     """
     if (given := as_task(task)) is not None:
-        if shift is not None:
-            raise ArgumentError("evaluate(task=, shift=): measure a task under shift by nervure.evaluation.shift.")
-        return evaluate_task(model, data, given, device=device, progress=progress)
+        if shift is None:
+            return evaluate_task(model, data, given, device=device, progress=progress)
+        how = {"shift": shift, "severities": severities, "normalisation": normalisation, "seed": seed}
+        with on_device(model, device):
+            return evaluate_task_shift({"model": model}, data, given, progress=progress, **how)["model"]
     with on_device(model, device) as place, evaluating(model):
         if shift is not None:
             found = evaluate_shift(

@@ -351,3 +351,11 @@ def test_pictures_are_cut_with_their_own_boxes() -> None:
     assert taken["img"][:, 0, 0, 0].tolist() == [1, 2]
     assert taken["cls"].flatten().tolist() == [5, 6]
     assert taken["batch_idx"].tolist() == [1, 1]
+
+
+def test_a_task_is_evaluated_under_shift() -> None:
+    model, data, task, _ = made("pixels")
+    bare = tasks.Task(loss=task.loss, labels=task.labels)
+    found = evaluate(model, data, task=bare, shift=["gaussian_noise"], severities=[5], progress=False)
+    assert found.clean["loss"] == evaluate(model, data, task=bare, progress=False)["loss"]
+    assert found.rows["gaussian_noise", 5]["loss"] != found.clean["loss"]
