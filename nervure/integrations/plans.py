@@ -15,7 +15,7 @@ from nervure.surgery.apply import apply
 WHAT = "the plan in this checkpoint"
 
 
-class Step(Protocol):
+class GraphAndPlan(Protocol):
     """A graph and the plan that was made for it."""
 
     @property
@@ -28,11 +28,11 @@ class Step(Protocol):
 
 
 @runtime_checkable
-class Planned(Step, Protocol):
+class Planned(GraphAndPlan, Protocol):
     """What ``nervure.prune`` returns: the last step, and those before it."""
 
     @property
-    def earlier(self) -> tuple[Step, ...]:
+    def earlier(self) -> tuple[GraphAndPlan, ...]:
         """First things first."""
 
 
