@@ -182,3 +182,12 @@ def test_inputs_are_moved_resized_copied_and_told() -> None:
     ]  # fmt: skip
     with pytest.raises(ForwardError, match=r"It was given \(4, 6\) float32, \(2,\) int64"):
         Inputs.of((X, torch.tensor([1, 2]))).run(Gated())
+
+
+def test_a_device_that_gave_up_is_told_with_what_to_do() -> None:
+    class GaveUp(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            raise torch.AcceleratorError("CUDA error: device-side assert triggered\nCUDA kernel errors might be ...")
+
+    with pytest.raises(ForwardError, match=r"assert triggered\. It answers no more .* \(4, 6\) float32 on the CPU"):
+        Inputs((X,)).run(GaveUp())

@@ -13,9 +13,9 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from nervure.core.inputs import Inputs
 from nervure.core.tensors import tensors_in
-from nervure.engines.engine import Structure
+from nervure.engines.engine import Runner, Structure
 from nervure.engines.quiet import quiet
-from nervure.errors import EngineError
+from nervure.errors import EngineError, ForwardError, NervureError
 from nervure.graph.copies import copy_model
 from nervure.graph.models import evaluating
 from nervure.graph.preserve import restore_after
@@ -56,6 +56,15 @@ class Exported:
         ordered = [*given.args, *(given.kwargs[name] for name in self.names if name in given.kwargs)]
         return [leaf.detach().cpu().contiguous() for leaf in tree_leaves(ordered) if isinstance(leaf, Tensor)]
 
+    def describe(self, inputs: Any) -> str:
+        """What inputs it was exported for, and what to do about these others."""
+        made = [entry.meta["val"] for entry in self.placeholders()]
+        told = ", ".join(f"({', '.join(map(_size, x.shape))}) {str(x.dtype).removeprefix('torch.')}" for x in made)
+        given = [(x.dtype, x.shape[1:]) for x in self.tensors(inputs)]
+        if self.dynamic and given == [(x.dtype, x.shape[1:]) for x in made]:
+            return f"It was exported for {told}; export it for this number of samples alone: dynamic=False."
+        return f"It was exported for {told}. Give such inputs, or export it with an example like these."
+
     def placeholders(self) -> list[torch.fx.Node]:
         """The places of the graph where tensors of the user enter, in order."""
         inputs = {s.arg.name for s in self.program.graph_signature.input_specs if s.kind is InputKind.USER_INPUT}
@@ -79,10 +88,15 @@ def export_graph(model: nn.Module, inputs: Inputs, *, dynamic: bool | None = Non
         return _export_graph(model, inputs, False)
     try:
         found = _export_graph(model, inputs, True)
-    except EngineError:
+    except (EngineError, ForwardError) as error:
+        # What cannot be read for a fixed number either has another reason, and that is what is raised then.
+        fixed = _export_graph(model, inputs, False)
         if dynamic:
-            raise
-        return _export_graph(model, inputs, False)
+            raise EngineError(
+                f"{type(model).__name__} cannot be exported for any number of samples, but it can for {fixed.samples} "
+                f"as in the example: give dynamic=False. ({reason(error)}.)"
+            ) from error
+        return fixed
     if found.dynamic:
         return found
     if dynamic:
@@ -97,12 +111,13 @@ def _export_graph(model: nn.Module, inputs: Inputs, dynamic: bool) -> Exported:
     model, inputs = _on_cpu(model), inputs.to(torch.device("cpu"))
     shown = _in_order(model, inputs.resize(TRACED_SAMPLES) if dynamic else inputs)
     args, kwargs = shown.args, dict(shown.kwargs)
+    structure = Structure.of(model, shown)
     try:
         with restore_after(model, shown), evaluating(model), quiet():
             program = torch.export.export(model, args, kwargs, dynamic_shapes=_shapes(model, shown, dynamic))
     except Exception as error:
-        raise EngineError(f"torch.export cannot read {type(model).__name__}: {reason(error)}.") from error
-    found = Exported(program, Structure.of(model, shown), len(tensors_in(args)), tuple(kwargs), False, shown.samples)
+        raise EngineError(f"torch.export cannot read {type(model).__name__}: {_explain(error)}.") from error
+    found = Exported(program, structure, len(tensors_in(args)), tuple(kwargs), False, shown.samples)
     # A model that fixes the number of samples makes it a plain number.
     free = any(isinstance(size, torch.SymInt) for node in found.placeholders() for size in node.meta["val"].shape[:1])
     return replace(found, dynamic=free)
@@ -119,6 +134,10 @@ def _in_order(model: nn.Module, inputs: Inputs) -> Inputs:
     return Inputs(inputs.args, {name: inputs.kwargs[name] for name in order if name in inputs.kwargs})
 
 
+def _size(size: Any) -> str:
+    return "any" if isinstance(size, torch.SymInt) else str(size)
+
+
 def _shapes(model: nn.Module, inputs: Inputs, dynamic: bool) -> Any:
     """Which axes may vary: the first of every tensor that has as many samples as the first tensor."""
     samples = inputs.samples
@@ -131,6 +150,38 @@ def _shapes(model: nn.Module, inputs: Inputs, dynamic: bool) -> Any:
     if inputs.args and inputs.kwargs:
         return tree_map(free, inspect.signature(model.forward).bind(*inputs.args, **inputs.kwargs).arguments)
     return tree_map(free, inputs.args or inputs.kwargs)
+
+
+def _explain(error: Exception) -> str:
+    """What ``torch.export`` complains about, and what to do where that is known."""
+    text = f"{type(error).__name__}: {error}"
+    if "Cache" in text and "not a known type" in text:
+        return (
+            "it returns a cache for the next call, which no file holds. Set model.config.use_cache = False, or add "
+            "use_cache=False to the example"
+        )
+    if "DataDependent" in text:
+        return (
+            "its forward branches on numbers that are not known before it runs. Write that with torch.where, or leave "
+            f"the branch out. ({reason(error)})"
+        )
+    return reason(error)
+
+
+def tell_misfits(engine: str, graph: Exported, run: Runner) -> Runner:
+    """The runner, whose errors say what was given to it and what it takes."""
+
+    def run_told(inputs: Any) -> Any:
+        try:
+            return run(inputs)
+        except NervureError:
+            raise
+        except Exception as error:
+            raise EngineError(
+                f"{engine} cannot run the module on {Inputs.of(inputs)}: {reason(error)}. {graph.describe(inputs)}"
+            ) from error
+
+    return run_told
 
 
 def lacking(graph: Exported, error: BaseException) -> str:

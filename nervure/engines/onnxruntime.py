@@ -9,7 +9,7 @@ from torch import nn
 from nervure.core.extras import require_extra
 from nervure.core.inputs import Inputs
 from nervure.engines.engine import FLOAT32, Engine, Program, Runner
-from nervure.engines.exported import Exported, export_graph, exporter_error, reason
+from nervure.engines.exported import Exported, export_graph, exporter_error, reason, tell_misfits
 from nervure.engines.quiet import quiet
 from nervure.errors import EngineError
 
@@ -59,7 +59,7 @@ def session_runner(model: bytes | str, graph: Exported, threads: int) -> Runner:
         given = dict(zip(names, (tensor.numpy() for tensor in graph.tensors(inputs)), strict=True))
         return graph.structure.fill([torch.from_numpy(found) for found in session.run(None, given)])
 
-    return run
+    return tell_misfits("ONNX Runtime", graph, run)
 
 
 def _prepare(model: nn.Module, example: Any, precision: str) -> Program:

@@ -8,7 +8,7 @@ from torch import nn
 from nervure.core.extras import require_extra
 from nervure.core.inputs import Inputs
 from nervure.engines.engine import BF16, FLOAT32, Engine, Program, Runner
-from nervure.engines.exported import Exported, export_graph, exporter_error, reason
+from nervure.engines.exported import Exported, export_graph, exporter_error, reason, tell_misfits
 from nervure.engines.quiet import quiet
 from nervure.engines.signal_stack import keep_signal_stack
 from nervure.errors import EngineError
@@ -76,7 +76,7 @@ def compiled_runner(model: Any, graph: Exported, threads: int, precision: str = 
         found = request.infer([tensor.numpy() for tensor in graph.tensors(inputs)], share_inputs=True)
         return graph.structure.fill([torch.from_numpy(found[i]) for i in range(len(found))])
 
-    return run
+    return tell_misfits("OpenVINO", graph, run)
 
 
 def _prepare(model: nn.Module, example: Any, precision: str) -> Program:

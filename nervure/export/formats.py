@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_map
 from nervure.core.extras import require_extra
 from nervure.core.inputs import Inputs
 from nervure.engines.engine import BF16, FLOAT32, Runner
-from nervure.engines.exported import Exported
+from nervure.engines.exported import Exported, tell_misfits
 from nervure.engines.onnxruntime import LIBRARIES as ONNX_LIBRARIES
 from nervure.engines.onnxruntime import session_runner, to_onnx
 from nervure.engines.openvino import compiled_runner, to_openvino
@@ -136,7 +136,7 @@ def _read_torch(path: Path, graph: Exported, precision: str) -> Runner:
         with torch.no_grad():
             return Inputs.of(inputs).to(torch.device("cpu")).call(module)
 
-    return run
+    return tell_misfits("the torch file", graph, run)
 
 
 def _write_executorch(graph: Exported, path: Path, precision: str, calibration: Sequence[Any]) -> None:
@@ -158,7 +158,7 @@ def _read_executorch(path: Path, graph: Exported, precision: str) -> Runner:
         # The outputs lie in memory that the next run writes to.
         return graph.structure.fill([tensor.clone() for tensor in method.execute(graph.tensors(inputs))])
 
-    return run
+    return tell_misfits("ExecuTorch", graph, run)
 
 
 def in_bf16(model: nn.Module) -> nn.Module:

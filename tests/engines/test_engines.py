@@ -9,8 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from nervure.core.inputs import Inputs
 from nervure.engines import ENGINES, prepare, require_engine, runner
-from nervure.errors import ArgumentError, EngineError, MissingExtraError
+from nervure.engines.exported import export_graph, tell_misfits
+from nervure.errors import ArgumentError, EngineError, ForwardError, MissingExtraError
 from nervure.evaluation import latency
 
 OTHERS = [name for name in ENGINES if name != "eager"]
@@ -142,3 +144,54 @@ def test_latency_is_measured_by_engine_and_compared_within_it() -> None:
         assert table.speedup("wide", 3, engine=engine) == 1.0
         assert table.row("narrow", 3, engine=engine).engine == engine
     assert "openvino" in str(table)
+
+
+class Cache:
+    """What some models return for their next call; not known to torch.export."""
+
+
+class Caching(nn.Module):
+    """Returns a cache unless it is told not to."""
+
+    def forward(self, x: Tensor, use_cache: bool = True) -> Any:
+        return (x + 1, Cache()) if use_cache else (x + 1,)
+
+
+class Branching(nn.Module):
+    """Takes a branch by its numbers."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + 1 if x.sum() > 0 else x - 1
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+def test_inputs_that_an_engine_does_not_take_are_told_with_those_that_it_does(name: str) -> None:
+    run = runner(name, nn.Linear(8, 3).eval(), torch.rand(2, 8))
+    with pytest.raises(EngineError, match=r"on \(2, 9\) float32: .*exported for \(any, 8\) float32. Give such inputs"):
+        run(torch.rand(2, 9))
+    with pytest.raises(EngineError, match=r"exported for \(any, 8\) float32"):
+        run((torch.rand(2, 8), torch.rand(2, 8)))
+    same(run(torch.zeros(3, 8)), run(torch.zeros(1, 8)).expand(3, -1))
+
+
+def test_what_cannot_be_exported_is_told_with_what_to_do() -> None:
+    x = torch.rand(2, 4)
+    with pytest.raises(EngineError, match=r"Caching: it returns a cache .*use_cache=False to the example\.$"):
+        export_graph(Caching(), Inputs((x,)))
+    assert export_graph(Caching(), Inputs((), {"x": x, "use_cache": False})).dynamic
+    with pytest.raises(EngineError, match=r"Branching: its forward branches on numbers.*torch\.where"):
+        export_graph(Branching(), Inputs((x,)))
+    with pytest.raises(EngineError, match=r"FixedSamples .* but it can for 4 as in the example: give dynamic=False"):
+        export_graph(FixedSamples(), Inputs((torch.rand(4, 4),)), dynamic=True)
+    with pytest.raises(ForwardError, match=r"given \(2, 9\) float32"):
+        export_graph(nn.Linear(8, 3), Inputs((torch.rand(2, 9),)))
+
+
+def test_a_number_of_samples_that_an_engine_cannot_take_is_told_to_be_fixed() -> None:
+    graph = export_graph(nn.Linear(8, 3).eval(), Inputs((torch.rand(2, 8),)))
+
+    def run(inputs: Any) -> Any:
+        raise RuntimeError("reshape of node 7")
+
+    with pytest.raises(EngineError, match=r"Toy cannot run .* reshape of node 7\. .* alone: dynamic=False"):
+        tell_misfits("Toy", graph, run)(torch.rand(5, 8))
