@@ -265,7 +265,8 @@ def dense_score(name: str, folder: Path) -> Scores:
 def cases(options: Namespace) -> Iterator[Case]:
     """Subjects, edits, arms and seeds."""
     if not options.models:
-        sys.exit(f"Say where the models are: --models FOLDER, or {PLACE}. See the head of benchmarks/real_data.py.")
+        print(f"Nothing is run: say where the models are, --models FOLDER or {PLACE}; see benchmarks/real_data.py.")
+        return
     for part, cells in PARTS.items():
         for seed in range(options.seeds):
             for (name, edit), arms in cells.items():
