@@ -53,6 +53,7 @@ def test_help_shows_a_working_example(name: str) -> None:
 def test_commands_come_in_the_order_of_the_arrows() -> None:
     order = [
         "run",
+        "prune",
         "sweep",
         "compare",
         "trace",

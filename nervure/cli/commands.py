@@ -34,6 +34,7 @@ from nervure.cli.options import (
     setting,
     tell,
 )
+from nervure.cli.writing_recipes import recipe_from_options
 from nervure.core.container import Kind, write_container
 from nervure.core.files import read_json, require_folder, require_writable, write_json, write_text
 from nervure.core.inputs import Inputs
@@ -123,6 +124,46 @@ def run(recipe: Path, folder: Path | None, fresh: bool, quiet: bool) -> None:
     report = run_recipe(parsed, folder=place, progress=not quiet, resume=not fresh)
     tell(f"\n{report.headline}")
     tell(f"{place / 'report.html'}")
+
+
+@main.command(
+    "prune",
+    epilog=example(
+        "nervure prune --model resnet8 --data digits --keep 0.5 --epochs 3",
+        "nervure prune --model timm:resnet18 --option pretrained=true --data my_data:load --keep 0.5 --method Taylor",
+        "nervure prune --model hf:my-bert --data my_data:tokens --task token_classification --refit",
+    ),
+)
+@input_options()
+@click.option("--method", default="Magnitude", show_default=True, metavar="NAME", help=f"{METHOD_HELP}.")
+@asking
+@SET
+@click.option("--refit/--no-refit", "fits", default=False, help="Let what stays take over what left, before training.")
+@click.option("--epochs", type=click.IntRange(0), default=5, show_default=True, help="Of training after the cut.")
+@click.option("--train-epochs", type=click.IntRange(0), help="Of training before it; else 10, 0 for trained weights.")
+@click.option("--lr", type=float, help="The peak learning rate of both; else as in a recipe, 1e-4 for hf: networks.")
+@click.option("--optimizer", type=click.Choice(["sgd", "adamw"]), help="Of both; else sgd, adamw for hf: networks.")
+@click.option("-o", "--out", type=PAGES, help="The folder of the run; else in runs, by model and method.")
+@click.option("--fresh", is_flag=True, help="Begin anew in a folder that was used before.")
+@QUIET
+def prune_command(
+    choice: NetworkChoice,
+    *,
+    out: Path | None,
+    fresh: bool,
+    quiet: bool,
+    **told: Any,
+) -> None:
+    """Write a recipe and run it: train, prune, recover, compare, report.
+
+    The recipe lies in the folder of the run; change it, and go on with `nervure run`.
+    """
+    recipe = recipe_from_options(choice, out, **told)
+    place = Path(recipe.run.folder)
+    report = run_recipe(recipe, folder=place, progress=not quiet, resume=not fresh)
+    tell(f"\n{report.headline}")
+    tell(f"{place / 'report.html'}")
+    tell(f"recipe: {place / 'recipe.toml'}, to be changed and run again in another folder: nervure run ... --folder")
 
 
 @main.command(epilog=example("nervure sweep examples/sweep.toml --folder runs/sweep"))

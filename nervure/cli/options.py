@@ -24,7 +24,7 @@ from nervure.errors import ArgumentError, NervureError
 from nervure.export import load, load_state
 from nervure.graph import Graph
 from nervure.prune import Pruned
-from nervure.recipe.making import dataset_of, suited
+from nervure.recipe.making import dataset_of, suit_source
 from nervure.recipe.own_data import Data, OwnData
 from nervure.recipe.purpose import Purpose, purpose_of
 from nervure.recipe.recipe import DataSection, TaskSection
@@ -316,8 +316,8 @@ class NetworkChoice:
                 "no network: give --model NAME of the zoo, timm:NAME, torchvision:NAME, hf:FOLDER-OR-NAME, or "
                 "--model package.module:function."
             )
-        source = ModelSource.named(self.model, self.options)
-        return suited(source, self.data()) if self.data_name else source
+        source = ModelSource.of_name(self.model, self.options)
+        return suit_source(source, self.data()) if self.data_name else source
 
     def network(self) -> nn.Module:
         """The network before any pruning, with the weights chosen if there are some."""

@@ -148,8 +148,8 @@ class Inputs(Checked):
         except Exception as error:
             if isinstance(error, torch.AcceleratorError):
                 raise ForwardError(
-                    f"the device gave up in the model's forward, or before it: {str(error).splitlines()[0]}. It answers "
-                    f"no more in this process. Start again, and run the model on {self} on the CPU: what is wrong, "
+                    f"the device gave up in the model's forward, or before it: {str(error).splitlines()[0]}. It "
+                    f"answers no more in this process. Start again, and run the model on {self} on the CPU: what is wrong, "
                     "mostly an index or a label out of range, is told there."
                 ) from error
             raise ForwardError(

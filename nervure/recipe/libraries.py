@@ -92,9 +92,9 @@ def _build_hf(name: str, options: Options) -> nn.Module:
     except OSError as error:
         raise RecipeError(f"[model] hf:{name} cannot be found: {_reason(name, error)}") from error
     if rest:
+        known = [*config.to_dict(), "num_labels"]
         raise RecipeError(
-            f"[model] hf:{name}: its config has no {', '.join(map(repr, rest))}."
-            f"{nearest(next(iter(rest)), config.to_dict())}"
+            f"[model] hf:{name}: its config has no {', '.join(map(repr, rest))}.{nearest(next(iter(rest)), known)}"
         )
     # Classes of their own are made from a config, those that choose one have a function for it.
     return kind.from_config(config) if kind.__name__.startswith("AutoModel") else kind(config)  # type: ignore[no-any-return]

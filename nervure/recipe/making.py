@@ -28,10 +28,10 @@ from nervure.zoo import Dataset, Split
 
 def source_of(recipe: Recipe, data: Data) -> ModelSource:
     """Where the recipe's network comes from, suited to its data."""
-    return suited(ModelSource.named(recipe.model.name or recipe.model.factory, recipe.model.options), data)
+    return suit_source(ModelSource.of_name(recipe.model.name or recipe.model.factory, recipe.model.options), data)
 
 
-def suited(source: ModelSource, data: Data) -> ModelSource:
+def suit_source(source: ModelSource, data: Data) -> ModelSource:
     """The source with channels and classes of the data, where these are images of known classes."""
     return source.suited_to(data.shape[0], len(data.classes)) if isinstance(data, Dataset) else source
 

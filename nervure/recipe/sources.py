@@ -38,7 +38,7 @@ class ModelSource:
     options: Options = field(default_factory=dict, hash=False)
 
     @staticmethod
-    def named(name: str, options: Options) -> "ModelSource":
+    def of_name(name: str, options: Options) -> "ModelSource":
         """The source that one word names: a network of the zoo or of a library, or a function by its path."""
         is_factory = is_import_path(name) and library_of(name) is None
         return ModelSource("" if is_factory else name, name if is_factory else "", options)

@@ -43,7 +43,7 @@ def task_from(name: str, options: Options) -> Task:
     require_known_task(name)
     maker, where = MAKERS[name], f"[task] {name}"
     require_taken(maker, options, where)
-    given = {key: _made(name, key, value) for key, value in options.items()}
+    given = {key: _value_for(name, key, value) for key, value in options.items()}
     lacks = [key for key, one in parameters_of(maker).items() if _is_needed(one) and key not in given]
     if lacks:
         raise RecipeError(f"{where} needs {lacks[0]}: {parameters_of(maker)[lacks[0]].annotation}.")
@@ -64,7 +64,7 @@ def require_known_task(name: str) -> None:
         raise RecipeError(f"[task] there is no task {name!r}.{nearest(name, MAKERS, listed=True)}")
 
 
-def _made(name: str, key: str, value: Any) -> Any:
+def _value_for(name: str, key: str, value: Any) -> Any:
     """A value as the maker takes it: several places are a tuple, the heads of several tasks are tasks."""
     if name == "multitask" and isinstance(value, Mapping) and "name" in value:
         return task_from(str(value["name"]), {k: v for k, v in value.items() if k != "name"})

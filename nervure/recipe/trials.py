@@ -4,6 +4,7 @@ A dense network is trained, traced and measured once per seed in ``cache``; each
 evaluates in a folder of its own with the steps of ``run``, and goes on where it was stopped.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
 from dataclasses import asdict, dataclass, fields, replace
@@ -140,7 +141,7 @@ def _answer(future: Future[Plain], job: Job) -> Outcome:
 def _note_dense(results: Results, job: Job, outcome: Outcome) -> None:
     if job.key not in results.done:
         results.note(outcome)
-        results.say(f"{outcome.network}, seed {outcome.seed}, dense: {100 * outcome.accuracy:.2f} %")
+        results.say(f"{outcome.network}, seed {outcome.seed}, dense: {outcome.quality}")
 
 
 def _note_trial(
@@ -154,7 +155,7 @@ def _note_trial(
         results.say(f"[{number}] {trial}: failed: {outcome.error}")
         return
     left = results.time_left(rest, workers)
-    results.say(f"[{number}] {trial}: {100 * outcome.accuracy:.2f} % ({outcome.seconds['all']:.0f} s; {left})")
+    results.say(f"[{number}] {trial}: {outcome.quality} ({outcome.seconds['all']:.0f} s; {left})")
 
 
 def answer(data: Plain) -> Plain:
@@ -253,8 +254,18 @@ def _measures(network: Callable[[RunContext], nn.Module], *, shift: bool) -> dic
 def _evaluate(network: Callable[[RunContext], nn.Module], bench: RunContext) -> None:
     model = network(bench)
     batches = bench.data.validation.batches(bench.recipe.evaluate.batch_size)
-    found = {"validation": evaluate(model, batches, progress=False).accuracy, "row": asdict(row_of(bench, model))}
-    write_json(bench.path(METRICS), found)
+    write_json(
+        bench.path(METRICS), {"validation": _choose_by(bench, model, batches), "row": asdict(row_of(bench, model))}
+    )
+
+
+def _choose_by(bench: RunContext, model: nn.Module, batches: Iterable[Any]) -> float | None:
+    """The number on the validation data to choose by: accuracy, or the first thing that the task measures."""
+    if bench.task is None:
+        return evaluate(model, batches, progress=False).accuracy
+    found = evaluate(model, batches, task=bench.task, progress=False)
+    value = found[next((name for name in bench.purpose.higher_is_better if name in found), "loss")]
+    return value if math.isfinite(value) else None
 
 
 def _evaluate_shifted(network: Callable[[RunContext], nn.Module], bench: RunContext) -> None:
@@ -288,5 +299,9 @@ def _outcome(bench: RunContext, trial: Trial, log: Log, losses: Sequence[float |
         "seconds": seconds | ({"all": round(sum(seconds.values()), 2)} if "plan" in seconds else {}),
         "loss_curve": losses,
         **{name: getattr(row, name) for name in ("accuracy", "loss", "ece", "samples", "params", "nonzero", "macs")},
+        "metrics": dict(row.metrics),
     }
+    if "accuracy" in row.metrics:
+        # That of tokens or pixels is one too, and is drawn as one.
+        measured["accuracy"] = row.metrics["accuracy"]
     return Outcome.from_json(measured)

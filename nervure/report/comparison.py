@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple, final
 
 from nervure.core.schema import Count, Fraction, Seed, convert
-from nervure.report.run_report import DENSE, DENSE_PLUS, milliseconds
+from nervure.report.run_report import DENSE, DENSE_PLUS, in_words, milliseconds
 from nervure.report.tables import MISSING, Table, quantity
 
 COSTS: Mapping[str, str] = {"macs": "multiply-accumulates", "params": "parameters that are not zero"}
@@ -44,6 +44,7 @@ class Outcome:
         loss_curve: training loss of each epoch of recovery.
         provenance: versions, commit, machine and date.
         error: why there is no result; empty where there is one.
+        metrics: what the task measures on the test split, by name, the one to look at first; empty without a task.
     """
 
     key: str
@@ -68,6 +69,15 @@ class Outcome:
     loss_curve: tuple[float, ...] = ()
     provenance: Mapping[str, str] = field(default_factory=dict, hash=False)
     error: str = ""
+    metrics: Mapping[str, float] = field(default_factory=dict, hash=False)
+
+    @property
+    def quality(self) -> str:
+        """How good it is, in a few words: ``"89.60 %"``, or the task's first metric, ``"perplexity 53.1"``."""
+        name = next(iter(self.metrics), "loss")
+        if name == "accuracy" or (not self.metrics and not math.isnan(self.accuracy)):
+            return f"{100 * self.accuracy:.2f} %"
+        return f"{in_words(name)} {self.metrics.get(name, self.loss):.4g}"
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> "Outcome":

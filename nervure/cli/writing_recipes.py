@@ -1,0 +1,76 @@
+"""The recipe that ``nervure prune`` writes from its options."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nervure.cli.options import Asked, NetworkChoice
+from nervure.errors import ArgumentError
+from nervure.recipe import Recipe
+
+EPOCHS = 10
+"""Of training before the cut, for a network with fresh weights."""
+FINE_TUNING: Mapping[str, Any] = {"optimizer": "adamw", "lr": 1e-4}
+"""How networks of transformers are trained, unless it is told otherwise: the rates of a recipe would undo them."""
+
+
+def recipe_from_options(
+    choice: NetworkChoice,
+    out: Path | None,
+    *,
+    method: str,
+    asked: Asked,
+    settings: tuple[tuple[str, Any], ...],
+    fits: bool,
+    epochs: int,
+    train_epochs: int | None,
+    lr: float | None,
+    optimizer: str | None,
+) -> Recipe:
+    """The recipe that options say; raises ArgumentError where network or data are missing, RecipeError as a recipe."""
+    if not choice.model:
+        choice.source()
+    if not choice.data_name:
+        raise ArgumentError(
+            "no data: a run trains and measures. Give --data NAME or package.module:function; without data, "
+            "nervure plan and nervure apply cut a network."
+        )
+    usual = FINE_TUNING if choice.model.startswith("hf:") else {}
+    training = dict(usual) | _without_none(lr=lr, optimizer=optimizer)
+    before = (0 if _is_trained(choice) else EPOCHS) if train_epochs is None else train_epochs
+    options = dict(settings) | _without_none(engine=asked.engine, target=asked.target)
+    folder = out or Path("runs") / _file_name(f"{choice.model}-{method}-{asked.keep:g}")
+    return Recipe.from_dict(
+        {
+            "model": {"name": choice.model, "weights": choice.weights, "options": dict(choice.options)},
+            "data": {"name": choice.data_name, "root": choice.root, "options": dict(choice.data_options)},
+            "task": {"name": choice.task_name, "options": dict(choice.task_options)},
+            "train": {"epochs": before, **training},
+            "prune": {
+                "method": method,
+                "keep": asked.keep,
+                "budget": asked.budget,
+                "density": asked.density or 0.0,
+                "options": options,
+            },
+            "refit": {"samples": 1024 if fits else 0},
+            "recover": {"epochs": epochs, **training},
+            "run": {"folder": str(folder), "seed": choice.seed},
+        },
+        source="what the options say",
+    )
+
+
+def _is_trained(choice: NetworkChoice) -> bool:
+    """Whether the network begins with weights that were learnt; those of a folder or a hub are, unless told not."""
+    asked = choice.options.get("pretrained", choice.options.get("weights"))
+    return bool(choice.weights) or (choice.model.startswith("hf:") if asked is None else bool(asked))
+
+
+def _without_none(**options: Any) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _file_name(name: str) -> str:
+    return re.sub(r"[^\w.+-]+", "-", name).strip("-.")
