@@ -19,6 +19,10 @@ from nervure.core.tensors import describe_tensors, require_numbers
 from nervure.errors import ArgumentError, ForwardError, NervureError
 
 
+LOST_DEVICE: tuple[type[Exception], ...] = (torch.AcceleratorError,) if hasattr(torch, "AcceleratorError") else ()
+"""What torch raises where an accelerator answers no more; older versions have no name for it."""
+
+
 @final
 @dataclass(frozen=True, slots=True, eq=False)
 class Inputs(Checked):
@@ -146,11 +150,11 @@ class Inputs(Checked):
             # Where memory is short, fewer samples may do: callers look for torch's own error.
             raise
         except Exception as error:
-            if isinstance(error, torch.AcceleratorError):
+            if isinstance(error, LOST_DEVICE):
                 raise ForwardError(
-                    f"the device gave up in the model's forward, or before it: {str(error).splitlines()[0]}. It "
-                    f"answers no more in this process. Start again, and run the model on {self} on the CPU: what is wrong, "
-                    "mostly an index or a label out of range, is told there."
+                    f"the device gave up in the model's forward, or before it: {str(error).splitlines()[0]}. It answers no "
+                    f"more in this process. Start again, and run the model on {self} on the CPU: what is wrong, mostly an "
+                    "index or a label out of range, is told there."
                 ) from error
             raise ForwardError(
                 f"the model's forward raised {type(error).__name__}: {error}. It was given {self}; check that it is "
