@@ -18,7 +18,6 @@ from nervure.core.documents import is_shallow
 from nervure.core.tensors import describe_tensors, require_numbers
 from nervure.errors import ArgumentError, ForwardError, NervureError
 
-
 LOST_DEVICE: tuple[type[Exception], ...] = (torch.AcceleratorError,) if hasattr(torch, "AcceleratorError") else ()
 """What torch raises where an accelerator answers no more; older versions have no name for it."""
 
