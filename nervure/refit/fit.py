@@ -22,7 +22,7 @@ from nervure.graph.models import is_weightless, unwrap
 from nervure.graph.tape import named_tensors
 from nervure.graph.types import Graph
 from nervure.plan import Plan
-from nervure.refit.batch_norms import Pair, drift, remeasure
+from nervure.refit.batch_norms import NormTensors, Pair, drift, remeasure
 from nervure.refit.consumers import Consumer, consumers
 from nervure.refit.gather import Gathered, GramPart, gather
 from nervure.refit.moments import Moments
@@ -57,6 +57,7 @@ def refit(
     data: Batches,
     *,
     reference: nn.Module,
+    views: Batches | None = None,
     task: TaskLike | None = None,
     how: Refit | None = None,
     masks: Mapping[str, Tensor] | None = None,
@@ -72,6 +73,9 @@ def refit(
             of ``reference``, masked perhaps. It is not changed.
         data: batches of any form; labels are not looked at.
         reference: the dense network that it was pruned from, with its weights.
+        views: batches of another kind that the refit has to hold for as well: corrupted or augmented ones (as
+            :func:`nervure.evaluation.shift.shift_batches` makes them), another domain. No layer is worse on them than
+            it was.
         task: how batches go into the model (:mod:`nervure.tasks`), where their form does not say it.
         how: the choices, see :class:`Refit`.
         masks: of a module: which entries of its parameters may be other than zero, by name.
@@ -83,7 +87,7 @@ def refit(
         DataError: the data are empty, all the same, or not finite, or a layer makes them so.
     """
     how = Refit() if how is None else how
-    model, steps, found = _taken_apart(pruned, masks)
+    model, steps, found = take_apart(pruned, masks)
     reference = unwrap(reference)
     for one, what in ((model, "the model"), (reference, "the reference")):
         if is_weightless(one):
@@ -91,14 +95,18 @@ def refit(
     if steps:
         check_fits(reference, *steps[0])
     parts = split(data, how.samples, as_task(task))
+    require_different(parts)
+    if views is not None:
+        parts += split(views, how.samples, as_task(task), view=1)
     result = copy_model(model)
     refitter = _Refitter(result, _twin(reference, result), origins(reference, steps), found, parts, how)
     layers = refitter.run(progress)
-    counts = (sum(p.batch.size for p in parts if not p.held), sum(p.batch.size for p in parts if p.held))
+    home = [part for part in parts if not part.view]
+    counts = (sum(p.batch.size for p in home if not p.held), sum(p.batch.size for p in home if p.held))
     return Refitted(_put_together(pruned, result, layers, counts), layers, counts, refitter.shift)
 
 
-def _taken_apart(
+def take_apart(
     pruned: Any, masks: Mapping[str, Tensor] | None
 ) -> tuple[nn.Module, list[tuple[Graph, Plan]], Mapping[str, Tensor]]:
     """The model, the plans that led to it, and its masks."""
@@ -129,34 +137,31 @@ def _twin(reference: nn.Module, model: nn.Module) -> nn.Module:
     return twin
 
 
-def split(data: Iterable[Any], samples: int, task: Task | None = None) -> list[GramPart]:
-    """The first so many samples, every fourth of them apart.
-
-    Raises:
-        DataError: there are fewer than two, or they are all the same.
-    """
+def split(data: Iterable[Any], samples: int, task: Task | None = None, view: int = 0) -> list[GramPart]:
+    """The first so many samples, every fourth of them apart; raises DataError where there are too few."""
     parts, seen = list[GramPart](), 0
     for batch in batches(data, samples, labelled=False, task=task):
         held = (torch.arange(batch.size) + seen) % HELD == HELD - 1
         seen += batch.size
         for rows, apart in ((~held, False), (held, True)):
             if bool(rows.any()):
-                parts.append(GramPart(batch.rows(rows.nonzero()[:, 0]), apart))
+                parts.append(GramPart(batch.rows(rows.nonzero()[:, 0]), apart, view))
     if seen < HELD:
         raise DataError(f"{seen} samples are too few to refit on: give {HELD} or more, hundreds where there are any.")
-    if _are_same(parts):
-        raise DataError(f"all {seen} samples are the same: nothing can be learnt from them. Give real data.")
     return parts
 
 
-def _are_same(parts: Sequence[GramPart]) -> bool:
-    """Whether every sample is the first one again."""
+def require_different(parts: Sequence[GramPart]) -> None:
+    """Raise where every sample is the first one again."""
     first = [tensor[:1] for tensor in _inputs(parts[0])]
-    return bool(first) and all(
+    are_same = bool(first) and all(
         a.shape[1:] == b.shape[1:] and bool((a == b).all())
         for part in parts
         for a, b in zip(_inputs(part), first, strict=False)
     )
+    if are_same:
+        seen = sum(part.batch.size for part in parts)
+        raise DataError(f"all {seen} samples are the same: nothing can be learnt from them. Give real data.")
 
 
 def _inputs(part: GramPart) -> list[Tensor]:
@@ -223,7 +228,7 @@ class _Refitter:
             why = "; ".join(f"{c.tensor!r}: {c.reason}" for c in found[:3]) or "no parameter multiplies what flows"
             raise ArgumentError(f"nothing in this model can be refitted ({why}).")
         self._require_twin([c for c in found if not c.reason])
-        self._variances = mine.variances
+        self._statistics = mine.statistics
         norms = {n: level for n, level in mine.norms.items() if n in self._came} if self._how.norms else {}
         return found, norms
 
@@ -245,7 +250,7 @@ class _Refitter:
 
     def _level(self, chosen: Mapping[int, Consumer], norms: list[str]) -> dict[int, LayerFit]:
         found = list(chosen.values())
-        streams = {place: self._next(c) for place, c in enumerate(found) if self._how.streams and c.joins}
+        streams = {place: self._next(c) for place, c in enumerate(found) if self._is_stream(c)}
         between = {place: offset for place, c in enumerate(found) if (offset := self._between(c)) is not None}
         between = {place: offset for place, offset in between.items() if place not in streams}
         gathered = gather(
@@ -258,6 +263,19 @@ class _Refitter:
                 was, now = gathered.was[name], gathered.now[name]
                 self._remeasure(name, (was.mean, was.var), (now.mean, now.var))
         return done
+
+    def _is_stream(self, consumer: Consumer) -> bool:
+        """Whether a consumer is fitted to the stream that it is added to."""
+        return self._how.streams and consumer.joins
+
+    def _between_stream(self, consumer: Consumer) -> NormTensors | None:
+        """The batch norm between a consumer and the stream that it is fitted to."""
+        return self._statistics[consumer.norm] if self._is_stream(consumer) and consumer.norm else None
+
+    def _slope(self, consumer: Consumer) -> Tensor | None:
+        """What its outputs are multiplied by on their way to the stream, [stack, outputs, 1]; None: nothing."""
+        norm = self._between_stream(consumer)
+        return None if norm is None else norm.slope(self._model).reshape(*consumer.places.shape[:2], 1)
 
     def _next(self, consumer: Consumer) -> Key | None:
         """The use that the dense network adds to a consumer's stream where the smaller one adds the next."""
@@ -277,9 +295,10 @@ class _Refitter:
         return origin.of(named_tensors(self._reference)[origin.tensor].detach())
 
     def _fit(self, place: int, consumer: Consumer, gathered: Gathered) -> LayerFit:
-        if place in gathered.reasons or place not in gathered.seen or place not in gathered.held:
+        views = {part.view for part in self._parts}
+        if place in gathered.reasons or place not in gathered.seen or gathered.held.get(place, {}).keys() != views:
             return LayerFit(consumer.tensor, reason=gathered.reasons.get(place, "not every run comes to it"))
-        seen, held = gathered.seen[place], gathered.held[place]
+        seen, held = gathered.seen[place], tuple(gathered.held[place][view] for view in sorted(views))
         _require_finite(seen, consumer.tensor)
         problem = self._problem(consumer, seen, held)
         still = _still(problem)
@@ -287,30 +306,37 @@ class _Refitter:
         if not problem.enough and not _is_exact(problem, still):
             self._few.append(f"{consumer.tensor} ({seen.count} positions, {problem.weight.shape[2]} inputs)")
         if fit.freedom != "none":
-            self._write(consumer, problem, fit)
-        if self._how.norms and consumer.norm in self._came:
+            self._write(consumer, fit)
+        if (norm := self._between_stream(consumer)) is not None:
+            self._restate(norm, consumer, seen, is_still=_is_exact(problem, still))
+        elif self._how.norms and consumer.norm in self._came:
             self._after(consumer, problem, fit, _is_exact(problem, still))
         stack, outputs, inputs = problem.weight.shape
-        (before, after), (held_before, held_after) = (
-            [moments.error(one.change, one.shift) for one in (still, fit)] for moments in (seen, held)
-        )
+        before, after = (seen.error(one.change, one.shift) for one in (still, fit))
+        (held_before, *abroad_before), (held_after, *abroad_after) = map(problem.held_errors, (still, fit))
         return LayerFit(
             consumer.tensor, inputs, stack * outputs, seen.count, fit.freedom, fit.ridge,
-            before, after, held_before, held_after,
+            before, after, held_before, held_after, "",
+            max(abroad_before, default=0.0), max(abroad_after, default=0.0),
         )  # fmt: skip
 
-    def _problem(self, consumer: Consumer, seen: Moments, held: Moments) -> Problem:
+    def _problem(self, consumer: Consumer, seen: Moments, held: tuple[Moments, ...]) -> Problem:
         keep = self._masks.get(consumer.tensor)
         places = consumer.places
-        weight = consumer.weight(self._model).double()
+        weight, slope = consumer.weight(self._model).double(), self._slope(consumer)
         return Problem(
-            weight,
+            weight if slope is None else slope * weight,
             seen,
             held,
-            self._bias(consumer) is not None or (consumer.is_before_norm and self._how.norms),
+            self._has_shift(consumer),
             None if keep is None else keep.reshape(-1).to(weight.device)[places.to(weight.device)],
             self._how.masks == "surgeon",
         )
+
+    def _has_shift(self, consumer: Consumer) -> bool:
+        if (norm := self._between_stream(consumer)) is not None:
+            return self._how.norms or norm.is_trained(self._model)
+        return self._bias(consumer) is not None or (consumer.is_before_norm and self._how.norms)
 
     def _bias(self, consumer: Consumer) -> Tensor | None:
         """The bias that can be changed with a consumer."""
@@ -323,20 +349,29 @@ class _Refitter:
         dtype = named_tensors(self._model)[consumer.tensor].dtype
         if dtype == torch.float64 or fit.freedom in ("none", "bias"):
             return fit
-        new = (problem.weight + fit.change.transpose(1, 2)).to(dtype).double()
-        rounded = problem.fit(fit.freedom, fit.ridge, (new - problem.weight).transpose(1, 2))
+        old, slope = consumer.weight(self._model).double(), self._slope(consumer)
+        change = self._weights_after(consumer, fit).to(dtype).double() - old
+        change = change if slope is None else slope * change
+        rounded = problem.fit(fit.freedom, fit.ridge, change.transpose(1, 2))
         still = _still(problem)
         better = problem.seen.error(rounded.change, rounded.shift) <= problem.seen.error(still.change, still.shift)
         return rounded if better else still
 
-    def _write(self, consumer: Consumer, problem: Problem, fit: Fit) -> None:
+    def _weights_after(self, consumer: Consumer, fit: Fit) -> Tensor:
+        """Its matrix with the change, as the parameter holds it: without the norm behind it."""
+        old, slope, change = consumer.weight(self._model).double(), self._slope(consumer), fit.change.transpose(1, 2)
+        return old + (change if slope is None else torch.where(slope == 0, 0, change / slope))
+
+    def _write(self, consumer: Consumer, fit: Fit) -> None:
         tensors = named_tensors(self._model)
         parameter = tensors[consumer.tensor]
         with torch.no_grad():
             flat = parameter.detach().reshape(-1).clone()
-            flat[consumer.places.to(flat.device)] = (problem.weight + fit.change.transpose(1, 2)).to(flat)
+            flat[consumer.places.to(flat.device)] = self._weights_after(consumer, fit).to(flat)
             parameter.copy_(flat.reshape(parameter.shape))
-            if (bias := self._bias(consumer)) is not None and consumer.bias is not None:
+            if (norm := self._between_stream(consumer)) is not None:
+                norm.shift(self._model, fit.shift.reshape(-1))
+            elif (bias := self._bias(consumer)) is not None and consumer.bias is not None:
                 bias[consumer.bias.piece] += fit.shift.reshape(-1).to(bias)
 
     def _after(self, consumer: Consumer, problem: Problem, fit: Fit, is_exact: bool) -> None:
@@ -352,13 +387,23 @@ class _Refitter:
         var = ((weight @ seen.xx) * weight).sum(2) / seen.count
         self._remeasure(consumer.norm, was, (mean.reshape(-1), var.reshape(-1)))
 
+    def _restate(self, norm: NormTensors, consumer: Consumer, seen: Moments, *, is_still: bool) -> None:
+        """The norm between a consumer and its stream knows what enters it, and gives what it gave."""
+        if is_still or not self._how.norms or not norm.is_trained(self._model):
+            return
+        weight = consumer.weight(self._model).double()
+        mean = (weight @ seen.mean[:, :, None]).reshape(-1)
+        if (bias := consumer.bias) is not None:
+            mean = mean + named_tensors(self._model)[bias.tensor].detach()[bias.piece].to(mean)
+        norm.restate(self._model, (mean, (((weight @ seen.xx) * weight).sum(2) / seen.count).reshape(-1)))
+
     def _remeasure(self, name: str, was: Pair, now: Pair) -> None:
         known = self._note_drift(name, was)
-        remeasure(self._model, (name, self._variances[name]), known, was, now)
+        remeasure(self._model, (name, self._statistics[name].var), known, was, now)
 
     def _note_drift(self, name: str, was: Pair) -> Pair:
         """What the dense network's norm knows; how far the data are from it is noted."""
-        known = (self._dense(name), self._dense(self._variances[name]))
+        known = (self._dense(name), self._dense(self._statistics[name].var))
         self.shift = max(self.shift or 0.0, drift(was[0], known))
         return known
 
@@ -370,7 +415,7 @@ class _Refitter:
                 NervureWarning,
                 stacklevel=4,
             )
-        if self.shift is not None and self.shift > FAR:
+        if self.shift is not None and self.shift > FAR and not any(part.view for part in self._parts):
             warnings.warn(
                 f"the data are of another kind than those that the dense network was trained on: its means are "
                 f"{self.shift:.1f} standard deviations from those that its batch norms know. What is fitted on such "

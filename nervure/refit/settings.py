@@ -5,15 +5,14 @@ from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar, final
 
 from nervure.core.check import Checked
-from nervure.core.schema import NotNegative, Seed, Size
+from nervure.core.schema import Count, NotNegative, Seed, Size
 
 M = TypeVar("M")
 
 
-@final
 @dataclass(frozen=True, slots=True)
-class Refit(Checked):
-    """How to refit.
+class RefitChoices:
+    """What a refit and its section in a recipe both say.
 
     Attributes:
         samples: how many samples of the data are used, a quarter of them to choose by.
@@ -27,15 +26,22 @@ class Refit(Checked):
         masks: how what stays of a masked layer is found: ``"exact"`` (least squares inside the mask, by conjugate
             gradients) or ``"surgeon"`` (the optimal brain surgeon's update, column by column as in SparseGPT: rougher,
             and cheaper for wide layers).
-        seed: for choosing places.
     """
 
-    samples: Size = 1024
+    samples: Count = 1024
     ridge: NotNegative | Literal["auto"] = "auto"
     positions: Size = 8
     streams: bool = True
     norms: bool = True
     masks: Literal["exact", "surgeon"] = "exact"
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Refit(RefitChoices, Checked):
+    """How to refit: see :class:`RefitChoices`; ``samples`` from 1 on, and a ``seed`` for choosing places."""
+
+    samples: Size = 1024
     seed: Seed = 0
 
 
@@ -55,6 +61,8 @@ class LayerFit:
         before, after: error on the samples that were fitted on.
         held_before, held_after: error on those that were left out. They chose the freedom and the ridge, nothing else.
         reason: why it was left as it was; empty where it was not.
+        shifted_before, shifted_after: the largest error on the samples of other views that were left out; 0 where there
+            are no other views.
     """
 
     tensor: str
@@ -68,6 +76,8 @@ class LayerFit:
     held_before: float = 0.0
     held_after: float = 0.0
     reason: str = ""
+    shifted_before: float = 0.0
+    shifted_after: float = 0.0
 
 
 @final
@@ -78,7 +88,7 @@ class Refitted(Generic[M]):
     Attributes:
         result: what was given, refitted: a module, or a pruned model whose plan says so (``reached["refit"]``).
         layers: what became of each layer, in running order.
-        samples: how many samples were fitted on, and how many were left out.
+        samples: how many samples of the data were fitted on, and how many were left out.
         shift: how far the dense network's means are from those that its batch norms know, in standard deviations,
             on average over channels; the largest norm's. None: it has no batch norms.
     """
@@ -113,6 +123,11 @@ class Refitted(Generic[M]):
             )
         seen, held = self.samples
         lines.append(f"{seen} samples fitted on, {held} left out")
+        means = self.summary()
+        if "shifted_before" in means:
+            lines.append(
+                f"on views, left out: {means['shifted_before']:.2g} -> {means['shifted_after']:.2g}, mean of layers"
+            )
         return "\n".join(lines)
 
 
@@ -123,5 +138,7 @@ def summary(layers: tuple[LayerFit, ...], samples: tuple[int, int]) -> dict[str,
     def mean(name: str) -> float:
         return sum(float(getattr(layer, name)) for layer in fitted) / max(len(fitted), 1)
 
-    found: Mapping[str, Any] = {name: mean(name) for name in ("before", "after", "held_before", "held_after")}
+    names = ["before", "after", "held_before", "held_after"]
+    names += ["shifted_before", "shifted_after"] if any(layer.shifted_before for layer in fitted) else []
+    found: Mapping[str, Any] = {name: mean(name) for name in names}
     return {"samples": samples[0], "left_out": samples[1], "layers": len(fitted), **found}
