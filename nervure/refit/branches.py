@@ -44,7 +44,6 @@ def branches(
     model: nn.Module,
     reference: nn.Module,
     steps: Sequence[tuple[Graph, Plan]],
-    masks: Mapping[str, Tensor],
     batch: Batch,
     names: Iterable[str] | None,
 ) -> list[PrunedBranch]:
@@ -54,11 +53,11 @@ def branches(
         model: the smaller network.
         reference: the dense one.
         steps: the graphs and plans that led from one to the other.
-        masks: of the smaller network.
         batch: what the networks can run on.
         names: of the modules; None: found by the graph.
     """
-    came, layers = origins(reference, steps), prefix_of(reference, batch).names
+    came, partners = origins(reference, steps), _partners(reference, steps)
+    targets = _targets(model, prefix_of(reference, batch).names, partners)
     wanted = _find(model, steps, batch) if names is None else list(names)
     modules = [name for name, _ in model.named_modules()]
     for name in wanted:
@@ -67,7 +66,31 @@ def branches(
     if not wanted:
         raise ArgumentError("no residual blocks or list of layers were found. Name the modules: names=[...].")
     shared = _shared(model)
-    return [_branch(name, model, came, masks, layers, shared) for name in sorted(set(wanted), key=modules.index)]
+    return [
+        _branch(name, partners.get(name, ""), model, reference, came, targets, shared)
+        for name in sorted(set(wanted), key=modules.index)
+    ]
+
+
+def _partners(reference: nn.Module, steps: Sequence[tuple[Graph, Plan]]) -> dict[str, str]:
+    """For each module's name in the smaller network that in the dense one."""
+    found = {name: name for name, _ in reference.named_modules()}
+    for graph, plan in steps:
+        renamed = name_after(graph, plan)
+        found = {new: old for name, old in found.items() if (new := renamed(name)) is not None}
+    return found
+
+
+def _targets(model: nn.Module, layers: Sequence[str], partners: Mapping[str, str]) -> dict[str, str]:
+    """For each layer of the dense network's list the last of those behind it that left; it makes up for them."""
+    names = {old: new for new, old in partners.items()}
+    found: dict[str, str] = {}
+    kept = ""
+    for layer in layers:
+        is_there = layer in names and any(n.startswith(f"{names[layer]}.") for n, _ in model.named_parameters())
+        kept = layer if is_there or not kept else kept
+        found[kept] = layer
+    return found
 
 
 def _find(model: nn.Module, steps: Sequence[tuple[Graph, Plan]], batch: Batch) -> list[str]:
@@ -104,40 +127,27 @@ def _around(modules: Sequence[str]) -> str:
 
 def _branch(
     name: str,
+    partner: str,
     model: nn.Module,
+    reference: nn.Module,
     came: Mapping[str, Origin],
-    masks: Mapping[str, Tensor],
-    layers: Sequence[str],
+    targets: Mapping[str, str],
     shared: frozenset[str],
 ) -> PrunedBranch:
     inside = [tensor for tensor in named_tensors(model) if tensor.startswith(f"{name}.")]
     known = {tensor: came[tensor] for tensor in inside if tensor in came}
-    partners = {
-        origin.tensor.removesuffix(tensor.removeprefix(name))
-        for tensor, origin in known.items()
-        if origin.tensor.endswith(tensor.removeprefix(name))
-    }
-    if len(partners) != 1:
+    if not partner:
         return PrunedBranch(name, reason="the dense network has none of that name")
-    partner = partners.pop()
     cuts = {tuple(p.tolist()) for o in known.values() for p, n in zip(o.positions, o.shape, strict=True) if len(p) < n}
-    target = _target(partner, came, layers)
-    is_masked = any(tensor in masks and not bool(masks[tensor].all()) for tensor in inside)
-    is_pruned = bool(cuts) or is_masked or target != partner or len(known) < len(inside)
-    reason = "" if is_pruned else "nothing in it was pruned"
+    target = targets.get(partner, partner)
+    tensors, dense = named_tensors(model), named_tensors(reference)
+    is_changed = any(t not in known or not _is_same(tensors[t], known[t].of(dense[known[t].tensor])) for t in inside)
+    reason = "" if cuts or is_changed or target != partner else "it is as in the dense network"
     return PrunedBranch(name, partner, target, tuple(map(torch.tensor, sorted(cuts))), shared, reason)
 
 
-def _target(partner: str, came: Mapping[str, Origin], layers: Sequence[str]) -> str:
-    """The last of the layers behind one that left; what is left makes up for them."""
-    if partner not in layers:
-        return partner
-    target = partner
-    for layer in layers[layers.index(partner) + 1 :]:
-        if any(origin.tensor.startswith(f"{layer}.") for origin in came.values()):
-            break
-        target = layer
-    return target
+def _is_same(mine: Tensor, dense: Tensor) -> bool:
+    return torch.equal(mine.detach().reshape(-1), dense.detach().reshape(-1).to(mine.device))
 
 
 def _shared(model: nn.Module) -> frozenset[str]:

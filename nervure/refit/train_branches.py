@@ -121,9 +121,9 @@ def reconstruct(
 ) -> Reconstructed[M]:
     """Train what is left, branch by branch in running order, to give what the dense network gives there. No labels.
 
-    What enters a branch is what the smaller network gives so far. A branch in which nothing was pruned stays as it is,
-    and so do frozen parameters, those that are shared with other branches, and statistics of batch norms. The best step
-    on samples that are left out is kept, so no branch is worse there than it was. Masked connections stay zero.
+    What enters a branch is what the smaller network gives so far. A branch that is as in the dense network stays so,
+    and so do frozen parameters, those that are shared with other branches, and statistics of batch norms. The best
+    step on samples that are left out is kept, so no branch is worse there than it was. Masked connections stay zero.
 
     Args:
         pruned: a pruned model, as :func:`nervure.prune` or :func:`nervure.refit` returns it; or a module of the shape
@@ -152,7 +152,7 @@ def reconstruct(
     parts = split(data, how.samples, as_task(task))
     require_different(parts)
     result = copy_model(model)
-    found = branches(result, reference, steps, held, parts[0].batch, names)
+    found = branches(result, reference, steps, parts[0].batch, names)
     trainer = _Trainer(result, reference, parts, held, how, None if checkpoint is None else Path(checkpoint))
     with_bar = track(found, "reconstructing", len(found), enabled=progress)
     fits = tuple(trainer.fit(branch, number) for number, branch in enumerate(with_bar))

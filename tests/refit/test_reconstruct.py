@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nervure import Cut, Drop, Keep, Mask, Plan, Pruned, prune, trace
+from nervure import Cut, Drop, Keep, Link, Mask, Plan, Pruned, count, load, prune, save, trace
 from nervure.errors import ArgumentError, DataError, FileError
-from nervure.refit import Reconstruct, reconstruct
+from nervure.plan import Route
+from nervure.refit import Reconstruct, reconstruct, refit
 
 module = importlib.import_module("nervure.refit.train_branches")
 HOW = Reconstruct(steps=40, lr=0.01)
@@ -50,7 +51,7 @@ def data() -> list[Tensor]:
     return [torch.randn(32, 5, generator=torch.Generator().manual_seed(seed)) for seed in range(4)]
 
 
-def pruned_by(*edits: Cut | Mask | Drop) -> tuple[nn.Module, Pruned]:
+def pruned_by(*edits: Cut | Mask | Drop | Link) -> tuple[nn.Module, Pruned]:
     model = Network().eval()
     return model, prune(model, data()[0][:2], Plan(edits), progress=False)
 
@@ -75,13 +76,19 @@ def narrowed() -> tuple[nn.Module, Pruned]:
     return model, prune(model, data()[0][:2], Plan((Cut("stem", Keep.of([True] * 4 + [False] * 2)),)), progress=False)
 
 
+def bypassed() -> tuple[nn.Module, Pruned]:
+    """A linear map goes around a block that leaves; it starts at nothing."""
+    around = Link("", "", Keep.of(torch.ones(6, 6, dtype=torch.bool)), Route(reads="layers.2", joins="layers.2"))
+    return pruned_by(Drop("layers.2"), around)
+
+
 def gap(pruned: Pruned, model: nn.Module) -> float:
     x = torch.randn(256, 5, generator=torch.Generator().manual_seed(9))
     with torch.no_grad():
         return float((pruned.model(x) - model(x)).square().mean())
 
 
-@pytest.mark.parametrize("make", [cut, masked, dropped, narrowed])
+@pytest.mark.parametrize("make", [cut, masked, dropped, narrowed, bypassed])
 def test_what_is_left_is_nearer_and_no_branch_is_worse_on_samples_left_out(make) -> None:  # type: ignore[no-untyped-def]
     model, pruned = make()
     before = {name: tensor.clone() for name, tensor in pruned.model.state_dict().items()}
@@ -99,12 +106,35 @@ def test_an_uncut_model_and_uncut_branches_stay_bit_for_bit() -> None:
     model, pruned = cut()
     found = reconstruct(pruned, data(), reference=model, how=HOW, progress=False)
     assert {fit.branch for fit in found.branches if not fit.reason} == {"layers.1", "layers.2"}
-    assert "nothing in it was pruned" in {fit.reason for fit in found.branches}
+    assert "it is as in the dense network" in {fit.reason for fit in found.branches}
     for name, tensor in found.result.model.state_dict().items():
         if not name.startswith(("layers.1.", "layers.2.")):
             assert torch.equal(tensor, pruned.model.state_dict()[name]), name
     whole = reconstruct(model, data(), reference=model, how=HOW, progress=False).result
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), model.parameters(), strict=True))
+
+
+def test_a_link_around_a_dropped_block_is_fitted_and_counted(tmp_path: Path) -> None:
+    model, pruned = bypassed()
+    found = reconstruct(pruned, data(), reference=model, how=HOW, progress=False)
+    assert [fit.branch for fit in found.branches if not fit.reason] == ["layers.2"]
+    weight = found.result.model.state_dict()["layers.2.link_0.map.weight"]
+    assert weight.abs().max() > 0.01
+    without = pruned_by(Drop("layers.2"))[1]
+    assert sum(p.numel() for p in found.result.model.parameters()) == 36 + sum(
+        p.numel() for p in without.model.parameters()
+    )
+    assert count(found.result.model, data()[0][:2]).macs > count(without.model, data()[0][:2]).macs
+    save(tmp_path / "it.safetensors", found.result)
+    again = load(tmp_path / "it.safetensors", Network)
+    assert torch.equal(again.model.state_dict()["layers.2.link_0.map.weight"], weight)
+
+
+def test_a_branch_that_was_refitted_is_trained_again() -> None:
+    model, pruned = bypassed()
+    refitted = refit(pruned, data(), reference=model, progress=False).result
+    found = reconstruct(refitted, data(), reference=model, how=HOW, progress=False)
+    assert {fit.branch for fit in found.branches if not fit.reason} == {"layers.2", "layers.3"}
 
 
 def test_zeros_of_masks_stay_exactly_zero() -> None:
