@@ -16,7 +16,6 @@ Key: TypeAlias = tuple[str, int]
 """A parameter, and the how-manieth of its uses."""
 RUNNING_MEAN, RUNNING_VAR = 3, 4
 """Where batch norms take their statistics."""
-KEEPS_OUTPUTS = frozenset(("view", "_unsafe_view", "reshape"))
 
 
 @final
@@ -64,7 +63,7 @@ class Follower:
     def step(self, entry: Entry) -> Iterator[Join]:
         """Go on over an operator; the streams that are joined by it."""
         places = [p for p, v in enumerate(entry.args) if isinstance(v, Ref) and v.id in self._keys]
-        if entry.name in KEEPS_OUTPUTS and places == [0]:
+        if family(entry.name) == "view" and places == [0]:
             self._pass(entry)
         elif family(entry.name) == "batch norm" and places == [0] and isinstance(entry.args[RUNNING_MEAN], Ref):
             if entry.args[0].id not in self._normed:

@@ -13,7 +13,7 @@ from nervure.graph.tape import Entry, Ref, WriteBack, named_tensors, refs_in
 from nervure.refit.activations import Watcher, watchable
 from nervure.refit.batch_norms import NormTensors
 from nervure.refit.operators import BIAS, is_read
-from nervure.refit.streams import KEEPS_OUTPUTS, RUNNING_VAR, Follower, Join, Key
+from nervure.refit.streams import RUNNING_VAR, Follower, Join, Key
 from nervure.stats.loaders import Batch
 
 ZEROS = frozenset(("new_zeros", "zeros", "zeros_like"))
@@ -203,7 +203,7 @@ class _Surveyor:
         reading = self._made.get(first.id) if isinstance(first, Ref) else None
         if reading is None or BIAS.get(entry.name) is not None:
             return
-        if entry.name in KEEPS_OUTPUTS and len(entry.outs) == 1:
+        if family(entry.name) == "view" and len(entry.outs) == 1:
             self._made[entry.outs[0].id] = reading
         elif family(entry.name) == "add" and reading.bias is None and _is_bias(args):
             reading.bias = self._memory.locate(args[1], inside=False)
