@@ -12,7 +12,7 @@ from nervure.errors import ArgumentError
 from nervure.graph.tape import named_tensors
 from nervure.graph.types import Graph
 from nervure.plan import Plan
-from nervure.refit.origins import Origin, origins
+from nervure.refit.origins import Origin, origins, require_twin
 from nervure.refit.prefix import prefix_of
 from nervure.stats.loaders import Batch
 from nervure.surgery.drop import name_after
@@ -57,6 +57,9 @@ def branches(
         names: of the modules; None: found by the graph.
     """
     came, partners = origins(reference, steps), _partners(reference, steps)
+    matrices = [name for name, p in model.named_parameters() if p.ndim > 1 and name in came]
+    if matrices:
+        require_twin(model, reference, came, matrices)
     targets = _targets(model, prefix_of(reference, batch).names, partners)
     wanted = _find(model, steps, batch) if names is None else list(names)
     modules = [name for name, _ in model.named_modules()]

@@ -26,7 +26,7 @@ from nervure.refit.batch_norms import NormTensors, Pair, drift, remeasure
 from nervure.refit.consumers import Consumer, consumers
 from nervure.refit.gather import Gathered, GramPart, gather
 from nervure.refit.moments import Moments
-from nervure.refit.origins import Origin, origins
+from nervure.refit.origins import Origin, origins, require_twin
 from nervure.refit.prefix import Prefix, prefix_of
 from nervure.refit.ridge import RIDGES, Fit, Problem, solve
 from nervure.refit.settings import LayerFit, Refit, Refitted, summary
@@ -40,8 +40,6 @@ from nervure.tasks.task import Task
 
 HELD = 4
 """One sample in so many is left out of fits, and chooses among them."""
-ALIKE = 0.1
-"""The least correlation between weights of a model and of its dense twin."""
 FAR = 2.0
 """Standard deviations from the means that batch norms know from which on data are of another kind."""
 
@@ -89,11 +87,7 @@ def refit(
     how = Refit() if how is None else how
     model, steps, found = take_apart(pruned, masks)
     reference = unwrap(reference)
-    for one, what in ((model, "the model"), (reference, "the reference")):
-        if is_weightless(one):
-            raise ArgumentError(f"{what} has no weights: some of its tensors have a shape only. Load them first.")
-    if steps:
-        check_fits(reference, *steps[0])
+    require_weights(model, reference, steps)
     parts = split(data, how.samples, as_task(task))
     require_different(parts)
     if views is not None:
@@ -116,6 +110,15 @@ def take_apart(
         raise ArgumentError(f"{type(pruned).__name__} is no pruned model. Give what prune returns, or a module.")
     steps = [*((step.graph, step.plan) for step in pruned.earlier), (pruned.graph, pruned.plan)]
     return unwrap(pruned.model), steps, {**pruned.masks, **(masks or {})}
+
+
+def require_weights(model: nn.Module, reference: nn.Module, steps: Sequence[tuple[Graph, Plan]]) -> None:
+    """Raise unless both have weights, and the reference the layers of what was pruned."""
+    for one, what in ((model, "the model"), (reference, "the reference")):
+        if is_weightless(one):
+            raise ArgumentError(f"{what} has no weights: some of its tensors have a shape only. Load them first.")
+    if steps:
+        check_fits(reference, *steps[0])
 
 
 def _put_together(pruned: Any, model: nn.Module, layers: tuple[LayerFit, ...], counts: tuple[int, int]) -> Any:
@@ -227,26 +230,10 @@ class _Refitter:
         if all(c.reason for c in found):
             why = "; ".join(f"{c.tensor!r}: {c.reason}" for c in found[:3]) or "no parameter multiplies what flows"
             raise ArgumentError(f"nothing in this model can be refitted ({why}).")
-        self._require_twin([c for c in found if not c.reason])
+        require_twin(self._model, self._reference, self._came, {c.tensor for c in found if not c.reason})
         self._statistics = mine.statistics
         norms = {n: level for n, level in mine.norms.items() if n in self._came} if self._how.norms else {}
         return found, norms
-
-    def _require_twin(self, found: Sequence[Consumer]) -> None:
-        """Raise where the weights have nothing to do with those of the reference."""
-        both = same = theirs = 0.0
-        tensors = named_tensors(self._model)
-        for name in {c.tensor for c in found}:
-            a, b = tensors[name].detach().double(), self._dense(name).double()
-            if not bool(torch.isfinite(a).all() and torch.isfinite(b).all()):
-                raise DataError(f"weights in {name!r} are NaN or infinite. The model or the reference is broken.")
-            both, same, theirs = both + float((a * b).sum()), same + float((a * a).sum()), theirs + float((b * b).sum())
-        alike = both / max((same * theirs) ** 0.5, torch.finfo(torch.float64).tiny)
-        if not alike >= ALIKE:
-            raise ArgumentError(
-                f"the reference is not the network that this model was pruned from: their weights correlate by "
-                f"{alike:.2f}. Give the dense network with the weights it had."
-            )
 
     def _level(self, chosen: Mapping[int, Consumer], norms: list[str]) -> dict[int, LayerFit]:
         found = list(chosen.values())

@@ -8,12 +8,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from nervure.errors import ArgumentError, DataError
 from nervure.graph.tape import named_tensors
 from nervure.graph.types import Graph
 from nervure.plan import Plan
 from nervure.surgery.apply import keeps_of
 from nervure.surgery.cut import kept_positions
 from nervure.surgery.drop import name_after
+
+ALIKE = 0.1
+"""The least correlation between weights of a model and of its dense twin."""
 
 
 @final
@@ -56,3 +60,21 @@ def origins(reference: nn.Module, steps: Iterable[tuple[Graph, Plan]]) -> Mappin
                 left[new] = origin.after(kept_positions(graph, keeps, name))
         found = left
     return found
+
+
+def require_twin(model: nn.Module, reference: nn.Module, came: Mapping[str, Origin], names: Iterable[str]) -> None:
+    """Raise where the tensors of these names have nothing to do with those of the reference, or are not finite."""
+    both = same = theirs = 0.0
+    tensors, dense = named_tensors(model), named_tensors(reference)
+    for name in names:
+        a = tensors[name].detach().double()
+        b = came[name].of(dense[came[name].tensor].detach()).double().reshape(a.shape).to(a.device)
+        if not bool(torch.isfinite(a).all() and torch.isfinite(b).all()):
+            raise DataError(f"weights in {name!r} are NaN or infinite. The model or the reference is broken.")
+        both, same, theirs = both + float((a * b).sum()), same + float((a * a).sum()), theirs + float((b * b).sum())
+    alike = both / max((same * theirs) ** 0.5, torch.finfo(torch.float64).tiny)
+    if not alike >= ALIKE:
+        raise ArgumentError(
+            f"the reference is not the network that this model was pruned from: their weights correlate by "
+            f"{alike:.2f}. Give the dense network with the weights it had."
+        )

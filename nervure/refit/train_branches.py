@@ -25,10 +25,9 @@ from nervure.graph.copies import copy_model
 from nervure.graph.models import unwrap
 from nervure.refit.activations import Enough, watchable
 from nervure.refit.branches import PrunedBranch, branches
-from nervure.refit.fit import require_different, split, take_apart
+from nervure.refit.fit import require_different, require_weights, split, take_apart
 from nervure.refit.gather import GramPart
 from nervure.refit.prefix import look_away, prefix_of
-from nervure.surgery.apply import check_fits
 from nervure.tasks.guessing import TaskLike, as_task
 
 M = TypeVar("M")
@@ -139,7 +138,7 @@ def reconstruct(
         progress: show progress of what takes longer than two seconds.
 
     Raises:
-        ArgumentError: there are no branches, or one of ``names`` is no module.
+        ArgumentError: there are no branches, one of ``names`` is no module, or ``reference`` is another network.
         PlanError: ``reference`` has other layers than the network that it was pruned from.
         DataError: the data are empty, all the same, or not finite, or the network makes them so.
         FileError: the checkpoint is of another model, other data or other choices.
@@ -147,8 +146,7 @@ def reconstruct(
     how = Reconstruct() if how is None else how
     model, steps, held = take_apart(pruned, masks)
     reference = unwrap(reference)
-    if steps:
-        check_fits(reference, *steps[0])
+    require_weights(model, reference, steps)
     parts = split(data, how.samples, as_task(task))
     require_different(parts)
     result = copy_model(model)

@@ -230,3 +230,20 @@ def test_a_network_that_makes_nan_is_refused() -> None:
         pruned.model.layers[1].down.bias[0] = float("nan")
     with pytest.raises(DataError, match="NaN or infinite"):
         reconstruct(pruned, data(), reference=model, how=HOW, progress=False)
+
+
+def test_another_network_is_no_reference() -> None:
+    _, pruned = cut()
+    torch.manual_seed(5)
+    other = Network().eval()
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.normal_()
+    with pytest.raises(ArgumentError, match="not the network that this model was pruned from"):
+        reconstruct(pruned, data(), reference=other, how=HOW, progress=False)
+
+
+def test_a_reference_without_weights_says_so() -> None:
+    _, pruned = cut()
+    with pytest.raises(ArgumentError, match="the reference has no weights"):
+        reconstruct(pruned, data(), reference=Network().to("meta"), how=HOW, progress=False)
