@@ -24,7 +24,6 @@ from nervure.core.schema import (
     Count,
     Decay,
     Fraction,
-    NotNegative,
     Part,
     Positive,
     Rate,
@@ -38,6 +37,7 @@ from nervure.engines import ENGINES
 from nervure.errors import ArgumentError, RecipeError
 from nervure.evaluation.corruptions import SEVERITIES, expand_names
 from nervure.recipe.task_making import task_from
+from nervure.refit.settings import RefitChoices
 
 Options = Mapping[str, Any]
 Section = TypeVar("Section")
@@ -201,7 +201,7 @@ class PruneSection:
 
 @final
 @dataclass(frozen=True, slots=True)
-class RefitSection:
+class RefitSection(RefitChoices):
     """Whether what stays takes over what left, after the cut and before it recovers, see :class:`nervure.Refit`.
 
     ``samples`` is how many training images it is fitted on (0: no refit); the other keys are those of ``Refit``. The
@@ -209,11 +209,6 @@ class RefitSection:
     """
 
     samples: Count = 0
-    ridge: NotNegative | Literal["auto"] = "auto"
-    positions: Size = 8
-    streams: bool = True
-    norms: bool = True
-    masks: Literal["exact", "surgeon"] = "exact"
 
 
 @final

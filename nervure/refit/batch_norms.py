@@ -4,12 +4,64 @@ A norm of the dense network knows the mean and the variance of many more samples
 the difference is taken: where nothing has changed, nothing changes.
 """
 
+from dataclasses import dataclass
 from typing import TypeAlias, final
 
 import torch
 from torch import Tensor, nn
 
+from nervure.graph.tape import named_tensors
 from nervure.surgery.cut import tensor_of
+
+Pair: TypeAlias = tuple[Tensor, Tensor]
+"""Mean and variance of each channel."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class NormTensors:
+    """The tensors of a batch norm by name; weight and bias are empty where it has none."""
+
+    mean: str
+    var: str
+    weight: str = ""
+    bias: str = ""
+    eps: float = 0.0
+
+    def slope(self, model: nn.Module) -> Tensor:
+        """What each channel is multiplied by in evaluation mode, in double precision."""
+        tensors = named_tensors(model)
+        found = (tensors[self.var].detach().double() + self.eps).rsqrt()
+        return found * tensors[self.weight].detach().double() if self.weight else found
+
+    def is_trained(self, model: nn.Module) -> bool:
+        """Whether its weight and bias are there and may change."""
+        tensors = named_tensors(model)
+        return all(name and tensors[name].requires_grad for name in (self.weight, self.bias))
+
+    def shift(self, model: nn.Module, by: Tensor) -> None:
+        """Add to what it gives, in place: through its bias, or its mean where that may not change."""
+        tensors = named_tensors(model)
+        with torch.no_grad():
+            if self.is_trained(model):
+                tensors[self.bias] += by.to(tensors[self.bias])
+            else:
+                slope = self.slope(model)
+                tensors[self.mean] -= torch.where(slope == 0, 0, by / slope).to(tensors[self.mean])
+
+    def restate(self, model: nn.Module, now: Pair) -> None:
+        """Take these statistics, with weight and bias such that it gives the same as before in evaluation mode.
+
+        In training mode it then does nearly so, too.
+        """
+        tensors, slope = named_tensors(model), self.slope(model)
+        mean, var = tensors[self.mean].double(), tensors[self.var].double()
+        new_var = torch.where(now[1] > 0, now[1], var)
+        with torch.no_grad():
+            tensors[self.bias] += (slope * (now[0] - mean)).to(tensors[self.bias])
+            tensors[self.weight].copy_(slope * (new_var + self.eps).sqrt())
+            tensors[self.mean].copy_(now[0])
+            tensors[self.var].copy_(new_var)
 
 
 @final
@@ -36,10 +88,6 @@ class Entered:
     def var(self) -> Tensor:
         """[channels]."""
         return (self._square / self.count - self.mean.square()).clamp(min=0)
-
-
-Pair: TypeAlias = tuple[Tensor, Tensor]
-"""Mean and variance of each channel."""
 
 
 def remeasure(model: nn.Module, names: tuple[str, str], known: Pair, was: Pair, now: Pair) -> None:

@@ -7,7 +7,6 @@ says at the same place: by ridge regression towards the weights it has, see :mod
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -16,34 +15,25 @@ from torch import Tensor, nn
 from nervure.core.annotations import Batches, FilePath
 from nervure.core.check import checked
 from nervure.core.progress import track
-from nervure.core.tensors import tensors_in
 from nervure.errors import ArgumentError, DataError, NervureWarning
 from nervure.graph.copies import copy_model
-from nervure.graph.models import is_weightless, unwrap
+from nervure.graph.models import unwrap
 from nervure.graph.tape import named_tensors
-from nervure.graph.types import Graph
-from nervure.plan import Plan
-from nervure.refit.batch_norms import Pair, drift, remeasure
+from nervure.refit.batch_norms import NormTensors, Pair, drift, remeasure
 from nervure.refit.consumers import Consumer, consumers
 from nervure.refit.gather import Gathered, GramPart, gather
 from nervure.refit.moments import Moments
-from nervure.refit.origins import Origin, origins
+from nervure.refit.origins import Origin, origins, require_twin, require_weights, take_apart
 from nervure.refit.prefix import Prefix, prefix_of
-from nervure.refit.reconstruct import Reconstructor
 from nervure.refit.ridge import RIDGES, Fit, Problem, solve
+from nervure.refit.samples import require_different, split
 from nervure.refit.settings import BranchFit, LayerFit, Refit, Refitted, summary
 from nervure.refit.streams import Key
 from nervure.refit.survey import LayerReading, survey
-from nervure.stats.loaders import batches
-from nervure.surgery.apply import check_fits
+from nervure.refit.train_branches import Reconstruct, reconstruct
 from nervure.surgery.attention import ResizedAttention
 from nervure.tasks.guessing import TaskLike, as_task
-from nervure.tasks.task import Task
 
-HELD = 4
-"""One sample in so many is left out of fits, and chooses among them."""
-ALIKE = 0.1
-"""The least correlation between weights of a model and of its dense twin."""
 FAR = 2.0
 """Standard deviations from the means that batch norms know from which on data are of another kind."""
 
@@ -60,7 +50,7 @@ def refit(
     data: Batches,
     *,
     reference: nn.Module,
-    validation: Batches | None = None,
+    views: Batches | None = None,
     task: TaskLike | None = None,
     how: Refit | None = None,
     masks: Mapping[str, Tensor] | None = None,
@@ -77,13 +67,14 @@ def refit(
             of ``reference``, masked perhaps. It is not changed.
         data: batches of any form; labels are not looked at.
         reference: the dense network that it was pruned from, with its weights.
-        validation: batches by which is chosen how much is fitted, and how freely: under the shift, or of the domain,
-            that the model will meet. None: by a quarter of ``data``.
+        views: batches of another kind that the refit has to hold for as well: corrupted or augmented ones (as
+            :func:`nervure.evaluation.shift.shift_batches` makes them), another domain. No layer is worse on them than
+            it was.
         task: how batches go into the model (:mod:`nervure.tasks`), where their form does not say it.
         how: the choices, see :class:`Refit`.
         masks: of a module: which entries of its parameters may be other than zero, by name.
-        checkpoint: a folder where branches of local reconstruction (``Refit(steps=)``) are kept as they are done: a run
-            that was stopped goes on behind them.
+        checkpoint: a folder for branches that are done, where ``how.steps`` asks for any: what was stopped goes on
+            there.
         progress: show progress of what takes longer than two seconds.
 
     Raises:
@@ -92,45 +83,43 @@ def refit(
         DataError: the data are empty, all the same, or not finite, or a layer makes them so.
     """
     how = Refit() if how is None else how
-    model, steps, found = _taken_apart(pruned, masks)
+    model, steps, found = take_apart(pruned, masks)
     reference = unwrap(reference)
-    for one, what in ((model, "the model"), (reference, "the reference")):
-        if is_weightless(one):
-            raise ArgumentError(f"{what} has no weights: some of its tensors have a shape only. Load them first.")
-    if steps:
-        check_fits(reference, *steps[0])
-    parts = split(data, how.samples, as_task(task), validation)
+    require_weights(model, reference, steps)
+    parts = split(data, how.samples, as_task(task))
+    require_different(parts)
+    if views is not None:
+        parts += split(views, how.samples, as_task(task), view=1)
     result = copy_model(model)
     twin, came = _twin(reference, result), origins(reference, steps)
     refitter = _Refitter(result, twin, came, found, parts, how)
-    layers = refitter.run(progress)
-    branches: tuple[BranchFit, ...] = ()
+    layers, branches = refitter.run(progress), tuple[BranchFit, ...]()
     if how.steps:
-        folder = None if checkpoint is None else Path(checkpoint)
-        branches = Reconstructor(result, twin, came, found, parts, how, folder).run(progress)
-        # What reads the branches was fitted to what they gave before; they themselves have units of their own by now.
-        trained = tuple(branch.branch for branch in branches if branch.steps)
+        closed = _put_together(pruned, result, layers, (0, 0))
+        local = Reconstruct(samples=how.samples, steps=how.steps, seed=how.seed)
+        rebuilt = reconstruct(
+            closed,
+            data,
+            reference=reference,
+            task=task,
+            how=local,
+            masks=masks,
+            checkpoint=checkpoint,
+            progress=progress,
+        )
+        result, branches = take_apart(rebuilt.result, None)[0], rebuilt.branches
+        # What reads branches was fitted to what they gave before; inside, units have ways of their own by now.
+        trained = [branch.branch for branch in branches if branch.held_after < branch.held_before]
         again = _Refitter(result, twin, came, found, parts, how, trained).run(progress) if trained else layers
         layers = tuple(map(_followed_by, layers, again))
-    counts = (sum(p.batch.size for p in parts if not p.held), sum(p.batch.size for p in parts if p.held))
+    home = [part for part in parts if not part.view]
+    counts = (sum(p.batch.size for p in home if not p.held), sum(p.batch.size for p in home if p.held))
     return Refitted(_put_together(pruned, result, layers, counts), layers, counts, refitter.shift, branches)
 
 
 def _followed_by(first: LayerFit, second: LayerFit) -> LayerFit:
     """Two fits of a layer as one."""
     return first if second.reason else replace(first, after=second.after, held_after=second.held_after)
-
-
-def _taken_apart(
-    pruned: Any, masks: Mapping[str, Tensor] | None
-) -> tuple[nn.Module, list[tuple[Graph, Plan]], Mapping[str, Tensor]]:
-    """The model, the plans that led to it, and its masks."""
-    if isinstance(pruned, nn.Module):
-        return unwrap(pruned), [], masks or {}
-    if not all(hasattr(pruned, name) for name in ("model", "plan", "graph", "masks", "earlier")):
-        raise ArgumentError(f"{type(pruned).__name__} is no pruned model. Give what prune returns, or a module.")
-    steps = [*((step.graph, step.plan) for step in pruned.earlier), (pruned.graph, pruned.plan)]
-    return unwrap(pruned.model), steps, {**pruned.masks, **(masks or {})}
 
 
 def _put_together(pruned: Any, model: nn.Module, layers: tuple[LayerFit, ...], counts: tuple[int, int]) -> Any:
@@ -152,44 +141,6 @@ def _twin(reference: nn.Module, model: nn.Module) -> nn.Module:
     return twin
 
 
-def split(data: Batches, samples: int, task: Task | None = None, validation: Batches | None = None) -> list[GramPart]:
-    """The first so many samples, every fourth of them apart; or those of ``validation``, a third as many.
-
-    Raises:
-        DataError: there are fewer than four, or they are all the same.
-    """
-    parts, seen = list[GramPart](), 0
-    for batch in batches(data, samples, labelled=False, task=task):
-        held = (torch.arange(batch.size) + seen) % HELD == HELD - 1
-        held = held if validation is None else torch.zeros_like(held)
-        seen += batch.size
-        for rows, apart in ((~held, False), (held, True)):
-            if bool(rows.any()):
-                parts.append(GramPart(batch.rows(rows.nonzero()[:, 0]), apart))
-    if validation is not None:
-        others = batches(validation, -(-samples // (HELD - 1)), labelled=False, task=task)
-        parts += [GramPart(batch, True) for batch in others]
-    if seen < HELD:
-        raise DataError(f"{seen} samples are too few to refit on: give {HELD} or more, hundreds where there are any.")
-    if _are_same(parts):
-        raise DataError(f"all {seen} samples are the same: nothing can be learnt from them. Give real data.")
-    return parts
-
-
-def _are_same(parts: Sequence[GramPart]) -> bool:
-    """Whether every sample is the first one again."""
-    first = [tensor[:1] for tensor in _inputs(parts[0])]
-    return bool(first) and all(
-        a.shape[1:] == b.shape[1:] and bool((a == b).all())
-        for part in parts
-        for a, b in zip(_inputs(part), first, strict=False)
-    )
-
-
-def _inputs(part: GramPart) -> list[Tensor]:
-    return [tensor for tensor in tensors_in(part.batch.inputs) if tensor.ndim]
-
-
 class _Refitter:
     """Goes through the levels of a model, and changes it in place."""
 
@@ -204,7 +155,7 @@ class _Refitter:
         trained: Sequence[str] = (),
     ) -> None:
         self.shift: float | None = None
-        self._trained = tuple(f"{name}." if name else "" for name in trained)
+        self._trained = tuple(f"{name}." for name in trained)
         self._model, self._reference, self._came, self._masks, self._parts, self._how = (
             model, reference, came, masks, parts, how,
         )  # fmt: skip
@@ -253,30 +204,14 @@ class _Refitter:
         if all(c.reason for c in found):
             why = "; ".join(f"{c.tensor!r}: {c.reason}" for c in found[:3]) or "no parameter multiplies what flows"
             raise ArgumentError(f"nothing in this model can be refitted ({why}).")
-        self._require_twin([c for c in found if not c.reason])
-        self._variances = mine.variances
+        require_twin(self._model, self._reference, self._came, {c.tensor for c in found if not c.reason})
+        self._statistics = mine.statistics
         norms = {n: level for n, level in mine.norms.items() if n in self._came} if self._how.norms else {}
         return found, norms
 
-    def _require_twin(self, found: Sequence[Consumer]) -> None:
-        """Raise where the weights have nothing to do with those of the reference."""
-        both = same = theirs = 0.0
-        tensors = named_tensors(self._model)
-        for name in {c.tensor for c in found}:
-            a, b = tensors[name].detach().double(), self._dense(name).double()
-            if not bool(torch.isfinite(a).all() and torch.isfinite(b).all()):
-                raise DataError(f"weights in {name!r} are NaN or infinite. The model or the reference is broken.")
-            both, same, theirs = both + float((a * b).sum()), same + float((a * a).sum()), theirs + float((b * b).sum())
-        alike = both / max((same * theirs) ** 0.5, torch.finfo(torch.float64).tiny)
-        if not alike >= ALIKE:
-            raise ArgumentError(
-                f"the reference is not the network that this model was pruned from: their weights correlate by "
-                f"{alike:.2f}. Give the dense network with the weights it had."
-            )
-
     def _level(self, chosen: Mapping[int, Consumer], norms: list[str]) -> dict[int, LayerFit]:
         found = list(chosen.values())
-        streams = {place: self._next(c) for place, c in enumerate(found) if self._how.streams and c.joins}
+        streams = {place: self._next(c) for place, c in enumerate(found) if self._is_stream(c)}
         between = {place: offset for place, c in enumerate(found) if (offset := self._between(c)) is not None}
         between = {place: offset for place, offset in between.items() if place not in streams}
         gathered = gather(
@@ -289,6 +224,19 @@ class _Refitter:
                 was, now = gathered.was[name], gathered.now[name]
                 self._remeasure(name, (was.mean, was.var), (now.mean, now.var))
         return done
+
+    def _is_stream(self, consumer: Consumer) -> bool:
+        """Whether a consumer is fitted to the stream that it is added to."""
+        return self._how.streams and consumer.joins
+
+    def _between_stream(self, consumer: Consumer) -> NormTensors | None:
+        """The batch norm between a consumer and the stream that it is fitted to."""
+        return self._statistics[consumer.norm] if self._is_stream(consumer) and consumer.norm else None
+
+    def _slope(self, consumer: Consumer) -> Tensor | None:
+        """What its outputs are multiplied by on their way to the stream, [stack, outputs, 1]; None: nothing."""
+        norm = self._between_stream(consumer)
+        return None if norm is None else norm.slope(self._model).reshape(*consumer.places.shape[:2], 1)
 
     def _next(self, consumer: Consumer) -> Key | None:
         """The use that the dense network adds to a consumer's stream where the smaller one adds the next."""
@@ -308,9 +256,10 @@ class _Refitter:
         return origin.of(named_tensors(self._reference)[origin.tensor].detach())
 
     def _fit(self, place: int, consumer: Consumer, gathered: Gathered) -> LayerFit:
-        if place in gathered.reasons or place not in gathered.seen or place not in gathered.held:
+        views = {part.view for part in self._parts}
+        if place in gathered.reasons or place not in gathered.seen or gathered.held.get(place, {}).keys() != views:
             return LayerFit(consumer.tensor, reason=gathered.reasons.get(place, "not every run comes to it"))
-        seen, held = gathered.seen[place], gathered.held[place]
+        seen, held = gathered.seen[place], tuple(gathered.held[place][view] for view in sorted(views))
         _require_finite(seen, consumer.tensor)
         problem = self._problem(consumer, seen, held)
         still = _still(problem)
@@ -318,30 +267,37 @@ class _Refitter:
         if not problem.enough and not _is_exact(problem, still):
             self._few.append(f"{consumer.tensor} ({seen.count} positions, {problem.weight.shape[2]} inputs)")
         if fit.freedom != "none":
-            self._write(consumer, problem, fit)
-        if self._how.norms and consumer.norm in self._came:
+            self._write(consumer, fit)
+        if (norm := self._between_stream(consumer)) is not None:
+            self._restate(norm, consumer, seen, is_still=_is_exact(problem, still))
+        elif self._how.norms and consumer.norm in self._came:
             self._after(consumer, problem, fit, _is_exact(problem, still))
         stack, outputs, inputs = problem.weight.shape
-        (before, after), (held_before, held_after) = (
-            [moments.error(one.change, one.shift) for one in (still, fit)] for moments in (seen, held)
-        )
+        before, after = (seen.error(one.change, one.shift) for one in (still, fit))
+        (held_before, *abroad_before), (held_after, *abroad_after) = map(problem.held_errors, (still, fit))
         return LayerFit(
             consumer.tensor, inputs, stack * outputs, seen.count, fit.freedom, fit.ridge,
-            before, after, held_before, held_after,
+            before, after, held_before, held_after, "",
+            max(abroad_before, default=0.0), max(abroad_after, default=0.0),
         )  # fmt: skip
 
-    def _problem(self, consumer: Consumer, seen: Moments, held: Moments) -> Problem:
+    def _problem(self, consumer: Consumer, seen: Moments, held: tuple[Moments, ...]) -> Problem:
         keep = self._masks.get(consumer.tensor)
         places = consumer.places
-        weight = consumer.weight(self._model).double()
+        weight, slope = consumer.weight(self._model).double(), self._slope(consumer)
         return Problem(
-            weight,
+            weight if slope is None else slope * weight,
             seen,
             held,
-            self._bias(consumer) is not None or (consumer.is_before_norm and self._how.norms),
+            self._has_shift(consumer),
             None if keep is None else keep.reshape(-1).to(weight.device)[places.to(weight.device)],
             self._how.masks == "surgeon",
         )
+
+    def _has_shift(self, consumer: Consumer) -> bool:
+        if (norm := self._between_stream(consumer)) is not None:
+            return self._how.norms or norm.is_trained(self._model)
+        return self._bias(consumer) is not None or (consumer.is_before_norm and self._how.norms)
 
     def _bias(self, consumer: Consumer) -> Tensor | None:
         """The bias that can be changed with a consumer."""
@@ -354,20 +310,29 @@ class _Refitter:
         dtype = named_tensors(self._model)[consumer.tensor].dtype
         if dtype == torch.float64 or fit.freedom in ("none", "bias"):
             return fit
-        new = (problem.weight + fit.change.transpose(1, 2)).to(dtype).double()
-        rounded = problem.fit(fit.freedom, fit.ridge, (new - problem.weight).transpose(1, 2))
+        old, slope = consumer.weight(self._model).double(), self._slope(consumer)
+        change = self._weights_after(consumer, fit).to(dtype).double() - old
+        change = change if slope is None else slope * change
+        rounded = problem.fit(fit.freedom, fit.ridge, change.transpose(1, 2))
         still = _still(problem)
         better = problem.seen.error(rounded.change, rounded.shift) <= problem.seen.error(still.change, still.shift)
         return rounded if better else still
 
-    def _write(self, consumer: Consumer, problem: Problem, fit: Fit) -> None:
+    def _weights_after(self, consumer: Consumer, fit: Fit) -> Tensor:
+        """Its matrix with the change, as the parameter holds it: without the norm behind it."""
+        old, slope, change = consumer.weight(self._model).double(), self._slope(consumer), fit.change.transpose(1, 2)
+        return old + (change if slope is None else torch.where(slope == 0, 0, change / slope))
+
+    def _write(self, consumer: Consumer, fit: Fit) -> None:
         tensors = named_tensors(self._model)
         parameter = tensors[consumer.tensor]
         with torch.no_grad():
             flat = parameter.detach().reshape(-1).clone()
-            flat[consumer.places.to(flat.device)] = (problem.weight + fit.change.transpose(1, 2)).to(flat)
+            flat[consumer.places.to(flat.device)] = self._weights_after(consumer, fit).to(flat)
             parameter.copy_(flat.reshape(parameter.shape))
-            if (bias := self._bias(consumer)) is not None and consumer.bias is not None:
+            if (norm := self._between_stream(consumer)) is not None:
+                norm.shift(self._model, fit.shift.reshape(-1))
+            elif (bias := self._bias(consumer)) is not None and consumer.bias is not None:
                 bias[consumer.bias.piece] += fit.shift.reshape(-1).to(bias)
 
     def _after(self, consumer: Consumer, problem: Problem, fit: Fit, is_exact: bool) -> None:
@@ -383,13 +348,23 @@ class _Refitter:
         var = ((weight @ seen.xx) * weight).sum(2) / seen.count
         self._remeasure(consumer.norm, was, (mean.reshape(-1), var.reshape(-1)))
 
+    def _restate(self, norm: NormTensors, consumer: Consumer, seen: Moments, *, is_still: bool) -> None:
+        """The norm between a consumer and its stream knows what enters it, and gives what it gave."""
+        if is_still or not self._how.norms or not norm.is_trained(self._model):
+            return
+        weight = consumer.weight(self._model).double()
+        mean = (weight @ seen.mean[:, :, None]).reshape(-1)
+        if (bias := consumer.bias) is not None:
+            mean = mean + named_tensors(self._model)[bias.tensor].detach()[bias.piece].to(mean)
+        norm.restate(self._model, (mean, (((weight @ seen.xx) * weight).sum(2) / seen.count).reshape(-1)))
+
     def _remeasure(self, name: str, was: Pair, now: Pair) -> None:
         known = self._note_drift(name, was)
-        remeasure(self._model, (name, self._variances[name]), known, was, now)
+        remeasure(self._model, (name, self._statistics[name].var), known, was, now)
 
     def _note_drift(self, name: str, was: Pair) -> Pair:
         """What the dense network's norm knows; how far the data are from it is noted."""
-        known = (self._dense(name), self._dense(self._variances[name]))
+        known = (self._dense(name), self._dense(self._statistics[name].var))
         self.shift = max(self.shift or 0.0, drift(was[0], known))
         return known
 
@@ -401,7 +376,7 @@ class _Refitter:
                 NervureWarning,
                 stacklevel=4,
             )
-        if self.shift is not None and self.shift > FAR:
+        if self.shift is not None and self.shift > FAR and not any(part.view for part in self._parts):
             warnings.warn(
                 f"the data are of another kind than those that the dense network was trained on: its means are "
                 f"{self.shift:.1f} standard deviations from those that its batch norms know. What is fitted on such "

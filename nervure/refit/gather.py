@@ -18,18 +18,24 @@ from nervure.refit.moments import Moments
 from nervure.refit.operators import choose_positions, entering, leaving
 from nervure.refit.origins import Origin
 from nervure.refit.prefix import Prefix
-from nervure.refit.streams import Follower, Join, Key
-from nervure.refit.survey import RUNNING_MEAN
+from nervure.refit.streams import RUNNING_MEAN, Follower, Join, Key
 from nervure.stats.loaders import Batch
 
 
 @final
 @dataclass(frozen=True, slots=True, eq=False)
 class GramPart:
-    """Samples that are run together; ``held``: they are left out of fits."""
+    """Samples that are run together.
+
+    Attributes:
+        batch: the samples.
+        held: whether they are left out of fits.
+        view: 0 for the data, 1 for data of another kind.
+    """
 
     batch: Batch
     held: bool
+    view: int = 0
 
 
 @final
@@ -38,13 +44,14 @@ class Gathered:
     """What one pass gave.
 
     Attributes:
-        seen, held: for each consumer (by its place) the moments over the samples to fit on, and over those left out.
+        seen: for each consumer (by its place) the moments over the samples to fit on.
+        held: for each consumer those over the samples left out, view by view.
         was, now: for each norm (by its running mean) what enters it in the dense network and in the smaller one.
         reasons: consumers that could not be read after all, and why.
     """
 
     seen: dict[int, Moments] = field(default_factory=dict)
-    held: dict[int, Moments] = field(default_factory=dict)
+    held: dict[int, dict[int, Moments]] = field(default_factory=dict)
     was: dict[str, Entered] = field(default_factory=dict)
     now: dict[str, Entered] = field(default_factory=dict)
     reasons: dict[int, str] = field(default_factory=dict)
@@ -88,8 +95,8 @@ def gather(
             mine = _Pass(_wants(wanted, streams), {name: name for name in norms}, dice, reads=True)
             with model.skipped(number):
                 watch(part.batch, mine.see)
-            _add(found, part.held, wanted, dense, mine, between)
-            if not part.held:
+            _add(found, part, wanted, dense, mine, between)
+            if not part.held and not part.view:
                 _add_norms(found, dense, mine, came)
     return found
 
@@ -190,7 +197,7 @@ class _Pass:
 
 def _add(
     found: Gathered,
-    held: bool,
+    part: GramPart,
     wanted: Sequence[Consumer],
     dense: _Pass,
     mine: _Pass,
@@ -205,10 +212,10 @@ def _add(
         if len(consumer.places) < len(x):
             x, y, said = (t.reshape(1, -1, t.shape[-1]) for t in (x, y, said))
         wrong = said - y + between.get(at[0], y.new_zeros(())).to(y)
-        kept = found.held if held else found.seen
-        if at[0] not in kept:
-            kept[at[0]] = Moments(len(x), x.shape[2], y.shape[2], x.device)
-        kept[at[0]].add(x, wrong, said)
+        kept, key = (found.held.setdefault(at[0], {}), part.view) if part.held else (found.seen, at[0])
+        if key not in kept:
+            kept[key] = Moments(len(x), x.shape[2], y.shape[2], x.device)
+        kept[key].add(x, wrong, said)
 
 
 def _match(consumer: Consumer, said: Tensor | None, y: Tensor) -> Tensor | None:

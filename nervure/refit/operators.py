@@ -13,18 +13,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from nervure.graph.ops.table import family
 from nervure.graph.products import COLUMN, KERNEL, MATRIX, ROW, STACK, Operand
 from nervure.graph.tape import Entry
 
 BIAS: Mapping[str, int] = {"addmm": 0, "baddbmm": 0, "addmv": 0, "linear": 2, "convolution": 2}
 """Where an operator takes its bias."""
 MATRICES = frozenset(("mm", "bmm", "addmm", "baddbmm", "linear", "mv", "addmv"))
-CONVOLUTIONS = frozenset(("convolution", "convolution_overrideable"))
+"""Products that are read position by position; the others of the table (experts, say) are not."""
 
 
 def is_read(use: Operand, entry: Entry, args: tuple[Any, ...]) -> bool:
     """Whether what enters and leaves this operator can be told position by position."""
-    if entry.name in CONVOLUTIONS:
+    if family(entry.name) == "convolution":
         return True
     if entry.name not in MATRICES or any(entry.kwargs.get(name, 1) != 1 for name in ("alpha", "beta")):
         return False
@@ -55,7 +56,7 @@ def is_repeated(found: Tensor) -> bool:
 
 def choose_positions(entry: Entry, out: Tensor, most: int, generator: torch.Generator) -> Tensor | None:
     """Positions of a convolution to look at, at most so many per sample: [samples, positions]. None: all there are."""
-    if entry.name not in CONVOLUTIONS:
+    if family(entry.name) != "convolution":
         return None
     samples, there = out.shape[0], math.prod(out.shape[2:])
     if there <= most:
@@ -102,8 +103,8 @@ def _gather(values: Tensor, at: Tensor) -> Tensor:
 
 def _patches(use: Operand, entry: Entry, args: tuple[Any, ...], at: Tensor) -> Tensor:
     """What each output of a convolution is a sum over, [groups, samples x positions, inputs x kernel]."""
-    x, weight, _, stride, padding, dilation, transposed, more, _ = [
-        a.detach() if isinstance(a, Tensor) else a for a in args
+    x, weight, _, stride, padding, dilation, transposed, more = [
+        a.detach() if isinstance(a, Tensor) else a for a in args[:8]
     ]
     spatial = x.ndim - 2
     kernel = weight.shape[2:]

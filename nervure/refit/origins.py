@@ -2,18 +2,23 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from nervure.errors import ArgumentError, DataError
+from nervure.graph.models import is_weightless, unwrap
 from nervure.graph.tape import named_tensors
 from nervure.graph.types import Graph
 from nervure.plan import Plan
-from nervure.surgery.apply import keeps_of
+from nervure.surgery.apply import check_fits, keeps_of
 from nervure.surgery.cut import kept_positions
 from nervure.surgery.drop import name_after
+
+ALIKE = 0.1
+"""The least correlation between weights of a model and of its dense twin."""
 
 
 @final
@@ -56,3 +61,42 @@ def origins(reference: nn.Module, steps: Iterable[tuple[Graph, Plan]]) -> Mappin
                 left[new] = origin.after(kept_positions(graph, keeps, name))
         found = left
     return found
+
+
+def require_twin(model: nn.Module, reference: nn.Module, came: Mapping[str, Origin], names: Iterable[str]) -> None:
+    """Raise where the tensors of these names have nothing to do with those of the reference, or are not finite."""
+    both = same = theirs = 0.0
+    tensors, dense = named_tensors(model), named_tensors(reference)
+    for name in names:
+        a = tensors[name].detach().double()
+        b = came[name].of(dense[came[name].tensor].detach()).double().reshape(a.shape).to(a.device)
+        if not bool(torch.isfinite(a).all() and torch.isfinite(b).all()):
+            raise DataError(f"weights in {name!r} are NaN or infinite. The model or the reference is broken.")
+        both, same, theirs = both + float((a * b).sum()), same + float((a * a).sum()), theirs + float((b * b).sum())
+    alike = both / max((same * theirs) ** 0.5, torch.finfo(torch.float64).tiny)
+    if not alike >= ALIKE:
+        raise ArgumentError(
+            f"the reference is not the network that this model was pruned from: their weights correlate by "
+            f"{alike:.2f}. Give the dense network with the weights it had."
+        )
+
+
+def take_apart(
+    pruned: Any, masks: Mapping[str, Tensor] | None
+) -> tuple[nn.Module, list[tuple[Graph, Plan]], Mapping[str, Tensor]]:
+    """The model, the plans that led to it, and its masks."""
+    if isinstance(pruned, nn.Module):
+        return unwrap(pruned), [], masks or {}
+    if not all(hasattr(pruned, name) for name in ("model", "plan", "graph", "masks", "earlier")):
+        raise ArgumentError(f"{type(pruned).__name__} is no pruned model. Give what prune returns, or a module.")
+    steps = [*((step.graph, step.plan) for step in pruned.earlier), (pruned.graph, pruned.plan)]
+    return unwrap(pruned.model), steps, {**pruned.masks, **(masks or {})}
+
+
+def require_weights(model: nn.Module, reference: nn.Module, steps: Sequence[tuple[Graph, Plan]]) -> None:
+    """Raise unless both have weights, and the reference the layers of what was pruned."""
+    for one, what in ((model, "the model"), (reference, "the reference")):
+        if is_weightless(one):
+            raise ArgumentError(f"{what} has no weights: some of its tensors have a shape only. Load them first.")
+    if steps:
+        check_fits(reference, *steps[0])

@@ -9,6 +9,7 @@ and with ``r = 0`` nothing changes. ``d`` goes into the bias; centred moments st
 The ridge is in units of the mean variance of an input.
 """
 
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import final
@@ -50,7 +51,7 @@ class Problem:
     Attributes:
         weight: its weights, [stack, outputs, inputs], in double precision.
         seen: moments over the samples to fit on.
-        held: moments over the samples that are left out, by which the answer is chosen.
+        held: moments over the samples that are left out, view by view, by which the answer is chosen.
         has_shift: whether means can be corrected, in a bias or in the norm that follows.
         keep: which weights may be other than zero; None: all.
         by_surgeon: whether these are found by the optimal brain surgeon: fast and rough.
@@ -58,7 +59,7 @@ class Problem:
 
     weight: Tensor
     seen: Moments
-    held: Moments
+    held: tuple[Moments, ...]
     has_shift: bool
     keep: Tensor | None = None
     by_surgeon: bool = False
@@ -79,6 +80,10 @@ class Problem:
             seen.xr + seen.count * mean[:, :, None] * seen.r[:, None],
         )
 
+    def held_errors(self, fit: "Fit") -> list[float]:
+        """The error on the samples that are left out, view by view."""
+        return [moments.error(fit.change, fit.shift) for moments in self.held]
+
     def fit(self, freedom: str, ridge: float, change: Tensor) -> Fit:
         """The answer with these weights, and the means that go with them."""
         shift = torch.zeros_like(self.seen.r)
@@ -88,10 +93,16 @@ class Problem:
 
 
 def solve(problem: Problem, ridges: Sequence[float] = RIDGES) -> Fit:
-    """The answer that does best on the samples left out; of several that do alike the first, which changes least."""
+    """The answer that does best on the samples left out; of several that do alike the first, which changes least.
+
+    Of several views that where it gains least counts, so that none is worse off.
+    """
     best, least, worse = None, float("inf"), 0
+    before: list[float] = []
     for fit in _answers(problem, ridges):
-        error = problem.held.error(fit.change, fit.shift)
+        errors = problem.held_errors(fit)
+        before = before or errors
+        error = max(e / max(b, sys.float_info.min) for e, b in zip(errors, before, strict=True))
         better = error < least
         worse = 0 if better else worse + (fit.freedom == "ridge")
         if better:

@@ -5,15 +5,14 @@ from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar, final
 
 from nervure.core.check import Checked
-from nervure.core.schema import Count, NotNegative, Rate, Seed, Size
+from nervure.core.schema import Count, NotNegative, Seed, Size
 
 M = TypeVar("M")
 
 
-@final
 @dataclass(frozen=True, slots=True)
-class Refit(Checked):
-    """How to refit.
+class RefitChoices:
+    """What a refit and its section in a recipe both say.
 
     Attributes:
         samples: how many samples of the data are used, a quarter of them to choose by.
@@ -27,21 +26,26 @@ class Refit(Checked):
         masks: how what stays of a masked layer is found: ``"exact"`` (least squares inside the mask, by conjugate
             gradients) or ``"surgeon"`` (the optimal brain surgeon's update, column by column as in SparseGPT: rougher,
             and cheaper for wide layers).
-        seed: for choosing places and the order of steps.
-        steps: of local reconstruction after that: each branch (a residual block, a layer of a transformer) is trained
-            for so many to give what the dense one gives, and keeps what did best on the samples left out. 0: none.
-        lr: the learning rate of these steps at their beginning, above 0; it falls to zero.
+        steps: behind the closed form, of training for each branch, as :func:`nervure.refit.reconstruct` does; what
+            reads the branches is fitted again then. 0: none.
     """
 
-    samples: Size = 1024
+    samples: Count = 1024
     ridge: NotNegative | Literal["auto"] = "auto"
     positions: Size = 8
     streams: bool = True
     norms: bool = True
     masks: Literal["exact", "surgeon"] = "exact"
-    seed: Seed = 0
     steps: Count = 0
-    lr: Rate = 1e-3
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Refit(RefitChoices, Checked):
+    """How to refit: see :class:`RefitChoices`; ``samples`` from 1 on, and a ``seed`` for choosing places."""
+
+    samples: Size = 1024
+    seed: Seed = 0
 
 
 @final
@@ -60,6 +64,8 @@ class LayerFit:
         before, after: error on the samples that were fitted on.
         held_before, held_after: error on those that were left out. They chose the freedom and the ridge, nothing else.
         reason: why it was left as it was; empty where it was not.
+        shifted_before, shifted_after: the largest error on the samples of other views that were left out; 0 where there
+            are no other views.
     """
 
     tensor: str
@@ -73,24 +79,23 @@ class LayerFit:
     held_before: float = 0.0
     held_after: float = 0.0
     reason: str = ""
+    shifted_before: float = 0.0
+    shifted_after: float = 0.0
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class BranchFit:
-    """What became of one branch under local reconstruction.
+    """What became of one branch. Errors are squared, as a share of the variance of what the dense network gives there.
 
     Attributes:
-        branch: the module.
-        steps: to the state that stayed; 0: as it was.
-        before, after: squared error on the samples that it was trained on, as a share of the variance of what the dense
-            branch gives.
-        held_before, held_after: on those that were left out, which chose the state.
+        branch: the name of its module.
+        before, after: error on the samples that were trained on.
+        held_before, held_after: error on those that were left out. They chose the step that was kept.
         reason: why it was left as it was; empty where it was not.
     """
 
     branch: str
-    steps: int = 0
     before: float = 0.0
     after: float = 0.0
     held_before: float = 0.0
@@ -106,10 +111,10 @@ class Refitted(Generic[M]):
     Attributes:
         result: what was given, refitted: a module, or a pruned model whose plan says so (``reached["refit"]``).
         layers: what became of each layer, in running order.
-        samples: how many samples were fitted on, and how many were left out.
+        samples: how many samples of the data were fitted on, and how many were left out.
         shift: how far the dense network's means are from those that its batch norms know, in standard deviations,
             on average over channels; the largest norm's. None: it has no batch norms.
-        branches: what became of each branch, in running order, where there was local reconstruction.
+        branches: what became of each branch, in running order, where ``how.steps`` asked for it.
     """
 
     result: M
@@ -138,11 +143,14 @@ class Refitted(Generic[M]):
                 continue
             how = f"{f.freedom} {f.ridge:g}" if f.freedom == "ridge" else f.freedom
             lines.append(f"{f.tensor:<{width}}  {f.inputs:>6} {f.positions:>9}  {how:<12} {_told_errors(f)}".rstrip())
-        for b in self.branches:
-            told = f"left as it is: {b.reason}" if b.reason else f"{b.steps} steps, {_told_errors(b)}"
-            lines.append(f"branch {b.branch or 'of all'}: {told}".rstrip())
         seen, held = self.samples
         lines.append(f"{seen} samples fitted on, {held} left out")
+        lines += [f"branch {b.branch}: {b.reason or _told_errors(b)}" for b in self.branches]
+        means = self.summary()
+        if "shifted_before" in means:
+            lines.append(
+                f"on views, left out: {means['shifted_before']:.2g} -> {means['shifted_after']:.2g}, mean of layers"
+            )
         return "\n".join(lines)
 
 
@@ -157,5 +165,7 @@ def summary(layers: tuple[LayerFit, ...], samples: tuple[int, int]) -> dict[str,
     def mean(name: str) -> float:
         return sum(float(getattr(layer, name)) for layer in fitted) / max(len(fitted), 1)
 
-    found: Mapping[str, Any] = {name: mean(name) for name in ("before", "after", "held_before", "held_after")}
+    names = ["before", "after", "held_before", "held_after"]
+    names += ["shifted_before", "shifted_after"] if any(layer.shifted_before for layer in fitted) else []
+    found: Mapping[str, Any] = {name: mean(name) for name in names}
     return {"samples": samples[0], "left_out": samples[1], "layers": len(fitted), **found}

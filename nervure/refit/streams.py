@@ -1,4 +1,7 @@
-"""Where what a product gives is added to a stream that other layers have written to before."""
+"""Where what a product gives is added to a stream that other layers have written to before.
+
+A batch norm in between is an affine map, as long as the network is in evaluation mode.
+"""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -11,17 +14,26 @@ from nervure.graph.tape import Entry, Ref
 
 Key: TypeAlias = tuple[str, int]
 """A parameter, and the how-manieth of its uses."""
-KEEPS_OUTPUTS = frozenset(("view", "_unsafe_view", "reshape"))
+RUNNING_MEAN, RUNNING_VAR = 3, 4
+"""Where batch norms take their statistics."""
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Join:
-    """What a product gives, added to a stream by an operator; ``other`` is the place of the stream in its arguments."""
+    """What a product gives, added to a stream by an operator.
+
+    Attributes:
+        key: the product.
+        entry: the operator that adds.
+        other: the place of the stream in its arguments.
+        is_normed: whether what is added went through a batch norm.
+    """
 
     key: Key
     entry: Entry
     other: int
+    is_normed: bool = False
 
     @property
     def before(self) -> Ref:
@@ -37,11 +49,12 @@ class Join:
 
 @final
 class Follower:
-    """Follows what products give, through views and biases, to where it joins a stream."""
+    """Follows what products give, through views, biases and one batch norm, to where it joins a stream."""
 
     def __init__(self, shape: Callable[[Ref], tuple[int, ...]]) -> None:
         self._shape = shape
         self._keys: dict[int, Key] = {}
+        self._normed: set[int] = set()
 
     def product(self, entry: Entry, key: Key) -> None:
         """A product gives something."""
@@ -50,12 +63,22 @@ class Follower:
     def step(self, entry: Entry) -> Iterator[Join]:
         """Go on over an operator; the streams that are joined by it."""
         places = [p for p, v in enumerate(entry.args) if isinstance(v, Ref) and v.id in self._keys]
-        if entry.name in KEEPS_OUTPUTS and places == [0]:
-            self._keys[entry.outs[0].id] = self._keys[entry.args[0].id]
+        if family(entry.name) == "view" and places == [0]:
+            self._pass(entry)
+        elif family(entry.name) == "batch norm" and places == [0] and isinstance(entry.args[RUNNING_MEAN], Ref):
+            if entry.args[0].id not in self._normed:
+                self._pass(entry)
+                self._normed.add(entry.outs[0].id)
         elif family(entry.name) == "add" and not entry.kwargs and all(isinstance(v, Ref) for v in entry.args):
             mine, others = self._shape(entry.outs[0]), [self._shape(ref) for ref in entry.args]
             for place in places:
                 if others == [mine, mine]:
-                    yield Join(self._keys[entry.args[place].id], entry, 1 - place)
-                elif place == 0 and len(others[1]) == 1:
-                    self._keys[entry.outs[0].id] = self._keys[entry.args[0].id]
+                    given = entry.args[place].id
+                    yield Join(self._keys[given], entry, 1 - place, given in self._normed)
+                elif place == 0 and len(others[1]) == 1 and entry.args[0].id not in self._normed:
+                    self._pass(entry)
+
+    def _pass(self, entry: Entry) -> None:
+        self._keys[entry.outs[0].id] = self._keys[entry.args[0].id]
+        if entry.args[0].id in self._normed:
+            self._normed.add(entry.outs[0].id)

@@ -11,13 +11,12 @@ from nervure.graph.ops.table import family
 from nervure.graph.products import Operand
 from nervure.graph.tape import Entry, Ref, WriteBack, named_tensors, refs_in
 from nervure.refit.activations import Watcher, watchable
+from nervure.refit.batch_norms import NormTensors
 from nervure.refit.operators import BIAS, is_read
-from nervure.refit.streams import KEEPS_OUTPUTS, Follower, Join, Key
+from nervure.refit.streams import RUNNING_VAR, Follower, Join, Key
 from nervure.stats.loaders import Batch
 
 ZEROS = frozenset(("new_zeros", "zeros", "zeros_like"))
-RUNNING_MEAN, RUNNING_VAR = 3, 4
-"""Where they take their statistics."""
 
 
 @final
@@ -49,7 +48,8 @@ class LayerReading:
         bias: what is added to what it gives.
         norm: the running mean of the batch norm that reads what it gives.
         is_alone: whether nothing else reads that.
-        joins: whether what it gives is added to a stream that only consumers before it have written to.
+        joins: whether what it gives is added to a stream that only consumers before it have written to, through the
+            batch norm that reads it where there is one.
         follower: the use that is added to this stream next; None: there is none.
         reason: why it cannot be fitted; empty where it can.
     """
@@ -74,13 +74,13 @@ class Survey:
     Attributes:
         readings: the uses of parameters, in running order.
         norms: running means of the batch norms that no product feeds directly, and their levels.
-        variances: the running variance that goes with each running mean.
+        statistics: the tensors that go with each running mean.
         looked_up: parameters that are tables as well.
     """
 
     readings: list[LayerReading] = field(default_factory=list)
     norms: dict[str, int] = field(default_factory=dict)
-    variances: dict[str, str] = field(default_factory=dict)
+    statistics: dict[str, NormTensors] = field(default_factory=dict)
     looked_up: set[str] = field(default_factory=set)
 
     @property
@@ -117,6 +117,8 @@ class _Surveyor:
         self._follower: Follower | None = None
         self._streams: dict[int, LayerReading] = {}
         """Who wrote last to a stream, by the value that it has then."""
+        self._normed: dict[Key, bool] = {}
+        self._computed: set[str] = set()
         self._zeros: set[int] = set()
 
     def see(
@@ -149,6 +151,9 @@ class _Surveyor:
         for source, reading in self._direct.items():
             reading.is_alone = self._readers[source] == 1
             reading.norm = "" if self._runs[reading.norm] > 1 else reading.norm
+            is_affine = bool(reading.norm) and reading.is_alone and reading.norm not in self._computed
+            if reading.joins:
+                reading.joins = is_affine if self._normed[reading.key] else not reading.norm
         self.found.norms = {name: level for name, level in self.found.norms.items() if self._runs[name] == 1}
         return self.found
 
@@ -159,7 +164,8 @@ class _Surveyor:
 
     def _join(self, join: Join) -> None:
         reading = next(r for r in reversed(self.found.readings) if r.key == join.key)
-        reading.joins = self._level(join.before) <= reading.level and not reading.norm
+        reading.joins = self._level(join.before) <= reading.level
+        self._normed[join.key] = join.is_normed
         if join.before.id in self._streams:
             self._streams[join.before.id].follower = join.key
         self._streams[join.entry.outs[0].id] = reading
@@ -197,16 +203,21 @@ class _Surveyor:
         reading = self._made.get(first.id) if isinstance(first, Ref) else None
         if reading is None or BIAS.get(entry.name) is not None:
             return
-        if entry.name in KEEPS_OUTPUTS and len(entry.outs) == 1:
+        if family(entry.name) == "view" and len(entry.outs) == 1:
             self._made[entry.outs[0].id] = reading
         elif family(entry.name) == "add" and reading.bias is None and _is_bias(args):
             reading.bias = self._memory.locate(args[1], inside=False)
 
     def _norm(self, watcher: Watcher, entry: Entry, level: int) -> int:
-        mean, var = (watcher.tape.named.get(getattr(entry.args[p], "id", -1)) for p in (RUNNING_MEAN, RUNNING_VAR))
-        if mean is None or var is None:
+        names = [watcher.tape.named.get(getattr(arg, "id", -1), "") for arg in entry.args[1 : RUNNING_VAR + 1]]
+        weight, bias, mean, var = names
+        if not mean or not var:
             return level
-        self.found.variances[mean] = var
+        eps = next(arg for arg in reversed(entry.args) if isinstance(arg, float))
+        self.found.statistics[mean] = NormTensors(mean, var, weight, bias, eps)
+        # What is computed (and so has no name) may be anything.
+        if any(isinstance(arg, Ref) and not name for arg, name in zip(entry.args[1:3], names, strict=False)):
+            self._computed.add(mean)
         self._runs[mean] += 1
         maker = self._direct.get(entry.args[0].id)
         if maker is not None and not maker.norm:

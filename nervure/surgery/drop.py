@@ -114,9 +114,12 @@ def _after(silence: ZeroStub, graph: Graph, keeps: Mapping[str, np.ndarray]) -> 
 
 
 def leaving(graph: Graph, plan: Plan) -> dict[str, set[int]]:
-    """For each list that loses whole elements, and stays itself, their numbers; lists inside of others first."""
+    """For each list that loses whole elements, and stays itself, their numbers; lists inside of others first.
+
+    An element that a link goes around stays in its place.
+    """
     found: dict[str, set[int]] = {}
-    elements = {graph.block(d.block).element for d in plan.drops} - {""}
+    elements = {graph.block(d.block).element for d in plan.drops} - {"", *(link.route.joins for link in plan.links)}
     for element in sorted(elements):
         name, _, number = element.rpartition(".")
         if not any(f"{name}.".startswith(f"{outer}.") for outer in elements):

@@ -94,7 +94,8 @@ def test_a_masked_layer_is_fitted_inside_its_mask(by_surgeon: bool) -> None:
         moments.append(Moments(1, 12, 5, torch.device("cpu")))
         y = part @ weight.T
         moments[-1].add(part[None], (y - part @ (weight * keep).T)[None], y[None])
-    problem = Problem((weight * keep)[None], *moments, has_shift=False, keep=keep[None], by_surgeon=by_surgeon)
+    seen, held = moments
+    problem = Problem((weight * keep)[None], seen, (held,), has_shift=False, keep=keep[None], by_surgeon=by_surgeon)
     fit = solve(problem)
     still = problem.fit("none", 0, torch.zeros_like(fit.change))
     assert bool((fit.change[0].T[~keep] == 0).all())

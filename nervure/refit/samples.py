@@ -1,0 +1,47 @@
+"""The samples that a refit runs on: some to fit on, some left out to choose by."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nervure.core.tensors import tensors_in
+from nervure.errors import DataError
+from nervure.refit.gather import GramPart
+from nervure.stats.loaders import batches
+from nervure.tasks.task import Task
+
+HELD = 4
+"""One sample in so many is left out of fits, and chooses among them."""
+
+
+def split(data: Iterable[Any], samples: int, task: Task | None = None, view: int = 0) -> list[GramPart]:
+    """The first so many samples, every fourth of them apart; raises DataError where there are too few."""
+    parts, seen = list[GramPart](), 0
+    for batch in batches(data, samples, labelled=False, task=task):
+        held = (torch.arange(batch.size) + seen) % HELD == HELD - 1
+        seen += batch.size
+        for rows, apart in ((~held, False), (held, True)):
+            if bool(rows.any()):
+                parts.append(GramPart(batch.rows(rows.nonzero()[:, 0]), apart, view))
+    if seen < HELD:
+        raise DataError(f"{seen} samples are too few to refit on: give {HELD} or more, hundreds where there are any.")
+    return parts
+
+
+def require_different(parts: Sequence[GramPart]) -> None:
+    """Raise where every sample is the first one again."""
+    first = [tensor[:1] for tensor in _inputs(parts[0])]
+    are_same = bool(first) and all(
+        a.shape[1:] == b.shape[1:] and bool((a == b).all())
+        for part in parts
+        for a, b in zip(_inputs(part), first, strict=False)
+    )
+    if are_same:
+        seen = sum(part.batch.size for part in parts)
+        raise DataError(f"all {seen} samples are the same: nothing can be learnt from them. Give real data.")
+
+
+def _inputs(part: GramPart) -> list[Tensor]:
+    return [tensor for tensor in tensors_in(part.batch.inputs) if tensor.ndim]
