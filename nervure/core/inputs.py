@@ -148,9 +148,9 @@ class Inputs(Checked):
         except Exception as error:
             if isinstance(error, torch.AcceleratorError):
                 raise ForwardError(
-                    f"the device gave up in the model's forward, or before it: {str(error).splitlines()[0]}. It answers "
-                    f"no more in this process. Start again, and run the model on {self} on the CPU: what is wrong, "
-                    "mostly an index or a label out of range, is told there."
+                    f"the device gave up in the model's forward, or before it: {str(error).splitlines()[0]}. It "
+                    f"answers no more in this process. Start again, and run the model on {self} on the CPU: what is "
+                    "wrong, mostly an index or a label out of range, is told there."
                 ) from error
             raise ForwardError(
                 f"the model's forward raised {type(error).__name__}: {error}. It was given {self}; check that it is "
