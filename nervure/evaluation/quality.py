@@ -107,7 +107,9 @@ def evaluate(  # noqa: PLR0913 - one keyword per choice
     """
     if (given := as_task(task)) is not None:
         if shift is not None:
-            raise ArgumentError("evaluate(task=, shift=): measure a task under shift by nervure.evaluation.shift.")
+            raise ArgumentError(
+                "evaluate(task=, shift=): measure a task under shift by evaluate_task_shift(), of nervure.evaluation."
+            )
         return evaluate_task(model, data, given, device=device, progress=progress)
     with on_device(model, device) as place, evaluating(model):
         if shift is not None:
