@@ -5,14 +5,15 @@ says at the same place: by ridge regression towards the weights it has, see :mod
 """
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from nervure.core.annotations import Batches
+from nervure.core.annotations import Batches, FilePath
 from nervure.core.check import checked
 from nervure.core.progress import track
 from nervure.core.tensors import tensors_in
@@ -28,8 +29,9 @@ from nervure.refit.gather import Gathered, GramPart, gather
 from nervure.refit.moments import Moments
 from nervure.refit.origins import Origin, origins
 from nervure.refit.prefix import Prefix, prefix_of
+from nervure.refit.reconstruct import Reconstructor
 from nervure.refit.ridge import RIDGES, Fit, Problem, solve
-from nervure.refit.settings import LayerFit, Refit, Refitted, summary
+from nervure.refit.settings import BranchFit, LayerFit, Refit, Refitted, summary
 from nervure.refit.streams import Key
 from nervure.refit.survey import LayerReading, survey
 from nervure.stats.loaders import batches
@@ -48,6 +50,7 @@ FAR = 2.0
 
 M = TypeVar("M")
 
+TRAINED = "its branch was trained"
 STRANGE = "its outputs are not those of one layer of the dense network"
 
 
@@ -57,9 +60,11 @@ def refit(
     data: Batches,
     *,
     reference: nn.Module,
+    validation: Batches | None = None,
     task: TaskLike | None = None,
     how: Refit | None = None,
     masks: Mapping[str, Tensor] | None = None,
+    checkpoint: FilePath | None = None,
     progress: bool = True,
 ) -> Refitted[M]:
     """Fit what is left of a network to say what the dense one says, layer by layer, without labels and training.
@@ -72,9 +77,13 @@ def refit(
             of ``reference``, masked perhaps. It is not changed.
         data: batches of any form; labels are not looked at.
         reference: the dense network that it was pruned from, with its weights.
+        validation: batches by which is chosen how much is fitted, and how freely: under the shift, or of the domain,
+            that the model will meet. None: by a quarter of ``data``.
         task: how batches go into the model (:mod:`nervure.tasks`), where their form does not say it.
         how: the choices, see :class:`Refit`.
         masks: of a module: which entries of its parameters may be other than zero, by name.
+        checkpoint: a folder where branches of local reconstruction (``Refit(steps=)``) are kept as they are done: a run
+            that was stopped goes on behind them.
         progress: show progress of what takes longer than two seconds.
 
     Raises:
@@ -90,12 +99,26 @@ def refit(
             raise ArgumentError(f"{what} has no weights: some of its tensors have a shape only. Load them first.")
     if steps:
         check_fits(reference, *steps[0])
-    parts = split(data, how.samples, as_task(task))
+    parts = split(data, how.samples, as_task(task), validation)
     result = copy_model(model)
-    refitter = _Refitter(result, _twin(reference, result), origins(reference, steps), found, parts, how)
+    twin, came = _twin(reference, result), origins(reference, steps)
+    refitter = _Refitter(result, twin, came, found, parts, how)
     layers = refitter.run(progress)
+    branches: tuple[BranchFit, ...] = ()
+    if how.steps:
+        folder = None if checkpoint is None else Path(checkpoint)
+        branches = Reconstructor(result, twin, came, found, parts, how, folder).run(progress)
+        # What reads the branches was fitted to what they gave before; they themselves have units of their own by now.
+        trained = tuple(branch.branch for branch in branches if branch.steps)
+        again = _Refitter(result, twin, came, found, parts, how, trained).run(progress) if trained else layers
+        layers = tuple(map(_followed_by, layers, again))
     counts = (sum(p.batch.size for p in parts if not p.held), sum(p.batch.size for p in parts if p.held))
-    return Refitted(_put_together(pruned, result, layers, counts), layers, counts, refitter.shift)
+    return Refitted(_put_together(pruned, result, layers, counts), layers, counts, refitter.shift, branches)
+
+
+def _followed_by(first: LayerFit, second: LayerFit) -> LayerFit:
+    """Two fits of a layer as one."""
+    return first if second.reason else replace(first, after=second.after, held_after=second.held_after)
 
 
 def _taken_apart(
@@ -129,19 +152,23 @@ def _twin(reference: nn.Module, model: nn.Module) -> nn.Module:
     return twin
 
 
-def split(data: Iterable[Any], samples: int, task: Task | None = None) -> list[GramPart]:
-    """The first so many samples, every fourth of them apart.
+def split(data: Batches, samples: int, task: Task | None = None, validation: Batches | None = None) -> list[GramPart]:
+    """The first so many samples, every fourth of them apart; or those of ``validation``, a third as many.
 
     Raises:
-        DataError: there are fewer than two, or they are all the same.
+        DataError: there are fewer than four, or they are all the same.
     """
     parts, seen = list[GramPart](), 0
     for batch in batches(data, samples, labelled=False, task=task):
         held = (torch.arange(batch.size) + seen) % HELD == HELD - 1
+        held = held if validation is None else torch.zeros_like(held)
         seen += batch.size
         for rows, apart in ((~held, False), (held, True)):
             if bool(rows.any()):
                 parts.append(GramPart(batch.rows(rows.nonzero()[:, 0]), apart))
+    if validation is not None:
+        others = batches(validation, -(-samples // (HELD - 1)), labelled=False, task=task)
+        parts += [GramPart(batch, True) for batch in others]
     if seen < HELD:
         raise DataError(f"{seen} samples are too few to refit on: give {HELD} or more, hundreds where there are any.")
     if _are_same(parts):
@@ -174,8 +201,10 @@ class _Refitter:
         masks: Mapping[str, Tensor],
         parts: Sequence[GramPart],
         how: Refit,
+        trained: Sequence[str] = (),
     ) -> None:
         self.shift: float | None = None
+        self._trained = tuple(f"{name}." if name else "" for name in trained)
         self._model, self._reference, self._came, self._masks, self._parts, self._how = (
             model, reference, came, masks, parts, how,
         )  # fmt: skip
@@ -185,6 +214,8 @@ class _Refitter:
     def run(self, progress: bool) -> tuple[LayerFit, ...]:
         """Fit all consumers; what became of each."""
         found, norms = self._found()
+        found = [replace(c, reason=c.reason or TRAINED) if c.tensor.startswith(self._trained) else c for c in found]
+        norms = {name: level for name, level in norms.items() if not name.startswith(self._trained)}
         done: dict[int, LayerFit] = {
             place: LayerFit(c.tensor, reason=c.reason) for place, c in enumerate(found) if c.reason
         }

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar, final
 
 from nervure.core.check import Checked
-from nervure.core.schema import NotNegative, Seed, Size
+from nervure.core.schema import Count, NotNegative, Rate, Seed, Size
 
 M = TypeVar("M")
 
@@ -27,7 +27,10 @@ class Refit(Checked):
         masks: how what stays of a masked layer is found: ``"exact"`` (least squares inside the mask, by conjugate
             gradients) or ``"surgeon"`` (the optimal brain surgeon's update, column by column as in SparseGPT: rougher,
             and cheaper for wide layers).
-        seed: for choosing places.
+        seed: for choosing places and the order of steps.
+        steps: of local reconstruction after that: each branch (a residual block, a layer of a transformer) is trained
+            for so many to give what the dense one gives, and keeps what did best on the samples left out. 0: none.
+        lr: the learning rate of these steps at their beginning, above 0; it falls to zero.
     """
 
     samples: Size = 1024
@@ -37,6 +40,8 @@ class Refit(Checked):
     norms: bool = True
     masks: Literal["exact", "surgeon"] = "exact"
     seed: Seed = 0
+    steps: Count = 0
+    lr: Rate = 1e-3
 
 
 @final
@@ -72,6 +77,29 @@ class LayerFit:
 
 @final
 @dataclass(frozen=True, slots=True)
+class BranchFit:
+    """What became of one branch under local reconstruction.
+
+    Attributes:
+        branch: the module.
+        steps: to the state that stayed; 0: as it was.
+        before, after: squared error on the samples that it was trained on, as a share of the variance of what the dense
+            branch gives.
+        held_before, held_after: on those that were left out, which chose the state.
+        reason: why it was left as it was; empty where it was not.
+    """
+
+    branch: str
+    steps: int = 0
+    before: float = 0.0
+    after: float = 0.0
+    held_before: float = 0.0
+    held_after: float = 0.0
+    reason: str = ""
+
+
+@final
+@dataclass(frozen=True, slots=True)
 class Refitted(Generic[M]):
     """A refitted model.
 
@@ -81,12 +109,14 @@ class Refitted(Generic[M]):
         samples: how many samples were fitted on, and how many were left out.
         shift: how far the dense network's means are from those that its batch norms know, in standard deviations,
             on average over channels; the largest norm's. None: it has no batch norms.
+        branches: what became of each branch, in running order, where there was local reconstruction.
     """
 
     result: M
     layers: tuple[LayerFit, ...]
     samples: tuple[int, int]
     shift: float | None = None
+    branches: tuple[BranchFit, ...] = ()
 
     def __str__(self) -> str:
         return self.describe()
@@ -107,13 +137,17 @@ class Refitted(Generic[M]):
                 lines.append(f"{f.tensor:<{width}}  left as it is: {f.reason}")
                 continue
             how = f"{f.freedom} {f.ridge:g}" if f.freedom == "ridge" else f.freedom
-            lines.append(
-                f"{f.tensor:<{width}}  {f.inputs:>6} {f.positions:>9}  {how:<12} "
-                f"{f.before:>8.2g} -> {f.after:<8.2g}  {f.held_before:>8.2g} -> {f.held_after:<8.2g}".rstrip()
-            )
+            lines.append(f"{f.tensor:<{width}}  {f.inputs:>6} {f.positions:>9}  {how:<12} {_told_errors(f)}".rstrip())
+        for b in self.branches:
+            told = f"left as it is: {b.reason}" if b.reason else f"{b.steps} steps, {_told_errors(b)}"
+            lines.append(f"branch {b.branch or 'of all'}: {told}".rstrip())
         seen, held = self.samples
         lines.append(f"{seen} samples fitted on, {held} left out")
         return "\n".join(lines)
+
+
+def _told_errors(fit: LayerFit | BranchFit) -> str:
+    return f"{fit.before:>8.2g} -> {fit.after:<8.2g}  {fit.held_before:>8.2g} -> {fit.held_after:<8.2g}"
 
 
 def summary(layers: tuple[LayerFit, ...], samples: tuple[int, int]) -> dict[str, Any]:
