@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -163,6 +164,14 @@ def test_a_sweep_of_segmentation_has_the_metrics_of_its_task() -> None:
     assert all({"mean_iou", "accuracy"} <= outcome.metrics.keys() for outcome in outcomes)
     assert all(outcome.accuracy == outcome.metrics["accuracy"] for outcome in outcomes)
     assert outcomes[0].quality.startswith("mean iou 0.")
+
+
+def test_a_sweep_without_an_accuracy_draws_no_front_of_losses() -> None:
+    swept = recipe("regressor", "numbers", task="my_code:both", train={"epochs": 0}, recover={"epochs": 0})
+    found = sweep(swept, keeps=[0.5], folder="out", progress=False)
+    outcomes = list(read_outcomes(Path("out/results.jsonl")))
+    assert all(math.isnan(o.validation) and math.isnan(o.accuracy) and o.loss > 0 for o in outcomes)
+    assert "accuracy" not in found.headline and outcomes[0].quality.startswith("loss ")
 
 
 def test_an_objective_of_ones_own_needs_no_metrics() -> None:

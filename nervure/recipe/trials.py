@@ -260,11 +260,12 @@ def _evaluate(network: Callable[[RunContext], nn.Module], bench: RunContext) -> 
 
 
 def _choose_by(bench: RunContext, model: nn.Module, batches: Iterable[Any]) -> float | None:
-    """The number on the validation data to choose by: accuracy, or the first thing that the task measures."""
+    """The accuracy on the validation data, to choose by; None for a task without one: a front is of shares."""
     if bench.task is None:
         return evaluate(model, batches, progress=False).accuracy
-    found = evaluate(model, batches, task=bench.task, progress=False)
-    value = found[next((name for name in bench.purpose.higher_is_better if name in found), "loss")]
+    if "accuracy" not in bench.task.metrics:
+        return None
+    value = evaluate(model, batches, task=bench.task, progress=False).get("accuracy", math.nan)
     return value if math.isfinite(value) else None
 
 
