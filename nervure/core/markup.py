@@ -5,7 +5,7 @@ commands of a terminal, or characters that turn the reading direction round.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
 INLINE = re.compile(r"[\\`*\[\]<|~$@]|(?<![^\W_])_|_(?![^\W_])|&(?=#?\w+;)|:(?=//)|(?<=www)\.", re.IGNORECASE)
@@ -62,6 +62,56 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], rule: Sequence[str
     lines = [[escape_markdown(cell) for cell in row] for row in (head, *rows)]
     lines.insert(1, list(rule) or ["---"] * len(head))
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) if len(lines) > 2 else ""
+
+
+LATEX: Mapping[str, str] = {
+    "\\": r"\textbackslash{}",
+    **{c: f"\\{c}" for c in "{}$&#_%"},
+    "^": r"\textasciicircum{}",
+    "~": r"\textasciitilde{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': "{''}",
+    "'": "{'}",
+    "`": r"\textasciigrave{}",
+    # After the end of a row they would be a command's.
+    "[": "{[}",
+    "*": "{*}",
+    "\u2013": "--{}",
+    "\u2014": "---{}",
+    "\u2026": r"\dots{}",
+    "\0": "{}",
+    "−": "$-$",
+    "±": r"$\pm$",
+    "×": r"$\times$",
+    "→": r"$\rightarrow$",
+}
+"""What LaTeX takes for something else, or has no letter for, and how it is written."""
+HARMLESS = re.compile(r"[-+]?[\d.,±()%\sx–-]*(\(n=\d+\))?")
+"""What may begin with a sign in a sheet: numbers and what is told of them."""
+
+
+def latex(text: str) -> str:
+    r"""LaTeX that shows ``text`` anywhere in running text; letters beyond Latin need LuaLaTeX or XeLaTeX.
+
+    >>> print(latex("conv_1 & 50 % ± 3"))
+    conv\_1 \& 50 \% $\pm$ 3
+    """
+    # Two hyphens would be a dash, and the sign of a number is none.
+    line = re.sub("-(?=-)", "-\0", printable(text).strip())
+    signed = f"−{line[1:]}" if re.match(r"-\d", line) else line
+    return "".join(LATEX.get(c, c) for c in signed)
+
+
+def sheet_cell(text: str) -> str:
+    """``text`` as a cell of a sheet: one that would be a formula has an apostrophe before it.
+
+    >>> sheet_cell("=1+1"), sheet_cell("-0.5 ± 0.1")
+    ("'=1+1", '-0.5 ± 0.1')
+    """
+    line = printable(text)
+    return f"'{line}" if line.lstrip()[:1] in tuple("=+-@") and not HARMLESS.fullmatch(line) else line
 
 
 def html(text: str) -> str:

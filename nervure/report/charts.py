@@ -70,6 +70,18 @@ def line_chart(lines: Mapping[str, Line], *, title: str, x_label: str, unit: str
     )
 
 
+def accuracy_chart(curves: Mapping[str, Sequence[Point]]) -> str:
+    """Validation accuracy of every network by epoch; an SVG element, empty where nothing was noted."""
+    title, below = "Validation accuracy by epoch", "epochs of training, all together"
+    return line_chart(accuracy_lines(curves), title=title, x_label=below, unit=" %")
+
+
+def loss_chart(curves: Mapping[str, Sequence[Point]]) -> str:
+    """Training loss of every network by epoch; an SVG element, empty where nothing was noted."""
+    title, below = "Training loss by epoch", "epochs of training, all together"
+    return line_chart(loss_lines(curves), title=title, x_label=below)
+
+
 def accuracy_lines(curves: Mapping[str, Sequence[Point]]) -> dict[str, Line]:
     """Validation accuracy in percent over all epochs; the other curves go on where that of the dense network ends."""
     return _lines({n: [(p.epoch, p.accuracy) for p in c] for n, c in curves.items()}, 100.0)
@@ -165,7 +177,9 @@ def _line(frame: Frame, name: str, points: Line, label_y: float, shape: str) -> 
     end_x, end_y = places[-1]
     # A line that ends early has its name at its end: at the margin it would seem to go on.
     early = end_x < frame.x(frame.x1) - 1
-    x, y, anchor = (end_x, end_y - 9, "end") if early else (end_x + 8, label_y + 4, "start")
+    falls = len(places) > 1 and places[-2][1] < end_y
+    beside = 17 if falls else -9
+    x, y, anchor = (end_x, end_y + beside, "end") if early else (end_x + 8, label_y + 4, "start")
     dots = "".join(
         f'<path class="dot {kind}" transform="translate({a:.1f} {b:.1f}) scale(.7)" d="{shape}"/>' for a, b in places
     )

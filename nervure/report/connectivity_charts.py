@@ -104,7 +104,7 @@ def _matrix(name: str, rows: Sequence[Sequence[float]]) -> str:
             if level:
                 levels.setdefault(level, []).append(f"M{x} {y}h1v1h-1z")
     paths = "".join(
-        f'<path opacity="{level / LEVELS:.2f}" d="{"".join(cells)}"/>' for level, cells in sorted(levels.items())
+        f'<path fill-opacity="{level / LEVELS:.2f}" d="{"".join(cells)}"/>' for level, cells in sorted(levels.items())
     )
     width, height = cell * len(rows[0]), cell * len(rows)
     return (

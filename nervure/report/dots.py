@@ -6,11 +6,12 @@ from typing import NamedTuple
 from nervure.core.markup import html
 from nervure.report.charts import nice_ticks
 
-WIDTH, LABEL, RIGHT, ROW, TOP, BOTTOM = 680, 210, 20, 20, 34, 30
+WIDTH, LABEL, RIGHT, ROW, TOP, BOTTOM = 560, 180, 20, 20, 34, 30
 STYLE = (
-    "text{font:12px system-ui,sans-serif;fill:#333}.t{font-weight:600}.g{stroke:#ddd}.z{stroke:#888}"
-    ".e{stroke:#2a6f97;stroke-width:2}.d{fill:#2a6f97}.h{fill:#777;font-style:italic}"
-    "@media(prefers-color-scheme:dark){text{fill:#ddd}.g{stroke:#444}.e{stroke:#7cc4ef}.d{fill:#7cc4ef}.h{fill:#999}}"
+    ".do text{font:12px system-ui,sans-serif;fill:#333}.do .t{font-weight:600}.do .g{stroke:#ddd}.do .z{stroke:#888}"
+    ".do .e{stroke:#2a6f97;stroke-width:2}.do .d{fill:#2a6f97}.do .h{fill:#777;font-style:italic}"
+    "@media screen and (prefers-color-scheme:dark){.do text{fill:#ddd}.do .g{stroke:#444}.do .e{stroke:#7cc4ef}"
+    ".do .d{fill:#7cc4ef}.do .h{fill:#999}}"
 )
 
 
@@ -55,6 +56,6 @@ def dot_chart(dots: Sequence[Dot], *, title: str) -> str:
             lines.append(f'<circle class="d" cx="{x(dot.value):.1f}" cy="{y:.0f}" r="4"/>')
             y += ROW
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img" class="do chart" '
         f'aria-label="{html(title)}"><title>{html(title)}</title><style>{STYLE}</style>{"".join(lines)}</svg>\n'
     )

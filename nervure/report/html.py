@@ -10,6 +10,7 @@ from nervure.report import connectivity_charts as connectivity
 from nervure.report import shift_section as shift
 from nervure.report.rewiring_charts import rewiring_chart
 from nervure.report.run_report import Report
+from nervure.report.table_forms import html_table
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -22,17 +23,9 @@ def to_html(report: Report) -> str:
         report=report,
         tables=tables,
         slug=charts.slug,
-        accuracy_chart=charts.line_chart(
-            charts.accuracy_lines(report.curves),
-            title="Validation accuracy by epoch",
-            x_label="epochs of training, all together",
-            unit=" %",
-        ),
-        loss_chart=charts.line_chart(
-            charts.loss_lines(report.curves),
-            title="Training loss by epoch",
-            x_label="epochs of training, all together",
-        ),
+        html_table=html_table,
+        accuracy_chart=charts.accuracy_chart(report.curves),
+        loss_chart=charts.loss_chart(report.curves),
         connectivity=connectivity,
         shift=shift,
         rewiring_chart=rewiring_chart(report),

@@ -2,12 +2,15 @@
 
 from collections.abc import Iterator
 
-from nervure.core.markup import code, code_block, escape_markdown, table
+from nervure.core.markup import code, code_block, escape_markdown
 from nervure.report import connectivity_charts as connectivity
 from nervure.report import shift_section as shift
 from nervure.report import tables
 from nervure.report.run_report import Report
+from nervure.report.table_forms import table_text
 from nervure.report.tables import Table, recipe_rows
+
+__all__ = ["table_text", "to_markdown"]
 
 
 def to_markdown(report: Report) -> str:
@@ -26,7 +29,7 @@ def _parts(report: Report) -> Iterator[str]:
     yield _speed(report)
     yield _under_shift(report)
     yield f"## Plan\n\n{code(report.method)}\n\n{table_text(tables.budget(report))}"
-    yield table_text(_widths(report))
+    yield table_text(tables.widths(report))
     yield _list_notes(report)
     yield table_text(tables.edits(report))
     yield _list_pinned(report)
@@ -55,11 +58,6 @@ def _under_shift(report: Report) -> str:
 def _explain(report: Report) -> str:
     known = [name for name in report.rows if name in tables.EXPLAINED]
     return "\n".join(f"- *{name}*: {tables.EXPLAINED[name]}" for name in known)
-
-
-def _widths(report: Report) -> Table:
-    rows = tuple((w.group, str(w.before), str(w.after)) for w in tables.changed_groups(report))
-    return Table(("group", "before", "after"), rows)
 
 
 def _list_notes(report: Report) -> str:
@@ -97,8 +95,3 @@ def _recipe(report: Report) -> str:
     ]
     whole = code_block("\n\n".join(parts))
     return f"<details><summary>The whole recipe</summary>\n\n{whole}\n\n</details>" if parts else ""
-
-
-def table_text(cells: Table) -> str:
-    """A table as Markdown, numbers to the right; empty where it has no rows."""
-    return table(cells.head, cells.rows, ["---", *["---:"] * (len(cells.head) - 1)])

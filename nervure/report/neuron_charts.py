@@ -16,8 +16,8 @@ CELLS = 180
 STYLE = (
     ".u text{font:12px system-ui,sans-serif;fill:#333}.u .t{font-weight:600}.u .s{fill:#666}.u .b{fill:#eceae4}"
     ".u .c{fill:#1f4e79}.u .x{stroke:#b84a00;stroke-width:1.4;fill:none}"
-    "@media(prefers-color-scheme:dark){.u text{fill:#ddd}.u .s{fill:#aaa}.u .b{fill:#2b3031}.u .c{fill:#8ecbf5}"
-    ".u .x{stroke:#f2955a}}"
+    "@media screen and (prefers-color-scheme:dark){.u text{fill:#ddd}.u .s{fill:#aaa}.u .b{fill:#2b3031}"
+    ".u .c{fill:#8ecbf5}.u .x{stroke:#f2955a}}"
 )
 
 
@@ -78,7 +78,9 @@ def _strip(row: LayerPaths, units: LayerUnits, top: float) -> str:
             levels.setdefault(level, []).append(
                 f"M{LABEL + number * cell:.1f} {top:.0f}h{cell * 0.92:.2f}v14h-{cell * 0.92:.2f}z"
             )
-    paint = "".join(f'<path class="c" opacity="{k / LEVELS:.2f}" d="{"".join(d)}"/>' for k, d in sorted(levels.items()))
+    paint = "".join(
+        f'<path class="c" fill-opacity="{k / LEVELS:.2f}" d="{"".join(d)}"/>' for k, d in sorted(levels.items())
+    )
     slashes = "".join(
         f"M{LABEL + number * cell:.1f} {top + 13:.0f}l{cell * 0.92:.2f} -12"
         for number in np.flatnonzero(alive == 0).tolist()

@@ -7,7 +7,7 @@ from nervure.core.markup import html
 from nervure.report.charts import Line, line_chart
 from nervure.report.run_report import Report
 
-CELL, LEFT, TOP = 46, 150, 24
+CELL, LEFT, TOP, FOOTNOTE = 46, 150, 24, 270
 
 
 def events_chart(events: Sequence[Mapping[str, Any]]) -> str:
@@ -46,7 +46,7 @@ def similarity_chart(names: Sequence[str], overlaps: Sequence[Sequence[float]], 
         overlaps: [runs][runs], each in [0, 1]; as of :func:`nervure.similarity`.
         chance: the overlap that is white.
     """
-    width, height = LEFT + CELL * len(names) + 8, TOP + CELL * len(names) + 24
+    width, height = LEFT + max(CELL * len(names) + 8, FOOTNOTE), TOP + CELL * len(names) + 24
     cells = []
     for y, row in enumerate(overlaps):
         cells.append(
@@ -57,9 +57,10 @@ def similarity_chart(names: Sequence[str], overlaps: Sequence[Sequence[float]], 
             shade = min(1.0, max(0.0, (overlap - chance) / (1 - chance))) if chance < 1 else 0.0
             place = f'x="{LEFT + CELL * x}" y="{TOP + CELL * y}"'
             middle = f'x="{LEFT + CELL * (x + 0.5):.0f}" y="{TOP + CELL * (y + 0.5) + 4:.0f}"'
+            kind = "tick on" if shade > 0.6 else "tick"
             cells.append(
                 f'<rect class="cell" {place} width="{CELL - 2}" height="{CELL - 2}" fill-opacity="{shade:.2f}"/>'
-                f'<text class="tick" {middle} text-anchor="middle">{100 * overlap:.0f}</text>'
+                f'<text class="{kind}" {middle} text-anchor="middle">{100 * overlap:.0f}</text>'
             )
     note = f'<text class="tick" x="{LEFT}" y="{height - 6}">shared connections in %; chance {100 * chance:.0f} %</text>'
     return (

@@ -39,6 +39,21 @@ def comparison(report: Report) -> Table:
     return Table(head, tuple(_comparison_row(name, row, dense, batches) for name, row in report.rows.items()))
 
 
+def numbers(report: Report) -> Table:
+    """One line for each network, with its numbers as they are, for other programs to read."""
+    names = ("accuracy", "loss", "ece", "samples", "params", "nonzero", "macs", "bytes")
+    places = _places(report)
+    rows = (
+        (
+            network,
+            *("" if (value := getattr(row, name)) is None else str(value) for name in names),
+            *(str(row.latency.get(one, "")) for one in places),
+        )
+        for network, row in report.rows.items()
+    )
+    return Table(("network", *names, *(f"ms, batch {one}" for one in places)), tuple(rows))
+
+
 def speed(report: Report) -> Table:
     """Milliseconds by engine and batch size, networks beside each other; empty where one engine was timed."""
     places, networks = _places(report), [name for name, row in report.rows.items() if row.latency]
@@ -107,6 +122,12 @@ def stays(report: Report) -> dict[str, float]:
 def changed_groups(report: Report) -> tuple[Width, ...]:
     """The groups that could be cut, whether or not they were."""
     return tuple(width for width in report.widths if not width.pinned)
+
+
+def widths(report: Report) -> Table:
+    """The units of each group that could be cut, before and after."""
+    rows = tuple((w.group, str(w.before), str(w.after)) for w in changed_groups(report))
+    return Table(("group", "before", "after"), rows)
 
 
 def pinned_groups(report: Report) -> dict[str, tuple[str, ...]]:

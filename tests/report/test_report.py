@@ -273,7 +273,9 @@ def test_connectivity_is_drawn_where_a_method_tells_of_it() -> None:
 
 def test_stronger_connections_are_darker() -> None:
     (picture,) = matrices(report(evidence=EVIDENCE))
-    shades = {path.get("d"): float(path.get("opacity", 0)) for path in ElementTree.fromstring(picture.svg).iter("path")}
+    shades = {
+        path.get("d"): float(path.get("fill-opacity", 0)) for path in ElementTree.fromstring(picture.svg).iter("path")
+    }
     assert shades["M0 1h1v1h-1z"] == 1.0
     assert shades["M0 1h1v1h-1z"] > shades["M1 0h1v1h-1z"] > shades["M1 1h1v1h-1z"]
     assert not any("M0 0" in str(cells) for cells in shades)
