@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.runner import RESULTS, RUNS, pack, read_rows, sources_of
 from nervure import Study, compare
-from nervure.report.comparison import write_comparison
+from nervure.report.comparison_report import write_comparison
 
 STUDY = Path(__file__).with_suffix(".toml")
 

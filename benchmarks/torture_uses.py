@@ -13,7 +13,7 @@ from nervure.methods.snacs.snacs import SNACS
 from nervure.methods.snacs.survey import ConnectivityEvidence
 from nervure.recipe.results import read_outcomes
 from nervure.report import Report
-from nervure.report.comparison import write_comparison
+from nervure.report.comparison_report import write_comparison
 from nervure.report.html import to_html
 from nervure.report.markdown import to_markdown
 

@@ -18,11 +18,10 @@ from nervure.recipe.workers import pool_of
 from nervure.report.comparison import (
     Mean,
     Outcome,
-    comparison_charts,
-    comparison_text,
     paired_differences,
     summary_table,
 )
+from nervure.report.comparison_report import comparison_charts, comparison_text
 
 TINY: dict[str, Any] = {
     "study": {"seeds": [0, 1], "keeps": [0.5], "samples": 64},

@@ -54,9 +54,13 @@ from nervure.recipe import run as run_recipe
 from nervure.recipe import sweep as sweep_recipe
 from nervure.recipe.steps import write_report_pages
 from nervure.refit import Refit, refit
-from nervure.report import Report, circuit_picture, connectivity_page, graph_page
-from nervure.report.comparison import comparison_text
+from nervure.report import MethodComparison, Report, Sweep, circuit_picture, connectivity_page, graph_page
+from nervure.report.comparison_report import comparison_text, write_comparison_pages
+from nervure.report.figures import FIGURES, write_figure
 from nervure.report.markdown import table_text
+from nervure.report.paper import FILES, Found, load_found, write_figures, write_tables
+from nervure.report.sweep_report import write_sweep
+from nervure.report.table_forms import FORMS
 from nervure.report.tables import percent, quantity
 from nervure.scores import CRITERIA
 from nervure.scores import score as scored
@@ -164,7 +168,7 @@ def compare(study: Path, folder: Path | None, **how: Any) -> None:
     outcomes = compare_methods(parsed, folder=place, **how)
     text = comparison_text(outcomes, title=parsed.study.title, baseline=parsed.study.baseline)
     tell(f"\n{text}")
-    _wrote(place / "comparison.md")
+    _wrote(place / "comparison.html")
 
 
 @main.command(epilog=example("nervure trace --model resnet20 --input 1x3x32x32 -o graph.json --html graph.html"))
@@ -532,7 +536,7 @@ def _time_engines(
 @click.option("--normalize", default="none", show_default=True, help="The Laplacian of heat: none, meandeg or sym.")
 @click.option("--json", "out", type=PAGE, help="Write all numbers.")
 @click.option("--html", type=PAGE, help="Write a page.")
-@click.option("--picture", type=PAGE, help="Write the picture of the page (SVG).")
+@click.option("--picture", type=PAGE, help="Write the picture of the page (.svg or .pdf).")
 def connectivity_command(
     choice: NetworkChoice,
     reference: str,
@@ -558,7 +562,7 @@ def connectivity_command(
     if html is not None:
         _wrote(write_text(html, connectivity_page(found, name)))
     if picture is not None:
-        _wrote(write_text(picture, circuit_picture(found, title=name)))
+        _wrote(write_figure(picture, circuit_picture(found, title=name)))
 
 
 def _reference(choice: NetworkChoice, reference: str) -> nn.Module | None:
@@ -625,19 +629,43 @@ def export_command(
         _wrote(path)
 
 
-@main.command("report", epilog=example("nervure report runs/demo"))
+@main.command(
+    "report", epilog=example("nervure report runs/demo", "nervure report runs/sweep --tables latex --figures pdf")
+)
 @click.argument("source", type=ANYWHERE)
 @click.option("--folder", type=PAGES, help="Where the pages go; else beside it.")
-def report_command(source: Path, folder: Path | None) -> None:
-    """Write the pages of a report again.
+@click.option(
+    "--tables", multiple=True, type=click.Choice(list(FORMS)), help="Also every table as that; several times."
+)
+@click.option("--figures", multiple=True, type=click.Choice(FIGURES), help="Every figure so; several times.")
+def report_command(source: Path, folder: Path | None, tables: tuple[str, ...], figures: tuple[str, ...]) -> None:
+    """Write the pages of a report again, and its tables and figures for a paper.
 
-    SOURCE is a report.json or the folder of a run; out come HTML and Markdown.
+    SOURCE is a report.json, sweep.json or comparison.json, or the folder that holds one; out come HTML and Markdown,
+    and what is asked for in folders of their own beside them.
     """
-    file = source / "report.json" if os.path.isdir(source) else source
-    report = Report.load(file)
-    tell(report.headline)
-    for page in write_report_pages(report, require_folder(folder or file.parent)):
-        _wrote(page)
+    names = [name for name in FILES if os.path.exists(source / name)] if os.path.isdir(source) else []
+    file = source / (names or FILES)[0] if os.path.isdir(source) else source
+    found = load_found(file)
+    place = require_folder(folder or file.parent)
+    tell(found.headline)
+    pages = _write_pages(found, place)
+    for path in (
+        *pages,
+        *write_tables(found, place / "tables", tables),
+        *write_figures(found, place / "figures", figures),
+    ):
+        _wrote(path)
+
+
+def _write_pages(found: Found, folder: Path) -> tuple[Path, ...]:
+    match found:
+        case Report():
+            return write_report_pages(found, folder)
+        case Sweep():
+            return write_sweep(found, folder)
+        case MethodComparison():
+            return write_comparison_pages(found, folder)
 
 
 def _rewiring(

@@ -24,7 +24,8 @@ from nervure.recipe.steps import timed_in_turn
 from nervure.recipe.study import Study, Trial, swept_trials
 from nervure.recipe.trials import Job, answer, bench_of, carry_out, data_of_seed, pruned_of
 from nervure.recipe.workers import pool_of
-from nervure.report.comparison import Outcome, TimedSetting, write_comparison
+from nervure.report.comparison import Outcome, TimedSetting
+from nervure.report.comparison_report import MethodComparison, write_comparison_pages
 from nervure.report.run_report import DENSE, DENSE_PLUS, PRUNED
 from nervure.report.sweep_report import Sweep, write_sweep
 
@@ -49,9 +50,10 @@ def compare(
     """Run the trials of a study that are not done yet, and write tables and charts of all that are.
 
     The folder holds ``results.jsonl`` (one line per trial; a line that is there is never computed again),
-    ``comparison.md``, charts, and in ``cache`` the trained networks with their evidence. Stopped at any point, it goes
-    on from there; only trials whose method has other defaults by now are done again. The test split is looked at once
-    per trial, at its end; each line also has the validation accuracy, which is the one to choose by.
+    ``comparison.html``, the same as Markdown and as JSON, charts, and in ``cache`` the trained networks with their
+    evidence. Stopped at any point, it goes on from there; only trials whose method has other defaults by now are done
+    again. The test split is looked at once per trial, at its end; each line also has the validation accuracy, which is
+    the one to choose by.
 
     Args:
         study: what to compare.
@@ -75,8 +77,10 @@ def compare(
     place = Path(folder if folder is not None else study.study.folder)
     tell = say or (print_line if progress else nothing)
     with alone_in(place, tell, "the same command"):
-        outcomes = grid.carry_out(place, tell).of(grid.trials)
-        write_comparison(outcomes, place, title=study.study.title, baseline=study.study.baseline)
+        results = grid.carry_out(place, tell)
+        outcomes, told = results.of(grid.trials), study.study
+        failed = tuple(results.failed[trial.key] for trial in grid.trials if trial.key in results.failed)
+        write_comparison_pages(MethodComparison(told.title, told.baseline, (*outcomes, *failed)), place)
         return outcomes
 
 

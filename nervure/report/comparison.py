@@ -5,18 +5,15 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, final
 
-from nervure.core.files import write_text
-from nervure.core.markup import escape_markdown
 from nervure.core.schema import Count, Fraction, Seed, convert
-from nervure.report.charts import file_names
-from nervure.report.dots import Dot, dot_chart
-from nervure.report.markdown import table_text
 from nervure.report.run_report import DENSE, DENSE_PLUS, milliseconds
 from nervure.report.tables import MISSING, Table, quantity
+
+COSTS: Mapping[str, str] = {"macs": "multiply-accumulates", "params": "parameters that are not zero"}
+"""What a setting costs, in words."""
 
 
 @final
@@ -250,13 +247,14 @@ def network_table(outcomes: Sequence[Outcome], network: str, baseline: str, *, m
     mine = [o for o in outcomes if o.network == network]
 
     def difference(mean: MeanOutcome) -> str:
-        return _points(_mean_difference(mine, mean.method, baseline, mean.keep, metric))
+        return _points(mean_difference(mine, mean.method, baseline, mean.keep, metric))
 
     means = sorted(mean_outcomes(mine), key=lambda mean: -mean.keep)
     return results_table(means, f"minus {baseline} (points)", difference)
 
 
-def _mean_difference(outcomes: Iterable[Outcome], method: str, baseline: str, keep: float, metric: str) -> Mean:
+def mean_difference(outcomes: Iterable[Outcome], method: str, baseline: str, keep: float, metric: str) -> Mean:
+    """The mean of the paired differences between two methods at one budget."""
     found = paired_differences(outcomes, method, baseline, metric=metric)
     return Mean.of(value for (_, _, at), value in found.items() if at == keep and method != baseline)
 
@@ -267,38 +265,32 @@ def summary_table(outcomes: Sequence[Outcome], baseline: str, *, metric: str = "
     methods = [m for m in dict.fromkeys(o.method for o in outcomes) if m != baseline]
     rows = []
     for method in methods:
-        means = [_mean_difference(outcomes, method, baseline, keep, metric) for keep in keeps]
+        means = [mean_difference(outcomes, method, baseline, keep, metric) for keep in keeps]
         if any(mean.n for mean in means):
             rows.append((method, *(f"{_points(mean)} (n={mean.n})" if mean.n else MISSING for mean in means)))
     return Table(("method", *(f"keep {keep:g}" for keep in keeps)), tuple(rows))
+
+
+def trials_table(outcomes: Iterable[Outcome]) -> Table:
+    """One line for each trial, with its numbers as they are, for other programs to read."""
+    decided = ("network", "method", "keep", "budget", "seed")
+    quality, costs = ("accuracy", "validation", "loss", "ece", "samples"), ("macs", "macs_kept", "params", "nonzero")
+    names = (*decided, *quality, *costs, "params_kept")
+    rows = [
+        (*(_plain(getattr(o, name)) for name in names), _plain(statistics.fmean(o.shift.values())) if o.shift else "")
+        for o in outcomes
+    ]
+    return Table((*names, "under_shift"), tuple(rows))
+
+
+def _plain(value: str | float) -> str:
+    return "" if isinstance(value, float) and math.isnan(value) else str(value)
 
 
 def _points(mean: Mean) -> str:
     if not mean.n:
         return MISSING
     return f"{100 * mean.value:+.2f}" + ("" if math.isnan(mean.error) else f" ± {100 * mean.error:.2f}")
-
-
-def comparison_text(outcomes: Sequence[Outcome], *, title: str, baseline: str, metric: str = "accuracy") -> str:
-    """The comparison as Markdown: all networks together, then each by itself, then what failed."""
-    rows = [o for o in outcomes if not o.error]
-    if not rows:
-        return f"# {escape_markdown(title)}\n\nNo trial is done yet.\n"
-    parts = [
-        f"# {escape_markdown(title)}",
-        f"Accuracy is that of the {'test' if metric == 'accuracy' else metric} split, as mean ± standard deviation "
-        "over seeds. Differences are paired: the same trained network, seed and budget, the same recovery; in points, "
-        f"as mean ± standard error. *{DENSE}* is the network as trained, *dense+* the same after the recovery that the "
-        "others get.",
-        f"## All networks, minus {escape_markdown(baseline)}\n\n"
-        + table_text(summary_table(rows, baseline, metric=metric)),
-    ]
-    for network in dict.fromkeys(o.network for o in rows):
-        parts.append(
-            f"## {escape_markdown(network)}\n\n{table_text(network_table(rows, network, baseline, metric=metric))}"
-        )
-    parts.append("## Provenance\n\n" + "\n".join(f"- {escape_markdown(line)}" for line in provenance_lines(rows)))
-    return "\n\n".join(parts) + "\n"
 
 
 def provenance_lines(rows: Sequence[Outcome]) -> list[str]:
@@ -311,39 +303,3 @@ def provenance_lines(rows: Sequence[Outcome]) -> list[str]:
         )
     spent = sum(o.seconds.get("all", 0.0) for o in rows)
     return [*lines, f"trials: {len(rows)}, {spent / 60:.0f} minutes after the training of dense networks"]
-
-
-def comparison_charts(outcomes: Sequence[Outcome], *, baseline: str, metric: str = "accuracy") -> dict[str, str]:
-    """For each network an SVG of paired differences to ``baseline`` in points, with twice their standard errors."""
-    charts = {}
-    for network in dict.fromkeys(o.network for o in outcomes):
-        mine = [o for o in outcomes if o.network == network and not o.error]
-        dots = []
-        for keep in sorted({o.keep for o in mine if o.keep < 1}, reverse=True):
-            for method in dict.fromkeys(o.method for o in mine if o.keep == keep and o.method != baseline):
-                mean = _mean_difference(mine, method, baseline, keep, metric)
-                if mean.n:
-                    error = 0.0 if math.isnan(mean.error) else 200 * mean.error
-                    dots.append(Dot(method, f"keep {keep:g}", 100 * mean.value, error))
-        if dots:
-            charts[network] = dot_chart(dots, title=f"{network}: accuracy minus {baseline} (points)")
-    return charts
-
-
-def write_comparison(
-    outcomes: Sequence[Outcome], folder: Path, *, title: str, baseline: str, name: str = "comparison"
-) -> tuple[Path, ...]:
-    """Write the tables as Markdown, with a chart for each network, to ``folder``; returns the paths.
-
-    Raises:
-        FileError: the folder cannot be written.
-    """
-    charts = comparison_charts(outcomes, baseline=baseline)
-    files = file_names(name, charts)
-    pictures = "".join(f"\n![{escape_markdown(network)}]({file})\n" for network, file in files.items())
-    text = comparison_text(outcomes, title=title, baseline=baseline)
-    if pictures:
-        text += f"\n## Charts\n\nDots are means over seeds, bars two standard errors to each side.\n{pictures}"
-    written = [write_text(folder / f"{name}.md", text)]
-    written += [write_text(folder / file, charts[network]) for network, file in files.items()]
-    return tuple(written)

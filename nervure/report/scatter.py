@@ -14,7 +14,7 @@ DASHES = ("", "7 4", "2 4", "9 3 2 3", "4 3", "12 4", "1 3", "6 2 1 2 1 2")
 STYLE = (
     ".sc text{font:12.5px system-ui,sans-serif;fill:#333}.sc .t{font-weight:600}.sc .g{stroke:#ddd}.sc .r{fill:none;"
     "stroke:#222;stroke-width:1.8}.sc .f{fill:none;stroke:#8a8a8a;stroke-width:7;stroke-opacity:.3;"
-    "stroke-linejoin:round}.sc .l{fill:none;stroke-width:1.6}"
+    "stroke-linejoin:round}.sc .l{fill:none;stroke-width:1.6}.sc .s{fill-opacity:.35;stroke-opacity:.6}"
     + "".join(f".sc .c{i}{{fill:{c};stroke:{c}}}" for i, c in enumerate(COLOURS))
     + "@media screen and (prefers-color-scheme:dark){.sc text{fill:#ddd}.sc .g{stroke:#444}.sc .r{stroke:#eee}"
     + "".join(f".sc .c{i}{{fill:{c};stroke:{c}}}" for i, c in enumerate(DARK))
@@ -50,6 +50,7 @@ def scatter_chart(
     front: Sequence[tuple[float, float]] = (),
     ring: tuple[float, float] | None = None,
     looks: Sequence[str] = (),
+    single: Sequence[Mark] = (),
 ) -> str:
     """An SVG with one series of marks for each name, joined in the order given, and a legend below.
 
@@ -59,6 +60,7 @@ def scatter_chart(
         x_label: below the x axis.
         front: points joined by a broad pale line behind the others.
         ring: a point that is ringed as the suggestion.
+        single: small marks beside those of the same series, such as the single values behind a mean.
         looks: names of the series in the order of their looks, so that several charts agree; empty: as they come.
 
     Returns:
@@ -69,14 +71,16 @@ def scatter_chart(
         return ""
     names = [name for name in (looks or dict.fromkeys(m.series for m in shown)) if any(m.series == name for m in shown)]
     order = list(looks or names)
-    xs = nice_ticks(min(m.x for m in shown), max(m.x for m in shown))
-    ys = nice_ticks(min(m.y - m.error for m in shown), max(m.y + m.error for m in shown))
+    small = [m for m in single if math.isfinite(m.x) and math.isfinite(m.y) and m.series in order]
+    xs = nice_ticks(min(m.x for m in (*shown, *small)), max(m.x for m in (*shown, *small)))
+    ys = nice_ticks(min(m.y - m.error for m in (*shown, *small)), max(m.y + m.error for m in (*shown, *small)))
     across, down = _Axis(xs[0], xs[-1], LEFT, WIDTH - RIGHT), _Axis(ys[0], ys[-1], HEIGHT - BOTTOM, TOP)
     parts = [f'<text class="t" x="6" y="16">{html(title)}</text>', *_grid(across, down, xs, ys, x_label)]
     if front:
         parts.append(f'<polyline class="f" points="{_path(across, down, front)}"/>')
     for name in names:
         parts += _series(across, down, [m for m in shown if m.series == name], order.index(name))
+    parts += [_small(across.at(m.x), down.at(m.y), order.index(m.series), m.told) for m in small]
     if ring is not None:
         parts.append(f'<circle class="r" cx="{across.at(ring[0]):.1f}" cy="{down.at(ring[1]):.1f}" r="9.5"/>')
     legend, height = _legend([(name, order.index(name)) for name in names], bool(front), ring is not None)
@@ -129,6 +133,11 @@ def _mark(x: float, y: float, look: int, told: str = "") -> str:
     title = f"<title>{html(told)}</title>" if told else ""
     shape = SHAPES[look % len(SHAPES)]
     return f'<path class="c{look % len(COLOURS)}" transform="translate({x:.1f} {y:.1f})" d="{shape}">{title}</path>'
+
+
+def _small(x: float, y: float, look: int, told: str) -> str:
+    title = f"<title>{html(told)}</title>" if told else ""
+    return f'<circle class="s c{look % len(COLOURS)}" cx="{x:.1f}" cy="{y:.1f}" r="2.6">{title}</circle>'
 
 
 def _legend(names: Sequence[tuple[str, int]], front: bool, ring: bool) -> tuple[str, int]:

@@ -7,10 +7,14 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, final
 
+from nervure.core.documents import open_document
 from nervure.core.files import write_json, write_text
 from nervure.core.markup import code, escape_markdown
+from nervure.core.schema import convert, written_schema
+from nervure.errors import FileError
 from nervure.report.charts import file_names
 from nervure.report.comparison import (
+    COSTS,
     Mean,
     MeanOutcome,
     Outcome,
@@ -18,15 +22,20 @@ from nervure.report.comparison import (
     mean_outcomes,
     provenance_lines,
     results_table,
+    trials_table,
 )
 from nervure.report.front import front, knee
 from nervure.report.html import page
 from nervure.report.markdown import table_text
+from nervure.report.paired import PairedTest, compare_settings, leaders, some, tell_leader, verdict_cells
 from nervure.report.run_report import DENSE
 from nervure.report.scatter import Mark, scatter_chart
+from nervure.report.table_forms import html_table
 from nervure.report.tables import Table, recipe_rows
 
-FORMAT = 1
+FORMAT, KIND = 1, "nervure-sweep"
+SAME_COST = 1.02
+"""Settings that cost so many times what the suggestion costs, or less, are as small."""
 Quality = Literal["accuracy", "shifted", "validation"]
 QUALITIES: Mapping[str, str] = {"accuracy": "clean", "shifted": "under shift"}
 
@@ -43,6 +52,8 @@ class Sweep:
         means: the outcome of every setting with a finished trial, the dense network first.
         failures: what went wrong, by trial.
         provenance: versions, commit, machine and dates, one line each.
+        outcomes: of the single trials; empty where only means are known.
+        timed: how long their networks take, by key.
     """
 
     title: str
@@ -51,11 +62,18 @@ class Sweep:
     means: tuple[MeanOutcome, ...] = ()
     failures: Mapping[str, str] = field(default_factory=dict, hash=False)
     provenance: tuple[str, ...] = ()
+    outcomes: tuple[Outcome, ...] = ()
+    timed: Mapping[str, TimedSetting] = field(default_factory=dict, hash=False)
 
     @staticmethod
     def of(outcomes: Sequence[Outcome], timed: Mapping[str, TimedSetting], **rest: Any) -> "Sweep":
         """From the outcomes of all trials and their timings, by key; ``rest`` are the other fields."""
-        return Sweep(means=mean_outcomes(outcomes, timed), provenance=tuple(provenance_lines(outcomes)), **rest)
+        told: dict[str, Any] = {
+            "outcomes": tuple(outcomes),
+            "timed": timed,
+            "provenance": tuple(provenance_lines(outcomes)),
+        }
+        return Sweep(means=mean_outcomes(outcomes, timed), **told, **rest)
 
     @property
     def candidates(self) -> tuple[MeanOutcome, ...]:
@@ -89,13 +107,52 @@ class Sweep:
         """The result in one sentence."""
         found = self.suggestion
         if found is None:
-            return "No knee: take the point of the front that fits your needs" if self.means else "Nothing is done yet"
+            return self._without_knee()
         dense = self._dense or found
         parts = [f"Knee: {found.label} keeps {100 * found.costs['macs'].value:.0f} % of the multiply-accumulates"]
         parts.append(f"accuracy {100 * dense.accuracy.value:.1f} → {100 * found.accuracy.value:.1f} %")
         if found.shifted.n and dense.shifted.n:
             parts.append(f"under shift {100 * dense.shifted.value:.1f} → {100 * found.shifted.value:.1f} %")
-        return ", ".join(parts)
+        return ", ".join([*parts, *self._undecided()])
+
+    def _without_knee(self) -> str:
+        if not self.means:
+            return "Nothing is done yet"
+        clauses = "; ".join(map(tell_leader, leaders(self.outcomes)))
+        return "No knee: take the point of the front that fits your needs" + (f"; best {clauses}" if clauses else "")
+
+    def rivals(self) -> dict[str, PairedTest]:
+        """Every other setting against the suggestion by the test images: paired by seed, by the setting's label."""
+        chosen = self.suggestion
+        if chosen is None or not self.outcomes:
+            return {}
+        others = [mean for mean in self.means if mean is not chosen]
+        mine = self._trials(chosen)
+        return {m.label: compare_settings(mine, self._trials(m), "accuracy") for m in others}
+
+    def told_apart(self) -> Table:
+        """Every other setting against the suggestion: the difference, the pairs, and whether they are told apart."""
+        rows = tuple((name, *verdict_cells(test)) for name, test in self.rivals().items())
+        return Table(("setting", "suggestion minus this (points)", "seeds", "told apart"), rows)
+
+    def _trials(self, mean: MeanOutcome) -> list[Outcome]:
+        return [o for o in self.outcomes if (o.method, o.keep) == (mean.method, mean.keep)]
+
+    def _undecided(self) -> list[str]:
+        """What the headline owes to the reader: which settings as small as the suggestion are as good for all we know.
+
+        Of one seed nothing can be told.
+        """
+        tests, chosen = self.rivals(), self.suggestion
+        if chosen is None or not tests:
+            return []
+        most = max(test.mean.n for test in tests.values())
+        if most < 2:
+            return ["one seed: whether others are as good cannot be told"]
+        allowed = SAME_COST * chosen.costs[self.cost].value
+        small = {m.label for m in self.means if m.costs[self.cost].value <= allowed}
+        level = [name for name, test in tests.items() if name in small and not test.differs]
+        return [f"not told apart from {some(level)} ({most} seeds)"] if level else []
 
     @property
     def _dense(self) -> MeanOutcome | None:
@@ -134,24 +191,53 @@ class Sweep:
     def to_json(self) -> dict[str, Any]:
         """Plain data; NaN is null."""
         data = {
-            "kind": "nervure-sweep",
+            "kind": KIND,
             "format": FORMAT,
             "headline": self.headline,
             "cost": self.cost,
             "front": [c.label for c in self.on_front()],
             "knee": None if self.suggestion is None else self.suggestion.label,
-            **{f.name: getattr(self, f.name) for f in fields(self) if f.name != "means"},
+            **{f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("means", "outcomes", "timed")},
+            "outcomes": [asdict(o) for o in self.outcomes],
+            "timed": {key: asdict(one) for key, one in self.timed.items()},
             "candidates": [{"label": c.label, **asdict(c)} for c in self.means],
         }
         return {key: _null(value) for key, value in data.items()}
 
+    @staticmethod
+    def from_json(data: Mapping[str, Any] | str) -> "Sweep":
+        """Read what :meth:`to_json` wrote; raises :class:`FileError` on anything else."""
+        what = "this sweep"
+        plain = open_document(data, what)
+        if plain.get("kind") != KIND:
+            raise FileError("this is not a sweep of nervure. Give the sweep.json that sweep wrote.")
+        if "outcomes" not in plain:
+            raise FileError("this sweep was written before trials were kept in it: sweep again, which computes none.")
+        found = convert(plain, _SWEEP, what)
+        outcomes = tuple(map(Outcome.from_json, found.outcomes))
+        rest = {"title": found.title, "recipe": found.recipe, "folder": found.folder, "failures": found.failures}
+        return Sweep.of(outcomes, found.timed, **rest)
 
-COSTS: Mapping[str, str] = {"macs": "multiply-accumulates", "params": "parameters that are not zero"}
+    def tables(self) -> dict[str, Table]:
+        """All tables by name; ``trials`` has the numbers of every trial as they are."""
+        return {"settings": self.table(), "told apart": self.told_apart(), "trials": trials_table(self.outcomes)}
+
+
+_SWEEP = written_schema(Sweep, {"outcomes": tuple[dict[str, Any], ...], "means": Any})
+
+
 HOW = (
     "Points are means over seeds, bars one standard deviation to each side. Nothing on the front is beaten: no other "
     "setting costs as little and is as good. The suggestion is the knee of the front on the validation images, against "
     "{cost}: with both axes stretched to [0, 1], the point farthest above the chord between the ends of the front "
     "(Satopaa et al., 2011). In a chart of the test images it need not lie on their front."
+)
+
+
+TOLD = (
+    "Every other setting against the suggestion, by the test images: pairs have the same seed, and so the same trained "
+    "network; p is of Student's paired t test. Told apart: p below 0.05, each asked by itself: of twenty settings that "
+    "are alike chance tells one apart. What is not told apart may differ all the same; more seeds would tell."
 )
 
 
@@ -177,6 +263,8 @@ def sweep_text(found: Sweep, pictures: Mapping[str, str] | None = None) -> str:
     parts = [f"# {escape_markdown(found.title)}", f"**{escape_markdown(found.headline)}**"]
     if found.candidates:
         parts += ["## Settings", table_text(found.table())]
+    if found.rivals():
+        parts += ["## Told apart", TOLD, table_text(found.told_apart())]
     if pictures:
         parts += [
             "## Charts",
@@ -199,12 +287,19 @@ def sweep_page(found: Sweep) -> str:
     return page(
         "sweep.html.j2",
         found=found,
-        table=found.table(),
+        table=html_table(found.table(), _suggested(found)) if found.means else "",
+        told=html_table(found.told_apart()) if found.rivals() else "",
+        told_note=TOLD,
         charts=found.charts(),
         how=how(found),
         commands=commands(found),
         recipe=recipe_rows(found.recipe),
     )
+
+
+def _suggested(found: Sweep) -> dict[int, str]:
+    """The row of the suggestion is marked as the pruned network of a report is."""
+    return {} if found.suggestion is None else {found.means.index(found.suggestion): "pruned"}
 
 
 def write_sweep(found: Sweep, folder: Path) -> tuple[Path, ...]:

@@ -19,7 +19,14 @@ from nervure.export.card import Card
 from nervure.report import Point, Report, Row, Width, circuit_picture, graph_page, to_html, to_markdown
 from nervure.report import connectivity_page as circuit_page
 from nervure.report.charts import file_names
-from nervure.report.comparison import Outcome, TimedSetting, comparison_charts, comparison_text, write_comparison
+from nervure.report.comparison import Outcome, TimedSetting
+from nervure.report.comparison_report import (
+    MethodComparison,
+    comparison_charts,
+    comparison_page,
+    comparison_text,
+    write_comparison,
+)
 from nervure.report.connectivity_charts import connectivity_page
 from nervure.report.shift_section import strips
 from nervure.report.sweep_report import Sweep, sweep_page, sweep_text, write_sweep
@@ -223,6 +230,7 @@ PAGES: dict[str, Callable[[str], str]] = {
     "connectivity": lambda name: connectivity_page(report(name).evidence),
     "picture": lambda name: circuit_picture(connectivity(Named(name), torch.ones(1, 3)), title=name),
     "comparison": lambda name: "".join(comparison_charts(outcomes(name), baseline="B").values()),
+    "comparison page": lambda name: comparison_page(MethodComparison(name, "B", tuple(outcomes(name)))),
 }
 
 
