@@ -1,1 +1,1 @@
-"""Callbacks that hold masks in the loops of other libraries; each module needs its library (an extra)."""
+"""Masks that hold in the loops of other libraries, and trackers; each needs its library (an extra)."""

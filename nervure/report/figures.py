@@ -50,7 +50,9 @@ def to_pdf(svg: str) -> bytes:
     _register_fonts()
     drawing = svglib.svg2rlg(io.BytesIO(_plain(standalone(svg)).encode()))
     _fit(drawing)
-    return bytes(renderPDF.drawToString(drawing, canvasKwds={"invariant": 1, "initialFontName": FONT}))
+    # Else the page asks for Helvetica, which is not in the file.
+    drawing.initialFontName = FONT
+    return bytes(renderPDF.drawToString(drawing, invariant=1))
 
 
 def write_figure(path: Path, svg: str) -> Path:

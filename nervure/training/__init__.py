@@ -17,9 +17,10 @@ from nervure.training.masks import Held, Masks, hold, masks_of, same_everywhere
 from nervure.training.norms import recalibrate
 from nervure.training.objectives import Objective, cross_entropy, label_smoothing, with_distillation
 from nervure.training.schedules import Schedule, constant, cosine, onecycle
-from nervure.training.step import Hook, Setting, Stateful, TrainingStep
+from nervure.training.step import Callback, Hook, Setting, Stateful, TrainingPoint, TrainingStep
 
 __all__ = [
+    "Callback",
     "Event",
     "Held",
     "History",
@@ -34,6 +35,7 @@ __all__ = [
     "SparseTrainer",
     "Stateful",
     "TopologyUpdate",
+    "TrainingPoint",
     "TrainingStep",
     "Turnover",
     "UpdateContext",

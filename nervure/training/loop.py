@@ -39,7 +39,7 @@ from nervure.training.dynamic.protocol import Event, SparseTrainer
 from nervure.training.masks import Held, Masks, hold
 from nervure.training.objectives import Objective, task_in
 from nervure.training.schedules import SCHEDULES, Schedule
-from nervure.training.step import Hook, Setting, Stateful, TrainingStep
+from nervure.training.step import Callback, Hook, Setting, Stateful, TrainingPoint, TrainingStep
 
 MakeOptimizer: TypeAlias = Callable[[list[nn.Parameter]], Optimizer]
 CURVES = ("loss", "validation")
@@ -125,6 +125,7 @@ class _Run:
     objective: Objective
     task: Task
     hooks: tuple[Hook, ...]
+    callbacks: tuple[Callback, ...]
     schedule: Schedule
     peaks: tuple[float, ...]
     place: torch.device
@@ -147,6 +148,7 @@ def train(  # noqa: PLR0913 - one keyword per choice that a recipe makes
     schedule: Literal["onecycle", "cosine", "constant"] | Schedule = "onecycle",
     objective: Objective | None = None,
     hooks: Sequence[Hook | SparseTrainer] = (),
+    callbacks: Sequence[Callback] = (),
     masks: Masks | None = None,
     validation: Batches | None = None,
     seed: Seed = 0,
@@ -182,6 +184,8 @@ def train(  # noqa: PLR0913 - one keyword per choice that a recipe makes
         hooks: functions of a :class:`TrainingStep`, called in order between backward pass and optimizer; masks that one
             returns replace all masks. A method that rewires (``SET``, ``RigL``, ``GMP``, ``Synthesis``) is a hook
             too: it begins with its own first masks, or with ``masks`` where they are given.
+        callbacks: functions of a :class:`TrainingPoint`, called in order after each step and after each epoch, when its
+            checkpoint is saved: for numbers that go elsewhere (:mod:`nervure.integrations.trackers`).
         masks: parameter name -> bool tensor, True stays; the rest is held at zero, moments included.
         validation: batches whose accuracy is measured after each epoch; where their labels are not classes, the mean
             loss instead.
@@ -222,6 +226,7 @@ def train(  # noqa: PLR0913 - one keyword per choice that a recipe makes
                 objective,
                 task,
                 taken,
+                tuple(callbacks),
                 _schedule(schedule),
                 tuple(group["lr"] for group in stepper.param_groups),
                 place,
@@ -259,6 +264,7 @@ def _train_epochs(
             if validation is not None:
                 log.validation.append(_validate(run, validation))
             save()
+            _tell(run, TrainingPoint("epoch", log.steps, epoch + 1, _latest(log)))
 
 
 def _first(data: Batches, seed: int) -> Any:
@@ -304,11 +310,24 @@ def _train_epoch(
         part.batches = number + 1
         log.steps += 1
         advance()
+        rate = run.optimizer.param_groups[0]["lr"]
+        _tell(run, TrainingPoint("step", log.steps, epoch, {"loss": loss, "learning_rate": rate}))
         if _events(run.hooks) != events:
             save()
     _require_finite_weights(run.model, epoch)
     log.part = Part()
     return part.loss / part.samples
+
+
+def _tell(run: _Run, point: TrainingPoint) -> None:
+    for callback in run.callbacks:
+        callback(point)
+
+
+def _latest(log: _Log) -> dict[str, float]:
+    """What is known of the epoch that ended last."""
+    curves = {name: getattr(log, name) for name in CURVES}
+    return {name: curve[-1] for name, curve in curves.items() if curve} | {"seconds": log.seconds}
 
 
 def _events(hooks: Sequence[Hook]) -> int:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeAlias, final, runtime_checkable
+from typing import Any, Literal, Protocol, TypeAlias, final, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +42,28 @@ class TrainingStep:
 
 
 Hook: TypeAlias = Callable[[TrainingStep], Masks | None]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class TrainingPoint:
+    """What a callback is told after each step and after each epoch.
+
+    Attributes:
+        kind: ``"step"`` or ``"epoch"``.
+        step: steps done, over all epochs.
+        epoch: epochs done.
+        values: of a step its ``loss`` and the ``learning_rate`` that it took; of an epoch its mean ``loss``, what
+            ``validation`` gave, where there are such data, and the ``seconds`` of the training so far.
+    """
+
+    kind: Literal["step", "epoch"]
+    step: int
+    epoch: int
+    values: Mapping[str, float] = field(hash=False)
+
+
+Callback: TypeAlias = Callable[[TrainingPoint], None]
 
 
 @final
