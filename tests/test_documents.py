@@ -30,8 +30,10 @@ from nervure.graph.types import MOST_POSITIONS, Axis, ConfigSize, SizeAttribute,
 from nervure.plan import Route
 from nervure.recipe.results import append_line, read_outcomes
 from nervure.report import Point, Row, Width, to_html, to_markdown
-from nervure.report.comparison import Outcome
+from nervure.report.comparison import Outcome, TimedSetting
+from nervure.report.comparison_report import MethodComparison, comparison_page
 from nervure.report.run_report import check_report
+from nervure.report.sweep_report import Sweep, sweep_page
 from tests.networks import NETWORKS, traced
 
 MEGABYTE = 1 << 20
@@ -80,15 +82,8 @@ def table() -> LatencyTable:
 
 def outcome(**changes: Any) -> Outcome:
     base = Outcome("k", "net", "Random", 1, 0.5, "macs", "Random()", 0.75, 1.25, 0.125, 0.5, 10, 100, 90, 1000)
-    return replace(
-        base,
-        params_kept=0.9,
-        macs_kept=0.5,
-        loss_curve=(1.0, 0.5),
-        shift={"fog": 0.25},
-        provenance={"torch": "2"},
-        **changes,
-    )
+    known: dict[str, Any] = {"params_kept": 0.9, "macs_kept": 0.5, "loss_curve": (1.0, 0.5), "shift": {"fog": 0.25}}
+    return replace(base, **(known | {"provenance": {"torch": "2"}} | changes))
 
 
 def report() -> Report:
@@ -123,6 +118,22 @@ def report() -> Report:
     )
 
 
+def outcomes() -> list[Outcome]:
+    labels = [(method, seed) for method in ("dense", "Random", "A") for seed in (0, 1)]
+    return [outcome(key=f"{method}{seed}", method=method, seed=seed) for method, seed in labels]
+
+
+def comparison() -> MethodComparison:
+    return MethodComparison("a title", "Random", (*outcomes(), outcome(error="failed")))
+
+
+def sweep() -> Sweep:
+    timed = {"A0": TimedSetting({"1": 2.0}, {"1": 1.5})}
+    return Sweep.of(
+        outcomes(), timed, title="a title", recipe={"prune": {"keep": 0.5}}, folder="f", failures={"a": "b"}
+    )
+
+
 RECIPE = '[model]\nname = "resnet8"\n[data]\nname = "digits"\n[evaluate]\nlatency = [1, 8]\nshift = ["fog"]\n'
 STUDY = (
     RECIPE.replace("[model]", "[study]\nseeds = [0, 1]\n[[network]]") + '[[method]]\nname = "Random"\nkeeps = [0.5]\n'
@@ -154,6 +165,8 @@ KINDS: Mapping[str, Kind] = {
     "table": Kind(lambda: table().to_json(), LatencyTable.from_json),
     "outcome": Kind(lambda: asdict(outcome()), Outcome.from_json),
     "report": Kind(lambda: report().to_json(), lambda data: shown(Report.from_json(data))),
+    "comparison": Kind(lambda: comparison().to_json(), lambda data: comparison_page(MethodComparison.from_json(data))),
+    "sweep": Kind(lambda: sweep().to_json(), lambda data: sweep_page(Sweep.from_json(data))),
 }
 OPEN: Mapping[str, Kind] = {
     "recipe": Kind(lambda: Recipe.from_toml(RECIPE).to_dict(), Recipe.from_dict),

@@ -8,7 +8,7 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any, NamedTuple, final
 
-from nervure.core.schema import Count, Fraction, Seed, convert
+from nervure.core.schema import Count, Fraction, NotNegative, Positive, Seed, convert
 from nervure.report.run_report import DENSE, DENSE_PLUS, in_words, milliseconds
 from nervure.report.tables import MISSING, Table, quantity
 
@@ -120,8 +120,8 @@ NOTHING = Mean.of(())
 class TimedSetting:
     """How long one trial's network takes: milliseconds, and times faster than its dense one, by batch size."""
 
-    latency: Mapping[str, float] = field(default_factory=dict, hash=False)
-    speedup: Mapping[str, float] = field(default_factory=dict, hash=False)
+    latency: Mapping[str, NotNegative] = field(default_factory=dict, hash=False)
+    speedup: Mapping[str, Positive] = field(default_factory=dict, hash=False)
 
 
 @final

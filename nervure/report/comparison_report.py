@@ -211,8 +211,9 @@ def comparison_charts(outcomes: Sequence[Outcome], *, baseline: str, metric: str
         for keep in sorted({o.keep for o in mine if o.keep < 1}, reverse=True):
             for method in dict.fromkeys(o.method for o in mine if o.keep == keep and o.method != baseline):
                 mean = mean_difference(mine, method, baseline, keep, metric)
-                if mean.n:
-                    error = 0.0 if math.isnan(mean.error) else 200 * mean.error
+                error = 0.0 if math.isnan(mean.error) else 200 * mean.error
+                # A file may say anything: what is no number has no place on a chart.
+                if math.isfinite(100 * mean.value) and math.isfinite(error):
                     dots.append(Dot(method, f"keep {keep:g}", 100 * mean.value, error))
         if dots:
             charts[network] = dot_chart(dots, title=f"{network}: accuracy minus {baseline} (points)")

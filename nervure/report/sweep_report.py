@@ -223,7 +223,9 @@ class Sweep:
         return {"settings": self.table(), "told apart": self.told_apart(), "trials": trials_table(self.outcomes)}
 
 
-_SWEEP = written_schema(Sweep, {"outcomes": tuple[dict[str, Any], ...], "means": Any})
+_SWEEP = written_schema(
+    Sweep, {"outcomes": tuple[dict[str, Any], ...], "means": Any, "recipe": dict[str, dict[str, Any]]}
+)
 
 
 HOW = (

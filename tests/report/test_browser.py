@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+from dataclasses import replace
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from nervure import Cut, Drop, Mask, Plan, connectivity, trace
 from nervure.report import Point, Report, Row, Width, connectivity_page, graph_page, to_html
 from nervure.report.comparison import Outcome, TimedSetting
+from nervure.report.comparison_report import MethodComparison, comparison_page
 from nervure.report.run_report import place
 from nervure.report.sweep_report import Sweep, sweep_page
 from nervure.zoo import build
@@ -56,13 +58,21 @@ def report() -> str:
     )
 
 
-def swept() -> str:
-    outcomes = [
+def trials() -> list[Outcome]:
+    return [
         Outcome(f"{m}{k}{s}", LONG, m, s, k, "macs", accuracy=k, validation=k**0.5, macs_kept=k, params_kept=k, macs=10)
         for m in ("dense", f"Taylor of {LONG}", *"ABCDEFGH")
         for k in (0.25, 0.5, 1.0)
         for s in (0, 1)
     ]
+
+
+def compared() -> str:
+    return comparison_page(MethodComparison(LONG, "A", (*trials(), replace(trials()[-1], error=LONG * 2))))
+
+
+def swept() -> str:
+    outcomes = trials()
     timed = {
         o.key: TimedSetting(dict.fromkeys(["1", "64", "256"], 1.0), dict.fromkeys(["1", "64", "256"], 1.0))
         for o in outcomes
@@ -76,6 +86,7 @@ def pages() -> dict[str, str]:
     return {
         "report": report(),
         "sweep": swept(),
+        "comparison": compared(),
         "graph": graph_page(trace(model, example), LONG),
         "circuit": connectivity_page(connectivity(model, example), LONG),
     }
