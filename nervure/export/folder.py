@@ -67,6 +67,11 @@ def save_folder(folder: Path, pruned: Pruned, meta: Mapping[str, Any]) -> Path:
 
 def load_folder(folder: Path, source: Source | None) -> Pruned:
     """Read a folder into which :func:`save_folder` wrote; see :func:`nervure.load`."""
+    if not (folder / PLAN_FILE).exists():
+        raise FileError(
+            f"{str(folder)!r}: a folder is there, and it holds no {PLAN_FILE}, which nervure.save(folder, pruned) "
+            "writes."
+        )
     header, stored = read_container(folder / PLAN_FILE, FolderHeader, FOLDER)
     if source is None and header.blueprint is None:
         raise FileError(
@@ -111,7 +116,8 @@ def _weight_files(folder: Path) -> Iterator[Path]:
     files = sorted(path for path in folder.glob("*.safetensors") if path.name != PLAN_FILE)
     if not files or not (folder / CONFIG_FILE).is_file():
         raise FileError(
-            f"{str(folder)!r} holds no {'weights (*.safetensors)' if not files else CONFIG_FILE}. Call "
+            f"{str(folder)!r}: a folder is there, and it holds no "
+            f"{'weights (*.safetensors)' if not files else CONFIG_FILE}. Call "
             f"pruned.model.save_pretrained({os.fspath(folder)!r}) first, and nervure.save then; or name a file: "
             "nervure.save('model.safetensors', pruned)."
         )
