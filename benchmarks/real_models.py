@@ -341,7 +341,10 @@ INTRODUCTION = """# Real models, made smaller
 `python benchmarks/real_models.py --models FOLDER`; one thread, times are of the processor. Trained models from ordinary
 packages, named with their licences in `benchmarks/real_data.py`; no weights and no data are kept here. Calibration data
 are drawn anew for each seed, and never tested on: other windows of a text, other lines, other crops (of the same three
-photographs for the detector, of other photographs for the classifier), other clips."""
+photographs for the detector, of other photographs for the classifier), other clips.
+
+What stands in no table was not run; the last column says on how many seeds a row rests. Of one seed, differences of a
+few points mean nothing. Where the dense model has no labels to be measured by, it is the measure itself."""
 
 BENCHMARK = Benchmark(
     "real_models",
