@@ -18,7 +18,7 @@ import pytest
 SEED = "NERVURE_TEST_SEED"
 LEAST = 12
 """Cases of every law, or all where there are fewer."""
-TIMES = 3
+TIMES = 2
 """How often every value is taken, over all the laws that are asked of it; ``sampled(times=...)`` says otherwise."""
 
 

@@ -51,21 +51,21 @@ def test_budgets_are_met(allocator: str, model: str, keep: float) -> None:
     contracts.the_budget_is_met_and_never_exceeded(case(model), allocator, keep)
 
 
-@pytest.mark.sampled(times=2)
+@pytest.mark.sampled(share=0.1, times=1)
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("method", METHODS, ids=repr)
 def test_methods_keep_the_laws(method: Method, model: str) -> None:
     contracts.a_method_keeps_the_laws(case(model), method)
 
 
-@pytest.mark.sampled(times=2)
+@pytest.mark.sampled(share=0.1, times=1)
 @pytest.mark.parametrize("model", ["residual", "grouped_conv", "squeeze_excitation", "vit"])
 @pytest.mark.parametrize("method", MASKING, ids=repr)
 def test_methods_that_mask_keep_the_laws(method: Method, model: str) -> None:
     contracts.a_method_keeps_the_laws(case(model), method)
 
 
-@pytest.mark.sampled(times=2)
+@pytest.mark.sampled(share=0.1, times=1)
 @pytest.mark.filterwarnings("ignore::nervure.errors.NervureWarning")
 @pytest.mark.parametrize("model", WITH_BLOCKS)
 @pytest.mark.parametrize("method", DROPPING, ids=repr)

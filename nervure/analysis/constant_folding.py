@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nervure.graph.tape import Entry, Ref, Tape, WriteBack
+from nervure.graph.tape import Entry, Ref, Tape, WriteBack, results_of
 
 
 class Statics:
@@ -51,8 +51,7 @@ class Statics:
             copied = entry.op._schema.is_mutable
             args = [self._fill(a, copied) for a in entry.args]
             out = entry.op(*args, **{key: self._fill(value, copied) for key, value in entry.kwargs.items()})
-        results = [t for t in (out if isinstance(out, list | tuple) else [out]) if isinstance(t, Tensor)]
-        return results[[r.id for r in entry.outs].index(ref.id)]
+        return results_of(out)[[r.id for r in entry.outs].index(ref.id)]
 
     def _write(self, entry: WriteBack) -> Tensor:
         whole = self.value(entry.base).clone()

@@ -13,6 +13,7 @@ from nervure.analysis.edge_strength import Strength, finish, fold_columns, terms
 from nervure.analysis.neuron_graph import EdgeSet, Floats, Ints, Kind, NeuronGraph, NodeSet, WeightUse
 from nervure.analysis.node_numbers import NONE, align_rank, as_one, distinct, rows_of, shrink_constant, tensor
 from nervure.core.extras import require_extra
+from nervure.graph.labels import shape_along
 from nervure.graph.tape import Entry, Ref, Tape, WriteBack
 
 ROWS = 64
@@ -133,7 +134,7 @@ class Propagator:
         if way == "elements":
             numbers = numbers.reshape(1, *shape[1:])
         else:
-            numbers = numbers.reshape([size if a == axis else 1 for a in range(len(shape))])
+            numbers = numbers.reshape(shape_along(axis, len(shape)))
         self.given.append(BoundArguments(start, size, shape, way))
         self.nodes[number] = shrink_constant(numbers)
 

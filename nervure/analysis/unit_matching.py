@@ -108,15 +108,19 @@ def _agreement(group: Group, one: Mapping[str, Tensor], other: Mapping[str, Tens
 
 def _by_unit(tensor: Tensor, axis: int, units: np.ndarray, size: int) -> Tensor:
     """Shape [units, everything of a unit]."""
-    order = torch.from_numpy(
-        np.argsort(np.where(units < 0, len(units), units), kind="stable")[: int((units >= 0).sum())]
-    )
+    order = torch.from_numpy(_places(units))
     return tensor.detach().cpu().double().movedim(axis, 0).index_select(0, order).reshape(size, -1)
+
+
+def _places(units: np.ndarray) -> np.ndarray:
+    """The positions that have a unit, those of the first unit first."""
+    order = np.argsort(np.where(units < 0, len(units), units), kind="stable")
+    return order[: int((units >= 0).sum())]
 
 
 def _reorder_positions(units: np.ndarray, order: np.ndarray) -> np.ndarray:
     """Positions with the n-th place of unit order[u] where the n-th place of u was."""
-    places = np.argsort(np.where(units < 0, len(units), units), kind="stable")[: int((units >= 0).sum())]
+    places = _places(units)
     index = np.arange(len(units))
     index[places] = places.reshape(len(order), -1)[order].reshape(-1)
     return index

@@ -1,6 +1,6 @@
 """How much every child depends on every parent given all the other parents."""
 
-from typing import overload
+from typing import Unpack, overload
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ from nervure.core.check import checked
 from nervure.core.schema import Seed
 from nervure.dependence import gaussian, hashing, residual, spanning
 from nervure.dependence.divergences import Divergence
-from nervure.dependence.estimator_options import Correction, Estimator, Options
+from nervure.dependence.estimator_options import Choices, Correction, Estimator, Options
 from nervure.dependence.interval import Interval
 from nervure.dependence.interval import interval as interval_of
 from nervure.dependence.regression import residuals
@@ -23,20 +23,13 @@ def conditional_connectivity(
     parents: Tensor,
     children: Tensor,
     *,
-    estimator: Estimator = "residual",
-    divergence: Divergence = "henze-penrose",
-    bins: int = 8,
-    ridge: float = 1e-3,
     weights: Tensor | None = None,
     phi: Phi | None = None,
     groups: int | tuple[int, int] | None = None,
-    correction: Correction | None = None,
-    smooth: bool = True,
     noise: float = 0.0,
-    faithful: bool = False,
-    interval: None = None,
     memory: int = 256 * MEBIBYTE,
-    seed: Seed = 0,
+    interval: None = None,
+    **choices: Unpack[Choices],
 ) -> Tensor: ...
 
 
@@ -45,20 +38,13 @@ def conditional_connectivity(
     parents: Tensor,
     children: Tensor,
     *,
-    estimator: Estimator = "residual",
-    divergence: Divergence = "henze-penrose",
-    bins: int = 8,
-    ridge: float = 1e-3,
     weights: Tensor | None = None,
     phi: Phi | None = None,
     groups: int | tuple[int, int] | None = None,
-    correction: Correction | None = None,
-    smooth: bool = True,
     noise: float = 0.0,
-    faithful: bool = False,
-    interval: float,
     memory: int = 256 * MEBIBYTE,
-    seed: Seed = 0,
+    interval: float,
+    **choices: Unpack[Choices],
 ) -> Interval: ...
 
 

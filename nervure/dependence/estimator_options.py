@@ -2,7 +2,7 @@
 
 import warnings
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, final, get_args
+from typing import Literal, TypeAlias, TypedDict, final, get_args
 
 import torch
 from torch import Tensor
@@ -17,6 +17,19 @@ Estimator: TypeAlias = Literal["residual", "hash", "gaussian", "mst"]
 Correction: TypeAlias = Literal["law", "permutation", "none"]
 
 SHUFFLES = 5
+
+
+class Choices(TypedDict, total=False):
+    """What may be given by keyword, whatever is estimated; see :class:`Options`."""
+
+    estimator: Estimator
+    divergence: Divergence
+    bins: int
+    ridge: float
+    correction: Correction | None
+    smooth: bool
+    faithful: bool
+    seed: int
 
 
 @final

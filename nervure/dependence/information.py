@@ -1,6 +1,6 @@
 """Mutual information of two variables, given others or not."""
 
-from typing import overload
+from typing import Unpack, overload
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from nervure.core.schema import Seed
 from nervure.dependence import gaussian, hashing, spanning
 from nervure.dependence.binned import codes, joint_counts, quantile_edges, runs
 from nervure.dependence.divergences import Divergence
-from nervure.dependence.estimator_options import Correction, Estimator, Options
+from nervure.dependence.estimator_options import Choices, Correction, Estimator, Options
 from nervure.dependence.interval import Interval
 from nervure.dependence.interval import interval as interval_of
 from nervure.dependence.regression import residuals
@@ -24,15 +24,8 @@ def mutual_information(
     y: Tensor,
     *,
     given: Tensor | None = None,
-    estimator: Estimator = "residual",
-    divergence: Divergence = "henze-penrose",
-    bins: int = 8,
-    ridge: float = 1e-3,
-    correction: Correction | None = None,
-    smooth: bool = True,
-    faithful: bool = False,
     interval: None = None,
-    seed: Seed = 0,
+    **choices: Unpack[Choices],
 ) -> Tensor: ...
 
 
@@ -42,15 +35,8 @@ def mutual_information(
     y: Tensor,
     *,
     given: Tensor | None = None,
-    estimator: Estimator = "residual",
-    divergence: Divergence = "henze-penrose",
-    bins: int = 8,
-    ridge: float = 1e-3,
-    correction: Correction | None = None,
-    smooth: bool = True,
-    faithful: bool = False,
     interval: float,
-    seed: Seed = 0,
+    **choices: Unpack[Choices],
 ) -> Interval: ...
 
 

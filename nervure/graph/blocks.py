@@ -19,7 +19,7 @@ from torch import Tensor
 from nervure.graph.labels import LabelArray, TensorLabels
 from nervure.graph.ops.table import find_operator
 from nervure.graph.propagate import LabelPropagation, argument
-from nervure.graph.tape import Entry, ModuleCall, Ref, Tape, WriteBack
+from nervure.graph.tape import Entry, ModuleCall, Ref, Tape, WriteBack, results_of
 from nervure.graph.trace import TraceResult
 from nervure.graph.types import NOT_CUT, Block, Graph, Group, ZeroStub
 
@@ -113,7 +113,8 @@ def is_doubtful(drawing: TraceResult, block: Block) -> bool:
     """Whether a block must be dropped once to be believed: its modules are called in ways that may not bear it."""
     if block.kind != "module":
         return any(silence.extras >= 0 for silence in block.silences)
-    return block.extras >= 0 or not all(call.plain for call in drawing.flow.tape.calls if call.name in block.modules)
+    calls = (call for call in drawing.flow.tape.calls if call.name in block.modules)
+    return block.extras >= 0 or not all(call.plain for call in calls)
 
 
 def _blocks_of(drawing: TraceResult) -> tuple[Block, ...]:
@@ -121,7 +122,7 @@ def _blocks_of(drawing: TraceResult) -> tuple[Block, ...]:
     found: list[tuple[int, Block]] = []
     identity: dict[int, int] = {}
     for index, entry in enumerate(drawing.flow.tape.entries):
-        if not isinstance(entry, Entry) or entry.outs[:1] == () or entry.outs[0].id not in wiring.above:
+        if not isinstance(entry, Entry) or not entry.outs or entry.outs[0].id not in wiring.above:
             continue
         family = find_operator(wiring.tape, entry).family
         if family == "add":
@@ -234,12 +235,14 @@ def _aliases(wiring: DefUse, calls: Sequence[ModuleCall]) -> tuple[str, ...]:
 
 def _is_heard_outside(wiring: DefUse, call: ModuleCall, values: frozenset[int]) -> bool:
     """Whether a value that the call makes beside the branch's own (a table of positions, say) is used after it."""
-    made = {o.id for i in range(call.start, call.stop) for o in _outs(wiring.tape.entries[i])} - values
+    entries = wiring.tape.entries[call.start : call.stop]
+    made = {out.id for entry in entries for out in _outs(entry)} - values
     return any(user >= call.stop for value in made for user in wiring.used.get(value, []))
 
 
 def _has_weights(tape: Tape, call: ModuleCall) -> bool:
-    return any(ref.id in tape.named for i in range(call.start, call.stop) for ref in _inputs(tape.entries[i]))
+    entries = tape.entries[call.start : call.stop]
+    return any(ref.id in tape.named for entry in entries for ref in _inputs(entry))
 
 
 def _silences(
@@ -250,7 +253,8 @@ def _silences(
     Those that are not ``silenced`` let their input pass.
     """
     tape = wiring.tape
-    seen: dict[int, Tensor] = {branch.entry: torch.empty(tape.shape(Ref(branch.entry)), device="meta")}
+    start = torch.empty(tape.shape(Ref(branch.entry)), device="meta")
+    seen: dict[int, Tensor] = {branch.entry: start}
     spaces: dict[int, TensorLabels] = {branch.entry: drawing.flow.spaces.get(branch.entry, TensorLabels())}
     last = calls[-1]
     silences = []
@@ -261,7 +265,8 @@ def _silences(
     idle = wiring.idle[bisect_right(wiring.idle, min(busy)) : bisect_right(wiring.idle, max(busy))]
     for index in sorted({*busy, *idle}):
         call = inside.get(index)
-        if index not in busy and (call is not None or not any(r.id in seen for r in _inputs(tape.entries[index]))):
+        is_fed = any(ref.id in seen for ref in _inputs(tape.entries[index]))
+        if index not in busy and (call is not None or not is_fed):
             continue
         if call is None:
             entry = tape.entries[index]
@@ -313,11 +318,10 @@ def _run_empty(tape: Tape, entry: Entry, seen: dict[int, Tensor]) -> None:
             return torch.empty(known.shape, dtype=known.dtype, device="meta")
         return [empty(v) for v in value] if isinstance(value, tuple) else value
 
-    result = entry.op(
-        *[empty(a) for a in entry.args], **{k: empty(v) for k, v in entry.kwargs.items() if k != "device"}
-    )
-    results = [t for t in (result if isinstance(result, list | tuple) else [result]) if isinstance(t, Tensor)]
-    seen.update({ref.id: t for ref, t in zip(entry.outs, results, strict=True)})
+    args = [empty(a) for a in entry.args]
+    kwargs = {k: empty(v) for k, v in entry.kwargs.items() if k != "device"}
+    result = entry.op(*args, **kwargs)
+    seen.update({ref.id: t for ref, t in zip(entry.outs, results_of(result), strict=True)})
 
 
 def _silence(drawing: TraceResult, call: ModuleCall, given: Tensor, source: TensorLabels) -> ZeroStub:
@@ -383,7 +387,9 @@ def _whole_group(drawing: TraceResult, layers: Sequence[LabelArray]) -> Group | 
         return None
     roots = drawing.flow.store.unions.find(layers[0].labels.reshape(-1))
     numbers = np.unique(drawing.group_of[roots[roots >= 0]])
-    if len(numbers) != 1 or numbers[0] < 0 or drawing.names[int(numbers[0])] not in drawing.graph:
+    if len(numbers) != 1 or numbers[0] < 0:
+        return None
+    if drawing.names[int(numbers[0])] not in drawing.graph:
         return None
     group = drawing.graph[drawing.names[int(numbers[0])]]
     return group if group.size == len(np.unique(roots)) else None
@@ -426,7 +432,8 @@ def _with_elements(
             block = Block(call.name, (call.name,), "module", pinned, element=call.name, extras=extras)
             found.append((call.stop - 1, block))
     # A stage of such modules is one too, but nobody means to drop a whole stage.
-    found = [(at, b) for at, b in found if not any(o.name.startswith(f"{b.name}.") for _, o in found)]
+    names = [block.name for _, block in found]
+    found = [(at, b) for at, b in found if not any(name.startswith(f"{b.name}.") for name in names)]
     alone = [b.modules[0] if len(b.modules) == 1 else "" for _, b in branches]
     whole = [
         (at, replace(b, element=lone.get(at, one) if b.kind == "residual" else ""))

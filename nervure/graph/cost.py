@@ -107,7 +107,8 @@ def cost_of(model: nn.Module, flow: LabelPropagation) -> Cost:
         own = [p for p in module.parameters(recurse=False) if id(p) not in seen]
         seen |= {id(p) for p in own}
         if own or name in macs:
-            layers[name] = LayerCost(sum(p.numel() for p in own), sum(_nonzero(p) for p in own), macs.get(name, 0))
+            entries, nonzero = sum(p.numel() for p in own), sum(map(_nonzero, own))
+            layers[name] = LayerCost(entries, nonzero, macs.get(name, 0))
     totals = [sum(values) for values in zip(*layers.values(), strict=True)] or [0, 0, 0]
     return Cost(totals[0], totals[1], totals[2], layers, peak_bytes(flow.tape))
 

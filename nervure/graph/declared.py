@@ -73,9 +73,9 @@ def find_unexplained(model: nn.Module, graph: Graph, read: Set[Attribute]) -> tu
 def in_multiples(model: nn.Module, graph: Graph) -> dict[str, int]:
     """For groups of channels of which a config takes some numbers only: of how many a multiple has to stay."""
     numbers = [(d.module, d.attribute, d.size, d.groups) for d in graph.declared]
-    numbers += [
-        (r.module, r.attribute, r.size, tuple(name for name, _ in graph.axes[r.axis].parts)) for r in graph.resizes
-    ]
+    for r in graph.resizes:
+        names = tuple(name for name, _ in graph.axes[r.axis].parts)
+        numbers.append((r.module, r.attribute, r.size, names))
     multiples: dict[str, int] = {}
     for module, attribute, size, names in numbers:
         key, _, path = attribute.partition(".")

@@ -96,7 +96,8 @@ def _places_of_slots(graph: "Graph") -> Iterator[str]:
     for group in graph.groups:
         for slot in group.slots:
             axes = graph.tensors.get(slot.tensor, ())
-            if not (0 <= slot.axis < len(axes) and _fits(slot.units, graph.axes[axes[slot.axis]], group.size)):
+            is_there = 0 <= slot.axis < len(axes)
+            if not is_there or not _fits(slot.units, graph.axes[axes[slot.axis]], group.size):
                 yield f"slot {slot.tensor!r}[{slot.axis}] of group {group.name!r}"
 
 
@@ -129,7 +130,8 @@ def _axes_of_products(graph: "Graph") -> Iterator[str]:
     """Rows and columns of a product are different axes of its shape, its stack are rows, its parts divide them."""
     for product in graph.products:
         axes, rows = (*product.rows, *product.columns), math.prod(_take(product.shape, product.rows))
-        ok = all(0 <= axis < len(product.shape) for axis in axes) and len(set(axes)) == len(axes)
+        are_there = all(0 <= axis < len(product.shape) for axis in axes)
+        ok = are_there and len(set(axes)) == len(axes)
         if not ok or not set(product.stack) <= set(product.rows) or product.parts < 1 or rows % product.parts:
             yield f"product {product.tensor!r}"
 

@@ -271,7 +271,8 @@ class LabelState:
         """Whether no unit of a layer can go, as with the halves of a gate: it tells nothing then."""
         alive = labels[labels != NONE].reshape(-1)
         # The first is looked at by itself: most layers have many units, and none that stays.
-        return bool(alive.size) and int(alive[0]) in self.stays and self.stays.issuperset(alive.tolist())
+        first = alive[:1].tolist()
+        return bool(first) and first[0] in self.stays and self.stays.issuperset(alive.tolist())
 
     def _is_one_unit(self, labels: Array) -> bool:
         first = self.unions.root(int(labels.flat[0]))
@@ -293,7 +294,8 @@ class LabelState:
                 continue
             if (roots < 0).any():
                 return labels
-            slices = np.moveaxis(self.unions.families(roots), axis, 0).reshape(labels.shape[axis], -1)
+            found = self.unions.families(roots)
+            slices = np.moveaxis(found, axis, 0).reshape(labels.shape[axis], -1)
             families = [frozenset(row.tolist()) for row in slices]
             are_apart = sum(map(len, families)) == len(frozenset().union(*families))
             if are_apart:
@@ -380,7 +382,8 @@ class LabelState:
 
         Left 0 1 2 3 4; right 7 8 - - - and - - 5 5 6: the first two are matched with 7 8, the others with 5 5 6.
         """
-        arrays = [a.reshape(-1) for a in np.broadcast_arrays(*[x.labels for x in (*left, *right)])]
+        broadcast = np.broadcast_arrays(*[x.labels for x in (*left, *right)])
+        arrays = [a.reshape(-1) for a in broadcast]
         present = np.stack([a >= 0 for a in arrays])
         regions, region = np.unique(present, axis=1, return_inverse=True)
         if regions.shape[1] == 1:
@@ -512,7 +515,11 @@ def _outlives(mine: list[LabelArray], shape: tuple[int, ...], theirs: list[Label
 
 def _is_spread(spaces: Sequence[tuple[TensorLabels, tuple[int, ...]]], axis: int) -> bool:
     """Whether all operands repeat one value along an axis of the result, which is counted from the last: -1, -2."""
-    return all(-axis > len(own) or own[axis] == 1 or axis + len(own) in space.spread for space, own in spaces)
+
+    def repeats(space: TensorLabels, own: tuple[int, ...]) -> bool:
+        return -axis > len(own) or own[axis] == 1 or axis + len(own) in space.spread
+
+    return all(repeats(space, own) for space, own in spaces)
 
 
 Size: TypeAlias = tuple[Any, tuple[Array, ...]]
@@ -585,8 +592,18 @@ def is_pending(layer: LabelArray) -> bool:
     return bool((layer.labels == PENDING).any())
 
 
+def shape_along(axis: int, rank: int, size: int = -1) -> list[int]:
+    """The shape of a vector that lies along one of ``rank`` axes.
+
+    >>> shape_along(1, 3)
+    [1, -1, 1]
+    """
+    return [size if a == axis else 1 for a in range(rank)]
+
+
 def _waiting(shape: tuple[int, ...], axis: int) -> LabelArray:
-    return LabelArray(np.full([n if i == axis else 1 for i, n in enumerate(shape)], PENDING, dtype=np.int64))
+    own = shape_along(axis, len(shape), shape[axis])
+    return LabelArray(np.full(own, PENDING, dtype=np.int64))
 
 
 def _places_along(units: Array, axis: int, count: int) -> Array | None:
@@ -606,7 +623,8 @@ def _places_along(units: Array, axis: int, count: int) -> Array | None:
 
 def _could_be_factor(roots: Array, axis: int) -> bool:
     """A quick look: in a product two slices along an axis hold the same units or none in common."""
-    first, *others = (set(roots.take(i, axis).reshape(-1).tolist()) for i in (0, 1, -1))
+    slices = (roots.take(i, axis) for i in (0, 1, -1))
+    first, *others = (set(units.reshape(-1).tolist()) for units in slices)
     return all(first == other or not first & other for other in others)
 
 
@@ -620,5 +638,8 @@ def _own_shape(space: TensorLabels, given: tuple[int, ...], rank: int) -> tuple[
 
 def align_rank(space: TensorLabels, rank: int) -> tuple[LabelArray, ...]:
     """The layers of a tensor that is broadcast to more axes, which come first."""
-    ones = [(1,) * (rank - x.labels.ndim) for x in space.layers]
-    return tuple(x.to(x.labels.reshape(more + x.labels.shape)) for x, more in zip(space.layers, ones, strict=True))
+
+    def align(labels: Array) -> Array:
+        return labels.reshape((1,) * (rank - labels.ndim) + labels.shape)
+
+    return tuple(x.to(align(x.labels)) for x in space.layers)

@@ -30,8 +30,10 @@ def shorten(model: nn.Module, leaving: Mapping[str, Collection[int]], lists: Set
     gone = {name: frozenset(leaving.get(name, ())) for name in lists}
     sizes = {name: sum(1 for _ in model.get_submodule(name).children()) for name in lists}
     for module, _, holder in holders(model) if leaving else ():
-        below = {n: size for n, size in sizes.items() if n.startswith(f"{module}." if module else "")}
-        said = {k: v for k, v in holder.items() if k[:1] != "_" and type(v) in (int, list, tuple)}
+        inside = f"{module}." if module else ""
+        below = {name: size for name, size in sizes.items() if name.startswith(inside)}
+        public = {key: value for key, value in holder.items() if not key.startswith("_")}
+        said = {key: value for key, value in public.items() if type(value) in (int, list, tuple)}
         for key, value in said.items():
             holder[key] = _shorten_entry(key, value, said, below, gone)
 

@@ -10,7 +10,7 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
-from nervure.graph.labels import Array, LabelArray, TensorLabels
+from nervure.graph.labels import Array, LabelArray, TensorLabels, shape_along
 from nervure.graph.propagate import LabelPropagation
 from nervure.graph.sizes import Expression
 from nervure.graph.solve import Solver, any_cut
@@ -95,7 +95,8 @@ def peak_bytes(tape: Tape) -> int:
     """Bytes in use when the first run needs most, what the model holds included."""
     spans = spans_of(tape)
     sizes = np.array([tape.storages.nbytes[span.storage] for span in spans], dtype=np.int64)
-    return highest(np.array([s.first for s in spans]), np.array([s.last for s in spans]), sizes)
+    first, last = np.array([s.first for s in spans]), np.array([s.last for s in spans])
+    return highest(first, last, sizes)
 
 
 def highest(first: np.ndarray, last: np.ndarray, sizes: np.ndarray) -> int:
@@ -125,7 +126,8 @@ class _Sizes:
         nbytes, axes, positions = self._flow.tape.storages.nbytes[storage], [], 1
         for together in _joint_axes(layers):
             size = prod(shape[a] for a in together)
-            axis = self._axis(size, [_along(z, together, shape) for z in layers if set(z.support) & set(together)])
+            touching = [z for z in layers if set(z.support) & set(together)]
+            axis = self._axis(size, [_along(z, together, shape) for z in touching])
             if axis is not None:
                 axes.append(axis)
                 positions *= size
@@ -146,7 +148,7 @@ class _Sizes:
         """The labels of the sizes that a constant was made with."""
         for axis, wish in constant.wishes:
             for labels in self._solver.labels_of_leaf(wish) if isinstance(wish, Expression) else ():
-                yield LabelArray(labels.reshape([-1 if a == axis else 1 for a in range(rank)]))
+                yield LabelArray(labels.reshape(shape_along(axis, rank)))
 
     def _axis(self, size: int, vectors: list[Array]) -> int | None:
         if size > LARGEST_JOINT:
@@ -177,7 +179,8 @@ def _along(layer: LabelArray, axes: Sequence[int], shape: tuple[int, ...]) -> Ar
 
 def _leave_out_small_moments(lives: Sequence[Lifetime], moments: int) -> list[Lifetime]:
     """The same at those moments only that need most for some cut, numbered anew."""
-    terms = {axes: i for i, axes in enumerate(dict.fromkeys([(), *(life.axes for life in lives)]))}
+    kinds = dict.fromkeys([(), *(life.axes for life in lives)])
+    terms = {axes: number for number, axes in enumerate(kinds)}
     there = np.zeros((moments + 1, len(terms)))
     for life in lives:
         there[life.first, terms[life.axes]] += life.fixed

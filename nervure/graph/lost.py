@@ -55,4 +55,4 @@ def _line(entry: Entry | WriteBack) -> str:
 def _equal(one: Tensor, other: Tensor) -> bool:
     if one.shape != other.shape or one.is_meta or other.is_meta:
         return one.shape == other.shape
-    return bool(torch.equal(one, other)) or bool(torch.allclose(one, other, rtol=0, atol=0, equal_nan=True))
+    return torch.equal(one, other) or torch.allclose(one, other, rtol=0, atol=0, equal_nan=True)

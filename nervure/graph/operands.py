@@ -68,7 +68,8 @@ def computed_weights(model: nn.Module, run: Callable[[], Any], products: Iterabl
             whole = found.setdefault(name, args[use.operand].new_zeros(use.trail.shape, device="cpu"))
             places = use.trail.places().reshape(-1)
             there = places >= 0
-            whole.view(-1)[places[there]] = args[use.operand].detach().cpu().reshape(-1)[there]
+            given = args[use.operand].detach().cpu().reshape(-1)
+            whole.view(-1)[places[there]] = given[there]
 
     if wanted:
         listen(model, run, hear)
@@ -96,8 +97,8 @@ class Entering:
         sums, counts = _sum_inputs(use, entry, given, self._function)
         key = (use.trail.key(), use.kinds, use.operand)
         self._uses.setdefault(key, use)
-        self._sums[key] = self._sums.get(key, torch.zeros(())) + sums.double().cpu()
-        self._counts[key] = self._counts.get(key, torch.zeros(())) + counts.double().cpu()
+        for totals, part in ((self._sums, sums), (self._counts, counts)):
+            totals[key] = totals.get(key, torch.zeros(())) + part.double().cpu()
 
     def totals(self, products: Mapping[str, Product]) -> dict[str, tuple[Tensor, Tensor]]:
         """For each of these parameters that was heard the sums and how many were added, both [outputs, inputs]."""
@@ -111,7 +112,11 @@ class Entering:
                 there = places >= 0
                 for total, part in zip(whole, (self._sums[key], self._counts[key]), strict=True):
                     total.index_add_(0, places[there], part.expand(places.shape)[there])
-        return {name: (_to_matrix(products[name], s), _to_matrix(products[name], n)) for name, (s, n) in found.items()}
+
+        def lay(name: str, values: Tensor) -> Tensor:
+            return _to_matrix(products[name], values)
+
+        return {name: (lay(name, sums), lay(name, counts)) for name, (sums, counts) in found.items()}
 
 
 def _to_matrix(product: Product, values: Tensor) -> Tensor:

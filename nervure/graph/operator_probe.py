@@ -19,6 +19,7 @@ and boolean inputs (they may be indices), and calls too big to be repeated. What
 a probe; groups that pass through a probed operator are therefore tried on the example too, like all doubtful ones.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -29,7 +30,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-from nervure.graph.labels import NONE
+from nervure.graph.labels import NONE, shape_along
+from nervure.graph.tape import results_of
 
 ELEMENTS = 300_000_000
 """Calls times elements that a probe may take: about a second for an operator that does one thing per element."""
@@ -122,7 +124,7 @@ class _Probe:
             out = self.op(*filled, **named)
         except Exception as error:
             raise _UnsureError(f"it raised {type(error).__name__} when probed") from error
-        return [t for t in (out if isinstance(out, list | tuple) else [out]) if isinstance(t, Tensor)]
+        return results_of(out)
 
     def _draw_until_stable(self, kind: str, inputs: list[Tensor]) -> _Draw:
         torch.manual_seed(1)
@@ -164,7 +166,7 @@ class _Probe:
         union: list[Tensor] = []
         for draw in draws:
             values = draw.inputs[k]
-            where = part.to(values.device).reshape([-1 if a == axis else 1 for a in range(values.dim())])
+            where = part.to(values.device).reshape(shape_along(axis, values.dim()))
             other = list(draw.inputs)
             other[k] = torch.where(where, _values(values, draw.kind, generator), values)
             after = self(other)
@@ -233,8 +235,9 @@ def _require_plain(op: Any, specs: list[Spec]) -> None:
 
 
 def _require_affordable(specs: list[Spec]) -> None:
-    elements = 2 * sum(int(np.prod(s.shape, dtype=np.int64)) for s in specs)
-    calls = 2 * len(KINDS) * sum((max(n, 1) - 1).bit_length() for s in specs for n in s.shape)
+    elements = 2 * sum(math.prod(s.shape) for s in specs)
+    bits = sum((max(n, 1) - 1).bit_length() for s in specs for n in s.shape)
+    calls = 2 * len(KINDS) * bits
     if elements * calls > ELEMENTS:
         raise _UnsureError("it is too big to be probed")
 
@@ -247,7 +250,8 @@ def _values(like: Tensor, kind: str, generator: torch.Generator) -> Tensor:
 
 
 def _draw_inputs(specs: list[Spec], kind: str, generator: torch.Generator) -> list[Tensor]:
-    return [_values(torch.empty(s.shape, dtype=s.dtype, device=s.device), kind, generator) for s in specs]
+    empty = (torch.empty(s.shape, dtype=s.dtype, device=s.device) for s in specs)
+    return [_values(tensor, kind, generator) for tensor in empty]
 
 
 def _differs(a: Tensor, b: Tensor) -> Tensor:
@@ -261,7 +265,8 @@ def _along(changed: Tensor, axis: int) -> Tensor:
 def _decode_positions(moved: np.ndarray) -> tuple[int, ...] | None:
     """The input position that each output position hears; ``moved`` is [bits, without or with the bit, positions]."""
     hears = moved.any(axis=(0, 1))
-    if not hears.any() or not (moved[:, 0] ^ moved[:, 1])[:, hears].all():
+    differs = moved[:, 0] ^ moved[:, 1]
+    if not hears.any() or not differs[:, hears].all():
         return None
     numbers = (moved[:, 1] * (1 << np.arange(len(moved)))[:, None]).sum(0)
     return tuple(np.where(hears, numbers, NONE).tolist())
@@ -278,7 +283,9 @@ def _families(found: list[Passage]) -> list[list[Passage]]:
 
 
 def _touch(a: Passage, b: Passage) -> bool:
-    return (a.argument, a.axis) == (b.argument, b.axis) or (a.output, a.to) == (b.output, b.to)
+    is_from_same = (a.argument, a.axis) == (b.argument, b.axis)
+    is_to_same = (a.output, a.to) == (b.output, b.to)
+    return is_from_same or is_to_same
 
 
 def _select_positions(tensor: Tensor, axis: int, keep: Tensor) -> Tensor:

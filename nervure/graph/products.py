@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
+from nervure.graph.labels import shape_along
 from nervure.graph.ops.facets import Operator
 from nervure.graph.ops.table import find_operator
 from nervure.graph.tape import Entry, Ref, Tape, WriteBack, is_view, refs_in
@@ -92,7 +93,8 @@ class Trail:
 
     def key(self) -> Hashable:
         """The same for every trail that moves the entries alike."""
-        return (self.parameter, *((str(s.op), repr(s.args), repr(s.kwargs), s.out) for s in self.steps))
+        steps = ((str(s.op), repr(s.args), repr(s.kwargs), s.out) for s in self.steps)
+        return (self.parameter, *steps)
 
 
 @final
@@ -187,8 +189,8 @@ class Provenance:
             self._note(row, entry, followed)
         elif row.family != "copy" and (row.moves or is_view(entry.op)):
             for out, ref in enumerate(entry.outs):
-                found = [replace(t, steps=(*t.steps, s)) for r in followed for t, s in self._moves(entry, r, out)]
-                self.trails[ref.id] = tuple(found)
+                moves = (move for r in followed for move in self._moves(entry, r, out))
+                self.trails[ref.id] = tuple(replace(trail, steps=(*trail.steps, step)) for trail, step in moves)
         else:
             self._compute(row, entry, followed, given)
 
@@ -230,7 +232,8 @@ class Provenance:
     def _is_zero_kept(self, row: Operator, entry: Entry, given: list[Ref]) -> bool:
         """Whether a result is zero wherever the parameter is."""
         if len(given) == 1:
-            return _keeps_zero(entry, len(self.tape.shape(given[0])), self.tape.values[given[0].id].dtype)
+            value = self.tape.values[given[0].id]
+            return _keeps_zero(entry, len(value.shape), value.dtype)
         if row.zero == "all":
             # What a function of the weight adds to it, as estimators do that round in one direction only.
             trails = [self.trails.get(ref.id, ()) for ref in given]
@@ -414,7 +417,7 @@ def _laid_out(use: Operand, shape: tuple[int, ...], kinds: str) -> Product:
 def _coordinates(shape: tuple[int, ...]) -> Iterator[Tensor]:
     """For each axis of a tensor the coordinate of each entry along it; takes no memory."""
     for axis, n in enumerate(shape):
-        yield torch.arange(n).reshape([n if a == axis else 1 for a in range(len(shape))]).expand(shape)
+        yield torch.arange(n).reshape(shape_along(axis, len(shape))).expand(shape)
 
 
 def _kinds_along(size: int, line: Tensor, kinds: str) -> list[tuple[int, str]] | None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from nervure.graph.labels import Array, LabelArray, LabelState, Owner, TensorLabels, blank, compress
+from nervure.graph.labels import Array, LabelArray, LabelState, Owner, TensorLabels, blank, compress, shape_along
 from nervure.graph.sizes import Expression
 from nervure.graph.tape import Call, Entry, Ref, Tape, WriteBack
 
@@ -96,11 +96,14 @@ class LabelPropagation:
         """How many axes a value has."""
         return len(self.shape(ref))
 
+    def rectangular(self, ref: Ref, why: str = "") -> tuple[LabelArray, ...]:
+        """Layers of a value along one axis each; layers over several axes are asked to split, and left out."""
+        return self.store.rectangular(self.space(ref).layers, why or self.at())
+
     def layers(self, ref: Ref, axis: int, why: str = "") -> list[LabelArray]:
-        """Layers along one axis of a value as vectors; layers over several axes are asked to split, and left out."""
+        """Those along one axis of a value, as vectors."""
         axis = axis % max(1, len(self.shape(ref)))
-        kept = self.store.rectangular(self.space(ref).layers, why or self.at())
-        return [x.to(x.vector) for x in kept if x.support == (axis,)]
+        return [x.to(x.vector) for x in self.rectangular(ref, why) if x.support == (axis,)]
 
     @property
     def entry(self) -> Entry:
@@ -430,7 +433,12 @@ def sizes_in(value: Any) -> Iterator[Expression]:
 
 def move(layer: LabelArray, axis: int, rank: int) -> LabelArray:
     """A vector of labels as a layer along ``axis`` of a tensor of ``rank``."""
-    return LabelArray(layer.labels.reshape([-1 if i == axis else 1 for i in range(rank)]), layer.owner)
+    return LabelArray(layer.labels.reshape(shape_along(axis, rank)), layer.owner)
+
+
+def move_all(layers: Iterable[LabelArray], axis: int, rank: int) -> tuple[LabelArray, ...]:
+    """Each vector of labels as a layer along ``axis`` of a tensor of ``rank``."""
+    return tuple(move(layer, axis, rank) for layer in layers)
 
 
 def made(layer: LabelArray, axis: int, rank: int) -> LabelArray:

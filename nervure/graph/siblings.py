@@ -32,7 +32,8 @@ def follow_siblings(model: nn.Module, graph: Graph, idle: Collection[str]) -> Gr
     followers: dict[Axis, list[str]] = {}
     for (name, _), sibling in like.items():
         followers.setdefault(sibling, []).append(name)
-    groups = tuple(replace(g, slots=(*g.slots, *_followers_of(g.slots, followers))) for g in graph.groups)
+    slots = ((*group.slots, *_followers_of(group.slots, followers)) for group in graph.groups)
+    groups = tuple(replace(group, slots=own) for group, own in zip(graph.groups, slots, strict=True))
     return replace(graph, groups=groups, tensors={**graph.tensors, **_axes(graph, like)})
 
 

@@ -57,7 +57,8 @@ class Expression:
         """The attributes and axes in the expression, as expressions, each once."""
         if not self.operation:
             return [self]
-        return list(dict.fromkeys(leaf for o in self.operands if isinstance(o, Expression) for leaf in o.leaves()))
+        inner = (o for o in self.operands if isinstance(o, Expression))
+        return list(dict.fromkeys(leaf for expression in inner for leaf in expression.leaves()))
 
     def evaluate(self, leaf: "Callable[[Expression], Any]") -> Any:
         """The number (or the array of numbers) when attributes and axes are what ``leaf`` says of them."""
@@ -429,7 +430,9 @@ class _Number(NamedTuple):
 
     def put(self, value: int) -> None:
         old = _entries(self.holder)[self.key]
-        new = value if self.element is None else type(old)(value if i == self.element else v for i, v in enumerate(old))
+        new: Any = value
+        if self.element is not None:
+            new = type(old)(value if i == self.element else v for i, v in enumerate(old))
         setattr(self.holder, self.key, new)
 
 

@@ -147,8 +147,10 @@ class _SkipSiteFinder:
             if self._family(entry) != "add":
                 continue
             branch, _ = residual(self.wiring, entry)
-            weighty = [] if branch is None else [z for z in self.layers if z.call.outputs[0] in branch.values]
-            if branch is None or not weighty:
+            if branch is None:
+                continue
+            weighty = [z for z in self.layers if z.call.outputs[0] in branch.values]
+            if not weighty:
                 continue
             total = entry.outs[0].id
             between = self.wiring.above[total] & ~self.wiring.above[branch.entry] & ~(1 << total)
@@ -156,8 +158,9 @@ class _SkipSiteFinder:
             end = self._module_of(branch.exit, branch.values)
             start = None if end is None else self._reader_of(branch.entry, end.start)
             if end is not None and start is not None:
-                normed = isinstance(self.model.get_submodule(end.name), _BatchNorm) or weighty[-1].normed
-                layer = _Layer(weighty[-1].call, weighty[-1].module, branch.entry, branch.exit, end.name, normed)
+                last = weighty[-1]
+                normed = isinstance(self.model.get_submodule(end.name), _BatchNorm) or last.normed
+                layer = _Layer(last.call, last.module, branch.entry, branch.exit, end.name, normed)
                 found += self._place(start.name, branch.entry, layer, len(weighty), total)
         return found, inside
 
@@ -168,15 +171,21 @@ class _SkipSiteFinder:
             if calls:
                 return min(calls, key=lambda c: (c.stop - c.start, -c.name.count(".")))
             sources = self.wiring.active(self.wiring.made[value])
-            shape = self.wiring.tape.shape(Ref(value))
-            if len(sources) != 1 or sources[0] not in values or self.wiring.tape.shape(Ref(sources[0])) != shape:
+            if len(sources) != 1 or sources[0] not in values:
+                return None
+            shape_of = self.wiring.tape.shape
+            if shape_of(Ref(sources[0])) != shape_of(Ref(value)):
                 return None
             value = sources[0]
 
     def _reader_of(self, value: int, before: int) -> ModuleCall | None:
         """The innermost module that is given ``value`` first, and has had it before that entry."""
-        calls = [c for c in self.wiring.calls if c.inputs[:1] == [value] and self._is_plain(c) and c.stop <= before]
-        return min(calls, key=lambda c: (c.start, c.stop - c.start, -c.name.count(".")), default=None)
+        calls = [c for c in self.wiring.calls if c.inputs[:1] == [value] and c.stop <= before]
+
+        def order(call: ModuleCall) -> tuple[int, int, int]:
+            return call.start, call.stop - call.start, -call.name.count(".")
+
+        return min(filter(self._is_plain, calls), key=order, default=None)
 
     # -- chains --------------------------------------------------------------------------------------------------
 
@@ -200,7 +209,8 @@ class _SkipSiteFinder:
             if not above >> start & 1:
                 continue
             before = [far for other, far in seen if above >> other.call.outputs[0] & 1]
-            far = None if layer.call.outputs[0] in inside or None in before else 1 + max([0, *(f or 0 for f in before)])
+            is_near = layer.call.outputs[0] not in inside and None not in before
+            far = 1 + max((f or 0 for f in before), default=0) if is_near else None
             seen.append((layer, far))
             if far is not None:
                 yield layer, far

@@ -100,7 +100,8 @@ def _written_tensors(func: Any, args: Any, kwargs: Any) -> Iterator[Tensor]:
         return
     for index, name in places:
         given = args[index] if index < len(args) else kwargs.get(name)
-        yield from (t for t in (given if isinstance(given, list | tuple) else [given]) if isinstance(t, Tensor))
+        several = given if isinstance(given, list | tuple) else [given]
+        yield from (t for t in several if isinstance(t, Tensor))
 
 
 @cache

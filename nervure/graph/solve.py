@@ -58,7 +58,8 @@ class Solver:
         if leaf.attribute is not None:
             return list(self._attributes.get(leaf.attribute, ()))
         number, axis = leaf.dimension or (-1, 0)
-        return [z.labels for z in self.flow.spaces.get(number, TensorLabels()).layers if z.labels.shape[axis] > 1]
+        space = self.flow.spaces.get(number, TensorLabels())
+        return [z.labels for z in space.along(axis)]
 
     def _leaf(self, leaf: Expression) -> Any:
         if leaf.attribute is not None:
@@ -89,7 +90,8 @@ class _UnknownError(Exception):
 
 def any_cut(flow: LabelPropagation) -> Callable[[Array], np.ndarray]:
     """Random cuts in which every label leaves by itself, as far as labels are united by now."""
-    odd = np.random.default_rng(0).integers(1 << 62, size=(TRIES, 1), dtype=np.uint64) * np.uint64(2) + np.uint64(1)
+    drawn = np.random.default_rng(0).integers(1 << 62, size=(TRIES, 1), dtype=np.uint64)
+    odd = drawn * np.uint64(2) + np.uint64(1)
 
     def alive(labels: Array) -> np.ndarray:
         roots = flow.store.unions.find(labels)

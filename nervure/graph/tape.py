@@ -281,7 +281,7 @@ class Recorder(SimpleOperators):
             out = self._number(args[0])
         else:
             out = func(*args, **kwargs)
-        results = _tensors(out)
+        results = results_of(out)
         contents = self._contents(func, args, kwargs, results)
         outs = tuple(self.new(t, c) for t, c in zip(results, contents, strict=True))
         name = name_of(func)
@@ -315,7 +315,7 @@ class Recorder(SimpleOperators):
                 return known[id(value)].clone()  # type: ignore[union-attr]
             return torch.device("cpu") if isinstance(value, torch.device) else value
 
-        made: list[Tensor | None] = [*_tensors(func(*tree_map(real, args), **tree_map(real, kwargs)))]
+        made: list[Tensor | None] = [*results_of(func(*tree_map(real, args), **tree_map(real, kwargs)))]
         return made if len(made) == len(results) else unknown
 
     def _write_back(self, written: list[Tensor]) -> None:
@@ -346,7 +346,8 @@ def name_of(func: Any) -> str:
     return str(func._schema.name).removeprefix("aten::")
 
 
-def _tensors(out: Any) -> list[Tensor]:
+def results_of(out: Any) -> list[Tensor]:
+    """The tensors among the results of an operator."""
     return [t for t in (out if isinstance(out, list | tuple) else [out]) if isinstance(t, Tensor)]
 
 
@@ -385,11 +386,13 @@ class _Names(TorchFunctionMode):
         if name in MEASURES and args:
             return self._shape_query(name, args[0], func(*args, **kwargs))
         if name in ESCAPES and args:
-            self._recorder.tape.escapes.append((self._recorder.value(_unwrap(args[0])[0]).id, name))
+            escaped = self._recorder.value(_unwrap(args[0])[0])
+            self._recorder.tape.escapes.append((escaped.id, name))
         if name == "size":
             out = func(*args, **kwargs)
             shape = self._tag_shape(args[0], args[0].shape)
-            return shape if type(out) is torch.Size else shape[args[1] if len(args) > 1 else kwargs["dim"]]
+            axis = args[1] if len(args) > 1 else kwargs.get("dim")
+            return shape if type(out) is torch.Size else shape[axis]
         outer = self._recorder.call
         if name in _LIKE_CALLS:
             # The size of another tensor: as if its shape had been given.
@@ -540,7 +543,8 @@ def _module_stack(model: nn.Module, recorder: Recorder) -> Iterator[None]:
         outputs = [recorder.value(t).id for t in tensors_in(output)]
         form = _form(recorder, output)
         plain = bool(args) and isinstance(args[0], Tensor)
-        recorder.tape.calls.append(ModuleCall(name, inputs, outputs, start, len(recorder.tape.entries), form, plain))
+        stop = len(recorder.tape.entries)
+        recorder.tape.calls.append(ModuleCall(name, inputs, outputs, start, stop, form, plain))
 
     hooks = [m.register_forward_pre_hook(enter, with_kwargs=True) for m in model.modules() if id(m) in names]
     hooks += [m.register_forward_hook(leave, with_kwargs=True) for m in model.modules() if id(m) in names]
@@ -640,7 +644,8 @@ def _number_given(model: nn.Module, given: Sequence[Inputs], recorder: Recorder)
     for tensor in tensors_in(given):
         if recorder.memory.number(tensor) is None:
             recorder.new(tensor, getattr(tensor, CONTENTS, None))
-    return [[n for t in tensors_in(inputs) if (n := recorder.value(t).id) >= known] for inputs in given]
+    numbers = ([recorder.value(tensor).id for tensor in tensors_in(inputs)] for inputs in given)
+    return [[number for number in own if number >= known] for own in numbers]
 
 
 def _call(model: nn.Module, inputs: Inputs, recorder: Recorder) -> Any:

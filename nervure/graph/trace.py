@@ -60,9 +60,11 @@ def _start(flow: LabelPropagation, free_inputs: bool) -> None:
             shape = flow.tape.values[number].shape
             if len(shape) > 1 and shape[1] > 1:
                 # The inputs of several examples have the same units.
-                mine = flow.owned.setdefault((f"input{i}", 1), [flow.store.unions.fresh(shape[1])])
+                owner = (f"input{i}", 1)
+                mine = flow.owned.setdefault(owner, [flow.store.unions.fresh(shape[1])])
                 if len(mine[0]) == shape[1]:
-                    flow.spaces[number] = TensorLabels((move(LabelArray(mine[0], (f"input{i}", 1)), 1, len(shape)),))
+                    along = move(LabelArray(mine[0], owner), 1, len(shape))
+                    flow.spaces[number] = TensorLabels((along,))
 
 
 def _apply_splits(flow: LabelPropagation, specs: Specs) -> bool:
@@ -81,7 +83,8 @@ def _apply_splits(flow: LabelPropagation, specs: Specs) -> bool:
             for ids, labels in zip(specs[owner], layers, strict=True):
                 roots = np.maximum(find(labels), 0)
                 numbers = np.where(labels >= 0, split_of[roots], NONE)
-                new += _split_layer(ids, numbers, place_of[roots], flow.store.splits) if (numbers >= 0).any() else [ids]
+                is_split = (numbers >= 0).any()
+                new += _split_layer(ids, numbers, place_of[roots], flow.store.splits) if is_split else [ids]
             changed = changed or len(new) != len(specs[owner])
             specs[owner] = new
     return changed
@@ -316,8 +319,9 @@ class _Builder:
 def _changes_weights(tape: Tape, model: nn.Module) -> bool:
     names = {name for name, _ in model.named_parameters()}
     weights = {number for number, name in tape.named.items() if name in names}
-    first = [e.args[0] for e in tape.entries if isinstance(e, Entry) and e.name.endswith("_") and e.args]
-    return any(isinstance(r, Ref) and r.id in weights for r in first)
+    writing = (e for e in tape.entries if isinstance(e, Entry) and e.name.endswith("_"))
+    first = (ref for entry in writing for ref in entry.args[:1])
+    return any(isinstance(ref, Ref) and ref.id in weights for ref in first)
 
 
 _QUANTISED = frozenset([torch.qint8, torch.quint8, torch.qint32, torch.quint4x2, torch.quint2x4])
@@ -386,8 +390,11 @@ def _with_declared(model: nn.Module, drawing: "TraceResult", lost: Callable[[fro
         notes.append(f"{families(others)}: as large as units that a cut can take, and not read by the forward pass")
     graph = replace(graph, notes=(*graph.notes, *notes))
     multiples = in_multiples(model, graph)
-    groups = [replace(g, multiple=lcm(g.multiple, multiples.get(g.name, 1))) for g in graph.groups]
-    return replace(graph, groups=tuple(groups))
+
+    def with_multiple(group: Group) -> Group:
+        return replace(group, multiple=lcm(group.multiple, multiples.get(group.name, 1)))
+
+    return replace(graph, groups=tuple(map(with_multiple, graph.groups)))
 
 
 @dataclass(slots=True)
@@ -417,7 +424,8 @@ class TraceResult:
         """Boolean per label: False where its unit leaves when groups keep these units."""
         roots = self.flow.store.unions.find(labels)
         alive = np.ones(labels.shape, dtype=bool)
-        groups, units = self.group_of[np.maximum(roots, 0)], self.unit_of[np.maximum(roots, 0)]
+        known = np.maximum(roots, 0)
+        groups, units = self.group_of[known], self.unit_of[known]
         for number in np.unique(groups[roots >= 0]).tolist():
             keep = keeps.get(self.names[number]) if number >= 0 else None
             if keep is not None:
@@ -509,9 +517,9 @@ def _drawing(model: nn.Module, flow: LabelPropagation, settings: Mapping[str, An
             pin = "no layer of the model makes these units"
         if not pin and kinds[i] == "head widths" and not inside_heads:
             pin = "width inside attention heads (trace with inside_heads=True to cut it)"
-        groups.append(
-            Group(names[i], len(members), kinds[i], tuple(slots.get(names[i], ())), pin, tuple(notes.get(names[i], ())))
-        )
+        name = names[i]
+        own, said = tuple(slots.get(name, ())), tuple(notes.get(name, ()))
+        groups.append(Group(name, len(members), kinds[i], own, pin, said))
     groups = _align_groups(groups, flow, builder)
     graph = Graph(
         groups=tuple(groups),
@@ -736,8 +744,9 @@ def _is_quantised(module: nn.Module) -> bool:
     """Whether weights of a module are packed as whole numbers (fake quantisation, for training, packs nothing)."""
     held: list[Any] = [*vars(module).values(), *module._parameters.values(), *module._buffers.values()]
     packages = {type(value).__module__.partition(".")[0] for value in (module, *held)}
-    packed = (isinstance(v, torch.ScriptObject) or (isinstance(v, torch.Tensor) and v.is_quantized) for v in held)
-    return bool(packages & _QUANTISERS) or any(packed)
+    scripted = any(isinstance(value, torch.ScriptObject) for value in held)
+    packed = any(isinstance(value, torch.Tensor) and value.is_quantized for value in held)
+    return bool(packages & _QUANTISERS) or scripted or packed
 
 
 def _check_cuttable(name: str, module: nn.Module) -> None:

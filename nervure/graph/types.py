@@ -66,8 +66,9 @@ class Units:
     @property
     def ends(self) -> tuple[int, int]:
         """The least entry, or 0 where that is less, and the greatest, or -1."""
-        lows, highs = zip((0, -1), *((first, first + step * (n - 1)) for first, step, n in self.runs), strict=True)
-        return min(lows), max(highs)
+        lows = (first for first, _, _ in self.runs)
+        highs = (first + step * (n - 1) for first, step, n in self.runs)
+        return min((0, *lows)), max((-1, *highs))
 
     def __setattr__(self, name: str, value: Any) -> None:
         raise AttributeError("Units are immutable")
@@ -261,14 +262,16 @@ class Product:
 
     def to_matrix(self, values: Tensor) -> Tensor:
         """``values`` of the tensor's shape as [outputs, inputs of one output, kernel positions]."""
-        sizes = [math.prod(self.shape[a] for a in axes) for axes in (self.rows, self.columns, self.kernel)]
-        return values.reshape(self.shape).permute(self.rows + self.columns + self.kernel).reshape(sizes)
+        parts = self.rows, self.columns, self.kernel
+        sizes = [math.prod(self.shape[a] for a in axes) for axes in parts]
+        return values.reshape(self.shape).permute(sum(parts, ())).reshape(sizes)
 
     def back(self, laid: Tensor, shape: Iterable[int]) -> Tensor:
         """What :meth:`to_matrix` made of a tensor of that shape, in that shape again."""
         order = self.rows + self.columns + self.kernel
         apart = laid.reshape([self.shape[a] for a in order])
-        return apart.permute([order.index(a) for a in range(len(order))]).reshape(tuple(shape)).contiguous()
+        places = [order.index(a) for a in range(len(order))]
+        return apart.permute(places).reshape(tuple(shape)).contiguous()
 
 
 @final
@@ -374,10 +377,9 @@ class ConfigSize:
 
     def after(self, graph: "Graph", keeps: Mapping[str, Tensor | np.ndarray]) -> int | None:
         """What it should be when groups keep these units; None where no single number is true."""
-        left = {
-            (graph[g].size, int(np.sum(np.asarray(keeps[g]))) if g in keeps else graph[g].size) for g in self.groups
-        }
-        sizes = {self.size * kept / size for size, kept in left}
+        counts = {name: graph[name].size for name in self.groups}
+        left = {name: int(np.sum(np.asarray(keeps[name]))) if name in keeps else n for name, n in counts.items()}
+        sizes = {self.size * left[name] / n for name, n in counts.items()}
         (one, *others) = sizes
         return int(one) if not others and one == int(one) else None
 
@@ -445,6 +447,11 @@ class Graph:
     def __contains__(self, name: object) -> bool:
         return name in self._by_name
 
+    def axis_of(self, module: str, side: int) -> Axis | None:
+        """What lies along a side of a module's weight: 0 its outputs, 1 its inputs (of a norm its only axis)."""
+        numbers = self.tensors.get(f"{module}.weight", ())[: side + 1]
+        return self.axes[numbers[-1]] if numbers else None
+
     @property
     def prunable(self) -> tuple[Group, ...]:
         """Groups that can be cut (at least two units, not pinned)."""
@@ -460,27 +467,26 @@ class Graph:
     def survivors(self, keeps: Mapping[str, Tensor | np.ndarray]) -> np.ndarray:
         """Number of surviving positions of each axis in ``axes`` when groups keep these units. Shape [len(axes)]."""
         arrays = {name: np.asarray(keep, dtype=bool) for name, keep in keeps.items()}
-        return np.array(
-            [int(axis.kept(arrays).sum()) if axis.parts else axis.size for axis in self.axes], dtype=np.int64
-        )
+        counts = [int(axis.kept(arrays).sum()) if axis.parts else axis.size for axis in self.axes]
+        return np.array(counts, dtype=np.int64)
 
     def params(self, keeps: Mapping[str, Tensor | np.ndarray] | None = None) -> int:
         """Number of parameter entries that survive when groups keep these units (buffers are not counted)."""
         alive = self.survivors(keeps or {})
-        return int(sum(int(np.prod(alive[list(self.tensors[name])], dtype=np.int64)) for name in self.parameters))
+        return sum(count_products(alive, self.tensors[name]) for name in self.parameters)
 
     def macs(self, keeps: Mapping[str, Tensor | np.ndarray] | None = None) -> int:
         """Multiply-accumulates of one forward pass on the traced example when groups keep these units."""
         alive = self.survivors(keeps or {})
-        return int(sum(w.fixed * int(np.prod(alive[list(w.axes)], dtype=np.int64)) for w in self.work))
+        return sum(work.fixed * count_products(alive, work.axes) for work in self.work)
 
     def describe(self) -> str:
         """A readable table of groups, what couples them, what is pinned and why, and of blocks."""
         width = max((len(g.name) for g in self.groups), default=0)
         lines = []
         for group in self.groups:
-            held = [f"{s.role} {s.tensor}[{s.axis}]" for s in group.slots]
-            more = f" +{len(held) - 4}" if len(held) > 4 else ""
+            held = [f"{s.role} {s.tensor}[{s.axis}]" for s in (*group.writers, *group.readers, *group.riders)]
+            more = f" and {len(held) - 4} more" if len(held) > 4 else ""
             state = f"pinned: {group.pinned}" if group.pinned else ", ".join(held[:4]) + more
             state += f" (in multiples of {group.multiple})" if group.multiple > 1 and not group.pinned else ""
             lines.append(f"{group.name:<{width}}  {group.size:>6} {group.kind:<12} {state}")
@@ -512,6 +518,11 @@ class Graph:
         named = {name: _add_prefix(kind, plain[name]) for name, kind in ROWS.items() if name in plain}
         groups = [_with_named_slots(group) for group in _as_list(plain.get("groups"))]
         return check_graph(convert(plain | named | {"groups": groups}, Graph, "this graph", PlanError, hook=_Shared()))
+
+
+def count_products(alive: np.ndarray, axes: Iterable[int]) -> int:
+    """The product of what survives along some axes; ``alive`` is by axis, as from :meth:`Graph.survivors`."""
+    return math.prod(int(alive[axis]) for axis in axes)
 
 
 ROWS: Mapping[str, type[Any]] = {

@@ -209,10 +209,15 @@ def _lay_on(parameter: Tensor, keep: Tensor) -> None:
         parameter.copy_(torch.where(keep.to(parameter.device), parameter, torch.zeros_like(parameter)))
 
 
+def dropped_prefixes(graph: Graph, plan: Plan) -> tuple[str, ...]:
+    """What names of parameters begin with that leave with the blocks of ``plan``."""
+    return tuple(f"{module}." for drop in plan.drops for module in graph.block(drop.block).modules)
+
+
 def masks_after(graph: Graph, plan: Plan) -> dict[str, Tensor]:
     """The masks of ``plan``, those of links included, by the names and in the shapes that parameters have after it."""
     keeps, renamed = keeps_of(graph, plan), name_after(graph, plan)
-    gone = tuple(f"{module}." for drop in plan.drops for module in graph.block(drop.block).modules)
+    gone = dropped_prefixes(graph, plan)
     masks = _masks(graph, plan, keeps) | wire_masks(graph, plan, keeps)
     stay = {renamed(old): mask for old, mask in masks.items() if not old.startswith(gone)}
     return {name: mask for name, mask in stay.items() if name is not None}

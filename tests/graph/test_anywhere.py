@@ -88,9 +88,14 @@ def model() -> nn.Module:
     return Model().eval()
 
 
+@pytest.fixture(scope="module")
+def expected(model: nn.Module) -> list[Any]:
+    """What is answered in no mode."""
+    return answers(model)[1]
+
+
 @pytest.mark.parametrize("mode", MODES)
-def test_the_mode_of_the_caller_makes_no_difference(model: nn.Module, mode: str) -> None:
-    _, expected = answers(model)
+def test_the_mode_of_the_caller_makes_no_difference(model: nn.Module, expected: list[Any], mode: str) -> None:
     with MODES[mode]():
         pruned, found = answers(model)
         again = apply(model, pruned.graph, pruned.plan)

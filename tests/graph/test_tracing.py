@@ -353,3 +353,10 @@ def test_one_value_spread_over_units_follows_their_number(way: str) -> None:
 def test_one_value_spread_over_a_fixed_number_of_places_pins_the_units_it_meets(way: str) -> None:
     graph = trace(Normalised(way), torch.randn(3, 5), outputs=False)
     assert graph["first"].is_pinned
+
+
+def test_a_graph_names_what_makes_and_reads_units_before_what_goes_along() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 1)).eval()
+    first = str(trace(model, torch.randn(1, 3, 5, 5))).splitlines()[0]
+    assert "writer 0.weight[0], reader 3.weight[1], rider 0.bias[0], rider " in first
+    assert first.endswith(" and 3 more")

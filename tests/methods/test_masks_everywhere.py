@@ -35,6 +35,7 @@ def varied(example: Any, seed: int) -> Any:
     return torch.randn(example.shape, generator=generator, dtype=example.dtype)
 
 
+@pytest.mark.sampled(times=1)
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("method", METHODS, ids=lambda m: type(m).__name__)
 def test_masks_keep_exactly_what_was_asked_and_outputs_still_hear(method: Any, model: str) -> None:

@@ -105,6 +105,7 @@ def matrices(model: nn.Module) -> dict[str, Tensor]:
     return {n: p.detach() for n, p in model.named_parameters() if p.ndim > 1 and not n.endswith("original0")}
 
 
+@pytest.mark.sampled(times=1)
 @pytest.mark.parametrize("method", METHODS, ids=repr)
 @pytest.mark.parametrize("net", NETS)
 def test_the_density_is_that_of_all_matrices_that_multiply(net: type[nn.Module], method: Any) -> None:

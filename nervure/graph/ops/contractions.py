@@ -10,6 +10,8 @@ from nervure.graph.propagate import HIDDEN, LabelPropagation, argument, call_arg
 from nervure.graph.sizes import Expression
 from nervure.graph.tape import Call, Entry, Ref
 
+BILINEAR = ((1, 3), (0,), (1, 2), (2, 3))
+"""How ``nn.Bilinear`` lays its operands out; others of that operator mix axes."""
 OPAQUE_CALLS = frozenset({"multi_head_attention_forward"})
 """Calls of which the sizes inside cannot be seen."""
 
@@ -17,7 +19,10 @@ OPAQUE_CALLS = frozenset({"multi_head_attention_forward"})
 def meet(
     flow: LabelPropagation, left: Sequence[LabelArray], right: Sequence[LabelArray], size: int, *, free: bool = False
 ) -> None:
-    """Unite the layers of two axes that are summed over together; units on one side only are pinned."""
+    """Unite the layers of two axes that are summed over together; units on one side only are pinned.
+
+    Not so where one side is ``free``, a constant made on the fly: it takes what it meets.
+    """
     if any(is_pending(x) for x in (*left, *right)):
         return
     if left and right:
@@ -79,7 +84,8 @@ def _batch(
 ) -> list[LabelArray]:
     """What tells apart the matrices of a batch; of activations that may be the heads of attention."""
     mine, other = flow.layers(x, 0), flow.layers(y, 0)
-    meet(flow, mine, other, flow.shape(x)[0], free=flow.space(x).free or flow.space(y).free)
+    free = flow.space(x).free or flow.space(y).free
+    meet(flow, mine, other, flow.shape(x)[0], free=free)
     batch = mine or other
     if _is_activation(batch) and (_is_activation(columns) or _is_activation(inner)):
         flow.attention.extend(z.labels for z in columns)
@@ -158,21 +164,24 @@ def mv(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     left, right = contract(flow, (0, 1), (1, 0))
     rows = flow.layers(x, 0)
     flow.role(rows, "writer")
-    flow.work(1, (flow.shape(x)[0], rows), (flow.shape(x)[1], left or right))
+    outputs, inputs = flow.shape(x)
+    flow.work(1, (outputs, rows), (inputs, left or right))
     return [TensorLabels(tuple(LabelArray(z.labels) for z in rows))]
 
 
 def bilinear(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     """``nn.Bilinear``: rows of two inputs [rows, in], each with every row of the other by a weight [out, in, in]."""
     x, w, y = entry.args[:3]
-    if entry.args[3:7] != ((1, 3), (0,), (1, 2), (2, 3)):
+    if entry.args[3:7] != BILINEAR:
         flow.pin_all((x, w, y), "mixed")
         return [TensorLabels()]
-    left, right = contract(flow, (0, 1), (1, 1)), contract(flow, (2, 1), (1, 2))
+    left = contract(flow, (0, 1), (1, 1))
+    right = contract(flow, (2, 1), (1, 2))
     out = flow.layers(w, 0)
     flow.role(out, "writer")
     rows, inner, other = *flow.shape(x), flow.shape(y)[1]
-    flow.work(rows, (flow.shape(w)[0], out), (inner, left[0] or left[1]), (other, right[0] or right[1]))
+    by_x, by_y = left[0] or left[1], right[0] or right[1]
+    flow.work(rows, (flow.shape(w)[0], out), (inner, by_x), (other, by_y))
     return [_along(2, {1: out})]
 
 
@@ -192,8 +201,9 @@ def distances(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     for ref in (x, y):
         for axis in range(flow.rank(ref) - 2):
             flow.pin(flow.layers(ref, axis), "a batch of distances")
-    n = flow.rank(entry.outs[0])
-    return [_along(n, {n - 2: flow.layers(x, -2), n - 1: flow.layers(y, -2)})]
+    rank = flow.rank(entry.outs[0])
+    rows, columns = flow.layers(x, -2), flow.layers(y, -2)
+    return [_along(rank, {rank - 2: rows, rank - 1: columns})]
 
 
 def linear(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
@@ -203,7 +213,7 @@ def linear(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     left, right = contract(flow, (0, last), (1, 1))
     out = flow.layers(w, 0)
     flow.role(out, "writer")
-    kept = [z for z in flow.store.rectangular(flow.space(x).layers, flow.at()) if z.support != (last,)]
+    kept = [z for z in flow.rectangular(x) if z.support != (last,)]
     product = TensorLabels((*kept, *(made(z, last, last + 1) for z in out)))
     *places, outputs = shape = flow.shape(entry.outs[0])
     flow.work(prod(places), (outputs, out), (flow.shape(x)[-1], left or right))
@@ -246,7 +256,9 @@ def convolution(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     space = flow.shape(x)[2:] if transposed else shape[2:]
     kernel = [n for a, n in enumerate(flow.shape(w)) if a > 1 and a not in whole]
     # A grouped weight has its block layers on axis 0 only, so the product of its two axes counts every block once.
-    flow.work(prod((shape[0], *space, *kernel)), *((flow.shape(w)[a], flow.layers(w, a)) for a in (0, 1, *whole)))
+    fixed = prod((shape[0], *space, *kernel))
+    axes = (0, 1, *whole)
+    flow.work(fixed, *((flow.shape(w)[a], flow.layers(w, a)) for a in axes))
     product = _along(rank, {1: out, 0: flow.layers(x, 0), **through})
     if bias is None:
         return [product]
@@ -270,8 +282,9 @@ def _over_space(flow: LabelPropagation, entry: Entry, whole: Sequence[int]) -> d
 
 def _is_whole(flow: LabelPropagation, entry: Entry, axis: int) -> bool:
     """Whether a kernel covers all of an axis once (words as wide as their embedding): a sum over it."""
-    kernel, padding = flow.shape(entry.args[1])[axis], entry.args[4]
-    once = kernel == flow.shape(entry.args[0])[axis] and flow.shape(entry.outs[0])[axis] == 1
+    x, w, out = entry.args[0], entry.args[1], entry.outs[0]
+    padding = entry.args[4]
+    once = flow.shape(w)[axis] == flow.shape(x)[axis] and flow.shape(out)[axis] == 1
     return once and padding[min(axis - 2, len(padding) - 1)] == 0 and not entry.args[6]
 
 
@@ -362,14 +375,18 @@ def _attention_work(
     inner: list[LabelArray],
     width: list[LabelArray],
 ) -> None:
-    (*batch, tokens, depth), (*_, keys, _), (*_, wide) = (flow.shape(t) for t in qkv)
+    query, key, value = map(flow.shape, qkv)
+    *batch, tokens, depth = query
+    keys, wide = key[-2], value[-1]
     fixed = prod(batch[:-1]) * tokens * keys
     flow.work(fixed, (batch[-1], heads), (depth, inner))
     flow.work(fixed, (batch[-1], heads), (wide, width))
 
 
 def _repeat_layers(layers: list[LabelArray], size: int, wanted: int) -> list[LabelArray]:
-    return layers if size in (1, wanted) else [z.to(np.repeat(z.labels, wanted // size)) for z in layers]
+    if size in (1, wanted):
+        return layers
+    return [z.to(np.repeat(z.labels, wanted // size)) for z in layers]
 
 
 def embedding(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from functools import reduce
+from functools import partial, reduce
 from itertools import pairwise
 from math import gcd, prod
 from typing import Any
@@ -12,7 +12,7 @@ import torch
 
 from nervure.graph.labels import NONE, PENDING, Array, LabelArray, TensorLabels, align_rank, blank, compress, is_pending
 from nervure.graph.ops.contractions import OPAQUE_CALLS, as_blocks
-from nervure.graph.propagate import LARGEST, LabelPropagation, argument, call_argument, call_sizes, made, move
+from nervure.graph.propagate import LARGEST, LabelPropagation, argument, call_argument, call_sizes, made, move, move_all
 from nervure.graph.sizes import Expression
 from nervure.graph.solve import follows
 from nervure.graph.tape import Call, Entry, Ref
@@ -210,8 +210,9 @@ def transpose(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
 
 def permute(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     """Reorder axes."""
-    rank = flow.rank(entry.args[0])
-    return [_permute(flow.space(entry.args[0]), [a % rank for a in entry.args[1]])]
+    x, order = entry.args[:2]
+    rank = flow.rank(x)
+    return [_permute(flow.space(x), [axis % rank for axis in order])]
 
 
 def _permute(space: TensorLabels, order: list[int]) -> TensorLabels:
@@ -233,8 +234,8 @@ def _grow(flow: LabelPropagation, entry: Entry, layers: Sequence[LabelArray]) ->
     before = _with_rank(flow.shape(x), len(shape))
     wishes = _expanded_sizes(flow, entry, shape) or [None] * len(shape)
     grown = {axis: wishes[axis] for axis, n in enumerate(shape) if before[axis] == 1 < n}
-    whole = (*layers, *_widen_layers(flow, entry, layers))
-    return replace(flow.space(x).with_layers(whole), wishes=tuple(grown.items()), spread=frozenset(grown))
+    space = flow.space(x).with_layers((*layers, *_widen_layers(flow, entry, layers)))
+    return replace(space, wishes=tuple(grown.items()), spread=frozenset(grown))
 
 
 def _with_rank(shape: tuple[int, ...], rank: int) -> tuple[int, ...]:
@@ -247,7 +248,8 @@ def _widen_layers(flow: LabelPropagation, entry: Entry, layers: Sequence[LabelAr
     old = _with_rank(flow.shape(entry.args[0]), len(shape))
     found: list[LabelArray] = []
     for axis, size in enumerate(_expanded_sizes(flow, entry, shape)):
-        is_single = old[axis] == 1 < shape[axis] and not any(z.labels.shape[axis] > 1 for z in layers)
+        is_labelled = any(z.labels.shape[axis] > 1 for z in layers)
+        is_single = old[axis] == 1 < shape[axis] and not is_labelled
         if is_single and isinstance(size, Expression) and size.dimension is not None:
             number, place = size.dimension
             found += [made(z, axis, len(shape)) for z in flow.layers(Ref(number), place)]
@@ -292,27 +294,31 @@ def as_strided(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     x, size, stride = entry.args[:3]
     known, labels = flow.tape.values[x.id], [z.labels for z in flow.space(x).layers]
     start = argument(entry, 3, "storage_offset")
-    there, seen = (known.shape, known.strides, known.offset), (size, stride, known.offset if start is None else start)
+    there = known.shape, known.strides, known.offset
+    seen = size, stride, known.offset if start is None else start
     end = max(map(_end, (there, seen)))
     if max(end, prod(size)) > LARGEST:
         flow.store.pin(labels, f"raw strides at {flow.at()}")
         return [TensorLabels()]
     memory = torch.arange(end)
     element = blank(end)
-    element[memory.as_strided(*there).numpy()] = np.arange(prod(known.shape)).reshape(known.shape)
+    numbers = np.arange(prod(known.shape)).reshape(known.shape)
+    element[memory.as_strided(*there).numpy()] = numbers
     at = element[memory.as_strided(*seen).numpy()]
     if (at < 0).any():
         flow.store.pin(labels, f"raw strides at {flow.at()}")
         return [TensorLabels()]
     flow.store.suspect(labels, f"raw strides at {flow.at()}")
-    layers = [LabelArray(compress(np.broadcast_to(z, known.shape).reshape(-1)[at])) for z in labels]
+    whole = (np.broadcast_to(z, known.shape).reshape(-1) for z in labels)
+    layers = [LabelArray(compress(z[at])) for z in whole]
     return [TensorLabels(flow.store.rectangular(layers, f"raw strides at {flow.at()}"))]
 
 
 def _end(seen: tuple[Sequence[int], Sequence[int], int]) -> int:
     """How much of the memory a tensor of a shape, with strides and an offset, reaches into."""
     shape, strides, offset = seen
-    return offset + 1 + sum((n - 1) * step for n, step in zip(shape, strides, strict=True) if n)
+    reaches = ((n - 1) * step for n, step in zip(shape, strides, strict=True) if n)
+    return offset + 1 + sum(reaches)
 
 
 # -- parts -------------------------------------------------------------------------------------------------------
@@ -394,7 +400,8 @@ def _every(flow: LabelPropagation, x: Ref, axis: int, step: int) -> TensorLabels
     outer, inner = as_blocks(flow, flow.layers(x, axis), size // step, size)
     flow.pin(inner, f"picked by position (one in {step})")
     space = flow.space(x)
-    return space.with_layers([*space.beside([axis]), *(move(z, axis, flow.rank(x)) for z in outer)])
+    picked = move_all(outer, axis, flow.rank(x))
+    return space.with_layers([*space.beside([axis]), *picked])
 
 
 def _follows(flow: LabelPropagation, wish: Any, vectors: Sequence[Array]) -> bool:
@@ -430,7 +437,8 @@ def split(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     layers = flow.layers(x, axis)
     if layers and (len(sizes) > 1 or isinstance(told, tuple)):
         is_even = len(set(sizes)) == 1 and (isinstance(told, Expression) or name == "chunk")
-        if not isinstance(told, tuple) or not all(map(_follows, [flow] * len(sizes), told, _pieces(layers, edges))):
+        pieces = _pieces(layers, edges)
+        if not isinstance(told, tuple) or not all(map(partial(_follows, flow), told, pieces)):
             space = _even_blocks(flow, x, axis, edges, follows=is_even)
             layers = flow.layers(x, axis)
         wishes = told if isinstance(told, tuple) else [told]
@@ -454,7 +462,8 @@ def select(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
 
 def unbind(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     """``x[0]``, ``x[1]``, ... along one axis."""
-    return list(select(flow, replace(entry, args=(entry.args[0], argument(entry, 1, "dim", 0)), kwargs={})))
+    axis = argument(entry, 1, "dim", 0)
+    return select(flow, replace(entry, args=(entry.args[0], axis), kwargs={}))
 
 
 def _without(space: TensorLabels, axis: int) -> TensorLabels:
@@ -473,7 +482,8 @@ def as_complex(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
 def as_real(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     """Complex numbers become pairs along a new last axis."""
     space = flow.space(entry.args[0])
-    return [replace(space, layers=tuple(z.to(z.labels[..., None]) for z in space.layers), wishes=())]
+    layers = tuple(z.to(z.labels[..., None]) for z in space.layers)
+    return [replace(space, layers=layers, wishes=())]
 
 
 def cat(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
@@ -527,7 +537,8 @@ def _join(
     along = []
     for i in range(max((len(s) for s in stacks), default=0)):
         pieces = [s[i].vector if i < len(s) else blank(n) for s, n in zip(stacks, sizes, strict=True)]
-        along.append(move(LabelArray(np.concatenate(pieces)), axis, len(shape)))
+        joined = LabelArray(np.concatenate(pieces))
+        along.append(move(joined, axis, len(shape)))
     return TensorLabels((*rest.layers, *(z for z in along if z.support)), free=rest.free and not along)
 
 
@@ -541,7 +552,8 @@ def pad(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     x, amounts = entry.args[0], entry.args[1]
     space, old, new = flow.space(x), flow.shape(x), flow.shape(entry.outs[0])
     # Amounts are told from the last axis on, before and after.
-    around = dict(zip(reversed(range(len(old))), zip(amounts[::2], amounts[1::2], strict=True), strict=False))
+    ends_of = zip(amounts[::2], amounts[1::2], strict=True)
+    around = {len(old) - 1 - place: ends for place, ends in enumerate(ends_of)}
     layers = []
     for z in space.layers:
         widths = [(0, 0)] * len(old)
@@ -579,7 +591,8 @@ def pixel_shuffle(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     channels = flow.shape(x)[axis]
     outer, inner = as_blocks(flow, flow.layers(x, axis), channels // (r * r), channels)
     flow.pin(inner, "moved into space")
-    return [TensorLabels((*_before_space(flow, x), *(move(z, axis, flow.rank(x)) for z in outer)))]
+    moved = move_all(outer, axis, flow.rank(x))
+    return [TensorLabels((*_before_space(flow, x), *moved))]
 
 
 def pixel_unshuffle(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
@@ -587,7 +600,8 @@ def pixel_unshuffle(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     x, r = entry.args[0], entry.args[1]
     axis = flow.rank(x) - 3
     layers = [z.to(np.repeat(z.labels, r * r)) for z in flow.layers(x, axis)]
-    return [TensorLabels((*_before_space(flow, x), *(move(z, axis, flow.rank(x)) for z in layers)))]
+    moved = move_all(layers, axis, flow.rank(x))
+    return [TensorLabels((*_before_space(flow, x), *moved))]
 
 
 def _before_space(flow: LabelPropagation, x: Ref) -> list[LabelArray]:
@@ -604,7 +618,7 @@ def unfold(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     for axis in (2, 3):
         flow.pin(flow.layers(x, axis), "windows over space")
     layers = [z.to(np.repeat(z.labels, prod(kernel))) for z in flow.layers(x, 1)]
-    return [TensorLabels(tuple(move(z, 1, 3) for z in layers))]
+    return [TensorLabels(move_all(layers, 1, 3))]
 
 
 def fold(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
@@ -613,7 +627,7 @@ def fold(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     size = flow.shape(x)[1]
     outer, inner = as_blocks(flow, flow.layers(x, 1), size // prod(kernel), size)
     flow.pin(inner, "moved into space")
-    return [TensorLabels(tuple(move(z, 1, 4) for z in outer))]
+    return [TensorLabels(move_all(outer, 1, 4))]
 
 
 def pack(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
@@ -670,13 +684,13 @@ def index(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
         _pin_index(flow, indices[a])
     rank, first, places = _index_places(flow, entry, used)
     layers = []
-    for z in flow.store.rectangular(flow.space(x).layers, flow.at()):
+    for z in flow.rectangular(x):
         line, axis = z.to(z.vector), z.support[0]
         if axis in places:
             layers.append(move(line, places[axis], rank))
         elif not flow.picks(indices[axis], [line]):
             layers += _pick_many(flow, line, indices[axis], first, rank - len(places))
-    fitting = [z.to(z.labels.reshape(z.labels.shape + (1,) * (rank - z.labels.ndim))) for z in layers]
+    fitting = [z.to(np.expand_dims(z.labels, tuple(range(z.labels.ndim, rank)))) for z in layers]
     return [TensorLabels(tuple(z for z in fitting if z.support))]
 
 
@@ -723,7 +737,7 @@ def _masked_index(flow: LabelPropagation, entry: Entry, out_rank: int) -> list[T
         _pin_mask(flow, mask, even)
     contents = flow.tape.values[masks[0].id].const
     layers = []
-    for z in flow.store.rectangular(flow.space(x).layers, flow.at()):
+    for z in flow.rectangular(x):
         axis = z.support[0]
         from_end = flow.rank(x) - axis
         if axis > last and from_end <= out_rank:
@@ -793,15 +807,17 @@ def masked_scatter(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     x, mask, source = entry.args[:3]
     shape, given = flow.shape(x), flow.shape(source)
     even = min(len(_even_axes(flow, mask, len(shape))), len(given))
-    even = max(k for k in range(even + 1) if shape[len(shape) - k :] == given[len(given) - k :])
+    tails = (k for k in range(even + 1) if shape[len(shape) - k :] == given[len(given) - k :])
+    even = max(tails)
     parts = []
     for ref in (x, mask, source):
         own = flow.shape(ref)
         rows = len(own) - min(even, len(own))
-        kept = [z for z in flow.store.rectangular(flow.space(ref).layers, flow.at()) if z.support[0] >= rows]
+        kept = [z for z in flow.rectangular(ref) if z.support[0] >= rows]
         flow.pin([z for a in range(rows) for z in flow.layers(ref, a)], "placed by a mask")
         inside = tuple(z.to(z.labels.reshape(z.labels.shape[rows:])) for z in kept)
-        parts.append((TensorLabels(inside, free=flow.space(ref).free or ref is mask), own[rows:]))
+        free = flow.space(ref).free or ref is mask
+        parts.append((TensorLabels(inside, free=free), own[rows:]))
     tail = flow.join(parts, shape[len(shape) - even :])
     return [TensorLabels(tuple(LabelArray(z.labels) for z in align_rank(tail, len(shape))))]
 
@@ -828,7 +844,8 @@ def index_add(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     for r in (x, source):
         flow.pin(flow.layers(r, axis), "placed by index")
         space = flow.space(r)
-        parts.append((replace(space, layers=tuple(space.beside([axis]))), _flat(flow.shape(r), [axis])))
+        beside = replace(space, layers=tuple(space.beside([axis])))
+        parts.append((beside, _flat(flow.shape(r), [axis])))
     return [replace(flow.join(parts, parts[0][1]), free=False)]
 
 
@@ -904,9 +921,9 @@ def _with_rows(flow: LabelPropagation, x: Ref, values: Ref, last: int) -> Tensor
     shape, given = flow.shape(x), flow.shape(values)
     wide = min(len(shape) - last, len(given))
     rows = len(given) - wide
-    layers = flow.store.rectangular(flow.space(values).layers, flow.at())
-    inside = [LabelArray(z.labels.reshape(z.labels.shape[rows:])) for z in layers if z.support[0] >= rows]
-    new = flow.space(values).with_layers(align_rank(TensorLabels(tuple(inside)), len(shape)))
+    layers = [z for z in flow.rectangular(values) if z.support[0] >= rows]
+    inside = TensorLabels(tuple(LabelArray(z.labels.reshape(z.labels.shape[rows:])) for z in layers))
+    new = flow.space(values).with_layers(align_rank(inside, len(shape)))
     kept = [z for z in flow.space(x).layers if min(z.support, default=last) >= last]
     old = replace(flow.space(x), layers=tuple(kept))
     collapsed = _flat(shape, range(last))

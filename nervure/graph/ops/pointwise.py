@@ -10,7 +10,7 @@ from nervure.graph.labels import NONE, LabelArray, TensorLabels, blank
 from nervure.graph.ops.contractions import as_blocks
 from nervure.graph.ops.facets import Rule
 from nervure.graph.ops.probed import probe_operator
-from nervure.graph.propagate import LabelPropagation, argument, call_argument, made, move
+from nervure.graph.propagate import LabelPropagation, argument, call_argument, made, move, move_all
 from nervure.graph.sizes import Expression
 from nervure.graph.tape import Call, Entry, Ref, refs_in
 
@@ -26,7 +26,8 @@ def multiply(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     (space,) = spaces = pointwise(flow, entry)
     if _contracts(entry.call):
         sizes = flow.shape(entry.outs[0])
-        flow.work(1, *((n, [move(z, 0, 1) for z in space.along(axis)]) for axis, n in enumerate(sizes)))
+        along = (move_all(space.along(axis), 0, 1) for axis in range(len(sizes)))
+        flow.work(1, *zip(sizes, along, strict=True))
     return spaces
 
 

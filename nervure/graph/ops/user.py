@@ -213,7 +213,8 @@ def _operation(tape: Tape, entry: Entry) -> Operation:
             return tape.shape(value)
         return tuple(show(v) for v in value) if isinstance(value, tuple) else value
 
-    args, kwargs = tuple(show(a) for a in entry.args), {k: show(v) for k, v in entry.kwargs.items()}
+    args = tuple(show(a) for a in entry.args)
+    kwargs = {k: show(v) for k, v in entry.kwargs.items()}
     refs = entry.given
     shapes, outputs = (tuple(tape.shape(r) for r in some) for some in (refs, entry.outs))
     return Operation(entry.name, args, kwargs, shapes, outputs)
@@ -254,7 +255,7 @@ def _require_broadcast(flow: LabelPropagation, entry: Entry, refs: Sequence[Ref]
         for ref in refs:
             shape = flow.shape(ref)
             aligned = (1,) * (len(full) - len(shape)) + shape
-            if len(aligned) != len(full) or any(n not in (1, m) for n, m in zip(aligned, full, strict=True)):
+            if len(aligned) != len(full) or not all(n in (1, m) for n, m in zip(aligned, full, strict=True)):
                 raise ArgumentError(f"it is not pointwise: shape {shape} does not broadcast to {full}.")
 
 

@@ -6,8 +6,6 @@ Zhu and Gupta, "To prune, or not to prune: exploring the efficacy of pruning for
 from dataclasses import dataclass
 from typing import ClassVar, Literal, final
 
-import torch
-
 from nervure.budget.weight_masks import Distribution
 from nervure.core.schema import Density
 from nervure.errors import ArgumentError
@@ -63,7 +61,7 @@ class GMP(DynamicSparse):
     def kept(self, view: View, field: PrunableWeights) -> Masked:
         """The masks to begin with."""
         if self.start == 1:
-            return {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in field.weights.items()}
+            return field.whole()
         return DynamicSparse.kept(self, view, field)
 
     def staying(self, moment: UpdateContext, sites: list[Site]) -> Counts | int:

@@ -151,7 +151,7 @@ class Sparse(Checked, ABC):
             scores: scores, 0 or more, of the network under the masks it is given.
             revive: whether what was masked can come back.
         """
-        masks = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in field.weights.items()}
+        masks = field.whole()
 
         def score_left() -> Scored:
             found = scores(masks)
@@ -260,6 +260,10 @@ class PrunableWeights:
         return {
             s.tensor: s.back(laid[s.tensor], self.view.weights[s.tensor].shape) for s in self.sheets if s.tensor in laid
         }
+
+    def whole(self) -> dict[str, Tensor]:
+        """Masks that let every weight stay."""
+        return {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in self.weights.items()}
 
     def lots(self, generator: torch.Generator) -> Scored:
         """A random number for each weight."""

@@ -132,6 +132,6 @@ def _dense_std(place: SkipSite) -> float:
 def _group(field: PrunableWeights, module: str, side: int) -> str:
     """The group along that side of a module's weight, empty where there is none or more than one."""
     graph = field.view.graph
-    axes = [graph.axes[number] for number in graph.tensors.get(f"{module}.weight", ())][: side + 1]
-    names = {group for axis in axes[-1:] for group, _ in axis.parts if group in graph}
+    axis = graph.axis_of(module, side)
+    names = {group for group, _ in axis.parts if group in graph} if axis is not None else set()
     return next(iter(names)) if len(names) == 1 else ""
