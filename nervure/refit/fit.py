@@ -26,8 +26,8 @@ from nervure.refit.moments import Moments
 from nervure.refit.origins import Origin, origins, require_twin, require_weights, take_apart
 from nervure.refit.prefix import Prefix, prefix_of
 from nervure.refit.ridge import RIDGES, Fit, Problem, solve
-from nervure.refit.samples import require_different, split
 from nervure.refit.settings import BranchFit, LayerFit, Refit, Refitted, summary
+from nervure.refit.split import require_different, split
 from nervure.refit.streams import Key
 from nervure.refit.survey import LayerReading, survey
 from nervure.refit.train_branches import Reconstruct, reconstruct

@@ -28,8 +28,8 @@ from nervure.refit.branches import PrunedBranch, branches
 from nervure.refit.gather import GramPart
 from nervure.refit.origins import require_weights, take_apart
 from nervure.refit.prefix import look_away, prefix_of
-from nervure.refit.samples import require_different, split
 from nervure.refit.settings import BranchFit
+from nervure.refit.split import require_different, split
 from nervure.tasks.guessing import TaskLike, as_task
 
 M = TypeVar("M")
