@@ -1,9 +1,9 @@
 """One pass over the data: what enters the consumers of a level, and what they say wrong."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias, final
+from typing import Any, NamedTuple, TypeAlias, final
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from nervure.graph.tape import Entry, WriteBack
 from nervure.refit.activations import Enough, Watcher, watchable
 from nervure.refit.batch_norms import Entered
 from nervure.refit.consumers import Consumer
-from nervure.refit.moments import Moments
+from nervure.refit.moments import InputSums, Moments
 from nervure.refit.operators import choose_positions, entering, leaving
 from nervure.refit.origins import Origin
 from nervure.refit.prefix import Prefix
@@ -203,6 +203,40 @@ def _add(
     mine: _Pass,
     between: Mapping[int, Tensor],
 ) -> None:
+    rows = list(_read(found, part, wanted, dense, mine, between))
+    stores = [found.held.setdefault(row.place, {}) if part.held else found.seen for row in rows]
+    keys = [part.view if part.held else row.place for row in rows]
+    _part_company((store[key], row.x) for store, key, row in zip(stores, keys, rows, strict=True) if key in store)
+    fresh: list[tuple[Tensor, InputSums]] = []
+    for store, key, row in zip(stores, keys, rows, strict=True):
+        if key not in store:
+            shared = next((sums for x, sums in fresh if row.is_once and _begins_with(sums, x, row.x)), None)
+            store[key] = Moments(len(row.x), row.x.shape[2], row.wrong.shape[2], row.x.device, shared)
+        inputs = store[key].inputs
+        is_new = not row.is_once or all(sums is not inputs for _, sums in fresh)
+        store[key].add(row.x, row.wrong, row.said, with_inputs=is_new)
+        if is_new and row.is_once:
+            fresh.append((row.x, inputs))
+
+
+class _Row(NamedTuple):
+    """What one use of a consumer was given, said wrong, and should say; ``is_once``: it is the only use."""
+
+    place: int
+    x: Tensor
+    wrong: Tensor
+    said: Tensor
+    is_once: bool
+
+
+def _read(
+    found: Gathered,
+    part: GramPart,
+    wanted: Sequence[Consumer],
+    dense: _Pass,
+    mine: _Pass,
+    between: Mapping[int, Tensor],
+) -> Iterator[_Row]:
     for at, given in mine.y.items():
         consumer = wanted[at[0]]
         x, y, said = mine.x[at], given, _match(consumer, dense.y.get(at), given)
@@ -212,10 +246,21 @@ def _add(
         if len(consumer.places) < len(x):
             x, y, said = (t.reshape(1, -1, t.shape[-1]) for t in (x, y, said))
         wrong = said - y + between.get(at[0], y.new_zeros(())).to(y)
-        kept, key = (found.held.setdefault(at[0], {}), part.view) if part.held else (found.seen, at[0])
-        if key not in kept:
-            kept[key] = Moments(len(x), x.shape[2], y.shape[2], x.device)
-        kept[key].add(x, wrong, said)
+        yield _Row(at[0], x, wrong, said, len(consumer.readings) == 1)
+
+
+def _begins_with(sums: InputSums, theirs: Tensor, mine: Tensor) -> bool:
+    """Whether sums hold these positions and no others."""
+    return sums.count == mine.shape[1] and theirs.shape == mine.shape and torch.equal(theirs, mine)
+
+
+def _part_company(given: Iterable[tuple[Moments, Tensor]]) -> None:
+    """Consumers that read the same input so far, and now do not, go on with sums of their own."""
+    first: dict[int, Tensor] = {}
+    for moments, x in given:
+        other = first.setdefault(id(moments.inputs), x)
+        if other is not x and not (other.shape == x.shape and torch.equal(other, x)):
+            moments.part_company()
 
 
 def _match(consumer: Consumer, said: Tensor | None, y: Tensor) -> Tensor | None:

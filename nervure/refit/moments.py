@@ -1,5 +1,6 @@
 """Sums over positions from which a least-squares problem is solved, and any answer to it judged, without the data."""
 
+import copy
 from typing import final
 
 import torch
@@ -10,39 +11,85 @@ TILE = 2048
 
 
 @final
-class Moments:
-    """First and second moments of what enters a consumer (x), of what it says wrong (r), and of what it should say (y).
+class InputSums:
+    """Sums over what enters (x), and over its products with itself: what reads the same input needs them once.
 
     Sums are kept in double precision; products of a tile are in that of the model. What enters is counted from the mean
     of the first tile on, so that large means cost no digits. ``count`` is how many positions were added.
     """
 
-    def __init__(self, stack: int, inputs: int, outputs: int, device: torch.device) -> None:
+    def __init__(self, stack: int, inputs: int, device: torch.device) -> None:
+        self.count = 0
+        self.x0 = torch.zeros(stack, inputs, dtype=torch.float64, device=device)
+        self.x, self.xx = self.x0.clone(), self.x0.new_zeros(stack, inputs, inputs)
+
+    def add(self, x: Tensor) -> None:
+        """Add positions [stack, positions, inputs]."""
+        for tile in map(_precise, x.split(TILE, 1)):
+            if not self.count:
+                self.x0 = tile.mean(1).double()
+            self.count += tile.shape[1]
+            near = tile - self.x0[:, None].to(tile)
+            self.xx += (near.transpose(1, 2) @ near).double()
+            self.x += near.sum(1, dtype=torch.float64)
+
+
+def _precise(tile: Tensor) -> Tensor:
+    return tile if tile.dtype == torch.float64 else tile.float()
+
+
+@final
+class Moments:
+    """First and second moments of what enters a consumer (x), of what it says wrong (r), and of what it should say (y).
+
+    Attributes:
+        inputs: the sums over what enters, perhaps those of other consumers as well.
+        count: how many positions were added.
+    """
+
+    def __init__(
+        self, stack: int, inputs: int, outputs: int, device: torch.device, shared: InputSums | None = None
+    ) -> None:
         def zeros(*sizes: int) -> Tensor:
             return torch.zeros(stack, *sizes, dtype=torch.float64, device=device)
 
+        self.inputs = InputSums(stack, inputs, device) if shared is None else shared
         self.count = 0
-        self._x0, self._y0 = zeros(inputs), zeros(outputs)
-        self._x, self._xx, self._r, self._rr = zeros(inputs), zeros(inputs, inputs), zeros(outputs), zeros(outputs)
+        self._y0, self._r, self._rr = zeros(outputs), zeros(outputs), zeros(outputs)
         self._xr, self._y, self._yy = zeros(inputs, outputs), zeros(outputs), zeros(outputs)
 
-    def add(self, x: Tensor, r: Tensor, y: Tensor) -> None:
-        """Add positions: x [stack, positions, inputs], r and y [stack, positions, outputs]."""
-        for start in range(0, x.shape[1], TILE):
-            self._add(*(self._precise(t[:, start : start + TILE]) for t in (x, r, y)))
+    def add(self, x: Tensor, r: Tensor, y: Tensor, *, with_inputs: bool = True) -> None:
+        """Add positions: x [stack, positions, inputs], r and y [stack, positions, outputs].
 
-    @staticmethod
-    def _precise(tile: Tensor) -> Tensor:
-        return tile if tile.dtype == torch.float64 else tile.float()
+        Not ``with_inputs``: they are in the sums already, which another consumer shares.
+        """
+        if with_inputs:
+            self.inputs.add(x)
+        for tiles in zip(*(t.split(TILE, 1) for t in (x, r, y)), strict=True):
+            self._add(*map(_precise, tiles))
+
+    def part_company(self) -> None:
+        """Go on with sums over inputs of its own."""
+        self.inputs = copy.deepcopy(self.inputs)
+
+    @property
+    def _x0(self) -> Tensor:
+        return self.inputs.x0
+
+    @property
+    def _x(self) -> Tensor:
+        return self.inputs.x
+
+    @property
+    def _xx(self) -> Tensor:
+        return self.inputs.xx
 
     def _add(self, x: Tensor, r: Tensor, y: Tensor) -> None:
         if not self.count:
-            self._x0, self._y0 = x.mean(1).double(), y.mean(1).double()
+            self._y0 = y.mean(1).double()
         x, y = x - self._x0[:, None].to(x), y - self._y0[:, None].to(y)
         self.count += x.shape[1]
-        self._xx += (x.transpose(1, 2) @ x).double()
         self._xr += (x.transpose(1, 2) @ r).double()
-        self._x += x.sum(1, dtype=torch.float64)
         self._r += r.sum(1, dtype=torch.float64)
         self._y += y.sum(1, dtype=torch.float64)
         self._rr += r.double().square().sum(1)

@@ -206,7 +206,7 @@ def test_a_foreign_file_is_refused(tmp_path: Path) -> None:
 def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:
     with pytest.raises(FileError, match="nothing is there"):
         load(tmp_path / "none.safetensors", resnet)
-    with pytest.raises(FileError, match="should be the plan of a pruned model"):
+    with pytest.raises(FileError, match="a folder is there"):
         load(tmp_path, resnet)
 
 

@@ -103,3 +103,29 @@ def test_a_masked_layer_is_fitted_inside_its_mask(by_surgeon: bool) -> None:
     new = weight * keep + fit.change[0].T
     direct = loss(weight, new, x[:150]) / (x[:150] @ weight.T).var(0, correction=0).sum() / 150
     assert moments[0].error(fit.change, fit.shift) == pytest.approx(float(direct), rel=1e-8)
+
+
+def test_sums_over_an_input_are_made_once_for_all_that_read_it_and_part_where_it_does() -> None:
+    made = torch.Generator().manual_seed(0)
+    xs = [torch.randn(1, 9, 4, generator=made) for _ in range(3)]
+    other = torch.randn(1, 9, 4, generator=made)
+
+    def errors(outputs: int) -> list[Tensor]:
+        return [torch.randn(1, 9, outputs, generator=made) for _ in xs]
+
+    first, second = errors(3), errors(2)
+    one = Moments(1, 4, 3, torch.device("cpu"))
+    two = Moments(1, 4, 2, torch.device("cpu"), one.inputs)
+    alone = Moments(1, 4, 2, torch.device("cpu"))
+    for place, x in enumerate(xs):
+        if place == 2:
+            two.part_company()
+        one.add(x, first[place], first[place])
+        theirs = other if place == 2 else x
+        two.add(theirs, second[place], second[place], with_inputs=place == 2)
+        alone.add(theirs, second[place], second[place])
+    assert one.inputs is not two.inputs
+    for name in ("xx", "xr", "mean", "r", "rr", "yy"):
+        assert getattr(two, name).equal(getattr(alone, name)), name
+    whole = torch.cat(xs, 1)[0].double()
+    torch.testing.assert_close(one.xx[0], (whole - whole.mean(0)).T @ (whole - whole.mean(0)), rtol=1e-5, atol=1e-5)
