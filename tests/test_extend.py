@@ -12,7 +12,7 @@ LONGEST = 30
 
 def test_there_is_a_page_for_each_thing_that_can_be_added() -> None:
     assert {page.stem for page in EXAMPLES} == {
-        "criterion", "method", "operator", "budget", "format", "engine", "data", "model", "benchmark",
+        "criterion", "method", "operator", "budget", "format", "engine", "data", "loaders", "model", "benchmark",
     }  # fmt: skip
 
 
