@@ -13,7 +13,7 @@ from nervure.graph.models import is_weightless, unwrap
 from nervure.graph.tape import named_tensors
 from nervure.graph.types import Graph
 from nervure.plan import Plan
-from nervure.surgery.apply import check_fits, keeps_of
+from nervure.surgery.apply import check_fits, dropped_prefixes, keeps_of
 from nervure.surgery.cut import kept_positions
 from nervure.surgery.drop import name_after
 
@@ -53,7 +53,7 @@ def origins(reference: nn.Module, steps: Iterable[tuple[Graph, Plan]]) -> Mappin
     }
     for graph, plan in steps:
         keeps, renamed = keeps_of(graph, plan), name_after(graph, plan)
-        gone = tuple(f"{module}." for drop in plan.drops for module in graph.block(drop.block).modules)
+        gone = dropped_prefixes(graph, plan)
         left = {}
         for name, origin in found.items():
             new = None if name.startswith(gone) else renamed(name)
