@@ -27,6 +27,12 @@ mlp_dim model_dim n_channels n_embd n_embed n_filters n_inner nf num_channels nu
 out_channels out_chs out_dim out_features out_planes planes width widths
 """
 CHANNELS = frozenset(_CHANNELS.split())
+_HIDDEN = """
+c d_ff d_inner decoder_ffn_dim encoder_ffn_dim feed_forward_size ffn_dim hidden hidden_channels hidden_dim
+hidden_features inner_dim intermediate_size mlp_dim n_inner
+"""
+HIDDEN = frozenset(_HIDDEN.split())
+"""Names of channels inside a module; where it splits an axis into parts, these say how wide a part is."""
 HEADS = frozenset(
     [
         "num_attention_heads",
@@ -205,7 +211,17 @@ def _meant(graph: Graph, module: str, name: str, value: int) -> Sequence[Group]:
     wanted = "channels" if name in CHANNELS else "heads" if name in HEADS else "head widths"
     if wanted == "head widths" and name not in HEAD_WIDTHS:
         return []
-    fits = [g for g in graph.groups if g.kind == wanted and (g.size == value or wanted != "channels")]
+    kinds = (wanted, "widths") if name in HIDDEN else (wanted,)
+    fits = [g for g in graph.groups if g.kind in kinds and (g.size == value or wanted != "channels")]
     alike = [g for g in fits if any(_is_below(s.tensor, module) for s in g.slots)]
+    # What comes from outside, or stays inside a part of the module, may be as wide by chance only.
+    own = [g for g in alike if g.kind == "widths" and _is_own(g, module)]
     # A unit may stand for several heads (queries that share keys) or for several places in a head (rotary pairs).
-    return alike if all(value % g.size == 0 for g in alike) else []
+    return own or (alike if all(value % g.size == 0 for g in alike) else [])
+
+
+def _is_own(group: Group, module: str) -> bool:
+    """Whether the module is the smallest that holds all tensors of the group."""
+    names = [slot.tensor for slot in group.slots]
+    parts = {name.removeprefix(f"{module}.").partition(".")[0] for name in names}
+    return len(parts) > 1 and all(_is_below(name, module) for name in names)
