@@ -19,6 +19,8 @@ from nervure.errors import ArgumentError, DataError
 
 Batch: TypeAlias = tuple[Any, Tensor]
 Data: TypeAlias = Batches
+UNLABELLED = 255
+"""What many label maps of pictures hold where there is no label."""
 OTHERWISE = "or say what the model is for, where it is no classifier: task= (nervure.tasks)"
 
 
@@ -32,7 +34,9 @@ def pairs(data: Data, what: str = "data") -> Iterator[Batch]:
     number = -1
     for number, batch in enumerate(ending(data, what)):
         if not (isinstance(batch, tuple | list) and len(batch) == 2 and isinstance(batch[1], Tensor)):
-            raise DataError(f"batch {number} of {what} is {_shape_of(batch)}; give pairs (inputs, labels tensor).")
+            raise DataError(
+                f"batch {number} of {what} is {_shape_of(batch)}; give pairs (inputs, labels tensor), {OTHERWISE}."
+            )
         if batch[1].numel() == 0:
             raise DataError(f"batch {number} of {what} holds no sample. Leave empty batches out.")
         yield batch[0], batch[1]
@@ -95,8 +99,17 @@ def require_classes(labels: Tensor, classes: int) -> None:
         if not 0 <= label < classes:
             raise DataError(
                 f"label {label} is out of range: the model has {classes} outputs, for the labels 0 .. {classes - 1}. "
-                f"Number the classes from 0, or give the model more outputs."
+                + _advise(label)
             )
+
+
+def _advise(label: int) -> str:
+    if label < 0 or label == UNLABELLED:
+        return (
+            f"Where it marks what does not count, say so: task=tasks.classification(ignore={label}), or another task "
+            "of nervure.tasks that takes ignore=."
+        )
+    return "Number the classes from 0, or give the model more outputs."
 
 
 def require_finite_outputs(logits: Tensor, where: str) -> None:
