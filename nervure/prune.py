@@ -28,10 +28,12 @@ from nervure.methods.channels.yardsticks import Magnitude
 from nervure.plan import Cut, Drop, Keep, Mask, Plan
 from nervure.refit import Refit
 from nervure.refit import refit as refitted_to
+from nervure.stats.loaders import draw_first
 from nervure.surgery.apply import apply, edit_model, masks_after
 from nervure.surgery.blame import Edit, families_of, name_of, wrong_edits
 from nervure.surgery.checker import Checker
 from nervure.surgery.verify import verify_with
+from nervure.tasks.batch_forms import Layout
 from nervure.tasks.guessing import TaskLike, as_task
 from nervure.tasks.task import Task
 from nervure.tracing import pin_edits, trace_and_check
@@ -119,7 +121,7 @@ class Pruned:
 @leave_modes()
 def prune(  # noqa: PLR0913 - one choice per argument, all by keyword
     model: nn.Module | Pruned,
-    example: Any,
+    example: Any = None,
     method: Method | Plan | Sequence[Method | Plan] | None = None,
     *,
     keep: Density | None = None,
@@ -139,7 +141,8 @@ def prune(  # noqa: PLR0913 - one choice per argument, all by keyword
     Args:
         model: the model to prune; it is not changed. A result of an earlier ``prune`` (trained since, perhaps) is
             pruned further, and remembers both plans.
-        example: see :func:`nervure.trace`. Costs are those of the first, where there are several.
+        example: see :func:`nervure.trace`. Costs are those of the first, where there are several. None: the inputs of
+            the first batch of ``data``, as ``task`` reads them.
         method: what decides, e.g. ``Magnitude(keep=0.5, budget="macs")``; or a plan of your own; or several, one after
             the other: ``[Energy(drop=2), Magnitude(keep=0.7)]`` drops blocks, then cuts channels of what is left.
             None: the units of least magnitude leave, as many as ``keep`` and ``budget`` say.
@@ -166,12 +169,15 @@ def prune(  # noqa: PLR0913 - one choice per argument, all by keyword
     Raises:
         DataError: the method measures and no data was given, or the data cannot be used.
         BudgetError: no plan meets what was asked.
-        ArgumentError: no method is given and neither ``keep`` nor an amount, or both a method and one of these.
+        ArgumentError: no method is given and neither ``keep`` nor an amount, or both a method and one of these; or
+            there is neither an example nor data.
         VerificationError: no plan could be found whose result computes the right thing.
     """
     methods = [_least_magnitude(keep, budget)] if method is None else _list_methods(method, keep, budget)
     if refit is not False and data is None:
         raise DataError(f"refit={refit!r} fits on data: give data=, batches of (inputs, labels) or of inputs.")
+    if example is None:
+        example, data = _draw_example(model, data, as_task(task), seed)
     ignore, only = _repeatable(ignore), None if only is None else _repeatable(only)
     found: nn.Module | Pruned = model
     for one in methods:
@@ -192,6 +198,22 @@ def prune(  # noqa: PLR0913 - one choice per argument, all by keyword
     if refit is False or data is None:
         return found
     return _refit(model, found, data, as_task(task), Refit(seed=seed) if refit is True else refit, progress)
+
+
+def _draw_example(
+    model: nn.Module | Pruned, data: Batches | None, task: Task | None, seed: int
+) -> tuple[Inputs, Batches]:
+    """What the model is called with on the first batch, and the data, which still have that batch."""
+    if data is None:
+        raise ArgumentError(
+            "there is no example. Give what the model is called with, prune(model, example, ...), or data=, batches: "
+            "the inputs of the first are taken then."
+        )
+    first, data = draw_first(data, task, seed)
+    if first is None:
+        raise DataError("data gave no batch, so there is no example. Give batches, or an example.")
+    layout = Layout() if task is None else Layout(inputs=task.inputs)
+    return layout.example_in(unwrap(model.model if isinstance(model, Pruned) else model), first), data
 
 
 def _list_methods(

@@ -110,6 +110,13 @@ def first_of(data: Batches, samples: int, task: Task | None = None) -> list[Any]
     return found
 
 
+def draw_first(data: Batches, task: Task | None = None, seed: int = 0) -> tuple[Any, Batches]:
+    """The first batch, None where there is none, and the data; what can be drawn once keeps its first batch."""
+    with fixed_seed(seed):
+        first = first_of(data, 1, task)
+    return next(iter(first), None), itertools.chain(first, data) if isinstance(data, Iterator) else data
+
+
 def leaves_of(data: Batches) -> Iterator[Any]:
     """Each batch, whatever it holds; raises DataError where it holds itself."""
     for number, raw in enumerate(_iterate(data)):

@@ -28,6 +28,7 @@ from nervure.stats.loaders import (
     Batch,
     batches,
     count_batches,
+    draw_first,
     first_of,
     fixed_seed,
     leaves_of,
@@ -189,11 +190,9 @@ def _digest(values: Iterable[Any], seed: int) -> str:
 
 def _find_task(model: nn.Module, data: Batches, seed: int) -> tuple[Task, Batches]:
     """The task that the first batch says, and the data; what can be drawn once keeps its first batch."""
-    with fixed_seed(seed):
-        first = first_of(data, 1)
+    first, data = draw_first(data, seed=seed)
     with naming("batch 0"):
-        task = find_task(model, first[0]) if first else UNTOLD
-    return task, chain(first, data) if isinstance(data, Iterator) else data
+        return UNTOLD if first is None else find_task(model, first), data
 
 
 def _parse_want(want: Iterable[str]) -> frozenset[str]:

@@ -51,8 +51,11 @@ class Layout(Checked):
             DataError: the batch has no such parts, or the model takes none of such names.
             ForwardError: the model's own forward raised.
         """
-        args, kwargs = self._arguments(model, map_tensors(torch.clone, self.inputs_in(batch)))
-        return Inputs(args, kwargs).run(model)
+        return map_tensors(torch.clone, self.example_in(model, batch)).run(model)
+
+    def example_in(self, model: nn.Module, batch: Any) -> Inputs:
+        """What ``model`` is called with on a batch; raises DataError as :meth:`feed`."""
+        return Inputs(*self._arguments(model, self.inputs_in(batch)))
 
     def inputs_in(self, batch: Any) -> Any:
         """The inputs: a tensor, a tuple of them, a mapping, or an object that the model takes whole."""
