@@ -103,7 +103,7 @@ def measure(
         told, data = _find_task(model, data, seed)
     others = READ | LAYERS | WHOLE
     found, skipped = probes(model, graph) if wanted & WRITTEN or not others & chosen.keys() else ({}, {})
-    read, unread = reader_probes(model, graph) if wanted & READ else ({}, {})
+    read, unread = reader_probes(model, graph, inside="effects" in wanted) if wanted & READ else ({}, {})
     layers, deaf = ears(model, graph) if wanted & LAYERS else ([], {})
     with_gradients = "gradients" in wanted
     recorder = EvidenceRecorder(found if wanted & WRITTEN else {}, with_gradients=with_gradients)
