@@ -163,15 +163,18 @@ def test_a_sweep_of_segmentation_has_the_metrics_of_its_task() -> None:
     outcomes = list(read_outcomes(Path("out/results.jsonl")))
     assert all({"mean_iou", "accuracy"} <= outcome.metrics.keys() for outcome in outcomes)
     assert all(outcome.accuracy == outcome.metrics["accuracy"] for outcome in outcomes)
-    assert outcomes[0].quality.startswith("mean iou 0.")
+    assert outcomes[0].quality.startswith("mean iou 0.") and next(iter(outcomes[0].higher_is_better)) == "mean_iou"
+    assert {"mean iou ↑", "validation mean iou ↑"} <= set(found.table().head) and found.on_front()
 
 
-def test_a_sweep_without_an_accuracy_draws_no_front_of_losses() -> None:
+def test_a_sweep_without_metrics_draws_a_front_of_losses() -> None:
     swept = recipe("regressor", "numbers", task="my_code:both", train={"epochs": 0}, recover={"epochs": 0})
     found = sweep(swept, keeps=[0.5], folder="out", progress=False)
     outcomes = list(read_outcomes(Path("out/results.jsonl")))
-    assert all(math.isnan(o.validation) and math.isnan(o.accuracy) and o.loss > 0 for o in outcomes)
+    assert all(o.validation > 0 and math.isnan(o.accuracy) and o.loss > 0 for o in outcomes)
     assert "accuracy" not in found.headline and outcomes[0].quality.startswith("loss ")
+    best = min(found.means, key=lambda mean: mean.validation.value)
+    assert best in found.on_front() and "loss ↓" in found.table().head and "macs-clean" in found.charts()
 
 
 def test_an_objective_of_ones_own_needs_no_metrics() -> None:

@@ -24,8 +24,9 @@ from nervure.recipe.steps import timed_in_turn
 from nervure.recipe.study import Study, Trial, swept_trials
 from nervure.recipe.trials import Job, answer, bench_of, carry_out, data_of_seed, pruned_of
 from nervure.recipe.workers import pool_of
-from nervure.report.comparison import Outcome, TimedSetting
+from nervure.report.comparison import TimedSetting
 from nervure.report.comparison_report import MethodComparison, write_comparison_pages
+from nervure.report.outcome import Outcome
 from nervure.report.run_report import DENSE, DENSE_PLUS, PRUNED
 from nervure.report.sweep_report import Sweep, write_sweep
 
@@ -52,7 +53,7 @@ def compare(
     The folder holds ``results.jsonl`` (one line per trial; a line that is there is never computed again),
     ``comparison.html``, the same as Markdown and as JSON, charts, and in ``cache`` the trained networks with their
     evidence. Stopped at any point, it goes on from there; only trials whose method has other defaults by now are done
-    again. The test split is looked at once per trial, at its end; each line also has the validation accuracy, which is
+    again. The test split is looked at once per trial, at its end; each line also has the validation quality, which is
     the one to choose by.
 
     Args:
