@@ -12,6 +12,7 @@ from nervure.core.files import read_json
 from nervure.core.schema import NotNegative
 from nervure.export import load, load_state, save
 from nervure.graph import Graph
+from nervure.integrations.trackers import Tracker
 from nervure.methods import Method
 from nervure.methods.dynamic.dynamic_sparse import DynamicSparse
 from nervure.plan import Plan
@@ -57,6 +58,7 @@ class RunContext:
         progress: whether to show bars.
         shared: the folder of the dense network and its evidence, where several runs share them; None: the folder.
         purpose: what the network is for, and how it is called.
+        tracker: what is told of every step and epoch of its trainings; None: nobody.
     """
 
     recipe: Recipe
@@ -69,6 +71,7 @@ class RunContext:
     progress: bool = True
     shared: Path | None = None
     purpose: Purpose = field(default_factory=Purpose)
+    tracker: Tracker | None = None
 
     @property
     def task(self) -> Task | None:

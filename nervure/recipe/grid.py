@@ -17,7 +17,7 @@ from nervure.core.files import is_there, read_document, write_json, write_text
 from nervure.core.schema import Count, Density, Positive, Seed, Workers, convert
 from nervure.errors import RecipeError
 from nervure.recipe.making import method_of, require_engines, source_of
-from nervure.recipe.recipe import Options, Recipe, differences, plain
+from nervure.recipe.recipe import DECIDES_NOTHING, Options, Recipe, differences, plain
 from nervure.recipe.results import Results, append_line, dense_key, read_lines
 from nervure.recipe.runner import RECIPE, alone_in, nothing, print_line, require_ours, threads
 from nervure.recipe.steps import timed_in_turn
@@ -222,7 +222,7 @@ def _base(recipe: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return {
         name: {key: value for key, value in table.items() if key not in VARIED.get(name, ())}
         for name, table in recipe.items()
-        if name != "sweep"
+        if name not in DECIDES_NOTHING
     }
 
 

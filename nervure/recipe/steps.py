@@ -369,6 +369,7 @@ def _train(
         teacher=bench.dense() if section is bench.recipe.recover and section.distill else None,
         task=bench.task,
         progress=bench.progress,
+        callbacks=[] if bench.tracker is None else [bench.tracker.under(name)],
     )
     if history.validation:
         last = history.validation[-1]
