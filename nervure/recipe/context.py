@@ -81,7 +81,18 @@ class RunContext:
     @property
     def meets_shift(self) -> bool:
         """Whether the corruptions of images mean something here."""
-        return isinstance(self.data, Dataset) and self.purpose.name == "classification"
+        return not self.without_shift
+
+    @property
+    def without_shift(self) -> str:
+        """Why shift is not measured, though the recipe asks for it, in a sentence; empty: it is."""
+        if isinstance(self.data, Dataset) and self.purpose.name == "classification":
+            return ""
+        why = "the data are loaders of your own" if isinstance(self.data, OwnData) else f"this is {self.purpose.name}"
+        return (
+            f"Shift was not measured: the corruptions of a recipe are for images of known range with a class each, and "
+            f'{why}. evaluate(model, data, task=task, shift="all") measures it for pictures, rows and tokens.'
+        )
 
     def path(self, name: str) -> Path:
         """Where artefact ``name`` is."""

@@ -146,7 +146,8 @@ def sweep(
             timed = _time_trials(grid.trials, results, place, tell)
         failures = {str(trial): results.failed[trial.key].error for trial in grid.trials if trial.key in results.failed}
         outcomes = results.of(grid.trials)
-        found = Sweep.of(outcomes, timed, title=begun.title, recipe=begun.recipe, folder=str(place), failures=failures)
+        told = {"title": begun.title, "recipe": begun.recipe, "folder": str(place), "failures": failures}
+        found = Sweep.of(outcomes, timed, notes=_notes(grid.trials, outcomes, place), **told)
         write_sweep(found, place)
         return found
 
@@ -198,6 +199,14 @@ def _with(
     }
     table = plain(recipe.sweep) | {key: value for key, value in given.items() if value is not None}
     return Recipe.from_dict(recipe.to_dict() | {"sweep": table}, source="the sweep")
+
+
+def _notes(trials: Sequence[Trial], outcomes: Sequence[Outcome], folder: Path) -> tuple[str, ...]:
+    """What the reader of a sweep should know: that shift was asked for, and why it was not measured."""
+    asked = any(trial.recipe.evaluate.shift for trial in trials)
+    if not asked or not outcomes or any(outcome.shift for outcome in outcomes):
+        return ()
+    return tuple(filter(None, [bench_of(trials[0], folder).without_shift]))
 
 
 def _claim(folder: Path, recipe: Recipe, begun: Sweep) -> None:

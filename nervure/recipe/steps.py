@@ -195,7 +195,7 @@ def evaluate_shifted(bench: RunContext) -> None:
     if not asked.shift:
         return
     if not bench.meets_shift:
-        bench.say("  not measured: corruptions are for images of known range with a class each")
+        bench.say(f"  {bench.without_shift}")
         return
     shown, found = shifted_results(bench, _networks(bench))
     write_json(bench.path("shift.json"), shift_facts(found, _in_unit(shown.images[:SHOWN]), bench.recipe.run.seed))

@@ -61,7 +61,8 @@ def summary(bench: RunContext) -> Report:
         shift=_read(bench, "shift.json", "accuracy under shift"),
         refit=_read(bench, REFIT, "what a refit did"),
     )
-    return check_report(replace(report, notes=tuple(_notes(report))))
+    unmeasured = [bench.without_shift] if bench.recipe.evaluate.shift and bench.without_shift else []
+    return check_report(replace(report, notes=(*_notes(report), *unmeasured)))
 
 
 def _read(bench: RunContext, name: str, what: str) -> Mapping[str, Any]:

@@ -53,6 +53,7 @@ class Sweep:
         provenance: versions, commit, machine and dates, one line each.
         outcomes: of the single trials; empty where only means are known.
         timed: how long their networks take, by key.
+        notes: what the reader should know, one sentence each.
     """
 
     title: str
@@ -63,6 +64,7 @@ class Sweep:
     provenance: tuple[str, ...] = ()
     outcomes: tuple[Outcome, ...] = ()
     timed: Mapping[str, TimedSetting] = field(default_factory=dict, hash=False)
+    notes: tuple[str, ...] = ()
 
     @staticmethod
     def of(outcomes: Sequence[Outcome], timed: Mapping[str, TimedSetting], **rest: Any) -> "Sweep":
@@ -242,7 +244,7 @@ class Sweep:
         found = convert(plain, _SWEEP, what)
         outcomes = tuple(map(Outcome.from_json, found.outcomes))
         rest = {"title": found.title, "recipe": found.recipe, "folder": found.folder, "failures": found.failures}
-        return Sweep.of(outcomes, found.timed, **rest)
+        return Sweep.of(outcomes, found.timed, notes=found.notes, **rest)
 
     def tables(self) -> dict[str, Table]:
         """All tables by name; ``trials`` has the numbers of every trial as they are."""
@@ -301,6 +303,7 @@ def sweep_text(found: Sweep, pictures: Mapping[str, str] | None = None) -> str:
     parts = [f"# {escape_markdown(found.title)}", f"**{escape_markdown(found.headline)}**"]
     if found.candidates:
         parts += ["## Settings", table_text(found.table())]
+    parts += [escape_markdown(note) for note in found.notes]
     if found.rivals():
         parts += ["## Told apart", how_told(found), table_text(found.told_apart())]
     if pictures:
