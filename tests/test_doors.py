@@ -26,7 +26,7 @@ from nervure.recipe.recipe import DataSection, differences
 from nervure.recipe.results import read_outcomes
 from nervure.recipe.sources import ModelSource, source_in
 from nervure.recipe.task_making import MAKERS, task_from
-from nervure.report import Report, to_markdown
+from nervure.report import Report, figures_of, to_html, to_markdown
 from nervure.report.sweep_report import Sweep, sweep_page, sweep_text
 from nervure.report.tables import comparison
 from nervure.tasks import Task
@@ -189,6 +189,9 @@ def test_an_objective_of_ones_own_needs_no_metrics() -> None:
     assert report.task == {"name": "both", "reason": "", "higher_is_better": {}}
     assert comparison(report).head[:2] == ("network", "loss ↓") and "loss" in report.headline
     assert all(point.accuracy is None for point in report.curves["dense"])
+    assert all((point.validation_loss or 0) > 0 for point in report.curves["pruned"])
+    assert "Validation loss by epoch" in to_html(report) and "Validation accuracy" not in to_html(report)
+    assert figures_of(report)["validation loss"] and Report.load("out/report.json") == report
     with pytest.raises(RecipeError, match=r"another recipe: \[task\] name: 'my_code:both' -> 'my_code:far'"):
         run(recipe("regressor", "numbers", task="my_code:far"), folder="out", progress=False)
 

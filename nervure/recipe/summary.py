@@ -100,7 +100,7 @@ def _curve(bench: RunContext, file: str) -> tuple[Point, ...]:
     pairs = itertools.zip_longest(history["loss"], history["validation"])
     if not bench.purpose.tells_classes:
         # What was noted of the validation data is a loss then.
-        pairs = ((loss, None) for loss, _ in pairs)  # type: ignore[assignment]
+        return tuple(Point(epoch, loss, None, noted) for epoch, (loss, noted) in enumerate(pairs, start=1))
     return tuple(Point(epoch, loss, accuracy) for epoch, (loss, accuracy) in enumerate(pairs, start=1))
 
 
