@@ -26,7 +26,8 @@ from nervure.recipe.recipe import DataSection, differences
 from nervure.recipe.results import read_outcomes
 from nervure.recipe.sources import ModelSource, source_in
 from nervure.recipe.task_making import MAKERS, task_from
-from nervure.report import Report, to_markdown
+from nervure.report import Report, figures_of, to_html, to_markdown
+from nervure.report.sweep_report import Sweep, sweep_page, sweep_text
 from nervure.report.tables import comparison
 from nervure.tasks import Task
 
@@ -137,6 +138,7 @@ def test_a_regression_network_is_known_by_its_first_batch() -> None:
     assert "rmse" in report.headline and report == Report.load("out/report.json")
     assert "| pruned | " in to_markdown(report) and set(report.rows) == {"dense", "pruned", "dense+", "random"}
     assert "rmse" in report.notes[1]
+    assert "Shift was not measured" in report.notes[-1] and "loaders of your own" in report.notes[-1]
 
 
 def test_tokens_in_dicts_are_classified() -> None:
@@ -163,15 +165,23 @@ def test_a_sweep_of_segmentation_has_the_metrics_of_its_task() -> None:
     outcomes = list(read_outcomes(Path("out/results.jsonl")))
     assert all({"mean_iou", "accuracy"} <= outcome.metrics.keys() for outcome in outcomes)
     assert all(outcome.accuracy == outcome.metrics["accuracy"] for outcome in outcomes)
-    assert outcomes[0].quality.startswith("mean iou 0.")
+    assert outcomes[0].quality.startswith("mean iou 0.") and next(iter(outcomes[0].higher_is_better)) == "mean_iou"
+    bare = recipe("segmenter", "pictures", task=task, evaluate={"latency": [], "shift": []})
+    assert sweep(bare, keeps=[0.7], folder="bare", progress=False).notes == ()
+    assert {"mean iou ↑", "validation mean iou ↑"} <= set(found.table().head) and found.on_front()
 
 
-def test_a_sweep_without_an_accuracy_draws_no_front_of_losses() -> None:
+def test_a_sweep_without_metrics_draws_a_front_of_losses() -> None:
     swept = recipe("regressor", "numbers", task="my_code:both", train={"epochs": 0}, recover={"epochs": 0})
     found = sweep(swept, keeps=[0.5], folder="out", progress=False)
     outcomes = list(read_outcomes(Path("out/results.jsonl")))
-    assert all(math.isnan(o.validation) and math.isnan(o.accuracy) and o.loss > 0 for o in outcomes)
+    assert all(o.validation > 0 and math.isnan(o.accuracy) and o.loss > 0 for o in outcomes)
     assert "accuracy" not in found.headline and outcomes[0].quality.startswith("loss ")
+    (note,) = found.notes
+    assert "Shift was not measured" in note and note in sweep_text(found) and "Shift was not" in sweep_page(found)
+    assert Sweep.from_json(found.to_json()).notes == found.notes
+    best = min(found.means, key=lambda mean: mean.validation.value)
+    assert best in found.on_front() and "loss ↓" in found.table().head and "macs-clean" in found.charts()
 
 
 def test_an_objective_of_ones_own_needs_no_metrics() -> None:
@@ -179,6 +189,9 @@ def test_an_objective_of_ones_own_needs_no_metrics() -> None:
     assert report.task == {"name": "both", "reason": "", "higher_is_better": {}}
     assert comparison(report).head[:2] == ("network", "loss ↓") and "loss" in report.headline
     assert all(point.accuracy is None for point in report.curves["dense"])
+    assert all((point.validation_loss or 0) > 0 for point in report.curves["pruned"])
+    assert "Validation loss by epoch" in to_html(report) and "Validation accuracy" not in to_html(report)
+    assert figures_of(report)["validation loss"] and Report.load("out/report.json") == report
     with pytest.raises(RecipeError, match=r"another recipe: \[task\] name: 'my_code:both' -> 'my_code:far'"):
         run(recipe("regressor", "numbers", task="my_code:far"), folder="out", progress=False)
 

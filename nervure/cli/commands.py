@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,7 @@ from nervure.export.quantising import INT8
 from nervure.export.writing import TOLERANCE, require_format
 from nervure.graph import Graph, count
 from nervure.graph.tape import named_tensors
+from nervure.integrations.trackers import TRACKERS
 from nervure.methods import METHODS, Method, View, method_keeping
 from nervure.methods.dynamic.dynamic_sparse import DynamicSparse
 from nervure.plan import Plan
@@ -55,7 +57,9 @@ from nervure.recipe import Recipe, Study
 from nervure.recipe import compare as compare_methods
 from nervure.recipe import run as run_recipe
 from nervure.recipe import sweep as sweep_recipe
+from nervure.recipe.recipe import TrackSection
 from nervure.recipe.steps import write_report_pages
+from nervure.recipe.tracking import open_tracker, require_tracker
 from nervure.refit import Refit, refit
 from nervure.report import MethodComparison, Report, Sweep, circuit_picture, connectivity_page, graph_page
 from nervure.report.comparison_report import comparison_text, write_comparison_pages
@@ -408,6 +412,15 @@ def refit_command(choice: NetworkChoice, samples: int, settings: tuple[tuple[str
 @click.option("--rewire", metavar="METHOD", help=f"Drop and grow connections meanwhile: {', '.join(REWIRING)}.")
 @click.option("--density", type=float, help="With --rewire, the fraction of the weights that stays.")
 @SET
+@click.option("--track", type=click.Choice(list(TRACKERS)), help="Where to tell how it goes.")
+@click.option(
+    "--track-option",
+    "track_options",
+    type=setting,
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Option of the tracker, e.g. project=mine.",
+)
 @click.option("--events", type=PAGE, help="With --rewire, write what happened (JSON lines).")
 @output("trained.safetensors", "the trained network")
 def train(  # noqa: PLR0913 - one for each option
@@ -421,6 +434,8 @@ def train(  # noqa: PLR0913 - one for each option
     rewire: str | None,
     density: float | None,
     settings: tuple[tuple[str, Any], ...],
+    track: str | None,
+    track_options: tuple[tuple[str, Any], ...],
     events: Path | None,
     out: Path,
 ) -> None:
@@ -430,25 +445,28 @@ def train(  # noqa: PLR0913 - one for each option
     it.
     """
     _writable(out, events)
+    tracking = _tracking(track, dict(track_options))
     method = _rewiring(rewire, density, dict(settings), fresh=not (choice.file or choice.weights))
     data, source, purpose = choice.data(), choice.source(), choice.purpose()
     pruned = choice.pruned() if choice.file else None
     if method is not None and pruned is None:
         pruned = prune(choice.network(), choice.example(), method, seed=choice.seed, progress=False)
     model = pruned.model if pruned else choice.network()
-    history = train_model(
-        model,
-        data.train.batches(batch_size, shuffle_seed=choice.seed, augment=augment),
-        task=purpose.task,
-        objective=purpose.task,
-        epochs=epochs,
-        lr=lr,
-        masks=pruned.masks if pruned else None,
-        validation=data.validation.batches(500),
-        precision="bf16" if precision == "bf16" else "float32",
-        seed=choice.seed,
-        hooks=[] if method is None else [RewiringHook(method, log=events)],
-    )
+    with open_tracker(tracking, out.parent) or nullcontext() as tracker:
+        history = train_model(
+            model,
+            data.train.batches(batch_size, shuffle_seed=choice.seed, augment=augment),
+            task=purpose.task,
+            objective=purpose.task,
+            epochs=epochs,
+            lr=lr,
+            masks=pruned.masks if pruned else None,
+            validation=data.validation.batches(500),
+            precision="bf16" if precision == "bf16" else "float32",
+            seed=choice.seed,
+            hooks=[] if method is None else [RewiringHook(method, log=events)],
+            callbacks=[] if tracker is None else [tracker],
+        )
     for epoch, (loss, quality) in enumerate(zip(history.loss, history.validation, strict=True), start=1):
         told = f"accuracy {percent(quality)}" if purpose.tells_classes else f"loss {quality:.4f}"
         tell(f"epoch {epoch}: loss {loss:.4f}, validation {told}")
@@ -463,6 +481,15 @@ def train(  # noqa: PLR0913 - one for each option
         tell(f"{len(happened)} events: {dropped:,} connections dropped, {grown:,} grown")
         tell(f"{pruned.cost_after.nonzero:,} of {pruned.cost_after.params:,} parameters are not 0")
     _wrote(save(out, pruned, meta=meta))
+
+
+def _tracking(name: str | None, options: dict[str, Any]) -> TrackSection:
+    """Where a training is told, before anything is read; raises where that is not there."""
+    if options and not name:
+        raise ArgumentError(f"--track-option {next(iter(options))}: it needs --track.")
+    section = TrackSection(name or "", options)
+    require_tracker(section)
+    return section
 
 
 @main.command(

@@ -12,6 +12,7 @@ from nervure.core.files import read_json
 from nervure.core.schema import NotNegative
 from nervure.export import load, load_state, save
 from nervure.graph import Graph
+from nervure.integrations.trackers import Tracker
 from nervure.methods import Method
 from nervure.methods.dynamic.dynamic_sparse import DynamicSparse
 from nervure.plan import Plan
@@ -57,6 +58,7 @@ class RunContext:
         progress: whether to show bars.
         shared: the folder of the dense network and its evidence, where several runs share them; None: the folder.
         purpose: what the network is for, and how it is called.
+        tracker: what is told of every step and epoch of its trainings; None: nobody.
     """
 
     recipe: Recipe
@@ -69,6 +71,7 @@ class RunContext:
     progress: bool = True
     shared: Path | None = None
     purpose: Purpose = field(default_factory=Purpose)
+    tracker: Tracker | None = None
 
     @property
     def task(self) -> Task | None:
@@ -78,7 +81,18 @@ class RunContext:
     @property
     def meets_shift(self) -> bool:
         """Whether the corruptions of images mean something here."""
-        return isinstance(self.data, Dataset) and self.purpose.name == "classification"
+        return not self.without_shift
+
+    @property
+    def without_shift(self) -> str:
+        """Why shift is not measured, though the recipe asks for it, in a sentence; empty: it is."""
+        if isinstance(self.data, Dataset) and self.purpose.name == "classification":
+            return ""
+        why = "the data are loaders of your own" if isinstance(self.data, OwnData) else f"this is {self.purpose.name}"
+        return (
+            f"Shift was not measured: the corruptions of a recipe are for images of known range with a class each, and "
+            f'{why}. evaluate(model, data, task=task, shift="all") measures it for pictures, rows and tokens.'
+        )
 
     def path(self, name: str) -> Path:
         """Where artefact ``name`` is."""

@@ -17,15 +17,16 @@ from nervure.core.files import is_there, read_document, write_json, write_text
 from nervure.core.schema import Count, Density, Positive, Seed, Workers, convert
 from nervure.errors import RecipeError
 from nervure.recipe.making import method_of, require_engines, source_of
-from nervure.recipe.recipe import Options, Recipe, differences, plain
+from nervure.recipe.recipe import DECIDES_NOTHING, Options, Recipe, differences, plain
 from nervure.recipe.results import Results, append_line, dense_key, read_lines
 from nervure.recipe.runner import RECIPE, alone_in, nothing, print_line, require_ours, threads
 from nervure.recipe.steps import timed_in_turn
 from nervure.recipe.study import Study, Trial, swept_trials
 from nervure.recipe.trials import Job, answer, bench_of, carry_out, data_of_seed, pruned_of
 from nervure.recipe.workers import pool_of
-from nervure.report.comparison import Outcome, TimedSetting
+from nervure.report.comparison import TimedSetting
 from nervure.report.comparison_report import MethodComparison, write_comparison_pages
+from nervure.report.outcome import Outcome
 from nervure.report.run_report import DENSE, DENSE_PLUS, PRUNED
 from nervure.report.sweep_report import Sweep, write_sweep
 
@@ -52,7 +53,7 @@ def compare(
     The folder holds ``results.jsonl`` (one line per trial; a line that is there is never computed again),
     ``comparison.html``, the same as Markdown and as JSON, charts, and in ``cache`` the trained networks with their
     evidence. Stopped at any point, it goes on from there; only trials whose method has other defaults by now are done
-    again. The test split is looked at once per trial, at its end; each line also has the validation accuracy, which is
+    again. The test split is looked at once per trial, at its end; each line also has the validation quality, which is
     the one to choose by.
 
     Args:
@@ -145,7 +146,8 @@ def sweep(
             timed = _time_trials(grid.trials, results, place, tell)
         failures = {str(trial): results.failed[trial.key].error for trial in grid.trials if trial.key in results.failed}
         outcomes = results.of(grid.trials)
-        found = Sweep.of(outcomes, timed, title=begun.title, recipe=begun.recipe, folder=str(place), failures=failures)
+        told = {"title": begun.title, "recipe": begun.recipe, "folder": str(place), "failures": failures}
+        found = Sweep.of(outcomes, timed, notes=_notes(grid.trials, outcomes, place), **told)
         write_sweep(found, place)
         return found
 
@@ -199,6 +201,14 @@ def _with(
     return Recipe.from_dict(recipe.to_dict() | {"sweep": table}, source="the sweep")
 
 
+def _notes(trials: Sequence[Trial], outcomes: Sequence[Outcome], folder: Path) -> tuple[str, ...]:
+    """What the reader of a sweep should know: that shift was asked for, and why it was not measured."""
+    asked = any(trial.recipe.evaluate.shift for trial in trials)
+    if not asked or not outcomes or any(outcome.shift for outcome in outcomes):
+        return ()
+    return tuple(filter(None, [bench_of(trials[0], folder).without_shift]))
+
+
 def _claim(folder: Path, recipe: Recipe, begun: Sweep) -> None:
     """Make a folder ready for this sweep; raises RecipeError where another sweep's, or something else, is there."""
     notes = folder / NOTES
@@ -221,7 +231,7 @@ def _base(recipe: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return {
         name: {key: value for key, value in table.items() if key not in VARIED.get(name, ())}
         for name, table in recipe.items()
-        if name != "sweep"
+        if name not in DECIDES_NOTHING
     }
 
 

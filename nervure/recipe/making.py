@@ -21,7 +21,7 @@ from nervure.recipe.recipe import DataSection, Recipe, RecoverSection, TrainSect
 from nervure.recipe.sources import ModelSource, parameters_of, require_taken
 from nervure.refit import Refit
 from nervure.tasks import Task
-from nervure.training import History, Hook, Objective, label_smoothing, recalibrate, train, with_distillation
+from nervure.training import Callback, History, Hook, Objective, label_smoothing, recalibrate, train, with_distillation
 from nervure.training.checkpoint import read_progress
 from nervure.zoo import Dataset, Split
 
@@ -154,7 +154,7 @@ def device_of(recipe: Recipe) -> torch.device:
         raise RecipeError(f"[run] device = {recipe.run.device!r} cannot be used: {reason}.") from error
 
 
-def train_section(
+def train_section(  # noqa: PLR0913 - one keyword per choice
     model: nn.Module,
     data: Data,
     section: TrainSection | RecoverSection,
@@ -166,6 +166,7 @@ def train_section(
     teacher: nn.Module | None = None,
     task: Task | None = None,
     progress: bool = True,
+    callbacks: Sequence[Callback] = (),
 ) -> History:
     """Train ``model`` in place as ``section`` says; with ``checkpoint``, go on from where that file stands.
 
@@ -194,6 +195,7 @@ def train_section(
         seed=seed,
         checkpoint=checkpoint,
         progress=progress,
+        callbacks=callbacks,
         objective=_objective(section, teacher, task),
     )
 

@@ -36,6 +36,7 @@ from nervure.core.schema import (
 from nervure.engines import ENGINES
 from nervure.errors import ArgumentError, RecipeError
 from nervure.evaluation.corruptions import SEVERITIES, expand_names
+from nervure.integrations.trackers import TRACKERS
 from nervure.recipe.task_making import task_from
 from nervure.refit.settings import RefitChoices
 
@@ -62,6 +63,11 @@ def _engines(value: tuple[str, ...]) -> str:
     if unknown:
         return f"names no engine with {unknown[0]!r}.{nearest(unknown[0], ENGINES, listed=True)}".rstrip(".")
     return "" if value and len(set(value)) == len(value) else "must name at least one engine, each once"
+
+
+def _tracker(value: str) -> str:
+    known = ", ".join(map(repr, TRACKERS))
+    return "" if value in TRACKERS or not value else f"is not one of {known}"
 
 
 def _severities(value: tuple[int, ...]) -> str:
@@ -284,6 +290,18 @@ class SweepSection:
 
 @final
 @dataclass(frozen=True, slots=True)
+class TrackSection:
+    """Where a run tells how its trainings go: ``"tensorboard"``, ``"wandb"`` or ``"mlflow"``; empty: nowhere.
+
+    Options stand beside it: those of :mod:`nervure.integrations.trackers`. Nothing here decides a result.
+    """
+
+    to: str = rule(_tracker, "")
+    options: Options = field(default_factory=dict, hash=False)
+
+
+@final
+@dataclass(frozen=True, slots=True)
 class Recipe:
     """What to train, cut, recover and compare. See the sections for their keys.
 
@@ -309,6 +327,7 @@ class Recipe:
     run: RunSection = field(default_factory=RunSection)
     sweep: SweepSection = field(default_factory=SweepSection)
     task: TaskSection = field(default_factory=TaskSection)
+    track: TrackSection = field(default_factory=TrackSection)
 
     def __post_init__(self) -> None:
         for name in SECTIONS:
@@ -316,6 +335,8 @@ class Recipe:
         _require_one_model(self.model)
         require_one_data(self.data)
         require_task(self.task)
+        if self.track.options and not self.track.to:
+            raise RecipeError(f'[track] needs to = "tensorboard" or another beside {next(iter(self.track.options))!r}.')
         _require_there(self.model.weights, "[model] weights", "a file", Path.is_file)
         _require_there(self.data.root, "[data] root", "a folder", Path.is_dir)
 
@@ -326,6 +347,7 @@ class Recipe:
         require_known(data, SECTIONS, f"{source} has no section")
         try:
             given = dict(data) | {"task": task_table(data.get("task", {}))}
+            given["track"] = task_table(data.get("track", {}), "to")
             return Recipe(**{name: section_of(cls, given.get(name, {}), f"[{name}]") for name, cls in SECTIONS.items()})
         except RecipeError as error:
             raise RecipeError(f"{source}: {error}") from None
@@ -358,9 +380,10 @@ class Recipe:
 
     @property
     def fingerprint(self) -> str:
-        """A digest of everything that decides the result: all but where it is written, and what a sweep varies."""
+        """A digest of everything that decides the result: all but where it is told, and what a sweep varies."""
         content = without_newer(self.to_dict())
-        del content["run"]["folder"], content["sweep"]
+        del content["run"]["folder"]
+        content = {name: table for name, table in content.items() if name not in DECIDES_NOTHING}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -375,7 +398,10 @@ SECTIONS: Mapping[str, type[Any]] = {
     "run": RunSection,
     "sweep": SweepSection,
     "task": TaskSection,
+    "track": TrackSection,
 }
+DECIDES_NOTHING = frozenset({"sweep", "track"})
+"""Sections that say nothing about the result of one run."""
 NEWER: Mapping[str, tuple[str, ...]] = {"refit": (), "task": (), "data": ("factory", "options")}
 """Sections, and keys of older sections, that recipes of the first version did not have."""
 
@@ -395,7 +421,7 @@ def without_newer(content: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any
 def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     """What differs between two recipes' plain data, e.g. ``["[prune] keep: 0.5 -> 0.4"]``.
 
-    The folder is no matter, and what a sweep varies neither. What was not there yet had its default.
+    The folder is no matter, a tracker and what a sweep varies neither. What was not there yet had its default.
     """
     known = dict(before)
     for name, keys in NEWER.items():
@@ -405,7 +431,9 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str
         f"[{section}] {key}: {known.get(section, {}).get(key)!r} -> {value!r}"
         for section, table in after.items()
         for key, value in table.items()
-        if known.get(section, {}).get(key) != value and (section, key) != ("run", "folder") and section != "sweep"
+        if known.get(section, {}).get(key) != value
+        and (section, key) != ("run", "folder")
+        and section not in DECIDES_NOTHING
     ]
 
 
@@ -504,16 +532,16 @@ def require_one_data(data: DataSection) -> None:
         raise RecipeError(f'[data] factory = {data.factory!r} must be written "package.module:function".')
 
 
-def task_table(told: Any) -> Any:
-    """A ``[task]`` as it is written, or its name alone, as the keys of its section: what is no name is an option."""
+def task_table(told: Any, key: str = "name") -> Any:
+    """A section as it is written, or its ``key`` alone, as the keys of its section: what is beside it is an option."""
     if isinstance(told, str):
-        return {"name": told}
+        return {key: told}
     if not isinstance(told, Mapping):
         return told
-    beside = {key: value for key, value in told.items() if key not in ("name", "options")}
+    beside = {name: value for name, value in told.items() if name not in (key, "options")}
     inner = told.get("options", {})
     options = dict(inner) | beside if isinstance(inner, Mapping) else inner
-    return {"name": told.get("name", ""), "options": options}
+    return {key: told.get(key, ""), "options": options}
 
 
 def require_task(task: TaskSection) -> None:

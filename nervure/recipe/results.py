@@ -15,7 +15,7 @@ from nervure.core.provenance import commit
 from nervure.errors import FileError
 from nervure.export import versions
 from nervure.recipe.study import Trial
-from nervure.report.comparison import Outcome
+from nervure.report.outcome import Outcome
 
 RESULTS = "results.jsonl"
 LONGEST = 100_000

@@ -4,7 +4,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -29,8 +29,9 @@ from nervure.errors import RecipeError
 from nervure.recipe.context import Log, RunContext
 from nervure.recipe.making import data_of, device_of, method_of, methods_after, require_engines, source_of
 from nervure.recipe.purpose import purpose_of
-from nervure.recipe.recipe import Recipe, differences
+from nervure.recipe.recipe import Recipe, TrackSection, differences
 from nervure.recipe.steps import ARTEFACTS, STEPS, Step, remove_checkpoints
+from nervure.recipe.tracking import open_tracker, require_tracker, settings_of
 from nervure.report import Report
 
 NOTES, RECIPE = "steps.json", "recipe.toml"
@@ -62,13 +63,14 @@ def run(
 
     Raises:
         RecipeError: the recipe names something unknown, or the folder holds the run of another recipe.
-        MissingExtraError: an engine in which networks are to be timed is not installed.
+        MissingExtraError: an engine in which networks are to be timed, or a tracker, is not installed.
         FileError: the folder cannot be written, another process works there, or an artefact in it is damaged.
         NervureError: whatever the steps raise; what was finished stays.
     """
     place = Path(folder if folder is not None else recipe.run.folder)
     tell = say or (print_line if progress else nothing)
     require_engines(recipe)
+    require_tracker(recipe.track)
     with threads(recipe.run.threads):
         data = data_of(recipe)
         bench = RunContext(
@@ -81,8 +83,17 @@ def run(
         if bench.purpose.reason:
             tell(f"task: {bench.purpose.name}, told from the first batch: {bench.purpose.reason}")
         with alone_in(place, tell, shlex.join(["nervure", "run", str(place / RECIPE), "--folder", str(place)])):
-            follow(bench, _open_log(bench, resume), STEPS)
+            _follow_tracked(bench, _open_log(bench, resume))
             return Report.load(bench.path("report.json"))
+
+
+def _follow_tracked(bench: RunContext, log: Log) -> None:
+    """Take the steps of a run, with a tracker where its recipe names one and something is left to do."""
+    section = bench.recipe.track if set(STEPS) - set(log["done"]) else TrackSection()
+    with open_tracker(section, bench.folder) or nullcontext() as tracker:
+        if tracker is not None:
+            tracker.note(settings_of(bench))
+        follow(replace(bench, tracker=tracker), log, STEPS)
 
 
 def follow(bench: RunContext, log: Log, steps: Mapping[str, Step]) -> None:

@@ -195,7 +195,7 @@ def evaluate_shifted(bench: RunContext) -> None:
     if not asked.shift:
         return
     if not bench.meets_shift:
-        bench.say("  not measured: corruptions are for images of known range with a class each")
+        bench.say(f"  {bench.without_shift}")
         return
     shown, found = shifted_results(bench, _networks(bench))
     write_json(bench.path("shift.json"), shift_facts(found, _in_unit(shown.images[:SHOWN]), bench.recipe.run.seed))
@@ -369,6 +369,7 @@ def _train(
         teacher=bench.dense() if section is bench.recipe.recover and section.distill else None,
         task=bench.task,
         progress=bench.progress,
+        callbacks=[] if bench.tracker is None else [bench.tracker.under(name)],
     )
     if history.validation:
         last = history.validation[-1]

@@ -15,6 +15,7 @@ from nervure.budget.kinds import COUNTED
 from nervure.core.schema import Fraction, Seed, Size
 from nervure.errors import RecipeError
 from nervure.recipe.recipe import (
+    DECIDES_NOTHING,
     SECTIONS,
     DataSection,
     EvaluateSection,
@@ -322,7 +323,7 @@ def _non_defaults(recipe: Recipe) -> dict[str, dict[str, Any]]:
     }
     told["run"] = {"seed": recipe.run.seed}
     # What else was swept decides nothing about this one.
-    del told["sweep"]
+    told = {name: table for name, table in told.items() if name not in DECIDES_NOTHING}
     # Digests are as they were before there were such sections.
     return {name: table for name, table in told.items() if table or name not in ("refit", "task")}
 

@@ -61,7 +61,8 @@ def summary(bench: RunContext) -> Report:
         shift=_read(bench, "shift.json", "accuracy under shift"),
         refit=_read(bench, REFIT, "what a refit did"),
     )
-    return check_report(replace(report, notes=tuple(_notes(report))))
+    unmeasured = [bench.without_shift] if bench.recipe.evaluate.shift and bench.without_shift else []
+    return check_report(replace(report, notes=(*_notes(report), *unmeasured)))
 
 
 def _read(bench: RunContext, name: str, what: str) -> Mapping[str, Any]:
@@ -99,7 +100,7 @@ def _curve(bench: RunContext, file: str) -> tuple[Point, ...]:
     pairs = itertools.zip_longest(history["loss"], history["validation"])
     if not bench.purpose.tells_classes:
         # What was noted of the validation data is a loss then.
-        pairs = ((loss, None) for loss, _ in pairs)  # type: ignore[assignment]
+        return tuple(Point(epoch, loss, None, noted) for epoch, (loss, noted) in enumerate(pairs, start=1))
     return tuple(Point(epoch, loss, accuracy) for epoch, (loss, accuracy) in enumerate(pairs, start=1))
 
 

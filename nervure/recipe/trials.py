@@ -39,7 +39,7 @@ from nervure.recipe.steps import (
 from nervure.recipe.study import Trial
 from nervure.recipe.summary import Trained
 from nervure.recipe.workers import Plain, Pool
-from nervure.report.comparison import Outcome
+from nervure.report.outcome import Outcome
 from nervure.report.run_report import DENSE, PRUNED, Row
 from nervure.stats import Stats
 
@@ -260,13 +260,17 @@ def _evaluate(network: Callable[[RunContext], nn.Module], bench: RunContext) -> 
 
 
 def _choose_by(bench: RunContext, model: nn.Module, batches: Iterable[Any]) -> float | None:
-    """The accuracy on the validation data, to choose by; None for a task without one: a front is of shares."""
+    """The quality on the validation data, to choose by; None where it is no number."""
     if bench.task is None:
         return evaluate(model, batches, progress=False).accuracy
-    if "accuracy" not in bench.task.metrics:
-        return None
-    value = evaluate(model, batches, task=bench.task, progress=False).get("accuracy", math.nan)
+    name = next(iter(_directions(bench)))
+    value = evaluate(model, batches, task=bench.task, progress=False).get(name, math.nan)
     return value if math.isfinite(value) else None
+
+
+def _directions(bench: RunContext) -> dict[str, bool]:
+    """In which direction what the task measures is good, the first what trials are compared by; empty: accuracy."""
+    return {} if bench.task is None else {**bench.purpose.higher_is_better, "loss": False}
 
 
 def _evaluate_shifted(network: Callable[[RunContext], nn.Module], bench: RunContext) -> None:
@@ -301,6 +305,7 @@ def _outcome(bench: RunContext, trial: Trial, log: Log, losses: Sequence[float |
         "loss_curve": losses,
         **{name: getattr(row, name) for name in ("accuracy", "loss", "ece", "samples", "params", "nonzero", "macs")},
         "metrics": dict(row.metrics),
+        "higher_is_better": _directions(bench),
     }
     if "accuracy" in row.metrics:
         # That of tokens or pixels is one too, and is drawn as one.

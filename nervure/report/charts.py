@@ -82,6 +82,12 @@ def loss_chart(curves: Mapping[str, Sequence[Point]]) -> str:
     return line_chart(loss_lines(curves), title=title, x_label=below)
 
 
+def validation_loss_chart(curves: Mapping[str, Sequence[Point]]) -> str:
+    """Validation loss of every network by epoch; an SVG element, empty where labels are classes."""
+    title, below = "Validation loss by epoch", "epochs of training, all together"
+    return line_chart(validation_loss_lines(curves), title=title, x_label=below)
+
+
 def accuracy_lines(curves: Mapping[str, Sequence[Point]]) -> dict[str, Line]:
     """Validation accuracy in percent over all epochs; the other curves go on where that of the dense network ends."""
     return _lines({n: [(p.epoch, p.accuracy) for p in c] for n, c in curves.items()}, 100.0)
@@ -90,6 +96,11 @@ def accuracy_lines(curves: Mapping[str, Sequence[Point]]) -> dict[str, Line]:
 def loss_lines(curves: Mapping[str, Sequence[Point]]) -> dict[str, Line]:
     """Training loss over all epochs; the other curves go on where that of the dense network ends."""
     return _lines({n: [(p.epoch, p.loss) for p in c] for n, c in curves.items()}, 1.0)
+
+
+def validation_loss_lines(curves: Mapping[str, Sequence[Point]]) -> dict[str, Line]:
+    """Validation loss over all epochs; the other curves go on where that of the dense network ends."""
+    return _lines({n: [(p.epoch, p.validation_loss) for p in c] for n, c in curves.items()}, 1.0)
 
 
 def _lines(curves: Mapping[str, Sequence[tuple[int, float | None]]], scale: float) -> dict[str, Line]:

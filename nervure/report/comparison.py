@@ -1,118 +1,23 @@
-"""Outcomes of trials as values, their means over seeds, one table of them; and methods side by side, in pairs."""
+"""The means of trials over seeds, one table of them; and methods side by side, in pairs."""
 
 import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from types import MappingProxyType
-from typing import Any, NamedTuple, final
+from typing import final
 
-from nervure.core.schema import Count, Fraction, NotNegative, Positive, Seed, convert
-from nervure.report.run_report import DENSE, DENSE_PLUS, in_words, milliseconds
+from nervure.core.schema import NotNegative, Positive
+from nervure.report.outcome import NOTHING, Mean, Outcome, QualityScale, scale_of
+from nervure.report.run_report import DENSE, DENSE_PLUS, milliseconds
 from nervure.report.tables import MISSING, Table, quantity
 
 COSTS: Mapping[str, str] = {"macs": "multiply-accumulates", "params": "parameters that are not zero"}
 """What a setting costs, in words."""
 
 
-@final
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What one trial gave.
-
-    Attributes:
-        key: digest of everything that decides the result.
-        network: label of the network.
-        method: label of the method; ``"dense"`` for the network before any cut.
-        seed: the seed of training, data and choices.
-        keep: the fraction that was to stay, of ``budget``.
-        budget: ``"channels"``, ``"params"`` or ``"macs"``.
-        options: the method as it was made.
-        accuracy: on the test split after recovery, in [0, 1].
-        loss: cross entropy on the test split, in nats.
-        ece: expected calibration error on the test split, in [0, 1].
-        validation: accuracy on the validation split: the one to choose by.
-        samples: number of test samples.
-        params: parameters of the result.
-        nonzero: how many of them are not zero.
-        macs: multiply-accumulates of the result.
-        params_kept: non-zero parameters as a fraction of all parameters of the dense network.
-        macs_kept: multiply-accumulates as a fraction of those of the dense network.
-        shift: accuracy by corruption, where it was measured.
-        seconds: how long the steps of the trial and all of them took.
-        loss_curve: training loss of each epoch of recovery.
-        provenance: versions, commit, machine and date.
-        error: why there is no result; empty where there is one.
-        metrics: what the task measures on the test split, by name, the one to look at first; empty without a task.
-    """
-
-    key: str
-    network: str
-    method: str
-    seed: Seed
-    keep: Fraction
-    budget: str
-    options: str = ""
-    accuracy: float = math.nan
-    loss: float = math.nan
-    ece: float = math.nan
-    validation: float = math.nan
-    samples: Count = 0
-    params: Count = 0
-    nonzero: Count = 0
-    macs: Count = 0
-    params_kept: float = math.nan
-    macs_kept: float = math.nan
-    shift: Mapping[str, float] = field(default_factory=dict, hash=False)
-    seconds: Mapping[str, float] = field(default_factory=dict, hash=False)
-    loss_curve: tuple[float, ...] = ()
-    provenance: Mapping[str, str] = field(default_factory=dict, hash=False)
-    error: str = ""
-    metrics: Mapping[str, float] = field(default_factory=dict, hash=False)
-
-    @property
-    def quality(self) -> str:
-        """How good it is, in a few words: ``"89.60 %"``, or the task's first metric, ``"perplexity 53.1"``."""
-        name = next(iter(self.metrics), "loss")
-        if name == "accuracy" or (not self.metrics and not math.isnan(self.accuracy)):
-            return f"{100 * self.accuracy:.2f} %"
-        return f"{in_words(name)} {self.metrics.get(name, self.loss):.4g}"
-
-    @staticmethod
-    def from_json(data: Mapping[str, Any]) -> "Outcome":
-        """Read plain data, in which null stands for NaN; raises :class:`FileError` where it is not an outcome."""
-        return convert(_with_nan(data), Outcome, "this outcome of a trial")
-
-
-def _with_nan(data: Any) -> Any:
-    """JSON has no word for NaN, and nothing else of an outcome is null."""
-    if isinstance(data, Mapping):
-        return {key: _with_nan(value) for key, value in data.items()}
-    if isinstance(data, list | tuple):
-        return [_with_nan(value) for value in data]
-    return math.nan if data is None else data
-
-
-class Mean(NamedTuple):
-    """A mean over ``n`` values, their standard deviation, and the standard error of the mean (NaN for one value)."""
-
-    value: float
-    deviation: float
-    error: float
-    n: int
-
-    @staticmethod
-    def of(given: Iterable[float]) -> "Mean":
-        """The mean of the values that are numbers; of none: NaN."""
-        values = [value for value in given if not math.isnan(value)]
-        if not values:
-            return Mean(math.nan, math.nan, math.nan, 0)
-        deviation = statistics.stdev(values) if len(values) > 1 else math.nan
-        return Mean(statistics.fmean(values), deviation, deviation / math.sqrt(len(values)), len(values))
-
-
-NOTHING = Mean.of(())
+ACCURACY = QualityScale()
 
 
 @final
@@ -132,9 +37,9 @@ class MeanOutcome:
     Attributes:
         method: its label; ``"dense"`` for the network as trained, ``"dense+"`` with the recovery of the others.
         keep: the fraction that was to stay.
-        accuracy: on the clean test images, in [0, 1].
+        accuracy: on the clean test images, in [0, 1]; of nothing where it was not measured.
         shifted: mean over the corruptions, in [0, 1]; of nothing where it was not measured.
-        validation: on the validation images: what to choose by.
+        validation: quality on the validation data: what to choose by.
         costs: shares of the dense network's, in [0, 1]: ``"macs"``, ``"params"`` (those that are not zero), and
             ``"latency, batch N"``.
         macs: multiply-accumulates.
@@ -143,6 +48,7 @@ class MeanOutcome:
         key: of the trial with the first seed.
         ece: expected calibration error, in [0, 1].
         seconds: that planning took.
+        quality: on the clean test data, in the measure of ``scale_of``: the accuracy where there is no other.
     """
 
     method: str
@@ -157,11 +63,12 @@ class MeanOutcome:
     key: str
     ece: Mean = NOTHING
     seconds: Mean = NOTHING
+    quality: Mean = NOTHING
 
     @staticmethod
     def of(outcomes: Sequence[Outcome], timed: Mapping[str, TimedSetting]) -> "MeanOutcome":
         """From the outcomes of one setting, one for each seed, and how long their networks take, by key."""
-        first = outcomes[0]
+        first, scale = outcomes[0], scale_of(outcomes)
         times = [timed[o.key] for o in outcomes if o.key in timed]
         batches = dict.fromkeys(batch for one in times for batch in one.speedup)
         costs = {"macs": Mean.of(o.macs_kept for o in outcomes), "params": Mean.of(o.params_kept for o in outcomes)}
@@ -179,6 +86,7 @@ class MeanOutcome:
             first.key,
             Mean.of(o.ece for o in outcomes),
             Mean.of(o.seconds["plan"] for o in outcomes if "plan" in o.seconds),
+            Mean.of(map(scale.of, outcomes)),
         )
 
     @property
@@ -197,14 +105,19 @@ def mean_outcomes(
     return tuple(MeanOutcome.of(these, timed) for these in settings.values())
 
 
-def results_table(means: Sequence[MeanOutcome], title: str, cell: Callable[[MeanOutcome], str]) -> Table:
+def results_table(
+    means: Sequence[MeanOutcome], title: str, cell: Callable[[MeanOutcome], str], scale: QualityScale = ACCURACY
+) -> Table:
     """One line for each setting, with a column of its own, ``title``, second; columns that say nothing are left out."""
+    own = {} if scale.is_accuracy else {scale.column: lambda m: scale.spread(m.quality)}
     dense = next((m for m in means if m.method == DENSE), None)
     batches = dict.fromkeys(batch for mean in means for batch in mean.latency)
+    chosen_by = replace(scale, split="validation")
     columns: dict[str, Callable[[MeanOutcome], str]] = {
         "setting": lambda m: m.label,
         title: cell,
-        "validation (%)": lambda m: spread(m.validation),
+        chosen_by.column: lambda m: chosen_by.spread(m.validation),
+        **own,
         "accuracy (%)": lambda m: spread(m.accuracy),
         "under shift (%)": lambda m: spread(m.shifted),
         "ECE (%)": lambda m: f"{100 * m.ece.value:.1f}" if m.ece.n else MISSING,
@@ -212,7 +125,7 @@ def results_table(means: Sequence[MeanOutcome], title: str, cell: Callable[[Mean
         "parameters": lambda m: _cost(m.params, m.costs["params"]),
         "plan (s)": lambda m: f"{m.seconds.value:.1f}" if m.seconds.n else MISSING,
         **{f"ms, batch {batch}": partial(_milliseconds, dense, batch) for batch in batches},
-        "seeds": lambda m: str(m.accuracy.n),
+        "seeds": lambda m: str(max(m.accuracy.n, m.quality.n)),
     }
     cells = {title: [show(mean) for mean in means] for title, show in columns.items()}
     told = {title: column for title, column in cells.items() if not {MISSING, ""}.issuperset(column)}
@@ -235,16 +148,16 @@ def _cost(count: float, share: Mean) -> str:
 
 def spread(mean: Mean) -> str:
     """A share in percent with its standard deviation over seeds, e.g. ``89.60 ± 0.70``."""
-    if not mean.n:
-        return MISSING
-    return f"{100 * mean.value:.2f}" + ("" if math.isnan(mean.deviation) else f" ± {100 * mean.deviation:.2f}")
+    return ACCURACY.spread(mean)
 
 
 def paired_differences(
-    outcomes: Iterable[Outcome], method: str, baseline: str, *, metric: str = "accuracy"
+    outcomes: Iterable[Outcome], method: str, baseline: str, *, metric: str = "quality"
 ) -> dict[tuple[str, int, float], float]:
     """Differences of a metric between two methods, by (network, seed, keep) that both have; in the metric's unit."""
-    found = {(o.method, o.network, o.seed, o.keep): float(getattr(o, metric)) for o in outcomes}
+    trials = tuple(outcomes)
+    scale = scale_of(trials, metric)
+    found = {(o.method, o.network, o.seed, o.keep): scale.of(o) for o in trials}
     return {
         (network, seed, keep): value - found[baseline, network, seed, keep]
         for (name, network, seed, keep), value in found.items()
@@ -252,15 +165,16 @@ def paired_differences(
     }
 
 
-def network_table(outcomes: Sequence[Outcome], network: str, baseline: str, *, metric: str = "accuracy") -> Table:
-    """One line per method and budget: means over seeds, and the paired difference to ``baseline`` in points."""
+def network_table(outcomes: Sequence[Outcome], network: str, baseline: str, *, metric: str = "quality") -> Table:
+    """One line per method and budget: means over seeds, and the paired difference to ``baseline``."""
+    scale = scale_of(outcomes, metric)
     mine = [o for o in outcomes if o.network == network]
 
     def difference(mean: MeanOutcome) -> str:
-        return _points(mean_difference(mine, mean.method, baseline, mean.keep, metric))
+        return scale.difference(mean_difference(mine, mean.method, baseline, mean.keep, metric))
 
     means = sorted(mean_outcomes(mine), key=lambda mean: -mean.keep)
-    return results_table(means, f"minus {baseline} (points)", difference)
+    return results_table(means, f"minus {baseline} ({scale.unit})", difference, scale_of(outcomes))
 
 
 def mean_difference(outcomes: Iterable[Outcome], method: str, baseline: str, keep: float, metric: str) -> Mean:
@@ -269,15 +183,15 @@ def mean_difference(outcomes: Iterable[Outcome], method: str, baseline: str, kee
     return Mean.of(value for (_, _, at), value in found.items() if at == keep and method != baseline)
 
 
-def summary_table(outcomes: Sequence[Outcome], baseline: str, *, metric: str = "accuracy") -> Table:
+def summary_table(outcomes: Sequence[Outcome], baseline: str, *, metric: str = "quality") -> Table:
     """For each method the paired difference to ``baseline``, over all networks and seeds, budget by budget."""
     keeps = sorted({o.keep for o in outcomes if o.method not in (DENSE, baseline) and o.keep < 1}, reverse=True)
     methods = [m for m in dict.fromkeys(o.method for o in outcomes) if m != baseline]
-    rows = []
+    rows, scale = [], scale_of(outcomes, metric)
     for method in methods:
         means = [mean_difference(outcomes, method, baseline, keep, metric) for keep in keeps]
         if any(mean.n for mean in means):
-            rows.append((method, *(f"{_points(mean)} (n={mean.n})" if mean.n else MISSING for mean in means)))
+            rows.append((method, *(f"{scale.difference(mean)} (n={mean.n})" if mean.n else MISSING for mean in means)))
     return Table(("method", *(f"keep {keep:g}" for keep in keeps)), tuple(rows))
 
 
@@ -286,21 +200,21 @@ def trials_table(outcomes: Iterable[Outcome]) -> Table:
     decided = ("network", "method", "keep", "budget", "seed")
     quality, costs = ("accuracy", "validation", "loss", "ece", "samples"), ("macs", "macs_kept", "params", "nonzero")
     names = (*decided, *quality, *costs, "params_kept")
+    trials = tuple(outcomes)
+    metrics = [name for name in dict.fromkeys(name for o in trials for name in o.metrics) if name not in names]
     rows = [
-        (*(_plain(getattr(o, name)) for name in names), _plain(statistics.fmean(o.shift.values())) if o.shift else "")
-        for o in outcomes
+        (
+            *(_plain(getattr(o, name)) for name in names),
+            _plain(statistics.fmean(o.shift.values())) if o.shift else "",
+            *(_plain(o.metrics.get(name, math.nan)) for name in metrics),
+        )
+        for o in trials
     ]
-    return Table((*names, "under_shift"), tuple(rows))
+    return Table((*names, "under_shift", *metrics), tuple(rows))
 
 
 def _plain(value: str | float) -> str:
     return "" if isinstance(value, float) and math.isnan(value) else str(value)
-
-
-def _points(mean: Mean) -> str:
-    if not mean.n:
-        return MISSING
-    return f"{100 * mean.value:+.2f}" + ("" if math.isnan(mean.error) else f" ± {100 * mean.error:.2f}")
 
 
 def provenance_lines(rows: Sequence[Outcome]) -> list[str]:

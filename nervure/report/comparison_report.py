@@ -4,18 +4,16 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, final
+from typing import Any, final
 
 from nervure.core.documents import open_document
 from nervure.core.files import write_json, write_text
 from nervure.core.markup import escape_markdown
 from nervure.core.schema import convert, written_schema
-from nervure.errors import FileError
+from nervure.errors import ArgumentError, FileError
 from nervure.report.charts import file_names
 from nervure.report.comparison import (
     COSTS,
-    Mean,
-    Outcome,
     mean_difference,
     mean_outcomes,
     network_table,
@@ -25,6 +23,7 @@ from nervure.report.comparison import (
 )
 from nervure.report.dots import Dot, dot_chart
 from nervure.report.html import page
+from nervure.report.outcome import Mean, Outcome, QualityScale, scale_of
 from nervure.report.paired import leaders, tell_leader, verdict_cells
 from nervure.report.run_report import DENSE, DENSE_PLUS
 from nervure.report.scatter import Mark, scatter_chart
@@ -41,9 +40,6 @@ POINTS = "Quality against what stays: large marks are means over seeds, small on
 BARS = "Dots are means over seeds, bars two standard errors to each side."
 
 
-Metric: TypeAlias = Literal["accuracy", "validation"]
-
-
 @final
 @dataclass(frozen=True, slots=True)
 class MethodComparison:
@@ -53,18 +49,24 @@ class MethodComparison:
         title: one line.
         baseline: the method that differences are taken from.
         outcomes: of every trial, those that failed too.
-        metric: the quality compared, a field of :class:`Outcome` in [0, 1] of which more is better.
+        metric: what is compared: ``"quality"`` on the test split, in the measure that the trials name, the accuracy
+            where they name none; ``"validation"``: the same on the validation split; or a measure by its name.
     """
 
     title: str
     baseline: str
     outcomes: tuple[Outcome, ...] = ()
-    metric: Metric = "accuracy"
+    metric: str = "quality"
 
     @property
     def rows(self) -> tuple[Outcome, ...]:
         """The outcomes of the trials that did not fail."""
         return tuple(o for o in self.outcomes if not o.error)
+
+    @property
+    def scale(self) -> QualityScale:
+        """The measure that is compared, and in which direction it is good; raises ArgumentError: not measured."""
+        return scale_of(self.rows, self.metric)
 
     @property
     def networks(self) -> tuple[str, ...]:
@@ -89,11 +91,11 @@ class MethodComparison:
     def told_apart(self) -> Table:
         """Each method against the best of its budget: the difference, the pairs, and whether they are told apart."""
         rows = [
-            (f"{name} at {leader.keep:g}", leader.method, *verdict_cells(test))
+            (f"{name} at {leader.keep:g}", leader.method, *verdict_cells(test, self.scale))
             for leader in leaders(self.rows, self.metric)
             for name, test in leader.tests.items()
         ]
-        return Table(("method", "best", "best minus this (points)", "pairs", "told apart"), tuple(rows))
+        return Table(("method", "best", f"best minus this ({self.scale.unit})", "pairs", "told apart"), tuple(rows))
 
     def tables(self) -> dict[str, Table]:
         """All tables by name; ``trials`` has the numbers of every trial as they are."""
@@ -117,18 +119,18 @@ class MethodComparison:
         mine = [o for o in self.rows if o.network == network]
         cost = "macs" if len({round(o.macs_kept, 6) for o in mine if o.keep < 1}) > 1 else "params"
         means = sorted(mean_outcomes(mine), key=lambda mean: mean.keep)
-        marks = []
+        marks, scale = [], self.scale
         for mean in means:
-            quality = Mean.of(getattr(o, self.metric) for o in mine if (o.method, o.keep) == (mean.method, mean.keep))
-            spot = 100 * mean.costs[cost].value, 100 * quality.value
-            marks.append(Mark(mean.method, *spot, told=f"{mean.label}: {spot[1]:.2f} % at {spot[0]:.1f} %"))
+            quality = Mean.of(scale.of(o) for o in mine if (o.method, o.keep) == (mean.method, mean.keep))
+            spot = 100 * mean.costs[cost].value, scale.factor * quality.value
+            marks.append(Mark(mean.method, *spot, told=f"{mean.label}: {scale.show(quality.value)} at {spot[0]:.1f} %"))
         single = [
-            Mark(o.method, 100 * getattr(o, f"{cost}_kept"), 100 * getattr(o, self.metric), told=f"seed {o.seed}")
+            Mark(o.method, 100 * getattr(o, f"{cost}_kept"), scale.factor * scale.of(o), told=f"seed {o.seed}")
             for o in mine
         ]
         return scatter_chart(
             marks,
-            title=f"{network}: {self.metric} (%)",
+            title=f"{network}: {scale.axis}",
             x_label=f"{COSTS[cost]}, % of the dense network",
             looks=list(dict.fromkeys(o.method for o in self.rows)),
             single=single if len({o.seed for o in mine}) > 1 else (),
@@ -147,24 +149,29 @@ class MethodComparison:
         if plain.get("kind") != KIND:
             raise FileError("this is not a comparison of nervure. Give the comparison.json that compare wrote.")
         found = convert(plain, _COMPARISON, what)
-        return MethodComparison(
-            found.title, found.baseline, tuple(map(Outcome.from_json, found.outcomes)), found.metric
-        )
+        outcomes = tuple(map(Outcome.from_json, found.outcomes))
+        read = MethodComparison(found.title, found.baseline, outcomes, found.metric)
+        try:
+            scale_of(outcomes, found.metric)
+        except ArgumentError as error:
+            raise FileError(f"this comparison is damaged: {error}") from error
+        return read
 
 
 _COMPARISON = written_schema(MethodComparison, {"outcomes": tuple[dict[str, Any], ...]})
 
 
-def _explain(metric: str) -> str:
+def _explain(scale: QualityScale) -> str:
+    measure = "Accuracy" if scale.is_accuracy else f"{scale.unit[:1].upper()}{scale.unit[1:]} ({scale.direction})"
     return (
-        f"Accuracy is that of the {'test' if metric == 'accuracy' else metric} split, as mean ± standard deviation "
-        "over seeds. Differences are paired: the same trained network, seed and budget, the same recovery; in points, "
-        f"as mean ± standard error. The network {DENSE!r} is the one as trained, {DENSE_PLUS!r} the same after the "
-        "recovery that the others get."
+        f"{measure} is that of the {scale.split} split, as mean ± standard deviation "
+        "over seeds. Differences are paired: the same trained network, seed and budget, the same recovery; "
+        f"{'in points, ' if scale.is_accuracy else ''}as mean ± standard error. The network {DENSE!r} is the one as "
+        f"trained, {DENSE_PLUS!r} the same after the recovery that the others get."
     )
 
 
-def comparison_text(outcomes: Sequence[Outcome], *, title: str, baseline: str, metric: Metric = "accuracy") -> str:
+def comparison_text(outcomes: Sequence[Outcome], *, title: str, baseline: str, metric: str = "quality") -> str:
     """The comparison as Markdown: all networks together, who is told apart, each network by itself, what failed."""
     found = MethodComparison(title, baseline, tuple(outcomes), metric)
     if not found.rows:
@@ -173,7 +180,7 @@ def comparison_text(outcomes: Sequence[Outcome], *, title: str, baseline: str, m
     parts = [
         f"# {escape_markdown(title)}",
         f"**{escape_markdown(found.headline)}**",
-        escape_markdown(_explain(metric)),
+        escape_markdown(_explain(found.scale)),
         f"## All networks, minus {escape_markdown(baseline)}\n\n{table_text(tables['all networks'])}",
     ]
     if tables["told apart"].rows:
@@ -195,43 +202,53 @@ def comparison_page(found: MethodComparison) -> str:
         found=found,
         tables={name: html_table(table) for name, table in tables.items() if name != "trials"},
         charts={n: [charts[c] for c in (f"{n} quality", n) if c in charts] for n in found.networks},
-        explained=_explain(found.metric),
+        explained=_explain(found.scale),
         told=TOLD,
         charts_note=f"{POINTS} {BARS}",
         provenance=provenance_lines(found.rows),
     )
 
 
-def comparison_charts(outcomes: Sequence[Outcome], *, baseline: str, metric: str = "accuracy") -> dict[str, str]:
+def comparison_charts(outcomes: Sequence[Outcome], *, baseline: str, metric: str = "quality") -> dict[str, str]:
     """For each network an SVG of paired differences to ``baseline`` in points, with twice their standard errors."""
-    charts = {}
+    charts, scale = {}, scale_of(outcomes, metric)
     for network in dict.fromkeys(o.network for o in outcomes):
         mine = [o for o in outcomes if o.network == network and not o.error]
         dots = []
         for keep in sorted({o.keep for o in mine if o.keep < 1}, reverse=True):
             for method in dict.fromkeys(o.method for o in mine if o.keep == keep and o.method != baseline):
                 mean = mean_difference(mine, method, baseline, keep, metric)
-                error = 0.0 if math.isnan(mean.error) else 200 * mean.error
+                error = 0.0 if math.isnan(mean.error) else 2 * scale.factor * mean.error
                 # A file may say anything: what is no number has no place on a chart.
-                if math.isfinite(100 * mean.value) and math.isfinite(error):
-                    dots.append(Dot(method, f"keep {keep:g}", 100 * mean.value, error))
+                if math.isfinite(scale.factor * mean.value) and math.isfinite(error):
+                    dots.append(Dot(method, f"keep {keep:g}", scale.factor * mean.value, error))
         if dots:
-            charts[network] = dot_chart(dots, title=f"{network}: accuracy minus {baseline} (points)")
+            charts[network] = dot_chart(dots, title=f"{network}: {_minus(scale, baseline)}")
     return charts
 
 
+def _minus(scale: QualityScale, baseline: str) -> str:
+    return f"{scale.name} minus {baseline} (points)" if scale.is_accuracy else f"{scale.axis} minus {baseline}"
+
+
 def write_comparison(
-    outcomes: Sequence[Outcome], folder: Path, *, title: str, baseline: str, name: str = "comparison"
+    outcomes: Sequence[Outcome],
+    folder: Path,
+    *,
+    title: str,
+    baseline: str,
+    name: str = "comparison",
+    metric: str = "quality",
 ) -> tuple[Path, ...]:
     """Write the tables as Markdown, with the charts of each network, to ``folder``; returns the paths.
 
     Raises:
         FileError: the folder cannot be written.
     """
-    charts = MethodComparison(title, baseline, tuple(outcomes)).charts()
+    charts = MethodComparison(title, baseline, tuple(outcomes), metric).charts()
     files = file_names(name, charts)
     pictures = "".join(f"\n![{escape_markdown(chart)}]({file})\n" for chart, file in files.items())
-    text = comparison_text(outcomes, title=title, baseline=baseline)
+    text = comparison_text(outcomes, title=title, baseline=baseline, metric=metric)
     if pictures:
         text += f"\n## Charts\n\n{POINTS} {BARS}\n{pictures}"
     written = [write_text(folder / f"{name}.md", text)]
@@ -248,5 +265,5 @@ def write_comparison_pages(found: MethodComparison, folder: Path) -> tuple[Path,
     return (
         write_text(folder / "comparison.html", comparison_page(found)),
         write_json(folder / "comparison.json", found.to_json()),
-        *write_comparison(found.outcomes, folder, title=found.title, baseline=found.baseline),
+        *write_comparison(found.outcomes, folder, title=found.title, baseline=found.baseline, metric=found.metric),
     )

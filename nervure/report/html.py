@@ -25,6 +25,7 @@ def to_html(report: Report) -> str:
         slug=charts.slug,
         html_table=html_table,
         accuracy_chart=charts.accuracy_chart(report.curves),
+        validation_loss_chart=charts.validation_loss_chart(report.curves),
         loss_chart=charts.loss_chart(report.curves),
         connectivity=connectivity,
         shift=shift,

@@ -4,9 +4,8 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from nervure.report.comparison import Mean, Outcome
+from nervure.report.outcome import Mean, Outcome, QualityScale, scale_of
 from nervure.report.run_report import DENSE, DENSE_PLUS
-from nervure.report.tables import MISSING
 
 LEVEL = 0.05
 """Two settings are told apart where chance alone leaves so large a difference in one case of twenty at most."""
@@ -59,16 +58,18 @@ def student_p(t: float, freedom: int) -> float:
     return min(1.0, max(0.0, 1.0 - within))
 
 
-def paired_values(first: Sequence[Outcome], second: Sequence[Outcome], metric: str = "accuracy") -> list[float]:
+def paired_values(first: Sequence[Outcome], second: Sequence[Outcome], metric: str = "quality") -> list[float]:
     """``first`` minus ``second``, for each network and seed that both have."""
-    other = {(o.network, o.seed): float(getattr(o, metric)) for o in second}
+    scale = scale_of((*first, *second), metric)
+    other = {(o.network, o.seed): scale.of(o) for o in second}
     pairs = [(o, other[o.network, o.seed]) for o in first if (o.network, o.seed) in other]
-    return [float(getattr(o, metric)) - value for o, value in pairs]
+    return [scale.of(o) - value for o, value in pairs]
 
 
 def compare_settings(first: Sequence[Outcome], second: Sequence[Outcome], metric: str) -> PairedTest:
     """Whether two settings can be told apart by what their trials gave, network by network and seed by seed."""
-    counted = [o.samples for o in (*first, *second) if o.samples]
+    is_share = scale_of((*first, *second), metric).is_accuracy
+    counted = [o.samples for o in (*first, *second) if o.samples and is_share]
     return PairedTest.of(paired_values(first, second, metric), 1 / min(counted) if counted else 0.0)
 
 
@@ -90,19 +91,19 @@ class Leader(NamedTuple):
         return min((test.mean.n for test in self.tests.values()), default=0)
 
 
-def leaders(outcomes: Sequence[Outcome], metric: str = "accuracy") -> list[Leader]:
+def leaders(outcomes: Sequence[Outcome], metric: str = "quality") -> list[Leader]:
     """For each budget with two methods or more, the best by its mean, and who cannot be told apart from it.
 
     Means are over the networks and seeds that a method has at this budget; differences are over those that both have.
     """
-    found = []
+    found, scale = [], scale_of(outcomes, metric)
     for keep in sorted({o.keep for o in outcomes}, reverse=True):
         methods: dict[str, list[Outcome]] = {}
         for outcome in outcomes:
             if outcome.keep == keep and outcome.method not in (DENSE, DENSE_PLUS):
                 methods.setdefault(outcome.method, []).append(outcome)
         if len(methods) > 1:
-            means = {name: Mean.of(float(getattr(o, metric)) for o in these).value for name, these in methods.items()}
+            means = {name: scale.rank(Mean.of(map(scale.of, these)).value) for name, these in methods.items()}
             best = max(methods, key=lambda name: (not math.isnan(means[name]), means[name]))
             rest = {name: these for name, these in methods.items() if name != best}
             tests = {name: compare_settings(methods[best], these, metric) for name, these in rest.items()}
@@ -130,11 +131,11 @@ def some(names: Sequence[str], most: int = 3) -> str:
     return " and ".join(filter(None, (", ".join(shown[:-1]), *shown[-1:])))
 
 
-def verdict_cells(test: PairedTest) -> tuple[str, str, str]:
-    """Cells for a table: the difference in points, the number of pairs, and whether it is told apart."""
+def verdict_cells(test: PairedTest, scale: QualityScale) -> tuple[str, str, str]:
+    """Cells for a table: the difference, the number of pairs, and whether it is told apart."""
     mean = test.mean
-    points = f"{100 * mean.value:+.2f}" + ("" if math.isnan(mean.error) else f" ± {100 * mean.error:.2f}")
+    difference = scale.difference(mean)
     if mean.n < 2:
-        return points if mean.n else MISSING, str(mean.n), "nothing can be told"
+        return difference, str(mean.n), "nothing can be told"
     chance = "p < 0.001" if test.p < 0.001 else f"p = {test.p:.3f}"
-    return points, str(mean.n), f"{'yes' if test.differs else 'no'} ({chance})"
+    return difference, str(mean.n), f"{'yes' if test.differs else 'no'} ({chance})"

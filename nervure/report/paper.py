@@ -106,6 +106,7 @@ def _report_tables(report: Report) -> dict[str, Table]:
 def _report_figures(report: Report) -> dict[str, str]:
     found = {
         "accuracy": charts.accuracy_chart(report.curves),
+        "validation loss": charts.validation_loss_chart(report.curves),
         "loss": charts.loss_chart(report.curves),
         "rewiring": rewiring_chart(report),
     }

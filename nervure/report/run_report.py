@@ -111,11 +111,12 @@ class Width:
 @final
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One epoch of a training curve: mean training loss, and validation accuracy where it was measured."""
+    """One epoch of a training curve: mean training loss, and validation accuracy, or loss, where it was measured."""
 
     epoch: Count
     loss: float | None
     accuracy: float | None = None
+    validation_loss: float | None = None
 
 
 @final

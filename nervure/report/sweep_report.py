@@ -14,10 +14,9 @@ from nervure.core.schema import convert, written_schema
 from nervure.errors import FileError
 from nervure.report.charts import file_names
 from nervure.report.comparison import (
+    ACCURACY,
     COSTS,
-    Mean,
     MeanOutcome,
-    Outcome,
     TimedSetting,
     mean_outcomes,
     provenance_lines,
@@ -27,6 +26,7 @@ from nervure.report.comparison import (
 from nervure.report.front import front, knee
 from nervure.report.html import page
 from nervure.report.markdown import table_text
+from nervure.report.outcome import Mean, Outcome, QualityScale, scale_of
 from nervure.report.paired import PairedTest, compare_settings, leaders, some, tell_leader, verdict_cells
 from nervure.report.run_report import DENSE
 from nervure.report.scatter import Mark, scatter_chart
@@ -36,8 +36,7 @@ from nervure.report.tables import Table, recipe_rows
 FORMAT, KIND = 1, "nervure-sweep"
 SAME_COST = 1.02
 """Settings that cost so many times what the suggestion costs, or less, are as small."""
-Quality = Literal["accuracy", "shifted", "validation"]
-QUALITIES: Mapping[str, str] = {"accuracy": "clean", "shifted": "under shift"}
+Quality = Literal["accuracy", "quality", "shifted", "validation"]
 
 
 @final
@@ -54,6 +53,7 @@ class Sweep:
         provenance: versions, commit, machine and dates, one line each.
         outcomes: of the single trials; empty where only means are known.
         timed: how long their networks take, by key.
+        notes: what the reader should know, one sentence each.
     """
 
     title: str
@@ -64,6 +64,7 @@ class Sweep:
     provenance: tuple[str, ...] = ()
     outcomes: tuple[Outcome, ...] = ()
     timed: Mapping[str, TimedSetting] = field(default_factory=dict, hash=False)
+    notes: tuple[str, ...] = ()
 
     @staticmethod
     def of(outcomes: Sequence[Outcome], timed: Mapping[str, TimedSetting], **rest: Any) -> "Sweep":
@@ -87,19 +88,31 @@ class Sweep:
         varies = len({round(c.costs["macs"].value, 6) for c in self.means}) > 1
         return "params" if asked == "params" or not varies else "macs"
 
+    @property
+    def scale(self) -> QualityScale:
+        """The measure that tells how good a setting is, and in which direction it is good."""
+        return scale_of(self.outcomes)
+
+    def _scale_for(self, quality: str) -> QualityScale:
+        return self.scale if quality in ("quality", "validation") else ACCURACY
+
     def spots(self, cost: str, quality: str) -> list[tuple[float, float]]:
-        """Where each setting stands: its share of a cost, and a quality, both in [0, 1] (NaN: not measured)."""
+        """Where each setting stands: its share of a cost in [0, 1], and a quality (NaN: not measured)."""
         return [(c.costs[cost].value if cost in c.costs else math.nan, getattr(c, quality).value) for c in self.means]
 
     def on_front(self, cost: str | None = None, quality: Quality = "validation") -> tuple[MeanOutcome, ...]:
         """The settings that no other beats at this cost and quality, from the cheapest to the best."""
-        return tuple(self.means[i] for i in front(self.spots(cost or self.cost, quality)))
+        return tuple(self.means[i] for i in self._front(self.spots(cost or self.cost, quality), quality))
+
+    def _front(self, spots: Sequence[tuple[float, float]], quality: str) -> tuple[int, ...]:
+        scale = self._scale_for(quality)
+        return front([(x, scale.rank(y)) for x, y in spots])
 
     @property
     def suggestion(self) -> MeanOutcome | None:
-        """The knee of the front on the validation images; None where the front has none."""
+        """The knee of the front on the validation data; None where the front has none."""
         best = self.on_front()
-        place = knee([(c.costs[self.cost].value, c.validation.value) for c in best])
+        place = knee([(c.costs[self.cost].value, self.scale.rank(c.validation.value)) for c in best])
         return None if place is None else best[place]
 
     @property
@@ -110,10 +123,15 @@ class Sweep:
             return self._without_knee()
         dense = self._dense or found
         parts = [f"Knee: {found.label} keeps {100 * found.costs['macs'].value:.0f} % of the multiply-accumulates"]
-        parts.append(f"accuracy {100 * dense.accuracy.value:.1f} → {100 * found.accuracy.value:.1f} %")
+        parts.append(self._before_and_after(dense, found))
         if found.shifted.n and dense.shifted.n:
             parts.append(f"under shift {100 * dense.shifted.value:.1f} → {100 * found.shifted.value:.1f} %")
         return ", ".join([*parts, *self._undecided()])
+
+    def _before_and_after(self, dense: MeanOutcome, found: MeanOutcome) -> str:
+        if self.scale.is_accuracy:
+            return f"accuracy {100 * dense.accuracy.value:.1f} → {100 * found.accuracy.value:.1f} %"
+        return f"{self.scale.words} {dense.quality.value:.4g} → {found.quality.value:.4g}"
 
     def _without_knee(self) -> str:
         if not self.means:
@@ -122,18 +140,18 @@ class Sweep:
         return "No knee: take the point of the front that fits your needs" + (f"; best {clauses}" if clauses else "")
 
     def rivals(self) -> dict[str, PairedTest]:
-        """Every other setting against the suggestion by the test images: paired by seed, by the setting's label."""
+        """Every other setting against the suggestion by the test data: paired by seed, by the setting's label."""
         chosen = self.suggestion
         if chosen is None or not self.outcomes:
             return {}
         others = [mean for mean in self.means if mean is not chosen]
         mine = self._trials(chosen)
-        return {m.label: compare_settings(mine, self._trials(m), "accuracy") for m in others}
+        return {m.label: compare_settings(mine, self._trials(m), "quality") for m in others}
 
     def told_apart(self) -> Table:
         """Every other setting against the suggestion: the difference, the pairs, and whether they are told apart."""
-        rows = tuple((name, *verdict_cells(test)) for name, test in self.rivals().items())
-        return Table(("setting", "suggestion minus this (points)", "seeds", "told apart"), rows)
+        rows = tuple((name, *verdict_cells(test, self.scale)) for name, test in self.rivals().items())
+        return Table(("setting", f"suggestion minus this ({self.scale.unit})", "seeds", "told apart"), rows)
 
     def _trials(self, mean: MeanOutcome) -> list[Outcome]:
         return [o for o in self.outcomes if (o.method, o.keep) == (mean.method, mean.keep)]
@@ -162,7 +180,7 @@ class Sweep:
         """One line per setting; the second column says which are on the front, and which is suggested."""
         chosen, best = self.suggestion, self.on_front()
         choices = {c.key: "suggested" if c is chosen else "front" for c in best}
-        return results_table(self.means, "choice", lambda mean: choices.get(mean.key, ""))
+        return results_table(self.means, "choice", lambda mean: choices.get(mean.key, ""), self.scale)
 
     def charts(self) -> dict[str, str]:
         """An SVG for each cost and quality, by a name for a file."""
@@ -171,18 +189,27 @@ class Sweep:
         costs = dict.fromkeys(cost for c in self.means for cost in c.costs)
         found: dict[str, str] = {}
         for cost in costs:
-            for quality, words in QUALITIES.items():
-                spots = [(100 * x, 100 * y) for x, y in self.spots(cost, quality)]
+            for quality, (words, title) in self._qualities().items():
+                factor = self._scale_for(quality).factor
+                spots = [(100 * x, factor * y) for x, y in self.spots(cost, quality)]
                 chart = scatter_chart(
-                    [_mark(c, spot, quality) for c, spot in self._by_budget(spots)],
-                    title=f"Accuracy {words} (%)",
+                    [_mark(c, spot, quality, self._scale_for(quality)) for c, spot in self._by_budget(spots)],
+                    title=title,
                     x_label=f"{COSTS.get(cost, cost)}, % of the dense network",
-                    front=[spots[i] for i in front(spots)],
+                    front=[spots[i] for i in self._front(spots, quality)],
                     ring=None if chosen is None else spots[self.means.index(chosen)],
                     looks=names,
                 )
                 found |= {f"{cost.replace(',', '')} {words}".replace(" ", "-"): chart} if chart else {}
         return found
+
+    def _qualities(self) -> dict[str, tuple[str, str]]:
+        """What charts show: by the name of a mean, words for a file, and a title."""
+        shifted = {"shifted": ("under shift", "Accuracy under shift (%)")}
+        if self.scale.is_accuracy:
+            return {"accuracy": ("clean", "Accuracy clean (%)")} | shifted
+        title = self.scale.axis
+        return {"quality": ("clean", f"{title[:1].upper()}{title[1:]}")} | shifted
 
     def _by_budget(self, spots: Sequence[tuple[float, float]]) -> list[tuple[MeanOutcome, tuple[float, float]]]:
         """MeanOutcomes and where they stand, so that the line of a method goes from budget to budget."""
@@ -195,6 +222,7 @@ class Sweep:
             "format": FORMAT,
             "headline": self.headline,
             "cost": self.cost,
+            "quality": {"name": self.scale.name, "higher_is_better": self.scale.higher_is_better},
             "front": [c.label for c in self.on_front()],
             "knee": None if self.suggestion is None else self.suggestion.label,
             **{f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("means", "outcomes", "timed")},
@@ -216,7 +244,7 @@ class Sweep:
         found = convert(plain, _SWEEP, what)
         outcomes = tuple(map(Outcome.from_json, found.outcomes))
         rest = {"title": found.title, "recipe": found.recipe, "folder": found.folder, "failures": found.failures}
-        return Sweep.of(outcomes, found.timed, **rest)
+        return Sweep.of(outcomes, found.timed, notes=found.notes, **rest)
 
     def tables(self) -> dict[str, Table]:
         """All tables by name; ``trials`` has the numbers of every trial as they are."""
@@ -245,7 +273,17 @@ TOLD = (
 
 def how(found: Sweep) -> str:
     """How to read the charts, and how the suggestion was found."""
-    return HOW.format(cost=COSTS[found.cost])
+    return _of_data(found, HOW.format(cost=COSTS[found.cost]))
+
+
+def how_told(found: Sweep) -> str:
+    """How to read what is told apart."""
+    return _of_data(found, TOLD)
+
+
+def _of_data(found: Sweep, words: str) -> str:
+    """Data of a task need not be images."""
+    return words if found.scale.is_accuracy else words.replace(" images", " data")
 
 
 def commands(found: Sweep) -> dict[str, str]:
@@ -265,8 +303,9 @@ def sweep_text(found: Sweep, pictures: Mapping[str, str] | None = None) -> str:
     parts = [f"# {escape_markdown(found.title)}", f"**{escape_markdown(found.headline)}**"]
     if found.candidates:
         parts += ["## Settings", table_text(found.table())]
+    parts += [escape_markdown(note) for note in found.notes]
     if found.rivals():
-        parts += ["## Told apart", TOLD, table_text(found.told_apart())]
+        parts += ["## Told apart", how_told(found), table_text(found.told_apart())]
     if pictures:
         parts += [
             "## Charts",
@@ -291,7 +330,7 @@ def sweep_page(found: Sweep) -> str:
         found=found,
         table=html_table(found.table(), _suggested(found)) if found.means else "",
         told=html_table(found.told_apart()) if found.rivals() else "",
-        told_note=TOLD,
+        told_note=how_told(found),
         charts=found.charts(),
         how=how(found),
         commands=commands(found),
@@ -321,10 +360,12 @@ def write_sweep(found: Sweep, folder: Path) -> tuple[Path, ...]:
     return tuple(reversed(written))
 
 
-def _mark(candidate: MeanOutcome, spot: tuple[float, float], quality: str) -> Mark:
+def _mark(candidate: MeanOutcome, spot: tuple[float, float], quality: str, scale: QualityScale) -> Mark:
     deviation = getattr(candidate, quality).deviation
-    error = 0.0 if math.isnan(deviation) else 100 * deviation
-    return Mark(candidate.method, *spot, error, f"{candidate.label}: {spot[1]:.2f} % at {spot[0]:.1f} %")
+    error = 0.0 if math.isnan(deviation) else scale.factor * deviation
+    return Mark(
+        candidate.method, *spot, error, f"{candidate.label}: {scale.show(spot[1] / scale.factor)} at {spot[0]:.1f} %"
+    )
 
 
 def _null(value: Any) -> Any:
