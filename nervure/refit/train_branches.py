@@ -50,7 +50,7 @@ class Reconstruct(Checked):
         samples: how many samples of the data are used, a quarter of them to choose by.
         steps: of Adam for each branch, each on one batch of the data.
         lr: the learning rate at the start; it falls to nothing as a cosine.
-        seed: for the order of batches.
+        seed: for the order of batches, also of a loader that shuffles.
     """
 
     samples: Size = 1024
@@ -130,7 +130,7 @@ def reconstruct(
     model, steps, held = take_apart(pruned, masks)
     reference = unwrap(reference)
     require_weights(model, reference, steps)
-    parts = split(data, how.samples, as_task(task))
+    parts = split(data, how.samples, as_task(task), seed=how.seed)
     require_different(parts)
     result = copy_model(model)
     found = branches(result, reference, steps, parts[0].batch, names)
