@@ -263,12 +263,14 @@ def shift_batches(
 
     Raises:
         DataError: data are empty, or pictures are not normalised as said.
-        ArgumentError: the shift or the severity is unknown.
+        ArgumentError: the shift or the severity is unknown, or the name is that of several shifts.
     """
     pictures = PictureRange.of(data, normalisation)
     for inputs, labels in pairs(data):
-        (known,) = shifts_of([name], inputs)
-        yield _corrupted(inputs, known, severity, pictures, seed), labels
+        known = shifts_of(name, inputs)
+        if len(known) != 1:
+            raise ArgumentError(f"{name!r} names {len(known)} shifts: {', '.join(known)}. Give one of them.")
+        yield _corrupted(inputs, *known, severity, pictures, seed), labels
 
 
 def shifts_of(shift: str | Iterable[str], inputs: Any) -> tuple[str, ...]:

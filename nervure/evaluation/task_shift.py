@@ -1,7 +1,7 @@
 """How good a model of any task stays when its data shift: every metric of the task, clean and under each shift."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import product
@@ -16,7 +16,7 @@ from nervure.core.markup import listing
 from nervure.core.progress import length, track
 from nervure.core.schema import Count, Seed, convert
 from nervure.core.tensors import tensors_in
-from nervure.errors import ArgumentError
+from nervure.errors import ArgumentError, DataError
 from nervure.evaluation.answers import Key
 from nervure.evaluation.corruptions import CORRUPTIONS, GROUPS, SEVERITIES, SHIFTS
 from nervure.evaluation.features import TOKEN_SHIFTS
@@ -251,6 +251,7 @@ def _shifts_by_name(name: Any, data: Batches, normalisation: Normalisation | Non
     if kind == "tokens" or name in TOKEN_SHIFTS:
         return token_shifts(name)
     if kind == "rows" or name in TABLE_SHIFTS:
+        _require_again(data, name)
         return table_shifts(data, name)
     if name in (*TEXT_SHIFTS, *AUDIO_SHIFTS):
         call = "audio_shifts({!r}, rate=...)" if name in AUDIO_SHIFTS else "text_shifts({!r}, tokenizer=...)"
@@ -259,9 +260,19 @@ def _shifts_by_name(name: Any, data: Batches, normalisation: Normalisation | Non
     raise ArgumentError(f"shift {show_value(name)} is unknown.{nearest(str(name), every)}")
 
 
+def _require_again(data: Batches, name: Any) -> None:
+    """What is looked at before it is measured must give its batches twice."""
+    if isinstance(data, Iterator):
+        raise DataError(
+            f"shift={name!r} looks at the data first, and a {type(data).__name__} gives its batches once. "
+            "Give a list of batches or a loader, or the shifts themselves."
+        )
+
+
 def _kind_of(data: Batches) -> str:
     """What the first batch holds."""
-    inputs = tensors_in(Layout().inputs_in(next(iter(data), None)))
+    _require_again(data, "all")
+    inputs = tensors_in(Layout().inputs_in(next(iterate_batches(data))))
     if any(x.ndim == 4 for x in inputs):
         return "pictures"
     if any(x.ndim == 2 and not x.is_floating_point() for x in inputs):

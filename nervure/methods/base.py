@@ -193,13 +193,15 @@ def task_of(view: View) -> Task:
     """What the model of a view is for: as given, or as the first batch of its data says.
 
     Raises:
-        DataError: there are no model or no data, or these have no labels and need some.
+        DataError: there are no model or no data, these are empty, or have no labels and need some.
         ArgumentError: several tasks fit.
     """
     if view.task is not None:
         return view.task
     with fixed_seed(view.seed):
         first = first_of(data_of(view), 1)
+    if not first:
+        raise DataError("the data gave no batch to tell the task by. Give a re-iterable of batches.")
     return find_task(model_of(view), first[0])
 
 

@@ -5,7 +5,7 @@ says at the same place: by ridge regression towards the weights it has, see :mod
 """
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -83,13 +83,18 @@ def refit(
         DataError: the data are empty, all the same, or not finite, or a layer makes them so.
     """
     how = Refit() if how is None else how
+    if how.steps and isinstance(data, Iterator):
+        raise DataError(
+            f"steps={how.steps} draws the data twice, and a {type(data).__name__} gives its batches once. "
+            "Give a list of batches or a loader."
+        )
     model, steps, found = take_apart(pruned, masks)
     reference = unwrap(reference)
     require_weights(model, reference, steps)
-    parts = split(data, how.samples, as_task(task))
+    parts = split(data, how.samples, as_task(task), seed=how.seed)
     require_different(parts)
     if views is not None:
-        parts += split(views, how.samples, as_task(task), view=1)
+        parts += split(views, how.samples, as_task(task), view=1, seed=how.seed)
     result = copy_model(model)
     twin, came = _twin(reference, result), origins(reference, steps)
     refitter = _Refitter(result, twin, came, found, parts, how)

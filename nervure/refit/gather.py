@@ -206,7 +206,9 @@ def _add(
     rows = list(_read(found, part, wanted, dense, mine, between))
     stores = [found.held.setdefault(row.place, {}) if part.held else found.seen for row in rows]
     keys = [part.view if part.held else row.place for row in rows]
-    _part_company((store[key], row.x) for store, key, row in zip(stores, keys, rows, strict=True) if key in store)
+    given = [(store[key], row.x) for store, key, row in zip(stores, keys, rows, strict=True) if key in store]
+    _leave_out(found, [moments for moments, _ in given])
+    _part_company(given)
     fresh: list[tuple[Tensor, InputSums]] = []
     for store, key, row in zip(stores, keys, rows, strict=True):
         if key not in store:
@@ -252,6 +254,15 @@ def _read(
 def _begins_with(sums: InputSums, theirs: Tensor, mine: Tensor) -> bool:
     """Whether sums hold these positions and no others."""
     return sums.count == mine.shape[1] and theirs.shape == mine.shape and torch.equal(theirs, mine)
+
+
+def _leave_out(found: Gathered, given: Sequence[Moments]) -> None:
+    """Consumers that do not run this time keep the sums that they had, where others go on with the same."""
+    running, going_on = set(map(id, given)), {id(moments.inputs) for moments in given}
+    every = [*found.seen.values(), *(moments for views in found.held.values() for moments in views.values())]
+    for moments in every:
+        if id(moments) not in running and id(moments.inputs) in going_on:
+            moments.part_company()
 
 
 def _part_company(given: Iterable[tuple[Moments, Tensor]]) -> None:

@@ -42,7 +42,7 @@ class RefitChoices:
 @final
 @dataclass(frozen=True, slots=True)
 class Refit(RefitChoices, Checked):
-    """How to refit: see :class:`RefitChoices`; ``samples`` from 1 on, and a ``seed`` for choosing places."""
+    """How to refit: see :class:`RefitChoices`; ``samples`` from 1 on, ``seed`` for places and loaders that shuffle."""
 
     samples: Size = 1024
     seed: Seed = 0

@@ -9,17 +9,24 @@ from torch import Tensor
 from nervure.core.tensors import tensors_in
 from nervure.errors import DataError
 from nervure.refit.gather import GramPart
-from nervure.stats.loaders import batches
+from nervure.stats.loaders import batches, fixed_seed
 from nervure.tasks.task import Task
 
 HELD = 4
 """One sample in so many is left out of fits, and chooses among them."""
 
 
-def split(data: Iterable[Any], samples: int, task: Task | None = None, view: int = 0) -> list[GramPart]:
-    """The first so many samples, every fourth of them apart; raises DataError where there are too few."""
+def split(
+    data: Iterable[Any], samples: int, task: Task | None = None, view: int = 0, *, seed: int = 0
+) -> list[GramPart]:
+    """The first so many samples, every fourth of them apart; raises DataError where there are too few.
+
+    A loader that shuffles gives the same for the same ``seed``, whatever was drawn before.
+    """
     parts, seen = list[GramPart](), 0
-    for batch in batches(data, samples, labelled=False, task=task):
+    with fixed_seed(seed):
+        drawn = list(batches(data, samples, labelled=False, task=task))
+    for batch in drawn:
         held = (torch.arange(batch.size) + seen) % HELD == HELD - 1
         seen += batch.size
         for rows, apart in ((~held, False), (held, True)):

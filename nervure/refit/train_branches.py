@@ -4,6 +4,7 @@ A branch is a residual block or a whole layer. What a closed form cannot reach, 
 a fraction of the memory of training: one branch is held at a time, with what enters it and what it should give.
 """
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -49,7 +50,7 @@ class Reconstruct(Checked):
         samples: how many samples of the data are used, a quarter of them to choose by.
         steps: of Adam for each branch, each on one batch of the data.
         lr: the learning rate at the start; it falls to nothing as a cosine.
-        seed: for the order of batches.
+        seed: for the order of batches, also of a loader that shuffles.
     """
 
     samples: Size = 1024
@@ -123,17 +124,19 @@ def reconstruct(
         ArgumentError: there are no branches, one of ``names`` is no module, or ``reference`` is another network.
         PlanError: ``reference`` has other layers than the network that it was pruned from.
         DataError: the data are empty, all the same, or not finite, or the network makes them so.
-        FileError: the checkpoint is of another model, other data or other choices.
+        FileError: the checkpoint is of another model, other data, branches, masks or other choices.
     """
     how = Reconstruct() if how is None else how
     model, steps, held = take_apart(pruned, masks)
     reference = unwrap(reference)
     require_weights(model, reference, steps)
-    parts = split(data, how.samples, as_task(task))
+    parts = split(data, how.samples, as_task(task), seed=how.seed)
     require_different(parts)
     result = copy_model(model)
     found = branches(result, reference, steps, parts[0].batch, names)
-    trainer = _Trainer(result, reference, parts, held, how, None if checkpoint is None else Path(checkpoint))
+    run = "" if checkpoint is None else _fingerprint(model, reference, parts, held, found, how)
+    folder = None if checkpoint is None else Path(checkpoint)
+    trainer = _Trainer(result, reference, parts, held, how, folder, run)
     with_bar = track(found, "reconstructing", len(found), enabled=progress)
     fits = tuple(trainer.fit(branch, number) for number, branch in enumerate(with_bar))
     counts = (sum(p.batch.size for p in parts if not p.held), sum(p.batch.size for p in parts if p.held))
@@ -161,11 +164,12 @@ class _Trainer:
         masks: Mapping[str, Tensor],
         how: Reconstruct,
         folder: Path | None,
+        run: str,
     ) -> None:
         first = parts[0].batch
         self._sides = (prefix_of(model, first), prefix_of(reference, first))
         self._model, self._parts, self._masks, self._how, self._folder = model, parts, masks, how, folder
-        self._run = "" if folder is None else _fingerprint(model, reference, parts, how)
+        self._run = run
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
 
@@ -187,7 +191,8 @@ class _Trainer:
         trained = dict(self._trained(branch))
         if header.get("run") != self._run or tensors.keys() != trained.keys():
             raise FileError(
-                f"{str(path)!r} holds a branch of another model, other data or other choices. Give another folder."
+                f"{str(path)!r} holds a branch of another model, other data, branches, masks or choices. "
+                "Give another folder."
             )
         _write(trained, tensors)
         return BranchFit(**header["fit"])
@@ -330,6 +335,16 @@ def _write(trained: Mapping[str, nn.Parameter], values: Mapping[str, Tensor]) ->
             trained[name].copy_(value)
 
 
-def _fingerprint(model: nn.Module, reference: nn.Module, parts: Sequence[GramPart], how: Reconstruct) -> str:
-    inputs = [part.batch.inputs for part in parts]
-    return f"{digest_of((model.state_dict(), reference.state_dict(), inputs))} {how}"
+def _fingerprint(
+    model: nn.Module,
+    reference: nn.Module,
+    parts: Sequence[GramPart],
+    masks: Mapping[str, Tensor],
+    found: Sequence[PrunedBranch],
+    how: Reconstruct,
+) -> str:
+    """What the values of a branch follow from: those before it too, for they are what enters it."""
+    inputs, held = [part.batch.inputs for part in parts], sorted(masks)
+    names = repr(([(branch.name, branch.target) for branch in found], held))
+    tensors = (model.state_dict(), reference.state_dict(), inputs, [masks[name] for name in held])
+    return f"{digest_of(tensors)} {hashlib.sha256(names.encode()).hexdigest()[:16]} {how}"

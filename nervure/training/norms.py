@@ -3,19 +3,20 @@
 import itertools
 from collections import Counter
 from collections.abc import Iterable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
 from nervure.core.annotations import Batches
 from nervure.core.check import checked
 from nervure.core.documents import is_shallow
 from nervure.core.schema import Size
+from nervure.core.tensors import tensors_in
 from nervure.errors import ArgumentError, DataError
 from nervure.graph.models import device_of, evaluating, is_weightless
 from nervure.tasks.batch_forms import iterate_batches, move_batch
@@ -53,8 +54,9 @@ def recalibrate(model: nn.Module, data: Batches, batches: Size = 100, *, task: T
     before = [(norm.momentum, {name: b.clone() for name, b in norm.named_buffers(recurse=False)}) for norm in norms]
     try:
         with evaluating(model):
-            drawn = itertools.islice(iterate_batches(filter(_holds_samples, data)), batches)
-            seen, count = _average(model, norms, drawn, (task or Task()).forward)
+            given = task or Task()
+            drawn = itertools.islice(iterate_batches(filter(partial(_holds_samples, given), data)), batches)
+            seen, count = _average(model, norms, drawn, given.forward)
         _require_finite(norms)
     except BaseException:
         _put_back(norms, [buffers for _, buffers in before])
@@ -110,12 +112,12 @@ def _average(
     return seen, count
 
 
-def _holds_samples(batch: Any) -> bool:
-    """Whether a batch may go in: only those with an axis of no samples may not."""
-    # What is nested without an end is no batch, which is told where pairs are taken.
-    return not is_shallow(batch) or not any(
-        isinstance(leaf, Tensor) and leaf.ndim and not len(leaf) for leaf in tree_leaves(batch)
-    )
+def _holds_samples(task: Task, batch: Any) -> bool:
+    """Whether a batch may go in: not where inputs have an axis of no samples. Labels may: pictures without boxes."""
+    # What is nested without an end, or no batch of the task, is told where it is taken.
+    with suppress(DataError):
+        return not is_shallow(batch) or all(len(x) for x in tensors_in(task.inputs(batch)) if x.ndim)
+    return True
 
 
 def _require_finite(norms: list[_BatchNorm]) -> None:

@@ -110,9 +110,13 @@ def _distillation_objective(
     if not seen:
         raise ArgumentError("the objective did not run the model, so there is no answer to compare with the teacher's.")
     student = logits_in(seen[-1]).float()
-    task = task_in(objective) or Task()
+    task = task_in(objective)
     with evaluating(teacher):
-        taught = logits_in(task.forward(teacher, move_batch(batch, device_of(teacher)))).float().to(student.device)
+        taught = (
+            logits_in((task or Task()).forward(teacher, move_batch(batch, device_of(teacher))))
+            .float()
+            .to(student.device)
+        )
     if taught.shape != student.shape:
         raise ArgumentError(
             f"the teacher answers {tuple(taught.shape)}, the model {tuple(student.shape)}; they need the same classes."
@@ -122,9 +126,9 @@ def _distillation_objective(
     return (1 - weight) * loss + weight * temperature**2 * pull
 
 
-def _class_axis(task: Task, outputs: Tensor) -> int:
-    """Outputs of three axes are [samples, tokens, classes], unless the task is plain classification."""
-    is_tokens = outputs.ndim == 3 and task.name != "classification"
+def _class_axis(task: Task | None, outputs: Tensor) -> int:
+    """Outputs of three axes are [samples, tokens, classes] for a task, unless it is plain classification."""
+    is_tokens = outputs.ndim == 3 and task is not None and task.name != "classification"
     return -1 if is_tokens else 1
 
 

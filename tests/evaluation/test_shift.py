@@ -21,6 +21,7 @@ from nervure.evaluation import (
     evaluate,
     evaluate_shift,
 )
+from nervure.evaluation.shift import shift_batches
 from nervure.zoo.data import fake
 
 
@@ -252,3 +253,8 @@ def test_what_cannot_be_read_is_asked_again(tmp_path: Path) -> None:
 def test_ready_data_are_not_kept(tmp_path: Path) -> None:
     with pytest.raises(ArgumentError, match="ready data"):
         evaluate(Counted(), walls(), shift={("rain", 1): walls()}, cache=tmp_path, progress=False)
+
+
+def test_batches_of_several_shifts_at_once_are_refused() -> None:
+    with pytest.raises(ArgumentError, match="'noise' names 3 shifts: gaussian_noise, shot_noise, impulse_noise"):
+        next(shift_batches([(torch.rand(2, 3, 8, 8), torch.zeros(2))], "noise", 1))

@@ -115,6 +115,14 @@ def test_shifts_that_are_none_are_told(shift: Any, message: str) -> None:
         evaluate_task_shift({"a": nn.Identity()}, BATCHES, TASK, shift=shift, progress=False)
 
 
+@pytest.mark.parametrize("shift", ["all", "scale_drift"])
+def test_shifts_that_look_at_the_data_first_need_them_twice(shift: str) -> None:
+    with pytest.raises(DataError, match=f"shift='{shift}' looks at the data first, and a list_iterator"):
+        evaluate_task_shift({"a": nn.Identity()}, iter(BATCHES), TASK, shift=shift, progress=False)
+    with pytest.raises(DataError, match="no batch"):
+        evaluate_task_shift({"a": nn.Identity()}, [], TASK, shift=shift, progress=False)
+
+
 def test_the_batch_that_cannot_be_shifted_is_named() -> None:
     data = [*BATCHES, (torch.ones(2, 2, 2, 2), torch.zeros(1))]
     with pytest.raises(DataError, match="batch 2: there are no tables"):

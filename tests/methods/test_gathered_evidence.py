@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
+from torch.utils.data import DataLoader
 
 from nervure import SNACS, SNIP, Depth, Energy, GCNet, MagnitudeMasks, N2NSkip, Plan, SynFlow, Taylor, Wanda, trace
 from nervure.errors import DataError
@@ -157,3 +158,11 @@ def test_a_view_without_data_or_model_says_what_is_missing() -> None:
     for method in (Taylor(), Wanda(), Energy(drop=1), SNACS()):
         with pytest.raises(DataError, match="give data=|Give data="):
             gather_evidence(method, bare)
+
+
+def test_blocks_are_judged_on_the_same_batches_of_a_loader_that_shuffles() -> None:
+    seen = replace(view(), data=DataLoader(torch.arange(40.0), batch_size=4, shuffle=True))
+    before = torch.get_rng_state()
+    (first, held), (again, also) = (BlockEvaluator(seen, 3)._split() for _ in range(2))
+    assert torch.equal(torch.cat(first + held), torch.cat(again + also))
+    assert torch.equal(before, torch.get_rng_state())

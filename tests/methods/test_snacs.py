@@ -20,6 +20,7 @@ from nervure.graph.tape import named_tensors
 from nervure.methods import View, base
 from nervure.methods.snacs import published
 from nervure.methods.snacs import survey as surveys
+from nervure.methods.snacs.layerwise import LayerwiseSensitivity
 from nervure.methods.snacs.survey import ConnectivityEvidence, SurveyOptions
 from nervure.scores.bundles import layers
 from nervure.scores.parent_dependence import weigh_by_magnitude
@@ -562,3 +563,19 @@ def test_every_network_can_be_planned_for_or_says_why_not(name: str) -> None:
             assert "nothing can be cut" in str(error) or "can be pruned" in str(error) or "smallest keep" in str(error)
         else:
             apply(model, graph, plan)
+
+
+def test_a_model_in_training_mode_is_judged_as_it_runs_and_stays_as_it_was():
+    model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Dropout(0.9), nn.ReLU(), nn.Linear(6, 1))
+    data = [(torch.randn(8, 4), torch.randn(8, 1)) for _ in range(3)]
+    view = View(trace(model, data[0][0]), dict(model.named_parameters()), None, 0, model, data[0][0], data)
+    before = {name: tensor.clone() for name, tensor in model.train().state_dict().items()}
+    assert float(LayerwiseSensitivity(view, data).curve([])[0]) == 1
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert all(module.training for module in model.modules())
+
+
+def test_a_task_cannot_be_told_from_no_batch():
+    model = nn.Linear(4, 2)
+    with pytest.raises(DataError, match="no batch to tell the task by"):
+        base.task_of(View(trace(model, torch.randn(2, 4)), {}, None, 0, model, data=[]))

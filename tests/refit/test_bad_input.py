@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader
 
 from nervure import Cut, Keep, Magnitude, Mask, Plan, Pruned, load, prune, save
 from nervure.errors import ArgumentError, DataError, NervureWarning, PlanError
@@ -266,3 +267,21 @@ def test_what_is_no_choice_is_refused() -> None:
     for how in (0, "auto", Refit):
         with pytest.raises(ArgumentError, match="how is a Refit or None"):
             refit(network(), data_of(), reference=network(), how=how)  # type: ignore[arg-type]
+
+
+def test_a_loader_that_shuffles_gives_the_same_refit_and_chance_outside_goes_on() -> None:
+    dense = network()
+    pruned, loader = pruned_of(dense), DataLoader(data_of(64)[0][0], batch_size=8, shuffle=True)
+    before = torch.get_rng_state()
+    first, second = (
+        refit(pruned, loader, reference=dense, how=Refit(samples=32), progress=False).result.model.state_dict()
+        for _ in range(2)
+    )
+    assert torch.equal(before, torch.get_rng_state())
+    assert all(torch.equal(first[name], tensor) for name, tensor in second.items())
+
+
+def test_steps_need_data_twice() -> None:
+    dense = network()
+    with pytest.raises(DataError, match="steps=3 draws the data twice, and a list_iterator gives"):
+        refit(pruned_of(dense), iter(data_of()), reference=dense, how=Refit(steps=3), progress=False)

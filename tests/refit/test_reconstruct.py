@@ -2,6 +2,7 @@
 
 import importlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -247,3 +248,19 @@ def test_a_reference_without_weights_says_so() -> None:
     _, pruned = cut()
     with pytest.raises(ArgumentError, match="the reference has no weights"):
         reconstruct(pruned, data(), reference=Network().to("meta"), how=HOW, progress=False)
+
+
+@pytest.mark.parametrize("how", ["names", "masks"])
+def test_a_checkpoint_of_other_branches_or_masks_is_told(tmp_path: Path, how: str) -> None:
+    small = Network().eval()
+    given: dict[str, Any] = {"reference": Network(), "how": HOW, "checkpoint": tmp_path, "progress": False}
+    with torch.no_grad():
+        for layer in small.layers:
+            layer.up.weight[:, :3] = 0
+    reconstruct(small, data(), names=["layers.1"], **given)
+    keep = small.layers[1].up.weight != 0
+    other: Any = (
+        {"names": ["layers.2"]} if how == "names" else {"names": ["layers.1"], "masks": {"layers.1.up.weight": keep}}
+    )
+    with pytest.raises(FileError, match="other data, branches, masks"):
+        reconstruct(small, data(), **other, **given)

@@ -1,12 +1,17 @@
 """What stays of a masked matrix makes up for what left, and what left stays zero."""
 
+import importlib
+
 import pytest
 import torch
 from torch import Tensor
 
 from nervure.refit import obs_update, restrict
+from nervure.refit.gather import Gathered, GramPart
 from nervure.refit.moments import Moments
 from nervure.refit.ridge import Problem, solve
+
+gather_module = importlib.import_module("nervure.refit.gather")
 
 
 def problem_of(outputs: int = 5, inputs: int = 12, samples: int = 200) -> tuple[Tensor, Tensor]:
@@ -129,3 +134,13 @@ def test_sums_over_an_input_are_made_once_for_all_that_read_it_and_part_where_it
         assert getattr(two, name).equal(getattr(alone, name)), name
     whole = torch.cat(xs, 1)[0].double()
     torch.testing.assert_close(one.xx[0], (whole - whole.mean(0)).T @ (whole - whole.mean(0)), rtol=1e-5, atol=1e-5)
+
+
+def test_what_does_not_run_each_time_keeps_its_own_sums(monkeypatch: pytest.MonkeyPatch) -> None:
+    found, (first, second) = Gathered(), torch.randn(2, 1, 8, 3, generator=torch.Generator().manual_seed(0))
+    for rows in ([(0, first), (1, first)], [(0, second)]):
+        made = [gather_module._Row(place, x, torch.zeros(1, 8, 2), torch.ones(1, 8, 2), True) for place, x in rows]
+        monkeypatch.setattr(gather_module, "_read", lambda *given, made=made: iter(made))
+        gather_module._add(found, GramPart(None, held=False), [], None, None, {})  # type: ignore[arg-type]
+    torch.testing.assert_close(found.seen[0].mean, torch.cat((first, second), 1).mean(1).double())
+    torch.testing.assert_close(found.seen[1].mean, first.mean(1).double())

@@ -291,6 +291,16 @@ def test_objectives_are_the_formulas_they_say():
     assert torch.allclose(with_distillation(cross_entropy, teacher, 0.3, t)(model, (x, y)), expected)
 
 
+def test_the_classes_of_a_function_are_on_the_second_axis():
+    model, teacher, batch = nn.Identity(), nn.Linear(5, 5), (torch.randn(2, 4, 5), torch.zeros(2, 5).long())
+
+    def objective(net, pair):
+        return F.cross_entropy(net(pair[0]), pair[1])
+
+    found = [with_distillation(objective, teacher, 1.0, axis=axis)(model, batch) for axis in (None, 1, -1)]
+    assert found[0] == found[1] != found[2]
+
+
 def test_distillation_runs_the_model_once_and_leaves_the_teacher_alone():
     model, teacher = network(), network(seed=1).train()
     before = weights(teacher)

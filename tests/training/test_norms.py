@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from nervure import SNIP, Energy, GraSP, prune
+from nervure import SNIP, Energy, GraSP, prune, tasks
 from nervure.errors import ArgumentError, DataError
 from nervure.training import recalibrate
 from nervure.zoo import build
@@ -103,3 +103,22 @@ def test_methods_survive_a_last_batch_of_one_sample(method):
     model = build("resnet8", in_channels=1, width=0.25).eval()
     data = [(torch.randn(n, 1, 8, 8), torch.arange(n) % 10) for n in (20, 20, 1)]
     assert prune(model, data[0][0][:2], method, data=data, progress=False).plan.edits
+
+
+def test_pictures_without_boxes_count_as_well():
+    class Detector(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.BatchNorm2d(3)
+
+        def forward(self, images, targets=None):
+            return self.norm(torch.stack(images))
+
+    def target(boxes):
+        return {"boxes": torch.zeros(boxes, 4), "labels": torch.zeros(boxes, dtype=torch.long)}
+
+    data = [([torch.rand(3, 4, 4) + k] * 2, [target(k), target(1)]) for k in (0, 1)]
+    model = Detector()
+    assert recalibrate(model, data, task=tasks.detection()) == 2
+    expected = torch.stack([images[0].mean((1, 2)) for images, _ in data]).mean(0)
+    assert torch.allclose(model.norm.running_mean, expected, atol=1e-5)

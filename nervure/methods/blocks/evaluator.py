@@ -26,7 +26,7 @@ from nervure.methods.evidence_folder import ANSWER
 from nervure.plan import Drop, Plan
 from nervure.stats import SAMPLES, Stats, first_batches, measure
 from nervure.stats.block_outputs import answer_of
-from nervure.stats.loaders import Batch
+from nervure.stats.loaders import Batch, fixed_seed, keep_position
 from nervure.stats.loaders import batches as checked
 from nervure.surgery.apply import apply
 from nervure.training.norms import recalibrate
@@ -186,7 +186,8 @@ class BlockEvaluator:
     def _split(self) -> tuple[list[Any], list[Any]]:
         """Batches to recalibrate on, and batches held out (none of one); kept, since a shuffling loader would mix."""
         if self._parts is None:
-            self._parts = _split_batches(data_of(self._view), self._batches)
+            with fixed_seed(self._view.seed):
+                self._parts = _split_batches(keep_position(data_of(self._view)), self._batches)
         return self._parts
 
     def _answers(self, model: nn.Module) -> list["_Answer"]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from nervure.errors import DataError
-from nervure.graph.models import device_of
+from nervure.graph.models import device_of, evaluating
 from nervure.graph.types import Graph
 from nervure.methods.base import View, model_of, task_of
 from nervure.plan import Cut, Keep, Mask, Plan
@@ -57,7 +57,8 @@ class LayerwiseSensitivity:
     def _nearness(self, loss: float) -> float:
         """1 for the loss of the whole network, 1 / e where it is twice that: losses have no bound, and any unit."""
         if self._loss is None:
-            self._loss = mean_loss(self._model, self._judged, self._task)
+            with evaluating(self._model):
+                self._loss = mean_loss(self._model, self._judged, self._task)
         scale = max(abs(self._loss), TINY)
         return math.exp(min(0.0, (self._loss - loss) / scale)) if math.isfinite(loss) else 0.0
 
