@@ -92,6 +92,11 @@ def require_numbers(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor
 
 
+def are_whole(numbers: Tensor) -> bool:
+    """Whether they may be numbers of classes: integers, and no booleans."""
+    return not (numbers.is_floating_point() or numbers.is_complex() or numbers.dtype == torch.bool)
+
+
 def digest_of(value: Any) -> str:
     """A few letters that follow from the contents of nested tensors; other values make no difference."""
     digest = hashlib.sha256()

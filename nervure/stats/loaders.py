@@ -16,7 +16,7 @@ from nervure.core.check import checked
 from nervure.core.documents import is_shallow
 from nervure.core.inputs import Inputs, plain_tensor
 from nervure.core.progress import ending
-from nervure.core.tensors import tensors_in
+from nervure.core.tensors import are_whole, tensors_in
 from nervure.errors import DataError
 from nervure.tasks.batch_forms import describe_batch, map_tensors, move_batch, naming
 from nervure.tasks.task import Task
@@ -157,7 +157,7 @@ def are_classes(data: Batches, task: Task | None = None) -> bool:
         return False
     batch = _batch(raw, "batch 0", labelled=False, task=task)
     labels = _labels_of(raw, "batch 0", batch.task)
-    return isinstance(labels, Tensor) and _are_whole(labels) and labels.shape == (batch.size,)
+    return isinstance(labels, Tensor) and are_whole(labels) and labels.shape == (batch.size,)
 
 
 def count_batches(data: Iterable[Batch], samples: int, length: int | None) -> tuple[Iterator[Batch], int]:
@@ -220,12 +220,8 @@ def _labels_of(raw: Any, what: str, task: Task) -> Any:
 def _require_labels(labels: Any, size: int) -> None:
     if not isinstance(labels, Tensor):
         raise DataError("there are no labels, and they are needed for what is wanted. Give (inputs, labels) batches.")
-    if labels.shape != (size,) or not _are_whole(labels):
+    if labels.shape != (size,) or not are_whole(labels):
         raise DataError(
             f"labels of shape {tuple(labels.shape)} and dtype {labels.dtype} for {size} samples; "
             "they must be one class number (an integer) per sample."
         )
-
-
-def _are_whole(labels: Tensor) -> bool:
-    return not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)

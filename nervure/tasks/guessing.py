@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from nervure.core.check import checked
+from nervure.core.tensors import are_whole
 from nervure.errors import ArgumentError, DataError, ForwardError, NervureError
 from nervure.graph.models import device_of, evaluating, unwrap
 from nervure.graph.preserve import restore_after
@@ -103,15 +104,11 @@ def find_task(model: nn.Module, batch: Any, given: TaskLike | None = None) -> Ta
         labels = Layout().labels_in(batch)
         if labels is None:
             raise DataError(f"there are no labels, and they are needed for what is wanted: {error}") from error
-        if not isinstance(labels, Tensor) or not (_are_whole(labels) or _are_shares(labels)):
+        if not isinstance(labels, Tensor) or not (are_whole(labels) or _are_shares(labels)):
             raise
         task = classification()
     LOG.info("task: %s (%s)", task.name, task.reason or "the labels are classes")
     return task
-
-
-def _are_whole(labels: Tensor) -> bool:
-    return not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
 
 
 @checked
