@@ -5,7 +5,9 @@ A task is an objective: ``task(model, batch)`` is the loss of a batch, wherever 
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, is_dataclass
+from functools import partial
+from inspect import isfunction, ismethod
 from typing import Any, TypeAlias, final
 
 from torch import Tensor, nn
@@ -102,7 +104,7 @@ class Task(Checked):
 
     def __repr__(self) -> str:
         """The name, and letters that follow from all the rest: the reprs of methods hold it, and go into reports."""
-        every = "".join(repr(getattr(self, each.name)) for each in fields(self) if each.name != "reason")
+        every = "".join(_describe(getattr(self, each.name)) for each in fields(self) if each.name != "reason")
         return f"Task({self.name!r}, {hashlib.sha256(every.encode()).hexdigest()[:8]})"
 
     def total(self, model: nn.Module, batch: Any) -> Total:
@@ -185,3 +187,18 @@ def require_scalar(loss: Any) -> Tensor:
             f"the objective gave {show_value(loss)} as its loss; it must be a tensor of one real number."
         )
     return loss.reshape(())
+
+
+def _describe(value: Any) -> str:
+    """What a value is, in words that are the same in every process; of functions of the user's own their address."""
+    if isinstance(value, partial):
+        return f"{_describe(value.func)}{_describe(value.args)}{_describe(value.keywords)}"
+    if ismethod(value):
+        return f"{_describe(value.__self__)}.{value.__name__}"
+    if isfunction(value) and value.__module__.startswith("nervure.") and "<" not in value.__qualname__:
+        return f"{value.__module__}.{value.__qualname__}"
+    if is_dataclass(value) and not isinstance(value, type | Task):
+        return f"{type(value).__qualname__}{[_describe(getattr(value, each.name)) for each in fields(value)]}"
+    if isinstance(value, Mapping):
+        return f"{ {name: _describe(part) for name, part in value.items()} }"
+    return f"{list(map(_describe, value))}" if isinstance(value, tuple | list) else repr(value)

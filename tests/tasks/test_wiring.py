@@ -1,5 +1,7 @@
 """Tasks go through every door: evidence, methods, refit, training, evaluation; with batches of any form."""
 
+import subprocess
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -359,3 +361,18 @@ def test_a_task_is_evaluated_under_shift() -> None:
     found = evaluate(model, data, task=bare, shift=["gaussian_noise"], severities=[5], progress=False)
     assert found.clean["loss"] == evaluate(model, data, task=bare, progress=False)["loss"]
     assert found.rows["gaussian_noise", 5]["loss"] != found.clean["loss"]
+
+
+def test_a_task_has_the_same_name_in_every_process() -> None:
+    code = (
+        "from nervure import tasks\n"
+        "made = [tasks.classification(), tasks.regression(), tasks.language_modelling(), tasks.detection(), "
+        "tasks.sequence('ctc'), tasks.multitask(a=tasks.segmentation(ignore=9)), tasks.segmentation(ignore=8)]\n"
+        "print(made)"
+    )
+    one, two = (subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout for _ in "12")
+    assert one == two
+    assert len(set(one.split())) > 6
+    assert repr(tasks.segmentation(ignore=9)) != repr(tasks.segmentation(ignore=8))
+    own = [tasks.Task(objective=lambda model, batch: model(batch)) for _ in range(2)]
+    assert repr(own[0]) != repr(own[1])
