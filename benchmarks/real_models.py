@@ -117,7 +117,7 @@ def fixed(method: Any) -> Callable[[Subject, Batches], Any]:
 
 
 LARGEST = "largest weights"
-HEAD = ("lm_head*", "*embed_tokens*")
+HEAD = ("lm_head*",)
 UNTRAINED: Mapping[tuple[str, str], Mapping[str, Arm]] = {
     **{
         ("text reader", f"{keep:.0%} of parameters"): {
