@@ -678,6 +678,8 @@ def voice_encoder(folder: Path, clips: int) -> Subject:
         """Which voice it is, by the cosine with the mean vector that the dense model has of each."""
         return F.cross_entropy(10 * model(batch[0]) @ means().T, batch[1])
 
+    # Asked once now: later the model may be listened to, and would be heard saying this.
+    means()
     return Subject(model, mel_windows(spoken[0].sound)[:1], batches, loss, score)
 
 
