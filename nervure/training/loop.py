@@ -454,9 +454,10 @@ def _look_over(
             per_epoch = count if what == "data" else per_epoch
         with naming(f"batch 0 of {what}"):
             task = task or _task_of(model, first, objective)
-            _require_fit(model, task, objective, first)
+            output = _require_fit(model, task, objective, first)
         if task.classes is not None and isinstance(batches, list | tuple):
-            _require_classes(model, task, batches, what, place)
+            output = _output_of(model, task, first) if output is None else output
+            _require_classes(task, output, batches, what, place)
     assert task is not None
     return objective or task, task, per_epoch or sum(1 for _ in iterate_batches(data))
 
@@ -468,20 +469,33 @@ def _task_of(model: nn.Module, first: Any, objective: Objective | None) -> Task:
     return task_in(objective) or Task()
 
 
-def _require_fit(model: nn.Module, task: Task, objective: Objective | None, first: Any) -> None:
-    """Raise DataError where the first batch does not fit the task; an objective of the user's is not run for this."""
+def _require_fit(model: nn.Module, task: Task, objective: Objective | None, first: Any) -> Any:
+    """Raise DataError where the first batch does not fit the task; an objective of the user's is not run for this.
+
+    Returns:
+        the model's output, where the loss follows from it; None elsewhere.
+    """
     task.samples(first)
-    if task.has_loss and (objective is None or task_in(objective) is not None):
+    if not task.has_loss or (objective is not None and task_in(objective) is None):
+        return None
+    if task.objective is not None:
         with evaluating(model):
             task.total(model, first)
+        return None
+    output = _output_of(model, task, first)
+    task.total_of(output, first)
+    return output
 
 
-def _require_classes(model: nn.Module, task: Task, batches: Sequence[Any], what: str, place: torch.device) -> None:
+def _output_of(model: nn.Module, task: Task, batch: Any) -> Any:
+    with evaluating(model):
+        return task.forward(model, batch)
+
+
+def _require_classes(task: Task, output: Any, batches: Sequence[Any], what: str, place: torch.device) -> None:
     """Raise DataError where a label is no class. A list is at hand whole; a loader is checked batch by batch."""
     assert task.classes is not None
     shape = _shape_of(task.labels(batches[0]))
-    with evaluating(model):
-        output = task.forward(model, move_batch(batches[0], place))
     for number, batch in enumerate(batches):
         labels = task.labels(batch)
         # The outputs of others have the same form, as far as labels are concerned: one run tells it for all.
