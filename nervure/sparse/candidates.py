@@ -73,7 +73,7 @@ def working(layer: Layer, x: Tensor) -> tuple[dict[str, nn.Module], dict[str, st
     for name, make in candidates(layer, x).items():
         try:
             made = make()
-            agreement([expected], [made(x)], f"as {name}")
+            agreement([expected], [made(x)], f"as {name}", layer, lambda other: [other(x)])
         # Which kernels there are depends on the build of torch, the dtype and the device: it says so when asked.
         except (RuntimeError, NotImplementedError, VerificationError) as error:
             failed[name] = str(error).partition("\n")[0]

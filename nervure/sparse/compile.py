@@ -239,8 +239,12 @@ def _first_to_differ(cut: nn.Module, made: nn.Module, checks: Checks) -> str:
     for given in checks.given:
         said, expected = outputs_by_layer(made, names, given), outputs_by_layer(cut, names, given)
         for name, tensor in expected.items():
+
+            def run(model: nn.Module, name: str = name, given: Inputs = given) -> list[Tensor]:
+                return [outputs_by_layer(model, [name], given)[name]]
+
             try:
-                agreement([tensor], [said[name]], f"the first layer that differs is {name!r}")
+                agreement([tensor], [said[name]], f"the first layer that differs is {name!r}", cut, run)
             except VerificationError as error:
                 return f"{error} "
     return "no single layer differs. "

@@ -21,11 +21,11 @@ from nervure.graph.trace import TraceResult
 from nervure.graph.types import Graph
 from nervure.plan import Plan
 from nervure.surgery.apply import apply_sharing, keeps_of
-from nervure.surgery.difference import Difference, compare
+from nervure.surgery.difference import Difference, compare_rounded
 from nervure.surgery.drop import name_after
 from nervure.surgery.link import silence_links, wire_names
 from nervure.surgery.randomness import SameNoise, fixed_seed, is_random
-from nervure.surgery.redraw import WIDE, redrawn_inputs, round_once, to_double, widen, with_other_numbers
+from nervure.surgery.redraw import WIDE, redrawn_inputs, rounded_copy, to_double, widen, with_other_numbers
 from nervure.surgery.reference import Answer, places, reference, survivors
 
 LARGEST = 300_000_000
@@ -205,13 +205,12 @@ class _RunChecker:
         with silence_links(smaller, filter(None, map(name_after(graph, plan), wire_names(graph, plan)))):
             found = self._answer(setting, smaller, expected)
         dense = survivors(setting.dense, self.drawing, self.run, keeps_of(graph, plan))
-        outcome = compare(dense, expected.outputs, found, setting.precisions)
-        if outcome.is_right:
-            return outcome
-        rounded = copy_model(setting.model)
-        round_once(rounded)
-        again = reference(rounded, self.drawing, self.run, graph, plan, setting.inputs)
-        return compare(dense, expected.outputs, found, setting.precisions, again.outputs)
+
+        def again(draw: int) -> list[Tensor]:
+            rounded = rounded_copy(setting.model, draw)
+            return reference(rounded, self.drawing, self.run, graph, plan, setting.inputs).outputs
+
+        return compare_rounded(dense, expected.outputs, found, setting.precisions, again)
 
     def _answer(self, setting: _Setting, smaller: nn.Module, expected: Answer) -> list[Tensor]:
         noise = SameNoise(expected.noise) if setting.is_random else nullcontext()

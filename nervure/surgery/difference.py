@@ -5,7 +5,7 @@ output is judged on its own, in its own precision, as a whole and in each slice 
 counts towards its size. Where the cut moved nothing, a wrong cut would look right: then nothing was told.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, final
 
@@ -22,6 +22,10 @@ NOISE = 0.01
 """The share of what a cut moves that may be put down to amplified rounding: more of it would hide a wrong cut."""
 FEW = 16
 """Whole numbers that a cut must move at least: a wrong cut may come to the same few by chance."""
+ROUNDED = 8
+"""Draws of rounded weights, at most, that show how much a model amplifies rounding: few tell little of one number."""
+UNLIKELY = 1000
+"""How many times the effect of one draw of roundings a difference must be, so that no other draw can explain it."""
 AMPLIFIED = 30
 """How many times the effect of one rounding of every weight two right answers may lie apart."""
 
@@ -37,6 +41,7 @@ class Difference:
         is_right: whether every slice of every output agrees.
         is_telling: whether the cut moved any slice far enough for a wrong cut to be seen.
         outputs: the number of outputs.
+        may_be_rounding: whether no output differs by far more than rounding moves it, as far as that is known.
     """
 
     error: float
@@ -44,10 +49,14 @@ class Difference:
     is_right: bool
     is_telling: bool
     outputs: int
+    may_be_rounding: bool = True
 
 
 class ComparedRuns(NamedTuple):
-    """One output, or its sizes slice by slice: the difference, the cut's effect, the answer, a rounding's effect."""
+    """One output, or its sizes slice by slice: the difference, the cut's effect, the answer, a rounding's effect.
+
+    The last is the root of the mean square over draws.
+    """
 
     gap: Tensor
     moved: Tensor
@@ -55,12 +64,35 @@ class ComparedRuns(NamedTuple):
     rounding: Tensor
 
 
+def compare_rounded(
+    dense: Sequence[Tensor],
+    expected: Sequence[Tensor],
+    found: Sequence[Tensor],
+    precisions: Sequence[float],
+    again: Callable[[int], Sequence[Tensor]],
+) -> Difference:
+    """As :func:`compare`; where answers differ, rounding is drawn until it explains that, or cannot.
+
+    Args:
+        dense: what the original answers, with all its units.
+        expected: what it answers without the removed ones.
+        found: what the smaller model answers.
+        precisions: for each output the coarsest relative rounding on the way to it.
+        again: from the number of a draw to what is expected where every weight is rounded once more.
+    """
+    outcome, rounded = compare(dense, expected, found, precisions), list[Sequence[Tensor]]()
+    while not outcome.is_right and outcome.may_be_rounding and len(rounded) < ROUNDED:
+        rounded.append(again(len(rounded)))
+        outcome = compare(dense, expected, found, precisions, rounded)
+    return outcome
+
+
 def compare(
     dense: Sequence[Tensor],
     expected: Sequence[Tensor],
     found: Sequence[Tensor],
     precisions: Sequence[float],
-    rounded: Sequence[Tensor] | None = None,
+    rounded: Sequence[Sequence[Tensor]] = (),
 ) -> Difference:
     """Compare two answers, output by output.
 
@@ -69,7 +101,8 @@ def compare(
         expected: what it answers without the removed ones.
         found: what the smaller model answers.
         precisions: for each output the coarsest relative rounding on the way to it.
-        rounded: what is expected where every weight is rounded once more; shows how much a model amplifies rounding.
+        rounded: what is expected where every weight is rounded once more, for each of several draws; shows how much a
+            model amplifies rounding. One draw may move a slice of few numbers next to nothing, by chance.
 
     Raises:
         VerificationError: the answers have another number of outputs or other shapes, or one is not finite where the
@@ -77,17 +110,19 @@ def compare(
     """
     if len(expected) != len(found):
         raise VerificationError(f"the pruned model returns {len(found)} tensors, the original {len(expected)}.")
-    errors, right, telling, loosest = [0.0], True, False, 0.0
+    errors, right, telling, rounding, loosest = [0.0], True, False, True, 0.0
     for i, precision in enumerate(precisions):
-        four = _four(i, dense[i], expected[i], found[i], expected[i] if rounded is None else rounded[i])
+        four = _four(i, dense[i], expected[i], found[i], [answer[i] for answer in rounded])
         loosest, is_coarse = max(loosest, precision**0.5), _moves_few_whole_numbers(four)
         for at, sizes in enumerate(_by_slice(four)):
             fine, tells = _judge(sizes, precision)
             tells = tells and not is_coarse
             right, telling = right and fine, telling or tells
+            if at == 0 and rounded:
+                rounding = rounding and (fine or bool(sizes.gap <= UNLIKELY * sizes.rounding))
             if not fine or (at == 0 and tells):
                 errors.append(_error(sizes))
-    return Difference(max(errors), loosest, right, telling, len(found))
+    return Difference(max(errors), loosest, right, telling, len(found), rounding)
 
 
 def _error(sizes: ComparedRuns) -> float:
@@ -102,12 +137,12 @@ def _yardstick(sizes: ComparedRuns) -> Tensor:
     return torch.minimum(sizes.moved, sizes.size)
 
 
-def _four(number: int, dense: Tensor, expected: Tensor, found: Tensor, rounded: Tensor) -> ComparedRuns:
+def _four(number: int, dense: Tensor, expected: Tensor, found: Tensor, rounded: Sequence[Tensor]) -> ComparedRuns:
     """The four of one output, as float64, with zeros where nothing moves or nothing is finite."""
     if expected.shape != found.shape:
         shapes = f"{tuple(found.shape)}, the original's is {tuple(expected.shape)}"
         raise VerificationError(f"output {number} has shape {shapes}.")
-    answers = [_as_numbers(t) for t in (dense, expected, found, rounded)]
+    answers = [_as_numbers(t) for t in (dense, expected, found, *rounded)]
     if dense.shape != expected.shape:
         # A dropped block may change the length of an answer: then all of it has moved.
         answers[0] = torch.zeros_like(answers[1])
@@ -116,9 +151,10 @@ def _four(number: int, dense: Tensor, expected: Tensor, found: Tensor, rounded: 
     if not torch.equal(finite, torch.isfinite(b)):
         raise VerificationError(f"output {number} is not finite where the original's is.")
     # An original that is not finite there tells nothing; a sentinel that stays has no size.
-    was, now, then, again = (torch.where(finite, t, 0).nan_to_num(0, 0, 0) for t in answers)
+    was, now, then, *others = (torch.where(finite, t, 0).nan_to_num(0, 0, 0) for t in answers)
     size = torch.where((was != now) | (now != then), now, 0)
-    return ComparedRuns(then - now, was - now, size, again - now)
+    squares = sum(((other - now).square() for other in others), torch.zeros_like(now))
+    return ComparedRuns(then - now, was - now, size, (squares / max(len(others), 1)).sqrt())
 
 
 def _moves_few_whole_numbers(four: ComparedRuns) -> bool:

@@ -102,11 +102,13 @@ def _redrawn_input(x: Tensor, seed: int) -> Tensor:
     return middle.to(x) + noise * (spread.to(x) if spread.abs() > 0 else 1)
 
 
-def round_once(model: nn.Module) -> None:
-    """Move every parameter by one rounding, up or down by chance, in place."""
+def rounded_copy(model: nn.Module, seed: int) -> nn.Module:
+    """A copy of which every parameter is moved by one rounding, up or down by chance; zeros stay."""
+    copy = copy_model(model)
     with torch.no_grad():
-        for i, parameter in enumerate(model.parameters()):
+        for i, parameter in enumerate(copy.parameters()):
             if parameter.is_floating_point():
                 step = torch.finfo(parameter.dtype).eps
-                sign = _uniform(parameter, _generator(parameter, i), parameter.dtype, 1).sign_()
+                sign = _uniform(parameter, _generator(parameter, 1000 * seed + i), parameter.dtype, 1).sign_()
                 parameter.mul_(sign.mul_(step).add_(1))
+    return copy
