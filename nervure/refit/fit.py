@@ -27,7 +27,7 @@ from nervure.refit.origins import Origin, origins, require_twin, require_weights
 from nervure.refit.prefix import Prefix, prefix_of
 from nervure.refit.ridge import RIDGES, Fit, Problem, solve
 from nervure.refit.settings import BranchFit, LayerFit, Refit, Refitted, summary
-from nervure.refit.split import require_different, split
+from nervure.refit.split import places_per_sample, require_different, split
 from nervure.refit.streams import Key
 from nervure.refit.survey import LayerReading, survey
 from nervure.refit.train_branches import Reconstruct, reconstruct
@@ -221,7 +221,7 @@ class _Refitter:
         between = {place: offset for place, offset in between.items() if place not in streams}
         gathered = gather(
             *self._done, self._parts, found, norms, self._came, between, streams,
-            positions=self._how.positions, seed=self._how.seed,
+            positions=self._how.positions or places_per_sample(self._parts), seed=self._how.seed,
         )  # fmt: skip
         done = {number: self._fit(place, consumer, gathered) for place, (number, consumer) in enumerate(chosen.items())}
         for name in norms:
