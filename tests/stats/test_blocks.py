@@ -146,7 +146,7 @@ class PerToken(nn.Module):
 
 
 @pytest.mark.parametrize(
-    "method", [Energy(score="skip", drop=1), Energy(score="r2", target="outputs", drop=1), Depth(drop=1)]
+    "method", [Energy(score="skip", drop=1), Energy(score="dcor", target="outputs", drop=1), Depth(drop=1)]
 )
 def test_lines_of_other_lengths_in_each_batch_are_heard(method: Any) -> None:
     torch.manual_seed(0)
