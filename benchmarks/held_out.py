@@ -41,7 +41,7 @@ def methods(keep: float) -> Mapping[str, Any]:
         "Magnitude": Magnitude(**how),
         "FPGM": FPGM(**how),
         "Taylor": Taylor(**how),
-        "SNACS, means": SNACS(**how, granularity="filters"),
+        "SNACS, means": SNACS(**how, granularity="filters", limits=False),
         "Compensated": Compensated(**how),
     }
 
