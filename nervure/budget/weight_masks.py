@@ -17,7 +17,7 @@ from nervure.budget.weights import Pattern
 from nervure.core.check import require_finite
 from nervure.errors import BudgetError
 
-Distribution: TypeAlias = Literal["global", "uniform", "erk"]
+Distribution: TypeAlias = Literal["global", "uniform", "erk", "outliers", "spectrum"]
 BISECTIONS = 200
 
 
@@ -31,6 +31,7 @@ def sparse_masks(
     kernels: Mapping[str, Sequence[int]] | None = None,
     parents: Mapping[str, Tensor] | None = None,
     by_row: bool = False,
+    ratios: Mapping[str, float] | None = None,
 ) -> dict[str, Tensor]:
     """Keep the weights of highest score.
 
@@ -40,7 +41,7 @@ def sparse_masks(
         density: the fraction of all these weights that stays, in (0, 1]: ``round(density * weights)`` of them. Where
             blocks are of different sizes, as many as fit, never more. n:m patterns say it themselves.
         distribution: ``"global"``: one ranking over all tensors; ``"uniform"``: the same share of each; ``"erk"``:
-            shares by Erdos-Renyi kernels, see :func:`erk`.
+            shares by Erdos-Renyi kernels, see :func:`erk`; others: as ``ratios`` say.
         pattern: what stays or goes together; None: single weights.
         fixed: weights that must stay, boolean of the same shapes.
         kernels: sizes of the kernels by tensor, for ``"erk"``; without them a kernel counts as a line.
@@ -48,6 +49,7 @@ def sparse_masks(
             numbered from 0; for patterns that are ``joined``.
         by_row: whether the best weight of every output comes before the second of any, and so on, as
             :func:`within_rows` has it; for single weights.
+        ratios: how dense tensors are in proportion to one another, where the distribution is none of the three.
 
     Returns:
         Booleans of the same shapes. Ties go to the earlier tensor and the lower index.
@@ -63,7 +65,7 @@ def sparse_masks(
     if pattern.most is not None:
         return n_of_m(scores, *pattern.most)
     if pattern.block is None:
-        return _single_weights(scores, density, distribution, fixed, kernels or {}, by_row)
+        return _single_weights(scores, density, distribution, fixed, kernels or {}, by_row, ratios)
     known = (parents or {}) if pattern.joined else {}
     places = {name: _places(values.shape, pattern.block, known.get(name)) for name, values in scores.items()}
     stalls = {
@@ -72,7 +74,8 @@ def sparse_masks(
     sizes = {name: int(stall.price.sum()) for name, stall in stalls.items()}
     budget = _affordable(sizes, {name: _needs(stall) for name, stall in stalls.items()}, density)
     if distribution != "global":
-        stalls = _fix_counts(stalls, _weights(scores, distribution, kernels or {}), budget)
+        weights = relative_densities(scores, distribution, kernels or {}, ratios)
+        stalls = _fix_counts(stalls, [*weights.values()], budget)
     kept = allocate_connections(stalls, budget, "weights")
     return {name: _spread(kept[name], places[name], values.shape) for name, values in scores.items()}
 
@@ -161,6 +164,7 @@ def _single_weights(
     fixed: Mapping[str, Tensor] | None,
     kernels: Mapping[str, Sequence[int]],
     by_row: bool,
+    ratios: Mapping[str, float] | None,
 ) -> dict[str, Tensor]:
     shapes = {name: values.shape for name, values in scores.items()}
     masks = {
@@ -171,15 +175,15 @@ def _single_weights(
     }
     sizes = {name: mask.numel() for name, mask in masks.items()}
     needs = {name: int(mask.sum()) for name, mask in masks.items()}
-    budget = _affordable(sizes, needs, density)
     flat = {name: mask.reshape(-1) for name, mask in masks.items()}
     if distribution == "global":
+        budget = _affordable(sizes, needs, density)
         add_highest(
             {n: within_rows(s) for n, s in scores.items()} if by_row else scores, flat, budget - sum(needs.values())
         )
         return masks
-    shares = distribute([*sizes.values()], _weights(scores, distribution, kernels), budget, [*needs.values()])
-    for name, share in zip(scores, shares, strict=True):
+    weights = relative_densities(scores, distribution, kernels, ratios)
+    for name, share in count_weights(sizes, needs, density, weights).items():
         if by_row:
             rows = scores[name].detach().cpu().flatten(1)
             masks[name] = highest_by_place(rows, masks[name].flatten(1), share - needs[name]).reshape(shapes[name])
@@ -188,11 +192,35 @@ def _single_weights(
     return masks
 
 
-def _weights(
-    scores: Mapping[str, Tensor], distribution: Distribution, kernels: Mapping[str, Sequence[int]]
-) -> list[float]:
-    """How dense the tensors are in proportion to one another."""
-    return [1.0] * len(scores) if distribution == "uniform" else list(erk(scores, kernels).values())
+def relative_densities(
+    scores: Mapping[str, Tensor],
+    distribution: Distribution,
+    kernels: Mapping[str, Sequence[int]],
+    ratios: Mapping[str, float] | None = None,
+) -> dict[str, float]:
+    """How dense tensors are in proportion to one another; see :func:`sparse_masks`, not for ``"global"``."""
+    if distribution == "erk":
+        return erk(scores, kernels)
+    return dict.fromkeys(scores, 1.0) if ratios is None else {name: ratios[name] for name in scores}
+
+
+def count_weights(
+    sizes: Mapping[str, int], needs: Mapping[str, int], density: float, weights: Mapping[str, float]
+) -> dict[str, int]:
+    """How many weights of each tensor stay, in proportion to ``weights``, :func:`distribute` says how.
+
+    Args:
+        sizes: of the tensors.
+        needs: how many of each must stay.
+        density: the fraction of all that stays.
+        weights: how dense they are in proportion to one another.
+
+    Raises:
+        BudgetError: so few cannot hold what must stay.
+    """
+    budget = _affordable(sizes, needs, density)
+    shares = distribute([*sizes.values()], [weights[n] for n in sizes], budget, [needs[n] for n in sizes])
+    return dict(zip(sizes, shares, strict=True))
 
 
 def _places(shape: torch.Size, block: tuple[int, int], parents: Tensor | None) -> Tensor:
