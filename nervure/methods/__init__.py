@@ -34,6 +34,7 @@ from nervure.methods.masks.erk import ERK
 from nervure.methods.masks.grasp import GraSP
 from nervure.methods.masks.magnitude_masks import MagnitudeMasks
 from nervure.methods.masks.snip import SNIP
+from nervure.methods.masks.sparse_gpt import SparseGPT
 from nervure.methods.masks.synflow import SynFlow
 from nervure.methods.masks.wanda import Wanda
 from nervure.methods.n2nskip.n2nskip import N2NSkip
@@ -63,6 +64,7 @@ METHODS = Methods(
         SNACS,
         SNIP,
         Slimming,
+        SparseGPT,
         SynFlow,
         Synthesis,
         Taylor,
@@ -166,6 +168,7 @@ __all__ = [
     "Ranking",
     "RigL",
     "Slimming",
+    "SparseGPT",
     "SynFlow",
     "Synthesis",
     "Taylor",
