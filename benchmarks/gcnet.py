@@ -11,7 +11,7 @@ from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache, partial
-from itertools import pairwise, product
+from itertools import product
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -32,7 +32,6 @@ from nervure.methods.gcnet.guidance import Mode
 from nervure.methods.snacs.survey import ConnectivityEvidence
 from nervure.surgery.apply import masks_after
 from nervure.training import recalibrate
-from nervure.training.objectives import Objective, cross_entropy
 from nervure.zoo.dataset import Dataset
 
 STATES = RUNS / "gcnet"
@@ -75,12 +74,10 @@ class Arm:
     Attributes:
         method: at any density.
         consistent: connectivity is the least over the clean and the augmented images.
-        kept: how strongly fine-tuning holds on to the connectivity of the dense network.
     """
 
     method: Method
     consistent: bool = False
-    kept: float = 0.0
 
     def at(self, density: float) -> Method:
         """The method at this density."""
@@ -121,8 +118,6 @@ VARIANTS: Mapping[str, Arm] = {
     "split, residual, consistent": replace(gc(**CONDITIONAL), consistent=True),
     "product, residual, consistent": replace(gc("product", **CONDITIONAL), consistent=True),
     "split, classwise, consistent": replace(gc(), consistent=True),
-    "product, residual, connectivity kept": replace(gc("product", **CONDITIONAL), kept=1.0),
-    "magnitude, connectivity kept": Arm(MagnitudeMasks(**KERNELS), kept=1.0),
     "magnitude of weights": Arm(MagnitudeMasks(guard="outputs")),
     "Wanda, weights": Arm(Wanda(samples=1024)),
     "product, residual, weights": gc("product", **WEIGHTS, **CONDITIONAL),
@@ -153,7 +148,6 @@ ARMS: Mapping[str, Arm] = {
     "kernels: GC split, conditional": gc(mode="split", **CONDITIONAL),
     "kernels: GC product, conditional": gc(mode="product", **CONDITIONAL),
     "kernels: GC, default": Arm(GCNet()),
-    "kernels: global magnitude, connectivity kept": Arm(MagnitudeMasks(**KERNELS), kept=1.0),
 }
 YARDSTICKS = {"weights": "weights: global magnitude", "kernels": "kernels: global magnitude"}
 
@@ -210,10 +204,10 @@ def trial(phase: str, task: str, name: str, sparsity: float, seed: int) -> Row:
     start, view, data = time.process_time(), seen(task, seed), data_of(task, seed)
     clean, moved = judged_on(task, seed, phase)
     if name == "dense":
-        model, masks, kept = apply(view.model, view.graph, empty(view)), dict[str, Tensor](), 0.0
+        model, masks = apply(view.model, view.graph, empty(view)), dict[str, Tensor]()
     else:
         arm = (VARIANTS if phase == "choose" else ARMS)[name]
-        method, kept = arm.at(1 - sparsity), arm.kept
+        method = arm.at(1 - sparsity)
         if isinstance(method, GCNet):
             plan = method.decide(view, measured(task, seed, method.estimator, arm.consistent))
         else:
@@ -222,7 +216,7 @@ def trial(phase: str, task: str, name: str, sparsity: float, seed: int) -> Row:
         model, masks = apply(view.model, view.graph, plan), masks_after(view.graph, plan)
     recalibrate(model, view.data, 5)
     before = evaluate_shift({"": model.eval()}, clean, shift=moved, progress=False)[""]
-    fine_tuned(model, data, masks, seed, view.model, kept)
+    fine_tuned(model, data, masks, seed)
     after = evaluate_shift({"": model}, clean, shift=moved, progress=False)[""]
     row = {"untuned": before.clean.accuracy, "untuned shifted": before.accuracy}
     row |= {"clean": after.clean.accuracy, "shifted": after.accuracy, "ece": after.ece}
@@ -237,48 +231,13 @@ def empty(view: View) -> Any:
     return MagnitudeMasks(density=1.0).plan(view)
 
 
-def fine_tuned(
-    model: nn.Module, data: Dataset, masks: Mapping[str, Tensor], seed: int, dense: Any, kept: float
-) -> None:
+def fine_tuned(model: nn.Module, data: Dataset, masks: Mapping[str, Tensor], seed: int) -> None:
     """The same training for all: one pass over part of the images."""
     few = data.train.sample(min(TUNED_ON, len(data.train)), seed)
     options: dict[str, Any] = {"masks": masks} if masks else {}
-    options |= {"objective": connected(cross_entropy, dense, kept)} if kept else {}
     train(model, few.batches(BATCH, shuffle_seed=seed), epochs=1, lr=0.03, seed=seed, progress=False, **options)
     recalibrate(model, few.batches(BATCH), 10)
     model.eval()
-
-
-def connected(objective: Objective, dense: nn.Module, weight: float) -> Objective:
-    """An objective, and the pull of the correlations between consecutive layers towards the dense network's."""
-
-    def blended(model: nn.Module, batch: Batch) -> Tensor:
-        ours: list[Tensor] = []
-        theirs: list[Tensor] = []
-        hooks = [*listening(model, ours), *listening(dense, theirs)]
-        try:
-            loss = objective(model, batch)
-            with torch.no_grad():
-                dense(batch[0])
-        finally:
-            for hook in hooks:
-                hook.remove()
-        gaps = [(a - b).square().mean() for a, b in zip(correlations(ours), correlations(theirs), strict=True)]
-        return loss + weight * torch.stack(gaps).mean()
-
-    return blended
-
-
-def listening(model: nn.Module, said: list[Tensor]) -> list[Any]:
-    """Hooks that write down the mean over positions of what every convolution puts out."""
-    layers = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
-    return [layer.register_forward_hook(lambda _m, _i, out: said.append(out.mean((2, 3)))) for layer in layers]
-
-
-def correlations(said: list[Tensor]) -> list[Tensor]:
-    """Between each layer and the next. [units, units of the next]."""
-    norms = [(x - x.mean(0)) / (x.std(0) + 1e-3) / len(x) ** 0.5 for x in said]
-    return [before.T @ after for before, after in pairwise(norms)]
 
 
 # -- all of them ---------------------------------------------------------------------------------------------------
@@ -302,7 +261,7 @@ def related(task: str) -> Row:
         method = ARMS[name].at(0.1)
         plan = method.plan(view)
         model, masks = apply(view.model, view.graph, plan), masks_after(view.graph, plan)  # type: ignore[arg-type]
-        fine_tuned(model, data, masks, 0, view.model, 0.0)
+        fine_tuned(model, data, masks, 0)
         models[name] = model
     batches, some = data.test.batches(TESTED_ON), TEST[::2]
     moved = connectivity_shift(models, batches, shift=some, progress=False)  # type: ignore[arg-type]

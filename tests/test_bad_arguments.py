@@ -20,7 +20,8 @@ from nervure import Magnitude, MagnitudeMasks, Random, evaluate, hold, measure, 
 from nervure.core.annotations import acceptor
 from nervure.core.check import checked, show_value
 from nervure.errors import ArgumentError, CallError, DataError, ForwardError, NervureError
-from nervure.training import cross_entropy, recalibrate
+from nervure.evaluation import table_shifts
+from nervure.training import cross_entropy, picture_views, recalibrate
 
 EXAMPLE = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
 LABELS = torch.tensor([0, 1, 2, 0])
@@ -73,6 +74,11 @@ GOOD: Mapping[str, Mapping[str, Any]] = {
     "nervure.stats.data_digest": {"data": DATA, "samples": 4, "per_class": 0, "labelled": True, "seed": 0},
     "nervure.training.cross_entropy": {"batch": DATA[0]},
     "nervure.training.with_distillation": {"objective": cross_entropy, "teacher": network()},
+    "nervure.training.augmented": {"objective": cross_entropy, "views": picture_views()},
+    "nervure.training.consistent": {"objective": cross_entropy, "views": picture_views()},
+    "nervure.training.jensen_shannon": {"logits": [SCORES, SCORES]},
+    "nervure.training.passes_of": {"objective": cross_entropy},
+    "nervure.training.shift_views": {"shifts": table_shifts(EXAMPLE), "tested": []},
     "nervure.training.label_smoothing": {"eps": 0.1},
     "nervure.training.masks_of": {},
     "nervure.training.recalibrate": {"data": DATA},

@@ -9,9 +9,11 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from torch import nn
 
 from benchmarks import runner
 from benchmarks.runner import Benchmark, Results, fields, main, pack, packed, read_rows, sources_of, spearman, spread
+from nervure.training import passes_of
 
 SCRIPTS = {
     path.stem: path.read_text() for path in sorted((runner.ROOT / "benchmarks").glob("*.py")) if path.stem != "runner"
@@ -276,3 +278,33 @@ def test_a_benchmark_is_named_like_its_file_and_runs_by_the_runner(name):
 def test_lines_of_results_that_are_many_are_packed():
     large = [path.name for path in Path(runner.RESULTS).glob("*.jsonl") if path.stat().st_size > runner.LARGE]
     assert set(large) <= {"zoo.jsonl", "torture.jsonl"}
+
+
+def test_ways_of_training_for_shift_have_as_many_settings_and_the_same_work():
+    study = import_module("benchmarks.shift_training")
+    assert len({len(settings) for settings in study.WAYS.values()}) == 1
+    model, views = nn.Linear(2, 2), lambda batch, seed: batch
+    for settings in study.WAYS.values():
+        assert len({setting.name for setting in settings}) == len(settings)
+        for setting in settings:
+            epochs = setting.share * study.WORK / passes_of(setting.make(views, model), setting.sharpness).work
+            assert epochs == pytest.approx(round(epochs))
+
+
+def test_a_setting_is_chosen_by_held_out_corruptions_and_told_with_all_others():
+    study = import_module("benchmarks.shift_training")
+    scale = study.Scale(settings=2)
+    rows = [
+        {"key": ["choose", task, "magnitude", way, setting.name, 10], "shifted": 0.5 + 0.1 * number, "setting": ""}
+        for way, settings in study.settings_of(scale).items()
+        for number, setting in enumerate(settings)
+        for task in scale.chosen_on
+    ]
+    rows.append({"key": ["test", "VGG-16-BN", "magnitude", "augmented", "", 0], "shifted": 0.9})
+    assert all(way.name == study.WAYS[name][1].name for name, way in study.choose(rows, scale).items())
+    rows[-1] |= {"clean": 0.9, "worst": 0.1, "ece": 0.1, "setting": "lr 1", "work": 12.0, "epochs": 12, "seconds": 1.0}
+    other = dict(rows[-1], key=["test", "VGG-16-BN", "magnitude", "plain, longer", "", 0], shifted=0.8)
+    text = study.page([*rows, other])
+    assert (
+        "| magnitude | augmented | +10.0 | +10.0 |" in text and "lr 0.03, clean 0: 60.0; lr 0.01, clean 0: 50.0" in text
+    )

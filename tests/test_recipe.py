@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +27,7 @@ from nervure.recipe.sources import ModelSource, factory_of
 from nervure.recipe.steps import STEPS
 from nervure.report import Report
 from nervure.report.tables import budget, edits, speed
-from nervure.zoo import build
+from nervure.zoo import Dataset, build
 from tests.contracts import counting_runs
 
 TINY = """
@@ -382,6 +383,71 @@ def test_recovery_can_listen_to_the_dense_network(tmp_path: Path, folder: Path) 
     assert taught.rows["dense"].loss == alone.rows["dense"].loss
     # All twins hear the same teacher.
     assert all(taught.rows[name].loss != alone.rows[name].loss for name in ("pruned", "dense+", "random"))
+
+
+def invert(batch: Any, seed: int) -> Any:
+    """A view of the user's own."""
+    return -batch[0], batch[1]
+
+
+def losses_of(data: Dataset, **keys: Any) -> tuple[float, ...]:
+    """Of a short recovery."""
+    model = ModelSource("resnet8", options={"width": 0.25, "in_channels": 1}).build(seed=0)
+    section = RecoverSection(epochs=1, batch_size=16, **keys)
+    return train_section(model, data, section, seed=0, progress=False, tested=["rotate"]).loss
+
+
+def test_a_section_says_which_views_are_trained_on_and_which_steps_are_taken() -> None:
+    data = dataset_of(tiny(data={"train_samples": 32}).data, 0)
+    data = replace(data, validation=data.validation.sample(20))
+    found = [
+        losses_of(data),
+        losses_of(data, objective="augmented"),
+        losses_of(data, objective="augmented", views=f"{__name__}:invert"),
+        losses_of(data, objective="consistent", view_count=1),
+        losses_of(data, objective="consistent", view_count=1, consistency=1.0),
+        losses_of(data, sharpness=0.1),
+        losses_of(data, sharpness=0.1, adaptive=True),
+    ]
+    assert len(set(found)) == len(found)
+
+
+def test_what_is_tested_is_not_trained_on_in_a_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr("nervure.recipe.making.picture_views", lambda **how: seen.append(how) or invert)
+    recipe = tiny(train={"objective": "augmented", "epochs": 1}, evaluate={"shift": ["noise", "rotate"]})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("nervure.recipe.runner.STEPS", {"train": STEPS["train"]})
+        patch.setattr("nervure.recipe.runner.Report", _NoReport)
+        run(recipe, folder=tmp_path, progress=False)
+    assert seen[0]["tested"] == ("noise", "rotate") and len(seen[0]["normalisation"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"objective": "mixed"}, "objective = 'mixed' is not one of 'plain', 'augmented', 'consistent'"),
+        ({"objective": "augmented", "views": "augmix"}, "views = 'augmix' is not written 'package.module:name'"),
+        ({"views": "mine:views"}, 'needs objective = "augmented" or "consistent"'),
+        ({"adaptive": True}, "adaptive = True needs a sharpness above 0"),
+        ({"sharpness": -1.0}, "sharpness = -1.0"),
+        ({"view_count": 0}, "view_count = 0"),
+    ],
+)
+@pytest.mark.parametrize("section", ["train", "recover"])
+def test_views_and_steps_that_mean_nothing_are_refused(section: str, keys: dict[str, Any], words: str) -> None:
+    with pytest.raises(RecipeError, match=re.escape(words)):
+        tiny(**{section: keys})
+
+
+def test_a_recipe_without_views_has_the_digest_that_it_had() -> None:
+    content = tiny().to_dict()
+    for section in ("train", "recover"):
+        for key in ("objective", "views", "view_count", "consistency", "sharpness", "adaptive"):
+            del content[section][key]
+    assert tiny().fingerprint == "6c5e21a03ec917d6"
+    assert tiny(train={"sharpness": 0.05}).fingerprint != tiny().fingerprint
+    assert not differences(content, tiny().to_dict())
 
 
 def test_a_teacher_pulls_towards_its_answers() -> None:

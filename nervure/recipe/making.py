@@ -14,6 +14,7 @@ from nervure.core.check import nearest
 from nervure.core.importing import import_named, is_import_path
 from nervure.engines import require_engine
 from nervure.errors import ArgumentError, FileError, NervureError, RecipeError
+from nervure.evaluation import CORRUPTIONS
 from nervure.methods import METHODS, Method, method_from, method_keeping
 from nervure.methods.dynamic.dynamic_sparse import DynamicSparse
 from nervure.recipe.own_data import Data, OwnData, loaders_in
@@ -21,7 +22,21 @@ from nervure.recipe.recipe import DataSection, Recipe, RecoverSection, TrainSect
 from nervure.recipe.sources import ModelSource, parameters_of, require_taken
 from nervure.refit import Refit
 from nervure.tasks import Task
-from nervure.training import Callback, History, Hook, Objective, label_smoothing, recalibrate, train, with_distillation
+from nervure.training import (
+    SAM,
+    Callback,
+    History,
+    Hook,
+    Objective,
+    Views,
+    augmented,
+    consistent,
+    label_smoothing,
+    picture_views,
+    recalibrate,
+    train,
+    with_distillation,
+)
 from nervure.training.checkpoint import read_progress
 from nervure.zoo import Dataset, Split
 
@@ -167,10 +182,12 @@ def train_section(  # noqa: PLR0913 - one keyword per choice
     task: Task | None = None,
     progress: bool = True,
     callbacks: Sequence[Callback] = (),
+    tested: Sequence[str] = CORRUPTIONS,
 ) -> History:
     """Train ``model`` in place as ``section`` says; with ``checkpoint``, go on from where that file stands.
 
-    A ``teacher`` is listened to where the section distils. Without a ``task``, labels are classes.
+    A ``teacher`` is listened to where the section distils. Without a ``task``, labels are classes. No view
+    of pictures is made by what is ``tested``.
     """
     split = data.train if isinstance(data, OwnData) else _without_a_last_one(data.train, section.batch_size)
     batches = split.batches(section.batch_size, shuffle_seed=seed, augment=section.augment)
@@ -196,17 +213,45 @@ def train_section(  # noqa: PLR0913 - one keyword per choice
         checkpoint=checkpoint,
         progress=progress,
         callbacks=callbacks,
-        objective=_objective(section, teacher, task),
+        objective=_objective(section, teacher, task, data, tested),
+        sharpness=SAM(section.sharpness, section.adaptive) if section.sharpness else None,
     )
 
 
-def _objective(section: TrainSection | RecoverSection, teacher: nn.Module | None, task: Task | None) -> Objective:
+def _objective(
+    section: TrainSection | RecoverSection,
+    teacher: nn.Module | None,
+    task: Task | None,
+    data: Data,
+    tested: Sequence[str],
+) -> Objective:
     if task is not None and section.smoothing:
         raise RecipeError("smoothing is the task's: leave it out, or say so there, [task] smoothing = 0.1.")
     objective: Objective = label_smoothing(section.smoothing) if task is None else task
-    if teacher is None or not isinstance(section, RecoverSection) or not section.distill:
-        return objective
-    return with_distillation(objective, teacher, section.distill, section.temperature)
+    if teacher is not None and isinstance(section, RecoverSection) and section.distill:
+        objective = with_distillation(objective, teacher, section.distill, section.temperature)
+    match section.objective:
+        case "plain":
+            return objective
+        case "augmented":
+            return augmented(objective, _views_of(section, data, tested))
+        case "consistent":
+            views = _views_of(section, data, tested)
+            return consistent(objective, views, section.consistency, count=section.view_count)
+
+
+def _views_of(section: TrainSection | RecoverSection, data: Data, tested: Sequence[str]) -> Views:
+    """What makes views of batches: the user's own, or that of pictures."""
+    if section.views:
+        views: Views = import_named(section.views, "views", RecipeError)
+        return views
+    if not isinstance(data, Dataset):
+        raise RecipeError(
+            f"objective = {section.objective!r}: of loaders of your own it is not known what a view is. Say "
+            'views = "package.module:name": a function of a batch and a seed, or what nervure.training.picture_views() '
+            "and shift_views() return."
+        )
+    return picture_views(normalisation=(data.mean, data.std), tested=tested)
 
 
 def _without_a_last_one(split: Split, batch_size: int) -> Split:

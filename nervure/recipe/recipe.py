@@ -24,6 +24,7 @@ from nervure.core.schema import (
     Count,
     Decay,
     Fraction,
+    NotNegative,
     Part,
     Positive,
     Rate,
@@ -68,6 +69,10 @@ def _engines(value: tuple[str, ...]) -> str:
 def _tracker(value: str) -> str:
     known = ", ".join(map(repr, TRACKERS))
     return "" if value in TRACKERS or not value else f"is not one of {known}"
+
+
+def _views(value: str) -> str:
+    return "" if not value or is_import_path(value) else "is not written 'package.module:name'"
 
 
 def _severities(value: tuple[int, ...]) -> str:
@@ -163,7 +168,15 @@ class TaskSection:
 @final
 @dataclass(frozen=True, slots=True)
 class TrainSection:
-    """How the dense network is trained; the words are those of ``nervure.train`` and of ``split.batches``."""
+    """How the dense network is trained; the words are those of ``nervure.train`` and of ``split.batches``.
+
+    ``objective`` is the loss on the batches as they are (``"plain"``), on a view of each (``"augmented"``), or on them
+    with ``consistency`` times how far the answers to ``view_count`` views are from theirs (``"consistent"``). ``views``
+    says what makes views, ``"package.module:name"`` of a function of a batch and a seed; without it
+    :func:`nervure.training.picture_views`, for pictures, which leaves out what ``[evaluate] shift`` tests.
+
+    ``sharpness`` above 0 is the radius of sharpness-aware steps; ``adaptive`` measures it relative to each weight.
+    """
 
     epochs: Count = 10
     lr: Rate = 0.1
@@ -175,6 +188,12 @@ class TrainSection:
     schedule: Literal["onecycle", "cosine", "constant"] = "onecycle"
     precision: Literal["float32", "bf16"] = "float32"
     smoothing: Part = 0.0
+    objective: Literal["plain", "augmented", "consistent"] = "plain"
+    views: str = rule(_views, "")
+    view_count: Size = 2
+    consistency: NotNegative = 12.0
+    sharpness: NotNegative = 0.0
+    adaptive: bool = False
 
 
 @final
@@ -224,7 +243,7 @@ class RecoverSection:
 
     With ``recalibrate`` above 0, its batch norms first take their statistics anew over so many batches. With
     ``distill`` above 0, that share of the loss is the pull towards the answers of the dense network, softened by
-    ``temperature``.
+    ``temperature``. ``objective``, ``views``, ``sharpness`` and the keys with them are those of ``[train]``.
     """
 
     epochs: Count = 5
@@ -240,6 +259,12 @@ class RecoverSection:
     recalibrate: Count = 0
     distill: Share = 0.0
     temperature: Positive = 4.0
+    objective: Literal["plain", "augmented", "consistent"] = "plain"
+    views: str = rule(_views, "")
+    view_count: Size = 2
+    consistency: NotNegative = 12.0
+    sharpness: NotNegative = 0.0
+    adaptive: bool = False
 
 
 @final
@@ -332,6 +357,8 @@ class Recipe:
     def __post_init__(self) -> None:
         for name in SECTIONS:
             check_rules(getattr(self, name), f"[{name}]")
+        for name in ("train", "recover"):
+            _require_used(getattr(self, name), f"[{name}]")
         _require_one_model(self.model)
         require_one_data(self.data)
         require_task(self.task)
@@ -402,7 +429,14 @@ SECTIONS: Mapping[str, type[Any]] = {
 }
 DECIDES_NOTHING = frozenset({"sweep", "track"})
 """Sections that say nothing about the result of one run."""
-NEWER: Mapping[str, tuple[str, ...]] = {"refit": (), "task": (), "data": ("factory", "options")}
+NEWER_OF_TRAINING = ("objective", "views", "view_count", "consistency", "sharpness", "adaptive")
+NEWER: Mapping[str, tuple[str, ...]] = {
+    "refit": (),
+    "task": (),
+    "data": ("factory", "options"),
+    "train": NEWER_OF_TRAINING,
+    "recover": NEWER_OF_TRAINING,
+}
 """Sections, and keys of older sections, that recipes of the first version did not have."""
 
 
@@ -550,6 +584,17 @@ def require_task(task: TaskSection) -> None:
         task_from(task.name, task.options)
     elif task.options and not task.name:
         raise RecipeError(f'[task] needs a name beside {next(iter(task.options))!r}, e.g. name = "segmentation".')
+
+
+def _require_used(section: TrainSection | RecoverSection, where: str) -> None:
+    """Raise RecipeError where a key says how to do what is not asked for."""
+    unused = {
+        "views": bool(section.views) and section.objective == "plain",
+        "adaptive": section.adaptive and not section.sharpness,
+    }
+    needs = {"views": 'objective = "augmented" or "consistent"', "adaptive": "a sharpness above 0, such as 0.5"}
+    for name in (name for name, is_so in unused.items() if is_so):
+        raise RecipeError(f"{where} {name} = {getattr(section, name)!r} needs {needs[name]}.")
 
 
 def _require_there(path: str, what: str, kind: str, test: Callable[[Path], bool]) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from nervure.core.files import file_errors, is_there, remove, write_json, write_text
 from nervure.core.inputs import Inputs
 from nervure.errors import FileError, VerificationError
-from nervure.evaluation import Shifted, evaluate, evaluate_shift, file_size, latency
+from nervure.evaluation import CORRUPTIONS, Shifted, evaluate, evaluate_shift, file_size, latency
 from nervure.export import load_state, save_state
 from nervure.graph import Graph, count
 from nervure.graph.tape import named_tensors
@@ -369,6 +369,7 @@ def _train(
         teacher=bench.dense() if section is bench.recipe.recover and section.distill else None,
         task=bench.task,
         progress=bench.progress,
+        tested=bench.recipe.evaluate.shift or CORRUPTIONS,
         callbacks=[] if bench.tracker is None else [bench.tracker.under(name)],
     )
     if history.validation:

@@ -7,7 +7,7 @@ and the optimizer; a hook may answer with new masks, which is how a network is r
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -39,6 +39,7 @@ from nervure.training.dynamic.protocol import Event, SparseTrainer
 from nervure.training.masks import Held, Masks, hold
 from nervure.training.objectives import Objective, task_in
 from nervure.training.schedules import SCHEDULES, Schedule
+from nervure.training.sharpness import SAM, climbed
 from nervure.training.step import Callback, Hook, Setting, Stateful, TrainingPoint, TrainingStep
 
 MakeOptimizer: TypeAlias = Callable[[list[nn.Parameter]], Optimizer]
@@ -132,6 +133,7 @@ class _Run:
     halved: bool
     epochs: int
     per_epoch: int
+    sharpness: SAM | None
 
 
 @checked
@@ -153,6 +155,7 @@ def train(  # noqa: PLR0913 - one keyword per choice that a recipe makes
     validation: Batches | None = None,
     seed: Seed = 0,
     precision: Literal["float32", "bf16"] = "float32",
+    sharpness: SAM | None = None,
     device: Device | None = None,
     progress: bool = True,
     checkpoint: FilePath | None = None,
@@ -191,6 +194,8 @@ def train(  # noqa: PLR0913 - one keyword per choice that a recipe makes
             loss instead.
         seed: of torch's random numbers in here; those outside go on as if nothing had happened.
         precision: ``"float32"``, or ``"bf16"``: autocast to bfloat16, weights stay as they are.
+        sharpness: :class:`nervure.training.SAM`: step by the gradient where the loss is worst nearby. It costs a second
+            pass, which draws the same chance as the first. Hooks see that gradient, and the loss of the first pass.
         device: move the model there, and leave it there; None: where it is.
         progress: show a bar on a terminal.
         checkpoint: path of the file to save to and go on from.
@@ -233,6 +238,7 @@ def train(  # noqa: PLR0913 - one keyword per choice that a recipe makes
                 precision == "bf16",
                 epochs,
                 per_epoch,
+                sharpness,
             )
             settings = {
                 "epochs": epochs,
@@ -246,6 +252,7 @@ def train(  # noqa: PLR0913 - one keyword per choice that a recipe makes
                 "precision": precision,
                 "masks": given,
             } | _rewirings(taken)
+            settings |= {} if sharpness is None else {"sharpness": repr(sharpness)}
             save = _checkpointer(checkpoint, run, log, settings)
             _train_epochs(run, data, validation, log, save, seed, progress)
             return log.history(held.masks, taken)
@@ -341,11 +348,15 @@ def _random_state(place: torch.device) -> dict[str, Tensor]:
 
 def _draw_on(log: _Log, place: torch.device) -> None:
     """Where the epoch was stopped in its middle, draw the random numbers that it would have drawn next."""
-    if "cpu" in log.random:
-        torch.set_rng_state(log.random["cpu"])
-    if "cuda" in log.random and place.type == "cuda":
-        torch.cuda.set_rng_state(log.random["cuda"], place)
+    _set_random_state(log.random, place)
     log.random = {}
+
+
+def _set_random_state(state: Mapping[str, Tensor], place: torch.device) -> None:
+    if "cpu" in state:
+        torch.set_rng_state(state["cpu"])
+    if "cuda" in state and place.type == "cuda":
+        torch.cuda.set_rng_state(state["cuda"], place)
 
 
 def _validate(run: _Run, validation: Batches) -> float:
@@ -377,17 +388,28 @@ def _quality_of(run: _Run, batch: Any) -> tuple[float, int]:
 def _train_step(run: _Run, batch: Any, number: int, epoch: int, done: float) -> float:
     for group, peak in zip(run.optimizer.param_groups, run.peaks, strict=True):
         group["lr"] = peak * run.schedule(done)
-    with torch.autocast(run.place.type, dtype=torch.bfloat16, enabled=run.halved):
-        loss = _loss_of(run, batch)
-    value = _finite_scalar(loss, run.model, batch, number, epoch)
-    run.optimizer.zero_grad()
-    loss.backward()
+    chance = _random_state(run.place) if run.sharpness else {}
+    value = _descend(run, batch, number, epoch)
+    if run.sharpness is not None:
+        _set_random_state(chance, run.place)
+        with climbed(run.model, run.sharpness, run.held.masks):
+            _descend(run, batch, number, epoch)
     for hook in run.hooks:
         seen = (batch, run.model, run.optimizer, run.held.masks, run.task)
         masks = hook(TrainingStep(number, epoch, done, value, *seen))
         if masks is not None:
             run.held.update(masks)
     run.optimizer.step()
+    return value
+
+
+def _descend(run: _Run, batch: Any, number: int, epoch: int) -> float:
+    """Make the gradients of a batch; its loss."""
+    with torch.autocast(run.place.type, dtype=torch.bfloat16, enabled=run.halved):
+        loss = _loss_of(run, batch)
+    value = _finite_scalar(loss, run.model, batch, number, epoch)
+    run.optimizer.zero_grad()
+    loss.backward()
     return value
 
 

@@ -72,7 +72,7 @@ def with_distillation(
         ArgumentError: if weight or temperature is out of range, or, when called, if the two have not the same outputs.
     """
     return partial(
-        _distillation_objective,
+        distillation_loss,
         objective=objective,
         teacher=teacher,
         weight=weight,
@@ -90,7 +90,7 @@ def task_in(objective: Objective) -> Task | None:
     return objective if isinstance(objective, Task) else None
 
 
-def _distillation_objective(
+def distillation_loss(
     model: nn.Module,
     batch: Any,
     *,
@@ -100,16 +100,9 @@ def _distillation_objective(
     temperature: float,
     axis: int | None,
 ) -> Tensor:
-    seen: list[object] = []
-    # Listening, rather than a second pass: it costs half, and a second pass would move batch-norm statistics twice.
-    ear = model.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
-    try:
-        loss = objective(model, batch)
-    finally:
-        ear.remove()
-    if not seen:
-        raise ArgumentError("the objective did not run the model, so there is no answer to compare with the teacher's.")
-    student = logits_in(seen[-1]).float()
+    """What :func:`with_distillation` makes small."""
+    loss, answer = run_and_hear(objective, model, batch)
+    student = logits_in(answer).float()
     task = task_in(objective)
     with evaluating(teacher):
         taught = (
@@ -121,12 +114,26 @@ def _distillation_objective(
         raise ArgumentError(
             f"the teacher answers {tuple(taught.shape)}, the model {tuple(student.shape)}; they need the same classes."
         )
-    axis = _class_axis(task, student) if axis is None else axis
+    axis = class_axis(task, student) if axis is None else axis
     pull = _divergence(student / temperature, taught / temperature, axis)
     return (1 - weight) * loss + weight * temperature**2 * pull
 
 
-def _class_axis(task: Task | None, outputs: Tensor) -> int:
+def run_and_hear(objective: Objective, model: nn.Module, batch: Any) -> tuple[Tensor, Any]:
+    """The loss of a batch, and what the model said last on the way; ArgumentError where the model was not run."""
+    seen: list[Any] = []
+    # Listening, rather than a second pass: it costs half, and a second pass would move batch-norm statistics twice.
+    ear = model.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
+    try:
+        loss = objective(model, batch)
+    finally:
+        ear.remove()
+    if not seen:
+        raise ArgumentError("the objective did not run the model, so there is no answer to compare with another.")
+    return loss, seen[-1]
+
+
+def class_axis(task: Task | None, outputs: Tensor) -> Literal[1, -1]:
     """Outputs of three axes are [samples, tokens, classes] for a task, unless it is plain classification."""
     is_tokens = outputs.ndim == 3 and task is not None and task.name != "classification"
     return -1 if is_tokens else 1

@@ -1,7 +1,8 @@
 """Shifts of pictures in batches of any form; where the picture moves, masks and boxes move with it."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, final
 
 import torch
@@ -59,14 +60,8 @@ class _PictureChange:
     def __call__(self, batch: Any, severity: int, seed: int) -> Any:
         batch = separate(batch)
         found = pictures_in(self.layout, batch)
-        groups = [found] if isinstance(found, Tensor) else [picture[None] for picture in found]
-        whole = [group.float() / 255 if group.dtype == torch.uint8 else self.range.pictures(group) for group in groups]
-        pairs: list[Pair] = []
-        for old, group, pictures in zip([found] if isinstance(found, Tensor) else found, groups, whole, strict=True):
-            changed = corrupt(pictures, self.name, severity, seed=seed)
-            eight_bit = group.dtype == torch.uint8
-            new = (changed * 255).round().to(torch.uint8) if eight_bit else self.range.back(changed)
-            pairs.append((old, new.view_as(old)))
+        change = partial(corrupt, name=self.name, severity=severity, seed=seed)
+        pairs, whole = alter_pictures(found, self.range, change)
         if self.name in MOVING:
             motions = [motion_of(pictures, self.name, severity, seed=seed) for pictures in whole]
             if is_flat(batch):
@@ -74,6 +69,29 @@ class _PictureChange:
             else:
                 pairs += move_labels(motions, self.layout.labels_in(batch), self.ignore)
         return exchange(batch, pairs)
+
+
+def alter_pictures(
+    found: Tensor | list[Tensor], range_: PictureRange, change: Callable[[Tensor], Tensor]
+) -> tuple[list[Pair], list[Tensor]]:
+    """Parts of a batch that are pictures.
+
+    Args:
+        found: as :func:`pictures_in` gives them.
+        range_: how they become floats in [0, 1].
+        change: from such pictures to others of the same shape.
+
+    Returns:
+        each part and what it becomes, and the pictures that they were.
+    """
+    groups = [found] if isinstance(found, Tensor) else [picture[None] for picture in found]
+    whole = [group.float() / 255 if group.dtype == torch.uint8 else range_.pictures(group) for group in groups]
+    pairs: list[Pair] = []
+    for old, group, pictures in zip([found] if isinstance(found, Tensor) else found, groups, whole, strict=True):
+        changed = change(pictures)
+        new = (changed * 255).round().to(torch.uint8) if group.dtype == torch.uint8 else range_.back(changed)
+        pairs.append((old, new.view_as(old)))
+    return pairs, whole
 
 
 def pictures_in(layout: Layout, batch: Any) -> Tensor | list[Tensor]:
