@@ -43,7 +43,8 @@ from nervure.engines import ENGINES, require_engine
 from nervure.errors import ArgumentError
 from nervure.evaluation import SEVERITIES, Timing, connectivity, evaluate, file_size, latency, peak_memory
 from nervure.evaluation.corruptions import expand_names as chosen_corruptions
-from nervure.export import FORMATS, export, save, save_state, versions
+from nervure.export import FORMATS, Format, export, save, save_state, versions
+from nervure.export.gguf import require_tokenizer
 from nervure.export.quantising import INT8
 from nervure.export.writing import TOLERANCE, require_format
 from nervure.graph import Graph, count
@@ -672,15 +673,19 @@ def _reference(choice: NetworkChoice, reference: str) -> nn.Module | None:
         "nervure export --file model.safetensors --data digits -o model.onnx",
         "nervure export --file model.safetensors --data digits --precision int8 -o model.xml",
         "nervure export --model resnet20 --input 1x3x32x32 -o resnet20.pt2",
+        "nervure export --model hf:my-llama --input 1x32:long --precision q8_0 -o llama.gguf",
     ),
 )
 @input_options(EXAMPLE, from_file)
 @click.option("--format", "form", help=f"One of {', '.join(FORMATS)}; else as the name of the file says.")
-@click.option("--precision", default="float32", show_default=True, help="float32, bf16 or int8, where the format can.")
+@click.option(
+    "--precision", default="float32", show_default=True, help="Also bf16, int8, float16, q8_0, as the format can."
+)
 @click.option("--fixed", is_flag=True, help="For as many samples as the example has, not for any number.")
 @click.option("--samples", type=click.IntRange(1), default=512, show_default=True, help="Test samples to check on.")
 @click.option("--calibrate", type=click.IntRange(1), default=256, show_default=True, help="Training samples for int8.")
 @click.option("--tolerance", type=float, help=f"Largest difference allowed; for float32 {TOLERANCE:g}.")
+@click.option("--tokenizer", type=ANYWHERE, help="For gguf: a folder with tokenizer.json, or a GGUF; else --model's.")
 @click.option("--notes", type=PAGE, help="Numbers for the card (JSON), such as evaluate writes.")
 @output("model.onnx", "the file")
 def export_command(
@@ -692,6 +697,7 @@ def export_command(
     samples: int,
     calibrate: int,
     tolerance: float | None,
+    tokenizer: Path | None,
     notes: Path | None,
     out: Path,
 ) -> None:
@@ -700,7 +706,7 @@ def export_command(
     On random inputs, and with --data on its test samples too. A card stands beside the file: what was pruned, costs,
     differences, checksums.
     """
-    require_format(out, form, precision)
+    words = _tokenizer_for(require_format(out, form, precision), tokenizer, choice)
     _writable(out)
     if precision == INT8 and not choice.data_name:
         raise ArgumentError("--precision int8 learns the ranges of activations from data: give --data NAME.")
@@ -717,11 +723,21 @@ def export_command(
         check=data.test.sample(samples, seed=choice.seed).batches(64) if data else None,
         calibration=data.train.sample(calibrate, seed=choice.seed).batches(32) if data else None,
         tolerance=tolerance,
+        tokenizer=words,
         notes=noted | {"command": command_line()},
     )
     tell(str(done))
     for path in done.files:
         _wrote(path)
+
+
+def _tokenizer_for(form: Format, tokenizer: Path | None, choice: NetworkChoice) -> Any:
+    """The tokenizer as given, or that of the folder that the network comes from; raises where it is missing."""
+    if not form.decoders:
+        return tokenizer
+    library, _, name = choice.model.partition(":")
+    found = Path(name) if tokenizer is None and library == "hf" and Path(name).is_dir() else tokenizer
+    return require_tokenizer(found)
 
 
 @main.command(
