@@ -8,6 +8,7 @@ from nervure.core.renamed import old_names
 from nervure.core.schema import Density
 from nervure.engines import EngineName
 from nervure.errors import ArgumentError
+from nervure.methods.amounts import HasAmount, amount_of, with_amount
 from nervure.methods.base import Cached, HasEvidence, Inquiry, Method, View, gather_evidence
 from nervure.methods.blocks.depth import Depth
 from nervure.methods.blocks.energy import Energy
@@ -158,6 +159,7 @@ __all__ = [
     "Fisher",
     "GCNet",
     "GraSP",
+    "HasAmount",
     "HasEvidence",
     "Inquiry",
     "Magnitude",
@@ -174,10 +176,12 @@ __all__ = [
     "Taylor",
     "View",
     "Wanda",
+    "amount_of",
     "companion",
     "gather_evidence",
     "method_from",
     "method_keeping",
+    "with_amount",
 ]
 
 __getattr__ = old_names(__name__)
