@@ -114,8 +114,8 @@ def page(rows: Rows) -> str:
 INTRODUCTION = f"""# Masks of a language model, beside llm-compressor
 
 `python benchmarks/llm_compressor.py --models FOLDER`; one thread. SmolLM2-135M-Instruct, all linear layers but the
-head; calibrated on {SAMPLES} windows of 256 tokens of a text, measured on {WINDOWS} other windows of it (faq) and of two
-others. Perplexity in multiples of the dense model's. One draw of windows: a few hundredths mean nothing."""
+head; calibrated on {SAMPLES} windows of 256 tokens of a text, measured on {WINDOWS} other windows of it (faq) and of
+two others. Perplexity in multiples of the dense model's. One draw of windows: a few hundredths mean nothing."""
 
 BENCHMARK = Benchmark(
     "llm_compressor",

@@ -151,7 +151,10 @@ def language_model(folder: Path, windows: int) -> Subject:
     place = ready[0].parent if ready else find(folder / "smollm2", "SmolLM2-135M-Instruct*.gguf")
     options = {} if ready else {"gguf_file": place.name}
     place = place if ready else place.parent
-    tokenizer = transformers.AutoTokenizer.from_pretrained(place, **options)
+    # From the file itself: what a folder says about its class is read by the version that wrote it alone.
+    file = {"tokenizer_file": str(place / "tokenizer.json")}
+    fast = transformers.PreTrainedTokenizerFast
+    tokenizer = fast(**file) if ready else transformers.AutoTokenizer.from_pretrained(place, **options)
     model = transformers.AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32, **options).eval()
 
     def tokens(text: str) -> Sequence[int]:
