@@ -155,7 +155,7 @@ def language_model(folder: Path, windows: int) -> Subject:
     file = {"tokenizer_file": str(place / "tokenizer.json")}
     fast = transformers.PreTrainedTokenizerFast
     tokenizer = fast(**file) if ready else transformers.AutoTokenizer.from_pretrained(place, **options)
-    model = transformers.AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32, **options).eval()
+    model = transformers.AutoModelForCausalLM.from_pretrained(place, **options).float().eval()
 
     def tokens(text: str) -> Sequence[int]:
         return tokenizer(text[:CHARACTERS_READ], add_special_tokens=False, verbose=False)["input_ids"]
