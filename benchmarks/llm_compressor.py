@@ -42,10 +42,13 @@ def by_llm_compressor(subject: Subject, batches: Batches, pattern: str) -> nn.Mo
     ids = torch.cat([batch["input_ids"] for batch in batches])
     data = datasets.Dataset.from_dict({"input_ids": ids.tolist(), "attention_mask": torch.ones_like(ids).tolist()})
     model = copy_model(subject.model)
+    file = Path(model.config.name_or_path) / "tokenizer.json"
+    words = importlib.import_module("transformers").PreTrainedTokenizerFast(tokenizer_file=str(file))
     recipe = modifier(sparsity=0.5, mask_structure=PATTERNS[pattern][1], targets=["Linear"], ignore=["re:.*lm_head"])
     library.oneshot(
-        model=model, dataset=data, recipe=[recipe], max_seq_length=ids.shape[1], num_calibration_samples=len(ids)
-    )
+        model=model, tokenizer=words, dataset=data, recipe=[recipe],
+        max_seq_length=ids.shape[1], num_calibration_samples=len(ids),
+    )  # fmt: skip
     return model.eval()
 
 
