@@ -47,7 +47,7 @@ def by_llm_compressor(subject: Subject, batches: Batches, pattern: str) -> nn.Mo
     recipe = modifier(sparsity=0.5, mask_structure=PATTERNS[pattern][1], targets=["Linear"], ignore=["re:.*lm_head"])
     library.oneshot(
         model=model, tokenizer=words, dataset=data, recipe=[recipe],
-        max_seq_length=ids.shape[1], num_calibration_samples=len(ids),
+        pipeline="layer_sequential", max_seq_length=ids.shape[1], num_calibration_samples=len(ids),
     )  # fmt: skip
     return model.eval()
 
