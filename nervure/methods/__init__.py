@@ -8,7 +8,7 @@ from nervure.core.renamed import old_names
 from nervure.core.schema import Density
 from nervure.engines import EngineName
 from nervure.errors import ArgumentError
-from nervure.methods.base import Cached, HasEvidence, Inquiry, Method, View, gather_evidence
+from nervure.methods.base import Cached, CountsOnRefit, HasEvidence, Inquiry, Method, View, gather_evidence
 from nervure.methods.blocks.depth import Depth
 from nervure.methods.blocks.energy import Energy
 from nervure.methods.channels.compensated import Compensated
@@ -151,6 +151,7 @@ __all__ = [
     "Cached",
     "Companion",
     "Compensated",
+    "CountsOnRefit",
     "Depth",
     "Energy",
     "Fisher",
