@@ -9,7 +9,7 @@ from nervure.core.schema import Density
 from nervure.engines import EngineName
 from nervure.errors import ArgumentError
 from nervure.methods.amounts import HasAmount, amount_of, with_amount
-from nervure.methods.base import Cached, HasEvidence, Inquiry, Method, View, gather_evidence
+from nervure.methods.base import Cached, CountsOnRefit, HasEvidence, Inquiry, Method, View, gather_evidence
 from nervure.methods.blocks.depth import Depth
 from nervure.methods.blocks.energy import Energy
 from nervure.methods.channels.compensated import Compensated
@@ -154,6 +154,7 @@ __all__ = [
     "Cached",
     "Companion",
     "Compensated",
+    "CountsOnRefit",
     "Depth",
     "Energy",
     "Fisher",
