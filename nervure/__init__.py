@@ -39,6 +39,7 @@ from nervure.recipe import Recipe, Study, compare, run, sweep
 from nervure.refit import Refit, Refitted, refit
 from nervure.report import Report, Sweep
 from nervure.rules import rule
+from nervure.smallest import Smallest, smallest
 from nervure.sparse import compile_sparse
 from nervure.stats import Stats, measure
 from nervure.surgery import apply, compact, verify
@@ -86,6 +87,7 @@ __all__ = [  # noqa: RUF022
     "SNIP",
     "Similarity",
     "Slimming",
+    "Smallest",
     "Stats",
     "Study",
     "Sweep",
@@ -112,6 +114,7 @@ __all__ = [  # noqa: RUF022
     "run",
     "save",
     "similarity",
+    "smallest",
     "sweep",
     "trace",
     "train",
