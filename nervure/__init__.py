@@ -41,6 +41,7 @@ from nervure.recipe import Recipe, Study, compare, run, sweep
 from nervure.refit import Refit, Refitted, refit
 from nervure.report import Report, Sweep
 from nervure.rules import rule
+from nervure.smallest import Smallest, smallest
 from nervure.sparse import compile_sparse
 from nervure.stats import Stats, measure
 from nervure.surgery import apply, compact, verify
@@ -90,6 +91,7 @@ __all__ = [  # noqa: RUF022
     "Similarity",
     "Slimming",
     "SparseGPT",
+    "Smallest",
     "Stats",
     "Study",
     "Sweep",
@@ -116,6 +118,7 @@ __all__ = [  # noqa: RUF022
     "run",
     "save",
     "similarity",
+    "smallest",
     "sweep",
     "trace",
     "train",
