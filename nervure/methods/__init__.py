@@ -11,6 +11,7 @@ from nervure.errors import ArgumentError
 from nervure.methods.base import Cached, HasEvidence, Inquiry, Method, View, gather_evidence
 from nervure.methods.blocks.depth import Depth
 from nervure.methods.blocks.energy import Energy
+from nervure.methods.channels.compensated import Compensated
 from nervure.methods.channels.timed import Target
 from nervure.methods.channels.yardsticks import (
     FPGM,
@@ -43,6 +44,7 @@ from nervure.methods.snacs.snacs import SNACS
 METHODS = Methods(
     [
         Activation,
+        Compensated,
         Depth,
         ERK,
         Energy,
@@ -150,6 +152,7 @@ __all__ = [
     "Activation",
     "Cached",
     "Companion",
+    "Compensated",
     "Depth",
     "Energy",
     "Fisher",
