@@ -12,6 +12,7 @@ from nervure.methods.base import Cached, HasEvidence, Inquiry, Method, View, gat
 from nervure.methods.blocks.depth import Depth
 from nervure.methods.blocks.energy import Energy
 from nervure.methods.channels.compensated import Compensated
+from nervure.methods.channels.obs import OBS
 from nervure.methods.channels.timed import Target
 from nervure.methods.channels.yardsticks import (
     FPGM,
@@ -57,6 +58,7 @@ METHODS = Methods(
         Magnitude,
         MagnitudeMasks,
         N2NSkip,
+        OBS,
         Random,
         Ranking,
         RigL,
@@ -146,6 +148,7 @@ __all__ = [
     "GMP",
     "METHODS",
     "MINT",
+    "OBS",
     "SET",
     "SNACS",
     "SNIP",

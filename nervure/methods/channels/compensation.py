@@ -114,7 +114,7 @@ class CompensationSurvey:
         consumers = find_consumers(model, parts[0])
         readers = {group.name: find_readers(group, consumers) for group in graph.prunable}
         order, costs, skipped = dict[str, Tensor](), dict[str, Tensor](), dict[str, str]()
-        packs = list(_packed(readers))
+        packs = list(packed(readers))
         for names in track(packs, "measuring", len(packs), enabled=False):
             wanted = {place: consumers[place] for name in names for place in readers[name]}
             entered = read_inputs(model, parts, wanted, positions=self.positions, seed=seed)
@@ -139,11 +139,11 @@ class CompensationSurvey:
             if place in entered.reasons:
                 continue
             consumer, sums = replace(consumers[place]), entered.led[entered.leaders[place]]
-            variance, moments = _second_moments(consumer, sums)
+            variance, moments = second_moments(consumer, sums)
             weight = consumer.weight(model).double()
             weight = weight * self._scale(weight, variance)
             for part, matrix in enumerate(moments):
-                yield ReaderProblem(weight[part], _ridged(matrix, self.ridge), columns_of(units[part], group.size))
+                yield ReaderProblem(weight[part], add_ridge_to(matrix, self.ridge), columns_of(units[part], group.size))
 
     def _scale(self, weight: Tensor, variance: Tensor) -> Tensor:
         """What makes the losses of a reader comparable with those of others, [stack, outputs, 1]."""
@@ -153,7 +153,7 @@ class CompensationSurvey:
         return torch.where(power > TINY * power.max(), power, torch.inf).rsqrt()
 
 
-def _ridged(moments: Tensor, ridge: float) -> Tensor:
+def add_ridge_to(moments: Tensor, ridge: float) -> Tensor:
     """Positive definite second moments; what never varies costs nothing, and stands in for nothing."""
     power, ridge = moments.diagonal(), ridge + ROUNDING
     least = torch.where(power > 0, 0, torch.finfo(torch.float32).tiny)
@@ -202,7 +202,7 @@ def columns_of(units: Tensor, size: int) -> Tensor:
     return found
 
 
-def _second_moments(consumer: Consumer, sums: InputSums) -> tuple[Tensor, Tensor]:
+def second_moments(consumer: Consumer, sums: InputSums) -> tuple[Tensor, Tensor]:
     """Of what enters, about the mean; and about what a refit can correct, 0 where it has no bias to do it with.
 
     Both [stack, inputs, inputs].
@@ -216,7 +216,7 @@ def _second_moments(consumer: Consumer, sums: InputSums) -> tuple[Tensor, Tensor
     return variance, variance if has_shift else variance + mean[:, :, None] * mean[:, None]
 
 
-def _packed(readers: Mapping[str, Mapping[int, Tensor]]) -> Iterator[list[str]]:
+def packed(readers: Mapping[str, Mapping[int, Tensor]]) -> Iterator[list[str]]:
     """Groups whose readers are looked at in one pass."""
     names, held = list[str](), dict[int, int]()
     for name, found in readers.items():
