@@ -61,7 +61,7 @@ from nervure.budget.allocate import kind_of
 from nervure.errors import VerificationError
 from nervure.graph.tape import named_tensors
 from nervure.graph.types import Axis, Units
-from nervure.methods import Method, View, gather_evidence
+from nervure.methods import OBS, Method, View, gather_evidence
 from nervure.scores import Scores, fpgm, magnitude, random_scores, slimming
 from nervure.surgery.price import price
 from tests.networks import NETWORKS, traced
@@ -82,7 +82,7 @@ EQUIVARIANT = ("magnitude, norm 1", "magnitude, norm 2", "fpgm", "slimming")
 
 ALLOCATORS: dict[str, dict[str, Any]] = {
     f"{scope} {budget}": {"scope": scope, "budget": budget}
-    for scope in ("global", "layer", "kind")
+    for scope in ("global", "layer", "kind", "isomorphic")
     for budget in ("channels", "params", "macs")
 }
 
@@ -97,6 +97,7 @@ METHODS: tuple[Method, ...] = (
     Taylor(keep=0.5, budget="macs"),
     Fisher(keep=0.6, normalise="none"),
     Activation(keep=0.5, of="alive", multiple=2),
+    OBS(keep=0.5, samples=60),
     Ranking(keep=0.5, criterion="fpgm", scope="kind"),
     MINT(keep=0.5, groups=2, samples=6, minimum=2),
     SNACS(keep=0.5, samples=6),

@@ -1,7 +1,7 @@
 """Scores and a budget in, a plan out: exactly what was asked, ties by index, never an empty group."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal, TypeAlias, final
@@ -20,7 +20,7 @@ from nervure.errors import ArgumentError, BudgetError, ScoreError
 from nervure.graph.types import Graph, Group
 from nervure.plan import Cut, Keep, Plan
 
-Scope: TypeAlias = Literal["global", "layer", "kind"]
+Scope: TypeAlias = Literal["global", "layer", "kind", "isomorphic"]
 NAMED_PINS = 4
 WHOLE_KINDS = ("heads", "blocks")
 """Groups whose units have several channels each."""
@@ -61,12 +61,13 @@ def allocate(
     """Cut the units with the lowest scores until ``keep`` of the budget is left.
 
     * ``budget="channels"``: exactly ``round(keep * units)`` stay, over all prunable groups together
-      (``scope="global"``), in each (``"layer"``) or in all of a kind (``"kind"``, see :func:`kind_of`), but never
-      fewer than the floors.
+      (``scope="global"``), in each (``"layer"``), in all of a kind (``"kind"``, see :func:`kind_of`) or in all that
+      are built alike (``"isomorphic"``, see :func:`structure_of`), but never fewer than the floors.
     * ``budget="params"``, ``"macs"``, ``"memory"`` or a :class:`Budget` of your own: the cost of what stays is at most
       ``keep`` times the cost of the whole model, and no single removed unit could come back within it. ``"global"``
-      removes the lowest scores of all groups, ``"layer"`` the same fraction of each group, ``"kind"`` the lowest scores
-      of each kind, the same fraction of its units; then the best removed units that still fit come back.
+      removes the lowest scores of all groups, ``"layer"`` the same fraction of each group, ``"kind"`` and
+      ``"isomorphic"`` the lowest scores of each kind, the same fraction of its units; then the best removed units that
+      still fit come back.
     * ``budget="latency"``: the same with the time that ``table`` predicts. Sizes are multiples of the engine's block,
       between which channels only cost time, and units beside a step of the engine come back for nothing.
 
@@ -141,9 +142,7 @@ class AllocationProblem:
     @cached_property
     def pool(self) -> np.ndarray:
         """Who each flat unit competes with: units of the same number, from 0 on."""
-        if self.scope == "layer":
-            return self.owner
-        names = [kind_of(group) if self.scope == "kind" else "" for group in self.graph.prunable]
+        names = [_POOLS[self.scope](group, self.graph) for group in self.graph.prunable]
         numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
         return np.asarray(np.array([numbers[name] for name in names], dtype=np.int64)[self.owner])
 
@@ -306,6 +305,34 @@ def kind_of(group: Group) -> str:
     """
     layers = {slot.tensor.rpartition(".")[0] for slot in group.writers}
     return "streams" if group.kind == "channels" and len(layers) > 1 else group.kind
+
+
+def structure_of(group: Group, graph: Graph) -> tuple[tuple[str, ...], ...]:
+    """What ``group`` is ranked with under ``scope="isomorphic"``: all groups whose dependence graphs are the same.
+
+    Fang et al., "Isomorphic Pruning for Vision Models", 2024. Two groups are alike where as many tensors hang together
+    in them, of the same roles, kinds (a weight, a bias, a running mean) and ranks, along the same axes, whatever their
+    sizes. So streams of stages with different numbers of blocks are apart, as are channels with a norm and without.
+    """
+    slots = [
+        (slot.role, slot.tensor.rpartition(".")[2], str(len(graph.tensors[slot.tensor])), str(slot.axis))
+        for slot in group.slots
+    ]
+    return ((group.kind,), *sorted(slots))
+
+
+_POOLS: Mapping[Scope, Callable[[Group, Graph], object]] = {
+    "global": lambda group, graph: "",
+    "layer": lambda group, graph: group.name,
+    "kind": lambda group, graph: kind_of(group),
+    "isomorphic": structure_of,
+}
+"""Groups that give the same compete with one another."""
+
+
+def stream_floors(graph: Graph, share: float) -> dict[str, int]:
+    """The fewest units that streams keep, as in ``allocate(floors=)``: ``share`` of each, rounded up."""
+    return {g.name: math.ceil(share * g.size) for g in graph.prunable if share and kind_of(g) == "streams"}
 
 
 def _values(graph: Graph, scores: Mapping[str, Tensor]) -> tuple[np.ndarray, ...]:
