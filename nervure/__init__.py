@@ -16,6 +16,7 @@ from nervure.methods import (
     SNACS,
     SNIP,
     Activation,
+    Compensated,
     Depth,
     Energy,
     Fisher,
@@ -49,6 +50,7 @@ from nervure.training import hold, train
 __all__ = [  # noqa: RUF022
     "Activation",
     "Block",
+    "Compensated",
     "Connectivity",
     "Cost",
     "Cut",

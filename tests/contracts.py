@@ -64,6 +64,7 @@ from nervure.methods import Method, View, gather_evidence
 from nervure.scores import Scores, fpgm, magnitude, random_scores, slimming
 from nervure.surgery.price import price
 from tests.networks import NETWORKS, traced
+from tests.old_snacs import old_snacs
 from tests.oracle import call, difference, tensors
 
 Weights = Mapping[str, Tensor]
@@ -97,9 +98,11 @@ METHODS: tuple[Method, ...] = (
     Activation(keep=0.5, of="alive", multiple=2),
     Ranking(keep=0.5, criterion="fpgm", scope="kind"),
     MINT(keep=0.5, groups=2, samples=6, minimum=2),
-    SNACS(keep=0.6),
-    SNACS(keep=0.7, granularity="filters"),
-    SNACS(keep=0.5, granularity="filters", budget="params", multiple=2, propagated=True, limits=False),
+    SNACS(keep=0.5, samples=6),
+    SNACS(keep=0.6, granularity="kernels", limits=False),
+    old_snacs(keep=0.6),
+    old_snacs(keep=0.7, granularity="filters"),
+    old_snacs(keep=0.5, granularity="filters", budget="params", multiple=2, propagated=True, limits=False),
     GCNet(density=0.6, granularity="filters", mode="product", estimator="correlation"),
 )
 

@@ -8,9 +8,10 @@ from nervure.core.renamed import old_names
 from nervure.core.schema import Density
 from nervure.engines import EngineName
 from nervure.errors import ArgumentError
-from nervure.methods.base import Cached, HasEvidence, Inquiry, Method, View, gather_evidence
+from nervure.methods.base import Cached, CountsOnRefit, HasEvidence, Inquiry, Method, View, gather_evidence
 from nervure.methods.blocks.depth import Depth
 from nervure.methods.blocks.energy import Energy
+from nervure.methods.channels.compensated import Compensated
 from nervure.methods.channels.timed import Target
 from nervure.methods.channels.yardsticks import (
     FPGM,
@@ -42,6 +43,7 @@ from nervure.methods.snacs.snacs import SNACS
 METHODS = Methods(
     [
         Activation,
+        Compensated,
         Depth,
         ERK,
         Energy,
@@ -148,6 +150,8 @@ __all__ = [
     "Activation",
     "Cached",
     "Companion",
+    "Compensated",
+    "CountsOnRefit",
     "Depth",
     "Energy",
     "Fisher",

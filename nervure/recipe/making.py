@@ -110,7 +110,7 @@ def method_of(recipe: Recipe) -> Method:
     with _told_of("[prune]", section.method):
         method = method_keeping(
             section.method,
-            section.options,
+            as_before(section.method, section.options),
             keep=section.keep,
             budget=section.budget,
             density=section.density or None,
@@ -120,6 +120,16 @@ def method_of(recipe: Recipe) -> Method:
             "[refit] fits to what the trained network says, and what is pruned here has its first weights."
         )
     return method
+
+
+def as_before(name: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The options of a method in a recipe: what a recipe leaves open of SNACS is what it was when recipes began.
+
+    With ``ranking = "compensated"``, or any option that there was not then, it is what SNACS has now.
+    """
+    if name.lower() != "snacs" or options.get("ranking") == "compensated" or {"of", "sizes"} & options.keys():
+        return options
+    return {"granularity": "kernels", "ranking": "connectivity", "of": "means", "sizes": "threshold", **options}
 
 
 def begins_fresh(recipe: Recipe, method: Method) -> bool:
@@ -139,7 +149,8 @@ def methods_after(recipe: Recipe) -> tuple[Method, ...]:
     for number, table in enumerate(recipe.prune.then, start=1):
         name = str(table.get("method", ""))
         with _told_of(f"[[prune.then]] number {number}:", name):
-            found.append(method_from(name, **{key: value for key, value in table.items() if key != "method"}))
+            options = {key: value for key, value in table.items() if key != "method"}
+            found.append(method_from(name, **as_before(name, options)))
     return tuple(found)
 
 

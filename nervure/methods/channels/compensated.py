@@ -1,0 +1,160 @@
+"""Cut the units that the others can stand in for: what readers lose after the best refit, at the price of a unit."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nervure.budget import BUDGETS, BudgetName, Scope, find_budget
+from nervure.budget.cost_model import CostModel
+from nervure.core.check import Checked
+from nervure.core.schema import Density, NotNegative, Size
+from nervure.engines import EngineName
+from nervure.graph.types import Graph, keeps_of
+from nervure.methods.base import Inquiry, View
+from nervure.methods.channels.compensation import CompensationCurves, CompensationSurvey, Currency
+from nervure.methods.channels.timed import Target, check_options, cut_lowest, timed_inquiries
+from nervure.plan import Plan
+from nervure.scores import Scores
+from nervure.scores.completed import completed
+
+ROUNDS = 4
+"""How often units are priced where the plan before arrived."""
+STEP = 1e-9
+"""Of its score, by how much a unit that leaves later is worth more: units that cost nothing leave in their order."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Compensated(Checked):
+    """Keep the units that the others cannot stand in for.
+
+    The optimal brain surgeon for whole units: the price of one is what all that read it (convolutions, linear layers,
+    projections of attention) lose of their outputs after the best least-squares refit of the weights of the others;
+    units leave one after the other, each time the cheapest of its group. What a group has lost is its curve, and by
+    these curves, per unit of the budget, groups compete. No labels, no gradients. A refit (:func:`nervure.refit`) makes
+    it true: ``prune(..., refit=True)``.
+
+    Hassibi and Stork, "Optimal Brain Surgeon", 1993; for units of language models ZipLM (Kurtic et al., 2023) and
+    OSSCAR (Meng et al., 2024). Differs from these: convolutions, streams with many readers, all groups in one currency.
+
+    Attributes:
+        keep: the fraction of the budget that stays, in (0, 1].
+        scope: ``"global"`` (layers compete), ``"layer"`` (each layer keeps the same fraction) or ``"kind"`` (each kind
+            of group does).
+        budget: ``"channels"``, ``"params"``, ``"macs"``, ``"latency"`` (timed on the engine, on the example),
+            ``"memory"`` (of a forward pass on the example), or a :class:`nervure.budget.Budget` of your own.
+        currency: what counts alike: ``"outputs"`` (each output of each reader, relative to its variance) or
+            ``"layers"`` (each reader).
+        samples: how many samples at most are measured.
+        positions: at how many places of each sample a convolution is looked at, at most.
+        ridge: the share of its variance that is added to each input's.
+        minimum: units that every group keeps.
+        multiple: group sizes are rounded up to a multiple of this. None: 16 for an engine, else 1.
+        engine: what the plan is made for, see :func:`nervure.engines.runner`; with ``"latency"`` eager where none is
+            named.
+        target: the latency or memory to meet: a share of the dense network's in (0, 1], or an amount like ``"3 ms"`` or
+            ``"200 MB"`` (above 1: bytes); None: the share ``keep``.
+    """
+
+    wants: ClassVar[frozenset[str]] = frozenset()
+    refits: ClassVar[bool] = True
+
+    keep: Density = 0.5
+    scope: Scope = "global"
+    budget: BudgetName = "channels"
+    currency: Currency = "outputs"
+    samples: Size = 1024
+    positions: Size = 8
+    ridge: NotNegative = 1e-3
+    minimum: Size = 1
+    multiple: Size | None = None
+    engine: EngineName | None = field(default=None, kw_only=True)
+    target: Target | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        Checked.__post_init__(self)
+        check_options(self)
+
+    @property
+    def asks(self) -> tuple[Inquiry[Any], ...]:
+        """The curves, and times where a latency is to be met."""
+        return (self._survey, *timed_inquiries(self))
+
+    @property
+    def _survey(self) -> CompensationSurvey:
+        return CompensationSurvey(self.samples, self.positions, self.ridge, self.currency)
+
+    def evidence(self, view: View) -> CompensationCurves:
+        """What the plan rests on."""
+        return view.ask(self._survey)
+
+    def plan(self, view: View) -> Plan:
+        """Cut the units that are missed least; raises DataError without data, and BudgetError."""
+        return self.decide(view, self.evidence(view))
+
+    def decide(self, view: View, found: CompensationCurves) -> Plan:
+        """The plan that follows from what was found; raises BudgetError."""
+        return plan_by_curves(view, found, self.budget, lambda scores: cut_lowest(self, view, scores))
+
+
+def plan_by_curves(
+    view: View, found: CompensationCurves, budget: BudgetName, plan_of: Callable[[Scores], Plan]
+) -> Plan:
+    """The plan that ``plan_of`` makes of scores per unit of the budget, as units are priced where it arrives.
+
+    At the least loss for a budget, what the last unit of each group adds is in proportion to what it costs there; what
+    a channel costs in multiply-accumulates depends on how many there are beside it.
+    """
+    prices = unit_prices(view.graph, budget)
+    kind = find_budget(budget)
+    for _ in range(0 if kind.is_timed or kind.counts_units else ROUNDS):
+        there = unit_prices(view.graph, budget, plan_of(curve_scores(view, found, prices)))
+        prices = {name: math.sqrt(price * there[name]) for name, price in prices.items()}
+    return plan_of(curve_scores(view, found, prices))
+
+
+def curve_scores(view: View, found: CompensationCurves, prices: Mapping[str, float] | None = None) -> Scores:
+    """What each unit adds to what is lost, per unit of price, never falling along the curve of its group."""
+    scores = {
+        group.name: _along(found.order[group.name], found.costs[group.name] / (prices or {}).get(group.name, 1.0))
+        for group in view.graph.prunable
+        if group.name in found.order
+    }
+    return completed(view.graph, scores, view.weights, found.skipped)
+
+
+def _along(order: Tensor, costs: Tensor) -> Tensor:
+    rising = costs.double().clamp(min=0).cummax(0).values
+    places = torch.arange(len(order), dtype=torch.float64)
+    scores = torch.empty_like(rising)
+    scores[order] = rising * (1 + STEP * places) + torch.finfo(torch.float32).tiny * places
+    return scores
+
+
+def unit_prices(graph: Graph, budget: BudgetName, plan: Plan | None = None) -> Mapping[str, float]:
+    """What a unit of each prunable group costs of a budget once a plan was made.
+
+    It is the average over half of those units of the group that are left. Multiply-accumulates where the budget is of
+    another kind than these and parameters; 1 where units are counted.
+    """
+    kind = find_budget(budget)
+    if kind.counts_units:
+        return {group.name: 1.0 for group in graph.prunable}
+    ledger = CostModel.of(graph)
+    cost = (kind if kind.name == "params" else BUDGETS["macs"]).cost(ledger, None)
+    keeps = keeps_of(() if plan is None else plan.cuts)
+    whole = {group.name: torch.ones(group.size, dtype=torch.bool) for group in graph.prunable}
+    kept = torch.cat([keeps.get(name, ones) for name, ones in whole.items()]).numpy() if whole else np.ones(0, bool)
+    now, prices, start = ledger.price(cost, kept), dict[str, float](), 0
+    for group in graph.prunable:
+        left = start + np.flatnonzero(kept[start : start + group.size])
+        half, without = left[: max(1, len(left) // 2)], kept.copy()
+        without[half] = False
+        prices[group.name] = max((now - ledger.price(cost, without)) / len(half), 1.0)
+        start += group.size
+    return prices

@@ -1,0 +1,230 @@
+"""What the readers of each unit lose when it goes and the units that stay take over: curves that sizes are read off.
+
+A reader is whatever multiplies with a parameter: linear layers, convolutions of all kinds, projections. Its inputs are
+those of the dense network, position by position. Of each group the units leave one after the other, and what all its
+readers lose is added up, as :mod:`nervure.scores.elimination` has it.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, TypeAlias, final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from nervure.core.container import Kind
+from nervure.core.progress import track
+from nervure.errors import DataError
+from nervure.graph.types import Graph, Group
+from nervure.methods.base import Folder, View, data_of, model_of
+from nervure.methods.evidence_folder import answer_folder, remember
+from nervure.refit.consumers import Consumer
+from nervure.refit.input_moments import InputMoments, find_consumers, read_inputs
+from nervure.refit.moments import InputSums
+from nervure.scores.elimination import ReaderProblem, eliminate
+from nervure.stats.loaders import Batch, batches, fixed_seed
+
+Currency: TypeAlias = Literal["outputs", "layers"]
+MEMORY = 2 << 30
+"""Bytes of sums over inputs that one pass over the data may hold, where no single group needs more."""
+WIDEST = 1 << 14
+"""Inputs of a reader from which on it is not looked at."""
+TINY = 1e-9
+"""The share of a layer's largest variance below which an output counts as constant."""
+ROUNDING = 1e-7
+"""The ridge that there always is, since sums are of single precision; more where they are rougher."""
+CURVES = Kind("nervure-compensation", "curves of compensation saved by nervure", version=1)
+
+
+@final
+@dataclass(frozen=True, slots=True, eq=False)
+class CompensationCurves:
+    """What the dense network told.
+
+    Attributes:
+        order: for each group its units, in the order in which they leave. Shape [units].
+        costs: what each of these adds to what all readers of the group have lost. Shape [units].
+        skipped: groups without curves, and why.
+        samples: number of samples behind it.
+    """
+
+    order: Mapping[str, Tensor]
+    costs: Mapping[str, Tensor]
+    skipped: Mapping[str, str] = field(default_factory=dict)
+    samples: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for a report."""
+        return {
+            "samples": self.samples,
+            "lost": {name: costs.cumsum(0).tolist() for name, costs in self.costs.items()},
+            "order": {name: order.tolist() for name, order in self.order.items()},
+            "skipped": dict(self.skipped),
+        }
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class CompensationSurvey:
+    """How it is measured, apart from any budget.
+
+    Attributes:
+        samples: how many samples at most.
+        positions: at how many places of each sample a convolution is looked at, at most.
+        ridge: the share of its variance that is added to each input's, so that the scale of a unit does not matter.
+        currency: what counts alike: ``"outputs"`` (each output of each reader) or ``"layers"`` (each reader).
+    """
+
+    samples: int = 1024
+    positions: int = 8
+    ridge: float = 1e-3
+    currency: Currency = "outputs"
+
+    def of(self, view: View, folder: Folder = None) -> CompensationCurves:
+        """Run the model of a view, or read what was found out before about the same model on the same data.
+
+        Raises:
+            DataError: there are no data, or what enters a layer is not finite.
+        """
+        model, data = model_of(view), data_of(view)
+        place = answer_folder(folder, view, self)
+        skipped: dict[str, str] = {}
+
+        def make() -> dict[str, Tensor]:
+            with fixed_seed(view.seed):
+                parts = list(batches(data, self.samples, labelled=False, task=view.task))
+            found = self._curves(model, view.graph, parts, view.seed)
+            skipped.update(found.skipped)
+            return {
+                "samples": torch.tensor([sum(part.size for part in parts)]),
+                **{f"order/{name}": value for name, value in found.order.items()},
+                **{f"costs/{name}": value for name, value in found.costs.items()},
+            }
+
+        kept = remember(None if place is None else place / "compensation.safetensors", make, CURVES)
+        order, costs = (
+            {name.removeprefix(head): value for name, value in kept.items() if name.startswith(head)}
+            for head in ("order/", "costs/")
+        )
+        missing = {g.name: "nothing reads it that can be fitted" for g in view.graph.prunable if g.name not in order}
+        return CompensationCurves(order, costs, missing | skipped, int(kept["samples"]))
+
+    def _curves(self, model: nn.Module, graph: Graph, parts: Sequence[Batch], seed: int) -> CompensationCurves:
+        consumers = find_consumers(model, parts[0])
+        readers = {group.name: find_readers(group, consumers) for group in graph.prunable}
+        order, costs, skipped = dict[str, Tensor](), dict[str, Tensor](), dict[str, str]()
+        packs = list(packed(readers))
+        for names in track(packs, "measuring", len(packs), enabled=False):
+            wanted = {place: consumers[place] for name in names for place in readers[name]}
+            entered = read_inputs(model, parts, wanted, positions=self.positions, seed=seed)
+            for name in names:
+                problems = list(self._problems(model, graph[name], readers[name], consumers, entered))
+                if problems:
+                    order[name], costs[name] = eliminate(problems, graph[name].size)
+                else:
+                    reasons = [entered.reasons[place] for place in readers[name] if place in entered.reasons]
+                    skipped[name] = next(iter(reasons), "nothing reads it that can be fitted")
+        return CompensationCurves(order, costs, skipped)
+
+    def _problems(
+        self,
+        model: nn.Module,
+        group: Group,
+        readers: Mapping[int, Tensor],
+        consumers: Sequence[Consumer],
+        entered: InputMoments,
+    ) -> Iterator[ReaderProblem]:
+        for place, units in readers.items():
+            if place in entered.reasons:
+                continue
+            consumer, sums = replace(consumers[place]), entered.led[entered.leaders[place]]
+            variance, moments = second_moments(consumer, sums)
+            weight = consumer.weight(model).double()
+            weight = weight * self._scale(weight, variance)
+            for part, matrix in enumerate(moments):
+                yield ReaderProblem(weight[part], add_ridge_to(matrix, self.ridge), columns_of(units[part], group.size))
+
+    def _scale(self, weight: Tensor, variance: Tensor) -> Tensor:
+        """What makes the losses of a reader comparable with those of others, [stack, outputs, 1]."""
+        power = ((weight @ variance) * weight).sum(2, keepdim=True)
+        if self.currency == "layers":
+            return (1 / power.sum().clamp(min=torch.finfo(power.dtype).tiny)).sqrt().expand_as(power)
+        return torch.where(power > TINY * power.max(), power, torch.inf).rsqrt()
+
+
+def add_ridge_to(moments: Tensor, ridge: float) -> Tensor:
+    """Positive definite second moments; what never varies costs nothing, and stands in for nothing."""
+    power, ridge = moments.diagonal(), ridge + ROUNDING
+    least = torch.where(power > 0, 0, torch.finfo(torch.float32).tiny)
+    while True:
+        found = moments + torch.diag(ridge * power + least)
+        if not int(torch.linalg.cholesky_ex(found).info):
+            return found
+        ridge *= 10
+
+
+def find_readers(group: Group, consumers: Sequence[Consumer]) -> dict[int, Tensor]:
+    """For each consumer that reads units of a group, by its place, the unit of each of its inputs, -1: none.
+
+    Shape [stack, inputs]. Consumers that cannot be read position by position are left out.
+    """
+    found = {}
+    for place, consumer in enumerate(consumers):
+        slots = [slot for slot in group.slots if slot.tensor == consumer.tensor]
+        # What is looked up of a consumer is as large as its parameter: a copy lets it go.
+        here = replace(consumer)
+        if not slots or any(reading.reason for reading in here.readings) or not here.is_matched:
+            continue
+        for slot in slots:
+            units = _units_entering(here, slot.axis, torch.tensor(slot.units.array))
+            if units is not None and bool((units >= 0).any()) and units.shape[1] <= WIDEST:
+                found[place] = units
+    return found
+
+
+def _units_entering(consumer: Consumer, axis: int, units: Tensor) -> Tensor | None:
+    """The unit of each input, [stack, inputs]; None where those along this axis are not what enters."""
+    rows = consumer.places[:, [0, -1]].numpy()
+    at = torch.from_numpy(np.stack(np.unravel_index(rows, consumer.origin.shape))[axis])
+    enters = torch.equal(at[:, 0], at[:, 1]) and not bool((at == at[:, :, :1]).all())
+    return units[at[:, 0]] if enters else None
+
+
+def columns_of(units: Tensor, size: int) -> Tensor:
+    """The inputs of each unit, from the unit of each input; -1 where a unit has fewer. Shape [units, most inputs]."""
+    (inputs,) = (units >= 0).nonzero(as_tuple=True)
+    order = inputs[torch.argsort(units[inputs], stable=True)]
+    counts = torch.bincount(units[inputs], minlength=size)
+    firsts = torch.cumsum(counts, 0) - counts
+    found = torch.full((size, max(int(counts.max()), 1)), -1)
+    found[units[order], torch.arange(len(order)) - firsts[units[order]]] = order
+    return found
+
+
+def second_moments(consumer: Consumer, sums: InputSums) -> tuple[Tensor, Tensor]:
+    """Of what enters, about the mean; and about what a refit can correct, 0 where it has no bias to do it with.
+
+    Both [stack, inputs, inputs].
+    """
+    first = sums.x / sums.count
+    variance = sums.xx / sums.count - first[:, :, None] * first[:, None]
+    if not bool(torch.isfinite(variance).all()):
+        raise DataError(f"what enters {consumer.tensor!r} is NaN or infinite. The model or the data are broken.")
+    mean = sums.x0 + first
+    has_shift = consumer.bias is not None or consumer.is_before_norm
+    return variance, variance if has_shift else variance + mean[:, :, None] * mean[:, None]
+
+
+def packed(readers: Mapping[str, Mapping[int, Tensor]]) -> Iterator[list[str]]:
+    """Groups whose readers are looked at in one pass."""
+    names, held = list[str](), dict[int, int]()
+    for name, found in readers.items():
+        mine = {place: 8 * units.shape[0] * units.shape[1] ** 2 for place, units in found.items()}
+        if names and sum((held | mine).values()) > MEMORY:
+            yield names
+            names, held = [], {}
+        names.append(name)
+        held |= mine
+    if names:
+        yield names

@@ -1,0 +1,123 @@
+"""One pass over the data: what enters all consumers of a network as it is, as sums that a fit would need."""
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from nervure.graph.products import Operand
+from nervure.graph.tape import Entry, WriteBack
+from nervure.refit.activations import Watcher, watchable
+from nervure.refit.consumers import Consumer, consumers
+from nervure.refit.moments import InputSums
+from nervure.refit.operators import choose_positions, entering
+from nervure.refit.origins import origins
+from nervure.refit.survey import survey
+from nervure.stats.loaders import Batch
+
+RECENT = 3
+"""Inputs that are remembered: layers that read the same one come one after the other."""
+
+
+@final
+@dataclass(slots=True, eq=False)
+class InputMoments:
+    """What one pass gave.
+
+    Attributes:
+        led: sums by the place of a consumer.
+        leaders: for each consumer, by its place, the first one that reads the same, perhaps itself.
+        reasons: consumers that could not be read, and why.
+    """
+
+    led: dict[int, InputSums] = field(default_factory=dict)
+    leaders: dict[int, int] = field(default_factory=dict)
+    reasons: dict[int, str] = field(default_factory=dict)
+
+
+def find_consumers(model: nn.Module, batch: Batch) -> list[Consumer]:
+    """All uses of parameters that multiply what flows through a model, in running order; frozen ones too."""
+    seen = survey(model, batch)
+    return consumers(model, seen, seen, origins(model, ()), dict.fromkeys(dict(model.named_parameters()), True))
+
+
+def read_inputs(
+    model: nn.Module, parts: Iterable[Batch], wanted: Mapping[int, Consumer], *, positions: int, seed: int
+) -> InputMoments:
+    """Run a model on all batches, and add up what enters the wanted consumers.
+
+    Args:
+        model: it runs in evaluation mode, and is left as it was.
+        parts: the samples.
+        wanted: consumers by their place; memory is that of their sums and of what a few of them are given at once.
+        positions: how many places of a convolution are looked at in each sample, at most.
+        seed: for choosing these.
+    """
+    found = InputMoments()
+    with watchable(model) as watch:
+        for number, part in enumerate(parts):
+            reader = _InputReader(found, wanted, positions, (seed, number))
+            watch(part, reader.see)
+            reader.finish()
+    return found
+
+
+@final
+class _InputReader:
+    """Adds what enters in one run."""
+
+    def __init__(
+        self, found: InputMoments, wanted: Mapping[int, Consumer], positions: int, seed: tuple[int, int]
+    ) -> None:
+        self._found, self._wanted, self._positions, self._seed = found, wanted, positions, seed
+        self._at = {r.key: place for place, c in wanted.items() for r in c.readings if not r.reason}
+        self._uses: Counter[str] = Counter()
+        self._recent: list[tuple[Tensor, int]] = []
+        self._counts: Counter[int] = Counter()
+
+    def see(
+        self, watcher: Watcher, entry: Entry | WriteBack, uses: Sequence[Operand], args: tuple[Any, ...], out: Any
+    ) -> None:
+        """One operator."""
+        if isinstance(entry, WriteBack):
+            return
+        for use in uses:
+            if use.is_live:
+                key = (use.trail.parameter, self._uses[use.trail.parameter])
+                self._uses[use.trail.parameter] += 1
+                if (place := self._at.get(key)) is not None and place not in self._found.reasons:
+                    self._read(place, entering(use, entry, args, self._choose(entry, out)))
+
+    def finish(self) -> None:
+        """The run is over."""
+        for place, consumer in self._wanted.items():
+            if self._counts[place] < len(consumer.readings):
+                self._found.reasons.setdefault(place, "not every run comes to it")
+
+    def _choose(self, entry: Entry, out: Tensor) -> Tensor | None:
+        # The same for all layers of that size: those that read the same can share their sums then.
+        dice = torch.Generator().manual_seed(hash((*self._seed, math.prod(out.shape[2:]))) % 2**63)
+        return choose_positions(entry, out, self._positions, dice)
+
+    def _read(self, place: int, x: Tensor) -> None:
+        consumer = self._wanted[place]
+        self._counts[place] += 1
+        if len(consumer.places) < len(x):
+            x = x.reshape(1, -1, x.shape[-1])
+        same = self._same(x, place) if len(consumer.readings) == 1 else place
+        leader = self._found.leaders.setdefault(place, same)
+        if leader == place:
+            if place not in self._found.led:
+                self._found.led[place] = InputSums(x.shape[0], x.shape[2], x.device)
+            self._found.led[place].add(x)
+            self._recent = [*self._recent[1 - RECENT :], (x.clone(), place)]
+        elif leader != same:
+            self._found.reasons[place] = f"it reads what {self._wanted[leader].tensor!r} reads, but not always"
+
+    def _same(self, x: Tensor, place: int) -> int:
+        """The consumer that was given the same just now; itself where there is none."""
+        return next((p for given, p in self._recent if given.shape == x.shape and torch.equal(given, x)), place)
