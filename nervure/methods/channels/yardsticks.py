@@ -71,8 +71,9 @@ class GlobalRanking(UnitRanking, ABC):
 
     Attributes:
         keep: the fraction of the budget that stays, in (0, 1].
-        scope: ``"global"`` (layers compete), ``"layer"`` (each layer keeps the same fraction) or ``"kind"`` (streams,
-            hidden channels, heads and widths keep the same fraction each, and compete among themselves).
+        scope: ``"global"`` (layers compete), ``"layer"`` (each layer keeps the same fraction), ``"uniform"`` (the same
+            number in all layers, which a config can say) or ``"kind"`` (streams, hidden channels, heads and widths keep
+            the same fraction each, and compete among themselves).
         budget: ``"channels"``, ``"params"``, ``"macs"``, ``"latency"`` (timed on the engine, on the example),
             ``"memory"`` (of a forward pass on the example), or a :class:`nervure.budget.Budget` of your own.
         minimum: units that every group keeps.
@@ -143,8 +144,8 @@ class Magnitude(UnitRanking):
     Attributes:
         keep: the fraction of the budget that stays, in (0, 1].
         norm: 1 or 2.
-        scope: ``"global"`` (layers compete), ``"layer"`` (each layer keeps the same fraction) or ``"kind"`` (each kind
-            of group does).
+        scope: ``"global"`` (layers compete), ``"layer"`` (each layer keeps the same fraction), ``"uniform"`` (the same
+            number in all layers, which a config can say) or ``"kind"`` (each kind of group keeps the same fraction).
         budget: ``"channels"``, ``"params"``, ``"macs"``, ``"latency"`` (timed on the engine, on the example),
             ``"memory"`` (of a forward pass on the example), or a :class:`nervure.budget.Budget` of your own.
         minimum: units that every group keeps.
