@@ -164,7 +164,8 @@ def _fit_layers(trial: ConfigTrial) -> ConfigTrial:
         for key, value in _said(trial, one):
             tried = {**overrides}
             for layer, size in _sizes_by_layer(trial, one).items():
-                tried[layer] = {**tried.get(layer, {}), key: value * size // one.built}
+                if size != one.built:
+                    tried[layer] = {**tried.get(layer, {}), key: value * size // one.built}
             found = trial.with_change((PER_LAYER_CONFIG,), tried)
             if found.distance < best.distance:
                 best, overrides = found, tried
