@@ -82,7 +82,7 @@ EQUIVARIANT = ("magnitude, norm 1", "magnitude, norm 2", "fpgm", "slimming")
 
 ALLOCATORS: dict[str, dict[str, Any]] = {
     f"{scope} {budget}": {"scope": scope, "budget": budget}
-    for scope in ("global", "layer", "kind", "isomorphic")
+    for scope in ("global", "layer", "kind", "isomorphic", "uniform")
     for budget in ("channels", "params", "macs")
 }
 
@@ -265,7 +265,7 @@ def the_budget_is_met_and_never_exceeded(c: Case, allocator: str, keep: float) -
     assert all(mask.any() for mask in keeps.values())
     if options["budget"] == "channels":
         left = sum(int(keeps[g.name].sum()) if g.name in keeps else g.size for g in c.graph.prunable)
-        pool_of = {"global": lambda g: "all", "layer": lambda g: g.name, "kind": kind_of}[options["scope"]]
+        pool_of = {"global": lambda g: "all", "kind": kind_of}.get(options["scope"], lambda g: g.name)
         pools = [[g.size for g in c.graph.prunable if pool_of(g) == p] for p in {*map(pool_of, c.graph.prunable)}]
         assert left == sum(max(round(keep * sum(sizes)), len(sizes)) for sizes in pools)
     else:

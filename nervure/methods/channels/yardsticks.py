@@ -71,9 +71,10 @@ class GlobalRanking(UnitRanking, ABC):
 
     Attributes:
         keep: the fraction of the budget that stays, in (0, 1].
-        scope: ``"global"`` (layers compete), ``"layer"`` (each layer keeps the same fraction), ``"kind"`` (streams,
-            hidden channels, heads and widths keep the same fraction each, and compete among themselves) or
-            ``"isomorphic"`` (so do groups that are built alike).
+        scope: ``"global"`` (layers compete), ``"layer"`` (each layer keeps the same fraction), ``"uniform"`` (the same
+            number in all layers, which a config can say), ``"kind"`` (streams, hidden channels, heads and widths keep
+            the same fraction each, and compete among themselves) or ``"isomorphic"`` (so do groups that are built
+            alike).
         budget: ``"channels"``, ``"params"``, ``"macs"``, ``"latency"`` (timed on the engine, on the example),
             ``"memory"`` (of a forward pass on the example), or a :class:`nervure.budget.Budget` of your own.
         minimum: units that every group keeps.
@@ -146,8 +147,9 @@ class Magnitude(UnitRanking):
     Attributes:
         keep: the fraction of the budget that stays, in (0, 1].
         norm: 1 or 2.
-        scope: ``"global"`` (layers compete), ``"layer"`` (each layer keeps the same fraction), ``"kind"`` (each kind
-            of group does) or ``"isomorphic"`` (all groups that are built alike do).
+        scope: ``"global"`` (layers compete), ``"layer"`` (each layer keeps the same fraction), ``"uniform"`` (the same
+            number in all layers, which a config can say), ``"kind"`` (each kind of group keeps the same fraction) or
+            ``"isomorphic"`` (all groups that are built alike do).
         budget: ``"channels"``, ``"params"``, ``"macs"``, ``"latency"`` (timed on the engine, on the example),
             ``"memory"`` (of a forward pass on the example), or a :class:`nervure.budget.Budget` of your own.
         minimum: units that every group keeps.
