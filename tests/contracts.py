@@ -282,7 +282,7 @@ def a_method_keeps_the_laws(c: Case, method: Method) -> None:
     assert pruned.verification is not None
     again = prune(c.model, c.example, method, data=Epochs(data), progress=False, verify=False)
     assert again.plan == pruned.plan
-    assert eval(repr(method), vars(nervure) | {}) == method
+    assert eval(repr(method), {name: getattr(nervure, name) for name in nervure.__all__}) == method
     assert Plan.from_json(json.loads(json.dumps(pruned.plan.to_json()))) == pruned.plan
     cost = count(pruned.model, c.example)
     links = pruned.plan.links

@@ -12,6 +12,7 @@ import click
 import torch
 from torch import nn
 
+from nervure.cli.command_group import command_line, main, tell
 from nervure.cli.options import (
     ANYWHERE,
     BATCH,
@@ -22,18 +23,15 @@ from nervure.cli.options import (
     QUIET,
     SEED,
     Asked,
-    CommandGroup,
     Example,
     NetworkChoice,
     asking,
-    command_line,
     example,
     from_file,
     grid_options,
     input_options,
     output,
     setting,
-    tell,
 )
 from nervure.cli.writing_recipes import recipe_for_texts, recipe_from_options
 from nervure.core.container import Kind, write_container
@@ -43,7 +41,7 @@ from nervure.engines import ENGINES, require_engine
 from nervure.errors import ArgumentError
 from nervure.evaluation import SEVERITIES, Timing, connectivity, evaluate, file_size, latency, peak_memory
 from nervure.evaluation.corruptions import expand_names as chosen_corruptions
-from nervure.export import FORMATS, Format, export, save, save_state, versions
+from nervure.export import FORMATS, Format, export, save, save_state
 from nervure.export.gguf import require_tokenizer
 from nervure.export.quantising import INT8
 from nervure.export.unsaid import PARTS
@@ -99,21 +97,6 @@ SET = click.option(
 )
 GRAPH = click.option("--graph", "graph_file", type=ANYWHERE, help="A graph written by trace.")
 STATS = click.option("--stats", "stats_file", type=ANYWHERE, help="Evidence written by measure.")
-
-
-@click.group(
-    cls=CommandGroup,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Begin with:  nervure run examples/demo.toml --folder runs/demo",
-)
-@click.version_option(versions()["nervure"], prog_name="nervure")
-@click.option("--debug", is_flag=True, help="Show where an error comes from.")
-def main(debug: bool) -> None:
-    """Make PyTorch networks smaller and faster by their connectivity.
-
-    One sub-command per arrow: trace -> measure -> score -> plan -> apply -> train -> evaluate -> report; `run` takes
-    them all.
-    """
 
 
 @main.command(epilog=example("nervure run examples/demo.toml --folder runs/demo"))
