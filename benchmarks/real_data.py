@@ -19,8 +19,8 @@ Nothing of these is part of nervure; weights are read, never kept.
 
 import html
 import importlib
-import json
 import itertools
+import json
 import math
 import random
 import re
