@@ -20,12 +20,12 @@ from nervure.graph.types import Graph, Group
 from nervure.methods.base import Folder, View, data_of, model_of
 from nervure.methods.evidence_folder import answer_folder, remember
 from nervure.refit.consumers import Consumer
-from nervure.refit.input_moments import InputMoments, find_consumers, read_inputs
+from nervure.refit.input_moments import InputMoments, Joined, find_consumers, read_inputs
 from nervure.refit.moments import InputSums
 from nervure.scores.elimination import ReaderProblem, eliminate
 from nervure.stats.loaders import Batch, batches, fixed_seed
 
-Currency: TypeAlias = Literal["outputs", "layers"]
+Currency: TypeAlias = Literal["outputs", "alone", "layers"]
 MEMORY = 2 << 30
 """Bytes of sums over inputs that one pass over the data may hold, where no single group needs more."""
 WIDEST = 1 << 14
@@ -73,7 +73,8 @@ class CompensationSurvey:
         samples: how many samples at most.
         positions: at how many places of each sample a convolution is looked at, at most.
         ridge: the share of its variance that is added to each input's, so that the scale of a unit does not matter.
-        currency: what counts alike: ``"outputs"`` (each output of each reader) or ``"layers"`` (each reader).
+        currency: what counts alike: ``"outputs"`` (each output of each reader; where that is added to a stream, as much
+            as it makes of its variance), ``"alone"`` (each output, wherever it goes) or ``"layers"`` (each reader).
     """
 
     samples: int = 1024
@@ -141,16 +142,19 @@ class CompensationSurvey:
             consumer, sums = replace(consumers[place]), entered.led[entered.leaders[place]]
             variance, moments = second_moments(consumer, sums)
             weight = consumer.weight(model).double()
-            weight = weight * self._scale(weight, variance)
+            weight = weight * self._scale(weight, variance, entered.joined.get(place))
             for part, matrix in enumerate(moments):
                 yield ReaderProblem(weight[part], add_ridge_to(matrix, self.ridge), columns_of(units[part], group.size))
 
-    def _scale(self, weight: Tensor, variance: Tensor) -> Tensor:
+    def _scale(self, weight: Tensor, variance: Tensor, joined: Joined | None) -> Tensor:
         """What makes the losses of a reader comparable with those of others, [stack, outputs, 1]."""
         power = ((weight @ variance) * weight).sum(2, keepdim=True)
         if self.currency == "layers":
             return (1 / power.sum().clamp(min=torch.finfo(power.dtype).tiny)).sqrt().expand_as(power)
-        return torch.where(power > TINY * power.max(), power, torch.inf).rsqrt()
+        alone = torch.where(power > TINY * power.max(), power, torch.inf).rsqrt()
+        if joined is None or self.currency == "alone" or joined.share.numel() != alone.numel():
+            return alone
+        return alone * joined.share.reshape(alone.shape).to(alone).sqrt()
 
 
 def add_ridge_to(moments: Tensor, ridge: float) -> Tensor:
