@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 import torch
+from click.core import ParameterSource
 from torch import nn
 
 from nervure.cli.options import (
@@ -134,6 +135,7 @@ def run(recipe: Path, folder: Path | None, fresh: bool, quiet: bool) -> None:
     "prune",
     epilog=example(
         "nervure prune --model resnet8 --data digits --keep 0.5 --epochs 3",
+        "nervure prune --model resnet8 --data digits --tolerance 0.01 --refit",
         "nervure prune --model timm:resnet18 --option pretrained=true --data my_data:load --keep 0.5 --method Taylor",
         "nervure prune --model hf:my-bert --data my_data:tokens --task token_classification --refit",
     ),
@@ -142,6 +144,13 @@ def run(recipe: Path, folder: Path | None, fresh: bool, quiet: bool) -> None:
 @click.option("--method", default="Magnitude", show_default=True, metavar="NAME", help=f"{METHOD_HELP}.")
 @asking
 @SET
+@click.option(
+    "--tolerance",
+    type=float,
+    default=0.0,
+    help="In the place of --keep: as small as costs at most so much before training; 0.01 is a point of accuracy.",
+)
+@click.option("--strict", is_flag=True, help="The whole interval has to be within the tolerance.")
 @click.option("--refit/--no-refit", "fits", default=False, help="Let what stays take over what left, before training.")
 @click.option("--epochs", type=click.IntRange(0), default=5, show_default=True, help="Of training after the cut.")
 @click.option("--train-epochs", type=click.IntRange(0), help="Of training before it; else 10, 0 for trained weights.")
@@ -162,12 +171,21 @@ def prune_command(
 
     The recipe lies in the folder of the run; change it, and go on with `nervure run`.
     """
+    _require_one_amount(told["tolerance"])
     recipe = recipe_from_options(choice, out, **told)
     place = Path(recipe.run.folder)
     report = run_recipe(recipe, folder=place, progress=not quiet, resume=not fresh)
     tell(f"\n{report.headline}")
     tell(f"{place / 'report.html'}")
     tell(f"recipe: {place / 'recipe.toml'}, to be changed and run again in another folder: nervure run ... --folder")
+
+
+def _require_one_amount(tolerance: float) -> None:
+    """Raise ArgumentError where an amount is given, and one is to be looked for too."""
+    context = click.get_current_context()
+    for name in ("keep", "density", "target"):
+        if tolerance and context.get_parameter_source(name) == ParameterSource.COMMANDLINE:
+            raise ArgumentError(f"--tolerance looks for what stays, and --{name} says it. Give one of them.")
 
 
 @main.command(epilog=example("nervure sweep examples/sweep.toml --folder runs/sweep"))

@@ -15,7 +15,7 @@ FINE_TUNING: Mapping[str, Any] = {"optimizer": "adamw", "lr": 1e-4}
 """How networks of transformers are trained, unless it is told otherwise: the rates of a recipe would undo them."""
 
 
-def recipe_from_options(
+def recipe_from_options(  # noqa: PLR0913 - one keyword per option
     choice: NetworkChoice,
     out: Path | None,
     *,
@@ -27,6 +27,8 @@ def recipe_from_options(
     train_epochs: int | None,
     lr: float | None,
     optimizer: str | None,
+    tolerance: float,
+    strict: bool,
 ) -> Recipe:
     """The recipe that options say; raises ArgumentError where network or data are missing, RecipeError as a recipe."""
     if not choice.model:
@@ -40,7 +42,8 @@ def recipe_from_options(
     training = dict(usual) | _without_none(lr=lr, optimizer=optimizer)
     before = (0 if _is_trained(choice) else EPOCHS) if train_epochs is None else train_epochs
     options = dict(settings) | _without_none(engine=asked.engine, target=asked.target)
-    folder = out or Path("runs") / _file_name(f"{choice.model}-{method}-{asked.keep:g}")
+    amount = f"within-{tolerance:g}" if tolerance else f"{asked.keep:g}"
+    folder = out or Path("runs") / _file_name(f"{choice.model}-{method}-{amount}")
     return Recipe.from_dict(
         {
             "model": {"name": choice.model, "weights": choice.weights, "options": dict(choice.options)},
@@ -53,6 +56,8 @@ def recipe_from_options(
                 "budget": asked.budget,
                 "density": asked.density or 0.0,
                 "options": options,
+                "tolerance": tolerance,
+                "strict": strict,
             },
             "refit": {"samples": 1024 if fits else 0},
             "recover": {"epochs": epochs, **training},

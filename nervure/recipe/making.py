@@ -20,6 +20,7 @@ from nervure.recipe.own_data import Data, OwnData, loaders_in
 from nervure.recipe.recipe import DataSection, Recipe, RecoverSection, TrainSection, plain
 from nervure.recipe.sources import ModelSource, parameters_of, require_taken
 from nervure.refit import Refit
+from nervure.smallest import require_amount
 from nervure.tasks import Task
 from nervure.training import Callback, History, Hook, Objective, label_smoothing, recalibrate, train, with_distillation
 from nervure.training.checkpoint import read_progress
@@ -100,9 +101,15 @@ def method_of(recipe: Recipe) -> Method:
             budget=section.budget,
             density=section.density or None,
         )
+        if section.tolerance:
+            method = require_amount(method, ())
     if recipe.refit.samples and begins_fresh(recipe, method):
         raise RecipeError(
             "[refit] fits to what the trained network says, and what is pruned here has its first weights."
+        )
+    if section.tolerance and begins_fresh(recipe, method):
+        raise RecipeError(
+            "[prune] tolerance compares with a trained network, and what is pruned here has its first weights."
         )
     return method
 
