@@ -39,7 +39,8 @@ Case = tuple[Callable[[], nn.Module], Any]
 @cache
 def allow_torchvision() -> None:
     """A torchvision built for CUDA imports beside a CPU torch once the operators it expects are declared."""
-    if importlib.util.find_spec("torchvision") is None or torch.version.cuda is not None:
+    is_declared = hasattr(torch.ops.torchvision, "nms")
+    if is_declared or importlib.util.find_spec("torchvision") is None or torch.version.cuda is not None:
         return
     library = torch.library.Library("torchvision", "DEF")
     library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")

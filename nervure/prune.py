@@ -23,7 +23,7 @@ from nervure.graph.preserve import restore_after
 from nervure.graph.tape import named_tensors
 from nervure.graph.trace import Choices, left_alone
 from nervure.graph.types import Graph
-from nervure.methods.base import CountsOnRefit, Method, View, gather_evidence
+from nervure.methods.base import CountsOnRefit, Folder, Method, View, gather_evidence
 from nervure.methods.channels.yardsticks import Magnitude
 from nervure.plan import Cut, Drop, Keep, Mask, Plan
 from nervure.refit import Refit
@@ -179,8 +179,8 @@ def prune(  # noqa: PLR0913 - one choice per argument, all by keyword
     if refit is not False and data is None:
         raise DataError(f"refit={refit!r} fits on data: give data=, batches of (inputs, labels) or of inputs.")
     if example is None:
-        example, data = _draw_example(model, data, as_task(task), seed)
-    ignore, only = _repeatable(ignore), None if only is None else _repeatable(only)
+        example, data = draw_example(model, data, as_task(task), seed)
+    ignore, only = repeatable(ignore), None if only is None else repeatable(only)
     found: nn.Module | Pruned = model
     for one in methods:
         dense = found.model if isinstance(found, Pruned) else found
@@ -195,14 +195,14 @@ def prune(  # noqa: PLR0913 - one choice per argument, all by keyword
             seed=seed,
             progress=progress,
         )
-        found = _further(found, once) if isinstance(found, Pruned) else once
+        found = join_steps(found, once) if isinstance(found, Pruned) else once
     assert isinstance(found, Pruned)
     if refit is False or data is None:
         return found
-    return _refit(model, found, data, as_task(task), Refit(seed=seed) if refit is True else refit, progress)
+    return refit_pruned(model, found, data, as_task(task), Refit(seed=seed) if refit is True else refit, progress)
 
 
-def _draw_example(
+def draw_example(
     model: nn.Module | Pruned, data: Batches | None, task: Task | None, seed: int
 ) -> tuple[Inputs, Batches]:
     """What the model is called with on the first batch, and the data, which still have that batch."""
@@ -240,7 +240,7 @@ def _least_magnitude(keep: float | None, budget: str | Budget | None) -> Magnitu
     return Magnitude(budget=kind, target=amount) if keep is None else Magnitude(keep=keep, budget=kind)
 
 
-def _refit(
+def refit_pruned(
     dense: nn.Module | Pruned, found: Pruned, data: Batches, task: Task | None, how: Refit, progress: bool
 ) -> Pruned:
     """``found``, fitted to what it was made from."""
@@ -251,12 +251,12 @@ def _refit(
     return replace(result, earlier=found.earlier)
 
 
-def _repeatable(choices: Choices) -> Choices:
+def repeatable(choices: Choices) -> Choices:
     """Choices that can be gone through more than once."""
     return choices if isinstance(choices, str | nn.Module) else tuple(choices)
 
 
-def _further(earlier: Pruned, later: Pruned) -> Pruned:
+def join_steps(earlier: Pruned, later: Pruned) -> Pruned:
     """``later``, which was made from the model of ``earlier``, as one with it."""
     # What was masked stays masked, in the shape that the later plan leaves of it.
     held = tuple(Mask(name, Keep.of(keep.cpu())) for name, keep in earlier.masks.items() if name in later.graph.tensors)
@@ -268,6 +268,59 @@ def _further(earlier: Pruned, later: Pruned) -> Pruned:
         masks={name: keep for name, keep in masks.items() if name in there},
         earlier=(*earlier.earlier, Step(earlier.graph, earlier.plan, earlier.method)),
     )
+
+
+@final
+@dataclass(frozen=True, slots=True, eq=False)
+class Traced:
+    """A model that is ready to be planned on, as often as it takes.
+
+    Attributes:
+        model: the module, without wrappers.
+        view: what methods see of it; no evidence was gathered yet.
+        given: the examples, on its device.
+        checker: proves what is made of it.
+        cost: what it costs.
+    """
+
+    model: nn.Module
+    view: View
+    given: Sequence[Inputs]
+    checker: Checker
+    cost: Cost
+
+    def gather(self, method: Method, *, folder: Folder = None, progress: bool = False) -> View:
+        """The view with all that ``method`` wants; raises as :func:`gather_evidence`."""
+        with restore_after(self.model, self.given):
+            return gather_evidence(method, self.view, folder=folder, progress=progress)
+
+    def prune(self, method: Method, view: View, *, verify: bool) -> Pruned:
+        """What the method makes of the model, by what was gathered in ``view``; raises as :func:`prune`."""
+        result = _make_plan(self.model, method, view, self.cost)
+        if verify and not is_weightless(self.model):
+            result = _verify_or_repair(self.checker, method, view, result)
+        return replace(result, cost_after=self.checker.count(result.model))
+
+
+def trace_to_prune(
+    model: nn.Module,
+    example: Any,
+    *,
+    data: Batches | None,
+    task: Task | None,
+    chosen: Mapping[str, Any],
+    seed: int,
+) -> Traced:
+    """Trace a model, and check what is doubtful of it; ``chosen`` are the options of tracing."""
+    model = unwrap(model)
+    given = [one.to(model) for one in Inputs.several(example)]
+    drawing, checker = trace_and_check(model, given, **chosen)
+    weights = {name: tensor.detach() for name, tensor in named_tensors(model).items()}
+    ignored = left_alone(model, chosen["ignore"], chosen["only"])
+    shown = [one.plain() for one in given]
+    example = shown if len(shown) > 1 else shown[0]
+    view = View(drawing.graph, weights, None, seed, model, example, data, ignored, task=task)
+    return Traced(model, view, given, checker, cost_of(model, drawing.flow))
 
 
 def _pruned_once(
@@ -285,26 +338,9 @@ def _pruned_once(
     """One method; ``chosen`` are the options of tracing."""
     if isinstance(method, Plan):
         method = PruneInputs(method)
-    _require_method(method)
-    if method.wants and data is None:
-        raise DataError(
-            f"{method!r} measures {', '.join(sorted(method.wants))}: give data=, batches of (inputs, labels)."
-        )
-    model = unwrap(model)
-    given = [one.to(model) for one in Inputs.several(example)]
-    drawing, checker = trace_and_check(model, given, **chosen)
-    graph = drawing.graph
-    weights = {name: tensor.detach() for name, tensor in named_tensors(model).items()}
-    before = cost_of(model, drawing.flow)
-    ignored = left_alone(model, chosen["ignore"], chosen["only"])
-    shown = [one.plain() for one in given]
-    view = View(graph, weights, None, seed, model, shown if len(shown) > 1 else shown[0], data, ignored, task=task)
-    with restore_after(model, given):
-        view = gather_evidence(method, view, progress=progress)
-    result = _make_plan(model, method, view, before)
-    if verify and not is_weightless(model):
-        result = _verify_or_repair(checker, method, view, result)
-    return replace(result, cost_after=checker.count(result.model))
+    require_method(method, data)
+    traced = trace_to_prune(model, example, data=data, task=task, chosen=chosen, seed=seed)
+    return traced.prune(method, traced.gather(method, progress=progress), verify=verify)
 
 
 def _verify_or_repair(checker: Checker, method: Method, view: View, result: Pruned, plans: int = PLANS) -> Pruned:
@@ -362,10 +398,15 @@ class PruneInputs:
         return self.given
 
 
-def _require_method(method: Any) -> None:
+def require_method(method: Any, data: Batches | None) -> None:
+    """Raise ArgumentError where it is no method, and DataError where it measures and there are no data."""
     if isinstance(method, type) or not isinstance(method, Method):
         raise ArgumentError(
             f"method={method!r} is not a method. Give one like Magnitude(keep=0.5), called, not the class, or a Plan."
+        )
+    if method.wants and data is None:
+        raise DataError(
+            f"{method!r} measures {', '.join(sorted(method.wants))}: give data=, batches of (inputs, labels)."
         )
 
 

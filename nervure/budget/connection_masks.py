@@ -1,6 +1,6 @@
 """Scores of connections and a budget in, masks out: exactly what was asked, within the limits of the layers."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import final
 
@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nervure.budget.radix_select import add_highest
 from nervure.core.check import require_finite
 from nervure.errors import BudgetError
 
@@ -48,44 +49,57 @@ def allocate_connections(
         ScoreError: a score is NaN or infinite.
         BudgetError: what must stay costs more than the budget.
     """
-    scores = np.concatenate([np.empty(0), *(_flat(require_finite(s.scores, n)) for n, s in stalls.items())])
-    prices = np.concatenate([np.empty(0, np.int64), *(_flat(stall.price) for stall in stalls.values())])
-    order = np.argsort(-scores, kind="stable")
-    stays = _must_stay(stalls, order)
-    spent = int(prices[stays].sum())
+    for name, stall in stalls.items():
+        require_finite(stall.scores, name)
+    stays = {name: _must_stay(stall) for name, stall in stalls.items()}
+    spent = sum(_cost(stall, stays[name]) for name, stall in stalls.items())
     if spent > budget:
+        whole = sum(int(stall.price.sum()) for stall in stalls.values())
         raise BudgetError(
-            f"{budget} of {int(prices.sum())} {unit} were asked for, but limits, protection and the paths that keep "
+            f"{budget} of {whole} {unit} were asked for, but limits, protection and the paths that keep "
             f"every output connected need {spent}."
         )
-    stays[_affordable(order[~stays[order]], prices, budget - spent)] = True
-    sizes = [stall.scores.numel() for stall in stalls.values()]
-    masks = torch.from_numpy(stays).split(sizes)
-    return {name: mask.reshape(stall.scores.shape) for (name, stall), mask in zip(stalls.items(), masks, strict=True)}
+    if price := _common_price(stalls.values()):
+        add_highest({name: stall.scores for name, stall in stalls.items()}, stays, (budget - spent) // price)
+    else:
+        _buy_best(stalls, stays, budget - spent)
+    return {name: stays[name].reshape(stall.scores.shape) for name, stall in stalls.items()}
 
 
 def least(stalls: Mapping[str, LayerBudget]) -> int:
     """What must stay costs: the smallest budget that can be met."""
-    return sum(_least(stall) for stall in stalls.values())
+    return sum(_cost(stall, _must_stay(stall)) for stall in stalls.values())
 
 
-def _least(stall: LayerBudget) -> int:
-    stays = _must_stay({"": stall}, np.argsort(-_flat(stall.scores), kind="stable"))
-    return int(_flat(stall.price)[stays].sum())
-
-
-def _must_stay(stalls: Mapping[str, LayerBudget], order: np.ndarray) -> np.ndarray:
-    """Fixed connections, and in each layer the best of the others beyond those that may go. Boolean [all]."""
-    fixed = np.concatenate([np.empty(0, bool), *(_flat(stall.fixed) for stall in stalls.values())])
-    owner = np.repeat(np.arange(len(stalls)), [stall.scores.numel() for stall in stalls.values()])
-    loose = order[~fixed[order]]
-    stays = fixed.copy()
-    for index, stall in enumerate(stalls.values()):
-        if stall.most >= stall.scores.numel():
-            continue
-        own = loose[owner[loose] == index]
-        stays[own[: max(0, len(own) - stall.most)]] = True
+def _must_stay(stall: LayerBudget) -> Tensor:
+    """What is fixed, and the best of the others beyond those that may go. Boolean [all], a tensor of its own."""
+    stays = stall.fixed.detach().cpu().reshape(-1).clone()
+    loose = stays.numel() - int(stays.sum())
+    if stall.most < loose:
+        add_highest({"": stall.scores}, {"": stays}, loose - max(stall.most, 0))
     return stays
+
+
+def _cost(stall: LayerBudget, stays: Tensor) -> int:
+    return int(stall.price.reshape(-1)[stays].sum())
+
+
+def _common_price(stalls: Iterable[LayerBudget]) -> int | None:
+    """What every connection costs; None where they differ."""
+    ends = {int(end) for stall in stalls if stall.price.numel() for end in torch.aminmax(stall.price)}
+    return ends.pop() if len(ends) == 1 else None
+
+
+def _buy_best(stalls: Mapping[str, LayerBudget], stays: Mapping[str, Tensor], purse: int) -> None:
+    """Mark the best that ``purse`` pays for together, and after them, best first, what the rest still pays."""
+    marked = np.concatenate([np.empty(0, bool), *(_flat(mask) for mask in stays.values())])
+    prices = np.concatenate([np.empty(0, np.int64), *(_flat(stall.price) for stall in stalls.values())])
+    scores = np.concatenate([np.empty(0), *(_flat(stall.scores) for stall in stalls.values())])
+    order = np.argsort(-scores, kind="stable")
+    marked[_affordable(order[~marked[order]], prices, purse)] = True
+    parts = torch.from_numpy(marked).split([mask.numel() for mask in stays.values()])
+    for mask, part in zip(stays.values(), parts, strict=True):
+        mask.copy_(part)
 
 
 def _affordable(ranked: np.ndarray, prices: np.ndarray, purse: int) -> np.ndarray:

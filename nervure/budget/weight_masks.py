@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from nervure.budget.connection_masks import LayerBudget, allocate_connections
+from nervure.budget.radix_select import add_highest, highest_by_place, highest_of_rows
 from nervure.budget.weights import Pattern
 from nervure.core.check import require_finite
 from nervure.errors import BudgetError
 
-Distribution: TypeAlias = Literal["global", "uniform", "erk"]
+Distribution: TypeAlias = Literal["global", "uniform", "erk", "outliers", "spectrum"]
 BISECTIONS = 200
 
 
@@ -29,20 +30,26 @@ def sparse_masks(
     fixed: Mapping[str, Tensor] | None = None,
     kernels: Mapping[str, Sequence[int]] | None = None,
     parents: Mapping[str, Tensor] | None = None,
+    by_row: bool = False,
+    ratios: Mapping[str, float] | None = None,
 ) -> dict[str, Tensor]:
     """Keep the weights of highest score.
 
     Args:
-        scores: for each tensor [outputs, inputs, kernel positions], higher stays.
+        scores: for each tensor [outputs, inputs, kernel positions], higher stays. Single weights are looked at tensor
+            by tensor, several times: a mapping that makes each when it is asked saves memory.
         density: the fraction of all these weights that stays, in (0, 1]: ``round(density * weights)`` of them. Where
             blocks are of different sizes, as many as fit, never more. n:m patterns say it themselves.
         distribution: ``"global"``: one ranking over all tensors; ``"uniform"``: the same share of each; ``"erk"``:
-            shares by Erdos-Renyi kernels, see :func:`erk`.
+            shares by Erdos-Renyi kernels, see :func:`erk`; others: as ``ratios`` say.
         pattern: what stays or goes together; None: single weights.
         fixed: weights that must stay, boolean of the same shapes.
         kernels: sizes of the kernels by tensor, for ``"erk"``; without them a kernel counts as a line.
         parents: for tensors whose inputs do not each belong to a unit of their own, the unit of each, [inputs],
             numbered from 0; for patterns that are ``joined``.
+        by_row: whether the best weight of every output comes before the second of any, and so on, as
+            :func:`within_rows` has it; for single weights.
+        ratios: how dense tensors are in proportion to one another, where the distribution is none of the three.
 
     Returns:
         Booleans of the same shapes. Ties go to the earlier tensor and the lower index.
@@ -57,15 +64,18 @@ def sparse_masks(
         require_finite(values, f"scores of {name!r}")
     if pattern.most is not None:
         return n_of_m(scores, *pattern.most)
+    if pattern.block is None:
+        return _single_weights(scores, density, distribution, fixed, kernels or {}, by_row, ratios)
     known = (parents or {}) if pattern.joined else {}
-    places = {name: _places(values.shape, pattern, known.get(name)) for name, values in scores.items()}
+    places = {name: _places(values.shape, pattern.block, known.get(name)) for name, values in scores.items()}
     stalls = {
         name: _stall(values, places[name], None if fixed is None else fixed[name]) for name, values in scores.items()
     }
-    budget = _affordable(stalls, density)
+    sizes = {name: int(stall.price.sum()) for name, stall in stalls.items()}
+    budget = _affordable(sizes, {name: _needs(stall) for name, stall in stalls.items()}, density)
     if distribution != "global":
-        weights = [1.0] * len(stalls) if distribution == "uniform" else list(erk(scores, kernels or {}).values())
-        stalls = _fix_counts(stalls, weights, budget)
+        weights = relative_densities(scores, distribution, kernels or {}, ratios)
+        stalls = _fix_counts(stalls, [*weights.values()], budget)
     kept = allocate_connections(stalls, budget, "weights")
     return {name: _spread(kept[name], places[name], values.shape) for name, values in scores.items()}
 
@@ -123,9 +133,7 @@ def n_of_m(scores: Mapping[str, Tensor], n: int, m: int) -> dict[str, Tensor]:
         outputs, inputs, kernel = values.shape
         if inputs % m:
             continue
-        rows = values.transpose(1, 2).reshape(-1, m)
-        order = rows.argsort(dim=1, descending=True, stable=True)
-        kept = torch.zeros_like(rows, dtype=torch.bool).scatter_(1, order[:, :n], True)
+        kept = highest_of_rows(values.detach().cpu().transpose(1, 2).reshape(-1, m), n)
         masks[name] = kept.reshape(outputs, kernel, inputs).transpose(1, 2)
     if not masks:
         found = ", ".join(f"{name} {values.shape[1]}" for name, values in list(scores.items())[:5])
@@ -149,21 +157,82 @@ def within_rows(scores: Tensor) -> Tensor:
     return -((place + overall.reshape(rows.shape) / rows.numel()) / rows.shape[1]).reshape(scores.shape)
 
 
-def _places(shape: torch.Size, pattern: Pattern, parents: Tensor | None) -> Tensor | None:
-    """The unit of each pair of output and input; None where each weight is its own. Shape [outputs, inputs]."""
-    if pattern.block is None:
-        return None
-    rows, columns = (torch.arange(size) // side for size, side in zip(shape, pattern.block, strict=False))
+def _single_weights(
+    scores: Mapping[str, Tensor],
+    density: float,
+    distribution: Distribution,
+    fixed: Mapping[str, Tensor] | None,
+    kernels: Mapping[str, Sequence[int]],
+    by_row: bool,
+    ratios: Mapping[str, float] | None,
+) -> dict[str, Tensor]:
+    shapes = {name: values.shape for name, values in scores.items()}
+    masks = {
+        name: torch.zeros(shape, dtype=torch.bool)
+        if fixed is None
+        else fixed[name].detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, shape in shapes.items()
+    }
+    sizes = {name: mask.numel() for name, mask in masks.items()}
+    needs = {name: int(mask.sum()) for name, mask in masks.items()}
+    flat = {name: mask.reshape(-1) for name, mask in masks.items()}
+    if distribution == "global":
+        budget = _affordable(sizes, needs, density)
+        add_highest(
+            {n: within_rows(s) for n, s in scores.items()} if by_row else scores, flat, budget - sum(needs.values())
+        )
+        return masks
+    weights = relative_densities(scores, distribution, kernels, ratios)
+    for name, share in count_weights(sizes, needs, density, weights).items():
+        if by_row:
+            rows = scores[name].detach().cpu().flatten(1)
+            masks[name] = highest_by_place(rows, masks[name].flatten(1), share - needs[name]).reshape(shapes[name])
+        else:
+            add_highest({name: scores[name]}, {name: flat[name]}, share - needs[name])
+    return masks
+
+
+def relative_densities(
+    scores: Mapping[str, Tensor],
+    distribution: Distribution,
+    kernels: Mapping[str, Sequence[int]],
+    ratios: Mapping[str, float] | None = None,
+) -> dict[str, float]:
+    """How dense tensors are in proportion to one another; see :func:`sparse_masks`, not for ``"global"``."""
+    if distribution == "erk":
+        return erk(scores, kernels)
+    return dict.fromkeys(scores, 1.0) if ratios is None else {name: ratios[name] for name in scores}
+
+
+def count_weights(
+    sizes: Mapping[str, int], needs: Mapping[str, int], density: float, weights: Mapping[str, float]
+) -> dict[str, int]:
+    """How many weights of each tensor stay, in proportion to ``weights``, :func:`distribute` says how.
+
+    Args:
+        sizes: of the tensors.
+        needs: how many of each must stay.
+        density: the fraction of all that stays.
+        weights: how dense they are in proportion to one another.
+
+    Raises:
+        BudgetError: so few cannot hold what must stay.
+    """
+    budget = _affordable(sizes, needs, density)
+    shares = distribute([*sizes.values()], [weights[n] for n in sizes], budget, [needs[n] for n in sizes])
+    return dict(zip(sizes, shares, strict=True))
+
+
+def _places(shape: torch.Size, block: tuple[int, int], parents: Tensor | None) -> Tensor:
+    """The unit of each pair of output and input. Shape [outputs, inputs]."""
+    rows, columns = (torch.arange(size) // side for size, side in zip(shape, block, strict=False))
     columns = columns if parents is None else parents
     return rows[:, None] * (int(columns.max()) + 1) + columns
 
 
-def _stall(scores: Tensor, places: Tensor | None, fixed: Tensor | None) -> LayerBudget:
+def _stall(scores: Tensor, places: Tensor, fixed: Tensor | None) -> LayerBudget:
     """The units of a tensor: their mean score, what they weigh, and whether one of their weights must stay."""
     fixed = torch.zeros(scores.shape, dtype=torch.bool) if fixed is None else fixed
-    if places is None:
-        flat = scores.reshape(-1)
-        return LayerBudget(flat, torch.ones(flat.shape, dtype=torch.int64), fixed.reshape(-1), flat.numel())
     index, kernel = places.reshape(-1), scores.shape[2]
     price = torch.bincount(index) * kernel
     sums = torch.zeros(len(price), dtype=torch.float64).index_add_(0, index, scores.double().sum(2).reshape(-1))
@@ -172,25 +241,25 @@ def _stall(scores: Tensor, places: Tensor | None, fixed: Tensor | None) -> Layer
     return LayerBudget(sums / price, price, held, len(price))
 
 
-def _spread(kept: Tensor, places: Tensor | None, shape: torch.Size) -> Tensor:
-    return kept.reshape(shape) if places is None else kept[places][:, :, None].expand(shape).contiguous()
+def _spread(kept: Tensor, places: Tensor, shape: torch.Size) -> Tensor:
+    return kept[places][:, :, None].expand(shape).contiguous()
 
 
 def _needs(stall: LayerBudget) -> int:
     return int(stall.price[stall.fixed].sum())
 
 
-def _affordable(stalls: Mapping[str, LayerBudget], density: float) -> int:
+def _affordable(sizes: Mapping[str, int], needs: Mapping[str, int], density: float) -> int:
     """How many weights stay; BudgetError where they cannot hold what must."""
-    whole = sum(int(stall.price.sum()) for stall in stalls.values())
-    budget, needed = round(density * whole), sum(map(_needs, stalls.values()))
+    whole, needed = sum(sizes.values()), sum(needs.values())
+    budget = round(density * whole)
     if budget >= max(needed, 1):
         return budget
-    name, stall = max(stalls.items(), key=lambda item: _needs(item[1]))
+    name = max(needs, key=lambda name: needs[name])
     least = math.ceil(max(needed, 1) / whole * 1e6) / 1e6
     raise BudgetError(
         f"density={density:g} leaves {budget} of {whole} weights, but it takes {max(needed, 1)} to keep every output "
-        f"connected; layer {name!r} alone takes {_needs(stall)} of its {int(stall.price.sum())}. "
+        f"connected; layer {name!r} alone takes {needs[name]} of its {sizes[name]}. "
         f"Give density={least:g} or more.",
         layer=name,
         least=max(needed, 1),

@@ -9,6 +9,7 @@ from torch import nn
 
 from nervure.core.check import nearest, show_value
 from nervure.errors import ArgumentError, BudgetError
+from nervure.graph.tape import names_of_tensors
 from nervure.graph.trace import matches
 from nervure.graph.types import Graph, Product
 
@@ -33,7 +34,7 @@ def sheets(
         ArgumentError: a pattern in ``dense`` fits nothing.
         BudgetError: there is no such parameter.
     """
-    names = _names(model)
+    names = names_of_tensors(model)
     found = {p.tensor: p for p in graph.products if not p.reason and p.tensor not in ignored}
     for pattern in dense:
         fitting = [name for name in found if any(matches(other, pattern) for other in names.get(name, (name,)))]
@@ -52,15 +53,6 @@ def sheets(
 def left_dense(graph: Graph, ignored: Container[str] = ()) -> tuple[Product, ...]:
     """The parameters that multiply, or may, and that no mask can be laid on; each with its reason."""
     return tuple(p for p in graph.products if p.reason and p.tensor not in ignored)
-
-
-def _names(model: nn.Module) -> dict[str, list[str]]:
-    """All names of each parameter, by its first: a head may share its weight with a table."""
-    first: dict[int, str] = {}
-    names: dict[str, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        names.setdefault(first.setdefault(id(parameter), name), []).append(name)
-    return names
 
 
 @final

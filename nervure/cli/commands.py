@@ -12,6 +12,7 @@ import click
 import torch
 from torch import nn
 
+from nervure.cli.command_group import command_line, main, tell
 from nervure.cli.options import (
     ANYWHERE,
     BATCH,
@@ -22,20 +23,17 @@ from nervure.cli.options import (
     QUIET,
     SEED,
     Asked,
-    CommandGroup,
     Example,
     NetworkChoice,
     asking,
-    command_line,
     example,
     from_file,
     grid_options,
     input_options,
     output,
     setting,
-    tell,
 )
-from nervure.cli.writing_recipes import recipe_from_options
+from nervure.cli.writing_recipes import recipe_for_texts, recipe_from_options
 from nervure.core.container import Kind, write_container
 from nervure.core.files import read_json, require_folder, require_writable, write_json, write_text
 from nervure.core.inputs import Inputs
@@ -43,8 +41,10 @@ from nervure.engines import ENGINES, require_engine
 from nervure.errors import ArgumentError
 from nervure.evaluation import SEVERITIES, Timing, connectivity, evaluate, file_size, latency, peak_memory
 from nervure.evaluation.corruptions import expand_names as chosen_corruptions
-from nervure.export import FORMATS, export, save, save_state, versions
+from nervure.export import FORMATS, Format, export, save, save_state
+from nervure.export.gguf import require_tokenizer
 from nervure.export.quantising import INT8
+from nervure.export.unsaid import PARTS
 from nervure.export.writing import TOLERANCE, require_format
 from nervure.graph import Graph, count
 from nervure.graph.tape import named_tensors
@@ -59,6 +59,7 @@ from nervure.recipe import run as run_recipe
 from nervure.recipe import sweep as sweep_recipe
 from nervure.recipe.recipe import TrackSection
 from nervure.recipe.steps import write_report_pages
+from nervure.recipe.text_windows import TEXT
 from nervure.recipe.tracking import open_tracker, require_tracker
 from nervure.refit import Refit, refit
 from nervure.report import MethodComparison, Report, Sweep, circuit_picture, connectivity_page, graph_page
@@ -98,21 +99,6 @@ GRAPH = click.option("--graph", "graph_file", type=ANYWHERE, help="A graph writt
 STATS = click.option("--stats", "stats_file", type=ANYWHERE, help="Evidence written by measure.")
 
 
-@click.group(
-    cls=CommandGroup,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Begin with:  nervure run examples/demo.toml --folder runs/demo",
-)
-@click.version_option(versions()["nervure"], prog_name="nervure")
-@click.option("--debug", is_flag=True, help="Show where an error comes from.")
-def main(debug: bool) -> None:
-    """Make PyTorch networks smaller and faster by their connectivity.
-
-    One sub-command per arrow: trace -> measure -> score -> plan -> apply -> train -> evaluate -> report; `run` takes
-    them all.
-    """
-
-
 @main.command(epilog=example("nervure run examples/demo.toml --folder runs/demo"))
 @click.argument("recipe", type=ANYWHERE)
 @FOLDER
@@ -136,38 +122,60 @@ def run(recipe: Path, folder: Path | None, fresh: bool, quiet: bool) -> None:
         "nervure prune --model resnet8 --data digits --keep 0.5 --epochs 3",
         "nervure prune --model timm:resnet18 --option pretrained=true --data my_data:load --keep 0.5 --method Taylor",
         "nervure prune --model hf:my-bert --data my_data:tokens --task token_classification --refit",
+        "nervure prune hf:my-llama --keep 0.75 --data text:my_texts --out smaller-llama",
     ),
 )
 @input_options()
-@click.option("--method", default="Magnitude", show_default=True, metavar="NAME", help=f"{METHOD_HELP}.")
+@click.argument("network", metavar="[MODEL]", required=False)
+@click.option("--method", default="Magnitude", metavar="NAME", help=f"{METHOD_HELP}. Magnitude; of texts Activation.")
 @asking
 @SET
 @click.option("--refit/--no-refit", "fits", default=False, help="Let what stays take over what left, before training.")
-@click.option("--epochs", type=click.IntRange(0), default=5, show_default=True, help="Of training after the cut.")
+@click.option("--epochs", type=click.IntRange(0), default=5, help="Of training after the cut: 5; on texts none.")
+@click.option("--part", "parts", multiple=True, type=click.Choice(PARTS), help="On texts, what is cut: ffn and heads.")
 @click.option("--train-epochs", type=click.IntRange(0), help="Of training before it; else 10, 0 for trained weights.")
 @click.option("--lr", type=float, help="The peak learning rate of both; else as in a recipe, 1e-4 for hf: networks.")
 @click.option("--optimizer", type=click.Choice(["sgd", "adamw"]), help="Of both; else sgd, adamw for hf: networks.")
-@click.option("-o", "--out", type=PAGES, help="The folder of the run; else in runs, by model and method.")
+@click.option("-o", "--out", type=PAGES, help="The folder of the run; on texts that of the smaller model.")
 @click.option("--fresh", is_flag=True, help="Begin anew in a folder that was used before.")
 @QUIET
 def prune_command(
     choice: NetworkChoice,
     *,
+    network: str | None,
     out: Path | None,
     fresh: bool,
     quiet: bool,
+    parts: tuple[str, ...],
     **told: Any,
 ) -> None:
     """Write a recipe and run it: train, prune, recover, compare, report.
 
-    The recipe lies in the folder of the run; change it, and go on with `nervure run`.
+    The recipe lies in the folder of the run; change it, and go on with `nervure run`. A language model on texts (--data
+    text:FILE-OR-FOLDER) is cut alike in all layers, refitted, measured, and written to a folder that transformers
+    loads; the run is in the folder of that name and -run.
     """
-    recipe = recipe_from_options(choice, out, **told)
+    if network and choice.model:
+        raise ArgumentError(f"two networks are named, {network!r} and --model {choice.model!r}. Name one.")
+    choice = replace(choice, model=network or choice.model)
+    if choice.data_name.startswith(TEXT):
+        recipe = recipe_for_texts(choice, out, parts=parts, named=_named_options(), **told)
+    elif parts:
+        raise ArgumentError("--part is for a language model on texts: --data text:FILE-OR-FOLDER.")
+    else:
+        recipe = recipe_from_options(choice, out, **told)
     place = Path(recipe.run.folder)
     report = run_recipe(recipe, folder=place, progress=not quiet, resume=not fresh)
     tell(f"\n{report.headline}")
     tell(f"{place / 'report.html'}")
     tell(f"recipe: {place / 'recipe.toml'}, to be changed and run again in another folder: nervure run ... --folder")
+
+
+def _named_options() -> frozenset[str]:
+    """The options that the user wrote."""
+    context = click.get_current_context()
+    written = click.core.ParameterSource.COMMANDLINE
+    return frozenset(name for name in context.params if context.get_parameter_source(name) is written)
 
 
 @main.command(epilog=example("nervure sweep examples/sweep.toml --folder runs/sweep"))
@@ -672,15 +680,19 @@ def _reference(choice: NetworkChoice, reference: str) -> nn.Module | None:
         "nervure export --file model.safetensors --data digits -o model.onnx",
         "nervure export --file model.safetensors --data digits --precision int8 -o model.xml",
         "nervure export --model resnet20 --input 1x3x32x32 -o resnet20.pt2",
+        "nervure export --model hf:my-llama --input 1x32:long --precision q8_0 -o llama.gguf",
     ),
 )
 @input_options(EXAMPLE, from_file)
 @click.option("--format", "form", help=f"One of {', '.join(FORMATS)}; else as the name of the file says.")
-@click.option("--precision", default="float32", show_default=True, help="float32, bf16 or int8, where the format can.")
+@click.option(
+    "--precision", default="float32", show_default=True, help="Also bf16, int8, float16, q8_0, as the format can."
+)
 @click.option("--fixed", is_flag=True, help="For as many samples as the example has, not for any number.")
 @click.option("--samples", type=click.IntRange(1), default=512, show_default=True, help="Test samples to check on.")
 @click.option("--calibrate", type=click.IntRange(1), default=256, show_default=True, help="Training samples for int8.")
 @click.option("--tolerance", type=float, help=f"Largest difference allowed; for float32 {TOLERANCE:g}.")
+@click.option("--tokenizer", type=ANYWHERE, help="For gguf: a folder with tokenizer.json, or a GGUF; else --model's.")
 @click.option("--notes", type=PAGE, help="Numbers for the card (JSON), such as evaluate writes.")
 @output("model.onnx", "the file")
 def export_command(
@@ -692,6 +704,7 @@ def export_command(
     samples: int,
     calibrate: int,
     tolerance: float | None,
+    tokenizer: Path | None,
     notes: Path | None,
     out: Path,
 ) -> None:
@@ -700,7 +713,7 @@ def export_command(
     On random inputs, and with --data on its test samples too. A card stands beside the file: what was pruned, costs,
     differences, checksums.
     """
-    require_format(out, form, precision)
+    words = _tokenizer_for(require_format(out, form, precision), tokenizer, choice)
     _writable(out)
     if precision == INT8 and not choice.data_name:
         raise ArgumentError("--precision int8 learns the ranges of activations from data: give --data NAME.")
@@ -717,11 +730,21 @@ def export_command(
         check=data.test.sample(samples, seed=choice.seed).batches(64) if data else None,
         calibration=data.train.sample(calibrate, seed=choice.seed).batches(32) if data else None,
         tolerance=tolerance,
+        tokenizer=words,
         notes=noted | {"command": command_line()},
     )
     tell(str(done))
     for path in done.files:
         _wrote(path)
+
+
+def _tokenizer_for(form: Format, tokenizer: Path | None, choice: NetworkChoice) -> Any:
+    """The tokenizer as given, or that of the folder that the network comes from; raises where it is missing."""
+    if not form.decoders:
+        return tokenizer
+    library, _, name = choice.model.partition(":")
+    found = Path(name) if tokenizer is None and library == "hf" and Path(name).is_dir() else tokenizer
+    return require_tokenizer(found)
 
 
 @main.command(

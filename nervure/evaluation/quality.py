@@ -9,6 +9,7 @@ from nervure.core.annotations import Device, FilePath
 from nervure.core.check import checked
 from nervure.core.progress import length, track
 from nervure.core.schema import Length, Seed
+from nervure.errors import ArgumentError
 from nervure.evaluation.answers import Key
 from nervure.evaluation.corruptions import SEVERITIES
 from nervure.evaluation.labelled import Data, call, pairs, to_device
@@ -19,6 +20,8 @@ from nervure.graph.models import evaluating, on_device
 from nervure.tasks.guessing import TaskLike, as_task
 from nervure.tasks.running import evaluate_task
 
+BINS = 15
+"""Of the calibration error, where nobody says otherwise."""
 Shift = str | Iterable[str] | Mapping[Key, Data]
 
 
@@ -29,7 +32,7 @@ def evaluate(
     *,
     task: None = None,
     shift: None = None,
-    bins: Length = 15,
+    bins: Length = BINS,
     device: Device | None = None,
     progress: bool = True,
 ) -> Metrics: ...
@@ -42,7 +45,7 @@ def evaluate(
     *,
     task: TaskLike,
     shift: None = None,
-    bins: Length = 15,
+    bins: Length = BINS,
     device: Device | None = None,
     progress: bool = True,
 ) -> dict[str, float]: ...
@@ -73,7 +76,7 @@ def evaluate(
     severities: Iterable[int] = SEVERITIES,
     normalisation: Normalisation | None = None,
     seed: Seed = 0,
-    bins: Length = 15,
+    bins: Length = BINS,
     device: Device | None = None,
     cache: FilePath | None = None,
     progress: bool = True,
@@ -90,7 +93,7 @@ def evaluate(  # noqa: PLR0913 - one keyword per choice
     severities: Iterable[int] = SEVERITIES,
     normalisation: Normalisation | None = None,
     seed: Seed = 0,
-    bins: Length = 15,
+    bins: Length = BINS,
     device: Device | None = None,
     cache: FilePath | None = None,
     progress: bool = True,
@@ -119,9 +122,11 @@ def evaluate(  # noqa: PLR0913 - one keyword per choice
     Raises:
         DataError: if data are empty, a label is out of range, an output is NaN or infinite, or pictures are not
             normalised as said.
-        ArgumentError: if ``bins`` is below 1, or a corruption or severity is unknown.
+        ArgumentError: if ``bins`` is below 1, a corruption or severity is unknown, or ``bins`` or ``cache`` is given
+            beside a task.
     """
     if (given := as_task(task)) is not None:
+        _require_no_classifier(bins, cache)
         if shift is None:
             return evaluate_task(model, data, given, device=device, progress=progress)
         how = {"shift": shift, "severities": severities, "normalisation": normalisation, "seed": seed}
@@ -145,3 +150,10 @@ def evaluate(  # noqa: PLR0913 - one keyword per choice
         for number, (inputs, labels) in enumerate(track(pairs(data), "evaluating", length(data), enabled=progress)):
             tally.add(call(model, to_device(inputs, place)), labels, f"batch {number}")
         return tally.metrics(bins)
+
+
+def _require_no_classifier(bins: int, cache: FilePath | None) -> None:
+    """What is for classifiers alone does nothing beside a task: say so."""
+    for name, given, usual in (("bins", bins, BINS), ("cache", cache, None)):
+        if given != usual:
+            raise ArgumentError(f"{name}={given!r} is for classifiers without task=: leave one of them out.")

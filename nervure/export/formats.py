@@ -19,6 +19,8 @@ from nervure.engines.onnxruntime import LIBRARIES as ONNX_LIBRARIES
 from nervure.engines.onnxruntime import session_runner, to_onnx
 from nervure.engines.openvino import compiled_runner, to_openvino
 from nervure.engines.quiet import quiet
+from nervure.export.gguf import PRECISIONS as GGUF_PRECISIONS
+from nervure.export.gguf import Decoder, FileDecoder, GgufReader, write_gguf
 from nervure.export.quantising import INT8, write_quantised
 from nervure.graph.copies import copy_model
 
@@ -29,6 +31,7 @@ Extra = tuple[tuple[str, ...], str]
 ONNX: Extra = (ONNX_LIBRARIES, "onnx")
 OPENVINO: Extra = (("openvino",), "openvino")
 EXECUTORCH: Extra = (("executorch",), "executorch")
+GGUF: Extra = (("gguf",), "gguf")
 
 
 @final
@@ -44,17 +47,20 @@ class Format:
         needs: for each precision it is written in, the libraries and the extras that bring them.
         beside: names of the files that stand beside it, made of its ``{name}`` or its ``{stem}``.
         dynamic: whether it is for any number of samples.
+        decoders: whether it is for decoders only: ``write`` and ``read`` get a :class:`nervure.export.gguf.Decoder`,
+            not a traced network.
         usage: the lines of Python that run it, with the name of the file as ``{name}``.
     """
 
     name: str
     suffix: str
-    write: Callable[[Exported, Path, str, Sequence[Any]], None]
-    read: Callable[[Path, Exported, str], Runner]
+    write: Callable[[Any, Path, str, Sequence[Any]], None]
+    read: Callable[[Path, Any, str], Runner]
     needs: Mapping[str, tuple[Extra, ...]]
     usage: str
     beside: tuple[str, ...] = ()
     dynamic: bool = True
+    decoders: bool = False
 
     def files(self, path: Path) -> tuple[Path, ...]:
         """The files that make up an export to ``path``, those that may be missing included."""
@@ -161,6 +167,15 @@ def _read_executorch(path: Path, graph: Exported, precision: str) -> Runner:
     return tell_misfits("ExecuTorch", graph, run)
 
 
+def _write_gguf(decoder: Decoder, path: Path, precision: str, calibration: Sequence[Any]) -> None:
+    write_gguf(decoder, path, precision)
+
+
+def _read_gguf(path: Path, decoder: Decoder, precision: str) -> Runner:
+    file = GgufReader(path)
+    return FileDecoder(file.settings, file.tensor)
+
+
 def in_bf16(model: nn.Module) -> nn.Module:
     """A copy whose weights and computation are in bf16; it takes and returns float32 as before."""
     lower = copy_model(model).to(torch.bfloat16)
@@ -220,6 +235,16 @@ FORMATS: Mapping[str, Format] = {
             'method = Runtime.get().load_program("{name}").load_method("forward")\n'
             "outputs = method.execute([{values}])",
             dynamic=False,
+        ),
+        Format(
+            "gguf",
+            ".gguf",
+            _write_gguf,
+            _read_gguf,
+            dict.fromkeys(GGUF_PRECISIONS, (GGUF,)),
+            "from llama_cpp import Llama  # or: llama-cli -m {name}\n"
+            'print(Llama("{name}")("Once upon a time", max_tokens=32)["choices"][0]["text"])',
+            decoders=True,
         ),
     )
 }

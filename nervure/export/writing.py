@@ -18,8 +18,8 @@ from nervure.core.markup import listing
 from nervure.core.schema import NotNegative
 from nervure.engines import Runner
 from nervure.engines.engine import BF16, FLOAT32
-from nervure.engines.exported import Exported, export_graph, exporter_error
-from nervure.errors import ArgumentError, NervureError, VerificationError
+from nervure.engines.exported import Exported, export_graph, exporter_error, reason
+from nervure.errors import ArgumentError, EngineError, NervureError, VerificationError
 from nervure.evaluation.labelled import pairs
 from nervure.export.card import (
     Card,
@@ -33,6 +33,7 @@ from nervure.export.card import (
 )
 from nervure.export.checking import FileDifference, first_different, on_data, on_random, random_like
 from nervure.export.formats import FORMATS, Format, in_bf16
+from nervure.export.gguf import Decoder, GgufReader, check_decoder, read_decoder, require_tokenizer
 from nervure.export.quantising import INT8
 from nervure.graph.cost import count
 from nervure.graph.models import is_weightless
@@ -85,7 +86,7 @@ class ExportedFile:
 
 @checked
 @leave_modes()
-def export(
+def export(  # noqa: PLR0913 - one for each wish
     model: nn.Module | Pruned,
     example: Any,
     path: FilePath,
@@ -97,6 +98,7 @@ def export(
     calibration: Batches | None = None,
     tolerance: NotNegative | None = None,
     notes: Mapping[str, Any] | None = None,
+    tokenizer: Any = None,
 ) -> ExportedFile:
     """Write a network as a file for another engine, and check that the file computes what the module computes.
 
@@ -108,9 +110,10 @@ def export(
         example: see :class:`nervure.Inputs`. Its numbers do not go into the file.
         path: where to; the folder must exist.
         format: ``"onnx"`` (``.onnx``), ``"openvino"`` (``.xml`` with ``.bin``), ``"torch"`` (``.pt2``, of
-            ``torch.export``) or ``"executorch"`` (``.pte``, XNNPACK); None: as the suffix of ``path`` says.
-        precision: ``"float32"``: as the module has it; ``"bf16"`` (torch, openvino); ``"int8"`` (onnx, openvino): the
-            static quantiser of ONNX Runtime, weights per channel.
+            ``torch.export``), ``"executorch"`` (``.pte``, XNNPACK) or ``"gguf"`` (``.gguf``, decoders of transformers
+            for llama.cpp); None: as the suffix of ``path`` says.
+        precision: ``"float32"``: as the module has it; ``"bf16"`` (torch, openvino, gguf); ``"int8"`` (onnx, openvino):
+            the static quantiser of ONNX Runtime, weights per channel; ``"float16"``, ``"q8_0"`` (gguf).
         dynamic: for any number of samples; False: for as many as the example has. None: any number, where the format
             can (executorch cannot).
         check: batches of real (inputs, labels) to compare on; with class labels, agreement and both accuracies are
@@ -120,13 +123,15 @@ def export(
             the lower precisions the difference is told, whatever it is.
         notes: further facts for the card as plain data, such as accuracies, clean and shifted; under ``"command"``,
             what makes this file again.
+        tokenizer: for gguf, where its vocabulary comes from: a folder with ``tokenizer.json``, a tokenizer of
+            transformers, or the GGUF file of the model before pruning.
 
     Returns:
         Where the file is, how far it is from the module, and its card.
 
     Raises:
-        ArgumentError: the format or the precision is unknown, int8 lacks data to calibrate on, or notes are no plain
-            data.
+        ArgumentError: the format or the precision is unknown, int8 lacks data to calibrate on, gguf a tokenizer, or
+            notes are no plain data.
         MissingExtraError: a library is not installed; the message names the extra.
         FileError: the place cannot be written.
         EngineError: the format or the engine cannot take the model; the operator and its layer are named.
@@ -135,6 +140,7 @@ def export(
     target = Path(path)
     require_plain(notes, "notes", ArgumentError)
     form = require_format(target, format, precision, dynamic)
+    vocabulary = _require_vocabulary(form, tokenizer)
     cards = tuple(target.with_name(f"{target.name}.card.{suffix}") for suffix in ("json", "md"))
     for place in (*form.files(target), *cards):
         require_writable(place)
@@ -145,16 +151,21 @@ def export(
     given, noted = _calibration(calibration, precision), dict(notes or {})
     again = str(noted.pop("command", _call(target, form, precision)))
     with drafts(target) as folder:
-        job = _Job(form, precision, module, inputs, form.dynamic if dynamic is None else dynamic, given)
+        job = _Job(form, precision, module, inputs, form.dynamic if dynamic is None else dynamic, given, vocabulary)
         graph, runner = job.made(folder / target.name)
-        checks = _check_file(job, graph, runner, check, tolerance, folder)
+        checks = _check_file(job, graph, runner, check, tolerance, folder / target.name)
         written = [file for file in form.files(folder / target.name) if file.exists()]
         facts = {
             "model": model_name(module),
-            "file": {"name": target.name, "format": form.name, "precision": precision, "samples": graph.fixed},
+            "file": {
+                "name": target.name,
+                "format": form.name,
+                "precision": precision,
+                "samples": None if isinstance(graph, Decoder) else graph.fixed,
+            },
             "files": [file_facts(file) for file in written],
-            "inputs": inputs_of(graph),
-            "outputs": outputs_of(graph),
+            "inputs": graph.inputs() if isinstance(graph, Decoder) else inputs_of(graph),
+            "outputs": graph.outputs() if isinstance(graph, Decoder) else outputs_of(graph),
             "pruning": pruning_facts(model if isinstance(model, Pruned) else None),
             "costs": _costs(model, inputs),
             "calibrated": {"batches": len(given)} if given else {},
@@ -212,12 +223,11 @@ class _Job:
     inputs: Inputs
     dynamic: bool
     calibration: Sequence[Inputs]
+    tokenizer: Any
 
-    def made(self, path: Path) -> tuple[Exported, Runner]:
+    def made(self, path: Path) -> tuple[Exported | Decoder, Runner]:
         """Write the file to ``path``, and load it."""
-        lowered = self.form.name == "torch" and self.precision == BF16
-        module = in_bf16(self.module) if lowered else self.module
-        graph = export_graph(module, self.inputs, dynamic=self.dynamic)
+        graph = self._read()
         try:
             self.form.write(graph, path, self.precision, self.calibration)
             return graph, self.form.read(path, graph, self.precision)
@@ -226,32 +236,55 @@ class _Job:
         except Exception as error:
             if refusal := disk_refusal(error, path.parent):
                 raise refusal from error
-            raise exporter_error(f"the module cannot be written as {self.form.name!r}", graph, error) from error
+            told = f"the module cannot be written as {self.form.name!r}"
+            if isinstance(graph, Decoder):
+                raise EngineError(f"{told}: {reason(error)}.") from error
+            raise exporter_error(told, graph, error) from error
+
+    def _read(self) -> Exported | Decoder:
+        """The module as the format takes it."""
+        if self.form.decoders:
+            return read_decoder(self.module, self.inputs, self.tokenizer)
+        lowered = self.form.name == "torch" and self.precision == BF16
+        module = in_bf16(self.module) if lowered else self.module
+        return export_graph(module, self.inputs, dynamic=self.dynamic)
 
 
 def _check_file(
     job: _Job,
-    graph: Exported,
+    graph: Exported | Decoder,
     runner: Runner,
     check: Batches | None,
     tolerance: float | None,
-    folder: Path,
+    path: Path,
 ) -> dict[str, FileDifference]:
     allowed = TOLERANCE if tolerance is None and job.precision == FLOAT32 else tolerance
-    batches = BATCHES if graph.dynamic else (graph.samples,)
     try:
-        checks = {"random": on_random(job.module, runner, job.inputs, batches, allowed)}
-        if check is not None:
-            checks["data"] = on_data(job.module, runner, pairs(check, "check"), allowed, graph.fixed)
+        if isinstance(graph, Decoder):
+            checks = check_decoder(graph, GgufReader(path), job.precision, tolerance, check)
+        else:
+            batches = BATCHES if graph.dynamic else (graph.samples,)
+            checks = {"random": on_random(job.module, runner, job.inputs, batches, allowed)}
+            if check is not None:
+                checks["data"] = on_data(job.module, runner, pairs(check, "check"), allowed, graph.fixed)
     except VerificationError as error:
         raise VerificationError(f"{_wrong(job)}: {error} Nothing was written.") from error
     for name, found in checks.items():
         if not found.ok:
+            layer = "" if isinstance(graph, Decoder) else f" {_first_layer(job, graph, found, path.parent)}"
             raise VerificationError(
                 f"{_wrong(job)}: on {name} inputs the largest relative difference is {found.largest:.1e}, allowed "
-                f"{found.tolerance:.0e}. {_first_layer(job, graph, found, folder)} Nothing was written."
+                f"{found.tolerance:.0e}.{layer} Nothing was written."
             )
     return checks
+
+
+def _require_vocabulary(form: Format, tokenizer: Any) -> Any:
+    if form.decoders:
+        return require_tokenizer(tokenizer)
+    if tokenizer is not None:
+        raise ArgumentError(f"tokenizer= is for 'gguf'; files of the format {form.name!r} hold none. Leave it out.")
+    return None
 
 
 def _wrong(job: _Job) -> str:
@@ -296,12 +329,15 @@ def _call(target: Path, form: Format, precision: str) -> str:
     return f"nervure.export(model, example, {target.name!r}, format={form.name!r}, precision={precision!r})"
 
 
-def usage(form: Format, name: str, precision: str, graph: Exported) -> str:
+def usage(form: Format, name: str, precision: str, graph: Exported | Decoder) -> str:
     """The lines of Python that run the file called ``name``."""
+    # Between double quotes in lines of Python.
+    quoted = json.dumps(name, ensure_ascii=False)[1:-1]
+    if isinstance(graph, Decoder):
+        return form.usage.format(name=quoted)
     inputs = [entry.name for entry in graph.placeholders()]
     return form.usage.format(
-        # Between double quotes in lines of Python.
-        name=json.dumps(name, ensure_ascii=False)[1:-1],
+        name=quoted,
         hint="bf16" if precision == BF16 else "f32",
         inputs=", ".join(f'"{entry}": {entry}' for entry in inputs),
         arguments=", ".join([*inputs[: graph.positional], *(f"{key}={key}" for key in graph.names)]),

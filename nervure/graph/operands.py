@@ -1,7 +1,7 @@
 """What parameters meet while a model runs: the operands of every product with one of them."""
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeAlias, final
 
 import torch
@@ -100,27 +100,24 @@ class Entering:
         for totals, part in ((self._sums, sums), (self._counts, counts)):
             totals[key] = totals.get(key, torch.zeros(())) + part.double().cpu()
 
-    def totals(self, products: Mapping[str, Product]) -> dict[str, tuple[Tensor, Tensor]]:
+    def totals(self, products: Mapping[str, Product]) -> Iterator[tuple[str, Tensor, Tensor]]:
         """For each of these parameters that was heard the sums and how many were added, both [outputs, inputs]."""
-        found: dict[str, tuple[Tensor, Tensor]] = {}
+        uses: dict[str, list[Any]] = {}
         for key, use in self._uses.items():
-            name = use.trail.parameter
+            uses.setdefault(use.trail.parameter, []).append(key)
+        for name, keys in uses.items():
             if name in products:
-                blank = [torch.zeros(products[name].size, dtype=torch.float64) for _ in range(2)]
-                whole = found.setdefault(name, (blank[0], blank[1]))
-                places = use.divide(use.trail.places())
-                there = places >= 0
-                for total, part in zip(whole, (self._sums[key], self._counts[key]), strict=True):
-                    total.index_add_(0, places[there], part.expand(places.shape)[there])
+                product = products[name]
+                yield name, self._total(keys, product, self._sums), self._total(keys, product, self._counts)
 
-        def lay(name: str, values: Tensor) -> Tensor:
-            return _to_matrix(products[name], values)
-
-        return {name: (lay(name, sums), lay(name, counts)) for name, (sums, counts) in found.items()}
-
-
-def _to_matrix(product: Product, values: Tensor) -> Tensor:
-    return product.to_matrix(values)[:, :, 0]
+    def _total(self, keys: Iterable[Any], product: Product, parts: Mapping[Any, Tensor]) -> Tensor:
+        total = torch.zeros(product.size, dtype=torch.float64)
+        for key in keys:
+            use = self._uses[key]
+            places = use.divide(use.trail.places())
+            there = places >= 0
+            total.index_add_(0, places[there], parts[key].expand(places.shape)[there])
+        return product.to_matrix(total)[:, :, 0]
 
 
 def _sum_inputs(

@@ -469,15 +469,28 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Parameters, buffers and plain tensor attributes by qualified name; shared tensors under their first name."""
     found: dict[str, Tensor] = {}
     seen: set[int] = set()
-    sources: list[tuple[str, Tensor]] = [*model.named_parameters(), *model.named_buffers()]
-    for prefix, module in model.named_modules():
-        dot = f"{prefix}." if prefix else ""
-        sources += [(dot + key, value) for key, value in vars(module).items() if isinstance(value, Tensor)]
-    for name, tensor in sources:
+    for name, tensor in _name_tensors(model, remove_duplicate=True):
         if id(tensor) not in seen:
             seen.add(id(tensor))
             found[name] = tensor
     return found
+
+
+def names_of_tensors(model: nn.Module) -> dict[str, list[str]]:
+    """All names of each tensor, by its first as in :func:`named_tensors`: a head may share its weight with a table."""
+    found: dict[int, list[str]] = {id(tensor): [name] for name, tensor in named_tensors(model).items()}
+    for name, tensor in _name_tensors(model, remove_duplicate=False):
+        if name not in found[id(tensor)]:
+            found[id(tensor)].append(name)
+    return {names[0]: names for names in found.values()}
+
+
+def _name_tensors(model: nn.Module, *, remove_duplicate: bool) -> Iterator[tuple[str, Tensor]]:
+    yield from model.named_parameters(remove_duplicate=remove_duplicate)
+    yield from model.named_buffers(remove_duplicate=remove_duplicate)
+    for prefix, module in model.named_modules(remove_duplicate=remove_duplicate):
+        dot = f"{prefix}." if prefix else ""
+        yield from ((dot + key, value) for key, value in vars(module).items() if isinstance(value, Tensor))
 
 
 def _form(recorder: Recorder, output: Any) -> Any:

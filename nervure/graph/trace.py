@@ -4,6 +4,7 @@
 """
 
 import fnmatch
+import glob
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -25,7 +26,7 @@ from nervure.graph.products import products_of, told_of_masks
 from nervure.graph.propagate import HIDDEN, LabelPropagation, Specs, move
 from nervure.graph.sizes import Attribute, Expression
 from nervure.graph.solve import TRIES, Solver
-from nervure.graph.tape import Entry, Ref, Tape, named_tensors, record, require_seen
+from nervure.graph.tape import Entry, Ref, Tape, named_tensors, names_of_tensors, record, require_seen
 from nervure.graph.types import Axis, Edge, Graph, Group, OpCost, Part, SizeAttribute, TensorAxis, Units
 
 Outputs: TypeAlias = bool | str | Iterable[str]
@@ -707,17 +708,19 @@ def _patterns(model: nn.Module, choices: Choices, name: str) -> list[str]:
     if isinstance(choices, str | nn.Module):
         choices = [choices]
     names = {id(module): key for key, module in model.named_modules()}
-    tensors = list(named_tensors(model))
+    tensors = names_of_tensors(model)
     patterns = []
     for choice in choices:
         if isinstance(choice, nn.Module) and id(choice) not in names:
             raise ArgumentError(f"{name} has a {type(choice).__name__} that is not a module of the model.")
         pattern = choice if isinstance(choice, str) else names[id(choice)]
-        if not any(matches(t, pattern) for t in tensors):
+        fitting = [first for first, names in tensors.items() if any(matches(name, pattern) for name in names)]
+        if not fitting:
             raise ArgumentError(
                 f"{name}={show_value(pattern)} matches no module of the model. Use names as in model.named_modules()."
             )
-        patterns.append(pattern)
+        # A tensor that several modules share is known by its first name only.
+        patterns += [pattern, *(glob.escape(first) for first in fitting if not matches(first, pattern))]
     return patterns
 
 

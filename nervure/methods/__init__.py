@@ -8,10 +8,12 @@ from nervure.core.renamed import old_names
 from nervure.core.schema import Density
 from nervure.engines import EngineName
 from nervure.errors import ArgumentError
+from nervure.methods.amounts import HasAmount, amount_of, with_amount
 from nervure.methods.base import Cached, CountsOnRefit, HasEvidence, Inquiry, Method, View, gather_evidence
 from nervure.methods.blocks.depth import Depth
 from nervure.methods.blocks.energy import Energy
 from nervure.methods.channels.compensated import Compensated
+from nervure.methods.channels.obs import OBS
 from nervure.methods.channels.timed import Target
 from nervure.methods.channels.yardsticks import (
     FPGM,
@@ -34,6 +36,7 @@ from nervure.methods.masks.erk import ERK
 from nervure.methods.masks.grasp import GraSP
 from nervure.methods.masks.magnitude_masks import MagnitudeMasks
 from nervure.methods.masks.snip import SNIP
+from nervure.methods.masks.sparse_gpt import SparseGPT
 from nervure.methods.masks.synflow import SynFlow
 from nervure.methods.masks.wanda import Wanda
 from nervure.methods.n2nskip.n2nskip import N2NSkip
@@ -56,6 +59,7 @@ METHODS = Methods(
         Magnitude,
         MagnitudeMasks,
         N2NSkip,
+        OBS,
         Random,
         Ranking,
         RigL,
@@ -63,6 +67,7 @@ METHODS = Methods(
         SNACS,
         SNIP,
         Slimming,
+        SparseGPT,
         SynFlow,
         Synthesis,
         Taylor,
@@ -144,6 +149,7 @@ __all__ = [
     "GMP",
     "METHODS",
     "MINT",
+    "OBS",
     "SET",
     "SNACS",
     "SNIP",
@@ -157,6 +163,7 @@ __all__ = [
     "Fisher",
     "GCNet",
     "GraSP",
+    "HasAmount",
     "HasEvidence",
     "Inquiry",
     "Magnitude",
@@ -167,15 +174,18 @@ __all__ = [
     "Ranking",
     "RigL",
     "Slimming",
+    "SparseGPT",
     "SynFlow",
     "Synthesis",
     "Taylor",
     "View",
     "Wanda",
+    "amount_of",
     "companion",
     "gather_evidence",
     "method_from",
     "method_keeping",
+    "with_amount",
 ]
 
 __getattr__ = old_names(__name__)

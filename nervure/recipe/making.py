@@ -20,6 +20,7 @@ from nervure.methods.dynamic.dynamic_sparse import DynamicSparse
 from nervure.recipe.own_data import Data, OwnData, loaders_in
 from nervure.recipe.recipe import DataSection, Recipe, RecoverSection, TrainSection, plain
 from nervure.recipe.sources import ModelSource, parameters_of, require_taken
+from nervure.recipe.text_windows import TEXT, TextWindows
 from nervure.refit import Refit
 from nervure.tasks import Task
 from nervure.training import (
@@ -63,6 +64,8 @@ def dataset_of(section: DataSection, seed: int) -> Data:
         RecipeError: there is no such data set, or a function of the user's own makes none.
         DataError: its files are missing or damaged.
     """
+    if section.name.startswith(TEXT):
+        return _texts(section)
     path = section.factory or (section.name if is_import_path(section.name) else "")
     data: Any = _own_data(path, section, seed) if path else _zoo_data(section, seed)
     if section.train_samples:
@@ -71,6 +74,18 @@ def dataset_of(section: DataSection, seed: int) -> Data:
         data = replace(data, test=data.test.sample(section.test_samples, seed))
     found: Data = data
     return found
+
+
+def _texts(section: DataSection) -> OwnData:
+    where = f"[data] {section.name}"
+    if "tokenizer" not in section.options:
+        raise RecipeError(f'{where} needs a tokenizer: options = {{ tokenizer = "FOLDER" }}, that of the model.')
+    require_taken(TextWindows, section.options, where)
+    try:
+        how = TextWindows(**section.options)
+    except ArgumentError as error:
+        raise RecipeError(f"{where}: {error}") from error
+    return how.load(Path(section.name.removeprefix(TEXT)))
 
 
 def _zoo_data(section: DataSection, seed: int) -> Dataset:

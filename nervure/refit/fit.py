@@ -24,12 +24,12 @@ from nervure.refit.consumers import Consumer, consumers
 from nervure.refit.gather import Gathered, GramPart, gather
 from nervure.refit.moments import Moments
 from nervure.refit.origins import Origin, origins, require_twin, require_weights, take_apart
-from nervure.refit.prefix import Prefix, prefix_of
+from nervure.refit.prefix import prefix_of
 from nervure.refit.ridge import RIDGES, Fit, Problem, solve
 from nervure.refit.settings import BranchFit, LayerFit, Refit, Refitted, summary
-from nervure.refit.split import require_different, split
+from nervure.refit.split import places_per_sample, require_different, split
 from nervure.refit.streams import Key
-from nervure.refit.survey import LayerReading, survey
+from nervure.refit.survey import survey
 from nervure.refit.train_branches import Reconstruct, reconstruct
 from nervure.surgery.attention import ResizedAttention
 from nervure.tasks.guessing import TaskLike, as_task
@@ -195,7 +195,7 @@ class _Refitter:
             ([c.partners[0] for c in pending], [self._came[name].tensor for name in norms]),
         )
         for prefix, (readings, names) in zip(self._done, sides, strict=True):
-            depths = [_depth(prefix, reading) for reading in readings] + [prefix.index(name) or 0 for name in names]
+            depths = [prefix.before(reading) for reading in readings] + [prefix.index(name) or 0 for name in names]
             prefix.advance(min(depths, default=0), [part.batch for part in self._parts])
 
     def _found(self) -> tuple[list[Consumer], dict[str, int]]:
@@ -203,7 +203,7 @@ class _Refitter:
         mine, theirs = survey(self._model, first), survey(self._reference, first)
         self._done = (prefix_of(self._model, first), prefix_of(self._reference, first))
         for prefix, seen in zip(self._done, (mine, theirs), strict=True):
-            prefix.last = max((r.order for r in seen.readings if prefix.index(r.key[0]) is not None), default=-1)
+            prefix.note(seen.readings)
         trained = {name: p.requires_grad for name, p in self._model.named_parameters()}
         found = consumers(self._model, mine, theirs, self._came, trained)
         if all(c.reason for c in found):
@@ -221,7 +221,7 @@ class _Refitter:
         between = {place: offset for place, offset in between.items() if place not in streams}
         gathered = gather(
             *self._done, self._parts, found, norms, self._came, between, streams,
-            positions=self._how.positions, seed=self._how.seed,
+            positions=self._how.positions or places_per_sample(self._parts), seed=self._how.seed,
         )  # fmt: skip
         done = {number: self._fit(place, consumer, gathered) for place, (number, consumer) in enumerate(chosen.items())}
         for name in norms:
@@ -389,14 +389,6 @@ class _Refitter:
                 NervureWarning,
                 stacklevel=4,
             )
-
-
-def _depth(prefix: Prefix, reading: LayerReading) -> int:
-    """How many layers a use of a parameter leaves to be skipped: those before it."""
-    inside = prefix.index(reading.key[0])
-    if inside is not None:
-        return inside
-    return len(prefix.names) if reading.order > prefix.last else 0
 
 
 def _still(problem: Problem) -> Fit:

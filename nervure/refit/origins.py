@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from nervure.errors import ArgumentError, DataError
 from nervure.graph.models import is_weightless, unwrap
-from nervure.graph.tape import named_tensors
+from nervure.graph.tape import named_tensors, names_of_tensors
 from nervure.graph.types import Graph
 from nervure.plan import Plan
 from nervure.surgery.apply import check_fits, dropped_prefixes, keeps_of
@@ -86,11 +86,19 @@ def take_apart(
 ) -> tuple[nn.Module, list[tuple[Graph, Plan]], Mapping[str, Tensor]]:
     """The model, the plans that led to it, and its masks."""
     if isinstance(pruned, nn.Module):
-        return unwrap(pruned), [], masks or {}
+        model = unwrap(pruned)
+        return model, [], _by_first_names(model, masks or {})
     if not all(hasattr(pruned, name) for name in ("model", "plan", "graph", "masks", "earlier")):
         raise ArgumentError(f"{type(pruned).__name__} is no pruned model. Give what prune returns, or a module.")
     steps = [*((step.graph, step.plan) for step in pruned.earlier), (pruned.graph, pruned.plan)]
-    return unwrap(pruned.model), steps, {**pruned.masks, **(masks or {})}
+    model = unwrap(pruned.model)
+    return model, steps, _by_first_names(model, {**pruned.masks, **(masks or {})})
+
+
+def _by_first_names(model: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Masks of tensors that several modules share by the names that the model tells them by."""
+    firsts = {name: names[0] for names in names_of_tensors(model).values() for name in names}
+    return {firsts.get(name, name): mask for name, mask in masks.items()}
 
 
 def require_weights(model: nn.Module, reference: nn.Module, steps: Sequence[tuple[Graph, Plan]]) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from nervure.core.tensors import tensors_in
 from nervure.graph.models import device_of
 from nervure.refit.activations import Enough, Watch, Watcher, watchable
+from nervure.refit.survey import LayerReading
 from nervure.stats.loaders import Batch
 
 
@@ -39,6 +40,29 @@ class Prefix:
         """The number of the layer that a tensor is in; None: it is in none."""
         return next((n for n, name in enumerate(self.names) if tensor.startswith(f"{name}.")), None)
 
+    def note(self, readings: Iterable[LayerReading]) -> None:
+        """Know which of all uses of parameters are before the list, and which behind it."""
+        self.last = max((r.order for r in readings if self.index(r.key[0]) is not None), default=-1)
+
+    def before(self, reading: LayerReading) -> int:
+        """How many layers a use of a parameter leaves to be skipped: those before it."""
+        inside = self.index(reading.key[0])
+        if inside is not None:
+            return inside
+        return len(self.names) if reading.order > self.last else 0
+
+    @contextmanager
+    def stopped(self, depth: int) -> Iterator[None]:
+        """While this lasts nothing runs behind the first ``depth`` layers, if the list has so many."""
+        if not 0 < depth <= len(self.names):
+            yield
+            return
+        handle = self._layers[depth - 1].register_forward_hook(_stop)
+        try:
+            yield
+        finally:
+            handle.remove()
+
     @contextmanager
     def skipped(self, part: int) -> Iterator[None]:
         """While this lasts the layers that are done give what they gave for this part of the data."""
@@ -60,6 +84,10 @@ class Prefix:
                 with self.skipped(number):
                     found[number] = _given(self._layers[depth - 1], watch, batch)
         self._kept, self.depth = found, depth
+
+
+def _stop(module: nn.Module, args: Any, output: Any) -> None:
+    raise Enough
 
 
 @contextmanager

@@ -14,6 +14,8 @@ from nervure.tasks.task import Task
 
 HELD = 4
 """One sample in so many is left out of fits, and chooses among them."""
+PLACES, POSITIONS = 32, 8192
+"""Places of a sample that are looked at, or more, until there are so many positions in all."""
 
 
 def split(
@@ -35,6 +37,11 @@ def split(
     if seen < HELD:
         raise DataError(f"{seen} samples are too few to refit on: give {HELD} or more, hundreds where there are any.")
     return parts
+
+
+def places_per_sample(parts: Sequence[GramPart]) -> int:
+    """At how many places of each sample a convolution is looked at: there are layers of thousands of inputs."""
+    return max(PLACES, -(-POSITIONS // sum(part.batch.size for part in parts)))
 
 
 def require_different(parts: Sequence[GramPart]) -> None:

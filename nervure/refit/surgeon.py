@@ -1,8 +1,13 @@
 """What stays of a masked matrix makes up for what left: the optimal brain surgeon, and the exact optimum behind it."""
 
+from collections.abc import Callable
+from typing import TypeAlias
+
 import torch
 from torch import Tensor
 
+Choose: TypeAlias = Callable[[int, Tensor], Tensor]
+"""The number of a column, and what it costs to remove entries of some columns from there on: which of them survive."""
 COLUMNS = 128
 """Columns between two updates of all that follow."""
 STEPS = 100
@@ -26,19 +31,46 @@ def obs_update(weight: Tensor, gram: Tensor, keep: Tensor, columns: int = COLUMN
     Returns:
         The updated weights; exactly zero where they do not survive.
     """
+    return obs_select(weight, gram, lambda start, costs: keep[:, start : start + costs.shape[1]], columns)[0]
+
+
+def obs_select(
+    weight: Tensor, gram: Tensor, choose: Choose, columns: int = COLUMNS, together: int = COLUMNS
+) -> tuple[Tensor, Tensor]:
+    """Remove entries as :func:`obs_update` does, and choose them on the way, by what columns before have made of them.
+
+    Removing ``w_j`` of a row costs ``(w_j / U_jj)^2``: so much the row's squared error grows, once all columns behind
+    make up for it.
+
+    Args:
+        weight: [outputs, inputs].
+        gram: of what enters, [inputs, inputs], positive definite (with its ridge).
+        choose: given the number of a column and the costs of it and those behind it, [outputs, together] or fewer:
+            which of them survive, of the same shape.
+        columns: how many make a block; any number gives the same.
+        together: about how many columns ``choose`` decides at once.
+
+    Returns:
+        The updated weights, exactly zero where they do not survive, and what survives.
+    """
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram))
     upper = torch.linalg.cholesky(inverse, upper=True)
-    left, found = weight.clone(), torch.zeros_like(weight)
+    left, found, kept = weight.clone(), torch.zeros_like(weight), torch.zeros_like(weight, dtype=torch.bool)
+    # What is decided at once has to have been changed by all columns before it.
+    columns = max(columns // together, 1) * together
     for start in range(0, weight.shape[1], columns):
         block = slice(start, min(start + columns, weight.shape[1]))
         errors = torch.zeros_like(left[:, block])
         for at in range(block.start, block.stop):
-            found[:, at] = torch.where(keep[:, at], left[:, at], 0)
+            if (at - start) % together == 0:
+                ahead = slice(at, min(at + together, block.stop))
+                kept[:, ahead] = choose(at, (left[:, ahead] / upper.diagonal()[ahead]).square())
+            found[:, at] = torch.where(kept[:, at], left[:, at], 0)
             error = (left[:, at] - found[:, at]) / upper[at, at]
             left[:, at : block.stop] -= error[:, None] * upper[at, at : block.stop]
             errors[:, at - start] = error
         left[:, block.stop :] -= errors @ upper[block, block.stop :]
-    return found
+    return found, kept
 
 
 def restrict(

@@ -203,22 +203,40 @@ def lifelines(graph: Graph, layers: Sequence[Layer], rho: Mapping[str, Tensor]) 
     Returns:
         For each layer a boolean [children, parents].
     """
+    best = {layer.tensor: rho[layer.tensor].argmax(1) for layer in layers}
+    lines = {}
+    for layer, alive in zip(layers, needed_children(graph, layers, best).values(), strict=True):
+        line = torch.zeros_like(rho[layer.tensor], dtype=torch.bool)
+        line[alive, best[layer.tensor][alive]] = True
+        lines[layer.tensor] = line if layer.is_prunable else alive[:, None].expand_as(line).clone()
+    return lines
+
+
+def needed_children(graph: Graph, layers: Sequence[Layer], best: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The children that are on the way from the outputs back to the inputs, where each hears its best parent.
+
+    Args:
+        graph: the model's graph.
+        layers: its layers, in running order.
+        best: the best parent of each child of a layer, [children].
+
+    Returns:
+        For each layer a boolean [children].
+    """
     scored = {layer.tensor for layer in layers}
     needed = {
         group.name: torch.full((group.size,), group.is_pinned or _is_read_elsewhere(group, scored))
         for group in graph.groups
     }
-    lines = {}
+    found = {}
     for layer in reversed(layers):
-        alive = _any_of(layer.rows, needed, layer.children)
-        line = torch.zeros_like(rho[layer.tensor], dtype=torch.bool)
-        line[alive, rho[layer.tensor][alive].argmax(1)] = True
-        lines[layer.tensor] = line if layer.is_prunable else alive[:, None].expand_as(line).clone()
+        alive = found[layer.tensor] = _any_of(layer.rows, needed, layer.children)
+        heard = torch.full((layer.parents,), bool(alive.any()) and not layer.is_prunable)
+        heard[best[layer.tensor][alive]] = True
         for group, units in layer.columns:
             index = torch.tensor(units.array)
-            wanted = lines[layer.tensor].any(0) & (index >= 0)
-            needed[group][index[wanted]] = True
-    return lines
+            needed[group][index[heard & (index >= 0)]] = True
+    return {layer.tensor: found[layer.tensor] for layer in layers}
 
 
 def _is_read_elsewhere(group: Group, scored: set[str]) -> bool:

@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, TypeAlias, final
 
@@ -65,17 +65,16 @@ class BlockRecorder:
     """Hears blocks, and the model's answer, batch by batch.
 
     Attributes:
-        features: per block a list of [samples, features], one for each batch.
+        features: per block what :func:`join_batches` joins, for each batch.
         shifts: per block a list of [samples, 2]: the cosine between what enters and what leaves the block, averaged
             over positions (NaN where they have other shapes), and the size of what it adds relative to what enters.
-        outputs: a list of [samples, outputs].
         failed: blocks that could not be read, and why.
     """
 
     def __init__(self, graph: Graph, *, reduce: str | None, output: str | None) -> None:
-        self.features: defaultdict[str, list[Tensor]] = defaultdict(list)
+        self.features: defaultdict[str, list[tuple[Tensor, ...]]] = defaultdict(list)
         self.shifts: defaultdict[str, list[Tensor]] = defaultdict(list)
-        self.outputs: list[Tensor] = []
+        self._answers: list[tuple[Tensor, ...]] = []
         self.failed: dict[str, str] = {}
         self._blocks = graph.blocks if reduce is not None else ()
         self._reduce = REDUCTIONS["flatten" if reduce is None else reduce]
@@ -105,6 +104,16 @@ class BlockRecorder:
         silent = {b.name for b in self._blocks if len(self.features[b.name]) != passes} - self.failed.keys()
         reasons = self.failed | dict.fromkeys(silent, "it did not run for every batch")
         return {f"block {name}": reason for name, reason in reasons.items()}
+
+    def outputs(self) -> Tensor | None:
+        """The model's answers, [samples, outputs]; None where they were not wanted.
+
+        Where batches are of other lengths, those of each sample are averaged over its length.
+
+        Raises:
+            DataError: they have other shapes in another way.
+        """
+        return join_batches(self._answers) if self._answers else None
 
     def start(self, samples: int) -> None:
         """A batch of so many samples comes."""
@@ -138,7 +147,8 @@ class BlockRecorder:
         if not bool(torch.isfinite(added).all()):
             raise DataError(f"what block {block.name!r} adds is NaN or infinite. The model or the data are broken.")
         axis = 1 if is_kernel else added.ndim - 1
-        self.features[block.name].append(self._reduce(added.movedim(axis, 1).float()).cpu())
+        maps = added.movedim(axis, 1).float()
+        self.features[block.name].append((self._reduce(maps).cpu(), average_maps(maps).cpu()))
         self.shifts[block.name].append(_shift(block, entered.float(), added.float(), axis).cpu())
 
     def _answering(self, module: nn.Module, args: Any, output: Any) -> None:
@@ -150,7 +160,31 @@ class BlockRecorder:
             )
         if not bool(torch.isfinite(answer).all()):
             raise DataError("the model's outputs are NaN or infinite. The model or the data are broken.")
-        self.outputs.append((answer[:, None] if answer.ndim == 1 else pool_maps(answer)).cpu())
+        self._answers.append(tuple(t.cpu() for t in summarise_answer(answer)))
+
+
+def summarise_answer(answer: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """An answer as [samples, outputs]: in parts of its maps, averaged over its second axis, averaged over its last."""
+    if answer.ndim < 3:
+        flat = answer.reshape(len(answer), -1)
+        return flat, flat, flat
+    return pool_maps(answer), answer.mean(1).flatten(1), answer.flatten(2).mean(2)
+
+
+def join_batches(found: Sequence[tuple[Tensor, ...]]) -> Tensor:
+    """What was heard in each batch, several forms of [samples, numbers], in the first form of one width in all.
+
+    Raises:
+        DataError: there is none.
+    """
+    for parts in zip(*found, strict=True):
+        if len({part.shape[1] for part in parts}) == 1:
+            return torch.cat(parts)
+    sizes = " and ".join(sorted({str(parts[0].shape[1]) for parts in found})[:2])
+    raise DataError(
+        f"what the model answers has other shapes in other batches ({sizes} numbers for a sample), so it cannot be "
+        "compared. Give batches of one shape, or name another of its outputs."
+    )
 
 
 def answer_of(output: Any, name: str) -> Tensor:

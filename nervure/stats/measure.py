@@ -1,7 +1,7 @@
 """One pass over data: what the units say, and how much the loss listens."""
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain, islice
 from typing import Any
@@ -18,7 +18,7 @@ from nervure.graph.models import device_of, unwrap
 from nervure.graph.modes import disable_compile, leave_modes
 from nervure.graph.preserve import restore_after
 from nervure.graph.types import Graph
-from nervure.stats.block_outputs import REDUCTIONS, BlockRecorder
+from nervure.stats.block_outputs import REDUCTIONS, BlockRecorder, join_batches
 from nervure.stats.connections import Listener, ears
 from nervure.stats.evidence import Stats
 from nervure.stats.footprint import require_memory
@@ -143,9 +143,9 @@ def measure(
         effects=_concat(reader.effects, passes, reader.failed),
         readings=reader.readings() if "readings" in wanted else {},
         connections=connections,
-        blocks=_concat(whole.features, passes, whole.failed),
+        blocks=_concat(whole.features, passes, whole.failed, join_batches),
         shifts=_concat(whole.shifts, passes, whole.failed),
-        outputs=torch.cat(whole.outputs) if whole.outputs else None,
+        outputs=whole.outputs(),
         labels=torch.cat(labels) if labels else None,
         samples=seen,
         seed=seed,
@@ -233,8 +233,13 @@ def _listen(
         recorder.finish(loss)
 
 
-def _concat(parts: Mapping[str, list[Tensor]], passes: int, failed: Mapping[str, str]) -> dict[str, Tensor]:
-    return {name: torch.cat(values) for name, values in parts.items() if len(values) == passes and name not in failed}
+def _concat(
+    parts: Mapping[str, list[Any]],
+    passes: int,
+    failed: Mapping[str, str],
+    join: Callable[[list[Any]], Tensor] = torch.cat,
+) -> dict[str, Tensor]:
+    return {name: join(values) for name, values in parts.items() if len(values) == passes and name not in failed}
 
 
 def _moments(recorder: EvidenceRecorder, passes: int, seen: int) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from nervure.graph.declared import untrue
 from nervure.graph.models import is_weightless, unwrap
 from nervure.graph.modes import leave_modes
 from nervure.graph.sizes import submodule
-from nervure.graph.tape import named_tensors
+from nervure.graph.tape import named_tensors, names_of_tensors
 from nervure.graph.types import Graph
 from nervure.plan import Cut, Drop, Link, Mask, Plan
 from nervure.surgery.attention import ResizedAttention, keep_padding
@@ -124,7 +124,9 @@ def check_fits(model: nn.Module, graph: Graph, plan: Plan) -> None:
         )
     strange = [mask.tensor for mask in plan.masks if mask.tensor not in found]
     if strange:
-        raise PlanError(f"mask of {strange[0]!r}: the model has no such tensor.")
+        firsts = [first for first, names in names_of_tensors(model).items() if strange[0] in names]
+        hint = f"the model calls this tensor {firsts[0]!r}." if firsts else "the model has no such tensor."
+        raise PlanError(f"mask of {strange[0]!r}: {hint}")
     _require_modules(model, graph)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nervure import trace
+from nervure import Depth, Energy, prune, trace
 from nervure.errors import ArgumentError, DataError
 from nervure.stats import Stats, measure
 from nervure.zoo import build
@@ -128,3 +128,38 @@ def test_what_cannot_be_heard_is_told() -> None:
         model.one[1].weight.fill_(float("inf"))
     with pytest.raises(DataError, match="what block 'one' adds is NaN or infinite"):
         measure(model, graph, data(), want={"blocks"})
+
+
+class PerToken(nn.Module):
+    """A residual network that answers for each token of a line."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.start, self.end = nn.Linear(6, 8), nn.Linear(8, 5)
+        self.blocks = nn.ModuleList(nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 8), nn.ReLU()) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.start(x)
+        for block in self.blocks:
+            x = x + block(x)
+        return self.end(x)
+
+
+@pytest.mark.parametrize(
+    "method", [Energy(score="skip", drop=1), Energy(score="dcor", target="outputs", drop=1), Depth(drop=1)]
+)
+def test_lines_of_other_lengths_in_each_batch_are_heard(method: Any) -> None:
+    torch.manual_seed(0)
+    model = PerToken().eval()
+    lines = [torch.randn(8, length, 6) for length in (12, 20, 40)]
+    pruned = prune(model, lines[0], method, data=lines, task=lambda model, x: model(x).square().mean(), progress=False)
+    assert len(pruned.plan.drops) == 1
+
+
+def test_the_answers_of_lines_of_other_lengths_are_averages_over_tokens() -> None:
+    torch.manual_seed(0)
+    model = PerToken().eval()
+    lines = [torch.randn(8, length, 6) for length in (12, 40)]
+    stats = measure(model, trace(model, lines[0]), lines, want={"outputs"})
+    assert stats.outputs is not None
+    torch.testing.assert_close(stats.outputs, torch.cat([model(x).mean(1) for x in lines]).detach())

@@ -377,3 +377,10 @@ def test_a_task_has_the_same_name_in_every_process() -> None:
     assert repr(tasks.segmentation(ignore=9)) != repr(tasks.segmentation(ignore=8))
     own = [tasks.Task(objective=lambda model, batch: model(batch)) for _ in range(2)]
     assert repr(own[0]) != repr(own[1])
+
+
+@pytest.mark.parametrize("given", [{"bins": 5}, {"cache": "somewhere"}])
+def test_what_is_for_classifiers_is_refused_beside_a_task(given: dict[str, Any]) -> None:
+    model, data = nn.Linear(3, 1), [(torch.ones(4, 3), torch.ones(4, 1))]
+    with pytest.raises(ArgumentError, match="for classifiers"):
+        evaluate(model, data, task=tasks.regression(), progress=False, **given)

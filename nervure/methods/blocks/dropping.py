@@ -141,7 +141,12 @@ class Dropping(Checked, ABC):
     @property
     def asks(self) -> tuple[Inquiry[Any], ...]:
         """What becomes of the model without some of its blocks."""
-        return () if self._is_whole else (BlockTrials(self),)
+        return () if self._is_whole else (self._trials,)
+
+    @property
+    def _trials(self) -> "BlockTrials":
+        """What is asked, whatever share is to stay."""
+        return BlockTrials(replace(self, keep=1.0), self)
 
     def plan(self, view: View) -> Plan:
         """Drop blocks; raises BudgetError, DataError or ScoreError where that cannot be done."""
@@ -185,8 +190,8 @@ class Dropping(Checked, ABC):
         A share between 0 and 100 % says that another draw of the data could have decided otherwise. As many blocks
         leave as in the plan, or as much is saved, and the scores are those before any stage.
         """
-        if view.answer_to(BlockTrials(self)) is None:
-            view = view.with_answer(BlockTrials(self), BlockRecord())
+        if view.answer_to(self._trials) is None:
+            view = view.with_answer(self._trials, BlockRecord())
         scores, plan = self.scores(view), self.plan(view)
         blocks, dropped = droppable(view.graph, self.granularity), {d.block for d in plan.drops}
         savings = self._savings(view, self.judge(view), blocks)
@@ -222,7 +227,7 @@ class Dropping(Checked, ABC):
 
     def judge(self, view: View) -> BlockEvaluator:
         """What asks the model, where an answer was not gathered."""
-        return BlockEvaluator(view, self.recalibrate, self.output, self.engine, view.answer_to(BlockTrials(self)))
+        return BlockEvaluator(view, self.recalibrate, self.output, self.engine, view.answer_to(self._trials))
 
     def _scores_without(
         self, view: View, judge: BlockEvaluator, blocks: Sequence[Block], gone: tuple[str, ...]
@@ -333,10 +338,16 @@ class Dropping(Checked, ABC):
 class BlockTrials:
     """What a method that drops blocks asks of the model without some of them; the next question follows from the last.
 
-    Times are of this machine, and not kept in a folder.
+    Methods that differ in their share alone have one record: what is answered names the blocks that are left out. Times
+    are of this machine, and not kept in a folder.
+
+    Attributes:
+        question: the method, of which everything stays.
+        method: the method; not told apart by it.
     """
 
-    method: Dropping
+    question: Dropping
+    method: Dropping = field(compare=False, repr=False)
 
     def of(self, view: View, folder: Folder = None) -> BlockRecord:
         """The answers, all that a plan goes by; raises as :meth:`Dropping.plan`."""

@@ -25,7 +25,7 @@ from nervure.methods.base import View, data_of, model_of
 from nervure.methods.evidence_folder import ANSWER
 from nervure.plan import Drop, Plan
 from nervure.stats import SAMPLES, Stats, first_batches, measure
-from nervure.stats.block_outputs import answer_of
+from nervure.stats.block_outputs import answer_of, join_batches, summarise_answer
 from nervure.stats.loaders import Batch, fixed_seed, keep_position
 from nervure.stats.loaders import batches as checked
 from nervure.surgery.apply import apply
@@ -227,7 +227,7 @@ def _are_right(logits: Tensor, labels: Tensor) -> Tensor:
 
 def _agreement(whole: Sequence[_Answer], part: Sequence[_Answer]) -> float:
     """R^2 of the outputs ``part`` as an estimate of the outputs ``whole``."""
-    target, found = (torch.cat([a.outputs.double() for a in side]) for side in (whole, part))
+    target, found = (_join([a.outputs.double() for a in side]) for side in (whole, part))
     spread = (target - target.mean(0)).square().sum()
     if not bool(spread > 0):
         raise DataError(
@@ -235,6 +235,12 @@ def _agreement(whole: Sequence[_Answer], part: Sequence[_Answer]) -> float:
             "Give other data, or say how many blocks leave by drop= or keep=."
         )
     return float(1 - (target - found).square().sum() / spread)
+
+
+def _join(outputs: Sequence[Tensor]) -> Tensor:
+    """Of all batches, which may be of other lengths."""
+    are_alike = len({answer.shape[1:] for answer in outputs}) == 1
+    return torch.cat([*outputs]) if are_alike else join_batches([summarise_answer(answer) for answer in outputs])
 
 
 class _Clock:

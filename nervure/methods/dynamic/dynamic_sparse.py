@@ -82,6 +82,7 @@ class DynamicSparse(Sparse):
     def check(self) -> None:
         """Complain about a hyper-parameter that is out of range."""
         require_choice(self.granularity, ("element", "kernel"), "granularity")
+        require_choice(self.distribution, ("global", "uniform", "erk"), "distribution")
         if self.every and self.events:
             raise ArgumentError(f"every={self.every} and events={self.events} both say when; give one of them.")
         if self.begin >= self.end:
@@ -103,7 +104,7 @@ class DynamicSparse(Sparse):
         """The density to begin with."""
         return self.density
 
-    def scores(self, view: View, field: PrunableWeights) -> Masked:
+    def scores(self, view: View, field: PrunableWeights) -> Mapping[str, Tensor]:
         """Lots: by which masks are chosen to begin with."""
         return field.lots(torch.Generator().manual_seed(self.seed + view.seed))
 

@@ -11,7 +11,7 @@ from nervure.core.schema import Density
 from nervure.errors import ArgumentError
 from nervure.methods.base import View
 from nervure.methods.dynamic.dynamic_sparse import DynamicSparse, Masked
-from nervure.methods.masks.base_masks import PrunableWeights
+from nervure.methods.masks.base_masks import PrunableWeights, Scored
 from nervure.training.dynamic.counts import Counts, Ramp
 from nervure.training.dynamic.protocol import UpdateContext
 from nervure.training.dynamic.sites import Site
@@ -54,9 +54,9 @@ class GMP(DynamicSparse):
         """The first masks leave out the smallest weights."""
         return False
 
-    def scores(self, view: View, field: PrunableWeights) -> Masked:
+    def scores(self, view: View, field: PrunableWeights) -> Scored:
         """Magnitudes: by which masks are chosen to begin with."""
-        return dict(field.sizes)
+        return field.sizes
 
     def kept(self, view: View, field: PrunableWeights) -> Masked:
         """The masks to begin with."""

@@ -107,7 +107,7 @@ class GCNet(NetworkScored):
             self._check_filters()
 
     def _check_filters(self) -> None:
-        if self.distribution == "erk" or self.rounds > 1:
+        if self.distribution not in ("global", "uniform") or self.rounds > 1:
             raise ArgumentError(
                 f"granularity='filters' with distribution={self.distribution!r} and rounds={self.rounds}: filters are "
                 "cut by one ranking, 'global' or 'uniform', in one round. Prune several times for more."

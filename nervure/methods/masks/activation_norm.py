@@ -1,16 +1,21 @@
 """How loud the inputs of each weight are: their Euclidean norm over samples and positions."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
+from nervure.budget.weights import sheets
 from nervure.errors import DataError
 from nervure.graph.models import device_of
 from nervure.graph.operands import Entering, listen
 from nervure.graph.types import Product
+from nervure.methods.base import Folder, View, model_of
+from nervure.methods.evidence_folder import answer_folder, remember
+from nervure.methods.masks.gradients import twin
 from nervure.stats.loaders import batches, fixed_seed
 from nervure.tasks.task import Task
 
@@ -34,7 +39,8 @@ def input_norms(
         task: how batches go into the model.
 
     Returns:
-        [outputs, inputs of one output] for each tensor that was heard; 1 throughout an output that nothing entered.
+        [outputs, inputs of one output] for each tensor that was heard, [1, inputs] where all outputs hear the same; 1
+        throughout an output that nothing entered.
 
     Raises:
         DataError: the data are empty or malformed, or what enters is not finite.
@@ -44,8 +50,29 @@ def input_norms(
         for batch in batches(data, samples, labelled=False, task=task):
             listen(model, partial(batch.to(device).feed, model), entering.hear)
     norms = {}
-    for name, (squares, counts) in entering.totals({product.tensor: product for product in products}).items():
+    for name, squares, counts in entering.totals({product.tensor: product for product in products}):
         if not bool(torch.isfinite(squares).all()):
             raise DataError(f"what enters {name!r} is NaN or infinite. The model or the data are broken.")
-        norms[name] = squares.sqrt().where(counts.any(1, keepdim=True), 1.0)
+        found = squares.sqrt().where(counts.any(1, keepdim=True), 1.0)
+        norms[name] = found[:1].clone() if bool((found == found[:1]).all()) else found
     return norms
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class InputNorms:
+    """How loud what enters is, of all weights but those of layers that stay ``dense``, on so many samples."""
+
+    dense: tuple[str, ...]
+    samples: int
+
+    def of(self, view: View, folder: Folder = None) -> dict[str, Tensor]:
+        """Run a copy of the model of a view; see :func:`input_norms`. Raises DataError, ArgumentError, BudgetError."""
+        if view.data is None:
+            raise DataError("what enters the layers is listened to: give data=, batches of inputs.")
+        data, products = view.data, sheets(model_of(view), view.graph, self.dense, view.ignored)
+        place = answer_folder(folder, view, self)
+        return remember(
+            place and place / "norms.safetensors",
+            lambda: input_norms(twin(view), products, data, self.samples, view.seed, view.task),
+        )

@@ -1,9 +1,10 @@
 """What methods share that mask single weights, kernels or blocks of them by their scores."""
 
+import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, ClassVar, Literal, TypeAlias, final
 
@@ -11,11 +12,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nervure.budget.weight_masks import Distribution, sparse_masks
+from nervure.budget.layer_ratios import (
+    OUTLIER,
+    OUTLIER_SPREAD,
+    SPECTRUM_SPREAD,
+    hill_exponent,
+    outlier_share,
+    ratios_by_outliers,
+    ratios_by_spectrum,
+)
+from nervure.budget.weight_masks import Distribution, sparse_masks, within_rows
 from nervure.budget.weights import Pattern, left_dense, sheets
 from nervure.core.check import Checked, show_value
 from nervure.core.inputs import Inputs
-from nervure.core.schema import Density, Size
+from nervure.core.lazy_tensors import LazyTensors
+from nervure.core.schema import Density, NotNegative, Rate, Size
 from nervure.errors import ArgumentError, NervureWarning
 from nervure.graph.models import evaluating, is_weightless
 from nervure.graph.operands import computed_weights
@@ -23,12 +34,16 @@ from nervure.graph.products import describe_products
 from nervure.graph.types import Product
 from nervure.methods.base import Folder, Inquiry, View, model_of
 from nervure.methods.evidence_folder import answer_folder, remember
+from nervure.methods.masks.activation_norm import InputNorms
 from nervure.plan import Keep, Mask, Plan
 from nervure.scores.bundles import Layer, layers
-from nervure.scores.parent_dependence import lifelines
+from nervure.scores.parent_dependence import needed_children
+from nervure.scores.saliency import wanda
 
 Guard: TypeAlias = Literal["paths", "outputs", "units", "none"]
-Scored: TypeAlias = dict[str, Tensor]
+SAMPLES = 128
+"""How many samples tell how loud inputs are, where a method does not say."""
+Scored: TypeAlias = Mapping[str, Tensor]
 """For each tensor a score of each weight, [outputs, inputs, kernel positions], on the CPU."""
 
 
@@ -43,7 +58,9 @@ class Sparse(Checked, ABC):
     Attributes:
         density: the fraction of prunable weights that stays, in (0, 1]; exactly ``round(density * weights)`` of them.
         distribution: ``"global"``: one ranking over all layers; ``"uniform"``: every layer keeps the same fraction;
-            ``"erk"``: Erdos-Renyi kernels, where small layers keep more. What a full layer cannot take goes to others.
+            ``"erk"``: Erdos-Renyi kernels, where small layers keep more; ``"outliers"``: layers with more weights whose
+            size times input stands out keep more (OWL, needs data); ``"spectrum"``: layers whose eigenvalues have
+            heavier tails keep more (AlphaPruning). What a full layer cannot take goes to others.
         granularity: what stays or goes together: ``"element"``, ``"kernel"`` (of one input and output channel),
             ``"connection"`` (of two units: the same, but that all inputs of one unit go together), ``"block"`` (of
             kernels), or n of every m inputs, as in ``"2:4"`` (the density is then n / m, layers whose
@@ -54,6 +71,9 @@ class Sparse(Checked, ABC):
             layer; ``"units"``: and each unit that a layer reads is heard by one of its outputs; ``"none"``. Not for
             n:m, where every output keeps inputs anyway.
         dense: layers that stay dense, as names or patterns of names; they are not counted.
+        outlier: for ``"outliers"``, how many times the mean of its layer stands out.
+        spread: for ``"outliers"`` how far densities go from the mean, at most; for ``"spectrum"`` how far sparsities
+            do, as a share of it. None: 0.08 and 0.3, as published.
     """
 
     wants: ClassVar[frozenset[str]] = frozenset()
@@ -64,6 +84,8 @@ class Sparse(Checked, ABC):
     block: tuple[Size, Size] = (4, 4)
     guard: Guard = "paths"
     dense: tuple[str, ...] = ()
+    outlier: Rate = field(default=OUTLIER, kw_only=True)
+    spread: NotNegative | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         Checked.__post_init__(self)
@@ -84,9 +106,22 @@ class Sparse(Checked, ABC):
         return Pattern.of(self.granularity, self.block)
 
     @property
+    def by_row(self) -> bool:
+        """Whether the best weight of every output comes before the second of any."""
+        return False
+
+    @property
     def asks(self) -> tuple[Inquiry[Any], ...]:
         """What is asked of the network, where anything is to go."""
-        return (ComputedWeights(self.dense), *self.asks_of_scores) if self.density < 1 else ()
+        if self.density == 1:
+            return ()
+        loud = (InputNorms(self.dense, self.heard),) if self.distribution == "outliers" else ()
+        return tuple(dict.fromkeys((ComputedWeights(self.dense), *loud, *self.asks_of_scores)))
+
+    @property
+    def heard(self) -> int:
+        """How many samples at most tell how loud inputs are."""
+        return SAMPLES
 
     @property
     def asks_of_scores(self) -> tuple[Inquiry[Any], ...]:
@@ -129,6 +164,11 @@ class Sparse(Checked, ABC):
         pattern = self.pattern
         if density is not None and pattern.most is not None:
             pattern = Pattern()
+        by_row = self.by_row
+        if by_row and (field.silent or self.guard == "units" or any(s.is_divided for s in field.sheets)):
+            # What is fixed, or goes first, is chosen over the rows: by the places in them.
+            raw, by_row = scores, False
+            scores = LazyTensors(raw, lambda name: within_rows(raw[name]))
         scores = field.rank_silent_last(scores)
         return sparse_masks(
             scores,
@@ -138,11 +178,27 @@ class Sparse(Checked, ABC):
             fixed=None if pattern.most else field.lifelines(scores, self.guard),
             kernels=field.kernels,
             parents={layer.tensor: layer.blocks for layer in field.layers()} if pattern.joined else None,
+            by_row=by_row,
+            ratios=self.ratios(field, self.density if density is None else density),
         )
+
+    def ratios(self, field: "PrunableWeights", density: float) -> dict[str, float] | None:
+        """How dense each tensor is to be, where outliers or spectra say it; None elsewhere."""
+        if self.distribution == "outliers":
+            scores = field.loud_sizes(InputNorms(self.dense, self.heard))
+            shares = {name: outlier_share(values, self.outlier) for name, values in scores.items()}
+            return ratios_by_outliers(shares, density, OUTLIER_SPREAD if self.spread is None else self.spread)
+        if self.distribution == "spectrum":
+            exponents = {name: hill_exponent(weight.flatten(1)) for name, weight in field.weights.items()}
+            counts = {sheet.tensor: sheet.size for sheet in field.sheets}
+            return ratios_by_spectrum(
+                exponents, counts, density, SPECTRUM_SPREAD if self.spread is None else self.spread
+            )
+        return None
 
     def in_rounds(
         self, field: "PrunableWeights", rounds: int, scores: Callable[[Scored], Scored], *, revive: bool = False
-    ) -> dict[str, Tensor]:
+    ) -> Scored:
         """Scores of the last of some rounds, each under the masks of the one before, ``density ** (round / rounds)``.
 
         Args:
@@ -214,7 +270,8 @@ class PrunableWeights:
         weights: each as [outputs, inputs, kernel positions], on the CPU, in float32 at least.
         kernels: the sides of their kernels.
         sizes: absolute values of what multiplies, laid out as ``weights``: of these, or of what is computed from them.
-        silent: which weights multiply as zeros though they are none (a mask of their own); laid out as ``weights``.
+        silent: which weights multiply as zeros though they are none (a mask of their own); laid out as ``weights``,
+            of the tensors that have any.
     """
 
     view: View
@@ -230,19 +287,21 @@ class PrunableWeights:
         if view.model is None:
             raise ArgumentError("masking weights needs the model itself: give the view its model.")
         found = sheets(view.model, view.graph, dense, view.ignored)
-        weights = {s.tensor: s.to_matrix(_wide(view.weights[s.tensor])) for s in found}
+        laid = {s.tensor: s.to_matrix for s in found}
         kernels = {s.tensor: tuple(s.shape[axis] for axis in s.kernel) for s in found}
         real = view.ask(ComputedWeights(dense))
-        sizes = {s.tensor: s.to_matrix(_wide(real.get(s.tensor, view.weights[s.tensor]))).abs() for s in found}
-        silent = {name: (sizes[name] == 0) & (weight != 0) for name, weight in weights.items()}
-        return PrunableWeights(view, found, weights, kernels, sizes, silent)
+        weights = LazyTensors(laid, lambda name: laid[name](_wide(view.weights[name])))
+        sizes = LazyTensors(laid, lambda name: laid[name](_wide(real.get(name, view.weights[name]))).abs())
+        masked = [name for name in laid if name in real]
+        silent = {name: (sizes[name] == 0) & (weights[name] != 0) for name in masked}
+        return PrunableWeights(view, found, weights, kernels, sizes, {n: s for n, s in silent.items() if s.any()})
 
     def reached(self, masks: Mapping[str, Tensor]) -> dict[str, float | int | str]:
         """The density of all weights that multiply, how many masked ones stay, and what stays dense because it must."""
         forced = left_dense(self.view.graph, self.view.ignored)
         dense = (*forced, *(s for s in self.sheets if s.tensor not in masks))
         silent = self.from_matrices(self.silent)
-        stay = sum(int((mask & ~silent[name]).sum()) for name, mask in masks.items())
+        stay = sum(int((mask & ~silent[name] if name in silent else mask).sum()) for name, mask in masks.items())
         left = sum(p.size for p in dense)
         whole = sum(mask.numel() for mask in masks.values()) + left
         if forced:
@@ -261,6 +320,16 @@ class PrunableWeights:
             s.tensor: s.back(laid[s.tensor], self.view.weights[s.tensor].shape) for s in self.sheets if s.tensor in laid
         }
 
+    def loud_sizes(self, norms: InputNorms) -> Scored:
+        """The size of each weight times how loud its input is; where nothing is known of inputs, the size."""
+        found = self.view.ask(norms)
+
+        def weigh(name: str) -> Tensor:
+            size = self.sizes[name]
+            return wanda(size, found[name].to(size)) if name in found else size
+
+        return LazyTensors(self.sizes, weigh)
+
     def whole(self) -> dict[str, Tensor]:
         """Masks that let every weight stay."""
         return {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in self.weights.items()}
@@ -272,12 +341,14 @@ class PrunableWeights:
 
     def rank_silent_last(self, scores: Scored) -> Scored:
         """Scores with what is silent below all others of its tensor."""
-        return {
-            name: torch.where(self.silent[name], values.min() - 1, values) if self.silent[name].any() else values
-            for name, values in scores.items()
-        }
 
-    def lifelines(self, scores: Scored, guard: Guard) -> dict[str, Tensor] | None:
+        def rank(name: str) -> Tensor:
+            values = scores[name]
+            return torch.where(self.silent[name], values.min() - 1, values) if name in self.silent else values
+
+        return LazyTensors(scores, rank) if self.silent else scores
+
+    def lifelines(self, scores: Scored, guard: Guard) -> Mapping[str, Tensor] | None:
         """The best weight of each output that must not fall silent, as booleans; None where nothing is guarded."""
         divided = {s.tensor for s in self.sheets if s.is_divided}
         if guard == "none" and not divided.intersection(scores):
@@ -285,37 +356,36 @@ class PrunableWeights:
         best = {name: values.reshape(len(values), -1).argmax(1) for name, values in scores.items()}
         alive = {name: torch.full((len(values),), guard != "none") for name, values in scores.items()}
         if guard == "paths":
-            alive |= self._needed_outputs(scores, best)
+            alive |= self._needed_outputs(best)
         # A row without a weight has no norm to divide by.
         alive |= {name: torch.ones_like(alive[name]) for name in divided.intersection(scores)}
-        fixed = {}
-        for name, values in scores.items():
+        splits = {s.tensor: s.parts for s in self.sheets}
+        units = {layer.tensor: layer.blocks for layer in self.layers()} if guard == "units" else {}
+
+        def fix(name: str) -> Tensor:
+            values = scores[name]
             flat = torch.zeros(len(values), values[0].numel(), dtype=torch.bool)
             flat[alive[name], best[name][alive[name]]] = True
-            fixed[name] = flat.reshape(values.shape)
-        for name in divided.intersection(scores):
-            _fix_best_of_parents(fixed[name], scores[name], torch.arange(scores[name].shape[1]))
-        if guard == "units":
-            splits = {s.tensor: s.parts for s in self.sheets}
-            for layer in self.layers():
-                name, parts = layer.tensor, splits[layer.tensor]
-                for own, values in zip(fixed[name].chunk(parts), scores[name].chunk(parts), strict=True):
-                    _fix_best_of_parents(own, values, layer.blocks)
-        return fixed
+            fixed = flat.reshape(values.shape)
+            if name in divided:
+                _fix_best_of_parents(fixed, values, torch.arange(values.shape[1]))
+            if name in units:
+                for own, part in zip(fixed.chunk(splits[name]), values.chunk(splits[name]), strict=True):
+                    _fix_best_of_parents(own, part, units[name])
+            return fixed
+
+        return LazyTensors(scores, fix)
 
     def layers(self) -> tuple[Layer, ...]:
         """The tensors as connections between units, in running order; those on no axis of the graph are left out."""
         return layers(self.view.graph, self.view.weights, self.weights)
 
-    def _needed_outputs(self, scores: Scored, best: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def _needed_outputs(self, best: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The outputs of each layer that are on the best paths from the network's outputs back to its inputs."""
         listed = [replace(layer, is_first=False) for layer in self.layers()]
-        chosen = {}
-        for layer in listed:
-            # One for the parent that the best weight hears, so that paths and weights agree where scores are equal.
-            heard = layer.blocks[best[layer.tensor] // scores[layer.tensor].shape[2]]
-            chosen[layer.tensor] = torch.zeros(layer.children, layer.parents).scatter_(1, heard[:, None], 1.0)
-        return {name: line.any(1) for name, line in lifelines(self.view.graph, listed, chosen).items()}
+        kernels = {s.tensor: math.prod(self.kernels[s.tensor]) for s in self.sheets}
+        heard = {layer.tensor: layer.blocks[best[layer.tensor] // kernels[layer.tensor]] for layer in listed}
+        return needed_children(self.view.graph, listed, heard)
 
 
 def _fix_best_of_parents(fixed: Tensor, scores: Tensor, blocks: Tensor) -> None:

@@ -25,4 +25,4 @@ class MagnitudeMasks(Sparse):
 
     def scores(self, view: View, field: PrunableWeights) -> Scored:
         """Magnitudes."""
-        return dict(field.sizes)
+        return field.sizes

@@ -7,21 +7,18 @@ well, and n:m is one of several granularities.
 """
 
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
-from nervure.budget.weight_masks import Distribution, within_rows
+from nervure.budget.weight_masks import Distribution
 from nervure.core.schema import Density, Size
-from nervure.errors import DataError
-from nervure.methods.base import View
-from nervure.methods.masks.activation_norm import input_norms
-from nervure.methods.masks.base_masks import Guard, NetworkScored, PrunableWeights, Scored
-from nervure.methods.masks.gradients import twin
-from nervure.scores.saliency import wanda
+from nervure.methods.base import Inquiry, View
+from nervure.methods.masks.activation_norm import InputNorms
+from nervure.methods.masks.base_masks import Guard, PrunableWeights, Scored, Sparse
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class Wanda(NetworkScored):
+class Wanda(Sparse):
     """Mask the weights of each output with the smallest ``|w| * ||x||``.
 
     The other hyper-parameters are those of every method that masks weights: ``density``, ``distribution``,
@@ -40,13 +37,21 @@ class Wanda(NetworkScored):
     samples: Size = 128
     rows: bool = True
 
-    def ask_scores(self, view: View, field: PrunableWeights) -> Scored:
+    @property
+    def asks_of_scores(self) -> tuple[Inquiry[Any], ...]:
+        """How loud the inputs are."""
+        return (InputNorms(self.dense, self.samples),)
+
+    @property
+    def heard(self) -> int:
+        """How many samples at most are listened to."""
+        return self.samples
+
+    @property
+    def by_row(self) -> bool:
+        """Whether weights compete with those of the same output only."""
+        return self.rows and self.granularity == "element"
+
+    def scores(self, view: View, field: PrunableWeights) -> Scored:
         """The size of each weight times how loud its input is."""
-        if view.data is None:
-            raise DataError(f"{self!r} listens to what enters the layers: give data=, batches of inputs.")
-        norms = input_norms(twin(view), field.sheets, view.data, self.samples, view.seed, view.task)
-        scores = {
-            name: wanda(size, norms[name].to(size)) if name in norms else size for name, size in field.sizes.items()
-        }
-        by_row = self.rows and self.granularity == "element"
-        return {n: within_rows(s) for n, s in scores.items()} if by_row else scores
+        return field.loud_sizes(InputNorms(self.dense, self.samples))

@@ -59,7 +59,7 @@ def activations(model: nn.Module, run: Callable[[], Any], sheets: Mapping[str, P
     entering = Entering(torch.abs)
     with evaluating(model):
         listen(model, run, entering.hear)
-    return {name: sums / counts.clamp(min=1) for name, (sums, counts) in entering.totals(sheets).items()}
+    return {name: sums / counts.clamp(min=1) for name, sums, counts in entering.totals(sheets)}
 
 
 def _sides(graph: Graph, sheet: Product) -> tuple[dict[str, Any], dict[str, Any]]:
