@@ -178,6 +178,8 @@ def prune_command(
     report = run_recipe(recipe, folder=place, progress=not quiet, resume=not fresh)
     tell(f"\n{report.headline}")
     tell(f"{place / 'report.html'}")
+    if recipe.folder.path:
+        tell(f"model: {recipe.folder.path}, which from_pretrained loads")
     tell(f"recipe: {place / 'recipe.toml'}, to be changed and run again in another folder: nervure run ... --folder")
 
 
