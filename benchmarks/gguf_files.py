@@ -156,7 +156,8 @@ INTRODUCTION = """# Pruned decoders in llama.cpp
 
 `python benchmarks/gguf_files.py`: a decoder of transformers is cut, written by `export` as GGUF, and run by stock
 llama.cpp (`node-llama-cpp`, CPU, one thread), beside PyTorch on {windows} windows of {length} tokens of our own pages.
-Nothing is trained or fitted after the cut: the plans exercise the format, and their perplexities say nothing about pruning.
+Nothing is trained or fitted after the cut: the plans exercise the format, and their perplexities say nothing about
+pruning.
 
 A *plan* draws by lot another width for every feed-forward network (85 to 100 %), leaves two thirds of the heads in
 three layers, drops one attention and one feed-forward network, and in every other plan a layer. Perplexities are to be
