@@ -54,5 +54,7 @@ def name_as_the_source_does(app: Sphinx, doctree: Any) -> None:
 
 def setup(app: Sphinx) -> None:
     """Write the reference before Sphinx looks for pages."""
-    reference.write_pages()
+    if reference.write_pages():
+        # What moved from one page to another is told twice otherwise: pages are read one after the other.
+        (app.doctreedir / "environment.pickle").unlink(missing_ok=True)
     app.connect("doctree-read", name_as_the_source_does, priority=900)

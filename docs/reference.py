@@ -42,7 +42,7 @@ class Page:
 SECTIONS = "Model Data Task Train Prune Refit Recover Evaluate Run Sweep Track"
 METHODS_PAGE = ("methods/index", "which function is which equation")
 PAGES: dict[str, Page] = {
-    "prune": Page("prune", "prune Pruned", see=(("tutorial", "tutorial"),)),
+    "prune": Page("prune", "prune Pruned", see=(("tutorial", "tutorial"), ("howto/choosing_keep", "choosing keep"))),
     "trace": Page("trace and count", "trace count Cost", see=(("concepts", "concepts"),)),
     "apply": Page("apply, verify, compact", "apply verify compact surgery.Verification"),
     "refit": Page(
@@ -75,7 +75,7 @@ PAGES: dict[str, Page] = {
     ),
     "inputs": Page("Inputs", "Inputs"),
     "report": Page("Report", "Report", see=(("sweep", "trials"),)),
-    "errors": Page("Errors", modules="errors"),
+    "errors": Page("Errors", modules="errors", see=(("what_went_wrong", "what went wrong"),)),
     "arguments": Page("Checked arguments", "core.check.checked core.check.Checked core.progress.ending"),
     "method": Page(
         "View and Method", "methods.View methods.Method methods.method_from", "methods", see=(METHODS_PAGE,)
@@ -201,15 +201,21 @@ def require_all(names: Iterable[str], pages: dict[str, Page]) -> None:
         raise ValueError(f"no page of the reference has {', '.join(missing)}: add them to PAGES of docs/reference.py")
 
 
-def write_pages(folder: Path = FOLDER) -> None:
-    """Write all pages; those that are as they were stay untouched, so that Sphinx need not read them again."""
+def write_pages(folder: Path = FOLDER) -> bool:
+    """Write the pages that are not as they were, and remove those that are none; whether there were any."""
     require_all(nervure.__all__, PAGES)
     # What a page names belongs to it, whatever modules come before.
     named = {name: id(find(name)) for page in PAGES.values() for name in page.names.split()}
-    seen = set(named.values())
+    seen, changed = set(named.values()), False
     for slug, page in PAGES.items():
         text = write_page(slug, page, seen)
         path = folder / f"{slug}.md"
         if not path.is_file() or path.read_text(encoding="utf-8") != text:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8")
+            changed = True
+    for path in folder.rglob("*.md"):
+        if path.relative_to(folder).with_suffix("").as_posix() not in PAGES:
+            path.unlink()
+            changed = True
+    return changed

@@ -40,7 +40,10 @@ def test_every_public_name_has_a_page_of_the_reference() -> None:
 
 
 def test_the_pages_of_the_reference_show_no_object_twice(tmp_path: Path) -> None:
-    write_pages(tmp_path)
+    (tmp_path / "of_before.md").touch()
+    assert write_pages(tmp_path)
+    assert not write_pages(tmp_path)
+    assert not (tmp_path / "of_before.md").exists()
     lines = [line for page in tmp_path.rglob("*.md") for line in page.read_text().splitlines()]
     shown = [line.split(":: nervure.")[1] for line in lines if line.startswith((".. autof", ".. autoc"))]
     objects = [id(find(name)) for name in shown]
