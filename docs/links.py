@@ -17,7 +17,17 @@ TARGET = re.compile(r"""<[^>]*?\s(?:id|name)=["']([^"']+)["']""")
 LINK = re.compile(r"""<(?:a|img|script|link)\b[^>]*?\s(?:href|src)=["']([^"']+)["']""")
 # A query as it is typed -> the page that must be among what it finds.
 SEARCHES: Mapping[str, str] = {
+    "custom loss": "tasks",
+    "fine-tune": "howto/fine_tuning",
+    "glossary": "glossary",
+    "gpt": "integrations/transformers",
+    "gpu": "howto/gpu",
+    "llm": "integrations/transformers",
     "onnx": "export",
+    "quantization": "coming_from",
+    "resume": "howto/resuming",
+    "sparsity": "glossary",
+    "Torch-Pruning": "coming_from",
     "yolo": "integrations/ultralytics",
 }
 
