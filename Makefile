@@ -47,11 +47,14 @@ bench: $(STAMP)  ## side-by-side measurements; their tables land in docs/results
 torture: $(STAMP)  ## hostile files, hard stops, bad values: about an hour on two cores; goes on where it was stopped
 	$(ONE_THREAD) $(BIN)/python benchmarks/torture.py --jobs 2
 
-docs: $(STAMP)  ## build docs/_build/html and run its examples
-	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
-	$(BIN)/sphinx-build -W --keep-going -q -b doctest docs docs/_build/doctest
+SPHINX = $(BIN)/sphinx-build -W --keep-going -q -d docs/_build/doctrees
+
+docs: $(STAMP)  ## build docs/_build/html, look for dead links, and run its examples
+	$(SPHINX) -b html docs docs/_build/html
+	$(BIN)/python docs/links.py docs/_build/html
+	$(SPHINX) -b doctest docs docs/_build/doctest
 	@echo "docs: $(CURDIR)/docs/_build/html/index.html"
 
 clean:  ## remove what was built; .venv and runs/ stay
-	rm -rf docs/_build dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf docs/_build docs/reference dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find nervure tests benchmarks examples docs -name __pycache__ -type d -prune -exec rm -rf {} +

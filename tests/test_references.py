@@ -16,8 +16,8 @@ from nervure.errors import MissingExtraError
 
 ROOT = Path(__file__).parent.parent
 PAGES = [*ROOT.glob("*.md"), *sorted((ROOT / "docs").rglob("*.md"))]
-# What was is history: it keeps the names of its day. Results are written by the benchmarks.
-PAGES = [p for p in PAGES if p.name != "CHANGELOG.md" and not {"_build", "results"} & set(p.parts)]
+# What was is history: it keeps the names of its day. Results are written by the benchmarks, the reference by Sphinx.
+PAGES = [p for p in PAGES if p.name != "CHANGELOG.md" and not {"_build", "reference", "results"} & set(p.parts)]
 SOURCES = [path for folder in ("nervure", "examples", "benchmarks") for path in sorted((ROOT / folder).rglob("*.py"))]
 
 DOTTED = re.compile(r"(?<![\w./@-])nervure(?:\.[A-Za-z_]\w*)+(?![\w-]|/)")
