@@ -24,7 +24,6 @@ from nervure import (
     prune,
     smallest,
     tasks,
-    zoo,
 )
 from nervure.errors import ArgumentError, BudgetError, DataError
 from nervure.evaluation.held_out import HeldOutMetric, PartScores
@@ -123,13 +122,25 @@ def test_masks_are_looked_for_by_their_density(method: MagnitudeMasks) -> None:
     assert found.pruned.masks
 
 
+class Block(nn.Module):
+    """Adds something to what enters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.branch = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = x + self.branch(x)
+        return found
+
+
 @pytest.mark.parametrize("method", [Depth(score="random"), Energy(budget="blocks")])
 def test_blocks_are_looked_for_by_what_their_budget_counts(method: Depth) -> None:
-    model, pictures = zoo.build("resnet8").eval(), torch.randn(32, 3, 16, 16)
+    model = nn.Sequential(Block(), Block(), Block(), nn.Linear(6, 2)).eval()
     whole = sum(p.numel() for p in model.parameters())
     left = lambda model: sum(p.numel() for p in model.parameters()) / whole  # noqa: E731
     judge = Task(objective=lambda model, batch: torch.tensor(1.0 if left(model) == 1 else 1.05))
-    found = smallest(model, method=method, data=list(pictures.split(8)), judge=judge, tolerance=0.1, progress=False)
+    found = smallest(model, method=method, data=list(INPUTS.split(8)), judge=judge, tolerance=0.1, progress=False)
     assert len(found.pruned.plan.drops) == len([block for block in found.pruned.graph.blocks if not block.pinned])
 
 
@@ -373,3 +384,15 @@ def test_the_interval_holds_the_truth_as_often_as_it_says() -> None:
         lost = tolerance(samples=500).lost(dense, pruned, (25,) * 20)
         inside += lost.low <= 0.08 <= lost.high
     assert 0.92 <= inside / 300 <= 0.98
+
+
+def test_of_a_perplexity_a_tenth_is_ten_percent() -> None:
+    pytest.importorskip("torchmetrics")
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(20, 32), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 20)).eval()
+    texts = list(torch.randint(20, (64, 8)).split(16))
+    found = smallest(model, data=texts, task=tasks.language_modelling(), tolerance=0.1, progress=False)
+    told = found.search.tolerance
+    assert (told.metric, told.is_relative, told.higher_is_better) == ("perplexity", True, False)
+    assert found.found.quality is not None and found.found.lost is not None
+    assert found.found.lost.value == pytest.approx(found.found.quality / told.dense - 1)

@@ -21,14 +21,14 @@ name = "resnet8"
 options = { width = 0.25 }
 [data]
 name = "digits"
-train_samples = 256
+train_samples = 128
 test_samples = 100
 [train]
 epochs = 1
 [prune]
 tolerance = 0.5
 [refit]
-samples = 64
+samples = 16
 [recover]
 epochs = 0
 [evaluate]
@@ -78,7 +78,7 @@ def test_a_run_looks_for_the_smallest_and_cuts_it(folder: Path) -> None:
     assert report.plan.asked["keep"] == found < 0.5
     assert f"keep={found!r}" in report.method
     assert report.search["tolerance"]["metric"] == "accuracy"
-    assert report.refit["samples"] == 48
+    assert report.refit["samples"] == 12
 
 
 def test_the_report_shows_what_was_tried_and_the_interval(folder: Path) -> None:
