@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from nervure import Magnitude, Recipe, prune, save, sweep, zoo
 from nervure.cli import main
 from nervure.errors import RecipeError
-from nervure.recipe import Study
+from nervure.recipe import Study, run
 from nervure.recipe.making import dataset_of
 from nervure.recipe.recipe import DataSection
 
@@ -28,6 +28,19 @@ def load(*, seed, validation=0.2):
     pictures[labels == 0, :, ::2] = 0
     split = pictures[:40], labels[:40]
     return assemble("stripes", split, (pictures[40:], labels[40:]), ("a", "b"), validation=validation, seed=seed)
+
+
+def loaders():
+    batches = [(torch.randn(4, 1, 8, 8), torch.randn(4, 10))]
+    return {"train": batches, "validation": batches, "test": batches}
+
+
+def loss(model, batch):
+    return (model(batch[0]) - batch[1]).square().mean()
+
+
+def louder(batch, seed):
+    return 2 * batch[0], batch[1]
 
 
 def nothing():
@@ -46,6 +59,23 @@ NET: dict[str, Any] = {"name": "resnet8", "options": {"width": 0.25}}
 @pytest.fixture(autouse=True)
 def in_a_folder_with_data(write_module: Callable[[str, str], None]) -> None:
     write_module("own_data", MINE)
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"objective": "augmented"}, r"\[recover\] objective = 'augmented': of loaders of your own .* what a view is"),
+        ({"objective": "augmented", "views": "own_data:loud"}, r"\[recover\] .*own_data has no .*'loud'.*'louder'"),
+        ({"objective": "consistent", "views": "own_data:louder"}, r"\[recover\] .*which loss has none of.*classes="),
+    ],
+)
+def test_views_that_nothing_makes_are_told_before_any_work(keys: dict[str, str], words: str, tmp_path: Path) -> None:
+    model = {"name": "resnet8", "options": {"in_channels": 1, "width": 0.25}}
+    own = {"model": model, "data": {"name": "own_data:loaders"}, "task": {"name": "own_data:loss"}, "recover": keys}
+    recipe = Recipe.from_dict(own)
+    with pytest.raises(RecipeError, match=words):
+        run(recipe, folder=tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_function_makes_the_data_of_what_it_takes() -> None:

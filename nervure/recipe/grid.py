@@ -16,7 +16,7 @@ from nervure.core.check import checked
 from nervure.core.files import is_there, read_document, write_json, write_text
 from nervure.core.schema import Count, Density, Positive, Seed, Workers, convert
 from nervure.errors import RecipeError
-from nervure.recipe.making import method_of, require_engines, source_of
+from nervure.recipe.making import method_of, require_engines, require_views, source_of
 from nervure.recipe.recipe import DECIDES_NOTHING, Options, Recipe, differences, plain
 from nervure.recipe.results import Results, append_line, dense_key, read_lines
 from nervure.recipe.runner import RECIPE, alone_in, nothing, print_line, require_ours, threads
@@ -138,6 +138,7 @@ def sweep(
     require_engines(asked)
     data = data_of_seed(asked.data, asked.run.seed)
     source_of(asked, data).build(asked.run.seed)
+    require_views(asked, data)
     begun = Sweep(f"Sweep of {asked.model.label}, {data.name}", asked.to_dict(), str(place))
     with alone_in(place, tell, shlex.join(["nervure", "sweep", str(place / RECIPE), "--folder", str(place)])):
         _claim(place, asked, begun)

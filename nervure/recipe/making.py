@@ -193,6 +193,22 @@ def require_engines(recipe: Recipe) -> None:
         require_engine(name)
 
 
+def require_views(recipe: Recipe, data: Data, task: Task | None = None) -> None:
+    """Raise RecipeError where nothing makes the views of a training, or it compares answers that are no classes."""
+    for where, section in (("[train]", recipe.train), ("[recover]", recipe.recover)):
+        if section.objective == "plain":
+            continue
+        try:
+            _views_of(section, data, recipe.evaluate.shift or CORRUPTIONS)
+        except RecipeError as error:
+            raise RecipeError(f"{where} {error}") from error
+        if section.objective == "consistent" and task is not None and task.classes is None:
+            raise RecipeError(
+                f'{where} objective = "consistent" compares probabilities of classes, which {task.name} has none of. '
+                'Take "augmented", or name a task that says its classes: Task(objective=, classes=).'
+            )
+
+
 def device_of(recipe: Recipe) -> torch.device:
     """The recipe's device; raises RecipeError where torch does not have it."""
     try:

@@ -27,7 +27,15 @@ from nervure.core.locks import exclusive_folder
 from nervure.core.markup import listing
 from nervure.errors import RecipeError
 from nervure.recipe.context import Log, RunContext
-from nervure.recipe.making import data_of, device_of, method_of, methods_after, require_engines, source_of
+from nervure.recipe.making import (
+    data_of,
+    device_of,
+    method_of,
+    methods_after,
+    require_engines,
+    require_views,
+    source_of,
+)
 from nervure.recipe.purpose import purpose_of
 from nervure.recipe.recipe import Recipe, TrackSection, differences
 from nervure.recipe.steps import ARTEFACTS, STEPS, Step, remove_checkpoints
@@ -80,6 +88,7 @@ def run(
         fresh = bench.fresh()
         bench = replace(bench, purpose=purpose_of(recipe.task, data, lambda: fresh))
         methods_after(recipe)
+        require_views(recipe, data, bench.task)
         if bench.purpose.reason:
             tell(f"task: {bench.purpose.name}, told from the first batch: {bench.purpose.reason}")
         with alone_in(place, tell, shlex.join(["nervure", "run", str(place / RECIPE), "--folder", str(place)])):

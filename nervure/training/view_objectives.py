@@ -129,9 +129,10 @@ def _draw_seed() -> int:
 
 def _require_classes(task: Task | None, answer: Tensor, axis: int) -> None:
     if (task is not None and task.classes is None) or answer.ndim < 2 or answer.shape[axis] < 2:
+        whose = "" if task is None else f" for the task {task.name!r}"
         raise ArgumentError(
-            f"consistent() compares probabilities of classes, and an answer of {tuple(answer.shape)} is none"
-            f"{'' if task is None else f' for the task {task.name!r}'}. Use augmented(), which asks for a loss only."
+            f"consistent() compares probabilities of classes, and an answer of {tuple(answer.shape)} is none{whose}. "
+            "Use augmented(), which asks for a loss only, or a Task(classes=)."
         )
 
 

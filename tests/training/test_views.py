@@ -10,10 +10,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from nervure.errors import ArgumentError, DataError
-from nervure.evaluation import audio_shifts, table_shifts, text_shifts
+from nervure.evaluation import audio_shifts, table_shifts, text_shifts, token_shifts
 from nervure.evaluation.corruptions import _MADE, CORRUPTIONS, HELD_OUT
 from nervure.evaluation.shifts import Shift
-from nervure.tasks import regression, segmentation
+from nervure.tasks import language_modelling, regression, segmentation
 from nervure.training import (
     SAM,
     Passes,
@@ -384,3 +384,19 @@ def test_passes_are_those_that_are_run():
         assert passes_of(objective) == Passes(**counts)
         assert passes_of(objective, SAM()).work == 2 * passes_of(objective).work
     assert passes_of(taught).work == pytest.approx(4 / 3)
+
+
+def test_tokens_agree_where_some_are_missing():
+    torch.manual_seed(0)
+    model, ids = nn.Sequential(nn.Embedding(20, 8), nn.Linear(8, 20)), torch.randint(1, 20, (4, 7))
+    views = shift_views(token_shifts("missing_tokens"), tested=["replaced_tokens"])
+    task, batch = language_modelling(), {"input": ids, "labels": ids}
+    found, plain = (one(model, batch).detach() for one in (consistent(task, views, count=1), task))
+    assert float(found) > float(plain)
+    torch.manual_seed(3)
+    seen = views(batch, int(torch.randint(1 << 62, ())))
+    assert torch.equal(seen["labels"], ids) and not torch.equal(seen["input"], ids)
+    torch.manual_seed(3)
+    apart = jensen_shannon([model(ids), model(seen["input"])], -1)
+    torch.manual_seed(3)
+    assert torch.allclose(consistent(task, views, 1.0, count=1)(model, batch), task(model, batch) + apart)
