@@ -35,8 +35,8 @@ PATTERNS = {"50 % of weights": ("element", "0:0"), "2 of 4 weights": ("2:4", "2:
 """What stays, as the two libraries call it."""
 
 
-def by_llm_compressor(subject: Subject, batches: Batches, pattern: str) -> nn.Module:
-    """SparseGPT of llm-compressor, on the same windows."""
+def by_llm_compressor(pipeline: str, subject: Subject, batches: Batches, pattern: str) -> nn.Module:
+    """SparseGPT of llm-compressor, on the same windows; its default pipeline traces by FX, which fails here."""
     library, datasets = importlib.import_module("llmcompressor"), importlib.import_module("datasets")
     modifier = importlib.import_module("llmcompressor.modifiers.obcq").SparseGPTModifier
     ids = torch.cat([batch["input_ids"] for batch in batches])
@@ -47,7 +47,7 @@ def by_llm_compressor(subject: Subject, batches: Batches, pattern: str) -> nn.Mo
     recipe = modifier(sparsity=0.5, mask_structure=PATTERNS[pattern][1], targets=["Linear"], ignore=["re:.*lm_head"])
     library.oneshot(
         model=model, tokenizer=words, dataset=data, recipe=[recipe],
-        pipeline="layer_sequential", max_seq_length=ids.shape[1], num_calibration_samples=len(ids),
+        pipeline=pipeline, max_seq_length=ids.shape[1], num_calibration_samples=len(ids),
     )  # fmt: skip
     return model.eval()
 
@@ -62,7 +62,8 @@ def by_nervure(method: type, how: Refit | bool, subject: Subject, batches: Batch
 
 
 ARMS: Mapping[str, Callable[[Subject, Batches, str], nn.Module]] = {
-    "llm-compressor, SparseGPT": by_llm_compressor,
+    "llm-compressor, SparseGPT, layer by layer": partial(by_llm_compressor, "layer_sequential"),
+    "llm-compressor, SparseGPT, all layers at once": partial(by_llm_compressor, "basic"),
     "Wanda": partial(by_nervure, Wanda, False),
     "Wanda, refitted": partial(by_nervure, Wanda, Refit(samples=SAMPLES)),
     "SparseGPT, refitted by the surgeon": partial(by_nervure, SparseGPT, Refit(samples=SAMPLES, masks="surgeon")),

@@ -20,6 +20,7 @@ Nothing of these is part of nervure; weights are read, never kept.
 import html
 import importlib
 import itertools
+import json
 import math
 import random
 import re
@@ -143,6 +144,14 @@ def causal_loss(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
     return F.cross_entropy(logits.flatten(0, 1).float(), tokens.flatten())
 
 
+def _as_before(place: Path) -> dict[str, Any]:
+    """What version 4 of transformers does not find where later ones write it: the base of the rotary angles."""
+    is_old = importlib.import_module("transformers").__version__.startswith("4.")
+    config = place / "config.json"
+    told = json.loads(config.read_text()).get("rope_parameters") if is_old and config.exists() else None
+    return {"rope_theta": told["rope_theta"]} if told else {}
+
+
 def language_model(folder: Path, windows: int) -> Subject:
     """SmolLM2-135M-Instruct: perplexity on three domains; calibrated on the first."""
     transformers = importlib.import_module("transformers")
@@ -155,7 +164,7 @@ def language_model(folder: Path, windows: int) -> Subject:
     file = {"tokenizer_file": str(place / "tokenizer.json")}
     fast = transformers.PreTrainedTokenizerFast
     tokenizer = fast(**file) if ready else transformers.AutoTokenizer.from_pretrained(place, **options)
-    model = transformers.AutoModelForCausalLM.from_pretrained(place, **options).float().eval()
+    model = transformers.AutoModelForCausalLM.from_pretrained(place, **options, **_as_before(place)).float().eval()
 
     def tokens(text: str) -> Sequence[int]:
         return tokenizer(text[:CHARACTERS_READ], add_special_tokens=False, verbose=False)["input_ids"]

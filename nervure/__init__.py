@@ -1,51 +1,58 @@
 """Nervure: PyTorch networks made smaller and faster by their connectivity."""
 
-from nervure.budget.latency_table import LatencyTable
-from nervure.core.inputs import Inputs
+import typing as _typing
+
+from nervure.core.lazy import import_lazily as _import_lazily
 from nervure.core.renamed import find_old_modules as _find_old_modules
 from nervure.core.version import __version__ as __version__
-from nervure.evaluation import Connectivity, Similarity, connectivity, evaluate, latency, latency_table, similarity
-from nervure.export import export, load, save
-from nervure.graph import Block, Cost, Graph, Group, count
-from nervure.methods import (
-    ERK,
-    FPGM,
-    GMP,
-    MINT,
-    SET,
-    SNACS,
-    SNIP,
-    Activation,
-    Compensated,
-    Depth,
-    Energy,
-    Fisher,
-    GCNet,
-    GraSP,
-    Magnitude,
-    MagnitudeMasks,
-    N2NSkip,
-    Random,
-    Ranking,
-    RigL,
-    Slimming,
-    SparseGPT,
-    SynFlow,
-    Synthesis,
-    Taylor,
-    Wanda,
-)
-from nervure.plan import Cut, Drop, Keep, Link, Mask, Plan
-from nervure.prune import Pruned, prune
-from nervure.recipe import Recipe, Study, compare, run, sweep
-from nervure.refit import Refit, Refitted, refit
-from nervure.report import Report, Sweep
-from nervure.rules import rule
-from nervure.sparse import compile_sparse
-from nervure.stats import Stats, measure
-from nervure.surgery import apply, compact, verify
-from nervure.tracing import trace
-from nervure.training import hold, train
+
+if _typing.TYPE_CHECKING:
+    from nervure.budget.latency_table import LatencyTable
+    from nervure.core.inputs import Inputs
+    from nervure.evaluation import Connectivity, Similarity, connectivity, evaluate, latency, latency_table, similarity
+    from nervure.export import export, load, save
+    from nervure.graph import Block, Cost, Graph, Group, count
+    from nervure.methods import (
+        ERK,
+        FPGM,
+        GMP,
+        MINT,
+        SET,
+        SNACS,
+        SNIP,
+        Activation,
+        Compensated,
+        Depth,
+        Energy,
+        Fisher,
+        GCNet,
+        GraSP,
+        Magnitude,
+        MagnitudeMasks,
+        N2NSkip,
+        Random,
+        Ranking,
+        RigL,
+        Slimming,
+        SparseGPT,
+        SynFlow,
+        Synthesis,
+        Taylor,
+        Wanda,
+    )
+    from nervure.plan import Cut, Drop, Keep, Link, Mask, Plan
+    from nervure.prune import Pruned, prune
+    from nervure.recipe import Recipe, Study, run
+    from nervure.recipe.grid import compare, sweep
+    from nervure.refit import Refit, Refitted, refit
+    from nervure.report import Report, Sweep
+    from nervure.rules import rule
+    from nervure.smallest import Smallest, smallest
+    from nervure.sparse import compile_sparse
+    from nervure.stats import Stats, measure
+    from nervure.surgery import apply, compact, verify
+    from nervure.tracing import trace
+    from nervure.training import hold, train
 
 # Sorted as the alphabet has it, capitals first, which tests and readers can check.
 __all__ = [  # noqa: RUF022
@@ -89,6 +96,7 @@ __all__ = [  # noqa: RUF022
     "SNIP",
     "Similarity",
     "Slimming",
+    "Smallest",
     "SparseGPT",
     "Stats",
     "Study",
@@ -116,10 +124,89 @@ __all__ = [  # noqa: RUF022
     "run",
     "save",
     "similarity",
+    "smallest",
     "sweep",
     "trace",
     "train",
     "verify",
 ]
 
+_HOME = {
+    "LatencyTable": "nervure.budget.latency_table",
+    "Inputs": "nervure.core.inputs",
+    "Connectivity": "nervure.evaluation",
+    "Similarity": "nervure.evaluation",
+    "connectivity": "nervure.evaluation",
+    "evaluate": "nervure.evaluation",
+    "latency": "nervure.evaluation",
+    "latency_table": "nervure.evaluation",
+    "similarity": "nervure.evaluation",
+    "export": "nervure.export",
+    "load": "nervure.export",
+    "save": "nervure.export",
+    "Block": "nervure.graph",
+    "Cost": "nervure.graph",
+    "Graph": "nervure.graph",
+    "Group": "nervure.graph",
+    "count": "nervure.graph",
+    "ERK": "nervure.methods",
+    "FPGM": "nervure.methods",
+    "GMP": "nervure.methods",
+    "MINT": "nervure.methods",
+    "SET": "nervure.methods",
+    "SNACS": "nervure.methods",
+    "SNIP": "nervure.methods",
+    "Activation": "nervure.methods",
+    "Compensated": "nervure.methods",
+    "Depth": "nervure.methods",
+    "Energy": "nervure.methods",
+    "Fisher": "nervure.methods",
+    "GCNet": "nervure.methods",
+    "GraSP": "nervure.methods",
+    "Magnitude": "nervure.methods",
+    "MagnitudeMasks": "nervure.methods",
+    "N2NSkip": "nervure.methods",
+    "Random": "nervure.methods",
+    "Ranking": "nervure.methods",
+    "RigL": "nervure.methods",
+    "Slimming": "nervure.methods",
+    "SparseGPT": "nervure.methods",
+    "SynFlow": "nervure.methods",
+    "Synthesis": "nervure.methods",
+    "Taylor": "nervure.methods",
+    "Wanda": "nervure.methods",
+    "Cut": "nervure.plan",
+    "Drop": "nervure.plan",
+    "Keep": "nervure.plan",
+    "Link": "nervure.plan",
+    "Mask": "nervure.plan",
+    "Plan": "nervure.plan",
+    "Pruned": "nervure.prune",
+    "prune": "nervure.prune",
+    "Recipe": "nervure.recipe",
+    "Study": "nervure.recipe",
+    "compare": "nervure.recipe.grid",
+    "run": "nervure.recipe",
+    "sweep": "nervure.recipe.grid",
+    "Refit": "nervure.refit",
+    "Refitted": "nervure.refit",
+    "refit": "nervure.refit",
+    "Report": "nervure.report",
+    "Sweep": "nervure.report",
+    "rule": "nervure.rules",
+    "Smallest": "nervure.smallest",
+    "smallest": "nervure.smallest",
+    "compile_sparse": "nervure.sparse",
+    "Stats": "nervure.stats",
+    "measure": "nervure.stats",
+    "apply": "nervure.surgery",
+    "compact": "nervure.surgery",
+    "verify": "nervure.surgery",
+    "trace": "nervure.tracing",
+    "hold": "nervure.training",
+    "train": "nervure.training",
+}
+"""Where each public name is; its module is imported when the name is asked for."""
+
+__getattr__, __dir__ = _import_lazily(__name__, _HOME)
 _find_old_modules()

@@ -23,7 +23,7 @@ from nervure.graph.preserve import restore_after
 from nervure.graph.tape import named_tensors
 from nervure.graph.trace import Choices, left_alone
 from nervure.graph.types import Graph
-from nervure.methods.base import Folder, Method, View, gather_evidence
+from nervure.methods.base import CountsOnRefit, Folder, Method, View, gather_evidence
 from nervure.methods.channels.yardsticks import Magnitude
 from nervure.plan import Cut, Drop, Keep, Mask, Plan
 from nervure.refit import Refit
@@ -129,7 +129,7 @@ def prune(  # noqa: PLR0913 - one choice per argument, all by keyword
     data: Batches | None = None,
     task: TaskLike | None = None,
     verify: bool = True,
-    refit: bool | Refit = False,
+    refit: bool | Refit | None = None,
     ignore: Choices = (),
     only: Choices | None = None,
     seed: Seed = 0,
@@ -155,7 +155,7 @@ def prune(  # noqa: PLR0913 - one choice per argument, all by keyword
         verify: check that the result computes what the original does without the removed units. Where it does not,
             the groups to blame are pinned and the method plans once more. Without weights there is nothing to check.
         refit: fit what stays to say what ``model`` says, on ``data``, once all is pruned and verified, see
-            :func:`nervure.refit`; True, or the choices.
+            :func:`nervure.refit`; True, or the choices. None: where a method counts on it, as SNACS does.
         ignore: modules or name patterns that must not change.
         only: modules or name patterns that may lose units; what no other module makes with them, see ``trace``.
         seed: for measuring.
@@ -174,6 +174,8 @@ def prune(  # noqa: PLR0913 - one choice per argument, all by keyword
         VerificationError: no plan could be found whose result computes the right thing.
     """
     methods = [_least_magnitude(keep, budget)] if method is None else _list_methods(method, keep, budget)
+    if refit is None:
+        refit = data is not None and any(isinstance(one, CountsOnRefit) and one.refits for one in methods)
     if refit is not False and data is None:
         raise DataError(f"refit={refit!r} fits on data: give data=, batches of (inputs, labels) or of inputs.")
     if example is None:

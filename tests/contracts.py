@@ -61,10 +61,11 @@ from nervure.budget.allocate import kind_of
 from nervure.errors import VerificationError
 from nervure.graph.tape import named_tensors
 from nervure.graph.types import Axis, Units
-from nervure.methods import Method, View, gather_evidence
+from nervure.methods import OBS, Method, View, gather_evidence
 from nervure.scores import Scores, fpgm, magnitude, random_scores, slimming
 from nervure.surgery.price import price
 from tests.networks import NETWORKS, traced
+from tests.old_snacs import old_snacs
 from tests.oracle import call, difference, tensors
 
 Weights = Mapping[str, Tensor]
@@ -81,7 +82,7 @@ EQUIVARIANT = ("magnitude, norm 1", "magnitude, norm 2", "fpgm", "slimming")
 
 ALLOCATORS: dict[str, dict[str, Any]] = {
     f"{scope} {budget}": {"scope": scope, "budget": budget}
-    for scope in ("global", "layer", "kind")
+    for scope in ("global", "layer", "kind", "isomorphic", "uniform")
     for budget in ("channels", "params", "macs")
 }
 
@@ -96,11 +97,14 @@ METHODS: tuple[Method, ...] = (
     Taylor(keep=0.5, budget="macs"),
     Fisher(keep=0.6, normalise="none"),
     Activation(keep=0.5, of="alive", multiple=2),
+    OBS(keep=0.5, samples=60),
     Ranking(keep=0.5, criterion="fpgm", scope="kind"),
     MINT(keep=0.5, groups=2, samples=6, minimum=2),
-    SNACS(keep=0.6),
-    SNACS(keep=0.7, granularity="filters"),
-    SNACS(keep=0.5, granularity="filters", budget="params", multiple=2, propagated=True, limits=False),
+    SNACS(keep=0.5, samples=6),
+    SNACS(keep=0.6, granularity="kernels", limits=False),
+    old_snacs(keep=0.6),
+    old_snacs(keep=0.7, granularity="filters"),
+    old_snacs(keep=0.5, granularity="filters", budget="params", multiple=2, propagated=True, limits=False),
     GCNet(density=0.6, granularity="filters", mode="product", estimator="correlation"),
 )
 
@@ -261,7 +265,7 @@ def the_budget_is_met_and_never_exceeded(c: Case, allocator: str, keep: float) -
     assert all(mask.any() for mask in keeps.values())
     if options["budget"] == "channels":
         left = sum(int(keeps[g.name].sum()) if g.name in keeps else g.size for g in c.graph.prunable)
-        pool_of = {"global": lambda g: "all", "layer": lambda g: g.name, "kind": kind_of}[options["scope"]]
+        pool_of = {"global": lambda g: "all", "kind": kind_of}.get(options["scope"], lambda g: g.name)
         pools = [[g.size for g in c.graph.prunable if pool_of(g) == p] for p in {*map(pool_of, c.graph.prunable)}]
         assert left == sum(max(round(keep * sum(sizes)), len(sizes)) for sizes in pools)
     else:
@@ -278,7 +282,7 @@ def a_method_keeps_the_laws(c: Case, method: Method) -> None:
     assert pruned.verification is not None
     again = prune(c.model, c.example, method, data=Epochs(data), progress=False, verify=False)
     assert again.plan == pruned.plan
-    assert eval(repr(method), vars(nervure) | {}) == method
+    assert eval(repr(method), {name: getattr(nervure, name) for name in nervure.__all__}) == method
     assert Plan.from_json(json.loads(json.dumps(pruned.plan.to_json()))) == pruned.plan
     cost = count(pruned.model, c.example)
     links = pruned.plan.links

@@ -12,6 +12,7 @@ from click.testing import CliRunner, Result
 import nervure
 from nervure import Graph, Plan, Stats
 from nervure.cli import main
+from nervure.cli.surface import listed_commands
 from nervure.core.files import read_json
 from nervure.export import read_header
 from nervure.report import Report, Row
@@ -44,7 +45,7 @@ def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["", *main.commands])
+@pytest.mark.parametrize("name", ["", *listed_commands()])
 def test_help_shows_a_working_example(name: str) -> None:
     text = done(*filter(None, [name]), "--help")
     assert f"nervure {name}" in text.split("Example:" if name else "Begin with:")[-1]

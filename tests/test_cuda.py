@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 import torch
 
-from nervure import SNACS, Magnitude, evaluate, hold, latency, load, measure, prune, save, trace, train
+from nervure import Magnitude, evaluate, hold, latency, load, measure, prune, save, trace, train
 from nervure.dependence import cka, conditional_connectivity, distance_correlation, hsic, mutual_information
 from nervure.zoo import build
 from nervure.zoo.data import fake
+from tests.old_snacs import old_snacs
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine")
 
@@ -89,6 +90,6 @@ def test_snacs_plans_on_the_gpu(granularity: Any) -> None:
     data = fake(samples=256, classes=4, side=16)
     model = build("resnet8", num_classes=4, in_channels=3).cuda()
     batches = data.train.batches(64, device="cuda")
-    pruned = prune(model, data.example(2), SNACS(keep=0.7, granularity=granularity), data=batches, progress=False)
+    pruned = prune(model, data.example(2), old_snacs(keep=0.7, granularity=granularity), data=batches, progress=False)
     assert pruned.plan.reached["keep"] <= 0.7 + 1e-6
     assert all(p.is_cuda for p in pruned.model.parameters())

@@ -480,7 +480,7 @@ budget = "macs"
     recipe = Recipe.from_toml(text)
     assert Recipe.from_toml(recipe.to_toml()) == recipe
     data = recipe.to_dict()
-    data["prune"] |= {"method": "Depth", "options": {"drop": 1, "score": "random"}}
+    data["prune"] |= {"method": "Depth", "options": {"drop": 1}}
     data["run"]["twins"] = False
     report = run(Recipe.from_dict(data), folder=tmp_path / "both", progress=False)
     assert report.method.startswith("Depth(")

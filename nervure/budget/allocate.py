@@ -1,7 +1,7 @@
 """Scores and a budget in, a plan out: exactly what was asked, ties by index, never an empty group."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal, TypeAlias, final
@@ -17,10 +17,11 @@ from nervure.budget.latency_table import Clock, LatencyTable
 from nervure.core.check import checked, nearest, require_finite
 from nervure.core.schema import Count, Density, Size
 from nervure.errors import ArgumentError, BudgetError, ScoreError
+from nervure.graph.repeats import repeated_groups
 from nervure.graph.types import Graph, Group
 from nervure.plan import Cut, Keep, Plan
 
-Scope: TypeAlias = Literal["global", "layer", "kind"]
+Scope: TypeAlias = Literal["global", "layer", "kind", "isomorphic", "uniform"]
 NAMED_PINS = 4
 WHOLE_KINDS = ("heads", "blocks")
 """Groups whose units have several channels each."""
@@ -61,12 +62,15 @@ def allocate(
     """Cut the units with the lowest scores until ``keep`` of the budget is left.
 
     * ``budget="channels"``: exactly ``round(keep * units)`` stay, over all prunable groups together
-      (``scope="global"``), in each (``"layer"``) or in all of a kind (``"kind"``, see :func:`kind_of`), but never
-      fewer than the floors.
+      (``scope="global"``), in each (``"layer"``, ``"uniform"``), in all of a kind (``"kind"``, see :func:`kind_of`) or
+      in all that are built alike (``"isomorphic"``, see :func:`structure_of`), but never fewer than the floors.
     * ``budget="params"``, ``"macs"``, ``"memory"`` or a :class:`Budget` of your own: the cost of what stays is at most
       ``keep`` times the cost of the whole model, and no single removed unit could come back within it. ``"global"``
-      removes the lowest scores of all groups, ``"layer"`` the same fraction of each group, ``"kind"`` the lowest scores
-      of each kind, the same fraction of its units; then the best removed units that still fit come back.
+      removes the lowest scores of all groups, ``"layer"`` the same fraction of each group, ``"kind"`` and
+      ``"isomorphic"`` the lowest scores of each kind, the same fraction of its units; then the best removed units that
+      still fit come back. ``"uniform"`` does as ``"layer"``, and groups that repeat by layer keep the same number of
+      units each, so that a config of one number for all layers says them (see
+      :func:`nervure.graph.repeats.repeated_groups`).
     * ``budget="latency"``: the same with the time that ``table`` predicts. Sizes are multiples of the engine's block,
       between which channels only cost time, and units beside a step of the engine come back for nothing.
 
@@ -141,9 +145,7 @@ class AllocationProblem:
     @cached_property
     def pool(self) -> np.ndarray:
         """Who each flat unit competes with: units of the same number, from 0 on."""
-        if self.scope == "layer":
-            return self.owner
-        names = [kind_of(group) if self.scope == "kind" else "" for group in self.graph.prunable]
+        names = [_POOLS[self.scope](group, self.graph) for group in self.graph.prunable]
         numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
         return np.asarray(np.array([numbers[name] for name in names], dtype=np.int64)[self.owner])
 
@@ -170,6 +172,21 @@ class AllocationProblem:
         return self.round_up(np.minimum(self.sizes, np.array(self.least, dtype=np.int64)))
 
     @cached_property
+    def families(self) -> np.ndarray:
+        """Which groups keep the same number of units, by a number for each family. Shape [groups]."""
+        if self.scope != "uniform":
+            return np.arange(len(self.sizes))
+        families = repeated_groups(self.graph, self.graph.prunable)
+        number = {name: n for n, names in enumerate(families) for name in names}
+        return np.array([number[group.name] for group in self.graph.prunable], dtype=np.int64)
+
+    def for_family(self, counts: np.ndarray) -> np.ndarray:
+        """The largest of the counts [groups] in the family of each group."""
+        largest = np.zeros(len(counts), dtype=counts.dtype)
+        np.maximum.at(largest, self.families, counts)
+        return np.asarray(largest[self.families])
+
+    @cached_property
     def multiples(self) -> np.ndarray:
         """How many units of each group make its channels a multiple of what was asked. Shape [groups].
 
@@ -184,7 +201,8 @@ class AllocationProblem:
 
     def round_up(self, counts: np.ndarray) -> np.ndarray:
         """Group sizes [groups] rounded up to what is allowed."""
-        return np.asarray(np.minimum(self.sizes, -(-counts // self.multiples) * self.multiples))
+        rounded = np.minimum(self.sizes, -(-counts // self.multiples) * self.multiples)
+        return np.asarray(rounded) if self.scope != "uniform" else self.for_family(rounded)
 
     def best(self, counts: np.ndarray) -> np.ndarray:
         """Keep so many [groups] of the best of each group, rounded up. Boolean [flat units]."""
@@ -262,8 +280,8 @@ def _fill(market: AllocationProblem, kept: np.ndarray, cost: Cost, limit: float)
     for unit in market.order.tolist():
         if kept[unit]:
             continue
-        alone = market.multiples[market.owner[unit]] == 1
-        key = ledger.kind(unit) if alone else int(market.owner[unit])
+        alone = market.multiples[market.owner[unit]] == 1 and market.scope != "uniform"
+        key = ledger.kind(unit) if alone else int(market.families[market.owner[unit]])
         if key in too_dear:
             continue
         chunk = [unit] if alone else _chunk(market, kept, unit)
@@ -278,8 +296,13 @@ def _fill(market: AllocationProblem, kept: np.ndarray, cost: Cost, limit: float)
 
 
 def _chunk(market: AllocationProblem, kept: np.ndarray, unit: int) -> list[int]:
-    """The best removed units that bring the group of ``unit`` to its next allowed size."""
-    owner = int(market.owner[unit])
+    """The best removed units that bring the group of ``unit``, and its family, to their next allowed size."""
+    (owners,) = np.nonzero(market.families == market.families[market.owner[unit]])
+    return [one for owner in owners.tolist() for one in _next_of(market, kept, owner)]
+
+
+def _next_of(market: AllocationProblem, kept: np.ndarray, owner: int) -> list[int]:
+    """The best removed units that bring a group to its next allowed size."""
     (members,) = np.nonzero(market.owner == owner)
     removed = members[~kept[members]]
     best = removed[np.argsort(market.rank[removed])]
@@ -306,6 +329,35 @@ def kind_of(group: Group) -> str:
     """
     layers = {slot.tensor.rpartition(".")[0] for slot in group.writers}
     return "streams" if group.kind == "channels" and len(layers) > 1 else group.kind
+
+
+def structure_of(group: Group, graph: Graph) -> tuple[tuple[str, ...], ...]:
+    """What ``group`` is ranked with under ``scope="isomorphic"``: all groups whose dependence graphs are the same.
+
+    Fang et al., "Isomorphic Pruning for Vision Models", 2024. Two groups are alike where as many tensors hang together
+    in them, of the same roles, kinds (a weight, a bias, a running mean) and ranks, along the same axes, whatever their
+    sizes. So streams of stages with different numbers of blocks are apart, as are channels with a norm and without.
+    """
+    slots = [
+        (slot.role, slot.tensor.rpartition(".")[2], str(len(graph.tensors[slot.tensor])), str(slot.axis))
+        for slot in group.slots
+    ]
+    return ((group.kind,), *sorted(slots))
+
+
+_POOLS: Mapping[Scope, Callable[[Group, Graph], object]] = {
+    "global": lambda group, graph: "",
+    "layer": lambda group, graph: group.name,
+    "kind": lambda group, graph: kind_of(group),
+    "isomorphic": structure_of,
+    "uniform": lambda group, graph: group.name,
+}
+"""Groups that give the same compete with one another."""
+
+
+def stream_floors(graph: Graph, share: float) -> dict[str, int]:
+    """The fewest units that streams keep, as in ``allocate(floors=)``: ``share`` of each, rounded up."""
+    return {g.name: math.ceil(share * g.size) for g in graph.prunable if share and kind_of(g) == "streams"}
 
 
 def _values(graph: Graph, scores: Mapping[str, Tensor]) -> tuple[np.ndarray, ...]:

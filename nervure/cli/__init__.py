@@ -1,5 +1,5 @@
 """The command line: one sub-command per arrow, and ``run`` for all of them."""
 
-from nervure.cli.commands import main
+from nervure.cli.command_group import main
 
 __all__ = ["main"]

@@ -12,6 +12,7 @@ import click
 import torch
 from torch import nn
 
+from nervure.cli.command_group import command_line, main, tell
 from nervure.cli.options import (
     ANYWHERE,
     BATCH,
@@ -22,20 +23,17 @@ from nervure.cli.options import (
     QUIET,
     SEED,
     Asked,
-    CommandGroup,
     Example,
     NetworkChoice,
     asking,
-    command_line,
     example,
     from_file,
     grid_options,
     input_options,
     output,
     setting,
-    tell,
 )
-from nervure.cli.writing_recipes import recipe_from_options
+from nervure.cli.writing_recipes import recipe_for_texts, recipe_from_options
 from nervure.core.container import Kind, write_container
 from nervure.core.files import read_json, require_folder, require_writable, write_json, write_text
 from nervure.core.inputs import Inputs
@@ -43,9 +41,10 @@ from nervure.engines import ENGINES, require_engine
 from nervure.errors import ArgumentError
 from nervure.evaluation import SEVERITIES, Timing, connectivity, evaluate, file_size, latency, peak_memory
 from nervure.evaluation.corruptions import expand_names as chosen_corruptions
-from nervure.export import FORMATS, Format, export, save, save_state, versions
+from nervure.export import FORMATS, Format, export, save, save_state
 from nervure.export.gguf import require_tokenizer
 from nervure.export.quantising import INT8
+from nervure.export.unsaid import PARTS
 from nervure.export.writing import TOLERANCE, require_format
 from nervure.graph import Graph, count
 from nervure.graph.tape import named_tensors
@@ -60,6 +59,7 @@ from nervure.recipe import run as run_recipe
 from nervure.recipe import sweep as sweep_recipe
 from nervure.recipe.recipe import TrackSection
 from nervure.recipe.steps import write_report_pages
+from nervure.recipe.text_windows import TEXT
 from nervure.recipe.tracking import open_tracker, require_tracker
 from nervure.refit import Refit, refit
 from nervure.report import MethodComparison, Report, Sweep, circuit_picture, connectivity_page, graph_page
@@ -99,21 +99,6 @@ GRAPH = click.option("--graph", "graph_file", type=ANYWHERE, help="A graph writt
 STATS = click.option("--stats", "stats_file", type=ANYWHERE, help="Evidence written by measure.")
 
 
-@click.group(
-    cls=CommandGroup,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Begin with:  nervure run examples/demo.toml --folder runs/demo",
-)
-@click.version_option(versions()["nervure"], prog_name="nervure")
-@click.option("--debug", is_flag=True, help="Show where an error comes from.")
-def main(debug: bool) -> None:
-    """Make PyTorch networks smaller and faster by their connectivity.
-
-    One sub-command per arrow: trace -> measure -> score -> plan -> apply -> train -> evaluate -> report; `run` takes
-    them all.
-    """
-
-
 @main.command(epilog=example("nervure run examples/demo.toml --folder runs/demo"))
 @click.argument("recipe", type=ANYWHERE)
 @FOLDER
@@ -137,38 +122,60 @@ def run(recipe: Path, folder: Path | None, fresh: bool, quiet: bool) -> None:
         "nervure prune --model resnet8 --data digits --keep 0.5 --epochs 3",
         "nervure prune --model timm:resnet18 --option pretrained=true --data my_data:load --keep 0.5 --method Taylor",
         "nervure prune --model hf:my-bert --data my_data:tokens --task token_classification --refit",
+        "nervure prune hf:my-llama --keep 0.75 --data text:my_texts --out smaller-llama",
     ),
 )
 @input_options()
-@click.option("--method", default="Magnitude", show_default=True, metavar="NAME", help=f"{METHOD_HELP}.")
+@click.argument("network", metavar="[MODEL]", required=False)
+@click.option("--method", default="Magnitude", metavar="NAME", help=f"{METHOD_HELP}. Magnitude; of texts Activation.")
 @asking
 @SET
 @click.option("--refit/--no-refit", "fits", default=False, help="Let what stays take over what left, before training.")
-@click.option("--epochs", type=click.IntRange(0), default=5, show_default=True, help="Of training after the cut.")
+@click.option("--epochs", type=click.IntRange(0), default=5, help="Of training after the cut: 5; on texts none.")
+@click.option("--part", "parts", multiple=True, type=click.Choice(PARTS), help="On texts, what is cut: ffn and heads.")
 @click.option("--train-epochs", type=click.IntRange(0), help="Of training before it; else 10, 0 for trained weights.")
 @click.option("--lr", type=float, help="The peak learning rate of both; else as in a recipe, 1e-4 for hf: networks.")
 @click.option("--optimizer", type=click.Choice(["sgd", "adamw"]), help="Of both; else sgd, adamw for hf: networks.")
-@click.option("-o", "--out", type=PAGES, help="The folder of the run; else in runs, by model and method.")
+@click.option("-o", "--out", type=PAGES, help="The folder of the run; on texts that of the smaller model.")
 @click.option("--fresh", is_flag=True, help="Begin anew in a folder that was used before.")
 @QUIET
 def prune_command(
     choice: NetworkChoice,
     *,
+    network: str | None,
     out: Path | None,
     fresh: bool,
     quiet: bool,
+    parts: tuple[str, ...],
     **told: Any,
 ) -> None:
     """Write a recipe and run it: train, prune, recover, compare, report.
 
-    The recipe lies in the folder of the run; change it, and go on with `nervure run`.
+    The recipe lies in the folder of the run; change it, and go on with `nervure run`. A language model on texts (--data
+    text:FILE-OR-FOLDER) is cut alike in all layers, refitted, measured, and written to a folder that transformers
+    loads; the run is in the folder of that name and -run.
     """
-    recipe = recipe_from_options(choice, out, **told)
+    if network and choice.model:
+        raise ArgumentError(f"two networks are named, {network!r} and --model {choice.model!r}. Name one.")
+    choice = replace(choice, model=network or choice.model)
+    if choice.data_name.startswith(TEXT):
+        recipe = recipe_for_texts(choice, out, parts=parts, named=_named_options(), **told)
+    elif parts:
+        raise ArgumentError("--part is for a language model on texts: --data text:FILE-OR-FOLDER.")
+    else:
+        recipe = recipe_from_options(choice, out, **told)
     place = Path(recipe.run.folder)
     report = run_recipe(recipe, folder=place, progress=not quiet, resume=not fresh)
     tell(f"\n{report.headline}")
     tell(f"{place / 'report.html'}")
     tell(f"recipe: {place / 'recipe.toml'}, to be changed and run again in another folder: nervure run ... --folder")
+
+
+def _named_options() -> frozenset[str]:
+    """The options that the user wrote."""
+    context = click.get_current_context()
+    written = click.core.ParameterSource.COMMANDLINE
+    return frozenset(name for name in context.params if context.get_parameter_source(name) is written)
 
 
 @main.command(epilog=example("nervure sweep examples/sweep.toml --folder runs/sweep"))

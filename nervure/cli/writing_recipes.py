@@ -1,18 +1,25 @@
 """The recipe that ``nervure prune`` writes from its options."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from nervure.cli.options import Asked, NetworkChoice
 from nervure.errors import ArgumentError
+from nervure.methods import METHODS
+from nervure.methods.lookup import find_method, options_of
 from nervure.recipe import Recipe
+from nervure.recipe.recipe import FolderSection
 
 EPOCHS = 10
 """Of training before the cut, for a network with fresh weights."""
 FINE_TUNING: Mapping[str, Any] = {"optimizer": "adamw", "lr": 1e-4}
 """How networks of transformers are trained, unless it is told otherwise: the rates of a recipe would undo them."""
+HF = "hf:"
+REFIT_WINDOWS = 16
+"""Of texts a refit looks at so many windows, every token of them; more take longer than all the rest."""
 
 
 def recipe_from_options(
@@ -60,6 +67,61 @@ def recipe_from_options(
         },
         source="what the options say",
     )
+
+
+def recipe_for_texts(
+    choice: NetworkChoice,
+    out: Path | None,
+    *,
+    parts: Sequence[str],
+    named: Collection[str],
+    method: str,
+    asked: Asked,
+    fits: bool,
+    epochs: int,
+    **told: Any,
+) -> Recipe:
+    """The recipe for a language model of transformers on texts: cut, refit, measure, and write a folder.
+
+    Args:
+        choice: the network and its data.
+        out: where the folder of the smaller model goes.
+        parts: what is cut; none: units inside layers, and heads; of methods that drop, whole layers.
+        named: the options that the user wrote, whatever they are by default.
+        method: the method.
+        asked: how much stays.
+        fits: whether to refit, where that was written.
+        epochs: of training after the cut, where that was written.
+        **told: the other options of the command.
+    """
+    folder = choice.model.removeprefix(HF)
+    if not choice.model.startswith(HF):
+        raise ArgumentError(
+            f"network {choice.model!r} on texts: give a language model of transformers, hf:FOLDER, whose tokenizer "
+            "lies beside it."
+        )
+    method = method if "method" in named else "Activation"
+    knows = options_of(find_method(METHODS, method))
+    usual = {"scope": "uniform"} if "scope" in knows else {"granularity": "whole"} if "granularity" in knows else {}
+    asked = asked if "budget" in named else replace(asked, budget="params")
+    place = out or Path(_file_name(f"{Path(folder).name}-{asked.keep:g}"))
+    recipe = recipe_from_options(
+        replace(choice, data_options={"tokenizer": folder, **choice.data_options}),
+        place.with_name(f"{place.name}-run"),
+        method=method,
+        asked=asked,
+        fits=False,
+        epochs=epochs if "epochs" in named else 0,
+        **{**told, "settings": (*usual.items(), *told["settings"])},
+    )
+    content = recipe.to_dict()
+    content["task"] = content["task"] if choice.task_name else {"name": "language_modelling"}
+    content["refit"]["samples"] = REFIT_WINDOWS if fits or "fits" not in named else 0
+    content["evaluate"] |= {"latency": [], "shift": []}
+    content["run"] |= {"twins": False, "threads": 0}
+    dropped = ("layers",) if "granularity" in knows else FolderSection().parts
+    content["folder"] = {"path": str(place), "parts": list(parts or dropped)}
+    return Recipe.from_dict(content, source="what the options say")
 
 
 def _is_trained(choice: NetworkChoice) -> bool:

@@ -1,29 +1,49 @@
-"""Tensors by name that are made when they are asked for, so that not all of them are in memory at once."""
+"""A package whose names are imported when they are first asked for: importing it costs nothing."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import final
+import sys
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from pkgutil import iter_modules
+from types import ModuleType
+from typing import Any
 
-from torch import Tensor
+
+class _Package(ModuleType):
+    """A package in which a function keeps its name where a submodule is called the same."""
+
+    _homes: Mapping[str, str]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # The import system sets a submodule so once it is imported.
+        if not (isinstance(value, ModuleType) and name in self._homes):
+            super().__setattr__(name, value)
 
 
-@final
-class LazyTensors(Mapping[str, Tensor]):
-    """A mapping that makes a tensor each time it is asked for; nothing is kept."""
+def import_lazily(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """The ``__getattr__`` and ``__dir__`` of a package.
 
-    def __init__(self, names: Iterable[str], make: Callable[[str], Tensor]) -> None:
-        self._names, self._make = dict.fromkeys(names), make
+    Args:
+        package: its name; it is being imported.
+        homes: public name -> the module that has it. Submodules need no entry.
+    """
+    module = sys.modules[package]
+    module.__class__ = _Package
+    module._homes = homes  # type: ignore[attr-defined]
 
-    def __getitem__(self, name: str) -> Tensor:
-        """The tensor of that name; KeyError where there is none."""
-        if name not in self._names:
-            raise KeyError(name)
-        return self._make(name)
+    def find(name: str) -> Any:
+        if name in homes:
+            found = getattr(import_module(homes[name]), name)
+        elif not name.startswith("_") and name in submodules():
+            found = import_module(f"{package}.{name}")
+        else:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        setattr(module, name, found)
+        return found
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
+    def submodules() -> set[str]:
+        return {found.name for found in iter_modules(module.__path__) if not found.name.startswith("_")}
 
-    def __len__(self) -> int:
-        return len(self._names)
+    def names() -> list[str]:
+        return sorted({*vars(module), *homes, *submodules()})
 
-    def __contains__(self, name: object) -> bool:
-        return name in self._names
+    return find, names

@@ -24,6 +24,11 @@ def stock_differences(model: nn.Module) -> str:
         stock = build_from_config(type(model), config)
     except Exception as error:  # whatever a constructor refuses with
         return f"it cannot be built from its config ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+    return describe_differences(model, stock)
+
+
+def describe_differences(model: nn.Module, stock: nn.Module) -> str:
+    """The first differences of what was built from the config of ``model``; empty where there are none."""
     found = [*differences_between(model, stock)]
     more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
     return f"built from its config, {', '.join(found[:SHOWN])}{more}" if found else ""

@@ -9,10 +9,11 @@ from nervure.core.schema import Density
 from nervure.engines import EngineName
 from nervure.errors import ArgumentError
 from nervure.methods.amounts import HasAmount, amount_of, with_amount
-from nervure.methods.base import Cached, HasEvidence, Inquiry, Method, View, gather_evidence
+from nervure.methods.base import Cached, CountsOnRefit, HasEvidence, Inquiry, Method, View, gather_evidence
 from nervure.methods.blocks.depth import Depth
 from nervure.methods.blocks.energy import Energy
 from nervure.methods.channels.compensated import Compensated
+from nervure.methods.channels.obs import OBS
 from nervure.methods.channels.timed import Target
 from nervure.methods.channels.yardsticks import (
     FPGM,
@@ -58,6 +59,7 @@ METHODS = Methods(
         Magnitude,
         MagnitudeMasks,
         N2NSkip,
+        OBS,
         Random,
         Ranking,
         RigL,
@@ -147,6 +149,7 @@ __all__ = [
     "GMP",
     "METHODS",
     "MINT",
+    "OBS",
     "SET",
     "SNACS",
     "SNIP",
@@ -154,6 +157,7 @@ __all__ = [
     "Cached",
     "Companion",
     "Compensated",
+    "CountsOnRefit",
     "Depth",
     "Energy",
     "Fisher",

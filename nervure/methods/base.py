@@ -129,6 +129,20 @@ class Cached(Protocol):
 
 
 @runtime_checkable
+class CountsOnRefit(Protocol):
+    """A method whose plans count on a refit: ``prune`` refits afterwards, unless it is told not to.
+
+    Attributes:
+        refits: whether it does, with the hyper-parameters that it has.
+    """
+
+    @property
+    def refits(self) -> bool:
+        """What was said above."""
+        ...
+
+
+@runtime_checkable
 class Method(Protocol):
     """A way to prune: a frozen dataclass of hyper-parameters.
 

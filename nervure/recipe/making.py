@@ -20,6 +20,7 @@ from nervure.methods.dynamic.dynamic_sparse import DynamicSparse
 from nervure.recipe.own_data import Data, OwnData, loaders_in
 from nervure.recipe.recipe import DataSection, Recipe, RecoverSection, TrainSection, plain
 from nervure.recipe.sources import ModelSource, parameters_of, require_taken
+from nervure.recipe.text_windows import TEXT, TextWindows
 from nervure.refit import Refit
 from nervure.tasks import Task
 from nervure.training import (
@@ -63,6 +64,8 @@ def dataset_of(section: DataSection, seed: int) -> Data:
         RecipeError: there is no such data set, or a function of the user's own makes none.
         DataError: its files are missing or damaged.
     """
+    if section.name.startswith(TEXT):
+        return _texts(section)
     path = section.factory or (section.name if is_import_path(section.name) else "")
     data: Any = _own_data(path, section, seed) if path else _zoo_data(section, seed)
     if section.train_samples:
@@ -71,6 +74,18 @@ def dataset_of(section: DataSection, seed: int) -> Data:
         data = replace(data, test=data.test.sample(section.test_samples, seed))
     found: Data = data
     return found
+
+
+def _texts(section: DataSection) -> OwnData:
+    where = f"[data] {section.name}"
+    if "tokenizer" not in section.options:
+        raise RecipeError(f'{where} needs a tokenizer: options = {{ tokenizer = "FOLDER" }}, that of the model.')
+    require_taken(TextWindows, section.options, where)
+    try:
+        how = TextWindows(**section.options)
+    except ArgumentError as error:
+        raise RecipeError(f"{where}: {error}") from error
+    return how.load(Path(section.name.removeprefix(TEXT)))
 
 
 def _zoo_data(section: DataSection, seed: int) -> Dataset:
@@ -110,7 +125,7 @@ def method_of(recipe: Recipe) -> Method:
     with _told_of("[prune]", section.method):
         method = method_keeping(
             section.method,
-            section.options,
+            as_before(section.method, section.options),
             keep=section.keep,
             budget=section.budget,
             density=section.density or None,
@@ -120,6 +135,16 @@ def method_of(recipe: Recipe) -> Method:
             "[refit] fits to what the trained network says, and what is pruned here has its first weights."
         )
     return method
+
+
+def as_before(name: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The options of a method in a recipe: what a recipe leaves open of SNACS is what it was when recipes began.
+
+    With ``ranking = "compensated"``, or any option that there was not then, it is what SNACS has now.
+    """
+    if name.lower() != "snacs" or options.get("ranking") == "compensated" or {"of", "sizes"} & options.keys():
+        return options
+    return {"granularity": "kernels", "ranking": "connectivity", "of": "means", "sizes": "threshold", **options}
 
 
 def begins_fresh(recipe: Recipe, method: Method) -> bool:
@@ -139,7 +164,8 @@ def methods_after(recipe: Recipe) -> tuple[Method, ...]:
     for number, table in enumerate(recipe.prune.then, start=1):
         name = str(table.get("method", ""))
         with _told_of(f"[[prune.then]] number {number}:", name):
-            found.append(method_from(name, **{key: value for key, value in table.items() if key != "method"}))
+            options = {key: value for key, value in table.items() if key != "method"}
+            found.append(method_from(name, **as_before(name, options)))
     return tuple(found)
 
 

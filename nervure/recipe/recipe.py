@@ -37,6 +37,7 @@ from nervure.core.schema import (
 from nervure.engines import ENGINES
 from nervure.errors import ArgumentError, RecipeError
 from nervure.evaluation.corruptions import SEVERITIES, expand_names
+from nervure.export.unsaid import PARTS
 from nervure.integrations.trackers import TRACKERS
 from nervure.recipe.task_making import task_from
 from nervure.refit.settings import RefitChoices
@@ -64,6 +65,11 @@ def _engines(value: tuple[str, ...]) -> str:
     if unknown:
         return f"names no engine with {unknown[0]!r}.{nearest(unknown[0], ENGINES, listed=True)}".rstrip(".")
     return "" if value and len(set(value)) == len(value) else "must name at least one engine, each once"
+
+
+def _parts(value: tuple[str, ...]) -> str:
+    known = ", ".join(map(repr, PARTS))
+    return "" if value and set(value) <= set(PARTS) else f"must hold some of {known}"
 
 
 def _tracker(value: str) -> str:
@@ -127,6 +133,9 @@ class ModelSection:
 @dataclass(frozen=True, slots=True)
 class DataSection:
     """Which data set of the zoo, and where its files lie (``root``; empty: where they are installed).
+
+    Texts for a language model are ``name = "text:FILE-or-FOLDER"``, with ``options = { tokenizer = "FOLDER" }`` and
+    those of :class:`nervure.recipe.text_windows.TextWindows`.
 
     Your own are made by a function, ``factory = "package.module:function"``, or ``name = `` the same: it gets its
     ``options``, and those of ``root``, ``size``, ``validation`` and ``seed`` that it takes, and returns three loaders
@@ -289,6 +298,22 @@ class EvaluateSection:
 
 @final
 @dataclass(frozen=True, slots=True)
+class FolderSection:
+    """Where a folder goes that the model's library loads by itself, see :func:`nervure.export.save_pretrained`.
+
+    With a ``path`` (empty: none) only ``parts`` are pruned, and of these what a config can say: ``"ffn"`` (units inside
+    a layer), ``"heads"`` (keys and values with their queries), ``"width"`` (the stream between layers), ``"layers"``
+    (whole ones, for methods that drop blocks). ``source`` is the folder of the dense model, whose tokenizer goes with
+    it; empty: that of ``name = "hf:FOLDER"``.
+    """
+
+    path: str = ""
+    parts: tuple[str, ...] = rule(_parts, ("ffn", "heads"))
+    source: str = ""
+
+
+@final
+@dataclass(frozen=True, slots=True)
 class RunSection:
     """Seed, folder of the artefacts, threads (0: as torch has it), device, and whether the two twins are run."""
 
@@ -353,6 +378,7 @@ class Recipe:
     sweep: SweepSection = field(default_factory=SweepSection)
     task: TaskSection = field(default_factory=TaskSection)
     track: TrackSection = field(default_factory=TrackSection)
+    folder: FolderSection = field(default_factory=FolderSection)
 
     def __post_init__(self) -> None:
         for name in SECTIONS:
@@ -426,6 +452,7 @@ SECTIONS: Mapping[str, type[Any]] = {
     "sweep": SweepSection,
     "task": TaskSection,
     "track": TrackSection,
+    "folder": FolderSection,
 }
 DECIDES_NOTHING = frozenset({"sweep", "track"})
 """Sections that say nothing about the result of one run."""
@@ -433,6 +460,7 @@ NEWER_OF_TRAINING = ("objective", "views", "view_count", "consistency", "sharpne
 NEWER: Mapping[str, tuple[str, ...]] = {
     "refit": (),
     "task": (),
+    "folder": (),
     "data": ("factory", "options"),
     "train": NEWER_OF_TRAINING,
     "recover": NEWER_OF_TRAINING,

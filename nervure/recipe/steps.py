@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import subprocess
 import sys
 import time
@@ -17,7 +18,9 @@ from nervure.core.files import file_errors, is_there, remove, write_json, write_
 from nervure.core.inputs import Inputs
 from nervure.errors import FileError, VerificationError
 from nervure.evaluation import CORRUPTIONS, Shifted, evaluate, evaluate_shift, file_size, latency
-from nervure.export import load_state, save_state
+from nervure.export import load_state, save_pretrained, save_state
+from nervure.export.pretrained import require_new_folder
+from nervure.export.unsaid import pin_unsaid
 from nervure.graph import Graph, count
 from nervure.graph.tape import named_tensors
 from nervure.methods import HasEvidence, View, gather_evidence
@@ -65,7 +68,12 @@ def train_dense(bench: RunContext) -> None:
 
 def trace_dense(bench: RunContext) -> None:
     """Find what is coupled to what."""
-    graph = trace(bench.dense(), bench.example())
+    model, target = bench.dense(), bench.recipe.folder.path
+    if target:
+        require_new_folder(Path(target))
+    graph = trace(model, bench.example())
+    if target:
+        graph = pin_unsaid(model, graph, bench.recipe.folder.parts)
     write_json(bench.path("graph.json"), graph.to_json())
     bench.say(f"  {len(graph.groups)} groups, {len(graph.prunable)} of them can be cut")
 
@@ -239,6 +247,17 @@ def _probed(bench: RunContext) -> Inputs:
     return Inputs((bench.data.test.normalise(bench.data.test.images[:PROBED]).to(bench.device),))
 
 
+def write_pretrained(bench: RunContext) -> None:
+    """Write the folder that the model's library loads, where the recipe asks for one."""
+    asked, name = bench.recipe.folder, bench.source.name
+    if not asked.path:
+        return
+    source = asked.source or (name.partition(":")[2] if name.startswith("hf:") else "")
+    pruned = bench.pruned("model.safetensors")
+    found = save_pretrained(asked.path, pruned, bench.example(), source=source if os.path.isdir(source) else None)
+    bench.say(f"  {found}")
+
+
 def write_report(bench: RunContext) -> None:
     """Put everything on one page."""
     report = summary(bench)
@@ -258,6 +277,7 @@ STEPS: Mapping[str, Step] = {
     "evaluate": evaluate_all,
     "shift": evaluate_shifted,
     "reload": reload,
+    "folder": write_pretrained,
     "report": write_report,
 }
 

@@ -325,7 +325,7 @@ def _non_defaults(recipe: Recipe) -> dict[str, dict[str, Any]]:
     # What else was swept decides nothing about this one.
     told = {name: table for name, table in told.items() if name not in DECIDES_NOTHING}
     # Digests are as they were before there were such sections.
-    return {name: table for name, table in told.items() if table or name not in ("refit", "task")}
+    return {name: table for name, table in told.items() if table or name not in ("refit", "task", "folder")}
 
 
 def _digest(content: Mapping[str, Any]) -> str:

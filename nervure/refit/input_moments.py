@@ -2,8 +2,9 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, final
 
 import torch
@@ -14,8 +15,9 @@ from nervure.graph.tape import Entry, WriteBack
 from nervure.refit.activations import Watcher, watchable
 from nervure.refit.consumers import Consumer, consumers
 from nervure.refit.moments import InputSums
-from nervure.refit.operators import choose_positions, entering
+from nervure.refit.operators import choose_positions, entering, leaving
 from nervure.refit.origins import origins
+from nervure.refit.streams import Follower, Join
 from nervure.refit.survey import survey
 from nervure.stats.loaders import Batch
 
@@ -32,11 +34,42 @@ class InputMoments:
         led: sums by the place of a consumer.
         leaders: for each consumer, by its place, the first one that reads the same, perhaps itself.
         reasons: consumers that could not be read, and why.
+        joined: for each consumer that is added to a stream, what it adds and what the stream is then.
     """
 
     led: dict[int, InputSums] = field(default_factory=dict)
     leaders: dict[int, int] = field(default_factory=dict)
     reasons: dict[int, str] = field(default_factory=dict)
+    joined: dict[int, "Joined"] = field(default_factory=dict)
+
+
+@final
+@dataclass(slots=True, eq=False)
+class Joined:
+    """Sums over positions of what is added to a stream, and of the stream then.
+
+    Attributes:
+        count: how many positions.
+        sums, squares: [2, stack, outputs], of what is added first.
+    """
+
+    count: int = 0
+    sums: Tensor | float = 0.0
+    squares: Tensor | float = 0.0
+
+    def add(self, added: Tensor, stream: Tensor) -> None:
+        """Add positions, both [stack, positions, outputs]."""
+        both = torch.stack([added, stream]).double()
+        self.count += added.shape[1]
+        self.sums = self.sums + both.sum(2)
+        self.squares = self.squares + both.square().sum(2)
+
+    @property
+    def share(self) -> Tensor:
+        """The variance of what is added, as a share of that of the stream then. Shape [stack, outputs]."""
+        mean = torch.as_tensor(self.sums) / self.count
+        variance = (torch.as_tensor(self.squares) / self.count - mean.square()).clamp(min=0)
+        return torch.where(variance[1] > 0, variance[0] / variance[1], 0)
 
 
 def find_consumers(model: nn.Module, batch: Batch) -> list[Consumer]:
@@ -77,6 +110,8 @@ class _InputReader:
         self._at = {r.key: place for place, c in wanted.items() for r in c.readings if not r.reason}
         self._uses: Counter[str] = Counter()
         self._recent: list[tuple[Tensor, int]] = []
+        self._laid: dict[int, Callable[[Tensor], Tensor]] = {}
+        self._follower: Follower | None = None
         self._counts: Counter[int] = Counter()
 
     def see(
@@ -85,12 +120,19 @@ class _InputReader:
         """One operator."""
         if isinstance(entry, WriteBack):
             return
+        self._follower = self._follower or Follower(watcher.tape.shape)
         for use in uses:
             if use.is_live:
                 key = (use.trail.parameter, self._uses[use.trail.parameter])
                 self._uses[use.trail.parameter] += 1
+                self._follower.product(entry, key)
                 if (place := self._at.get(key)) is not None and place not in self._found.reasons:
-                    self._read(place, entering(use, entry, args, self._choose(entry, out)))
+                    index = self._choose(entry, out)
+                    self._read(place, entering(use, entry, args, index))
+                    self._laid[place] = partial(_lay, use, entry, out.shape, index)
+        for join in self._follower.step(entry):
+            if (place := self._at.get(join.key)) in self._laid:
+                self._join(place, join, args, out)
 
     def finish(self) -> None:
         """The run is over."""
@@ -118,6 +160,16 @@ class _InputReader:
         elif leader != same:
             self._found.reasons[place] = f"it reads what {self._wanted[leader].tensor!r} reads, but not always"
 
+    def _join(self, place: int, join: Join, args: tuple[Any, ...], out: Tensor) -> None:
+        lay = self._laid.pop(place)
+        if len(self._wanted[place].readings) == 1:
+            added = out - join.value_before(args, out)
+            self._found.joined.setdefault(place, Joined()).add(lay(added), lay(out))
+
     def _same(self, x: Tensor, place: int) -> int:
         """The consumer that was given the same just now; itself where there is none."""
         return next((p for given, p in self._recent if given.shape == x.shape and torch.equal(given, x)), place)
+
+
+def _lay(use: Operand, entry: Entry, shape: torch.Size, index: Tensor | None, value: Tensor) -> Tensor:
+    return leaving(use, entry, value.reshape(shape), index)

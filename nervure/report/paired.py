@@ -58,6 +58,21 @@ def student_p(t: float, freedom: int) -> float:
     return min(1.0, max(0.0, 1.0 - within))
 
 
+def student_t(p: float, freedom: int) -> float:
+    """How far from 0 Student's t is, on either side, as often as ``p``, in (0, 1]: the inverse of :func:`student_p`.
+
+    >>> round(student_t(0.05, 2), 3), round(student_t(0.05, 19), 3)
+    (4.303, 2.093)
+    """
+    low, high = 0.0, 1.0
+    while student_p(high, freedom) > p:
+        high *= 2
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if student_p(middle, freedom) > p else (low, middle)
+    return (low + high) / 2
+
+
 def paired_values(first: Sequence[Outcome], second: Sequence[Outcome], metric: str = "quality") -> list[float]:
     """``first`` minus ``second``, for each network and seed that both have."""
     scale = scale_of((*first, *second), metric)

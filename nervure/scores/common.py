@@ -87,3 +87,17 @@ def normalise_groups(raw: Scores, normalise: Normalise) -> Scores:
 def _relative(scores: Tensor) -> Tensor:
     mean = scores.mean()
     return scores / mean if mean > 0 else scores
+
+
+def match_ranks(scores: Tensor, like: Tensor) -> Tensor:
+    """``like``, put into the order of ``scores``: the best score gets the largest value, and so on.
+
+    In one ranking over all layers, each then keeps as many connections as it would by ``like``, but others.
+
+    >>> match_ranks(torch.tensor([5.0, 9.0, 1.0]), torch.tensor([0.1, 0.2, 0.3]))
+    tensor([0.2000, 0.3000, 0.1000])
+    """
+    order = scores.reshape(-1).argsort(descending=True, stable=True)
+    result = torch.empty_like(like.reshape(-1))
+    result[order] = like.reshape(-1).sort(descending=True).values
+    return result.reshape(like.shape)

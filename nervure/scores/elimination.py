@@ -10,7 +10,7 @@ so units can leave one after the other, the cheapest first: backward elimination
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, final
 
 import torch
@@ -77,6 +77,11 @@ def eliminate(readers: Sequence[ReaderProblem], units: int, candidates: int = CA
     return Elimination(torch.tensor(order, dtype=torch.long), torch.tensor(costs, dtype=torch.float64))
 
 
+def entry_prices(reader: ReaderProblem) -> Tensor:
+    """What each output loses where one unit alone no longer reaches it, and the others take over. [outputs, units]."""
+    return _RefittedReader.of(replace(reader, weight=reader.weight[:1])).prices_of(reader.weight.double())
+
+
 def _eliminate_block(states: list["_RefittedReader"], units: int, limit: float) -> tuple[list[int], list[float]]:
     """Units of a block in the order in which they leave, as long as they cost no more than ``limit``."""
     here, gone, paid = torch.arange(units), list[int](), list[float]()
@@ -126,14 +131,23 @@ class _RefittedReader:
 
     def prices(self, units: Tensor) -> Tensor:
         """What each of these units costs now. Shape [units]."""
-        columns = self._columns[units.to(self._columns.device)]
+        return self._entries(self._columns[units.to(self._columns.device)], self._weight).sum(1)
+
+    def prices_of(self, weight: Tensor) -> Tensor:
+        """What each output of these weights loses with each unit. Shape [outputs, units]."""
+        width = len(self._theta) - weight.shape[1]
+        return self._entries(self._columns, torch.cat([weight, weight.new_zeros(len(weight), width)], 1)).T
+
+    def _entries(self, columns: Tensor, weight: Tensor) -> Tensor:
+        """What each output loses with the units that hold these columns. Shape [units, outputs]."""
         if columns.shape[1] == 1:
             at = columns[:, 0]
-            return self._weight[:, at].square().sum(0) / self._theta[at, at]
+            return weight[:, at].square().T / self._theta[at, at][:, None]
         blocks = self._theta[columns[:, :, None], columns[:, None]]
-        weights = self._weight[:, columns].permute(1, 2, 0)
-        half: Tensor = torch.linalg.solve_triangular(torch.linalg.cholesky(blocks), weights, upper=False)
-        return half.square().sum((1, 2))
+        half: Tensor = torch.linalg.solve_triangular(
+            torch.linalg.cholesky(blocks), weight[:, columns].permute(1, 2, 0), upper=False
+        )
+        return half.square().sum(1)
 
     def part(self, units: Tensor) -> "_RefittedReader":
         """The same with these units alone."""

@@ -92,7 +92,9 @@ class Stats:
     def only(self, want: Iterable[str]) -> "Stats":
         """The same without the evidence that is not named in ``want``; names that were not measured are passed over."""
         wanted = self.want & frozenset(want)
-        shown = wanted | ({"moments"} if "activations" in wanted else set())
+        shown = {name.partition(":")[0] for name in wanted}
+        # What is measured along with a signal.
+        shown |= {beside for signal, beside in (("activations", "moments"), ("blocks", "shifts")) if signal in shown}
         dropped: dict[str, Any] = {kind: {} for kind in KINDS if kind not in shown}
         dropped |= {name: None for name in WHOLE if name not in shown}
         return replace(self, want=wanted, **dropped)

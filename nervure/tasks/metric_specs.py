@@ -21,6 +21,7 @@ class MetricSpec:
         least: with fewer classes it does not apply.
         extra: the extra that brings what it needs.
         settings: all others.
+        relative: as of a :class:`Measure`.
     """
 
     place: str
@@ -29,6 +30,7 @@ class MetricSpec:
     least: int = 0
     extra: str = "metrics"
     settings: Mapping[str, Any] = field(default_factory=dict)
+    relative: bool | None = None
 
     def __call__(self, scores: Any) -> Any:
         """A new metric for such scores; None where it does not apply; raises MissingExtraError."""
@@ -48,18 +50,23 @@ class MetricSpec:
 
     def measure(self, read: Read, *, key: str = "", **settings: Any) -> Measure:
         """The metric with more settings, and how it is fed."""
-        return Measure(replace(self, settings={**self.settings, **settings}), read, self.higher_is_better, key)
+        spec = replace(self, settings={**self.settings, **settings})
+        return Measure(spec, read, self.higher_is_better, key, self.relative)
 
 
 ACCURACY = MetricSpec("classification.MulticlassAccuracy", sized="num_classes", settings={"average": "micro"})
 TOP5 = replace(ACCURACY, least=6, settings={"average": "micro", "top_k": 5})
 F1 = MetricSpec("classification.MulticlassF1Score", sized="num_classes", settings={"average": "macro"})
 CALIBRATION = MetricSpec(
-    "classification.MulticlassCalibrationError", False, sized="num_classes", settings={"n_bins": 15}
+    "classification.MulticlassCalibrationError", False, sized="num_classes", settings={"n_bins": 15}, relative=False
 )
 IOU = MetricSpec("classification.MulticlassJaccardIndex", sized="num_classes", settings={"average": "macro"})
 FLIPS = MetricSpec(
-    "classification.MulticlassHammingDistance", False, sized="num_classes", settings={"average": "micro"}
+    "classification.MulticlassHammingDistance",
+    False,
+    sized="num_classes",
+    settings={"average": "micro"},
+    relative=False,
 )
 PERPLEXITY = MetricSpec("text.Perplexity", False)
 
@@ -78,6 +85,6 @@ R2 = MetricSpec("regression.R2Score")
 COSINE = MetricSpec("regression.CosineSimilarity", settings={"reduction": "mean"})
 DIVERGENCE = MetricSpec("regression.KLDivergence", False, settings={"log_prob": True})
 
-CHARACTERS = MetricSpec("text.CharErrorRate", False)
-WORDS = MetricSpec("text.WordErrorRate", False)
+CHARACTERS = MetricSpec("text.CharErrorRate", False, relative=False)
+WORDS = MetricSpec("text.WordErrorRate", False, relative=False)
 BOXES = MetricSpec("detection.MeanAveragePrecision", extra="detection")

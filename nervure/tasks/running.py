@@ -13,7 +13,7 @@ from nervure.core.progress import ending, length, track
 from nervure.errors import ArgumentError, DataError
 from nervure.graph.models import evaluating, on_device
 from nervure.tasks.batch_forms import move_batch, naming
-from nervure.tasks.task import Measure, Task
+from nervure.tasks.task import Measure, Task, Total
 
 
 @checked
@@ -60,6 +60,10 @@ class TaskTally:
 
     def add(self, model: nn.Module, batch: Any) -> None:
         """Run a model on a batch, and count what it answers; raises as :func:`evaluate_task`."""
+        self.note(batch, *self.ask(model, batch))
+
+    def ask(self, model: nn.Module, batch: Any) -> tuple[Any, Total | None]:
+        """The output of a model, where it is needed, and its loss, where there is one; :meth:`note` counts them."""
         task, output = self._task, None
         if not (task.has_loss or task.metrics):
             raise ArgumentError(
@@ -67,11 +71,16 @@ class TaskTally:
             )
         if task.metrics or task.objective is None:
             output = task.forward(model, batch)
-        if task.has_loss:
-            found = task.total(model, batch) if task.objective is not None else task.total_of(output, batch)
-            self._loss, self._count = self._loss + _finite(found.loss.detach().double()), self._count + found.count
+        if not task.has_loss:
+            return output, None
+        return output, task.total(model, batch) if task.objective is not None else task.total_of(output, batch)
+
+    def note(self, batch: Any, output: Any, loss: Total | None) -> None:
+        """Count what was answered to a batch; raises as :func:`evaluate_task`."""
+        if loss is not None:
+            self._loss, self._count = self._loss + _finite(loss.loss.detach().double()), self._count + loss.count
         fed: list[int] = []
-        for name, measure in task.metrics.items():
+        for name, measure in self._task.metrics.items():
             arguments = measure.read(output, batch)
             if name not in self._made:
                 self._made[name] = self._make(measure, arguments)

@@ -49,12 +49,20 @@ class Measure(Checked):
         read: from an output and its batch to the arguments of the metric's ``update``.
         higher_is_better: in which direction it is good.
         key: which of its results, where the metric computes several by name.
+        relative: whether differences of it are told as parts of its size, as of a perplexity, and not as they are, as
+            of a share; None: where lower is better.
     """
 
     make: Callable[[Any], Any]
     read: Read
     higher_is_better: bool
     key: str = ""
+    relative: bool | None = None
+
+    @property
+    def is_relative(self) -> bool:
+        """Whether differences of it are told as parts of its size."""
+        return not self.higher_is_better if self.relative is None else self.relative
 
 
 @final

@@ -1,6 +1,7 @@
 """Exactly what was asked, never more than the budget, never an empty group."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ from torch import Tensor
 from nervure.budget import allocate, top
 from nervure.budget.cost_model import CostModel
 from nervure.errors import ArgumentError, BudgetError, ScoreError
-from nervure.graph.types import Graph
+from nervure.graph.repeats import repeated_groups
+from nervure.graph.types import ConfigSize, Graph
 from nervure.plan import Plan
 from tests.graphs import chain, dense, heads, residual
 
@@ -263,3 +265,41 @@ def test_arguments_out_of_range_are_refused(wrong: dict[str, object]) -> None:
     graph = chain(4, 10)
     with pytest.raises(ArgumentError, match=list(wrong)[-1]):
         allocate(graph, scored(graph), **wrong)
+
+
+@given(st.integers(2, 9), st.integers(2, 9), keeps, st.sampled_from(["channels", "params", "macs"]), st.integers(1, 3))
+def test_what_repeats_by_layer_keeps_the_same_number(
+    inner: int, other: int, keep: float, budget: str, multiple: int
+) -> None:
+    graph = renamed(chain(inner, inner, inner, other, 8, 10))
+    floors = {"layers.1.up": min(2, inner)}
+    options = {"keep": keep, "budget": budget, "scope": "uniform", "multiple": multiple, "floors": floors}
+    try:
+        plan = allocate(graph, scored(graph), **options)  # type: ignore[arg-type]
+    except BudgetError:
+        return
+    left = counts(graph, plan)
+    families = repeated_groups(graph, graph.prunable)
+    assert any(len(names) >= 3 for names in families)
+    for names in families:
+        assert len({left[name] for name in names}) == 1
+    if budget != "channels":
+        assert cost(graph, budget, masks(graph, plan)) <= keep * cost(graph, budget)
+
+
+def renamed(graph: Graph) -> Graph:
+    """The groups of a chain as those of layers."""
+    names = {group.name: f"layers.{i}.up" for i, group in enumerate(graph.groups)}
+    axes = tuple(replace(a, parts=tuple((names.get(n, n), t) for n, t in a.parts)) for a in graph.axes)
+    groups = tuple(replace(g, name=names[g.name]) for g in graph.groups)
+    return replace(graph, groups=groups, axes=axes, edges=())
+
+
+def test_groups_of_one_config_number_are_a_family() -> None:
+    graph = renamed(chain(4, 4, 6, 8, 10))
+    names = [group.name for group in graph.prunable]
+    assert repeated_groups(graph, graph.prunable)[0] == names[:2]
+    apart = replace(graph, groups=tuple(replace(g, name=f"part{i}") for i, g in enumerate(graph.groups)))
+    assert [len(f) for f in repeated_groups(apart, apart.prunable)] == [1] * len(names)
+    said = replace(apart, declared=(ConfigSize("", "config.d_ff", 4, ("part0", "part1", "part2")),))
+    assert repeated_groups(said, said.prunable)[0] == ["part0", "part1"]

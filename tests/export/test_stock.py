@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from nervure import Plan, prune, save
 from nervure.errors import NervureWarning
+from nervure.export.config_fit import fit_config
 from nervure.export.stock import stock_differences
 from nervure.plan import Cut, Drop, Keep
 
@@ -118,3 +119,56 @@ def test_other_models_are_not_asked(model: Pretrained) -> None:
     assert stock_differences(nn.Linear(2, 3)) == ""
     state = torch.random.get_rng_state()
     assert stock_differences(model) == "" and torch.equal(torch.random.get_rng_state(), state)
+
+
+# ------------------------------------------------------------------------------------------------- fitting a config
+
+
+class LayeredConfig(Config):
+    """As libraries have it whose layers may differ; its width is said by a name that means nothing."""
+
+    per_layer_config: dict[int, dict[str, int]] | None = None
+
+    def __init__(
+        self, per_layer_config: dict[int, dict[str, int]] | None = None, frobs: int = 12, **sizes: int
+    ) -> None:
+        super().__init__(**sizes)
+        del self.intermediate_size
+        self.frobs, self.per_layer_config = frobs, per_layer_config
+
+    def at(self, number: int) -> Config:
+        own = (self.per_layer_config or {}).get(number, {})
+        return Config(self.hidden_size, own.get("frobs", self.frobs), self.num_hidden_layers)
+
+
+class Layered(Pretrained):
+    def __init__(self, config: LayeredConfig) -> None:
+        super().__init__(config.at(0))
+        self.config: Config = config
+        self.layers = nn.ModuleList(Layer(config.at(i)) for i in range(config.num_hidden_layers))
+
+
+UPS = ("layers.0.up", "layers.1.up", "layers.2.up")
+
+
+def test_a_number_of_any_name_is_found_by_its_size() -> None:
+    torch.manual_seed(0)
+    pruned = prune(Layered(LayeredConfig()).eval(), X, halved(*UPS, size=12), progress=False)
+    assert stock_differences(pruned.model)
+    fitted = fit_config(pruned.model)
+    assert fitted.distance == 0 and dict(fitted.changes) == {("frobs",): 6}
+    assert fitted.changed.frobs == 6 and fitted.config.frobs == 12
+
+
+def test_numbers_that_differ_by_layer_are_said_by_layer_where_a_config_can() -> None:
+    torch.manual_seed(0)
+    pruned = prune(Layered(LayeredConfig()).eval(), X, halved(UPS[2], size=12), progress=False)
+    fitted = fit_config(pruned.model)
+    assert fitted.distance == 0 and dict(fitted.changes) == {("per_layer_config",): {2: {"frobs": 6}}}
+
+
+def test_what_no_number_says_is_left_over(model: Pretrained) -> None:
+    pruned = prune(model, X, halved(UPS[2], size=12), progress=False)
+    fitted = fit_config(pruned.model)
+    assert fitted.distance == 3 and not fitted.changes
+    assert {one.tensor for one in fitted.resized} == {f"layers.2.{n}" for n in ("up.weight", "up.bias", "down.weight")}

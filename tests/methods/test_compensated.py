@@ -114,6 +114,31 @@ def test_what_is_predicted_is_what_the_refit_loses(name: str) -> None:
     assert float(found.costs[group][:count].sum()) == pytest.approx(lost, rel=0.01)
 
 
+class Branch(nn.Module):
+    """A branch beside a shortcut, behind a norm of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down, self.norm = nn.Linear(6, 10), nn.Linear(10, 6), nn.BatchNorm1d(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.norm(self.down(self.up(x).relu()))  # type: ignore[no-any-return]
+
+
+def test_what_is_added_to_a_stream_counts_as_much_as_it_makes_of_it() -> None:
+    model, data = Branch().eval(), vectors()
+    with torch.no_grad():
+        alone, before = curves(model, data, currency="alone").costs["up"], curves(model, data).costs["up"]
+        added = model(data) - data
+        share = added.var(0) / (added + data).var(0)
+        model.norm.weight.mul_(0.01)
+        after = curves(model, data).costs["up"]
+        assert torch.allclose(curves(model, data, currency="alone").costs["up"], alone, rtol=1e-3)
+    assert float(before.sum()) == pytest.approx(float(share.sum()), rel=0.01)
+    assert float(alone.sum()) == pytest.approx(6, rel=0.01)
+    assert float(after.sum()) < 1e-3 * float(before.sum())
+
+
 def test_permuted_units_leave_in_the_permuted_order() -> None:
     model, data, _ = network("convolution")
     before = curves(model, data)

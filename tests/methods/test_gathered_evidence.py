@@ -12,18 +12,19 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 from torch.utils.data import DataLoader
 
-from nervure import SNACS, SNIP, Depth, Energy, GCNet, MagnitudeMasks, N2NSkip, Plan, SynFlow, Taylor, Wanda, trace
+from nervure import SNIP, Depth, Energy, GCNet, MagnitudeMasks, N2NSkip, Plan, SynFlow, Taylor, Wanda, trace
 from nervure.errors import DataError
 from nervure.graph.tape import named_tensors
 from nervure.methods import Method, View, gather_evidence
 from nervure.methods.blocks.evaluator import BlockEvaluator
 from nervure.methods.masks.base_masks import ComputedWeights
 from tests.contracts import a_plan_runs_no_network, counting_runs
+from tests.old_snacs import old_snacs
 
 pytestmark = pytest.mark.filterwarnings("ignore::nervure.errors.NervureWarning")
 
 KEPT: tuple[Method, ...] = (
-    SNACS(keep=0.6, limits=False),
+    old_snacs(keep=0.6, limits=False),
     GCNet(density=0.6, rounds=2),
     SNIP(density=0.5, steps=2),
     SynFlow(density=0.5, steps=2),
@@ -155,7 +156,7 @@ def test_what_was_measured_is_not_measured_again() -> None:
 
 def test_a_view_without_data_or_model_says_what_is_missing() -> None:
     bare = replace(view(), data=None)
-    for method in (Taylor(), Wanda(), Energy(drop=1), SNACS()):
+    for method in (Taylor(), Wanda(), Energy(drop=1), old_snacs()):
         with pytest.raises(DataError, match="give data=|Give data="):
             gather_evidence(method, bare)
 

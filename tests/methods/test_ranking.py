@@ -9,9 +9,10 @@ import torch
 
 from nervure import FPGM, Magnitude, Random, Ranking, Slimming, Taylor, prune, trace, zoo
 from nervure.budget import allocate
-from nervure.budget.allocate import kind_of
+from nervure.budget.allocate import kind_of, stream_floors, structure_of
 from nervure.errors import ArgumentError, ScoreError
 from nervure.methods import Method, View
+from nervure.methods.channels.timed import cut_lowest
 from nervure.scores import Scores, magnitude, random_scores, wants
 from tests.graphs import residual, weights_of
 
@@ -85,7 +86,7 @@ def test_a_criterion_says_what_it_wants_and_gets_it() -> None:
         ({"criterion": "fpgm", "options": {"norm": 2}}, "fpgm has no option 'norm'"),
         ({"options": {"normalise": "median"}}, "normalise='median' is not one of"),
         ({"options": {"norm": [1, 2]}}, "options"),
-        ({"scope": "kinds"}, "scope is one of 'global', 'layer', 'kind'"),
+        ({"scope": "kinds"}, "scope is one of 'global', 'layer', 'kind', 'isomorphic'"),
     ],
 )
 def test_what_cannot_be_is_said(options: dict[str, Any], message: str) -> None:
@@ -150,3 +151,39 @@ def test_within_a_cost_every_kind_pays(budget: Any) -> None:
 
 def test_only_the_thin_classes_differ_from_ranking() -> None:
     assert Slimming(keep=0.6).plan.__func__ is Ranking().plan.__func__ is Magnitude().plan.__func__  # type: ignore[attr-defined]
+
+
+def test_groups_are_isomorphic_where_as_many_tensors_of_the_same_roles_hang_together() -> None:
+    graph = trace(zoo.build("resnet8"), torch.randn(1, 3, 32, 32))
+    alike: dict[Any, set[str]] = {}
+    for group in graph.prunable:
+        alike.setdefault(structure_of(group, graph), set()).add(group.name)
+    hidden = {group.name for group in graph.prunable if kind_of(group) == "channels"}
+    assert hidden in alike.values()
+    # The stream of the last stage ends in the classifier, and so has another reader than the others.
+    streams = [names for names in alike.values() if not names & hidden]
+    assert len(streams) > 1
+    scores = random_scores(graph, seed=0)
+    plan = allocate(graph, scores, keep=0.5, scope="isomorphic")
+    kept = {cut.group: int(cut.keep.tensor().sum()) for cut in plan.cuts}
+    for names in alike.values():
+        assert sum(kept.get(n, graph[n].size) for n in names) == round(0.5 * sum(graph[n].size for n in names))
+
+
+@pytest.mark.parametrize("budget", ["channels", "macs"])
+def test_streams_keep_the_share_that_they_are_promised(budget: str) -> None:
+    model, example = zoo.build("resnet8"), torch.randn(1, 3, 32, 32)
+    graph = trace(model, example)
+    low = {g.name: torch.full((g.size,), float(kind_of(g) != "streams")) + torch.rand(g.size) for g in graph.prunable}
+
+    def shares(streams: float) -> list[float]:
+        method = Magnitude(keep=0.6, budget=budget, streams=streams)
+        plan = cut_lowest(method, View(graph, {}), low)
+        kept = {cut.group: float(cut.keep.tensor().float().mean()) for cut in plan.cuts}
+        return [kept.get(g.name, 1.0) for g in graph.prunable if kind_of(g) == "streams"]
+
+    assert min(shares(0.0)) < 0.7 <= min(shares(0.7))
+    assert stream_floors(graph, 0.5) and not stream_floors(graph, 0.0)
+    assert Random(streams=0.5).streams == Ranking(streams=0.5).streams == 0.5
+    with pytest.raises(ArgumentError, match="streams"):
+        FPGM(streams=1.5)

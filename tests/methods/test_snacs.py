@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from nervure import SNACS, Magnitude, Plan, apply, prune, trace, train
+from nervure import Magnitude, Plan, apply, prune, trace, train
 from nervure.budget import BUDGETS, Budget
 from nervure.errors import ArgumentError, BudgetError, DataError, NervureWarning
 from nervure.graph.tape import named_tensors
@@ -26,6 +26,7 @@ from nervure.scores.bundles import layers
 from nervure.scores.parent_dependence import weigh_by_magnitude
 from nervure.stats import Stats, measure
 from tests.networks import NETWORKS, traced
+from tests.old_snacs import old_snacs
 
 Data = list[tuple[Tensor, Tensor]]
 
@@ -73,11 +74,11 @@ def with_idle_parents(idle: list[int]) -> nn.Sequential:
 @pytest.mark.parametrize("idle", [[2, 5], [0, 1, 7]])
 def test_parents_that_tell_nothing_are_pruned_first_however_large_their_weights(idle: list[int]) -> None:
     model = with_idle_parents(idle)
-    found = masks(SNACS(keep=0.6, limits=False, protect=False).plan(view(model, pictures())))
+    found = masks(old_snacs(keep=0.6, limits=False, protect=False).plan(view(model, pictures())))
     assert not found["2.weight"][:, idle].any()
     kept = [i for i in range(8) if i not in idle]
     assert found["2.weight"][:, kept].float().mean() > 0.5
-    cut = SNACS(keep=0.8, budget="channels", granularity="filters", limits=False, protect=False)
+    cut = old_snacs(keep=0.8, budget="channels", granularity="filters", limits=False, protect=False)
     keeps = {c.group: c.keep.tensor() for c in cut.plan(view(model, pictures())).cuts}
     assert not keeps["0"][idle].any()
 
@@ -103,7 +104,7 @@ def test_an_irrelevant_input_of_a_generated_layer_scores_lowest() -> None:
 def test_the_number_of_connections_is_exactly_what_was_asked(keep: float, budget: str) -> None:
     model = nn.Sequential(nn.Linear(4, 10), nn.ReLU(), nn.Linear(10, 9), nn.ReLU(), nn.Linear(9, 3))
     data = [(torch.randn(200, 4), torch.arange(200) % 3)]
-    plan = SNACS(keep=keep, budget=budget, limits=False).plan(view(model, data))
+    plan = old_snacs(keep=keep, budget=budget, limits=False).plan(view(model, data))
     kept = sum(int(keep.sum()) for keep in masks(plan).values())
     assert kept == round(keep * (10 * 9 + 9 * 3)) == plan.reached["connections"]
 
@@ -111,7 +112,7 @@ def test_the_number_of_connections_is_exactly_what_was_asked(keep: float, budget
 def test_what_is_ignored_stays_dense_and_is_not_counted() -> None:
     model = nn.Sequential(nn.Linear(4, 10), nn.ReLU(), nn.Linear(10, 9), nn.ReLU(), nn.Linear(9, 3))
     data = [(torch.randn(200, 4), torch.arange(200) % 3)]
-    method = SNACS(keep=0.4, limits=False, protect=False)
+    method = old_snacs(keep=0.4, limits=False, protect=False)
     for choice in ({"ignore": ["4"]}, {"ignore": [model[4]]}, {"only": ["0", "2"]}):
         found = prune(model, data[0][0][:2], method, data=data, progress=False, **choice)
         assert {name: int(mask.sum()) for name, mask in found.masks.items()} == {"2.weight": 36}
@@ -124,7 +125,7 @@ def test_equal_scores_are_counted_too() -> None:
     with torch.no_grad():
         model[2].weight.fill_(1.0)
         model[0].weight.zero_()
-    plan = SNACS(keep=0.5, budget="connections", limits=False, protect=False).plan(view(model, pictures()))
+    plan = old_snacs(keep=0.5, budget="connections", limits=False, protect=False).plan(view(model, pictures()))
     assert plan.reached["connections"] == round(0.5 * (8 * 12 + 12 * 3))
 
 
@@ -132,7 +133,7 @@ def test_equal_scores_are_counted_too() -> None:
 @pytest.mark.parametrize("granularity", ["kernels", "filters"])
 def test_budgets_of_the_whole_network_are_met_and_never_exceeded(granularity: Any, budget: Any) -> None:
     model, data = net(), pictures()
-    plan = SNACS(keep=0.6, budget=budget, granularity=granularity, limits=False).plan(view(model, data))
+    plan = old_snacs(keep=0.6, budget=budget, granularity=granularity, limits=False).plan(view(model, data))
     assert 0.55 < plan.reached["keep"] <= 0.6
     if (granularity, budget) == ("kernels", "params"):
         pruned = prune(model, data[0][0][:1], plan, progress=False)
@@ -159,13 +160,13 @@ def test_protected_units_are_never_pruned() -> None:
         model[6].weight[:, 7] = 30.0
         model[2].weight[7] = 1e-3
     for keep in (0.7, 0.4):
-        found = masks(SNACS(keep=keep, limits=False).plan(view(model, data)))
+        found = masks(old_snacs(keep=keep, limits=False).plan(view(model, data)))
         assert found["2.weight"][7].all()
-    bare = masks(SNACS(keep=0.4, limits=False, protect=False).plan(view(model, data)))
+    bare = masks(old_snacs(keep=0.4, limits=False, protect=False).plan(view(model, data)))
     assert not bare["2.weight"][7].all()
     found = SurveyOptions(limits=False).of(view(model, data))
     assert found.protected["2"].nonzero().flatten().tolist() == [7]
-    cut = SNACS(keep=0.3, budget="channels", granularity="filters", limits=False).plan(view(model, data))
+    cut = old_snacs(keep=0.3, budget="channels", granularity="filters", limits=False).plan(view(model, data))
     assert {c.group: c.keep.tensor() for c in cut.cuts}["2"][7]
 
 
@@ -175,9 +176,9 @@ def test_protection_gives_way_where_it_would_take_most_of_what_stays() -> None:
         model[6].weight[:, 7] = 30.0
         model[2].weight[7] = 1e-3
     with pytest.warns(NervureWarning, match="nothing is protected"):
-        plan = SNACS(keep=0.08, limits=False).plan(view(model, data))
+        plan = old_snacs(keep=0.08, limits=False).plan(view(model, data))
     assert not masks(plan)["2.weight"][7].all()
-    assert plan == SNACS(keep=0.08, limits=False, protect=False).plan(view(model, data))
+    assert plan == old_snacs(keep=0.08, limits=False, protect=False).plan(view(model, data))
 
 
 @cache
@@ -192,14 +193,14 @@ def taught() -> nn.Sequential:
 @pytest.mark.parametrize("granularity", ["kernels", "filters"])
 def test_limits_by_a_probe_hold_or_are_raised_with_a_warning(granularity: Any) -> None:
     model, data = net(), pictures()
-    method = SNACS(keep=0.85, granularity=granularity, probe=True, slack=0.1)
+    method = old_snacs(keep=0.85, granularity=granularity, probe=True, slack=0.1)
     seen = view(model, data)
     limits = method.evidence(seen).limits
     assert any(limit.upper < 0.5 for limit in limits.values())
     plan = method.plan(seen)
     require_within(plan, {name: limit.upper for name, limit in limits.items()})
     assert "limits raised" not in plan.reached
-    tight = SNACS(keep=0.15, granularity=granularity, probe=True, slack=0.0)
+    tight = old_snacs(keep=0.15, granularity=granularity, probe=True, slack=0.0)
     with pytest.warns(NervureWarning, match="limits"):
         plan = tight.plan(seen)
     assert 0 < plan.reached["limits raised"] <= 1
@@ -217,7 +218,7 @@ def require_within(plan: Plan, uppers: Mapping[str, float]) -> None:
 @pytest.mark.parametrize("granularity", ["kernels", "filters"])
 def test_limits_are_what_the_network_bears_and_give_way_together(granularity: Any) -> None:
     seen = view(taught(), pictures())
-    method = SNACS(keep=0.85, granularity=granularity, probe=False, slack=0.4, protect=False)
+    method = old_snacs(keep=0.85, granularity=granularity, probe=False, slack=0.4, protect=False)
     found = method.evidence(seen)
     assert any(limit.upper < 0.9 for limit in found.limits.values())
     for name, limit in found.limits.items():
@@ -230,7 +231,7 @@ def test_limits_are_what_the_network_bears_and_give_way_together(granularity: An
     plan = method.decide(seen, found)
     require_within(plan, {name: found.upper(name) for name in found.limits})
     assert "slack" not in plan.reached
-    strict = SNACS(keep=0.5, granularity=granularity, probe=False, slack=0.0, protect=False)
+    strict = old_snacs(keep=0.5, granularity=granularity, probe=False, slack=0.0, protect=False)
     found = strict.evidence(seen)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NervureWarning)
@@ -243,7 +244,7 @@ def test_limits_are_what_the_network_bears_and_give_way_together(granularity: An
 def test_a_budget_that_costs_most_of_what_the_network_knows_warns() -> None:
     seen = view(taught(), pictures())
     with pytest.warns(NervureWarning, match="what the network knows"):
-        plan = SNACS(keep=0.15, budget="channels", granularity="filters", protect=False).plan(seen)
+        plan = old_snacs(keep=0.15, budget="channels", granularity="filters", protect=False).plan(seen)
     assert plan.reached["slack"] > 0.5
     assert plan.reached["channels"] == 3
 
@@ -253,26 +254,26 @@ def test_units_that_the_network_can_do_without_have_no_limit() -> None:
     with torch.no_grad():
         model[6].weight[:, 3:] = 0
         model[6].weight[:, :3] *= 3
-    limit = SNACS(granularity="filters").evidence(view(model, pictures())).limits["2"]
+    limit = old_snacs(granularity="filters").evidence(view(model, pictures())).limits["2"]
     lost = {
         round(share * 12): limit.quality[0] - quality
         for share, quality in zip(limit.shares, limit.quality, strict=True)
     }
     assert lost[9] == pytest.approx(0, abs=1e-5)
     assert lost[11] > 0.1
-    untaught = SNACS(granularity="filters").evidence(view(net(), pictures()))
+    untaught = old_snacs(granularity="filters").evidence(view(net(), pictures()))
     assert all(limit.upper == 1 for limit in untaught.limits.values())
 
 
 def test_labels_that_are_no_classes_of_the_network_are_refused() -> None:
     data = [(x, y + 5) for x, y in pictures()]
     with pytest.raises(DataError, match="how likely the right class is"):
-        SNACS(keep=0.7, probe=False).plan(view(net(), data))
+        old_snacs(keep=0.7, probe=False).plan(view(net(), data))
 
 
 def test_magnitude_can_rank_within_the_limits() -> None:
     seen = view(taught(), pictures())
-    method = SNACS(keep=0.5, granularity="filters", ranking="magnitude", protect=False, limits=False)
+    method = old_snacs(keep=0.5, granularity="filters", ranking="magnitude", protect=False, limits=False)
     assert method.plan(seen).cuts == Magnitude(keep=0.5, budget="macs").plan(seen).cuts
     assert method.plan(seen).cuts != replace(method, ranking="connectivity").plan(seen).cuts
     bounded = replace(method, limits=True, keep=0.7)
@@ -284,8 +285,8 @@ def test_magnitude_can_rank_within_the_limits() -> None:
 
 def test_dependence_can_rank_without_the_weight() -> None:
     seen = view(net(), pictures())
-    with_weight = SNACS(limits=False).evidence(seen).scores
-    without = SNACS(limits=False, ranking="dependence").evidence(seen).scores
+    with_weight = old_snacs(limits=False).evidence(seen).scores
+    without = old_snacs(limits=False, ranking="dependence").evidence(seen).scores
     for layer in layers(seen.graph, seen.weights, with_weight):
         torch.testing.assert_close(with_weight[layer.tensor], weigh_by_magnitude(layer, without[layer.tensor]))
     assert all(bool((values >= 0).all()) and bool((values <= 1 + 1e-6).all()) for values in without.values())
@@ -298,7 +299,7 @@ def test_dependence_can_rank_without_the_weight() -> None:
 
 def test_every_output_still_hears_an_input_when_next_to_nothing_stays() -> None:
     model, data = net(), pictures()
-    plan = SNACS(keep=0.06, budget="connections", limits=False, protect=False).plan(view(model, data))
+    plan = old_snacs(keep=0.06, budget="connections", limits=False, protect=False).plan(view(model, data))
     pruned = apply(model, trace(model, data[0][0][:2]), plan)
     x = data[0][0][:4].requires_grad_()
     heard = [torch.autograd.grad(pruned(x)[:, k].sum(), x)[0].abs().sum() for k in range(3)]
@@ -306,7 +307,7 @@ def test_every_output_still_hears_an_input_when_next_to_nothing_stays() -> None:
     assert len(heard) == 3
     assert all(paths)
     with pytest.raises(BudgetError, match="connected"):
-        SNACS(keep=0.01, budget="connections", limits=False, protect=False).plan(view(model, data))
+        old_snacs(keep=0.01, budget="connections", limits=False, protect=False).plan(view(model, data))
 
 
 class Counting:
@@ -325,22 +326,22 @@ def test_the_cache_gives_the_same_plan_without_running_the_model(tmp_path: Path,
     model, data = net(), pictures()
     seen = view(model, data)
     counting = Counting(model)
-    method = SNACS(keep=0.6, granularity=granularity, cache=str(tmp_path), slack=0.9)
+    method = old_snacs(keep=0.6, granularity=granularity, cache=str(tmp_path), slack=0.9)
     first = method.plan(seen)
     runs = counting.runs
     assert runs >= len(data)
     assert method.plan(seen) == first
     assert counting.runs == runs
-    assert first == SNACS(keep=0.6, granularity=granularity, slack=0.9).plan(seen)
+    assert first == old_snacs(keep=0.6, granularity=granularity, slack=0.9).plan(seen)
     runs = counting.runs
-    other = SNACS(keep=0.8, granularity=granularity, cache=str(tmp_path), slack=0.9).plan(seen)
+    other = old_snacs(keep=0.8, granularity=granularity, cache=str(tmp_path), slack=0.9).plan(seen)
     assert counting.runs == runs
     assert other != first
 
 
 def test_other_weights_other_data_and_another_seed_are_other_surveys(tmp_path: Path) -> None:
     model, data = net(), pictures()
-    method = SNACS(keep=0.6, cache=str(tmp_path), limits=False)
+    method = old_snacs(keep=0.6, cache=str(tmp_path), limits=False)
     method.plan(view(model, data))
     method.plan(view(model, pictures(seed=9)))
     method.plan(view(model, data, seed=1))
@@ -364,7 +365,7 @@ class Shuffling:
 
 def test_a_loader_that_shuffles_anew_each_time_gives_the_same_survey(tmp_path: Path) -> None:
     seen = view(net(), Shuffling())
-    method = SNACS(keep=0.6, cache=str(tmp_path), limits=False, samples=60)
+    method = old_snacs(keep=0.6, cache=str(tmp_path), limits=False, samples=60)
     assert method.plan(seen) == method.plan(seen)
     assert len(list(tmp_path.iterdir())) == 1
 
@@ -374,7 +375,7 @@ def test_limits_of_a_loader_that_draws_by_lot_are_the_same_whatever_was_drawn_be
     loader: Any = DataLoader(pairs, batch_size=40, shuffle=True)
     seen = replace(view(taught(), pictures()), data=loader)
     method, stats = (
-        SNACS(granularity="filters"),
+        old_snacs(granularity="filters"),
         measure(taught(), seen.graph, pictures(), want={"connections", "labels"}),
     )
     found = []
@@ -386,8 +387,8 @@ def test_limits_of_a_loader_that_draws_by_lot_are_the_same_whatever_was_drawn_be
 
 def test_two_may_survey_the_same_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = view(net(), pictures())
-    method = SNACS(keep=0.6, cache=str(tmp_path), limits=False)
-    expected = SNACS(keep=0.6, limits=False).plan(seen)
+    method = old_snacs(keep=0.6, cache=str(tmp_path), limits=False)
+    expected = old_snacs(keep=0.6, limits=False).plan(seen)
     real, others = surveys.write_container, list[Any]()
 
     def overtaken(*given: Any) -> Path:
@@ -408,8 +409,8 @@ def test_a_survey_that_was_stopped_goes_on_from_its_last_finished_layer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = view(net(), pictures())
-    method = SNACS(keep=0.6, cache=str(tmp_path), limits=False)
-    expected = SNACS(keep=0.6, limits=False).plan(seen)
+    method = old_snacs(keep=0.6, cache=str(tmp_path), limits=False)
+    expected = old_snacs(keep=0.6, limits=False).plan(seen)
     real, scored = surveys.connectivity, []
 
     def stopping(layer: Any, heard: Tensor, **options: Any) -> Tensor:
@@ -434,11 +435,11 @@ def test_the_paper_scores_what_layers_put_out_and_takes_weights_with_their_sign(
     with torch.no_grad():
         model[2].weight[3] = -2.0
     seen = view(model, data)
-    paper = SNACS(keep=0.9, paper=True)
-    assert (SNACS().probe, SNACS().slack) == (paper.probe, paper.slack) == (True, 0.7)
-    assert (SNACS(granularity="filters").probe, SNACS(granularity="filters").slack) == (False, 0.15)
+    paper = old_snacs(keep=0.9, paper=True)
+    assert (old_snacs().probe, old_snacs().slack) == (paper.probe, paper.slack) == (True, 0.7)
+    assert (old_snacs(granularity="filters").probe, old_snacs(granularity="filters").slack) == (False, 0.15)
     assert (paper.estimator, paper.per_class, paper.samples) == ("hash", 250, 2500)
-    found, ours = paper.evidence(seen), SNACS(keep=0.6).evidence(seen)
+    found, ours = paper.evidence(seen), old_snacs(keep=0.6).evidence(seen)
     assert found.scores["2.weight"][3].sum() == 0
     assert ours.scores["2.weight"][3].sum() > 0
     assert found.limits["2.weight"] != ours.limits["2.weight"]
@@ -468,9 +469,9 @@ def test_evidence_measured_before_is_used() -> None:
     seen = view(model, data)
     stats = measure(model, seen.graph, data, want={"connections", "labels"}, seed=0)
     given = View(seen.graph, seen.weights, stats)
-    for method in (SNACS(keep=0.7), SNACS(keep=0.7, granularity="filters", limits=False)):
+    for method in (old_snacs(keep=0.7), old_snacs(keep=0.7, granularity="filters", limits=False)):
         assert method.plan(given) == method.plan(seen)
-    asking = SNACS(keep=0.7, granularity="filters")
+    asking = old_snacs(keep=0.7, granularity="filters")
     assert asking.plan(replace(seen, stats=stats)) == asking.plan(seen)
     with pytest.raises(DataError, match="give model and data, or use probe=True"):
         asking.plan(given)
@@ -479,12 +480,12 @@ def test_evidence_measured_before_is_used() -> None:
 def test_limits_need_labels_and_nothing_else_does() -> None:
     model, data = net(), [x for x, _ in pictures()]
     with pytest.raises(DataError, match="limits=False"):
-        SNACS(keep=0.7).plan(view(model, data))
+        old_snacs(keep=0.7).plan(view(model, data))
     seen = view(model, data)
     stats = measure(model, seen.graph, data, want={"connections"})
     with pytest.raises(DataError, match="limits of the layers need labels"):
-        SNACS(keep=0.7).plan(View(seen.graph, seen.weights, stats))
-    assert SNACS(keep=0.7, limits=False).plan(seen).masks
+        old_snacs(keep=0.7).plan(View(seen.graph, seen.weights, stats))
+    assert old_snacs(keep=0.7, limits=False).plan(seen).masks
 
 
 @pytest.mark.parametrize(
@@ -495,7 +496,7 @@ def test_limits_need_labels_and_nothing_else_does() -> None:
 def test_labels_that_teach_nothing_are_refused(labels: Tensor, message: str) -> None:
     x = pictures()[0][0][:40]
     with pytest.raises(DataError, match=message):
-        SNACS(keep=0.7).plan(view(net(), [(x, labels)]))
+        old_snacs(keep=0.7).plan(view(net(), [(x, labels)]))
 
 
 def test_constant_and_dead_channels_are_no_trouble() -> None:
@@ -504,7 +505,7 @@ def test_constant_and_dead_channels_are_no_trouble() -> None:
         model[0].weight.zero_()
         model[0].bias.fill_(-1)
     for granularity in ("kernels", "filters"):
-        plan = SNACS(keep=0.5, granularity=granularity, slack=1.0).plan(view(model, pictures()))
+        plan = old_snacs(keep=0.5, granularity=granularity, slack=1.0).plan(view(model, pictures()))
         assert plan.reached["keep"] <= 0.5
 
 
@@ -512,10 +513,10 @@ def test_nan_activations_and_missing_data_are_refused() -> None:
     model, data = net(), pictures()
     seen = view(model, data)
     with pytest.raises(DataError, match="data="):
-        SNACS().plan(View(seen.graph, seen.weights))
+        old_snacs().plan(View(seen.graph, seen.weights))
     model[2].bias.data[0] = float("nan")
     with pytest.raises(DataError, match="NaN"):
-        SNACS().plan(seen)
+        old_snacs().plan(seen)
 
 
 @pytest.mark.parametrize(
@@ -536,16 +537,16 @@ def test_nan_activations_and_missing_data_are_refused() -> None:
 )
 def test_options_out_of_range_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ArgumentError):
-        SNACS(**options)
+        old_snacs(**options)
 
 
 def test_filters_go_by_a_budget_of_ones_own_and_masks_by_those_of_the_library() -> None:
     own, seen = Budget("weight", "weights and products", lambda costs: costs.params), view(net(), pictures())
-    found, same = (SNACS(budget=kind, granularity="filters", limits=False).plan(seen) for kind in (own, "params"))
+    found, same = (old_snacs(budget=kind, granularity="filters", limits=False).plan(seen) for kind in (own, "params"))
     assert found.cuts == same.cuts != () and found.asked["budget"] == "weight"
-    assert SNACS(budget=BUDGETS["macs"]) == SNACS(budget="macs")
+    assert old_snacs(budget=BUDGETS["macs"]) == old_snacs(budget="macs")
     with pytest.raises(ArgumentError, match=r"Budget\('weight'\) counts whole units: take granularity='filters'"):
-        SNACS(budget=own)
+        old_snacs(budget=own)
 
 
 @pytest.mark.sampled
@@ -555,10 +556,10 @@ def test_every_network_can_be_planned_for_or_says_why_not(name: str) -> None:
     weights = {name: tensor.detach() for name, tensor in named_tensors(model).items()}
     stats = measure(model, graph, [(example, None)] * 10, want={"connections"})
     seen = View(graph, weights, stats)
-    found = SNACS(limits=False, protect=False, estimator="gaussian").evidence(seen)
+    found = old_snacs(limits=False, protect=False, estimator="gaussian").evidence(seen)
     for granularity in ("kernels", "filters"):
         try:
-            plan = SNACS(keep=0.8, granularity=granularity, limits=False).decide(seen, found)
+            plan = old_snacs(keep=0.8, granularity=granularity, limits=False).decide(seen, found)
         except BudgetError as error:
             assert "nothing can be cut" in str(error) or "can be pruned" in str(error) or "smallest keep" in str(error)
         else:

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from nervure import SNACS, trace
+from nervure import trace
 from nervure.methods import View
 from nervure.methods.snacs import survey as surveys
+from tests.old_snacs import old_snacs
 
 
 def view() -> View:
@@ -25,8 +26,8 @@ def damage(path: Path) -> None:
 
 
 def test_a_damaged_layer_or_survey_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    method, seen = SNACS(keep=0.6, cache=str(tmp_path), limits=False), view()
-    expected = SNACS(keep=0.6, limits=False).plan(seen)
+    method, seen = old_snacs(keep=0.6, cache=str(tmp_path), limits=False), view()
+    expected = old_snacs(keep=0.6, limits=False).plan(seen)
     with monkeypatch.context() as patch:
         # As where the process ends before the whole is written.
         patch.setattr(surveys.ConnectivityEvidence, "save", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))

@@ -8,13 +8,14 @@ import pytest
 import torch
 from torch import nn
 
-from nervure import FPGM, SNACS, Cut, Graph, Keep, Magnitude, Plan, Random, prune, trace
+from nervure import FPGM, Cut, Graph, Keep, Magnitude, Plan, Random, prune, trace
 from nervure.errors import ArgumentError, BudgetError, DataError, NervureWarning
 from nervure.graph.types import Group
 from nervure.methods import Method, View
 from nervure.methods.channels.timed import above_steps, seconds_of, warn_above_steps
 from tests import contracts
 from tests.clocks import Clock, installed
+from tests.old_snacs import old_snacs
 
 
 @pytest.fixture
@@ -78,7 +79,7 @@ def test_plans_for_an_engine_have_sizes_of_sixteen_and_others_have_not(clock: Cl
     assert Magnitude(keep=0.5, engine="openvino").multiple == 16
     assert FPGM(budget="latency").multiple == 16
     assert Magnitude(engine="openvino", multiple=8).multiple == 8
-    assert SNACS(granularity="filters", engine="onnxruntime").multiple == 16
+    assert old_snacs(granularity="filters", engine="onnxruntime").multiple == 16
     for method in (Magnitude(keep=0.4, engine="compile", budget="macs"), Magnitude(budget="latency", target=0.7)):
         plan = prune(network(), EXAMPLE, method, progress=False).plan
         assert all(cut.keep.count % 16 == 0 for cut in plan.cuts)
@@ -91,7 +92,7 @@ def test_plans_for_an_engine_have_sizes_of_sixteen_and_others_have_not(clock: Cl
     [
         Magnitude(budget="latency", target=0.8, multiple=1),
         FPGM(budget="latency", keep=0.8, scope="layer", multiple=2),
-        SNACS(budget="latency", granularity="filters", target=0.8, multiple=1, limits=False),
+        old_snacs(budget="latency", granularity="filters", target=0.8, multiple=1, limits=False),
     ],
     ids=lambda m: type(m).__name__,
 )
@@ -154,4 +155,4 @@ def test_what_can_be_misread_is_refused(options: dict[str, Any], told: str) -> N
 
 def test_masks_are_for_no_engine() -> None:
     with pytest.raises(ArgumentError, match="masks make no engine faster"):
-        SNACS(engine="eager")
+        old_snacs(engine="eager")

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 import nervure
 from nervure import Refit, evaluate, measure, prune, refit, tasks, trace, train
 from nervure.errors import ArgumentError, DataError
-from nervure.methods import SNACS, SNIP, Energy, GraSP, Magnitude, Taylor, View, Wanda
+from nervure.methods import SNIP, Energy, GraSP, Magnitude, Taylor, View, Wanda
 from nervure.tasks.batch_forms import take_samples
 from nervure.training import recalibrate, with_distillation
+from tests.old_snacs import old_snacs
 
 TOKENS, SIZE = 12, 20
 
@@ -119,7 +120,7 @@ def slope_by_hand(model: nn.Module, data: list[Any], task: tasks.Task, name: str
 @pytest.mark.parametrize("name", CASES)
 def test_methods_that_listen_prune_any_task(name: str) -> None:
     model, data, task, example = made(name)
-    for method in (Taylor(keep=0.5), SNACS(keep=0.5, granularity="filters")):
+    for method in (Taylor(keep=0.5), old_snacs(keep=0.5, granularity="filters")):
         pruned = prune(model, example, method, data=data, task=task, progress=False)
         assert pruned.verification is not None, method
         assert pruned.cost_after.macs < 0.75 * pruned.cost_before.macs
@@ -314,7 +315,7 @@ def test_snacs_finds_limits_by_the_loss() -> None:
     train(model, data * 8, task=task, epochs=10, lr=0.01, optimizer="adamw", progress=False)
     weights = {name: tensor.detach() for name, tensor in model.state_dict().items()}
     view = View(trace(model, example), weights, None, 0, model, example, data, task=task)
-    limits = SNACS(keep=0.7, granularity="filters").evidence(view).limits
+    limits = old_snacs(keep=0.7, granularity="filters").evidence(view).limits
     assert limits
     for limit in limits.values():
         assert limit.quality[0] == 1

@@ -127,7 +127,7 @@ def test_counts_are_exact_at_every_step_and_the_log_tells_them(method: Any, kind
     wanted = round(method.density * history.events[-1].weights)
     kernel = 9 if method.granularity == "kernel" and kind == "convolutions" else 1
     assert wanted - 2 * kernel < history.events[-1].nonzero <= wanted
-    assert eval(repr(method), vars(nervure) | {}) == method
+    assert eval(repr(method), {name: getattr(nervure, name) for name in nervure.__all__}) == method
 
 
 @pytest.mark.parametrize("method", [SET(density=0.3), RigL(density=0.3, events=5)], ids=repr)

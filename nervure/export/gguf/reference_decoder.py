@@ -16,6 +16,7 @@ from nervure.export.checking import FileDifference, difference, on_data, on_rand
 from nervure.export.gguf.decoder import Decoder, token_numbers
 from nervure.export.gguf.families import BY_ARCHITECTURE
 from nervure.export.gguf.gguf_file import GgufReader, compare_tensors
+from nervure.graph.models import device_of
 
 TOLERANCE, COARSE = 1e-4, 5e-2
 """Largest difference, relative to the largest logit: of a model in float32, of one in half precision."""
@@ -123,7 +124,8 @@ class FileDecoder:
 
     def _norm(self, x: Tensor, name: str) -> Tensor:
         scale = (x.square().mean(-1, keepdim=True) + self._get("attention.layer_norm_rms_epsilon")).rsqrt()
-        return x * scale * self._tensor(f"{name}.weight")
+        normed: Tensor = x * scale * self._tensor(f"{name}.weight")
+        return normed
 
     def _linear(self, x: Tensor, name: str, otherwise: str = "") -> Tensor:
         weight = self._optional(f"{name}.weight", None) if otherwise else self._tensor(f"{name}.weight")
@@ -185,7 +187,7 @@ def _is_coarse(module: nn.Module) -> bool:
 
 @torch.no_grad()
 def _first_layer(decoder: Decoder, file: FileDecoder, tokens: Tensor, allowed: float) -> str:
-    said = decoder.module(input_ids=tokens.to(decoder.module.device), use_cache=False, output_hidden_states=True)
+    said = decoder.module(input_ids=tokens.to(device_of(decoder.module)), use_cache=False, output_hidden_states=True)
     # The last one has gone through the norm, and the file has no place for layers that compute nothing.
     streams = [said.hidden_states[0], *(said.hidden_states[number + 1] for number in decoder.layers)][:-1]
     for place, (expected, found) in enumerate(zip(streams, file.states(tokens), strict=False)):

@@ -1,6 +1,7 @@
 """Cut the units that the others can stand in for: what readers lose after the best refit, at the price of a unit."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, final
 
@@ -13,7 +14,7 @@ from nervure.budget.cost_model import CostModel
 from nervure.core.check import Checked
 from nervure.core.schema import Density, NotNegative, Size
 from nervure.engines import EngineName
-from nervure.graph.types import Graph
+from nervure.graph.types import Graph, keeps_of
 from nervure.methods.base import Inquiry, View
 from nervure.methods.channels.compensation import CompensationCurves, CompensationSurvey, Currency
 from nervure.methods.channels.timed import Target, check_options, cut_lowest, timed_inquiries
@@ -21,6 +22,8 @@ from nervure.plan import Plan
 from nervure.scores import Scores
 from nervure.scores.completed import completed
 
+ROUNDS = 4
+"""How often units are priced where the plan before arrived."""
 STEP = 1e-9
 """Of its score, by how much a unit that leaves later is worth more: units that cost nothing leave in their order."""
 
@@ -45,8 +48,8 @@ class Compensated(Checked):
             of group does).
         budget: ``"channels"``, ``"params"``, ``"macs"``, ``"latency"`` (timed on the engine, on the example),
             ``"memory"`` (of a forward pass on the example), or a :class:`nervure.budget.Budget` of your own.
-        currency: what counts alike: ``"outputs"`` (each output of each reader, relative to its variance) or
-            ``"layers"`` (each reader).
+        currency: what counts alike: ``"outputs"`` (each output of each reader, relative to its variance, and to that of
+            the stream where it is added to one), ``"alone"`` (the same without streams) or ``"layers"`` (each reader).
         samples: how many samples at most are measured.
         positions: at how many places of each sample a convolution is looked at, at most.
         ridge: the share of its variance that is added to each input's.
@@ -59,6 +62,7 @@ class Compensated(Checked):
     """
 
     wants: ClassVar[frozenset[str]] = frozenset()
+    refits: ClassVar[bool] = True
 
     keep: Density = 0.5
     scope: Scope = "global"
@@ -95,14 +99,31 @@ class Compensated(Checked):
 
     def decide(self, view: View, found: CompensationCurves) -> Plan:
         """The plan that follows from what was found; raises BudgetError."""
-        return cut_lowest(self, view, curve_scores(view, found, self.budget))
+        return plan_by_curves(view, found, self.budget, lambda scores: cut_lowest(self, view, scores))
 
 
-def curve_scores(view: View, found: CompensationCurves, budget: BudgetName) -> Scores:
-    """What each unit adds to what is lost, per unit of the budget that it costs, never falling along its curve."""
+def plan_by_curves(
+    view: View, found: CompensationCurves, budget: BudgetName, plan_of: Callable[[Scores], Plan]
+) -> Plan:
+    """The plan that ``plan_of`` makes of scores per unit of the budget, as units are priced where it arrives.
+
+    At the least loss for a budget, what the last unit of each group adds is in proportion to what it costs there; what
+    a channel costs in multiply-accumulates depends on how many there are beside it.
+    """
     prices = unit_prices(view.graph, budget)
+    kind = find_budget(budget)
+    for _ in range(0 if kind.is_timed or kind.counts_units else ROUNDS):
+        there = unit_prices(view.graph, budget, plan_of(curve_scores(view, found, prices)))
+        prices = {name: math.sqrt(price * there[name]) for name, price in prices.items()}
+    return plan_of(curve_scores(view, found, prices))
+
+
+def curve_scores(view: View, found: CompensationCurves, prices: Mapping[str, float] | None = None) -> Scores:
+    """What each unit adds to what is lost, per unit of price, never falling along the curve of its group."""
     scores = {
-        name: _along(order, found.costs[name] / prices[name]) for name, order in found.order.items() if name in prices
+        group.name: _along(found.order[group.name], found.costs[group.name] / (prices or {}).get(group.name, 1.0))
+        for group in view.graph.prunable
+        if group.name in found.order
     }
     return completed(view.graph, scores, view.weights, found.skipped)
 
@@ -115,22 +136,25 @@ def _along(order: Tensor, costs: Tensor) -> Tensor:
     return scores
 
 
-def unit_prices(graph: Graph, budget: BudgetName) -> Mapping[str, float]:
-    """What a unit of each prunable group costs of a budget, on average while half of the group leaves.
+def unit_prices(graph: Graph, budget: BudgetName, plan: Plan | None = None) -> Mapping[str, float]:
+    """What a unit of each prunable group costs of a budget once a plan was made.
 
-    Multiply-accumulates where the budget is of another kind than these and parameters; 1 where units are counted.
+    It is the average over half of those units of the group that are left. Multiply-accumulates where the budget is of
+    another kind than these and parameters; 1 where units are counted.
     """
     kind = find_budget(budget)
     if kind.counts_units:
         return {group.name: 1.0 for group in graph.prunable}
     ledger = CostModel.of(graph)
     cost = (kind if kind.name == "params" else BUDGETS["macs"]).cost(ledger, None)
-    kept, prices, start = np.ones(sum(group.size for group in graph.prunable), dtype=bool), {}, 0
-    whole = cost(ledger.sizes)
+    keeps = keeps_of(() if plan is None else plan.cuts)
+    whole = {group.name: torch.ones(group.size, dtype=torch.bool) for group in graph.prunable}
+    kept = torch.cat([keeps.get(name, ones) for name, ones in whole.items()]).numpy() if whole else np.ones(0, bool)
+    now, prices, start = ledger.price(cost, kept), dict[str, float](), 0
     for group in graph.prunable:
-        half = max(1, group.size // 2)
-        kept[start : start + half] = False
-        prices[group.name] = max((whole - cost(ledger.alive(ledger.deaths(kept)))) / half, 1.0)
-        kept[start : start + half] = True
+        left = start + np.flatnonzero(kept[start : start + group.size])
+        half, without = left[: max(1, len(left) // 2)], kept.copy()
+        without[half] = False
+        prices[group.name] = max((now - ledger.price(cost, without)) / len(half), 1.0)
         start += group.size
     return prices

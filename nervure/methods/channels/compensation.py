@@ -20,12 +20,12 @@ from nervure.graph.types import Graph, Group
 from nervure.methods.base import Folder, View, data_of, model_of
 from nervure.methods.evidence_folder import answer_folder, remember
 from nervure.refit.consumers import Consumer
-from nervure.refit.input_moments import InputMoments, find_consumers, read_inputs
+from nervure.refit.input_moments import InputMoments, Joined, find_consumers, read_inputs
 from nervure.refit.moments import InputSums
 from nervure.scores.elimination import ReaderProblem, eliminate
 from nervure.stats.loaders import Batch, batches, fixed_seed
 
-Currency: TypeAlias = Literal["outputs", "layers"]
+Currency: TypeAlias = Literal["outputs", "alone", "layers"]
 MEMORY = 2 << 30
 """Bytes of sums over inputs that one pass over the data may hold, where no single group needs more."""
 WIDEST = 1 << 14
@@ -73,7 +73,8 @@ class CompensationSurvey:
         samples: how many samples at most.
         positions: at how many places of each sample a convolution is looked at, at most.
         ridge: the share of its variance that is added to each input's, so that the scale of a unit does not matter.
-        currency: what counts alike: ``"outputs"`` (each output of each reader) or ``"layers"`` (each reader).
+        currency: what counts alike: ``"outputs"`` (each output of each reader; where that is added to a stream, as much
+            as it makes of its variance), ``"alone"`` (each output, wherever it goes) or ``"layers"`` (each reader).
     """
 
     samples: int = 1024
@@ -114,7 +115,7 @@ class CompensationSurvey:
         consumers = find_consumers(model, parts[0])
         readers = {group.name: find_readers(group, consumers) for group in graph.prunable}
         order, costs, skipped = dict[str, Tensor](), dict[str, Tensor](), dict[str, str]()
-        packs = list(_packed(readers))
+        packs = list(packed(readers))
         for names in track(packs, "measuring", len(packs), enabled=False):
             wanted = {place: consumers[place] for name in names for place in readers[name]}
             entered = read_inputs(model, parts, wanted, positions=self.positions, seed=seed)
@@ -139,21 +140,24 @@ class CompensationSurvey:
             if place in entered.reasons:
                 continue
             consumer, sums = replace(consumers[place]), entered.led[entered.leaders[place]]
-            variance, moments = _second_moments(consumer, sums)
+            variance, moments = second_moments(consumer, sums)
             weight = consumer.weight(model).double()
-            weight = weight * self._scale(weight, variance)
+            weight = weight * self._scale(weight, variance, entered.joined.get(place))
             for part, matrix in enumerate(moments):
-                yield ReaderProblem(weight[part], _ridged(matrix, self.ridge), columns_of(units[part], group.size))
+                yield ReaderProblem(weight[part], add_ridge_to(matrix, self.ridge), columns_of(units[part], group.size))
 
-    def _scale(self, weight: Tensor, variance: Tensor) -> Tensor:
+    def _scale(self, weight: Tensor, variance: Tensor, joined: Joined | None) -> Tensor:
         """What makes the losses of a reader comparable with those of others, [stack, outputs, 1]."""
         power = ((weight @ variance) * weight).sum(2, keepdim=True)
         if self.currency == "layers":
             return (1 / power.sum().clamp(min=torch.finfo(power.dtype).tiny)).sqrt().expand_as(power)
-        return torch.where(power > TINY * power.max(), power, torch.inf).rsqrt()
+        alone = torch.where(power > TINY * power.max(), power, torch.inf).rsqrt()
+        if joined is None or self.currency == "alone" or joined.share.numel() != alone.numel():
+            return alone
+        return alone * joined.share.reshape(alone.shape).to(alone).sqrt()
 
 
-def _ridged(moments: Tensor, ridge: float) -> Tensor:
+def add_ridge_to(moments: Tensor, ridge: float) -> Tensor:
     """Positive definite second moments; what never varies costs nothing, and stands in for nothing."""
     power, ridge = moments.diagonal(), ridge + ROUNDING
     least = torch.where(power > 0, 0, torch.finfo(torch.float32).tiny)
@@ -202,7 +206,7 @@ def columns_of(units: Tensor, size: int) -> Tensor:
     return found
 
 
-def _second_moments(consumer: Consumer, sums: InputSums) -> tuple[Tensor, Tensor]:
+def second_moments(consumer: Consumer, sums: InputSums) -> tuple[Tensor, Tensor]:
     """Of what enters, about the mean; and about what a refit can correct, 0 where it has no bias to do it with.
 
     Both [stack, inputs, inputs].
@@ -216,7 +220,7 @@ def _second_moments(consumer: Consumer, sums: InputSums) -> tuple[Tensor, Tensor
     return variance, variance if has_shift else variance + mean[:, :, None] * mean[:, None]
 
 
-def _packed(readers: Mapping[str, Mapping[int, Tensor]]) -> Iterator[list[str]]:
+def packed(readers: Mapping[str, Mapping[int, Tensor]]) -> Iterator[list[str]]:
     """Groups whose readers are looked at in one pass."""
     names, held = list[str](), dict[int, int]()
     for name, found in readers.items():

@@ -9,7 +9,7 @@ from typing import Annotated, Any, TypeAlias, final
 from msgspec import Meta
 
 from nervure.budget import BUDGETS, Budget, allocate, find_budget
-from nervure.budget.allocate import unit_multiple
+from nervure.budget.allocate import stream_floors, unit_multiple
 from nervure.budget.kinds import is_known, is_timed
 from nervure.budget.latency_table import LatencyTable
 from nervure.core.check import show_value
@@ -82,6 +82,7 @@ def seconds_of(text: str, name: str = "target") -> float:
 
 def cut_lowest(method: Any, view: View, scores: Scores) -> Plan:
     """Cut the units of lowest score, within the budget of ``method``; raises BudgetError, or ScoreError."""
+    floors = stream_floors(view.graph, getattr(method, "streams", 0.0))
 
     def cut(keep: float, table: LatencyTable | None = None) -> Plan:
         return allocate(
@@ -92,6 +93,7 @@ def cut_lowest(method: Any, view: View, scores: Scores) -> Plan:
             scope=method.scope,
             minimum=method.minimum,
             multiple=method.multiple or 1,
+            floors=floors,
             table=table,
         )
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal, TypeAlias, final
 
 from nervure.budget import BudgetName, Scope
 from nervure.core.check import Checked
-from nervure.core.schema import Density, Seed, Size
+from nervure.core.schema import Density, Seed, Share, Size
 from nervure.engines import EngineName
 from nervure.methods.base import Inquiry, View, stats_of
 from nervure.methods.channels.timed import Target, check_options, cut_lowest, timed_inquiries
@@ -18,7 +18,7 @@ from nervure.plan import Plan
 from nervure.scores import Loudness, Normalise, Scores, Without, score
 from nervure.scores.criteria import find_criterion, name_of_criterion, require_criterion_options, signals_of
 
-OF_ALL = frozenset({"keep", "scope", "budget", "minimum", "multiple", "engine", "target"})
+OF_ALL = frozenset({"keep", "scope", "budget", "minimum", "multiple", "engine", "target", "streams"})
 """Hyper-parameters of every ranking; its others are options of its criterion."""
 Plain: TypeAlias = bool | int | float | str | None
 CriterionOptions: TypeAlias = tuple[tuple[str, Plain], ...]
@@ -71,8 +71,10 @@ class GlobalRanking(UnitRanking, ABC):
 
     Attributes:
         keep: the fraction of the budget that stays, in (0, 1].
-        scope: ``"global"`` (layers compete), ``"layer"`` (each layer keeps the same fraction) or ``"kind"`` (streams,
-            hidden channels, heads and widths keep the same fraction each, and compete among themselves).
+        scope: ``"global"`` (layers compete), ``"layer"`` (each layer keeps the same fraction), ``"uniform"`` (the same
+            number in all layers, which a config can say), ``"kind"`` (streams, hidden channels, heads and widths keep
+            the same fraction each, and compete among themselves) or ``"isomorphic"`` (so do groups that are built
+            alike).
         budget: ``"channels"``, ``"params"``, ``"macs"``, ``"latency"`` (timed on the engine, on the example),
             ``"memory"`` (of a forward pass on the example), or a :class:`nervure.budget.Budget` of your own.
         minimum: units that every group keeps.
@@ -81,6 +83,7 @@ class GlobalRanking(UnitRanking, ABC):
             named.
         target: the latency or memory to meet: a share of the dense network's in (0, 1], or an amount like ``"3 ms"`` or
             ``"200 MB"`` (above 1: bytes); None: the share ``keep``.
+        streams: the share of every residual stream that stays at least, in [0, 1]: units that several layers write.
     """
 
     keep: Density = 0.5
@@ -90,6 +93,7 @@ class GlobalRanking(UnitRanking, ABC):
     multiple: Size | None = None
     engine: EngineName | None = field(default=None, kw_only=True)
     target: Target | None = field(default=None, kw_only=True)
+    streams: Share = field(default=0.0, kw_only=True)
 
 
 @final
@@ -143,8 +147,9 @@ class Magnitude(UnitRanking):
     Attributes:
         keep: the fraction of the budget that stays, in (0, 1].
         norm: 1 or 2.
-        scope: ``"global"`` (layers compete), ``"layer"`` (each layer keeps the same fraction) or ``"kind"`` (each kind
-            of group does).
+        scope: ``"global"`` (layers compete), ``"layer"`` (each layer keeps the same fraction), ``"uniform"`` (the same
+            number in all layers, which a config can say), ``"kind"`` (each kind of group keeps the same fraction) or
+            ``"isomorphic"`` (all groups that are built alike do).
         budget: ``"channels"``, ``"params"``, ``"macs"``, ``"latency"`` (timed on the engine, on the example),
             ``"memory"`` (of a forward pass on the example), or a :class:`nervure.budget.Budget` of your own.
         minimum: units that every group keeps.
@@ -153,6 +158,7 @@ class Magnitude(UnitRanking):
             named.
         target: the latency or memory to meet: a share of the dense network's in (0, 1], or an amount like ``"3 ms"`` or
             ``"200 MB"`` (above 1: bytes); None: the share ``keep``.
+        streams: the share of every residual stream that stays at least, in [0, 1]: units that several layers write.
     """
 
     criterion: ClassVar[str] = "magnitude"
@@ -166,6 +172,7 @@ class Magnitude(UnitRanking):
     multiple: Size | None = None
     engine: EngineName | None = None
     target: Target | None = None
+    streams: Share = field(default=0.0, kw_only=True)
 
 
 @final
@@ -193,6 +200,7 @@ class Random(UnitRanking):
     multiple: Size | None = None
     engine: EngineName | None = None
     target: Target | None = None
+    streams: Share = field(default=0.0, kw_only=True)
 
     def settings(self) -> Mapping[str, Any]:
         """None: its seed is added to that of the view."""

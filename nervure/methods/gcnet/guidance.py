@@ -5,6 +5,8 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from nervure.scores.common import match_ranks as match_ranks  # noqa: PLC0414 - it was here
+
 Mode: TypeAlias = Literal["pure", "split", "product", "mix", "union", "intersection"]
 Criterion: TypeAlias = Literal["magnitude", "rows", "columns", "random"]
 TIE = 1e-6
@@ -72,17 +74,3 @@ def ranks(values: Tensor) -> Tensor:
     flat = values.reshape(-1).contiguous()
     places = torch.searchsorted(flat.sort().values, flat, right=True)
     return (places / max(len(flat), 1)).reshape(values.shape)
-
-
-def match_ranks(scores: Tensor, like: Tensor) -> Tensor:
-    """``like``, put into the order of ``scores``: the best score gets the largest value, and so on.
-
-    In one ranking over all layers, each then keeps as many connections as it would by ``like``, but others.
-
-    >>> match_ranks(torch.tensor([5.0, 9.0, 1.0]), torch.tensor([0.1, 0.2, 0.3]))
-    tensor([0.2000, 0.3000, 0.1000])
-    """
-    order = scores.reshape(-1).argsort(descending=True, stable=True)
-    result = torch.empty_like(like.reshape(-1))
-    result[order] = like.reshape(-1).sort(descending=True).values
-    return result.reshape(like.shape)

@@ -25,7 +25,7 @@ from nervure.budget.weight_masks import Distribution, sparse_masks, within_rows
 from nervure.budget.weights import Pattern, left_dense, sheets
 from nervure.core.check import Checked, show_value
 from nervure.core.inputs import Inputs
-from nervure.core.lazy import LazyTensors
+from nervure.core.lazy_tensors import LazyTensors
 from nervure.core.schema import Density, NotNegative, Rate, Size
 from nervure.errors import ArgumentError, NervureWarning
 from nervure.graph.models import evaluating, is_weightless

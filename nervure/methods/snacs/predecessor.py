@@ -93,4 +93,7 @@ class MINT(Checked):
             granularity=self.granularity,
             minimum=self.minimum,
             multiple=self.multiple,
+            ranking="connectivity",
+            of="means",
+            sizes="threshold",
         )

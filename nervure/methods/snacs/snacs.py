@@ -7,7 +7,7 @@ automatically; the units that the next layers lean on most are protected; then o
 in a single shot.
 
 Differs from the paper, each with its reason in ``docs/methods/snacs.md``: parents are what enters a layer, dependence
-is that of regression residuals, budgets are met exactly, no output is ever disconnected, and whole units can leave
+is measured on patches, budgets are met exactly, no output is ever disconnected, and whole units can leave
 instead of kernels. ``paper=True`` takes the first two back, and the probe, the signed weights and the draw.
 """
 
@@ -32,13 +32,19 @@ from nervure.engines import EngineName
 from nervure.errors import ArgumentError, BudgetError, NervureWarning
 from nervure.graph.products import describe_products
 from nervure.methods.base import Inquiry, View
+from nervure.methods.channels.compensated import plan_by_curves
+from nervure.methods.channels.compensation import CompensationSurvey
 from nervure.methods.channels.timed import Target, for_engine, plan_within, timed_inquiries
-from nervure.methods.snacs.survey import ConnectivityEvidence, RankedBy, SurveyOptions
+from nervure.methods.snacs.limits import GRID, Limit
+from nervure.methods.snacs.patches import PatchSurvey
+from nervure.methods.snacs.survey import ConnectivityEvidence, EvidenceOf, RankedBy, SurveyOptions
 from nervure.plan import Keep, Mask, Plan
 from nervure.scores.bundles import Layer, layers
+from nervure.scores.common import match_ranks
 from nervure.scores.parent_dependence import lifelines
 
 Granularity: TypeAlias = Literal["kernels", "filters"]
+Sizes: TypeAlias = Literal["magnitude", "threshold"]
 PRICES: Mapping[str, tuple[str, ...]] = {
     "kernels": ("weights", "connections", "params", "macs"),
     "filters": ("macs", *(name for name in BUDGETS if name != "macs")),
@@ -66,25 +72,29 @@ class SNACS(Checked):
             what is masked); for filters ``"macs"`` (the default), ``"params"``, ``"channels"``, ``"latency"`` (timed
             on the engine, on the example), ``"memory"`` (of a forward pass on the example), or a
             :class:`nervure.budget.Budget` of your own.
-        granularity: ``"kernels"`` masks connections, as in the paper; ``"filters"`` cuts whole units, which needs no
-            sparse kernels to be fast.
+        granularity: ``"filters"`` (the default) cuts whole units, which needs no sparse kernels to be fast;
+            ``"kernels"`` masks connections, as in the paper (the default with ``paper``, and where ``budget`` counts
+            connections or weights).
         estimator: of the dependence, see :func:`nervure.dependence.conditional_connectivity`.
-        limits: whether to find an upper limit for each layer; needs labels.
+        limits: whether to find an upper limit for each layer; needs labels, or a task that has a loss. None: not where
+            units are ranked compensated, whose curves are limits already.
         probe: whether limits are found by a probe on what each layer puts out, as in the paper. If not, the network is
             asked what pruning each group alone costs it, eight times for each. None: a probe for kernels, the network
             for filters.
         slack: how much of what the network knows a layer alone may cost before its limit is reached, in [0, 1]; 1: no
             limit. Where the budget takes more, all layers get as much slack as it takes. With ``probe`` it is the share
             of the range of the layer's own quality. None: 0.15, with ``probe`` 0.7.
-        protect: whether to protect the most sensitive units.
+        protect: whether to protect the most sensitive units. None: as ``limits``.
         propagated: whether sensitivity flows back from the outputs instead of from the next layer alone.
         samples: how many samples at most are measured.
         per_class: where above 0, at most so many of each class; needs labels.
         minimum: units that every group keeps (filters).
         multiple: group sizes are rounded up to a multiple of this (filters). None: 16 for an engine, else 1.
         hears: whether a filter is scored by what it hears itself too, times what its readers need (filters).
-        ranking: by what they are ranked within the limits: ``"connectivity"``, dependence times weight;
-            ``"dependence"``, without the weight; or ``"magnitude"`` (filters only).
+        ranking: by what they are ranked within the limits: ``"compensated"`` (filters, their default), what readers
+            lose once the other units have taken over, see :class:`nervure.methods.Compensated`; ``"connectivity"``
+            (the default for kernels), how much a child depends on a parent given all others; ``"dependence"``, that
+            of means, without the weight; or ``"magnitude"`` (filters only).
         paper: as published where that is not the best that is known: connections between what layers put out
             themselves, the hash estimator with its flaws, signed weights rescaled over the network, a support vector
             machine that is tested where it was fitted (scikit-learn), 250 samples of each class.
@@ -93,18 +103,25 @@ class SNACS(Checked):
             none is named.
         target: the latency or memory to meet: a share of the dense network's in (0, 1], or an amount like ``"3 ms"`` or
             ``"200 MB"`` (above 1: bytes); None: the share ``keep``.
+        of: what connectivity is measured on: ``"patches"``, what really enters a layer, position by position: the
+            share of a child's variance that is lost without the parent and with all others taking over; or ``"means"``
+            over positions, as in the paper: dependence, by the ``estimator``, times weight. None: patches, where
+            ``paper`` and ``ranking`` do not ask for means.
+        sizes: how much of each layer stays (kernels): as much as where the connections of largest weight of the whole
+            network stay (``"magnitude"``), or what one threshold over all scores leaves (``"threshold"``, as in the
+            paper and with ``paper``).
     """
 
     wants: ClassVar[frozenset[str]] = frozenset()
 
     keep: Density = 0.5
     budget: Price | None = None
-    granularity: Granularity = "kernels"
+    granularity: Granularity | None = None
     estimator: Estimator = "residual"
-    limits: bool = True
+    limits: bool | None = None
     probe: bool | None = None
     slack: Share | None = None
-    protect: bool = True
+    protect: bool | None = None
     propagated: bool = False
     samples: Size = 2048
     per_class: Count = 0
@@ -112,21 +129,28 @@ class SNACS(Checked):
     multiple: Size | None = None
     paper: bool = False
     hears: bool = False
-    ranking: RankedBy = "connectivity"
+    ranking: RankedBy | None = None
     cache: PathText | None = None
     engine: EngineName | None = None
     target: Target | None = None
+    of: EvidenceOf | None = None
+    sizes: Sizes | None = None
 
     def __post_init__(self) -> None:
         Checked.__post_init__(self)
+        self._fill_choices()
         budget = self._require_budget()
         if self.granularity == "kernels" and self.engine is not None:
             raise ArgumentError(f"engine={self.engine!r} is for granularity='filters': masks make no engine faster.")
         engine, multiple = for_engine(budget, self.engine, self.target, self.multiple)
         if self.ranking == "magnitude" and self.granularity == "kernels":
             raise ArgumentError("ranking='magnitude' ranks filters: with granularity='kernels', take MagnitudeMasks.")
+        if self.ranking == "compensated" and self.granularity == "kernels":
+            raise ArgumentError("ranking='compensated' ranks filters: with granularity='kernels', leave it out.")
         if self.ranking != "connectivity" and self.paper:
             raise ArgumentError(f"paper=True ranks by connectivity: leave out ranking={self.ranking!r}.")
+        if self.of == "patches" and (self.paper or self.ranking == "dependence"):
+            raise ArgumentError("of='patches' is of ranking='connectivity', and not as published: leave it out.")
         if self.paper or self.probe is None:
             object.__setattr__(self, "probe", self.paper or self.granularity == "kernels")
         if self.paper:
@@ -139,6 +163,24 @@ class SNACS(Checked):
         object.__setattr__(self, "engine", engine)
         object.__setattr__(self, "multiple", multiple)
 
+    def _fill_choices(self) -> None:
+        """What was left open, as the other choices have it."""
+        counts_kernels = isinstance(self.budget, str) and self.budget in ("weights", "connections")
+        granularity = self.granularity or ("kernels" if self.paper or counts_kernels else "filters")
+        ranking = self.ranking or ("compensated" if granularity == "filters" and not self.paper else "connectivity")
+        is_old = ranking != "compensated"
+        means = self.paper or ranking != "connectivity"
+        found: Mapping[str, Any] = {
+            "granularity": granularity,
+            "ranking": ranking,
+            "limits": is_old if self.limits is None else self.limits,
+            "protect": is_old if self.protect is None else self.protect,
+            "of": self.of or ("means" if means else "patches"),
+            "sizes": self.sizes or ("threshold" if self.paper else "magnitude"),
+        }
+        for name, value in found.items():
+            object.__setattr__(self, name, value)
+
     def plan(self, view: View) -> Plan:
         """Mask connections or cut units.
 
@@ -150,8 +192,26 @@ class SNACS(Checked):
 
     @property
     def asks(self) -> tuple[Inquiry[Any], ...]:
-        """Connectivity, limits and what is protected."""
-        return () if self._is_whole else (self._survey(), *timed_inquiries(self))
+        """Curves or connectivity, limits and what is protected."""
+        return () if self._is_whole else (*self._surveys(), *timed_inquiries(self))
+
+    def _surveys(self) -> tuple[Inquiry[Any], ...]:
+        curves = () if self._curves is None else (self._curves,)
+        patches = (PatchSurvey(self.samples),) if self.of == "patches" else ()
+        return (*curves, *patches, *(() if curves and not self._is_limited else (self._survey(),)))
+
+    @property
+    def refits(self) -> bool:
+        """Whether the plan counts on a refit."""
+        return self.ranking == "compensated"
+
+    @property
+    def _curves(self) -> CompensationSurvey | None:
+        return CompensationSurvey(self.samples) if self.ranking == "compensated" else None
+
+    @property
+    def _is_limited(self) -> bool:
+        return bool(self.limits or self.protect)
 
     def decide(self, view: View, found: ConnectivityEvidence) -> Plan:
         """The plan that follows from what was found; nothing is measured. Raises BudgetError."""
@@ -162,11 +222,18 @@ class SNACS(Checked):
 
     def evidence(self, view: View) -> ConnectivityEvidence:
         """What the plan rests on: connectivity, limits and what is protected; from the cache where it is there."""
-        return view.ask(self._survey(), self.cache)
+        if self._curves is None:
+            return view.ask(self._survey(), self.cache)
+        curves = view.ask(self._curves, self.cache)
+        if self._is_limited:
+            return view.with_answer(self._curves, curves).ask(self._survey(), self.cache)
+        limits = {name: _limit(costs) for name, costs in curves.costs.items()}
+        return ConnectivityEvidence({}, limits, {}, curves.skipped, curves.samples)
 
     def _survey(self) -> SurveyOptions:
-        names = [option.name for option in fields(SurveyOptions) if option.name != "per_unit"]
-        return SurveyOptions(self.granularity == "filters", **{name: getattr(self, name) for name in names})
+        names = [o.name for o in fields(SurveyOptions) if o.name not in ("per_unit", "evidence", "curves")]
+        options: Mapping[str, Any] = {name: getattr(self, name) for name in names}
+        return SurveyOptions(self.granularity == "filters", evidence=self.of, curves=self._curves, **options)  # type: ignore[arg-type]
 
     @property
     def _is_whole(self) -> bool:
@@ -175,7 +242,8 @@ class SNACS(Checked):
 
     def _require_budget(self) -> str | Budget:
         """What is counted; raises ArgumentError where that cannot be counted at this granularity."""
-        budget, choices = self.budget or PRICES[self.granularity][0], PRICES[self.granularity]
+        choices = PRICES[str(self.granularity)]
+        budget = self.budget or choices[0]
         if isinstance(budget, Budget) and budget is BUDGETS.get(budget.name):
             budget = budget.name
         if isinstance(budget, str) and (budget in BUDGETS or not is_known(budget)):
@@ -205,10 +273,12 @@ class SNACS(Checked):
             _must_stay(view, found, listed), lifelines(view.graph, listed, found.scores), prices, budget
         )
 
+        ranked = self._as_sized(prunable, found.scores)
+
         def stalls(raised: float) -> dict[str, LayerBudget]:
             return {
                 layer.tensor: LayerBudget(
-                    found.scores[layer.tensor],
+                    ranked[layer.tensor],
                     prices[layer.tensor],
                     fixed[layer.tensor],
                     int((found.upper(layer.tensor, raised) + HAIR) * fixed[layer.tensor].numel()),
@@ -232,10 +302,22 @@ class SNACS(Checked):
         }
         return Plan(tuple(edits), view.graph.fingerprint, self._options(), reached)
 
+    def _as_sized(self, prunable: list[Layer], scores: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Scores that one threshold over all layers leaves as much of each of as it should."""
+        if self.sizes == "threshold":
+            return scores
+        return {layer.tensor: match_ranks(scores[layer.tensor], layer.strength()) for layer in prunable}
+
     def _cuts(self, view: View, found: ConnectivityEvidence, listed: tuple[Layer, ...]) -> Plan:
-        scores = self._survey().unit_scores(view, listed, found.scores)
-        scores = {name: _first(values, found.protected.get(name)) for name, values in scores.items()}
-        plan = plan_within(self, view, lambda keep, table: self._cut(view, found, scores, keep, table))
+        def plan_of(scores: Mapping[str, Tensor]) -> Plan:
+            ranked = {name: _first(values, found.protected.get(name)) for name, values in scores.items()}
+            return plan_within(self, view, lambda keep, table: self._cut(view, found, ranked, keep, table))
+
+        if self._curves is None:
+            plan = plan_of(self._survey().unit_scores(view, listed, found.scores))
+        else:
+            curves = view.ask(self._curves, self.cache)
+            plan = plan_by_curves(view, curves, self.budget or PRICES["filters"][0], plan_of)
         return replace(plan, asked={**self._options(), **({"target": self.target} if self.target else {})})
 
     def _cut(
@@ -278,6 +360,14 @@ class SNACS(Checked):
         raised = _least_raise(fits)
         plan = cut(raised)
         return replace(plan, reached={**plan.reached, **_report_limits(found, raised)})
+
+
+def _limit(costs: Tensor) -> Limit:
+    """The curve of a group as people look at it: the share of all that its readers say, as its units leave."""
+    lost, size = costs.cumsum(0), len(costs)
+    left = [1.0, *(1 - lost / lost[-1].clamp(min=torch.finfo(lost.dtype).tiny)).tolist()]
+    steps = sorted({round(share * size) for share in GRID} | {size})
+    return Limit(tuple(step / size for step in steps), tuple(round(left[step], 6) for step in steps), 1.0)
 
 
 def _least_raise(fits: Callable[[float], bool]) -> float:

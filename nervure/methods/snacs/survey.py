@@ -17,10 +17,13 @@ from nervure.core.schema import Count
 from nervure.dependence.estimator_options import Estimator
 from nervure.errors import ArgumentError, DataError, FileError
 from nervure.methods.base import Folder, View, data_of, task_of
+from nervure.methods.channels.compensated import curve_scores
+from nervure.methods.channels.compensation import CompensationSurvey
 from nervure.methods.evidence_folder import evidence_folder, remember
 from nervure.methods.snacs import published
 from nervure.methods.snacs.layerwise import SHARES, LayerwiseSensitivity, Trial, unit_trials
 from nervure.methods.snacs.limits import GRID, Limit, bearable, limit, qualities, require_classes, ridge
+from nervure.methods.snacs.patches import PatchSurvey
 from nervure.methods.snacs.sensitivity import propagate_importance, protected_units, sensitivity
 from nervure.plan import Keep, Mask
 from nervure.scores import magnitude
@@ -29,7 +32,8 @@ from nervure.scores.parent_dependence import connectivity, unit_scores, weigh_by
 from nervure.stats import Stats, are_labelled, data_digest, keep_position, response
 from nervure.stats.loaders import are_classes
 
-RankedBy: TypeAlias = Literal["connectivity", "dependence", "magnitude"]
+RankedBy: TypeAlias = Literal["compensated", "connectivity", "dependence", "magnitude"]
+EvidenceOf: TypeAlias = Literal["patches", "means"]
 KIND = Kind("nervure-connectivity", "connectivity saved by nervure", version=3, remedy="Remove it; it is made again.")
 CELL = Kind("nervure-connectivity-layer", "the connectivity of a layer", version=3)
 PART = ".layer.safetensors"
@@ -124,6 +128,8 @@ class SurveyOptions:
     paper: bool = False
     hears: bool = False
     ranking: RankedBy = "connectivity"
+    evidence: EvidenceOf = "means"
+    curves: CompensationSurvey | None = None
 
     def of(self, view: View, folder: Folder = None) -> ConnectivityEvidence:
         """Survey the model of a view, or read what was found out before about the same model on the same data.
@@ -174,6 +180,7 @@ class SurveyOptions:
 
     def _made(self, view: View, stats: Stats, place: Path | None) -> ConnectivityEvidence:
         labels = require_classes(stats.labels) if self.limits and (self.probe or stats.labels is not None) else None
+        shares = view.ask(PatchSurvey(self.samples)) if self.evidence == "patches" else {}
         listed = layers(view.graph, view.weights, stats.connections)
         factors = published.signed_factors(listed) if self.paper else {la.tensor: la.strength() for la in listed}
         rho = {
@@ -181,7 +188,7 @@ class SurveyOptions:
                 place,
                 layer.tensor,
                 (layer.children, layer.parents),
-                partial(self._score_layer, layer, listed[:number], stats, factors[layer.tensor]),
+                partial(self._score_layer, layer, listed[:number], stats, factors[layer.tensor], shares),
             )
             for number, layer in enumerate(listed)
         }
@@ -195,7 +202,18 @@ class SurveyOptions:
         skipped = {name: reason for name, reason in stats.skipped.items() if name in view.graph.tensors}
         return ConnectivityEvidence(rho, found, saved, skipped, stats.samples)
 
-    def _score_layer(self, layer: Layer, earlier: tuple[Layer, ...], stats: Stats, factor: Tensor) -> Tensor:
+    def _score_layer(
+        self,
+        layer: Layer,
+        earlier: tuple[Layer, ...],
+        stats: Stats,
+        factor: Tensor,
+        shares: Mapping[str, Tensor],
+    ) -> Tensor:
+        if layer.tensor in shares:
+            return shares[layer.tensor]
+        if self.ranking == "compensated":
+            return factor
         if self.paper:
             return published.raw_connectivity(layer, earlier, stats.connections, stats.seed) * factor
         dependence = connectivity(layer, stats.connections[layer.tensor], estimator=self.estimator)
@@ -248,8 +266,10 @@ class SurveyOptions:
                 found[name] = min(found.get(name, here), here, key=lambda one: one.upper)
         return found
 
-    def unit_scores(self, view: View, listed: Iterable[Layer], rho: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def unit_scores(self, view: View, listed: Iterable[Layer], rho: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """What units are ranked by: for each prunable group a tensor [units]."""
+        if self.curves is not None:
+            return curve_scores(view, view.ask(self.curves))
         norms = magnitude(view.graph, view.weights)
         if self.ranking == "magnitude":
             return {group.name: norms[group.name].to("cpu", torch.float32) for group in view.graph.prunable}

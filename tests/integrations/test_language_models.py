@@ -1,0 +1,123 @@
+"""A language model on texts, by one command: windows, uniform cut, refit, figures, and a folder that loads."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+
+from nervure.cli.commands import main
+from nervure.errors import DataError, RecipeError
+from nervure.recipe import Recipe
+from nervure.recipe.making import data_of
+from nervure.recipe.text_windows import TextWindows
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+transformers: Any = pytest.importorskip("transformers")
+WORDS = [f"w{n}" for n in range(12)]
+TEMPLATE = "{% for m in messages %}{{ m['role'] }} {{ m['content'] }} {% endfor %}"
+SIZES = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A tiny model with its tokenizer, one token a word, and texts beside it."""
+    tokenizers: Any = pytest.importorskip("tokenizers")
+    monkeypatch.chdir(tmp_path)
+    vocabulary = {word: n for n, word in enumerate(("<unk>", "<bos>", "user", *WORDS))}
+    inner = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="<unk>"))
+    inner.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="<unk>", bos_token="<bos>")
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.save_pretrained("dense")
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(vocab_size=len(vocabulary), intermediate_size=24, **SIZES)
+    transformers.LlamaForCausalLM(config).save_pretrained("dense")
+    Path("texts").mkdir()
+    order = torch.randint(len(WORDS), (2, 900), generator=torch.Generator().manual_seed(2)).tolist()
+    for name, numbers in zip("ab", order, strict=True):
+        Path("texts", f"{name}.txt").write_text(" ".join(WORDS[n] for n in numbers))
+    return tmp_path
+
+
+def prune_command(*words: Any) -> Result:
+    options = ["--data-option", "window=16", "--data-option", "train=12", "--quiet"]
+    return CliRunner().invoke(main, ["prune", *map(str, words), *options])
+
+
+def test_one_command_goes_from_folder_to_folder(folder: Path) -> None:
+    pytest.importorskip("torchmetrics")
+    done = prune_command("hf:dense", "--keep", 0.75, "--data", "text:texts", "--out", "small")
+    assert done.exit_code == 0, done.output
+    again, told = transformers.AutoModelForCausalLM.from_pretrained("small", output_loading_info=True)
+    assert not any(told.values())
+    assert again.config.intermediate_size < 24 and again.config.use_cache and again.config.hidden_size == 16
+    assert transformers.AutoTokenizer.from_pretrained("small").chat_template == TEMPLATE
+    dense, pruned = (json.loads((folder / "small-run" / "metrics.json").read_text())[n] for n in ("dense", "pruned"))
+    assert pruned["params"] <= 0.75 * dense["params"] and pruned["metrics"]["perplexity"] > 1
+    assert json.loads((folder / "small-run" / "plan.json").read_text())["asked"]["scope"] == "uniform"
+    recipe = Recipe.from_toml(folder / "small-run" / "recipe.toml")
+    assert (recipe.folder.path, recipe.refit.samples, recipe.recover.epochs) == ("small", 16, 0)
+    assert prune_command("hf:dense", "--keep", 0.75, "--data", "text:texts", "--out", "small").exit_code == 0
+
+
+def test_whole_layers_leave(folder: Path) -> None:
+    pytest.importorskip("torchmetrics")
+    told = ["--method", "Depth", "--set", "drop=1", "--no-refit"]
+    done = prune_command("hf:dense", *told, "--data", "text:texts", "--out", "short")
+    assert done.exit_code == 0, done.output
+    again = transformers.AutoModelForCausalLM.from_pretrained("short")
+    assert again.config.num_hidden_layers == 2 == len(again.model.layers)
+
+
+def test_a_place_that_is_taken_is_told_before_anything_is_done(folder: Path) -> None:
+    (folder / "mine").mkdir()
+    (folder / "mine" / "notes").write_text("")
+    done = prune_command("hf:dense", "--data", "text:texts", "--out", "mine")
+    assert done.exit_code == 2 and "no saved model" in done.output
+    assert not (folder / "mine-run" / "plan.json").exists()
+    done = prune_command("resnet8", "--data", "text:texts", "--out", "small")
+    assert done.exit_code == 2 and "hf:FOLDER" in done.output
+    done = CliRunner().invoke(main, ["prune", "resnet8", "--data", "digits", "--part", "ffn"])
+    assert done.exit_code == 2 and "--part is for a language model" in done.output
+
+
+def test_held_out_windows_are_in_no_other_split(folder: Path) -> None:
+    data = TextWindows("dense", window=8, train=10_000, test=10_000, validation=10_000).load(folder / "texts")
+    splits = [
+        torch.cat([b["input_ids"] for b in split.batches()]) for split in (data.train, data.validation, data.test)
+    ]
+    assert [len(rows) for rows in splits] == [225 * 9 // 12 + 1, 19, 37] and sum(map(len, splits)) == 225
+    few = TextWindows("dense", window=8, train=3).load(folder / "texts")
+    assert torch.cat([b["input_ids"] for b in few.train.batches()]).shape == (3, 8)
+
+
+def test_conversations_are_written_as_the_chat_template_says(folder: Path) -> None:
+    entry = {"messages": [{"role": "user", "content": "w0 w3"}]}
+    (folder / "chat.jsonl").write_text("\n".join([json.dumps(entry)] * 200))
+    with_roles, without = (
+        TextWindows("dense", window=8, chat=chat).load(folder / "chat.jsonl").first()["input_ids"][0]
+        for chat in (True, False)
+    )
+    assert with_roles[:3].tolist() == [2, 3, 6] and without[:3].tolist() == [3, 6, 3]
+
+
+def test_texts_that_will_not_do_are_told(folder: Path) -> None:
+    with pytest.raises(DataError, match="makes 18 windows of 100 tokens; 24 are needed"):
+        TextWindows("dense", window=100).load(folder / "texts")
+    with pytest.raises(DataError, match="nothing is there"):
+        TextWindows("dense").load(folder / "nowhere")
+    with pytest.raises(DataError, match="holds none"):
+        TextWindows("texts").load(folder / "texts")
+    (folder / "wrong.jsonl").write_text('{"words": 3}')
+    with pytest.raises(DataError, match="entry 1: expected"):
+        TextWindows("dense").load(folder / "wrong.jsonl")
+    data = {"name": "text:texts"}
+    with pytest.raises(RecipeError, match="needs a tokenizer"):
+        data_of(Recipe.from_dict({"model": {"name": "hf:dense"}, "data": data}))
+    with pytest.raises(RecipeError, match="no option 'windows'"):
+        data_of(
+            Recipe.from_dict({"model": {"name": "x"}, "data": {**data, "options": {"tokenizer": "", "windows": 1}}})
+        )
