@@ -15,6 +15,7 @@ from typing import Any
 from sphinx.pycode import ModuleAnalyzer
 
 import nervure
+from nervure.methods import METHODS
 
 FOLDER = Path(__file__).parent / "reference"
 
@@ -39,11 +40,12 @@ class Page:
     found: str = ""
 
 
-SECTIONS = "Model Data Task Train Prune Refit Recover Evaluate Run Sweep Track"
+SECTIONS = "Model Data Task Train Prune Refit Recover Evaluate Run Sweep Track Folder"
 METHODS_PAGE = ("methods/index", "which function is which equation")
 PAGES: dict[str, Page] = {
     "prune": Page("prune", "prune Pruned", see=(("tutorial", "tutorial"), ("howto/choosing_keep", "choosing keep"))),
     "trace": Page("trace and count", "trace count Cost", see=(("concepts", "concepts"),)),
+    "smallest": Page("smallest", "smallest Smallest", see=(("howto/choosing_keep", "choosing keep"),)),
     "apply": Page("apply, verify, compact", "apply verify compact surgery.Verification"),
     "refit": Page(
         "refit",
@@ -128,8 +130,7 @@ PAGES: dict[str, Page] = {
     ),
     "zoo": Page("Zoo", modules="zoo"),
 }
-METHODS = [name for name in nervure.__all__ if name in nervure.methods.METHODS]
-PAGES |= {f"methods/{name.lower()}": Page(name, name, see=(METHODS_PAGE,)) for name in METHODS}
+PAGES |= {f"methods/{n.lower()}": Page(n, n, see=(METHODS_PAGE,)) for n in nervure.__all__ if n in METHODS}
 
 
 def shown(module: ModuleType) -> list[str]:
