@@ -183,14 +183,24 @@ class LabelPropagation:
         if not found or not layers or found[0].shape != layers[0].labels.shape:
             return False
         self.picked.add(ids.id)
-        if any(found is vectors for vectors, _ in self.choices):
+        if any(found is vectors for vectors, _ in self.choices) or any(z.owner is not None for z in layers):
             self.choose(found)
         self.store.match([LabelArray(labels) for labels in found], layers, self.at())
         return True
 
+    def join_places(self, refs: Sequence[Ref], out: Ref) -> None:
+        """Places beside places of the same axis are places: the first and the second choice, one after the other."""
+        found = [self.places.get(ref.id, ()) for ref in refs]
+        roots = [[self.store.unions.find(labels).tolist() for labels in vectors] for vectors in found]
+        if refs and all(found) and all(one == roots[0] for one in roots):
+            self.picked.update(ref.id for ref in refs)
+            self.places[out.id] = found[0]
+
     def choose(self, vectors: Iterable[Array]) -> None:
         """Note that units along an axis are what a choice picks."""
+        vectors = list(vectors)
         self.chosen += vectors
+        self.store.suspect(vectors, f"chosen by a gate at {self.at()}")
 
     # -- the pass -----------------------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nervure import Cut, Graph, Keep, Plan, apply, prune, trace
+from nervure.methods import Magnitude
 
 EXPERTS, WIDTH, INNER = 6, 8, 12
 KEEP = torch.tensor([True, False, True, True, False, True])
@@ -205,6 +206,14 @@ class Looped(Mixture):
         return y
 
 
+@pytest.mark.parametrize("kind", NETS)
+def test_experts_go_by_score_as_other_units_do(kind: type[Mixture]) -> None:
+    model, x = made(kind)
+    pruned: Any = prune(model, x, Magnitude(keep=0.67), progress=False)
+    assert pruned.model.up.shape[0] == 4
+    assert pruned.verification < 1e-4
+
+
 @pytest.mark.parametrize(
     ("kind", "why"),
     [
@@ -251,3 +260,25 @@ def test_a_graph_of_experts_is_read_again_as_it_was() -> None:
     model, x = made(Described)
     graph = trace(model, x)
     assert Graph.from_json(graph.to_json()) == graph
+
+
+class Twice(Grouped):
+    """The first choice, and the best of all others: two rankings, one beside the other."""
+
+    def route(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        logits = self.gate(x)
+        first = logits.max(-1, keepdim=True).indices
+        others = logits.scatter(-1, first, -torch.inf)
+        second = others.max(-1, keepdim=True).indices
+        weights = [z.softmax(-1).gather(-1, ids) for z, ids in ((logits, first), (others, second))]
+        return torch.cat(weights, -1), torch.cat((first, second), -1)
+
+
+def test_first_and_second_choice_may_be_made_apart() -> None:
+    model, x = made(Twice)
+    pruned: Any = prune(model, x, Plan((Cut("gate", Keep.of(KEEP)),)), progress=False)
+    with torch.no_grad(), silenced(model.gate, KEEP):
+        expected = model(x)
+    assert experts_of(pruned.graph).size == EXPERTS
+    with torch.no_grad():
+        assert torch.allclose(pruned.model(x), expected, atol=1e-5)

@@ -236,7 +236,6 @@ def top(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
         vectors = flow.places[entry.outs[-1].id] = tuple(z.labels for z in found)
         flow.choices.append((vectors, f"ordered by place at {flow.at()}"))
         _note_statistic(flow, x, [axis], entry.name)
-        flow.suspect(found, "chosen by a ranking")
         _limit_choice(flow, entry, vectors)
     return [_reduce(flow, x, [axis], flow.rank(out)) for out in entry.outs]
 
@@ -261,7 +260,8 @@ def count_places(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
         return unknown(flow, entry)
     flow.picked.add(x.id)
     flow.choose(found)
-    flow.store.size(call_argument(entry.call, 1, "bins"), bins, found, "a count of places")
+    given = call_argument(entry.call, 1, "bins")
+    flow.store.size(bins if given is None else given, bins, found, "a count of places")
     return [TensorLabels(tuple(LabelArray(labels) for labels in found))]
 
 
