@@ -46,6 +46,11 @@ HEADS = frozenset(
         "decoder_attention_heads",
     ]
 )
+EXPERTS = frozenset(
+    ["moe_num_experts", "n_experts", "n_routed_experts", "num_experts", "num_local_experts", "num_routed_experts"]
+)
+CHOSEN = frozenset(["moe_k", "moe_top_k", "moe_topk", "num_experts_per_tok", "num_selected_experts"])
+"""Names of how many experts a gate chooses: no more than there are."""
 HEAD_WIDTHS = frozenset(["head_dim", "head_size", "attention_head_size", "d_kv", "head_width"])
 
 
@@ -61,7 +66,7 @@ def find_declared(model: nn.Module, graph: Graph, read: Set[Attribute]) -> tuple
     for module, path, name, value in _unread(model, graph, read):
         groups = _meant(graph, module, name, value)
         if not all(g.is_pinned for g in groups):
-            found.append(ConfigSize(module, path, value, tuple(g.name for g in groups)))
+            found.append(ConfigSize(module, path, value, tuple(g.name for g in groups), name in CHOSEN))
     return tuple(found)
 
 
@@ -208,6 +213,10 @@ def _free_sizes(graph: Graph) -> Mapping[int, list[str]]:
 
 def _meant(graph: Graph, module: str, name: str, value: int) -> Sequence[Group]:
     """The groups whose size an integer of that name and value states, in the module's part of the model."""
+    if name in EXPERTS or name in CHOSEN:
+        experts = [g for g in graph.groups if g.kind == "experts"]
+        fits = [g for g in experts if g.size == value or (name in CHOSEN and g.size > value)]
+        return [g for g in fits if any(_is_below(s.tensor, module) for s in g.slots)]
     wanted = "channels" if name in CHANNELS else "heads" if name in HEADS else "head widths"
     if wanted == "head widths" and name not in HEAD_WIDTHS:
         return []

@@ -537,6 +537,9 @@ def _single_sizes(wish: Any, vectors: Sequence[Array]) -> list[Size]:
         found += _single_sizes(second, [v[values[0] :] for v in vectors])
     elif wish.operation == "mul" and len(factors := _factors(wish)) <= FACTORS:
         found += _best_layout(factors, vectors)
+    elif wish.operation == "floordiv" and values[1:] == [1]:
+        # Experts of one group.
+        found += _single_sizes(wish.operands[0], vectors)
     elif wish.attribute is None and len(leaves := wish.leaves()) == 1 and leaves[0].value == len(vectors[0]):
         # Whether what is computed of it follows too is for the claim to say.
         found += [(leaves[0], tuple(vectors))]

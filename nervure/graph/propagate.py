@@ -69,6 +69,12 @@ class LabelPropagation:
     """For values that say where along an axis of units something is: the labels of that axis."""
     picked: set[int] = field(default_factory=set)
     """Such values that the running operator only picks from the same units with."""
+    choices: list[tuple[Vectors, str]] = field(default_factory=list)
+    """Axes along which the k largest are chosen, each by its layers, and why its units stay if nothing is picked so."""
+    chosen: list[Array] = field(default_factory=list)
+    """Labels of what is picked by such a choice: experts."""
+    limits: list[tuple[Expression, Vectors]] = field(default_factory=list)
+    """Attributes that say how many are chosen along an axis: no more than there are."""
     constants: set[int] = field(default_factory=set)
     """Values made from sizes and numbers alone."""
     index: int = 0
@@ -177,8 +183,24 @@ class LabelPropagation:
         if not found or not layers or found[0].shape != layers[0].labels.shape:
             return False
         self.picked.add(ids.id)
+        if any(found is vectors for vectors, _ in self.choices) or any(z.owner is not None for z in layers):
+            self.choose(found)
         self.store.match([LabelArray(labels) for labels in found], layers, self.at())
         return True
+
+    def join_places(self, refs: Sequence[Ref], out: Ref) -> None:
+        """Places beside places of the same axis are places: the first and the second choice, one after the other."""
+        found = [self.places.get(ref.id, ()) for ref in refs]
+        roots = [[self.store.unions.find(labels).tolist() for labels in vectors] for vectors in found]
+        if refs and all(found) and all(one == roots[0] for one in roots):
+            self.picked.update(ref.id for ref in refs)
+            self.places[out.id] = found[0]
+
+    def choose(self, vectors: Iterable[Array]) -> None:
+        """Note that units along an axis are what a choice picks."""
+        vectors = list(vectors)
+        self.chosen += vectors
+        self.store.suspect(vectors, f"chosen by a gate at {self.at()}")
 
     # -- the pass -----------------------------------------------------------------------------------------------
 
@@ -222,11 +244,20 @@ class LabelPropagation:
         for wish, size, vectors, where in self.buffers.values():
             self.store.where = where
             self.store.size(wish, size, vectors, "a buffer")
+        self._pin_ranks()
         self._keep_alike()
         self._couple_sizes()
         for number, name in self.tape.escapes:
             labels = [z.labels for z in self.spaces.get(number, TensorLabels()).layers]
             self.store.pin([*labels, *self.places.get(number, ())], f"its values leave PyTorch by {name}()")
+
+    def _pin_ranks(self) -> None:
+        """Where the largest of an axis are taken, but nothing is picked with their places, ranks are all they have."""
+        find = self.store.unions.find
+        chosen = {root for labels in self.chosen for root in find(labels[labels >= 0]).tolist()}
+        for vectors, why in self.choices:
+            if not all(chosen.issuperset(find(labels[labels >= 0]).tolist()) for labels in vectors):
+                self.store.pin(vectors, why)
 
     def _follow_places(self, entry: Entry) -> None:
         """Places that are moved stay places; what else is done with them makes numbers, which a cut would change."""

@@ -229,12 +229,15 @@ def _module_of(tensor: str) -> str:
 
 
 def _kinds(census: _Census) -> list[str]:
-    """Heads and head widths in attention, blocks and widths in other products, channels otherwise."""
+    """Experts, heads and head widths in attention, blocks and widths in other products, channels otherwise."""
     flow = census.flow
+    experts = _flag_units(flow, flow.chosen)
     heads, widths = _flag_units(flow, flow.heads), _flag_units(flow, flow.attention)
     kinds = []
     for members, (owner, i) in zip(census.members, census.firsts, strict=True):
-        if len(flow.owned[owner]) == 1 or (i == 0 and _is_plain_part(census, owner, members)):
+        if len(flow.owned[owner]) == 1 and experts[members].all():
+            kinds.append("experts")
+        elif len(flow.owned[owner]) == 1 or (i == 0 and _is_plain_part(census, owner, members)):
             kinds.append("channels")
         elif heads[members].any():
             kinds.append("heads")
@@ -267,7 +270,7 @@ def _names(census: _Census, kinds: Sequence[str]) -> list[str]:
         if census.flow.roles.get(owner) == "reader":
             name = f"{base}.inputs"
         else:
-            name = base if kind in ("channels", "heads") else f"{base}.{kind.replace(' ', '_')}"
+            name = base if kind in ("channels", "heads", "experts") else f"{base}.{kind.replace(' ', '_')}"
         number = 1
         unique = name
         while unique in names:
@@ -641,6 +644,11 @@ def _resizes(flow: LabelPropagation, builder: _Builder) -> list[SizeAttribute]:
         axis = builder.axis(len(vectors[0]), vectors)
         if builder.table[axis].parts:
             resize = SizeAttribute(wish.attribute.module, wish.attribute.path, wish.value, axis)
+            found[resize] = resize
+    for limit, vectors in flow.limits:
+        axis = builder.axis(len(vectors[0]), vectors)
+        if builder.table[axis].parts and limit.attribute is not None:
+            resize = SizeAttribute(limit.attribute.module, limit.attribute.path, limit.value, axis, is_limit=True)
             found[resize] = resize
     return list(found)
 

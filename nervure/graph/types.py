@@ -121,7 +121,8 @@ class Group:
     Attributes:
         name: unique and stable, by the first layer that writes the units.
         size: number of units.
-        kind: ``"channels"``, ``"heads"`` (whole heads or other blocks) or ``"widths"`` (inside heads or blocks).
+        kind: ``"channels"``, ``"heads"`` (whole heads or other blocks), ``"widths"`` (inside heads or blocks) or
+            ``"experts"`` (what a gate chooses from).
         slots: every place of the units in parameters and buffers.
         pinned: why the group cannot be cut; empty where it can.
         notes: what a cut changes beside removing units, e.g. the statistics of a norm over them.
@@ -350,12 +351,18 @@ class SizeAttribute:
         attribute: path below the module, e.g. ``"num_heads"``, ``"config.hidden_size"``, ``"normalized_shape[0]"``.
         size: its value before any cut.
         axis: index into ``Graph.axes``: the value becomes the number of surviving positions.
+        is_limit: whether it says how many of them are chosen: it becomes less where fewer survive, and stays otherwise.
     """
 
     module: str
     attribute: str
     size: int
     axis: Count
+    is_limit: bool = False
+
+    def after(self, left: int) -> int:
+        """What it becomes where so many positions survive."""
+        return min(self.size, left) if self.is_limit else left
 
 
 @final
@@ -368,18 +375,23 @@ class ConfigSize:
         attribute: path below the module, e.g. ``"config.hidden_size"``.
         size: its value before any cut.
         groups: the groups whose size it says (or a multiple of it); it follows where all keep the same share.
+        is_limit: whether it says how many of their units are chosen: it becomes less where fewer survive.
     """
 
     module: str
     attribute: str
     size: int
     groups: tuple[str, ...]
+    is_limit: bool = False
 
     def after(self, graph: "Graph", keeps: Mapping[str, Tensor | np.ndarray]) -> int | None:
         """What it should be when groups keep these units; None where no single number is true."""
         counts = {name: graph[name].size for name in self.groups}
         left = {name: int(np.sum(np.asarray(keeps[name]))) if name in keeps else n for name, n in counts.items()}
-        sizes = {self.size * left[name] / n for name, n in counts.items()}
+        if self.is_limit:
+            sizes = {float(min(self.size, n)) for n in left.values()}
+        else:
+            sizes = {self.size * left[name] / n for name, n in counts.items()}
         (one, *others) = sizes
         return int(one) if not others and one == int(one) else None
 

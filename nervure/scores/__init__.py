@@ -7,6 +7,7 @@ from nervure.scores.effects import Loudness, activation, fisher, taylor
 from nervure.scores.fpgm import fpgm
 from nervure.scores.magnitude import magnitude
 from nervure.scores.random import random_scores
+from nervure.scores.routing import frequency, reap
 from nervure.scores.slimming import Without, slimming
 
 __all__ = [
@@ -20,8 +21,10 @@ __all__ = [
     "completed",
     "fisher",
     "fpgm",
+    "frequency",
     "magnitude",
     "random_scores",
+    "reap",
     "score",
     "slimming",
     "taylor",

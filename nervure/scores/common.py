@@ -35,10 +35,12 @@ def wants(*signals: str) -> Callable[[F], F]:
 def main_slots(group: Group) -> tuple[TensorAxis, ...]:
     """The slots that say what a unit is: its writers, or its readers where it arrives from outside, or its riders.
 
+    An expert is all of its matrices and its row of the gate.
+
     Raises:
         ScoreError: the group sits in no tensor.
     """
-    slots = group.writers or group.readers or group.riders
+    slots = group.slots if group.kind == "experts" else group.writers or group.readers or group.riders
     if not slots:
         raise ScoreError(f"group {group.name!r} sits in no tensor, so it has no weights. Pin it, or use other scores.")
     return slots

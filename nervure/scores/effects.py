@@ -46,7 +46,7 @@ def taylor(graph: Graph, weights: Weights, stats: Stats, *, normalise: Normalise
         ArgumentError: ``normalise`` is not one of the choices.
         ScoreError: the evidence is missing, of another model, or not finite.
     """
-    return _from_evidence(graph, weights, stats, "effects", lambda value: value.abs().mean(0), normalise)
+    return score_from_evidence(graph, weights, stats, "effects", lambda value: value.abs().mean(0), normalise)
 
 
 @wants("effects")
@@ -56,7 +56,7 @@ def fisher(graph: Graph, weights: Weights, stats: Stats, *, normalise: Normalise
     Theis et al., "Faster gaze prediction with dense networks and Fisher pruning", 2018; Liu et al., "Group Fisher
     pruning", 2021. Arguments, results and errors are those of :func:`taylor`.
     """
-    return _from_evidence(graph, weights, stats, "effects", lambda value: value.square().mean(0) / 2, normalise)
+    return score_from_evidence(graph, weights, stats, "effects", lambda value: value.square().mean(0) / 2, normalise)
 
 
 @wants("readings")
@@ -81,12 +81,13 @@ def activation(
         ScoreError: the evidence is missing, of another model, or not finite.
     """
     require_choice(of, HEARD, "of")
-    return _from_evidence(graph, weights, stats, "readings", HEARD[of], normalise)
+    return score_from_evidence(graph, weights, stats, "readings", HEARD[of], normalise)
 
 
-def _from_evidence(
+def score_from_evidence(
     graph: Graph, weights: Weights, stats: Stats, signal: str, score: Callable[[Tensor], Tensor], normalise: Normalise
 ) -> Scores:
+    """Scores that a function makes of the evidence of each group under the name of ``signal``; see :func:`taylor`."""
     require_choice(normalise, NORMALISE, "normalise")
     if signal not in stats.want:
         raise ScoreError(

@@ -50,7 +50,7 @@ def _distances(group: Group, weights: Weights) -> Tensor:
 def _slot_distances(slot: TensorAxis, weights: Weights, size: int) -> tuple[Tensor, Tensor]:
     """Sums of distances per unit, and which units the slot holds at all; both [units]."""
     weight = slot_tensor(slot, weights)
-    rows, present = _vectors(weight.movedim(slot.axis, 0).flatten(1), slot, size)
+    rows, present = _vectors(weight.movedim(slot.axis, 0).reshape(len(slot.units), -1), slot, size)
     gram = rows @ rows.T
     squares = gram.diagonal()
     distances = (squares[:, None] + squares[None, :] - 2 * gram).clamp(min=0).sqrt().fill_diagonal_(0)

@@ -51,6 +51,6 @@ def _group_norms(group: Group, weights: Weights, norm: int) -> Tensor:
 
 def _slot_norms(slot: TensorAxis, weights: Weights, norm: int, size: int) -> tuple[Tensor, Tensor]:
     """Norms per unit, and which units the slot holds at all; both [units]."""
-    powers = slot_tensor(slot, weights).abs().pow(norm).movedim(slot.axis, 0).flatten(1).sum(1)
+    powers = slot_tensor(slot, weights).abs().pow(norm).movedim(slot.axis, 0).reshape(len(slot.units), -1).sum(1)
     sums, present = sum_positions(slot, powers, size)
     return sums.pow(1 / norm), present

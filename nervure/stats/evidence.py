@@ -20,6 +20,7 @@ KINDS: Mapping[str, int] = {
     "moments": 2,
     "effects": 2,
     "readings": 2,
+    "routing": 2,
     "connections": 3,
     "blocks": 2,
     "shifts": 2,
@@ -66,6 +67,8 @@ class Stats:
         fingerprint: ``Graph.fingerprint`` of the model.
         skipped: groups, weight tensors on an edge, and blocks (as ``"block NAME"``) with something missing above, and
             why.
+        routing: per group of experts [experts, 2], the share of tokens that came to each, and the mean norm of what it
+            added for these: its output times the weight of the gate.
     """
 
     activations: Mapping[str, Tensor] = field(default_factory=dict)
@@ -83,6 +86,7 @@ class Stats:
     want: frozenset[str] = frozenset()
     fingerprint: str = ""
     skipped: Mapping[str, str] = field(default_factory=dict)
+    routing: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def digest(self) -> str:

@@ -35,17 +35,19 @@ from nervure.stats.loaders import (
 )
 from nervure.stats.readers import ReaderRecorder, reader_probes
 from nervure.stats.record import EvidenceRecorder
+from nervure.stats.routing import RoutingRecorder
 from nervure.stats.unit_probe import probes
 from nervure.tasks.batch_forms import leaves_in, naming
 from nervure.tasks.guessing import TaskLike, as_task, find_task
 from nervure.tasks.task import Task
 
-SIGNALS = ("activations", "blocks", "connections", "effects", "gradients", "labels", "outputs", "readings")
+SIGNALS = ("activations", "blocks", "connections", "effects", "gradients", "labels", "outputs", "readings", "routing")
 WRITTEN = frozenset({"activations", "gradients"})
 READ = frozenset({"effects", "readings"})
 LAYERS = frozenset({"connections"})
 SLOPES = frozenset({"gradients", "effects"})
 WHOLE = frozenset({"blocks", "outputs"})
+ROUTED = frozenset({"routing"})
 
 
 @checked
@@ -74,7 +76,8 @@ def measure(
         data: a re-iterable of batches of any form, such as (inputs, labels) or dicts; labels can be left out where
             none of ``"labels"``, ``"gradients"`` and ``"effects"`` is wanted and ``per_class`` is 0.
         want: any of ``"activations"`` and ``"gradients"`` (at the writer of each unit), ``"readings"`` and
-            ``"effects"`` (at everything that reads it), ``"connections"`` (at the input of each layer), ``"blocks"``
+            ``"effects"`` (at everything that reads it), ``"routing"`` (where gates send tokens; a mixture runs
+            once more for each of its experts), ``"connections"`` (at the input of each layer), ``"blocks"``
             (what each removable block adds), ``"outputs"`` (the model's answer) and ``"labels"``. Blocks are averaged
             over 4 x 4 parts, or as said after a colon: ``"blocks:flatten"``, ``"blocks:gap"``, ``"blocks:random"``;
             ``"outputs:NAME"`` is one of several outputs, by its key or place. Gradients and effects are those of the
@@ -101,7 +104,7 @@ def measure(
     told = as_task(task)
     if told is None and wanted & SLOPES:
         told, data = _find_task(model, data, seed)
-    others = READ | LAYERS | WHOLE
+    others = READ | LAYERS | WHOLE | ROUTED
     found, skipped = probes(model, graph) if wanted & WRITTEN or not others & chosen.keys() else ({}, {})
     read, unread = reader_probes(model, graph, inside="effects" in wanted) if wanted & READ else ({}, {})
     layers, deaf = ears(model, graph) if wanted & LAYERS else ([], {})
@@ -110,6 +113,7 @@ def measure(
     reader = ReaderRecorder(read, with_effects="effects" in wanted)
     listener = Listener(layers)
     whole = BlockRecorder(graph, reduce=chosen.get("blocks"), output=chosen.get("outputs"))
+    routing = RoutingRecorder(model, graph if wanted & ROUTED else None)
     device = device_of(model)
     labels: list[Tensor] = []
     passes = seen = 0
@@ -122,6 +126,7 @@ def measure(
         reader.listening(model),
         listener.listening(),
         whole.listening(model),
+        routing.listening(model),
         torch.set_grad_enabled(bool(wanted & SLOPES)),
     ):
         drawn = batches(data, samples, labelled=bool(per_class or "labels" in wanted), per_class=per_class, task=told)
@@ -135,7 +140,7 @@ def measure(
                 require_memory(listener.bytes_per_sample, min(samples, batch.size * (total or samples)))
     skipped |= _unheard(found, recorder, passes, with_gradients) if wanted & WRITTEN else {}
     connections = listener.connections()
-    skipped = unread | reader.failed | skipped | listener.failed | deaf | whole.unheard(passes)
+    skipped = routing.failed | unread | reader.failed | skipped | listener.failed | deaf | whole.unheard(passes)
     return Stats(
         activations=_concat(recorder.activations, passes, recorder.failed) if "activations" in wanted else {},
         gradients=_concat(recorder.gradients, passes, recorder.failed),
@@ -143,6 +148,7 @@ def measure(
         effects=_concat(reader.effects, passes, reader.failed),
         readings=reader.readings() if "readings" in wanted else {},
         connections=connections,
+        routing=routing.routing(),
         blocks=_concat(whole.features, passes, whole.failed, join_batches),
         shifts=_concat(whole.shifts, passes, whole.failed),
         outputs=whole.outputs(),

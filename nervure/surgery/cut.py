@@ -145,7 +145,7 @@ def tensor_of(model: nn.Module, name: str) -> Tensor:
 def _resize(model: nn.Module, graph: Graph, keeps: Mapping[str, np.ndarray]) -> None:
     wanted: dict[Attribute, tuple[int, SizeAttribute]] = {}
     for resize in graph.resizes:
-        size = int(graph.axes[resize.axis].kept(keeps).sum())
+        size = resize.after(int(graph.axes[resize.axis].kept(keeps).sum()))
         attribute = Attribute(resize.module, resize.attribute)
         if wanted.setdefault(attribute, (size, resize))[0] != size:
             raise PlanError(

@@ -216,6 +216,8 @@ def _over_survivors(func: Any, args: list[Any], kwargs: Any, limits: list[_Limit
         narrow[1] = list(narrow[0].shape[first:])
         inner = {axis - first: index for axis, index in places.items()}
         narrow[2:4] = [_narrow(t, inner) if isinstance(t, Tensor) else t for t in args[2:4]]
+    elif func._schema.name == "aten::topk":
+        narrow[1] = min(narrow[1], len(limits[0].alive[limits[0].alive]))
     elif kind.startswith("blocks"):
         blocks = int(kind.partition(":")[2])
         alive = limits[0].alive.reshape(blocks, -1).any(1)

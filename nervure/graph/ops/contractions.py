@@ -147,7 +147,7 @@ def grouped_mm(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     if (flow.rank(x), flow.rank(w)) != (2, 3):
         flow.pin_all((x, w), "experts of ragged width")
         return [TensorLabels()]
-    flow.store.pin([z.labels for z in flow.layers(w, 0)], "experts are chosen by index")
+    _match_ends(flow, entry, flow.layers(w, 0))
     left, right = contract(flow, (0, 1), (1, 1))
     out = flow.layers(w, 2)
     flow.role(out, "writer")
@@ -156,6 +156,16 @@ def grouped_mm(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     rows, inner = flow.shape(x)
     flow.work(rows, (inner, left or right), (flow.shape(w)[2], out))
     return [_along(2, {1: out})]
+
+
+def _match_ends(flow: LabelPropagation, entry: Entry, experts: list[LabelArray]) -> None:
+    """Where the rows of each expert end is told in the order of the experts: those that leave have none."""
+    ends = flow.layers(argument(entry, 2, "offs"), 0)
+    if not ends or not experts:
+        flow.store.pin([z.labels for z in (*ends, *experts)], "experts are chosen by index")
+        return
+    flow.store.match(ends, experts, flow.at())
+    flow.choose([z.labels for z in experts])
 
 
 def mv(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:

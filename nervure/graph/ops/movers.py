@@ -492,6 +492,7 @@ def cat(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     axis = argument(entry, 1, "dim", 0) % len(shape)
     refs = [r for r in entry.args[0] if flow.shape(r) != (0,)]
     parts = [(_label_constant(flow, r, axis), flow.shape(r)) for r in refs]
+    flow.join_places(refs, entry.outs[0])
     return [_join(flow, parts, axis, shape)]
 
 

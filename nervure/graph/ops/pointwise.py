@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from nervure.graph.labels import NONE, LabelArray, TensorLabels, blank
+from nervure.graph.labels import NONE, Array, LabelArray, TensorLabels, blank
 from nervure.graph.ops.contractions import as_blocks
 from nervure.graph.ops.facets import Rule
 from nervure.graph.ops.probed import probe_operator
@@ -222,15 +222,59 @@ def along_axis(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     axes = _axes(flow, x, argument(entry, 1, "dim"))
     if x.id in flow.constants:
         flow.store.pin([z.labels for a in axes for z in flow.layers(x, a)], f"counted by {flow.at()}")
-    _note_statistic(flow, x, axes, entry.name)
+    # Without what leaves, a running sum goes on as it was: later ones may count from there (ends of stretches).
+    kind = "sum" if entry.name.startswith("cumsum") else ""
+    _note_statistic(flow, x, axes, entry.name, kind)
     return [flow.space(x) for _ in entry.outs]
+
+
+def top(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
+    """The k largest and their places: a choice among survivors, where what is chosen is picked by these places."""
+    x = entry.args[0]
+    axis = argument(entry, 2, "dim", -1) % max(1, flow.rank(x))
+    if found := flow.layers(x, axis):
+        vectors = flow.places[entry.outs[-1].id] = tuple(z.labels for z in found)
+        flow.choices.append((vectors, f"ordered by place at {flow.at()}"))
+        _note_statistic(flow, x, [axis], entry.name)
+        _limit_choice(flow, entry, vectors)
+    return [_reduce(flow, x, [axis], flow.rank(out)) for out in entry.outs]
+
+
+def _limit_choice(flow: LabelPropagation, entry: Entry, vectors: tuple[Array, ...]) -> None:
+    """Of fewer than k no k can be chosen: an attribute becomes less with them, a number in the code is a limit."""
+    given = call_argument(entry.call, 1, "k")
+    if isinstance(given, Expression) and given.attribute is not None:
+        flow.limits.append((given, vectors))
+    elif given is None or isinstance(given, int):
+        flow.multiples.append((vectors, int(entry.args[1])))
+    else:
+        flow.store.pin(vectors, f"as many are chosen as {given} at {flow.at()}")
+
+
+def count_places(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
+    """``histc`` of places along an axis of units, with a bin for each: how often each unit was chosen."""
+    x = entry.args[0]
+    found, bins = flow.places.get(x.id, ()), flow.shape(entry.outs[0])[0]
+    ends = argument(entry, 2, "min", 0), argument(entry, 3, "max", 0)
+    if not found or len(found[0]) != bins or ends != (0, bins - 1):
+        return unknown(flow, entry)
+    flow.picked.add(x.id)
+    flow.choose(found)
+    given = call_argument(entry.call, 1, "bins")
+    flow.store.size(bins if given is None else given, bins, found, "a count of places")
+    return [TensorLabels(tuple(LabelArray(labels) for labels in found))]
 
 
 def pin_order(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     """Sorting, ranking: units along the axis are told apart by their place, so they stay."""
     x = entry.args[0]
-    position = 2 if entry.name in ("topk", "kthvalue") else 1
+    position = 2 if entry.name == "kthvalue" else 1
     axes = _axes(flow, x, argument(entry, position, "dim", -1))
+    if x.id in flow.places and entry.name in ("sort", "argsort"):
+        # Units that leave do not change the order of the others: sorted places are places.
+        flow.picked.add(x.id)
+        if entry.name == "sort":
+            flow.places[entry.outs[0].id] = flow.places[x.id]
     for axis in axes:
         flow.pin(flow.layers(x, axis), "ordered by place")
     return [_reduce(flow, x, axes, flow.rank(out)) for out in entry.outs]
