@@ -188,7 +188,8 @@ def verdict(rows: Sequence[Row]) -> str:
     if not plans:
         return "not measured yet."
     good = sum(apart <= ALLOWED for apart in plans)
-    return f"{good} of {len(plans)} plans are, the largest difference is {max(plans):.2%}."
+    measured = f"the {len(plans)} plans measured so far (of {PLANS})" if len(plans) < PLANS else f"{PLANS} plans"
+    return f"{good} of {measured} are, the largest difference is {max(plans):.2%}."
 
 
 def line(row: Row) -> str:
