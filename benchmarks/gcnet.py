@@ -65,6 +65,13 @@ TASKS: Mapping[str, Task] = {
 
 KERNELS: dict[str, Any] = {"granularity": "connection", "guard": "units"}
 WEIGHTS: dict[str, Any] = {"granularity": "element", "guard": "outputs"}
+SLIMMING: dict[str, Any] = {
+    "granularity": "kernels",
+    "of": "means",
+    "sizes": "threshold",
+    "samples": 1024,
+    "cache": str(STATES / "snacs"),
+}
 
 
 @dataclass(frozen=True)
@@ -118,6 +125,9 @@ VARIANTS: Mapping[str, Arm] = {
     "split, residual, consistent": replace(gc(**CONDITIONAL), consistent=True),
     "product, residual, consistent": replace(gc("product", **CONDITIONAL), consistent=True),
     "split, classwise, consistent": replace(gc(), consistent=True),
+    "pure, patches": gc("pure", estimator="residual", of="patches"),
+    "split, patches, from 3/4": gc(estimator="residual", of="patches", start=0.75),
+    "product, patches, from 3/4": gc("product", estimator="residual", of="patches", start=0.75),
     "magnitude of weights": Arm(MagnitudeMasks(guard="outputs")),
     "Wanda, weights": Arm(Wanda(samples=1024)),
     "product, residual, weights": gc("product", **WEIGHTS, **CONDITIONAL),
@@ -140,7 +150,7 @@ ARMS: Mapping[str, Arm] = {
     "kernels: layerwise magnitude": Arm(MagnitudeMasks(**KERNELS, distribution="uniform")),
     "kernels: random": Arm(ERK(**KERNELS, distribution="uniform")),
     "kernels: Wanda": Arm(Wanda(samples=1024, **KERNELS)),
-    "kernels: SNACS": Arm(SNACS(samples=1024, cache=str(STATES / "snacs"))),
+    "kernels: SNACS": Arm(SNACS(**SLIMMING)),
     "kernels: a lot in magnitude's layer sizes": gc(mode="pure", criterion="random"),
     "kernels: GC pure, classwise, layerwise": gc(mode="pure", distribution="uniform"),
     "kernels: GC split, classwise, layerwise (paper)": gc(paper=True),
@@ -187,9 +197,9 @@ def seen(task: str, seed: int) -> View:
 
 
 @cache
-def measured(task: str, seed: int, estimator: str, consistent: bool) -> ConnectivityEvidence:
+def measured(task: str, seed: int, estimator: str, of: str, consistent: bool) -> ConnectivityEvidence:
     """Connectivity of the dense network; where consistent, the least over clean and augmented images."""
-    view, asked = seen(task, seed), GCNet(estimator=estimator)  # type: ignore[arg-type]
+    view, asked = seen(task, seed), GCNet(estimator=estimator, of=of)  # type: ignore[arg-type]
     found = asked.evidence(view)
     if not consistent:
         return found
@@ -209,7 +219,7 @@ def trial(phase: str, task: str, name: str, sparsity: float, seed: int) -> Row:
         arm = (VARIANTS if phase == "choose" else ARMS)[name]
         method = arm.at(1 - sparsity)
         if isinstance(method, GCNet):
-            plan = method.decide(view, measured(task, seed, method.estimator, arm.consistent))
+            plan = method.decide(view, measured(task, seed, method.estimator, method.of, arm.consistent))
         else:
             plan = method.plan(view)
         assert view.model is not None

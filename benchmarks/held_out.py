@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.refit import BATCH, CACHE, SAMPLES, accuracies, dataset, dense, recover
 from benchmarks.runner import Benchmark, Case, Row, Rows, main
-from nervure import FPGM, SNACS, Compensated, Magnitude, Random, Taylor, prune
+from nervure import FPGM, SNACS, Magnitude, Random, Taylor, prune
 from nervure.refit import Refit, refit
 
 CHOSEN_ON, HELD_OUT = ("VGG-16", "ResNet-20"), ("MobileNetV2", "ResNet-56", "DenseNet-40", "ViT")
@@ -41,8 +41,8 @@ def methods(keep: float) -> Mapping[str, Any]:
         "Magnitude": Magnitude(**how),
         "FPGM": FPGM(**how),
         "Taylor": Taylor(**how),
-        "SNACS, means": SNACS(**how, granularity="filters", limits=False),
-        "Compensated": Compensated(**how),
+        "SNACS, means": SNACS(**how, ranking="connectivity", of="means", granularity="filters", limits=False),
+        "SNACS": SNACS(**how),
     }
 
 

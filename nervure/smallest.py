@@ -20,6 +20,7 @@ from nervure.core.progress import progress as moving_bar
 from nervure.core.schema import Between, NotNegative, Seed, Size
 from nervure.errors import ArgumentError, BudgetError, DataError, FileError
 from nervure.evaluation.held_out import HeldOut, HeldOutMetric, PartScores, default_metrics, draw_samples, hold_out
+from nervure.evaluation.tolerance import AmountSearch, Attempt, Tolerance
 from nervure.graph.modes import leave_modes
 from nervure.graph.preserve import restore_after
 from nervure.graph.trace import Choices
@@ -27,7 +28,7 @@ from nervure.methods.amounts import with_amount
 from nervure.methods.base import Method, View
 from nervure.methods.channels.yardsticks import Magnitude
 from nervure.methods.dynamic.dynamic_sparse import DynamicSparse
-from nervure.methods.evidence_folder import evidence_folder
+from nervure.methods.evidence_folder import BATCHES, evidence_folder
 from nervure.plan import Plan
 from nervure.prune import (
     Pruned,
@@ -40,7 +41,7 @@ from nervure.prune import (
     trace_to_prune,
 )
 from nervure.refit import Refit
-from nervure.report.amount_search import AmountSearch, Attempt, Tolerance
+from nervure.report.amount_search import quality, search_table, verdict
 from nervure.report.table_forms import table_text
 from nervure.stats import Stats, batches_digest
 from nervure.tasks.guessing import TaskLike, as_task, find_task
@@ -48,10 +49,10 @@ from nervure.tasks.task import Task
 
 FIRST = 0.5
 """Evidence is gathered for this amount before any is tried."""
+SAMPLES = 4096
+"""How many are taken, unless something else is asked."""
 LEAST = 1e-3
 """Nothing smaller is asked for."""
-ALL = 1 << 40
-"""Of batches that are in memory."""
 
 
 @final
@@ -92,7 +93,7 @@ class Smallest:
         return self.search.is_sure
 
     def __str__(self) -> str:
-        return listing([*table_text(self.search.table()).split("\n"), "", self.search.verdict])
+        return listing([*table_text(search_table(self.search)).split("\n"), "", verdict(self.search)])
 
 
 @checked
@@ -109,7 +110,7 @@ def smallest(  # noqa: PLR0913 - one choice per argument, all by keyword
     metric: str | None = None,
     validation: Batches | None = None,
     held_out: Between = 0.25,
-    samples: Size = 4096,
+    samples: Size = SAMPLES,
     refit: bool | Refit = False,
     strict: bool = False,
     confidence: Between = 0.95,
@@ -134,7 +135,7 @@ def smallest(  # noqa: PLR0913 - one choice per argument, all by keyword
     tolerance where it lost no more on the samples held out, with ``strict`` where the upper end of the interval is no
     more. The interval is Student's, two-sided: samples are dealt into 20 parts, both networks are measured on the
     same ones, and the spread of the differences over parts says how sure the whole is; see
-    :class:`nervure.report.amount_search.Tolerance`.
+    :class:`nervure.evaluation.tolerance.Tolerance`.
 
     What is found is within the tolerance, and the largest smaller amount that was tried, by ``precision``, is not.
     Where quality does not fall steadily, something smaller still may be within it. Of several networks near the bound
@@ -340,7 +341,7 @@ class AmountFinder:
         ]
         if folder is None or " at 0x" in repr(question):
             return None
-        data = batches_digest(view.data or (), count=ALL, seed=view.seed)
+        data = batches_digest(view.data or (), count=BATCHES, seed=view.seed)
         return evidence_folder(folder, view, question, data + self.held.digest)
 
 
@@ -489,9 +490,9 @@ def _line(told: Tolerance, one: Attempt) -> str:
     """An attempt, for people who wait."""
     if one.reason or one.lost is None:
         return f"  keep {one.keep:.4g}: {one.reason}"
-    verdict = "within" if one.is_inside else "beyond"
+    where = "within" if one.is_inside else "beyond"
     return (
-        f"  keep {one.keep:.4g}: {told.quality(one.quality)}, lost {told.tell(one.lost.value)}, {verdict} the tolerance"
+        f"  keep {one.keep:.4g}: {quality(told, one.quality)}, lost {told.tell(one.lost.value)}, {where} the tolerance"
     )
 
 
@@ -507,7 +508,7 @@ def _advise(method: Method, search: AmountSearch) -> str:
             f"The largest tried, {with_amount(method, nearest.keep)!r}, loses {told.tell(lost.value)} ({interval})"
         )
     return (
-        f"{search.verdict} {reached}. Only the dense network is left: raise the tolerance, give refit=True, more "
+        f"{verdict(search)} {reached}. Only the dense network is left: raise the tolerance, give refit=True, more "
         "samples, or another method."
     )
 

@@ -57,7 +57,7 @@ from nervure import (
     verify,
 )
 from nervure.budget import allocate
-from nervure.budget.allocate import kind_of
+from nervure.budget.allocate import kind_of, structure_of
 from nervure.errors import VerificationError
 from nervure.graph.tape import named_tensors
 from nervure.graph.types import Axis, Units
@@ -265,7 +265,12 @@ def the_budget_is_met_and_never_exceeded(c: Case, allocator: str, keep: float) -
     assert all(mask.any() for mask in keeps.values())
     if options["budget"] == "channels":
         left = sum(int(keeps[g.name].sum()) if g.name in keeps else g.size for g in c.graph.prunable)
-        pool_of = {"global": lambda g: "all", "kind": kind_of}.get(options["scope"], lambda g: g.name)
+        by_scope: dict[str, Callable[[Any], object]] = {
+            "global": lambda g: "all",
+            "kind": kind_of,
+            "isomorphic": lambda g: structure_of(g, c.graph),
+        }
+        pool_of = by_scope.get(options["scope"], lambda g: g.name)
         pools = [[g.size for g in c.graph.prunable if pool_of(g) == p] for p in {*map(pool_of, c.graph.prunable)}]
         assert left == sum(max(round(keep * sum(sizes)), len(sizes)) for sizes in pools)
     else:

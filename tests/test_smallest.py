@@ -28,9 +28,9 @@ from nervure import (
 )
 from nervure.errors import ArgumentError, BudgetError, DataError
 from nervure.evaluation.held_out import HeldOutMetric, PartScores
+from nervure.evaluation.tolerance import AmountSearch, Attempt, Loss, Tolerance
 from nervure.methods import Method, View
 from nervure.plan import Plan
-from nervure.report.amount_search import AmountSearch, Attempt, Loss, Tolerance
 from nervure.smallest import bisect
 from nervure.tasks import Task
 from nervure.tasks.task import Measure

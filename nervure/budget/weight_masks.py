@@ -167,12 +167,10 @@ def _single_weights(
     ratios: Mapping[str, float] | None,
 ) -> dict[str, Tensor]:
     shapes = {name: values.shape for name, values in scores.items()}
-    masks = {
-        name: torch.zeros(shape, dtype=torch.bool)
-        if fixed is None
-        else fixed[name].detach().cpu().clone(memory_format=torch.contiguous_format)
-        for name, shape in shapes.items()
-    }
+    # All of them before anything that is large and soon gone: memory in pieces is lost memory.
+    masks = {name: torch.zeros(shape, dtype=torch.bool) for name, shape in shapes.items()}
+    for name, held in (fixed or {}).items():
+        masks[name].copy_(held)
     sizes = {name: mask.numel() for name, mask in masks.items()}
     needs = {name: int(mask.sum()) for name, mask in masks.items()}
     flat = {name: mask.reshape(-1) for name, mask in masks.items()}
@@ -186,7 +184,8 @@ def _single_weights(
     for name, share in count_weights(sizes, needs, density, weights).items():
         if by_row:
             rows = scores[name].detach().cpu().flatten(1)
-            masks[name] = highest_by_place(rows, masks[name].flatten(1), share - needs[name]).reshape(shapes[name])
+            found = highest_by_place(rows, masks[name].flatten(1), share - needs[name])
+            masks[name].copy_(found.reshape(shapes[name]))
         else:
             add_highest({name: scores[name]}, {name: flat[name]}, share - needs[name])
     return masks

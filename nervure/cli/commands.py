@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 import torch
+from click.core import ParameterSource
 from torch import nn
 
 from nervure.cli.command_group import command_line, main, tell
@@ -120,6 +121,7 @@ def run(recipe: Path, folder: Path | None, fresh: bool, quiet: bool) -> None:
     "prune",
     epilog=example(
         "nervure prune --model resnet8 --data digits --keep 0.5 --epochs 3",
+        "nervure prune --model resnet8 --data digits --tolerance 0.01 --refit",
         "nervure prune --model timm:resnet18 --option pretrained=true --data my_data:load --keep 0.5 --method Taylor",
         "nervure prune --model hf:my-bert --data my_data:tokens --task token_classification --refit",
         "nervure prune hf:my-llama --keep 0.75 --data text:my_texts --out smaller-llama",
@@ -130,6 +132,13 @@ def run(recipe: Path, folder: Path | None, fresh: bool, quiet: bool) -> None:
 @click.option("--method", default="Magnitude", metavar="NAME", help=f"{METHOD_HELP}. Magnitude; of texts Activation.")
 @asking
 @SET
+@click.option(
+    "--tolerance",
+    type=float,
+    default=0.0,
+    help="In the place of --keep: as small as costs at most so much before training; 0.01 is a point of accuracy.",
+)
+@click.option("--strict", is_flag=True, help="The whole interval has to be within the tolerance.")
 @click.option("--refit/--no-refit", "fits", default=False, help="Let what stays take over what left, before training.")
 @click.option("--epochs", type=click.IntRange(0), default=5, help="Of training after the cut: 5; on texts none.")
 @click.option("--part", "parts", multiple=True, type=click.Choice(PARTS), help="On texts, what is cut: ffn and heads.")
@@ -155,6 +164,7 @@ def prune_command(
     text:FILE-OR-FOLDER) is cut alike in all layers, refitted, measured, and written to a folder that transformers
     loads; the run is in the folder of that name and -run.
     """
+    _require_one_amount(told["tolerance"])
     if network and choice.model:
         raise ArgumentError(f"two networks are named, {network!r} and --model {choice.model!r}. Name one.")
     choice = replace(choice, model=network or choice.model)
@@ -168,14 +178,22 @@ def prune_command(
     report = run_recipe(recipe, folder=place, progress=not quiet, resume=not fresh)
     tell(f"\n{report.headline}")
     tell(f"{place / 'report.html'}")
+    if recipe.folder.path:
+        tell(f"model: {recipe.folder.path}, which from_pretrained loads")
     tell(f"recipe: {place / 'recipe.toml'}, to be changed and run again in another folder: nervure run ... --folder")
 
 
 def _named_options() -> frozenset[str]:
     """The options that the user wrote."""
     context = click.get_current_context()
-    written = click.core.ParameterSource.COMMANDLINE
-    return frozenset(name for name in context.params if context.get_parameter_source(name) is written)
+    return frozenset(n for n in context.params if context.get_parameter_source(n) is ParameterSource.COMMANDLINE)
+
+
+def _require_one_amount(tolerance: float) -> None:
+    """Raise ArgumentError where an amount is given, and one is to be looked for too."""
+    for name in sorted({"keep", "density", "target"} & _named_options()):
+        if tolerance:
+            raise ArgumentError(f"--tolerance looks for what stays, and --{name} says it. Give one of them.")
 
 
 @main.command(epilog=example("nervure sweep examples/sweep.toml --folder runs/sweep"))

@@ -22,7 +22,7 @@ REFIT_WINDOWS = 16
 """Of texts a refit looks at so many windows, every token of them; more take longer than all the rest."""
 
 
-def recipe_from_options(
+def recipe_from_options(  # noqa: PLR0913 - one keyword per option
     choice: NetworkChoice,
     out: Path | None,
     *,
@@ -34,6 +34,8 @@ def recipe_from_options(
     train_epochs: int | None,
     lr: float | None,
     optimizer: str | None,
+    tolerance: float,
+    strict: bool,
 ) -> Recipe:
     """The recipe that options say; raises ArgumentError where network or data are missing, RecipeError as a recipe."""
     if not choice.model:
@@ -47,7 +49,8 @@ def recipe_from_options(
     training = dict(usual) | _without_none(lr=lr, optimizer=optimizer)
     before = (0 if _is_trained(choice) else EPOCHS) if train_epochs is None else train_epochs
     options = dict(settings) | _without_none(engine=asked.engine, target=asked.target)
-    folder = out or Path("runs") / _file_name(f"{choice.model}-{method}-{asked.keep:g}")
+    amount = f"within-{tolerance:g}" if tolerance else f"{asked.keep:g}"
+    folder = out or Path("runs") / _file_name(f"{choice.model}-{method}-{amount}")
     return Recipe.from_dict(
         {
             "model": {"name": choice.model, "weights": choice.weights, "options": dict(choice.options)},
@@ -60,6 +63,8 @@ def recipe_from_options(
                 "budget": asked.budget,
                 "density": asked.density or 0.0,
                 "options": options,
+                "tolerance": tolerance,
+                "strict": strict,
             },
             "refit": {"samples": 1024 if fits else 0},
             "recover": {"epochs": epochs, **training},

@@ -114,10 +114,20 @@ class Entering:
         total = torch.zeros(product.size, dtype=torch.float64)
         for key in keys:
             use = self._uses[key]
+            whole = use.divide(use.trail.moved(total.view(use.trail.shape)))
+            if _is_view(whole, total):
+                whole += parts[key]
+                continue
             places = use.divide(use.trail.places())
             there = places >= 0
             total.index_add_(0, places[there], parts[key].expand(places.shape)[there])
         return product.to_matrix(total)[:, :, 0]
+
+
+def _is_view(whole: Tensor, total: Tensor) -> bool:
+    """Whether every entry of ``total`` is one of ``whole`` and shares its memory."""
+    is_shared = whole.untyped_storage().data_ptr() == total.untyped_storage().data_ptr()
+    return is_shared and whole.numel() == total.numel() and all(whole.stride())
 
 
 def _sum_inputs(

@@ -8,12 +8,13 @@ from typing import Any, Required, TypedDict, final
 import torch
 from torch import nn
 
-from nervure.core.files import read_json
+from nervure.core.files import is_there, read_json
 from nervure.core.schema import NotNegative
+from nervure.evaluation.tolerance import AmountSearch
 from nervure.export import load, load_state, save
 from nervure.graph import Graph
 from nervure.integrations.trackers import Tracker
-from nervure.methods import Method
+from nervure.methods import Method, with_amount
 from nervure.methods.dynamic.dynamic_sparse import DynamicSparse
 from nervure.plan import Plan
 from nervure.prune import Pruned
@@ -28,6 +29,7 @@ from nervure.zoo import Dataset
 STATS, STATS_FRESH = "stats.safetensors", "stats-fresh.safetensors"
 SURVEYS = "surveys"
 REFIT = "refit.json"
+SEARCH = "search.json"
 SHARED = frozenset({"dense.safetensors", "dense.history.json", "graph.json", STATS, STATS_FRESH, SURVEYS})
 
 
@@ -119,6 +121,18 @@ class RunContext:
     def origin(self) -> nn.Module:
         """The network that is pruned."""
         return self.fresh().eval() if self.begins_fresh else self.dense()
+
+    @property
+    def search(self) -> AmountSearch | None:
+        """How the amount was looked for; None where it was told, or was not looked for yet."""
+        path = self.path(SEARCH)
+        return AmountSearch.from_json(read_json(path, "a search for an amount")) if is_there(path) else None
+
+    @property
+    def decided(self) -> Method:
+        """The method, with the amount that was found where it was looked for."""
+        found = None if self.search is None else self.search.found
+        return self.method if found is None else with_amount(self.method, found.keep)
 
     def example(self) -> Any:
         """What the network is called with for one sample, on the device."""

@@ -197,6 +197,11 @@ def _with(
         "seeds": None if seeds is None else list(seeds),
         "method": None if methods is None else [{"name": m} if isinstance(m, str) else m for m in methods],
     }
+    if recipe.prune.tolerance:
+        raise RecipeError(
+            f"[prune] tolerance = {recipe.prune.tolerance:g}: a sweep tries the budgets it is told. Leave tolerance "
+            "out, or look for the smallest with nervure run."
+        )
     table = plain(recipe.sweep) | {key: value for key, value in given.items() if value is not None}
     return Recipe.from_dict(recipe.to_dict() | {"sweep": table}, source="the sweep")
 

@@ -22,6 +22,7 @@ from nervure.recipe.recipe import DataSection, Recipe, RecoverSection, TrainSect
 from nervure.recipe.sources import ModelSource, parameters_of, require_taken
 from nervure.recipe.text_windows import TEXT, TextWindows
 from nervure.refit import Refit
+from nervure.smallest import require_amount
 from nervure.tasks import Task
 from nervure.training import (
     SAM,
@@ -130,9 +131,15 @@ def method_of(recipe: Recipe) -> Method:
             budget=section.budget,
             density=section.density or None,
         )
+        if section.tolerance:
+            method = require_amount(method, ())
     if recipe.refit.samples and begins_fresh(recipe, method):
         raise RecipeError(
             "[refit] fits to what the trained network says, and what is pruned here has its first weights."
+        )
+    if section.tolerance and begins_fresh(recipe, method):
+        raise RecipeError(
+            "[prune] tolerance compares with a trained network, and what is pruned here has its first weights."
         )
     return method
 

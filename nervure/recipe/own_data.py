@@ -79,15 +79,19 @@ class OwnData:
         train: what a network learns from, and what evidence is gathered on.
         validation: for every choice made on the way.
         test: for the last number only.
+        shown: a smaller batch of the form of the others, to trace with; None: the first for training.
     """
 
     name: str
     train: LoaderSplit
     validation: LoaderSplit
     test: LoaderSplit
+    shown: Any = None
 
     def first(self) -> Any:
-        """The first batch for training; raises RecipeError where there is none."""
+        """The batch to trace with, the first for training; raises RecipeError where there is none."""
+        if self.shown is not None:
+            return self.shown
         for batch in self.train.batches():
             return batch
         raise RecipeError(f"[data] {self.name}: train gives no batch.")

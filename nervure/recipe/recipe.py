@@ -218,6 +218,10 @@ class PruneSection:
     ``density`` is the fraction of the weights that stays, for methods that mask them (0: as ``keep`` says). Each table
     in ``then`` (``[[prune.then]]``) names another ``method`` with its options; it prunes what is left.
 
+    With ``tolerance`` above 0 the amount is looked for instead, see :func:`nervure.smallest`: as little stays as costs
+    at most so much on the validation data (0.01 is a point of accuracy, or one percent of a perplexity), with what
+    ``[refit]`` says and before ``[recover]``. ``strict`` counts the whole interval.
+
     ``begin`` says what is pruned: the ``"trained"`` network, which then recovers, or a ``"fresh"`` one, which is then
     trained as ``[train]`` says, as its random twin is. ``"auto"``: fresh for methods that begin with a sparse network
     by lot and rewire it while it trains, such as ``RigL``, trained for all others.
@@ -231,6 +235,8 @@ class PruneSection:
     then: tuple[Options, ...] = field(default=(), hash=False)
     density: Share = 0.0
     begin: Literal["auto", "trained", "fresh"] = "auto"
+    tolerance: NotNegative = 0.0
+    strict: bool = False
 
 
 @final
@@ -388,6 +394,7 @@ class Recipe:
         _require_one_model(self.model)
         require_one_data(self.data)
         require_task(self.task)
+        _require_one_search(self.prune)
         if self.track.options and not self.track.to:
             raise RecipeError(f'[track] needs to = "tensorboard" or another beside {next(iter(self.track.options))!r}.')
         _require_there(self.model.weights, "[model] weights", "a file", Path.is_file)
@@ -462,6 +469,7 @@ NEWER: Mapping[str, tuple[str, ...]] = {
     "task": (),
     "folder": (),
     "data": ("factory", "options"),
+    "prune": ("tolerance", "strict"),
     "train": NEWER_OF_TRAINING,
     "recover": NEWER_OF_TRAINING,
 }
@@ -580,6 +588,16 @@ def _require_one_model(model: ModelSection) -> None:
         )
     if model.factory and ":" not in model.factory:
         raise RecipeError(f'[model] factory = {model.factory!r} must be written "package.module:function".')
+
+
+def _require_one_search(prune: PruneSection) -> None:
+    if prune.tolerance and prune.then:
+        raise RecipeError(
+            f"[prune] tolerance = {prune.tolerance:g}: what [[prune.then]] takes away later would not be tolerated. "
+            "Leave one of them out."
+        )
+    if prune.strict and not prune.tolerance:
+        raise RecipeError("[prune] strict = true needs a tolerance, e.g. tolerance = 0.01.")
 
 
 def require_one_data(data: DataSection) -> None:

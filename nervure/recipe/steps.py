@@ -18,6 +18,7 @@ from nervure.core.files import file_errors, is_there, remove, write_json, write_
 from nervure.core.inputs import Inputs
 from nervure.errors import FileError, VerificationError
 from nervure.evaluation import CORRUPTIONS, Shifted, evaluate, evaluate_shift, file_size, latency
+from nervure.evaluation.held_out import HeldOut, draw_samples
 from nervure.export import load_state, save_pretrained, save_state
 from nervure.export.pretrained import require_new_folder
 from nervure.export.unsaid import pin_unsaid
@@ -26,8 +27,8 @@ from nervure.graph.tape import named_tensors
 from nervure.methods import HasEvidence, View, gather_evidence
 from nervure.methods.dynamic.dynamic_sparse import DynamicSparse
 from nervure.plan import Plan
-from nervure.prune import Pruned, prune
-from nervure.recipe.context import REFIT, STATS, STATS_FRESH, SURVEYS, RunContext
+from nervure.prune import Pruned, prune, trace_to_prune
+from nervure.recipe.context import REFIT, SEARCH, STATS, STATS_FRESH, SURVEYS, RunContext
 from nervure.recipe.making import methods_after, refit_of, train_section
 from nervure.recipe.own_data import OwnData
 from nervure.recipe.probe import answers, write_probe
@@ -38,11 +39,14 @@ from nervure.recipe.twins import random_twin
 from nervure.recipe.workers import environment, python
 from nervure.refit import Refit, Refitted, refit
 from nervure.report import Report, to_html, to_markdown
+from nervure.report.amount_search import verdict
 from nervure.report.run_report import DENSE, DENSE_PLUS, PRUNED, RANDOM, Row, place
 from nervure.report.shift_section import SHOWN, shift_facts
+from nervure.smallest import SAMPLES as HELD
+from nervure.smallest import AmountFinder, Bounds
 from nervure.stats import Stats, measure
 from nervure.surgery import apply, masks_after, verify
-from nervure.tasks import Task
+from nervure.tasks import Task, classification
 from nervure.tracing import trace
 from nervure.training import History, Hook, RewiringHook
 from nervure.zoo import Dataset, Split
@@ -105,7 +109,9 @@ def gather(bench: RunContext, want: frozenset[str]) -> None:
 def plan_cut(bench: RunContext) -> None:
     """Let the method decide, and show the plan before anything is cut."""
     graph = bench.graph()
-    view, method = _asked(bench), bench.method
+    if bench.recipe.prune.tolerance:
+        search_amount(bench)
+    view, method = _asked(bench), bench.decided
     if isinstance(method, DynamicSparse) and not bench.begins_fresh:
         # Weights that were learnt have the size they should have.
         method = replace(method, rescale=False)
@@ -119,9 +125,29 @@ def plan_cut(bench: RunContext) -> None:
     bench.say(plan.describe(graph))
 
 
+def search_amount(bench: RunContext) -> None:
+    """Look for the smallest amount within the tolerance, on the validation data; raises as ``nervure.smallest``."""
+    asked, seed, model = bench.recipe.prune, bench.recipe.run.seed, bench.origin()
+    given = _view(bench, model, bench.graph())
+    chosen = {"ignore": (), "only": None}
+    traced = trace_to_prune(model, bench.example(), data=given.data, task=bench.task, chosen=chosen, seed=seed)
+    validation = bench.data.validation.batches(bench.recipe.evaluate.batch_size)
+    finder = AmountFinder(
+        replace(traced, view=replace(traced.view, stats=given.stats)),
+        bench.method,
+        HeldOut.of(draw_samples(validation, HELD, bench.task, seed=seed)),
+        bench.task or classification(),
+        refit=next(iter(refit_of(bench.recipe)), None),
+        bounds=Bounds(asked.tolerance, asked.strict),
+    )
+    found = finder.run(bench.path(SURVEYS), progress=bench.progress, say=bench.say)
+    write_json(bench.path(SEARCH), found.search.to_json())
+    bench.say(verdict(found.search))
+
+
 def cut(bench: RunContext) -> None:
     """Cut a copy, and check that it computes what it should."""
-    pruned = _cut(bench, bench.plan(), repr(bench.method))
+    pruned = _cut(bench, bench.plan(), repr(bench.decided))
     batches = bench.data.train.batches(bench.recipe.evaluate.batch_size, shuffle_seed=bench.recipe.run.seed)
     for method in methods_after(bench.recipe):
         seed = bench.recipe.run.seed
@@ -289,6 +315,7 @@ ARTEFACTS = (
     "graph.json",
     STATS,
     STATS_FRESH,
+    SEARCH,
     "evidence.json",
     "plan.json",
     "cut.safetensors",
@@ -344,7 +371,7 @@ def _view(bench: RunContext, model: nn.Module, graph: Graph) -> View:
 def _asked(bench: RunContext) -> View:
     """What the method sees, with all that it wants; answers are kept, so that they are there the second time."""
     view = _view(bench, bench.origin(), bench.graph())
-    return gather_evidence(bench.method, view, folder=bench.path(SURVEYS), progress=bench.progress)
+    return gather_evidence(bench.decided, view, folder=bench.path(SURVEYS), progress=bench.progress)
 
 
 def _cut(bench: RunContext, plan: Plan, method: str) -> Pruned:

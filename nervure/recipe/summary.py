@@ -14,7 +14,7 @@ from nervure.core.files import is_there, read_document, read_json
 from nervure.export import versions
 from nervure.graph import Graph
 from nervure.prune import Step
-from nervure.recipe.context import REFIT, Log, RunContext
+from nervure.recipe.context import REFIT, SEARCH, Log, RunContext
 from nervure.recipe.making import methods_after, refit_of
 from nervure.recipe.own_data import describe_sizes
 from nervure.report import Point, Report, Row, Width
@@ -45,7 +45,7 @@ def summary(bench: RunContext) -> Report:
     report = Report(
         title=f"{type(bench.method).__name__} on {bench.recipe.model.label}, {bench.data.name}",
         task=bench.purpose.facts,
-        method=", then ".join(map(repr, (bench.method, *methods_after(bench.recipe), *refit_of(bench.recipe)))),
+        method=", then ".join(map(repr, (bench.decided, *methods_after(bench.recipe), *refit_of(bench.recipe)))),
         recipe=bench.recipe.to_dict(),
         plan=first if later else bench.final_plan(),
         later=tuple(later),
@@ -60,6 +60,7 @@ def summary(bench: RunContext) -> Report:
         evidence=_evidence(bench),
         shift=_read(bench, "shift.json", "accuracy under shift"),
         refit=_read(bench, REFIT, "what a refit did"),
+        search=_read(bench, SEARCH, "a search for an amount"),
     )
     unmeasured = [bench.without_shift] if bench.recipe.evaluate.shift and bench.without_shift else []
     return check_report(replace(report, notes=(*_notes(report), *unmeasured)))

@@ -19,6 +19,8 @@ TEXT = "text:"
 PARTS = 12
 VALIDATION, TEST = (5,), (7, 11)
 """Which twelfths of the text are held out: what is calibrated on lies in none of them."""
+TRACED = 32
+"""Tokens that tracing looks at: what is coupled to what does not depend on more, and they cost time."""
 ENDINGS = (".txt", ".md", ".rst", ".text", ".jsonl")
 
 
@@ -71,7 +73,8 @@ class TextWindows(Checked):
         rest = [part for i, part in enumerate(parts) if i not in (*VALIDATION, *TEST)]
         splits = (torch.cat(rest), *(torch.cat([parts[i] for i in held]) for held in (VALIDATION, TEST)))
         counts = (self.train, self.validation, self.test)
-        return OwnData(f"{TEXT}{path}", *(self._batches(split, n) for split, n in zip(splits, counts, strict=True)))
+        train, validation, test = (self._batches(split, n) for split, n in zip(splits, counts, strict=True))
+        return OwnData(f"{TEXT}{path}", train, validation, test, {"input_ids": rows[:2, :TRACED]})
 
     def _pack(self, tokenizer: Any, texts: Sequence[str]) -> Tensor:
         """Windows [windows, tokens]; each begins as the tokenizer begins a text (``<bos>``, where it has one)."""

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from nervure.core.markup import listing
 from nervure.graph.types import Graph
-from nervure.report import charts, tables
+from nervure.report import amount_search, charts, tables
 from nervure.report import connectivity_charts as connectivity
 from nervure.report import shift_section as shift
 from nervure.report.rewiring_charts import rewiring_chart
@@ -22,6 +22,7 @@ def to_html(report: Report) -> str:
         "report.html.j2",
         report=report,
         tables=tables,
+        amount_search=amount_search,
         slug=charts.slug,
         html_table=html_table,
         accuracy_chart=charts.accuracy_chart(report.curves),

@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 
 from nervure.core.markup import code, code_block, escape_markdown
+from nervure.report import amount_search, tables
 from nervure.report import connectivity_charts as connectivity
 from nervure.report import shift_section as shift
-from nervure.report import tables
 from nervure.report.run_report import Report
 from nervure.report.table_forms import table_text
 from nervure.report.tables import Table, recipe_rows
@@ -33,6 +33,7 @@ def _parts(report: Report) -> Iterator[str]:
     yield _list_notes(report)
     yield table_text(tables.edits(report))
     yield _list_pinned(report)
+    yield _search(report)
     yield _refit(report)
     yield _connectivity(report)
     yield f"## Verification\n\n{table_text(tables.verification(report))}"
@@ -74,6 +75,14 @@ def _list_pinned(report: Report) -> str:
         for reason, groups in tables.pinned_groups(report).items()
     ]
     return "Left as they were:\n\n" + "\n".join(lines) if lines else ""
+
+
+def _search(report: Report) -> str:
+    found = amount_search.read_search(report)
+    if found is None:
+        return ""
+    told = escape_markdown(amount_search.verdict(found))
+    return f"## How small\n\n{told}\n\n{table_text(amount_search.search_table(found))}"
 
 
 def _refit(report: Report) -> str:

@@ -14,6 +14,7 @@ from nervure.core.documents import open_document
 from nervure.core.files import read_json, write_json
 from nervure.core.schema import Count, NotNegative, Share, Size, convert, written_schema
 from nervure.errors import FileError, PlanError
+from nervure.evaluation.tolerance import AmountSearch
 from nervure.plan import Plan
 
 KIND = "nervure-report"
@@ -142,6 +143,8 @@ class Report:
         later: the plans of the methods that came after the first.
         refit: what a refit did: its ``seconds`` and samples, and the errors of each layer (``fits``); empty: there was
             none.
+        search: how the amount was looked for: the ``tolerance``, and the ``path`` of all that was tried, as
+            :class:`nervure.evaluation.tolerance.AmountSearch` writes it; empty: the recipe told it.
         task: what the network is for: its ``name``, the ``reason`` where it was told from the first batch, and for each
             metric whether ``higher_is_better``, the one to look at first; empty: it tells classes of images.
     """
@@ -161,6 +164,7 @@ class Report:
     later: tuple[Plan, ...] = ()
     refit: Mapping[str, Any] = field(default_factory=dict)
     task: Mapping[str, Any] = field(default_factory=dict)
+    search: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def metrics(self) -> Mapping[str, bool]:
@@ -232,6 +236,7 @@ class Report:
             "later": [plan.to_json() for plan in self.later],
             "refit": dict(self.refit),
             "task": dict(self.task),
+            "search": dict(self.search),
         }
 
     @staticmethod
@@ -354,6 +359,8 @@ def check_report(found: Report) -> Report:
     convert(found.evidence, EvidenceData, "the evidence of this report")
     if found.refit:
         convert(found.refit, RefitFacts, "the refit of this report")
+    if found.search:
+        AmountSearch.from_json(found.search)
     if found.task:
         convert(found.task, TaskFacts, "the task of this report")
     if not {DENSE, PRUNED} <= set(found.rows):

@@ -9,9 +9,11 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 import torch.nn.functional as F
+from click.testing import CliRunner
 from torch import Tensor, nn
 
 from nervure import Cut, Drop, Keep, Plan, apply, export, trace
+from nervure.cli import main
 from nervure.errors import ArgumentError, EngineError, MissingExtraError, VerificationError
 from nervure.export.gguf import GgufReader, tensors_of
 from nervure.export.gguf.layer_sizes import find_shape
@@ -321,7 +323,7 @@ def test_numbers_that_a_precision_does_not_hold(tmp_path: Path, words: Path) -> 
 
 @needs_gguf
 def test_inputs_that_are_no_decoders(tmp_path: Path, words: Path) -> None:
-    with pytest.raises(ArgumentError, match="give tokenizer=, a folder with tokenizer.json"):
+    with pytest.raises(ArgumentError, match=r"give tokenizer= \(--tokenizer\), a folder with tokenizer.json"):
         export(built(), TOKENS, tmp_path / "m.gguf")
     with pytest.raises(ArgumentError, match="there is no tokenizer"):
         export(built(), TOKENS, tmp_path / "m.gguf", tokenizer=tmp_path)
@@ -355,6 +357,15 @@ def test_the_library_is_named_where_it_is_missing(tmp_path: Path, monkeypatch: p
     monkeypatch.setitem(__import__("sys").modules, "gguf", None)
     with pytest.raises(MissingExtraError, match=r"needs gguf.*nervure\[gguf\]"):
         export(built(), TOKENS, tmp_path / "m.gguf", tokenizer=tmp_path)
+
+
+def test_the_command_line_wants_a_tokenizer_too() -> None:
+    words = ["export", "--model", "lenet5", "--input", "1x1x28x28", "-o", "m.gguf"]
+    pytest.importorskip("gguf")
+    done = CliRunner().invoke(main, words)
+    assert (done.exit_code, "--tokenizer" in done.output) == (2, True)
+    done = CliRunner().invoke(main, [*words, "--tokenizer", "nowhere"])
+    assert "tokenizer='nowhere': there is no tokenizer" in done.output
 
 
 # -- against transformers ------------------------------------------------------------------------------------------

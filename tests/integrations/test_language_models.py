@@ -51,6 +51,7 @@ def test_one_command_goes_from_folder_to_folder(folder: Path) -> None:
     pytest.importorskip("torchmetrics")
     done = prune_command("hf:dense", "--keep", 0.75, "--data", "text:texts", "--out", "small")
     assert done.exit_code == 0, done.output
+    assert "model: small, which from_pretrained loads" in done.output
     again, told = transformers.AutoModelForCausalLM.from_pretrained("small", output_loading_info=True)
     assert not any(told.values())
     assert again.config.intermediate_size < 24 and again.config.use_cache and again.config.hidden_size == 16

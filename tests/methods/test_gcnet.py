@@ -366,3 +366,60 @@ def test_fewer_samples_than_a_class_needs_are_looked_at_together() -> None:
 def test_bad_options_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ArgumentError, match=message):
         GCNet(**options)
+
+
+def test_a_kernel_that_sums_to_zero_counts_on_patches() -> None:
+    reading = nn.Conv2d(2, 3, 3, padding=1, padding_mode="circular")
+    model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU(), reading, nn.ReLU(), nn.Conv2d(3, 2, 1))
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([1.0, -1.0]).view(2, 1, 1, 1))
+        model[0].bias.zero_()
+        model[2].weight.zero_()
+        model[2].weight[:, 0, 1] = torch.tensor([1.0, 0.0, -1.0])  # a difference: on average it says nothing
+        model[2].weight[:, 1, 1, 1] = 0.2
+    x = torch.randn(40, 1, 6, 6, generator=torch.Generator().manual_seed(0))
+    data = [(x, torch.arange(40) % 2)]
+    means, patches = (
+        method.evidence(view(model, data)).scores["2.weight"]
+        for method in (GCNet(estimator="correlation"), GCNet(of="patches"))
+    )
+    assert float(means[:, 0].max()) < 0.5 < float(means[:, 1].min())  # what a difference says on average is rounding
+    assert bool((patches[:, 0] > 5 * patches[:, 1]).all())
+    watching = companion(model, x[:2], data, of="patches")
+    assert torch.equal(watching["2.weight"].weight, patches) and "4.weight" in watching.names
+
+
+def test_on_patches_connectivity_is_the_variance_that_no_other_parent_takes_over() -> None:
+    model, data = mlp(), vectors(600)
+    found = GCNet(of="patches").evidence(view(model, data)).scores["2.weight"].double()
+    with torch.no_grad():
+        heard = torch.cat([model[:2](x) for x, _ in data]).double()
+    covariance = heard.T.cov(correction=0)
+    live = covariance.diagonal() > 1e-3
+    weight = model[2].weight.detach().double()
+    expected = weight[:, live] ** 2 / torch.linalg.inv(covariance[live][:, live]).diagonal()
+    expected /= ((weight @ covariance) * weight).sum(1, keepdim=True)
+    assert torch.allclose(found[:, live], expected, rtol=0.05, atol=1e-3)
+
+
+@pytest.mark.parametrize("options", [{}, {"mode": "split"}, {"granularity": "filters"}, {"rounds": 2}])
+def test_patches_guide_as_means_do(options: dict[str, Any]) -> None:
+    model, data = maps(), pictures()
+    seen = view(model, data)
+    plan = GCNet(density=0.4, of="patches", start=0.0, **options).plan(seen)
+    assert plan == GCNet(density=0.4, of="patches", start=0.0, **options).plan(seen)
+    assert plan != GCNet(density=0.4, start=0.0, **options).plan(seen)
+    prune(model, data[0][0][:2], plan, progress=False)
+
+
+def test_patches_need_no_labels_and_are_told_what_is_for_means() -> None:
+    x = vectors()
+    GCNet(density=0.5, of="patches").plan(view(mlp(), [(one, torch.zeros(len(one))) for one, _ in x]))
+    assert GCNet(of="patches", paper=True).of == "means"
+    for wrong in ({"estimator": "classwise"}, {"per_class": 5}):
+        with pytest.raises(ArgumentError, match="these are for of='means'"):
+            GCNet(of="patches", **wrong)
+        with pytest.raises(ArgumentError, match="these are for of='means'"):
+            companion(mlp(), x[0][0], x, of="patches", **wrong)
+    with pytest.raises(DataError, match="no data"):
+        GCNet(of="patches").plan(replace(view(mlp(), x), data=None))

@@ -54,7 +54,7 @@ def write_vocabulary(writer: Any, tokenizer: Any, size: int) -> None:
 def require_tokenizer(tokenizer: Any) -> Any:
     """The tokenizer, if it can be one; raises ArgumentError where it is missing or is not there."""
     if tokenizer is None:
-        raise ArgumentError(f"a GGUF file holds the vocabulary of its model: give tokenizer=, {WHAT}.")
+        raise ArgumentError(f"a GGUF file holds the vocabulary of its model: give tokenizer= (--tokenizer), {WHAT}.")
     if hasattr(tokenizer, "save_pretrained"):
         return tokenizer
     if not isinstance(tokenizer, str | Path):

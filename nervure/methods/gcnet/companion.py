@@ -15,13 +15,15 @@ from torch.nn.utils import prune as operators
 from nervure.core.annotations import Batches
 from nervure.core.check import checked
 from nervure.core.schema import Count, Seed, Size
-from nervure.errors import DataError, FileError
+from nervure.errors import ArgumentError, DataError, FileError
 from nervure.graph.tape import named_tensors
 from nervure.graph.types import Graph
 from nervure.methods.base import Folder, View
 from nervure.methods.evidence_folder import evidence_folder
+from nervure.methods.snacs.patches import PatchSurvey
 from nervure.methods.snacs.survey import (
     ConnectivityEvidence,
+    EvidenceOf,
     connections_digest,
     heard,
     is_labelled,
@@ -106,10 +108,11 @@ def companion(
     data: Batches | None = None,
     *,
     found: ConnectivityEvidence | None = None,
-    estimator: Dependence = "classwise",
+    estimator: Dependence | None = None,
     samples: Size = 2048,
     per_class: Count = 0,
     seed: Seed = 0,
+    of: EvidenceOf = "means",
 ) -> Companion:
     """Build the companion of a network.
 
@@ -118,10 +121,12 @@ def companion(
         example: a tensor, a tuple of positional arguments or a dict, to trace it with.
         data: batches of (inputs, labels); labels may be left out where the estimator looks at none.
         found: connectivity that was measured (and saved) before, instead of data.
-        estimator: see :func:`nervure.scores.parent_dependence.of_layers`.
+        estimator: of means, see :func:`nervure.scores.parent_dependence.of_layers`; None: ``"classwise"``.
         samples: how many samples at most.
         per_class: where above 0, at most so many of each class.
         seed: of the draw of the data.
+        of: what connectivity is measured on: ``"means"`` over positions, or ``"patches"``, what really enters a layer:
+            the share of a child's variance that is lost without the parent, with all others taking over.
 
     Raises:
         DataError: there are neither data nor ``found``, or labels are needed and missing.
@@ -131,7 +136,7 @@ def companion(
     weights = {name: tensor.detach() for name, tensor in named_tensors(model).items()}
     if found is None:
         view = View(graph, weights, None, seed, model, example, data)
-        found = ConnectivityInquiry(estimator, samples, per_class).of(view)
+        found = ConnectivityInquiry(_estimator_of(estimator, per_class, of), samples, per_class, of).of(view)
     return Companion(found, graph, weights)
 
 
@@ -143,9 +148,12 @@ class ConnectivityInquiry:
     estimator: Dependence
     samples: int
     per_class: int
+    on: EvidenceOf = "means"
 
     def of(self, view: View, folder: Folder = None) -> ConnectivityEvidence:
         """In one pass over the data; raises DataError where there are no data, or labels are needed and missing."""
+        if self.on == "patches":
+            return self._on_patches(view, folder)
         require_evidence(view, "a companion network")
         labelled = self.estimator == "classwise"
         if labelled and not is_labelled(view):
@@ -158,6 +166,15 @@ class ConnectivityInquiry:
             return ConnectivityEvidence.load(path)
         return ConnectivityEvidence.load(self._measured(view, labelled).save(path))
 
+    def _on_patches(self, view: View, folder: Folder) -> ConnectivityEvidence:
+        found = PatchSurvey(self.samples).of(view, folder)
+        listed = [layer for layer in layers(view.graph, view.weights, found) if not layer.is_first]
+        silent = {edge.tensor for edge in view.graph.edges} - found.keys()
+        skipped = dict.fromkeys(sorted(silent), "what enters it cannot be read position by position")
+        return ConnectivityEvidence(
+            {one.tensor: found[one.tensor] for one in listed}, skipped=skipped, samples=self.samples
+        )
+
     def _measured(self, view: View, labelled: bool) -> ConnectivityEvidence:
         wants = frozenset({"connections", "labels"} if labelled else {"connections"})
         stats = heard(view, wants, samples=self.samples, per_class=self.per_class)
@@ -165,6 +182,16 @@ class ConnectivityInquiry:
         skipped = {name: reason for name, reason in stats.skipped.items() if name in view.graph.tensors}
         scores = of_layers(listed, stats, estimator=self.estimator)
         return ConnectivityEvidence(scores, skipped=skipped, samples=stats.samples)
+
+
+def _estimator_of(estimator: Dependence | None, per_class: int, of: EvidenceOf) -> Dependence:
+    """The estimator of means; raises ArgumentError where patches are told what is for means alone."""
+    if of == "patches" and (estimator is not None or per_class):
+        raise ArgumentError(
+            f"of='patches' with estimator={estimator!r} and per_class={per_class}: these are for of='means'. "
+            "Leave them out: on patches connectivity is the variance that is lost, whatever the class."
+        )
+    return estimator or "classwise"
 
 
 def _linear(weight: Tensor) -> nn.Linear:

@@ -26,7 +26,7 @@ from nervure.methods.gcnet.companion import ConnectivityInquiry
 from nervure.methods.gcnet.guidance import Criterion, Mode, combine_scores, match_ranks, score_companion
 from nervure.methods.masks.base_masks import Guard, NetworkScored, PrunableWeights, Scored
 from nervure.methods.masks.gradients import lay_on, twin
-from nervure.methods.snacs.survey import ConnectivityEvidence
+from nervure.methods.snacs.survey import ConnectivityEvidence, EvidenceOf
 from nervure.plan import Plan
 from nervure.scores import magnitude
 from nervure.scores.bundles import Layer
@@ -42,6 +42,7 @@ PAPER: Mapping[str, object] = {
     "estimator": "classwise",
     "criterion": "magnitude",
     "rounds": 1,
+    "of": "means",
 }
 
 
@@ -71,6 +72,8 @@ class GCNet(NetworkScored):
         per_class: where above 0, at most so many of each class; needs labels.
         budget: what ``density`` is a fraction of, for ``"filters"``: ``"macs"``, ``"params"``, ``"channels"``,
             ``"memory"``, or a :class:`nervure.budget.Budget` of your own.
+        of: what connectivity is measured on: ``"means"`` over positions, or ``"patches"``, what really enters a layer,
+            see :func:`nervure.methods.companion`; patches have no other ``estimator`` than the default.
         paper: the reconstruction of the paper: split, correlation class by class, the same density in each layer, one
             round, pairs of units.
     """
@@ -88,12 +91,18 @@ class GCNet(NetworkScored):
     per_class: Count = 0
     budget: CountedName = "macs"
     paper: bool = False
+    of: EvidenceOf = "means"
 
     def check(self) -> None:
         """Complain about a hyper-parameter that is out of range."""
         if self.paper:
             for name, value in PAPER.items():
                 object.__setattr__(self, name, value)
+        if self.of == "patches" and (self.estimator != "residual" or self.per_class):
+            raise ArgumentError(
+                f"of='patches' with estimator={self.estimator!r} and per_class={self.per_class}: these are for "
+                "of='means'. Leave them out: on patches connectivity is the variance that is lost, whatever the class."
+            )
         if self.granularity == "filters":
             self._check_filters()
 
@@ -130,7 +139,7 @@ class GCNet(NetworkScored):
 
     @property
     def _connectivity(self) -> ConnectivityInquiry:
-        return ConnectivityInquiry(self.estimator, self.samples, self.per_class)
+        return ConnectivityInquiry(self.estimator, self.samples, self.per_class, self.of)
 
     def evidence(self, view: View) -> ConnectivityEvidence:
         """The connectivity that the first round goes by: the weights of the companion."""

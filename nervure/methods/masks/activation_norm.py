@@ -10,12 +10,11 @@ from torch import Tensor, nn
 
 from nervure.budget.weights import sheets
 from nervure.errors import DataError
-from nervure.graph.models import device_of
+from nervure.graph.models import device_of, evaluating
 from nervure.graph.operands import Entering, listen
 from nervure.graph.types import Product
 from nervure.methods.base import Folder, View, model_of
 from nervure.methods.evidence_folder import answer_folder, remember
-from nervure.methods.masks.gradients import twin
 from nervure.stats.loaders import batches, fixed_seed
 from nervure.tasks.task import Task
 
@@ -67,12 +66,19 @@ class InputNorms:
     samples: int
 
     def of(self, view: View, folder: Folder = None) -> dict[str, Tensor]:
-        """Run a copy of the model of a view; see :func:`input_norms`. Raises DataError, ArgumentError, BudgetError."""
+        """Run the model of a view; see :func:`input_norms`. Raises DataError, ArgumentError, BudgetError."""
         if view.data is None:
             raise DataError("what enters the layers is listened to: give data=, batches of inputs.")
-        data, products = view.data, sheets(model_of(view), view.graph, self.dense, view.ignored)
+        data, model = view.data, model_of(view)
+        products = sheets(model, view.graph, self.dense, view.ignored)
         place = answer_folder(folder, view, self)
         return remember(
             place and place / "norms.safetensors",
-            lambda: input_norms(twin(view), products, data, self.samples, view.seed, view.task),
+            lambda: self._hear(model, products, data, view),
         )
+
+    def _hear(
+        self, model: nn.Module, products: Iterable[Product], data: Iterable[Any], view: View
+    ) -> dict[str, Tensor]:
+        with evaluating(model):
+            return input_norms(model, products, data, self.samples, view.seed, view.task)
