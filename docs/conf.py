@@ -1,5 +1,6 @@
 """Sphinx: furo for the looks, MyST for the pages, autodoc for the reference."""
 
+import shutil
 import sys
 from importlib.metadata import version as installed
 from pathlib import Path
@@ -55,6 +56,7 @@ def name_as_the_source_does(app: Sphinx, doctree: Any) -> None:
 def setup(app: Sphinx) -> None:
     """Write the reference before Sphinx looks for pages."""
     if reference.write_pages():
-        # What moved from one page to another is told twice otherwise: pages are read one after the other.
+        # What moved to another page would be told twice, and sources would link to where it was.
         (app.doctreedir / "environment.pickle").unlink(missing_ok=True)
+        shutil.rmtree(app.outdir / "_modules", ignore_errors=True)
     app.connect("doctree-read", name_as_the_source_does, priority=900)

@@ -45,7 +45,7 @@ METHODS_PAGE = ("methods/index", "which function is which equation")
 PAGES: dict[str, Page] = {
     "prune": Page("prune", "prune Pruned", see=(("tutorial", "tutorial"), ("howto/choosing_keep", "choosing keep"))),
     "trace": Page("trace and count", "trace count Cost", see=(("concepts", "concepts"),)),
-    "smallest": Page("smallest", "smallest Smallest", see=(("howto/choosing_keep", "choosing keep"),)),
+    "smallest": Page("smallest", "smallest Smallest", see=(("how_small", "how small can it get?"),)),
     "apply": Page("apply, verify, compact", "apply verify compact surgery.Verification"),
     "refit": Page(
         "refit",
@@ -87,7 +87,9 @@ PAGES: dict[str, Page] = {
     "budget": Page("Budgets", modules="budget budget.weight_masks", see=(("extend/budget", "a budget of your own"),)),
     "random_masks": Page("Masks by lot", modules="methods.masks.random_baseline"),
     "guidance": Page("Guidance", modules="methods.gcnet.guidance", see=(("methods/gcnet", "GCNet"),)),
-    "dependence": Page("Dependence", modules="dependence", see=(("methods/dependence", "measures of dependence"),)),
+    "dependence": Page(
+        "Dependence", modules="dependence dependence.student", see=(("methods/dependence", "measures of dependence"),)
+    ),
     "dynamic": Page(
         "Rules of rewiring",
         "training.dynamic.growth.GROWTH training.dynamic.growth.Reading training.dynamic.growth.Ask "
@@ -104,7 +106,7 @@ PAGES: dict[str, Page] = {
         see=(("integrations/index", "in other people's loops"),),
     ),
     "tasks": Page("Tasks", modules="tasks", see=(("tasks", "your task"),), found="custom loss"),
-    "evaluation": Page("Evaluation", modules="evaluation", see=(("shift", "under shift"),)),
+    "evaluation": Page("Evaluation", modules="evaluation evaluation.tolerance", see=(("shift", "under shift"),)),
     "analysis": Page(
         "Networks of neurons",
         "analysis.neuron_graph.NeuronGraph analysis.neuron_graph.NodeSet analysis.neuron_graph.EdgeSet "
