@@ -30,6 +30,16 @@ def test_modules_of_before_are_the_modules_of_now(old: str) -> None:
     assert now.__name__ == now.__spec__.name == f"nervure.{MODULES[old]}"
 
 
+@pytest.mark.parametrize("old", MODULES)
+def test_modules_of_before_leave_functions_of_their_name(old: str) -> None:
+    package, _, name = f"nervure.{old}".rpartition(".")
+    before = vars(importlib.import_module(package)).get(name)
+    sys.modules.pop(f"nervure.{old}", None)
+    with pytest.warns(DeprecationWarning, match="is called"):
+        importlib.import_module(f"nervure.{old}")
+    assert not callable(before) or vars(sys.modules[package])[name] is before
+
+
 def test_what_never_was_is_not_found() -> None:
     with pytest.raises(ModuleNotFoundError):
         importlib.import_module("nervure.never")

@@ -7,7 +7,7 @@ import sys
 import types
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, final
 
 NAMES: Mapping[str, Mapping[str, str]] = {
     "nervure.evaluation": {"Choice": "RobustChoice", "reordered": "reorder_units"},
@@ -192,8 +192,22 @@ class OldModules(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         return module
 
     def exec_module(self, module: types.ModuleType) -> None:
-        """Leave the module as it is."""
-        _, module.__spec__ = module.__spec__.loader_state  # type: ignore[union-attr]
+        """Leave the module as it is, and what its package has under the old name."""
+        assert module.__spec__ is not None
+        package, _, name = module.__spec__.name.rpartition(".")
+        _, module.__spec__ = module.__spec__.loader_state
+        if callable(getattr(sys.modules[package], name, None)):
+            # What imports a module puts it into its package, where a function of that name may be by now.
+            sys.modules[package].__class__ = FunctionsFirst
+
+
+@final
+class FunctionsFirst(types.ModuleType):
+    """A package in which no module takes the place of a function."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (isinstance(value, types.ModuleType) and callable(vars(self).get(name))):
+            super().__setattr__(name, value)
 
 
 def find_old_modules() -> None:
