@@ -25,7 +25,7 @@ from nervure.graph.modes import leave_modes
 from nervure.graph.preserve import restore_after
 from nervure.graph.trace import Choices
 from nervure.methods.amounts import with_amount
-from nervure.methods.base import Method, View
+from nervure.methods.base import CountsOnRefit, Method, View
 from nervure.methods.channels.yardsticks import Magnitude
 from nervure.methods.dynamic.dynamic_sparse import DynamicSparse
 from nervure.methods.evidence_folder import BATCHES, evidence_folder
@@ -111,7 +111,7 @@ def smallest(  # noqa: PLR0913 - one choice per argument, all by keyword
     validation: Batches | None = None,
     held_out: Between = 0.25,
     samples: Size = SAMPLES,
-    refit: bool | Refit = False,
+    refit: bool | Refit | None = None,
     strict: bool = False,
     confidence: Between = 0.95,
     precision: Between = 0.02,
@@ -159,7 +159,7 @@ def smallest(  # noqa: PLR0913 - one choice per argument, all by keyword
             heart, and a cut seems to cost more there: give others where there are some.
         held_out: the share of the samples of ``data`` that is held out, drawn by lot, in (0, 1).
         samples: how many are taken at most, of ``data`` and of ``validation`` each; they are kept in memory.
-        refit: as of :func:`nervure.prune`.
+        refit: as of :func:`nervure.prune`, for each network; None: where a method counts on it, as SNACS does.
         strict: whether the whole interval has to be within the tolerance.
         confidence: of the interval, in (0, 1).
         precision: the part of what stays by which the two nearest amounts may differ, in (0, 1).
@@ -181,6 +181,8 @@ def smallest(  # noqa: PLR0913 - one choice per argument, all by keyword
         VerificationError: as of :func:`nervure.prune`.
     """
     method = require_amount(Magnitude(budget="macs") if method is None else method, data)
+    if refit is None:
+        refit = isinstance(method, CountsOnRefit) and method.refits
     dense, told = model.model if isinstance(model, Pruned) else model, as_task(task)
     drawn = draw_samples(data, samples, told, seed=seed)
     if example is None:

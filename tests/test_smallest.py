@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar, final
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 import nervure.methods.base
 from nervure import (
+    SNACS,
     Depth,
     Energy,
     Magnitude,
@@ -396,3 +398,23 @@ def test_of_a_perplexity_a_tenth_is_ten_percent() -> None:
     assert (told.metric, told.is_relative, told.higher_is_better) == ("perplexity", True, False)
     assert found.found.quality is not None and found.found.lost is not None
     assert found.found.lost.value == pytest.approx(found.found.quality / told.dense - 1)
+
+
+def test_a_method_that_counts_on_a_refit_gets_one_as_in_prune(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, fitted = network(), list[float]()
+    module: Any = import_module("nervure.smallest")
+    fit = module.refit_pruned
+
+    def note(dense: nn.Module, pruned: Pruned, *rest: Any, **more: Any) -> Pruned:
+        fitted.append(pruned.cost_after.params)
+        return fit(dense, pruned, *rest, **more)
+
+    monkeypatch.setattr(module, "refit_pruned", note)
+    options: dict[str, Any] = {"data": list(INPUTS.split(16)), "judge": tasks.agreement(model), "tolerance": 0.3}
+    options["precision"] = 0.5
+    smallest(model, method=SNACS(), progress=False, **options)
+    assert fitted
+    fitted.clear()
+    smallest(model, method=SNACS(), refit=False, progress=False, **options)
+    smallest(model, method=Magnitude(), progress=False, **options)
+    assert not fitted

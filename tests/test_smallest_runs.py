@@ -1,19 +1,23 @@
 """As small as is tolerated: in recipes, reports and on the command line."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
+from nervure import Graph, Refit, trace
 from nervure.cli import commands, main
 from nervure.errors import BudgetError, FileError, RecipeError
 from nervure.evaluation.held_out import HeldOutMetric, PartScores
 from nervure.recipe import Recipe, run, steps, sweep
 from nervure.recipe.fresh import difference
+from nervure.recipe.making import refit_of
 from nervure.recipe.recipe import differences
 from nervure.report import Report, to_html, to_markdown
+from nervure.smallest import AmountFinder
 
 TINY = """
 [model]
@@ -159,5 +163,32 @@ def test_the_command_line_writes_a_tolerance_into_its_recipe(monkeypatch: pytest
     assert "Nothing smaller is within 1.00 points." in done.output
     assert (recipes[0].prune.tolerance, recipes[0].prune.strict, recipes[0].refit.samples) == (0.01, True, 1024)
     assert recipes[0].run.folder == str(Path("runs") / "resnet8-Magnitude-within-0.01")
+    assert refit_of(recipes[0]) == (Refit(),)
+    assert Recipe.from_toml(recipes[0].to_toml()) == recipes[0]
     both = CliRunner().invoke(main, [*words, "--keep", "0.5"])
     assert "--tolerance looks for what stays, and --keep says it" in both.output
+
+
+@pytest.mark.parametrize("tolerance", ["0", "-0.01", "nan", "inf"])
+def test_a_tolerance_of_nothing_is_not_passed_over(monkeypatch: pytest.MonkeyPatch, tolerance: str) -> None:
+    monkeypatch.setattr(commands, "run_recipe", lambda *_, **__: pytest.fail("it ran with the amount by default"))
+    done = CliRunner().invoke(main, ["prune", "--model", "resnet8", "--data", "digits", "--tolerance", tolerance])
+    assert done.exit_code == 2 and "must be above 0" in done.output
+
+
+def test_what_the_graph_of_a_run_pins_stays_in_what_is_tried(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    looked: list[Graph] = []
+
+    def pinned(*given: Any) -> Graph:
+        graph = trace(*given)
+        return replace(graph, groups=tuple(replace(group, pinned="mine") for group in graph.groups))
+
+    def note(self: AmountFinder, *_: Any, **__: Any) -> None:
+        looked.append(self.traced.view.graph)
+        raise BudgetError("there is nothing to prune")
+
+    monkeypatch.setattr(steps, "trace", pinned)
+    monkeypatch.setattr(AmountFinder, "run", note)
+    with pytest.raises(BudgetError, match="nothing to prune"):
+        run(tiny(), folder=tmp_path, progress=False)
+    assert not looked[0].prunable

@@ -190,7 +190,9 @@ def _named_options() -> frozenset[str]:
 
 
 def _require_one_amount(tolerance: float) -> None:
-    """Raise ArgumentError where an amount is given, and one is to be looked for too."""
+    """Raise ArgumentError where an amount is given, and one is to be looked for too, or nothing says how much."""
+    if "tolerance" in _named_options() and not 0 < tolerance < math.inf:
+        raise ArgumentError(f"--tolerance {tolerance:g} must be above 0, such as 0.001 for a tenth of a point.")
     for name in sorted({"keep", "density", "target"} & _named_options()):
         if tolerance:
             raise ArgumentError(f"--tolerance looks for what stays, and --{name} says it. Give one of them.")

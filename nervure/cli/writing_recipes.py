@@ -49,8 +49,7 @@ def recipe_from_options(  # noqa: PLR0913 - one keyword per option
     training = dict(usual) | _without_none(lr=lr, optimizer=optimizer)
     before = (0 if _is_trained(choice) else EPOCHS) if train_epochs is None else train_epochs
     options = dict(settings) | _without_none(engine=asked.engine, target=asked.target)
-    amount = f"within-{tolerance:g}" if tolerance else f"{asked.keep:g}"
-    folder = out or Path("runs") / _file_name(f"{choice.model}-{method}-{amount}")
+    folder = out or Path("runs") / _file_name(f"{choice.model}-{method}-{_amount(asked, tolerance)}")
     return Recipe.from_dict(
         {
             "model": {"name": choice.model, "weights": choice.weights, "options": dict(choice.options)},
@@ -66,7 +65,7 @@ def recipe_from_options(  # noqa: PLR0913 - one keyword per option
                 "tolerance": tolerance,
                 "strict": strict,
             },
-            "refit": {"samples": 1024 if fits else 0},
+            "refit": {"samples": 1024, "positions": 0} if fits else {},
             "recover": {"epochs": epochs, **training},
             "run": {"folder": str(folder), "seed": choice.seed},
         },
@@ -109,7 +108,7 @@ def recipe_for_texts(
     knows = options_of(find_method(METHODS, method))
     usual = {"scope": "uniform"} if "scope" in knows else {"granularity": "whole"} if "granularity" in knows else {}
     asked = asked if "budget" in named else replace(asked, budget="params")
-    place = out or Path(_file_name(f"{Path(folder).name}-{asked.keep:g}"))
+    place = out or Path(_file_name(f"{Path(folder).name}-{_amount(asked, told['tolerance'])}"))
     recipe = recipe_from_options(
         replace(choice, data_options={"tokenizer": folder, **choice.data_options}),
         place.with_name(f"{place.name}-run"),
@@ -127,6 +126,11 @@ def recipe_for_texts(
     dropped = ("layers",) if "granularity" in knows else FolderSection().parts
     content["folder"] = {"path": str(place), "parts": list(parts or dropped)}
     return Recipe.from_dict(content, source="what the options say")
+
+
+def _amount(asked: Asked, tolerance: float) -> str:
+    """How much stays, in the name of a folder."""
+    return f"within-{tolerance:g}" if tolerance else f"{asked.keep:g}"
 
 
 def _is_trained(choice: NetworkChoice) -> bool:

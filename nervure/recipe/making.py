@@ -17,6 +17,7 @@ from nervure.errors import ArgumentError, FileError, NervureError, RecipeError
 from nervure.evaluation import CORRUPTIONS
 from nervure.methods import METHODS, Method, method_from, method_keeping
 from nervure.methods.dynamic.dynamic_sparse import DynamicSparse
+from nervure.methods.lookup import find_method
 from nervure.recipe.own_data import Data, OwnData, loaders_in
 from nervure.recipe.recipe import DataSection, Recipe, RecoverSection, TrainSection, plain
 from nervure.recipe.sources import ModelSource, parameters_of, require_taken
@@ -149,7 +150,8 @@ def as_before(name: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
 
     With ``ranking = "compensated"``, or any option that there was not then, it is what SNACS has now.
     """
-    if name.lower() != "snacs" or options.get("ranking") == "compensated" or {"of", "sizes"} & options.keys():
+    is_snacs = name.rpartition(":")[2].lower() == "snacs" and find_method(METHODS, name) is METHODS["SNACS"]
+    if not is_snacs or options.get("ranking") == "compensated" or {"of", "sizes"} & options.keys():
         return options
     return {"granularity": "kernels", "ranking": "connectivity", "of": "means", "sizes": "threshold", **options}
 
@@ -162,7 +164,10 @@ def begins_fresh(recipe: Recipe, method: Method) -> bool:
 
 def refit_of(recipe: Recipe) -> tuple[Refit, ...]:
     """How what stays is refitted; nothing where it is not."""
-    return (Refit(**plain(recipe.refit), seed=recipe.run.seed),) if recipe.refit.samples else ()
+    if not recipe.refit.samples:
+        return ()
+    told = plain(recipe.refit)
+    return (Refit(**{**told, "positions": told["positions"] or None}, seed=recipe.run.seed),)
 
 
 def methods_after(recipe: Recipe) -> tuple[Method, ...]:

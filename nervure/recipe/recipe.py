@@ -245,10 +245,11 @@ class RefitSection(RefitChoices):
     """Whether what stays takes over what left, after the cut and before it recovers, see :class:`nervure.Refit`.
 
     ``samples`` is how many training images it is fitted on (0: no refit); the other keys are those of ``Refit``. The
-    random twin gets the same.
+    random twin gets the same. ``positions`` is 8, as it was when recipes began; 0: what ``Refit`` chooses.
     """
 
     samples: Count = 0
+    positions: Count = 8
 
 
 @final

@@ -133,7 +133,8 @@ def search_amount(bench: RunContext) -> None:
     traced = trace_to_prune(model, bench.example(), data=given.data, task=bench.task, chosen=chosen, seed=seed)
     validation = bench.data.validation.batches(bench.recipe.evaluate.batch_size)
     finder = AmountFinder(
-        replace(traced, view=replace(traced.view, stats=given.stats)),
+        # What is pinned in the graph of the run stays in what is tried too.
+        replace(traced, view=replace(traced.view, graph=given.graph, stats=given.stats)),
         bench.method,
         HeldOut.of(draw_samples(validation, HELD, bench.task, seed=seed)),
         bench.task or classification(),

@@ -87,3 +87,8 @@ def test_a_recipe_of_before_means_what_it_meant(name: str) -> None:
 def test_a_recipe_gets_the_defaults_of_now_by_naming_them() -> None:
     assert SNACS(**as_before("SNACS", {"ranking": "compensated"})) == SNACS()
     assert as_before("Magnitude", {"keep": 0.5}) == {"keep": 0.5}
+
+
+@pytest.mark.parametrize("name", ["snacs", "nervure:SNACS", "nervure.methods:SNACS"])
+def test_however_a_recipe_names_it_it_means_what_it_meant(name: str) -> None:
+    assert as_before(name, {}) == as_before("SNACS", {}) != {}

@@ -14,6 +14,7 @@ from nervure.errors import FileError, RecipeError
 from nervure.recipe import Study
 from nervure.recipe import steps as steps_module
 from nervure.recipe.fresh import difference
+from nervure.recipe.making import refit_of
 from nervure.recipe.recipe import RefitSection, differences
 from nervure.report import to_html, to_markdown
 
@@ -103,6 +104,18 @@ def test_a_study_names_it_as_an_arm() -> None:
     assert fitted == RefitSection(samples=32, positions=4, norms=False)
     with pytest.raises(RecipeError, match="'Random' refit has no key 'sample'. Did you mean 'samples'"):
         Study.from_dict(study | {"method": [{"name": "Random", "refit": {"sample": 3}}]})
+
+
+def test_a_recipe_of_before_looks_at_as_many_positions_and_is_written_as_toml() -> None:
+    assert [refit_of(tiny(refit=told))[0].positions for told in ({}, {"positions": 0}, {"positions": 4})] == [
+        8,
+        None,
+        4,
+    ]
+    for recipe in (tiny(), tiny(refit={"positions": 0})):
+        assert Recipe.from_toml(recipe.to_toml()) == recipe
+    old = {**tiny().to_dict(), "refit": {**tiny().to_dict()["refit"], "positions": 8}}
+    assert not differences(old, tiny().to_dict())
 
 
 def test_what_begins_fresh_has_nothing_to_be_fitted_to(tmp_path: Path) -> None:
