@@ -41,6 +41,8 @@ def methods(keep: float) -> Mapping[str, Any]:
         "Magnitude": Magnitude(**how),
         "FPGM": FPGM(**how),
         "Taylor": Taylor(**how),
+        "Magnitude, isomorphic": Magnitude(**how, scope="isomorphic"),
+        "Taylor, isomorphic": Taylor(**how, scope="isomorphic"),
         "SNACS, means": SNACS(**how, ranking="connectivity", of="means", granularity="filters", limits=False),
         "SNACS": SNACS(**how),
     }
@@ -69,7 +71,9 @@ def cut(label: str, keep: float, name: str, seed: int, options: Namespace, file:
     planned, seen.epoch = time.process_time(), 0
     again = refit(plain, seen, reference=model, how=Refit(samples=SAMPLES, seed=seed), progress=False)
     ended = time.process_time()
-    torch.save(again.result.model, file)
+    draft = file.with_suffix(".draft")
+    torch.save(again.result.model, draft)
+    draft.replace(file)
     share = plain.cost_after.macs / plain.cost_before.macs
     costs = {"planning": round(planned - start, 2), "refit": round(ended - planned, 2), "macs": round(share, 4)}
     return costs | {

@@ -14,7 +14,7 @@ example = data.example(1)
 
 with tempfile.TemporaryDirectory() as cache:
     # What the plan rests on: who listens to whom, how much of each layer can go, what the next layers lean on.
-    method = SNACS(keep=0.5, samples=1000, cache=cache)
+    method = SNACS(keep=0.5, granularity="kernels", samples=1000, cache=cache)
     weights = {name: tensor.detach() for name, tensor in named_tensors(model).items()}
     found = method.evidence(View(trace(model, example), weights, model=model, example=example, data=batches))
     for layer, limit in found.limits.items():
@@ -23,10 +23,12 @@ with tempfile.TemporaryDirectory() as cache:
 
     # The same measurement serves every budget: these two plans cost nothing more.
     for keep in (0.5, 0.3):
-        masked = prune(model, example, SNACS(keep=keep, samples=1000, cache=cache), data=batches, progress=False)
+        kernels = SNACS(keep=keep, granularity="kernels", samples=1000, cache=cache)
+        masked = prune(model, example, kernels, data=batches, progress=False)
         print(f"{masked.plan.reached['connections']} connections stay at keep={keep}")
 
-pruned = prune(model, example, SNACS(keep=0.3, granularity="filters"), data=batches, progress=False)
+# By default filters leave, and what stays takes over: this costs next to nothing before any training.
+pruned = prune(model, example, SNACS(keep=0.3), data=batches, progress=False)
 print(pruned)
 before = evaluate(model, data.test.batches(500), progress=False).accuracy
 train(pruned.model, batches, epochs=2, lr=0.05, progress=False)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from nervure.refit.moments import Moments
-from nervure.refit.surgeon import obs_update, restrict
+from nervure.refit.surgeon import ROUGHLY, TOLERANCE, obs_update, restrict
 
 RIDGES = (10.0, 1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-6, 1e-9)
 """The ridges that are tried, strongest first."""
@@ -110,7 +110,17 @@ def solve(problem: Problem, ridges: Sequence[float] = RIDGES) -> Fit:
         if worse == WORSE:
             break
     assert best is not None
-    return best
+    return _refine(problem, best)
+
+
+def _refine(problem: Problem, best: Fit) -> Fit:
+    """The same answer, to the end: answers inside a mask are compared where they are roughly there."""
+    if best.freedom != "ridge" or problem.keep is None or problem.by_surgeon:
+        return best
+    gram, cross = problem.normal()
+    ridge = best.ridge * gram.diagonal(dim1=1, dim2=2).mean(1)
+    change = add_ridge(problem, gram, cross, ridge, best.change, tolerance=TOLERANCE)
+    return best if change is None else problem.fit("ridge", best.ridge, change)
 
 
 def _answers(problem: Problem, ridges: Sequence[float]) -> Iterator[Fit]:
@@ -132,16 +142,18 @@ def _answers(problem: Problem, ridges: Sequence[float]) -> Iterator[Fit]:
             yield problem.fit("ridge", ridge, change)
 
 
-def add_ridge(problem: Problem, gram: Tensor, cross: Tensor, ridge: Tensor, start: Tensor) -> Tensor | None:
+def add_ridge(
+    problem: Problem, gram: Tensor, cross: Tensor, ridge: Tensor, start: Tensor, tolerance: float = ROUGHLY
+) -> Tensor | None:
     """The change of all weights (that are kept), [stack, inputs, outputs]; None where the ridge is too weak.
 
-    ``start`` is an answer to begin from, where the answer is approached step by step.
+    ``start`` is an answer to begin from, and ``tolerance`` how near to come, where it is approached step by step.
     """
     tiny = torch.finfo(gram.dtype).tiny
     eye = torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device)
     gram = gram + ridge.clamp(min=tiny)[:, None, None] * eye
     if problem.keep is not None and not problem.by_surgeon:
-        return restrict(gram, cross, problem.keep.transpose(1, 2), start)
+        return restrict(gram, cross, problem.keep.transpose(1, 2), start, tolerance=tolerance)
     factor, info = torch.linalg.cholesky_ex(gram)
     if bool((info > 0).any()):
         return None

@@ -18,7 +18,7 @@ class RefitChoices:
         samples: how many samples of the data are used, a quarter of them to choose by.
         ridge: how strongly weights are held where they are, in units of the mean variance of an input; ``"auto"``:
             for each layer what does best on samples that were left out.
-        positions: at how many places of each sample a convolution is looked at, at most. None: 32, or more where
+        positions: at how many places of each sample a convolution is looked at, at most. 0: 32, or more where
             samples are few, so that a layer sees about 8,192.
         streams: whether a layer that is added to a stream (a residual connection) is fitted to what the dense network's
             stream is then, errors of those before it included, rather than to what the dense layer says. Where blocks
@@ -33,7 +33,7 @@ class RefitChoices:
 
     samples: Count = 1024
     ridge: NotNegative | Literal["auto"] = "auto"
-    positions: Size | None = None
+    positions: Count = 0
     streams: bool = True
     norms: bool = True
     masks: Literal["exact", "surgeon"] = "exact"

@@ -13,6 +13,8 @@ COLUMNS = 128
 STEPS = 100
 TOLERANCE = 1e-5
 """When conjugate gradients stop: after so many steps, or where the residual has shrunk by so much."""
+ROUGHLY = 1e-2
+"""By how much it shrinks where answers are only compared."""
 
 
 def obs_update(weight: Tensor, gram: Tensor, keep: Tensor, columns: int = COLUMNS) -> Tensor:

@@ -21,6 +21,7 @@ from nervure.graph.types import Graph
 from nervure.stats.block_outputs import REDUCTIONS, BlockRecorder, join_batches
 from nervure.stats.connections import Listener, ears
 from nervure.stats.evidence import Stats
+from nervure.stats.expert_routing import RoutingRecorder
 from nervure.stats.footprint import require_memory
 from nervure.stats.loaders import (
     SAMPLES,
@@ -35,7 +36,6 @@ from nervure.stats.loaders import (
 )
 from nervure.stats.readers import ReaderRecorder, reader_probes
 from nervure.stats.record import EvidenceRecorder
-from nervure.stats.routing import RoutingRecorder
 from nervure.stats.unit_probe import probes
 from nervure.tasks.batch_forms import leaves_in, naming
 from nervure.tasks.guessing import TaskLike, as_task, find_task

@@ -47,5 +47,5 @@ def test_data_are_needed() -> None:
 
 
 def test_something_else_than_choices_is_refused() -> None:
-    with pytest.raises(ArgumentError, match="refit is True or False or a Refit; got 0.5"):
+    with pytest.raises(ArgumentError, match="refit is True or False or a Refit or None; got 0.5"):
         prune(network(), data_of()[0][0][:2], Magnitude(keep=0.5), data=data_of(), refit=0.5)  # type: ignore[arg-type]

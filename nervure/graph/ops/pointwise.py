@@ -223,9 +223,7 @@ def along_axis(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     axes = _axes(flow, x, argument(entry, 1, "dim"))
     if x.id in flow.constants:
         flow.store.pin([z.labels for a in axes for z in flow.layers(x, a)], f"counted by {flow.at()}")
-    # Without what leaves, a running sum goes on as it was: later ones may count from there (ends of stretches).
-    kind = "sum" if entry.name.startswith("cumsum") else ""
-    _note_statistic(flow, x, axes, entry.name, kind)
+    _note_statistic(flow, x, axes, entry.name)
     return [flow.space(x) for _ in entry.outs]
 
 

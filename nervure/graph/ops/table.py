@@ -76,7 +76,9 @@ _ROWS = (
     Operator("max min argmax argmin", pointwise.extreme, "reduce", reads="places"),
     Operator("median", pointwise.extreme, reads="places"),
     Operator("_softmax _log_softmax softmax log_softmax _safe_softmax", pointwise.along_axis, reads="statistic"),
-    Operator("cumsum cumprod logcumsumexp", pointwise.along_axis, "mix along", reads="statistic"),
+    # Without what leaves, a running sum goes on as it was: later ones may count from there (ends of stretches).
+    Operator("cumsum", pointwise.along_axis, "mix along", reads="sum"),
+    Operator("cumprod logcumsumexp", pointwise.along_axis, "mix along", reads="statistic"),
     Operator("topk", pointwise.top, "mix along", reads="places"),
     Operator("sort", pointwise.pin_order, "mix along"),
     Operator("histc", pointwise.count_places, "hub", sized="histc"),

@@ -73,7 +73,7 @@ class GCNet(NetworkScored):
         budget: what ``density`` is a fraction of, for ``"filters"``: ``"macs"``, ``"params"``, ``"channels"``,
             ``"memory"``, or a :class:`nervure.budget.Budget` of your own.
         of: what connectivity is measured on: ``"means"`` over positions, or ``"patches"``, what really enters a layer,
-            see :func:`nervure.methods.companion`; patches have no other ``estimator`` than the default.
+            see :func:`nervure.methods.gcnet.companion.companion`; patches have no other ``estimator`` than the default.
         paper: the reconstruction of the paper: split, correlation class by class, the same density in each layer, one
             round, pairs of units.
     """
