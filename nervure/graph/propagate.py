@@ -75,6 +75,10 @@ class LabelPropagation:
     """Labels of what is picked by such a choice: experts."""
     limits: list[tuple[Expression, Vectors]] = field(default_factory=list)
     """Attributes that say how many are chosen along an axis: no more than there are."""
+    ranked: dict[int, frozenset[int]] = field(default_factory=dict)
+    """For values that are made of what such attributes let choose: the numbers of these limits."""
+    varying: set[int] = field(default_factory=set)
+    """Values that depend on what the model is given."""
     constants: set[int] = field(default_factory=set)
     """Values made from sizes and numbers alone."""
     index: int = 0
@@ -202,6 +206,23 @@ class LabelPropagation:
         self.chosen += vectors
         self.store.suspect(vectors, f"chosen by a gate at {self.at()}")
 
+    def meet_by_rank(self, entry: Entry) -> None:
+        """Where the chosen, best first, meet numbers of the model, one for each, no fewer can be chosen.
+
+        Of one that is left all these numbers would be taken: it is spread over them.
+        """
+        fixed = [ref for ref in entry.given if ref.id not in self.varying]
+        for ref in entry.given if fixed else ():
+            for limit, vectors in [self.limits[number] for number in self.ranked.get(ref.id, ())]:
+                if any(self._lie_by_rank(ref, other, limit.value) for other in fixed):
+                    self.multiples.append((vectors, limit.value))
+
+    def _lie_by_rank(self, chosen: Ref, fixed: Ref, count: int) -> bool:
+        """Whether both have so many places along an axis without units."""
+        axes = range(-min(self.rank(chosen), self.rank(fixed)), 0)
+        both = [a for a in axes if self.shape(chosen)[a] == self.shape(fixed)[a] == count > 1]
+        return any(not self.layers(chosen, a) for a in both)
+
     # -- the pass -----------------------------------------------------------------------------------------------
 
     def _own(self, name: str, ref: Ref) -> TensorLabels:
@@ -226,9 +247,11 @@ class LabelPropagation:
 
     def run(self, find: Callable[[Tape, Entry], "Operator"]) -> None:
         """Carry labels over the whole tape, by what ``find`` knows of its operators."""
+        self.varying.update(self.tape.inputs)
         for index, entry in enumerate(self.tape.entries):
             self.index = index
             if isinstance(entry, WriteBack):
+                self._follow_choices((entry.base, entry.value), (entry.out,))
                 self._pin_places({entry.base.id, entry.value.id} & set(self.places), f"a write in {entry.module}")
                 self.spaces[entry.out.id] = self._written_back(entry)
                 self._fill(entry)
@@ -238,6 +261,7 @@ class LabelPropagation:
             for ref, space in zip(entry.outs, self.row.labels(self, entry), strict=False):
                 self.spaces[ref.id] = space
             self._follow_places(entry)
+            self._follow_choices(entry.given, entry.outs)
             if self.constants.issuperset(r.id for r in entry.given):
                 self.constants.update(ref.id for ref in entry.outs)
         self._pin_places([number for number in self.tape.outputs if number in self.places], "the model's output")
@@ -258,6 +282,16 @@ class LabelPropagation:
         for vectors, why in self.choices:
             if not all(chosen.issuperset(find(labels[labels >= 0]).tolist()) for labels in vectors):
                 self.store.pin(vectors, why)
+
+    def _follow_choices(self, given: Iterable[Ref], outs: Iterable[Ref]) -> None:
+        """What is made of values that vary varies, what is made of the chosen is by their number."""
+        numbers = [ref.id for ref in given]
+        limits = frozenset[int]().union(*(self.ranked.get(number, ()) for number in numbers))
+        for ref in outs:
+            if limits:
+                self.ranked[ref.id] = self.ranked.get(ref.id, frozenset()) | limits
+            if not self.varying.isdisjoint(numbers):
+                self.varying.add(ref.id)
 
     def _follow_places(self, entry: Entry) -> None:
         """Places that are moved stay places; what else is done with them makes numbers, which a cut would change."""

@@ -27,6 +27,7 @@ class _Mixture(NamedTuple):
     """A group of experts, a copy of its module that no hook hears, and the stacks in it."""
 
     group: Group
+    path: str
     module: nn.Module
     stacks: Mapping[str, TensorAxis]
 
@@ -41,7 +42,7 @@ class RoutingRecorder:
 
     def __init__(self, model: nn.Module, graph: Graph | None) -> None:
         self.failed: dict[str, str] = {}
-        self._mixtures: dict[str, _Mixture] = {}
+        self._mixtures: list[_Mixture] = []
         self._seen: dict[str, Tensor] = {}
         self._tokens: dict[str, int] = {}
         for group in () if graph is None else graph.groups:
@@ -59,8 +60,8 @@ class RoutingRecorder:
     def listening(self, model: nn.Module) -> Iterator[None]:
         """While this lasts each run of a mixture is heard."""
         with ExitStack() as stack:
-            for path, mixture in self._mixtures.items():
-                hook = model.get_submodule(path).register_forward_hook(self._hearing(mixture), with_kwargs=True)
+            for mixture in self._mixtures:
+                hook = model.get_submodule(mixture.path).register_forward_hook(self._hearing(mixture), with_kwargs=True)
                 stack.callback(hook.remove)
             yield
 
@@ -73,8 +74,11 @@ class RoutingRecorder:
         module, below = model.get_submodule(path), f"{path}."
         held = named_tensors(model)
         stacks = {s.tensor.removeprefix(below): s for s in group.riders if held[s.tensor].ndim >= MATRIX_NDIM}
+        if not stacks:
+            self.failed[group.name] = "nothing that is chosen has matrices of its own"
+            return
         shared = {id(tensor): tensor for tensor in named_tensors(module).values()}
-        self._mixtures[path] = _Mixture(group, copy_model(module, shared), stacks)
+        self._mixtures.append(_Mixture(group, path, copy_model(module, shared), stacks))
 
     def _hearing(self, mixture: _Mixture) -> Any:
         def hear(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:

@@ -105,3 +105,52 @@ def test_without_experts_there_is_nothing_to_score() -> None:
     stats = measure(net, graph, [x], want={"routing"}, progress=False)
     with pytest.raises(ScoreError, match="no group that can be cut was measured"):
         reap(graph, net.state_dict(), stats)
+
+
+class Pair(nn.Module):
+    """Two mixtures in one module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.other = nn.Linear(WIDTH, EXPERTS), nn.Linear(WIDTH, 3)
+        self.maps = nn.Parameter(torch.randn(EXPERTS, WIDTH, WIDTH))
+        self.more = nn.Parameter(torch.randn(3, WIDTH, WIDTH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for gate, maps in ((self.gate, self.maps), (self.other, self.more)):
+            weights, ids = gate(x).softmax(-1).topk(1)
+            x = x + torch.einsum("tkoi,ti->to", maps[ids], x) * weights
+        return x
+
+
+def test_two_mixtures_of_one_module_are_both_heard() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(5, WIDTH), Pair(), nn.Linear(WIDTH, 2)).eval()
+    x = torch.randn(40, 5)
+    graph = trace(net, x)
+    stats = measure(net, graph, [x], want={"routing"}, progress=False)
+    shares = frequency(graph, net.state_dict(), stats, normalise="none")
+    assert shares["1.gate"].sum() == pytest.approx(1, abs=1e-6)
+    assert shares["1.other"].sum() == pytest.approx(1, abs=1e-6)
+
+
+class Values(nn.Module):
+    """The largest of a gate choose among numbers: there are no matrices to hear."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.value = nn.Linear(WIDTH, EXPERTS), nn.Linear(WIDTH, EXPERTS)
+        self.head = nn.Linear(2, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.value(x).gather(1, self.gate(x).topk(2).indices))
+
+
+def test_what_has_no_matrices_is_not_scored_as_never_used() -> None:
+    net = nn.Sequential(nn.Linear(5, WIDTH), Values(), nn.Linear(WIDTH, 2)).eval()
+    x = torch.randn(20, 5)
+    graph = trace(net, x)
+    assert [group.name for group in graph.groups if group.kind == "experts"] == ["1.value"]
+    stats = measure(net, graph, [x], want={"routing"}, progress=False)
+    with pytest.raises(ScoreError, match="no group that can be cut was measured"):
+        reap(graph, net.state_dict(), stats)

@@ -169,6 +169,31 @@ def test_a_number_of_chosen_that_is_written_in_the_code_is_never_undercut() -> N
     assert [group.round_up(count) for count in (1, 2, 3)] == [2, 2, 4]
 
 
+class Weighed(Picked):
+    """The first and the second choice have weights of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.by_rank = nn.Parameter(torch.tensor([0.7, 0.3]))
+
+    def route(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        weights, ids = torch.topk(self.gate(x).softmax(-1), self.top_k, dim=-1)
+        return weights * self.by_rank, ids
+
+
+def test_where_each_choice_has_a_number_of_its_own_no_fewer_are_chosen() -> None:
+    model, x = made(Weighed)
+    graph = trace(model, x)
+    group = experts_of(graph)
+    assert not group.pinned
+    assert [group.round_up(count) for count in (1, 2, 3)] == [2, 2, 4]
+    smaller: Any = apply(model, graph, Plan((Cut("gate", Keep.of(KEEP)),), graph.fingerprint))
+    with torch.no_grad(), silenced(model.gate, KEEP):
+        expected = model(x)
+    with torch.no_grad():
+        assert torch.allclose(smaller(x), expected, atol=1e-6)
+
+
 class Ranked(Picked):
     """The chosen are also told by their numbers."""
 

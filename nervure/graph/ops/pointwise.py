@@ -17,6 +17,7 @@ from nervure.graph.tape import Call, Entry, Ref, refs_in
 
 def pointwise(flow: LabelPropagation, entry: Entry) -> list[TensorLabels]:
     """Every element depends on the elements at its own place: labels of the operands are united."""
+    flow.meet_by_rank(entry)
     operands = [flow.operand(r) for r in entry.given]
     return [flow.join(operands, flow.shape(out)) for out in entry.outs]
 
@@ -242,6 +243,7 @@ def _limit_choice(flow: LabelPropagation, entry: Entry, vectors: tuple[Array, ..
     """Of fewer than k no k can be chosen: an attribute becomes less with them, a number in the code is a limit."""
     given = call_argument(entry.call, 1, "k")
     if isinstance(given, Expression) and given.attribute is not None:
+        flow.ranked |= {out.id: frozenset([len(flow.limits)]) for out in entry.outs}
         flow.limits.append((given, vectors))
     elif given is None or isinstance(given, int):
         flow.multiples.append((vectors, int(entry.args[1])))
