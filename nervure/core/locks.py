@@ -48,11 +48,23 @@ def _held(lock: Path, what: str) -> Iterator[None]:
         yield
     finally:
         # Removed while it is held: who waits for it sees that, and makes another.
+        try:
+            _remove(lock)
+        finally:
+            with contextlib.suppress(OSError):
+                unlock_descriptor(handle)
+            os.close(handle)
+
+
+def _remove(lock: Path) -> None:
+    """Remove it; again, where the disk refuses or the process is asked to end just then."""
+    try:
+        lock.unlink()
+    except BaseException as error:
         with contextlib.suppress(OSError):
             lock.unlink()
-        with contextlib.suppress(OSError):
-            unlock_descriptor(handle)
-        os.close(handle)
+        if not isinstance(error, OSError):
+            raise
 
 
 def _take(lock: Path, what: str) -> int:
