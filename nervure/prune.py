@@ -1,6 +1,6 @@
 """``prune``: the five-line way from a model to a smaller, verified one."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, final
 
@@ -174,10 +174,16 @@ def prune(  # noqa: PLR0913 - one choice per argument, all by keyword
         VerificationError: no plan could be found whose result computes the right thing.
     """
     methods = [_least_magnitude(keep, budget)] if method is None else _list_methods(method, keep, budget)
+    counting = [one for one in methods if isinstance(one, CountsOnRefit) and one.refits]
     if refit is None:
-        refit = data is not None and any(isinstance(one, CountsOnRefit) and one.refits for one in methods)
+        refit = data is not None and bool(counting)
     if refit is not False and data is None:
         raise DataError(f"refit={refit!r} fits on data: give data=, batches of (inputs, labels) or of inputs.")
+    if refit is not False and counting and isinstance(data, Iterator):
+        raise DataError(
+            f"{counting[0]!r} measures the data and refits on them, and a {type(data).__name__} gives its batches "
+            "once. Give a list of batches or a loader, or refit=False."
+        )
     if example is None:
         example, data = draw_example(model, data, as_task(task), seed)
     ignore, only = repeatable(ignore), None if only is None else repeatable(only)

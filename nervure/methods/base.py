@@ -222,5 +222,8 @@ def task_of(view: View) -> Task:
 def data_of(view: View) -> Iterable[Any]:
     """The data; raises DataError where the view has none."""
     if view.data is None:
-        raise DataError("this measures, and no data were given. Give data=, batches of (inputs, labels).")
+        raise DataError(
+            "this measures, and no data were given. Give data=, batches of (inputs, labels), or of inputs alone where "
+            "the method looks at no labels."
+        )
     return view.data

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from nervure import Compensated, Cut, Keep, Plan, prune, trace
-from nervure.errors import DataError
+from nervure.errors import DataError, NervureWarning
 from nervure.methods import View
 from nervure.methods.channels.compensation import CompensationCurves, CompensationSurvey
 from nervure.refit import Refit, refit
@@ -196,3 +196,27 @@ def test_without_data_it_says_what_to_give() -> None:
     model, data, _ = network("linear")
     with pytest.raises(DataError, match="data="):
         prune(model, data[:2], Compensated(keep=0.5))
+
+
+def wide() -> nn.Module:
+    """A flattened picture is read by a linear layer."""
+    torch.manual_seed(0)
+    body = (nn.Conv2d(2, 12, 3, padding=1), nn.ReLU(), nn.Conv2d(12, 16, 3, padding=1), nn.ReLU())
+    return nn.Sequential(*body, nn.Flatten(), nn.Linear(16 * 64, 24), nn.ReLU(), nn.Linear(24, 4))
+
+
+def test_a_group_whose_reader_is_too_wide_shrinks_with_the_others_and_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nervure.methods.channels.compensation.WIDEST", 1000)
+    model, data = wide(), [pictures()]
+    for keep in (0.7, 0.4):
+        with pytest.warns(NervureWarning, match=r"units of 2 is not known \(nothing reads it that can be fitted"):
+            plan = prune(model, data[0][:2], Compensated(keep=keep), data=data, refit=False).plan
+        shares = {cut.group: float(cut.keep.tensor().float().mean()) for cut in plan.cuts}
+        assert shares["2"] == pytest.approx(keep, abs=0.1)
+
+
+def test_data_that_are_gone_after_one_pass_are_refused_before_anything_is_measured() -> None:
+    model, x = wide(), pictures()
+    with pytest.raises(DataError, match="a list_iterator gives its batches once"):
+        prune(model, x[:2], Compensated(keep=0.5), data=iter([x]))
+    assert prune(model, x[:2], Compensated(keep=0.5), data=iter([x]), refit=False).plan.cuts

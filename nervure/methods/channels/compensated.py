@@ -1,7 +1,8 @@
 """Cut the units that the others can stand in for: what readers lose after the best refit, at the price of a unit."""
 
 import math
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, final
 
@@ -14,12 +15,14 @@ from nervure.budget.cost_model import CostModel
 from nervure.core.check import Checked
 from nervure.core.schema import Density, NotNegative, Size
 from nervure.engines import EngineName
+from nervure.errors import NervureWarning
 from nervure.graph.types import Graph, keeps_of
 from nervure.methods.base import Inquiry, View
 from nervure.methods.channels.compensation import CompensationCurves, CompensationSurvey, Currency
 from nervure.methods.channels.timed import Target, check_options, cut_lowest, timed_inquiries
 from nervure.plan import Plan
 from nervure.scores import Scores
+from nervure.scores.common import match_ranks
 from nervure.scores.completed import completed
 
 ROUNDS = 4
@@ -110,6 +113,7 @@ def plan_by_curves(
     At the least loss for a budget, what the last unit of each group adds is in proportion to what it costs there; what
     a channel costs in multiply-accumulates depends on how many there are beside it.
     """
+    _warn_of_missing([group.name for group in view.graph.prunable if group.name not in found.order], found.skipped)
     prices = unit_prices(view.graph, budget)
     kind = find_budget(budget)
     for _ in range(0 if kind.is_timed or kind.counts_units else ROUNDS):
@@ -118,14 +122,38 @@ def plan_by_curves(
     return plan_of(curve_scores(view, found, prices))
 
 
+def _warn_of_missing(missing: Sequence[str], skipped: Mapping[str, str]) -> None:
+    if missing:
+        warnings.warn(
+            f"what readers lose with units of {', '.join(missing[:3])}{', ...' if missing[3:] else ''} is not known "
+            f"({skipped.get(missing[0], 'it was not measured')}): {len(missing)} of the groups keep their units of "
+            "largest magnitude, as many as the others do on average. To leave them whole, name what makes them in "
+            "ignore=.",
+            NervureWarning,
+            stacklevel=4,
+        )
+
+
 def curve_scores(view: View, found: CompensationCurves, prices: Mapping[str, float] | None = None) -> Scores:
-    """What each unit adds to what is lost, per unit of price, never falling along the curve of its group."""
+    """What each unit adds to what is lost, per unit of price, never falling along the curve of its group.
+
+    A group without a curve keeps its units of largest magnitude, as many as all groups with curves keep together.
+    """
     scores = {
         group.name: _along(found.order[group.name], found.costs[group.name] / (prices or {}).get(group.name, 1.0))
         for group in view.graph.prunable
         if group.name in found.order
     }
-    return completed(view.graph, scores, view.weights, found.skipped)
+    whole = completed(view.graph, scores, view.weights, found.skipped)
+    # Magnitudes are close to one another: as costs, all of them would go, or none.
+    return {name: scores[name] if name in scores else _spread(values, scores) for name, values in whole.items()}
+
+
+def _spread(ranked: Tensor, measured: Scores) -> Tensor:
+    """Values of all that was measured, evenly drawn, in the order of ``ranked``."""
+    values = torch.cat(list(measured.values())).sort().values
+    places = (torch.arange(len(ranked)) + 0.5) / len(ranked) * len(values)
+    return match_ranks(ranked.cpu(), values[places.long()])
 
 
 def _along(order: Tensor, costs: Tensor) -> Tensor:

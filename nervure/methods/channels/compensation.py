@@ -30,6 +30,7 @@ MEMORY = 2 << 30
 """Bytes of sums over inputs that one pass over the data may hold, where no single group needs more."""
 WIDEST = 1 << 14
 """Inputs of a reader from which on it is not looked at."""
+UNREAD = f"nothing reads it that can be fitted: no product with a parameter of {WIDEST:,} inputs or fewer"
 TINY = 1e-9
 """The share of a layer's largest variance below which an output counts as constant."""
 ROUNDING = 1e-7
@@ -108,7 +109,7 @@ class CompensationSurvey:
             {name.removeprefix(head): value for name, value in kept.items() if name.startswith(head)}
             for head in ("order/", "costs/")
         )
-        missing = {g.name: "nothing reads it that can be fitted" for g in view.graph.prunable if g.name not in order}
+        missing = {g.name: UNREAD for g in view.graph.prunable if g.name not in order}
         return CompensationCurves(order, costs, missing | skipped, int(kept["samples"]))
 
     def _curves(self, model: nn.Module, graph: Graph, parts: Sequence[Batch], seed: int) -> CompensationCurves:
@@ -125,7 +126,7 @@ class CompensationSurvey:
                     order[name], costs[name] = eliminate(problems, graph[name].size)
                 else:
                     reasons = [entered.reasons[place] for place in readers[name] if place in entered.reasons]
-                    skipped[name] = next(iter(reasons), "nothing reads it that can be fitted")
+                    skipped[name] = next(iter(reasons), UNREAD)
         return CompensationCurves(order, costs, skipped)
 
     def _problems(

@@ -10,7 +10,7 @@ from nervure.core.schema import NotNegative, Size
 from nervure.errors import DataError
 from nervure.graph.types import Graph
 from nervure.methods.base import Folder, Inquiry, View, data_of, model_of
-from nervure.methods.channels.compensation import add_ridge_to, columns_of, find_readers, packed, second_moments
+from nervure.methods.channels.compensation import UNREAD, add_ridge_to, columns_of, find_readers, packed, second_moments
 from nervure.methods.channels.timed import timed_inquiries
 from nervure.methods.channels.yardsticks import GlobalRanking
 from nervure.methods.evidence_folder import answer_folder, remember
@@ -63,7 +63,7 @@ class OBS(GlobalRanking):
     def scores(self, view: View) -> Scores:
         """What readers lose with each unit; magnitude, as an average group, where nothing can be read."""
         found = view.ask(self._survey)
-        missing = {g.name: "nothing reads it that can be fitted" for g in view.graph.prunable if g.name not in found}
+        missing = {g.name: UNREAD for g in view.graph.prunable if g.name not in found}
         return completed(view.graph, normalise_groups(found, self.normalise), view.weights, missing)
 
 
