@@ -1,6 +1,7 @@
 """How much experts are used: criteria for mixtures, from evidence of where a gate sends tokens.
 
-Groups of other units, and mixtures that could not be heard, get their magnitude (see :func:`nervure.scores.completed.completed`).
+Groups of other units, and mixtures that could not be heard, get their magnitude
+(see :func:`nervure.scores.completed.completed`).
 """
 
 from nervure.graph.types import Graph
