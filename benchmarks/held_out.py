@@ -112,14 +112,16 @@ def table(rows: Rows, kind: str) -> list[str]:
     means: dict[tuple[str, float], dict[str, float]] = {}
     for label, keep in product((*HELD_OUT, *CHOSEN_ON), KEEPS):
         here = [row for row in rows if row["key"][:2] == [label, keep]]
-        seeds = [s for s in range(99) if all(any(r["key"][2:4] == [n, s] for r in here) for n in names)]
+        run = [name for name in names if any(row["key"][2] == name for row in here)]
+        seeds = [s for s in range(99) if all(any(r["key"][2:4] == [n, s] for r in here) for n in run)] if run else []
         if not seeds:
             continue
-        means[label, keep] = {
-            n: fmean(r[kind] for r in here if r["key"][2] == n and r["key"][3] in seeds) for n in names
-        }
-        best = max(means[label, keep].values())
-        cells = [f"**{v:.1f}**" if v == best else f"{v:.1f}" for v in means[label, keep].values()]
+        found = {n: fmean(r[kind] for r in here if r["key"][2] == n and r["key"][3] in seeds) for n in run}
+        means[label, keep], best = found, max(found.values())
+        cells = [
+            "–" if name not in found else f"**{found[name]:.1f}**" if found[name] == best else f"{found[name]:.1f}"
+            for name in names
+        ]
         chosen = " (chosen on)" if label in CHOSEN_ON else ""
         lines.append(f"| {label}{chosen} | {keep} | {' | '.join(cells)} | {len(seeds)} |")
     return [*lines, *summary(means, names)]
@@ -131,11 +133,18 @@ def summary(means: Mapping[tuple[str, float], Mapping[str, float]], names: list[
     for keep in KEEPS:
         found = [means[label, keep] for label in HELD_OUT if (label, keep) in means]
         if found:
-            cells = [f"{fmean(one[name] for one in found):.1f}" for name in names]
+            cells = [
+                f"{fmean(one[name] for one in found):.1f}" if all(name in one for one in found) else "–"
+                for name in names
+            ]
             lines.append(f"| *mean of {len(found)} held out* | {keep} | {' | '.join(cells)} | |")
     cells_held = [found for (label, _), found in means.items() if label in HELD_OUT]
-    first = [sum(found[name] >= max(found.values()) - LEVEL for found in cells_held) for name in names]
-    return [*lines, f"| *first or level* | of {len(cells_held)} | {' | '.join(map(str, first))} | |"]
+    first = [
+        f"{sum(found[name] >= max(found.values()) - LEVEL for found in run)} of {len(run)}"
+        for name in names
+        if (run := [found for found in cells_held if name in found]) or True
+    ]
+    return [*lines, f"| *first or level* | | {' | '.join(first)} | |"]
 
 
 LEVEL = 0.5
