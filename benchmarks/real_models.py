@@ -163,7 +163,7 @@ def methods(keep: float) -> Mapping[str, Any]:
     return {
         "Magnitude": Magnitude(keep=keep, budget="macs"),
         "Taylor": Taylor(keep=keep, budget="macs"),
-        "SNACS": SNACS(keep=keep, budget="macs", granularity="filters", limits=False),
+        "SNACS": SNACS(keep=keep, budget="macs"),
         "Energy": Energy(keep=keep, budget="macs"),
         "Random": Random(keep=keep, budget="macs"),
     }
@@ -199,8 +199,9 @@ def make_smaller(subject: Subject, arm: Arm, batches: Batches, seed: int) -> Pru
     """What the arm makes of the subject."""
     method = arm.make(subject, take(batches, LOUD))
     return prune(
-        subject.model, subject.example, method, data=batches, task=subject.objective, seed=seed, progress=False
-    )
+        subject.model, subject.example, method, data=batches, task=subject.objective, refit=False, seed=seed,
+        progress=False,
+    )  # fmt: skip
 
 
 def run_cell(part: str, name: str, edit: str, arm: str, seed: int, options: Namespace) -> Row:

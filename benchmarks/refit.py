@@ -86,7 +86,7 @@ def filters(keep: float) -> Mapping[str, Any]:
         "Random": Random(keep=keep, budget="macs"),
         "Magnitude": Magnitude(keep=keep, budget="macs"),
         "Taylor": Taylor(keep=keep, budget="macs"),
-        "SNACS": SNACS(keep=keep, granularity="filters", limits=False),
+        "SNACS": SNACS(keep=keep, granularity="filters", ranking="connectivity", of="means", limits=False),
     }
 
 

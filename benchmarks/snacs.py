@@ -43,16 +43,22 @@ CACHE = str(Path(tempfile.gettempdir()) / "nervure-benchmark-snacs")
 Arm = Callable[[View, float], Plan]
 
 
+def before(**options: Any) -> SNACS:
+    """SNACS by the connectivity of means, as it was when these choices were compared, with these options."""
+    usual = {"ranking": "connectivity", "of": "means", "sizes": "threshold", "granularity": "kernels"}
+    return SNACS(**{**usual, **options})
+
+
 def snacs(**options: Any) -> Arm:
     """SNACS with these options."""
-    return lambda view, keep: SNACS(keep=keep, **options).plan(view)
+    return lambda view, keep: before(keep=keep, **options).plan(view)
 
 
 def filters_by(sides: str) -> Arm:
     """Filters by what their readers need of them, told by dependence alone, or by weights alone."""
 
     def plan(view: View, keep: float) -> Plan:
-        rho = SNACS(granularity="filters", limits=False).evidence(view).scores
+        rho = before(granularity="filters", limits=False).evidence(view).scores
         listed = layers(view.graph, view.weights, rho)
         weights = {layer.tensor: layer.strength() for layer in listed}
         alone = {name: rho[name] / weights[name].clamp(min=1e-12) for name in rho}
@@ -67,7 +73,7 @@ def kernels_by(score: Callable[[Tensor], Tensor]) -> Arm:
     """Kernels of highest score over all layers."""
 
     def plan(view: View, keep: float) -> Plan:
-        names = SNACS(limits=False, estimator="gaussian").evidence(view).scores
+        names = before(limits=False, estimator="gaussian").evidence(view).scores
         listed = [layer for layer in layers(view.graph, view.weights, names) if layer.is_prunable]
         stalls = {layer.tensor: _stall(score(layer.strength()), layer.entries()) for layer in listed}
         kept = allocate_connections(stalls, round(keep * sum(int(stall.price.sum()) for stall in stalls.values())))

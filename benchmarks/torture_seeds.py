@@ -158,7 +158,7 @@ def view() -> View:
 
 def survey(folder: Path | None = None) -> Any:
     """What SNACS finds out; with a folder, from what it kept there."""
-    return SNACS(keep=0.5, cache=None if folder is None else str(folder)).evidence(view())
+    return SNACS(keep=0.5, granularity="kernels", cache=None if folder is None else str(folder)).evidence(view())
 
 
 def save_cells(folder: Path) -> None:

@@ -65,7 +65,9 @@ def plan_by_stats(folder: Path) -> Any:
 
 def decide_by_survey(folder: Path) -> Any:
     """What SNACS decides by a survey from a file."""
-    return SNACS(keep=0.5).decide(view(), ConnectivityEvidence.load(folder / "connectivity.safetensors"))
+    return SNACS(keep=0.5, granularity="kernels").decide(
+        view(), ConnectivityEvidence.load(folder / "connectivity.safetensors")
+    )
 
 
 def save_survey(folder: Path) -> None:
