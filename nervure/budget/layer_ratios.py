@@ -30,8 +30,8 @@ def outlier_share(scores: Tensor, times: float = OUTLIER) -> float:
 def ratios_by_outliers(shares: Mapping[str, float], density: float, spread: float = OUTLIER_SPREAD) -> dict[str, float]:
     """Densities that rise with the outlier ratio, ``2 * spread`` from the least to the highest, ``density`` on average.
 
-    >>> ratios_by_outliers({"a": 0.0, "b": 0.5, "c": 1.0}, 0.5, spread=0.1)
-    {'a': 0.4, 'b': 0.5, 'c': 0.6}
+    >>> ratios_by_outliers({"a": 0.0, "b": 0.5, "c": 1.0}, 0.5, spread=0.25)
+    {'a': 0.25, 'b': 0.5, 'c': 0.75}
     """
     low, high = min(shares.values()), max(shares.values())
     rise = {name: 2 * spread * (share - low) / (high - low) if high > low else 0.0 for name, share in shares.items()}
@@ -65,8 +65,8 @@ def ratios_by_spectrum(
 
     The factor is such that ``density`` of all weights stay, where no layer would lose more than it has.
 
-    >>> ratios_by_spectrum({"a": 2.0, "b": 4.0}, {"a": 10, "b": 10}, 0.5, spread=0.2)
-    {'a': 0.6, 'b': 0.4}
+    >>> ratios_by_spectrum({"a": 2.0, "b": 4.0}, {"a": 10, "b": 10}, 0.5, spread=0.25)
+    {'a': 0.625, 'b': 0.375}
     """
     finite = [value for value in exponents.values() if value < float("inf")]
     low, high = min(finite, default=1.0), max(finite, default=1.0)

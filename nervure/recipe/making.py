@@ -167,7 +167,7 @@ def refit_of(recipe: Recipe) -> tuple[Refit, ...]:
     if not recipe.refit.samples:
         return ()
     told = plain(recipe.refit)
-    return (Refit(**{**told, "positions": told["positions"] or None}, seed=recipe.run.seed),)
+    return (Refit(**told, seed=recipe.run.seed),)
 
 
 def methods_after(recipe: Recipe) -> tuple[Method, ...]:
