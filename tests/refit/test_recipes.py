@@ -109,7 +109,7 @@ def test_a_study_names_it_as_an_arm() -> None:
 def test_a_recipe_of_before_looks_at_as_many_positions_and_is_written_as_toml() -> None:
     assert [refit_of(tiny(refit=told))[0].positions for told in ({}, {"positions": 0}, {"positions": 4})] == [
         8,
-        None,
+        0,
         4,
     ]
     for recipe in (tiny(), tiny(refit={"positions": 0})):
