@@ -65,6 +65,7 @@ def test_the_code_on_the_page_runs_from_top_to_bottom(
 
 @pytest.mark.parametrize("page", pages_with("sh"))
 def test_the_commands_on_the_page_exist_with_their_options(page: Path) -> None:
+    main.load()
     for name, *rest in commands(page):
         if name.startswith("-"):
             continue
