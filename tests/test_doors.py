@@ -386,3 +386,14 @@ def test_transformers_builds_from_a_folder(tmp_path: Path) -> None:
         ModelSource.of_name("hf:tiny", {"pretrained": False, "num_lables": 5}).build()
     with pytest.raises(RecipeError, match=r"there is no folder 'tyni'.* Did you mean 'tiny'"):
         ModelSource.of_name("hf:tyni", {"local_files_only": True}).build()
+
+
+@pytest.mark.parametrize(("options", "ranking"), [([], "compensated"), (["--set", "granularity=kernels"], None)])
+def test_a_new_recipe_has_snacs_as_it_is_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], ranking: str | None
+) -> None:
+    written: list[Recipe] = []
+    monkeypatch.setattr("nervure.cli.commands.run_recipe", lambda recipe, **_: written.append(recipe) or 1 / 0)
+    words = ["prune", "--model", "resnet8", "--data", "digits", "--keep", "0.5", "--method", "SNACS", *options]
+    CliRunner().invoke(main, [*words, "--out", str(tmp_path / "run")])
+    assert written[0].prune.options.get("ranking") == ranking

@@ -48,7 +48,7 @@ def recipe_from_options(  # noqa: PLR0913 - one keyword per option
     usual = FINE_TUNING if choice.model.startswith("hf:") else {}
     training = dict(usual) | _without_none(lr=lr, optimizer=optimizer)
     before = (0 if _is_trained(choice) else EPOCHS) if train_epochs is None else train_epochs
-    options = dict(settings) | _without_none(engine=asked.engine, target=asked.target)
+    options = _as_now(method, dict(settings)) | _without_none(engine=asked.engine, target=asked.target)
     folder = out or Path("runs") / _file_name(f"{choice.model}-{method}-{_amount(asked, tolerance)}")
     return Recipe.from_dict(
         {
@@ -71,6 +71,12 @@ def recipe_from_options(  # noqa: PLR0913 - one keyword per option
         },
         source="what the options say",
     )
+
+
+def _as_now(method: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Options of a method: a new recipe says of SNACS what it has by now, since silence means what it had before."""
+    is_open = not {"granularity", "ranking", "paper", "of", "sizes"} & options.keys()
+    return {"ranking": "compensated", **options} if method.lower() == "snacs" and is_open else options
 
 
 def recipe_for_texts(
