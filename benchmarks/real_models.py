@@ -163,6 +163,7 @@ def methods(keep: float) -> Mapping[str, Any]:
     return {
         "Magnitude": Magnitude(keep=keep, budget="macs"),
         "Taylor": Taylor(keep=keep, budget="macs"),
+        "SNACS, means": SNACS(keep=keep, ranking="connectivity", of="means", limits=False, granularity="filters"),
         "SNACS": SNACS(keep=keep, budget="macs"),
         "Energy": Energy(keep=keep, budget="macs"),
         "Random": Random(keep=keep, budget="macs"),

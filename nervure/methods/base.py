@@ -11,7 +11,7 @@ from nervure.errors import DataError, ScoreError
 from nervure.graph.types import Graph
 from nervure.plan import Plan
 from nervure.stats import Stats, measure
-from nervure.stats.loaders import first_of, fixed_seed
+from nervure.stats.loaders import Batch, batches, first_of, fixed_seed
 from nervure.tasks.guessing import find_task
 from nervure.tasks.task import Task
 
@@ -217,6 +217,21 @@ def task_of(view: View) -> Task:
     if not first:
         raise DataError("the data gave no batch to tell the task by. Give a re-iterable of batches.")
     return find_task(model_of(view), first[0])
+
+
+def draw_samples(view: View, samples: int) -> list[Batch]:
+    """The batches that hold the first so many samples of a view's data; labels are not looked at.
+
+    A loader that shuffles gives the same for the same seed.
+
+    Raises:
+        DataError: the view has no data, or they are empty.
+    """
+    with fixed_seed(view.seed):
+        drawn = list(batches(data_of(view), samples, labelled=False, task=view.task))
+    if not drawn:
+        raise DataError("the data gave no batch. Give a re-iterable of batches.")
+    return drawn
 
 
 def data_of(view: View) -> Iterable[Any]:

@@ -1,6 +1,5 @@
 """One pass over the data: what enters the consumers of a level, and what they say wrong."""
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias, final
@@ -153,7 +152,6 @@ class _Pass:
         self.y: dict[At, Tensor] = {}
         self.norms: dict[str, Tensor] = {}
         self._wants, self._named, self._dice, self._reads = wants, norms, dice, reads
-        self._uses: Counter[str] = Counter()
         self._laid: dict[At, Callable[[Tensor], Tensor]] = {}
         self._follower: Follower | None = None
 
@@ -164,13 +162,9 @@ class _Pass:
         if isinstance(entry, WriteBack):
             return
         self._follower = self._follower or Follower(watcher.tape.shape)
-        for use in uses:
-            if use.is_live:
-                key = (use.trail.parameter, self._uses[use.trail.parameter])
-                self._uses[use.trail.parameter] += 1
-                self._follower.product(entry, key)
-                if (at := self._wants.products.get(key)) is not None:
-                    self._keep(at, use, entry, args, out)
+        for key, use in self._follower.products(entry, uses):
+            if (at := self._wants.products.get(key)) is not None:
+                self._keep(at, use, entry, args, out)
         self._join(self._follower.step(entry), args, out)
         if family(entry.name) == "batch norm":
             name = watcher.tape.named.get(getattr(entry.args[RUNNING_MEAN], "id", -1), "")

@@ -108,7 +108,6 @@ class _InputReader:
     ) -> None:
         self._found, self._wanted, self._positions, self._seed = found, wanted, positions, seed
         self._at = {r.key: place for place, c in wanted.items() for r in c.readings if not r.reason}
-        self._uses: Counter[str] = Counter()
         self._recent: list[tuple[Tensor, int]] = []
         self._laid: dict[int, Callable[[Tensor], Tensor]] = {}
         self._follower: Follower | None = None
@@ -121,15 +120,11 @@ class _InputReader:
         if isinstance(entry, WriteBack):
             return
         self._follower = self._follower or Follower(watcher.tape.shape)
-        for use in uses:
-            if use.is_live:
-                key = (use.trail.parameter, self._uses[use.trail.parameter])
-                self._uses[use.trail.parameter] += 1
-                self._follower.product(entry, key)
-                if (place := self._at.get(key)) is not None and place not in self._found.reasons:
-                    index = self._choose(entry, out)
-                    self._read(place, entering(use, entry, args, index))
-                    self._laid[place] = partial(_lay, use, entry, out.shape, index)
+        for key, use in self._follower.products(entry, uses):
+            if (place := self._at.get(key)) is not None and place not in self._found.reasons:
+                index = self._choose(entry, out)
+                self._read(place, entering(use, entry, args, index))
+                self._laid[place] = partial(_lay, use, entry, out.shape, index)
         for join in self._follower.step(entry):
             if (place := self._at.get(join.key)) in self._laid:
                 self._join(place, join, args, out)

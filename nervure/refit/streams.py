@@ -3,13 +3,15 @@
 A batch norm in between is an affine map, as long as the network is in evaluation mode.
 """
 
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeAlias, final
 
 from torch import Tensor
 
 from nervure.graph.ops.table import family
+from nervure.graph.products import Operand
 from nervure.graph.tape import Entry, Ref
 
 Key: TypeAlias = tuple[str, int]
@@ -55,10 +57,21 @@ class Follower:
         self._shape = shape
         self._keys: dict[int, Key] = {}
         self._normed: set[int] = set()
+        self._uses: Counter[str] = Counter()
 
     def product(self, entry: Entry, key: Key) -> None:
         """A product gives something."""
         self._keys[entry.outs[0].id] = key
+
+    def products(self, entry: Entry, uses: Iterable[Operand]) -> Iterator[tuple[Key, Operand]]:
+        """What an operator multiplies with what flows, with the how-manieth use it is of its parameter; all in turn."""
+        for use in uses:
+            if use.is_live:
+                name = use.trail.parameter
+                key = name, self._uses[name]
+                self._uses[name] += 1
+                self.product(entry, key)
+                yield key, use
 
     def step(self, entry: Entry) -> Iterator[Join]:
         """Go on over an operator; the streams that are joined by it."""

@@ -14,16 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from nervure.core.container import Kind
-from nervure.core.progress import track
 from nervure.errors import DataError
 from nervure.graph.types import Graph, Group
-from nervure.methods.base import Folder, View, data_of, model_of
+from nervure.methods.base import Folder, View, data_of, draw_samples, model_of
 from nervure.methods.evidence_folder import answer_folder, remember
 from nervure.refit.consumers import Consumer
 from nervure.refit.input_moments import InputMoments, Joined, find_consumers, read_inputs
 from nervure.refit.moments import InputSums
 from nervure.scores.elimination import ReaderProblem, eliminate
-from nervure.stats.loaders import Batch, batches, fixed_seed
+from nervure.stats.loaders import Batch
 
 Currency: TypeAlias = Literal["outputs", "alone", "layers"]
 MEMORY = 2 << 30
@@ -89,13 +88,13 @@ class CompensationSurvey:
         Raises:
             DataError: there are no data, or what enters a layer is not finite.
         """
-        model, data = model_of(view), data_of(view)
+        model = model_of(view)
+        data_of(view)  # Where there are none, that is said before a folder is made.
         place = answer_folder(folder, view, self)
         skipped: dict[str, str] = {}
 
         def make() -> dict[str, Tensor]:
-            with fixed_seed(view.seed):
-                parts = list(batches(data, self.samples, labelled=False, task=view.task))
+            parts = draw_samples(view, self.samples)
             found = self._curves(model, view.graph, parts, view.seed)
             skipped.update(found.skipped)
             return {
@@ -116,17 +115,13 @@ class CompensationSurvey:
         consumers = find_consumers(model, parts[0])
         readers = {group.name: find_readers(group, consumers) for group in graph.prunable}
         order, costs, skipped = dict[str, Tensor](), dict[str, Tensor](), dict[str, str]()
-        packs = list(packed(readers))
-        for names in track(packs, "measuring", len(packs), enabled=False):
-            wanted = {place: consumers[place] for name in names for place in readers[name]}
-            entered = read_inputs(model, parts, wanted, positions=self.positions, seed=seed)
-            for name in names:
-                problems = list(self._problems(model, graph[name], readers[name], consumers, entered))
-                if problems:
-                    order[name], costs[name] = eliminate(problems, graph[name].size)
-                else:
-                    reasons = [entered.reasons[place] for place in readers[name] if place in entered.reasons]
-                    skipped[name] = next(iter(reasons), UNREAD)
+        for name, entered in read_in_passes(model, parts, consumers, readers, positions=self.positions, seed=seed):
+            problems = list(self._problems(model, graph[name], readers[name], consumers, entered))
+            if problems:
+                order[name], costs[name] = eliminate(problems, graph[name].size)
+            else:
+                reasons = [entered.reasons[place] for place in readers[name] if place in entered.reasons]
+                skipped[name] = next(iter(reasons), UNREAD)
         return CompensationCurves(order, costs, skipped)
 
     def _problems(
@@ -221,7 +216,33 @@ def second_moments(consumer: Consumer, sums: InputSums) -> tuple[Tensor, Tensor]
     return variance, variance if has_shift else variance + mean[:, :, None] * mean[:, None]
 
 
-def packed(readers: Mapping[str, Mapping[int, Tensor]]) -> Iterator[list[str]]:
+def read_in_passes(
+    model: nn.Module,
+    parts: Sequence[Batch],
+    consumers: Sequence[Consumer],
+    readers: Mapping[str, Mapping[int, Tensor]],
+    *,
+    positions: int,
+    seed: int,
+) -> Iterator[tuple[str, InputMoments]]:
+    """What enters the readers of each name, of as many in one pass over the samples as memory holds.
+
+    Args:
+        model: it runs in evaluation mode.
+        parts: the samples.
+        consumers: all of the model.
+        readers: for each name the places of its consumers, each with the unit of each input, [stack, inputs].
+        positions: how many places of a convolution are looked at in each sample, at most.
+        seed: for choosing these.
+    """
+    for names in _packed(readers):
+        wanted = {place: consumers[place] for name in names for place in readers[name]}
+        entered = read_inputs(model, parts, wanted, positions=positions, seed=seed)
+        for name in names:
+            yield name, entered
+
+
+def _packed(readers: Mapping[str, Mapping[int, Tensor]]) -> Iterator[list[str]]:
     """Groups whose readers are looked at in one pass."""
     names, held = list[str](), dict[int, int]()
     for name, found in readers.items():

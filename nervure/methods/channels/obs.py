@@ -7,22 +7,28 @@ from typing import Any, ClassVar, final
 from torch import Tensor, nn
 
 from nervure.core.schema import NotNegative, Size
-from nervure.errors import DataError
 from nervure.graph.types import Graph
-from nervure.methods.base import Folder, Inquiry, View, data_of, model_of
-from nervure.methods.channels.compensation import UNREAD, add_ridge_to, columns_of, find_readers, packed, second_moments
+from nervure.methods.base import Folder, Inquiry, View, data_of, draw_samples, model_of
+from nervure.methods.channels.compensation import (
+    UNREAD,
+    add_ridge_to,
+    columns_of,
+    find_readers,
+    read_in_passes,
+    second_moments,
+)
 from nervure.methods.channels.timed import timed_inquiries
 from nervure.methods.channels.yardsticks import GlobalRanking
 from nervure.methods.evidence_folder import answer_folder, remember
 from nervure.refit.consumers import Consumer
-from nervure.refit.input_moments import find_consumers, read_inputs
+from nervure.refit.input_moments import find_consumers
 from nervure.refit.moments import InputSums
 from nervure.scores import Normalise, Scores
 from nervure.scores.brain_surgeon import obs
 from nervure.scores.common import normalise_groups
 from nervure.scores.completed import completed
 from nervure.scores.elimination import ReaderProblem
-from nervure.stats.loaders import Batch, batches, fixed_seed
+from nervure.stats.loaders import Batch
 
 
 @final
@@ -78,13 +84,12 @@ class ObsSurvey:
 
     def of(self, view: View, folder: Folder = None) -> dict[str, Tensor]:
         """For each group that is read what its units cost, [units]; raises DataError."""
-        model, data, place = model_of(view), data_of(view), answer_folder(folder, view, self)
+        model = model_of(view)
+        data_of(view)  # Where there are none, that is said before a folder is made.
+        place = answer_folder(folder, view, self)
 
         def make() -> Mapping[str, Tensor]:
-            with fixed_seed(view.seed):
-                parts = list(batches(data, self.samples, labelled=False, task=view.task))
-            if not parts:
-                raise DataError("the data gave no batch. Give a re-iterable of batches.")
+            parts = draw_samples(view, self.samples)
             return self._costs(model, view.graph, parts, view.seed)
 
         return remember(place and place / "obs.safetensors", make)
@@ -93,20 +98,17 @@ class ObsSurvey:
         consumers = find_consumers(model, parts[0])
         readers = {group.name: find_readers(group, consumers) for group in graph.prunable}
         found = dict[str, Tensor]()
-        for names in packed(readers):
-            wanted = {place: consumers[place] for name in names for place in readers[name]}
-            entered = read_inputs(model, parts, wanted, positions=self.positions, seed=seed)
-            for name in names:
-                read = {place: units for place, units in readers[name].items() if place not in entered.reasons}
-                problems = [
-                    problem
-                    for place, units in read.items()
-                    for problem in self._problems(
-                        model, replace(consumers[place]), entered.led[entered.leaders[place]], units, graph[name].size
-                    )
-                ]
-                if problems:
-                    found[name] = obs(problems, graph[name].size).float()
+        for name, entered in read_in_passes(model, parts, consumers, readers, positions=self.positions, seed=seed):
+            read = {place: units for place, units in readers[name].items() if place not in entered.reasons}
+            problems = [
+                problem
+                for place, units in read.items()
+                for problem in self._problems(
+                    model, replace(consumers[place]), entered.led[entered.leaders[place]], units, graph[name].size
+                )
+            ]
+            if problems:
+                found[name] = obs(problems, graph[name].size).float()
         return found
 
     def _problems(

@@ -18,12 +18,11 @@ from torch import Tensor
 from nervure.budget.weight_masks import Distribution, count_weights, relative_densities, sparse_masks
 from nervure.core.schema import Density, Size
 from nervure.errors import ArgumentError, BudgetError, DataError
-from nervure.methods.base import Folder, Inquiry, View
+from nervure.methods.base import Folder, Inquiry, View, draw_samples
 from nervure.methods.evidence_folder import answer_folder, remember
 from nervure.methods.masks.base_masks import Guard, PrunableWeights, Scored, Sparse
 from nervure.methods.masks.gradients import twin
 from nervure.refit.mask_selection import MatrixShare, select_masks
-from nervure.stats.loaders import batches, fixed_seed
 
 
 @final
@@ -84,10 +83,7 @@ class SparseGPT(Sparse):
             raise DataError(f"{self!r} looks at what enters the layers: give data=, batches of inputs.")
         field = PrunableWeights.of(view, self.dense)
         shares = self._shares(field)
-        with fixed_seed(view.seed):
-            drawn = list(batches(view.data, self.samples, labelled=False, task=view.task))
-        if not drawn:
-            raise DataError("the data gave no batch. Give a re-iterable of batches.")
+        drawn = draw_samples(view, self.samples)
         readable = {s.tensor: shares[s.tensor] for s in field.sheets if s.tensor in shares and not s.is_computed}
         found = select_masks(twin(view), drawn, readable, positions=self.positions, seed=view.seed)
         return found | self._by_magnitude(field, {name: shares[name] for name in shares if name not in found})

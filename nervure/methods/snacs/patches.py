@@ -12,15 +12,14 @@ import torch
 from torch import Tensor
 
 from nervure.core.container import Kind
-from nervure.methods.base import Folder, View, data_of, model_of
-from nervure.methods.channels.compensation import add_ridge_to, columns_of, packed, second_moments
+from nervure.methods.base import Folder, View, data_of, draw_samples, model_of
+from nervure.methods.channels.compensation import add_ridge_to, columns_of, read_in_passes, second_moments
 from nervure.methods.evidence_folder import answer_folder, remember
 from nervure.refit.consumers import Consumer
-from nervure.refit.input_moments import find_consumers, read_inputs
+from nervure.refit.input_moments import find_consumers
 from nervure.refit.moments import InputSums
 from nervure.scores.bundles import Layer, layers
 from nervure.scores.elimination import ReaderProblem, entry_prices
-from nervure.stats.loaders import batches, fixed_seed
 
 SHARES = Kind("nervure-patch-connectivity", "connectivity on patches saved by nervure", version=1)
 
@@ -40,25 +39,24 @@ class PatchSurvey:
         Raises:
             DataError: the view has no model or no data, or what enters a layer is not finite.
         """
-        model, data = model_of(view), data_of(view)
+        model = model_of(view)
+        data_of(view)  # Where there are none, that is said before a folder is made.
         place = answer_folder(folder, view, self)
 
         def make() -> Mapping[str, Tensor]:
-            with fixed_seed(view.seed):
-                parts = list(batches(data, self.samples, labelled=False, task=view.task))
+            parts = draw_samples(view, self.samples)
             consumers = find_consumers(model, parts[0])
             names = dict.fromkeys(consumer.tensor for consumer in consumers)
             listed = {layer.tensor: layer for layer in layers(view.graph, view.weights, names)}
             found = dict[str, Tensor]()
             entering = dict(_units(listed, consumers))
-            for pack in packed(entering):
-                wanted = {at: consumers[at] for name in pack for at in entering[name]}
-                entered = read_inputs(model, parts, wanted, positions=self.positions, seed=view.seed)
-                for name in pack:
-                    (at,) = entering[name]
-                    if at not in entered.reasons:
-                        sums = entered.led[entered.leaders[at]]
-                        found[name] = self._shares(listed[name], replace(consumers[at]), sums, entering[name][at])
+            for name, entered in read_in_passes(
+                model, parts, consumers, entering, positions=self.positions, seed=view.seed
+            ):
+                (at,) = entering[name]
+                if at not in entered.reasons:
+                    sums = entered.led[entered.leaders[at]]
+                    found[name] = self._shares(listed[name], replace(consumers[at]), sums, entering[name][at])
             return found
 
         return remember(None if place is None else place / "patches.safetensors", make, SHARES)
