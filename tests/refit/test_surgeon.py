@@ -4,8 +4,9 @@ import importlib
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from nervure import Magnitude, prune, refit
 from nervure.refit import obs_update, restrict
 from nervure.refit.gather import Gathered, GramPart
 from nervure.refit.moments import Moments
@@ -108,6 +109,35 @@ def test_a_masked_layer_is_fitted_inside_its_mask(by_surgeon: bool) -> None:
     new = weight * keep + fit.change[0].T
     direct = loss(weight, new, x[:150]) / (x[:150] @ weight.T).var(0, correction=0).sum() / 150
     assert moments[0].error(fit.change, fit.shift) == pytest.approx(float(direct), rel=1e-8)
+
+
+def test_the_answer_inside_a_mask_is_the_optimum_of_the_ridge_that_was_chosen() -> None:
+    weight, x = problem_of()
+    keep = unstructured(weight)
+    moments = [Moments(1, 12, 5, torch.device("cpu")) for _ in range(2)]
+    for part, sums in zip((x[:150], x[150:]), moments, strict=True):
+        y = part @ weight.T
+        sums.add(part[None], (y - part @ (weight * keep).T)[None], y[None])
+    problem = Problem((weight * keep)[None], moments[0], (moments[1],), has_shift=False, keep=keep[None])
+    fit = solve(problem)
+    assert fit.freedom == "ridge"
+    gram, cross = problem.normal()
+    gram = gram[0] + fit.ridge * gram[0].diagonal().mean() * torch.eye(12, dtype=gram.dtype)
+    for row in range(5):
+        own = keep[row]
+        best = torch.linalg.solve(gram[own][:, own], cross[0, own, row])
+        torch.testing.assert_close(fit.change[0, own, row], best, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("samples", "positions"), [(16, 12 * 100), (400, 300 * 32)])
+def test_places_are_more_where_samples_are_few(samples: int, positions: int) -> None:
+    """Of 100 places of each picture: all where 16 pictures are to give 8,192 positions, 32 where 400 are."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 4, 3, padding=1)).eval()
+    pictures = torch.randn(samples, 1, 10, 10)
+    pruned = prune(model, pictures[:1], Magnitude(keep=0.5), progress=False)
+    found = refit(pruned, [pictures], reference=model, progress=False)
+    assert next(layer.positions for layer in found.layers if layer.tensor == "2.weight") == positions
 
 
 def test_sums_over_an_input_are_made_once_for_all_that_read_it_and_part_where_it_does() -> None:
