@@ -148,11 +148,15 @@ class Provenance:
     """Parameters that went into an operator that is none of these, by name: how, and into which."""
 
     def __post_init__(self) -> None:
-        self.fixed |= set(self.tape.named)
         for number, name in self.tape.named.items():
-            shape = self.tape.values[number].shape
-            if name in self.parameters and len(shape) >= MATRIX:
-                self.trails[number] = (Trail(name, shape),)
+            self.begin(number, name)
+
+    def begin(self, number: int, name: str) -> None:
+        """A value that is a tensor of the model."""
+        self.fixed.add(number)
+        shape = self.tape.values[number].shape
+        if name in self.parameters and len(shape) >= MATRIX:
+            self.trails[number] = (Trail(name, shape),)
 
     def step(self, entry: Entry | WriteBack) -> list[Operand]:
         """Read one entry of the tape, and tell which parameters it multiplies with."""

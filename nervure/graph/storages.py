@@ -68,6 +68,16 @@ class StorageLog:
         return bool(reference.expired())
 
 
+class NoStorageLog(StorageLog):
+    """Notes nothing: for runs after which nobody asks."""
+
+    def add(self, tensor: Tensor, entry: int, *, is_held: bool) -> None:
+        """Nothing."""
+
+    def bury(self, entry: int) -> None:
+        """Nothing."""
+
+
 def alias_of(tensor: Tensor) -> Tensor:
     """Another tensor on the same memory, made unseen: whether anybody holds the first one can then be told."""
     if type(tensor) is not Tensor:

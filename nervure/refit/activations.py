@@ -10,7 +10,8 @@ from nervure.graph.models import device_of, evaluating
 from nervure.graph.modes import disable_compile, leave_modes
 from nervure.graph.preserve import restore_after
 from nervure.graph.products import Operand, Provenance
-from nervure.graph.tape import Entry, Recorder, Tape, WriteBack, named_tensors, plain_kernels
+from nervure.graph.storages import NoStorageLog
+from nervure.graph.tape import Entry, Recorder, Ref, Tape, WriteBack, named_tensors, plain_kernels
 from nervure.stats.loaders import Batch
 
 See: TypeAlias = Callable[["Watcher", Entry | WriteBack, Sequence[Operand], tuple[Any, ...], Any], None]
@@ -26,12 +27,22 @@ class Watcher(Recorder):
     """Shows ``see`` each operator as it happens; ``tensors`` are those of the model, by name."""
 
     def __init__(self, tensors: Mapping[str, Tensor], see: See) -> None:
-        super().__init__(Tape())
-        for name, tensor in tensors.items():
-            self.tape.named[self.new(tensor).id] = name
+        super().__init__(Tape(storages=NoStorageLog()))
+        self._names = {id(tensor): name for name, tensor in tensors.items()}
         parameters = frozenset(name for name, tensor in tensors.items() if isinstance(tensor, nn.Parameter))
         self.provenance = Provenance(self.tape, parameters)
         self._see, self._read = see, 0
+
+    def value(self, tensor: Tensor) -> Ref:
+        """Its number. Tensors of the model have names; each gets its number where it is first met."""
+        number = self.memory.number(tensor)
+        if number is not None:
+            return Ref(number)
+        ref, name = self.new(tensor), self._names.get(id(tensor))
+        if name is not None:
+            self.tape.named[ref.id] = name
+            self.provenance.begin(ref.id, name)
+        return ref
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = super().__torch_dispatch__(func, types, args, kwargs)

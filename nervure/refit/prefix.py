@@ -68,10 +68,12 @@ class Prefix:
         """While this lasts the layers that are done give what they gave for this part of the data."""
         with ExitStack() as stack:
             for layer in self._layers[: max(self.depth - 1, 0)]:
-                stack.enter_context(_instead(layer, lambda x, *args, **kwargs: x))
+                stack.enter_context(replaced_forward(layer, lambda x, *args, **kwargs: x))
             if self.depth:
                 kept = self._kept[part]
-                stack.enter_context(_instead(self._layers[self.depth - 1], lambda *args, **kwargs: kept.clone()))
+                stack.enter_context(
+                    replaced_forward(self._layers[self.depth - 1], lambda *args, **kwargs: kept.clone())
+                )
             yield
 
     def advance(self, depth: int, parts: Iterable[Batch]) -> None:
@@ -91,7 +93,7 @@ def _stop(module: nn.Module, args: Any, output: Any) -> None:
 
 
 @contextmanager
-def _instead(layer: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+def replaced_forward(layer: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
     """While this lasts a layer runs something else."""
     own = vars(layer).get("forward")
     vars(layer)["forward"] = forward

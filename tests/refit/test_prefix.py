@@ -1,13 +1,9 @@
 """Layers that are done do not run again, and nothing is different for it."""
 
-import sys
-
 import torch
 from torch import Tensor, nn
 
-from nervure import Magnitude, prune
-from nervure.refit import refit
-from nervure.refit.prefix import Prefix, prefix_of
+from nervure.refit.prefix import prefix_of
 from nervure.stats.loaders import Batch
 
 
@@ -66,18 +62,6 @@ def test_layers_that_share_their_weights_are_run() -> None:
     model = Network()
     model.layers[1].up.weight = model.layers[3].up.weight
     assert prefix_of(model, batch()).names == ()
-
-
-def test_answers_are_those_of_running_all_layers_again(monkeypatch) -> None:  # type: ignore[no-untyped-def]
-    model = Network().eval()
-    pruned = prune(model, data()[:2], Magnitude(keep=0.5), progress=False)
-    short = refit(pruned, [data()], reference=model, progress=False)
-    # The function of that name hides the package from a path of attributes.
-    monkeypatch.setattr(sys.modules["nervure.refit.fit"], "prefix_of", lambda model, batch: Prefix(model, ()))
-    whole = refit(pruned, [data()], reference=model, progress=False)
-    assert short.layers == whole.layers
-    for one, other in zip(short.result.model.parameters(), whole.result.model.parameters(), strict=True):
-        assert torch.equal(one, other)
 
 
 def test_layers_come_back_as_they_were() -> None:

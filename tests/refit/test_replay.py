@@ -1,0 +1,158 @@
+"""Modules that are done do not run again, and nothing is different for it."""
+
+from collections import Counter
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from nervure import Magnitude, prune, zoo
+from nervure.refit import refit
+from nervure.refit.replay import Replay
+from nervure.stats.loaders import Batch
+from nervure.zoo.models.densenet import DenseNet
+
+Runs = Counter[str]
+
+
+class Layer(nn.Module):
+    """A product that counts its runs."""
+
+    def __init__(self, runs: Runs, name: str, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.linear, self.name, self.__dict__["runs"] = nn.Linear(inputs, outputs), name, runs
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.runs[self.name] += 1
+        found: Tensor = self.linear(x).relu()
+        return found
+
+
+class Pyramid(nn.Module):
+    """Down and up again: what is above looks at what was below, with operators of its own between the modules."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.runs = Runs()
+        self.a, self.b = Layer(self.runs, "a", 4, 8), Layer(self.runs, "b", 8, 6)
+        self.c, self.d = Layer(self.runs, "c", 6, 8), Layer(self.runs, "d", 16, 5)
+        self.head, self.act = nn.Linear(5, 3), nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = self.a(x)
+        b = self.act(self.b(a) - 0.1)
+        c = self.c(b)
+        d = self.d(torch.cat([a * 2, c], dim=1))
+        found: Tensor = self.head(d)
+        return found
+
+
+class Shared(Pyramid):
+    """One parameter is used by two modules."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.e = Layer(self.runs, "e", 4, 8)
+        self.e.linear.weight = self.a.linear.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = super().forward(x) + self.e(x)[:, :3]
+        return found
+
+
+def data(size: int = 64) -> Tensor:
+    return torch.randn(size, 4, generator=torch.Generator().manual_seed(1))
+
+
+def batch() -> Batch:
+    return Batch(data(8), 8)
+
+
+@pytest.mark.parametrize(
+    ("pending", "stay"),
+    [
+        ([("head.weight", 0)], []),
+        ([("d.linear.weight", 0)], ["d"]),
+        ([("c.linear.weight", 0)], ["c", "d"]),
+        ([("c.linear.weight", 0), ("head.weight", 0)], ["c", "d"]),
+        ([("a.linear.weight", 0)], ["a", "b", "c", "d"]),
+    ],
+)
+def test_what_runs_before_all_that_is_pending_is_left_out(pending: list[tuple[str, int]], stay: list[str]) -> None:
+    model = Pyramid().eval()
+    expected = model(data(8))
+    replay = Replay(model, batch())
+    replay.advance(pending, [batch()])
+    model.runs.clear()
+    with replay.skipped(0), torch.no_grad():
+        assert torch.equal(model(data(8)), expected)
+    assert sorted(model.runs) == stay
+    assert all("forward" not in vars(module) for module in model.modules())
+
+
+def test_each_part_of_the_data_gets_its_own() -> None:
+    model = Pyramid().eval()
+    parts = [Batch(part, 8) for part in data().split(8)]
+    replay = Replay(model, parts[0])
+    for key in ("b.linear.weight", "d.linear.weight"):
+        replay.advance([(key, 0)], parts)
+    for number, part in enumerate(parts):
+        with replay.skipped(number), torch.no_grad():
+            assert torch.equal(model(part.inputs), Pyramid().eval()(part.inputs))
+
+
+def test_modules_that_share_a_parameter_run() -> None:
+    model = Shared().eval()
+    replay = Replay(model, batch())
+    replay.advance([("head.weight", 0)], [batch()])
+    model.runs.clear()
+    with replay.skipped(0), torch.no_grad():
+        model(data(8))
+    assert sorted(model.runs) == ["a", "e"]
+
+
+class Drawing(nn.Module):
+    """Numbers are drawn in one module and the next."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 2)
+        self.noise = nn.Module()
+        self.noise.forward = lambda x: x + torch.randn_like(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.second(self.noise(self.noise(self.first(x))) + torch.randn(()))
+        return found
+
+
+def test_a_model_that_gives_something_else_without_them_runs_whole() -> None:
+    model = Drawing().eval()
+    replay = Replay(model, batch())
+    replay.advance([("second.weight", 0)], [batch()])
+    with replay.skipped(0):
+        torch.manual_seed(0)
+        found = model(data(8))
+    torch.manual_seed(0)
+    assert torch.equal(found, model(data(8)))
+
+
+SMALL = [
+    zoo.build("resnet8", in_channels=1),
+    DenseNet(depth=16, in_channels=1, num_classes=10, growth=4, bottleneck=False),
+    zoo.build("vit_tiny", in_channels=1, image_size=16, patch=4, dim=16, depth=2, heads=2),
+]
+
+
+@pytest.mark.filterwarnings("ignore:too few samples")
+@pytest.mark.parametrize("model", SMALL, ids=lambda model: type(model).__name__)
+def test_a_refit_is_that_of_running_all_again(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    model.eval()
+    images = torch.rand(24, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    pruned = prune(model, images[:2], Magnitude(keep=0.5), progress=False, verify=False)
+    short = refit(pruned, [images], reference=model, progress=False)
+    monkeypatch.setattr(Replay, "advance", lambda *args: None)
+    whole = refit(pruned, [images], reference=model, progress=False)
+    assert short.layers == whole.layers
+    for one, other in zip(short.result.model.parameters(), whole.result.model.parameters(), strict=True):
+        assert torch.equal(one, other)
