@@ -12,6 +12,7 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -24,7 +25,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.refit import BATCH, CACHE, SAMPLES, accuracies, dataset, dense, recover
 from benchmarks.runner import Benchmark, Case, Row, Rows, main
-from nervure import FPGM, SNACS, Magnitude, Random, Taylor, prune
+from nervure import FPGM, SNACS, Cut, Magnitude, Plan, Random, Taylor, prune
+from nervure.methods import View
 from nervure.refit import Refit, refit
 
 CHOSEN_ON, HELD_OUT = ("VGG-16", "ResNet-20"), ("MobileNetV2", "ResNet-56", "DenseNet-40", "ViT")
@@ -48,6 +50,44 @@ def methods(keep: float) -> Mapping[str, Any]:
     }
 
 
+@dataclass(frozen=True)
+class SizesOf:
+    """The control: as many units of each group as one method leaves, and of these the ones that another scores highest.
+
+    Attributes:
+        sizes: whose sizes.
+        inside: whose order, a ranking.
+    """
+
+    sizes: Any
+    inside: Any
+
+    @property
+    def wants(self) -> frozenset[str]:
+        """What both want."""
+        found: frozenset[str] = self.sizes.wants | self.inside.wants
+        return found
+
+    def plan(self, view: View) -> Plan:
+        """As said above."""
+        scores = self.inside.scores(view)
+        cuts = []
+        for cut in self.sizes.plan(view).cuts:
+            stays = torch.zeros(cut.keep.size, dtype=torch.bool)
+            stays[scores[cut.group].topk(cut.keep.count).indices] = True
+            cuts.append(Cut(cut.group, stays))
+        return Plan(tuple(cuts), view.graph.fingerprint)
+
+
+def controls(keep: float) -> Mapping[str, Any]:
+    """Where SNACS leads: by its sizes of layers, or by its choice inside of them?"""
+    how: dict[str, Any] = {"keep": keep, "budget": "macs"}
+    return {
+        "Magnitude, sizes of SNACS": SizesOf(SNACS(**how), Magnitude(**how)),
+        "Random, sizes of SNACS": SizesOf(SNACS(**how), Random(**how)),
+    }
+
+
 def run(label: str, keep: float, name: str, seed: int, epochs: int, options: Namespace) -> Row:
     """One line: cut and refitted, perhaps trained."""
     row = Row(key=[label, keep, name, seed, epochs])
@@ -66,7 +106,14 @@ def cut(label: str, keep: float, name: str, seed: int, options: Namespace, file:
     model, data = dense(label, seed, options), dataset(label)
     seen, start = data.train.batches(BATCH, shuffle_seed=seed), time.process_time()
     plain = prune(
-        model, data.example(1), methods(keep)[name], data=seen, seed=seed, refit=False, verify=False, progress=False
+        model,
+        data.example(1),
+        (methods(keep) | controls(keep))[name],
+        data=seen,
+        seed=seed,
+        refit=False,
+        verify=False,
+        progress=False,
     )
     planned, seen.epoch = time.process_time(), 0
     again = refit(plain, seen, reference=model, how=Refit(samples=SAMPLES, seed=seed), progress=False)
@@ -87,7 +134,7 @@ def cases(options: Namespace) -> Iterator[Case]:
     """Seeds, networks, budgets, criteria, epochs: what is needed first comes first."""
     options.cache.mkdir(parents=True, exist_ok=True)
     for seed, epochs, label, keep in product(range(options.seeds), EPOCHS, (*HELD_OUT, *CHOSEN_ON), KEEPS):
-        for name in methods(keep) if epochs <= options.epochs else ():
+        for name in (*methods(keep), *(() if epochs else controls(keep))) if epochs <= options.epochs else ():
             yield (label, keep, name, seed, epochs), partial(run, label, keep, name, seed, epochs, options)
 
 
@@ -175,7 +222,8 @@ defocus, fog and contrast at severity 3, on 500 pictures. What SNACS does was ch
 (last, where they were run). A row rests on so many seeds as its last column says: of one seed, differences of a point
 mean nothing, and the networks, not their seeds, are the unit of chance. *Level* is within half a point of the best.
 A criterion that ranks all layers together may leave a layer with a single channel: hence those that let groups of one
-build compete alone (*isomorphic*)."""
+build compete alone (*isomorphic*). *Sizes of SNACS* are the control: each layer is as large as SNACS makes it, and what
+stays in it is chosen by magnitude, or by lot."""
 
 BENCHMARK = Benchmark(
     "held_out",
