@@ -17,6 +17,7 @@ from nervure.core.container import Kind
 from nervure.errors import DataError
 from nervure.graph.types import Graph, Group
 from nervure.methods.base import Folder, View, data_of, draw_samples, model_of
+from nervure.methods.channels.output_shares import output_shares
 from nervure.methods.evidence_folder import answer_folder, remember
 from nervure.refit.consumers import Consumer
 from nervure.refit.input_moments import InputMoments, Joined, find_consumers, read_inputs
@@ -74,7 +75,8 @@ class CompensationSurvey:
         positions: at how many places of each sample a convolution is looked at, at most.
         ridge: the share of its variance that is added to each input's, so that the scale of a unit does not matter.
         currency: what counts alike: ``"outputs"`` (each output of each reader; where that is added to a stream, as much
-            as it makes of its variance), ``"alone"`` (each output, wherever it goes) or ``"layers"`` (each reader).
+            as it makes of its variance; gates as much as the value that is made of them), ``"alone"`` (the same
+            wherever it goes) or ``"layers"`` (each reader).
     """
 
     samples: int = 1024
@@ -114,9 +116,10 @@ class CompensationSurvey:
     def _curves(self, model: nn.Module, graph: Graph, parts: Sequence[Batch], seed: int) -> CompensationCurves:
         consumers = find_consumers(model, parts[0])
         readers = {group.name: find_readers(group, consumers) for group in graph.prunable}
+        shares = output_shares(graph, consumers)
         order, costs, skipped = dict[str, Tensor](), dict[str, Tensor](), dict[str, str]()
         for name, entered in read_in_passes(model, parts, consumers, readers, positions=self.positions, seed=seed):
-            problems = list(self._problems(model, graph[name], readers[name], consumers, entered))
+            problems = list(self._problems(model, graph[name], readers[name], consumers, entered, shares))
             if problems:
                 order[name], costs[name] = eliminate(problems, graph[name].size)
             else:
@@ -131,6 +134,7 @@ class CompensationSurvey:
         readers: Mapping[int, Tensor],
         consumers: Sequence[Consumer],
         entered: InputMoments,
+        shares: Mapping[int, Tensor],
     ) -> Iterator[ReaderProblem]:
         for place, units in readers.items():
             if place in entered.reasons:
@@ -138,7 +142,10 @@ class CompensationSurvey:
             consumer, sums = replace(consumers[place]), entered.led[entered.leaders[place]]
             variance, moments = second_moments(consumer, sums)
             weight = consumer.weight(model).double()
-            weight = weight * self._scale(weight, variance, entered.joined.get(place))
+            scale = self._scale(weight, variance, entered.joined.get(place))
+            if self.currency != "layers" and place in shares:
+                scale = scale * shares[place].to(scale).sqrt()[:, :, None]
+            weight = weight * scale
             for part, matrix in enumerate(moments):
                 yield ReaderProblem(weight[part], add_ridge_to(matrix, self.ridge), columns_of(units[part], group.size))
 
