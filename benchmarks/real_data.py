@@ -586,6 +586,10 @@ def speech_recogniser(folder: Path, clips: int) -> Subject:
     def feed(heard: Tensor, tokens: Tensor) -> dict[str, Any]:
         return {"input_features": heard, "decoder_input_ids": tokens, "use_cache": False}
 
+    def as_inputs(tokens: Tensor) -> Tensor:
+        """What is behind the end is more of it, not the first symbol of the table."""
+        return torch.where(tokens == PADDING, END, tokens)
+
     @torch.no_grad()
     def transcribe(model: nn.Module, heard: Tensor) -> list[int]:
         state, tokens = model.model.encoder(heard), torch.tensor([START])
@@ -606,7 +610,7 @@ def speech_recogniser(folder: Path, clips: int) -> Subject:
             text = [*START, *transcribe(model, heard), END][:32]
             found.append((heard, torch.tensor(text + [PADDING] * (33 - len(text)))))
         return [
-            feed(torch.cat([h for h, _ in part]), torch.stack([t for _, t in part])[:, :-1].clamp(min=0))
+            feed(torch.cat([h for h, _ in part]), as_inputs(torch.stack([t for _, t in part])[:, :-1]))
             | {"labels": torch.stack([t for _, t in part])[:, 1:]}
             for part in (found[i : i + 4] for i in range(0, count, 4))
         ]

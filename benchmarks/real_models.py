@@ -153,7 +153,7 @@ UNTRAINED: Mapping[tuple[str, str], Mapping[str, Arm]] = {
 """Subject and edit, then arm by arm."""
 
 SAMPLES = {
-    "text reader": 64, "voice encoder": 128, "classifier": 64, "detector": 32, "speech": 16, "language": 16,
+    "text reader": 240, "voice encoder": 128, "classifier": 128, "detector": 60, "speech": 48, "language": 32,
 }  # fmt: skip
 EPOCHS, RATE = 3, 1e-4
 

@@ -141,7 +141,7 @@ def run(recipe: Path, folder: Path | None, fresh: bool, quiet: bool) -> None:
 @click.option("--strict", is_flag=True, help="The whole interval has to be within the tolerance.")
 @click.option("--refit/--no-refit", "fits", default=False, help="Let what stays take over what left, before training.")
 @click.option("--epochs", type=click.IntRange(0), default=5, help="Of training after the cut: 5; on texts none.")
-@click.option("--part", "parts", multiple=True, type=click.Choice(PARTS), help="On texts, what is cut: ffn and heads.")
+@click.option("--part", "parts", multiple=True, type=click.Choice(PARTS), help="On texts, what is cut: ffn.")
 @click.option("--train-epochs", type=click.IntRange(0), help="Of training before it; else 10, 0 for trained weights.")
 @click.option("--lr", type=float, help="The peak learning rate of both; else as in a recipe, 1e-4 for hf: networks.")
 @click.option("--optimizer", type=click.Choice(["sgd", "adamw"]), help="Of both; else sgd, adamw for hf: networks.")

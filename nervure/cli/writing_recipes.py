@@ -96,7 +96,7 @@ def recipe_for_texts(
     Args:
         choice: the network and its data.
         out: where the folder of the smaller model goes.
-        parts: what is cut; none: units inside layers, and heads; of methods that drop, whole layers.
+        parts: what is cut; none: units inside layers; of methods that drop, whole layers.
         named: the options that the user wrote, whatever they are by default.
         method: the method.
         asked: how much stays.

@@ -315,7 +315,7 @@ class FolderSection:
     """
 
     path: str = ""
-    parts: tuple[str, ...] = rule(_parts, ("ffn", "heads"))
+    parts: tuple[str, ...] = rule(_parts, ("ffn",))
     source: str = ""
 
 
