@@ -128,7 +128,7 @@ def method_of(recipe: Recipe) -> Method:
         method = method_keeping(
             section.method,
             as_before(section.method, section.options),
-            keep=section.keep,
+            keep=section.share,
             budget=section.budget,
             density=section.density or None,
         )

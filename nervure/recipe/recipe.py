@@ -211,7 +211,8 @@ class PruneSection:
     """Which ``method``, how much stays (``keep``, in the unit of ``budget``), and the method's other ``options``.
 
     One of your own is named ``method = "package.module:name"``; it is imported, from the working folder too. So is a
-    kind of ``budget`` of your own.
+    kind of ``budget`` of your own. With ``keep = "limits"`` each layer is cut to the limit that the method finds for it
+    (SNACS, Compensated), and ``budget`` has no say.
 
     With ``budget = "latency"`` the ``options`` say ``engine`` and ``target``, a share or a time like ``"3 ms"``; with
     ``budget = "memory"`` they may say ``target``, a share, bytes or ``"200 MB"``.
@@ -228,7 +229,7 @@ class PruneSection:
     """
 
     method: str = "Magnitude"
-    keep: Fraction = 0.5
+    keep: Fraction | Literal["limits"] = 0.5
     budget: str = rule(budget_among(BUDGETS), "macs")
     samples: Size = 2048
     options: Options = field(default_factory=dict, hash=False)
@@ -237,6 +238,11 @@ class PruneSection:
     begin: Literal["auto", "trained", "fresh"] = "auto"
     tolerance: NotNegative = 0.0
     strict: bool = False
+
+    @property
+    def share(self) -> float | None:
+        """The fraction that stays; None where limits decide."""
+        return None if self.keep == "limits" else self.keep
 
 
 @final

@@ -136,7 +136,7 @@ class Trial:
 
     def __str__(self) -> str:
         prune, seed = self.recipe.prune, self.recipe.run.seed
-        return f"{self.network}, seed {seed}, {self.method} at {prune.keep:g} of {prune.budget}"
+        return f"{self.network}, seed {seed}, {self.method} at {prune.keep} of {prune.budget}"
 
 
 @final

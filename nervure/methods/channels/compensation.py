@@ -34,6 +34,8 @@ TINY = 1e-9
 """The share of a layer's largest variance below which an output counts as constant."""
 ROUNDING = 1e-7
 """The ridge that there always is, since sums are of single precision; more where they are rougher."""
+CURVE_SLACK = 0.1
+"""What a unit may cost where limits decide, as a share of the average one of its group."""
 CURVES = Kind("nervure-compensation", "curves of compensation saved by nervure", version=1)
 
 
@@ -53,6 +55,10 @@ class CompensationCurves:
     costs: Mapping[str, Tensor]
     skipped: Mapping[str, str] = field(default_factory=dict)
     samples: int = 0
+
+    def removable(self, name: str, slack: float) -> int:
+        """How many units of a group its limit lets go; none of a group without a curve."""
+        return removable(self.costs[name], slack) if name in self.costs else 0
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for a report."""
@@ -162,6 +168,21 @@ def add_ridge_to(moments: Tensor, ridge: float) -> Tensor:
         if not int(torch.linalg.cholesky_ex(found).info):
             return found
         ridge *= 10
+
+
+def removable(costs: Tensor, slack: float) -> int:
+    """How many units of a group its limit lets go: as long as the next one costs little beside the average one.
+
+    >>> removable(torch.tensor([0.0, 0.5, 3.0, 4.5]), slack=0.25)
+    2
+
+    Args:
+        costs: what each unit adds to what is lost, in the order in which they leave. Shape [units].
+        slack: what one may cost, as a share of the mean of all, in [0, 1]. 1 is the knee of the curve of what is lost:
+            where it is steeper than the line from its beginning to its end.
+    """
+    rising = costs.double().clamp(min=0).cummax(0).values
+    return int((rising <= slack * rising.mean()).sum())
 
 
 def find_readers(group: Group, consumers: Sequence[Consumer]) -> dict[int, Tensor]:
