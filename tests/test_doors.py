@@ -12,7 +12,7 @@ import torch
 from click.testing import CliRunner
 from torch import nn
 
-from nervure import Magnitude, Recipe, prune, run, save, sweep
+from nervure import SNACS, Magnitude, Recipe, prune, run, save, sweep
 from nervure.cli import main
 from nervure.core.inputs import Inputs
 from nervure.errors import FileError, MissingExtraError, RecipeError
@@ -388,15 +388,19 @@ def test_transformers_builds_from_a_folder(tmp_path: Path) -> None:
         ModelSource.of_name("hf:tyni", {"local_files_only": True}).build()
 
 
-@pytest.mark.parametrize(("options", "ranking"), [([], "compensated"), (["--set", "granularity=kernels"], None)])
+@pytest.mark.parametrize(
+    ("words", "options"), [([], {}), (["--set", "granularity=kernels"], {"granularity": "kernels"})]
+)
 def test_a_new_recipe_has_snacs_as_it_is_now(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], ranking: str | None
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], options: dict[str, str]
 ) -> None:
     written: list[Recipe] = []
     monkeypatch.setattr("nervure.cli.commands.run_recipe", lambda recipe, **_: written.append(recipe) or 1 / 0)
-    words = ["prune", "--model", "resnet8", "--data", "digits", "--keep", "0.5", "--method", "SNACS", *options]
-    CliRunner().invoke(main, [*words, "--out", str(tmp_path / "run")])
-    assert written[0].prune.options.get("ranking") == ranking
+    command = ["prune", "--model", "resnet8", "--data", "digits", "--keep", "0.5", "--method", "SNACS", *words]
+    CliRunner().invoke(main, [*command, "--out", str(tmp_path / "run")])
+    assert (written[0].prune.version, written[0].prune.options) == (2, options)
+    again = Recipe.from_toml(written[0].to_toml())
+    assert method_of(again) == SNACS(keep=0.5, budget="macs", **options)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from nervure.errors import ArgumentError
 from nervure.methods import METHODS
 from nervure.methods.lookup import find_method, options_of
 from nervure.recipe import Recipe
-from nervure.recipe.recipe import FolderSection
+from nervure.recipe.recipe import VERSION, FolderSection
 
 EPOCHS = 10
 """Of training before the cut, for a network with fresh weights."""
@@ -49,7 +49,7 @@ def recipe_from_options(  # noqa: PLR0913 - one keyword per option
     training = dict(usual) | _without_none(lr=lr, optimizer=optimizer)
     before = (0 if _is_trained(choice) else EPOCHS) if train_epochs is None else train_epochs
     asked = _settle(asked, method, settings, tolerance)
-    options = _as_now(method, dict(settings)) | _without_none(engine=asked.engine, target=asked.target)
+    options = dict(settings) | _without_none(engine=asked.engine, target=asked.target)
     folder = out or Path("runs") / _file_name(f"{choice.model}-{method}-{_amount(asked, tolerance)}")
     return Recipe.from_dict(
         {
@@ -65,6 +65,7 @@ def recipe_from_options(  # noqa: PLR0913 - one keyword per option
                 "options": options,
                 "tolerance": tolerance,
                 "strict": strict,
+                "version": VERSION,
             },
             "refit": {"samples": 1024, "positions": 0} if fits else {},
             "recover": {"epochs": epochs, **training},
@@ -72,12 +73,6 @@ def recipe_from_options(  # noqa: PLR0913 - one keyword per option
         },
         source="what the options say",
     )
-
-
-def _as_now(method: str, options: dict[str, Any]) -> dict[str, Any]:
-    """Options of a method: a new recipe says of SNACS what it has by now, since silence means what it had before."""
-    is_open = not {"granularity", "ranking", "paper", "of", "sizes"} & options.keys()
-    return {"ranking": "compensated", **options} if method.lower() == "snacs" and is_open else options
 
 
 def recipe_for_texts(

@@ -96,6 +96,15 @@ Threads = Annotated[int, Meta(ge=0, le=4096)]
 """Of torch; 0: as torch has it."""
 
 
+VERSION = 2
+"""Of the recipes that are written now."""
+
+
+def known_version(value: int) -> str:
+    """What is wrong with the version of a recipe; empty: nothing."""
+    return "" if 1 <= value <= VERSION else f"is not one of 1 to {VERSION}, which this version of nervure knows"
+
+
 def rule(wrong: Callable[[Any], str], default: Any) -> Any:
     """A field whose value must be right: ``wrong`` returns what is wrong with it, or nothing."""
     return field(default=default, metadata={"rule": wrong})
@@ -226,6 +235,9 @@ class PruneSection:
     ``begin`` says what is pruned: the ``"trained"`` network, which then recovers, or a ``"fresh"`` one, which is then
     trained as ``[train]`` says, as its random twin is. ``"auto"``: fresh for methods that begin with a sparse network
     by lot and rewire it while it trains, such as ``RigL``, trained for all others.
+
+    ``version`` says what a method has where the recipe leaves it open: 1, as without the key, what it had when recipes
+    began (SNACS masks kernels by one threshold over means), 2 what it has now.
     """
 
     method: str = "Magnitude"
@@ -238,6 +250,7 @@ class PruneSection:
     begin: Literal["auto", "trained", "fresh"] = "auto"
     tolerance: NotNegative = 0.0
     strict: bool = False
+    version: int = rule(known_version, 1)
 
     @property
     def share(self) -> float | None:
@@ -476,7 +489,7 @@ NEWER: Mapping[str, tuple[str, ...]] = {
     "task": (),
     "folder": (),
     "data": ("factory", "options"),
-    "prune": ("tolerance", "strict"),
+    "prune": ("tolerance", "strict", "version"),
     "train": NEWER_OF_TRAINING,
     "recover": NEWER_OF_TRAINING,
 }
