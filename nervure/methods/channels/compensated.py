@@ -19,6 +19,7 @@ from nervure.errors import NervureWarning
 from nervure.graph.types import Graph, keeps_of
 from nervure.methods.base import Inquiry, View
 from nervure.methods.channels.compensation import CURVE_SLACK, CompensationCurves, CompensationSurvey, Currency
+from nervure.methods.channels.data_views import ViewsLike, take_views, views_of
 from nervure.methods.channels.timed import Target, check_options, cut_lowest, is_left_to_limits, timed_inquiries
 from nervure.plan import Plan
 from nervure.scores import Scores
@@ -70,6 +71,9 @@ class Compensated(Checked):
             VGG-16 and ResNet-20 (pictures held out, two seeds each): it left 0.19 to 0.22 and 0.73 to 0.82 of the
             multiply-accumulates and cost 0.7 to 3.1 points refitted, 0.3 to 1.4 after one more epoch; 0.05 cost one
             point at most without training.
+        views: another view of the data, where others have to stand in as well: a function of a batch and a seed, as
+            :func:`nervure.training.picture_views` makes one, or its name ``"package.module:name"``; or batches of
+            another domain. A unit then costs what it costs in the worse of both, and measuring takes twice as long.
     """
 
     wants: ClassVar[frozenset[str]] = frozenset()
@@ -88,11 +92,13 @@ class Compensated(Checked):
     engine: EngineName | None = field(default=None, kw_only=True)
     target: Target | None = field(default=None, kw_only=True)
     slack: Share = field(default=CURVE_SLACK, kw_only=True)
+    views: ViewsLike | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         Checked.__post_init__(self)
         check_options(self)
         is_left_to_limits(self)
+        take_views(self)
 
     @property
     def asks(self) -> tuple[Inquiry[Any], ...]:
@@ -101,7 +107,7 @@ class Compensated(Checked):
 
     @property
     def _survey(self) -> CompensationSurvey:
-        return CompensationSurvey(self.samples, self.positions, self.ridge, self.currency)
+        return CompensationSurvey(self.samples, self.positions, self.ridge, self.currency, views_of(self.views))
 
     def evidence(self, view: View) -> CompensationCurves:
         """What the plan rests on."""

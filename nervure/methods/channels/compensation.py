@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from nervure.core.container import Kind
 from nervure.errors import DataError
 from nervure.graph.types import Graph, Group
-from nervure.methods.base import Folder, View, data_of, draw_samples, model_of
+from nervure.methods.base import Folder, View, data_of, model_of
+from nervure.methods.channels.data_views import DataViews, draw_views
 from nervure.methods.evidence_folder import answer_folder, remember
 from nervure.refit.consumers import Consumer
 from nervure.refit.input_moments import InputMoments, Joined, find_consumers, read_inputs
@@ -81,12 +82,14 @@ class CompensationSurvey:
         ridge: the share of its variance that is added to each input's, so that the scale of a unit does not matter.
         currency: what counts alike: ``"outputs"`` (each output of each reader; where that is added to a stream, as much
             as it makes of its variance), ``"alone"`` (each output, wherever it goes) or ``"layers"`` (each reader).
+        views: another view of the data, for which the order has to hold too. It takes as much time and memory again.
     """
 
     samples: int = 1024
     positions: int = 8
     ridge: float = 1e-3
     currency: Currency = "outputs"
+    views: DataViews | None = None
 
     def of(self, view: View, folder: Folder = None) -> CompensationCurves:
         """Run the model of a view, or read what was found out before about the same model on the same data.
@@ -100,11 +103,11 @@ class CompensationSurvey:
         skipped: dict[str, str] = {}
 
         def make() -> dict[str, Tensor]:
-            parts = draw_samples(view, self.samples)
+            parts = draw_views(view, self.views, self.samples)
             found = self._curves(model, view.graph, parts, view.seed)
             skipped.update(found.skipped)
             return {
-                "samples": torch.tensor([sum(part.size for part in parts)]),
+                "samples": torch.tensor([sum(part.size for part in parts[0])]),
                 **{f"order/{name}": value for name, value in found.order.items()},
                 **{f"costs/{name}": value for name, value in found.costs.items()},
             }
@@ -117,15 +120,24 @@ class CompensationSurvey:
         missing = {g.name: UNREAD for g in view.graph.prunable if g.name not in order}
         return CompensationCurves(order, costs, missing | skipped, int(kept["samples"]))
 
-    def _curves(self, model: nn.Module, graph: Graph, parts: Sequence[Batch], seed: int) -> CompensationCurves:
-        consumers = find_consumers(model, parts[0])
+    def _curves(
+        self, model: nn.Module, graph: Graph, views: Sequence[Sequence[Batch]], seed: int
+    ) -> CompensationCurves:
+        consumers = find_consumers(model, views[0][0])
         readers = {group.name: find_readers(group, consumers) for group in graph.prunable}
         order, costs, skipped = dict[str, Tensor](), dict[str, Tensor](), dict[str, str]()
-        for name, entered in read_in_passes(model, parts, consumers, readers, positions=self.positions, seed=seed):
-            problems = list(self._problems(model, graph[name], readers[name], consumers, entered))
+        seen = [read_in_passes(model, v, consumers, readers, positions=self.positions, seed=seed) for v in views]
+        for found in zip(*seen, strict=True):
+            name = found[0][0]
+            problems = [
+                replace(problem, view=number)
+                for number, (_, entered) in enumerate(found)
+                for problem in self._problems(model, graph[name], readers[name], consumers, entered)
+            ]
             if problems:
                 order[name], costs[name] = eliminate(problems, graph[name].size)
             else:
+                entered = found[0][1]
                 reasons = [entered.reasons[place] for place in readers[name] if place in entered.reasons]
                 skipped[name] = next(iter(reasons), UNREAD)
         return CompensationCurves(order, costs, skipped)

@@ -34,6 +34,7 @@ from nervure.graph.products import describe_products
 from nervure.methods.base import Inquiry, View
 from nervure.methods.channels.compensated import LIMITS, plan_by_curves
 from nervure.methods.channels.compensation import CURVE_SLACK, CompensationSurvey, removable
+from nervure.methods.channels.data_views import ViewsLike, take_views, views_of
 from nervure.methods.channels.timed import Target, for_engine, is_left_to_limits, plan_within, timed_inquiries
 from nervure.methods.snacs.limits import GRID, Limit
 from nervure.methods.snacs.patches import PatchSurvey
@@ -112,6 +113,8 @@ class SNACS(Checked):
         sizes: how much of each layer stays (kernels): as much as where the connections of largest weight of the whole
             network stay (``"magnitude"``), or what one threshold over all scores leaves (``"threshold"``, as in the
             paper and with ``paper``).
+        views: another view of the data, for which the order has to hold as well, see
+            :class:`nervure.methods.Compensated` (``ranking="compensated"``).
     """
 
     wants: ClassVar[frozenset[str]] = frozenset()
@@ -138,6 +141,7 @@ class SNACS(Checked):
     target: Target | None = None
     of: EvidenceOf | None = None
     sizes: Sizes | None = None
+    views: ViewsLike | None = None
 
     def __post_init__(self) -> None:
         Checked.__post_init__(self)
@@ -154,6 +158,9 @@ class SNACS(Checked):
             raise ArgumentError(f"paper=True ranks by connectivity: leave out ranking={self.ranking!r}.")
         if self.of == "patches" and (self.paper or self.ranking == "dependence"):
             raise ArgumentError("of='patches' is of ranking='connectivity', and not as published: leave it out.")
+        if self.views is not None and self.ranking != "compensated":
+            raise ArgumentError(f"views= is of ranking='compensated', and this ranks by {self.ranking}: leave it out.")
+        take_views(self)
         if self.paper or self.probe is None:
             object.__setattr__(self, "probe", self.paper or self.granularity == "kernels")
         if self.paper:
@@ -225,7 +232,8 @@ class SNACS(Checked):
 
     @property
     def _curves(self) -> CompensationSurvey | None:
-        return CompensationSurvey(self.samples) if self.ranking == "compensated" else None
+        how = CompensationSurvey(self.samples, views=views_of(self.views))
+        return how if self.ranking == "compensated" else None
 
     @property
     def _is_limited(self) -> bool:
