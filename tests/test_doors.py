@@ -12,14 +12,14 @@ import torch
 from click.testing import CliRunner
 from torch import nn
 
-from nervure import Magnitude, Recipe, prune, run, save, sweep
+from nervure import SNACS, Magnitude, Recipe, prune, run, save, sweep
 from nervure.cli import main
 from nervure.core.inputs import Inputs
 from nervure.errors import FileError, MissingExtraError, RecipeError
 from nervure.recipe import Study
 from nervure.recipe import steps as steps_module
 from nervure.recipe.fresh import difference
-from nervure.recipe.making import dataset_of
+from nervure.recipe.making import dataset_of, method_of
 from nervure.recipe.own_data import OwnData
 from nervure.recipe.probe import answers, largest_difference, read_probe, write_probe
 from nervure.recipe.recipe import DataSection, differences
@@ -388,12 +388,54 @@ def test_transformers_builds_from_a_folder(tmp_path: Path) -> None:
         ModelSource.of_name("hf:tyni", {"local_files_only": True}).build()
 
 
-@pytest.mark.parametrize(("options", "ranking"), [([], "compensated"), (["--set", "granularity=kernels"], None)])
+@pytest.mark.parametrize(
+    ("words", "options"), [([], {}), (["--set", "granularity=kernels"], {"granularity": "kernels"})]
+)
 def test_a_new_recipe_has_snacs_as_it_is_now(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], ranking: str | None
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], options: dict[str, str]
 ) -> None:
     written: list[Recipe] = []
     monkeypatch.setattr("nervure.cli.commands.run_recipe", lambda recipe, **_: written.append(recipe) or 1 / 0)
-    words = ["prune", "--model", "resnet8", "--data", "digits", "--keep", "0.5", "--method", "SNACS", *options]
-    CliRunner().invoke(main, [*words, "--out", str(tmp_path / "run")])
-    assert written[0].prune.options.get("ranking") == ranking
+    command = ["prune", "--model", "resnet8", "--data", "digits", "--keep", "0.5", "--method", "SNACS", *words]
+    CliRunner().invoke(main, [*command, "--out", str(tmp_path / "run")])
+    assert (written[0].prune.version, written[0].prune.options) == (2, options)
+    again = Recipe.from_toml(written[0].to_toml())
+    assert method_of(again) == SNACS(keep=0.5, budget="macs", **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("words", "keep"),
+    [
+        (["--method", "SNACS"], "limits"),
+        (["--method", "Compensated", "--keep", "limits"], "limits"),
+        (["--method", "SNACS", "--keep", "0.4"], 0.4),
+        (["--method", "SNACS", "--budget", "params"], 0.5),
+        (["--method", "SNACS", "--budget", "params", "--keep", "limits"], "limits"),
+        (["--method", "SNACS", "--set", "granularity=kernels", "--set", "limits=false"], 0.5),
+        (["--method", "SNACS", "--tolerance", "0.01"], 0.5),
+        (["--method", "Magnitude"], 0.5),
+    ],
+)
+def test_limits_decide_where_the_command_line_says_nothing_and_the_method_finds_some(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], keep: float | str
+) -> None:
+    written: list[Recipe] = []
+    monkeypatch.setattr("nervure.cli.commands.run_recipe", lambda recipe, **_: written.append(recipe) or 1 / 0)
+    CliRunner().invoke(
+        main, ["prune", "--model", "resnet8", "--data", "digits", *words, "--out", str(tmp_path / "run")]
+    )
+    assert written[0].prune.keep == keep
+    assert Recipe.from_toml(written[0].to_toml()) == written[0]
+    assert getattr(method_of(written[0]), "keep", None) == (None if keep == "limits" else keep)
+
+
+def test_limits_are_refused_where_a_method_finds_none() -> None:
+    told = CliRunner().invoke(main, ["plan", "Magnitude", "--keep", "limits", "--model", "resnet8"])
+    assert told.exit_code == 2 and "Magnitude finds no limits" in told.output and "SNACS" in told.output
+    recipe = {"model": {"name": "resnet8"}, "data": {"name": "digits"}}
+    with pytest.raises(RecipeError, match="Magnitude finds no limits"):
+        method_of(Recipe.from_dict(recipe | {"prune": {"keep": "limits"}}))
+    with pytest.raises(RecipeError, match="keep = 'limit'"):
+        Recipe.from_dict(recipe | {"prune": {"method": "SNACS", "keep": "limit"}})
+    told = CliRunner().invoke(main, ["plan", "SNACS", "--keep", "half", "--model", "resnet8"])
+    assert told.exit_code == 2 and "'half'" in told.output and "limits" in told.output

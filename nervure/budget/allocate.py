@@ -51,7 +51,7 @@ def allocate(
     graph: Graph,
     scores: Mapping[str, Tensor],
     *,
-    keep: Density,
+    keep: Density | None,
     budget: BudgetName = "channels",
     scope: Scope = "global",
     minimum: Size = 1,
@@ -77,7 +77,8 @@ def allocate(
     Args:
         graph: the model's graph.
         scores: for each prunable group a tensor [units], higher stays. Groups that cannot be cut are ignored.
-        keep: the fraction that stays, in (0, 1]; 1.0 gives the empty plan.
+        keep: the fraction that stays, in (0, 1]; 1.0 gives the empty plan. None: each group keeps its floor, whatever
+            that comes to.
         budget: what is counted, see above.
         scope: which units compete with one another, see above.
         minimum: the floor: every group keeps so many units (or all that it has).
@@ -232,9 +233,12 @@ class AllocationProblem:
         return self.ledger.alive(self.ledger.deaths(kept))
 
 
-def _kept_share(market: AllocationProblem, keep: float, budget: Budget) -> np.ndarray:
+def _kept_share(market: AllocationProblem, keep: float | None, budget: Budget) -> np.ndarray:
     if not market.values:
-        raise BudgetError(f"nothing can be cut to reach keep={keep:g}: {_pins(market.graph)}")
+        goal = "" if keep is None else f" to reach keep={keep:g}"
+        raise BudgetError(f"nothing can be cut{goal}: {_pins(market.graph)}")
+    if keep is None:
+        return market.first(0)
     if not budget.counts_units:
         return _within(market, keep, budget)
     return market.share(keep)

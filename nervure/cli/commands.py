@@ -10,7 +10,6 @@ from typing import Any
 
 import click
 import torch
-from click.core import ParameterSource
 from torch import nn
 
 from nervure.cli.command_group import command_line, main, tell
@@ -31,6 +30,7 @@ from nervure.cli.options import (
     from_file,
     grid_options,
     input_options,
+    named_options,
     output,
     setting,
 )
@@ -169,7 +169,7 @@ def prune_command(
         raise ArgumentError(f"two networks are named, {network!r} and --model {choice.model!r}. Name one.")
     choice = replace(choice, model=network or choice.model)
     if choice.data_name.startswith(TEXT):
-        recipe = recipe_for_texts(choice, out, parts=parts, named=_named_options(), **told)
+        recipe = recipe_for_texts(choice, out, parts=parts, named=named_options(), **told)
     elif parts:
         raise ArgumentError("--part is for a language model on texts: --data text:FILE-OR-FOLDER.")
     else:
@@ -183,17 +183,11 @@ def prune_command(
     tell(f"recipe: {place / 'recipe.toml'}, to be changed and run again in another folder: nervure run ... --folder")
 
 
-def _named_options() -> frozenset[str]:
-    """The options that the user wrote."""
-    context = click.get_current_context()
-    return frozenset(n for n in context.params if context.get_parameter_source(n) is ParameterSource.COMMANDLINE)
-
-
 def _require_one_amount(tolerance: float) -> None:
     """Raise ArgumentError where an amount is given, and one is to be looked for too, or nothing says how much."""
-    if "tolerance" in _named_options() and not 0 < tolerance < math.inf:
+    if "tolerance" in named_options() and not 0 < tolerance < math.inf:
         raise ArgumentError(f"--tolerance {tolerance:g} must be above 0, such as 0.001 for a tenth of a point.")
-    for name in sorted({"keep", "density", "target"} & _named_options()):
+    for name in sorted({"keep", "density", "target"} & named_options()):
         if tolerance:
             raise ArgumentError(f"--tolerance looks for what stays, and --{name} says it. Give one of them.")
 
@@ -350,7 +344,8 @@ def plan(
     _writable(out)
     if name and method:
         raise ArgumentError(f"two methods are named, {name!r} and --method {method!r}. Name one.")
-    made = method_keeping(name or method or "Magnitude", dict(settings), **asdict(asked))
+    chosen = name or method or "Magnitude"
+    made = asked.settle(chosen, dict(settings)).method(chosen, dict(settings))
     _require_evidence(made, stats_file, choice)
     model = choice.network()
     graph = _graph_from(graph_file) if graph_file else choice.graph(model)

@@ -3,12 +3,14 @@
 import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar, final
 
 import click
 import torch
+from click.core import ParameterSource
 from torch import Tensor, nn
 
 from nervure import zoo
@@ -18,6 +20,8 @@ from nervure.engines import ENGINES
 from nervure.errors import ArgumentError
 from nervure.export import load, load_state
 from nervure.graph import Graph
+from nervure.methods import Method, method_keeping
+from nervure.methods.channels.compensated import LIMITS
 from nervure.prune import Pruned
 from nervure.recipe.making import dataset_of, suit_source
 from nervure.recipe.own_data import Data, OwnData
@@ -45,6 +49,8 @@ TYPES: Mapping[str, torch.dtype] = {
 
 SEED = click.IntRange(0, (1 << 63) - 1)
 """What torch takes for a seed."""
+HALF = 0.5
+"""What stays where nothing says how much."""
 BATCH = click.IntRange(1, 1 << 20)
 """How many samples at once."""
 ANYWHERE = click.Path(path_type=Path)
@@ -77,6 +83,24 @@ def target(text: str) -> float | str:
         return float(text)
     except ValueError:
         return text
+
+
+def share(text: str) -> float | str:
+    """A fraction like ``0.5``, or the word ``"limits"``.
+
+    >>> share("0.5"), share("limits")
+    (0.5, 'limits')
+    """
+    try:
+        return text if text == LIMITS else float(text)
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is neither a fraction, like 0.5, nor limits") from None
+
+
+def named_options() -> frozenset[str]:
+    """The options that the user wrote."""
+    context = click.get_current_context()
+    return frozenset(n for n in context.params if context.get_parameter_source(n) is ParameterSource.COMMANDLINE)
 
 
 Kept = TypeVar("Kept")
@@ -332,15 +356,35 @@ def input_options(*more: Decorator) -> Decorator:
 class Asked:
     """How much a plan is to keep, in the words of :func:`nervure.methods.method_keeping`."""
 
-    keep: float
+    keep: float | str | None
     budget: str
     density: float | None
     engine: str | None
     target: float | str | None
 
+    def settle(self, method: str, settings: Mapping[str, Any]) -> "Asked":
+        """With what was left open of ``keep``: limits, of a method that finds some, else a half."""
+        if self.keep is not None:
+            return self
+        if self.density is self.target is None and "budget" not in named_options():
+            with suppress(ArgumentError):
+                replace(self, keep=LIMITS).method(method, settings)
+                return replace(self, keep=LIMITS)
+        return replace(self, keep=HALF)
+
+    def method(self, name: str, settings: Mapping[str, Any]) -> Method:
+        """The method that keeps so much, once that is settled; raises ArgumentError."""
+        told = asdict(self) | {"keep": None if self.keep == LIMITS else self.keep}
+        return method_keeping(name, settings, **told)
+
 
 ASKED: tuple[Decorator, ...] = (
-    click.option("--keep", type=float, default=0.5, show_default=True, help="The fraction that stays, in (0, 1]."),
+    click.option(
+        "--keep",
+        type=share,
+        metavar="SHARE|limits",
+        help="The fraction that stays, in (0, 1], or limits, which SNACS and Compensated find; else limits there, 0.5.",
+    ),
     click.option("--density", type=float, help="The fraction of the weights that stays, for methods that mask them."),
     click.option("--budget", default="macs", show_default=True, help=f"What keep counts: {', '.join(BUDGETS)}."),
     click.option("--engine", help=f"What the plan is made for: {', '.join(ENGINES)}; sizes become multiples of 16."),

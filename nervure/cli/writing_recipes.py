@@ -6,12 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from nervure.cli.options import Asked, NetworkChoice
+from nervure.cli.options import HALF, Asked, NetworkChoice
 from nervure.errors import ArgumentError
 from nervure.methods import METHODS
 from nervure.methods.lookup import find_method, options_of
 from nervure.recipe import Recipe
-from nervure.recipe.recipe import FolderSection
+from nervure.recipe.recipe import VERSION, FolderSection
 
 EPOCHS = 10
 """Of training before the cut, for a network with fresh weights."""
@@ -48,7 +48,8 @@ def recipe_from_options(  # noqa: PLR0913 - one keyword per option
     usual = FINE_TUNING if choice.model.startswith("hf:") else {}
     training = dict(usual) | _without_none(lr=lr, optimizer=optimizer)
     before = (0 if _is_trained(choice) else EPOCHS) if train_epochs is None else train_epochs
-    options = _as_now(method, dict(settings)) | _without_none(engine=asked.engine, target=asked.target)
+    asked = _settle(asked, method, settings, tolerance)
+    options = dict(settings) | _without_none(engine=asked.engine, target=asked.target)
     folder = out or Path("runs") / _file_name(f"{choice.model}-{method}-{_amount(asked, tolerance)}")
     return Recipe.from_dict(
         {
@@ -64,6 +65,7 @@ def recipe_from_options(  # noqa: PLR0913 - one keyword per option
                 "options": options,
                 "tolerance": tolerance,
                 "strict": strict,
+                "version": VERSION,
             },
             "refit": {"samples": 1024, "positions": 0} if fits else {},
             "recover": {"epochs": epochs, **training},
@@ -71,12 +73,6 @@ def recipe_from_options(  # noqa: PLR0913 - one keyword per option
         },
         source="what the options say",
     )
-
-
-def _as_now(method: str, options: dict[str, Any]) -> dict[str, Any]:
-    """Options of a method: a new recipe says of SNACS what it has by now, since silence means what it had before."""
-    is_open = not {"granularity", "ranking", "paper", "of", "sizes"} & options.keys()
-    return {"ranking": "compensated", **options} if method.lower() == "snacs" and is_open else options
 
 
 def recipe_for_texts(
@@ -114,6 +110,7 @@ def recipe_for_texts(
     knows = options_of(find_method(METHODS, method))
     usual = {"scope": "uniform"} if "scope" in knows else {"granularity": "whole"} if "granularity" in knows else {}
     asked = asked if "budget" in named else replace(asked, budget="params")
+    asked = _settle(asked, method, (*usual.items(), *told["settings"]), told["tolerance"])
     place = out or Path(_file_name(f"{Path(folder).name}-{_amount(asked, told['tolerance'])}"))
     recipe = recipe_from_options(
         replace(choice, data_options={"tokenizer": folder, **choice.data_options}),
@@ -136,7 +133,11 @@ def recipe_for_texts(
 
 def _amount(asked: Asked, tolerance: float) -> str:
     """How much stays, in the name of a folder."""
-    return f"within-{tolerance:g}" if tolerance else f"{asked.keep:g}"
+    return f"within-{tolerance:g}" if tolerance else f"{asked.keep}"
+
+
+def _settle(asked: Asked, method: str, settings: Sequence[tuple[str, Any]], tolerance: float) -> Asked:
+    return replace(asked, keep=HALF) if tolerance else asked.settle(method, dict(settings))
 
 
 def _is_trained(choice: NetworkChoice) -> bool:

@@ -8,7 +8,7 @@ from nervure.core.renamed import old_names
 from nervure.core.schema import Density
 from nervure.engines import EngineName
 from nervure.errors import ArgumentError
-from nervure.methods.amounts import HasAmount, amount_of, with_amount
+from nervure.methods.amounts import HasAmount, HasLimits, amount_of, with_amount
 from nervure.methods.base import Cached, CountsOnRefit, HasEvidence, Inquiry, Method, View, gather_evidence
 from nervure.methods.blocks.depth import Depth
 from nervure.methods.blocks.energy import Energy
@@ -97,7 +97,7 @@ def method_keeping(
     name: str,
     share: Mapping[str, Any],
     *,
-    keep: Density,
+    keep: Density | None,
     budget: str,
     density: Density | None = None,
     engine: EngineName | None = None,
@@ -111,7 +111,7 @@ def method_keeping(
     Args:
         name: of the method, as in :func:`method_from`.
         share: its other hyper-parameters.
-        keep: the fraction that stays.
+        keep: the fraction that stays. None: limits decide, of methods that have some (:class:`HasLimits`).
         budget: what ``keep`` counts.
         density: the fraction of the weights that stays; None: as ``keep`` says.
         engine: what the plan is made for; None: none in particular.
@@ -120,7 +120,7 @@ def method_keeping(
 
     Raises:
         ArgumentError: as :func:`method_from`; or the method masks no weights, and a density is given, or it knows no
-            engine, and one is given, or it masks weights, and memory is to be saved.
+            engine, and one is given, or it masks weights, and memory is to be saved, or it has no limits to decide.
     """
     maker = find_method(METHODS, name)
     known, called = options_of(maker), getattr(maker, "__name__", name)
@@ -136,6 +136,9 @@ def method_keeping(
             f"{called} masks weights, and a masked weight takes as much memory as before. For budget='memory' take a "
             "method that cuts units, like Magnitude."
         )
+    if keep is None and target is None and not isinstance(maker, HasLimits):
+        limited = ", ".join(other for other in METHODS if isinstance(METHODS[other], HasLimits))
+        raise ArgumentError(f"{called} finds no limits that could say how much stays. Give keep, or take {limited}.")
     asked = {"keep": keep, "budget": budget, "density": keep if density is None else density}
     amount = ("memory" if budget == "memory" else "latency") if "latency" in known else "target"
     timed = {"engine": engine, amount: target}
@@ -165,6 +168,7 @@ __all__ = [
     "GraSP",
     "HasAmount",
     "HasEvidence",
+    "HasLimits",
     "Inquiry",
     "Magnitude",
     "MagnitudeMasks",

@@ -29,6 +29,20 @@ class HasAmount(Protocol):
         ...
 
 
+@runtime_checkable
+class HasLimits(Protocol):
+    """A method that takes ``keep=None``: each group, or layer, is cut to the limit that is found for it.
+
+    Attributes:
+        has_limits: True, of the class.
+    """
+
+    @property
+    def has_limits(self) -> bool:
+        """What was said above."""
+        ...
+
+
 def amount_of(method: Method) -> str:
     """The field of a method that says which fraction stays: its ``amount``, or else ``keep`` or ``density``.
 

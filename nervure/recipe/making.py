@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -127,8 +127,8 @@ def method_of(recipe: Recipe) -> Method:
     with _told_of("[prune]", section.method):
         method = method_keeping(
             section.method,
-            as_before(section.method, section.options),
-            keep=section.keep,
+            as_before(section.method, section.options, section.version),
+            keep=section.share,
             budget=section.budget,
             density=section.density or None,
         )
@@ -145,15 +145,45 @@ def method_of(recipe: Recipe) -> Method:
     return method
 
 
-def as_before(name: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The options of a method in a recipe: what a recipe leaves open of SNACS is what it was when recipes began.
+@final
+@dataclass(frozen=True, slots=True)
+class FormerDefaults:
+    """What a method had where a recipe of an earlier version leaves it open.
 
-    With ``ranking = "compensated"``, or any option that there was not then, it is what SNACS has now.
+    Attributes:
+        options: what it had.
+        newer: options that there were not then; a recipe that has one means the method as it is now.
+        now: what else says so.
     """
-    is_snacs = name.rpartition(":")[2].lower() == "snacs" and find_method(METHODS, name) is METHODS["SNACS"]
-    if not is_snacs or options.get("ranking") == "compensated" or {"of", "sizes"} & options.keys():
-        return options
-    return {"granularity": "kernels", "ranking": "connectivity", "of": "means", "sizes": "threshold", **options}
+
+    options: Mapping[str, Any]
+    newer: frozenset[str] = frozenset()
+    now: Mapping[str, Any] = field(default_factory=dict)
+
+    def fill(self, options: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The options with what they leave open."""
+        is_new = bool(self.newer & options.keys()) or any(options.get(key) == value for key, value in self.now.items())
+        return options if is_new else {**self.options, **options}
+
+
+FORMER: Mapping[int, Mapping[str, FormerDefaults]] = {
+    1: {
+        "SNACS": FormerDefaults(
+            {"granularity": "kernels", "ranking": "connectivity", "of": "means", "sizes": "threshold"},
+            newer=frozenset({"of", "sizes", "views"}),
+            now={"ranking": "compensated"},
+        ),
+    },
+}
+"""By the version of a recipe, then by the name of a method; what is not here has always been what it is."""
+
+
+def as_before(name: str, options: Mapping[str, Any], version: int = 1) -> Mapping[str, Any]:
+    """The options of a method in a recipe of that version, with what the version means by what they leave open."""
+    for known, former in FORMER.get(version, {}).items():
+        if name.rpartition(":")[2].lower() == known.lower() and find_method(METHODS, name) is METHODS[known]:
+            return former.fill(options)
+    return options
 
 
 def begins_fresh(recipe: Recipe, method: Method) -> bool:
@@ -177,7 +207,7 @@ def methods_after(recipe: Recipe) -> tuple[Method, ...]:
         name = str(table.get("method", ""))
         with _told_of(f"[[prune.then]] number {number}:", name):
             options = {key: value for key, value in table.items() if key != "method"}
-            found.append(method_from(name, **as_before(name, options)))
+            found.append(method_from(name, **as_before(name, options, recipe.prune.version)))
     return tuple(found)
 
 

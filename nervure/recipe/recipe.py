@@ -96,6 +96,15 @@ Threads = Annotated[int, Meta(ge=0, le=4096)]
 """Of torch; 0: as torch has it."""
 
 
+VERSION = 2
+"""Of the recipes that are written now."""
+
+
+def known_version(value: int) -> str:
+    """What is wrong with the version of a recipe; empty: nothing."""
+    return "" if 1 <= value <= VERSION else f"is not one of 1 to {VERSION}, which this version of nervure knows"
+
+
 def rule(wrong: Callable[[Any], str], default: Any) -> Any:
     """A field whose value must be right: ``wrong`` returns what is wrong with it, or nothing."""
     return field(default=default, metadata={"rule": wrong})
@@ -211,7 +220,8 @@ class PruneSection:
     """Which ``method``, how much stays (``keep``, in the unit of ``budget``), and the method's other ``options``.
 
     One of your own is named ``method = "package.module:name"``; it is imported, from the working folder too. So is a
-    kind of ``budget`` of your own.
+    kind of ``budget`` of your own. With ``keep = "limits"`` each layer is cut to the limit that the method finds for it
+    (SNACS, Compensated), and ``budget`` has no say.
 
     With ``budget = "latency"`` the ``options`` say ``engine`` and ``target``, a share or a time like ``"3 ms"``; with
     ``budget = "memory"`` they may say ``target``, a share, bytes or ``"200 MB"``.
@@ -225,10 +235,13 @@ class PruneSection:
     ``begin`` says what is pruned: the ``"trained"`` network, which then recovers, or a ``"fresh"`` one, which is then
     trained as ``[train]`` says, as its random twin is. ``"auto"``: fresh for methods that begin with a sparse network
     by lot and rewire it while it trains, such as ``RigL``, trained for all others.
+
+    ``version`` says what a method has where the recipe leaves it open: 1, as without the key, what it had when recipes
+    began (SNACS masks kernels by one threshold over means), 2 what it has now.
     """
 
     method: str = "Magnitude"
-    keep: Fraction = 0.5
+    keep: Fraction | Literal["limits"] = 0.5
     budget: str = rule(budget_among(BUDGETS), "macs")
     samples: Size = 2048
     options: Options = field(default_factory=dict, hash=False)
@@ -237,6 +250,12 @@ class PruneSection:
     begin: Literal["auto", "trained", "fresh"] = "auto"
     tolerance: NotNegative = 0.0
     strict: bool = False
+    version: int = rule(known_version, 1)
+
+    @property
+    def share(self) -> float | None:
+        """The fraction that stays; None where limits decide."""
+        return None if self.keep == "limits" else self.keep
 
 
 @final
@@ -470,7 +489,7 @@ NEWER: Mapping[str, tuple[str, ...]] = {
     "task": (),
     "folder": (),
     "data": ("factory", "options"),
-    "prune": ("tolerance", "strict"),
+    "prune": ("tolerance", "strict", "version"),
     "train": NEWER_OF_TRAINING,
     "recover": NEWER_OF_TRAINING,
 }

@@ -34,6 +34,7 @@ from nervure.recipe.recipe import (
     check_rules,
     checked_recipe,
     distinct,
+    known_version,
     plain,
     require_known,
     rule,
@@ -54,7 +55,8 @@ class StudySection:
     """What varies: ``seeds`` and fractions that stay (``keeps``, in the unit of ``budget``).
 
     ``baseline`` is the label of the method that the others are compared with, trial by trial; ``samples`` how many
-    images evidence is gathered on; ``threads`` and ``device`` as under ``[run]`` of a recipe.
+    images evidence is gathered on; ``threads`` and ``device`` are as under ``[run]`` of a recipe, ``version`` as under
+    ``[prune]``.
     """
 
     title: str = "Comparison"
@@ -67,6 +69,7 @@ class StudySection:
     threads: Threads = 1
     device: str = "cpu"
     dense_plus: bool = True
+    version: int = rule(known_version, 1)
 
 
 @final
@@ -136,7 +139,7 @@ class Trial:
 
     def __str__(self) -> str:
         prune, seed = self.recipe.prune, self.recipe.run.seed
-        return f"{self.network}, seed {seed}, {self.method} at {prune.keep:g} of {prune.budget}"
+        return f"{self.network}, seed {seed}, {self.method} at {prune.keep} of {prune.budget}"
 
 
 @final
@@ -233,7 +236,7 @@ class Study:
             model=ModelSection(network.name, network.factory, "", network.options),
             data=self.data,
             train=section_of(TrainSection, plain(self.train) | dict(network.train), f"{where} train"),
-            prune=PruneSection(budget=told.budget, samples=told.samples),
+            prune=PruneSection(budget=told.budget, samples=told.samples, version=told.version),
             recover=section_of(RecoverSection, plain(self.recover) | dict(network.recover), f"{where} recover"),
             evaluate=self.evaluate,
             refit=self.refit,

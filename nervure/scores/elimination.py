@@ -31,11 +31,13 @@ class ReaderProblem:
         weight: [outputs, inputs], scaled so that the squares of what it loses are comparable.
         moments: second moments of what enters, with a ridge: [inputs, inputs], positive definite.
         columns: the inputs that each unit holds, -1: none. Shape [units, most inputs of a unit].
+        view: of which view of the data, by number, the moments are.
     """
 
     weight: Tensor
     moments: Tensor
     columns: Tensor
+    view: int = 0
 
 
 class Elimination(NamedTuple):
@@ -52,7 +54,8 @@ def eliminate(readers: Sequence[ReaderProblem], units: int, candidates: int = CA
     these has become dearer than the cheapest of the others was.
 
     Args:
-        readers: all that read any of the units; what they lose is summed.
+        readers: all that read any of the units; what they lose is summed. Of several views of the data the one in which
+            a unit costs most counts.
         units: how many there are.
         candidates: how many inputs are looked at in a block; the more, the closer to the greedy order.
     """
@@ -63,7 +66,7 @@ def eliminate(readers: Sequence[ReaderProblem], units: int, candidates: int = CA
     block = max(LEAST, candidates // width)
     while alive.any():
         (left,) = alive.nonzero(as_tuple=True)
-        prices = _sum((state.prices(left) for state in states), len(left))
+        prices = _price(states, left)
         ranked = torch.argsort(prices, stable=True)
         chosen, others = left[ranked[:block]], prices[ranked[block:]]
         limit = float(others[0]) if len(others) else float("inf")
@@ -88,7 +91,7 @@ def _eliminate_block(states: list["_RefittedReader"], units: int, limit: float) 
     most = units if limit == float("inf") else max(1, units // 2)
     alive = torch.ones(units, dtype=torch.bool)
     while len(gone) < most:
-        prices = _sum((state.prices(here) for state in states), units)
+        prices = _price(states, here)
         prices[~alive] = float("inf")
         unit = int(prices.argmin())
         price = float(prices[unit])
@@ -102,8 +105,14 @@ def _eliminate_block(states: list["_RefittedReader"], units: int, limit: float) 
     return gone, paid
 
 
-def _sum(values: Iterable[Tensor], size: int) -> Tensor:
-    return sum((value.cpu() for value in values), torch.zeros(size, dtype=torch.float64))
+def _price(states: Iterable["_RefittedReader"], units: Tensor) -> Tensor:
+    """What each of these units costs now, over all readers, in the view where it costs most. Shape [units]."""
+    views: dict[int, Tensor] = {}
+    for state in states:
+        price = state.prices(units).cpu()
+        views[state.view] = views[state.view] + price if state.view in views else price
+    found = torch.stack(list(views.values())) if views else torch.zeros(1, len(units), dtype=torch.float64)
+    return found.amax(0)
 
 
 @final
@@ -113,7 +122,8 @@ class _RefittedReader:
     Behind the inputs stand as many that nothing enters as a unit has inputs: those of units that hold fewer.
     """
 
-    def __init__(self, theta: Tensor, weight: Tensor, columns: Tensor, is_real: Tensor) -> None:
+    def __init__(self, theta: Tensor, weight: Tensor, columns: Tensor, is_real: Tensor, view: int) -> None:
+        self.view = view
         self._theta, self._weight, self._columns, self._is_real = theta, weight, columns, is_real
 
     @staticmethod
@@ -127,7 +137,9 @@ class _RefittedReader:
         columns = reader.columns.to(weight.device)
         places = torch.arange(inputs + width, device=weight.device)
         whole = torch.cat([weight, weight.new_zeros(len(weight), width)], 1)
-        return _RefittedReader(theta, whole, torch.where(columns < 0, places[inputs:], columns), places < inputs)
+        return _RefittedReader(
+            theta, whole, torch.where(columns < 0, places[inputs:], columns), places < inputs, reader.view
+        )
 
     def prices(self, units: Tensor) -> Tensor:
         """What each of these units costs now. Shape [units]."""
@@ -154,7 +166,7 @@ class _RefittedReader:
         columns = self._columns[units.to(self._columns.device)]
         used, inverse = torch.unique(columns, return_inverse=True)
         theta, weight = self._theta[used[:, None], used], self._weight[:, used]
-        return _RefittedReader(theta, weight, inverse.reshape(columns.shape), self._is_real[used])
+        return _RefittedReader(theta, weight, inverse.reshape(columns.shape), self._is_real[used], self.view)
 
     def take(self, unit: int) -> None:
         """A unit leaves; its place stays, and costs nothing."""

@@ -6,7 +6,18 @@ from typing import ClassVar, final
 import pytest
 
 from nervure.errors import ArgumentError
-from nervure.methods import METHODS, Depth, Energy, Magnitude, MagnitudeMasks, View, amount_of, with_amount
+from nervure.methods import (
+    METHODS,
+    SNACS,
+    Depth,
+    Energy,
+    Magnitude,
+    MagnitudeMasks,
+    View,
+    amount_of,
+    method_keeping,
+    with_amount,
+)
 from nervure.plan import Plan
 
 
@@ -64,3 +75,22 @@ def test_a_method_of_ones_own_says_what_its_amount_is_called() -> None:
     assert with_amount(Own(), 0.2) == Own(share=0.2)
     with pytest.raises(ArgumentError, match="does not say how much stays"):
         with_amount(Amountless(), 0.2)
+
+
+@dataclass(frozen=True)
+class Limited:
+    """It has limits of its own."""
+
+    has_limits: ClassVar[bool] = True
+    wants: ClassVar[frozenset[str]] = frozenset()
+    keep: float | None = 0.5
+
+    def plan(self, view: View) -> Plan:
+        return Plan()
+
+
+def test_a_method_of_the_users_own_may_go_by_limits() -> None:
+    assert method_keeping(f"{__name__}:Limited", {}, keep=None, budget="macs") == Limited(keep=None)
+    with pytest.raises(ArgumentError, match=r"Magnitude finds no limits.*take Compensated, SNACS\."):
+        method_keeping("Magnitude", {}, keep=None, budget="macs")
+    assert with_amount(SNACS(keep=None), 0.25) == SNACS(keep=0.25, slack=SNACS(keep=None).slack)

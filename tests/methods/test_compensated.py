@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from nervure import Compensated, Cut, Keep, Plan, prune, trace
-from nervure.errors import DataError, NervureWarning
+from nervure.errors import ArgumentError, DataError, NervureWarning
 from nervure.methods import View
-from nervure.methods.channels.compensation import CompensationCurves, CompensationSurvey
+from nervure.methods.channels.compensation import CompensationCurves, CompensationSurvey, removable
 from nervure.refit import Refit, refit
 from nervure.zoo import build
 
@@ -220,3 +220,58 @@ def test_data_that_are_gone_after_one_pass_are_refused_before_anything_is_measur
     with pytest.raises(DataError, match="a list_iterator gives its batches once"):
         prune(model, x[:2], Compensated(keep=0.5), data=iter([x]))
     assert prune(model, x[:2], Compensated(keep=0.5), data=iter([x]), refit=False).plan.cuts
+
+
+def test_limits_decide_where_nothing_says_how_much_stays() -> None:
+    model = Stream().eval()
+    data = [vectors()]
+    view = View(trace(model, data[0][:2]), dict(model.state_dict()), None, 0, model, data[0][:2], data)
+    curves = Compensated().evidence(view)
+    plan = Compensated(keep=None, slack=0.3).plan(view)
+    assert plan.asked["keep"] == "limits" and plan.asked["slack"] == 0.3
+    (cut,) = plan.cuts
+    assert cut.keep.size - cut.keep.count == curves.removable("stem", 0.3) > 0
+    stays = set(cut.keep.tensor().nonzero().flatten().tolist())
+    assert stays == set(curves.order["stem"][curves.removable("stem", 0.3) :].tolist())
+    assert Compensated(keep=None, slack=0.3, budget="params").plan(view).edits == plan.edits
+    assert Compensated(keep=None, slack=0.3, minimum=9).plan(view).cuts[0].keep.count == 9
+
+
+@pytest.mark.parametrize(
+    ("costs", "slack", "expected"),
+    [
+        ([1.0, 1.0, 1.0, 1.0], 0.9, 0),
+        ([1.0, 1.0, 1.0, 1.0], 1.0, 4),
+        ([0.0, 0.0, 1.0, 3.0], 0.0, 2),
+        ([0.0, 2.0, 0.0, 2.0], 0.5, 1),  # never falling: what is dear stops the group, whatever comes behind it
+        ([0.0, 0.0], 0.5, 2),
+    ],
+)
+def test_a_limit_is_where_the_next_unit_costs_too_much(costs: list[float], slack: float, expected: int) -> None:
+    assert removable(torch.tensor(costs), slack) == expected
+
+
+def test_a_limit_does_not_depend_on_units_of_measure() -> None:
+    costs = torch.rand(50, generator=torch.Generator().manual_seed(0)).sort().values
+    assert {removable(costs * scale, 0.3) for scale in (1e-6, 1.0, 1e6)} == {removable(costs, 0.3)}
+
+
+def test_a_group_without_a_curve_stays_whole_where_limits_decide() -> None:
+    model, x = (
+        nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 4)).eval(),
+        vectors(),
+    )
+    view = View(trace(model, x[:2]), dict(model.state_dict()), None, 0, model, x[:2], [x])
+    found = Compensated().evidence(view)
+    partly = CompensationCurves({"0": found.order["0"]}, {"0": found.costs["0"]})
+    with pytest.warns(NervureWarning, match="stay whole, since they have no limit"):
+        plan = Compensated(keep=None, slack=0.5).decide(view, partly)
+    assert [cut.group for cut in plan.cuts] == ["0"]
+    with pytest.warns(NervureWarning, match="largest magnitude"):
+        assert len(Compensated(keep=0.5).decide(view, partly).cuts) == 2
+
+
+def test_limits_know_no_time() -> None:
+    with pytest.raises(ArgumentError, match=r"Compensated\(keep=None, budget='latency'\).*keep= or target="):
+        Compensated(keep=None, budget="latency")
+    assert Compensated(keep=None, budget="latency", target="3 ms").target == "3 ms"

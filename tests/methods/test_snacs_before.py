@@ -11,10 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from nervure import SNACS, Plan, trace
+from nervure.errors import RecipeError
 from nervure.graph.tape import named_tensors
 from nervure.methods import View
-from nervure.recipe import Recipe
-from nervure.recipe.making import as_before, method_of
+from nervure.recipe import Recipe, Study
+from nervure.recipe.making import as_before, method_of, methods_after
+from nervure.recipe.study import Trial
 
 KERNELS: dict[str, Any] = {"granularity": "kernels", "of": "means", "sizes": "threshold"}
 FILTERS: dict[str, Any] = {"granularity": "filters", "of": "means", "ranking": "connectivity", "sizes": "threshold"}
@@ -87,6 +89,45 @@ def test_a_recipe_of_before_means_what_it_meant(name: str) -> None:
 def test_a_recipe_gets_the_defaults_of_now_by_naming_them() -> None:
     assert SNACS(**as_before("SNACS", {"ranking": "compensated"})) == SNACS()
     assert as_before("Magnitude", {"keep": 0.5}) == {"keep": 0.5}
+
+
+def test_a_recipe_of_the_second_version_has_what_there_is_now() -> None:
+    recipe: dict[str, Any] = {"model": {"name": "resnet8"}, "data": {"name": "digits"}}
+
+    def method(version: dict[str, int], **told: Any) -> Any:
+        return method_of(Recipe.from_dict(recipe | {"prune": {"method": "SNACS", **version, **told}}))
+
+    assert method({"version": 2}) == SNACS(keep=0.5, budget="macs")
+    assert method({"version": 1}, budget="macs") == method({}) != method({"version": 2})
+    then = [{"method": "SNACS", "keep": 0.5}]
+    (after,) = methods_after(Recipe.from_dict(recipe | {"prune": {"version": 2, "then": then}}))
+    assert after == SNACS()
+    (after,) = methods_after(Recipe.from_dict(recipe | {"prune": {"then": then}}))
+    assert after == SNACS(**as_before("SNACS", {}))
+    with pytest.raises(RecipeError, match="version = 3 is not one of 1 to 2"):
+        method({"version": 3})
+
+
+def test_the_first_version_leaves_digests_as_they_were_and_the_second_does_not() -> None:
+    recipe = {"model": {"name": "resnet8"}, "data": {"name": "digits"}}
+    first, second = (Recipe.from_dict(recipe | {"prune": {"version": version}}) for version in (1, 2))
+    assert first.fingerprint == Recipe.from_dict(recipe).fingerprint == "e56675888e230fbc"
+    assert second.fingerprint != first.fingerprint
+    trials = [Trial("resnet8", "SNACS", one) for one in (first, second)]
+    assert trials[0].key != trials[1].key and trials[0].dense_key == trials[1].dense_key
+
+
+def test_a_study_has_a_version_too() -> None:
+    study = {
+        "data": {"name": "digits"},
+        "network": [{"name": "resnet8"}],
+        "method": [{"name": "SNACS"}, {"name": "Random"}],
+    }
+    found = [
+        {repr(method_of(trial.recipe)) for trial in Study.from_dict(study | {"study": told}).trials()}
+        for told in ({}, {"version": 2})
+    ]
+    assert repr(SNACS(keep=0.5, budget="macs")) in found[1] - found[0]
 
 
 @pytest.mark.parametrize("name", ["snacs", "nervure:SNACS", "nervure.methods:SNACS"])

@@ -99,3 +99,44 @@ def test_contradictions_are_told() -> None:
         SNACS(granularity="kernels", ranking="compensated")
     with pytest.raises(ArgumentError, match="leave it out"):
         SNACS(ranking="dependence", of="patches")
+
+
+def test_limits_decide_where_nothing_says_how_much_stays() -> None:
+    model = network()
+    mine = prune(model, PICTURES[:2], SNACS(keep=None, slack=0.5), data=DATA, progress=False)
+    theirs = prune(model, PICTURES[:2], Compensated(keep=None, slack=0.5, samples=2048), data=DATA, progress=False)
+    assert mine.plan.edits == theirs.plan.edits != ()
+    assert mine.plan.asked["keep"] == "limits" and mine.cost_after.macs < mine.cost_before.macs
+    assert "refit" in mine.plan.reached
+
+
+@pytest.mark.parametrize("options", [{}, {"paper": True}, {"protect": False}])
+def test_kernels_are_masked_to_the_limits_of_their_layers(options: dict[str, bool]) -> None:
+    model = network()
+    given = {"granularity": "kernels", "protect": False, "slack": 0.4} | options
+    if options.get("paper"):
+        pytest.importorskip("sklearn")
+    method = SNACS(keep=None, **given)  # type: ignore[arg-type]
+    view = View(trace(model, PICTURES[:2]), dict(model.state_dict()), None, 0, model, PICTURES[:2], DATA)
+    found = method.evidence(view)
+    plan = method.decide(view, found)
+    assert plan.asked["keep"] == "limits"
+    assert found.limits and {mask.tensor for mask in plan.masks} <= set(found.limits)
+    for name, limit in found.limits.items():
+        children, parents = found.scores[name].shape
+        masked = [m.keep.tensor() for m in plan.masks if m.tensor == name]
+        gone = int((~masked[0].reshape(children, parents, -1)[..., 0]).sum()) if masked else 0
+        # Paths to the outputs stay, and nothing goes beyond the limit.
+        assert gone <= limit.upper * children * parents + 1e-6
+        assert gone >= int(limit.upper * children * parents + 1e-9) - max(children, parents)
+
+
+def test_where_neither_keep_nor_limits_say_how_much_stays_it_says_what_to_do() -> None:
+    with pytest.raises(ArgumentError, match="limits=False.*Say keep=, the fraction, or leave out limits=False"):
+        SNACS(keep=None, limits=False, granularity="kernels")
+    with pytest.raises(ArgumentError, match="slack=1.*leave out slack=1"):
+        SNACS(keep=None, slack=1.0)
+    with pytest.raises(ArgumentError, match="limits know no time"):
+        SNACS(keep=None, budget="latency")
+    assert [SNACS(keep=None).slack, SNACS(keep=None, limits=True).slack, SNACS().slack] == [0.1, 0.15, 0.15]
+    assert SNACS(keep=None, paper=True).slack == 0.7

@@ -1,5 +1,6 @@
 """Backward elimination against exhaustive search, and against least squares done anew."""
 
+from dataclasses import replace
 from itertools import combinations
 
 import pytest
@@ -89,3 +90,31 @@ def test_blocks_change_the_order_little(width: int) -> None:
     assert sorted(blocks.order.tolist()) == list(range(120))
     assert float(blocks.costs[:60].sum()) <= 1.1 * float(exact.costs[:60].sum())
     assert float(blocks.costs.sum()) == pytest.approx(float(exact.costs.sum()), rel=1e-6)
+
+
+def test_of_several_views_each_step_removes_what_is_then_cheapest_in_all_of_them() -> None:
+    views = [problem(4), replace(problem(5), view=1), replace(problem(6, outputs=7), view=1)]
+    order, costs = eliminate(views, UNITS)
+    gone: list[int] = []
+    spent = {0: 0.0, 1: 0.0}
+    for unit, price in zip(order.tolist(), costs.tolist(), strict=True):
+        others = [u for u in range(UNITS) if u not in gone]
+        lost = {
+            u: {v: sum(loss_without(r, [*gone, u]) for r in views if r.view == v) - spent[v] for v in spent}
+            for u in others
+        }
+        prices = {u: max(each.values()) for u, each in lost.items()}
+        assert prices[unit] == pytest.approx(min(prices.values()), rel=1e-6)
+        assert price == pytest.approx(prices[unit], rel=1e-6)
+        spent = {v: spent[v] + lost[unit][v] for v in spent}
+        gone.append(unit)
+
+
+def test_the_same_view_twice_is_one() -> None:
+    readers = [problem(2), problem(3, outputs=20)]
+    once, twice = (
+        eliminate(readers, UNITS),
+        eliminate([*readers, *(replace(r, view=1) for r in readers)], UNITS),
+    )
+    assert torch.equal(once.order, twice.order)
+    assert torch.allclose(once.costs, twice.costs, rtol=1e-9)

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from nervure.core.container import Kind
 from nervure.errors import DataError
 from nervure.graph.types import Graph, Group
-from nervure.methods.base import Folder, View, data_of, draw_samples, model_of
+from nervure.methods.base import Folder, View, data_of, model_of
+from nervure.methods.channels.data_views import DataViews, draw_views
 from nervure.methods.channels.output_shares import output_shares
 from nervure.methods.evidence_folder import answer_folder, remember
 from nervure.refit.consumers import Consumer
@@ -35,6 +36,8 @@ TINY = 1e-9
 """The share of a layer's largest variance below which an output counts as constant."""
 ROUNDING = 1e-7
 """The ridge that there always is, since sums are of single precision; more where they are rougher."""
+CURVE_SLACK = 0.1
+"""What a unit may cost where limits decide, as a share of the average one of its group."""
 CURVES = Kind("nervure-compensation", "curves of compensation saved by nervure", version=1)
 
 
@@ -54,6 +57,10 @@ class CompensationCurves:
     costs: Mapping[str, Tensor]
     skipped: Mapping[str, str] = field(default_factory=dict)
     samples: int = 0
+
+    def removable(self, name: str, slack: float) -> int:
+        """How many units of a group its limit lets go; none of a group without a curve."""
+        return removable(self.costs[name], slack) if name in self.costs else 0
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for a report."""
@@ -77,12 +84,14 @@ class CompensationSurvey:
         currency: what counts alike: ``"outputs"`` (each output of each reader; where that is added to a stream, as much
             as it makes of its variance; gates as much as the value that is made of them), ``"alone"`` (the same
             wherever it goes) or ``"layers"`` (each reader).
+        views: another view of the data, for which the order has to hold too. It takes as much time and memory again.
     """
 
     samples: int = 1024
     positions: int = 8
     ridge: float = 1e-3
     currency: Currency = "outputs"
+    views: DataViews | None = None
 
     def of(self, view: View, folder: Folder = None) -> CompensationCurves:
         """Run the model of a view, or read what was found out before about the same model on the same data.
@@ -96,11 +105,11 @@ class CompensationSurvey:
         skipped: dict[str, str] = {}
 
         def make() -> dict[str, Tensor]:
-            parts = draw_samples(view, self.samples)
+            parts = draw_views(view, self.views, self.samples)
             found = self._curves(model, view.graph, parts, view.seed)
             skipped.update(found.skipped)
             return {
-                "samples": torch.tensor([sum(part.size for part in parts)]),
+                "samples": torch.tensor([sum(part.size for part in parts[0])]),
                 **{f"order/{name}": value for name, value in found.order.items()},
                 **{f"costs/{name}": value for name, value in found.costs.items()},
             }
@@ -113,16 +122,25 @@ class CompensationSurvey:
         missing = {g.name: UNREAD for g in view.graph.prunable if g.name not in order}
         return CompensationCurves(order, costs, missing | skipped, int(kept["samples"]))
 
-    def _curves(self, model: nn.Module, graph: Graph, parts: Sequence[Batch], seed: int) -> CompensationCurves:
-        consumers = find_consumers(model, parts[0])
+    def _curves(
+        self, model: nn.Module, graph: Graph, views: Sequence[Sequence[Batch]], seed: int
+    ) -> CompensationCurves:
+        consumers = find_consumers(model, views[0][0])
         readers = {group.name: find_readers(group, consumers) for group in graph.prunable}
         shares = output_shares(graph, consumers)
         order, costs, skipped = dict[str, Tensor](), dict[str, Tensor](), dict[str, str]()
-        for name, entered in read_in_passes(model, parts, consumers, readers, positions=self.positions, seed=seed):
-            problems = list(self._problems(model, graph[name], readers[name], consumers, entered, shares))
+        seen = [read_in_passes(model, v, consumers, readers, positions=self.positions, seed=seed) for v in views]
+        for found in zip(*seen, strict=True):
+            name = found[0][0]
+            problems = [
+                replace(problem, view=number)
+                for number, (_, entered) in enumerate(found)
+                for problem in self._problems(model, graph[name], readers[name], consumers, entered, shares)
+            ]
             if problems:
                 order[name], costs[name] = eliminate(problems, graph[name].size)
             else:
+                entered = found[0][1]
                 reasons = [entered.reasons[place] for place in readers[name] if place in entered.reasons]
                 skipped[name] = next(iter(reasons), UNREAD)
         return CompensationCurves(order, costs, skipped)
@@ -169,6 +187,21 @@ def add_ridge_to(moments: Tensor, ridge: float) -> Tensor:
         if not int(torch.linalg.cholesky_ex(found).info):
             return found
         ridge *= 10
+
+
+def removable(costs: Tensor, slack: float) -> int:
+    """How many units of a group its limit lets go: as long as the next one costs little beside the average one.
+
+    >>> removable(torch.tensor([0.0, 0.5, 3.0, 4.5]), slack=0.25)
+    2
+
+    Args:
+        costs: what each unit adds to what is lost, in the order in which they leave. Shape [units].
+        slack: what one may cost, as a share of the mean of all, in [0, 1]. 1 is the knee of the curve of what is lost:
+            where it is steeper than the line from its beginning to its end.
+    """
+    rising = costs.double().clamp(min=0).cummax(0).values
+    return int((rising <= slack * rising.mean()).sum())
 
 
 def find_readers(group: Group, consumers: Sequence[Consumer]) -> dict[int, Tensor]:

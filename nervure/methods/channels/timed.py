@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, TypeAlias, final
 
@@ -43,6 +43,22 @@ def check_options(method: Any) -> None:
         object.__setattr__(method, name, value)
 
 
+def is_left_to_limits(method: Any) -> bool:
+    """Whether a method says neither a share nor an amount, so that the limits of groups decide how much stays.
+
+    Raises:
+        ArgumentError: it counts a latency, which has to be asked for.
+    """
+    if method.keep is not None or method.target is not None:
+        return False
+    if is_timed(method.budget):
+        raise ArgumentError(
+            f"{type(method).__name__}(keep=None, budget={find_budget(method.budget).name!r}): limits know no time. Say "
+            "keep= or target=, or count something else."
+        )
+    return True
+
+
 def for_engine(
     budget: str | Budget, engine: str | None, target: float | str | None, multiple: int | None
 ) -> tuple[str | None, int]:
@@ -80,11 +96,14 @@ def seconds_of(text: str, name: str = "target") -> float:
     return BUDGETS["latency"].read_amount(text, name)
 
 
-def cut_lowest(method: Any, view: View, scores: Scores) -> Plan:
-    """Cut the units of lowest score, within the budget of ``method``; raises BudgetError, or ScoreError."""
-    floors = stream_floors(view.graph, getattr(method, "streams", 0.0))
+def cut_lowest(method: Any, view: View, scores: Scores, floors: Mapping[str, int] | None = None) -> Plan:
+    """Cut the units of lowest score, within the budget of ``method``; raises BudgetError, or ScoreError.
 
-    def cut(keep: float, table: LatencyTable | None = None) -> Plan:
+    Of each group at least as many stay as ``floors`` say, if any.
+    """
+    floors = stream_floors(view.graph, getattr(method, "streams", 0.0)) if floors is None else floors
+
+    def cut(keep: float | None, table: LatencyTable | None = None) -> Plan:
         return allocate(
             view.graph,
             scores,
@@ -100,13 +119,14 @@ def cut_lowest(method: Any, view: View, scores: Scores) -> Plan:
     return plan_within(method, view, cut)
 
 
-def plan_within(method: Any, view: View, cut: Callable[[float, LatencyTable | None], Plan]) -> Plan:
+def plan_within(method: Any, view: View, cut: Callable[[float | None, LatencyTable | None], Plan]) -> Plan:
     """The plan that ``cut`` makes for the budget of ``method``; within a latency, one that keeps it when timed.
 
     Args:
         method: has ``keep``, ``budget``, ``engine``, ``target`` and ``multiple``.
         view: what it sees.
-        cut: makes a plan that keeps such a share of the budget; of a latency, as a table predicts it.
+        cut: makes a plan that keeps such a share of the budget; of a latency, as a table predicts it. None: what has
+            to stay, and no more.
 
     Raises:
         BudgetError: no plan meets the budget; for a latency the nearest that can be reached is told.
@@ -121,7 +141,7 @@ def plan_within(method: Any, view: View, cut: Callable[[float, LatencyTable | No
     return plan
 
 
-def _cut_to_amount(method: Any, view: View, cut: Callable[[float, LatencyTable | None], Plan]) -> Plan:
+def _cut_to_amount(method: Any, view: View, cut: Callable[[float | None, LatencyTable | None], Plan]) -> Plan:
     kind = find_budget(method.budget)
     plan = cut(min(1.0, kind.share_of(method.target, kind.predict(view.graph))), None)
     return replace(plan, asked={**plan.asked, "target": method.target})
@@ -151,7 +171,7 @@ def timed_inquiries(method: Any) -> tuple[LatencyInquiry, ...]:
     return (LatencyInquiry(method.engine or "eager"),) if asks else ()
 
 
-def _within(method: Any, view: View, cut: Callable[[float, LatencyTable | None], Plan]) -> Plan:
+def _within(method: Any, view: View, cut: Callable[[float | None, LatencyTable | None], Plan]) -> Plan:
     asked = {"budget": find_budget(method.budget).name, "engine": method.engine, "target": method.target or method.keep}
     whole = Plan((), view.graph.fingerprint, asked, {"keep": 1.0})
     if asked["target"] == 1:

@@ -32,9 +32,10 @@ from nervure.engines import EngineName
 from nervure.errors import ArgumentError, BudgetError, NervureWarning
 from nervure.graph.products import describe_products
 from nervure.methods.base import Inquiry, View
-from nervure.methods.channels.compensated import plan_by_curves
-from nervure.methods.channels.compensation import CompensationSurvey
-from nervure.methods.channels.timed import Target, for_engine, plan_within, timed_inquiries
+from nervure.methods.channels.compensated import LIMITS, plan_by_curves
+from nervure.methods.channels.compensation import CURVE_SLACK, CompensationSurvey, removable
+from nervure.methods.channels.data_views import ViewsLike, take_views, views_of
+from nervure.methods.channels.timed import Target, for_engine, is_left_to_limits, plan_within, timed_inquiries
 from nervure.methods.snacs.limits import GRID, Limit
 from nervure.methods.snacs.patches import PatchSurvey
 from nervure.methods.snacs.survey import ConnectivityEvidence, EvidenceOf, RankedBy, SurveyOptions
@@ -66,7 +67,8 @@ class SNACS(Checked):
     """Keep the connections, or the filters, that children depend on.
 
     Attributes:
-        keep: the fraction of the budget that stays, in (0, 1].
+        keep: the fraction of the budget that stays, in (0, 1]. None: limits decide, and each group, or layer, is cut to
+            its own; ``budget`` has no say then.
         budget: what is counted. For kernels ``"weights"`` (those of layers that can be pruned, the default),
             ``"connections"`` (pairs of parent and child), ``"params"`` or ``"macs"`` (of the whole network, without
             what is masked); for filters ``"macs"`` (the default), ``"params"``, ``"channels"``, ``"latency"`` (timed
@@ -83,7 +85,8 @@ class SNACS(Checked):
             for filters.
         slack: how much of what the network knows a layer alone may cost before its limit is reached, in [0, 1]; 1: no
             limit. Where the budget takes more, all layers get as much slack as it takes. With ``probe`` it is the share
-            of the range of the layer's own quality. None: 0.15, with ``probe`` 0.7.
+            of the range of the layer's own quality. Where the curves of compensation are the limits (``keep=None``) it
+            is that of :class:`nervure.methods.Compensated`. None: 0.15, with ``probe`` 0.7, of curves 0.1.
         protect: whether to protect the most sensitive units. None: as ``limits``.
         propagated: whether sensitivity flows back from the outputs instead of from the next layer alone.
         samples: how many samples at most are measured.
@@ -110,11 +113,14 @@ class SNACS(Checked):
         sizes: how much of each layer stays (kernels): as much as where the connections of largest weight of the whole
             network stay (``"magnitude"``), or what one threshold over all scores leaves (``"threshold"``, as in the
             paper and with ``paper``).
+        views: another view of the data, for which the order has to hold as well, see
+            :class:`nervure.methods.Compensated` (``ranking="compensated"``).
     """
 
     wants: ClassVar[frozenset[str]] = frozenset()
+    has_limits: ClassVar[bool] = True
 
-    keep: Density = 0.5
+    keep: Density | None = 0.5
     budget: Price | None = None
     granularity: Granularity | None = None
     estimator: Estimator = "residual"
@@ -135,6 +141,7 @@ class SNACS(Checked):
     target: Target | None = None
     of: EvidenceOf | None = None
     sizes: Sizes | None = None
+    views: ViewsLike | None = None
 
     def __post_init__(self) -> None:
         Checked.__post_init__(self)
@@ -151,15 +158,17 @@ class SNACS(Checked):
             raise ArgumentError(f"paper=True ranks by connectivity: leave out ranking={self.ranking!r}.")
         if self.of == "patches" and (self.paper or self.ranking == "dependence"):
             raise ArgumentError("of='patches' is of ranking='connectivity', and not as published: leave it out.")
+        if self.views is not None and self.ranking != "compensated":
+            raise ArgumentError(f"views= is of ranking='compensated', and this ranks by {self.ranking}: leave it out.")
+        take_views(self)
         if self.paper or self.probe is None:
             object.__setattr__(self, "probe", self.paper or self.granularity == "kernels")
         if self.paper:
             object.__setattr__(self, "estimator", "hash")
             object.__setattr__(self, "per_class", self.per_class or PAPER_PER_CLASS)
             object.__setattr__(self, "samples", max(self.samples, PAPER_SAMPLES))
-        if self.slack is None:
-            object.__setattr__(self, "slack", PROBE_SLACK if self.probe else SLACK)
         object.__setattr__(self, "budget", budget)
+        self._fill_slack()
         object.__setattr__(self, "engine", engine)
         object.__setattr__(self, "multiple", multiple)
 
@@ -180,6 +189,22 @@ class SNACS(Checked):
         }
         for name, value in found.items():
             object.__setattr__(self, name, value)
+
+    def _fill_slack(self) -> None:
+        """The slack that was left open, and ArgumentError where nothing says how much stays."""
+        own = self._curves is not None and not self.limits
+        usual = CURVE_SLACK if own and self._is_left_to_limits else PROBE_SLACK if self.probe else SLACK
+        object.__setattr__(self, "slack", usual if self.slack is None else self.slack)
+        if self._is_left_to_limits and (self.slack == 1 or not (own or self.limits)):
+            there = "limits=False" if not (own or self.limits) else "slack=1"
+            raise ArgumentError(
+                f"SNACS(keep=None, {there}): nothing says how much stays. Say keep=, the fraction, or leave out "
+                f"{there}, so that each layer is cut to its limit."
+            )
+
+    @property
+    def _is_left_to_limits(self) -> bool:
+        return is_left_to_limits(self)
 
     def plan(self, view: View) -> Plan:
         """Mask connections or cut units.
@@ -207,7 +232,8 @@ class SNACS(Checked):
 
     @property
     def _curves(self) -> CompensationSurvey | None:
-        return CompensationSurvey(self.samples) if self.ranking == "compensated" else None
+        how = CompensationSurvey(self.samples, views=views_of(self.views))
+        return how if self.ranking == "compensated" else None
 
     @property
     def _is_limited(self) -> bool:
@@ -227,7 +253,8 @@ class SNACS(Checked):
         curves = view.ask(self._curves, self.cache)
         if self._is_limited:
             return view.with_answer(self._curves, curves).ask(self._survey(), self.cache)
-        limits = {name: _limit(costs) for name, costs in curves.costs.items()}
+        slack = self.slack if self._is_left_to_limits else None
+        limits = {name: _limit(costs, slack) for name, costs in curves.costs.items()}
         return ConnectivityEvidence({}, limits, {}, curves.skipped, curves.samples)
 
     def _survey(self) -> SurveyOptions:
@@ -257,7 +284,8 @@ class SNACS(Checked):
     def _options(self) -> dict[str, object]:
         budget = self.budget
         named = find_budget(budget).name if budget is not None and is_known(budget) else budget
-        return {"budget": named, "keep": self.keep, "granularity": self.granularity}
+        said: dict[str, object] = {"budget": named, "keep": self.keep, "granularity": self.granularity}
+        return said | {"keep": LIMITS, "slack": self.slack} if self._is_left_to_limits else said
 
     def _masks(self, view: View, found: ConnectivityEvidence, listed: tuple[Layer, ...]) -> Plan:
         prunable = [layer for layer in listed if layer.is_prunable]
@@ -268,26 +296,19 @@ class SNACS(Checked):
         prices = {layer.tensor: _price(view, layer, self.budget) for layer in prunable}
         whole = sum(int(price.sum()) for price in prices.values())
         total = int(BUDGETS[str(self.budget)].predict(view.graph)) if self.budget in BUDGETS else whole
-        budget = round(self.keep * total) - (total - whole)
-        fixed = _affordable(
-            _must_stay(view, found, listed), lifelines(view.graph, listed, found.scores), prices, budget
-        )
+        ranked, lines = self._as_sized(prunable, found.scores), lifelines(view.graph, listed, found.scores)
 
-        ranked = self._as_sized(prunable, found.scores)
-
-        def stalls(raised: float) -> dict[str, LayerBudget]:
+        def stalls(raised: float, fixed: Mapping[str, Tensor]) -> dict[str, LayerBudget]:
             return {
-                layer.tensor: LayerBudget(
-                    ranked[layer.tensor],
-                    prices[layer.tensor],
-                    fixed[layer.tensor],
-                    int((found.upper(layer.tensor, raised) + HAIR) * fixed[layer.tensor].numel()),
-                )
-                for layer in prunable
+                name: LayerBudget(ranked[name], price, fixed[name], self._most(found, name, raised, price.numel()))
+                for name, price in prices.items()
             }
 
-        raised = _least_raise(lambda share: least(stalls(share)) <= budget)
-        masks = allocate_connections(stalls(raised), budget, str(self.budget))
+        within = least(stalls(0.0, lines)) if self.keep is None else round(self.keep * total) - (total - whole)
+        fixed = _affordable(_must_stay(view, found, listed), lines, prices, within)
+        budget = least(stalls(0.0, fixed)) if self.keep is None else within
+        raised = _least_raise(lambda share: least(stalls(share, fixed)) <= budget)
+        masks = allocate_connections(stalls(raised, fixed), budget, str(self.budget))
         edits = [
             Mask(layer.tensor, Keep.of(layer.mask(masks[layer.tensor]).contiguous()))
             for layer in prunable
@@ -301,6 +322,11 @@ class SNACS(Checked):
             **_dense(view, {layer.tensor for layer in prunable}),
         }
         return Plan(tuple(edits), view.graph.fingerprint, self._options(), reached)
+
+    def _most(self, found: ConnectivityEvidence, name: str, raised: float, size: int) -> int:
+        """How many of a group, or of a layer's connections, may go; none without a limit where limits decide."""
+        has_none = self._is_left_to_limits and name not in found.limits
+        return 0 if has_none else int((found.upper(name, raised) + HAIR) * size)
 
     def _as_sized(self, prunable: list[Layer], scores: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Scores that one threshold over all layers leaves as much of each of as it should."""
@@ -316,8 +342,8 @@ class SNACS(Checked):
         if self._curves is None:
             plan = plan_of(self._survey().unit_scores(view, listed, found.scores))
         else:
-            curves = view.ask(self._curves, self.cache)
-            plan = plan_by_curves(view, curves, self.budget or PRICES["filters"][0], plan_of)
+            curves, budget = view.ask(self._curves, self.cache), self.budget or PRICES["filters"][0]
+            plan = plan_by_curves(view, curves, None if self._is_left_to_limits else budget, plan_of)
         return replace(plan, asked={**self._options(), **({"target": self.target} if self.target else {})})
 
     def _cut(
@@ -325,7 +351,7 @@ class SNACS(Checked):
         view: View,
         found: ConnectivityEvidence,
         scores: Mapping[str, Tensor],
-        keep: float,
+        keep: float | None,
         table: LatencyTable | None,
     ) -> Plan:
         """Keep such a share of the budget, within limits that are raised as little as it takes."""
@@ -336,7 +362,7 @@ class SNACS(Checked):
             floors = {}
             for group in view.graph.prunable:
                 saved = int(found.protected[group.name].sum()) if group.name in found.protected else 0
-                floors[group.name] = max(saved, group.size - int((found.upper(group.name, raised) + HAIR) * group.size))
+                floors[group.name] = max(saved, group.size - self._most(found, group.name, raised, group.size))
             return allocate(
                 view.graph,
                 scores,
@@ -347,6 +373,9 @@ class SNACS(Checked):
                 floors=floors,
                 table=table,
             )
+
+        if keep is None:
+            return cut(0.0)
 
         def fits(raised: float) -> bool:
             try:
@@ -362,12 +391,16 @@ class SNACS(Checked):
         return replace(plan, reached={**plan.reached, **_report_limits(found, raised)})
 
 
-def _limit(costs: Tensor) -> Limit:
-    """The curve of a group as people look at it: the share of all that its readers say, as its units leave."""
+def _limit(costs: Tensor, slack: float | None) -> Limit:
+    """The curve of a group as people look at it: the share of all that its readers say, as its units leave.
+
+    The limit is where they have lost ``slack``; None: there is none.
+    """
     lost, size = costs.cumsum(0), len(costs)
     left = [1.0, *(1 - lost / lost[-1].clamp(min=torch.finfo(lost.dtype).tiny)).tolist()]
     steps = sorted({round(share * size) for share in GRID} | {size})
-    return Limit(tuple(step / size for step in steps), tuple(round(left[step], 6) for step in steps), 1.0)
+    upper = 1.0 if slack is None else removable(costs, slack) / size
+    return Limit(tuple(step / size for step in steps), tuple(round(left[step], 6) for step in steps), upper)
 
 
 def _least_raise(fits: Callable[[float], bool]) -> float:

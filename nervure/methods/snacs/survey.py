@@ -4,7 +4,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeGuard, final
@@ -149,11 +149,13 @@ class SurveyOptions:
                 "the limits of the layers ask the network itself: give model and data, or use probe=True, which asks "
                 "what was measured, or limits=False."
             )
-        if folder is None:
+        if folder is None or " at 0x" in repr(self.curves):
             return self._made(view, self._measure(view), None)
         labelled = "labels" in self.wanted(view)
         data = connections_digest(view, samples=self.samples, per_class=self.per_class, labelled=labelled)
-        place = evidence_folder(folder, view, [KIND.version, asdict(self)], data)
+        curves = None if self.curves is None else repr(self.curves)
+        question = [KIND.version, asdict(replace(self, curves=None)) | {"curves": curves}]
+        place = evidence_folder(folder, view, question, data)
         whole = place / "connectivity.safetensors"
         with suppress(FileError):  # it is not there yet, or damaged
             return ConnectivityEvidence.load(whole)
