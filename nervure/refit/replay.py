@@ -29,6 +29,9 @@ from nervure.stats.loaders import Batch
 CONTAINERS = (tuple, list, dict)
 """What a module may give its tensors in, for what it gives to be kept."""
 
+FEW = 2
+"""Samples by which it is found out what runs when."""
+
 
 @final
 @dataclass(slots=True)
@@ -59,8 +62,8 @@ class Replay:
             batch: what it can run on.
         """
         self.model = model
+        batch = _few_of(model, batch.to(device_of(model)))
         score = _Score(model)
-        batch = batch.to(device_of(model))
         score.listen(batch)
         self._at, self._runs, self._readers = score.at, score.runs, score.readers
         self._done: dict[str, dict[int, Any]] = {}
@@ -194,6 +197,18 @@ class _Score:
         if family(entry.name) == "batch norm":
             name = watcher.tape.named.get(getattr(entry.args[RUNNING_MEAN], "id", -1), "")
             self.at.setdefault(name, place)
+
+
+def _few_of(model: nn.Module, batch: Batch) -> Batch:
+    """A few samples of a batch, where the model runs on so few: what runs in which order, they tell as well."""
+    few = batch.head(FEW)
+    try:
+        with watchable(model):
+            few.feed(model)
+    except Exception:
+        # Whatever the model has against it.
+        return batch
+    return few
 
 
 def _outermost(runs: Iterable[_ModuleRun]) -> list[_ModuleRun]:

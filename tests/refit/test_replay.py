@@ -144,6 +144,27 @@ SMALL = [
 ]
 
 
+class Wide(nn.Module):
+    """Runs on eight samples at a time, and on no other number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.second(self.first(x).view(8, 4).relu())
+        return found
+
+
+def test_a_model_that_runs_on_whole_batches_only_is_looked_at_on_one() -> None:
+    model = Wide().eval()
+    replay = Replay(model, batch())
+    replay.advance([("second.weight", 0)], [batch()])
+    model.first.weight.data.zero_()
+    with replay.skipped(0), torch.no_grad():
+        assert float(model(data(8)).std(0).min()) > 0
+
+
 @pytest.mark.filterwarnings("ignore:too few samples")
 @pytest.mark.parametrize("model", SMALL, ids=lambda model: type(model).__name__)
 def test_a_refit_is_that_of_running_all_again(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
