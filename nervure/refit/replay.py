@@ -22,7 +22,6 @@ from nervure.graph.ops.table import family
 from nervure.graph.products import Operand
 from nervure.graph.tape import Entry, WriteBack
 from nervure.refit.activations import Enough, Watcher, watchable
-from nervure.refit.prefix import replaced_forward
 from nervure.refit.streams import RUNNING_MEAN, Follower, Key
 from nervure.stats.loaders import Batch
 
@@ -65,7 +64,7 @@ class Replay:
         batch = _few_of(model, batch.to(device_of(model)))
         score = _Score(model)
         score.listen(batch)
-        self._at, self._runs, self._readers = score.at, score.runs, score.readers
+        self._at, self._runs, self._readers, self._end = score.at, score.runs, score.readers, score.end
         self._done: dict[str, dict[int, Any]] = {}
         """What the modules that do not run gave, part by part."""
         self._found_out = self._works(batch)
@@ -80,11 +79,24 @@ class Replay:
                     stack.enter_context(replaced_forward(self.model.get_submodule(name), forward))
             yield
 
+    @contextmanager
+    def stopped(self, wanted: Iterable[Key | str]) -> Iterator[None]:
+        """While this lasts the model runs no further than these, as far as modules tell."""
+        last = max((self._at.get(key, self._end) for key in wanted), default=self._end)
+        behind = next((run for run in self._runs if run.start > last), None)
+        handle = behind and self.model.get_submodule(behind.name).register_forward_pre_hook(_stop)
+        try:
+            yield
+        finally:
+            if handle:
+                handle.remove()
+
     def advance(self, pending: Iterable[Key | str], parts: Sequence[Batch]) -> None:
         """Leave out what runs before all of these; what it gives is kept for each part.
 
         Args:
-            pending: uses of parameters, and running means of batch norms, that may still change or be looked at.
+            pending: uses of parameters, running means of batch norms, and modules by name, that may still change or
+                be looked at.
             parts: the batches, in their order.
         """
         if self._found_out:
@@ -137,13 +149,16 @@ class _Score:
     """Listens to one run: at which operator each use of a parameter is, which modules run when, and who reads what.
 
     Attributes:
-        at: the number of the operator of each use of a parameter, and of each running mean.
+        at: the number of the operator of each use of a parameter, of each running mean, and of the first operator of
+            each module.
+        end: the number of operators.
         runs: modules that run once, give tensors, and are alone in using their parameters; in running order.
         readers: for each value the operators that are given it; one behind the last where the model returns it.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.at: dict[Key | str, int] = {}
+        self.end = 0
         self.runs: list[_ModuleRun] = []
         self.readers: dict[int, list[int]] = {}
         self._model = model
@@ -162,6 +177,8 @@ class _Score:
                 stack.callback(module.register_forward_hook(partial(self._end, run)).remove)
             watch(batch, self.see)
         whole, *parts = self.runs
+        self.end = self._place
+        self.at |= {run.name: run.start for run in parts if run.times}
         for out in whole.outs:
             self.readers.setdefault(out, []).append(self._place)
         self.runs = sorted((run for run in parts if self._is_apart(run)), key=lambda run: (run.start, -run.stop))
@@ -240,6 +257,23 @@ def _give(output: Any, *args: Any, **kwargs: Any) -> Any:
 def _without_contents(output: Any) -> Any:
     """The same shapes; of what nobody reads. Should it be read after all, that does not pass unnoticed."""
     return _map_tensors(lambda t: t.new_full((), math.nan if t.is_floating_point() else 0).expand(t.shape), output)
+
+
+@contextmanager
+def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """While this lasts a module runs something else."""
+    own = vars(module).get("forward")
+    vars(module)["forward"] = forward
+    try:
+        yield
+    finally:
+        del vars(module)["forward"]
+        if own is not None:
+            vars(module)["forward"] = own
+
+
+def _stop(module: nn.Module, args: Any) -> None:
+    raise Enough
 
 
 def _given(model: nn.Module, names: Sequence[str], batch: Batch) -> dict[str, Any]:

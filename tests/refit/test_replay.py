@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from nervure import Magnitude, prune, zoo
 from nervure.refit import refit
+from nervure.refit.activations import Enough
 from nervure.refit.replay import Replay
 from nervure.stats.loaders import Batch
 from nervure.zoo.models.densenet import DenseNet
@@ -177,3 +178,24 @@ def test_a_refit_is_that_of_running_all_again(model: nn.Module, monkeypatch: pyt
     assert short.layers == whole.layers
     for one, other in zip(short.result.model.parameters(), whole.result.model.parameters(), strict=True):
         assert torch.equal(one, other)
+
+
+def test_nothing_runs_behind_what_is_wanted() -> None:
+    model = Pyramid().eval()
+    replay = Replay(model, batch())
+    model.runs.clear()
+    with replay.stopped([("b.linear.weight", 0)]), pytest.raises(Enough):
+        model(data(8))
+    assert sorted(model.runs) == ["a", "b"]
+    with replay.stopped([("head.weight", 0)]):
+        assert model(data(8)).shape == (8, 3)
+
+
+def test_what_runs_before_a_module_is_left_out() -> None:
+    model = Pyramid().eval()
+    replay = Replay(model, batch())
+    replay.advance(["c"], [batch()])
+    model.runs.clear()
+    with replay.skipped(0), torch.no_grad():
+        model(data(8))
+    assert sorted(model.runs) == ["c", "d"]
