@@ -225,18 +225,19 @@ def run_cell(part: str, name: str, edit: str, arm: str, seed: int, options: Name
         "params": pruned.cost_after.params / pruned.cost_before.params,
         "errors": {key: round(value, 4) for key, value in fitted.summary().items()},
     }
+    if part == "equal" and options.epochs:
+        row["plain, trained"] = recover(subject, pruned, batches, seed, options.epochs)
+        row["refit, trained"] = recover(subject, fitted.result, batches, seed, options.epochs)
     if part == "equal":
-        row["plain, trained"] = recover(subject, pruned, batches, seed)
-        row["refit, trained"] = recover(subject, fitted.result, batches, seed)
         row["speedup"] = speedup(subject, pruned) if seed == 0 else None
     return row
 
 
-def recover(subject: Subject, pruned: Pruned, batches: Batches, seed: int) -> Scores:
+def recover(subject: Subject, pruned: Pruned, batches: Batches, seed: int, epochs: int) -> Scores:
     """Scores after a little training on the samples that were calibrated on."""
     model = copy_model(pruned.model)
     train(
-        model, batches, epochs=EPOCHS, lr=RATE, optimizer="adamw", objective=subject.objective, masks=pruned.masks,
+        model, batches, epochs=epochs, lr=RATE, optimizer="adamw", objective=subject.objective, masks=pruned.masks,
         seed=seed, progress=False,
     )  # fmt: skip
     return subject.score(model.eval())
@@ -282,7 +283,10 @@ def cases(options: Namespace) -> Iterator[Case]:
 
 def mean_of(name: str, metric: str, rows: Rows, what: str) -> str:
     """Over seeds; perplexities in multiples of the dense one, with the spread of seeds where there are several."""
+    rows = [row for row in rows if what in row]
     values = [row[what][metric] / (row["dense"][metric] if name == "language" else 1) for row in rows]
+    if not values:
+        return "–"
     apart = f" ± {stdev(values):.2g}" if len(values) > 1 else ""
     return f"{fmean(values):.3g}{apart}"
 
@@ -319,7 +323,7 @@ def table(rows: Rows) -> list[str]:
 
 HEADS = {
     "untrained": "Without training",
-    "equal": f"At equal budgets: plain, refitted, and both after {EPOCHS} epochs on the same samples",
+    "equal": f"At equal budgets: plain, refitted, and, where it was run, both after {EPOCHS} epochs on the same samples",
 }
 
 
@@ -355,6 +359,7 @@ BENCHMARK = Benchmark(
     arguments={
         "--models": {"type": Path, "default": os.environ.get(PLACE), "help": "the folder of the unpacked packages"},
         "--seeds": {"type": int, "default": 1},
+        "--epochs": {"type": int, "default": EPOCHS, "help": "of training at equal budgets; 0: none"},
     },
     packages=("transformers", "torchvision", "ultralytics"),
 )
