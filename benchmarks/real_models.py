@@ -323,7 +323,7 @@ def table(rows: Rows) -> list[str]:
 
 HEADS = {
     "untrained": "Without training",
-    "equal": f"At equal budgets: plain, refitted, and, where it was run, both after {EPOCHS} epochs on the same samples",
+    "equal": f"At equal budgets: plain, refitted, and (where it was run) after {EPOCHS} epochs on the same samples",
 }
 
 
