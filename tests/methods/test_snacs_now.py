@@ -108,6 +108,8 @@ def test_limits_decide_where_nothing_says_how_much_stays() -> None:
     assert mine.plan.edits == theirs.plan.edits != ()
     assert mine.plan.asked["keep"] == "limits" and mine.cost_after.macs < mine.cost_before.macs
     assert "refit" in mine.plan.reached
+    protected = SNACS(keep=None, slack=0.5, protect=True)
+    assert prune(model, PICTURES[:2], protected, data=DATA, refit=False, progress=False).plan.cuts
 
 
 @pytest.mark.parametrize("options", [{}, {"paper": True}, {"protect": False}])
@@ -135,8 +137,9 @@ def test_where_neither_keep_nor_limits_say_how_much_stays_it_says_what_to_do() -
     with pytest.raises(ArgumentError, match="limits=False.*Say keep=, the fraction, or leave out limits=False"):
         SNACS(keep=None, limits=False, granularity="kernels")
     with pytest.raises(ArgumentError, match="slack=1.*leave out slack=1"):
-        SNACS(keep=None, slack=1.0)
+        SNACS(keep=None, slack=1.0, limits=True)
     with pytest.raises(ArgumentError, match="limits know no time"):
         SNACS(keep=None, budget="latency")
     assert [SNACS(keep=None).slack, SNACS(keep=None, limits=True).slack, SNACS().slack] == [0.1, 0.15, 0.15]
     assert SNACS(keep=None, paper=True).slack == 0.7
+    assert SNACS(keep=None, slack=1.0).slack == 1  # of a curve, the knee

@@ -195,8 +195,8 @@ class SNACS(Checked):
         own = self._curves is not None and not self.limits
         usual = CURVE_SLACK if own and self._is_left_to_limits else PROBE_SLACK if self.probe else SLACK
         object.__setattr__(self, "slack", usual if self.slack is None else self.slack)
-        if self._is_left_to_limits and (self.slack == 1 or not (own or self.limits)):
-            there = "limits=False" if not (own or self.limits) else "slack=1"
+        if self._is_left_to_limits and not own and (self.slack == 1 or not self.limits):
+            there = "slack=1" if self.limits else "limits=False"
             raise ArgumentError(
                 f"SNACS(keep=None, {there}): nothing says how much stays. Say keep=, the fraction, or leave out "
                 f"{there}, so that each layer is cut to its limit."
@@ -251,11 +251,12 @@ class SNACS(Checked):
         if self._curves is None:
             return view.ask(self._survey(), self.cache)
         curves = view.ask(self._curves, self.cache)
-        if self._is_limited:
-            return view.with_answer(self._curves, curves).ask(self._survey(), self.cache)
         slack = self.slack if self._is_left_to_limits else None
         limits = {name: _limit(costs, slack) for name, costs in curves.costs.items()}
-        return ConnectivityEvidence({}, limits, {}, curves.skipped, curves.samples)
+        if not self._is_limited:
+            return ConnectivityEvidence({}, limits, {}, curves.skipped, curves.samples)
+        found = view.with_answer(self._curves, curves).ask(self._survey(), self.cache)
+        return found if self.limits or slack is None else replace(found, limits=limits)
 
     def _survey(self) -> SurveyOptions:
         names = [o.name for o in fields(SurveyOptions) if o.name not in ("per_unit", "evidence", "curves")]
