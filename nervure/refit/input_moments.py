@@ -99,14 +99,35 @@ def read_inputs(
     return found
 
 
+def read_joins(
+    model: nn.Module, parts: Iterable[Batch], wanted: Mapping[int, Consumer], *, positions: int, seed: int
+) -> dict[int, Tensor]:
+    """The variance of what each of these consumers adds to a stream, as a share of that of the stream then.
+
+    Arguments as those of :func:`read_inputs`; what enters is not kept.
+    """
+    found = InputMoments()
+    with watchable(model) as watch:
+        for number, part in enumerate(parts if wanted else ()):
+            watch(part, _InputReader(found, wanted, positions, (seed, number), keeps=False).see)
+    return {place: joined.share for place, joined in found.joined.items()}
+
+
 @final
 class _InputReader:
-    """Adds what enters in one run."""
+    """Adds what enters in one run, where it ``keeps`` that, and what is added to streams."""
 
     def __init__(
-        self, found: InputMoments, wanted: Mapping[int, Consumer], positions: int, seed: tuple[int, int]
+        self,
+        found: InputMoments,
+        wanted: Mapping[int, Consumer],
+        positions: int,
+        seed: tuple[int, int],
+        *,
+        keeps: bool = True,
     ) -> None:
         self._found, self._wanted, self._positions, self._seed = found, wanted, positions, seed
+        self._keeps = keeps
         self._at = {r.key: place for place, c in wanted.items() for r in c.readings if not r.reason}
         self._recent: list[tuple[Tensor, int]] = []
         self._laid: dict[int, Callable[[Tensor], Tensor]] = {}
@@ -123,7 +144,8 @@ class _InputReader:
         for key, use in self._follower.products(entry, uses):
             if (place := self._at.get(key)) is not None and place not in self._found.reasons:
                 index = self._choose(entry, out)
-                self._read(place, entering(use, entry, args, index))
+                if self._keeps:
+                    self._read(place, entering(use, entry, args, index))
                 self._laid[place] = partial(_lay, use, entry, out.shape, index)
         for join in self._follower.step(entry):
             if (place := self._at.get(join.key)) in self._laid:

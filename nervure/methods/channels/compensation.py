@@ -5,6 +5,7 @@ those of the dense network, position by position. Of each group the units leave 
 readers lose is added up, as :mod:`nervure.scores.elimination` has it.
 """
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias, final
@@ -18,10 +19,10 @@ from nervure.errors import DataError
 from nervure.graph.types import Graph, Group
 from nervure.methods.base import Folder, View, data_of, model_of
 from nervure.methods.channels.data_views import DataViews, draw_views
-from nervure.methods.channels.output_shares import output_shares
+from nervure.methods.channels.value_weights import value_weights
 from nervure.methods.evidence_folder import answer_folder, remember
 from nervure.refit.consumers import Consumer
-from nervure.refit.input_moments import InputMoments, Joined, find_consumers, read_inputs
+from nervure.refit.input_moments import InputMoments, find_consumers, read_inputs, read_joins
 from nervure.refit.moments import InputSums
 from nervure.scores.elimination import ReaderProblem, eliminate
 from nervure.stats.loaders import Batch
@@ -32,6 +33,8 @@ MEMORY = 2 << 30
 WIDEST = 1 << 14
 """Inputs of a reader from which on it is not looked at."""
 UNREAD = f"nothing reads it that can be fitted: no product with a parameter of {WIDEST:,} inputs or fewer"
+JOINED = 256
+"""Samples on which it is measured what layers make of the streams that they are added to."""
 TINY = 1e-9
 """The share of a layer's largest variance below which an output counts as constant."""
 ROUNDING = 1e-7
@@ -82,8 +85,8 @@ class CompensationSurvey:
         positions: at how many places of each sample a convolution is looked at, at most.
         ridge: the share of its variance that is added to each input's, so that the scale of a unit does not matter.
         currency: what counts alike: ``"outputs"`` (each output of each reader; where that is added to a stream, as much
-            as it makes of its variance; gates as much as the value that is made of them), ``"alone"`` (the same
-            wherever it goes) or ``"layers"`` (each reader).
+            as it makes of its variance, and so does all that leads to it; gates as much as the value that is made of
+            them), ``"alone"`` (the same wherever it goes) or ``"layers"`` (each reader).
         views: another view of the data, for which the order has to hold too. It takes as much time and memory again.
     """
 
@@ -127,7 +130,7 @@ class CompensationSurvey:
     ) -> CompensationCurves:
         consumers = find_consumers(model, views[0][0])
         readers = {group.name: find_readers(group, consumers) for group in graph.prunable}
-        shares = output_shares(graph, consumers)
+        weights = self._weights(model, graph, views[0], consumers, seed)
         order, costs, skipped = dict[str, Tensor](), dict[str, Tensor](), dict[str, str]()
         seen = [read_in_passes(model, v, consumers, readers, positions=self.positions, seed=seed) for v in views]
         for found in zip(*seen, strict=True):
@@ -135,7 +138,7 @@ class CompensationSurvey:
             problems = [
                 replace(problem, view=number)
                 for number, (_, entered) in enumerate(found)
-                for problem in self._problems(model, graph[name], readers[name], consumers, entered, shares)
+                for problem in self._problems(model, graph[name], readers[name], consumers, entered, weights)
             ]
             if problems:
                 order[name], costs[name] = eliminate(problems, graph[name].size)
@@ -152,7 +155,7 @@ class CompensationSurvey:
         readers: Mapping[int, Tensor],
         consumers: Sequence[Consumer],
         entered: InputMoments,
-        shares: Mapping[int, Tensor],
+        weights: Mapping[int, Tensor],
     ) -> Iterator[ReaderProblem]:
         for place, units in readers.items():
             if place in entered.reasons:
@@ -160,22 +163,29 @@ class CompensationSurvey:
             consumer, sums = replace(consumers[place]), entered.led[entered.leaders[place]]
             variance, moments = second_moments(consumer, sums)
             weight = consumer.weight(model).double()
-            scale = self._scale(weight, variance, entered.joined.get(place))
-            if self.currency != "layers" and place in shares:
-                scale = scale * shares[place].to(scale).sqrt()[:, :, None]
-            weight = weight * scale
+            weight = weight * self._scale(weight, variance, weights.get(place))
             for part, matrix in enumerate(moments):
                 yield ReaderProblem(weight[part], add_ridge_to(matrix, self.ridge), columns_of(units[part], group.size))
 
-    def _scale(self, weight: Tensor, variance: Tensor, joined: Joined | None) -> Tensor:
+    def _weights(
+        self, model: nn.Module, graph: Graph, parts: Sequence[Batch], consumers: Sequence[Consumer], seed: int
+    ) -> dict[int, Tensor]:
+        """How much each output of each consumer counts, by its place."""
+        if self.currency == "layers":
+            return {}
+        seen = itertools.accumulate(part.size for part in parts)
+        some = parts[: 1 + sum(count < JOINED for count in seen)]
+        wanted = dict(enumerate(consumers)) if self.currency == "outputs" else {}
+        joined = read_joins(model, some, wanted, positions=self.positions, seed=seed)
+        return value_weights(graph, consumers, joined)
+
+    def _scale(self, weight: Tensor, variance: Tensor, counts: Tensor | None) -> Tensor:
         """What makes the losses of a reader comparable with those of others, [stack, outputs, 1]."""
         power = ((weight @ variance) * weight).sum(2, keepdim=True)
         if self.currency == "layers":
             return (1 / power.sum().clamp(min=torch.finfo(power.dtype).tiny)).sqrt().expand_as(power)
         alone = torch.where(power > TINY * power.max(), power, torch.inf).rsqrt()
-        if joined is None or self.currency == "alone" or joined.share.numel() != alone.numel():
-            return alone
-        return alone * joined.share.reshape(alone.shape).to(alone).sqrt()
+        return alone if counts is None else alone * counts.to(alone).sqrt()[:, :, None]
 
 
 def add_ridge_to(moments: Tensor, ridge: float) -> Tensor:

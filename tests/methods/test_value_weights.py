@@ -1,4 +1,4 @@
-"""Gates, queries and keys weigh as much as the values that are made of them."""
+"""Values count as far as they make the answer; gates, queries and keys as much as the values that are made of them."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from nervure import trace, zoo
 from nervure.methods import View
 from nervure.methods.channels.compensation import CompensationSurvey
-from nervure.methods.channels.output_shares import output_shares
+from nervure.methods.channels.value_weights import value_weights
 from nervure.refit.input_moments import find_consumers
 from nervure.stats.loaders import Batch
 
@@ -15,7 +15,7 @@ from nervure.stats.loaders import Batch
 def shares(model: nn.Module, x: Tensor) -> dict[str, float]:
     """By parameter the one share of all of its outputs."""
     consumers = find_consumers(model.eval(), Batch(x, len(x)))
-    found = output_shares(trace(model, x), consumers)
+    found = value_weights(trace(model, x), consumers, {})
     return {consumers[place].tensor: share.unique().item() for place, share in found.items()}
 
 
@@ -53,7 +53,7 @@ def test_gates_of_a_cell_share_its_value(cell: type[nn.RNNBase], share: float) -
 
 
 def test_a_gate_and_what_it_lets_through_share_a_value() -> None:
-    assert shares(Gated(), torch.rand(3, 4)) == {"gate.weight": 0.5, "up.weight": 0.5}
+    assert shares(Gated(), torch.rand(3, 4)) == {"gate.weight": 0.5, "up.weight": 0.5, "down.weight": 1}
 
 
 def test_queries_keys_and_values_share_what_a_head_gives() -> None:
@@ -72,3 +72,46 @@ def test_a_cell_without_inputs_loses_as_many_values_as_it_makes(cell: type[nn.RN
     model, x = Recurrent(cell).eval(), torch.randn(64, 7, 5, generator=torch.Generator().manual_seed(0))
     view = View(model=model, graph=trace(model, x[:2]), weights=model.state_dict(), data=[x], example=x[:2])
     assert float(CompensationSurvey().of(view).costs["into"].sum()) == pytest.approx(8, rel=0.01)
+
+
+class Residual(nn.Module):
+    """Two blocks add to a stream; the second has three layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.head = nn.Linear(4, 6), nn.Linear(6, 3)
+        self.up, self.down = nn.Linear(6, 8), nn.Linear(8, 6)
+        self.first, self.second, self.third = nn.Linear(6, 5), nn.Linear(5, 7), nn.Linear(7, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = x + self.down(self.up(x).relu())
+        x = x + self.third(self.second(self.first(x).relu()).relu())
+        found: Tensor = self.head(x)
+        return found
+
+
+def test_inside_a_block_as_much_counts_as_the_block_makes_of_its_stream() -> None:
+    x = torch.rand(16, 4)
+    model = Residual().eval()
+    consumers = find_consumers(model, Batch(x, 16))
+    at = {c.tensor.removesuffix(".weight"): place for place, c in enumerate(consumers)}
+    joined = {at["down"]: torch.full((1, 6), 0.5), at["third"]: torch.linspace(0, 0.5, 6)[None]}
+    found = value_weights(trace(model, x), consumers, joined)
+    weights = {name: found[place] for name, place in at.items()}
+    assert torch.equal(weights["third"], joined[at["third"]])
+    assert torch.equal(weights["down"], joined[at["down"]])
+    for name, weight in {"first": 0.25, "second": 0.25, "up": 0.5, "stem": 1.0, "head": 1.0}.items():
+        assert weights[name].unique().tolist() == [pytest.approx(weight)], name
+
+
+def test_a_block_that_adds_little_costs_little() -> None:
+    model, x = Residual().eval(), torch.randn(64, 4, generator=torch.Generator().manual_seed(0))
+    costs = {}
+    for scale in (1.0, 0.1):
+        model.third.weight.data *= scale
+        view = View(model=model, graph=trace(model, x[:2]), weights=model.state_dict(), data=[x], example=x[:2])
+        costs[scale] = {name: float(cost.sum()) for name, cost in CompensationSurvey().of(view).costs.items()}
+    assert costs[0.1]["first"] < 0.05 * costs[1.0]["first"]
+    assert costs[0.1]["up"] == pytest.approx(costs[1.0]["up"], rel=0.3)
