@@ -22,9 +22,8 @@ $(STAMP): pyproject.toml requirements-dev.txt constraints-ci.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements-dev.txt
 	@touch $@
 
-demo: $(STAMP)  ## train, prune and measure a small network; ends with the path of a report
-	$(BIN)/nervure run examples/demo.toml --folder runs/demo --fresh
-	@echo "report: $(CURDIR)/runs/demo/report.html"
+demo:  ## train, prune and compare a small network in an environment of its own; says first what it costs
+	@$(PYTHON) docs/demo.py
 
 test: check  ## style, types, layers, tests, doctests, README, examples; the large laws by a sample of the day
 	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 --dist worksteal --quiet
