@@ -1,4 +1,4 @@
-"""``python docs/demo.py``: what ``make demo`` does.
+"""``python docs/demo.py``: what ``make demo`` and ``make demo-lm`` do.
 
 It says first what it will cost, makes an environment of its own, and is never silent for long. Standard library alone,
 since nothing is installed when it begins.
@@ -33,6 +33,20 @@ What it costs, on two free cores and an ordinary line:
      less than a minute. Nothing else on this machine changes. To undo it: rm -r {env}
   2. the demo itself: about a minute, on one core. The second time there is only this.
 """
+TOLD_LM = """\
+What comes: a quarter of the parameters of a language model leaves, what stays is fitted on the text in
+{text}, and the smaller model is written as a folder that transformers loads.
+Then both go on with the same prompt. (Other text: TEXT=file; another prompt: PROMPT="...")
+
+What it costs: an environment of its own in {env} (torch for CPUs, about 190 MB to
+download, and 65 MB beside it; what is there is used), and some minutes for a model of 135 M parameters. No training.
+"""
+WHICH_MODEL = """\
+MODEL={model!r} is no folder with a config.json. Give one that transformers loads, with its tokenizer:
+  make demo-lm MODEL=my-model
+For instance SmolLM2-135M, with the command of the package huggingface_hub:
+  hf download HuggingFaceTB/SmolLM2-135M --local-dir my-model
+"""
 CUDA = """\
 No torch for CPUs was found, so the usual one is installed. On Linux that brings CUDA along: gigabytes instead of
 190 MB. Stop here (Ctrl-C) if that is too much, and name a place that has one: PIP_EXTRA_INDEX_URL=... make demo
@@ -41,19 +55,45 @@ No torch for CPUs was found, so the usual one is installed. On Linux that brings
 
 def main() -> int:
     """Say what it costs, make the environment where it is not there, and run the demo."""
-    parser = argparse.ArgumentParser(description="Train, prune and compare a small network.")
+    parser = argparse.ArgumentParser(
+        description="Train, prune and compare a small network; or shrink a language model."
+    )
     parser.add_argument("--env", type=Path, default=ROOT / ".venv-demo", help="folder of the environment")
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "demo-sweep", help="folder of the results")
+    parser.add_argument("--lm", metavar="MODEL", help="shrink the language model in this folder instead")
+    parser.add_argument("--text", default="", help="a file or folder of texts to fit the language model on")
+    parser.add_argument("--prompt", default="", help="what both language models are to go on with")
     options = parser.parse_args()
-    print(TOLD.format(env=options.env), flush=True)
     start = time.monotonic()
-    python = make_environment(options.env, ["onnx"])
-    print(f"environment ready, {time.monotonic() - start:.0f} s\n", flush=True)
-    clear(options.folder)
-    sweep = ["-m", "nervure", "sweep", "examples/demo.toml", "--folder", str(options.folder)]
-    follow([str(python), *sweep], "the demo")
-    print(f"\n{time.monotonic() - start:.0f} s in all. Look at it in a browser:\n{options.folder / 'sweep.html'}")
+    if options.lm is not None:
+        shrink_language_model(options.env, options.lm, options.text or str(ROOT / "docs" / "decisions"), options.prompt)
+    else:
+        compare_cuts(options.env, options.folder)
+    print(f"{time.monotonic() - start:.0f} s in all.")
     return 0
+
+
+def compare_cuts(env: Path, folder: Path) -> None:
+    """The demo: a network, cut in several ways."""
+    print(TOLD.format(env=env), flush=True)
+    python = make_environment(env, ["onnx"])
+    clear(folder)
+    follow([str(python), "-m", "nervure", "sweep", "examples/demo.toml", "--folder", str(folder)], "the demo")
+    print(f"\nLook at it in a browser: {folder / 'sweep.html'}")
+
+
+def shrink_language_model(env: Path, model: str, text: str, prompt: str) -> None:
+    """The demo of language models: a quarter of the parameters leaves, and both models go on with a prompt."""
+    dense = Path(model).expanduser().resolve()
+    if not model or not (dense / "config.json").exists():
+        raise SystemExit(WHICH_MODEL.format(model=model))
+    print(TOLD_LM.format(env=env, text=text), flush=True)
+    python, smaller = make_environment(env, ["transformers", "metrics"]), ROOT / "runs" / "demo-lm" / dense.name
+    data = f"text:{Path(text).expanduser().resolve()}"
+    options = ["--keep", "0.75", "--data", data, "--out", str(smaller)]
+    follow([str(python), "-m", "nervure", "prune", f"hf:{dense}", *options], "pruning")
+    print(f"\nThe same prompt for both. {smaller} is an ordinary folder of transformers.", flush=True)
+    follow([str(python), "examples/side_by_side.py", str(dense), str(smaller), *filter(None, [prompt])], "answering")
 
 
 def make_environment(env: Path, extras: Sequence[str]) -> Path:
@@ -68,6 +108,7 @@ def make_environment(env: Path, extras: Sequence[str]) -> Path:
     pip = [str(python), "-m", "pip", "install", "--disable-pip-version-check", "--no-compile", "-c", str(pins)]
     install(pip, pinned("torch", pins.read_text(encoding="utf-8")), f"{ROOT}[{','.join(extras)}]")
     stamp.touch()
+    print(f"The environment is ready: {env}\n", flush=True)
     return python
 
 

@@ -73,6 +73,29 @@ def test_elsewhere_the_usual_torch_is_for_cpus(demo):
     assert demo.pinned("torch", "rich==1\ntorch==2.13.0\n") == "2.13.0"
 
 
+def test_without_a_model_it_says_how_to_get_one(demo, tmp_path):
+    for model in ("", str(tmp_path)):
+        with pytest.raises(SystemExit, match="MODEL=.*no folder with a config.json(.|\n)*make demo-lm MODEL="):
+            demo.shrink_language_model(tmp_path / "env", model, "texts", "")
+
+
+def test_a_language_model_is_pruned_and_answers_beside_the_smaller_one(demo, tmp_path, capsys, monkeypatch):
+    ran = []
+    monkeypatch.setattr(demo, "follow", lambda command, what: ran.append(command[1:]))
+    monkeypatch.setattr(demo, "make_environment", lambda env, extras: env / "python")
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "tiny" / "config.json").touch()
+    demo.shrink_language_model(tmp_path / "env", str(tmp_path / "tiny"), str(tmp_path), "Once")
+    pruning, answering = ran
+    smaller = str(ROOT / "runs" / "demo-lm" / "tiny")
+    assert pruning[2:] == [
+        *("prune", f"hf:{tmp_path / 'tiny'}", "--keep", "0.75"),
+        *("--data", f"text:{tmp_path}", "--out", smaller),
+    ]
+    assert answering == ["examples/side_by_side.py", str(tmp_path / "tiny"), smaller, "Once"]
+    assert "What it costs" in capsys.readouterr().out
+
+
 def test_only_what_a_demo_left_is_removed(demo, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").touch()
