@@ -8,7 +8,7 @@ STAMP := $(VENV)/.stamp
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-all check bench torture docs clean
+.PHONY: help env demo demo-lm test test-all check bench torture docs clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1	\2/' | expand -t 16
@@ -22,9 +22,11 @@ $(STAMP): pyproject.toml requirements-dev.txt constraints-ci.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements-dev.txt
 	@touch $@
 
-demo: $(STAMP)  ## train, prune and measure a small network; ends with the path of a report
-	$(BIN)/nervure run examples/demo.toml --folder runs/demo --fresh
-	@echo "report: $(CURDIR)/runs/demo/report.html"
+demo:  ## train, prune and compare a small network in an environment of its own; says first what it costs
+	@$(PYTHON) docs/demo.py
+
+demo-lm:  ## make a language model a quarter smaller and let both answer: MODEL=folder TEXT=file PROMPT="..."
+	@$(PYTHON) docs/demo.py --lm "$(MODEL)" --text "$(TEXT)" --prompt "$(PROMPT)"
 
 test: check  ## style, types, layers, tests, doctests, README, examples; the large laws by a sample of the day
 	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 --dist worksteal --quiet

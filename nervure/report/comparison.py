@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import final
 
 from nervure.core.schema import NotNegative, Positive
+from nervure.evaluation.metrics import wilson_interval
 from nervure.report.outcome import NOTHING, Mean, Outcome, QualityScale, scale_of
 from nervure.report.run_report import DENSE, DENSE_PLUS, milliseconds
 from nervure.report.tables import MISSING, Table, quantity
@@ -49,6 +50,7 @@ class MeanOutcome:
         ece: expected calibration error, in [0, 1].
         seconds: that planning took.
         quality: on the clean test data, in the measure of ``scale_of``: the accuracy where there is no other.
+        interval: of one seed alone, the 95 % Wilson interval of its accuracy for so many test samples; else None.
     """
 
     method: str
@@ -64,6 +66,7 @@ class MeanOutcome:
     ece: Mean = NOTHING
     seconds: Mean = NOTHING
     quality: Mean = NOTHING
+    interval: tuple[float, float] | None = None
 
     @staticmethod
     def of(outcomes: Sequence[Outcome], timed: Mapping[str, TimedSetting]) -> "MeanOutcome":
@@ -87,12 +90,20 @@ class MeanOutcome:
             Mean.of(o.ece for o in outcomes),
             Mean.of(o.seconds["plan"] for o in outcomes if "plan" in o.seconds),
             Mean.of(map(scale.of, outcomes)),
+            _interval(*outcomes),
         )
 
     @property
     def label(self) -> str:
         """What to call it, e.g. ``"Taylor at 0.4"``."""
         return self.method if self.method in (DENSE, DENSE_PLUS) else f"{self.method} at {self.keep:g}"
+
+
+def _interval(outcome: Outcome, *others: Outcome) -> tuple[float, float] | None:
+    """What the number of test samples leaves open; several seeds have their spread, and tokens are no samples."""
+    if others or outcome.metrics or not outcome.samples or math.isnan(outcome.accuracy):
+        return None
+    return wilson_interval(round(outcome.accuracy * outcome.samples), outcome.samples)
 
 
 def mean_outcomes(
@@ -118,7 +129,7 @@ def results_table(
         title: cell,
         chosen_by.column: lambda m: chosen_by.spread(m.validation),
         **own,
-        "accuracy (%)": lambda m: spread(m.accuracy),
+        "accuracy (%)": _accuracy,
         "under shift (%)": lambda m: spread(m.shifted),
         "ECE (%)": lambda m: f"{100 * m.ece.value:.1f}" if m.ece.n else MISSING,
         "MACs": lambda m: _cost(m.macs, m.costs["macs"]),
@@ -140,6 +151,14 @@ def _milliseconds(dense: MeanOutcome | None, batch: str, mean: MeanOutcome) -> s
     if dense is None or batch not in dense.latency:
         return f"{shown:g}"
     return f"{shown:g} ({100 * shown / milliseconds(dense.latency[batch].value):.0f} %)"
+
+
+def _accuracy(mean: MeanOutcome) -> str:
+    """In percent, with its deviation over seeds, or of one seed with its interval, e.g. ``89.60 (89.0 to 90.2)``."""
+    if mean.interval is None:
+        return spread(mean.accuracy)
+    low, high = mean.interval
+    return f"{spread(mean.accuracy)} ({100 * low:.1f} to {100 * high:.1f})"
 
 
 def _cost(count: float, share: Mean) -> str:

@@ -23,12 +23,13 @@ from nervure.report.comparison import (
     results_table,
     trials_table,
 )
+from nervure.report.dots import Dot, dot_chart
 from nervure.report.front import front, knee
 from nervure.report.html import page
 from nervure.report.markdown import table_text
 from nervure.report.outcome import Mean, Outcome, QualityScale, scale_of
 from nervure.report.paired import PairedTest, compare_settings, leaders, some, tell_leader, verdict_cells
-from nervure.report.run_report import DENSE
+from nervure.report.run_report import DENSE, DENSE_PLUS
 from nervure.report.scatter import Mark, scatter_chart
 from nervure.report.table_forms import html_table
 from nervure.report.tables import Table, recipe_rows
@@ -118,6 +119,8 @@ class Sweep:
     @property
     def headline(self) -> str:
         """The result in one sentence."""
+        if told := self._at_one_budget():
+            return told
         found = self.suggestion
         if found is None:
             return self._without_knee()
@@ -138,6 +141,26 @@ class Sweep:
             return "Nothing is done yet"
         clauses = "; ".join(map(tell_leader, leaders(self.outcomes)))
         return "No knee: take the point of the front that fits your needs" + (f"; best {clauses}" if clauses else "")
+
+    @property
+    def _cut(self) -> list[MeanOutcome]:
+        return [mean for mean in self.means if mean.method not in (DENSE, DENSE_PLUS)]
+
+    def _at_one_budget(self) -> str:
+        """The best of one budget and one seed, and how far the others are; empty where there is more than that."""
+        dense, ranked = self._dense, sorted(self._cut, key=lambda mean: -mean.accuracy.value)
+        if dense is None or len(ranked) < 2 or len({m.keep for m in ranked}) > 1 or any(not m.interval for m in ranked):
+            return ""
+        best, *others = ranked
+        removed = f"{100 * (1 - best.costs[self.cost].value):.0f} % of the {COSTS[self.cost]} removed"
+        trained = self.recipe.get("recover", {}).get("epochs", 1)
+        told = [f"{removed}{'' if trained else ' without training'}: {best.method}"]
+        told += [self._before_and_after(dense, best), *_faster(best)]
+        level = [mean.method for mean in others if _overlap(mean, best)]
+        told += [f"its interval overlaps that of {some(level)}"] if level else []
+        apart = [f"{100 * mean.accuracy.value:.1f}" for mean in others if not _overlap(mean, best)]
+        told += [f"the others {' to '.join(dict.fromkeys((apart[0], apart[-1])))} %"] if apart else []
+        return ", ".join(told)
 
     def rivals(self) -> dict[str, PairedTest]:
         """Every other setting against the suggestion by the test data: paired by seed, by the setting's label."""
@@ -190,6 +213,9 @@ class Sweep:
         found: dict[str, str] = {}
         for cost in costs:
             for quality, (words, title) in self._qualities().items():
+                if quality != "shifted" and self._costs_the_same(cost):
+                    found |= {"by-setting": self._dots(quality, title)}
+                    continue
                 factor = self._scale_for(quality).factor
                 spots = [(100 * x, factor * y) for x, y in self.spots(cost, quality)]
                 chart = scatter_chart(
@@ -202,6 +228,17 @@ class Sweep:
                 )
                 found |= {f"{cost.replace(',', '')} {words}".replace(" ", "-"): chart} if chart else {}
         return found
+
+    def _costs_the_same(self, cost: str) -> bool:
+        """Whether settings differ in quality alone, so that there is nothing to see across."""
+        shares = [mean.costs[cost].value for mean in self._cut if cost in mean.costs]
+        return len(shares) > 1 and max(shares) <= SAME_COST * min(shares) and len({m.keep for m in self._cut}) == 1
+
+    def _dots(self, quality: str, title: str) -> str:
+        scale = self._scale_for(quality)
+        dense = [] if self._dense is None else [Dot(DENSE, "before", *_bar(self._dense, quality, scale))]
+        cut = [Dot(m.method, f"at {m.keep:g}", *_bar(m, quality, scale)) for m in self._cut]
+        return dot_chart([*dense, *cut], title=title)
 
     def _qualities(self) -> dict[str, tuple[str, str]]:
         """What charts show: by the name of a mean, words for a file, and a title."""
@@ -257,8 +294,9 @@ _SWEEP = written_schema(
 
 
 HOW = (
-    "Points are means over seeds, bars one standard deviation to each side. Nothing on the front is beaten: no other "
-    "setting costs as little and is as good. The suggestion is the knee of the front on the validation images, against "
+    "Points are means over seeds, bars one standard deviation to each side; of one seed, the 95 % interval (Wilson) "
+    "that so many test images leave open. Nothing on the front is beaten: no other setting costs as little and is as "
+    "good. The suggestion is the knee of the front on the validation images, against "
     "{cost}: with both axes stretched to [0, 1], the point farthest above the chord between the ends of the front "
     "(Satopaa et al., 2011). In a chart of the test images it need not lie on their front."
 )
@@ -361,11 +399,33 @@ def write_sweep(found: Sweep, folder: Path) -> tuple[Path, ...]:
 
 
 def _mark(candidate: MeanOutcome, spot: tuple[float, float], quality: str, scale: QualityScale) -> Mark:
-    deviation = getattr(candidate, quality).deviation
-    error = 0.0 if math.isnan(deviation) else scale.factor * deviation
+    _, error = _bar(candidate, quality, scale)
     return Mark(
         candidate.method, *spot, error, f"{candidate.label}: {scale.show(spot[1] / scale.factor)} at {spot[0]:.1f} %"
     )
+
+
+def _bar(mean: MeanOutcome, quality: str, scale: QualityScale) -> tuple[float, float]:
+    """A quality as it is shown, and how far its bar goes to each side."""
+    found: Mean = getattr(mean, quality)
+    error = 0.0 if math.isnan(found.deviation) else found.deviation
+    if mean.interval is not None and quality in ("accuracy", "quality") and scale.is_accuracy:
+        error = (mean.interval[1] - mean.interval[0]) / 2
+    return scale.factor * found.value, scale.factor * error
+
+
+def _overlap(one: MeanOutcome, other: MeanOutcome) -> bool:
+    """Whether the intervals of two settings have something in common."""
+    if one.interval is None or other.interval is None:
+        return True
+    return one.interval[0] <= other.interval[1] and other.interval[0] <= one.interval[1]
+
+
+def _faster(mean: MeanOutcome) -> list[str]:
+    """How many times as fast as the dense network, at the batch and in the engine that was timed first."""
+    times = {name: cost.value for name, cost in mean.costs.items() if name.startswith("latency")}
+    place, share = next(iter(times.items()), ("", 1.0))
+    return [f"{1 / share:.1f}x faster ({place.removeprefix('latency, ')})"] if share < 1 / SAME_COST else []
 
 
 def _null(value: Any) -> Any:

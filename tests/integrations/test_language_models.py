@@ -1,6 +1,8 @@
 """A language model on texts, by one command: windows, uniform cut, refit, figures, and a folder that loads."""
 
 import json
+import runpy
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +64,17 @@ def test_one_command_goes_from_folder_to_folder(folder: Path) -> None:
     recipe = Recipe.from_toml(folder / "small-run" / "recipe.toml")
     assert (recipe.folder.path, recipe.refit.samples, recipe.recover.epochs) == ("small", 16, 0)
     assert prune_command("hf:dense", "--keep", 0.75, "--data", "text:texts", "--out", "small").exit_code == 0
+
+
+def test_two_models_answer_the_same_prompt(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    example = Path(__file__).parents[2] / "examples" / "side_by_side.py"
+    monkeypatch.setattr(sys, "argv", [str(example), "dense", "dense", "w1", "w2"])
+    runpy.run_path(str(example), run_name="__main__")
+    one, other = capsys.readouterr().out.split("dense: ")[1:]
+    assert "M parameters" in one and one.splitlines()[1].strip().startswith("w1 w2 ")
+    assert one.splitlines()[1] == other.splitlines()[1]
 
 
 def test_whole_layers_leave(folder: Path) -> None:
