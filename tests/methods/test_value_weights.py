@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from nervure import trace, zoo
 from nervure.methods import View
 from nervure.methods.channels.compensation import CompensationSurvey
-from nervure.methods.channels.value_weights import value_weights
+from nervure.methods.channels.value_weights import POWER, value_weights
 from nervure.refit.input_moments import find_consumers
 from nervure.stats.loaders import Batch
 
@@ -92,7 +92,7 @@ class Residual(nn.Module):
         return found
 
 
-def test_inside_a_block_as_much_counts_as_the_block_makes_of_its_stream() -> None:
+def test_inside_a_block_less_counts_where_the_block_makes_less_of_its_stream() -> None:
     x = torch.rand(16, 4)
     model = Residual().eval()
     consumers = find_consumers(model, Batch(x, 16))
@@ -102,7 +102,13 @@ def test_inside_a_block_as_much_counts_as_the_block_makes_of_its_stream() -> Non
     weights = {name: found[place] for name, place in at.items()}
     assert torch.equal(weights["third"], joined[at["third"]])
     assert torch.equal(weights["down"], joined[at["down"]])
-    for name, weight in {"first": 0.25, "second": 0.25, "up": 0.5, "stem": 1.0, "head": 1.0}.items():
+    for name, weight in {
+        "first": 0.25**POWER,
+        "second": 0.25**POWER,
+        "up": 0.5**POWER,
+        "stem": 1.0,
+        "head": 1.0,
+    }.items():
         assert weights[name].unique().tolist() == [pytest.approx(weight)], name
 
 
@@ -113,5 +119,5 @@ def test_a_block_that_adds_little_costs_little() -> None:
         model.third.weight.data *= scale
         view = View(model=model, graph=trace(model, x[:2]), weights=model.state_dict(), data=[x], example=x[:2])
         costs[scale] = {name: float(cost.sum()) for name, cost in CompensationSurvey().of(view).costs.items()}
-    assert costs[0.1]["first"] < 0.05 * costs[1.0]["first"]
+    assert costs[0.1]["first"] < 0.1 * costs[1.0]["first"]
     assert costs[0.1]["up"] == pytest.approx(costs[1.0]["up"], rel=0.3)
