@@ -56,8 +56,8 @@ class Compensated(Checked):
         budget: ``"channels"``, ``"params"``, ``"macs"``, ``"latency"`` (timed on the engine, on the example),
             ``"memory"`` (of a forward pass on the example), or a :class:`nervure.budget.Budget` of your own.
         currency: what counts alike: ``"outputs"`` (each output of each reader, relative to its variance, and to that of
-            the stream where it is added to one, and inside a block as much as the block makes of its stream; of gates,
-            queries and keys the part that they are of a value), ``"alone"`` (the same without streams) or ``"layers"``
+            the stream where it is added to one, and inside a block less where the block makes less of its stream; of
+            gates, queries and keys the part that they are of a value), ``"alone"`` (the same without streams) or ``"layers"``
             (each reader).
         samples: how many samples at most are measured.
         positions: at how many places of each sample a convolution is looked at, at most.

@@ -85,7 +85,7 @@ class CompensationSurvey:
         positions: at how many places of each sample a convolution is looked at, at most.
         ridge: the share of its variance that is added to each input's, so that the scale of a unit does not matter.
         currency: what counts alike: ``"outputs"`` (each output of each reader; where that is added to a stream, as much
-            as it makes of its variance, and so does all that leads to it; gates as much as the value that is made of
+            as it makes of its variance, and what leads to it less as well; gates as much as the value that is made of
             them), ``"alone"`` (the same wherever it goes) or ``"layers"`` (each reader).
         views: another view of the data, for which the order has to hold too. It takes as much time and memory again.
     """
