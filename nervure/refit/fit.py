@@ -217,9 +217,10 @@ class _Refitter:
         streams = {place: self._next(c) for place, c in enumerate(found) if self._is_stream(c)}
         between = {place: offset for place, c in enumerate(found) if (offset := self._between(c)) is not None}
         between = {place: offset for place, offset in between.items() if place not in streams}
+        samples = sum(part.batch.size for part in self._parts)
         gathered = gather(
             *self._done, self._parts, found, norms, self._came, between, streams,
-            positions=self._how.positions or places_per_sample(self._parts), seed=self._how.seed,
+            positions=self._how.positions or places_per_sample(samples), seed=self._how.seed,
         )  # fmt: skip
         done = {number: self._fit(place, consumer, gathered) for place, (number, consumer) in enumerate(chosen.items())}
         for name in norms:

@@ -39,9 +39,9 @@ def split(
     return parts
 
 
-def places_per_sample(parts: Sequence[GramPart]) -> int:
+def places_per_sample(samples: int, least: int = PLACES) -> int:
     """At how many places of each sample a convolution is looked at: there are layers of thousands of inputs."""
-    return max(PLACES, -(-POSITIONS // sum(part.batch.size for part in parts)))
+    return max(least, -(-POSITIONS // samples))
 
 
 def require_different(parts: Sequence[GramPart]) -> None:

@@ -275,3 +275,14 @@ def test_limits_know_no_time() -> None:
     with pytest.raises(ArgumentError, match=r"Compensated\(keep=None, budget='latency'\).*keep= or target="):
         Compensated(keep=None, budget="latency")
     assert Compensated(keep=None, budget="latency", target="3 ms").target == "3 ms"
+
+
+def test_few_samples_are_looked_at_in_more_places() -> None:
+    """A layer of many inputs sees as many positions of few samples as of many."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 2, 3, padding=1)).eval()
+    data = torch.randn(16, 1, 12, 12)
+    view = View(trace(model, data[:2]), {}, None, 0, model, data[:2], [data])
+    every, few = (CompensationSurvey(positions=n).of(view).costs["0"] for n in (144, 8))
+    assert torch.equal(CompensationSurvey().of(view).costs["0"], every)
+    assert not torch.equal(few, every)

@@ -13,7 +13,7 @@ from torch import Tensor
 from nervure.budget import BUDGETS, BudgetName, Scope, find_budget
 from nervure.budget.cost_model import CostModel
 from nervure.core.check import Checked
-from nervure.core.schema import Density, NotNegative, Share, Size
+from nervure.core.schema import Count, Density, NotNegative, Share, Size
 from nervure.engines import EngineName
 from nervure.errors import NervureWarning
 from nervure.graph.types import Graph, keeps_of
@@ -57,10 +57,11 @@ class Compensated(Checked):
             ``"memory"`` (of a forward pass on the example), or a :class:`nervure.budget.Budget` of your own.
         currency: what counts alike: ``"outputs"`` (each output of each reader, relative to its variance, and to that of
             the stream where it is added to one, and inside a block less where the block makes less of its stream; of
-            gates, queries and keys the part that they are of a value), ``"alone"`` (the same without streams) or ``"layers"``
-            (each reader).
+            gates, queries and keys the part that they are of a value), ``"alone"`` (the same without streams) or
+            ``"layers"`` (each reader).
         samples: how many samples at most are measured.
-        positions: at how many places of each sample a convolution is looked at, at most.
+        positions: at how many places of each sample a convolution is looked at, at most. 0: 8, or more where samples
+            are few, so that a layer sees about 8,192.
         ridge: the share of its variance that is added to each input's.
         minimum: units that every group keeps.
         multiple: group sizes are rounded up to a multiple of this. None: 16 for an engine, else 1.
@@ -87,7 +88,7 @@ class Compensated(Checked):
     budget: BudgetName = "channels"
     currency: Currency = "outputs"
     samples: Size = 1024
-    positions: Size = 8
+    positions: Count = 0
     ridge: NotNegative = 1e-3
     minimum: Size = 1
     multiple: Size | None = None

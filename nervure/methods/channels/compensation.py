@@ -24,6 +24,7 @@ from nervure.methods.evidence_folder import answer_folder, remember
 from nervure.refit.consumers import Consumer
 from nervure.refit.input_moments import InputMoments, find_consumers, read_inputs, read_joins
 from nervure.refit.moments import InputSums
+from nervure.refit.split import places_per_sample
 from nervure.scores.elimination import ReaderProblem, eliminate
 from nervure.stats.loaders import Batch
 
@@ -33,6 +34,8 @@ MEMORY = 2 << 30
 WIDEST = 1 << 14
 """Inputs of a reader from which on it is not looked at."""
 UNREAD = f"nothing reads it that can be fitted: no product with a parameter of {WIDEST:,} inputs or fewer"
+PLACES = 8
+"""At how many places of each sample a convolution is looked at, at least."""
 JOINED = 256
 """Samples on which it is measured what layers make of the streams that they are added to."""
 TINY = 1e-9
@@ -82,7 +85,8 @@ class CompensationSurvey:
 
     Attributes:
         samples: how many samples at most.
-        positions: at how many places of each sample a convolution is looked at, at most.
+        positions: at how many places of each sample a convolution is looked at, at most. 0: 8, or more where samples
+            are few, so that a layer sees about 8,192.
         ridge: the share of its variance that is added to each input's, so that the scale of a unit does not matter.
         currency: what counts alike: ``"outputs"`` (each output of each reader; where that is added to a stream, as much
             as it makes of its variance, and what leads to it less as well; gates as much as the value that is made of
@@ -91,7 +95,7 @@ class CompensationSurvey:
     """
 
     samples: int = 1024
-    positions: int = 8
+    positions: int = 0
     ridge: float = 1e-3
     currency: Currency = "outputs"
     views: DataViews | None = None
@@ -132,7 +136,11 @@ class CompensationSurvey:
         readers = {group.name: find_readers(group, consumers) for group in graph.prunable}
         weights = self._weights(model, graph, views[0], consumers, seed)
         order, costs, skipped = dict[str, Tensor](), dict[str, Tensor](), dict[str, str]()
-        seen = [read_in_passes(model, v, consumers, readers, positions=self.positions, seed=seed) for v in views]
+        places = [self.positions or places_per_sample(sum(part.size for part in v), PLACES) for v in views]
+        seen = [
+            read_in_passes(model, v, consumers, readers, positions=positions, seed=seed)
+            for v, positions in zip(views, places, strict=True)
+        ]
         for found in zip(*seen, strict=True):
             name = found[0][0]
             problems = [
@@ -176,7 +184,7 @@ class CompensationSurvey:
         seen = itertools.accumulate(part.size for part in parts)
         some = parts[: 1 + sum(count < JOINED for count in seen)]
         wanted = dict(enumerate(consumers)) if self.currency == "outputs" else {}
-        joined = read_joins(model, some, wanted, positions=self.positions, seed=seed)
+        joined = read_joins(model, some, wanted, positions=self.positions or PLACES, seed=seed)
         return value_weights(graph, consumers, joined)
 
     def _scale(self, weight: Tensor, variance: Tensor, counts: Tensor | None) -> Tensor:
