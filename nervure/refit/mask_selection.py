@@ -97,7 +97,7 @@ def _runs(replay: Replay, batches: Sequence[Batch], wanted: Mapping[int, Consume
     """The batches, each while layers that are done do not run, and none runs behind what is wanted."""
     keys = [reading.key for consumer in wanted.values() for reading in consumer.readings]
     for number, batch in enumerate(batches):
-        with replay.skipped(number), replay.stopped(keys):
+        with replay.skipped(number), replay.stopped(keys, number):
             yield batch
 
 

@@ -7,20 +7,21 @@ between its children runs anew, so any network can be gone through this way, wha
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._pytree import tree_map
 
-from nervure.core.tensors import tensors_in
+from nervure.core.tensors import outputs_in, tensors_in
 from nervure.graph.models import device_of
 from nervure.graph.ops.table import family
 from nervure.graph.products import Operand
-from nervure.graph.tape import Entry, WriteBack
+from nervure.graph.tape import Entry, Ref, WriteBack
 from nervure.refit.activations import Enough, Watcher, watchable
 from nervure.refit.streams import RUNNING_MEAN, Follower, Key
 from nervure.stats.loaders import Batch
@@ -42,6 +43,7 @@ class _ModuleRun:
     start: int = 0
     stop: int = 0
     outs: tuple[int, ...] = ()
+    memory: tuple[int, ...] = ()
     gives_tensors: bool = False
 
 
@@ -61,29 +63,21 @@ class Replay:
             batch: what it can run on.
         """
         self.model = model
-        batch = _few_of(model, batch.to(device_of(model)))
-        score = _Score(model)
-        score.listen(batch)
-        self._at, self._runs, self._readers, self._end = score.at, score.runs, score.readers, score.end
-        self._done: dict[str, dict[int, Any]] = {}
-        """What the modules that do not run gave, part by part."""
-        self._found_out = self._works(batch)
+        self._few = _PartRuns(model, _few_of(model, batch.to(device_of(model))))
+        self._parts: dict[int, _PartRuns] = {}
 
     @contextmanager
     def skipped(self, part: int) -> Iterator[None]:
         """While this lasts the modules that are done give what they gave for this part of the data."""
-        with ExitStack() as stack:
-            for name, given in self._done.items():
-                if part in given:
-                    forward = partial(_give, given[part])
-                    stack.enter_context(replaced_forward(self.model.get_submodule(name), forward))
+        with self._parts[part].skipped() if part in self._parts else nullcontext():
             yield
 
     @contextmanager
-    def stopped(self, wanted: Iterable[Key | str]) -> Iterator[None]:
-        """While this lasts the model runs no further than these, as far as modules tell."""
-        last = max((self._at.get(key, self._end) for key in wanted), default=self._end)
-        behind = next((run for run in self._runs if run.start > last), None)
+    def stopped(self, wanted: Iterable[Key | str], part: int | None = None) -> Iterator[None]:
+        """While this lasts the model runs no further than these on this part of the data, as far as modules tell."""
+        score = (self._few if part is None else self._parts.get(part, self._few)).score
+        last = max((score.at.get(key, score.end) for key in wanted), default=score.end)
+        behind = next((run for run in score.runs if run.start > last), None)
         handle = behind and self.model.get_submodule(behind.name).register_forward_pre_hook(_stop)
         try:
             yield
@@ -94,54 +88,96 @@ class Replay:
     def advance(self, pending: Iterable[Key | str], parts: Sequence[Batch]) -> None:
         """Leave out what runs before all of these; what it gives is kept for each part.
 
+        It is tried on a few samples first. A model that gives something else then (its modules write what others read,
+        say) goes on as before.
+
         Args:
             pending: uses of parameters, running means of batch norms, and modules by name, that may still change or
                 be looked at.
             parts: the batches, in their order.
         """
-        if self._found_out:
-            first = min((self._at.get(key, 0) for key in pending), default=0)
-            self._advance(first, parts)
-
-    def _advance(self, first: int, parts: Sequence[Batch]) -> None:
-        done = _outermost(run for run in self._runs if run.stop <= first)
-        names = [run.name for run in done]
-        if not done or names == list(self._done):
+        pending = list(pending)
+        if self._few.score.draws or not self._few.try_advance(pending):
             return
-        wanted = {run.name for run in done if self._is_read(run, done)}
-        found: dict[str, dict[int, Any]] = {name: self._done.get(name, {}) for name in names}
-        new = [name for name in names if name not in self._done]
+        for number in range(len(self._parts), len(parts)):
+            self._parts[number] = _PartRuns(self.model, parts[number].to(device_of(self.model)))
         with watchable(self.model):
-            for number, batch in enumerate(parts):
-                with self.skipped(number):
-                    for name, given in _given(self.model, new, batch).items():
-                        found[name][number] = given
-        for name in names:
-            if name not in wanted:
-                found[name] = {number: _without_contents(given) for number, given in found[name].items()}
-        self._done = found
+            for part in self._parts.values():
+                part.advance(pending)
+
+
+@final
+class _PartRuns:
+    """A model on one part of the data: how it runs, for that may differ, and what need not run again.
+
+    Attributes:
+        score: how it ran.
+    """
+
+    def __init__(self, model: nn.Module, batch: Batch) -> None:
+        self.score = _Score(model)
+        self.score.listen(batch)
+        self._model, self._batch, self._first = model, batch, 0
+        self._done: dict[str, Any] = {}
+        """What the modules that do not run gave."""
+
+    @contextmanager
+    def skipped(self) -> Iterator[None]:
+        """While this lasts the modules that are done give what they gave."""
+        with ExitStack() as stack:
+            for name, given in self._done.items():
+                stack.enter_context(replaced_forward(self._model.get_submodule(name), partial(_give, given)))
+            yield
+
+    def advance(self, pending: Iterable[Key | str], *, is_whole: bool = False) -> list[Tensor] | None:
+        """Leave out what runs before all of these; what does not run on this part does not count.
+
+        Returns:
+            What the model gives, where it ran to the end (``is_whole``); None where it did not run.
+        """
+        at = self.score.at
+        first = self.score.before_shared(min((at[key] for key in pending if key in at), default=self.score.end))
+        if first < self._first:
+            # What nobody read then may be read now.
+            self._done = {}
+        self._first = first
+        done = _outermost(run for run in self.score.runs if run.stop <= first)
+        new = [run.name for run in done if run.name not in self._done]
+        if not new:
+            return None
+        with self.skipped():
+            given, answer = _given(self._model, new, self._batch, is_whole=is_whole)
+        found = self._done | given
+        self._done = {
+            run.name: found[run.name] if self._is_read(run, done) else _without_contents(found[run.name])
+            for run in done
+        }
+        return answer
+
+    def try_advance(self, pending: Iterable[Key | str]) -> bool:
+        """The same where the model gives the same then; whether it does."""
+        before = self._done, self._first
+        try:
+            with watchable(self._model):
+                whole = self.advance(pending, is_whole=True)
+            is_same = whole is None or self._gives(whole)
+        except Exception:
+            # Whatever the model says where a part of it did not run.
+            is_same = False
+        if not is_same:
+            self._done, self._first = before
+        return is_same
+
+    def _gives(self, whole: Sequence[Tensor]) -> bool:
+        """Whether the model gives the same without what is done."""
+        with watchable(self._model), self.skipped():
+            short = outputs_in(self._batch.feed(self._model))
+            return len(whole) == len(short) and all(map(torch.equal, whole, short))
 
     def _is_read(self, run: _ModuleRun, done: Sequence[_ModuleRun]) -> bool:
         """Whether anything that runs anew reads what a module gave."""
-        readers = {place for out in run.outs for place in self._readers.get(out, ())}
+        readers = {place for out in run.outs for place in self.score.readers.get(out, ())}
         return any(not any(other.start <= place < other.stop for other in done) for place in readers)
-
-    def _works(self, batch: Batch) -> bool:
-        """Whether the model gives the same with all left out that can be, and with half of it."""
-        if not self._runs:
-            return False
-        last = max(run.stop for run in self._runs)
-        with watchable(self.model):
-            whole = tensors_in(batch.feed(self.model))
-        for first in (last // 2, last):
-            self._advance(first, [batch])
-            with watchable(self.model), self.skipped(0):
-                short = tensors_in(batch.feed(self.model))
-            same = len(whole) == len(short) and all(torch.equal(a, b) for a, b in zip(whole, short, strict=True))
-            if not same:
-                break
-        self._done = {}
-        return same
 
 
 @final
@@ -152,8 +188,10 @@ class _Score:
         at: the number of the operator of each use of a parameter, of each running mean, and of the first operator of
             each module.
         end: the number of operators.
-        runs: modules that run once, give tensors, and are alone in using their parameters; in running order.
+        runs: modules that can be left out: they run once, do nothing but give tensors, and are alone in using their
+            parameters; in running order.
         readers: for each value the operators that are given it; one behind the last where the model returns it.
+        draws: whether the model draws random numbers.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -161,11 +199,15 @@ class _Score:
         self.end = 0
         self.runs: list[_ModuleRun] = []
         self.readers: dict[int, list[int]] = {}
+        self.draws = False
         self._model = model
         self._follower: Follower | None = None
         self._watcher: Watcher | None = None
         self._place = 0
         self._places: dict[str, list[int]] = {}
+        self._vectors: dict[str, list[int]] = {}
+        """Where biases and the tensors of norms are used: they change with the weights before them."""
+        self._memory = _WrittenMemory()
 
     def listen(self, batch: Batch) -> None:
         """Run the model."""
@@ -175,26 +217,39 @@ class _Score:
                 self.runs.append(run)
                 stack.callback(module.register_forward_pre_hook(partial(self._begin, run)).remove)
                 stack.callback(module.register_forward_hook(partial(self._end, run)).remove)
+            state = torch.get_rng_state()
             watch(batch, self.see)
+            self.draws = not torch.equal(state, torch.get_rng_state())
         whole, *parts = self.runs
         self.end = self._place
         self.at |= {run.name: run.start for run in parts if run.times}
         for out in whole.outs:
             self.readers.setdefault(out, []).append(self._place)
         self.runs = sorted((run for run in parts if self._is_apart(run)), key=lambda run: (run.start, -run.stop))
+        self._watcher = self._follower = None
+
+    def before_shared(self, first: int) -> int:
+        """The same operator, or the first use of a vector that is used before it and behind it."""
+        lower = min((places[0] for places in self._vectors.values() if places[0] < first <= places[-1]), default=first)
+        return first if lower == first else self.before_shared(lower)
 
     def _begin(self, run: _ModuleRun, module: nn.Module, args: Any) -> None:
         run.times, run.start = run.times + 1, self._place
 
     def _end(self, run: _ModuleRun, module: nn.Module, args: Any, output: Any) -> None:
-        run.stop, run.gives_tensors = self._place, _is_kept(output)
+        run.stop, tensors = self._place, tensors_in(output)
         if self._watcher is not None:
-            run.outs = tuple(self._watcher.value(tensor).id for tensor in tensors_in(output))
+            run.outs = tuple(self._watcher.value(tensor).id for tensor in tensors)
+            run.memory = tuple(self._memory.number(tensor, OUTSIDE) for tensor in tensors)
+            # What is a parameter in another form has to be seen to come from it.
+            is_parameter = any(self._watcher.provenance.trails.get(out) for out in run.outs)
+            run.gives_tensors = bool(tensors) and _is_kept(output) and not is_parameter
 
     def _is_apart(self, run: _ModuleRun) -> bool:
-        """Whether a module runs once, gives tensors, and is alone in using its parameters."""
+        """Whether a module can be left out."""
         uses = ([run.start <= place < run.stop for place in places] for places in self._places.values())
-        return run.times == 1 and run.gives_tensors and all(all(inside) or not any(inside) for inside in uses)
+        is_one = run.times == 1 and run.gives_tensors and run.start < run.stop
+        return is_one and self._memory.is_apart(run) and all(all(inside) or not any(inside) for inside in uses)
 
     def see(
         self, watcher: Watcher, entry: Entry | WriteBack, uses: Sequence[Operand], args: tuple[Any, ...], out: Any
@@ -205,15 +260,66 @@ class _Score:
         if isinstance(entry, WriteBack):
             self.readers.setdefault(entry.base.id, []).append(place)
             return
-        for ref in entry.given:
-            self.readers.setdefault(ref.id, []).append(place)
+        self._memory.see(place, entry, args, out)
+        is_norm = family(entry.name) == "batch norm"
+        names = {ref.id: watcher.tape.named.get(ref.id, "") for ref in entry.given}
+        for number, name in names.items():
+            self.readers.setdefault(number, []).append(place)
+            if (
+                name
+                and len(watcher.tape.shape(Ref(number))) == 1
+                and (is_norm or name in watcher.provenance.parameters)
+            ):
+                self._vectors.setdefault(name, []).append(place)
         self._follower = self._follower or Follower(watcher.tape.shape)
         for key, _ in self._follower.products(entry, uses):
             self.at[key] = place
             self._places.setdefault(key[0], []).append(place)
-        if family(entry.name) == "batch norm":
+        if is_norm:
             name = watcher.tape.named.get(getattr(entry.args[RUNNING_MEAN], "id", -1), "")
             self.at.setdefault(name, place)
+
+
+OUTSIDE = -1
+"""When memory was taken that was there before the model ran."""
+
+
+@final
+class _WrittenMemory:
+    """When memory was taken, and when it was written to again."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[StorageWeakRef, int]] = {}
+        """Weak references keep the addresses from being taken again."""
+        self._writes: dict[int, list[int]] = {}
+
+    def number(self, tensor: Tensor, born: int) -> int:
+        """The number of the memory of a tensor; where it was never seen, it was taken at this operator."""
+        storage = tensor.untyped_storage()
+        self._known.setdefault(storage._cdata, (StorageWeakRef(storage), born))
+        return int(storage._cdata)
+
+    def see(self, place: int, entry: Entry, args: tuple[Any, ...], out: Any) -> None:
+        """One operator."""
+        for value, told in zip(args, entry.op._schema.arguments, strict=False):
+            is_written = told.alias_info is not None and told.alias_info.is_write
+            for tensor in tensors_in(value):
+                number = self.number(tensor, OUTSIDE)
+                if is_written:
+                    self._writes.setdefault(number, []).append(place)
+        for tensor in tensors_in(out):
+            self.number(tensor, place)
+
+    def is_apart(self, run: _ModuleRun) -> bool:
+        """Whether a module writes to nothing outside, and nobody to what lies both in what it gives and elsewhere."""
+        for number, places in self._writes.items():
+            is_outer, count = self._known[number][1] < run.start, run.memory.count(number)
+            is_shared = count > 1 or (count == 1 and is_outer)
+            if (is_outer and any(run.start <= place < run.stop for place in places)) or (
+                is_shared and any(place >= run.start for place in places)
+            ):
+                return False
+        return True
 
 
 def _few_of(model: nn.Module, batch: Batch) -> Batch:
@@ -267,7 +373,8 @@ def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator
     try:
         yield
     finally:
-        del vars(module)["forward"]
+        # Whoever puts back what runs wrote may have been faster.
+        vars(module).pop("forward", None)
         if own is not None:
             vars(module)["forward"] = own
 
@@ -276,19 +383,27 @@ def _stop(module: nn.Module, args: Any) -> None:
     raise Enough
 
 
-def _given(model: nn.Module, names: Sequence[str], batch: Batch) -> dict[str, Any]:
-    """What modules give in one run, which ends with the last of them."""
+def _given(
+    model: nn.Module, names: Sequence[str], batch: Batch, *, is_whole: bool
+) -> tuple[dict[str, Any], list[Tensor]]:
+    """What modules give in one run, which ends with the last of them; with ``is_whole`` the model's answer as well.
+
+    Hooks, which run again, have no part in what modules give.
+    """
     found: dict[str, Any] = {}
 
-    def keep(name: str, module: nn.Module, args: Any, output: Any) -> None:
+    def keep(name: str, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        output = forward(*args, **kwargs)
         found[name] = _map_tensors(lambda tensor: tensor.detach().clone(), output)
-        if len(found) == len(names):
+        if len(found) == len(names) and not is_whole:
             raise Enough
+        return output
 
+    answer: list[Tensor] = []
     with ExitStack() as stack:
         for name in names:
-            handle = model.get_submodule(name).register_forward_hook(partial(keep, name))
-            stack.callback(handle.remove)
+            module = model.get_submodule(name)
+            stack.enter_context(replaced_forward(module, partial(keep, name, module.forward)))
         with suppress(Enough):
-            batch.to(device_of(model)).feed(model)
-    return found
+            answer = [tensor.detach().clone() for tensor in outputs_in(batch.feed(model))]
+    return found, answer

@@ -1,5 +1,6 @@
 """Modules that are done do not run again, and nothing is different for it."""
 
+import copy
 from collections import Counter
 
 import pytest
@@ -199,3 +200,144 @@ def test_what_runs_before_a_module_is_left_out() -> None:
     with replay.skipped(0), torch.no_grad():
         model(data(8))
     assert sorted(model.runs) == ["c", "d"]
+
+
+class Cell(nn.Module):
+    """Two products in a block of its own, so that it is gone through in parts; what is between them is told."""
+
+    def __init__(self, between: nn.Module) -> None:
+        super().__init__()
+        self.first, self.between, self.second = nn.Linear(8, 8), between, nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        z = self.between(y)
+        found: Tensor = x + self.second(y if z is None else y + z)
+        return found
+
+
+class Overwrite(nn.Module):
+    """Writes into what it is given, and gives nothing."""
+
+    def forward(self, x: Tensor) -> None:
+        x.relu_()
+
+
+class Same(nn.Module):
+    """Gives what it is given, which is written to afterwards."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.same, self.act = nn.Identity(), nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        kept: Tensor = self.same(x)
+        self.act(x)
+        return kept
+
+
+class Note(nn.Module):
+    """Writes down what another module reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.write, self.product, self.read = nn.Module(), nn.Linear(8, 8), nn.Module()
+        note: dict[str, Tensor] = {}
+        self.write.forward = lambda x: note.update(x=x * 2) or x * 1
+        self.read.forward = lambda x: x + note.pop("x")
+        self.__dict__["note"] = note
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.read(self.product(self.write(x)).relu())
+        return found
+
+
+class Matrix(nn.Module):
+    """Gives a parameter, transposed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Module()
+        self.table.weight = nn.Parameter(torch.randn(8, 8))
+        self.table.forward = lambda: self.table.weight.t()
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = x.relu() @ self.table()
+        return found
+
+
+class Depends(nn.Module):
+    """Another way on more than two samples: what was not read is, and a module runs twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.other = nn.LayerNorm(8), nn.LayerNorm(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        other, found = self.other(x), self.norm(x).relu()
+        return found if len(x) <= 2 else self.norm(found + other)
+
+
+class Hooked(nn.Module):
+    """A hook changes what a product gives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.product = nn.Linear(8, 8)
+        self.product.register_forward_hook(lambda module, args, out: out * 1.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.product(x).relu()
+        return found
+
+
+class Noisy(nn.Module):
+    """Draws random numbers."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + 0.1 * torch.randn(x.shape)
+
+
+def cells(between: type[nn.Module]) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 8), Cell(between()), Cell(between()), nn.Linear(8, 3)).eval()
+
+
+def same_bias() -> nn.Sequential:
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Sequential(nn.Linear(n, 8), nn.ReLU()) for n in (4, 8, 8, 8)), nn.Linear(8, 3))
+    model[3][0].bias = model[1][0].bias
+    return model.eval()
+
+
+STRANGE = {
+    **{kind.__name__: cells(kind) for kind in (Overwrite, Same, Note, Matrix, Depends, Hooked, Noisy)},
+    "SameBias": same_bias(),
+}
+
+
+@pytest.mark.filterwarnings("ignore:too few samples")
+@pytest.mark.parametrize("name", STRANGE)
+def test_a_strange_model_is_refitted_as_if_all_ran_again(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = STRANGE[name]
+    pruned = copy.deepcopy(model)
+    for parameter in pruned.parameters():
+        parameter.data.mul_(1 + 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2)))
+    if name == "SameBias":
+        assert pruned[3][0].bias is pruned[1][0].bias
+    short = refit(pruned, [data()], reference=model, progress=False)
+    monkeypatch.setattr(Replay, "advance", lambda *args: None)
+    whole = refit(pruned, [data()], reference=model, progress=False)
+    assert short.layers == whole.layers
+    for one, other in zip(short.result.parameters(), whole.result.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_what_was_not_read_is_kept_where_it_is_read_again() -> None:
+    model = Pyramid().eval()
+    expected = model(data(8))
+    replay = Replay(model, batch())
+    for key in ("head.weight", "b.linear.weight"):
+        replay.advance([(key, 0)], [batch()])
+    with replay.skipped(0), torch.no_grad():
+        assert torch.equal(model(data(8)), expected)
