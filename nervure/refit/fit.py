@@ -24,7 +24,7 @@ from nervure.refit.consumers import Consumer, consumers
 from nervure.refit.gather import Gathered, GramPart, gather
 from nervure.refit.moments import Moments
 from nervure.refit.origins import Origin, origins, require_twin, require_weights, take_apart
-from nervure.refit.replay import Replay
+from nervure.refit.prefix import prefix_of
 from nervure.refit.ridge import RIDGES, Fit, Problem, solve
 from nervure.refit.settings import BranchFit, LayerFit, Refit, Refitted, summary
 from nervure.refit.split import places_per_sample, require_different, split
@@ -189,19 +189,21 @@ class _Refitter:
         return tuple(done[place] for place in range(len(found)))
 
     def _advance(self, pending: Sequence[Consumer], norms: Sequence[str]) -> None:
-        """What runs before all that is still to be fitted need not run again."""
-        mine, theirs = self._done
-        batches = [part.batch for part in self._parts]
-        mine.advance([*(reading.key for c in pending for reading in c.readings), *norms], batches)
-        theirs.advance(
-            [*(reading.key for c in pending for reading in c.partners), *(self._came[name].tensor for name in norms)],
-            batches,
+        """Layers below all that is still to be fitted need not run again."""
+        sides = (
+            ([c.readings[0] for c in pending], norms),
+            ([c.partners[0] for c in pending], [self._came[name].tensor for name in norms]),
         )
+        for prefix, (readings, names) in zip(self._done, sides, strict=True):
+            depths = [prefix.before(reading) for reading in readings] + [prefix.index(name) or 0 for name in names]
+            prefix.advance(min(depths, default=0), [part.batch for part in self._parts])
 
     def _found(self) -> tuple[list[Consumer], dict[str, int]]:
         first = self._parts[0].batch
         mine, theirs = survey(self._model, first), survey(self._reference, first)
-        self._done = (Replay(self._model, first), Replay(self._reference, first))
+        self._done = (prefix_of(self._model, first), prefix_of(self._reference, first))
+        for prefix, seen in zip(self._done, (mine, theirs), strict=True):
+            prefix.note(seen.readings)
         trained = {name: p.requires_grad for name, p in self._model.named_parameters()}
         found = consumers(self._model, mine, theirs, self._came, trained)
         if all(c.reason for c in found):

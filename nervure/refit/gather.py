@@ -16,7 +16,7 @@ from nervure.refit.consumers import Consumer
 from nervure.refit.moments import InputSums, Moments
 from nervure.refit.operators import choose_positions, entering, leaving
 from nervure.refit.origins import Origin
-from nervure.refit.replay import Replay
+from nervure.refit.prefix import Prefix
 from nervure.refit.streams import RUNNING_MEAN, Follower, Join, Key
 from nervure.stats.loaders import Batch
 
@@ -57,8 +57,8 @@ class Gathered:
 
 
 def gather(
-    model: Replay,
-    reference: Replay,
+    model: Prefix,
+    reference: Prefix,
     parts: Sequence[GramPart],
     wanted: Sequence[Consumer],
     norms: Iterable[str],
@@ -72,7 +72,7 @@ def gather(
     """Run both networks on all samples, each as far as it takes.
 
     Args:
-        model: the smaller network, and which of its modules need not run.
+        model: the smaller network, and which of its layers need not run.
         reference: the dense one.
         parts: the samples.
         wanted: consumers of one level.

@@ -18,7 +18,7 @@ from nervure.graph.tape import named_tensors
 from nervure.refit.consumers import Consumer
 from nervure.refit.input_moments import find_consumers, read_inputs
 from nervure.refit.moments import InputSums
-from nervure.refit.replay import Replay
+from nervure.refit.prefix import Prefix, prefix_of
 from nervure.refit.surgeon import COLUMNS, obs_select
 from nervure.stats.loaders import Batch
 
@@ -63,14 +63,15 @@ def select_masks(
         DataError: what enters a layer is not finite.
     """
     found = _readable(find_consumers(model, batches[0]), shares)
-    replay = Replay(model, batches[0])
+    prefix = prefix_of(model, batches[0])
+    prefix.note([reading for consumer in found for reading in consumer.readings])
     tensors = named_tensors(model)
     choosers = {c.tensor: _MaskChoice(tensors[c.tensor], shares[c.tensor]) for c in found}
     for level in sorted({consumer.level for consumer in found}):
-        replay.advance([reading.key for c in found if c.level >= level for reading in c.readings], batches)
+        prefix.advance(min(prefix.before(c.readings[0]) for c in found if c.level >= level), batches)
         # What is looked up of a consumer is as large as its parameter: copies let it go after their level.
         wanted = {place: replace(c) for place, c in enumerate(found) if c.level == level}
-        seen = read_inputs(model, _runs(replay, batches, wanted), wanted, positions=positions, seed=seed)
+        seen = read_inputs(model, _runs(prefix, batches, wanted), wanted, positions=positions, seed=seed)
         for place, consumer in wanted.items():
             if place in seen.reasons:
                 choosers.pop(consumer.tensor, None)
@@ -93,11 +94,12 @@ def _readable(found: Sequence[Consumer], shares: Mapping[str, MatrixShare]) -> l
     return sorted(whole, key=lambda consumer: consumer.readings[0].order)
 
 
-def _runs(replay: Replay, batches: Sequence[Batch], wanted: Mapping[int, Consumer]) -> Iterator[Batch]:
+def _runs(prefix: Prefix, batches: Sequence[Batch], wanted: Mapping[int, Consumer]) -> Iterator[Batch]:
     """The batches, each while layers that are done do not run, and none runs behind what is wanted."""
-    keys = [reading.key for consumer in wanted.values() for reading in consumer.readings]
+    inside = [prefix.index(consumer.tensor) for consumer in wanted.values()]
+    last = 0 if None in inside else 1 + max(n for n in inside if n is not None)
     for number, batch in enumerate(batches):
-        with replay.skipped(number), replay.stopped(keys, number):
+        with prefix.skipped(number), prefix.stopped(last):
             yield batch
 
 

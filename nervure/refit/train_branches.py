@@ -6,7 +6,6 @@ a fraction of the memory of training: one branch is held at a time, with what en
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar, final
@@ -24,12 +23,12 @@ from nervure.core.schema import Count, Rate, Seed, Size
 from nervure.core.tensors import digest_of, tensors_in
 from nervure.errors import ArgumentError, DataError, FileError
 from nervure.graph.copies import copy_model
-from nervure.graph.models import device_of, unwrap
+from nervure.graph.models import unwrap
 from nervure.refit.activations import Enough, watchable
 from nervure.refit.branches import PrunedBranch, branches
 from nervure.refit.gather import GramPart
 from nervure.refit.origins import require_weights, take_apart
-from nervure.refit.replay import Replay
+from nervure.refit.prefix import look_away, prefix_of
 from nervure.refit.settings import BranchFit
 from nervure.refit.split import require_different, split
 from nervure.tasks.guessing import TaskLike, as_task
@@ -168,7 +167,7 @@ class _Trainer:
         run: str,
     ) -> None:
         first = parts[0].batch
-        self._sides = (Replay(model, first), Replay(reference, first))
+        self._sides = (prefix_of(model, first), prefix_of(reference, first))
         self._model, self._parts, self._masks, self._how, self._folder = model, parts, masks, how, folder
         self._run = run
         if folder is not None:
@@ -220,8 +219,8 @@ class _Trainer:
     def _samples(self, branch: PrunedBranch) -> Iterator[_Sample]:
         """Run both networks as far as the branch, part by part."""
         names = (branch.name, branch.partner)
-        for replay, name in zip(self._sides, names, strict=True):
-            replay.advance([name], [part.batch for part in self._parts])
+        for prefix, name in zip(self._sides, names, strict=True):
+            prefix.advance(prefix.index(f"{name}.") or 0, [part.batch for part in self._parts])
         mine, theirs = self._sides
         for number, part in enumerate(self._parts):
             with mine.skipped(number):
@@ -286,8 +285,8 @@ def _call(model: nn.Module, name: str, part: GramPart) -> tuple[Any, Any, Tensor
         module.register_forward_hook(keep, with_kwargs=True),
     )
     try:
-        with watchable(model), suppress(Enough):
-            part.batch.to(device_of(model)).feed(model)
+        with watchable(model) as watch:
+            watch(part.batch, look_away)
     finally:
         for handle in handles:
             handle.remove()

@@ -1,0 +1,123 @@
+"""Layers that are done do not run again, and nothing is different for it."""
+
+import sys
+
+import torch
+from torch import Tensor, nn
+
+from nervure import Magnitude, prune
+from nervure.refit import refit
+from nervure.refit.prefix import Prefix, prefix_of
+from nervure.stats.loaders import Batch
+
+
+class Layer(nn.Module):
+    """Adds to a stream, and counts its runs."""
+
+    def __init__(self, runs: list[int], number: int) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(6, 12), nn.Linear(12, 6)
+        self.number, self.__dict__["runs"] = number, runs
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.runs.append(self.number)
+        found: Tensor = x + self.down(self.up(x).relu())
+        return found
+
+
+class Network(nn.Module):
+    """Five layers between two others; the first is looked at by the last, where ``peeks``."""
+
+    def __init__(self, *, peeks: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.runs: list[int] = []
+        self.stem, self.head, self.peeks = nn.Linear(4, 6), nn.Linear(6, 3), peeks
+        self.layers = nn.ModuleList(Layer(self.runs, number) for number in range(5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        seen = []
+        for layer in self.layers:
+            x = layer(x)
+            seen.append(x)
+        found: Tensor = self.head(x + seen[0] if self.peeks else x)
+        return found
+
+
+def data() -> Tensor:
+    return torch.randn(64, 4, generator=torch.Generator().manual_seed(1))
+
+
+def batch() -> Batch:
+    return Batch(data()[:8], 8)
+
+
+def test_layers_that_follow_each_other_are_found() -> None:
+    assert prefix_of(Network(), batch()).names == tuple(f"layers.{n}" for n in range(5))
+    assert prefix_of(nn.Sequential(nn.Linear(4, 3), nn.ReLU()), batch()).names == ("0", "1")
+
+
+def test_layers_that_something_else_looks_at_are_run() -> None:
+    assert prefix_of(Network(peeks=True), batch()).names == ()
+
+
+def test_layers_that_share_their_weights_are_run() -> None:
+    model = Network()
+    model.layers[1].up.weight = model.layers[3].up.weight
+    assert prefix_of(model, batch()).names == ()
+
+
+def test_answers_are_those_of_running_all_layers_again(monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    model = Network().eval()
+    pruned = prune(model, data()[:2], Magnitude(keep=0.5), progress=False)
+    short = refit(pruned, [data()], reference=model, progress=False)
+    # The function of that name hides the package from a path of attributes.
+    monkeypatch.setattr(sys.modules["nervure.refit.fit"], "prefix_of", lambda model, batch: Prefix(model, ()))
+    whole = refit(pruned, [data()], reference=model, progress=False)
+    assert short.layers == whole.layers
+    for one, other in zip(short.result.model.parameters(), whole.result.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_layers_come_back_as_they_were() -> None:
+    model = Network().eval()
+    prefix = prefix_of(model, batch())
+    prefix.advance(3, [batch()])
+    expected = model(data()[:8])
+    model.runs.clear()
+    with prefix.skipped(0), torch.no_grad():
+        assert torch.equal(model(data()[:8]), expected)
+    assert model.runs == [3, 4]
+    assert all("forward" not in vars(module) for module in model.modules())
+
+
+class Stages(nn.Module):
+    """Two lists, one behind the other, and nothing between them."""
+
+    def __init__(self, *, between: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        runs: list[int] = []
+        self.stem, self.head, self.between = nn.Linear(4, 6), nn.Linear(6, 3), between
+        self.first = nn.Sequential(*(Layer(runs, number) for number in range(2)))
+        self.second = nn.Sequential(*(Layer(runs, number) for number in range(2, 5)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(self.stem(x))
+        found: Tensor = self.head(self.second(2 * x if self.between else x))
+        return found
+
+
+def test_lists_on_end_are_one() -> None:
+    names = ("first.0", "first.1", "second.0", "second.1", "second.2")
+    assert prefix_of(Stages(), batch()).names == names
+    assert prefix_of(Stages(between=True), batch()).names == names[2:]
+
+
+def test_stages_are_refitted_as_if_all_ran_again(monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    model = Stages().eval()
+    pruned = prune(model, data()[:2], Magnitude(keep=0.5), progress=False)
+    short = refit(pruned, [data()], reference=model, progress=False)
+    monkeypatch.setattr(sys.modules["nervure.refit.fit"], "prefix_of", lambda model, batch: Prefix(model, ()))
+    assert short.layers == refit(pruned, [data()], reference=model, progress=False).layers
