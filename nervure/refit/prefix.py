@@ -1,8 +1,8 @@
 """Layers that need not run again: what the last of them gave is kept, and the next one begins with it.
 
 Refit goes up a network level by level. In a list of layers, or several on end (the stages of a network), each of which
-reads what the one before it gives, those below the level give the same again and again. Without this the cost of a refit
-grows with the square of the depth.
+reads what the one before it gives, those below the level give the same again and again. Without this the cost of a
+refit grows with the square of the depth.
 """
 
 import itertools
