@@ -19,6 +19,9 @@ from nervure.refit.activations import Enough, Watch, Watcher, watchable
 from nervure.refit.survey import LayerReading
 from nervure.stats.loaders import Batch
 
+TRIED = 4
+"""How many lists are tried, the longest first."""
+
 
 @final
 class Prefix:
@@ -126,22 +129,27 @@ def look_away(watcher: Watcher, entry: Any, uses: Any, args: Any, out: Any) -> N
 def prefix_of(model: nn.Module, batch: Batch) -> Prefix:
     """The longest list of layers in a model that run one after the other, on what the one before gave.
 
-    It is tried: with all but the last layer skipped, the model has to give the same again.
+    It is tried: with all but the last layer skipped, the model has to give the same again. Where it does not, shorter
+    ones are.
     """
     batch = batch.to(device_of(model))
     with watchable(model):
-        names = max(_chains(model, batch), key=len, default=())
+        lists = sorted(_chains(model, batch), key=len, reverse=True)
+    return next((Prefix(model, names) for names in lists[:TRIED] if _works(model, names, batch)), Prefix(model, ()))
+
+
+def _works(model: nn.Module, names: Sequence[str], batch: Batch) -> bool:
+    """Whether the model gives the same with all but the last of these layers skipped."""
     found = Prefix(model, names)
-    if names:
+    try:
         found.advance(len(names) - 1, [batch])
-    return Prefix(model, names if _is_same(found, batch) else ())
-
-
-def _is_same(prefix: Prefix, batch: Batch) -> bool:
-    with watchable(prefix.model):
-        whole = tensors_in(batch.feed(prefix.model))
-        with prefix.skipped(0):
-            short = tensors_in(batch.feed(prefix.model))
+        with watchable(model):
+            whole = tensors_in(batch.feed(model))
+            with found.skipped(0):
+                short = tensors_in(batch.feed(model))
+    except Exception:
+        # What looks at a layer that was skipped finds something of another shape, and may say so in any way.
+        return False
     return len(whole) == len(short) and all(torch.equal(a, b) for a, b in zip(whole, short, strict=True))
 
 
@@ -174,7 +182,7 @@ def _join(lists: Sequence[tuple[str, ...]], ends: Sequence[tuple[Any, Any]]) -> 
         joined, last = list(names), first
         while (after := _next(ends, last)) is not None:
             joined, last = [*joined, *lists[after]], after
-        yield tuple(joined)
+        yield from {names, tuple(joined)}
 
 
 def _next(ends: Sequence[tuple[Any, Any]], last: int) -> int | None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from nervure.core.check import checked
 from nervure.core.inputs import Inputs
 from nervure.errors import ArgumentError
+from nervure.graph.tape import named_tensors
 from nervure.graph.types import Graph, Group, TensorAxis
 from nervure.plan import Cut, Keep, Mask, Plan
 from nervure.stats import measure
@@ -37,11 +38,16 @@ def compact(
         The plan with its cuts extended. Each group keeps at least one unit.
 
     Raises:
-        ArgumentError: one of ``model`` and ``example`` is given without the other.
+        ArgumentError: one of ``model`` and ``example`` is given without the other, or the model is on the meta device.
         PlanError: the plan does not fit the graph.
     """
     if (model is None) != (example is None):
         raise ArgumentError("model= and example= go together: what channels say is seen by running the model.")
+    if model is not None and any(tensor.is_meta for tensor in named_tensors(model).values()):
+        raise ArgumentError(
+            "the model has shapes without numbers (it is on the meta device), and what channels say cannot be seen. "
+            "Give it weights first, or leave model= and example= out."
+        )
     made = plan if isinstance(plan, Plan) else _plan(graph, plan)
     linked = {name for link in made.links for name in linked_groups(graph, link)}
     candidates = [group for group in graph.prunable if not group.notes and group.name not in linked]

@@ -121,6 +121,7 @@ def test_limits_of_the_network_may_go_with_views(tmp_path: Path) -> None:
         (iter([torch.zeros(2, 3)]), "gives its batches once. Give a list of batches"),
         (lambda batch: batch, "views is"),
         (3, "views is"),
+        (nn.Linear, "is a class. Give a function"),
     ],
 )
 def test_what_is_no_view_is_told(given: Any, text: str) -> None:

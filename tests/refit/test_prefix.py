@@ -121,3 +121,23 @@ def test_stages_are_refitted_as_if_all_ran_again(monkeypatch) -> None:  # type: 
     short = refit(pruned, [data()], reference=model, progress=False)
     monkeypatch.setattr(sys.modules["nervure.refit.fit"], "prefix_of", lambda model, batch: Prefix(model, ()))
     assert short.layers == refit(pruned, [data()], reference=model, progress=False).layers
+
+
+class Block(nn.Module):
+    """A list of layers of other widths, around which what enters is added."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(6, 9), nn.ReLU(), nn.Linear(9, 6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = x + self.body(x)
+        return found
+
+
+def test_a_list_whose_input_is_looked_at_again_takes_nothing_up() -> None:
+    torch.manual_seed(0)
+    stem = nn.Sequential(nn.Linear(4, 7), nn.ReLU(), nn.Linear(7, 7), nn.ReLU(), nn.Linear(7, 6))
+    model = nn.ModuleDict({"stem": stem, "block": Block(), "head": nn.Linear(6, 3)})
+    model.forward = lambda x: model["head"](model["block"](model["stem"](x)))  # type: ignore[method-assign]
+    assert prefix_of(model, batch()).names == tuple(f"stem.{n}" for n in range(5))

@@ -126,3 +126,10 @@ def test_compact_networks_compute_what_the_masked_ones_do(name: str) -> None:
     plan = compact(graph, masked, model=model, example=example)
     expected = call(apply(model, graph, masked), example)
     assert difference(expected, call(apply(model, graph, plan), example)) < 1e-4
+
+
+def test_a_model_without_numbers_is_told() -> None:
+    model = net()
+    graph = trace(model, X)
+    with pytest.raises(ArgumentError, match="shapes without numbers"):
+        compact(graph, ones(model, "0.weight"), model=net().to("meta"), example=X)

@@ -22,7 +22,7 @@ class DataViews:
     """What other view there is; equal to another one where that is the same, and known again by what it prints.
 
     Raises:
-        ArgumentError: it is a text, and not written ``package.module:name``, or batches that come once.
+        ArgumentError: it is a text, and not written ``package.module:name``, a class, or batches that come once.
     """
 
     __slots__ = ("_given",)
@@ -30,6 +30,11 @@ class DataViews:
     def __init__(self, given: Any) -> None:
         if isinstance(given, str) and not is_import_path(given):
             raise ArgumentError(f"views={show_value(given)} is not written 'package.module:name'.")
+        if isinstance(given, type):
+            raise ArgumentError(
+                f"views={show_value(given)} is a class. Give a function of a batch and a seed, such as "
+                "nervure.training.picture_views(), its name, or batches of another domain."
+            )
         if isinstance(given, Iterator):
             raise ArgumentError(
                 f"views={show_value(given)} gives its batches once. Give a list of batches, a loader, or a function of "
