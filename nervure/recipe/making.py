@@ -194,10 +194,7 @@ def begins_fresh(recipe: Recipe, method: Method) -> bool:
 
 def refit_of(recipe: Recipe) -> tuple[Refit, ...]:
     """How what stays is refitted; nothing where it is not."""
-    if not recipe.refit.samples:
-        return ()
-    told = plain(recipe.refit)
-    return (Refit(**told, seed=recipe.run.seed),)
+    return (Refit(**plain(recipe.refit), seed=recipe.run.seed),) if recipe.refit.samples else ()
 
 
 def methods_after(recipe: Recipe) -> tuple[Method, ...]:

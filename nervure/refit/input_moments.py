@@ -34,7 +34,8 @@ class InputMoments:
         led: sums by the place of a consumer.
         leaders: for each consumer, by its place, the first one that reads the same, perhaps itself.
         reasons: consumers that could not be read, and why.
-        joined: for each consumer that is added to a stream, what it adds and what the stream is then.
+        joined: for each consumer that is added to a stream, what it adds and what the stream is then; where that was
+            asked for, and not what enters (:func:`read_joins`).
     """
 
     led: dict[int, InputSums] = field(default_factory=dict)
@@ -109,13 +110,13 @@ def read_joins(
     found = InputMoments()
     with watchable(model) as watch:
         for number, part in enumerate(parts if wanted else ()):
-            watch(part, _InputReader(found, wanted, positions, (seed, number), keeps=False).see)
+            watch(part, _InputReader(found, wanted, positions, (seed, number), joins=True).see)
     return {place: joined.share for place, joined in found.joined.items()}
 
 
 @final
 class _InputReader:
-    """Adds what enters in one run, where it ``keeps`` that, and what is added to streams."""
+    """Adds in one run what enters, or, for ``joins``, what is added to streams."""
 
     def __init__(
         self,
@@ -124,10 +125,10 @@ class _InputReader:
         positions: int,
         seed: tuple[int, int],
         *,
-        keeps: bool = True,
+        joins: bool = False,
     ) -> None:
         self._found, self._wanted, self._positions, self._seed = found, wanted, positions, seed
-        self._keeps = keeps
+        self._joins = joins
         self._at = {r.key: place for place, c in wanted.items() for r in c.readings if not r.reason}
         self._recent: list[tuple[Tensor, int]] = []
         self._laid: dict[int, Callable[[Tensor], Tensor]] = {}
@@ -144,9 +145,10 @@ class _InputReader:
         for key, use in self._follower.products(entry, uses):
             if (place := self._at.get(key)) is not None and place not in self._found.reasons:
                 index = self._choose(entry, out)
-                if self._keeps:
+                if self._joins:
+                    self._laid[place] = partial(_lay, use, entry, out.shape, index)
+                else:
                     self._read(place, entering(use, entry, args, index))
-                self._laid[place] = partial(_lay, use, entry, out.shape, index)
         for join in self._follower.step(entry):
             if (place := self._at.get(join.key)) in self._laid:
                 self._join(place, join, args, out)
