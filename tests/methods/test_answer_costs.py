@@ -12,6 +12,7 @@ from nervure.methods import View
 from nervure.methods.channels import answer_costs
 from nervure.methods.channels.compensation import CompensationCurves, CompensationSurvey
 from nervure.refit import Refit, refit
+from nervure.stats.loaders import Batch
 
 SAMPLES = 256
 
@@ -83,11 +84,55 @@ def test_answers_lose_what_they_lose_after_a_refit(name: str, monkeypatch: pytes
     pruned = prune(model, x[:2], Plan((Cut(group, Keep.of(keep)),), graph.fingerprint), progress=False)
     how = Refit(samples=SAMPLES, positions=1000, ridge=1e-9, norms=False)
     fitted = refit(pruned, [x], reference=model, how=how, progress=False).result.model
+    apart = x[-SAMPLES // 4 :]
     with torch.no_grad():
-        dense, now = model(x), fitted(x)
+        dense, now = model(apart), fitted(apart)
     lost = float((dense - now).square().sum() / (dense - dense.mean(0)).square().sum())
     assert lost > 1e-4
-    assert float(found.costs[group][:count].sum()) == pytest.approx(lost, rel=0.1)
+    assert float(found.costs[group][:count].sum()) == pytest.approx(lost, rel=0.2)
+
+
+def test_readers_are_fitted_by_least_squares_and_asked_on_samples_they_were_not_fitted_on() -> None:
+    torch.manual_seed(1)
+    model, x = NETWORKS["linear"][0]().eval(), vectors()
+    found = curves(model, [x])
+    lost = []
+    for share in answer_costs.SHARES:
+        left = found.order["0"][round(share * 12) :]
+        with torch.no_grad():
+            inner, dense = model[1](model[0](x)), model(x)
+        bias = torch.ones(SAMPLES, 1)
+        seen, told = torch.cat([inner[:, left], bias], 1).double(), dense.double()
+        fitted = torch.linalg.lstsq(seen[: -SAMPLES // 4], told[: -SAMPLES // 4]).solution
+        missing = (seen @ fitted - told)[-SAMPLES // 4 :]
+        apart = told[-SAMPLES // 4 :]
+        lost.append(float(missing.square().sum() / (apart - apart.mean(0)).square().sum()))
+    of_readers = curves(model, [x[: -SAMPLES // 4]], currency="outputs").costs["0"].cumsum(0)
+    for count, share in zip((6, 11), lost, strict=True):
+        expected = share**answer_costs.OF_ANSWERS * float(of_readers[count - 1]) ** answer_costs.OF_READERS
+        assert float(found.costs["0"][:count].sum()) == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "groups", "apart"), [([100], 1, 25), ([64, 64], 3, 32), ([8, 4], 100, 0), ([3], 1, 0), ([4000], 1, 256)]
+)
+def test_some_samples_are_set_apart_but_never_many(sizes: list[int], groups: int, apart: int) -> None:
+    numbers = torch.arange(sum(sizes)).float()
+    parts = [Batch(part, len(part)) for part in numbers.split(sizes)]
+    rest, last = answer_costs.set_apart(parts, groups)
+    first, second = (sorted(v for part in found for v in part.raw.tolist()) for found in (rest, last))
+    if not apart:
+        assert first == second == numbers.tolist()
+    else:
+        assert first + second == numbers.tolist() and len(second) == apart
+
+
+def test_a_layer_with_more_inputs_than_samples_is_not_free() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 64), nn.ReLU(), nn.Linear(64, 4)).eval()
+    few, many = curves(model, [vectors()[:24]], ridge=1e-3), curves(model, [vectors()], ridge=1e-3)
+    half = slice(32)
+    assert float(few.costs["0"][half].sum()) > 0.5 * float(many.costs["0"][half].sum())
 
 
 def test_units_that_only_another_output_hears_are_not_free() -> None:
@@ -150,7 +195,7 @@ def test_where_answers_never_vary_readers_count() -> None:
     with torch.no_grad():
         deaf = nn.Sequential(model, nn.Linear(4, 2))
         deaf[1].weight.zero_()
-    expected = curves(deaf, [x], currency="outputs").costs["0.0"]
+    expected = curves(deaf, [x[: -SAMPLES // 4]], currency="outputs").costs["0.0"]
     assert torch.equal(curves(deaf, [x]).costs["0.0"], expected)
 
 

@@ -6,7 +6,7 @@ to some sizes, its readers are fitted to what is left, and the network is asked.
 losses follow those of the readers.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, final
@@ -76,21 +76,41 @@ class GroupReader:
         return fitted, ((self.weight - fitted) @ self.mean[:, :, None].to(fitted)).squeeze(2)
 
 
+def set_apart(parts: Sequence[Batch], groups: int) -> tuple[list[Batch], list[Batch]]:
+    """The samples that readers are fitted on, and the last ones, on which the network is asked.
+
+    What was fitted on a few samples loses nothing of these. At least three quarters are fitted on; of fewer than four
+    samples all are, and the network is asked on the same.
+
+    Args:
+        parts: the samples there are.
+        groups: how many groups are going to be asked about.
+    """
+    seen = sum(part.size for part in parts)
+    count = min(ANSWERED, PASSES * seen // (len(SHARES) * max(groups, 1)), seen // 4)
+    rest, apart = list(parts), list[Batch]()
+    while count > 0:
+        last = rest.pop()
+        first = max(last.size - count, 0)
+        apart.append(last.rows(torch.arange(first, last.size)))
+        rest += [last.head(first)] if first else []
+        count -= last.size - first
+    return rest, apart or rest
+
+
 @final
 class AnswerMeter:
     """Asks a copy of a network what its answers lose, on a few samples.
 
     Args:
         model: the network. It stays as it is.
-        parts: the samples there are.
-        groups: how many groups are going to be asked about.
+        parts: samples that no reader is fitted on, see :func:`set_apart`.
     """
 
-    def __init__(self, model: nn.Module, parts: Sequence[Batch], groups: int) -> None:
+    def __init__(self, model: nn.Module, parts: Sequence[Batch]) -> None:
         self._model = copy_model(model)
         self._tensors = named_tensors(self._model)
-        seen = sum(part.size for part in parts)
-        self._parts = _first(parts, min(ANSWERED, max(1, PASSES * seen // (len(SHARES) * max(groups, 1)))))
+        self._parts = parts
         self._dense = [self._answer(part) for part in self._parts]
         self._spread = [_spread(answers) for answers in zip(*self._dense, strict=True)]
 
@@ -163,16 +183,6 @@ class AnswerMeter:
 def _overwrite(tensor: Tensor, value: Tensor) -> None:
     with torch.no_grad():
         tensor.copy_(value)
-
-
-def _first(parts: Iterable[Batch], samples: int) -> list[Batch]:
-    found, left = list[Batch](), samples
-    for part in parts:
-        if left <= 0:
-            break
-        found.append(part.head(left))
-        left -= part.size
-    return found
 
 
 def _answers(output: Any) -> list[Tensor]:

@@ -18,7 +18,7 @@ from nervure.core.container import Kind
 from nervure.errors import DataError
 from nervure.graph.types import Graph, Group
 from nervure.methods.base import Folder, View, data_of, model_of
-from nervure.methods.channels.answer_costs import AnswerMeter, GroupReader
+from nervure.methods.channels.answer_costs import AnswerMeter, GroupReader, set_apart
 from nervure.methods.channels.data_views import DataViews, draw_views
 from nervure.methods.channels.value_weights import value_weights
 from nervure.methods.evidence_folder import answer_folder, remember
@@ -43,6 +43,11 @@ TINY = 1e-9
 """The share of a layer's largest variance below which an output counts as constant."""
 ROUNDING = 1e-7
 """The ridge that there always is, since sums are of single precision; more where they are rougher."""
+FEW = 0.01
+"""The ridge that is added where there are as many inputs as positions. Where they outnumber these, it is much more.
+
+Fitted to fewer positions than it has inputs, a reader seems to lose nothing with any of them.
+"""
 CURVE_SLACK = 0.1
 """What a unit may cost where limits decide, as a share of the average one of its group."""
 CURVES = Kind("nervure-compensation", "curves of compensation saved by nervure", version=1)
@@ -89,6 +94,7 @@ class CompensationSurvey:
         positions: at how many places of each sample a convolution is looked at, at most. 0: 8, or more where samples
             are few, so that a layer sees about 8,192.
         ridge: the share of its variance that is added to each input's, so that the scale of a unit does not matter.
+            It is more where a reader has more inputs than positions were looked at.
         currency: what counts alike: ``"outputs"`` (each output of each reader; where that is added to a stream, as much
             as it makes of its variance, and what leads to it less as well; gates as much as the value that is made of
             them), ``"answers"`` (the same within a group, and groups by what the network's answers lose),
@@ -134,10 +140,13 @@ class CompensationSurvey:
     def _curves(
         self, model: nn.Module, graph: Graph, views: Sequence[Sequence[Batch]], seed: int
     ) -> CompensationCurves:
+        meter: AnswerMeter | None = None
+        if self.currency == "answers":
+            fitted_on, apart = set_apart(views[0], len(graph.prunable))
+            meter, views = AnswerMeter(model, apart), [fitted_on, *views[1:]]
         consumers = find_consumers(model, views[0][0])
         readers = {group.name: find_readers(group, consumers) for group in graph.prunable}
         weights = self._weights(model, graph, views[0], consumers, seed)
-        meter = AnswerMeter(model, views[0], len(readers)) if self.currency == "answers" else None
         order, costs, skipped = dict[str, Tensor](), dict[str, Tensor](), dict[str, str]()
         places = [self.positions or places_per_sample(sum(part.size for part in v), PLACES) for v in views]
         seen = [
@@ -178,7 +187,7 @@ class CompensationSurvey:
                 units[place],
                 consumer.weight(model).double(),
                 variance,
-                [add_ridge_to(matrix, self.ridge) for matrix in moments],
+                [add_ridge_to(matrix, self.ridge + FEW * (len(matrix) / sums.count) ** 2) for matrix in moments],
                 sums.x0 + sums.x / sums.count if has_shift(consumer) else None,
             )
         return found
