@@ -165,6 +165,7 @@ def methods(keep: float) -> Mapping[str, Any]:
         "Taylor": Taylor(keep=keep, budget="macs"),
         "SNACS, means": SNACS(keep=keep, ranking="connectivity", of="means", limits=False, granularity="filters"),
         "SNACS": SNACS(keep=keep, budget="macs"),
+        "SNACS, multiples of 8": SNACS(keep=keep, budget="macs", multiple=8),
         "Energy": Energy(keep=keep, budget="macs"),
         "Random": Random(keep=keep, budget="macs"),
     }

@@ -148,7 +148,7 @@ class CompensationSurvey:
         readers = {group.name: find_readers(group, consumers) for group in graph.prunable}
         weights = self._weights(model, graph, views[0], consumers, seed)
         order, costs, skipped = dict[str, Tensor](), dict[str, Tensor](), dict[str, str]()
-        places = [self.positions or places_per_sample(sum(part.size for part in v), PLACES) for v in views]
+        places = [self.positions or places_in(v) for v in views]
         seen = [
             read_in_passes(model, v, consumers, readers, positions=positions, seed=seed)
             for v, positions in zip(views, places, strict=True)
@@ -216,6 +216,11 @@ class CompensationSurvey:
             return (1 / power.sum().clamp(min=torch.finfo(power.dtype).tiny)).sqrt().expand_as(power)
         alone = torch.where(power > TINY * power.max(), power, torch.inf).rsqrt()
         return alone if counts is None else alone * counts.to(alone).sqrt()[:, :, None]
+
+
+def places_in(parts: Sequence[Batch]) -> int:
+    """At how many places of each of these samples a convolution is looked at, where nothing else is said."""
+    return places_per_sample(sum(part.size for part in parts), PLACES)
 
 
 def add_ridge_to(moments: Tensor, ridge: float) -> Tensor:

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, final
 
 from torch import Tensor, nn
 
-from nervure.core.schema import NotNegative, Size
+from nervure.core.schema import Count, NotNegative, Size
 from nervure.graph.types import Graph
 from nervure.methods.base import Folder, Inquiry, View, data_of, draw_samples, model_of
 from nervure.methods.channels.compensation import (
@@ -14,6 +14,7 @@ from nervure.methods.channels.compensation import (
     add_ridge_to,
     columns_of,
     find_readers,
+    places_in,
     read_in_passes,
     second_moments,
 )
@@ -44,7 +45,8 @@ class OBS(GlobalRanking):
 
     Attributes:
         samples: how many samples at most are measured.
-        positions: at how many places of each sample a convolution is looked at, at most.
+        positions: at how many places of each sample a convolution is looked at, at most. 0: 8, or more where samples
+            are few, so that a layer sees about 8,192.
         ridge: the share of its variance that is added to each input's.
         normalise: ``"none"`` compares raw scores over all layers; ``"mean"`` divides by the mean of the group.
     """
@@ -53,7 +55,7 @@ class OBS(GlobalRanking):
     wants: ClassVar[frozenset[str]] = frozenset()
 
     samples: Size = field(default=1024, kw_only=True)
-    positions: Size = field(default=8, kw_only=True)
+    positions: Count = field(default=0, kw_only=True)
     ridge: NotNegative = field(default=1e-3, kw_only=True)
     normalise: Normalise = field(default="mean", kw_only=True)
 
@@ -79,7 +81,7 @@ class ObsSurvey:
     """How it is measured, apart from any budget; see :class:`OBS`."""
 
     samples: int = 1024
-    positions: int = 8
+    positions: int = 0
     ridge: float = 1e-3
 
     def of(self, view: View, folder: Folder = None) -> dict[str, Tensor]:
@@ -98,7 +100,8 @@ class ObsSurvey:
         consumers = find_consumers(model, parts[0])
         readers = {group.name: find_readers(group, consumers) for group in graph.prunable}
         found = dict[str, Tensor]()
-        for name, entered in read_in_passes(model, parts, consumers, readers, positions=self.positions, seed=seed):
+        positions = self.positions or places_in(parts)
+        for name, entered in read_in_passes(model, parts, consumers, readers, positions=positions, seed=seed):
             read = {place: units for place, units in readers[name].items() if place not in entered.reasons}
             problems = [
                 problem

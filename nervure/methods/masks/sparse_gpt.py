@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from nervure.budget.weight_masks import Distribution, count_weights, relative_densities, sparse_masks
-from nervure.core.schema import Density, Size
+from nervure.core.schema import Count, Density, Size
 from nervure.errors import ArgumentError, BudgetError, DataError
 from nervure.methods.base import Folder, Inquiry, View, draw_samples
+from nervure.methods.channels.compensation import places_in
 from nervure.methods.evidence_folder import answer_folder, remember
 from nervure.methods.masks.base_masks import Guard, PrunableWeights, Scored, Sparse
 from nervure.methods.masks.gradients import twin
@@ -37,14 +38,15 @@ class SparseGPT(Sparse):
 
     Attributes:
         samples: how many samples at most are run.
-        positions: at how many places of each sample a convolution is looked at, at most.
+        positions: at how many places of each sample a convolution is looked at, at most. 0: 8, or more where samples
+            are few, so that a layer sees about 8,192.
     """
 
     density: Density = 0.5
     distribution: Distribution = "uniform"
     guard: Guard = "outputs"
     samples: Size = 128
-    positions: Size = 8
+    positions: Count = 0
 
     def check(self) -> None:
         """Refuse what cannot be chosen layer by layer."""
@@ -85,7 +87,8 @@ class SparseGPT(Sparse):
         shares = self._shares(field)
         drawn = draw_samples(view, self.samples)
         readable = {s.tensor: shares[s.tensor] for s in field.sheets if s.tensor in shares and not s.is_computed}
-        found = select_masks(twin(view), drawn, readable, positions=self.positions, seed=view.seed)
+        positions = self.positions or places_in(drawn)
+        found = select_masks(twin(view), drawn, readable, positions=positions, seed=view.seed)
         return found | self._by_magnitude(field, {name: shares[name] for name in shares if name not in found})
 
     def _shares(self, field: PrunableWeights) -> dict[str, MatrixShare]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from nervure.core.container import Kind
 from nervure.methods.base import Folder, View, data_of, draw_samples, model_of
-from nervure.methods.channels.compensation import add_ridge_to, columns_of, read_in_passes, second_moments
+from nervure.methods.channels.compensation import add_ridge_to, columns_of, places_in, read_in_passes, second_moments
 from nervure.methods.evidence_folder import answer_folder, remember
 from nervure.refit.consumers import Consumer
 from nervure.refit.input_moments import find_consumers
@@ -30,7 +30,7 @@ class PatchSurvey:
     """How it is measured; see :class:`nervure.methods.channels.compensation.CompensationSurvey`."""
 
     samples: int = 2048
-    positions: int = 8
+    positions: int = 0
     ridge: float = 1e-3
 
     def of(self, view: View, folder: Folder = None) -> dict[str, Tensor]:
@@ -51,7 +51,7 @@ class PatchSurvey:
             found = dict[str, Tensor]()
             entering = dict(_units(listed, consumers))
             for name, entered in read_in_passes(
-                model, parts, consumers, entering, positions=self.positions, seed=view.seed
+                model, parts, consumers, entering, positions=self.positions or places_in(parts), seed=view.seed
             ):
                 (at,) = entering[name]
                 if at not in entered.reasons:
