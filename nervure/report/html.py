@@ -4,7 +4,6 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from nervure.core.markup import listing
-from nervure.graph.types import Graph
 from nervure.report import amount_search, charts, tables
 from nervure.report import connectivity_charts as connectivity
 from nervure.report import shift_section as shift
@@ -33,11 +32,6 @@ def to_html(report: Report) -> str:
         rewiring_chart=rewiring_chart(report),
         recipe=tables.recipe_rows(report.recipe),
     )
-
-
-def graph_page(graph: Graph, name: str) -> str:
-    """A graph as one self-contained HTML page: groups, what knows them, what is pinned and why, blocks, notes."""
-    return page("graph.html.j2", graph=graph, name=name, widest=max((g.size for g in graph.groups), default=1))
 
 
 def page(template: str, **values: Any) -> str:
