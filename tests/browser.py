@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,8 @@ class Browser:
         requested: what the page that is shown asked for, beside itself.
     """
 
-    def __init__(self, read: int, write: int) -> None:
-        self._read, self._write = os.fdopen(read, "rb", 0), os.fdopen(write, "wb", 0)
+    def __init__(self, read: FileIO, write: FileIO) -> None:
+        self._read, self._write = read, write
         self._number, self._rest, self._session = 0, b"", ""
         self.requested: list[str] = []
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
@@ -97,9 +98,10 @@ def browse(profile: Path) -> Iterator[Browser]:
     process = subprocess.Popen(command, pass_fds=(theirs_read, theirs_write), stdout=quiet, stderr=quiet)
     os.close(theirs_read)
     os.close(theirs_write)
-    browser = Browser(ours_read, ours_write)
-    try:
-        yield browser
-    finally:
-        browser.call("Browser.close")
-        process.wait(30)
+    with os.fdopen(ours_read, "rb", 0) as read, os.fdopen(ours_write, "wb", 0) as write:
+        try:
+            yield Browser(read, write)
+        finally:
+            # It ends where nobody speaks to it any more.
+            write.close()
+            process.wait(60)

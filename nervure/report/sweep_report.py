@@ -20,6 +20,7 @@ from nervure.report.comparison import (
     TimedSetting,
     mean_outcomes,
     provenance_lines,
+    provenance_rows,
     results_table,
     trials_table,
 )
@@ -33,6 +34,7 @@ from nervure.report.run_report import DENSE, DENSE_PLUS
 from nervure.report.scatter import Mark, scatter_chart
 from nervure.report.table_forms import html_table
 from nervure.report.tables import Table, recipe_rows
+from nervure.report.words import PageWords
 
 FORMAT, KIND = 1, "nervure-sweep"
 SAME_COST = 1.02
@@ -70,12 +72,8 @@ class Sweep:
     @staticmethod
     def of(outcomes: Sequence[Outcome], timed: Mapping[str, TimedSetting], **rest: Any) -> "Sweep":
         """From the outcomes of all trials and their timings, by key; ``rest`` are the other fields."""
-        told: dict[str, Any] = {
-            "outcomes": tuple(outcomes),
-            "timed": timed,
-            "provenance": tuple(provenance_lines(outcomes)),
-        }
-        return Sweep(means=mean_outcomes(outcomes, timed), **told, **rest)
+        told = {"outcomes": tuple(outcomes), "timed": timed, "provenance": tuple(provenance_lines(outcomes))}
+        return Sweep(means=mean_outcomes(outcomes, timed), **(told | rest))
 
     @property
     def candidates(self) -> tuple[MeanOutcome, ...]:
@@ -118,6 +116,11 @@ class Sweep:
 
     @property
     def headline(self) -> str:
+        """The result in one sentence, with what cannot be told from it."""
+        return ", ".join([self.statement, *self.undecided])
+
+    @property
+    def statement(self) -> str:
         """The result in one sentence."""
         if told := self._at_one_budget():
             return told
@@ -129,7 +132,7 @@ class Sweep:
         parts.append(self._before_and_after(dense, found))
         if found.shifted.n and dense.shifted.n:
             parts.append(f"under shift {100 * dense.shifted.value:.1f} → {100 * found.shifted.value:.1f} %")
-        return ", ".join([*parts, *self._undecided()])
+        return ", ".join(parts)
 
     def _before_and_after(self, dense: MeanOutcome, found: MeanOutcome) -> str:
         if self.scale.is_accuracy:
@@ -179,13 +182,14 @@ class Sweep:
     def _trials(self, mean: MeanOutcome) -> list[Outcome]:
         return [o for o in self.outcomes if (o.method, o.keep) == (mean.method, mean.keep)]
 
-    def _undecided(self) -> list[str]:
+    @property
+    def undecided(self) -> list[str]:
         """What the headline owes to the reader: which settings as small as the suggestion are as good for all we know.
 
         Of one seed nothing can be told.
         """
         tests, chosen = self.rivals(), self.suggestion
-        if chosen is None or not tests:
+        if chosen is None or not tests or self._at_one_budget():
             return []
         most = max(test.mean.n for test in tests.values())
         if most < 2:
@@ -281,6 +285,7 @@ class Sweep:
         found = convert(plain, _SWEEP, what)
         outcomes = tuple(map(Outcome.from_json, found.outcomes))
         rest = {"title": found.title, "recipe": found.recipe, "folder": found.folder, "failures": found.failures}
+        rest |= {"provenance": found.provenance} if found.provenance else {}
         return Sweep.of(outcomes, found.timed, notes=found.notes, **rest)
 
     def tables(self) -> dict[str, Table]:
@@ -302,6 +307,10 @@ HOW = (
 )
 
 
+SPREAD = (
+    "Means over seeds, ± one standard deviation; of one seed, the 95 % interval (Wilson) that so many test samples "
+    "leave open. In brackets the share of the dense network's, and of milliseconds how many times faster it is."
+)
 TOLD = (
     "Every other setting against the suggestion, by the test images: pairs have the same seed, and so the same trained "
     "network; p is of Student's paired t test. Told apart: p below 0.05, each asked by itself: of twenty settings that "
@@ -363,11 +372,16 @@ def sweep_text(found: Sweep, pictures: Mapping[str, str] | None = None) -> str:
 
 def sweep_page(found: Sweep) -> str:
     """A sweep as one self-contained HTML page."""
+    words = PageWords()
     return page(
         "sweep.html.j2",
+        words=words,
         found=found,
-        table=html_table(found.table(), _suggested(found)) if found.means else "",
-        told=html_table(found.told_apart()) if found.rivals() else "",
+        undecided=tuple(f"{clause[:1].upper()}{clause[1:]}." for clause in found.undecided),
+        table=html_table(found.table(), _suggested(found), words.link) if found.means else "",
+        told=html_table(found.told_apart(), words=words.link) if found.rivals() else "",
+        spread_note=SPREAD,
+        provenance=provenance_rows(found.provenance),
         told_note=how_told(found),
         charts=found.charts(),
         how=how(found),
