@@ -146,7 +146,7 @@ def _provenance(bench: RunContext) -> dict[str, Any]:
         "python": platform.python_version(),
         "processor": machine(bench.device),
         "machine": f"{platform.system()} {platform.machine()}",
-        "commit": commit(),
+        "commit": commit() or "none: the working folder is no repository",
         "data": f"{data.name}: {describe_sizes(data)}",
         "recipe": bench.recipe.fingerprint,
         "seconds": round(sum(seconds.values()), 1),

@@ -24,7 +24,15 @@ def quality(told: Tolerance, value: float | None) -> str:
 def search_table(search: AmountSearch) -> Table:
     """Each amount that was tried: what came of it, what it lost and the interval of that, and what it costs."""
     told = search.tolerance
-    head = ("keep", in_words(told.metric), "lost", f"{told.confidence:.0%} interval", "non-zero", "MACs", "within")
+    head = (
+        "keep",
+        in_words(told.metric),
+        "lost",
+        f"{100 * told.confidence:.0f} % interval",
+        "non-zero",
+        "MACs",
+        "within",
+    )
     return Table(head, tuple(_cells(told, one) for one in search.path))
 
 
@@ -42,7 +50,7 @@ def search_chart(report: Report) -> str:
     chosen = next((mark for mark, one in zip(marks[1:], tried, strict=True) if one is search.found), None)
     return scatter_chart(
         marks,
-        title=f"{scale.axis[:1].upper()}{scale.axis[1:]}, held out, before it is trained again",
+        title=f"{scale.axis[:1].upper()}{scale.axis[1:]}, held out, not trained again",
         x_label=f"{COSTS[cost]}, % of the dense network",
         front=[(marks[i].x, marks[i].y) for i in front([(mark.x, scale.rank(mark.y)) for mark in marks])],
         ring=None if chosen is None else (chosen.x, chosen.y),
@@ -70,11 +78,13 @@ def _cells(told: Tolerance, one: Attempt) -> tuple[str, ...]:
 def verdict(search: AmountSearch) -> str:
     """What was found, in a sentence."""
     told, found = search.tolerance, search.found
-    dense = f"{in_words(told.metric)} {quality(told, told.dense)} of the dense network, {told.samples:,} samples"
+    dense = (
+        f"{in_words(told.metric)} {quality(told, told.dense)} of the dense network on {told.samples:,} samples held out"
+    )
     if found is None or found.lost is None:
         how = "surely within" if told.is_strict else "within"
         return f"Nothing smaller is {how} {told.tell(told.value)} ({dense})."
-    interval = f"{told.confidence:.0%} interval {100 * found.lost.low:.2f} to {100 * found.lost.high:.2f}"
+    interval = f"{100 * told.confidence:.0f} % interval {100 * found.lost.low:.2f} to {100 * found.lost.high:.2f}"
     sure = "and so is the interval" if search.is_sure else "but the interval reaches beyond"
     return (
         f"keep={found.keep:.4g} is the smallest found within {told.tell(told.value)}: it loses "

@@ -54,10 +54,10 @@ def page(template: str, **values: Any) -> str:
 
 
 def _unbroken(text: str) -> "Markup":
-    """A headline in which no line begins with a percent sign."""
+    """A headline in which no line begins with a percent sign or an arrow."""
     from markupsafe import Markup
 
-    return Markup(html(text).replace(" %", "&nbsp;%"))
+    return Markup(html(text).replace(" %", "&nbsp;%").replace(" → ", "&nbsp;→&nbsp;"))
 
 
 @cache

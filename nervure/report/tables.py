@@ -111,6 +111,7 @@ def comparison_note(report: Report) -> str:
     """What the numbers of the comparison are, beside what its words mean."""
     pruned, lot = report.rows[PRUNED], report.rows.get(RANDOM, Row())
     told = "± is one standard error from the number of test samples alone; another seed moves it too."
+    told = "Another seed moves quality too." if report.rows[DENSE].accuracy is None else told
     if lot.latency and (lot.params, lot.macs) == (pruned.params, pruned.macs):
         told += NOISE
     if DENSE_PLUS in report.rows and pruned.latency:

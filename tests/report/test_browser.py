@@ -170,7 +170,7 @@ def test_a_table_says_that_it_scrolls_where_it_does_and_nowhere_else(
     browser: Browser, written: dict[str, Path]
 ) -> None:
     seen = set()
-    for name in ("report", "sweep", "comparison"):
+    for name in ("report", "sweep", "comparison", "circuit", "planned"):
         for width in (TELEPHONE, 2400):
             browser.show(written[name], width)
             browser.picture()  # what is told of scrolling is settled when a frame is drawn
