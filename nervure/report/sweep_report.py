@@ -25,7 +25,7 @@ from nervure.report.comparison import (
     trials_table,
 )
 from nervure.report.dots import Dot, dot_chart
-from nervure.report.front import front, knee
+from nervure.report.front import front, knee, level_costs
 from nervure.report.html import page
 from nervure.report.markdown import table_text
 from nervure.report.outcome import Mean, Outcome, QualityScale, scale_of
@@ -105,7 +105,8 @@ class Sweep:
 
     def _front(self, spots: Sequence[tuple[float, float]], quality: str) -> tuple[int, ...]:
         scale = self._scale_for(quality)
-        return front([(x, scale.rank(y)) for x, y in spots])
+        costs = level_costs([x for x, _ in spots], SAME_COST)
+        return front([(x, scale.rank(y)) for x, (_, y) in zip(costs, spots, strict=True)])
 
     @property
     def suggestion(self) -> MeanOutcome | None:
@@ -173,6 +174,11 @@ class Sweep:
         others = [mean for mean in self.means if mean is not chosen]
         mine = self._trials(chosen)
         return {m.label: compare_settings(mine, self._trials(m), "quality") for m in others}
+
+    @property
+    def has_pairs(self) -> bool:
+        """Whether several seeds can tell settings apart."""
+        return any(test.mean.n > 1 for test in self.rivals().values())
 
     def told_apart(self) -> Table:
         """Every other setting against the suggestion: the difference, the pairs, and whether they are told apart."""
@@ -301,7 +307,7 @@ _SWEEP = written_schema(
 HOW = (
     "Points are means over seeds, bars one standard deviation to each side; of one seed, the 95 % interval (Wilson) "
     "that so many test images leave open. Nothing on the front is beaten: no other setting costs as little and is as "
-    "good. The suggestion is the knee of the front on the validation images, against "
+    "good; costs within 2 % are the same. The suggestion is the knee of the front on the validation images, against "
     "{cost}: with both axes stretched to [0, 1], the point farthest above the chord between the ends of the front "
     "(Satopaa et al., 2011). In a chart of the test images it need not lie on their front."
 )
@@ -351,7 +357,7 @@ def sweep_text(found: Sweep, pictures: Mapping[str, str] | None = None) -> str:
     if found.candidates:
         parts += ["## Settings", table_text(found.table())]
     parts += [escape_markdown(note) for note in found.notes]
-    if found.rivals():
+    if found.has_pairs:
         parts += ["## Told apart", how_told(found), table_text(found.told_apart())]
     if pictures:
         parts += [
@@ -379,7 +385,7 @@ def sweep_page(found: Sweep) -> str:
         found=found,
         undecided=tuple(f"{clause[:1].upper()}{clause[1:]}." for clause in found.undecided),
         table=html_table(found.table(), _suggested(found), words.link) if found.means else "",
-        told=html_table(found.told_apart(), words=words.link) if found.rivals() else "",
+        told=html_table(found.told_apart(), words=words.link) if found.has_pairs else "",
         spread_note=SPREAD,
         provenance=provenance_rows(found.provenance),
         told_note=how_told(found),
