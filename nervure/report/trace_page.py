@@ -87,7 +87,8 @@ class _Teller:
         self._graph, self._groups = graph, groups
         self._dropped = {drop.block for drop in plan.drops}
         self._most = [max((amount.before for amount in of), default=0) for of in _columns(lines)]
-        self._all = [amount.before for amount in total(lines)]
+        # Where a plan takes something, before and after say enough.
+        self._all = [0 if plan else amount.before for amount in total(lines)]
         self._chips = [_chip(line) for line in groups]
         self._widest = max((line.group.size for line in groups), default=1)
 
@@ -167,21 +168,23 @@ class _Teller:
             for role, words in ROLES.items()
             if role in line.layers
         )
+        stays = f"<dt>stay</dt><dd>{html(group.pinned)}</dd>" if group.pinned else ""
         notes = "".join(f"<dt>note</dt><dd>{html(note)}</dd>" for note in group.kinds_of_notes)
         each = f"<dt>a unit costs</dt><dd>{_each(line)} on average</dd>" if group.size > 1 else ""
         return (
             f'<details id="g{line.number}"><summary><code><b class="{chip.kind}">{line.number}</b> {html(group.name)}'
             f"</code><span>{_units(line)}{_state(line)}</span>{self._width(line)}"
-            f"<i>{quantity(line.macs)}</i></summary><dl>{held}{each}{notes}</dl></details>"
+            f"<i>{quantity(line.macs)}</i></summary><dl>{stays}{held}{each}{notes}</dl></details>"
         )
 
     def _width(self, line: GroupLine) -> str:
         return _bar(Amount(line.group.size, line.kept), self._widest)
 
     def _block(self, block: Block) -> str:
+        kind = "block" if block.kind == "module" else f"{block.kind} block"
         if block.name in self._dropped:
-            return f"{block.kind} block, dropped by the plan"
-        return f"{block.kind} block, " + (f"stays: {html(block.pinned)}" if block.pinned else "can be dropped")
+            return f"{kind}, dropped by the plan"
+        return f"{kind}, " + (f"stays: {html(block.pinned)}" if block.pinned else "can be dropped")
 
 
 def _columns(lines: Iterable[LayerLine]) -> tuple[list[Amount], list[Amount]]:
@@ -208,7 +211,7 @@ def _units(line: GroupLine) -> str:
 def _state(line: GroupLine) -> str:
     group = line.group
     if group.pinned:
-        return f", stay: {html(group.pinned)}"
+        return f", stay: {html(group.pinned.partition(' (')[0])}"
     if group.size == 1:
         return ", stays: a single unit"
     told = f", cut in multiples of {group.multiple}" if group.multiple > 1 else ""
@@ -236,19 +239,19 @@ def _amount(amount: Amount) -> str:
 
 
 def _sum(amount: Amount, whole: int) -> str:
-    """What a module costs, as a share of the network where nothing leaves."""
-    if amount.before != amount.after or not whole:
+    """What a module costs, and its share of the whole, where there is one."""
+    if not whole:
         return f"<i>{_amount(amount)}</i>"
     return f"<i>{_amount(amount)} <small>{100 * amount.before / whole:.0f} %</small></i>"
 
 
 def _plan_words(plan: Plan) -> str:
     """How many edits of each kind there are."""
-    kinds = {"groups are cut": plan.cuts, "tensors are masked": plan.masks, "blocks are dropped": plan.drops}
-    kinds |= {"links are added": plan.links}
-    told = ", ".join(f"{len(edits)} {words}" for words, edits in kinds.items() if edits) or "Nothing is edited"
+    kinds = {"groups cut": plan.cuts, "tensors masked": plan.masks, "blocks dropped": plan.drops}
+    kinds |= {"links added": plan.links}
+    told = "; ".join(f"{words}: {len(edits)}" for words, edits in kinds.items() if edits) or "Nothing is edited"
     masks = " Masked weights become zero, and still count as parameters and MACs." if plan.masks else ""
-    return f"{told}.{masks}{' What links add is not counted.' if plan.links else ''}"
+    return f"{told[:1].upper()}{told[1:]}.{masks}{' What links add is not counted.' if plan.links else ''}"
 
 
 def _reasons(groups: Iterable[GroupLine]) -> dict[str, list[GroupLine]]:
