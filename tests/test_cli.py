@@ -100,6 +100,13 @@ def test_trace_shows_groups_and_writes_graph_and_page() -> None:
     assert "<!doctype html>" in Path("g.html").read_text()
 
 
+def test_trace_shows_on_its_page_what_a_plan_would_take() -> None:
+    done("plan", *MODEL, *INPUT, "--keep", "0.5")
+    done("trace", *MODEL, *INPUT, "--html", "g.html", "--plan", "plan.json")
+    cut = Plan.from_json(read_json("plan.json")).cuts[0]
+    assert f"{cut.keep.size} → {cut.keep.count}" in Path("g.html").read_text()
+
+
 def test_trace_pins_what_must_not_change() -> None:
     done("trace", *MODEL, *INPUT, "--ignore", "layer1.*")
     pinned = [group.name for group in Graph.from_json(read_json("graph.json")).groups if group.is_pinned]
@@ -262,6 +269,7 @@ def test_a_report_can_be_made_again() -> None:
         (["trace"], "no network"),
         (["trace", "--model", "resnte8", *INPUT], "Did you mean 'resnet8'"),
         (["trace", *MODEL], "no example"),
+        (["trace", *MODEL, *INPUT, "--plan", "none.json"], "say with --html"),
         (["trace", *MODEL, "--input", "3xx"], "not a shape"),
         (["trace", "--model", "resnet8", "--option", "width", *INPUT], "not written key=value"),
         (["trace", "--model", "resnet8", "--option", "wdith=1", *INPUT], "wdith"),

@@ -63,6 +63,7 @@ def test_every_trial_is_one_line_with_quality_size_and_where_it_comes_from(folde
         assert 0 <= outcome.ece <= 1
         assert outcome.samples == 60
         assert outcome.provenance["torch"] == torch.__version__
+        assert outcome.provenance["processor"]
     whole, cut = outcomes[0], outcomes[3]
     assert (whole.macs_kept, whole.params_kept) == (1, 1)
     assert cut.macs / whole.macs == cut.macs_kept <= 0.5

@@ -248,15 +248,26 @@ def compare(study: Path, folder: Path | None, **how: Any) -> None:
 @click.option("--ignore", multiple=True, metavar="PATTERN", help="Modules that must not change, e.g. 'layer1.*'.")
 @click.option("--only", multiple=True, metavar="PATTERN", help="Modules that may lose units.")
 @click.option("--html", type=PAGE, help="Also write a page.")
+@click.option("--plan", "plan_file", type=ANYWHERE, help="Show on the page what this plan would take.")
 @output("graph.json", "the graph")
-def trace(choice: NetworkChoice, ignore: tuple[str, ...], only: tuple[str, ...], html: Path | None, out: Path) -> None:
+def trace(
+    choice: NetworkChoice,
+    ignore: tuple[str, ...],
+    only: tuple[str, ...],
+    html: Path | None,
+    plan_file: Path | None,
+    out: Path,
+) -> None:
     """Find what is coupled to what in a network."""
     _writable(out, html)
+    if plan_file is not None and html is None:
+        raise ArgumentError("--plan is shown on the page: say with --html where to write that.")
+    plan = None if plan_file is None else _plan_from(plan_file)
     graph = choice.graph(choice.network(), ignore=ignore, only=only or None)
     tell(graph.describe())
     _wrote(write_json(out, graph.to_json()))
     if html is not None:
-        _wrote(write_text(html, graph_page(graph, choice.model)))
+        _wrote(write_text(html, graph_page(graph, choice.model, plan)))
 
 
 @main.command(epilog=example("nervure measure --model resnet8 --data digits --want activations -o stats.safetensors"))
@@ -378,7 +389,7 @@ def plan(
 def apply(choice: NetworkChoice, plan_file: Path, graph_file: Path | None, verify: bool, out: Path) -> None:
     """Cut as a plan says, check the result, save it."""
     _writable(out)
-    decided = Plan.from_json(read_json(plan_file, "a plan written by nervure plan"))
+    decided = _plan_from(plan_file)
     model, example = choice.network().eval(), choice.example()
     graph = _graph_from(graph_file) if graph_file else choice.graph(model)
     smaller = apply_plan(model, graph, decided).eval()
@@ -817,6 +828,10 @@ def _rewiring(
 
 def _graph_from(path: Path) -> Graph:
     return Graph.from_json(read_json(path, "a graph written by nervure trace"))
+
+
+def _plan_from(path: Path) -> Plan:
+    return Plan.from_json(read_json(path, "a plan written by nervure plan"))
 
 
 def _require_evidence(method: Method, path: Path | None, choice: NetworkChoice) -> None:

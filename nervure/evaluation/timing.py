@@ -110,7 +110,7 @@ class Stopwatch:
             "batch": str(self.inputs.samples),
             "network": _network(self.graph),
             "machine": machine(device_of(self.model)),
-            VERSIONS: _versions(self.engine),
+            VERSIONS: engine_versions(self.engine),
         }
 
     @cached_property
@@ -246,7 +246,8 @@ def processor() -> str:
     return next(names, platform.processor() or platform.machine())
 
 
-def _versions(engine: str) -> str:
+def engine_versions(engine: str) -> str:
+    """The libraries that an engine runs networks with, and their versions, in a line."""
     libraries: Mapping[str, str] = {"torch": torch.__version__}
     more = {name.partition(".")[0]: _version(name.partition(".")[0]) for name in ENGINES[engine].libraries}
     return ", ".join(f"{name} {version}" for name, version in sorted({**libraries, **more}.items()))

@@ -18,13 +18,13 @@ from nervure.core.schema import Count, Density, Positive, Seed, Workers, convert
 from nervure.errors import RecipeError
 from nervure.recipe.making import method_of, require_engines, require_views, source_of
 from nervure.recipe.recipe import DECIDES_NOTHING, Options, Recipe, RefitSection, differences, plain
-from nervure.recipe.results import Results, append_line, dense_key, read_lines
+from nervure.recipe.results import Results, append_line, dense_key, engines_of, read_lines
 from nervure.recipe.runner import RECIPE, alone_in, nothing, print_line, require_ours, threads
 from nervure.recipe.steps import timed_in_turn
 from nervure.recipe.study import Study, Trial, swept_trials
 from nervure.recipe.trials import Job, answer, bench_of, carry_out, data_of_seed, pruned_of
 from nervure.recipe.workers import pool_of
-from nervure.report.comparison import TimedSetting
+from nervure.report.comparison import TimedSetting, provenance_lines
 from nervure.report.comparison_report import MethodComparison, write_comparison_pages
 from nervure.report.outcome import Outcome
 from nervure.report.run_report import DENSE, DENSE_PLUS, PRUNED
@@ -147,7 +147,14 @@ def sweep(
             timed = _time_trials(grid.trials, results, place, tell)
         failures = {str(trial): results.failed[trial.key].error for trial in grid.trials if trial.key in results.failed}
         outcomes = results.of(grid.trials)
-        told = {"title": begun.title, "recipe": begun.recipe, "folder": str(place), "failures": failures}
+        ran = tuple(f"{key}: {value}" for key, value in engines_of(asked).items()) if timed else ()
+        told: dict[str, Any] = {
+            "title": begun.title,
+            "recipe": begun.recipe,
+            "folder": str(place),
+            "failures": failures,
+        }
+        told |= {"provenance": (*provenance_lines(outcomes), *ran)}
         found = Sweep.of(outcomes, timed, notes=_notes(grid.trials, outcomes, place), **told)
         write_sweep(found, place)
         return found

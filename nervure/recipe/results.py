@@ -13,7 +13,9 @@ from nervure.core import files
 from nervure.core.documents import open_document, seal_document
 from nervure.core.provenance import commit
 from nervure.errors import FileError
+from nervure.evaluation.timing import engine_versions, processor
 from nervure.export import versions
+from nervure.recipe.recipe import Recipe
 from nervure.recipe.study import Trial
 from nervure.report.outcome import Outcome
 
@@ -122,10 +124,17 @@ def append_line(path: Path, row: Mapping[str, Any]) -> None:
     files.append_line(path, seal_document(row, "the outcome of a trial", indent=-1).decode())
 
 
+def engines_of(recipe: Recipe) -> dict[str, str]:
+    """The engines in which networks are timed, with the versions of their libraries; empty where none are."""
+    asked = recipe.evaluate
+    return {f"timed in {engine}": engine_versions(engine) for engine in asked.engines} if asked.latency else {}
+
+
 def _provenance() -> dict[str, str]:
     return {
         **versions(),
         "python": platform.python_version(),
+        "processor": processor(),
         "machine": f"{platform.system()} {platform.machine()}",
         "commit": commit() or "",
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="minutes"),

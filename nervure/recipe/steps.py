@@ -235,7 +235,7 @@ def evaluate_shifted(bench: RunContext) -> None:
     shown, found = shifted_results(bench, _networks(bench))
     write_json(bench.path("shift.json"), shift_facts(found, _in_unit(shown.images[:SHOWN]), bench.recipe.run.seed))
     for name, one in found.items():
-        bench.say(f"  {name}: {100 * one.clean.accuracy:.1f} % clean, {100 * one.accuracy:.1f} % under shift")
+        bench.say(f"  {name}: {100 * one.accuracy:.1f} % under shift")
 
 
 def shifted_results(bench: RunContext, models: Mapping[str, nn.Module]) -> tuple[Split, dict[str, Shifted]]:

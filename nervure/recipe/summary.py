@@ -11,12 +11,15 @@ from typing import Any, TypedDict
 import torch
 
 from nervure.core.files import is_there, read_document, read_json
+from nervure.core.provenance import commit
+from nervure.evaluation.timing import machine
 from nervure.export import versions
 from nervure.graph import Graph
 from nervure.prune import Step
 from nervure.recipe.context import REFIT, SEARCH, Log, RunContext
 from nervure.recipe.making import methods_after, refit_of
 from nervure.recipe.own_data import describe_sizes
+from nervure.recipe.results import engines_of
 from nervure.report import Point, Report, Row, Width
 from nervure.report.run_report import DENSE, DENSE_PLUS, PRUNED, RANDOM, check_report
 
@@ -139,8 +142,11 @@ def _provenance(bench: RunContext) -> dict[str, Any]:
         "device": str(bench.device),
         "nervure": versions()["nervure"],
         "torch": str(torch.__version__),
+        **engines_of(bench.recipe),
         "python": platform.python_version(),
+        "processor": machine(bench.device),
         "machine": f"{platform.system()} {platform.machine()}",
+        "commit": commit() or "none: the working folder is no repository",
         "data": f"{data.name}: {describe_sizes(data)}",
         "recipe": bench.recipe.fingerprint,
         "seconds": round(sum(seconds.values()), 1),

@@ -3,7 +3,7 @@
 from nervure.core.renamed import old_names
 from nervure.report.comparison import MeanOutcome
 from nervure.report.comparison_report import MethodComparison
-from nervure.report.html import graph_page, to_html
+from nervure.report.html import to_html
 from nervure.report.markdown import to_markdown
 from nervure.report.neuron_charts import circuit_picture, connectivity_page
 from nervure.report.paper import figures_of, tables_of, write_figures, write_tables
@@ -11,6 +11,7 @@ from nervure.report.run_report import Point, Report, Row, Width
 from nervure.report.sweep_report import Sweep
 from nervure.report.table_forms import format_table
 from nervure.report.tables import Table
+from nervure.report.trace_page import graph_page
 
 __all__ = [
     "MeanOutcome",

@@ -11,7 +11,7 @@ Line = Sequence[tuple[float, float]]
 
 # As wide as a column of the page: on a telephone, where it shrinks by a third, its words can still be read.
 WIDTH, HEIGHT = 480, 290
-LEFT, RIGHT, TOP, BOTTOM = 50, 68, 14, 38
+LEFT, RIGHT, TOP, BOTTOM = 60, 68, 14, 38
 LABEL_GAP = 15.0
 # Marks within a circle of radius 5.6 about the middle, one for each line or series.
 SHAPES = (
@@ -124,6 +124,12 @@ def slug(name: str) -> str:
     return "".join(c if c.isalnum() else "-" for c in name.lower().replace("+", "-plus")).strip("-")
 
 
+def words_within(name: str, letters: int) -> str:
+    """SVG of a name where there is room for so many letters: the whole of a longer one is shown by a pointer on it."""
+    shown = name if len(name) <= letters else f"{name[: letters - 1]}…"
+    return f"{html(shown)}<title>{html(name)}</title>"
+
+
 def file_names(stem: str, names: Iterable[str]) -> dict[str, str]:
     """For each name that of its chart's file: within the folder, whatever the name, and of its own."""
     found: dict[str, str] = {}
@@ -190,7 +196,9 @@ def _line(frame: Frame, name: str, points: Line, label_y: float, shape: str) -> 
     early = end_x < frame.x(frame.x1) - 1
     falls = len(places) > 1 and places[-2][1] < end_y
     beside = 17 if falls else -9
-    x, y, anchor = (end_x, end_y + beside, "end") if early else (end_x + 8, label_y + 4, "start")
+    # At the left its name would run into the numbers of the axis.
+    side = "start" if end_x < LEFT + LABEL_GAP * 4 else "end"
+    x, y, anchor = (end_x, end_y + beside, side) if early else (end_x + 8, label_y + 4, "start")
     dots = "".join(
         f'<path class="dot {kind}" transform="translate({a:.1f} {b:.1f}) scale(.7)" d="{shape}"/>' for a, b in places
     )

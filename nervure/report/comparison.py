@@ -144,13 +144,13 @@ def results_table(
 
 
 def _milliseconds(dense: MeanOutcome | None, batch: str, mean: MeanOutcome) -> str:
-    """Milliseconds, and what share of the dense network's they are: as both are shown, divided."""
+    """Milliseconds, and how many times faster than the dense network's: as both are shown, divided."""
     if batch not in mean.latency:
         return MISSING
     shown = milliseconds(mean.latency[batch].value)
     if dense is None or batch not in dense.latency:
         return f"{shown:g}"
-    return f"{shown:g} ({100 * shown / milliseconds(dense.latency[batch].value):.0f} %)"
+    return f"{shown:g} ({milliseconds(dense.latency[batch].value) / shown:.2f}x)" if shown else f"{shown:g}"
 
 
 def _accuracy(mean: MeanOutcome) -> str:
@@ -239,10 +239,15 @@ def _plain(value: str | float) -> str:
 def provenance_lines(rows: Sequence[Outcome]) -> list[str]:
     """Versions, machine, dates and time spent of these outcomes."""
     lines = []
-    for key in ("nervure", "torch", "python", "machine", "commit", "date"):
+    for key in ("nervure", "torch", "python", "processor", "machine", "commit", "date"):
         values = sorted({o.provenance[key] for o in rows if o.provenance.get(key)})
         lines += (
             [f"{key}: {', '.join(values) if len(values) < 4 else f'{values[0]} to {values[-1]}'}"] if values else []
         )
     spent = sum(o.seconds.get("all", 0.0) for o in rows)
     return [*lines, f"trials: {len(rows)}, {spent / 60:.0f} minutes after the training of dense networks"]
+
+
+def provenance_rows(lines: Iterable[str]) -> list[tuple[str, str]]:
+    """Such lines as key and value."""
+    return [(key, value) for key, _, value in (line.partition(": ") for line in lines)]

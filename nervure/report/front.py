@@ -26,6 +26,24 @@ def front(points: Sequence[Spot]) -> tuple[int, ...]:
     return tuple(found)
 
 
+def level_costs(costs: Sequence[float], factor: float) -> list[float]:
+    """Costs of which those that differ by so little count as the same: what a budget is missed by is no saving.
+
+    Args:
+        costs: one for each point, not negative; NaN stays.
+        factor: from the least of some costs to the greatest that count as the same, at least 1.
+
+    >>> level_costs([0.30, 0.302, 1.0], 1.02)
+    [0.3, 0.3, 1.0]
+    """
+    levels: dict[float, float] = {}
+    level = -math.inf
+    for cost in sorted(cost for cost in costs if not math.isnan(cost)):
+        level = cost if cost > factor * level or level < 0 else level
+        levels[cost] = level
+    return [levels.get(cost, cost) for cost in costs]
+
+
 def knee(points: Sequence[Spot]) -> int | None:
     """Where a front turns from steep to flat: the point farthest above the chord between its ends.
 

@@ -35,7 +35,7 @@ def circuit_picture(found: Connectivity, *, title: str) -> str:
     parts = [f'<text class="t" x="8" y="18">{html(title)}</text>', _heads()]
     for number, (row, units) in enumerate(zip(found.layers, layers, strict=True)):
         parts.append(_strip(row, units, TOP + ROW * number))
-    legend = "darker: more heat comes through; /: dead; a line: nothing comes through"
+    legend = "stronger: more heat comes through; /: dead; a line: nothing comes through"
     parts.append(f'<text class="s" x="{LABEL}" y="{height - 10}">{legend}</text>')
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img" class="u" '

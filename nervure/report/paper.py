@@ -14,6 +14,7 @@ from nervure.report import shift_section as shift
 from nervure.report.comparison_report import KIND as COMPARISON
 from nervure.report.comparison_report import MethodComparison
 from nervure.report.figures import FIGURES, standalone, write_figure
+from nervure.report.quality_chart import quality_chart
 from nervure.report.rewiring_charts import rewiring_chart
 from nervure.report.run_report import KIND as REPORT
 from nervure.report.run_report import Report
@@ -105,6 +106,7 @@ def _report_tables(report: Report) -> dict[str, Table]:
 
 def _report_figures(report: Report) -> dict[str, str]:
     found = {
+        "quality": quality_chart(report),
         "accuracy": charts.accuracy_chart(report.curves),
         "validation loss": charts.validation_loss_chart(report.curves),
         "loss": charts.loss_chart(report.curves),

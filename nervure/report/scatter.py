@@ -5,9 +5,10 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from nervure.core.markup import html
-from nervure.report.charts import SHAPES, nice_ticks
+from nervure.report.charts import SHAPES, nice_ticks, words_within
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM, ROW = 460, 300, 50, 14, 30, 42, 20
+LETTERS, ACROSS = 24, 58
 COLOURS = ("#0072b2", "#b84a00", "#00795a", "#a0527f", "#7a6100", "#3f51a3", "#8a3324", "#4a6670")
 DARK = ("#63b8ec", "#f2955a", "#4fd0a8", "#e0a0c6", "#d9bf4f", "#a9b6f0", "#e59a8a", "#a8c2cc")
 DASHES = ("", "7 4", "2 4", "9 3 2 3", "4 3", "12 4", "1 3", "6 2 1 2 1 2")
@@ -51,6 +52,7 @@ def scatter_chart(
     ring: tuple[float, float] | None = None,
     looks: Sequence[str] = (),
     single: Sequence[Mark] = (),
+    ringed: str = "suggestion (knee)",
 ) -> str:
     """An SVG with one series of marks for each name, joined in the order given, and a legend below.
 
@@ -61,6 +63,7 @@ def scatter_chart(
         front: points joined by a broad pale line behind the others.
         ring: a point that is ringed as the suggestion.
         single: small marks beside those of the same series, such as the single values behind a mean.
+        ringed: what the legend calls the point that is ringed.
         looks: names of the series in the order of their looks, so that several charts agree; empty: as they come.
 
     Returns:
@@ -75,7 +78,10 @@ def scatter_chart(
     xs = nice_ticks(min(m.x for m in (*shown, *small)), max(m.x for m in (*shown, *small)))
     ys = nice_ticks(min(m.y - m.error for m in (*shown, *small)), max(m.y + m.error for m in (*shown, *small)))
     across, down = _Axis(xs[0], xs[-1], LEFT, WIDTH - RIGHT), _Axis(ys[0], ys[-1], HEIGHT - BOTTOM, TOP)
-    parts = [f'<text class="t" x="6" y="16">{html(title)}</text>', *_grid(across, down, xs, ys, x_label)]
+    parts = [
+        f'<text class="t" x="6" y="16">{words_within(title, ACROSS)}</text>',
+        *_grid(across, down, xs, ys, x_label),
+    ]
     if front:
         parts.append(f'<polyline class="f" points="{_path(across, down, front)}"/>')
     for name in names:
@@ -83,7 +89,7 @@ def scatter_chart(
     parts += [_small(across.at(m.x), down.at(m.y), order.index(m.series), m.told) for m in small]
     if ring is not None:
         parts.append(f'<circle class="r" cx="{across.at(ring[0]):.1f}" cy="{down.at(ring[1]):.1f}" r="9.5"/>')
-    legend, height = _legend([(name, order.index(name)) for name in names], bool(front), ring is not None)
+    legend, height = _legend([(name, order.index(name)) for name in names], bool(front), "" if ring is None else ringed)
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT + height}" role="img" class="sc chart" '
         f'aria-label="{html(title)}"><title>{html(title)}</title><style>{STYLE}</style>'
@@ -140,14 +146,14 @@ def _small(x: float, y: float, look: int, told: str) -> str:
     return f'<circle class="s c{look % len(COLOURS)}" cx="{x:.1f}" cy="{y:.1f}" r="2.6">{title}</circle>'
 
 
-def _legend(names: Sequence[tuple[str, int]], front: bool, ring: bool) -> tuple[str, int]:
+def _legend(names: Sequence[tuple[str, int]], front: bool, ringed: str) -> tuple[str, int]:
     """The legend's elements, two to a row, and how high it is."""
     told = [(_line("0,0 26,0", look) + _mark(13, 0, look), name) for name, look in names]
     told += [('<polyline class="f" points="0,0 26,0"/>', "Pareto front")] if front else []
-    told += [('<circle class="r" cx="13" cy="0" r="8"/>', "suggestion (knee)")] if ring else []
+    told += [('<circle class="r" cx="13" cy="0" r="8"/>', ringed)] if ringed else []
     parts = []
     for number, (picture, name) in enumerate(told):
         x, y = LEFT - 40 + (WIDTH - LEFT) / 2 * (number % 2), HEIGHT + ROW * (number // 2) + 10
-        words = f'<text x="34" y="4">{html(name)}</text>'
+        words = f'<text x="34" y="4">{words_within(name, LETTERS)}</text>'
         parts.append(f'<g transform="translate({x:.0f} {y:.0f})">{picture}{words}</g>')
     return "".join(parts), ROW * math.ceil(len(told) / 2) + 6

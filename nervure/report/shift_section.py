@@ -58,13 +58,19 @@ def table(report: Report) -> Table:
     if not networks:
         return Table(("corruption",), ())
     names = next(iter(networks.values()))["accuracy"]
-    rows = [("clean", *(percent(one["clean"]) for one in networks.values()))]
+    rows = [("clean", *(percent(_clean(report, name)) for name in networks))]
     rows += [(_words(name), *(percent(one["accuracy"][name]) for one in networks.values())) for name in names]
     rows.append(("mean under shift", *(percent(one["mean"]) for one in networks.values())))
     rows.append(("95 % interval", *(_interval(one) for one in networks.values())))
     rows.append(("mCE, dense = 100", *(_error(one["mce"]) for one in networks.values())))
     rows.append(("relative mCE, dense = 100", *(_error(one["relative_mce"]) for one in networks.values())))
     return Table(("corruption", *networks), tuple(rows))
+
+
+def _clean(report: Report, network: str) -> float:
+    """Clean accuracy as the rest of the report has it: of all test samples, where fewer were corrupted too."""
+    row = report.rows.get(network)
+    return report.shift["networks"][network]["clean"] if row is None or row.accuracy is None else row.accuracy
 
 
 def strips(report: Report) -> dict[str, list[str]]:
@@ -80,12 +86,22 @@ def caption(report: Report) -> str:
     severities = ", ".join(map(str, shift["severities"]))
     first = next(iter(shift["networks"].values()))
     return (
-        f"{shift['samples']:,} test samples under {len(first['accuracy'])} corruptions at severity {severities} of 5, "
-        "the same for every network. The interval is what so few samples leave. mCE is the mean error under "
-        "corruption over that of the dense network: below 100, pruning helped. The relative one compares what is "
-        "lost: clean accuracy less the mean under shift. A dash stands where that of the dense network is within its "
-        "standard error."
+        f"{shift['samples']:,}{_of_all(report)} test samples under {len(first['accuracy'])} corruptions at severity "
+        f"{severities} of 5, the same for every network. The interval is what so few samples leave. mCE is the mean "
+        "error under corruption over that of the dense network: below 100, pruning helped. The relative one "
+        f"compares what is lost: clean accuracy{_on(report)} less the mean under shift. A dash stands where that of "
+        "the dense network is within its standard error."
     )
+
+
+def _of_all(report: Report) -> str:
+    """Of how many test samples, where the clean accuracy is that of more."""
+    whole = report.rows[DENSE].samples
+    return f" of the {whole:,}" if whole > report.shift["samples"] else ""
+
+
+def _on(report: Report) -> str:
+    return f" on these {report.shift['samples']:,}" if _of_all(report) else ""
 
 
 def picture_uri(picture: Tensor) -> str:

@@ -20,11 +20,12 @@ from nervure.report.comparison import (
     TimedSetting,
     mean_outcomes,
     provenance_lines,
+    provenance_rows,
     results_table,
     trials_table,
 )
 from nervure.report.dots import Dot, dot_chart
-from nervure.report.front import front, knee
+from nervure.report.front import front, knee, level_costs
 from nervure.report.html import page
 from nervure.report.markdown import table_text
 from nervure.report.outcome import Mean, Outcome, QualityScale, scale_of
@@ -33,6 +34,7 @@ from nervure.report.run_report import DENSE, DENSE_PLUS
 from nervure.report.scatter import Mark, scatter_chart
 from nervure.report.table_forms import html_table
 from nervure.report.tables import Table, recipe_rows
+from nervure.report.words import PageWords
 
 FORMAT, KIND = 1, "nervure-sweep"
 SAME_COST = 1.02
@@ -70,12 +72,8 @@ class Sweep:
     @staticmethod
     def of(outcomes: Sequence[Outcome], timed: Mapping[str, TimedSetting], **rest: Any) -> "Sweep":
         """From the outcomes of all trials and their timings, by key; ``rest`` are the other fields."""
-        told: dict[str, Any] = {
-            "outcomes": tuple(outcomes),
-            "timed": timed,
-            "provenance": tuple(provenance_lines(outcomes)),
-        }
-        return Sweep(means=mean_outcomes(outcomes, timed), **told, **rest)
+        told = {"outcomes": tuple(outcomes), "timed": timed, "provenance": tuple(provenance_lines(outcomes))}
+        return Sweep(means=mean_outcomes(outcomes, timed), **(told | rest))
 
     @property
     def candidates(self) -> tuple[MeanOutcome, ...]:
@@ -107,7 +105,8 @@ class Sweep:
 
     def _front(self, spots: Sequence[tuple[float, float]], quality: str) -> tuple[int, ...]:
         scale = self._scale_for(quality)
-        return front([(x, scale.rank(y)) for x, y in spots])
+        costs = level_costs([x for x, _ in spots], SAME_COST)
+        return front([(x, scale.rank(y)) for x, (_, y) in zip(costs, spots, strict=True)])
 
     @property
     def suggestion(self) -> MeanOutcome | None:
@@ -118,6 +117,11 @@ class Sweep:
 
     @property
     def headline(self) -> str:
+        """The result in one sentence, with what cannot be told from it."""
+        return ", ".join([self.statement, *self.undecided])
+
+    @property
+    def statement(self) -> str:
         """The result in one sentence."""
         if told := self._at_one_budget():
             return told
@@ -129,7 +133,7 @@ class Sweep:
         parts.append(self._before_and_after(dense, found))
         if found.shifted.n and dense.shifted.n:
             parts.append(f"under shift {100 * dense.shifted.value:.1f} → {100 * found.shifted.value:.1f} %")
-        return ", ".join([*parts, *self._undecided()])
+        return ", ".join(parts)
 
     def _before_and_after(self, dense: MeanOutcome, found: MeanOutcome) -> str:
         if self.scale.is_accuracy:
@@ -171,6 +175,11 @@ class Sweep:
         mine = self._trials(chosen)
         return {m.label: compare_settings(mine, self._trials(m), "quality") for m in others}
 
+    @property
+    def has_pairs(self) -> bool:
+        """Whether several seeds can tell settings apart."""
+        return any(test.mean.n > 1 for test in self.rivals().values())
+
     def told_apart(self) -> Table:
         """Every other setting against the suggestion: the difference, the pairs, and whether they are told apart."""
         rows = tuple((name, *verdict_cells(test, self.scale)) for name, test in self.rivals().items())
@@ -179,13 +188,14 @@ class Sweep:
     def _trials(self, mean: MeanOutcome) -> list[Outcome]:
         return [o for o in self.outcomes if (o.method, o.keep) == (mean.method, mean.keep)]
 
-    def _undecided(self) -> list[str]:
+    @property
+    def undecided(self) -> list[str]:
         """What the headline owes to the reader: which settings as small as the suggestion are as good for all we know.
 
         Of one seed nothing can be told.
         """
         tests, chosen = self.rivals(), self.suggestion
-        if chosen is None or not tests:
+        if chosen is None or not tests or self._at_one_budget():
             return []
         most = max(test.mean.n for test in tests.values())
         if most < 2:
@@ -281,6 +291,7 @@ class Sweep:
         found = convert(plain, _SWEEP, what)
         outcomes = tuple(map(Outcome.from_json, found.outcomes))
         rest = {"title": found.title, "recipe": found.recipe, "folder": found.folder, "failures": found.failures}
+        rest |= {"provenance": found.provenance} if found.provenance else {}
         return Sweep.of(outcomes, found.timed, notes=found.notes, **rest)
 
     def tables(self) -> dict[str, Table]:
@@ -296,12 +307,16 @@ _SWEEP = written_schema(
 HOW = (
     "Points are means over seeds, bars one standard deviation to each side; of one seed, the 95 % interval (Wilson) "
     "that so many test images leave open. Nothing on the front is beaten: no other setting costs as little and is as "
-    "good. The suggestion is the knee of the front on the validation images, against "
+    "good; costs within 2 % are the same. The suggestion is the knee of the front on the validation images, against "
     "{cost}: with both axes stretched to [0, 1], the point farthest above the chord between the ends of the front "
     "(Satopaa et al., 2011). In a chart of the test images it need not lie on their front."
 )
 
 
+SPREAD = (
+    "Means over seeds, ± one standard deviation; of one seed, the 95 % interval (Wilson) that so many test samples "
+    "leave open. In brackets the share of the dense network's, and of milliseconds how many times faster it is."
+)
 TOLD = (
     "Every other setting against the suggestion, by the test images: pairs have the same seed, and so the same trained "
     "network; p is of Student's paired t test. Told apart: p below 0.05, each asked by itself: of twenty settings that "
@@ -342,7 +357,7 @@ def sweep_text(found: Sweep, pictures: Mapping[str, str] | None = None) -> str:
     if found.candidates:
         parts += ["## Settings", table_text(found.table())]
     parts += [escape_markdown(note) for note in found.notes]
-    if found.rivals():
+    if found.has_pairs:
         parts += ["## Told apart", how_told(found), table_text(found.told_apart())]
     if pictures:
         parts += [
@@ -363,11 +378,16 @@ def sweep_text(found: Sweep, pictures: Mapping[str, str] | None = None) -> str:
 
 def sweep_page(found: Sweep) -> str:
     """A sweep as one self-contained HTML page."""
+    words = PageWords()
     return page(
         "sweep.html.j2",
+        words=words,
         found=found,
-        table=html_table(found.table(), _suggested(found)) if found.means else "",
-        told=html_table(found.told_apart()) if found.rivals() else "",
+        undecided=tuple(f"{clause[:1].upper()}{clause[1:]}." for clause in found.undecided),
+        table=html_table(found.table(), _suggested(found), words.link) if found.means else "",
+        told=html_table(found.told_apart(), words=words.link) if found.has_pairs else "",
+        spread_note=SPREAD,
+        provenance=provenance_rows(found.provenance),
         told_note=how_told(found),
         charts=found.charts(),
         how=how(found),

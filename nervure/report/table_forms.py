@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -47,11 +47,13 @@ def table_text(cells: Table) -> str:
     return markup.table(cells.head, cells.rows, ["---", *["---:"] * (len(cells.head) - 1)])
 
 
-def html_table(table: Table, kinds: Mapping[int, str] = MappingProxyType({})) -> "Markup":
-    """A table as HTML for a page; ``kinds`` are classes of rows, by their number."""
+def html_table(
+    table: Table, kinds: Mapping[int, str] = MappingProxyType({}), words: Callable[[str], str] = markup.html
+) -> "Markup":
+    """A table as HTML for a page; ``kinds`` are classes of rows, by their number, ``words`` makes HTML of heads."""
     from markupsafe import Markup
 
-    head = "".join(f'<th scope="col">{markup.html(cell)}</th>' for cell in table.head)
+    head = "".join(f'<th scope="col">{words(cell)}</th>' for cell in table.head)
     rows = "\n".join(_html_row(row, kinds.get(number, "")) for number, row in enumerate(table.rows))
     return Markup(f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}\n</tbody>\n</table>\n")
 

@@ -8,6 +8,7 @@ from typing import Any, final
 from nervure.plan import Plan
 from nervure.report.run_report import (
     DENSE,
+    DENSE_PLUS,
     EAGER,
     PRUNED,
     RANDOM,
@@ -23,7 +24,7 @@ EXPLAINED: Mapping[str, str] = {
     "dense": "as trained",
     "pruned": "cut, then recovered",
     "dense+": "not cut, same extra training",
-    "random": "as wide and as dense, chosen by lot, same recovery",
+    "random": "as many units and weights, chosen by lot, same recovery",
 }
 MISSING = "–"
 SPEED = (
@@ -31,6 +32,9 @@ SPEED = (
     "(the median over rounds in which all take turns); in brackets, how many times faster than the dense network in "
     "the same engine. What an engine does once is not timed."
 )
+
+
+NOISE = " Pruned and random have the same shapes: what their times differ by is noise."
 
 
 @final
@@ -100,7 +104,19 @@ def speed_note(report: Report) -> str:
     """What the milliseconds are, in sentences."""
     pruned, lot = report.rows[PRUNED], report.rows.get(RANDOM, Row())
     same = lot.latency and (lot.params, lot.macs) == (pruned.params, pruned.macs)
-    return SPEED + (" Pruned and random have the same shapes: what their times differ by is noise." if same else "")
+    return SPEED + (NOISE if same else "")
+
+
+def comparison_note(report: Report) -> str:
+    """What the numbers of the comparison are, beside what its words mean."""
+    pruned, lot = report.rows[PRUNED], report.rows.get(RANDOM, Row())
+    told = "± is one standard error from the number of test samples alone; another seed moves it too."
+    told = "Another seed moves quality too." if report.rows[DENSE].accuracy is None else told
+    if lot.latency and (lot.params, lot.macs) == (pruned.params, pruned.macs):
+        told += NOISE
+    if DENSE_PLUS in report.rows and pruned.latency:
+        told += " The dense twin has the shapes of the dense network, and is not timed."
+    return told
 
 
 def _places(report: Report) -> list[str]:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nervure.report.front import front, knee
+from nervure.report.front import front, knee, level_costs
 
 POINTS = st.lists(st.tuples(st.integers(0, 9).map(float), st.integers(0, 9).map(float)), max_size=12)
 
@@ -72,3 +72,10 @@ def test_a_straight_or_hollow_front_has_no_knee(curve: object) -> None:
     assert knee(list(zip(x.tolist(), curve(x).tolist(), strict=True))) is None  # type: ignore[operator]
     assert knee([(0.1, 0.5), (0.4, 0.9)]) is None
     assert knee([]) is None
+
+
+@given(st.lists(st.floats(1e-6, 1e6), max_size=12))
+def test_costs_that_count_as_the_same_are_within_the_factor_and_keep_their_order(costs: list[float]) -> None:
+    found = level_costs(costs, 1.02)
+    assert all(level <= cost <= 1.02 * level * (1 + 1e-12) for level, cost in zip(found, costs, strict=True))
+    assert sorted(found) == [level for _, level in sorted(zip(costs, found, strict=True))]

@@ -37,6 +37,16 @@ def test_the_headline_names_the_best_and_whose_interval_overlaps() -> None:
     )
 
 
+def test_what_a_budget_is_missed_by_brings_nothing_onto_the_front() -> None:
+    cheaper = replace(outcome("B refitted", 0.5), macs_kept=0.1995)
+    found = swept([DENSE, BEST, cheaper])
+    assert [mean.method for mean in found.on_front()] == ["A refitted", "dense"]
+
+
+def test_of_one_seed_there_is_no_table_of_what_is_told_apart() -> None:
+    assert "<h2>Told apart" not in sweep_page(swept(TRIALS))
+
+
 def test_a_recovery_is_not_called_no_training() -> None:
     assert "without training" not in swept(TRIALS, RECIPE | {"recover": {"epochs": 2}}).headline
 

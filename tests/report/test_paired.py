@@ -116,6 +116,7 @@ def test_a_sweep_says_when_its_suggestion_cannot_be_told_apart() -> None:
     for shown in (sweep_page(swept(0.1)), sweep_text(swept(0.1))):
         assert "nothing can be told" not in shown
         assert "Told apart" in shown
+    assert "Told apart" not in sweep_text(swept(seeds=1))
     assert [row[0] for row in swept().told_apart().rows] == ["dense", "A at 0.2", "B at 0.4"]
 
 

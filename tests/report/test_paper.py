@@ -107,8 +107,8 @@ def test_tables_are_written_once_for_each_form(tmp_path: Path) -> None:
 
 def test_every_figure_of_a_report_is_an_svg_that_needs_no_page(tmp_path: Path) -> None:
     found = figures_of(report())
-    assert list(found)[:2] == ["accuracy", "loss"]
-    assert len(found) == 4
+    assert list(found)[:3] == ["quality", "accuracy", "loss"]
+    assert len(found) == 5
     for svg in found.values():
         root = ElementTree.fromstring(svg)
         assert root.tag == "{http://www.w3.org/2000/svg}svg"

@@ -20,9 +20,13 @@ from nervure.errors import FileError
 from nervure.report import Point, Report, Row, Width, graph_page, to_html, to_markdown
 from nervure.report.charts import line_chart, nice_ticks, slug
 from nervure.report.connectivity_charts import limits, matrices
+from nervure.report.figures import NAMESPACE
+from nervure.report.quality_chart import quality_chart
 from nervure.report.rewiring_charts import event_lines, events_chart, similarity_chart
-from nervure.report.shift_section import picture_uri
+from nervure.report.shift_section import caption, picture_uri
+from nervure.report.shift_section import table as shift_table
 from nervure.report.tables import comparison, pinned_groups, speed, stays
+from nervure.report.words import PageWords
 from nervure.zoo import build
 
 NASTY = "<script>alert(1)</script> & | `x`"
@@ -121,13 +125,14 @@ def test_the_page_is_whole_and_refers_to_nothing_outside() -> None:
     text = to_html(report())
     page = Page(text)
     assert page.open == []
-    assert page.links == []
+    assert page.links and all(link.startswith("#word-") for link in page.links)
+    assert all(f'id="{link[1:]}"' in text for link in page.links)
     assert not page.tags & {"script", "link", "iframe", "object"}
-    assert not re.search(r"https?://|@import|url\(", text)
+    assert not re.search(r"https?://|@import|url\(", text.replace(NAMESPACE, ""))
 
 
 def test_the_page_shows_every_part() -> None:
-    text = to_html(report())
+    text = to_html(report()).replace("&nbsp;", " ")
     for words in (
         report().headline,
         "dense+",
@@ -140,7 +145,7 @@ def test_the_page_shows_every_part() -> None:
         "A note.",
     ):
         assert words in text
-    assert text.count("<svg") == 2
+    assert text.count("<svg") == 3
 
 
 def test_names_cannot_break_the_page() -> None:
@@ -161,7 +166,7 @@ def test_names_cannot_break_the_page() -> None:
 def test_a_report_without_extras_still_makes_a_page() -> None:
     bare = Report("t", "m", {}, Plan(), {"dense": row(), "pruned": row()})
     assert Page(to_html(bare)).open == []
-    assert "<svg" not in to_html(bare)
+    assert to_html(bare).count("<svg") == 1  # quality against cost
     assert to_markdown(bare).startswith("# t\n")
 
 
@@ -248,7 +253,7 @@ def test_a_graph_makes_a_page() -> None:
     graph = trace(build("resnet8", width=0.25), torch.randn(1, 3, 16, 16))
     text = graph_page(graph, NASTY)
     assert Page(text).open == []
-    assert "script" not in Page(text).tags
+    assert NASTY not in text and text.count("<script>") == 1  # its own, which searches
     assert all(group.name in text for group in graph.groups)
 
 
@@ -310,3 +315,37 @@ def test_how_alike_runs_are_is_drawn_darker_the_more_it_exceeds_chance() -> None
     picture = similarity_chart(["a<b", "c"], [[1.0, 0.6], [0.6, 1.0]], 0.2)
     assert picture.count("<rect") == 4 and "a&lt;b" in picture and "chance 20 %" in picture
     assert [shade.split('"')[0] for shade in picture.split('fill-opacity="')[1:]] == ["1.00", "0.50", "0.50", "1.00"]
+
+
+def test_a_network_has_one_clean_accuracy_where_fewer_samples_were_corrupted() -> None:
+    one = {"mean": 0.5, "interval": [0.4, 0.6], "mce": 1.0, "relative_mce": 1.0, "accuracy": {"fog": 0.5}}
+    networks = {"dense": {**one, "clean": 0.8}, "pruned": {**one, "clean": 0.7}}
+    shifted = report(shift={"severities": [3], "samples": 500, "networks": networks, "original": [], "pictures": {}})
+    assert shift_table(shifted).rows[0] == ("clean", "90.0 %", "89.6 %")
+    assert "500 of the 2,000 test samples" in caption(shifted) and "on these 500" in caption(shifted)
+    assert "80.0 %" not in to_html(shifted)
+
+
+def test_networks_stand_by_quality_and_cost_in_the_colours_of_the_page_with_the_front() -> None:
+    drawn = ElementTree.fromstring(quality_chart(report()))
+    told = {title.text for title in drawn.iter("{http://www.w3.org/2000/svg}title")}
+    assert {"dense: 90.00 % at 100.0 %", "pruned: 89.60 % at 48.0 %"} <= told
+    front = next(line for line in drawn.iter() if line.get("class") == "f")
+    assert len(front.attrib["points"].split()) == 2  # pruned, dense+: the random twin and the dense network are beaten
+    masked = quality_chart(report(rows={"dense": row(), "pruned": row(nonzero=250)}))
+    assert "parameters that are not zero" in masked and "at 25.0 %" in masked
+    assert quality_chart(report(rows={"dense": row(), "pruned": row(accuracy=None)})) == ""
+
+
+def test_a_task_without_accuracy_is_drawn_by_its_first_metric() -> None:
+    rows = {"dense": Row(macs=10, metrics={"rmse": 0.5}), "pruned": Row(macs=5, metrics={"rmse": 0.6})}
+    told = report(rows=rows, task={"name": "regression", "reason": "", "higher_is_better": {"rmse": False}})
+    assert "Rmse (lower is better)" in quality_chart(told)
+    assert "±" not in to_html(told).split("<h2>Comparison</h2>")[1].split("</section>")[0]
+
+
+def test_words_are_explained_once_and_only_those_that_stand_on_the_page() -> None:
+    text = to_html(report())
+    assert re.findall(r'<dt id="word-\d+">([^<]*)</dt>', text).count("ECE") == 1
+    assert "relative mCE" not in text
+    assert PageWords().link("<b>") == "&lt;b&gt;"
