@@ -86,7 +86,8 @@ def filters(keep: float) -> Mapping[str, Any]:
         "Random": Random(keep=keep, budget="macs"),
         "Magnitude": Magnitude(keep=keep, budget="macs"),
         "Taylor": Taylor(keep=keep, budget="macs"),
-        "SNACS": SNACS(keep=keep, granularity="filters", ranking="connectivity", of="means", limits=False),
+        "SNACS, means": SNACS(keep=keep, granularity="filters", ranking="connectivity", of="means", limits=False),
+        "SNACS": SNACS(keep=keep, budget="macs"),
     }
 
 
@@ -196,7 +197,8 @@ def untrained(cell: Cell, name: str, seed: int, options: Namespace, file: Path) 
     """Cut and refit, and keep both networks in the file."""
     label, data = cell[0], dataset(cell[0])
     model, seen = dense(label, seed, options), data.train.batches(BATCH, shuffle_seed=seed)
-    pruned = prune(model, data.example(1), EDITS[cell[1]](cell[2])[name], data=seen, seed=seed, progress=False)
+    method = EDITS[cell[1]](cell[2])[name]
+    pruned = prune(model, data.example(1), method, data=seen, seed=seed, refit=False, progress=False)
     seen.epoch = 0
     how = Refit(samples=SAMPLES, seed=seed)
     again, cost = measured(lambda: refit(pruned, seen, reference=model, how=how, progress=False))
