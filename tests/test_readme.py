@@ -12,12 +12,14 @@ import pytest
 
 from docs.headlines import README, rows_of, with_tables
 from nervure.cli import main
+from nervure.core.version import __version__
 from nervure.recipe import Recipe, Study
 
 ROOT = Path(__file__).parent.parent
 PAGES = [README, *sorted((ROOT / "docs").rglob("*.md"))]
 # The pages on other libraries are run where these are: tests/integrations/test_pages.py.
 PAGES = [page for page in PAGES if not {"_build", "results", "integrations"} & {*page.relative_to(ROOT).parts}]
+CHANGELOG = ROOT / "CHANGELOG.md"
 BEST = "## The best criterion, chosen by pictures held out"
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -104,12 +106,21 @@ def test_what_the_readme_says_beside_its_tables_is_so() -> None:
     assert "onnxruntime" in slower
 
 
-def test_what_the_readme_names_is_there() -> None:
-    text = README.read_text(encoding="utf-8")
+@pytest.mark.parametrize("name", ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"])
+def test_what_a_page_at_the_top_names_is_there(name: str) -> None:
+    text = (ROOT / name).read_text(encoding="utf-8")
     named = re.findall(r"\]\(((?!https?:)[^)#]+)", text) + re.findall(r"`python (\S+\.py)", text)
-    assert len(named) > 30
     assert not [name for name in named if not (ROOT / name).exists()]
+
+
+def test_the_picture_of_the_readme_is_small() -> None:
     assert (ROOT / "docs/report.png").stat().st_size < 150_000
+
+
+def test_the_changelog_has_this_version() -> None:
+    assert re.search(
+        rf"^## \[{re.escape(__version__)}\] - 20\d\d-\d\d-\d\d$", CHANGELOG.read_text("utf-8"), re.MULTILINE
+    )
 
 
 @pytest.mark.parametrize(
