@@ -226,7 +226,7 @@ def test_limits_decide_where_nothing_says_how_much_stays() -> None:
     model = Stream().eval()
     data = [vectors()]
     view = View(trace(model, data[0][:2]), dict(model.state_dict()), None, 0, model, data[0][:2], data)
-    curves = Compensated().evidence(view)
+    curves = Compensated(keep=None).evidence(view)
     plan = Compensated(keep=None, slack=0.3).plan(view)
     assert plan.asked["keep"] == "limits" and plan.asked["slack"] == 0.3
     (cut,) = plan.cuts

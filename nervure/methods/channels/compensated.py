@@ -55,7 +55,9 @@ class Compensated(Checked):
             of group does).
         budget: ``"channels"``, ``"params"``, ``"macs"``, ``"latency"`` (timed on the engine, on the example),
             ``"memory"`` (of a forward pass on the example), or a :class:`nervure.budget.Budget` of your own.
-        currency: what counts alike: ``"outputs"`` (each output of each reader, relative to its variance, and to that of
+        currency: what counts alike: ``"answers"`` (groups by what the network's answers lose when each alone is cut and
+            its readers are fitted to what is left; where no groups compete, and where limits decide, this is
+            ``"outputs"``), ``"outputs"`` (each output of each reader, relative to its variance, and to that of
             the stream where it is added to one, and inside a block less where the block makes less of its stream; of
             gates, queries and keys the part that they are of a value), ``"alone"`` (the same without streams) or
             ``"layers"`` (each reader).
@@ -86,7 +88,7 @@ class Compensated(Checked):
     keep: Density | None = 0.5
     scope: Scope = "global"
     budget: BudgetName = "channels"
-    currency: Currency = "outputs"
+    currency: Currency = "answers"
     samples: Size = 1024
     positions: Count = 0
     ridge: NotNegative = 1e-3
@@ -110,7 +112,9 @@ class Compensated(Checked):
 
     @property
     def _survey(self) -> CompensationSurvey:
-        return CompensationSurvey(self.samples, self.positions, self.ridge, self.currency, views_of(self.views))
+        competes = self.scope not in ("layer", "uniform") and not is_left_to_limits(self)
+        currency = self.currency if competes or self.currency != "answers" else "outputs"
+        return CompensationSurvey(self.samples, self.positions, self.ridge, currency, views_of(self.views))
 
     def evidence(self, view: View) -> CompensationCurves:
         """What the plan rests on."""

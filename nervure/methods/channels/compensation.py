@@ -18,6 +18,7 @@ from nervure.core.container import Kind
 from nervure.errors import DataError
 from nervure.graph.types import Graph, Group
 from nervure.methods.base import Folder, View, data_of, model_of
+from nervure.methods.channels.answer_costs import AnswerMeter, GroupReader, set_apart
 from nervure.methods.channels.data_views import DataViews, draw_views
 from nervure.methods.channels.value_weights import value_weights
 from nervure.methods.evidence_folder import answer_folder, remember
@@ -28,7 +29,7 @@ from nervure.refit.split import places_per_sample
 from nervure.scores.elimination import ReaderProblem, eliminate
 from nervure.stats.loaders import Batch
 
-Currency: TypeAlias = Literal["outputs", "alone", "layers"]
+Currency: TypeAlias = Literal["answers", "outputs", "alone", "layers"]
 MEMORY = 2 << 30
 """Bytes of sums over inputs that one pass over the data may hold, where no single group needs more."""
 WIDEST = 1 << 14
@@ -42,6 +43,11 @@ TINY = 1e-9
 """The share of a layer's largest variance below which an output counts as constant."""
 ROUNDING = 1e-7
 """The ridge that there always is, since sums are of single precision; more where they are rougher."""
+FEW = 0.01
+"""The ridge that is added where there are as many inputs as positions. Where they outnumber these, it is much more.
+
+Fitted to fewer positions than it has inputs, a reader seems to lose nothing with any of them.
+"""
 CURVE_SLACK = 0.1
 """What a unit may cost where limits decide, as a share of the average one of its group."""
 CURVES = Kind("nervure-compensation", "curves of compensation saved by nervure", version=1)
@@ -88,9 +94,11 @@ class CompensationSurvey:
         positions: at how many places of each sample a convolution is looked at, at most. 0: 8, or more where samples
             are few, so that a layer sees about 8,192.
         ridge: the share of its variance that is added to each input's, so that the scale of a unit does not matter.
+            It is more where a reader has more inputs than positions were looked at.
         currency: what counts alike: ``"outputs"`` (each output of each reader; where that is added to a stream, as much
             as it makes of its variance, and what leads to it less as well; gates as much as the value that is made of
-            them), ``"alone"`` (the same wherever it goes) or ``"layers"`` (each reader).
+            them), ``"answers"`` (the same within a group, and groups by what the network's answers lose),
+            ``"alone"`` (each output the same wherever it goes) or ``"layers"`` (each reader).
         views: another view of the data, for which the order has to hold too. It takes as much time and memory again.
     """
 
@@ -132,6 +140,10 @@ class CompensationSurvey:
     def _curves(
         self, model: nn.Module, graph: Graph, views: Sequence[Sequence[Batch]], seed: int
     ) -> CompensationCurves:
+        meter: AnswerMeter | None = None
+        if self.currency == "answers":
+            fitted_on, apart = set_apart(views[0], len(graph.prunable))
+            meter, views = AnswerMeter(model, apart), [fitted_on, *views[1:]]
         consumers = find_consumers(model, views[0][0])
         readers = {group.name: find_readers(group, consumers) for group in graph.prunable}
         weights = self._weights(model, graph, views[0], consumers, seed)
@@ -142,38 +154,48 @@ class CompensationSurvey:
             for v, positions in zip(views, places, strict=True)
         ]
         for found in zip(*seen, strict=True):
-            name = found[0][0]
+            name, size = found[0][0], graph[found[0][0]].size
+            views_of_readers = [self._readers(model, readers[name], consumers, entered) for _, entered in found]
             problems = [
                 replace(problem, view=number)
-                for number, (_, entered) in enumerate(found)
-                for problem in self._problems(model, graph[name], readers[name], consumers, entered, weights)
+                for number, mine in enumerate(views_of_readers)
+                for place, reader in mine.items()
+                for problem in self._problems(reader, weights.get(place), size)
             ]
             if problems:
-                order[name], costs[name] = eliminate(problems, graph[name].size)
+                order[name], costs[name] = eliminate(problems, size)
+                if meter is not None:
+                    costs[name] = meter.costs([*views_of_readers[0].values()], order[name], costs[name])
             else:
                 entered = found[0][1]
                 reasons = [entered.reasons[place] for place in readers[name] if place in entered.reasons]
                 skipped[name] = next(iter(reasons), UNREAD)
         return CompensationCurves(order, costs, skipped)
 
-    def _problems(
-        self,
-        model: nn.Module,
-        group: Group,
-        readers: Mapping[int, Tensor],
-        consumers: Sequence[Consumer],
-        entered: InputMoments,
-        weights: Mapping[int, Tensor],
-    ) -> Iterator[ReaderProblem]:
-        for place, units in readers.items():
+    def _readers(
+        self, model: nn.Module, units: Mapping[int, Tensor], consumers: Sequence[Consumer], entered: InputMoments
+    ) -> dict[int, GroupReader]:
+        """What reads a group, by its place."""
+        found = {}
+        for place in units:
             if place in entered.reasons:
                 continue
             consumer, sums = replace(consumers[place]), entered.led[entered.leaders[place]]
             variance, moments = second_moments(consumer, sums)
-            weight = consumer.weight(model).double()
-            weight = weight * self._scale(weight, variance, weights.get(place))
-            for part, matrix in enumerate(moments):
-                yield ReaderProblem(weight[part], add_ridge_to(matrix, self.ridge), columns_of(units[part], group.size))
+            found[place] = GroupReader(
+                consumer,
+                units[place],
+                consumer.weight(model).double(),
+                variance,
+                [add_ridge_to(matrix, self.ridge + FEW * (len(matrix) / sums.count) ** 2) for matrix in moments],
+                sums.x0 + sums.x / sums.count if has_shift(consumer) else None,
+            )
+        return found
+
+    def _problems(self, reader: GroupReader, counts: Tensor | None, size: int) -> Iterator[ReaderProblem]:
+        weight = reader.weight * self._scale(reader.weight, reader.variance, counts)
+        for part, matrix in enumerate(reader.moments):
+            yield ReaderProblem(weight[part], matrix, columns_of(reader.units[part], size))
 
     def _weights(
         self, model: nn.Module, graph: Graph, parts: Sequence[Batch], consumers: Sequence[Consumer], seed: int
@@ -183,7 +205,7 @@ class CompensationSurvey:
             return {}
         seen = itertools.accumulate(part.size for part in parts)
         some = parts[: 1 + sum(count < JOINED for count in seen)]
-        wanted = dict(enumerate(consumers)) if self.currency == "outputs" else {}
+        wanted = {} if self.currency == "alone" else dict(enumerate(consumers))
         joined = read_joins(model, some, wanted, positions=self.positions or PLACES, seed=seed)
         return value_weights(graph, consumers, joined)
 
@@ -270,8 +292,12 @@ def second_moments(consumer: Consumer, sums: InputSums) -> tuple[Tensor, Tensor]
     if not bool(torch.isfinite(variance).all()):
         raise DataError(f"what enters {consumer.tensor!r} is NaN or infinite. The model or the data are broken.")
     mean = sums.x0 + first
-    has_shift = consumer.bias is not None or consumer.is_before_norm
-    return variance, variance if has_shift else variance + mean[:, :, None] * mean[:, None]
+    return variance, variance if has_shift(consumer) else variance + mean[:, :, None] * mean[:, None]
+
+
+def has_shift(consumer: Consumer) -> bool:
+    """Whether what it says can be moved as a whole: a bias goes with it, or a batch norm behind it takes means off."""
+    return consumer.bias is not None or consumer.is_before_norm
 
 
 def read_in_passes(

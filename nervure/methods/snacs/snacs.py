@@ -33,7 +33,7 @@ from nervure.errors import ArgumentError, BudgetError, NervureWarning
 from nervure.graph.products import describe_products
 from nervure.methods.base import Inquiry, View
 from nervure.methods.channels.compensated import LIMITS, plan_by_curves
-from nervure.methods.channels.compensation import CURVE_SLACK, CompensationSurvey, removable
+from nervure.methods.channels.compensation import CURVE_SLACK, CompensationSurvey, Currency, removable
 from nervure.methods.channels.data_views import ViewsLike, take_views, views_of
 from nervure.methods.channels.timed import Target, for_engine, is_left_to_limits, plan_within, timed_inquiries
 from nervure.methods.snacs.limits import GRID, Limit
@@ -232,7 +232,8 @@ class SNACS(Checked):
 
     @property
     def _curves(self) -> CompensationSurvey | None:
-        how = CompensationSurvey(self.samples, views=views_of(self.views))
+        currency: Currency = "outputs" if self._is_left_to_limits else "answers"
+        how = CompensationSurvey(self.samples, currency=currency, views=views_of(self.views))
         return how if self.ranking == "compensated" else None
 
     @property

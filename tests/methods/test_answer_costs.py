@@ -1,0 +1,229 @@
+"""What answers lose: as a refit loses it, of all outputs, and of a copy of the network."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from nervure import SNACS, Compensated, Cut, Keep, Plan, prune, trace
+from nervure.methods import View
+from nervure.methods.channels import answer_costs
+from nervure.methods.channels.compensation import CompensationCurves, CompensationSurvey
+from nervure.refit import Refit, refit
+from nervure.stats.loaders import Batch
+
+SAMPLES = 256
+
+
+def vectors(seed: int = 0, width: int = 6) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(SAMPLES, width, generator=generator) @ torch.randn(width, width, generator=generator)
+
+
+def pictures() -> Tensor:
+    drawn = torch.randn(SAMPLES, 2, 6, 6, generator=torch.Generator().manual_seed(0))
+    return nn.functional.avg_pool2d(drawn, 3, 1, 1) + 0.1 * drawn
+
+
+def view_of(model: nn.Module, data: list[Any]) -> View:
+    example = data[0][:2]
+    return View(trace(model, example), dict(model.state_dict()), None, 0, model, example, data)
+
+
+def curves(model: nn.Module, data: list[Any], **options: Any) -> CompensationCurves:
+    options = {"ridge": 0.0, "positions": 1000, "samples": 10_000, "currency": "answers", **options}
+    return CompensationSurvey(**options).of(view_of(model, data))
+
+
+class Two(nn.Module):
+    """Two branches, each with an output of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other = (nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)) for _ in range(2))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.one(x), {"other": self.other(x)}
+
+
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], Tensor, str]] = {
+    "linear": (lambda: nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 4)), vectors(), "0"),
+    "before a norm": (
+        lambda: nn.Sequential(nn.Conv2d(2, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3, bias=False), nn.BatchNorm2d(4)),
+        pictures(),
+        "0",
+    ),
+    "grouped": (
+        lambda: nn.Sequential(nn.Conv2d(2, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3, groups=2)),
+        pictures(),
+        "0.widths",
+    ),
+    "without a bias": (
+        lambda: nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 4, bias=False)), vectors(), "0",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_answers_lose_what_they_lose_after_a_refit(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    make, x, group = NETWORKS[name]
+    torch.manual_seed(1)
+    model = make().eval()
+    # One size alone: what is lost there is a power of it, which is undone here.
+    monkeypatch.setattr(answer_costs, "SHARES", (0.5,))
+    monkeypatch.setattr(answer_costs, "OF_ANSWERS", 1.0)
+    monkeypatch.setattr(answer_costs, "OF_READERS", 0.0)
+    monkeypatch.setattr(answer_costs, "PASSES", 1000)
+    graph = trace(model, x[:2])
+    found = curves(model, [x])
+    count = round(0.5 * graph[group].size)
+    keep = torch.ones(graph[group].size, dtype=torch.bool)
+    keep[found.order[group][:count]] = False
+    pruned = prune(model, x[:2], Plan((Cut(group, Keep.of(keep)),), graph.fingerprint), progress=False)
+    how = Refit(samples=SAMPLES, positions=1000, ridge=1e-9, norms=False)
+    fitted = refit(pruned, [x], reference=model, how=how, progress=False).result.model
+    apart = x[-SAMPLES // 4 :]
+    with torch.no_grad():
+        dense, now = model(apart), fitted(apart)
+    lost = float((dense - now).square().sum() / (dense - dense.mean(0)).square().sum())
+    assert lost > 1e-4
+    assert float(found.costs[group][:count].sum()) == pytest.approx(lost, rel=0.2)
+
+
+def test_readers_are_fitted_by_least_squares_and_asked_on_samples_they_were_not_fitted_on() -> None:
+    torch.manual_seed(1)
+    model, x = NETWORKS["linear"][0]().eval(), vectors()
+    found = curves(model, [x])
+    lost = []
+    for share in answer_costs.SHARES:
+        left = found.order["0"][round(share * 12) :]
+        with torch.no_grad():
+            inner, dense = model[1](model[0](x)), model(x)
+        bias = torch.ones(SAMPLES, 1)
+        seen, told = torch.cat([inner[:, left], bias], 1).double(), dense.double()
+        fitted = torch.linalg.lstsq(seen[: -SAMPLES // 4], told[: -SAMPLES // 4]).solution
+        missing = (seen @ fitted - told)[-SAMPLES // 4 :]
+        apart = told[-SAMPLES // 4 :]
+        lost.append(float(missing.square().sum() / (apart - apart.mean(0)).square().sum()))
+    of_readers = curves(model, [x[: -SAMPLES // 4]], currency="outputs").costs["0"].cumsum(0)
+    for count, share in zip((6, 11), lost, strict=True):
+        expected = share**answer_costs.OF_ANSWERS * float(of_readers[count - 1]) ** answer_costs.OF_READERS
+        assert float(found.costs["0"][:count].sum()) == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "groups", "apart"), [([100], 1, 25), ([64, 64], 3, 32), ([8, 4], 100, 0), ([3], 1, 0), ([4000], 1, 256)]
+)
+def test_some_samples_are_set_apart_but_never_many(sizes: list[int], groups: int, apart: int) -> None:
+    numbers = torch.arange(sum(sizes)).float()
+    parts = [Batch(part, len(part)) for part in numbers.split(sizes)]
+    rest, last = answer_costs.set_apart(parts, groups)
+    first, second = (sorted(v for part in found for v in part.raw.tolist()) for found in (rest, last))
+    if not apart:
+        assert first == second == numbers.tolist()
+    else:
+        assert first + second == numbers.tolist() and len(second) == apart
+
+
+def test_a_layer_with_more_inputs_than_samples_is_not_free() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 64), nn.ReLU(), nn.Linear(64, 4)).eval()
+    few, many = curves(model, [vectors()[:24]], ridge=1e-3), curves(model, [vectors()], ridge=1e-3)
+    half = slice(32)
+    assert float(few.costs["0"][half].sum()) > 0.5 * float(many.costs["0"][half].sum())
+
+
+def test_units_that_only_another_output_hears_are_not_free() -> None:
+    torch.manual_seed(0)
+    model, x = Two().eval(), vectors()
+    found = curves(model, [x])
+    first, second = (float(found.costs[name].sum()) for name in ("one.0", "other.0"))
+    assert first > 0 and second == pytest.approx(first, rel=0.5)
+
+
+def test_of_two_groups_that_lose_the_same_the_one_that_reaches_the_answer_is_dearer() -> None:
+    torch.manual_seed(0)
+    model, x = Two().eval(), vectors()
+    model.other.load_state_dict(model.one.state_dict())
+    joined = Joined(model)
+    graph = trace(joined, x[:2])
+    asked = {"ridge": 0.0, "samples": SAMPLES}
+    by_readers = CompensationSurvey(currency="alone", **asked).of(view_of(joined, [x])).costs
+    by_answers = CompensationSurvey(currency="answers", **asked).of(view_of(joined, [x])).costs
+    loud, quiet = (group.name for group in graph.prunable)
+    assert float(by_readers[loud].sum()) == pytest.approx(float(by_readers[quiet].sum()), rel=1e-3)
+    assert float(by_answers[loud].sum()) > 10 * float(by_answers[quiet].sum())
+
+
+class Joined(nn.Module):
+    """Both branches of :class:`Two`, of which the second is hardly heard."""
+
+    def __init__(self, two: Two) -> None:
+        super().__init__()
+        self.two = two
+
+    def forward(self, x: Tensor) -> Tensor:
+        loud, rest = self.two(x)
+        return torch.cat([loud, 0.01 * rest["other"]], 1)
+
+
+def test_the_model_stays_as_it_is_and_the_copy_comes_back() -> None:
+    torch.manual_seed(0)
+    model, x = NETWORKS["before a norm"][0]().train(), pictures()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    once, again = (curves(model, [x]) for _ in range(2))
+    assert model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert torch.equal(once.costs["0"], again.costs["0"])
+
+
+def test_groups_that_are_asked_about_later_find_the_network_as_it_was() -> None:
+    torch.manual_seed(0)
+    x = vectors()
+    layers = [nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 10), nn.ReLU(), nn.Linear(10, 4)]
+    whole = curves(nn.Sequential(*layers).eval(), [x])
+    # The last group alone: its readers are the same, and so is what answers lose.
+    alone = curves(nn.Sequential(nn.Sequential(*layers[:2]).requires_grad_(False), *layers[2:]).eval(), [x])
+    assert torch.allclose(whole.costs["2"], alone.costs["1"], rtol=1e-6)
+
+
+def test_where_answers_never_vary_readers_count() -> None:
+    torch.manual_seed(0)
+    model, x = NETWORKS["linear"][0]().eval(), vectors()
+    with torch.no_grad():
+        deaf = nn.Sequential(model, nn.Linear(4, 2))
+        deaf[1].weight.zero_()
+    expected = curves(deaf, [x[: -SAMPLES // 4]], currency="outputs").costs["0.0"]
+    assert torch.equal(curves(deaf, [x]).costs["0.0"], expected)
+
+
+def test_outputs_of_several_lengths_and_whole_numbers_are_no_obstacle() -> None:
+    class Tokens(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.down = nn.Linear(6, 8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            logits = self.down(self.up(x).relu())
+            return {"logits": logits, "classes": logits.argmax(-1), "hidden": x}
+
+    torch.manual_seed(0)
+    x = vectors().reshape(-1, 4, 6)
+    found = curves(Tokens().eval(), [x[:40], x[40:, :3]])
+    assert bool(torch.isfinite(found.costs["up"]).all()) and float(found.costs["up"].sum()) > 0
+
+
+@pytest.mark.parametrize("scope", ["layer", "uniform"])
+def test_where_no_groups_compete_the_network_is_not_asked(scope: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: Any) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr("nervure.methods.channels.compensation.AnswerMeter", refuse)
+    torch.manual_seed(0)
+    model, x = NETWORKS["linear"][0]().eval(), vectors()
+    for method in (Compensated(keep=0.5, scope=scope), Compensated(keep=None), SNACS(keep=None)):
+        assert method.plan(view_of(model, [x])).cuts
+    with pytest.raises(AssertionError):
+        SNACS(keep=0.5).plan(view_of(model, [x]))
