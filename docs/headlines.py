@@ -47,7 +47,9 @@ def rows_of(page: str, heading: str) -> list[Row]:
 
 def table(columns: list[str], rows: list[list[str]]) -> str:
     """A table in Markdown, whose first column is text."""
-    lines = [columns, ["---", *["---:"] * (len(columns) - 1)], *rows]
+    # Figures that belong together stay on a line, however narrow their column is.
+    whole = [[name, *(cell.replace(" ", "\N{NO-BREAK SPACE}") for cell in cells)] for name, *cells in rows]
+    lines = [columns, ["---", *["---:"] * (len(columns) - 1)], *whole]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
@@ -72,9 +74,15 @@ def with_refit() -> str:
     """What a refit gives back of what a cut takes, on networks that were trained to their end."""
     rows = rows_of("refit.md", "## The best criterion, chosen by pictures held out")
     found = [row for row in rows if "to its end" in row["column 1"]]
-    named = [row["column 1"].replace("of the multiply-accumulates stay", "stay") for row in found]
+    named = [
+        row["column 1"].replace(" to its end", "").replace("of the multiply-accumulates", "").replace(" stay", "")
+        for row in found
+    ]
     cells = [[row["dense"], row["plain, untrained"], row["refitted, untrained"]] for row in found]
-    return table(["", "dense", "as cut", "refitted"], [[name, *row] for name, row in zip(named, cells, strict=True)])
+    return table(
+        ["multiply-accumulates that stay", "dense", "as cut", "refitted"],
+        [[name, *row] for name, row in zip(named, cells, strict=True)],
+    )
 
 
 def language() -> str:

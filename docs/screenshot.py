@@ -12,7 +12,7 @@ from pathlib import Path
 from PIL import Image
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-COLOURS = 64
+COLOURS = 160
 """Few, since a picture in a repository stays in it for ever."""
 
 
@@ -36,7 +36,7 @@ if __name__ == "__main__":
     parser.add_argument("page", type=Path)
     parser.add_argument("to", type=Path)
     parser.add_argument("--width", type=int, default=1000, help="pixels")
-    parser.add_argument("--height", type=int, default=900, help="pixels")
+    parser.add_argument("--height", type=int, default=910, help="pixels")
     parser.add_argument("--top", type=int, default=0, help="pixels of the page that are left out above")
     told = parser.parse_args()
     picture(told.page, told.to, told.width, told.height, told.top)
