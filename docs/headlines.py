@@ -75,8 +75,7 @@ def with_refit() -> str:
     rows = rows_of("refit.md", "## The best criterion, chosen by pictures held out")
     found = [row for row in rows if "to its end" in row["column 1"]]
     named = [
-        row["column 1"].replace(" to its end", "").replace("of the multiply-accumulates", "").replace(" stay", "")
-        for row in found
+        row["column 1"].replace(" to its end", "").replace(" of the multiply-accumulates stay", "") for row in found
     ]
     cells = [[row["dense"], row["plain, untrained"], row["refitted, untrained"]] for row in found]
     return table(
