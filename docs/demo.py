@@ -25,7 +25,7 @@ CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 MISSING = "No matching distribution found for torch"
 WORTH_SHOWING = re.compile(r"\s*(Downloading|Processing|Installing|Building|Successfully|ERROR|WARNING|error)")
 TOLD = """\
-What comes: a small network is trained on pictures of clothes. Four fifths of its work are then taken away in six
+What comes: a small network is trained on pictures of clothes. Seven eighths of its work are then taken away in six
 ways, without any further training, and what is left is compared on test pictures and timed in ONNX Runtime.
 
 What it costs, on two free cores and an ordinary line:

@@ -36,7 +36,7 @@ if __name__ == "__main__":
     parser.add_argument("page", type=Path)
     parser.add_argument("to", type=Path)
     parser.add_argument("--width", type=int, default=1000, help="pixels")
-    parser.add_argument("--height", type=int, default=910, help="pixels")
+    parser.add_argument("--height", type=int, default=850, help="pixels")
     parser.add_argument("--top", type=int, default=0, help="pixels of the page that are left out above")
     told = parser.parse_args()
     picture(told.page, told.to, told.width, told.height, told.top)

@@ -109,7 +109,7 @@ def test_only_what_a_demo_left_is_removed(demo, tmp_path):
 def test_the_recipe_compares_each_cut_with_and_without_a_refit_and_trains_none():
     trials = swept_trials(Recipe.from_toml(ROOT / "examples" / "demo.toml"))
     assert {t.recipe.recover.epochs for t in trials} == {0}
-    assert {t.recipe.prune.keep for t in trials} == {0.2}
+    assert {t.recipe.prune.keep for t in trials} == {0.12}
     pairs = {(t.recipe.prune.method, t.recipe.refit.samples > 0) for t in trials}
     assert pairs == {(name, refit) for name in ("SNACS", "Magnitude", "Random") for refit in (True, False)}
     assert trials[0].recipe.evaluate.engines[0] == "onnxruntime"

@@ -114,6 +114,13 @@ def test_what_is_predicted_is_what_the_refit_loses(name: str) -> None:
     assert float(found.costs[group][:count].sum()) == pytest.approx(lost, rel=0.01)
 
 
+def test_a_layer_with_more_inputs_than_samples_is_not_free() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 64), nn.ReLU(), nn.Linear(64, 4)).eval()
+    few, many = (curves(model, x, ridge=1e-3, currency="alone").costs["0"] for x in (vectors(16), vectors(512)))
+    assert float(few[:48].sum()) > 0.3 * float(many[:48].sum())
+
+
 class Branch(nn.Module):
     """A branch beside a shortcut, behind a norm of its own."""
 
