@@ -335,7 +335,7 @@ def test_a_library_that_is_absent_is_told(name: str, monkeypatch: pytest.MonkeyP
         raise ImportError(module)
 
     monkeypatch.setattr(importlib, "import_module", without)
-    with pytest.raises(MissingExtraError, match=r"pip install 'nervure\[(timm|torchvision|transformers)\]'"):
+    with pytest.raises(MissingExtraError, match=r"pip install '\.\[(timm|torchvision|transformers)\]'"):
         ModelSource.of_name(name, {}).build()
 
 

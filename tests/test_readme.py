@@ -10,13 +10,17 @@ from typing import Any
 import click
 import pytest
 
+from docs.headlines import README, rows_of, with_tables
 from nervure.cli import main
+from nervure.core.version import __version__
 from nervure.recipe import Recipe, Study
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [README, *sorted((ROOT / "docs").rglob("*.md"))]
 # The pages on other libraries are run where these are: tests/integrations/test_pages.py.
 PAGES = [page for page in PAGES if not {"_build", "results", "integrations"} & {*page.relative_to(ROOT).parts}]
+CHANGELOG = ROOT / "CHANGELOG.md"
+BEST = "## The best criterion, chosen by pictures held out"
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -77,3 +81,51 @@ def test_the_commands_on_the_page_exist_with_their_options(page: Path) -> None:
 def test_the_recipes_on_the_page_can_be_read(page: Path) -> None:
     for _, text in snippets(page, "toml"):
         assert (Study if "[study]" in text else Recipe).from_toml(text).data.name
+
+
+def test_the_tables_of_the_readme_are_those_of_the_results() -> None:
+    text = README.read_text(encoding="utf-8")
+    assert with_tables(text) == text, "run: python -m docs.headlines"
+
+
+def test_what_the_readme_says_beside_its_tables_is_so() -> None:
+    first = rows_of("held_out.md", "## Shifted, without training")[-1]
+    assert int(first["SNACS"].split()[0]) <= int(first["Magnitude"].split()[0])
+    plain = [float(row["plain, untrained"].split()[0]) for row in rows_of("refit.md", BEST)]
+    assert sorted(plain)[len(plain) // 2] < 25, "most networks are near chance as cut"
+    answers = {
+        row["column 2"]: float(row["same answers: refit"]) for row in rows_of("real_models.md", "### Classifier")
+    }
+    assert min(answers["Magnitude"], answers["Taylor"]) > 1.3 * answers["SNACS"]
+    half = rows_of("real_models.md", "### Language")[0]
+    assert half["parameters"] == "70 %" and round(float(half["faq: refit"])) == 2
+    assert round(float(half["manual: refit"])) == round(float(half["bible: refit"])) == 4
+    slower = (
+        (ROOT / "docs/results/engine_speed.md").read_text(encoding="utf-8").partition("## Slower than the dense")[2]
+    )
+    assert "onnxruntime" in slower
+
+
+@pytest.mark.parametrize("name", ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"])
+def test_what_a_page_at_the_top_names_is_there(name: str) -> None:
+    text = (ROOT / name).read_text(encoding="utf-8")
+    named = re.findall(r"\]\(((?!https?:)[^)#]+)", text) + re.findall(r"`python (\S+\.py)", text)
+    assert not [name for name in named if not (ROOT / name).exists()]
+
+
+def test_the_picture_of_the_readme_is_small() -> None:
+    assert (ROOT / "docs/report.png").stat().st_size < 150_000
+
+
+def test_the_changelog_has_this_version() -> None:
+    assert re.search(
+        rf"^## \[{re.escape(__version__)}\] - 20\d\d-\d\d-\d\d$", CHANGELOG.read_text("utf-8"), re.MULTILINE
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("no table", "marks each of these tables once"), ("## Nothing", "has no table below")]
+)
+def test_tables_that_are_missing_are_told(text: str, message: str) -> None:
+    with pytest.raises(LookupError, match=message):
+        rows_of("zoo.md", text) if text.startswith("#") else with_tables(text)

@@ -239,7 +239,7 @@ def test_an_engine_that_is_not_installed_is_told_before_any_work(
         raise ImportError(module)
 
     monkeypatch.setattr(importlib, "import_module", without)
-    with pytest.raises(MissingExtraError, match=r"nervure\[onnx\]"):
+    with pytest.raises(MissingExtraError, match=r"pip install 'onnx>=1\.17' .*'\.\[onnx\]'"):
         run(tiny(evaluate={"latency": [1], "engines": ["onnxruntime"]}), folder=tmp_path / "new", progress=False)
     assert not (tmp_path / "new").exists()
 

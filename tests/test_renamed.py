@@ -7,14 +7,17 @@ import pytest
 import torch
 
 import nervure
-from nervure.core.renamed import MODULES, NAMES, OldModules, old_method
+from nervure.core.renamed import GONE_IN, MODULES, NAMES, OldModules, old_method
+from nervure.core.version import __version__
+
+GONE = rf"the old name is gone in version {GONE_IN}\."
 
 
 @pytest.mark.parametrize("package", NAMES)
 def test_names_of_before_are_what_they_are_called_now(package: str) -> None:
     module = importlib.import_module(package)
     for old, new in NAMES[package].items():
-        with pytest.warns(DeprecationWarning, match=rf"{package}\.{old} is called {package}\.{new} now"):
+        with pytest.warns(DeprecationWarning, match=rf"^{package}\.{old} is called {package}\.{new} now: {GONE}$"):
             assert getattr(module, old) is getattr(module, new)
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         _ = module.nothing
@@ -22,7 +25,7 @@ def test_names_of_before_are_what_they_are_called_now(package: str) -> None:
 
 @pytest.mark.parametrize("old", MODULES)
 def test_modules_of_before_are_the_modules_of_now(old: str) -> None:
-    with pytest.warns(DeprecationWarning, match=rf"nervure\.{old} is called nervure\.{MODULES[old]} now"):
+    with pytest.warns(DeprecationWarning, match=rf"^nervure\.{old} is called nervure\.{MODULES[old]} now: {GONE}$"):
         sys.modules.pop(f"nervure.{old}", None)
         found = importlib.import_module(f"nervure.{old}")
     now = importlib.import_module(f"nervure.{MODULES[old]}")
@@ -38,6 +41,11 @@ def test_modules_of_before_leave_functions_of_their_name(old: str) -> None:
     with pytest.warns(DeprecationWarning, match="is called"):
         importlib.import_module(f"nervure.{old}")
     assert not callable(before) or vars(sys.modules[package])[name] is before
+
+
+def test_what_was_to_be_gone_by_now_is_gone() -> None:
+    now, gone = (tuple(map(int, version.split("."))) for version in (__version__, GONE_IN))
+    assert now < gone, "take the old names out of nervure/core/renamed.py, and what asks for them out of the packages."
 
 
 def test_what_never_was_is_not_found() -> None:
@@ -61,7 +69,7 @@ def test_methods_of_before_do_what_they_did() -> None:
 
         scaled = old_method("scaled", "scale")
 
-    with pytest.warns(DeprecationWarning, match=r"Now\.scaled is called scale now"):
+    with pytest.warns(DeprecationWarning, match=rf"^Now\.scaled is called scale now: {GONE}$"):
         assert Now().scaled(3) == 6
 
 

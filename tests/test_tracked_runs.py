@@ -115,9 +115,7 @@ def test_what_is_no_tracker_is_told_at_once(section: Any, message: str) -> None:
 
 def test_a_library_that_is_missing_is_told_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "mlflow", None)
-    with pytest.raises(
-        MissingExtraError, match=r"\[track\] to = 'mlflow' needs mlflow.*pip install 'nervure\[mlflow\]'"
-    ):
+    with pytest.raises(MissingExtraError, match=r"\[track\] to = 'mlflow' needs mlflow.*pip install '\.\[mlflow\]'"):
         run(Recipe.from_toml(TRACKED), folder=tmp_path / "out", progress=False)
     assert not (tmp_path / "out").exists()
 

@@ -1,4 +1,4 @@
-"""Names of before are found for one more release, with a warning that says the new one."""
+"""Names of version 0.1 are found until version 0.3, with a warning that says the new one."""
 
 import importlib
 import importlib.abc
@@ -8,6 +8,9 @@ import types
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, final
+
+GONE_IN = "0.3.0"
+"""The version in which the names of before are gone."""
 
 NAMES: Mapping[str, Mapping[str, str]] = {
     "nervure.evaluation": {"Choice": "RobustChoice", "reordered": "reorder_units"},
@@ -168,7 +171,7 @@ def old_method(name: str, new: str) -> Any:
 
 
 def _warn(old: str, new: str) -> None:
-    warnings.warn(f"{old} is called {new} now: the old name goes with the next release.", DeprecationWarning, 3)
+    warnings.warn(f"{old} is called {new} now: the old name is gone in version {GONE_IN}.", DeprecationWarning, 3)
 
 
 class OldModules(importlib.abc.MetaPathFinder, importlib.abc.Loader):

@@ -1,3 +1,3 @@
 """The version of nervure, for all that writes it down."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -276,9 +276,17 @@ def _tensor(value: Tensor) -> Saved:
         if _view(value) != _view(before):
             value.data = before
         if version is not None and value._version != version:
-            torch._C._autograd._unsafe_set_version_counter((value,), (version,))
+            _set_version(value, version)
 
     return restore, ()
+
+
+def _set_version(value: Tensor, version: int) -> None:
+    set_versions: Any = torch._C._autograd._unsafe_set_version_counter
+    try:
+        set_versions((value,), (version,))
+    except TypeError:  # torch 2.6 takes one
+        set_versions(value, version)
 
 
 def _view(value: Tensor) -> tuple[Any, ...]:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar, final
 from torch import nn
 from torch.optim import Optimizer
 
-from nervure.errors import MissingExtraError
+from nervure.core.extras import missing_extra
 from nervure.integrations.held import Holding
 from nervure.integrations.plans import Planned, has_shapes_of, replay_plans, write_plans
 from nervure.training.masks import Masks
@@ -22,9 +22,8 @@ except ImportError:
     try:
         from pytorch_lightning import Callback
     except ImportError as error:
-        raise MissingExtraError(
-            "nervure.integrations.lightning needs Lightning, which is not installed. Run: "
-            "pip install 'nervure[lightning]'"
+        raise missing_extra(
+            "nervure.integrations.lightning needs Lightning, which is not installed", "lightning"
         ) from error
 
 T = TypeVar("T")

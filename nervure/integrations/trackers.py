@@ -57,7 +57,7 @@ def to_tensorboard(folder: str = "runs/tensorboard", **options: Any) -> Tracker:
     """Into event files in ``folder``; ``options`` are those of ``torch.utils.tensorboard.SummaryWriter``.
 
     Raises:
-        MissingExtraError: tensorboard is not installed (``pip install 'nervure[tensorboard]'``).
+        MissingExtraError: tensorboard is not installed (extra ``tensorboard``).
     """
     require_extra("tensorboard", "logging to TensorBoard", "tensorboard")
     if not _is_first_process():
@@ -80,7 +80,7 @@ def to_wandb(project: str = "nervure", **options: Any) -> Tracker:
     """Into the run of Weights & Biases that is under way, else into a new one; ``options`` are those of ``wandb.init``.
 
     Raises:
-        MissingExtraError: wandb is not installed (``pip install 'nervure[wandb]'``).
+        MissingExtraError: wandb is not installed (extra ``wandb``).
     """
     wandb = require_extra("wandb", "logging to Weights & Biases", "wandb")
     if not _is_first_process():
@@ -103,7 +103,7 @@ def to_mlflow(**options: Any) -> Tracker:
     """Into the run of MLflow that is active, else into a new one; ``options`` are those of ``mlflow.start_run``.
 
     Raises:
-        MissingExtraError: mlflow is not installed (``pip install 'nervure[mlflow]'``).
+        MissingExtraError: mlflow is not installed (extra ``mlflow``).
     """
     mlflow = require_extra("mlflow", "logging to MLflow", "mlflow")
     if not _is_first_process():

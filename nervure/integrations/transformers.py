@@ -2,16 +2,15 @@
 
 from typing import Any, final
 
-from nervure.errors import MissingExtraError
+from nervure.core.extras import missing_extra
 from nervure.integrations.held import Holding
 from nervure.training.masks import Masks
 
 try:
     from transformers import TrainerCallback
 except ImportError as error:
-    raise MissingExtraError(
-        "nervure.integrations.transformers needs transformers and accelerate, which are not installed. Run: "
-        "pip install 'nervure[transformers]'"
+    raise missing_extra(
+        "nervure.integrations.transformers needs transformers and accelerate, which are not installed", "transformers"
     ) from error
 
 

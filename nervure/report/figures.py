@@ -42,7 +42,7 @@ def to_pdf(svg: str) -> bytes:
         svg: a figure of this package, alone or of a page.
 
     Raises:
-        MissingExtraError: svglib is not installed (``pip install 'nervure[pdf]'``).
+        MissingExtraError: svglib is not installed (extra ``pdf``).
     """
     svglib = require_extra("svglib.svglib", "a figure as PDF", "pdf")
     from reportlab.graphics import renderPDF

@@ -4,8 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, final
 
-from nervure.core.extras import require_extra
-from nervure.errors import MissingExtraError
+from nervure.core.extras import missing_extra, require_extra
 from nervure.tasks.task import Measure, Read
 
 
@@ -44,9 +43,7 @@ class MetricSpec:
             return getattr(library, name)(**sizes, **self.settings)
         except (AttributeError, ImportError) as error:
             # torchmetrics leaves out what needs a library that is not there, or says so when it is made.
-            raise MissingExtraError(
-                f"{what} needs more than torchmetrics. Run: pip install 'nervure[{self.extra}]'"
-            ) from error
+            raise missing_extra(f"{what} needs more than torchmetrics", self.extra) from error
 
     def measure(self, read: Read, *, key: str = "", **settings: Any) -> Measure:
         """The metric with more settings, and how it is fed."""

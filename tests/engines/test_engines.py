@@ -106,7 +106,7 @@ def test_a_missing_library_is_told_with_its_extra(name: str, monkeypatch: pytest
     if not engine.libraries:
         assert require_engine(name) is engine
         return
-    with pytest.raises(MissingExtraError, match=rf"engine '{name}' .*pip install 'nervure\[{engine.extra}\]'"):
+    with pytest.raises(MissingExtraError, match=rf"engine '{name}' .*pip install '\.\[{engine.extra}\]'"):
         require_engine(name)
 
 

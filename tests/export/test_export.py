@@ -276,7 +276,7 @@ def test_a_missing_library_is_told_with_its_extra(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(importlib, "import_module", without)
     for name, extra in (("m.onnx", "onnx"), ("m.xml", "openvino"), ("m.pte", "executorch")):
-        with pytest.raises(MissingExtraError, match=rf"pip install 'nervure\[{extra}\]'"):
+        with pytest.raises(MissingExtraError, match=rf"pip install '\.\[{extra}\]'"):
             export(nn.Linear(2, 2), torch.zeros(1, 2), tmp_path / name)
 
 

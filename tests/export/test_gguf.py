@@ -355,7 +355,7 @@ def test_tokenizers_that_do_not_fit(said: str, told: str, tmp_path: Path) -> Non
 
 def test_the_library_is_named_where_it_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "gguf", None)
-    with pytest.raises(MissingExtraError, match=r"needs gguf.*nervure\[gguf\]"):
+    with pytest.raises(MissingExtraError, match=r"needs gguf.*pip install '\.\[gguf\]'"):
         export(built(), TOKENS, tmp_path / "m.gguf", tokenizer=tmp_path)
 
 

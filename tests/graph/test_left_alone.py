@@ -230,3 +230,21 @@ def test_a_plan_fits_before_and_after_the_first_run() -> None:
     model(IMAGE)
     assert trace(model, IMAGE).fingerprint == graph.fingerprint
     assert apply(model, graph, plan)(IMAGE).shape == (2, 4, 16, 16)
+
+
+def test_versions_are_set_back_where_torch_takes_one_tensor(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_versions: Any = torch._C._autograd._unsafe_set_version_counter
+
+    def set_one(tensor: Tensor, version: int) -> None:
+        if isinstance(tensor, tuple):
+            raise TypeError("as torch 2.6 does")
+        set_versions((tensor,), (version,))
+
+    monkeypatch.setattr(torch._C._autograd, "_unsafe_set_version_counter", set_one)
+    given = torch.zeros(3)
+    before = given._version
+    with restore_after(nn.Identity(), given):
+        given.add_(1)
+        assert given._version > before
+    assert given._version == before
+    assert not given.any()

@@ -56,7 +56,7 @@ def test_without_the_library_the_error_names_the_extra(
 ) -> None:
     for name in ("lightning", "lightning.pytorch", "pytorch_lightning", "transformers"):
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(MissingExtraError, match=rf"pip install 'nervure\[{extra}\]'"):
+    with pytest.raises(MissingExtraError, match=rf"pip install '\.\[{extra}\]'"):
         importlib.import_module(module)
 
 

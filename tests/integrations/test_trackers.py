@@ -93,7 +93,7 @@ def test_names_say_what_a_number_is_of_and_a_context_closes() -> None:
 @pytest.mark.parametrize("name", TRACKERS)
 def test_without_its_library_a_tracker_says_what_to_install(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(MissingExtraError, match=rf"needs {name}.*pip install 'nervure\[{name}\]'"):
+    with pytest.raises(MissingExtraError, match=rf"needs {name}.*pip install '\.\[{name}\]'"):
         track_to(name)
 
 

@@ -144,7 +144,7 @@ def test_without_its_libraries_the_precision_names_its_extra(monkeypatch: pytest
     pytest.importorskip("torchmetrics")
     monkeypatch.setitem(sys.modules, "pycocotools", None)
     monkeypatch.delattr("torchmetrics.detection.MeanAveragePrecision", raising=False)
-    with pytest.raises(MissingExtraError, match=r"pip install 'nervure\[detection\]'"):
+    with pytest.raises(MissingExtraError, match=r"pip install '\.\[detection\]'"):
         evaluate_task(Listed(), [(PICTURES, TARGETS)], tasks.detection())
 
 

@@ -147,5 +147,5 @@ def test_without_torchmetrics_the_loss_is_there_and_metrics_name_their_extra(
     monkeypatch.setitem(sys.modules, "torchmetrics", None)
     case = CASES[name]()
     assert bool(torch.isfinite(case.task(case.model, case.batch).detach()))
-    with pytest.raises(MissingExtraError, match=r"pip install 'nervure\[metrics\]'"):
+    with pytest.raises(MissingExtraError, match=r"pip install '\.\[metrics\]'"):
         evaluate_task(case.model, [case.batch], case.task)

@@ -144,7 +144,7 @@ def test_digits_have_a_test_split_that_no_seed_moves():
 def test_a_missing_package_names_the_extra(monkeypatch, tmp_path, name, module):
     write_images(tmp_path / "a", 1, 0)
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(MissingExtraError, match=r"nervure\[data\]"):
+    with pytest.raises(MissingExtraError, match=r"pip install '\.\[data\]'"):
         load(name, tmp_path)
 
 

@@ -4,12 +4,13 @@ Kept apart, so that the difference can be measured. What is known to be wrong in
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from nervure.core.extras import require_extra
 from nervure.dependence import conditional_connectivity
-from nervure.errors import MissingExtraError
 from nervure.scores.bundles import Layer
 from nervure.stats.connections import response
 
@@ -77,11 +78,6 @@ def qualities(said: Iterable[Tensor], labels: Tensor) -> list[float]:
 
 def support_vectors(said: Tensor, labels: Tensor) -> Callable[[Tensor], Tensor]:
     """A support vector machine with radial basis functions and C=1; raises MissingExtraError without scikit-learn."""
-    try:
-        from sklearn.svm import SVC
-    except ImportError as error:
-        raise MissingExtraError(
-            "limits as published need scikit-learn: pip install 'nervure[data]', or use paper=False."
-        ) from error
-    machine = SVC(kernel="rbf", C=1.0).fit(said.numpy(), labels.numpy())
+    svm: Any = require_extra("sklearn.svm", "paper=True, with its limits as published,", "data")
+    machine = svm.SVC(kernel="rbf", C=1.0).fit(said.numpy(), labels.numpy())
     return lambda values: torch.from_numpy(machine.predict(values.numpy()))
