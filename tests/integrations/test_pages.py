@@ -30,6 +30,8 @@ NEEDS = {
     "accelerate.md": ("accelerate",),
     "ultralytics.md": ("ultralytics",),
     "segmentation_models_pytorch.md": ("segmentation_models_pytorch",),
+    "diffusers.md": ("diffusers",),
+    "speech.md": ("transformers", "accelerate"),
     "llama_cpp.md": ("transformers", "gguf"),
     "deploying.md": ("onnx", "onnxscript", "onnxruntime"),
 }
@@ -44,6 +46,8 @@ CASES = {
     ("accelerate.md", "Accelerate"),
     ("ultralytics.md", "ultralytics"),
     ("segmentation_models_pytorch.md", "segmentation_models_pytorch"),
+    ("diffusers.md", "diffusers"),
+    ("speech.md", "Speech"),
 }
 """Where a user's lines are counted: page and heading."""
 
