@@ -13,23 +13,12 @@ from urllib.parse import unquote, urlsplit
 
 from sphinx.search.en import SearchEnglish
 
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from docs.searches import SEARCHES
+
 TARGET = re.compile(r"""<[^>]*?\s(?:id|name)=["']([^"']+)["']""")
 LINK = re.compile(r"""<(?:a|img|script|link)\b[^>]*?\s(?:href|src)=["']([^"']+)["']""")
-# A query as it is typed -> the page that must be among what it finds.
-SEARCHES: Mapping[str, str] = {
-    "custom loss": "tasks",
-    "fine-tune": "howto/fine_tuning",
-    "glossary": "glossary",
-    "gpt": "integrations/transformers",
-    "gpu": "howto/gpu",
-    "llm": "integrations/transformers",
-    "onnx": "export",
-    "quantization": "coming_from",
-    "resume": "howto/resuming",
-    "sparsity": "glossary",
-    "Torch-Pruning": "coming_from",
-    "yolo": "integrations/ultralytics",
-}
 
 
 def links(folder: Path) -> Iterator[tuple[Path, str]]:

@@ -39,7 +39,7 @@ CASES = {
     ("plain_loop.md", "Regression"),
     ("plain_loop.md", "Several outputs"),
     ("plain_loop.md", "Speech, with CTC"),
-    ("timm.md", "timm"),
+    ("timm.md", "timm and torchvision"),
     ("transformers.md", "A token classifier"),
     ("transformers.md", "A language model"),
     ("lightning.md", "Lightning"),
