@@ -55,8 +55,9 @@ def unfound(index: str, searches: Mapping[str, str] = SEARCHES) -> list[str]:
 
 def found(index: Mapping[str, Any], query: str) -> set[str]:
     """The pages that have all words of a query, or an entry of the index that is mostly the query."""
-    names, stem = index["docnames"], SearchEnglish({}).stem
-    pages = [_pages_with(index, stem(word.lower())) for word in re.findall(r"\w+", query)]
+    names, english = index["docnames"], SearchEnglish({})
+    words = [word for word in re.findall(r"\w+", query.lower()) if word not in english.stopwords]
+    pages = [_pages_with(index, english.stem(word)) for word in words]
     entries = index.get("indexentries", {}).items()
     near = [places for entry, places in entries if query.lower() in entry and 2 * len(query) >= len(entry)]
     return {names[n] for n in set.intersection(*pages)} | {names[place[0]] for places in near for place in places}

@@ -12,7 +12,7 @@ FOLDER = Path(__file__).parent
 OUTSTANDING = re.compile(r"^#+ (.*)$|^```\{index\} (.*)$", re.MULTILINE)
 BUILT = {"_build", "reference"}
 SEARCHES: Mapping[str, str] = {
-    "2:4": "sparse_speed",
+    "2:4": "methods/masks",
     "accelerate": "integrations/accelerate",
     "bert": "integrations/transformers",
     "checkpoint": "howto/resuming",
