@@ -13,23 +13,12 @@ from urllib.parse import unquote, urlsplit
 
 from sphinx.search.en import SearchEnglish
 
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from docs.searches import SEARCHES
+
 TARGET = re.compile(r"""<[^>]*?\s(?:id|name)=["']([^"']+)["']""")
 LINK = re.compile(r"""<(?:a|img|script|link)\b[^>]*?\s(?:href|src)=["']([^"']+)["']""")
-# A query as it is typed -> the page that must be among what it finds.
-SEARCHES: Mapping[str, str] = {
-    "custom loss": "tasks",
-    "fine-tune": "howto/fine_tuning",
-    "glossary": "glossary",
-    "gpt": "integrations/transformers",
-    "gpu": "howto/gpu",
-    "llm": "integrations/transformers",
-    "onnx": "export",
-    "quantization": "coming_from",
-    "resume": "howto/resuming",
-    "sparsity": "glossary",
-    "Torch-Pruning": "coming_from",
-    "yolo": "integrations/ultralytics",
-}
 
 
 def links(folder: Path) -> Iterator[tuple[Path, str]]:
@@ -61,13 +50,16 @@ def dead_links(folder: Path) -> list[str]:
 def unfound(index: str, searches: Mapping[str, str] = SEARCHES) -> list[str]:
     """A line for each search that does not find its page in ``index``, the text of searchindex.js."""
     read = json.loads(index[index.index("{") : index.rindex("}") + 1])
-    return [f"searching for {q!r} does not find {page}" for q, page in searches.items() if page not in found(read, q)]
+    # Numbers are found by the words of the index alone, which a build that goes on loses: a test asks the pages.
+    asked = {query: page for query, page in searches.items() if any(letter.isalpha() for letter in query)}
+    return [f"searching for {q!r} does not find {page}" for q, page in asked.items() if page not in found(read, q)]
 
 
 def found(index: Mapping[str, Any], query: str) -> set[str]:
     """The pages that have all words of a query, or an entry of the index that is mostly the query."""
-    names, stem = index["docnames"], SearchEnglish({}).stem
-    pages = [_pages_with(index, stem(word.lower())) for word in re.findall(r"\w+", query)]
+    names, english = index["docnames"], SearchEnglish({})
+    words = [word for word in re.findall(r"\w+", query.lower()) if word not in english.stopwords]
+    pages = [_pages_with(index, english.stem(word)) for word in words]
     entries = index.get("indexentries", {}).items()
     near = [places for entry, places in entries if query.lower() in entry and 2 * len(query) >= len(entry)]
     return {names[n] for n in set.intersection(*pages)} | {names[place[0]] for places in near for place in places}

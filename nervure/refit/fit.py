@@ -208,7 +208,10 @@ class _Refitter:
         found = consumers(self._model, mine, theirs, self._came, trained)
         if all(c.reason for c in found):
             why = "; ".join(f"{c.tensor!r}: {c.reason}" for c in found[:3]) or "no parameter multiplies what flows"
-            raise ArgumentError(f"nothing in this model can be refitted ({why}).")
+            raise ArgumentError(
+                f"nothing in this model can be refitted ({why}). Weights that are frozen may change again after "
+                "model.requires_grad_(True); refit=False of prune leaves the refit out."
+            )
         require_twin(self._model, self._reference, self._came, {c.tensor for c in found if not c.reason})
         self._statistics = mine.statistics
         norms = {n: level for n, level in mine.norms.items() if n in self._came} if self._how.norms else {}

@@ -129,8 +129,8 @@ def look_away(watcher: Watcher, entry: Any, uses: Any, args: Any, out: Any) -> N
 def prefix_of(model: nn.Module, batch: Batch) -> Prefix:
     """The longest list of layers in a model that run one after the other, on what the one before gave.
 
-    It is tried: with all but the last layer skipped, the model has to give the same again. Where it does not, shorter
-    ones are.
+    It is tried: with its first layers skipped, the model has to give the same again. Where it does not, shorter ones
+    are.
     """
     batch = batch.to(device_of(model))
     with watchable(model):
@@ -139,17 +139,35 @@ def prefix_of(model: nn.Module, batch: Batch) -> Prefix:
 
 
 def _works(model: nn.Module, names: Sequence[str], batch: Batch) -> bool:
-    """Whether the model gives the same with all but the last of these layers skipped."""
+    """Whether the model gives the same with the first layers skipped, however many of them."""
     found = Prefix(model, names)
     try:
-        found.advance(len(names) - 1, [batch])
         with watchable(model):
             whole = tensors_in(batch.feed(model))
-            with found.skipped(0):
-                short = tensors_in(batch.feed(model))
+            return all(_are_equal(whole, _skipping(found, depth, batch)) for depth in _depths(names))
     except Exception:
         # What looks at a layer that was skipped finds something of another shape, and may say so in any way.
         return False
+
+
+def _depths(names: Sequence[str]) -> list[int]:
+    """How many layers are skipped to try it: half, all of the lists before another, all but the last.
+
+    Skips from an encoder to a decoder are only seen where the one is skipped and the other is not.
+    """
+    owners = [name.rpartition(".")[0] for name in names]
+    ends = {n for n, (one, other) in enumerate(itertools.pairwise(owners), 1) if one != other}
+    return sorted({*ends, len(names) // 2, len(names) - 1})
+
+
+def _skipping(found: Prefix, depth: int, batch: Batch) -> list[Tensor]:
+    """What the model gives with so many layers skipped."""
+    found.advance(depth, [batch])
+    with found.skipped(0):
+        return tensors_in(batch.feed(found.model))
+
+
+def _are_equal(whole: Sequence[Tensor], short: Sequence[Tensor]) -> bool:
     return len(whole) == len(short) and all(torch.equal(a, b) for a, b in zip(whole, short, strict=True))
 
 

@@ -40,7 +40,7 @@ class Batch:
     @property
     def inputs(self) -> Any:
         """What goes into the model."""
-        return self.task.inputs(self.raw)
+        return _inputs_of(self.raw, self.task)
 
     @property
     def labels(self) -> Any:
@@ -190,7 +190,7 @@ def _batch(raw: Any, what: str, labelled: bool, task: Task | None) -> Batch:
     task = task or UNTOLD
     raw = map_tensors(plain_tensor, _require_shallow(raw, what))
     with naming(what):
-        tensors = [value for value in tensors_in(task.inputs(raw)) if value.ndim > 0]
+        tensors = [value for value in tensors_in(_inputs_of(raw, task)) if value.ndim > 0]
         if not tensors:
             raise DataError(f"there is no tensor among the inputs of {describe_batch(raw)}.")
         size = task.samples(raw) if len(tensors[0]) else 0
@@ -202,6 +202,16 @@ def _batch(raw: Any, what: str, labelled: bool, task: Task | None) -> Batch:
         if labelled:
             _require_labels(task.labels(raw), size)
     return Batch(raw, size, task)
+
+
+def _inputs_of(raw: Any, task: Task) -> Any:
+    """The inputs of a batch; all of it, where only an objective knows how to take it apart."""
+    try:
+        return task.inputs(raw)
+    except DataError:
+        if task.objective is None:
+            raise
+        return raw
 
 
 def _require_shallow(raw: Any, what: str) -> Any:

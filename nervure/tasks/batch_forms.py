@@ -82,11 +82,20 @@ class Layout(Checked):
 
     def count(self, batch: Any) -> int:
         """How many samples there are; raises DataError where that cannot be told, or there are none."""
-        whole = tensors_in(self.inputs_in(batch)) or tensors_in(batch)
+        whole = tensors_in(self._inputs_or_all(batch)) or tensors_in(batch)
         size = next((len(tensor) for tensor in whole if tensor.ndim), None)
         if not size:
             raise DataError(f"there {'are no tensors' if size is None else 'is no sample'} in {describe_batch(batch)}.")
         return size
+
+    def _inputs_or_all(self, batch: Any) -> Any:
+        try:
+            return self.inputs_in(batch)
+        except DataError:
+            # A loss of one's own takes a batch apart by itself: it has samples, whoever says which parts are inputs.
+            if self != Layout():
+                raise
+            return batch
 
     def _split(self, batch: Any) -> tuple[Any, Any]:
         parts = parts_of(batch)
@@ -107,7 +116,8 @@ class Layout(Checked):
                 return inputs, labels
         raise DataError(
             f"{describe_batch(batch)}: say which parts are inputs and which are labels, "
-            f"e.g. inputs={tuple(range(max(len(batch) - 1, 1)))}, labels={max(len(batch) - 1, 1)}."
+            f"e.g. inputs={tuple(range(max(len(batch) - 1, 1)))}, labels={max(len(batch) - 1, 1)}; with a loss of your "
+            "own, Task(objective=loss, forward=lambda model, batch: model(batch[0]))."
         )
 
     def _arguments(self, model: nn.Module, inputs: Any) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
@@ -122,10 +132,20 @@ class Layout(Checked):
             return self._arguments(model, next(iter(parts.values())))
         if self.inputs is not None or not isinstance(inputs, Mapping):
             return (tuple(parts.values()) if isinstance(inputs, Mapping) else (inputs,)), {}
-        raise DataError(
-            f"the model takes {', '.join(signature(model.forward).parameters) or 'nothing'}, and the batch has "
-            f"{', '.join(map(str, parts))}. Say which parts go in, and in which order: inputs={tuple(parts)}."
-        )
+        raise DataError(_say_how_parts_go_in(model, tuple(parts)))
+
+
+def _say_how_parts_go_in(model: nn.Module, parts: tuple[Any, ...]) -> str:
+    """What to do where a model takes none of the names of a batch; its first parts are proposed."""
+    takes = tuple(signature(model.forward).parameters)
+    names = parts[: len(takes) or 1]
+    places = repr(names[0] if len(names) == 1 else names)
+    call = ", ".join(f"batch[{name!r}]" for name in names)
+    return (
+        f"the model takes {', '.join(takes) or 'nothing'}, and the batch has {', '.join(map(str, parts))}. A task says "
+        f"which parts go in: inputs={places} of the makers in nervure.tasks; with a loss of your own, "
+        f"Task(objective=loss, forward=lambda model, batch: model({call}))."
+    )
 
 
 def parts_of(batch: Any) -> Mapping[Any, Any] | None:

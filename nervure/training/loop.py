@@ -31,7 +31,7 @@ from nervure.core.tensors import digest_of, tensors_in
 from nervure.errors import ArgumentError, DataError, ForwardError
 from nervure.graph.models import device_of, evaluating, is_weightless
 from nervure.tasks.batch_forms import iterate_batches, map_tensors, move_batch, naming
-from nervure.tasks.guessing import find_task
+from nervure.tasks.guessing import TaskLike, as_task, find_task
 from nervure.tasks.task import Task, require_scalar
 from nervure.training.checkpoint import KIND, Part, Progress, SavedRun, read_run, save_run, under
 from nervure.training.dynamic.hook import RewiringHook
@@ -141,7 +141,7 @@ def train(  # noqa: PLR0913 - one keyword per choice that a recipe makes
     model: nn.Module,
     data: Batches,
     *,
-    task: Task | None = None,
+    task: TaskLike | None = None,
     epochs: Epochs = 1,
     lr: Rate = 0.1,
     optimizer: Literal["sgd", "adamw"] | MakeOptimizer = "sgd",
@@ -173,8 +173,8 @@ def train(  # noqa: PLR0913 - one keyword per choice that a recipe makes
         data: batches of any form, such as (inputs, labels) or dicts, that can be iterated once per epoch. Where they
             count epochs themselves (an attribute ``epoch``, as ``split.batches(...)`` has), the count is set to that of
             the training.
-        task: what the model is for (:mod:`nervure.tasks`). None: the objective, where that is a task; else what the
-            first batch says.
+        task: what the model is for (:mod:`nervure.tasks`), or a function (model, batch) -> scalar loss. None: the
+            objective, where that is a task; else what the first batch says.
         epochs: passes over the data.
         lr: the peak learning rate. The default suits SGD; about 1e-3 suits AdamW.
         optimizer: ``"sgd"`` (Nesterov, where there is momentum), ``"adamw"``, or a function from the list of trainable
@@ -214,7 +214,7 @@ def train(  # noqa: PLR0913 - one keyword per choice that a recipe makes
     place = device_of(model) if device is None else torch.device(device)
     model.to(place)
     with _alone(checkpoint), _own_random_numbers(seed, place), _left_in_evaluation(model):
-        objective, task, per_epoch = _look_over(model, data, validation, objective, task, place)
+        objective, task, per_epoch = _look_over(model, data, validation, objective, as_task(task), place)
         stepper = _optimizer(model, optimizer, lr, momentum, weight_decay)
         given = digest_of({name: masks[name].cpu() for name in sorted(masks)}) if masks else ""
         taken = tuple(RewiringHook(hook) if isinstance(hook, SparseTrainer) else hook for hook in hooks)

@@ -30,6 +30,8 @@ NEEDS = {
     "accelerate.md": ("accelerate",),
     "ultralytics.md": ("ultralytics",),
     "segmentation_models_pytorch.md": ("segmentation_models_pytorch",),
+    "diffusers.md": ("diffusers",),
+    "speech.md": ("transformers", "accelerate"),
     "llama_cpp.md": ("transformers", "gguf"),
     "deploying.md": ("onnx", "onnxscript", "onnxruntime"),
 }
@@ -37,13 +39,15 @@ CASES = {
     ("plain_loop.md", "Regression"),
     ("plain_loop.md", "Several outputs"),
     ("plain_loop.md", "Speech, with CTC"),
-    ("timm.md", "timm"),
+    ("timm.md", "timm and torchvision"),
     ("transformers.md", "A token classifier"),
     ("transformers.md", "A language model"),
     ("lightning.md", "Lightning"),
     ("accelerate.md", "Accelerate"),
     ("ultralytics.md", "ultralytics"),
     ("segmentation_models_pytorch.md", "segmentation_models_pytorch"),
+    ("diffusers.md", "diffusers"),
+    ("speech.md", "Speech"),
 }
 """Where a user's lines are counted: page and heading."""
 

@@ -141,3 +141,36 @@ def test_a_list_whose_input_is_looked_at_again_takes_nothing_up() -> None:
     model = nn.ModuleDict({"stem": stem, "block": Block(), "head": nn.Linear(6, 3)})
     model.forward = lambda x: model["head"](model["block"](model["stem"](x)))  # type: ignore[method-assign]
     assert prefix_of(model, batch()).names == tuple(f"stem.{n}" for n in range(5))
+
+
+class EncoderDecoder(nn.Module):
+    """A U-Net: what the layers of one list give is read again by all but the last of another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.down = nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
+        self.up = nn.ModuleList(Up() for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        seen = []
+        for layer in self.down:
+            x = layer(x)
+            seen.append(x)
+        for layer, skip in zip(self.up, (seen[1], seen[0], None), strict=True):
+            x = layer(x, skip)
+        return x
+
+
+class Up(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor, skip: Tensor | None) -> Tensor:
+        found: Tensor = self.body(x if skip is None else x + skip).relu()
+        return found
+
+
+def test_an_encoder_that_a_decoder_reads_again_is_run() -> None:
+    assert prefix_of(EncoderDecoder(), batch()).names == tuple(f"up.{n}" for n in range(3))

@@ -103,6 +103,17 @@ def test_what_is_not_certain_is_asked(batch: Any, message: str) -> None:
         Layout().feed(Sum(), batch)
 
 
+def test_a_loss_of_ones_own_is_told_to_say_how_the_model_is_called() -> None:
+    with pytest.raises(DataError, match=r"inputs='a' of the makers .*lambda model, batch: model\(batch\['a'\]\)"):
+        Layout().feed(nn.Flatten(), {"a": X, "b": Y, "c": Y})
+
+
+def test_samples_are_counted_where_nobody_said_which_parts_are_inputs() -> None:
+    assert Layout().count((X, Y, Y, X)) == len(X)
+    with pytest.raises(DataError, match="there is no 7"):
+        Layout(inputs=7).count((X, Y, Y, X))
+
+
 def test_a_place_that_is_not_there_is_told() -> None:
     with pytest.raises(DataError, match=r"there is no 'z' in a dict of x \[4, 3\], y \[4\]"):
         Layout(labels="z").labels_in({"x": X, "y": Y})

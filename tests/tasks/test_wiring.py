@@ -149,6 +149,23 @@ def test_an_objective_of_the_users_is_a_task() -> None:
     assert by_task.plan.edits == by_function.plan.edits
 
 
+def test_an_objective_takes_batches_apart_that_nobody_else_can() -> None:
+    model = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 2))
+    batches = [(torch.randn(6, 4), torch.randn(6, 2), torch.ones(6, 2), 6) for _ in range(2)]
+
+    def objective(model: nn.Module, batch: Any) -> Tensor:
+        x, y, weight, _ = batch
+        return (weight * (model(x) - y).square()).mean()
+
+    pruned = nervure.prune(model, batches[0][0], Taylor(keep=0.5), data=batches, task=objective, progress=False)
+    assert pruned.cost_after.params < pruned.cost_before.params
+    train(pruned.model, batches, task=objective, epochs=1, progress=False)
+    with pytest.raises(DataError, match=r"forward=lambda model, batch: model\(batch\[0\]\)"):
+        refit(pruned, batches, reference=model, task=objective)
+    task = tasks.Task(objective=objective, forward=lambda model, batch: model(batch[0]))
+    assert refit(pruned, batches, reference=model, task=task).layers
+
+
 def test_gradients_are_those_of_the_sum_however_data_are_cut() -> None:
     model, data, task, example = made("tokens")
     graph = trace(model, example)
