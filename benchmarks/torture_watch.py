@@ -14,8 +14,11 @@ RUNS = frozenset(
 )  # fmt: skip
 KNOWN = frozenset(sys.stdlib_module_names - {"this", "antigravity", "turtle"}) | {
     "nervure", "torch", "numpy", "PIL", "sklearn", "scipy", "safetensors", "msgspec", "filelock", "click", "jinja2",
+    "markupsafe",
 }  # fmt: skip
 """Packages that nervure itself imports when it needs them."""
+COMMIT = ["git", "-c", "core.fsmonitor=false"]
+"""Git is asked for the commit so that nothing runs which a repository names; that has tests of its own."""
 
 
 @final
@@ -39,6 +42,8 @@ class Watch:
 
     def _note(self, event: str, given: tuple[Any, ...]) -> None:
         if self._folder is None:
+            return
+        if event == "subprocess.Popen" and list(given[1][: len(COMMIT)]) == COMMIT:
             return
         if event in RUNS or (event == "import" and str(given[0]).partition(".")[0] not in KNOWN):
             self.seen.append(f"{event} {given[0]!r:.80}")
