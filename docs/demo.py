@@ -5,6 +5,7 @@ since nothing is installed when it begins.
 """
 
 import argparse
+import os
 import queue
 import re
 import shutil
@@ -23,6 +24,8 @@ LONGEST = 118
 """Characters of a line of pip that are shown: it lists all packages in one."""
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 MISSING = "No matching distribution found for torch"
+PATIENT = {"OMP_WAIT_POLICY": "PASSIVE"}
+"""Threads that wait for one another sleep meanwhile: on busy cores that takes half of the time."""
 WORTH_SHOWING = re.compile(r"\s*(Downloading|Processing|Installing|Building|Successfully|ERROR|WARNING|error)")
 TOLD = """\
 What comes: a small network is trained on pictures of clothes. Seven eighths of its work are then taken away in six
@@ -170,6 +173,7 @@ def follow(command: Sequence[str], what: str, *, show: re.Pattern[str] | None = 
     with subprocess.Popen(
         [command[0], "-u", *command[1:]],
         cwd=ROOT,
+        env=PATIENT | os.environ,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
