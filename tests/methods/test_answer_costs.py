@@ -13,6 +13,7 @@ from nervure.methods.channels import answer_costs
 from nervure.methods.channels.compensation import CompensationCurves, CompensationSurvey
 from nervure.refit import Refit, refit
 from nervure.stats.loaders import Batch
+from nervure.tasks import Task
 
 SAMPLES = 256
 
@@ -205,6 +206,84 @@ def test_outputs_of_several_lengths_and_whole_numbers_are_no_obstacle() -> None:
     x = vectors().reshape(-1, 4, 6)
     found = curves(Tokens().eval(), [x[:40], x[40:, :3]])
     assert bool(torch.isfinite(found.costs["up"]).all()) and float(found.costs["up"].sum()) > 0
+
+
+class Asked(nn.Module):
+    """A layer, what is done with it, and another one."""
+
+    def __init__(self, inner: Callable[[nn.Module, Tensor], Tensor], outer: Callable[[nn.Module, Tensor], Any]) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(6, 8), nn.Linear(8, 3)
+        self.inner, self.outer, self.calls = inner, outer, 0
+
+    def forward(self, x: Tensor) -> Any:
+        self.calls += 1
+        return self.outer(self, self.down(self.inner(self, self.up(x).relu())))
+
+
+def through(_: nn.Module, x: Tensor) -> Tensor:
+    return x
+
+
+def asked(inner: Callable[[nn.Module, Tensor], Tensor] = through, outer: Callable[..., Any] = through) -> Tensor:
+    """What units of the only group of such a network cost."""
+    torch.manual_seed(0)
+    return curves(Asked(inner, outer).eval(), [*vectors().split(64)]).costs["up"]
+
+
+def test_what_is_masked_with_infinity_says_nothing() -> None:
+    masked = asked(outer=lambda _, x: x.masked_fill(torch.tensor([False, True, False]), -torch.inf))
+    dropped = asked(outer=lambda _, x: x[:, [0, 2]])
+    assert torch.allclose(masked, dropped)
+
+
+def test_complex_answers_count() -> None:
+    real, turned = asked(), asked(outer=lambda _, x: torch.complex(x, 0 * x))
+    assert torch.allclose(real, turned)
+
+
+def test_a_state_that_changes_with_each_call_is_none_of_the_units() -> None:
+    assert torch.allclose(asked(outer=lambda model, x: x * min(model.calls, 4)), asked(), rtol=0.2)
+
+
+def test_chance_is_the_same_each_time_and_stays_what_it_was() -> None:
+    def dropped(_: nn.Module, x: Tensor) -> Tensor:
+        return nn.functional.dropout(x, 0.1, training=True)
+
+    torch.manual_seed(0)
+    model, x = Asked(through, dropped).eval(), vectors()
+    state = torch.get_rng_state()
+    found = curves(model, [x])
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(curves(model, [x]).costs["up"], found.costs["up"])
+    torch.manual_seed(0)
+    assert torch.allclose(found.costs["up"], curves(Asked(through, through).eval(), [x]).costs["up"], rtol=0.2)
+
+
+def test_modes_of_the_caller_make_no_difference() -> None:
+    torch.manual_seed(0)
+    model, x = NETWORKS["linear"][0]().eval(), vectors()
+    view = view_of(model, [x])
+    expected = CompensationSurvey(currency="answers").of(view).costs["0"]
+    with torch.autocast("cpu"):
+        assert torch.equal(CompensationSurvey(currency="answers").of(view).costs["0"], expected)
+
+
+def test_samples_go_to_where_the_model_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    moved: list[Any] = []
+    to = Batch.to
+    monkeypatch.setattr(Batch, "to", lambda self, device: moved.append(device) or to(self, device))
+    torch.manual_seed(0)
+    answer_costs.AnswerMeter(NETWORKS["linear"][0](), [Batch(vectors(), SAMPLES)])
+    assert moved == [torch.device("cpu")]
+
+
+def test_whole_batches_are_taken_as_they_are() -> None:
+    def refuse(*_: Any) -> Any:
+        raise AssertionError
+
+    parts = [Batch(torch.zeros(8, 2), 8, Task(take=refuse)) for _ in range(4)]
+    assert answer_costs.set_apart(parts, 1) == (parts[:3], parts[3:])
 
 
 @pytest.mark.parametrize("scope", ["layer", "uniform"])

@@ -6,7 +6,7 @@ to some sizes, its readers are fitted to what is left, and the network is asked.
 losses follow those of the readers.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, final
@@ -17,7 +17,9 @@ from torch import Tensor, nn
 
 from nervure.core.tensors import outputs_in
 from nervure.graph.copies import copy_model
-from nervure.graph.models import evaluating
+from nervure.graph.models import device_of, evaluating
+from nervure.graph.modes import disable_compile, leave_modes
+from nervure.graph.preserve import restore_after
 from nervure.graph.tape import named_tensors
 from nervure.refit.consumers import Consumer
 from nervure.stats.loaders import Batch
@@ -92,7 +94,7 @@ def set_apart(parts: Sequence[Batch], groups: int) -> tuple[list[Batch], list[Ba
     while count > 0:
         last = rest.pop()
         first = max(last.size - count, 0)
-        apart.append(last.rows(torch.arange(first, last.size)))
+        apart.append(last.rows(torch.arange(first, last.size)) if first else last)
         rest += [last.head(first)] if first else []
         count -= last.size - first
     return rest, apart or rest
@@ -111,7 +113,8 @@ class AnswerMeter:
         self._model = copy_model(model)
         self._tensors = named_tensors(self._model)
         self._parts = parts
-        self._dense = [self._answer(part) for part in self._parts]
+        self._dense: list[list[Tensor]] = []
+        self._ask(lambda _, answers: self._dense.append(answers))
         self._spread = [_spread(answers) for answers in zip(*self._dense, strict=True)]
 
     def costs(self, readers: Sequence[GroupReader], order: Tensor, costs: Tensor) -> Tensor:
@@ -134,18 +137,23 @@ class AnswerMeter:
         """The variance of the answers' change without these units, as a share of theirs; the mean over outputs."""
         is_gone = torch.zeros(units, dtype=torch.bool)
         is_gone[gone] = True
+        changes = [0.0] * len(self._spread)
+
+        def see(number: int, now: list[Tensor]) -> None:
+            for at, (new, old) in enumerate(zip(now, self._dense[number], strict=True)):
+                changes[at] += float((new - old).double().square().sum())
+
         with self._edited(readers, is_gone):
-            now = [self._answer(part) for part in self._parts]
-        changes = [
-            float(sum((new[at] - old[at]).double().square().sum() for new, old in zip(now, self._dense, strict=True)))
-            for at in range(len(self._spread))
-        ]
+            self._ask(see)
         shares = [change / spread for change, spread in zip(changes, self._spread, strict=True) if spread > 0]
         return sum(shares) / len(shares)
 
-    def _answer(self, part: Batch) -> list[Tensor]:
-        with evaluating(self._model):
-            return _answers(part.feed(self._model))
+    def _ask(self, see: Callable[[int, list[Tensor]], object]) -> None:
+        """Show what the copy says to each part, by its number. What it writes, and random numbers, are put back."""
+        device = device_of(self._model)
+        with leave_modes(), restore_after(self._model), disable_compile(), evaluating(self._model):
+            for number, part in enumerate(self._parts):
+                see(number, _answers(part.to(device).feed(self._model)))
 
     @contextmanager
     def _edited(self, readers: Sequence[GroupReader], gone: Tensor) -> "Iterator[None]":
@@ -189,7 +197,9 @@ def _answers(output: Any) -> list[Tensor]:
     """The logits where they are named, else all real numbers that the model returned for each sample."""
     logits = output.get("logits") if isinstance(output, Mapping) else None
     found = [logits] if isinstance(logits, Tensor) else outputs_in(output)
-    return [value.detach().clone() for value in found if value.is_floating_point() and value.ndim]
+    reals = [torch.view_as_real(value) if value.is_complex() else value for value in found if value.ndim]
+    # What is masked, with -inf, is masked in all networks.
+    return [value.detach().nan_to_num(0, 0, 0) for value in reals if value.is_floating_point()]
 
 
 def _spread(answers: Sequence[Tensor]) -> float:
