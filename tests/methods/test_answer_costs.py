@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from nervure import SNACS, Compensated, Cut, Keep, Plan, prune, trace
+from nervure.errors import NervureWarning
 from nervure.methods import View
 from nervure.methods.channels import answer_costs
 from nervure.methods.channels.compensation import CompensationCurves, CompensationSurvey
@@ -115,7 +116,7 @@ def test_readers_are_fitted_by_least_squares_and_asked_on_samples_they_were_not_
 
 
 @pytest.mark.parametrize(
-    ("sizes", "groups", "apart"), [([100], 1, 25), ([64, 64], 3, 32), ([8, 4], 100, 0), ([3], 1, 0), ([4000], 1, 256)]
+    ("sizes", "groups", "apart"), [([100], 1, 25), ([64, 64], 3, 32), ([8, 4], 100, 1), ([3], 1, 0), ([4000], 1, 256)]
 )
 def test_some_samples_are_set_apart_but_never_many(sizes: list[int], groups: int, apart: int) -> None:
     numbers = torch.arange(sum(sizes)).float()
@@ -258,6 +259,77 @@ def test_chance_is_the_same_each_time_and_stays_what_it_was() -> None:
     assert torch.equal(curves(model, [x]).costs["up"], found.costs["up"])
     torch.manual_seed(0)
     assert torch.allclose(found.costs["up"], curves(Asked(through, through).eval(), [x]).costs["up"], rtol=0.2)
+
+
+@pytest.mark.parametrize("outer", [lambda _, x: x[x[:, 0] > 0], lambda _, x: list(x)])
+def test_answers_of_other_shapes_each_time_are_not_compared(outer: Callable[..., Any]) -> None:
+    torch.manual_seed(0)
+    model, x = Asked(through, outer).eval(), vectors()
+    parts = [x[:192], x[192:236], x[236:]]
+    with pytest.warns(NervureWarning, match="currency='outputs'"):
+        found = curves(model, parts)
+    assert torch.equal(found.costs["up"], curves(model, parts[:1], currency="outputs").costs["up"])
+
+
+@pytest.mark.parametrize("count", [3, 5])
+def test_one_sample_says_something(count: int) -> None:
+    torch.manual_seed(0)
+    model, x = NETWORKS["linear"][0]().eval(), vectors()[:count]
+    by_readers = curves(model, [x[: max(count - 1, 3)]], currency="outputs", ridge=0.1)
+    assert not torch.equal(curves(model, [x], ridge=0.1).costs["0"], by_readers.costs["0"])
+
+
+def test_of_large_answers_a_part_is_held_and_says_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    def repeat(_: nn.Module, x: Tensor) -> Tensor:
+        return x.repeat_interleave(500, 1)
+
+    whole = asked(outer=repeat)
+    monkeypatch.setattr(answer_costs, "HELD", 64 * 400)
+    torch.manual_seed(0)
+    meter = answer_costs.AnswerMeter(Asked(through, repeat).eval(), [Batch(part, 32) for part in vectors().split(32)])
+    assert sum(value.numel() for answers in meter._dense for value in answers) <= 64 * 400
+    assert torch.allclose(asked(outer=repeat), whole, rtol=0.1)
+
+
+def test_what_is_a_table_or_the_layer_before_as_well_is_only_cut() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up = nn.Linear(6, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.linear(self.up(x).relu(), self.up.weight.t())
+
+    torch.manual_seed(0)
+    model, x = Tied().eval(), vectors()
+    lost = []
+    meter = answer_costs.AnswerMeter(model, [Batch(x[192:], 64)])
+    found = curves(model, [x])
+    for share in answer_costs.SHARES:
+        cut = Tied().eval()
+        cut.load_state_dict(model.state_dict())
+        with torch.no_grad():
+            cut.up.weight[found.order["up"][: round(8 * share)]] = 0
+            change = (cut(x[192:]) - model(x[192:])).square().sum()
+        lost.append(float(change) / meter._spread[0])
+    of_readers = curves(model, [x[:192]], currency="outputs").costs["up"].cumsum(0)
+    for count, share in zip((4, 7), lost, strict=True):
+        expected = share**answer_costs.OF_ANSWERS * float(of_readers[count - 1]) ** answer_costs.OF_READERS
+        assert float(found.costs["up"][:count].sum()) == pytest.approx(expected, rel=1e-3)
+
+
+def test_a_bias_of_fewer_entries_than_outputs_is_none_of_theirs() -> None:
+    class Heads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.down = nn.Linear(6, 8), nn.Linear(8, 12, bias=False)
+            self.offset = nn.Parameter(torch.ones(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.down(self.up(x).relu()).view(-1, 3, 4) + self.offset
+
+    torch.manual_seed(0)
+    assert float(curves(Heads().eval(), [vectors()]).costs["up"].sum()) > 0
 
 
 def test_modes_of_the_caller_make_no_difference() -> None:

@@ -33,6 +33,8 @@ ANSWERED = 256
 """Samples that it answers each time, at most."""
 PASSES = 6
 """How often all groups together may make it answer all samples, at most."""
+HELD = 1 << 25
+"""Numbers of answers that are held, of all samples together; of larger answers that many are drawn once and for all."""
 OF_ANSWERS, OF_READERS = 0.6, 0.2
 """Powers of both losses in the price of a unit.
 
@@ -50,7 +52,7 @@ class GroupReader:
         consumer: which.
         units: the unit of each input, -1: none. Shape [stack, inputs].
         weight: its matrix. Shape [stack, outputs, inputs].
-        variance: second moments of what enters it about its mean. Shape [stack, inputs, inputs].
+        power: the variance of what it says. Shape [stack, outputs, 1].
         moments: second moments of what enters it, with a ridge: for each of the stack [inputs, inputs].
         mean: the mean of what enters, [stack, inputs]; None where nothing behind it can take a mean off.
     """
@@ -58,12 +60,14 @@ class GroupReader:
     consumer: Consumer
     units: Tensor
     weight: Tensor
-    variance: Tensor
+    power: Tensor
     moments: Sequence[Tensor]
     mean: Tensor | None
 
     def without(self, gone: Tensor) -> tuple[Tensor, Tensor | None]:
         """Its matrix fitted to the inputs that are left, and what its outputs are missing on average.
+
+        What is used otherwise as well, a table or the layer before, is only cut, as by a refit.
 
         Args:
             gone: which units left. Boolean [units].
@@ -71,9 +75,12 @@ class GroupReader:
         fitted = torch.zeros_like(self.weight)
         for part, (units, moments) in enumerate(zip(self.units, self.moments, strict=True)):
             (left,) = (~((units >= 0) & gone[units.clamp(min=0)])).nonzero(as_tuple=True)
+            if self.consumer.reason:
+                fitted[part][:, left] = self.weight[part][:, left]
+                continue
             factor = torch.linalg.cholesky(moments[left[:, None], left])
             fitted[part][:, left] = torch.cholesky_solve((self.weight[part] @ moments[:, left]).T, factor).T
-        if self.mean is None:
+        if self.mean is None or self.consumer.reason:
             return fitted, None
         return fitted, ((self.weight - fitted) @ self.mean[:, :, None].to(fitted)).squeeze(2)
 
@@ -82,14 +89,14 @@ def set_apart(parts: Sequence[Batch], groups: int) -> tuple[list[Batch], list[Ba
     """The samples that readers are fitted on, and the last ones, on which the network is asked.
 
     What was fitted on a few samples loses nothing of these. At least three quarters are fitted on; of fewer than four
-    samples all are, and the network is asked on the same.
+    samples all are, and the network is asked on the same. It is asked on one at least, however many groups there are.
 
     Args:
         parts: the samples there are.
         groups: how many groups are going to be asked about.
     """
     seen = sum(part.size for part in parts)
-    count = min(ANSWERED, PASSES * seen // (len(SHARES) * max(groups, 1)), seen // 4)
+    count = min(ANSWERED, max(PASSES * seen // (len(SHARES) * max(groups, 1)), 1), seen // 4)
     rest, apart = list(parts), list[Batch]()
     while count > 0:
         last = rest.pop()
@@ -107,15 +114,20 @@ class AnswerMeter:
     Args:
         model: the network. It stays as it is.
         parts: samples that no reader is fitted on, see :func:`set_apart`.
+
+    Attributes:
+        is_comparable: whether all answers so far have had the same shapes as those of the whole network.
     """
 
     def __init__(self, model: nn.Module, parts: Sequence[Batch]) -> None:
         self._model = copy_model(model)
         self._tensors = named_tensors(self._model)
         self._parts = parts
+        self._most = HELD // sum(part.size for part in parts)
         self._dense: list[list[Tensor]] = []
         self._ask(lambda _, answers: self._dense.append(answers))
-        self._spread = [_spread(answers) for answers in zip(*self._dense, strict=True)]
+        self.is_comparable = len({len(answers) for answers in self._dense}) == 1
+        self._spread = [_spread(answers) for answers in zip(*self._dense, strict=False)]
 
     def costs(self, readers: Sequence[GroupReader], order: Tensor, costs: Tensor) -> Tensor:
         """What each unit costs the answers, in the order in which they leave; as given where answers never vary.
@@ -127,7 +139,7 @@ class AnswerMeter:
         """
         units = len(order)
         counts = sorted({n for share in SHARES if 0 < (n := round(share * units)) < units})
-        if not counts or not any(self._spread):
+        if not counts or not any(self._spread) or not self.is_comparable:
             return costs
         lost = [self._lost(readers, order[:count], units) for count in counts]
         of_readers = torch.cat([costs.new_zeros(1), costs.clamp(min=0).cumsum(0)]).numpy()
@@ -140,6 +152,9 @@ class AnswerMeter:
         changes = [0.0] * len(self._spread)
 
         def see(number: int, now: list[Tensor]) -> None:
+            if [new.shape for new in now] != [old.shape for old in self._dense[number]]:
+                self.is_comparable = False
+                return
             for at, (new, old) in enumerate(zip(now, self._dense[number], strict=True)):
                 changes[at] += float((new - old).double().square().sum())
 
@@ -153,7 +168,7 @@ class AnswerMeter:
         device = device_of(self._model)
         with leave_modes(), restore_after(self._model), disable_compile(), evaluating(self._model):
             for number, part in enumerate(self._parts):
-                see(number, _answers(part.to(device).feed(self._model)))
+                see(number, _answers(part.to(device).feed(self._model), self._most * part.size))
 
     @contextmanager
     def _edited(self, readers: Sequence[GroupReader], gone: Tensor) -> "Iterator[None]":
@@ -193,20 +208,31 @@ def _overwrite(tensor: Tensor, value: Tensor) -> None:
         tensor.copy_(value)
 
 
-def _answers(output: Any) -> list[Tensor]:
-    """The logits where they are named, else all real numbers that the model returned for each sample."""
+def _answers(output: Any, most: int) -> list[Tensor]:
+    """The logits where they are named, else all numbers that are not whole; about ``most`` of them."""
     logits = output.get("logits") if isinstance(output, Mapping) else None
     found = [logits] if isinstance(logits, Tensor) else outputs_in(output)
     reals = [torch.view_as_real(value) if value.is_complex() else value for value in found if value.ndim]
+    reals = [value.detach() for value in reals if value.is_floating_point()]
     # What is masked, with -inf, is masked in all networks.
-    return [value.detach().nan_to_num(0, 0, 0) for value in reals if value.is_floating_point()]
+    return [_some(value, most // len(reals)).nan_to_num(0, 0, 0) for value in reals]
+
+
+def _some(value: Tensor, most: int) -> Tensor:
+    """The same numbers of each row, [rows, numbers], where there are more than ``most`` in all; else all of them."""
+    if value.numel() <= most:
+        return value
+    rows = value.reshape(len(value), -1)
+    drawn = torch.randint(rows.shape[1], (max(most // len(rows), 1),), generator=torch.Generator().manual_seed(0))
+    return rows[:, drawn.to(value.device)]
 
 
 def _spread(answers: Sequence[Tensor]) -> float:
-    """The variance of one output over samples, summed over its numbers; of any length, about one mean for all."""
-    if len({answer.shape[1:] for answer in answers}) == 1:
+    """The variance of one output over samples, summed; about one mean for all where lengths vary, or of one sample."""
+    if len({answer.shape[1:] for answer in answers}) == 1 < sum(map(len, answers)):
         whole = torch.cat(list(answers)).double()
-        return float((whole - whole.mean(0)).square().sum())
+        whole -= whole.mean(0)
+        return float(whole.square_().sum())
     flat = torch.cat([answer.double().flatten() for answer in answers])
     return float((flat - flat.mean()).square().sum())
 
