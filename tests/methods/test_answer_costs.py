@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -316,6 +317,37 @@ def test_what_is_a_table_or_the_layer_before_as_well_is_only_cut() -> None:
     for count, share in zip((4, 7), lost, strict=True):
         expected = share**answer_costs.OF_ANSWERS * float(of_readers[count - 1]) ** answer_costs.OF_READERS
         assert float(found.costs["up"][:count].sum()) == pytest.approx(expected, rel=1e-3)
+
+
+def test_the_last_units_of_a_group_with_more_units_than_it_needs_are_dear() -> None:
+    torch.manual_seed(0)
+    x = vectors()[:, :3]
+    # Three inputs, and nothing that is not linear: three units say all.
+    model = nn.Sequential(nn.Linear(3, 64), nn.Linear(64, 6), nn.Linear(6, 40), nn.ReLU(), nn.Linear(40, 4)).eval()
+    found = curves(model, [x], ridge=1e-3)
+    assert found.costs["0"][-4:].max() > 0.1 > 10 * float(found.costs["0"][:-3].sum())
+    graph = trace(model, x[:2])
+    plan = Compensated(keep=0.1).plan(view_of(model, [x]))
+    left = {cut.group: cut.keep.count for cut in plan.cuts}
+    assert left.get("0", graph["0"].size) >= 2
+
+
+def test_no_group_is_asked_about_more_often_than_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked_about: list[int] = []
+    lose = answer_costs.AnswerMeter._lost
+    monkeypatch.setattr(
+        answer_costs.AnswerMeter, "_lost", lambda self, *args: asked_about.append(len(args[1])) or lose(self, *args)
+    )
+    torch.manual_seed(0)
+    curves(nn.Sequential(nn.Linear(3, 64), nn.Linear(64, 6)).eval(), [vectors()[:, :3]], ridge=1e-3)
+    assert len(asked_about) == len(answer_costs.SHARES) and max(asked_about) > 58
+
+
+def test_losses_that_fall_with_more_units_do_not_make_the_last_ones_free() -> None:
+    readers = np.array([0.0, 1.0, 2.0, 3.0, 4.0])
+    found = answer_costs._price(readers, [1, 3], [0.3, 0.2]) / readers.clip(1e-9) ** answer_costs.OF_READERS
+    answers = found ** (1 / answer_costs.OF_ANSWERS)
+    assert answers.tolist() == pytest.approx([0.0, 0.3, 0.3, 0.3, 0.4])
 
 
 def test_a_bias_of_fewer_entries_than_outputs_is_none_of_theirs() -> None:

@@ -29,6 +29,11 @@ if TYPE_CHECKING:
 
 SHARES = (0.5, 0.9)
 """How much of a group leaves when the network is asked."""
+NOTHING = 1e-5
+"""What answers may lose, as a share of their variance, where a group has units that say nothing of their own.
+
+Where the last share loses no more, it says nothing of those that are left. So it is asked where readers lose half.
+"""
 ANSWERED = 256
 """Samples that it answers each time, at most."""
 PASSES = 6
@@ -141,9 +146,13 @@ class AnswerMeter:
         counts = sorted({n for share in SHARES if 0 < (n := round(share * units)) < units})
         if not counts or not any(self._spread) or not self.is_comparable:
             return costs
-        lost = [self._lost(readers, order[:count], units) for count in counts]
         of_readers = torch.cat([costs.new_zeros(1), costs.clamp(min=0).cumsum(0)]).numpy()
-        return torch.from_numpy(np.diff(_price(of_readers, counts, lost)))
+        lost = {counts[-1]: self._lost(readers, order[: counts[-1]], units)}
+        half = min(int(np.searchsorted(of_readers, of_readers[-1] / 2)), units - 1)
+        others = [half] if lost[counts[-1]] < NOTHING and half > counts[-1] else counts[:-1]
+        lost |= {count: self._lost(readers, order[:count], units) for count in others}
+        counts = sorted(lost)
+        return torch.from_numpy(np.diff(_price(of_readers, counts, [lost[count] for count in counts])))
 
     def _lost(self, readers: Sequence[GroupReader], gone: Tensor, units: int) -> float:
         """The variance of the answers' change without these units, as a share of theirs; the mean over outputs."""
@@ -243,6 +252,9 @@ def _price(of_readers: np.ndarray, counts: Sequence[int], lost: Sequence[float])
     rising = np.maximum.accumulate([0.0, *lost])
     found = np.interp(of_readers, at, rising)
     step = at[-1] - at[-2]
+    slope = (rising[-1] - rising[-2]) / step if step > 0 else 0
+    if not slope and at[-1] > 0:
+        slope = rising[-1] / at[-1]
     beyond = of_readers > at[-1]
-    found[beyond] = rising[-1] + (of_readers[beyond] - at[-1]) * ((rising[-1] - rising[-2]) / step if step > 0 else 0)
+    found[beyond] = rising[-1] + (of_readers[beyond] - at[-1]) * slope
     return np.asarray(found**OF_ANSWERS * of_readers**OF_READERS)
