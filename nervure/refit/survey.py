@@ -112,6 +112,7 @@ class _Surveyor:
         self._made: dict[int, LayerReading] = {}
         """Products by what they gave, behind views as well."""
         self._direct: dict[int, LayerReading] = {}
+        self._said: dict[Key, Sequence[int]] = {}
         self._readers: Counter[int] = Counter()
         self._runs: Counter[str] = Counter()
         self._follower: Follower | None = None
@@ -133,7 +134,7 @@ class _Surveyor:
         self._readers.update(ref.id for ref in given)
         live = [use for use in uses if use.is_live]
         for use in live:
-            level = max(level, self._read(entry, use, args) + 1)
+            level = max(level, self._read(entry, use, args, out.shape) + 1)
             self._follow(watcher).product(entry, self.found.readings[-1].key)
         if family(entry.name) == "batch norm":
             level = self._norm(watcher, entry, level)
@@ -182,7 +183,7 @@ class _Surveyor:
     def _level(self, ref: Ref) -> int:
         return self._levels.get(ref.id, 0)
 
-    def _read(self, entry: Entry, use: Operand, args: tuple[Any, ...]) -> int:
+    def _read(self, entry: Entry, use: Operand, args: tuple[Any, ...], shape: Sequence[int]) -> int:
         name = use.trail.parameter
         level = self._first.setdefault(name, self._level(entry.args[use.other]))
         reading = LayerReading((name, self.found.uses[name]), len(self.found.readings), use, level)
@@ -194,6 +195,7 @@ class _Surveyor:
         if place is not None and place < len(args) and isinstance(args[place], Tensor):
             reading.bias = self._memory.locate(args[place], inside=True)
         self.found.readings.append(reading)
+        self._said[reading.key] = shape
         self._made[entry.outs[0].id] = self._direct[entry.outs[0].id] = reading
         return level
 
@@ -205,7 +207,7 @@ class _Surveyor:
             return
         if family(entry.name) == "view" and len(entry.outs) == 1:
             self._made[entry.outs[0].id] = reading
-        elif family(entry.name) == "add" and reading.bias is None and _is_bias(args):
+        elif family(entry.name) == "add" and reading.bias is None and _is_bias(args, self._said[reading.key]):
             reading.bias = self._memory.locate(args[1], inside=False)
 
     def _norm(self, watcher: Watcher, entry: Entry, level: int) -> int:
@@ -227,9 +229,16 @@ class _Surveyor:
         return level + 1
 
 
-def _is_bias(args: tuple[Any, ...]) -> bool:
-    """Whether a vector is added along the last axis."""
-    return isinstance(args[1], Tensor) and args[1].ndim == 1 and args[1].shape[0] == args[0].shape[-1]
+def _is_bias(args: tuple[Any, ...], said: Sequence[int]) -> bool:
+    """Whether a vector is added along the last axis, with an entry for each output.
+
+    Args:
+        args: what is added.
+        said: the shape of what the product gave, before any view of it.
+    """
+    if not (isinstance(args[1], Tensor) and args[1].ndim == 1 and args[1].shape[0] == args[0].shape[-1]):
+        return False
+    return len(args[1]) in said[1:] or len(args[1]) % max(said[-1], 1) == 0
 
 
 @final

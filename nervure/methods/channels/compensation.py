@@ -6,6 +6,7 @@ readers lose is added up, as :mod:`nervure.scores.elimination` has it.
 """
 
 import itertools
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias, final
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from nervure.core.container import Kind
-from nervure.errors import DataError
+from nervure.errors import DataError, NervureWarning
 from nervure.graph.types import Graph, Group
 from nervure.methods.base import Folder, View, data_of, model_of
 from nervure.methods.channels.answer_costs import AnswerMeter, GroupReader, set_apart
@@ -48,6 +49,10 @@ FEW = 0.01
 
 Fitted to fewer positions than it has inputs, a reader seems to lose nothing with any of them.
 """
+INCOMPARABLE = (
+    "what the model returns has another shape or number of parts each time, so answers cannot be compared: "
+    "groups compete by what their readers lose. Where this is meant, say currency='outputs'."
+)
 CURVE_SLACK = 0.1
 """What a unit may cost where limits decide, as a share of the average one of its group."""
 CURVES = Kind("nervure-compensation", "curves of compensation saved by nervure", version=1)
@@ -148,6 +153,7 @@ class CompensationSurvey:
         readers = {group.name: find_readers(group, consumers) for group in graph.prunable}
         weights = self._weights(model, graph, views[0], consumers, seed)
         order, costs, skipped = dict[str, Tensor](), dict[str, Tensor](), dict[str, str]()
+        asked = dict[str, Tensor]()
         places = [self.positions or places_in(v) for v in views]
         seen = [
             read_in_passes(model, v, consumers, readers, positions=positions, seed=seed)
@@ -165,12 +171,14 @@ class CompensationSurvey:
             if problems:
                 order[name], costs[name] = eliminate(problems, size)
                 if meter is not None:
-                    costs[name] = meter.costs([*views_of_readers[0].values()], order[name], costs[name])
+                    asked[name] = meter.costs([*views_of_readers[0].values()], order[name], costs[name])
             else:
                 entered = found[0][1]
                 reasons = [entered.reasons[place] for place in readers[name] if place in entered.reasons]
                 skipped[name] = next(iter(reasons), UNREAD)
-        return CompensationCurves(order, costs, skipped)
+        if meter is not None and not meter.is_comparable:
+            warnings.warn(INCOMPARABLE, NervureWarning, stacklevel=2)
+        return CompensationCurves(order, asked if meter is not None and meter.is_comparable else costs, skipped)
 
     def _readers(
         self, model: nn.Module, units: Mapping[int, Tensor], consumers: Sequence[Consumer], entered: InputMoments
@@ -182,18 +190,19 @@ class CompensationSurvey:
                 continue
             consumer, sums = replace(consumers[place]), entered.led[entered.leaders[place]]
             variance, moments = second_moments(consumer, sums)
+            weight = consumer.weight(model).double()
             found[place] = GroupReader(
                 consumer,
                 units[place],
-                consumer.weight(model).double(),
-                variance,
+                weight,
+                ((weight @ variance) * weight).sum(2, keepdim=True),
                 [add_ridge_to(matrix, self.ridge + FEW * (len(matrix) / sums.count) ** 2) for matrix in moments],
                 sums.x0 + sums.x / sums.count if has_shift(consumer) else None,
             )
         return found
 
     def _problems(self, reader: GroupReader, counts: Tensor | None, size: int) -> Iterator[ReaderProblem]:
-        weight = reader.weight * self._scale(reader.weight, reader.variance, counts)
+        weight = reader.weight * self._scale(reader.power, counts)
         for part, matrix in enumerate(reader.moments):
             yield ReaderProblem(weight[part], matrix, columns_of(reader.units[part], size))
 
@@ -209,9 +218,8 @@ class CompensationSurvey:
         joined = read_joins(model, some, wanted, positions=self.positions or PLACES, seed=seed)
         return value_weights(graph, consumers, joined)
 
-    def _scale(self, weight: Tensor, variance: Tensor, counts: Tensor | None) -> Tensor:
+    def _scale(self, power: Tensor, counts: Tensor | None) -> Tensor:
         """What makes the losses of a reader comparable with those of others, [stack, outputs, 1]."""
-        power = ((weight @ variance) * weight).sum(2, keepdim=True)
         if self.currency == "layers":
             return (1 / power.sum().clamp(min=torch.finfo(power.dtype).tiny)).sqrt().expand_as(power)
         alone = torch.where(power > TINY * power.max(), power, torch.inf).rsqrt()
