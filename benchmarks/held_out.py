@@ -1,11 +1,11 @@
 """Criteria for units, all refitted, on networks that took no part in choosing any of them.
 
 Run ``python benchmarks/held_out.py`` (one thread, hours; words choose cells). What the scores do and what their options
-are was chosen on VGG-16 and ResNet-20; here are four other networks, trained as in ``benchmarks/refit.py``, whose dense
-networks are shared (``--cache``). Each is cut to a half, a quarter and an eighth of its multiply-accumulates by every
-criterion, refitted on 1,024 training pictures without labels, and measured on test data, clean and corrupted: as it is,
-after one epoch, and after three. Networks are the unit of chance: the seeds of one are averaged first.
-Writes ``docs/results/held_out.*``.
+are was chosen on VGG-16, ResNet-20 and two small networks made for that; here are four others, trained as in
+``benchmarks/refit.py``, whose dense networks are shared (``--cache``). Each is cut to a half, a quarter and an eighth
+of its multiply-accumulates by every criterion, refitted on 1,024 training pictures without labels, and measured on test
+data, clean and corrupted: as it is, after one epoch, and after three. Networks are the unit of chance: the seeds of one
+are averaged first. Writes ``docs/results/held_out.*``.
 """
 
 import sys
@@ -218,12 +218,12 @@ INTRODUCTION = """# Criteria on networks held out
 
 `python benchmarks/held_out.py`; one thread. Accuracy on test data in percent, means over seeds; all arms are refitted
 on 1,024 training pictures of Fashion-MNIST at 16 x 16 without labels. *Shifted* is the mean over Gaussian noise,
-defocus, fog and contrast at severity 3, on 500 pictures. What SNACS does was chosen on VGG-16 and ResNet-20 alone
-(last, where they were run). A row rests on so many seeds as its last column says: of one seed, differences of a point
-mean nothing, and the networks, not their seeds, are the unit of chance. *Level* is within half a point of the best.
-A criterion that ranks all layers together may leave a layer with a single channel: hence those that let groups of one
-build compete alone (*isomorphic*). *Sizes of SNACS* are the control: each layer is as large as SNACS makes it, and what
-stays in it is chosen by magnitude, or by lot."""
+defocus, fog and contrast at severity 3, on 500 pictures. What SNACS does was chosen on VGG-16 and ResNet-20 (last,
+where they were run) and on a small ResNet-8 and ViTs made for that. A row rests on so many seeds as its last column
+says: of one seed, differences of a point mean nothing, and the networks, not their seeds, are the unit of chance.
+*Level* is within half a point of the best. A criterion that ranks all layers together may leave a layer with a single
+channel: hence those that let groups of one build compete alone (*isomorphic*). *Sizes of SNACS* are the control: each
+layer is as large as SNACS makes it, and what stays in it is chosen by magnitude, or by lot."""
 
 BENCHMARK = Benchmark(
     "held_out",

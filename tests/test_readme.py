@@ -88,15 +88,28 @@ def test_the_tables_of_the_readme_are_those_of_the_results() -> None:
     assert with_tables(text) == text, "run: python -m docs.headlines"
 
 
+def leads(heading: str) -> dict[str, int]:
+    """For each network that was held out in how many budgets SNACS is ahead of all that is not of its sizes."""
+    found: dict[str, int] = {}
+    for row in rows_of("held_out.md", heading):
+        if row["network"].startswith("*"):
+            continue
+        arms = {name: float(value.strip("*")) for name, value in row.items() if name in ARMS and value != "–"}
+        if len(arms) == len(ARMS):
+            found[row["network"]] = found.get(row["network"], 0) + (max(arms, key=arms.__getitem__) == "SNACS")
+    return found
+
+
+ARMS = ("Random", "Magnitude", "FPGM", "Taylor", "SNACS, means", "Magnitude, isomorphic", "Taylor, isomorphic", "SNACS")
+
+
 def test_what_the_readme_says_beside_its_tables_is_so() -> None:
-    first = rows_of("held_out.md", "## Shifted, without training")[-1]
-    assert int(first["SNACS"].split()[0]) <= int(first["Magnitude"].split()[0])
+    assert leads("## Shifted, without training") == {"MobileNetV2": 3, "ViT": 3, "ResNet-56": 0}
+    assert leads("## Clean, without training")["ResNet-56"] == 1
     plain = [float(row["plain, untrained"].split()[0]) for row in rows_of("refit.md", BEST)]
     assert sorted(plain)[len(plain) // 2] < 25, "most networks are near chance as cut"
-    answers = {
-        row["column 2"]: float(row["same answers: refit"]) for row in rows_of("real_models.md", "### Classifier")
-    }
-    assert min(answers["Magnitude"], answers["Taylor"]) > 1.3 * answers["SNACS"]
+    half = [row for row in rows_of("real_models.md", "### Classifier") if row["column 1"].startswith("50%")]
+    assert len(half) > 2 and all(float(row["same answers: refit"]) < 20 for row in half)
     half = rows_of("real_models.md", "### Language")[0]
     assert half["parameters"] == "70 %" and round(float(half["faq: refit"])) == 2
     assert round(float(half["manual: refit"])) == round(float(half["bible: refit"])) == 4
