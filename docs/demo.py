@@ -42,8 +42,8 @@ What comes: a quarter of the parameters of a language model leaves, what stays i
 Then both go on with the same prompt. (Other text: TEXT=file; another prompt: PROMPT="...")
 
 What it costs: an environment of its own in {env} (torch for CPUs, about 190 MB to
-download, and 65 MB beside it; what is there is used), and about four minutes on two free cores for 135 M parameters, most
-of them the fit. No training. Stopped, the same command goes on where it was.
+download, and 65 MB beside it; what is there is used), and about four minutes on two free cores for 135 M parameters,
+most of them the fit. No training. Stopped, the same command goes on where it was.
 """
 WHICH_MODEL = """\
 MODEL={model!r} is no folder with a config.json. Give one that transformers loads, with its tokenizer:
