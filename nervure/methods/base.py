@@ -8,6 +8,7 @@ from typing import Any, Protocol, TypeVar, final, runtime_checkable
 from torch import Tensor, nn
 
 from nervure.errors import DataError, ScoreError
+from nervure.graph.models import is_weightless
 from nervure.graph.types import Graph
 from nervure.plan import Plan
 from nervure.stats import Stats, measure
@@ -201,6 +202,17 @@ def model_of(view: View) -> nn.Module:
     if view.model is None:
         raise DataError("this asks the model itself, but the view has none. Give model= (nervure.prune does).")
     return view.model
+
+
+def model_to_run(view: View) -> nn.Module:
+    """The model, to be run on data; raises DataError where the view has none, or one of shapes alone."""
+    model = model_of(view)
+    if is_weightless(model):
+        raise DataError(
+            "what the model says on data is asked for, and it has shapes without numbers (it is on the meta device). "
+            "Give it its weights first."
+        )
+    return model
 
 
 def task_of(view: View) -> Task:

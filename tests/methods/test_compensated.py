@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nervure import Compensated, Cut, Keep, Plan, prune, trace
+from nervure import OBS, SNACS, Compensated, Cut, Keep, Plan, prune, trace
 from nervure.errors import ArgumentError, DataError, NervureWarning
 from nervure.methods import View
 from nervure.methods.channels.compensation import CompensationCurves, CompensationSurvey, removable
@@ -293,3 +293,14 @@ def test_few_samples_are_looked_at_in_more_places() -> None:
     every, few = (CompensationSurvey(positions=n).of(view).costs["0"] for n in (144, 8))
     assert torch.equal(CompensationSurvey().of(view).costs["0"], every)
     assert not torch.equal(few, every)
+
+
+@pytest.mark.parametrize(
+    "method", [Compensated(keep=0.5), OBS(keep=0.5), SNACS(keep=0.5), SNACS(keep=0.5, budget="weights")]
+)
+def test_shapes_without_numbers_are_refused_before_they_are_run(method: Any) -> None:
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 2))
+    data = [(vectors(8), torch.zeros(8, dtype=torch.long))]
+    with pytest.raises(DataError, match=r"shapes without numbers .* Give it its weights first"):
+        prune(model, data[0][0][:2], method, data=data, verify=False, progress=False)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from nervure.core.container import Kind
 from nervure.errors import DataError, NervureWarning
 from nervure.graph.types import Graph, Group
-from nervure.methods.base import Folder, View, data_of, model_of
+from nervure.methods.base import Folder, View, data_of, model_to_run
 from nervure.methods.channels.answer_costs import AnswerMeter, GroupReader, set_apart
 from nervure.methods.channels.data_views import DataViews, draw_views
 from nervure.methods.channels.value_weights import value_weights
@@ -119,7 +119,7 @@ class CompensationSurvey:
         Raises:
             DataError: there are no data, or what enters a layer is not finite.
         """
-        model = model_of(view)
+        model = model_to_run(view)
         data_of(view)  # Where there are none, that is said before a folder is made.
         place = answer_folder(folder, view, self)
         skipped: dict[str, str] = {}

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from nervure.core.schema import Count, NotNegative, Size
 from nervure.graph.types import Graph
-from nervure.methods.base import Folder, Inquiry, View, data_of, draw_samples, model_of
+from nervure.methods.base import Folder, Inquiry, View, data_of, draw_samples, model_to_run
 from nervure.methods.channels.compensation import (
     UNREAD,
     add_ridge_to,
@@ -86,7 +86,7 @@ class ObsSurvey:
 
     def of(self, view: View, folder: Folder = None) -> dict[str, Tensor]:
         """For each group that is read what its units cost, [units]; raises DataError."""
-        model = model_of(view)
+        model = model_to_run(view)
         data_of(view)  # Where there are none, that is said before a folder is made.
         place = answer_folder(folder, view, self)
 

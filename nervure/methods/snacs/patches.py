@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from nervure.core.container import Kind
-from nervure.methods.base import Folder, View, data_of, draw_samples, model_of
+from nervure.methods.base import Folder, View, data_of, draw_samples, model_to_run
 from nervure.methods.channels.compensation import add_ridge_to, columns_of, places_in, read_in_passes, second_moments
 from nervure.methods.evidence_folder import answer_folder, remember
 from nervure.refit.consumers import Consumer
@@ -39,7 +39,7 @@ class PatchSurvey:
         Raises:
             DataError: the view has no model or no data, or what enters a layer is not finite.
         """
-        model = model_of(view)
+        model = model_to_run(view)
         data_of(view)  # Where there are none, that is said before a folder is made.
         place = answer_folder(folder, view, self)
 
