@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from nervure import OBS, SNACS, Compensated, Cut, Keep, Plan, prune, trace
 from nervure.errors import ArgumentError, DataError, NervureWarning
 from nervure.methods import View
-from nervure.methods.channels.compensation import CompensationCurves, CompensationSurvey, removable
+from nervure.methods.channels.compensation import CompensationCurves, CompensationSurvey, places_in, removable
 from nervure.refit import Refit, refit
+from nervure.stats.loaders import Batch
 from nervure.zoo import build
 
 
@@ -304,3 +305,12 @@ def test_shapes_without_numbers_are_refused_before_they_are_run(method: Any) -> 
     data = [(vectors(8), torch.zeros(8, dtype=torch.long))]
     with pytest.raises(DataError, match=r"shapes without numbers .* Give it its weights first"):
         prune(model, data[0][0][:2], method, data=data, verify=False, progress=False)
+
+
+def test_obs_looks_at_more_places_where_samples_are_few() -> None:
+    few, many = ([Batch(torch.zeros(n, 1), n)] for n in (64, 4096))
+    assert (places_in(few), places_in(many)) == (128, 8)
+    model, x = NETWORKS["convolution"][0]().eval(), pictures()
+    view = View(trace(model, x[:2]), dict(model.state_dict()), None, 0, model, x[:2], [x])
+    assert torch.equal(OBS().scores(view)["0"], OBS(positions=128).scores(view)["0"])
+    assert not torch.equal(OBS().scores(view)["0"], OBS(positions=8).scores(view)["0"])
