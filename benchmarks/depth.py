@@ -318,7 +318,9 @@ def narrowed(trial: Trial, base: nn.Module, goal: nn.Module) -> nn.Module:
     for _ in range(8):
         keep = (low + high) / 2
         try:
-            smaller = apply(base, graph, Magnitude(keep=keep, budget="macs").plan(View(graph, weights))).eval()
+            smaller = apply(
+                base, graph, Magnitude(keep=keep, budget="macs", multiple=1).plan(View(graph, weights))
+            ).eval()
         except BudgetError:  # every layer keeps a channel at least
             low = keep
             continue

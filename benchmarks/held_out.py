@@ -37,7 +37,7 @@ REFITTED = 1
 
 def methods(keep: float) -> Mapping[str, Any]:
     """What competes, at one budget."""
-    how: dict[str, Any] = {"keep": keep, "budget": "macs"}
+    how: dict[str, Any] = {"keep": keep, "budget": "macs", "multiple": 1}
     return {
         "Random": Random(**how),
         "Magnitude": Magnitude(**how),
@@ -81,7 +81,7 @@ class SizesOf:
 
 def controls(keep: float) -> Mapping[str, Any]:
     """Where SNACS leads: by its sizes of layers, or by its choice inside of them?"""
-    how: dict[str, Any] = {"keep": keep, "budget": "macs"}
+    how: dict[str, Any] = {"keep": keep, "budget": "macs", "multiple": 1}
     return {
         "Magnitude, sizes of SNACS": SizesOf(SNACS(**how), Magnitude(**how)),
         "Random, sizes of SNACS": SizesOf(SNACS(**how), Random(**how)),

@@ -91,7 +91,7 @@ def unseen(graph: Graph, view: View) -> Iterator[tuple[str, Plan]]:
     """Plans that no table was fitted to: random ones, and those of methods and budgets."""
     yield from ((f"random {number}", random_plan(graph, UNSEEN + number)) for number in range(8))
     methods: list[Method] = [
-        Magnitude(keep=0.5, budget="macs"),
+        Magnitude(keep=0.5, budget="macs", multiple=1),
         Magnitude(keep=0.3, budget="macs", multiple=8),
         Magnitude(keep=0.6, budget="params", scope="layer", multiple=16),
         FPGM(keep=0.6, scope="layer"),

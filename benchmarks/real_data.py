@@ -34,6 +34,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -260,20 +261,26 @@ def ctc_loss(model: nn.Module, batch: tuple[Any, Tensor]) -> Tensor:
     return loss
 
 
-def text_reader(folder: Path, lines: int) -> Subject:
-    """EasyOCR's English reader: the share of characters that it reads right in drawn lines.
-
-    It is calibrated on lines of one word.
-    """
+def ocr_of(folder: Path, weights: str, letters: int) -> tuple[Any, Mapping[str, Tensor]]:
+    """A font of so many pixels, and the weights of one of EasyOCR's models, whose modules can be imported then."""
     allow_torchvision()
     place = find(folder / "ocr", "vgg_model.py").parent
     package_of(place.parent, "easyocr")
     package_of(place, "easyocr.model")
     fonts = importlib.import_module("PIL.ImageFont")
-    font = fonts.truetype(str(find(folder / "ocr", "DejaVuSans.ttf")), 40)
+    state = torch.load(find(folder / "ocr", weights), map_location="cpu", weights_only=True)
+    font = fonts.truetype(str(find(folder / "ocr", "DejaVuSans.ttf")), letters)
+    return font, {name.removeprefix("module."): value for name, value in state.items()}
+
+
+def text_reader(folder: Path, lines: int) -> Subject:
+    """EasyOCR's English reader: the share of characters that it reads right in drawn lines.
+
+    It is calibrated on lines of one word.
+    """
+    font, state = ocr_of(folder, "english_g2.pth", 40)
     model = importlib.import_module("easyocr.model.vgg_model").Model(1, 256, 256, 97).eval()
-    state = torch.load(find(folder / "ocr", "english_g2.pth"), map_location="cpu", weights_only=True)
-    model.load_state_dict({name.removeprefix("module."): value for name, value in state.items()})
+    model.load_state_dict(state)
     tested = make_lines(0, lines)
 
     def batches(seed: int, count: int) -> Batches:
@@ -299,6 +306,64 @@ def text_reader(folder: Path, lines: int) -> Subject:
 
     example = (draw_line(font, "Example", WIDTH_STEP), torch.zeros(1, 1).long())
     return Subject(model, example, batches, ctc_loss, lambda model: score(model, tested))
+
+
+PAGE, CELLS, IS_TEXT = (192, 128), 3, 0.4
+"""Width and height of a page, how many words stand below one another, and above what a map says text or link."""
+
+
+def draw_page(font: Any, seed: int) -> tuple[Tensor, Tensor]:
+    """One made-up word in each third of a white page, scaled as photographs are, [3, height, width]; and their boxes."""
+    images, pens = importlib.import_module("PIL.Image"), importlib.import_module("PIL.ImageDraw")
+    picture, draw, boxes = images.new("RGB", PAGE, "white"), random.Random(seed), []
+    pen = pens.Draw(picture)
+    for cell, word in enumerate(make_lines(seed, CELLS, words=1)):
+        at = (draw.randint(4, 40), cell * PAGE[1] // CELLS + draw.randint(2, 12))
+        boxes.append(pen.textbbox(at, word, font=font))
+        pen.text(at, word, font=font, fill="black")
+    return (to_tensor(picture) - CENTRE) / SCALE, torch.tensor(boxes).float()
+
+
+def regions(maps: Tensor) -> Tensor:
+    """Boxes around what is text or a link of letters, in pixels of the page; maps are [height / 2, width / 2, 2]."""
+    image = importlib.import_module("scipy.ndimage")
+    spots = image.find_objects(image.label((maps > IS_TEXT).any(-1).numpy())[0])
+    return torch.tensor([(2 * x.start, 2 * y.start, 2 * x.stop, 2 * y.stop) for y, x in spots]).float().view(-1, 4)
+
+
+def text_detector(folder: Path, pages: int) -> Subject:
+    """EasyOCR's CRAFT: whether the words of drawn pages are found, and whether its maps are the dense model's."""
+    font, state = ocr_of(folder, "craft_mlt_25k.pth", 22)
+    model = importlib.import_module("easyocr.craft").CRAFT(pretrained=False).eval()
+    model.load_state_dict(state)
+    tested = [draw_page(font, TEST_SEED + page) for page in range(pages)]
+
+    @torch.no_grad()
+    def maps(model: nn.Module) -> Tensor:
+        return torch.cat([model(page[None])[0] for page, _ in tested])
+
+    dense = cache(lambda: maps(model))
+
+    def score(model: nn.Module) -> Scores:
+        found = maps(model)
+        a, b = found > IS_TEXT, dense() > IS_TEXT
+        one = torch.zeros(CELLS)
+        boxes = [regions(page) for page in found]
+        pairs = [((true, one), (new, one[:1].expand(len(new)))) for (_, true), new in zip(tested, boxes, strict=True)]
+        return {
+            "words": 100 * fmean(agreement(true, new) for true, new in pairs),
+            "text pixels": 100 * float((a & b).sum() / (a | b).sum()),
+        }
+
+    def batches(seed: int, count: int) -> Batches:
+        drawn = torch.stack([draw_page(font, seed * count + page)[0] for page in range(count)])
+        with torch.no_grad():
+            return [(part, (model(part)[0] > IS_TEXT).float()) for part in drawn.split(4)]
+
+    def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return F.mse_loss(model(batch[0])[0], batch[1])
+
+    return Subject(model, tested[0][0][None], batches, loss, score)
 
 
 # -- pictures --------------------------------------------------------------------------------------------------------
@@ -703,6 +768,11 @@ def voice_encoder(folder: Path, clips: int) -> Subject:
 
 SUBJECTS: Mapping[str, tuple[Callable[[Path, int], Subject], int, str]] = {
     "text reader": (text_reader, 200, "characters read right, % of drawn lines"),
+    "text detector": (
+        text_detector,
+        10,
+        "words found, F1 in %, and agreement of text pixels with the dense model's, %",
+    ),
     "voice encoder": (voice_encoder, 9, "cosine with the dense model's vectors"),
     "classifier": (classifier, 100, "answers as the dense model's, %"),
     "detector": (detector, 30, "agreement of boxes with the dense model's, F1 in %"),

@@ -153,7 +153,8 @@ UNTRAINED: Mapping[tuple[str, str], Mapping[str, Arm]] = {
 """Subject and edit, then arm by arm."""
 
 SAMPLES = {
-    "text reader": 240, "voice encoder": 128, "classifier": 128, "detector": 60, "speech": 48, "language": 32,
+    "text reader": 240, "text detector": 16, "voice encoder": 128, "classifier": 128, "detector": 60, "speech": 48,
+    "language": 32,
 }  # fmt: skip
 EPOCHS, RATE = 3, 1e-4
 
@@ -163,9 +164,7 @@ def methods(keep: float) -> Mapping[str, Any]:
     return {
         "Magnitude": Magnitude(keep=keep, budget="macs"),
         "Taylor": Taylor(keep=keep, budget="macs"),
-        "SNACS, means": SNACS(keep=keep, ranking="connectivity", of="means", limits=False, granularity="filters"),
         "SNACS": SNACS(keep=keep, budget="macs"),
-        "SNACS, multiples of 8": SNACS(keep=keep, budget="macs", multiple=8),
         "Energy": Energy(keep=keep, budget="macs"),
         "Random": Random(keep=keep, budget="macs"),
     }

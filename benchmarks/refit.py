@@ -83,11 +83,11 @@ NETWORKS: Mapping[str, dict[str, Any]] = {
 def filters(keep: float) -> Mapping[str, Any]:
     """Methods that cut units to a share of the multiply-accumulates."""
     return {
-        "Random": Random(keep=keep, budget="macs"),
-        "Magnitude": Magnitude(keep=keep, budget="macs"),
-        "Taylor": Taylor(keep=keep, budget="macs"),
+        "Random": Random(keep=keep, budget="macs", multiple=1),
+        "Magnitude": Magnitude(keep=keep, budget="macs", multiple=1),
+        "Taylor": Taylor(keep=keep, budget="macs", multiple=1),
         "SNACS, means": SNACS(keep=keep, granularity="filters", ranking="connectivity", of="means", limits=False),
-        "SNACS": SNACS(keep=keep, budget="macs"),
+        "SNACS": SNACS(keep=keep, budget="macs", multiple=1),
     }
 
 

@@ -115,8 +115,8 @@ FILTERS: Mapping[str, Arm] = {
     "without limits: partial correlation": snacs(granularity="filters", limits=False, estimator="gaussian"),
     "without limits: dependence without weights": filters_by("dependence"),
     "without limits: weights without dependence": filters_by("weights"),
-    "magnitude": lambda view, keep: Magnitude(keep=keep, budget="macs").plan(view),
-    "random, the same share of each layer": lambda view, keep: Random(keep=keep, budget="macs").plan(view),
+    "magnitude": lambda view, keep: Magnitude(keep=keep, budget="macs", multiple=1).plan(view),
+    "random, the same share of each layer": lambda view, keep: Random(keep=keep, budget="macs", multiple=1).plan(view),
 }
 KERNELS: Mapping[str, Arm] = {
     "SNACS": snacs(),

@@ -398,7 +398,7 @@ def test_a_new_recipe_has_snacs_as_it_is_now(
     monkeypatch.setattr("nervure.cli.commands.run_recipe", lambda recipe, **_: written.append(recipe) or 1 / 0)
     command = ["prune", "--model", "resnet8", "--data", "digits", "--keep", "0.5", "--method", "SNACS", *words]
     CliRunner().invoke(main, [*command, "--out", str(tmp_path / "run")])
-    assert (written[0].prune.version, written[0].prune.options) == (2, options)
+    assert (written[0].prune.version, written[0].prune.options) == (3, options)
     again = Recipe.from_toml(written[0].to_toml())
     assert method_of(again) == SNACS(keep=0.5, budget="macs", **options)  # type: ignore[arg-type]
 

@@ -25,6 +25,8 @@ Scope: TypeAlias = Literal["global", "layer", "kind", "isomorphic", "uniform"]
 NAMED_PINS = 4
 WHOLE_KINDS = ("heads", "blocks")
 """Groups whose units have several channels each."""
+BLOCKS = {128: 16, 32: 8}
+"""Channels that fast kernels take at a time, for groups of at least so many channels."""
 
 
 @checked
@@ -55,7 +57,7 @@ def allocate(
     budget: BudgetName = "channels",
     scope: Scope = "global",
     minimum: Size = 1,
-    multiple: Size = 1,
+    multiple: Size | None = 1,
     floors: Mapping[str, Count] | None = None,
     table: LatencyTable | None = None,
 ) -> Plan:
@@ -84,7 +86,9 @@ def allocate(
         minimum: the floor: every group keeps so many units (or all that it has).
         multiple: the number of channels of each group that is cut becomes a multiple of this, for hardware (a head
             brings all of its channels). Sizes are rounded up, at most to the whole group, so with
-            ``budget="channels"`` more can stay than was asked; other budgets still hold.
+            ``budget="channels"`` more can stay than was asked; other budgets still hold. None: what fast kernels take,
+            16 in groups of 128 channels or more and 8 in groups of 32 or more, where more than that stay; sizes below
+            are free.
         floors: for some groups a floor of their own, where it is above ``minimum``. With ``budget="channels"`` floors
             go first: more stays than was asked where they are above it.
         table: what was timed on an engine, for ``budget="latency"``.
@@ -119,7 +123,7 @@ class AllocationProblem:
     values: tuple[np.ndarray, ...]
     scope: Scope
     least: tuple[int, ...]
-    multiple: int
+    multiple: int | None
     clock: Clock | None = None
 
     @cached_property
@@ -193,16 +197,28 @@ class AllocationProblem:
 
         For an engine also a multiple of its block, in groups that have four of them at least.
         """
-        asked = np.array([unit_multiple(group, self.multiple) for group in self.graph.prunable], dtype=np.int64)
+        asked = np.array([unit_multiple(group, self.multiple or 1) for group in self.graph.prunable], dtype=np.int64)
         if self.clock is None:
             return asked
-        both = math.lcm(self.multiple, self.clock.tally.block)
+        both = math.lcm(self.multiple or 1, self.clock.tally.block)
         whole = np.array([unit_multiple(group, both) for group in self.graph.prunable], dtype=np.int64)
         return np.where(4 * whole <= self.sizes, whole, asked)
 
+    @cached_property
+    def blocks(self) -> np.ndarray:
+        """How many units of each group fast kernels take at a time, where nothing else was asked. Shape [groups]."""
+        if self.multiple is not None:
+            return self.multiples
+        return np.array([units_of_block(group) for group in self.graph.prunable], dtype=np.int64)
+
+    def steps(self, counts: np.ndarray) -> np.ndarray:
+        """What sizes near ``counts`` [groups] are multiples of: of a block only where one stays."""
+        return np.where(counts > self.blocks, self.blocks, self.multiples)
+
     def round_up(self, counts: np.ndarray) -> np.ndarray:
         """Group sizes [groups] rounded up to what is allowed."""
-        rounded = np.minimum(self.sizes, -(-counts // self.multiples) * self.multiples)
+        steps = self.steps(counts)
+        rounded = np.minimum(self.sizes, -(-counts // steps) * steps)
         return np.asarray(rounded) if self.scope != "uniform" else self.for_family(rounded)
 
     def best(self, counts: np.ndarray) -> np.ndarray:
@@ -284,7 +300,7 @@ def _fill(market: AllocationProblem, kept: np.ndarray, cost: Cost, limit: float)
     for unit in market.order.tolist():
         if kept[unit]:
             continue
-        alone = market.multiples[market.owner[unit]] == 1 and market.scope != "uniform"
+        alone = market.blocks[market.owner[unit]] == 1 and market.scope != "uniform"
         key = ledger.kind(unit) if alone else int(market.families[market.owner[unit]])
         if key in too_dear:
             continue
@@ -310,8 +326,19 @@ def _next_of(market: AllocationProblem, kept: np.ndarray, owner: int) -> list[in
     (members,) = np.nonzero(market.owner == owner)
     removed = members[~kept[members]]
     best = removed[np.argsort(market.rank[removed])]
-    multiple, have = int(market.multiples[owner]), len(members) - len(removed)
-    return [int(u) for u in best[: multiple - have % multiple]]
+    have = len(members) - len(removed)
+    step = int(market.steps(np.full(len(market.sizes), have + 1))[owner])
+    return [int(u) for u in best[: step - have % step]]
+
+
+def units_of_block(group: Group) -> int:
+    """How many units of ``group`` make a block of channels that fast kernels take at a time, where it is wide enough.
+
+    Where it is not, so many as it is cut in anyway.
+    """
+    each = _channels_of_unit(group)
+    block = next((block for channels, block in BLOCKS.items() if group.size * each >= channels), 1)
+    return unit_multiple(group, block)
 
 
 def unit_multiple(group: Group, multiple: int) -> int:
@@ -321,8 +348,14 @@ def unit_multiple(group: Group, multiple: int) -> int:
     """
     if group.kind not in WHOLE_KINDS:
         return math.lcm(multiple, group.multiple)
-    widths = [int((slot.units.array >= 0).sum()) // group.size for slot in (*group.writers, *group.readers)]
-    return math.lcm(multiple // math.gcd(multiple, *widths), group.multiple)
+    return math.lcm(multiple // math.gcd(multiple, _channels_of_unit(group)), group.multiple)
+
+
+def _channels_of_unit(group: Group) -> int:
+    """What all slots of a group have for each unit; more than 1 only where units are whole."""
+    if group.kind not in WHOLE_KINDS:
+        return 1
+    return math.gcd(*(int((slot.units.array >= 0).sum()) // group.size for slot in (*group.writers, *group.readers)))
 
 
 def kind_of(group: Group) -> str:

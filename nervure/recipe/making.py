@@ -17,7 +17,7 @@ from nervure.errors import ArgumentError, FileError, NervureError, RecipeError
 from nervure.evaluation import CORRUPTIONS
 from nervure.methods import METHODS, Method, method_from, method_keeping
 from nervure.methods.dynamic.dynamic_sparse import DynamicSparse
-from nervure.methods.lookup import find_method
+from nervure.methods.lookup import find_method, options_of
 from nervure.recipe.own_data import Data, OwnData, loaders_in
 from nervure.recipe.recipe import DataSection, Recipe, RecoverSection, TrainSection, plain
 from nervure.recipe.sources import ModelSource, parameters_of, require_taken
@@ -127,7 +127,7 @@ def method_of(recipe: Recipe) -> Method:
     with _told_of("[prune]", section.method):
         method = method_keeping(
             section.method,
-            as_before(section.method, section.options, section.version),
+            as_before(section.method, section.options, section.version, section.budget),
             keep=section.share,
             budget=section.budget,
             density=section.density or None,
@@ -176,14 +176,27 @@ FORMER: Mapping[int, Mapping[str, FormerDefaults]] = {
     },
 }
 """By the version of a recipe, then by the name of a method; what is not here has always been what it is."""
+ROUNDS_WIDTHS = 3
+"""The version of recipes in which methods round the widths of wide groups by themselves."""
 
 
-def as_before(name: str, options: Mapping[str, Any], version: int = 1) -> Mapping[str, Any]:
-    """The options of a method in a recipe of that version, with what the version means by what they leave open."""
+def as_before(name: str, options: Mapping[str, Any], version: int = 1, budget: str = "") -> Mapping[str, Any]:
+    """The options of a method in a recipe of that version, with what the version means by what they leave open.
+
+    ``budget`` is what is counted where the options do not say it.
+    """
     for known, former in FORMER.get(version, {}).items():
         if name.rpartition(":")[2].lower() == known.lower() and find_method(METHODS, name) is METHODS[known]:
-            return former.fill(options)
-    return options
+            options = former.fill(options)
+    return _with_free_widths(name, options, budget) if version < ROUNDS_WIDTHS else options
+
+
+def _with_free_widths(name: str, options: Mapping[str, Any], budget: str) -> Mapping[str, Any]:
+    """Widths were rounded for an engine only, before."""
+    maker = find_method(METHODS, name)
+    is_rounded = maker in METHODS.values() and "multiple" in options_of(maker)
+    for_engine = "engine" in options or options.get("budget", budget) == "latency"
+    return {"multiple": 1, **options} if is_rounded and not for_engine else options
 
 
 def begins_fresh(recipe: Recipe, method: Method) -> bool:

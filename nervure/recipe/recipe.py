@@ -96,7 +96,7 @@ Threads = Annotated[int, Meta(ge=0, le=4096)]
 """Of torch; 0: as torch has it."""
 
 
-VERSION = 2
+VERSION = 3
 """Of the recipes that are written now."""
 
 
@@ -237,7 +237,8 @@ class PruneSection:
     by lot and rewire it while it trains, such as ``RigL``, trained for all others.
 
     ``version`` says what a method has where the recipe leaves it open: 1, as without the key, what it had when recipes
-    began (SNACS masks kernels by one threshold over means), 2 what it has now.
+    began (SNACS masks kernels by one threshold over means), 2 what it had before widths were rounded (``multiple`` is 1
+    where a cost is counted and no engine is named), 3 what it has now.
     """
 
     method: str = "Magnitude"

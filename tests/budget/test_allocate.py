@@ -6,15 +6,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from nervure.budget import allocate, top
+from nervure.budget.allocate import units_of_block
 from nervure.budget.cost_model import CostModel
 from nervure.errors import ArgumentError, BudgetError, ScoreError
 from nervure.graph.repeats import repeated_groups
-from nervure.graph.types import ConfigSize, Graph
+from nervure.graph.types import ConfigSize, Graph, Group, TensorAxis, Units
 from nervure.plan import Plan
 from tests.graphs import chain, dense, heads, residual
 
@@ -150,6 +151,32 @@ def test_sizes_are_multiples_where_the_group_allows(
     except BudgetError:
         return
     assert all(cut.keep.count % multiple == 0 for cut in plan.cuts)
+
+
+@settings(max_examples=20)
+@given(keeps, st.integers(0, 9), scopes, costs)
+def test_left_open_wide_groups_keep_whole_blocks(keep: float, seed: int, scope: str, budget: str) -> None:
+    graph = chain(24, 40, 160, 10)
+    try:
+        plan = allocate(graph, scored(graph, seed), keep=keep, budget=budget, scope=scope, multiple=None)
+    except BudgetError:
+        return
+    kept, left = masks(graph, plan), counts(graph, plan)
+    assert cost(graph, budget, kept) <= keep * cost(graph, budget)
+    for group in graph.prunable:
+        block, size = {24: 1, 40: 8, 160: 16}[group.size], left[group.name]
+        assert size <= block or size % block == 0 or size == group.size
+        if size == group.size or scope == "uniform":
+            continue
+        more = kept[group.name].clone()
+        more[(~more).nonzero()[: 1 if size < block else block]] = True
+        assert cost(graph, budget, kept | {group.name: more}) > keep * cost(graph, budget), f"{group.name} can be wider"
+
+
+@pytest.mark.parametrize(("width", "units"), [(64, 1), (20, 4), (12, 2)])
+def test_left_open_heads_make_whole_blocks(width: int, units: int) -> None:
+    slot = TensorAxis("out.weight", 1, "reader", Units(np.repeat(np.arange(8), width)))
+    assert units_of_block(Group("attention", 8, "heads", (slot,))) == units
 
 
 @given(graphs, keeps, scopes, st.sampled_from(["channels", "params", "macs"]))

@@ -121,7 +121,7 @@ def test_a_recipe_names_a_criterion_with_its_options() -> None:
         + '[prune]\nmethod = "Ranking"\noptions = { criterion = "own_methods:even", options = { level = 2.0 } }\n'
     )
     made = method_of(Recipe.from_toml(text))
-    assert made == Ranking(criterion="own_methods:even", options={"level": 2.0}, budget="macs")
+    assert made == Ranking(criterion="own_methods:even", options={"level": 2.0}, budget="macs", multiple=1)
 
 
 def test_a_study_names_it() -> None:
@@ -129,7 +129,7 @@ def test_a_study_names_it() -> None:
     study = Study.from_toml(text + '[[method]]\nname = "own_methods:careful"\n[[method]]\nname = "Random"\n')
     made = {trial.method: method_of(trial.recipe) for trial in study.trials()}
     assert made["own_methods:careful"] == Magnitude(keep=0.5, budget="macs", scope="layer")
-    assert made["Random"] == Random(keep=0.5, budget="macs")
+    assert made["Random"] == Random(keep=0.5, budget="macs", multiple=1)
 
 
 def command(*words: str) -> tuple[int, str]:

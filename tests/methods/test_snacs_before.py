@@ -75,7 +75,7 @@ def test_a_recipe_of_before_means_what_it_meant(name: str) -> None:
     if said.get("ranking") == "connectivity":
         del said["ranking"]
     budget = {"budget": options["budget"]} if "budget" in options else {}
-    expected = SNACS(**options)
+    expected = SNACS(**options, multiple=1)
     assert SNACS(**as_before("SNACS", said | budget), keep=options["keep"]) == expected
     if expected.granularity == "filters":
         recipe = {
@@ -87,8 +87,8 @@ def test_a_recipe_of_before_means_what_it_meant(name: str) -> None:
 
 
 def test_a_recipe_gets_the_defaults_of_now_by_naming_them() -> None:
-    assert SNACS(**as_before("SNACS", {"ranking": "compensated"})) == SNACS()
-    assert as_before("Magnitude", {"keep": 0.5}) == {"keep": 0.5}
+    assert SNACS(**as_before("SNACS", {"ranking": "compensated"})) == SNACS(multiple=1)
+    assert as_before("Magnitude", {"keep": 0.5}, version=3) == {"keep": 0.5}
 
 
 def test_a_recipe_of_the_second_version_has_what_there_is_now() -> None:
@@ -97,15 +97,17 @@ def test_a_recipe_of_the_second_version_has_what_there_is_now() -> None:
     def method(version: dict[str, int], **told: Any) -> Any:
         return method_of(Recipe.from_dict(recipe | {"prune": {"method": "SNACS", **version, **told}}))
 
-    assert method({"version": 2}) == SNACS(keep=0.5, budget="macs")
+    assert method({"version": 3}) == SNACS(keep=0.5, budget="macs")
+    assert method({"version": 2}) == SNACS(keep=0.5, budget="macs", multiple=1) != method({"version": 3})
     assert method({"version": 1}, budget="macs") == method({}) != method({"version": 2})
+    assert method({"version": 2}, options={"engine": "eager"}) == SNACS(keep=0.5, budget="macs", engine="eager")
     then = [{"method": "SNACS", "keep": 0.5}]
     (after,) = methods_after(Recipe.from_dict(recipe | {"prune": {"version": 2, "then": then}}))
-    assert after == SNACS()
+    assert after == SNACS(multiple=1)
     (after,) = methods_after(Recipe.from_dict(recipe | {"prune": {"then": then}}))
     assert after == SNACS(**as_before("SNACS", {}))
-    with pytest.raises(RecipeError, match="version = 3 is not one of 1 to 2"):
-        method({"version": 3})
+    with pytest.raises(RecipeError, match="version = 4 is not one of 1 to 3"):
+        method({"version": 4})
 
 
 def test_the_first_version_leaves_digests_as_they_were_and_the_second_does_not() -> None:
@@ -125,7 +127,7 @@ def test_a_study_has_a_version_too() -> None:
     }
     found = [
         {repr(method_of(trial.recipe)) for trial in Study.from_dict(study | {"study": told}).trials()}
-        for told in ({}, {"version": 2})
+        for told in ({}, {"version": 3})
     ]
     assert repr(SNACS(keep=0.5, budget="macs")) in found[1] - found[0]
 

@@ -76,6 +76,7 @@ def test_a_target_that_no_plan_reaches_is_told_with_the_nearest(clock: Clock) ->
 
 def test_plans_for_an_engine_have_sizes_of_sixteen_and_others_have_not(clock: Clock) -> None:
     assert Magnitude(keep=0.5).multiple == 1
+    assert Magnitude(keep=0.5, budget="macs").multiple is None
     assert Magnitude(keep=0.5, engine="openvino").multiple == 16
     assert FPGM(budget="latency").multiple == 16
     assert Magnitude(engine="openvino", multiple=8).multiple == 8

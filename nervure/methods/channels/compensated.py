@@ -66,7 +66,9 @@ class Compensated(Checked):
             are few, so that a layer sees about 8,192.
         ridge: the share of its variance that is added to each input's.
         minimum: units that every group keeps.
-        multiple: group sizes are rounded up to a multiple of this. None: 16 for an engine, else 1.
+        multiple: group sizes are rounded up to a multiple of this. None: 16 for an engine; else what fast kernels take,
+            8 or 16 in wide groups (see :func:`nervure.budget.allocate`), but 1 where channels are counted or limits
+            decide.
         engine: what the plan is made for, see :func:`nervure.engines.runner`; with ``"latency"`` eager where none is
             named.
         target: the latency or memory to meet: a share of the dense network's in (0, 1], or an amount like ``"3 ms"`` or

@@ -61,15 +61,20 @@ def is_left_to_limits(method: Any) -> bool:
 
 def for_engine(
     budget: str | Budget, engine: str | None, target: float | str | None, multiple: int | None
-) -> tuple[str | None, int]:
+) -> tuple[str | None, int | None]:
     """The engine that a plan is made for and what sizes are multiples of, as asked or by default.
+
+    Where a cost is counted sizes may be rounded within it, so None stays; where units are, as many stay as was asked.
 
     Raises:
         ArgumentError: the target is no amount of the budget, or one is given where that has none.
     """
     require_target(target, budget)
     engine = "eager" if is_timed(budget) and engine is None else engine
-    return engine, multiple if multiple is not None else 1 if engine is None else MULTIPLE
+    if multiple is None and engine is not None:
+        return engine, MULTIPLE
+    counts_cost = is_known(budget) and not find_budget(budget).counts_units
+    return engine, 1 if multiple is None and not counts_cost else multiple
 
 
 def require_target(target: float | str | None, budget: str | Budget, name: str = "target") -> None:
@@ -111,7 +116,7 @@ def cut_lowest(method: Any, view: View, scores: Scores, floors: Mapping[str, int
             budget=method.budget,
             scope=method.scope,
             minimum=method.minimum,
-            multiple=method.multiple or 1,
+            multiple=1 if keep is None else method.multiple,
             floors=floors,
             table=table,
         )
