@@ -332,7 +332,7 @@ def regions(maps: Tensor) -> Tensor:
 
 
 def text_detector(folder: Path, pages: int) -> Subject:
-    """EasyOCR's CRAFT: whether the words of drawn pages are found, and whether its maps are the dense model's."""
+    """EasyOCR's CRAFT: whether the words of drawn pages are found, and whether its maps are the dense ones."""
     font, state = ocr_of(folder, "craft_mlt_25k.pth", 22)
     model = importlib.import_module("easyocr.craft").CRAFT(pretrained=False).eval()
     model.load_state_dict(state)
