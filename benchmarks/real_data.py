@@ -313,7 +313,7 @@ PAGE, CELLS, IS_TEXT = (192, 128), 3, 0.4
 
 
 def draw_page(font: Any, seed: int) -> tuple[Tensor, Tensor]:
-    """One made-up word in each third of a white page, scaled as photographs are, [3, height, width]; and their boxes."""
+    """One made-up word in each third of a white page, scaled as photographs are, [3, height, width], and boxes."""
     images, pens = importlib.import_module("PIL.Image"), importlib.import_module("PIL.ImageDraw")
     picture, draw, boxes = images.new("RGB", PAGE, "white"), random.Random(seed), []
     pen = pens.Draw(picture)
