@@ -367,7 +367,7 @@ def plan(
     if made.wants and stats is None and data is not None:
         stats = measure_stats(model, graph, data, want=made.wants, task=choice.task(), seed=choice.seed)
     task = choice.task() if data is not None else None
-    decided = made.plan(View(graph, weights, stats, choice.seed, model, shown, data, task=task))
+    decided = made.plan(View(graph, weights, stats, choice.seed, model, shown, data, task=task, shows_progress=True))
     tell(decided.describe(graph))
     if "milliseconds" in decided.reached:
         took, share = decided.reached["milliseconds"], decided.reached["keep"]

@@ -74,9 +74,14 @@ def track(iterable: Iterable[T], what: str, total: int | None = None, *, enabled
     [1, 2, 3]
     """
     with progress(what, length(iterable) if total is None else total, enabled=enabled) as advance:
-        for item in iterable:
-            yield item
-            advance()
+        yield from step_by_step(iterable, advance)
+
+
+def step_by_step(iterable: Iterable[T], advance: Callable[[], object]) -> Iterator[T]:
+    """Yield the items of ``iterable`` unchanged, and call ``advance`` when each is done with."""
+    for item in iterable:
+        yield item
+        advance()
 
 
 def length(iterable: Iterable[object]) -> int | None:

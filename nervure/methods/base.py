@@ -36,6 +36,7 @@ class View:
         ignored: names of parameters that must not change, whatever groups they belong to.
         answers: inquiries with what they have found out, see :func:`gather_evidence`.
         task: what the model is for; None: what the first batch says, where that is asked.
+        shows_progress: whether inquiries show progress of what takes longer than two seconds.
     """
 
     graph: Graph
@@ -48,6 +49,7 @@ class View:
     ignored: frozenset[str] = frozenset()
     answers: tuple[tuple["Inquiry[Any]", Any], ...] = ()
     task: Task | None = None
+    shows_progress: bool = False
 
     def ask(self, inquiry: "Inquiry[A_co]", folder: Folder = None) -> A_co:
         """The answer that was gathered; where none was, the view's own model is asked now, if it has one."""
@@ -62,12 +64,12 @@ class View:
         """The view with this answer, whatever was there before."""
         return replace(self, answers=((inquiry, found), *self.answers))
 
-    def listen(self, want: frozenset[str], *, progress: bool = False, **options: Any) -> "View":
+    def listen(self, want: frozenset[str], **options: Any) -> "View":
         """The view with these signals in ``stats``: as they are there, or measured with ``options`` now."""
         if not want or (self.stats is not None and want <= self.stats.want):
             return self
         model, data = model_of(self), data_of(self)
-        how = {"task": self.task, "seed": self.seed, "progress": progress, **options}
+        how = {"task": self.task, "seed": self.seed, "progress": self.shows_progress, **options}
         found = measure(model, self.graph, data, want=want, **how)
         return replace(self, stats=found)
 
@@ -168,12 +170,12 @@ def gather_evidence(method: Method, view: View, *, folder: Folder = None, progre
         method: what wants it.
         view: with a model, and data where the method measures on data.
         folder: where answers are kept, unless the method names a ``cache``; None: in memory only.
-        progress: whether to show a bar where signals are measured.
+        progress: show progress of what takes longer than two seconds.
 
     Raises:
         DataError: there are no model or no data, or they are of no use.
     """
-    view = view.listen(method.wants, progress=progress)
+    view = replace(view, shows_progress=progress).listen(method.wants)
     kept = method.cache if isinstance(method, Cached) and method.cache is not None else folder
     for inquiry in inquiries_of(method):
         view = view.with_answer(inquiry, view.ask(inquiry, kept))

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from nervure.budget.radix_select import add_highest, highest_of_rows
+from nervure.core.progress import track
 from nervure.errors import DataError
 from nervure.graph.tape import named_tensors
 from nervure.refit.consumers import Consumer
@@ -45,7 +46,13 @@ class MatrixShare:
 
 
 def select_masks(
-    model: nn.Module, batches: Sequence[Batch], shares: Mapping[str, MatrixShare], *, positions: int = 8, seed: int = 0
+    model: nn.Module,
+    batches: Sequence[Batch],
+    shares: Mapping[str, MatrixShare],
+    *,
+    positions: int = 8,
+    seed: int = 0,
+    shown: bool = False,
 ) -> dict[str, Tensor]:
     """Choose what stays of each parameter on what the network says that was made sparse up to there.
 
@@ -55,6 +62,7 @@ def select_masks(
         shares: the parameters, and how much of each stays.
         positions: at how many places of each sample a convolution is looked at, at most.
         seed: for choosing these.
+        shown: show progress of what takes longer than two seconds.
 
     Returns:
         For each parameter whose inputs can be read a boolean of its shape, True stays. The others stay as they are.
@@ -67,7 +75,8 @@ def select_masks(
     prefix.note([reading for consumer in found for reading in consumer.readings])
     tensors = named_tensors(model)
     choosers = {c.tensor: _MaskChoice(tensors[c.tensor], shares[c.tensor]) for c in found}
-    for level in sorted({consumer.level for consumer in found}):
+    levels = sorted({consumer.level for consumer in found})
+    for level in track(levels, "choosing weights", enabled=shown):
         prefix.advance(min(prefix.before(c.readings[0]) for c in found if c.level >= level), batches)
         # What is looked up of a consumer is as large as its parameter: copies let it go after their level.
         wanted = {place: replace(c) for place, c in enumerate(found) if c.level == level}

@@ -1,7 +1,11 @@
 import sys
 
 import pytest
+import torch
+from torch import nn
 
+import nervure
+from nervure import OBS, SNACS, GCNet, SparseGPT, Taylor
 from nervure.core import progress
 
 
@@ -64,3 +68,25 @@ def test_an_error_passes_through_and_the_bar_is_put_away(monkeypatch):
 
 def test_lengths_are_known_or_none():
     assert progress.length([1, 2]) == 2 and progress.length(iter([1])) is None
+
+
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [
+        (SNACS(), "asking what may leave"),
+        (OBS(), "asking what may leave"),
+        (GCNet(of="patches", density=0.5), "asking what may leave"),
+        (SparseGPT(), "choosing weights"),
+        (Taylor(), "measuring"),
+    ],
+)
+def test_methods_that_ask_the_network_show_it_unless_told_not_to(monkeypatch, method, said):
+    terminal = terminal_in(monkeypatch)
+    monkeypatch.setattr(progress, "PATIENCE", 0.0)
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
+    data = [(torch.randn(32, 6), torch.arange(32) % 3)]
+    nervure.prune(network, data[0][0], method, data=data, refit=False, progress=False)
+    assert terminal.text == ""
+    nervure.prune(network, data[0][0], method, data=data, refit=False)
+    assert said in terminal.text

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from nervure.core.container import Kind
+from nervure.core.progress import progress, step_by_step
 from nervure.errors import DataError, NervureWarning
 from nervure.graph.types import Graph, Group
 from nervure.methods.base import Folder, View, data_of, model_to_run
@@ -126,7 +127,7 @@ class CompensationSurvey:
 
         def make() -> dict[str, Tensor]:
             parts = draw_views(view, self.views, self.samples)
-            found = self._curves(model, view.graph, parts, view.seed)
+            found = self._curves(model, view.graph, parts, view.seed, view.shows_progress)
             skipped.update(found.skipped)
             return {
                 "samples": torch.tensor([sum(part.size for part in parts[0])]),
@@ -143,7 +144,7 @@ class CompensationSurvey:
         return CompensationCurves(order, costs, missing | skipped, int(kept["samples"]))
 
     def _curves(
-        self, model: nn.Module, graph: Graph, views: Sequence[Sequence[Batch]], seed: int
+        self, model: nn.Module, graph: Graph, views: Sequence[Sequence[Batch]], seed: int, shown: bool
     ) -> CompensationCurves:
         meter: AnswerMeter | None = None
         if self.currency == "answers":
@@ -156,7 +157,7 @@ class CompensationSurvey:
         asked = dict[str, Tensor]()
         places = [self.positions or places_in(v) for v in views]
         seen = [
-            read_in_passes(model, v, consumers, readers, positions=positions, seed=seed)
+            read_in_passes(model, v, consumers, readers, positions=positions, seed=seed, shown=shown)
             for v, positions in zip(views, places, strict=True)
         ]
         for found in zip(*seen, strict=True):
@@ -321,6 +322,7 @@ def read_in_passes(
     *,
     positions: int,
     seed: int,
+    shown: bool = False,
 ) -> Iterator[tuple[str, InputMoments]]:
     """What enters the readers of each name, of as many in one pass over the samples as memory holds.
 
@@ -331,12 +333,16 @@ def read_in_passes(
         readers: for each name the places of its consumers, each with the unit of each input, [stack, inputs].
         positions: how many places of a convolution are looked at in each sample, at most.
         seed: for choosing these.
+        shown: show one bar over all batches of all passes, and over all names.
     """
-    for names in _packed(readers):
-        wanted = {place: consumers[place] for name in names for place in readers[name]}
-        entered = read_inputs(model, parts, wanted, positions=positions, seed=seed)
-        for name in names:
-            yield name, entered
+    packs = list(_packed(readers))
+    with progress("asking what may leave", len(packs) * len(parts) + len(readers), enabled=shown) as advance:
+        for names in packs:
+            wanted = {place: consumers[place] for name in names for place in readers[name]}
+            entered = read_inputs(model, step_by_step(parts, advance), wanted, positions=positions, seed=seed)
+            for name in names:
+                yield name, entered
+                advance()
 
 
 def _packed(readers: Mapping[str, Mapping[int, Tensor]]) -> Iterator[list[str]]:

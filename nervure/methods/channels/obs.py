@@ -92,16 +92,17 @@ class ObsSurvey:
 
         def make() -> Mapping[str, Tensor]:
             parts = draw_samples(view, self.samples)
-            return self._costs(model, view.graph, parts, view.seed)
+            return self._costs(model, view.graph, parts, view.seed, view.shows_progress)
 
         return remember(place and place / "obs.safetensors", make)
 
-    def _costs(self, model: nn.Module, graph: Graph, parts: list[Batch], seed: int) -> dict[str, Tensor]:
+    def _costs(self, model: nn.Module, graph: Graph, parts: list[Batch], seed: int, shown: bool) -> dict[str, Tensor]:
         consumers = find_consumers(model, parts[0])
         readers = {group.name: find_readers(group, consumers) for group in graph.prunable}
         found = dict[str, Tensor]()
         positions = self.positions or places_in(parts)
-        for name, entered in read_in_passes(model, parts, consumers, readers, positions=positions, seed=seed):
+        passes = read_in_passes(model, parts, consumers, readers, positions=positions, seed=seed, shown=shown)
+        for name, entered in passes:
             read = {place: units for place, units in readers[name].items() if place not in entered.reasons}
             problems = [
                 problem

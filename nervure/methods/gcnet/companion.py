@@ -135,7 +135,7 @@ def companion(
     graph = trace(model, example)
     weights = {name: tensor.detach() for name, tensor in named_tensors(model).items()}
     if found is None:
-        view = View(graph, weights, None, seed, model, example, data)
+        view = View(graph, weights, None, seed, model, example, data, shows_progress=True)
         found = ConnectivityInquiry(_estimator_of(estimator, per_class, of), samples, per_class, of).of(view)
     return Companion(found, graph, weights)
 

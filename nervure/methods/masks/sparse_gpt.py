@@ -87,8 +87,8 @@ class SparseGPT(Sparse):
         shares = self._shares(field)
         drawn = draw_samples(view, self.samples)
         readable = {s.tensor: shares[s.tensor] for s in field.sheets if s.tensor in shares and not s.is_computed}
-        positions = self.positions or places_in(drawn)
-        found = select_masks(twin(view), drawn, readable, positions=positions, seed=view.seed)
+        positions, shown = self.positions or places_in(drawn), view.shows_progress
+        found = select_masks(twin(view), drawn, readable, positions=positions, seed=view.seed, shown=shown)
         return found | self._by_magnitude(field, {name: shares[name] for name in shares if name not in found})
 
     def _shares(self, field: PrunableWeights) -> dict[str, MatrixShare]:

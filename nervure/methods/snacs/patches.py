@@ -50,9 +50,11 @@ class PatchSurvey:
             listed = {layer.tensor: layer for layer in layers(view.graph, view.weights, names)}
             found = dict[str, Tensor]()
             entering = dict(_units(listed, consumers))
-            for name, entered in read_in_passes(
-                model, parts, consumers, entering, positions=self.positions or places_in(parts), seed=view.seed
-            ):
+            positions = self.positions or places_in(parts)
+            passes = read_in_passes(
+                model, parts, consumers, entering, positions=positions, seed=view.seed, shown=view.shows_progress
+            )
+            for name, entered in passes:
                 (at,) = entering[name]
                 if at not in entered.reasons:
                     sums = entered.led[entered.leaders[at]]

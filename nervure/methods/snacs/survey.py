@@ -295,7 +295,7 @@ def _is_measured(stats: Stats | None) -> TypeGuard[Stats]:
 
 def heard(view: View, want: frozenset[str], **options: int) -> Stats:
     """What enters the layers of a view's model: as was measured before, or in one pass over its data."""
-    found = view.stats if _is_measured(view.stats) else view.listen(want, progress=True, **options).stats
+    found = view.stats if _is_measured(view.stats) else view.listen(want, **options).stats
     assert found is not None
     return found
 
