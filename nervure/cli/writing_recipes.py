@@ -17,6 +17,8 @@ EPOCHS = 10
 """Of training before the cut, for a network with fresh weights."""
 FINE_TUNING: Mapping[str, Any] = {"optimizer": "adamw", "lr": 1e-4}
 """How networks of transformers are trained, unless it is told otherwise: the rates of a recipe would undo them."""
+OF_TEXTS: Mapping[str, Any] = {"lr": 3e-4, "schedule": "onecycle", "distill": 0.5, "temperature": 1.0}
+"""How a smaller language model recovers: half by the next token, half by what the dense model thinks of all of them."""
 HF = "hf:"
 REFIT_WINDOWS = 16
 """Of texts a refit looks at so many windows, every token of them; more take longer than all the rest."""
@@ -124,6 +126,7 @@ def recipe_for_texts(
     content = recipe.to_dict()
     content["task"] = content["task"] if choice.task_name else {"name": "language_modelling"}
     content["refit"]["samples"] = REFIT_WINDOWS if fits or "fits" not in named else 0
+    content["recover"] |= OF_TEXTS | _without_none(lr=told["lr"])
     content["evaluate"] |= {"latency": [], "shift": []}
     content["run"] |= {"twins": False, "threads": 0}
     dropped = ("layers",) if "granularity" in knows else FolderSection().parts

@@ -66,6 +66,18 @@ def test_one_command_goes_from_folder_to_folder(folder: Path) -> None:
     assert prune_command("hf:dense", "--keep", 0.75, "--data", "text:texts", "--out", "small").exit_code == 0
 
 
+@pytest.mark.parametrize(("words", "rate"), [((), 3e-4), (("--lr", 1e-3), 1e-3)])
+def test_it_recovers_by_what_the_dense_model_thinks_of_all_tokens(
+    folder: Path, words: tuple[Any, ...], rate: float
+) -> None:
+    pytest.importorskip("torchmetrics")
+    done = prune_command("hf:dense", "--data", "text:texts", "--epochs", 1, *words, "--out", "small")
+    assert done.exit_code == 0, done.output
+    recover = Recipe.from_toml(folder / "small-run" / "recipe.toml").recover
+    assert (recover.distill, recover.temperature, recover.lr, recover.schedule) == (0.5, 1.0, rate, "onecycle")
+    assert recover.optimizer == "adamw" and recover.epochs == 1
+
+
 def test_two_models_answer_the_same_prompt(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
