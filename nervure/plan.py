@@ -29,7 +29,7 @@ from torch import Tensor
 from nervure.core.annotations import Accepted, acceptor, take_items
 from nervure.core.check import show_value, take_fields, take_value
 from nervure.core.documents import open_document
-from nervure.core.markup import listing
+from nervure.core.markup import fold_numbered, listing
 from nervure.core.schema import Count, Finite, NotNegative, Seed, convert, written_schema
 from nervure.errors import PlanError
 
@@ -270,13 +270,10 @@ class Plan:
         if not self.edits:
             return "nothing is edited"
         keeps = {cut.group: cut.keep.tensor() for cut in self.cuts}
-        lines = []
-        for cut in self.cuts:
-            saved = graph.macs() - graph.macs({cut.group: keeps[cut.group]})
-            lines.append(
-                (cut.group, f"{graph[cut.group].size:>5} -> {cut.keep.count:<5}", f"-{_format_number(saved)}MACs alone")
-            )
-            lines += [("", "", f"note: {note}") for note in graph[cut.group].kinds_of_notes]
+        lines: list[tuple[str, ...]] = []
+        rows = [_row_of(graph, cut, graph.macs() - graph.macs({cut.group: keeps[cut.group]})) for cut in self.cuts]
+        for name, change, saved, *notes in fold_numbered(rows):
+            lines += [(name, change, saved), *(("", "", f"note: {note}") for note in notes)]
         lines += [(m.tensor, f"{m.keep.size:>5} -> {m.keep.count:<5}", "connections masked") for m in self.masks]
         lines += [(d.block, "", _format_drop(graph.block(d.block))) for d in self.drops]
         lines += [
@@ -292,7 +289,8 @@ class Plan:
                 f"cuts in all: parameters {params:,} -> {fewer:,} ({fewer / max(params, 1):.1%}), "
                 f"MACs {total:,} -> {left:,} ({left / max(total, 1):.1%})"
             )
-        return listing([*text, *_said_of_configs(graph, keeps), *_said_of_drops(graph, self.drops)])
+        said = (" ".join(words) for words in fold_numbered(_said_of_configs(graph, keeps)))
+        return listing([*text, *said, *_said_of_drops(graph, self.drops)])
 
     def to_json(self) -> dict[str, Any]:
         """Plain data that :meth:`from_json` reads back to an equal plan."""
@@ -314,14 +312,22 @@ class Plan:
         return Plan(tuple(map(_edit_from, found.edits)), found.fingerprint, found.asked, found.reached)
 
 
-def _said_of_configs(graph: "Graph", keeps: Mapping[str, Tensor]) -> Iterator[str]:
+def _row_of(graph: "Graph", cut: Cut, saved: int) -> tuple[str, ...]:
+    """A group, its sizes, what its cut alone saves, and what there is to note."""
+    group = graph[cut.group]
+    sizes = f"{group.size:>5} -> {cut.keep.count:<5}"
+    return cut.group, sizes, f"-{_format_number(saved)}MACs alone", *group.kinds_of_notes
+
+
+def _said_of_configs(graph: "Graph", keeps: Mapping[str, Tensor]) -> Iterator[tuple[str, str]]:
     """What becomes of the sizes that configs declare, where a cut touches them."""
     for said in graph.declared:
         name, now = ".".join(filter(None, (said.module, said.attribute))), said.after(graph, keeps)
         if now is None:
-            yield f"{name} stays {said.size}, which is no longer true: {len(said.groups)} groups keep different shares"
+            shares = f"{len(said.groups)} groups keep different shares"
+            yield name, f"stays {said.size}, which is no longer true: {shares}"
         elif now != said.size:
-            yield f"{name} becomes {now} (it was {said.size})"
+            yield name, f"becomes {now} (it was {said.size})"
 
 
 def _format_drop(block: "Block") -> str:

@@ -27,6 +27,8 @@ WHOLE_KINDS = ("heads", "blocks")
 """Groups whose units have several channels each."""
 BLOCKS = {128: 16, 32: 8}
 """Channels that fast kernels take at a time, for groups of at least so many channels."""
+UNIFORM = 4
+"""Groups that keep the same number all together have to be so many times as wide: a step of theirs is a step of all."""
 
 
 @checked
@@ -87,8 +89,8 @@ def allocate(
         multiple: the number of channels of each group that is cut becomes a multiple of this, for hardware (a head
             brings all of its channels). Sizes are rounded up, at most to the whole group, so with
             ``budget="channels"`` more can stay than was asked; other budgets still hold. None: what fast kernels take,
-            16 in groups of 128 channels or more and 8 in groups of 32 or more, where more than that stay; sizes below
-            are free.
+            16 in groups of 128 channels or more and 8 in groups of 32 or more (with ``scope="uniform"`` of 512 and
+            128), where more than that stay; sizes below are free.
         floors: for some groups a floor of their own, where it is above ``minimum``. With ``budget="channels"`` floors
             go first: more stays than was asked where they are above it.
         table: what was timed on an engine, for ``budget="latency"``.
@@ -209,7 +211,8 @@ class AllocationProblem:
         """How many units of each group fast kernels take at a time, where nothing else was asked. Shape [groups]."""
         if self.multiple is not None:
             return self.multiples
-        return np.array([units_of_block(group) for group in self.graph.prunable], dtype=np.int64)
+        wider = UNIFORM if self.scope == "uniform" else 1
+        return np.array([units_of_block(group, wider) for group in self.graph.prunable], dtype=np.int64)
 
     def steps(self, counts: np.ndarray) -> np.ndarray:
         """What sizes near ``counts`` [groups] are multiples of: of a block only where one stays."""
@@ -331,13 +334,13 @@ def _next_of(market: AllocationProblem, kept: np.ndarray, owner: int) -> list[in
     return [int(u) for u in best[: step - have % step]]
 
 
-def units_of_block(group: Group) -> int:
+def units_of_block(group: Group, wider: int = 1) -> int:
     """How many units of ``group`` make a block of channels that fast kernels take at a time, where it is wide enough.
 
-    Where it is not, so many as it is cut in anyway.
+    Where it is not, so many as it is cut in anyway. It has to be ``wider`` times as wide as :data:`BLOCKS` say.
     """
     each = _channels_of_unit(group)
-    block = next((block for channels, block in BLOCKS.items() if group.size * each >= channels), 1)
+    block = next((block for channels, block in BLOCKS.items() if group.size * each >= wider * channels), 1)
     return unit_multiple(group, block)
 
 

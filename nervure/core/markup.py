@@ -7,7 +7,10 @@ commands of a terminal, or characters that turn the reading direction round.
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
+from itertools import groupby
 
+NUMBER = re.compile(r"(?<![^.])[0-9]{1,9}(?![^.])")
+"""A part of a dotted name that is a number."""
 INLINE = re.compile(r"[\\`*\[\]<|~$@]|(?<![^\W_])_|_(?![^\W_])|&(?=#?\w+;)|:(?=//)|(?<=www)\.", re.IGNORECASE)
 """What begins something inside a line of Markdown: code, emphasis, a link, HTML, a cell, a formula, an address."""
 LEADING = re.compile(r"^(?:\d{1,9}(?=[.)](?:\s|$))|(?=[-+](?:\s|$)|#{1,6}(?:\s|$)|>|[-=]+\s*$))")
@@ -28,6 +31,41 @@ def printable(text: str) -> str:
 def listing(lines: Iterable[str]) -> str:
     """Lines of text for a terminal or a log, each as :func:`printable`."""
     return "\n".join(map(printable, lines))
+
+
+def fold_numbered(rows: Iterable[tuple[str, ...]], fewest: int = 3) -> list[tuple[str, ...]]:
+    """Rows with a name first, of which those that differ in the first number of their names alone are told once.
+
+    >>> fold_numbered([("layers.0.fc", "8 -> 4"), ("layers.1.fc", "8 -> 4"), ("layers.2.fc", "8 -> 4"), ("head", "")])
+    [('layers.{0..2}.fc', '8 -> 4'), ('head', '')]
+
+    Args:
+        rows: each stands where the first of its kind did.
+        fewest: how many rows alike are told once; fewer stand as they are.
+    """
+    alike: dict[tuple[str, ...], list[tuple[str, ...]]] = {}
+    for row in rows:
+        before, _, after = _around_number(row[0])
+        alike.setdefault((before, after, *row[1:]), []).append(row)
+    found: list[tuple[str, ...]] = []
+    for (before, after, *rest), same in alike.items():
+        numbers = {number for _, number, _ in (_around_number(row[0]) for row in same)}
+        is_told_once = fewest <= len(same) == len(numbers)
+        found += [(f"{before}{{{_as_ranges(sorted(map(int, numbers)))}}}{after}", *rest)] if is_told_once else same
+    return found
+
+
+def _around_number(name: str) -> tuple[str, str, str]:
+    """What is before the first number between dots, the number, and what is behind it; a name without one is whole."""
+    match = NUMBER.search(name)
+    return (name[: match.start()], match[0], name[match.end() :]) if match else (name, "", "")
+
+
+def _as_ranges(numbers: Sequence[int]) -> str:
+    """Rising numbers, runs of them as ``0..3``."""
+    runs = [list(run) for _, run in groupby(enumerate(numbers), lambda pair: pair[1] - pair[0])]
+    ends = [(run[0][1], run[-1][1]) for run in runs]
+    return ",".join(f"{a}" if a == b else f"{a}..{b}" for a, b in ends)
 
 
 def escape_markdown(text: str) -> str:
