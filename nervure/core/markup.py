@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from itertools import groupby
 
-NUMBER = re.compile(r"(?<![^.])[0-9]{1,9}(?![^.])")
+NUMBER = re.compile(r"(?<![^.])(?:0|[1-9][0-9]{0,8})(?![^.])")
 """A part of a dotted name that is a number."""
 INLINE = re.compile(r"[\\`*\[\]<|~$@]|(?<![^\W_])_|_(?![^\W_])|&(?=#?\w+;)|:(?=//)|(?<=www)\.", re.IGNORECASE)
 """What begins something inside a line of Markdown: code, emphasis, a link, HTML, a cell, a formula, an address."""
