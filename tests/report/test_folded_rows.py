@@ -30,9 +30,8 @@ def test_what_is_told_once_is_all_that_there_was(wide: list[int], narrow: list[i
 
 
 def test_names_that_are_not_numbered_by_dots_and_equal_numbers_stay() -> None:
-    rows = [
-        (name, "") for name in ("layer1", "layer2", "layer3", "a.1{}", "a.2{}", "a.3{}", "{}", "a.01", "a.1", "a.2")
-    ]
+    names = ("layer1", "layer2", "layer3", "a.1{}", "a.2{}", "a.3{}", "{}", "a.01", "a.1", "b.2")
+    rows = [(name, "") for name in names]
     assert fold_numbered(rows) == rows
 
 
