@@ -6,6 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from nervure.cli.options import HALF, Asked, NetworkChoice
 from nervure.errors import ArgumentError
 from nervure.methods import METHODS
@@ -126,12 +128,19 @@ def recipe_for_texts(
     content = recipe.to_dict()
     content["task"] = content["task"] if choice.task_name else {"name": "language_modelling"}
     content["refit"]["samples"] = REFIT_WINDOWS if fits or "fits" not in named else 0
-    content["recover"] |= OF_TEXTS | _without_none(lr=told["lr"])
+    content["recover"] |= OF_TEXTS | {"precision": _fast_precision()} | _without_none(lr=told["lr"])
     content["evaluate"] |= {"latency": [], "shift": []}
     content["run"] |= {"twins": False, "threads": 0}
     dropped = ("layers",) if "granularity" in knows else FolderSection().parts
     content["folder"] = {"path": str(place), "parts": list(parts or dropped)}
     return Recipe.from_dict(content, source="what the options say")
+
+
+def _fast_precision() -> str:
+    """What a training here multiplies in: bfloat16 where the processor or a GPU has it, two to three times as fast."""
+    known = getattr(torch.cpu, "get_capabilities", dict)()
+    has_bf16 = any(known.get(name) for name in ("avx512_bf16", "amx_bf16"))
+    return "bf16" if has_bf16 or (torch.cuda.is_available() and torch.cuda.is_bf16_supported()) else "float32"
 
 
 def _amount(asked: Asked, tolerance: float) -> str:
