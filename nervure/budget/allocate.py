@@ -27,8 +27,8 @@ WHOLE_KINDS = ("heads", "blocks")
 """Groups whose units have several channels each."""
 BLOCKS = {128: 16, 32: 8}
 """Channels that fast kernels take at a time, for groups of at least so many channels."""
-UNIFORM = 4
-"""Groups that keep the same number all together have to be so many times as wide: a step of theirs is a step of all."""
+USED = 0.97
+"""The part of what a budget allows that is used at least where blocks are left open: else they are made finer."""
 
 
 @checked
@@ -89,8 +89,8 @@ def allocate(
         multiple: the number of channels of each group that is cut becomes a multiple of this, for hardware (a head
             brings all of its channels). Sizes are rounded up, at most to the whole group, so with
             ``budget="channels"`` more can stay than was asked; other budgets still hold. None: what fast kernels take,
-            16 in groups of 128 channels or more and 8 in groups of 32 or more (with ``scope="uniform"`` of 512 and
-            128), where more than that stay; sizes below are free.
+            16 in groups of 128 channels or more and 8 in groups of 32 or more, where more than that stay; sizes below
+            are free. Where so little as 97 % of the budget could not be used, halves and quarters of that.
         floors: for some groups a floor of their own, where it is above ``minimum``. With ``budget="channels"`` floors
             go first: more stays than was asked where they are above it.
         table: what was timed on an engine, for ``budget="latency"``.
@@ -111,7 +111,7 @@ def allocate(
     kind = find_budget(budget)
     clock = table.clock(graph) if kind.is_timed and table is not None else None
     market = AllocationProblem(graph, _values(graph, scores), scope, least, multiple, clock)
-    kept = np.ones(len(market.owner), dtype=bool) if keep == 1 else _kept_share(market, keep, kind)
+    kept = np.ones(len(market.owner), dtype=bool) if keep == 1 else _kept_in_blocks(market, keep, kind)
     plan = _plan(market, kept, {"budget": kind.name, "keep": keep, "scope": scope}, kind)
     return plan if table is None else replace(plan, reached={**plan.reached, "seconds": table.predict(graph, plan)})
 
@@ -127,6 +127,7 @@ class AllocationProblem:
     least: tuple[int, ...]
     multiple: int | None
     clock: Clock | None = None
+    finer: int = 1
 
     @cached_property
     def ledger(self) -> CostModel:
@@ -211,8 +212,7 @@ class AllocationProblem:
         """How many units of each group fast kernels take at a time, where nothing else was asked. Shape [groups]."""
         if self.multiple is not None:
             return self.multiples
-        wider = UNIFORM if self.scope == "uniform" else 1
-        return np.array([units_of_block(group, wider) for group in self.graph.prunable], dtype=np.int64)
+        return np.array([units_of_block(group, self.finer) for group in self.graph.prunable], dtype=np.int64)
 
     def steps(self, counts: np.ndarray) -> np.ndarray:
         """What sizes near ``counts`` [groups] are multiples of: of a block only where one stays."""
@@ -250,6 +250,21 @@ class AllocationProblem:
     def alive(self, kept: np.ndarray) -> np.ndarray:
         """Survivors along each axis when these flat units are kept. Shape [axes + 1]."""
         return self.ledger.alive(self.ledger.deaths(kept))
+
+
+def _kept_in_blocks(market: AllocationProblem, keep: float | None, budget: Budget) -> np.ndarray:
+    """What stays, in blocks as large as use the budget. Boolean [flat units]."""
+    while True:
+        kept = _kept_share(market, keep, budget)
+        is_open = keep is not None and not budget.counts_units and bool((market.blocks > market.multiples).any())
+        if not is_open or _share_of(market, kept, budget) >= USED * (keep or 0):
+            return kept
+        market = replace(market, finer=2 * market.finer)
+
+
+def _share_of(market: AllocationProblem, kept: np.ndarray, budget: Budget) -> float:
+    cost = market.cost(budget)
+    return float(cost(market.alive(kept)) / (cost(market.ledger.sizes) or 1))
 
 
 def _kept_share(market: AllocationProblem, keep: float | None, budget: Budget) -> np.ndarray:
@@ -334,14 +349,14 @@ def _next_of(market: AllocationProblem, kept: np.ndarray, owner: int) -> list[in
     return [int(u) for u in best[: step - have % step]]
 
 
-def units_of_block(group: Group, wider: int = 1) -> int:
+def units_of_block(group: Group, finer: int = 1) -> int:
     """How many units of ``group`` make a block of channels that fast kernels take at a time, where it is wide enough.
 
-    Where it is not, so many as it is cut in anyway. It has to be ``wider`` times as wide as :data:`BLOCKS` say.
+    Where it is not, so many as it is cut in anyway. Blocks are divided by ``finer``, a power of 2.
     """
     each = _channels_of_unit(group)
-    block = next((block for channels, block in BLOCKS.items() if group.size * each >= wider * channels), 1)
-    return unit_multiple(group, block)
+    block = next((block for channels, block in BLOCKS.items() if group.size * each >= channels), 1)
+    return unit_multiple(group, max(block // finer, 1))
 
 
 def unit_multiple(group: Group, multiple: int) -> int:
@@ -426,11 +441,8 @@ def _plan(market: AllocationProblem, kept: np.ndarray, asked: Mapping[str, Any],
     cuts = [Cut(group.name, Keep.of(torch.from_numpy(mask))) for group, mask in pairs if not mask.all()]
     told = {name: BUDGETS[name] for name in ALWAYS} | ({} if budget.is_timed else {budget.name: budget})
     reached = {name: kind.amount(market.ledger, kept) for name, kind in told.items()}
-    if budget.counts_units:
-        fraction = float(kept.mean()) if len(kept) else 1.0
-    else:
-        cost = market.cost(budget)
-        fraction = cost(market.alive(kept)) / (cost(market.ledger.sizes) or 1)
+    share_of_units = float(kept.mean()) if len(kept) else 1.0
+    fraction = share_of_units if budget.counts_units else _share_of(market, kept, budget)
     return Plan(tuple(cuts), market.graph.fingerprint, dict(asked), {"keep": fraction, **reached})
 
 

@@ -128,7 +128,7 @@ def recipe_for_texts(
     content = recipe.to_dict()
     content["task"] = content["task"] if choice.task_name else {"name": "language_modelling"}
     content["refit"]["samples"] = REFIT_WINDOWS if fits or "fits" not in named else 0
-    content["recover"] |= OF_TEXTS | {"precision": _fast_precision()} | _without_none(lr=told["lr"])
+    content["recover"] |= {**OF_TEXTS, "precision": _fast_precision(), **_without_none(lr=told["lr"])}
     content["evaluate"] |= {"latency": [], "shift": []}
     content["run"] |= {"twins": False, "threads": 0}
     dropped = ("layers",) if "granularity" in knows else FolderSection().parts
@@ -138,7 +138,7 @@ def recipe_for_texts(
 
 def _fast_precision() -> str:
     """What a training here multiplies in: bfloat16 where the processor or a GPU has it, two to three times as fast."""
-    known = getattr(torch.cpu, "get_capabilities", dict)()
+    known: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     has_bf16 = any(known.get(name) for name in ("avx512_bf16", "amx_bf16"))
     return "bf16" if has_bf16 or (torch.cuda.is_available() and torch.cuda.is_bf16_supported()) else "float32"
 
