@@ -22,6 +22,8 @@ Strength: TypeAlias = Literal["weight", "activation"]
 
 LAST = -1e6
 """Added to the logarithm of what a rule rules out: taken only where nothing else is left, so that counts stay exact."""
+CLOSED = 4 * LAST
+"""Added to the score of a place where a weight would lie on no path: taken only where no other place is left."""
 
 
 @final
@@ -165,7 +167,8 @@ def _ends(strength: Tensor, reading: Reading) -> Tensor:
 
 def _chosen_by_gradient(site: Site, scores: Tensor, candidates: int) -> Tensor:
     """The gradient of the best candidates; the others follow in the order they had."""
-    free = scores.masked_fill(site.mask, -math.inf).reshape(-1)
+    closed = site.mask if site.open is None else site.mask | ~site.open
+    free = scores.masked_fill(closed, -math.inf).reshape(-1)
     first = free.argsort(descending=True, stable=True)[:candidates]
     found = scores + 2 * LAST
     found.reshape(-1)[first] = _gradient(site).reshape(-1)[first]
