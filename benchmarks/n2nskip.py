@@ -296,6 +296,9 @@ def gains(found: Found, network: str) -> list[str]:
         lines += _row(name, cells)
     cells = [_gain(*(best(found, network, d, part) for part in ("N2NSkip", "twin"))) for d in DENSITIES]
     lines.append("| best N2NSkip less best twin | " + " | ".join(cells) + " |")
+    if (normed := f"{network}, batch norm") in NETWORKS:
+        ends = [(best(found, network, d, "N2NSkip"), best(found, normed, d, "twin")) for d in DENSITIES]
+        lines.append("| best N2NSkip less best twin *with* batch norms | " + " | ".join(_gain(*e) for e in ends) + " |")
     return lines
 
 
