@@ -32,7 +32,14 @@ Arms = Mapping[str, Any]
 
 def grown(density: float, **options: Any) -> Synthesis:
     """Growth to a density, with as many events as everything else."""
-    given = {"events": EVENTS, "end": 0.75, "start": START * density, "guard": "paths", "granularity": "element"}
+    given = {
+        "events": EVENTS,
+        "end": 0.75,
+        "start": START * density,
+        "guard": "paths",
+        "granularity": "element",
+        "pool": 3.0,
+    }
     return Synthesis(density=density, **{**given, **options})
 
 
@@ -52,7 +59,7 @@ def arms(density: float) -> Arms:
         "RigL": exchanged(density, RigL, "none"),
         "RigL, recycling": exchanged(density, RigL, "paths"),
         "Synthesis, three times as many candidates": grown(density, pool=3.0, guard="none"),
-        "Synthesis, half of the places, recycling": grown(density, candidates=0.5),
+        "Synthesis, thirty times as many candidates, recycling": grown(density, pool=30.0),
         "Synthesis, edges name both ends, recycling": grown(density, pool=1.0, **EDGES),
         "gradient growth": grown(density, growth="gradient", guard="none"),
         "gradient growth, recycling": grown(density, growth="gradient"),

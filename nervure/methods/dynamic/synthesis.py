@@ -26,7 +26,7 @@ class Synthesis(DynamicSparse):
 
     ``train(model, data, hooks=[Synthesis(density=0.1)])`` begins with a random sparse sub-network. The defaults are the
     variant that did best on validation data, which is our own: nodes are strong by weight times activation, end points
-    are likelier the stronger they are, and gradients choose among three times as many candidates. The most literal
+    are likelier the stronger they are, and gradients choose among thirty times as many candidates. The most literal
     reading of the paper is ``Synthesis(strength="weight", endpoints="density", pool=1)``.
 
     Attributes:
@@ -66,7 +66,7 @@ class Synthesis(DynamicSparse):
     endpoints: Endpoints = "strong"
     strength: Strength = "activation"
     sample: bool = True
-    pool: Annotated[float, Meta(ge=1)] = 3.0
+    pool: Annotated[float, Meta(ge=1)] = 30.0
     prune: Part = 0.1
     schedule: Shape = "cosine"
     gate: bool = False
