@@ -25,16 +25,12 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.runner import RUNS, Benchmark, Case, Results, Row, Rows, main, spearman
-from nervure import SNIP, Keep, Link, N2NSkip, Plan, Pruned, SynFlow, connectivity, evaluate, prune, train, zoo
+from nervure import SNIP, N2NSkip, Pruned, SynFlow, connectivity, evaluate, prune, train, zoo
 from nervure.analysis.connectivity import Connectivity
 from nervure.export import load_state, save_state
-from nervure.graph.models import evaluating
-from nervure.graph.skip_sites import SkipSite, places
-from nervure.graph.trace import draw
 from nervure.methods import Method, View
 from nervure.methods.base import Inquiry
 from nervure.methods.masks.base_masks import PrunableWeights, Sparse
-from nervure.plan import Route
 from nervure.zoo import Dataset
 
 STATES = RUNS / "n2nskip"
@@ -101,37 +97,6 @@ def _top(scores: Tensor, count: int) -> Tensor:
     return flat.reshape(scores.shape)
 
 
-@final
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """The twin with the identity (as many channels as fit) wherever N2NSkip has a place; it costs no weight."""
-
-    twin: N2NSkip
-    wants = frozenset[str]()
-
-    def plan(self, view: View) -> Plan:
-        """The twin's plan and the links."""
-        assert view.model is not None
-        plan = self.twin.plan(view)
-        with evaluating(view.model):
-            found = places(view.model, draw(view.model, view.example))
-        return replace(plan, edits=(*plan.edits, *(_identity(place) for place in found)))
-
-
-def _identity(place: SkipSite) -> Link:
-    eye = torch.eye(place.outputs, place.inputs, dtype=torch.bool)
-    keep = eye.reshape(*eye.shape, *[1] * len(place.kernel))
-    return Link("", "", Keep.of(keep), Route(place.reads, place.joins, place.stride, activation=place.activation))
-
-
-def with_identities(pruned: Pruned) -> None:
-    """Set the links of a plan of :class:`Identity` to one, for good."""
-    for name, parameter in pruned.model.named_parameters():
-        if ".link_" in name:
-            parameter.data = pruned.masks[name].to(parameter)
-            parameter.requires_grad = False
-
-
 FIRST: Mapping[str, Any] = {"random": "random", "ERK": "erk", "SNIP": "snip", "SynFlow": SynFlow(steps=20)}
 
 
@@ -142,10 +107,10 @@ def _arm(**options: Any) -> Arm:
 ARMS: Mapping[str, Arm] = {
     **{f"{name}, twin": _arm(share=0.0, first=first) for name, first in FIRST.items()},
     **{f"{name}, N2NSkip": _arm(first=first) for name, first in FIRST.items()},
-    "SNIP, as published": _arm(first="snip", share=0.5, norm=False),
+    "SNIP, as published": _arm(first="snip", paper=True),
     "SNIP shuffled, twin": _arm(share=0.0, first=Shuffled(), rescale=True),
     "SNIP shuffled, N2NSkip": _arm(first=Shuffled(), rescale=True),
-    "SNIP, identity": lambda density: Identity(N2NSkip(density=density, share=0.0, first="snip")),
+    "SNIP, identity": _arm(first="snip", skips="identity"),
 }
 
 VARIANTS: Mapping[str, dict[str, Any]] = {
@@ -184,11 +149,7 @@ def pruned(network: str, arm: Arm, density: float, seed: int, data: Dataset) -> 
     """The sparse network before training."""
     model = NETWORKS[network][0](seed)
     batches = data.train.batches(SCORED, shuffle_seed=seed)
-    method = arm(density)
-    found = prune(model, data.example(2), method, data=batches, seed=seed, progress=False)
-    if isinstance(method, Identity):
-        with_identities(found)
-    return found
+    return prune(model, data.example(2), arm(density), data=batches, seed=seed, progress=False)
 
 
 def trial(*key: Any) -> Row:
@@ -335,6 +296,9 @@ def gains(found: Found, network: str) -> list[str]:
         lines += _row(name, cells)
     cells = [_gain(*(best(found, network, d, part) for part in ("N2NSkip", "twin"))) for d in DENSITIES]
     lines.append("| best N2NSkip less best twin | " + " | ".join(cells) + " |")
+    if (normed := f"{network}, batch norm") in NETWORKS:
+        ends = [(best(found, network, d, "N2NSkip"), best(found, normed, d, "twin")) for d in DENSITIES]
+        lines.append("| best N2NSkip less best twin *with* batch norms | " + " | ".join(_gain(*e) for e in ends) + " |")
     return lines
 
 

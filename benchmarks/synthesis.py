@@ -10,7 +10,7 @@ from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache, partial
-from itertools import combinations, pairwise, product
+from itertools import chain, combinations, islice, pairwise, product, repeat
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -103,7 +103,7 @@ OURS = "ours: strong by activation, gradient of 3"
 FEW = "random", "gradient", "soft origins, density", "hard origins, density", "ours: by activation, strong", OURS
 ABLATED = "random", OURS
 LONGER = "random", "soft origins, density", OURS
-"""Growth that is also trained for as long as costs as much as a network that is full from the start."""
+"""Growth that is also trained for as long as costs just as much as a network that is full from the start."""
 SIMILAR = (
     "SET",
     "RigL",
@@ -183,29 +183,49 @@ def fresh(task: Task, seed: int) -> nn.Module:
     return task.network()
 
 
+class Steps:
+    """Batches of so many epochs as one, and of so many more as a training takes that costs less a step."""
+
+    def __init__(self, batches: Any, epochs: int, cost: float) -> None:
+        self.batches, self.length = batches, round(epochs * len(batches) / cost)
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[Any]:
+        self.batches.epoch = 0
+        epochs = chain.from_iterable(iter(self.batches) for _ in repeat(None))
+        return islice(epochs, self.length)
+
+
+def cost_of(arm: Synthesis) -> float:
+    """Its mean density over the final one: the mean of the ramp over the events, and the rest at the end."""
+    ramp = Ramp(arm.ramp, arm.start / arm.density, 1.0)
+    return arm.end * mean(ramp(event / arm.events) for event in range(arm.events)) + 1 - arm.end
+
+
+def lay(model: nn.Module, method: Any, data: Dataset, seed: int) -> Mapping[str, Tensor]:
+    """The weights and masks that a method begins with."""
+    ground = method.ground(model, data.example(), {}, seed)
+    with torch.no_grad():
+        for name, weight in ground.weights.items():
+            model.get_parameter(name).copy_(weight)
+    return ground.start  # type: ignore[no-any-return]
+
+
 def trained(
     task: Task, density: float, arm: Any, seed: int, *, longer: bool = False, begin: int | None = None
 ) -> tuple[Any, History]:
     """Train one arm; with ``begin``, the network and the masks that seed begins with, whatever the seed of the rest."""
     data = task.data()
     model = fresh(task, seed if begin is None else begin)
-    masks, hooks, epochs = None, [] if arm is None or arm == "static" else [arm], task.epochs
+    masks, hooks = None, [] if arm is None or arm == "static" else [arm]
     if arm == "static" or begin is not None:
-        first = RigL(density=density) if arm == "static" else arm
-        ground = first.ground(model, data.example(), {}, seed if begin is None else begin)
-        with torch.no_grad():
-            for name, weight in ground.weights.items():
-                model.get_parameter(name).copy_(weight)
-        masks = ground.start
-    if longer:
-        # The mean of the ramp over the events, and the rest at the end.
-        ramp, ends = Ramp(arm.ramp, arm.start, arm.density), range(arm.events)
-        mean_of_ramp = arm.end * mean(ramp(event / arm.events) for event in ends) + (1 - arm.end) * arm.density
-        epochs = round(task.epochs * arm.density / mean_of_ramp)
-    batches = data.train.batches(BATCH, shuffle_seed=seed)
+        masks = lay(model, RigL(density=density) if arm == "static" else arm, data, seed if begin is None else begin)
+    batches = Steps(data.train.batches(BATCH, shuffle_seed=seed), task.epochs, cost_of(arm) if longer else 1.0)
     validation = data.validation.batches(1000) if hooks and arm.judge is not None else None
     history = train(
-        model, batches, epochs=epochs, lr=LR, masks=masks, hooks=hooks, seed=seed, validation=validation, progress=False
+        model, batches, epochs=1, lr=LR, masks=masks, hooks=hooks, seed=seed, validation=validation, progress=False
     )
     return model, history
 

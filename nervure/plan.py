@@ -163,6 +163,7 @@ class Route:
         std: standard deviation of its weights at the start; 0: it starts silent.
         seed: fixes the weights at the start.
         gate: start of a trained number that its output is multiplied by; None: there is none.
+        identity: whether its connections are one each, for good: they are neither trained nor counted as weights.
     """
 
     reads: str = ""
@@ -173,6 +174,7 @@ class Route:
     std: NotNegative = 0.0
     seed: Seed = 0
     gate: Finite | None = None
+    identity: bool = False
 
     def __post_init__(self) -> None:
         take_fields(self, PlanError)
@@ -362,6 +364,11 @@ def _edit_to_json(edit: Edit) -> dict[str, Any]:
     return {"edit": kind} | {k: _PARTS[k](v) if k in _PARTS else v for k, v in values.items()}
 
 
+def _route_to_json(route: Route) -> dict[str, Any]:
+    values = asdict(route) | {"stride": list(route.stride)}
+    return values if route.identity else {name: value for name, value in values.items() if name != "identity"}
+
+
 # Plans are written by hand too, so a key that is not known is refused.
 _by_hand: Any = partial(written_schema, forbid_unknown_fields=True)
 _ROUTE = _by_hand(Route)
@@ -379,6 +386,6 @@ def _edit_from(found: msgspec.Struct) -> Edit:
 
 _PARTS: Mapping[str, Callable[[Any], Any]] = {
     "keep": Keep.to_json,
-    "route": lambda route: asdict(route) | {"stride": list(route.stride)},
+    "route": _route_to_json,
 }
 """Fields that are values of their own: how they become plain data."""

@@ -28,6 +28,7 @@ CHAINS: dict[str, list[Any]] = {
     "links": [N2NSkip(density=0.3)],
     "links, then cut": [N2NSkip(density=0.3), HALF],
     "cut, then links": [HALF, N2NSkip(density=0.3)],
+    "identities, then cut": [N2NSkip(density=0.3, skips="identity"), HALF],
 }
 
 

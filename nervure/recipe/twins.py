@@ -117,11 +117,14 @@ def _connections(masks: Plan, links: tuple[Link, ...], seed: int, rescale: bool,
 
 def _links(result: Pruned, steps: Iterable[Step]) -> Iterator[tuple[str, Link]]:
     """The links that are left, as wide as they are now, by the name of their weight."""
+    buffers = dict(result.model.named_buffers())
     for step in steps:
         for name, link in zip(wire_names(step.graph, step.plan), step.plan.links, strict=True):
             weight = f"{name}.map.weight"
             if weight in result.masks:
                 yield weight, replace(link, keep=Keep.of(result.masks[weight]))
+            elif link.route.identity and weight in buffers:
+                yield weight, replace(link, keep=Keep.of(buffers[weight] != 0))
 
 
 def _masks(result: Pruned, steps: Iterable[Step], links: Container[str]) -> Iterator[Mask]:

@@ -55,7 +55,8 @@ class Wire(nn.Module):
 
     Attributes:
         map: its weight is [target units, source units, *kernel], zero where the link keeps nothing. Whoever trains it
-            holds these zeros like those of any mask (``Pruned.masks`` has them).
+            holds these zeros like those of any mask (``Pruned.masks`` has them). Of a link by the identity it is a
+            buffer of ones, which nobody trains.
     """
 
     map: nn.Linear | nn.modules.conv._ConvNd
@@ -68,6 +69,9 @@ class Wire(nn.Module):
         drawn = torch.randn(keep.shape, generator=torch.Generator().manual_seed(route.seed)) * route.std
         with torch.no_grad():
             self.map.weight.copy_(drawn.masked_fill(~keep, 0))
+        if route.identity:
+            del self.map.weight
+            self.map.register_buffer("weight", keep.to(like.device, like.dtype))
         self.norm = _NORMS[max(1, len(kernel))](outputs, affine=False, **place) if route.norm else None
         self.gate = None if route.gate is None else nn.Parameter(torch.full((), route.gate, **place))
         self.activation = route.activation
@@ -166,8 +170,12 @@ def wire_names(graph: Graph, plan: Plan) -> list[str]:
 
 
 def wire_masks(graph: Graph, plan: Plan, keeps: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
-    """The masks of the links of ``plan`` by the name of their weight, once groups keep these units."""
-    return {f"{name}.map.weight": keep for name, keep in wires_of(graph, plan, keeps).items()}
+    """The masks of the links of ``plan`` by the name of their weight, once groups keep these units.
+
+    Links by the identity have no weights to mask.
+    """
+    wires = zip(plan.links, wires_of(graph, plan, keeps).items(), strict=True)
+    return {f"{name}.map.weight": keep for edit, (name, keep) in wires if not edit.route.identity}
 
 
 def wires_of(graph: Graph, plan: Plan, keeps: Mapping[str, np.ndarray]) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nervure import SNIP, Cut, Keep, Magnitude, N2NSkip, Plan, Pruned, SynFlow, load, prune, save, trace, train
+from nervure import SNIP, Cut, Keep, Magnitude, N2NSkip, Plan, Pruned, RigL, SynFlow, load, prune, save, trace, train
 from nervure.errors import ArgumentError, BudgetError, DataError, PlanError
 from nervure.graph.models import evaluating
 from nervure.graph.skip_sites import SkipSite, places
@@ -104,6 +104,62 @@ def counts(result: Pruned) -> tuple[int, int]:
     sizes = {n: int(p.count_nonzero()) for n, p in weights.items()}
     skips = sum(size for n, size in sizes.items() if ".link_" in n)
     return sum(sizes.values()) - skips, skips
+
+
+def identities(result: Pruned) -> dict[str, Tensor]:
+    return {n: b for n, b in result.model.named_buffers() if n.endswith(".map.weight")}
+
+
+# -- skips by the identity -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["mlp", "plain", "residual"])
+def test_skips_by_the_identity_stand_where_others_do_and_cost_nothing(name: str) -> None:
+    result, twin = (pruned(name, N2NSkip(density=0.4, **o)) for o in ({"skips": "identity"}, {"share": 0.0}))
+    other = pruned(name, N2NSkip(density=0.4))
+    ends = [{(e.route.reads, e.route.joins) for e in r.plan.links} for r in (result, other)]
+    assert ends[0] == ends[1] and len(identities(result)) == len(result.plan.links)
+    assert counts(result) == counts(twin) and result.plan.masks == twin.plan.masks
+    assert result.masks.keys() == twin.masks.keys() and result.plan.reached["skips"] == 0
+    parameters = [dict(r.model.named_parameters()).keys() for r in (result, twin)]
+    assert parameters[0] == parameters[1]
+
+
+def test_what_enters_a_skip_by_the_identity_is_added_as_it_is() -> None:
+    result, (_, x) = pruned("mlp", N2NSkip(density=0.5, first="random", skips="identity", reach=2)), network("mlp")
+    layers = result.model.layers
+    first = F.linear(x, layers[0].weight, layers[0].bias).relu()
+    second = F.linear(first, layers[1].weight, layers[1].bias)
+    second = (second + F.pad(x, (0, 4)).relu()).relu()
+    third = (F.linear(second, layers[2].weight, layers[2].bias) + first[:, :10]).relu()
+    out = F.linear(third, layers[3].weight, layers[3].bias) + second[:, :4]
+    assert torch.allclose(result.model(x), out, atol=1e-6)
+
+
+def test_skips_by_the_identity_are_not_trained_and_stay_through_files_cuts_and_rewiring(tmp_path: Path) -> None:
+    result, (model, x) = pruned("plain", N2NSkip(density=0.6, skips="identity")), network("plain")
+    before = {n: b.clone() for n, b in identities(result).items()}
+    train(result.model, batches(x), epochs=2, masks=result.masks, hooks=[RigL(density=0.6, events=1)], progress=False)
+    assert before and all(torch.equal(b, before[n]) for n, b in identities(result).items())
+    again = load(save(tmp_path / "model.safetensors", result), model)
+    assert again.plan == result.plan and torch.equal(again.model.eval()(x), result.model.eval()(x))
+    smaller = prune(result, x, Magnitude(keep=0.5), progress=False)
+    assert smaller.verification is not None and smaller.verification < 1e-5
+    assert all(b.numel() < before[n].numel() for n, b in identities(smaller).items())
+
+
+def test_plans_without_them_say_nothing_of_the_identity() -> None:
+    for skips, told in (("sparse", False), ("identity", True)):
+        plan = pruned("mlp", N2NSkip(density=0.4, skips=skips)).plan
+        assert all(("identity" in edit.get("route", {})) == told for edit in plan.to_json()["edits"] if "route" in edit)
+        assert Plan.from_json(plan.to_json()) == plan
+
+
+def test_as_published_half_of_the_weights_are_skips_without_norms() -> None:
+    method = N2NSkip(density=0.4, paper=True)
+    assert (method.share, method.norm) == (0.5, False) and (N2NSkip().share, N2NSkip().norm) == (0.25, True)
+    assert pruned("mlp", method).plan.edits == pruned("mlp", N2NSkip(density=0.4, share=0.5, norm=False)).plan.edits
+    assert N2NSkip(paper=True, share=0.1).share == 0.1
 
 
 # -- budget --------------------------------------------------------------------------------------------------------
@@ -437,6 +493,9 @@ def test_a_density_that_cannot_connect_is_refused_with_the_layer_and_the_least_t
         ({"scale": 0.0}, "scale"),
         ({"start": "warm"}, "start"),
         ({"seed": 0.5}, "whole number"),
+        ({"skips": "identical"}, "'identity'"),
+        ({"skips": "identity", "share": 0.2}, r"share=0\.2 spends some"),
+        ({"skips": "identity", "paper": True}, "paper=True spends some"),
     ],
 )
 def test_hyper_parameters_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:

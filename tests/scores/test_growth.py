@@ -188,3 +188,30 @@ def test_ramps_begin_and_end_where_they_say(shape: Any) -> None:
     assert ramp(1.0) == pytest.approx(0.5 if shape == "constant" else 0.1)
     values = [ramp(x / 10) for x in range(11)]
     assert values == sorted(values, reverse=True) and eval(repr(ramp)) == ramp
+
+
+def test_the_strongest_connections_name_both_ends() -> None:
+    # The two strongest join input 1 to output 0 and input 3 to output 2; the others are the weak half.
+    layer = site([[0, 9, 0, 0.1], [0.1, 0, 0, 0], [0, 0, 0, 8]])
+    asked = ask(origins="edges", share=0.5, sample=False)
+    assert grown("strategic", layer, 1, asked) == {(2, 1)}
+    assert grown("strategic", site([[0, 9, 0, 0], [0.1, 0, 0, 0], [0, 0, 0, 8]]), 2, asked) == {(2, 1), (0, 3)}
+    drawn = {next(iter(grown("strategic", layer, 1, ask(seed=s, origins="edges", share=0.5)))) for s in range(20)}
+    assert drawn == {(2, 1)}
+
+
+def test_gradients_choose_among_a_share_of_the_free_places() -> None:
+    steep = [[0.0, 0, 1, 2], [0, 0, 3, 4]]
+    layer = site([[5, 0, 0, 0], [0, 1, 0, 0]], gradient=steep)
+    reading: dict[str, Any] = {"strength": "weight", "endpoints": "strong", "sample": False}
+    assert grown("strategic", layer, 1, ask(**reading)) == {(1, 0)}
+    assert grown("strategic", layer, 1, ask(candidates=0.99, **reading)) == {(1, 3)}
+    assert grown("strategic", layer, 1, ask(candidates=0.1, **reading)) == {(1, 0)}
+    assert wants_of("strategic", Reading(candidates=0.5)) == {"gradients"}
+
+
+def test_places_on_no_path_are_no_candidates() -> None:
+    opened = torch.tensor([[True, False, False, True], [True, False, False, False]])[:, :, None]
+    layer = site([[5, 0, 0, 0], [0, 1, 0, 0]], gradient=[[0.0, 9, 9, 1], [2, 0, 9, 9]]).with_open(opened)
+    scores = GROWTH["strategic"](layer, ask(candidates=0.9, strength="weight", sample=False))
+    assert int(scores.masked_fill(layer.mask, -math.inf).argmax()) == 4

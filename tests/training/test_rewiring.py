@@ -152,6 +152,77 @@ def test_every_output_of_every_layer_goes_on_hearing() -> None:
         assert all(bool(mask.any(1).all()) for mask in masks.values())
 
 
+# What lies on no path
+
+RECYCLING: tuple[tuple[str, Any], ...] = (
+    ("mlp", SET(density=0.1, guard="paths")),
+    ("mlp", RigL(density=0.1, events=5, guard="paths")),
+    ("convolutions", RigL(density=0.1, events=5, guard="paths")),
+    ("attention", RigL(density=0.1, events=5, guard="paths")),
+    ("convolutions", RigL(density=0.2, events=5, guard="paths", distribution="global", grace=1)),
+    ("mlp", Synthesis(density=0.2, start=0.1, events=5, guard="paths")),
+)
+
+
+def on_paths(model: nn.Module, masks: Any) -> tuple[int, int]:
+    """Weights on a path from an input to an output, and all."""
+    found = nervure.connectivity(model, batches()[0][0][:2])
+    live = sum(layer.live for layer in found.layers)
+    return live, count(masks)
+
+
+@pytest.mark.parametrize(("kind", "method"), RECYCLING, ids=lambda case: case if isinstance(case, str) else repr(case))
+def test_from_the_start_and_after_each_event_every_weight_lies_on_a_path(method: Any, kind: str) -> None:
+    hook, model, seen = RewiringHook(method), network(kind), []
+
+    def look(step: TrainingStep) -> None:
+        if len(hook.events) > len(seen):
+            # What grew begins at zero, and connectivity is that of weights that are not.
+            whole = network(kind)
+            for name, mask in hook.masks.items():
+                whole.get_parameter(name).data.copy_(mask)
+            seen.append(on_paths(whole, hook.masks))
+
+    events = quiet(model, look, hook, look).events
+    assert len(seen) == len(events) and [there for _, there in seen] == [event.nonzero for event in events]
+    assert all(live == there for live, there in seen)
+    assert method.growth == "strategic" or len({there for _, there in seen}) == 1
+
+
+def test_weights_on_no_path_stay_without_the_guard() -> None:
+    model = network()
+    history = quiet(model, RigL(density=0.1, events=5))
+    live, there = on_paths(model, history.masks)
+    assert live < there
+
+
+def test_gradual_pruning_drops_what_lies_on_no_path_first_and_counts_exactly() -> None:
+    ends = {}
+    for guard in ("none", "paths"):
+        model = network()
+        history = quiet(model, GMP(density=0.06, events=5, guard=guard))
+        assert history.events[-1].nonzero == round(0.06 * history.events[0].weights)
+        ends[guard] = on_paths(model, history.masks)[0]
+        hears = nervure.connectivity(model, batches()[0][0][:2]).dead_classes
+        assert not hears or guard == "none"
+    assert ends["paths"] > ends["none"]
+
+
+def test_a_network_without_any_path_is_rewired_as_without_the_guard() -> None:
+    masks = {"0.weight": torch.zeros(24, 16), "2.weight": torch.zeros(12, 24), "4.weight": torch.zeros(CLASSES, 12)}
+    masks = {name: mask.bool() for name, mask in masks.items()}
+    masks["0.weight"][:, :3] = True
+    history = quiet(network(), RigL(density=0.1, events=3, guard="paths"), masks=masks)
+    assert {event.nonzero for event in history.events} == {72}
+
+
+def test_a_path_guard_goes_below_one_weight_for_each_output() -> None:
+    with pytest.raises(BudgetError, match=r"it takes 40 to keep every output connected"):
+        quiet(network(), RigL(density=0.05, events=3))
+    history = quiet(network(), RigL(density=0.05, events=3, guard="paths"))
+    assert history.events[-1].nonzero == round(0.05 * history.events[0].weights)
+
+
 # Weights that grow
 
 
@@ -230,7 +301,7 @@ def test_new_weights_begin_at_the_scale_that_was_asked() -> None:
 # The same everywhere
 
 
-@pytest.mark.parametrize("method", [METHODS[0], METHODS[2], METHODS[5], GATED], ids=repr)
+@pytest.mark.parametrize("method", [METHODS[0], METHODS[2], METHODS[5], RECYCLING[1][1], GATED], ids=repr)
 def test_a_run_goes_on_from_any_event_to_the_very_same_network(method: Any, tmp_path: Path) -> None:
     options = {"validation": batches(seed=1, count=2), "optimizer": "adamw", "lr": 0.01}
     whole = network()
@@ -285,7 +356,7 @@ from nervure import RigL, Synthesis, train
 from tests.training.test_rewiring import batches, network
 
 grown = Synthesis(density=0.5, start=0.3, events=5, strength="activation", pool=2.0)
-for method in (RigL(density=0.3, events=5), grown):
+for method in (RigL(density=0.3, events=5), RigL(density=0.15, events=5, guard="paths"), grown):
     spread = DistributedDataParallel(network(seed=rank))
     # Another seed for each: the chance of the first must count for all.
     found = train(spread, batches()[rank::2], epochs=3, lr=0.05, seed=rank, hooks=[method], progress=False)

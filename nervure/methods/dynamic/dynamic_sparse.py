@@ -9,13 +9,14 @@ from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from nervure.analysis.live_paths import LivePaths
 from nervure.budget.weight_masks import Distribution, distribute, erk
 from nervure.core.annotations import Among
 from nervure.core.check import require_choice
 from nervure.core.schema import Count, Fraction, Part, Seed
 from nervure.errors import ArgumentError, BudgetError
 from nervure.graph.tape import named_tensors
-from nervure.methods.base import View
+from nervure.methods.base import View, model_of
 from nervure.methods.masks.base_masks import Guard, PrunableWeights, Sparse
 from nervure.plan import Keep, Plan
 from nervure.surgery.link import Wire
@@ -24,7 +25,8 @@ from nervure.training.dynamic.counts import Counts, Ramp, Shape, drop_weakest, g
 from nervure.training.dynamic.drop_rules import DROPS, drop_wants
 from nervure.training.dynamic.growth import GROWTH, Ask, Reading, wants_of
 from nervure.training.dynamic.protocol import InitialTopology, RollbackPolicy, TopologyUpdate, UpdateContext
-from nervure.training.dynamic.sites import Site, noise
+from nervure.training.dynamic.recycling import grow_on_paths, live_connections, open_sites, rank_dead_last
+from nervure.training.dynamic.sites import Noise, Site, noise
 from nervure.training.masks import Masks, require_masks
 
 DropRule: TypeAlias = Annotated[str, Among(DROPS)]
@@ -41,8 +43,9 @@ class DynamicSparse(Sparse):
         distribution: as of every method that masks weights. With ``"global"`` all layers compete at every event, with
             the others each layer goes on with its share.
         granularity: ``"element"`` or ``"kernel"``.
-        guard: ``"outputs"`` (and ``"paths"``, at the start): every output of every layer goes on hearing something;
-            ``"none"``.
+        guard: ``"outputs"``: every output of every layer goes on hearing something; ``"paths"``: every output of the
+            network does, and connections on no path from an input to an output go first, and grow again where they lie
+            on one, the first lots too (needs scipy); ``"none"``.
         every: steps from one event to the next; 0: as ``events`` says.
         events: how many events, spread evenly; 0, where ``every`` is 0 too: as many as the method is used to, fewer
             where the training is short.
@@ -78,6 +81,8 @@ class DynamicSparse(Sparse):
     used_to: ClassVar[int] = 0
     """Events that are spread over a training unless something else is asked; 0: one after each epoch."""
     reading: ClassVar[Reading] = Reading()
+    grows: ClassVar[bool] = True
+    """Whether what goes at an event is made up for."""
 
     def check(self) -> None:
         """Complain about a hyper-parameter that is out of range."""
@@ -92,7 +97,8 @@ class DynamicSparse(Sparse):
     def hears(self) -> frozenset[str]:
         """What is gathered at events."""
         firsts = {"firsts"} if self.initial == "first" else set[str]()
-        return drop_wants(self.drop) | wants_of(self.growth, self._read()) | firsts
+        paths = {"paths"} if self.guard == "paths" else set[str]()
+        return drop_wants(self.drop) | wants_of(self.growth, self._read()) | firsts | paths
 
     @property
     def judge(self) -> RollbackPolicy | None:
@@ -110,7 +116,9 @@ class DynamicSparse(Sparse):
 
     def kept(self, view: View, field: PrunableWeights) -> Masked:
         """The masks to begin with."""
-        return self.best(field, self.scores(view, field), self.first)
+        masks = self.best(field, self.scores(view, field), self.first)
+        recycles = self.guard == "paths" and self.begins_by_lot and view.example is not None
+        return self._recycle_lots(view, field, masks) if recycles else masks
 
     @property
     def begins_by_lot(self) -> bool:
@@ -176,11 +184,14 @@ class DynamicSparse(Sparse):
         """Drop the worst connections, then grow the best of the free places; counts are exact."""
         sites = [site.in_kernels() if self.granularity == "kernel" else site for site in moment.sites]
         chance = {s.name: noise(self.seed + moment.seed, moment.step, s.name) for s in sites}
-        spare = {s.name: protected_connections(s, grace=self.grace, lifelines=self.guard != "none") for s in sites}
-        scores = {s.name: DROPS[self.drop](s, chance[s.name]) for s in sites}
-        kept = drop_weakest(sites, scores, spare, self.staying(moment, sites))
-        left = [replace(s, mask=kept[s.name], weight=s.weight.masked_fill(~kept[s.name], 0), age=s.age) for s in sites]
-        masks = self._grow(left, self.after(moment, sites), chance)
+        kept, total = self._drop(moment, sites, chance), self.after(moment, sites)
+        masks = self._grow([site.under(kept[site.name]) for site in sites], total, chance, moment.paths)
+        if moment.paths is not None and self.grows:
+            # What growth has joined to nothing either goes too, and grows again where it lies on a path.
+            live = live_connections(moment.paths, sites, masks)
+            kept = {name: mask & live[name] for name, mask in kept.items()}
+            left = [site.under(live[site.name]) for site in sites]
+            masks = self._grow(left, total, chance, moment.paths, joins=True)
         spread = {s.name: s.weight.shape for s in moment.sites}
         kept, masks = ({n: m.expand(spread[n]) for n, m in of.items()} for of in (kept, masks))
         return TopologyUpdate(kept, masks, self._values(moment, masks, chance))
@@ -222,24 +233,59 @@ class DynamicSparse(Sparse):
                 whole[place] += site.price
         return {site.name: share for site, share in zip(sites, whole, strict=True)}
 
-    def _grow(self, sites: list[Site], total: Counts | int, chance: Mapping[str, Any]) -> Masked:
+    def _drop(self, moment: UpdateContext, sites: list[Site], chance: Mapping[str, Noise]) -> Masked:
+        """What stays: the best, and what is guarded."""
+        scores = {s.name: DROPS[self.drop](s, chance[s.name]) for s in sites}
+        spare = {s.name: protected_connections(s, grace=self.grace, lifelines=self._guards_outputs) for s in sites}
+        if moment.paths is not None:
+            scores, spare = rank_dead_last(moment.paths, sites, scores, spare)
+        return drop_weakest(sites, scores, spare, self.staying(moment, sites))
+
+    def _grow(
+        self,
+        sites: list[Site],
+        total: Counts | int,
+        chance: Mapping[str, Noise],
+        paths: LivePaths | None,
+        *,
+        joins: bool = False,
+    ) -> Masked:
         masks = {site.name: site.mask for site in sites}
         there = sum(site.count() for site in sites)
         wanted = (total if isinstance(total, int) else sum(total.values())) - there
         if wanted <= 0:
             return masks
+        if paths is not None:
+            sites = open_sites(paths, sites)
         free = sum(int((~site.mask).sum()) * site.price for site in sites)
         scores = {}
         for site in sites:
             mine = wanted * int((~site.mask).sum()) // max(free, 1)
             count = mine if isinstance(total, int) else (total[site.name] - site.count()) // site.price
             scores[site.name] = GROWTH[self.growth](site, Ask(max(count, 1), chance[site.name], self._read()))
-        return grow_best(sites, masks, scores, total)
+        if paths is None:
+            return grow_best(sites, masks, scores, total)
+        return grow_on_paths(paths, sites, scores, total, joins=joins)
+
+    def _recycle_lots(self, view: View, field: PrunableWeights, masks: Masked) -> Masked:
+        """Masks by lot, of which those connections that lie on no path are drawn again from the places that do."""
+        paths = LivePaths.of(model_of(view), view.example)
+        whole = [Site(n, field.weights[n], mask, torch.zeros(mask.shape)) for n, mask in masks.items()]
+        sites = [site.in_kernels() if self.granularity == "kernel" else site for site in whole]
+        live = live_connections(paths, sites, {site.name: site.mask for site in sites})
+        lots = {s.name: noise(self.seed + view.seed, -1, s.name)(s.mask.shape) for s in sites}
+        left = open_sites(paths, [site.under(live[site.name]) for site in sites])
+        found = grow_on_paths(paths, left, lots, {s.name: s.count() for s in sites}, joins=True)
+        return {name: mask.expand(masks[name].shape) for name, mask in found.items()}
 
     def _floors(self, sites: list[Site]) -> list[int]:
         """The least each layer needs for every output to go on hearing."""
         rows = [site.price * int(site.mask.flatten(1).any(1).sum()) for site in sites]
-        return rows if self.guard != "none" else [0] * len(sites)
+        return rows if self._guards_outputs else [0] * len(sites)
+
+    @property
+    def _guards_outputs(self) -> bool:
+        return self.guard not in ("paths", "none")
 
     def _read(self) -> Reading:
         return self.reading
@@ -272,11 +318,11 @@ class DynamicSparse(Sparse):
         """Every output keeps a connection, so there must be so many in the end."""
         whole_kernels = self.granularity == "kernel"
         rows = sum(len(w) * (w.shape[2] if whole_kernels else 1) for w in layers)
-        if self.guard != "none" and round(self.density * whole) < rows:
+        if self._guards_outputs and round(self.density * whole) < rows:
             least = math.ceil(rows / whole * 1e6) / 1e6
             raise BudgetError(
                 f"density={self.density:g} leaves {round(self.density * whole)} of {whole} weights, but it takes "
-                f'{rows} to keep every output connected. Give density={least:g} or more, or guard="none".'
+                f'{rows} to keep every output connected. Give density={least:g} or more, or guard="paths" or "none".'
             )
 
 

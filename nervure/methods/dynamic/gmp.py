@@ -30,6 +30,7 @@ class GMP(DynamicSparse):
     """
 
     used_to: ClassVar[int] = 30
+    grows: ClassVar[bool] = False
 
     distribution: Distribution = "global"
     start: Density = 1.0

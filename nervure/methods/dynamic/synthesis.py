@@ -26,7 +26,7 @@ class Synthesis(DynamicSparse):
 
     ``train(model, data, hooks=[Synthesis(density=0.1)])`` begins with a random sparse sub-network. The defaults are the
     variant that did best on validation data, which is our own: nodes are strong by weight times activation, end points
-    are likelier the stronger they are, and gradients choose among three times as many candidates. The most literal
+    are likelier the stronger they are, and gradients choose among thirty times as many candidates. The most literal
     reading of the paper is ``Synthesis(strength="weight", endpoints="density", pool=1)``.
 
     Attributes:
@@ -37,11 +37,14 @@ class Synthesis(DynamicSparse):
         growth: ``"strategic"``, or a control: ``"random"``, ``"gradient"``, ``"links"``.
         origins: see :class:`nervure.training.dynamic.growth.Reading`, as ``share``, ``endpoints``, ``strength``,
             ``sample`` and ``pool``.
-        share: of the inputs of a layer that count as strong, where origins are ``"hard"``.
+        share: of the inputs of a layer that count as strong, where origins are ``"hard"``; of its connections, where
+            they are ``"edges"``.
         endpoints: how strength decides about end points.
         strength: by what nodes are strong.
         sample: draw; False: take the likeliest.
         pool: so many times as many candidates as are wanted, of which gradients choose; 1: the strategy alone.
+        candidates: the share of all free places, in [0, 1), that are candidates at least: of few that are wanted, as in
+            a very sparse network, ``pool`` times as many are few, too.
         prune: fraction of the connections of each layer that go at the first event; 0: none.
         schedule: how the fraction goes on: ``"constant"``, or to 0 at the end along a ``"cosine"``, ``"linear"`` or
             ``"cubic"``.
@@ -63,12 +66,13 @@ class Synthesis(DynamicSparse):
     endpoints: Endpoints = "strong"
     strength: Strength = "activation"
     sample: bool = True
-    pool: Annotated[float, Meta(ge=1)] = 3.0
+    pool: Annotated[float, Meta(ge=1)] = 30.0
     prune: Part = 0.1
     schedule: Shape = "cosine"
     gate: bool = False
     tolerance: Part = 0.0
     patience: Count = 0
+    candidates: Part = 0.0
 
     def check(self) -> None:
         """Complain about a hyper-parameter that is out of range."""
@@ -100,4 +104,4 @@ class Synthesis(DynamicSparse):
         return self.shared(moment, sites, max(total, sum(site.count() for site in sites)))
 
     def _read(self) -> Reading:
-        return Reading(self.origins, self.share, self.endpoints, self.strength, self.sample, self.pool)
+        return Reading(self.origins, self.share, self.endpoints, self.strength, self.sample, self.pool, self.candidates)

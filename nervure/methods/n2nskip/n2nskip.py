@@ -6,8 +6,8 @@ Subramaniam and Sharma, "N2NSkip: Learning Highly Sparse Networks using Neuron-t
     a' = g(z' + g(S a))    a skip S from the activation a to a later pre-activation z', as equation 2 of the paper
 
 Differs from the paper: both halves are counted exactly, no output is ever disconnected, places are found in any traced
-network, fewer of the weights are skips, and each skip has a batch norm. As published: ``share=0.5, norm=False``, and
-``start="dense_fan"`` as in the paper's code.
+network, fewer of the weights are skips, and each skip has a batch norm; ``paper=True`` takes the last two back. Skips
+by the identity (``skips="identity"``), which cost no weight, are the control.
 """
 
 import math
@@ -31,10 +31,11 @@ from nervure.methods.masks.grasp import GraSP
 from nervure.methods.masks.magnitude_masks import MagnitudeMasks
 from nervure.methods.masks.snip import SNIP
 from nervure.methods.masks.synflow import SynFlow
-from nervure.methods.n2nskip.skips import Starts, draws, masks_of, shares, starting_edits
-from nervure.plan import Plan
+from nervure.methods.n2nskip.skips import Starts, draws, identity_edits, masks_of, shares, starting_edits
+from nervure.plan import Link, Mask, Plan
 
 Jump: TypeAlias = Annotated[int, Meta(ge=2, lt=1 << 62, description="as neighbours are connected as it is")]
+SHARE, PAPER_SHARE = 0.25, 0.5
 FIRST: Mapping[str, Sparse] = {
     "snip": SNIP(),
     "random": ERK(distribution="uniform"),
@@ -58,7 +59,7 @@ class N2NSkip(Checked):
         density: the fraction of prunable weights that the network has afterwards, skips included, in (0, 1];
             exactly ``round(density * weights)``. 1 leaves the network as it is.
         share: the part of these that are skips, in [0, 1); 0 is the twin without skips. Where skips cannot take so
-            many, or whole kernels do not add up, the layers keep the rest.
+            many, or whole kernels do not add up, the layers keep the rest. None: a quarter; as published a half.
         first: what decides which weights of the layers stay: ``"snip"``, ``"random"`` (the same density everywhere),
             ``"erk"``, ``"grasp"``, ``"synflow"``, ``"magnitude"``, or a method that masks weights to a ``density``,
             such as ``SNIP(steps=10)``; its own density is not looked at.
@@ -69,29 +70,43 @@ class N2NSkip(Checked):
             ``"dense_fan"``: at that of a dense layer, as in the paper's code; ``"zero"``: behind a gate at zero.
         scale: skips start this many times as large.
         norm: whether each skip has a batch norm of its own before its non-linearity, without trained numbers. The
-            paper's formula has none, its code has one.
+            paper's formula has none, its code has one. None: as published not, otherwise it has.
         rescale: whether what stays in the layers grows to make up for the inputs that left, so that signals keep their
             size; None: where the first step draws by lot (a criterion scored the weights as they were).
         reinit: draw the weights of the layers anew, by changing their places, once the masks are chosen.
         seed: added to the seed of the view, so that either one draws other skips.
+        skips: ``"sparse"``: random connections, trained; ``"identity"``: at the same places what enters is added as it
+            is, as many channels as fit, at no weight (the layers keep them all): ``share``, ``start``, ``scale`` and
+            ``norm`` say nothing then.
+        paper: as published where that is not the best that is known: half of the weights are skips, without norms of
+            their own. ``start="dense_fan"`` is the start of the paper's code.
     """
 
     density: Density = 0.1
-    share: Part = 0.25
+    share: Part | None = None
     first: str | Method = "snip"
     span: Jump = 3
     reach: Jump | None = None
     granularity: Literal["kernel", "element"] = "kernel"
     start: Literal["sparse_fan", "dense_fan", "zero"] = "sparse_fan"
     scale: Positive = 1.0
-    norm: bool = True
+    norm: bool | None = None
     rescale: bool | None = None
     reinit: bool = False
     seed: Seed = 0
+    skips: Literal["sparse", "identity"] = "sparse"
+    paper: bool = False
 
     def __post_init__(self) -> None:
         Checked.__post_init__(self)
         _first(self.first, 1.0)
+        if self.skips == "identity" and (self.share or self.paper):
+            asked = "paper=True" if self.paper else f"share={self.share:g}"
+            raise ArgumentError(f'skips="identity" cost no weight, and {asked} spends some on them: leave one out.')
+        usual = PAPER_SHARE if self.paper else SHARE
+        share = 0.0 if self.skips == "identity" else usual if self.share is None else self.share
+        object.__setattr__(self, "share", share)
+        object.__setattr__(self, "norm", not self.paper if self.norm is None else self.norm)
 
     @property
     def wants(self) -> frozenset[str]:
@@ -104,7 +119,7 @@ class N2NSkip(Checked):
         if self.density == 1:
             return ()
         whole, half = (inquiries_of(_first(self.first, density)) for density in (self.density, self.density / 2))
-        sites = (self._sites,) if self.share else ()
+        sites = (self._sites,) if self._has_skips else ()
         return (*sites, *(inquiry for inquiry in whole if inquiry in half))
 
     def plan(self, view: View) -> Plan:
@@ -122,18 +137,30 @@ class N2NSkip(Checked):
         field = PrunableWeights.of(view, getattr(first, "dense", ()))
         whole = sum(weight.numel() for weight in field.weights.values())
         budget = round(self.density * whole)
-        found = self._places(view) if self.share else ()
-        counts = shares(found, round(self.share * budget), self.granularity)
+        found = self._places(view) if self._has_skips else ()
+        counts = shares(found, round(self._share * budget), self.granularity)
         skips = draws(found, counts, self.granularity, view.seed + self.seed)
         left = budget - sum(int(keep.sum()) for keep in skips.values())
         masks = masks_of(field, self._layers(view, first, left, whole))
-        starts = Starts(self.start, self.scale, self.norm, self._is_rescaled(first), self.reinit, view.seed + self.seed)
-        edits = starting_edits(field, masks, skips, starts)
+        starts = Starts(
+            self.start, self.scale, bool(self.norm), self._is_rescaled(first), self.reinit, view.seed + self.seed
+        )
+        edits: tuple[Mask | Link, ...] = starting_edits(field, masks, skips, starts)
+        if self.skips == "identity":
+            edits += identity_edits(field, found)
         stay = [sum(int(keep.sum()) for keep in part.values()) for part in (masks, skips)]
         # The first step has told what stays dense because it must.
         left = sum(product.size for product in left_dense(view.graph, view.ignored))
         reached = {"density": (sum(stay) + left) / (whole + left), "weights": sum(stay), "skips": stay[1]}
         return Plan(edits, view.graph.fingerprint, asked, reached)
+
+    @property
+    def _share(self) -> float:
+        return self.share or 0.0
+
+    @property
+    def _has_skips(self) -> bool:
+        return self._share > 0 or self.skips == "identity"
 
     @property
     def _sites(self) -> "SkipSiteInquiry":
@@ -157,7 +184,7 @@ class N2NSkip(Checked):
         except BudgetError as error:
             if error.least is None:
                 raise
-            least = next(n for n in range(error.least, whole + 1) if n - round(self.share * n) >= error.least)
+            least = next(n for n in range(error.least, whole + 1) if n - round(self._share * n) >= error.least)
             raise BudgetError(
                 f"density={self.density:g} with share={self.share:g} leaves the layers {left} of {whole} weights, but "
                 f"it takes {error.least} to keep every output connected, most of them in layer {error.layer!r}. "

@@ -54,6 +54,18 @@ def draws(found: Sequence[SkipSite], counts: Sequence[int], granularity: str, se
     return keeps
 
 
+def identity_edits(field: PrunableWeights, found: Sequence[SkipSite]) -> tuple[Link, ...]:
+    """A link by the identity at each place, of as many channels as both ends have; its kernel has one position."""
+    edits = []
+    for place in found:
+        keep = torch.eye(place.outputs, place.inputs, dtype=torch.bool)
+        keep = keep.reshape(*keep.shape, *[1] * len(place.kernel))
+        route = Route(place.reads, place.joins, place.stride, activation=place.activation, identity=True)
+        ends = _group(field, place.reads, 1), _group(field, place.joins, 0)
+        edits.append(Link(*ends, Keep.of(keep), route))
+    return tuple(edits)
+
+
 def masks_of(field: PrunableWeights, plan: Plan) -> dict[str, Tensor]:
     """The masks of a plan for all weights of a field, those that stay whole too, in the shapes of the tensors."""
     masks = {s.tensor: torch.ones(field.view.weights[s.tensor].shape, dtype=torch.bool) for s in field.sheets}

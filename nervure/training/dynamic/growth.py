@@ -16,12 +16,14 @@ from torch import Tensor
 from nervure.errors import ScoreError
 from nervure.training.dynamic.sites import Noise, Site, draw_scores
 
-Origins: TypeAlias = Literal["soft", "hard", "all"]
+Origins: TypeAlias = Literal["soft", "hard", "all", "edges"]
 Endpoints: TypeAlias = Literal["density", "rank", "tail", "strong", "uniform"]
 Strength: TypeAlias = Literal["weight", "activation"]
 
 LAST = -1e6
 """Added to the logarithm of what a rule rules out: taken only where nothing else is left, so that counts stay exact."""
+CLOSED = 4 * LAST
+"""Added to the score of a place where a weight would lie on no path: taken only where no other place is left."""
 
 
 @final
@@ -30,14 +32,18 @@ class Reading:
     """How "from strong nodes, to end points chosen by the Gaussian over the weights" is read.
 
     Attributes:
-        origins: ``"soft"``: drawn in proportion to strength; ``"hard"``: only the strongest; ``"all"``: all alike.
-        share: of the inputs of a layer that ``"hard"`` starts from, in (0, 1].
+        origins: ``"soft"``: drawn in proportion to strength; ``"hard"``: only the strongest; ``"all"``: all alike;
+            ``"edges"``: the strongest connections name both ends, in proportion to their strength: an input where one
+            of them begins is joined to an output where one ends, and ``endpoints`` says nothing.
+        share: of the inputs of a layer that ``"hard"`` starts from, or of its connections that ``"edges"`` takes, in
+            (0, 1].
         endpoints: by the z-score of an output's strength among the outputs of its layer. ``"density"``: under the
             Gaussian, ``exp(-z^2 / 2)``; ``"rank"``: a half-Gaussian over the rank, the strongest most likely;
             ``"tail"``: only above the mean; ``"strong"``: ``exp(z)``; ``"uniform"``: all alike.
         strength: of a connection: ``"weight"``: its absolute weight; ``"activation"``: times what it hears.
         sample: draw; False: take the likeliest.
         pool: so many times as many candidates are drawn as are wanted, and gradients choose among them; 1: no choice.
+        candidates: the share of all free places that are candidates at least, in [0, 1), where gradients choose.
     """
 
     origins: Origins = "soft"
@@ -46,6 +52,12 @@ class Reading:
     strength: Strength = "weight"
     sample: bool = True
     pool: float = 1.0
+    candidates: float = 0.0
+
+    @property
+    def leads(self) -> bool:
+        """Whether gradients choose among candidates."""
+        return self.pool > 1 or self.candidates > 0
 
 
 @final
@@ -94,14 +106,21 @@ def strategic_growth(site: Site, ask: Ask) -> Tensor:
     """
     reading, free = ask.reading, ~site.mask.all(2)
     strength = site.strength(heard=reading.strength == "activation")
-    ends = _ends(strength.sum(1), reading)[:, None]
-    # The odds of an end point among those that this origin does not reach.
-    reachable = ends.expand(free.shape).masked_fill(~free, -math.inf).logsumexp(0)
-    # An input that reaches everything has no end point to choose; its places are taken anyway.
-    odds = _starts(_origin_strength(site, strength), reading) + ends - reachable.nan_to_num(neginf=0.0)
+    if reading.origins == "edges":
+        odds = _named_by_edges(site, strength, reading.share)
+    else:
+        ends = _ends(strength.sum(1), reading)[:, None]
+        # The odds of an end point among those that this origin does not reach.
+        reachable = ends.expand(free.shape).masked_fill(~free, -math.inf).logsumexp(0)
+        # An input that reaches everything has no end point to choose; its places are taken anyway.
+        odds = _starts(_origin_strength(site, strength), reading) + ends - reachable.nan_to_num(neginf=0.0)
     logarithms = odds[:, :, None].expand(site.weight.shape).contiguous()
     scores = draw_scores(logarithms, ask.noise) if reading.sample else logarithms
-    return scores if reading.pool == 1 else _chosen_by_gradient(site, scores, math.ceil(reading.pool * ask.count))
+    if not reading.leads:
+        return scores
+    closed = site.mask if site.open is None else site.mask | ~site.open
+    share = math.ceil(reading.candidates * int((~closed).sum()))
+    return _chosen_by_gradient(site, scores, closed, max(share, math.ceil(reading.pool * ask.count)))
 
 
 GROWTH: dict[str, Growth] = {
@@ -117,7 +136,7 @@ def wants_of(growth: str, reading: Reading) -> frozenset[str]:
     """What must be gathered for a rule: ``"gradients"``, ``"activations"``; for rules of one's own, both."""
     if growth not in {"random", "links", "strategic", "gradient"}:
         return frozenset({"gradients", "activations"})
-    gradients = growth == "gradient" or (growth == "strategic" and reading.pool > 1)
+    gradients = growth == "gradient" or (growth == "strategic" and reading.leads)
     heard = growth == "strategic" and reading.strength == "activation"
     return frozenset({"gradients"} if gradients else ()) | frozenset({"activations"} if heard else ())
 
@@ -163,9 +182,20 @@ def _ends(strength: Tensor, reading: Reading) -> Tensor:
     return odds[reading.endpoints]
 
 
-def _chosen_by_gradient(site: Site, scores: Tensor, candidates: int) -> Tensor:
+def _named_by_edges(site: Site, strength: Tensor, share: float) -> Tensor:
+    """Logarithm of the odds of each pair of ends of the strongest connections. Shape [outputs, inputs]."""
+    there = int(site.mask.any(2).sum())
+    strongest = strength.flatten().argsort(descending=True, stable=True)[: max(1, round(share * there))]
+    named = torch.zeros_like(strength).flatten()
+    named[strongest] = strength.flatten()[strongest]
+    sums = (named.reshape(strength.shape).sum(axis) for axis in (0, 1))
+    starts, ends = (torch.where(total > 0, total.clamp_min(1e-12).log(), LAST / 2) for total in sums)
+    return starts + ends[:, None]
+
+
+def _chosen_by_gradient(site: Site, scores: Tensor, closed: Tensor, candidates: int) -> Tensor:
     """The gradient of the best candidates; the others follow in the order they had."""
-    free = scores.masked_fill(site.mask, -math.inf).reshape(-1)
+    free = scores.masked_fill(closed, -math.inf).reshape(-1)
     first = free.argsort(descending=True, stable=True)[:candidates]
     found = scores + 2 * LAST
     found.reshape(-1)[first] = _gradient(site).reshape(-1)[first]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from nervure.analysis.live_paths import LivePaths
 from nervure.core.annotations import Batches
 from nervure.core.files import write_text
 from nervure.core.schema import Count, convert
@@ -105,6 +106,8 @@ class RewiringHook:
         ground = self.method.ground(inner, _few(setting.inputs), given, self._seed)
         self._sheets = {prefix + sheet.tensor: sheet for sheet in ground.sheets}
         self._sources = sources(ground.graph, ground.sheets)
+        follows = "paths" in self.method.hears
+        self._paths = LivePaths.of(inner, _few(setting.inputs), prefix=prefix) if follows else None
         self._inner, self._prefix = inner, prefix
         self._masks = same_everywhere({prefix + n: m.to(setting.place) for n, m in ground.start.items()})
         self._places = ground.places
@@ -285,6 +288,7 @@ class RewiringHook:
             places=self._places,
             firsts={name: self._sheets[name].to_matrix(first) for name, first in self._firsts.items()},
             kernels={name: tuple(s.shape[axis] for axis in s.kernel) for name, s in self._sheets.items()},
+            paths=self._paths,
         )
 
     def _site(self, parameter: Tensor, name: str, heard: Tensor | None) -> Site:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, Protocol, final, runtime_checkable
 
 from torch import Tensor, nn
 
+from nervure.analysis.live_paths import LivePaths
 from nervure.core.check import checked
 from nervure.core.schema import Size, convert
 from nervure.graph.types import Graph, Product
@@ -47,6 +48,7 @@ class UpdateContext:
         places: weights that a density is a share of.
         firsts: the weights of the beginning, laid out as those of the sites; empty where nobody wants them.
         kernels: the sides of the kernels, by tensor.
+        paths: tells which weights lie on a path from an input to an output; None where nobody wants it.
     """
 
     number: int
@@ -58,6 +60,7 @@ class UpdateContext:
     places: int
     firsts: Mapping[str, Tensor]
     kernels: Mapping[str, tuple[int, ...]]
+    paths: LivePaths | None = None
 
     @property
     def way(self) -> float:
@@ -158,7 +161,7 @@ class SparseTrainer(Protocol):
 
     @property
     def hears(self) -> frozenset[str]:
-        """What is gathered at its events: ``"gradients"``, ``"activations"``, ``"firsts"``."""
+        """What is gathered at its events: ``"gradients"``, ``"activations"``, ``"firsts"``, ``"paths"``."""
         ...
 
     @property

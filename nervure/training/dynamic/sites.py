@@ -26,6 +26,8 @@ class Site:
         gradient: of the loss, whole also where nothing is; the same shape. None: not gathered.
         activation: mean absolute value of each input, [1 or outputs, inputs]. None: not gathered.
         incoming: how strongly the unit behind each input is written by the layers before, [inputs].
+        open: places where a weight lies on a path from an input to an output, or would, [outputs, inputs, 1]. None:
+            not gathered.
         price: weights that one connection stands for: 1, or those of a kernel where kernels are whole.
         is_divided: whether the weight is divided by norms, which rows or columns of zeros do not have.
     """
@@ -37,6 +39,7 @@ class Site:
     gradient: Tensor | None = None
     activation: Tensor | None = None
     incoming: Tensor | None = None
+    open: Tensor | None = None
     price: int = 1
     is_divided: bool = False
 
@@ -50,6 +53,14 @@ class Site:
             gradient=None if self.gradient is None else _norm(self.gradient),
             price=self.price * self.weight.shape[2],
         )
+
+    def under(self, mask: Tensor) -> "Site":
+        """The same with only those connections that a mask keeps."""
+        return replace(self, mask=mask, weight=self.weight.masked_fill(~mask, 0))
+
+    def with_open(self, places: Tensor | None) -> "Site":
+        """The same, told where a connection would lie on a path."""
+        return replace(self, open=places)
 
     def strength(self, *, heard: bool = False) -> Tensor:
         """``|w|`` over the standard deviation of the weights that are there, [outputs, inputs], kernels summed.

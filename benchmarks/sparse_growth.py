@@ -1,0 +1,192 @@
+"""Growth where very few weights are left: what recycling dead ends is worth, and what strategy adds to gradients.
+
+Run ``python benchmarks/sparse_growth.py``; one thread, a few minutes. Writes ``docs/results/sparse_growth.*``; a line
+is one training. Every arm has the same network, the same first weights and the same mean density times steps.
+"""
+
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from itertools import product
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from torch import nn
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.runner import ROOT, Benchmark, Case, Row, Rows, main
+from benchmarks.synthesis import BATCH, EVENTS, LR, TASKS, Steps, cost_of, fresh
+from nervure import SET, RigL, Synthesis, connectivity, train
+from nervure.evaluation import accuracy_and_auc
+from nervure.training import mean_density
+
+DENSITIES, SEEDS, CHOSEN_ON = (0.01, 0.02, 0.03, 0.05), range(6), range(100, 103)
+START = 0.4
+"""Growth begins with so much of the weights it ends with."""
+Arms = Mapping[str, Any]
+
+
+def grown(density: float, **options: Any) -> Synthesis:
+    """Growth to a density, with as many events as everything else."""
+    given = {
+        "events": EVENTS,
+        "end": 0.75,
+        "start": START * density,
+        "guard": "paths",
+        "granularity": "element",
+        "pool": 3.0,
+    }
+    return Synthesis(density=density, **{**given, **options})
+
+
+def exchanged(density: float, kind: Callable[..., Any], guard: str) -> Any:
+    """SET or RigL, along the same cosine."""
+    return kind(density=density, events=EVENTS, end=0.75, schedule="cosine", guard=guard)
+
+
+EDGES: Mapping[str, Any] = {"origins": "edges", "share": 0.5}
+
+
+def arms(density: float) -> Arms:
+    """Every method at this density."""
+    return {
+        "SET": exchanged(density, SET, "none"),
+        "SET, recycling": exchanged(density, SET, "paths"),
+        "RigL": exchanged(density, RigL, "none"),
+        "RigL, recycling": exchanged(density, RigL, "paths"),
+        "Synthesis, three times as many candidates": grown(density, pool=3.0, guard="none"),
+        "Synthesis, thirty times as many candidates, recycling": grown(density, pool=30.0),
+        "Synthesis, edges name both ends, recycling": grown(density, pool=1.0, **EDGES),
+        "gradient growth": grown(density, growth="gradient", guard="none"),
+        "gradient growth, recycling": grown(density, growth="gradient"),
+        "random growth, recycling": grown(density, growth="random"),
+    }
+
+
+def choices(density: float) -> Arms:
+    """What the default was chosen from."""
+    return {
+        **{f"{n:g} times as many candidates": grown(density, pool=float(n)) for n in (3, 30)},
+        **{f"{100 * share:g} % of the places": grown(density, candidates=share) for share in (0.25, 0.5)},
+        "edges, 50 % of the places": grown(density, candidates=0.5, **EDGES),
+        "gradient alone": grown(density, growth="gradient"),
+    }
+
+
+def fit(name: str, arm: Any, seed: int) -> tuple[nn.Module, Row]:
+    """Train one arm; what it cost is in epochs of a network that has its final density from the start."""
+    task, started = TASKS[name], time.process_time()
+    data, model = task.data(), fresh(task, seed)
+    cost = cost_of(arm) if isinstance(arm, Synthesis) else 1.0
+    batches = Steps(data.train.batches(BATCH, shuffle_seed=seed), task.epochs, cost)
+    history = train(model, batches, epochs=1, lr=LR, hooks=[arm], seed=seed, progress=False)
+    density = mean_density(history.events, history.steps)
+    whole = sum(mask.numel() for mask in history.masks.values())
+    there = sum(int(mask.sum()) for mask in history.masks.values())
+    found = connectivity(model, data.example(2))
+    return model, {
+        "density": there / whole,
+        "live": sum(layer.live for layer in found.layers) / there,
+        "cost": density * history.steps * whole / there / (task.epochs * len(batches.batches)),
+        "seconds": round(time.process_time() - started, 2),
+    }
+
+
+def trial(density: float, arm: str, seed: int) -> Row:
+    """One training on digits, told on test images."""
+    model, told = fit("digits", arms(density)[arm], seed)
+    found = accuracy_and_auc(model, TASKS["digits"].data().test.batches(1000))
+    return {"key": ["test", "digits", density, arm, seed], "accuracy": found.accuracy, "auc": found.auc, **told}
+
+
+def choice(name: str, density: float, arm: str, seed: int) -> Row:
+    """One candidate for the default, told on validation images and seeds of its own."""
+    model, told = fit(name, choices(density)[arm], seed)
+    found = accuracy_and_auc(model, TASKS[name].data().validation.batches(1000))
+    return {"key": ["choice", name, density, arm, seed], "accuracy": found.accuracy, **told}
+
+
+def cases(_: Namespace) -> Iterator[Case]:
+    """The choice, then the test, the first seeds of everything first."""
+    for seed, (name, density) in product(CHOSEN_ON, (("digits", 0.01), ("digits", 0.03), ("clothes", 0.03))):
+        for arm in choices(density):
+            yield ("choice", name, density, arm, seed), partial(choice, name, density, arm, seed)
+    for seed, density in product(SEEDS, DENSITIES):
+        for arm in arms(density):
+            yield ("test", "digits", density, arm, seed), partial(trial, density, arm, seed)
+
+
+# -- the page ---------------------------------------------------------------------------------------------------------
+
+Found = Mapping[str, Mapping[tuple[float, int], Row]]
+
+
+def by_arm(rows: Rows, phase: str, name: str) -> Found:
+    """Rows by arm, then by density and seed."""
+    listed = arms(DENSITIES[0]) if phase == "test" else choices(DENSITIES[0])
+    found: dict[str, dict[tuple[float, int], Row]] = {arm: {} for arm in listed}
+    for row in rows:
+        if row["key"][:2] == [phase, name]:
+            _, _, density, arm, seed = row["key"]
+            found[arm][density, seed] = row
+    return {arm: runs for arm, runs in found.items() if runs}
+
+
+def gap(values: list[float]) -> str:
+    """Points, with the standard error of their mean."""
+    error = stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
+    return f"{100 * fmean(values):+.1f} ± {100 * error:.1f}"
+
+
+def table(found: Found, control: str) -> list[str]:
+    """Accuracy at each density, and the difference to a control, seed by seed."""
+    densities = sorted({density for runs in found.values() for density, _ in runs})
+    heads = [f"{100 * d:g} % | to {control}" for d in densities]
+    lines = [f"| method | {' | '.join(heads)} | on a path | cost |", "|---" * (2 * len(densities) + 3) + "|"]
+    for arm, runs in found.items():
+        cells = [arm]
+        for density in densities:
+            mine = {seed: row["accuracy"] for (d, seed), row in runs.items() if d == density}
+            base = {seed: row["accuracy"] for (d, seed), row in found.get(control, {}).items() if d == density}
+            gaps = [value - base[seed] for seed, value in mine.items() if seed in base]
+            cells += [f"{100 * fmean(mine.values()):.1f}" if mine else "", gap(gaps) if gaps and arm != control else ""]
+        live = " ".join(
+            f"{100 * fmean(row['live'] for (d, _), row in runs.items() if d == density):.0f}"
+            for density in densities
+            if any(d == density for d, _ in runs)
+        )
+        lines.append(f"| {' | '.join(cells)} | {live} | {fmean(row['cost'] for row in runs.values()):.2f} |")
+    return [*lines, ""]
+
+
+def page(rows: Rows) -> str:
+    """The tables, with how to read them."""
+    due = {key for key, _ in cases(Namespace())}
+    done = len(due & {tuple(row["key"]) for row in rows})
+    parts = [
+        "# Growth where very few weights are left",
+        "",
+        (ROOT / "benchmarks" / "sparse_growth.intro.md").read_text(encoding="utf-8").strip(),
+        "",
+        *([] if done == len(due) else [f"**The study is not complete: {done} of {len(due)} trainings.**", ""]),
+        "## Digits",
+        "",
+        *table(by_arm(rows, "test", "digits"), "RigL"),
+        "## How the default was chosen",
+        "",
+    ]
+    for name in ("digits", "clothes"):
+        found = by_arm(rows, "choice", name)
+        if found:
+            parts += [f"Validation images of {name}, seeds 100 to 102:", "", *table(found, "gradient alone")]
+    return "\n".join(parts)
+
+
+BENCHMARK = Benchmark("sparse_growth", page, cases=cases)
+
+if __name__ == "__main__":
+    main(BENCHMARK)
