@@ -416,12 +416,14 @@ def test_a_step_looks_at_one_number_at_most_and_waits_for_none(mode: str, monkey
     assert many - few <= (8 if mode == "reads" else 0)
 
 
-def test_what_a_model_is_asked_is_not_rounded_to_ten_bits() -> None:
-    from nervure.graph.modes import leave_modes
-
+@needs_a_gpu
+def test_what_is_traced_and_verified_is_not_rounded_to_ten_bits() -> None:
     before = torch.backends.cudnn.allow_tf32
-    with leave_modes():
-        assert not ON_GPU or not torch.backends.cudnn.allow_tf32
+    seen = set[bool]()
+    model = small().eval()
+    model.conv1.register_forward_pre_hook(lambda *_: seen.add(torch.backends.cudnn.allow_tf32))
+    prune(model, DATA.example(2), Magnitude(keep=0.5))
+    assert seen == {False}
     assert torch.backends.cudnn.allow_tf32 == before
 
 

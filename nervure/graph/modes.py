@@ -36,8 +36,7 @@ def leave_modes() -> Iterator[None]:
     """Leave every mode the caller is in, and keep other threads out, while this lasts.
 
     Inference mode, ``no_grad``, autocast, dispatch and function modes, the default device and the random state
-    (which making a layer moves on) come back afterwards, and so does TF32 in convolutions on a GPU. It can also stand
-    above a function: ``@leave_modes()``.
+    (which making a layer moves on) come back afterwards. It can also stand above a function: ``@leave_modes()``.
     """
     with LOCK, ExitStack() as stack:
         stack.enter_context(_without_function_modes())
@@ -50,12 +49,11 @@ def leave_modes() -> Iterator[None]:
             if torch.is_autocast_enabled(device):
                 stack.callback(torch.set_autocast_enabled, device, True)
                 torch.set_autocast_enabled(device, False)
-        stack.enter_context(_whole_convolutions())
         yield
 
 
 @contextmanager
-def _whole_convolutions() -> Iterator[None]:
+def whole_convolutions() -> Iterator[None]:
     """On a GPU, without TF32: it rounds what enters a convolution to 10 bits, for some widths and not for others."""
     if not torch.cuda.is_initialized() or not _rounds_convolutions():
         yield
