@@ -78,7 +78,7 @@ ROWS = {
     ],
     "study": [
         {"network": "VGG-16", "method": "dense", "images": 54000, "parameters": 5, "test": 93.1},
-        {"network": "VGG-16", "method": "SNACS", "keep": 0.5, "parameters": 2, "cut": 1.0, "refitted": 80.0, "test": 92},
+        {"network": "VGG-16", "method": "SNACS", "keep": 0.5, "parameters": 2, "cut": 1.0, "refitted": 80, "test": 92},
     ],
 }  # fmt: skip
 WORDS = {
