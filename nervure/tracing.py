@@ -14,7 +14,7 @@ from nervure.core.inputs import Inputs
 from nervure.errors import CopyError, NervureError, NervureWarning
 from nervure.graph.blocks import is_doubtful, with_blocks
 from nervure.graph.models import evaluating, is_weightless, unwrap, without_fakes
-from nervure.graph.modes import leave_modes
+from nervure.graph.modes import leave_modes, whole_convolutions
 from nervure.graph.siblings import follow_siblings
 from nervure.graph.tape import unreached_parameters
 from nervure.graph.trace import (
@@ -85,6 +85,7 @@ def trace(
 
 
 @leave_modes()
+@whole_convolutions()
 def trace_and_check(
     model: nn.Module,
     example: Any,

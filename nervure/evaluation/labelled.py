@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from nervure.core.annotations import Batches
 from nervure.core.inputs import Inputs
+from nervure.core.late import send
 from nervure.core.progress import ending
 from nervure.core.tensors import require_numbers
 from nervure.errors import ArgumentError, DataError
@@ -70,8 +71,10 @@ def logits_of(output: Any) -> Tensor:
     return output
 
 
-def require_labels(labels: Tensor, logits: Tensor) -> Tensor:
+def require_labels(labels: Tensor, logits: Tensor, *, read: bool = True) -> Tensor:
     """Return ``labels`` as int64 if they are classes of ``logits`` [samples, classes, ...].
+
+    With ``read`` False only their form is checked: a GPU has to be waited for where its numbers are looked at.
 
     Raises:
         DataError: if labels are not whole numbers, their shape is not that of the logits without the class axis, or
@@ -87,7 +90,8 @@ def require_labels(labels: Tensor, logits: Tensor) -> Tensor:
             f"labels of shape {tuple(labels.shape)} do not fit outputs of shape {tuple(logits.shape)}; "
             f"outputs [samples, classes] go with labels [samples]; {OTHERWISE}."
         )
-    require_classes(labels, logits.shape[1])
+    if read:
+        require_classes(labels, logits.shape[1])
     return labels.long()
 
 
@@ -95,7 +99,7 @@ def require_classes(labels: Tensor, classes: int) -> None:
     """Raise :class:`DataError` naming the label if one is outside 0 .. ``classes`` - 1."""
     if labels.numel() == 0:
         raise DataError("there are no labels: give one sample at least.")
-    for label in (int(labels.max()), int(labels.min())):
+    for label in reversed(torch.stack(torch.aminmax(labels)).tolist()):
         if not 0 <= label < classes:
             raise DataError(
                 f"label {label} is out of range: the model has {classes} outputs, for the labels 0 .. {classes - 1}. "
@@ -127,7 +131,7 @@ def require_finite_outputs(logits: Tensor, where: str) -> None:
 def to_device(value: Any, device: torch.device) -> Any:
     """Move every tensor inside nested tuples, lists and dicts to ``device``; the rest stays as it is."""
     if isinstance(value, Tensor):
-        return require_numbers(value, device).to(device, non_blocking=True)
+        return send(require_numbers(value, device), device)
     if isinstance(value, Inputs):
         return value.to(device)
     if isinstance(value, Mapping):

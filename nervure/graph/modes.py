@@ -1,7 +1,7 @@
 """The modes a caller may be in, and how to leave them: what is asked of a model must not depend on where it is asked.
 
 PyTorch changes what runs by modes of the thread (inference, autocast, dispatch and function modes) and by flags of the
-process. ``isolated`` leaves the former and lets one thread at a time touch the latter.
+process. ``leave_modes`` leaves the former and lets one thread at a time touch the latter.
 """
 
 import sys
@@ -36,7 +36,7 @@ def leave_modes() -> Iterator[None]:
     """Leave every mode the caller is in, and keep other threads out, while this lasts.
 
     Inference mode, ``no_grad``, autocast, dispatch and function modes, the default device and the random state
-    (which making a layer moves on) come back afterwards. It can also stand above a function: ``@isolated()``.
+    (which making a layer moves on) come back afterwards. It can also stand above a function: ``@leave_modes()``.
     """
     with LOCK, ExitStack() as stack:
         stack.enter_context(_without_function_modes())
@@ -50,6 +50,27 @@ def leave_modes() -> Iterator[None]:
                 stack.callback(torch.set_autocast_enabled, device, True)
                 torch.set_autocast_enabled(device, False)
         yield
+
+
+@contextmanager
+def whole_convolutions() -> Iterator[None]:
+    """On a GPU, without TF32: it rounds what enters a convolution to 10 bits, for some widths and not for others."""
+    if not torch.cuda.is_initialized() or not _rounds_convolutions():
+        yield
+        return
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = True
+
+
+def _rounds_convolutions() -> bool:
+    try:
+        return bool(torch.backends.cudnn.allow_tf32)
+    except RuntimeError:
+        # Set by operator, which this flag cannot say: whoever does that has chosen.
+        return False
 
 
 @contextmanager

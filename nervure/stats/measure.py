@@ -15,7 +15,7 @@ from nervure.core.progress import length, track
 from nervure.core.schema import Count, Seed, Size
 from nervure.errors import ArgumentError
 from nervure.graph.models import device_of, unwrap
-from nervure.graph.modes import disable_compile, leave_modes
+from nervure.graph.modes import disable_compile, leave_modes, whole_convolutions
 from nervure.graph.preserve import restore_after
 from nervure.graph.types import Graph
 from nervure.stats.block_outputs import REDUCTIONS, BlockRecorder, join_batches
@@ -52,6 +52,7 @@ ROUTED = frozenset({"routing"})
 
 @checked
 @leave_modes()
+@whole_convolutions()
 def measure(
     model: nn.Module,
     graph: Graph,

@@ -14,7 +14,7 @@ from nervure.core.check import checked
 from nervure.core.inputs import Inputs
 from nervure.errors import VerificationError
 from nervure.graph.models import evaluating, unwrap
-from nervure.graph.modes import leave_modes
+from nervure.graph.modes import leave_modes, whole_convolutions
 from nervure.graph.trace import draw
 from nervure.graph.types import Graph
 from nervure.plan import Plan
@@ -63,7 +63,7 @@ def verify(model: nn.Module, pruned: HasPlan, example: Any) -> Verification:
             has other groups than those that were cut; or the pruned model breaks in ordinary use.
     """
     model, given = unwrap(model), Inputs.several(example)
-    with leave_modes(), evaluating(model):
+    with leave_modes(), whole_convolutions(), evaluating(model):
         drawing = draw(model, given, **pruned.graph.settings)
     _require_same_groups(drawing.graph, pruned, given)
     return verify_with(Checker(model, drawing, given), pruned)
@@ -85,6 +85,7 @@ def _require_same_groups(drawn: Graph, pruned: HasPlan, given: Sequence[Inputs])
 
 
 @leave_modes()
+@whole_convolutions()
 def verify_with(checker: Checker, pruned: HasPlan) -> Verification:
     """As :func:`verify`, where the model was drawn already."""
     found = checker.check_made(pruned.graph, pruned.plan, pruned.model)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from nervure.core.check import Checked
 from nervure.core.documents import is_shallow
 from nervure.core.inputs import Inputs
+from nervure.core.late import send
 from nervure.core.progress import ending
 from nervure.core.tensors import require_numbers, tensors_in
 from nervure.errors import DataError
@@ -283,7 +284,7 @@ def move_batch(batch: Any, device: torch.device) -> Any:
         to = getattr(leaf, "to", None)
         return to(device) if callable(to) and not isinstance(leaf, type | nn.Module) else leaf
 
-    return map_tensors(lambda x: require_numbers(x, device).to(device, non_blocking=True), batch, move)
+    return map_tensors(lambda x: send(require_numbers(x, device), device), batch, move)
 
 
 def describe_batch(batch: Any) -> str:

@@ -1,5 +1,6 @@
 """Tasks whose labels are numbers of classes: of a sample, a token, a pixel."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, final
@@ -10,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nervure.core.check import Checked, checked
+from nervure.core.late import checks_late, fit_classes
 from nervure.core.schema import Part
 from nervure.errors import ArgumentError, DataError
 from nervure.tasks.batch_forms import Layout, Place, describe_batch
@@ -68,7 +70,8 @@ class Categorical(Checked):
         """Cross entropy in nats, summed over the labels that count."""
         logits, labels = self.pair(output, batch)
         ignore = IGNORE if self.ignore is None else self.ignore
-        count = labels.numel() // labels.shape[1] if labels.is_floating_point() else int((labels != ignore).sum())
+        count = self._count(labels)
+        labels, unfit = self._keep_fit(labels, logits.shape[1])
         rows = logits.movedim(1, -1)
         if rows.is_contiguous() and not labels.is_floating_point():
             # Sums over classes that lie side by side are more exact, and a vocabulary is large.
@@ -77,7 +80,22 @@ class Categorical(Checked):
         total = F.cross_entropy(
             logits.float(), labels, ignore_index=ignore, label_smoothing=self.smoothing, reduction="sum"
         )
-        return Total(total, count)
+        return Total(total if unfit is None else total.masked_fill(unfit, math.nan), count)
+
+    def _count(self, labels: Tensor) -> int:
+        """How many labels count."""
+        if labels.is_floating_point():
+            return labels.numel() // labels.shape[1]
+        if self.ignore is None:
+            # Nothing is left out but the last token, which has no next one: an accelerator need not be asked.
+            return labels.numel() - (len(labels) if self.shift else 0)
+        return int((labels != self.ignore).sum())
+
+    def _keep_fit(self, labels: Tensor, classes: int) -> tuple[Tensor, Tensor | None]:
+        """Labels that can be looked up, and whether some were no classes, where that is not raised at once."""
+        if not checks_late() or labels.is_floating_point():
+            return labels, None
+        return fit_classes(labels, classes, IGNORE if self.ignore is None and self.shift else self.ignore)
 
     def scored(self, output: Any, batch: Any) -> tuple[Tensor, Tensor]:
         """Logits and labels for a metric; labels that are probabilities become the likeliest class."""
@@ -122,14 +140,15 @@ class Categorical(Checked):
                 f"labels {list(labels.shape)} do not fit outputs {list(logits.shape)}: with the classes on axis {axis} "
                 f"they must be {list(expected)}."
             )
-        self._require_classes(labels, logits.shape[axis], axis if logits.ndim > 2 else None)
+        if not checks_late():
+            self._require_classes(labels, logits.shape[axis], axis if logits.ndim > 2 else None)
         return labels.to(logits.device).long()
 
     def _require_classes(self, labels: Tensor, classes: int, axis: int | None) -> None:
         counted = labels if self.ignore is None else labels[labels != self.ignore]
         if not counted.numel():
             return
-        for label in (int(counted.max()), int(counted.min())):
+        for label in reversed(torch.stack(torch.aminmax(counted)).tolist()):
             if not 0 <= label < classes:
                 where = "" if axis is None else f" on axis {axis}"
                 raise DataError(

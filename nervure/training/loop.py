@@ -22,6 +22,7 @@ from nervure.core.annotations import Batches, Device, FilePath
 from nervure.core.check import checked
 from nervure.core.container import DamageError, reading
 from nervure.core.files import is_there
+from nervure.core.late import LateReader, checking_late, steps_late
 from nervure.core.locks import exclusive_file
 from nervure.core.progress import length
 from nervure.core.progress import progress as progress_bar
@@ -135,6 +136,11 @@ class _Run:
     per_epoch: int
     sharpness: SAM | None
 
+    @property
+    def late(self) -> int:
+        """After how many further steps a loss is read: at once where somebody is told it, or steps twice on it."""
+        return 0 if self.hooks or self.callbacks or self.sharpness else steps_late(self.place)
+
 
 @checked
 def train(  # noqa: PLR0913 - one keyword per choice that a recipe makes
@@ -202,7 +208,9 @@ def train(  # noqa: PLR0913 - one keyword per choice that a recipe makes
 
     Raises:
         DataError: if data are empty or can be iterated once only, a label is no class of the model (before any step,
-            where data are a list; otherwise before its step), or a loss is NaN or infinite (naming the step).
+            where data are a list; otherwise before its step), or a loss is NaN or infinite (naming the step). On a GPU
+            both are found up to two steps after, unless hooks, callbacks or ``sharpness`` have losses read at once: it
+            would stand still while each is read.
         ArgumentError: if an argument is out of range, masks do not fit, nothing can be trained (a model on the meta
             device has no numbers), or it cannot be told what the model is for.
         FileError: if the checkpoint cannot be written, is damaged, belongs to another run, or another process trains
@@ -294,6 +302,25 @@ def _rewirings(hooks: Sequence[Hook]) -> dict[str, Any]:
     return {"rewiring": named} if named else {}
 
 
+@dataclass(slots=True)
+class _Losses:
+    """Adds the losses of steps to those of the epoch, in their order, as they are read."""
+
+    part: Part
+    reader: LateReader
+    last: float = math.nan
+
+    def note(self, loss: Tensor, check: Callable[[float], None], samples: int) -> None:
+        """Take the loss of a batch of so many samples; ``check`` raises where it is not finite."""
+
+        def tell(value: float) -> None:
+            check(value)
+            self.last = value
+            self.part.loss += value * samples
+
+        self.reader.note(loss, tell)
+
+
 def _train_epoch(
     run: _Run, data: Batches, epoch: int, log: _Log, advance: Callable[[], None], save: Callable[[], None]
 ) -> float:
@@ -306,21 +333,22 @@ def _train_epoch(
     for _ in itertools.islice(batches, before):
         advance()
     _draw_on(log, run.place)
+    losses = _Losses(part, LateReader(run.late))
     for number, batch in enumerate(batches, start=before):
         done = (epoch + min(number / run.per_epoch, 1.0)) / run.epochs
         events = _events(run.hooks)
         with naming(f"batch {number}"):
             samples = run.task.samples(batch)
-        loss = _train_step(run, move_batch(batch, run.place), log.steps, epoch, done)
-        part.loss += loss * samples
+        _train_step(run, move_batch(batch, run.place), log.steps, epoch, done, losses, samples)
         part.samples += samples
         part.batches = number + 1
         log.steps += 1
         advance()
         rate = run.optimizer.param_groups[0]["lr"]
-        _tell(run, TrainingPoint("step", log.steps, epoch, {"loss": loss, "learning_rate": rate}))
+        _tell(run, TrainingPoint("step", log.steps, epoch, {"loss": losses.last, "learning_rate": rate}))
         if _events(run.hooks) != events:
             save()
+    losses.reader.finish()
     _require_finite_weights(run.model, epoch)
     log.part = Part()
     return part.loss / part.samples
@@ -385,32 +413,35 @@ def _quality_of(run: _Run, batch: Any) -> tuple[float, int]:
     return float((logits.argmax(1) == wanted).sum()), len(wanted)
 
 
-def _train_step(run: _Run, batch: Any, number: int, epoch: int, done: float) -> float:
+def _train_step(run: _Run, batch: Any, number: int, epoch: int, done: float, losses: _Losses, samples: int) -> None:
     for group, peak in zip(run.optimizer.param_groups, run.peaks, strict=True):
         group["lr"] = peak * run.schedule(done)
     chance = _random_state(run.place) if run.sharpness else {}
-    value = _descend(run, batch, number, epoch)
+    _descend(run, batch, number, epoch, partial(losses.note, samples=samples))
     if run.sharpness is not None:
         _set_random_state(chance, run.place)
         with climbed(run.model, run.sharpness, run.held.masks):
-            _descend(run, batch, number, epoch)
+            _descend(run, batch, number, epoch, _read_at_once)
     for hook in run.hooks:
         seen = (batch, run.model, run.optimizer, run.held.masks, run.task)
-        masks = hook(TrainingStep(number, epoch, done, value, *seen))
+        masks = hook(TrainingStep(number, epoch, done, losses.last, *seen))
         if masks is not None:
             run.held.update(masks)
     run.optimizer.step()
-    return value
 
 
-def _descend(run: _Run, batch: Any, number: int, epoch: int) -> float:
-    """Make the gradients of a batch; its loss."""
-    with torch.autocast(run.place.type, dtype=torch.bfloat16, enabled=run.halved):
-        loss = _loss_of(run, batch)
-    value = _finite_scalar(loss, run.model, batch, number, epoch)
+def _read_at_once(loss: Tensor, check: Callable[[float], None]) -> None:
+    check(float(loss.detach()))
+
+
+def _descend(run: _Run, batch: Any, number: int, epoch: int, note: Callable[..., None]) -> None:
+    """Make the gradients of a batch; ``note`` takes its loss, and the check of it for when it is read."""
+    late = run.late > 0
+    with torch.autocast(run.place.type, dtype=torch.bfloat16, enabled=run.halved), checking_late(late):
+        loss = require_scalar(_loss_of(run, batch))
+    note(loss, check=partial(_require_finite, run, batch, number, epoch))
     run.optimizer.zero_grad()
     loss.backward()
-    return value
 
 
 def _loss_of(run: _Run, batch: Any) -> Tensor:
@@ -426,28 +457,39 @@ def _loss_of(run: _Run, batch: Any) -> Tensor:
         ) from error
 
 
-def _finite_scalar(loss: Tensor, model: nn.Module, batch: Any, number: int, epoch: int) -> float:
-    value = float(require_scalar(loss).detach())
-    if not math.isfinite(value):
-        raise DataError(f"the loss is {value} at step {number} (epoch {epoch}): {_suspect(model, batch)}")
-    return value
+def _require_finite(run: _Run, batch: Any, number: int, epoch: int, value: float) -> None:
+    if math.isfinite(value):
+        return
+    if run.late:
+        # Steps were taken since, and labels were not looked at: now the objective raises what is wrong with them.
+        with torch.no_grad(), evaluating(run.model):
+            _loss_of(run, batch)
+    why = _suspect(run.model, batch, late=run.late > 0)
+    raise DataError(f"the loss is {value} at step {number} (epoch {epoch}): {why}")
 
 
-def _suspect(model: nn.Module, batch: Any) -> str:
-    """Name the likeliest cause of a loss that is not finite."""
+def _suspect(model: nn.Module, batch: Any, *, late: bool) -> str:
+    """Name the likeliest cause of a loss that is not finite; ``late``: it was read when steps had been taken since."""
     for tensor in tensors_in(batch):
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             return "the inputs of this batch hold NaN or infinite values. Clean the data."
-    for name, parameter in model.named_parameters():
-        if not bool(torch.isfinite(parameter).all()):
-            return f"parameter {name!r} holds NaN or infinite values already. Lower lr, or check the model given."
+    bad = _first_infinite(model)
+    if late and bad:
+        return f"inputs are finite; parameter {bad!r} is not, by now. Lower lr, or check the model given."
+    if bad:
+        return f"parameter {bad!r} holds NaN or infinite values already. Lower lr, or check the model given."
     return "inputs and weights are finite, so the outputs overflow or the objective divides by zero. Lower lr."
 
 
 def _require_finite_weights(model: nn.Module, epoch: int) -> None:
-    for name, parameter in model.named_parameters():
-        if not bool(torch.isfinite(parameter).all()):
-            raise DataError(f"parameter {name!r} is NaN or infinite after epoch {epoch}. Lower lr.")
+    bad = _first_infinite(model)
+    if bad:
+        raise DataError(f"parameter {bad!r} is NaN or infinite after epoch {epoch}. Lower lr.")
+
+
+def _first_infinite(model: nn.Module) -> str:
+    """The first parameter that holds NaN or infinite values; empty where none does."""
+    return next((name for name, p in model.named_parameters() if not bool(torch.isfinite(p).all())), "")
 
 
 def _look_over(

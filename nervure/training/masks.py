@@ -6,7 +6,7 @@ The masks live in the :class:`Held` handle and act while the optimizer steps.
 
 import warnings
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType, TracebackType
 from typing import Any, TypeAlias, final
@@ -52,6 +52,7 @@ class Held:
         self._gradient_hooks: list[RemovableHandle] = []
         self._steps = 0
         self._moved: frozenset[str] = frozenset()
+        self._stepped: set[int] = set()
         self.update(masks)
         for optimizer in optimizers:
             optimizer.register_step_pre_hook(self._before_step)
@@ -75,7 +76,7 @@ class Held:
             name: whole(mask.detach()).to(self._parameters[name].device, copy=True) for name, mask in masks.items()
         }
         self._veils = {name: Veil(mask) for name, mask in self._masks.items()}
-        stepped = _stepped_ids(self._optimizers)
+        self._stepped = stepped = _stepped_ids(self._optimizers)
         self._moved = frozenset(name for name in self._masks if id(self._parameters[name]) in stepped)
         _warn_of_unmoved([n for n in self._masks if n not in self._moved and self._parameters[n].requires_grad])
         self._zero_weights_and_moments()
@@ -154,6 +155,9 @@ class Held:
                     f"{tuple(mask.shape)}: it was cut or sharded since hold was called. Call hold again, after that."
                 )
         stepped = _stepped_ids(self._optimizers)
+        if stepped == self._stepped:
+            return
+        self._stepped = stepped
         moved = {name for name in self._masks if id(self._parameters[name]) in stepped}
         gone, self._moved = sorted(self._moved - moved), self._moved | moved
         if gone and not stepped <= {id(p) for p in (*self._parameters.values(), *self._others)}:
@@ -178,14 +182,19 @@ class Held:
                 stacklevel=2,
             )
 
+    @torch.no_grad()
     def _zero_weights_and_moments(self) -> None:
         for name, veil in self._veils.items():
-            parameter = self._parameters[name]
-            veil.lay_on(parameter)
-            for state in (optimizer.state.get(parameter, {}) for optimizer in self._optimizers):
-                for moment in state.values():
-                    if isinstance(moment, Tensor) and moment.shape == parameter.shape:
-                        veil.lay_on(moment)
+            veil.lay_on_again(self._weight_and_moments(self._parameters[name]))
+
+    def _weight_and_moments(self, parameter: nn.Parameter) -> Iterator[Tensor]:
+        """The parameter, and all of its shape in the state of its optimizers."""
+        yield parameter
+        shape = parameter.shape
+        for optimizer in self._optimizers:
+            for moment in optimizer.state.get(parameter, {}).values():
+                if isinstance(moment, Tensor) and moment.shape == shape:
+                    yield moment
 
 
 STEP_HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")

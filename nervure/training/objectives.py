@@ -4,6 +4,7 @@ An objective runs the model itself, so it may run it twice, look inside it, or a
 objective and are objectives again.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, TypeAlias
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nervure.core.check import checked
+from nervure.core.late import checks_late, fit_classes
 from nervure.core.schema import Part, Positive, Share
 from nervure.errors import ArgumentError
 from nervure.evaluation.labelled import Batch, call, require_labels
@@ -38,7 +40,10 @@ def cross_entropy(model: nn.Module, batch: Batch, *, smoothing: Part = 0.0) -> T
     # Half-precision exponentials lose the small probabilities that the gradient of a confident model consists of.
     logits = call(model, inputs).float()
     if not (labels.is_floating_point() and labels.shape == logits.shape):
-        labels = require_labels(labels, logits)
+        labels = require_labels(labels, logits, read=not checks_late())
+        if checks_late():
+            labels, unfit = fit_classes(labels, logits.shape[1])
+            return F.cross_entropy(logits, labels, label_smoothing=smoothing).masked_fill(unfit, math.nan)
     return F.cross_entropy(logits, labels, label_smoothing=smoothing)
 
 

@@ -1,11 +1,14 @@
 """A mask as bits, laid on tensors that may be of any type, layout and place, or sharded over processes."""
 
-from typing import Any, final
+from collections.abc import Iterable
+from typing import Any, NamedTuple, final
 
 import torch
 from torch import Tensor, nn
 
 INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+ORDINARY = (Tensor, nn.Parameter)
+"""What has memory of its own, laid out as it says."""
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -16,6 +19,14 @@ def whole(tensor: Tensor) -> Tensor:
 def is_sharded(tensor: Tensor) -> bool:
     """Whether each process holds a part of the tensor only (a ``DTensor``)."""
     return type(tensor).__name__ == "DTensor"
+
+
+class _Seen(NamedTuple):
+    """The memory of a tensor that a mask was laid on: how it is laid out, as integers, and the bits for it."""
+
+    strides: tuple[int, ...]
+    values: Tensor
+    bits: Tensor
 
 
 @final
@@ -30,9 +41,11 @@ class Veil:
         self._mask = mask
         self._bits: dict[tuple[torch.dtype, torch.device], Tensor] = {}
         self._shards: dict[Any, Veil] = {}
+        # By where the memory is.
+        self._seen: dict[int, _Seen] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_mask": self._mask, "_bits": {}, "_shards": {}}
+        return {"_mask": self._mask, "_bits": {}, "_shards": {}, "_seen": {}}
 
     @torch.no_grad()
     def lay_on(self, tensor: Tensor) -> None:
@@ -40,16 +53,52 @@ class Veil:
         if is_sharded(tensor):
             self._on_shard(tensor).lay_on(tensor.to_local())  # type: ignore[attr-defined]
             return
-        kind = INTEGERS.get(tensor.element_size())
-        if kind is None or type(tensor) not in (Tensor, nn.Parameter):
+        values = self._as_integers(tensor)
+        if values is None:
             tensor.masked_fill_(~self._mask.to(tensor.device), 0)
-            return
-        bits = self._bits.get((kind, tensor.device))
-        values = tensor.view(kind)
+        else:
+            values.bitwise_and_(self._bits_like(values))
+
+    def lay_on_again(self, tensors: Iterable[Tensor]) -> None:
+        """As :meth:`lay_on`, for tensors that come at every step, where gradients are off already.
+
+        In small layers it is calls that cost time: a tensor that lies where it lay takes one. Those of a layer come
+        together, since bits that were just read are near.
+        """
+        places, new = list[int](), False
+        for tensor in tensors:
+            if type(tensor) not in ORDINARY:
+                self.lay_on(tensor)
+                continue
+            place = tensor.data_ptr()
+            seen = self._seen.get(place)
+            # The memory of what was seen is held by its values: nothing else can have come to lie there.
+            if seen is None or seen.strides != tensor.stride():
+                new = True
+                self.lay_on(tensor)
+                self._note(tensor, place)
+            else:
+                seen.values.bitwise_and_(seen.bits)
+            places.append(place)
+        if new:
+            self._seen = {place: self._seen[place] for place in places if place in self._seen}
+
+    def _note(self, tensor: Tensor, place: int) -> None:
+        values = self._as_integers(tensor)
+        if values is not None:
+            self._seen[place] = _Seen(tensor.stride(), values, self._bits_like(values))
+
+    def _as_integers(self, tensor: Tensor) -> Tensor | None:
+        """The same memory as integers; None where it has none of their sizes, or is no ordinary tensor."""
+        kind = INTEGERS.get(tensor.element_size())
+        return tensor.detach().view(kind) if kind is not None and type(tensor) in ORDINARY else None
+
+    def _bits_like(self, values: Tensor) -> Tensor:
+        """All ones for True; laid out in memory as the values are."""
+        bits = self._bits.get((values.dtype, values.device))
         if bits is None:
-            # All ones for True; laid out in memory as the tensor is.
-            bits = self._bits[kind, tensor.device] = torch.empty_like(values).copy_(self._mask).neg_()
-        values.bitwise_and_(bits)
+            bits = self._bits[values.dtype, values.device] = torch.empty_like(values).copy_(self._mask).neg_()
+        return bits
 
     @torch.no_grad()
     def misses(self, tensor: Tensor) -> bool:

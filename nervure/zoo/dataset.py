@@ -11,6 +11,7 @@ from torch import Tensor
 
 from nervure.core.annotations import Device
 from nervure.core.check import checked
+from nervure.core.late import send
 from nervure.core.markup import listing
 from nervure.core.renamed import old_method
 from nervure.core.schema import Length, Seed, Size
@@ -90,8 +91,8 @@ class Split:
     def normalise(self, images: Tensor) -> Tensor:
         """``images`` [batch, channels, height, width] in the unit of this split, as float32 of mean 0 and std 1."""
         shape = (1, -1, 1, 1)
-        mean = torch.tensor(self.mean, device=images.device).view(shape)
-        std = torch.tensor(self.std, device=images.device).view(shape)
+        mean = send(torch.tensor(self.mean), images.device).view(shape)
+        std = send(torch.tensor(self.std), images.device).view(shape)
         scale = 1 / 255 if images.dtype == torch.uint8 else 1.0
         return (images.to(torch.float32) * scale - mean) / std
 
@@ -154,7 +155,7 @@ class Batches:
             x, y = self.split.images[indices], self.split.labels[indices]
             if self.augment:
                 x = random_crop(x, generator, flip=self.flip)
-            yield self.split.normalise(x.to(self.device)), y.to(self.device)
+            yield self.split.normalise(send(x, self.device)), send(y, self.device)
 
 
 def epoch_generator(seed: int, epoch: int) -> torch.Generator:

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from nervure import Magnitude, Pruned, apply, count, measure, prune, trace, verify
 from nervure.errors import TraceError
+from nervure.graph.modes import whole_convolutions
 
 X = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0))
 DATA = [(X, torch.tensor([0, 1]))]
@@ -334,3 +335,12 @@ def test_quantised_models_are_told_to_be_pruned_first() -> None:
 
     with pytest.raises(TraceError, match="quantised.*Prune .* first"):
         trace(Computes().eval(), torch.randn(2, 8))
+
+
+def test_convolutions_on_a_gpu_are_not_rounded_while_a_model_is_asked(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    for before in (True, False):
+        monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", before)
+        with whole_convolutions():
+            assert not torch.backends.cudnn.allow_tf32
+        assert torch.backends.cudnn.allow_tf32 is before

@@ -7,8 +7,10 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
+from nervure.core.late import STEPS_LATE, LateReader
 from nervure.errors import ArgumentError, DataError, FileError
 from nervure.evaluation import evaluate
+from nervure.tasks import classification
 from nervure.training import History, cross_entropy, label_smoothing, masks_of, train, with_distillation
 
 quiet = partial(train, progress=False)
@@ -208,6 +210,60 @@ def test_a_label_out_of_range_in_a_loader_is_refused_before_its_step():
     loader = DataLoader(TensorDataset(torch.randn(8, 4), torch.tensor([0, 1, 2, 0, 1, 2, 0, 9])), 4)
     with pytest.raises(DataError, match=r"label 9 .* 3 outputs"):
         quiet(network(), loader)
+
+
+@pytest.fixture
+def late(monkeypatch):
+    """Losses are read as late as on a GPU."""
+    monkeypatch.setattr("nervure.training.loop.steps_late", lambda place: STEPS_LATE)
+
+
+def test_losses_that_are_read_late_are_the_same(late, monkeypatch):
+    def run():
+        model = network()
+        history = quiet(model, blobs(), epochs=2, objective=label_smoothing(0.1), validation=blobs(seed=1))
+        return history, weights(model)
+
+    history, last = run()
+    monkeypatch.undo()
+    expected, also = run()
+    assert (history.loss, history.validation) == (expected.loss, expected.validation) and same(last, also)
+
+
+def test_no_loss_is_read_before_two_more_steps_were_ordered(late, monkeypatch):
+    taken, read = [], []
+    note, step = LateReader._read, torch.optim.SGD.step
+    monkeypatch.setattr(LateReader, "_read", lambda self: (read.append(len(taken)), note(self)))
+    monkeypatch.setattr(torch.optim.SGD, "step", lambda self: (taken.append(1), step(self)))
+    quiet(network(), blobs(batches=5))
+    assert read == [2, 3, 4, 5, 5]
+    taken.clear(), read.clear()
+    quiet(network(), blobs(batches=3), callbacks=[lambda point: None])
+    assert read == [0, 1, 2]
+
+
+@pytest.mark.parametrize("objective", [None, label_smoothing(0.1), classification(ignore=7)])
+@pytest.mark.parametrize("wrong", [9, -1])
+def test_a_label_that_was_not_looked_at_is_named_all_the_same(late, objective, wrong):
+    labels = torch.tensor([0, 1, 2, 0, 1, wrong, 0, 2] + [0] * 16)
+    loader = DataLoader(TensorDataset(torch.randn(24, 4), labels), 4)
+    with pytest.raises(DataError, match=rf"label {wrong} .* 3 outputs"):
+        quiet(network(), loader, objective=objective)
+
+
+def test_labels_that_do_not_count_are_left_out_of_a_loss_that_is_read_late(late):
+    data = blobs()
+    data[0][1][:3] = 7
+    assert quiet(network(), data, task=classification(ignore=7)).loss[0] > 0
+
+
+def test_a_loss_that_is_read_late_names_its_step_and_the_cause(late):
+    data = blobs(batches=5)
+    data[1][0][0, 0] = float("nan")
+    with pytest.raises(DataError, match=r"nan at step 1 \(epoch 0\).*inputs of this batch"):
+        quiet(nn.Linear(4, 3), data)
+    with pytest.raises(DataError, match=r"at step \d.*'weight' is not, by now"):
+        quiet(nn.Linear(4, 3), blobs(), lr=1e38, schedule="constant")
 
 
 @pytest.mark.parametrize(

@@ -82,6 +82,29 @@ def test_kept_entries_move_as_if_the_masked_inputs_were_never_there():
     assert torch.allclose(wide.weight[:, :2], narrow.weight, atol=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore:.*not zero where masks hold")
+def test_moments_that_are_replaced_or_laid_out_anew_are_zero_after_the_next_step():
+    model = nn.Linear(4, 4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    mask = torch.ones(4, 4, dtype=torch.bool).triu()
+    held = hold(model, optimizer, {"weight": mask})
+
+    def step():
+        model.weight.grad = torch.ones_like(model.weight)
+        optimizer.step()
+        assert not model.weight[~mask].any() and not optimizer.state[model.weight]["momentum_buffer"][~mask].any()
+
+    step()
+    optimizer.state[model.weight]["momentum_buffer"] = torch.ones(4, 4)
+    step()
+    # The same memory, read in another order.
+    model.weight.data = model.weight.data.t().add_(1)
+    step()
+    model.weight.data = torch.ones(4, 4)
+    step()
+    assert len(held._veils["weight"]._seen) == 2
+
+
 def test_gradients_are_whole_until_the_optimizer_steps():
     model = nn.Linear(3, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
