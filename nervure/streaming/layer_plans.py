@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, final
+from typing import Any, Literal, Protocol, TypeAlias, final
 
 import torch
 from torch import nn
@@ -25,7 +25,8 @@ from nervure.prune import Pruned, PruneInputs, Traced
 
 HEARD = frozenset({"activations", "readings"})
 """Evidence that a layer gives by itself."""
-PARTS = ("ffn", "heads")
+Part: TypeAlias = Literal["ffn", "heads"]
+PARTS: tuple[Part, ...] = ("ffn", "heads")
 """What can leave layer by layer."""
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -30,14 +30,13 @@ from nervure.stats.loaders import Batch, leaves_of
 from nervure.stats.measure import batches_digest
 from nervure.streaming.hollow_model import HollowModel, read_config
 from nervure.streaming.layer_by_layer import LayerByLayer
-from nervure.streaming.layer_plans import plan_of_layers, plans_for, reads_data, require_by_layer
+from nervure.streaming.layer_plans import Part, plan_of_layers, plans_for, reads_data, require_by_layer
 from nervure.streaming.sharded_weights import ShardedWeights
 from nervure.streaming.streamed_run import StreamedLayer, StreamedRun
 from nervure.surgery import apply
 from nervure.tasks.batch_forms import Layout, describe_batch
 from nervure.tracing import trace
 
-Part: TypeAlias = Literal["ffn", "heads"]
 TOKENS = "input_ids"
 EXAMPLE = (2, 32)
 """Windows and tokens that tracing and checks look at."""
