@@ -20,7 +20,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.runner import Benchmark, Case, Row, Rows, fields, main, peak
+from benchmarks.runner import RUNS, Benchmark, Case, Row, Rows, fields, main, peak
 from nervure import Activation, Refit, Wanda, prune_folder
 from nervure.streaming.sharded_weights import write_index, write_shard
 
@@ -68,7 +68,8 @@ def measured(name: str) -> Row:
     method, how = CASES[name]
     generator = torch.Generator().manual_seed(1)
     tokens = torch.randint(VOCABULARY, (WINDOWS, TOKENS), generator=generator)
-    with tempfile.TemporaryDirectory(dir=Path.cwd()) as place:
+    RUNS.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=RUNS) as place:
         dense = Path(place) / "dense"
         write_dense(dense)
         before, begun = peak(), (time.perf_counter(), time.process_time())
