@@ -17,7 +17,7 @@ from nervure.core.check import checked, show_value
 from nervure.core.files import contents, is_there, remove
 from nervure.core.schema import Seed
 from nervure.core.version import __version__
-from nervure.errors import ArgumentError, DataError, NervureWarning
+from nervure.errors import ArgumentError, DataError, FileError, NervureWarning
 from nervure.export.config_fit import ConfigTrial, fit_config
 from nervure.export.folder import CONFIG_FILE
 from nervure.export.pretrained import changes_of_config, require_config_says, require_new_folder
@@ -141,9 +141,9 @@ def prune_folder(
         "versions": {"nervure": __version__, "torch": torch.__version__},
     }
     run = StreamedRun(target.with_name(f"{target.name}-run"), asked)
-    is_done = not fresh and run.is_same and is_there(target / CONFIG_FILE) and not is_there(run.draft)
+    is_done = not fresh and run.is_same and run.is_finished and is_there(target / CONFIG_FILE)
     if not is_done:
-        require_new_folder(target)
+        _require_new(target)
         run.require_place(fresh=fresh)
     work = _outline(HollowModel.of(kind, config, weights, _example_of(tokens)), method, parts, run, how, seed)
     if not is_done:
@@ -153,6 +153,15 @@ def prune_folder(
             work.finish(source, target)
     remove(run.streams)
     return _result(work, target, config)
+
+
+def _require_new(target: Path) -> None:
+    if target.is_dir() and (inside := contents(target)):
+        raise FileError(
+            f"{str(target)!r} is there and holds {inside[0]!r}: nothing is overwritten. Give the name of a new "
+            "folder, or remove it."
+        )
+    require_new_folder(target)
 
 
 def _outline(

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, final
 
-from nervure.core.files import is_there, read_document, read_json, remove, require_folder, write_json
+from nervure.core.files import contents, is_there, read_document, read_json, remove, require_folder, write_json
 from nervure.core.locks import exclusive_folder
 from nervure.errors import FileError
 from nervure.plan import Edit, Plan
@@ -86,16 +86,21 @@ class StreamedRun:
         Raises:
             FileError: another run is there, or another process works there.
         """
-        if fresh:
-            remove(self.folder)
         require_folder(self.folder)
         with exclusive_folder(self.folder):
+            for name in contents(self.folder) if fresh or self.is_finished else ():
+                remove(self.folder / name)
             self.require_place(fresh=False)
             if not is_there(self.folder / ASKED):
                 write_json(self.folder / ASKED, dict(self.asked))
             for place in (self.draft, self.streams, self.folder / "layers"):
                 require_folder(place)
             yield
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the new folder was moved to its place."""
+        return is_there(self.folder / PLAN) and not is_there(self.draft)
 
     @property
     def is_same(self) -> bool:

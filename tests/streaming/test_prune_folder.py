@@ -260,6 +260,16 @@ def test_what_is_done_is_not_done_again(dense: Path, tmp_path: Path, monkeypatch
     monkeypatch.setattr(work, "write_shard", stopping(work.write_shard, 0))
     again = go(dense, tmp_path / "small", refit=False)
     assert (again.plan, again.layers, again.config) == (first.plan, first.layers, first.config)
+    with pytest.raises(FileError, match="nothing is overwritten"):
+        go(dense, tmp_path / "small", refit=False, fresh=True)
+    monkeypatch.undo()
+    before = states(tmp_path / "small")
+    shutil.rmtree(tmp_path / "small")
+    go(dense, tmp_path / "small", replace(first.plan, fingerprint="another"), refit=False, fresh=True)
+    assert_same(states(tmp_path / "small"), before)
+    shutil.rmtree(tmp_path / "small")
+    go(dense, tmp_path / "small", replace(first.plan, fingerprint="another"), refit=False)
+    assert_same(states(tmp_path / "small"), before)
 
 
 def test_each_layer_is_told(dense: Path, tmp_path: Path) -> None:
