@@ -131,17 +131,10 @@ class LayerByLayer:
     def _layer(self, number: int) -> StreamedLayer:
         began, name = time.perf_counter(), self.model.layers[number]
         dense = LayerAlone(name, self.model.layer(number))
-        pruned = self._prune(number, dense)
-        small = pruned.model
-        assert isinstance(small, LayerAlone)
-        small.side = SMALL
-        pruned, fits = self._refit(number, dense, pruned)
-        small = pruned.model
-        assert isinstance(small, LayerAlone)
-        names = {key: self.model.aliases[f"{name}.{key}"] for key in small.layer.state_dict()}
-        tensors = {names[key]: tensor for key, tensor in small.layer.state_dict().items()}
-        shard = self._shard(len(self._outside) + number)
-        write_shard(self.run.draft / shard, tensors)
+        pruned, fits = self._refit(number, dense, self._prune(number, dense))
+        small, shard = _layer_in(pruned), self._shard(len(self._outside) + number)
+        state = small.layer.state_dict().items()
+        write_shard(self.run.draft / shard, {self.model.aliases[f"{name}.{key}"]: tensor for key, tensor in state})
         apart = self._compare(number, small, shard)
         self._advance(number, {DENSE: dense, SMALL: small})
         before, after = (sum(p.numel() for p in one.parameters()) for one in (dense, small))
@@ -159,10 +152,12 @@ class LayerByLayer:
             chosen={"ignore": (), "only": None},
             seed=self.seed,
         )
-        return self.plans.prune(traced, self.model.layers[number])
+        pruned = self.plans.prune(traced, self.model.layers[number])
+        _layer_in(pruned).side = SMALL
+        return pruned
 
     def _refit(self, number: int, dense: LayerAlone, pruned: Pruned) -> tuple[Pruned, tuple[LayerFit, ...]]:
-        if self.how is None or not pruned.plan:
+        if self.how is None:
             return pruned, ()
         each = self.streams["fitted"].batches(number)
         parts = [GramPart(batch, held) for batch, held in zip(each, self.held, strict=True)]
@@ -240,6 +235,11 @@ class LayerByLayer:
         expected = first_output(self.model.answer(self.model.example, stream))
         found = first_output(again.with_weights(weights).answer(self.model.example, stream))
         _require_alike(expected, found, "what is behind the layers, loaded again,")
+
+
+def _layer_in(pruned: Pruned) -> LayerAlone:
+    assert isinstance(pruned.model, LayerAlone)
+    return pruned.model
 
 
 def _run_plain(model: LayerAlone, streams: Streams, number: int, side: str) -> None:
