@@ -39,6 +39,7 @@ FLOORS: Mapping[str, int] = {
     "sparse": 5,
     "integrations": 5,
     "prune": 6,
+    "streaming": 6,
     "smallest": 6,
     "export": 6,
     "recipe": 6,

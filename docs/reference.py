@@ -44,6 +44,11 @@ SECTIONS = "Model Data Task Train Prune Refit Recover Evaluate Run Sweep Track F
 METHODS_PAGE = ("methods/index", "which function is which equation")
 PAGES: dict[str, Page] = {
     "prune": Page("prune", "prune Pruned", see=(("tutorial", "tutorial"), ("howto/choosing_keep", "choosing keep"))),
+    "prune_folder": Page(
+        "prune_folder",
+        "prune_folder streaming.StreamedFolder streaming.StreamedLayer",
+        see=(("language_models", "a smaller language model"),),
+    ),
     "trace": Page("trace and count", "trace count Cost", see=(("concepts", "concepts"),)),
     "smallest": Page("smallest", "smallest Smallest", see=(("how_small", "how small can it get?"),)),
     "apply": Page("apply, verify, compact", "apply verify compact surgery.Verification"),

@@ -51,6 +51,7 @@ if _typing.TYPE_CHECKING:
     from nervure.smallest import Smallest, smallest
     from nervure.sparse import compile_sparse
     from nervure.stats import Stats, measure
+    from nervure.streaming import prune_folder
     from nervure.surgery import apply, compact, verify
     from nervure.tracing import trace
     from nervure.training import hold, train
@@ -121,6 +122,7 @@ __all__ = [  # noqa: RUF022
     "load",
     "measure",
     "prune",
+    "prune_folder",
     "refit",
     "rule",
     "run",
@@ -186,6 +188,7 @@ _HOME = {
     "Plan": "nervure.plan",
     "Pruned": "nervure.prune",
     "prune": "nervure.prune",
+    "prune_folder": "nervure.streaming",
     "Recipe": "nervure.recipe",
     "Study": "nervure.recipe",
     "compare": "nervure.recipe.grid",

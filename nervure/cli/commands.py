@@ -34,6 +34,7 @@ from nervure.cli.options import (
     output,
     setting,
 )
+from nervure.cli.streamed_texts import prune_streamed
 from nervure.cli.writing_recipes import recipe_for_texts, recipe_from_options
 from nervure.core.container import Kind, write_container
 from nervure.core.files import read_json, require_folder, require_writable, write_json, write_text
@@ -125,6 +126,7 @@ def run(recipe: Path, folder: Path | None, fresh: bool, quiet: bool) -> None:
         "nervure prune --model timm:resnet18 --option pretrained=true --data my_data:load --keep 0.5 --method Taylor",
         "nervure prune --model hf:my-bert --data my_data:tokens --task token_classification --refit",
         "nervure prune hf:my-llama --keep 0.75 --data text:my_texts --out smaller-llama",
+        "nervure prune --stream hf:my-llama --keep 0.75 --data text:my_texts --out smaller-llama",
     ),
 )
 @input_options()
@@ -147,6 +149,7 @@ def run(recipe: Path, folder: Path | None, fresh: bool, quiet: bool) -> None:
 @click.option("--optimizer", type=click.Choice(["sgd", "adamw"]), help="Of both; else sgd, adamw for hf: networks.")
 @click.option("-o", "--out", type=PAGES, help="The folder of the run; on texts that of the smaller model.")
 @click.option("--fresh", is_flag=True, help="Begin anew in a folder that was used before.")
+@click.option("--stream", is_flag=True, help="On texts: one layer at a time is in memory; nothing is trained.")
 @QUIET
 def prune_command(
     choice: NetworkChoice,
@@ -155,6 +158,7 @@ def prune_command(
     out: Path | None,
     fresh: bool,
     quiet: bool,
+    stream: bool,
     parts: tuple[str, ...],
     **told: Any,
 ) -> None:
@@ -162,12 +166,16 @@ def prune_command(
 
     The recipe lies in the folder of the run; change it, and go on with `nervure run`. A language model on texts (--data
     text:FILE-OR-FOLDER) is cut alike in all layers, refitted, measured, and written to a folder that transformers
-    loads; the run is in the folder of that name and -run.
+    loads; the run is in the folder of that name and -run. With --stream it need not fit into memory.
     """
     _require_one_amount(told["tolerance"])
     if network and choice.model:
         raise ArgumentError(f"two networks are named, {network!r} and --model {choice.model!r}. Name one.")
     choice = replace(choice, model=network or choice.model)
+    if stream:
+        how: dict[str, Any] = {"parts": parts, "told": told, "fresh": fresh, "progress": not quiet}
+        tell(f"\n{prune_streamed(choice, out, named=named_options(), **how)}")
+        return
     if choice.data_name.startswith(TEXT):
         recipe = recipe_for_texts(choice, out, parts=parts, named=named_options(), **told)
     elif parts:

@@ -115,7 +115,7 @@ def recipe_for_texts(
     usual = {"scope": "uniform"} if "scope" in knows else {"granularity": "whole"} if "granularity" in knows else {}
     asked = asked if "budget" in named else replace(asked, budget="params")
     asked = _settle(asked, method, (*usual.items(), *told["settings"]), told["tolerance"])
-    place = out or Path(_file_name(f"{Path(folder).name}-{_amount(asked, told['tolerance'])}"))
+    place = out or place_for(folder, asked, told["tolerance"])
     recipe = recipe_from_options(
         replace(choice, data_options={"tokenizer": folder, **choice.data_options}),
         place.with_name(f"{place.name}-run"),
@@ -141,6 +141,11 @@ def _fast_precision() -> str:
     known: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     has_bf16 = any(known.get(name) for name in ("avx512_bf16", "amx_bf16"))
     return "bf16" if has_bf16 or (torch.cuda.is_available() and torch.cuda.is_bf16_supported()) else "float32"
+
+
+def place_for(folder: str, asked: Asked, tolerance: float = 0.0) -> Path:
+    """Where a smaller folder goes, where nothing says so: beside what is worked in, by name and amount."""
+    return Path(_file_name(f"{Path(folder).name}-{_amount(asked, tolerance)}"))
 
 
 def _amount(asked: Asked, tolerance: float) -> str:

@@ -97,18 +97,18 @@ def save_pretrained(
     target = require_new_folder(Path(path), overwrite)
     _require_kind(model)
     fitted = fit_config(model)
-    _require_equal(model, fitted)
+    require_config_says(model, fitted)
     with drafts(target.with_name(f"{target.name}.draft")) as folder:
         draft = folder / target.name
-        with _config_of(model, fitted.changed, _said_by(source)):
+        with _config_of(model, fitted.changed, cache_said_by(source)):
             model.save_pretrained(draft, max_shard_size=max_shard_size)
         if source is not None:
-            _copy_beside(Path(source), draft)
+            copy_beside(Path(source), draft)
         if tokenizer is not None:
             tokenizer.save_pretrained(draft)
         found = _load_and_compare(model, draft, Inputs.of(example))
-        _settle_folder(draft, target, folder / "before")
-    return SavedFolder(target, found, _changes(model.config, fitted.changed), tuple(contents(target)))
+        settle_folder(draft, target, folder / "before")
+    return SavedFolder(target, found, changes_of_config(model.config, fitted.changed), tuple(contents(target)))
 
 
 def require_new_folder(path: Path, overwrite: bool = False) -> Path:
@@ -139,7 +139,8 @@ def _require_kind(model: Any) -> None:
         raise ArgumentError(f"this {type(model).__name__} has no weights (it is on 'meta'): nothing can be written.")
 
 
-def _require_equal(model: nn.Module, fitted: ConfigTrial) -> None:
+def require_config_says(model: nn.Module, fitted: ConfigTrial) -> None:
+    """Raise FileError where no config was found from which the library builds a model."""
     if not fitted.distance:
         return
     said = describe_differences(model, fitted.stock) if fitted.stock is not None else "nothing can be built from it"
@@ -169,7 +170,7 @@ def _config_of(model: Any, config: Any, said: Mapping[str, Any]) -> Iterator[Non
         model.config = before
 
 
-def _said_by(source: Any) -> dict[str, Any]:
+def cache_said_by(source: Any) -> dict[str, Any]:
     """What the dense folder says of the cache: tracing and training switch it off for themselves."""
     if source is None:
         return {}
@@ -181,7 +182,7 @@ def _said_by(source: Any) -> dict[str, Any]:
     return {USED: said[USED]} if isinstance(said, dict) and type(said.get(USED)) is bool else {USED: True}
 
 
-def _copy_beside(source: Path, draft: Path) -> None:
+def copy_beside(source: Path, draft: Path) -> None:
     """Copy what is no weight, no code and not there yet."""
     for file in sorted(source.iterdir()):
         is_left = any(pattern.fullmatch(file.name) for pattern in (HIDDEN, WEIGHTS, CODE))
@@ -209,7 +210,7 @@ def _load_and_compare(model: Any, draft: Path, example: Inputs) -> float:
     again = again.to(device_of(model), next(model.parameters()).dtype)
     example = example.to(model)
     with restore_after(model, [example]), evaluating(model), evaluating(again), torch.no_grad():
-        expected, found = _answers(example.run(model)), _answers(example.run(again))
+        expected, found = first_output(example.run(model)), first_output(example.run(again))
     apart = difference(expected, found)
     if not apart <= LOADED:
         raise VerificationError(
@@ -219,7 +220,7 @@ def _load_and_compare(model: Any, draft: Path, example: Inputs) -> float:
     return apart
 
 
-def _answers(output: Any) -> Any:
+def first_output(output: Any) -> Any:
     """The first of what a model puts out: logits, or a hidden state; not what it keeps for the next token."""
     if isinstance(output, torch.Tensor):
         return output
@@ -227,7 +228,7 @@ def _answers(output: Any) -> Any:
     return logits if logits is not None else output[0]
 
 
-def _settle_folder(draft: Path, target: Path, before: Path) -> None:
+def settle_folder(draft: Path, target: Path, before: Path) -> None:
     """Move a whole folder to its place; what was there goes, or comes back where that fails."""
     with file_errors(target, "write"):
         had = is_there(target)
@@ -241,6 +242,7 @@ def _settle_folder(draft: Path, target: Path, before: Path) -> None:
             raise
 
 
-def _changes(before: Any, now: Any) -> dict[str, tuple[Any, Any]]:
+def changes_of_config(before: Any, now: Any) -> dict[str, tuple[Any, Any]]:
+    """What a config says otherwise than another one, by name: (before, now)."""
     old, new = before.to_dict(), now.to_dict()
     return {key: (old.get(key), value) for key, value in new.items() if old.get(key) != value}

@@ -27,7 +27,7 @@ from nervure.refit.origins import Origin, origins, require_twin, require_weights
 from nervure.refit.prefix import prefix_of
 from nervure.refit.ridge import RIDGES, Fit, Problem, solve
 from nervure.refit.settings import BranchFit, LayerFit, Refit, Refitted, summary
-from nervure.refit.split import places_per_sample, require_different, split
+from nervure.refit.split import count_samples, places_per_sample, require_different, split
 from nervure.refit.streams import Key
 from nervure.refit.survey import survey
 from nervure.refit.train_branches import Reconstruct, reconstruct
@@ -117,9 +117,26 @@ def refit(
         trained = [branch.branch for branch in branches if branch.held_after < branch.held_before]
         again = _Refitter(result, twin, came, found, parts, how, trained).run(progress) if trained else layers
         layers = tuple(map(_followed_by, layers, again))
-    home = [part for part in parts if not part.view]
-    counts = (sum(p.batch.size for p in home if not p.held), sum(p.batch.size for p in home if p.held))
+    counts = count_samples(parts)
     return Refitted(_put_together(pruned, result, layers, counts), layers, counts, refitter.shift, branches)
+
+
+def refit_on_parts(pruned: M, reference: nn.Module, parts: Sequence[GramPart], how: Refit) -> Refitted[M]:
+    """As :func:`refit`, on samples that were split already; no steps of training.
+
+    Args:
+        pruned: see :func:`refit`.
+        reference: the dense network.
+        parts: the samples, those that are left out apart.
+        how: the choices.
+    """
+    model, steps, masks = take_apart(pruned, None)
+    require_weights(model, reference, steps)
+    result = copy_model(model)
+    refitter = _Refitter(result, _twin(reference, result), origins(reference, steps), masks, parts, how)
+    layers = refitter.run(progress=False)
+    counts = count_samples(parts)
+    return Refitted(_put_together(pruned, result, layers, counts), layers, counts, refitter.shift)
 
 
 def _followed_by(first: LayerFit, second: LayerFit) -> LayerFit:

@@ -72,10 +72,10 @@ class Prefix:
         """While this lasts the layers that are done give what they gave for this part of the data."""
         with ExitStack() as stack:
             for layer in self._layers[: max(self.depth - 1, 0)]:
-                stack.enter_context(_instead(layer, lambda x, *args, **kwargs: x))
+                stack.enter_context(run_instead(layer, lambda x, *args, **kwargs: x))
             if self.depth:
                 kept = self._kept[part]
-                stack.enter_context(_instead(self._layers[self.depth - 1], lambda *args, **kwargs: kept.clone()))
+                stack.enter_context(run_instead(self._layers[self.depth - 1], lambda *args, **kwargs: kept.clone()))
             yield
 
     def advance(self, depth: int, parts: Iterable[Batch]) -> None:
@@ -86,7 +86,7 @@ class Prefix:
         with watchable(self.model) as watch:
             for number, batch in enumerate(parts):
                 with self.skipped(number):
-                    found[number] = _given(self._layers[depth - 1], watch, batch)
+                    found[number] = output_of(self._layers[depth - 1], watch, batch)
         self._kept, self.depth = found, depth
 
 
@@ -95,7 +95,7 @@ def _stop(module: nn.Module, args: Any, output: Any) -> None:
 
 
 @contextmanager
-def _instead(layer: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+def run_instead(layer: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
     """While this lasts a layer runs something else."""
     own = vars(layer).get("forward")
     vars(layer)["forward"] = forward
@@ -107,7 +107,8 @@ def _instead(layer: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
             vars(layer)["forward"] = own
 
 
-def _given(layer: nn.Module, watch: Watch, batch: Batch) -> Tensor:
+def output_of(layer: nn.Module, watch: Watch, batch: Batch) -> Tensor:
+    """What a layer gives where its model runs on a batch; nothing runs behind it."""
     found: list[Tensor] = []
 
     def keep(module: nn.Module, args: Any, output: Tensor) -> None:

@@ -44,6 +44,12 @@ def places_per_sample(samples: int, least: int = PLACES) -> int:
     return max(least, -(-POSITIONS // samples))
 
 
+def count_samples(parts: Sequence[GramPart]) -> tuple[int, int]:
+    """How many samples of the data, not of other views, are fitted on, and how many are left out."""
+    home = [part for part in parts if not part.view]
+    return sum(p.batch.size for p in home if not p.held), sum(p.batch.size for p in home if p.held)
+
+
 def require_different(parts: Sequence[GramPart]) -> None:
     """Raise where every sample is the first one again."""
     first = [tensor[:1] for tensor in _inputs(parts[0])]

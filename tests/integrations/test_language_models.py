@@ -78,6 +78,34 @@ def test_it_recovers_by_what_the_dense_model_thinks_of_all_tokens(
     assert recover.optimizer == "adamw" and recover.epochs == 1
 
 
+def test_layer_by_layer_the_same_command_makes_the_same_layers(folder: Path) -> None:
+    pytest.importorskip("torchmetrics")
+    words = ("hf:dense", "--keep", 0.75, "--data", "text:texts", "--out")
+    streamed, whole = prune_command("--stream", *words, "streamed"), prune_command(*words, "small")
+    assert streamed.exit_code == 0 == whole.exit_code, streamed.output + whole.output
+    assert "streamed: 3 layers of " in streamed.output and "intermediate_size 24 -> " in streamed.output
+    one, other = (
+        transformers.AutoModelForCausalLM.from_pretrained(name).state_dict() for name in ("streamed", "small")
+    )
+    assert one.keys() == other.keys()
+    # In memory the head is fitted as well, once the layers are.
+    assert [name for name in one if not torch.equal(one[name], other[name])] == ["lm_head.weight"]
+    assert transformers.AutoTokenizer.from_pretrained("streamed").chat_template == TEMPLATE
+
+
+def test_layer_by_layer_masks_and_what_is_told_otherwise(folder: Path) -> None:
+    words = ("--stream", "hf:dense", "--data", "text:texts", "--out", "masked")
+    done = prune_command(*words, "--method", "Wanda", "--set", "granularity=2:4")
+    assert done.exit_code == 0, done.output
+    weight = transformers.AutoModelForCausalLM.from_pretrained("masked").model.layers[1].mlp.up_proj.weight
+    assert bool(((weight.view(24, 4, 4) != 0).sum(2) == 2).all())
+    for more, told in ((("--epochs", 1), "nothing is trained"), (("--part", "width"), "it spans layers")):
+        done = prune_command(*words, *more)
+        assert done.exit_code == 2 and told in done.output, done.output
+    done = CliRunner().invoke(main, ["prune", "--stream", "resnet8", "--data", "digits"])
+    assert done.exit_code == 2 and "hf:FOLDER" in done.output
+
+
 def test_two_models_answer_the_same_prompt(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

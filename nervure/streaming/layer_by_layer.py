@@ -1,0 +1,263 @@
+"""The work on one layer after another: load, plan, cut or mask, refit, write, load again, compare, run on, let go."""
+
+import copy
+import gc
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, final
+
+import torch
+
+from nervure.core.files import contents, remove, write_json
+from nervure.core.inputs import Inputs
+from nervure.core.progress import track
+from nervure.errors import VerificationError
+from nervure.export.checking import difference
+from nervure.export.config_fit import ConfigTrial
+from nervure.export.pretrained import LOADED, cache_said_by, copy_beside, first_output, settle_folder
+from nervure.graph.models import evaluating
+from nervure.graph.modes import disable_compile
+from nervure.graph.types import Graph
+from nervure.prune import Pruned, trace_to_prune
+from nervure.refit import LayerFit, Refit
+from nervure.refit.activations import watchable
+from nervure.refit.fit import refit_on_parts
+from nervure.refit.gather import GramPart
+from nervure.refit.prefix import output_of
+from nervure.refit.split import require_different, split
+from nervure.stats.loaders import Batch, batches
+from nervure.streaming.hollow_model import HollowModel, Interned, build_shell, names_in_files
+from nervure.streaming.layer_plans import LayerPlans, plan_of_layers
+from nervure.streaming.sharded_weights import LARGE, ShardedWeights, write_index, write_shard
+from nervure.streaming.stored_streams import DENSE, SMALL, STREAM_TASK, LayerAlone, Streams, read_stream, write_stream
+from nervure.streaming.streamed_run import PLAN, StreamedLayer, StreamedRun
+
+Sides = Mapping[str, LayerAlone]
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class LayerByLayer:
+    """A model, what becomes of its layers, and where it is written.
+
+    Attributes:
+        model: the dense model.
+        graph: of all of it.
+        plans: what becomes of each layer.
+        fitted: the config of the smaller model, and what it builds.
+        run: the folder of the run.
+        how: the refit; None: there is none.
+        seed: for measuring.
+    """
+
+    model: HollowModel
+    graph: Graph
+    plans: LayerPlans
+    fitted: ConfigTrial
+    run: StreamedRun
+    how: Refit | None
+    seed: int
+    streams: dict[str, Streams] = field(default_factory=dict)
+    held: list[bool] = field(default_factory=list)
+
+    def done(self) -> list[StreamedLayer]:
+        """The layers that are done."""
+        return self.run.done(len(self.model.layers))
+
+    def prepare(self, scored: Sequence[Any], fitted: Sequence[Any]) -> None:
+        """Find what enters the first layer, and how layers are called, on all data.
+
+        Args:
+            scored: batches that the method looks at; none: it looks at none.
+            fitted: batches that the refit looks at; none: there is no refit.
+        """
+        interned, at = Interned(), len(self.done())
+        kinds: dict[str, tuple[list[Batch], tuple[str, ...]]] = {"example": ([self.model.example], (DENSE, SMALL))}
+        if scored:
+            whole = sum(len(raw["input_ids"]) for raw in scored)
+            kinds["scored"] = ([*batches(scored, whole, labelled=False)], (DENSE,))
+        if fitted and self.how is not None:
+            parts = split(fitted, self.how.samples, seed=self.how.seed)
+            require_different(parts)
+            self.held[:] = [part.held for part in parts]
+            kinds["fitted"] = ([part.batch for part in parts], (DENSE, SMALL))
+        for kind, (each, sides) in kinds.items():
+            found = Streams(self.run.streams / kind, sides, [], [batch.size for batch in each])
+            for number, batch in enumerate(each):
+                stream, calls = self.model.calls(batch)
+                found.calls.append([interned.call(call) for call in calls])
+                for side in sides if not at else ():
+                    write_stream(found.path(0, side, number), stream)
+            self.streams[kind] = found
+
+    def go(self, progress: bool, tell: Callable[[StreamedLayer], None] | None) -> None:
+        """Do all layers that are not done."""
+        self._write_outside()
+        count, first = len(self.model.layers), len(self.done())
+        for number in track(range(first, count), "pruning layers", count - first, enabled=progress):
+            done = self._layer(number)
+            self.run.record(number, done)
+            for streams in self.streams.values():
+                remove(streams.path(number, DENSE, 0).parent)
+            gc.collect()
+            if tell is not None:
+                tell(done)
+
+    def finish(self, source: Path, target: Path) -> None:
+        """Write what else belongs to the folder, compare it with the model, and move it to its place.
+
+        Raises:
+            VerificationError: it lacks tensors, has some of another size, or computes something else.
+        """
+        draft, shards = self.run.draft, [self._shard(number) for number in range(self._shards)]
+        for name in {*contents(draft)}.difference(shards):
+            # It may have been written in part.
+            remove(draft / name)
+        written = copy.deepcopy(self.fitted.changed)
+        for key, value in cache_said_by(source).items():
+            setattr(written, key, value)
+        written.save_pretrained(draft)
+        copy_beside(source, draft)
+        self._compare_ends(write_index(draft, shards))
+        edits = [edit for layer in self.done() for edit in layer.edits]
+        write_json(self.run.folder / PLAN, plan_of_layers(edits, self.plans.outline, self.graph).to_json())
+        settle_folder(draft, target, self.run.folder / "before")
+
+    # -- a layer ---------------------------------------------------------------------------------------------------
+
+    def _layer(self, number: int) -> StreamedLayer:
+        began, name = time.perf_counter(), self.model.layers[number]
+        dense = LayerAlone(name, self.model.layer(number))
+        pruned, fits = self._refit(number, dense, self._prune(number, dense))
+        small, shard = _layer_in(pruned), self._shard(len(self._outside) + number)
+        state = small.layer.state_dict().items()
+        write_shard(self.run.draft / shard, {self.model.aliases[f"{name}.{key}"]: tensor for key, tensor in state})
+        apart = self._compare(number, small, shard)
+        self._advance(number, {DENSE: dense, SMALL: small})
+        before, after = (sum(p.numel() for p in one.parameters()) for one in (dense, small))
+        plan, seconds = pruned.plan.to_json(), time.perf_counter() - began
+        return StreamedLayer(name, before, after, pruned.verification, apart, fits, plan, seconds)
+
+    def _prune(self, number: int, dense: LayerAlone) -> Pruned:
+        (example,) = self.streams["example"].batches(number)
+        scored = self.streams["scored"].batches(number) if "scored" in self.streams else []
+        traced = trace_to_prune(
+            dense,
+            Inputs((), example.raw.load(DENSE)),
+            data=[batch.raw for batch in scored] or None,
+            task=STREAM_TASK,
+            chosen={"ignore": (), "only": None},
+            seed=self.seed,
+        )
+        pruned = self.plans.prune(traced, self.model.layers[number])
+        _layer_in(pruned).side = SMALL
+        return pruned
+
+    def _refit(self, number: int, dense: LayerAlone, pruned: Pruned) -> tuple[Pruned, tuple[LayerFit, ...]]:
+        if self.how is None:
+            return pruned, ()
+        each = self.streams["fitted"].batches(number)
+        parts = [GramPart(batch, held) for batch, held in zip(each, self.held, strict=True)]
+        found = refit_on_parts(pruned, dense, parts, self.how)
+        return found.result, found.layers
+
+    def _advance(self, number: int, models: Sides) -> None:
+        """Run a layer of both networks on what enters it, and keep what the next one is given."""
+        is_last = number + 1 == len(self.model.layers)
+        for kind, streams in self.streams.items():
+            # Kernels are those that a refit in memory runs, or a measurement.
+            run = _run_watched if kind == "fitted" else _run_plain
+            for side in streams.sides if kind == "example" or not is_last else ():
+                run(models[side], streams, number, side)
+
+    # -- what is written -------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _outside(self) -> list[list[str]]:
+        """Tensors outside of layers, those of each file: large ones have a file of their own."""
+        dtype = torch.empty((), dtype=self.model.dtype).element_size()
+        found: list[list[str]] = [[]]
+        for name in self.model.outside():
+            shape = self.model.weights.shapes[name]
+            if torch.Size(shape).numel() * dtype >= LARGE:
+                found.append([name])
+            else:
+                found[0].append(name)
+        return [names for names in found if names]
+
+    @property
+    def _shards(self) -> int:
+        return len(self._outside) + len(self.model.layers)
+
+    def _shard(self, number: int) -> str:
+        return f"model-{number + 1:05}-of-{self._shards:05}.safetensors"
+
+    def _write_outside(self) -> None:
+        for number, names in enumerate(self._outside):
+            path = self.run.draft / self._shard(number)
+            if not path.exists():
+                write_shard(path, self.model.weights.tensors(names, self.model.dtype))
+
+    @cached_property
+    def _again(self) -> HollowModel:
+        """What transformers builds from the new config."""
+        stock, dense = self.fitted.stock, self.model
+        assert stock is not None
+        shell, none = build_shell(type(stock), self.fitted.changed), ShardedWeights(self.run.draft, {}, {})
+        return HollowModel(stock, shell, dense.layers, none, dense.aliases, dense.dtype, dense.example)
+
+    def _compare(self, number: int, small: LayerAlone, shard: str) -> float:
+        """Load a layer again as transformers builds it, and say how far it is from the one that was written."""
+        weights = ShardedWeights.of_file(self.run.draft / shard)
+        try:
+            loaded = self._again.with_weights(weights).layer(number)
+        except (RuntimeError, KeyError) as error:
+            raise VerificationError(
+                f"{shard}, loaded again, does not fit {small.place!r} as the new config builds it: {error}."
+            ) from error
+        again = LayerAlone(small.place, loaded, SMALL)
+        (example,) = self.streams["example"].batches(number)
+        with evaluating(small), evaluating(again):
+            return _require_alike(
+                example.feed(small), example.feed(again), f"{small.place!r}, loaded again from {shard}"
+            )
+
+    def _compare_ends(self, weights: ShardedWeights) -> None:
+        """All tensors are there, and no others; behind the layers, the logits are those of the dense head."""
+        again = self._again
+        aliases = names_in_files(again.whole, weights)
+        if extra := sorted(weights.files.keys() - {*aliases.values()}):
+            raise VerificationError(f"the folder holds {len(extra)} tensors that its model lacks, first {extra[0]!r}.")
+        stream = read_stream(self.streams["example"].path(len(self.model.layers), SMALL, 0))
+        expected = first_output(self.model.answer(self.model.example, stream))
+        found = first_output(again.with_weights(weights).answer(self.model.example, stream))
+        _require_alike(expected, found, "what is behind the layers, loaded again,")
+
+
+def _layer_in(pruned: Pruned) -> LayerAlone:
+    assert isinstance(pruned.model, LayerAlone)
+    return pruned.model
+
+
+def _run_plain(model: LayerAlone, streams: Streams, number: int, side: str) -> None:
+    with evaluating(model), disable_compile():
+        for place, batch in enumerate(streams.batches(number)):
+            write_stream(streams.path(number + 1, side, place), batch.feed(model))
+
+
+def _run_watched(model: LayerAlone, streams: Streams, number: int, side: str) -> None:
+    with watchable(model) as watch:
+        for place, batch in enumerate(streams.batches(number)):
+            write_stream(streams.path(number + 1, side, place), output_of(model.layer, watch, batch))
+
+
+def _require_alike(expected: Any, found: Any, what: str) -> float:
+    apart = difference(expected, found)
+    if not apart <= LOADED:
+        raise VerificationError(
+            f"{what} computes something else: largest difference {apart:.1e} of its largest output."
+        )
+    return apart

@@ -1,0 +1,404 @@
+"""A folder pruned layer by layer holds the bits that the same work in memory gives, however often it was stopped."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import nervure.streaming.layer_by_layer as work
+from nervure import (
+    Activation,
+    Cut,
+    Drop,
+    Keep,
+    Magnitude,
+    MagnitudeMasks,
+    Mask,
+    Plan,
+    Refit,
+    SparseGPT,
+    Taylor,
+    Wanda,
+    prune,
+    prune_folder,
+)
+from nervure.errors import ArgumentError, DataError, FileError, NervureError, PlanError, VerificationError
+from nervure.streaming import StreamedFolder
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+LAYERS = 2
+SIZES = {
+    "vocab_size": 60,
+    "hidden_size": 16,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 4,
+    "intermediate_size": 24,
+}
+DATA = [
+    {"input_ids": ids} for ids in torch.randint(3, 60, (8, 12), generator=torch.Generator().manual_seed(1)).split(4)
+]
+EXAMPLE = {"input_ids": DATA[0]["input_ids"][:2]}
+FIT = Refit(samples=8)
+WIDTH = Activation(keep=0.8, scope="uniform", budget="params")
+MASKS = Wanda(granularity="2:4")
+FILES = {"model-00001-of-00003.safetensors", "model-00003-of-00003.safetensors", "config.json"}
+
+
+def build(name: str = "LlamaForCausalLM", **more: Any) -> Any:
+    transformers: Any = pytest.importorskip("transformers")
+    transformers.utils.logging.disable_progress_bar()
+    kind = getattr(transformers, name)
+    torch.manual_seed(0)
+    given = {"pad_token_id": 0, **({"num_key_value_heads": 2} if name != "OPTForCausalLM" else {}), **SIZES, **more}
+    return kind(kind.config_class(**given)).eval()
+
+
+def load(folder: Path) -> Any:
+    """The model that transformers loads, with all that is outside of its layers frozen."""
+    transformers: Any = pytest.importorskip("transformers")
+    config = transformers.AutoConfig.from_pretrained(folder)
+    config.use_cache = False
+    kind = getattr(transformers, config.architectures[0])
+    model, told = kind.from_pretrained(folder, config=config, output_loading_info=True)
+    assert not any(told.values())
+    for parameter_name, parameter in model.named_parameters():
+        parameter.requires_grad_(".layers." in parameter_name)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("dense") / "llama"
+    build().save_pretrained(folder)
+    (folder / "tokenizer.json").write_text("{}")
+    return folder
+
+
+def states(folder: Path) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        found |= load_file(path)
+    return found
+
+
+def assert_same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+    assert one.keys() == other.keys()
+    assert [name for name in one if not torch.equal(one[name], other[name])] == []
+
+
+def go(dense: Path, out: Path, method: Any = WIDTH, **how: Any) -> StreamedFolder:
+    return prune_folder(dense, out, method, **{"data": DATA, "refit": FIT, "progress": False, **how})
+
+
+def outside_dense(method: Any) -> Any:
+    """The method that leaves the head of a whole model alone, as going layer by layer does."""
+    return replace(method, dense=("lm_head",)) if isinstance(method, Wanda | MagnitudeMasks) else method
+
+
+CASES: dict[str, tuple[Any, Any]] = {
+    "width, refit": (WIDTH, FIT),
+    "width alone": (Magnitude(keep=0.5, scope="uniform"), False),
+    "masks, surgeon": (MASKS, replace(FIT, masks="surgeon")),
+    "masks, exact": (MagnitudeMasks(density=0.5, distribution="uniform"), FIT),
+}
+SLOW = {"width alone", "masks, exact"}
+
+
+@pytest.mark.parametrize("case", [pytest.param(case, marks=pytest.mark.slow if case in SLOW else ()) for case in CASES])
+def test_the_bits_are_those_of_the_work_in_memory(dense: Path, tmp_path: Path, case: str) -> None:
+    method, refit = CASES[case]
+    found = go(dense, tmp_path / "small", method, refit=refit)
+    in_memory = prune(
+        load(dense), EXAMPLE, outside_dense(method), data=DATA, refit=refit, only=["*.mlp.*"]
+        if isinstance(method, Activation | Magnitude) else None, progress=False,
+    )  # fmt: skip
+    assert_same(load(tmp_path / "small").state_dict(), in_memory.model.state_dict())
+    assert {*found.plan.edits} == {*in_memory.plan.edits}
+    assert found.difference == 0
+    assert all(layer.verification is not None and layer.verification < 1e-4 for layer in found.layers)
+    assert not (tmp_path / "small-run" / "streams").exists()
+
+
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "Qwen2ForCausalLM": {"tie_word_embeddings": True, "sliding_window": 6, "use_sliding_window": True},
+    "Gemma3ForCausalLM": {"head_dim": 4, "sliding_window": 6},
+    "OPTForCausalLM": {"ffn_dim": 24, "word_embed_proj_dim": 16},
+}
+"""Models whose layers differ in how they are called, and that have biases and positions to look up."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_other_models_are_those_of_the_work_in_memory(tmp_path: Path, name: str) -> None:
+    build(name, **ARCHITECTURES[name]).save_pretrained(tmp_path / "dense")
+    found = go(tmp_path / "dense", tmp_path / "small", MASKS)
+    in_memory = prune(load(tmp_path / "dense"), EXAMPLE, found.plan, data=DATA, refit=FIT, progress=False)
+    assert_same(load(tmp_path / "small").state_dict(), in_memory.model.state_dict())
+
+
+def test_weights_that_are_changed_as_they_are_loaded_are_refused(tmp_path: Path) -> None:
+    sizes = {"head_dim": 4, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 12}
+    build("Qwen3MoeForCausalLM", **sizes).save_pretrained(tmp_path / "dense")
+    with pytest.raises(FileError, match="Where transformers changes tensors as it loads them"):
+        go(tmp_path / "dense", tmp_path / "small", MASKS)
+
+
+def test_a_given_plan_and_half_precision(tmp_path: Path) -> None:
+    build().to(torch.bfloat16).save_pretrained(tmp_path / "dense")
+    keep = Keep.of(torch.arange(24) % 4 > 0)
+    plan = Plan(tuple(Cut(f"model.layers.{n}.mlp.gate_proj", keep) for n in range(LAYERS)))
+    go(tmp_path / "dense", tmp_path / "small", plan)
+    in_memory = prune(load(tmp_path / "dense"), EXAMPLE, plan, data=DATA, refit=FIT, progress=False)
+    found = load(tmp_path / "small")
+    assert found.dtype == torch.bfloat16
+    assert_same(found.state_dict(), in_memory.model.state_dict())
+
+
+@pytest.mark.slow
+def test_layers_behind_one_that_was_edited_are_fitted_too(dense: Path, tmp_path: Path) -> None:
+    keep = Keep.of(torch.rand(24, 16, generator=torch.Generator().manual_seed(3)) < 0.5)
+    plan = Plan((Mask("model.layers.0.mlp.up_proj.weight", keep),))
+    found = go(dense, tmp_path / "small", plan)
+    in_memory = prune(load(dense), EXAMPLE, plan, data=DATA, refit=FIT, progress=False)
+    assert_same(load(tmp_path / "small").state_dict(), in_memory.model.state_dict())
+    assert any(fit.freedom != "none" for fit in found.layers[1].fits)
+
+
+def test_heads_leave_alike(dense: Path, tmp_path: Path) -> None:
+    found = go(dense, tmp_path / "small", Magnitude(keep=0.5, scope="uniform"), parts=["heads"])
+    assert found.config["num_key_value_heads"] == (2, 1)
+    assert load(tmp_path / "small").model.layers[1].self_attn.o_proj.in_features == 8
+
+
+def test_the_folder_is_an_ordinary_one(dense: Path, tmp_path: Path) -> None:
+    found = go(dense, tmp_path / "small", refit=False)
+    assert {*found.files} >= FILES | {"tokenizer.json", "model.safetensors.index.json", "generation_config.json"}
+    config = json.loads((tmp_path / "small" / "config.json").read_text())
+    assert config["use_cache"] is True
+    assert config["intermediate_size"] == found.config["intermediate_size"][1] < 24
+    assert "intermediate_size 24 ->" in str(found)
+
+
+# -- stopped -------------------------------------------------------------------------------------------------------
+
+
+class Stop(BaseException):
+    """The process is asked to end."""
+
+
+PLACES = [("write_shard", 0), ("write_shard", 1), ("write_stream", 3), ("write_stream", 9), ("settle_folder", 0)]
+
+
+def test_stopped_at_any_write_it_goes_on_to_the_same_bits(
+    dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method = Magnitude(keep=0.5, scope="uniform")
+    go(dense, tmp_path / "whole", method)
+    for name, after in PLACES:
+        with monkeypatch.context() as patch:
+            patch.setattr(work, name, stopping(getattr(work, name), after))
+            with pytest.raises(Stop):
+                go(dense, tmp_path / "small", method)
+    assert not (tmp_path / "small").exists()
+    go(dense, tmp_path / "small", method)
+    assert_same(states(tmp_path / "small"), states(tmp_path / "whole"))
+
+
+def stopping(real: Callable[..., Any], after: int) -> Callable[..., Any]:
+    """The function, until it was called so often."""
+    calls = [0]
+
+    def call(*args: Any) -> Any:
+        calls[0] += 1
+        if calls[0] > after:
+            raise Stop
+        return real(*args)
+
+    return call
+
+
+SCRIPT = """
+import sys, torch
+from nervure import Activation, Refit, prune_folder
+data = [{"input_ids": x} for x in torch.load(sys.argv[3])]
+method = Activation(keep=0.8, scope="uniform", budget="params")
+prune_folder(sys.argv[1], sys.argv[2], method, data=data, refit=Refit(samples=8), progress=False)
+"""
+
+
+KILLS = 5
+
+
+@pytest.mark.slow
+def test_killed_it_goes_on_to_the_same_bits(dense: Path, tmp_path: Path) -> None:
+    go(dense, tmp_path / "whole")
+    torch.save([batch["input_ids"] for batch in DATA], tmp_path / "tokens.pt")
+    places = map(str, (dense, tmp_path / "small", tmp_path / "tokens.pt"))
+    call = [sys.executable, "-W", "ignore", "-c", SCRIPT, *places]
+    killed = 0
+    for number in range(KILLS):
+        process = subprocess.Popen(call)
+        # Some are killed as soon as something is written, others later.
+        for _ in range(1 + 3 * number % 7):
+            wait_for_a_write(tmp_path / "small-run", process)
+        killed += process.poll() is None
+        process.kill()
+        process.wait()
+    subprocess.run(call, check=True)
+    assert killed >= min(KILLS, 3)
+    assert_same(states(tmp_path / "small"), states(tmp_path / "whole"))
+
+
+def wait_for_a_write(folder: Path, process: subprocess.Popen[bytes]) -> None:
+    """Until other files are in a folder than now, or the process has ended."""
+    before = names_in(folder)
+    while process.poll() is None and names_in(folder) == before:
+        time.sleep(0.003)
+
+
+def names_in(folder: Path) -> set[str]:
+    """All that is in a folder and in those in it, drafts too."""
+    return {os.path.join(place, name) for place, _, names in os.walk(folder) for name in names}
+
+
+def test_what_is_done_is_not_done_again(dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = go(dense, tmp_path / "small", refit=False)
+    monkeypatch.setattr(work, "write_shard", stopping(work.write_shard, 0))
+    again = go(dense, tmp_path / "small", refit=False)
+    assert (again.plan, again.layers, again.config) == (first.plan, first.layers, first.config)
+    with pytest.raises(FileError, match="nothing is overwritten"):
+        go(dense, tmp_path / "small", refit=False, fresh=True)
+    monkeypatch.undo()
+    before = states(tmp_path / "small")
+    shutil.rmtree(tmp_path / "small")
+    go(dense, tmp_path / "small", replace(first.plan, fingerprint="another"), refit=False, fresh=True)
+    assert_same(states(tmp_path / "small"), before)
+    shutil.rmtree(tmp_path / "small")
+    go(dense, tmp_path / "small", replace(first.plan, fingerprint="another"), refit=False)
+    assert_same(states(tmp_path / "small"), before)
+
+
+def test_each_layer_is_told(dense: Path, tmp_path: Path) -> None:
+    told = list[str]()
+    go(dense, tmp_path / "small", refit=False, tell=lambda layer: told.append(str(layer)))
+    assert [line.partition(":")[0] for line in told] == [f"model.layers.{n}" for n in range(LAYERS)]
+
+
+# -- refused -------------------------------------------------------------------------------------------------------
+
+WRONG: dict[str, tuple[dict[str, Any], type[NervureError], str]] = {
+    "layers compete": ({"method": Activation(keep=0.5)}, ArgumentError, "scope='uniform'"),
+    "masks compete": ({"method": MagnitudeMasks(density=0.5)}, ArgumentError, "distribution='uniform'"),
+    "a loss": ({"method": Taylor(keep=0.5, scope="uniform")}, ArgumentError, "more than one layer"),
+    "what others have become": ({"method": SparseGPT()}, ArgumentError, "more than one layer"),
+    "times": ({"method": Magnitude(keep=0.5, scope="uniform", budget="latency")}, ArgumentError, "Give another budget"),
+    "no data": ({"data": None}, DataError, "give data="),
+    "no data to refit": ({"data": None, "method": Magnitude(keep=0.5, scope="uniform")}, DataError, "the refit"),
+    "no tokens": ({"data": [torch.randn(4, 12)]}, DataError, "whole numbers"),
+    "unknown tokens": ({"data": [torch.full((4, 12), 60)]}, DataError, "the model knows 0 to 59"),
+    "no batches of them": ({"data": ["text"]}, DataError, "give tokens"),
+    "training": ({"refit": Refit(samples=8, steps=3)}, ArgumentError, "steps=0"),
+    "an unknown group": ({"method": Plan((Cut("layers.9", Keep.of([True])),))}, PlanError, "none of that name"),
+    "whole layers": ({"method": Plan((Drop("model.layers.1"),))}, PlanError, "no cut and no mask"),
+    "nothing": ({"method": Plan()}, PlanError, "nothing to do"),
+    "the head": (
+        {"method": Plan((Mask("lm_head.weight", Keep.of(torch.ones(60, 16, dtype=torch.bool))),))},
+        PlanError,
+        "in no layer",
+    ),
+    "other sizes by layer": (
+        {"method": Plan((Cut("model.layers.1.mlp.gate_proj", Keep.of(torch.arange(24) < 12)),))},
+        FileError,
+        "no config of LlamaForCausalLM says this model",
+    ),
+    "no such layer": ({"method": Wanda(granularity="2:4", dense=("heads",))}, ArgumentError, "fits nothing"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_cannot_be_done_is_refused_before_any_work(dense: Path, tmp_path: Path, case: str) -> None:
+    how, error, words = WRONG[case]
+    with pytest.raises(error, match=words):
+        go(dense, tmp_path / "small", **{"method": WIDTH, **how})
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_a_model_that_is_no_list_of_layers_is_refused(tmp_path: Path) -> None:
+    transformers: Any = pytest.importorskip("transformers")
+    sizes = {"vocab_size": 60, "d_model": 16, "d_kv": 4, "num_layers": 3, "num_heads": 4, "d_ff": 24}
+    transformers.T5ForConditionalGeneration(transformers.T5Config(**sizes)).save_pretrained(tmp_path / "dense")
+    with pytest.raises(ArgumentError, match="nothing to stream"):
+        go(tmp_path / "dense", tmp_path / "small")
+
+
+def damages() -> Iterator[tuple[str, Callable[[Path], None], str]]:
+    yield "no weights", lambda f: (f / "model.safetensors").unlink(), "no weights to stream"
+    yield "no config", lambda f: (f / "config.json").unlink(), "holds no config.json"
+    yield "no tensor", lambda f: _without(f, "model.norm.weight"), "has no 'model.norm.weight'"
+    yield "cut short", lambda f: os.truncate(f / "model.safetensors", 5000), "cannot be read as safetensors"
+    yield "no index", lambda f: _index(f, "{}"), "is no index of weights"
+    yield "a wrong index", lambda f: _index(f, '{"weight_map": {"x": "model.safetensors"}}'), "does not hold"
+    yield "an index that leaves", lambda f: _index(f, '{"weight_map": {"x": "../x"}}'), "outside of its folder"
+
+
+def _without(folder: Path, name: str) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    save_file({key: tensor for key, tensor in tensors.items() if key != name}, folder / "model.safetensors")
+
+
+def _index(folder: Path, text: str) -> None:
+    (folder / "model.safetensors.index.json").write_text(text)
+
+
+@pytest.mark.parametrize(("damage", "words"), [pytest.param(d, words, id=name) for name, d, words in damages()])
+def test_a_folder_that_is_not_whole_is_refused(
+    dense: Path, tmp_path: Path, damage: Callable[[Path], None], words: str
+) -> None:
+    shutil.copytree(dense, tmp_path / "dense")
+    damage(tmp_path / "dense")
+    with pytest.raises(FileError, match=words):
+        go(tmp_path / "dense", tmp_path / "small")
+
+
+def test_what_is_there_stays(dense: Path, tmp_path: Path) -> None:
+    (tmp_path / "small").mkdir()
+    (tmp_path / "small" / "mine").write_text("mine")
+    with pytest.raises(FileError, match="'mine'"):
+        go(dense, tmp_path / "small")
+
+
+def test_another_run_is_told_apart(dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(work, "write_shard", stopping(work.write_shard, 2))
+        with pytest.raises(Stop):
+            go(dense, tmp_path / "small", refit=False)
+    with pytest.raises(FileError, match=r"another run: method was .*keep=0\.8.*keep=0\.7"):
+        go(dense, tmp_path / "small", replace(WIDTH, keep=0.7), refit=False)
+    with pytest.raises(FileError, match="another run: data"):
+        go(dense, tmp_path / "small", data=DATA[:1], refit=False)
+    found = go(dense, tmp_path / "small", replace(WIDTH, keep=0.7), refit=False, fresh=True)
+    assert found.plan.asked["keep"] == 0.7
+
+
+def test_a_shard_that_is_not_what_was_meant_is_found(
+    dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def damage(path: Path, tensors: Any) -> None:
+        real(path, {name: tensor * 1.01 if "down_proj" in name else tensor for name, tensor in tensors.items()})
+
+    real = work.write_shard
+    monkeypatch.setattr(work, "write_shard", damage)
+    with pytest.raises(VerificationError, match=r"'model.layers.0', loaded again from .* computes something else"):
+        go(dense, tmp_path / "small", refit=False)
+    assert not (tmp_path / "small").exists()
