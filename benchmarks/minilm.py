@@ -336,7 +336,7 @@ def combinations(shop: Workshop | None, best: Ways) -> Iterator[Case]:
     for keep in (0.75, 0.5, 0.25):
         for method in (
             Magnitude(keep=keep, budget="macs", multiple=1),
-            Sensitivity(keep=keep, scope="global", budget="macs", multiple=1),
+            Sensitivity(keep=keep, scope="global", budget="macs"),
         ):
             name = f"heads and MLP, {keep:.0%} of MACs stay, {type(method).__name__.lower()}"
             yield Case(
@@ -350,7 +350,7 @@ def combinations(shop: Workshop | None, best: Ways) -> Iterator[Case]:
             "combinations",
             f"{number} of 6 MLP branches dropped, then heads and MLP to 60% of MACs, sensitivity",
             lambda seed, n=number: shop.cut(
-                Sensitivity(keep=0.6, scope="global", budget="macs", multiple=1),
+                Sensitivity(keep=0.6, scope="global", budget="macs"),
                 seed,
                 of=shop.without(best[BRANCHES, n]),
             ),

@@ -21,6 +21,10 @@ FINE_TUNING: Mapping[str, Any] = {"optimizer": "adamw", "lr": 1e-4}
 """How networks of transformers are trained, unless it is told otherwise: the rates of a recipe would undo them."""
 OF_TEXTS: Mapping[str, Any] = {"lr": 3e-4, "schedule": "onecycle", "distill": 0.5, "temperature": 1.0}
 """How a smaller language model recovers: half by the next token, half by what the dense model thinks of all of them."""
+TO_RECOVER: Mapping[str, int] = {"train": 512, "batch": 2}
+"""Windows that it recovers on, once each: many small steps."""
+MEASURED = 64
+"""Windows that methods look at, however many there are to recover on."""
 HF = "hf:"
 REFIT_WINDOWS = 16
 """Of texts a refit looks at so many windows, every token of them; more take longer than all the rest."""
@@ -116,17 +120,20 @@ def recipe_for_texts(
     asked = asked if "budget" in named else replace(asked, budget="params")
     asked = _settle(asked, method, (*usual.items(), *told["settings"]), told["tolerance"])
     place = out or place_for(folder, asked, told["tolerance"])
+    epochs = epochs if "epochs" in named else 0
+    windows = {"tokenizer": folder, **(TO_RECOVER if epochs else {}), **choice.data_options}
     recipe = recipe_from_options(
-        replace(choice, data_options={"tokenizer": folder, **choice.data_options}),
+        replace(choice, data_options=windows),
         place.with_name(f"{place.name}-run"),
         method=method,
         asked=asked,
         fits=False,
-        epochs=epochs if "epochs" in named else 0,
+        epochs=epochs,
         **{**told, "settings": (*usual.items(), *told["settings"])},
     )
     content = recipe.to_dict()
     content["task"] = content["task"] if choice.task_name else {"name": "language_modelling"}
+    content["prune"]["samples"] = MEASURED
     content["refit"]["samples"] = REFIT_WINDOWS if fits or "fits" not in named else 0
     content["recover"] |= {**OF_TEXTS, "precision": _fast_precision(), **_without_none(lr=told["lr"])}
     content["evaluate"] |= {"latency": [], "shift": []}

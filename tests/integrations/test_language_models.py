@@ -73,7 +73,9 @@ def test_it_recovers_by_what_the_dense_model_thinks_of_all_tokens(
     pytest.importorskip("torchmetrics")
     done = prune_command("hf:dense", "--data", "text:texts", "--epochs", 1, *words, "--out", "small")
     assert done.exit_code == 0, done.output
-    recover = Recipe.from_toml(folder / "small-run" / "recipe.toml").recover
+    recipe = Recipe.from_toml(folder / "small-run" / "recipe.toml")
+    recover = recipe.recover
+    assert (recipe.data.options["batch"], recipe.data.options["train"], recipe.prune.samples) == (2, 12, 64)
     assert (recover.distill, recover.temperature, recover.lr, recover.schedule) == (0.5, 1.0, rate, "onecycle")
     assert recover.optimizer == "adamw" and recover.epochs == 1
 
