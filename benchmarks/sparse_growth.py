@@ -25,6 +25,8 @@ from nervure.evaluation import accuracy_and_auc
 from nervure.training import mean_density
 
 DENSITIES, SEEDS, CHOSEN_ON = (0.01, 0.02, 0.03, 0.05), range(6), range(100, 103)
+FEW, LONGEST = 4, ("RigL", "RigL, recycling")
+"""Seeds of all arms, and the arms that have all seeds."""
 START = 0.4
 """Growth begins with so much of the weights it ends with."""
 Arms = Mapping[str, Any]
@@ -116,7 +118,7 @@ def cases(_: Namespace) -> Iterator[Case]:
         for arm in choices(density):
             yield ("choice", name, density, arm, seed), partial(choice, name, density, arm, seed)
     for seed, density in product(SEEDS, DENSITIES):
-        for arm in arms(density):
+        for arm in arms(density) if seed < FEW else LONGEST:
             yield ("test", "digits", density, arm, seed), partial(trial, density, arm, seed)
 
 
@@ -166,7 +168,8 @@ def table(found: Found, control: str) -> list[str]:
 def page(rows: Rows) -> str:
     """The tables, with how to read them."""
     due = {key for key, _ in cases(Namespace())}
-    done = len(due & {tuple(row["key"]) for row in rows})
+    rows = [row for row in rows if tuple(row["key"]) in due]
+    done = len(rows)
     parts = [
         "# Growth where very few weights are left",
         "",
