@@ -123,13 +123,20 @@ class HollowModel:
                 stack.enter_context(run_instead(self.shell.get_submodule(name), lambda *args, **kwargs: stream))
             return self._run(batch, stack)
 
+    @contextmanager
+    def filled(self) -> Iterator[None]:
+        """While this lasts what is outside of the layers keeps the weights that it got when it ran first."""
+        inside = tuple(f"{name}." for name in self.layers)
+        with ExitStack() as stack:
+            for name, module in self.shell.named_modules():
+                if not f"{name}.".startswith(inside):
+                    stack.enter_context(self._filling(name, module))
+            yield
+
     def _run(self, batch: Batch, stack: ExitStack) -> Any:
         stack.enter_context(suppress(Enough))
         stack.enter_context(evaluating(self.shell))
-        inside = tuple(f"{name}." for name in self.layers)
-        for name, module in self.shell.named_modules():
-            if not f"{name}.".startswith(inside):
-                stack.enter_context(self._filling(name, module))
+        stack.enter_context(self.filled())
         return batch.feed(self.shell)
 
     @contextmanager
@@ -140,6 +147,9 @@ class HollowModel:
 
         def fill(*_: Any) -> None:
             for key, parameter in own.items():
+                held = module._parameters[key]
+                if held is None or not held.is_meta:
+                    continue
                 tensor = self.weights.read(self.aliases[dot + key], self.dtype)
                 module._parameters[key] = nn.Parameter(tensor, parameter.requires_grad)
 
@@ -227,6 +237,8 @@ def _is_chain(model: HollowModel) -> bool:
     try:
         stream, calls = model.calls(model.example)
         given = model.layer(0)(stream, **calls[0])
+    except FileError:
+        raise
     except Exception:  # whatever a layer that is no such layer raises
         return False
     return isinstance(given, Tensor) and given.shape == stream.shape and len(calls) == len(model.layers)

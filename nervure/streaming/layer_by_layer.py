@@ -74,7 +74,7 @@ class LayerByLayer:
             scored: batches that the method looks at; none: it looks at none.
             fitted: batches that the refit looks at; none: there is no refit.
         """
-        interned, at = Interned(), len(self.done())
+        interned = Interned()
         kinds: dict[str, tuple[list[Batch], tuple[str, ...]]] = {"example": ([self.model.example], (DENSE, SMALL))}
         if scored:
             whole = sum(len(raw["input_ids"]) for raw in scored)
@@ -84,14 +84,19 @@ class LayerByLayer:
             require_different(parts)
             self.held[:] = [part.held for part in parts]
             kinds["fitted"] = ([part.batch for part in parts], (DENSE, SMALL))
-        for kind, (each, sides) in kinds.items():
-            found = Streams(self.run.streams / kind, sides, [], [batch.size for batch in each])
-            for number, batch in enumerate(each):
-                stream, calls = self.model.calls(batch)
-                found.calls.append([interned.call(call) for call in calls])
-                for side in sides if not at else ():
-                    write_stream(found.path(0, side, number), stream)
-            self.streams[kind] = found
+        with self.model.filled():
+            for kind, (each, sides) in kinds.items():
+                found = Streams(self.run.streams / kind, sides, [], [batch.size for batch in each])
+                self._begin(found, each, interned, is_new=not self.done())
+                self.streams[kind] = found
+
+    def _begin(self, streams: Streams, each: Sequence[Batch], interned: Interned, *, is_new: bool) -> None:
+        """Note how layers are called; where no layer is done, write what enters the first, too."""
+        for number, batch in enumerate(each):
+            stream, calls = self.model.calls(batch)
+            streams.calls.append([interned.call(call) for call in calls])
+            for side in streams.sides if is_new else ():
+                write_stream(streams.path(0, side, number), stream)
 
     def go(self, progress: bool, tell: Callable[[StreamedLayer], None] | None) -> None:
         """Do all layers that are not done."""

@@ -27,8 +27,6 @@ from nervure import (
     Mask,
     Plan,
     Refit,
-    SparseGPT,
-    Taylor,
     Wanda,
     prune,
     prune_folder,
@@ -298,17 +296,9 @@ def test_each_layer_is_told(dense: Path, tmp_path: Path) -> None:
 # -- refused -------------------------------------------------------------------------------------------------------
 
 WRONG: dict[str, tuple[dict[str, Any], type[NervureError], str]] = {
-    "layers compete": ({"method": Activation(keep=0.5)}, ArgumentError, "scope='uniform'"),
-    "masks compete": ({"method": MagnitudeMasks(density=0.5)}, ArgumentError, "distribution='uniform'"),
-    "a loss": ({"method": Taylor(keep=0.5, scope="uniform")}, ArgumentError, "more than one layer"),
-    "what others have become": ({"method": SparseGPT()}, ArgumentError, "more than one layer"),
-    "times": ({"method": Magnitude(keep=0.5, scope="uniform", budget="latency")}, ArgumentError, "Give another budget"),
-    "no data": ({"data": None}, DataError, "give data="),
-    "no data to refit": ({"data": None, "method": Magnitude(keep=0.5, scope="uniform")}, DataError, "the refit"),
     "no tokens": ({"data": [torch.randn(4, 12)]}, DataError, "whole numbers"),
     "unknown tokens": ({"data": [torch.full((4, 12), 60)]}, DataError, "the model knows 0 to 59"),
     "no batches of them": ({"data": ["text"]}, DataError, "give tokens"),
-    "training": ({"refit": Refit(samples=8, steps=3)}, ArgumentError, "steps=0"),
     "an unknown group": ({"method": Plan((Cut("layers.9", Keep.of([True])),))}, PlanError, "none of that name"),
     "whole layers": ({"method": Plan((Drop("model.layers.1"),))}, PlanError, "no cut and no mask"),
     "nothing": ({"method": Plan()}, PlanError, "nothing to do"),
@@ -343,22 +333,14 @@ def test_a_model_that_is_no_list_of_layers_is_refused(tmp_path: Path) -> None:
 
 
 def damages() -> Iterator[tuple[str, Callable[[Path], None], str]]:
-    yield "no weights", lambda f: (f / "model.safetensors").unlink(), "no weights to stream"
     yield "no config", lambda f: (f / "config.json").unlink(), "holds no config.json"
     yield "no tensor", lambda f: _without(f, "model.norm.weight"), "has no 'model.norm.weight'"
     yield "cut short", lambda f: os.truncate(f / "model.safetensors", 5000), "cannot be read as safetensors"
-    yield "no index", lambda f: _index(f, "{}"), "is no index of weights"
-    yield "a wrong index", lambda f: _index(f, '{"weight_map": {"x": "model.safetensors"}}'), "does not hold"
-    yield "an index that leaves", lambda f: _index(f, '{"weight_map": {"x": "../x"}}'), "outside of its folder"
 
 
 def _without(folder: Path, name: str) -> None:
     tensors = load_file(folder / "model.safetensors")
     save_file({key: tensor for key, tensor in tensors.items() if key != name}, folder / "model.safetensors")
-
-
-def _index(folder: Path, text: str) -> None:
-    (folder / "model.safetensors.index.json").write_text(text)
 
 
 @pytest.mark.parametrize(("damage", "words"), [pytest.param(d, words, id=name) for name, d, words in damages()])

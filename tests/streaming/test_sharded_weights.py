@@ -1,0 +1,116 @@
+"""What needs no transformers: tensors one by one from files, streams on the disk, and what is refused at the door."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from nervure import Activation, Magnitude, MagnitudeMasks, Plan, Refit, SparseGPT, Taylor, Wanda, prune_folder
+from nervure.errors import ArgumentError, DataError, FileError, NervureError
+from nervure.streaming.layer_plans import require_by_layer
+from nervure.streaming.sharded_weights import INDEX, ShardedWeights, write_index, write_shard
+from nervure.streaming.stored_streams import DENSE, SMALL, LayerAlone, Streams, write_stream
+from nervure.surgery.apply import named_tensors
+
+TENSORS = {name: torch.randn(3, n, generator=torch.Generator().manual_seed(n)) for n, name in enumerate("abcd", 2)}
+UNIFORM = Magnitude(keep=0.5, scope="uniform")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for number, names in enumerate(("ab", "cd")):
+        write_shard(tmp_path / f"part{number}.safetensors", {name: TENSORS[name].t() for name in names})
+    write_index(tmp_path, ["part0.safetensors", "part1.safetensors"])
+    return tmp_path
+
+
+def test_tensors_come_one_by_one_and_are_ones_own(folder: Path) -> None:
+    weights = ShardedWeights.of(folder)
+    assert weights.shapes == {name: tuple(tensor.t().shape) for name, tensor in TENSORS.items()}
+    weights.read("b").zero_()
+    assert torch.equal(weights.read("b"), TENSORS["b"].t())
+    assert weights.tensors(["c"], torch.bfloat16)["c"].dtype == torch.bfloat16
+    before = weights.describe()
+    os.utime(folder / "part1.safetensors", (1, 1))
+    assert ShardedWeights.of(folder).describe() != before
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda f: (f / INDEX).unlink(), "neither model.safetensors nor"),
+        (lambda f: (f / INDEX).write_text("{}"), "is no index of weights"),
+        (lambda f: (f / INDEX).write_text('{"weight_map": {"x": "part0.safetensors"}}'), "does not hold"),
+        (lambda f: (f / INDEX).write_text('{"weight_map": {"x": "../part0.safetensors"}}'), "outside of its folder"),
+        (lambda f: os.truncate(f / "part1.safetensors", 40), "cannot be read as safetensors"),
+        (lambda f: (f / "part1.safetensors").unlink(), "cannot be read as safetensors"),
+    ],
+)
+def test_a_folder_that_is_not_whole_is_refused(folder: Path, damage: Callable[[Path], Any], words: str) -> None:
+    damage(folder)
+    with pytest.raises(FileError, match=words):
+        ShardedWeights.of(folder)
+
+
+def test_weights_of_another_form_are_named(tmp_path: Path) -> None:
+    (tmp_path / "pytorch_model.bin").touch()
+    with pytest.raises(FileError, match=r"'pytorch_model.bin': write it as safetensors"):
+        ShardedWeights.of(tmp_path)
+
+
+def test_a_layer_alone_has_the_names_of_the_whole_model_and_runs_on_the_stream_of_its_side(tmp_path: Path) -> None:
+    whole = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    layer = LayerAlone("1", whole[1], SMALL)
+    assert {*named_tensors(layer)} == {"1.weight", "1.bias"}
+    streams = Streams(tmp_path / "fitted", (DENSE, SMALL), [[{}, {}]], [3])
+    given = {side: torch.randn(3, 4) for side in (DENSE, SMALL)}
+    for side, stream in given.items():
+        write_stream(streams.path(1, side, 0), stream)
+    (batch,) = streams.batches(1)
+    assert torch.equal(batch.feed(layer), whole[1](given[SMALL]))
+    assert batch.head(2).feed(layer).shape == (2, 4)
+    (nothing,) = streams.batches(0)
+    with pytest.raises(FileError, match="is no stream between layers"):
+        nothing.feed(layer)
+
+
+@pytest.mark.parametrize(
+    ("method", "words"),
+    [
+        (Activation(keep=0.5), "scope='uniform'"),
+        (Magnitude(keep=0.5, scope="layer", budget="macs"), "scope='uniform'"),
+        (MagnitudeMasks(density=0.5), "distribution='uniform'"),
+        (Taylor(keep=0.5, scope="uniform"), "more than one layer"),
+        (SparseGPT(), "more than one layer"),
+        (Magnitude(keep=0.5, scope="uniform", budget="latency"), "Give another budget"),
+    ],
+)
+def test_methods_that_need_more_than_a_layer_are_refused(method: Any, words: str) -> None:
+    with pytest.raises(ArgumentError, match=words):
+        require_by_layer(method)
+
+
+@pytest.mark.parametrize("method", [UNIFORM, Wanda(), Plan(), MagnitudeMasks(density=0.5, distribution="uniform")])
+def test_methods_that_need_a_layer_are_taken(method: Any) -> None:
+    require_by_layer(method)
+
+
+@pytest.mark.parametrize(
+    ("how", "error", "words"),
+    [
+        ({"method": Wanda()}, DataError, "give data="),
+        ({"refit": True}, DataError, "the refit looks at data"),
+        ({"refit": Refit(steps=2)}, ArgumentError, "steps=0"),
+        ({"parts": ["width"]}, ArgumentError, "width"),
+        ({"folder": "nowhere"}, FileError, "no weights to stream"),
+    ],
+)
+def test_what_is_wrong_is_told_before_anything_is_read(
+    folder: Path, how: dict[str, Any], error: type[NervureError], words: str
+) -> None:
+    with pytest.raises(error, match=words):
+        prune_folder(**{"folder": folder, "out": folder / "out", "method": UNIFORM, **how})
