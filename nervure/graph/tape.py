@@ -79,11 +79,14 @@ class Entry:
     outs: tuple[Ref, ...]
     module: str
     call: Call | None = None
+    _given: "list[Ref] | None" = field(default=None, init=False, repr=False, compare=False)
 
     @property
-    def given(self) -> list[Ref]:
-        """The tensors among its arguments, in order."""
-        return refs_in((*self.args, *self.kwargs.values()))
+    def given(self) -> "list[Ref]":
+        """The tensors among its arguments, in order; found once, since an entry is asked dozens of times."""
+        if self._given is None:
+            self._given = refs_in((*self.args, *self.kwargs.values()))
+        return self._given
 
 
 @dataclass(slots=True)

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from nervure import Magnitude, Pruned, apply, count, measure, prune, trace, verify
 from nervure.errors import TraceError
+from nervure.graph.copies import copy_model
 from nervure.graph.modes import whole_convolutions
 
 X = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0))
@@ -344,3 +345,16 @@ def test_convolutions_on_a_gpu_are_not_rounded_while_a_model_is_asked(monkeypatc
         with whole_convolutions():
             assert not torch.backends.cudnn.allow_tf32
         assert torch.backends.cudnn.allow_tf32 is before
+
+
+def test_a_copy_has_hooks_of_its_own_and_what_was_one_stays_one():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    model.notes = model[0].shared = {}
+    model[1].register_forward_hook(lambda *_: None)
+    twin = copy_model(model)
+    assert twin.notes is twin[0].shared
+    assert twin.notes is not model.notes
+    assert len(twin[1]._forward_hooks) == 1
+    twin[0].register_forward_hook(lambda *_: None)
+    assert not model[0]._forward_hooks
+    assert not twin[1]._forward_pre_hooks
