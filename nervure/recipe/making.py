@@ -166,14 +166,17 @@ class FormerDefaults:
         return options if is_new else {**self.options, **options}
 
 
+_SYNTHESIS = FormerDefaults({"pool": 3})
 FORMER: Mapping[int, Mapping[str, FormerDefaults]] = {
     1: {
+        "Synthesis": _SYNTHESIS,
         "SNACS": FormerDefaults(
             {"granularity": "kernels", "ranking": "connectivity", "of": "means", "sizes": "threshold"},
             newer=frozenset({"of", "sizes", "views"}),
             now={"ranking": "compensated"},
         ),
     },
+    2: {"Synthesis": _SYNTHESIS},
 }
 """By the version of a recipe, then by the name of a method; what is not here has always been what it is."""
 ROUNDS_WIDTHS = 3

@@ -238,7 +238,7 @@ class PruneSection:
 
     ``version`` says what a method has where the recipe leaves it open: 1, as without the key, what it had when recipes
     began (SNACS masks kernels by one threshold over means), 2 what it had before widths were rounded (``multiple`` is 1
-    where a cost is counted and no engine is named), 3 what it has now.
+    where a cost is counted and no engine is named; ``pool`` of Synthesis is 3), 3 what it has now.
     """
 
     method: str = "Magnitude"

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nervure import SNACS, Plan, trace
+from nervure import SNACS, Plan, Synthesis, trace
 from nervure.errors import RecipeError
 from nervure.graph.tape import named_tensors
 from nervure.methods import View
@@ -108,6 +108,14 @@ def test_a_recipe_of_the_second_version_has_what_there_is_now() -> None:
     assert after == SNACS(**as_before("SNACS", {}))
     with pytest.raises(RecipeError, match="version = 4 is not one of 1 to 3"):
         method({"version": 4})
+
+
+@pytest.mark.parametrize(("version", "pool"), [({}, 3), ({"version": 2}, 3), ({"version": 3}, 30)])
+def test_synthesis_has_the_candidates_of_its_version(version: dict[str, int], pool: int) -> None:
+    prune: dict[str, Any] = {"method": "Synthesis", "keep": 0.1, **version}
+    recipe = {"model": {"name": "resnet8"}, "data": {"name": "digits"}, "prune": prune}
+    made = method_of(Recipe.from_dict(recipe))
+    assert isinstance(made, Synthesis) and made.pool == pool
 
 
 def test_the_first_version_leaves_digests_as_they_were_and_the_second_does_not() -> None:
