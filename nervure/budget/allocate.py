@@ -25,8 +25,8 @@ Scope: TypeAlias = Literal["global", "layer", "kind", "isomorphic", "uniform"]
 NAMED_PINS = 4
 WHOLE_KINDS = ("heads", "blocks")
 """Groups whose units have several channels each."""
-BLOCKS = {128: 16, 32: 8}
-"""Channels that fast kernels take at a time, for groups of at least so many channels."""
+BLOCK, WIDE = 8, 32
+"""Channels that fast kernels take at a time, and how many channels a group has at least that keeps whole blocks."""
 USED = 0.97
 """The part of what a budget allows that is used at least where blocks are left open: else they are made finer."""
 
@@ -89,8 +89,8 @@ def allocate(
         multiple: the number of channels of each group that is cut becomes a multiple of this, for hardware (a head
             brings all of its channels). Sizes are rounded up, at most to the whole group, so with
             ``budget="channels"`` more can stay than was asked; other budgets still hold. None: what fast kernels take,
-            16 in groups of 128 channels or more and 8 in groups of 32 or more, where more than that stay; sizes below
-            are free. Where so little as 97 % of the budget could not be used, halves and quarters of that.
+            8 in groups of 32 channels or more, where more than 8 stay; sizes below are free. Where 97 % of the budget
+            could not be used that way, 4 or 2.
         floors: for some groups a floor of their own, where it is above ``minimum``. With ``budget="channels"`` floors
             go first: more stays than was asked where they are above it.
         table: what was timed on an engine, for ``budget="latency"``.
@@ -354,9 +354,8 @@ def units_of_block(group: Group, finer: int = 1) -> int:
 
     Where it is not, so many as it is cut in anyway. Blocks are divided by ``finer``, a power of 2.
     """
-    each = _channels_of_unit(group)
-    block = next((block for channels, block in BLOCKS.items() if group.size * each >= channels), 1)
-    return unit_multiple(group, max(block // finer, 1))
+    is_wide = group.size * _channels_of_unit(group) >= WIDE
+    return unit_multiple(group, max(BLOCK // finer, 1) if is_wide else 1)
 
 
 def unit_multiple(group: Group, multiple: int) -> int:

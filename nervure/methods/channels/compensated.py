@@ -67,7 +67,7 @@ class Compensated(Checked):
         ridge: the share of its variance that is added to each input's.
         minimum: units that every group keeps.
         multiple: group sizes are rounded up to a multiple of this. None: 16 for an engine; else what fast kernels take,
-            8 or 16 in wide groups (see :func:`nervure.budget.allocate`), but 1 where channels are counted or limits
+            8 in wide groups (see :func:`nervure.budget.allocate`), but 1 where channels are counted or limits
             decide.
         engine: what the plan is made for, see :func:`nervure.engines.runner`; with ``"latency"`` eager where none is
             named.

@@ -79,7 +79,7 @@ class GlobalRanking(UnitRanking, ABC):
             ``"memory"`` (of a forward pass on the example), or a :class:`nervure.budget.Budget` of your own.
         minimum: units that every group keeps.
         multiple: group sizes are rounded up to a multiple of this. None: 16 for an engine; else what fast kernels take,
-            8 or 16 in wide groups (see :func:`nervure.budget.allocate`), but 1 where channels are counted or limits
+            8 in wide groups (see :func:`nervure.budget.allocate`), but 1 where channels are counted or limits
             decide.
         engine: what the plan is made for, see :func:`nervure.engines.runner`; with ``"latency"`` eager where none is
             named.
@@ -156,7 +156,7 @@ class Magnitude(UnitRanking):
             ``"memory"`` (of a forward pass on the example), or a :class:`nervure.budget.Budget` of your own.
         minimum: units that every group keeps.
         multiple: group sizes are rounded up to a multiple of this. None: 16 for an engine; else what fast kernels take,
-            8 or 16 in wide groups (see :func:`nervure.budget.allocate`), but 1 where channels are counted or limits
+            8 in wide groups (see :func:`nervure.budget.allocate`), but 1 where channels are counted or limits
             decide.
         engine: what the plan is made for, see :func:`nervure.engines.runner`; with ``"latency"`` eager where none is
             named.

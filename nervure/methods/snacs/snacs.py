@@ -93,7 +93,7 @@ class SNACS(Checked):
         per_class: where above 0, at most so many of each class; needs labels.
         minimum: units that every group keeps (filters).
         multiple: group sizes are rounded up to a multiple of this (filters). None: 16 for an engine; else what fast
-            kernels take, 8 or 16 in wide groups (see :func:`nervure.budget.allocate`), but 1 where channels are
+            kernels take, 8 in wide groups (see :func:`nervure.budget.allocate`), but 1 where channels are
             counted, limits decide or ``paper=True``.
         hears: whether a filter is scored by what it hears itself too, times what its readers need (filters).
         ranking: by what they are ranked within the limits: ``"compensated"`` (filters, their default), what readers
