@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal, TypeAlias, final
@@ -254,12 +255,17 @@ class AllocationProblem:
 
 def _kept_in_blocks(market: AllocationProblem, keep: float | None, budget: Budget) -> np.ndarray:
     """What stays, in blocks as large as use the budget. Boolean [flat units]."""
-    while True:
-        kept = _kept_share(market, keep, budget)
-        is_open = keep is not None and not budget.counts_units and bool((market.blocks > market.multiples).any())
-        if not is_open or _share_of(market, kept, budget) >= USED * (keep or 0):
-            return kept
+    coarsest: np.ndarray | None = None
+    while keep is not None and not budget.counts_units and bool((market.blocks > market.multiples).any()):
+        with suppress(BudgetError):  # floors in whole blocks may cost more than floors do
+            kept = _kept_share(market, keep, budget)
+            if _share_of(market, kept, budget) >= USED * keep:
+                return kept
+            coarsest = kept if coarsest is None else coarsest
         market = replace(market, finer=2 * market.finer)
+    kept = _kept_share(market, keep, budget)
+    is_used = keep is None or budget.counts_units or _share_of(market, kept, budget) >= USED * keep
+    return kept if is_used or coarsest is None else coarsest
 
 
 def _share_of(market: AllocationProblem, kept: np.ndarray, budget: Budget) -> float:
@@ -291,7 +297,7 @@ def _within(market: AllocationProblem, keep: float, budget: Budget) -> np.ndarra
         nearest = _ceil(least / whole)
         raise BudgetError(
             f"keep={keep:g} of {budget.format_amount(whole)} allows {budget.format_amount(limit)}, but the floors "
-            f"(minimum={min(market.least)}, multiple={market.multiple}) and what cannot be cut cost "
+            f"(minimum={min(market.least)}, multiple={market.multiple or 1}) and what cannot be cut cost "
             f"{budget.format_amount(least)}. The smallest keep that can be met is {nearest}.",
             keep=nearest,
         )

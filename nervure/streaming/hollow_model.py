@@ -221,27 +221,31 @@ def _find_layers(model: HollowModel) -> tuple[str, ...]:
         for name, listed in model.shell.named_modules()
         if isinstance(listed, nn.ModuleList | nn.Sequential) and len(listed) > 1
     ]
+    reasons = list[str]()
     for names in sorted(lists, key=len, reverse=True):
         tried = replace(model, layers=names)
-        if not _share(model.whole, names) and _is_chain(tried):
+        reason = "they share weights" if _share(model.whole, names) else _why_no_chain(tried)
+        if not reason:
             return names
+        reasons.append(f" {names[0].rpartition('.')[0]}: {reason}.")
     raise ArgumentError(
         f"{type(model.whole).__name__} is not a list of layers that run once each, from first to last, on the tensor "
         "that the one before gave, and share no weights: there is nothing to stream. Load the model and prune it in "
-        "memory: nervure.prune."
+        f"memory: nervure.prune.{''.join(reasons)}"
     )
 
 
-def _is_chain(model: HollowModel) -> bool:
-    """Whether all layers are called in order with a stream, and a layer gives a stream."""
+def _why_no_chain(model: HollowModel) -> str:
+    """Why layers are not called in order with a stream, or a layer gives none; empty: they are."""
     try:
         stream, calls = model.calls(model.example)
         given = model.layer(0)(stream, **calls[0])
     except FileError:
         raise
-    except Exception:  # whatever a layer that is no such layer raises
-        return False
-    return isinstance(given, Tensor) and given.shape == stream.shape and len(calls) == len(model.layers)
+    except Exception as error:  # whatever a layer that is no such layer raises
+        return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
+    is_chain = isinstance(given, Tensor) and given.shape == stream.shape and len(calls) == len(model.layers)
+    return "" if is_chain else "what one gives is not what the next one is given"
 
 
 def _share(whole: nn.Module, layers: Sequence[str]) -> bool:

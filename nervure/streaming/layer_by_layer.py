@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ from typing import Any, final
 
 import torch
 
-from nervure.core.files import contents, remove, write_json
+from nervure.core.files import contents, file_errors, is_there, remove, write_json
 from nervure.core.inputs import Inputs
 from nervure.core.progress import track
 from nervure.errors import VerificationError
@@ -117,6 +118,7 @@ class LayerByLayer:
         Raises:
             VerificationError: it lacks tensors, has some of another size, or computes something else.
         """
+        self._require_whole()
         draft, shards = self.run.draft, [self._shard(number) for number in range(self._shards)]
         for name in {*contents(draft)}.difference(shards):
             # It may have been written in part.
@@ -131,6 +133,17 @@ class LayerByLayer:
         write_json(self.run.folder / PLAN, plan_of_layers(edits, self.plans.outline, self.graph).to_json())
         settle_folder(draft, target, self.run.folder / "before")
 
+    def _require_whole(self) -> None:
+        """Raise VerificationError where a shard is no longer what was written when its layer was done."""
+        for number, layer in enumerate(self.done()):
+            shard = self._shard(len(self._outside) + number)
+            path = self.run.draft / shard
+            if not is_there(path) or digest_of(path) != layer.digest:
+                raise VerificationError(
+                    f"{str(path)!r} was damaged or removed since layer {layer.name!r} was done. Begin anew: fresh=True "
+                    "(--fresh)."
+                )
+
     # -- a layer ---------------------------------------------------------------------------------------------------
 
     def _layer(self, number: int) -> StreamedLayer:
@@ -144,7 +157,8 @@ class LayerByLayer:
         self._advance(number, {DENSE: dense, SMALL: small})
         before, after = (sum(p.numel() for p in one.parameters()) for one in (dense, small))
         plan, seconds = pruned.plan.to_json(), time.perf_counter() - began
-        return StreamedLayer(name, before, after, pruned.verification, apart, fits, plan, seconds)
+        digest = digest_of(self.run.draft / shard)
+        return StreamedLayer(name, before, after, pruned.verification, apart, fits, plan, seconds, digest)
 
     def _prune(self, number: int, dense: LayerAlone) -> Pruned:
         (example,) = self.streams["example"].batches(number)
@@ -245,6 +259,12 @@ class LayerByLayer:
 def _layer_in(pruned: Pruned) -> LayerAlone:
     assert isinstance(pruned.model, LayerAlone)
     return pruned.model
+
+
+def digest_of(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal digits."""
+    with file_errors(path, "read"), path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _run_plain(model: LayerAlone, streams: Streams, number: int, side: str) -> None:

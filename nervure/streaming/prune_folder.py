@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -119,7 +120,7 @@ def prune_folder(
         VerificationError: what was cut or written computes something else.
         MissingExtraError: transformers is not installed.
     """
-    source, target = Path(folder), Path(out)
+    source, target = Path(folder), Path(os.path.abspath(out))
     how = Refit(seed=seed) if refit is True else refit or None
     if how is not None and how.steps:
         raise ArgumentError(f"refit with steps={how.steps} trains branches, which is not done layer by layer: steps=0.")
@@ -223,7 +224,7 @@ def _tokens_in(raw: Any, number: int, words: int | None) -> dict[str, Any]:
     ids = given.get(TOKENS)
     told = f"batch {number} is {describe_batch(raw)}: give tokens, [windows, tokens] of whole numbers, or "
     told += f'{{"{TOKENS}": tokens}}'
-    if not isinstance(ids, Tensor) or ids.ndim != 2 or not ids.numel() or ids.is_floating_point() or ids.is_complex():
+    if not isinstance(ids, Tensor) or ids.ndim != 2 or not ids.numel() or ids.dtype not in (torch.int64, torch.int32):
         raise DataError(f"{told}." if not isinstance(ids, Tensor) else f"{told}; these are {show_value(ids)}.")
     least, most = int(ids.min()), int(ids.max())
     if least < 0 or (words is not None and most >= words):

@@ -31,6 +31,7 @@ class StreamedLayer:
         fits: what a refit made of it, tensor by tensor.
         plan: its edits, as plain data.
         seconds: how long it took.
+        digest: of its file: SHA-256, in hexadecimal digits.
     """
 
     name: str
@@ -41,6 +42,7 @@ class StreamedLayer:
     fits: tuple[LayerFit, ...]
     plan: dict[str, Any]
     seconds: float
+    digest: str = ""
 
     @property
     def edits(self) -> tuple[Edit, ...]:
@@ -84,9 +86,10 @@ class StreamedRun:
         """Hold the folder; what another run left there is refused, or removed where it is to be ``fresh``.
 
         Raises:
-            FileError: another run is there, or another process works there.
+            FileError: another run is there, or anything else, or another process works there.
         """
         require_folder(self.folder)
+        self._require_own()
         with exclusive_folder(self.folder):
             for name in contents(self.folder) if fresh or self.is_finished else ():
                 remove(self.folder / name)
@@ -100,7 +103,7 @@ class StreamedRun:
     @property
     def is_finished(self) -> bool:
         """Whether the new folder was moved to its place."""
-        return is_there(self.folder / PLAN) and not is_there(self.draft)
+        return is_there(self.folder / ASKED) and is_there(self.folder / PLAN) and not is_there(self.draft)
 
     @property
     def is_same(self) -> bool:
@@ -115,12 +118,21 @@ class StreamedRun:
         return [name for name, value in self.asked.items() if self._known.get(name) != value]
 
     def require_place(self, *, fresh: bool) -> None:
-        """Raise FileError where the folder is another run's, unless it is to be ``fresh``."""
+        """Raise FileError where the folder is another run's, unless it is to be ``fresh``, or no run of this kind."""
+        self._require_own()
         if not fresh and is_there(self.folder / ASKED) and (names := self._differing()):
             name = names[0]
             raise FileError(
                 f"{str(self.folder)!r} is of another run: {name} was {_short(self._known.get(name))}, and is "
                 f"{_short(self.asked[name])} now. Give another out folder, or fresh=True, which removes what is there."
+            )
+
+    def _require_own(self) -> None:
+        inside = contents(self.folder) if is_there(self.folder) else []
+        if inside and not is_there(self.folder / ASKED):
+            raise FileError(
+                f"{str(self.folder)!r} holds {inside[0]!r} and is no run of prune_folder: nothing is removed there. "
+                "Give another out folder."
             )
 
     def record(self, number: int, layer: StreamedLayer) -> None:

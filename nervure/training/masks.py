@@ -157,7 +157,6 @@ class Held:
         stepped = _stepped_ids(self._optimizers)
         if stepped == self._stepped:
             return
-        self._stepped = stepped
         moved = {name for name in self._masks if id(self._parameters[name]) in stepped}
         gone, self._moved = sorted(self._moved - moved), self._moved | moved
         if gone and not stepped <= {id(p) for p in (*self._parameters.values(), *self._others)}:
@@ -166,6 +165,7 @@ class Held:
                 f"({len(gone)} masked ones are gone): they were replaced, so their zeros would grow. Call hold again, "
                 "after what replaces them (accelerator.prepare, fully_shard, a conversion)."
             )
+        self._stepped = stepped
 
     def _look_for_growth(self) -> None:
         """Warn where zeros have grown between steps; looked for ever more rarely, as the device has to wait for it."""

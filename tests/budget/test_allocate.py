@@ -176,6 +176,17 @@ def test_left_open_wide_groups_keep_whole_blocks_or_finer_ones_where_the_budget_
     )
 
 
+def test_left_open_a_budget_that_free_sizes_meet_is_met() -> None:
+    graph = chain(128, 128, 10)
+    for keep in (0.05, 0.04, 0.3):
+        minimum = 65 if keep == 0.3 else 17
+        asked = {"keep": keep, "budget": "params", "minimum": minimum}
+        free = allocate(graph, scored(graph), **asked, multiple=1).reached["keep"]
+        assert allocate(graph, scored(graph), **asked, multiple=None).reached["keep"] >= 0.97 * min(free, keep)
+    with pytest.raises(BudgetError, match=r"minimum=65, multiple=1\)"):
+        allocate(graph, scored(graph), keep=0.1, budget="params", minimum=65, multiple=None)
+
+
 @pytest.mark.parametrize(("width", "units"), [(64, 1), (20, 2), (12, 2), (3, 1)])
 def test_left_open_heads_make_whole_blocks(width: int, units: int) -> None:
     slot = TensorAxis("out.weight", 1, "reader", Units(np.repeat(np.arange(8), width)))

@@ -360,6 +360,45 @@ def test_what_is_there_stays(dense: Path, tmp_path: Path) -> None:
         go(dense, tmp_path / "small")
 
 
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_folder_of_a_run_that_is_no_run_of_ours_stays(dense: Path, tmp_path: Path, fresh: bool) -> None:
+    other = tmp_path / "small-run"
+    other.mkdir()
+    (other / "plan.json").write_text("{}")
+    (other / "recovered.safetensors").write_text("a night of work")
+    with pytest.raises(FileError, match=r"holds 'plan.json' and is no run of prune_folder"):
+        go(dense, tmp_path / "small", refit=False, fresh=fresh)
+    assert (other / "recovered.safetensors").read_text() == "a night of work"
+
+
+def test_the_folder_that_is_worked_in_is_refused_as_a_place(dense: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(dense)
+    with pytest.raises(FileError, match="nothing is overwritten"):
+        go(dense, Path())
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.bool])
+def test_tokens_are_numbers_that_a_table_is_looked_up_by(dense: Path, tmp_path: Path, dtype: torch.dtype) -> None:
+    with pytest.raises(DataError, match="give tokens"):
+        go(dense, tmp_path / "small", data=[DATA[0]["input_ids"].to(dtype)])
+
+
+@pytest.mark.parametrize("harm", ["cut", "gone"])
+def test_a_shard_that_was_damaged_since_it_was_made_is_found(
+    dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, harm: str
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(work, "write_shard", stopping(work.write_shard, 2))
+        with pytest.raises(Stop):
+            go(dense, tmp_path / "small", refit=False)
+    (first,) = (tmp_path / "small-run" / "draft").glob("model-00002-*")
+    content = first.read_bytes()
+    first.write_bytes(content[:-40] + bytes(40)) if harm == "cut" else first.unlink()
+    with pytest.raises(VerificationError, match="fresh=True"):
+        go(dense, tmp_path / "small", refit=False)
+    assert not (tmp_path / "small").exists()
+
+
 def test_another_run_is_told_apart(dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(work, "write_shard", stopping(work.write_shard, 2))

@@ -103,10 +103,6 @@ class N2NSkip(Checked):
         if self.skips == "identity" and (self.share or self.paper):
             asked = "paper=True" if self.paper else f"share={self.share:g}"
             raise ArgumentError(f'skips="identity" cost no weight, and {asked} spends some on them: leave one out.')
-        usual = PAPER_SHARE if self.paper else SHARE
-        share = 0.0 if self.skips == "identity" else usual if self.share is None else self.share
-        object.__setattr__(self, "share", share)
-        object.__setattr__(self, "norm", not self.paper if self.norm is None else self.norm)
 
     @property
     def wants(self) -> frozenset[str]:
@@ -131,7 +127,7 @@ class N2NSkip(Checked):
                 connected.
         """
         first = _first(self.first, self.density)
-        asked = {"budget": "weights", "density": self.density, "share": self.share, "first": repr(first)}
+        asked = {"budget": "weights", "density": self.density, "share": self._share, "first": repr(first)}
         if self.density == 1:
             return Plan((), view.graph.fingerprint, asked, {"density": 1.0})
         field = PrunableWeights.of(view, getattr(first, "dense", ()))
@@ -143,7 +139,7 @@ class N2NSkip(Checked):
         left = budget - sum(int(keep.sum()) for keep in skips.values())
         masks = masks_of(field, self._layers(view, first, left, whole))
         starts = Starts(
-            self.start, self.scale, bool(self.norm), self._is_rescaled(first), self.reinit, view.seed + self.seed
+            self.start, self.scale, self._norm, self._is_rescaled(first), self.reinit, view.seed + self.seed
         )
         edits: tuple[Mask | Link, ...] = starting_edits(field, masks, skips, starts)
         if self.skips == "identity":
@@ -156,7 +152,12 @@ class N2NSkip(Checked):
 
     @property
     def _share(self) -> float:
-        return self.share or 0.0
+        usual = PAPER_SHARE if self.paper else SHARE
+        return 0.0 if self.skips == "identity" else usual if self.share is None else self.share
+
+    @property
+    def _norm(self) -> bool:
+        return not self.paper if self.norm is None else self.norm
 
     @property
     def _has_skips(self) -> bool:
@@ -178,7 +179,7 @@ class N2NSkip(Checked):
     def _layers(self, view: View, first: Method, left: int, whole: int) -> Plan:
         """The first step, told to leave so many weights of the layers."""
         if left < 1:
-            raise BudgetError(f"density={self.density:g} and share={self.share:g} leave the layers no weight at all.")
+            raise BudgetError(f"density={self.density:g} and share={self._share:g} leave the layers no weight at all.")
         try:
             return replace(first, density=left / whole).plan(view)  # type: ignore[type-var]
         except BudgetError as error:
@@ -186,7 +187,7 @@ class N2NSkip(Checked):
                 raise
             least = next(n for n in range(error.least, whole + 1) if n - round(self._share * n) >= error.least)
             raise BudgetError(
-                f"density={self.density:g} with share={self.share:g} leaves the layers {left} of {whole} weights, but "
+                f"density={self.density:g} with share={self._share:g} leaves the layers {left} of {whole} weights, but "
                 f"it takes {error.least} to keep every output connected, most of them in layer {error.layer!r}. "
                 f"Give density={math.ceil(least / whole * 1e6) / 1e6:g} or more, or a smaller share.",
                 layer=error.layer,
