@@ -11,6 +11,7 @@ import torch
 from nervure.cli.options import HALF, Asked, NetworkChoice
 from nervure.errors import ArgumentError
 from nervure.methods import METHODS
+from nervure.methods.blocks.dropping import Dropping
 from nervure.methods.lookup import find_method, options_of
 from nervure.recipe import Recipe
 from nervure.recipe.recipe import VERSION, FolderSection
@@ -115,8 +116,9 @@ def recipe_for_texts(
             "lies beside it."
         )
     method = method if "method" in named else "Activation"
-    knows = options_of(find_method(METHODS, method))
-    usual = {"scope": "uniform"} if "scope" in knows else {"granularity": "whole"} if "granularity" in knows else {}
+    maker = find_method(METHODS, method)
+    drops = isinstance(maker, type) and issubclass(maker, Dropping)
+    usual = {"granularity": "whole"} if drops else {"scope": "uniform"} if "scope" in options_of(maker) else {}
     asked = asked if "budget" in named else replace(asked, budget="params")
     asked = _settle(asked, method, (*usual.items(), *told["settings"]), told["tolerance"])
     place = out or place_for(folder, asked, told["tolerance"])
@@ -138,7 +140,7 @@ def recipe_for_texts(
     content["recover"] |= {**OF_TEXTS, "precision": _fast_precision(), **_without_none(lr=told["lr"])}
     content["evaluate"] |= {"latency": [], "shift": []}
     content["run"] |= {"twins": False, "threads": 0}
-    dropped = ("layers",) if "granularity" in knows else FolderSection().parts
+    dropped = ("layers",) if drops else FolderSection().parts
     content["folder"] = {"path": str(place), "parts": list(parts or dropped)}
     return Recipe.from_dict(content, source="what the options say")
 

@@ -119,6 +119,14 @@ def test_two_models_answer_the_same_prompt(
     assert one.splitlines()[1] == other.splitlines()[1]
 
 
+def test_weights_are_masked(folder: Path) -> None:
+    pytest.importorskip("torchmetrics")
+    done = prune_command("hf:dense", "--method", "Wanda", "--density", "0.5", "--data", "text:texts", "--out", "masked")
+    assert done.exit_code == 0, done.output
+    weight = transformers.AutoModelForCausalLM.from_pretrained("masked").model.layers[1].mlp.up_proj.weight
+    assert int((weight == 0).sum()) == weight.numel() // 2
+
+
 def test_whole_layers_leave(folder: Path) -> None:
     pytest.importorskip("torchmetrics")
     told = ["--method", "Depth", "--set", "drop=1", "--no-refit"]
