@@ -255,8 +255,10 @@ class AllocationProblem:
 
 def _kept_in_blocks(market: AllocationProblem, keep: float | None, budget: Budget) -> np.ndarray:
     """What stays, in blocks as large as use the budget. Boolean [flat units]."""
+    if keep is None or budget.counts_units or market.multiple is not None:
+        return _kept_share(market, keep, budget)
     coarsest: np.ndarray | None = None
-    while keep is not None and not budget.counts_units and bool((market.blocks > market.multiples).any()):
+    while bool((market.blocks > market.multiples).any()):
         with suppress(BudgetError):  # floors in whole blocks may cost more than floors do
             kept = _kept_share(market, keep, budget)
             if _share_of(market, kept, budget) >= USED * keep:
@@ -264,8 +266,7 @@ def _kept_in_blocks(market: AllocationProblem, keep: float | None, budget: Budge
             coarsest = kept if coarsest is None else coarsest
         market = replace(market, finer=2 * market.finer)
     kept = _kept_share(market, keep, budget)
-    is_used = keep is None or budget.counts_units or _share_of(market, kept, budget) >= USED * keep
-    return kept if is_used or coarsest is None else coarsest
+    return kept if coarsest is None or _share_of(market, kept, budget) >= USED * keep else coarsest
 
 
 def _share_of(market: AllocationProblem, kept: np.ndarray, budget: Budget) -> float:

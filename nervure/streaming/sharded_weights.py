@@ -11,7 +11,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from nervure.core.files import read_text, replacing, write_text
+from nervure.core.container import PREFIX
+from nervure.core.files import file_errors, read_text, replacing, write_text
 from nervure.core.lazy_tensors import LazyTensors
 from nervure.errors import FileError
 
@@ -85,10 +86,8 @@ def write_index(folder: Path, files: Iterable[str]) -> ShardedWeights:
     """Write the index over shards that are there, and return what it lists."""
     listed, size = dict[str, str](), 0
     for file in sorted(files):
-        with _opened(folder / file) as shard:
-            for name in shard.keys():  # noqa: SIM118 - no mapping
-                listed[name] = file
-                size += shard.get_tensor(name).nbytes
+        listed |= dict.fromkeys(_shapes_in(folder / file), file)
+        size += _bytes_of_tensors(folder / file)
     index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(listed.items()))}
     write_text(folder / INDEX, json.dumps(index, indent=2) + "\n")
     return ShardedWeights.of(folder)
@@ -117,6 +116,13 @@ def _listed(folder: Path) -> dict[str, str]:
 def _shapes_in(path: Path) -> dict[str, tuple[int, ...]]:
     with _opened(path) as file:
         return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - no mapping
+
+
+def _bytes_of_tensors(path: Path) -> int:
+    """All of a file behind its header, whose length it begins with: nothing is read to know it."""
+    with file_errors(path, "read"), path.open("rb") as file:
+        header = int.from_bytes(file.read(PREFIX), "little")
+    return path.stat().st_size - PREFIX - header
 
 
 def _opened(path: Path) -> Any:

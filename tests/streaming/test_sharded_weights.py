@@ -1,5 +1,6 @@
 """What needs no transformers: tensors one by one from files, streams on the disk, and what is refused at the door."""
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -114,3 +115,12 @@ def test_what_is_wrong_is_told_before_anything_is_read(
 ) -> None:
     with pytest.raises(error, match=words):
         prune_folder(**{"folder": folder, "out": folder / "out", "method": UNIFORM, **how})
+
+
+def test_the_index_says_how_many_bytes_all_tensors_have(tmp_path: Path) -> None:
+    shards = {"a.safetensors": {"x": torch.ones(3, 5)}, "b.safetensors": {"y": torch.ones(7).bfloat16()}}
+    for name, tensors in shards.items():
+        write_shard(tmp_path / name, tensors)
+    write_index(tmp_path, shards)
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+    assert index["metadata"]["total_size"] == 3 * 5 * 4 + 7 * 2
