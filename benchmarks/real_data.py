@@ -47,6 +47,8 @@ from nervure import tasks
 Batches = list[Any]
 Scores = dict[str, float]
 
+allow_torchvision()
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -263,7 +265,6 @@ def ctc_loss(model: nn.Module, batch: tuple[Any, Tensor]) -> Tensor:
 
 def ocr_of(folder: Path, weights: str, letters: int) -> tuple[Any, Mapping[str, Tensor]]:
     """A font of so many pixels, and the weights of one of EasyOCR's models, whose modules can be imported then."""
-    allow_torchvision()
     place = find(folder / "ocr", "vgg_model.py").parent
     package_of(place.parent, "easyocr")
     package_of(place, "easyocr.model")
@@ -402,7 +403,6 @@ def likely_labels(dense: nn.Module, pictures: Tensor) -> Batches:
 
 def classifier(folder: Path, pictures: int) -> Subject:
     """MobileNetV2 of ImageNet: how often its first answer is the dense model's; calibrated on other photographs."""
-    allow_torchvision()
     model = importlib.import_module("torchvision.models").mobilenet_v2().eval()
     state = torch.load(find(folder / "mobilenet", "mobilenet_v2-b0353104.pth"), map_location="cpu", weights_only=True)
     model.load_state_dict(state)
@@ -465,7 +465,6 @@ def agreement(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> float:
 
 def detector(folder: Path, pictures: int) -> Subject:
     """YOLOv8n with NudeNet's weights: agreement of its boxes with the dense model's, on parts of three photographs."""
-    allow_torchvision()
     onnx = importlib.import_module("onnx")
     tensors = onnx.load(find(folder / "yolo", "320n.onnx")).graph.initializer
     arrays = {t.name: torch.tensor(onnx.numpy_helper.to_array(t)) for t in tensors}
@@ -749,7 +748,7 @@ def voice_encoder(folder: Path, clips: int) -> Subject:
             found.append(mel_windows(disturb(clip.sound, 1000 * seed + len(told))))
             told += clip.voice * len(found[-1])
         voices = torch.tensor(["ACL".index(voice) for voice in told])
-        return [(x, y) for x, y in zip(torch.cat(found)[:count].split(128), voices[:count].split(128), strict=True)]
+        return [(x, y) for x, y in zip(torch.cat(found)[:count].split(16), voices[:count].split(16), strict=True)]
 
     def score(model: nn.Module) -> Scores:
         found = vectors(model)
