@@ -748,7 +748,7 @@ def voice_encoder(folder: Path, clips: int) -> Subject:
             found.append(mel_windows(disturb(clip.sound, 1000 * seed + len(told))))
             told += clip.voice * len(found[-1])
         voices = torch.tensor(["ACL".index(voice) for voice in told])
-        return [(x, y) for x, y in zip(torch.cat(found)[:count].split(16), voices[:count].split(16), strict=True)]
+        return [(x, y) for x, y in zip(torch.cat(found)[:count].split(64), voices[:count].split(64), strict=True)]
 
     def score(model: nn.Module) -> Scores:
         found = vectors(model)
