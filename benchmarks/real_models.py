@@ -153,10 +153,10 @@ UNTRAINED: Mapping[tuple[str, str], Mapping[str, Arm]] = {
 """Subject and edit, then arm by arm."""
 
 SAMPLES = {
-    "text reader": 240, "text detector": 16, "voice encoder": 128, "classifier": 128, "detector": 60, "speech": 16,
+    "text reader": 120, "text detector": 8, "voice encoder": 128, "classifier": 128, "detector": 60, "speech": 16,
     "language": 32,
 }  # fmt: skip
-STEPS, RATE = 12, 1e-4
+STEPS, RATE = 8, 1e-4
 """Of training after a cut: at least so many, in whole runs through the samples."""
 
 
