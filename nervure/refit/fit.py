@@ -24,7 +24,7 @@ from nervure.refit.consumers import Consumer, consumers
 from nervure.refit.gather import Gathered, GramPart, gather
 from nervure.refit.moments import Moments
 from nervure.refit.origins import Origin, origins, require_twin, require_weights, take_apart
-from nervure.refit.prefix import prefix_of
+from nervure.refit.replay import replay_of
 from nervure.refit.ridge import RIDGES, Fit, Problem, solve
 from nervure.refit.settings import BranchFit, LayerFit, Refit, Refitted, summary
 from nervure.refit.split import count_samples, places_per_sample, require_different, split
@@ -182,6 +182,7 @@ class _Refitter:
             model, reference, came, masks, parts, how,
         )  # fmt: skip
         self._ridges = RIDGES if how.ridge == "auto" else (float(how.ridge),)
+        self._near: float | None = None
         self._few: list[str] = []
 
     def run(self, progress: bool) -> tuple[LayerFit, ...]:
@@ -206,21 +207,19 @@ class _Refitter:
         return tuple(done[place] for place in range(len(found)))
 
     def _advance(self, pending: Sequence[Consumer], norms: Sequence[str]) -> None:
-        """Layers below all that is still to be fitted need not run again."""
+        """What is before all that is still to be fitted need not run again."""
         sides = (
-            ([c.readings[0] for c in pending], norms),
-            ([c.partners[0] for c in pending], [self._came[name].tensor for name in norms]),
+            ([c.tensor for c in pending], norms),
+            ([c.partners[0].key[0] for c in pending], [self._came[name].tensor for name in norms]),
         )
-        for prefix, (readings, names) in zip(self._done, sides, strict=True):
-            depths = [prefix.before(reading) for reading in readings] + [prefix.index(name) or 0 for name in names]
-            prefix.advance(min(depths, default=0), [part.batch for part in self._parts])
+        for replay, (tensors, names) in zip(self._done, sides, strict=True):
+            first = min((replay.moment(name) for name in (*tensors, *names)), default=0)
+            replay.advance(first, [part.batch for part in self._parts])
 
     def _found(self) -> tuple[list[Consumer], dict[str, int]]:
         first = self._parts[0].batch
         mine, theirs = survey(self._model, first), survey(self._reference, first)
-        self._done = (prefix_of(self._model, first), prefix_of(self._reference, first))
-        for prefix, seen in zip(self._done, (mine, theirs), strict=True):
-            prefix.note(seen.readings)
+        self._done = (replay_of(self._model, first), replay_of(self._reference, first))
         trained = {name: p.requires_grad for name, p in self._model.named_parameters()}
         found = consumers(self._model, mine, theirs, self._came, trained)
         if all(c.reason for c in found):
@@ -289,7 +288,9 @@ class _Refitter:
         _require_finite(seen, consumer.tensor)
         problem = self._problem(consumer, seen, held)
         still = _still(problem)
-        fit = still if _is_exact(problem, still) else self._round(problem, solve(problem, self._ridges), consumer)
+        best = still if _is_exact(problem, still) else solve(problem, self._ridges, self._near)
+        fit = best if best is still else self._round(problem, best, consumer)
+        self._near = fit.ridge if fit.freedom == "ridge" else self._near
         if not problem.enough and not _is_exact(problem, still):
             self._few.append(f"{consumer.tensor} ({seen.count} positions, {problem.weight.shape[2]} inputs)")
         if fit.freedom != "none":
