@@ -26,7 +26,7 @@ class Enough(BaseException):
 class Watcher(Recorder):
     """Shows ``see`` each operator as it happens; ``tensors`` are those of the model, by name."""
 
-    def __init__(self, tensors: Mapping[str, Tensor], see: See, playback: "Playback | None" = None) -> None:
+    def __init__(self, tensors: Mapping[str, Tensor], see: See, playback: "SkippedStart | None" = None) -> None:
         super().__init__(Tape(storages=NoStorageLog()))
         self._names = {id(tensor): name for name, tensor in tensors.items()}
         parameters = frozenset(name for name, tensor in tensors.items() if isinstance(tensor, nn.Parameter))
@@ -59,7 +59,7 @@ class Watcher(Recorder):
         return out
 
 
-class Playback(Protocol):
+class SkippedStart(Protocol):
     """The beginning of a run that is skipped, see :mod:`nervure.refit.replay`."""
 
     def plays(self) -> bool:
@@ -72,7 +72,7 @@ class Playback(Protocol):
 class Watch(Protocol):
     """Runs a model on a batch, until who watches has seen enough; perhaps with its beginning skipped."""
 
-    def __call__(self, batch: Batch, see: See, playback: Playback | None = None) -> None:
+    def __call__(self, batch: Batch, see: See, playback: SkippedStart | None = None) -> None:
         """One run."""
 
 
@@ -82,7 +82,7 @@ def watchable(model: nn.Module) -> Iterator[Watch]:
     with leave_modes(), restore_after(model), disable_compile(), evaluating(model), plain_kernels(model):
         tensors, device = named_tensors(model), device_of(model)
 
-        def watch(batch: Batch, see: See, playback: Playback | None = None) -> None:
+        def watch(batch: Batch, see: See, playback: SkippedStart | None = None) -> None:
             with suppress(Enough), Watcher(tensors, see, playback):
                 batch.to(device).feed(model)
 

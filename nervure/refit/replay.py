@@ -206,7 +206,7 @@ def _view(
 
 @final
 @dataclass(frozen=True, slots=True)
-class ModuleCall:
+class CallSpan:
     """The only call of a module in a run, from one moment to another; moments are counted."""
 
     name: str
@@ -215,7 +215,7 @@ class ModuleCall:
 
 
 @final
-class _Clock(SimpleOperators):
+class _RunClock(SimpleOperators):
     """Counts moments in a run: a module is called, a call is over, a tensor of the model is used."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -226,7 +226,7 @@ class _Clock(SimpleOperators):
         self.first: dict[str, int] = {}
         self.last: dict[str, int] = {}
         self.starts: dict[str, int] = {}
-        self.calls: list[ModuleCall] = []
+        self.calls: list[CallSpan] = []
         self.runs: Counter[str] = Counter()
         self.odd: set[str] = set()
         """Modules that give something else than tensors, or the model's own."""
@@ -250,7 +250,7 @@ class _Clock(SimpleOperators):
             self.runs[name] += 1
             out = forward(*args, **kwargs)
             self.now += 1
-            self.calls.append(ModuleCall(name, start, self.now))
+            self.calls.append(CallSpan(name, start, self.now))
             if not all(self._is_plain(leaf) for leaf in tree_leaves(out)):
                 self.odd.add(name)
             return out
@@ -262,7 +262,7 @@ class _Clock(SimpleOperators):
             return isinstance(leaf, PLAIN)
         return leaf.layout == torch.strided and leaf.untyped_storage()._cdata not in self._own
 
-    def skippable(self) -> tuple[ModuleCall, ...]:
+    def skippable(self) -> tuple[CallSpan, ...]:
         """Calls of modules that run once, and that share no tensor of the model with anything outside."""
         uses = [(self.first[name], self.last[name]) for name in self.first]
         found = [
@@ -272,7 +272,7 @@ class _Clock(SimpleOperators):
         return tuple(sorted(found, key=lambda call: call.start))
 
 
-def _straddles(call: ModuleCall, first: int, last: int) -> bool:
+def _straddles(call: CallSpan, first: int, last: int) -> bool:
     """Whether a tensor is used inside of a call and outside, perhaps."""
     return first <= call.end and last >= call.start and not call.start <= first <= last <= call.end
 
@@ -288,7 +288,7 @@ class Replay:
         model: the model.
     """
 
-    def __init__(self, model: nn.Module, clock: _Clock | None = None, calls: Sequence[ModuleCall] = ()) -> None:
+    def __init__(self, model: nn.Module, clock: _RunClock | None = None, calls: Sequence[CallSpan] = ()) -> None:
         self.model = model
         self._clock, self._calls, self._at = clock, tuple(calls), 0
         self._modules = {call.name: model.get_submodule(call.name) for call in calls}
@@ -424,8 +424,8 @@ def replay_of(model: nn.Module, batch: Batch) -> Replay:
     return Replay(model)
 
 
-def _clocked(model: nn.Module, batch: Batch) -> _Clock:
-    clock = _Clock(model)
+def _clocked(model: nn.Module, batch: Batch) -> _RunClock:
+    clock = _RunClock(model)
     with ExitStack() as stack:
         for name, module in model.named_modules():
             if not isinstance(module, torch.jit.ScriptModule):
