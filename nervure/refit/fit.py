@@ -197,24 +197,26 @@ class _Refitter:
         for level in track(levels, "refitting", len(levels), enabled=progress):
             chosen = [place for place, c in enumerate(found) if c.level == level and not c.reason]
             pending = [c for c in found if c.level >= level and not c.reason]
-            self._advance(pending, [name for name, at in norms.items() if at >= level])
+            moments = self._moments(pending, [name for name, at in norms.items() if at >= level])
             # What is looked up of a consumer is as large as its parameter: copies let it go after their level.
             readers = {place: replace(found[place]) for place in chosen}
             strange = {place: LayerFit(c.tensor, reason=STRANGE) for place, c in readers.items() if not c.is_matched}
             clear = {place: c for place, c in readers.items() if place not in strange}
-            done |= strange | self._level(clear, [name for name, at in norms.items() if at == level])
+            done |= strange | self._level(clear, [name for name, at in norms.items() if at == level], moments)
         self._warn()
         return tuple(done[place] for place in range(len(found)))
 
-    def _advance(self, pending: Sequence[Consumer], norms: Sequence[str]) -> None:
-        """What is before all that is still to be fitted need not run again."""
+    def _moments(self, pending: Sequence[Consumer], norms: Sequence[str]) -> tuple[int, int]:
+        """What is before all that is still to be fitted need not run again, in either network."""
         sides = (
             ([c.tensor for c in pending], norms),
             ([c.partners[0].key[0] for c in pending], [self._came[name].tensor for name in norms]),
         )
-        for replay, (tensors, names) in zip(self._done, sides, strict=True):
-            first = min((replay.moment(name) for name in (*tensors, *names)), default=0)
-            replay.advance(first, [part.batch for part in self._parts])
+        mine, theirs = (
+            min((replay.moment(name) for name in (*tensors, *names)), default=0)
+            for replay, (tensors, names) in zip(self._done, sides, strict=True)
+        )
+        return mine, theirs
 
     def _found(self) -> tuple[list[Consumer], dict[str, int]]:
         first = self._parts[0].batch
@@ -233,14 +235,14 @@ class _Refitter:
         norms = {n: level for n, level in mine.norms.items() if n in self._came} if self._how.norms else {}
         return found, norms
 
-    def _level(self, chosen: Mapping[int, Consumer], norms: list[str]) -> dict[int, LayerFit]:
+    def _level(self, chosen: Mapping[int, Consumer], norms: list[str], moments: tuple[int, int]) -> dict[int, LayerFit]:
         found = list(chosen.values())
         streams = {place: self._next(c) for place, c in enumerate(found) if self._is_stream(c)}
         between = {place: offset for place, c in enumerate(found) if (offset := self._between(c)) is not None}
         between = {place: offset for place, offset in between.items() if place not in streams}
         samples = sum(part.batch.size for part in self._parts)
         gathered = gather(
-            *self._done, self._parts, found, norms, self._came, between, streams,
+            self._done, moments, self._parts, found, norms, self._came, between, streams,
             positions=self._how.positions or places_per_sample(samples), seed=self._how.seed,
         )  # fmt: skip
         done = {number: self._fit(place, consumer, gathered) for place, (number, consumer) in enumerate(chosen.items())}

@@ -57,8 +57,8 @@ class Gathered:
 
 
 def gather(
-    model: Replay,
-    reference: Replay,
+    networks: tuple[Replay, Replay],
+    moments: tuple[int, int],
     parts: Sequence[GramPart],
     wanted: Sequence[Consumer],
     norms: Iterable[str],
@@ -72,8 +72,8 @@ def gather(
     """Run both networks on all samples, each as far as it takes.
 
     Args:
-        model: the smaller network, and how much of it need not run.
-        reference: the dense one.
+        networks: the smaller one and the dense one, each with what of it is done.
+        moments: from where on both run, see :meth:`Replay.advance`.
         parts: the samples.
         wanted: consumers of one level.
         norms: running means of norms of this level.
@@ -85,7 +85,10 @@ def gather(
         seed: for choosing these.
     """
     found, norms = Gathered(), list(norms)
+    model, reference = networks
     with watchable(model.model) as watch, watchable(reference.model) as watch_dense:
+        for replay, moment in zip(networks, moments, strict=True):
+            replay.advance(moment, [part.batch for part in parts])
         for number, part in enumerate(parts):
             dice = _Dice(seed, number, positions)
             dense = _Pass(_dense_wants(wanted, streams), {came[name].tensor: name for name in norms}, dice)

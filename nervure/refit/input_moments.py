@@ -81,7 +81,13 @@ def find_consumers(model: nn.Module, batch: Batch) -> list[Consumer]:
 
 
 def read_inputs(
-    replay: Replay, parts: Iterable[Batch], wanted: Mapping[int, Consumer], *, positions: int, seed: int
+    replay: Replay,
+    parts: Iterable[Batch],
+    wanted: Mapping[int, Consumer],
+    *,
+    positions: int,
+    seed: int,
+    moment: int = 0,
 ) -> InputMoments:
     """Run a model on all batches, and add up what enters the wanted consumers.
 
@@ -92,9 +98,12 @@ def read_inputs(
         wanted: consumers by their place; memory is that of their sums and of what a few of them are given at once.
         positions: how many places of a convolution are looked at in each sample, at most.
         seed: for choosing these.
+        moment: from where on the model runs, see :meth:`Replay.advance`; not 0 with a list of parts.
     """
     found = InputMoments()
     with watchable(replay.model) as watch:
+        if moment:
+            replay.advance(moment, list(parts))
         for number, part in enumerate(parts):
             reader = _InputReader(found, wanted, positions, (seed, number))
             replay.watch(watch, number, part, reader.see)

@@ -76,10 +76,10 @@ def select_masks(
     choosers = {c.tensor: _MaskChoice(tensors[c.tensor], shares[c.tensor]) for c in found}
     levels = sorted({consumer.level for consumer in found})
     for level in track(levels, "choosing weights", enabled=shown):
-        replay.advance(min(replay.moment(c.tensor) for c in found if c.level >= level), batches)
+        moment = min(replay.moment(c.tensor) for c in found if c.level >= level)
         # What is looked up of a consumer is as large as its parameter: copies let it go after their level.
         wanted = {place: replace(c) for place, c in enumerate(found) if c.level == level}
-        seen = read_inputs(replay, batches, wanted, positions=positions, seed=seed)
+        seen = read_inputs(replay, batches, wanted, moment=moment, positions=positions, seed=seed)
         for place, consumer in wanted.items():
             if place in seen.reasons:
                 choosers.pop(consumer.tensor, None)

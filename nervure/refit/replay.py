@@ -9,9 +9,10 @@ the frontier, or else something of the same shape that nobody will look at.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, TypeAlias, final
 from weakref import ref as weak
 
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from nervure.core.tensors import tensors_in
+from nervure.core.tensors import outputs_in
 from nervure.errors import TraceError
 from nervure.graph.composites import SimpleOperators
 from nervure.graph.models import device_of
@@ -32,7 +33,7 @@ TRIED = 4
 PLAIN = (Tensor, str, int, float, type(None))
 """What modules may give to be skipped."""
 
-Make: TypeAlias = Callable[["Playback", Sequence[Any]], Any]
+Make: TypeAlias = Callable[["Playback", Any], Any]
 """How a value is had again, from what the operator is given now."""
 
 
@@ -61,15 +62,17 @@ class Playback:
                 "runs it often, on the same data; forward has to compute the same each time."
             )
         self._at += 1
-        return self._make(made, tree_leaves((args, kwargs)))
+        return self._make(made, (args, kwargs))
 
     def call(self, name: str) -> Any:
         """What the call of a module gave."""
         return self._make(self._script.calls[name], ())
 
-    def _make(self, made: Any, given: Sequence[Any]) -> Any:
+    def _make(self, made: Any, given: Any) -> Any:
         # Nobody sees how it is made: it is there, as a constant is.
         with torch._C._DisableTorchDispatch():
+            if isinstance(made, _Leaf):
+                return made.make(self, given)
             return tree_map(lambda leaf: leaf.make(self, given) if isinstance(leaf, _Leaf) else leaf, made)
 
     def storage(self, number: int) -> torch.UntypedStorage:
@@ -115,25 +118,25 @@ class _Player(SimpleOperators):
 class _Writer(_Player):
     """Writes a script while a model runs, up to where a tensor of the model is used or a module is called."""
 
-    def __init__(self, playback: Playback, model: nn.Module, stops: frozenset[int]) -> None:
+    def __init__(self, playback: Playback, own: Set[int], stops: Set[int]) -> None:
         super().__init__(playback)
         self.inside = 0
         self.script = Script()
-        self._own = {tensor.untyped_storage()._cdata for tensor in named_tensors(model).values()}
-        self._stops = stops
+        self._own, self._stops = own, stops
         self._operators: list[tuple[str, Any]] = []
         self._calls: dict[str, Any] = {}
 
     def compute(self, func: Any, args: Any, kwargs: Any) -> Any:
         """One operator."""
-        given = tree_leaves((args, kwargs))
+        given = list(_leaves((args, kwargs)))
         if not self._stops.isdisjoint(map(id, given)):
             self.stop()
         is_noted = self.inside == 0
         out = super().compute(func, args, kwargs)
         if is_noted:
-            places = {id(leaf): place for place, leaf in enumerate(given) if isinstance(leaf, Tensor)}
-            self._operators.append((name_of(func), tree_map(lambda leaf: _note(leaf, places), out)))
+            places = {id(leaf): place for place, leaf in enumerate(given)}
+            noted = _note(out, places) if isinstance(out, Tensor) else tree_map(lambda leaf: _note(leaf, places), out)
+            self._operators.append((name_of(func), noted))
         return out
 
     def leave(self, name: str, out: Any) -> None:
@@ -174,15 +177,26 @@ class _Note:
     tensor: weak[Tensor]
     form: Form
 
-    def __call__(self, playback: Playback, given: Sequence[Any]) -> Any:
+    def __call__(self, playback: Playback, given: Any) -> Any:
         raise AssertionError("it is not known yet what is needed")
+
+
+def _leaves(given: Any) -> Iterator[Tensor]:
+    """The tensors that an operator is given."""
+    for value in given:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from _leaves(value)
+        elif isinstance(value, dict):
+            yield from _leaves(value.values())
 
 
 def _note(leaf: Any, places: Mapping[int, int]) -> Any:
     if not isinstance(leaf, Tensor):
         return leaf
     if (place := places.get(id(leaf))) is not None:
-        return _Leaf(lambda playback, given: given[place])
+        return _Leaf(lambda playback, given: next(islice(_leaves(given), place, None)))
     return _Leaf(_Note(weak(leaf), (tuple(leaf.shape), leaf.stride(), leaf.dtype, leaf.device)))
 
 
@@ -221,7 +235,7 @@ class _RunClock(SimpleOperators):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self._names = {id(tensor): name for name, tensor in named_tensors(model).items()}
-        self._own = {tensor.untyped_storage()._cdata for tensor in named_tensors(model).values()}
+        self._own = _memory_of(named_tensors(model).values())
         self.now = 0
         self.first: dict[str, int] = {}
         self.last: dict[str, int] = {}
@@ -233,7 +247,7 @@ class _RunClock(SimpleOperators):
 
     def compute(self, func: Any, args: Any, kwargs: Any) -> Any:
         """One operator."""
-        for leaf in tree_leaves((args, kwargs)):
+        for leaf in _leaves((args, kwargs)):
             if (name := self._names.get(id(leaf))) is not None:
                 self.now += 1
                 self.first.setdefault(name, self.now)
@@ -272,6 +286,10 @@ class _RunClock(SimpleOperators):
         return tuple(sorted(found, key=lambda call: call.start))
 
 
+def _memory_of(tensors: Iterable[Tensor]) -> frozenset[int]:
+    return frozenset(tensor.untyped_storage()._cdata for tensor in tensors)
+
+
 def _straddles(call: CallSpan, first: int, last: int) -> bool:
     """Whether a tensor is used inside of a call and outside, perhaps."""
     return first <= call.end and last >= call.start and not call.start <= first <= last <= call.end
@@ -292,7 +310,8 @@ class Replay:
         self.model = model
         self._clock, self._calls, self._at = clock, tuple(calls), 0
         self._modules = {call.name: model.get_submodule(call.name) for call in calls}
-        self._tensors = named_tensors(model)
+        self._tensors, self._device = named_tensors(model), device_of(model)
+        self._own = _memory_of(self._tensors.values())
         self._scripts: list[Script] = []
 
     def moment(self, tensor: str) -> int:
@@ -319,7 +338,10 @@ class Replay:
         return len(self._script(number).storages)
 
     def advance(self, moment: int, batches: Sequence[Batch]) -> None:
-        """Skip from now on all that is before a moment: a tensor is used, or a module is called."""
+        """Skip from now on all that is before a moment: a tensor is used, or a module is called.
+
+        The model is run on each batch, inside of :func:`nervure.refit.activations.watchable`.
+        """
         if moment <= self._at or self._clock is None:
             return
         done, last = list[str](), 0
@@ -329,18 +351,16 @@ class Replay:
                 last = call.end
         stops = {id(self._tensors[name]) for name, first in self._clock.first.items() if first == moment}
         called = [name for name, start in self._clock.starts.items() if start == moment]
-        with watchable(self.model):
-            self._scripts = [
-                self._write(number, batch.to(device_of(self.model)), done, frozenset(stops), called)
-                for number, batch in enumerate(batches)
-            ]
+        self._scripts = [
+            self._write(number, batch.to(self._device), done, stops, called) for number, batch in enumerate(batches)
+        ]
         self._at = moment
 
     def run(self, number: int, batch: Batch) -> Any:
         """What the model gives for a part of the data."""
         playback = Playback(self._script(number))
         with self.skipping(playback), _Player(playback):
-            return batch.to(device_of(self.model)).feed(self.model)
+            return batch.to(self._device).feed(self.model)
 
     def watch(self, watch: Watch, number: int, batch: Batch, see: See) -> None:
         """Run the model on a part of the data while somebody looks on, as far as it takes."""
@@ -359,11 +379,9 @@ class Replay:
                 stack.enter_context(run_instead(self._modules[name], _giving(playback, name)))
             yield
 
-    def _write(
-        self, number: int, batch: Batch, done: Sequence[str], stops: frozenset[int], called: Sequence[str]
-    ) -> Script:
+    def _write(self, number: int, batch: Batch, done: Sequence[str], stops: Set[int], called: Sequence[str]) -> Script:
         playback = Playback(self._script(number))
-        writer = _Writer(playback, self.model, stops)
+        writer = _Writer(playback, self._own, stops)
         with ExitStack() as stack:
             stack.enter_context(self.skipping(playback))
             for name in done:
@@ -438,17 +456,16 @@ def _clocked(model: nn.Module, batch: Batch) -> _RunClock:
 def _works(replay: Replay, batch: Batch) -> bool:
     """Whether a model gives the same with its beginning skipped, at several frontiers."""
     moments = replay.moments
-    try:
-        with watchable(replay.model):
-            whole = tensors_in(replay.run(0, batch))
-        for part in range(1, TRIED + 1):
-            replay.advance(moments[part * len(moments) // TRIED - 1] if moments else 0, [batch])
-            with watchable(replay.model):
-                if not are_equal(whole, tensors_in(replay.run(0, batch))):
+    with watchable(replay.model):
+        try:
+            whole = outputs_in(replay.run(0, batch))
+            for part in range(1, TRIED + 1):
+                replay.advance(moments[part * len(moments) // TRIED - 1] if moments else 0, [batch])
+                if not are_equal(whole, outputs_in(replay.run(0, batch))):
                     return False
-    except Exception:
-        # What looks at something that was skipped finds something else, and may say so in any way.
-        return False
+        except Exception:
+            # What looks at something that was skipped finds something else, and may say so in any way.
+            return False
     return True
 
 

@@ -28,12 +28,17 @@ def run(replay: Replay, given: Batch) -> list[Tensor]:
         return tensors_in(replay.run(0, given))
 
 
+def advance(replay: Replay, moment: int, given: Batch) -> None:
+    with watchable(replay.model):
+        replay.advance(moment, [given])
+
+
 def require_same_everywhere(model: nn.Module, given: Batch) -> Replay:
     """At each moment a tensor is first used at, what the model gives is what it gives when all runs."""
     expected, replay = run(Replay(model), given), replay_of(model, given)
     assert replay.moments, "nothing can be skipped"
     for moment in replay.moments:
-        replay.advance(moment, [given])
+        advance(replay, moment, given)
         found = run(replay, given)
         assert len(found) == len(expected)
         assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
@@ -49,7 +54,7 @@ def test_networks_give_the_same_from_anywhere_on(name: str) -> None:
 def test_layers_that_are_done_do_not_run() -> None:
     model = Network().eval()
     replay = replay_of(model, batch())
-    replay.advance(replay.start("layers.3"), [batch()])
+    advance(replay, replay.start("layers.3"), batch())
     model.runs.clear()
     with torch.no_grad():
         replay.run(0, batch())
@@ -196,7 +201,7 @@ def test_a_model_that_runs_something_else_is_told_of() -> None:
     runs = [0]
     model = Fickle(runs, 10**6).eval()
     replay = replay_of(model, batch())
-    replay.advance(replay.moment("b.weight"), [batch()])
+    advance(replay, replay.moment("b.weight"), batch())
     model.patience = 0
     with pytest.raises(TraceError, match=r"tanh where it was relu.*compute the same each time"):
         run(replay, batch())
