@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, TypeAlias, final
+from typing import Any, Protocol, TypeAlias, final
 
 from torch import Tensor, nn
 
@@ -26,12 +26,12 @@ class Enough(BaseException):
 class Watcher(Recorder):
     """Shows ``see`` each operator as it happens; ``tensors`` are those of the model, by name."""
 
-    def __init__(self, tensors: Mapping[str, Tensor], see: See) -> None:
+    def __init__(self, tensors: Mapping[str, Tensor], see: See, playback: "SkippedStart | None" = None) -> None:
         super().__init__(Tape(storages=NoStorageLog()))
         self._names = {id(tensor): name for name, tensor in tensors.items()}
         parameters = frozenset(name for name, tensor in tensors.items() if isinstance(tensor, nn.Parameter))
         self.provenance = Provenance(self.tape, parameters)
-        self._see, self._read = see, 0
+        self._see, self._read, self._playback = see, 0, playback
 
     def value(self, tensor: Tensor) -> Ref:
         """Its number. Tensors of the model have names; each gets its number where it is first met."""
@@ -44,6 +44,12 @@ class Watcher(Recorder):
             self.provenance.begin(ref.id, name)
         return ref
 
+    def compute(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Run an operator and write it down; one that is done gives what it gave, and nobody sees it."""
+        if self._playback is not None and self._playback.plays():
+            return self._playback.operator(func, args, kwargs)
+        return super().compute(func, args, kwargs)
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = super().__torch_dispatch__(func, types, args, kwargs)
         # A composite operator has been seen already, part by part.
@@ -53,8 +59,21 @@ class Watcher(Recorder):
         return out
 
 
-Watch: TypeAlias = Callable[[Batch, See], None]
-"""Runs a model on a batch, until who watches has seen enough."""
+class SkippedStart(Protocol):
+    """The beginning of a run that is skipped, see :mod:`nervure.refit.replay`."""
+
+    def plays(self) -> bool:
+        """Whether the next operator is skipped."""
+
+    def operator(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """What it gave."""
+
+
+class Watch(Protocol):
+    """Runs a model on a batch, until who watches has seen enough; perhaps with its beginning skipped."""
+
+    def __call__(self, batch: Batch, see: See, playback: SkippedStart | None = None) -> None:
+        """One run."""
 
 
 @contextmanager
@@ -63,8 +82,8 @@ def watchable(model: nn.Module) -> Iterator[Watch]:
     with leave_modes(), restore_after(model), disable_compile(), evaluating(model), plain_kernels(model):
         tensors, device = named_tensors(model), device_of(model)
 
-        def watch(batch: Batch, see: See) -> None:
-            with suppress(Enough), Watcher(tensors, see):
+        def watch(batch: Batch, see: See, playback: SkippedStart | None = None) -> None:
+            with suppress(Enough), Watcher(tensors, see, playback):
                 batch.to(device).feed(model)
 
         yield watch

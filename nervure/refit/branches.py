@@ -12,8 +12,8 @@ from nervure.errors import ArgumentError
 from nervure.graph.tape import named_tensors
 from nervure.graph.types import Graph
 from nervure.plan import Plan
+from nervure.refit.layer_list import layer_list
 from nervure.refit.origins import Origin, origins, require_twin
-from nervure.refit.prefix import prefix_of
 from nervure.stats.loaders import Batch
 from nervure.surgery.drop import name_after
 
@@ -60,7 +60,7 @@ def branches(
     matrices = [name for name, p in model.named_parameters() if p.ndim > 1 and name in came]
     if matrices:
         require_twin(model, reference, came, matrices)
-    targets = _targets(model, prefix_of(reference, batch).names, partners)
+    targets = _targets(model, layer_list(reference, batch), partners)
     wanted = _find(model, steps, batch) if names is None else list(names)
     modules = [name for name, _ in model.named_modules()]
     for name in wanted:
@@ -105,7 +105,7 @@ def _find(model: nn.Module, steps: Sequence[tuple[Graph, Plan]], batch: Batch) -
     found &= {name for name, _ in model.named_modules()} - {""}
     found |= {other for name in found for other in _alike(model, name)}
     found = {name for name in found if not any(name.startswith(f"{other}.") for other in found)}
-    return sorted(found) or _of_list(model, prefix_of(model, batch).names)
+    return sorted(found) or _of_list(model, layer_list(model, batch))
 
 
 def _of_list(model: nn.Module, layers: Sequence[str]) -> list[str]:

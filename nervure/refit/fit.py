@@ -24,7 +24,7 @@ from nervure.refit.consumers import Consumer, consumers
 from nervure.refit.gather import Gathered, GramPart, gather
 from nervure.refit.moments import Moments
 from nervure.refit.origins import Origin, origins, require_twin, require_weights, take_apart
-from nervure.refit.prefix import prefix_of
+from nervure.refit.replay import replay_of
 from nervure.refit.ridge import RIDGES, Fit, Problem, solve
 from nervure.refit.settings import BranchFit, LayerFit, Refit, Refitted, summary
 from nervure.refit.split import count_samples, places_per_sample, require_different, split
@@ -182,6 +182,7 @@ class _Refitter:
             model, reference, came, masks, parts, how,
         )  # fmt: skip
         self._ridges = RIDGES if how.ridge == "auto" else (float(how.ridge),)
+        self._near: float | None = None
         self._few: list[str] = []
 
     def run(self, progress: bool) -> tuple[LayerFit, ...]:
@@ -196,31 +197,31 @@ class _Refitter:
         for level in track(levels, "refitting", len(levels), enabled=progress):
             chosen = [place for place, c in enumerate(found) if c.level == level and not c.reason]
             pending = [c for c in found if c.level >= level and not c.reason]
-            self._advance(pending, [name for name, at in norms.items() if at >= level])
+            moments = self._moments(pending, [name for name, at in norms.items() if at >= level])
             # What is looked up of a consumer is as large as its parameter: copies let it go after their level.
             readers = {place: replace(found[place]) for place in chosen}
             strange = {place: LayerFit(c.tensor, reason=STRANGE) for place, c in readers.items() if not c.is_matched}
             clear = {place: c for place, c in readers.items() if place not in strange}
-            done |= strange | self._level(clear, [name for name, at in norms.items() if at == level])
+            done |= strange | self._level(clear, [name for name, at in norms.items() if at == level], moments)
         self._warn()
         return tuple(done[place] for place in range(len(found)))
 
-    def _advance(self, pending: Sequence[Consumer], norms: Sequence[str]) -> None:
-        """Layers below all that is still to be fitted need not run again."""
+    def _moments(self, pending: Sequence[Consumer], norms: Sequence[str]) -> tuple[int, int]:
+        """What is before all that is still to be fitted need not run again, in either network."""
         sides = (
-            ([c.readings[0] for c in pending], norms),
-            ([c.partners[0] for c in pending], [self._came[name].tensor for name in norms]),
+            ([c.tensor for c in pending], norms),
+            ([c.partners[0].key[0] for c in pending], [self._came[name].tensor for name in norms]),
         )
-        for prefix, (readings, names) in zip(self._done, sides, strict=True):
-            depths = [prefix.before(reading) for reading in readings] + [prefix.index(name) or 0 for name in names]
-            prefix.advance(min(depths, default=0), [part.batch for part in self._parts])
+        mine, theirs = (
+            min((replay.moment(name) for name in (*tensors, *names)), default=0)
+            for replay, (tensors, names) in zip(self._done, sides, strict=True)
+        )
+        return mine, theirs
 
     def _found(self) -> tuple[list[Consumer], dict[str, int]]:
         first = self._parts[0].batch
         mine, theirs = survey(self._model, first), survey(self._reference, first)
-        self._done = (prefix_of(self._model, first), prefix_of(self._reference, first))
-        for prefix, seen in zip(self._done, (mine, theirs), strict=True):
-            prefix.note(seen.readings)
+        self._done = (replay_of(self._model, first), replay_of(self._reference, first))
         trained = {name: p.requires_grad for name, p in self._model.named_parameters()}
         found = consumers(self._model, mine, theirs, self._came, trained)
         if all(c.reason for c in found):
@@ -234,14 +235,14 @@ class _Refitter:
         norms = {n: level for n, level in mine.norms.items() if n in self._came} if self._how.norms else {}
         return found, norms
 
-    def _level(self, chosen: Mapping[int, Consumer], norms: list[str]) -> dict[int, LayerFit]:
+    def _level(self, chosen: Mapping[int, Consumer], norms: list[str], moments: tuple[int, int]) -> dict[int, LayerFit]:
         found = list(chosen.values())
         streams = {place: self._next(c) for place, c in enumerate(found) if self._is_stream(c)}
         between = {place: offset for place, c in enumerate(found) if (offset := self._between(c)) is not None}
         between = {place: offset for place, offset in between.items() if place not in streams}
         samples = sum(part.batch.size for part in self._parts)
         gathered = gather(
-            *self._done, self._parts, found, norms, self._came, between, streams,
+            self._done, moments, self._parts, found, norms, self._came, between, streams,
             positions=self._how.positions or places_per_sample(samples), seed=self._how.seed,
         )  # fmt: skip
         done = {number: self._fit(place, consumer, gathered) for place, (number, consumer) in enumerate(chosen.items())}
@@ -289,7 +290,9 @@ class _Refitter:
         _require_finite(seen, consumer.tensor)
         problem = self._problem(consumer, seen, held)
         still = _still(problem)
-        fit = still if _is_exact(problem, still) else self._round(problem, solve(problem, self._ridges), consumer)
+        best = still if _is_exact(problem, still) else solve(problem, self._ridges, self._near)
+        fit = best if best is still else self._round(problem, best, consumer)
+        self._near = fit.ridge if fit.freedom == "ridge" else self._near
         if not problem.enough and not _is_exact(problem, still):
             self._few.append(f"{consumer.tensor} ({seen.count} positions, {problem.weight.shape[2]} inputs)")
         if fit.freedom != "none":

@@ -16,7 +16,7 @@ from nervure.refit.consumers import Consumer
 from nervure.refit.moments import InputSums, Moments
 from nervure.refit.operators import choose_positions, entering, leaving
 from nervure.refit.origins import Origin
-from nervure.refit.prefix import Prefix
+from nervure.refit.replay import Replay
 from nervure.refit.streams import RUNNING_MEAN, Follower, Join, Key
 from nervure.stats.loaders import Batch
 
@@ -57,8 +57,8 @@ class Gathered:
 
 
 def gather(
-    model: Prefix,
-    reference: Prefix,
+    networks: tuple[Replay, Replay],
+    moments: tuple[int, int],
     parts: Sequence[GramPart],
     wanted: Sequence[Consumer],
     norms: Iterable[str],
@@ -72,8 +72,8 @@ def gather(
     """Run both networks on all samples, each as far as it takes.
 
     Args:
-        model: the smaller network, and which of its layers need not run.
-        reference: the dense one.
+        networks: the smaller one and the dense one, each with what of it is done.
+        moments: from where on both run, see :meth:`Replay.advance`.
         parts: the samples.
         wanted: consumers of one level.
         norms: running means of norms of this level.
@@ -85,15 +85,16 @@ def gather(
         seed: for choosing these.
     """
     found, norms = Gathered(), list(norms)
+    model, reference = networks
     with watchable(model.model) as watch, watchable(reference.model) as watch_dense:
+        for replay, moment in zip(networks, moments, strict=True):
+            replay.advance(moment, [part.batch for part in parts])
         for number, part in enumerate(parts):
             dice = _Dice(seed, number, positions)
             dense = _Pass(_dense_wants(wanted, streams), {came[name].tensor: name for name in norms}, dice)
-            with reference.skipped(number):
-                watch_dense(part.batch, dense.see)
+            reference.watch(watch_dense, number, part.batch, dense.see)
             mine = _Pass(_wants(wanted, streams), {name: name for name in norms}, dice, reads=True)
-            with model.skipped(number):
-                watch(part.batch, mine.see)
+            model.watch(watch, number, part.batch, mine.see)
             _add(found, part, wanted, dense, mine, between)
             if not part.held and not part.view:
                 _add_norms(found, dense, mine, came)

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from nervure.graph.products import Operand
 from nervure.graph.tape import Entry, WriteBack
-from nervure.refit.activations import Watcher, watchable
+from nervure.refit.activations import Enough, Watcher, watchable
 from nervure.refit.consumers import Consumer, consumers
 from nervure.refit.moments import InputSums
 from nervure.refit.operators import choose_positions, entering, leaving
 from nervure.refit.origins import origins
+from nervure.refit.replay import Replay
 from nervure.refit.streams import Follower, Join
 from nervure.refit.survey import survey
 from nervure.stats.loaders import Batch
@@ -80,22 +81,32 @@ def find_consumers(model: nn.Module, batch: Batch) -> list[Consumer]:
 
 
 def read_inputs(
-    model: nn.Module, parts: Iterable[Batch], wanted: Mapping[int, Consumer], *, positions: int, seed: int
+    replay: Replay,
+    parts: Iterable[Batch],
+    wanted: Mapping[int, Consumer],
+    *,
+    positions: int,
+    seed: int,
+    moment: int = 0,
 ) -> InputMoments:
     """Run a model on all batches, and add up what enters the wanted consumers.
 
     Args:
-        model: it runs in evaluation mode, and is left as it was.
+        replay: a model, perhaps with its beginning done; it runs in evaluation mode as far as it takes, and is left as
+            it was.
         parts: the samples.
         wanted: consumers by their place; memory is that of their sums and of what a few of them are given at once.
         positions: how many places of a convolution are looked at in each sample, at most.
         seed: for choosing these.
+        moment: from where on the model runs, see :meth:`Replay.advance`; not 0 with a list of parts.
     """
     found = InputMoments()
-    with watchable(model) as watch:
+    with watchable(replay.model) as watch:
+        if moment:
+            replay.advance(moment, list(parts))
         for number, part in enumerate(parts):
             reader = _InputReader(found, wanted, positions, (seed, number))
-            watch(part, reader.see)
+            replay.watch(watch, number, part, reader.see)
             reader.finish()
     return found
 
@@ -105,7 +116,7 @@ def read_joins(
 ) -> dict[int, Tensor]:
     """The variance of what each of these consumers adds to a stream, as a share of that of the stream then.
 
-    Arguments as those of :func:`read_inputs`; what enters is not kept.
+    Arguments as those of :func:`read_inputs`, for a model; what enters is not kept.
     """
     found = InputMoments()
     with watchable(model) as watch:
@@ -152,6 +163,8 @@ class _InputReader:
         for join in self._follower.step(entry):
             if (place := self._at.get(join.key)) in self._laid:
                 self._join(place, join, args, out)
+        if not self._joins and all(self._counts[place] == len(c.readings) for place, c in self._wanted.items()):
+            raise Enough
 
     def finish(self) -> None:
         """The run is over."""

@@ -5,7 +5,7 @@ Frantar and Alistarh, "SparseGPT: Massive Language Models Can Be Accurately Prun
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import final
 
@@ -19,7 +19,7 @@ from nervure.graph.tape import named_tensors
 from nervure.refit.consumers import Consumer
 from nervure.refit.input_moments import find_consumers, read_inputs
 from nervure.refit.moments import InputSums
-from nervure.refit.prefix import Prefix, prefix_of
+from nervure.refit.replay import replay_of
 from nervure.refit.surgeon import COLUMNS, obs_select
 from nervure.stats.loaders import Batch
 
@@ -71,16 +71,15 @@ def select_masks(
         DataError: what enters a layer is not finite.
     """
     found = _readable(find_consumers(model, batches[0]), shares)
-    prefix = prefix_of(model, batches[0])
-    prefix.note([reading for consumer in found for reading in consumer.readings])
+    replay = replay_of(model, batches[0])
     tensors = named_tensors(model)
     choosers = {c.tensor: _MaskChoice(tensors[c.tensor], shares[c.tensor]) for c in found}
     levels = sorted({consumer.level for consumer in found})
     for level in track(levels, "choosing weights", enabled=shown):
-        prefix.advance(min(prefix.before(c.readings[0]) for c in found if c.level >= level), batches)
+        moment = min(replay.moment(c.tensor) for c in found if c.level >= level)
         # What is looked up of a consumer is as large as its parameter: copies let it go after their level.
         wanted = {place: replace(c) for place, c in enumerate(found) if c.level == level}
-        seen = read_inputs(model, _runs(prefix, batches, wanted), wanted, positions=positions, seed=seed)
+        seen = read_inputs(replay, batches, wanted, moment=moment, positions=positions, seed=seed)
         for place, consumer in wanted.items():
             if place in seen.reasons:
                 choosers.pop(consumer.tensor, None)
@@ -101,15 +100,6 @@ def _readable(found: Sequence[Consumer], shares: Mapping[str, MatrixShare]) -> l
             is_whole = len(places) == math.prod(consumers[0].origin.shape) and bool((places.sort().values >= 0).all())
             whole += consumers if is_whole else ()
     return sorted(whole, key=lambda consumer: consumer.readings[0].order)
-
-
-def _runs(prefix: Prefix, batches: Sequence[Batch], wanted: Mapping[int, Consumer]) -> Iterator[Batch]:
-    """The batches, each while layers that are done do not run, and none runs behind what is wanted."""
-    inside = [prefix.index(consumer.tensor) for consumer in wanted.values()]
-    last = 0 if None in inside else 1 + max(n for n in inside if n is not None)
-    for number, batch in enumerate(batches):
-        with prefix.skipped(number), prefix.stopped(last):
-            yield batch
 
 
 @final

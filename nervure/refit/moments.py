@@ -137,7 +137,15 @@ class Moments:
             change: [stack, inputs, outputs].
             shift: [stack, outputs].
         """
-        left = self.rr - 2 * (change * self.xr).sum(1) + (change * (self.xx @ change)).sum(1)
-        mean = self.r - (change * self.mean[:, :, None]).sum(1) - shift
+        if not bool(change.any()):
+            return self._error_of(self.rr, self.r - shift)
+        # As change^T xx change, with xx centred, but without a copy of it.
+        sums = (change * self._x[:, :, None]).sum(1)
+        squares = (change * (self._xx @ change)).sum(1) - sums.square() / self.count
+        left = self.rr - 2 * (change * self.xr).sum(1) + squares
+        return self._error_of(left, self.r - (change * self.mean[:, :, None]).sum(1) - shift)
+
+    def _error_of(self, left: Tensor, mean: Tensor) -> float:
+        """From the centred squares and the means of what is left, both [stack, outputs]."""
         total = left.clamp(min=0).sum() + self.count * mean.square().sum()
         return float(total / self.yy.sum().clamp(min=torch.finfo(torch.float64).tiny))

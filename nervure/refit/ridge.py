@@ -9,8 +9,9 @@ and with ``r = 0`` nothing changes. ``d`` goes into the bias; centred moments st
 The ridge is in units of the mean variance of an input.
 """
 
+import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -25,6 +26,8 @@ RIDGES = (10.0, 1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-6, 1e-9)
 WORSE = 2
 """After so many in a row that do no better on the samples left out, weaker ones are not tried."""
 SCALE_RIDGE = 1e-3
+PLENTY = 4
+"""Positions per input from which on a factor for each input alone is not tried: weights have enough to learn from."""
 ENOUGH = 0.1
 """Positions per input from which on each weight is fitted."""
 
@@ -92,25 +95,98 @@ class Problem:
         return Fit(freedom, ridge, change, shift)
 
 
-def solve(problem: Problem, ridges: Sequence[float] = RIDGES) -> Fit:
+def solve(problem: Problem, ridges: Sequence[float] = RIDGES, near: float | None = None) -> Fit:
     """The answer that does best on the samples left out; of several that do alike the first, which changes least.
 
     Of several views that where it gains least counts, so that none is worse off.
+
+    Args:
+        problem: what is to be fitted.
+        ridges: those that are tried, strongest first.
+        near: where the search for a ridge begins, such as that of the layer before. None: with the strongest.
     """
-    best, least, worse = None, float("inf"), 0
-    before: list[float] = []
-    for fit in _answers(problem, ridges):
-        errors = problem.held_errors(fit)
-        before = before or errors
-        error = max(e / max(b, sys.float_info.min) for e, b in zip(errors, before, strict=True))
-        better = error < least
-        worse = 0 if better else worse + (fit.freedom == "ridge")
-        if better:
-            best, least = fit, error
-        if worse == WORSE:
+    judge = _Judge(problem)
+    for fit in _few_numbers(problem):
+        judge.take(fit)
+    gram, cross = problem.normal()
+    unit = gram.diagonal(dim1=1, dim2=2).mean(1)
+    if bool((unit > 0).any()):
+        if problem.seen.count < PLENTY * gram.shape[1]:
+            judge.take(problem.fit("scale", SCALE_RIDGE, scale_columns(problem.weight, gram, cross)))
+        if problem.enough:
+            _walk(problem, ridges, near, judge, (gram, cross, unit))
+    assert judge.best is not None
+    return _refine(problem, judge.best)
+
+
+def _few_numbers(problem: Problem) -> Iterator[Fit]:
+    """Nothing changes, or means alone."""
+    still = torch.zeros_like(problem.seen.xr)
+    yield problem.fit("none", 0, still)
+    if problem.has_shift:
+        yield problem.fit("bias", 0, still)
+
+
+@final
+class _Judge:
+    """Keeps the best of the answers that it is shown."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.best: Fit | None = None
+        self._problem, self._least = problem, float("inf")
+        self._before: list[float] = []
+
+    def take(self, fit: Fit) -> float:
+        """The error of an answer, as a share of that of the first."""
+        errors = self._problem.held_errors(fit)
+        self._before = self._before or errors
+        error = max(e / max(b, sys.float_info.min) for e, b in zip(errors, self._before, strict=True))
+        if error < self._least:
+            self.best, self._least = fit, error
+        return error
+
+
+def _walk(
+    problem: Problem,
+    ridges: Sequence[float],
+    near: float | None,
+    judge: _Judge,
+    sums: tuple[Tensor, Tensor, Tensor],
+) -> None:
+    """Try ridges: all from the strongest on, or those around one, as long as they do better."""
+    gram, cross, unit = sums
+    change = torch.zeros_like(cross)
+
+    def error(ridge: float) -> float:
+        nonlocal change
+        found = add_ridge(problem, gram, cross, ridge * unit, change)
+        if found is None:
+            return float("inf")
+        change = found
+        return judge.take(problem.fit("ridge", ridge, change))
+
+    # What is approached step by step inside a mask begins with what a stronger ridge gave.
+    is_stepwise = problem.keep is not None and not problem.by_surgeon
+    if near is None or is_stepwise or len(ridges) <= WORSE:
+        _descend(ridges, error, float("inf"), WORSE)
+        return
+    start = min(range(len(ridges)), key=lambda place: abs(math.log(ridges[place] / near)))
+    first = error(ridges[start])
+    if not _descend(ridges[start + 1 :], error, first, 1):
+        _descend(ridges[:start][::-1], error, first, 1)
+
+
+def _descend(ridges: Iterable[float], error: Callable[[float], float], least: float, patience: int) -> bool:
+    """Try ridges until so many in a row did no better; whether any did better than what there was."""
+    worse, is_better = 0, False
+    for ridge in ridges:
+        found = error(ridge)
+        worse = 0 if found < least else worse + 1
+        is_better |= found < least
+        least = min(least, found)
+        if worse == patience:
             break
-    assert best is not None
-    return _refine(problem, best)
+    return is_better
 
 
 def _refine(problem: Problem, best: Fit) -> Fit:
@@ -123,25 +199,6 @@ def _refine(problem: Problem, best: Fit) -> Fit:
     return best if change is None else problem.fit("ridge", best.ridge, change)
 
 
-def _answers(problem: Problem, ridges: Sequence[float]) -> Iterator[Fit]:
-    """What can be done, from nothing to all; weights only where they have inputs to learn from."""
-    still = torch.zeros_like(problem.seen.xr)
-    yield problem.fit("none", 0, still)
-    if problem.has_shift:
-        yield problem.fit("bias", 0, still)
-    gram, cross = problem.normal()
-    unit = gram.diagonal(dim1=1, dim2=2).mean(1)
-    if not bool((unit > 0).any()):
-        return
-    yield problem.fit("scale", SCALE_RIDGE, scale_columns(problem.weight, gram, cross))
-    change = still
-    for ridge in ridges if problem.enough else ():
-        found = add_ridge(problem, gram, cross, ridge * unit, change)
-        if found is not None:
-            change = found
-            yield problem.fit("ridge", ridge, change)
-
-
 def add_ridge(
     problem: Problem, gram: Tensor, cross: Tensor, ridge: Tensor, start: Tensor, tolerance: float = ROUGHLY
 ) -> Tensor | None:
@@ -150,8 +207,8 @@ def add_ridge(
     ``start`` is an answer to begin from, and ``tolerance`` how near to come, where it is approached step by step.
     """
     tiny = torch.finfo(gram.dtype).tiny
-    eye = torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device)
-    gram = gram + ridge.clamp(min=tiny)[:, None, None] * eye
+    gram = gram.clone()
+    gram.diagonal(dim1=1, dim2=2).add_(ridge.clamp(min=tiny)[:, None])
     if problem.keep is not None and not problem.by_surgeon:
         return restrict(gram, cross, problem.keep.transpose(1, 2), start, tolerance=tolerance)
     factor, info = torch.linalg.cholesky_ex(gram)
@@ -169,8 +226,9 @@ def scale_columns(weight: Tensor, gram: Tensor, cross: Tensor) -> Tensor:
     """The change that multiplies each input by a factor of its own: ``(W^T W * X^T X) s = diag(W X^T r)``."""
     system = (weight.transpose(1, 2) @ weight) * gram
     right = (weight.transpose(1, 2) * cross).sum(2)
-    unit = system.diagonal(dim1=1, dim2=2).mean(1)[:, None, None].clamp(min=torch.finfo(gram.dtype).tiny)
-    eye = torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device)
-    factor = torch.linalg.cholesky_ex(system + SCALE_RIDGE * unit * eye)[0]
+    diagonal = system.diagonal(dim1=1, dim2=2)
+    unit = diagonal.mean(1, keepdim=True).clamp(min=torch.finfo(gram.dtype).tiny)
+    diagonal.add_(SCALE_RIDGE * unit)
+    factor = torch.linalg.cholesky_ex(system)[0]
     factors: Tensor = torch.cholesky_solve(right[:, :, None], factor)
     return factors * weight.transpose(1, 2)

@@ -6,6 +6,7 @@ a fraction of the memory of training: one branch is held at a time, with what en
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar, final
@@ -28,7 +29,7 @@ from nervure.refit.activations import Enough, watchable
 from nervure.refit.branches import PrunedBranch, branches
 from nervure.refit.gather import GramPart
 from nervure.refit.origins import require_weights, take_apart
-from nervure.refit.prefix import look_away, prefix_of
+from nervure.refit.replay import Replay, replay_of
 from nervure.refit.settings import BranchFit
 from nervure.refit.split import require_different, split
 from nervure.tasks.guessing import TaskLike, as_task
@@ -167,7 +168,7 @@ class _Trainer:
         run: str,
     ) -> None:
         first = parts[0].batch
-        self._sides = (prefix_of(model, first), prefix_of(reference, first))
+        self._sides = (replay_of(model, first), replay_of(reference, first))
         self._model, self._parts, self._masks, self._how, self._folder = model, parts, masks, how, folder
         self._run = run
         if folder is not None:
@@ -219,14 +220,13 @@ class _Trainer:
     def _samples(self, branch: PrunedBranch) -> Iterator[_Sample]:
         """Run both networks as far as the branch, part by part."""
         names = (branch.name, branch.partner)
-        for prefix, name in zip(self._sides, names, strict=True):
-            prefix.advance(prefix.index(f"{name}.") or 0, [part.batch for part in self._parts])
+        for replay, name in zip(self._sides, names, strict=True):
+            with watchable(replay.model):
+                replay.advance(replay.start(name), [part.batch for part in self._parts])
         mine, theirs = self._sides
         for number, part in enumerate(self._parts):
-            with mine.skipped(number):
-                args, kwargs, given = _call(mine.model, branch.name, part)
-            with theirs.skipped(number):
-                _, _, target = _call(theirs.model, branch.target, part)
+            args, kwargs, given = _call(mine, branch.name, number, part)
+            _, _, target = _call(theirs, branch.target, number, part)
             target = _left_of(target.to(given.device), given, branch.cuts)
             if target.shape != given.shape:
                 raise ArgumentError(
@@ -266,8 +266,8 @@ class _Trainer:
                 parameter.masked_fill_(~keep.to(parameter.device), 0)
 
 
-def _call(model: nn.Module, name: str, part: GramPart) -> tuple[Any, Any, Tensor]:
-    """What enters a module of a model in a run, and the tensor that it gives."""
+def _call(replay: Replay, name: str, number: int, part: GramPart) -> tuple[Any, Any, Tensor]:
+    """What enters a module of a model in the run of a part of the data, and the tensor that it gives."""
     found: list[Any] = []
 
     def keep(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
@@ -279,14 +279,14 @@ def _call(model: nn.Module, name: str, part: GramPart) -> tuple[Any, Any, Tensor
         entered[:] = tree_map(lambda x: x.detach().clone() if isinstance(x, Tensor) else x, [args, kwargs])
 
     entered: list[Any] = []
-    module = model.get_submodule(name)
+    module = replay.model.get_submodule(name)
     handles = (
         module.register_forward_pre_hook(enter, with_kwargs=True),
         module.register_forward_hook(keep, with_kwargs=True),
     )
     try:
-        with watchable(model) as watch:
-            watch(part.batch, look_away)
+        with watchable(replay.model), suppress(Enough):
+            replay.run(number, part.batch)
     finally:
         for handle in handles:
             handle.remove()

@@ -24,7 +24,7 @@ from nervure.export.stock import build_from_config
 from nervure.graph.models import evaluating
 from nervure.graph.tape import names_of_tensors
 from nervure.refit.activations import Enough
-from nervure.refit.prefix import run_instead
+from nervure.refit.replay import run_instead
 from nervure.stats.loaders import Batch
 from nervure.streaming.sharded_weights import ShardedWeights
 

@@ -27,7 +27,7 @@ from nervure.refit import LayerFit, Refit
 from nervure.refit.activations import watchable
 from nervure.refit.fit import refit_on_parts
 from nervure.refit.gather import GramPart
-from nervure.refit.prefix import output_of
+from nervure.refit.replay import Replay
 from nervure.refit.split import require_different, split
 from nervure.stats.loaders import Batch, batches
 from nervure.streaming.hollow_model import HollowModel, Interned, build_shell, names_in_files
@@ -274,9 +274,10 @@ def _run_plain(model: LayerAlone, streams: Streams, number: int, side: str) -> N
 
 
 def _run_watched(model: LayerAlone, streams: Streams, number: int, side: str) -> None:
-    with watchable(model) as watch:
+    replay = Replay(model)
+    with watchable(model):
         for place, batch in enumerate(streams.batches(number)):
-            write_stream(streams.path(number + 1, side, place), output_of(model.layer, watch, batch))
+            write_stream(streams.path(number + 1, side, place), replay.run(place, batch))
 
 
 def _require_alike(expected: Any, found: Any, what: str) -> float:

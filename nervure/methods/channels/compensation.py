@@ -27,6 +27,7 @@ from nervure.methods.evidence_folder import answer_folder, remember
 from nervure.refit.consumers import Consumer
 from nervure.refit.input_moments import InputMoments, find_consumers, read_inputs, read_joins
 from nervure.refit.moments import InputSums
+from nervure.refit.replay import Replay
 from nervure.refit.split import places_per_sample
 from nervure.scores.elimination import ReaderProblem, eliminate
 from nervure.stats.loaders import Batch
@@ -339,7 +340,7 @@ def read_in_passes(
     with progress("asking what may leave", len(packs) * len(parts) + len(readers), enabled=shown) as advance:
         for names in packs:
             wanted = {place: consumers[place] for name in names for place in readers[name]}
-            entered = read_inputs(model, step_by_step(parts, advance), wanted, positions=positions, seed=seed)
+            entered = read_inputs(Replay(model), step_by_step(parts, advance), wanted, positions=positions, seed=seed)
             for name in names:
                 yield name, entered
                 advance()

@@ -1,13 +1,9 @@
-"""Layers that are done do not run again, and nothing is different for it."""
-
-import sys
+"""Lists of layers of which each reads what the one before it gives."""
 
 import torch
 from torch import Tensor, nn
 
-from nervure import Magnitude, prune
-from nervure.refit import refit
-from nervure.refit.prefix import Prefix, prefix_of
+from nervure.refit.layer_list import layer_list
 from nervure.stats.loaders import Batch
 
 
@@ -54,42 +50,18 @@ def batch() -> Batch:
 
 
 def test_layers_that_follow_each_other_are_found() -> None:
-    assert prefix_of(Network(), batch()).names == tuple(f"layers.{n}" for n in range(5))
-    assert prefix_of(nn.Sequential(nn.Linear(4, 3), nn.ReLU()), batch()).names == ("0", "1")
+    assert layer_list(Network(), batch()) == tuple(f"layers.{n}" for n in range(5))
+    assert layer_list(nn.Sequential(nn.Linear(4, 3), nn.ReLU()), batch()) == ("0", "1")
 
 
 def test_layers_that_something_else_looks_at_are_run() -> None:
-    assert prefix_of(Network(peeks=True), batch()).names == ()
+    assert layer_list(Network(peeks=True), batch()) == ()
 
 
 def test_layers_that_share_their_weights_are_run() -> None:
     model = Network()
     model.layers[1].up.weight = model.layers[3].up.weight
-    assert prefix_of(model, batch()).names == ()
-
-
-def test_answers_are_those_of_running_all_layers_again(monkeypatch) -> None:  # type: ignore[no-untyped-def]
-    model = Network().eval()
-    pruned = prune(model, data()[:2], Magnitude(keep=0.5), progress=False)
-    short = refit(pruned, [data()], reference=model, progress=False)
-    # The function of that name hides the package from a path of attributes.
-    monkeypatch.setattr(sys.modules["nervure.refit.fit"], "prefix_of", lambda model, batch: Prefix(model, ()))
-    whole = refit(pruned, [data()], reference=model, progress=False)
-    assert short.layers == whole.layers
-    for one, other in zip(short.result.model.parameters(), whole.result.model.parameters(), strict=True):
-        assert torch.equal(one, other)
-
-
-def test_layers_come_back_as_they_were() -> None:
-    model = Network().eval()
-    prefix = prefix_of(model, batch())
-    prefix.advance(3, [batch()])
-    expected = model(data()[:8])
-    model.runs.clear()
-    with prefix.skipped(0), torch.no_grad():
-        assert torch.equal(model(data()[:8]), expected)
-    assert model.runs == [3, 4]
-    assert all("forward" not in vars(module) for module in model.modules())
+    assert layer_list(model, batch()) == ()
 
 
 class Stages(nn.Module):
@@ -111,16 +83,8 @@ class Stages(nn.Module):
 
 def test_lists_on_end_are_one() -> None:
     names = ("first.0", "first.1", "second.0", "second.1", "second.2")
-    assert prefix_of(Stages(), batch()).names == names
-    assert prefix_of(Stages(between=True), batch()).names == names[2:]
-
-
-def test_stages_are_refitted_as_if_all_ran_again(monkeypatch) -> None:  # type: ignore[no-untyped-def]
-    model = Stages().eval()
-    pruned = prune(model, data()[:2], Magnitude(keep=0.5), progress=False)
-    short = refit(pruned, [data()], reference=model, progress=False)
-    monkeypatch.setattr(sys.modules["nervure.refit.fit"], "prefix_of", lambda model, batch: Prefix(model, ()))
-    assert short.layers == refit(pruned, [data()], reference=model, progress=False).layers
+    assert layer_list(Stages(), batch()) == names
+    assert layer_list(Stages(between=True), batch()) == names[2:]
 
 
 class Block(nn.Module):
@@ -140,7 +104,7 @@ def test_a_list_whose_input_is_looked_at_again_takes_nothing_up() -> None:
     stem = nn.Sequential(nn.Linear(4, 7), nn.ReLU(), nn.Linear(7, 7), nn.ReLU(), nn.Linear(7, 6))
     model = nn.ModuleDict({"stem": stem, "block": Block(), "head": nn.Linear(6, 3)})
     model.forward = lambda x: model["head"](model["block"](model["stem"](x)))  # type: ignore[method-assign]
-    assert prefix_of(model, batch()).names == tuple(f"stem.{n}" for n in range(5))
+    assert layer_list(model, batch()) == tuple(f"stem.{n}" for n in range(5))
 
 
 class EncoderDecoder(nn.Module):
@@ -173,4 +137,4 @@ class Up(nn.Module):
 
 
 def test_an_encoder_that_a_decoder_reads_again_is_run() -> None:
-    assert prefix_of(EncoderDecoder(), batch()).names == tuple(f"up.{n}" for n in range(3))
+    assert layer_list(EncoderDecoder(), batch()) == tuple(f"up.{n}" for n in range(3))

@@ -1,0 +1,220 @@
+"""What is done does not run again, and nothing is different for it."""
+
+import sys
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nervure import Magnitude, prune
+from nervure.core.tensors import tensors_in
+from nervure.errors import TraceError
+from nervure.refit import refit
+from nervure.refit.activations import watchable
+from nervure.refit.replay import Replay, replay_of
+from nervure.stats.loaders import Batch
+from tests.refit.test_layer_list import EncoderDecoder, Network, Stages
+from tests.refit.test_networks import NETWORKS, SOME, varied
+
+
+def batch(count: int = 8) -> Batch:
+    return Batch(torch.randn(count, 4, generator=torch.Generator().manual_seed(1)), count)
+
+
+def run(replay: Replay, given: Batch) -> list[Tensor]:
+    with watchable(replay.model):
+        return tensors_in(replay.run(0, given))
+
+
+def advance(replay: Replay, moment: int, given: Batch) -> None:
+    with watchable(replay.model):
+        replay.advance(moment, [given])
+
+
+def require_same_everywhere(model: nn.Module, given: Batch) -> Replay:
+    """At each moment a tensor is first used at, what the model gives is what it gives when all runs."""
+    expected, replay = run(Replay(model), given), replay_of(model, given)
+    assert replay.moments, "nothing can be skipped"
+    for moment in replay.moments:
+        advance(replay, moment, given)
+        found = run(replay, given)
+        assert len(found) == len(expected)
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    return replay
+
+
+@pytest.mark.parametrize("name", SOME)
+def test_networks_give_the_same_from_anywhere_on(name: str) -> None:
+    model, example = NETWORKS[name].factory().eval(), varied(NETWORKS[name].example())
+    require_same_everywhere(model, Batch((example, None), 2))
+
+
+def test_layers_that_are_done_do_not_run() -> None:
+    model = Network().eval()
+    replay = replay_of(model, batch())
+    advance(replay, replay.start("layers.3"), batch())
+    model.runs.clear()
+    with torch.no_grad():
+        replay.run(0, batch())
+    assert model.runs == [3, 4]
+    assert all("forward" not in vars(module) for module in model.modules())
+
+
+def test_an_encoder_whose_layers_are_read_again_does_not_run() -> None:
+    model = EncoderDecoder().eval()
+    replay = require_same_everywhere(model, batch())
+    expected = run(replay, batch())[0]
+    with torch.no_grad():
+        model.down[0].weight.zero_()
+    assert torch.equal(run(replay, batch())[0], expected)
+    assert not torch.equal(run(Replay(model), batch())[0], expected)
+
+
+class Functional(nn.Module):
+    """Operators between layers, some of which write in place, and views."""
+
+    def __init__(self, forward: Callable[["Functional", Tensor], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.c = nn.Linear(4, 6), nn.Linear(6, 6), nn.Linear(6, 6)
+        self.relu, self.same, self.scale = nn.ReLU(inplace=True), nn.Identity(), nn.Parameter(torch.rand(6))
+        self._forward = forward
+        self.seen: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._forward(self, x)
+
+
+def _views(m: Functional, x: Tensor) -> Tensor:
+    first, second = m.a(x).chunk(2, 1)
+    second.mul_(2)
+    return m.c(m.b(torch.cat([second, first], 1)) * m.scale)
+
+
+def _in_place(m: Functional, x: Tensor) -> Tensor:
+    x = m.a(x)
+    y = m.relu(x)
+    y += 1
+    return m.c(m.b(y) + x)
+
+
+def _same(m: Functional, x: Tensor) -> Tensor:
+    x = m.same(m.a(x))
+    y = m.same(x)
+    z = m.b(y)
+    z += x
+    return m.c(z)
+
+
+def _state(m: Functional, x: Tensor) -> Tensor:
+    m.seen = m.a(x)
+    y = m.b(F.relu(m.seen))
+    return m.c(y + m.seen)
+
+
+def _branches(m: Functional, x: Tensor) -> Tensor:
+    x = m.a(x)
+    if bool((x.mean() > 100).item()):
+        return x
+    kept = x[x.sum(1) > 0]
+    return m.c(m.b(kept) * int(kept.shape[0]))
+
+
+def _weights(m: Functional, x: Tensor) -> Tensor:
+    turned = m.b.weight.t()
+    return m.c(F.relu(m.a(x)) @ turned) + m.scale
+
+
+@pytest.mark.parametrize("forward", [_views, _in_place, _same, _state, _branches, _weights])
+def test_what_is_written_seen_or_asked_is_as_it_was(forward: Callable[[Functional, Tensor], Tensor]) -> None:
+    require_same_everywhere(Functional(forward).eval(), batch())
+
+
+class Writes(nn.Module):
+    """A layer that leaves what it gives where another finds it."""
+
+    def __init__(self, notes: list[Tensor]) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+        self.__dict__["notes"] = notes
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.notes[:] = [self.linear(x), *self.notes[:1]]
+        return self.notes[0].relu()
+
+
+class Reads(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        notes: list[Tensor] = []
+        self.first, self.second, self.last = Writes(notes), Writes(notes), nn.Linear(4, 2)
+        self.__dict__["notes"] = notes
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.notes.clear()
+        found: Tensor = self.last(self.second(self.first(x)) + self.notes[1])
+        return found
+
+
+def test_modules_that_write_somewhere_run_and_their_operators_do_not() -> None:
+    model = Reads().eval()
+    replay = require_same_everywhere(model, batch())
+    with torch.no_grad():
+        model.first.linear.weight.zero_()
+    assert torch.equal(run(replay, batch())[0], run(replay, batch())[0])
+    assert not torch.equal(run(replay, batch())[0], run(Replay(model), batch())[0])
+
+
+def test_only_what_is_still_held_is_kept() -> None:
+    layers = [nn.Linear(4, 4) for _ in range(12)]
+    model = nn.ModuleList(layers)
+
+    def forward(x: Tensor) -> Tensor:
+        for layer in layers:
+            x = F.relu(layer(x))
+        return x
+
+    model.forward = forward  # type: ignore[method-assign]
+    replay = require_same_everywhere(model.eval(), batch())
+    assert replay.kept(0) <= 2
+
+
+class Fickle(nn.Module):
+    """Runs another operator from its ``patience``-th run on."""
+
+    def __init__(self, runs: list[int], patience: int) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.__dict__["runs"], self.patience = runs, patience
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.runs[0] += 1
+        x = self.a(x)
+        found: Tensor = self.b(x.relu() if self.runs[0] < self.patience else x.tanh())
+        return found
+
+
+def test_a_model_that_runs_something_else_is_told_of() -> None:
+    runs = [0]
+    model = Fickle(runs, 10**6).eval()
+    replay = replay_of(model, batch())
+    advance(replay, replay.moment("b.weight"), batch())
+    model.patience = 0
+    with pytest.raises(TraceError, match=r"tanh where it was relu.*compute the same each time"):
+        run(replay, batch())
+
+
+@pytest.mark.parametrize("make", [Network, Stages, EncoderDecoder])
+def test_refits_are_those_of_running_all_again(make: Callable[[], nn.Module], monkeypatch: pytest.MonkeyPatch) -> None:
+    model, data = make().eval(), batch(64).raw
+    pruned = prune(model, data[:2], Magnitude(keep=0.5), progress=False)
+    short = refit(pruned, [data], reference=model, progress=False)
+    # The function of that name hides the package from a path of attributes.
+    monkeypatch.setattr(sys.modules["nervure.refit.fit"], "replay_of", lambda model, batch: Replay(model))
+    whole = refit(pruned, [data], reference=model, progress=False)
+    assert short.layers == whole.layers
+    for one, other in zip(short.result.model.parameters(), whole.result.model.parameters(), strict=True):
+        assert torch.equal(one, other)
