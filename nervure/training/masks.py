@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from nervure.core import collectives
 from nervure.core.check import checked, nearest
 from nervure.core.schema import Count, Part
 from nervure.core.tensors import has_shape_only
@@ -349,11 +350,11 @@ def same_everywhere(masks: Masks, *, source: Count = 0) -> dict[str, Tensor]:
         source: the process whose masks count.
     """
     copies = {name: mask.clone() for name, mask in masks.items()}
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
+    if collectives.several():
         for name in sorted(copies):
             # As bytes: not every backend sends booleans.
             sent = copies[name].to(torch.uint8)
-            torch.distributed.broadcast(sent, src=source)
+            torch.distributed.broadcast(sent, src=source, group=collectives.group())
             copies[name] = sent.bool()
     return copies
 

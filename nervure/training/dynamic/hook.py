@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from nervure.analysis.live_paths import LivePaths
+from nervure.core import collectives
 from nervure.core.annotations import Batches
 from nervure.core.files import write_text
 from nervure.core.schema import Count, convert
@@ -100,7 +101,7 @@ class RewiringHook:
         self._next_step: int | None = None
         self._table = self.method.timetable(setting.steps, setting.per_epoch)
         self._validation = self._judged_by(setting)
-        self._seed = _shared_seed(setting.seed, setting.place)
+        self._seed = int(collectives.first_text(str(setting.seed)))
         inner, prefix = _inner(setting.model)
         given = {name.removeprefix(prefix): mask for name, mask in setting.masks.items()}
         ground = self.method.ground(inner, _few(setting.inputs), given, self._seed)
@@ -137,7 +138,7 @@ class RewiringHook:
         self._require_order(step)
         if self._stopped or step.number not in self._due():
             return None
-        seen = None if self._validation is None else accuracy_and_auc(step.model, self._validation)
+        seen = None if self._validation is None else _mean_quality(accuracy_and_auc(step.model, self._validation))
         if seen is not None and self._undone(step, seen):
             return self._all(step)
         if self._stopped or self._done == len(self._table):
@@ -368,7 +369,7 @@ class RewiringHook:
         self._write()
 
     def _write(self) -> None:
-        if self._log is None or (_in_several() and torch.distributed.get_rank()):
+        if self._log is None or collectives.rank():
             return
         # Whole, so that a run that goes on from an earlier checkpoint leaves no event twice.
         write_text(self._log, "".join(json.dumps(event.to_json()) + "\n" for event in self._events))
@@ -404,30 +405,14 @@ def _few(inputs: Any) -> Any:
     return tuple(_few(value) for value in inputs) if isinstance(inputs, tuple | list) else inputs
 
 
-def _in_several() -> bool:
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
-
-
-def _shared_seed(seed: int, place: torch.device) -> int:
-    """The seed of the first process."""
-    if not _in_several():
-        return seed
-    sent = torch.tensor([seed], dtype=torch.int64, device=place)
-    torch.distributed.broadcast(sent, src=0)
-    return int(sent)
+def _mean_quality(seen: Quality) -> Quality:
+    """The mean over processes, each of which may judge by its share, so that all decide alike."""
+    return Quality(*(total / collectives.count() for total in collectives.add_up_numbers(*seen)))
 
 
 def _average(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The mean over processes, so that all decide alike."""
-    if not _in_several():
-        return dict(tensors)
-    found = {}
-    place = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
-    for name in sorted(tensors):
-        sent = tensors[name].to(place, copy=True)
-        torch.distributed.all_reduce(sent)
-        found[name] = (sent / torch.distributed.get_world_size()).cpu()
-    return found
+    return collectives.add_up(tensors, "mean")
 
 
 def _digest(masks: Masks) -> str:
