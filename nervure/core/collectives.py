@@ -4,17 +4,23 @@ Outside a process group of torch.distributed nothing here does anything: what go
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
-from nervure.errors import ArgumentError, DataError
+from nervure.errors import ArgumentError, DataError, NervureError
 
+T = TypeVar("T")
 _GROUP: ContextVar[Any] = ContextVar("process group", default="all")
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether each process holds a part of the tensor only (a ``DTensor``)."""
+    return type(tensor).__name__ == "DTensor"
 
 
 @contextmanager
@@ -82,6 +88,30 @@ def require_same_text(text: str, told: str) -> None:
     for number, other in enumerate(texts):
         if other != texts[0]:
             raise ArgumentError(f"process 0 has {texts[0]}, process {number} has {other}. {told}")
+
+
+def done_by_first(make: Callable[[], T], write: Callable[[T], Any], read: Callable[[Any], T]) -> T:
+    """What the first process makes while the others wait, in all of them; ``write`` gives JSON that ``read`` takes.
+
+    Raises:
+        NervureError: in the others, where the first one raised.
+    """
+    if not several():
+        return make()
+    told: dict[str, Any] = {}
+    failed: Exception | None = None
+    if rank() == 0:
+        try:
+            with group_used(None):
+                told = {"found": write(make())}
+        except Exception as error:
+            failed, told = error, {"error": f"{type(error).__name__}: {error}"}
+    told = json.loads(first_text(json.dumps(told)))
+    if failed is not None:
+        raise failed
+    if "error" in told:
+        raise NervureError(f"process 0 failed, and the others wait for it: {told['error']}")
+    return read(told["found"])
 
 
 def send_first(tensors: Sequence[Tensor]) -> None:

@@ -102,6 +102,9 @@ def evaluate(  # noqa: PLR0913 - one keyword per choice
 
     The model comes back as it was: every module in the mode it was in, on the device it was on.
 
+    In a process group all processes call it, each with its share of the data (:mod:`nervure.distributed`), and all get
+    what holds for all of the data; with ``shift`` each is alone.
+
     Args:
         model: without ``task`` it returns logits [samples, classes] or [samples, classes, ...], alone or as described
             in ``logits_of``.
@@ -149,7 +152,7 @@ def evaluate(  # noqa: PLR0913 - one keyword per choice
         tally = MetricTally()
         for number, (inputs, labels) in enumerate(track(pairs(data), "evaluating", length(data), enabled=progress)):
             tally.add(call(model, to_device(inputs, place)), labels, f"batch {number}")
-        return tally.metrics(bins)
+        return tally.metrics_of_all(bins)
 
 
 def _require_no_classifier(bins: int, cache: FilePath | None) -> None:

@@ -10,9 +10,9 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data.distributed import DistributedSampler
 
 from nervure.core import collectives
+from nervure.core.collectives import is_sharded
 from nervure.errors import ArgumentError
 from nervure.stats.shares import Share
-from nervure.training.veil import is_sharded
 
 
 def averages_itself(model: nn.Module) -> bool:
