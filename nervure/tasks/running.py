@@ -117,13 +117,13 @@ class TaskTally:
         loss, count = add_up_numbers(float(self._loss), self._count)
         self._loss, self._count = loss, int(count)
         for name, metric in self._made.items():
-            if not hasattr(metric, "sync_on_compute") and metric is not None:
+            if metric is not None and not hasattr(metric, SYNCS):
                 raise ArgumentError(
                     f"the metric {name!r} is {type(metric).__name__}, which is none of torchmetrics: what processes "
                     "counted cannot be put together. Evaluate in one, within nervure.distributed.reduce_over(None)."
                 )
             if metric is not None:
-                metric.sync_on_compute, metric.process_group = True, group()
+                metric.distributed_available_fn, metric.process_group = several, group()
         return self.results()
 
     def _make(self, measure: Measure, arguments: tuple[Any, ...]) -> Any:
@@ -133,11 +133,19 @@ class TaskTally:
             if measure.key and (other.make, other.read) == (measure.make, measure.read):
                 return metric
         metric = measure.make(arguments[0])
-        if hasattr(metric, "sync_on_compute"):
+        if hasattr(metric, SYNCS):
             # Metrics of torchmetrics wait for all processes by themselves, also where one of them asks alone.
-            metric.sync_on_compute = False
+            metric.distributed_available_fn = _never
         place = next((x.device for x in arguments if isinstance(x, Tensor)), None)
         return metric if metric is None or place is None else metric.to(place)
+
+
+SYNCS = "distributed_available_fn"
+"""What tells metrics of torchmetrics whether there are other processes."""
+
+
+def _never() -> bool:
+    return False
 
 
 def _finite(loss: Tensor) -> Tensor:
