@@ -9,14 +9,15 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
+from torch import nn
 
-from nervure.core.check import show_value
-from nervure.core.collectives import group_used
+from nervure.core.check import checked, show_value
+from nervure.core.collectives import group_used, is_sharded, whole
 from nervure.errors import ArgumentError
 from nervure.stats.shares import Share, share
 from nervure.training.masks import same_everywhere
 
-__all__ = ["Share", "reduce_over", "same_everywhere", "share"]
+__all__ = ["Share", "put_together", "reduce_over", "same_everywhere", "share"]
 
 
 def reduce_over(group: Any) -> AbstractContextManager[None]:
@@ -38,3 +39,35 @@ def reduce_over(group: Any) -> AbstractContextManager[None]:
             "process is in, or None to work alone."
         )
     return group_used(group)
+
+
+@checked
+def put_together(sharded: nn.Module, model: nn.Module) -> nn.Module:
+    """Fill an ordinary model, in place, with the whole weights and buffers of one that ``fully_shard`` has sharded.
+
+    All processes call this, and each has the whole model afterwards: so it can be traced, cut and refitted, and then
+    sharded again.
+
+    Args:
+        sharded: the sharded model; it is left as it is.
+        model: one of the same names and sizes that is not sharded, on the device that is to hold it.
+
+    Returns:
+        ``model``.
+
+    Raises:
+        ArgumentError: names or sizes differ, or ``model`` is sharded itself or has no memory (the meta device).
+    """
+    given, places = sharded.state_dict(), model.state_dict()
+    if any(map(is_sharded, places.values())):
+        raise ArgumentError("model is sharded, too. Give an ordinary one: build it anew.")
+    for name in {**given, **places}:
+        there, here = (tuple(of[name].shape) if name in of else None for of in (given, places))
+        if there != here:
+            raise ArgumentError(f"{name!r} has shape {there} in the sharded model, {here} in model. Give one like it.")
+    if any(tensor.is_meta for tensor in places.values()):
+        raise ArgumentError("model is on the meta device, and has no memory. Call model.to_empty(device=...) before.")
+    with torch.no_grad():
+        for name, tensor in places.items():
+            tensor.copy_(whole(given[name]))
+    return model

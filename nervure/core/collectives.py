@@ -4,9 +4,10 @@ Outside a process group of torch.distributed nothing here does anything: what go
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from itertools import islice
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -21,6 +22,21 @@ _GROUP: ContextVar[Any] = ContextVar("process group", default="all")
 def is_sharded(tensor: Tensor) -> bool:
     """Whether each process holds a part of the tensor only (a ``DTensor``)."""
     return type(tensor).__name__ == "DTensor"
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor that is sharded over processes, put together; any other as it is. All processes have to call this."""
+    return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
+
+
+def require_unsharded(tensors: Iterable[Tensor], what: str, error: type[NervureError] = ArgumentError) -> None:
+    """Raise where each process holds a part of the tensors only; ``what`` is what needs them whole."""
+    if any(map(is_sharded, tensors)):
+        raise error(
+            f"{what} needs whole weights, and this model is sharded: every process holds a part of them. Do it before "
+            "fully_shard; or put the weights together first: nervure.distributed.put_together(sharded, model), where "
+            "model is an ordinary one of the same sizes, and shard again after it."
+        )
 
 
 @contextmanager
@@ -67,6 +83,16 @@ def require_portion(number: int, name: str) -> int:
     if number < count():
         raise ArgumentError(f"{name}={number} is less than the {count()} processes that share it. Give more.")
     return portion(number)
+
+
+def in_step(items: Iterable[T]) -> Iterator[T]:
+    """The items, until one of the processes has no more: a sharded model runs in all of them or in none."""
+    given = iter(items)
+    while True:
+        mine = list(islice(given, 1))
+        if add_up_numbers(len(mine))[0] < count():
+            return
+        yield mine[0]
 
 
 def gather_texts(text: str) -> list[str]:

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from nervure.core.check import checked
-from nervure.core.collectives import done_by_first, is_sharded
+from nervure.core.collectives import done_by_first, require_unsharded
 from nervure.core.inputs import Inputs
 from nervure.core.markup import listing
 from nervure.core.schema import Length, Rounds, Seconds, Threads, Warmup, convert
@@ -164,8 +164,7 @@ def latency(
         EngineError: if an engine cannot take a model.
     """
     for name, model in models.items():
-        if any(map(is_sharded, model.parameters())):
-            raise ArgumentError(f"{name!r} is sharded over processes; one of them times alone. Time it before.")
+        require_unsharded(model.parameters(), f"timing {name!r} in one process")
     engines, inputs = (engine,) if isinstance(engine, str) else tuple(engine), Inputs.of(example)
     if not engines:
         raise ArgumentError("engine is empty; name at least one.")

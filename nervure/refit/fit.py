@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from nervure.core import collectives
 from nervure.core.annotations import Batches, FilePath
 from nervure.core.check import checked
+from nervure.core.collectives import require_unsharded
 from nervure.core.progress import track
 from nervure.errors import ArgumentError, DataError, NervureWarning
 from nervure.graph.copies import copy_model
@@ -88,6 +89,7 @@ def refit(
         DataError: the data are empty, all the same, or not finite, or a layer makes them so.
     """
     how = Refit() if how is None else how
+    require_unsharded(take_apart(pruned, masks)[0].parameters(), "refit")
     if how.steps and collectives.several():
         raise ArgumentError(
             f"steps={how.steps} trains branches in one process, and {collectives.count()} work together. Refit with "

@@ -11,7 +11,15 @@ from torch import Tensor, nn
 
 from nervure.core.annotations import Batches
 from nervure.core.check import checked, nearest, require_choice
-from nervure.core.collectives import add_up, add_up_numbers, merge_rows, merge_words, require_portion
+from nervure.core.collectives import (
+    add_up,
+    add_up_numbers,
+    in_step,
+    is_sharded,
+    merge_rows,
+    merge_words,
+    require_portion,
+)
 from nervure.core.progress import length, track
 from nervure.core.schema import Count, Seed, Size
 from nervure.errors import ArgumentError
@@ -138,6 +146,8 @@ def measure(
     ):
         drawn = batches(data, samples, labelled=bool(per_class or "labels" in wanted), per_class=per_class, task=told)
         stream, total = count_batches(drawn, samples, length(data))
+        if any(map(is_sharded, model.parameters())):
+            stream = in_step(stream)
         for batch in track(stream, "measuring", total, enabled=progress):
             with naming(f"batch {passes}"):
                 _listen(model, batch.to(device), (reader, recorder, listener, whole), bool(wanted & SLOPES))

@@ -219,7 +219,9 @@ def train(  # noqa: PLR0913 - one keyword per choice that a recipe makes
             both are found up to two steps after, unless hooks, callbacks or ``sharpness`` have losses read at once: it
             would stand still while each is read.
         ArgumentError: if an argument is out of range, masks do not fit, nothing can be trained (a model on the meta
-            device has no numbers), or it cannot be told what the model is for.
+            device has no numbers), or it cannot be told what the model is for; if processes that work together have
+            other numbers of batches or other masks; or if a model is sharded where a checkpoint or a method that
+            rewires needs it whole.
         FileError: if the checkpoint cannot be written, is damaged, belongs to another run, or another process trains
             with it.
     """
@@ -664,6 +666,11 @@ def _checkpointer(checkpoint: FilePath | None, run: _Run, log: _Log, settings: d
     """Go on from the file if it exists; return the function that saves."""
     if checkpoint is None:
         return lambda: None
+    if any(map(collectives.is_sharded, run.model.parameters())):
+        raise ArgumentError(
+            f"checkpoint={str(checkpoint)!r} takes whole tensors, and this model is sharded over processes. Train an "
+            "epoch at a time and save with torch.distributed.checkpoint, or nervure.export.save_state, in between."
+        )
     path = Path(checkpoint)
 
     hooks = [hook for hook in run.hooks if isinstance(hook, Stateful)]

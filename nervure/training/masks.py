@@ -18,12 +18,12 @@ from torch.utils.hooks import RemovableHandle
 
 from nervure.core import collectives
 from nervure.core.check import checked, nearest
-from nervure.core.collectives import is_sharded
+from nervure.core.collectives import is_sharded, whole
 from nervure.core.schema import Count, Part
 from nervure.core.tensors import has_shape_only
 from nervure.errors import ArgumentError, NervureWarning
 from nervure.graph.models import unwrap
-from nervure.training.veil import Veil, whole
+from nervure.training.veil import Veil
 
 Masks: TypeAlias = Mapping[str, Tensor]
 

@@ -13,11 +13,6 @@ ORDINARY = (Tensor, nn.Parameter)
 """What has memory of its own, laid out as it says."""
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """A tensor that is sharded over processes, put together; any other as it is. All processes have to call this."""
-    return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
-
-
 class _Seen(NamedTuple):
     """The memory of a tensor that a mask was laid on: how it is laid out, as integers, and the bits for it."""
 

@@ -2,7 +2,7 @@
 
 import json
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,11 @@ import torch
 from torch import Tensor, nn
 
 import nervure
+import nervure.distributed
+import nervure.export
 from nervure.core.collectives import done_by_first
 from nervure.distributed import reduce_over, share
-from nervure.errors import ArgumentError, DataError, NervureError
+from nervure.errors import ArgumentError, DataError, NervureError, PlanError, TraceError
 from nervure.methods import SNIP, Magnitude, RigL, Taylor
 from nervure.refit import Refit
 from nervure.stats import Stats
@@ -253,6 +255,130 @@ def what_cannot_be_shared_is_refused_everywhere(rank: int, folder: Path) -> None
         list(share([(torch.ones(4, 2), torch.ones(4)), (torch.ones(1, 2), torch.ones(1))]))
 
 
+def sharded(model: nn.Module) -> nn.Module:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh("cpu", (2,))
+    for layer in model:
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            fully_shard(layer, mesh=mesh)
+    return fully_shard(model, mesh=mesh)
+
+
+def halved() -> nervure.Pruned:
+    return nervure.prune(network(), pictures()[0][0][:2], Magnitude(keep=0.5), progress=False)
+
+
+@law
+def shards_hold_masks_through_five_hundred_steps(rank: int, folder: Path) -> None:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    torch.manual_seed(0)
+    model = fully_shard(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), mesh=init_device_mesh("cpu", (2,)))
+    masks = {"0.weight": torch.rand(8, 6) > 0.5, "2.weight": torch.rand(3, 8) > 0.7}
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    nervure.training.hold(model, optimizer, masks)
+    before = {name: model.get_parameter(name).full_tensor().clone() for name in masks}
+    zeros = [int((model.get_parameter(name).to_local() == 0).sum()) for name in masks]
+    for step in range(500):
+        optimizer.zero_grad()
+        x = torch.randn(4, 6, generator=torch.Generator().manual_seed(2 * step + rank))
+        (model(x) - x[:, :3]).square().mean().backward()
+        optimizer.step()
+        assert zeros == [int((model.get_parameter(name).to_local() == 0).sum()) for name in masks]
+    for name, mask in masks.items():
+        assert model.get_parameter(name).to_local().shape != mask.shape
+        whole = model.get_parameter(name).full_tensor()
+        assert torch.equal(whole != 0, mask) and not torch.equal(whole, before[name])
+        assert torch.equal(nervure.training.masks_of(model)[name], mask)
+
+
+@law
+def training_in_shards_is_training_the_whole(rank: int, folder: Path) -> None:
+    data, dense, parts = pictures(384), network(), sharded(network())
+    masks = {"4.weight": torch.rand(16, 128, generator=torch.Generator().manual_seed(0)) > 0.5}
+    options: dict[str, Any] = {"epochs": 2, "lr": 0.05, "masks": masks, "progress": False}
+    with reduce_over(None):
+        alone = nervure.train(dense, data, validation=data, **options)
+    history = nervure.train(parts, share(data), validation=share(data), **options)
+    assert history.loss == pytest.approx(alone.loss, abs=CLOSE) and history.validation == alone.validation
+    together = nervure.distributed.put_together(parts, network(1))
+    assert gap(dense, together) < CLOSE and not bool(together[4].weight[~masks["4.weight"]].any())
+
+
+@law
+def shards_are_measured_and_evaluated(rank: int, folder: Path) -> None:
+    model, data = network(), pictures(200, 33)
+    graph = nervure.trace(model, data[0][0])
+    want = {"activations", "gradients", "effects", "readings", "connections", "outputs"}
+    require_close(*(evidence(nervure.measure(m, graph, share(data), want=want)) for m in (model, sharded(network()))))
+    # One process is done with its share a batch before the other.
+    assert nervure.measure(sharded(network()), graph, share(data), samples=33).samples in (32, 33)
+    assert nervure.evaluate(sharded(network()), share(data)) == nervure.evaluate(model, share(data))
+
+
+@law
+def a_cut_model_is_sharded_trained_and_saved_whole(rank: int, folder: Path) -> None:
+    pruned = halved()
+    sharded(pruned.model)
+    nervure.train(pruned.model, share(pictures(200)), lr=0.05, progress=False)
+    nervure.save(folder / "cut.safetensors", pruned)
+    nervure.export.save_state(folder / "state.safetensors", pruned.model)
+    together = nervure.distributed.put_together(pruned.model, halved().model)
+    with reduce_over(None):
+        again = nervure.load(folder / "cut.safetensors", network())
+        assert gap(again.model, together) == 0 and gap(together, halved().model) > 0
+        assert gap(nervure.export.load_state(folder / "state.safetensors", halved().model), together) == 0
+    if rank == 0:
+        nervure.export.save_state(folder / "together.safetensors", together)
+
+
+@law
+def shards_are_put_together_cut_and_sharded_again(rank: int, folder: Path) -> None:
+    parts, graph, plan = sharded(network()), halved().graph, halved().plan
+    whole = nervure.distributed.put_together(parts, network(1))
+    smaller = sharded(nervure.apply(whole, graph, plan))
+    x = pictures()[0][0][:3]
+    torch.testing.assert_close(smaller(x), halved().model(x))
+
+
+@law
+def a_plan_made_on_shapes_is_applied_before_weights_come(rank: int, folder: Path) -> None:
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+
+    pruned, empty = halved(), network().to("meta")
+    assert nervure.trace(empty, pictures()[0][0][:2].to("meta")).fingerprint == pruned.graph.fingerprint
+    smaller = sharded(nervure.apply(empty, pruned.graph, pruned.plan)).to_empty(device="cpu")
+    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+    set_model_state_dict(smaller, pruned.model.state_dict() if rank == 0 else {}, options=options)
+    x = pictures()[0][0][:3]
+    torch.testing.assert_close(smaller(x), pruned.model(x))
+
+
+@law
+def what_shards_cannot_do_is_refused_with_the_way_out(rank: int, folder: Path) -> None:
+    parts, data, pruned = sharded(network()), pictures(100), halved()
+    out = r"before fully_shard; or put the weights together first"
+    with pytest.raises(TraceError, match="is sharded.*Prune the whole model first"):
+        nervure.prune(parts, data[0][0], Magnitude(keep=0.5), progress=False)
+    with pytest.raises(PlanError, match=f"apply needs whole weights.*{out}"):
+        nervure.apply(parts, pruned.graph, pruned.plan)
+    with pytest.raises(ArgumentError, match=f"refit needs whole weights.*{out}"):
+        nervure.refit(parts, share(data), reference=network(), progress=False)
+    with pytest.raises(ArgumentError, match=f"timing 'parts' in one process needs whole weights.*{out}"):
+        nervure.latency({"parts": parts}, data[0][0])
+    with pytest.raises(ArgumentError, match=r"RigL.* rewires whole weights.*DistributedDataParallel"):
+        nervure.train(parts, share(data), hooks=[RigL(density=0.3, events=1)], progress=False)
+    with pytest.raises(ArgumentError, match=r"run' takes whole tensors.*torch.distributed.checkpoint"):
+        nervure.train(parts, share(data), checkpoint=folder / "run", progress=False)
+    with pytest.raises(ArgumentError, match=r"'0.weight' has shape .* in the sharded model.*Give one like it"):
+        nervure.distributed.put_together(parts, pruned.model)
+    with pytest.raises(ArgumentError, match="model is sharded, too"):
+        nervure.distributed.put_together(parts, parts)
+
+
 SCRIPT = """
 from tests.training.test_distributed import run_laws
 from pathlib import Path
@@ -274,15 +400,27 @@ def run_laws(rank: int, folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[dict[str, str]]]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("processes")
+
+
+@pytest.fixture(scope="module")
+def told(folder: Path) -> list[dict[str, str]]:
+    """For each process what became of each law."""
     if not torch.distributed.is_available():
         pytest.skip("this torch cannot train in several processes")
-    folder = tmp_path_factory.mktemp("processes")
     run_in_two(SCRIPT, folder)
-    yield [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
 
 @pytest.mark.parametrize("name", LAWS)
 def test_in_two_processes(told: list[dict[str, str]], name: str) -> None:
     for rank, found in enumerate(told):
         assert not found[name], f"process {rank}: {found[name]}"
+
+
+def test_what_shards_wrote_is_read_whole_in_one_process(told: list[dict[str, str]], folder: Path) -> None:
+    place = folder / "a_cut_model_is_sharded_trained_and_saved_whole"
+    loaded = nervure.load(place / "cut.safetensors", network()).model
+    expected = nervure.export.load_state(place / "together.safetensors", halved().model)
+    assert gap(loaded, expected) == 0 and gap(loaded, halved().model) > 0

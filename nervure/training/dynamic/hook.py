@@ -94,9 +94,15 @@ class RewiringHook:
 
         Raises:
             ArgumentError: the events do not fit into the training, masks that were given hold more or fewer weights
-                than the method begins with, or it judges by validation data and there are none.
+                than the method begins with, it judges by validation data and there are none, or the model is sharded
+                over processes.
             BudgetError: there is nothing to rewire, or the density is too low.
         """
+        if any(map(collectives.is_sharded, setting.model.parameters())):
+            raise ArgumentError(
+                f"{self.method!r} rewires whole weights, and this model is sharded over processes. Train it in "
+                "DistributedDataParallel, or with masks that stay: train(masks=...)."
+            )
         self._began, self._done, self._stopped = True, 0, False
         self._next_step: int | None = None
         self._table = self.method.timetable(setting.steps, setting.per_epoch)
