@@ -4,7 +4,7 @@ Outside a process group of torch.distributed nothing here does anything: what go
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from itertools import islice
@@ -99,8 +99,9 @@ def gather_texts(text: str) -> list[str]:
     """The texts of all processes, by rank."""
     if not several():
         return [text]
-    parts = _gather(torch.frombuffer(bytearray(text.encode() or b" "), dtype=torch.uint8).clone())
-    return [bytes(part.tolist()).decode().strip() for part in parts]
+    # An empty buffer is refused, so a space stands before each.
+    letters = torch.frombuffer(bytearray(f" {text}".encode()), dtype=torch.uint8).clone()
+    return [part.cpu().numpy().tobytes().decode()[1:] for part in _gather(letters.to(_place()))]
 
 
 def first_text(text: str) -> str:
@@ -140,16 +141,16 @@ def done_by_first(make: Callable[[], T], write: Callable[[T], Any], read: Callab
     return read(told["found"])
 
 
-def send_first(tensors: Sequence[Tensor]) -> None:
-    """Give all processes the tensors of the first one, in place."""
+def send_first(tensors: Iterable[Tensor], source: int = 0) -> None:
+    """Give all processes the tensors of the first one, or of another, in place."""
     if not several():
         return
-    source = 0 if group() is None else torch.distributed.get_global_rank(group(), 0)
+    place = source if group() is None else torch.distributed.get_global_rank(group(), source)
     with torch.no_grad():
         for tensor in tensors:
             sent = _movable(tensor)
-            torch.distributed.broadcast(sent, src=source, group=group())
-            if sent is not tensor:
+            torch.distributed.broadcast(sent, src=place, group=group())
+            if sent.data_ptr() != tensor.data_ptr():
                 tensor.copy_(sent)
 
 
@@ -200,7 +201,7 @@ def merge_rows(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     found = {}
     for name in _layouts(tensors, every=True):
         tensor = tensors[name]
-        parts = _gather(_movable(tensor.contiguous()))
+        parts = _gather(_movable(tensor))
         turns = torch.cat([torch.arange(len(part)) * len(parts) + number for number, part in enumerate(parts)])
         rows = torch.cat(parts)[turns.argsort().to(parts[0].device)]
         found[name] = rows.to(tensor.device, tensor.dtype)
@@ -251,10 +252,11 @@ def _gather(tensor: Tensor) -> list[Tensor]:
 
 
 def _movable(tensor: Tensor) -> Tensor:
-    """The tensor where, and in a type in which, the processes can send it; itself where that is so already."""
+    """The tensor where, and in a form in which, the processes can send it; its own memory where that is so already."""
     # Not every backend sends booleans.
     sent = tensor.detach().to(torch.uint8) if tensor.dtype == torch.bool else tensor.detach()
-    return sent.to(_place()) if _place().type == "cuda" or sent.device.type != "cuda" else sent
+    is_there = sent.device.type == "cuda" or _place().type == sent.device.type
+    return (sent if is_there else sent.to(_place())).contiguous()
 
 
 def _place() -> torch.device:

@@ -347,16 +347,11 @@ def same_everywhere(masks: Masks, *, source: Count = 0) -> dict[str, Tensor]:
     before :func:`hold`: gradients are averaged over processes, masks are not.
 
     Args:
-        masks: parameter name -> bool tensor, on a device that the process group can send from.
+        masks: parameter name -> bool tensor.
         source: the process whose masks count.
     """
     copies = {name: mask.clone() for name, mask in masks.items()}
-    if collectives.several():
-        for name in sorted(copies):
-            # As bytes: not every backend sends booleans.
-            sent = copies[name].to(torch.uint8)
-            torch.distributed.broadcast(sent, src=source, group=collectives.group())
-            copies[name] = sent.bool()
+    collectives.send_first((copies[name] for name in sorted(copies)), source)
     return copies
 
 
