@@ -16,8 +16,9 @@ from nervure.core.collectives import group_used, is_sharded, whole
 from nervure.errors import ArgumentError
 from nervure.stats.shares import Share, share
 from nervure.training.masks import same_everywhere
+from nervure.training.together import send_model
 
-__all__ = ["Share", "put_together", "reduce_over", "same_everywhere", "share"]
+__all__ = ["Share", "put_together", "reduce_over", "same_everywhere", "send_model", "share"]
 
 
 def reduce_over(group: Any) -> AbstractContextManager[None]:

@@ -11,7 +11,7 @@ from nervure.budget.kinds import read_budget
 from nervure.budget.weights import left_dense
 from nervure.core.annotations import Batches
 from nervure.core.check import checked
-from nervure.core.collectives import done_by_first
+from nervure.core.collectives import done_by_first, require_same_weights
 from nervure.core.inputs import Inputs
 from nervure.core.markup import printable
 from nervure.core.renamed import old_method
@@ -418,6 +418,7 @@ def require_method(method: Any, data: Batches | None) -> None:
 
 
 def _make_plan(model: nn.Module, method: Method, view: View, before: Cost) -> Pruned:
+    require_same_weights(model.parameters())
     with restore_after(model, view.example):
         plan = done_by_first(lambda: method.plan(view), Plan.to_json, Plan.from_json)
     smaller = apply(model, view.graph, plan)

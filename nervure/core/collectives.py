@@ -3,6 +3,7 @@
 Outside a process group of torch.distributed nothing here does anything: what goes in comes out.
 """
 
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from torch import Tensor
 from nervure.errors import ArgumentError, DataError, NervureError
 
 T = TypeVar("T")
+FEW = 8
 _GROUP: ContextVar[Any] = ContextVar("process group", default="all")
 
 
@@ -83,6 +85,26 @@ def require_portion(number: int, name: str) -> int:
     if number < count():
         raise ArgumentError(f"{name}={number} is less than the {count()} processes that share it. Give more.")
     return portion(number)
+
+
+def require_same_weights(tensors: Iterable[Tensor]) -> None:
+    """Raise ArgumentError, in all processes, where their models begin with other numbers; shards are not looked at.
+
+    A few numbers of each tensor tell models apart that were made at random.
+    """
+    if not several():
+        return
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(str(tuple(tensor.shape)).encode())
+        if not (is_sharded(tensor) or tensor.is_meta):
+            digest.update(repr(tensor.detach().reshape(-1)[:FEW].double().tolist()).encode())
+    require_same_text(
+        f"weights {digest.hexdigest()[:8]}",
+        "Give all the same model: nervure.distributed.send_model(model) sends that of process 0, and "
+        "torch.manual_seed before it is built makes all alike. A process that works alone calls this within "
+        "nervure.distributed.reduce_over(None).",
+    )
 
 
 def in_step(items: Iterable[T]) -> Iterator[T]:

@@ -7,6 +7,7 @@ from torch import nn
 
 from nervure.core.annotations import Device, FilePath
 from nervure.core.check import checked
+from nervure.core.collectives import require_same_weights
 from nervure.core.progress import length, track
 from nervure.core.schema import Length, Seed
 from nervure.errors import ArgumentError
@@ -128,6 +129,8 @@ def evaluate(  # noqa: PLR0913 - one keyword per choice
         ArgumentError: if ``bins`` is below 1, a corruption or severity is unknown, or ``bins`` or ``cache`` is given
             beside a task.
     """
+    if shift is None:
+        require_same_weights(model.parameters())
     if (given := as_task(task)) is not None:
         _require_no_classifier(bins, cache)
         if shift is None:

@@ -19,6 +19,7 @@ from nervure.core.collectives import (
     merge_rows,
     merge_words,
     require_portion,
+    require_same_weights,
 )
 from nervure.core.progress import length, track
 from nervure.core.schema import Count, Seed, Size
@@ -113,6 +114,7 @@ def measure(
             finite; or the connections of so many samples do not fit into memory.
     """
     model, wanted = unwrap(model), _parse_want(want)
+    require_same_weights(model.parameters())
     samples = require_portion(samples, "samples")
     per_class = require_portion(per_class, "per_class") if per_class else 0
     chosen = _parse_signals(wanted)

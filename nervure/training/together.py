@@ -10,8 +10,10 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data.distributed import DistributedSampler
 
 from nervure.core import collectives
+from nervure.core.check import checked
 from nervure.core.collectives import is_sharded
 from nervure.errors import ArgumentError
+from nervure.graph.models import is_weightless
 from nervure.stats.shares import Share
 
 
@@ -22,8 +24,19 @@ def averages_itself(model: nn.Module) -> bool:
     )
 
 
+@checked
 def send_model(model: nn.Module) -> None:
-    """Give all processes the weights and buffers of the first one."""
+    """Give all processes of a group the weights and buffers of the first one, in place; all of them call it.
+
+    Args:
+        model: of the same names and sizes in all processes.
+
+    Raises:
+        ArgumentError: it is sharded over processes, or on the meta device.
+    """
+    collectives.require_unsharded(model.parameters(), "send_model")
+    if is_weightless(model):
+        raise ArgumentError("the model has tensors without numbers; give it memory before: model.to_empty(device=...).")
     collectives.send_first([*model.parameters(), *model.buffers()])
 
 

@@ -245,6 +245,17 @@ def what_cannot_be_shared_is_refused_everywhere(rank: int, folder: Path) -> None
     masks = {"4.weight": torch.rand(16, 128, generator=torch.Generator().manual_seed(rank)) > 0.5}
     with pytest.raises(ArgumentError, match="process 1 has masks .*same_everywhere"):
         nervure.train(model, data, epochs=1, masks=masks, progress=False)
+    other = network(seed=rank)
+    for ask in (
+        lambda: nervure.evaluate(other, share(data)),
+        lambda: nervure.measure(other, nervure.trace(other, data[0][0]), share(data)),
+        lambda: nervure.prune(other, data[0][0], Magnitude(keep=0.5), progress=False),
+        lambda: nervure.refit(other, share(data), reference=network(1), progress=False),
+    ):
+        with pytest.raises(ArgumentError, match=r"process 1 has weights .*send_model"):
+            ask()
+    nervure.distributed.send_model(other)
+    assert gap(other, network()) == 0
     with pytest.raises(ArgumentError, match="samples=1 is less than the 2 processes"):
         nervure.measure(model, nervure.trace(model, data[0][0]), data, samples=1)
     with pytest.raises(ArgumentError, match=r"steps=5 trains branches in one process.*steps=0"):
