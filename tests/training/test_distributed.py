@@ -16,7 +16,7 @@ from nervure.core.collectives import done_by_first
 from nervure.distributed import reduce_over, share
 from nervure.errors import ArgumentError, DataError, NervureError, PlanError, TraceError
 from nervure.export import load_state, save_state
-from nervure.methods import SNIP, Magnitude, RigL, Taylor
+from nervure.methods import SNIP, Magnitude, RigL, Synthesis, Taylor
 from nervure.refit import Refit
 from nervure.stats import Stats
 from nervure.zoo import load
@@ -140,14 +140,18 @@ def tokens_count_and_not_samples(rank: int, folder: Path) -> None:
 
 @law
 def rewiring_is_that_of_one_process(rank: int, folder: Path) -> None:
-    data, one, two = loader(), network(), network(seed=rank)
+    data = loader()
     options: dict[str, Any] = {"epochs": 2, "lr": 0.05, "progress": False}
-    with reduce_over(None):
-        alone = nervure.train(one, data, hooks=[RigL(density=0.3, events=4)], **options)
-    history = nervure.train(two, share(data), hooks=[RigL(density=0.3, events=4)], **options)
-    assert sum(event.grown for event in history.events) > 0
-    assert all(torch.equal(mask, history.masks[name]) for name, mask in alone.masks.items())
-    assert gap(one, two) < CLOSE and same_everywhere(*two.parameters())
+    # One decides by gradients, which the training has averaged; the other by what flows, which the hook averages.
+    flowing = Synthesis(density=0.5, start=0.3, events=4, strength="activation", drop="activation", pool=1.0)
+    for method in (RigL(density=0.3, events=4), flowing):
+        one, two = network(), network(seed=rank)
+        with reduce_over(None):
+            alone = nervure.train(one, data, hooks=[method], **options)
+        history = nervure.train(two, share(data), hooks=[method], **options)
+        assert sum(event.grown for event in history.events) > 0
+        assert all(torch.equal(mask, history.masks[name]) for name, mask in alone.masks.items())
+        assert gap(one, two) < CLOSE and same_everywhere(*two.parameters())
 
 
 @law

@@ -280,7 +280,9 @@ class RewiringHook:
         heard = {}
         if "activations" in self.method.hears:
             run = partial(step.task.forward, step.model, step.batch)
-            heard = _average(activations(step.model, run, self._sheets))
+            samples = step.task.samples(step.batch)
+            share = samples / collectives.add_up_numbers(samples)[0]
+            heard = collectives.add_up({n: h * share for n, h in activations(step.model, run, self._sheets).items()})
         sites = [self._site(parameters[name], name, heard.get(name)) for name in self._sheets]
         strengths = {site.name.removeprefix(self._prefix): site.strength().sum(1) for site in sites}
         return UpdateContext(
