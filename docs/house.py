@@ -38,6 +38,7 @@ FLOORS: Mapping[str, int] = {
     "methods": 5,
     "sparse": 5,
     "integrations": 5,
+    "distributed": 5,
     "prune": 6,
     "streaming": 6,
     "smallest": 6,

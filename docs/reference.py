@@ -67,6 +67,7 @@ PAGES: dict[str, Page] = {
     "train": Page(
         "train and hold", "train hold training.masks_of training.same_everywhere training.Held training.History"
     ),
+    "distributed": Page("distributed", modules="distributed", see=(("distributed", "several processes, one model"),)),
     "run": Page("run", "run Recipe", see=(("cli", "command line"),)),
     "sweep": Page("sweep and compare", "sweep Sweep compare Study", see=(("sweep", "trials"),)),
     "connectivity": Page("connectivity", "connectivity Connectivity evaluation.LayerPaths evaluation.live_weights"),

@@ -11,6 +11,7 @@ from nervure.budget.kinds import read_budget
 from nervure.budget.weights import left_dense
 from nervure.core.annotations import Batches
 from nervure.core.check import checked
+from nervure.core.collectives import done_by_first, require_same_weights
 from nervure.core.inputs import Inputs
 from nervure.core.markup import printable
 from nervure.core.renamed import old_method
@@ -417,7 +418,8 @@ def require_method(method: Any, data: Batches | None) -> None:
 
 
 def _make_plan(model: nn.Module, method: Method, view: View, before: Cost) -> Pruned:
+    require_same_weights(model.parameters())
     with restore_after(model, view.example):
-        plan = method.plan(view)
+        plan = done_by_first(lambda: method.plan(view), Plan.to_json, Plan.from_json)
     smaller = apply(model, view.graph, plan)
     return Pruned(smaller, plan, view.graph, before, before, repr(method), masks_after(view.graph, plan))

@@ -14,6 +14,7 @@ from torch import nn
 
 from nervure.core.annotations import Batches, FilePath
 from nervure.core.check import checked
+from nervure.core.collectives import several
 from nervure.core.files import read_document, write_json
 from nervure.core.markup import listing
 from nervure.core.progress import progress as moving_bar
@@ -176,10 +177,16 @@ def smallest(  # noqa: PLR0913 - one choice per argument, all by keyword
     Raises:
         BudgetError: nothing smaller than the dense network is within the tolerance, or there is nothing to prune.
         ArgumentError: the method has no amount, says it in another way, or changes its masks in training; the metric is
-            unknown, or relative to a dense network at 0; the tolerance of a share is not below 1.
+            unknown, or relative to a dense network at 0; the tolerance of a share is not below 1; or several processes
+            work together.
         DataError: there are no labels and no ``judge`` that does without, or too few samples.
         VerificationError: as of :func:`nervure.prune`.
     """
+    if several():
+        raise ArgumentError(
+            "smallest looks for an amount in one process. Call it in one, within "
+            "nervure.distributed.reduce_over(None), and give prune in all of them the amount that it found."
+        )
     method = require_amount(Magnitude(budget="macs") if method is None else method, data)
     if refit is None:
         refit = isinstance(method, CountsOnRefit) and method.refits

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from nervure.core.check import checked, require_choice
+from nervure.core.collectives import group_used
 from nervure.core.progress import track
 from nervure.core.schema import Count, Seed, Size, convert
 from nervure.errors import ArgumentError
@@ -164,7 +165,8 @@ def _first(data: Data, samples: int) -> list[Batch]:
 
 
 def _connectivity(model: nn.Module, graph: Graph, data: list[Batch], estimator: Dependence) -> dict[str, Tensor]:
-    stats = measure(model, graph, data, want={"connections", "labels"}, samples=sum(len(y) for _, y in data))
+    with group_used(None):
+        stats = measure(model, graph, data, want={"connections", "labels"}, samples=sum(len(y) for _, y in data))
     weights = {name: tensor.detach() for name, tensor in named_tensors(model).items()}
     listed = layers(graph, weights, stats.connections)
     found = of_layers(listed, stats, estimator=estimator)

@@ -17,9 +17,10 @@ import torch
 from torch import nn
 
 from nervure.core.check import checked
+from nervure.core.collectives import done_by_first, require_unsharded
 from nervure.core.inputs import Inputs
 from nervure.core.markup import listing
-from nervure.core.schema import Length, Rounds, Seconds, Threads, Warmup
+from nervure.core.schema import Length, Rounds, Seconds, Threads, Warmup, convert
 from nervure.engines import ENGINES, EngineName, Program, Runner, prepare, require_engine
 from nervure.engines.engine import FLOAT32, threads_of_torch
 from nervure.errors import ArgumentError
@@ -103,6 +104,11 @@ class Latency:
         """Plain data: the engines and the rows."""
         return {"engines": list(self.engines), "rows": [asdict(row) for row in self.rows]}
 
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "Latency":
+        """Inverse of :meth:`to_json`; raises :class:`FileError` on anything else."""
+        return cls(tuple(convert(row, Timing, "this row of a table of timings") for row in data["rows"]))
+
     def __str__(self) -> str:
         width = max((len(engine) for engine in self.engines), default=0)
         lines = [f"{'model':<20} {'engine':<{width}} batch threads   median ms  quartiles ms         time / first"]
@@ -137,6 +143,8 @@ def latency(
     thread count come back. What an engine does once (export, compile, optimise) is done before, and not timed. Engines
     are measured one after the other: threads of one that still wait for work would take the processor from the next.
 
+    In a process group the first process measures while the others wait, and all get what it found.
+
     Args:
         models: by name; the first is the one the others are compared with.
         example: see :class:`nervure.Inputs`. Samples are repeated or left out to make each batch size.
@@ -155,18 +163,24 @@ def latency(
         MissingExtraError: if the library of an engine is not installed.
         EngineError: if an engine cannot take a model.
     """
+    for name, model in models.items():
+        require_unsharded(model.parameters(), f"timing {name!r} in one process")
     engines, inputs = (engine,) if isinstance(engine, str) else tuple(engine), Inputs.of(example)
     if not engines:
         raise ArgumentError("engine is empty; name at least one.")
     _require_measurable(models, batch_sizes, threads, rounds, seconds, warmup)
     for name in engines:
         require_engine(name, precision)
-    rows: list[Timing] = []
-    for name in engines:
-        built = {key: Built(name, model, inputs, precision) for key, model in models.items()}
-        for batch, count in itertools.product(batch_sizes, threads):
-            rows.extend(in_turn(built, batch, count, rounds=rounds, seconds=seconds, warmup=warmup))
-    return Latency(tuple(rows))
+
+    def measured() -> Latency:
+        rows: list[Timing] = []
+        for name in engines:
+            built = {key: Built(name, model, inputs, precision) for key, model in models.items()}
+            for batch, count in itertools.product(batch_sizes, threads):
+                rows.extend(in_turn(built, batch, count, rounds=rounds, seconds=seconds, warmup=warmup))
+        return Latency(tuple(rows))
+
+    return done_by_first(measured, Latency.to_json, Latency.from_json)
 
 
 class Built:

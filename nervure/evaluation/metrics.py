@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from nervure.core.check import checked, show_value
+from nervure.core.collectives import merge_rows
 from nervure.core.schema import Count, Length, Positive, Size, convert
 from nervure.errors import ArgumentError, DataError
 from nervure.evaluation.labelled import require_classes, require_finite_outputs, require_labels
@@ -107,9 +108,16 @@ class MetricTally:
 
     def metrics(self, bins: int = 15) -> Metrics:
         """Everything at once; ``bins`` of the calibration error."""
+        return _summary(self._whole(), self._classes, bins)
+
+    def metrics_of_all(self, bins: int = 15) -> Metrics:
+        """As :meth:`metrics`, of what all processes of a group have noted; all of them call it."""
+        columns = {str(place): column for place, column in enumerate(_columns(self._whole()))}
+        return _summary(Observed(*merge_rows(columns).values()), self._classes, bins)
+
+    def _whole(self) -> Observed:
         columns = zip(*map(_columns, self._observed), strict=True)
-        whole = (torch.cat([part.cpu() for part in column]) for column in columns)
-        return _summary(Observed(*whole), self._classes, bins)
+        return Observed(*(torch.cat([part.cpu() for part in column]) for column in columns))
 
 
 @checked

@@ -7,6 +7,7 @@ from torch import nn
 
 from nervure.core.annotations import Device, FilePath
 from nervure.core.check import checked
+from nervure.core.collectives import require_same_weights
 from nervure.core.progress import length, track
 from nervure.core.schema import Length, Seed
 from nervure.errors import ArgumentError
@@ -102,6 +103,9 @@ def evaluate(  # noqa: PLR0913 - one keyword per choice
 
     The model comes back as it was: every module in the mode it was in, on the device it was on.
 
+    In a process group all processes call it, each with its share of the data (:mod:`nervure.distributed`), and all get
+    what holds for all of the data; with ``shift`` each is alone.
+
     Args:
         model: without ``task`` it returns logits [samples, classes] or [samples, classes, ...], alone or as described
             in ``logits_of``.
@@ -125,6 +129,8 @@ def evaluate(  # noqa: PLR0913 - one keyword per choice
         ArgumentError: if ``bins`` is below 1, a corruption or severity is unknown, or ``bins`` or ``cache`` is given
             beside a task.
     """
+    if shift is None:
+        require_same_weights(model.parameters())
     if (given := as_task(task)) is not None:
         _require_no_classifier(bins, cache)
         if shift is None:
@@ -149,7 +155,7 @@ def evaluate(  # noqa: PLR0913 - one keyword per choice
         tally = MetricTally()
         for number, (inputs, labels) in enumerate(track(pairs(data), "evaluating", length(data), enabled=progress)):
             tally.add(call(model, to_device(inputs, place)), labels, f"batch {number}")
-        return tally.metrics(bins)
+        return tally.metrics_of_all(bins)
 
 
 def _require_no_classifier(bins: int, cache: FilePath | None) -> None:

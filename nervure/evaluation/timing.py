@@ -10,7 +10,7 @@ import os
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, final
 
@@ -21,6 +21,7 @@ from torch import nn
 from nervure.budget.latency_table import LatencyTable, Sample, fit_table
 from nervure.core.annotations import FilePath
 from nervure.core.check import checked, require_positive
+from nervure.core.collectives import done_by_first
 from nervure.core.files import read_json, require_folder, write_json
 from nervure.core.inputs import Inputs
 from nervure.core.progress import progress as progressing
@@ -122,6 +123,9 @@ class Stopwatch:
 
     def table(self, *, samples: int = SAMPLES, progress: bool = True) -> LatencyTable:
         """The table, from its file or measured now; see :func:`latency_table`."""
+        return done_by_first(partial(self._table, samples, progress), LatencyTable.to_json, LatencyTable.from_json)
+
+    def _table(self, samples: int, progress: bool) -> LatencyTable:
         found = self._read_table()
         if found.rates and len(found.samples) >= samples:
             return found
@@ -142,6 +146,9 @@ class Stopwatch:
 
     def ratios(self, plans: Sequence[Plan]) -> list[float]:
         """The same for several plans, timed in turn."""
+        return done_by_first(partial(self._ratios, plans), list, list)
+
+    def _ratios(self, plans: Sequence[Plan]) -> list[float]:
         table = self._read_table()
         unknown = [plan for plan in plans if plan and table.measured_share(plan) is None]
         for first in range(0, len(unknown), TOGETHER):

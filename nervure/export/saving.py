@@ -5,8 +5,9 @@ made for, replays the plan and puts the saved tensors in. Whatever takes memory 
 """
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, final
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from nervure.core import container
 from nervure.core.annotations import FilePath
 from nervure.core.check import checked
+from nervure.core.collectives import done_by_first, is_sharded
 from nervure.core.container import Kind, read_container, write_container
 from nervure.core.files import require_file, require_writable
 from nervure.errors import FileError, NervureWarning
@@ -45,6 +47,9 @@ def save(path: FilePath, pruned: Pruned, *, meta: Mapping[str, Any] | None = Non
 
     A folder into which ``pruned.model.save_pretrained(folder)`` or a ``Trainer`` wrote before gets the plan as one file
     beside config and weights; see :func:`load`.
+
+    Of a model that is sharded over processes (``fully_shard``) the whole tensors are written, by the first process; all
+    processes call this.
 
     Args:
         path: where to; its folder must exist. Or the folder of a saved model.
@@ -79,7 +84,17 @@ def _save_file(path: Path, pruned: Pruned, meta: Mapping[str, Any]) -> Path:
         transient=tuple(sorted(transient)),
         meta=dict(meta),
     )
-    return write_container(target, tensors, header_of(pruned, stored, shapes_of(state)), PRUNED)
+    header = header_of(pruned, stored, shapes_of(state))
+    _write_once(state, partial(write_container, target, tensors, header, PRUNED))
+    return target
+
+
+def _write_once(state: Mapping[str, Tensor], write: Callable[[], object]) -> None:
+    """Write what every process has; of a sharded model only the first one does, and the others wait for it."""
+    if any(map(is_sharded, state.values())):
+        done_by_first(write, lambda _: None, lambda _: None)
+    else:
+        write()
 
 
 @checked
@@ -117,6 +132,8 @@ def save_state(
 ) -> Path:
     """Write the state of an ordinary ``model`` to one checksummed safetensors file, atomically.
 
+    Of a sharded model (``fully_shard``) the whole tensors are written, as of :func:`save`.
+
     Args:
         path: where to; its folder must exist.
         model: the model.
@@ -133,9 +150,8 @@ def save_state(
     require_masks(masks or {}, state)
     whole, aliases = without_repeats(state)
     tensors, packings = pack(whole, masks or {})
-    write_container(
-        target, tensors, _State(versions=versions(), aliases=aliases, packed=packings, meta=dict(meta or {})), STATE
-    )
+    header = _State(versions=versions(), aliases=aliases, packed=packings, meta=dict(meta or {}))
+    _write_once(state, partial(write_container, target, tensors, header, STATE))
     return target
 
 

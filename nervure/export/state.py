@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from nervure.core.collectives import whole
 from nervure.core.container import DamageError, Kind, reading
 from nervure.core.version import __version__
 from nervure.errors import ArgumentError, FileError
@@ -72,7 +73,7 @@ def without_repeats(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dic
         elif tensor.is_meta:
             raise ArgumentError(f"{name} has a shape only (it is on the meta device): give the model weights first.")
         else:
-            tensors[name] = tensor.detach().cpu()
+            tensors[name] = whole(tensor.detach()).cpu()
     return tensors, aliases
 
 

@@ -7,6 +7,7 @@ from typing import Any, Protocol, TypeVar, final, runtime_checkable
 
 from torch import Tensor, nn
 
+from nervure.core import collectives
 from nervure.errors import DataError, ScoreError
 from nervure.graph.models import is_weightless
 from nervure.graph.types import Graph
@@ -166,6 +167,8 @@ class Method(Protocol):
 def gather_evidence(method: Method, view: View, *, folder: Folder = None, progress: bool = False) -> View:
     """The view with all that a method wants, so that its plan asks the network nothing.
 
+    In a process group signals are those of all processes; inquiries are the first one's, on its share of the data.
+
     Args:
         method: what wants it.
         view: with a model, and data where the method measures on data.
@@ -176,9 +179,13 @@ def gather_evidence(method: Method, view: View, *, folder: Folder = None, progre
         DataError: there are no model or no data, or they are of no use.
     """
     view = replace(view, shows_progress=progress).listen(method.wants)
+    if collectives.rank():
+        # What is decided by more than signals is decided by the first process.
+        return view
     kept = method.cache if isinstance(method, Cached) and method.cache is not None else folder
-    for inquiry in inquiries_of(method):
-        view = view.with_answer(inquiry, view.ask(inquiry, kept))
+    with collectives.group_used(None):
+        for inquiry in inquiries_of(method):
+            view = view.with_answer(inquiry, view.ask(inquiry, kept))
     return view
 
 

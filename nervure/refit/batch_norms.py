@@ -4,6 +4,7 @@ A norm of the dense network knows the mean and the variance of many more samples
 the difference is taken: where nothing has changed, nothing changes.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeAlias, final
 
@@ -68,6 +69,8 @@ class NormTensors:
 class Entered:
     """Mean and variance of each channel of what enters a norm, over samples and positions."""
 
+    TERMS = ("count", "sum", "square")
+
     def __init__(self) -> None:
         self.count = 0
         self._sum = self._square = torch.zeros((), dtype=torch.float64)
@@ -78,6 +81,17 @@ class Entered:
         self.count += values.shape[1]
         self._sum = self._sum.to(values) + values.sum(1)
         self._square = self._square.to(values) + values.square().sum(1)
+
+    def terms(self) -> dict[str, Tensor]:
+        """The sums."""
+        return {"count": torch.tensor(self.count), "sum": self._sum, "square": self._square}
+
+    @staticmethod
+    def of(terms: Mapping[str, Tensor]) -> "Entered":
+        """Mean and variance from what :meth:`terms` gave."""
+        found = Entered()
+        found.count, found._sum, found._square = int(terms["count"]), terms["sum"], terms["square"]
+        return found
 
     @property
     def mean(self) -> Tensor:

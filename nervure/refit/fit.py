@@ -12,8 +12,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from nervure.core import collectives
 from nervure.core.annotations import Batches, FilePath
 from nervure.core.check import checked
+from nervure.core.collectives import require_unsharded
 from nervure.core.progress import track
 from nervure.errors import ArgumentError, DataError, NervureWarning
 from nervure.graph.copies import copy_model
@@ -59,6 +61,9 @@ def refit(
 ) -> Refitted[M]:
     """Fit what is left of a network to say what the dense one says, layer by layer, without labels and training.
 
+    In a process group all processes call it, each with its share of the data (:mod:`nervure.distributed`), and all get
+    what fits all of the data.
+
     Masked connections stay exactly zero. Biases are changed where there are any; none are added. What is frozen, tied
     to a table of embeddings, or not in the dense network stays as it is; ``Refitted.layers`` says why.
 
@@ -78,11 +83,19 @@ def refit(
         progress: show progress of what takes longer than two seconds.
 
     Raises:
-        ArgumentError: ``reference`` is not the network that it was pruned from, or nothing in it can be fitted.
+        ArgumentError: ``reference`` is not the network that it was pruned from, or nothing in it can be fitted; or
+            several processes ask for ``how.steps``.
         PlanError: ``reference`` has other layers than the network that it was pruned from.
         DataError: the data are empty, all the same, or not finite, or a layer makes them so.
     """
     how = Refit() if how is None else how
+    require_unsharded(take_apart(pruned, masks)[0].parameters(), "refit")
+    collectives.require_same_weights([*take_apart(pruned, masks)[0].parameters(), *reference.parameters()])
+    if how.steps and collectives.several():
+        raise ArgumentError(
+            f"steps={how.steps} trains branches in one process, and {collectives.count()} work together. Refit with "
+            "steps=0, and train after it."
+        )
     if how.steps and isinstance(data, Iterator):
         raise DataError(
             f"steps={how.steps} draws the data twice, and a {type(data).__name__} gives its batches once. "
@@ -118,6 +131,8 @@ def refit(
         again = _Refitter(result, twin, came, found, parts, how, trained).run(progress) if trained else layers
         layers = tuple(map(_followed_by, layers, again))
     counts = count_samples(parts)
+    # Solvers may round in other ways on other machines.
+    collectives.send_first([*result.parameters(), *result.buffers()])
     return Refitted(_put_together(pruned, result, layers, counts), layers, counts, refitter.shift, branches)
 
 
@@ -240,7 +255,7 @@ class _Refitter:
         streams = {place: self._next(c) for place, c in enumerate(found) if self._is_stream(c)}
         between = {place: offset for place, c in enumerate(found) if (offset := self._between(c)) is not None}
         between = {place: offset for place, offset in between.items() if place not in streams}
-        samples = sum(part.batch.size for part in self._parts)
+        (samples,) = map(int, collectives.add_up_numbers(sum(part.batch.size for part in self._parts)))
         gathered = gather(
             self._done, moments, self._parts, found, norms, self._came, between, streams,
             positions=self._how.positions or places_per_sample(samples), seed=self._how.seed,

@@ -7,12 +7,15 @@ from typing import Any, NamedTuple, TypeAlias, final
 import torch
 from torch import Tensor
 
+from nervure.core.collectives import merge_words, several
+from nervure.graph.models import device_of
 from nervure.graph.ops.table import family
 from nervure.graph.products import Operand
 from nervure.graph.tape import Entry, WriteBack
 from nervure.refit.activations import Enough, Watcher, watchable
 from nervure.refit.batch_norms import Entered
 from nervure.refit.consumers import Consumer
+from nervure.refit.merging import merge_entered, merge_moments
 from nervure.refit.moments import InputSums, Moments
 from nervure.refit.operators import choose_positions, entering, leaving
 from nervure.refit.origins import Origin
@@ -98,7 +101,23 @@ def gather(
             _add(found, part, wanted, dense, mine, between)
             if not part.held and not part.view:
                 _add_norms(found, dense, mine, came)
-    return found
+    return _of_all(found, device_of(model.model)) if several() else found
+
+
+def _of_all(found: Gathered, device: torch.device) -> Gathered:
+    """What all processes gathered, each on its share of the samples."""
+    mine = {f"fit {place}": moments for place, moments in found.seen.items()}
+    mine |= {f"{view} {place}": moments for place, views in found.held.items() for view, moments in views.items()}
+    reasons = merge_words({str(place): reason for place, reason in found.reasons.items()})
+    whole = Gathered(reasons={int(place): reason for place, reason in reasons.items()})
+    for name, moments in merge_moments(mine, device).items():
+        kind, place = name.split()
+        if kind == "fit":
+            whole.seen[int(place)] = moments
+        else:
+            whole.held.setdefault(int(place), {})[int(kind)] = moments
+    whole.was, whole.now = merge_entered(found.was), merge_entered(found.now)
+    return whole
 
 
 At: TypeAlias = tuple[int, int]

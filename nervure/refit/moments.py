@@ -1,6 +1,7 @@
 """Sums over positions from which a least-squares problem is solved, and any answer to it judged, without the data."""
 
 import copy
+from collections.abc import Mapping
 from typing import final
 
 import torch
@@ -18,6 +19,8 @@ class InputSums:
     of the first tile on, so that large means cost no digits. ``count`` is how many positions were added.
     """
 
+    TERMS = ("count", "x", "xx")
+
     def __init__(self, stack: int, inputs: int, device: torch.device) -> None:
         self.count = 0
         self.x0 = torch.zeros(stack, inputs, dtype=torch.float64, device=device)
@@ -33,6 +36,20 @@ class InputSums:
             self.xx += (near.transpose(1, 2) @ near).double()
             self.x += near.sum(1, dtype=torch.float64)
 
+    def about(self, x0: Tensor) -> dict[str, Tensor]:
+        """The same sums, counted from ``x0``."""
+        by, x = self.x0 - x0.to(self.x0), self.x
+        moved = x[:, :, None] * by[:, None] + by[:, :, None] * x[:, None] + self.count * by[:, :, None] * by[:, None]
+        return {"count": torch.tensor(self.count), "x": x + self.count * by, "xx": self.xx + moved}
+
+    @staticmethod
+    def of(x0: Tensor, terms: Mapping[str, Tensor]) -> "InputSums":
+        """Sums from what :meth:`about` gave."""
+        stack, width = x0.shape
+        found = InputSums(stack, width, x0.device)
+        found.count, found.x0, found.x, found.xx = int(terms["count"]), x0, terms["x"], terms["xx"]
+        return found
+
 
 def _precise(tile: Tensor) -> Tensor:
     return tile if tile.dtype == torch.float64 else tile.float()
@@ -46,6 +63,8 @@ class Moments:
         inputs: the sums over what enters, perhaps those of other consumers as well.
         count: how many positions were added.
     """
+
+    TERMS = ("n", "r", "rr", "xr", "y", "yy")
 
     def __init__(
         self, stack: int, inputs: int, outputs: int, device: torch.device, shared: InputSums | None = None
@@ -71,6 +90,33 @@ class Moments:
     def part_company(self) -> None:
         """Go on with sums over inputs of its own."""
         self.inputs = copy.deepcopy(self.inputs)
+
+    @property
+    def y0(self) -> Tensor:
+        """From where what it should say is counted, [stack, outputs]."""
+        return self._y0
+
+    def about(self, x0: Tensor, y0: Tensor) -> dict[str, Tensor]:
+        """The sums that are its own, counted from ``x0`` and ``y0``."""
+        by_x, by_y = self._x0 - x0.to(self._x0), self._y0 - y0.to(self._y0)
+        return {
+            "n": torch.tensor(self.count),
+            "r": self._r,
+            "rr": self._rr,
+            "xr": self._xr + by_x[:, :, None] * self._r[:, None],
+            "y": self._y + self.count * by_y,
+            "yy": self._yy + 2 * by_y * self._y + self.count * by_y.square(),
+        }
+
+    @staticmethod
+    def of(y0: Tensor, inputs: InputSums, terms: Mapping[str, Tensor]) -> "Moments":
+        """Moments from what :meth:`about` gave."""
+        stack, width = inputs.x.shape
+        found = Moments(stack, width, y0.shape[1], y0.device, inputs)
+        found.count, found._y0 = int(terms["n"]), y0
+        found._r, found._rr, found._xr = terms["r"], terms["rr"], terms["xr"]
+        found._y, found._yy = terms["y"], terms["yy"]
+        return found
 
     @property
     def _x0(self) -> Tensor:

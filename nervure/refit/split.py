@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nervure.core import collectives
+from nervure.core.collectives import require_portion
 from nervure.core.tensors import tensors_in
 from nervure.errors import DataError
 from nervure.refit.gather import GramPart
@@ -27,13 +29,16 @@ def split(
     """
     parts, seen = list[GramPart](), 0
     with fixed_seed(seed):
-        drawn = list(batches(data, samples, labelled=False, task=task))
+        drawn = list(batches(data, require_portion(samples, "samples"), labelled=False, task=task))
     for batch in drawn:
-        held = (torch.arange(batch.size) + seen) % HELD == HELD - 1
+        # The place among all samples, of which each process has every so-manieth.
+        place = (torch.arange(batch.size) + seen) * collectives.count() + collectives.rank()
+        held = place % HELD == HELD - 1
         seen += batch.size
         for rows, apart in ((~held, False), (held, True)):
             if bool(rows.any()):
                 parts.append(GramPart(batch.rows(rows.nonzero()[:, 0]), apart, view))
+    (seen,) = map(int, collectives.add_up_numbers(seen))
     if seen < HELD:
         raise DataError(f"{seen} samples are too few to refit on: give {HELD} or more, hundreds where there are any.")
     return parts
@@ -47,7 +52,9 @@ def places_per_sample(samples: int, least: int = PLACES) -> int:
 def count_samples(parts: Sequence[GramPart]) -> tuple[int, int]:
     """How many samples of the data, not of other views, are fitted on, and how many are left out."""
     home = [part for part in parts if not part.view]
-    return sum(p.batch.size for p in home if not p.held), sum(p.batch.size for p in home if p.held)
+    own = sum(p.batch.size for p in home if not p.held), sum(p.batch.size for p in home if p.held)
+    fitted, held = map(int, collectives.add_up_numbers(*own))
+    return fitted, held
 
 
 def require_different(parts: Sequence[GramPart]) -> None:

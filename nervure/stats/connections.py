@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from nervure.core.check import checked
+from nervure.core.collectives import whole
 from nervure.errors import ArgumentError, DataError
 from nervure.graph.tape import named_tensors
 from nervure.graph.types import Graph
@@ -243,7 +244,7 @@ class Listener:
 
 def _require_same(ear: Ear, means: Tensor, said: Tensor) -> None:
     """A module may do more than its class does: standardise its weights, pad by itself, scale what it gives."""
-    expected = response(ear.weight.detach(), means, None if ear.bias is None else ear.bias.detach())
+    expected = response(whole(ear.weight.detach()), means, None if ear.bias is None else whole(ear.bias.detach()))
     difference = float((expected - said).abs().max() / said.abs().max().clamp(min=1e-12))
     if said.isfinite().all() and not difference <= TOLERANCE.get(ear.weight.dtype, ROUGH):
         raise UnreadableError(

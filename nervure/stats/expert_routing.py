@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._python_dispatch import _disable_current_modes
 
+from nervure.core.collectives import add_up
 from nervure.core.tensors import tensors_in
 from nervure.graph.copies import copy_model
 from nervure.graph.tape import named_tensors
@@ -51,9 +52,10 @@ class RoutingRecorder:
 
     def routing(self) -> dict[str, Tensor]:
         """Per group [experts, 2]: the share of tokens that came to the expert, and the mean norm of what it added."""
+        tokens = add_up({name: torch.tensor(number) for name, number in self._tokens.items()})
         found = {}
-        for name, (times, norms) in self._seen.items():
-            found[name] = torch.stack([times / max(1, self._tokens[name]), norms / times.clamp(min=1)], 1).float()
+        for name, (times, norms) in add_up(self._seen).items():
+            found[name] = torch.stack([times / tokens[name].clamp(min=1), norms / times.clamp(min=1)], 1).float()
         return found
 
     @contextmanager

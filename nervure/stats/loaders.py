@@ -110,6 +110,11 @@ def first_of(data: Batches, samples: int, task: Task | None = None) -> list[Any]
     return found
 
 
+def read_batch(raw: Any, what: str, task: Task) -> Batch:
+    """A batch as it came, checked; ``what`` names it in errors. Raises DataError as :func:`batches`."""
+    return _batch(raw, what, labelled=False, task=task)
+
+
 def draw_first(data: Batches, task: Task | None = None, seed: int = 0) -> tuple[Any, Batches]:
     """The first batch, None where there is none, and the data; what can be drawn once keeps its first batch."""
     with fixed_seed(seed):

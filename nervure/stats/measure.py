@@ -11,6 +11,16 @@ from torch import Tensor, nn
 
 from nervure.core.annotations import Batches
 from nervure.core.check import checked, nearest, require_choice
+from nervure.core.collectives import (
+    add_up,
+    add_up_numbers,
+    in_step,
+    is_sharded,
+    merge_rows,
+    merge_words,
+    require_portion,
+    require_same_weights,
+)
 from nervure.core.progress import length, track
 from nervure.core.schema import Count, Seed, Size
 from nervure.errors import ArgumentError
@@ -71,6 +81,9 @@ def measure(
     output of the first module that writes all its units, connections at the inputs of convolutions and linear layers;
     what cannot be heard is named in ``Stats.skipped`` with the reason.
 
+    In a process group all processes call it, each with its share of the data (:mod:`nervure.distributed`), and all get
+    what they saw together: ``samples`` and ``per_class`` are those of all processes.
+
     Args:
         model: the traced model.
         graph: its graph.
@@ -101,6 +114,9 @@ def measure(
             finite; or the connections of so many samples do not fit into memory.
     """
     model, wanted = unwrap(model), _parse_want(want)
+    require_same_weights(model.parameters())
+    samples = require_portion(samples, "samples")
+    per_class = require_portion(per_class, "per_class") if per_class else 0
     chosen = _parse_signals(wanted)
     told = as_task(task)
     if told is None and wanted & SLOPES:
@@ -132,6 +148,8 @@ def measure(
     ):
         drawn = batches(data, samples, labelled=bool(per_class or "labels" in wanted), per_class=per_class, task=told)
         stream, total = count_batches(drawn, samples, length(data))
+        if any(map(is_sharded, model.parameters())):
+            stream = in_step(stream)
         for batch in track(stream, "measuring", total, enabled=progress):
             with naming(f"batch {passes}"):
                 _listen(model, batch.to(device), (reader, recorder, listener, whole), bool(wanted & SLOPES))
@@ -142,24 +160,32 @@ def measure(
     skipped |= _unheard(found, recorder, passes, with_gradients) if wanted & WRITTEN else {}
     connections = listener.connections()
     skipped = routing.failed | unread | reader.failed | skipped | listener.failed | deaf | whole.unheard(passes)
+    seen = int(*add_up_numbers(seen))
+    heard = recorder.activations if "activations" in wanted else {}
+    activations = merge_rows(_concat(heard, passes, recorder.failed))
     return Stats(
-        activations=_concat(recorder.activations, passes, recorder.failed) if "activations" in wanted else {},
-        gradients=_concat(recorder.gradients, passes, recorder.failed),
-        moments=_moments(recorder, passes, seen) if "activations" in wanted else {},
-        effects=_concat(reader.effects, passes, reader.failed),
+        activations=activations,
+        gradients=merge_rows(_concat(recorder.gradients, passes, recorder.failed)),
+        moments=_moments(activations, recorder, seen),
+        effects=merge_rows(_concat(reader.effects, passes, reader.failed)),
         readings=reader.readings() if "readings" in wanted else {},
-        connections=connections,
+        connections=merge_rows(connections),
         routing=routing.routing(),
-        blocks=_concat(whole.features, passes, whole.failed, join_batches),
-        shifts=_concat(whole.shifts, passes, whole.failed),
-        outputs=whole.outputs(),
-        labels=torch.cat(labels) if labels else None,
+        blocks=merge_rows(_concat(whole.features, passes, whole.failed, join_batches)),
+        shifts=merge_rows(_concat(whole.shifts, passes, whole.failed)),
+        outputs=_merge(whole.outputs()),
+        labels=_merge(torch.cat(labels) if labels else None),
         samples=seen,
         seed=seed,
         want=wanted,
         fingerprint=graph.fingerprint,
-        skipped=skipped,
+        skipped=merge_words(skipped),
     )
+
+
+def _merge(rows: Tensor | None) -> Tensor | None:
+    """The rows of all processes; None where there are none."""
+    return None if rows is None else merge_rows({"rows": rows})["rows"]
 
 
 @checked
@@ -249,10 +275,10 @@ def _concat(
     return {name: join(values) for name, values in parts.items() if len(values) == passes and name not in failed}
 
 
-def _moments(recorder: EvidenceRecorder, passes: int, seen: int) -> dict[str, Tensor]:
-    activations = _concat(recorder.activations, passes, recorder.failed)
+def _moments(activations: Mapping[str, Tensor], recorder: EvidenceRecorder, seen: int) -> dict[str, Tensor]:
+    squares = add_up({name: recorder.squares[name] for name in activations})
     return {
-        name: torch.stack([values.double().mean(0), recorder.squares[name] / seen], 1).float()
+        name: torch.stack([values.double().mean(0), squares[name] / seen], 1).float()
         for name, values in activations.items()
     }
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+from nervure.core.collectives import add_up
 from nervure.core.tensors import tensors_in
 from nervure.errors import DataError
 from nervure.graph.types import Graph, Group, TensorAxis
@@ -148,9 +149,11 @@ class ReaderRecorder:
 
     def readings(self) -> dict[str, Tensor]:
         """Per group the moments of what its readers were given. Shape [units, moments]."""
+        parts = {name: torch.cat([sums.values, sums.counts[None].double()]) for name, sums in self._sums.items()}
         partly = {probe.columns.group for probes in self._inside.values() for probe in probes}
         left_out = self.failed.keys() | partly
-        found = {name: (s.values / s.counts).T.float() for name, s in self._sums.items() if name not in left_out}
+        sums = add_up({name: part for name, part in parts.items() if name not in left_out})
+        found = {name: (whole[:-1] / whole[-1]).T.float() for name, whole in sums.items()}
         for name, value in found.items():
             if not bool(torch.isfinite(value).all()):
                 raise DataError(

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from nervure.core.annotations import Batches, FilePath
 from nervure.core.check import checked, show_value
+from nervure.core.collectives import group_used
 from nervure.core.files import contents, is_there, remove
 from nervure.core.schema import Seed
 from nervure.core.version import __version__
@@ -76,6 +77,7 @@ class StreamedFolder:
 
 @checked
 @leave_modes()
+@group_used(None)
 def prune_folder(
     folder: FilePath,
     out: FilePath,
@@ -96,7 +98,8 @@ def prune_folder(
     weights, loaded again and compared. In memory are one layer and one batch of what flows between layers; the rest of
     that is on the disk, in the folder ``out`` and ``-run``. What is outside of the layers stays as it is.
 
-    The same call goes on behind the last layer that was done, however it was stopped, and gives the same bits.
+    The same call goes on behind the last layer that was done, however it was stopped, and gives the same bits. It is
+    work for one process: in a process group one calls it, and the others wait for the folder.
 
     Args:
         folder: a folder of ``save_pretrained``: config and safetensors, sharded or not.

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
 from nervure.core.check import checked
+from nervure.core.collectives import require_unsharded
 from nervure.core.tensors import has_shape_only
 from nervure.errors import NervureWarning, PlanError
 from nervure.graph.declared import untrue
@@ -43,7 +44,8 @@ def apply(model: nn.Module, graph: Graph, plan: Plan, *, renumber: bool = True) 
     A number that a config would not take is left as it is, with a :class:`NervureWarning` that names it.
 
     Raises:
-        PlanError: the plan was made for another graph, the graph for another model, or an edit does not fit.
+        PlanError: the plan was made for another graph, the graph for another model, or an edit does not fit; or
+            ``model`` is sharded over processes.
     """
     model = unwrap(model)
     smaller = edit_model(model, graph, plan, renumber=renumber)
@@ -65,6 +67,7 @@ def edit_model(
     model: nn.Module, graph: Graph, plan: Plan, *, renumber: bool = True, shared: Iterable[nn.Parameter] = ()
 ) -> nn.Module:
     """As :func:`apply`, without a word on configs: for trials. ``shared`` are parameters that are not copied."""
+    require_unsharded(model.parameters(), "apply", PlanError)
     check_fits(model, graph, plan)
     with _real_plans(model):
         return _edit_model(model, graph, plan, renumber, shared)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from nervure.core.check import checked
+from nervure.core.collectives import group_used
 from nervure.core.inputs import Inputs
 from nervure.errors import ArgumentError
 from nervure.graph.tape import named_tensors
@@ -138,7 +139,8 @@ def _zeros(graph: Graph, plan: Plan, model: nn.Module, given: Sequence[Inputs]) 
     alive = _masks(graph, plan)
     masked = apply(model, graph, Plan(plan.masks, plan.fingerprint))
     placed = [(one.to(masked), None) for one in given]
-    heard = measure(masked, graph, placed, want={"connections"}, progress=False).connections
+    with group_used(None):
+        heard = measure(masked, graph, placed, want={"connections"}, progress=False).connections
     found = {}
     for group in graph.prunable:
         if group.notes or not group.writers or not group.readers or not _all_masked(group, alive, heard):

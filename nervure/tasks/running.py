@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from nervure.core.annotations import Batches, Device
 from nervure.core.check import checked, nearest
+from nervure.core.collectives import add_up_numbers, group, several
 from nervure.core.progress import ending, length, track
 from nervure.errors import ArgumentError, DataError
 from nervure.graph.models import evaluating, on_device
@@ -26,6 +27,9 @@ def evaluate_task(
     apply (the top 5 of three classes) are left out. Where the loss follows from an objective of the user's own, and not
     from outputs, the model runs twice for each batch.
 
+    In a process group all processes call it, each with its share of the data (:mod:`nervure.distributed`), and all get
+    what holds for all of the data.
+
     Args:
         model: the model.
         data: batches of any form that the task reads.
@@ -39,13 +43,14 @@ def evaluate_task(
     Raises:
         DataError: the data are empty, labels are missing or do not fit, or a loss is not finite; it names the batch.
         MissingExtraError: a metric is not installed; the message names the extra.
+        ArgumentError: several processes work together, and a metric is none of torchmetrics.
     """
     tally = TaskTally(task)
     with on_device(model, device) as place, evaluating(model):
         for number, batch in enumerate(track(ending(data), "evaluating", length(data), enabled=progress)):
             with naming(f"batch {number}"):
                 tally.add(model, move_batch(batch, place))
-    return tally.results()
+    return tally.results_of_all()
 
 
 @final
@@ -105,6 +110,22 @@ class TaskTally:
         found = {name: (metric, self._task.metrics[name].key) for name, metric in applied.items()}
         return loss | {name: _number(metric, key, name) for name, (metric, key) in found.items()}
 
+    def results_of_all(self) -> dict[str, float]:
+        """As :meth:`results`, of what all processes of a group have noted; all of them call it."""
+        if not several():
+            return self.results()
+        loss, count = add_up_numbers(float(self._loss), self._count)
+        self._loss, self._count = loss, int(count)
+        for name, metric in self._made.items():
+            if metric is not None and not hasattr(metric, SYNCS):
+                raise ArgumentError(
+                    f"the metric {name!r} is {type(metric).__name__}, which is none of torchmetrics: what processes "
+                    "counted cannot be put together. Evaluate in one, within nervure.distributed.reduce_over(None)."
+                )
+            if metric is not None:
+                metric.distributed_available_fn, metric.process_group = several, group()
+        return self.results()
+
     def _make(self, measure: Measure, arguments: tuple[Any, ...]) -> Any:
         """A new metric, or the one that another measure feeds in the same way to take another result of it."""
         for name, metric in self._made.items():
@@ -112,8 +133,19 @@ class TaskTally:
             if measure.key and (other.make, other.read) == (measure.make, measure.read):
                 return metric
         metric = measure.make(arguments[0])
+        if hasattr(metric, SYNCS):
+            # Metrics of torchmetrics wait for all processes by themselves, also where one of them asks alone.
+            metric.distributed_available_fn = _never
         place = next((x.device for x in arguments if isinstance(x, Tensor)), None)
         return metric if metric is None or place is None else metric.to(place)
+
+
+SYNCS = "distributed_available_fn"
+"""What tells metrics of torchmetrics whether there are other processes."""
+
+
+def _never() -> bool:
+    return False
 
 
 def _finite(loss: Tensor) -> Tensor:

@@ -12,12 +12,13 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeAlias, final, runtime_checkable
+from typing import Any, Literal, TypeAlias, final
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from nervure.core import collectives
 from nervure.core.annotations import Batches, Device, FilePath
 from nervure.core.check import checked
 from nervure.core.container import DamageError, reading
@@ -42,17 +43,17 @@ from nervure.training.objectives import Objective, task_in
 from nervure.training.schedules import SCHEDULES, Schedule
 from nervure.training.sharpness import SAM, climbed
 from nervure.training.step import Callback, Hook, Setting, Stateful, TrainingPoint, TrainingStep
+from nervure.training.together import (
+    average_buffers,
+    average_gradients,
+    averages_itself,
+    begin_epoch,
+    send_model,
+)
 
 MakeOptimizer: TypeAlias = Callable[[list[nn.Parameter]], Optimizer]
 CURVES = ("loss", "validation")
 """What is noted of each epoch."""
-
-
-@runtime_checkable
-class CountsEpochs(Protocol):
-    """Data whose order follows from the number of the epoch, such as ``split.batches(...)``."""
-
-    epoch: int
 
 
 @final
@@ -135,6 +136,8 @@ class _Run:
     epochs: int
     per_epoch: int
     sharpness: SAM | None
+    averages: bool
+    """Whether the loop itself averages gradients over processes."""
 
     @property
     def late(self) -> int:
@@ -174,8 +177,12 @@ def train(  # noqa: PLR0913 - one keyword per choice that a recipe makes
     rewires: a step cut in half is no state to go on from. A finished file gives its result at once; delete it to train
     anew.
 
+    In a process group all processes call it, each with its share of the data (:mod:`nervure.distributed`): they begin
+    with the weights of the first one, and step by the gradients of all batches as one. The first one writes the
+    checkpoint, where all can read it.
+
     Args:
-        model: trained in place.
+        model: trained in place. ``DistributedDataParallel`` and ``fully_shard`` average gradients by themselves.
         data: batches of any form, such as (inputs, labels) or dicts, that can be iterated once per epoch. Where they
             count epochs themselves (an attribute ``epoch``, as ``split.batches(...)`` has), the count is set to that of
             the training.
@@ -212,7 +219,9 @@ def train(  # noqa: PLR0913 - one keyword per choice that a recipe makes
             both are found up to two steps after, unless hooks, callbacks or ``sharpness`` have losses read at once: it
             would stand still while each is read.
         ArgumentError: if an argument is out of range, masks do not fit, nothing can be trained (a model on the meta
-            device has no numbers), or it cannot be told what the model is for.
+            device has no numbers), or it cannot be told what the model is for; if processes that work together have
+            other numbers of batches or other masks; or if a model is sharded where a checkpoint or a method that
+            rewires needs it whole.
         FileError: if the checkpoint cannot be written, is damaged, belongs to another run, or another process trains
             with it.
     """
@@ -222,15 +231,20 @@ def train(  # noqa: PLR0913 - one keyword per choice that a recipe makes
     place = device_of(model) if device is None else torch.device(device)
     model.to(place)
     with _alone(checkpoint), _own_random_numbers(seed, place), _left_in_evaluation(model):
+        averages = collectives.several() and not averages_itself(model)
+        if averages:
+            send_model(model)
         objective, task, per_epoch = _look_over(model, data, validation, objective, as_task(task), place)
+        _require_same_length(epochs, per_epoch)
         stepper = _optimizer(model, optimizer, lr, momentum, weight_decay)
         given = digest_of({name: masks[name].cpu() for name in sorted(masks)}) if masks else ""
+        _require_same_masks(given)
         taken = tuple(RewiringHook(hook) if isinstance(hook, SparseTrainer) else hook for hook in hooks)
         beginning = [hook for hook in taken if isinstance(hook, Stateful)]
         if beginning:
             first, steps = _first(data, seed), epochs * per_epoch
             seen = (move_batch(task.inputs(first), place), masks or {}, seed, steps, per_epoch, validation, place)
-            masks = _begun(beginning, Setting(model, *seen, digest_of(first)))
+            masks = _begun(beginning, Setting(model, *seen, collectives.first_text(digest_of(first))))
         with hold(model, stepper, masks or {}) as held:
             run = _Run(
                 model,
@@ -247,6 +261,7 @@ def train(  # noqa: PLR0913 - one keyword per choice that a recipe makes
                 epochs,
                 per_epoch,
                 sharpness,
+                averages,
             )
             settings = {
                 "epochs": epochs,
@@ -276,6 +291,7 @@ def _train_epochs(
             # Anew for each epoch, so that a run that goes on draws what it would have drawn.
             torch.manual_seed(_epoch_seed(seed, epoch))
             log.loss.append(_train_epoch(run, data, epoch, log, advance, save))
+            average_buffers(run.model)
             if validation is not None:
                 log.validation.append(_validate(run, validation))
             save()
@@ -285,8 +301,7 @@ def _train_epochs(
 def _first(data: Batches, seed: int) -> Any:
     """The first batch of the first epoch."""
     torch.manual_seed(_epoch_seed(seed, 0))
-    if isinstance(data, CountsEpochs):
-        data.epoch = 0
+    begin_epoch(data, 0)
     return next(iterate_batches(data))
 
 
@@ -325,9 +340,7 @@ def _train_epoch(
     run: _Run, data: Batches, epoch: int, log: _Log, advance: Callable[[], None], save: Callable[[], None]
 ) -> float:
     run.model.train()
-    if isinstance(data, CountsEpochs):
-        # Else the order would follow from what the data were used for before, and from where a run was stopped.
-        data.epoch = epoch
+    begin_epoch(data, epoch)
     before, part = log.part.batches, log.part
     batches = iterate_batches(data)
     for _ in itertools.islice(batches, before):
@@ -351,7 +364,8 @@ def _train_epoch(
     losses.reader.finish()
     _require_finite_weights(run.model, epoch)
     log.part = Part()
-    return part.loss / part.samples
+    whole = collectives.add_up_numbers(part.loss, part.samples)
+    return whole[0] / whole[1]
 
 
 def _tell(run: _Run, point: TrainingPoint) -> None:
@@ -389,12 +403,13 @@ def _set_random_state(state: Mapping[str, Tensor], place: torch.device) -> None:
 
 def _validate(run: _Run, validation: Batches) -> float:
     """Accuracy, in [0, 1]; the mean loss where labels are not classes."""
-    found, count = 0.0, 0
+    found, count = 0.0, 0.0
     with evaluating(run.model):
         for number, given in enumerate(iterate_batches(validation, "validation")):
             with naming(f"batch {number} of validation"):
                 one, counted = _quality_of(run, move_batch(given, run.place))
             found, count = found + one, count + counted
+    found, count = collectives.add_up_numbers(found, count)
     return found / max(count, 1)
 
 
@@ -437,16 +452,36 @@ def _read_at_once(loss: Tensor, check: Callable[[float], None]) -> None:
 def _descend(run: _Run, batch: Any, number: int, epoch: int, note: Callable[..., None]) -> None:
     """Make the gradients of a batch; ``note`` takes its loss, and the check of it for when it is read."""
     late = run.late > 0
+    check = partial(_require_finite, run, batch, number, epoch)
     with torch.autocast(run.place.type, dtype=torch.bfloat16, enabled=run.halved), checking_late(late):
-        loss = require_scalar(_loss_of(run, batch))
-    note(loss, check=partial(_require_finite, run, batch, number, epoch))
+        loss, weight = _weighed_loss(run, batch) if run.averages else (require_scalar(_loss_of(run, batch)), 0)
+    if not run.averages:
+        note(loss, check=check)
     run.optimizer.zero_grad()
     loss.backward()
+    if run.averages:
+        # Only now, as that of all: what is not finite is found by all processes, and none waits for another.
+        note(average_gradients(run.model.parameters(), loss, weight), check=check)
+
+
+def _weighed_loss(run: _Run, batch: Any) -> tuple[Tensor, int]:
+    """The mean loss, and over how many: of tasks what counts, such as tokens that are not padding; else samples."""
+    if run.objective is not run.task:
+        return require_scalar(_loss_of(run, batch)), run.task.samples(batch)
+    with _saying_what_norms_need(run, batch):
+        total = run.task.total(run.model, batch)
+    return require_scalar(total.mean), total.count
 
 
 def _loss_of(run: _Run, batch: Any) -> Tensor:
-    try:
+    with _saying_what_norms_need(run, batch):
         return run.objective(run.model, batch)
+
+
+@contextmanager
+def _saying_what_norms_need(run: _Run, batch: Any) -> Iterator[None]:
+    try:
+        yield
     except (ValueError, ForwardError) as error:
         # torch's words when batch norm is left without a second value to take a variance of.
         if "more than 1 value per channel" not in str(error):
@@ -524,6 +559,21 @@ def _look_over(
             _require_classes(task, output, batches, what, place)
     assert task is not None
     return objective or task, task, per_epoch or sum(1 for _ in iterate_batches(data))
+
+
+def _require_same_length(epochs: int, per_epoch: int) -> None:
+    """Raise where processes would take other numbers of steps, and one would wait for another for ever."""
+    collectives.require_same_text(
+        f"{epochs} epochs of {per_epoch} batches",
+        "Give all as many: DistributedSampler pads what cannot be dealt evenly, and nervure.distributed.share deals "
+        "each batch.",
+    )
+
+
+def _require_same_masks(digest: str) -> None:
+    collectives.require_same_text(
+        f"masks {digest[:8] or 'none'}", "Give all the same: masks = nervure.distributed.same_everywhere(masks)."
+    )
 
 
 def _task_of(model: nn.Module, first: Any, objective: Objective | None) -> Task:
@@ -607,8 +657,7 @@ def _word(kind: object) -> str:
 
 def _alone(checkpoint: FilePath | None) -> AbstractContextManager[None]:
     """Hold the file, so that no other training goes on from it; the processes of one training share it."""
-    several = torch.distributed.is_available() and torch.distributed.is_initialized()
-    if checkpoint is None or (several and torch.distributed.get_rank()):
+    if checkpoint is None or collectives.rank():
         return nullcontext()
     return exclusive_file(checkpoint)
 
@@ -617,11 +666,18 @@ def _checkpointer(checkpoint: FilePath | None, run: _Run, log: _Log, settings: d
     """Go on from the file if it exists; return the function that saves."""
     if checkpoint is None:
         return lambda: None
+    if any(map(collectives.is_sharded, run.model.parameters())):
+        raise ArgumentError(
+            f"checkpoint={str(checkpoint)!r} takes whole tensors, and this model is sharded over processes. Train an "
+            "epoch at a time and save with torch.distributed.checkpoint, or nervure.export.save_state, in between."
+        )
     path = Path(checkpoint)
 
     hooks = [hook for hook in run.hooks if isinstance(hook, Stateful)]
 
     def save() -> None:
+        if collectives.rank():
+            return
         states = [hook.state() for hook in hooks]
         extra = {f"hook.{i}.{name}": t for i, (tensors, _) in enumerate(states) for name, t in tensors.items()}
         extra |= {f"log.{name}": torch.tensor(getattr(log, name), dtype=torch.float64) for name in CURVES}
@@ -631,7 +687,8 @@ def _checkpointer(checkpoint: FilePath | None, run: _Run, log: _Log, settings: d
         progress = Progress(settings, len(log.loss), log.steps, log.seconds, log.interrupted, log.part, notes)
         save_run(path, run.model, run.optimizer, run.held, progress, extra)
 
-    if is_there(path):
+    # The first process may write the file before another one looks for it.
+    if collectives.first_text(str(is_there(path))) == str(True):
         saved = read_run(path, run.model, run.optimizer, settings)
         with reading(path, KIND):
             _require_whole(saved, hooks, run)

@@ -16,12 +16,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from nervure.core import collectives
 from nervure.core.check import checked, nearest
+from nervure.core.collectives import is_sharded, whole
 from nervure.core.schema import Count, Part
 from nervure.core.tensors import has_shape_only
 from nervure.errors import ArgumentError, NervureWarning
 from nervure.graph.models import unwrap
-from nervure.training.veil import Veil, is_sharded, whole
+from nervure.training.veil import Veil
 
 Masks: TypeAlias = Mapping[str, Tensor]
 
@@ -345,16 +347,11 @@ def same_everywhere(masks: Masks, *, source: Count = 0) -> dict[str, Tensor]:
     before :func:`hold`: gradients are averaged over processes, masks are not.
 
     Args:
-        masks: parameter name -> bool tensor, on a device that the process group can send from.
+        masks: parameter name -> bool tensor.
         source: the process whose masks count.
     """
     copies = {name: mask.clone() for name, mask in masks.items()}
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        for name in sorted(copies):
-            # As bytes: not every backend sends booleans.
-            sent = copies[name].to(torch.uint8)
-            torch.distributed.broadcast(sent, src=source)
-            copies[name] = sent.bool()
+    collectives.send_first((copies[name] for name in sorted(copies)), source)
     return copies
 
 

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from nervure.core.check import Checked
+from nervure.core.collectives import whole
 from nervure.core.schema import Positive
-from nervure.training.veil import Veil, whole
+from nervure.training.veil import Veil
 
 TINY = 1e-12
 

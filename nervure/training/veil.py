@@ -6,19 +6,11 @@ from typing import Any, NamedTuple, final
 import torch
 from torch import Tensor, nn
 
+from nervure.core.collectives import is_sharded
+
 INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 ORDINARY = (Tensor, nn.Parameter)
 """What has memory of its own, laid out as it says."""
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """A tensor that is sharded over processes, put together; any other as it is. All processes have to call this."""
-    return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
-
-
-def is_sharded(tensor: Tensor) -> bool:
-    """Whether each process holds a part of the tensor only (a ``DTensor``)."""
-    return type(tensor).__name__ == "DTensor"
 
 
 class _Seen(NamedTuple):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from nervure.analysis.live_paths import LivePaths
+from nervure.core import collectives
 from nervure.core.annotations import Batches
 from nervure.core.files import write_text
 from nervure.core.schema import Count, convert
@@ -93,14 +94,20 @@ class RewiringHook:
 
         Raises:
             ArgumentError: the events do not fit into the training, masks that were given hold more or fewer weights
-                than the method begins with, or it judges by validation data and there are none.
+                than the method begins with, it judges by validation data and there are none, or the model is sharded
+                over processes.
             BudgetError: there is nothing to rewire, or the density is too low.
         """
+        if any(map(collectives.is_sharded, setting.model.parameters())):
+            raise ArgumentError(
+                f"{self.method!r} rewires whole weights, and this model is sharded over processes. Train it in "
+                "DistributedDataParallel, or with masks that stay: train(masks=...)."
+            )
         self._began, self._done, self._stopped = True, 0, False
         self._next_step: int | None = None
         self._table = self.method.timetable(setting.steps, setting.per_epoch)
         self._validation = self._judged_by(setting)
-        self._seed = _shared_seed(setting.seed, setting.place)
+        self._seed = int(collectives.first_text(str(setting.seed)))
         inner, prefix = _inner(setting.model)
         given = {name.removeprefix(prefix): mask for name, mask in setting.masks.items()}
         ground = self.method.ground(inner, _few(setting.inputs), given, self._seed)
@@ -137,7 +144,7 @@ class RewiringHook:
         self._require_order(step)
         if self._stopped or step.number not in self._due():
             return None
-        seen = None if self._validation is None else accuracy_and_auc(step.model, self._validation)
+        seen = None if self._validation is None else _mean_quality(accuracy_and_auc(step.model, self._validation))
         if seen is not None and self._undone(step, seen):
             return self._all(step)
         if self._stopped or self._done == len(self._table):
@@ -273,7 +280,9 @@ class RewiringHook:
         heard = {}
         if "activations" in self.method.hears:
             run = partial(step.task.forward, step.model, step.batch)
-            heard = _average(activations(step.model, run, self._sheets))
+            samples = step.task.samples(step.batch)
+            share = samples / collectives.add_up_numbers(samples)[0]
+            heard = collectives.add_up({n: h * share for n, h in activations(step.model, run, self._sheets).items()})
         sites = [self._site(parameters[name], name, heard.get(name)) for name in self._sheets]
         strengths = {site.name.removeprefix(self._prefix): site.strength().sum(1) for site in sites}
         return UpdateContext(
@@ -368,7 +377,7 @@ class RewiringHook:
         self._write()
 
     def _write(self) -> None:
-        if self._log is None or (_in_several() and torch.distributed.get_rank()):
+        if self._log is None or collectives.rank():
             return
         # Whole, so that a run that goes on from an earlier checkpoint leaves no event twice.
         write_text(self._log, "".join(json.dumps(event.to_json()) + "\n" for event in self._events))
@@ -404,30 +413,14 @@ def _few(inputs: Any) -> Any:
     return tuple(_few(value) for value in inputs) if isinstance(inputs, tuple | list) else inputs
 
 
-def _in_several() -> bool:
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
-
-
-def _shared_seed(seed: int, place: torch.device) -> int:
-    """The seed of the first process."""
-    if not _in_several():
-        return seed
-    sent = torch.tensor([seed], dtype=torch.int64, device=place)
-    torch.distributed.broadcast(sent, src=0)
-    return int(sent)
+def _mean_quality(seen: Quality) -> Quality:
+    """The mean over processes, each of which may judge by its share, so that all decide alike."""
+    return Quality(*(total / collectives.count() for total in collectives.add_up_numbers(*seen)))
 
 
 def _average(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The mean over processes, so that all decide alike."""
-    if not _in_several():
-        return dict(tensors)
-    found = {}
-    place = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
-    for name in sorted(tensors):
-        sent = tensors[name].to(place, copy=True)
-        torch.distributed.all_reduce(sent)
-        found[name] = (sent / torch.distributed.get_world_size()).cpu()
-    return found
+    return collectives.add_up(tensors, "mean")
 
 
 def _digest(masks: Masks) -> str:
