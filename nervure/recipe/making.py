@@ -87,7 +87,7 @@ def _texts(section: DataSection) -> OwnData:
         how = TextWindows(**section.options)
     except ArgumentError as error:
         raise RecipeError(f"{where}: {error}") from error
-    return how.load(Path(section.name.removeprefix(TEXT)))
+    return how.load(section.name.removeprefix(TEXT))
 
 
 def _zoo_data(section: DataSection, seed: int) -> Dataset:

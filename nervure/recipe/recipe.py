@@ -143,8 +143,8 @@ class ModelSection:
 class DataSection:
     """Which data set of the zoo, and where its files lie (``root``; empty: where they are installed).
 
-    Texts for a language model are ``name = "text:FILE-or-FOLDER"``, with ``options = { tokenizer = "FOLDER" }`` and
-    those of :class:`nervure.recipe.text_windows.TextWindows`.
+    Texts for a language model are ``name = "text:FILE-or-FOLDER"`` (``"text:ONE,OTHER"`` for several kinds), with
+    ``options = { tokenizer = "FOLDER" }`` and those of :class:`nervure.recipe.text_windows.TextWindows`.
 
     Your own are made by a function, ``factory = "package.module:function"``, or ``name = `` the same: it gets its
     ``options``, and those of ``root``, ``size``, ``validation`` and ``seed`` that it takes, and returns three loaders

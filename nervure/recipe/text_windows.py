@@ -1,8 +1,9 @@
-"""Plain texts as windows of tokens, for language models: the data ``text:FILE`` or ``text:FOLDER``."""
+"""Plain texts as windows of tokens, for language models: the data ``text:FILE``, ``text:FOLDER``, ``text:ONE,OTHER``."""
 
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, final
 
@@ -50,8 +51,12 @@ class TextWindows(Checked):
     characters: Size = 1_500_000
     chat: bool = True
 
-    def load(self, path: Path) -> OwnData:
-        """Batches ``{"input_ids": [windows, tokens]}`` of the texts at ``path``, at even distances of each part.
+    def load(self, places: str | Path) -> OwnData:
+        """Batches ``{"input_ids": [windows, tokens]}``, at even distances of each part of the texts.
+
+        Args:
+            places: a file, a folder, or several with commas between them, each a text of another kind: as many windows
+                of each, in turn.
 
         Raises:
             DataError: there are no texts, or too few tokens.
@@ -63,7 +68,17 @@ class TextWindows(Checked):
         except (OSError, ValueError) as error:
             reason = (str(error).splitlines() or [""])[0]
             raise DataError(f"[data] tokenizer={self.tokenizer!r} holds none: {reason}") from error
-        rows = self._pack(tokenizer, _read(path, tokenizer if self.chat else None, self.characters))
+        paths = _paths(str(places))
+        kinds = [self._split(path, tokenizer, self.characters // len(paths)) for path in paths]
+        counts = (self.train, self.validation, self.test)
+        train, validation, test = (
+            self._batches(rows, n) for rows, n in zip(zip(*kinds, strict=True), counts, strict=True)
+        )
+        return OwnData(f"{TEXT}{places}", train, validation, test, {"input_ids": kinds[0][0][:2, :TRACED]})
+
+    def _split(self, path: Path, tokenizer: Any, characters: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The windows of a text, [windows, tokens]: to calibrate and train on, for choices, and to measure on."""
+        rows = self._pack(tokenizer, _read(path, tokenizer if self.chat else None, characters))
         if len(rows) < 2 * PARTS:
             raise DataError(
                 f"[data] {str(path)!r} makes {len(rows)} windows of {self.window} tokens; {2 * PARTS} are needed. "
@@ -71,10 +86,8 @@ class TextWindows(Checked):
             )
         parts = rows.tensor_split(PARTS)
         rest = [part for i, part in enumerate(parts) if i not in (*VALIDATION, *TEST)]
-        splits = (torch.cat(rest), *(torch.cat([parts[i] for i in held]) for held in (VALIDATION, TEST)))
-        counts = (self.train, self.validation, self.test)
-        train, validation, test = (self._batches(split, n) for split, n in zip(splits, counts, strict=True))
-        return OwnData(f"{TEXT}{path}", train, validation, test, {"input_ids": rows[:2, :TRACED]})
+        validation, test = (torch.cat([parts[i] for i in held]) for held in (VALIDATION, TEST))
+        return torch.cat(rest), validation, test
 
     def _pack(self, tokenizer: Any, texts: Sequence[str]) -> Tensor:
         """Windows [windows, tokens]; each begins as the tokenizer begins a text (``<bos>``, where it has one)."""
@@ -84,9 +97,22 @@ class TextWindows(Checked):
         rows = torch.tensor(ids[: len(ids) // body * body], dtype=torch.int64).view(-1, body)
         return torch.cat([torch.tensor(start, dtype=torch.int64).expand(len(rows), -1), rows], 1)
 
-    def _batches(self, rows: Tensor, most: int) -> LoaderSplit:
-        chosen = rows[torch.linspace(0, len(rows) - 1, min(most, len(rows))).round().long()]
-        return LoaderSplit([{"input_ids": part} for part in chosen.split(self.batch)])
+    def _batches(self, kinds: Sequence[Tensor], most: int) -> LoaderSplit:
+        """So many windows in all, as many of each kind, in turn."""
+        each = [most // len(kinds) + (place < most % len(kinds)) for place in range(len(kinds))]
+        chosen = [spread(rows, count) for rows, count in zip(kinds, each, strict=True)]
+        in_turn = [row for rows in zip_longest(*chosen) for row in rows if row is not None]
+        return LoaderSplit([{"input_ids": part} for part in torch.stack(in_turn).split(self.batch)])
+
+
+def spread(rows: Tensor, most: int) -> Tensor:
+    """So many rows, or all, at even distances."""
+    return rows[torch.linspace(0, len(rows) - 1, min(most, len(rows))).round().long()]
+
+
+def _paths(places: str) -> list[Path]:
+    """A place that is there, or several with commas between them."""
+    return [Path(places)] if Path(places).exists() else [Path(place) for place in places.split(",")]
 
 
 def _beginning(tokenizer: Any) -> list[int]:

@@ -168,6 +168,24 @@ def test_conversations_are_written_as_the_chat_template_says(folder: Path) -> No
     assert with_roles[:3].tolist() == [2, 3, 6] and without[:3].tolist() == [3, 6, 3]
 
 
+def test_texts_of_several_kinds_are_taken_in_turn(folder: Path) -> None:
+    how = TextWindows("dense", window=16, train=7, validation=2, test=4, batch=2)
+    alone = [how.load(folder / "texts" / f"{name}.txt") for name in "ab"]
+    both = how.load("texts/a.txt,texts/b.txt")
+    for split, count in (("train", 7), ("validation", 2), ("test", 4)):
+        rows = torch.cat([batch["input_ids"] for batch in getattr(both, split).batches()])
+        assert len(rows) == count
+        for place, kind in enumerate(alone):
+            theirs = {tuple(row.tolist()) for batch in getattr(kind, split).batches() for row in batch["input_ids"]}
+            firsts = rows[place::2][:1]
+            assert tuple(firsts[0].tolist()) in theirs
+    assert torch.cat([b["input_ids"] for b in how.load("texts").train.batches()]).shape == (7, 16)
+    (folder / "a,b.txt").write_text((folder / "texts" / "a.txt").read_text())
+    assert torch.equal(how.load("a,b.txt").shown["input_ids"], alone[0].shown["input_ids"])
+    with pytest.raises(DataError, match="nowhere.*nothing is there"):
+        how.load("texts/a.txt,nowhere")
+
+
 def test_texts_that_will_not_do_are_told(folder: Path) -> None:
     with pytest.raises(DataError, match="makes 18 windows of 100 tokens; 24 are needed"):
         TextWindows("dense", window=100).load(folder / "texts")
