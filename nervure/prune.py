@@ -418,7 +418,7 @@ def require_method(method: Any, data: Batches | None) -> None:
 
 
 def _make_plan(model: nn.Module, method: Method, view: View, before: Cost) -> Pruned:
-    require_same_weights(model.parameters())
+    require_same_weights(model.parameters(), "prune")
     with restore_after(model, view.example):
         plan = done_by_first(lambda: method.plan(view), Plan.to_json, Plan.from_json)
     smaller = apply(model, view.graph, plan)

@@ -5,6 +5,8 @@ Outside a process group of torch.distributed nothing here does anything: what go
 
 import hashlib
 import json
+import threading
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -14,10 +16,16 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor
 
-from nervure.errors import ArgumentError, DataError, NervureError
+from nervure.errors import ArgumentError, DataError, NervureError, NervureWarning
 
 T = TypeVar("T")
 FEW = 8
+PATIENCE = 60.0
+"""Seconds after which a process that waits says so."""
+ALONE = (
+    "All processes call the same functions in the same order; what one does alone stands within "
+    "nervure.distributed.reduce_over(None)."
+)
 _GROUP: ContextVar[Any] = ContextVar("process group", default="all")
 
 
@@ -87,13 +95,36 @@ def require_portion(number: int, name: str) -> int:
     return portion(number)
 
 
-def require_same_weights(tensors: Iterable[Tensor]) -> None:
-    """Raise ArgumentError, in all processes, where their models begin with other numbers; shards are not looked at.
+def meet(what: str) -> None:
+    """Wait until all processes come to the same function; ``what`` is its name.
 
-    A few numbers of each tensor tell models apart that were made at random.
+    Raises:
+        ArgumentError: in all processes, where they call different functions.
     """
     if not several():
         return
+    bell = threading.Timer(PATIENCE, _tell_of_waiting, (what, rank()))
+    bell.daemon = True
+    bell.start()
+    try:
+        require_same_text(what, ALONE)
+    finally:
+        bell.cancel()
+
+
+def _tell_of_waiting(what: str, place: int) -> None:
+    told = f"process {place} has waited {PATIENCE} s for the others to call {what} as well. {ALONE}"
+    warnings.warn(told, NervureWarning, stacklevel=2)
+
+
+def require_same_weights(tensors: Iterable[Tensor], what: str) -> None:
+    """Raise ArgumentError, in all processes, where their models begin with other numbers; shards are not looked at.
+
+    A few numbers of each tensor tell models apart that were made at random. ``what`` is who asks, see :func:`meet`.
+    """
+    if not several():
+        return
+    meet(what)
     digest = hashlib.sha256()
     for tensor in tensors:
         digest.update(str(tuple(tensor.shape)).encode())
@@ -102,8 +133,7 @@ def require_same_weights(tensors: Iterable[Tensor]) -> None:
     require_same_text(
         f"weights {digest.hexdigest()[:8]}",
         "Give all the same model: nervure.distributed.send_model(model) sends that of process 0, and "
-        "torch.manual_seed before it is built makes all alike. A process that works alone calls this within "
-        "nervure.distributed.reduce_over(None).",
+        f"torch.manual_seed before it is built makes all alike. {ALONE}",
     )
 
 

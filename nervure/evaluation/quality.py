@@ -1,13 +1,14 @@
 """One model, one pass over data: how good it is, on the data as they are and, if asked, under shift."""
 
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from typing import Any, overload
 
 from torch import nn
 
 from nervure.core.annotations import Device, FilePath
 from nervure.core.check import checked
-from nervure.core.collectives import require_same_weights
+from nervure.core.collectives import group_used, require_same_weights
 from nervure.core.progress import length, track
 from nervure.core.schema import Length, Seed
 from nervure.errors import ArgumentError
@@ -18,6 +19,7 @@ from nervure.evaluation.metrics import Metrics, MetricTally
 from nervure.evaluation.shift import Normalisation, Shifted, evaluate_shift
 from nervure.evaluation.task_shift import TaskShift, evaluate_task_shift
 from nervure.graph.models import evaluating, on_device
+from nervure.stats.shares import is_share
 from nervure.tasks.guessing import TaskLike, as_task
 from nervure.tasks.running import evaluate_task
 
@@ -103,8 +105,9 @@ def evaluate(  # noqa: PLR0913 - one keyword per choice
 
     The model comes back as it was: every module in the mode it was in, on the device it was on.
 
-    In a process group all processes call it, each with its share of the data (:mod:`nervure.distributed`), and all get
-    what holds for all of the data; with ``shift`` each is alone.
+    In a process group processes work together where the data say that they are a share: those of
+    :func:`nervure.distributed.share`, or a loader with a ``DistributedSampler``. All call it then, and get what holds
+    for all of the data. With other data, and with ``shift``, each process is alone.
 
     Args:
         model: without ``task`` it returns logits [samples, classes] or [samples, classes, ...], alone or as described
@@ -129,33 +132,33 @@ def evaluate(  # noqa: PLR0913 - one keyword per choice
         ArgumentError: if ``bins`` is below 1, a corruption or severity is unknown, or ``bins`` or ``cache`` is given
             beside a task.
     """
-    if shift is None:
-        require_same_weights(model.parameters())
-    if (given := as_task(task)) is not None:
-        _require_no_classifier(bins, cache)
-        if shift is None:
-            return evaluate_task(model, data, given, device=device, progress=progress)
-        how = {"shift": shift, "severities": severities, "normalisation": normalisation, "seed": seed}
-        with on_device(model, device):
-            return evaluate_task_shift({"model": model}, data, given, progress=progress, **how)["model"]
-    with on_device(model, device) as place, evaluating(model):
-        if shift is not None:
-            found = evaluate_shift(
-                {"model": model},
-                data,
-                shift=shift,
-                severities=severities,
-                normalisation=normalisation,
-                seed=seed,
-                bins=bins,
-                cache=cache,
-                progress=progress,
-            )
-            return found["model"]
-        tally = MetricTally()
-        for number, (inputs, labels) in enumerate(track(pairs(data), "evaluating", length(data), enabled=progress)):
-            tally.add(call(model, to_device(inputs, place)), labels, f"batch {number}")
-        return tally.metrics_of_all(bins)
+    with nullcontext() if shift is None and is_share(data) else group_used(None):
+        require_same_weights(model.parameters(), "evaluate")
+        if (given := as_task(task)) is not None:
+            _require_no_classifier(bins, cache)
+            if shift is None:
+                return evaluate_task(model, data, given, device=device, progress=progress)
+            how = {"shift": shift, "severities": severities, "normalisation": normalisation, "seed": seed}
+            with on_device(model, device):
+                return evaluate_task_shift({"model": model}, data, given, progress=progress, **how)["model"]
+        with on_device(model, device) as place, evaluating(model):
+            if shift is not None:
+                found = evaluate_shift(
+                    {"model": model},
+                    data,
+                    shift=shift,
+                    severities=severities,
+                    normalisation=normalisation,
+                    seed=seed,
+                    bins=bins,
+                    cache=cache,
+                    progress=progress,
+                )
+                return found["model"]
+            tally = MetricTally()
+            for number, (inputs, labels) in enumerate(track(pairs(data), "evaluating", length(data), enabled=progress)):
+                tally.add(call(model, to_device(inputs, place)), labels, f"batch {number}")
+            return tally.metrics_of_all(bins)
 
 
 def _require_no_classifier(bins: int, cache: FilePath | None) -> None:

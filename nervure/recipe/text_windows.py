@@ -1,4 +1,4 @@
-"""Plain texts as windows of tokens, for language models: the data ``text:FILE``, ``text:FOLDER``, ``text:ONE,OTHER``."""
+"""Plain texts as windows of tokens, for language models: the data ``text:FILE`` or ``text:FOLDER``."""
 
 import json
 from collections.abc import Iterator, Sequence

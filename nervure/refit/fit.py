@@ -90,7 +90,7 @@ def refit(
     """
     how = Refit() if how is None else how
     require_unsharded(take_apart(pruned, masks)[0].parameters(), "refit")
-    collectives.require_same_weights([*take_apart(pruned, masks)[0].parameters(), *reference.parameters()])
+    collectives.require_same_weights([*take_apart(pruned, masks)[0].parameters(), *reference.parameters()], "refit")
     if how.steps and collectives.several():
         raise ArgumentError(
             f"steps={how.steps} trains branches in one process, and {collectives.count()} work together. Refit with "

@@ -114,7 +114,7 @@ def measure(
             finite; or the connections of so many samples do not fit into memory.
     """
     model, wanted = unwrap(model), _parse_want(want)
-    require_same_weights(model.parameters())
+    require_same_weights(model.parameters(), "measure")
     samples = require_portion(samples, "samples")
     per_class = require_portion(per_class, "per_class") if per_class else 0
     chosen = _parse_signals(wanted)

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any, final
 
 import torch
+from torch.utils.data.distributed import DistributedSampler
 
 from nervure.core import collectives
 from nervure.core.annotations import Batches
@@ -69,3 +70,14 @@ class Share:
 
     def __copy__(self) -> "Share":
         return Share(keep_position(self.data), self._task)
+
+
+def is_share(data: Any) -> bool:
+    """Whether data say themselves that they are one process's share: of :func:`share`, or a ``DistributedSampler``."""
+    return isinstance(data, Share) or distributed_sampler(data) is not None
+
+
+def distributed_sampler(data: Any) -> DistributedSampler[Any] | None:
+    """What deals the samples of a loader to processes; None where nothing does."""
+    found = getattr(data, "sampler", None)
+    return found if isinstance(found, DistributedSampler) else None

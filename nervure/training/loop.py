@@ -231,6 +231,7 @@ def train(  # noqa: PLR0913 - one keyword per choice that a recipe makes
     place = device_of(model) if device is None else torch.device(device)
     model.to(place)
     with _alone(checkpoint), _own_random_numbers(seed, place), _left_in_evaluation(model):
+        collectives.meet("train")
         averages = collectives.several() and not averages_itself(model)
         if averages:
             send_model(model)

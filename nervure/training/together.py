@@ -7,14 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data.distributed import DistributedSampler
 
 from nervure.core import collectives
 from nervure.core.check import checked
 from nervure.core.collectives import is_sharded
 from nervure.errors import ArgumentError
 from nervure.graph.models import is_weightless
-from nervure.stats.shares import Share
+from nervure.stats.shares import Share, distributed_sampler
 
 
 def averages_itself(model: nn.Module) -> bool:
@@ -103,6 +102,5 @@ def begin_epoch(data: Any, epoch: int) -> None:
     if hasattr(inner, "epoch"):
         # Else the order would follow from what the data were used for before, and from where a run was stopped.
         inner.epoch = epoch
-    sampler = getattr(inner, "sampler", None)
-    if isinstance(sampler, DistributedSampler):
+    if (sampler := distributed_sampler(inner)) is not None:
         sampler.set_epoch(epoch)

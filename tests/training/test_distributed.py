@@ -1,20 +1,25 @@
 """Two processes that share the data do what one does that has all of it. One start of both, one test for each law."""
 
 import json
+import time
 import traceback
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, DistributedSampler
 
 import nervure
 import nervure.distributed
+from nervure.core import collectives
 from nervure.core.collectives import done_by_first
 from nervure.distributed import reduce_over, share
-from nervure.errors import ArgumentError, DataError, NervureError, PlanError, TraceError
+from nervure.errors import ArgumentError, DataError, NervureError, NervureWarning, PlanError, TraceError
 from nervure.export import load_state, save_state
 from nervure.methods import SNIP, Magnitude, RigL, Synthesis, Taylor
 from nervure.refit import Refit
@@ -215,13 +220,39 @@ def evaluations_are_those_of_one_process(rank: int, folder: Path) -> None:
 
 
 @law
+def data_that_are_no_share_are_evaluated_alone(rank: int, folder: Path) -> None:
+    if rank == 0:
+        assert nervure.evaluate(network(), pictures()).samples == 500
+        assert nervure.evaluate(network(), pictures(), task=nervure.tasks.classification())["loss"] > 0
+    pairs = [(x, int(y)) for xs, ys in pictures() for x, y in zip(xs, ys, strict=True)]
+    dealt = DataLoader(pairs, batch_size=25, sampler=DistributedSampler(pairs, shuffle=False))
+    assert len(dealt) == 10
+    assert nervure.evaluate(network(), dealt).samples == 500
+
+
+@law
 def one_process_may_work_alone(rank: int, folder: Path) -> None:
+    model, example = network(), pictures()[0][0]
     if rank == 0:
         with reduce_over(None):
-            assert nervure.evaluate(network(), pictures()).samples == 500
-            assert nervure.evaluate(network(), pictures(), task=nervure.tasks.classification())["loss"] > 0
+            assert nervure.prune(model, example, Magnitude(keep=0.5), progress=False).masks is not None
     with pytest.raises(ArgumentError, match=r"group=3 is no process group.*None to work alone"):
         reduce_over(3)
+
+
+@law
+def who_waits_says_for_what_and_who_calls_something_else_is_told(rank: int, folder: Path) -> None:
+    with patch.object(collectives, "PATIENCE", 0.2), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        if rank == 1:
+            time.sleep(1)
+        collectives.meet("measure")
+        time.sleep(0.3)
+    said = [str(one.message) for one in caught if one.category is NervureWarning]
+    told = ["process 0 has waited 0.2 s for the others to call measure as well."] if rank == 0 else []
+    assert [one.partition(" All ")[0] for one in said] == told
+    with pytest.raises(ArgumentError, match=r"process 0 has prune, process 1 has train\. All processes call the same"):
+        collectives.meet("train" if rank else "prune")
 
 
 @law
