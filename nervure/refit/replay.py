@@ -287,7 +287,7 @@ class _RunClock(SimpleOperators):
 
 
 def _memory_of(tensors: Iterable[Tensor]) -> frozenset[int]:
-    return frozenset(tensor.untyped_storage()._cdata for tensor in tensors)
+    return frozenset(tensor.untyped_storage()._cdata for tensor in tensors if tensor.layout == torch.strided)
 
 
 def _straddles(call: CallSpan, first: int, last: int) -> bool:
