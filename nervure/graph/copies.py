@@ -52,9 +52,11 @@ def _copy_value(value: Any, memo: dict[int, Any]) -> Any:
         for key, inner in value.items():
             twin[_copy_value(key, memo)] = _copy_value(inner, memo)
         return twin
+    if kind is set and not value:
+        return memo.setdefault(id(value), set())
     if isinstance(value, nn.Module) and _has_no_ways(kind) and "__deepcopy__" not in vars(value):
         twin = memo[id(value)] = object.__new__(kind)
-        twin.__setstate__({key: _copy_value(inner, memo) for key, inner in vars(value).items()})
+        twin.__setstate__({key: _copy_value(inner, memo) for key, inner in value.__getstate__().items()})
         return twin
     return copy.deepcopy(value, memo)
 
@@ -65,7 +67,7 @@ def _has_no_ways(kind: type[nn.Module]) -> bool:
         kind.__new__ is object.__new__
         and kind.__reduce_ex__ is object.__reduce_ex__
         and kind.__reduce__ is object.__reduce__
-        and getattr(kind, "__getstate__") is object.__getstate__  # noqa: B009 - mypy knows it of objects only
+        and kind.__getstate__ is nn.Module.__getstate__
         and kind.__setstate__ is nn.Module.__setstate__
         and not hasattr(kind, "__deepcopy__")
         and not copyreg._slotnames(kind)  # type: ignore[attr-defined]

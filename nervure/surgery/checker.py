@@ -24,10 +24,10 @@ from nervure.surgery.apply import apply_sharing, keeps_of
 from nervure.surgery.difference import Difference, compare, compare_rounded
 from nervure.surgery.drop import name_after
 from nervure.surgery.link import silence_links, wire_names
-from nervure.surgery.pictures import goes_the_same_way, smaller_pictures
 from nervure.surgery.randomness import SameNoise, fixed_seed, is_random
 from nervure.surgery.redraw import WIDE, redrawn_inputs, rounded_copy, to_double, widen, with_other_numbers
 from nervure.surgery.reference import Answer, places, reference, survivors
+from nervure.surgery.smaller_inputs import goes_the_same_way, smaller_pictures
 
 LARGEST = 300_000_000
 """Parameters of a model up to which a copy in double precision is made (8 bytes each)."""
