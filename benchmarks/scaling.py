@@ -173,8 +173,8 @@ def page(rows: Rows) -> str:
         f"{REPEATS}. Where something else grows, the width is {FIXED['width']}, there are {FIXED['depth']} blocks and",
         f"{FIXED['samples']} samples. The exponent is the slope of seconds over size, both as logarithms, over all",
         "sizes, and between the two largest, where what is constant matters least. Memory is the peak beyond what was",
-        "held before the call; it is good to a few MiB. Seconds are of the processor, on a machine that did other work too.",
-        "the call. `cut and verify` is all that `prune` does after tracing with a plan at hand.",
+        "held before the call; it is good to a few MiB. Seconds are of the processor, on a machine that did other work",
+        "too. `cut and verify` is all that `prune` does after tracing with a plan at hand.",
     ]
     for sweep in SWEEPS:
         mine = sorted((row for row in rows if row["sweep"] == sweep), key=lambda row: row["size"])
