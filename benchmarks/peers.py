@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -313,5 +313,4 @@ BENCHMARK = Benchmark(
 )
 
 if __name__ == "__main__":
-    with suppress(KeyboardInterrupt):
-        main(BENCHMARK)
+    main(BENCHMARK)
