@@ -111,7 +111,7 @@ def _heads(model: nn.Module) -> set[str]:
 WORK: dict[str, Callable[[nn.Module, Any], Any]] = {"trace": trace, "prune": ours, "torch_pruning": theirs}
 
 
-class _LateError(Exception):
+class TooLateError(Exception):
     """A call took longer than it may."""
 
 
@@ -120,7 +120,7 @@ def limited(seconds: int) -> Iterator[None]:
     """Raise where what is inside takes more processor time."""
 
     def stop(_: int, __: Any) -> None:
-        raise _LateError(f"over {seconds} s")
+        raise TooLateError(f"over {seconds} s")
 
     before = signal.signal(signal.SIGPROF, stop)
     signal.setitimer(signal.ITIMER_PROF, seconds)
@@ -146,20 +146,20 @@ def _is_running(model: nn.Module, example: Any) -> str:
         with torch.no_grad():
             run(model, example)
     except Exception as error:
-        return f"{type(error).__name__}: {error}".split("\n", maxsplit=1)[0][:120]
+        return _told(error)
     return ""
 
 
-def beyond_weights(tool: str, name: str) -> float | None:
-    """The most memory of one call in a process of its own, less what was held before it (MiB); None where it fails."""
+def beyond_weights(tool: str, name: str) -> float | str:
+    """The most memory of one call in a process of its own, less what was held before it (MiB); or why it fails."""
     receiver, sender = multiprocessing.Pipe(duplex=False)
     process = multiprocessing.get_context("fork").Process(target=_measure_memory, args=(tool, name, sender))
     process.start()
     sender.close()
     try:
-        found: float | None = receiver.recv()
+        found: float | str = receiver.recv()
     except EOFError:
-        found = None
+        found = "the process ended"
     process.join()
     return found
 
@@ -171,9 +171,17 @@ def _measure_memory(tool: str, name: str, sender: Any) -> None:
         import torch_pruning  # noqa: F401 - what a library takes when it is imported is not counted
     before = _held("VmRSS")
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    with limited(LIMIT):
-        WORK[tool](model, example)
-    sender.send(_held("VmHWM") - before)
+    try:
+        with limited(LIMIT):
+            WORK[tool](model, example)
+        sender.send(_held("VmHWM") - before)
+    except Exception as error:
+        sender.send(_told(error))
+
+
+def _told(error: Exception) -> str:
+    """An error in a line."""
+    return f"{type(error).__name__}: {error}".split("\n", maxsplit=1)[0][:120]
 
 
 def _held(what: str) -> float:
@@ -188,7 +196,7 @@ def measured(name: str) -> Row:
     with torch.no_grad():
         run(model, example)
     seconds: dict[str, list[float]] = {tool: [] for tool in ("forward", *TOOLS)}
-    told: dict[str, str] = {}
+    told = {tool: found for tool, found in memory.items() if isinstance(found, str)}
     left: dict[str, float] = {}
     for _ in range(ROUNDS):
         start = time.process_time()
@@ -199,7 +207,7 @@ def measured(name: str) -> Row:
             try:
                 took, found = timed(tool, model, example)
             except Exception as error:
-                told[tool] = f"{type(error).__name__}: {error}".split("\n", maxsplit=1)[0][:120]
+                told[tool] = _told(error)
                 continue
             seconds[tool].append(took)
             if isinstance(found, nn.Module) and tool not in left:
@@ -212,7 +220,7 @@ def measured(name: str) -> Row:
         "model": name,
         "parameters": sum(p.numel() for p in model.parameters()),
         "seconds": {tool: median(found) for tool, found in seconds.items() if found},
-        "memory": memory,
+        "memory": {tool: None if isinstance(found, str) else found for tool, found in memory.items()},
         "left": left,
         "told": told,
     }
@@ -234,8 +242,8 @@ def page(rows: Rows) -> str:
         "a copy, and checks that the copy computes what the original does without the removed units. Torch-Pruning is",
         f"its graph and one step of `MagnitudePruner`, {WIDTH:.0%} of every layer, in place; it checks nothing, and",
         "that its result runs is looked at afterwards. The machine did other work too, which makes each second longer",
-        "or shorter by half: what differs by less does not differ. Neither is given a hint; Torch-Pruning takes some (the",
-        "number of heads, layers to leave alone), with which more models of attention come out right.",
+        "or shorter by half: what differs by less does not differ. Neither is given a hint; Torch-Pruning takes some",
+        "(the number of heads, layers to leave alone), with which more models of attention come out right.",
         "",
         "| model | forward | trace | prune, verified | Torch-Pruning | theirs / ours | MACs left: ours, theirs |",
         "|---|---:|---:|---:|---:|---:|---|",
