@@ -20,6 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.runner import Benchmark, Case, Row, Rows, fields, main, peak
+from benchmarks.zoo import allow_torchvision
 from nervure import Random, apply, prune, trace
 
 WIDTH, INNER, HEADS, KEYS, VOCABULARY, TOKENS = 2048, 5632, 32, 4, 32_000, 16
@@ -61,12 +62,13 @@ class Decoder(nn.Module):
         return self.head(self.norm(self.layers(self.embed(tokens))))
 
 
-def llama() -> nn.Module:
-    """The same sizes with the code of transformers."""
+def llama(width: int = WIDTH, inner: int = INNER, layers: int = 22, heads: int = HEADS, keys: int = KEYS) -> nn.Module:
+    """The same sizes, or others, with the code of transformers."""
+    allow_torchvision()
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    sizes = {"hidden_size": WIDTH, "intermediate_size": INNER, "num_hidden_layers": 22, "vocab_size": VOCABULARY}
-    return LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=HEADS, num_key_value_heads=KEYS))
+    sizes = {"hidden_size": width, "intermediate_size": inner, "num_hidden_layers": layers, "vocab_size": VOCABULARY}
+    return LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=heads, num_key_value_heads=keys))
 
 
 CASES: dict[str, tuple[Callable[[], nn.Module], str]] = {
@@ -74,6 +76,8 @@ CASES: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "decoder, 48 layers": (lambda: Decoder(48), "meta"),
     "decoder, 22 layers, fake tensors": (lambda: Decoder(22), "fake"),
     "transformers' LLaMA, 22 layers": (llama, "meta"),
+    "transformers' LLaMA, 32 layers, 7 B": (partial(llama, 4096, 11_008, 32, 32, 32), "meta"),
+    "transformers' LLaMA, 80 layers, 70 B": (partial(llama, 8192, 28_672, 80, 64, 8), "meta"),
 }
 
 
@@ -83,7 +87,7 @@ def measured(name: str) -> Row:
     with FakeTensorMode() if kind == "fake" else torch.device("meta"):
         model = make().eval()
     tokens = torch.zeros(1, TOKENS, dtype=torch.long)
-    example: Any = {"input_ids": tokens, "use_cache": False} if make is llama else tokens
+    example: Any = {"input_ids": tokens, "use_cache": False} if _is_llama(name) else tokens
     built = peak()
     start = time.perf_counter()
     graph = trace(model, example)
@@ -109,6 +113,10 @@ def measured(name: str) -> Row:
     return row
 
 
+def _is_llama(name: str) -> bool:
+    return name.startswith("transformers")
+
+
 def _view(graph: Any) -> Any:
     from nervure.methods import View
 
@@ -123,8 +131,8 @@ def _seconds(work: Callable[[], Any]) -> float:
 
 def cases(_: Any) -> Iterator[Case]:
     """Every model that there is the code for."""
-    for name, (make, _) in CASES.items():
-        if make is not llama or importlib.util.find_spec("transformers"):
+    for name in CASES:
+        if not _is_llama(name) or importlib.util.find_spec("transformers"):
             yield (name,), partial(measured, name)
 
 

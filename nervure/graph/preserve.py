@@ -64,6 +64,7 @@ def _find_restores(roots: Iterable[Any], memory: Snapshots) -> list[Restore]:
     seen: dict[int, Any] = {}
     saves: dict[type, list[Callable[[Any], Saved]]] = {}
     empty: list[Any] = []
+    plain: set[type] = set()
     restores: list[Restore] = [lambda: [value.clear() for value in empty if value]]
     found = list(roots)
     while found:
@@ -76,14 +77,16 @@ def _find_restores(roots: Iterable[Any], memory: Snapshots) -> list[Restore]:
         if kind not in saves:
             saves[kind] = _saves_of(kind)
             found += [_ClassState(kind)] if issubclass(kind, nn.Module) else []
-        if not saves[kind] or id(value) in seen:
+            if not saves[kind]:
+                plain.add(kind)
+        if kind in plain or id(value) in seen:
             continue
         seen[id(value)] = value
         for save in saves[kind]:
             restore, inside = save(value)
             if restore is not _nothing:
                 restores.append(restore)
-            found += inside
+            found += [one for one in inside if type(one) not in plain]
         if isinstance(value, Tensor) and _has_memory(value):
             memory.add(value)
     return restores

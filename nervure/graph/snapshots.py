@@ -87,8 +87,9 @@ class _Writes(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        for tensor in _written_tensors(func, args, kwargs):
-            self._memory.about_to_write(tensor)
+        if _written_places(func) != []:
+            for tensor in _written_tensors(func, args, kwargs):
+                self._memory.about_to_write(tensor)
         return func(*args, **kwargs)
 
 

@@ -489,11 +489,27 @@ def names_of_tensors(model: nn.Module) -> dict[str, list[str]]:
 
 
 def _name_tensors(model: nn.Module, *, remove_duplicate: bool) -> Iterator[tuple[str, Tensor]]:
-    yield from model.named_parameters(remove_duplicate=remove_duplicate)
-    yield from model.named_buffers(remove_duplicate=remove_duplicate)
-    for prefix, module in model.named_modules(remove_duplicate=remove_duplicate):
-        dot = f"{prefix}." if prefix else ""
+    modules = [
+        (f"{prefix}." if prefix else "", module)
+        for prefix, module in model.named_modules(remove_duplicate=remove_duplicate)
+    ]
+    if _names_its_own(type(model)):
+        yield from model.named_parameters(remove_duplicate=remove_duplicate)
+        yield from model.named_buffers(remove_duplicate=remove_duplicate)
+    else:
+        # What these two do, with one walk over the modules for all.
+        for held in ("_parameters", "_buffers"):
+            for dot, module in modules:
+                own = getattr(module, held)
+                yield from ((dot + key, value) for key, value in own.items() if value is not None)
+    for dot, module in modules:
         yield from ((dot + key, value) for key, value in vars(module).items() if isinstance(value, Tensor))
+
+
+def _names_its_own(kind: type[nn.Module]) -> bool:
+    """Whether a class names its tensors in another way than all modules do."""
+    own = (kind.named_parameters, kind.named_buffers, kind._named_members)
+    return own != (nn.Module.named_parameters, nn.Module.named_buffers, nn.Module._named_members)
 
 
 def _form(recorder: Recorder, output: Any) -> Any:

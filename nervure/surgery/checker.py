@@ -21,12 +21,13 @@ from nervure.graph.trace import TraceResult
 from nervure.graph.types import Graph
 from nervure.plan import Plan
 from nervure.surgery.apply import apply_sharing, keeps_of
-from nervure.surgery.difference import Difference, compare_rounded
+from nervure.surgery.difference import Difference, compare, compare_rounded
 from nervure.surgery.drop import name_after
 from nervure.surgery.link import silence_links, wire_names
 from nervure.surgery.randomness import SameNoise, fixed_seed, is_random
 from nervure.surgery.redraw import WIDE, redrawn_inputs, rounded_copy, to_double, widen, with_other_numbers
 from nervure.surgery.reference import Answer, places, reference, survivors
+from nervure.surgery.smaller_inputs import goes_the_same_way, smaller_pictures
 
 LARGEST = 300_000_000
 """Parameters of a model up to which a copy in double precision is made (8 bytes each)."""
@@ -63,17 +64,19 @@ class Verification:
 
 
 class Numbers(NamedTuple):
-    """What to compute with: how it is told, in double precision or not, which numbers are drawn anew."""
+    """What to compute with: how it is told, in double precision or not, what is drawn anew, on pictures how large."""
 
     told: str
     wide: bool
     weights: bool
     inputs: bool
     seed: int = 0
+    small: bool = False
 
 
 GIVEN = Numbers("on the example", False, False, False)
 EXACT = Numbers("in double precision", True, False, False)
+SMALL = Numbers("with random weights and smaller inputs", True, True, True, small=True)
 DRAWN = (
     *(Numbers("with random weights and inputs", True, True, True, seed) for seed in range(3)),
     Numbers("with random weights", True, True, False),
@@ -148,6 +151,8 @@ class _RunChecker:
         self.model, self.drawing, self.run, self.inputs = model, drawing, run, inputs
         self.settings: dict[Numbers, _Setting | str] = {}
         self.last: tuple[nn.Module, Tape] | None = None
+        self.small: Inputs | None = None
+        """Smaller inputs that take the same way, as far as that is known."""
 
     def check(self, graph: Graph, plan: Plan) -> Verification:
         """Whether ``plan`` computes the right thing, on random numbers (as given where those tell nothing).
@@ -163,13 +168,19 @@ class _RunChecker:
 
     def check_made(self, graph: Graph, plan: Plan, smaller: nn.Module) -> Verification:
         """As :meth:`check`, for a smaller model that was made before: it may not disagree on the example either."""
-        given = self._compare(GIVEN, graph, plan, lambda _: smaller)
+        given = self._compare(GIVEN, graph, plan, lambda _: smaller, may_draw=not plan.edits)
         if not plan.edits and given is not None:
             return Verification(given.error, given.tolerance, given.outputs)
 
         def cut(model: nn.Module) -> nn.Module:
             return _with_numbers(smaller, model, graph, plan)
 
+        if given is not None and not given.is_right:
+            drawn = self._in_double(graph, plan, cut) if given.agrees_as_whole else None
+            if drawn is not None and _is_made_of(smaller, self.model, graph, plan):
+                # Single numbers of an answer may be all rounding; in double precision each of them agrees.
+                return drawn
+            given = self._compare(GIVEN, graph, plan, lambda _: smaller)
         if given is not None and not given.is_right and _is_made_of(smaller, self.model, graph, plan):
             # What a model chooses (the best boxes, the nearest code) may turn on a rounding; not in double precision.
             exact = self._compare(EXACT, graph, plan, cut)
@@ -180,8 +191,19 @@ class _RunChecker:
             return Verification(given.error, given.tolerance, given.outputs)
         return drawn
 
+    def _in_double(self, graph: Graph, plan: Plan, cut: Cutter) -> Verification | None:
+        """What random numbers in double precision tell, where they tell at once that all is right."""
+        try:
+            found = self._first_that_tells(graph, plan, cut, DRAWN[:1])
+        except VerificationError:
+            return None
+        return found if found.error is not None else None
+
     def _first_that_tells(self, graph: Graph, plan: Plan, cut: Cutter, choices: tuple[Numbers, ...]) -> Verification:
         outputs = 0
+        small = self._compare(SMALL, graph, plan, cut) if choices[0] == DRAWN[0] else None
+        if small is not None and small.is_right and small.is_telling:
+            return Verification(small.error, small.tolerance, small.outputs)
         for numbers in choices:
             found = self._compare(numbers, graph, plan, cut)
             _require_right(found, numbers)
@@ -195,8 +217,13 @@ class _RunChecker:
             return "what the plan removes moves no output far enough, so a wrong cut would look right"
         return "; ".join(dict.fromkeys(f"{n.told} {self.settings[n]}" for n in choices))
 
-    def _compare(self, numbers: Numbers, graph: Graph, plan: Plan, cut: Cutter) -> Difference | None:
-        """The comparison with these numbers; None where the model does not run with them."""
+    def _compare(
+        self, numbers: Numbers, graph: Graph, plan: Plan, cut: Cutter, *, may_draw: bool = True
+    ) -> Difference | None:
+        """The comparison with these numbers; None where the model does not run with them.
+
+        Where answers differ, rounding may be drawn to explain it.
+        """
         setting = self._setting(numbers)
         if isinstance(setting, str):
             return None
@@ -210,7 +237,8 @@ class _RunChecker:
             rounded = rounded_copy(setting.model, draw)
             return reference(rounded, self.drawing, self.run, graph, plan, setting.inputs).outputs
 
-        return compare_rounded(dense, expected.outputs, found, setting.precisions, again)
+        answers = dense, expected.outputs, found, setting.precisions
+        return compare_rounded(*answers, again) if may_draw else compare(*answers)
 
     def _answer(self, setting: _Setting, smaller: nn.Module, expected: Answer) -> list[Tensor]:
         noise = SameNoise(expected.noise) if setting.is_random else nullcontext()
@@ -235,8 +263,11 @@ class _RunChecker:
             return self._given_setting()
         if numbers.wide and self._size > LARGEST:
             return f"{self._size:,} parameters are too many for a copy in double precision"
+        given = smaller_pictures(self.inputs) if numbers.small else self.inputs
+        if given is None:
+            return "no picture is large"
         model = with_other_numbers(self.model, wide=numbers.wide, seed=numbers.seed if numbers.weights else None)
-        inputs = self.inputs.map(to_double) if numbers.wide else self.inputs
+        inputs = given.map(to_double) if numbers.wide else given
         if numbers.inputs:
             inputs = redrawn_inputs(inputs, numbers.seed)
         try:
@@ -247,8 +278,10 @@ class _RunChecker:
             return f"the model's forward raised {type(error.__cause__).__name__}: {str(error.__cause__)[:100]}"
         if any(bool(torch.isnan(t).any()) for t in dense):
             return "the model's outputs are not numbers"
-        if not self._is_same_way(tape):
+        if not (goes_the_same_way(self.drawing, self.run, tape) if numbers.small else self._is_same_way(tape)):
             return "the model takes another way"
+        if numbers.small:
+            self.small = given
         return _Setting(model, inputs, dense, _precisions(tape, 0), _draws(tape, 0))
 
     def _given_setting(self) -> _Setting:

@@ -42,6 +42,7 @@ class Difference:
         is_telling: whether the cut moved any slice far enough for a wrong cut to be seen.
         outputs: the number of outputs.
         may_be_rounding: whether no output differs by far more than rounding moves it, as far as that is known.
+        agrees_as_whole: whether every output agrees where all its numbers are taken together.
     """
 
     error: float
@@ -50,6 +51,7 @@ class Difference:
     is_telling: bool
     outputs: int
     may_be_rounding: bool = True
+    agrees_as_whole: bool = True
 
 
 class ComparedRuns(NamedTuple):
@@ -110,7 +112,7 @@ def compare(
     """
     if len(expected) != len(found):
         raise VerificationError(f"the pruned model returns {len(found)} tensors, the original {len(expected)}.")
-    errors, right, telling, rounding, loosest = [0.0], True, False, True, 0.0
+    errors, right, telling, rounding, loosest, whole = [0.0], True, False, True, 0.0, True
     for i, precision in enumerate(precisions):
         four = _four(i, dense[i], expected[i], found[i], [answer[i] for answer in rounded])
         loosest, is_coarse = max(loosest, precision**0.5), _moves_few_whole_numbers(four)
@@ -118,11 +120,12 @@ def compare(
             fine, tells = _judge(sizes, precision)
             tells = tells and not is_coarse
             right, telling = right and fine, telling or tells
+            whole = whole and (fine or at > 0)
             if at == 0 and rounded:
                 rounding = rounding and (fine or bool(sizes.gap <= UNLIKELY * sizes.rounding))
             if not fine or (at == 0 and tells):
                 errors.append(_error(sizes))
-    return Difference(max(errors), loosest, right, telling, len(found), rounding)
+    return Difference(max(errors), loosest, right, telling, len(found), rounding, whole)
 
 
 def _error(sizes: ComparedRuns) -> float:

@@ -31,7 +31,7 @@ def broken_use(checker: Checker, smaller: nn.Module) -> str:
     Where the original takes a way that it took on no example, nothing is known of it, which is told by a
     :class:`NervureWarning`.
     """
-    for use in (use for run in checker.runs for use in _failing_uses(smaller, run.inputs)):
+    for use in (use for run in checker.runs for use in _failing_uses(smaller, run.inputs, run.small)):
         error = _error_of(smaller, use)
         if error and not _error_of(checker.model, use):
             others = _other_modules(checker, use)
@@ -60,8 +60,13 @@ def _other_modules(checker: Checker, use: UsageMode) -> list[str]:
     return sorted(new if use.training else new | missed)
 
 
-def _failing_uses(model: nn.Module, inputs: Inputs) -> Iterator[UsageMode]:
-    """The uses in which ``model`` may break."""
+def _failing_uses(model: nn.Module, inputs: Inputs, small: Inputs | None) -> Iterator[UsageMode]:
+    """The uses in which ``model`` may break: none where it runs on ``small`` inputs, which take the same way."""
+    if small is None or any(_error_of(model, use) for use in _uses(model, small)):
+        yield from _uses(model, inputs)
+
+
+def _uses(model: nn.Module, inputs: Inputs) -> Iterator[UsageMode]:
     plain = UsageMode("in evaluation mode without gradients", False, False, inputs)
     larger, *others = *_batches(inputs), plain
     if _error_of(model, larger):

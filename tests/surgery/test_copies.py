@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from nervure import Magnitude, MagnitudeMasks, apply, compile_sparse, load, prune, save, trace
 from nervure.errors import CopyError
+from nervure.graph.copies import copy_model
 
 X = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
 
@@ -124,3 +125,26 @@ def test_cuts_keep_the_order_of_axes_in_memory() -> None:
     plain = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)).eval()
     pruned = prune(plain, torch.randn(1, 3, 8, 8), Magnitude(keep=0.5), progress=False)
     assert all(p.is_contiguous() for p in pruned.model.parameters())
+
+
+def test_copies_are_those_that_python_makes() -> None:
+    """Whatever has a way of its own to be copied goes it, and what is held twice is held twice."""
+
+    class Counted(nn.Linear):
+        def __getstate__(self) -> dict[str, Any]:
+            return vars(self) | {"copied": True}
+
+    class Own(nn.Linear):
+        def __deepcopy__(self, memo: dict[int, Any]) -> "Own":
+            return self
+
+    model = nn.Sequential(Counted(3, 3), nn.Linear(3, 3), Own(3, 3), nn.Linear(3, 3), nn.LSTM(3, 3))
+    model[1].note, model.again, model.table = ["a"], model[3], {"one": model[3].weight, "two": {}}
+    model[3].bias, model.shared = model[0].bias, model.table["two"]
+    twin = copy_model(model)
+    assert twin[0].copied and not hasattr(model[0], "copied")
+    assert twin[1].note == ["a"] and twin[1].note is not model[1].note
+    assert twin[2] is model[2]
+    assert twin.again is twin[3] is not model[3] and twin.table["one"] is twin[3].weight
+    assert twin[3].bias is twin[0].bias is not model[0].bias and twin.shared is twin.table["two"]
+    assert torch.equal(twin[4](X[:, :3])[0], model[4](X[:, :3])[0])
