@@ -120,7 +120,7 @@ def _tell_of_waiting(what: str, place: int) -> None:
 def require_same_weights(tensors: Iterable[Tensor], what: str) -> None:
     """Raise ArgumentError, in all processes, where their models begin with other numbers; shards are not looked at.
 
-    A few numbers of each tensor tell models apart that were made at random. ``what`` is who asks, see :func:`meet`.
+    A few numbers of each tensor tell models apart that were made at random. ``what`` is who asks: all do.
     """
     if not several():
         return

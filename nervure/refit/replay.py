@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import wraps
 from itertools import islice
 from typing import Any, TypeAlias, final
 from weakref import ref as weak
@@ -416,9 +417,9 @@ def _stopping(writer: _Writer) -> Callable[..., Any]:
 
 @contextmanager
 def run_instead(layer: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """While this lasts a layer runs something else."""
+    """While this lasts a layer runs something else, which looks as if it took what its forward takes."""
     own = vars(layer).get("forward")
-    vars(layer)["forward"] = forward
+    vars(layer)["forward"] = wraps(layer.forward)(forward)
     try:
         yield
     finally:

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from inspect import signature
 
 import pytest
 import torch
@@ -60,6 +61,21 @@ def test_layers_that_are_done_do_not_run() -> None:
         replay.run(0, batch())
     assert model.runs == [3, 4]
     assert all("forward" not in vars(module) for module in model.modules())
+
+
+def test_modules_take_what_they_took() -> None:
+    """What looks at the signature of a forward, as loaders of tokens do, sees it while modules are looked at."""
+    seen = list[object]()
+    model = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 2)).eval()
+    model[1].register_forward_pre_hook(lambda module, _: seen.append(str(signature(module.forward))))
+    given = Batch(torch.arange(8).view(2, 4), 2)
+    replay = replay_of(model, given)
+    advance(replay, replay.moment("1.weight"), given)
+    run(replay, given)
+    # A model that takes its input by position is given it so, whatever the batch calls it.
+    named = Batch({"input_ids": torch.arange(8).view(2, 4)}, 2)
+    assert torch.equal(run(replay_of(model, named), named)[0], run(replay, given)[0])
+    assert len(seen) > 3 and len(set(seen)) == 1 and "input" in seen[0]
 
 
 def test_an_encoder_whose_layers_are_read_again_does_not_run() -> None:
