@@ -200,10 +200,12 @@ def send_first(tensors: Iterable[Tensor], source: int = 0) -> None:
     place = source if group() is None else torch.distributed.get_global_rank(group(), source)
     with torch.no_grad():
         for tensor in tensors:
-            sent = _movable(tensor)
+            # As bytes: not every backend sends every type.
+            held = tensor.detach().reshape(1) if tensor.dim() == 0 else tensor.detach().contiguous()
+            sent = _movable(held.view(torch.uint8))
             torch.distributed.broadcast(sent, src=place, group=group())
             if sent.data_ptr() != tensor.data_ptr():
-                tensor.copy_(sent)
+                tensor.copy_(sent.to(tensor.device).view(tensor.dtype).view(tensor.shape))
 
 
 def add_up(tensors: Mapping[str, Tensor], kind: Literal["sum", "mean"] = "sum") -> dict[str, Tensor]:

@@ -88,12 +88,12 @@ class _Writes(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if _written_places(func) != []:
-            for tensor in _written_tensors(func, args, kwargs):
+            for tensor in written_tensors(func, args, kwargs):
                 self._memory.about_to_write(tensor)
         return func(*args, **kwargs)
 
 
-def _written_tensors(func: Any, args: Any, kwargs: Any) -> Iterator[Tensor]:
+def written_tensors(func: Any, args: Any, kwargs: Any) -> Iterator[Tensor]:
     """The tensors that an operator may write."""
     places = _written_places(func)
     if places is None:

@@ -278,7 +278,7 @@ class Recorder(SimpleOperators):
         refs = self._refs(_with_tensor_first(func, args))
         named = {key: self._refs(value) for key, value in kwargs.items()}
         module = self.modules[-1] if self.modules else ""
-        writes = _written_tensors(func, args, kwargs)
+        writes = written_tensors(func, args, kwargs)
         self.keep_contents(writes)
         if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
             out = self._number(args[0])
@@ -354,7 +354,8 @@ def results_of(out: Any) -> list[Tensor]:
     return [t for t in (out if isinstance(out, list | tuple) else [out]) if isinstance(t, Tensor)]
 
 
-def _written_tensors(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
+def written_tensors(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
+    """The tensors that an operator writes into, of those that it is given."""
     written = []
     for i, argument in enumerate(func._schema.arguments):
         if argument.alias_info is not None and argument.alias_info.is_write:

@@ -112,7 +112,12 @@ def spread(rows: Tensor, most: int) -> Tensor:
 
 def _paths(places: str) -> list[Path]:
     """A place that is there, or several with commas between them."""
-    return [Path(places)] if Path(places).exists() else [Path(place) for place in places.split(",")]
+    if Path(places).exists():
+        return [Path(places)]
+    names = [place.strip() for place in places.split(",")]
+    if not all(names):
+        raise DataError(f"[data] {TEXT}{places}: nothing stands before or behind a comma. Give a path there.")
+    return [Path(name) for name in names]
 
 
 def _beginning(tokenizer: Any) -> list[int]:

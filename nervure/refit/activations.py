@@ -47,7 +47,9 @@ class Watcher(Recorder):
     def compute(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Run an operator and write it down; one that is done gives what it gave, and nobody sees it."""
         if self._playback is not None and self._playback.plays():
-            return self._playback.operator(func, args, kwargs)
+            found = self._playback.operator(func, args, kwargs)
+            if found is not RUN:
+                return found
         return super().compute(func, args, kwargs)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -59,6 +61,10 @@ class Watcher(Recorder):
         return out
 
 
+RUN = object()
+"""What an operator gave that does not depend on the data: it is run again, so that who watches knows what it is."""
+
+
 class SkippedStart(Protocol):
     """The beginning of a run that is skipped, see :mod:`nervure.refit.replay`."""
 
@@ -66,7 +72,7 @@ class SkippedStart(Protocol):
         """Whether the next operator is skipped."""
 
     def operator(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """What it gave."""
+        """What it gave, or ``RUN``."""
 
 
 class Watch(Protocol):

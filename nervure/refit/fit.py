@@ -4,6 +4,7 @@ In running order, on what the smaller network itself says, each layer that reads
 says at the same place: by ridge regression towards the weights it has, see :mod:`nervure.refit.ridge`. No labels.
 """
 
+import hashlib
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -222,23 +223,40 @@ class _Refitter:
         return tuple(done[place] for place in range(len(found)))
 
     def _moments(self, pending: Sequence[Consumer], norms: Sequence[str]) -> tuple[int, int]:
-        """What is before all that is still to be fitted need not run again, in either network."""
-        sides = (
-            ([c.tensor for c in pending], norms),
-            ([c.partners[0].key[0] for c in pending], [self._came[name].tensor for name in norms]),
+        """What is before all that may still change need not run again, in either network.
+
+        Uses of a parameter are told apart by counting them, so none is skipped of one that has several.
+        """
+        mine = [*norms, *(name for c in pending for name in self._changed(c))]
+        theirs = [*(self._came[name].tensor for name in norms), *(c.partners[0].key[0] for c in pending)]
+        first, second = (
+            min((replay.moment(name) for name in (*names, *several)), default=0)
+            for replay, names, several in zip(self._done, (mine, theirs), self._several, strict=True)
         )
-        mine, theirs = (
-            min((replay.moment(name) for name in (*tensors, *names)), default=0)
-            for replay, (tensors, names) in zip(self._done, sides, strict=True)
-        )
-        return mine, theirs
+        return first, second
+
+    def _changed(self, consumer: Consumer) -> Iterator[str]:
+        """The tensors that the fit of a consumer may change."""
+        yield consumer.tensor
+        if consumer.bias is not None:
+            yield consumer.bias.tensor
+        if consumer.norm in self._statistics:
+            norm = self._statistics[consumer.norm]
+            yield from (name for name in (norm.mean, norm.var, norm.weight, norm.bias) if name)
 
     def _found(self) -> tuple[list[Consumer], dict[str, int]]:
         first = self._parts[0].batch
         mine, theirs = survey(self._model, first), survey(self._reference, first)
         self._done = (replay_of(self._model, first), replay_of(self._reference, first))
+        self._several = tuple([name for name, uses in seen.uses.items() if uses > 1] for seen in (mine, theirs))
         trained = {name: p.requires_grad for name, p in self._model.named_parameters()}
         found = consumers(self._model, mine, theirs, self._came, trained)
+        collectives.require_same_text(
+            f"layers {hashlib.sha256(repr([(c.tensor, c.level) for c in found]).encode()).hexdigest()[:8]}",
+            "The first batches run through different layers, as those of routed experts do, and sums of one would be "
+            "added to those of another. Give each process a first batch that runs through all, or refit in one "
+            "process, within nervure.distributed.reduce_over(None), and send_model the result.",
+        )
         if all(c.reason for c in found):
             why = "; ".join(f"{c.tensor!r}: {c.reason}" for c in found[:3]) or "no parameter multiplies what flows"
             raise ArgumentError(

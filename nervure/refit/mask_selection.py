@@ -5,6 +5,7 @@ Frantar and Alistarh, "SparseGPT: Massive Language Models Can Be Accurately Prun
 
 import math
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import final
@@ -70,13 +71,17 @@ def select_masks(
     Raises:
         DataError: what enters a layer is not finite.
     """
-    found = _readable(find_consumers(model, batches[0]), shares)
+    every = find_consumers(model, batches[0])
+    uses = Counter(reading.key[0] for consumer in every for reading in consumer.readings)
+    several = [name for name, number in uses.items() if number > 1]
+    found = _readable(every, shares)
     replay = replay_of(model, batches[0])
     tensors = named_tensors(model)
     choosers = {c.tensor: _MaskChoice(tensors[c.tensor], shares[c.tensor]) for c in found}
     levels = sorted({consumer.level for consumer in found})
     for level in track(levels, "choosing weights", enabled=shown):
-        moment = min(replay.moment(c.tensor) for c in found if c.level >= level)
+        pending = [c.tensor for c in found if c.level >= level]
+        moment = min(replay.moment(name) for name in (*pending, *several))
         # What is looked up of a consumer is as large as its parameter: copies let it go after their level.
         wanted = {place: replace(c) for place, c in enumerate(found) if c.level == level}
         seen = read_inputs(replay, batches, wanted, moment=moment, positions=positions, seed=seed)

@@ -19,14 +19,15 @@ from weakref import ref as weak
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from nervure.core.tensors import outputs_in
 from nervure.errors import TraceError
 from nervure.graph.composites import SimpleOperators
 from nervure.graph.models import device_of
-from nervure.graph.tape import name_of, named_tensors
-from nervure.refit.activations import Enough, See, Watch, watchable
+from nervure.graph.tape import ESCAPES, name_of, named_tensors, results_of, written_tensors
+from nervure.refit.activations import RUN, Enough, See, Watch, watchable
 from nervure.stats.loaders import Batch
 
 TRIED = 4
@@ -55,7 +56,7 @@ class Playback:
         return self._at < len(self._script.operators)
 
     def operator(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """What the next operator gave."""
+        """What the next operator gave; ``RUN`` where it is to be run."""
         name, made = self._script.operators[self._at]
         if name != name_of(func):
             raise TraceError(
@@ -63,7 +64,7 @@ class Playback:
                 "runs it often, on the same data; forward has to compute the same each time."
             )
         self._at += 1
-        return self._make(made, (args, kwargs))
+        return RUN if made is RUN else self._make(made, (args, kwargs))
 
     def call(self, name: str) -> Any:
         """What the call of a module gave."""
@@ -110,9 +111,53 @@ class _Player(SimpleOperators):
 
     def compute(self, func: Any, args: Any, kwargs: Any) -> Any:
         """One operator, or what it gave."""
-        if self.playback.plays():
-            return self.playback.operator(func, args, kwargs)
-        return func(*args, **kwargs)
+        found = self.playback.operator(func, args, kwargs) if self.playback.plays() else RUN
+        return func(*args, **kwargs) if found is RUN else found
+
+
+@final
+class _Data:
+    """Which tensors depend on what the model is given, in one run.
+
+    Attributes:
+        is_spoilt: whether such were written where they outlast the run: then nothing can be skipped.
+    """
+
+    def __init__(self, own: Set[int]) -> None:
+        self.is_spoilt = False
+        self._own = own
+        self._seen: dict[int, tuple[weak[Tensor], int, bool]] = {}
+
+    def is_live(self, tensor: Tensor) -> bool:
+        """Whether it does. What comes from outside may be all: what is given, too."""
+        known = self._seen.get(id(tensor))
+        if known is not None and known[0]() is tensor:
+            return known[2]
+        return tensor.layout != torch.strided or tensor.untyped_storage()._cdata not in self._own
+
+    def note(self, func: Any, args: Any, kwargs: Any, out: Any, number: int) -> tuple[bool, list[int]]:
+        """An operator, by its number: whether it depends on the data, and those before it that do so after all.
+
+        A tensor that was made without the data does when they are written into it.
+        """
+        is_live = any(map(self.is_live, _leaves((args, kwargs))))
+        after_all: list[int] = []
+        for written in written_tensors(func, args, kwargs) if is_live else ():
+            after_all += self._write(written)
+        for tensor in results_of(out):
+            self._seen[id(tensor)] = (weak(tensor), number, is_live)
+        return is_live, after_all
+
+    def _write(self, written: Tensor) -> Iterator[int]:
+        place, is_known = written.untyped_storage()._cdata, False
+        for key, (one, number, is_live) in list(self._seen.items()):
+            tensor = one()
+            if tensor is not None and tensor.untyped_storage()._cdata == place:
+                is_known = True
+                self._seen[key] = (one, number, True)
+                if not is_live:
+                    yield number
+        self.is_spoilt = self.is_spoilt or not is_known or place in self._own
 
 
 @final
@@ -123,8 +168,10 @@ class _Writer(_Player):
         super().__init__(playback)
         self.inside = 0
         self.script = Script()
+        self.data = _Data(own)
         self._own, self._stops = own, stops
         self._operators: list[tuple[str, Any]] = []
+        self._constant: set[int] = set()
         self._calls: dict[str, Any] = {}
 
     def compute(self, func: Any, args: Any, kwargs: Any) -> Any:
@@ -132,9 +179,12 @@ class _Writer(_Player):
         given = list(_leaves((args, kwargs)))
         if not self._stops.isdisjoint(map(id, given)):
             self.stop()
-        is_noted = self.inside == 0
         out = super().compute(func, args, kwargs)
+        is_noted = self.inside == 0
+        is_live, after_all = self.data.note(func, args, kwargs, out, len(self._operators) if is_noted else -1)
+        self._constant -= set(after_all)
         if is_noted:
+            self._constant |= set() if is_live else {len(self._operators)}
             places = {id(leaf): place for place, leaf in enumerate(given)}
             noted = _note(out, places) if isinstance(out, Tensor) else tree_map(lambda leaf: _note(leaf, places), out)
             self._operators.append((name_of(func), noted))
@@ -148,10 +198,12 @@ class _Writer(_Player):
         """All that is still held now is kept. Nothing runs behind this."""
         kept: dict[int, torch.UntypedStorage] = {}
         with torch._C._DisableTorchDispatch():
-            for leaf in tree_leaves((self._operators, self._calls)):
+            moving = [made for number, (_, made) in enumerate(self._operators) if number not in self._constant]
+            for leaf in tree_leaves((moving, self._calls)):
                 if isinstance(leaf, _Leaf) and isinstance(leaf.make, _Note):
                     leaf.make = self._settle(leaf.make, kept)
-        self.script = Script(self._operators, self._calls, kept)
+        operators = [(name, RUN if n in self._constant else made) for n, (name, made) in enumerate(self._operators)]
+        self.script = Script(operators, self._calls, kept)
         raise Enough
 
     def _settle(self, note: "_Note", kept: dict[int, torch.UntypedStorage]) -> Make:
@@ -244,7 +296,8 @@ class _RunClock(SimpleOperators):
         self.calls: list[CallSpan] = []
         self.runs: Counter[str] = Counter()
         self.odd: set[str] = set()
-        """Modules that give something else than tensors, or the model's own."""
+        """Modules that give something else than tensors of the data, or whose hooks others may listen to."""
+        self.data = _Data(self._own)
 
     def compute(self, func: Any, args: Any, kwargs: Any) -> Any:
         """One operator."""
@@ -253,7 +306,9 @@ class _RunClock(SimpleOperators):
                 self.now += 1
                 self.first.setdefault(name, self.now)
                 self.last[name] = self.now
-        return func(*args, **kwargs)
+        out = func(*args, **kwargs)
+        self.data.note(func, args, kwargs, out, -1)
+        return out
 
     def around(self, name: str, forward: Callable[..., Any]) -> Callable[..., Any]:
         """A forward that is looked at."""
@@ -275,7 +330,8 @@ class _RunClock(SimpleOperators):
     def _is_plain(self, leaf: Any) -> bool:
         if not isinstance(leaf, Tensor):
             return isinstance(leaf, PLAIN)
-        return leaf.layout == torch.strided and leaf.untyped_storage()._cdata not in self._own
+        is_plain = leaf.layout == torch.strided and leaf.untyped_storage()._cdata not in self._own
+        return is_plain and self.data.is_live(leaf)
 
     def skippable(self) -> tuple[CallSpan, ...]:
         """Calls of modules that run once, and that share no tensor of the model with anything outside."""
@@ -352,9 +408,12 @@ class Replay:
                 last = call.end
         stops = {id(self._tensors[name]) for name, first in self._clock.first.items() if first == moment}
         called = [name for name, start in self._clock.starts.items() if start == moment]
-        self._scripts = [
+        scripts = [
             self._write(number, batch.to(self._device), done, stops, called) for number, batch in enumerate(batches)
         ]
+        if None in scripts:
+            self._clock, scripts = None, []
+        self._scripts = [script for script in scripts if script is not None]
         self._at = moment
 
     def run(self, number: int, batch: Batch) -> Any:
@@ -377,10 +436,15 @@ class Replay:
         """While this lasts modules whose calls are over give what they gave."""
         with ExitStack() as stack:
             for name in playback.names:
-                stack.enter_context(run_instead(self._modules[name], _giving(playback, name)))
+                stack.enter_context(
+                    run_instead(self._modules[name], _giving(playback, name, self._modules[name].forward))
+                )
             yield
 
-    def _write(self, number: int, batch: Batch, done: Sequence[str], stops: Set[int], called: Sequence[str]) -> Script:
+    def _write(
+        self, number: int, batch: Batch, done: Sequence[str], stops: Set[int], called: Sequence[str]
+    ) -> Script | None:
+        """What is skipped of a part; None where nothing can be."""
         playback = Playback(self._script(number))
         writer = _Writer(playback, self._own, stops)
         with ExitStack() as stack:
@@ -393,15 +457,27 @@ class Replay:
                 stack.enter_context(run_instead(module, _stopping(writer)))
             with suppress(Enough), writer:
                 batch.feed(self.model)
-        return writer.script
+        return None if writer.data.is_spoilt else writer.script
 
 
-def _giving(playback: Playback, name: str) -> Callable[..., Any]:
-    return lambda *args, **kwargs: playback.call(name)
+def _giving(playback: Playback, name: str, forward: Callable[..., Any]) -> Callable[..., Any]:
+    """What a module gave the first time; the second time, of which nothing is known, it runs."""
+    runs = [0]
+
+    def give(*args: Any, **kwargs: Any) -> Any:
+        runs[0] += 1
+        return playback.call(name) if runs[0] == 1 else forward(*args, **kwargs)
+
+    return give
 
 
 def _written(writer: _Writer, name: str, forward: Callable[..., Any]) -> Callable[..., Any]:
+    runs = [0]
+
     def run(*args: Any, **kwargs: Any) -> Any:
+        runs[0] += 1
+        if runs[0] > 1:
+            return forward(*args, **kwargs)
         writer.inside += 1
         out = forward(*args, **kwargs)
         writer.inside -= 1
@@ -435,38 +511,69 @@ def replay_of(model: nn.Module, batch: Batch) -> Replay:
     skipped, for modules may have written something somewhere; where that is not the same either, nothing is.
     """
     batch = batch.to(device_of(model))
-    with watchable(model):
-        clock = _clocked(model, batch)
-    for calls in (clock.skippable(), ()):
-        if _works(Replay(model, clock, calls), batch):
-            return Replay(model, clock, calls)
+    try:
+        with watchable(model):
+            clock = _clocked(model, batch)
+    except Exception:
+        # Tensors that have no memory to look at, as those of vmap.
+        return Replay(model)
+    if clock is not None:
+        for calls in (clock.skippable(), ()):
+            if _works(Replay(model, clock, calls), batch):
+                return Replay(model, clock, calls)
     return Replay(model)
 
 
-def _clocked(model: nn.Module, batch: Batch) -> _RunClock:
-    clock = _RunClock(model)
+def _clocked(model: nn.Module, batch: Batch) -> _RunClock | None:
+    """The moments of a run; None where something leaves it that no operator shows."""
+    clock, escapes = _RunClock(model), _Escapes()
     with ExitStack() as stack:
         for name, module in model.named_modules():
-            if not isinstance(module, torch.jit.ScriptModule):
+            if name and not isinstance(module, torch.jit.ScriptModule):
                 stack.enter_context(run_instead(module, clock.around(name, module.forward)))
+            if module._forward_hooks or module._forward_pre_hooks:
+                # Who listens to a module wants it to run, and all that it is in.
+                clock.odd |= {name[:end] for end in range(len(name) + 1) if name[end : end + 1] in ("", ".")}
+        stack.enter_context(escapes)
         stack.enter_context(clock)
         batch.feed(model)
-    return clock
+    return None if escapes.found or clock.data.is_spoilt else clock
+
+
+@final
+class _Escapes(TorchFunctionMode):
+    """Notes calls that give the numbers in a tensor to something else than PyTorch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found = False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.found = self.found or getattr(func, "__name__", "") in ESCAPES
+        return func(*args, **(kwargs or {}))
 
 
 def _works(replay: Replay, batch: Batch) -> bool:
-    """Whether a model gives the same with its beginning skipped, at several frontiers."""
-    moments = replay.moments
-    with watchable(replay.model):
-        try:
+    """Whether a model gives the same with its beginning skipped, at several frontiers.
+
+    Between two runs all that they wrote is put back, and other data went through: so what was left somewhere by a run
+    that was whole is not taken for what this one gives.
+    """
+    moments, others = replay.moments, batch.rows(torch.arange(batch.size).flip(0))
+    try:
+        with watchable(replay.model):
             whole = outputs_in(replay.run(0, batch))
-            for part in range(1, TRIED + 1):
+        for part in range(1, TRIED + 1):
+            with watchable(replay.model):
                 replay.advance(moments[part * len(moments) // TRIED - 1] if moments else 0, [batch])
+            with watchable(replay.model):
+                others.feed(replay.model)
+            with watchable(replay.model):
                 if not are_equal(whole, outputs_in(replay.run(0, batch))):
                     return False
-        except Exception:
-            # What looks at something that was skipped finds something else, and may say so in any way.
-            return False
+    except Exception:
+        # What looks at something that was skipped finds something else, and may say so in any way.
+        return False
     return True
 
 

@@ -172,7 +172,7 @@ def _walk(
         return
     start = min(range(len(ridges)), key=lambda place: abs(math.log(ridges[place] / near)))
     first = error(ridges[start])
-    if not _descend(ridges[start + 1 :], error, first, 1):
+    if not _descend(ridges[start + 1 :], error, first, WORSE):
         _descend(ridges[:start][::-1], error, first, 1)
 
 
@@ -181,7 +181,8 @@ def _descend(ridges: Iterable[float], error: Callable[[float], float], least: fl
     worse, is_better = 0, False
     for ridge in ridges:
         found = error(ridge)
-        worse = 0 if found < least else worse + 1
+        # Too weak a ridge says nothing about others.
+        worse = 0 if found < least else worse + math.isfinite(found)
         is_better |= found < least
         least = min(least, found)
         if worse == patience:

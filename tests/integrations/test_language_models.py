@@ -182,8 +182,11 @@ def test_texts_of_several_kinds_are_taken_in_turn(folder: Path) -> None:
     assert torch.cat([b["input_ids"] for b in how.load("texts").train.batches()]).shape == (7, 16)
     (folder / "a,b.txt").write_text((folder / "texts" / "a.txt").read_text())
     assert torch.equal(how.load("a,b.txt").shown["input_ids"], alone[0].shown["input_ids"])
+    assert torch.equal(how.load("texts/a.txt, texts/b.txt").shown["input_ids"], alone[0].shown["input_ids"])
     with pytest.raises(DataError, match="nowhere.*nothing is there"):
         how.load("texts/a.txt,nowhere")
+    with pytest.raises(DataError, match="text:texts/a.txt,: nothing stands before or behind a comma"):
+        how.load("texts/a.txt,")
 
 
 def test_texts_that_will_not_do_are_told(folder: Path) -> None:

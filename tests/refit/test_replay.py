@@ -2,7 +2,9 @@
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from inspect import signature
+from typing import Any
 
 import pytest
 import torch
@@ -198,6 +200,76 @@ def test_only_what_is_still_held_is_kept() -> None:
     assert replay.kept(0) <= 2
 
 
+class Recurrent(nn.Module):
+    """Weights that are used twice: first on zeros, which do not depend on the data."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.w, self.u, self.d = nn.Linear(4, 16), nn.Linear(16, 16), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        given = self.w(x)
+        h = torch.zeros_like(given)
+        for _ in range(2):
+            h = (given + self.u(h)).tanh()
+        found: Tensor = self.d(h)
+        return found
+
+
+class Mixed(nn.Module):
+    """Four layers, and something else that a run does, by name."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.what, self.cache = what, [torch.zeros(1)]
+        self.first, self.last = nn.Linear(4, 16), nn.Linear(16, 4)
+        self.middle = nn.Sequential(*(nn.Linear(16, 16) for _ in range(3)))
+        self.query = nn.Parameter(torch.randn(1, 3, 16))
+        self.attention = nn.MultiheadAttention(16, 2, batch_first=True)
+        self.lstm = nn.LSTM(16, 16, batch_first=True)
+        self.register_buffer("memory", torch.zeros(1))
+        taken: dict[str, Tensor] = {}
+        # Functions are not copied with a model: a copy finds what its own hook took.
+        self.taken = lambda: taken["out"]
+        if what == "shared layer":
+            self.middle[2] = self.middle[0]
+        if what == "shared bias":
+            self.middle[2].bias = self.middle[0].bias
+        if what == "hook":
+            self.middle[0].register_forward_hook(lambda module, given, out: taken.update(out=out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x).relu()
+        early = self.middle[1].bias.exp().mean()
+        scale: Any = 1.0
+        if self.what == "buffer":
+            self.memory.copy_(h.mean().view(1))
+        if self.what == "list":
+            self.cache[0].copy_(h.mean().view(1))
+        if self.what == "number":
+            scale = 1 + h.mean().reshape(1).tolist()[0]
+        if self.what == "mapped":
+            h = torch.vmap(self.middle[0])(h)
+        for layer in self.middle:
+            if self.what in ("buffer", "list"):
+                scale = 1 + (self.memory if self.what == "buffer" else self.cache[0])
+            h = layer(h).relu() * scale + (self.taken() if self.what == "hook" and layer is not self.middle[0] else 0)
+        if self.what == "early":
+            h = h * early
+        if self.what == "query":
+            rows = h[:, None].expand(-1, 3, -1)
+            h = self.attention(self.query.expand(len(x), -1, -1), rows, rows)[0].mean(1)
+        if self.what == "recurrent":
+            h = self.lstm(h[:, None])[0][:, 0]
+        found: Tensor = self.last(h)
+        return found.argmax(1, keepdim=True).to(found) + 0 * found.clamp(0, 0) if self.what == "number" else found
+
+
+KINDS = ("shared layer", "shared bias", "buffer", "list", "number", "mapped", "hook", "early", "query", "recurrent")
+
+
 class Fickle(nn.Module):
     """Runs another operator from its ``patience``-th run on."""
 
@@ -223,14 +295,16 @@ def test_a_model_that_runs_something_else_is_told_of() -> None:
         run(replay, batch())
 
 
-@pytest.mark.parametrize("make", [Network, Stages, EncoderDecoder])
+@pytest.mark.parametrize(
+    "make", [Network, Stages, EncoderDecoder, Recurrent, *(partial(Mixed, kind) for kind in KINDS)]
+)
 def test_refits_are_those_of_running_all_again(make: Callable[[], nn.Module], monkeypatch: pytest.MonkeyPatch) -> None:
     model, data = make().eval(), batch(64).raw
-    pruned = prune(model, data[:2], Magnitude(keep=0.5), progress=False)
-    short = refit(pruned, [data], reference=model, progress=False)
+    pruned = prune(model, data[:2], Magnitude(keep=0.5), progress=False, verify=False)
+    short = refit(pruned, [data, 3 * data.flip(0)], reference=model, progress=False)
     # The function of that name hides the package from a path of attributes.
     monkeypatch.setattr(sys.modules["nervure.refit.fit"], "replay_of", lambda model, batch: Replay(model))
-    whole = refit(pruned, [data], reference=model, progress=False)
+    whole = refit(pruned, [data, 3 * data.flip(0)], reference=model, progress=False)
     assert short.layers == whole.layers
     for one, other in zip(short.result.model.parameters(), whole.result.model.parameters(), strict=True):
         assert torch.equal(one, other)

@@ -10,7 +10,7 @@ from nervure import Magnitude, prune, refit
 from nervure.refit import obs_update, restrict
 from nervure.refit.gather import Gathered, GramPart
 from nervure.refit.moments import Moments
-from nervure.refit.ridge import Problem, solve
+from nervure.refit.ridge import Problem, add_ridge, solve
 
 gather_module = importlib.import_module("nervure.refit.gather")
 
@@ -174,3 +174,26 @@ def test_what_does_not_run_each_time_keeps_its_own_sums(monkeypatch: pytest.Monk
         gather_module._add(found, GramPart(None, held=False), [], None, None, {})  # type: ignore[arg-type]
     torch.testing.assert_close(found.seen[0].mean, torch.cat((first, second), 1).mean(1).double())
     torch.testing.assert_close(found.seen[1].mean, first.mean(1).double())
+
+
+def test_a_search_near_a_ridge_that_cannot_be_solved_finds_one_that_can() -> None:
+    """Eight large inputs say the same, so the weakest ridges are too weak for numbers of this size."""
+    torch.manual_seed(0)
+    count, inputs = 1536, 384
+    x = torch.randn(count + 400, inputs)
+    x[:, :8] = torch.randn(count + 400, 1) * torch.randn(1, 8) * 3000
+    weight = torch.randn(8, inputs) * 0.05
+    weight[:, :8] *= 1e-3
+    said = x @ torch.cat([torch.zeros(8, 8), torch.randn(inputs - 8, 8) * 0.1])
+    parts = []
+    for some, given in ((x[:count], said[:count]), (x[count:], said[count:])):
+        moments = Moments(1, inputs, 8, x.device)
+        moments.add(some[None], (given - some @ weight.T)[None], given[None])
+        parts.append(moments)
+    problem = Problem(weight[None].double(), parts[0], (parts[1],), has_shift=True)
+    gram, cross = problem.normal()
+    unit = gram.diagonal(dim1=1, dim2=2).mean(1)
+    assert add_ridge(problem, gram, cross, 1e-9 * unit, torch.zeros_like(cross)) is None
+    best = solve(problem)
+    assert best.freedom == "ridge"
+    assert {solve(problem, near=near).ridge for near in (10.0, 1e-3, 1e-6, 1e-9)} == {best.ridge}
