@@ -301,6 +301,44 @@ def what_cannot_be_shared_is_refused_everywhere(rank: int, folder: Path) -> None
         list(share([(torch.ones(4, 2), torch.ones(4)), (torch.ones(1, 2), torch.ones(1))]))
 
 
+class Routed(nn.Module):
+    """Three equal experts, of which each sample goes through one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList(nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 4)) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out, way = torch.zeros_like(x), x[:, 0].long()
+        for number, expert in enumerate(self.experts):
+            if bool((way == number).any()):
+                out[way == number] = expert(x[way == number])
+        return out
+
+
+@law
+def layers_that_others_do_not_run_are_not_added_up(rank: int, folder: Path) -> None:
+    torch.manual_seed(0)
+    dense, model = Routed(), Routed()
+    model.load_state_dict(dense.state_dict())
+    with torch.no_grad():
+        for expert in model.experts:
+            expert[2].weight[:, :3] = 0
+    batches = [torch.rand(30, 4) for _ in range(3)]
+    for batch in batches:
+        batch[:, 0] = torch.tensor([0.5, 1.5 + rank] * 15)
+    with pytest.raises(ArgumentError, match=r"process 1 has layers .*first batches run through different layers"):
+        nervure.refit(model, batches, reference=dense, progress=False)
+
+
+@law
+def every_type_of_tensor_is_sent(rank: int, folder: Path) -> None:
+    kinds = (torch.float64, torch.bfloat16, torch.float8_e4m3fn, torch.int16, torch.int64, torch.bool, torch.complex64)
+    mine = [torch.full((2, 3), rank).to(kind).t() for kind in kinds] + [torch.tensor(rank, dtype=torch.int64)]
+    collectives.send_first(mine)
+    assert all(not bool(tensor.float().abs().sum()) for tensor in mine if not tensor.is_complex())
+
+
 def sharded(model: nn.Module) -> nn.Module:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
