@@ -8,6 +8,7 @@ calls that are over do not run at all, and operators between them give what they
 the frontier, or else something of the same shape that nobody will look at.
 """
 
+from bisect import bisect
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack, contextmanager, suppress
@@ -291,7 +292,7 @@ class _RunClock(SimpleOperators):
         self._own = _memory_of(named_tensors(model).values())
         self.now = 0
         self.first: dict[str, int] = {}
-        self.last: dict[str, int] = {}
+        self.uses: dict[str, list[int]] = {}
         self.starts: dict[str, int] = {}
         self.calls: list[CallSpan] = []
         self.runs: Counter[str] = Counter()
@@ -305,7 +306,7 @@ class _RunClock(SimpleOperators):
             if (name := self._names.get(id(leaf))) is not None:
                 self.now += 1
                 self.first.setdefault(name, self.now)
-                self.last[name] = self.now
+                self.uses.setdefault(name, []).append(self.now)
         out = func(*args, **kwargs)
         self.data.note(func, args, kwargs, out, -1)
         return out
@@ -335,10 +336,9 @@ class _RunClock(SimpleOperators):
 
     def skippable(self) -> tuple[CallSpan, ...]:
         """Calls of modules that run once, and that share no tensor of the model with anything outside."""
-        uses = [(self.first[name], self.last[name]) for name in self.first]
         found = [
             call for call in self.calls if call.name and self.runs[call.name] == 1 and call.name not in self.odd
-            and not any(_straddles(call, first, last) for first, last in uses)
+            and not any(_straddles(call, uses) for uses in self.uses.values())
         ]  # fmt: skip
         return tuple(sorted(found, key=lambda call: call.start))
 
@@ -347,9 +347,10 @@ def _memory_of(tensors: Iterable[Tensor]) -> frozenset[int]:
     return frozenset(tensor.untyped_storage()._cdata for tensor in tensors if tensor.layout == torch.strided)
 
 
-def _straddles(call: CallSpan, first: int, last: int) -> bool:
-    """Whether a tensor is used inside of a call and outside, perhaps."""
-    return first <= call.end and last >= call.start and not call.start <= first <= last <= call.end
+def _straddles(call: CallSpan, uses: Sequence[int]) -> bool:
+    """Whether a tensor that is used at these moments is used inside of a call and outside."""
+    inside = bisect(uses, call.end) - bisect(uses, call.start)
+    return 0 < inside < len(uses)
 
 
 # -- the model ---------------------------------------------------------------------------------------------------------

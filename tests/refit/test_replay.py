@@ -18,7 +18,7 @@ from nervure.refit import refit
 from nervure.refit.activations import watchable
 from nervure.refit.replay import Replay, replay_of
 from nervure.stats.loaders import Batch
-from tests.refit.test_layer_list import EncoderDecoder, Network, Stages
+from tests.refit.test_layer_list import EncoderDecoder, Layer, Network, Stages
 from tests.refit.test_networks import NETWORKS, SOME, varied
 
 
@@ -184,6 +184,35 @@ def test_modules_that_write_somewhere_run_and_their_operators_do_not() -> None:
         model.first.linear.weight.zero_()
     assert torch.equal(run(replay, batch())[0], run(replay, batch())[0])
     assert not torch.equal(run(replay, batch())[0], run(Replay(model), batch())[0])
+
+
+class Tied(nn.Module):
+    """Layers between two uses of a table."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.table = nn.Embedding(9, 6)
+        self.runs: list[int] = []
+        self.layers = nn.ModuleList(Layer(self.runs, number) for number in range(3))
+        self.head = nn.Linear(6, 9, bias=False)
+        self.head.weight = self.table.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.table(x)
+        for layer in self.layers:
+            x = layer(x)
+        found: Tensor = self.head(x)
+        return found
+
+
+def test_layers_between_two_uses_of_a_table_do_not_run() -> None:
+    model, given = Tied().eval(), Batch(torch.arange(8).view(2, 4), 2)
+    replay = require_same_everywhere(model, given)
+    model.runs.clear()
+    with torch.no_grad():
+        replay.run(0, given)
+    assert model.runs == [2]
 
 
 def test_only_what_is_still_held_is_kept() -> None:
