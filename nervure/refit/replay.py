@@ -288,10 +288,10 @@ class _RunClock(SimpleOperators):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self._names = {id(tensor): name for name, tensor in named_tensors(model).items()}
-        self._own = _memory_of(named_tensors(model).values())
+        tensors = named_tensors(model)
+        self._names = {id(tensor): name for name, tensor in tensors.items()}
+        self._own = _memory_of(tensors.values())
         self.now = 0
-        self.first: dict[str, int] = {}
         self.uses: dict[str, list[int]] = {}
         self.starts: dict[str, int] = {}
         self.calls: list[CallSpan] = []
@@ -305,11 +305,15 @@ class _RunClock(SimpleOperators):
         for leaf in _leaves((args, kwargs)):
             if (name := self._names.get(id(leaf))) is not None:
                 self.now += 1
-                self.first.setdefault(name, self.now)
                 self.uses.setdefault(name, []).append(self.now)
         out = func(*args, **kwargs)
         self.data.note(func, args, kwargs, out, -1)
         return out
+
+    @property
+    def first(self) -> dict[str, int]:
+        """When each tensor of the model is first used."""
+        return {name: uses[0] for name, uses in self.uses.items()}
 
     def around(self, name: str, forward: Callable[..., Any]) -> Callable[..., Any]:
         """A forward that is looked at."""
@@ -376,11 +380,11 @@ class Replay:
         """When a tensor of the model is first used; 0 where it is not known."""
         if self._clock is None:
             return 0
-        known = self._clock.first.get(tensor)
-        if known is None and tensor in self._tensors:
+        uses = self._clock.uses.get(tensor)
+        if uses is None and tensor in self._tensors:
             same = (name for name, other in self._tensors.items() if other is self._tensors[tensor])
-            known = max((self._clock.first.get(name, 0) for name in same), default=0)
-        return known or 0
+            uses = next((self._clock.uses[name] for name in same if name in self._clock.uses), None)
+        return uses[0] if uses else 0
 
     def start(self, module: str) -> int:
         """When a module is first called; 0 where it is not known."""
@@ -437,9 +441,8 @@ class Replay:
         """While this lasts modules whose calls are over give what they gave."""
         with ExitStack() as stack:
             for name in playback.names:
-                stack.enter_context(
-                    run_instead(self._modules[name], _giving(playback, name, self._modules[name].forward))
-                )
+                module = self._modules[name]
+                stack.enter_context(run_instead(module, _giving(playback, name, module.forward)))
             yield
 
     def _write(
@@ -560,8 +563,9 @@ def _works(replay: Replay, batch: Batch) -> bool:
     Between two runs all that they wrote is put back, and other data went through: so what was left somewhere by a run
     that was whole is not taken for what this one gives.
     """
-    moments, others = replay.moments, batch.rows(torch.arange(batch.size).flip(0))
+    moments = replay.moments
     try:
+        others = batch.rows(torch.arange(batch.size).flip(0))
         with watchable(replay.model):
             whole = outputs_in(replay.run(0, batch))
         for part in range(1, TRIED + 1):
