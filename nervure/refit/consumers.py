@@ -119,11 +119,9 @@ def _consumer(
     if origin is None:
         return Consumer(name, tuple(readings), (), Origin("", (), ()), "the dense network has none of that name")
     partners = tuple(p for r in readings if (p := known.get((origin.tensor, r.key[1]))) is not None)
-    reasons = [r.reason for r in (*readings, *partners)]
+    reasons = ["" if trained[name] else "it is frozen", *(r.reason for r in (*readings, *partners))]
     if name in mine.looked_up:
         reasons.append("it is a table that inputs are looked up in as well")
-    if not trained[name]:
-        reasons.append("it is frozen")
     if mine.uses[name] != theirs.uses[origin.tensor] or len(partners) < len(readings):
         reasons.append("the dense network uses it more often, or not at all")
     return Consumer(name, tuple(readings), partners, origin, next(filter(None, reasons), ""))

@@ -8,6 +8,7 @@ import hashlib
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import reduce
 from typing import Any, TypeVar
 
 import torch
@@ -22,8 +23,10 @@ from nervure.errors import ArgumentError, DataError, NervureWarning
 from nervure.graph.copies import copy_model
 from nervure.graph.models import unwrap
 from nervure.graph.tape import named_tensors
+from nervure.graph.types import Graph
 from nervure.refit.batch_norms import NormTensors, Pair, drift, remeasure
 from nervure.refit.consumers import Consumer, consumers
+from nervure.refit.expert_ends import MixtureEnd, mixture_ends, mixture_problem
 from nervure.refit.gather import Gathered, GramPart, gather
 from nervure.refit.moments import Moments
 from nervure.refit.origins import Origin, origins, require_twin, require_weights, take_apart
@@ -44,6 +47,7 @@ FAR = 2.0
 M = TypeVar("M")
 
 TRAINED = "its branch was trained"
+MIXED = "it is fitted with the other experts"
 STRANGE = "its outputs are not those of one layer of the dense network"
 
 
@@ -111,7 +115,8 @@ def refit(
         parts += split(views, how.samples, as_task(task), view=1, seed=how.seed)
     result = copy_model(model)
     twin, came = _twin(reference, result), origins(reference, steps)
-    refitter = _Refitter(result, twin, came, found, parts, how)
+    dense = steps[0][0] if steps else None
+    refitter = _Refitter(result, twin, came, found, parts, how, dense)
     layers, branches = refitter.run(progress), tuple[BranchFit, ...]()
     if how.steps:
         closed = _put_together(pruned, result, layers, (0, 0))
@@ -129,7 +134,7 @@ def refit(
         result, branches = take_apart(rebuilt.result, None)[0], rebuilt.branches
         # What reads branches was fitted to what they gave before; inside, units have ways of their own by now.
         trained = [branch.branch for branch in branches if branch.held_after < branch.held_before]
-        again = _Refitter(result, twin, came, found, parts, how, trained).run(progress) if trained else layers
+        again = _Refitter(result, twin, came, found, parts, how, dense, trained).run(progress) if trained else layers
         layers = tuple(map(_followed_by, layers, again))
     counts = count_samples(parts)
     # Solvers may round in other ways on other machines.
@@ -149,7 +154,8 @@ def refit_on_parts(pruned: M, reference: nn.Module, parts: Sequence[GramPart], h
     model, steps, masks = take_apart(pruned, None)
     require_weights(model, reference, steps)
     result = copy_model(model)
-    refitter = _Refitter(result, _twin(reference, result), origins(reference, steps), masks, parts, how)
+    dense = steps[0][0] if steps else None
+    refitter = _Refitter(result, _twin(reference, result), origins(reference, steps), masks, parts, how, dense)
     layers = refitter.run(progress=False)
     counts = count_samples(parts)
     return Refitted(_put_together(pruned, result, layers, counts), layers, counts, refitter.shift)
@@ -158,6 +164,15 @@ def refit_on_parts(pruned: M, reference: nn.Module, parts: Sequence[GramPart], h
 def _followed_by(first: LayerFit, second: LayerFit) -> LayerFit:
     """Two fits of a layer as one."""
     return first if second.reason else replace(first, after=second.after, held_after=second.held_after)
+
+
+def _beside(first: LayerFit, second: LayerFit) -> LayerFit:
+    """The fits of two parts of a layer, one after the other."""
+    kept = first if second.freedom == "none" else second
+    return replace(
+        _followed_by(first, second), inputs=first.inputs + second.inputs, freedom=kept.freedom, ridge=kept.ridge,
+        shifted_after=second.shifted_after,
+    )  # fmt: skip
 
 
 def _put_together(pruned: Any, model: nn.Module, layers: tuple[LayerFit, ...], counts: tuple[int, int]) -> Any:
@@ -190,9 +205,11 @@ class _Refitter:
         masks: Mapping[str, Tensor],
         parts: Sequence[GramPart],
         how: Refit,
+        dense: Graph | None,
         trained: Sequence[str] = (),
     ) -> None:
         self.shift: float | None = None
+        self._dense_graph = dense
         self._trained = tuple(f"{name}." for name in trained)
         self._model, self._reference, self._came, self._masks, self._parts, self._how = (
             model, reference, came, masks, parts, how,
@@ -204,31 +221,41 @@ class _Refitter:
     def run(self, progress: bool) -> tuple[LayerFit, ...]:
         """Fit all consumers; what became of each."""
         found, norms = self._found()
+        ends = self._mixtures(found)
+        found = [replace(c, reason=MIXED if place in ends else c.reason) for place, c in enumerate(found)]
         found = [replace(c, reason=c.reason or TRAINED) if c.tensor.startswith(self._trained) else c for c in found]
         norms = {name: level for name, level in norms.items() if not name.startswith(self._trained)}
-        done: dict[int, LayerFit] = {
+        done: dict[float, LayerFit] = {
             place: LayerFit(c.tensor, reason=c.reason) for place, c in enumerate(found) if c.reason
         }
-        levels = sorted({c.level for c in found if not c.reason} | {*norms.values()})
+        levels = sorted(
+            {c.level for c in found if not c.reason} | {*norms.values()} | {level for level, _ in ends.values()}
+        )
         for level in track(levels, "refitting", len(levels), enabled=progress):
             chosen = [place for place, c in enumerate(found) if c.level == level and not c.reason]
             pending = [c for c in found if c.level >= level and not c.reason]
-            moments = self._moments(pending, [name for name, at in norms.items() if at >= level])
+            mixed = [end for at, end in ends.values() if at >= level]
+            moments = self._moments(pending, [name for name, at in norms.items() if at >= level], mixed)
             # What is looked up of a consumer is as large as its parameter: copies let it go after their level.
             readers = {place: replace(found[place]) for place in chosen}
-            strange = {place: LayerFit(c.tensor, reason=STRANGE) for place, c in readers.items() if not c.is_matched}
-            clear = {place: c for place, c in readers.items() if place not in strange}
-            done |= strange | self._level(clear, [name for name, at in norms.items() if at == level], moments)
+            done |= {place: LayerFit(c.tensor, reason=STRANGE) for place, c in readers.items() if not c.is_matched}
+            clear = {place: c for place, c in readers.items() if place not in done}
+            here = [name for name, at in norms.items() if at == level]
+            done |= self._level(clear, here, moments) if clear or here else {}
+            done |= {place: self._fit_mixture(end) for place, (at, end) in ends.items() if at == level}
         self._warn()
-        return tuple(done[place] for place in range(len(found)))
+        return tuple(done[place] for place in sorted(done))
 
-    def _moments(self, pending: Sequence[Consumer], norms: Sequence[str]) -> tuple[int, int]:
+    def _moments(
+        self, pending: Sequence[Consumer], norms: Sequence[str], mixed: Sequence[MixtureEnd]
+    ) -> tuple[int, int]:
         """What is before all that may still change need not run again, in either network.
 
         Uses of a parameter are told apart by counting them, so none is skipped of one that has several.
         """
-        mine = [*norms, *(name for c in pending for name in self._changed(c))]
+        mine = [*norms, *(name for c in pending for name in self._changed(c)), *(end.tensor for end in mixed)]
         theirs = [*(self._came[name].tensor for name in norms), *(c.partners[0].key[0] for c in pending)]
+        theirs += [self._came[end.tensor].tensor for end in mixed]
         first, second = (
             min((replay.moment(name) for name in (*names, *several)), default=0)
             for replay, names, several in zip(self._done, (mine, theirs), self._several, strict=True)
@@ -268,7 +295,32 @@ class _Refitter:
         norms = {n: level for n, level in mine.norms.items() if n in self._came} if self._how.norms else {}
         return found, norms
 
-    def _level(self, chosen: Mapping[int, Consumer], norms: list[str], moments: tuple[int, int]) -> dict[int, LayerFit]:
+    def _mixtures(self, found: Sequence[Consumer]) -> dict[float, tuple[int, MixtureEnd]]:
+        """What experts end with and when it is fitted, by its place among the consumers.
+
+        That is where it is a consumer itself, or behind the last consumer within the mixture.
+        """
+        if self._dense_graph is None:
+            return {}
+        first, tensors = self._parts[0].batch, named_tensors(self._model)
+        ends = {}
+        for end in mixture_ends(self._model, self._reference, self._dense_graph, self._came, first):
+            is_open = tensors[end.tensor].requires_grad and not end.tensor.startswith(self._trained)
+            is_once = end.tensor not in self._several[0] and self._came[end.tensor].tensor not in self._several[1]
+            inside = {place: c for place, c in enumerate(found) if c.tensor.startswith(f"{end.path}.")}
+            if is_open and is_once and inside:
+                own = [place for place, c in inside.items() if c.tensor == end.tensor]
+                last = max(c.level for c in inside.values())
+                ends[own[0] if own else max(inside) + 0.5] = (found[own[0]].level if own else last, end)
+        collectives.require_same_text(
+            f"mixtures {', '.join(end.tensor for _, end in ends.values())}",
+            "Some experts are not reached by the first batch of some process. Give each a larger first batch.",
+        )
+        return ends
+
+    def _level(
+        self, chosen: Mapping[int, Consumer], norms: list[str], moments: tuple[int, int]
+    ) -> dict[float, LayerFit]:
         found = list(chosen.values())
         streams = {place: self._next(c) for place, c in enumerate(found) if self._is_stream(c)}
         between = {place: offset for place, c in enumerate(found) if (offset := self._between(c)) is not None}
@@ -278,7 +330,9 @@ class _Refitter:
             self._done, moments, self._parts, found, norms, self._came, between, streams,
             positions=self._how.positions or places_per_sample(samples), seed=self._how.seed,
         )  # fmt: skip
-        done = {number: self._fit(place, consumer, gathered) for place, (number, consumer) in enumerate(chosen.items())}
+        done: dict[float, LayerFit] = {
+            number: self._fit(place, consumer, gathered) for place, (number, consumer) in enumerate(chosen.items())
+        }
         for name in norms:
             if name in gathered.was and name in gathered.now:
                 was, now = gathered.was[name], gathered.now[name]
@@ -334,14 +388,26 @@ class _Refitter:
             self._restate(norm, consumer, seen, is_still=_is_exact(problem, still))
         elif self._how.norms and consumer.norm in self._came:
             self._after(consumer, problem, fit, _is_exact(problem, still))
-        stack, outputs, inputs = problem.weight.shape
-        before, after = (seen.error(one.change, one.shift) for one in (still, fit))
-        (held_before, *abroad_before), (held_after, *abroad_after) = map(problem.held_errors, (still, fit))
-        return LayerFit(
-            consumer.tensor, inputs, stack * outputs, seen.count, fit.freedom, fit.ridge,
-            before, after, held_before, held_after, "",
-            max(abroad_before, default=0.0), max(abroad_after, default=0.0),
-        )  # fmt: skip
+        return _layer_fit(consumer.tensor, problem, still, fit)
+
+    def _fit_mixture(self, end: MixtureEnd) -> LayerFit:
+        """The last matrices of all experts, block after block."""
+        stack, fits = named_tensors(self._model)[end.tensor], list[LayerFit]()
+        for columns in end.blocks(stack):
+            keep = self._masks.get(end.tensor)
+            by_surgeon = self._how.masks == "surgeon"
+            problem = mixture_problem(self._model, self._reference, end, columns, self._parts, keep, by_surgeon)
+            if isinstance(problem, str):
+                return LayerFit(end.tensor, reason=problem)
+            _require_finite(problem.seen, end.tensor)
+            still = _still(problem)
+            fit = still if _is_exact(problem, still) else solve(problem, self._ridges)
+            if fit.freedom != "none":
+                change = (problem.weight + fit.change.transpose(1, 2)).to(stack.dtype).double() - problem.weight
+                fit = _rounded(problem, fit, change)
+                end.write(stack, columns, problem.weight + fit.change.transpose(1, 2))
+            fits.append(_layer_fit(end.tensor, problem, still, fit))
+        return reduce(_beside, fits)
 
     def _problem(self, consumer: Consumer, seen: Moments, held: tuple[Moments, ...]) -> Problem:
         keep = self._masks.get(consumer.tensor)
@@ -374,11 +440,7 @@ class _Refitter:
             return fit
         old, slope = consumer.weight(self._model).double(), self._slope(consumer)
         change = self._weights_after(consumer, fit).to(dtype).double() - old
-        change = change if slope is None else slope * change
-        rounded = problem.fit(fit.freedom, fit.ridge, change.transpose(1, 2))
-        still = _still(problem)
-        better = problem.seen.error(rounded.change, rounded.shift) <= problem.seen.error(still.change, still.shift)
-        return rounded if better else still
+        return _rounded(problem, fit, change if slope is None else slope * change)
 
     def _weights_after(self, consumer: Consumer, fit: Fit) -> Tensor:
         """Its matrix with the change, as the parameter holds it: without the norm behind it."""
@@ -446,6 +508,25 @@ class _Refitter:
                 NervureWarning,
                 stacklevel=4,
             )
+
+
+def _rounded(problem: Problem, fit: Fit, change: Tensor) -> Fit:
+    """An answer with the change that rounding leaves of it, [stack, outputs, inputs]; none where that is no better."""
+    rounded, still = problem.fit(fit.freedom, fit.ridge, change.transpose(1, 2)), _still(problem)
+    error, error_before = (problem.seen.error(one.change, one.shift) for one in (rounded, still))
+    return rounded if error <= error_before else still
+
+
+def _layer_fit(tensor: str, problem: Problem, still: Fit, fit: Fit) -> LayerFit:
+    """What became of a layer."""
+    stack, outputs, inputs = problem.weight.shape
+    before, after = (problem.seen.error(one.change, one.shift) for one in (still, fit))
+    (held_before, *abroad_before), (held_after, *abroad_after) = map(problem.held_errors, (still, fit))
+    return LayerFit(
+        tensor, inputs, stack * outputs, problem.seen.count, fit.freedom, fit.ridge,
+        before, after, held_before, held_after, "",
+        max(abroad_before, default=0.0), max(abroad_after, default=0.0),
+    )  # fmt: skip
 
 
 def _still(problem: Problem) -> Fit:

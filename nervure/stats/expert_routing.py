@@ -5,32 +5,18 @@ puts out, beyond what it does without any expert, is the expert's output times t
 however experts are computed.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from os.path import commonpath
-from typing import Any, NamedTuple, final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.utils._python_dispatch import _disable_current_modes
 
 from nervure.core.collectives import add_up
-from nervure.core.tensors import tensors_in
-from nervure.graph.copies import copy_model
+from nervure.graph.mixtures import Mixture, mixture_of, output_with, unheard
 from nervure.graph.tape import named_tensors
-from nervure.graph.types import Graph, Group, TensorAxis
-
-MATRIX_NDIM = 2
-
-
-class _Mixture(NamedTuple):
-    """A group of experts, a copy of its module that no hook hears, and the stacks in it."""
-
-    group: Group
-    path: str
-    module: nn.Module
-    stacks: Mapping[str, TensorAxis]
+from nervure.graph.types import Graph, Group
 
 
 @final
@@ -43,7 +29,7 @@ class RoutingRecorder:
 
     def __init__(self, model: nn.Module, graph: Graph | None) -> None:
         self.failed: dict[str, str] = {}
-        self._mixtures: list[_Mixture] = []
+        self._mixtures: list[tuple[Mixture, nn.Module]] = []
         self._seen: dict[str, Tensor] = {}
         self._tokens: dict[str, int] = {}
         for group in () if graph is None else graph.groups:
@@ -62,50 +48,43 @@ class RoutingRecorder:
     def listening(self, model: nn.Module) -> Iterator[None]:
         """While this lasts each run of a mixture is heard."""
         with ExitStack() as stack:
-            for mixture in self._mixtures:
-                hook = model.get_submodule(mixture.path).register_forward_hook(self._hearing(mixture), with_kwargs=True)
+            for mixture, alone in self._mixtures:
+                hook = model.get_submodule(mixture.path).register_forward_hook(
+                    self._hearing(mixture, alone), with_kwargs=True
+                )
                 stack.callback(hook.remove)
             yield
 
     def _add(self, model: nn.Module, group: Group) -> None:
-        holders = [slot.tensor.rpartition(".")[0].replace(".", "/") for slot in group.slots]
-        path = commonpath(holders).replace("/", ".")
-        if not path:
-            self.failed[group.name] = "its gate and its experts are in no module of their own"
-            return
-        module, below = model.get_submodule(path), f"{path}."
-        held = named_tensors(model)
-        stacks = {s.tensor.removeprefix(below): s for s in group.riders if held[s.tensor].ndim >= MATRIX_NDIM}
-        if not stacks:
-            self.failed[group.name] = "nothing that is chosen has matrices of its own"
-            return
-        shared = {id(tensor): tensor for tensor in named_tensors(module).values()}
-        self._mixtures.append(_Mixture(group, path, copy_model(module, shared), stacks))
+        found = mixture_of(group, named_tensors(model))
+        if isinstance(found, Mixture):
+            self._mixtures.append((found, unheard(model.get_submodule(found.path))))
+        else:
+            self.failed[group.name] = found
 
-    def _hearing(self, mixture: _Mixture) -> Any:
+    def _hearing(self, mixture: Mixture, alone: nn.Module) -> Any:
         def hear(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             with torch.no_grad(), _disable_current_modes():
-                self._hear(mixture, args, kwargs)
+                self._hear(mixture, alone, args, kwargs)
 
         return hear
 
-    def _hear(self, mixture: _Mixture, args: Any, kwargs: Any) -> None:
+    def _hear(self, mixture: Mixture, alone: nn.Module, args: Any, kwargs: Any) -> None:
         name, size = mixture.group.name, mixture.group.size
-        nothing = _output(mixture, None, args, kwargs)
+        nothing = _output(mixture, alone, None, args, kwargs)
         norms = torch.stack(
-            [(_output(mixture, unit, args, kwargs) - nothing).norm(dim=-1).flatten() for unit in range(size)]
+            [(_output(mixture, alone, unit, args, kwargs) - nothing).norm(dim=-1).flatten() for unit in range(size)]
         )
         heard = torch.stack([(norms > 0).sum(1), norms.sum(1)]).double().cpu()
         self._seen[name] = self._seen.get(name, torch.zeros(2, size, dtype=torch.float64)) + heard
         self._tokens[name] = self._tokens.get(name, 0) + norms.shape[1]
 
 
-def _output(mixture: _Mixture, unit: int | None, args: Any, kwargs: Any) -> Tensor:
+def _output(mixture: Mixture, module: nn.Module, unit: int | None, args: Any, kwargs: Any) -> Tensor:
     """What a mixture puts out, [..., features], with one expert or with none."""
-    held, alone = named_tensors(mixture.module), {}
+    held, chosen = named_tensors(module), {}
     for name, slot in mixture.stacks.items():
         alive = torch.from_numpy(slot.units.array == (-2 if unit is None else unit)).to(held[name].device)
         shape = [-1 if axis == slot.axis else 1 for axis in range(held[name].ndim)]
-        alone[name] = torch.where(alive.reshape(shape), held[name], torch.zeros_like(held[name]))
-    first: Tensor = next(iter(tensors_in(functional_call(mixture.module, alone, args, kwargs))))
-    return first.double()
+        chosen[name] = torch.where(alive.reshape(shape), held[name], torch.zeros_like(held[name]))
+    return output_with(module, chosen, args, kwargs).double()
