@@ -25,6 +25,8 @@ FLOAT, DOUBLE, HALF = 4, 8, 2
 BASE = 0.6e9
 """Bytes of Python, PyTorch and transformers."""
 KEEP = 0.75
+PAPER = (128, 2048)
+"""Windows and tokens of each."""
 
 
 # -- the model -------------------------------------------------------------------------------------------------------
@@ -230,7 +232,7 @@ def table(tokens: int, ridges: int) -> list[str]:
         for machine in MACHINES.values():
             hours = shape.layers * seconds(cost, machine) / 3600 + HALF * shape.whole / machine.disk / 3600
             room = "" if cost.memory <= machine.memory else " (no room)"
-            cells.append(f"{hours:.1f} h{room}" if hours >= 0.1 else f"{60 * hours:.0f} min{room}")
+            cells.append(f"{hours:,.0f} h{room}" if hours >= 2 else f"{60 * hours:.0f} min{room}")
         lines.append(
             f"| {name} | {HALF * shape.whole / 1e9:,.0f} GB | {cost.streams / 1e9:.1f} GB | {cost.memory / 1e9:.0f} GB "
             f"| {' | '.join(cells)} |"
@@ -241,33 +243,31 @@ def table(tokens: int, ridges: int) -> list[str]:
 def page(rows: Rows) -> str:
     """The results as Markdown."""
     row = rows[0]
+    rates = [f"{row[name] / 1e9:.0f}" for name in ("single", "double", "factor")]
+    lines = [*INTRODUCTION.splitlines(), "", "## Beside what was measured", ""]
+    lines += [
+        f"One thread of this machine: {rates[0]} billion operations a second in single precision, {rates[1]} in double,",
+        f"{rates[2]} in a Cholesky factor.",
+        "",
+        *measured_lines(row),
+        "",
+        "## On paper",
+        "",
+        f"{PAPER[0]} windows of {PAPER[1]:,} tokens, four ridges tried in each layer. Machines, as assumed:",
+        "",
+        *(f"* {name}: {describe(machine)}" for name, machine in MACHINES.items()),
+        "",
+        *table(PAPER[0] * PAPER[1], ridges=4),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def describe(machine: Machine) -> str:
+    """What is assumed of a machine."""
+    between = f", {machine.network / 1e9:g} GB/s between them" if machine.network else ""
     return (
-        "\n".join(
-            [
-                *INTRODUCTION.splitlines(),
-                "",
-                "## Beside what was measured",
-                "",
-                f"One thread of this machine: {row['single'] / 1e9:.0f} billion operations a second in single precision, "
-                f"{row['double'] / 1e9:.0f} in double, {row['factor'] / 1e9:.0f} in a Cholesky factor.",
-                "",
-                *measured_lines(row),
-                "",
-                "## On paper",
-                "",
-                "128 windows of 2,048 tokens, four ridges tried in each layer. Machines:",
-                "",
-                *(
-                    f"* {name}: {m.single / 1e12:g} and {m.double / 1e12:g} trillion operations a second in single and double "
-                    f"precision, {m.disk / 1e9:g} GB/s from the disk, {m.memory / 1e9:.0f} GB"
-                    + (f", {m.network / 1e9:g} GB/s between them" if m.network else "")
-                    for name, m in MACHINES.items()
-                ),
-                "",
-                *table(128 * 2048, 4),
-            ]
-        )
-        + "\n"
+        f"{machine.single / 1e12:g} and {machine.double / 1e12:g} trillion operations a second in single and double "
+        f"precision, {machine.memory / 1e9:.0f} GB of memory each, {machine.disk / 1e9:g} GB/s from the disk{between}"
     )
 
 
