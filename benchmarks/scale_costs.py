@@ -246,8 +246,8 @@ def page(rows: Rows) -> str:
     rates = [f"{row[name] / 1e9:.0f}" for name in ("single", "double", "factor")]
     lines = [*INTRODUCTION.splitlines(), "", "## Beside what was measured", ""]
     lines += [
-        f"One thread of this machine: {rates[0]} billion operations a second in single precision, {rates[1]} in double,",
-        f"{rates[2]} in a Cholesky factor.",
+        f"One thread of this machine: {rates[0]} billion operations a second in single precision, {rates[1]} in",
+        f"double, {rates[2]} in a Cholesky factor.",
         "",
         *measured_lines(row),
         "",
@@ -260,15 +260,6 @@ def page(rows: Rows) -> str:
         *table(PAPER[0] * PAPER[1], ridges=4),
     ]
     return "\n".join(lines) + "\n"
-
-
-def describe(machine: Machine) -> str:
-    """What is assumed of a machine."""
-    between = f", {machine.network / 1e9:g} GB/s between them" if machine.network else ""
-    return (
-        f"{machine.single / 1e12:g} and {machine.double / 1e12:g} trillion operations a second in single and double "
-        f"precision, {machine.memory / 1e9:.0f} GB of memory each, {machine.disk / 1e9:g} GB/s from the disk{between}"
-    )
 
 
 INTRODUCTION = """# What size would cost
