@@ -179,7 +179,7 @@ def language_model(folder: Path, windows: int) -> Subject:
         learn, calibrate, _ = splits[name]
         many = torch.cat([calibrate, spread(learn, max(count - len(calibrate), 1), 0.25)])
         chosen = spread(calibrate, count, seed / 3) if count <= len(calibrate) else many[:count]
-        return [feed_tokens(part) for part in chosen.split(8)]
+        return [feed_tokens(part) for part in chosen.split(4)]
 
     def score(model: nn.Module) -> Scores:
         return {

@@ -154,7 +154,7 @@ UNTRAINED: Mapping[tuple[str, str], Mapping[str, Arm]] = {
 
 SAMPLES = {
     "text reader": 120, "text detector": 8, "voice encoder": 128, "classifier": 128, "detector": 60, "speech": 16,
-    "language": 32,
+    "language": 16,
 }  # fmt: skip
 STEPS, RATE = 8, 1e-4
 """Of training after a cut: at least so many, in whole runs through the samples."""
