@@ -54,6 +54,12 @@ def restore_after(model: nn.Module, *others: Any) -> Iterator[None]:
             _run(flags)
 
 
+def remember(model: nn.Module) -> Callable[[], None]:
+    """A function that puts back attributes and containers of a model as they are now; not what its tensors hold."""
+    restores = _find_restores((model,), Snapshots())
+    return lambda: _run(reversed(restores))
+
+
 def _run(restores: Iterable[Restore]) -> None:
     for restore in restores:
         restore()

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from nervure.graph.models import device_of, evaluating
 from nervure.graph.modes import disable_compile, leave_modes
-from nervure.graph.preserve import restore_after
+from nervure.graph.preserve import remember, restore_after
 from nervure.graph.products import Operand, Provenance
 from nervure.graph.storages import NoStorageLog
 from nervure.graph.tape import Entry, Recorder, Ref, Tape, WriteBack, named_tensors, plain_kernels
@@ -75,21 +75,30 @@ class SkippedStart(Protocol):
         """What it gave, or ``RUN``."""
 
 
-class Watch(Protocol):
+@final
+class Watch:
     """Runs a model on a batch, until who watches has seen enough; perhaps with its beginning skipped."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model, self._tensors, self._device = model, named_tensors(model), device_of(model)
+        self._put_back = remember(model)
 
     def __call__(self, batch: Batch, see: See, playback: SkippedStart | None = None) -> None:
         """One run."""
+        with suppress(Enough), Watcher(self._tensors, see, playback):
+            batch.to(self._device).feed(self._model)
+
+    def put_back(self) -> None:
+        """Attributes and containers of the model become what they were before the first run.
+
+        What a run makes where there is none yet (grids for a size of pictures, say) the next one makes again then: the
+        same operators run for a batch, whatever ran before.
+        """
+        self._put_back()
 
 
 @contextmanager
 def watchable(model: nn.Module) -> Iterator[Watch]:
     """While this lasts the model can be run, in evaluation mode; what runs write is put back afterwards."""
     with leave_modes(), restore_after(model), disable_compile(), evaluating(model), plain_kernels(model):
-        tensors, device = named_tensors(model), device_of(model)
-
-        def watch(batch: Batch, see: See, playback: SkippedStart | None = None) -> None:
-            with suppress(Enough), Watcher(tensors, see, playback):
-                batch.to(device).feed(model)
-
-        yield watch
+        yield Watch(model)

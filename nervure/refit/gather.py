@@ -90,8 +90,8 @@ def gather(
     found, norms = Gathered(), list(norms)
     model, reference = networks
     with watchable(model.model) as watch, watchable(reference.model) as watch_dense:
-        for replay, moment in zip(networks, moments, strict=True):
-            replay.advance(moment, [part.batch for part in parts])
+        for replay, moment, watching in zip(networks, moments, (watch, watch_dense), strict=True):
+            replay.advance(watching, moment, [part.batch for part in parts])
         for number, part in enumerate(parts):
             dice = _Dice(seed, number, positions)
             dense = _Pass(_dense_wants(wanted, streams), {came[name].tensor: name for name in norms}, dice)

@@ -103,7 +103,7 @@ def read_inputs(
     found = InputMoments()
     with watchable(replay.model) as watch:
         if moment:
-            replay.advance(moment, list(parts))
+            replay.advance(watch, moment, list(parts))
         for number, part in enumerate(parts):
             reader = _InputReader(found, wanted, positions, (seed, number))
             replay.watch(watch, number, part, reader.see)
@@ -122,6 +122,7 @@ def read_joins(
     with watchable(model) as watch:
         for number, part in enumerate(parts if wanted else ()):
             watch(part, _InputReader(found, wanted, positions, (seed, number), joins=True).see)
+            watch.put_back()
     return {place: joined.share for place, joined in found.joined.items()}
 
 

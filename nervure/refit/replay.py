@@ -399,10 +399,13 @@ class Replay:
         """How many pieces of memory are kept for a part of the data."""
         return len(self._script(number).storages)
 
-    def advance(self, moment: int, batches: Sequence[Batch]) -> None:
+    def advance(self, watch: Watch, moment: int, batches: Sequence[Batch]) -> None:
         """Skip from now on all that is before a moment: a tensor is used, or a module is called.
 
-        The model is run on each batch, inside of :func:`nervure.refit.activations.watchable`.
+        Args:
+            watch: of :func:`nervure.refit.activations.watchable`, while that lasts.
+            moment: the moment.
+            batches: the model is run on each.
         """
         if moment <= self._at or self._clock is None:
             return
@@ -413,9 +416,10 @@ class Replay:
                 last = call.end
         stops = {id(self._tensors[name]) for name, first in self._clock.first.items() if first == moment}
         called = [name for name, start in self._clock.starts.items() if start == moment]
-        scripts = [
-            self._write(number, batch.to(self._device), done, stops, called) for number, batch in enumerate(batches)
-        ]
+        scripts = []
+        for number, batch in enumerate(batches):
+            scripts.append(self._write(number, batch.to(self._device), done, stops, called))
+            watch.put_back()
         if None in scripts:
             self._clock, scripts = None, []
         self._scripts = [script for script in scripts if script is not None]
@@ -432,6 +436,7 @@ class Replay:
         playback = Playback(self._script(number))
         with self.skipping(playback):
             watch(batch, see, playback)
+        watch.put_back()
 
     def _script(self, number: int) -> Script:
         return self._scripts[number] if self._scripts else Script()
@@ -569,8 +574,8 @@ def _works(replay: Replay, batch: Batch) -> bool:
         with watchable(replay.model):
             whole = outputs_in(replay.run(0, batch))
         for part in range(1, TRIED + 1):
-            with watchable(replay.model):
-                replay.advance(moments[part * len(moments) // TRIED - 1] if moments else 0, [batch])
+            with watchable(replay.model) as watch:
+                replay.advance(watch, moments[part * len(moments) // TRIED - 1] if moments else 0, [batch])
             with watchable(replay.model):
                 others.feed(replay.model)
             with watchable(replay.model):

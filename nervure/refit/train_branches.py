@@ -221,8 +221,8 @@ class _Trainer:
         """Run both networks as far as the branch, part by part."""
         names = (branch.name, branch.partner)
         for replay, name in zip(self._sides, names, strict=True):
-            with watchable(replay.model):
-                replay.advance(replay.start(name), [part.batch for part in self._parts])
+            with watchable(replay.model) as watch:
+                replay.advance(watch, replay.start(name), [part.batch for part in self._parts])
         mine, theirs = self._sides
         for number, part in enumerate(self._parts):
             args, kwargs, given = _call(mine, branch.name, number, part)

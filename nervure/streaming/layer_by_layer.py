@@ -275,9 +275,10 @@ def _run_plain(model: LayerAlone, streams: Streams, number: int, side: str) -> N
 
 def _run_watched(model: LayerAlone, streams: Streams, number: int, side: str) -> None:
     replay = Replay(model)
-    with watchable(model):
+    with watchable(model) as watch:
         for place, batch in enumerate(streams.batches(number)):
             write_stream(streams.path(number + 1, side, place), replay.run(place, batch))
+            watch.put_back()
 
 
 def _require_alike(expected: Any, found: Any, what: str) -> float:
