@@ -31,6 +31,7 @@ from nervure.graph import Graph, Group
 from nervure.graph.copies import copy_model
 from nervure.refit.expert_ends import heard, mixture_ends, mixture_problem
 from nervure.refit.origins import origins
+from nervure.refit.replay import Replay
 from nervure.refit.ridge import solve
 from nervure.refit.split import split
 from nervure.scores import frequency, magnitude, reap
@@ -171,7 +172,9 @@ def eliminate(model: nn.Module, graph: Graph, name: str, data: Batches, left: in
                 e for e in mixture_ends(smaller, model, graph, came, parts[0].batch) if name.startswith(e.theirs)
             )
             width = (len(stay) - 1) * INNER
-            problem = mixture_problem(smaller, model, end, slice(0, width), parts, None, by_surgeon=False)
+            problem = mixture_problem(
+                (Replay(smaller), Replay(model)), end, slice(0, width), parts, None, by_surgeon=False
+            )
             assert not isinstance(problem, str)
             still = problem.fit("none", 0.0, torch.zeros_like(problem.seen.xr))
             best = solve(problem, (RIDGE,)) if is_refitted else still
@@ -196,7 +199,7 @@ def merged(model: nn.Module, graph: Graph, data: Batches, kept: Mapping[str, Seq
         given = [
             args[0].flatten(0, -2)
             for part in split(data, CALIBRATED, as_task(None))
-            for args, _, _ in heard(model, [path], part.batch)[path]
+            for args, _, _ in heard(Replay(model), [path], 0, part.batch)[path]
         ]
         logits = torch.cat(given) @ model.get_submodule(path).gate.weight.T
         alike, stay = torch.corrcoef(logits.T), list(kept[group.name])

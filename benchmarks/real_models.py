@@ -342,7 +342,7 @@ def page(rows: Rows) -> str:
     return "\n".join(text) + "\n"
 
 
-INTRODUCTION = """# Real models, made smaller
+INTRODUCTION = f"""# Real models, made smaller
 
 `python benchmarks/real_models.py --models FOLDER`; one thread, times are of the processor. Trained models from ordinary
 packages, named with their licences in `benchmarks/real_data.py`; no weights and no data are kept here. Calibration data
@@ -352,8 +352,9 @@ photographs for the detector, of other photographs for the classifier), other cl
 What stands in no table was not run; the last column says on how many seeds a row rests. Of one seed, differences of a
 few points mean nothing. Where the dense model has no labels to be measured by, it is the measure itself.
 
-At equal budgets the rows of the text reader and of the voice encoder are of widths in multiples of 16 (groups of 128
-channels or more) and 8 (of 32 or more), those of the other models of free widths. What methods do now lies between."""
+*Trained* is what follows a cut or a refit: {STEPS} steps or more of AdamW at {RATE:g} on the samples that were
+calibrated on, in whole runs through them, by the task's own loss (against the dense model's answers where there are no
+labels), on the first draw of samples alone."""
 
 BENCHMARK = Benchmark(
     "real_models",

@@ -7,7 +7,7 @@ token. ``x`` is heard through matrices that pass single units on, however expert
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TypeAlias, final
 
@@ -23,10 +23,12 @@ from nervure.graph.modes import disable_compile, leave_modes
 from nervure.graph.preserve import restore_after
 from nervure.graph.tape import named_tensors, plain_kernels
 from nervure.graph.types import Graph
+from nervure.refit.activations import Enough
 from nervure.refit.gather import GramPart
 from nervure.refit.merging import merge_moments
 from nervure.refit.moments import Moments
 from nervure.refit.origins import Origin
+from nervure.refit.replay import Replay
 from nervure.refit.ridge import Problem
 from nervure.stats.loaders import Batch
 
@@ -101,7 +103,7 @@ def mixture_ends(
         found = mixture_of(group, dense) if group.kind == "experts" else ""
         if isinstance(found, Mixture) and (path := _path_now(found, now)) is not None:
             places[path] = found
-    calls = heard(model, places, batch)
+    calls = heard(Replay(model), places, 0, batch)
     ends = [_end(model, path, mixture, came, calls[path]) for path, mixture in places.items() if calls[path]]
     return [end for end in ends if end is not None]
 
@@ -151,21 +153,29 @@ def _ends_with(module: nn.Module, local: str, axis: int, args: Any, kwargs: Any,
 # -- what is heard ---------------------------------------------------------------------------------------------------
 
 
-def heard(model: nn.Module, paths: Iterable[str], batch: Batch) -> dict[str, list[Call]]:
-    """What modules were given and gave while a model runs on a batch, call by call."""
+def heard(replay: Replay, paths: Iterable[str], number: int, batch: Batch) -> dict[str, list[Call]]:
+    """What modules were given and gave while a model runs on a part of the data, call by call.
+
+    It runs no further than it takes.
+    """
     found: dict[str, list[Call]] = {path: [] for path in paths}
+    left = {path: replay.runs(path) for path in found}
 
     def hearing(path: str) -> Callable[..., None]:
         def hear(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             found[path].append((args, kwargs, next(iter(tensors_in(output))).detach()))
+            left[path] -= 1
+            if not any(left.values()):
+                raise Enough
 
         return hear
 
-    with _running(model), ExitStack() as stack:
+    with _running(replay.model), ExitStack() as stack:
         for path in found:
-            hook = model.get_submodule(path).register_forward_hook(hearing(path), with_kwargs=True)
+            hook = replay.model.get_submodule(path).register_forward_hook(hearing(path), with_kwargs=True)
             stack.callback(hook.remove)
-        batch.to(device_of(model)).feed(model)
+        with suppress(Enough):
+            replay.run(number, batch)
     return found
 
 
@@ -199,8 +209,7 @@ def _units_heard(end: MixtureEnd, module: nn.Module, columns: slice, args: Any, 
 
 
 def mixture_problem(
-    model: nn.Module,
-    reference: nn.Module,
+    networks: tuple[Replay, Replay],
     end: MixtureEnd,
     columns: slice,
     parts: Sequence[GramPart],
@@ -210,19 +219,20 @@ def mixture_problem(
     """The problem of some columns of a mixture's last matrices; or why there is none.
 
     Args:
-        model: the smaller network.
-        reference: the dense one.
+        networks: the smaller one and the dense one, perhaps with their beginnings done for these parts.
         end: the mixture.
         columns: of its matrix.
         parts: the samples.
         keep: which weights may be other than zero, shaped as the stack; None: all.
         by_surgeon: see :class:`~nervure.refit.ridge.Problem`.
     """
-    module = unheard(model.get_submodule(end.path))
+    model, module = networks[0].model, unheard(networks[0].model.get_submodule(end.path))
     sums: dict[str, Moments] = {}
-    for part in parts:
-        mine = heard(model, [end.path], part.batch)[end.path]
-        theirs = heard(reference, [end.theirs], part.batch)[end.theirs]
+    for number, part in enumerate(parts):
+        mine, theirs = (
+            heard(replay, [path], number, part.batch)[path]
+            for replay, path in zip(networks, (end.path, end.theirs), strict=True)
+        )
         if len(mine) != len(theirs):
             return "the dense network runs it more or less often"
         for (args, kwargs, given), (_, _, said) in zip(mine, theirs, strict=True):

@@ -396,7 +396,7 @@ class _Refitter:
         for columns in end.blocks(stack):
             keep = self._masks.get(end.tensor)
             by_surgeon = self._how.masks == "surgeon"
-            problem = mixture_problem(self._model, self._reference, end, columns, self._parts, keep, by_surgeon)
+            problem = mixture_problem(self._done, end, columns, self._parts, keep, by_surgeon)
             if isinstance(problem, str):
                 return LayerFit(end.tensor, reason=problem)
             _require_finite(problem.seen, end.tensor)

@@ -390,6 +390,10 @@ class Replay:
         """When a module is first called; 0 where it is not known."""
         return 0 if self._clock is None else self._clock.starts.get(module, 0)
 
+    def runs(self, module: str) -> int:
+        """How often a module runs; 0 where it is not known."""
+        return 0 if self._clock is None else self._clock.runs[module]
+
     @property
     def moments(self) -> list[int]:
         """When the tensors of the model are first used."""
