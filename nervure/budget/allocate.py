@@ -148,8 +148,7 @@ class AllocationProblem:
     @cached_property
     def rank(self) -> np.ndarray:
         """The place of each flat unit in its own group, 0 for the best."""
-        ranks = [np.argsort(np.argsort(-v, kind="stable"), kind="stable") for v in self.values]
-        return np.concatenate([np.empty(0, np.int64), *ranks])
+        return np.concatenate([np.empty(0, np.int64), *map(_places_from_best, self.values)])
 
     @cached_property
     def pool(self) -> np.ndarray:
@@ -241,8 +240,11 @@ class AllocationProblem:
         """Keep the best ``round(keep * units)`` of each pool, or its floors. Boolean [flat units]."""
         floors = np.bincount(self.pool, weights=self.rank < self.floors[self.owner])
         asked = [max(0, round(keep * int(n)) - int(least)) for n, least in zip(self.pool_sizes, floors, strict=True)]
-        in_pools = [self.order[self.pool[self.order] == pool][:n] for pool, n in enumerate(asked)]
-        return self.and_floors(np.concatenate(in_pools))
+        pools = self.pool[self.order]
+        by_pool = np.argsort(pools, kind="stable")
+        firsts = np.searchsorted(pools[by_pool], np.arange(len(asked)))
+        place_in_pool = np.arange(len(pools)) - firsts[pools[by_pool]]
+        return self.and_floors(self.order[by_pool[place_in_pool < np.array(asked, dtype=np.int64)[pools[by_pool]]]])
 
     def cost(self, budget: Budget) -> Cost:
         """What survivors along each axis come to, for a budget that is not counted in channels."""
@@ -251,6 +253,13 @@ class AllocationProblem:
     def alive(self, kept: np.ndarray) -> np.ndarray:
         """Survivors along each axis when these flat units are kept. Shape [axes + 1]."""
         return self.ledger.alive(self.ledger.deaths(kept))
+
+
+def _places_from_best(values: np.ndarray) -> np.ndarray:
+    """The place of each value among all, 0 for the largest; of equal ones the first comes first."""
+    places = np.empty(len(values), dtype=np.int64)
+    places[np.argsort(-values, kind="stable")] = np.arange(len(values))
+    return places
 
 
 def _kept_in_blocks(market: AllocationProblem, keep: float | None, budget: Budget) -> np.ndarray:

@@ -129,8 +129,13 @@ def _pairs(axis: Axis, first: int, starts: dict[str, int]) -> np.ndarray:
         if name in starts:
             (at,) = np.nonzero(units.array >= 0)
             columns.append(np.stack([units.array[at] + starts[name], at + first]))
+    units, positions = np.concatenate(columns, axis=1)
+    order = np.lexsort((positions, units))
+    units, positions = units[order], positions[order]
     # A group can meet itself along one axis; a position still dies once for each of its units.
-    return np.unique(np.concatenate(columns, axis=1), axis=1)
+    is_new = np.ones(len(units), dtype=bool)
+    is_new[1:] = (units[1:] != units[:-1]) | (positions[1:] != positions[:-1])
+    return np.stack([units[is_new], positions[is_new]])
 
 
 def as_terms(products: Iterable[tuple[int, Sequence[int]]], pad: int) -> Terms:
