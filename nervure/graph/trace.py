@@ -209,15 +209,17 @@ def _take_census(flow: LabelPropagation, reason_of: Array) -> _Census:
             roots = find(labels)
             layers.append((owner, i, roots))
             odd = rng.integers(1 << 62, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
-            signature[np.unique(roots[roots >= 0])] += odd
+            # Labels that stand several times are added to once: what is read is written where it was read.
+            mine = roots[roots >= 0]
+            signature[mine] = signature[mine] + odd
     census = _Census(flow, {}, blank(count), np.zeros(count, np.int64))
     # Writers first: a group is named by the first layer that makes its units.
     layers.sort(key=lambda item: flow.roles.get(item[0], "rider") != "writer")
     for owner, i, roots in layers:
-        distinct, first = np.unique(roots, return_index=True)
-        new = distinct[np.argsort(first, kind="stable")]
-        new = new[new >= 0]
+        new = roots[roots >= 0]
         new = new[census.group_of[new] < 0]
+        distinct, first = np.unique(new, return_index=True)
+        new = distinct[np.argsort(first, kind="stable")]
         for value in dict.fromkeys(signature[new].tolist()):
             members = new[signature[new] == np.uint64(value)]
             census.add(members, (owner, i))
@@ -485,10 +487,11 @@ class TraceResult:
         """Cuts of all free groups at once."""
         rng, find = np.random.default_rng(0), self.flow.store.unions.find
         number = np.array([i if name in free else NONE for i, name in enumerate(self.names)], dtype=np.int64)
-        table = rng.random((TRIES, len(self.group_of))) < rng.uniform(0.3, 0.9, (TRIES, 1))
         # The first unit of each group stays, so that no size is zero.
-        stays = (number[self.group_of] < 0) | (self.group_of < 0) | (self.unit_of == 0)
-        table |= stays
+        may_leave = np.flatnonzero((self.group_of >= 0) & (self.unit_of > 0))
+        may_leave = may_leave[number[self.group_of[may_leave]] >= 0]
+        table = np.ones((TRIES, len(self.group_of)), dtype=bool)
+        table[:, may_leave] = rng.random((TRIES, len(may_leave))) < rng.uniform(0.3, 0.9, (TRIES, 1))
 
         def alive(labels: Array) -> np.ndarray:
             roots = find(labels.reshape(-1))
