@@ -151,3 +151,34 @@ def test_where_a_mixture_lies() -> None:
     alone = Grouped().eval()
     (group,) = [group for group in trace(alone, x).groups if group.kind == "experts"]
     assert mixture_of(group, named_tensors(alone)) == "its gate and its experts are in no module of their own"
+
+
+@pytest.mark.parametrize("kind", ["Mixtral", "GptOss", "Jamba"])
+def test_mixtures_of_transformers_are_fitted(kind: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    more: dict[str, Any] = {
+        "Mixtral": {},
+        "GptOss": {"head_dim": 8, "layer_types": ["full_attention"] * 2},
+        "Jamba": {"num_experts": 6, "expert_layer_period": 2, "attn_layer_period": 2, "attn_layer_offset": 1}
+        | {"use_mamba_kernels": False},
+    }[kind]
+    config = getattr(transformers, f"{kind}Config")(
+        vocab_size=96, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=64, num_experts_per_tok=2,
+        **({} if kind == "Jamba" else {"num_local_experts": 6}), **more,
+    )  # fmt: skip
+    model = getattr(transformers, f"{kind}ForCausalLM")(config).eval()
+    model.set_experts_implementation("grouped_mm")
+    for parameter in model.parameters():
+        parameter.data.mul_(3 if parameter.ndim > 1 else 1)
+    data = [{"input_ids": rows, "use_cache": False} for rows in torch.randint(96, (24, 16)).split(8)]
+    graph = trace(model, data[0])
+    cuts = [Cut(g.name, [True, False, True, True, False, False]) for g in graph.groups if g.kind == "experts"]
+    pruned = prune(model, data[0], Plan(tuple(cuts), graph.fingerprint), refit=False, progress=False)
+    done = refit(pruned, data, reference=model, how=Refit(samples=24), progress=False)
+    ends = [layer for layer in done.layers if layer.tensor.endswith("experts.down_proj")]
+    assert len(ends) == len(cuts)
+    for layer in ends:
+        assert not layer.reason
+        assert layer.held_after < layer.held_before
