@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.real_data import Batches, read_texts
 from benchmarks.real_models import PLACE
 from benchmarks.runner import RUNS, Benchmark, Case, Row, Rows, main
-from nervure import Cut, Plan, Pruned, Refit, apply, measure, prune, refit, trace, train
+from nervure import Cut, Plan, Pruned, Refit, Rerouted, apply, measure, prune, refit, trace, train
 from nervure.graph import Graph, Group
 from nervure.graph.copies import copy_model
 from nervure.refit.expert_ends import heard, mixture_ends, mixture_problem
@@ -144,8 +144,12 @@ def loudest(scores: Mapping[str, Tensor], graph: Graph, left: int) -> dict[str, 
 
 def chosen(score: str, model: nn.Module, graph: Graph, data: Batches, left: int, seed: int) -> dict[str, list[int]]:
     """The experts that stay, by a score."""
-    if score in ("rerouted", "taken over"):
-        return {g.name: eliminate(model, graph, g.name, data, left, score == "taken over") for g in experts_of(graph)}
+    if score == "taken over":
+        return {g.name: eliminate(model, graph, g.name, data, left) for g in experts_of(graph)}
+    if score == "rerouted":
+        method = Rerouted(keep=left / EXPERTS, samples=CALIBRATED)
+        cuts = prune(model, data[0], method, data=data, refit=False, progress=False).plan.cuts
+        return {cut.group: cut.keep.tensor().nonzero()[:, 0].tolist() for cut in cuts}
     if score == "random":
         dice = torch.Generator().manual_seed(seed)
         return loudest({g.name: torch.rand(EXPERTS, generator=dice) for g in experts_of(graph)}, graph, left)
@@ -156,10 +160,10 @@ def chosen(score: str, model: nn.Module, graph: Graph, data: Batches, left: int,
     return loudest(score_of(graph, model.state_dict(), stats), graph, left)
 
 
-def eliminate(model: nn.Module, graph: Graph, name: str, data: Batches, left: int, is_refitted: bool) -> list[int]:
+def eliminate(model: nn.Module, graph: Graph, name: str, data: Batches, left: int) -> list[int]:
     """One expert after the other leaves a layer: that without which the others come nearest to the whole layer.
 
-    Tokens go where the gate then sends them. Refitted: the others take over before they are compared.
+    Tokens go where the gate then sends them, and the others take over before they are compared.
     """
     parts = split(data, CALIBRATED, as_task(None))
     stay = list(range(EXPERTS))
@@ -176,9 +180,7 @@ def eliminate(model: nn.Module, graph: Graph, name: str, data: Batches, left: in
                 (Replay(smaller), Replay(model)), end, slice(0, width), parts, None, by_surgeon=False
             )
             assert not isinstance(problem, str)
-            still = problem.fit("none", 0.0, torch.zeros_like(problem.seen.xr))
-            best = solve(problem, (RIDGE,)) if is_refitted else still
-            errors[unit] = max(problem.held_errors(best))
+            errors[unit] = max(problem.held_errors(solve(problem, (RIDGE,))))
         stay.remove(min(errors, key=errors.__getitem__))
     return stay
 
@@ -313,9 +315,9 @@ networks, which differ in their first weights and their data; it is no error of 
 
 *Others refitted*: all layers are refitted but the experts, on {CALIBRATED} windows. *Refitted*: the experts' last
 matrices too, all experts of a layer at once. *Trained*: {RECOVERED} steps like those before. *Rerouted*: an expert's
-score is how far its layer then is from what it gave, its tokens sent on by the gate; one leaves after the other.
-*Taken over*: the same after the others were fitted (ridge {RIDGE:g}). *Merged*: what leaves is averaged into the expert
-whose gate follows it most."""
+score is how far its layer then is from what it gave, its tokens sent on by the gate; one leaves after the other
+(`Rerouted`). *Taken over*: the same after the others were fitted (ridge {RIDGE:g}), on samples left out of the fit.
+*Merged*: what leaves is averaged into the expert whose gate follows it most."""
 
 BENCHMARK = Benchmark(
     "experts",

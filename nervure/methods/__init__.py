@@ -14,6 +14,7 @@ from nervure.methods.blocks.depth import Depth
 from nervure.methods.blocks.energy import Energy
 from nervure.methods.channels.compensated import Compensated
 from nervure.methods.channels.obs import OBS
+from nervure.methods.channels.rerouted import Rerouted
 from nervure.methods.channels.timed import Target
 from nervure.methods.channels.yardsticks import (
     FPGM,
@@ -62,6 +63,7 @@ METHODS = Methods(
         OBS,
         Random,
         Ranking,
+        Rerouted,
         RigL,
         SET,
         SNACS,
@@ -176,6 +178,7 @@ __all__ = [
     "N2NSkip",
     "Random",
     "Ranking",
+    "Rerouted",
     "RigL",
     "Slimming",
     "SparseGPT",

@@ -170,7 +170,7 @@ def heard(replay: Replay, paths: Iterable[str], number: int, batch: Batch) -> di
 
         return hear
 
-    with _running(replay.model), ExitStack() as stack:
+    with running(replay.model), ExitStack() as stack:
         for path in found:
             hook = replay.model.get_submodule(path).register_forward_hook(hearing(path), with_kwargs=True)
             stack.callback(hook.remove)
@@ -180,7 +180,8 @@ def heard(replay: Replay, paths: Iterable[str], number: int, batch: Batch) -> di
 
 
 @contextmanager
-def _running(model: nn.Module) -> Iterator[None]:
+def running(model: nn.Module) -> Iterator[None]:
+    """While this lasts a model, or parts of it, run as in evaluation, and what runs write is put back."""
     with (
         leave_modes(), restore_after(model), disable_compile(), evaluating(model), plain_kernels(model),
         torch.no_grad(),
@@ -239,7 +240,7 @@ def mixture_problem(
             y, target = given.flatten(0, -2), said.flatten(0, -2)[:, end.rows.to(said.device)].to(given)
             if y.shape != target.shape:
                 return "the dense network reads at other positions"
-            with _running(model), _disable_current_modes():
+            with running(model), _disable_current_modes():
                 x = _units_heard(end, module, columns, args, kwargs)
             name = f"held {part.view}" if part.held else "seen"
             if name not in sums:
