@@ -305,9 +305,26 @@ def _fields(cls: type[Any]) -> dict[str, Any]:
     return {field.name: known[field.name] for field in dataclasses.fields(cls) if field.init}
 
 
+class Experts(nn.Module):
+    """Four experts, of which each sample chooses two."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = nn.Linear(4, 4)
+        self.maps = nn.Parameter(torch.randn(4, 4, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[batch, 4] to the same."""
+        weights, chosen = self.gate(x).softmax(-1).topk(2)
+        return (torch.einsum("bkio,bi->bko", self.maps[chosen], x) * weights[..., None]).sum(1)
+
+
 def _used(cls: type[Any]) -> Callable[..., Any]:
     def use(**options: Any) -> Any:
         method = cls(**{**OPTIONS.get(cls.__name__, {}), **options})
+        if cls is nervure.Rerouted:
+            mixture, x = nn.Sequential(nn.Linear(3, 4), Experts(), nn.Linear(4, 2)).eval(), torch.randn(8, 3)
+            return nervure.prune(mixture, x, method, data=[x], verify=False, progress=False)
         return nervure.prune(fresh(), example(), method, data=data(), verify=False, progress=False)
 
     return use
