@@ -44,7 +44,7 @@ class Size:
 
 SIZES: Mapping[str, Size] = {
     "1.1 B": Size(2048, 5632, 32, 4, 22, 2),
-    "7 B": Size(4096, 11008, 32, 32, 32, 1),
+    "7 B": Size(4096, 11008, 32, 32, 32, 2),
 }
 
 CASES: Mapping[str, tuple[Any, Refit]] = {
