@@ -272,7 +272,7 @@ INTRODUCTION = """# What size would cost
 smaller), and as much again in double where it is checked, or sums over the widest input in double precision, six
 copies of them, and products with outputs; eight passes of both networks over all tokens; sums over inputs; and for each
 ridge a factor, a solution and its error. It does not count Python, checks, copies, hashes and files in its time: what
-was measured took twice as long. [What it means](../scale.md)."""
+was measured took half as long again, or twice as long. [What it means](../scale.md)."""
 
 BENCHMARK = Benchmark("scale_costs", page, cases=cases)
 
