@@ -29,7 +29,8 @@ from benchmarks.runner import RUNS, Benchmark, Case, Row, Rows, main
 from nervure import Cut, Plan, Pruned, Refit, Rerouted, apply, measure, prune, refit, trace, train
 from nervure.graph import Graph, Group
 from nervure.graph.copies import copy_model
-from nervure.refit.expert_ends import heard, mixture_ends, mixture_problem
+from nervure.refit.calls import heard
+from nervure.refit.expert_ends import mixture_ends, mixture_problem
 from nervure.refit.origins import origins
 from nervure.refit.replay import Replay
 from nervure.refit.ridge import solve

@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.runner import RESULTS, Benchmark, Case, Row, Rows, main, read_rows
 from benchmarks.streamed import CASES, SIZES, TOKENS, VOCABULARY, WINDOWS
+from nervure.refit.expert_ends import WIDEST
 
 FLOAT, DOUBLE, HALF = 4, 8, 2
 BASE = 0.8e9
@@ -127,7 +128,7 @@ class Cost:
 def layer_cost(shape: Shape, tokens: int, ridges: int, keep: float = KEEP) -> Cost:
     """Of a layer that is looked at on so many tokens, with so many ridges tried.
 
-    Experts are fitted together where they fit in blocks (4,096 units), and each hears the tokens that come to it.
+    Experts are fitted together where they fit in blocks, and each hears the tokens that come to it.
     """
     d, f = shape.width, int(keep * shape.inner)
     into_d = shape.queries + 2 * shape.keys + d + (2 * f if shape.experts == 1 else 0)
@@ -137,14 +138,13 @@ def layer_cost(shape: Shape, tokens: int, ridges: int, keep: float = KEEP) -> Co
     passes = 8
     single = 2 * passes * active * tokens + 2 * tokens * (3 * d * d + f * f + squares / max(d, 1))
     if shape.experts > 1:
-        block = 4096
-        blocks = -(-shape.experts * f // block)
+        blocks = -(-shape.experts * f // WIDEST)
         # Each unit is heard through an output of its own: the mixture runs so often again.
-        single += 2 * shape.chosen * shape.expert * tokens * (shape.experts * f / d) + 2 * tokens * block**2 * blocks
-        factors += blocks * block**3 / 3
-        squares += blocks * block**2 * d
+        single += 2 * shape.chosen * shape.expert * tokens * (shape.experts * f / d) + 2 * tokens * WIDEST**2 * blocks
+        factors += blocks * WIDEST**3 / 3
+        squares += blocks * WIDEST**2 * d
     double = ridges * (factors + 4 * squares) + 6 * squares
-    widest = max(d, f if shape.experts == 1 else 4096)
+    widest = max(d, f if shape.experts == 1 else WIDEST)
     # Sums of what is fitted on and of what is left out; a centred copy, one with a ridge, a factor, a product.
     grams = 6 * DOUBLE * widest**2
     crossed = 4 * DOUBLE * max(d * (2 * f if shape.experts == 1 else d), widest * d)

@@ -11,6 +11,7 @@ from typing import Any, final
 
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils._pytree import tree_map
 
 from nervure.core.tensors import tensors_in
 from nervure.graph.copies import copy_model
@@ -53,6 +54,9 @@ def unheard(module: nn.Module) -> nn.Module:
 
 
 def output_with(module: nn.Module, replaced: Mapping[str, Tensor], args: Any, kwargs: Any) -> Tensor:
-    """The first tensor of what a module gives with other matrices, [..., features]."""
-    found: Tensor = next(iter(tensors_in(functional_call(module, dict(replaced), args, kwargs))))
-    return found
+    """The first tensor of what a module gives with other matrices, [..., features].
+
+    It is given copies, for it may write into what it is given.
+    """
+    args, kwargs = tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, (args, kwargs))
+    return tensors_in(functional_call(module, dict(replaced), args, kwargs))[0]

@@ -98,7 +98,14 @@ class Watch:
 
 
 @contextmanager
+def running(model: nn.Module) -> Iterator[None]:
+    """While this lasts a model, or parts of it, run as in evaluation; what runs write is put back afterwards."""
+    with leave_modes(), restore_after(model), disable_compile(), evaluating(model), plain_kernels(model):
+        yield
+
+
+@contextmanager
 def watchable(model: nn.Module) -> Iterator[Watch]:
     """While this lasts the model can be run, in evaluation mode; what runs write is put back afterwards."""
-    with leave_modes(), restore_after(model), disable_compile(), evaluating(model), plain_kernels(model):
+    with running(model):
         yield Watch(model)

@@ -6,24 +6,21 @@ this is one product, and fitted as any other (:mod:`nervure.refit.ridge`) to wha
 token. ``x`` is heard through matrices that pass single units on, however experts are computed.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias, final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
 from nervure.core.collectives import several
-from nervure.core.tensors import tensors_in
 from nervure.graph.mixtures import Mixture, mixture_of, output_with, unheard
-from nervure.graph.models import device_of, evaluating
-from nervure.graph.modes import disable_compile, leave_modes
-from nervure.graph.preserve import restore_after
-from nervure.graph.tape import named_tensors, plain_kernels
+from nervure.graph.models import device_of
+from nervure.graph.tape import named_tensors
 from nervure.graph.types import Graph
-from nervure.refit.activations import Enough
+from nervure.refit.activations import running
+from nervure.refit.calls import Call, heard
 from nervure.refit.gather import GramPart
 from nervure.refit.merging import merge_moments
 from nervure.refit.moments import Moments
@@ -32,8 +29,6 @@ from nervure.refit.replay import Replay
 from nervure.refit.ridge import Problem
 from nervure.stats.loaders import Batch
 
-Call: TypeAlias = tuple[Any, Any, Tensor]
-"""What a module was given, by place and by name, and the first tensor that it gave."""
 NDIM = 3
 WIDEST = 4096
 """Units of experts that are fitted at once; of more experts some after the others."""
@@ -153,42 +148,6 @@ def _ends_with(module: nn.Module, local: str, axis: int, args: Any, kwargs: Any,
 # -- what is heard ---------------------------------------------------------------------------------------------------
 
 
-def heard(replay: Replay, paths: Iterable[str], number: int, batch: Batch) -> dict[str, list[Call]]:
-    """What modules were given and gave while a model runs on a part of the data, call by call.
-
-    It runs no further than it takes.
-    """
-    found: dict[str, list[Call]] = {path: [] for path in paths}
-    left = {path: replay.runs(path) for path in found}
-
-    def hearing(path: str) -> Callable[..., None]:
-        def hear(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            found[path].append((args, kwargs, next(iter(tensors_in(output))).detach()))
-            left[path] -= 1
-            if not any(left.values()):
-                raise Enough
-
-        return hear
-
-    with running(replay.model), ExitStack() as stack:
-        for path in found:
-            hook = replay.model.get_submodule(path).register_forward_hook(hearing(path), with_kwargs=True)
-            stack.callback(hook.remove)
-        with suppress(Enough):
-            replay.run(number, batch)
-    return found
-
-
-@contextmanager
-def running(model: nn.Module) -> Iterator[None]:
-    """While this lasts a model, or parts of it, run as in evaluation, and what runs write is put back."""
-    with (
-        leave_modes(), restore_after(model), disable_compile(), evaluating(model), plain_kernels(model),
-        torch.no_grad(),
-    ):  # fmt: skip
-        yield
-
-
 def _units_heard(end: MixtureEnd, module: nn.Module, columns: slice, args: Any, kwargs: Any) -> Tensor:
     """What enters some columns of the matrix, [tokens, columns]; as many at a time as the mixture has outputs."""
     stack = named_tensors(module)[end.local].detach()
@@ -240,7 +199,7 @@ def mixture_problem(
             y, target = given.flatten(0, -2), said.flatten(0, -2)[:, end.rows.to(said.device)].to(given)
             if y.shape != target.shape:
                 return "the dense network reads at other positions"
-            with running(model), _disable_current_modes():
+            with running(model), torch.no_grad(), _disable_current_modes():
                 x = _units_heard(end, module, columns, args, kwargs)
             name = f"held {part.view}" if part.held else "seen"
             if name not in sums:

@@ -24,12 +24,13 @@ from nervure.graph.copies import copy_model
 from nervure.graph.models import unwrap
 from nervure.graph.tape import named_tensors
 from nervure.graph.types import Graph
+from nervure.plan import Plan
 from nervure.refit.batch_norms import NormTensors, Pair, drift, remeasure
 from nervure.refit.consumers import Consumer, consumers
 from nervure.refit.expert_ends import MixtureEnd, mixture_ends, mixture_problem
 from nervure.refit.gather import Gathered, GramPart, gather
 from nervure.refit.moments import Moments
-from nervure.refit.origins import Origin, origins, require_twin, require_weights, take_apart
+from nervure.refit.origins import origins, require_twin, require_weights, take_apart
 from nervure.refit.replay import replay_of
 from nervure.refit.ridge import RIDGES, Fit, Problem, solve
 from nervure.refit.settings import BranchFit, LayerFit, Refit, Refitted, summary
@@ -114,9 +115,7 @@ def refit(
     if views is not None:
         parts += split(views, how.samples, as_task(task), view=1, seed=how.seed)
     result = copy_model(model)
-    twin, came = _twin(reference, result), origins(reference, steps)
-    dense = steps[0][0] if steps else None
-    refitter = _Refitter(result, twin, came, found, parts, how, dense)
+    refitter = _Refitter(result, reference, steps, found, parts, how)
     layers, branches = refitter.run(progress), tuple[BranchFit, ...]()
     if how.steps:
         closed = _put_together(pruned, result, layers, (0, 0))
@@ -134,8 +133,9 @@ def refit(
         result, branches = take_apart(rebuilt.result, None)[0], rebuilt.branches
         # What reads branches was fitted to what they gave before; inside, units have ways of their own by now.
         trained = [branch.branch for branch in branches if branch.held_after < branch.held_before]
-        again = _Refitter(result, twin, came, found, parts, how, dense, trained).run(progress) if trained else layers
-        layers = tuple(map(_followed_by, layers, again))
+        if trained:
+            again = _Refitter(result, reference, steps, found, parts, how, trained).run(progress)
+            layers = tuple(map(_followed_by, layers, again))
     counts = count_samples(parts)
     # Solvers may round in other ways on other machines.
     collectives.send_first([*result.parameters(), *result.buffers()])
@@ -154,8 +154,7 @@ def refit_on_parts(pruned: M, reference: nn.Module, parts: Sequence[GramPart], h
     model, steps, masks = take_apart(pruned, None)
     require_weights(model, reference, steps)
     result = copy_model(model)
-    dense = steps[0][0] if steps else None
-    refitter = _Refitter(result, _twin(reference, result), origins(reference, steps), masks, parts, how, dense)
+    refitter = _Refitter(result, reference, steps, masks, parts, how)
     layers = refitter.run(progress=False)
     counts = count_samples(parts)
     return Refitted(_put_together(pruned, result, layers, counts), layers, counts, refitter.shift)
@@ -201,19 +200,17 @@ class _Refitter:
         self,
         model: nn.Module,
         reference: nn.Module,
-        came: Mapping[str, Origin],
+        steps: Sequence[tuple[Graph, Plan]],
         masks: Mapping[str, Tensor],
         parts: Sequence[GramPart],
         how: Refit,
-        dense: Graph | None,
         trained: Sequence[str] = (),
     ) -> None:
         self.shift: float | None = None
-        self._dense_graph = dense
+        self._dense_graph = steps[0][0] if steps else None
         self._trained = tuple(f"{name}." for name in trained)
-        self._model, self._reference, self._came, self._masks, self._parts, self._how = (
-            model, reference, came, masks, parts, how,
-        )  # fmt: skip
+        self._model, self._reference, self._came = model, _twin(reference, model), origins(reference, steps)
+        self._masks, self._parts, self._how = masks, parts, how
         self._ridges = RIDGES if how.ridge == "auto" else (float(how.ridge),)
         self._near: float | None = None
         self._few: list[str] = []
@@ -380,8 +377,7 @@ class _Refitter:
         best = still if _is_exact(problem, still) else solve(problem, self._ridges, self._near)
         fit = best if best is still else self._round(problem, best, consumer)
         self._near = fit.ridge if fit.freedom == "ridge" else self._near
-        if not problem.enough and not _is_exact(problem, still):
-            self._few.append(f"{consumer.tensor} ({seen.count} positions, {problem.weight.shape[2]} inputs)")
+        self._note_few(consumer.tensor, problem, still)
         if fit.freedom != "none":
             self._write(consumer, fit)
         if (norm := self._between_stream(consumer)) is not None:
@@ -389,6 +385,11 @@ class _Refitter:
         elif self._how.norms and consumer.norm in self._came:
             self._after(consumer, problem, fit, _is_exact(problem, still))
         return _layer_fit(consumer.tensor, problem, still, fit)
+
+    def _note_few(self, tensor: str, problem: Problem, still: Fit) -> None:
+        """Remember a layer that has too few samples."""
+        if not problem.enough and not _is_exact(problem, still):
+            self._few.append(f"{tensor} ({problem.seen.count} positions, {problem.weight.shape[2]} inputs)")
 
     def _fit_mixture(self, end: MixtureEnd) -> LayerFit:
         """The last matrices of all experts, block after block."""
@@ -401,6 +402,7 @@ class _Refitter:
                 return LayerFit(end.tensor, reason=problem)
             _require_finite(problem.seen, end.tensor)
             still = _still(problem)
+            self._note_few(end.tensor, problem, still)
             fit = still if _is_exact(problem, still) else solve(problem, self._ridges)
             if fit.freedom != "none":
                 change = (problem.weight + fit.change.transpose(1, 2)).to(stack.dtype).double() - problem.weight

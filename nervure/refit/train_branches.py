@@ -6,7 +6,6 @@ a fraction of the memory of training: one branch is held at a time, with what en
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar, final
@@ -25,8 +24,9 @@ from nervure.core.tensors import digest_of, tensors_in
 from nervure.errors import ArgumentError, DataError, FileError
 from nervure.graph.copies import copy_model
 from nervure.graph.models import unwrap
-from nervure.refit.activations import Enough, watchable
+from nervure.refit.activations import watchable
 from nervure.refit.branches import PrunedBranch, branches
+from nervure.refit.calls import Call, heard
 from nervure.refit.gather import GramPart
 from nervure.refit.origins import require_weights, take_apart
 from nervure.refit.replay import Replay, replay_of
@@ -225,8 +225,8 @@ class _Trainer:
                 replay.advance(watch, replay.start(name), [part.batch for part in self._parts])
         mine, theirs = self._sides
         for number, part in enumerate(self._parts):
-            args, kwargs, given = _call(mine, branch.name, number, part)
-            _, _, target = _call(theirs, branch.target, number, part)
+            args, kwargs, given = _first_call(mine, branch.name, number, part)
+            _, _, target = _first_call(theirs, branch.target, number, part)
             target = _left_of(target.to(given.device), given, branch.cuts)
             if target.shape != given.shape:
                 raise ArgumentError(
@@ -266,33 +266,12 @@ class _Trainer:
                 parameter.masked_fill_(~keep.to(parameter.device), 0)
 
 
-def _call(replay: Replay, name: str, number: int, part: GramPart) -> tuple[Any, Any, Tensor]:
-    """What enters a module of a model in the run of a part of the data, and the tensor that it gives."""
-    found: list[Any] = []
-
-    def keep(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        found.extend((*entered, tensors_in(output)[0].detach().clone()))
-        raise Enough
-
-    def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
-        # Branches may write into what they are given.
-        entered[:] = tree_map(lambda x: x.detach().clone() if isinstance(x, Tensor) else x, [args, kwargs])
-
-    entered: list[Any] = []
-    module = replay.model.get_submodule(name)
-    handles = (
-        module.register_forward_pre_hook(enter, with_kwargs=True),
-        module.register_forward_hook(keep, with_kwargs=True),
-    )
-    try:
-        with watchable(replay.model), suppress(Enough):
-            replay.run(number, part.batch)
-    finally:
-        for handle in handles:
-            handle.remove()
-    if not found:
+def _first_call(replay: Replay, name: str, number: int, part: GramPart) -> Call:
+    """What enters a branch in the run of a part of the data, and the tensor that it gives."""
+    calls = heard(replay, [name], number, part.batch, only_first=True)[name]
+    if not calls:
         raise ArgumentError(f"branch {name!r} does not run on these data. Leave it out of names.")
-    return found[0], found[1], found[2]
+    return calls[0]
 
 
 def _left_of(target: Tensor, given: Tensor, cuts: Sequence[Tensor]) -> Tensor:

@@ -10,10 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nervure import Cut, Plan, Pruned, Refit, prune, refit, trace
+from nervure.errors import NervureWarning
 from nervure.graph.mixtures import Mixture as Found
 from nervure.graph.mixtures import mixture_of
 from nervure.graph.tape import named_tensors
 from nervure.refit import Refitted
+from nervure.refit.expert_ends import mixture_ends
+from nervure.refit.origins import origins
+from nervure.stats.loaders import batches
 from tests.surgery.test_experts import EXPERTS, INNER, KEEP, NETS, WIDTH, Dense, Grouped, Mixture, Picked
 
 KEPT = KEEP.nonzero()[:, 0]
@@ -127,6 +131,36 @@ def test_what_is_frozen_stays() -> None:
     (layer,) = [layer for layer in done.layers if layer.tensor == "1.down"]
     assert "frozen" in layer.reason
     assert torch.equal(done.result.model[1].down, pruned.model[1].down)
+
+
+class Writing(Grouped):
+    """Takes what it is given for its own work."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = super().forward(x)
+        x.zero_()
+        return found
+
+
+def test_a_mixture_may_write_into_what_it_is_given() -> None:
+    x = torch.randn(SAMPLES, 5, generator=torch.Generator().manual_seed(2))
+    plain, writing = (fitted(network(kind), x)[1].result.model[1].down for kind in (Grouped, Writing))
+    assert torch.equal(plain, writing)
+
+
+def test_without_mixtures_nothing_runs() -> None:
+    net, x = nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 2)).eval(), torch.randn(8, 5)
+    graph = trace(net, x)
+    net[0].register_forward_hook(lambda *_: pytest.fail("it runs"))
+    (batch,) = batches([x], len(x), labelled=False)
+    assert mixture_ends(net, net, graph, origins(net, ()), batch) == []
+
+
+def test_too_few_samples_are_told() -> None:
+    net, x = network(Grouped), torch.randn(SAMPLES, 5, generator=torch.Generator().manual_seed(2))
+    pruned = cut(net, x)
+    with pytest.warns(NervureWarning, match=r"too few samples.*1\.down \(4 positions"):
+        refit(pruned, [x[:5]], reference=net, how=Refit(samples=5), progress=False)
 
 
 class Bent(Picked):

@@ -12,15 +12,15 @@ import torch
 from nervure.core.check import Checked
 from nervure.core.progress import track
 from nervure.core.schema import Share, Size
-from nervure.core.tensors import tensors_in
 from nervure.errors import ScoreError
-from nervure.graph.mixtures import Mixture, mixture_of
+from nervure.graph.mixtures import Mixture, mixture_of, output_with
 from nervure.graph.tape import named_tensors
 from nervure.graph.types import Graph
 from nervure.methods.base import Folder, Inquiry, View, draw_samples, model_to_run
 from nervure.methods.evidence_folder import answer_folder, remember
 from nervure.plan import Cut, Keep, Plan
-from nervure.refit.expert_ends import Call, heard, running
+from nervure.refit.activations import running
+from nervure.refit.calls import Call, heard
 from nervure.refit.replay import Replay
 from nervure.surgery.apply import apply_sharing
 
@@ -129,10 +129,9 @@ class Departures:
         keep[list(leaving)] = False
         smaller = apply_sharing(dense.model, graph, Plan((Cut(mixture.group.name, Keep.of(keep)),), graph.fingerprint))
         module, cost = smaller.get_submodule(mixture.path), 0.0
-        with running(smaller):
+        with running(smaller), torch.no_grad():
             for args, kwargs, said in calls:
-                now = next(iter(tensors_in(module(*args, **kwargs))))
-                cost += float((now - said).double().square().sum())
+                cost += float((output_with(module, {}, args, kwargs) - said).double().square().sum())
         return cost
 
 
