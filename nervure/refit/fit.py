@@ -516,13 +516,14 @@ def _rounded(problem: Problem, fit: Fit, change: Tensor) -> Fit:
     """An answer with the change that rounding leaves of it, [stack, outputs, inputs]; none where that is no better."""
     rounded, still = problem.fit(fit.freedom, fit.ridge, change.transpose(1, 2)), _still(problem)
     error, error_before = (problem.seen.error(one.change, one.shift) for one in (rounded, still))
-    return rounded if error <= error_before else still
+    return replace(rounded, error=error) if error <= error_before else replace(still, error=error_before)
 
 
 def _layer_fit(tensor: str, problem: Problem, still: Fit, fit: Fit) -> LayerFit:
     """What became of a layer."""
     stack, outputs, inputs = problem.weight.shape
-    before, after = (problem.seen.error(one.change, one.shift) for one in (still, fit))
+    before = problem.seen.error(still.change, still.shift)
+    after = problem.seen.error(fit.change, fit.shift) if fit.error is None else fit.error
     (held_before, *abroad_before), (held_after, *abroad_after) = map(problem.held_errors, (still, fit))
     return LayerFit(
         tensor, inputs, stack * outputs, problem.seen.count, fit.freedom, fit.ridge,
@@ -532,7 +533,7 @@ def _layer_fit(tensor: str, problem: Problem, still: Fit, fit: Fit) -> LayerFit:
 
 
 def _still(problem: Problem) -> Fit:
-    return problem.fit("none", 0.0, torch.zeros_like(problem.seen.xr))
+    return problem.fit("none", 0.0, problem.nothing)
 
 
 def _is_exact(problem: Problem, still: Fit) -> bool:

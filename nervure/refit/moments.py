@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 TILE = 2048
-"""Positions that are multiplied at once."""
+"""Positions, or outputs, that are multiplied at once."""
 
 
 @final
@@ -35,6 +35,13 @@ class InputSums:
             near = tile - self.x0[:, None].to(tile)
             self.xx += (near.transpose(1, 2) @ near).double()
             self.x += near.sum(1, dtype=torch.float64)
+
+    def settle(self) -> None:
+        """Count from the mean of all, in place."""
+        if self.count:
+            mean = self.x / self.count
+            self.xx.baddbmm_(mean[:, :, None], self.x[:, None], alpha=-1)
+            self.x0, self.x = self.x0 + mean, torch.zeros_like(self.x)
 
     def about(self, x0: Tensor) -> dict[str, Tensor]:
         """The same sums, counted from ``x0``."""
@@ -74,6 +81,7 @@ class Moments:
 
         self.inputs = InputSums(stack, inputs, device) if shared is None else shared
         self.count = 0
+        self._x0 = self.inputs.x0
         self._y0, self._r, self._rr = zeros(outputs), zeros(outputs), zeros(outputs)
         self._xr, self._y, self._yy = zeros(inputs, outputs), zeros(outputs), zeros(outputs)
 
@@ -113,26 +121,14 @@ class Moments:
         """Moments from what :meth:`about` gave."""
         stack, width = inputs.x.shape
         found = Moments(stack, width, y0.shape[1], y0.device, inputs)
-        found.count, found._y0 = int(terms["n"]), y0
+        found.count, found._x0, found._y0 = int(terms["n"]), inputs.x0, y0
         found._r, found._rr, found._xr = terms["r"], terms["rr"], terms["xr"]
         found._y, found._yy = terms["y"], terms["yy"]
         return found
 
-    @property
-    def _x0(self) -> Tensor:
-        return self.inputs.x0
-
-    @property
-    def _x(self) -> Tensor:
-        return self.inputs.x
-
-    @property
-    def _xx(self) -> Tensor:
-        return self.inputs.xx
-
     def _add(self, x: Tensor, r: Tensor, y: Tensor) -> None:
         if not self.count:
-            self._y0 = y.mean(1).double()
+            self._x0, self._y0 = self.inputs.x0, y.mean(1).double()
         x, y = x - self._x0[:, None].to(x), y - self._y0[:, None].to(y)
         self.count += x.shape[1]
         self._xr += (x.transpose(1, 2) @ r).double()
@@ -144,7 +140,7 @@ class Moments:
     @property
     def mean(self) -> Tensor:
         """Mean of x, [stack, inputs]."""
-        return self._x0 + self._x / self.count
+        return self.inputs.x0 + self.inputs.x / self.count
 
     @property
     def r(self) -> Tensor:
@@ -158,13 +154,16 @@ class Moments:
 
     @property
     def xx(self) -> Tensor:
-        """Sum of products of x with itself, centred, [stack, inputs, inputs]."""
-        return self._xx - self._x[:, :, None] * self._x[:, None] / self.count
+        """Sum of products of x with itself, centred, [stack, inputs, inputs]; no copy."""
+        self.inputs.settle()
+        return self.inputs.xx
 
     @property
     def xr(self) -> Tensor:
-        """Sum of products of x and r, centred, [stack, inputs, outputs]."""
-        return self._xr - self._x[:, :, None] * self._r[:, None] / self.count
+        """Sum of products of x and r, centred, [stack, inputs, outputs]; no copy."""
+        moved, self._x0 = self.mean - self._x0, self.mean
+        self._xr.baddbmm_(moved[:, :, None], self._r[:, None], alpha=-1)
+        return self._xr
 
     @property
     def rr(self) -> Tensor:
@@ -185,11 +184,11 @@ class Moments:
         """
         if not bool(change.any()):
             return self._error_of(self.rr, self.r - shift)
-        # As change^T xx change, with xx centred, but without a copy of it.
-        sums = (change * self._x[:, :, None]).sum(1)
-        squares = (change * (self._xx @ change)).sum(1) - sums.square() / self.count
-        left = self.rr - 2 * (change * self.xr).sum(1) + squares
-        return self._error_of(left, self.r - (change * self.mean[:, :, None]).sum(1) - shift)
+        left, xx, xr = self.rr, self.xx, self.xr
+        for some in map(slice, range(0, change.shape[2], TILE), range(TILE, change.shape[2] + TILE, TILE)):
+            part = change[:, :, some]
+            left[:, some] += torch.baddbmm(xr[:, :, some], xx, part, beta=-2).mul_(part).sum(1)
+        return self._error_of(left, self.r - (self.mean[:, None] @ change)[:, 0] - shift)
 
     def _error_of(self, left: Tensor, mean: Tensor) -> float:
         """From the centred squares and the means of what is left, both [stack, outputs]."""

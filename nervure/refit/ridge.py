@@ -26,6 +26,8 @@ RIDGES = (10.0, 1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-6, 1e-9)
 WORSE = 2
 """After so many in a row that do no better on the samples left out, weaker ones are not tried."""
 SCALE_RIDGE = 1e-3
+COLUMNS = 256
+"""Inputs that are multiplied at once."""
 PLENTY = 4
 """Positions per input from which on a factor for each input alone is not tried: weights have enough to learn from."""
 ENOUGH = 0.1
@@ -37,13 +39,15 @@ ENOUGH = 0.1
 class Fit:
     """An answer: by how much weights ([stack, inputs, outputs]) and means ([stack, outputs]) change.
 
-    ``freedom`` is ``"ridge"``, ``"scale"`` (a factor for each input), ``"bias"`` or ``"none"``.
+    ``freedom`` is ``"ridge"``, ``"scale"`` (a factor for each input), ``"bias"`` or ``"none"``; ``error`` is that on
+    the samples that were fitted on, where it is known.
     """
 
     freedom: str
     ridge: float
     change: Tensor
     shift: Tensor
+    error: float | None = None
 
 
 @final
@@ -72,16 +76,34 @@ class Problem:
         """Whether there are positions enough to fit each weight."""
         return self.seen.count >= ENOUGH * self.weight.shape[2]
 
-    def normal(self) -> tuple[Tensor, Tensor]:
-        """X^T X and X^T r, centred where means can be corrected."""
-        seen = self.seen
-        if self.has_shift:
-            return seen.xx, seen.xr
-        mean = seen.mean
-        return (
-            seen.xx + seen.count * mean[:, :, None] * mean[:, None],
-            seen.xr + seen.count * mean[:, :, None] * seen.r[:, None],
-        )
+    def gram(self, ridge: Tensor) -> Tensor:
+        """X^T X, centred where means can be corrected, with ``ridge`` [stack] on its diagonal.
+
+        A matrix of its own, which may be written to, laid out as factors are.
+        """
+        found = self.seen.xx.clone()
+        if not self.has_shift:
+            mean = self.seen.mean
+            found.baddbmm_(mean[:, :, None], mean[:, None], alpha=self.seen.count)
+        found.diagonal(dim1=1, dim2=2).add_(ridge[:, None])
+        return found.mT
+
+    @property
+    def cross(self) -> Tensor:
+        """X^T r, centred where means can be corrected, [stack, inputs, outputs]; not to be written to."""
+        xr, mean = self.seen.xr, self.seen.mean
+        return xr if self.has_shift else xr + self.seen.count * mean[:, :, None] * self.seen.r[:, None]
+
+    @property
+    def unit(self) -> Tensor:
+        """The mean of the diagonal of X^T X, [stack]."""
+        found = self.seen.xx.diagonal(dim1=1, dim2=2).mean(1)
+        return found if self.has_shift else found + self.seen.count * self.seen.mean.square().mean(1)
+
+    @property
+    def nothing(self) -> Tensor:
+        """No change, [stack, inputs, outputs]; it takes no memory."""
+        return self.seen.r.new_zeros(()).expand(self.seen.xr.shape)
 
     def held_errors(self, fit: "Fit") -> list[float]:
         """The error on the samples that are left out, view by view."""
@@ -91,7 +113,7 @@ class Problem:
         """The answer with these weights, and the means that go with them."""
         shift = torch.zeros_like(self.seen.r)
         if self.has_shift and freedom != "none":
-            shift = self.seen.r - (change * self.seen.mean[:, :, None]).sum(1)
+            shift = self.seen.r - (self.seen.mean[:, None] @ change)[:, 0]
         return Fit(freedom, ridge, change, shift)
 
 
@@ -108,23 +130,21 @@ def solve(problem: Problem, ridges: Sequence[float] = RIDGES, near: float | None
     judge = _Judge(problem)
     for fit in _few_numbers(problem):
         judge.take(fit)
-    gram, cross = problem.normal()
-    unit = gram.diagonal(dim1=1, dim2=2).mean(1)
-    if bool((unit > 0).any()):
-        if problem.seen.count < PLENTY * gram.shape[1]:
-            judge.take(problem.fit("scale", SCALE_RIDGE, scale_columns(problem.weight, gram, cross)))
+    if bool((problem.unit > 0).any()):
+        cross = problem.cross
+        if problem.seen.count < PLENTY * problem.weight.shape[2]:
+            judge.take(problem.fit("scale", SCALE_RIDGE, scale_columns(problem, cross)))
         if problem.enough:
-            _walk(problem, ridges, near, judge, (gram, cross, unit))
+            _walk(problem, ridges, near, judge, cross)
     assert judge.best is not None
     return _refine(problem, judge.best)
 
 
 def _few_numbers(problem: Problem) -> Iterator[Fit]:
     """Nothing changes, or means alone."""
-    still = torch.zeros_like(problem.seen.xr)
-    yield problem.fit("none", 0, still)
+    yield problem.fit("none", 0, problem.nothing)
     if problem.has_shift:
-        yield problem.fit("bias", 0, still)
+        yield problem.fit("bias", 0, problem.nothing)
 
 
 @final
@@ -146,20 +166,13 @@ class _Judge:
         return error
 
 
-def _walk(
-    problem: Problem,
-    ridges: Sequence[float],
-    near: float | None,
-    judge: _Judge,
-    sums: tuple[Tensor, Tensor, Tensor],
-) -> None:
+def _walk(problem: Problem, ridges: Sequence[float], near: float | None, judge: _Judge, cross: Tensor) -> None:
     """Try ridges: all from the strongest on, or those around one, as long as they do better."""
-    gram, cross, unit = sums
-    change = torch.zeros_like(cross)
+    change, unit = problem.nothing, problem.unit
 
     def error(ridge: float) -> float:
         nonlocal change
-        found = add_ridge(problem, gram, cross, ridge * unit, change)
+        found = add_ridge(problem, cross, ridge * unit, change)
         if found is None:
             return float("inf")
         change = found
@@ -194,42 +207,59 @@ def _refine(problem: Problem, best: Fit) -> Fit:
     """The same answer, to the end: answers inside a mask are compared where they are roughly there."""
     if best.freedom != "ridge" or problem.keep is None or problem.by_surgeon:
         return best
-    gram, cross = problem.normal()
-    ridge = best.ridge * gram.diagonal(dim1=1, dim2=2).mean(1)
-    change = add_ridge(problem, gram, cross, ridge, best.change, tolerance=TOLERANCE)
+    change = add_ridge(problem, problem.cross, best.ridge * problem.unit, best.change, tolerance=TOLERANCE)
     return best if change is None else problem.fit("ridge", best.ridge, change)
 
 
 def add_ridge(
-    problem: Problem, gram: Tensor, cross: Tensor, ridge: Tensor, start: Tensor, tolerance: float = ROUGHLY
+    problem: Problem, cross: Tensor, ridge: Tensor, start: Tensor, tolerance: float = ROUGHLY
 ) -> Tensor | None:
     """The change of all weights (that are kept), [stack, inputs, outputs]; None where the ridge is too weak.
 
-    ``start`` is an answer to begin from, and ``tolerance`` how near to come, where it is approached step by step.
+    Args:
+        problem: what is to be fitted.
+        cross: what it says of itself; worked out once.
+        ridge: [stack].
+        start: an answer to begin from, where it is approached step by step.
+        tolerance: how near to come there.
     """
-    tiny = torch.finfo(gram.dtype).tiny
-    gram = gram.clone()
-    gram.diagonal(dim1=1, dim2=2).add_(ridge.clamp(min=tiny)[:, None])
+    gram = problem.gram(ridge.clamp(min=torch.finfo(cross.dtype).tiny))
     if problem.keep is not None and not problem.by_surgeon:
         return restrict(gram, cross, problem.keep.transpose(1, 2), start, tolerance=tolerance)
-    factor, info = torch.linalg.cholesky_ex(gram)
-    if bool((info > 0).any()):
-        return None
-    change = torch.cholesky_solve(cross, factor)
-    if problem.keep is None:
+    change = solve_in_place(gram if problem.keep is None else gram.clone(), cross)
+    if problem.keep is None or change is None:
         return change
     free = problem.weight + change.transpose(1, 2)
     left = [obs_update(w, a, k) for w, a, k in zip(free, gram, problem.keep, strict=True)]
     return (torch.stack(left) - problem.weight).transpose(1, 2)
 
 
-def scale_columns(weight: Tensor, gram: Tensor, cross: Tensor) -> Tensor:
-    """The change that multiplies each input by a factor of its own: ``(W^T W * X^T X) s = diag(W X^T r)``."""
-    system = (weight.transpose(1, 2) @ weight) * gram
-    right = (weight.transpose(1, 2) * cross).sum(2)
+def solve_in_place(matrix: Tensor, right: Tensor) -> Tensor | None:
+    """``matrix^-1 right``; None where the matrix is not positive definite. The matrix becomes its factor.
+
+    Args:
+        matrix: symmetric, [stack, inputs, inputs], columns next to one another: else it is copied.
+        right: [stack, inputs, outputs].
+    """
+    info = torch.empty(len(matrix), dtype=torch.int32, device=matrix.device)
+    torch.linalg.cholesky_ex(matrix, out=(matrix, info))
+    if bool((info > 0).any()):
+        return None
+    half = torch.linalg.solve_triangular(matrix, right, upper=False)
+    whole: Tensor = torch.linalg.solve_triangular(matrix.mT, half, upper=True)
+    return whole
+
+
+def scale_columns(problem: Problem, cross: Tensor) -> Tensor:
+    """The change that multiplies each input by a factor of its own: ``(W^T W * X^T X) s = diag(W X^T r)``.
+
+    None is changed where these inputs determine none.
+    """
+    weight = problem.weight
+    system = problem.gram(torch.zeros_like(problem.unit))
+    for some in map(slice, range(0, weight.shape[2], COLUMNS), range(COLUMNS, weight.shape[2] + COLUMNS, COLUMNS)):
+        system[:, :, some] *= weight.mT @ weight[:, :, some]
     diagonal = system.diagonal(dim1=1, dim2=2)
-    unit = diagonal.mean(1, keepdim=True).clamp(min=torch.finfo(gram.dtype).tiny)
-    diagonal.add_(SCALE_RIDGE * unit)
-    factor = torch.linalg.cholesky_ex(system)[0]
-    factors: Tensor = torch.cholesky_solve(right[:, :, None], factor)
-    return factors * weight.transpose(1, 2)
+    diagonal.add_(SCALE_RIDGE * diagonal.mean(1, keepdim=True).clamp(min=torch.finfo(cross.dtype).tiny))
+    factors = solve_in_place(system, (weight.mT * cross).sum(2)[:, :, None])
+    return problem.nothing if factors is None else factors * weight.mT

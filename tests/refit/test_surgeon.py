@@ -121,8 +121,7 @@ def test_the_answer_inside_a_mask_is_the_optimum_of_the_ridge_that_was_chosen() 
     problem = Problem((weight * keep)[None], moments[0], (moments[1],), has_shift=False, keep=keep[None])
     fit = solve(problem)
     assert fit.freedom == "ridge"
-    gram, cross = problem.normal()
-    gram = gram[0] + fit.ridge * gram[0].diagonal().mean() * torch.eye(12, dtype=gram.dtype)
+    gram, cross = problem.gram(fit.ridge * problem.unit)[0], problem.cross
     for row in range(5):
         own = keep[row]
         best = torch.linalg.solve(gram[own][:, own], cross[0, own, row])
@@ -191,9 +190,7 @@ def test_a_search_near_a_ridge_that_cannot_be_solved_finds_one_that_can() -> Non
         moments.add(some[None], (given - some @ weight.T)[None], given[None])
         parts.append(moments)
     problem = Problem(weight[None].double(), parts[0], (parts[1],), has_shift=True)
-    gram, cross = problem.normal()
-    unit = gram.diagonal(dim1=1, dim2=2).mean(1)
-    assert add_ridge(problem, gram, cross, 1e-9 * unit, torch.zeros_like(cross)) is None
+    assert add_ridge(problem, problem.cross, 1e-9 * problem.unit, problem.nothing) is None
     best = solve(problem)
     assert best.freedom == "ridge"
     assert {solve(problem, near=near).ridge for near in (10.0, 1e-3, 1e-6, 1e-9)} == {best.ridge}

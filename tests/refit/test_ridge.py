@@ -1,0 +1,89 @@
+"""Least-squares problems: what is solved is right, and takes one matrix beyond what is there."""
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from nervure.refit.moments import Moments
+from nervure.refit.ridge import Problem, scale_columns, solve, solve_in_place
+
+CPU = torch.device("cpu")
+
+
+def problem_of(inputs: int, outputs: int, positions: int, *, has_shift: bool = True) -> Problem:
+    """What is wrong is mostly what another matrix says."""
+    made = torch.Generator().manual_seed(inputs)
+    weight, wanted = (torch.randn(outputs, inputs, generator=made) for _ in range(2))
+    parts = []
+    for count in (positions, positions // 4):
+        x = torch.randn(count, inputs, generator=made) + 1
+        y = x @ wanted.T
+        parts.append(Moments(1, inputs, outputs, CPU))
+        parts[-1].add(x[None], (y - x @ weight.T)[None], y[None])
+    return Problem(weight[None].double(), parts[0], (parts[1],), has_shift)
+
+
+def peak(problem: Problem) -> int:
+    """The most bytes that are held at once while it is solved, beyond what is held before."""
+    solve(problem, near=1e-3)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+        solve(problem, near=1e-3)
+    now, most = 0, 0
+    for event in found.profiler.kineto_results.events():
+        now += event.nbytes() if event.name() == "[memory]" else 0
+        most = max(most, now)
+    return most
+
+
+@pytest.mark.parametrize("has_shift", [True, False])
+@pytest.mark.parametrize("positions", [3, 5])
+def test_one_square_matrix_is_held_beyond_the_sums(positions: int, has_shift: bool) -> None:
+    inputs, outputs = 640, 16
+    square = 8 * inputs**2
+    held = peak(problem_of(inputs, outputs, positions * inputs, has_shift=has_shift))
+    assert square <= held <= 1.7 * square
+
+
+def test_sums_that_were_looked_at_can_be_added_to() -> None:
+    made = torch.Generator().manual_seed(3)
+    looked_at, other = Moments(1, 5, 2, CPU), Moments(1, 5, 2, CPU)
+    sharing = Moments(1, 5, 2, CPU, looked_at.inputs)
+    for _ in range(3):
+        x, r, y = (torch.randn(1, 40, width, generator=made) + 10 for width in (5, 2, 2))
+        for moments in (looked_at, other):
+            moments.add(x, r, y)
+        sharing.add(x, 2 * r, y, with_inputs=False)
+        assert looked_at.xx.shape == (1, 5, 5)
+        assert looked_at.xr.shape == (1, 5, 2)
+    for name in ("mean", "r", "rr", "y", "yy", "xx", "xr"):
+        torch.testing.assert_close(getattr(looked_at, name), getattr(other, name), rtol=1e-5, atol=1e-3)
+    torch.testing.assert_close(sharing.xr, 2 * looked_at.xr, rtol=1e-5, atol=1e-3)
+
+
+def test_the_error_is_that_of_all_outputs() -> None:
+    problem = problem_of(6, 5000, 90)
+    fit = solve(problem)
+    assert fit.freedom == "ridge"
+    direct = problem.seen.rr - 2 * (fit.change * problem.seen.xr).sum(1)
+    direct += (fit.change * (problem.seen.xx @ fit.change)).sum(1)
+    whole = float(direct.clamp(min=0).sum() / problem.seen.yy.sum())
+    assert problem.seen.error(fit.change, fit.shift) == pytest.approx(whole, rel=1e-6)
+
+
+def test_a_matrix_is_solved_and_becomes_its_factor() -> None:
+    root = torch.randn(2, 7, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    matrix = (root @ root.mT + torch.eye(7, dtype=torch.float64)).mT.contiguous().mT
+    right, before, place = torch.randn(2, 7, 3, dtype=torch.float64), matrix.clone(), matrix.data_ptr()
+    torch.testing.assert_close(solve_in_place(matrix, right), torch.linalg.solve(before, right))
+    assert matrix.data_ptr() == place
+    torch.testing.assert_close(matrix @ matrix.mT, before)
+    assert solve_in_place(-before, right) is None
+
+
+def test_factors_of_inputs_are_the_least_squares() -> None:
+    problem = problem_of(9, 4, 200)
+    weight, gram, cross = problem.weight[0], problem.seen.xx[0], problem.cross
+    system = (weight.T @ weight) * gram
+    system.diagonal().add_(1e-3 * system.diagonal().mean())
+    factors = torch.linalg.solve(system, (weight.T * cross[0]).sum(1))
+    torch.testing.assert_close(scale_columns(problem, cross)[0], factors[:, None] * weight.T)
