@@ -145,8 +145,8 @@ def layer_cost(shape: Shape, tokens: int, ridges: int, keep: float = KEEP) -> Co
         squares += blocks * WIDEST**2 * d
     double = ridges * (factors + 4 * squares) + 6 * squares
     widest = max(d, f if shape.experts == 1 else WIDEST)
-    # Sums of what is fitted on and of what is left out; a centred copy, one with a ridge, a factor, a product.
-    grams = 6 * DOUBLE * widest**2
+    # Sums of what is fitted on and of what is left out, and one with a ridge, which becomes its factor.
+    grams = 3 * DOUBLE * widest**2
     crossed = 4 * DOUBLE * max(d * (2 * f if shape.experts == 1 else d), widest * d)
     held = FLOAT * shape.layer * (1 + keep)
     checked = DOUBLE * shape.layer * (1 + keep)
@@ -269,8 +269,8 @@ INTRODUCTION = """# What size would cost
 
 `python benchmarks/scale_costs.py`. Layer-by-layer pruning to three quarters of the width of each feed-forward network
 (of each expert), with a refit. The model counts, for one layer: its weights in single precision, twice (dense and
-smaller), and as much again in double where it is checked, or sums over the widest input in double precision, six
-copies of them, and products with outputs; eight passes of both networks over all tokens; sums over inputs; and for each
+smaller), and as much again in double where it is checked, or sums over the widest input in double precision, three
+matrices of them, and products with outputs; eight passes of both networks over all tokens; sums over inputs; and for each
 ridge a factor, a solution and its error. It does not count Python, checks, copies, hashes and files in its time: what
 was measured took half as long again, or twice as long. [What it means](../scale.md)."""
 
