@@ -270,9 +270,9 @@ INTRODUCTION = """# What size would cost
 `python benchmarks/scale_costs.py`. Layer-by-layer pruning to three quarters of the width of each feed-forward network
 (of each expert), with a refit. The model counts, for one layer: its weights in single precision, twice (dense and
 smaller), and as much again in double where it is checked, or sums over the widest input in double precision, three
-matrices of them, and products with outputs; eight passes of both networks over all tokens; sums over inputs; and for each
-ridge a factor, a solution and its error. It does not count Python, checks, copies, hashes and files in its time: what
-was measured took half as long again, or twice as long. [What it means](../scale.md)."""
+matrices of them, and products with outputs; eight passes of both networks over all tokens; sums over inputs; and for
+each ridge a factor, a solution and its error. It does not count Python, checks, copies, hashes and files in its time:
+what was measured took half as long again, or twice as long. [What it means](../scale.md)."""
 
 BENCHMARK = Benchmark("scale_costs", page, cases=cases)
 
