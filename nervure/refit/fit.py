@@ -250,12 +250,13 @@ class _Refitter:
 
         Uses of a parameter are told apart by counting them, so none is skipped of one that has several.
         """
-        mine = [*norms, *(name for c in pending for name in self._changed(c)), *(end.tensor for end in mixed)]
+        mine = [*norms, *(name for c in pending for name in self._changed(c))]
         theirs = [*(self._came[name].tensor for name in norms), *(c.partners[0].key[0] for c in pending)]
-        theirs += [self._came[end.tensor].tensor for end in mixed]
+        # What enters a mixture is copied where it is called.
+        mixtures = [[end.path for end in mixed], [end.theirs for end in mixed]]
         first, second = (
-            min((replay.moment(name) for name in (*names, *several)), default=0)
-            for replay, names, several in zip(self._done, (mine, theirs), self._several, strict=True)
+            min([*map(replay.moment, (*names, *several)), *map(replay.start, modules)], default=0)
+            for replay, names, several, modules in zip(self._done, (mine, theirs), self._several, mixtures, strict=True)
         )
         return first, second
 

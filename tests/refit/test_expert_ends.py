@@ -148,6 +148,28 @@ def test_a_mixture_may_write_into_what_it_is_given() -> None:
     assert torch.equal(plain, writing)
 
 
+class Beside(nn.Module):
+    """A mixture, and two layers beside it that are fitted at the same time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mixture = network(Grouped)[1]
+        self.first, self.second = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mixture(x) + self.second(torch.relu(self.first(x)))
+
+
+def test_what_enters_a_mixture_is_heard_though_its_beginning_is_not_run_again() -> None:
+    net, x = nn.Sequential(nn.Linear(5, WIDTH), Beside(), nn.Linear(WIDTH, 3)).eval(), torch.randn(SAMPLES, 5)
+    pruned, done = fitted(net, x)
+    (layer,) = [layer for layer in done.layers if layer.tensor == "1.mixture.down"]
+    assert layer.after < layer.before
+    with torch.no_grad():
+        before, after = ((model(x) - net(x)).square().mean() for model in (pruned.model, done.result.model))
+    assert after < before
+
+
 def test_without_mixtures_nothing_runs() -> None:
     net, x = nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 2)).eval(), torch.randn(8, 5)
     graph = trace(net, x)
