@@ -13,7 +13,7 @@ from nervure import Rerouted, prune, trace
 from nervure.errors import DataError, ScoreError
 from nervure.methods import View, gather_evidence
 from nervure.methods.channels.rerouted import Departures, apart, together
-from tests.refit.test_expert_ends import network
+from tests.refit.test_expert_ends import Writing, network
 from tests.surgery.test_experts import EXPERTS, NETS, Grouped, Mixture, Picked, Written, silenced
 
 
@@ -104,6 +104,7 @@ def test_what_was_found_is_kept_in_a_folder(tmp_path: Path, monkeypatch: pytest.
     net, x = network(Grouped), inputs()
     view = View(trace(net, x), dict(net.state_dict()), model=net, data=[x])
     first = gather_evidence(Rerouted(keep=0.5), view, folder=tmp_path)
+    assert [*tmp_path.rglob("rerouted.safetensors")]
     monkeypatch.setattr(Departures, "_stay", lambda *_: pytest.fail("it is found out again"))
     again = gather_evidence(Rerouted(keep=0.5), view, folder=tmp_path)
     assert Rerouted(keep=0.5).plan(first) == Rerouted(keep=0.5).plan(again)
@@ -127,15 +128,6 @@ def test_all_may_stay() -> None:
         pruned = prune(net, x, Rerouted(keep=1.0), data=[x], progress=False)
     assert not pruned.plan.cuts
     assert pruned.cost_before.params == pruned.cost_after.params
-
-
-class Writing(Grouped):
-    """Takes what it is given for its own work."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        found = super().forward(x)
-        x.zero_()
-        return found
 
 
 def test_a_mixture_may_write_into_what_it_is_given() -> None:
