@@ -14,6 +14,9 @@ from nervure.refit.origins import Origin
 from nervure.refit.streams import Key
 from nervure.refit.survey import Bias, LayerReading, Survey
 
+ROWS = 256
+"""Outputs that are looked through at once."""
+
 
 @final
 @dataclass(frozen=True, eq=False)
@@ -68,11 +71,18 @@ class Consumer:
     @cached_property
     def rows(self) -> Tensor:
         """For each output that of the partner, [stack, outputs]; -1: it has none."""
-        theirs = places(self.partners[0].use)
-        number = torch.arange(theirs.shape[0] * theirs.shape[1]).reshape(*theirs.shape[:2], 1).expand_as(theirs)
-        inverse = torch.full((int(theirs.max()) + 1,), -1)
-        inverse[theirs[theirs >= 0]] = number[theirs >= 0]
-        return inverse[self.origin.places().reshape(-1)[self.places[:, :, 0]]]
+        mine, theirs = self.places[:, :, 0].clamp(min=0), places(self.partners[0].use).flatten(0, 1)
+        wanted = self.origin.entries(mine)
+        # Which of the wanted each entry is; most are none.
+        number = torch.full((int(max(theirs.max(), wanted.max())) + 1,), -1, dtype=torch.int32)
+        number[wanted.reshape(-1)] = torch.arange(wanted.numel(), dtype=torch.int32)
+        found = torch.full((wanted.numel(),), -1)
+        for first in range(0, len(theirs), ROWS):
+            some = theirs[first : first + ROWS]
+            at = torch.where(some >= 0, number[some.clamp(min=0)], -1)
+            row, column = (at >= 0).nonzero(as_tuple=True)
+            found[at[row, column].long()] = row + first
+        return found.reshape(wanted.shape)
 
     def weight(self, model: nn.Module) -> Tensor:
         """Its matrix, [stack, outputs, inputs]."""

@@ -143,7 +143,7 @@ def refit(
 
 
 def refit_on_parts(pruned: M, reference: nn.Module, parts: Sequence[GramPart], how: Refit) -> Refitted[M]:
-    """As :func:`refit`, on samples that were split already; no steps of training.
+    """As :func:`refit`, on samples that were split already; no steps of training, and the model itself changes.
 
     Args:
         pruned: see :func:`refit`.
@@ -153,11 +153,10 @@ def refit_on_parts(pruned: M, reference: nn.Module, parts: Sequence[GramPart], h
     """
     model, steps, masks = take_apart(pruned, None)
     require_weights(model, reference, steps)
-    result = copy_model(model)
-    refitter = _Refitter(result, reference, steps, masks, parts, how)
+    refitter = _Refitter(model, reference, steps, masks, parts, how)
     layers = refitter.run(progress=False)
     counts = count_samples(parts)
-    return Refitted(_put_together(pruned, result, layers, counts), layers, counts, refitter.shift)
+    return Refitted(_put_together(pruned, model, layers, counts), layers, counts, refitter.shift)
 
 
 def _followed_by(first: LayerFit, second: LayerFit) -> LayerFit:
@@ -441,14 +440,15 @@ class _Refitter:
         dtype = named_tensors(self._model)[consumer.tensor].dtype
         if dtype == torch.float64 or fit.freedom in ("none", "bias"):
             return fit
-        old, slope = consumer.weight(self._model).double(), self._slope(consumer)
-        change = self._weights_after(consumer, fit).to(dtype).double() - old
+        change, slope = self._weights_after(consumer, fit).to(dtype).double(), self._slope(consumer)
+        change -= consumer.weight(self._model)
         return _rounded(problem, fit, change if slope is None else slope * change)
 
     def _weights_after(self, consumer: Consumer, fit: Fit) -> Tensor:
         """Its matrix with the change, as the parameter holds it: without the norm behind it."""
-        old, slope, change = consumer.weight(self._model).double(), self._slope(consumer), fit.change.transpose(1, 2)
-        return old + (change if slope is None else torch.where(slope == 0, 0, change / slope))
+        found, slope, change = consumer.weight(self._model).double(), self._slope(consumer), fit.change.transpose(1, 2)
+        found += change if slope is None else torch.where(slope == 0, 0, change / slope)
+        return found
 
     def _write(self, consumer: Consumer, fit: Fit) -> None:
         tensors = named_tensors(self._model)
@@ -543,5 +543,5 @@ def _is_exact(problem: Problem, still: Fit) -> bool:
 
 
 def _require_finite(seen: Moments, name: str) -> None:
-    if not all(bool(torch.isfinite(t).all()) for t in (seen.xx, seen.xr, seen.yy)):
+    if not seen.is_finite:
         raise DataError(f"what enters or leaves {name!r} is NaN or infinite. The model or the data are broken.")

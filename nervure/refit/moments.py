@@ -1,7 +1,7 @@
 """Sums over positions from which a least-squares problem is solved, and any answer to it judged, without the data."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import final
 
 import torch
@@ -9,6 +9,10 @@ from torch import Tensor
 
 TILE = 2048
 """Positions, or outputs, that are multiplied at once."""
+FEW = 0.5
+"""Positions per input up to which they are kept as they are."""
+ROWS = 256
+"""Positions of these that are multiplied at once, in double precision."""
 
 
 @final
@@ -16,7 +20,14 @@ class InputSums:
     """Sums over what enters (x), and over its products with itself: what reads the same input needs them once.
 
     Sums are kept in double precision; products of a tile are in that of the model. What enters is counted from the mean
-    of the first tile on, so that large means cost no digits. ``count`` is how many positions were added.
+    of the first tile on, so that large means cost no digits. Few positions are kept as they are, which takes less
+    memory: their products are added up where they are asked for.
+
+    Attributes:
+        count: how many positions were added.
+        x0: from where on they are counted, [stack, inputs].
+        x: their sum, [stack, inputs].
+        tiles: the positions themselves, [stack, positions, inputs] each; none where products were added up.
     """
 
     TERMS = ("count", "x", "xx")
@@ -24,7 +35,20 @@ class InputSums:
     def __init__(self, stack: int, inputs: int, device: torch.device) -> None:
         self.count = 0
         self.x0 = torch.zeros(stack, inputs, dtype=torch.float64, device=device)
-        self.x, self.xx = self.x0.clone(), self.x0.new_zeros(stack, inputs, inputs)
+        self.x = self.x0.clone()
+        self.tiles: list[Tensor] = []
+        self._xx: Tensor | None = None
+
+    @property
+    def xx(self) -> Tensor:
+        """The sum of products, [stack, inputs, inputs]; no copy."""
+        if self._xx is None:
+            stack, width = self.x.shape
+            self._xx = self.x.new_zeros(stack, width, width)
+            for near in self.tiles:
+                self._xx += (near.mT @ near).double()
+            self.tiles = []
+        return self._xx
 
     def add(self, x: Tensor) -> None:
         """Add positions [stack, positions, inputs]."""
@@ -33,8 +57,19 @@ class InputSums:
                 self.x0 = tile.mean(1).double()
             self.count += tile.shape[1]
             near = tile - self.x0[:, None].to(tile)
-            self.xx += (near.transpose(1, 2) @ near).double()
             self.x += near.sum(1, dtype=torch.float64)
+            if self._xx is None and self.count <= FEW * x.shape[2]:
+                self.tiles.append(near)
+            else:
+                xx = self.xx
+                xx += (near.mT @ near).double()
+
+    def copy(self) -> "InputSums":
+        """The same sums, to be added to by themselves."""
+        twin = copy.copy(self)
+        twin.x, twin.tiles = self.x.clone(), [*self.tiles]
+        twin._xx = None if self._xx is None else self._xx.clone()
+        return twin
 
     def settle(self) -> None:
         """Count from the mean of all, in place."""
@@ -54,7 +89,7 @@ class InputSums:
         """Sums from what :meth:`about` gave."""
         stack, width = x0.shape
         found = InputSums(stack, width, x0.device)
-        found.count, found.x0, found.x, found.xx = int(terms["count"]), x0, terms["x"], terms["xx"]
+        found.count, found.x0, found.x, found._xx = int(terms["count"]), x0, terms["x"], terms["xx"]
         return found
 
 
@@ -83,7 +118,9 @@ class Moments:
         self.count = 0
         self._x0 = self.inputs.x0
         self._y0, self._r, self._rr = zeros(outputs), zeros(outputs), zeros(outputs)
-        self._xr, self._y, self._yy = zeros(inputs, outputs), zeros(outputs), zeros(outputs)
+        self._y, self._yy = zeros(outputs), zeros(outputs)
+        self._tiles: list[tuple[Tensor, Tensor]] = []
+        self._summed: Tensor | None = None
 
     def add(self, x: Tensor, r: Tensor, y: Tensor, *, with_inputs: bool = True) -> None:
         """Add positions: x [stack, positions, inputs], r and y [stack, positions, outputs].
@@ -97,7 +134,7 @@ class Moments:
 
     def part_company(self) -> None:
         """Go on with sums over inputs of its own."""
-        self.inputs = copy.deepcopy(self.inputs)
+        self.inputs = self.inputs.copy()
 
     @property
     def y0(self) -> Tensor:
@@ -122,7 +159,7 @@ class Moments:
         stack, width = inputs.x.shape
         found = Moments(stack, width, y0.shape[1], y0.device, inputs)
         found.count, found._x0, found._y0 = int(terms["n"]), inputs.x0, y0
-        found._r, found._rr, found._xr = terms["r"], terms["rr"], terms["xr"]
+        found._r, found._rr, found._summed = terms["r"], terms["rr"], terms["xr"]
         found._y, found._yy = terms["y"], terms["yy"]
         return found
 
@@ -131,11 +168,42 @@ class Moments:
             self._x0, self._y0 = self.inputs.x0, y.mean(1).double()
         x, y = x - self._x0[:, None].to(x), y - self._y0[:, None].to(y)
         self.count += x.shape[1]
-        self._xr += (x.transpose(1, 2) @ r).double()
         self._r += r.sum(1, dtype=torch.float64)
         self._y += y.sum(1, dtype=torch.float64)
         self._rr += r.double().square().sum(1)
         self._yy += y.double().square().sum(1)
+        if self._summed is None and self.count <= FEW * x.shape[2]:
+            # The sums over inputs hold the same tile.
+            held = self.inputs.tiles[len(self._tiles) :][:1] if self.inputs.x0 is self._x0 else []
+            self._tiles.append((held[0] if held else x, r))
+        else:
+            xr = self._xr
+            xr += (x.mT @ r).double()
+
+    @property
+    def _xr(self) -> Tensor:
+        """Sum of products of x, counted from where it is, and r."""
+        if self._summed is None:
+            self._summed = self._r.new_zeros(*self._x0.shape, self._r.shape[1])
+            for x, r in self._tiles:
+                self._summed += (x.mT @ r).double()
+            self._tiles = []
+        return self._summed
+
+    @property
+    def is_few(self) -> bool:
+        """Whether the positions themselves are there."""
+        return bool(self._tiles)
+
+    def positions(self, *, is_centred: bool) -> Iterator[tuple[Tensor, Tensor]]:
+        """The positions, in double precision and tile by tile: x [stack, positions, inputs], r [.., outputs].
+
+        Args:
+            is_centred: whether means are taken off both.
+        """
+        x0, r0 = (self._x0 - self.mean, self.r) if is_centred else (self._x0, torch.zeros_like(self._r))
+        for x, r in ((x, r) for tiles in self._tiles for x, r in zip(*(t.split(ROWS, 1) for t in tiles), strict=True)):
+            yield x.double().add_(x0[:, None]), r.double().sub_(r0[:, None])
 
     @property
     def mean(self) -> Tensor:
@@ -161,9 +229,17 @@ class Moments:
     @property
     def xr(self) -> Tensor:
         """Sum of products of x and r, centred, [stack, inputs, outputs]; no copy."""
-        moved, self._x0 = self.mean - self._x0, self.mean
-        self._xr.baddbmm_(moved[:, :, None], self._r[:, None], alpha=-1)
-        return self._xr
+        xr, mean = self._xr, self.mean
+        xr.baddbmm_((mean - self._x0)[:, :, None], self._r[:, None], alpha=-1)
+        self._x0 = mean
+        return xr
+
+    @property
+    def spread(self) -> Tensor:
+        """Sum of squares of x, centred, [stack, inputs]."""
+        if not self.is_few:
+            return self.xx.diagonal(dim1=1, dim2=2)
+        return torch.stack([x.square_().sum(1) for x, _ in self.positions(is_centred=True)]).sum(0)
 
     @property
     def rr(self) -> Tensor:
@@ -175,6 +251,13 @@ class Moments:
         """Sum of squares of y, centred, [stack, outputs]."""
         return (self._yy - self._y.square() / self.count).clamp(min=0)
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether all that was added is."""
+        sums = [self.inputs.x, self._r, self.yy]
+        sums += [self.spread] if self.is_few else [self.xx, self.xr]
+        return all(bool(torch.isfinite(t).all()) for t in sums)
+
     def error(self, change: Tensor, shift: Tensor) -> float:
         """Sum over positions and outputs of ``|r - change^T x - shift|^2``, as a share of the variance of y.
 
@@ -184,6 +267,11 @@ class Moments:
         """
         if not bool(change.any()):
             return self._error_of(self.rr, self.r - shift)
+        if self.is_few:
+            left = torch.zeros_like(self._r)
+            for x, r in self.positions(is_centred=False):
+                left += r.sub_(shift[:, None]).baddbmm_(x, change, alpha=-1).square_().sum(1)
+            return self._error_of(left, torch.zeros_like(left))
         left, xx, xr = self.rr, self.xx, self.xr
         for some in map(slice, range(0, change.shape[2], TILE), range(TILE, change.shape[2] + TILE, TILE)):
             part = change[:, :, some]

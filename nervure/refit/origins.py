@@ -17,6 +17,8 @@ from nervure.surgery.apply import check_fits, dropped_prefixes, keeps_of
 from nervure.surgery.cut import kept_positions
 from nervure.surgery.drop import name_after
 
+ENTRIES = 2**20
+"""Of a tensor that are compared at once."""
 ALIKE = 0.1
 """The least correlation between weights of a model and of its dense twin."""
 
@@ -30,14 +32,20 @@ class Origin:
     shape: tuple[int, ...]
     positions: tuple[np.ndarray, ...]
 
-    def places(self) -> Tensor:
-        """For each entry of the smaller tensor that of the dense one, counted through its memory. Int64."""
-        flat = np.ravel_multi_index(np.ix_(*self.positions), self.shape) if self.shape else np.zeros((), dtype=np.int64)
-        return torch.from_numpy(np.ascontiguousarray(flat))
+    def entries(self, places: Tensor) -> Tensor:
+        """The entries of the dense tensor that these of the smaller one were; both counted through memory. Int64."""
+        if not self.shape:
+            return torch.zeros_like(places)
+        here = np.unravel_index(places.numpy(), [len(kept) for kept in self.positions])
+        there = [kept[index] for kept, index in zip(self.positions, here, strict=True)]
+        return torch.from_numpy(np.ascontiguousarray(np.ravel_multi_index(there, self.shape)))
 
     def of(self, dense: Tensor) -> Tensor:
-        """What stayed of a dense tensor."""
-        return dense.reshape(-1)[self.places().to(dense.device)]
+        """What stayed of a dense tensor; itself where all did."""
+        for axis, kept in enumerate(self.positions):
+            if not np.array_equal(kept, np.arange(self.shape[axis])):
+                dense = dense.index_select(axis, torch.from_numpy(kept).to(dense.device))
+        return dense
 
     def after(self, kept: Sequence[np.ndarray | None]) -> "Origin":
         """The same once more was cut: for each axis the positions that stay of those here, None where all do."""
@@ -68,11 +76,13 @@ def require_twin(model: nn.Module, reference: nn.Module, came: Mapping[str, Orig
     both = same = theirs = 0.0
     tensors, dense = named_tensors(model), named_tensors(reference)
     for name in names:
-        a = tensors[name].detach().double()
-        b = came[name].of(dense[came[name].tensor].detach()).double().reshape(a.shape).to(a.device)
-        if not bool(torch.isfinite(a).all() and torch.isfinite(b).all()):
-            raise DataError(f"weights in {name!r} are NaN or infinite. The model or the reference is broken.")
-        both, same, theirs = both + float((a * b).sum()), same + float((a * a).sum()), theirs + float((b * b).sum())
+        own = tensors[name].detach()
+        other = came[name].of(dense[came[name].tensor].detach()).reshape(own.shape).to(own.device)
+        pieces = (t.reshape(-1).split(ENTRIES) for t in (own, other))
+        for a, b in zip(*(map(Tensor.double, each) for each in pieces), strict=True):
+            if not bool(torch.isfinite(a).all() and torch.isfinite(b).all()):
+                raise DataError(f"weights in {name!r} are NaN or infinite. The model or the reference is broken.")
+            both, same, theirs = both + float(a @ b), same + float(a @ a), theirs + float(b @ b)
     alike = both / max((same * theirs) ** 0.5, torch.finfo(torch.float64).tiny)
     if not alike >= ALIKE:
         raise ArgumentError(

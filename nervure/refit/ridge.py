@@ -6,7 +6,11 @@ enters the smaller one. Its weights change by the ``D`` that minimises ``|r - D^
     (X^T X + ridge I) D = X^T r
 
 and with ``r = 0`` nothing changes. ``d`` goes into the bias; centred moments stand for ``X^T X`` and ``X^T r`` then.
-The ridge is in units of the mean variance of an input.
+The ridge is in units of the mean variance of an input. Where there are fewer positions than inputs,
+
+    D = X^T (X X^T + ridge I)^-1 r
+
+is the same and takes a smaller matrix.
 """
 
 import math
@@ -19,7 +23,7 @@ import torch
 from torch import Tensor
 
 from nervure.refit.moments import Moments
-from nervure.refit.surgeon import ROUGHLY, TOLERANCE, obs_update, restrict
+from nervure.refit.surgeon import ROUGHLY, TOLERANCE, inverse_factor, restrict, update_in_place
 
 RIDGES = (10.0, 1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-6, 1e-9)
 """The ridges that are tried, strongest first."""
@@ -81,29 +85,42 @@ class Problem:
 
         A matrix of its own, which may be written to, laid out as factors are.
         """
-        found = self.seen.xx.clone()
-        if not self.has_shift:
-            mean = self.seen.mean
-            found.baddbmm_(mean[:, :, None], mean[:, None], alpha=self.seen.count)
+        if self.seen.is_few:
+            x, _ = self.positions
+            found = x.mT @ x
+        else:
+            found = self.seen.xx.clone()
+            if not self.has_shift:
+                mean = self.seen.mean
+                found.baddbmm_(mean[:, :, None], mean[:, None], alpha=self.seen.count)
         found.diagonal(dim1=1, dim2=2).add_(ridge[:, None])
         return found.mT
 
     @property
+    def positions(self) -> tuple[Tensor, Tensor]:
+        """X and r, centred where means can be corrected, [stack, positions, inputs or outputs]; where they are few."""
+        xs, rs = zip(*self.seen.positions(is_centred=self.has_shift), strict=True)
+        return torch.cat(xs, 1), torch.cat(rs, 1)
+
+    @property
     def cross(self) -> Tensor:
         """X^T r, centred where means can be corrected, [stack, inputs, outputs]; not to be written to."""
+        if self.seen.is_few:
+            x, r = self.positions
+            return x.mT @ r
         xr, mean = self.seen.xr, self.seen.mean
         return xr if self.has_shift else xr + self.seen.count * mean[:, :, None] * self.seen.r[:, None]
 
     @property
     def unit(self) -> Tensor:
         """The mean of the diagonal of X^T X, [stack]."""
-        found = self.seen.xx.diagonal(dim1=1, dim2=2).mean(1)
+        found = self.seen.spread.mean(1)
         return found if self.has_shift else found + self.seen.count * self.seen.mean.square().mean(1)
 
     @property
     def nothing(self) -> Tensor:
         """No change, [stack, inputs, outputs]; it takes no memory."""
-        return self.seen.r.new_zeros(()).expand(self.seen.xr.shape)
+        return self.weight.new_zeros(()).expand(self.weight.mT.shape)
 
     def held_errors(self, fit: "Fit") -> list[float]:
         """The error on the samples that are left out, view by view."""
@@ -131,11 +148,10 @@ def solve(problem: Problem, ridges: Sequence[float] = RIDGES, near: float | None
     for fit in _few_numbers(problem):
         judge.take(fit)
     if bool((problem.unit > 0).any()):
-        cross = problem.cross
         if problem.seen.count < PLENTY * problem.weight.shape[2]:
-            judge.take(problem.fit("scale", SCALE_RIDGE, scale_columns(problem, cross)))
+            judge.take(problem.fit("scale", SCALE_RIDGE, scale_columns(problem)))
         if problem.enough:
-            _walk(problem, ridges, near, judge, cross)
+            _walk(problem, ridges, near, judge)
     assert judge.best is not None
     return _refine(problem, judge.best)
 
@@ -166,13 +182,13 @@ class _Judge:
         return error
 
 
-def _walk(problem: Problem, ridges: Sequence[float], near: float | None, judge: _Judge, cross: Tensor) -> None:
+def _walk(problem: Problem, ridges: Sequence[float], near: float | None, judge: _Judge) -> None:
     """Try ridges: all from the strongest on, or those around one, as long as they do better."""
-    change, unit = problem.nothing, problem.unit
+    change, unit, equations = problem.nothing, problem.unit, Equations(problem)
 
     def error(ridge: float) -> float:
         nonlocal change
-        found = add_ridge(problem, cross, ridge * unit, change)
+        found = equations.solve(ridge * unit, change)
         if found is None:
             return float("inf")
         change = found
@@ -207,31 +223,56 @@ def _refine(problem: Problem, best: Fit) -> Fit:
     """The same answer, to the end: answers inside a mask are compared where they are roughly there."""
     if best.freedom != "ridge" or problem.keep is None or problem.by_surgeon:
         return best
-    change = add_ridge(problem, problem.cross, best.ridge * problem.unit, best.change, tolerance=TOLERANCE)
+    change = Equations(problem).solve(best.ridge * problem.unit, best.change, tolerance=TOLERANCE)
     return best if change is None else problem.fit("ridge", best.ridge, change)
 
 
-def add_ridge(
-    problem: Problem, cross: Tensor, ridge: Tensor, start: Tensor, tolerance: float = ROUGHLY
-) -> Tensor | None:
-    """The change of all weights (that are kept), [stack, inputs, outputs]; None where the ridge is too weak.
+@final
+class Equations:
+    """What has to hold of the change of all weights (that are kept), to be solved with one ridge after another."""
 
-    Args:
-        problem: what is to be fitted.
-        cross: what it says of itself; worked out once.
-        ridge: [stack].
-        start: an answer to begin from, where it is approached step by step.
-        tolerance: how near to come there.
-    """
-    gram = problem.gram(ridge.clamp(min=torch.finfo(cross.dtype).tiny))
-    if problem.keep is not None and not problem.by_surgeon:
-        return restrict(gram, cross, problem.keep.transpose(1, 2), start, tolerance=tolerance)
-    change = solve_in_place(gram if problem.keep is None else gram.clone(), cross)
-    if problem.keep is None or change is None:
-        return change
-    free = problem.weight + change.transpose(1, 2)
-    left = [obs_update(w, a, k) for w, a, k in zip(free, gram, problem.keep, strict=True)]
-    return (torch.stack(left) - problem.weight).transpose(1, 2)
+    def __init__(self, problem: Problem) -> None:
+        self._problem = problem
+        self._is_stepwise = problem.keep is not None and not problem.by_surgeon
+        if problem.seen.is_few and not self._is_stepwise:
+            self._x, self._right = problem.positions
+            self._products = self._x @ self._x.mT
+        else:
+            self._right = problem.cross
+
+    def solve(self, ridge: Tensor, start: Tensor, tolerance: float = ROUGHLY) -> Tensor | None:
+        """The change, [stack, inputs, outputs]; None where the ridge is too weak.
+
+        Args:
+            ridge: [stack].
+            start: an answer to begin from, where it is approached step by step.
+            tolerance: how near to come there.
+        """
+        problem, ridge = self._problem, ridge.clamp(min=torch.finfo(torch.float64).tiny)
+        if problem.keep is None:
+            return self._without_mask(ridge)
+        if self._is_stepwise:
+            gram, keep = problem.gram(ridge), problem.keep.transpose(1, 2)
+            return restrict(gram, self._right, keep, start, tolerance=tolerance)
+        change = self._without_mask(ridge)
+        return None if change is None else self._by_surgeon(change, problem.gram(ridge), problem.keep)
+
+    def _by_surgeon(self, change: Tensor, grams: Tensor, keep: Tensor) -> Tensor | None:
+        change += self._problem.weight.mT
+        for number, gram in enumerate(grams):
+            upper = inverse_factor(gram.mT)
+            if upper is None:
+                return None
+            update_in_place(change[number].mT, upper, keep[number])
+        return change.sub_(self._problem.weight.mT)
+
+    def _without_mask(self, ridge: Tensor) -> Tensor | None:
+        if not self._problem.seen.is_few:
+            return solve_in_place(self._problem.gram(ridge), self._right)
+        products = self._products.clone()
+        products.diagonal(dim1=1, dim2=2).add_(ridge[:, None])
+        found = solve_in_place(products.mT, self._right)
+        return None if found is None else self._x.mT @ found
 
 
 def solve_in_place(matrix: Tensor, right: Tensor) -> Tensor | None:
@@ -250,7 +291,7 @@ def solve_in_place(matrix: Tensor, right: Tensor) -> Tensor | None:
     return whole
 
 
-def scale_columns(problem: Problem, cross: Tensor) -> Tensor:
+def scale_columns(problem: Problem) -> Tensor:
     """The change that multiplies each input by a factor of its own: ``(W^T W * X^T X) s = diag(W X^T r)``.
 
     None is changed where these inputs determine none.
@@ -260,6 +301,6 @@ def scale_columns(problem: Problem, cross: Tensor) -> Tensor:
     for some in map(slice, range(0, weight.shape[2], COLUMNS), range(COLUMNS, weight.shape[2] + COLUMNS, COLUMNS)):
         system[:, :, some] *= weight.mT @ weight[:, :, some]
     diagonal = system.diagonal(dim1=1, dim2=2)
-    diagonal.add_(SCALE_RIDGE * diagonal.mean(1, keepdim=True).clamp(min=torch.finfo(cross.dtype).tiny))
-    factors = solve_in_place(system, (weight.mT * cross).sum(2)[:, :, None])
+    diagonal.add_(SCALE_RIDGE * diagonal.mean(1, keepdim=True).clamp(min=torch.finfo(diagonal.dtype).tiny))
+    factors = solve_in_place(system, (weight.mT * problem.cross).sum(2)[:, :, None])
     return problem.nothing if factors is None else factors * weight.mT

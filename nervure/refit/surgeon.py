@@ -10,6 +10,8 @@ Choose: TypeAlias = Callable[[int, Tensor], Tensor]
 """The number of a column, and what it costs to remove entries of some columns from there on: which of them survive."""
 COLUMNS = 128
 """Columns between two updates of all that follow."""
+ROWS = 1024
+"""Outputs that are worked on at once."""
 STEPS = 100
 TOLERANCE = 1e-5
 """When conjugate gradients stop: after so many steps, or where the residual has shrunk by so much."""
@@ -55,8 +57,34 @@ def obs_select(
     Returns:
         The updated weights, exactly zero where they do not survive, and what survives.
     """
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram))
-    upper = torch.linalg.cholesky(inverse, upper=True)
+    upper = inverse_factor(gram.clone())
+    if upper is None:
+        raise ValueError("the Gram matrix is not positive definite: add a ridge")
+    return eliminate(weight, upper, choose, columns, together)
+
+
+def update_in_place(weight: Tensor, upper: Tensor, keep: Tensor) -> None:
+    """As :func:`obs_update`, with the factor that it makes, some outputs at a time; ``weight`` becomes the answer."""
+    for some in map(slice, range(0, len(weight), ROWS), range(ROWS, len(weight) + ROWS, ROWS)):
+        mine = keep[some]
+        weight[some] = eliminate(weight[some], upper, lambda at, costs: mine[:, at : at + costs.shape[1]])[0]  # noqa: B023
+
+
+def inverse_factor(gram: Tensor) -> Tensor | None:
+    """The upper Cholesky factor of the inverse; None where it has none to rounding. The matrix is written to."""
+    matrix, info = gram.mT, torch.empty((), dtype=torch.int32, device=gram.device)
+    torch.linalg.cholesky_ex(matrix, out=(matrix, info))
+    if bool(info > 0):
+        return None
+    torch.cholesky_inverse(matrix, out=matrix)
+    torch.linalg.cholesky_ex(matrix, upper=True, out=(matrix, info))
+    return None if bool(info > 0) else matrix
+
+
+def eliminate(
+    weight: Tensor, upper: Tensor, choose: Choose, columns: int = COLUMNS, together: int = COLUMNS
+) -> tuple[Tensor, Tensor]:
+    """What :func:`obs_select` gives, by the upper factor of the inverse Gram."""
     left, found, kept = weight.clone(), torch.zeros_like(weight), torch.zeros_like(weight, dtype=torch.bool)
     # What is decided at once has to have been changed by all columns before it.
     columns = max(columns // together, 1) * together

@@ -1,11 +1,14 @@
 """Least-squares problems: what is solved is right, and takes one matrix beyond what is there."""
 
+import copy
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
 from nervure.refit.moments import Moments
-from nervure.refit.ridge import Problem, scale_columns, solve, solve_in_place
+from nervure.refit.ridge import Equations, Problem, scale_columns, solve, solve_in_place
 
 CPU = torch.device("cpu")
 
@@ -60,6 +63,72 @@ def test_sums_that_were_looked_at_can_be_added_to() -> None:
     torch.testing.assert_close(sharing.xr, 2 * looked_at.xr, rtol=1e-5, atol=1e-3)
 
 
+def summed(moments: Moments) -> Moments:
+    """The same, of which sums are all that is left."""
+    found = copy.deepcopy(moments)
+    assert found.is_few
+    assert found.xx.isfinite().all()
+    assert found.xr.isfinite().all()
+    assert not found.is_few
+    return found
+
+
+@pytest.mark.parametrize("has_shift", [True, False])
+@pytest.mark.parametrize("masked", ["", "surgeon", "stepwise"])
+def test_few_positions_say_what_their_sums_say(masked: str, has_shift: bool) -> None:
+    few = problem_of(120, 7, 60, has_shift=has_shift)
+    if masked:
+        keep = torch.rand(few.weight.shape, generator=torch.Generator().manual_seed(4)) < 0.5
+        few = replace(few, weight=few.weight * keep, keep=keep, by_surgeon=masked == "surgeon")
+    sums = replace(few, seen=summed(few.seen), held=tuple(map(summed, few.held)))
+    for name in ("cross", "unit"):
+        torch.testing.assert_close(getattr(few, name), getattr(sums, name), rtol=1e-4, atol=1e-3)
+    ridge = 0.1 * few.unit
+    torch.testing.assert_close(few.gram(ridge), sums.gram(ridge), rtol=1e-4, atol=1e-3)
+    for ridge in (10 * few.unit, few.unit, 0.01 * few.unit):
+        answers = [Equations(one).solve(ridge, one.nothing, tolerance=1e-9) for one in (few, sums)]
+        assert answers[0] is not None
+        assert answers[1] is not None
+        torch.testing.assert_close(*answers, rtol=1e-3, atol=1e-4)
+        if few.keep is not None:
+            assert bool(((few.weight.mT + answers[0]) * ~few.keep.mT == 0).all())
+        fit = few.fit("ridge", 1, answers[0])
+        torch.testing.assert_close(few.held_errors(fit), sums.held_errors(fit), rtol=1e-4, atol=1e-6)
+        assert few.seen.error(fit.change, fit.shift) == pytest.approx(sums.seen.error(fit.change, fit.shift), rel=1e-3)
+    torch.testing.assert_close(scale_columns(few), scale_columns(sums), rtol=1e-3, atol=1e-4)
+    fits = [solve(one) for one in (few, sums)]
+    assert fits[0].freedom == fits[1].freedom
+    # Products in single precision leave the weakest ridges out.
+    assert few.held_errors(fits[0])[0] <= 1.01 * few.held_errors(fits[1])[0]
+
+
+def test_few_positions_take_no_sums_until_they_are_many() -> None:
+    made = torch.Generator().manual_seed(5)
+    sharing = Moments(1, 100, 3, CPU)
+    other = Moments(1, 100, 3, CPU, sharing.inputs)
+    direct = torch.zeros(100, 100, dtype=torch.float64)
+    for number in range(4):
+        x, r, y = (torch.randn(1, 20, width, generator=made) for width in (100, 3, 3))
+        sharing.add(x, r, y)
+        other.add(x, -r, y, with_inputs=False)
+        assert sharing.is_few == other.is_few == (number < 2)
+        if sharing.is_few:
+            mine, theirs = ([x for x, _ in one.positions(is_centred=False)] for one in (sharing, other))
+            assert all(map(torch.equal, mine, theirs))
+        direct += x[0].double().T @ x[0].double()
+    mean = sharing.mean[0]
+    torch.testing.assert_close(sharing.xx[0], direct - 80 * mean[:, None] * mean, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(other.xr, -sharing.xr, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("by_surgeon", [False, True])
+def test_few_positions_take_little_memory(by_surgeon: bool) -> None:
+    inputs = 640
+    problem = problem_of(inputs, 16, 128)
+    keep = torch.ones(problem.weight.shape, dtype=torch.bool) if by_surgeon else None
+    assert peak(replace(problem, keep=keep, by_surgeon=by_surgeon)) <= 1.6 * 8 * inputs**2
+
+
 def test_the_error_is_that_of_all_outputs() -> None:
     problem = problem_of(6, 5000, 90)
     fit = solve(problem)
@@ -86,4 +155,4 @@ def test_factors_of_inputs_are_the_least_squares() -> None:
     system = (weight.T @ weight) * gram
     system.diagonal().add_(1e-3 * system.diagonal().mean())
     factors = torch.linalg.solve(system, (weight.T * cross[0]).sum(1))
-    torch.testing.assert_close(scale_columns(problem, cross)[0], factors[:, None] * weight.T)
+    torch.testing.assert_close(scale_columns(problem)[0], factors[:, None] * weight.T)

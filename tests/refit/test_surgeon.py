@@ -10,7 +10,7 @@ from nervure import Magnitude, prune, refit
 from nervure.refit import obs_update, restrict
 from nervure.refit.gather import Gathered, GramPart
 from nervure.refit.moments import Moments
-from nervure.refit.ridge import Problem, add_ridge, solve
+from nervure.refit.ridge import Equations, Problem, solve
 
 gather_module = importlib.import_module("nervure.refit.gather")
 
@@ -190,7 +190,7 @@ def test_a_search_near_a_ridge_that_cannot_be_solved_finds_one_that_can() -> Non
         moments.add(some[None], (given - some @ weight.T)[None], given[None])
         parts.append(moments)
     problem = Problem(weight[None].double(), parts[0], (parts[1],), has_shift=True)
-    assert add_ridge(problem, problem.cross, 1e-9 * problem.unit, problem.nothing) is None
+    assert Equations(problem).solve(1e-9 * problem.unit, problem.nothing) is None
     best = solve(problem)
     assert best.freedom == "ridge"
     assert {solve(problem, near=near).ridge for near in (10.0, 1e-3, 1e-6, 1e-9)} == {best.ridge}
