@@ -62,15 +62,41 @@ def apply_sharing(model: nn.Module, graph: Graph, plan: Plan) -> nn.Module:
     return edit_model(model, graph, plan, shared=[p for name, p in model.named_parameters() if name not in masked])
 
 
+def apply_at_last(model: nn.Module, graph: Graph, plan: Plan) -> nn.Module:
+    """As :func:`edit_model`, of a model that is of no use afterwards: it takes hardly more memory than was there.
+
+    The masks of ``plan`` were laid on it before (:func:`lay_masks`).
+    """
+    others = Plan(tuple(edit for edit in plan if not isinstance(edit, Mask)), plan.fingerprint)
+    return edit_model(model, graph, others, shared=model.parameters(), is_last=True)
+
+
+def lay_masks(model: nn.Module, graph: Graph, plan: Plan) -> None:
+    """Lay the masks of a plan on the parameters of ``model`` itself."""
+    for mask in plan.masks:
+        _start_over(tensor_of(model, mask.tensor), mask)
+    for name, keep in _masks(graph, plan, {}).items():
+        _lay_on(tensor_of(model, name), keep)
+
+
 @leave_modes()
 def edit_model(
-    model: nn.Module, graph: Graph, plan: Plan, *, renumber: bool = True, shared: Iterable[nn.Parameter] = ()
+    model: nn.Module,
+    graph: Graph,
+    plan: Plan,
+    *,
+    renumber: bool = True,
+    shared: Iterable[nn.Parameter] = (),
+    is_last: bool = False,
 ) -> nn.Module:
-    """As :func:`apply`, without a word on configs: for trials. ``shared`` are parameters that are not copied."""
+    """As :func:`apply`, without a word on configs: for trials.
+
+    ``shared`` are parameters that are not copied; where ``is_last``, ``model`` is of no use afterwards.
+    """
     require_unsharded(model.parameters(), "apply", PlanError)
     check_fits(model, graph, plan)
     with _real_plans(model):
-        return _edit_model(model, graph, plan, renumber, shared)
+        return _edit_model(model, graph, plan, renumber, shared, is_last)
 
 
 def _real_plans(model: nn.Module) -> AbstractContextManager[None]:
@@ -79,11 +105,11 @@ def _real_plans(model: nn.Module) -> AbstractContextManager[None]:
 
 
 def _edit_model(
-    model: nn.Module, graph: Graph, plan: Plan, renumber: bool, shared: Iterable[nn.Parameter]
+    model: nn.Module, graph: Graph, plan: Plan, renumber: bool, shared: Iterable[nn.Parameter], is_last: bool
 ) -> nn.Module:
     keeps = keeps_of(graph, plan)
     masks, wires = _masks(graph, plan, keeps), iter(wires_of(graph, plan, keeps).items())
-    result = copied_without(model, graph, keeps, shared)
+    result = copied_without(model, graph, keeps, shared, is_last=is_last)
     for mask in plan.masks:
         _start_over(tensor_of(result, mask.tensor), mask)
     for name, keep in masks.items():
@@ -210,8 +236,8 @@ def _lay_on(parameter: Tensor, keep: Tensor) -> None:
     if has_shape_only(parameter):
         return
     with torch.no_grad():
-        # where() rather than a product: a masked infinity must become zero too.
-        parameter.copy_(torch.where(keep.to(parameter.device), parameter, torch.zeros_like(parameter)))
+        # No product: a masked infinity must become zero too.
+        parameter.masked_fill_(~keep.to(parameter.device), 0)
 
 
 def dropped_prefixes(graph: Graph, plan: Plan) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ from nervure.graph.tape import Entry, Tape, named_tensors, plain_kernels, record
 from nervure.graph.trace import TraceResult
 from nervure.graph.types import Graph
 from nervure.plan import Plan
-from nervure.surgery.apply import apply_sharing, keeps_of
+from nervure.surgery.apply import apply_at_last, apply_sharing, keeps_of
 from nervure.surgery.difference import Difference, compare, compare_rounded
 from nervure.surgery.drop import name_after
 from nervure.surgery.link import silence_links, wire_names
@@ -32,8 +32,10 @@ from nervure.surgery.smaller_inputs import goes_the_same_way, smaller_pictures
 LARGEST = 300_000_000
 """Parameters of a model up to which a copy in double precision is made (8 bytes each)."""
 
-Cutter = Callable[[nn.Module], nn.Module]
-"""Makes the smaller model from one with the structure of the original."""
+MOVES_NOTHING = "what the plan removes moves no output far enough, so a wrong cut would look right"
+
+Cutter = Callable[[nn.Module, bool], nn.Module]
+"""Makes the smaller model from one with the structure of the original; True: which has its masks, and is let go."""
 
 
 @final
@@ -161,32 +163,32 @@ class _RunChecker:
             VerificationError: it does not.
         """
 
-        def cut(model: nn.Module) -> nn.Module:
-            return apply_sharing(model, graph, plan)
+        def cut(model: nn.Module, is_last: bool) -> nn.Module:
+            return (apply_at_last if is_last else apply_sharing)(model, graph, plan)
 
         return self._first_that_tells(graph, plan, cut, (*DRAWN, GIVEN))
 
     def check_made(self, graph: Graph, plan: Plan, smaller: nn.Module) -> Verification:
         """As :meth:`check`, for a smaller model that was made before: it may not disagree on the example either."""
-        given = self._compare(GIVEN, graph, plan, lambda _: smaller, may_draw=not plan.edits)
+        given = self._compare(GIVEN, graph, plan, lambda *_: smaller, may_draw=not plan.edits)
         if not plan.edits and given is not None:
             return Verification(given.error, given.tolerance, given.outputs)
 
-        def cut(model: nn.Module) -> nn.Module:
-            return _with_numbers(smaller, model, graph, plan)
+        def cut(model: nn.Module, is_last: bool) -> nn.Module:
+            return _with_numbers(smaller, (apply_at_last if is_last else apply_sharing)(model, graph, plan))
 
         if given is not None and not given.is_right:
             drawn = self._in_double(graph, plan, cut) if given.agrees_as_whole else None
             if drawn is not None and _is_made_of(smaller, self.model, graph, plan):
                 # Single numbers of an answer may be all rounding; in double precision each of them agrees.
                 return drawn
-            given = self._compare(GIVEN, graph, plan, lambda _: smaller)
+            given = self._compare(GIVEN, graph, plan, lambda *_: smaller)
         if given is not None and not given.is_right and _is_made_of(smaller, self.model, graph, plan):
             # What a model chooses (the best boxes, the nearest code) may turn on a rounding; not in double precision.
             exact = self._compare(EXACT, graph, plan, cut)
             given = exact if exact is not None and exact.is_right and exact.is_telling else given
         _require_right(given, GIVEN)
-        drawn = self._first_that_tells(graph, plan, cut, DRAWN)
+        drawn = self._first_that_tells(graph, plan, cut, DRAWN, is_last=True)
         if drawn.error is None and given is not None and given.is_telling:
             return Verification(given.error, given.tolerance, given.outputs)
         return drawn
@@ -199,43 +201,57 @@ class _RunChecker:
             return None
         return found if found.error is not None else None
 
-    def _first_that_tells(self, graph: Graph, plan: Plan, cut: Cutter, choices: tuple[Numbers, ...]) -> Verification:
-        outputs = 0
-        small = self._compare(SMALL, graph, plan, cut) if choices[0] == DRAWN[0] else None
+    def _first_that_tells(
+        self, graph: Graph, plan: Plan, cut: Cutter, choices: tuple[Numbers, ...], *, is_last: bool = False
+    ) -> Verification:
+        """What the first numbers that tell anything tell; those that were tried are let go where it ``is_last``."""
+        outputs, why = 0, ""
+        small = self._compare(SMALL, graph, plan, cut, is_last=is_last) if choices[0] == DRAWN[0] else None
         if small is not None and small.is_right and small.is_telling:
             return Verification(small.error, small.tolerance, small.outputs)
         for numbers in choices:
-            found = self._compare(numbers, graph, plan, cut)
+            found = self._compare(numbers, graph, plan, cut, is_last=is_last)
             _require_right(found, numbers)
             if found is not None and found.is_telling:
                 return Verification(found.error, found.tolerance, found.outputs)
-            outputs = max(outputs, 0 if found is None else found.outputs)
-        return Verification(None, 0.0, outputs, self._why_nothing_tells(choices))
+            if found is not None:
+                outputs, why = max(outputs, found.outputs), MOVES_NOTHING
+        return Verification(None, 0.0, outputs, why or self._why_nothing_runs(choices))
 
-    def _why_nothing_tells(self, choices: tuple[Numbers, ...]) -> str:
-        if any(isinstance(self.settings.get(n), _Setting) for n in choices):
-            return "what the plan removes moves no output far enough, so a wrong cut would look right"
+    def _why_nothing_runs(self, choices: tuple[Numbers, ...]) -> str:
         return "; ".join(dict.fromkeys(f"{n.told} {self.settings[n]}" for n in choices))
 
     def _compare(
-        self, numbers: Numbers, graph: Graph, plan: Plan, cut: Cutter, *, may_draw: bool = True
+        self,
+        numbers: Numbers,
+        graph: Graph,
+        plan: Plan,
+        cut: Cutter,
+        *,
+        may_draw: bool = True,
+        is_last: bool = False,
     ) -> Difference | None:
         """The comparison with these numbers; None where the model does not run with them.
 
-        Where answers differ, rounding may be drawn to explain it.
+        Where answers differ, rounding may be drawn to explain it. Where it ``is_last``, the copy with these numbers
+        becomes the smaller one: both would take twice the memory.
         """
         setting = self._setting(numbers)
         if isinstance(setting, str):
             return None
-        smaller = cut(setting.model)
-        expected = reference(setting.model, self.drawing, self.run, graph, plan, setting.inputs)
+        run, is_last = (self.drawing, self.run, graph, plan), is_last and setting.model is not self.model
+        if is_last:
+            del self.settings[numbers]
+        expected = reference(setting.model, *run, setting.inputs, is_masked=is_last)
+        smaller = cut(setting.model, is_last)
         with silence_links(smaller, filter(None, map(name_after(graph, plan), wire_names(graph, plan)))):
             found = self._answer(setting, smaller, expected)
         dense = survivors(setting.dense, self.drawing, self.run, keeps_of(graph, plan))
 
         def again(draw: int) -> list[Tensor]:
-            rounded = rounded_copy(setting.model, draw)
-            return reference(rounded, self.drawing, self.run, graph, plan, setting.inputs).outputs
+            whole = self._setting(numbers)
+            assert isinstance(whole, _Setting)
+            return reference(rounded_copy(whole.model, draw), *run, whole.inputs, is_masked=True).outputs
 
         answers = dense, expected.outputs, found, setting.precisions
         return compare_rounded(*answers, again) if may_draw else compare(*answers)
@@ -342,9 +358,9 @@ def _is_made_of(smaller: nn.Module, model: nn.Module, graph: Graph, plan: Plan) 
     return numbers.keys() == own.keys() and all(torch.equal(numbers[name], own[name]) for name in own)
 
 
-def _with_numbers(smaller: nn.Module, model: nn.Module, graph: Graph, plan: Plan) -> nn.Module:
-    """A copy of ``smaller`` with what the plan leaves of the numbers of ``model``."""
-    numbers, memo = named_tensors(apply_sharing(model, graph, plan)), dict[int, Any]()
+def _with_numbers(smaller: nn.Module, made: nn.Module) -> nn.Module:
+    """A copy of ``smaller`` with the numbers of what its plan made."""
+    numbers, memo = named_tensors(made), dict[int, Any]()
     for name, tensor in named_tensors(smaller).items():
         if name not in numbers or numbers[name].shape != tensor.shape:
             has = tuple(numbers[name].shape) if name in numbers else "nothing of that name"

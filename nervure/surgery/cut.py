@@ -15,17 +15,23 @@ from nervure.graph.sizes import Attribute, read_attribute, write_attribute
 from nervure.graph.tape import named_tensors
 from nervure.graph.types import Graph, SizeAttribute
 from nervure.surgery.attention import ResizedAttention
-from nervure.surgery.spectral import keep_divisors
+from nervure.surgery.spectral import keep_divisors, spectral_norms
 
 
 def copied_without(
-    model: nn.Module, graph: Graph, keeps: Mapping[str, np.ndarray], shared: Iterable[nn.Parameter] = ()
+    model: nn.Module,
+    graph: Graph,
+    keeps: Mapping[str, np.ndarray],
+    shared: Iterable[nn.Parameter] = (),
+    *,
+    is_last: bool = False,
 ) -> nn.Module:
     """A copy of ``model`` without the units that leave. ``keeps`` maps group names to booleans, True survives.
 
-    The parameters in ``shared`` are those of ``model`` where they lose nothing.
+    The parameters in ``shared`` are those of ``model`` where they lose nothing. Where ``is_last``, ``model`` is of no
+    use afterwards: memory of what is cut is given back on the way.
     """
-    replaced = _cut_tensors(model, graph, keeps)
+    replaced = _cut_tensors(model, graph, keeps, is_last=is_last)
     # A copy that finds the smaller tensors in its memo never makes the larger ones.
     memo: dict[int, Any] = {id(p): p for p in shared} | dict(replaced)
     result = copy_model(model, memo)
@@ -69,9 +75,13 @@ def _laid_like(old: Tensor, new: Tensor) -> Tensor:
     return new.permute(order).contiguous().permute(back)
 
 
-def _cut_tensors(model: nn.Module, graph: Graph, keeps: Mapping[str, np.ndarray]) -> dict[int, Tensor]:
+def _cut_tensors(
+    model: nn.Module, graph: Graph, keeps: Mapping[str, np.ndarray], *, is_last: bool
+) -> dict[int, Tensor]:
     """The smaller tensors, by the id of those whose place they take."""
     replaced: dict[int, Tensor] = {}
+    # Norms of weights are corrected by what these were.
+    is_last = is_last and not _weight_norms(model) and not any(spectral_norms(model))
     held = named_tensors(model) if keeps else {}
     for name in graph.tensors if keeps else ():
         positions = kept_positions(graph, keeps, name)
@@ -80,6 +90,8 @@ def _cut_tensors(model: nn.Module, graph: Graph, keeps: Mapping[str, np.ndarray]
         if old is not None and any(p is not None for p in positions) and _has_shape(old, graph, name):
             new = _laid_like(old, slice_tensor(old.detach(), positions))
             replaced[id(old)] = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
+            if is_last and type(old) is nn.Parameter:
+                old.data = old.data.new_empty(0)
     _rescale(model, graph, keeps, replaced)
     keep_divisors(model, replaced)
     return replaced

@@ -29,7 +29,7 @@ from nervure.graph.tape import Entry, Ref, Tape, name_of, plain_kernels, running
 from nervure.graph.trace import TraceResult
 from nervure.graph.types import Graph
 from nervure.plan import Keep, Mask, Plan
-from nervure.surgery.apply import apply_sharing, keeps_of
+from nervure.surgery.apply import apply_sharing, keeps_of, lay_masks
 from nervure.surgery.randomness import fixed_seed, is_random, seed
 from nervure.surgery.spectral import spectral_norms
 
@@ -61,7 +61,16 @@ def places(tape: Tape, run: int = 0) -> Iterator[tuple[int, UnitPositions, Entry
             counts[entry.module, entry.name] += 1
 
 
-def reference(model: nn.Module, drawing: TraceResult, run: int, graph: Graph, plan: Plan, inputs: Inputs) -> Answer:
+def reference(
+    model: nn.Module,
+    drawing: TraceResult,
+    run: int,
+    graph: Graph,
+    plan: Plan,
+    inputs: Inputs,
+    *,
+    is_masked: bool = False,
+) -> Answer:
     """Run ``model`` with the removed units left out of every sum and statistic, dropped blocks silent.
 
     Args:
@@ -71,6 +80,7 @@ def reference(model: nn.Module, drawing: TraceResult, run: int, graph: Graph, pl
         graph: the graph that ``plan`` is for.
         plan: what is left out; its masks are laid on first.
         inputs: what takes the same way through the model as those of ``drawing``.
+        is_masked: whether the masks of ``plan`` may be laid on the parameters of ``model`` itself.
 
     Raises:
         VerificationError: the original cannot be run without the removed units.
@@ -78,7 +88,11 @@ def reference(model: nn.Module, drawing: TraceResult, run: int, graph: Graph, pl
     keeps = keeps_of(graph, plan)
     masks = Plan((*plan.masks, *_unreached_readers(drawing, run, graph, keeps)))
     replay = _Replay(drawing, run, keeps, frozenset(norm.module for norm in spectral_norms(model)))
-    source = apply_sharing(model, graph, masks) if masks else model
+    source = model
+    if masks and is_masked:
+        lay_masks(model, graph, masks)
+    elif masks:
+        source = apply_sharing(model, graph, masks)
     try:
         with _silent(source, graph, plan), fixed_seed(model):
             outputs = _replay(source, inputs, replay, warm=drawing.flow.tape.warm)

@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch.profiler import ProfilerActivity, profile
 
 from nervure.refit.moments import Moments
 from nervure.refit.ridge import Equations, Problem, scale_columns, solve, solve_in_place
+from tests.memory import peak_of
 
 CPU = torch.device("cpu")
 
@@ -29,13 +29,7 @@ def problem_of(inputs: int, outputs: int, positions: int, *, has_shift: bool = T
 def peak(problem: Problem) -> int:
     """The most bytes that are held at once while it is solved, beyond what is held before."""
     solve(problem, near=1e-3)
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
-        solve(problem, near=1e-3)
-    now, most = 0, 0
-    for event in found.profiler.kineto_results.events():
-        now += event.nbytes() if event.name() == "[memory]" else 0
-        most = max(most, now)
-    return most
+    return peak_of(lambda: solve(problem, near=1e-3))
 
 
 @pytest.mark.parametrize("has_shift", [True, False])

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import nervure
-from nervure import Cut, Graph, Keep, Magnitude, Plan, Pruned, Random, apply, prune, rules, trace, verify
+from nervure import Cut, Graph, Keep, Magnitude, Plan, Pruned, Random, Wanda, apply, prune, rules, trace, verify
 from nervure.errors import VerificationError
 from nervure.surgery.difference import compare, compare_rounded
 from tests.contracts import misread
+from tests.memory import peak_of
 from tests.networks import noise, seeded
 
 
@@ -470,3 +471,21 @@ def test_the_original_is_left_as_it_was() -> None:
     prune(model, x, Magnitude(keep=0.5))
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(t.dtype == torch.float32 for t in model.parameters())
+
+
+@pytest.mark.parametrize("method", [Magnitude(keep=0.9), Wanda(granularity="2:4")], ids=["cut", "masked"])
+def test_one_copy_in_double_precision_is_held_at_once(method: Any) -> None:
+    layers = [layer for _ in range(8) for layer in (nn.Linear(256, 256), nn.ReLU())]
+    model, x = seeded(lambda: nn.Sequential(*layers)), noise(4, 256)
+    pruned = prune(model, x, method, data=[x], verify=False)
+    size = 8 * sum(p.numel() for p in model.parameters())
+    verify(model, pruned, x)
+    assert size <= peak_of(lambda: verify(model, pruned, x)) <= 1.5 * size
+
+
+def test_a_cut_that_is_checked_once_more_is_checked_on_the_same_numbers() -> None:
+    model, x = seeded(lambda: nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 4))), noise(4, 6)
+    pruned = prune(model, x, Magnitude(keep=0.5), verify=False)
+    first, second = (verify(model, pruned, x) for _ in range(2))
+    assert first.ok
+    assert first == second
