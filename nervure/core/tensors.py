@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from nervure.core.check import show_value
 from nervure.errors import ArgumentError
@@ -22,6 +22,11 @@ def tensors_in(value: Any) -> list[Tensor]:
 def outputs_in(value: Any) -> list[Tensor]:
     """All tensors in what a model returned, as :func:`tensors_in`, but for those in caches, see :func:`is_cache`."""
     return list(_collect_tensors(value, set(), is_cache))
+
+
+def cloned(value: Any) -> Any:
+    """Nested values with tensors of their own, without history; all else is the same."""
+    return tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), value)
 
 
 def outputs_by_name(value: Any) -> dict[str, list[Tensor]]:

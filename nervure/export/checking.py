@@ -7,10 +7,11 @@ from typing import Any, final
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
 from nervure.core.check import show_value
 from nervure.core.inputs import Inputs
+from nervure.core.tensors import cloned
 from nervure.engines import Runner
 from nervure.errors import ArgumentError, DataError, VerificationError
 from nervure.evaluation.labelled import Batch, logits_of, require_labels
@@ -129,7 +130,7 @@ def _run_reference(model: nn.Module, inputs: Inputs) -> Any:
     given = inputs.to(device_of(model))
     with restore_after(model, given), evaluating(model):
         # Copies: an output may be a buffer, which is put back.
-        return tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, given.run(model))
+        return cloned(given.run(model))
 
 
 def random_like(example: Inputs, samples: int, *, seed: int) -> Inputs:

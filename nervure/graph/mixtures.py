@@ -11,9 +11,8 @@ from typing import Any, final
 
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.utils._pytree import tree_map
 
-from nervure.core.tensors import tensors_in
+from nervure.core.tensors import cloned, tensors_in
 from nervure.graph.copies import copy_model
 from nervure.graph.tape import named_tensors
 from nervure.graph.types import Group, TensorAxis
@@ -58,5 +57,5 @@ def output_with(module: nn.Module, replaced: Mapping[str, Tensor], args: Any, kw
 
     It is given copies, for it may write into what it is given.
     """
-    args, kwargs = tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, (args, kwargs))
+    args, kwargs = cloned((args, kwargs))
     return tensors_in(functional_call(module, dict(replaced), args, kwargs))[0]

@@ -6,9 +6,8 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
-from nervure.core.tensors import tensors_in
+from nervure.core.tensors import cloned, tensors_in
 from nervure.refit.activations import Enough, running
 from nervure.refit.replay import Replay
 from nervure.stats.loaders import Batch
@@ -38,10 +37,10 @@ def heard(
         entered: list[tuple[Any, Any]] = []
 
         def enter(_: nn.Module, args: Any, kwargs: Any) -> None:
-            entered.append(tree_map(_copy, (args, kwargs)))
+            entered.append(cloned((args, kwargs)))
 
         def leave(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            found[path].append((*entered.pop(), _copy(tensors_in(output)[0])))
+            found[path].append((*entered.pop(), cloned(tensors_in(output)[0])))
             left[path] -= 1
             if not any(left.values()):
                 raise Enough
@@ -61,7 +60,3 @@ def heard(
         with suppress(Enough):
             replay.run(number, batch)
     return found
-
-
-def _copy(value: Any) -> Any:
-    return value.detach().clone() if isinstance(value, Tensor) else value

@@ -13,14 +13,13 @@ from typing import Any, Generic, TypeVar, final
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils._pytree import tree_map
 
 from nervure.core.annotations import Batches, FilePath
 from nervure.core.check import Checked, checked
 from nervure.core.container import Kind, read_container, write_container
 from nervure.core.progress import track
 from nervure.core.schema import Count, Rate, Seed, Size
-from nervure.core.tensors import digest_of, tensors_in
+from nervure.core.tensors import cloned, digest_of, tensors_in
 from nervure.errors import ArgumentError, DataError, FileError
 from nervure.graph.copies import copy_model
 from nervure.graph.models import unwrap
@@ -289,7 +288,7 @@ def _left_of(target: Tensor, given: Tensor, cuts: Sequence[Tensor]) -> Tensor:
 
 def _loss(module: nn.Module, sample: _Sample) -> Tensor:
     """The sum of squared errors on some samples."""
-    args, kwargs = tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, (sample.args, sample.kwargs))
+    args, kwargs = cloned((sample.args, sample.kwargs))
     given = tensors_in(module(*args, **kwargs))[0]
     return F.mse_loss(given.float(), sample.target.float(), reduction="sum")
 
