@@ -29,6 +29,11 @@ def cloned(value: Any) -> Any:
     return tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), value)
 
 
+def without_history(tensor: Tensor) -> Tensor:
+    """The numbers of a tensor; itself, where nothing was computed to have them."""
+    return tensor.detach() if tensor.requires_grad else tensor
+
+
 def outputs_by_name(value: Any) -> dict[str, list[Tensor]]:
     """The tensors in what a model returned, by the key, the attribute or the place (``"0"``) they are found under."""
     if isinstance(value, Tensor):

@@ -93,7 +93,9 @@ class Entering:
         """Add what enters one product."""
         if not use.is_live:
             return
-        given = [arg.detach() if isinstance(arg, Tensor) else arg for arg in args]
+        # The parameter itself is not looked at, and one that is detached is taken for one that is written.
+        is_given = [isinstance(arg, Tensor) and number != use.operand for number, arg in enumerate(args)]
+        given = [arg.detach() if is_one else arg for arg, is_one in zip(args, is_given, strict=True)]
         sums, counts = _sum_inputs(use, entry, given, self._function)
         key = (use.trail.key(), use.kinds, use.operand)
         self._uses.setdefault(key, use)

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
+from torch.utils._python_dispatch import _disable_current_modes
 
 from nervure.graph.modes import LOCK, at_home
 from nervure.graph.snapshots import Snapshots
@@ -66,7 +67,15 @@ def _run(restores: Iterable[Restore]) -> None:
 
 
 def _find_restores(roots: Iterable[Any], memory: Snapshots) -> list[Restore]:
-    """How to put back everything that can be reached from ``roots``, but for contents, which ``memory`` knows."""
+    """How to put back everything that can be reached from ``roots``, but for contents, which ``memory`` knows.
+
+    Modes do not see it: one that watches what is written would copy all that is looked at here.
+    """
+    with _disable_current_modes():
+        return _find_all(roots, memory)
+
+
+def _find_all(roots: Iterable[Any], memory: Snapshots) -> list[Restore]:
     seen: dict[int, Any] = {}
     saves: dict[type, list[Callable[[Any], Saved]]] = {}
     empty: list[Any] = []

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from nervure.core.check import require_finite
+from nervure.core.tensors import without_history
 from nervure.graph.types import Axis, Graph, Part, Product, Units
 
 Weights = Mapping[str, Tensor]
@@ -122,7 +123,7 @@ def _layer(graph: Graph, product: Product | None, name: str, weight: Tensor, fix
     rows, columns = (axis_along(graph, product, axes) for axes in (product.rows, product.columns))
     if rows is None or columns is None:
         return None
-    wide = weight.detach().to("cpu", torch.float32)
+    wide = without_history(weight).to("cpu", torch.float32)
     is_plain = (product.rows, product.columns) == ((0,), (1,))
     blocks, firsts = _blocks(columns)
     return Layer(

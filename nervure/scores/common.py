@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from nervure.core.check import require_finite
+from nervure.core.tensors import without_history
 from nervure.errors import ScoreError
 from nervure.graph.types import Group, TensorAxis
 
@@ -52,7 +53,7 @@ def slot_tensor(slot: TensorAxis, weights: Weights) -> Tensor:
         raise ScoreError(
             f"tensor {slot.tensor!r} is missing from the weights. Give the state_dict of the traced model."
         )
-    weight = weights[slot.tensor].detach()
+    weight = without_history(weights[slot.tensor])
     if slot.axis >= weight.ndim or weight.shape[slot.axis] != len(slot.units):
         raise ScoreError(
             f"tensor {slot.tensor!r} has shape {tuple(weight.shape)}, but the graph has {len(slot.units)} positions "

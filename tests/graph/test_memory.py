@@ -1,11 +1,13 @@
 """What tensors held is known again after a run, without a copy of those that nothing writes."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from nervure import Activation, Magnitude, MagnitudeMasks, Taylor, Wanda, prune, refit
 from nervure.graph import snapshots as memory
 from nervure.graph.preserve import restore_after
 
@@ -52,14 +54,40 @@ def test_small_buffers_are_known_also_where_nobody_says_that_they_are_written() 
     assert not bool(model.mean.any())
 
 
-def test_a_run_copies_no_parameter_that_it_does_not_write(monkeypatch: pytest.MonkeyPatch) -> None:
-    copied = []
+@pytest.fixture
+def copied(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The bytes of each copy that is made of what a tensor held."""
+    found: list[int] = []
     monkeypatch.setattr(
-        memory, "_copy", lambda storage: copied.append(storage.nbytes()) or memory._bytes(storage).clone()
+        memory, "_copy", lambda storage: found.append(storage.nbytes()) or memory._bytes(storage).clone()
     )
+    return found
+
+
+def test_a_run_copies_no_parameter_that_it_does_not_write(copied: list[int]) -> None:
     model = nn.Sequential(nn.Linear(300, 1000), nn.Linear(1000, 2))
     with restore_after(model):
         model(torch.ones(2, 300))
         assert not copied
         model[1].weight.data.zero_()
     assert copied == [8000]
+
+
+def test_a_run_inside_of_another_copies_no_parameter(copied: list[int]) -> None:
+    model = nn.Sequential(nn.Linear(300, 1000), nn.Linear(1000, 2))
+    with restore_after(model), restore_after(model):
+        model(torch.ones(2, 300))
+    assert not copied
+
+
+@pytest.mark.parametrize(
+    "method",
+    [Magnitude(keep=0.5), Activation(keep=0.5), Taylor(keep=0.5), MagnitudeMasks(density=0.5), Wanda(density=0.5)],
+    ids=lambda method: type(method).__name__,
+)
+def test_pruning_and_a_refit_copy_no_matrix(method: Any, copied: list[int]) -> None:
+    model = nn.Sequential(nn.Linear(30, 40), nn.ReLU(), nn.Linear(40, 30), nn.ReLU(), nn.Linear(30, 30)).eval()
+    data, least = [(torch.randn(8, 30), torch.arange(8))], 4 * 15 * 30
+    pruned = prune(model, torch.ones(2, 30), method, data=data, refit=False, progress=False)
+    refit(pruned, data, reference=model, progress=False)
+    assert max(copied) < least

@@ -27,6 +27,7 @@ from nervure.core.check import Checked, show_value
 from nervure.core.inputs import Inputs
 from nervure.core.lazy_tensors import LazyTensors
 from nervure.core.schema import Density, NotNegative, Rate, Size
+from nervure.core.tensors import without_history
 from nervure.errors import ArgumentError, NervureWarning
 from nervure.graph.models import evaluating, is_weightless
 from nervure.graph.operands import computed_weights
@@ -312,7 +313,7 @@ class PrunableWeights:
 
     def to_matrix(self, values: Mapping[str, Tensor]) -> Scored:
         """Values by tensor, of its shape, laid out as the weights are."""
-        return {s.tensor: s.to_matrix(values[s.tensor].detach().cpu()) for s in self.sheets}
+        return {s.tensor: s.to_matrix(without_history(values[s.tensor]).cpu()) for s in self.sheets}
 
     def from_matrices(self, laid: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What :meth:`to_matrix` made of some or all tensors, in their shapes again."""
@@ -417,4 +418,4 @@ class ComputedWeights:
 
 def _wide(weight: Tensor) -> Tensor:
     """On the CPU; half precision as float32."""
-    return weight.detach().cpu().to(torch.promote_types(weight.dtype, torch.float32))
+    return without_history(weight).cpu().to(torch.promote_types(weight.dtype, torch.float32))
