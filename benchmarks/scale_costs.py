@@ -21,11 +21,14 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.runner import RESULTS, Benchmark, Case, Row, Rows, main, read_rows
 from benchmarks.streamed import CASES, SIZES, TOKENS, VOCABULARY, WINDOWS
 from nervure.refit.expert_ends import WIDEST
+from nervure.refit.moments import FEW
+from nervure.refit.ridge import PLENTY
 
 FLOAT, DOUBLE, HALF = 4, 8, 2
 BASE = 0.8e9
 """Bytes of Python, PyTorch and transformers."""
 KEEP = 0.75
+PASSES = 8
 PAPER = (128, 2048)
 """Windows and tokens of each."""
 
@@ -125,32 +128,49 @@ class Cost:
     shared: float
 
 
+def solving(inputs: int, outputs: int, tokens: int, ridges: int) -> tuple[float, float]:
+    """Operations and bytes, in double precision, of fitting one matrix: a quarter of the tokens are left out."""
+    square, cross = inputs**2, inputs * outputs
+    work, seen, held = 0.0, 0.75 * tokens, 0.25 * tokens
+    factor, columns = inputs**3 / 3, 2 * square * outputs
+    if seen < PLENTY * inputs:
+        # A factor for each input.
+        work += factor + columns
+    few = [count <= FEW * inputs for count in (seen, held)]
+    error = [4 * count * cross if is_few else columns for count, is_few in zip((seen, held), few, strict=True)]
+    work += 3 * error[0] + (ridges + 2) * error[1]
+    if few[0]:
+        work += 4 * seen * square + ridges * (seen**3 / 3 + 2 * seen**2 * outputs + 2 * seen * cross)
+    else:
+        work += ridges * (factor + columns)
+    # One with a ridge, which becomes its factor; sums of what is fitted on, and of what is left out.
+    matrices = 1 + sum(not is_few for is_few in few)
+    positions = FLOAT * (inputs + outputs) * sum(n for n, is_few in zip((seen, held), few, strict=True) if is_few)
+    return work, DOUBLE * (matrices * square + (3 + matrices) * cross) + positions
+
+
 def layer_cost(shape: Shape, tokens: int, ridges: int, keep: float = KEEP) -> Cost:
     """Of a layer that is looked at on so many tokens, with so many ridges tried.
 
     Experts are fitted together where they fit in blocks, and each hears the tokens that come to it.
     """
     d, f = shape.width, int(keep * shape.inner)
-    into_d = shape.queries + 2 * shape.keys + d + (2 * f if shape.experts == 1 else 0)
-    squares = d * d * into_d + (f * f * d if shape.experts == 1 else 0)
-    factors = (6 if shape.experts == 1 else 4) * d**3 / 3 + (f**3 / 3 if shape.experts == 1 else 0)
+    readers = [(d, shape.queries), (d, shape.keys), (d, shape.keys), (shape.queries, d)]
+    readers += [(d, f), (d, f), (f, d)] if shape.experts == 1 else []
     active = shape.attention + shape.chosen * shape.expert
-    passes = 8
-    single = 2 * passes * active * tokens + 2 * tokens * (3 * d * d + f * f + squares / max(d, 1))
+    single, double, most = 2 * PASSES * active * tokens, 0.0, 0.0
+    for inputs, outputs in readers:
+        work, memory = solving(inputs, outputs, tokens, ridges)
+        single, double, most = single + 2 * tokens * inputs * (inputs + outputs), double + work, max(most, memory)
     if shape.experts > 1:
         blocks = -(-shape.experts * f // WIDEST)
         # Each unit is heard through an output of its own: the mixture runs so often again.
         single += 2 * shape.chosen * shape.expert * tokens * (shape.experts * f / d) + 2 * tokens * WIDEST**2 * blocks
-        factors += blocks * WIDEST**3 / 3
-        squares += blocks * WIDEST**2 * d
-    double = ridges * (factors + 4 * squares) + 6 * squares
-    widest = max(d, f if shape.experts == 1 else WIDEST)
-    # Sums of what is fitted on and of what is left out, and one with a ridge, which becomes its factor.
-    grams = 3 * DOUBLE * widest**2
-    crossed = 4 * DOUBLE * max(d * (2 * f if shape.experts == 1 else d), widest * d)
+        work, memory = solving(WIDEST, d, tokens, ridges)
+        double, most = double + blocks * work, max(most, memory)
+    widest = max(inputs for inputs, _ in readers) if shape.experts == 1 else max(d, WIDEST)
     held = FLOAT * shape.layer * (1 + keep)
-    checked = DOUBLE * shape.layer * (1 + keep)
-    memory = BASE + held + max(checked, grams + crossed)
+    memory = BASE + held + max(DOUBLE * shape.layer, most)
     return Cost(memory, 2 * FLOAT * tokens * d, single, double, shared=DOUBLE * (widest**2 + widest * d))
 
 

@@ -25,7 +25,7 @@ from benchmarks.runner import RUNS, Benchmark, Case, Row, Rows, fields, main, pe
 from nervure import Activation, Refit, Wanda, prune_folder
 from nervure.streaming.sharded_weights import write_index, write_shard
 
-WINDOWS, TOKENS = 4, 256
+WINDOWS, TOKENS = 8, 256
 DEVIATION = 0.02
 VOCABULARY = 32_000
 

@@ -374,8 +374,9 @@ class _Refitter:
         _require_finite(seen, consumer.tensor)
         problem = self._problem(consumer, seen, held)
         still = _still(problem)
-        best = still if _is_exact(problem, still) else solve(problem, self._ridges, self._near)
-        fit = best if best is still else self._round(problem, best, consumer)
+        fit = still
+        if not _is_exact(problem, still):
+            fit = self._round(problem, solve(problem, self._ridges, self._near), consumer)
         self._near = fit.ridge if fit.freedom == "ridge" else self._near
         self._note_few(consumer.tensor, problem, still)
         if fit.freedom != "none":
@@ -405,8 +406,9 @@ class _Refitter:
             self._note_few(end.tensor, problem, still)
             fit = still if _is_exact(problem, still) else solve(problem, self._ridges)
             if fit.freedom != "none":
-                change = (problem.weight + fit.change.transpose(1, 2)).to(stack.dtype).double() - problem.weight
-                fit = _rounded(problem, fit, change)
+                after = (problem.weight.double() + fit.change.transpose(1, 2)).to(stack.dtype)
+                change = after.double() - problem.weight
+                fit = _rounded(problem, replace(fit, change=change.transpose(1, 2)))
                 end.write(stack, columns, problem.weight + fit.change.transpose(1, 2))
             fits.append(_layer_fit(end.tensor, problem, still, fit))
         return reduce(_beside, fits)
@@ -414,9 +416,9 @@ class _Refitter:
     def _problem(self, consumer: Consumer, seen: Moments, held: tuple[Moments, ...]) -> Problem:
         keep = self._masks.get(consumer.tensor)
         places = consumer.places
-        weight, slope = consumer.weight(self._model).double(), self._slope(consumer)
+        weight, slope = consumer.weight(self._model), self._slope(consumer)
         return Problem(
-            weight if slope is None else slope * weight,
+            weight if slope is None else slope * weight.double(),
             seen,
             held,
             self._has_shift(consumer),
@@ -442,7 +444,9 @@ class _Refitter:
             return fit
         change, slope = self._weights_after(consumer, fit).to(dtype).double(), self._slope(consumer)
         change -= consumer.weight(self._model)
-        return _rounded(problem, fit, change if slope is None else slope * change)
+        # Nothing else holds the answer that is rounded: its memory is free here.
+        fit = replace(fit, change=(change if slope is None else slope * change).transpose(1, 2))
+        return _rounded(problem, fit)
 
     def _weights_after(self, consumer: Consumer, fit: Fit) -> Tensor:
         """Its matrix with the change, as the parameter holds it: without the norm behind it."""
@@ -470,7 +474,7 @@ class _Refitter:
             self._note_drift(consumer.norm, was)
             return
         written = fit.shift if self._bias(consumer) is not None else torch.zeros_like(fit.shift)
-        weight = problem.weight + fit.change.transpose(1, 2)
+        weight = problem.weight.double() + fit.change.transpose(1, 2)
         mean = seen.y - seen.r + (fit.change * seen.mean[:, :, None]).sum(1) + written
         var = ((weight @ seen.xx) * weight).sum(2) / seen.count
         self._remeasure(consumer.norm, was, (mean.reshape(-1), var.reshape(-1)))
@@ -513,9 +517,9 @@ class _Refitter:
             )
 
 
-def _rounded(problem: Problem, fit: Fit, change: Tensor) -> Fit:
-    """An answer with the change that rounding leaves of it, [stack, outputs, inputs]; none where that is no better."""
-    rounded, still = problem.fit(fit.freedom, fit.ridge, change.transpose(1, 2)), _still(problem)
+def _rounded(problem: Problem, fit: Fit) -> Fit:
+    """An answer whose change was rounded, with the means that go with that; none where it is no better than nothing."""
+    rounded, still = problem.fit(fit.freedom, fit.ridge, fit.change), _still(problem)
     error, error_before = (problem.seen.error(one.change, one.shift) for one in (rounded, still))
     return replace(rounded, error=error) if error <= error_before else replace(still, error=error_before)
 

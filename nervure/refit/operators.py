@@ -43,10 +43,11 @@ def to_matrix(use: Operand, values: Tensor) -> Tensor:
 def places(use: Operand) -> Tensor:
     """Which entry of the parameter stands at each place of its matrix, [stack, outputs, inputs]; -1: none does.
 
-    Where all members of a stack are the same matrix it is told once.
+    Where all members of a stack are the same matrix it is told once. Int32, where that is enough.
     """
     found = to_matrix(use, use.trail.places())
-    return found[:1] if is_repeated(found) else found
+    found = found[:1] if is_repeated(found) else found
+    return found.int() if math.prod(use.trail.shape) <= torch.iinfo(torch.int32).max else found
 
 
 def is_repeated(found: Tensor) -> bool:

@@ -31,7 +31,7 @@ WORSE = 2
 """After so many in a row that do no better on the samples left out, weaker ones are not tried."""
 SCALE_RIDGE = 1e-3
 COLUMNS = 256
-"""Inputs that are multiplied at once."""
+"""Inputs whose weights are multiplied at once."""
 PLENTY = 4
 """Positions per input from which on a factor for each input alone is not tried: weights have enough to learn from."""
 ENOUGH = 0.1
@@ -60,7 +60,7 @@ class Problem:
     """A consumer to be fitted.
 
     Attributes:
-        weight: its weights, [stack, outputs, inputs], in double precision.
+        weight: its weights, [stack, outputs, inputs], as exact as the model has them.
         seen: moments over the samples to fit on.
         held: moments over the samples that are left out, view by view, by which the answer is chosen.
         has_shift: whether means can be corrected, in a bias or in the norm that follows.
@@ -120,7 +120,7 @@ class Problem:
     @property
     def nothing(self) -> Tensor:
         """No change, [stack, inputs, outputs]; it takes no memory."""
-        return self.weight.new_zeros(()).expand(self.weight.mT.shape)
+        return self.seen.r.new_zeros(()).expand(self.weight.mT.shape)
 
     def held_errors(self, fit: "Fit") -> list[float]:
         """The error on the samples that are left out, view by view."""
@@ -296,11 +296,26 @@ def scale_columns(problem: Problem) -> Tensor:
 
     None is changed where these inputs determine none.
     """
-    weight = problem.weight
+    weight, right = problem.weight, _said_by_each(problem)
     system = problem.gram(torch.zeros_like(problem.unit))
-    for some in map(slice, range(0, weight.shape[2], COLUMNS), range(COLUMNS, weight.shape[2] + COLUMNS, COLUMNS)):
-        system[:, :, some] *= weight.mT @ weight[:, :, some]
+    for rows in _pieces(weight.shape[2]):
+        mine = weight[:, :, rows].double()
+        for columns in _pieces(weight.shape[2]):
+            system[:, rows, columns] *= mine.mT @ weight[:, :, columns].double()
     diagonal = system.diagonal(dim1=1, dim2=2)
     diagonal.add_(SCALE_RIDGE * diagonal.mean(1, keepdim=True).clamp(min=torch.finfo(diagonal.dtype).tiny))
-    factors = solve_in_place(system, (weight.mT * problem.cross).sum(2)[:, :, None])
+    factors = solve_in_place(system, right[:, :, None])
+    del system, diagonal
     return problem.nothing if factors is None else factors * weight.mT
+
+
+def _said_by_each(problem: Problem) -> Tensor:
+    """``diag(W X^T r)``: how far what each input adds goes along with what is wrong, [stack, inputs]."""
+    if problem.seen.is_few:
+        x, r = problem.positions
+        return (x * (r @ problem.weight.double())).sum(1)
+    return (problem.weight.mT * problem.cross).sum(2)
+
+
+def _pieces(size: int) -> list[slice]:
+    return [slice(first, first + COLUMNS) for first in range(0, size, COLUMNS)]

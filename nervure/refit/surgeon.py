@@ -10,7 +10,7 @@ Choose: TypeAlias = Callable[[int, Tensor], Tensor]
 """The number of a column, and what it costs to remove entries of some columns from there on: which of them survive."""
 COLUMNS = 128
 """Columns between two updates of all that follow."""
-ROWS = 1024
+ROWS = 512
 """Outputs that are worked on at once."""
 STEPS = 100
 TOLERANCE = 1e-5
