@@ -305,8 +305,8 @@ def _where_we_lose(rows: Rows) -> list[str]:
         "## Where we lose",
         "",
         f"* In time, of {len(both)} models that both prune: {named(slower, by_time)}.",
-        f"* In memory: {named(larger, by_memory)}. Checking holds a copy of the model in double precision, and another",
-        "  one cut. Torch-Pruning edits the model itself; a user who keeps the original pays for that copy too.",
+        f"* In memory: {named(larger, by_memory)}. Checking holds a copy of the model in double precision.",
+        "  Torch-Pruning edits the model itself; a user who keeps the original pays for that copy too.",
     ]
 
 

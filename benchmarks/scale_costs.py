@@ -289,10 +289,11 @@ INTRODUCTION = """# What size would cost
 
 `python benchmarks/scale_costs.py`. Layer-by-layer pruning to three quarters of the width of each feed-forward network
 (of each expert), with a refit. The model counts, for one layer: its weights in single precision, twice (dense and
-smaller), and as much again in double where it is checked, or sums over the widest input in double precision, three
-matrices of them, and products with outputs; eight passes of both networks over all tokens; sums over inputs; and for
-each ridge a factor, a solution and its error. It does not count Python, checks, copies, hashes and files in its time:
-what was measured took half as long again, or twice as long. [What it means](../scale.md)."""
+smaller), and once in double where it is checked, or what a fit of the widest input holds in double precision: sums over
+it, one matrix that becomes a factor (positions and no sums where they are few), and products with outputs; eight passes
+of both networks over all tokens; sums over inputs; and for each ridge a factor, a solution and its error. It does not
+count Python, checks, copies, hashes and files in its time: what was measured took a tenth to a third longer.
+[What it means](../scale.md)."""
 
 BENCHMARK = Benchmark("scale_costs", page, cases=cases)
 
