@@ -292,7 +292,7 @@ INTRODUCTION = """# What size would cost
 smaller), and once in double where it is checked, or what a fit of the widest input holds in double precision: sums over
 it, one matrix that becomes a factor (positions and no sums where they are few), and products with outputs; eight passes
 of both networks over all tokens; sums over inputs; and for each ridge a factor, a solution and its error. It does not
-count Python, checks, copies, hashes and files in its time: what was measured took a tenth to a third longer.
+count Python, checks, copies, hashes and files in its time: what was measured took 7 to 36 % longer.
 [What it means](../scale.md)."""
 
 BENCHMARK = Benchmark("scale_costs", page, cases=cases)

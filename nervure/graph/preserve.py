@@ -66,16 +66,12 @@ def _run(restores: Iterable[Restore]) -> None:
         restore()
 
 
+@_disable_current_modes()
 def _find_restores(roots: Iterable[Any], memory: Snapshots) -> list[Restore]:
     """How to put back everything that can be reached from ``roots``, but for contents, which ``memory`` knows.
 
     Modes do not see it: one that watches what is written would copy all that is looked at here.
     """
-    with _disable_current_modes():
-        return _find_all(roots, memory)
-
-
-def _find_all(roots: Iterable[Any], memory: Snapshots) -> list[Restore]:
     seen: dict[int, Any] = {}
     saves: dict[type, list[Callable[[Any], Saved]]] = {}
     empty: list[Any] = []

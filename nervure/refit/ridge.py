@@ -80,6 +80,11 @@ class Problem:
         """Whether there are positions enough to fit each weight."""
         return self.seen.count >= ENOUGH * self.weight.shape[2]
 
+    @property
+    def is_stepwise(self) -> bool:
+        """Whether the answer is approached step by step, inside a mask."""
+        return self.keep is not None and not self.by_surgeon
+
     def gram(self, ridge: Tensor) -> Tensor:
         """X^T X, centred where means can be corrected, with ``ridge`` [stack] on its diagonal.
 
@@ -195,8 +200,7 @@ def _walk(problem: Problem, ridges: Sequence[float], near: float | None, judge: 
         return judge.take(problem.fit("ridge", ridge, change))
 
     # What is approached step by step inside a mask begins with what a stronger ridge gave.
-    is_stepwise = problem.keep is not None and not problem.by_surgeon
-    if near is None or is_stepwise or len(ridges) <= WORSE:
+    if near is None or problem.is_stepwise or len(ridges) <= WORSE:
         _descend(ridges, error, float("inf"), WORSE)
         return
     start = min(range(len(ridges)), key=lambda place: abs(math.log(ridges[place] / near)))
@@ -221,7 +225,7 @@ def _descend(ridges: Iterable[float], error: Callable[[float], float], least: fl
 
 def _refine(problem: Problem, best: Fit) -> Fit:
     """The same answer, to the end: answers inside a mask are compared where they are roughly there."""
-    if best.freedom != "ridge" or problem.keep is None or problem.by_surgeon:
+    if best.freedom != "ridge" or not problem.is_stepwise:
         return best
     change = Equations(problem).solve(best.ridge * problem.unit, best.change, tolerance=TOLERANCE)
     return best if change is None else problem.fit("ridge", best.ridge, change)
@@ -233,8 +237,7 @@ class Equations:
 
     def __init__(self, problem: Problem) -> None:
         self._problem = problem
-        self._is_stepwise = problem.keep is not None and not problem.by_surgeon
-        if problem.seen.is_few and not self._is_stepwise:
+        if problem.seen.is_few and not problem.is_stepwise:
             self._x, self._right = problem.positions
             self._products = self._x @ self._x.mT
         else:
@@ -251,7 +254,7 @@ class Equations:
         problem, ridge = self._problem, ridge.clamp(min=torch.finfo(torch.float64).tiny)
         if problem.keep is None:
             return self._without_mask(ridge)
-        if self._is_stepwise:
+        if problem.is_stepwise:
             gram, keep = problem.gram(ridge), problem.keep.transpose(1, 2)
             return restrict(gram, self._right, keep, start, tolerance=tolerance)
         change = self._without_mask(ridge)

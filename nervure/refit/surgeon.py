@@ -1,6 +1,7 @@
 """What stays of a masked matrix makes up for what left: the optimal brain surgeon, and the exact optimum behind it."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import TypeAlias
 
 import torch
@@ -35,7 +36,12 @@ def obs_update(weight: Tensor, gram: Tensor, keep: Tensor, columns: int = COLUMN
     Returns:
         The updated weights; exactly zero where they do not survive.
     """
-    return obs_select(weight, gram, lambda start, costs: keep[:, start : start + costs.shape[1]], columns)[0]
+    return obs_select(weight, gram, partial(_look_up, keep), columns)[0]
+
+
+def _look_up(keep: Tensor, start: int, costs: Tensor) -> Tensor:
+    """What survives, where that is settled."""
+    return keep[:, start : start + costs.shape[1]]
 
 
 def obs_select(
@@ -59,15 +65,14 @@ def obs_select(
     """
     upper = inverse_factor(gram.clone())
     if upper is None:
-        raise ValueError("the Gram matrix is not positive definite: add a ridge")
+        raise torch.linalg.LinAlgError("the Gram matrix is not positive definite: add a ridge")  # type: ignore[attr-defined]
     return eliminate(weight, upper, choose, columns, together)
 
 
 def update_in_place(weight: Tensor, upper: Tensor, keep: Tensor) -> None:
     """As :func:`obs_update`, with the factor that it makes, some outputs at a time; ``weight`` becomes the answer."""
-    for some in map(slice, range(0, len(weight), ROWS), range(ROWS, len(weight) + ROWS, ROWS)):
-        mine = keep[some]
-        weight[some] = eliminate(weight[some], upper, lambda at, costs: mine[:, at : at + costs.shape[1]])[0]  # noqa: B023
+    for some, kept in zip(weight.split(ROWS), keep.split(ROWS), strict=True):
+        some.copy_(eliminate(some, upper, partial(_look_up, kept))[0])
 
 
 def inverse_factor(gram: Tensor) -> Tensor | None:

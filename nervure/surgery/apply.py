@@ -73,10 +73,7 @@ def apply_at_last(model: nn.Module, graph: Graph, plan: Plan) -> nn.Module:
 
 def lay_masks(model: nn.Module, graph: Graph, plan: Plan) -> None:
     """Lay the masks of a plan on the parameters of ``model`` itself."""
-    for mask in plan.masks:
-        _start_over(tensor_of(model, mask.tensor), mask)
-    for name, keep in _masks(graph, plan, {}).items():
-        _lay_on(tensor_of(model, name), keep)
+    _lay_all_on(model, plan, _masks(graph, plan, {}))
 
 
 @leave_modes()
@@ -110,10 +107,7 @@ def _edit_model(
     keeps = keeps_of(graph, plan)
     masks, wires = _masks(graph, plan, keeps), iter(wires_of(graph, plan, keeps).items())
     result = copied_without(model, graph, keeps, shared, is_last=is_last)
-    for mask in plan.masks:
-        _start_over(tensor_of(result, mask.tensor), mask)
-    for name, keep in masks.items():
-        _lay_on(tensor_of(result, name), keep)
+    _lay_all_on(result, plan, masks)
     for edit in sorted(plan, key=lambda e: isinstance(e, Drop)):
         match edit:
             case Link():
@@ -215,6 +209,14 @@ def keeps_of(graph: Graph, plan: Plan) -> dict[str, np.ndarray]:
         if block.group:
             keeps[block.group] = np.zeros(graph[block.group].size, dtype=bool)
     return keeps
+
+
+def _lay_all_on(model: nn.Module, plan: Plan, masks: Mapping[str, Tensor]) -> None:
+    """Draw parameters anew as ``plan`` says, and lay ``masks`` on, of the shapes that parameters have in ``model``."""
+    for mask in plan.masks:
+        _start_over(tensor_of(model, mask.tensor), mask)
+    for name, keep in masks.items():
+        _lay_on(tensor_of(model, name), keep)
 
 
 def _start_over(parameter: Tensor, mask: Mask) -> None:

@@ -164,7 +164,7 @@ class _RunChecker:
         """
 
         def cut(model: nn.Module, is_last: bool) -> nn.Module:
-            return (apply_at_last if is_last else apply_sharing)(model, graph, plan)
+            return _smaller_of(model, graph, plan, is_last=is_last)
 
         return self._first_that_tells(graph, plan, cut, (*DRAWN, GIVEN))
 
@@ -175,7 +175,7 @@ class _RunChecker:
             return Verification(given.error, given.tolerance, given.outputs)
 
         def cut(model: nn.Module, is_last: bool) -> nn.Module:
-            return _with_numbers(smaller, (apply_at_last if is_last else apply_sharing)(model, graph, plan))
+            return _with_numbers(smaller, _smaller_of(model, graph, plan, is_last=is_last))
 
         if given is not None and not given.is_right:
             drawn = self._in_double(graph, plan, cut) if given.agrees_as_whole else None
@@ -239,7 +239,8 @@ class _RunChecker:
         setting = self._setting(numbers)
         if isinstance(setting, str):
             return None
-        run, is_last = (self.drawing, self.run, graph, plan), is_last and setting.model is not self.model
+        run = self.drawing, self.run, graph, plan
+        is_last = is_last and setting.model is not self.model
         if is_last:
             del self.settings[numbers]
         expected = reference(setting.model, *run, setting.inputs, is_masked=is_last)
@@ -356,6 +357,11 @@ def _is_made_of(smaller: nn.Module, model: nn.Module, graph: Graph, plan: Plan) 
     """Whether the numbers of ``smaller`` are what the plan leaves of those of ``model``."""
     numbers, own = named_tensors(apply_sharing(model, graph, plan)), named_tensors(smaller)
     return numbers.keys() == own.keys() and all(torch.equal(numbers[name], own[name]) for name in own)
+
+
+def _smaller_of(model: nn.Module, graph: Graph, plan: Plan, *, is_last: bool) -> nn.Module:
+    """What the plan makes of a model: to be looked at beside it, or, where it ``is_last``, in its place."""
+    return (apply_at_last if is_last else apply_sharing)(model, graph, plan)
 
 
 def _with_numbers(smaller: nn.Module, made: nn.Module) -> nn.Module:
