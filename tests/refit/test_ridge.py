@@ -100,7 +100,7 @@ def test_few_positions_take_no_sums_until_they_are_many() -> None:
     made = torch.Generator().manual_seed(5)
     sharing = Moments(1, 100, 3, CPU)
     other = Moments(1, 100, 3, CPU, sharing.inputs)
-    direct = torch.zeros(100, 100, dtype=torch.float64)
+    direct, given = torch.zeros(100, 100, dtype=torch.float64), []
     for number in range(4):
         x, r, y = (torch.randn(1, 20, width, generator=made) for width in (100, 3, 3))
         sharing.add(x, r, y)
@@ -110,8 +110,11 @@ def test_few_positions_take_no_sums_until_they_are_many() -> None:
             mine, theirs = ([x for x, _ in one.positions(is_centred=False)] for one in (sharing, other))
             assert all(map(torch.equal, mine, theirs))
         direct += x[0].double().T @ x[0].double()
+        given.append((x[0].double(), r[0].double()))
     mean = sharing.mean[0]
     torch.testing.assert_close(sharing.xx[0], direct - 80 * mean[:, None] * mean, rtol=1e-4, atol=1e-4)
+    x, r = (torch.cat(each) for each in zip(*given, strict=True))
+    torch.testing.assert_close(sharing.xr[0], (x - mean).T @ r, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(other.xr, -sharing.xr, rtol=1e-5, atol=1e-5)
 
 
