@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from nervure.graph.tape import named_tensors
-from nervure.refit.operators import places
+from nervure.refit.operators import places, to_matrix
 from nervure.refit.origins import Origin
 from nervure.refit.streams import Key
 from nervure.refit.survey import Bias, LayerReading, Survey
@@ -63,16 +63,34 @@ class Consumer:
         """Whether it is one use in both networks that is added to a stream."""
         return len(self.readings) == 1 and self.readings[0].joins and self.partners[0].joins
 
-    @cached_property
+    @property
     def places(self) -> Tensor:
-        """The entry of the parameter at each place of its matrix, [stack, outputs, inputs]."""
+        """The entry of the parameter at each place of its matrix, [stack, outputs, inputs]; -1: none.
+
+        As large as the parameter, and made anew each time.
+        """
         return places(self.readings[0].use)
+
+    @cached_property
+    def _summary(self) -> tuple[torch.Size, Tensor, bool]:
+        """Of its places their shape, the first of each output, and whether an entry is at each."""
+        found = self.places
+        return found.shape, found[:, :, 0].clone(), bool((found >= 0).all())
+
+    @property
+    def shape(self) -> torch.Size:
+        """That of its matrix: stack, outputs, inputs."""
+        return self._summary[0]
+
+    @property
+    def firsts(self) -> Tensor:
+        """The entry of the parameter at the first input of each output, [stack, outputs]; -1: none."""
+        return self._summary[1]
 
     @cached_property
     def rows(self) -> Tensor:
         """For each output that of the partner, [stack, outputs]; -1: it has none."""
-        mine, theirs = self.places[:, :, 0].clamp(min=0), places(self.partners[0].use).flatten(0, 1)
-        wanted = self.origin.entries(mine)
+        theirs, wanted = places(self.partners[0].use).flatten(0, 1), self.origin.entries(self.firsts.clamp(min=0))
         # Which of the wanted each entry is; most are none.
         number = torch.full((int(max(theirs.max(), wanted.max())) + 1,), -1, dtype=torch.int32)
         number[wanted.reshape(-1)] = torch.arange(wanted.numel(), dtype=torch.int32)
@@ -85,14 +103,38 @@ class Consumer:
         return found.reshape(wanted.shape)
 
     def weight(self, model: nn.Module) -> Tensor:
-        """Its matrix, [stack, outputs, inputs]."""
-        flat = named_tensors(model)[self.tensor].detach().reshape(-1)
-        return flat[self.places.to(flat.device)]
+        """Its matrix, [stack, outputs, inputs]; not to be written to, since it may be a view of the parameter."""
+        return self.matrix_of(named_tensors(model)[self.tensor].detach())
+
+    def matrix_of(self, values: Tensor) -> Tensor:
+        """Values of the parameter's shape in the places of its matrix, [stack, outputs, inputs].
+
+        A view of them, where places are not needed to tell.
+        """
+        view = self._view_of(values)
+        return values.reshape(-1)[self.places.to(values.device)] if view is None else view
+
+    def put(self, values: Tensor, matrix: Tensor) -> None:
+        """Write a matrix to where it stands in values of the parameter's shape."""
+        view = self._view_of(values)
+        if view is not None:
+            view.copy_(matrix)
+            return
+        flat = values.reshape(-1).clone()
+        flat[self.places.to(flat.device)] = matrix.to(flat)
+        values.copy_(flat.reshape(values.shape))
+
+    def _view_of(self, values: Tensor) -> Tensor | None:
+        """The matrix as a view; None where it is none, or stands in several places."""
+        use = self.readings[0].use
+        found = to_matrix(use, use.trail.moved(values))
+        is_view = found.untyped_storage().data_ptr() == values.untyped_storage().data_ptr()
+        return found if is_view and found.shape == self.shape and 0 not in found.stride() else None
 
     @property
     def is_matched(self) -> bool:
         """Whether each of its weights is one entry of the parameter, and each output has a partner."""
-        return bool((self.places >= 0).all()) and bool((self.rows >= 0).all())
+        return self._summary[2] and bool((self.rows >= 0).all())
 
 
 def consumers(

@@ -232,10 +232,8 @@ class _Refitter:
             pending = [c for c in found if c.level >= level and not c.reason]
             mixed = [end for at, end in ends.values() if at >= level]
             moments = self._moments(pending, [name for name, at in norms.items() if at >= level], mixed)
-            # What is looked up of a consumer is as large as its parameter: copies let it go after their level.
-            readers = {place: replace(found[place]) for place in chosen}
-            done |= {place: LayerFit(c.tensor, reason=STRANGE) for place, c in readers.items() if not c.is_matched}
-            clear = {place: c for place, c in readers.items() if place not in done}
+            done |= {p: LayerFit(found[p].tensor, reason=STRANGE) for p in chosen if not found[p].is_matched}
+            clear = {place: found[place] for place in chosen if place not in done}
             here = [name for name, at in norms.items() if at == level]
             done |= self._level(clear, here, moments) if clear or here else {}
             done |= {place: self._fit_mixture(end) for place, (at, end) in ends.items() if at == level}
@@ -347,7 +345,7 @@ class _Refitter:
     def _slope(self, consumer: Consumer) -> Tensor | None:
         """What its outputs are multiplied by on their way to the stream, [stack, outputs, 1]; None: nothing."""
         norm = self._between_stream(consumer)
-        return None if norm is None else norm.slope(self._model).reshape(*consumer.places.shape[:2], 1)
+        return None if norm is None else norm.slope(self._model).reshape(*consumer.shape[:2], 1)
 
     def _next(self, consumer: Consumer) -> Key | None:
         """The use that the dense network adds to a consumer's stream where the smaller one adds the next."""
@@ -415,14 +413,13 @@ class _Refitter:
 
     def _problem(self, consumer: Consumer, seen: Moments, held: tuple[Moments, ...]) -> Problem:
         keep = self._masks.get(consumer.tensor)
-        places = consumer.places
         weight, slope = consumer.weight(self._model), self._slope(consumer)
         return Problem(
             weight if slope is None else slope * weight.double(),
             seen,
             held,
             self._has_shift(consumer),
-            None if keep is None else keep.reshape(-1).to(weight.device)[places.to(weight.device)],
+            None if keep is None else consumer.matrix_of(keep).to(weight.device),
             self._how.masks == "surgeon",
         )
 
@@ -455,12 +452,8 @@ class _Refitter:
         return found
 
     def _write(self, consumer: Consumer, fit: Fit) -> None:
-        tensors = named_tensors(self._model)
-        parameter = tensors[consumer.tensor]
         with torch.no_grad():
-            flat = parameter.detach().reshape(-1).clone()
-            flat[consumer.places.to(flat.device)] = self._weights_after(consumer, fit).to(flat)
-            parameter.copy_(flat.reshape(parameter.shape))
+            consumer.put(named_tensors(self._model)[consumer.tensor].detach(), self._weights_after(consumer, fit))
             if (norm := self._between_stream(consumer)) is not None:
                 norm.shift(self._model, fit.shift.reshape(-1))
             elif (bias := self._bias(consumer)) is not None and consumer.bias is not None:
@@ -474,7 +467,7 @@ class _Refitter:
             self._note_drift(consumer.norm, was)
             return
         written = fit.shift if self._bias(consumer) is not None else torch.zeros_like(fit.shift)
-        weight = problem.weight.double() + fit.change.transpose(1, 2)
+        weight = consumer.weight(self._model).double()
         mean = seen.y - seen.r + (fit.change * seen.mean[:, :, None]).sum(1) + written
         var = ((weight @ seen.xx) * weight).sum(2) / seen.count
         self._remeasure(consumer.norm, was, (mean.reshape(-1), var.reshape(-1)))

@@ -259,7 +259,7 @@ def _read(
         if said is None:
             found.reasons[at[0]] = "the dense network reads at other positions"
             continue
-        if len(consumer.places) < len(x):
+        if consumer.shape[0] < len(x):
             x, y, said = (t.reshape(1, -1, t.shape[-1]) for t in (x, y, said))
         wrong = said - y + between.get(at[0], y.new_zeros(())).to(y)
         yield _Row(at[0], x, wrong, said, len(consumer.readings) == 1)
@@ -293,7 +293,7 @@ def _match(consumer: Consumer, said: Tensor | None, y: Tensor) -> Tensor | None:
     if said is None:
         return None
     rows = consumer.rows.to(said.device)
-    is_repeated = len(consumer.places) < len(y)
+    is_repeated = consumer.shape[0] < len(y)
     found = said[:, :, rows[0]] if is_repeated else said.transpose(0, 1).flatten(1)[:, rows].transpose(0, 1)
     return found.to(y) if found.shape == y.shape else None
 

@@ -181,7 +181,7 @@ class _InputReader:
     def _read(self, place: int, x: Tensor) -> None:
         consumer = self._wanted[place]
         self._counts[place] += 1
-        if len(consumer.places) < len(x):
+        if consumer.shape[0] < len(x):
             x = x.reshape(1, -1, x.shape[-1])
         same = self._same(x, place) if len(consumer.readings) == 1 else place
         leader = self._found.leaders.setdefault(place, same)

@@ -7,7 +7,7 @@ import math
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import final
 
 import torch
@@ -82,8 +82,7 @@ def select_masks(
     for level in track(levels, "choosing weights", enabled=shown):
         pending = [c.tensor for c in found if c.level >= level]
         moment = min(replay.moment(name) for name in (*pending, *several))
-        # What is looked up of a consumer is as large as its parameter: copies let it go after their level.
-        wanted = {place: replace(c) for place, c in enumerate(found) if c.level == level}
+        wanted = {place: c for place, c in enumerate(found) if c.level == level}
         seen = read_inputs(replay, batches, wanted, moment=moment, positions=positions, seed=seed)
         for place, consumer in wanted.items():
             if place in seen.reasons:
@@ -101,7 +100,7 @@ def _readable(found: Sequence[Consumer], shares: Mapping[str, MatrixShare]) -> l
     whole = list[Consumer]()
     for name, consumers in parts.items():
         if name in shares and not any(c.reason for c in consumers):
-            places = torch.cat([replace(c).places.reshape(-1) for c in consumers])
+            places = torch.cat([c.places.reshape(-1) for c in consumers])
             is_whole = len(places) == math.prod(consumers[0].origin.shape) and bool((places.sort().values >= 0).all())
             whole += consumers if is_whole else ()
     return sorted(whole, key=lambda consumer: consumer.readings[0].order)
@@ -117,17 +116,16 @@ class _MaskChoice:
 
     def select(self, consumer: Consumer, sums: InputSums) -> None:
         """Choose for one use of the parameter."""
-        flat, marked = self._parameter.detach().reshape(-1).clone(), self.mask.view(-1)
-        for where, gram in zip(consumer.places.to(flat.device), _grams(sums), strict=True):
+        parameter, found = self._parameter.detach(), list[tuple[Tensor, Tensor]]()
+        for weight, gram in zip(consumer.matrix_of(parameter), _grams(sums), strict=True):
             if not bool(torch.isfinite(gram).all()):
                 raise DataError(
                     f"what enters {consumer.tensor!r} is NaN or infinite. The model or the data are broken."
                 )
-            weight = flat[where].double()
-            chosen, kept = self._choose(weight, _damp(gram))
-            flat[where], marked[where.cpu()] = chosen.to(flat), kept
-        with torch.no_grad():
-            self._parameter.copy_(flat.reshape(self._parameter.shape))
+            found.append(self._choose(weight.double(), _damp(gram)))
+        chosen, kept = map(torch.stack, zip(*found, strict=True))
+        consumer.put(parameter, chosen)
+        consumer.put(self.mask, kept)
 
     def _choose(self, weight: Tensor, gram: Tensor) -> tuple[Tensor, Tensor]:
         share, columns = self._share, weight.shape[1]

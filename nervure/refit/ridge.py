@@ -15,7 +15,7 @@ is the same and takes a smaller matrix.
 
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from nervure.refit.moments import Moments
-from nervure.refit.surgeon import ROUGHLY, TOLERANCE, inverse_factor, restrict, update_in_place
+from nervure.refit.surgeon import ROUGHLY, TOLERANCE, restrict, update_by_gram, update_by_positions
 
 RIDGES = (10.0, 1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-6, 1e-9)
 """The ridges that are tried, strongest first."""
@@ -131,8 +131,16 @@ class Problem:
         """The error on the samples that are left out, view by view."""
         return [moments.error(fit.change, fit.shift) for moments in self.held]
 
-    def fit(self, freedom: str, ridge: float, change: Tensor) -> Fit:
-        """The answer with these weights, and the means that go with them."""
+    def fit(self, freedom: str, ridge: float, numbers: Tensor) -> Fit:
+        """The answer with these weights, and the means that go with them.
+
+        Args:
+            freedom: see :class:`Fit`.
+            ridge: see :class:`Fit`.
+            numbers: the change, or of a ``"scale"`` by how many times of itself each input's weights change,
+                [stack, inputs, 1].
+        """
+        change = numbers * self.weight.mT if freedom == "scale" else numbers
         shift = torch.zeros_like(self.seen.r)
         if self.has_shift and freedom != "none":
             shift = self.seen.r - (self.seen.mean[:, None] @ change)[:, 0]
@@ -150,40 +158,33 @@ def solve(problem: Problem, ridges: Sequence[float] = RIDGES, near: float | None
         near: where the search for a ridge begins, such as that of the layer before. None: with the strongest.
     """
     judge = _Judge(problem)
-    for fit in _few_numbers(problem):
-        judge.take(fit)
+    judge.take("none", 0, problem.nothing)
+    if problem.has_shift:
+        judge.take("bias", 0, problem.nothing)
     if bool((problem.unit > 0).any()):
         if problem.seen.count < PLENTY * problem.weight.shape[2]:
-            judge.take(problem.fit("scale", SCALE_RIDGE, scale_columns(problem)))
+            judge.take("scale", SCALE_RIDGE, scale_factors(problem))
         if problem.enough:
             _walk(problem, ridges, near, judge)
-    assert judge.best is not None
-    return _refine(problem, judge.best)
-
-
-def _few_numbers(problem: Problem) -> Iterator[Fit]:
-    """Nothing changes, or means alone."""
-    yield problem.fit("none", 0, problem.nothing)
-    if problem.has_shift:
-        yield problem.fit("bias", 0, problem.nothing)
+    return _refine(problem, problem.fit(*judge.best))
 
 
 @final
 class _Judge:
-    """Keeps the best of the answers that it is shown."""
+    """Keeps the best of the answers that it is shown, as :meth:`Problem.fit` takes it."""
 
     def __init__(self, problem: Problem) -> None:
-        self.best: Fit | None = None
+        self.best: tuple[str, float, Tensor] = ("none", 0, problem.nothing)
         self._problem, self._least = problem, float("inf")
         self._before: list[float] = []
 
-    def take(self, fit: Fit) -> float:
+    def take(self, freedom: str, ridge: float, numbers: Tensor) -> float:
         """The error of an answer, as a share of that of the first."""
-        errors = self._problem.held_errors(fit)
+        errors = self._problem.held_errors(self._problem.fit(freedom, ridge, numbers))
         self._before = self._before or errors
         error = max(e / max(b, sys.float_info.min) for e, b in zip(errors, self._before, strict=True))
         if error < self._least:
-            self.best, self._least = fit, error
+            self.best, self._least = (freedom, ridge, numbers), error
         return error
 
 
@@ -197,7 +198,7 @@ def _walk(problem: Problem, ridges: Sequence[float], near: float | None, judge: 
         if found is None:
             return float("inf")
         change = found
-        return judge.take(problem.fit("ridge", ridge, change))
+        return judge.take("ridge", ridge, change)
 
     # What is approached step by step inside a mask begins with what a stronger ridge gave.
     if near is None or problem.is_stepwise or len(ridges) <= WORSE:
@@ -258,16 +259,15 @@ class Equations:
             gram, keep = problem.gram(ridge), problem.keep.transpose(1, 2)
             return restrict(gram, self._right, keep, start, tolerance=tolerance)
         change = self._without_mask(ridge)
-        return None if change is None else self._by_surgeon(change, problem.gram(ridge), problem.keep)
+        return None if change is None else self._by_surgeon(change, ridge, problem.keep)
 
-    def _by_surgeon(self, change: Tensor, grams: Tensor, keep: Tensor) -> Tensor | None:
+    def _by_surgeon(self, change: Tensor, ridge: Tensor, keep: Tensor) -> Tensor | None:
         change += self._problem.weight.mT
-        for number, gram in enumerate(grams):
-            upper = inverse_factor(gram.mT)
-            if upper is None:
-                return None
-            update_in_place(change[number].mT, upper, keep[number])
-        return change.sub_(self._problem.weight.mT)
+        if self._problem.seen.is_few:
+            found = map(update_by_positions, change.mT, self._x, ridge.tolist(), keep)
+        else:
+            found = map(update_by_gram, change.mT, self._problem.gram(ridge), keep)
+        return change.sub_(self._problem.weight.mT) if all(found) else None
 
     def _without_mask(self, ridge: Tensor) -> Tensor | None:
         if not self._problem.seen.is_few:
@@ -294,12 +294,12 @@ def solve_in_place(matrix: Tensor, right: Tensor) -> Tensor | None:
     return whole
 
 
-def scale_columns(problem: Problem) -> Tensor:
-    """The change that multiplies each input by a factor of its own: ``(W^T W * X^T X) s = diag(W X^T r)``.
+def scale_factors(problem: Problem) -> Tensor:
+    """By how many times of itself each input's weights change: ``(W^T W * X^T X) s = diag(W X^T r)``.
 
-    None is changed where these inputs determine none.
+    [stack, inputs, 1]; all are zero where these inputs determine none.
     """
-    weight, right = problem.weight, _said_by_each(problem)
+    weight, right = problem.weight, _said_by_each(problem)[:, :, None]
     system = problem.gram(torch.zeros_like(problem.unit))
     for rows in _pieces(weight.shape[2]):
         mine = weight[:, :, rows].double()
@@ -307,9 +307,8 @@ def scale_columns(problem: Problem) -> Tensor:
             system[:, rows, columns] *= mine.mT @ weight[:, :, columns].double()
     diagonal = system.diagonal(dim1=1, dim2=2)
     diagonal.add_(SCALE_RIDGE * diagonal.mean(1, keepdim=True).clamp(min=torch.finfo(diagonal.dtype).tiny))
-    factors = solve_in_place(system, right[:, :, None])
-    del system, diagonal
-    return problem.nothing if factors is None else factors * weight.mT
+    factors = solve_in_place(system, right)
+    return torch.zeros_like(right) if factors is None else factors
 
 
 def _said_by_each(problem: Problem) -> Tensor:

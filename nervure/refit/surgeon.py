@@ -11,6 +11,8 @@ Choose: TypeAlias = Callable[[int, Tensor], Tensor]
 """The number of a column, and what it costs to remove entries of some columns from there on: which of them survive."""
 COLUMNS = 128
 """Columns between two updates of all that follow."""
+BLOCK = 512
+"""Columns between two updates of all that follow, where each takes a factor of its own."""
 ROWS = 512
 """Outputs that are worked on at once."""
 STEPS = 100
@@ -75,6 +77,59 @@ def update_in_place(weight: Tensor, upper: Tensor, keep: Tensor) -> None:
         some.copy_(eliminate(some, upper, partial(_look_up, kept))[0])
 
 
+def update_by_gram(weight: Tensor, gram: Tensor, keep: Tensor) -> bool:
+    """As :func:`obs_update`, in place; the matrix is written to.
+
+    Args:
+        weight: [outputs, inputs]; becomes the answer.
+        gram: of what enters, [inputs, inputs], columns next to one another.
+        keep: True survives, [outputs, inputs].
+
+    Returns:
+        Whether there is an answer: none where the Gram is not positive definite to rounding.
+    """
+    upper = inverse_factor(gram.mT)
+    if upper is not None:
+        update_in_place(weight, upper, keep)
+    return upper is not None
+
+
+def update_by_positions(weight: Tensor, x: Tensor, ridge: float, keep: Tensor, columns: int = BLOCK) -> bool:
+    """As :func:`obs_update` with the Gram ``X^T X + ridge``, without ever having that: for positions that are few.
+
+    With N the products ``X X^T + ridge`` of the columns behind a block B alone, and Z = N^-1 X_B, the block sees the
+    Gram ``ridge (1 + X_B^T Z)`` while all behind it make up for what it loses, and they do so by ``X^T Z`` times that.
+
+    Args:
+        weight: [outputs, inputs], in double precision; becomes the answer.
+        x: what enters, [positions, inputs].
+        ridge: what is added to the diagonal of the Gram.
+        keep: True survives, [outputs, inputs].
+        columns: how many make a block; any number gives the same, to rounding.
+
+    Returns:
+        Whether there is an answer. There is none where the ridge is too weak; weights are of no use then.
+    """
+    products = x @ x.mT
+    products.diagonal().add_(ridge)
+    for start in range(0, weight.shape[1], columns):
+        block, behind = slice(start, start + columns), slice(start + columns, None)
+        mine = x[:, block]
+        products.addmm_(mine, mine.mT, alpha=-1)
+        factor, info = torch.linalg.cholesky_ex(products)
+        z = torch.cholesky_solve(mine, factor)
+        gram = (mine.mT @ z).mul_(ridge)
+        gram.diagonal().add_(ridge)
+        upper = None if bool(info > 0) else inverse_factor(gram)
+        if upper is None:
+            return False
+        lost = weight[:, block].clone()
+        update_in_place(weight[:, block], upper, keep[:, block])
+        lost -= weight[:, block]
+        weight[:, behind].addmm_(lost, z.mT @ x[:, behind])
+    return True
+
+
 def inverse_factor(gram: Tensor) -> Tensor | None:
     """The upper Cholesky factor of the inverse; None where it has none to rounding. The matrix is written to."""
     matrix, info = gram.mT, torch.empty((), dtype=torch.int32, device=gram.device)
@@ -90,22 +145,25 @@ def eliminate(
     weight: Tensor, upper: Tensor, choose: Choose, columns: int = COLUMNS, together: int = COLUMNS
 ) -> tuple[Tensor, Tensor]:
     """What :func:`obs_select` gives, by the upper factor of the inverse Gram."""
-    left, found, kept = weight.clone(), torch.zeros_like(weight), torch.zeros_like(weight, dtype=torch.bool)
+    # Inputs first: what is changed at once lies together in memory.
+    left = weight.mT.clone(memory_format=torch.contiguous_format)
+    kept = torch.zeros_like(left, dtype=torch.bool)
+    pivots = upper.diagonal()
     # What is decided at once has to have been changed by all columns before it.
     columns = max(columns // together, 1) * together
-    for start in range(0, weight.shape[1], columns):
-        block = slice(start, min(start + columns, weight.shape[1]))
-        errors = torch.zeros_like(left[:, block])
-        for at in range(block.start, block.stop):
+    for start in range(0, len(left), columns):
+        stop = min(start + columns, len(left))
+        errors = torch.empty_like(left[start:stop])
+        for at in range(start, stop):
             if (at - start) % together == 0:
-                ahead = slice(at, min(at + together, block.stop))
-                kept[:, ahead] = choose(at, (left[:, ahead] / upper.diagonal()[ahead]).square())
-            found[:, at] = torch.where(kept[:, at], left[:, at], 0)
-            error = (left[:, at] - found[:, at]) / upper[at, at]
-            left[:, at : block.stop] -= error[:, None] * upper[at, at : block.stop]
-            errors[:, at - start] = error
-        left[:, block.stop :] -= errors @ upper[block, block.stop :]
-    return found, kept
+                ahead = slice(at, min(at + together, stop))
+                kept[ahead] = choose(at, (left[ahead] / pivots[ahead, None]).square().mT).mT
+            error = torch.where(kept[at], 0, left[at]).div_(pivots[at])
+            left[at].masked_fill_(~kept[at], 0)
+            left[at + 1 : stop].addr_(upper[at, at + 1 : stop], error, alpha=-1)
+            errors[at - start] = error
+        left[stop:].addmm_(upper[start:stop, stop:].mT, errors, alpha=-1)
+    return left.mT, kept.mT
 
 
 def restrict(

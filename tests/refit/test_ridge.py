@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from nervure.refit.moments import Moments
-from nervure.refit.ridge import Equations, Problem, scale_columns, solve, solve_in_place
+from nervure.refit.ridge import Equations, Problem, scale_factors, solve, solve_in_place
 from tests.memory import peak_of
 
 CPU = torch.device("cpu")
@@ -89,7 +89,7 @@ def test_few_positions_say_what_their_sums_say(masked: str, has_shift: bool) -> 
         fit = few.fit("ridge", 1, answers[0])
         torch.testing.assert_close(few.held_errors(fit), sums.held_errors(fit), rtol=1e-4, atol=1e-6)
         assert few.seen.error(fit.change, fit.shift) == pytest.approx(sums.seen.error(fit.change, fit.shift), rel=1e-3)
-    torch.testing.assert_close(scale_columns(few), scale_columns(sums), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(scale_factors(few), scale_factors(sums), rtol=1e-3, atol=1e-4)
     fits = [solve(one) for one in (few, sums)]
     assert fits[0].freedom == fits[1].freedom
     # Products in single precision leave the weakest ridges out.
@@ -126,6 +126,16 @@ def test_few_positions_take_little_memory(by_surgeon: bool) -> None:
     assert peak(replace(problem, keep=keep, by_surgeon=by_surgeon)) <= 1.6 * 8 * inputs**2
 
 
+def test_masks_by_few_positions_take_no_square_matrix() -> None:
+    inputs = 2048
+    problem = problem_of(inputs, 16, 128)
+    problem = replace(problem, keep=torch.rand(problem.weight.shape) < 0.5, by_surgeon=True)
+    assert problem.seen.is_few
+    ridge = 0.01 * problem.unit
+    held = peak_of(lambda: Equations(problem).solve(ridge, problem.nothing))
+    assert held <= 0.5 * 8 * inputs**2
+
+
 def test_the_error_is_that_of_all_outputs() -> None:
     problem = problem_of(6, 5000, 90)
     fit = solve(problem)
@@ -152,4 +162,4 @@ def test_factors_of_inputs_are_the_least_squares() -> None:
     system = (weight.T @ weight) * gram
     system.diagonal().add_(1e-3 * system.diagonal().mean())
     factors = torch.linalg.solve(system, (weight.T * cross[0]).sum(1))
-    torch.testing.assert_close(scale_columns(problem)[0], factors[:, None] * weight.T)
+    torch.testing.assert_close(scale_factors(problem)[0, :, 0], factors)

@@ -11,6 +11,7 @@ from nervure.refit import obs_update, restrict
 from nervure.refit.gather import Gathered, GramPart
 from nervure.refit.moments import Moments
 from nervure.refit.ridge import Equations, Problem, solve
+from nervure.refit.surgeon import update_by_positions
 
 gather_module = importlib.import_module("nervure.refit.gather")
 
@@ -60,6 +61,24 @@ def test_columns_are_updated_in_blocks_of_any_size_alike() -> None:
     one, five, all_ = (obs_update(weight, x.T @ x, keep, columns=n) for n in (1, 5, 100))
     torch.testing.assert_close(one, five)
     torch.testing.assert_close(one, all_)
+
+
+@pytest.mark.parametrize("columns", [1, 5, 64, 512])
+@pytest.mark.parametrize("ridge", [1e-3, 1e-1, 1e3])
+@pytest.mark.parametrize("pattern", PATTERNS, ids=lambda p: p.__name__)
+def test_few_positions_do_without_their_gram(pattern, ridge: float, columns: int) -> None:  # type: ignore[no-untyped-def]
+    weight, x = problem_of(outputs=9, inputs=240, samples=30)
+    keep = pattern(weight)
+    expected = obs_update(weight, x.T @ x + ridge * torch.eye(240, dtype=torch.float64), keep)
+    found = weight.T.contiguous().T
+    assert update_by_positions(found, x, ridge, keep, columns)
+    assert bool((found[~keep] == 0).all())
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_too_weak_a_ridge_is_told() -> None:
+    weight, x = problem_of(inputs=20, samples=5)
+    assert not update_by_positions(weight, torch.zeros_like(x), 0.0, unstructured(weight))
 
 
 def test_removing_one_weight_is_the_brain_surgeon_s_step() -> None:

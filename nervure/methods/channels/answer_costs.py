@@ -194,7 +194,7 @@ class AnswerMeter:
 
     def _write(self, consumer: Consumer, weight: Tensor, missing: Tensor | None, before: dict[str, Tensor]) -> None:
         changed = self._changed(consumer.tensor, before)
-        changed.view(-1)[consumer.places.to(changed.device)] = weight.to(changed)
+        consumer.put(changed, weight)
         _overwrite(self._tensors[consumer.tensor], changed)
         if missing is None:
             return

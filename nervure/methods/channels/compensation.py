@@ -190,7 +190,7 @@ class CompensationSurvey:
         for place in units:
             if place in entered.reasons:
                 continue
-            consumer, sums = replace(consumers[place]), entered.led[entered.leaders[place]]
+            consumer, sums = consumers[place], entered.led[entered.leaders[place]]
             variance, moments = second_moments(consumer, sums)
             weight = consumer.weight(model).double()
             found[place] = GroupReader(
@@ -267,12 +267,10 @@ def find_readers(group: Group, consumers: Sequence[Consumer]) -> dict[int, Tenso
     found = {}
     for place, consumer in enumerate(consumers):
         slots = [slot for slot in group.slots if slot.tensor == consumer.tensor]
-        # What is looked up of a consumer is as large as its parameter: a copy lets it go.
-        here = replace(consumer)
-        if not slots or any(reading.reason for reading in here.readings) or not here.is_matched:
+        if not slots or any(reading.reason for reading in consumer.readings) or not consumer.is_matched:
             continue
         for slot in slots:
-            units = _units_entering(here, slot.axis, torch.tensor(slot.units.array))
+            units = _units_entering(consumer, slot.axis, torch.tensor(slot.units.array))
             if units is not None and bool((units >= 0).any()) and units.shape[1] <= WIDEST:
                 found[place] = units
     return found

@@ -1,7 +1,7 @@
 """Optimal brain surgeon for units, as a yardstick: what readers lose with each alone, if all others take over."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, final
 
 from torch import Tensor, nn
@@ -108,7 +108,7 @@ class ObsSurvey:
                 problem
                 for place, units in read.items()
                 for problem in self._problems(
-                    model, replace(consumers[place]), entered.led[entered.leaders[place]], units, graph[name].size
+                    model, consumers[place], entered.led[entered.leaders[place]], units, graph[name].size
                 )
             ]
             if problems:

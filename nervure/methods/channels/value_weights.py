@@ -7,7 +7,6 @@ errors add up over many layers, and by half of it (in powers) no budget loses.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -38,7 +37,7 @@ def value_weights(graph: Graph, consumers: Sequence[Consumer], joined: Mapping[i
     flows, parts = _flows(graph, consumers, joined), _parts_of_values(graph, consumers)
     found = dict[int, Tensor]()
     for place, consumer in enumerate(consumers):
-        part = parts.get(place, torch.ones(replace(consumer).places.shape[:2]))
+        part = parts.get(place, torch.ones(consumer.shape[:2]))
         share = joined.get(place)
         is_told = share is not None and share.numel() == part.numel()
         found[place] = part * (
@@ -96,10 +95,7 @@ def _units_made(group: Group, consumer: Consumer) -> Tensor | None:
     """The unit that each output of a consumer writes, -1: none of this group. Shape [stack, outputs]."""
     for slot in group.slots:
         if slot.tensor == consumer.tensor and slot.role == "writer":
-            # What is looked up of a consumer is as large as its parameter: a copy lets it go.
-            here = replace(consumer)
-            first = here.places[:, :, 0].numpy()
-            rows = np.unravel_index(first, here.origin.shape)[slot.axis]
+            rows = np.unravel_index(consumer.firsts.numpy(), consumer.origin.shape)[slot.axis]
             return torch.tensor(slot.units.array)[torch.from_numpy(rows)]
     return None
 

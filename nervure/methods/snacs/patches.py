@@ -5,7 +5,7 @@ a parent given all others only measures its weight again; on the patches that a 
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import final
 
 import torch
@@ -58,7 +58,7 @@ class PatchSurvey:
                 (at,) = entering[name]
                 if at not in entered.reasons:
                     sums = entered.led[entered.leaders[at]]
-                    found[name] = self._shares(listed[name], replace(consumers[at]), sums, entering[name][at])
+                    found[name] = self._shares(listed[name], consumers[at], sums, entering[name][at])
             return found
 
         return remember(None if place is None else place / "patches.safetensors", make, SHARES)
@@ -78,10 +78,10 @@ class PatchSurvey:
 def _units(listed: Mapping[str, Layer], consumers: Sequence[Consumer]) -> Iterator[tuple[str, dict[int, Tensor]]]:
     """For each layer that is one consumer, this and the parent of each of its inputs, [stack, inputs]."""
     for place, consumer in enumerate(consumers):
-        layer, here = listed.get(consumer.tensor), replace(consumer)
-        if layer is None or any(reading.reason for reading in here.readings) or not here.is_matched:
+        layer = listed.get(consumer.tensor)
+        if layer is None or any(reading.reason for reading in consumer.readings) or not consumer.is_matched:
             continue
-        stack, outputs, inputs = here.places.shape
+        stack, outputs, inputs = consumer.shape
         kernel = layer.weight[0, 0].numel()
         if stack * outputs == layer.children and inputs == layer.weight.shape[1] * kernel:
             yield layer.tensor, {place: layer.blocks.repeat_interleave(kernel).expand(stack, inputs)}
