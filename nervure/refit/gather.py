@@ -33,11 +33,13 @@ class GramPart:
         batch: the samples.
         held: whether they are left out of fits.
         view: 0 for the data, 1 for data of another kind.
+        ahead: reads what streams that end in these networks are to be; None: what the dense one makes of them.
     """
 
     batch: Batch
     held: bool
     view: int = 0
+    ahead: Callable[[], Tensor] | None = None
 
 
 @final
@@ -96,6 +98,8 @@ def gather(
             dice = _Dice(seed, number, positions)
             dense = _Pass(_dense_wants(wanted, streams), {came[name].tensor: name for name in norms}, dice)
             reference.watch(watch_dense, number, part.batch, dense.see)
+            if part.ahead is not None:
+                dense.replace_ends(part.ahead)
             mine = _Pass(_wants(wanted, streams), {name: name for name in norms}, dice, reads=True)
             model.watch(watch, number, part.batch, mine.see)
             _add(found, part, wanted, dense, mine, between)
@@ -142,9 +146,10 @@ def _wants(wanted: Sequence[Consumer], streams: Mapping[int, Key | None]) -> _Wa
 
 
 def _dense_wants(wanted: Sequence[Consumer], streams: Mapping[int, Key | None]) -> _Wants:
-    """A stream of the dense network counts where the next one that the smaller network has is added to it."""
+    """A stream of the dense network counts where the next use that the smaller one has is added, or at its end."""
     products = {r.key: (place, n) for place, c in enumerate(wanted) for n, r in enumerate(c.partners)}
-    after = {wanted[place].partners[0].key: (place, 0) for place, key in streams.items() if key is None}
+    partners = {place: wanted[place].partners[0] for place, key in streams.items() if key is None}
+    after = {partner.last or partner.key: (place, 0) for place, partner in partners.items()}
     before = {key: (place, 0) for place, key in streams.items() if key is not None}
     return _Wants(products, frozenset(products.values()) - {*after.values(), *before.values()}, after, before)
 
@@ -192,6 +197,12 @@ class _Pass:
                 self.norms[self._named[name]] = args[0].detach().clone()
         if len(self.y) == len(self._wants.products) and len(self.norms) == len(self._named):
             raise Enough
+
+    def replace_ends(self, ahead: Callable[[], Tensor]) -> None:
+        """Streams that nothing is added to count as they are farther ahead."""
+        for at in self._wants.after.values():
+            if at in self._laid:
+                self.y[at] = self._laid[at](ahead())
 
     def _keep(self, at: At, use: Operand, entry: Entry, args: tuple[Any, ...], out: Tensor) -> None:
         index, shape = self._dice.choose(at, entry, out), out.shape

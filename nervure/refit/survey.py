@@ -51,6 +51,7 @@ class LayerReading:
         joins: whether what it gives is added to a stream that only consumers before it have written to, through the
             batch norm that reads it where there is one.
         follower: the use that is added to this stream next; None: there is none.
+        last: the use that is added to this stream last, itself perhaps.
         reason: why it cannot be fitted; empty where it can.
     """
 
@@ -63,6 +64,7 @@ class LayerReading:
     is_alone: bool = False
     joins: bool = False
     follower: Key | None = None
+    last: Key | None = None
     reason: str = ""
 
 
@@ -156,6 +158,10 @@ class _Surveyor:
             if reading.joins:
                 reading.joins = is_affine if self._normed[reading.key] else not reading.norm
         self.found.norms = {name: level for name, level in self.found.norms.items() if self._runs[name] == 1}
+        lasts = dict[Key, Key]()
+        for reading in reversed(self.found.readings):
+            follower = reading.follower
+            reading.last = lasts[reading.key] = reading.key if follower is None else lasts.get(follower, follower)
         return self.found
 
     def _follow(self, watcher: Watcher) -> Follower:

@@ -79,6 +79,31 @@ def test_what_is_before_a_dropped_block_takes_over_from_it() -> None:
     assert before.freedom == "ridge"
 
 
+class Straight(nn.Module):
+    """A stream that three matrices are added to, one after the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.branches = nn.ModuleList(nn.Linear(8, 8) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for branch in self.branches:
+            x = x + branch(x)
+        return F.gelu(x)
+
+
+@pytest.mark.parametrize("gone", [(1,), (2,), (1, 2)])
+def test_what_is_dropped_to_the_end_of_a_stream_is_taken_over_as_well(gone: tuple[int, ...]) -> None:
+    """Matrices in a row are one matrix: what stays says all that the whole said, wherever the stream ends."""
+    model = Straight().double().eval()
+    pruned = prune(model, data()[:2].double(), Plan(tuple(Drop(f"branches.{n}") for n in gone)))
+    found = refit(pruned, [data().double()], reference=model, how=Refit(ridge=1e-9), progress=False).result
+    x = torch.randn(64, 3, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        torch.testing.assert_close(found.model(x), model(x), rtol=1e-6, atol=1e-6)
+
+
 class Written(nn.Module):
     """Three branches by name, which are no list: one that is dropped leaves zeros in its place."""
 
