@@ -10,6 +10,7 @@ from nervure.cli.options import Asked, NetworkChoice
 from nervure.cli.writing_recipes import HF, REFIT_WINDOWS, place_for
 from nervure.errors import ArgumentError
 from nervure.methods import METHODS
+from nervure.methods.blocks.depth import Depth
 from nervure.methods.lookup import find_method, options_of
 from nervure.recipe.text_windows import TEXT
 from nervure.refit import Refit
@@ -61,6 +62,7 @@ def prune_streamed(
     method = told["method"] if "method" in named else "Activation"
     knows = options_of(find_method(METHODS, method))
     usual: dict[str, Any] = {name: "uniform" for name in ("scope", "distribution") if name in knows}
+    usual |= {"granularity": "whole"} if find_method(METHODS, method) is Depth else {}
     settings = usual | dict(told["settings"])
     asked = asked if "budget" in named else replace(asked, budget="params")
     asked = asked.settle(method, settings)

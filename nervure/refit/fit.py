@@ -439,15 +439,17 @@ class _Refitter:
         dtype = named_tensors(self._model)[consumer.tensor].dtype
         if dtype == torch.float64 or fit.freedom in ("none", "bias"):
             return fit
-        change, slope = self._weights_after(consumer, fit).to(dtype).double(), self._slope(consumer)
-        change -= consumer.weight(self._model)
+        change, slope = self._weights_after(consumer, fit), self._slope(consumer)
+        # As the parameter holds them, in place.
+        change.copy_(change.to(dtype)).sub_(consumer.weight(self._model))
         # Nothing else holds the answer that is rounded: its memory is free here.
         fit = replace(fit, change=(change if slope is None else slope * change).transpose(1, 2))
         return _rounded(problem, fit)
 
     def _weights_after(self, consumer: Consumer, fit: Fit) -> Tensor:
         """Its matrix with the change, as the parameter holds it: without the norm behind it."""
-        found, slope, change = consumer.weight(self._model).double(), self._slope(consumer), fit.change.transpose(1, 2)
+        found = consumer.weight(self._model).to(torch.float64, copy=True)
+        slope, change = self._slope(consumer), fit.change.transpose(1, 2)
         found += change if slope is None else torch.where(slope == 0, 0, change / slope)
         return found
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from nervure.core.lazy_tensors import LazyTensors
 from nervure.errors import ArgumentError, DataError
 from nervure.graph.models import is_weightless, unwrap
 from nervure.graph.tape import named_tensors, names_of_tensors
@@ -102,13 +103,14 @@ def take_apart(
         raise ArgumentError(f"{type(pruned).__name__} is no pruned model. Give what prune returns, or a module.")
     steps = [*((step.graph, step.plan) for step in pruned.earlier), (pruned.graph, pruned.plan)]
     model = unwrap(pruned.model)
-    return model, steps, _by_first_names(model, {**pruned.masks, **(masks or {})})
+    return model, steps, _by_first_names(model, {**pruned.masks, **masks} if masks else pruned.masks)
 
 
-def _by_first_names(model: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _by_first_names(model: nn.Module, masks: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """Masks of tensors that several modules share by the names that the model tells them by."""
     firsts = {name: names[0] for names in names_of_tensors(model).values() for name in names}
-    return {firsts.get(name, name): mask for name, mask in masks.items()}
+    given = {firsts.get(name, name): name for name in masks}
+    return LazyTensors(given, lambda name: masks[given[name]])
 
 
 def require_weights(model: nn.Module, reference: nn.Module, steps: Sequence[tuple[Graph, Plan]]) -> None:

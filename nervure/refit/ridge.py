@@ -91,8 +91,9 @@ class Problem:
         A matrix of its own, which may be written to, laid out as factors are.
         """
         if self.seen.is_few:
-            x, _ = self.positions
-            found = x.mT @ x
+            found = self.seen.r.new_zeros(len(self.weight), *2 * self.weight.shape[2:])
+            for x, _ in self.seen.positions(is_centred=self.has_shift):
+                found.baddbmm_(x.mT, x)
         else:
             found = self.seen.xx.clone()
             if not self.has_shift:

@@ -149,7 +149,8 @@ class BlockRecorder:
         axis = 1 if is_kernel else added.ndim - 1
         maps = added.movedim(axis, 1).float()
         self.features[block.name].append((self._reduce(maps).cpu(), average_maps(maps).cpu()))
-        self.shifts[block.name].append(_shift(block, entered.float(), added.float(), axis).cpu())
+        made = shift_of(entered.float(), added.float(), axis, is_beside=block.kind == "dense")
+        self.shifts[block.name].append(made.cpu())
 
     def _answering(self, module: nn.Module, args: Any, output: Any) -> None:
         answer = answer_of(output, self._output or "").detach().float()
@@ -219,10 +220,18 @@ def _is_kernel(model: nn.Module, block: Block) -> bool:
     return any(p.ndim >= KERNEL_NDIM for name in block.modules for p in model.get_submodule(name).parameters())
 
 
-def _shift(block: Block, entered: Tensor, added: Tensor, axis: int) -> Tensor:
+def shift_of(entered: Tensor, added: Tensor, axis: int, *, is_beside: bool = False) -> Tensor:
+    """What a block does to each sample, [samples, 2]; see ``Stats.shifts``.
+
+    Args:
+        entered: what enters it.
+        added: what it adds to that.
+        axis: of the features.
+        is_beside: whether that stands beside what entered, as in a dense block.
+    """
     rows = len(added)
     size, growth = entered.reshape(rows, -1).norm(dim=1), added.reshape(rows, -1).norm(dim=1)
-    if block.kind == "dense":
+    if is_beside:
         # New channels stand beside the old: the old lie in the new at this angle.
         cosine = size / torch.hypot(size, growth).clamp_min(1e-30)
     elif entered.shape == added.shape:

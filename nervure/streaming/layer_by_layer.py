@@ -5,15 +5,18 @@ import gc
 import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, final
 
 import torch
+from torch import Tensor
 
 from nervure.core.files import contents, file_errors, is_there, remove, write_json
 from nervure.core.inputs import Inputs
+from nervure.core.lazy_tensors import LazyTensors
 from nervure.core.progress import track
 from nervure.errors import VerificationError
 from nervure.export.checking import difference
@@ -22,6 +25,7 @@ from nervure.export.pretrained import LOADED, cache_said_by, copy_beside, first_
 from nervure.graph.models import evaluating
 from nervure.graph.modes import disable_compile
 from nervure.graph.types import Graph
+from nervure.plan import Drop, Keep, Plan
 from nervure.prune import Pruned, trace_to_prune
 from nervure.refit import LayerFit, Refit
 from nervure.refit.activations import watchable
@@ -35,6 +39,7 @@ from nervure.streaming.layer_plans import LayerPlans, plan_of_layers
 from nervure.streaming.sharded_weights import LARGE, ShardedWeights, write_index, write_shard
 from nervure.streaming.stored_streams import DENSE, SMALL, STREAM_TASK, LayerAlone, Streams, read_stream, write_stream
 from nervure.streaming.streamed_run import PLAN, StreamedLayer, StreamedRun
+from nervure.surgery.drop import Pass, name_after
 
 Sides = Mapping[str, LayerAlone]
 
@@ -135,9 +140,10 @@ class LayerByLayer:
 
     def _require_whole(self) -> None:
         """Raise VerificationError where a shard is no longer what was written when its layer was done."""
-        for number, layer in enumerate(self.done()):
-            shard = self._shard(len(self._outside) + number)
-            path = self.run.draft / shard
+        for layer in self.done():
+            if layer.name in self._dropped:
+                continue
+            path = self.run.draft / self._shard_of(layer.name)
             if not is_there(path) or digest_of(path) != layer.digest:
                 raise VerificationError(
                     f"{str(path)!r} was damaged or removed since layer {layer.name!r} was done. Begin anew: fresh=True "
@@ -149,10 +155,16 @@ class LayerByLayer:
     def _layer(self, number: int) -> StreamedLayer:
         began, name = time.perf_counter(), self.model.layers[number]
         dense = LayerAlone(name, self.model.layer(number))
-        pruned, fits = self._refit(number, dense, self._prune(number, dense))
-        small, shard = _layer_in(pruned), self._shard(len(self._outside) + number)
+        if name in self._dropped:
+            self._advance(number, {DENSE: dense, SMALL: LayerAlone(name, Pass(), SMALL)})
+            before, plan = sum(p.numel() for p in dense.parameters()), Plan((self._dropped[name],)).to_json()
+            return StreamedLayer(name, before, 0, None, 0.0, (), plan, time.perf_counter() - began)
+        ahead = self._run_ahead(number, dense)
+        pruned, fits = self._refit(number, dense, self._prune(number, dense), ahead)
+        small, shard = _layer_in(pruned), self._shard_of(name)
         state = small.layer.state_dict().items()
-        write_shard(self.run.draft / shard, {self.model.aliases[f"{name}.{key}"]: tensor for key, tensor in state})
+        files = self._again.aliases
+        write_shard(self.run.draft / shard, {files[f"{self._renamed[name]}.{key}"]: tensor for key, tensor in state})
         apart = self._compare(number, small, shard)
         self._advance(number, {DENSE: dense, SMALL: small})
         before, after = (sum(p.numel() for p in one.parameters()) for one in (dense, small))
@@ -173,13 +185,33 @@ class LayerByLayer:
         )
         pruned = self.plans.prune(traced, self.model.layers[number])
         _layer_in(pruned).side = SMALL
-        return pruned
+        packed = {name: Keep.of(mask) for name, mask in pruned.masks.items()}
+        return replace(pruned, masks=LazyTensors(packed, lambda name: packed[name].tensor()))
 
-    def _refit(self, number: int, dense: LayerAlone, pruned: Pruned) -> tuple[Pruned, tuple[LayerFit, ...]]:
+    def _run_ahead(self, number: int, dense: LayerAlone) -> int:
+        """Run the dense network through the layers behind that leave: this one takes over what they did.
+
+        Returns:
+            The number of the layer whose stream it is fitted to give.
+        """
+        names = self.model.layers[number + 1 :]
+        leaving = [*takewhile(self._dropped.__contains__, names)]
+        if leaving and self.how is not None:
+            _run_watched(dense, self.streams["fitted"], number, DENSE)
+            for place, name in enumerate(leaving, number + 1):
+                _run_watched(LayerAlone(name, self.model.layer(place)), self.streams["fitted"], place, DENSE)
+        return number + 1 + len(leaving)
+
+    def _refit(self, number: int, dense: LayerAlone, pruned: Pruned, ahead: int) -> tuple[Pruned, tuple[LayerFit, ...]]:
         if self.how is None:
             return pruned, ()
-        each = self.streams["fitted"].batches(number)
-        parts = [GramPart(batch, held) for batch, held in zip(each, self.held, strict=True)]
+        streams = self.streams["fitted"]
+        parts = [
+            GramPart(batch, held, ahead=partial(read_stream, streams.path(ahead, DENSE, place)))
+            if ahead > number + 1
+            else GramPart(batch, held)
+            for place, (batch, held) in enumerate(zip(streams.batches(number), self.held, strict=True))
+        ]
         found = refit_on_parts(pruned, dense, parts, self.how)
         return found.result, found.layers
 
@@ -209,10 +241,24 @@ class LayerByLayer:
 
     @property
     def _shards(self) -> int:
-        return len(self._outside) + len(self.model.layers)
+        return len(self._outside) + len(self._renamed)
 
     def _shard(self, number: int) -> str:
         return f"model-{number + 1:05}-of-{self._shards:05}.safetensors"
+
+    def _shard_of(self, layer: str) -> str:
+        return self._shard(len(self._outside) + [*self._renamed].index(layer))
+
+    @cached_property
+    def _dropped(self) -> dict[str, Drop]:
+        """The layers that leave, by name."""
+        return {drop.block: drop for drop in self.plans.outline.drops}
+
+    @cached_property
+    def _renamed(self) -> dict[str, str]:
+        """What the layers that stay are called in the smaller model."""
+        renamed = name_after(self.graph, self.plans.outline)
+        return {name: new for name in self.model.layers if (new := renamed(name)) is not None}
 
     def _write_outside(self) -> None:
         for number, names in enumerate(self._outside):
@@ -226,13 +272,15 @@ class LayerByLayer:
         stock, dense = self.fitted.stock, self.model
         assert stock is not None
         shell, none = build_shell(type(stock), self.fitted.changed), ShardedWeights(self.run.draft, {}, {})
-        return HollowModel(stock, shell, dense.layers, none, dense.aliases, dense.dtype, dense.example)
+        renamed = name_after(self.graph, self.plans.outline)
+        aliases = {new: renamed(file) or file for name, file in dense.aliases.items() if (new := renamed(name))}
+        return HollowModel(stock, shell, (*self._renamed.values(),), none, aliases, dense.dtype, dense.example)
 
     def _compare(self, number: int, small: LayerAlone, shard: str) -> float:
         """Load a layer again as transformers builds it, and say how far it is from the one that was written."""
         weights = ShardedWeights.of_file(self.run.draft / shard)
         try:
-            loaded = self._again.with_weights(weights).layer(number)
+            loaded = self._again.with_weights(weights).layer([*self._renamed].index(small.place))
         except (RuntimeError, KeyError) as error:
             raise VerificationError(
                 f"{shard}, loaded again, does not fit {small.place!r} as the new config builds it: {error}."
@@ -244,16 +292,39 @@ class LayerByLayer:
                 example.feed(small), example.feed(again), f"{small.place!r}, loaded again from {shard}"
             )
 
+    def _compare_calls(self, again: HollowModel) -> None:
+        """The layers that stay are called as they were before others left; raises VerificationError."""
+        calls, (before, *_) = again.calls(self.model.example)[1], self.streams["example"].calls
+        kept = [call for name, call in zip(self.model.layers, before, strict=True) if name in self._renamed]
+        for name, old, new in zip(again.layers, kept, calls, strict=True):
+            other = [key for key in old.keys() | new.keys() if not _is_alike(old.get(key), new.get(key))]
+            if other:
+                raise VerificationError(
+                    f"transformers gives {name!r} another {sorted(other)[0]!r} once layers before it have left: the "
+                    "config says by number what layers do. Drop others, or prune the model in memory."
+                )
+
     def _compare_ends(self, weights: ShardedWeights) -> None:
         """All tensors are there, and no others; behind the layers, the logits are those of the dense head."""
         again = self._again
         aliases = names_in_files(again.whole, weights)
         if extra := sorted(weights.files.keys() - {*aliases.values()}):
             raise VerificationError(f"the folder holds {len(extra)} tensors that its model lacks, first {extra[0]!r}.")
+        if self._dropped:
+            self._compare_calls(again.with_weights(weights))
         stream = read_stream(self.streams["example"].path(len(self.model.layers), SMALL, 0))
         expected = first_output(self.model.answer(self.model.example, stream))
         found = first_output(again.with_weights(weights).answer(self.model.example, stream))
         _require_alike(expected, found, "what is behind the layers, loaded again,")
+
+
+def _is_alike(one: Any, other: Any) -> bool:
+    """Whether layers are given the same."""
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return one.shape == other.shape and torch.equal(one, other)
+    if isinstance(one, tuple | list) and isinstance(other, tuple | list):
+        return len(one) == len(other) and all(map(_is_alike, one, other))
+    return type(one) is type(other) and (isinstance(one, Tensor) or one == other)
 
 
 def _layer_in(pruned: Pruned) -> LayerAlone:
@@ -269,16 +340,22 @@ def digest_of(path: Path) -> str:
 
 def _run_plain(model: LayerAlone, streams: Streams, number: int, side: str) -> None:
     with evaluating(model), disable_compile():
-        for place, batch in enumerate(streams.batches(number)):
+        for place, batch in _to_run(streams, number, side):
             write_stream(streams.path(number + 1, side, place), batch.feed(model))
 
 
 def _run_watched(model: LayerAlone, streams: Streams, number: int, side: str) -> None:
     replay = Replay(model)
     with watchable(model) as watch:
-        for place, batch in enumerate(streams.batches(number)):
+        for place, batch in _to_run(streams, number, side):
             write_stream(streams.path(number + 1, side, place), replay.run(place, batch))
             watch.put_back()
+
+
+def _to_run(streams: Streams, number: int, side: str) -> list[tuple[int, Batch]]:
+    """The batches that a layer has to run on: the dense network may have been there already."""
+    each = enumerate(streams.batches(number))
+    return [(place, b) for place, b in each if side == SMALL or not streams.path(number + 1, side, place).exists()]
 
 
 def _require_alike(expected: Any, found: Any, what: str) -> float:

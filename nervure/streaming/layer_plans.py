@@ -1,12 +1,12 @@
 """What becomes of each layer: as many units leave as in all others, it is masked by itself, or a plan says it."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, TypeAlias, final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nervure.budget.allocate import top
 from nervure.budget.kinds import is_timed
@@ -14,14 +14,16 @@ from nervure.core.check import nearest
 from nervure.errors import ArgumentError, PlanError
 from nervure.export.unsaid import pin_unsaid
 from nervure.graph.trace import matches
-from nervure.graph.types import Graph
+from nervure.graph.types import Block, Graph
 from nervure.methods.base import Method, View
+from nervure.methods.blocks.depth import Depth
 from nervure.methods.channels.timed import cut_lowest
 from nervure.methods.channels.yardsticks import UnitRanking
 from nervure.methods.masks.magnitude_masks import MagnitudeMasks
 from nervure.methods.masks.wanda import Wanda
-from nervure.plan import Cut, Edit, Keep, Mask, Plan
+from nervure.plan import Cut, Drop, Edit, Keep, Mask, Plan
 from nervure.prune import Pruned, PruneInputs, Traced
+from nervure.stats.evidence import Stats
 
 HEARD = frozenset({"activations", "readings"})
 """Evidence that a layer gives by itself."""
@@ -136,7 +138,12 @@ class GivenPlan:
 
 
 def plans_for(
-    asked: Method | Plan, whole: nn.Module, graph: Graph, layers: Sequence[str], parts: Iterable[str]
+    asked: Method | Plan,
+    whole: nn.Module,
+    graph: Graph,
+    layers: Sequence[str],
+    parts: Iterable[str],
+    shifts: Mapping[str, Tensor] | None = None,
 ) -> LayerPlans:
     """What becomes of each layer of a model.
 
@@ -146,6 +153,7 @@ def plans_for(
         graph: its graph.
         layers: the names of its layers.
         parts: which parts of layers may lose units.
+        shifts: what each layer does to samples, as ``Stats.shifts`` says it; None: not known yet, sizes are the same.
 
     Raises:
         ArgumentError: the method needs what no layer tells by itself.
@@ -157,6 +165,8 @@ def plans_for(
     if isinstance(asked, MagnitudeMasks | Wanda):
         return LayerMasks(_require_dense(asked, whole))
     require_by_layer(asked)
+    if isinstance(asked, Depth):
+        return GivenPlan(_drops(asked, graph, layers, shifts))
     assert isinstance(asked, UnitRanking)
     return UniformCuts(asked, _outline(asked, pin_unsaid(whole, graph, [*parts]), layers))
 
@@ -170,17 +180,57 @@ def require_by_layer(asked: Method | Plan) -> None:
             )
     elif isinstance(asked, UnitRanking) and asked.wants <= HEARD:
         _require_uniform(asked)
+    elif isinstance(asked, Depth):
+        _require_whole_layers(asked)
     elif not isinstance(asked, Plan):
         raise ArgumentError(
             f"{asked!r} needs more than one layer at a time: a loss, or all layers at once. Methods that score the "
-            "units of a layer by itself (Magnitude, Activation, FPGM, Ranking), MagnitudeMasks, Wanda and a Plan can "
-            "be streamed."
+            "units of a layer by itself (Magnitude, Activation, FPGM, Ranking), MagnitudeMasks, Wanda, Depth and a "
+            "Plan can be streamed."
         )
 
 
 def reads_data(asked: Method | Plan) -> bool:
     """Whether a method looks at data."""
-    return isinstance(asked, Wanda) or (isinstance(asked, UnitRanking) and bool(asked.wants))
+    return isinstance(asked, Wanda) or (isinstance(asked, UnitRanking | Depth) and bool(asked.wants))
+
+
+def takes_two_passes(asked: Method | Plan) -> bool:
+    """Whether layers are looked at before it is known what becomes of any."""
+    return isinstance(asked, Depth) and bool(asked.wants)
+
+
+def layers_as_elements(graph: Graph, layers: Sequence[str]) -> Graph:
+    """The graph in which whole layers can be taken out of their list: without weights that is not tried.
+
+    What is written is loaded again, layer by layer, and called as before; where that gives something else, it is told.
+    """
+    return replace(
+        graph,
+        blocks=tuple(replace(b, element=b.name) if _is_layer(b, layers) else b for b in graph.blocks),
+    )
+
+
+def _is_layer(block: Block, layers: Sequence[str]) -> bool:
+    return block.kind == "module" and block.modules == (block.name,) and block.name in layers
+
+
+def _require_whole_layers(method: Depth) -> None:
+    if method.score == "cka" or method.tolerance is not None or method.stages > 1 or is_timed(method.budget):
+        raise ArgumentError(
+            f"{method!r} runs the whole model again without some of its layers. Give score='influence', 'branch' or "
+            "'random', one stage, and keep= (of params, macs or blocks) or drop=."
+        )
+    if method.granularity != "whole":
+        raise ArgumentError(f"{method!r} drops halves of layers, which no config says. Give granularity='whole'.")
+
+
+def _drops(method: Depth, graph: Graph, layers: Sequence[str], shifts: Mapping[str, Tensor] | None) -> Plan:
+    """The layers that leave."""
+    whole = replace(graph, blocks=tuple(block for block in graph.blocks if _is_layer(block, layers)))
+    known = {name: torch.zeros(1, 2) for name in layers} if shifts is None else shifts
+    plan = method.plan(View(whole, {}, Stats(shifts=known, want=frozenset({"blocks"}))))
+    return _require_in_layers(plan, graph, layers)
 
 
 def _require_uniform(method: Any) -> None:
@@ -212,13 +262,21 @@ def _require_dense(method: MagnitudeMasks | Wanda, whole: nn.Module) -> Magnitud
 def _require_in_layers(plan: Plan, graph: Graph, layers: Sequence[str]) -> Plan:
     if not plan:
         raise PlanError("this plan has no edits: there is nothing to do.")
+    whole = {block.name: block for block in graph.blocks if _is_layer(block, layers)}
+    if len(plan.drops) >= len(layers):
+        raise PlanError(f"this plan drops all {len(layers)} layers. Leave one at least.")
     for edit in plan:
-        if not isinstance(edit, Cut | Mask):
-            raise PlanError(f"{edit!r} is no cut and no mask of one layer. Load the model, and prune it in memory.")
+        if not isinstance(edit, Cut | Mask | Drop):
+            raise PlanError(
+                f"{edit!r} is no cut, no mask and no whole layer that leaves. Load the model, and prune it in memory."
+            )
         name = _name_of(edit)
-        known = graph.tensors if isinstance(edit, Mask) else {group.name: group for group in graph.groups}
+        known = whole if isinstance(edit, Drop) else graph.tensors if isinstance(edit, Mask) else {
+            group.name: group for group in graph.groups
+        }  # fmt: skip
         if name not in known:
-            raise PlanError(f"this plan edits {name!r}, and the model has none of that name.{nearest(name, [*known])}")
+            what = "which is no whole layer" if isinstance(edit, Drop) else "and the model has none of that name"
+            raise PlanError(f"this plan edits {name!r}, {what}.{nearest(name, [*known])}")
         if not any(_lies_in(name, layer) for layer in layers):
             raise PlanError(f"this plan edits {name!r}, which is in no layer. Leave it out: it stays when streamed.")
     double = [name for name, n in Counter(map(_name_of, plan)).items() if n > 1]
@@ -229,11 +287,19 @@ def _require_in_layers(plan: Plan, graph: Graph, layers: Sequence[str]) -> Plan:
 
 
 def _name_of(edit: Edit) -> str:
-    return edit.group if isinstance(edit, Cut) else edit.tensor if isinstance(edit, Mask) else ""
+    match edit:
+        case Cut():
+            return edit.group
+        case Mask():
+            return edit.tensor
+        case Drop():
+            return edit.block
+        case _:
+            return ""
 
 
 def _lies_in(name: str, layer: str) -> bool:
-    return name.startswith(f"{layer}.")
+    return f"{name}.".startswith(f"{layer}.")
 
 
 def _only(graph: Graph, names: Iterable[str]) -> Graph:

@@ -30,9 +30,18 @@ from nervure.plan import Plan
 from nervure.refit import Refit
 from nervure.stats.loaders import Batch, leaves_of
 from nervure.stats.measure import batches_digest
+from nervure.streaming.first_pass import FirstPass
 from nervure.streaming.hollow_model import HollowModel, read_config
 from nervure.streaming.layer_by_layer import LayerByLayer
-from nervure.streaming.layer_plans import Part, plan_of_layers, plans_for, reads_data, require_by_layer
+from nervure.streaming.layer_plans import (
+    Part,
+    layers_as_elements,
+    plan_of_layers,
+    plans_for,
+    reads_data,
+    require_by_layer,
+    takes_two_passes,
+)
 from nervure.streaming.sharded_weights import ShardedWeights
 from nervure.streaming.streamed_run import StreamedLayer, StreamedRun
 from nervure.surgery import apply
@@ -98,6 +107,8 @@ def prune_folder(
     weights, loaded again and compared. In memory are one layer and one batch of what flows between layers; the rest of
     that is on the disk, in the folder ``out`` and ``-run``. What is outside of the layers stays as it is.
 
+    Whole layers leave in two passes: the first looks at what each layer does, and the second does the rest.
+
     The same call goes on behind the last layer that was done, however it was stopped, and gives the same bits. It is
     work for one process: in a process group one calls it, and the others wait for the folder.
 
@@ -106,7 +117,8 @@ def prune_folder(
         out: the folder to be written; it must not be there, or be empty.
         method: a ranking of units with ``scope="uniform"`` (``Magnitude``, ``Activation``, ...): each layer keeps the
             same number of units, so many that the whole model is within its budget; or ``MagnitudeMasks`` or ``Wanda``
-            with ``distribution="uniform"``; or a plan of cuts and masks for the graph of the whole model.
+            with ``distribution="uniform"``; or ``Depth`` with ``granularity="whole"``, which drops layers; or a plan of
+            cuts, masks and layers to drop for the graph of the whole model.
         data: batches of tokens, [windows, tokens] or ``{"input_ids": ...}``, where methods measure and for the refit.
         refit: fit what stays of each layer, see :func:`nervure.refit`; True, or the choices. No ``steps``.
         parts: of layers that may lose units: ``"ffn"``, ``"heads"``.
@@ -149,9 +161,15 @@ def prune_folder(
     if not is_done:
         _require_new(target)
         run.require_place(fresh=fresh)
-    work = _outline(HollowModel.of(kind, config, weights, _example_of(tokens)), method, parts, run, how, seed)
+    model = HollowModel.of(kind, config, weights, _example_of(tokens))
+    first = FirstPass(model, run) if takes_two_passes(method) else None
+    known = first.shifts if first is not None and is_done else None
+    work = _outline(model, method, parts, run, how, seed, known)
     if not is_done:
         with run.begun(fresh=fresh), _each_once():
+            if first is not None:
+                first.go(tokens, progress=progress)
+                work = _outline(model, method, parts, run, how, seed, first.shifts)
             work.prepare(tokens if work.plans.reads else [], tokens if how is not None else [])
             work.go(progress, tell)
             work.finish(source, target)
@@ -169,11 +187,17 @@ def _require_new(target: Path) -> None:
 
 
 def _outline(
-    model: HollowModel, method: Method | Plan, parts: Iterable[str], run: StreamedRun, how: Refit | None, seed: int
+    model: HollowModel,
+    method: Method | Plan,
+    parts: Iterable[str],
+    run: StreamedRun,
+    how: Refit | None,
+    seed: int,
+    shifts: Mapping[str, Tensor] | None,
 ) -> LayerByLayer:
     """What is to be done, as far as sizes say it; raises where it cannot be done."""
-    graph = trace(model.whole, dict(model.example.raw))
-    plans = plans_for(method, model.whole, graph, model.layers, parts)
+    graph = layers_as_elements(trace(model.whole, dict(model.example.raw)), model.layers)
+    plans = plans_for(method, model.whole, graph, model.layers, parts, shifts)
     return LayerByLayer(model, graph, plans, _fit_config(model.whole, graph, plans.outline), run, how, seed)
 
 

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from functools import reduce
 from typing import assert_never
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from nervure.core.check import checked
 from nervure.core.collectives import require_unsharded
+from nervure.core.lazy_tensors import LazyTensors
 from nervure.core.tensors import has_shape_only
 from nervure.errors import NervureWarning, PlanError
 from nervure.graph.declared import untrue
@@ -251,19 +253,24 @@ def masks_after(graph: Graph, plan: Plan) -> dict[str, Tensor]:
     """The masks of ``plan``, those of links included, by the names and in the shapes that parameters have after it."""
     keeps, renamed = keeps_of(graph, plan), name_after(graph, plan)
     gone = dropped_prefixes(graph, plan)
-    masks = _masks(graph, plan, keeps) | wire_masks(graph, plan, keeps)
+    masks = {**_masks(graph, plan, keeps), **wire_masks(graph, plan, keeps)}
     stay = {renamed(old): mask for old, mask in masks.items() if not old.startswith(gone)}
     return {name: mask for name, mask in stay.items() if name is not None}
 
 
-def _masks(graph: Graph, plan: Plan, keeps: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
-    masks: dict[str, Tensor] = {}
+def _masks(graph: Graph, plan: Plan, keeps: Mapping[str, np.ndarray]) -> LazyTensors:
+    """The masks of a plan, as their tensors are after its cuts; each is unpacked where it is asked for."""
+    edits = dict[str, list[Mask]]()
     for edit in plan.masks:
         if edit.tensor not in graph.tensors:
             raise PlanError(f"mask of {edit.tensor!r}: the model has no such tensor.")
         shape = tuple(graph.axes[a].size for a in graph.tensors[edit.tensor])
         if edit.keep.shape != shape:
             raise PlanError(f"mask of {edit.tensor!r}: keep has shape {edit.keep.shape}, the tensor {shape}.")
-        keep = slice_tensor(edit.keep.tensor(), kept_positions(graph, keeps, edit.tensor))
-        masks[edit.tensor] = masks[edit.tensor] & keep if edit.tensor in masks else keep
-    return masks
+        edits.setdefault(edit.tensor, []).append(edit)
+
+    def make(name: str) -> Tensor:
+        each = (slice_tensor(edit.keep.tensor(), kept_positions(graph, keeps, name)) for edit in edits[name])
+        return reduce(torch.logical_and, each)
+
+    return LazyTensors(edits, make)

@@ -1,5 +1,6 @@
 """A folder pruned layer by layer holds the bits that the same work in memory gives, however often it was stopped."""
 
+import importlib
 import json
 import os
 import shutil
@@ -20,6 +21,7 @@ import nervure.streaming.layer_by_layer as work
 from nervure import (
     Activation,
     Cut,
+    Depth,
     Drop,
     Keep,
     Magnitude,
@@ -31,8 +33,10 @@ from nervure import (
     prune,
     prune_folder,
 )
-from nervure.errors import ArgumentError, DataError, FileError, NervureError, PlanError, VerificationError
-from nervure.streaming import StreamedFolder
+from nervure.errors import ArgumentError, BudgetError, DataError, FileError, NervureError, PlanError, VerificationError
+from nervure.streaming import StreamedFolder, first_pass
+
+prune_module = importlib.import_module("nervure.streaming.prune_folder")
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 LAYERS = 2
@@ -300,7 +304,6 @@ WRONG: dict[str, tuple[dict[str, Any], type[NervureError], str]] = {
     "unknown tokens": ({"data": [torch.full((4, 12), 60)]}, DataError, "the model knows 0 to 59"),
     "no batches of them": ({"data": ["text"]}, DataError, "give tokens"),
     "an unknown group": ({"method": Plan((Cut("layers.9", Keep.of([True])),))}, PlanError, "none of that name"),
-    "whole layers": ({"method": Plan((Drop("model.layers.1"),))}, PlanError, "no cut and no mask"),
     "nothing": ({"method": Plan()}, PlanError, "nothing to do"),
     "the head": (
         {"method": Plan((Mask("lm_head.weight", Keep.of(torch.ones(60, 16, dtype=torch.bool))),))},
@@ -423,3 +426,113 @@ def test_a_shard_that_is_not_what_was_meant_is_found(
     with pytest.raises(VerificationError, match=r"'model.layers.0', loaded again from .* computes something else"):
         go(dense, tmp_path / "small", refit=False)
     assert not (tmp_path / "small").exists()
+
+
+# -- whole layers leave --------------------------------------------------------------------------------------------
+
+DEEP = {"num_hidden_layers": 5}
+DEPTH = Depth(drop=2, granularity="whole")
+
+
+@pytest.fixture(scope="module")
+def deep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five layers, of which the second and the fourth do least."""
+    folder = tmp_path_factory.mktemp("deep") / "llama"
+    model = build(**DEEP)
+    with torch.no_grad():
+        for number, share in ((1, 0.2), (3, 0.1)):
+            layer = model.model.layers[number]
+            layer.mlp.down_proj.weight *= share
+            layer.self_attn.o_proj.weight *= share
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("refit", [FIT, False])
+def test_layers_that_leave_are_those_of_the_work_in_memory(deep: Path, tmp_path: Path, refit: Any) -> None:
+    found = go(deep, tmp_path / "small", DEPTH, refit=refit)
+    in_memory = prune(load(deep), EXAMPLE, DEPTH, data=DATA, refit=refit, progress=False)
+    assert {*found.plan.edits} == {*in_memory.plan.edits} == {Drop("model.layers.1"), Drop("model.layers.3")}
+    assert found.plan.reached["scores"] == pytest.approx(in_memory.plan.reached["scores"], rel=1e-4)
+    assert found.config["num_hidden_layers"] == (5, 3)
+    assert_same(load(tmp_path / "small").state_dict(), in_memory.model.state_dict())
+    assert found.difference == 0
+    assert [layer.after > 0 for layer in found.layers] == [True, False, True, False, True]
+    assert len([*(tmp_path / "small").glob("*.safetensors")]) == 4
+
+
+def test_a_plan_may_drop_layers_and_cut_those_that_stay(deep: Path, tmp_path: Path) -> None:
+    keep = Keep.of(torch.arange(24) % 4 > 0)
+    cuts = tuple(Cut(f"model.layers.{n}.mlp.gate_proj", keep) for n in (0, 2, 3, 4))
+    plan = Plan((Drop("model.layers.1"), *cuts))
+    found = go(deep, tmp_path / "small", plan)
+    in_memory = prune(load(deep), EXAMPLE, plan, data=DATA, refit=FIT, progress=False)
+    assert found.config["num_hidden_layers"] == (5, 4)
+    assert found.config["intermediate_size"] == (24, 18)
+    assert_same(load(tmp_path / "small").state_dict(), in_memory.model.state_dict())
+
+
+def test_stopped_in_either_pass_it_goes_on_to_the_same_bits(
+    deep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go(deep, tmp_path / "whole", DEPTH)
+    places = [(first_pass, "write_stream", 3), (first_pass, "write_json", 2), (work, "write_shard", 2)]
+    for module, name, after in places:
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, stopping(getattr(module, name), after))
+            with pytest.raises(Stop):
+                go(deep, tmp_path / "small", DEPTH)
+    monkeypatch.setattr(first_pass, "write_json", stopping(first_pass.write_json, 0))
+    first = go(deep, tmp_path / "small", DEPTH)
+    assert_same(states(tmp_path / "small"), states(tmp_path / "whole"))
+    again = go(deep, tmp_path / "small", DEPTH)
+    assert (again.plan, again.layers, again.config) == (first.plan, first.layers, first.config)
+
+
+@pytest.mark.parametrize("dropped", [0, 1])
+def test_layers_that_differ_by_their_number_keep_what_they_do(tmp_path: Path, dropped: int) -> None:
+    """Every second layer looks at a window alone: the list in the config loses what the layers lose."""
+    more = {"head_dim": 4, "sliding_window": 6, "layer_types": ["sliding_attention", "full_attention"] * 2}
+    build("Gemma3ForCausalLM", **DEEP | {"num_hidden_layers": 4}, **more).save_pretrained(tmp_path / "dense")
+    found = go(tmp_path / "dense", tmp_path / "small", Plan((Drop(f"model.layers.{dropped}"),)), refit=False)
+    left = [kind for number, kind in enumerate(more["layer_types"]) if number != dropped]
+    assert json.loads((tmp_path / "small" / "config.json").read_text())["layer_types"] == left
+    assert found.difference == 0
+    whole = prune(load(tmp_path / "dense"), EXAMPLE, found.plan, progress=False).model
+    with torch.no_grad():
+        assert torch.equal(whole(**DATA[0]).logits, load(tmp_path / "small")(**DATA[0]).logits)
+
+
+def test_layers_that_the_smaller_model_would_call_otherwise_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    more = {"head_dim": 4, "sliding_window": 6, "layer_types": ["sliding_attention", "full_attention"]}
+    build("Gemma3ForCausalLM", **more).save_pretrained(tmp_path / "dense")
+    real = prune_module.fit_config
+
+    def forgetful(model: Any) -> Any:
+        found = real(model)
+        found.changed.layer_types = more["layer_types"][:1]
+        return found
+
+    monkeypatch.setattr(prune_module, "fit_config", forgetful)
+    with pytest.raises(VerificationError, match=r"'model.layers.0' another 'attention_mask'"):
+        go(tmp_path / "dense", tmp_path / "small", Plan((Drop("model.layers.0"),)), refit=False)
+    assert not (tmp_path / "small").exists()
+
+
+DEPTHS: dict[str, tuple[Any, type[NervureError], str]] = {
+    "halves": (Depth(drop=1), ArgumentError, "granularity='whole'"),
+    "the whole model again": (Depth(drop=1, granularity="whole", score="cka"), ArgumentError, "runs the whole model"),
+    "more than there are": (Depth(drop=6, granularity="whole"), BudgetError, "only 5 blocks"),
+    "all": (Depth(drop=5, granularity="whole"), PlanError, "drops all 5 layers"),
+    "half a layer": (Plan((Drop("model.layers.1.mlp"),)), PlanError, "which is no whole layer"),
+}
+
+
+@pytest.mark.parametrize("case", DEPTHS)
+def test_what_no_layer_says_is_refused_before_any_work(deep: Path, tmp_path: Path, case: str) -> None:
+    method, error, words = DEPTHS[case]
+    with pytest.raises(error, match=words):
+        go(deep, tmp_path / "small", method)
+    assert [*tmp_path.iterdir()] == []

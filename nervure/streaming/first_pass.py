@@ -1,0 +1,92 @@
+"""The first of two passes, where whole layers leave: what each layer of the dense model does to its samples."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from nervure.core.files import is_there, read_json, remove, require_folder, write_json
+from nervure.core.progress import track
+from nervure.errors import DataError
+from nervure.graph.models import evaluating
+from nervure.graph.modes import disable_compile
+from nervure.stats.block_outputs import shift_of
+from nervure.stats.loaders import batches
+from nervure.streaming.hollow_model import HollowModel, Interned
+from nervure.streaming.stored_streams import DENSE, STREAM, LayerAlone, Streams, write_stream
+from nervure.streaming.streamed_run import StreamedRun
+
+SHIFTS = "shifts"
+
+
+@final
+class FirstPass:
+    """Runs the dense model layer by layer, and writes down what each layer does; what was stopped goes on.
+
+    Args:
+        model: the dense model.
+        run: the folder of the run.
+    """
+
+    def __init__(self, model: HollowModel, run: StreamedRun) -> None:
+        self._model, self._run = model, run
+
+    @property
+    def shifts(self) -> Mapping[str, Tensor]:
+        """What is known by now: for each layer [samples, 2], as in ``Stats.shifts``."""
+        found = dict[str, Tensor]()
+        for number, name in enumerate(self._model.layers):
+            if not is_there(self._record(number)):
+                break
+            found[name] = torch.tensor(read_json(self._record(number), "what a layer does")[SHIFTS])
+        return found
+
+    def go(self, tokens: Sequence[Any], *, progress: bool) -> None:
+        """Do all layers that are not done.
+
+        Args:
+            tokens: the batches that are looked at.
+            progress: whether progress is shown.
+
+        Raises:
+            DataError: what a layer gives is not finite.
+        """
+        count, first = len(self._model.layers), len(self.shifts)
+        if first == count:
+            return
+        require_folder(self._record(0).parent)
+        streams = self._begin(tokens, is_new=not first)
+        for number in track(range(first, count), "looking at layers", count - first, enabled=progress):
+            write_json(self._record(number), {SHIFTS: self._look(streams, number).tolist()})
+            remove(streams.path(number, DENSE, 0).parent)
+        remove(streams.folder)
+
+    def _begin(self, tokens: Sequence[Any], *, is_new: bool) -> Streams:
+        """How layers are called, and, where none is done, what enters the first."""
+        whole, interned = sum(len(raw["input_ids"]) for raw in tokens), Interned()
+        each = [*batches(tokens, whole, labelled=False)]
+        found = Streams(self._run.streams / "looked_at", (DENSE,), [], [batch.size for batch in each])
+        with self._model.filled():
+            for number, batch in enumerate(each):
+                stream, calls = self._model.calls(batch)
+                found.calls.append([interned.call(call) for call in calls])
+                if is_new:
+                    write_stream(found.path(0, DENSE, number), stream)
+        return found
+
+    def _look(self, streams: Streams, number: int) -> Tensor:
+        name, made = self._model.layers[number], list[Tensor]()
+        layer = LayerAlone(name, self._model.layer(number))
+        with evaluating(layer), disable_compile(), torch.no_grad():
+            for place, batch in enumerate(streams.batches(number)):
+                entered, left = batch.raw.load(DENSE)[STREAM], batch.feed(layer)
+                if not bool(torch.isfinite(left).all()):
+                    raise DataError(f"what {name!r} gives is NaN or infinite. The model or the data are broken.")
+                made.append(shift_of(entered.float(), (left - entered).float(), left.ndim - 1))
+                write_stream(streams.path(number + 1, DENSE, place), left)
+        return torch.cat(made)
+
+    def _record(self, number: int) -> Path:
+        return self._run.folder / SHIFTS / f"{number:04}.json"
