@@ -157,20 +157,32 @@ class LayerByLayer:
         dense = LayerAlone(name, self.model.layer(number))
         if name in self._dropped:
             self._advance(number, {DENSE: dense, SMALL: LayerAlone(name, Pass(), SMALL)})
-            before, plan = sum(p.numel() for p in dense.parameters()), Plan((self._dropped[name],)).to_json()
-            return StreamedLayer(name, before, 0, None, 0.0, (), plan, time.perf_counter() - began)
-        ahead = self._run_ahead(number, dense)
-        pruned, fits = self._refit(number, dense, self._prune(number, dense), ahead)
-        small, shard = _layer_in(pruned), self._shard_of(name)
+            before, gone = sum(p.numel() for p in dense.parameters()), Plan((self._dropped[name],)).to_json()
+            return StreamedLayer(name, before, 0, None, 0.0, (), gone, time.perf_counter() - began)
+        small, plan, verification, fits = self._make(number, dense)
+        shard = self._shard_of(name)
         state = small.layer.state_dict().items()
         files = self._again.aliases
         write_shard(self.run.draft / shard, {files[f"{self._renamed[name]}.{key}"]: tensor for key, tensor in state})
         apart = self._compare(number, small, shard)
         self._advance(number, {DENSE: dense, SMALL: small})
         before, after = (sum(p.numel() for p in one.parameters()) for one in (dense, small))
-        plan, seconds = pruned.plan.to_json(), time.perf_counter() - began
-        digest = digest_of(self.run.draft / shard)
-        return StreamedLayer(name, before, after, pruned.verification, apart, fits, plan, seconds, digest)
+        digest, seconds = digest_of(self.run.draft / shard), time.perf_counter() - began
+        return StreamedLayer(name, before, after, verification, apart, fits, plan.to_json(), seconds, digest)
+
+    def _make(self, number: int, dense: LayerAlone) -> tuple[LayerAlone, Plan, float | None, tuple[LayerFit, ...]]:
+        """A layer that stays as it is to be; what was done, how it was verified and fitted."""
+        if self._is_left_alone(number):
+            return LayerAlone(dense.place, dense.layer, SMALL), Plan(), None, ()
+        ahead = self._run_ahead(number, dense)
+        pruned, fits = self._refit(number, dense, self._prune(number, dense), ahead)
+        return _layer_in(pruned), pruned.plan, pruned.verification, fits
+
+    def _is_left_alone(self, number: int) -> bool:
+        """Whether a layer stays as it is: none before it is edited, and none leaves behind it."""
+        names = self.model.layers
+        behind = names[number + 1 : number + 2]
+        return not any(map(self.plans.edits, names[: number + 1])) and self._dropped.keys().isdisjoint(behind)
 
     def _prune(self, number: int, dense: LayerAlone) -> Pruned:
         (example,) = self.streams["example"].batches(number)

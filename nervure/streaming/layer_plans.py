@@ -45,6 +45,10 @@ class LayerPlans(Protocol):
         """Whether data are needed to decide."""
         ...
 
+    def edits(self, layer: str) -> bool:
+        """Whether anything of a layer leaves, or all of it."""
+        ...
+
     def prune(self, traced: Traced, layer: str) -> Pruned:
         """A layer as it is to be, verified; raises VerificationError where it computes something else."""
         ...
@@ -67,6 +71,10 @@ class UniformCuts:
     def reads(self) -> bool:
         """Whether data are needed to decide."""
         return bool(self.method.wants)
+
+    def edits(self, layer: str) -> bool:
+        """See :class:`LayerPlans`."""
+        return any(_lies_in(cut.group, layer) for cut in self.outline.cuts)
 
     def prune(self, traced: Traced, layer: str) -> Pruned:
         """See :class:`LayerPlans`."""
@@ -106,6 +114,10 @@ class LayerMasks:
         """Whether data are needed to decide."""
         return isinstance(self.method, Wanda)
 
+    def edits(self, layer: str) -> bool:
+        """See :class:`LayerPlans`."""
+        return True
+
     def prune(self, traced: Traced, layer: str) -> Pruned:
         """See :class:`LayerPlans`."""
         names = [*traced.view.weights, *(name for name, _ in traced.model.named_modules())]
@@ -129,6 +141,10 @@ class GivenPlan:
     def reads(self) -> bool:
         """What leaves is settled."""
         return False
+
+    def edits(self, layer: str) -> bool:
+        """See :class:`LayerPlans`."""
+        return any(_lies_in(_name_of(edit), layer) for edit in self.outline)
 
     def prune(self, traced: Traced, layer: str) -> Pruned:
         """See :class:`LayerPlans`."""

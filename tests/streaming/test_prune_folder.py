@@ -461,6 +461,14 @@ def test_layers_that_leave_are_those_of_the_work_in_memory(deep: Path, tmp_path:
     assert len([*(tmp_path / "small").glob("*.safetensors")]) == 4
 
 
+def test_layers_before_all_edits_are_passed_through(deep: Path, tmp_path: Path) -> None:
+    plan = Plan((Drop("model.layers.2"), Drop("model.layers.3")))
+    found = go(deep, tmp_path / "small", plan)
+    in_memory = prune(load(deep), EXAMPLE, plan, data=DATA, refit=FIT, progress=False)
+    assert_same(load(tmp_path / "small").state_dict(), in_memory.model.state_dict())
+    assert [len(layer.fits) > 0 for layer in found.layers] == [False, True, False, False, True]
+
+
 def test_a_plan_may_drop_layers_and_cut_those_that_stay(deep: Path, tmp_path: Path) -> None:
     keep = Keep.of(torch.arange(24) % 4 > 0)
     cuts = tuple(Cut(f"model.layers.{n}.mlp.gate_proj", keep) for n in (0, 2, 3, 4))

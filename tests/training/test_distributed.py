@@ -393,6 +393,35 @@ def training_in_shards_is_training_the_whole(rank: int, folder: Path) -> None:
 
 
 @law
+def tensor_parallel_shards_hold_masks_and_train_as_the_whole(rank: int, folder: Path) -> None:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+
+    def mlp() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+
+    # All processes of such a mesh see the same samples.
+    samples = [
+        (torch.randn(4, 6, generator=torch.Generator().manual_seed(i)), torch.tensor([0, 1, 2, 0])) for i in range(5)
+    ]
+    masks = {"0.weight": torch.rand(8, 6) > 0.5, "2.weight": torch.rand(3, 8) > 0.5}
+    options: dict[str, Any] = {"epochs": 3, "lr": 0.1, "masks": masks, "progress": False}
+    alone, parts = mlp(), mlp()
+    parallelize_module(parts, init_device_mesh("cpu", (2,)), {"0": ColwiseParallel(), "2": RowwiseParallel()})
+    with reduce_over(None):
+        expected = nervure.train(alone, samples, **options)
+    assert nervure.train(parts, samples, **options).loss == pytest.approx(expected.loss, abs=CLOSE)
+    together = nervure.distributed.put_together(parts, mlp())
+    assert gap(alone, together) < CLOSE < gap(together, mlp())
+    for name, mask in masks.items():
+        assert parts.get_parameter(name).to_local().shape != mask.shape
+        assert torch.equal(together.get_parameter(name) != 0, mask)
+    with pytest.raises(TraceError, match="is sharded.*Prune the whole model first"):
+        nervure.trace(parts, samples[0][0])
+
+
+@law
 def shards_are_measured_and_evaluated(rank: int, folder: Path) -> None:
     model, data = network(), pictures(200, 33)
     graph = nervure.trace(model, data[0][0])
