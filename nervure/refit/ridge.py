@@ -132,16 +132,8 @@ class Problem:
         """The error on the samples that are left out, view by view."""
         return [moments.error(fit.change, fit.shift) for moments in self.held]
 
-    def fit(self, freedom: str, ridge: float, numbers: Tensor) -> Fit:
-        """The answer with these weights, and the means that go with them.
-
-        Args:
-            freedom: see :class:`Fit`.
-            ridge: see :class:`Fit`.
-            numbers: the change, or of a ``"scale"`` by how many times of itself each input's weights change,
-                [stack, inputs, 1].
-        """
-        change = numbers * self.weight.mT if freedom == "scale" else numbers
+    def fit(self, freedom: str, ridge: float, change: Tensor) -> Fit:
+        """The answer with these weights, and the means that go with them."""
         shift = torch.zeros_like(self.seen.r)
         if self.has_shift and freedom != "none":
             shift = self.seen.r - (self.seen.mean[:, None] @ change)[:, 0]
@@ -167,25 +159,41 @@ def solve(problem: Problem, ridges: Sequence[float] = RIDGES, near: float | None
             judge.take("scale", SCALE_RIDGE, scale_factors(problem))
         if problem.enough:
             _walk(problem, ridges, near, judge)
-    return _refine(problem, problem.fit(*judge.best))
+    return _refine(problem, judge.best)
 
 
 @final
 class _Judge:
-    """Keeps the best of the answers that it is shown, as :meth:`Problem.fit` takes it."""
+    """Keeps the best of the answers that it is shown, in as few numbers as say it."""
 
     def __init__(self, problem: Problem) -> None:
-        self.best: tuple[str, float, Tensor] = ("none", 0, problem.nothing)
         self._problem, self._least = problem, float("inf")
+        self._best: tuple[str, float, Tensor] = ("none", 0, problem.nothing)
         self._before: list[float] = []
 
+    @property
+    def best(self) -> Fit:
+        """The best answer."""
+        return self._fit(*self._best)
+
+    def _fit(self, freedom: str, ridge: float, numbers: Tensor) -> Fit:
+        change = numbers * self._problem.weight.mT if freedom == "scale" else numbers
+        return self._problem.fit(freedom, ridge, change)
+
     def take(self, freedom: str, ridge: float, numbers: Tensor) -> float:
-        """The error of an answer, as a share of that of the first."""
-        errors = self._problem.held_errors(self._problem.fit(freedom, ridge, numbers))
+        """The error of an answer, as a share of that of the first.
+
+        Args:
+            freedom: see :class:`Fit`.
+            ridge: see :class:`Fit`.
+            numbers: the change, or of a ``"scale"`` by how many times of itself each input's weights change,
+                [stack, inputs, 1].
+        """
+        errors = self._problem.held_errors(self._fit(freedom, ridge, numbers))
         self._before = self._before or errors
         error = max(e / max(b, sys.float_info.min) for e, b in zip(errors, self._before, strict=True))
         if error < self._least:
-            self.best, self._least = (freedom, ridge, numbers), error
+            self._best, self._least = (freedom, ridge, numbers), error
         return error
 
 
