@@ -146,7 +146,7 @@ def solving(inputs: int, outputs: int, tokens: int, ridges: int) -> tuple[float,
     # One with a ridge, which becomes its factor; sums of what is fitted on, and of what is left out.
     matrices = 1 + sum(not is_few for is_few in few)
     positions = FLOAT * (inputs + outputs) * sum(n for n, is_few in zip((seen, held), few, strict=True) if is_few)
-    return work, DOUBLE * (matrices * square + (3 + matrices) * cross) + positions
+    return work, DOUBLE * (matrices * square + (2 + matrices) * cross) + positions
 
 
 def layer_cost(shape: Shape, tokens: int, ridges: int, keep: float = KEEP) -> Cost:
@@ -228,7 +228,7 @@ def measured_lines(row: Row) -> list[str]:
         here = Machine(row["single"], row["double"], 0, 0)
         worked = found["layer_s"] * found["worked_s"] / found["total_s"]
         lines.append(
-            f"| {found['size']} | {WINDOWS * TOKENS:,} | {cost.memory / 1e9:.1f} GB | {found['peak_mb'] / 1e3:.1f} GB "
+            f"| {found['size']} | {WINDOWS * TOKENS:,} | {cost.memory / 1e9:.1f} GB | {found['peak_mb'] * 2**20 / 1e9:.1f} GB "
             f"| {seconds(cost, here):.0f} | {worked:.0f} |"
         )
     return lines

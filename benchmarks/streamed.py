@@ -146,7 +146,7 @@ def page(rows: Rows) -> str:
         "machine was busy with other work: by the clock it takes longer than the processor time of the process says.",
         "",
         "| size | case | parameters | left | a layer (s) | the rest (s) | processor / clock | projected (h) "
-        "| peak (MB) | error left out | loaded again |",
+        "| peak (MiB) | error left out | loaded again |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for r in rows:
