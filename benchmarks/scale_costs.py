@@ -227,8 +227,9 @@ def measured_lines(row: Row) -> list[str]:
         cost = layer_cost(shape, WINDOWS * TOKENS, ridges=1)
         here = Machine(row["single"], row["double"], 0, 0)
         worked = found["layer_s"] * found["worked_s"] / found["total_s"]
+        peak = found["peak_mb"] * 2**20
         lines.append(
-            f"| {found['size']} | {WINDOWS * TOKENS:,} | {cost.memory / 1e9:.1f} GB | {found['peak_mb'] * 2**20 / 1e9:.1f} GB "
+            f"| {found['size']} | {WINDOWS * TOKENS:,} | {cost.memory / 1e9:.1f} GB | {peak / 1e9:.1f} GB "
             f"| {seconds(cost, here):.0f} | {worked:.0f} |"
         )
     return lines
@@ -292,7 +293,7 @@ INTRODUCTION = """# What size would cost
 smaller), and once in double where it is checked, or what a fit of the widest input holds in double precision: sums over
 it, one matrix that becomes a factor (positions and no sums where they are few), and products with outputs; eight passes
 of both networks over all tokens; sums over inputs; and for each ridge a factor, a solution and its error. It does not
-count Python, checks, copies, hashes and files in its time: what was measured took 7 to 36 % longer.
+count Python, checks, copies, hashes and files in its time: what was measured took 4 to 24 % longer.
 [What it means](../scale.md)."""
 
 BENCHMARK = Benchmark("scale_costs", page, cases=cases)
