@@ -60,9 +60,10 @@ def prune_streamed(
             raise ArgumentError(f"--part {part} and --stream: it spans layers. Leave it out, or --stream.")
     asked: Asked = told["asked"]
     method = told["method"] if "method" in named else "Activation"
-    knows = options_of(find_method(METHODS, method))
+    kind = find_method(METHODS, method)
+    knows = options_of(kind)
     usual: dict[str, Any] = {name: "uniform" for name in ("scope", "distribution") if name in knows}
-    usual |= {"granularity": "whole"} if find_method(METHODS, method) is Depth else {}
+    usual |= {"granularity": "whole"} if kind is Depth else {}
     settings = usual | dict(told["settings"])
     asked = asked if "budget" in named else replace(asked, budget="params")
     asked = asked.settle(method, settings)

@@ -15,7 +15,7 @@ from nervure.graph.modes import disable_compile
 from nervure.stats.block_outputs import shift_of
 from nervure.stats.loaders import batches
 from nervure.streaming.hollow_model import HollowModel, Interned
-from nervure.streaming.stored_streams import DENSE, STREAM, LayerAlone, Streams, write_stream
+from nervure.streaming.stored_streams import DENSE, STREAM, LayerAlone, Streams, begin_streams, write_stream
 from nervure.streaming.streamed_run import StreamedRun
 
 SHIFTS = "shifts"
@@ -69,11 +69,7 @@ class FirstPass:
         each = [*batches(tokens, whole, labelled=False)]
         found = Streams(self._run.streams / "looked_at", (DENSE,), [], [batch.size for batch in each])
         with self._model.filled():
-            for number, batch in enumerate(each):
-                stream, calls = self._model.calls(batch)
-                found.calls.append([interned.call(call) for call in calls])
-                if is_new:
-                    write_stream(found.path(0, DENSE, number), stream)
+            begin_streams(self._model, found, each, interned, is_new=is_new)
         return found
 
     def _look(self, streams: Streams, number: int) -> Tensor:

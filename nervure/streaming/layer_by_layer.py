@@ -37,7 +37,16 @@ from nervure.stats.loaders import Batch, batches
 from nervure.streaming.hollow_model import HollowModel, Interned, build_shell, names_in_files
 from nervure.streaming.layer_plans import LayerPlans, plan_of_layers
 from nervure.streaming.sharded_weights import LARGE, ShardedWeights, write_index, write_shard
-from nervure.streaming.stored_streams import DENSE, SMALL, STREAM_TASK, LayerAlone, Streams, read_stream, write_stream
+from nervure.streaming.stored_streams import (
+    DENSE,
+    SMALL,
+    STREAM_TASK,
+    LayerAlone,
+    Streams,
+    begin_streams,
+    read_stream,
+    write_stream,
+)
 from nervure.streaming.streamed_run import PLAN, StreamedLayer, StreamedRun
 from nervure.surgery.drop import Pass, name_after
 
@@ -93,16 +102,8 @@ class LayerByLayer:
         with self.model.filled():
             for kind, (each, sides) in kinds.items():
                 found = Streams(self.run.streams / kind, sides, [], [batch.size for batch in each])
-                self._begin(found, each, interned, is_new=not self.done())
+                begin_streams(self.model, found, each, interned, is_new=not self.done())
                 self.streams[kind] = found
-
-    def _begin(self, streams: Streams, each: Sequence[Batch], interned: Interned, *, is_new: bool) -> None:
-        """Note how layers are called; where no layer is done, write what enters the first, too."""
-        for number, batch in enumerate(each):
-            stream, calls = self.model.calls(batch)
-            streams.calls.append([interned.call(call) for call in calls])
-            for side in streams.sides if is_new else ():
-                write_stream(streams.path(0, side, number), stream)
 
     def go(self, progress: bool, tell: Callable[[StreamedLayer], None] | None) -> None:
         """Do all layers that are not done."""
@@ -259,7 +260,11 @@ class LayerByLayer:
         return f"model-{number + 1:05}-of-{self._shards:05}.safetensors"
 
     def _shard_of(self, layer: str) -> str:
-        return self._shard(len(self._outside) + [*self._renamed].index(layer))
+        return self._shard(len(self._outside) + self._number_after(layer))
+
+    def _number_after(self, layer: str) -> int:
+        """The place of a layer among those that stay."""
+        return [*self._renamed].index(layer)
 
     @cached_property
     def _dropped(self) -> dict[str, Drop]:
@@ -292,7 +297,7 @@ class LayerByLayer:
         """Load a layer again as transformers builds it, and say how far it is from the one that was written."""
         weights = ShardedWeights.of_file(self.run.draft / shard)
         try:
-            loaded = self._again.with_weights(weights).layer([*self._renamed].index(small.place))
+            loaded = self._again.with_weights(weights).layer(self._number_after(small.place))
         except (RuntimeError, KeyError) as error:
             raise VerificationError(
                 f"{shard}, loaded again, does not fit {small.place!r} as the new config builds it: {error}."

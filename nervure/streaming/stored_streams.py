@@ -16,7 +16,7 @@ from nervure.core.files import file_errors, replacing
 from nervure.core.inputs import Inputs
 from nervure.errors import FileError
 from nervure.stats.loaders import Batch
-from nervure.streaming.hollow_model import Call
+from nervure.streaming.hollow_model import Call, HollowModel, Interned
 from nervure.tasks.batch_forms import map_tensors, take_samples
 from nervure.tasks.task import Task
 
@@ -138,6 +138,17 @@ class Streams:
     def _stored(self, layer: int, number: int, call: Call) -> StoredBatch:
         files = {side: self.path(layer, side, number) for side in self.sides}
         return StoredBatch(files, call, self.sizes[number])
+
+
+def begin_streams(
+    model: HollowModel, streams: Streams, each: Sequence[Batch], interned: Interned, *, is_new: bool
+) -> None:
+    """Note how layers are called on batches; where streams are new, write what enters the first layer, too."""
+    for number, batch in enumerate(each):
+        stream, calls = model.calls(batch)
+        streams.calls.append([interned.call(call) for call in calls])
+        for side in streams.sides if is_new else ():
+            write_stream(streams.path(0, side, number), stream)
 
 
 def write_stream(path: Path, stream: Tensor) -> None:

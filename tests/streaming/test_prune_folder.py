@@ -34,7 +34,7 @@ from nervure import (
     prune_folder,
 )
 from nervure.errors import ArgumentError, BudgetError, DataError, FileError, NervureError, PlanError, VerificationError
-from nervure.streaming import StreamedFolder, first_pass
+from nervure.streaming import StreamedFolder, first_pass, stored_streams
 
 prune_module = importlib.import_module("nervure.streaming.prune_folder")
 
@@ -199,7 +199,10 @@ class Stop(BaseException):
     """The process is asked to end."""
 
 
-PLACES = [("write_shard", 0), ("write_shard", 1), ("write_stream", 3), ("write_stream", 9), ("settle_folder", 0)]
+PLACES = [
+    (work, "write_shard", 0), (work, "write_shard", 1), (stored_streams, "write_stream", 3),
+    (work, "write_stream", 3), (work, "write_stream", 9), (work, "settle_folder", 0),
+]  # fmt: skip
 
 
 def test_stopped_at_any_write_it_goes_on_to_the_same_bits(
@@ -207,9 +210,9 @@ def test_stopped_at_any_write_it_goes_on_to_the_same_bits(
 ) -> None:
     method = Magnitude(keep=0.5, scope="uniform")
     go(dense, tmp_path / "whole", method)
-    for name, after in PLACES:
+    for module, name, after in PLACES:
         with monkeypatch.context() as patch:
-            patch.setattr(work, name, stopping(getattr(work, name), after))
+            patch.setattr(module, name, stopping(getattr(module, name), after))
             with pytest.raises(Stop):
                 go(dense, tmp_path / "small", method)
     assert not (tmp_path / "small").exists()
@@ -484,7 +487,12 @@ def test_stopped_in_either_pass_it_goes_on_to_the_same_bits(
     deep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     go(deep, tmp_path / "whole", DEPTH)
-    places = [(first_pass, "write_stream", 3), (first_pass, "write_json", 2), (work, "write_shard", 2)]
+    places = [
+        (stored_streams, "write_stream", 1),
+        (first_pass, "write_stream", 3),
+        (first_pass, "write_json", 2),
+        (work, "write_shard", 2),
+    ]
     for module, name, after in places:
         with monkeypatch.context() as patch:
             patch.setattr(module, name, stopping(getattr(module, name), after))
