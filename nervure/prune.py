@@ -65,7 +65,8 @@ class Pruned:
         cost_before: cost of the original.
         cost_after: cost of ``model``.
         method: ``repr`` of the method.
-        masks: for each masked parameter the connections that stay, in the shape it has in ``model``.
+        masks: for each masked parameter the connections that stay, in the shape it has in ``model``; on the CPU,
+            wherever the model is.
         verification: largest difference to the original without the removed units, relative to how far the cut moved
             an output; None if not verified.
         earlier: what was done before ``plan``, first things first; each graph is that of the model then.

@@ -8,6 +8,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +50,9 @@ from nervure.tasks import move_batch
 from nervure.zoo import build
 from nervure.zoo.data import fake
 from tests.old_snacs import old_snacs
+from tests.second_device import device_of
 
-DEVICE = torch.device(os.environ.get("NERVURE_TEST_DEVICE", "cuda"))
+DEVICE = device_of(os.environ.get("NERVURE_TEST_DEVICE", "cuda"))
 ON_GPU = DEVICE.type == "cuda"
 CPU = torch.device("cpu")
 
@@ -59,6 +61,7 @@ pytestmark = [
     # Of torch's compiler, which warns of parts of torch.
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
 ]
+compiles = pytest.mark.skipif(DEVICE.type not in ("cuda", "cpu"), reason="torch compiles nothing for this device")
 needs_a_gpu = pytest.mark.skipif(not ON_GPU, reason="graphs and warnings of CUDA")
 
 
@@ -115,7 +118,9 @@ def test_a_model_is_pruned_where_it_is_verified_saved_and_loaded(name: str, tmp_
 def test_the_graph_and_the_plan_are_the_same_on_both_devices(name: str) -> None:
     image = torch.randn(1, 3, 32, 32)
     here, there = build(name, seed=0), build(name, seed=0).to(DEVICE)
-    assert trace(there, image) == trace(here, image)
+    # Operators may be others: attention is one on one device, and a few on the other.
+    ours, theirs = (replace(trace(model, image), work=(), memory=()) for model in (here, there))
+    assert theirs == ours
     method = Magnitude(keep=0.5, budget="macs")
     assert prune(there, image, method).plan == prune(here, image, method).plan
 
@@ -135,7 +140,8 @@ def test_other_edits_are_made_there(method: Any) -> None:
     pruned = prune(small(), DATA.example(2), method, data=batches(), progress=False)
     assert pruned.verification is not None or pruned.unverified
     assert_lives(pruned.model)
-    assert all(mask.device.type == DEVICE.type for mask in pruned.masks.values())
+    assert all(mask.device == CPU for mask in pruned.masks.values())
+    hold(pruned.model, torch.optim.SGD(pruned.model.parameters(), lr=0.1), pruned.masks)
 
 
 def test_a_plan_for_a_latency_is_timed_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -327,6 +333,7 @@ def test_masks_hold_in_mixed_precision_and_in_fused_optimizers(kind: str, precis
             assert moment.shape != mask.shape or not moment[~mask].any()
 
 
+@compiles
 def test_masks_hold_through_a_compiled_step() -> None:
     model = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 4)).to(DEVICE)
     masks = {"0.weight": torch.rand(64, 32, device=DEVICE) > 0.7}
@@ -343,6 +350,7 @@ def test_masks_hold_through_a_compiled_step() -> None:
 # -- compiled, and as a graph ---------------------------------------------------------------------------------------
 
 
+@compiles
 def test_a_smaller_model_compiles_there() -> None:
     pruned = prune(small().eval(), DATA.example(2), Magnitude(keep=0.5)).model.eval()
     x = DATA.example(8).to(DEVICE)
