@@ -28,7 +28,8 @@ def steps_late(device: torch.device) -> int:
 def send(tensor: Tensor, device: torch.device | None) -> Tensor:
     """The tensor on another device; to a GPU from pinned memory, so that the processor need not wait for the copy."""
     if device is None or device.type != "cuda" or tensor.device.type != "cpu" or tensor.layout != torch.strided:
-        return tensor.to(device, non_blocking=True)
+        # Waits: a copy to the processor that does not would be read before it is there.
+        return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
 
 

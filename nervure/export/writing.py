@@ -147,7 +147,7 @@ def export(  # noqa: PLR0913 - one for each wish
     module = model.model if isinstance(model, Pruned) else model
     if is_weightless(module):
         raise ArgumentError(f"{model_name(module)} has tensors without numbers; give it its weights before exporting.")
-    inputs = Inputs.of(example)
+    inputs = Inputs.of(example).to(module)
     given, noted = _calibration(calibration, precision), dict(notes or {})
     again = str(noted.pop("command", _call(target, form, precision)))
     with drafts(target) as folder:

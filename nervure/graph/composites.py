@@ -1,11 +1,12 @@
 """Operators that are made of others: a dispatch mode sees them taken apart."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch._C import DispatchKey
 from torch._ops import HigherOrderOperator
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -45,6 +46,9 @@ def _take_apart(mode: SimpleOperators, func: Any, args: Any, kwargs: Any) -> Any
     NotImplemented of an operator that is simple.
     """
     if not isinstance(func, HigherOrderOperator):
+        if (parts := FUSED_CELLS.get(func)) is not None:
+            with mode:
+                return parts(*args, **kwargs)
         # Composites come to a mode whole where there is nothing to differentiate, as with tensors of inference mode.
         if not _is_composite(func):
             return NotImplemented
@@ -63,6 +67,36 @@ def _take_apart(mode: SimpleOperators, func: Any, args: Any, kwargs: Any) -> Any
 @cache
 def _is_composite(func: Any) -> bool:
     return bool(torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), DispatchKey.CompositeImplicitAutograd))
+
+
+def _lstm_cell(
+    inputs: Tensor, hidden: Tensor, cell: Tensor, bias: Tensor | None = None, other: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    i, f, g, o = _plus(_plus(inputs + hidden, bias), other).chunk(4, 1)
+    i, f, g, o = i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()
+    after = f * cell + i * g
+    # What a backward pass reads.
+    return o * after.tanh(), after, torch.cat([i, f, g, o], 1)
+
+
+def _gru_cell(
+    inputs: Tensor, hidden: Tensor, state: Tensor, bias: Tensor | None = None, other: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    (ir, iz, i), (hr, hz, h) = _plus(inputs, bias).chunk(3, 1), _plus(hidden, other).chunk(3, 1)
+    r, z = (ir + hr).sigmoid(), (iz + hz).sigmoid()
+    n = (i + r * h).tanh()
+    return n + z * (state - n), torch.cat([r, z, n, state, h], 1)
+
+
+def _plus(gates: Tensor, bias: Tensor | None) -> Tensor:
+    return gates if bias is None else gates + bias
+
+
+FUSED_CELLS: Mapping[Any, Callable[..., Any]] = {
+    torch.ops.aten._thnn_fused_lstm_cell.default: _lstm_cell,
+    torch.ops.aten._thnn_fused_gru_cell.default: _gru_cell,
+}
+"""Recurrent cells that are one operator on a GPU, and what they are made of, which the CPU runs one by one."""
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from nervure.core.schema import Count, convert
 from nervure.core.tensors import has_shape_only
 from nervure.graph.labels import LabelState, TensorLabels
 from nervure.graph.lifetimes import peak_bytes
-from nervure.graph.models import evaluating, is_weightless, unwrap, without_fakes
+from nervure.graph.models import evaluating, unwrap, without_fakes
 from nervure.graph.modes import leave_modes
 from nervure.graph.ops.table import find_operator
 from nervure.graph.propagate import LabelPropagation
@@ -83,7 +83,7 @@ def count(model: nn.Module, example: Any) -> Cost:
     """
     model, given = unwrap(model), Inputs.several(example)
     with without_fakes(model) as twin, evaluating(twin):
-        tape, _ = record(twin, [one.to(twin) for one in given] if is_weightless(model) else given)
+        tape, _ = record(twin, [one.to(twin) for one in given])
     return cost_of_run(model, tape)
 
 

@@ -85,8 +85,10 @@ class Watch:
 
     def __call__(self, batch: Batch, see: See, playback: SkippedStart | None = None) -> None:
         """One run."""
+        # Moved before anybody looks: that is no operator of the model, and not every run would have it.
+        moved = batch.to(self._device)
         with suppress(Enough), Watcher(self._tensors, see, playback):
-            batch.to(self._device).feed(self._model)
+            moved.feed(self._model)
 
     def put_back(self) -> None:
         """Attributes and containers of the model become what they were before the first run.

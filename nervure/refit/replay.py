@@ -431,9 +431,9 @@ class Replay:
 
     def run(self, number: int, batch: Batch) -> Any:
         """What the model gives for a part of the data."""
-        playback = Playback(self._script(number))
+        playback, moved = Playback(self._script(number)), batch.to(self._device)
         with self.skipping(playback), _Player(playback):
-            return batch.to(self._device).feed(self.model)
+            return moved.feed(self.model)
 
     def watch(self, watch: Watch, number: int, batch: Batch, see: See) -> None:
         """Run the model on a part of the data while somebody looks on, as far as it takes."""

@@ -62,7 +62,8 @@ def verify(model: nn.Module, pruned: HasPlan, example: Any) -> Verification:
             floating-point accuracy; the original cannot be run without the removed units; on this example the model
             has other groups than those that were cut; or the pruned model breaks in ordinary use.
     """
-    model, given = unwrap(model), Inputs.several(example)
+    model = unwrap(model)
+    given = [one.to(model) for one in Inputs.several(example)]
     with leave_modes(), whole_convolutions(), evaluating(model):
         drawing = draw(model, given, **pruned.graph.settings)
     _require_same_groups(drawing.graph, pruned, given)

@@ -29,6 +29,8 @@ def register() -> torch.device:
         torch._register_device_module(NAME, _module())
         torch.ops.load_library(_built())
         torch.utils.generate_methods_for_privateuse1_backend()
+        # Without it ``Module.to`` makes other parameters, and tied ones part: on a GPU they stay what they are.
+        torch.__future__.set_swap_module_params_on_conversion(True)
     return torch.device(NAME, 0)
 
 

@@ -358,7 +358,53 @@ std::tuple<Tensor, Tensor, Tensor> convolution_backward(const Tensor& grad, cons
   return {second(a), second(b), second(c)};
 }
 
+// -- recurrent cells, which have kernels of their own wherever the processor is not ---------------------------------
+
+using Maybe = const std::optional<Tensor>&;
+
+Tensor with(const Tensor& gates, Maybe bias) { return bias.has_value() && bias->defined() ? gates + *bias : gates; }
+
+Tensor sum_over(const Tensor& slopes, bool is_wanted) { return is_wanted ? slopes.sum(0) : Tensor(); }
+
+std::tuple<Tensor, Tensor, Tensor> lstm_cell(const Tensor& in, const Tensor& hidden, const Tensor& cx, Maybe first, Maybe second) {
+  auto gates = with(with(in + hidden, first), second).chunk(4, 1);
+  auto i = gates[0].sigmoid(), f = gates[1].sigmoid(), g = gates[2].tanh(), o = gates[3].sigmoid();
+  auto cy = f * cx + i * g;
+  return {o * cy.tanh(), cy, at::cat({i, f, g, o}, 1)};
+}
+
+std::tuple<Tensor, Tensor, Tensor> lstm_cell_backward(Maybe to_hy, Maybe to_cy, const Tensor& cx, const Tensor& cy,
+                                                      const Tensor& kept, bool has_bias) {
+  auto gates = kept.chunk(4, 1);
+  auto &i = gates[0], &f = gates[1], &g = gates[2], &o = gates[3];
+  auto slope = [&](Maybe given) { return given.has_value() && given->defined() ? *given : at::zeros_like(cx); };
+  auto hy = slope(to_hy), tanh = cy.tanh();
+  auto c = slope(to_cy) + hy * o * (1 - tanh * tanh);
+  auto made = at::cat({c * g * i * (1 - i), c * cx * f * (1 - f), c * i * (1 - g * g), hy * tanh * o * (1 - o)}, 1);
+  return {made, c * f, sum_over(made, has_bias)};
+}
+
+std::tuple<Tensor, Tensor> gru_cell(const Tensor& in, const Tensor& hidden, const Tensor& hx, Maybe first, Maybe second) {
+  auto a = with(in, first).chunk(3, 1), b = with(hidden, second).chunk(3, 1);
+  auto r = (a[0] + b[0]).sigmoid(), z = (a[1] + b[1]).sigmoid(), n = (a[2] + r * b[2]).tanh();
+  return {n + z * (hx - n), at::cat({r, z, n, hx, b[2]}, 1)};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> gru_cell_backward(const Tensor& slope, const Tensor& kept, bool has_bias) {
+  auto parts = kept.chunk(5, 1);
+  auto &r = parts[0], &z = parts[1], &n = parts[2], &hx = parts[3], &h = parts[4];
+  auto to_n = slope * (1 - z) * (1 - n * n), to_z = slope * (hx - n) * z * (1 - z), to_r = to_n * h * r * (1 - r);
+  auto in = at::cat({to_r, to_z, to_n}, 1), hidden = at::cat({to_r, to_z, to_n * r}, 1);
+  return {in, hidden, slope * z, sum_over(in, has_bias), sum_over(hidden, has_bias)};
+}
+
 TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
+  // What torch would take apart, though a GPU has it as one.
+  m.impl("native_group_norm", torch::CppFunction::makeFromBoxedFunction<&on_the_processor>());
+  m.impl("_thnn_fused_lstm_cell", lstm_cell);
+  m.impl("_thnn_fused_lstm_cell_backward_impl", lstm_cell_backward);
+  m.impl("_thnn_fused_gru_cell", gru_cell);
+  m.impl("_thnn_fused_gru_cell_backward", gru_cell_backward);
   m.impl("empty.memory_format", empty);
   m.impl("empty_strided", empty_strided);
   m.impl("_copy_from", copy_from);
