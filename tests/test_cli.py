@@ -89,6 +89,11 @@ def test_a_pruned_network_goes_to_another_engine_with_its_card_and_is_timed_ther
     assert card["provenance"]["again"].startswith("nervure export --file m.safetensors --data digits")
 
 
+def test_a_device_that_is_not_there_is_named() -> None:
+    assert "--device cuda:7: torch finds no such device here" in refused("trace", *MODEL, *INPUT, "--device", "cuda:7")
+    assert "--device meta" in refused("trace", *MODEL, *INPUT, "--device", "meta")
+
+
 def test_the_version_is_that_of_the_package() -> None:
     assert nervure.__version__ in done("--version")
 

@@ -1,10 +1,10 @@
 """What a device can change, on a GPU where there is one: the same numbers, kept where they are, and no waiting.
 
-``NERVURE_TEST_DEVICE=cpu`` runs all of it on the CPU, to see that the tests themselves are right.
+``NERVURE_TEST_DEVICE=cpu`` runs all of it on the CPU, to see that the tests themselves are right; ``second`` runs it on
+a device of the processor's own memory that is as strict as a GPU, see ``tests/second_device``.
 """
 
 import copy
-import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -50,14 +50,14 @@ from nervure.tasks import move_batch
 from nervure.zoo import build
 from nervure.zoo.data import fake
 from tests.old_snacs import old_snacs
-from tests.second_device import device_of
+from tests.second_device import chosen, is_there
 
-DEVICE = device_of(os.environ.get("NERVURE_TEST_DEVICE", "cuda"))
+DEVICE = chosen()
 ON_GPU = DEVICE.type == "cuda"
 CPU = torch.device("cpu")
 
 pytestmark = [
-    pytest.mark.skipif(ON_GPU and not torch.cuda.is_available(), reason="no GPU on this machine"),
+    pytest.mark.skipif(not is_there(DEVICE), reason="no GPU on this machine"),
     # Of torch's compiler, which warns of parts of torch.
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
 ]
@@ -305,6 +305,7 @@ OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
 }
 
 
+@pytest.mark.sampled(share=0.2, times=0)
 @pytest.mark.parametrize("precision", ["float32", "bf16", "fp16"])
 @pytest.mark.parametrize("kind", OPTIMIZERS)
 def test_masks_hold_in_mixed_precision_and_in_fused_optimizers(kind: str, precision: str) -> None:

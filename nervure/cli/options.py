@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from nervure import zoo
 from nervure.budget import BUDGETS
 from nervure.cli.command_group import tell
+from nervure.core.annotations import is_device
 from nervure.engines import ENGINES
 from nervure.errors import ArgumentError
 from nervure.export import load, load_state
@@ -159,6 +160,13 @@ def _random(sizes: tuple[int, ...], dtype: torch.dtype, seed: int) -> Tensor:
         raise click.BadParameter(f"an input of {'x'.join(map(str, sizes))} cannot be made: {reason}") from error
 
 
+def require_device(name: str) -> str:
+    """The name of a device that is there; raises ArgumentError otherwise."""
+    if not is_device(name):
+        raise ArgumentError(f"--device {name}: torch finds no such device here. Take cpu, or one that is there.")
+    return name
+
+
 def example(*lines: str) -> str:
     """The example at the end of a command's help, each line as it is typed."""
     # The backspace is click's word for: do not wrap this paragraph.
@@ -178,6 +186,7 @@ class NetworkChoice:
     root: str = ""
     inputs: Example | None = None
     seed: int = 0
+    device: str = "cpu"
     trust_factory: bool = False
     data_options: Mapping[str, Any] = field(default_factory=dict)
     task_name: str = ""
@@ -238,13 +247,16 @@ class NetworkChoice:
 
     def network(self) -> nn.Module:
         """The network before any pruning, with the weights chosen if there are some."""
-        model = self.source().build(self.seed)
+        model = self._build(self.source())
         return load_state(self.weights, model) if self.weights else model
 
     def pruned(self) -> Pruned:
         """The saved pruned network."""
         source = self.source()
-        return load(self.file, lambda: source.build(self.seed))
+        return load(self.file, lambda: self._build(source))
+
+    def _build(self, source: ModelSource) -> nn.Module:
+        return source.build(self.seed).to(self.device)
 
     def ready(self) -> nn.Module:
         """The network to train or to evaluate: the saved pruned one if a file was given."""
@@ -317,6 +329,14 @@ MODEL: tuple[Decorator, ...] = (
     ),
     click.option("--root", default="", type=click.Path(), help="Folder of the data, where they are not installed."),
     click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of weights, data and choices."),
+    click.option(
+        "--device",
+        default="cpu",
+        show_default=True,
+        metavar="NAME",
+        callback=lambda context, option, name: require_device(name),
+        help="Where the network runs, e.g. cuda or cuda:1.",
+    ),
 )
 EXAMPLE: Decorator = click.option(
     "--input",

@@ -79,6 +79,7 @@ def prune_streamed(
         parts=chosen,
         seed=choice.seed,
         fresh=fresh,
+        device=choice.device,
         progress=progress,
         tell=_tell if progress else None,
     )

@@ -78,7 +78,7 @@ def recipe_from_options(  # noqa: PLR0913 - one keyword per option
             },
             "refit": {"samples": 1024, "positions": 0} if fits else {},
             "recover": {"epochs": epochs, **training},
-            "run": {"folder": str(folder), "seed": choice.seed},
+            "run": {"folder": str(folder), "seed": choice.seed, "device": choice.device},
         },
         source="what the options say",
     )

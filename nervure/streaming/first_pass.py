@@ -15,6 +15,7 @@ from nervure.graph.modes import disable_compile
 from nervure.stats.block_outputs import shift_of
 from nervure.stats.loaders import batches
 from nervure.streaming.hollow_model import HollowModel, Interned
+from nervure.streaming.layers_ahead import LayersAhead
 from nervure.streaming.stored_streams import DENSE, STREAM, LayerAlone, Streams, begin_streams, write_stream
 from nervure.streaming.streamed_run import StreamedRun
 
@@ -58,29 +59,31 @@ class FirstPass:
             return
         require_folder(self._record(0).parent)
         streams = self._begin(tokens, is_new=not first)
-        for number in track(range(first, count), "looking at layers", count - first, enabled=progress):
-            write_json(self._record(number), {SHIFTS: self._look(streams, number).tolist()})
-            remove(streams.path(number, DENSE, 0).parent)
+        with LayersAhead(self._model) as layers:
+            for number in track(range(first, count), "looking at layers", count - first, enabled=progress):
+                layer = LayerAlone(self._model.layers[number], layers.layer(number))
+                write_json(self._record(number), {SHIFTS: self._look(streams, number, layer).tolist()})
+                remove(streams.path(number, DENSE, 0).parent)
         remove(streams.folder)
 
     def _begin(self, tokens: Sequence[Any], *, is_new: bool) -> Streams:
         """How layers are called, and, where none is done, what enters the first."""
         whole, interned = sum(len(raw["input_ids"]) for raw in tokens), Interned()
         each = [*batches(tokens, whole, labelled=False)]
-        found = Streams(self._run.streams / "looked_at", (DENSE,), [], [batch.size for batch in each])
+        sizes = [batch.size for batch in each]
+        found = Streams(self._run.streams / "looked_at", (DENSE,), [], sizes, self._model.device)
         with self._model.filled():
             begin_streams(self._model, found, each, interned, is_new=is_new)
         return found
 
-    def _look(self, streams: Streams, number: int) -> Tensor:
-        name, made = self._model.layers[number], list[Tensor]()
-        layer = LayerAlone(name, self._model.layer(number))
+    def _look(self, streams: Streams, number: int, layer: LayerAlone) -> Tensor:
+        made = list[Tensor]()
         with evaluating(layer), disable_compile(), torch.no_grad():
             for place, batch in enumerate(streams.batches(number)):
                 entered, left = batch.raw.load(DENSE)[STREAM], batch.feed(layer)
                 if not bool(torch.isfinite(left).all()):
-                    raise DataError(f"what {name!r} gives is NaN or infinite. The model or the data are broken.")
-                made.append(shift_of(entered.float(), (left - entered).float(), left.ndim - 1))
+                    raise DataError(f"what {layer.place!r} gives is NaN or infinite. The model or the data are broken.")
+                made.append(shift_of(entered.float(), (left - entered).float(), left.ndim - 1).cpu())
                 write_stream(streams.path(number + 1, DENSE, place), left)
         return torch.cat(made)
 

@@ -46,6 +46,7 @@ class HollowModel:
         aliases: the name in the files of each tensor of its state.
         dtype: of its parameters.
         example: a few tokens.
+        device: where its layers are; what is outside of them runs on the CPU.
     """
 
     whole: nn.Module
@@ -55,9 +56,12 @@ class HollowModel:
     aliases: Mapping[str, str]
     dtype: torch.dtype
     example: Batch
+    device: torch.device
 
     @staticmethod
-    def of(kind: Any, config: Any, weights: ShardedWeights, example: Batch) -> "HollowModel":
+    def of(
+        kind: Any, config: Any, weights: ShardedWeights, example: Batch, device: torch.device | str = "cpu"
+    ) -> "HollowModel":
         """The model that a class makes of a config.
 
         Args:
@@ -65,6 +69,7 @@ class HollowModel:
             config: its config.
             weights: of the folder.
             example: a few tokens, to see how its layers are called.
+            device: where layers are to be.
 
         Raises:
             FileError: the files hold other tensors than the model has.
@@ -72,10 +77,9 @@ class HollowModel:
         """
         whole = build_from_config(kind, config)
         dtype = _dtype_of(config, weights)
-        found = HollowModel(
-            whole, build_shell(kind, config), (), weights, names_in_files(whole, weights), dtype, example
-        )
-        return replace(found, layers=_find_layers(found))
+        shell, names, cpu = build_shell(kind, config), names_in_files(whole, weights), torch.device("cpu")
+        found = HollowModel(whole, shell, (), weights, names, dtype, example, cpu)
+        return replace(found, layers=_find_layers(found), device=torch.device(device))
 
     def with_weights(self, weights: ShardedWeights) -> "HollowModel":
         """The same with tensors of other files."""
@@ -88,7 +92,7 @@ class HollowModel:
         files = {key: self.aliases[f"{name}.{key}"] for key in made.state_dict()}
         tensors = self.weights.tensors(set(files.values()), self.dtype)
         made.load_state_dict({key: tensors[file] for key, file in files.items()}, assign=True)
-        return made
+        return made.to(self.device)
 
     def outside(self) -> list[str]:
         """The tensors in the files that are in no layer."""

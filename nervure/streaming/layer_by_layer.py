@@ -36,6 +36,7 @@ from nervure.refit.split import require_different, split
 from nervure.stats.loaders import Batch, batches
 from nervure.streaming.hollow_model import HollowModel, Interned, build_shell, names_in_files
 from nervure.streaming.layer_plans import LayerPlans, plan_of_layers
+from nervure.streaming.layers_ahead import LayersAhead
 from nervure.streaming.sharded_weights import LARGE, ShardedWeights, write_index, write_shard
 from nervure.streaming.stored_streams import (
     DENSE,
@@ -101,7 +102,8 @@ class LayerByLayer:
             kinds["fitted"] = ([part.batch for part in parts], (DENSE, SMALL))
         with self.model.filled():
             for kind, (each, sides) in kinds.items():
-                found = Streams(self.run.streams / kind, sides, [], [batch.size for batch in each])
+                sizes = [batch.size for batch in each]
+                found = Streams(self.run.streams / kind, sides, [], sizes, self.model.device)
                 begin_streams(self.model, found, each, interned, is_new=not self.done())
                 self.streams[kind] = found
 
@@ -109,14 +111,15 @@ class LayerByLayer:
         """Do all layers that are not done."""
         self._write_outside()
         count, first = len(self.model.layers), len(self.done())
-        for number in track(range(first, count), "pruning layers", count - first, enabled=progress):
-            done = self._layer(number)
-            self.run.record(number, done)
-            for streams in self.streams.values():
-                remove(streams.path(number, DENSE, 0).parent)
-            gc.collect()
-            if tell is not None:
-                tell(done)
+        with LayersAhead(self.model) as layers:
+            for number in track(range(first, count), "pruning layers", count - first, enabled=progress):
+                done = self._layer(number, layers)
+                self.run.record(number, done)
+                for streams in self.streams.values():
+                    remove(streams.path(number, DENSE, 0).parent)
+                gc.collect()
+                if tell is not None:
+                    tell(done)
 
     def finish(self, source: Path, target: Path) -> None:
         """Write what else belongs to the folder, compare it with the model, and move it to its place.
@@ -153,9 +156,9 @@ class LayerByLayer:
 
     # -- a layer ---------------------------------------------------------------------------------------------------
 
-    def _layer(self, number: int) -> StreamedLayer:
+    def _layer(self, number: int, layers: LayersAhead) -> StreamedLayer:
         began, name = time.perf_counter(), self.model.layers[number]
-        dense = LayerAlone(name, self.model.layer(number))
+        dense = LayerAlone(name, layers.layer(number))
         if name in self._dropped:
             self._advance(number, {DENSE: dense, SMALL: LayerAlone(name, Pass(), SMALL)})
             before, gone = sum(p.numel() for p in dense.parameters()), Plan((self._dropped[name],)).to_json()
@@ -220,7 +223,7 @@ class LayerByLayer:
             return pruned, ()
         streams = self.streams["fitted"]
         parts = [
-            GramPart(batch, held, ahead=partial(read_stream, streams.path(ahead, DENSE, place)))
+            GramPart(batch, held, ahead=partial(read_stream, streams.path(ahead, DENSE, place), streams.device))
             if ahead > number + 1
             else GramPart(batch, held)
             for place, (batch, held) in enumerate(zip(streams.batches(number), self.held, strict=True))
@@ -291,7 +294,8 @@ class LayerByLayer:
         shell, none = build_shell(type(stock), self.fitted.changed), ShardedWeights(self.run.draft, {}, {})
         renamed = name_after(self.graph, self.plans.outline)
         aliases = {new: renamed(file) or file for name, file in dense.aliases.items() if (new := renamed(name))}
-        return HollowModel(stock, shell, (*self._renamed.values(),), none, aliases, dense.dtype, dense.example)
+        layers = (*self._renamed.values(),)
+        return HollowModel(stock, shell, layers, none, aliases, dense.dtype, dense.example, dense.device)
 
     def _compare(self, number: int, small: LayerAlone, shard: str) -> float:
         """Load a layer again as transformers builds it, and say how far it is from the one that was written."""

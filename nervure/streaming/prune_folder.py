@@ -13,7 +13,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from nervure.core.annotations import Batches, FilePath
+from nervure.core.annotations import Batches, Device, FilePath
 from nervure.core.check import checked, show_value
 from nervure.core.collectives import group_used
 from nervure.core.files import contents, is_there, remove
@@ -87,7 +87,7 @@ class StreamedFolder:
 @checked
 @leave_modes()
 @group_used(None)
-def prune_folder(
+def prune_folder(  # noqa: PLR0913 - one choice per argument, all by keyword
     folder: FilePath,
     out: FilePath,
     method: Method | Plan,
@@ -97,6 +97,7 @@ def prune_folder(
     parts: Iterable[Part] = ("ffn",),
     seed: Seed = 0,
     fresh: bool = False,
+    device: Device = "cpu",
     progress: bool = True,
     tell: Callable[[StreamedLayer], None] | None = None,
 ) -> StreamedFolder:
@@ -124,6 +125,8 @@ def prune_folder(
         parts: of layers that may lose units: ``"ffn"``, ``"heads"``.
         seed: for measuring.
         fresh: begin anew, where a run was before.
+        device: where layers run, one at a time; while one is worked on, the next one is read. What is outside of the
+            layers runs on the CPU. Another kind of device is another run: it computes other last digits.
         progress: show progress.
         tell: is given each layer as soon as it is done.
 
@@ -154,6 +157,7 @@ def prune_folder(
         "refit": repr(how),
         "data": batches_digest(tokens, count=len(tokens)) if tokens else "",
         "seed": seed,
+        "device": torch.device(device).type,
         "versions": {"nervure": __version__, "torch": torch.__version__},
     }
     run = StreamedRun(target.with_name(f"{target.name}-run"), asked)
@@ -161,7 +165,7 @@ def prune_folder(
     if not is_done:
         _require_new(target)
         run.require_place(fresh=fresh)
-    model = HollowModel.of(kind, config, weights, _example_of(tokens))
+    model = HollowModel.of(kind, config, weights, _example_of(tokens), device)
     first = FirstPass(model, run) if takes_two_passes(method) else None
     known = first.shifts if first is not None and is_done else None
     work = _outline(model, method, parts, run, how, seed, known)

@@ -78,8 +78,9 @@ class ShardedWeights:
 
 def write_shard(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write a file of tensors as transformers reads it; the file is whole, or not there."""
+    written = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
     with replacing(path) as draft:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, draft, metadata={"format": "pt"})
+        save_file(written, draft, metadata={"format": "pt"})
 
 
 def write_index(folder: Path, files: Iterable[str]) -> ShardedWeights:

@@ -62,23 +62,31 @@ class StoredBatch:
         files: where the streams are, by side.
         call: what else the layer is given.
         size: how many samples.
+        device: where the layer is.
         rows: which of them; None: all.
     """
 
-    def __init__(self, files: Mapping[str, Path], call: Call, size: int, rows: slice | Tensor | None = None) -> None:
-        self.files, self.call, self.size, self.rows = files, call, size, rows
+    def __init__(
+        self,
+        files: Mapping[str, Path],
+        call: Call,
+        size: int,
+        device: torch.device,
+        rows: slice | Tensor | None = None,
+    ) -> None:
+        self.files, self.call, self.size, self.device, self.rows = files, call, size, device, rows
 
     def load(self, side: str) -> dict[str, Any]:
         """What the layer of that side is called with."""
         # Whoever watches operators is to see those of the layer alone.
         with _disable_current_modes(), torch.no_grad():
             given = {STREAM: read_stream(self.files.get(side, self.files[DENSE])), **self.call}
-            given = map_tensors(torch.clone, given)
+            given = map_tensors(lambda tensor: tensor.to(self.device, copy=True), given)
             return given if self.rows is None else dict(take_samples(given, self.rows, self.size))
 
     def take(self, rows: slice | Tensor) -> "StoredBatch":
         """Some of its samples."""
-        return StoredBatch(self.files, self.call, self.size, rows)
+        return StoredBatch(self.files, self.call, self.size, self.device, rows)
 
     def count(self) -> int:
         """How many samples it has."""
@@ -110,12 +118,14 @@ class Streams:
         sides: which networks they are of.
         calls: for each batch with what each layer is called.
         sizes: the samples of each batch.
+        device: where layers run on them.
     """
 
     folder: Path
     sides: tuple[str, ...]
     calls: list[list[Call]]
     sizes: Sequence[int]
+    device: torch.device
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -137,7 +147,7 @@ class Streams:
 
     def _stored(self, layer: int, number: int, call: Call) -> StoredBatch:
         files = {side: self.path(layer, side, number) for side in self.sides}
-        return StoredBatch(files, call, self.sizes[number])
+        return StoredBatch(files, call, self.sizes[number], self.device)
 
 
 def begin_streams(
@@ -156,12 +166,12 @@ def write_stream(path: Path, stream: Tensor) -> None:
     with file_errors(path, "make the folder of"):
         path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as draft:
-        save_file({STREAM: stream.detach().contiguous()}, draft)
+        save_file({STREAM: stream.detach().cpu().contiguous()}, draft)
 
 
-def read_stream(path: Path) -> Tensor:
+def read_stream(path: Path, device: torch.device | str = "cpu") -> Tensor:
     """A stream, in memory of its own; raises FileError where none is there."""
     try:
-        return load_file(path)[STREAM]
+        return load_file(path)[STREAM].to(device)
     except (OSError, SafetensorError, KeyError) as error:
         raise FileError(f"{str(path)!r} is no stream between layers: {error}. Begin anew with fresh=True.") from error

@@ -5,12 +5,24 @@ import os
 import subprocess
 import types
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 
 NAME = "second"
 SOURCE = Path(__file__).with_name("device.cpp")
 LIBRARIES = ("torch", "torch_cpu", "c10")
+
+
+def chosen() -> torch.device:
+    """The device that ``NERVURE_TEST_DEVICE`` names, ``cuda`` where it is not set; ``second`` is this one."""
+    return device_of(os.environ.get("NERVURE_TEST_DEVICE", "cuda"))
+
+
+def is_there(device: torch.device) -> bool:
+    """Whether tests can run there."""
+    return device.type != "cuda" or torch.cuda.is_available()
 
 
 def device_of(name: str) -> torch.device:
@@ -29,9 +41,31 @@ def register() -> torch.device:
         torch._register_device_module(NAME, _module())
         torch.ops.load_library(_built())
         torch.utils.generate_methods_for_privateuse1_backend()
-        # Without it ``Module.to`` makes other parameters, and tied ones part: on a GPU they stay what they are.
-        torch.__future__.set_swap_module_params_on_conversion(True)
+        _keep_ties()
     return torch.device(NAME, 0)
+
+
+def _keep_ties() -> None:
+    """Tied parameters stay tied where a model moves here and back, as they do on a GPU."""
+    real, depth = nn.Module._apply, [0]
+
+    def apply(self: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
+        places: dict[int, list[tuple[nn.Module, str]]] = {}
+        if not depth[0]:
+            for module in self.modules():
+                for name, parameter in module._parameters.items():
+                    places.setdefault(id(parameter), []).append((module, name))
+        depth[0] += 1
+        try:
+            moved = real(self, *args, **kwargs)
+        finally:
+            depth[0] -= 1
+        for (first, known), *others in places.values():
+            for module, name in others:
+                module._parameters[name] = first._parameters[known]
+        return moved
+
+    nn.Module._apply = apply  # type: ignore[method-assign]
 
 
 def _module() -> types.ModuleType:
@@ -72,5 +106,5 @@ def _command(target: Path) -> list[str]:
     headers = [f"-I{include}", f"-I{include / 'torch' / 'csrc' / 'api' / 'include'}"]
     linked = [f"-L{library}", f"-Wl,-rpath,{library}", *(f"-l{name}" for name in LIBRARIES)]
     abi = f"-D_GLIBCXX_USE_CXX11_ABI={int(torch._C._GLIBCXX_USE_CXX11_ABI)}"
-    compiler = os.environ.get("CXX", "c++")
-    return [compiler, "-O1", "-std=c++20", "-fPIC", "-shared", "-w", abi, *headers, str(SOURCE), "-o", str(target), *linked]
+    how = ["-O1", "-std=c++20", "-fPIC", "-shared", "-w", abi]
+    return [os.environ.get("CXX", "c++"), *how, *headers, str(SOURCE), "-o", str(target), *linked]

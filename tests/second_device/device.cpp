@@ -398,7 +398,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> gru_cell_backward(const Tenso
   return {in, hidden, slope * z, sum_over(in, has_bias), sum_over(hidden, has_bias)};
 }
 
+Tensor histc(const Tensor& values, int64_t bins, const at::Scalar& least, const at::Scalar& most) {
+  at::AutoDispatchBelowADInplaceOrView below;
+  // A GPU counts whole numbers, too.
+  return on_second(at::histc(processors(values).to(at::kDouble), bins, least, most).to(values.scalar_type()));
+}
+
 TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
+  m.impl("histc", histc);
   // What torch would take apart, though a GPU has it as one.
   m.impl("native_group_norm", torch::CppFunction::makeFromBoxedFunction<&on_the_processor>());
   m.impl("_thnn_fused_lstm_cell", lstm_cell);

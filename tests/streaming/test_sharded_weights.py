@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from torch import nn
 from nervure import Activation, Magnitude, MagnitudeMasks, Plan, Refit, SparseGPT, Taylor, Wanda, prune_folder
 from nervure.errors import ArgumentError, DataError, FileError, NervureError
 from nervure.streaming.layer_plans import require_by_layer
+from nervure.streaming.layers_ahead import LayersAhead
 from nervure.streaming.sharded_weights import INDEX, ShardedWeights, write_index, write_shard
 from nervure.streaming.stored_streams import DENSE, SMALL, LayerAlone, Streams, write_stream
 from nervure.surgery.apply import named_tensors
@@ -67,7 +69,7 @@ def test_a_layer_alone_has_the_names_of_the_whole_model_and_runs_on_the_stream_o
     whole = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     layer = LayerAlone("1", whole[1], SMALL)
     assert {*named_tensors(layer)} == {"1.weight", "1.bias"}
-    streams = Streams(tmp_path / "fitted", (DENSE, SMALL), [[{}, {}]], [3])
+    streams = Streams(tmp_path / "fitted", (DENSE, SMALL), [[{}, {}]], [3], torch.device("cpu"))
     given = {side: torch.randn(3, 4) for side in (DENSE, SMALL)}
     for side, stream in given.items():
         write_stream(streams.path(1, side, 0), stream)
@@ -124,3 +126,45 @@ def test_the_index_says_how_many_bytes_all_tensors_have(tmp_path: Path) -> None:
     write_index(tmp_path, shards)
     index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
     assert index["metadata"]["total_size"] == 3 * 5 * 4 + 7 * 2
+
+
+class _Layers:
+    """Layers that note when they are read, and of which one cannot be."""
+
+    def __init__(self, device: str) -> None:
+        self.device, self.layers, self.read = torch.device(device), ("a", "b", "c", "d"), list[int]()
+
+    def layer(self, number: int) -> nn.Module:
+        self.read.append(number)
+        if number == 3:
+            raise FileError("the last one is gone")
+        return nn.Linear(1, number + 1)
+
+
+def test_elsewhere_the_next_layer_is_read_while_one_is_worked_on() -> None:
+    model: Any = _Layers("meta")
+    with LayersAhead(model) as layers:
+        assert layers.layer(0).out_features == 1
+        wait_until(lambda: model.read == [0, 1])
+        assert layers.layer(1).out_features == 2
+        wait_until(lambda: model.read == [0, 1, 2])
+        # Another than that which was read: it is read now.
+        assert layers.layer(0).out_features == 1
+        assert layers.layer(2).out_features == 3
+        with pytest.raises(FileError, match="the last one is gone"):
+            layers.layer(3)
+
+
+def test_on_the_processor_no_layer_is_read_before_its_turn() -> None:
+    model: Any = _Layers("cpu")
+    with LayersAhead(model) as layers:
+        assert [layers.layer(n).out_features for n in (0, 1)] == [1, 2]
+    assert model.read == [0, 1]
+
+
+def wait_until(is_so: Callable[[], bool]) -> None:
+    for _ in range(500):
+        if is_so():
+            return
+        time.sleep(0.01)
+    raise AssertionError("it did not come")
