@@ -1,7 +1,7 @@
 """What becomes of each layer: as many units leave as in all others, it is masked by itself, or a plan says it."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, TypeAlias, final
 
@@ -19,6 +19,7 @@ from nervure.methods.base import Method, View
 from nervure.methods.blocks.depth import Depth
 from nervure.methods.channels.timed import cut_lowest
 from nervure.methods.channels.yardsticks import UnitRanking
+from nervure.methods.masks.activation_norm import InputNorms
 from nervure.methods.masks.magnitude_masks import MagnitudeMasks
 from nervure.methods.masks.wanda import Wanda
 from nervure.plan import Cut, Drop, Edit, Keep, Mask, Plan
@@ -112,7 +113,7 @@ class LayerMasks:
     @property
     def reads(self) -> bool:
         """Whether data are needed to decide."""
-        return isinstance(self.method, Wanda)
+        return bool(norms_for(self.method))
 
     def edits(self, layer: str) -> bool:
         """See :class:`LayerPlans`."""
@@ -159,7 +160,8 @@ def plans_for(
     graph: Graph,
     layers: Sequence[str],
     parts: Iterable[str],
-    shifts: Mapping[str, Tensor] | None = None,
+    seen: Mapping[str, Tensor] | None = None,
+    compete: Callable[[Mapping[str, Tensor]], Plan] | None = None,
 ) -> LayerPlans:
     """What becomes of each layer of a model.
 
@@ -169,7 +171,8 @@ def plans_for(
         graph: its graph.
         layers: the names of its layers.
         parts: which parts of layers may lose units.
-        shifts: what each layer does to samples, as ``Stats.shifts`` says it; None: not known yet, sizes are the same.
+        seen: what a first pass saw; None: it is still to come, sizes are the same.
+        compete: makes of that the masks of layers that compete.
 
     Raises:
         ArgumentError: the method needs what no layer tells by itself.
@@ -179,10 +182,13 @@ def plans_for(
     if isinstance(asked, Plan):
         return GivenPlan(_require_in_layers(asked, graph, layers))
     if isinstance(asked, MagnitudeMasks | Wanda):
-        return LayerMasks(_require_dense(asked, whole))
+        method = _require_dense(asked, whole)
+        if seen is None or compete is None:
+            return LayerMasks(method)
+        return GivenPlan(replace(compete(seen), fingerprint=""))
     require_by_layer(asked)
     if isinstance(asked, Depth):
-        return GivenPlan(_drops(asked, graph, layers, shifts))
+        return GivenPlan(_drops(asked, graph, layers, seen))
     assert isinstance(asked, UnitRanking)
     return UniformCuts(asked, _outline(asked, pin_unsaid(whole, graph, [*parts]), layers))
 
@@ -190,11 +196,8 @@ def plans_for(
 def require_by_layer(asked: Method | Plan) -> None:
     """Raise ArgumentError where a method needs what no layer tells by itself."""
     if isinstance(asked, MagnitudeMasks | Wanda):
-        if asked.distribution != "uniform":
-            raise ArgumentError(
-                f"{asked!r}: with distribution={asked.distribution!r} layers compete. Give distribution='uniform'."
-            )
-    elif isinstance(asked, UnitRanking) and asked.wants <= HEARD:
+        return
+    if isinstance(asked, UnitRanking) and asked.wants <= HEARD:
         _require_uniform(asked)
     elif isinstance(asked, Depth):
         _require_whole_layers(asked)
@@ -208,12 +211,25 @@ def require_by_layer(asked: Method | Plan) -> None:
 
 def reads_data(asked: Method | Plan) -> bool:
     """Whether a method looks at data."""
-    return isinstance(asked, Wanda) or (isinstance(asked, UnitRanking | Depth) and bool(asked.wants))
+    return bool(norms_for(asked)) or (isinstance(asked, UnitRanking | Depth) and bool(asked.wants))
+
+
+def norms_for(asked: Method | Plan) -> tuple[InputNorms, ...]:
+    """What a method asks about how loud inputs are."""
+    asks = asked.asks if isinstance(asked, MagnitudeMasks | Wanda) else ()
+    return tuple(one for one in asks if isinstance(one, InputNorms))
+
+
+def competing(asked: Method | Plan) -> MagnitudeMasks | Wanda | None:
+    """The method, where the masks of a layer depend on what all others hold."""
+    if not isinstance(asked, MagnitudeMasks | Wanda) or asked.pattern.most is not None:
+        return None
+    return asked if asked.distribution != "uniform" and asked.density < 1 else None
 
 
 def takes_two_passes(asked: Method | Plan) -> bool:
     """Whether layers are looked at before it is known what becomes of any."""
-    return isinstance(asked, Depth) and bool(asked.wants)
+    return competing(asked) is not None or (isinstance(asked, Depth) and bool(asked.wants))
 
 
 def layers_as_elements(graph: Graph, layers: Sequence[str]) -> Graph:

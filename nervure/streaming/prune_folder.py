@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, final
 
@@ -30,12 +31,15 @@ from nervure.plan import Plan
 from nervure.refit import Refit
 from nervure.stats.loaders import Batch, leaves_of
 from nervure.stats.measure import batches_digest
-from nervure.streaming.first_pass import FirstPass
+from nervure.streaming.competing_masks import CompetingMasks
+from nervure.streaming.first_pass import FirstPass, see_norms, see_shift
 from nervure.streaming.hollow_model import HollowModel, read_config
 from nervure.streaming.layer_by_layer import LayerByLayer
 from nervure.streaming.layer_plans import (
     Part,
+    competing,
     layers_as_elements,
+    norms_for,
     plan_of_layers,
     plans_for,
     reads_data,
@@ -108,7 +112,9 @@ def prune_folder(  # noqa: PLR0913 - one choice per argument, all by keyword
     weights, loaded again and compared. In memory are one layer and one batch of what flows between layers; the rest of
     that is on the disk, in the folder ``out`` and ``-run``. What is outside of the layers stays as it is.
 
-    Whole layers leave in two passes: the first looks at what each layer does, and the second does the rest.
+    Where layers are compared it takes two passes: the first looks at each, the second does the rest. So whole layers
+    leave, and so masks are laid with another ``distribution`` than ``"uniform"``: these take a byte for each weight
+    while they are decided.
 
     The same call goes on behind the last layer that was done, however it was stopped, and gives the same bits. It is
     work for one process: in a process group one calls it, and the others wait for the folder.
@@ -117,8 +123,8 @@ def prune_folder(  # noqa: PLR0913 - one choice per argument, all by keyword
         folder: a folder of ``save_pretrained``: config and safetensors, sharded or not.
         out: the folder to be written; it must not be there, or be empty.
         method: a ranking of units with ``scope="uniform"`` (``Magnitude``, ``Activation``, ...): each layer keeps the
-            same number of units, so many that the whole model is within its budget; or ``MagnitudeMasks`` or ``Wanda``
-            with ``distribution="uniform"``; or ``Depth`` with ``granularity="whole"``, which drops layers; or a plan of
+            same number of units, so many that the whole model is within its budget; or ``MagnitudeMasks`` or ``Wanda``;
+            or ``Depth`` with ``granularity="whole"``, which drops layers; or a plan of
             cuts, masks and layers to drop for the graph of the whole model.
         data: batches of tokens, [windows, tokens] or ``{"input_ids": ...}``, where methods measure and for the refit.
         refit: fit what stays of each layer, see :func:`nervure.refit`; True, or the choices. No ``steps``.
@@ -166,14 +172,15 @@ def prune_folder(  # noqa: PLR0913 - one choice per argument, all by keyword
         _require_new(target)
         run.require_place(fresh=fresh)
     model = HollowModel.of(kind, config, weights, _example_of(tokens), device)
-    first = FirstPass(model, run) if takes_two_passes(method) else None
-    known = first.shifts if first is not None and is_done else None
+    first = _first_pass(model, method, run, seed)
+    known = first.found if first is not None and is_done else None
     work = _outline(model, method, parts, run, how, seed, known)
     if not is_done:
         with run.begun(fresh=fresh), _each_once():
             if first is not None:
-                first.go(tokens, progress=progress)
-                work = _outline(model, method, parts, run, how, seed, first.shifts)
+                if reads_data(method):
+                    first.go(tokens, progress=progress)
+                work = _outline(model, method, parts, run, how, seed, first.found)
             work.prepare(tokens if work.plans.reads else [], tokens if how is not None else [])
             work.go(progress, tell)
             work.finish(source, target)
@@ -190,6 +197,17 @@ def _require_new(target: Path) -> None:
     require_new_folder(target)
 
 
+def _first_pass(model: HollowModel, method: Method | Plan, run: StreamedRun, seed: int) -> FirstPass | None:
+    """What looks at all layers before anything is done to one; None where nothing does."""
+    if not takes_two_passes(method):
+        return None
+    asked = next(iter(norms_for(method)), None)
+    if asked is None:
+        return FirstPass(model, run, see_shift)
+    products = trace(model.whole, dict(model.example.raw)).products
+    return FirstPass(model, run, partial(see_norms, products, asked.samples, seed))
+
+
 def _outline(
     model: HollowModel,
     method: Method | Plan,
@@ -197,11 +215,13 @@ def _outline(
     run: StreamedRun,
     how: Refit | None,
     seed: int,
-    shifts: Mapping[str, Tensor] | None,
+    seen: Mapping[str, Tensor] | None,
 ) -> LayerByLayer:
     """What is to be done, as far as sizes say it; raises where it cannot be done."""
     graph = layers_as_elements(trace(model.whole, dict(model.example.raw)), model.layers)
-    plans = plans_for(method, model.whole, graph, model.layers, parts, shifts)
+    masking = competing(method)
+    compete = None if masking is None else CompetingMasks(model, graph, masking, run, seed)
+    plans = plans_for(method, model.whole, graph, model.layers, parts, seen, compete)
     return LayerByLayer(model, graph, plans, _fit_config(model.whole, graph, plans.outline), run, how, seed)
 
 

@@ -34,7 +34,7 @@ from nervure import (
     prune_folder,
 )
 from nervure.errors import ArgumentError, BudgetError, DataError, FileError, NervureError, PlanError, VerificationError
-from nervure.streaming import StreamedFolder, first_pass, stored_streams
+from nervure.streaming import StreamedFolder, competing_masks, first_pass, stored_streams
 
 prune_module = importlib.import_module("nervure.streaming.prune_folder")
 
@@ -490,7 +490,7 @@ def test_stopped_in_either_pass_it_goes_on_to_the_same_bits(
     places = [
         (stored_streams, "write_stream", 1),
         (first_pass, "write_stream", 3),
-        (first_pass, "write_json", 2),
+        (first_pass, "write_shard", 2),
         (work, "write_shard", 2),
     ]
     for module, name, after in places:
@@ -498,7 +498,7 @@ def test_stopped_in_either_pass_it_goes_on_to_the_same_bits(
             patch.setattr(module, name, stopping(getattr(module, name), after))
             with pytest.raises(Stop):
                 go(deep, tmp_path / "small", DEPTH)
-    monkeypatch.setattr(first_pass, "write_json", stopping(first_pass.write_json, 0))
+    monkeypatch.setattr(first_pass, "write_shard", stopping(first_pass.write_shard, 0))
     first = go(deep, tmp_path / "small", DEPTH)
     assert_same(states(tmp_path / "small"), states(tmp_path / "whole"))
     again = go(deep, tmp_path / "small", DEPTH)
@@ -552,3 +552,60 @@ def test_what_no_layer_says_is_refused_before_any_work(deep: Path, tmp_path: Pat
     with pytest.raises(error, match=words):
         go(deep, tmp_path / "small", method)
     assert [*tmp_path.iterdir()] == []
+
+
+# -- masks of layers that compete ----------------------------------------------------------------------------------
+
+COMPETING: dict[str, tuple[Any, Any]] = {
+    "sizes over all layers": (MagnitudeMasks(density=0.5), False),
+    "sizes, small layers keep more": (MagnitudeMasks(density=0.4, distribution="erk"), FIT),
+    "loudness over all layers": (Wanda(density=0.5, distribution="global", rows=False), FIT),
+    "outliers": (Wanda(density=0.4, distribution="outliers"), replace(FIT, masks="surgeon")),
+    "sizes, by outliers": (MagnitudeMasks(density=0.4, distribution="outliers"), False),
+    "spectra": (MagnitudeMasks(density=0.4, distribution="spectrum", granularity="kernel"), False),
+}
+
+
+@pytest.mark.parametrize("case", COMPETING)
+def test_masks_that_compete_over_layers_are_those_of_the_work_in_memory(deep: Path, tmp_path: Path, case: str) -> None:
+    method, refit = COMPETING[case]
+    found = go(deep, tmp_path / "small", method, refit=refit)
+    in_memory = prune(load(deep), EXAMPLE, outside_dense(method), data=DATA, refit=refit, progress=False)
+    assert {*found.plan.edits} == {*in_memory.plan.edits}
+    assert len({round(mask.keep.count / mask.keep.size, 2) for mask in found.plan.masks}) > 1
+    assert_same(load(tmp_path / "small").state_dict(), in_memory.model.state_dict())
+    assert found.difference == 0
+    again = go(deep, tmp_path / "small", method, refit=refit)
+    assert {*again.plan.edits} == {*found.plan.edits}
+
+
+def test_sizes_need_no_data(deep: Path, tmp_path: Path) -> None:
+    found = go(deep, tmp_path / "small", MagnitudeMasks(density=0.5), refit=False, data=None)
+    assert found.plan.reached["density"] == pytest.approx(0.5, abs=1e-3)
+    with pytest.raises(DataError, match="give data="):
+        go(deep, tmp_path / "other", Wanda(density=0.5, distribution="outliers"), refit=False, data=None)
+    with pytest.raises(BudgetError, match="keep every output connected"):
+        go(deep, tmp_path / "sparse", MagnitudeMasks(density=1e-4, guard="outputs"), refit=False, data=None)
+
+
+@pytest.mark.parametrize(
+    ("place", "name", "after"),
+    [
+        (first_pass, "write_stream", 3),
+        (first_pass, "write_shard", 2),
+        (competing_masks, "write_json", 0),
+        (work, "write_shard", 3),
+    ],
+)
+def test_stopped_while_layers_compete_it_goes_on_to_the_same_bits(
+    deep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: Any, name: str, after: int
+) -> None:
+    method = Wanda(density=0.4, distribution="outliers")
+    whole = go(deep, tmp_path / "whole", method)
+    with monkeypatch.context() as patch:
+        patch.setattr(place, name, stopping(getattr(place, name), after))
+        with pytest.raises(Stop):
+            go(deep, tmp_path / "parts", method)
+    parts = go(deep, tmp_path / "parts", method)
+    assert {*parts.plan.edits} == {*whole.plan.edits}
+    assert_same(states(tmp_path / "parts"), states(tmp_path / "whole"))

@@ -86,7 +86,6 @@ def test_a_layer_alone_has_the_names_of_the_whole_model_and_runs_on_the_stream_o
     [
         (Activation(keep=0.5), "scope='uniform'"),
         (Magnitude(keep=0.5, scope="layer", budget="macs"), "scope='uniform'"),
-        (MagnitudeMasks(density=0.5), "distribution='uniform'"),
         (Taylor(keep=0.5, scope="uniform"), "more than one layer"),
         (SparseGPT(), "more than one layer"),
         (Magnitude(keep=0.5, scope="uniform", budget="latency"), "Give another budget"),
