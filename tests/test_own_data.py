@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from nervure import Magnitude, Recipe, prune, save, sweep, zoo
 from nervure.cli import main
-from nervure.errors import RecipeError
+from nervure.errors import NervureError, RecipeError
 from nervure.recipe import Study, run
 from nervure.recipe.making import dataset_of
 from nervure.recipe.recipe import DataSection
@@ -155,3 +155,48 @@ def test_data_and_a_budget_that_a_file_names_are_text() -> None:
     done = CliRunner().invoke(main, ["evaluate", "--file", file, "--data", "digits"])
     assert done.exit_code == 0, done.output
     assert not Path("PWNED").exists()
+
+
+UNMEASURED = """
+import torch
+from nervure import tasks
+
+
+class Odd:
+    def to(self, place):
+        return self
+
+    def update(self, *given):
+        raise ValueError("three numbers, not two")
+
+
+def net():
+    return torch.nn.Linear(8, 2)
+
+
+def loaders():
+    batches = [(torch.randn(4, 8), torch.randn(4, 2)) for _ in range(3)]
+    return {"train": batches, "validation": batches, "test": batches}
+
+
+odd = tasks.Task(
+    name="odd",
+    objective=lambda model, batch: (model(batch[0]) - batch[1]).square().mean(),
+    metrics={"odd": tasks.Measure(lambda first: Odd(), lambda output, batch: (output, batch[1]), True)},
+)
+"""
+
+
+def test_a_metric_that_cannot_be_computed_is_told_before_anything_is_trained(
+    write_module: Callable[[str, str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_module("unmeasured", UNMEASURED)
+    monkeypatch.setattr("nervure.recipe.steps._train", lambda *_: pytest.fail("it was trained before"))
+    told = {
+        "model": {"name": "unmeasured:net"},
+        "data": {"name": "unmeasured:loaders"},
+        "task": {"name": "unmeasured:odd"},
+        "prune": {"method": "Magnitude", "keep": 0.5},
+    }
+    with pytest.raises(NervureError, match=r"batch 0: the metric 'odd' cannot be computed: three numbers, not two"):
+        run(Recipe.from_dict(told), progress=False)

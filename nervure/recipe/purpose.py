@@ -14,7 +14,9 @@ from nervure.recipe.own_data import Data, OwnData
 from nervure.recipe.recipe import TaskSection
 from nervure.recipe.task_making import task_from
 from nervure.tasks import Task, move_batch
+from nervure.tasks.batch_forms import naming
 from nervure.tasks.guessing import find_task
+from nervure.tasks.running import TaskTally
 
 
 @final
@@ -64,6 +66,7 @@ def purpose_of(section: TaskSection, data: Data, build: Callable[[], nn.Module])
 
     Raises:
         RecipeError: there is no such task, several fit, or the data do not suit the network.
+        DataError: the loss or a metric of the first batch cannot be computed.
         MissingExtraError: the metrics of the task are not installed.
     """
     task = task_from(section.name, section.options) if section.name else None
@@ -76,7 +79,11 @@ def purpose_of(section: TaskSection, data: Data, build: Callable[[], nn.Module])
     if task is None and found.name == "classification" and _is_pair(batch):
         # As for the data of the zoo: what is measured must not depend on who made the batches.
         return Purpose(None, found.name, found.reason, purpose.example)
-    return _with_metrics(purpose)
+    _with_metrics(purpose)
+    # What cannot be measured is told before anything is trained.
+    with evaluating(model), naming("batch 0"):
+        TaskTally(found).add(model, batch)
+    return purpose
 
 
 def example_for(model: nn.Module, batch: Any, task: Task) -> Inputs:

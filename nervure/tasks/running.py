@@ -86,7 +86,7 @@ class TaskTally:
             self._loss, self._count = self._loss + _finite(loss.loss.detach().double()), self._count + loss.count
         fed: list[int] = []
         for name, measure in self._task.metrics.items():
-            arguments = measure.read(output, batch)
+            arguments = tuple(map(_in_one_piece, measure.read(output, batch)))
             if name not in self._made:
                 self._made[name] = self._make(measure, arguments)
             metric = self._made[name]
@@ -138,6 +138,11 @@ class TaskTally:
             metric.distributed_available_fn = _never
         place = next((x.device for x in arguments if isinstance(x, Tensor)), None)
         return metric if metric is None or place is None else metric.to(place)
+
+
+def _in_one_piece(value: Any) -> Any:
+    """What a metric is given: some of torchmetrics view their tensors, which takes memory without gaps."""
+    return value.contiguous() if isinstance(value, Tensor) and value.layout == torch.strided else value
 
 
 SYNCS = "distributed_available_fn"

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from nervure import tasks
-from nervure.tasks import Task, evaluate_task
+from nervure.tasks import Task, evaluate_task, map_tensors
 from tests.tasks.small import CASES
 
 torchmetrics = pytest.importorskip("torchmetrics")
@@ -55,6 +55,15 @@ def test_classification() -> None:
     assert found["accuracy"] == pytest.approx(4 / 6)
     assert found["calibration_error"] == pytest.approx(2 / 6, abs=1e-4)
     assert "top5" in found and "top5" not in measured(tasks.classification(), (said[:, :4], labels.clamp(max=3)))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_batch_may_be_a_part_of_something_larger(name: str) -> None:
+    case = CASES[name]()
+    whole = evaluate_task(case.model, [case.batch], case.task)
+    # As the first columns of a table: what views its tensors cannot take them.
+    part = map_tensors(lambda x: torch.cat([x, x], -1)[..., : x.shape[-1]] if x.ndim else x, case.batch)
+    assert evaluate_task(case.model, [part], case.task) == pytest.approx(whole)
 
 
 def test_labels_that_do_not_count_are_not_measured() -> None:
