@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from nervure import Cut, Drop, Keep, Plan, apply, export, trace
 from nervure.cli import main
 from nervure.errors import ArgumentError, EngineError, MissingExtraError, VerificationError
-from nervure.export.gguf import GgufReader, tensors_of
+from nervure.export.gguf import GgufReader, reference_decoder, tensors_of
 from nervure.export.gguf.layer_sizes import find_shape
 from nervure.export.gguf.vocabulary import PIECES
 
@@ -246,6 +246,19 @@ def test_words_that_say_something_else_are_refused(
         export(built(), TOKENS, tmp_path / "m.gguf", tokenizer=words, precision="q8_0")
     assert (tmp_path / "m.gguf").read_text() == "what was there"
     assert {path.name for path in tmp_path.iterdir()} == {"m.gguf", "words"}
+
+
+@needs_gguf
+def test_a_network_that_makes_much_of_a_rounding_is_no_wrong_file(
+    tmp_path: Path, words: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # So little is allowed that any network makes too much of roundings.
+    monkeypatch.setattr(reference_decoder, "TOLERANCE", 1e-10)
+    done = export(built(), TOKENS, tmp_path / "m.gguf", tokenizer=words)
+    assert 1e-10 < done.checks["random"].largest <= done.checks["random"].tolerance < 1e-4
+    monkeypatch.setattr(tensors_of, "_interleave", lambda tensor, heads: tensor.detach())
+    with pytest.raises(VerificationError, match="layer that differs is number 0"):
+        export(built(), TOKENS, tmp_path / "wrong.gguf", tokenizer=words)
 
 
 def other_width(model: SmallDecoder) -> None:
