@@ -28,6 +28,8 @@ from nervure import Cut, Drop, Graph, Keep, Plan, apply, export, trace
 from nervure.scores import magnitude
 
 PLANS, WINDOWS, LENGTH = 20, 2, 64
+ONE_WIDTH = (0.6, 1.0)
+"""Of these shares one is drawn where all layers are to be alike."""
 LOWER = ("float16", "bf16", "q8_0")
 ALLOWED = 0.01
 """Largest difference of perplexities, as a share of PyTorch's."""
@@ -59,8 +61,16 @@ def windows(tokenizer: Any) -> Tensor:
 
 
 def draw_plan(model: nn.Module, graph: Graph, seed: int) -> Plan:
-    """Widths of all feed-forward networks, fewer heads in three layers, branches and a layer to drop, by lot."""
+    """Widths of all feed-forward networks, fewer heads in three layers, branches and a layer to drop, by lot.
+
+    Where llama.cpp has one width for all layers, that alone.
+    """
     lot, layers = random.Random(seed), len(model.get_submodule("model.layers"))
+    if not has_own_widths(model):
+        share, scores = lot.uniform(*ONE_WIDTH), magnitude(graph, dict(model.state_dict()))
+        names = [f"model.layers.{i}.mlp.gate_proj" for i in range(layers)]
+        cuts = (Cut(name, strongest(scores[name], round(share * graph[name].size))) for name in names)
+        return Plan(tuple(cuts), graph.fingerprint)
     order = lot.sample(range(2, layers - 1), 6)
     drops = [f"model.layers.{order[0]}.self_attn", f"model.layers.{order[1]}.mlp"]
     # Every other plan also loses a layer, and those behind it another number.
@@ -72,6 +82,12 @@ def draw_plan(model: nn.Module, graph: Graph, seed: int) -> Plan:
     keeps = {name: strongest(scores[name], max(1, round(share * graph[name].size))) for name, share in counts.items()}
     edits = (*(Cut(name, keep) for name, keep in keeps.items()), *map(Drop, drops))
     return Plan(edits, graph.fingerprint)
+
+
+def has_own_widths(model: nn.Module) -> bool:
+    """Whether llama.cpp runs such a decoder with another width in each layer: as ``deci``, which is a LLaMA inside."""
+    config: Any = model.config
+    return config.model_type == "llama"
 
 
 def strongest(scores: Tensor, number: int) -> Keep:
@@ -160,8 +176,9 @@ Nothing is trained or fitted after the cut: the plans exercise the format, and t
 pruning.
 
 A *plan* draws by lot another width for every feed-forward network (85 to 100 %), leaves two thirds of the heads in
-three layers, drops one attention and one feed-forward network, and in every other plan a layer. Perplexities are to be
-within {allowed:.0%}: {verdict}
+three layers, drops one attention and one feed-forward network, and in every other plan a layer. Of decoders that
+llama.cpp runs with one width for all layers alone (all but LLaMA, whose layers may differ as `deci`) it draws that
+width, of 60 to 100 %. Perplexities are to be within {allowed:.0%}. {verdict}
 
 | {head} |
 |{rule}
@@ -183,13 +200,18 @@ def difference(row: Row) -> float:
 
 
 def verdict(rows: Sequence[Row]) -> str:
-    """How many plans are within what is allowed."""
-    plans = [abs(difference(row)) for row in rows if row["plan"] != "dense"]
+    """How many plans of each model are within what is allowed."""
+    return " ".join(verdict_of(name, rows) for name in sorted({row["model"] for row in rows}))
+
+
+def verdict_of(name: str, rows: Sequence[Row]) -> str:
+    """How many plans of a model are within what is allowed."""
+    plans = [abs(difference(row)) for row in rows if row["plan"] != "dense" and row["model"] == name]
     if not plans:
-        return "not measured yet."
+        return f"{name}: not measured yet."
     good = sum(apart <= ALLOWED for apart in plans)
     measured = f"the {len(plans)} plans measured so far (of {PLANS})" if len(plans) < PLANS else f"{PLANS} plans"
-    return f"{good} of {measured} are, the largest difference is {max(plans):.2%}."
+    return f"{name}: {good} of {measured} are, the largest difference is {max(plans):.2%}."
 
 
 def line(row: Row) -> str:
