@@ -87,7 +87,12 @@ def write_dense(folder: Path, size: Size) -> None:
 
 def measured(called: str, name: str) -> Row:
     """One case, in this process."""
-    size, (method, how) = SIZES[called], CASES[name]
+    return measure(SIZES[called], called, name)
+
+
+def measure(size: Size, called: str, name: str, device: torch.device | str = "cpu") -> Row:
+    """One case of a size, its layers on a device."""
+    method, how = CASES[name]
     generator = torch.Generator().manual_seed(1)
     tokens = torch.randint(VOCABULARY, (WINDOWS, TOKENS), generator=generator)
     RUNS.mkdir(exist_ok=True)
@@ -95,7 +100,8 @@ def measured(called: str, name: str) -> Row:
         dense = Path(place) / "dense"
         write_dense(dense, size)
         before, begun = peak(), (time.perf_counter(), time.process_time())
-        done = prune_folder(dense, Path(place) / "smaller", method, data=tokens.split(4), refit=how, progress=False)
+        data = tokens.split(4)
+        done = prune_folder(dense, Path(place) / "smaller", method, data=data, refit=how, device=device, progress=False)
         seconds, worked = time.perf_counter() - begun[0], time.process_time() - begun[1]
         written = sum(path.stat().st_size for path in done.path.glob("*.safetensors"))
     layers, outside = [layer.seconds for layer in done.layers], 2 * VOCABULARY * size.width

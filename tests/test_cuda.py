@@ -44,6 +44,7 @@ from nervure import (
 )
 from nervure.core.late import STEPS_LATE
 from nervure.dependence import cka, conditional_connectivity, distance_correlation, hsic, mutual_information
+from nervure.distributed import share
 from nervure.evaluation.memory import peak_memory
 from nervure.export import load_state, save_state
 from nervure.tasks import move_batch
@@ -287,6 +288,23 @@ def test_a_loss_that_is_no_number_is_found_and_named() -> None:
         train(small(), loader, progress=False)
     # The device is still of use: no kernel was let loose on that label.
     assert float(torch.ones(2, device=DEVICE).sum()) == 2
+
+
+def test_a_process_group_of_one_changes_nothing(tmp_path: Path) -> None:
+    alone = train(small(), batches(), epochs=1, progress=False)
+    kind = "nccl" if ON_GPU else "gloo"
+    torch.distributed.init_process_group(
+        kind, store=torch.distributed.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1
+    )
+    try:
+        model, data = small(), share(batches())
+        measured = measure(model, trace(model, DATA.example(1)), data, progress=False)
+        pruned = prune(model, DATA.example(2), Magnitude(keep=0.5), data=data, refit=True, progress=False)
+        assert_lives(pruned.model)
+        assert measured.samples > 0
+        assert train(model, data, epochs=1, progress=False).loss == pytest.approx(alone.loss, rel=1e-3)
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def test_topologies_change_there() -> None:

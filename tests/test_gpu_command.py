@@ -76,6 +76,13 @@ ROWS = {
         {"network": "ViT", "variant": "half", "batch": 8, "mode": "graph", "ms": 2.0},
         {"network": "ViT", "variant": "2:4", "batch": 8, "mode": "eager", "failed": "RuntimeError: no"},
     ],
+    "streamed": [
+        {
+            "case": "a quarter of the width", "layers": 2, "whole": 32, "tokens": 2048, "layer_s": 3.0,
+            "outside_s": 24.0, "error_before": 0.2, "error_after": 0.1, "difference": 0.0,
+        },
+        {"case": "masks", "failed": "RuntimeError: out of memory"},
+    ],
     "study": [
         {"network": "VGG-16", "method": "dense", "images": 54000, "parameters": 5, "test": 93.1},
         {"network": "VGG-16", "method": "SNACS", "keep": 0.5, "parameters": 2, "cut": 1.0, "refitted": 80, "test": 92},
@@ -84,6 +91,7 @@ ROWS = {
 WORDS = {
     "training": ["| ResNet-20 | train | 5.12 |", "| MLP | SGD | 2 | +5.0 % |", "network=ResNet-50: RuntimeError"],
     "latency": ["| dense | 4 ms |", "| half | 2.00x |", "largest error 1.0e-07", "variant=2:4"],
+    "streamed": ["| a quarter of the width | 2 of 32 | 3 | 24 | 2 | 0.2 | 0.1 |", "case=masks: RuntimeError"],
     "study": ["54,000 training pictures", "| VGG-16 | 0.5 | SNACS | 2 | 1 | 80 | 92 |"],
 }
 

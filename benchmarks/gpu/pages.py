@@ -95,4 +95,36 @@ def of_study(rows: Rows) -> str:
     return f"{told}\n\n{table(heads, lines)}{failures(rows)}"
 
 
-PAGES: Mapping[str, Callable[[Rows], str]] = {"training": of_training, "latency": of_latency, "study": of_study}
+def of_streamed(rows: Rows) -> str:
+    """Seconds of a layer, and of all of them."""
+    heads = [
+        "",
+        "layers measured",
+        "a layer (s)",
+        "the rest (s)",
+        "all layers (min)",
+        "error left out: before",
+        "after",
+    ]
+    lines = [
+        [
+            r["case"],
+            f"{r['layers']} of {r['whole']}",
+            r["layer_s"],
+            r["outside_s"],
+            (r["layer_s"] * r["whole"] + r["outside_s"]) / 60,
+            r["error_before"],
+            r["error_after"],
+        ]
+        for r in rows
+        if "failed" not in r
+    ]
+    return table(heads, lines) + failures(rows)
+
+
+PAGES: Mapping[str, Callable[[Rows], str]] = {
+    "training": of_training,
+    "latency": of_latency,
+    "streamed": of_streamed,
+    "study": of_study,
+}

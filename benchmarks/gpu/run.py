@@ -61,6 +61,7 @@ STAGES: tuple[tuple[Part, ...], ...] = (
     (Part("tests", (*TESTS, "-p", "no:cacheprovider", "tests/test_cuda.py"), 110, needs="pytest"),),
     (Part("training", ("-m", "benchmarks.gpu.training"), 55, "training"),),
     (Part("latency", ("-m", "benchmarks.gpu.latency"), 110, "latency"),),
+    (Part("streamed", ("-m", "benchmarks.gpu.streamed"), 90, "streamed", needs="transformers"),),
     # Small networks leave a GPU idle most of the time: the three share it.
     tuple(
         Part(f"study-{name}", ("-m", "benchmarks.gpu.study", "--network", name), 220, "study")
