@@ -141,7 +141,7 @@ NETWORKS: Mapping[str, Method | None] = {
     "dense": None,
 }
 """What is fine-tuned; the dense network is the twin that the others are to come up to."""
-BESIDE = ("plain, longer", "augmented")
+BESIDE = ("plain, longer", "augmented", "consistent")
 """The ways that all networks have; the others are compared on magnitude's masks alone."""
 
 
