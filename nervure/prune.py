@@ -321,7 +321,7 @@ def trace_to_prune(
 ) -> Traced:
     """Trace a model, and check what is doubtful of it; ``chosen`` are the options of tracing."""
     model = unwrap(model)
-    given = [one.to(model) for one in Inputs.several(example)]
+    given = Inputs.several(example, model)
     drawing, checker = trace_and_check(model, given, **chosen)
     weights = {name: tensor.detach() for name, tensor in named_tensors(model).items()}
     ignored = left_alone(model, chosen["ignore"], chosen["only"])

@@ -102,7 +102,7 @@ def trace_and_check(
     choices = chosen_patterns(model, ignore, only)
     with without_fakes(model) as real, evaluating(real):
         check_weights(real)
-        given = [one.to(real) for one in Inputs.several(example)]
+        given = Inputs.several(example, real)
         drawing = draw(real, given, outputs=outputs, inputs=inputs, inside_heads=inside_heads)
         drawing.graph = pinned_by_choice(drawing.graph, *choices)
         drawing.graph = _noting_unreached(real, drawing)

@@ -47,7 +47,7 @@ def draw_circuit(
         raise TraceError("the model has shapes only (it is on the meta device): give it weights, whose zeros matter.")
     with evaluating(model):
         check_weights(model)
-        tape, _ = record(model, [one.to(model) for one in Inputs.several(example)], tag=False, auxiliary=False)
+        tape, _ = record(model, Inputs.several(example, model), tag=False, auxiliary=False)
         statics = Statics(tape, _mask_tensors(named_tensors(model), masks or {}))
         ways = {number: _way(tape, number) for number in tape.inputs}
         carrier = _propagate(tape, statics, strength, ways)

@@ -53,19 +53,22 @@ class Inputs(Checked):
         return cls.several(example)[0]
 
     @classmethod
-    def several(cls, example: Any) -> "list[Inputs]":
+    def several(cls, example: Any, place: nn.Module | None = None) -> "list[Inputs]":
         """The inputs of each example in a list; one alone is a list of one.
 
         Tensors of subclasses (pictures, volumes) become plain ones of the same memory.
 
+        Args:
+            example: a tensor, a tuple, a dict, inputs, or a list of these.
+            place: a model to whose device they go, as :meth:`to` says it; None: they stay where they are.
+
         Raises:
             ArgumentError: it is none of the forms of an example, is nested too deeply, or the list is empty.
         """
-        if not isinstance(example, list):
-            return [_read_example(example)]
-        if not example:
+        if isinstance(example, list) and not example:
             raise ArgumentError("example=[] is a list of no examples. Give one, or a list of several.")
-        return [_read_example(one) for one in example]
+        found = [_read_example(one) for one in (example if isinstance(example, list) else [example])]
+        return found if place is None else [one.to(place) for one in found]
 
     @classmethod
     def of_batch(cls, inputs: Any) -> "Inputs":

@@ -81,9 +81,9 @@ def count(model: nn.Module, example: Any) -> Cost:
     Raises:
         ForwardError: the model's forward raised on the example.
     """
-    model, given = unwrap(model), Inputs.several(example)
+    model = unwrap(model)
     with without_fakes(model) as twin, evaluating(twin):
-        tape, _ = record(twin, [one.to(twin) for one in given])
+        tape, _ = record(twin, Inputs.several(example, twin))
     return cost_of_run(model, tape)
 
 

@@ -18,6 +18,9 @@ from nervure.tasks.batch_forms import naming
 from nervure.tasks.guessing import find_task
 from nervure.tasks.running import TaskTally
 
+TRIED = 2
+"""Samples on which it is tried whether what a task measures can be computed."""
+
 
 @final
 @dataclass(frozen=True, slots=True, eq=False)
@@ -82,7 +85,7 @@ def purpose_of(section: TaskSection, data: Data, build: Callable[[], nn.Module])
     _with_metrics(purpose)
     # What cannot be measured is told before anything is trained.
     with evaluating(model), naming("batch 0"):
-        TaskTally(found).add(model, batch)
+        TaskTally(found).add(model, found.take(batch, slice(TRIED), found.samples(batch)))
     return purpose
 
 

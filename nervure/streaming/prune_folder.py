@@ -172,15 +172,16 @@ def prune_folder(  # noqa: PLR0913 - one choice per argument, all by keyword
         _require_new(target)
         run.require_place(fresh=fresh)
     model = HollowModel.of(kind, config, weights, _example_of(tokens), device)
-    first = _first_pass(model, method, run, seed)
-    known = first.found if first is not None and is_done else None
-    work = _outline(model, method, parts, run, how, seed, known)
+    graph = layers_as_elements(trace(model.whole, dict(model.example.raw)), model.layers)
+    first = _first_pass(model, graph, method, run, seed)
+    outline = partial(_outline, model, graph, method, parts, run, how, seed)
+    work = outline(_seen_by(first) if is_done else None)
     if not is_done:
         with run.begun(fresh=fresh), _each_once():
             if first is not None:
-                if reads_data(method):
-                    first.go(tokens, progress=progress)
-                work = _outline(model, method, parts, run, how, seed, first.found)
+                first.go(tokens, progress=progress)
+            if takes_two_passes(method):
+                work = outline(_seen_by(first))
             work.prepare(tokens if work.plans.reads else [], tokens if how is not None else [])
             work.go(progress, tell)
             work.finish(source, target)
@@ -197,19 +198,24 @@ def _require_new(target: Path) -> None:
     require_new_folder(target)
 
 
-def _first_pass(model: HollowModel, method: Method | Plan, run: StreamedRun, seed: int) -> FirstPass | None:
+def _first_pass(
+    model: HollowModel, graph: Graph, method: Method | Plan, run: StreamedRun, seed: int
+) -> FirstPass | None:
     """What looks at all layers before anything is done to one; None where nothing does."""
-    if not takes_two_passes(method):
+    if not (takes_two_passes(method) and reads_data(method)):
         return None
     asked = next(iter(norms_for(method)), None)
-    if asked is None:
-        return FirstPass(model, run, see_shift)
-    products = trace(model.whole, dict(model.example.raw)).products
-    return FirstPass(model, run, partial(see_norms, products, asked.samples, seed))
+    look = see_shift if asked is None else partial(see_norms, graph.products, asked.samples, seed)
+    return FirstPass(model, run, look)
+
+
+def _seen_by(first: FirstPass | None) -> Mapping[str, Tensor]:
+    return {} if first is None else first.found
 
 
 def _outline(
     model: HollowModel,
+    graph: Graph,
     method: Method | Plan,
     parts: Iterable[str],
     run: StreamedRun,
@@ -218,7 +224,6 @@ def _outline(
     seen: Mapping[str, Tensor] | None,
 ) -> LayerByLayer:
     """What is to be done, as far as sizes say it; raises where it cannot be done."""
-    graph = layers_as_elements(trace(model.whole, dict(model.example.raw)), model.layers)
     masking = competing(method)
     compete = None if masking is None else CompetingMasks(model, graph, masking, run, seed)
     plans = plans_for(method, model.whole, graph, model.layers, parts, seen, compete)

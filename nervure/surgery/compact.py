@@ -57,7 +57,7 @@ def compact(
         keeps[cut.group] = keeps.get(cut.group, torch.tensor(True)) & cut.keep.tensor()
     masks_after(graph, made)
     alive = _masks(graph, made)
-    zero = {} if model is None else _zeros(graph, made, model, [one.to(model) for one in Inputs.several(example)])
+    zero = {} if model is None else _zeros(graph, made, model, Inputs.several(example, model))
     while any([_silence(group, keeps[group.name], alive, zero) for group in candidates]):
         for name, keep in keeps.items():
             _leave(graph[name], keep, alive)

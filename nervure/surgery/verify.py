@@ -63,7 +63,7 @@ def verify(model: nn.Module, pruned: HasPlan, example: Any) -> Verification:
             has other groups than those that were cut; or the pruned model breaks in ordinary use.
     """
     model = unwrap(model)
-    given = [one.to(model) for one in Inputs.several(example)]
+    given = Inputs.several(example, model)
     with leave_modes(), whole_convolutions(), evaluating(model):
         drawing = draw(model, given, **pruned.graph.settings)
     _require_same_groups(drawing.graph, pruned, given)

@@ -144,6 +144,15 @@ void give_back(const Tensor& lent, const Tensor& own) {
 const std::set<std::string> mixed = {"aten::index", "aten::index_put_", "aten::_index_put_impl_", "aten::index_put",
                                      "aten::_unsafe_index", "aten::_copy_from", "aten::_copy_from_and_resize"};
 
+template <typename Change>
+c10::List<Tensor> each_of(const c10::List<Tensor>& tensors, const Change& change) {
+  c10::List<Tensor> made;
+  for (const Tensor& tensor : tensors) {
+    made.push_back(change(tensor));
+  }
+  return made;
+}
+
 class Lent {
  public:
   explicit Lent(const c10::OperatorHandle& op) : name_(op.schema().name()) {}
@@ -170,11 +179,7 @@ class Lent {
       return lend(value.toTensor());
     }
     if (value.isTensorList()) {
-      c10::List<Tensor> made;
-      for (const Tensor& tensor : value.toTensorList()) {
-        made.push_back(lend(tensor));
-      }
-      return made;
+      return each_of(value.toTensorList(), [&](const Tensor& tensor) { return lend(tensor); });
     }
     if (value.isOptionalTensorList()) {
       c10::List<std::optional<Tensor>> made;
@@ -223,11 +228,7 @@ class Lent {
       return take_back(value.toTensor());
     }
     if (value.isTensorList()) {
-      c10::List<Tensor> made;
-      for (const Tensor& tensor : value.toTensorList()) {
-        made.push_back(take_back(tensor));
-      }
-      return made;
+      return each_of(value.toTensorList(), [&](const Tensor& tensor) { return take_back(tensor); });
     }
     return value;
   }

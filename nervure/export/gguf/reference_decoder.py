@@ -166,7 +166,7 @@ def check_decoder(
     words = on_random(module, exact, shown, BATCHES, own)
     if not words.ok:
         # A network that makes much of little is told from a wrong file by what it makes of a rounding.
-        own = min(max(own, ROUNDINGS * _shaken(decoder, tokens)), COARSE)
+        own = min(max(own, ROUNDINGS * _shaken(module, tokens)), COARSE)
         words = replace(words, tolerance=own)
     if not words.ok:
         raise VerificationError(
@@ -191,19 +191,18 @@ def _draw_tokens(decoder: Decoder) -> Tensor:
 
 
 @torch.no_grad()
-def _shaken(decoder: Decoder, tokens: Tensor) -> float:
+def _shaken(module: LogitsOnly, tokens: Tensor) -> float:
     """How far the logits move where what the embedding gives moves in its last digit."""
-    module, generator = LogitsOnly(decoder.module), torch.Generator().manual_seed(0)
-    given = tokens.to(device_of(decoder.module))
+    given, generator = tokens.to(device_of(module)), torch.Generator().manual_seed(0)
 
     def shake(_: nn.Module, __: Any, out: Tensor) -> Tensor:
         lot = torch.randn(out.shape, generator=generator).to(out)
         return out * (1 + torch.finfo(out.dtype).eps * lot)
 
-    embedding = next((m for m in decoder.module.modules() if isinstance(m, nn.Embedding)), None)
+    embedding = next((m for m in module.modules() if isinstance(m, nn.Embedding)), None)
     if embedding is None:
         return 0.0
-    with evaluating(decoder.module):
+    with evaluating(module):
         still = module(given)
         hook = embedding.register_forward_hook(shake)
         try:
