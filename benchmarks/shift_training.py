@@ -1,4 +1,6 @@
-"""Fine-tuning for shift: what views, consistency, sharpness and a teacher are worth at equal compute, at 90 % zeros.
+"""Fine-tuning for shift: what views, consistency, sharpness and a teacher are worth at equal compute.
+
+At 90 and 95 % zeros, and with a quarter of the multiply-accumulates; as pruned, and refitted.
 
 ``python benchmarks/shift_training.py`` first chooses a setting for each way (validation images under held-out
 corruptions, a seed of its own), then compares the ways (test images under the 15 other corruptions); one thread.
@@ -24,10 +26,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.gcnet import BATCH, TASKS, WEIGHTS, data_of, empty, judged_on, seen
 from benchmarks.runner import ROOT, Benchmark, Results, Row, Rows, main
-from nervure import GCNet, MagnitudeMasks, apply, train
+from nervure import SNACS, GCNet, Magnitude, MagnitudeMasks, Refit, apply, prune, refit, train
 from nervure.evaluation import evaluate_shift
 from nervure.evaluation.labelled import Batch
-from nervure.methods import Method
+from nervure.methods import Method, View
 from nervure.surgery.apply import masks_after
 from nervure.training import (
     SAM,
@@ -42,7 +44,6 @@ from nervure.training import (
     with_distillation,
 )
 
-DENSITY = 0.1
 WORK = 12
 """Passes' worth of work that each way has; short: a quarter of it."""
 RATES = (0.01, 0.03, 0.1)
@@ -135,14 +136,47 @@ WAYS: Mapping[str, Sequence[Way]] = {
 }
 """Settings of each way: as many for all."""
 
-NETWORKS: Mapping[str, Method | None] = {
-    "magnitude": MagnitudeMasks(density=DENSITY, guard="outputs"),
-    "GC-Net": GCNet(density=DENSITY, **WEIGHTS),
-    "dense": None,
+
+@dataclass(frozen=True)
+class Smaller:
+    """How a network is made smaller.
+
+    Attributes:
+        method: what decides; None: the dense network stays, the twin that the others are to come up to.
+        refit: whether what stays takes over before it is fine-tuned.
+        ways: it is fine-tuned in.
+    """
+
+    method: Method | None
+    refit: bool = False
+    ways: Sequence[str] = ("plain, longer", "consistent")
+
+
+def zeros(density: float) -> Method:
+    """The least weights leave."""
+    return MagnitudeMasks(density=density, guard="outputs")
+
+
+def guided(density: float) -> Method:
+    """Connectivity guides which weights leave."""
+    return GCNet(density=density, **WEIGHTS)
+
+
+SEEN = ("plain, longer", "augmented", "consistent")
+QUARTER: dict[str, Any] = {"keep": 0.25, "budget": "macs", "multiple": 1}
+NETWORKS: Mapping[str, Smaller] = {
+    "magnitude": Smaller(zeros(0.1), ways=tuple(WAYS)),
+    "GC-Net": Smaller(guided(0.1), ways=SEEN),
+    "dense": Smaller(None, ways=SEEN),
+    "magnitude, refitted": Smaller(zeros(0.1), refit=True),
+    "95 %: magnitude": Smaller(zeros(0.05)),
+    "95 %: GC-Net": Smaller(guided(0.05)),
+    "95 %: magnitude, refitted": Smaller(zeros(0.05), refit=True),
+    "1/4 of MACs: SNACS, refitted": Smaller(SNACS(**QUARTER), refit=True),
+    "1/4 of MACs: SNACS": Smaller(SNACS(**QUARTER)),
+    "1/4 of MACs: magnitude, refitted": Smaller(Magnitude(**QUARTER), refit=True),
 }
-"""What is fine-tuned; the dense network is the twin that the others are to come up to."""
-BESIDE = ("plain, longer", "augmented", "consistent")
-"""The ways that all networks have; the others are compared on magnitude's masks alone."""
+"""What is fine-tuned: 90 % zeros, where the name says nothing else."""
 
 
 # -- one trial -----------------------------------------------------------------------------------------------------
@@ -153,10 +187,7 @@ def trial(scale: Scale, phase: str, task: str, network: str, way: str, setting: 
     start, data = time.process_time(), data_of(task, seed)
     view = seen(task, seed)
     assert view.model is not None
-    method = NETWORKS[network]
-    plan = empty(view) if method is None else method.plan(view)
-    model = apply(view.model, view.graph, plan)
-    masks: dict[str, Tensor] = {} if method is None else dict(masks_after(view.graph, plan))
+    model, masks = smaller(NETWORKS[network], view)
     few = data.train.sample(min(scale.images, len(data.train)), seed)
     recalibrate(model, few.batches(BATCH), 10)
     objective = setting.make(picture_views(normalisation=(data.mean, data.std)), view.model)
@@ -182,6 +213,18 @@ def trial(scale: Scale, phase: str, task: str, network: str, way: str, setting: 
     numbers = {name: round(value, 5) for name, value in row.items()}
     told = {"setting": setting.name, "work": work * epochs, "epochs": epochs, "seconds": round(trained, 1)}
     return {"key": key_of(phase, task, network, way, setting, seed)} | numbers | told
+
+
+def smaller(how: Smaller, view: View) -> tuple[nn.Module, dict[str, Tensor]]:
+    """The network that is fine-tuned, and the masks that it is fine-tuned under."""
+    assert view.model is not None
+    plan = empty(view) if how.method is None else how.method.plan(view)
+    masks = {} if how.method is None else dict(masks_after(view.graph, plan))
+    if not how.refit:
+        return apply(view.model, view.graph, plan), masks
+    plain = prune(view.model, view.example, plan, refit=False, verify=False, progress=False)
+    again = refit(plain, view.data, reference=view.model, how=Refit(seed=view.seed), progress=False)
+    return again.result.model, masks
 
 
 def key_of(phase: str, task: str, network: str, way: str, setting: Way, seed: int) -> list[Any]:
@@ -235,8 +278,7 @@ def measure(log: Results, scale: Scale, *trial_of: Any) -> None:
 
 def compared() -> Iterator[tuple[str, str]]:
     """Networks and ways of the test."""
-    yield from (("magnitude", way) for way in WAYS)
-    yield from product(("GC-Net", "dense"), BESIDE)
+    yield from ((network, way) for network, how in NETWORKS.items() for way in how.ways)
 
 
 def choose(rows: Rows, scale: Scale) -> dict[str, Way]:
