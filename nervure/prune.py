@@ -24,7 +24,7 @@ from nervure.graph.preserve import restore_after
 from nervure.graph.tape import named_tensors
 from nervure.graph.trace import Choices, left_alone
 from nervure.graph.types import Graph
-from nervure.methods.base import CountsOnRefit, Folder, Method, View, gather_evidence
+from nervure.methods.base import CountsOnRefit, Folder, Method, View, gather_evidence, require_method
 from nervure.methods.channels.yardsticks import Magnitude
 from nervure.plan import Cut, Drop, Keep, Mask, Plan
 from nervure.refit import Refit
@@ -404,18 +404,6 @@ class PruneInputs:
     def plan(self, view: View) -> Plan:
         """The plan that was given."""
         return self.given
-
-
-def require_method(method: Any, data: Batches | None) -> None:
-    """Raise ArgumentError where it is no method, and DataError where it measures and there are no data."""
-    if isinstance(method, type) or not isinstance(method, Method):
-        raise ArgumentError(
-            f"method={method!r} is not a method. Give one like Magnitude(keep=0.5), called, not the class, or a Plan."
-        )
-    if method.wants and data is None:
-        raise DataError(
-            f"{method!r} measures {', '.join(sorted(method.wants))}: give data=, batches of (inputs, labels)."
-        )
 
 
 def _make_plan(model: nn.Module, method: Method, view: View, before: Cost) -> Pruned:

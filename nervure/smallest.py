@@ -26,7 +26,7 @@ from nervure.graph.modes import leave_modes
 from nervure.graph.preserve import restore_after
 from nervure.graph.trace import Choices
 from nervure.methods.amounts import with_amount
-from nervure.methods.base import CountsOnRefit, Method, View
+from nervure.methods.base import CountsOnRefit, Method, View, require_method
 from nervure.methods.channels.yardsticks import Magnitude
 from nervure.methods.dynamic.dynamic_sparse import DynamicSparse
 from nervure.methods.evidence_folder import BATCHES, evidence_folder
@@ -38,7 +38,6 @@ from nervure.prune import (
     join_steps,
     refit_pruned,
     repeatable,
-    require_method,
     trace_to_prune,
 )
 from nervure.refit import Refit

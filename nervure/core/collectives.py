@@ -39,13 +39,29 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
-def require_unsharded(tensors: Iterable[Tensor], what: str, error: type[NervureError] = ArgumentError) -> None:
-    """Raise where each process holds a part of the tensors only; ``what`` is what needs them whole."""
+def release_whole(modules: Iterable[Any]) -> None:
+    """Let go of the whole weights that modules sharded by ``fully_shard`` have put together for a forward pass."""
+    for module in modules:
+        if any(kind.__name__ == "FSDPModule" for kind in type(module).__mro__):
+            module.reshard()
+
+
+def require_unsharded(
+    tensors: Iterable[Tensor], what: str, error: type[NervureError] = ArgumentError, instead: str = ""
+) -> None:
+    """Raise where each process holds a part of the tensors only.
+
+    Args:
+        tensors: of a model.
+        what: needs them whole.
+        error: is raised.
+        instead: what does the same with shards, as a sentence.
+    """
     if any(map(is_sharded, tensors)):
         raise error(
             f"{what} needs whole weights, and this model is sharded: every process holds a part of them. Do it before "
             "fully_shard; or put the weights together first: nervure.distributed.put_together(sharded, model), where "
-            "model is an ordinary one of the same sizes, and shard again after it."
+            "model is an ordinary one of the same sizes, and shard again after it." + f" {instead}" * bool(instead)
         )
 
 

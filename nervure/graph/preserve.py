@@ -22,6 +22,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.utils._python_dispatch import _disable_current_modes
 
+from nervure.core.collectives import release_whole
 from nervure.graph.modes import LOCK, at_home
 from nervure.graph.snapshots import Snapshots
 
@@ -43,12 +44,15 @@ def restore_after(model: nn.Module, *others: Any) -> Iterator[None]:
         others: an example, further modules.
     """
     with LOCK:
+        # What is found and put back below are shards: fully_shard exchanges them for whole weights while it runs.
+        release_whole(model.modules())
         memory = Snapshots()
         flags, restores = list(_flags()), _find_restores((model, *others), memory)
         try:
             with at_home(model), memory.watch():
                 yield
         finally:
+            release_whole(model.modules())
             with torch.no_grad():
                 memory.put_back()
                 _run(reversed(restores))
@@ -57,8 +61,14 @@ def restore_after(model: nn.Module, *others: Any) -> Iterator[None]:
 
 def remember(model: nn.Module) -> Callable[[], None]:
     """A function that puts back attributes and containers of a model as they are now; not what its tensors hold."""
+    release_whole(model.modules())
     restores = _find_restores((model,), Snapshots())
-    return lambda: _run(reversed(restores))
+
+    def put_back() -> None:
+        release_whole(model.modules())
+        _run(reversed(restores))
+
+    return put_back
 
 
 def _run(restores: Iterable[Restore]) -> None:

@@ -8,7 +8,8 @@ from typing import Any, Protocol, TypeVar, final, runtime_checkable
 from torch import Tensor, nn
 
 from nervure.core import collectives
-from nervure.errors import DataError, ScoreError
+from nervure.core.annotations import Batches
+from nervure.errors import ArgumentError, DataError, ScoreError
 from nervure.graph.models import is_weightless
 from nervure.graph.types import Graph
 from nervure.plan import Plan
@@ -187,6 +188,18 @@ def gather_evidence(method: Method, view: View, *, folder: Folder = None, progre
         for inquiry in inquiries_of(method):
             view = view.with_answer(inquiry, view.ask(inquiry, kept))
     return view
+
+
+def require_method(method: Any, data: Batches | None) -> None:
+    """Raise ArgumentError where it is no method, and DataError where it measures and there are no data."""
+    if isinstance(method, type) or not isinstance(method, Method):
+        raise ArgumentError(
+            f"method={method!r} is not a method. Give one like Magnitude(keep=0.5), called, not the class, or a Plan."
+        )
+    if method.wants and data is None:
+        raise DataError(
+            f"{method!r} measures {', '.join(sorted(method.wants))}: give data=, batches of (inputs, labels)."
+        )
 
 
 def inquiries_of(method: Method) -> tuple[Inquiry[Any], ...]:

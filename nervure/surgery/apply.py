@@ -75,7 +75,7 @@ def apply_at_last(model: nn.Module, graph: Graph, plan: Plan) -> nn.Module:
 
 def lay_masks(model: nn.Module, graph: Graph, plan: Plan) -> None:
     """Lay the masks of a plan on the parameters of ``model`` itself."""
-    _lay_all_on(model, plan, _masks(graph, plan, {}))
+    _lay_all_on(model, plan, cut_masks(graph, plan, {}))
 
 
 @leave_modes()
@@ -92,7 +92,7 @@ def edit_model(
 
     ``shared`` are parameters that are not copied; where ``is_last``, ``model`` is of no use afterwards.
     """
-    require_unsharded(model.parameters(), "apply", PlanError)
+    require_unsharded(model.parameters(), "apply", PlanError, "Or cut it as it is: nervure.distributed.cut_shards.")
     check_fits(model, graph, plan)
     with _real_plans(model):
         return _edit_model(model, graph, plan, renumber, shared, is_last)
@@ -107,7 +107,7 @@ def _edit_model(
     model: nn.Module, graph: Graph, plan: Plan, renumber: bool, shared: Iterable[nn.Parameter], is_last: bool
 ) -> nn.Module:
     keeps = keeps_of(graph, plan)
-    masks, wires = _masks(graph, plan, keeps), iter(wires_of(graph, plan, keeps).items())
+    masks, wires = cut_masks(graph, plan, keeps), iter(wires_of(graph, plan, keeps).items())
     result = copied_without(model, graph, keeps, shared, is_last=is_last)
     _lay_all_on(result, plan, masks)
     for edit in sorted(plan, key=lambda e: isinstance(e, Drop)):
@@ -215,10 +215,19 @@ def keeps_of(graph: Graph, plan: Plan) -> dict[str, np.ndarray]:
 
 def _lay_all_on(model: nn.Module, plan: Plan, masks: Mapping[str, Tensor]) -> None:
     """Draw parameters anew as ``plan`` says, and lay ``masks`` on, of the shapes that parameters have in ``model``."""
-    for mask in plan.masks:
-        _start_over(tensor_of(model, mask.tensor), mask)
-    for name, keep in masks.items():
-        _lay_on(tensor_of(model, name), keep)
+    for name, edits in masks_by_tensor(plan).items():
+        lay_on(tensor_of(model, name), edits, masks[name])
+
+
+def lay_on(parameter: Tensor, edits: Iterable[Mask], keep: Tensor) -> None:
+    """Draw a parameter anew where one of its masks says so, and set to zero what ``keep`` does not keep."""
+    for mask in edits:
+        _start_over(parameter, mask)
+    if has_shape_only(parameter):
+        return
+    with torch.no_grad():
+        # No product: a masked infinity must become zero too.
+        parameter.masked_fill_(~keep.to(parameter.device), 0)
 
 
 def _start_over(parameter: Tensor, mask: Mask) -> None:
@@ -236,14 +245,6 @@ def _start_over(parameter: Tensor, mask: Mask) -> None:
         parameter.mul_(mask.gain)
 
 
-def _lay_on(parameter: Tensor, keep: Tensor) -> None:
-    if has_shape_only(parameter):
-        return
-    with torch.no_grad():
-        # No product: a masked infinity must become zero too.
-        parameter.masked_fill_(~keep.to(parameter.device), 0)
-
-
 def dropped_prefixes(graph: Graph, plan: Plan) -> tuple[str, ...]:
     """What names of parameters begin with that leave with the blocks of ``plan``."""
     return tuple(f"{module}." for drop in plan.drops for module in graph.block(drop.block).modules)
@@ -253,24 +254,31 @@ def masks_after(graph: Graph, plan: Plan) -> dict[str, Tensor]:
     """The masks of ``plan``, those of links included, by the names and in the shapes that parameters have after it."""
     keeps, renamed = keeps_of(graph, plan), name_after(graph, plan)
     gone = dropped_prefixes(graph, plan)
-    masks = {**_masks(graph, plan, keeps), **wire_masks(graph, plan, keeps)}
+    masks = {**cut_masks(graph, plan, keeps), **wire_masks(graph, plan, keeps)}
     stay = {renamed(old): mask for old, mask in masks.items() if not old.startswith(gone)}
     return {name: mask for name, mask in stay.items() if name is not None}
 
 
-def _masks(graph: Graph, plan: Plan, keeps: Mapping[str, np.ndarray]) -> LazyTensors:
+def cut_masks(graph: Graph, plan: Plan, keeps: Mapping[str, np.ndarray]) -> LazyTensors:
     """The masks of a plan, as their tensors are after its cuts; each is unpacked where it is asked for."""
-    edits = dict[str, list[Mask]]()
+    edits = masks_by_tensor(plan)
     for edit in plan.masks:
         if edit.tensor not in graph.tensors:
             raise PlanError(f"mask of {edit.tensor!r}: the model has no such tensor.")
         shape = tuple(graph.axes[a].size for a in graph.tensors[edit.tensor])
         if edit.keep.shape != shape:
             raise PlanError(f"mask of {edit.tensor!r}: keep has shape {edit.keep.shape}, the tensor {shape}.")
-        edits.setdefault(edit.tensor, []).append(edit)
 
     def make(name: str) -> Tensor:
         each = (slice_tensor(edit.keep.tensor(), kept_positions(graph, keeps, name)) for edit in edits[name])
         return reduce(torch.logical_and, each)
 
     return LazyTensors(edits, make)
+
+
+def masks_by_tensor(plan: Plan) -> dict[str, list[Mask]]:
+    """The masks of a plan by what they mask."""
+    found: dict[str, list[Mask]] = {}
+    for mask in plan.masks:
+        found.setdefault(mask.tensor, []).append(mask)
+    return found

@@ -52,6 +52,11 @@ def kept_positions(graph: Graph, keeps: Mapping[str, np.ndarray], tensor: str) -
     return positions
 
 
+def cut_positions(graph: Graph, keeps: Mapping[str, np.ndarray], name: str, held: Tensor) -> list[np.ndarray | None]:
+    """As :func:`kept_positions`, of the tensor that a model holds; a cache of another size is made anew by forward."""
+    return kept_positions(graph, keeps, name) if _has_shape(held, graph, name) else [None] * held.ndim
+
+
 def slice_tensor(tensor: Tensor, positions: list[np.ndarray | None]) -> Tensor:
     """The surviving positions of a tensor along each axis."""
     if has_shape_only(tensor):
@@ -81,13 +86,13 @@ def _cut_tensors(
     """The smaller tensors, by the id of those whose place they take."""
     replaced: dict[int, Tensor] = {}
     # Norms of weights are corrected by what these were.
-    is_last = is_last and not _weight_norms(model) and not any(spectral_norms(model))
+    is_last = is_last and not weight_norms(model) and not any(spectral_norms(model))
     held = named_tensors(model) if keeps else {}
     for name in graph.tensors if keeps else ():
-        positions = kept_positions(graph, keeps, name)
         old = held.get(name)
-        # A cache may not be there yet, or be of another size: its forward makes it anew.
-        if old is not None and any(p is not None for p in positions) and _has_shape(old, graph, name):
+        # A cache may not be there yet.
+        positions = [] if old is None else cut_positions(graph, keeps, name, old)
+        if old is not None and any(p is not None for p in positions):
             new = _laid_like(old, slice_tensor(old.detach(), positions))
             replaced[id(old)] = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
             if is_last and type(old) is nn.Parameter:
@@ -109,7 +114,8 @@ class _WeightNorm(NamedTuple):
     tensor: Tensor
 
 
-def _weight_norms(model: nn.Module) -> list[_WeightNorm]:
+def weight_norms(model: nn.Module) -> list[_WeightNorm]:
+    """The weights of a model that have a weight norm, as parametrization or by the older hook."""
     found = []
     for name, module in model.named_modules():
         prefix = f"{name}." if name else ""
@@ -134,7 +140,7 @@ def _norms(pair: _WeightNorm) -> Tensor:
 
 def _rescale(model: nn.Module, graph: Graph, keeps: Mapping[str, np.ndarray], replaced: dict[int, Tensor]) -> None:
     """A direction that lost inputs has a smaller norm: its magnitude shrinks with it, so that the weights stay."""
-    for pair in _weight_norms(model) if replaced else ():
+    for pair in weight_norms(model) if replaced else ():
         g, v = tensor_of(model, pair.magnitude), replaced.get(id(pair.tensor))
         if v is None:
             continue

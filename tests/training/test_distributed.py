@@ -4,6 +4,7 @@ import json
 import time
 import traceback
 import warnings
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from nervure.core.collectives import done_by_first
 from nervure.distributed import reduce_over, share
 from nervure.errors import ArgumentError, DataError, NervureError, NervureWarning, PlanError, TraceError
 from nervure.export import load_state, save_state
-from nervure.methods import SNIP, Magnitude, RigL, Synthesis, Taylor
+from nervure.methods import SNIP, Magnitude, MagnitudeMasks, RigL, Synthesis, Taylor
 from nervure.refit import Refit
 from nervure.stats import Stats
 from nervure.zoo import load
@@ -350,6 +351,23 @@ def sharded(model: nn.Module) -> nn.Module:
     return fully_shard(model, mesh=mesh)
 
 
+def sharded_alike(model: nn.Module) -> nn.Module:
+    """Each module of its own with weights, and all of them together."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh("cpu", (2,))
+    for module in list(model.modules()):
+        if isinstance(module, nn.Conv2d):
+            fully_shard(module, mesh=mesh)
+    return fully_shard(model, mesh=mesh)
+
+
+def forget(module: nn.Module) -> None:
+    for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
+        tensor.detach().zero_()
+
+
 def halved() -> nervure.Pruned:
     return nervure.prune(network(), pictures()[0][0][:2], Magnitude(keep=0.5), progress=False)
 
@@ -422,6 +440,24 @@ def tensor_parallel_shards_hold_masks_and_train_as_the_whole(rank: int, folder: 
 
 
 @law
+def weights_beside_sharded_layers_are_put_back_as_shards(rank: int, folder: Path) -> None:
+    # The norm is no layer's: the root puts it together in a forward pass, and holds it so afterwards.
+    model, dense, data = sharded(normed()), normed(), pictures(96)
+    graph = nervure.trace(dense, data[0][0])
+    for look in (
+        lambda m: nervure.measure(m, graph, share(data), want={"activations"}),
+        lambda m: nervure.evaluate(m, share(data)).accuracy,
+        lambda m: nervure.tasks.guess(m, data[0]),
+    ):
+        model(data[0][0])
+        look(model)
+        look(model)
+        torch.testing.assert_close(model(data[0][0]), dense(data[0][0]))
+    nervure.train(model, share(data), lr=0.05, progress=False)
+    assert gap(nervure.distributed.put_together(model, normed()), dense) > 0
+
+
+@law
 def shards_are_measured_and_evaluated(rank: int, folder: Path) -> None:
     model, data = network(), pictures(200, 33)
     graph = nervure.trace(model, data[0][0])
@@ -457,6 +493,120 @@ def shards_are_put_together_cut_and_sharded_again(rank: int, folder: Path) -> No
     torch.testing.assert_close(smaller(x), halved().model(x))
 
 
+def edits_of_all_kinds() -> tuple[nn.Module, nervure.Graph, nervure.Plan]:
+    """A network with residual branches and norms, and a plan that cuts, masks and drops."""
+    from nervure import zoo
+
+    torch.manual_seed(0)
+    model = zoo.build("resnet8", in_channels=1, width=0.5).eval()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.running_mean)
+            torch.nn.init.uniform_(module.running_var, 0.5, 2)
+    x = torch.randn(2, 1, 28, 28)
+    cut = nervure.prune(model, x, Magnitude(keep=0.6), progress=False)
+    block = next(block.name for block in cut.graph.blocks if not block.pinned)
+    mask = next(name for name, tensor in model.named_parameters() if tensor.dim() == 4)
+    keep = nervure.plan.Keep.of(torch.rand(model.get_parameter(mask).shape) > 0.5)
+    edits = (*cut.plan.edits, nervure.Mask(mask, keep), nervure.Drop(block))
+    return model, cut.graph, nervure.Plan(edits, cut.graph.fingerprint)
+
+
+@law
+def shards_are_cut_one_tensor_at_a_time(rank: int, folder: Path) -> None:
+    from torch.distributed.tensor import DTensor
+
+    model, graph, plan = edits_of_all_kinds()
+    expected = nervure.apply(model, graph, plan)
+    whole, held = DTensor.full_tensor, list[weakref.ref[Tensor]]()
+
+    def one_at_a_time(self: DTensor, **options: Any) -> Tensor:
+        assert not any(earlier() is not None for earlier in held)
+        found = whole(self, **options)
+        held.append(weakref.ref(found))
+        return found
+
+    smaller = sharded_alike(nervure.apply(edits_of_all_kinds()[0].to("meta"), graph, plan)).to_empty(device="cpu")
+    with patch.object(DTensor, "full_tensor", one_at_a_time):
+        parts = sharded_alike(edits_of_all_kinds()[0])
+        assert nervure.distributed.cut_shards(parts, graph, plan, smaller) is smaller
+    assert len(held) > 8
+    for (name, left), right in zip(smaller.named_parameters(), expected.parameters(), strict=True):
+        assert left.to_local().numel() < right.numel() or right.numel() < 2
+        assert torch.equal(left.full_tensor(), right), name
+    x = torch.randn(3, 1, 28, 28)
+    torch.testing.assert_close(smaller.eval()(x), expected(x))
+    # What is not sharded is filled alike.
+    alone = nervure.distributed.cut_shards(
+        parts, graph, plan, nervure.apply(edits_of_all_kinds()[0], graph, plan).apply(forget)
+    )
+    assert gap(alone, expected) == 0
+    nervure.train(smaller, share(pictures(96)), lr=0.05, progress=False)
+    save_state(folder / "cut.safetensors", smaller)
+    with reduce_over(None):
+        assert gap(load_state(folder / "cut.safetensors", expected), alone) > 0
+
+
+@law
+def tensor_parallel_shards_are_planned_and_cut(rank: int, folder: Path) -> None:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+
+    def mlp(device: str = "cpu") -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(6, 10), nn.ReLU(), nn.Linear(10, 3)).to(device)
+
+    def parallel(model: nn.Module) -> nn.Module:
+        return parallelize_module(
+            model, init_device_mesh("cpu", (2,)), {"0": ColwiseParallel(), "2": RowwiseParallel()}
+        )
+
+    x = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
+    graph, parts = nervure.trace(mlp("meta"), x.to("meta")), parallel(mlp())
+    method = Magnitude(keep=0.6, multiple=2)
+    plan = nervure.distributed.plan_shards(parts, graph, method)
+    expected = nervure.prune(mlp(), x, method, progress=False)
+    assert plan.edits == expected.plan.edits and plan.edits
+    smaller = parallel(nervure.apply(mlp("meta"), graph, plan)).to_empty(device="cpu")
+    nervure.distributed.cut_shards(parts, graph, plan, smaller)
+    torch.testing.assert_close(smaller(x), expected.model(x))
+
+
+@law
+def shards_are_planned_as_the_whole(rank: int, folder: Path) -> None:
+    data, model = pictures(200, 33), network()
+    graph = nervure.trace(network().to("meta"), data[0][0].to("meta"))
+    methods = (Magnitude(keep=0.5), Taylor(keep=0.5), MagnitudeMasks(density=0.3))
+    for method in methods:
+        expected = nervure.prune(model, data[0][0], method, data=share(data), progress=False)
+        plan = nervure.distributed.plan_shards(sharded(network()), graph, method, share(data))
+        assert plan.edits == expected.plan.edits and plan.edits, method
+    with pytest.raises(ArgumentError, match=r"SNIP.* no process has it.*such as Magnitude, Taylor"):
+        nervure.distributed.plan_shards(sharded(network()), graph, SNIP(density=0.5), share(data))
+    with pytest.raises(DataError, match="measures effects: give data="):
+        nervure.distributed.plan_shards(sharded(network()), graph, Taylor(keep=0.5))
+
+
+@law
+def shards_are_cut_into_what_the_plan_leaves_only(rank: int, folder: Path) -> None:
+    parts, pruned = sharded(network()), halved()
+    given = (parts, pruned.graph, pruned.plan)
+    with pytest.raises(ArgumentError, match=r"'0.weight' has shape \(8, 1, 5, 5\) in smaller; the plan leaves"):
+        nervure.distributed.cut_shards(*given, network())
+    with pytest.raises(ArgumentError, match="'0.weight' of smaller is on the meta device.*then to_empty"):
+        nervure.distributed.cut_shards(*given, halved().model.to("meta"))
+    larger = nn.Sequential(*halved().model, nn.Linear(10, 2))
+    with pytest.raises(ArgumentError, match="smaller has '7.weight', which the plan does not leave"):
+        nervure.distributed.cut_shards(*given, larger)
+    with pytest.raises(PlanError, match="the graph is of another model"):
+        nervure.distributed.cut_shards(sharded(normed()), *given[1:], halved().model)
+    spectral = network()
+    torch.nn.utils.parametrizations.spectral_norm(spectral[4])
+    cut = nervure.prune(spectral, pictures()[0][0][:2], Magnitude(keep=0.5), progress=False)
+    with pytest.raises(PlanError, match="computes weights from norms.*before it is sharded"):
+        nervure.distributed.cut_shards(spectral, cut.graph, cut.plan, cut.model)
+
+
 @law
 def a_plan_made_on_shapes_is_applied_before_weights_come(rank: int, folder: Path) -> None:
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
@@ -476,7 +626,7 @@ def what_shards_cannot_do_is_refused_with_the_way_out(rank: int, folder: Path) -
     out = r"before fully_shard; or put the weights together first"
     with pytest.raises(TraceError, match="is sharded.*Prune the whole model first"):
         nervure.prune(parts, data[0][0], Magnitude(keep=0.5), progress=False)
-    with pytest.raises(PlanError, match=f"apply needs whole weights.*{out}"):
+    with pytest.raises(PlanError, match=f"apply needs whole weights.*{out}.*nervure.distributed.cut_shards"):
         nervure.apply(parts, pruned.graph, pruned.plan)
     with pytest.raises(ArgumentError, match=f"refit needs whole weights.*{out}"):
         nervure.refit(parts, share(data), reference=network(), progress=False)
