@@ -271,7 +271,7 @@ def _keeps_zero(entry: Entry, rank: int, dtype: torch.dtype) -> bool:
     """Whether an operator of one tensor gives zero wherever that has one: it is tried."""
     generator = torch.Generator().manual_seed(0)
     tried = torch.randn([PROBED] * rank, generator=generator, dtype=torch.float64).to(dtype)
-    tried *= torch.rand(tried.shape, generator=generator) < 0.5
+    tried *= torch.rand(tried.shape, dtype=torch.float32, generator=generator) < 0.5
     zeros = tried == 0
     args = tuple(tried if isinstance(arg, Ref) else arg for arg in entry.args)
     try:

@@ -203,7 +203,8 @@ class Moments:
         """
         x0, r0 = (self._x0 - self.mean, self.r) if is_centred else (self._x0, torch.zeros_like(self._r))
         for x, r in ((x, r) for tiles in self._tiles for x, r in zip(*(t.split(ROWS, 1) for t in tiles), strict=True)):
-            yield x.double().add_(x0[:, None]), r.double().sub_(r0[:, None])
+            # Not in place: of a model in double precision, double() is what is kept, not a copy.
+            yield x.double() + x0[:, None], r.double() - r0[:, None]
 
     @property
     def mean(self) -> Tensor:

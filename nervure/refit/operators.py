@@ -62,7 +62,7 @@ def choose_positions(entry: Entry, out: Tensor, most: int, generator: torch.Gene
     samples, there = out.shape[0], math.prod(out.shape[2:])
     if there <= most:
         return torch.arange(there).expand(samples, there)
-    return torch.rand(samples, there, generator=generator).argsort(1)[:, :most]
+    return torch.rand(samples, there, dtype=torch.float32, generator=generator).argsort(1)[:, :most]
 
 
 def entering(use: Operand, entry: Entry, args: tuple[Any, ...], at: Tensor | None) -> Tensor:

@@ -74,22 +74,31 @@ def origins(reference: nn.Module, steps: Iterable[tuple[Graph, Plan]]) -> Mappin
 
 def require_twin(model: nn.Module, reference: nn.Module, came: Mapping[str, Origin], names: Iterable[str]) -> None:
     """Raise where the tensors of these names have nothing to do with those of the reference, or are not finite."""
-    both = same = theirs = 0.0
     tensors, dense = named_tensors(model), named_tensors(reference)
+    alike = entries = 0.0
     for name in names:
         own = tensors[name].detach()
         other = came[name].of(dense[came[name].tensor].detach()).reshape(own.shape).to(own.device)
-        pieces = (t.reshape(-1).split(ENTRIES) for t in (own, other))
-        for a, b in zip(*(map(Tensor.double, each) for each in pieces), strict=True):
-            if not bool(torch.isfinite(a).all() and torch.isfinite(b).all()):
-                raise DataError(f"weights in {name!r} are NaN or infinite. The model or the reference is broken.")
-            both, same, theirs = both + float(a @ b), same + float(a @ a), theirs + float(b @ b)
-    alike = both / max((same * theirs) ** 0.5, torch.finfo(torch.float64).tiny)
+        # Tensor by tensor: a refit may make the weights of one layer many times as large as all others.
+        alike += own.numel() * _correlation(own, other, name)
+        entries += own.numel()
+    alike /= max(entries, 1)
     if not alike >= ALIKE:
         raise ArgumentError(
             f"the reference is not the network that this model was pruned from: their weights correlate by "
             f"{alike:.2f}. Give the dense network with the weights it had."
         )
+
+
+def _correlation(own: Tensor, other: Tensor, name: str) -> float:
+    """The cosine between two tensors of one shape; raises DataError where either is not finite."""
+    both = same = theirs = 0.0
+    pieces = (t.reshape(-1).split(ENTRIES) for t in (own, other))
+    for a, b in zip(*(map(Tensor.double, each) for each in pieces), strict=True):
+        if not bool(torch.isfinite(a).all() and torch.isfinite(b).all()):
+            raise DataError(f"weights in {name!r} are NaN or infinite. The model or the reference is broken.")
+        both, same, theirs = both + float(a @ b), same + float(a @ a), theirs + float(b @ b)
+    return both / max((same * theirs) ** 0.5, torch.finfo(torch.float64).tiny)
 
 
 def take_apart(

@@ -86,7 +86,7 @@ class Layer:
 
     def _mean_inputs(self, values: Tensor) -> Tensor:
         """Mean over the inputs of each parent, along the last axis."""
-        sums = torch.zeros(*values.shape[:-1], self.parents).index_add_(-1, self.blocks, values)
+        sums = values.new_zeros(*values.shape[:-1], self.parents).index_add_(-1, self.blocks, values)
         return sums / torch.bincount(self.blocks, minlength=self.parents)
 
 

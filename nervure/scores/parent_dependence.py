@@ -162,7 +162,7 @@ def per_unit(values: Tensor, part: Part, size: int) -> Tensor:
     """Mean of ``values`` [places] over the places of each unit; NaN where it has none. Shape [units]."""
     units = torch.tensor(part[1].array)
     held = units >= 0
-    sums = torch.zeros(size).index_add_(0, units[held], values[held])
+    sums = values.new_zeros(size).index_add_(0, units[held], values[held])
     return sums / torch.bincount(units[held], minlength=size)
 
 

@@ -14,7 +14,7 @@ def random_scores(graph: Graph, *, seed: int) -> Mapping[str, Tensor]:
 
     Each group has a stream of its own, from ``seed`` and its name: other groups may come, go or change places.
     """
-    return {g.name: torch.rand(g.size, generator=_stream(seed, g.name)) for g in graph.prunable}
+    return {g.name: torch.rand(g.size, dtype=torch.float32, generator=_stream(seed, g.name)) for g in graph.prunable}
 
 
 def _stream(seed: int, name: str) -> torch.Generator:

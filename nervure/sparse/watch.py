@@ -77,7 +77,7 @@ def noisy(inputs: Inputs) -> Inputs:
     def other(value: Tensor) -> Tensor:
         if not value.is_floating_point() or not value.numel():
             return value
-        noise = torch.randn(value.shape, generator=generator).to(value)
+        noise = torch.randn(value.shape, dtype=torch.float32, generator=generator).to(value)
         return noise * value.std(correction=0).clamp(min=1e-3) + value.mean()
 
     return inputs.map(other)

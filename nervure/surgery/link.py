@@ -66,7 +66,10 @@ class Wire(nn.Module):
         route, (outputs, inputs, *kernel) = link.route, keep.shape
         place: Mapping[str, Any] = {"dtype": like.dtype, "device": like.device}
         self.map = _map(inputs, outputs, tuple(kernel), route.stride or (1,) * len(kernel), place)
-        drawn = torch.randn(keep.shape, generator=torch.Generator().manual_seed(route.seed)) * route.std
+        drawn = (
+            torch.randn(keep.shape, dtype=torch.float32, generator=torch.Generator().manual_seed(route.seed))
+            * route.std
+        )
         with torch.no_grad():
             self.map.weight.copy_(drawn.masked_fill(~keep, 0))
         if route.identity:

@@ -171,7 +171,7 @@ def random_crop(images: Tensor, generator: torch.Generator, *, flip: bool) -> Te
     padding = max(1, min(height, width) // PADDING)
     padded = torch.nn.functional.pad(images, (padding,) * 4)
     offsets = torch.randint(0, 2 * padding + 1, (2, count, 1), generator=generator)
-    mirrored = (torch.rand(count, 1, generator=generator) < 0.5) & flip
+    mirrored = (torch.rand(count, 1, dtype=torch.float32, generator=generator) < 0.5) & flip
     across = torch.arange(width).expand(count, width)
     rows = offsets[0] + torch.arange(height)
     columns = offsets[1] + torch.where(mirrored, width - 1 - across, across)

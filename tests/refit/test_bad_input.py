@@ -44,6 +44,19 @@ def test_errors_are_never_larger_on_the_samples_fitted_on() -> None:
     assert any(layer.after < 0.9 * layer.before for layer in layers)
 
 
+def test_one_layer_that_is_another_by_now_makes_no_other_network() -> None:
+    # As a weak ridge on few samples may leave it: its weights are many times those of all others together.
+    model = network()
+    found = pruned_of(model)
+    weight = found.model[3].weight
+    with torch.no_grad():
+        weight.copy_(100 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(5)))
+    fit = refit(found, data_of(), reference=model, progress=False).layers
+    assert fit[-1].held_after < fit[-1].held_before
+    with pytest.raises(ArgumentError, match="is not the network that this model was pruned from"):
+        refit(found, data_of(), reference=network(1), progress=False)
+
+
 def test_errors_are_never_larger_on_the_samples_left_out_either() -> None:
     assert all(layer.held_after <= layer.held_before * (1 + 1e-6) for layer in refitted(network()).layers)
 

@@ -13,13 +13,15 @@ from tests.memory import peak_of
 CPU = torch.device("cpu")
 
 
-def problem_of(inputs: int, outputs: int, positions: int, *, has_shift: bool = True) -> Problem:
+def problem_of(
+    inputs: int, outputs: int, positions: int, *, has_shift: bool = True, dtype: torch.dtype = torch.float32
+) -> Problem:
     """What is wrong is mostly what another matrix says."""
     made = torch.Generator().manual_seed(inputs)
-    weight, wanted = (torch.randn(outputs, inputs, generator=made) for _ in range(2))
+    weight, wanted = (torch.randn(outputs, inputs, generator=made).to(dtype) for _ in range(2))
     parts = []
     for count in (positions, positions // 4):
-        x = torch.randn(count, inputs, generator=made) + 1
+        x = torch.randn(count, inputs, generator=made).to(dtype) + 1
         y = x @ wanted.T
         parts.append(Moments(1, inputs, outputs, CPU))
         parts[-1].add(x[None], (y - x @ weight.T)[None], y[None])
@@ -69,8 +71,9 @@ def summed(moments: Moments) -> Moments:
 
 @pytest.mark.parametrize("has_shift", [True, False])
 @pytest.mark.parametrize("masked", ["", "surgeon", "stepwise"])
-def test_few_positions_say_what_their_sums_say(masked: str, has_shift: bool) -> None:
-    few = problem_of(120, 7, 60, has_shift=has_shift)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_few_positions_say_what_their_sums_say(masked: str, has_shift: bool, dtype: torch.dtype) -> None:
+    few = problem_of(120, 7, 60, has_shift=has_shift, dtype=dtype)
     if masked:
         keep = torch.rand(few.weight.shape, generator=torch.Generator().manual_seed(4)) < 0.5
         few = replace(few, weight=few.weight * keep, keep=keep, by_surgeon=masked == "surgeon")

@@ -53,7 +53,7 @@ class Depth(Dropping):
 
 def _random(method: Depth, view: View, blocks: Sequence[Block], gone: tuple[str, ...]) -> list[float]:
     generator = torch.Generator().manual_seed(method.seed + view.seed)
-    drawn: list[float] = torch.rand(len(blocks), generator=generator).tolist()
+    drawn: list[float] = torch.rand(len(blocks), dtype=torch.float32, generator=generator).tolist()
     return drawn
 
 

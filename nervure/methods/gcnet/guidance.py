@@ -29,7 +29,7 @@ def score_companion(connectivity: Tensor, criterion: Criterion, generator: torch
         case "magnitude":
             return connectivity
         case "random":
-            return torch.rand(connectivity.shape, generator=generator)
+            return torch.rand(connectivity.shape, dtype=torch.float32, generator=generator)
     whole = connectivity.mean(1 if criterion == "rows" else 0, keepdim=True)
     return whole + TIE * connectivity
 
