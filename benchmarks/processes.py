@@ -33,8 +33,8 @@ from nervure import Refit, Taylor, evaluate, measure, prune, refit, trace, train
 from nervure.distributed import share
 
 BATCH, EPOCHS, REPEATS = 128, 2, 3
-LOOP = "train, torch alone"
-WORK = ("measure", "refit", "train", LOOP, "evaluate")
+LOOP, UNCUT = "train, torch alone", "train, uncut"
+WORK = ("measure", UNCUT, "refit", "train", LOOP, "evaluate")
 Batches = list[tuple[Tensor, Tensor]]
 
 
@@ -98,6 +98,8 @@ def work(name: str, rank: int, count: int) -> None:
     want, samples = {"activations", "gradients"}, task.samples
     graph = trace(model, x[:2])
     timed("measure", lambda: measure(model, graph, data, want=want, samples=samples, progress=False))
+    dense = copy.deepcopy(model)
+    timed(UNCUT, lambda: train(dense, data, epochs=1, lr=0.05, progress=False))
     pruned = prune(model, x[:2], Taylor(keep=0.5), data=data, progress=False)
     how = Refit(samples=min(samples, 512), positions=784)
     small = timed("refit", lambda: refit(pruned, data, reference=model, how=how, progress=False)).result.model
@@ -170,10 +172,10 @@ def cases(options: Namespace) -> Iterator[Case]:
 INTRODUCTION = """# One process and two
 
 `python benchmarks/processes.py`; a thread for each process, medians of three runs that took turns; seconds by the
-clock. Each does the same work on images of Fashion-MNIST: measure the network, cut half of its units, refit on 512
-images, train for two epochs in batches of 128, which two processes share, and evaluate. *Torch alone* is the
-shortest loop of the steps that `train` does, in two processes with `DistributedDataParallel`, on the same weights:
-what it does not reach is the machine's, the network's or torch's."""
+clock. Each does the same work on images of Fashion-MNIST: measure the network, train a copy for an epoch (*uncut*),
+cut half of its units, refit on 512 images, train for two epochs in batches of 128, which two processes share, and
+evaluate. *Torch alone* is the shortest loop of the steps that `train` does, in two processes with
+`DistributedDataParallel`, on the same weights: what it does not reach is the machine's, the network's or torch's."""
 
 
 def page(rows: Rows) -> str:

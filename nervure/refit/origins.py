@@ -1,5 +1,6 @@
 """Where the tensors of a smaller model come from: the name and the positions that they had in the dense one."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
@@ -98,7 +99,7 @@ def _correlation(own: Tensor, other: Tensor, name: str) -> float:
         if not bool(torch.isfinite(a).all() and torch.isfinite(b).all()):
             raise DataError(f"weights in {name!r} are NaN or infinite. The model or the reference is broken.")
         both, same, theirs = both + float(a @ b), same + float(a @ a), theirs + float(b @ b)
-    return both / max((same * theirs) ** 0.5, torch.finfo(torch.float64).tiny)
+    return both / max(math.sqrt(same * theirs), torch.finfo(torch.float64).tiny)
 
 
 def take_apart(
