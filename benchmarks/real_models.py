@@ -43,6 +43,7 @@ from nervure import (
     train,
 )
 from nervure.errors import NervureError
+from nervure.evaluation import token_shifts
 from nervure.graph.copies import copy_model
 from nervure.tasks.batch_forms import Layout
 
@@ -104,11 +105,13 @@ class Arm:
         make: from the subject and the samples that choose to a method or plan.
         samples: how many are refitted on, by domain; an empty name is the first.
         how: choices of the refit.
+        noise: whether it is refitted on the same samples with mistaken tokens as well, and by the worse of the two.
     """
 
     make: Callable[[Subject, Batches], Any]
     samples: Mapping[str, int] = field(default_factory=dict)
     how: Mapping[str, Any] = field(default_factory=dict)
+    noise: bool = False
 
 
 def fixed(method: Any) -> Callable[[Subject, Batches], Any]:
@@ -128,11 +131,13 @@ UNTRAINED: Mapping[tuple[str, str], Mapping[str, Arm]] = {
     ("language", "half of every MLP"): {
         "loud units": Arm(partial(thin_branches, keep=0.5), {"faq": 32}),
         "loud units, two domains": Arm(partial(thin_branches, keep=0.5), {"faq": 24, "manual": 16}),
+        "loud units, with noise": Arm(partial(thin_branches, keep=0.5), {"faq": 32}, noise=True),
         "loud units, more samples": Arm(partial(thin_branches, keep=0.5), {"faq": 96}),
         "loud units, two domains, more samples": Arm(partial(thin_branches, keep=0.5), {"faq": 160, "manual": 96}),
     },
     ("language", "half of the weights masked"): {
         "Wanda": Arm(fixed(Wanda(density=0.5, dense=HEAD)), {"faq": 32}),
+        "Wanda, with noise": Arm(fixed(Wanda(density=0.5, dense=HEAD)), {"faq": 32}, noise=True),
         "Wanda, two domains": Arm(fixed(Wanda(density=0.5, dense=HEAD)), {"faq": 24, "manual": 16}),
     },
     ("language", "2 of 4 weights masked"): {
@@ -217,7 +222,10 @@ def run_cell(part: str, name: str, edit: str, arm: str, seed: int, options: Name
         return row | {"failed": str(error).partition("\n")[0][:300]}
     start = time.process_time()
     how = Refit(samples=sum(chosen.samples.values()), seed=seed, **chosen.how)
-    fitted = refit(pruned, batches, reference=subject.model, task=subject.objective, how=how, progress=False)
+    views = list(mistaken(subject, batches, seed)) if chosen.noise else None
+    fitted = refit(
+        pruned, batches, reference=subject.model, views=views, task=subject.objective, how=how, progress=False
+    )
     row |= {
         "seconds": round(time.process_time() - start, 1),
         "plain": subject.score(pruned.model),
@@ -231,6 +239,12 @@ def run_cell(part: str, name: str, edit: str, arm: str, seed: int, options: Name
         row["refit, trained"] = recover(subject, fitted.result, batches, seed)
         row["speedup"] = speedup(subject, pruned)
     return row
+
+
+def mistaken(subject: Subject, batches: Batches, seed: int) -> Batches:
+    """The samples with a part of their tokens exchanged for others."""
+    (shift,) = token_shifts("mistaken_tokens", vocabulary=subject.model.config.vocab_size)
+    return [shift(batch, 3, seed) for batch in batches]
 
 
 def recover(subject: Subject, pruned: Pruned, batches: Batches, seed: int) -> Scores:
