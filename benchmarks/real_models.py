@@ -243,8 +243,8 @@ def run_cell(part: str, name: str, edit: str, arm: str, seed: int, options: Name
 
 def mistaken(subject: Subject, batches: Batches, seed: int) -> Batches:
     """The samples with a part of their tokens exchanged for others."""
-    (shift,) = token_shifts("mistaken_tokens", vocabulary=subject.model.config.vocab_size)
-    return [shift(batch, 3, seed) for batch in batches]
+    (shift,) = token_shifts("replaced_tokens", vocabulary=subject.model.config.vocab_size)
+    return [shift(batch, 3, seed=seed) for batch in batches]
 
 
 def recover(subject: Subject, pruned: Pruned, batches: Batches, seed: int) -> Scores:
