@@ -12,7 +12,7 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from math import sqrt
 from pathlib import Path
@@ -163,6 +163,8 @@ def guided(density: float) -> Method:
 
 
 SEEN = ("plain, longer", "augmented", "consistent")
+EQUAL = ", equal MACs"
+"""Of a way, four times as long: a quarter of the multiply-accumulates in each pass."""
 QUARTER: dict[str, Any] = {"keep": 0.25, "budget": "macs", "multiple": 1}
 NETWORKS: Mapping[str, Smaller] = {
     "magnitude": Smaller(zeros(0.1), ways=tuple(WAYS)),
@@ -172,7 +174,11 @@ NETWORKS: Mapping[str, Smaller] = {
     "95 %: magnitude": Smaller(zeros(0.05)),
     "95 %: GC-Net": Smaller(guided(0.05)),
     "95 %: magnitude, refitted": Smaller(zeros(0.05), refit=True),
-    "1/4 of MACs: SNACS, refitted": Smaller(SNACS(**QUARTER), refit=True),
+    "1/4 of MACs: SNACS, refitted": Smaller(
+        SNACS(**QUARTER),
+        refit=True,
+        ways=("plain, longer", "consistent", f"plain, longer{EQUAL}", f"consistent{EQUAL}"),
+    ),
     "1/4 of MACs: SNACS": Smaller(SNACS(**QUARTER)),
     "1/4 of MACs: magnitude, refitted": Smaller(Magnitude(**QUARTER), refit=True),
 }
@@ -266,7 +272,13 @@ def study(log: Results, options: Namespace) -> None:
     chosen = choose(log.rows, scale)
     asked = [seed for seed in scale.seeds if str(seed) in options.names]
     for seed, task, (network, way) in product(asked or scale.seeds, scale.tasks, compared()):
-        measure(log, scale, "test", task, network, way, chosen[way], seed)
+        measure(log, scale, "test", task, network, way, setting_of(chosen, way), seed)
+
+
+def setting_of(chosen: Mapping[str, Way], way: str) -> Way:
+    """The setting that was chosen, for as many multiply-accumulates as the dense network has where the way says so."""
+    setting = chosen[way.removesuffix(EQUAL)]
+    return replace(setting, share=4 * setting.share) if way.endswith(EQUAL) else setting
 
 
 def measure(log: Results, scale: Scale, *trial_of: Any) -> None:
