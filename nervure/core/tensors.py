@@ -34,6 +34,11 @@ def without_history(tensor: Tensor) -> Tensor:
     return tensor.detach() if tensor.requires_grad else tensor
 
 
+def at_least_single(tensor: Tensor) -> Tensor:
+    """Half precision, and whole numbers, in single precision; double precision as it is."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
 def outputs_by_name(value: Any) -> dict[str, list[Tensor]]:
     """The tensors in what a model returned, by the key, the attribute or the place (``"0"``) they are found under."""
     if isinstance(value, Tensor):

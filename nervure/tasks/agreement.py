@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nervure.core.check import checked
+from nervure.core.tensors import at_least_single
 from nervure.errors import ArgumentError
 from nervure.graph.models import device_of, evaluating
 from nervure.tasks.batch_forms import Layout, Place, move_batch
@@ -62,7 +63,8 @@ class Comparison:
             raise ArgumentError(
                 f"the dense model answers {list(other.shape)}, this one {list(own.shape)}; they need the same outputs."
             )
-        return own.float(), other.float()
+        own = at_least_single(own)
+        return own, other.to(own.dtype)
 
     def rows(self, output: Any, batch: Any) -> tuple[Tensor, Tensor]:
         """Logarithms of the probabilities of both, [rows, classes]; tokens that are padding are left out."""

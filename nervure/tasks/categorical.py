@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from nervure.core.check import Checked, checked
 from nervure.core.late import checks_late, fit_classes
 from nervure.core.schema import Part
+from nervure.core.tensors import at_least_single
 from nervure.errors import ArgumentError, DataError
 from nervure.tasks.batch_forms import Layout, Place, describe_batch
 from nervure.tasks.metric_specs import ACCURACY, CALIBRATION, F1, IOU, PERPLEXITY, TOP5, MetricSpec
@@ -77,9 +78,9 @@ class Categorical(Checked):
             # Sums over classes that lie side by side are more exact, and a vocabulary is large.
             logits, labels = rows.flatten(0, -2), labels.flatten()
         # Half-precision exponentials lose the small probabilities that the gradient of a confident model consists of.
-        total = F.cross_entropy(
-            logits.float(), labels, ignore_index=ignore, label_smoothing=self.smoothing, reduction="sum"
-        )
+        logits = at_least_single(logits)
+        labels = labels.to(logits.dtype) if labels.is_floating_point() else labels
+        total = F.cross_entropy(logits, labels, ignore_index=ignore, label_smoothing=self.smoothing, reduction="sum")
         return Total(total if unfit is None else total.masked_fill(unfit, math.nan), count)
 
     def _count(self, labels: Tensor) -> int:
@@ -100,7 +101,7 @@ class Categorical(Checked):
     def scored(self, output: Any, batch: Any) -> tuple[Tensor, Tensor]:
         """Logits and labels for a metric; labels that are probabilities become the likeliest class."""
         logits, labels = self.pair(output, batch)
-        return logits.float(), labels.argmax(1) if labels.is_floating_point() else labels
+        return at_least_single(logits), labels.argmax(1) if labels.is_floating_point() else labels
 
     def counted(self, output: Any, batch: Any) -> tuple[Tensor, Tensor]:
         """Logits [n, classes] and labels [n] of all that counts."""
@@ -185,7 +186,7 @@ def _resized(logits: Tensor, labels: Tensor) -> Tensor:
     size = labels.shape[-2:]
     if logits.ndim != 4 or labels.ndim < 3 or logits.shape[2:] == size:
         return logits
-    return F.interpolate(logits.float(), size=size, mode="bilinear", align_corners=False)
+    return F.interpolate(at_least_single(logits), size=size, mode="bilinear", align_corners=False)
 
 
 def are_next(ids: Tensor, labels: Tensor) -> bool:

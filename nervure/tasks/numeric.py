@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nervure.core.check import Checked, checked
+from nervure.core.tensors import at_least_single
 from nervure.errors import DataError
 from nervure.tasks.batch_forms import Layout, Place, describe_batch
 from nervure.tasks.metric_specs import (
@@ -41,7 +42,7 @@ class Numeric(Checked):
 
     def pair(self, output: Any, batch: Any) -> tuple[Tensor, Tensor]:
         """Outputs and labels of one shape, float; raises DataError where they are not, or labels are missing."""
-        found = logits_in(output, self.output).float()
+        found = at_least_single(logits_in(output, self.output))
         return found, _like(found, self.layout.require_labels(batch))
 
     def columns(self, output: Any, batch: Any) -> tuple[Tensor, Tensor]:
@@ -78,7 +79,7 @@ class Numeric(Checked):
 
     def vectors(self, output: Any, batch: Any) -> tuple[Tensor, Tensor]:
         """A vector for each sample, and the one that it should be like."""
-        found = vectors_in(output, batch, self.output).float()
+        found = at_least_single(vectors_in(output, batch, self.output))
         return found, _like(found, self.layout.require_labels(batch))
 
     def task(self, name: str, loss: Any, read: Read, **metrics: MetricSpec | Measure) -> Task:

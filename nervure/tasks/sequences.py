@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from nervure.core.check import Checked, checked
 from nervure.core.inputs import Inputs
 from nervure.core.schema import Count
+from nervure.core.tensors import at_least_single
 from nervure.errors import DataError
 from nervure.tasks.batch_forms import Layout, Place, describe_batch, find_part, map_tensors, parts_of
 from nervure.tasks.categorical import IGNORE, Categorical
@@ -39,7 +40,7 @@ class Frames(Checked):
 
     def scores(self, output: Any) -> Tensor:
         """Logarithms of probabilities, [samples, frames, classes]."""
-        logits = logits_in(output, self.output).float()
+        logits = at_least_single(logits_in(output, self.output))
         if logits.ndim != 3:
             raise DataError(f"outputs {list(logits.shape)} are not [samples, frames, classes].")
         return (logits.transpose(0, 1) if self.time_first else logits).log_softmax(-1)

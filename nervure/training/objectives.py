@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from nervure.core.check import checked
 from nervure.core.late import checks_late, fit_classes
 from nervure.core.schema import Part, Positive, Share
+from nervure.core.tensors import at_least_single
 from nervure.errors import ArgumentError
 from nervure.evaluation.labelled import Batch, call, require_labels
 from nervure.graph.models import device_of, evaluating
@@ -38,8 +39,10 @@ def cross_entropy(model: nn.Module, batch: Batch, *, smoothing: Part = 0.0) -> T
     """
     inputs, labels = batch
     # Half-precision exponentials lose the small probabilities that the gradient of a confident model consists of.
-    logits = call(model, inputs).float()
-    if not (labels.is_floating_point() and labels.shape == logits.shape):
+    logits = at_least_single(call(model, inputs))
+    if labels.is_floating_point() and labels.shape == logits.shape:
+        labels = labels.to(logits.dtype)
+    else:
         labels = require_labels(labels, logits, read=not checks_late())
         if checks_late():
             labels, unfit = fit_classes(labels, logits.shape[1])
@@ -107,14 +110,10 @@ def distillation_loss(
 ) -> Tensor:
     """What :func:`with_distillation` makes small."""
     loss, answer = run_and_hear(objective, model, batch)
-    student = logits_in(answer).float()
+    student = at_least_single(logits_in(answer))
     task = task_in(objective)
     with evaluating(teacher):
-        taught = (
-            logits_in((task or Task()).forward(teacher, move_batch(batch, device_of(teacher))))
-            .float()
-            .to(student.device)
-        )
+        taught = logits_in((task or Task()).forward(teacher, move_batch(batch, device_of(teacher)))).to(student)
     if taught.shape != student.shape:
         raise ArgumentError(
             f"the teacher answers {tuple(taught.shape)}, the model {tuple(student.shape)}; they need the same classes."

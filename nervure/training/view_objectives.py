@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from nervure.core.check import checked
 from nervure.core.schema import NotNegative, Share, Size
+from nervure.core.tensors import at_least_single
 from nervure.errors import ArgumentError
 from nervure.tasks.outputs import logits_in
 from nervure.tasks.task import Task
@@ -87,7 +88,7 @@ def jensen_shannon(logits: Sequence[Tensor], axis: Literal[1, -1] = 1) -> Tensor
             f"jensen_shannon of answers {[tuple(one.shape) for one in logits]}: give two or more of one shape, "
             "[samples, classes, ...] or [samples, ..., classes]."
         )
-    each = torch.stack([one.float().log_softmax(axis).clamp(min=LEAST) for one in logits])
+    each = torch.stack([at_least_single(one).log_softmax(axis).clamp(min=LEAST) for one in logits])
     mixed = each.logsumexp(0) - math.log(len(logits))
     return (each.exp() * (each - mixed)).sum(axis if axis < 0 else axis + 1).mean()
 

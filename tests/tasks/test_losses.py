@@ -48,6 +48,33 @@ def test_every_loss_is_an_objective_that_every_weight_hears(name: str) -> None:
     assert all(p.grad is not None for p in case.model.parameters())
 
 
+@pytest.mark.parametrize("name", [name for name in CASES if name != "agreement"])
+def test_a_model_in_double_precision_has_a_loss_in_double_precision(name: str) -> None:
+    case = CASES[name]()
+    single = case.task.total(case.model, case.batch)
+    case.model.double()
+    # Labels stay as they are: loaders give numbers in single precision.
+    batch = map_tensors(lambda x: x.double() if x.is_floating_point() else x, case.batch)
+    if isinstance(batch, tuple) and batch[1].is_floating_point():
+        batch = (batch[0], batch[1].float())
+    loss = case.task(case.model, batch)
+    assert loss.dtype == torch.float64
+    torch.testing.assert_close(loss, single.mean.double(), rtol=1e-5, atol=1e-7)
+    # Differences of so small steps are lost where a number on the way is in single precision.
+    step, parameter = 1e-6, next(case.model.parameters())
+    loss.backward()
+    slope = float((parameter.grad * parameter.grad).sum())
+    with torch.no_grad():
+        ahead, back = (float(case.task(_moved(case.model, parameter, sign * step), batch)) for sign in (1, -2))
+    assert (ahead - back) / (2 * step) == pytest.approx(slope, rel=1e-5)
+
+
+def _moved(model: nn.Module, parameter: Tensor, step: float) -> nn.Module:
+    """The model, with a parameter a step further along its gradient than it was."""
+    parameter += step * parameter.grad
+    return model
+
+
 def test_losses_are_those_of_torch() -> None:
     def both(name: str) -> tuple[Tensor, Any, Any]:
         case = CASES[name]()
