@@ -114,7 +114,7 @@ def fit(name: str, arm: Any, density: float, seed: int) -> tuple[nn.Module, Row]
     data, model = task.data(), fresh(task, seed)
     cost = cost_of(arm) if isinstance(arm, Synthesis) else 1.0
     batches = Steps(data.train.batches(BATCH, shuffle_seed=seed), task.epochs, cost)
-    masks = lay(model, RigL(density=density), data, seed) if arm is None else None
+    masks = lay(model, exchanged(density, RigL, "none"), data, seed) if arm is None else None
     hooks = [] if arm is None else [arm]
     history = train(model, batches, epochs=1, lr=LR, hooks=hooks, masks=masks, seed=seed, progress=False)
     whole = sum(mask.numel() for mask in history.masks.values())
