@@ -49,7 +49,7 @@ def combine_scores(direct: Tensor, guide: Tensor, mode: Mode, alpha: float = 0.5
         alpha: the part of magnitude in a mix.
 
     Returns:
-        Scores of the same shape, 0 or more. What has no weight left scores 0.
+        Scores of the same shape, above 0; what has no weight left scores 0.
     """
     match mode:
         case "pure" | "split":
@@ -62,7 +62,8 @@ def combine_scores(direct: Tensor, guide: Tensor, mode: Mode, alpha: float = 0.5
             scores = torch.maximum(ranks(direct), ranks(guide))
         case "intersection":
             scores = torch.minimum(ranks(direct), ranks(guide))
-    return scores.masked_fill(direct == 0, 0.0)
+    # What no parent is heard through has connectivity 0 too, and yet goes after what is gone already.
+    return scores.clamp(min=torch.finfo(scores.dtype).tiny).masked_fill(direct == 0, 0.0)
 
 
 def ranks(values: Tensor) -> Tensor:
