@@ -24,11 +24,12 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.gcnet import BATCH, TASKS, WEIGHTS, data_of, empty, judged_on, seen
+from benchmarks.gcnet import AUGMENTED, BATCH, TASKS, WEIGHTS, data_of, empty, judged_on, seen
 from benchmarks.runner import ROOT, Benchmark, Results, Row, Rows, main
-from nervure import SNACS, GCNet, Magnitude, MagnitudeMasks, Refit, apply, prune, refit, train
+from nervure import SNACS, GCNet, Magnitude, MagnitudeMasks, Plan, Refit, apply, prune, refit, train
 from nervure.evaluation import evaluate_shift
 from nervure.evaluation.labelled import Batch
+from nervure.evaluation.shift import shift_batches
 from nervure.methods import Method, View
 from nervure.surgery.apply import masks_after
 from nervure.training import (
@@ -162,6 +163,32 @@ def guided(density: float) -> Method:
     return GCNet(density=density, **WEIGHTS)
 
 
+@dataclass(frozen=True)
+class AcrossViews:
+    """GC-Net by the connectivity that is there in all views: the least over clean images and augmented ones.
+
+    Attributes:
+        method: what it is measured and decided by.
+    """
+
+    method: GCNet
+
+    @property
+    def wants(self) -> frozenset[str]:
+        """What the method wants."""
+        return self.method.wants
+
+    def plan(self, view: View) -> Plan:
+        """As said above."""
+        views = (replace(view, data=list(shift_batches(view.data, *key))) for key in AUGMENTED)
+        found, *others = (self.method.evidence(one) for one in (view, *views))
+        least = {
+            name: torch.stack([scores, *(other.scores[name] for other in others)]).amin(0)
+            for name, scores in found.scores.items()
+        }
+        return self.method.decide(view, replace(found, scores=least))
+
+
 SEEN = ("plain, longer", "augmented", "consistent")
 EQUAL = ", equal MACs"
 """Of a way, four times as long: a quarter of the multiply-accumulates in each pass."""
@@ -173,6 +200,7 @@ NETWORKS: Mapping[str, Smaller] = {
     "magnitude, refitted": Smaller(zeros(0.1), refit=True),
     "95 %: magnitude": Smaller(zeros(0.05)),
     "95 %: GC-Net": Smaller(guided(0.05)),
+    "95 %: GC-Net, patches, in all views": Smaller(AcrossViews(GCNet(density=0.05, **WEIGHTS, of="patches"))),
     "95 %: magnitude, refitted": Smaller(zeros(0.05), refit=True),
     "1/4 of MACs: SNACS, refitted": Smaller(
         SNACS(**QUARTER),
