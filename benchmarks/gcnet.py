@@ -200,9 +200,12 @@ def seen(task: str, seed: int) -> View:
 def measured(task: str, seed: int, estimator: str, of: str, consistent: bool) -> ConnectivityEvidence:
     """Connectivity of the dense network; where consistent, the least over clean and augmented images."""
     view, asked = seen(task, seed), GCNet(estimator=estimator, of=of)  # type: ignore[arg-type]
+    return in_all_views(asked, view) if consistent else asked.evidence(view)
+
+
+def in_all_views(asked: GCNet, view: View) -> ConnectivityEvidence:
+    """The least connectivity over clean and augmented images."""
     found = asked.evidence(view)
-    if not consistent:
-        return found
     views = (replace(view, data=list(shift_batches(view.data, *key))) for key in AUGMENTED)
     others = [asked.evidence(one).scores for one in views]
     least = {n: torch.stack([s, *(o[n] for o in others)]).amin(0) for n, s in found.scores.items()}

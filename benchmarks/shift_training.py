@@ -24,12 +24,11 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.gcnet import AUGMENTED, BATCH, TASKS, WEIGHTS, data_of, empty, judged_on, seen
+from benchmarks.gcnet import BATCH, TASKS, WEIGHTS, data_of, empty, in_all_views, judged_on, seen
 from benchmarks.runner import ROOT, Benchmark, Results, Row, Rows, main
 from nervure import SNACS, GCNet, Magnitude, MagnitudeMasks, Plan, Refit, apply, prune, refit, train
 from nervure.evaluation import evaluate_shift
 from nervure.evaluation.labelled import Batch
-from nervure.evaluation.shift import shift_batches
 from nervure.methods import Method, View
 from nervure.surgery.apply import masks_after
 from nervure.training import (
@@ -180,13 +179,7 @@ class AcrossViews:
 
     def plan(self, view: View) -> Plan:
         """As said above."""
-        views = (replace(view, data=list(shift_batches(view.data, *key))) for key in AUGMENTED)
-        found, *others = (self.method.evidence(one) for one in (view, *views))
-        least = {
-            name: torch.stack([scores, *(other.scores[name] for other in others)]).amin(0)
-            for name, scores in found.scores.items()
-        }
-        return self.method.decide(view, replace(found, scores=least))
+        return self.method.decide(view, in_all_views(self.method, view))
 
 
 SEEN = ("plain, longer", "augmented", "consistent")

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nervure.core.tensors import at_least_single
+
 CHUNK = 1 << 17
 """Scores that are looked at together."""
 DIGIT = 16
@@ -94,7 +96,7 @@ def _mark_rows(rows: Tensor, marked: Tensor, count: int) -> None:
     if count in (0, columns):
         marked.fill_(bool(count))
         return
-    wide = rows if rows.dtype == torch.float64 else rows.float()
+    wide = at_least_single(rows)
     least = torch.from_numpy(np.partition(wide.numpy(), columns - count, axis=1)[:, columns - count, None])
     torch.gt(wide, least, out=marked)
     equal = wide == least

@@ -345,21 +345,9 @@ def sharded(model: nn.Module) -> nn.Module:
     from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh("cpu", (2,))
-    for layer in model:
+    for layer in list(model.modules()):
         if isinstance(layer, nn.Linear | nn.Conv2d):
             fully_shard(layer, mesh=mesh)
-    return fully_shard(model, mesh=mesh)
-
-
-def sharded_alike(model: nn.Module) -> nn.Module:
-    """Each module of its own with weights, and all of them together."""
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
-
-    mesh = init_device_mesh("cpu", (2,))
-    for module in list(model.modules()):
-        if isinstance(module, nn.Conv2d):
-            fully_shard(module, mesh=mesh)
     return fully_shard(model, mesh=mesh)
 
 
@@ -526,9 +514,9 @@ def shards_are_cut_one_tensor_at_a_time(rank: int, folder: Path) -> None:
         held.append(weakref.ref(found))
         return found
 
-    smaller = sharded_alike(nervure.apply(edits_of_all_kinds()[0].to("meta"), graph, plan)).to_empty(device="cpu")
+    smaller = sharded(nervure.apply(edits_of_all_kinds()[0].to("meta"), graph, plan)).to_empty(device="cpu")
     with patch.object(DTensor, "full_tensor", one_at_a_time):
-        parts = sharded_alike(edits_of_all_kinds()[0])
+        parts = sharded(edits_of_all_kinds()[0])
         assert nervure.distributed.cut_shards(parts, graph, plan, smaller) is smaller
     assert len(held) > 8
     for (name, left), right in zip(smaller.named_parameters(), expected.parameters(), strict=True):
